@@ -1,0 +1,97 @@
+# this_file: src/opero/errors.py
+"""The errors that opero itself raises.
+
+A call that fails raises *its own* exception; what stands here is only raised where there is none:
+
+    OperoError
+    ├── OperoUsageError (TypeError, ValueError)   a wrong option or argument, and the fix
+    │   └── UnkeyableError                        an argument without content has no cache key
+    └── RefusalError                              opero refuses to call; never retried
+        ├── CircuitOpenError                      the circuit breaker lets no call through
+        └── DeadlineError (TimeoutError)          the time was up before the first real failure
+
+`OperoWarning` is the category of opero's warnings.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "CircuitOpenError",
+    "DeadlineError",
+    "OperoError",
+    "OperoUsageError",
+    "OperoWarning",
+    "RefusalError",
+    "UnkeyableError",
+]
+
+
+class OperoError(Exception):
+    """Base class of everything that opero itself raises."""
+
+
+class OperoUsageError(OperoError, TypeError, ValueError):
+    """An option, an argument or a combination that cannot work; the message names the fix.
+
+    It is both a `TypeError` and a `ValueError`, so either `except` clause catches it.
+
+    Example:
+        >>> from opero import opero
+        >>> opero(retires=5)
+        Traceback (most recent call last):
+        ...
+        opero.errors.OperoUsageError: opero() has no option 'retires'. Did you mean 'retries'?
+    """
+
+
+class UnkeyableError(OperoUsageError):
+    """An argument without content (a lock, a client, a lambda) cannot be part of a cache key."""
+
+
+class RefusalError(OperoError):
+    """opero declines to make a call. The pipeline that raised it neither retries nor falls back."""
+
+
+class CircuitOpenError(RefusalError):
+    """A circuit breaker refuses the call, because those before it have failed.
+
+    Args:
+        name: Name of the circuit.
+        retry_after: Seconds until it may let a call through; None while it is held open by hand.
+
+    Example:
+        >>> raise CircuitOpenError("geocoder", 30.0)
+        Traceback (most recent call last):
+        ...
+        opero.errors.CircuitOpenError: circuit 'geocoder' is open: try again in 30 s
+    """
+
+    def __init__(self, name: str, retry_after: float | None) -> None:
+        super().__init__(name, retry_after)
+        self.name = name
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        if self.retry_after is None:
+            return f"circuit {self.name!r} is held open by hand"
+        seconds = (
+            f"{self.retry_after:.3g}" if self.retry_after < 1000 else f"{self.retry_after:.0f}"
+        )
+        return f"circuit {self.name!r} is open: try again in {seconds} s"
+
+
+class DeadlineError(RefusalError, TimeoutError):
+    """The deadline passed before any real call had failed with an error of its own."""
+
+
+class OperoWarning(UserWarning):
+    """Something works otherwise than the user may think: said once, never an error."""
+
+
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
+    """Return `" Did you mean 'x'?"` for the nearest known name, or an empty string."""
+    near = difflib.get_close_matches(wrong, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
