@@ -1,0 +1,58 @@
+# this_file: src/opero/__init__.py
+"""opero: make calls to flaky, slow, rate-limited and costly services dependable."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from opero.utils.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from opero.core.cache import clear_cache
+    from opero.core.call import Receipt
+    from opero.core.failures import failures
+    from opero.core.rate_limit import RateLimiter
+    from opero.decorators.opero import opero
+    from opero.errors import OperoError, OperoUsageError, OperoWarning
+    from opero.events import EventBus, event_bus
+
+__all__ = [
+    "EventBus",
+    "OperoError",
+    "OperoUsageError",
+    "OperoWarning",
+    "RateLimiter",
+    "Receipt",
+    "clear_cache",
+    "event_bus",
+    "failures",
+    "opero",
+]
+
+_lazy, __dir__ = lazy_exports(
+    __name__,
+    {
+        "EventBus": "opero.events",
+        "OperoError": "opero.errors",
+        "OperoUsageError": "opero.errors",
+        "OperoWarning": "opero.errors",
+        "RateLimiter": "opero.core.rate_limit",
+        "Receipt": "opero.core.call",
+        "clear_cache": "opero.core.cache",
+        "event_bus": "opero.events",
+        "failures": "opero.core.failures",
+        "opero": "opero.decorators.opero",
+    },
+)
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name, or the version, when it is first asked for."""
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("opero")
+        except PackageNotFoundError:
+            raise AttributeError("opero is not installed, so it has no version") from None
+    return _lazy(name)

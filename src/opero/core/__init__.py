@@ -1,0 +1,39 @@
+# this_file: src/opero/core/__init__.py
+"""The pipeline and its stages, each usable on its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from opero.utils.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from opero.core.alone import (
+        get_cache_decorator,
+        get_fallback_decorator,
+        get_rate_limit_decorator,
+        get_retry_decorator,
+    )
+    from opero.core.cache import clear_cache
+    from opero.core.cache_context import get_cache_context
+
+__all__ = [
+    "clear_cache",
+    "get_cache_context",
+    "get_cache_decorator",
+    "get_fallback_decorator",
+    "get_rate_limit_decorator",
+    "get_retry_decorator",
+]
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "clear_cache": "opero.core.cache",
+        "get_cache_context": "opero.core.cache_context",
+        "get_cache_decorator": "opero.core.alone",
+        "get_fallback_decorator": "opero.core.alone",
+        "get_rate_limit_decorator": "opero.core.alone",
+        "get_retry_decorator": "opero.core.alone",
+    },
+)

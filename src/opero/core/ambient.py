@@ -1,0 +1,98 @@
+# this_file: src/opero/core/ambient.py
+"""What surrounds every call: the clock that all waits go through, and the test switch.
+
+Every pause of opero's own is a `clock().sleep(s)` or an `await clock().asleep(s)`, so that `opero.testing.fake_clock()`
+drives all of them. The express lanes read `time.monotonic` directly; they are left while a clock is installed or the test
+switch is on, because both hold `opero.utils.switch.switch`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Protocol
+
+from opero.utils.switch import switch
+
+__all__ = ["Clock", "RealClock", "clock", "disabled", "install_clock", "set_disabled"]
+
+
+class Clock(Protocol):
+    """Monotonic time in seconds and the two ways to wait for it."""
+
+    def monotonic(self) -> float:
+        """Return seconds on a clock that never goes back."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Block the calling thread."""
+        ...
+
+    async def asleep(self, seconds: float) -> None:
+        """Suspend the calling task."""
+        ...
+
+
+class RealClock:
+    """The machine's own monotonic clock."""
+
+    monotonic = staticmethod(time.monotonic)
+    sleep = staticmethod(time.sleep)
+
+    async def asleep(self, seconds: float) -> None:
+        """Suspend the calling task for `seconds`."""
+        # Imported here: a synchronous program never pays for asyncio.
+        from asyncio import sleep
+
+        await sleep(seconds)
+
+    def __repr__(self) -> str:
+        return "RealClock()"
+
+
+_REAL = RealClock()
+
+
+class _Ambient:
+    """Process-wide state; a class only so that readers see one object instead of module globals."""
+
+    __slots__ = ("clock", "disabled")
+
+    def __init__(self) -> None:
+        self.clock: Clock = _REAL
+        self.disabled = False
+
+
+_ambient = _Ambient()
+
+
+def clock() -> Clock:
+    """Return the clock in force: the real one, unless a test has installed another."""
+    return _ambient.clock
+
+
+def install_clock(new: Clock | None) -> Clock:
+    """Put `new` in force (None: the real clock) and return the one that was."""
+    old = _ambient.clock
+    _ambient.clock = _REAL if new is None else new
+    if (_ambient.clock is _REAL) != (old is _REAL):
+        (switch.release if _ambient.clock is _REAL else switch.hold)()
+    return old
+
+
+def disabled() -> bool:
+    """Tell whether retries, waits and caches are switched off (`opero.testing`, `OPERO_DISABLE=1`)."""
+    return _ambient.disabled
+
+
+def set_disabled(value: bool) -> bool:
+    """Switch retries, waits and caches off or on again and return the old setting."""
+    old = _ambient.disabled
+    _ambient.disabled = value
+    if value != old:
+        (switch.hold if value else switch.release)()
+    return old
+
+
+if os.environ.get("OPERO_DISABLE", "").strip().lower() in {"1", "true", "yes", "on"}:
+    set_disabled(True)

@@ -1,0 +1,178 @@
+# this_file: src/opero/core/cache_context.py
+"""A cache without a function: get, set and delete by keys of one's own, in a namespace."""
+
+from __future__ import annotations
+
+import math
+from types import TracebackType
+from typing import Any, Final, Self
+
+from opero.core import ambient
+from opero.core.isolate import Uncopyable, freeze
+from opero.core.keys import Unkeyable, digest, fast_part
+from opero.core.memory import Entry, EntryStore, MemoryStore, Store
+from opero.core.options import Options
+from opero.core.units import Duration, parse_seconds, parse_size
+from opero.core.user_store import UserStore
+from opero.core.weight import weigh
+from opero.errors import OperoUsageError, UnkeyableError
+
+__all__ = ["CacheContext", "context_stores", "get_cache_context"]
+
+_DEFAULT: Final[Any] = object()
+
+
+class CacheContext:
+    """Values by key, isolated like the results of functions.
+
+    Use it as it is or in a `with` block, which does nothing more than name it. Keys are anything
+    that can be part of a function's
+    key: text, numbers, tuples, dataclasses and so on, by content and type.
+
+    Args:
+        store: Where the values are.
+        namespace: For its repr.
+        ttl: Lifetime of a value in seconds, None for ever.
+        copy: Whether mutable values are isolated.
+        prefix: What keys begin with in a store that wants text; None in memory.
+    """
+
+    def __init__(
+        self,
+        store: EntryStore,
+        *,
+        namespace: str,
+        ttl: float | None,
+        copy: bool,
+        prefix: str | None = None,
+    ) -> None:
+        self._store = store
+        self._namespace = namespace
+        self._ttl = ttl
+        self._copy = copy
+        self._prefix = prefix
+
+    def get(self, key: object, default: Any = None) -> Any:
+        """Return the value of `key`, or `default`."""
+        entry = self._entry(self._key(key))
+        return default if entry is None else entry.open()
+
+    def set(self, key: object, value: Any, ttl: Duration | None = _DEFAULT) -> None:
+        """Store a value.
+
+        Args:
+            key: Its key.
+            value: The value; later changes of the object do not reach the cache.
+            ttl: Its lifetime, None for ever; by default the context's.
+
+        Raises:
+            OperoUsageError: The value cannot be copied.
+        """
+        seconds = (
+            self._ttl if ttl is _DEFAULT else None if ttl is None else parse_seconds(ttl, "ttl")
+        )
+        try:
+            stored, thaw = freeze(value, copy=self._copy)
+        except Uncopyable as signal:
+            raise OperoUsageError(f"A value cannot be cached: {signal}.") from None
+        expires = math.inf if seconds is None else ambient.clock().monotonic() + seconds
+        entry = Entry(stored, expires=expires, thaw=thaw, weight=weigh(value) + weigh(key))
+        self._store.put(self._key(key), entry)
+
+    def delete(self, key: object) -> bool:
+        """Remove a value and tell whether there was one."""
+        return self._store.delete(self._key(key))
+
+    def clear(self) -> int:
+        """Remove all values set through contexts of the namespace; return their number."""
+        return self._store.clear()
+
+    def __contains__(self, key: object) -> bool:
+        return self._entry(self._key(key)) is not None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Do nothing: what was stored stays."""
+
+    def __repr__(self) -> str:
+        size = self._store.measure()[0]
+        return f"<CacheContext {self._store.name} {self._namespace!r}: {size} entries>"
+
+    def _key(self, key: object) -> Any:
+        try:
+            return fast_part(key) if self._prefix is None else f"{self._prefix}{digest(key).hex()}"
+        except Unkeyable as signal:
+            raise UnkeyableError(f"A key of the cache must have content: {signal}.") from None
+
+    def _entry(self, key: Any) -> Entry | None:
+        entry = self._store.find(key)
+        if entry is None or entry.expires > ambient.clock().monotonic():
+            return entry
+        self._store.discard(key, entry)
+        return None
+
+
+_stores: dict[str, MemoryStore] = {}
+
+
+def get_cache_context(
+    cache_backend: str | Store = "memory", cache_namespace: str = "opero", **options: Any
+) -> CacheContext:
+    """Return a cache to be used by hand.
+
+    Args:
+        cache_backend: "memory", or a store object.
+        cache_namespace: Contexts of one namespace see the same values; `clear_cache(namespace)`
+            empties them, too.
+        options: Further cache options: `cache_ttl`, `cache_maxsize`, `cache_max_bytes`,
+            `cache_copy`. The first context of a namespace decides its bounds.
+
+    Raises:
+        OperoUsageError: An option is unknown or wrong.
+
+    Example:
+        >>> with get_cache_context(cache_namespace="prices", cache_ttl="1h") as cache:
+        ...     cache.set(("EUR", "USD"), 1.08)
+        ...     cache.get(("EUR", "USD"))
+        1.08
+    """
+    made = Options.of(
+        "get_cache_context",
+        cache_backend=cache_backend,
+        cache_namespace=cache_namespace,
+        **options,
+    )
+    wrong = [name for name in options if name not in _USED]
+    if wrong:
+        raise OperoUsageError(
+            f"get_cache_context() has no use for {wrong[0]!r}; it takes cache_backend, "
+            f"cache_namespace, {', '.join(_USED)}."
+        )
+    ttl = None if made.cache_ttl is None else parse_seconds(made.cache_ttl, "cache_ttl")
+    if isinstance(cache_backend, str):
+        size = parse_size(made.cache_max_bytes, "cache_max_bytes")
+        memory = _stores.setdefault(cache_namespace, MemoryStore(made.cache_maxsize, size))
+        return CacheContext(memory, namespace=cache_namespace, ttl=ttl, copy=made.cache_copy)
+    prefix = f"{cache_namespace}::"
+    return CacheContext(
+        UserStore(cache_backend, lambda: prefix),
+        namespace=cache_namespace,
+        ttl=ttl,
+        copy=made.cache_copy,
+        prefix=prefix,
+    )
+
+
+_USED: Final = ("cache_ttl", "cache_maxsize", "cache_max_bytes", "cache_copy")
+
+
+def context_stores(namespace: str | None) -> list[MemoryStore]:
+    """Return the stores of the contexts in memory of one namespace, or of all."""
+    return [store for name, store in list(_stores.items()) if namespace in (None, name)]

@@ -1,0 +1,133 @@
+# this_file: src/opero/core/cache_handle.py
+"""What `f.cache` is: the cache of one decorated function in its owner's hands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from opero.core.call import Call
+from opero.core.units import format_seconds
+
+if TYPE_CHECKING:
+    from opero.core.cache import Cache
+
+__all__ = ["CacheHandle", "CacheInfo", "RefreshCall", "format_bytes"]
+
+
+class RefreshCall(Call):
+    """A call that does not look in the cache, but whose result is stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheInfo:
+    """What a function's cache holds and has done.
+
+    Attributes:
+        hits: Results served from the cache.
+        misses: Calls that found nothing.
+        size: Entries; None if the store cannot tell.
+        bytes: Their estimated bytes; None if the store cannot tell.
+        maxsize: Most entries.
+        max_bytes: Most bytes.
+        ttl: Lifetime of an entry in seconds, None for ever.
+        backend: Where they are.
+        namespace: The `cache_namespace`.
+    """
+
+    hits: int
+    misses: int
+    size: int | None
+    bytes: int | None
+    maxsize: int
+    max_bytes: int
+    ttl: float | None
+    backend: str
+    namespace: str
+
+    def __repr__(self) -> str:
+        size = "?" if self.size is None else f"{self.size:,}"
+        weight = "" if self.bytes is None else f", {format_bytes(self.bytes)}"
+        looked = self.hits + self.misses
+        share = f" ({self.hits / looked:.0%})" if looked else ""
+        lasts = "no expiry" if self.ttl is None else f"ttl {format_seconds(self.ttl)}"
+        return (
+            f"<CacheInfo {self.backend} {self.namespace!r}: {size} entries{weight}, "
+            f"{self.hits:,} hits{share}, {self.misses:,} misses, {lasts}>"
+        )
+
+
+class CacheHandle:
+    """Look into a function's cache, empty it, renew an entry.
+
+    Arguments are those of the function; for a method, the instance comes first
+    (`Client.fetch.cache.invalidate(client, 1)`), or ask the bound method
+    (`client.fetch.cache.invalidate(1)`).
+
+    Args:
+        cache: The stage.
+        run: Runs a call through the whole pipeline; gives a coroutine if the function is
+            asynchronous.
+
+    Example:
+        >>> from opero import opero
+        >>> @opero
+        ... def double(x):
+        ...     return 2 * x
+        >>> double(1), double(2), double.cache.info().size
+        (2, 4, 2)
+        >>> double.cache.invalidate(x=1), double.cache.invalidate(x=1)
+        (True, False)
+        >>> double.cache.clear()
+        1
+    """
+
+    __slots__ = ("_cache", "_run")
+
+    def __init__(self, cache: Cache, run: Callable[[Call], Any]) -> None:
+        self._cache = cache
+        self._run = run
+
+    def clear(self) -> int:
+        """Remove all results of the function and return how many there were."""
+        return self._cache.clear()
+
+    def invalidate(self, /, *args: Any, **kwargs: Any) -> bool:
+        """Remove the result of one call and tell whether there was one.
+
+        A computation of it that is under way will not be stored, since it may have begun with what
+        is outdated now.
+
+        Raises:
+            TypeError: The arguments do not fit the function.
+            UnkeyableError: The cache was asked for, and an argument has no content.
+        """
+        return self._cache.invalidate(Call(args, kwargs))
+
+    def refresh(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Compute one result anew, store and return it; awaitable if the function is asynchronous.
+
+        Until it is there, other callers get the old one; it also stays if the computation fails.
+        """
+        return self._run(RefreshCall(args, kwargs))
+
+    def info(self) -> CacheInfo:
+        """Return counters and bounds."""
+        return self._cache.info()
+
+    def __repr__(self) -> str:
+        return repr(self._cache.info()).replace("CacheInfo", f"cache of {self._cache.function}:", 1)
+
+
+def format_bytes(size: int) -> str:
+    """Write a number of bytes for people.
+
+    Example:
+        >>> format_bytes(256_000_000), format_bytes(1_500), format_bytes(12)
+        ('256 MB', '1.5 kB', '12 B')
+    """
+    for unit, step in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= step:
+            return f"{size / step:.3g} {unit}"
+    return f"{size} B"

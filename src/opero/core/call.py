@@ -1,0 +1,174 @@
+# this_file: src/opero/core/call.py
+"""One call of a decorated function: what it carries through the stages, and the receipt it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+__all__ = ["AsyncProceed", "Call", "Failure", "Proceed", "Receipt", "Rejected", "Source"]
+
+T = TypeVar("T")
+Source = Literal["fresh", "hit", "shared"]
+"""Where a value came from: computed by this call, found in the cache, or computed by another caller at the same time."""
+
+
+class Failure(NamedTuple):
+    """One real call that did not give a result.
+
+    Attributes:
+        label: Label of the fallback value it was made with (masked if secret), None without fallback.
+        error: The exception; a `Rejected` if the result was refused.
+    """
+
+    label: str | None
+    error: Exception
+
+
+class Rejected(Exception):  # noqa: N818 - a signal between stages, no error of the user's
+    """A result that `retry_if_result` refused travels like a failure; no caller ever sees this."""
+
+    def __init__(self, value: object) -> None:
+        super().__init__()
+        self.value = value
+
+
+class Call:
+    """The state of one call on its way through the stages.
+
+    Defaults are class attributes, so that a call which runs smoothly sets nothing but its arguments.
+
+    Attributes:
+        args, kwargs: Arguments of the function; `arg_fallback` replaces them value by value.
+        key: Key in the cache once it is known.
+        source: Where the value came from.
+        attempts: Attempts begun.
+        calls: Real calls made.
+        failures: Every failed real call in order, None while there is none.
+        walk: Errors of the present attempt, what `retry_on` is asked about.
+        retry: State of the retry stage, None before the first failure.
+        label: Label of the fallback value in use.
+        value_index: Its place in the list.
+        slept: Seconds of pauses between attempts.
+        waited: Seconds in the rate limiter.
+        rejected: Whether the value is one that `retry_if_result` refused.
+        started: Clock reading at the start; None if no option needed it.
+        first_failed: Clock reading at the first failure.
+        begun: What a real call that is already made has given so far: its awaitable, or its error; None otherwise.
+        kept: Whether a receipt will be written, so that the failures are still needed at the end.
+    """
+
+    key: Any = None
+    source: Source = "fresh"
+    attempts = 1
+    calls = 0
+    failures: list[Failure] | None = None
+    walk: list[Exception] | None = None
+    retry: Any = None
+    label: str | None = None
+    value: Any = None
+    value_index: int | None = None
+    slept = 0.0
+    waited = 0.0
+    rejected = False
+    started: float | None = None
+    first_failed: float | None = None
+    begun: Any = None
+    kept = False
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.args = args
+        self.kwargs = kwargs
+
+    def failed(self, error: Exception) -> None:
+        """Take note of a real call that failed."""
+        if self.failures is None:
+            self.failures = []
+        self.failures.append(Failure(self.label, error))
+        if self.walk is None:
+            self.walk = []
+        self.walk.append(error)
+
+    def take_begun(self) -> Any:
+        """Return what the call that is already made has given, and forget it."""
+        begun, self.begun = self.begun, None
+        return begun
+
+    def let_go(self) -> None:
+        """Forget the failures: they hold tracebacks, those hold frames, and frames hold this call."""
+        if not self.kept:
+            self.failures = self.walk = None
+
+    def __repr__(self) -> str:
+        # Arguments may be secret, so they are not shown.
+        return f"<Call attempt {self.attempts}, {self.calls} calls, {self.source}>"
+
+
+Proceed = Callable[[Call], Any]
+"""What a synchronous stage calls to go on: the next stage, in the end the function."""
+
+AsyncProceed = Callable[[Call], Coroutine[Any, Any, Any]]
+"""The same for an asynchronous stage."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt(Generic[T]):
+    """What `f.call(...)` returns: the value and how it came about.
+
+    Attributes:
+        value: The function's result.
+        source: "fresh" (this call made it), "hit" (cache) or "shared" (another caller was already computing it).
+        attempts: Attempts made, 0 for a hit.
+        calls: Real calls of the function, 0 for a hit.
+        fallback: The fallback value that gave the result; None without `arg_fallback` or for a hit.
+        label: How opero shows that value: itself, or `api_key[1]` if it is a secret.
+        slept: Seconds of pauses between attempts.
+        waited: Seconds in the rate limiter.
+        seconds: Seconds from start to end.
+        rejected: Whether `retry_if_result` refused the value and all was spent.
+        errors: The exceptions of the calls that failed on the way.
+    """
+
+    value: T
+    source: Source = "fresh"
+    attempts: int = 0
+    calls: int = 0
+    fallback: Any = None
+    label: str | None = None
+    slept: float = 0.0
+    waited: float = 0.0
+    seconds: float = 0.0
+    rejected: bool = False
+    errors: tuple[Exception, ...] = ()
+
+    @classmethod
+    def of(cls, call: Call, value: T, seconds: float) -> Receipt[T]:
+        """Write the receipt of a call that ended with `value`."""
+        made = call.source == "fresh"
+        return cls(
+            value=value,
+            source=call.source,
+            attempts=call.attempts if made else 0,
+            calls=call.calls,
+            fallback=call.value,
+            label=call.label,
+            slept=call.slept,
+            waited=call.waited,
+            seconds=seconds,
+            rejected=call.rejected,
+            errors=tuple(f.error for f in call.failures or () if not isinstance(f.error, Rejected)),
+        )
+
+    def __repr__(self) -> str:
+        told = [self.source]
+        if self.source == "fresh":
+            told.append(f"{self.attempts} attempt{'s' * (self.attempts != 1)}")
+            told.append(f"{self.calls} call{'s' * (self.calls != 1)}")
+        if self.label is not None:
+            told.append(f"with {self.label}")
+        if self.slept or self.waited:
+            told.append(f"{self.slept + self.waited:.3f} s of waiting")
+        if self.rejected:
+            told.append("rejected")
+        return f"<Receipt {type(self.value).__name__}: {', '.join(told)} in {self.seconds:.3f} s>"

@@ -1,0 +1,158 @@
+# this_file: src/opero/core/checks.py
+"""Checks of option values: each raises an error that names the option, the value and the fix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from opero.core.units import parse_rate, parse_seconds, parse_size
+from opero.errors import OperoUsageError
+from opero.utils.async_utils import is_async_function
+
+Check = Callable[[str, Any], object]
+
+_STORE_VERBS = ("get", "set", "delete", "clear")
+
+
+def boolean(name: str, value: Any) -> None:
+    """True or False, and nothing that merely looks like it."""
+    if not isinstance(value, bool):
+        raise OperoUsageError(f"{name}={value!r} must be True or False.")
+
+
+def text(name: str, value: Any) -> None:
+    """Text that is not empty."""
+    if not (isinstance(value, str) and value):
+        raise OperoUsageError(f"{name}={value!r} must be text that is not empty.")
+
+
+def text_or_none(name: str, value: Any) -> None:
+    """Text or None."""
+    if value is not None:
+        text(name, value)
+
+
+def version(name: str, value: Any) -> None:
+    """Text, a whole number or None."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
+        raise OperoUsageError(
+            f'{name}={value!r} must be text, a whole number or None, for example "2".'
+        )
+
+
+def whole(least: int) -> Check:
+    """Return a check for whole numbers of at least `least`."""
+
+    def check(name: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise OperoUsageError(f"{name}={value!r} must be a whole number, {least} or more.")
+
+    return check
+
+
+def factor(name: str, value: Any) -> None:
+    """A finite number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (1 <= value < math.inf):
+        raise OperoUsageError(
+            f"{name}={value!r} must be a number, 1 or more (1 keeps the pauses equal)."
+        )
+
+
+def duration(name: str, value: Any) -> None:
+    """A duration."""
+    parse_seconds(value, name)
+
+
+def duration_or_none(name: str, value: Any) -> None:
+    """A duration of more than nothing, or None."""
+    if value is not None and not parse_seconds(value, name) > 0:
+        raise OperoUsageError(f"{name}={value!r} must be longer than 0; None means without end.")
+
+
+def size(name: str, value: Any) -> None:
+    """A size in bytes."""
+    parse_size(value, name)
+
+
+def callable_or_none(name: str, value: Any) -> None:
+    """Something callable, or None."""
+    if value is not None and not callable(value):
+        raise OperoUsageError(f"{name}={value!r} must be callable or None.")
+    _not_async(name, value)
+
+
+def strategy(name: str, value: Any) -> None:
+    """A tenacity strategy or a callable like it; the class instead of an instance is a trap."""
+    callable_or_none(name, value)
+    if isinstance(value, type):
+        raise OperoUsageError(f"{name}={value!r} is a class: write {name}={value.__name__}(...).")
+
+
+def _not_async(name: str, value: Any) -> None:
+    # Nobody would await it: a predicate would always say yes, a listener would hear nothing.
+    if value is not None and is_async_function(value):
+        raise OperoUsageError(f"{name}={value!r} must be a plain function, not an `async def`.")
+
+
+def names(name: str, value: Any) -> None:
+    """Several names; a bare str is the classic trap."""
+    if isinstance(value, str):
+        raise OperoUsageError(f"{name}={value!r} must be several names: write {name}=({value!r},).")
+    if not isinstance(value, list | tuple | set | frozenset) or not all(
+        isinstance(n, str) for n in value
+    ):
+        raise OperoUsageError(
+            f'{name}={value!r} must be a tuple or list of parameter names, like ("client",).'
+        )
+
+
+def failure_filter(name: str, value: Any) -> None:
+    """An exception type, a tuple of types or a predicate."""
+    if isinstance(value, BaseException):
+        kind = type(value).__name__
+        raise OperoUsageError(f"{name}={value!r} is an instance: write the class, {name}={kind}.")
+    if isinstance(value, type):
+        kinds: Iterable[Any] = (value,)
+    elif isinstance(value, tuple):
+        kinds = value
+    elif callable(value):
+        _not_async(name, value)
+        return
+    else:
+        kinds = (None,)
+    if not (kinds and all(isinstance(k, type) and issubclass(k, BaseException) for k in kinds)):
+        raise OperoUsageError(
+            f"{name}={value!r} must be an exception type, a tuple of types such as "
+            "(ConnectionError, TimeoutError), or a predicate that gets the exception."
+        )
+
+
+def handlers(name: str, value: Any) -> None:
+    """A listener, several of them, or None."""
+    several = value if isinstance(value, list | tuple) else () if value is None else (value,)
+    if not all(callable(handler) for handler in several):
+        raise OperoUsageError(
+            f"{name}={value!r} must be a callable that gets the event, or a list of them."
+        )
+    for handler in several:
+        _not_async(name, handler)
+
+
+def store(name: str, value: Any) -> None:
+    """The name of a backend or an object with a store's verbs."""
+    if value == "memory":
+        return
+    missing = [verb for verb in _STORE_VERBS if not callable(getattr(value, verb, None))]
+    if missing:
+        raise OperoUsageError(
+            f'{name}={value!r} is no cache backend. Write "memory", or give a store object with '
+            f"{', '.join(_STORE_VERBS)} (missing: {', '.join(missing)})."
+        )
+
+
+def rate(name: str, value: Any) -> None:
+    """A rate, a limiter or None."""
+    if value is not None and not callable(getattr(value, "wait", None)):
+        parse_rate(value, name)

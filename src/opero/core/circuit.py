@@ -1,0 +1,272 @@
+# this_file: src/opero/core/circuit.py
+"""The circuit breaker as a stage: asks leave before each real call and tells how it ended.
+
+`Circuit` stands right before the call. `CircuitCheck` stands before the stages that wait, so that
+nobody queues for a slot only to be refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+from weakref import finalize
+
+from opero.core import ambient
+from opero.core.breaker import FREE, CircuitBreaker, CircuitState, CircuitStats
+from opero.core.keys import Unkeyable, fast_part
+from opero.errors import CircuitOpenError
+from opero.events import deliver
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from opero.core.breaker import Permit
+    from opero.core.call import AsyncProceed, Call, Proceed
+    from opero.core.stage import Emitter
+    from opero.events import CircuitChanged, Handler
+
+__all__ = [
+    "Circuit",
+    "CircuitBreaker",
+    "CircuitCheck",
+    "CircuitState",
+    "CircuitStats",
+    "breaker_of",
+    "part_key",
+]
+
+
+# --- decisions ----------------------------------------------------------------------------------
+
+
+def breaker_of(option: bool | CircuitBreaker) -> CircuitBreaker:
+    """Return the breaker that the option `circuit_breaker` asks for: the given one, or a new one."""
+    return option if isinstance(option, CircuitBreaker) else CircuitBreaker()
+
+
+def part_key(value: object, index: int) -> Hashable:
+    """Return what tells one fallback value's breaker from the others': its content.
+
+    A value without content (a client, a lambda) goes by its place in the list.
+
+    Example:
+        >>> part_key("gpt-4", 0) == part_key("gpt-4", 3), part_key(lambda: 0, 2)
+        (True, 2)
+    """
+    try:
+        return fast_part(value)
+    except Unkeyable:
+        return index
+
+
+# --- stage --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Ear:
+    """One function's listener at a breaker: it hears of the circuit under its function's name.
+
+    Ears of the same listener and function are equal, so that `with_options` does not double it.
+    """
+
+    function: str
+    listener: Handler
+
+    def __call__(self, event: CircuitChanged) -> None:
+        deliver(self.listener, replace(event, function=self.function))
+
+
+class Circuit:
+    """The stage: one call through the breaker, or through the breaker of its fallback value.
+
+    An error that the stages behind it refuse with counts neither way, and neither does a call that
+    is cancelled. With the test switch on nothing is refused or counted.
+
+    Args:
+        breaker: The breaker; with several fallback values the template of theirs.
+        emitter: The function's name and listeners.
+        several: Tells whether a call's value is one of several, so that it has a breaker of its
+            own; None without fallback.
+        label: Gives the label of a call's fallback value, for the name of its breaker.
+    """
+
+    name = "circuit"
+
+    def __init__(
+        self,
+        breaker: CircuitBreaker,
+        emitter: Emitter,
+        *,
+        several: Callable[[Call], bool] | None = None,
+        label: Callable[[Call], str | None] | None = None,
+    ) -> None:
+        self.breaker = breaker
+        self._several = several
+        self._label = label
+        breaker.guard(emitter.function)
+        for listener in emitter.listeners:
+            # A shared breaker outlives its functions and must not keep what they listen with.
+            ear = breaker.subscribe(_Ear(emitter.function, listener))
+            finalize(self, ear).atexit = False
+
+    def describe(self) -> str:
+        """Return the line for `explain()`."""
+        each = ", for each value by itself" if self._several is not None else ""
+        return f"{self.breaker.describe()}{each}"
+
+    # --- fallback values ------------------------------------------------------------------------
+
+    def for_value(self, call: Call) -> CircuitBreaker:
+        """Return the breaker of a call: that of its value if it is one of several."""
+        if self._several is None or not self._several(call):
+            return self.breaker
+        index = call.value_index or 0
+        key = part_key(call.value, index)
+        found = self.breaker.known_part(key)
+        if found is not None:
+            return found
+        label = self._label(call) if self._label is not None else None
+        return self.breaker.part(key, label or f"value {index}")
+
+    def refuses(self, value: object, index: int) -> float | None:
+        """Tell whether the breaker of one of several values would refuse a call now.
+
+        Args:
+            value: The value.
+            index: Its place in the list.
+
+        Returns:
+            None if it lets the call through, else the seconds until it may; infinity if it is held
+            open by hand.
+        """
+        if ambient.disabled():
+            return None
+        part = self.breaker.known_part(part_key(value, index))
+        if part is not None:
+            return part.refuses()
+        return math.inf if self.breaker.state is CircuitState.FORCED_OPEN else None
+
+    def refusal(self, waits: Iterable[float]) -> CircuitOpenError:
+        """Return the error for a call all of whose values are refused.
+
+        Args:
+            waits: What `refuses` said for each of them.
+        """
+        soonest = min(waits)
+        return CircuitOpenError(self.breaker.name, soonest if math.isfinite(soonest) else None)
+
+    def skips(self, call: Call, error: Exception) -> bool:
+        """Tell whether an error is the refusal of the call's own value, so that the next may be
+        tried."""
+        return (
+            isinstance(error, CircuitOpenError)
+            and self._several is not None
+            and self._several(call)
+            and error.name == self.for_value(call).name
+        )
+
+    # --- adapters -------------------------------------------------------------------------------
+
+    def check(self, call: Call) -> None:
+        """Raise if the call would be refused now."""
+        breaker = self.for_value(call)
+        if breaker.standing is None and call.begun is None and not ambient.disabled():
+            breaker.check()
+
+    def _acquire(self, breaker: CircuitBreaker, call: Call) -> Permit:
+        """Return a permit where none is standing."""
+        # A call that was already made cannot be refused any more.
+        return FREE if ambient.disabled() or call.begun is not None else breaker.acquire()
+
+    def _succeeded(self, permit: Permit, result: object) -> None:
+        if ambient.disabled():
+            permit.release()
+        else:
+            permit.success(result)
+
+    def _failed(self, permit: Permit, error: Exception) -> None:
+        if ambient.disabled():
+            permit.release()
+        else:
+            permit.failure(error)
+
+    def wrap_sync(self, proceed: Proceed) -> Proceed:
+        """Put the stage before `proceed`."""
+        only = self.breaker if self._several is None else None
+
+        def run(call: Call) -> Any:
+            breaker = only or self.for_value(call)
+            permit = breaker.standing or self._acquire(breaker, call)
+            try:
+                result = proceed(call)
+            except Exception as error:
+                self._failed(permit, error)
+                raise
+            except BaseException:
+                permit.release()
+                raise
+            if not permit.silent:
+                self._succeeded(permit, result)
+            return result
+
+        return run
+
+    def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
+        """Put the stage before `proceed`, for an event loop."""
+        only = self.breaker if self._several is None else None
+
+        async def run(call: Call) -> Any:
+            breaker = only or self.for_value(call)
+            permit = breaker.standing or self._acquire(breaker, call)
+            try:
+                result = await proceed(call)
+            except Exception as error:
+                self._failed(permit, error)
+                raise
+            except BaseException:
+                permit.release()
+                raise
+            if not permit.silent:
+                self._succeeded(permit, result)
+            return result
+
+        return run
+
+
+class CircuitCheck:
+    """The stage before those that wait: refuses at once what `Circuit` would refuse later.
+
+    Args:
+        circuit: The stage that it speaks for.
+    """
+
+    name = "circuit check"
+
+    def __init__(self, circuit: Circuit) -> None:
+        self._check = circuit.check
+
+    def describe(self) -> str:
+        """Return nothing: `Circuit` has its line in `explain()`."""
+        return ""
+
+    def wrap_sync(self, proceed: Proceed) -> Proceed:
+        """Put the stage before `proceed`."""
+        check = self._check
+
+        def run(call: Call) -> Any:
+            check(call)
+            return proceed(call)
+
+        return run
+
+    def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
+        """Put the stage before `proceed`, for an event loop."""
+        check = self._check
+
+        async def run(call: Call) -> Any:
+            check(call)
+            return await proceed(call)
+
+        return run

@@ -1,0 +1,77 @@
+# this_file: src/opero/core/decorate.py
+"""From a function and its options to the decorated function: wrapper, attributes, methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from opero.core.explain import Explanation, explain
+from opero.core.function import describe_function
+from opero.core.method import ClassMethod, Method
+from opero.core.pipeline import Pipeline
+from opero.core.wrapper import make_call, make_wrapper
+from opero.errors import OperoUsageError
+
+if TYPE_CHECKING:
+    from opero.core.options import Options
+
+__all__ = ["decorate"]
+
+
+def decorate(fn: Callable[..., Any], options: Options, *, by: str = "opero") -> Any:
+    """Put the pipeline that `options` describe around `fn`.
+
+    Args:
+        fn: Function, method, class method, static method, partial or callable object.
+        options: What is switched on.
+        by: Name of the decorator, for messages.
+
+    Returns:
+        A plain function of the same kind and signature; for a function defined in a class body a
+        descriptor around it.
+
+    Raises:
+        OperoUsageError: The options do not fit the function.
+    """
+    if isinstance(fn, classmethod | staticmethod):
+        # The other order of decorators: what is inside is decorated, what is outside stays.
+        inner = _attributes(Pipeline(describe_function(fn.__func__), options), by)
+        return ClassMethod(inner) if isinstance(fn, classmethod) else staticmethod(inner)
+    if isinstance(fn, property):
+        raise OperoUsageError(f"@{by} cannot decorate a property: write @property above @{by}.")
+    return _placed(Pipeline(describe_function(fn), options), by)
+
+
+def _placed(pipeline: Pipeline, by: str) -> Any:
+    """Make the wrapper, and for a function from a class body the descriptor around it."""
+    wrapper = _attributes(pipeline, by)
+    return Method(wrapper) if pipeline.info.in_class else wrapper
+
+
+def _attributes(pipeline: Pipeline, by: str) -> Callable[..., Any]:
+    """Make the wrapper of a pipeline and hang on it what users ask a decorated function for."""
+    wrapper: Any = make_wrapper(pipeline)
+
+    def told() -> Explanation:
+        """Describe what happens to a call, stage by stage."""
+        return explain(pipeline)
+
+    def with_options(**changes: Any) -> Any:
+        """Return the same function with other options.
+
+        Limiter, cache entries and counters are shared with the original, unless that very option
+        changes.
+        """
+        options = pipeline.options.replace(by, **changes)
+        changed = Pipeline(pipeline.info, options, origin=pipeline, changed=frozenset(changes))
+        return _placed(changed, by)
+
+    wrapper.__opero__ = pipeline
+    wrapper.call = make_call(pipeline)
+    wrapper.explain = told
+    wrapper.with_options = with_options
+    wrapper.stats = pipeline.stats
+    wrapper.options = pipeline.options
+    wrapper.cache = pipeline.cache_handle()
+    return wrapper

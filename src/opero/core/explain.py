@@ -1,0 +1,118 @@
+# this_file: src/opero/core/explain.py
+"""`explain()`: the stages around a function in their order, their numbers and the worst case."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from opero.core.fallback import values_of
+from opero.core.function import unwrap_partial
+from opero.core.secrets import looks_secret, mask_url
+from opero.core.units import format_seconds
+
+if TYPE_CHECKING:
+    from opero.core.pipeline import Pipeline
+
+__all__ = ["Explanation", "explain"]
+
+
+class Explanation(str):
+    """Text that shows itself as it is in a REPL and a notebook."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def explain(pipeline: Pipeline) -> Explanation:
+    """Describe what happens to a call, stage by stage, outermost first."""
+    info = pipeline.info
+    kind = {"async_generator": "async generator"}.get(info.kind, info.kind)
+    lines = [(stage.name, stage.describe()) for stage in pipeline.stages]
+    rows = [f"├─ {name:<10}  {text}" for name, text in lines if text]
+    head = f"{_signature(pipeline)}  [{kind}]"
+    return Explanation("\n".join([head, *rows, f"└─ {info.name}()  {_worst_case(pipeline)}"]))
+
+
+def _signature(pipeline: Pipeline) -> str:
+    """The call, with defaults that are short and no secret."""
+    shown = []
+    for p in pipeline.info.declared.parameters.values():
+        star = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        text = f"{star}{p.name}"
+        if p.default is not inspect.Parameter.empty:
+            secret = looks_secret(p.name, tuple(pipeline.options.secret))
+            default = mask_url(repr(p.default)) if _is_plain(p.default) else "…"
+            text += "=…" if secret or len(default) > 40 else f"={default}"
+        shown.append(text)
+    return f"{pipeline.info.name}({', '.join(shown)})"
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(v) for v in value)
+    return value is None or type(value) in (str, int, float, bool)
+
+
+class _Worst(NamedTuple):
+    """The longest way that a call can take.
+
+    Attributes:
+        calls: Real calls of the innermost function.
+        per_value: Whether that is for each of the values that the caller gives.
+        endless: Whether a given `stop` decides instead.
+        low, high: Seconds of pauses, nan if unknown.
+    """
+
+    calls: int
+    per_value: bool
+    endless: bool
+    low: float
+    high: float
+
+
+def _worst(pipeline: Pipeline) -> _Worst:
+    policy = pipeline.retry.policy if pipeline.retry else None
+    attempts = 1 + policy.retries if policy else 1
+    values, per_value = 1, False
+    if pipeline.fallback is not None:
+        slot = pipeline.fallback.slot
+        per_value = slot.default is inspect.Parameter.empty
+        values = 1 if per_value else len(values_of(slot.default, slot.name))
+    low, high = policy.pauses() if policy else (0.0, 0.0)
+    if policy and (policy.wait or policy.stop):
+        low = high = math.nan
+    endless = bool(policy and policy.stop)
+    worst = _Worst(attempts * values, per_value, endless, low, high)
+    inner = getattr(unwrap_partial(pipeline.info.fn), "__opero__", None)
+    return worst if inner is None else _nested(worst, _worst(inner))
+
+
+def _nested(outer: _Worst, inner: _Worst) -> _Worst:
+    """Multiply: each call of the outer pipeline is a whole walk through the inner one."""
+    unknown = math.nan if outer.per_value else 0.0
+    return _Worst(
+        calls=outer.calls * inner.calls,
+        per_value=outer.per_value or inner.per_value,
+        endless=outer.endless or inner.endless,
+        low=outer.low + outer.calls * inner.low + unknown * inner.high,
+        high=outer.high + outer.calls * inner.high + unknown * inner.high,
+    )
+
+
+def _worst_case(pipeline: Pipeline) -> str:
+    worst = _worst(pipeline)
+    calls = f"{worst.calls} call{'s' * (worst.calls != 1)}"
+    if worst.endless:
+        calls = "calls until the given stop"
+    elif worst.per_value:
+        calls = f"{worst.calls} × values calls"
+    pauses = ""
+    if worst.high > 0 and not worst.endless:
+        low, high = (format_seconds(round(s, 3)) for s in (worst.low, worst.high))
+        pauses = f" and {low} of pauses" if low == high else f" and {low} to {high} of pauses"
+    end = "" if calls == "1 call" else ", then the last error"
+    return f"worst case {calls}{pauses}{end}"

@@ -1,0 +1,265 @@
+# this_file: src/opero/core/failures.py
+"""What a final error tells: earlier errors chained behind it, and a note with the story of the call."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from opero.core.call import Failure, Rejected
+from opero.core.units import format_seconds
+from opero.errors import OperoUsageError, OperoWarning, RefusalError
+
+__all__ = ["asks", "attach", "chain", "failures", "is_final", "matches", "raise_again", "story"]
+
+_TOLD = "__opero_told__"
+_LINK = "__opero_link__"
+
+
+def is_final(error: BaseException, walk: Sequence[BaseException] = ()) -> bool:
+    """Tell whether no retry and no other value can help: a usage error, or a refusal of this very pipeline.
+
+    Args:
+        error: What ended an attempt.
+        walk: The errors of the attempt's real calls. A refusal among them came from another pipeline further in, and is a
+            failure like any other here.
+    """
+    if isinstance(error, OperoUsageError):
+        return True
+    return isinstance(error, RefusalError) and all(error is not e for e in walk)
+
+
+def matches(wanted: Any, error: Exception) -> bool:
+    """Tell whether an error is one that `retry_on` or `fallback_on` means.
+
+    Args:
+        wanted: A type, a tuple of types, or a predicate.
+        error: The error. A `Rejected` result always matches: its own predicate has already spoken.
+    """
+    if isinstance(error, Rejected):
+        return True
+    if isinstance(wanted, type | tuple):
+        return isinstance(error, wanted)
+    return asks(wanted, error)
+
+
+def asks(predicate: Callable[[Any], object], subject: object) -> bool:
+    """Ask a user's predicate; one that raises counts as "no", with a warning, and never hides the call's own outcome."""
+    try:
+        return bool(predicate(subject))
+    except Exception as error:  # noqa: BLE001 - whatever it raises, the call's own outcome goes first
+        name = getattr(predicate, "__qualname__", type(predicate).__name__)
+        warnings.warn(
+            f"predicate {name} raised {type(error).__name__} and was taken as False", OperoWarning, stacklevel=2
+        )
+        return False
+
+
+class _Told(NamedTuple):
+    """What the last call of one function left on an error that ended it."""
+
+    owner: str
+    note: str
+    earlier: tuple[BaseException, ...]
+
+
+class _Link(NamedTuple):
+    """An error was put behind another: by which function, which error, and what stood there before."""
+
+    owner: str
+    put: BaseException
+    before: BaseException | None
+
+
+class _Marks(tuple[Any, ...]):
+    """What opero left on an error, outermost function first.
+
+    It stays behind when the error is pickled: earlier errors might not survive that, and where it is read there may be no opero.
+    """
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (tuple, ())
+
+
+def failures(error: BaseException) -> list[BaseException]:
+    """Return all errors of the call that `error` ended, in order, itself last.
+
+    Errors of nested opero calls are included. An error that opero never saw is the only one in its list.
+
+    Example:
+        >>> from opero import failures, opero
+        >>> @opero(cache=False, retries=1, min_delay=0)
+        ... def broken():
+        ...     raise ConnectionError("no route")
+        >>> try:
+        ...     broken()
+        ... except ConnectionError as error:
+        ...     len(failures(error))
+        2
+    """
+    return _collected(error, set())
+
+
+def _collected(error: BaseException, seen: set[int]) -> list[BaseException]:
+    seen.add(id(error))
+    found: list[BaseException] = []
+    for told in _marks(error, _TOLD):
+        for earlier in told.earlier:
+            if id(earlier) not in seen:
+                found += _collected(earlier, seen)
+    return [*found, error]
+
+
+def attach(error: BaseException, name: str, text: str, earlier: Sequence[BaseException], *, owner: str) -> None:
+    """Chain the earlier errors behind `error` and note on it what happened.
+
+    What the same function left on these very objects before (a module may raise one exception object again and again) is
+    taken away first, so that nothing piles up. An exception that refuses notes or attributes stays as it is.
+
+    Args:
+        error: The error that ends the call.
+        name: Name of the function, for the note.
+        text: The note; empty for none.
+        earlier: The errors before it, in order.
+        owner: What tells the function from all others.
+    """
+    before = list({id(e): e for e in earlier if e is not error}.values())
+    try:
+        for known in (error, *before):
+            _forget(known, owner)
+        chain(error, before, owner=owner)
+        note = f"opero: {name}() {text}" if text else ""
+        if note or before:
+            told = _Told(owner, note, tuple(before))
+            vars(error)[_TOLD] = _Marks((told, *_marks(error, _TOLD)))
+        if note:
+            error.add_note(note)
+    except Exception:  # noqa: BLE001, S110 - the user's exception matters, the note does not
+        pass
+
+
+def _marks(error: BaseException, name: str) -> tuple[Any, ...]:
+    """Read a mark past the class's own `__getattr__`, which may answer anything."""
+    try:
+        marks = vars(error).get(name)
+    except Exception:  # noqa: BLE001 - a class may refuse anything
+        return ()
+    return marks if isinstance(marks, tuple) else ()
+
+
+def _forget(error: BaseException, owner: str) -> None:
+    """Take away what a former call of `owner` left on an error: its note, its earlier errors, the link to them."""
+    told = _marks(error, _TOLD)
+    stale = {t.note for t in told if t.owner == owner}
+    if stale:
+        vars(error)[_TOLD] = _Marks(t for t in told if t.owner != owner)
+        notes = vars(error).get("__notes__")
+        if isinstance(notes, list):
+            notes[:] = [note for note in notes if note not in stale]
+    # The link may stand at the end of the error's own causes, and these may live longer than the error.
+    for node in list(_links(error)):
+        for link in _marks(node, _LINK):
+            if link.owner == owner:
+                del vars(node)[_LINK]
+                if node.__context__ is link.put:
+                    _put_behind(node, link.before)
+
+
+def chain(last: BaseException, earlier: Sequence[BaseException], *, owner: str) -> None:
+    """Put earlier errors behind the end of each other's own chains, the latest first.
+
+    `raise … from` and the exception that the caller was handling are left in place: the link is made at the end of an
+    error's own causes, before the part that it shares with the next one.
+
+    Args:
+        last: The error that ends the call.
+        earlier: The errors before it, in order.
+        owner: The function that does it.
+    """
+    later = last
+    for error in reversed(earlier):
+        behind = _reachable(error)
+        if id(later) in behind:
+            continue
+        node = later
+        for link in _links(later):
+            if id(link) in behind:
+                break
+            node = link
+        vars(node)[_LINK] = _Marks((_Link(owner, error, node.__context__),))
+        _put_behind(node, error)
+        later = error
+
+
+def raise_again(error: BaseException) -> NoReturn:
+    """Raise an error that was raised before, and leave its context alone.
+
+    A `raise` statement puts in the context's place what the caller is handling at the moment.
+    """
+    context = error.__context__
+    try:
+        raise error
+    finally:
+        _put_behind(error, context)
+        # A frame that names an error which passes through it is a reference cycle.
+        del error, context
+
+
+def _put_behind(node: BaseException, error: BaseException | None) -> None:
+    # Past the class's own `__setattr__`, as the interpreter does it: exceptions may be frozen dataclasses.
+    BaseException.__setattr__(node, "__context__", error)
+
+
+def _links(error: BaseException) -> Iterator[BaseException]:
+    """Walk from an error to what lies behind it, as a traceback shows it."""
+    seen: set[int] = set()
+    node: BaseException | None = error
+    while node is not None and id(node) not in seen:
+        seen.add(id(node))
+        yield node
+        node = node.__context__ if node.__cause__ is None else node.__cause__
+
+
+def _reachable(error: BaseException) -> set[int]:
+    """Identities of everything behind an error, along causes and contexts alike: a link back to any of it is a cycle."""
+    seen: set[int] = set()
+    ahead: list[BaseException | None] = [error]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and id(node) not in seen:
+            seen.add(id(node))
+            ahead += (node.__cause__, node.__context__)
+    return seen
+
+
+def story(failed: Sequence[Failure], *, attempts: int, calls: int, seconds: float | None, since_first: bool) -> str:
+    """Tell in a few lines what a call died of, without any argument value.
+
+    Args:
+        failed: The failed real calls.
+        attempts: Attempts made.
+        calls: Real calls made.
+        seconds: How long it took, if known.
+        since_first: Whether `seconds` counts from the first failure only.
+    """
+    took = "" if seconds is None else f" in {format_seconds(round(seconds, 3))}"
+    if since_first and seconds is not None:
+        took = f", {format_seconds(round(seconds, 3))} after the first failure"
+    lines = [f"gave up after {_many(attempts, 'attempt')}, {_many(calls, 'call')}{took}"]
+    for label in dict.fromkeys(f.label for f in failed):
+        kinds = Counter(_kind(f.error) for f in failed if f.label == label)
+        told = ", ".join(f"{kind} ×{n}" for kind, n in kinds.items())
+        lines.append(f"  {label}: {told}" if label else f"  {told}")
+    return "\n".join(lines)
+
+
+def _kind(error: Exception) -> str:
+    return "rejected result" if isinstance(error, Rejected) else type(error).__name__
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"

@@ -1,0 +1,176 @@
+# this_file: src/opero/core/fallback.py
+"""Argument fallback: one attempt tries the values of one parameter in order until a call succeeds."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from opero.core.failures import is_final, matches
+from opero.core.secrets import looks_secret, show_value
+from opero.errors import OperoUsageError
+from opero.events import FallbackUsed
+
+if TYPE_CHECKING:
+    from opero.core.call import AsyncProceed, Call, Proceed
+    from opero.core.function import FunctionInfo
+    from opero.core.options import Options
+    from opero.core.stage import Emitter
+    from opero.core.stats import Stats
+
+__all__ = ["ArgFallback", "Slot", "values_of"]
+
+
+# --- decisions -------------------------------------------------------------------------------------------------------
+
+
+def values_of(given: object, name: str) -> tuple[Any, ...]:
+    """Return the values to try in order.
+
+    A list or tuple holds them; anything else, a str too, is the single value.
+
+    Raises:
+        OperoUsageError: An empty list: there is nothing to call the function with.
+
+    Example:
+        >>> values_of(["gpt-4", "gpt-3.5"], "model"), values_of("gpt-4", "model")
+        (('gpt-4', 'gpt-3.5'), ('gpt-4',))
+    """
+    if not isinstance(given, list | tuple):
+        return (given,)
+    if not given:
+        raise OperoUsageError(f"arg_fallback={name!r}: the list of values is empty; give at least one value of {name!r}.")
+    return tuple(given)
+
+
+class Slot:
+    """Where a parameter stands in a call: by keyword, by position, or left to its default.
+
+    Args:
+        parameter: The parameter.
+        position: Its place among the positional parameters, None if it is keyword-only.
+    """
+
+    __slots__ = ("default", "name", "position")
+
+    def __init__(self, parameter: inspect.Parameter, position: int | None) -> None:
+        self.name = parameter.name
+        self.position = position
+        self.default = parameter.default
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what the call gives for the parameter; `inspect.Parameter.empty` if nothing at all."""
+        if self.position is not None and self.position < len(args):
+            return args[self.position]
+        return kwargs.get(self.name, self.default)
+
+    def write(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], value: object
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments with the parameter replaced; the given ones are left alone."""
+        place = self.position
+        if place is not None and place < len(args):
+            return (*args[:place], value, *args[place + 1 :]), kwargs
+        return args, {**kwargs, self.name: value}
+
+
+# --- stage -----------------------------------------------------------------------------------------------------------
+
+
+class ArgFallback:
+    """The stage: makes one call for each value until one succeeds; the last error is the attempt's."""
+
+    name = "fallback"
+
+    def __init__(self, info: FunctionInfo, options: Options, stats: Stats, emitter: Emitter) -> None:
+        name = options.arg_fallback or ""
+        parameter = info.require_parameter(name, "arg_fallback")
+        positional = [p.name for p in info.declared.parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD]
+        self.slot = Slot(parameter, positional.index(name) if name in positional else None)
+        self.secret = looks_secret(name, tuple(options.secret))
+        self._fallback_on = options.fallback_on
+        self._stats = stats
+        self._emitter = emitter
+        if parameter.default is not parameter.empty:
+            values_of(parameter.default, name)
+
+    def describe(self) -> str:
+        """Return the line for `explain()`."""
+        name, default = self.slot.name, self.slot.default
+        if default is inspect.Parameter.empty:
+            return f"{name}: the values of the list that the caller gives, in order"
+        values = values_of(default, name)
+        shown = (show_value(name, n, v, secret=self.secret).removeprefix(f"{name}=") for n, v in enumerate(values))
+        often = f"up to {len(values)} values per attempt" if len(values) > 1 else "one value; give a list for more"
+        return f"{name}: {' → '.join(shown)}, {often}"
+
+    def label(self, call: Call) -> str | None:
+        """How the value of a call is shown."""
+        if call.value_index is None:
+            return None
+        return show_value(self.slot.name, call.value_index, call.value, secret=self.secret)
+
+    def values(self, call: Call) -> list[tuple[int, Any]]:
+        """Return the values that this attempt is to try, each with its place."""
+        given = self.slot.read(call.args, call.kwargs)
+        # A missing argument is the function's own TypeError, not ours.
+        values = [] if given is inspect.Parameter.empty else list(enumerate(values_of(given, self.slot.name)))
+        # A call that is already made goes on with the value that it was made with.
+        return values if call.begun is None else values[call.value_index or 0 :]
+
+    def use(self, call: Call, index: int, value: object, given: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+        """Put a value into the call; from the second one on this is a fallback."""
+        call.value_index = index
+        call.value = value
+        call.args, call.kwargs = self.slot.write(*given, value)
+        if index and call.begun is None:
+            self._stats.add(fallbacks=1)
+            if self._emitter.active:
+                shown = show_value(self.slot.name, index, value, secret=self.secret)
+                self._emitter.emit(FallbackUsed(function=self._emitter.function, value=shown, index=index))
+
+    def moves_on(self, call: Call, error: Exception) -> bool:
+        """Tell whether the next value is tried after this error."""
+        return not is_final(error, call.walk or ()) and matches(self._fallback_on, error)
+
+    # --- adapters ----------------------------------------------------------------------------------------------------
+
+    def wrap_sync(self, proceed: Proceed) -> Proceed:
+        """Put the stage before `proceed`."""
+
+        def run(call: Call) -> Any:
+            given = call.args, call.kwargs
+            values = self.values(call)
+            try:
+                for index, value in values:
+                    self.use(call, index, value, given)
+                    try:
+                        return proceed(call)
+                    except Exception as error:
+                        if index == values[-1][0] or not self.moves_on(call, error):
+                            raise
+                return proceed(call)
+            finally:
+                call.args, call.kwargs = given
+
+        return run
+
+    def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
+        """Put the stage before `proceed`, for an event loop."""
+
+        async def run(call: Call) -> Any:
+            given = call.args, call.kwargs
+            values = self.values(call)
+            try:
+                for index, value in values:
+                    self.use(call, index, value, given)
+                    try:
+                        return await proceed(call)
+                    except Exception as error:
+                        if index == values[-1][0] or not self.moves_on(call, error):
+                            raise
+                return await proceed(call)
+            finally:
+                call.args, call.kwargs = given
+
+        return run

@@ -1,0 +1,87 @@
+# this_file: src/opero/core/guest_limiter.py
+"""A user's own limiter in the place of one of ours."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NoReturn
+
+from opero.core import ambient
+from opero.core.limiter import RateLimiter, Reservation
+from opero.core.loop_queue import Guest
+from opero.errors import OperoUsageError
+
+__all__ = ["GuestLimiter"]
+
+_UNNOTICED: Final = 0.001
+"""A guest does not tell whether it waited; what is shorter than so many seconds is not counted."""
+
+
+class GuestLimiter(RateLimiter):
+    """An object with `async wait()`: `RateLimiter(...)` and `rate_limit=` make one of it."""
+
+    def __init__(self, rate: Any, **others: Any) -> None:
+        if others:
+            raise OperoUsageError(
+                f"{', '.join(others)} cannot be given together with a limiter of your own "
+                f'({rate!r}), which has its own rules: write RateLimiter("100/minute", ...).'
+            )
+        self.name = None
+        self.burst = 0
+        self._guest = Guest(rate)
+
+    def _refusal(self, what: str) -> OperoUsageError:
+        return OperoUsageError(
+            f"{self._guest.limiter!r} can only be awaited in one event loop, so it cannot {what}. "
+            'Write rate_limit="100/minute", or share a RateLimiter("100/minute").'
+        )
+
+    def acquire(self) -> float:
+        """Refuse: the guest cannot block a thread."""
+        if ambient.disabled():
+            return 0.0
+        raise self._refusal("limit a function that is not async")
+
+    def try_acquire(self) -> bool:
+        """Refuse: the guest knows only how to wait."""
+        if ambient.disabled():
+            return True
+        raise self._refusal("be tried without waiting")
+
+    def reserve(self) -> Reservation:
+        """Refuse: the guest cannot block a thread."""
+        raise self._refusal("limit a function that is not async")
+
+    async def wait(self) -> float:
+        """Wait as the guest does, and return for how many seconds that was."""
+        if ambient.disabled():
+            return 0.0
+        clock = ambient.clock()
+        started = clock.monotonic()
+        await self._guest.wait()
+        waited = clock.monotonic() - started
+        return waited if waited > _UNNOTICED else 0.0
+
+    async def reserve_async(self) -> Reservation:
+        """Do what `wait` does; the guest takes nothing back."""
+        reservation = Reservation()
+        reservation.waited = await self.wait()
+        return reservation
+
+    @property
+    def shared(self) -> bool:
+        """False: the guest belongs to one event loop."""
+        return False
+
+    def share(self) -> bool:
+        """Return False."""
+        return False
+
+    def __reduce__(self) -> NoReturn:
+        raise self._refusal("be sent to another process")
+
+    def describe(self) -> str:
+        """Show the guest itself."""
+        return f"{self._guest.limiter!r}, in one event loop at a time"
+
+    def __repr__(self) -> str:
+        return f"<RateLimiter around {self._guest.limiter!r}>"

@@ -1,0 +1,142 @@
+# this_file: src/opero/core/invoke.py
+"""The innermost step: the real call of the function, counted, its failure noted, its result judged."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from opero.core import ambient
+from opero.core.call import Rejected
+from opero.core.failures import asks, raise_again
+from opero.events import AttemptFailed
+
+if TYPE_CHECKING:
+    from opero.core.call import AsyncProceed, Call, Proceed
+    from opero.core.stage import Emitter
+    from opero.core.stats import Stats
+
+__all__ = ["AwaitableResult", "Invoke"]
+
+
+class AwaitableResult(BaseException):  # noqa: N818 - a signal to the pipeline, no error of the user's
+    """A plain function returned an awaitable: the call has to go on in the asynchronous pipeline.
+
+    A BaseException, so that no stage takes it for a failure.
+    """
+
+    def __init__(self, awaitable: Awaitable[Any]) -> None:
+        super().__init__()
+        self.awaitable = awaitable
+
+
+class Invoke:
+    """Calls the function and keeps the books.
+
+    Args:
+        fn: The function.
+        stats: Its counters.
+        emitter: Where its events go.
+        rejects: Predicate that refuses results (`retry_if_result`), or None.
+        label: Gives the label of the fallback value of a call, or None without fallback.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        stats: Stats,
+        emitter: Emitter,
+        *,
+        rejects: Callable[[Any], object] | None = None,
+        label: Callable[[Call], str | None] | None = None,
+    ) -> None:
+        self._fn = fn
+        self._stats = stats
+        self._emitter = emitter
+        self._rejects = rejects
+        self._label = label
+
+    def failed(self, call: Call, error: Exception) -> None:
+        """Note a real call that gave no result: in the call, the counters and the events."""
+        if self._label is not None:
+            call.label = self._label(call)
+        call.failed(error)
+        if call.first_failed is None:
+            call.first_failed = ambient.clock().monotonic()
+        self._stats.add(failures=1)
+        if self._emitter.active:
+            self._emitter.emit(
+                AttemptFailed(
+                    function=self._emitter.function,
+                    attempt=call.attempts,
+                    value=call.label,
+                    error=None if isinstance(error, Rejected) else error,
+                )
+            )
+
+    def _judge(self, call: Call, result: object) -> None:
+        if self._rejects is not None and asks(self._rejects, result):
+            rejected = Rejected(result)
+            try:
+                self.failed(call, rejected)
+                raise rejected
+            finally:
+                # A frame that names an error which passes through it is a reference cycle.
+                del rejected
+
+    def sync(self, *, probe: Callable[[], None] | None = None) -> Proceed:
+        """Return the innermost step for synchronous callers.
+
+        Args:
+            probe: Called when a result turned out not to be awaitable; None if that is known already.
+        """
+        fn, count, judged = self._fn, self._stats.call_tally.count, self._rejects is not None
+        probing = probe is not None
+
+        def run(call: Call) -> Any:
+            nonlocal probing
+            try:
+                if call.begun is not None:
+                    raise_again(call.take_begun())
+                count()
+                call.calls += 1
+                result = fn(*call.args, **call.kwargs)
+            except Exception as error:
+                self.failed(call, error)
+                raise
+            if probing:
+                if hasattr(type(result), "__await__"):
+                    raise AwaitableResult(result)
+                probing = False
+                if probe is not None:
+                    probe()
+            if judged:
+                self._judge(call, result)
+            return result
+
+        return run
+
+    def asynchronous(self) -> AsyncProceed:
+        """Return the innermost step for an event loop; a function that returns a plain value is welcome too."""
+        fn, count, judged = self._fn, self._stats.call_tally.count, self._rejects is not None
+
+        async def run(call: Call) -> Any:
+            try:
+                if call.begun is None:
+                    count()
+                    call.calls += 1
+                    result = fn(*call.args, **call.kwargs)
+                elif isinstance(call.begun, Exception):
+                    raise_again(call.take_begun())
+                else:
+                    result = call.take_begun()
+                if hasattr(type(result), "__await__"):
+                    result = await result
+            except Exception as error:
+                self.failed(call, error)
+                raise
+            if judged:
+                self._judge(call, result)
+            return result
+
+        return run

@@ -1,0 +1,217 @@
+# this_file: src/opero/core/options.py
+"""Every option of opero, declared once: name, default, meaning and what makes a value wrong.
+
+The decorators take their signature from `Options`, the stages read it, the README's table is
+checked against it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from opero.core import units
+from opero.core.checks import (
+    boolean,
+    callable_or_none,
+    duration,
+    duration_or_none,
+    factor,
+    failure_filter,
+    handlers,
+    names,
+    rate,
+    size,
+    store,
+    strategy,
+    text,
+    text_or_none,
+    version,
+    whole,
+)
+from opero.core.units import Duration
+from opero.errors import OperoUsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from opero.core.checks import Check
+
+    # The stages stand above the options, and nobody looks these annotations up at run time.
+    from opero.core.memory import Store  # noqa: TC004 - see above
+    from opero.core.rate_limit import RateLimiter  # noqa: TC004 - see above
+    from opero.events import Event  # noqa: TC004 - see above
+
+__all__ = ["FailureFilter", "Options"]
+
+FailureFilter = (
+    type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
+)
+"""An exception type, a tuple of types, or a predicate on the exception."""
+
+
+Stage = Literal["cache", "retry", "fallback", "rate limit", "any"]
+"""The stage that an option belongs to; "any" for those that concern the function as a whole."""
+
+
+def option(stage: Stage, default: Any, check: Check, doc: str) -> Any:
+    """Declare one option: its stage, its default, the check of its value and its meaning."""
+    return dataclasses.field(default=default, metadata={"stage": stage, "check": check, "doc": doc})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `@opero`, as given, checked when they are made.
+
+    Raises:
+        OperoUsageError: A value or a combination cannot work; the message names the option, the
+            value and the fix.
+    """
+
+    cache: bool = option("cache", True, boolean, "cache results")
+    cache_ttl: Duration | None = option(
+        "cache", 3600, duration_or_none, "lifetime of an entry; None never expires"
+    )
+    cache_backend: str | Store = option("cache", "memory", store, '"memory" or a store object')
+    cache_key: Callable[..., object] | None = option(
+        "cache",
+        None,
+        callable_or_none,
+        "callable that gets the call's arguments and returns the key",
+    )
+    cache_namespace: str = option(
+        "cache", "opero", text, "prefix shared by functions, cleared together"
+    )
+    cache_maxsize: int = option(
+        "cache", 10_000, whole(1), "most entries a function keeps in memory"
+    )
+    cache_max_bytes: int | str = option(
+        "cache", 256_000_000, size, "most bytes a function's entries take in memory"
+    )
+    cache_if: Callable[[Any, Any], object] | None = option(
+        "cache",
+        None,
+        callable_or_none,
+        "`(result, receipt) -> bool or ttl`: refuse to store, or shorten the lifetime",
+    )
+    cache_copy: bool = option(
+        "cache", True, boolean, "isolate mutable values; False shares one object"
+    )
+    cache_ignore: Iterable[str] = option("cache", (), names, "parameter names left out of the key")
+    cache_version: str | int | None = option(
+        "cache", None, version, "part of the key: change it to start afresh"
+    )
+    retries: int = option("retry", 3, whole(0), "calls made after the first one failed: 1 + 3")
+    backoff_factor: float = option(
+        "retry", 1.5, factor, "growth of the pause from one retry to the next"
+    )
+    min_delay: Duration = option("retry", 0.1, duration, "shortest pause before a retry")
+    max_delay: Duration = option("retry", 30, duration, "longest pause before a retry")
+    jitter: bool = option(
+        "retry", True, boolean, "draw each pause at random; False: always the same pauses"
+    )
+    retry_on: FailureFilter = option(
+        "retry", Exception, failure_filter, "type, tuple of types, or predicate"
+    )
+    retry_if_result: Callable[[Any], object] | None = option(
+        "retry",
+        None,
+        callable_or_none,
+        "predicate on each call's result: a rejected one moves on like a failure",
+    )
+    wait: Callable[..., Any] | None = option(
+        "retry", None, strategy, "tenacity strategy that replaces the pauses"
+    )
+    stop: Callable[..., Any] | None = option(
+        "retry", None, strategy, "tenacity strategy that replaces the end"
+    )
+    arg_fallback: str | None = option(
+        "fallback",
+        None,
+        text_or_none,
+        "name of the parameter whose list or tuple holds the values to try in order",
+    )
+    fallback_on: FailureFilter = option(
+        "fallback", Exception, failure_filter, "what moves on to the next value"
+    )
+    rate_limit: float | str | RateLimiter | None = option(
+        "rate limit", None, rate, 'calls per second, "100/minute", or a shared `RateLimiter`'
+    )
+    secret: Iterable[str] = option("any", (), names, "parameter names never shown")
+    on_event: Callable[[Event], object] | Iterable[Callable[[Event], object]] | None = option(
+        "any", None, handlers, "listener(s) for this function"
+    )
+
+    given: frozenset[str] = dataclasses.field(
+        default=frozenset(), init=False, repr=False, compare=False
+    )
+    """Names of the options that somebody wrote down, as against those left at their default."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if "check" in field.metadata:
+                field.metadata["check"](field.name, getattr(self, field.name))
+        low, high = (
+            units.parse_seconds(self.min_delay, "min_delay"),
+            units.parse_seconds(self.max_delay, "max_delay"),
+        )
+        if low > high:
+            raise OperoUsageError(
+                f"min_delay={self.min_delay!r} is longer than max_delay={self.max_delay!r}: "
+                "raise max_delay or lower min_delay."
+            )
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Names of all options, in the order of their declaration."""
+        return tuple(f.name for f in dataclasses.fields(cls) if f.init)
+
+    @classmethod
+    def of(cls, by: str, /, **given: Any) -> Self:
+        """Make options and remember which ones were given.
+
+        Args:
+            by: Who asks, for the message: "opero".
+            given: Options by name.
+
+        Raises:
+            OperoUsageError: An unknown name (with the nearest known one) or a wrong value.
+        """
+        known = cls.names()
+        for name in given:
+            if name not in known:
+                raise OperoUsageError(f"{by}() has no option {name!r}.{did_you_mean(name, known)}")
+        made = cls(**given)
+        object.__setattr__(made, "given", frozenset(given))
+        return made
+
+    @classmethod
+    def alone(cls, by: str, stage: Stage, /, **given: Any) -> Self:
+        """Make options with one stage on and all others off.
+
+        Args:
+            by: Who asks, for the message.
+            stage: The stage whose options may be given.
+            given: Its options, and those that belong to any stage.
+
+        Raises:
+            OperoUsageError: An option of another stage, an unknown name or a wrong value.
+        """
+        allowed = {
+            f.name for f in dataclasses.fields(cls) if f.metadata.get("stage") in (stage, "any")
+        }
+        for name in given:
+            if name not in allowed:
+                raise OperoUsageError(
+                    f"{by}() has no option {name!r}.{did_you_mean(name, allowed)} "
+                    f"Its options: {', '.join(sorted(allowed))}."
+                )
+        off = {"cache": False} if stage != "cache" else {"cache": True}
+        if stage != "retry":
+            off["retries"] = 0
+        return cls.of(by, **{**off, **given})
+
+    def replace(self, by: str, /, **changes: Any) -> Self:
+        """Return these options with some changed; both sets of given names are remembered."""
+        kept = {name: getattr(self, name) for name in self.given}
+        return type(self).of(by, **{**kept, **changes})

@@ -1,0 +1,248 @@
+# this_file: src/opero/core/pipeline.py
+"""The fixed order of the stages, and what runs a call through them.
+
+    cache → report → retry → fallback → rate limit → invoke → function
+
+This is the only module that knows all stages; everything that makes a function dependable (decorators, helpers, tasks)
+builds a `Pipeline` and wraps it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from opero.core import ambient
+from opero.core.cache import Cache
+from opero.core.cache_handle import CacheHandle
+from opero.core.call import AsyncProceed, Call, Proceed, Receipt, Rejected
+from opero.core.fallback import ArgFallback
+from opero.core.function import FunctionInfo
+from opero.core.invoke import AwaitableResult, Invoke
+from opero.core.options import Options
+from opero.core.rate_limit import RateLimit, limiter_of
+from opero.core.report import Report
+from opero.core.retry import Retry, RetryPolicy
+from opero.core.stage import Emitter, Stage
+from opero.core.stats import Stats
+from opero.core.stream import AsyncStarted, Started, astart, start
+from opero.errors import OperoUsageError
+
+__all__ = ["Lane", "Pipeline"]
+
+_STORE_OPTIONS = frozenset(
+    {
+        "cache_backend",
+        "cache_copy",
+        "cache_ignore",
+        "cache_key",
+        "cache_max_bytes",
+        "cache_maxsize",
+        "cache_namespace",
+        "cache_version",
+    }
+)
+"""Options that decide what an entry is or where it lives: with one of them changed, a store cannot be shared."""
+
+
+class Lane:
+    """Whether a wrapper's express lane is closed, so that every call goes through the stages."""
+
+    __slots__ = ("closed",)
+
+    def __init__(self, *, closed: bool) -> None:
+        self.closed = closed
+
+
+class Pipeline:
+    """The stages around one function, linked once when it is decorated.
+
+    Args:
+        info: The function.
+        options: What is switched on.
+        origin: A pipeline of the same function whose limiter, store and counters are shared, as far as `changed` allows.
+        changed: Names of the options in which this pipeline differs from its origin.
+
+    Raises:
+        OperoUsageError: The options do not fit the function.
+    """
+
+    def __init__(
+        self,
+        info: FunctionInfo,
+        options: Options,
+        *,
+        origin: Pipeline | None = None,
+        changed: frozenset[str] = frozenset(),
+    ) -> None:
+        _check(info, options)
+        self.info = info
+        self.options = options
+        self.stats = origin.stats if origin else Stats()
+        heard = options.on_event
+        listeners = () if heard is None else (heard,) if callable(heard) else tuple(heard)
+        self.emitter = emitter = Emitter(info.qualname, listeners)
+        policy = RetryPolicy.of(options)
+        retries = bool(options.retries or options.stop)
+
+        self.cache = self._cache(origin, changed)
+        self.report = Report(info, self.stats, emitter, retried=retries, needs_start=policy.needs_start)
+        self.retry = Retry(policy, info, self.stats, emitter) if retries else None
+        self.fallback = ArgFallback(info, options, self.stats, emitter) if options.arg_fallback else None
+        self.rate_limit: RateLimit | None = None
+        if options.rate_limit is not None:
+            shared = origin.rate_limit if origin and "rate_limit" not in changed else None
+            limiter = shared.limiter if shared else limiter_of(options.rate_limit)
+            self.rate_limit = RateLimit(limiter, self.stats, emitter)
+        self.invoke = Invoke(
+            _callable(info),
+            self.stats,
+            emitter,
+            rejects=options.retry_if_result,
+            label=self.fallback.label if self.fallback else None,
+        )
+
+        self.lane = Lane(closed=bool(listeners) or info.kind == "sync")
+        self._open_lane = not listeners
+        self.awaits = info.kind in ("async", "async_generator")
+        self._arun: AsyncProceed | None = None
+        if not self.awaits:
+            self._run = self._link(self.stages, self.invoke.sync(probe=self._probed if info.kind == "sync" else None))
+
+    # --- stages ------------------------------------------------------------------------------------------------------
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages that are switched on, outermost first."""
+        return tuple(s for s in (self.cache, self.report, self.retry, *self._guards()) if s is not None)
+
+    def _guards(self) -> tuple[Stage | None, ...]:
+        """What lies between an attempt and the real call."""
+        return (self.fallback, self.rate_limit)
+
+    def _cache(self, origin: Pipeline | None, changed: frozenset[str]) -> Cache | None:
+        if not self.options.cache or self.info.kind in ("generator", "async_generator"):
+            return None
+        shared = origin.cache if origin and not changed & _STORE_OPTIONS else None
+        return Cache(self.info, self.options, stats=self.stats, emitter=self.emitter, origin=shared)
+
+    @staticmethod
+    def _link(stages: tuple[Stage, ...], innermost: Proceed) -> Proceed:
+        for stage in reversed(stages):
+            innermost = stage.wrap_sync(innermost)
+        return innermost
+
+    @staticmethod
+    def _alink(stages: tuple[Stage, ...], innermost: AsyncProceed) -> AsyncProceed:
+        for stage in reversed(stages):
+            innermost = stage.wrap_async(innermost)
+        return innermost
+
+    def _probed(self) -> None:
+        """The first result of a plain function was no awaitable: from now on its express lane may be used."""
+        self.lane.closed = not self._open_lane
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    @property
+    def express(self) -> bool:
+        """Whether a wrapper may make the first call before any stage is asked: only retry stands around the function."""
+        return (
+            self.cache is None
+            and self.options.retry_if_result is None
+            and not self.report.needs_start
+            and not any(self._guards())
+            and self.info.kind in ("sync", "async")
+        )
+
+    def run(self, call: Call) -> Any:
+        """Run a call to its end and return its value; for an asynchronous function, a coroutine that does."""
+        if self.awaits:
+            return self._finish(call)
+        try:
+            return self._run(call)
+        except Rejected as rejected:
+            call.rejected = True
+            return rejected.value
+        except AwaitableResult as found:
+            # A plain function that returns awaitables: its calls go on, and from now on begin, asynchronously.
+            self.awaits = self.lane.closed = True
+            call.begun = found.awaitable
+            return self._finish(call)
+        finally:
+            call.let_go()
+
+    async def _finish(self, call: Call) -> Any:
+        if self._arun is None:
+            self._arun = self._alink(self.stages, self.invoke.asynchronous())
+        try:
+            return await self._arun(call)
+        except Rejected as rejected:
+            call.rejected = True
+            return rejected.value
+        finally:
+            call.let_go()
+
+    def cache_handle(self) -> CacheHandle:
+        """Return what users get as `f.cache`."""
+        return CacheHandle(self.cache, self.run)
+
+    def receipt(self, call: Call) -> Any:
+        """Run a call and return its receipt; for an asynchronous function, a coroutine that does."""
+        call.started = ambient.clock().monotonic()
+        call.kept = True
+        try:
+            value = self.run(call)
+            return self._async_receipt(call, value) if self.awaits else self._receipt(call, value)
+        finally:
+            if not self.awaits:
+                call.kept = False
+                call.let_go()
+
+    async def _async_receipt(self, call: Call, running: Coroutine[Any, Any, Any]) -> Receipt[Any]:
+        try:
+            return self._receipt(call, await running)
+        finally:
+            call.kept = False
+            call.let_go()
+
+    def _receipt(self, call: Call, value: Any) -> Receipt[Any]:
+        seconds = 0.0 if call.started is None else ambient.clock().monotonic() - call.started
+        if self.fallback is not None:
+            call.label = self.fallback.label(call)
+        if isinstance(value, Started | AsyncStarted):
+            value = value.stream()
+        return Receipt.of(call, value, seconds)
+
+
+def _callable(info: FunctionInfo) -> Callable[..., Any]:
+    """What the innermost step calls: for generators, a start that gets as far as the first item."""
+    match info.kind:
+        case "generator":
+            return functools.partial(start, info.fn)
+        case "async_generator":
+            return functools.partial(astart, info.fn)
+        case _:
+            return info.fn
+
+
+def _check(info: FunctionInfo, options: Options) -> None:
+    """Refuse what can never work, when the function is decorated."""
+    if info.kind in ("generator", "async_generator"):
+        asked = sorted(name for name in options.given if name.startswith("cache"))
+        if options.cache and asked:
+            raise OperoUsageError(
+                f"{asked[0]}={getattr(options, asked[0])!r}: {info.name}() is a generator, and what it yields is never "
+                "cached. Leave the cache options out, or return a list."
+            )
+        if options.retry_if_result is not None:
+            raise OperoUsageError(
+                f"retry_if_result={options.retry_if_result!r}: {info.name}() is a generator and has no single result. "
+                "Raise an error inside it instead."
+            )
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in info.declared.parameters.values())
+    for option in ("secret", "cache_ignore"):
+        for name in getattr(options, option):
+            if not takes_any:
+                info.require_parameter(name, option)

@@ -1,0 +1,333 @@
+# this_file: src/opero/core/retry.py
+"""Retry: after a failed attempt, decide whether there is another one and how long the pause before it is.
+
+The first attempt costs nothing: tenacity, whose stop, wait and retry strategies decide, is loaded at the first failure.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from opero.core import ambient
+from opero.core.call import Rejected
+from opero.core.failures import asks, is_final, matches
+from opero.core.units import parse_seconds
+from opero.errors import OperoWarning
+from opero.events import RetryScheduled
+
+if TYPE_CHECKING:
+    from opero.core.call import AsyncProceed, Call, Proceed
+    from opero.core.function import FunctionInfo
+    from opero.core.options import Options
+    from opero.core.stage import Emitter
+    from opero.core.stats import Stats
+
+__all__ = ["Retry", "RetryPolicy", "RetryState", "pause_bounds"]
+
+
+# --- decisions -------------------------------------------------------------------------------------------------------
+
+
+def pause_bounds(retry: int, low: float, high: float, factor: float) -> tuple[float, float]:
+    """Return the bounds of the pause before retry number `retry`, from 1.
+
+    The pause is drawn uniformly from [low, min(high, low · factor^retry)]: exponential backoff whose lower bound keeps a
+    minimum distance, after "Exponential Backoff And Jitter" (M. Brooker, AWS Architecture Blog, 2015).
+
+    Args:
+        retry: Number of the retry, from 1.
+        low: Shortest pause in seconds.
+        high: Longest pause in seconds.
+        factor: Growth from one retry to the next.
+
+    Example:
+        >>> pause_bounds(2, low=1.0, high=30.0, factor=2.0)
+        (1.0, 4.0)
+    """
+    return low, _grown(low, high, factor, retry)
+
+
+def _grown(low: float, high: float, factor: float, exponent: int) -> float:
+    try:
+        return min(high, low * factor**exponent)
+    except OverflowError:
+        # factor^10000 is more than a float holds, and long past any cap; zero stays zero however often it grows.
+        return high if low else 0.0
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """When to try again and how long to wait, as tenacity strategies where they matter.
+
+    Attributes:
+        retries: Attempts after the first; ignored where `stop` is given.
+        low, high, factor, jitter: The pauses, in seconds; ignored where `wait` is given.
+        retry_on: Type, tuple of types, predicate on the exception, or tenacity retry strategy.
+        wait, stop: tenacity strategies of the user's.
+    """
+
+    retries: int = 3
+    low: float = 0.1
+    high: float = 30.0
+    factor: float = 1.5
+    jitter: bool = True
+    retry_on: Any = Exception
+    wait: Callable[[Any], float] | None = None
+    stop: Callable[[Any], bool] | None = None
+
+    @classmethod
+    def of(cls, options: Options) -> RetryPolicy:
+        """Make the policy that the options describe."""
+        return cls(
+            retries=options.retries,
+            low=parse_seconds(options.min_delay, "min_delay"),
+            high=parse_seconds(options.max_delay, "max_delay"),
+            factor=options.backoff_factor,
+            jitter=options.jitter,
+            retry_on=options.retry_on,
+            wait=options.wait,
+            stop=options.stop,
+        )
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether the clock must be read before the first attempt, because `stop` may ask for the time spent."""
+        return self.stop is not None
+
+    def wants(self, error: Exception, state: Callable[[], Any]) -> bool:
+        """Tell whether one error of an attempt is a reason for another attempt.
+
+        Args:
+            error: The error.
+            state: Makes the state in which a tenacity strategy looks for it.
+        """
+        if isinstance(error, Rejected) or not _is_retry_strategy(self.retry_on):
+            return matches(self.retry_on, error)
+        return asks(self.retry_on, state())
+
+    def pause(self, state: Any) -> float:
+        """Seconds before the next attempt; called with a `tenacity.RetryCallState`, so that it is a wait strategy itself."""
+        if self.wait is not None:
+            try:
+                return _finite(float(self.wait(state)))
+            except Exception as error:  # noqa: BLE001 - the call's own outcome goes before a broken strategy
+                _warn_of("wait", error, "the usual pauses are used instead")
+        if not self.jitter:
+            return _grown(self.low, self.high, self.factor, state.attempt_number - 1)
+        return random.uniform(*pause_bounds(state.attempt_number, self.low, self.high, self.factor))  # noqa: S311 - jitter
+
+    def pauses(self) -> tuple[float, float]:
+        """Shortest and longest sum of all pauses of a call that fails to the end, in seconds."""
+        bounds = [pause_bounds(n, self.low, self.high, self.factor) for n in range(1, min(self.retries, 1000) + 1)]
+        if not self.jitter:
+            total = sum(_grown(self.low, self.high, self.factor, n) for n in range(min(self.retries, 1000)))
+            return total, total
+        return sum(b[0] for b in bounds), sum(b[1] for b in bounds)
+
+
+def _finite(seconds: float) -> float:
+    if math.isfinite(seconds):
+        return seconds
+    raise ValueError(seconds)
+
+
+def _is_retry_strategy(wanted: object) -> bool:
+    if isinstance(wanted, type | tuple):
+        return False
+    from tenacity.retry import retry_base
+
+    return isinstance(wanted, retry_base)
+
+
+def _warn_of(option: str, error: Exception, consequence: str) -> None:
+    warnings.warn(f"the {option} strategy raised {type(error).__name__}: {consequence}", OperoWarning, stacklevel=2)
+
+
+@dataclass
+class RetryState:
+    """What a retry knows: small and picklable, so that a map can park it and a journal can keep it.
+
+    Attributes:
+        policy: The rules.
+        attempt: Attempts begun.
+        started: Clock reading at the start of the first attempt, or at its failure where nobody asked for the start.
+        slept: Seconds of pauses so far.
+        value_index: Place of the fallback value that failed last, None without fallback.
+        hints: Seconds that the service asked to wait; the next pause is no shorter than the longest of them.
+    """
+
+    policy: RetryPolicy
+    attempt: int = 1
+    started: float = 0.0
+    slept: float = 0.0
+    value_index: int | None = None
+    hints: list[float] = field(default_factory=list)
+
+    def next_delay(self, error: Exception, *, now: float, walk: Sequence[Exception] = ()) -> float:
+        """Begin another attempt: count it and return the pause before it, in seconds.
+
+        Args:
+            error: What the attempt ended with.
+            now: Clock reading.
+            walk: All errors of the attempt, where it tried several values; one that matches `retry_on` is enough.
+
+        Raises:
+            Exception: `error` itself, when nothing more is to be tried.
+        """
+        delay = self._decide(error, now, walk)
+        if delay is None:
+            try:
+                raise error
+            finally:
+                # A frame that names an error which passes through it is a reference cycle.
+                del error, walk
+        self.attempt += 1
+        self.slept += delay
+        self.hints.clear()
+        return delay
+
+    def _decide(self, error: Exception, now: float, walk: Sequence[Exception]) -> float | None:
+        """Return the pause before the next attempt, None if there is none."""
+        if is_final(error, walk):
+            return None
+        state = self._tenacity_state(error, now)
+        errors = walk if any(e is error for e in walk) else (*walk, error)
+        if not any(self.policy.wants(e, lambda e=e: self._tenacity_state(e, now)) for e in errors):
+            return None
+        # As in tenacity, the pause comes first: `stop_before_delay` asks whether it still fits.
+        state.upcoming_sleep = max(0.0, self.policy.pause(state), *self.hints)
+        return None if self._spent(state) else state.upcoming_sleep
+
+    def _spent(self, state: Any) -> bool:
+        if self.policy.stop is not None:
+            try:
+                return bool(self.policy.stop(state))
+            except Exception as error:  # noqa: BLE001 - the call's own outcome goes before a broken strategy
+                _warn_of("stop", error, "no more attempts are made")
+                return True
+        from tenacity.stop import stop_after_attempt
+
+        return stop_after_attempt(self.policy.retries + 1)(state)
+
+    def _tenacity_state(self, error: Exception, now: float) -> Any:
+        """The state that tenacity's strategies read, without the call's arguments: they may be secret."""
+        from tenacity import Future, RetryCallState
+
+        state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]
+        state.attempt_number = self.attempt
+        state.start_time = self.started
+        state.outcome_timestamp = now
+        state.idle_for = self.slept
+        state.outcome = Future(self.attempt)
+        if isinstance(error, Rejected):
+            state.outcome.set_result(error.value)
+        else:
+            state.outcome.set_exception(error)
+        return state
+
+
+# --- stage -----------------------------------------------------------------------------------------------------------
+
+
+class Retry:
+    """The stage: runs an attempt and, only if it failed, asks the policy what comes next."""
+
+    name = "retry"
+
+    def __init__(self, policy: RetryPolicy, info: FunctionInfo, stats: Stats, emitter: Emitter) -> None:
+        self.policy = policy
+        self._info = info
+        self._stats = stats
+        self._emitter = emitter
+
+    def describe(self) -> str:
+        """Return the line for `explain()`."""
+        policy = self.policy
+        often = "until the given stop" if policy.stop else f"1 + {policy.retries} attempts"
+        if policy.wait:
+            pauses = "pauses by the given wait"
+        elif policy.low == 0:
+            pauses = "no pauses"
+        else:
+            bounds = [pause_bounds(n, policy.low, policy.high, policy.factor)[1] for n in (1, 2, 3)]
+            fixed = [_grown(policy.low, policy.high, policy.factor, n) for n in (0, 1, 2)]
+            shown = (bounds if policy.jitter else fixed)[: policy.retries]
+            lead = f"{policy.low:.3g} s to " if policy.jitter else ""
+            more = ", …" if policy.retries > len(shown) else ""
+            pauses = f"pause {lead}{', '.join(f'{s:.3g}' for s in shown)}{more} s"
+        return f"{often} on {_named(policy.retry_on)}, {pauses}"
+
+    def before_next(self, call: Call, error: Exception) -> float:
+        """Return the pause before the next attempt, or raise `error` when there is none."""
+        try:
+            if ambient.disabled():
+                raise error
+            now = ambient.clock().monotonic()
+            state: RetryState | None = call.retry
+            if state is None:
+                started = call.started if call.started is not None else now
+                state = call.retry = RetryState(self.policy, attempt=call.attempts, started=started)
+            state.value_index = call.value_index
+            delay = state.next_delay(error, now=now, walk=call.walk or ())
+        finally:
+            del error
+        call.attempts = state.attempt
+        call.walk = None
+        self._stats.add(retries=1)
+        if self._emitter.active:
+            self._emitter.emit(RetryScheduled(function=self._emitter.function, attempt=state.attempt, delay=delay))
+        return delay
+
+    def slept(self, call: Call, seconds: float) -> None:
+        """Take note of a pause that is over."""
+        call.slept += seconds
+        self._stats.add(slept=seconds)
+
+    # --- adapters ----------------------------------------------------------------------------------------------------
+
+    def wrap_sync(self, proceed: Proceed) -> Proceed:
+        """Put the stage before `proceed`."""
+
+        def run(call: Call) -> Any:
+            while True:
+                try:
+                    return proceed(call)
+                except Exception as error:  # noqa: BLE001 - the policy decides which ones are retried
+                    # Asked while the error is handled, because raising it later would replace its context by what the
+                    # caller is handling.
+                    delay = self.before_next(call, error)
+                if delay > 0:
+                    ambient.clock().sleep(delay)
+                    self.slept(call, delay)
+
+        return run
+
+    def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
+        """Put the stage before `proceed`, for an event loop."""
+
+        async def run(call: Call) -> Any:
+            while True:
+                try:
+                    return await proceed(call)
+                except Exception as error:  # noqa: BLE001 - the policy decides which ones are retried
+                    # Asked while the error is handled, because raising it later would replace its context by what the
+                    # caller is handling.
+                    delay = self.before_next(call, error)
+                if delay > 0:
+                    await ambient.clock().asleep(delay)
+                    self.slept(call, delay)
+
+        return run
+
+
+def _named(wanted: Any) -> str:
+    if isinstance(wanted, type):
+        return wanted.__name__
+    if isinstance(wanted, tuple):
+        return " or ".join(kind.__name__ for kind in wanted)
+    return f"what {getattr(wanted, '__name__', type(wanted).__name__)} accepts"

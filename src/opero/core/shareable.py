@@ -1,0 +1,183 @@
+# this_file: src/opero/core/shareable.py
+"""What gives a limiter its identity: one object per process, one slot for all of them."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
+
+from opero.core import ambient
+from opero.core.slot import SECOND, LocalSlot
+
+if TYPE_CHECKING:
+    from opero.core.ambient import Clock
+    from opero.core.slot import Rule, Slot
+
+__all__ = ["Shareable", "publish_all"]
+
+
+class Shareable:
+    """An object with a slot that can move into a file, where other processes use it too.
+
+    Pickling moves the slot by itself. Unpickling gives the same object in the same process, and in
+    another one a single object however often it arrives. A forked child keeps the object; it shares
+    the limit if the slot was in a file before.
+
+    Attributes:
+        uid: The identity.
+        name: Name under which the slot is kept for all programs of the user; None without.
+    """
+
+    uid: str
+    name: str | None
+    _slot: Slot
+    _take: Callable[[], int]
+
+    def __init__(self, rule: Rule, name: str | None, made_from: tuple[Any, dict[str, Any]]) -> None:
+        self.uid = os.urandom(16).hex()
+        self.name = name
+        self._rule = rule
+        self._made_from = made_from
+        self._path: str | None = None
+        self._alone = False
+        self._moving = threading.Lock()
+        self._test: tuple[Clock, Slot] | None = None
+        self._put(LocalSlot(rule))
+        if name is not None:
+            self.share()
+        with _known.lock:
+            _known.live[self.uid] = self
+
+    def _put(self, slot: Slot) -> None:
+        self._slot = slot
+        self._take = slot.take
+
+    def current_slot(self) -> Slot:
+        """Return the slot under the clock in force; a test's clock never touches the real one."""
+        clock = ambient.clock()
+        if isinstance(clock, ambient.RealClock):
+            return self._slot
+        test = self._test
+        if test is None or test[0] is not clock:
+            test = self._test = (clock, LocalSlot(self._rule, _nanoseconds_of(clock)))
+        return test[1]
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes can use the slot."""
+        return self._path is not None
+
+    def share(self) -> bool:
+        """Move the slot into a file, for processes that are forked or get this object by pickle.
+
+        The file is private to this user. It is removed with this object or at the end of this
+        process, unless the limiter has a name.
+
+        Returns:
+            Whether the slot is shared now; if it cannot be, one warning has said so.
+        """
+        with self._moving:
+            if self._path is None and not self._alone:
+                self._move(None)
+            return self.shared
+
+    def _join(self, path: str | None) -> None:
+        """Use the slot of the process that this object came from."""
+        with self._moving:
+            if path is not None and path != self._path:
+                self._move(path)
+
+    def _move(self, path: str | None) -> None:
+        """Go on in a file (None: a new one, or the name's) with the starts remembered here."""
+        try:
+            from opero.core.shared_slot import open_slot, private_path, state_path
+
+            create = path is None or self.name is not None
+            if path is None:
+                path = private_path(self) if self.name is None else state_path(self.name)
+            target = path
+
+            def succeed(starts: list[int]) -> None:
+                self._put(open_slot(target, self._rule, create=create, starts=starts))
+                self._path = target
+
+            if isinstance(self._slot, LocalSlot):
+                self._slot.retire(succeed)
+            else:
+                succeed([])
+        except (OSError, ImportError) as error:
+            self._alone = True
+            warnings.warn(
+                f"{self!r}: no slot can be shared between processes, so the limit is per process "
+                f"({type(error).__name__}: {error}).",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    def _after_fork(self) -> None:
+        self._moving = threading.Lock()
+        self._slot.after_fork()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.share()
+        return _unpickle, (type(self), self.uid, *self._made_from, self.name, self._path)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        # A copy of something that is under this limit is under it still.
+        return self
+
+
+def _nanoseconds_of(clock: Clock) -> Callable[[], int]:
+    # Counted from here: large floats are too coarse to hit the same nanosecond from two sides.
+    zero = clock.monotonic()
+    return lambda: round((clock.monotonic() - zero) * SECOND)
+
+
+class _Known:
+    """The shareable objects of this process by their identity."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.live: weakref.WeakValueDictionary[str, Shareable] = weakref.WeakValueDictionary()
+
+    def after_fork(self) -> None:
+        self.lock = threading.RLock()
+        for one in list(self.live.values()):
+            one._after_fork()  # noqa: SLF001 - one thing with this module
+
+
+_known = _Known()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_known.after_fork)
+
+
+def _unpickle(
+    kind: type[Shareable],
+    uid: str,
+    rate: Any,
+    options: dict[str, Any],
+    name: str | None,
+    path: str | None,
+) -> Shareable:
+    with _known.lock:
+        one = _known.live.get(uid)
+        if one is None:
+            one = kind(rate, **options)
+            del _known.live[one.uid]
+            one.uid, one.name = uid, name
+            _known.live[uid] = one
+    one._join(path)  # noqa: SLF001 - one thing with this module
+    return one
+
+
+def publish_all() -> None:
+    """Share all limiters of this process, so that workers about to be forked use their slots."""
+    for one in list(_known.live.values()):
+        one.share()

@@ -1,0 +1,327 @@
+# this_file: src/opero/core/shared_slot.py
+"""A slot in a small mapped file: one limit for several processes, and for the next run.
+
+What keeps it whole when a process is killed at any moment:
+
+- The lock is a record lock, which the kernel takes back from the dead. It belongs to a process, so
+  a forked child does not have it, and closing any descriptor of the file gives it up: each process
+  has one descriptor per file and a thread lock around it.
+- Words are stored whole (eight aligned bytes) in an order in which each store leaves a valid state
+  (`Rule.take`). A check word, stored last, tells whether a record was cut short; its times are then
+  clipped to what they can mean, so that the limit neither hangs nor is lifted.
+- A monotonic clock starts again with the machine. The file holds the boot it belongs to and one
+  pair of monotonic and wall time, by which its times are carried over; no wait becomes longer than
+  the rule's own.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import stat
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from zlib import crc32
+
+from opero.core import file_lock
+from opero.core.slot import SECOND, Mark, Rule, rule_of, undo
+from opero.errors import OperoUsageError
+
+if TYPE_CHECKING:
+    from opero.core.slot import Words
+
+__all__ = ["SharedSlot", "open_slot", "private_path", "state_path"]
+
+# Places in the header, counted in words. The words of the rule follow it.
+_MAGIC, _RULE, _CHECK, _MONOTONIC, _WALL, _BOOT = 0, 1, 5, 6, 7, 8
+_RULE_WORDS: Final = 4
+_BOOT_WORDS: Final = 5
+_HEADER: Final = 16
+_VERSION: Final = int.from_bytes(b"opero\0\0\1", "big")
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_CLOCKS_APART: Final = 60 * SECOND
+"""Without a boot id: clocks that differ by more have not run side by side (reboot, sleep, set)."""
+_FORGOTTEN: Final = 1 << 60
+"""Age (36 years) at which a start matters to no rule; only a damaged file has older ones."""
+
+
+class SharedSlot:
+    """The state of one limit in a file; `open_slot` makes it.
+
+    Attributes:
+        path: The file.
+        rule: The rule that it follows.
+        fd: The only descriptor of the file in this process.
+    """
+
+    def __init__(self, path: str, rule: Rule, *, create: bool, starts: list[int]) -> None:
+        self.path = path
+        self.rule = rule
+        self._lock = threading.Lock()
+        flags = os.O_RDWR | (os.O_CREAT if create else 0)
+        for flag in ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW"):
+            flags |= getattr(os, flag, 0)
+        self.fd = os.open(path, flags, 0o600)
+        try:
+            _refuse_strangers(self.fd, path)
+            try:
+                file_lock.lock(self.fd)
+                self._load(starts, create)
+            finally:
+                file_lock.unlock(self.fd)
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    # --- the file ---------------------------------------------------------------------------------
+
+    def _load(self, starts: list[int], create: bool) -> None:
+        """Map the file and bring it up to date; it is locked."""
+        found = os.fstat(self.fd).st_size
+        header = [0] * _HEADER
+        if found >= 8 * _HEADER:
+            header = _as_words(os.read(self.fd, 8 * _HEADER))
+        old = _rule_in(header)
+        if old is None and not create:
+            raise OSError(f"{self.path} holds no slot")
+        if old is not None and old != self.rule and not file_lock.alone(self.fd):
+            raise OperoUsageError(
+                f"{self.path} is in use by another program, with {old} and not {self.rule}: "
+                "give both limiters the same rate, or different names."
+            )
+        rules = [self.rule, old] if old is not None else [self.rule]
+        self._map(found, 8 * (_HEADER + max(len(rule.words()) for rule in rules)))
+        now = time.monotonic_ns()
+        if old is None:
+            self._write(starts, now)
+        elif old != self.rule:
+            self._write(old.starts(self._words) + starts, now)
+        moved = self._since_boot(now)
+        if moved is not None:
+            self._write([start + moved for start in self.rule.starts(self._words)], now)
+        file_lock.use(self.fd)
+
+    def _map(self, found: int, needed: int) -> None:
+        if found < needed:
+            # Zeros, not a hole: a full disk must show here, not as a bus error in a later store.
+            os.lseek(self.fd, 0, os.SEEK_END)
+            os.write(self.fd, bytes(needed - found))
+        view = memoryview(mmap.mmap(self.fd, needed, access=mmap.ACCESS_WRITE)).cast("q")
+        self._header: Words = view[:_HEADER]
+        self._words: Words = view[_HEADER:]
+
+    def _write(self, starts: list[int], now: int) -> None:
+        """Store the whole record anew, with these starts as far as they can be true."""
+        header, words, rule = self._header, self._words, self.rule
+        header[_CHECK] = words[0]  # counts as cut short until it is sealed
+        latest, oldest = now + rule.tolerance, now - _FORGOTTEN
+        kept = [min(start, latest) for start in starts if start > oldest]
+        for place, word in enumerate(rule.words(kept)):
+            words[place] = word
+        for place, word in enumerate(rule.signature):
+            header[_RULE + place] = word
+        for place, word in enumerate(_boot_words()):
+            header[_BOOT + place] = word
+        self._seal(now)
+        header[_MAGIC] = _VERSION
+
+    def _seal(self, now: int) -> None:
+        header = self._header
+        header[_MONOTONIC] = now
+        header[_WALL] = time.time_ns()
+        header[_CHECK] = ~self._words[0]
+
+    def _mend(self, now: int) -> None:
+        """Put right what a killed process has left; it may have started one call."""
+        if self._header[_CHECK] != ~self._words[0]:
+            self._write([*self.rule.starts(self._words), now], now)
+
+    def _since_boot(self, now: int) -> int | None:
+        """Return what carries the file's times over to this boot's clock; None if it is theirs."""
+        then = self._header[_MONOTONIC]
+        elapsed = max(0, time.time_ns() - self._header[_WALL])
+        boot = _boot_words()
+        if any(boot):
+            same = all(self._header[_BOOT + place] == word for place, word in enumerate(boot))
+        else:
+            same = abs(elapsed - (now - then)) < _CLOCKS_APART
+        return None if same and then <= now else now - elapsed - then
+
+    # --- a slot's verbs ---------------------------------------------------------------------------
+
+    def take(self) -> int:
+        """Start a call and return 0, or return the nanoseconds to wait."""
+        # `_deciding` written out: a context manager would add half of what the whole takes.
+        with self._lock:
+            try:
+                file_lock.lock(self.fd)
+                now = time.monotonic_ns()
+                words = self._words
+                if self._header[_CHECK] != ~words[0]:
+                    self._mend(now)
+                wait = self.rule.take(words, now)
+                if not wait:
+                    self._seal(now)
+                return wait
+            finally:
+                file_lock.unlock(self.fd)
+
+    @contextmanager
+    def _deciding(self) -> Iterator[int]:
+        """Hold both locks, mend the record, yield the time, and seal what was done."""
+        with self._lock:
+            try:
+                file_lock.lock(self.fd)
+                now = time.monotonic_ns()
+                self._mend(now)
+                yield now
+                self._seal(now)
+            finally:
+                file_lock.unlock(self.fd)
+
+    def take_marked(self) -> tuple[int, Mark]:
+        """Do the same as `take`, and return what `give_back` needs."""
+        with self._deciding() as now:
+            before = self.rule.save(self._words)
+            wait = self.rule.take(self._words, now)
+            return wait, Mark(before, self.rule.save(self._words))
+
+    def give_back(self, mark: Mark) -> bool:
+        """Make it as if a `take_marked` had never been; False if another call has started since."""
+        with self._deciding():
+            return undo(self.rule, self._words, mark)
+
+    def look(self) -> int:
+        """Return the nanoseconds that the next call would have to wait."""
+        with self._deciding() as now:
+            return self.rule.look(self._words, now)
+
+    def after_fork(self) -> None:
+        """Leave the parent's thread lock behind and show that this process uses the file too."""
+        self._lock = threading.Lock()
+        file_lock.use(self.fd)
+
+    def __repr__(self) -> str:
+        return f"<SharedSlot {self.path}>"
+
+
+# --- one descriptor per file and process ----------------------------------------------------------
+
+
+class _OpenFiles:
+    """The slots that this process has open."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.slots: weakref.WeakValueDictionary[str, SharedSlot] = weakref.WeakValueDictionary()
+        self.kept: list[int] = []
+
+    def close(self, path: str, fd: int) -> None:
+        """Close the descriptor of a slot that is gone."""
+        with self.lock:
+            if path in self.slots:
+                # The file was opened again before this ran: closing would drop the new one's locks.
+                self.kept.append(fd)
+            else:
+                os.close(fd)
+
+    def after_fork(self) -> None:
+        self.lock = threading.RLock()
+
+
+_files = _OpenFiles()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_files.after_fork)
+
+
+def open_slot(
+    path: str, rule: Rule, *, create: bool, starts: list[int] | None = None
+) -> SharedSlot:
+    """Return this process's slot for a file, opening it if need be.
+
+    Args:
+        path: The file. If it follows another rule and nobody uses it, it is rewritten, and what it
+            remembers counts under the new rule.
+        rule: The rule.
+        create: Whether the file may be new.
+        starts: Starts that a new or rewritten file shall remember.
+
+    Raises:
+        OSError: The file cannot be opened, mapped or locked, or is no slot.
+        OperoUsageError: It is in use with another rule.
+    """
+    with _files.lock:
+        slot = _files.slots.get(path)
+        if slot is None:
+            slot = SharedSlot(path, rule, create=create, starts=starts or [])
+            _files.slots[path] = slot
+            weakref.finalize(slot, _files.close, path, slot.fd).atexit = False
+        elif slot.rule != rule:
+            raise OperoUsageError(
+                f"{path} is in use by this program, with {slot.rule} and not {rule}: "
+                "give both the same rate, or different names."
+            )
+        return slot
+
+
+def private_path(owner: object) -> str:
+    """Return the path of a file to be made for this user only, which goes with `owner`."""
+    folder = Path(tempfile.mkdtemp(prefix="opero-"))
+    weakref.finalize(owner, _remove, folder, os.getpid())
+    return str(folder / "slot")
+
+
+def _remove(folder: Path, creator: int) -> None:
+    # A forked child inherits the finalizer, but not the file.
+    if os.getpid() == creator:
+        try:
+            (folder / "slot").unlink(missing_ok=True)
+            folder.rmdir()
+        except OSError:
+            pass
+
+
+def state_path(name: str) -> str:
+    """Return the path of a named slot, in `OPERO_STATE_DIR` or the user's state directory."""
+    folder = os.environ.get("OPERO_STATE_DIR")
+    if not folder:
+        from platformdirs import user_state_dir
+
+        folder = user_state_dir("opero", appauthor=False)
+    Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+    readable = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:80]
+    return str(Path(folder).resolve() / f"limiter-{readable}-{crc32(name.encode()):08x}.slot")
+
+
+def _refuse_strangers(fd: int, path: str) -> None:
+    about = os.fstat(fd)
+    if not stat.S_ISREG(about.st_mode) or (hasattr(os, "geteuid") and about.st_uid != os.geteuid()):
+        raise PermissionError(f"{path} is no plain file of this user")
+
+
+def _as_words(data: bytes) -> list[int]:
+    return list(memoryview(data).cast("q"))
+
+
+def _rule_in(header: list[int]) -> Rule | None:
+    if header[_MAGIC] != _VERSION:
+        return None
+    kind, period, first, second = header[_RULE : _RULE + _RULE_WORDS]
+    return rule_of((kind, period, first, second))
+
+
+def _boot_words() -> list[int]:
+    """Return the id of this boot, zeros where the system tells none."""
+    try:
+        text = _BOOT_ID.read_bytes()[: 8 * _BOOT_WORDS]
+    except OSError:
+        text = b""
+    return _as_words(text.ljust(8 * _BOOT_WORDS, b"\0"))

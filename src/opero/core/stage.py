@@ -1,0 +1,59 @@
+# this_file: src/opero/core/stage.py
+"""The shape that all stages share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from opero.events import deliver, event_bus
+
+if TYPE_CHECKING:
+    from opero.core.call import AsyncProceed, Proceed
+    from opero.events import Event, Handler
+
+__all__ = ["Emitter", "Stage"]
+
+
+class Stage(Protocol):
+    """One step: it gets a call and the way on, and returns or raises what the caller shall get."""
+
+    name: str
+    """Its name in `explain()`."""
+
+    def wrap_sync(self, proceed: Proceed) -> Proceed:
+        """Put the stage before `proceed`."""
+        ...
+
+    def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
+        """Put the stage before `proceed`, for an event loop."""
+        ...
+
+    def describe(self) -> str:
+        """One line for `explain()`: what the stage will do, with its numbers."""
+        ...
+
+
+class Emitter:
+    """Where a function's stages send their events: its own listeners and the default bus.
+
+    Stages ask `active` before they build an event, so that an unheard event costs one attribute and
+    one truth test.
+    """
+
+    __slots__ = ("function", "listeners")
+
+    def __init__(self, function: str, listeners: Sequence[Handler] = ()) -> None:
+        self.function = function
+        self.listeners = tuple(listeners)
+
+    @property
+    def active(self) -> bool:
+        """Whether anybody would hear an event."""
+        return bool(self.listeners) or event_bus.active
+
+    def emit(self, event: Event) -> None:
+        """Deliver an event; never raises."""
+        for listener in self.listeners:
+            deliver(listener, event)
+        event_bus.emit(event)

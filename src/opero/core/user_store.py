@@ -1,0 +1,91 @@
+# this_file: src/opero/core/user_store.py
+"""A user's own store object behind the interface that the cache stage knows."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from opero.core import ambient
+from opero.core.isolate import isolated
+from opero.core.memory import Entry, Store
+from opero.errors import OperoUsageError
+
+__all__ = ["UserStore"]
+
+
+class UserStore:
+    """Entries of one function in a store that has get, set, delete and clear.
+
+    What is stored is `(value, expiry)`, expiry on the wall clock, because the store may be shared
+    by processes. Values are isolated on their way in and out, whether the store copies them or not.
+    Anything else found under a key is taken for nothing.
+
+    Args:
+        store: The user's object.
+        prefix: Gives what the keys of the function begin with.
+
+    Raises:
+        OperoUsageError: The store's methods are coroutines.
+    """
+
+    def __init__(self, store: Store, prefix: Callable[[], str]) -> None:
+        for verb in ("get", "set", "delete", "clear"):
+            if inspect.iscoroutinefunction(getattr(store, verb)):
+                raise OperoUsageError(
+                    f"cache_backend={store!r}: {verb}() is a coroutine. "
+                    "Give a store with plain methods."
+                )
+        self.name = type(store).__name__
+        self._store = store
+        self._prefix = prefix
+
+    def find(self, key: Any) -> Entry | None:
+        """Return the entry of `key`, even if it has expired."""
+        held = self._store.get(key)
+        if not (isinstance(held, tuple | list) and len(held) == 2):
+            return None
+        value, until = held
+        expires = math.inf
+        if until is not None:
+            if not isinstance(until, int | float):
+                return None
+            expires = ambient.clock().monotonic() + until - time.time()
+        return Entry(value, expires=expires, thaw=isolated)
+
+    def put(self, key: Any, entry: Entry) -> bool:
+        """Store an entry in place of any other."""
+        ttl = until = None
+        if entry.expires != math.inf:
+            ttl = max(0.0, entry.expires - ambient.clock().monotonic())
+            until = time.time() + ttl
+        self._store.set(key, (entry.open(), until), ttl)
+        return True
+
+    def discard(self, key: Any, entry: Entry) -> None:
+        """Remove nothing: an expired entry is the store's affair, and it may be newer by now."""
+
+    def delete(self, key: Any) -> bool:
+        """Remove `key` and tell whether it was there."""
+        return bool(self._store.delete(key))
+
+    def clear(self) -> int:
+        """Remove the function's entries, or all of the store if it knows no prefixes."""
+        clear: Any = self._store.clear
+        removed = clear(prefix=self._prefix()) if _takes_prefix(clear) else clear()
+        return removed if isinstance(removed, int) else 0
+
+    def measure(self) -> tuple[int | None, int | None]:
+        """Return the number of entries in the whole store if it can tell, and no bytes."""
+        size = getattr(self._store, "__len__", None)
+        return (int(size()) if callable(size) else None), None
+
+
+def _takes_prefix(clear: Any) -> bool:
+    try:
+        return "prefix" in inspect.signature(clear).parameters
+    except (TypeError, ValueError):
+        return False

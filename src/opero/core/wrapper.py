@@ -1,0 +1,249 @@
+# this_file: src/opero/core/wrapper.py
+"""The function that replaces the user's: same parameters, an express lane in front of the stages.
+
+It is generated, as `dataclasses` and attrs do it: a wrapper that names its parameters needs no
+`*args, **kwargs`, so that a cache hit costs a third of what a hand-written closure needs. The
+source of a shape of parameters is compiled once, shared by all functions of that shape, and
+readable in tracebacks.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import linecache
+import time
+from collections.abc import Callable
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any
+
+from opero.core.call import Call
+from opero.core.function import unwrap_partial
+from opero.core.keys import FAST_TYPES
+from opero.utils.switch import switch
+
+if TYPE_CHECKING:
+    from opero.core.pipeline import Pipeline
+
+__all__ = ["make_call", "make_wrapper"]
+
+_LANE = """\
+{define} _wrapper({parameters}):
+    if _opero_switch.on or _opero_lane.closed:
+        return {wait}_opero_run(_opero_Call({args}, {kwargs}))
+"""
+
+# The types of all arguments are looked at before they are compared: 1, True and 1.0 are different
+# calls.
+_HIT = """\
+    if {all_fast}:
+        _opero_entry = _opero_get(({key},))
+        if _opero_entry is not None and _opero_entry.expires > _opero_now():
+            _opero_count_hit()
+            _opero_entry.visited = True
+            if _opero_entry.thaw is None:
+                return _opero_entry.value
+            return _opero_entry.thaw(_opero_entry.value)
+    return {wait}_opero_run(_opero_Call({args}, {kwargs}))
+"""
+
+# No name keeps the error: a frame that does, and that the error has passed through, is a reference
+# cycle.
+_FIRST_CALL = """\
+    _opero_count()
+    try:
+        return {wait}_opero_fn({forward})
+    except _opero_Exception as _opero_error:
+        _opero_call = _opero_Call({args}, {kwargs})
+        _opero_call.calls = 1
+        _opero_call.begun = _opero_error
+    return {wait}_opero_run(_opero_call)
+"""
+
+_STAGES_ONLY = """\
+    return {wait}_opero_run(_opero_Call({args}, {kwargs}))
+"""
+
+# It has the function's own parameters, so that a missing argument is a TypeError at once and no
+# failure to be retried.
+_RECEIPT = """\
+def _wrapper({parameters}):
+    return _opero_receipt(_opero_Call({args}, {kwargs}))
+"""
+
+_GENERATOR = """\
+def _wrapper({parameters}):
+    return (yield from _opero_run(_opero_Call({args}, {kwargs})).stream())
+"""
+
+_ASYNC_GENERATOR = """\
+async def _wrapper({parameters}):
+    _opero_started = await _opero_run(_opero_Call({args}, {kwargs}))
+    while not _opero_started.ended:
+        try:
+            _opero_sent = yield _opero_started.item
+        except _opero_GeneratorExit:
+            await _opero_started.source.aclose()
+            raise
+        except _opero_BaseException as _opero_thrown:
+            await _opero_started.advance(_opero_started.source.athrow, _opero_thrown)
+        else:
+            await _opero_started.advance(_opero_started.source.asend, _opero_sent)
+"""
+
+
+def make_wrapper(pipeline: Pipeline) -> Callable[..., Any]:
+    """Return the function that users call.
+
+    It is a plain function with the original's parameters, defaults, name and docs; a coroutine
+    function, generator function or asynchronous generator function exactly if the original is one.
+    """
+    info = pipeline.info
+    parameters = list(info.calling.parameters.values())
+    namespace: dict[str, Any] = {
+        "_opero_switch": switch,
+        "_opero_lane": pipeline.lane,
+        "_opero_run": pipeline.run,
+        "_opero_Call": Call,
+        "_opero_fn": info.fn,
+        "_opero_count": pipeline.stats.call_tally.count,
+        # A parameter may have the name of a builtin.
+        "_opero_Exception": Exception,
+        "_opero_BaseException": BaseException,
+        "_opero_GeneratorExit": GeneratorExit,
+    }
+    if pipeline.cache is not None:
+        namespace |= {
+            "_opero_get": pipeline.cache.express_get,
+            "_opero_now": time.monotonic,
+            "_opero_count_hit": pipeline.stats.hit_tally.count,
+            "_opero_type": type,
+            "_opero_fast": FAST_TYPES,
+            "_opero_id": id,
+            "_opero_token": pipeline.cache.token_get,
+        }
+    wrapper = _made(_source(pipeline, parameters), parameters, namespace)
+    wrapper.__code__ = wrapper.__code__.replace(co_name=info.name, co_qualname=info.qualname)
+    wrapper.__name__, wrapper.__qualname__, wrapper.__module__ = (
+        info.name,
+        info.qualname,
+        info.module,
+    )
+    if inspect.isroutine(info.fn):
+        return functools.update_wrapper(wrapper, info.fn)
+    # What a class, an object or a partial carries is its own and not the function's.
+    wrapper.__doc__ = unwrap_partial(info.fn).__doc__
+    return functools.update_wrapper(wrapper, info.fn, assigned=(), updated=())
+
+
+def make_call(pipeline: Pipeline) -> Callable[..., Any]:
+    """Return the function's `.call(...)`, which takes its arguments and gives a receipt."""
+    info = pipeline.info
+    parameters = list(info.calling.parameters.values())
+    source = _RECEIPT.format(
+        parameters=_declaration(parameters), args=_packed(parameters), kwargs=_keywords(parameters)
+    )
+    call = _made(source, parameters, {"_opero_receipt": pipeline.receipt, "_opero_Call": Call})
+    call.__name__, call.__qualname__, call.__module__ = "call", f"{info.qualname}.call", info.module
+    call.__doc__ = f"Call `{info.name}` and return a `Receipt`: the value and how it came about."
+    return call
+
+
+def _made(
+    source: str, parameters: list[inspect.Parameter], namespace: dict[str, Any]
+) -> FunctionType:
+    """Make a function of its source, its parameters' defaults and the names that it uses."""
+    defaults = {
+        f"_opero_default_{n}": p.default
+        for n, p in enumerate(parameters)
+        if p.default is not p.empty
+    }
+    scope: dict[str, Any] = {}
+    exec(_compiled(source), namespace | defaults, scope)  # noqa: S102 - our template, names only
+    made: FunctionType = scope["_wrapper"]
+    return made
+
+
+def _source(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> str:
+    info = pipeline.info
+    asynchronous = info.kind in ("async", "async_generator")
+    blanks = {
+        "define": "async def" if asynchronous else "def",
+        "wait": "await " if asynchronous else "",
+        "parameters": _declaration(parameters),
+        "args": _packed(parameters),
+        "kwargs": _keywords(parameters),
+        "forward": _forwarded(parameters),
+    }
+    if info.kind == "generator":
+        return _GENERATOR.format(**blanks)
+    if info.kind == "async_generator":
+        return _ASYNC_GENERATOR.format(**blanks)
+    body = _FIRST_CALL if pipeline.express else _STAGES_ONLY
+    keyed = pipeline.cache.express_parameters if pipeline.cache is not None else None
+    if keyed:
+        body = _HIT
+        blanks |= _key(keyed, of_instance=pipeline.cache is not None and pipeline.cache.of_instance)
+    return (_LANE + body).format(**blanks)
+
+
+def _declaration(parameters: list[inspect.Parameter]) -> str:
+    """Write the parameters of a `def`, without annotations, with defaults by reference."""
+    parts: list[str] = []
+    kinds = [p.kind for p in parameters]
+    for n, p in enumerate(parameters):
+        if (
+            p.kind is p.KEYWORD_ONLY
+            and p.VAR_POSITIONAL not in kinds
+            and kinds.index(p.KEYWORD_ONLY) == n
+        ):
+            parts.append("*")
+        star = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        parts.append(f"{star}{p.name}" + ("" if p.default is p.empty else f"=_opero_default_{n}"))
+        if p.kind is p.POSITIONAL_ONLY and kinds[n + 1 : n + 2] != [p.POSITIONAL_ONLY]:
+            parts.append("/")
+    return ", ".join(parts)
+
+
+def _packed(parameters: list[inspect.Parameter]) -> str:
+    """Write the tuple of positional arguments."""
+    names = [p.name for p in parameters if p.kind <= p.POSITIONAL_OR_KEYWORD]
+    names += [f"*{p.name}" for p in parameters if p.kind is p.VAR_POSITIONAL]
+    return f"({', '.join(names)}{',' * (len(names) == 1)})"
+
+
+def _keywords(parameters: list[inspect.Parameter]) -> str:
+    """Write the dict of keyword arguments."""
+    items = [f"{p.name!r}: {p.name}" for p in parameters if p.kind is p.KEYWORD_ONLY]
+    items += [f"**{p.name}" for p in parameters if p.kind is p.VAR_KEYWORD]
+    return "{" + ", ".join(items) + "}"
+
+
+def _forwarded(parameters: list[inspect.Parameter]) -> str:
+    """Write the arguments of the call of the original function."""
+    names = _packed(parameters)[1:-1].rstrip(",")
+    items = [f"{p.name}={p.name}" for p in parameters if p.kind is p.KEYWORD_ONLY]
+    items += [f"**{p.name}" for p in parameters if p.kind is p.VAR_KEYWORD]
+    return ", ".join([*([names] if names else []), *items])
+
+
+def _key(names: tuple[str, ...], *, of_instance: bool) -> dict[str, str]:
+    """Write the key of a hit and the test that it may be used; its shape is `core.keying`'s."""
+    tests = [f"_opero_type({name}) in _opero_fast" for name in names]
+    parts = [f"_opero_type({name}), {name}" for name in names]
+    if of_instance:
+        tests[0] = f"(_opero_instance := _opero_token(_opero_id({names[0]}))) is not None"
+        parts[0] = "_opero_instance"
+    return {"all_fast": " and ".join(tests), "key": ", ".join(parts)}
+
+
+@functools.lru_cache(maxsize=512)
+def _compiled(source: str) -> CodeType:
+    """Compile a template once and leave its text where tracebacks and debuggers look for it."""
+    name = f"<opero wrapper {next(_numbers)}>"
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    return compile(source, name, "exec")
+
+
+_numbers = itertools.count(1)

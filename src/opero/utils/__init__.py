@@ -1,0 +1,22 @@
+# this_file: src/opero/utils/__init__.py
+"""Small tools around sync and async functions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from opero.utils.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from opero.utils.async_utils import ensure_async, is_async_function, run_async
+
+__all__ = ["ensure_async", "is_async_function", "run_async"]
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "ensure_async": "opero.utils.async_utils",
+        "is_async_function": "opero.utils.async_utils",
+        "run_async": "opero.utils.async_utils",
+    },
+)
