@@ -1,0 +1,110 @@
+# this_file: tests/examples/test_examples.py
+"""Every example runs, warns of nothing, and prints what its page promises."""
+
+from __future__ import annotations
+
+import doctest
+import functools
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+KEY_LINES = {
+    "01_first_call.py": [
+        "without opero: ConnectionError",
+        "with opero: Lisbon: 22 °C and sunny",
+        "(from the cache)",
+        "2 attempts, 2 calls",
+        "one of 4 failures",
+        "explain():",
+    ],
+    "02_async_twin.py": [
+        "still a coroutine function: True",
+        "came from 'small'; models asked: big, small",
+        "10 equal questions at once: 1 answer, models asked: big, small",
+        "cancelled during an hour's pause: gone after 0.",
+    ],
+    "03_shared_rate_limit.py": ["details(fox)", "search(fox)", "12 calls in 0."],
+    "04_cache_rules.py": [
+        "rate(1.0), rate(amount=1.0), rate(1.0, 'EUR'): rate(1.0, 'EUR')\n",
+        "rate(1): 1 and 1.0 are equal but not the same rate(1, 'EUR')\n",
+        "rate(1.0, 'XYZ') twice: None is a hit rate(1.0, 'XYZ')\n",
+        "basket('ada') after appending to the last: ['apple'] basket('ada')\n",
+        "gets another chance: live price('tea'), guess price('tea')\n",
+        "fetch('/a', session) with two sessions: fetch('/a')\n",
+        "after rate.cache.invalidate(1.0): rate(1.0, 'EUR')\n",
+        "after rate.cache.clear(): rate(1.0, 'EUR'), rate(1, 'EUR')\n",
+    ],
+    "demo.py": [
+        "httpx.RemoteProtocolError: ",
+        "✓ 69 of 69 calls were answered; without opero ",
+        "9 of 9 claims hold",
+    ],
+    "openai_client.py": [
+        "openai.RateLimitError: ",
+        "✓ no key stands in explain()",
+        "5 of 5 claims hold",
+    ],
+}
+
+
+@functools.cache
+def run(
+    program: Path, encoding: str = "utf-8", disable: str = "0"
+) -> subprocess.CompletedProcess[str]:
+    """Run an example as a reader would, from another folder, with warnings as errors."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", str(program)],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "OPERO_DISABLE": disable},
+        timeout=25,
+    )
+
+
+def test_every_example_is_tested(examples: Path) -> None:
+    programs = {path.name for path in examples.glob("*.py")} - {"server.py", "terminal.py"}
+    assert programs == set(KEY_LINES)
+
+
+@pytest.mark.parametrize("name", KEY_LINES)
+def test_the_example_runs_and_shows_what_it_promises(examples: Path, name: str) -> None:
+    done = run(examples / name)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    shown = "".join(f"{' '.join(line.split())}\n" for line in done.stdout.splitlines())
+    missing = [line for line in KEY_LINES[name] if line not in shown]
+    assert not missing, done.stdout
+
+
+@pytest.mark.parametrize("name", KEY_LINES)
+def test_the_example_fits_a_terminal_of_100_columns(examples: Path, name: str) -> None:
+    wide = [line for line in run(examples / name).stdout.splitlines() if len(line) > 100]
+    assert wide == []
+
+
+def test_the_openai_example_shows_no_key_outside_its_script(examples: Path) -> None:
+    _, _, after_script = run(examples / "openai_client.py").stdout.partition("explain()")
+    assert "api_key[2]" in after_script
+    assert "sk-" not in after_script
+
+
+@pytest.mark.parametrize("name", ["demo.py", "openai_client.py"])
+def test_claims_fail_when_opero_is_switched_off(examples: Path, name: str) -> None:
+    done = run(examples / name, encoding="ascii", disable="1")
+    assert done.returncode == 1
+    assert "  ✗ " in done.stdout
+    assert "claims hold" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("name", ["badday.script", "badday.ledger", "badday.wire", "terminal"])
+def test_the_examples_in_docstrings_are_true(name: str) -> None:
+    tried = doctest.testmod(importlib.import_module(name))
+    assert tried.attempted > 0
+    assert tried.failed == 0
