@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from opero.utils.lazy import lazy_exports
@@ -29,6 +30,7 @@ __all__ = [
     "opero",
 ]
 
+__dir__: Callable[[], list[str]]
 _lazy, __dir__ = lazy_exports(
     __name__,
     {

@@ -15,7 +15,6 @@ A call that fails raises *its own* exception; what stands here is only raised wh
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 __all__ = [
@@ -93,5 +92,7 @@ class OperoWarning(UserWarning):
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the nearest known name, or an empty string."""
+    import difflib
+
     near = difflib.get_close_matches(wrong, list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""

@@ -10,13 +10,12 @@ from __future__ import annotations
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from opero.errors import OperoUsageError
+from opero.utils.record import Record
 from opero.utils.switch import switch
 
 __all__ = [
@@ -37,8 +36,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class Event(Record):
     """Base of all events.
 
     Attributes:
@@ -47,10 +45,13 @@ class Event:
     """
 
     function: str
-    at: float = field(default_factory=time.time)
+    at: float = 0.0
+
+    def __init__(self, **given: Any) -> None:
+        given.setdefault("at", time.time())
+        super().__init__(**given)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptFailed(Event):
     """One real call of the function failed (or its result was rejected, then `error` is None).
 
@@ -65,7 +66,6 @@ class AttemptFailed(Event):
     error: BaseException | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RetryScheduled(Event):
     """Another attempt will be made.
 
@@ -78,7 +78,6 @@ class RetryScheduled(Event):
     delay: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class FallbackUsed(Event):
     """The next value of the fallback parameter is tried.
 
@@ -91,7 +90,6 @@ class FallbackUsed(Event):
     index: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LimiterWaited(Event):
     """A call waited for its slot.
 
@@ -102,17 +100,14 @@ class LimiterWaited(Event):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CacheHit(Event):
     """A stored result was served."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CacheMiss(Event):
     """No stored result was there; the function is called."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CacheSkipped(Event):
     """A result was not stored, or the cache could not be used.
 
@@ -123,7 +118,6 @@ class CacheSkipped(Event):
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CallSucceeded(Event):
     """A call returned a value that was not in the cache.
 
@@ -136,7 +130,6 @@ class CallSucceeded(Event):
     calls: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CallGaveUp(Event):
     """A call failed for good.
 
@@ -151,7 +144,6 @@ class CallGaveUp(Event):
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitChanged(Event):
     """A circuit breaker went from one state to another.
 
@@ -181,8 +173,8 @@ class Subscription:
 
     def __init__(self, bus: EventBus, handler: Handler, types: tuple[type[Event], ...]) -> None:
         self._bus = bus
-        self.handler = handler
-        self.types = types
+        self.handler: Handler = handler
+        self.types: tuple[type[Event], ...] = types
 
     def cancel(self) -> None:
         """Stop listening; calling it again does nothing."""
@@ -221,13 +213,13 @@ class EventBus:
     """
 
     def __init__(self) -> None:
-        self._subscriptions: tuple[Subscription, ...] = ()
+        self.subscriptions: tuple[Subscription, ...] = ()
         self._lock = threading.Lock()
 
     @property
     def active(self) -> bool:
         """Whether anybody listens."""
-        return bool(self._subscriptions)
+        return bool(self.subscriptions)
 
     def subscribe(self, handler: Handler, types: Iterable[type[Event]] = ()) -> Subscription:
         """Call `handler` with each event from now on.
@@ -246,26 +238,26 @@ class EventBus:
             raise OperoUsageError(f"handler={handler!r} must be a callable that gets the event.")
         subscription = Subscription(self, handler, tuple(types))
         with self._lock:
-            self._subscriptions += (subscription,)
+            self.subscriptions += (subscription,)
         switch.hold()
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Call the subscription's handler no more; once is enough, twice does no harm."""
         with self._lock:
-            if subscription not in self._subscriptions:
+            if subscription not in self.subscriptions:
                 return
-            self._subscriptions = tuple(s for s in self._subscriptions if s is not subscription)
+            self.subscriptions = tuple(s for s in self.subscriptions if s is not subscription)
         switch.release()
 
     def emit(self, event: Event) -> None:
         """Hand `event` to everybody who wants its type."""
-        for subscription in self._subscriptions:
+        for subscription in self.subscriptions:
             if not subscription.types or isinstance(event, subscription.types):
                 deliver(subscription.handler, event)
 
     def __repr__(self) -> str:
-        return f"<EventBus with {len(self._subscriptions)} subscriptions>"
+        return f"<EventBus with {len(self.subscriptions)} subscriptions>"
 
 
 def deliver(handler: Handler, event: Event) -> None:
@@ -273,6 +265,8 @@ def deliver(handler: Handler, event: Event) -> None:
     try:
         handler(event)
     except Exception:  # noqa: BLE001 - a listener must never break the call it watches
+        import traceback
+
         try:
             told = (
                 f"Exception ignored in opero event handler {handler!r}:\n{traceback.format_exc()}"

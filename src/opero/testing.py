@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["FakeClock", "capture_events", "fake_clock", "flaky", "is_disabled", "set_disabled"]
 
 _IDLE_ROUNDS = 3
+_PATIENCE = 1000
+"""Rounds of an event loop after which it counts as idle, because somebody is polling in it."""
 
 
 class set_disabled:  # noqa: N801 - used as a function and as a context manager
@@ -78,37 +80,34 @@ class FakeClock:
     order as with real time, only faster.
 
     Attributes:
+        elapsed: Seconds of fake time since the clock was made.
         sleeps: Every pause that was asked for, in seconds.
     """
 
     def __init__(self) -> None:
         # It starts at the real time, so that what was stored before the test has not expired.
-        self._start = self._now = time.monotonic()
+        self._start = time.monotonic()
         self._lock = threading.Lock()
         self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
         self._order = itertools.count()
         self._waking: set[asyncio.AbstractEventLoop] = set()
+        self.elapsed: float = 0.0
         self.sleeps: list[float] = []
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of fake time since the clock was made."""
-        return self._now - self._start
 
     def monotonic(self) -> float:
         """Return the fake time in seconds."""
-        return self._now
+        return self._start + self.elapsed
 
     def advance(self, seconds: float) -> None:
         """Move the clock on by hand; sleepers whose time has come wake up."""
         with self._lock:
-            self._now += seconds
+            self.elapsed += seconds
 
     def sleep(self, seconds: float) -> None:
         """Move the clock on, in no time."""
         with self._lock:
             self.sleeps.append(seconds)
-            self._now += seconds
+            self.elapsed += seconds
 
     async def asleep(self, seconds: float) -> None:
         """Wait until the clock has got there."""
@@ -118,31 +117,31 @@ class FakeClock:
         future: asyncio.Future[None] = loop.create_future()
         with self._lock:
             self.sleeps.append(seconds)
-            self._sleepers.append((self._now + seconds, next(self._order), future))
+            self._sleepers.append((self.elapsed + seconds, next(self._order), future))
             waking = loop in self._waking
             self._waking.add(loop)
         if not waking:
-            loop.call_soon(self._wake, loop, 0)
+            loop.call_soon(self._wake, loop, 0, 0)
         await future
 
-    def _wake(self, loop: asyncio.AbstractEventLoop, idle: int) -> None:
+    def _wake(self, loop: asyncio.AbstractEventLoop, rounds: int, idle: int) -> None:
         """Wake this loop's sleepers one after the other, each once the loop is idle."""
         # asyncio has no public way to ask for it; a loop that tells nothing gets a few rounds
         # instead.
         busy = bool(getattr(loop, "_ready", ()))
-        if busy or idle < _IDLE_ROUNDS:
-            loop.call_soon(self._wake, loop, 0 if busy else idle + 1)
+        if (busy or idle < _IDLE_ROUNDS) and rounds < _PATIENCE:
+            loop.call_soon(self._wake, loop, rounds + 1, 0 if busy else idle + 1)
             return
         with self._lock:
-            mine = sorted(s for s in self._sleepers if s[2].get_loop() is loop and not s[2].done())
+            self._sleepers = [s for s in self._sleepers if not s[2].done()]
+            mine = sorted(s for s in self._sleepers if s[2].get_loop() is loop)
             if not mine:
                 self._waking.discard(loop)
                 return
             due, _, future = mine[0]
-            self._sleepers = [s for s in self._sleepers if s[2] is not future]
-            self._now = max(self._now, due)
+            self.elapsed = max(self.elapsed, due)
         future.set_result(None)
-        loop.call_soon(self._wake, loop, 0)
+        loop.call_soon(self._wake, loop, 0, 0)
 
     def __repr__(self) -> str:
         return f"<FakeClock {self.elapsed:g} s on, {len(self.sleeps)} sleeps>"
@@ -192,7 +191,8 @@ def flaky(
         error: Exception type (gets a message) or instance to raise.
 
     Returns:
-        A function of any arguments, with the number of its calls in `.calls`.
+        A function of any arguments, with the number of its calls in its own `.calls` (what is made
+        from it by a decorator has a copy that stands still).
 
     Example:
         >>> fetch = flaky("ok", failures=1)
@@ -224,4 +224,5 @@ def flaky(
     fetch: Any = async_fetch if inspect.iscoroutinefunction(value) else sync_fetch
     fetch.calls = 0
     fetch.__name__ = fetch.__qualname__ = "flaky"
-    return fetch
+    made: Callable[..., Any] = fetch
+    return made

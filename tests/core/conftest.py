@@ -1,5 +1,5 @@
 # this_file: tests/core/conftest.py
-"""What the tests of the stages share: one body, run as a plain function and as a coroutine function."""
+"""What the tests of the stages share: one body for plain and for coroutine functions."""
 
 from __future__ import annotations
 

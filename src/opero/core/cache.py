@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from datetime import timedelta
+from sys import _getframe, getsizeof
+from time import monotonic
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -44,6 +45,7 @@ from opero.core.units import format_seconds, parse_seconds, parse_size
 from opero.core.weight import weigh
 from opero.errors import OperoWarning, UnkeyableError
 from opero.events import CacheHit, CacheMiss, CacheSkipped
+from opero.utils.switch import switch
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
@@ -90,12 +92,6 @@ def allowed_ttl(answer: object, ttl: float | None) -> float | None:
     return wanted if ttl is None else min(wanted, ttl)
 
 
-def _key_weight(key: Hashable) -> int:
-    if not isinstance(key, tuple):
-        return 0
-    return sum(sys.getsizeof(part) for part in key if type(part) in (str, bytes))
-
-
 # --- the stage ------------------------------------------------------------------------------------
 
 
@@ -136,9 +132,9 @@ class Cache:
         emitter: Emitter,
         origin: Cache | None = None,
     ) -> None:
-        self.function = info.qualname
-        self.namespace = options.cache_namespace
-        self.asked = any(name.startswith("cache") for name in options.given)
+        self.function: str = info.qualname
+        self.namespace: str = options.cache_namespace
+        self.asked: bool = any(name.startswith("cache") for name in options.given)
         self._info = info
         self._options = options
         self._stats = stats
@@ -152,9 +148,15 @@ class Cache:
         self._off = False
         self._told: set[str] = set()
         self.shelf: Shelf = make_shelf(info, options) if origin is None else origin.shelf
-        self.store = self.shelf.store
+        self.store: EntryStore = self.shelf.store
         self._keying = self.shelf.keying
         self._flights = self.shelf.flights
+        self._of_instance = self._keying.of_instance
+        # Memory is asked directly: it never fails.
+        self._get = self.store.find if isinstance(self.store, MemoryStore) else self._read
+        self._heard = bool(emitter.listeners)
+        self._count_hit = stats.hit_tally.count
+        self._count_miss = stats.miss_tally.count
         with _registry_lock:
             _registry.add(self)
 
@@ -204,6 +206,7 @@ class Cache:
             return None
 
     def _switch_off(self, reason: str) -> None:
+        """Stop caching, and say so once."""
         if self._off:
             return
         self._off = True
@@ -214,39 +217,32 @@ class Cache:
 
     # --- looking, storing, sharing ----------------------------------------------------------------
 
-    def _find(self, key: Hashable) -> Entry | None:
+    def _read(self, key: Hashable) -> Entry | None:
         try:
-            entry = self.store.find(key)
+            return self.store.find(key)
         except Exception as error:  # noqa: BLE001 - a broken store is a miss
             self._skipped(f"the store could not be read ({type(error).__name__})")
             return None
-        if (
-            entry is None
-            or entry.expires == math.inf
-            or entry.expires > ambient.clock().monotonic()
-        ):
-            return entry
+
+    def _lives(self, key: Hashable, entry: Entry) -> bool:
+        """Whether an entry may be served; one that has expired is dropped."""
+        if entry.expires > ambient.clock().monotonic():
+            return True
         self.store.discard(key, entry)
-        return None
+        return False
 
     def _serve(self, call: Call, entry: Entry) -> Any:
         entry.visited = True
         call.source = "hit"
-        self._stats.hit_tally.count()
+        self._count_hit()
         if self._emitter.active:
             self._emitter.emit(CacheHit(function=self._emitter.function))
         return entry.open()
 
-    def _look_again(self, call: Call, key: Hashable) -> Entry | None:
-        """Look once more as a leader: the one before may have landed since the first look."""
-        if type(call) is RefreshCall:
-            return None
-        entry = self._find(key)
-        if entry is None:
-            self._stats.add(misses=1)
-            if self._emitter.active:
-                self._emitter.emit(CacheMiss(function=self._emitter.function))
-        return entry
+    def _missed(self) -> None:
+        """Tell listeners of a miss."""
+        if self._emitter.active:
+            self._emitter.emit(CacheMiss(function=self._emitter.function))
 
     def _keep(self, call: Call, flight: Flight, value: Any, began: float) -> Entry | None:
         """Store a result if it may be stored; whatever happens here, the caller gets it."""
@@ -261,9 +257,8 @@ class Cache:
                     return None
             entry = self._entry(flight.key, value, ttl)
             if not (flight.void or self.store.put(flight.key, entry)):
-                self._skipped(
-                    f"a result of {format_bytes(entry.weight)} is heavier than cache_max_bytes"
-                )
+                size = format_bytes(entry.weight)
+                self._skipped(f"a result of {size} is heavier than cache_max_bytes")
             return entry
         except Uncopyable as signal:
             self._skipped(str(signal), once=True)
@@ -271,23 +266,24 @@ class Cache:
             self._skipped(f"its result could not be stored ({type(error).__name__})")
         return None
 
-    def _entry(self, key: Hashable, value: Any, ttl: float | None) -> Entry:
-        stored, thaw = (value, None) if type(value) in ATOMS else freeze(value, copy=self._copy)
-        owner = key[0] if self._keying.of_instance and isinstance(key, tuple) and key else None
-        return Entry(
-            stored,
-            expires=math.inf if ttl is None else ambient.clock().monotonic() + ttl,
-            thaw=thaw,
-            weight=_ENTRY_BYTES + weigh(stored) + _key_weight(key),
-            # A key that begins with a type belongs to an instance with content, which is shared.
-            group=owner if isinstance(owner, int) else None,
-        )
-
-    def _land(self, flight: Flight, call: Call, value: Any, entry: Entry | None) -> None:
-        """End a flight with a result."""
-        waiters = self._flights.land(flight)
-        if waiters:
-            tell(waiters, self._landed(value, entry, rejected=call.rejected))
+    def _entry(self, key: Any, value: Any, ttl: float | None) -> Entry:
+        # An installed clock holds the switch; otherwise the machine's is read without a detour.
+        now = ambient.clock().monotonic() if switch.on else monotonic()
+        expires = math.inf if ttl is None else now + ttl
+        weight, group = _ENTRY_BYTES, None
+        if type(key) is tuple:
+            for part in key:
+                if type(part) is str or type(part) is bytes:
+                    weight += len(part)
+                elif type(part) is tuple:  # types and values of a short list
+                    for item in part[1]:
+                        weight += len(item) if type(item) is str or type(item) is bytes else 16
+            if self._of_instance and key and type(key[0]) is int:
+                group = key[0]
+        if type(value) in ATOMS:
+            return Entry(value, expires, None, weight + getsizeof(value), group)
+        stored, thaw = freeze(value, copy=self._copy)
+        return Entry(stored, expires, thaw, weight + weigh(stored), group)
 
     def _landed(self, value: Any, entry: Entry | None, *, rejected: bool) -> Landed | Order:
         try:
@@ -408,22 +404,67 @@ class Cache:
 
     def wrap_sync(self, proceed: Proceed) -> Proceed:
         """Put the stage before `proceed`."""
-        flights, timed = self._flights, self._condition is not None
+        flights, get, heard = self._flights, self._get, self._heard
+        lives, serve, keep = self._lives, self._serve, self._keep
+        make_key = self._keying.key
+        claim, land, count_miss = flights.claim, flights.land, self._count_miss
+        timed = self._condition is not None
 
         def run(call: Call) -> Any:
-            key = self.key_of(call)
+            # `key_of` once more, without its frame; who switches caches off holds the switch.
+            # A wrapper whose arguments are plain has built the key, and found nothing.
+            key, looked = call.key, call.key is not None
+            if self._off or (switch.on and ambient.disabled()):
+                key = None
+            elif not looked:
+                try:
+                    key = make_key(call)
+                except UnkeyableError as error:
+                    if self.asked:
+                        raise
+                    self._switch_off(str(error))
             if key is None:
                 return proceed(call)
             call.key = key
             if type(call) is RefreshCall:
                 return lead(call, flights.replace(key))
-            while True:
-                entry = self._find(key)
-                if entry is not None:
-                    return self._serve(call, entry)
-                flight = flights.join(key)
-                if flight is not None:
-                    return lead(call, flight)
+            entry = None if looked else get(key)
+            if entry is not None and lives(key, entry):
+                return serve(call, entry)
+            flight = Flight(key)
+            return lead(call, flight) if claim(key, flight) is flight else follow(call, key)
+
+        def lead(call: Call, flight: Flight) -> Any:
+            boarded = board(flight)
+            key = flight.key
+            try:
+                # The leader before may have landed between our look and our join.
+                entry = get(key)
+                if entry is None or type(call) is RefreshCall or not lives(key, entry):
+                    if type(call) is not RefreshCall:
+                        count_miss()
+                        if heard or switch.on:
+                            self._missed()
+                    began = ambient.clock().monotonic() if timed else 0.0
+                    value = proceed(call)
+                    entry = keep(call, flight, value, began)
+                else:
+                    value = serve(call, entry)
+                waiters = land(flight)
+                if waiters:
+                    tell(waiters, self._landed(value, entry, rejected=call.rejected))
+            except Exception as error:
+                self._crash(flight, error)
+                raise
+            except BaseException:
+                flights.abandon(flight)
+                raise
+            finally:
+                unboard(boarded)
+            return value
+
+        def follow(call: Call, key: Hashable) -> Any:
+            while (flight := flights.join(key)) is None:
                 waiter = ThreadWaiter()
                 if not flights.wait_for(key, waiter):
                     continue
@@ -433,23 +474,69 @@ class Cache:
                     flights.leave(waiter)
                     raise
                 if waiter.verdict is Order.LEAD:
-                    return lead(call, waiter.flight)
+                    flight = waiter.flight
+                    break
                 if waiter.verdict is Order.ALONE:
                     return proceed(call)
                 if waiter.verdict is not Order.AGAIN:
                     return self._share(call, waiter)
+            return lead(call, flight)
 
-        def lead(call: Call, flight: Flight) -> Any:
+        return run
+
+    def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
+        """Put the stage before `proceed`, for an event loop."""
+        flights, get, heard = self._flights, self._get, self._heard
+        lives, serve, keep = self._lives, self._serve, self._keep
+        make_key = self._keying.key
+        claim, land, count_miss = flights.claim, flights.land, self._count_miss
+        timed = self._condition is not None
+
+        async def run(call: Call) -> Any:
+            # A wrapper whose arguments are plain has built the key, and found nothing.
+            key, looked = call.key, call.key is not None
+            if self._off or (switch.on and ambient.disabled()):
+                key = None
+            elif not looked:
+                try:
+                    key = make_key(call)
+                except UnkeyableError as error:
+                    if self.asked:
+                        raise
+                    self._switch_off(str(error))
+            if key is None:
+                return await proceed(call)
+            call.key = key
+            if type(call) is RefreshCall:
+                return await lead(call, flights.replace(key))
+            entry = None if looked else get(key)
+            if entry is not None and lives(key, entry):
+                return serve(call, entry)
+            flight = Flight(key)
+            if claim(key, flight) is flight:
+                return await lead(call, flight)
+            return await follow(call, key)
+
+        async def lead(call: Call, flight: Flight) -> Any:
             boarded = board(flight)
+            key = flight.key
             try:
-                entry = self._look_again(call, flight.key)
-                if entry is None:
+                # The leader before may have landed between our look and our join.
+                entry = get(key)
+                if entry is None or type(call) is RefreshCall or not lives(key, entry):
+                    # A call that is already made (`Call.begun`) was counted before it was made.
+                    if type(call) is not RefreshCall and call.begun is None:
+                        count_miss()
+                        if heard or switch.on:
+                            self._missed()
                     began = ambient.clock().monotonic() if timed else 0.0
-                    value = proceed(call)
-                    entry = self._keep(call, flight, value, began)
+                    value = await proceed(call)
+                    entry = keep(call, flight, value, began)
                 else:
-                    value = self._serve(call, entry)
-                self._land(flight, call, value, entry)
+                    value = serve(call, entry)
+                waiters = land(flight)
+                if waiters:
+                    tell(waiters, self._landed(value, entry, rejected=call.rejected))
             except Exception as error:
                 self._crash(flight, error)
                 raise
@@ -460,26 +547,8 @@ class Cache:
                 unboard(boarded)
             return value
 
-        return run
-
-    def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
-        """Put the stage before `proceed`, for an event loop."""
-        flights, timed = self._flights, self._condition is not None
-
-        async def run(call: Call) -> Any:
-            key = self.key_of(call)
-            if key is None:
-                return await proceed(call)
-            call.key = key
-            if type(call) is RefreshCall:
-                return await lead(call, flights.replace(key))
-            while True:
-                entry = self._find(key)
-                if entry is not None:
-                    return self._serve(call, entry)
-                flight = flights.join(key, blocking=False)
-                if flight is not None:
-                    return await lead(call, flight)
+        async def follow(call: Call, key: Hashable) -> Any:
+            while (flight := flights.join(key, blocking=False)) is None:
                 waiter = TaskWaiter()
                 if not flights.wait_for(key, waiter):
                     continue
@@ -489,39 +558,20 @@ class Cache:
                     flights.leave(waiter)
                     raise
                 if waiter.verdict is Order.LEAD:
-                    return await lead(call, waiter.flight)
+                    flight = waiter.flight
+                    break
                 if waiter.verdict is Order.ALONE:
                     return await proceed(call)
                 if waiter.verdict is not Order.AGAIN:
                     return self._share(call, waiter)
-
-        async def lead(call: Call, flight: Flight) -> Any:
-            boarded = board(flight)
-            try:
-                entry = self._look_again(call, flight.key)
-                if entry is None:
-                    began = ambient.clock().monotonic() if timed else 0.0
-                    value = await proceed(call)
-                    entry = self._keep(call, flight, value, began)
-                else:
-                    value = self._serve(call, entry)
-                self._land(flight, call, value, entry)
-            except Exception as error:
-                self._crash(flight, error)
-                raise
-            except BaseException:
-                flights.abandon(flight)
-                raise
-            finally:
-                unboard(boarded)
-            return value
+            return await lead(call, flight)
 
         return run
 
 
 def _caller() -> int:
     """Return the `stacklevel` of the user's own line: the first frame outside opero."""
-    level, frame = 1, sys._getframe(1)  # noqa: SLF001 - what `warnings` itself uses
+    level, frame = 1, _getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("opero."):
         level, frame = level + 1, frame.f_back
     return level

@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 __all__ = ["AsyncProceed", "Call", "Failure", "Proceed", "Receipt", "Rejected", "Source"]
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 Source = Literal["fresh", "hit", "shared"]
 """Where a value came from: computed by this call, found in the cache, or computed by another caller at the same time."""
 
@@ -69,8 +70,8 @@ class Call:
     label: str | None = None
     value: Any = None
     value_index: int | None = None
-    slept = 0.0
-    waited = 0.0
+    slept: float = 0.0
+    waited: float = 0.0
     rejected = False
     started: float | None = None
     first_failed: float | None = None
@@ -113,7 +114,7 @@ AsyncProceed = Callable[[Call], Coroutine[Any, Any, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt(Generic[T]):
+class Receipt(Generic[T_co]):
     """What `f.call(...)` returns: the value and how it came about.
 
     Attributes:
@@ -130,7 +131,7 @@ class Receipt(Generic[T]):
         errors: The exceptions of the calls that failed on the way.
     """
 
-    value: T
+    value: T_co
     source: Source = "fresh"
     attempts: int = 0
     calls: int = 0
@@ -142,11 +143,11 @@ class Receipt(Generic[T]):
     rejected: bool = False
     errors: tuple[Exception, ...] = ()
 
-    @classmethod
-    def of(cls, call: Call, value: T, seconds: float) -> Receipt[T]:
+    @staticmethod
+    def of(call: Call, value: T, seconds: float) -> Receipt[T]:
         """Write the receipt of a call that ended with `value`."""
         made = call.source == "fresh"
-        return cls(
+        return Receipt(
             value=value,
             source=call.source,
             attempts=call.attempts if made else 0,
@@ -161,7 +162,7 @@ class Receipt(Generic[T]):
         )
 
     def __repr__(self) -> str:
-        told = [self.source]
+        told: list[str] = [self.source]
         if self.source == "fresh":
             told.append(f"{self.attempts} attempt{'s' * (self.attempts != 1)}")
             told.append(f"{self.calls} call{'s' * (self.calls != 1)}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
@@ -17,7 +16,8 @@ from opero.core import ambient
 from opero.core.breaker import FREE, CircuitBreaker, CircuitState, CircuitStats
 from opero.core.keys import Unkeyable, fast_part
 from opero.errors import CircuitOpenError
-from opero.events import deliver
+from opero.events import Handler, deliver
+from opero.utils.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from opero.core.breaker import Permit
     from opero.core.call import AsyncProceed, Call, Proceed
     from opero.core.stage import Emitter
-    from opero.events import CircuitChanged, Handler
+    from opero.events import CircuitChanged
 
 __all__ = [
     "Circuit",
@@ -42,7 +42,7 @@ __all__ = [
 
 
 def breaker_of(option: bool | CircuitBreaker) -> CircuitBreaker:
-    """Return the breaker that the option `circuit_breaker` asks for: the given one, or a new one."""
+    """Return the breaker that the option `circuit_breaker` asks for: the given or a new one."""
     return option if isinstance(option, CircuitBreaker) else CircuitBreaker()
 
 
@@ -64,8 +64,7 @@ def part_key(value: object, index: int) -> Hashable:
 # --- stage --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Ear:
+class _Ear(Record):
     """One function's listener at a breaker: it hears of the circuit under its function's name.
 
     Ears of the same listener and function are equal, so that `with_options` does not double it.
@@ -75,14 +74,15 @@ class _Ear:
     listener: Handler
 
     def __call__(self, event: CircuitChanged) -> None:
-        deliver(self.listener, replace(event, function=self.function))
+        told: dict[str, Any] = {**event.as_dict(), "function": self.function}
+        deliver(self.listener, type(event)(**told))
 
 
 class Circuit:
     """The stage: one call through the breaker, or through the breaker of its fallback value.
 
     An error that the stages behind it refuse with counts neither way, and neither does a call that
-    is cancelled. With the test switch on nothing is refused or counted.
+    is cancelled. With the test switch on nothing is refused, and no failure is counted.
 
     Args:
         breaker: The breaker; with several fallback values the template of theirs.
@@ -90,6 +90,10 @@ class Circuit:
         several: Tells whether a call's value is one of several, so that it has a breaker of its
             own; None without fallback.
         label: Gives the label of a call's fallback value, for the name of its breaker.
+
+    Attributes:
+        breaker: As given.
+        only: The breaker, if it is that of all calls; None if that depends on the call.
     """
 
     name = "circuit"
@@ -104,12 +108,13 @@ class Circuit:
     ) -> None:
         self.breaker = breaker
         self._several = several
+        self.only = breaker if several is None else None
         self._label = label
         breaker.guard(emitter.function)
         for listener in emitter.listeners:
             # A shared breaker outlives its functions and must not keep what they listen with.
-            ear = breaker.subscribe(_Ear(emitter.function, listener))
-            finalize(self, ear).atexit = False
+            cancel = breaker.subscribe(_Ear(function=emitter.function, listener=listener))
+            finalize(self, cancel).atexit = False
 
     def describe(self) -> str:
         """Return the line for `explain()`."""
@@ -159,7 +164,8 @@ class Circuit:
 
     def skips(self, call: Call, error: Exception) -> bool:
         """Tell whether an error is the refusal of the call's own value, so that the next may be
-        tried."""
+        tried.
+        """
         return (
             isinstance(error, CircuitOpenError)
             and self._several is not None
@@ -180,12 +186,6 @@ class Circuit:
         # A call that was already made cannot be refused any more.
         return FREE if ambient.disabled() or call.begun is not None else breaker.acquire()
 
-    def _succeeded(self, permit: Permit, result: object) -> None:
-        if ambient.disabled():
-            permit.release()
-        else:
-            permit.success(result)
-
     def _failed(self, permit: Permit, error: Exception) -> None:
         if ambient.disabled():
             permit.release()
@@ -194,7 +194,7 @@ class Circuit:
 
     def wrap_sync(self, proceed: Proceed) -> Proceed:
         """Put the stage before `proceed`."""
-        only = self.breaker if self._several is None else None
+        only = self.only
 
         def run(call: Call) -> Any:
             breaker = only or self.for_value(call)
@@ -208,14 +208,14 @@ class Circuit:
                 permit.release()
                 raise
             if not permit.silent:
-                self._succeeded(permit, result)
+                permit.success(result)
             return result
 
         return run
 
     def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
         """Put the stage before `proceed`, for an event loop."""
-        only = self.breaker if self._several is None else None
+        only = self.only
 
         async def run(call: Call) -> Any:
             breaker = only or self.for_value(call)
@@ -229,7 +229,7 @@ class Circuit:
                 permit.release()
                 raise
             if not permit.silent:
-                self._succeeded(permit, result)
+                permit.success(result)
             return result
 
         return run
@@ -245,7 +245,7 @@ class CircuitCheck:
     name = "circuit check"
 
     def __init__(self, circuit: Circuit) -> None:
-        self._check = circuit.check
+        self._circuit = circuit
 
     def describe(self) -> str:
         """Return nothing: `Circuit` has its line in `explain()`."""
@@ -253,20 +253,22 @@ class CircuitCheck:
 
     def wrap_sync(self, proceed: Proceed) -> Proceed:
         """Put the stage before `proceed`."""
-        check = self._check
+        check, only = self._circuit.check, self._circuit.only
 
         def run(call: Call) -> Any:
-            check(call)
+            if only is None or only.standing is None:
+                check(call)
             return proceed(call)
 
         return run
 
     def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
         """Put the stage before `proceed`, for an event loop."""
-        check = self._check
+        check, only = self._circuit.check, self._circuit.only
 
         async def run(call: Call) -> Any:
-            check(call)
+            if only is None or only.standing is None:
+                check(call)
             return await proceed(call)
 
         return run

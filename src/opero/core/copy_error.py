@@ -58,7 +58,7 @@ def _carry_over(error: BaseException, made: BaseException) -> None:
 
 def _carry_member(member: MemberDescriptorType, error: BaseException, made: BaseException) -> None:
     value = _read(member, error)
-    # An empty C member reads as None too, but would no longer be empty once None were written to it.
+    # An empty C member reads as None too, and would not be empty once None were written to it.
     if value is _ABSENT or value is _read(member, made):
         return
     try:

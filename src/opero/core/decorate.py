@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from opero.core.explain import Explanation, explain
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["decorate"]
 
 
-def decorate(fn: Callable[..., Any], options: Options, *, by: str = "opero") -> Any:
+def decorate(fn: Any, options: Options, *, by: str = "opero") -> Any:
     """Put the pipeline that `options` describe around `fn`.
 
     Args:
@@ -49,7 +48,7 @@ def _placed(pipeline: Pipeline, by: str) -> Any:
     return Method(wrapper) if pipeline.info.in_class else wrapper
 
 
-def _attributes(pipeline: Pipeline, by: str) -> Callable[..., Any]:
+def _attributes(pipeline: Pipeline, by: str) -> Any:
     """Make the wrapper of a pipeline and hang on it what users ask a decorated function for."""
     wrapper: Any = make_wrapper(pipeline)
 

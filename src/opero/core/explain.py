@@ -8,7 +8,7 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from opero.core.fallback import values_of
-from opero.core.function import unwrap_partial
+from opero.core.function import stars, unwrap_partial
 from opero.core.secrets import looks_secret, mask_url
 from opero.core.units import format_seconds
 
@@ -41,8 +41,7 @@ def _signature(pipeline: Pipeline) -> str:
     """The call, with defaults that are short and no secret."""
     shown = []
     for p in pipeline.info.declared.parameters.values():
-        star = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
-        text = f"{star}{p.name}"
+        text = stars(p) + p.name
         if p.default is not inspect.Parameter.empty:
             secret = looks_secret(p.name, tuple(pipeline.options.secret))
             default = mask_url(repr(p.default)) if _is_plain(p.default) else "…"

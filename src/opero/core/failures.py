@@ -246,9 +246,10 @@ def story(failed: Sequence[Failure], *, attempts: int, calls: int, seconds: floa
         seconds: How long it took, if known.
         since_first: Whether `seconds` counts from the first failure only.
     """
-    took = "" if seconds is None else f" in {format_seconds(round(seconds, 3))}"
-    if since_first and seconds is not None:
-        took = f", {format_seconds(round(seconds, 3))} after the first failure"
+    took = ""
+    if seconds is not None and round(seconds, 3):
+        told = format_seconds(round(seconds, 3))
+        took = f", {told} after the first failure" if since_first else f" in {told}"
     lines = [f"gave up after {_many(attempts, 'attempt')}, {_many(calls, 'call')}{took}"]
     for label in dict.fromkeys(f.label for f in failed):
         kinds = Counter(_kind(f.error) for f in failed if f.label == label)

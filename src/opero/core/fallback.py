@@ -110,13 +110,16 @@ class ArgFallback:
             return None
         return show_value(self.slot.name, call.value_index, call.value, secret=self.secret)
 
-    def values(self, call: Call) -> list[tuple[int, Any]]:
-        """Return the values that this attempt is to try, each with its place."""
-        given = self.slot.read(call.args, call.kwargs)
-        # A missing argument is the function's own TypeError, not ours.
-        values = [] if given is inspect.Parameter.empty else list(enumerate(values_of(given, self.slot.name)))
-        # A call that is already made goes on with the value that it was made with.
-        return values if call.begun is None else values[call.value_index or 0 :]
+    def values(self, call: Call) -> tuple[Any, ...]:
+        """Return the values that the call is to try; none if the argument is missing."""
+        place, args = self.slot.position, call.args
+        if place is not None and place < len(args):
+            given = args[place]
+        else:
+            given = self.slot.read(args, call.kwargs)
+            if given is inspect.Parameter.empty:
+                return ()  # a missing argument is the function's own TypeError, not ours
+        return given if type(given) is tuple and given else values_of(given, self.slot.name)
 
     def use(self, call: Call, index: int, value: object, given: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
         """Put a value into the call; from the second one on this is a fallback."""
@@ -141,13 +144,16 @@ class ArgFallback:
         def run(call: Call) -> Any:
             given = call.args, call.kwargs
             values = self.values(call)
+            last = len(values) - 1
+            # A call that is already made goes on with the value that it was made with.
+            first = 0 if call.begun is None else call.value_index or 0
             try:
-                for index, value in values:
-                    self.use(call, index, value, given)
+                for index in range(first, last + 1):
+                    self.use(call, index, values[index], given)
                     try:
                         return proceed(call)
                     except Exception as error:
-                        if index == values[-1][0] or not self.moves_on(call, error):
+                        if index == last or not self.moves_on(call, error):
                             raise
                 return proceed(call)
             finally:
@@ -161,13 +167,16 @@ class ArgFallback:
         async def run(call: Call) -> Any:
             given = call.args, call.kwargs
             values = self.values(call)
+            last = len(values) - 1
+            # A call that is already made goes on with the value that it was made with.
+            first = 0 if call.begun is None else call.value_index or 0
             try:
-                for index, value in values:
-                    self.use(call, index, value, given)
+                for index in range(first, last + 1):
+                    self.use(call, index, values[index], given)
                     try:
                         return await proceed(call)
                     except Exception as error:
-                        if index == values[-1][0] or not self.moves_on(call, error):
+                        if index == last or not self.moves_on(call, error):
                             raise
                 return await proceed(call)
             finally:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from opero.errors import OperoUsageError, did_you_mean
 from opero.utils.async_utils import is_async_function
 
-__all__ = ["FunctionInfo", "Kind", "describe_function", "unwrap_partial"]
+__all__ = ["FunctionInfo", "Kind", "describe_function", "stars", "unwrap_partial"]
 
 Kind = Literal["sync", "async", "generator", "async_generator"]
 
@@ -93,6 +93,13 @@ def describe_function(fn: Callable[..., Any]) -> FunctionInfo:
         declared=_signature(fn),
         in_class=inspect.isfunction(fn) and bool(owner) and not owner.endswith("<locals>"),
     )
+
+
+def stars(parameter: inspect.Parameter) -> str:
+    """Return what stands before a parameter's name in a `def`."""
+    if parameter.kind is parameter.VAR_POSITIONAL:
+        return "*"
+    return "**" if parameter.kind is parameter.VAR_KEYWORD else ""
 
 
 def unwrap_partial(fn: Callable[..., Any]) -> Any:

@@ -19,6 +19,8 @@ _UNNOTICED: Final = 0.001
 class GuestLimiter(RateLimiter):
     """An object with `async wait()`: `RateLimiter(...)` and `rate_limit=` make one of it."""
 
+    direct = False
+
     def __init__(self, rate: Any, **others: Any) -> None:
         if others:
             raise OperoUsageError(
@@ -35,11 +37,15 @@ class GuestLimiter(RateLimiter):
             'Write rate_limit="100/minute", or share a RateLimiter("100/minute").'
         )
 
+    def require_sync(self) -> None:
+        """Refuse: the guest cannot block a thread."""
+        raise self._refusal("limit a function that is not async")
+
     def acquire(self) -> float:
         """Refuse: the guest cannot block a thread."""
-        if ambient.disabled():
-            return 0.0
-        raise self._refusal("limit a function that is not async")
+        if not ambient.disabled():
+            self.require_sync()
+        return 0.0
 
     def try_acquire(self) -> bool:
         """Refuse: the guest knows only how to wait."""
@@ -49,7 +55,8 @@ class GuestLimiter(RateLimiter):
 
     def reserve(self) -> Reservation:
         """Refuse: the guest cannot block a thread."""
-        raise self._refusal("limit a function that is not async")
+        self.acquire()
+        return Reservation()
 
     async def wait(self) -> float:
         """Wait as the guest does, and return for how many seconds that was."""

@@ -95,7 +95,7 @@ class Reservation:
     def __init__(self) -> None:
         self._slot: Slot | None = None
         self._mark: Mark | None = None
-        self.waited = 0.0
+        self.waited: float = 0.0
 
     def refund(self) -> bool:
         """Give the slot back, because the call was not made after all.
@@ -154,6 +154,9 @@ class RateLimiter(Shareable):
         '100 per minute: one call each 0.6 s, shared by all threads'
     """
 
+    direct = True
+    """Whether `take_slot` may be called without any of the verbs, by a wrapper's express lane."""
+
     def __new__(cls, rate: Any, **_: Any) -> Self:
         """Make a `GuestLimiter` where somebody else's limiter is given."""
         kind: Any = cls
@@ -173,7 +176,7 @@ class RateLimiter(Shareable):
         name: str | None = None,
     ) -> None:
         _check(burst, smooth, name)
-        self.rate = parse_rate(rate, "rate")
+        self.rate: Rate = parse_rate(rate, "rate")
         self.burst = burst
         self._nobody_waits()
         options = {"burst": burst, "smooth": smooth}
@@ -181,8 +184,8 @@ class RateLimiter(Shareable):
 
     def _nobody_waits(self) -> None:
         self._line = ThreadLine()
-        self._tickets: deque[Ticket] = self._line.tickets
-        self._queues: dict[asyncio.AbstractEventLoop, LoopQueue] = {}
+        self.tickets: deque[Ticket] = self._line.tickets
+        self.queues: dict[asyncio.AbstractEventLoop, LoopQueue] = {}
 
     # --- verbs ------------------------------------------------------------------------------------
 
@@ -192,7 +195,7 @@ class RateLimiter(Shareable):
         Returns:
             Seconds waited, 0.0 if the slot was free.
         """
-        if switch.on or self._tickets or self._take():
+        if switch.on or self.tickets or self.take_slot():
             return self._stand_in_line(self._try)
         return 0.0
 
@@ -202,7 +205,7 @@ class RateLimiter(Shareable):
         Returns:
             Seconds waited, 0.0 if the slot was free.
         """
-        if switch.on or self._queues or self._take():
+        if switch.on or self.queues or self.take_slot():
             return await self._queue_up(self._try)
         return 0.0
 
@@ -210,7 +213,7 @@ class RateLimiter(Shareable):
         """Count a call as started if it may start now and overtakes nobody; tell whether."""
         if ambient.disabled():
             return True
-        return not self._tickets and not self._queues and not self._try()
+        return not self.tickets and not self.queues and not self._try()
 
     def reserve(self) -> Reservation:
         """Do what `acquire` does, for a slot that may be given back.
@@ -262,7 +265,7 @@ class RateLimiter(Shareable):
         return self.current_slot().take()
 
     def _stand_in_line(self, take: Callable[[], int]) -> float:
-        if ambient.disabled() or not (self._tickets or take()):
+        if ambient.disabled() or not (self.tickets or take()):
             return 0.0
         clock = ambient.clock()
         real = isinstance(clock, ambient.RealClock)
@@ -288,7 +291,7 @@ class RateLimiter(Shareable):
         from asyncio import get_running_loop
 
         loop = get_running_loop()
-        queue = self._queues.get(loop)
+        queue = self.queues.get(loop)
         wait = 0
         if queue is None:
             wait = take()
@@ -301,7 +304,7 @@ class RateLimiter(Shareable):
         started = clock.monotonic()
         if queue is None:
             self._forget_closed_loops()
-            queue = self._queues[loop] = LoopQueue(self._rule.pace if real else None)
+            queue = self.queues[loop] = LoopQueue(self._rule.pace if real else None)
         queue.waiting += 1
         try:
             await queue.enter(min(wait, _LONGEST_NAP) / SECOND)
@@ -314,19 +317,22 @@ class RateLimiter(Shareable):
         finally:
             queue.waiting -= 1
             if not queue.waiting:
-                self._queues.pop(loop, None)
+                self.queues.pop(loop, None)
                 queue.close()
         return clock.monotonic() - started
 
     def _forget_closed_loops(self) -> None:
         # Tasks of a loop that was closed over their heads never get to their `finally`.
-        for loop in list(self._queues):
+        for loop in list(self.queues):
             if loop.is_closed():
-                self._queues.pop(loop, None)
+                self.queues.pop(loop, None)
 
     def _after_fork(self) -> None:
         self._nobody_waits()
         super()._after_fork()
+
+    def require_sync(self) -> None:
+        """Raise an error that names the fix if this limiter can only be awaited."""
 
     # --- telling ----------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@
 The memory store evicts by second chance (the CLOCK algorithm of Corbató, 1968): entries stand in a
 queue, a hit only sets a bit, and an entry whose bit is set goes back to the end of the queue once
 instead of being evicted. That is close to LRU, and a hit takes no lock and moves nothing. Expired
-entries go first: a heap knows which those are.
+entries go first.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from collections.abc import Callable, Hashable
 from heapq import heapify, heappop, heappush
 from itertools import count
 from threading import RLock
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from opero.core import ambient
 
 __all__ = ["Entry", "EntryStore", "MemoryStore", "Store"]
+
+_SPARE: Final = 1000
+"""Entries that may have left the store before its heap of expiries is tidied."""
 
 Thaw = Callable[[Any], Any]
 """Makes an isolated copy of what is stored."""
@@ -71,18 +74,17 @@ class Entry:
     def __init__(
         self,
         value: Any,
-        *,
         expires: float = math.inf,
         thaw: Thaw | None = None,
         weight: int = 0,
         group: int | None = None,
     ) -> None:
-        self.value = value
-        self.expires = expires
-        self.thaw = thaw
-        self.weight = weight
-        self.group = group
-        self.visited = False
+        self.value: Any = value
+        self.expires: float = expires
+        self.thaw: Thaw | None = thaw
+        self.weight: int = weight
+        self.group: int | None = group
+        self.visited: bool = False
 
     def open(self) -> Any:
         """Return the result, isolated from what is stored."""
@@ -102,7 +104,7 @@ class EntryStore(Protocol):
     name: str
     """Its name in `info()` and `explain()`."""
 
-    def find(self, key: Any) -> Entry | None:
+    def find(self, key: Any, /) -> Entry | None:
         """Return the entry of `key`, even if it has expired."""
         ...
 
@@ -153,10 +155,12 @@ class MemoryStore:
         self.max_bytes = max_bytes
         self.entries: OrderedDict[Hashable, Entry] = OrderedDict()
         """Never replaced, so that its `get` can be kept."""
-        self.weight = 0
-        self.find = self.entries.get
+        self.weight: int = 0
+        self.find: Callable[[Any], Entry | None] = self.entries.get
         self._groups: dict[int, set[Hashable]] = {}
-        self._expiring: list[tuple[float, int, Hashable]] = []
+        # Entries expire in the order of the queue, except for those that are noted here.
+        self._early: list[tuple[float, int, Hashable]] = []
+        self._latest = -math.inf
         self._serial = count()
         self._lock = RLock()
 
@@ -166,14 +170,27 @@ class MemoryStore:
         Returns:
             False if it is heavier than the whole store may be; then the old entry is gone, too.
         """
+        entries, weight, expires, lock = self.entries, entry.weight, entry.expires, self._lock
         dropped: list[Entry] = []
-        with self._lock:
-            self._drop(key, dropped)
-            fits = entry.weight <= self.max_bytes
-            if fits:
-                self._make_room(entry.weight, dropped)
-                self._insert(key, entry)
-        return fits
+        lock.acquire()  # half the cost of `with`, and every miss comes along here
+        try:
+            if key in entries:
+                self._drop(key, dropped)
+            if len(entries) >= self.maxsize or self.weight + weight > self.max_bytes:
+                if weight > self.max_bytes:
+                    return False
+                self._make_room(weight, dropped)
+            entries[key] = entry
+            self.weight += weight
+            if entry.group is not None:
+                self._groups.setdefault(entry.group, set()).add(key)
+            if expires >= self._latest:
+                self._latest = expires
+            else:
+                self._expect(expires, key)
+        finally:
+            lock.release()
+        return True
 
     def discard(self, key: Hashable, entry: Entry) -> None:
         """Remove `key` if it still holds this very entry."""
@@ -203,7 +220,8 @@ class MemoryStore:
             dropped = list(self.entries.values())
             self.entries.clear()
             self._groups.clear()
-            self._expiring.clear()
+            self._latest = -math.inf
+            self._early.clear()
             self.weight = 0
         return len(dropped)
 
@@ -223,17 +241,6 @@ class MemoryStore:
 
     # --- under the lock ---------------------------------------------------------------------------
 
-    def _insert(self, key: Hashable, entry: Entry) -> None:
-        self.entries[key] = entry
-        self.weight += entry.weight
-        if entry.group is not None:
-            self._groups.setdefault(entry.group, set()).add(key)
-        if entry.expires != math.inf:
-            # Nearly always pushed in ascending order, which costs a heap one comparison.
-            heappush(self._expiring, (entry.expires, next(self._serial), key))
-            if len(self._expiring) > 2 * len(self.entries) + 64:
-                self._tidy()
-
     def _drop(self, key: Hashable, dropped: list[Entry]) -> None:
         entry = self.entries.pop(key, None)
         if entry is None:
@@ -249,35 +256,31 @@ class MemoryStore:
 
     def _make_room(self, weight: int, dropped: list[Entry]) -> None:
         """Evict until one more entry fits: the expired ones, then the oldest that nobody hit."""
-        entries = self.entries
-        checked = False
+        entries, early = self.entries, self._early
+        now = ambient.clock().monotonic()
         while entries and (len(entries) >= self.maxsize or self.weight + weight > self.max_bytes):
-            if not checked:
-                checked = True
-                self._drop_expired(dropped)
+            if early and early[0][0] <= now:
+                expires, _, key = heappop(early)
+                entry = entries.get(key)
+                # The heap is told of no removal, so what it names may be gone or replaced.
+                if entry is not None and entry.expires == expires:
+                    self._drop(key, dropped)
                 continue
-            key, entry = next(iter(entries.items()))
-            if entry.visited:
+            key = next(iter(entries))
+            entry = entries[key]
+            if entry.visited and entry.expires > now:
                 entry.visited = False
                 entries.move_to_end(key)
+                if entry.expires != math.inf:
+                    self._expect(entry.expires, key)
             else:
                 self._drop(key, dropped)
 
-    def _drop_expired(self, dropped: list[Entry]) -> None:
-        expiring, now = self._expiring, ambient.clock().monotonic()
-        while expiring and expiring[0][0] <= now:
-            expires, _, key = heappop(expiring)
-            entry = self.entries.get(key)
-            # The heap is told of no removal, so what it names may be gone or replaced.
-            if entry is not None and entry.expires == expires:
-                self._drop(key, dropped)
-
-    def _tidy(self) -> None:
-        """Forget in the heap what has left the store."""
-        serial = self._serial
-        self._expiring[:] = [
-            (entry.expires, next(serial), key)
-            for key, entry in self.entries.items()
-            if entry.expires != math.inf
-        ]
-        heapify(self._expiring)
+    def _expect(self, expires: float, key: Hashable) -> None:
+        """Note the expiry of an entry that stands behind entries which expire later."""
+        early = self._early
+        heappush(early, (expires, next(self._serial), key))
+        if len(early) > 2 * len(self.entries) + _SPARE:
+            live = {key: entry.expires for key, entry in self.entries.items()}
+            early[:] = [noted for noted in early if live.get(noted[2]) == noted[0]]
+            heapify(early)

@@ -6,9 +6,14 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 __all__ = ["BoundMethod", "ClassMethod", "Method"]
+
+if TYPE_CHECKING:
+    _ClassMethod = classmethod[Any, Any, Any]
+else:
+    _ClassMethod = classmethod
 
 _TAKES_ARGUMENTS = ("call", "map", "one", "stream")
 """Attributes of a decorated function that take the function's own arguments."""
@@ -40,8 +45,8 @@ class Method(functools.partial[Any]):
     __doc__ = _OfFunction(__doc__, "__doc__")
     __module__ = _OfFunction(__name__, "__module__")
 
-    @property
-    def __class__(self) -> Any:
+    @property  # type: ignore[misc]  # objects in general may get another class, these may not
+    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The type of a function."""
         return types.FunctionType
 
@@ -58,6 +63,9 @@ class Method(functools.partial[Any]):
             )
         return getattr(self.func, name)
 
+    def __reduce__(self) -> Any:
+        return self.func.__qualname__  # by name, as functions
+
     def __setattr__(self, name: str, value: object) -> None:
         # What `abstractmethod` and its like write is looked for on the function.
         setattr(self.func, name, value)
@@ -66,7 +74,7 @@ class Method(functools.partial[Any]):
         return repr(self.func)
 
 
-class ClassMethod(classmethod):  # type: ignore[type-arg]  # its parameters say nothing here
+class ClassMethod(_ClassMethod):
     """A class method around the plain decorated function."""
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
@@ -83,8 +91,8 @@ class BoundMethod(functools.partial[Any]):
     __doc__ = _OfFunction(__doc__, "__doc__")
     __module__ = _OfFunction(__name__, "__module__")
 
-    @property
-    def __class__(self) -> Any:
+    @property  # type: ignore[misc]  # objects in general may get another class, these may not
+    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The type of a method."""
         return types.MethodType
 
@@ -113,6 +121,13 @@ class BoundMethod(functools.partial[Any]):
         value = getattr(self.func, name)
         return functools.partial(value, *self.args) if name in _TAKES_ARGUMENTS else value
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As methods do; what the instance does not give by that name goes by its function.
+        instance, name = self.args[0], self.func.__name__
+        if getattr(instance, name, None) == self:
+            return getattr, (instance, name)
+        return _bind, (self.func, instance)
+
     def __eq__(self, other: object) -> bool:
         if type(other) is not BoundMethod:
             return NotImplemented
@@ -123,6 +138,10 @@ class BoundMethod(functools.partial[Any]):
 
     def __repr__(self) -> str:
         return f"<bound method {self.func.__qualname__} of {self.args[0]!r}>"
+
+
+def _bind(function: Callable[..., Any], instance: object) -> BoundMethod:
+    return BoundMethod(function, instance)
 
 
 class _BoundCache:

@@ -206,7 +206,7 @@ class Options:
                     f"{by}() has no option {name!r}.{did_you_mean(name, allowed)} "
                     f"Its options: {', '.join(sorted(allowed))}."
                 )
-        off = {"cache": False} if stage != "cache" else {"cache": True}
+        off: dict[str, Any] = {"cache": stage == "cache"}
         if stage != "retry":
             off["retries"] = 0
         return cls.of(by, **{**off, **given})

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine
+from types import CoroutineType
 from typing import Any
 
 from opero.core import ambient
@@ -147,12 +148,17 @@ class Pipeline:
 
     @property
     def express(self) -> bool:
-        """Whether a wrapper may make the first call before any stage is asked: only retry stands around the function."""
+        """Whether a wrapper may make the first call before any stage is asked.
+
+        It may if only retry and a rate limit stand around the function: a slot is taken in no time where one is free.
+        """
+        guards = [guard for guard in self._guards() if guard is not None]
         return (
             self.cache is None
             and self.options.retry_if_result is None
             and not self.report.needs_start
-            and not any(self._guards())
+            and all(guard is self.rate_limit for guard in guards)
+            and (self.rate_limit is None or self.rate_limit.limiter.direct)
             and self.info.kind in ("sync", "async")
         )
 
@@ -183,6 +189,9 @@ class Pipeline:
             return rejected.value
         finally:
             call.let_go()
+            # Where another caller was quicker, what the function returned is not needed any more.
+            if isinstance(call.begun, CoroutineType):
+                call.take_begun().close()
 
     def cache_handle(self) -> CacheHandle:
         """Return what users get as `f.cache`."""

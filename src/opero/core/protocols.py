@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overload
 
 if TYPE_CHECKING:
     from opero.core.cache_handle import CacheHandle
@@ -19,6 +19,8 @@ P = ParamSpec("P")
 Q = ParamSpec("Q")
 O = ParamSpec("O")  # noqa: E741 - the options of a decorator; P and Q are the functions'
 R = TypeVar("R")
+T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 
 
@@ -27,6 +29,7 @@ class _Attributes(Protocol):
 
     __name__: str
     __qualname__: str
+    __wrapped__: Callable[..., Any]
     options: Options
     stats: Stats
     cache: CacheHandle
@@ -40,6 +43,12 @@ class _Attributes(Protocol):
         ...
 
 
+class _Takes(Protocol[T_contra, Q, R_co]):
+    """What has a first parameter of a certain type."""
+
+    def __call__(self, first: T_contra, /, *args: Q.args, **kwargs: Q.kwargs) -> R_co: ...
+
+
 class Resilient(_Attributes, Protocol[P, R_co]):
     """A decorated synchronous function."""
 
@@ -51,12 +60,17 @@ class Resilient(_Attributes, Protocol[P, R_co]):
         """Call the function and return a receipt."""
         ...
 
+    # As in the interpreter: a class method gets the class, a method its instance, a static one none.
+    @overload
+    def __get__(
+        self: _Takes[type[T], Q, R], instance: T | None, owner: type[T], /
+    ) -> Resilient[Q, R]: ...
     @overload
     def __get__(self, instance: None, owner: type, /) -> Self: ...
     @overload
-    def __get__(
-        self: Resilient[Concatenate[Any, Q], R], instance: object, owner: type | None = None, /
-    ) -> Resilient[Q, R]: ...
+    def __get__(self: _Takes[T, Q, R], instance: T, owner: type[T], /) -> Resilient[Q, R]: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None, /) -> Self: ...
 
 
 class AsyncResilient(_Attributes, Protocol[P, R_co]):
@@ -70,19 +84,29 @@ class AsyncResilient(_Attributes, Protocol[P, R_co]):
         """Call the function and return a receipt."""
         ...
 
+    # As in the interpreter: a class method gets the class, a method its instance, a static one none.
+    @overload
+    def __get__(
+        self: _Takes[type[T], Q, Coroutine[Any, Any, R]], instance: T | None, owner: type[T], /
+    ) -> AsyncResilient[Q, R]: ...
     @overload
     def __get__(self, instance: None, owner: type, /) -> Self: ...
     @overload
     def __get__(
-        self: AsyncResilient[Concatenate[Any, Q], R], instance: object, owner: type | None = None, /
+        self: _Takes[T, Q, Coroutine[Any, Any, R]], instance: T, owner: type[T], /
     ) -> AsyncResilient[Q, R]: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None, /) -> Self: ...
 
 
 class Decorate(Protocol):
     """A decorator whose options are set."""
 
+    # A coroutine function is a function too: the first overload that fits is meant.
     @overload
-    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncResilient[P, R]: ...
+    def __call__(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncResilient[P, R]: ...
     @overload
     def __call__(self, fn: Callable[P, R], /) -> Resilient[P, R]: ...
 
@@ -90,9 +114,14 @@ class Decorate(Protocol):
 class Decorator(Protocol[O]):
     """A decorator that works bare and with options; `O` are the options."""
 
+    # Options are keyword-only, so that a positional argument is always the function.
     @overload
-    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncResilient[P, R]: ...
+    def __call__(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncResilient[P, R]: ...
     @overload
-    def __call__(self, fn: Callable[P, R], /) -> Resilient[P, R]: ...
+    def __call__(  # type: ignore[overload-overlap]  # see above
+        self, fn: Callable[P, R], /
+    ) -> Resilient[P, R]: ...
     @overload
     def __call__(self, *args: O.args, **options: O.kwargs) -> Decorate: ...

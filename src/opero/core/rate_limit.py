@@ -32,10 +32,12 @@ class RateLimit:
 
     def wrap_sync(self, proceed: Proceed) -> Proceed:
         """Block before `proceed` until a slot is free."""
+        self.limiter.require_sync()
         acquire = self.limiter.acquire
 
         def run(call: Call) -> Any:
-            waited = acquire()
+            # A call that is already made has had its slot.
+            waited = acquire() if call.begun is None else 0.0
             if waited:
                 self._waited(call, waited)
             return proceed(call)
@@ -47,7 +49,7 @@ class RateLimit:
         wait = self.limiter.wait
 
         async def run(call: Call) -> Any:
-            waited = await wait()
+            waited = await wait() if call.begun is None else 0.0
             if waited:
                 self._waited(call, waited)
             return await proceed(call)

@@ -6,8 +6,8 @@ The first attempt costs nothing: tenacity, whose stop, wait and retry strategies
 
 from __future__ import annotations
 
+import functools
 import math
-import random
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -119,6 +119,8 @@ class RetryPolicy:
                 _warn_of("wait", error, "the usual pauses are used instead")
         if not self.jitter:
             return _grown(self.low, self.high, self.factor, state.attempt_number - 1)
+        import random
+
         return random.uniform(*pause_bounds(state.attempt_number, self.low, self.high, self.factor))  # noqa: S311 - jitter
 
     def pauses(self) -> tuple[float, float]:
@@ -197,7 +199,7 @@ class RetryState:
             return None
         state = self._tenacity_state(error, now)
         errors = walk if any(e is error for e in walk) else (*walk, error)
-        if not any(self.policy.wants(e, lambda e=e: self._tenacity_state(e, now)) for e in errors):
+        if not any(self.policy.wants(e, functools.partial(self._tenacity_state, e, now)) for e in errors):
             return None
         # As in tenacity, the pause comes first: `stop_before_delay` asks whether it still fits.
         state.upcoming_sleep = max(0.0, self.policy.pause(state), *self.hints)
@@ -210,25 +212,47 @@ class RetryState:
             except Exception as error:  # noqa: BLE001 - the call's own outcome goes before a broken strategy
                 _warn_of("stop", error, "no more attempts are made")
                 return True
-        from tenacity.stop import stop_after_attempt
-
-        return stop_after_attempt(self.policy.retries + 1)(state)
+        return bool(_stop_after(self.policy.retries + 1)(state))
 
     def _tenacity_state(self, error: Exception, now: float) -> Any:
-        """The state that tenacity's strategies read, without the call's arguments: they may be secret."""
-        from tenacity import Future, RetryCallState
+        return _state_class()(self, error, now)
 
-        state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]
-        state.attempt_number = self.attempt
-        state.start_time = self.started
-        state.outcome_timestamp = now
-        state.idle_for = self.slept
-        state.outcome = Future(self.attempt)
-        if isinstance(error, Rejected):
-            state.outcome.set_result(error.value)
-        else:
-            state.outcome.set_exception(error)
-        return state
+
+@functools.cache
+def _stop_after(attempts: int) -> Callable[[Any], bool]:
+    from tenacity.stop import stop_after_attempt
+
+    return stop_after_attempt(attempts)
+
+
+@functools.cache
+def _state_class() -> type[Any]:
+    """Return the class of the state that tenacity's strategies read."""
+    from tenacity import Future, RetryCallState
+
+    class State(RetryCallState):
+        """It knows no arguments of the call, which may be secret, and makes its outcome when a strategy looks at it."""
+
+        def __init__(self, retry: RetryState, error: Exception, now: float) -> None:
+            self.retry_object = self.fn = self.next_action = None  # type: ignore[assignment]  # there is no Retrying
+            self.args, self.kwargs = (), {}
+            self.attempt_number = retry.attempt
+            self.start_time = retry.started
+            self.outcome_timestamp = now
+            self.idle_for = retry.slept
+            self.upcoming_sleep = 0.0
+            self._error = error
+
+        @functools.cached_property
+        def outcome(self) -> Future:  # type: ignore[override]  # read-only here
+            future = Future(self.attempt_number)
+            if isinstance(self._error, Rejected):
+                future.set_result(self._error.value)
+            else:
+                future.set_exception(self._error)
+            return future
+
+    return State
 
 
 # --- stage -----------------------------------------------------------------------------------------------------------

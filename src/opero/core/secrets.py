@@ -28,7 +28,7 @@ _SECRET_WORDS = frozenset(
 _COUNTING_WORDS = frozenset(
     {"max", "min", "num", "n", "count", "total", "prompt", "completion", "input", "output"}
 )
-_WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _USERINFO = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s]*@")
 _LONGEST = 60
 

@@ -35,7 +35,7 @@ class Shareable:
     uid: str
     name: str | None
     _slot: Slot
-    _take: Callable[[], int]
+    take_slot: Callable[[], int]
 
     def __init__(self, rule: Rule, name: str | None, made_from: tuple[Any, dict[str, Any]]) -> None:
         self.uid = os.urandom(16).hex()
@@ -54,7 +54,7 @@ class Shareable:
 
     def _put(self, slot: Slot) -> None:
         self._slot = slot
-        self._take = slot.take
+        self.take_slot = slot.take
 
     def current_slot(self) -> Slot:
         """Return the slot under the clock in force; a test's clock never touches the real one."""

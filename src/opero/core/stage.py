@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from opero.events import deliver, event_bus
 
@@ -44,13 +44,13 @@ class Emitter:
     __slots__ = ("function", "listeners")
 
     def __init__(self, function: str, listeners: Sequence[Handler] = ()) -> None:
-        self.function = function
-        self.listeners = tuple(listeners)
+        self.function: Final = function
+        self.listeners: Final[tuple[Handler, ...]] = tuple(listeners)
 
     @property
     def active(self) -> bool:
         """Whether anybody would hear an event."""
-        return bool(self.listeners) or event_bus.active
+        return bool(self.listeners or event_bus.subscriptions)
 
     def emit(self, event: Event) -> None:
         """Deliver an event; never raises."""

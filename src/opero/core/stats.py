@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
+from typing import Final
 
 __all__ = ["Stats", "Tally"]
 
@@ -17,15 +18,24 @@ class Tally:
     from its `repr`, because copying or pickling a count is deprecated since Python 3.12.
     """
 
-    __slots__ = ("_counter", "count")
+    __slots__ = ("_counter", "_zero", "count")
 
     def __init__(self) -> None:
         self._counter = itertools.count()
+        self._zero = 0
         self.count: Callable[[], int] = self._counter.__next__
 
     @property
     def value(self) -> int:
-        """How often `count` was called."""
+        """How often `count` was called since the last reset."""
+        return self._total() - self._zero
+
+    def reset(self) -> None:
+        """Count from zero again."""
+        # Express lanes hold `count`, so the zero moves instead of the counter.
+        self._zero = self._total()
+
+    def _total(self) -> int:
         return int(repr(self._counter)[6:-1])
 
 
@@ -70,31 +80,34 @@ class Stats:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.call_tally = Tally()
-        self.hit_tally = Tally()
+        self.call_tally: Final = Tally()
+        self.hit_tally: Final = Tally()
+        self.miss_tally: Final = Tally()
         self.reset()
 
     def reset(self) -> None:
         """Set all counters to zero."""
         with self._lock:
-            # Express lanes hold the tallies' bound methods, so a reset moves the zero instead of
-            # the tally.
-            self._calls_before = self.call_tally.value
-            self._hits_before = self.hit_tally.value
-            self.failures = self.retries = self.fallbacks = self.gave_up = self.misses = (
-                self.shared
-            ) = 0
-            self.slept = self.waited = 0.0
+            for tally in (self.call_tally, self.hit_tally, self.miss_tally):
+                tally.reset()
+            self.failures = self.retries = self.fallbacks = self.gave_up = self.shared = 0
+            self.slept: float = 0.0
+            self.waited: float = 0.0
 
     @property
     def calls(self) -> int:
         """Real calls of the function."""
-        return self.call_tally.value - self._calls_before
+        return self.call_tally.value
 
     @property
     def hits(self) -> int:
         """Results served from the cache."""
-        return self.hit_tally.value - self._hits_before
+        return self.hit_tally.value
+
+    @property
+    def misses(self) -> int:
+        """Calls that found nothing in the cache."""
+        return self.miss_tally.value
 
     def add(self, **amounts: float) -> None:
         """Add to several counters at once; off the express lane only."""
@@ -107,5 +120,9 @@ class Stats:
         return {name: getattr(self, name) for name in self._FIELDS}
 
     def __repr__(self) -> str:
-        told = " ".join(f"{name}={value:.4g}" for name, value in self.as_dict().items() if value)
+        counted = {name: value for name, value in self.as_dict().items() if value}
+        told = " ".join(
+            f"{name}={value if isinstance(value, int) else format(value, '.4g')}"
+            for name, value in counted.items()
+        )
         return f"<Stats {told or 'nothing yet'}>"

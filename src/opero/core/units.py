@@ -40,15 +40,16 @@ _SIZES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2*
 class Rate(NamedTuple):
     """`count` calls in each `period` seconds."""
 
-    count: float
+    # Nobody counts what is in a rate, so that a tuple's own `count` is not missed.
+    count: float  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleMethodOverride]
     period: float
 
 
-def parse_seconds(value: Duration, option: str) -> float:
+def parse_seconds(value: object, option: str) -> float:
     """Return a duration as seconds.
 
     Args:
-        value: Seconds, `timedelta` or text such as "250ms" or "1h 30m".
+        value: What should be seconds, `timedelta` or text such as "250ms" or "1h 30m".
         option: Name of the option, for the message.
 
     Raises:
@@ -94,10 +95,11 @@ def _text_seconds(text: str) -> float:
 
 def _unit(name: str) -> float | None:
     name = name.lower()
-    return _UNITS.get(name) or (_UNITS.get(name[:-1]) if name.endswith("s") else None)
+    # Words have a plural, letters have none.
+    return _UNITS.get(name) or (_UNITS.get(name[:-1]) if name[3:].endswith("s") else None)
 
 
-def parse_rate(value: float | str, option: str = "rate_limit") -> Rate:
+def parse_rate(value: object, option: str = "rate_limit") -> Rate:
     """Return a rate: a number is calls per second, text names the period.
 
     Raises:
@@ -130,7 +132,7 @@ def parse_rate(value: float | str, option: str = "rate_limit") -> Rate:
     return rate
 
 
-def parse_size(value: int | str, option: str) -> int:
+def parse_size(value: object, option: str) -> int:
     """Return a size in bytes from a whole number or text such as "64MB" (10^6) or "64MiB" (2^20).
 
     Raises:

@@ -80,8 +80,9 @@ class UserStore:
 
     def measure(self) -> tuple[int | None, int | None]:
         """Return the number of entries in the whole store if it can tell, and no bytes."""
-        size = getattr(self._store, "__len__", None)
-        return (int(size()) if callable(size) else None), None
+        size: Any = getattr(self._store, "__len__", None)
+        count: Any = size() if callable(size) else None
+        return count, None
 
 
 def _takes_prefix(clear: Any) -> bool:

@@ -68,9 +68,9 @@ def _own_size(value: Any) -> int:
 def _told(value: Any) -> int:
     """What arrays (`nbytes`) and data frames (`memory_usage`) say of themselves."""
     try:
-        usage = getattr(value, "memory_usage", None)
+        usage: Any = getattr(value, "memory_usage", None)
         if callable(usage):
-            used = usage(deep=True)
+            used: Any = usage(deep=True)
             return int(used.sum()) if hasattr(used, "sum") else int(used)
         told = getattr(value, "nbytes", 0)
         return told if isinstance(told, int) else 0

@@ -19,7 +19,7 @@ from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from opero.core.call import Call
-from opero.core.function import unwrap_partial
+from opero.core.function import stars, unwrap_partial
 from opero.core.keys import FAST_TYPES
 from opero.utils.switch import switch
 
@@ -38,14 +38,24 @@ _LANE = """\
 # calls.
 _HIT = """\
     if {all_fast}:
-        _opero_entry = _opero_get(({key},))
+        _opero_key = ({key},)
+        _opero_entry = _opero_get(_opero_key)
         if _opero_entry is not None and _opero_entry.expires > _opero_now():
             _opero_count_hit()
             _opero_entry.visited = True
             if _opero_entry.thaw is None:
                 return _opero_entry.value
             return _opero_entry.thaw(_opero_entry.value)
+        _opero_call = _opero_Call({args}, {kwargs})
+        _opero_call.key = _opero_key
+        return {wait}_opero_run(_opero_call)
     return {wait}_opero_run(_opero_Call({args}, {kwargs}))
+"""
+
+# Whoever has to wait, or comes when others do, waits in the stage.
+_SLOT = """\
+    if _opero_limiter.{line} or _opero_limiter.take_slot():
+        return {wait}_opero_run(_opero_Call({args}, {kwargs}))
 """
 
 # No name keeps the error: a frame that does, and that the error has passed through, is a reference
@@ -119,10 +129,12 @@ def make_wrapper(pipeline: Pipeline) -> Callable[..., Any]:
             "_opero_now": time.monotonic,
             "_opero_count_hit": pipeline.stats.hit_tally.count,
             "_opero_type": type,
-            "_opero_fast": FAST_TYPES,
             "_opero_id": id,
             "_opero_token": pipeline.cache.token_get,
         }
+        namespace |= {f"_opero_{kind.__name__}": kind for kind in FAST_TYPES}
+    if pipeline.rate_limit is not None:
+        namespace["_opero_limiter"] = pipeline.rate_limit.limiter
     wrapper = _made(_source(pipeline, parameters), parameters, namespace)
     wrapper.__code__ = wrapper.__code__.replace(co_name=info.name, co_qualname=info.qualname)
     wrapper.__name__, wrapper.__qualname__, wrapper.__module__ = (
@@ -171,6 +183,7 @@ def _source(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> str:
     blanks = {
         "define": "async def" if asynchronous else "def",
         "wait": "await " if asynchronous else "",
+        "line": "queues" if asynchronous else "tickets",
         "parameters": _declaration(parameters),
         "args": _packed(parameters),
         "kwargs": _keywords(parameters),
@@ -180,7 +193,9 @@ def _source(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> str:
         return _GENERATOR.format(**blanks)
     if info.kind == "async_generator":
         return _ASYNC_GENERATOR.format(**blanks)
-    body = _FIRST_CALL if pipeline.express else _STAGES_ONLY
+    body = _STAGES_ONLY
+    if pipeline.express:
+        body = _FIRST_CALL if pipeline.rate_limit is None else _SLOT + _FIRST_CALL
     keyed = pipeline.cache.express_parameters if pipeline.cache is not None else None
     if keyed:
         body = _HIT
@@ -199,8 +214,7 @@ def _declaration(parameters: list[inspect.Parameter]) -> str:
             and kinds.index(p.KEYWORD_ONLY) == n
         ):
             parts.append("*")
-        star = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
-        parts.append(f"{star}{p.name}" + ("" if p.default is p.empty else f"=_opero_default_{n}"))
+        parts.append(stars(p) + p.name + ("" if p.default is p.empty else f"=_opero_default_{n}"))
         if p.kind is p.POSITIONAL_ONLY and kinds[n + 1 : n + 2] != [p.POSITIONAL_ONLY]:
             parts.append("/")
     return ", ".join(parts)
@@ -228,10 +242,18 @@ def _forwarded(parameters: list[inspect.Parameter]) -> str:
     return ", ".join([*([names] if names else []), *items])
 
 
+_BY_FREQUENCY = (str, int, *sorted(FAST_TYPES - {str, int}, key=lambda kind: kind.__name__))
+
+
 def _key(names: tuple[str, ...], *, of_instance: bool) -> dict[str, str]:
     """Write the key of a hit and the test that it may be used; its shape is `core.keying`'s."""
-    tests = [f"_opero_type({name}) in _opero_fast" for name in names]
-    parts = [f"_opero_type({name}), {name}" for name in names]
+    tests, parts = [], []
+    for n, name in enumerate(names):
+        # Compared one by one: a metaclass may make its classes unhashable, and `in` a set fail.
+        kinds = [f"_opero_type_{n} is _opero_{kind.__name__}" for kind in _BY_FREQUENCY]
+        kinds[0] = f"(_opero_type_{n} := _opero_type({name})) is _opero_{_BY_FREQUENCY[0].__name__}"
+        tests.append(f"({' or '.join(kinds)})")
+        parts.append(f"_opero_type_{n}, {name}")
     if of_instance:
         tests[0] = f"(_opero_instance := _opero_token(_opero_id({names[0]}))) is not None"
         parts[0] = "_opero_instance"

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from opero.utils.lazy import lazy_exports
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ensure_async", "is_async_function", "run_async"]
 
+__getattr__: Callable[[str], Any]
+__dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {

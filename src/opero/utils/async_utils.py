@@ -49,8 +49,8 @@ def ensure_async(fn: Callable[P, R | Awaitable[R]]) -> Callable[P, Coroutine[Any
     async def run(*args: P.args, **kwargs: P.kwargs) -> R:
         import asyncio
 
-        result = await asyncio.to_thread(fn, *args, **kwargs)
-        return await result if inspect.isawaitable(result) else cast("R", result)
+        result: Any = await asyncio.to_thread(fn, *args, **kwargs)
+        return cast("R", await result if inspect.isawaitable(result) else result)
 
     return run
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Final
 
 __all__ = ["Switch", "switch"]
 
@@ -27,7 +28,7 @@ class Switch:
     __slots__ = ("_holders", "_lock", "on")
 
     def __init__(self) -> None:
-        self.on = False
+        self.on: bool = False
         self._holders = 0
         self._lock = threading.Lock()
 
@@ -47,4 +48,4 @@ class Switch:
         return f"<Switch {'on' if self.on else 'off'}, {self._holders} holders>"
 
 
-switch = Switch()
+switch: Final = Switch()

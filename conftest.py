@@ -1,0 +1,40 @@
+# this_file: conftest.py
+"""README and docs are executed: their Python blocks run, and a block marked `output` is what the one before has printed."""
+
+from __future__ import annotations
+
+import io
+import re
+from contextlib import redirect_stdout
+
+from sybil import Example, Sybil
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.markdown import CodeBlockParser
+
+_run = PythonEvaluator()
+
+
+def run_python(example: Example) -> None:
+    """Run a block in the document's namespace and keep what it prints."""
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        _run(example)
+    example.namespace["__printed__"] = printed.getvalue()
+
+
+def compare_output(example: Example) -> None:
+    """Compare with what the block before has printed; times and drawn pauses may differ."""
+
+    def without_times(text: str) -> str:
+        return re.sub(r"\d+\.\d+", "#", text).strip()
+
+    assert without_times(example.namespace["__printed__"]) == without_times(str(example.parsed))
+
+
+pytest_collect_file = Sybil(
+    parsers=[
+        CodeBlockParser(language="python", evaluator=run_python),
+        CodeBlockParser(language="output", evaluator=compare_output),
+    ],
+    patterns=["README.md", "docs/*.md"],
+).pytest()

@@ -1,0 +1,23 @@
+# this_file: src/opero/core/breaker/__init__.py
+"""The circuit breaker: stops calling a service that keeps failing.
+
+What it decides is pure: time and randomness are handed in.
+
+    rules     the options, and what follows from them
+    tally     what is counted while it is closed
+    machine   the states and what leads from one to the other
+
+What users and stages hold is in the rest.
+
+    permit    leave to make a call, and the way to tell how it ended
+    news      who hears of the changes
+    shared    `CircuitBreaker`: the machine with a lock, a clock and listeners
+"""
+
+from __future__ import annotations
+
+from opero.core.breaker.machine import CircuitState, CircuitStats
+from opero.core.breaker.permit import FREE, Permit
+from opero.core.breaker.shared import CircuitBreaker
+
+__all__ = ["FREE", "CircuitBreaker", "CircuitState", "CircuitStats", "Permit"]

@@ -1,0 +1,206 @@
+# this_file: tests/core/test_function.py
+"""What opero finds out about a callable before it wraps it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import random
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from opero import opero
+from opero.core.function import describe_function, stars, unwrap_partial
+from opero.errors import OperoUsageError
+
+
+def plain(x: int, /, y: int = 2, *rest: int, z: int, **more: int) -> int:
+    return x
+
+
+async def coroutine(x: int) -> int:
+    return x
+
+
+def generator(x: int) -> Iterator[int]:
+    yield x
+
+
+async def async_generator(x: int) -> AsyncIterator[int]:
+    yield x
+
+
+class Plain:
+    """Called like a function."""
+
+    def __call__(self, x: int) -> int:
+        return x
+
+    def method(self, x: int) -> int:
+        return x
+
+    async def amethod(self, x: int) -> int:
+        return x
+
+
+class Coroutine:
+    async def __call__(self, x: int) -> int:
+        return x
+
+
+class Generator:
+    def __call__(self, x: int) -> Iterator[int]:
+        yield x
+
+
+class AsyncGenerator:
+    async def __call__(self, x: int) -> AsyncIterator[int]:
+        yield x
+
+
+@pytest.mark.parametrize(
+    ("fn", "kind"),
+    [
+        (plain, "sync"),
+        (coroutine, "async"),
+        (generator, "generator"),
+        (async_generator, "async_generator"),
+        (functools.partial(plain, 1), "sync"),
+        (functools.partial(functools.partial(coroutine), 1), "async"),
+        (functools.partial(generator), "generator"),
+        (functools.partial(async_generator), "async_generator"),
+        (Plain(), "sync"),
+        (Coroutine(), "async"),
+        (Generator(), "generator"),
+        (AsyncGenerator(), "async_generator"),
+        (functools.partial(Coroutine(), 1), "async"),
+        (Plain, "sync"),
+        (Coroutine, "sync"),
+        (Plain().method, "sync"),
+        (Plain().amethod, "async"),
+        (len, "sync"),
+        (dict, "sync"),
+        ({}.get, "sync"),
+        (lambda: 1, "sync"),
+        (lambda: (yield), "generator"),
+        (functools.lru_cache(plain), "sync"),
+        (opero(cache=False)(coroutine), "async"),
+    ],
+)
+def test_the_kind_tells_how_it_is_called(fn: Callable[..., Any], kind: str) -> None:
+    assert describe_function(fn).kind == kind
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="functions cannot be marked before 3.12")
+def test_a_function_marked_as_coroutine_function_is_one() -> None:
+    marked = inspect.markcoroutinefunction(lambda: asyncio.sleep(0, "slept"))
+    assert describe_function(marked).kind == "async"
+    assert asyncio.run(opero(cache=False)(marked)()) == "slept"
+
+
+@pytest.mark.parametrize("wrong", [5, "fetch", None, [plain], object()])
+def test_what_cannot_be_called_is_refused(wrong: Any) -> None:
+    with pytest.raises(OperoUsageError, match="only decorate something callable, not"):
+        describe_function(wrong)
+
+
+@pytest.mark.parametrize(
+    ("fn", "name", "qualname", "module"),
+    [
+        (plain, "plain", "plain", __name__),
+        (functools.partial(plain), "plain", "plain", __name__),
+        (Plain().method, "method", "Plain.method", __name__),
+        (Plain, "Plain", "Plain", __name__),
+        (Plain(), "Plain", "Plain", __name__),
+        (len, "len", "len", "builtins"),
+        ({}.get, "get", "dict.get", "builtin_function_or_method"),
+    ],
+)
+def test_it_goes_by_its_own_name(fn: Any, name: str, qualname: str, module: str) -> None:
+    info = describe_function(fn)
+    assert (info.name, info.qualname) == (name, qualname)
+    assert info.module in (module, "builtins")
+
+
+def test_the_declared_signature_is_that_of_the_innermost_function() -> None:
+    @functools.wraps(plain)
+    def wrapped(*args: Any, **kwargs: Any) -> Any: ...
+
+    info = describe_function(wrapped)
+    assert info.declared == inspect.signature(plain)
+    assert list(info.calling.parameters) == ["args", "kwargs"]
+    assert info.parameters == ("x", "y", "rest", "z", "more")
+
+
+def test_a_signature_that_a_function_claims_is_declared_and_its_code_is_called() -> None:
+    def honest(client: object, x: int, *, y: int = 3) -> None: ...
+
+    honest.__signature__ = inspect.signature(lambda x: ...)  # type: ignore[attr-defined]
+    info = describe_function(honest)
+    assert str(info.declared) == "(x)"
+    assert list(info.calling.parameters) == ["client", "x", "y"]
+    assert info.calling.parameters["y"].default == 3
+
+
+@pytest.mark.parametrize("fn", [{}.pop, dict.fromkeys, print, random.random, max, type, iter])
+def test_a_builtin_that_tells_nothing_takes_anything(fn: Callable[..., Any]) -> None:
+    assert describe_function(fn).calling is not None
+
+
+def test_a_parameter_that_cannot_be_written_down_makes_the_wrapper_take_anything() -> None:
+    def fetch(_opero_run: int) -> int:
+        return _opero_run
+
+    info = describe_function(fetch)
+    assert list(info.calling.parameters) == ["args", "kwargs"]
+    assert list(info.declared.parameters) == ["_opero_run"]
+
+
+def in_a_function() -> type:
+    class Inside:
+        def method(self) -> None: ...
+
+    return Inside
+
+
+def test_a_function_from_a_class_body_is_known_as_such() -> None:
+    def nested() -> None: ...
+
+    def named() -> None: ...
+
+    named.__qualname__ = "module_level"
+    class_of = in_a_function()
+    assert describe_function(Plain.method).in_class
+    assert describe_function(class_of.method).in_class  # type: ignore[attr-defined]
+    assert not describe_function(nested).in_class
+    assert not describe_function(named).in_class
+    assert not describe_function(plain).in_class
+    assert not describe_function(Plain().method).in_class
+    assert not describe_function(functools.partial(Plain.method)).in_class
+
+
+def test_stars_are_those_of_a_def() -> None:
+    shown = [stars(p) for p in inspect.signature(plain).parameters.values()]
+    assert shown == ["", "", "*", "", "**"]
+
+
+def test_partials_are_looked_through_to_the_last() -> None:
+    assert unwrap_partial(functools.partial(functools.partial(plain, 1), y=2)) is plain
+    assert unwrap_partial(plain) is plain
+
+
+def test_a_mock_can_be_decorated() -> None:
+    fake = mock.Mock(return_value=5)
+    assert opero(cache=False)(fake)(1, x=2) == 5
+    fake.assert_called_once_with(1, x=2)
+
+
+def test_an_async_mock_can_be_decorated() -> None:
+    fake = mock.AsyncMock(side_effect=[OSError, 5])
+    assert asyncio.run(opero(cache=False, min_delay=0)(fake)(1)) == 5
+    assert fake.await_count == 2

@@ -1,0 +1,276 @@
+# this_file: tests/core/test_options.py
+"""Every option: what it refuses when a function is decorated, and how a mistyped name is met."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import inspect
+import math
+from typing import Any
+
+import pytest
+import tenacity
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opero import RateLimiter, opero
+from opero.core.options import Options
+from opero.errors import OperoUsageError
+
+NAMES = Options.names()
+
+
+class Store:
+    """Has a store's verbs."""
+
+    get = set = delete = clear = lambda *given: None
+
+
+class HalfStore:
+    get = set = lambda *given: None
+
+
+async def later(*given: object) -> bool:
+    return True
+
+
+def yes(*given: object) -> bool:
+    return True
+
+
+async def called_later(self: object, *given: object) -> bool:
+    return True
+
+
+CallableLater = type("CallableLater", (), {"__call__": called_later})
+
+WRONG: dict[str, list[Any]] = {
+    "cache": [None, 1, "yes", "memory"],
+    "cache_ttl": [0, -1, "", "60", "1 fortnight", True, math.inf, [60]],
+    "cache_backend": ["", "momory", None, 5, HalfStore()],
+    "cache_key": ["x", 5, ("x",), later],
+    "cache_namespace": ["", None, 5, b"x"],
+    "cache_maxsize": [0, -1, 1.0, "10", True, None],
+    "cache_max_bytes": [0, -1, 1.5, "64", "big", True, None],
+    "cache_if": [True, "x", later],
+    "cache_copy": [None, 1, "deep"],
+    "cache_ignore": ["client", b"client", 5, None, [1], {"client": 1}],
+    "cache_version": [1.5, True, ("1",)],
+    "retries": [-1, 1.0, "3", True, None],
+    "backoff_factor": [0.5, 0, -1, math.inf, math.nan, "2", True, None],
+    "min_delay": [-1, "soon", None, True, math.nan, "100"],
+    "max_delay": [-1, "soon", None, True, math.nan, "100"],
+    "jitter": [None, 0, 0.5, "full"],
+    "retry_on": [None, 5, "ValueError", (), [ValueError], ValueError(), (ValueError, 5), int]
+    + [(ValueError(),), (int,), later, tenacity.retry_if_exception_type, CallableLater()],
+    "retry_if_result": [True, "x", 5, later],
+    "wait": [5, "1s", tenacity.wait_fixed, later],
+    "stop": [5, "1s", tenacity.stop_after_attempt, later],
+    "arg_fallback": ["", 5, ("model",), b"model"],
+    "fallback_on": [None, 5, (), [ValueError], ValueError(), later],
+    "rate_limit": [0, -1, "100", "fast", True, [5], math.inf],
+    "secret": ["api_key", 5, None, [1]],
+    "on_event": [5, "print", [5], [print, None], later],
+}
+
+RIGHT: dict[str, list[Any]] = {
+    "cache": [True, False],
+    "cache_ttl": [1, 0.5, "15m", datetime.timedelta(hours=1), None],
+    "cache_backend": ["memory", Store()],
+    "cache_key": [None, yes],
+    "cache_namespace": ["geo"],
+    "cache_maxsize": [1, 10**9],
+    "cache_max_bytes": [1, "64MB", "1GiB"],
+    "cache_if": [None, yes],
+    "cache_copy": [True, False],
+    "cache_ignore": [(), ["x"], {"x"}, frozenset({"x"})],
+    "cache_version": [None, 2, "2"],
+    "retries": [0, 1, 10**6],
+    "backoff_factor": [1, 1.0, 2],
+    "min_delay": [0, 0.0, "10ms", datetime.timedelta(milliseconds=5)],
+    "max_delay": [1, "1m"],
+    "jitter": [True, False],
+    "retry_on": [OSError, (OSError, ValueError), yes, KeyboardInterrupt, BaseException]
+    + [tenacity.retry_if_exception_type(OSError)],
+    "retry_if_result": [None, yes],
+    "wait": [None, tenacity.wait_fixed(1), tenacity.wait_fixed(1) + tenacity.wait_random(0, 1)],
+    "stop": [None, tenacity.stop_after_attempt(2), tenacity.stop_never],
+    "arg_fallback": [None, "x"],
+    "fallback_on": [OSError, (OSError,), yes],
+    "rate_limit": [None, 5, 0.5, "100/minute", RateLimiter("5/s")],
+    "secret": [(), ["x"], {"x"}],
+    "on_event": [None, print, [], [print, yes]],
+}
+
+
+def each(table: dict[str, list[Any]]) -> list[Any]:
+    return [
+        pytest.param(name, value, id=f"{name}-{n}-{type(value).__name__}")
+        for name, values in table.items()
+        for n, value in enumerate(values)
+    ]
+
+
+def test_the_tables_below_leave_no_option_out() -> None:
+    assert tuple(WRONG) == tuple(RIGHT) == NAMES
+
+
+@pytest.mark.parametrize(("name", "value"), each(WRONG))
+def test_a_wrong_value_is_refused_before_there_is_a_function(name: str, value: Any) -> None:
+    with pytest.raises(OperoUsageError) as raised:
+        opero(**{name: value})
+    message = str(raised.value)
+    assert message.startswith(f"{name}={value!r}"), "it names the option and the value"
+    assert len(message) > len(f"{name}={value!r}") + 15, "it tells the fix"
+
+
+@pytest.mark.parametrize(("name", "value"), each(RIGHT))
+def test_a_right_value_is_taken_as_it_is(name: str, value: Any) -> None:
+    @opero(**{name: value})
+    def fetch(x: int = 1) -> int:
+        return x
+
+    assert getattr(fetch.options, name) is value
+    assert fetch.options.given == {name}
+
+
+@given(
+    st.sampled_from(NAMES),
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(max_size=5),
+        st.binary(max_size=5),
+        st.lists(st.one_of(st.integers(), st.text(max_size=3)), max_size=2),
+        st.tuples(st.just(ValueError)),
+        st.just(object()),
+    ),
+)
+def test_whatever_is_refused_is_refused_by_name(name: str, value: Any) -> None:
+    try:
+        Options.of("opero", **{name: value})
+    except OperoUsageError as error:
+        assert name in str(error)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("retires", "retries"),
+        ("retry", "retry_on"),
+        ("ratelimit", "rate_limit"),
+        ("rate_limt", "rate_limit"),
+        ("cache_tll", "cache_ttl"),
+        ("ttl", None),
+        ("backoff", "backoff_factor"),
+        ("fallback", "fallback_on"),
+        ("on_events", "on_event"),
+        ("frobnicate", None),
+    ],
+)
+def test_an_unknown_option_is_met_with_the_nearest_known_one(wrong: str, meant: str | None) -> None:
+    with pytest.raises(TypeError) as raised:
+        opero(**{wrong: 1})
+    hint = f" Did you mean {meant!r}?" if meant else ""
+    assert str(raised.value) == f"opero() has no option {wrong!r}.{hint}"
+
+
+def test_pauses_that_cannot_be_are_refused() -> None:
+    with pytest.raises(OperoUsageError, match="min_delay='1m' is longer than max_delay=30"):
+        opero(min_delay="1m")
+
+
+@pytest.mark.parametrize("option", ["secret", "cache_ignore"])
+def test_a_single_name_is_met_with_the_tuple_that_was_meant(option: str) -> None:
+    with pytest.raises(OperoUsageError, match=rf"write {option}=\('client',\)"):
+        opero(**{option: "client"})
+
+
+def test_an_exception_instance_is_met_with_its_class() -> None:
+    with pytest.raises(OperoUsageError, match=r"is an instance: write the class, retry_on=OSError"):
+        opero(retry_on=OSError("x"))  # type: ignore[arg-type]
+
+
+def test_an_async_listener_among_others_is_refused() -> None:
+    with pytest.raises(OperoUsageError, match=r"^on_event=.*later.* must be a plain function"):
+        opero(on_event=[print, later])
+
+
+def test_a_strategy_class_is_met_with_its_call() -> None:
+    with pytest.raises(OperoUsageError, match=r"write wait=wait_fixed\(\.\.\.\)"):
+        opero(wait=tenacity.wait_fixed)
+
+
+@pytest.mark.parametrize("option", ["secret", "cache_ignore", "arg_fallback"])
+def test_a_name_that_is_no_parameter_is_met_with_those_that_are(option: str) -> None:
+    def fetch(model: str, prompt: str) -> None: ...
+
+    value = "modell" if option == "arg_fallback" else ("modell",)
+    with pytest.raises(
+        OperoUsageError,
+        match=rf"{option}='modell': fetch\(\) has no parameter 'modell'. "
+        "Did you mean 'model'. Its parameters: model, prompt.",
+    ):
+        opero(**{option: value})(fetch)
+
+
+@pytest.mark.parametrize("star", ["args", "kwargs"])
+def test_a_starred_parameter_holds_no_fallback_values(star: str) -> None:
+    def fetch(x: int, *args: int, **kwargs: int) -> None: ...
+
+    with pytest.raises(OperoUsageError, match="Its parameters: x"):
+        opero(arg_fallback=star)(fetch)
+
+
+@pytest.mark.parametrize("option", ["secret", "cache_ignore"])
+def test_a_function_that_takes_any_keyword_may_have_any_name_declared(option: str) -> None:
+    def fetch(**more: int) -> None: ...
+
+    assert opero(**{option: ("api",)})(fetch)
+
+
+def test_options_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Options().retries = 5  # type: ignore[misc]
+
+
+def test_equal_options_are_equal_whoever_gave_them() -> None:
+    assert Options.of("opero", retries=3) == Options()
+
+
+def test_given_tells_what_was_written_down_even_if_it_is_the_default() -> None:
+    assert Options.of("opero", retries=3, cache=True).given == {"retries", "cache"}
+
+
+def test_replace_keeps_what_was_given_and_adds_what_changes() -> None:
+    options = Options.of("opero", retries=5, min_delay=1).replace("opero", retries=7)
+    assert (options.retries, options.min_delay) == (7, 1)
+    assert options.given == {"retries", "min_delay"}
+
+
+def test_replace_checks_like_everybody_else() -> None:
+    with pytest.raises(OperoUsageError, match=r"opero\(\) has no option 'retires'"):
+        Options().replace("opero", retires=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_has_a_meaning_a_stage_and_a_check(name: str) -> None:
+    field = {f.name: f for f in dataclasses.fields(Options)}[name]
+    assert set(field.metadata) == {"stage", "check", "doc"}
+    assert field.metadata["doc"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_default_passes_its_own_check(name: str) -> None:
+    field = {f.name: f for f in dataclasses.fields(Options)}[name]
+    field.metadata["check"](name, field.default)
+
+
+def test_the_decorator_shows_the_options_as_its_parameters() -> None:
+    shown = inspect.signature(opero)
+    assert tuple(shown.parameters) == NAMES
+    assert {p.kind for p in shown.parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
+    assert shown.return_annotation is inspect.Signature.empty

@@ -1,0 +1,44 @@
+# this_file: tests/utils/test_switch.py
+"""One flag that several holders keep on."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+from opero.utils.switch import Switch
+
+
+def test_it_is_on_while_anybody_holds_it() -> None:
+    switch = Switch()
+    seen = [switch.on]
+    for change in (switch.hold, switch.hold, switch.release, switch.release):
+        change()
+        seen.append(switch.on)
+    assert seen == [False, True, True, True, False]
+
+
+def test_holders_in_many_threads_are_all_counted() -> None:
+    switch = Switch()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+
+        def work() -> None:
+            for _ in range(1000):
+                switch.hold()
+                switch.release()
+            switch.hold()
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert repr(switch) == "<Switch on, 4 holders>"
+
+
+def test_its_repr_tells_when_it_is_off() -> None:
+    assert repr(Switch()) == "<Switch off, 0 holders>"
