@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import io
 import pickle
@@ -29,6 +30,7 @@ from opero.events import (
     RetryScheduled,
     event_bus,
 )
+from opero.events import kinds
 from opero.testing import capture_events, fake_clock, flaky
 from opero.utils.switch import switch
 
@@ -36,9 +38,13 @@ HIT = CacheHit(function="f")
 MISS = CacheMiss(function="f")
 KINDS = [
     kind
-    for kind in vars(events).values()
+    for kind in vars(kinds).values()
     if inspect.isclass(kind) and issubclass(kind, Event) and kind is not Event
 ]
+
+
+def names(kind: type[Event]) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
 
 
 @pytest.fixture
@@ -215,13 +221,13 @@ def test_a_subscription_tells_what_it_is_for(bus: EventBus) -> None:
 def test_every_event_is_public_and_documented(kind: type[Event]) -> None:
     assert kind.__name__ in events.__all__
     assert kind.__doc__
-    own = set(kind.fields) - set(Event.fields)
+    own = set(names(kind)) - set(names(Event))
     assert all(name in (kind.__doc__ or "") for name in own)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_event_can_be_copied_pickled_and_shown(kind: type[Event]) -> None:
-    event = kind(**dict.fromkeys(kind.fields, 1))
+    event = kind(**dict.fromkeys(names(kind), 1))
     assert pickle.loads(pickle.dumps(event)) == copy.deepcopy(event) == event
     assert repr(event).startswith(f"{kind.__name__}(function=1, at=1")
     assert hash(event) == hash(copy.copy(event))
@@ -233,7 +239,7 @@ def test_an_event_knows_when_it_happened() -> None:
 
 
 def test_an_event_is_frozen() -> None:
-    with pytest.raises(AttributeError, match="frozen"):
+    with pytest.raises(dataclasses.FrozenInstanceError):
         HIT.function = "g"  # type: ignore[misc]
 
 
@@ -250,8 +256,8 @@ def test_a_call_tells_its_story() -> None:
     with fake_clock(), capture_events() as told:
         ask(["big", "small"])
         ask(["big", "small"])
-    kinds = [type(e) for e in told if not isinstance(e, LimiterWaited)]
-    assert kinds == [
+    heard = [type(e) for e in told if not isinstance(e, LimiterWaited)]
+    assert heard == [
         CacheMiss,
         AttemptFailed,
         FallbackUsed,
@@ -260,7 +266,7 @@ def test_a_call_tells_its_story() -> None:
         CallSucceeded,
         CacheHit,
     ]
-    by_kind = {type(e): e.as_dict() for e in told}
+    by_kind = {type(e): dataclasses.asdict(e) for e in told}
     assert by_kind[FallbackUsed]["value"] == "model='small'"
     assert by_kind[FallbackUsed]["index"] == 1
     assert by_kind[RetryScheduled]["attempt"] == 2

@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from opero.core import ambient
@@ -556,16 +557,20 @@ def test_refused_results_reach_followers():
 
 def test_a_leader_that_landed_between_look_and_join_is_not_repeated(monkeypatch):
     f = Cached(fn := counted(lambda: "r"))
-    join, nested = f.cache._flights.join, []
+    flights = f.cache._flights
+    claim, first = flights.claim, [True]
 
-    def slow_join(key, **options):
-        if not nested:
-            nested.append(1)
-            assert threads(f) == ["r"]  # another caller does it all between our look and our join
-        return join(key, **options)
+    def late(key, flight):
+        if first.pop():
+            assert threads(f) == ["r"]  # another caller does it all between our look and our claim
+            monkeypatch.undo()
+        return claim(key, flight)
 
-    monkeypatch.setattr(f.cache._flights, "join", slow_join)
-    assert f() == "r"
+    monkeypatch.setattr(flights, "claim", late)
+    run = f.cache.wrap_sync(lambda call: fn())
+    call = Call((), {})
+    assert run(call) == "r"
+    assert call.source == "hit"
     assert fn.calls == 1
 
 
@@ -759,6 +764,25 @@ async def test_a_failure_reaches_all_tasks():
     assert [type(e) for e in errors] == [ZeroDivisionError] * 3
     assert len({id(e) for e in errors}) == len({id(e.__traceback__) for e in errors}) == 3
     assert gate.calls == 1
+
+
+@pytest.mark.asyncio
+async def test_what_the_leaders_caller_does_to_the_error_reaches_no_follower():
+    gate = Gate(lambda: 1 / 0)
+    f = gate.cached()
+
+    async def annotating():
+        try:
+            await f()
+        except ZeroDivisionError as error:
+            error.add_note("mine")
+            raise
+
+    callers = [asyncio.create_task(annotating()) for _ in range(3)]
+    await turns(lambda: f.waiting == 2)
+    gate.open.set()
+    errors = await asyncio.gather(*callers, return_exceptions=True)
+    assert [error.__notes__ for error in errors] == [["mine"]] * 3
 
 
 @pytest.mark.asyncio
@@ -1309,6 +1333,15 @@ def test_a_users_store_holds_text_keys_and_isolated_values():
     assert f.handle.info().backend == "DictStore"
     assert f.cache.express_parameters == ()
     assert f.cache.express_get("anything") is None
+
+
+def test_a_users_store_gets_the_values_themselves():
+    store = DictStore()
+    f = Cached(lambda: pd.DataFrame({"n": [1]}), cache_backend=store, cache_key=lambda: 1)
+    f()
+    ((value, _),) = store.data.values()
+    assert isinstance(value, pd.DataFrame)
+    assert value is not f()
 
 
 def test_none_is_a_hit_in_a_users_store():

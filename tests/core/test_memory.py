@@ -130,13 +130,14 @@ def test_an_expired_entry_gets_no_second_chance(clock):
 
 
 def test_an_expiry_that_was_replaced_removes_nothing(clock):
-    store = MemoryStore(maxsize=2)
+    store = MemoryStore(maxsize=3)
+    fill(store, "z", expires=clock.now + 200)
     fill(store, "a", expires=clock.now + 1)
     fill(store, "a", expires=clock.now + 100)
-    fill(store, "b", expires=clock.now + 100)
+    fill(store, "b", expires=clock.now + 200)
     clock.now += 2
-    fill(store, "c", expires=clock.now + 100)
-    assert list(store.entries) == ["b", "c"]
+    fill(store, "c", expires=clock.now + 200)
+    assert list(store.entries) == ["a", "b", "c"]
 
 
 def test_what_left_the_store_does_not_pile_up_in_the_heap():

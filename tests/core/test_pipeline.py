@@ -164,3 +164,15 @@ def test_a_listener_that_comes_and_goes_changes_no_count(face: Any) -> None:
             face.run(fetch)
         assert len(events) == 1
     assert fetch.stats.calls == 4
+
+
+def test_a_function_without_cache_has_a_cache_handle_that_says_so() -> None:
+    @opero(cache=False)
+    def double(x: int) -> int:
+        return 2 * x
+
+    assert double.cache.clear() == 0
+    assert not double.cache.invalidate(1)
+    assert double.cache.refresh(2) == 4
+    assert double.cache.info().backend == "off"
+    assert repr(double.cache) == "<cache off>"

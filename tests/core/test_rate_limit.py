@@ -61,7 +61,7 @@ def test_a_call_that_waits_tells_for_how_long(kind):
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_an_unheard_wait_builds_no_event(kind, monkeypatch):
-    monkeypatch.setattr("opero.core.rate_limit.LimiterWaited", None)
+    monkeypatch.setattr("opero.events.LimiterWaited", None)
     stage, stats = stage_with(RateLimiter("1/minute", burst=0))
     with fake_clock():
         for _ in range(2):

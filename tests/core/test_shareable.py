@@ -237,7 +237,7 @@ limiter._line.enter(Ticket())
 limiter.queues["a loop of the parent"] = None
 if not os.fork():
     signal.alarm(10)
-    os._exit(0 if [limiter.try_acquire(), limiter.acquire()] == [True, 0.0] else 1)
+    os._exit(0 if (limiter.try_acquire(), limiter.acquire(), limiter.share()) == (True, 0, True) else 1)
 print(os.waitstatus_to_exitcode(os.wait()[1]))
 """
     )

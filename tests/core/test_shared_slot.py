@@ -261,13 +261,35 @@ def test_a_limit_goes_on_after_a_reboot(boot, path, rule, uptime_before, asleep,
     assert max(0, left - 10 * SECOND) <= wait <= left
 
 
-def test_a_wall_clock_set_back_before_the_reboot_costs_no_more_than_a_period(boot, path):
+def test_a_wall_clock_set_back_before_the_reboot_counts_as_no_time(boot, path):
+    now = time.monotonic_ns()
+    slot = fresh(path, starts=[now - age * HOUR // 60 for age in (40, 20, 0)])
+    forget(slot)
+    reboot(boot, path, uptime_before=10**17, asleep=-8 * HOUR)
+    assert HOUR // 3 - 10 * SECOND <= fresh(path).look() <= HOUR // 3
+
+
+@pytest.mark.parametrize("place", [MONOTONIC, WALL])
+@pytest.mark.parametrize("word", [-(1 << 63), -1, (1 << 63) - 1])
+def test_no_damage_to_the_clock_readings_costs_more_than_a_period(boot, path, place, word):
     slot = fresh(path)
     while not slot.take():
         pass
     forget(slot)
-    reboot(boot, path, uptime_before=10**17, asleep=-8 * HOUR)
-    assert HOUR - 10 * SECOND <= fresh(path).look() <= HOUR
+    with header(path) as words:
+        words[place] = word
+    assert fresh(path).look() <= HOUR
+
+
+def test_a_monotonic_clock_that_went_back_within_one_boot_costs_no_more_than_a_period(
+    path, tmp_path
+):
+    slot = fresh(path)
+    while not slot.take():
+        pass
+    forget(slot)
+    reboot(tmp_path / "none", path, uptime_before=10**17, asleep=0)
+    assert fresh(path).look() <= HOUR
 
 
 def test_the_wall_clock_changes_nothing_within_one_boot(path, tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from time import monotonic
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from opero import events
 from opero.core import ambient
 from opero.core.cache_context import context_stores
 from opero.core.cache_handle import CacheHandle, CacheInfo, RefreshCall, format_bytes
@@ -44,12 +45,12 @@ from opero.core.shelf import Shelf, make_shelf
 from opero.core.units import format_seconds, parse_seconds, parse_size
 from opero.core.weight import weigh
 from opero.errors import OperoWarning, UnkeyableError
-from opero.events import CacheHit, CacheMiss, CacheSkipped
 from opero.utils.switch import switch
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
     from opero.core.function import FunctionInfo
+    from opero.core.memory import EntryStore
     from opero.core.options import Options
     from opero.core.stage import Emitter
     from opero.core.stats import Stats
@@ -236,13 +237,13 @@ class Cache:
         call.source = "hit"
         self._count_hit()
         if self._emitter.active:
-            self._emitter.emit(CacheHit(function=self._emitter.function))
+            self._emitter.emit(events.CacheHit(function=self._emitter.function))
         return entry.open()
 
     def _missed(self) -> None:
         """Tell listeners of a miss."""
         if self._emitter.active:
-            self._emitter.emit(CacheMiss(function=self._emitter.function))
+            self._emitter.emit(events.CacheMiss(function=self._emitter.function))
 
     def _keep(self, call: Call, flight: Flight, value: Any, began: float) -> Entry | None:
         """Store a result if it may be stored; whatever happens here, the caller gets it."""
@@ -326,7 +327,7 @@ class Cache:
             return
         if once:
             self._told.add(reason)
-        self._emitter.emit(CacheSkipped(function=self._emitter.function, reason=reason))
+        self._emitter.emit(events.CacheSkipped(function=self._emitter.function, reason=reason))
 
     # --- management -------------------------------------------------------------------------------
 

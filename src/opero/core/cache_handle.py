@@ -66,7 +66,7 @@ class CacheHandle:
     (`client.fetch.cache.invalidate(1)`).
 
     Args:
-        cache: The stage.
+        cache: The stage; None for a function that is not cached, which has nothing to remove or to look up.
         run: Runs a call through the whole pipeline; gives a coroutine if the function is
             asynchronous.
 
@@ -85,13 +85,13 @@ class CacheHandle:
 
     __slots__ = ("_cache", "_run")
 
-    def __init__(self, cache: Cache, run: Callable[[Call], Any]) -> None:
+    def __init__(self, cache: Cache | None, run: Callable[[Call], Any]) -> None:
         self._cache = cache
         self._run = run
 
     def clear(self) -> int:
         """Remove all results of the function and return how many there were."""
-        return self._cache.clear()
+        return 0 if self._cache is None else self._cache.clear()
 
     def invalidate(self, /, *args: Any, **kwargs: Any) -> bool:
         """Remove the result of one call and tell whether there was one.
@@ -103,7 +103,7 @@ class CacheHandle:
             TypeError: The arguments do not fit the function.
             UnkeyableError: The cache was asked for, and an argument has no content.
         """
-        return self._cache.invalidate(Call(args, kwargs))
+        return self._cache is not None and self._cache.invalidate(Call(args, kwargs))
 
     def refresh(self, /, *args: Any, **kwargs: Any) -> Any:
         """Compute one result anew, store and return it; awaitable if the function is asynchronous.
@@ -113,11 +113,18 @@ class CacheHandle:
         return self._run(RefreshCall(args, kwargs))
 
     def info(self) -> CacheInfo:
-        """Return counters and bounds."""
-        return self._cache.info()
+        """Return counters and bounds; those of a backend named "off" for a function that is not cached."""
+        return _OFF if self._cache is None else self._cache.info()
 
     def __repr__(self) -> str:
+        if self._cache is None:
+            return "<cache off>"
         return repr(self._cache.info()).replace("CacheInfo", f"cache of {self._cache.function}:", 1)
+
+
+_OFF = CacheInfo(
+    hits=0, misses=0, size=0, bytes=0, maxsize=0, max_bytes=0, ttl=None, backend="off", namespace=""
+)
 
 
 def format_bytes(size: int) -> str:

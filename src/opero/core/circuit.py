@@ -7,6 +7,7 @@ nobody queues for a slot only to be refused.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,6 @@ from opero.core.breaker import FREE, CircuitBreaker, CircuitState, CircuitStats
 from opero.core.keys import Unkeyable, fast_part
 from opero.errors import CircuitOpenError
 from opero.events import Handler, deliver
-from opero.utils.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -64,7 +64,8 @@ def part_key(value: object, index: int) -> Hashable:
 # --- stage --------------------------------------------------------------------------------------
 
 
-class _Ear(Record):
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Ear:
     """One function's listener at a breaker: it hears of the circuit under its function's name.
 
     Ears of the same listener and function are equal, so that `with_options` does not double it.
@@ -74,8 +75,7 @@ class _Ear(Record):
     listener: Handler
 
     def __call__(self, event: CircuitChanged) -> None:
-        told: dict[str, Any] = {**event.as_dict(), "function": self.function}
-        deliver(self.listener, type(event)(**told))
+        deliver(self.listener, dataclasses.replace(event, function=self.function))
 
 
 class Circuit:

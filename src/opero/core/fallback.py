@@ -6,10 +6,10 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from opero import events
 from opero.core.failures import is_final, matches
 from opero.core.secrets import looks_secret, show_value
 from opero.errors import OperoUsageError
-from opero.events import FallbackUsed
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
@@ -130,7 +130,7 @@ class ArgFallback:
             self._stats.add(fallbacks=1)
             if self._emitter.active:
                 shown = show_value(self.slot.name, index, value, secret=self.secret)
-                self._emitter.emit(FallbackUsed(function=self._emitter.function, value=shown, index=index))
+                self._emitter.emit(events.FallbackUsed(function=self._emitter.function, value=shown, index=index))
 
     def moves_on(self, call: Call, error: Exception) -> bool:
         """Tell whether the next value is tried after this error."""

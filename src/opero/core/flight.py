@@ -13,7 +13,7 @@ comes.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from contextvars import ContextVar, Token
 from enum import Enum
 from threading import Lock, RLock, get_ident
@@ -227,7 +227,7 @@ class Flights:
 
     def __init__(self) -> None:
         self._open: dict[Hashable, Flight] = {}
-        self.claim = self._open.setdefault
+        self.claim: Callable[[Hashable, Flight], Flight] = self._open.setdefault
         # Reentrant, because the garbage collector may end an abandoned coroutine, and its flight,
         # at any allocation.
         self._lock = RLock()

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from opero import events
 from opero.core import ambient
 from opero.core.call import Rejected
 from opero.core.failures import asks, raise_again
-from opero.events import AttemptFailed
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
@@ -66,7 +66,7 @@ class Invoke:
         self._stats.add(failures=1)
         if self._emitter.active:
             self._emitter.emit(
-                AttemptFailed(
+                events.AttemptFailed(
                     function=self._emitter.function,
                     attempt=call.attempts,
                     value=call.label,

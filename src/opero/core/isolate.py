@@ -240,7 +240,7 @@ def _plan_other(value: Any, seen: set[int]) -> Thaw | None:
     _refuse_single_use(value)
     kind = type(value)
     if kind.__module__ == "numpy" and kind.__qualname__ == "ndarray" and not value.dtype.hasobject:
-        if id(value) in seen or value.base is not None:
+        if id(value) in seen:
             raise _NotPlain
         seen.add(id(value))
         return _copy_array

@@ -4,6 +4,7 @@
 In memory, entries belong to the function object, and a key is one of:
 
     (str, "a", int, 3)        types and values in declared order, if all types are in `FAST_TYPES`
+    (list, ((int,), (1,)))    floats and short plain sequences likewise
     b"…20 bytes…"             digest of ((name, value), …)
     (7, str, "a")             a method: the token of the instance, then as above
     (7, b"…20 bytes…")

@@ -268,7 +268,7 @@ class MemoryStore:
                 continue
             key = next(iter(entries))
             entry = entries[key]
-            if entry.visited and entry.expires > now:
+            if entry.visited:
                 entry.visited = False
                 entries.move_to_end(key)
                 if entry.expires != math.inf:

@@ -60,7 +60,7 @@ class Resilient(_Attributes, Protocol[P, R_co]):
         """Call the function and return a receipt."""
         ...
 
-    # As in the interpreter: a class method gets the class, a method its instance, a static one none.
+    # As the interpreter does it: class methods get the class, methods the instance, others nothing.
     @overload
     def __get__(
         self: _Takes[type[T], Q, R], instance: T | None, owner: type[T], /
@@ -84,7 +84,7 @@ class AsyncResilient(_Attributes, Protocol[P, R_co]):
         """Call the function and return a receipt."""
         ...
 
-    # As in the interpreter: a class method gets the class, a method its instance, a static one none.
+    # As the interpreter does it: class methods get the class, methods the instance, others nothing.
     @overload
     def __get__(
         self: _Takes[type[T], Q, Coroutine[Any, Any, R]], instance: T | None, owner: type[T], /

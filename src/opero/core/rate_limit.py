@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from opero import events
 from opero.core.limiter import RateLimiter, Reservation, limiter_of, publish_all
-from opero.events import LimiterWaited
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
@@ -61,7 +61,7 @@ class RateLimit:
         self._stats.add(waited=seconds)
         emitter = self._emitter
         if emitter.active:
-            emitter.emit(LimiterWaited(function=emitter.function, seconds=seconds))
+            emitter.emit(events.LimiterWaited(function=emitter.function, seconds=seconds))
 
     def describe(self) -> str:
         """Tell the rate, the spacing and who shares it."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from opero import events
 from opero.core import ambient
 from opero.core.call import Rejected
 from opero.core.failures import attach, is_final, story
-from opero.events import CallGaveUp, CallSucceeded
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
@@ -69,14 +69,14 @@ class Report:
         if self._emitter.active:
             function = self._emitter.function
             self._emitter.emit(
-                CallGaveUp(function=function, attempts=call.attempts, calls=call.calls, error=error)
+                events.CallGaveUp(function=function, attempts=call.attempts, calls=call.calls, error=error)
             )
 
     def succeeded(self, call: Call) -> None:
         """Tell listeners of a value that was computed."""
         if self._emitter.active:
             function = self._emitter.function
-            self._emitter.emit(CallSucceeded(function=function, attempts=call.attempts, calls=call.calls))
+            self._emitter.emit(events.CallSucceeded(function=function, attempts=call.attempts, calls=call.calls))
 
     # --- adapters ----------------------------------------------------------------------------------------------------
 

@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from opero import events
 from opero.core import ambient
 from opero.core.call import Rejected
 from opero.core.failures import asks, is_final, matches
 from opero.core.units import parse_seconds
 from opero.errors import OperoWarning
-from opero.events import RetryScheduled
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
@@ -304,7 +304,7 @@ class Retry:
         call.walk = None
         self._stats.add(retries=1)
         if self._emitter.active:
-            self._emitter.emit(RetryScheduled(function=self._emitter.function, attempt=state.attempt, delay=delay))
+            self._emitter.emit(events.RetryScheduled(function=self._emitter.function, attempt=state.attempt, delay=delay))
         return delay
 
     def slept(self, call: Call, seconds: float) -> None:

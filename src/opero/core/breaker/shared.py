@@ -371,7 +371,7 @@ class CircuitBreaker:
         if len(self._parts) < _MOST_PARTS:
             return
         for key, part in list(self._parts.items()):
-            if part.standing is not None and part.standing.silent:
+            if part.standing is not None and part.standing.steady:
                 del self._parts[key]
         if len(self._parts) >= _MOST_PARTS:
             del self._parts[next(iter(self._parts))]

@@ -1,0 +1,67 @@
+# this_file: src/opero/events/__init__.py
+"""What happens inside a call, as typed events, and the bus that carries them.
+
+Nothing is built and nothing is sent while nobody listens. Events carry no argument values, except for the label of a fallback
+value, which is masked where the parameter looks like a secret.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from opero.events.bus import EventBus, Handler, Subscription, deliver, event_bus
+from opero.utils.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from opero.events.kinds import (
+        AttemptFailed,
+        CacheHit,
+        CacheMiss,
+        CacheSkipped,
+        CallGaveUp,
+        CallSucceeded,
+        CircuitChanged,
+        Event,
+        FallbackUsed,
+        LimiterWaited,
+        RetryScheduled,
+    )
+
+__all__ = [
+    "AttemptFailed",
+    "CacheHit",
+    "CacheMiss",
+    "CacheSkipped",
+    "CallGaveUp",
+    "CallSucceeded",
+    "CircuitChanged",
+    "Event",
+    "EventBus",
+    "FallbackUsed",
+    "Handler",
+    "LimiterWaited",
+    "RetryScheduled",
+    "Subscription",
+    "deliver",
+    "event_bus",
+]
+
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    dict.fromkeys(
+        (
+            "AttemptFailed",
+            "CacheHit",
+            "CacheMiss",
+            "CacheSkipped",
+            "CallGaveUp",
+            "CallSucceeded",
+            "CircuitChanged",
+            "Event",
+            "FallbackUsed",
+            "LimiterWaited",
+            "RetryScheduled",
+        ),
+        "opero.events.kinds",
+    ),
+)

@@ -1,0 +1,158 @@
+# this_file: src/opero/events/kinds.py
+"""One class for each kind of event.
+
+They are loaded when the first event is sent, or asked for: a dataclass costs half a millisecond to define.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+__all__ = [
+    "AttemptFailed",
+    "CacheHit",
+    "CacheMiss",
+    "CacheSkipped",
+    "CallGaveUp",
+    "CallSucceeded",
+    "CircuitChanged",
+    "Event",
+    "FallbackUsed",
+    "LimiterWaited",
+    "RetryScheduled",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Base of all events.
+
+    Attributes:
+        function: Qualified name of the decorated function.
+        at: Wall-clock seconds since the epoch.
+    """
+
+    function: str
+    at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptFailed(Event):
+    """One real call of the function failed (or its result was rejected, then `error` is None).
+
+    Attributes:
+        attempt: Number of the attempt, from 1.
+        value: Label of the fallback value it was made with, None without fallback.
+        error: The function's own exception.
+    """
+
+    attempt: int
+    value: str | None
+    error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryScheduled(Event):
+    """Another attempt will be made.
+
+    Attributes:
+        attempt: Number of the attempt to come.
+        delay: Seconds of pause before it.
+    """
+
+    attempt: int
+    delay: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FallbackUsed(Event):
+    """The next value of the fallback parameter is tried.
+
+    Attributes:
+        value: Its label.
+        index: Its place in the caller's list, from 0.
+    """
+
+    value: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimiterWaited(Event):
+    """A call waited for its slot.
+
+    Attributes:
+        seconds: How long.
+    """
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheHit(Event):
+    """A stored result was served."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheMiss(Event):
+    """No stored result was there; the function is called."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSkipped(Event):
+    """A result was not stored, or the cache could not be used.
+
+    Attributes:
+        reason: A sentence for people.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallSucceeded(Event):
+    """A call returned a value that was not in the cache.
+
+    Attributes:
+        attempts: Attempts it took.
+        calls: Real calls it took.
+    """
+
+    attempts: int
+    calls: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallGaveUp(Event):
+    """A call failed for good.
+
+    Attributes:
+        attempts: Attempts made.
+        calls: Real calls made.
+        error: What the caller gets.
+    """
+
+    attempts: int
+    calls: int
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitChanged(Event):
+    """A circuit breaker went from one state to another.
+
+    `function` is the function that it guards, or the circuit's own name where it guards several or
+    none.
+
+    Attributes:
+        circuit: Its name.
+        old_state, new_state: "closed", "open", "half_open", "forced_open" or "disabled".
+        retry_after: Seconds until it may let a call through again, where it has just opened; None
+            otherwise.
+    """
+
+    circuit: str
+    old_state: str
+    new_state: str
+    retry_after: float | None

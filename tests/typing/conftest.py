@@ -1,0 +1,11 @@
+# this_file: tests/typing/conftest.py
+"""Type checkers take some seconds: `pytest -m "not typing"` leaves them out."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known."""
+    config.addinivalue_line("markers", "typing: runs a type checker, which takes some seconds")

@@ -1,0 +1,268 @@
+# this_file: tests/typing/right_use.py
+"""What type checkers must know about decorated functions. Checked, never run."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from typing import Any, Protocol, TypeVar, assert_type
+
+from opero import RateLimiter, Receipt, event_bus, failures, opero
+from opero.core import get_fallback_decorator, get_retry_decorator
+from opero.core.cache_handle import CacheInfo
+from opero.core.explain import Explanation
+from opero.core.options import Options
+from opero.core.stats import Stats
+from opero.events import CacheHit, Event, RetryScheduled
+from opero.testing import capture_events, fake_clock, set_disabled
+from opero.utils import ensure_async, run_async
+
+T = TypeVar("T")
+
+
+# --- functions ------------------------------------------------------------------------------------
+
+
+@opero
+def bare(x: int, y: str = "a", *rest: float, flag: bool = False, **more: str) -> list[int]:
+    return [x]
+
+
+@opero()
+def empty(x: int) -> str:
+    return str(x)
+
+
+@opero(
+    cache_ttl=datetime.timedelta(hours=1),
+    cache_ignore=["x"],
+    cache_max_bytes="64MB",
+    retries=5,
+    min_delay="100ms",
+    retry_on=(ConnectionError, TimeoutError),
+    retry_if_result=lambda result: not result,
+    fallback_on=lambda error: isinstance(error, OSError),
+    rate_limit=RateLimiter("100/minute"),
+    secret=("x",),
+    on_event=[print],
+)
+def with_options(x: int) -> str:
+    return str(x)
+
+
+@opero(retries=2)
+async def coroutine(x: int) -> str:
+    return str(x)
+
+
+@opero
+def generic(x: T, times: int) -> list[T]:
+    return [x] * times
+
+
+@opero
+def generator(n: int) -> Iterator[int]:
+    yield n
+
+
+@opero
+async def async_generator(n: int) -> AsyncIterator[int]:
+    yield n
+
+
+@opero
+def returns_awaitable(x: int) -> Awaitable[int]:
+    return coroutine_of(x)
+
+
+async def coroutine_of(x: int) -> int:
+    return x
+
+
+def check_functions() -> None:
+    assert_type(bare(1, "b", 2.0, flag=True, other="c"), list[int])
+    assert_type(bare(x=1), list[int])
+    assert_type(empty(1), str)
+    assert_type(with_options(1), str)
+    _ = assert_type(coroutine(1), Coroutine[Any, Any, str])
+    assert_type(list(generator(1)), list[int])
+    assert_type(generic("a", 2), list[str])
+    assert_type(generic(1, times=2), list[int])
+
+
+async def check_coroutines() -> None:
+    assert_type(await coroutine(1), str)
+    assert_type(await coroutine.call(1), Receipt[str])
+    assert_type((await coroutine.call(x=1)).value, str)
+    assert_type(await returns_awaitable(1), int)
+    assert_type([item async for item in async_generator(1)], list[int])
+
+
+def check_attributes() -> None:
+    assert_type(bare.call(1, "b", flag=True), Receipt[list[int]])
+    assert_type(bare.call(1).value, list[int])
+    assert_type(bare.explain(), Explanation)
+    assert_type(bare.stats, Stats)
+    assert_type(bare.stats.calls, int)
+    assert_type(bare.options, Options)
+    assert_type(bare.options.retries, int)
+    assert_type(bare.cache.info(), CacheInfo)
+    assert_type(bare.cache.clear(), int)
+    assert_type(bare.cache.invalidate(1), bool)
+    assert_type(bare.with_options(retries=1)(1), list[int])
+    assert_type(bare.__name__, str)
+
+
+def takes_callable(fn: Callable[[int], str]) -> None: ...
+
+
+def takes_async(fn: Callable[[int], Awaitable[str]]) -> None: ...
+
+
+def check_use_as_a_callable() -> None:
+    takes_callable(empty)
+    takes_async(coroutine)
+    takes_callable(Client("a").fetch)
+    assert_type(list(map(empty, [1, 2])), list[str])
+    functools.partial(bare, 1)
+
+
+def check_other_callables() -> None:
+    assert_type(opero(len)("abc"), int)
+    assert_type(opero(retries=1)(str.upper)("a"), str)
+    assert_type(opero(lambda: 1)(), int)
+    assert_type(opero(functools.partial(empty, 1))(), str)
+    assert_type(opero(Client)("a"), Client)
+    assert_type(get_retry_decorator(retries=2)(len)("abc"), int)
+    fetch = get_fallback_decorator(arg_fallback="x")(coroutine_of)
+    _ = assert_type(fetch(1), Coroutine[Any, Any, int])
+
+
+# --- methods --------------------------------------------------------------------------------------
+
+
+class Client:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @opero
+    def fetch(self, x: int) -> str:
+        return self.name * x
+
+    @opero(retries=2)
+    async def afetch(self, x: int) -> str:
+        return self.name * x
+
+    @opero
+    @classmethod
+    def make(cls, name: str) -> Client:
+        return cls(name)
+
+    @classmethod
+    @opero
+    def make_outside(cls, name: str) -> Client:
+        return cls(name)
+
+    @opero
+    @classmethod
+    async def amake(cls, name: str) -> Client:
+        return cls(name)
+
+    @opero
+    @staticmethod
+    def double(x: int) -> int:
+        return 2 * x
+
+    @staticmethod
+    @opero
+    def double_outside(x: int) -> int:
+        return 2 * x
+
+    @property
+    @opero
+    def title(self) -> str:
+        return self.name.title()
+
+
+class Sub(Client):
+    # pyright compares what decorators return as variables, with their `self`.
+    @opero
+    def fetch(self, x: int) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return super().fetch(x) + super().fetch.call(x).value
+
+
+def check_methods(client: Client, sub: Sub) -> None:
+    assert_type(client.fetch(1), str)
+    assert_type(client.fetch(x=1), str)
+    assert_type(sub.fetch(1), str)
+    assert_type(Client.fetch(client, 1), str)
+    assert_type(Client.fetch(sub, 1), str)
+    assert_type(client.fetch.call(1), Receipt[str])
+    assert_type(Client.fetch.call(client, 1), Receipt[str])
+    assert_type(client.fetch.with_options(retries=1)(1), str)
+    assert_type(client.fetch.explain(), Explanation)
+    assert_type(client.fetch.cache.invalidate(1), bool)
+    assert_type(client.title, str)
+
+
+async def check_async_methods(client: Client) -> None:
+    assert_type(await client.afetch(1), str)
+    assert_type(await client.afetch.call(1), Receipt[str])
+    assert_type(await Client.afetch(client, 1), str)
+    assert_type(await Client.amake("a"), Client)
+    assert_type(await client.amake.call("a"), Receipt[Client])
+
+
+def check_class_methods(client: Client, sub: Sub) -> None:
+    assert_type(Client.make("a"), Client)
+    assert_type(Client.make_outside("a"), Client)
+    assert_type(Sub.make("a"), Client)
+    assert_type(client.make("a"), Client)
+    assert_type(sub.make_outside("a"), Client)
+    assert_type(Client.make.call("a"), Receipt[Client])
+
+
+def check_static_methods(client: Client) -> None:
+    assert_type(Client.double(1), int)
+    assert_type(Client.double_outside(1), int)
+    assert_type(client.double(1), int)
+    assert_type(client.double_outside(1), int)
+    assert_type(client.double.call(1), Receipt[int])
+
+
+class Fetches(Protocol):
+    def fetch(self, x: int) -> str: ...
+
+
+def check_protocols(client: Client) -> Fetches:
+    # pyright does not bind descriptors where it compares with a protocol.
+    return client  # pyright: ignore[reportReturnType]
+
+
+# --- the rest of the front door -------------------------------------------------------------------
+
+
+def heard(event: Event) -> None:
+    if isinstance(event, RetryScheduled):
+        assert_type(event.delay, float)
+        assert_type(event.function, str)
+
+
+def check_events() -> None:
+    with event_bus.subscribe(heard, types=[CacheHit]) as subscription:
+        subscription.cancel()
+    with capture_events(CacheHit) as events:
+        assert_type(events, list[Event])
+    RetryScheduled(function="f", attempt=2, delay=0.5)
+
+
+def check_helpers(error: Exception) -> None:
+    assert_type(failures(error), list[BaseException])
+    assert_type(run_async(coroutine_of(1)), int)
+    with fake_clock() as clock, set_disabled():
+        assert_type(clock.elapsed, float)
+
+
+async def check_async_helpers() -> None:
+    assert_type(await ensure_async(len)("abc"), int)
