@@ -15,8 +15,7 @@ if TYPE_CHECKING:
         get_rate_limit_decorator,
         get_retry_decorator,
     )
-    from opero.core.cache import clear_cache
-    from opero.core.cache_context import get_cache_context
+    from opero.core.cache import clear_cache, get_cache_context
 
 __all__ = [
     "clear_cache",
@@ -32,8 +31,8 @@ __dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "clear_cache": "opero.core.cache",
-        "get_cache_context": "opero.core.cache_context",
+        "clear_cache": "opero.core.cache.registry",
+        "get_cache_context": "opero.core.cache.context",
         "get_cache_decorator": "opero.core.alone",
         "get_fallback_decorator": "opero.core.alone",
         "get_rate_limit_decorator": "opero.core.alone",

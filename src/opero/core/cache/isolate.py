@@ -1,4 +1,4 @@
-# this_file: src/opero/core/isolate.py
+# this_file: src/opero/core/cache/isolate.py
 """Isolation of mutable results: what is stored shares no mutable state with what any caller gets.
 
 Immutable values are shared and cost nothing. Plain data (dicts, lists, sets and tuples of plain

@@ -1,4 +1,4 @@
-# this_file: src/opero/core/shelf.py
+# this_file: src/opero/core/cache/shelf.py
 """What the caches of one function share: the store, the making of keys, the flights."""
 
 from __future__ import annotations
@@ -6,12 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from opero.core.flight import Flights
-from opero.core.instances import Instances
-from opero.core.keying import Keying, function_id
-from opero.core.memory import EntryStore, MemoryStore
+from opero.core.cache.flight import Flights
+from opero.core.cache.instances import Instances
+from opero.core.cache.keying import Keying, function_id
+from opero.core.cache.memory import EntryStore, MemoryStore
 from opero.core.units import parse_size
-from opero.core.user_store import UserStore
 
 if TYPE_CHECKING:
     from opero.core.function import FunctionInfo
@@ -52,6 +51,8 @@ def make_shelf(info: FunctionInfo, options: Options) -> Shelf:
         OperoUsageError: `cache_ignore` names no parameter, or the store does not fit.
     """
     if not isinstance(options.cache_backend, str):
+        from opero.core.cache.user_store import UserStore
+
         prefix = _Prefix(info, options)
         keying = Keying(
             info, ignore=options.cache_ignore, user_key=options.cache_key, prefix=prefix

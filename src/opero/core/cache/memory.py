@@ -1,4 +1,4 @@
-# this_file: src/opero/core/memory.py
+# this_file: src/opero/core/cache/memory.py
 """Where results lie: the protocol that users' own stores fit, the entry, and the store in memory.
 
 The memory store evicts by second chance (the CLOCK algorithm of Corbató, 1968): entries stand in a

@@ -1,4 +1,4 @@
-# this_file: tests/core/test_cache.py
+# this_file: tests/core/cache/test_stage.py
 """The cache stage: hits and misses, single-flight end to end, isolation, management."""
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ import pandas as pd
 import pytest
 
 from opero.core import ambient
-from opero.core.cache import Cache, clear_cache
-from opero.core.cache_context import get_cache_context
+from opero.core.cache import Cache
 from opero.core.call import Call, Rejected
 from opero.core.function import describe_function
 from opero.core.options import Options
@@ -68,7 +67,7 @@ class Cached:
 
     @property
     def waiting(self) -> int:
-        return sum(len(f.waiters or ()) for f in list(self.cache._flights._open.values()))
+        return sum(len(f.waiters or ()) for f in list(self.cache.shelf.flights._open.values()))
 
 
 def counted(result: Callable[..., Any] = lambda *a, **k: None) -> Callable[..., Any]:
@@ -508,7 +507,7 @@ def test_a_copied_failure_keeps_what_went_before_it_inside_an_except_block():
             return f()
 
     opener = lambda: (until(lambda: f.waiting == 1), go.set())  # noqa: E731 - one line of a table
-    second = lambda: (until(lambda: len(f.cache._flights)), handling())  # noqa: E731 - as above
+    second = lambda: (until(lambda: len(f.cache.shelf.flights)), handling())  # noqa: E731 - as above
     *errors, _ = threads(f, second, opener)
     assert [type(e.__context__) for e in errors] == [KeyError, KeyError]
 
@@ -557,7 +556,7 @@ def test_refused_results_reach_followers():
 
 def test_a_leader_that_landed_between_look_and_join_is_not_repeated(monkeypatch):
     f = Cached(fn := counted(lambda: "r"))
-    flights = f.cache._flights
+    flights = f.cache.shelf.flights
     claim, first = flights.claim, [True]
 
     def late(key, flight):
@@ -673,7 +672,7 @@ async def tasks(f: Cached, number: int) -> list[asyncio.Task[Any]]:
     made = []
     for n in range(number):
         made.append(asyncio.create_task(f()))
-        await turns(lambda n=n: len(f.cache._flights) == 1 and f.waiting == n)
+        await turns(lambda n=n: len(f.cache.shelf.flights) == 1 and f.waiting == n)
     return made
 
 
@@ -724,7 +723,7 @@ async def test_all_callers_cancelled_leave_nothing_behind():
         caller.cancel()
     await asyncio.gather(*callers, return_exceptions=True)
     assert all(caller.cancelled() for caller in callers)
-    assert len(f.cache._flights) == 0
+    assert len(f.cache.shelf.flights) == 0
     gate.open.set()
     assert await f() == "r"
 
@@ -895,7 +894,7 @@ def test_a_waiter_whose_loop_was_closed_does_not_break_the_leader():
     arun = f.cache.wrap_async(None)
     leader = threading.Thread(target=f)
     leader.start()
-    until(lambda: len(f.cache._flights) == 1)
+    until(lambda: len(f.cache.shelf.flights) == 1)
     loop = asyncio.new_event_loop()
     waiter = loop.create_task(arun(Call((), {})))
     loop.run_until_complete(asyncio.sleep(0))
@@ -1225,25 +1224,6 @@ def test_caches_of_one_function_can_share_their_store():
     assert g.cache.store is f.cache.store
 
 
-def test_clear_cache_empties_a_namespace():
-    one = Cached(lambda x: x, cache_namespace="clear_cache_one")
-    two = Cached(lambda x: x, cache_namespace="clear_cache_two")
-    one(1), one(2), two(1)
-    assert clear_cache("clear_cache_one", "disk") == 0
-    assert clear_cache("clear_cache_one", "memory") == 2
-    assert (one.handle.info().size, two.handle.info().size) == (0, 1)
-    assert clear_cache() >= 1
-    assert two.handle.info().size == 0
-
-
-def test_clear_cache_counts_a_shared_store_once():
-    f = Cached(lambda x: x, cache_namespace="shared once")
-    g = Cached(f.fn, origin=f, cache_namespace="shared once")
-    f(1)
-    assert clear_cache("shared once") == 1
-    assert g.handle.info().size == 0
-
-
 # --- what a generated wrapper relies on -----------------------------------------------------------
 
 
@@ -1408,60 +1388,6 @@ def test_an_instance_without_content_is_unkeyable_in_a_users_store():
     f = Cached(Client.fetch, cache_backend=DictStore())
     with pytest.raises(UnkeyableError, match="'self'"):
         f(Client("one"), 1)
-
-
-# --- contexts -------------------------------------------------------------------------------------
-
-
-def test_a_context_sets_gets_and_deletes(clock):
-    with get_cache_context(cache_namespace="context", cache_ttl="1m") as cache:
-        cache.set(("a", [1]), value := {"n": [1]})
-        value["n"].append(2)
-        assert cache.get(("a", [1])) == {"n": [1]}
-        assert ("a", [1]) in cache
-        assert cache.get(1, "default") == "default"
-        cache.set(1, None, ttl=None)
-        assert cache.get(True, "default") == "default"
-        clock.now += 61
-        assert cache.get(("a", [1])) is None
-        assert cache.get(1, "default") is None
-        assert cache.delete(1)
-        assert not cache.delete(1)
-
-
-def test_contexts_of_one_namespace_see_the_same_values():
-    get_cache_context(cache_namespace="same").set("a", 1)
-    assert get_cache_context("memory", "same").get("a") == 1
-    assert get_cache_context("memory", "different").get("a") is None
-    assert "1 entries" in repr(get_cache_context("memory", "same"))
-    assert clear_cache("same") == 1
-    assert get_cache_context("memory", "same").clear() == 0
-
-
-def test_a_context_in_a_users_store():
-    store = PrefixStore()
-    cache = get_cache_context(store, "mine")
-    cache.set("a", [1])
-    assert cache.get("a") == [1]
-    assert next(iter(store.data)).startswith("mine::")
-    assert cache.clear() == 1
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [({"cache_tll": 1}, "no option 'cache_tll'"), ({"retries": 1}, "no use for 'retries'")],
-)
-def test_a_context_refuses_what_it_does_not_know(options, text):
-    with pytest.raises(OperoUsageError, match=text):
-        get_cache_context(**options)
-
-
-def test_a_context_refuses_what_cannot_be_cached():
-    cache = get_cache_context(cache_namespace="refusals")
-    with pytest.raises(UnkeyableError, match="must have content"):
-        cache.get(object())
-    with pytest.raises(OperoUsageError, match="cannot be cached"):
-        cache.set("a", threading.Lock())
 
 
 # --- processes ------------------------------------------------------------------------------------

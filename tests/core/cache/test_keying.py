@@ -1,4 +1,4 @@
-# this_file: tests/core/test_keying.py
+# this_file: tests/core/cache/test_keying.py
 """From calls to keys."""
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import weakref
 import numpy as np
 import pytest
 
+from opero.core.cache.instances import Instances
+from opero.core.cache.keying import Keying, function_id
 from opero.core.call import Call
 from opero.core.function import describe_function
-from opero.core.instances import Instances
-from opero.core.keying import Keying, function_id
 from opero.errors import OperoUsageError, UnkeyableError
 
 
@@ -438,7 +438,7 @@ def test_a_key_in_a_shared_store_is_text():
 
 def test_text_keys_are_the_same_in_every_process():
     code = (
-        "from opero.core.keying import Keying; from opero.core.function import describe_function\n"
+        "from opero.core.cache.keying import Keying; from opero.core.function import describe_function\n"
         "from opero.core.call import Call\n"
         "def f(x, **k): ...\n"
         "call = Call(({'a', 'b', 'c'},), {'p': 1, 'q': 2})\n"

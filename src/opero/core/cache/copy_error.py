@@ -1,4 +1,4 @@
-# this_file: src/opero/core/copy_error.py
+# this_file: src/opero/core/cache/copy_error.py
 """A copy of an exception, so that each caller of a shared computation raises one of its own."""
 
 from __future__ import annotations

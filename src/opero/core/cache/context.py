@@ -1,20 +1,21 @@
-# this_file: src/opero/core/cache_context.py
+# this_file: src/opero/core/cache/context.py
 """A cache without a function: get, set and delete by keys of one's own, in a namespace."""
 
 from __future__ import annotations
 
 import math
+import os
 from types import TracebackType
 from typing import Any, Final, Self
 
 from opero.core import ambient
-from opero.core.isolate import Uncopyable, freeze
+from opero.core.cache.isolate import Uncopyable, freeze
+from opero.core.cache.memory import Entry, EntryStore, MemoryStore, Store
+from opero.core.cache.user_store import UserStore
+from opero.core.cache.weight import weigh
 from opero.core.keys import Unkeyable, digest, fast_part
-from opero.core.memory import Entry, EntryStore, MemoryStore, Store
 from opero.core.options import Options
 from opero.core.units import Duration, parse_seconds, parse_size
-from opero.core.user_store import UserStore
-from opero.core.weight import weigh
 from opero.errors import OperoUsageError, UnkeyableError
 
 __all__ = ["CacheContext", "context_stores", "get_cache_context"]
@@ -176,3 +177,13 @@ _USED: Final = ("cache_ttl", "cache_maxsize", "cache_max_bytes", "cache_copy")
 def context_stores(namespace: str | None) -> list[MemoryStore]:
     """Return the stores of the contexts in memory of one namespace, or of all."""
     return [store for name, store in list(_stores.items()) if namespace in (None, name)]
+
+
+def _after_fork() -> None:
+    """Let go of locks that other threads of the parent held: they do not exist in the child."""
+    for store in context_stores(None):
+        store.renew_lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,4 +1,4 @@
-# this_file: src/opero/core/user_store.py
+# this_file: src/opero/core/cache/user_store.py
 """A user's own store object behind the interface that the cache stage knows."""
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from opero.core import ambient
-from opero.core.isolate import isolated
-from opero.core.memory import Entry, Store
+from opero.core.cache.isolate import isolated
+from opero.core.cache.memory import Entry, Store
 from opero.errors import OperoUsageError
 
 __all__ = ["UserStore"]
@@ -39,7 +39,7 @@ class UserStore:
                     f"cache_backend={store!r}: {verb}() is a coroutine. "
                     "Give a store with plain methods."
                 )
-        self.name = type(store).__name__
+        self.name: str = type(store).__name__
         self._store = store
         self._prefix = prefix
 

@@ -1,4 +1,4 @@
-# this_file: src/opero/core/cache_handle.py
+# this_file: src/opero/core/cache/handle.py
 """What `f.cache` is: the cache of one decorated function in its owner's hands."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from opero.core.call import Call
 from opero.core.units import format_seconds
 
 if TYPE_CHECKING:
-    from opero.core.cache import Cache
+    from opero.core.cache.stage import Cache
 
 __all__ = ["CacheHandle", "CacheInfo", "RefreshCall", "format_bytes"]
 

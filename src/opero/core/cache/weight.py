@@ -1,4 +1,4 @@
-# this_file: src/opero/core/weight.py
+# this_file: src/opero/core/cache/weight.py
 """What a stored result weighs: an estimate that stays cheap however large the result is."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# this_file: src/opero/core/flight.py
+# this_file: src/opero/core/cache/flight.py
 """Single-flight: the same key at the same time is computed once, by threads, tasks and event loops
 together.
 
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
 
-    from opero.core.memory import Entry
+    from opero.core.cache.memory import Entry
 
 __all__ = [
     "Crashed", "Flight", "Flights", "Landed", "Order", "TaskWaiter", "ThreadWaiter", "Waiter",

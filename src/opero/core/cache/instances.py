@@ -1,4 +1,4 @@
-# this_file: src/opero/core/instances.py
+# this_file: src/opero/core/cache/instances.py
 """A number for each live instance with cached methods, so that a key names it without owning it."""
 
 from __future__ import annotations

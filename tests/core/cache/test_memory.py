@@ -1,4 +1,4 @@
-# this_file: tests/core/test_memory.py
+# this_file: tests/core/cache/test_memory.py
 """The memory store: bounds, second chance, expiry, groups."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opero.core import ambient
-from opero.core.memory import Entry, MemoryStore
+from opero.core.cache.memory import Entry, MemoryStore
 
 
 class Clock:

@@ -1,4 +1,4 @@
-# this_file: src/opero/core/keying.py
+# this_file: src/opero/core/cache/keying.py
 """From the arguments of a call to the key of its result.
 
 In memory, entries belong to the function object, and a key is one of:
@@ -27,9 +27,9 @@ from opero.core.keys import FAST_TYPES, Unkeyable, digest
 from opero.errors import UnkeyableError
 
 if TYPE_CHECKING:
+    from opero.core.cache.instances import Instances
     from opero.core.call import Call
     from opero.core.function import FunctionInfo
-    from opero.core.instances import Instances
 
 __all__ = ["Keying", "function_id"]
 

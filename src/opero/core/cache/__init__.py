@@ -1,0 +1,62 @@
+# this_file: src/opero/core/cache/__init__.py
+"""The cache: what was computed once is not computed again, and never by two callers at once.
+
+    stage       `Cache`: the stage around one function
+    adapters    how a call passes it: hit, lead or follow
+    lookup      finding and serving entries
+    keeper      storing results: whether, for how long, in what form
+    sharing     the outcome for those who waited
+    skips       who hears of what is not cached
+    registry    all caches: `clear_cache`, forks
+
+They stand on what knows nothing of calls and listeners.
+
+    shelf       what the caches of one function share: the next four
+    keying      from a call to a key, with the parts that `opero.core.keys` makes
+    instances   numbers of instances, for methods
+    flight      single-flight: who computes, who waits, who takes over
+    memory, user_store      the two kinds of store
+    isolate, copy_error     copies of results and of failures
+    weight      how heavy a result is
+
+In users' hands are `handle` (`f.cache`) and `context` (`get_cache_context`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from opero.utils.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from opero.core.cache.context import CacheContext, get_cache_context
+    from opero.core.cache.handle import CacheHandle, CacheInfo
+    from opero.core.cache.memory import Store
+    from opero.core.cache.registry import clear_cache
+    from opero.core.cache.stage import Cache
+
+__all__ = [
+    "Cache",
+    "CacheContext",
+    "CacheHandle",
+    "CacheInfo",
+    "Store",
+    "clear_cache",
+    "get_cache_context",
+]
+
+__getattr__: Callable[[str], Any]
+__dir__: Callable[[], list[str]]
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "Cache": "opero.core.cache.stage",
+        "CacheContext": "opero.core.cache.context",
+        "CacheHandle": "opero.core.cache.handle",
+        "CacheInfo": "opero.core.cache.handle",
+        "Store": "opero.core.cache.memory",
+        "clear_cache": "opero.core.cache.registry",
+        "get_cache_context": "opero.core.cache.context",
+    },
+)

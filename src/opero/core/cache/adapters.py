@@ -1,0 +1,194 @@
+# this_file: src/opero/core/cache/adapters.py
+"""How a call passes the cache, once for threads and once for event loops.
+
+look in the store → hit
+                  → miss → first caller: look again → compute → store → tell those who wait
+                         → others: wait for the first one's outcome
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any
+
+from opero.core import ambient
+from opero.core.cache.flight import Flight, Order, TaskWaiter, ThreadWaiter, board, tell, unboard
+from opero.core.cache.handle import RefreshCall
+from opero.errors import UnkeyableError
+from opero.utils.switch import switch
+
+if TYPE_CHECKING:
+    from opero.core.cache.stage import Cache
+    from opero.core.call import AsyncProceed, Call, Proceed
+
+__all__ = ["async_adapter", "sync_adapter"]
+
+
+def sync_adapter(cache: Cache, proceed: Proceed) -> Proceed:
+    """Return what looks, leads or follows, and calls `proceed` for what has to be computed."""
+    lookup, keeper, sharing = cache.lookup, cache.keeper, cache.sharing
+    flights, make_key = cache.shelf.flights, cache.shelf.keying.key
+    claim, land = flights.claim, flights.land
+    get, lives, serve = lookup.find, lookup.lives, lookup.serve
+    count_miss, heard = lookup.count_miss, lookup.heard
+    keep, timed = keeper.keep, keeper.condition is not None
+
+    def run(call: Call) -> Any:
+        # Who switches caches off for a test holds the switch.
+        # A wrapper whose arguments are plain has built the key, and found nothing.
+        key, looked = call.key, call.key is not None
+        if cache.off or (switch.on and ambient.disabled()):
+            key = None
+        elif not looked:
+            try:
+                key = make_key(call)
+            except UnkeyableError as error:
+                if cache.asked:
+                    raise
+                cache.switch_off(str(error))
+        if key is None:
+            return proceed(call)
+        call.key = key
+        if type(call) is RefreshCall:
+            return lead(call, flights.replace(key))
+        entry = None if looked else get(key)
+        if entry is not None and lives(key, entry):
+            return serve(call, entry)
+        flight = Flight(key)
+        return lead(call, flight) if claim(key, flight) is flight else follow(call, key)
+
+    def lead(call: Call, flight: Flight) -> Any:
+        boarded = board(flight)
+        key = flight.key
+        try:
+            # The leader before may have landed between our look and our join.
+            entry = get(key)
+            if entry is None or type(call) is RefreshCall or not lives(key, entry):
+                if type(call) is not RefreshCall:
+                    count_miss()
+                    if heard or switch.on:
+                        lookup.missed()
+                began = ambient.clock().monotonic() if timed else 0.0
+                value = proceed(call)
+                entry = keep(call, flight, value, began)
+            else:
+                value = serve(call, entry)
+            waiters = land(flight)
+            if waiters:
+                tell(waiters, sharing.landed(value, entry, rejected=call.rejected))
+        except Exception as error:
+            sharing.crash(flight, error)
+            raise
+        except BaseException:
+            flights.abandon(flight)
+            raise
+        finally:
+            unboard(boarded)
+        return value
+
+    def follow(call: Call, key: Hashable) -> Any:
+        while (flight := flights.join(key)) is None:
+            waiter = ThreadWaiter()
+            if not flights.wait_for(key, waiter):
+                continue
+            try:
+                waiter.wait()
+            except BaseException:
+                flights.leave(waiter)
+                raise
+            if waiter.verdict is Order.LEAD:
+                flight = waiter.flight
+                break
+            if waiter.verdict is Order.ALONE:
+                return proceed(call)
+            if waiter.verdict is not Order.AGAIN:
+                return sharing.share(call, waiter)
+        return lead(call, flight)
+
+    return run
+
+
+def async_adapter(cache: Cache, proceed: AsyncProceed) -> AsyncProceed:
+    """Return the same for an event loop."""
+    lookup, keeper, sharing = cache.lookup, cache.keeper, cache.sharing
+    flights, make_key = cache.shelf.flights, cache.shelf.keying.key
+    claim, land = flights.claim, flights.land
+    get, lives, serve = lookup.find, lookup.lives, lookup.serve
+    count_miss, heard = lookup.count_miss, lookup.heard
+    keep, timed = keeper.keep, keeper.condition is not None
+
+    async def run(call: Call) -> Any:
+        # A wrapper whose arguments are plain has built the key, and found nothing.
+        key, looked = call.key, call.key is not None
+        if cache.off or (switch.on and ambient.disabled()):
+            key = None
+        elif not looked:
+            try:
+                key = make_key(call)
+            except UnkeyableError as error:
+                if cache.asked:
+                    raise
+                cache.switch_off(str(error))
+        if key is None:
+            return await proceed(call)
+        call.key = key
+        if type(call) is RefreshCall:
+            return await lead(call, flights.replace(key))
+        entry = None if looked else get(key)
+        if entry is not None and lives(key, entry):
+            return serve(call, entry)
+        flight = Flight(key)
+        if claim(key, flight) is flight:
+            return await lead(call, flight)
+        return await follow(call, key)
+
+    async def lead(call: Call, flight: Flight) -> Any:
+        boarded = board(flight)
+        key = flight.key
+        try:
+            # The leader before may have landed between our look and our join.
+            entry = get(key)
+            if entry is None or type(call) is RefreshCall or not lives(key, entry):
+                # A call that is already made (`Call.begun`) was counted before it was made.
+                if type(call) is not RefreshCall and call.begun is None:
+                    count_miss()
+                    if heard or switch.on:
+                        lookup.missed()
+                began = ambient.clock().monotonic() if timed else 0.0
+                value = await proceed(call)
+                entry = keep(call, flight, value, began)
+            else:
+                value = serve(call, entry)
+            waiters = land(flight)
+            if waiters:
+                tell(waiters, sharing.landed(value, entry, rejected=call.rejected))
+        except Exception as error:
+            sharing.crash(flight, error)
+            raise
+        except BaseException:
+            flights.abandon(flight)
+            raise
+        finally:
+            unboard(boarded)
+        return value
+
+    async def follow(call: Call, key: Hashable) -> Any:
+        while (flight := flights.join(key, blocking=False)) is None:
+            waiter = TaskWaiter()
+            if not flights.wait_for(key, waiter):
+                continue
+            try:
+                await waiter.wait()
+            except BaseException:
+                flights.leave(waiter)
+                raise
+            if waiter.verdict is Order.LEAD:
+                flight = waiter.flight
+                break
+            if waiter.verdict is Order.ALONE:
+                return await proceed(call)
+            if waiter.verdict is not Order.AGAIN:
+                return sharing.share(call, waiter)
+        return await lead(call, flight)
+
+    return run

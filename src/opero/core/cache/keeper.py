@@ -1,0 +1,133 @@
+# this_file: src/opero/core/cache/keeper.py
+"""Storing results: whether, for how long, and in what form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import timedelta
+from sys import getsizeof
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from opero.core import ambient
+from opero.core.cache.handle import format_bytes
+from opero.core.cache.isolate import ATOMS, Uncopyable, freeze
+from opero.core.cache.memory import Entry
+from opero.core.cache.weight import weigh
+from opero.core.call import Receipt
+from opero.core.units import parse_seconds
+from opero.utils.switch import switch
+
+if TYPE_CHECKING:
+    from opero.core.cache.flight import Flight
+    from opero.core.cache.shelf import Shelf
+    from opero.core.cache.skips import Skips
+    from opero.core.call import Call
+    from opero.core.options import Options
+
+__all__ = ["Keeper", "allowed_ttl"]
+
+_ENTRY_BYTES: Final = 250
+"""What an entry costs beside its value and the arguments in its key."""
+
+
+def allowed_ttl(answer: object, ttl: float | None) -> float | None:
+    """Translate the answer of `cache_if` into the lifetime of an entry.
+
+    Args:
+        answer: False, None or 0 refuse; a number or a duration shortens the lifetime; anything else
+            true stores.
+        ttl: The lifetime without it, None for ever.
+
+    Returns:
+        Seconds, 0 for "do not store", None for ever. Never more than `ttl`.
+
+    Raises:
+        OperoUsageError: The answer looks like a duration and is none.
+
+    Example:
+        >>> [allowed_ttl(answer, 3600) for answer in ("1m", 7200, True, None)]
+        [60.0, 3600, 3600, 0]
+    """
+    if not answer:
+        return 0
+    if isinstance(answer, bool) or not isinstance(answer, int | float | str | timedelta):
+        return ttl
+    wanted = parse_seconds(answer, "cache_if")
+    return wanted if ttl is None else min(wanted, ttl)
+
+
+class Keeper:
+    """Stores the results of one function.
+
+    Args:
+        shelf: Where to.
+        options: Lifetime, condition, isolation.
+        skips: Who hears of what is not stored.
+
+    Attributes:
+        ttl: Lifetime of an entry in seconds, None for ever.
+        condition: The option `cache_if`.
+    """
+
+    def __init__(self, shelf: Shelf, options: Options, skips: Skips) -> None:
+        self._store = shelf.store
+        self._of_instance = shelf.keying.of_instance
+        self._copy = options.cache_copy
+        self._skips = skips
+        self.ttl: Final = (
+            None if options.cache_ttl is None else parse_seconds(options.cache_ttl, "cache_ttl")
+        )
+        self.condition: Final[Callable[[Any, Receipt[Any]], object] | None] = options.cache_if
+
+    def keep(self, call: Call, flight: Flight, value: Any, began: float) -> Entry | None:
+        """Store a result if it may be stored; whatever happens here, the caller gets it."""
+        if call.rejected:
+            return None
+        try:
+            ttl = self.ttl
+            if self.condition is not None:
+                seconds = ambient.clock().monotonic() - began
+                ttl = allowed_ttl(self.condition(value, Receipt.of(call, value, seconds)), ttl)
+                if ttl == 0:
+                    return None
+            entry = self.entry(flight.key, value, ttl)
+            if not (flight.void or self._store.put(flight.key, entry)):
+                size = format_bytes(entry.weight)
+                self._skips.tell(f"a result of {size} is heavier than cache_max_bytes")
+            return entry
+        except Uncopyable as signal:
+            self._skips.tell(str(signal), once=True)
+        except Exception as error:  # noqa: BLE001 - the caller gets the result, come what may
+            self._skips.tell(f"its result could not be stored ({type(error).__name__})")
+        return None
+
+    def entry(self, key: Any, value: Any, ttl: float | None) -> Entry:
+        """Return a result in the form in which it is stored.
+
+        Args:
+            key: Its key.
+            value: The result.
+            ttl: Its lifetime in seconds, None for ever.
+
+        Raises:
+            Uncopyable: It cannot be isolated.
+        """
+        # An installed clock holds the switch; otherwise the machine's is read without a detour.
+        now = ambient.clock().monotonic() if switch.on else monotonic()
+        expires = math.inf if ttl is None else now + ttl
+        weight, group = _ENTRY_BYTES, None
+        if type(key) is tuple:
+            for part in key:
+                if type(part) is str or type(part) is bytes:
+                    weight += len(part)
+                elif type(part) is tuple:  # types and values of a short list
+                    for item in part[1]:
+                        weight += len(item) if type(item) is str or type(item) is bytes else 16
+            if self._of_instance and key and type(key[0]) is int:
+                group = key[0]
+        if type(value) in ATOMS:
+            return Entry(value, expires, None, weight + getsizeof(value), group)
+        stored, thaw = freeze(value, copy=self._copy)
+        return Entry(stored, expires, thaw, weight + weigh(stored), group)

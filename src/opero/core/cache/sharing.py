@@ -1,0 +1,83 @@
+# this_file: src/opero/core/cache/sharing.py
+"""Sharing the outcome of a computation with those who waited for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from opero.core.cache.flight import Crashed, Landed, Order, tell, verdict_of
+from opero.core.cache.isolate import Uncopyable
+from opero.core.call import Rejected
+
+if TYPE_CHECKING:
+    from opero.core.cache.flight import Flight, Flights, Waiter
+    from opero.core.cache.keeper import Keeper
+    from opero.core.cache.memory import Entry
+    from opero.core.call import Call
+    from opero.core.stats import Stats
+
+__all__ = ["Sharing"]
+
+
+class Sharing:
+    """Brings outcomes from leaders to followers, to each a copy of its own.
+
+    Args:
+        flights: What is being computed.
+        keeper: Makes entries.
+        stats: The function's counters.
+    """
+
+    __slots__ = ("_flights", "_make_entry", "_stats")
+
+    def __init__(self, flights: Flights, keeper: Keeper, stats: Stats) -> None:
+        self._flights = flights
+        self._make_entry = keeper.entry
+        self._stats = stats
+
+    def landed(self, value: Any, entry: Entry | None, *, rejected: bool) -> Landed | Order:
+        """Return what those who wait are told of a result.
+
+        Args:
+            value: The result.
+            entry: It as it was stored; None if it was not.
+            rejected: Whether `retry_if_result` refused it.
+        """
+        try:
+            return Landed(entry or self._make_entry((), value, None), rejected)
+        except Uncopyable:
+            return Order.ALONE
+
+    def crash(self, flight: Flight, error: Exception) -> None:
+        """End a flight with a failure."""
+        waiters = self._flights.land(flight)
+        if not waiters:
+            return
+        if isinstance(error, Rejected):
+            tell(waiters, self.landed(error.value, None, rejected=True))
+        else:
+            from opero.core.cache.copy_error import copy_error
+
+            tell(waiters, Crashed(copy_error(error)))
+
+    def share(self, call: Call, waiter: Waiter) -> Any:
+        """Return or raise a follower's own copy of the outcome."""
+        call.source = "shared"
+        self._stats.add(shared=1)
+        verdict = verdict_of(waiter)
+        if isinstance(verdict, Landed):
+            value = verdict.entry.open()
+            if verdict.rejected:
+                raise Rejected(value)
+            return value
+        from opero.core.cache.copy_error import copy_error
+
+        error = copy_error(verdict.error)
+        behind = error.__context__
+        try:
+            raise error
+        finally:
+            # `raise` has put there what the caller is handling just now; what went before matters
+            # more.
+            error.__context__ = behind
+            del error, behind, verdict

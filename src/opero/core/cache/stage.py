@@ -1,0 +1,221 @@
+# this_file: src/opero/core/cache/stage.py
+"""The stage: what was computed once is not computed again, and never by two callers at once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Mapping
+from sys import _getframe
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from opero.core.cache.adapters import async_adapter, sync_adapter
+from opero.core.cache.handle import CacheHandle, CacheInfo, format_bytes
+from opero.core.cache.keeper import Keeper
+from opero.core.cache.lookup import Lookup
+from opero.core.cache.memory import MemoryStore
+from opero.core.cache.registry import register
+from opero.core.cache.sharing import Sharing
+from opero.core.cache.shelf import Shelf, make_shelf
+from opero.core.cache.skips import Skips
+from opero.core.units import format_seconds, parse_size
+from opero.errors import OperoWarning, UnkeyableError
+
+if TYPE_CHECKING:
+    from opero.core.cache.memory import Entry, EntryStore
+    from opero.core.call import AsyncProceed, Call, Proceed
+    from opero.core.function import FunctionInfo
+    from opero.core.options import Options
+    from opero.core.stage import Emitter
+    from opero.core.stats import Stats
+
+__all__ = ["Cache"]
+
+_NO_ENTRIES: Final[Mapping[Any, Entry]] = MappingProxyType({})
+_NO_TOKENS: Final[Mapping[int, int]] = MappingProxyType({})
+
+
+class Cache:
+    """The stage around one function.
+
+    Args:
+        info: The function.
+        options: What was asked for.
+        stats: The function's counters.
+        emitter: Where its events go.
+        origin: A cache of the same function, with the same cache options except for ttl and
+            condition, whose store it shares.
+
+    Attributes:
+        asked: Whether any cache option was given. If not, an argument that cannot be keyed switches
+            the cache off.
+        off: Whether that has happened.
+        lookup: Finds and serves entries.
+        keeper: Stores results.
+        sharing: Brings outcomes to those who waited.
+        shelf: The entries and what belongs to them.
+        store: Where the entries are.
+        express_get: Finds an entry by its key in memory, at C speed; finds nothing in other stores.
+        express_parameters: Names of the parameters from whose values a wrapper may build the key
+            itself; empty if it may not.
+        of_instance: Whether that key begins with `token_get(id(first argument))`.
+        token_get: Finds the token of an instance by its id, at C speed.
+
+    Raises:
+        OperoUsageError: `cache_ignore` names no parameter, or the store does not fit.
+    """
+
+    name = "cache"
+
+    def __init__(
+        self,
+        info: FunctionInfo,
+        options: Options,
+        *,
+        stats: Stats,
+        emitter: Emitter,
+        origin: Cache | None = None,
+    ) -> None:
+        self.function: str = info.qualname
+        self.namespace: str = options.cache_namespace
+        self.asked: bool = any(name.startswith("cache") for name in options.given)
+        self.off: bool = False
+        self._info = info
+        self._options = options
+        self._stats = stats
+        self._max_bytes = parse_size(options.cache_max_bytes, "cache_max_bytes")
+        self._skips = skips = Skips(emitter)
+        self.shelf: Shelf = make_shelf(info, options) if origin is None else origin.shelf
+        self.store: EntryStore = self.shelf.store
+        self._keying = self.shelf.keying
+        self.lookup: Lookup = Lookup(self.store, stats, emitter, skips)
+        self.keeper: Keeper = Keeper(self.shelf, options, skips)
+        self.sharing: Sharing = Sharing(self.shelf.flights, self.keeper, stats)
+        register(self)
+
+    # --- for the express lane ---------------------------------------------------------------------
+
+    @property
+    def express_get(self) -> Callable[[Any], Entry | None]:
+        """Find an entry by its key in memory."""
+        return self.store.entries.get if isinstance(self.store, MemoryStore) else _NO_ENTRIES.get
+
+    @property
+    def express_parameters(self) -> tuple[str, ...]:
+        """Names of the parameters that make up a key that a wrapper can build."""
+        return self._keying.express_parameters
+
+    @property
+    def of_instance(self) -> bool:
+        """Whether such a key begins with the token of an instance."""
+        return self._keying.of_instance
+
+    @property
+    def tokens(self) -> dict[int, int] | None:
+        """Tokens of instances by id; None if the function is no method."""
+        return self.shelf.instances.tokens if self.shelf.instances is not None else None
+
+    @property
+    def token_get(self) -> Callable[[int], int | None]:
+        """Find the token of an instance."""
+        return _NO_TOKENS.get if self.tokens is None else self.tokens.get
+
+    # --- as a stage -------------------------------------------------------------------------------
+
+    def wrap_sync(self, proceed: Proceed) -> Proceed:
+        """Put the stage before `proceed`."""
+        return sync_adapter(self, proceed)
+
+    def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
+        """Put the stage before `proceed`, for an event loop."""
+        return async_adapter(self, proceed)
+
+    def switch_off(self, reason: str) -> None:
+        """Stop caching, and say so once."""
+        if self.off:
+            return
+        self.off = True
+        self._skips.tell(reason)
+        warnings.warn(
+            f"{reason} Until then its results are not cached.", OperoWarning, stacklevel=_caller()
+        )
+
+    # --- management -------------------------------------------------------------------------------
+
+    def handle(self, run: Callable[[Call], Any]) -> CacheHandle:
+        """Return what users get as `f.cache`.
+
+        Args:
+            run: Runs a call through the whole pipeline, this stage included; gives a coroutine if
+                the function is asynchronous.
+        """
+        return CacheHandle(self, run)
+
+    def clear(self) -> int:
+        """Remove all entries and return how many there were.
+
+        What is being computed now will not be stored.
+        """
+        self.shelf.flights.void_all()
+        return self.store.clear()
+
+    def invalidate(self, call: Call) -> bool:
+        """Remove the entry of a call and tell whether there was one."""
+        key = self._key_for_owner(call)
+        if key is None:
+            return False
+        self.shelf.flights.void(key)
+        return self.store.delete(key)
+
+    def _key_for_owner(self, call: Call) -> Hashable | None:
+        try:
+            key = self._keying.key(call)
+        except UnkeyableError:
+            if self.asked:
+                raise
+            return None
+        if key is None:
+            self._info.declared.bind(*call.args, **call.kwargs)  # raises: they do not fit
+        return key
+
+    def info(self) -> CacheInfo:
+        """Return counters and bounds."""
+        size, weight = self.store.measure()
+        return CacheInfo(
+            hits=self._stats.hits,
+            misses=self._stats.misses,
+            size=size,
+            bytes=weight,
+            maxsize=self._options.cache_maxsize,
+            max_bytes=self._max_bytes,
+            ttl=self.keeper.ttl,
+            backend=self.store.name,
+            namespace=self.namespace,
+        )
+
+    def describe(self) -> str:
+        """One line for `explain()`."""
+        lasts = "for ever" if self.keeper.ttl is None else f"for {format_seconds(self.keeper.ttl)}"
+        told = [f"{self.store.name}, {lasts}"]
+        if isinstance(self.store, MemoryStore):
+            told.append(
+                f"at most {self._options.cache_maxsize:,} entries, {format_bytes(self._max_bytes)}"
+            )
+        if self._options.cache_ignore:
+            told.append(f"without {', '.join(self._options.cache_ignore)}")
+        if self.keeper.condition is not None:
+            told.append("if cache_if says so")
+        if not self._options.cache_copy:
+            told.append("results shared, not copied")
+        return "; ".join(told)
+
+    def __repr__(self) -> str:
+        return f"<Cache of {self.function}: {self.describe()}>"
+
+
+def _caller() -> int:
+    """Return the `stacklevel` of the user's own line: the first frame outside opero."""
+    level, frame = 1, _getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("opero."):
+        level, frame = level + 1, frame.f_back
+    return level
