@@ -1,5 +1,5 @@
 # this_file: conftest.py
-"""README and docs are executed: their Python blocks run, and a block marked `output` is what the one before has printed."""
+"""README and docs are executed: Python blocks run, a block marked `output` is what the one before has printed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def compare_output(example: Example) -> None:
     def without_times(text: str) -> str:
         return re.sub(r"\d+\.\d+", "#", text).strip()
 
-    assert without_times(example.namespace["__printed__"]) == without_times(str(example.parsed))
+    printed, written = example.namespace["__printed__"], str(example.parsed)
+    if without_times(printed) != without_times(written):
+        raise AssertionError(f"printed:\n{printed}\nwritten:\n{written}")
 
 
 pytest_collect_file = Sybil(

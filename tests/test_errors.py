@@ -14,7 +14,9 @@ from opero import errors
 from opero.errors import OperoError, OperoUsageError, OperoWarning, did_you_mean
 
 CLASSES = [
-    value for value in vars(errors).values() if inspect.isclass(value) and value.__module__ == errors.__name__
+    value
+    for value in vars(errors).values()
+    if inspect.isclass(value) and value.__module__ == errors.__name__
 ]
 
 
@@ -70,5 +72,7 @@ def test_errors_survive_pickle_and_copy(cls: type[Exception]) -> None:
         ("", ["retries"], ""),
     ],
 )
-def test_the_nearest_name_is_proposed_if_it_is_near(wrong: str, known: list[str], hint: str) -> None:
+def test_the_nearest_name_is_proposed_if_it_is_near(
+    wrong: str, known: list[str], hint: str
+) -> None:
     assert did_you_mean(wrong, known) == hint

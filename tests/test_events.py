@@ -29,8 +29,8 @@ from opero.events import (
     LimiterWaited,
     RetryScheduled,
     event_bus,
+    kinds,
 )
-from opero.events import kinds
 from opero.testing import capture_events, fake_clock, flaky
 from opero.utils.switch import switch
 
@@ -209,7 +209,10 @@ def test_subscribing_from_many_threads_loses_nobody() -> None:
 
 
 def test_a_subscription_tells_what_it_is_for(bus: EventBus) -> None:
-    with bus.subscribe(print) as everything, bus.subscribe(print, types=[CacheHit, CacheMiss]) as two:
+    with (
+        bus.subscribe(print) as everything,
+        bus.subscribe(print, types=[CacheHit, CacheMiss]) as two,
+    ):
         assert repr(everything) == "<Subscription of <built-in function print> to all events>"
         assert repr(two) == "<Subscription of <built-in function print> to CacheHit, CacheMiss>"
 

@@ -94,7 +94,9 @@ def run(code: str) -> Any:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_nothing_heavy_is_loaded_up_to_the_first_synchronous_call(step: str) -> None:
-    loaded = run(f"{STEPS[step]}\nloaded = list(sys.modules)\nimport json\nprint(json.dumps(loaded))")
+    loaded = run(
+        f"{STEPS[step]}\nloaded = list(sys.modules)\nimport json\nprint(json.dumps(loaded))"
+    )
     assert FORBIDDEN & set(loaded) == set()
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from opero.core.breaker import CircuitBreaker, CircuitState
+    from opero.core.bulkhead import ConcurrencyLimit
     from opero.core.cache import clear_cache
     from opero.core.call import Receipt
     from opero.core.failures import failures
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from opero.events import EventBus, event_bus
 
 __all__ = [
+    "CircuitBreaker",
+    "CircuitState",
+    "ConcurrencyLimit",
     "EventBus",
     "OperoError",
     "OperoUsageError",
@@ -34,13 +39,16 @@ __dir__: Callable[[], list[str]]
 _lazy, __dir__ = lazy_exports(
     __name__,
     {
+        "CircuitBreaker": "opero.core.breaker",
+        "CircuitState": "opero.core.breaker",
+        "ConcurrencyLimit": "opero.core.bulkhead",
         "EventBus": "opero.events",
         "OperoError": "opero.errors",
         "OperoUsageError": "opero.errors",
         "OperoWarning": "opero.errors",
         "RateLimiter": "opero.core.rate_limit",
         "Receipt": "opero.core.call",
-        "clear_cache": "opero.core.cache",
+        "clear_cache": "opero.core.cache.registry",
         "event_bus": "opero.events",
         "failures": "opero.core.failures",
         "opero": "opero.decorators.opero",

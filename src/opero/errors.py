@@ -6,7 +6,9 @@ A call that fails raises *its own* exception; what stands here is only raised wh
     OperoError
     ├── OperoUsageError (TypeError, ValueError)   a wrong option or argument, and the fix
     │   └── UnkeyableError                        an argument without content has no cache key
+    ├── CallTimeoutError (TimeoutError)           a real call took longer than its `timeout`
     └── RefusalError                              opero refuses to call; never retried
+        ├── BulkheadFullError                     too many wait for the concurrency limit
         ├── CircuitOpenError                      the circuit breaker lets no call through
         └── DeadlineError (TimeoutError)          the time was up before the first real failure
 
@@ -18,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 __all__ = [
+    "BulkheadFullError",
+    "CallTimeoutError",
     "CircuitOpenError",
     "DeadlineError",
     "OperoError",
@@ -80,6 +84,47 @@ class CircuitOpenError(RefusalError):
             f"{self.retry_after:.3g}" if self.retry_after < 1000 else f"{self.retry_after:.0f}"
         )
         return f"circuit {self.name!r} is open: try again in {seconds} s"
+
+
+class BulkheadFullError(RefusalError):
+    """A concurrency limit is reached, and as many callers wait for it as may.
+
+    Attributes:
+        name: Name of the limit.
+        limit: Most calls in flight.
+        queue: Most callers that may wait.
+    """
+
+    def __init__(self, name: str, limit: int, queue: int) -> None:
+        super().__init__(name, limit, queue)
+        self.name = name
+        self.limit = limit
+        self.queue = queue
+
+    def __str__(self) -> str:
+        return (
+            f"concurrency limit {self.name!r} is full: "
+            f"{self.limit} calls in flight, {self.queue} waiting"
+        )
+
+
+class CallTimeoutError(OperoError, TimeoutError):
+    """A real call took longer than its `timeout`.
+
+    It is retried and fallen back on like any failure of the function.
+
+    Attributes:
+        function: The function that was called.
+        seconds: The limit.
+    """
+
+    def __init__(self, function: str, seconds: float) -> None:
+        super().__init__(function, seconds)
+        self.function = function
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return f"{self.function}() took longer than {self.seconds:g} s"
 
 
 class DeadlineError(RefusalError, TimeoutError):

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from opero.core.breaker import FREE, CircuitBreaker, CircuitState
 from opero.core.breaker.machine import Change, Machine
+from opero.core.breaker.registry import Registry
 from opero.core.breaker.rules import Rules
 from opero.core.breaker.tally import BUCKETS
 from opero.core.call import Rejected
@@ -719,7 +720,7 @@ def test_a_pickled_named_breaker_is_registered_where_it_arrives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = pickle.dumps(CircuitBreaker.named("test arrives by name", fail_max=2))
-    monkeypatch.setattr("opero.core.breaker.shared._registry", {})
+    monkeypatch.setattr("opero.core.breaker.shared.registry", Registry())
     arrived = pickle.loads(data)
     assert CircuitBreaker.named("test arrives by name") is arrived is pickle.loads(data)
     assert arrived.rules.fail_max == 2

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import tenacity
@@ -12,7 +12,11 @@ import tenacity
 from opero import RateLimiter, opero
 from opero.core import get_retry_decorator
 from opero.core.explain import Explanation
-from opero.testing import FakeClock
+
+if TYPE_CHECKING:
+    from opero.testing import FakeClock
+
+THING = object()
 
 
 def text(*lines: str) -> str:
@@ -135,8 +139,9 @@ def test_a_shared_limiter_is_shown_with_its_rate() -> None:
 
 def test_stars_and_defaults_are_shown_as_in_a_def() -> None:
     @opero(cache=False)
-    def fetch(a: int, b: int = 2, *rest: int, c: Any = None, d: Any = object(), **more: int) -> None:  # noqa: B008 - a default without content
-        ...
+    def fetch(
+        a: int, b: int = 2, *rest: int, c: Any = None, d: Any = THING, **more: int
+    ) -> None: ...
 
     assert fetch.explain().startswith("fetch(a, b=2, *rest, c=None, d=…, **more)  [sync]\n")
 
@@ -164,8 +169,10 @@ def test_only_plain_and_short_defaults_are_shown() -> None:
         def __repr__(self) -> str:
             return "hunter"
 
+    loud = Loud()
+
     @opero(cache=False)
-    def fetch(a: object = Loud(), b: str = "x" * 100, c: object = (Loud(),)) -> None: ...  # noqa: B008 - a default without content
+    def fetch(a: object = loud, b: str = "x" * 100, c: object = (loud,)) -> None: ...
 
     assert fetch.explain().startswith("fetch(a=…, b=…, c=…)")
 
@@ -184,7 +191,7 @@ def test_the_worst_case_is_the_one_that_happens(
     retries: int, values: int, clock: FakeClock
 ) -> None:
     @opero(cache=False, retries=retries, arg_fallback="x", jitter=False, min_delay="100ms")
-    def fail(x: object = tuple(range(values))) -> None:  # noqa: B008 - what is tested
+    def fail(x: object = tuple(range(values))) -> None:
         raise ConnectionError
 
     with pytest.raises(ConnectionError):

@@ -28,10 +28,11 @@ def chain_of(error: BaseException) -> list[BaseException]:
     while node is not None:
         assert all(node is not known for known in found), "the chain is a circle"
         found.append(node)
-        if node.__cause__ is not None or node.__suppress_context__:
-            node = node.__cause__
-        else:
-            node = node.__context__
+        node = (
+            node.__cause__
+            if node.__cause__ is not None or node.__suppress_context__
+            else node.__context__
+        )
     assert_no_cycle(error)
     return found
 

@@ -294,7 +294,8 @@ async def test_a_task_that_waits_is_not_overtaken(clock):
 
 
 @pytest.mark.asyncio
-async def test_a_task_that_comes_when_a_slot_is_free_goes_behind_those_who_wait():
+async def test_a_task_that_comes_when_a_slot_is_free_goes_behind_those_who_wait(monkeypatch):
+    monkeypatch.setattr("opero.core.limiter._LONGEST_NAP", 20_000_000)
     limiter = RateLimiter("1/hour")
     reservation = await limiter.reserve_async()
     first = asyncio.create_task(limiter.wait())

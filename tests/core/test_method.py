@@ -470,7 +470,9 @@ def test_an_abstract_method_stays_abstract_down_the_line(order: str) -> None:
     def fetch(self: object) -> int: ...
 
     fetch.__qualname__ = "Base.fetch"
-    made = abc.abstractmethod(quick(fetch)) if order == "above" else quick(abc.abstractmethod(fetch))
+    made = (
+        abc.abstractmethod(quick(fetch)) if order == "above" else quick(abc.abstractmethod(fetch))
+    )
     base = abc.ABCMeta("Base", (), {"fetch": made})
     middle = abc.ABCMeta("Middle", (base,), {})
     leaf = abc.ABCMeta("Leaf", (middle,), {"fetch": quick(lambda self: 1)})

@@ -12,7 +12,7 @@ from opero.core.call import Call
 from opero.core.rate_limit import RateLimit, RateLimiter
 from opero.core.stage import Emitter
 from opero.core.stats import Stats
-from opero.errors import OperoUsageError
+from opero.errors import CircuitOpenError, OperoUsageError
 from opero.events import LimiterWaited
 from opero.testing import capture_events, fake_clock
 
@@ -105,3 +105,37 @@ sys.exit(", ".join(sorted(heavy & set(sys.modules))) or 0)
         [sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=30
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_refusal_further_in_gives_the_slot_back(kind):
+    limiter = RateLimiter("1/hour")
+    stage = RateLimit(limiter, Stats(), Emitter("f"), refused_within=True)
+
+    def refuse(call):
+        raise CircuitOpenError("svc", 1.0)
+
+    async def arefuse(call):
+        refuse(call)
+
+    def attempt():
+        if kind == "sync":
+            return stage.wrap_sync(refuse)(Call((), {}))
+        return asyncio.run(stage.wrap_async(arefuse)(Call((), {})))
+
+    with pytest.raises(CircuitOpenError):
+        attempt()
+    assert limiter.try_acquire()
+
+
+def test_a_refusal_of_another_pipeline_has_used_its_slot():
+    limiter = RateLimiter("1/hour")
+    stage = RateLimit(limiter, Stats(), Emitter("f"), refused_within=True)
+
+    def call_refused(call):
+        call.calls += 1
+        raise CircuitOpenError("svc", 1.0)
+
+    with pytest.raises(CircuitOpenError):
+        stage.wrap_sync(call_refused)(Call((), {}))
+    assert not limiter.try_acquire()

@@ -12,10 +12,12 @@ from opero.core.secrets import looks_secret, mask_url, show_value
 
 @pytest.mark.parametrize(
     "name",
-    ["key", "keys", "api_key", "apiKey", "APIKey", "OPENAI_API_KEY", "apikey", "key2_old"]
-    + ["token", "access_token", "accessTokens", "_token", "secret", "client_secret", "secrets"]
-    + ["password", "passwords", "passwd", "pwd", "db_pwd", "passphrase", "auth", "basic_auth"]
-    + ["authorization", "credential", "credentials", "cookie", "cookies", "dsn", "sentry_dsn"],
+    [
+        *("key", "keys", "api_key", "apiKey", "APIKey", "OPENAI_API_KEY", "apikey", "key2_old"),
+        *("token", "access_token", "accessTokens", "_token", "secret", "client_secret", "secrets"),
+        *("password", "passwords", "passwd", "pwd", "db_pwd", "passphrase", "auth", "basic_auth"),
+        *("authorization", "credential", "credentials", "cookie", "cookies", "dsn", "sentry_dsn"),
+    ],
 )
 def test_a_name_with_such_a_word_is_secret(name: str) -> None:
     assert looks_secret(name)
@@ -23,9 +25,11 @@ def test_a_name_with_such_a_word_is_secret(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["max_tokens", "maxTokens", "min_tokens", "num_tokens", "n_tokens", "prompt_tokens"]
-    + ["completion_tokens", "input_tokens", "total_tokens", "author", "authors", "keyboard"]
-    + ["monkey", "tokenizer", "model", "x", "_", "secretary", "compass", "keyword", "données"],
+    [
+        *("max_tokens", "maxTokens", "min_tokens", "num_tokens", "n_tokens", "prompt_tokens"),
+        *("completion_tokens", "input_tokens", "total_tokens", "author", "authors", "keyboard"),
+        *("monkey", "tokenizer", "model", "x", "_", "secretary", "compass", "keyword", "données"),
+    ],
 )
 def test_a_name_without_such_a_word_is_none(name: str) -> None:
     assert not looks_secret(name)

@@ -237,7 +237,9 @@ limiter._line.enter(Ticket())
 limiter.queues["a loop of the parent"] = None
 if not os.fork():
     signal.alarm(10)
-    os._exit(0 if (limiter.try_acquire(), limiter.acquire(), limiter.share()) == (True, 0, True) else 1)
+    worked = limiter.try_acquire() and limiter.acquire() == 0 and limiter.share()
+    del limiter  # `os._exit` would leave the child's own file behind
+    os._exit(0 if worked else 1)
 print(os.waitstatus_to_exitcode(os.wait()[1]))
 """
     )

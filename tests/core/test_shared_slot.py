@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from opero.core import shared_slot
+from opero.core.pace import SECOND, Quota, Rule, Spacing
 from opero.core.shared_slot import SharedSlot, open_slot, private_path, state_path
-from opero.core.slot import SECOND, Quota, Rule, Spacing
 from opero.errors import OperoUsageError
 
 HOUR = 3600 * SECOND
@@ -149,7 +149,7 @@ HOLDER = """
 import sys
 from opero.core import file_lock
 from opero.core.shared_slot import open_slot
-from opero.core.slot import rule_of
+from opero.core.pace import rule_of
 slot = open_slot(sys.argv[1], rule_of(tuple(map(int, sys.argv[2].split()))), create=True)
 file_lock.lock(slot.fd)
 exec(sys.argv[3])
@@ -193,7 +193,10 @@ def test_others_wait_while_somebody_decides(path):
     assert holder.stdout
     holder.stdout.readline()
     taker = run(
-        "import sys; from opero.core.shared_slot import open_slot; from opero.core.slot import *\n"
+        "import sys\n"
+        "from opero.core.shared_slot import open_slot\n"
+        "from opero.core.pace import *\n"
+        "from opero.core.slot import *\n"
         f"slot = open_slot({path!r}, Quota({HOUR}, 3), create=False)\n"
         "print(slot.take(), flush=True)",
     )

@@ -8,16 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opero.core.slot import (
-    LARGEST_QUOTA,
-    SECOND,
-    LocalSlot,
-    Quota,
-    Rule,
-    Spacing,
-    rule_for,
-    rule_of,
-)
+from opero.core.pace import LARGEST_QUOTA, SECOND, Quota, Rule, Spacing, rule_for, rule_of
+from opero.core.slot import LocalSlot
 from opero.core.units import Rate, parse_rate
 from opero.errors import OperoUsageError
 

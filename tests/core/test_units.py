@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,6 +26,16 @@ ANYTHING = st.one_of(
     st.timedeltas(),
     st.lists(st.integers(), max_size=2),
 )
+
+
+@contextlib.contextmanager
+def refusal_naming(option: str) -> Iterator[None]:
+    """Let a usage error pass if it names the option, and nothing else."""
+    try:
+        yield
+    except OperoUsageError as error:
+        if f"{option}=" not in str(error):
+            raise AssertionError(f"the message does not name {option}") from error
 
 
 @pytest.mark.parametrize(
@@ -58,9 +70,11 @@ def test_a_duration_is_read(text: Any, seconds: float) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    ["", " ", "90", "s", "5 parsecs", "-5s", "1h and 30m", "1,5s", "1e3s", "h1", "1s;", "ss", "1ss"]
-    + [-1, -0.001, math.nan, math.inf, True, None, [1], b"1s", datetime.timedelta(-1), 10**400]
-    + ["9" * 400 + "d"],
+    [
+        *("", " ", "90", "s", "5 parsecs", "-5s", "1h and 30m", "1,5s", "1e3s", "h1", "1s;", "1ss"),
+        *(-1, -0.001, math.nan, math.inf, True, None, [1], b"1s", datetime.timedelta(-1)),
+        *(10**400, "9" * 400 + "d"),
+    ],
 )
 def test_what_is_no_duration_is_refused_with_the_option_and_examples(wrong: Any) -> None:
     with pytest.raises(OperoUsageError, match=r'^max_delay=.*is no duration.*"250ms"'):
@@ -69,12 +83,8 @@ def test_what_is_no_duration_is_refused_with_the_option_and_examples(wrong: Any)
 
 @given(ANYTHING)
 def test_a_duration_is_finite_and_not_negative_or_an_error(value: Any) -> None:
-    try:
-        seconds = parse_seconds(value, "deadline")
-    except OperoUsageError as error:
-        assert "deadline=" in str(error)
-    else:
-        assert 0 <= seconds < math.inf
+    with refusal_naming("deadline"):
+        assert 0 <= parse_seconds(value, "deadline") < math.inf
 
 
 @given(st.floats(min_value=0, max_value=1e9), st.sampled_from(["ms", "s", "min", "h", "d", "w"]))
@@ -106,8 +116,21 @@ def test_a_rate_is_read(text: Any, rate: tuple[float, float]) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    ["", "100", "/minute", "100/", "100/fortnight", "0/s", "5/0s", "-5/s", "5perminute", "a/s"]
-    + [0, -1, math.nan, math.inf, True, None, [5], 10**400, "9" * 400 + "/s"],
+    [
+        *(
+            "",
+            "100",
+            "/minute",
+            "100/",
+            "100/fortnight",
+            "0/s",
+            "5/0s",
+            "-5/s",
+            "5perminute",
+            "a/s",
+        ),
+        *(0, -1, math.nan, math.inf, True, None, [5], 10**400, "9" * 400 + "/s"),
+    ],
 )
 def test_what_is_no_rate_is_refused_with_the_option_and_examples(wrong: Any) -> None:
     with pytest.raises(OperoUsageError, match=r'^rate_limit=.*is no rate.*"100/minute"'):
@@ -116,11 +139,8 @@ def test_what_is_no_rate_is_refused_with_the_option_and_examples(wrong: Any) -> 
 
 @given(ANYTHING)
 def test_a_rate_is_positive_and_finite_or_an_error(value: Any) -> None:
-    try:
+    with refusal_naming("calls"):
         rate = parse_rate(value, "calls")
-    except OperoUsageError as error:
-        assert "calls=" in str(error)
-    else:
         assert 0 < rate.count < math.inf
         assert 0 < rate.period < math.inf
 
@@ -152,11 +172,8 @@ def test_what_is_no_size_is_refused_with_the_option_and_an_example(wrong: Any) -
 
 @given(ANYTHING)
 def test_a_size_is_a_positive_int_or_an_error(value: Any) -> None:
-    try:
+    with refusal_naming("limit"):
         size = parse_size(value, "limit")
-    except OperoUsageError as error:
-        assert "limit=" in str(error)
-    else:
         assert type(size) is int
         assert size >= 1
 

@@ -111,7 +111,9 @@ def functions(draw: st.DrawFn) -> str:
 
 
 @given(functions(), st.data())
-def test_every_call_binds_as_it_does_without_the_decorator(source: str, data: st.DataObject) -> None:
+def test_every_call_binds_as_it_does_without_the_decorator(
+    source: str, data: st.DataObject
+) -> None:
     scope: dict[str, Any] = {"ODD": ODD}
     exec(source, scope)
     fetch = scope["fetch"]
@@ -168,6 +170,20 @@ def test_a_generators_parameter_may_be_called_like_a_builtin() -> None:
         assert list(quick(scope["stream"])(1)) == [1]
 
 
+def test_a_function_with_such_a_parameter_is_retried_from_the_express_lane() -> None:
+    made = []
+
+    @quick
+    def fetch(Exception: int) -> int:  # noqa: N803 - what is tested
+        made.append(Exception)
+        if len(made) == 2:
+            raise KeyError
+        return Exception
+
+    assert (fetch(1), fetch(2)) == (1, 2)
+    assert made == [1, 2, 2]
+
+
 def own_names() -> list[str]:
     """Every name that generated code uses."""
     made = [everything(lambda x: x), quick(lambda x: x), opero(lambda x: x)]
@@ -209,7 +225,7 @@ def test_own_names_are_all_marked() -> None:
 def test_a_mangled_parameter_works() -> None:
     class Client:
         @quick
-        def fetch(self, __x: int, __y: int = 2) -> tuple[int, int]:
+        def fetch(self, __x: int, __y: int = 2) -> tuple[int, int]:  # noqa: PYI063 - mangled
             return __x, __y
 
     assert Client().fetch(1, _Client__y=3) == (1, 3)  # type: ignore[call-arg]
@@ -217,7 +233,7 @@ def test_a_mangled_parameter_works() -> None:
 
 class _opero:  # noqa: N801 - mangled, its parameters begin like opero's own names
     @quick
-    def fetch(self, __run: int) -> int:
+    def fetch(self, __run: int) -> int:  # noqa: PYI063 - mangled, not positional
         return __run
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar, assert_type
 
 from opero import RateLimiter, Receipt, event_bus, failures, opero
 from opero.core import get_fallback_decorator, get_retry_decorator
-from opero.core.cache_handle import CacheInfo
+from opero.core.cache import CacheInfo
 from opero.core.explain import Explanation
 from opero.core.options import Options
 from opero.core.stats import Stats

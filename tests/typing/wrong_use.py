@@ -75,7 +75,7 @@ def wrong_options() -> None:
 
 
 def wrong_attributes() -> None:
-    _ = fetch.statistics  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+    fetch.statistics()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     fetch.cache.purge()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     fetch.stats.reset(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     fetch.explain(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

@@ -53,7 +53,7 @@ class Call:
         (len, False),
         (Call(), False),
         (AsyncCall, False),
-        (lambda: afetch(), False),
+        (lambda: afetch(5), False),
     ],
 )
 def test_it_tells_which_functions_are_async(fn: Callable[..., Any], answer: bool) -> None:
@@ -79,7 +79,7 @@ async def test_a_synchronous_function_runs_in_a_thread_with_the_callers_context(
 
 @pytest.mark.asyncio
 async def test_what_it_returns_is_awaited_if_it_can_be() -> None:
-    assert await ensure_async(lambda x: afetch(x))(5) == 5
+    assert await ensure_async(lambda: afetch(5))() == 5
 
 
 @pytest.mark.asyncio

@@ -2,7 +2,8 @@
 """What surrounds every call: the clock that all waits go through, and the test switch.
 
 Every pause of opero's own is a `clock().sleep(s)` or an `await clock().asleep(s)`, so that `opero.testing.fake_clock()`
-drives all of them. The express lanes read `time.monotonic` directly; they are left while a clock is installed or the test
+drives all of them. The express lanes read `time.monotonic` directly; they are left while a clock
+is installed or the test
 switch is on, because both hold `opero.utils.switch.switch`.
 """
 

@@ -12,7 +12,7 @@ __all__ = ["AsyncProceed", "Call", "Failure", "Proceed", "Receipt", "Rejected", 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Source = Literal["fresh", "hit", "shared"]
-"""Where a value came from: computed by this call, found in the cache, or computed by another caller at the same time."""
+"""Where a value came from: this call computed it, the cache had it, or another caller was just computing it."""
 
 
 class Failure(NamedTuple):
@@ -51,12 +51,16 @@ class Call:
         retry: State of the retry stage, None before the first failure.
         label: Label of the fallback value in use.
         value_index: Its place in the list.
+        several: Whether there is more than one value to try.
         slept: Seconds of pauses between attempts.
         waited: Seconds in the rate limiter.
         rejected: Whether the value is one that `retry_if_result` refused.
         started: Clock reading at the start; None if no option needed it.
         first_failed: Clock reading at the first failure.
         begun: What a real call that is already made has given so far: its awaitable, or its error; None otherwise.
+        hint: Seconds that the service asked to wait after the last failure.
+        remark: Why the call ends before all is spent; one more line of the note.
+        behind: The thread that a call which timed out goes on in, None if there is none.
         kept: Whether a receipt will be written, so that the failures are still needed at the end.
     """
 
@@ -70,12 +74,16 @@ class Call:
     label: str | None = None
     value: Any = None
     value_index: int | None = None
+    several = False
     slept: float = 0.0
     waited: float = 0.0
     rejected = False
     started: float | None = None
     first_failed: float | None = None
     begun: Any = None
+    hint: float = 0.0
+    remark: str | None = None
+    behind: Any = None
     kept = False
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -71,6 +71,24 @@ def duration_or_none(name: str, value: Any) -> None:
         raise OperoUsageError(f"{name}={value!r} must be longer than 0; None means without end.")
 
 
+def concurrency(name: str, value: Any) -> None:
+    """A whole number of calls, a shared limit or None."""
+    if value is not None and not callable(getattr(value, "release", None)):
+        whole(1)(name, value)
+
+
+def breaker(name: str, value: Any) -> None:
+    """True, False, a shared circuit breaker or None."""
+    if (
+        value is not None
+        and not isinstance(value, bool)
+        and not callable(getattr(value, "acquire", None))
+    ):
+        raise OperoUsageError(
+            f"{name}={value!r} must be True or a CircuitBreaker; None means without."
+        )
+
+
 def size(name: str, value: Any) -> None:
     """A size in bytes."""
     parse_size(value, name)

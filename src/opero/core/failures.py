@@ -23,7 +23,8 @@ def is_final(error: BaseException, walk: Sequence[BaseException] = ()) -> bool:
 
     Args:
         error: What ended an attempt.
-        walk: The errors of the attempt's real calls. A refusal among them came from another pipeline further in, and is a
+        walk: The errors of the attempt's real calls. A refusal among them came from another
+            pipeline further in, and is a
             failure like any other here.
     """
     if isinstance(error, OperoUsageError):
@@ -46,13 +47,15 @@ def matches(wanted: Any, error: Exception) -> bool:
 
 
 def asks(predicate: Callable[[Any], object], subject: object) -> bool:
-    """Ask a user's predicate; one that raises counts as "no", with a warning, and never hides the call's own outcome."""
+    """Ask a user's predicate; one that raises warns and counts as "no", and never hides the call's own outcome."""
     try:
         return bool(predicate(subject))
     except Exception as error:  # noqa: BLE001 - whatever it raises, the call's own outcome goes first
         name = getattr(predicate, "__qualname__", type(predicate).__name__)
         warnings.warn(
-            f"predicate {name} raised {type(error).__name__} and was taken as False", OperoWarning, stacklevel=2
+            f"predicate {name} raised {type(error).__name__} and was taken as False",
+            OperoWarning,
+            stacklevel=2,
         )
         return False
 
@@ -76,7 +79,8 @@ class _Link(NamedTuple):
 class _Marks(tuple[Any, ...]):
     """What opero left on an error, outermost function first.
 
-    It stays behind when the error is pickled: earlier errors might not survive that, and where it is read there may be no opero.
+    It stays behind when the error is pickled: earlier errors might not survive that, and where it
+    is read there may be no opero.
     """
 
     __slots__ = ()
@@ -114,10 +118,13 @@ def _collected(error: BaseException, seen: set[int]) -> list[BaseException]:
     return [*found, error]
 
 
-def attach(error: BaseException, name: str, text: str, earlier: Sequence[BaseException], *, owner: str) -> None:
+def attach(
+    error: BaseException, name: str, text: str, earlier: Sequence[BaseException], *, owner: str
+) -> None:
     """Chain the earlier errors behind `error` and note on it what happened.
 
-    What the same function left on these very objects before (a module may raise one exception object again and again) is
+    What the same function left on these very objects before (a module may raise one exception
+    object again and again) is
     taken away first, so that nothing piles up. An exception that refuses notes or attributes stays as it is.
 
     Args:
@@ -225,7 +232,7 @@ def _links(error: BaseException) -> Iterator[BaseException]:
 
 
 def _reachable(error: BaseException) -> set[int]:
-    """Identities of everything behind an error, along causes and contexts alike: a link back to any of it is a cycle."""
+    """Identities of all that is behind an error, along causes and contexts: a link back to any of it is a cycle."""
     seen: set[int] = set()
     ahead: list[BaseException | None] = [error]
     while ahead:
@@ -236,7 +243,14 @@ def _reachable(error: BaseException) -> set[int]:
     return seen
 
 
-def story(failed: Sequence[Failure], *, attempts: int, calls: int, seconds: float | None, since_first: bool) -> str:
+def story(
+    failed: Sequence[Failure],
+    *,
+    attempts: int,
+    calls: int,
+    seconds: float | None,
+    since_first: bool,
+) -> str:
     """Tell in a few lines what a call died of, without any argument value.
 
     Args:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from opero import events
@@ -13,6 +14,7 @@ from opero.errors import OperoUsageError
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
+    from opero.core.circuit import Circuit
     from opero.core.function import FunctionInfo
     from opero.core.options import Options
     from opero.core.stage import Emitter
@@ -39,7 +41,9 @@ def values_of(given: object, name: str) -> tuple[Any, ...]:
     if not isinstance(given, list | tuple):
         return (given,)
     if not given:
-        raise OperoUsageError(f"arg_fallback={name!r}: the list of values is empty; give at least one value of {name!r}.")
+        raise OperoUsageError(
+            f"arg_fallback={name!r}: the list of values is empty; give at least one value of {name!r}."
+        )
     return tuple(given)
 
 
@@ -54,8 +58,8 @@ class Slot:
     __slots__ = ("default", "name", "position")
 
     def __init__(self, parameter: inspect.Parameter, position: int | None) -> None:
-        self.name = parameter.name
-        self.position = position
+        self.name: str = parameter.name
+        self.position: int | None = position
         self.default = parameter.default
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -82,15 +86,21 @@ class ArgFallback:
 
     name = "fallback"
 
-    def __init__(self, info: FunctionInfo, options: Options, stats: Stats, emitter: Emitter) -> None:
+    def __init__(
+        self, info: FunctionInfo, options: Options, stats: Stats, emitter: Emitter
+    ) -> None:
         name = options.arg_fallback or ""
         parameter = info.require_parameter(name, "arg_fallback")
-        positional = [p.name for p in info.declared.parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD]
+        positional = [
+            p.name for p in info.declared.parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD
+        ]
         self.slot = Slot(parameter, positional.index(name) if name in positional else None)
-        self.secret = looks_secret(name, tuple(options.secret))
+        self.secret: bool = looks_secret(name, tuple(options.secret))
         self._fallback_on = options.fallback_on
         self._stats = stats
         self._emitter = emitter
+        self.circuit: Circuit | None = None
+        """Tells which values not to try. The pipeline sets it, because the circuit asks for labels in turn."""
         if parameter.default is not parameter.empty:
             values_of(parameter.default, name)
 
@@ -100,8 +110,15 @@ class ArgFallback:
         if default is inspect.Parameter.empty:
             return f"{name}: the values of the list that the caller gives, in order"
         values = values_of(default, name)
-        shown = (show_value(name, n, v, secret=self.secret).removeprefix(f"{name}=") for n, v in enumerate(values))
-        often = f"up to {len(values)} values per attempt" if len(values) > 1 else "one value; give a list for more"
+        shown = (
+            show_value(name, n, v, secret=self.secret).removeprefix(f"{name}=")
+            for n, v in enumerate(values)
+        )
+        often = (
+            f"up to {len(values)} values per attempt"
+            if len(values) > 1
+            else "one value; give a list for more"
+        )
         return f"{name}: {' → '.join(shown)}, {often}"
 
     def label(self, call: Call) -> str | None:
@@ -121,7 +138,9 @@ class ArgFallback:
                 return ()  # a missing argument is the function's own TypeError, not ours
         return given if type(given) is tuple and given else values_of(given, self.slot.name)
 
-    def use(self, call: Call, index: int, value: object, given: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+    def use(
+        self, call: Call, index: int, value: object, given: tuple[tuple[Any, ...], dict[str, Any]]
+    ) -> None:
         """Put a value into the call; from the second one on this is a fallback."""
         call.value_index = index
         call.value = value
@@ -130,10 +149,32 @@ class ArgFallback:
             self._stats.add(fallbacks=1)
             if self._emitter.active:
                 shown = show_value(self.slot.name, index, value, secret=self.secret)
-                self._emitter.emit(events.FallbackUsed(function=self._emitter.function, value=shown, index=index))
+                self._emitter.emit(
+                    events.FallbackUsed(function=self._emitter.function, value=shown, index=index)
+                )
+
+    def ways(self, call: Call, values: tuple[Any, ...]) -> Sequence[int]:
+        """Return the places of the values that are to be tried now.
+
+        Raises:
+            CircuitOpenError: The circuits of all of them are open.
+        """
+        call.several = len(values) > 1
+        if call.begun is not None:
+            # A call that is already made goes on with the value that it was made with.
+            return range(call.value_index or 0, len(values))
+        if self.circuit is None or not call.several:
+            return range(len(values))
+        waits = [self.circuit.refuses(value, index) for index, value in enumerate(values)]
+        open_ways = [index for index, wait in enumerate(waits) if wait is None]
+        if not open_ways:
+            raise self.circuit.refusal(wait for wait in waits if wait is not None)
+        return open_ways
 
     def moves_on(self, call: Call, error: Exception) -> bool:
         """Tell whether the next value is tried after this error."""
+        if self.circuit is not None and self.circuit.skips(call, error):
+            return True
         return not is_final(error, call.walk or ()) and matches(self._fallback_on, error)
 
     # --- adapters ----------------------------------------------------------------------------------------------------
@@ -144,16 +185,14 @@ class ArgFallback:
         def run(call: Call) -> Any:
             given = call.args, call.kwargs
             values = self.values(call)
-            last = len(values) - 1
-            # A call that is already made goes on with the value that it was made with.
-            first = 0 if call.begun is None else call.value_index or 0
+            ways = self.ways(call, values)
             try:
-                for index in range(first, last + 1):
+                for index in ways:
                     self.use(call, index, values[index], given)
                     try:
                         return proceed(call)
                     except Exception as error:
-                        if index == last or not self.moves_on(call, error):
+                        if index == ways[-1] or not self.moves_on(call, error):
                             raise
                 return proceed(call)
             finally:
@@ -167,16 +206,14 @@ class ArgFallback:
         async def run(call: Call) -> Any:
             given = call.args, call.kwargs
             values = self.values(call)
-            last = len(values) - 1
-            # A call that is already made goes on with the value that it was made with.
-            first = 0 if call.begun is None else call.value_index or 0
+            ways = self.ways(call, values)
             try:
-                for index in range(first, last + 1):
+                for index in ways:
                     self.use(call, index, values[index], given)
                     try:
                         return await proceed(call)
                     except Exception as error:
-                        if index == last or not self.moves_on(call, error):
+                        if index == ways[-1] or not self.moves_on(call, error):
                             raise
                 return await proceed(call)
             finally:

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
     from opero.core.stage import Emitter
     from opero.core.stats import Stats
+    from opero.core.timeout import Timeout
 
 __all__ = ["AwaitableResult", "Invoke"]
 
 
-class AwaitableResult(BaseException):  # noqa: N818 - a signal to the pipeline, no error of the user's
+class AwaitableResult(BaseException):
     """A plain function returned an awaitable: the call has to go on in the asynchronous pipeline.
 
     A BaseException, so that no stage takes it for a failure.
@@ -39,6 +40,7 @@ class Invoke:
         emitter: Where its events go.
         rejects: Predicate that refuses results (`retry_if_result`), or None.
         label: Gives the label of the fallback value of a call, or None without fallback.
+        timeout: Limit for each real call, or None.
     """
 
     def __init__(
@@ -49,12 +51,14 @@ class Invoke:
         *,
         rejects: Callable[[Any], object] | None = None,
         label: Callable[[Call], str | None] | None = None,
+        timeout: Timeout | None = None,
     ) -> None:
         self._fn = fn
         self._stats = stats
         self._emitter = emitter
         self._rejects = rejects
         self._label = label
+        self._timeout = timeout
 
     def failed(self, call: Call, error: Exception) -> None:
         """Note a real call that gave no result: in the call, the counters and the events."""
@@ -92,6 +96,7 @@ class Invoke:
         """
         fn, count, judged = self._fn, self._stats.call_tally.count, self._rejects is not None
         probing = probe is not None
+        timed = None if self._timeout is None else self._timeout.sync(fn)
 
         def run(call: Call) -> Any:
             nonlocal probing
@@ -100,7 +105,7 @@ class Invoke:
                     raise_again(call.take_begun())
                 count()
                 call.calls += 1
-                result = fn(*call.args, **call.kwargs)
+                result = fn(*call.args, **call.kwargs) if timed is None else timed(call)
             except Exception as error:
                 self.failed(call, error)
                 raise
@@ -119,6 +124,7 @@ class Invoke:
     def asynchronous(self) -> AsyncProceed:
         """Return the innermost step for an event loop; a function that returns a plain value is welcome too."""
         fn, count, judged = self._fn, self._stats.call_tally.count, self._rejects is not None
+        timeout = self._timeout
 
         async def run(call: Call) -> Any:
             try:
@@ -131,7 +137,7 @@ class Invoke:
                 else:
                     result = call.take_begun()
                 if hasattr(type(result), "__await__"):
-                    result = await result
+                    result = await (result if timeout is None else timeout.within(result))
             except Exception as error:
                 self.failed(call, error)
                 raise

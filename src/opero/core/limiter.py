@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from opero.core import ambient
+from opero.core.pace import SECOND, Spacing, rule_for
 from opero.core.shareable import Shareable, publish_all
-from opero.core.slot import SECOND, Spacing, rule_for
 from opero.core.thread_line import ThreadLine, Ticket
 from opero.core.units import Rate, format_seconds, parse_rate
 from opero.errors import OperoUsageError
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import asyncio
 
     from opero.core.loop_queue import LoopQueue
-    from opero.core.slot import Mark, Rule, Slot
+    from opero.core.pace import Rule
+    from opero.core.slot import Mark, Slot
 
 __all__ = ["RateLimiter", "Reservation", "limiter_of", "publish_all"]
 

@@ -37,7 +37,7 @@ class LoopQueue:
         self._turn = asyncio.Lock()
         self._pace = None if pace is None else min(pace, _FASTEST)
         self._door: Limiter | None = None
-        self.waiting = 0
+        self.waiting: int = 0
 
     async def enter(self, wait: float) -> None:
         """Come back when it is this task's turn; the slot of the first is `wait` seconds away."""

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from opero.core import units
 from opero.core.checks import (
     boolean,
+    breaker,
     callable_or_none,
+    concurrency,
     duration,
     duration_or_none,
     factor,
@@ -35,10 +37,11 @@ from opero.core.units import Duration
 from opero.errors import OperoUsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from opero.core.checks import Check
-
     # The stages stand above the options, and nobody looks these annotations up at run time.
-    from opero.core.memory import Store  # noqa: TC004 - see above
+    from opero.core.breaker import CircuitBreaker  # noqa: TC004 - see above
+    from opero.core.bulkhead import ConcurrencyLimit  # noqa: TC004 - see above
+    from opero.core.cache import Store  # noqa: TC004 - see above
+    from opero.core.checks import Check
     from opero.core.rate_limit import RateLimiter  # noqa: TC004 - see above
     from opero.events import Event  # noqa: TC004 - see above
 
@@ -50,7 +53,7 @@ FailureFilter = (
 """An exception type, a tuple of types, or a predicate on the exception."""
 
 
-Stage = Literal["cache", "retry", "fallback", "rate limit", "any"]
+Stage = Literal["cache", "retry", "fallback", "rate limit", "guard", "any"]
 """The stage that an option belongs to; "any" for those that concern the function as a whole."""
 
 
@@ -125,6 +128,12 @@ class Options:
     stop: Callable[..., Any] | None = option(
         "retry", None, strategy, "tenacity strategy that replaces the end"
     )
+    retry_after_max: Duration = option(
+        "retry",
+        60,
+        duration,
+        "longest pause that is made because the service asks for it; beyond it the call fails at once",
+    )
     arg_fallback: str | None = option(
         "fallback",
         None,
@@ -137,6 +146,13 @@ class Options:
     rate_limit: float | str | RateLimiter | None = option(
         "rate limit", None, rate, 'calls per second, "100/minute", or a shared `RateLimiter`'
     )
+    circuit_breaker: bool | CircuitBreaker | None = option(
+        "guard", None, breaker, "True, or a (shared) `CircuitBreaker`"
+    )
+    concurrency: int | ConcurrencyLimit | None = option(
+        "guard", None, concurrency, "most calls in flight at once, or a shared `ConcurrencyLimit`"
+    )
+    timeout: Duration | None = option("guard", None, duration_or_none, "limit for each real call")
     secret: Iterable[str] = option("any", (), names, "parameter names never shown")
     on_event: Callable[[Event], object] | Iterable[Callable[[Event], object]] | None = option(
         "any", None, handlers, "listener(s) for this function"

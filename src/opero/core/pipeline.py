@@ -1,7 +1,7 @@
 # this_file: src/opero/core/pipeline.py
 """The fixed order of the stages, and what runs a call through them.
 
-    cache → report → retry → fallback → rate limit → invoke → function
+    cache → report → retry → fallback → concurrency → rate limit → circuit → invoke → timeout → function
 
 This is the only module that knows all stages; everything that makes a function dependable (decorators, helpers, tasks)
 builds a `Pipeline` and wraps it.
@@ -12,23 +12,28 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Coroutine
 from types import CoroutineType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opero.core import ambient
-from opero.core.cache import Cache
-from opero.core.cache_handle import CacheHandle
+from opero.core.cache import Cache, CacheHandle
 from opero.core.call import AsyncProceed, Call, Proceed, Receipt, Rejected
 from opero.core.fallback import ArgFallback
-from opero.core.function import FunctionInfo
 from opero.core.invoke import AwaitableResult, Invoke
-from opero.core.options import Options
 from opero.core.rate_limit import RateLimit, limiter_of
 from opero.core.report import Report
 from opero.core.retry import Retry, RetryPolicy
 from opero.core.stage import Emitter, Stage
 from opero.core.stats import Stats
 from opero.core.stream import AsyncStarted, Started, astart, start
+from opero.core.units import parse_seconds
 from opero.errors import OperoUsageError
+
+if TYPE_CHECKING:
+    from opero.core.bulkhead import Bulkhead
+    from opero.core.circuit import Circuit
+    from opero.core.function import FunctionInfo
+    from opero.core.options import Options
+    from opero.core.timeout import Timeout
 
 __all__ = ["Lane", "Pipeline"]
 
@@ -53,7 +58,7 @@ class Lane:
     __slots__ = ("closed",)
 
     def __init__(self, *, closed: bool) -> None:
-        self.closed = closed
+        self.closed: bool = closed
 
 
 class Pipeline:
@@ -62,7 +67,8 @@ class Pipeline:
     Args:
         info: The function.
         options: What is switched on.
-        origin: A pipeline of the same function whose limiter, store and counters are shared, as far as `changed` allows.
+        origin: A pipeline of the same function whose limiter, store and counters are shared, as
+            far as `changed` allows.
         changed: Names of the options in which this pipeline differs from its origin.
 
     Raises:
@@ -80,7 +86,7 @@ class Pipeline:
         _check(info, options)
         self.info = info
         self.options = options
-        self.stats = origin.stats if origin else Stats()
+        self.stats: Stats = origin.stats if origin else Stats()
         heard = options.on_event
         listeners = () if heard is None else (heard,) if callable(heard) else tuple(heard)
         self.emitter = emitter = Emitter(info.qualname, listeners)
@@ -88,20 +94,31 @@ class Pipeline:
         retries = bool(options.retries or options.stop)
 
         self.cache = self._cache(origin, changed)
-        self.report = Report(info, self.stats, emitter, retried=retries, needs_start=policy.needs_start)
+        self.report = Report(
+            info, self.stats, emitter, retried=retries, needs_start=policy.needs_start
+        )
         self.retry = Retry(policy, info, self.stats, emitter) if retries else None
-        self.fallback = ArgFallback(info, options, self.stats, emitter) if options.arg_fallback else None
+        self.fallback = (
+            ArgFallback(info, options, self.stats, emitter) if options.arg_fallback else None
+        )
         self.rate_limit: RateLimit | None = None
         if options.rate_limit is not None:
             shared = origin.rate_limit if origin and "rate_limit" not in changed else None
             limiter = shared.limiter if shared else limiter_of(options.rate_limit)
-            self.rate_limit = RateLimit(limiter, self.stats, emitter)
+            refused_within = bool(options.circuit_breaker)
+            self.rate_limit = RateLimit(limiter, self.stats, emitter, refused_within=refused_within)
+        self.concurrency = self._concurrency(origin, changed)
+        self.circuit = self._circuit(origin, changed)
+        if self.fallback is not None:
+            self.fallback.circuit = self.circuit
+        self.timeout = self._timeout()
         self.invoke = Invoke(
             _callable(info),
             self.stats,
             emitter,
             rejects=options.retry_if_result,
             label=self.fallback.label if self.fallback else None,
+            timeout=self.timeout,
         )
 
         self.lane = Lane(closed=bool(listeners) or info.kind == "sync")
@@ -109,18 +126,62 @@ class Pipeline:
         self.awaits = info.kind in ("async", "async_generator")
         self._arun: AsyncProceed | None = None
         if not self.awaits:
-            self._run = self._link(self.stages, self.invoke.sync(probe=self._probed if info.kind == "sync" else None))
+            self._run = self._link(
+                self.stages, self.invoke.sync(probe=self._probed if info.kind == "sync" else None)
+            )
 
     # --- stages ------------------------------------------------------------------------------------------------------
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages that are switched on, outermost first."""
-        return tuple(s for s in (self.cache, self.report, self.retry, *self._guards()) if s is not None)
+        return tuple(
+            s for s in (self.cache, self.report, self.retry, *self._guards()) if s is not None
+        )
 
     def _guards(self) -> tuple[Stage | None, ...]:
         """What lies between an attempt and the real call."""
-        return (self.fallback, self.rate_limit)
+        check = None
+        if self.circuit is not None:
+            from opero.core.circuit import CircuitCheck
+
+            check = CircuitCheck(self.circuit)
+        return (self.fallback, check, self.concurrency, self.rate_limit, self.circuit)
+
+    # Guards are loaded where they are asked for: most functions have none of them, and importing opero must stay cheap.
+
+    def _concurrency(self, origin: Pipeline | None, changed: frozenset[str]) -> Bulkhead | None:
+        wanted = self.options.concurrency
+        if wanted is None:
+            return None
+        from opero.core.bulkhead import Bulkhead, ConcurrencyLimit
+
+        shared = origin.concurrency if origin and "concurrency" not in changed else None
+        limit = shared.limit if shared else wanted
+        if not isinstance(limit, ConcurrencyLimit):
+            limit = ConcurrencyLimit(limit)
+        return Bulkhead(limit, self.stats, self.emitter)
+
+    def _circuit(self, origin: Pipeline | None, changed: frozenset[str]) -> Circuit | None:
+        wanted = self.options.circuit_breaker
+        if not wanted:
+            return None
+        from opero.core.circuit import Circuit, breaker_of
+
+        shared = origin.circuit if origin and "circuit_breaker" not in changed else None
+        return Circuit(
+            shared.breaker if shared else breaker_of(wanted),
+            self.emitter,
+            several=(lambda call: call.several) if self.fallback else None,
+            label=self.fallback.label if self.fallback else None,
+        )
+
+    def _timeout(self) -> Timeout | None:
+        if self.options.timeout is None:
+            return None
+        from opero.core.timeout import Timeout
+
+        return Timeout(parse_seconds(self.options.timeout, "timeout"), self.emitter)
 
     def _cache(self, origin: Pipeline | None, changed: frozenset[str]) -> Cache | None:
         if not self.options.cache or self.info.kind in ("generator", "async_generator"):
@@ -158,6 +219,7 @@ class Pipeline:
             and self.options.retry_if_result is None
             and not self.report.needs_start
             and all(guard is self.rate_limit for guard in guards)
+            and self.timeout is None
             and (self.rate_limit is None or self.rate_limit.limiter.direct)
             and self.info.kind in ("sync", "async")
         )

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from opero import events
 from opero.core import ambient
 from opero.core.call import Rejected
-from opero.core.failures import attach, is_final, story
+from opero.core.failures import attach, is_final, raise_again, story
+from opero.errors import RefusalError
 
 if TYPE_CHECKING:
-    from opero.core.call import AsyncProceed, Call, Proceed
+    from opero.core.call import AsyncProceed, Call, Failure, Proceed
     from opero.core.function import FunctionInfo
     from opero.core.stage import Emitter
     from opero.core.stats import Stats
@@ -31,7 +32,13 @@ class Report:
     name = "report"
 
     def __init__(
-        self, info: FunctionInfo, stats: Stats, emitter: Emitter, *, retried: bool, needs_start: bool
+        self,
+        info: FunctionInfo,
+        stats: Stats,
+        emitter: Emitter,
+        *,
+        retried: bool,
+        needs_start: bool,
     ) -> None:
         self._name = info.name
         self._owner = f"{info.module}.{info.qualname}"
@@ -44,39 +51,64 @@ class Report:
         """Report has no line of its own in `explain()`."""
         return ""
 
-    def failed(self, call: Call, error: Exception) -> None:
-        """Conclude a call that ends with `error`: chain what came before, add the note, count, tell."""
+    def failed(self, call: Call, error: Exception) -> Exception | None:
+        """Conclude a call that ends with `error`: chain what came before, add the note, count, tell.
+
+        Returns:
+            What the caller gets instead: where a stage refused to go on after real calls had
+            failed, the last call's own
+            error. None if it is `error` itself.
+        """
         if isinstance(error, Rejected):
             # A result is returned in the end, and its receipt tells the errors on the way.
-            return
+            return None
         made, call.failures, call.walk = call.failures or [], None, None
-        text = ""
-        # Where a user's `stop` decides, a single failure may have been enough for it.
-        alone = len(made) == 1 and self._retried and not is_final(error, [f.error for f in made]) and not ambient.disabled()
-        if len(made) > 1 or (alone and self.needs_start):
-            since_first = call.started is None
-            begin = call.first_failed if since_first else call.started
-            seconds = None if begin is None else ambient.clock().monotonic() - begin
-            text = story(
-                made, attempts=call.attempts, calls=call.calls, seconds=seconds, since_first=since_first
-            )
-        elif alone:
-            text = f"was not retried: {type(error).__name__} is not what retry_on asks for"
+        real = [f.error for f in made if not isinstance(f.error, Rejected)]
+        refused = isinstance(error, RefusalError) and is_final(error, real)
+        final = real[-1] if refused and real else error
         if made:
-            earlier = [f.error for f in made if f.error is not error and not isinstance(f.error, Rejected)]
-            attach(error, self._name, text, earlier, owner=self._owner)
+            text = self._text(call, made, error, refused=refused)
+            attach(final, self._name, text, [e for e in real if e is not final], owner=self._owner)
         self._stats.add(gave_up=1)
         if self._emitter.active:
             function = self._emitter.function
             self._emitter.emit(
-                events.CallGaveUp(function=function, attempts=call.attempts, calls=call.calls, error=error)
+                events.CallGaveUp(
+                    function=function, attempts=call.attempts, calls=call.calls, error=final
+                )
             )
+        return None if final is error else final
+
+    def _text(self, call: Call, made: list[Failure], error: Exception, *, refused: bool) -> str:
+        """Write the note; nothing where there is nothing to add to the error."""
+        # Where a user's `stop` decides, a single failure may have been enough for it.
+        final = is_final(error, [f.error for f in made])
+        alone = len(made) == 1 and self._retried and not final and not ambient.disabled()
+        if len(made) > 1 or refused or (alone and self.needs_start):
+            since_first = call.started is None
+            begin = call.first_failed if since_first else call.started
+            seconds = None if begin is None else ambient.clock().monotonic() - begin
+            told = story(
+                made,
+                attempts=call.attempts,
+                calls=call.calls,
+                seconds=seconds,
+                since_first=since_first,
+            )
+            end = f"then {type(error).__name__}: {error}" if refused else call.remark
+            return f"{told}\n  {end}" if end else told
+        if alone:
+            kind = type(error).__name__
+            return f"was not retried: {call.remark or f'{kind} is not what retry_on asks for'}"
+        return ""
 
     def succeeded(self, call: Call) -> None:
         """Tell listeners of a value that was computed."""
         if self._emitter.active:
             function = self._emitter.function
-            self._emitter.emit(events.CallSucceeded(function=function, attempts=call.attempts, calls=call.calls))
+            self._emitter.emit(
+                events.CallSucceeded(function=function, attempts=call.attempts, calls=call.calls)
+            )
 
     # --- adapters ----------------------------------------------------------------------------------------------------
 
@@ -90,10 +122,17 @@ class Report:
             try:
                 value = proceed(call)
             except Exception as error:
-                self.failed(call, error)
-                raise
-            self.succeeded(call)
-            return value
+                instead = self.failed(call, error)
+                if instead is None:
+                    raise
+            else:
+                self.succeeded(call)
+                return value
+            try:
+                raise_again(instead)
+            finally:
+                # A frame that names an error which passes through it is a reference cycle.
+                del instead
 
         return run
 
@@ -107,9 +146,16 @@ class Report:
             try:
                 value = await proceed(call)
             except Exception as error:
-                self.failed(call, error)
-                raise
-            self.succeeded(call)
-            return value
+                instead = self.failed(call, error)
+                if instead is None:
+                    raise
+            else:
+                self.succeeded(call)
+                return value
+            try:
+                raise_again(instead)
+            finally:
+                # A frame that names an error which passes through it is a reference cycle.
+                del instead
 
         return run

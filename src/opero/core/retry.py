@@ -17,7 +17,7 @@ from opero import events
 from opero.core import ambient
 from opero.core.call import Rejected
 from opero.core.failures import asks, is_final, matches
-from opero.core.units import parse_seconds
+from opero.core.units import format_seconds, parse_seconds
 from opero.errors import OperoWarning
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ __all__ = ["Retry", "RetryPolicy", "RetryState", "pause_bounds"]
 def pause_bounds(retry: int, low: float, high: float, factor: float) -> tuple[float, float]:
     """Return the bounds of the pause before retry number `retry`, from 1.
 
-    The pause is drawn uniformly from [low, min(high, low · factor^retry)]: exponential backoff whose lower bound keeps a
+    The pause is drawn uniformly from [low, min(high, low · factor^retry)]: exponential backoff
+    whose lower bound keeps a
     minimum distance, after "Exponential Backoff And Jitter" (M. Brooker, AWS Architecture Blog, 2015).
 
     Args:
@@ -69,6 +70,7 @@ class RetryPolicy:
         low, high, factor, jitter: The pauses, in seconds; ignored where `wait` is given.
         retry_on: Type, tuple of types, predicate on the exception, or tenacity retry strategy.
         wait, stop: tenacity strategies of the user's.
+        longest_hint: Longest pause that a service may ask for, in seconds.
     """
 
     retries: int = 3
@@ -79,6 +81,7 @@ class RetryPolicy:
     retry_on: Any = Exception
     wait: Callable[[Any], float] | None = None
     stop: Callable[[Any], bool] | None = None
+    longest_hint: float = 60.0
 
     @classmethod
     def of(cls, options: Options) -> RetryPolicy:
@@ -92,6 +95,7 @@ class RetryPolicy:
             retry_on=options.retry_on,
             wait=options.wait,
             stop=options.stop,
+            longest_hint=parse_seconds(options.retry_after_max, "retry_after_max"),
         )
 
     @property
@@ -111,7 +115,7 @@ class RetryPolicy:
         return asks(self.retry_on, state())
 
     def pause(self, state: Any) -> float:
-        """Seconds before the next attempt; called with a `tenacity.RetryCallState`, so that it is a wait strategy itself."""
+        """Seconds before the next attempt; takes a `tenacity.RetryCallState`, so it is a wait strategy itself."""
         if self.wait is not None:
             try:
                 return _finite(float(self.wait(state)))
@@ -121,13 +125,18 @@ class RetryPolicy:
             return _grown(self.low, self.high, self.factor, state.attempt_number - 1)
         import random
 
-        return random.uniform(*pause_bounds(state.attempt_number, self.low, self.high, self.factor))  # noqa: S311 - jitter
+        return random.uniform(*pause_bounds(state.attempt_number, self.low, self.high, self.factor))
 
     def pauses(self) -> tuple[float, float]:
         """Shortest and longest sum of all pauses of a call that fails to the end, in seconds."""
-        bounds = [pause_bounds(n, self.low, self.high, self.factor) for n in range(1, min(self.retries, 1000) + 1)]
+        bounds = [
+            pause_bounds(n, self.low, self.high, self.factor)
+            for n in range(1, min(self.retries, 1000) + 1)
+        ]
         if not self.jitter:
-            total = sum(_grown(self.low, self.high, self.factor, n) for n in range(min(self.retries, 1000)))
+            total = sum(
+                _grown(self.low, self.high, self.factor, n) for n in range(min(self.retries, 1000))
+            )
             return total, total
         return sum(b[0] for b in bounds), sum(b[1] for b in bounds)
 
@@ -147,7 +156,11 @@ def _is_retry_strategy(wanted: object) -> bool:
 
 
 def _warn_of(option: str, error: Exception, consequence: str) -> None:
-    warnings.warn(f"the {option} strategy raised {type(error).__name__}: {consequence}", OperoWarning, stacklevel=2)
+    warnings.warn(
+        f"the {option} strategy raised {type(error).__name__}: {consequence}",
+        OperoWarning,
+        stacklevel=2,
+    )
 
 
 @dataclass
@@ -199,7 +212,9 @@ class RetryState:
             return None
         state = self._tenacity_state(error, now)
         errors = walk if any(e is error for e in walk) else (*walk, error)
-        if not any(self.policy.wants(e, functools.partial(self._tenacity_state, e, now)) for e in errors):
+        if not any(
+            self.policy.wants(e, functools.partial(self._tenacity_state, e, now)) for e in errors
+        ):
             return None
         # As in tenacity, the pause comes first: `stop_before_delay` asks whether it still fits.
         state.upcoming_sleep = max(0.0, self.policy.pause(state), *self.hints)
@@ -263,7 +278,9 @@ class Retry:
 
     name = "retry"
 
-    def __init__(self, policy: RetryPolicy, info: FunctionInfo, stats: Stats, emitter: Emitter) -> None:
+    def __init__(
+        self, policy: RetryPolicy, info: FunctionInfo, stats: Stats, emitter: Emitter
+    ) -> None:
         self.policy = policy
         self._info = info
         self._stats = stats
@@ -289,7 +306,7 @@ class Retry:
     def before_next(self, call: Call, error: Exception) -> float:
         """Return the pause before the next attempt, or raise `error` when there is none."""
         try:
-            if ambient.disabled():
+            if ambient.disabled() or self._asked_too_much(call, error):
                 raise error
             now = ambient.clock().monotonic()
             state: RetryState | None = call.retry
@@ -297,6 +314,8 @@ class Retry:
                 started = call.started if call.started is not None else now
                 state = call.retry = RetryState(self.policy, attempt=call.attempts, started=started)
             state.value_index = call.value_index
+            if call.hint:
+                state.hints.append(call.hint)
             delay = state.next_delay(error, now=now, walk=call.walk or ())
         finally:
             del error
@@ -304,8 +323,32 @@ class Retry:
         call.walk = None
         self._stats.add(retries=1)
         if self._emitter.active:
-            self._emitter.emit(events.RetryScheduled(function=self._emitter.function, attempt=state.attempt, delay=delay))
+            self._emitter.emit(
+                events.RetryScheduled(
+                    function=self._emitter.function, attempt=state.attempt, delay=delay
+                )
+            )
         return delay
+
+    def _asked_too_much(self, call: Call, error: Exception) -> bool:
+        """Take note of the pause that the service asks for; tell whether it is longer than anybody would wait."""
+        call.hint = 0.0
+        if call.several:
+            return False  # the other values need not wait for this one
+        # Loaded at the first failure.
+        from opero.core.hints import requested_wait
+
+        hint = requested_wait(error.value if isinstance(error, Rejected) else error)
+        if hint is None:
+            return False
+        call.hint = hint.seconds
+        if hint.seconds <= self.policy.longest_hint:
+            return False
+        call.remark = (
+            f"the service asks to wait {format_seconds(hint.seconds)} ({hint.source}), longer than "
+            f"retry_after_max={format_seconds(self.policy.longest_hint)}"
+        )
+        return True
 
     def slept(self, call: Call, seconds: float) -> None:
         """Take note of a pause that is over."""

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 from opero.core import ambient
-from opero.core.slot import SECOND, LocalSlot
+from opero.core.pace import SECOND
+from opero.core.slot import LocalSlot
 
 if TYPE_CHECKING:
     from opero.core.ambient import Clock
-    from opero.core.slot import Rule, Slot
+    from opero.core.pace import Rule
+    from opero.core.slot import Slot
 
 __all__ = ["Shareable", "publish_all"]
 

@@ -31,11 +31,12 @@ from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
 from opero.core import file_lock
-from opero.core.slot import SECOND, Mark, Rule, rule_of, undo
+from opero.core.pace import SECOND, Rule, rule_of
+from opero.core.slot import Mark, undo
 from opero.errors import OperoUsageError
 
 if TYPE_CHECKING:
-    from opero.core.slot import Words
+    from opero.core.pace import Words
 
 __all__ = ["SharedSlot", "open_slot", "private_path", "state_path"]
 
@@ -69,7 +70,7 @@ class SharedSlot:
         flags = os.O_RDWR | (os.O_CREAT if create else 0)
         for flag in ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW"):
             flags |= getattr(os, flag, 0)
-        self.fd = os.open(path, flags, 0o600)
+        self.fd: int = os.open(path, flags, 0o600)
         try:
             _refuse_strangers(self.fd, path)
             try:

@@ -89,7 +89,9 @@ def start(fn: Callable[..., Generator[Any, Any, Any]], /, *args: Any, **kwargs: 
     return Started(fn(*args, **kwargs))
 
 
-async def astart(fn: Callable[..., AsyncGenerator[Any, Any]], /, *args: Any, **kwargs: Any) -> AsyncStarted:
+async def astart(
+    fn: Callable[..., AsyncGenerator[Any, Any]], /, *args: Any, **kwargs: Any
+) -> AsyncStarted:
     """Call an asynchronous generator function and take its first item."""
     started = AsyncStarted(fn(*args, **kwargs))
     await started.advance(started.source.__anext__)

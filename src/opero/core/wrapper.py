@@ -246,7 +246,7 @@ _BY_FREQUENCY = (str, int, *sorted(FAST_TYPES - {str, int}, key=lambda kind: kin
 
 
 def _key(names: tuple[str, ...], *, of_instance: bool) -> dict[str, str]:
-    """Write the key of a hit and the test that it may be used; its shape is `core.keying`'s."""
+    """Write the key of a hit and the test that it may be used; its shape is `core.cache.keying`'s."""
     tests, parts = [], []
     for n, name in enumerate(names):
         # Compared one by one: a metaclass may make its classes unhashable, and `in` a set fail.

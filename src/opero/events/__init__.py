@@ -1,13 +1,15 @@
 # this_file: src/opero/events/__init__.py
 """What happens inside a call, as typed events, and the bus that carries them.
 
-Nothing is built and nothing is sent while nobody listens. Events carry no argument values, except for the label of a fallback
+Nothing is built and nothing is sent while nobody listens. Events carry no argument values, except
+for the label of a fallback
 value, which is masked where the parameter looks like a secret.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from opero.events.bus import EventBus, Handler, Subscription, deliver, event_bus
 from opero.utils.lazy import lazy_exports
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
         CacheSkipped,
         CallGaveUp,
         CallSucceeded,
+        CallTimedOut,
         CircuitChanged,
         Event,
         FallbackUsed,
@@ -34,6 +37,7 @@ __all__ = [
     "CacheSkipped",
     "CallGaveUp",
     "CallSucceeded",
+    "CallTimedOut",
     "CircuitChanged",
     "Event",
     "EventBus",
@@ -46,6 +50,8 @@ __all__ = [
     "event_bus",
 ]
 
+__getattr__: Callable[[str], Any]
+__dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(
     __name__,
     dict.fromkeys(
@@ -56,6 +62,7 @@ __getattr__, __dir__ = lazy_exports(
             "CacheSkipped",
             "CallGaveUp",
             "CallSucceeded",
+            "CallTimedOut",
             "CircuitChanged",
             "Event",
             "FallbackUsed",

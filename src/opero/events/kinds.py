@@ -16,6 +16,7 @@ __all__ = [
     "CacheSkipped",
     "CallGaveUp",
     "CallSucceeded",
+    "CallTimedOut",
     "CircuitChanged",
     "Event",
     "FallbackUsed",
@@ -121,6 +122,17 @@ class CallSucceeded(Event):
 
     attempts: int
     calls: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallTimedOut(Event):
+    """A real call took longer than its `timeout`.
+
+    Attributes:
+        seconds: The limit.
+    """
+
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

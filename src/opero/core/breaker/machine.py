@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Hashable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
-
-from opero.utils.record import Record
 
 if TYPE_CHECKING:
     from opero.core.breaker.rules import Rules
@@ -42,7 +41,8 @@ class CircuitState(StrEnum):
     DISABLED = "disabled"
 
 
-class CircuitStats(Record):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitStats:
     """How a circuit stood when it was asked.
 
     Attributes:

@@ -37,10 +37,11 @@ class Permit:
     ) -> None:
         self._rules = rules
         self._report = report
-        self.generation = generation
-        self.probe = probe
-        self.steady = self.silent = False
-        self.spent = False
+        self.generation: int = generation
+        self.probe: bool = probe
+        self.steady: bool = False
+        self.silent: bool = False
+        self.spent: bool = False
 
     def success(self, result: object = None) -> None:
         """The call returned."""

@@ -5,25 +5,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields
+from typing import Any
 
 from opero.core.breaker.tally import Buckets, Ring, Streak, Tally
 from opero.core.call import Rejected
 from opero.core.checks import callable_or_none, factor, failure_filter, whole
 from opero.core.failures import asks, is_final, matches
+from opero.core.options import FailureFilter
 from opero.core.units import Duration, format_seconds, parse_seconds
 from opero.errors import OperoUsageError
-from opero.utils.record import Record
-
-if TYPE_CHECKING:
-    from opero.core.options import FailureFilter
-    from opero.events import CircuitChanged
+from opero.events import CircuitChanged
 
 __all__ = ["Rules"]
 
 
-class Rules(Record):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
     """The options of a circuit breaker, as given, checked when they are made.
 
     `CircuitBreaker` tells what each of them means.
@@ -46,8 +44,7 @@ class Rules(Record):
     on_change: Callable[[CircuitChanged], object] | None = None
     draw: Callable[[], float] | None = None
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
+    def __post_init__(self) -> None:
         for name in ("fail_max", "half_open_max", "success_threshold"):
             whole(1)(name, getattr(self, name))
         for name in ("counts_result", "on_change", "draw"):
@@ -92,36 +89,40 @@ class Rules(Record):
                 f"minimum_calls={self.minimum_calls!r} never fit into window={self.window!r}."
             )
 
-    @cached_property
+    def as_dict(self) -> dict[str, Any]:
+        """Return the options by name, as they were given."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
     def first_open(self) -> float:
         """Seconds that the circuit stays open when it trips."""
         return parse_seconds(self.reset_timeout, "reset_timeout")
 
-    @cached_property
+    @property
     def longest_open(self) -> float:
         """Seconds beyond which the open time does not grow."""
         if self.max_reset_timeout is None:
             return 10 * self.first_open
         return parse_seconds(self.max_reset_timeout, "max_reset_timeout")
 
-    @cached_property
+    @property
     def probe_seconds(self) -> float:
         """Seconds after which a probe is given up for lost."""
         return parse_seconds(self.probe_timeout, "probe_timeout")
 
-    @cached_property
+    @property
     def window_calls(self) -> int | None:
         """Length of a window of calls; None for a window of time."""
         if self.window is None:
             return 100
         return self.window if isinstance(self.window, int) else None
 
-    @cached_property
+    @property
     def window_seconds(self) -> float:
         """Length of a window of time."""
         return parse_seconds(self.window or 0, "window")
 
-    @cached_property
+    @property
     def least_calls(self) -> int:
         """Calls that a window must hold before their rate means anything."""
         if self.minimum_calls is not None:

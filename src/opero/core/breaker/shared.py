@@ -1,41 +1,31 @@
 # this_file: src/opero/core/breaker/shared.py
-"""The circuit breaker that users make and share: the machine with a lock, a clock and listeners.
-
-The success of a call in a closed circuit without failures costs two attribute reads and no lock:
-all calls of a closed period share one `Permit`, which says itself whether a success has to be told.
-"""
+"""The circuit breaker that users make and share."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Hashable
-from threading import RLock
-from typing import TYPE_CHECKING, Any, Final, NoReturn
-from weakref import WeakSet, WeakValueDictionary
+from typing import TYPE_CHECKING, Any
 
 from opero.core import ambient
 from opero.core.breaker.machine import CircuitState, CircuitStats, Machine
-from opero.core.breaker.news import Listener, News
-from opero.core.breaker.permit import FREE, Permit
+from opero.core.breaker.parts import make_room
+from opero.core.breaker.registry import Ticket, registry
 from opero.core.breaker.rules import Rules
+from opero.core.breaker.turnstile import Turnstile
 from opero.core.checks import text_or_none
 from opero.core.units import format_seconds
-from opero.errors import CircuitOpenError, OperoUsageError
-from opero.events import CircuitChanged
+from opero.errors import OperoUsageError
 
 if TYPE_CHECKING:
-    from opero.core.breaker.machine import Change
     from opero.core.options import FailureFilter
     from opero.core.units import Duration
+    from opero.events import CircuitChanged
 
 __all__ = ["CircuitBreaker"]
 
-_MOST_PARTS: Final = 1000
-"""Fallback values with a breaker of their own; beyond it those without failures are forgotten."""
 
-
-class CircuitBreaker:
+class CircuitBreaker(Turnstile):
     """Stops calling a service that keeps failing, and lets a probe through now and then.
 
     One breaker may guard any number of functions, synchronous and asynchronous, in all threads and
@@ -92,9 +82,6 @@ class CircuitBreaker:
         opero.errors.CircuitOpenError: circuit 'geocoder' is open: try again in 30 s
     """
 
-    standing: Permit | None
-    """The permit that everybody gets at present without asking further; None if it takes more."""
-
     def __init__(
         self,
         name: str | None = None,
@@ -116,7 +103,7 @@ class CircuitBreaker:
         on_change: Callable[[CircuitChanged], object] | None = None,
         draw: Callable[[], float] | None = None,
     ) -> None:
-        self.rules = Rules(
+        rules = Rules(
             fail_max=fail_max,
             failure_rate=failure_rate,
             window=window,
@@ -135,27 +122,10 @@ class CircuitBreaker:
             draw=draw,
         )
         text_or_none("name", name)
-        self._name = name
-        self._functions: tuple[str, ...] = ()
-        self._machine = Machine(self.rules)
-        self._refused = 0
         self._parts: dict[Hashable, CircuitBreaker] = {}
-        self._news = News(self._machine.changes)
-        self._token: str | None = None
-        self.standing = None
-        self._start()
+        super().__init__(name, rules)
         if on_change is not None:
             self.subscribe(on_change)
-        _alive.add(self)
-
-    def _start(self) -> None:
-        """Make locks and forget probes: after a fork, who held them is in another process."""
-        # Reentrant, because the garbage collector may end an abandoned coroutine, and its probe,
-        # at any allocation, and a signal handler may make a call.
-        self._lock = RLock()
-        self._news.renew_locks()
-        self._machine.probes.clear()
-        self._show()
 
     @classmethod
     def named(cls, name: str, /, **options: Any) -> CircuitBreaker:
@@ -172,9 +142,7 @@ class CircuitBreaker:
             >>> CircuitBreaker.named("maps", fail_max=3) is CircuitBreaker.named("maps")
             True
         """
-        new = cls(name, **options)
-        with _registry_lock:
-            found = _registry.setdefault(name, new)
+        found = registry.named(name, cls(name, **options))
         for option, value in options.items():
             there = getattr(found.rules, option)
             if there != value:
@@ -183,104 +151,6 @@ class CircuitBreaker:
                     "Leave the option out, or take another name."
                 )
         return found
-
-    # --- calls ----------------------------------------------------------------------------------
-
-    def acquire(self) -> Permit:
-        """Return leave to make a call.
-
-        Returns:
-            A permit whose `success(result)`, `failure(error)` or `release()` is due at the end; or
-            use it as a context manager.
-
-        Raises:
-            CircuitOpenError: The circuit lets no call through at present.
-        """
-        return self.standing or self._probe()
-
-    def check(self) -> None:
-        """Raise as `acquire` would now, but take no permit.
-
-        Raises:
-            CircuitOpenError: The circuit lets no call through at present.
-        """
-        wait = self.refuses()
-        if wait is not None:
-            self._refuse(wait)
-
-    def refuses(self) -> float | None:
-        """Tell whether a call would be refused now.
-
-        Returns:
-            None if it would not, else the seconds until one may be let through; infinity if that
-            takes a hand.
-        """
-        if self.standing is not None:
-            return None
-        with self._lock:
-            wait = self._machine.wait(ambient.clock().monotonic())
-            self._show()
-        self._tell()
-        return wait
-
-    def _probe(self) -> Permit:
-        permit = None
-        with self._lock:
-            now = ambient.clock().monotonic()
-            wait = self._machine.wait(now)
-            self._show()
-            if wait is None:
-                permit = self.standing
-                if permit is None:
-                    permit = self._permit(probe=True)
-                    self._machine.probes[permit] = now
-        self._tell()
-        return self._refuse(wait or 0.0) if permit is None else permit
-
-    def _refuse(self, wait: float) -> NoReturn:
-        with self._lock:
-            self._refused += 1
-        raise CircuitOpenError(self.name, wait if math.isfinite(wait) else None)
-
-    def _permit(self, *, probe: bool) -> Permit:
-        generation = self._machine.generation
-        return Permit(self.rules, self._report, generation=generation, probe=probe)
-
-    def _report(self, permit: Permit, failed: bool | None) -> None:
-        """Take the outcome of a call; None if it has none."""
-        with self._lock:
-            if permit is self.standing and failed is False:
-                # Nothing moves but the count: the success path of a window.
-                tally = self._machine.tally
-                tally.succeeded(ambient.clock().monotonic() if tally.timed else 0.0)
-                self._mark(permit)
-                return
-            if permit.probe:
-                if permit.spent:
-                    return
-                permit.spent = True
-                self._machine.probes.pop(permit, None)
-            if failed is not None:
-                step = self._machine.failed if failed else self._machine.succeeded
-                step(permit.generation, ambient.clock().monotonic())
-                self._show()
-        self._tell()
-
-    def _show(self) -> None:
-        """Hang out what the lock-free path reads."""
-        machine, standing = self._machine, self.standing
-        if machine.state is CircuitState.CLOSED:
-            if standing is None or standing.generation != machine.generation:
-                standing = self._permit(probe=False)
-            self._mark(standing)
-            self.standing = standing
-        else:
-            self.standing = FREE if machine.state is CircuitState.DISABLED else None
-
-    def _mark(self, standing: Permit) -> None:
-        steady = self._machine.tally.steady
-        standing.steady = steady
-        standing.silent = steady and self.rules.counts_result is None
 
     # --- by hand --------------------------------------------------------------------------------
 
@@ -316,12 +186,6 @@ class CircuitBreaker:
         for part in self.parts:
             part.reset()
 
-    def _step(self, step: Callable[[Machine], object]) -> None:
-        with self._lock:
-            step(self._machine)
-            self._show()
-        self._tell()
-
     # --- parts ----------------------------------------------------------------------------------
 
     @property
@@ -347,14 +211,13 @@ class CircuitBreaker:
         found = self._parts.get(key)
         if found is not None:
             return found
-        options: dict[str, Any] = {**self.rules.as_dict(), "on_change": None}
-        part = CircuitBreaker(f"{self.name}[{label}]", **options)
+        part = CircuitBreaker(f"{self.name}[{label}]", **self._options())
         for function in self._functions:
             part.guard(function)
         part.subscribe(self._news.hand_on)
         self._pass_hold(part)
         with self._lock:
-            self._make_room()
+            make_room(self._parts)
             part = self._parts.setdefault(key, part)
         # Once more: a hand may have come in between, when the part was not in its reach yet.
         self._pass_hold(part)
@@ -366,30 +229,13 @@ class CircuitBreaker:
         elif self._machine.state is CircuitState.DISABLED:
             part.disable()
 
-    def _make_room(self) -> None:
-        """Forget parts, first those that know nothing, else the oldest one."""
-        if len(self._parts) < _MOST_PARTS:
-            return
-        for key, part in list(self._parts.items()):
-            if part.standing is not None and part.standing.steady:
-                del self._parts[key]
-        if len(self._parts) >= _MOST_PARTS:
-            del self._parts[next(iter(self._parts))]
-
-    # --- what is seen ---------------------------------------------------------------------------
-
-    @property
-    def name(self) -> str:
-        """Its name; that of the first function it guards if it was given none."""
-        return self._name or (self._functions[0] if self._functions else "circuit")
-
     def guard(self, function: str) -> None:
         """Remember a function that it guards, for its name and its events."""
-        with self._lock:
-            if function not in self._functions:
-                self._functions += (function,)
+        super().guard(function)
         for part in self.parts:
             part.guard(function)
+
+    # --- what is seen ---------------------------------------------------------------------------
 
     @property
     def state(self) -> CircuitState:
@@ -437,33 +283,11 @@ class CircuitBreaker:
             told.append(f"{len(self._parts)} part{'s' * (len(self._parts) != 1)}")
         return f"<CircuitBreaker {self.name!r} {', '.join(told)}>"
 
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Call `listener` with each change of state from now on, in order, outside all locks.
-
-        The default event bus gets the same events. Equal listeners are called once.
-
-        Args:
-            listener: Called in the thread that made the change, or in one that made another change
-                just before.
-
-        Returns:
-            A function that ends it.
-        """
-        return self._news.subscribe(listener)
-
-    def _tell(self) -> None:
-        self._news.tell(self._event)
-
-    def _event(self, change: Change) -> CircuitChanged:
-        return CircuitChanged(
-            function=self._functions[0] if len(self._functions) == 1 else self.name,
-            circuit=self.name,
-            old_state=change.old,
-            new_state=change.new,
-            retry_after=change.retry_after,
-        )
-
     # --- identity -------------------------------------------------------------------------------
+
+    def _options(self) -> dict[str, Any]:
+        """Return the options for another breaker like it, to which nobody listens."""
+        return {**self.rules.as_dict(), "on_change": None}
 
     def __copy__(self) -> CircuitBreaker:
         """A breaker is shared on purpose: its copy is itself."""
@@ -477,46 +301,13 @@ class CircuitBreaker:
 
         Listeners stay behind.
         """
-        with _registry_lock:
-            registered = _registry.get(self.name) is self
-            if self._token is None:
-                self._token = os.urandom(8).hex()
-            _met[self._token] = self
-        options: dict[str, Any] = {**self.rules.as_dict(), "on_change": None}
-        return _meet, (self._token, self.name, registered, options)
+        return _meet, (registry.ticket(self), self._options())
 
 
-_alive: WeakSet[CircuitBreaker] = WeakSet()
-_registry: dict[str, CircuitBreaker] = {}
-_registry_lock = RLock()
-_met: WeakValueDictionary[str, CircuitBreaker] = WeakValueDictionary()
-
-
-def _meet(token: str, name: str, registered: bool, options: dict[str, Any]) -> CircuitBreaker:
+def _meet(ticket: Ticket, options: dict[str, Any]) -> CircuitBreaker:
     """Find a pickled breaker, or make its counterpart in this process."""
-    with _registry_lock:
-        if registered:
-            if name not in _registry:
-                _registry[name] = CircuitBreaker(name, **options)
-            return _registry[name]
-        found = _met.get(token)
-        if found is None:
-            found = _met[token] = CircuitBreaker(name, **options)
-            found._token = token  # noqa: SLF001 - it goes on as the same breaker
-        return found
+    return registry.meet(ticket, lambda: CircuitBreaker(ticket.name, **options))
 
 
 def _words(state: CircuitState) -> str:
     return state.replace("_", "-") if state is CircuitState.HALF_OPEN else state.replace("_", " ")
-
-
-def _after_fork() -> None:
-    """Replace locks that another thread may have held, and forget its probes."""
-    global _registry_lock  # noqa: PLW0603 - locks cannot be repaired, only replaced
-    _registry_lock = RLock()
-    for breaker in list(_alive):
-        breaker._start()  # noqa: SLF001 - a matter of this module
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -124,7 +124,7 @@ class Ring(_Window):
             self.failures -= last[0]
         last.append(failures)
         self.failures += failures
-        self.calls = len(last)
+        self.calls: int = len(last)
 
 
 class Buckets(_Window):

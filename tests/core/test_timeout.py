@@ -1,0 +1,351 @@
+# this_file: tests/core/test_timeout.py
+"""Timeout: a limit for each real call, by cancellation or by leaving a thread behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import gc
+import threading
+import time
+import weakref
+
+import pytest
+
+from opero import events
+from opero.core.call import Call
+from opero.core.stage import Emitter
+from opero.core.timeout import Timeout
+from opero.errors import CallTimeoutError
+
+
+@pytest.fixture
+def heard():
+    return []
+
+
+@pytest.fixture
+def limit(heard):
+    """So many seconds as limit for a function named `f`."""
+    return lambda seconds: Timeout(seconds, Emitter("f", [heard.append]))
+
+
+@pytest.fixture
+def hang():
+    """A function that does not end before the test does."""
+    end, ended = threading.Event(), threading.Event()
+
+    def hung(*args):
+        end.wait(20)
+        ended.set()
+
+    hung.end, hung.ended = end, ended
+    yield hung
+    end.set()
+
+
+class Argument:
+    """Something whose end can be watched."""
+
+
+@pytest.fixture
+def no_collector():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def gone(watch):
+    end = time.monotonic() + 10
+    while watch() is not None and time.monotonic() < end:
+        time.sleep(0.001)
+    return watch() is None
+
+
+def test_it_describes_itself(limit):
+    assert limit(90).describe() == "90 s for each call"
+
+
+def test_our_error_is_a_timeout_error_with_name_and_limit():
+    error = CallTimeoutError("f", 2.5)
+    assert isinstance(error, TimeoutError)
+    assert (error.function, error.seconds) == ("f", 2.5)
+    assert str(error) == "f() took longer than 2.5 s"
+
+
+# --- threads --------------------------------------------------------------------------------------
+
+
+def test_a_quick_call_gives_its_value(limit, heard):
+    run = limit(10).sync(lambda a, *, b: (a, b))
+    call = Call((1,), {"b": 2})
+    assert run(call) == (1, 2)
+    assert call.behind is None
+    assert heard == []
+
+
+@pytest.mark.parametrize("kind", [KeyError, TimeoutError, KeyboardInterrupt, SystemExit])
+def test_an_error_of_the_function_stays_itself(limit, heard, kind):
+    error = kind("so")
+
+    def fail():
+        raise error
+
+    call = Call((), {})
+    with pytest.raises(kind) as caught:
+        limit(10).sync(fail)(call)
+    assert caught.value is error
+    assert call.behind is None
+    assert heard == []
+
+
+def test_a_hung_call_is_left_behind(limit, heard, hang):
+    call = Call((), {})
+    with pytest.raises(CallTimeoutError) as caught:
+        limit(0.005).sync(hang)(call)
+    assert (caught.value.function, caught.value.seconds) == ("f", 0.005)
+    (event,) = heard
+    assert isinstance(event, events.CallTimedOut)
+    assert (event.function, event.seconds) == ("f", 0.005)
+    # Who holds something for the call learns of its real end.
+    told = threading.Event()
+    call.behind.then(told.set)
+    assert not told.is_set()
+    hang.end.set()
+    assert told.wait(10)
+    assert hang.ended.is_set()
+
+
+def test_ten_hung_calls_do_not_stop_the_eleventh(limit, hang):
+    run = limit(0.002).sync(hang)
+    for _ in range(10):
+        with pytest.raises(CallTimeoutError):
+            run(Call((), {}))
+    assert limit(10).sync(lambda: "done")(Call((), {})) == "done"
+
+
+def test_context_variables_reach_the_function(limit):
+    variable = contextvars.ContextVar("variable")
+    variable.set("mine")
+    assert limit(10).sync(variable.get)(Call((), {})) == "mine"
+
+
+def test_nested_limits_keep_to_the_tighter_one(limit, hang):
+    inner = Timeout(0.005, Emitter("inner")).sync(hang)
+    outer = limit(10).sync(lambda: inner(Call((), {})))
+    with pytest.raises(CallTimeoutError) as caught:
+        outer(Call((), {}))
+    assert caught.value.function == "inner"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_arguments_die_with_the_call(limit, fails, no_collector):
+    argument = Argument()
+    watch = weakref.ref(argument)
+
+    def work(argument):
+        if fails:
+            raise KeyError(argument)
+        return type(argument)
+
+    # By hand, because pytest keeps what it catches.
+    with contextlib.suppress(KeyError):
+        limit(10).sync(work)(Call((argument,), {}))
+    del argument
+    assert gone(watch)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_arguments_die_with_the_thread_that_was_left_behind(limit, hang, fails, no_collector):
+    argument = Argument()
+    watch = weakref.ref(argument)
+
+    def work(argument):
+        hang()
+        if fails:
+            raise KeyError(argument)
+        return argument
+
+    call = Call((argument,), {})
+    with contextlib.suppress(CallTimeoutError):
+        limit(0.005).sync(work)(call)
+    behind = call.behind
+    del argument, call
+    assert watch() is not None
+    hang.end.set()
+    assert gone(watch)
+    del behind
+
+
+def test_no_thread_means_no_call_behind(limit, monkeypatch):
+    def refuse(job):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("opero.core.timeout.run_in_thread", refuse)
+    call = Call((), {})
+    with pytest.raises(RuntimeError, match="can't start"):
+        limit(10).sync(int)(call)
+    assert call.behind is None
+
+
+# --- tasks ----------------------------------------------------------------------------------------
+
+
+async def forever():
+    await asyncio.Event().wait()
+
+
+@pytest.mark.asyncio
+async def test_a_quick_task_gives_its_value(limit, heard):
+    async def quick():
+        await asyncio.sleep(0)
+        return "value"
+
+    assert await limit(10).within(quick()) == "value"
+    assert heard == []
+
+
+@pytest.mark.asyncio
+async def test_anything_awaitable_will_do(limit):
+    future = asyncio.get_running_loop().create_future()
+    future.set_result("value")
+    assert await limit(10).within(future) == "value"
+
+    class Awaitable:
+        def __await__(self):
+            yield from asyncio.sleep(0).__await__()
+            return "value"
+
+    assert await limit(10).within(Awaitable()) == "value"
+
+
+@pytest.mark.asyncio
+async def test_a_hung_task_is_cancelled(limit, heard):
+    seen = []
+
+    async def hung():
+        try:
+            await forever()
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    with pytest.raises(CallTimeoutError) as caught:
+        await limit(0.005).within(hung())
+    assert (caught.value.function, caught.value.seconds) == ("f", 0.005)
+    assert seen == ["cancelled"]
+    assert [type(event) for event in heard] == [events.CallTimedOut]
+    # The task that called goes on as if nothing had happened.
+    assert not asyncio.current_task().cancelling()
+    await asyncio.sleep(0)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", [KeyError, TimeoutError, SystemError])
+async def test_an_error_of_the_coroutine_stays_itself(limit, heard, kind):
+    error = kind("so")
+
+    async def fail():
+        raise error
+
+    with pytest.raises(kind) as caught:
+        await limit(10).within(fail())
+    assert caught.value is error
+    assert heard == []
+
+
+@pytest.mark.asyncio
+async def test_an_inner_timeout_stays_itself(limit, heard):
+    async def inner():
+        async with asyncio.timeout(0.002):
+            await forever()
+
+    with pytest.raises(TimeoutError) as caught:
+        await limit(10).within(inner())
+    assert not isinstance(caught.value, CallTimeoutError)
+    with pytest.raises(CallTimeoutError) as caught:
+        await limit(10).within(Timeout(0.002, Emitter("inner")).within(forever()))
+    assert caught.value.function == "inner"
+    assert heard == []
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", [TimeoutError, KeyError])
+async def test_an_error_that_answers_the_cancellation_stays_itself(limit, kind):
+    error = kind("cleaning up failed")
+
+    async def stubborn():
+        try:
+            await forever()
+        except asyncio.CancelledError:
+            raise error from None
+
+    with pytest.raises(kind) as caught:
+        await limit(0.002).within(stubborn())
+    assert caught.value is error
+    assert not asyncio.current_task().cancelling()
+
+
+@pytest.mark.asyncio
+async def test_a_value_that_comes_in_spite_of_the_cancellation_is_kept(limit):
+    async def stubborn():
+        try:
+            await forever()
+        except asyncio.CancelledError:
+            return "value"
+
+    assert await limit(0.002).within(stubborn()) == "value"
+    assert not asyncio.current_task().cancelling()
+
+
+@pytest.mark.asyncio
+async def test_cancellation_from_outside_is_not_swallowed(limit, heard):
+    task = asyncio.create_task(limit(10).within(forever()))
+    await asyncio.sleep(0)
+    task.cancel("outside")
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+    assert heard == []
+
+
+@pytest.mark.asyncio
+async def test_cancellation_from_outside_that_comes_together_with_the_end_wins(limit, heard):
+    async def slow_to_leave():
+        try:
+            await forever()
+        finally:
+            left.set()
+            await asyncio.sleep(0.002)
+
+    left = asyncio.Event()
+    task = asyncio.create_task(limit(0.002).within(slow_to_leave()))
+    await left.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert heard == []
+
+
+@pytest.mark.asyncio
+async def test_arguments_of_a_cancelled_task_die_with_it(limit, no_collector):
+    argument = Argument()
+    watch = weakref.ref(argument)
+
+    async def hung(argument):
+        await asyncio.sleep(10)
+
+    async def attempt(argument):
+        try:
+            await limit(0.002).within(hung(argument))
+        except CallTimeoutError:
+            return
+        raise AssertionError
+
+    await attempt(argument)
+    del argument
+    # What the loop itself remembers of the last round is none of ours.
+    await asyncio.sleep(0.002)
+    assert watch() is None
