@@ -57,6 +57,17 @@ def full(size=1, **options):
     return limit
 
 
+class StubGate:
+    """Somebody who waits; whether they can come through is up to the test."""
+
+    def __init__(self):
+        self.alive, self.opened = True, False
+
+    def open(self):
+        self.opened = self.alive
+        return self.alive
+
+
 # --- options --------------------------------------------------------------------------------------
 
 
@@ -126,6 +137,17 @@ def test_threads_come_through_in_order_of_arrival():
 
 
 def test_nobody_overtakes_the_queue():
+    limit = full()
+    first = StubGate()
+    limit._queue_up(first)
+    # It is back, but not handed on yet.
+    limit._permits.append(None)
+    assert not limit.try_acquire()
+    limit._serve()
+    assert first.opened
+
+
+def test_nobody_overtakes_a_thread_that_is_served_but_not_awake():
     limit = full()
     waiting = threading.Event()
     thread = in_thread(lambda: (limit.acquire(), waiting.wait(10)))
@@ -426,6 +448,15 @@ def test_a_full_queue_refuses_with_name_and_numbers():
     assert limit.acquire()
 
 
+def test_a_permit_that_comes_just_before_the_refusal_is_taken():
+    limit, gate = full(queue=0), StubGate()
+    # Between the first look and the place in the queue.
+    limit.release()
+    limit._queue_up(gate)
+    assert gate.opened
+    assert (limit.in_flight, limit.waiting) == (1, 0)
+
+
 @pytest.mark.asyncio
 async def test_a_full_queue_refuses_tasks_too():
     limit = full(queue=2)
@@ -455,17 +486,6 @@ def test_tasks_that_can_never_come_do_not_fill_the_queue():
 
 
 # --- permits are never lost or doubled ------------------------------------------------------------
-
-
-class StubGate:
-    """Somebody who waits; whether they can come through is up to the test."""
-
-    def __init__(self):
-        self.alive, self.opened = True, False
-
-    def open(self):
-        self.opened = self.alive
-        return self.alive
 
 
 class Limits(RuleBasedStateMachine):

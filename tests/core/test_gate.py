@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -151,6 +152,21 @@ def test_a_loop_that_stands_still_wakes_up_to_a_gate_that_is_not_open():
     assert not gate.opened
     assert loop.run_until_complete(task)
     assert not gate.opened
+    loop.close()
+
+
+def test_a_loop_that_closes_at_this_very_moment_lets_nobody_out():
+    loop = asyncio.new_event_loop()
+    gate, task = started_in(loop)
+
+    def closed(*args):
+        raise RuntimeError("Event loop is closed")
+
+    gate._loop = SimpleNamespace(is_running=lambda: True, call_soon_threadsafe=closed)
+    assert not gate.open()
+    assert not gate.opened
+    task.cancel()
+    loop.run_until_complete(asyncio.wait([task]))
     loop.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import gc
 import os
 import signal
@@ -51,6 +52,13 @@ def no_collector():
     gc.disable()
     yield
     gc.enable()
+
+
+@pytest.fixture
+def none_idle(monkeypatch):
+    """A pool of its own, whose threads wait for no longer than a moment."""
+    monkeypatch.setattr(spare_threads, "_idle", [])
+    monkeypatch.setattr(spare_threads, "_IDLE_SECONDS", 0.005)
 
 
 # --- what comes back ------------------------------------------------------------------------------
@@ -117,6 +125,13 @@ def test_one_thread_serves_a_thousand_quick_calls():
     assert set(spares()) <= before
 
 
+def test_a_thread_is_idle_before_its_caller_knows(none_idle):
+    job, seen = Job(int), []
+    job.then(lambda: seen.extend(spare_threads._idle))
+    run_in_thread(job)
+    until(lambda: seen)
+
+
 def test_ten_hung_calls_do_not_stop_the_eleventh():
     end = threading.Event()
     hung = [Job(lambda: end.wait(20)) for _ in range(10)]
@@ -138,13 +153,6 @@ def test_many_at_once_have_a_thread_each():
         run_in_thread(job)
     assert all(job.wait(10) for job in jobs)
     assert sorted(job.outcome() for job in jobs) == list(range(20))
-
-
-@pytest.fixture
-def none_idle(monkeypatch):
-    """A pool of its own, whose threads wait for no longer than a moment."""
-    monkeypatch.setattr(spare_threads, "_idle", [])
-    monkeypatch.setattr(spare_threads, "_IDLE_SECONDS", 0.005)
 
 
 def test_an_idle_thread_ends_after_a_while(none_idle):
@@ -289,10 +297,12 @@ def test_nothing_stays_of_a_call_that_failed(no_collector):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-@pytest.mark.parametrize("when", ["while it is waited for", "after it was left behind"])
-def test_nothing_stays_of_a_call_that_was_left_behind(no_collector, fails, when):
+@pytest.mark.parametrize("patience_ends", ["long before", "just before", "just after"])
+def test_nothing_stays_of_a_call_that_was_left_behind(no_collector, fails, patience_ends):
     argument, end = Argument(), threading.Event()
     watch = weakref.ref(argument)
+    variable = contextvars.ContextVar("variable")
+    token = variable.set(argument)
 
     def work(argument=argument):
         end.wait(10)
@@ -301,21 +311,50 @@ def test_nothing_stays_of_a_call_that_was_left_behind(no_collector, fails, when)
         return argument
 
     job = Job(work)
-    if when == "after it was left behind":
+    variable.reset(token)
+    if patience_ends == "long before":
         run_in_thread(job)
         assert not job.wait(0)
-        assert watch() is not None
         end.set()
     else:
-        # It is over, but the one who waited has just lost patience.
         end.set()
         job.run()
-        job._abandon()
-        job.finish()
-    del argument, work
+        steps = [job._abandon, job.finish]
+        for step in steps if patience_ends == "just before" else reversed(steps):
+            step()
+    del argument, work, token
     until(lambda: watch() is None)
     assert job._error is None
     assert job._value is None
+
+
+def test_an_error_that_is_kept_keeps_nothing_but_its_frames(no_collector):
+    argument, within = Argument(), Argument()
+    watches = [weakref.ref(argument), weakref.ref(within)]
+    variable = contextvars.ContextVar("variable")
+    token = variable.set(within)
+
+    def fail(argument):
+        del argument
+        raise KeyError
+
+    job = Job(functools.partial(fail, argument))
+    variable.reset(token)
+    del argument, within, token
+    run_in_thread(job)
+    assert job.wait(10)
+    kept = None
+    try:
+        job.outcome()
+    except KeyError as error:
+        kept = error
+    assert [watch() for watch in watches] == [None, None]
+    assert kept is not None
+
+
+def test_an_idle_thread_keeps_no_job(no_collector):
+    do(int)
+    until(lambda: not any(type(each) is Job for each in gc.get_objects()))
 
 
 def test_a_job_keeps_neither_value_nor_error():

@@ -37,8 +37,13 @@ class Clock(Protocol):
 class RealClock:
     """The machine's own monotonic clock."""
 
-    monotonic = staticmethod(time.monotonic)
-    sleep = staticmethod(time.sleep)
+    def monotonic(self) -> float:
+        """Return seconds on a clock that never goes back."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Block the calling thread for `seconds`."""
+        time.sleep(seconds)
 
     async def asleep(self, seconds: float) -> None:
         """Suspend the calling task for `seconds`."""

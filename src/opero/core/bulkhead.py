@@ -125,7 +125,6 @@ class ConcurrencyLimit:
             BulkheadFullError: The queue is full.
         """
         with self._lock:
-            self._serve()
             bound = None if again or self._permits else self.queue
             if bound is not None and len(self._waiting) >= bound:
                 raise BulkheadFullError(self.name, self.limit, bound)

@@ -17,6 +17,7 @@ from opero import events
 from opero.core import ambient
 from opero.core.call import Rejected
 from opero.core.failures import asks, is_final, matches
+from opero.core.strategies import is_retry_strategy, state_class, stop_after
 from opero.core.units import format_seconds, parse_seconds
 from opero.errors import OperoWarning
 
@@ -110,7 +111,7 @@ class RetryPolicy:
             error: The error.
             state: Makes the state in which a tenacity strategy looks for it.
         """
-        if isinstance(error, Rejected) or not _is_retry_strategy(self.retry_on):
+        if isinstance(error, Rejected) or not is_retry_strategy(self.retry_on):
             return matches(self.retry_on, error)
         return asks(self.retry_on, state())
 
@@ -145,14 +146,6 @@ def _finite(seconds: float) -> float:
     if math.isfinite(seconds):
         return seconds
     raise ValueError(seconds)
-
-
-def _is_retry_strategy(wanted: object) -> bool:
-    if isinstance(wanted, type | tuple):
-        return False
-    from tenacity.retry import retry_base
-
-    return isinstance(wanted, retry_base)
 
 
 def _warn_of(option: str, error: Exception, consequence: str) -> None:
@@ -227,47 +220,10 @@ class RetryState:
             except Exception as error:  # noqa: BLE001 - the call's own outcome goes before a broken strategy
                 _warn_of("stop", error, "no more attempts are made")
                 return True
-        return bool(_stop_after(self.policy.retries + 1)(state))
+        return bool(stop_after(self.policy.retries + 1)(state))
 
     def _tenacity_state(self, error: Exception, now: float) -> Any:
-        return _state_class()(self, error, now)
-
-
-@functools.cache
-def _stop_after(attempts: int) -> Callable[[Any], bool]:
-    from tenacity.stop import stop_after_attempt
-
-    return stop_after_attempt(attempts)
-
-
-@functools.cache
-def _state_class() -> type[Any]:
-    """Return the class of the state that tenacity's strategies read."""
-    from tenacity import Future, RetryCallState
-
-    class State(RetryCallState):
-        """It knows no arguments of the call, which may be secret, and makes its outcome when a strategy looks at it."""
-
-        def __init__(self, retry: RetryState, error: Exception, now: float) -> None:
-            self.retry_object = self.fn = self.next_action = None  # type: ignore[assignment]  # there is no Retrying
-            self.args, self.kwargs = (), {}
-            self.attempt_number = retry.attempt
-            self.start_time = retry.started
-            self.outcome_timestamp = now
-            self.idle_for = retry.slept
-            self.upcoming_sleep = 0.0
-            self._error = error
-
-        @functools.cached_property
-        def outcome(self) -> Future:  # type: ignore[override]  # read-only here
-            future = Future(self.attempt_number)
-            if isinstance(self._error, Rejected):
-                future.set_result(self._error.value)
-            else:
-                future.set_exception(self._error)
-            return future
-
-    return State
+        return state_class()(self, error, now)
 
 
 # --- stage -----------------------------------------------------------------------------------------------------------

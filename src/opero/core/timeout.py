@@ -74,8 +74,9 @@ class Timeout:
         """Wait for a real call that is under way, and cancel it when its time is over."""
         from asyncio import CancelledError, timeout
 
+        scope = timeout(self.seconds)
         try:
-            async with timeout(self.seconds) as scope:
+            async with scope:
                 return await awaitable
         except TimeoutError as error:
             # The function's own TimeoutError stays itself, even if it is its answer to the

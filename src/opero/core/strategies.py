@@ -1,0 +1,60 @@
+# this_file: src/opero/core/strategies.py
+"""tenacity's strategies: the room in which tenacity lives, loaded when the first call fails."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from opero.core.call import Rejected
+
+__all__ = ["is_retry_strategy", "state_class", "stop_after"]
+
+
+def is_retry_strategy(wanted: object) -> bool:
+    """Tell whether `retry_on` is one of tenacity's retry strategies, which ask for a state instead of an error."""
+    if isinstance(wanted, type | tuple):
+        return False
+    from tenacity.retry import retry_base
+
+    return isinstance(wanted, retry_base)
+
+
+@functools.cache
+def stop_after(attempts: int) -> Callable[[Any], bool]:
+    """Return the stop strategy of so many attempts."""
+    from tenacity.stop import stop_after_attempt
+
+    return stop_after_attempt(attempts)
+
+
+@functools.cache
+def state_class() -> type[Any]:
+    """Return the class of the state that tenacity's strategies read."""
+    from tenacity import Future, RetryCallState
+
+    class State(RetryCallState):
+        """It knows no arguments of the call, which may be secret, and makes its outcome when a strategy looks at it."""
+
+        def __init__(self, retry: Any, error: Exception, now: float) -> None:
+            self.retry_object = self.fn = self.next_action = None  # type: ignore[assignment]  # there is no Retrying
+            self.args, self.kwargs = (), {}
+            self.attempt_number = retry.attempt
+            self.start_time = retry.started
+            self.outcome_timestamp = now
+            self.idle_for = retry.slept
+            self.upcoming_sleep = 0.0
+            self._error = error
+
+        @functools.cached_property
+        def outcome(self) -> Future:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
+            # Read-only, other than in the class above: nobody sets the outcome of this state.
+            future = Future(self.attempt_number)
+            if isinstance(self._error, Rejected):
+                future.set_result(self._error.value)
+            else:
+                future.set_exception(self._error)
+            return future
+
+    return State
