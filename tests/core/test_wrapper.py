@@ -538,3 +538,29 @@ def test_a_generators_wrapper_is_one_too() -> None:
 
     assert list(stream(3)) == [0, 1, 2]
     assert str(inspect.signature(stream)) == "(n: 'int') -> 'Iterator[int]'"
+
+
+@pytest.mark.parametrize("values", [("a", "b"), ["a", "b"], (), [], (1, None, b"x")])
+def test_a_default_of_several_values_has_the_same_key_in_the_express_lane(values: Any) -> None:
+    @opero(retries=0, cache_copy=False)
+    def ask(prompt: str, model: Any = values) -> object:
+        return object()
+
+    first = ask("x")
+    assert ask("x") is first
+    assert ask("x", type(values)(values)) is first
+    assert ask("x", [*values, "c"]) is not first
+    assert ask.cache.invalidate("x")
+    assert ask("x") is not first
+
+
+def test_a_default_list_that_was_changed_has_another_key() -> None:
+    models = ["a", "b"]
+
+    @opero(retries=0)
+    def ask(prompt: str, model: Any = models) -> object:
+        return tuple(model)
+
+    assert ask("x") == ("a", "b")
+    models.append("c")
+    assert ask("x") == ("a", "b", "c")

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
+from opero.core.cache.keying import short_part
 from opero.core.call import Call
 from opero.core.function import stars, unwrap_partial
 from opero.core.keys import FAST_TYPES
@@ -133,6 +134,9 @@ def make_wrapper(pipeline: Pipeline) -> Callable[..., Any]:
             "_opero_token": pipeline.cache.token_get,
         }
         namespace |= {f"_opero_{kind.__name__}": kind for kind in FAST_TYPES}
+        for n, part in _default_parts(parameters).items():
+            namespace[f"_opero_part_{n}"] = part
+            namespace[f"_opero_copy_{n}"] = list(part[1])
     if pipeline.rate_limit is not None:
         namespace["_opero_limiter"] = pipeline.rate_limit.limiter
     wrapper = _made(_source(pipeline, parameters), parameters, namespace)
@@ -199,7 +203,8 @@ def _source(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> str:
     keyed = pipeline.cache.express_parameters if pipeline.cache is not None else None
     if keyed:
         body = _HIT
-        blanks |= _key(keyed, of_instance=pipeline.cache is not None and pipeline.cache.of_instance)
+        of_instance = pipeline.cache is not None and pipeline.cache.of_instance
+        blanks |= _key(keyed, parameters, of_instance=of_instance)
     return (_LANE + body).format(**blanks)
 
 
@@ -245,15 +250,38 @@ def _forwarded(parameters: list[inspect.Parameter]) -> str:
 _BY_FREQUENCY = (str, int, *sorted(FAST_TYPES - {str, int}, key=lambda kind: kind.__name__))
 
 
-def _key(names: tuple[str, ...], *, of_instance: bool) -> dict[str, str]:
+def _default_parts(parameters: list[inspect.Parameter]) -> dict[int, Any]:
+    """Return the key parts of defaults that are short lists or tuples, such as the values of a fallback, by place."""
+    found = {}
+    for n, p in enumerate(parameters):
+        part = short_part(type(p.default), p.default) if type(p.default) in (list, tuple) else None
+        if part is not None:
+            found[n] = part
+    return found
+
+
+def _key(
+    names: tuple[str, ...], parameters: list[inspect.Parameter], *, of_instance: bool
+) -> dict[str, str]:
     """Write the key of a hit and the test that it may be used; its shape is `core.cache.keying`'s."""
     tests, parts = [], []
-    for n, name in enumerate(names):
+    places = {p.name: n for n, p in enumerate(parameters)}
+    of_defaults = _default_parts(parameters)
+    for name in names:
+        n = places[name]
         # Compared one by one: a metaclass may make its classes unhashable, and `in` a set fail.
         kinds = [f"_opero_type_{n} is _opero_{kind.__name__}" for kind in _BY_FREQUENCY]
         kinds[0] = f"(_opero_type_{n} := _opero_type({name})) is _opero_{_BY_FREQUENCY[0].__name__}"
+        part = name
+        if n in of_defaults:
+            # The default itself needs no look at its items; a list might have been changed meanwhile.
+            same = f"{name} is _opero_default_{n}"
+            if type(parameters[n].default) is list:
+                same += f" and {name} == _opero_copy_{n}"
+            kinds.append(f"({same})")
+            part = f"_opero_part_{n} if {name} is _opero_default_{n} else {name}"
         tests.append(f"({' or '.join(kinds)})")
-        parts.append(f"_opero_type_{n}, {name}")
+        parts.append(f"_opero_type_{n}, {part}")
     if of_instance:
         tests[0] = f"(_opero_instance := _opero_token(_opero_id({names[0]}))) is not None"
         parts[0] = "_opero_instance"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from opero.core.call import Call
     from opero.core.function import FunctionInfo
 
-__all__ = ["Keying", "function_id"]
+__all__ = ["Keying", "function_id", "short_part"]
 
 
 class Keying:
@@ -164,7 +164,7 @@ class Keying:
                     value = values[n]
                     kind = type(value)
                     if kind not in FAST_TYPES:
-                        value = _short(kind, value)
+                        value = short_part(kind, value)
                         if value is None:
                             break
                     flat += kind, value
@@ -316,7 +316,7 @@ def _bound_to(fn: Any) -> list[Any]:
     return [*found, held] if held else found
 
 
-def _short(kind: type, value: Any) -> Hashable | None:
+def short_part(kind: type, value: Any) -> Hashable | None:
     """Return what stands for a float, or for a short list or tuple, in a key in memory.
 
     It tells types and content as exactly as a digest does, at a tenth of the cost; None where it
