@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 from opero.core.call import Failure, Rejected
 from opero.core.units import format_seconds
 from opero.errors import OperoUsageError, OperoWarning, RefusalError
+from opero.utils.stack import users_stacklevel
 
 __all__ = ["asks", "attach", "chain", "failures", "is_final", "matches", "raise_again", "story"]
 
@@ -55,7 +56,7 @@ def asks(predicate: Callable[[Any], object], subject: object) -> bool:
         warnings.warn(
             f"predicate {name} raised {type(error).__name__} and was taken as False",
             OperoWarning,
-            stacklevel=2,
+            stacklevel=users_stacklevel(),
         )
         return False
 

@@ -20,6 +20,7 @@ from opero.core.failures import asks, is_final, matches
 from opero.core.strategies import is_retry_strategy, state_class, stop_after
 from opero.core.units import format_seconds, parse_seconds
 from opero.errors import OperoWarning
+from opero.utils.stack import users_stacklevel
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
@@ -152,7 +153,7 @@ def _warn_of(option: str, error: Exception, consequence: str) -> None:
     warnings.warn(
         f"the {option} strategy raised {type(error).__name__}: {consequence}",
         OperoWarning,
-        stacklevel=2,
+        stacklevel=users_stacklevel(),
     )
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from sys import getsizeof
@@ -17,6 +18,8 @@ from opero.core.cache.memory import Entry
 from opero.core.cache.weight import weigh
 from opero.core.call import Receipt
 from opero.core.units import parse_seconds
+from opero.errors import OperoWarning
+from opero.utils.stack import users_stacklevel
 from opero.utils.switch import switch
 
 if TYPE_CHECKING:
@@ -89,7 +92,7 @@ class Keeper:
             ttl = self.ttl
             if self.condition is not None:
                 seconds = ambient.clock().monotonic() - began
-                ttl = allowed_ttl(self.condition(value, Receipt.of(call, value, seconds)), ttl)
+                ttl = self._allowed(self.condition, value, Receipt.of(call, value, seconds))
                 if ttl == 0:
                     return None
             entry = self.entry(flight.key, value, ttl)
@@ -102,6 +105,18 @@ class Keeper:
         except Exception as error:  # noqa: BLE001 - the caller gets the result, come what may
             self._skips.tell(f"its result could not be stored ({type(error).__name__})")
         return None
+
+    def _allowed(
+        self, condition: Callable[[Any, Receipt[Any]], object], value: Any, receipt: Receipt[Any]
+    ) -> float | None:
+        """Ask `cache_if`; one that raises warns and refuses, and never costs the caller the result."""
+        try:
+            return allowed_ttl(condition(value, receipt), self.ttl)
+        except Exception as error:  # noqa: BLE001 - whatever it raises, the result goes first
+            reason = f"cache_if raised {type(error).__name__} and was taken as False"
+            warnings.warn(reason, OperoWarning, stacklevel=users_stacklevel())
+            self._skips.tell(reason)
+            return 0
 
     def entry(self, key: Any, value: Any, ttl: float | None) -> Entry:
         """Return a result in the form in which it is stored.

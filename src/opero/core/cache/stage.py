@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Mapping
-from sys import _getframe
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +19,7 @@ from opero.core.cache.shelf import Shelf, make_shelf
 from opero.core.cache.skips import Skips
 from opero.core.units import format_seconds, parse_size
 from opero.errors import OperoWarning, UnkeyableError
+from opero.utils.stack import users_stacklevel
 
 if TYPE_CHECKING:
     from opero.core.cache.memory import Entry, EntryStore
@@ -137,7 +137,9 @@ class Cache:
         self.off = True
         self._skips.tell(reason)
         warnings.warn(
-            f"{reason} Until then its results are not cached.", OperoWarning, stacklevel=_caller()
+            f"{reason} Until then its results are not cached.",
+            OperoWarning,
+            stacklevel=users_stacklevel(),
         )
 
     # --- management -------------------------------------------------------------------------------
@@ -211,11 +213,3 @@ class Cache:
 
     def __repr__(self) -> str:
         return f"<Cache of {self.function}: {self.describe()}>"
-
-
-def _caller() -> int:
-    """Return the `stacklevel` of the user's own line: the first frame outside opero."""
-    level, frame = 1, _getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("opero."):
-        level, frame = level + 1, frame.f_back
-    return level
