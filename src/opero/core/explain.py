@@ -31,8 +31,10 @@ def explain(pipeline: Pipeline) -> Explanation:
     """Describe what happens to a call, stage by stage, outermost first."""
     info = pipeline.info
     kind = {"async_generator": "async generator"}.get(info.kind, info.kind)
-    lines = [(stage.name, stage.describe()) for stage in pipeline.stages]
-    rows = [f"├─ {name:<10}  {text}" for name, text in lines if text]
+    parts = [*pipeline.stages, *([pipeline.timeout] if pipeline.timeout is not None else [])]
+    lines = [(part.name, text) for part in parts if (text := part.describe())]
+    width = max((len(name) for name, _ in lines), default=0)
+    rows = [f"├─ {name:<{max(width, 10)}}  {text}" for name, text in lines]
     head = f"{_signature(pipeline)}  [{kind}]"
     return Explanation("\n".join([head, *rows, f"└─ {info.name}()  {_worst_case(pipeline)}"]))
 

@@ -127,7 +127,8 @@ def parse_rate(value: object, option: str = "rate_limit") -> Rate:
     ):
         raise OperoUsageError(
             f"{option}={value!r} is no rate. Write calls per second (more than 0), "
-            'text like "100/minute" or "1000/day", or a RateLimiter. None means no limit.'
+            'text like "100/minute" or "1000/day"'
+            + (", or a RateLimiter. None means no limit." if option == "rate_limit" else ".")
         )
     return rate
 

@@ -1,0 +1,170 @@
+# this_file: tests/composition/test_guards.py
+"""The guards next to the call, together: concurrency, rate limit, circuit breaker, timeout, requests to wait."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter, failures, opero
+from opero.errors import BulkheadFullError, CallTimeoutError, CircuitOpenError
+from opero.testing import capture_events, fake_clock, flaky
+
+
+class ThrottledError(Exception):
+    def __init__(self, **headers: str) -> None:
+        super().__init__("slow down")
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+def broken(*_: Any) -> None:
+    raise ConnectionError("no route")
+
+
+def test_explain_shows_the_guards_in_the_order_in_which_they_are_passed() -> None:
+    fetch = opero(
+        cache=False, concurrency=2, rate_limit=5, circuit_breaker=True, timeout="2s", retries=0
+    )(broken)
+    names = [line.split()[1] for line in fetch.explain().splitlines()[1:-1]]
+    assert names == ["concurrency", "rate", "circuit", "timeout"]
+
+
+# --- circuit breaker --------------------------------------------------------------------------------
+
+
+def test_a_call_that_trips_the_breaker_and_is_refused_then_ends_with_its_own_error() -> None:
+    breaker = CircuitBreaker("svc", fail_max=2)
+    fetch = opero(cache=False, retries=5, min_delay=0, circuit_breaker=breaker)(broken)
+    with pytest.raises(ConnectionError) as caught:
+        fetch()
+    assert len(failures(caught.value)) == 2
+    assert "then CircuitOpenError: circuit 'svc' is open" in caught.value.__notes__[0]
+    with pytest.raises(CircuitOpenError):
+        fetch()
+    assert fetch.stats.calls == 2
+
+
+def test_a_value_whose_circuit_is_open_is_skipped() -> None:
+    tried: list[str] = []
+
+    @opero(cache=False, retries=0, arg_fallback="model", circuit_breaker=CircuitBreaker(fail_max=1))
+    def ask(model: Any = ("a", "b")) -> str:
+        tried.append(model)
+        if model == "a":
+            raise ConnectionError
+        return str(model)
+
+    assert [ask(), ask()] == ["b", "b"]
+    assert tried == ["a", "b", "b"]
+
+
+def test_all_values_open_is_a_refusal_at_once() -> None:
+    breaker = CircuitBreaker(fail_max=1)
+    ask = opero(cache=False, retries=0, arg_fallback="model", circuit_breaker=breaker)(
+        lambda model=("a", "b"): broken()
+    )
+    with pytest.raises(ConnectionError):
+        ask()
+    with pytest.raises(CircuitOpenError):
+        ask()
+    assert ask.stats.calls == 2
+
+
+def test_a_refused_call_takes_no_slot() -> None:
+    breaker, limiter = CircuitBreaker("svc"), RateLimiter("1/hour")
+    breaker.force_open()
+    fetch = opero(cache=False, retries=0, circuit_breaker=breaker, rate_limit=limiter)(broken)
+    with pytest.raises(CircuitOpenError):
+        fetch()
+    assert limiter.try_acquire()
+
+
+def test_with_options_keeps_breaker_and_limit_unless_they_change() -> None:
+    breaker, limit = CircuitBreaker("svc", fail_max=1), ConcurrencyLimit(1)
+    fetch = opero(cache=False, retries=0, circuit_breaker=breaker, concurrency=limit)(broken)
+    with pytest.raises(ConnectionError):
+        fetch()
+    with pytest.raises(CircuitOpenError):
+        fetch.with_options(retries=1)()
+    with pytest.raises(ConnectionError):
+        fetch.with_options(circuit_breaker=None)()
+
+
+# --- timeout and concurrency ------------------------------------------------------------------------
+
+
+def test_a_call_that_timed_out_is_retried_and_holds_its_permit_until_it_is_over() -> None:
+    may_end, ended = threading.Event(), threading.Event()
+    limit = ConcurrencyLimit(2)
+
+    @opero(cache=False, retries=1, min_delay=0, timeout=0.02, concurrency=limit)
+    def fetch() -> str:
+        if not may_end.is_set():
+            may_end.wait()
+            ended.set()
+        return "late"
+
+    with (
+        capture_events() as told,
+        pytest.raises(CallTimeoutError, match=r"took longer than 0\.02 s"),
+    ):
+        fetch()
+    assert [type(e).__name__ for e in told].count("CallTimedOut") == 2
+    assert limit.in_flight == 2
+    may_end.set()
+    assert ended.wait(5)
+    with limit, limit:
+        assert limit.in_flight == 2
+
+
+def test_an_async_call_that_timed_out_falls_back_to_the_next_value() -> None:
+    @opero(cache=False, retries=0, timeout=0.02, arg_fallback="mirror")
+    async def fetch(mirror: Any = ("slow", "quick")) -> str:
+        if mirror == "slow":
+            await asyncio.Event().wait()
+        return str(mirror)
+
+    assert asyncio.run(fetch()) == "quick"
+
+
+def test_a_full_queue_is_a_refusal_that_is_not_retried() -> None:
+    limit = ConcurrencyLimit(1, queue=0)
+    fetch = opero(cache=False, min_delay=0, concurrency=limit)(flaky("ok", failures=0))
+    with limit, pytest.raises(BulkheadFullError):
+        fetch()
+    assert fetch() == "ok"
+    assert (fetch.stats.calls, fetch.stats.retries) == (1, 0)
+
+
+# --- requests to wait -------------------------------------------------------------------------------
+
+
+def test_a_request_to_wait_is_a_floor_under_the_pause() -> None:
+    fetch = opero(cache=False)(flaky("ok", failures=1, error=ThrottledError(Retry_After="7")))
+    with fake_clock() as clock:
+        assert fetch() == "ok"
+    assert clock.sleeps == [7.0]
+
+
+def test_a_request_to_wait_too_long_fails_at_once_and_says_so() -> None:
+    fetch = opero(cache=False)(flaky("ok", failures=1, error=ThrottledError(Retry_After="700")))
+    with fake_clock() as clock, pytest.raises(ThrottledError) as caught:
+        fetch()
+    assert clock.sleeps == []
+    assert (
+        "asks to wait 700 s (retry-after), longer than retry_after_max=60 s"
+        in (caught.value.__notes__[0])
+    )
+
+
+def test_a_request_to_wait_of_one_value_does_not_hold_up_the_others() -> None:
+    @opero(cache=False, retries=1, jitter=False, arg_fallback="model")
+    def ask(model: Any = ("a", "b")) -> str:
+        raise ThrottledError(Retry_After="30")
+
+    with fake_clock() as clock, pytest.raises(ThrottledError):
+        ask()
+    assert clock.sleeps == [0.1]
