@@ -1,16 +1,24 @@
 # this_file: tests/conftest.py
-"""What the whole suite shares: a clean environment, and `cleanup.py` as a module."""
+"""What the whole suite shares: a clean environment, `cleanup.py` as a module, both colours of functions, a clock."""
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import importlib.util
+import inspect
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from opero.testing import FakeClock
 
 # A developer's own switch must not turn off what is under test.
 os.environ.pop("OPERO_DISABLE", None)
@@ -36,3 +44,43 @@ def cleanup(root: Path) -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+class Face:
+    """One of the two ways to define and to call a function."""
+
+    def __init__(self, *, asynchronous: bool) -> None:
+        self.asynchronous = asynchronous
+
+    def of(self, body: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `body`, or a coroutine function with its signature that calls it."""
+        if not self.asynchronous:
+            return body
+
+        @functools.wraps(body)
+        async def twin(*args: Any, **kwargs: Any) -> Any:
+            return body(*args, **kwargs)
+
+        del twin.__wrapped__  # type: ignore[attr-defined]  # opero shall see the twin itself
+        twin.__signature__ = inspect.signature(body)  # type: ignore[attr-defined]  # read by inspect
+        return twin
+
+    def run(self, begin: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call, and in the asynchronous face run the event loop until it is done."""
+        begun = begin(*args, **kwargs)
+        return asyncio.run(begun) if self.asynchronous else begun
+
+
+@pytest.fixture(params=["sync", "async"])
+def face(request: pytest.FixtureRequest) -> Face:
+    """Both faces, one after the other."""
+    return Face(asynchronous=request.param == "async")
+
+
+@pytest.fixture
+def clock() -> Iterator[FakeClock]:
+    """A clock on which no pause takes time."""
+    from opero.testing import fake_clock
+
+    with fake_clock() as clock:
+        yield clock

@@ -14,6 +14,8 @@ from opero.core.units import format_seconds
 
 if TYPE_CHECKING:
     from opero.core.pipeline import Pipeline
+    from opero.core.stage import Stage
+    from opero.core.timeout import Timeout
 
 __all__ = ["Explanation", "explain"]
 
@@ -31,7 +33,9 @@ def explain(pipeline: Pipeline) -> Explanation:
     """Describe what happens to a call, stage by stage, outermost first."""
     info = pipeline.info
     kind = {"async_generator": "async generator"}.get(info.kind, info.kind)
-    parts = [*pipeline.stages, *([pipeline.timeout] if pipeline.timeout is not None else [])]
+    parts: list[Stage | Timeout] = [*pipeline.stages]
+    if pipeline.timeout is not None:
+        parts.append(pipeline.timeout)
     lines = [(part.name, text) for part in parts if (text := part.describe())]
     width = max((len(name) for name, _ in lines), default=0)
     rows = [f"├─ {name:<{max(width, 10)}}  {text}" for name, text in lines]
