@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 # A developer's own switch must not turn off what is under test.
 os.environ.pop("OPERO_DISABLE", None)
+
+# A shell that starts the suite in the background has it ignore Ctrl-C, which some tests send to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Shared machines stall: pytest-timeout guards against hangs, hypothesis need not judge speed.
 settings.register_profile("opero", deadline=None)
