@@ -25,8 +25,7 @@ def is_final(error: BaseException, walk: Sequence[BaseException] = ()) -> bool:
     Args:
         error: What ended an attempt.
         walk: The errors of the attempt's real calls. A refusal among them came from another
-            pipeline further in, and is a
-            failure like any other here.
+            pipeline further in, and is a failure like any other here.
     """
     if isinstance(error, OperoUsageError):
         return True
@@ -125,8 +124,8 @@ def attach(
     """Chain the earlier errors behind `error` and note on it what happened.
 
     What the same function left on these very objects before (a module may raise one exception
-    object again and again) is
-    taken away first, so that nothing piles up. An exception that refuses notes or attributes stays as it is.
+    object again and again) is taken away first, so that nothing
+    piles up. An exception that refuses notes or attributes stays as it is.
 
     Args:
         error: The error that ends the call.

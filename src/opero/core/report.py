@@ -55,9 +55,8 @@ class Report:
         """Conclude a call that ends with `error`: chain what came before, add the note, count, tell.
 
         Returns:
-            What the caller gets instead: where a stage refused to go on after real calls had
-            failed, the last call's own
-            error. None if it is `error` itself.
+            What the caller gets instead: where a stage refused to go on after real calls had failed,
+            the last call's own error. None if it is `error` itself.
         """
         if isinstance(error, Rejected):
             # A result is returned in the end, and its receipt tells the errors on the way.

@@ -39,8 +39,8 @@ def pause_bounds(retry: int, low: float, high: float, factor: float) -> tuple[fl
     """Return the bounds of the pause before retry number `retry`, from 1.
 
     The pause is drawn uniformly from [low, min(high, low · factor^retry)]: exponential backoff
-    whose lower bound keeps a
-    minimum distance, after "Exponential Backoff And Jitter" (M. Brooker, AWS Architecture Blog, 2015).
+    whose lower bound keeps a minimum distance, after
+    "Exponential Backoff And Jitter" (M. Brooker, AWS Architecture Blog, 2015).
 
     Args:
         retry: Number of the retry, from 1.

@@ -2,8 +2,7 @@
 """What happens inside a call, as typed events, and the bus that carries them.
 
 Nothing is built and nothing is sent while nobody listens. Events carry no argument values, except
-for the label of a fallback
-value, which is masked where the parameter looks like a secret.
+for the label of a fallback value, which is masked where the parameter looks like a secret.
 """
 
 from __future__ import annotations
