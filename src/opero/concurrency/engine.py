@@ -1,0 +1,298 @@
+# this_file: src/opero/concurrency/engine.py
+"""What the driver of a map and its engines say to each other.
+
+The driver owns every policy: window, order, chunks, cache, retries that wait long, errors. An engine
+owns workers: it takes chunks, runs their items and reports. It decides nothing, keeps nothing, and
+never calls the driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from opero.core.options import Options
+from opero.core.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from opero.events import Event  # noqa: TC004 - loaded when the first one is sent
+
+__all__ = [
+    "Caps",
+    "Chunk",
+    "Done",
+    "Engine",
+    "Facts",
+    "GaveBack",
+    "Job",
+    "Lost",
+    "Outcome",
+    "Parked",
+    "Report",
+    "Why",
+]
+
+Why = Literal["crash", "timeout", "memory", "stopped"]
+"""What ended a worker: it died, its item took too long or too much memory, or somebody asked for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caps:
+    """What the driver may rely on.
+
+    Attributes:
+        remote: Items and results leave the process, so everything must be picklable.
+        kills: A running item can be stopped; such an engine enforces `Job.item_timeout` itself.
+        attributes_crash: `Lost` names the item that a worker died of; otherwise the driver bisects.
+        max_payload: Most bytes of one chunk that cannot block or spill; None for no limit.
+    """
+
+    remote: bool = False
+    kills: bool = False
+    attributes_crash: bool = False
+    max_payload: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Job:
+    """What is done with each item.
+
+    Attributes:
+        function: The user's function itself.
+        options: Options of the pipeline around it in a worker: those of the map without its cache.
+        pipeline: That pipeline, for engines in this process; its counters, limiter and listeners are
+            the map's own.
+        before, after, kwargs: Arguments around the item, the same for all: `function(*before, item,
+            *after, **kwargs)`; `before` is the instance of a method.
+        item_timeout: Longest time of one real call in seconds, for engines that can kill.
+        target_s: Work that one chunk should hold, in seconds.
+        gives_back: Whether a worker whose chunk takes 5 × `target_s` gives the rest of it back.
+        parks: Longest pause before a retry, in seconds, that a worker sleeps itself; before a longer
+            one it reports the item with `Outcome.retry_in` and takes the next.
+        details: Whether plain successes too are wanted as `Outcome`s.
+        worker_init: Called once in each new worker.
+        memory_limit: Most bytes a worker process may take.
+        max_tasks_per_worker: Items after which a worker process is replaced.
+    """
+
+    function: Callable[..., Any]
+    options: Options
+    pipeline: Pipeline
+    before: tuple[Any, ...] = ()
+    after: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    item_timeout: float | None = None
+    target_s: float = 0.03
+    gives_back: bool = True
+    parks: float = 0.05
+    details: bool = False
+    worker_init: Callable[[], object] | None = None
+    memory_limit: int | None = None
+    max_tasks_per_worker: int | None = None
+
+
+@dataclass(slots=True)
+class Parked:
+    """What an unfinished call takes with it to its next attempt; small and picklable.
+
+    Attributes:
+        attempts: Attempts begun, the coming one included.
+        calls: Real calls made.
+        slept: Seconds of pauses, the coming one included.
+        elapsed: Seconds since the call began, the coming pause included.
+        failures: Label and error of each failed real call.
+    """
+
+    attempts: int = 1
+    calls: int = 0
+    slept: float = 0.0
+    elapsed: float = 0.0
+    failures: tuple[tuple[str | None, Exception], ...] = ()
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of one item: a value, an error, or a pause before its next attempt.
+
+    Attributes:
+        value: The result.
+        error: Why there is none; None for a result. Only `Exception`s and what a worker made of the
+            others; never a cancellation.
+        attempts, calls: Attempts and real calls made.
+        seconds: Time it took.
+        slept, waited: Seconds of it in pauses and in the rate limiter.
+        label, fallback: The fallback value in use, as opero shows it and itself.
+        rejected: Whether `retry_if_result` refused the value and all was spent.
+        trace: The traceback in the worker as text, where the error itself came without it.
+        retry_in: Seconds until the item shall be tried again; None if this is final.
+        parked: What that next attempt must know.
+    """
+
+    value: Any = None
+    error: BaseException | None = None
+    attempts: int = 1
+    calls: int = 1
+    seconds: float = 0.0
+    slept: float = 0.0
+    waited: float = 0.0
+    label: str | None = None
+    fallback: Any = None
+    rejected: bool = False
+    trace: str | None = None
+    retry_in: float | None = None
+    parked: Parked | None = None
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Some items on their way to a worker.
+
+    Attributes:
+        id: Its number; one that comes back goes out again under a new one.
+        idx: Indices of the items in the input; a `range` where they are neighbours.
+        items: The items.
+        attempt: How often these items were lost with a worker before.
+        parked: What items that were tried before take with them, by position.
+    """
+
+    id: int
+    idx: Sequence[int]
+    items: list[Any]
+    attempt: int = 0
+    parked: dict[int, Parked] | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+@dataclass(slots=True)
+class Facts:
+    """What happened in a worker that does not share the map's counters and listeners.
+
+    Attributes:
+        stats: Amounts to add to the counters, by name.
+        events: Events, in order.
+    """
+
+    stats: dict[str, float] = field(default_factory=dict)
+    events: tuple[Event, ...] = ()
+
+
+class Done(NamedTuple):
+    """Results of neighbouring items of a chunk.
+
+    Plain successes stand in `values` and nowhere else, so that a map of tiny items pays for one list
+    per chunk and not for an object per item.
+
+    Attributes:
+        chunk: Its id.
+        start: Position in the chunk of the first of these items.
+        values: One per item.
+        odd: What is more than a plain value of a first attempt, by position in the chunk; its place
+            in `values` holds None.
+        busy_s: Seconds of work on these items.
+        worker: Name of the worker.
+        final: Whether the chunk is done with; False for a partial report.
+        facts: Counters and events of workers elsewhere.
+    """
+
+    chunk: int
+    start: int
+    values: list[Any]
+    odd: dict[int, Outcome]
+    busy_s: float
+    worker: str
+    final: bool
+    facts: Facts | None = None
+
+
+class GaveBack(NamedTuple):
+    """A worker gives back the rest of a chunk that takes too long; what was done is reported before.
+
+    Attributes:
+        chunk: Its id.
+        n_done: How many of its items, from the first on, were reported.
+    """
+
+    chunk: int
+    n_done: int
+
+
+class Lost(NamedTuple):
+    """A worker died with a chunk.
+
+    Attributes:
+        chunk: Its id.
+        n_done: How many of its items, from the first on, were reported before.
+        culprit: Position in the chunk of the item it died of; None if the engine cannot tell.
+        why: What ended it.
+        pid, exitcode: The process, where there was one.
+        said: What it wrote before it died, for the message.
+    """
+
+    chunk: int
+    n_done: int
+    culprit: int | None
+    why: Why
+    pid: int | None = None
+    exitcode: int | None = None
+    said: str = ""
+
+
+Report = Done | GaveBack | Lost
+"""Each submitted chunk ends with exactly one final report: a `Done` with `final`, a `GaveBack` or a `Lost`."""
+
+
+class Engine(Protocol):
+    """Workers of one kind. All methods but `wake` are called from one thread at a time."""
+
+    name: str
+    caps: Caps
+
+    def slots(self) -> int:
+        """Return how many chunks it wants to hold, those at work included; asked before each turn."""
+        ...
+
+    def open(self, job: Job) -> None:
+        """Get ready for a job; called once, before the first chunk.
+
+        Raises:
+            OperoError: The job cannot be shipped, or no worker comes up.
+        """
+        ...
+
+    def submit(self, chunk: Chunk) -> None:
+        """Take a chunk; never blocks on a busy worker."""
+        ...
+
+    def poll(self, timeout: float | None) -> list[Report]:
+        """Return what was reported since the last time; wait for the first report if there is none.
+
+        Args:
+            timeout: Longest wait in seconds, 0 for none, None for ever.
+
+        Returns:
+            Reports in order; an empty list after `timeout` seconds or a `wake`.
+
+        Raises:
+            OperoError: Workers die before their first item, so that there is no point in going on.
+        """
+        ...
+
+    def kill(self, chunk_id: int, why: Why) -> bool:
+        """Stop the worker of a chunk, which is then reported as `Lost`; False where that is impossible."""
+        ...
+
+    def wake(self) -> None:
+        """Let a `poll` under way return, or the next one; from any thread, also after `close`."""
+        ...
+
+    def close(self, *, graceful: bool, timeout: float) -> None:
+        """End all workers; calling it again does nothing.
+
+        Args:
+            graceful: Let running items finish; otherwise stop them where that is possible.
+            timeout: Longest wait in seconds.
+        """
+        ...
