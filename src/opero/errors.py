@@ -10,7 +10,8 @@ A call that fails raises *its own* exception; what stands here is only raised wh
     └── RefusalError                              opero refuses to call; never retried
         ├── BulkheadFullError                     too many wait for the concurrency limit
         ├── CircuitOpenError                      the circuit breaker lets no call through
-        └── DeadlineError (TimeoutError)          the time was up before the first real failure
+        ├── DeadlineError (TimeoutError)          the time was up before the first real failure
+        └── RateLimitPausedError                  the service has asked to wait longer than the call would
 
 `OperoWarning` is the category of opero's warnings.
 """
@@ -27,6 +28,7 @@ __all__ = [
     "OperoError",
     "OperoUsageError",
     "OperoWarning",
+    "RateLimitPausedError",
     "RefusalError",
     "UnkeyableError",
 ]
@@ -129,6 +131,31 @@ class CallTimeoutError(OperoError, TimeoutError):
 
 class DeadlineError(RefusalError, TimeoutError):
     """The deadline passed before any real call had failed with an error of its own."""
+
+
+class RateLimitPausedError(RefusalError):
+    """The rate limiter is paused, because the service asked to wait, for longer than this call
+    would.
+
+    Args:
+        retry_after: Seconds that are left of the pause.
+
+    Example:
+        >>> raise RateLimitPausedError(120.0)
+        Traceback (most recent call last):
+        ...
+        opero.errors.RateLimitPausedError: the rate limiter is paused for another 120 s
+    """
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__(retry_after)
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        seconds = (
+            f"{self.retry_after:.3g}" if self.retry_after < 1000 else f"{self.retry_after:.0f}"
+        )
+        return f"the rate limiter is paused for another {seconds} s"
 
 
 class OperoWarning(UserWarning):

@@ -15,7 +15,8 @@ import asynciolimiter
 import pytest
 
 from opero.core import ambient
-from opero.core.limiter import RateLimiter, limiter_of, nap
+from opero.core.limiter import RateLimiter, limiter_of
+from opero.core.waiting_room import nap
 from opero.errors import OperoUsageError
 from opero.testing import FakeClock, fake_clock, set_disabled
 
@@ -240,7 +241,7 @@ def test_threads_together_keep_the_limit():
 
 
 def test_a_thread_that_waits_is_not_overtaken_and_sees_a_slot_given_back(monkeypatch):
-    monkeypatch.setattr("opero.core.limiter._LONGEST_NAP", 20_000_000)
+    monkeypatch.setattr("opero.core.waiting_room._LONGEST_NAP", 20_000_000)
     limiter = RateLimiter("1/hour")
     reservation = limiter.reserve()
     waiting = threading.Thread(target=limiter.acquire, daemon=True)
@@ -295,7 +296,7 @@ async def test_a_task_that_waits_is_not_overtaken(clock):
 
 @pytest.mark.asyncio
 async def test_a_task_that_comes_when_a_slot_is_free_goes_behind_those_who_wait(monkeypatch):
-    monkeypatch.setattr("opero.core.limiter._LONGEST_NAP", 20_000_000)
+    monkeypatch.setattr("opero.core.waiting_room._LONGEST_NAP", 20_000_000)
     limiter = RateLimiter("1/hour")
     reservation = await limiter.reserve_async()
     first = asyncio.create_task(limiter.wait())

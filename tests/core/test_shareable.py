@@ -233,7 +233,7 @@ if {shared}:
     limiter.share()
 limiter._slot._lock.acquire()
 limiter._moving.acquire()
-limiter._line.enter(Ticket())
+limiter._room.line.enter(Ticket())
 limiter.queues["a loop of the parent"] = None
 if not os.fork():
     signal.alarm(10)

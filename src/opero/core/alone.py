@@ -70,7 +70,7 @@ def get_rate_limit_decorator(**options: Any) -> Decorate:
     """Return a decorator that only limits the rate of calls.
 
     Args:
-        options: rate_limit.
+        options: rate_limit, retry_after_max.
 
     Example:
         >>> @get_rate_limit_decorator(rate_limit="1000/s")

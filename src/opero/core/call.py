@@ -61,6 +61,7 @@ class Call:
         hint: Seconds that the service asked to wait after the last failure.
         remark: Why the call ends before all is spent; one more line of the note.
         behind: The thread that a call which timed out goes on in, None if there is none.
+        deadline: Clock reading by which it must be over, None if there is none.
         kept: Whether a receipt will be written, so that the failures are still needed at the end.
     """
 
@@ -84,6 +85,7 @@ class Call:
     hint: float = 0.0
     remark: str | None = None
     behind: Any = None
+    deadline: float | None = None
     kept = False
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -3,12 +3,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from opero.core import ambient
 from opero.core.limiter import RateLimiter, Reservation
 from opero.core.loop_queue import Guest
-from opero.errors import OperoUsageError
+from opero.core.pace import SECOND, Quota
+from opero.core.slot import LocalSlot
+from opero.core.waiting_room import PATIENT, Patience, bear
+from opero.errors import DeadlineError, OperoUsageError
+
+if TYPE_CHECKING:
+    from opero.core.units import Duration
 
 __all__ = ["GuestLimiter"]
 
@@ -30,6 +36,9 @@ class GuestLimiter(RateLimiter):
         self.name = None
         self.burst = 0
         self._guest = Guest(rate)
+        # Never empty, so that nobody takes a slot where there is none.
+        self.queues: Any = {"guest": None}
+        self._break = LocalSlot(Quota(1, 1), lambda: round(ambient.clock().monotonic() * SECOND))
 
     def _refusal(self, what: str) -> OperoUsageError:
         return OperoUsageError(
@@ -41,7 +50,11 @@ class GuestLimiter(RateLimiter):
         """Refuse: the guest cannot block a thread."""
         raise self._refusal("limit a function that is not async")
 
-    def acquire(self) -> float:
+    def current_slot(self) -> LocalSlot:
+        """Return what remembers a pause; the limit itself is the guest's."""
+        return self._break
+
+    def acquire(self, timeout: Duration | None = None) -> float:
         """Refuse: the guest cannot block a thread."""
         if not ambient.disabled():
             self.require_sync()
@@ -53,25 +66,44 @@ class GuestLimiter(RateLimiter):
             return True
         raise self._refusal("be tried without waiting")
 
-    def reserve(self) -> Reservation:
+    def reserve(self, patience: Patience = PATIENT) -> Reservation:
         """Refuse: the guest cannot block a thread."""
         self.acquire()
         return Reservation()
 
-    async def wait(self) -> float:
+    async def queue_up(self, patience: Patience = PATIENT) -> float:
         """Wait as the guest does, and return for how many seconds that was."""
         if ambient.disabled():
             return 0.0
         clock = ambient.clock()
         started = clock.monotonic()
-        await self._guest.wait()
+        while paused := self._break.paused():
+            bear(patience, clock.monotonic(), wait=paused, paused=paused)
+            await clock.asleep(min(1.0, paused / SECOND))
+        await self._in_time(patience)
         waited = clock.monotonic() - started
         return waited if waited > _UNNOTICED else 0.0
 
-    async def reserve_async(self) -> Reservation:
+    async def _in_time(self, patience: Patience) -> None:
+        if patience.deadline is None:
+            await self._guest.wait()
+            return
+        from asyncio import timeout
+
+        bear(patience, ambient.clock().monotonic(), wait=0, paused=0)
+        alarm = timeout(patience.deadline - ambient.clock().monotonic())
+        try:
+            async with alarm:
+                await self._guest.wait()
+        except TimeoutError:
+            if not alarm.expired():
+                raise  # the guest's own
+            raise DeadlineError("the deadline passed while the call waited") from None
+
+    async def reserve_async(self, patience: Patience = PATIENT) -> Reservation:
         """Do what `wait` does; the guest takes nothing back."""
         reservation = Reservation()
-        reservation.waited = await self.wait()
+        reservation.waited = await self.queue_up(patience)
         return reservation
 
     @property

@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from opero.core import ambient
 from opero.core.pace import SECOND, Spacing, rule_for
 from opero.core.shareable import Shareable, publish_all
-from opero.core.thread_line import ThreadLine, Ticket
-from opero.core.units import Rate, format_seconds, parse_rate
+from opero.core.units import Duration, Rate, format_seconds, parse_rate, parse_seconds
+from opero.core.waiting_room import PATIENT, Patience, WaitingRoom
 from opero.errors import OperoUsageError
 from opero.utils.switch import switch
 
@@ -23,39 +21,16 @@ if TYPE_CHECKING:
     from opero.core.loop_queue import LoopQueue
     from opero.core.pace import Rule
     from opero.core.slot import Mark, Slot
+    from opero.core.thread_line import Ticket
 
 __all__ = ["RateLimiter", "Reservation", "limiter_of", "publish_all"]
 
-_LONGEST_NAP: Final = SECOND
-"""Who waits looks at least so often: another process may have given a slot back."""
-_LOOP_GRAIN: Final = 1_200_000
-"""How late an event loop's timer may be: selectors round up to whole milliseconds."""
-_THREAD_GRAIN: Final = 80_000
-"""How late a sleeping thread may wake."""
+_LONGEST_PAUSE: Final = 1e9
+"""Seconds, more than 30 years: what a service asks for may be anything."""
 _PERIODS: Final = {1.0: "second", 60.0: "minute", 3600.0: "hour", 86400.0: "day", 604800.0: "week"}
 
 
 # --- decisions ------------------------------------------------------------------------------------
-
-
-def nap(wait: int, late: int, grain: int) -> float:
-    """Decide how long to sleep before looking at the slot clock again.
-
-    Args:
-        wait: Nanoseconds until the slot is free.
-        late: Nanoseconds that the sleeper may come late without harm to the rate.
-        grain: Nanoseconds that the timer may be late.
-
-    Returns:
-        Seconds; 0.0 if any sleep would be too long.
-
-    Example:
-        >>> nap(100_000_000, late=100_000_000, grain=1_200_000)
-        0.1
-        >>> nap(100_000, late=100_000, grain=1_200_000)
-        0.0
-    """
-    return max(0, min(wait, _LONGEST_NAP) - max(0, grain - late)) / SECOND
 
 
 def describe_rate(rate: Rate) -> str:
@@ -179,35 +154,47 @@ class RateLimiter(Shareable):
         _check(burst, smooth, name)
         self.rate: Rate = parse_rate(rate, "rate")
         self.burst = burst
-        self._nobody_waits()
         options = {"burst": burst, "smooth": smooth}
         super().__init__(rule_for(self.rate, burst, smooth), name, (rate, options))
+        self._nobody_waits()
 
     def _nobody_waits(self) -> None:
-        self._line = ThreadLine()
-        self.tickets: deque[Ticket] = self._line.tickets
-        self.queues: dict[asyncio.AbstractEventLoop, LoopQueue] = {}
+        self._room = WaitingRoom(self._rule)
+        self.tickets: deque[Ticket] = self._room.tickets
+        self.queues: dict[asyncio.AbstractEventLoop, LoopQueue] = self._room.queues
 
     # --- verbs ------------------------------------------------------------------------------------
 
-    def acquire(self) -> float:
+    def acquire(self, timeout: Duration | None = None) -> float:
         """Block until a call may start, and count it as started.
 
+        Args:
+            timeout: How long to wait at most. A wait that would take longer is not even begun.
+
         Returns:
             Seconds waited, 0.0 if the slot was free.
+
+        Raises:
+            DeadlineError: There is no slot within `timeout`.
         """
         if switch.on or self.tickets or self.take_slot():
-            return self._stand_in_line(self._try)
+            return self.line_up(_patience(timeout))
         return 0.0
 
-    async def wait(self) -> float:
+    async def wait(self, timeout: Duration | None = None) -> float:  # noqa: ASYNC109 - as in `acquire`
         """Do what `acquire` does, for a task and without blocking its event loop.
+
+        Args:
+            timeout: How long to wait at most. A wait that would take longer is not even begun.
 
         Returns:
             Seconds waited, 0.0 if the slot was free.
+
+        Raises:
+            DeadlineError: There is no slot within `timeout`.
         """
         if switch.on or self.queues or self.take_slot():
-            return await self._queue_up(self._try)
+            return await self.queue_up(_patience(timeout))
         return 0.0
 
     def try_acquire(self) -> bool:
@@ -216,7 +203,7 @@ class RateLimiter(Shareable):
             return True
         return not self.tickets and not self.queues and not self._try()
 
-    def reserve(self) -> Reservation:
+    def reserve(self, patience: Patience = PATIENT) -> Reservation:
         """Do what `acquire` does, for a slot that may be given back.
 
         Example:
@@ -227,13 +214,17 @@ class RateLimiter(Shareable):
             True
         """
         reservation = Reservation()
-        reservation.waited = self._stand_in_line(lambda: reservation.take_from(self))
+        reservation.waited = self._room.stand_in_line(
+            lambda: reservation.take_from(self), self.current_slot, patience
+        )
         return reservation
 
-    async def reserve_async(self) -> Reservation:
+    async def reserve_async(self, patience: Patience = PATIENT) -> Reservation:
         """Do what `wait` does, for a slot that may be given back."""
         reservation = Reservation()
-        reservation.waited = await self._queue_up(lambda: reservation.take_from(self))
+        reservation.waited = await self._room.queue_up(
+            lambda: reservation.take_from(self), self.current_slot, patience
+        )
         return reservation
 
     def __enter__(self) -> Self:
@@ -260,73 +251,56 @@ class RateLimiter(Shareable):
     ) -> None:
         return None
 
+    # --- pauses -----------------------------------------------------------------------------------
+
+    def pause(self, seconds: Duration) -> bool:
+        """Let no call start for a while, in any thread, event loop or process of this limit.
+
+        Who waits keeps its place. After the pause calls come out one by one: spaced as the rate
+        says, or, under a quota, ten in the time that the pause took until nobody waits any more.
+
+        `@opero` does this by itself when a service asks to wait.
+
+        Args:
+            seconds: How long from now on.
+
+        Returns:
+            False if a pause already lasts that long.
+
+        Example:
+            >>> limiter = RateLimiter("100/s")
+            >>> limiter.pause("1h")
+            True
+            >>> limiter.try_acquire()
+            False
+            >>> limiter.resume()
+            >>> limiter.paused
+            0.0
+        """
+        length = round(min(parse_seconds(seconds, "seconds"), _LONGEST_PAUSE) * SECOND)
+        return self.current_slot().pause(length)
+
+    def resume(self) -> None:
+        """End a pause before its time; it takes waiters up to a second to notice."""
+        self.current_slot().resume()
+
+    @property
+    def paused(self) -> float:
+        """Seconds that are left of a pause, 0.0 without."""
+        return self.current_slot().paused() / SECOND
+
     # --- waiting ----------------------------------------------------------------------------------
 
     def _try(self) -> int:
         return self.current_slot().take()
 
-    def _stand_in_line(self, take: Callable[[], int]) -> float:
-        if ambient.disabled() or not (self.tickets or take()):
-            return 0.0
-        clock = ambient.clock()
-        real = isinstance(clock, ambient.RealClock)
-        started = clock.monotonic()
-        ticket = Ticket()
-        try:
-            waited = self._line.enter(ticket)
-            while wait := take():
-                waited = True
-                seconds = nap(wait, self._rule.late, _THREAD_GRAIN) if real else wait / SECOND
-                if seconds:
-                    clock.sleep(seconds)
-                else:
-                    # So short a wait is spent awake, but other threads get the interpreter.
-                    time.sleep(0)
-        finally:
-            self._line.leave(ticket)
-        return clock.monotonic() - started if waited else 0.0
+    def line_up(self, patience: Patience = PATIENT) -> float:
+        """Do what `acquire` does, for a caller whose patience has other bounds than a timeout."""
+        return self._room.stand_in_line(self._try, self.current_slot, patience)
 
-    async def _queue_up(self, take: Callable[[], int]) -> float:
-        if ambient.disabled():
-            return 0.0
-        from asyncio import get_running_loop
-
-        loop = get_running_loop()
-        queue = self.queues.get(loop)
-        wait = 0
-        if queue is None:
-            wait = take()
-            if not wait:
-                return 0.0
-        from opero.core.loop_queue import LoopQueue, look_again
-
-        clock = ambient.clock()
-        real = isinstance(clock, ambient.RealClock)
-        started = clock.monotonic()
-        if queue is None:
-            self._forget_closed_loops()
-            queue = self.queues[loop] = LoopQueue(self._rule.pace if real else None)
-        queue.waiting += 1
-        try:
-            await queue.enter(min(wait, _LONGEST_NAP) / SECOND)
-            try:
-                while wait := take():
-                    seconds = nap(wait, self._rule.late, _LOOP_GRAIN) if real else wait / SECOND
-                    await (clock.asleep(seconds) if seconds else look_again())
-            finally:
-                queue.leave()
-        finally:
-            queue.waiting -= 1
-            if not queue.waiting:
-                self.queues.pop(loop, None)
-                queue.close()
-        return clock.monotonic() - started
-
-    def _forget_closed_loops(self) -> None:
-        # Tasks of a loop that was closed over their heads never get to their `finally`.
-        for loop in list(self.queues):
-            if loop.is_closed():
-                self.queues.pop(loop, None)
+    async def queue_up(self, patience: Patience = PATIENT) -> float:
+        """Do what `wait` does, for a caller whose patience has other bounds than a timeout."""
+        return await self._room.queue_up(self._try, self.current_slot, patience)
 
     def _after_fork(self) -> None:
         self._nobody_waits()
@@ -349,12 +323,20 @@ class RateLimiter(Shareable):
 
     def __repr__(self) -> str:
         wait = self.current_slot().look() / SECOND
-        return f"<RateLimiter {self.describe()}; {f'{wait:.3g} s to wait' if wait else 'free'}>"
+        paused = self.paused
+        state = f"paused for {paused:.3g} s" if paused else f"{wait:.3g} s to wait"
+        return f"<RateLimiter {self.describe()}; {state if wait or paused else 'free'}>"
 
 
 def limiter_of(value: float | str | RateLimiter | Any) -> RateLimiter:
     """Return a limiter as it is, and make one of anything else that `rate_limit=` accepts."""
     return value if isinstance(value, RateLimiter) else RateLimiter(value)
+
+
+def _patience(timeout: Duration | None) -> Patience:
+    if timeout is None:
+        return PATIENT
+    return Patience(ambient.clock().monotonic() + parse_seconds(timeout, "timeout"))
 
 
 def _check(burst: object, smooth: object, name: object) -> None:

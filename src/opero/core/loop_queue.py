@@ -11,16 +11,39 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from asynciolimiter import Limiter
 
 from opero.errors import OperoUsageError
 
-__all__ = ["Guest", "LoopQueue", "look_again"]
+__all__ = ["Ear", "Guest", "LoopQueue", "look_again"]
 
 _FASTEST: Final = 50_000.0
 """Calls per second; a step of asynciolimiter takes longer than the pause at a higher rate."""
+
+
+class Ear:
+    """Where a waiting task hears of a pause.
+
+    Attributes:
+        paused: Seconds of a pause that it will not wait out, 0.0 as long as there is none.
+    """
+
+    __slots__ = ("_alarm", "_longest", "paused")
+
+    def __init__(self, alarm: asyncio.Timeout, longest: float) -> None:
+        self._alarm = alarm
+        self._longest = longest
+        self.paused: float = 0.0
+
+    def hear(self, paused: float) -> None:
+        """Wake the task if the pause is longer than it would wait."""
+        if paused > self._longest and not self._alarm.expired() and not self.paused:
+            self.paused = paused
+            self._alarm.reschedule(asyncio.get_running_loop().time())
 
 
 class LoopQueue:
@@ -30,14 +53,36 @@ class LoopQueue:
         waiting: How many there are; the one who leaves last closes the queue.
     """
 
-    __slots__ = ("_door", "_pace", "_turn", "waiting")
+    __slots__ = ("_door", "_ears", "_pace", "_turn", "waiting")
 
     def __init__(self, pace: float | None) -> None:
         """Make a queue from which `pace` tasks per second come forward; None (a test) lets all."""
         self._turn = asyncio.Lock()
         self._pace = None if pace is None else min(pace, _FASTEST)
         self._door: Limiter | None = None
+        self._ears: set[Ear] = set()
         self.waiting: int = 0
+
+    @contextmanager
+    def hears(self, alarm: asyncio.Timeout, longest: float) -> Iterator[Ear]:
+        """Have `warn` end the wait of the task that entered `alarm`.
+
+        Args:
+            alarm: The task's timeout.
+            longest: Longest pause, in seconds, that it waits out.
+        """
+        ear = Ear(alarm, longest)
+        self._ears.add(ear)
+        try:
+            yield ear
+        finally:
+            self._ears.discard(ear)
+
+    def warn(self, paused: float) -> None:
+        """Tell all who wait behind how many seconds are left of a pause."""
+        if paused:
+            for ear in tuple(self._ears):
+                ear.hear(paused)
 
     async def enter(self, wait: float) -> None:
         """Come back when it is this task's turn; the slot of the first is `wait` seconds away."""

@@ -57,6 +57,10 @@ Stage = Literal["cache", "retry", "fallback", "rate limit", "guard", "any"]
 """The stage that an option belongs to; "any" for those that concern the function as a whole."""
 
 
+_ALSO_ALONE: dict[Stage, frozenset[str]] = {"rate limit": frozenset({"retry_after_max"})}
+"""Options of another stage that mean something to a stage which stands alone."""
+
+
 def option(stage: Stage, default: Any, check: Check, doc: str) -> Any:
     """Declare one option: its stage, its default, the check of its value and its meaning."""
     return dataclasses.field(default=default, metadata={"stage": stage, "check": check, "doc": doc})
@@ -215,7 +219,7 @@ class Options:
         """
         allowed = {
             f.name for f in dataclasses.fields(cls) if f.metadata.get("stage") in (stage, "any")
-        }
+        } | _ALSO_ALONE.get(stage, frozenset())
         for name in given:
             if name not in allowed:
                 raise OperoUsageError(

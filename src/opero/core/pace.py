@@ -18,7 +18,18 @@ from opero.errors import OperoUsageError
 if TYPE_CHECKING:
     from opero.core.units import Rate
 
-__all__ = ["NEVER", "SECOND", "Quota", "Rule", "Saved", "Spacing", "Words", "rule_for", "rule_of"]
+__all__ = [
+    "NEVER",
+    "SECOND",
+    "Quota",
+    "Rule",
+    "Saved",
+    "Spacing",
+    "Words",
+    "gap_after",
+    "rule_for",
+    "rule_of",
+]
 
 SECOND: Final = 1_000_000_000
 LONGEST_SMOOTH: Final = 60.0
@@ -88,6 +99,23 @@ class Rule(Protocol):
         """Return the words that the next `take` will change."""
         ...
 
+    @property
+    def spacing(self) -> int:
+        """How far apart calls start at least while there is a queue."""
+        ...
+
+    def brake(self, words: Words, until: int, length: int) -> int:
+        """Make ready for a pause of `length` that ends at `until`.
+
+        Returns:
+            How far apart calls have to be kept after it; 0 if the words see to that.
+        """
+        ...
+
+    def release(self, words: Words, now: int) -> None:
+        """Undo what `brake` did, because the pause is over early."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Spacing:
@@ -151,6 +179,20 @@ class Spacing:
     def save(self, words: Words) -> Saved:
         """Return `tat`."""
         return ((0, words[0]),)
+
+    @property
+    def spacing(self) -> int:
+        """The interval."""
+        return self.interval
+
+    def brake(self, words: Words, until: int, length: int) -> int:
+        """Let the first call conform at the end of the pause, and none of those missed catch up."""
+        words[0] = max(words[0], until + self.tolerance)
+        return 0
+
+    def release(self, words: Words, now: int) -> None:
+        """Go back to the latest `tat` that a start can have left."""
+        words[0] = min(words[0], now + self.tolerance + self.interval)
 
     def __str__(self) -> str:
         return f"one call each {format_seconds(self.interval / SECOND)}"
@@ -224,8 +266,37 @@ class Quota:
         oldest = 2 + words[1] % self.capacity
         return (oldest, words[oldest]), (0, words[0]), (1, words[1])
 
+    @property
+    def spacing(self) -> int:
+        """None."""
+        return 0
+
+    def brake(self, words: Words, until: int, length: int) -> int:
+        """Ask for a gap, since a quota would let everybody out at once."""
+        return gap_after(length, self.period // self.capacity)
+
+    def release(self, words: Words, now: int) -> None:
+        """Do nothing: the words know of no pause."""
+
     def __str__(self) -> str:
         return f"{self.capacity} calls in {format_seconds(self.period / SECOND)}"
+
+
+def gap_after(length: int, even: int) -> int:
+    """Return how far apart calls without spacing start after a pause.
+
+    Ten come in the time that the service has asked for, or as many as would be spread evenly over
+    the period if that is more.
+
+    Args:
+        length: The pause.
+        even: The even spacing of the limit.
+
+    Example:
+        >>> gap_after(2_000_000_000, even=86_400_000_000)
+        200000000
+    """
+    return max(1, min(even, length // 10))
 
 
 def rule_for(rate: Rate, burst: int, smooth: bool | None) -> Rule:

@@ -106,7 +106,13 @@ class Pipeline:
             shared = origin.rate_limit if origin and "rate_limit" not in changed else None
             limiter = shared.limiter if shared else limiter_of(options.rate_limit)
             refused_within = bool(options.circuit_breaker)
-            self.rate_limit = RateLimit(limiter, self.stats, emitter, refused_within=refused_within)
+            self.rate_limit = RateLimit(
+                limiter,
+                self.stats,
+                emitter,
+                refused_within=refused_within,
+                longest_pause=policy.longest_hint,
+            )
         self.concurrency = self._concurrency(origin, changed)
         self.circuit = self._circuit(origin, changed)
         if self.fallback is not None:

@@ -108,7 +108,10 @@ class Shareable:
                 self._path = target
 
             if isinstance(self._slot, LocalSlot):
+                paused = self._slot.paused()
                 self._slot.retire(succeed)
+                if paused:
+                    self._slot.pause(paused)
             else:
                 succeed([])
         except (OSError, ImportError) as error:

@@ -31,8 +31,9 @@ from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
 from opero.core import file_lock
+from opero.core.hold import Hold
 from opero.core.pace import SECOND, Rule, rule_of
-from opero.core.slot import Mark, undo
+from opero.core.slot import Mark, hold_back, let_go, undo
 from opero.errors import OperoUsageError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ __all__ = ["SharedSlot", "open_slot", "private_path", "state_path"]
 _MAGIC, _RULE, _CHECK, _MONOTONIC, _WALL, _BOOT = 0, 1, 5, 6, 7, 8
 _RULE_WORDS: Final = 4
 _BOOT_WORDS: Final = 5
+_HOLD: Final = 13
 _HEADER: Final = 16
 _VERSION: Final = int.from_bytes(b"opero\0\0\1", "big")
 
@@ -107,6 +109,7 @@ class SharedSlot:
             self._write(old.starts(self._words) + starts, now)
         moved = self._since_boot(now)
         if moved is not None:
+            self._hold.move(moved)
             self._write([start + moved for start in self.rule.starts(self._words)], now)
         file_lock.use(self.fd)
 
@@ -117,6 +120,7 @@ class SharedSlot:
             os.write(self.fd, bytes(needed - found))
         view = memoryview(mmap.mmap(self.fd, needed, access=mmap.ACCESS_WRITE)).cast("q")
         self._header: Words = view[:_HEADER]
+        self._hold = Hold(view[_HOLD:_HEADER])
         self._words: Words = view[_HEADER:]
 
     def _write(self, starts: list[int], now: int) -> None:
@@ -168,12 +172,19 @@ class SharedSlot:
                 words = self._words
                 if self._header[_CHECK] != ~words[0]:
                     self._mend(now)
-                wait = self.rule.take(words, now)
+                wait = self._take(words, now) if self._header[_HOLD] else self.rule.take(words, now)
                 if not wait:
                     self._seal(now)
                 return wait
             finally:
                 file_lock.unlock(self.fd)
+
+    def _take(self, words: Words, now: int) -> int:
+        """Take with regard to a pause."""
+        wait = self._hold.wait(now) or self.rule.take(words, now)
+        if not wait and self._hold.on:
+            self._hold.started(now)
+        return wait
 
     @contextmanager
     def _deciding(self) -> Iterator[int]:
@@ -192,7 +203,7 @@ class SharedSlot:
         """Do the same as `take`, and return what `give_back` needs."""
         with self._deciding() as now:
             before = self.rule.save(self._words)
-            wait = self.rule.take(self._words, now)
+            wait = self._take(self._words, now)
             return wait, Mark(before, self.rule.save(self._words))
 
     def give_back(self, mark: Mark) -> bool:
@@ -203,7 +214,22 @@ class SharedSlot:
     def look(self) -> int:
         """Return the nanoseconds that the next call would have to wait."""
         with self._deciding() as now:
-            return self.rule.look(self._words, now)
+            return max(self._hold.wait(now), self.rule.look(self._words, now))
+
+    def pause(self, length: int) -> bool:
+        """Let nothing start for so many nanoseconds; False if a pause already lasts that long."""
+        with self._deciding() as now:
+            return hold_back(self.rule, self._words, self._hold, now, length)
+
+    def resume(self) -> None:
+        """End a pause now."""
+        with self._deciding() as now:
+            let_go(self.rule, self._words, self._hold, now)
+
+    def paused(self) -> int:
+        """Return the nanoseconds that are left of a pause."""
+        with self._deciding() as now:
+            return self._hold.left(now)
 
     def after_fork(self) -> None:
         """Leave the parent's thread lock behind and show that this process uses the file too."""

@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from opero.core.hold import HOLD_WORDS, Hold
 from opero.core.pace import NEVER, Rule, Saved, Words
 
-__all__ = ["LocalSlot", "Mark", "Slot", "undo"]
+__all__ = ["LocalSlot", "Mark", "Slot", "hold_back", "let_go", "undo"]
 
 
 class Mark(NamedTuple):
@@ -39,6 +40,21 @@ def undo(rule: Rule, words: Words, mark: Mark) -> bool:
     return True
 
 
+def hold_back(rule: Rule, words: Words, hold: Hold, now: int, length: int) -> bool:
+    """Begin a pause, or make it longer; False if it already lasts that long."""
+    until = now + min(length, NEVER // 4)
+    if hold.left(now) >= until - now:
+        return False
+    return hold.begin(until, rule.brake(words, until, length))
+
+
+def let_go(rule: Rule, words: Words, hold: Hold, now: int) -> None:
+    """End a pause early."""
+    if hold.on:
+        rule.release(words, now)
+        hold.end()
+
+
 class Slot(Protocol):
     """The state of one limit, safe to use from all threads."""
 
@@ -58,6 +74,18 @@ class Slot(Protocol):
         """Return the nanoseconds that the next call would have to wait."""
         ...
 
+    def pause(self, length: int) -> bool:
+        """Let nothing start for so many nanoseconds; False if a pause already lasts that long."""
+        ...
+
+    def resume(self) -> None:
+        """End a pause now."""
+        ...
+
+    def paused(self) -> int:
+        """Return the nanoseconds that are left of a pause."""
+        ...
+
     def after_fork(self) -> None:
         """Become usable in a forked child, whatever the parent's other threads were doing."""
         ...
@@ -66,24 +94,36 @@ class Slot(Protocol):
 class LocalSlot:
     """The state of one limit in the memory of this process."""
 
-    __slots__ = ("_lock", "_now", "_rule", "_words")
+    __slots__ = ("_hold", "_lock", "_now", "_rule", "_take", "_words")
 
     def __init__(self, rule: Rule, now: Callable[[], int] = time.monotonic_ns) -> None:
         self._rule = rule
         self._now = now
         self._words = rule.words()
+        self._hold = Hold([0] * HOLD_WORDS)
+        # Without a pause nobody pays for the possibility of one.
+        self._take: Callable[[Words, int], int] = rule.take
         self._lock = threading.Lock()
 
     def take(self) -> int:
         """Start a call and return 0, or return the nanoseconds to wait."""
         with self._lock:
-            return self._rule.take(self._words, self._now())
+            return self._take(self._words, self._now())
+
+    def _take_held(self, words: Words, now: int) -> int:
+        hold = self._hold
+        wait = hold.wait(now) or self._rule.take(words, now)
+        if not wait:
+            hold.started(now)
+            if not hold.on:
+                self._take = self._rule.take
+        return wait
 
     def take_marked(self) -> tuple[int, Mark]:
         """Do the same, and return what `give_back` needs."""
         with self._lock:
             before = self._rule.save(self._words)
-            wait = self._rule.take(self._words, self._now())
+            wait = self._take(self._words, self._now())
             return wait, Mark(before, self._rule.save(self._words))
 
     def give_back(self, mark: Mark) -> bool:
@@ -94,7 +134,27 @@ class LocalSlot:
     def look(self) -> int:
         """Return the nanoseconds that the next call would have to wait."""
         with self._lock:
-            return self._rule.look(self._words, self._now())
+            now = self._now()
+            return max(self._hold.wait(now), self._rule.look(self._words, now))
+
+    def pause(self, length: int) -> bool:
+        """Let nothing start for so many nanoseconds; False if a pause already lasts that long."""
+        with self._lock:
+            begun = hold_back(self._rule, self._words, self._hold, self._now(), length)
+            if begun:
+                self._take = self._take_held
+            return begun
+
+    def resume(self) -> None:
+        """End a pause now."""
+        with self._lock:
+            let_go(self._rule, self._words, self._hold, self._now())
+            self._take = self._rule.take
+
+    def paused(self) -> int:
+        """Return the nanoseconds that are left of a pause."""
+        with self._lock:
+            return self._hold.left(self._now())
 
     def after_fork(self) -> None:
         """Leave a lock behind that a thread of the parent may have held."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 
 __all__ = ["ThreadLine", "Ticket"]
 
 _LOST_WAKE_UP = 1.0
 """Seconds after which a thread checks for itself whether it has come to the front."""
+_SHORTEST = 0.0005
 
 
 class Ticket:
@@ -41,14 +43,22 @@ class ThreadLine:
         self.tickets: deque[Ticket] = deque()
         self._mutex = threading.Lock()
 
-    def enter(self, ticket: Ticket) -> bool:
-        """Get in line and come back at the front of it; tell whether somebody else was before."""
+    def enter(self, ticket: Ticket, look_up: Callable[[], float] | None = None) -> bool:
+        """Get in line and come back at the front of it; tell whether somebody else was before.
+
+        Args:
+            ticket: The place.
+            look_up: Called before each pause; raises to leave, or returns the seconds after which
+                it wants to be called again.
+        """
         with self._mutex:
             self.tickets.append(ticket)
         queued = False
         while self.tickets[0] is not ticket:
             queued = True
-            ticket.gate.acquire(timeout=_LOST_WAKE_UP)
+            patience = _LOST_WAKE_UP if look_up is None else look_up()
+            # Never 0: a clock that stands still would be looked at without a break.
+            ticket.gate.acquire(timeout=min(_LOST_WAKE_UP, max(patience, _SHORTEST)))
         return queued
 
     def leave(self, ticket: Ticket) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         CircuitChanged,
         Event,
         FallbackUsed,
+        LimiterPaused,
         LimiterWaited,
         RetryScheduled,
     )
@@ -42,6 +43,7 @@ __all__ = [
     "EventBus",
     "FallbackUsed",
     "Handler",
+    "LimiterPaused",
     "LimiterWaited",
     "RetryScheduled",
     "Subscription",
@@ -65,6 +67,7 @@ __getattr__, __dir__ = lazy_exports(
             "CircuitChanged",
             "Event",
             "FallbackUsed",
+            "LimiterPaused",
             "LimiterWaited",
             "RetryScheduled",
         ),

@@ -20,6 +20,7 @@ __all__ = [
     "CircuitChanged",
     "Event",
     "FallbackUsed",
+    "LimiterPaused",
     "LimiterWaited",
     "RetryScheduled",
 ]
@@ -88,6 +89,19 @@ class LimiterWaited(Event):
     """
 
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimiterPaused(Event):
+    """A service asked this function to wait, and the limiter now lets nobody through for so long.
+
+    Attributes:
+        seconds: How long.
+        source: The header or attribute that said so.
+    """
+
+    seconds: float
+    source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
