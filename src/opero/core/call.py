@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
-__all__ = ["AsyncProceed", "Call", "Failure", "Proceed", "Receipt", "Rejected", "Source"]
+__all__ = ["AsyncProceed", "Call", "Failure", "Pause", "Proceed", "Receipt", "Rejected", "Source"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -33,6 +34,20 @@ class Rejected(Exception):  # noqa: N818 - a signal between stages, no error of 
     def __init__(self, value: object) -> None:
         super().__init__()
         self.value = value
+
+
+class Pause(BaseException):
+    """The pause before the next attempt is longer than the call's `patience`: the caller runs it again later.
+
+    A BaseException, so that no stage takes it for a failure.
+
+    Args:
+        seconds: The pause.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
 
 
 class Call:
@@ -63,6 +78,8 @@ class Call:
         behind: The thread that a call which timed out goes on in, None if there is none.
         deadline: Clock reading by which it must be over, None if there is none.
         kept: Whether a receipt will be written, so that the failures are still needed at the end.
+        patience: Longest pause between attempts, in seconds, that is slept here; before a longer one the call ends with
+            `Pause` and may be run again.
     """
 
     key: Any = None
@@ -87,6 +104,7 @@ class Call:
     behind: Any = None
     deadline: float | None = None
     kept = False
+    patience = inf
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.args = args

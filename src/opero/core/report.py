@@ -116,7 +116,7 @@ class Report:
         needs_start = self.needs_start
 
         def run(call: Call) -> Any:
-            if needs_start:
+            if needs_start and call.started is None:
                 call.started = ambient.clock().monotonic()
             try:
                 value = proceed(call)
@@ -140,7 +140,7 @@ class Report:
         needs_start = self.needs_start
 
         async def run(call: Call) -> Any:
-            if needs_start:
+            if needs_start and call.started is None:
                 call.started = ambient.clock().monotonic()
             try:
                 value = await proceed(call)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from opero import events
 from opero.core import ambient
-from opero.core.call import Rejected
+from opero.core.call import Pause, Rejected
 from opero.core.failures import asks, is_final, matches
 from opero.core.strategies import is_retry_strategy, state_class, stop_after
 from opero.core.units import format_seconds, parse_seconds
@@ -269,7 +269,9 @@ class Retry:
             state: RetryState | None = call.retry
             if state is None:
                 started = call.started if call.started is not None else now
-                state = call.retry = RetryState(self.policy, attempt=call.attempts, started=started)
+                state = call.retry = RetryState(
+                    self.policy, attempt=call.attempts, started=started, slept=call.slept
+                )
             state.value_index = call.value_index
             if call.hint:
                 state.hints.append(call.hint)
@@ -326,6 +328,9 @@ class Retry:
                     # caller is handling.
                     delay = self.before_next(call, error)
                 if delay > 0:
+                    if delay > call.patience:
+                        self.slept(call, delay)
+                        raise Pause(delay)
                     ambient.clock().sleep(delay)
                     self.slept(call, delay)
 
@@ -343,6 +348,9 @@ class Retry:
                     # caller is handling.
                     delay = self.before_next(call, error)
                 if delay > 0:
+                    if delay > call.patience:
+                        self.slept(call, delay)
+                        raise Pause(delay)
                     await ambient.clock().asleep(delay)
                     self.slept(call, delay)
 
