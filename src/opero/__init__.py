@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from opero.core.bulkhead import ConcurrencyLimit
     from opero.core.cache import clear_cache
     from opero.core.call import Receipt
+    from opero.core.deadline import deadline, remaining
     from opero.core.failures import failures
     from opero.core.rate_limit import RateLimiter
     from opero.decorators.opero import opero
@@ -30,9 +31,11 @@ __all__ = [
     "RateLimiter",
     "Receipt",
     "clear_cache",
+    "deadline",
     "event_bus",
     "failures",
     "opero",
+    "remaining",
 ]
 
 __dir__: Callable[[], list[str]]
@@ -49,9 +52,11 @@ _lazy, __dir__ = lazy_exports(
         "RateLimiter": "opero.core.rate_limit",
         "Receipt": "opero.core.call",
         "clear_cache": "opero.core.cache.registry",
+        "deadline": "opero.core.deadline",
         "event_bus": "opero.events",
         "failures": "opero.core.failures",
         "opero": "opero.decorators.opero",
+        "remaining": "opero.core.deadline",
     },
 )
 

@@ -79,6 +79,10 @@ class FakeClock:
     has nothing else to run; then the clock jumps to the earliest of them. So a test sees the same
     order as with real time, only faster.
 
+    What a call really does takes real time, and none on this clock. So a `timeout`, a wait for a
+    permit and a wait for another caller's result are measured in real time, also where a deadline
+    bounds them: an idle loop may be waiting for an answer from the network.
+
     Attributes:
         elapsed: Seconds of fake time since the clock was made.
         sleeps: Every pause that was asked for, in seconds.

@@ -32,7 +32,7 @@ from opero.core.call import Call
 from opero.core.spare_threads import Job, run_in_thread
 from opero.core.stage import Emitter
 from opero.core.stats import Stats
-from opero.errors import BulkheadFullError, OperoUsageError
+from opero.errors import BulkheadFullError, DeadlineError, OperoUsageError
 
 
 def until(condition):
@@ -754,6 +754,27 @@ async def test_waiting_in_a_task_is_counted_and_told(stage, heard):
     await task
     assert call.waited > 0
     assert [event.seconds for event in heard] == [call.waited]
+
+
+def call_with(seconds):
+    call = Call((), {})
+    call.deadline = time.monotonic() + seconds
+    return call
+
+
+def test_a_deadline_ends_the_wait(stage):
+    stage.limit.acquire()
+    called = []
+    with pytest.raises(DeadlineError, match="permit"):
+        stage.wrap_sync(called.append)(call_with(0.005))
+    with pytest.raises(DeadlineError, match="permit"):
+        asyncio.run(stage.wrap_async(called.append)(call_with(0.005)))
+    assert called == []
+    assert (stage.limit.in_flight, stage.limit.waiting) == (1, 0)
+
+
+def test_a_deadline_that_is_over_refuses_only_those_who_have_to_wait(stage):
+    assert stage.wrap_sync(lambda call: "value")(call_with(-1)) == "value"
 
 
 @pytest.mark.asyncio

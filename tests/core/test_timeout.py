@@ -203,7 +203,7 @@ async def test_a_quick_task_gives_its_value(limit, heard):
         await asyncio.sleep(0)
         return "value"
 
-    assert await limit(10).within(quick()) == "value"
+    assert await limit(10).within(quick(), Call((), {})) == "value"
     assert heard == []
 
 
@@ -211,14 +211,14 @@ async def test_a_quick_task_gives_its_value(limit, heard):
 async def test_anything_awaitable_will_do(limit):
     future = asyncio.get_running_loop().create_future()
     future.set_result("value")
-    assert await limit(10).within(future) == "value"
+    assert await limit(10).within(future, Call((), {})) == "value"
 
     class Awaitable:
         def __await__(self):
             yield from asyncio.sleep(0).__await__()
             return "value"
 
-    assert await limit(10).within(Awaitable()) == "value"
+    assert await limit(10).within(Awaitable(), Call((), {})) == "value"
 
 
 @pytest.mark.asyncio
@@ -233,7 +233,7 @@ async def test_a_hung_task_is_cancelled(limit, heard):
             raise
 
     with pytest.raises(CallTimeoutError) as caught:
-        await limit(0.005).within(hung())
+        await limit(0.005).within(hung(), Call((), {}))
     assert (caught.value.function, caught.value.seconds) == ("f", 0.005)
     assert seen == ["cancelled"]
     assert [type(event) for event in heard] == [events.CallTimedOut]
@@ -251,7 +251,7 @@ async def test_an_error_of_the_coroutine_stays_itself(limit, heard, kind):
         raise error
 
     with pytest.raises(kind) as caught:
-        await limit(10).within(fail())
+        await limit(10).within(fail(), Call((), {}))
     assert caught.value is error
     assert heard == []
 
@@ -263,10 +263,11 @@ async def test_an_inner_timeout_stays_itself(limit, heard):
             await forever()
 
     with pytest.raises(TimeoutError) as caught:
-        await limit(10).within(inner())
+        await limit(10).within(inner(), Call((), {}))
     assert not isinstance(caught.value, CallTimeoutError)
+    inner_limit = Timeout(0.002, Emitter("inner"))
     with pytest.raises(CallTimeoutError) as caught:
-        await limit(10).within(Timeout(0.002, Emitter("inner")).within(forever()))
+        await limit(10).within(inner_limit.within(forever(), Call((), {})), Call((), {}))
     assert caught.value.function == "inner"
     assert heard == []
 
@@ -283,7 +284,7 @@ async def test_an_error_that_answers_the_cancellation_stays_itself(limit, kind):
             raise error from None
 
     with pytest.raises(kind) as caught:
-        await limit(0.002).within(stubborn())
+        await limit(0.002).within(stubborn(), Call((), {}))
     assert caught.value is error
     assert not asyncio.current_task().cancelling()
 
@@ -296,13 +297,13 @@ async def test_a_value_that_comes_in_spite_of_the_cancellation_is_kept(limit):
         except asyncio.CancelledError:
             return "value"
 
-    assert await limit(0.002).within(stubborn()) == "value"
+    assert await limit(0.002).within(stubborn(), Call((), {})) == "value"
     assert not asyncio.current_task().cancelling()
 
 
 @pytest.mark.asyncio
 async def test_cancellation_from_outside_is_not_swallowed(limit, heard):
-    task = asyncio.create_task(limit(10).within(forever()))
+    task = asyncio.create_task(limit(10).within(forever(), Call((), {})))
     await asyncio.sleep(0)
     task.cancel("outside")
     with pytest.raises(asyncio.CancelledError):
@@ -321,7 +322,7 @@ async def test_cancellation_from_outside_that_comes_together_with_the_end_wins(l
             await asyncio.sleep(0.002)
 
     left = asyncio.Event()
-    task = asyncio.create_task(limit(0.002).within(slow_to_leave()))
+    task = asyncio.create_task(limit(0.002).within(slow_to_leave(), Call((), {})))
     await left.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -339,7 +340,7 @@ async def test_arguments_of_a_cancelled_task_die_with_it(limit, no_collector):
 
     async def attempt(argument):
         try:
-            await limit(0.002).within(hung(argument))
+            await limit(0.002).within(hung(argument), Call((), {}))
         except CallTimeoutError:
             return
         raise AssertionError

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from opero import events
 from opero.core import ambient
+from opero.core.deadline import overdue
 from opero.core.gate import Gate, TaskGate, ThreadGate
 from opero.errors import BulkheadFullError, OperoUsageError
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
     from opero.core.stage import Emitter
     from opero.core.stats import Stats
+    from opero.errors import DeadlineError
 
 __all__ = ["Bulkhead", "ConcurrencyLimit"]
 
@@ -273,6 +275,14 @@ class Bulkhead:
                 events.LimiterWaited(function=self._emitter.function, seconds=seconds)
             )
 
+    @staticmethod
+    def _left(call: Call, now: float) -> float | None:
+        return None if call.deadline is None else call.deadline - now
+
+    def _overdue(self, call: Call, began: float) -> DeadlineError:
+        self._waited(call, began)
+        return overdue(call, self._emitter, "waiting for a permit")
+
     def _give_back(self, call: Call) -> None:
         behind, call.behind = call.behind, None
         if behind is None:
@@ -292,7 +302,8 @@ class Bulkhead:
             began = None
             if not limit.try_acquire():
                 began = ambient.clock().monotonic()
-                limit.acquire()
+                if not limit.acquire(self._left(call, began)):
+                    raise self._overdue(call, began)
             try:
                 if began is not None:
                     self._waited(call, began)
@@ -312,7 +323,8 @@ class Bulkhead:
             began = None
             if not limit.try_acquire():
                 began = ambient.clock().monotonic()
-                await limit.wait()
+                if not await limit.wait(self._left(call, began)):
+                    raise self._overdue(call, began)
             try:
                 if began is not None:
                     self._waited(call, began)

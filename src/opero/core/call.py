@@ -77,6 +77,7 @@ class Call:
         remark: Why the call ends before all is spent; one more line of the note.
         behind: The thread that a call which timed out goes on in, None if there is none.
         deadline: Clock reading by which it must be over, None if there is none.
+        overdue: Whether it ends because of that deadline.
         kept: Whether a receipt will be written, so that the failures are still needed at the end.
         patience: Longest pause between attempts, in seconds, that is slept here; before a longer one the call ends with
             `Pause` and may be run again.
@@ -103,6 +104,7 @@ class Call:
     remark: str | None = None
     behind: Any = None
     deadline: float | None = None
+    overdue = False
     kept = False
     patience = inf
 
@@ -155,6 +157,7 @@ class Receipt(Generic[T_co]):
         slept: Seconds of pauses between attempts.
         waited: Seconds in the rate limiter.
         seconds: Seconds from start to end.
+        remaining: Seconds that were left of the deadline; None without one.
         rejected: Whether `retry_if_result` refused the value and all was spent.
         errors: The exceptions of the calls that failed on the way.
     """
@@ -168,11 +171,12 @@ class Receipt(Generic[T_co]):
     slept: float = 0.0
     waited: float = 0.0
     seconds: float = 0.0
+    remaining: float | None = None
     rejected: bool = False
     errors: tuple[Exception, ...] = ()
 
     @staticmethod
-    def of(call: Call, value: T, seconds: float) -> Receipt[T]:
+    def of(call: Call, value: T, seconds: float, remaining: float | None = None) -> Receipt[T]:
         """Write the receipt of a call that ended with `value`."""
         made = call.source == "fresh"
         return Receipt(
@@ -185,6 +189,7 @@ class Receipt(Generic[T_co]):
             slept=call.slept,
             waited=call.waited,
             seconds=seconds,
+            remaining=remaining,
             rejected=call.rejected,
             errors=tuple(f.error for f in call.failures or () if not isinstance(f.error, Rejected)),
         )

@@ -93,7 +93,13 @@ def _worst(pipeline: Pipeline) -> _Worst:
     endless = bool(policy and policy.stop)
     worst = _Worst(attempts * values, per_value, endless, low, high)
     inner = getattr(unwrap_partial(pipeline.info.fn), "__opero__", None)
-    return worst if inner is None else _nested(worst, _worst(inner))
+    if inner is not None:
+        worst = _nested(worst, _worst(inner))
+    if pipeline.deadline is None:
+        return worst
+    # No pause is begun that would outlast the deadline, so all of them together do not either.
+    within = pipeline.deadline.seconds
+    return worst._replace(low=min(worst.low, within), high=min(worst.high, within))
 
 
 def _nested(outer: _Worst, inner: _Worst) -> _Worst:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from opero import events
+from opero.core import ambient
+from opero.core.deadline import overdue
 from opero.core.failures import is_final, matches
 from opero.core.secrets import looks_secret, show_value
 from opero.errors import OperoUsageError
@@ -173,9 +175,19 @@ class ArgFallback:
 
     def moves_on(self, call: Call, error: Exception) -> bool:
         """Tell whether the next value is tried after this error."""
-        if self.circuit is not None and self.circuit.skips(call, error):
+        skipped = self.circuit is not None and self.circuit.skips(call, error)
+        if not skipped and (
+            is_final(error, call.walk or ()) or not matches(self._fallback_on, error)
+        ):
+            return False
+        return call.deadline is None or self._in_time(call, call.deadline)
+
+    def _in_time(self, call: Call, deadline: float) -> bool:
+        if ambient.clock().monotonic() < deadline:
             return True
-        return not is_final(error, call.walk or ()) and matches(self._fallback_on, error)
+        call.remark = "the deadline comes before the next value"
+        overdue(call, self._emitter, "before the next value")
+        return False
 
     # --- adapters ----------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from opero import events
 from opero.core import ambient
 from opero.core.call import Rejected
+from opero.core.deadline import require_time
 from opero.core.failures import asks, raise_again
 
 if TYPE_CHECKING:
@@ -78,6 +79,13 @@ class Invoke:
                 )
             )
 
+    def _deadline_only(self) -> Timeout:
+        """Return the limit of calls that have a deadline, but no `timeout`."""
+        # Loaded when a deadline is met first.
+        from opero.core.timeout import Timeout
+
+        return Timeout(None, self._emitter)
+
     def _judge(self, call: Call, result: object) -> None:
         if self._rejects is not None and asks(self._rejects, result):
             rejected = Rejected(result)
@@ -100,6 +108,8 @@ class Invoke:
 
         def run(call: Call) -> Any:
             nonlocal probing
+            if call.deadline is not None and call.begun is None:
+                require_time(call, self._emitter, "before the call")
             try:
                 if call.begun is not None:
                     raise_again(call.take_begun())
@@ -107,7 +117,9 @@ class Invoke:
                 call.calls += 1
                 result = fn(*call.args, **call.kwargs) if timed is None else timed(call)
             except Exception as error:
-                self.failed(call, error)
+                # What the deadline cuts short has not failed by itself.
+                if not call.overdue:
+                    self.failed(call, error)
                 raise
             if probing:
                 if hasattr(type(result), "__await__"):
@@ -127,6 +139,11 @@ class Invoke:
         timeout = self._timeout
 
         async def run(call: Call) -> Any:
+            limit = timeout
+            if call.deadline is not None:
+                limit = limit or self._deadline_only()
+                if call.begun is None:
+                    require_time(call, self._emitter, "before the call")
             try:
                 if call.begun is None:
                     count()
@@ -137,9 +154,10 @@ class Invoke:
                 else:
                     result = call.take_begun()
                 if hasattr(type(result), "__await__"):
-                    result = await (result if timeout is None else timeout.within(result))
+                    result = await (result if limit is None else limit.within(result, call))
             except Exception as error:
-                self.failed(call, error)
+                if not call.overdue:
+                    self.failed(call, error)
                 raise
             if judged:
                 self._judge(call, result)

@@ -132,6 +132,9 @@ class Options:
     stop: Callable[..., Any] | None = option(
         "retry", None, strategy, "tenacity strategy that replaces the end"
     )
+    deadline: Duration | None = option(
+        "any", None, duration_or_none, "budget of the whole call, waits included"
+    )
     retry_after_max: Duration = option(
         "retry",
         60,

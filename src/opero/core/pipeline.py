@@ -1,7 +1,7 @@
 # this_file: src/opero/core/pipeline.py
 """The fixed order of the stages, and what runs a call through them.
 
-    cache → report → retry → fallback → concurrency → rate limit → circuit → invoke → timeout → function
+    deadline → cache → report → retry → fallback → concurrency → rate limit → circuit → invoke → timeout → function
 
 This is the only module that knows all stages; everything that makes a function dependable (decorators, helpers, tasks)
 builds a `Pipeline` and wraps it.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from opero.core import ambient
 from opero.core.cache import Cache, CacheHandle
 from opero.core.call import AsyncProceed, Call, Proceed, Receipt, Rejected
+from opero.core.deadline import Deadline, in_force
 from opero.core.fallback import ArgFallback
 from opero.core.invoke import AwaitableResult, Invoke
 from opero.core.rate_limit import RateLimit, limiter_of
@@ -27,6 +28,7 @@ from opero.core.stats import Stats
 from opero.core.stream import AsyncStarted, Started, astart, start
 from opero.core.units import parse_seconds
 from opero.errors import OperoUsageError
+from opero.utils.switch import switch
 
 if TYPE_CHECKING:
     from opero.core.bulkhead import Bulkhead
@@ -93,6 +95,11 @@ class Pipeline:
         policy = RetryPolicy.of(options)
         retries = bool(options.retries or options.stop)
 
+        self.deadline = (
+            None
+            if options.deadline is None
+            else Deadline(parse_seconds(options.deadline, "deadline"))
+        )
         self.cache = self._cache(origin, changed)
         self.report = Report(
             info, self.stats, emitter, retried=retries, needs_start=policy.needs_start
@@ -142,7 +149,9 @@ class Pipeline:
     def stages(self) -> tuple[Stage, ...]:
         """The stages that are switched on, outermost first."""
         return tuple(
-            s for s in (self.cache, self.report, self.retry, *self._guards()) if s is not None
+            s
+            for s in (self.deadline, self.cache, self.report, self.retry, *self._guards())
+            if s is not None
         )
 
     def _guards(self) -> tuple[Stage | None, ...]:
@@ -222,6 +231,7 @@ class Pipeline:
         guards = [guard for guard in self._guards() if guard is not None]
         return (
             self.cache is None
+            and self.deadline is None
             and self.options.retry_if_result is None
             and not self.report.needs_start
             and all(guard is self.rate_limit for guard in guards)
@@ -234,6 +244,8 @@ class Pipeline:
         """Run a call to its end and return its value; for an asynchronous function, a coroutine that does."""
         if self.awaits:
             return self._finish(call)
+        if switch.on:
+            call.deadline = in_force()
         try:
             return self._run(call)
         except Rejected as rejected:
@@ -242,7 +254,7 @@ class Pipeline:
         except AwaitableResult as found:
             # A plain function that returns awaitables: its calls go on, and from now on begin, asynchronously.
             self.awaits = self.lane.closed = True
-            call.begun = found.awaitable
+            call.begun, call.deadline = found.awaitable, None
             return self._finish(call)
         finally:
             call.let_go()
@@ -250,6 +262,9 @@ class Pipeline:
     async def _finish(self, call: Call) -> Any:
         if self._arun is None:
             self._arun = self._alink(self.stages, self.invoke.asynchronous())
+        # Asked here, because a coroutine may begin elsewhere than where it was made.
+        if switch.on:
+            call.deadline = in_force()
         try:
             return await self._arun(call)
         except Rejected as rejected:
@@ -285,12 +300,14 @@ class Pipeline:
             call.let_go()
 
     def _receipt(self, call: Call, value: Any) -> Receipt[Any]:
-        seconds = 0.0 if call.started is None else ambient.clock().monotonic() - call.started
         if self.fallback is not None:
             call.label = self.fallback.label(call)
         if isinstance(value, Started | AsyncStarted):
             value = value.stream()
-        return Receipt.of(call, value, seconds)
+        now = ambient.clock().monotonic()
+        seconds = 0.0 if call.started is None else now - call.started
+        remaining = None if call.deadline is None else max(0.0, call.deadline - now)
+        return Receipt.of(call, value, seconds, remaining)
 
 
 def _callable(info: FunctionInfo) -> Callable[..., Any]:

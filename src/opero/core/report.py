@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from opero import events
 from opero.core import ambient
 from opero.core.call import Rejected
+from opero.core.deadline import overdue
 from opero.core.failures import attach, is_final, raise_again, story
-from opero.errors import RefusalError
+from opero.errors import DeadlineError, RefusalError
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Failure, Proceed
@@ -65,6 +66,8 @@ class Report:
         real = [f.error for f in made if not isinstance(f.error, Rejected)]
         refused = isinstance(error, RefusalError) and is_final(error, real)
         final = real[-1] if refused and real else error
+        if refused and isinstance(error, DeadlineError):
+            overdue(call, self._emitter, "before the call")
         if made:
             text = self._text(call, made, error, refused=refused)
             attach(final, self._name, text, [e for e in real if e is not final], owner=self._owner)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from opero import events
 from opero.core import ambient
 from opero.core.call import Pause, Rejected
+from opero.core.deadline import overdue
 from opero.core.failures import asks, is_final, matches
 from opero.core.strategies import is_retry_strategy, state_class, stop_after
 from opero.core.units import format_seconds, parse_seconds
@@ -168,6 +169,8 @@ class RetryState:
         slept: Seconds of pauses so far.
         value_index: Place of the fallback value that failed last, None without fallback.
         hints: Seconds that the service asked to wait; the next pause is no shorter than the longest of them.
+        deadline: Clock reading by which the call must be over; no pause is begun that would outlast it.
+        pause_refused: The pause, in seconds, that was not begun for that reason.
     """
 
     policy: RetryPolicy
@@ -176,6 +179,8 @@ class RetryState:
     slept: float = 0.0
     value_index: int | None = None
     hints: list[float] = field(default_factory=list)
+    deadline: float | None = None
+    pause_refused: float | None = None
 
     def next_delay(self, error: Exception, *, now: float, walk: Sequence[Exception] = ()) -> float:
         """Begin another attempt: count it and return the pause before it, in seconds.
@@ -212,7 +217,13 @@ class RetryState:
             return None
         # As in tenacity, the pause comes first: `stop_before_delay` asks whether it still fits.
         state.upcoming_sleep = max(0.0, self.policy.pause(state), *self.hints)
-        return None if self._spent(state) else state.upcoming_sleep
+        pause: float = state.upcoming_sleep
+        if self._spent(state):
+            return None
+        if self.deadline is not None and now + pause >= self.deadline:
+            self.pause_refused = pause
+            return None
+        return pause
 
     def _spent(self, state: Any) -> bool:
         if self.policy.stop is not None:
@@ -270,12 +281,21 @@ class Retry:
             if state is None:
                 started = call.started if call.started is not None else now
                 state = call.retry = RetryState(
-                    self.policy, attempt=call.attempts, started=started, slept=call.slept
+                    self.policy,
+                    attempt=call.attempts,
+                    started=started,
+                    slept=call.slept,
+                    deadline=call.deadline,
                 )
             state.value_index = call.value_index
             if call.hint:
                 state.hints.append(call.hint)
-            delay = state.next_delay(error, now=now, walk=call.walk or ())
+            try:
+                delay = state.next_delay(error, now=now, walk=call.walk or ())
+            except Exception:
+                if state.pause_refused is not None:
+                    self._overdue(call, state.pause_refused)
+                raise
         finally:
             del error
         call.attempts = state.attempt
@@ -288,6 +308,12 @@ class Retry:
                 )
             )
         return delay
+
+    def _overdue(self, call: Call, pause: float) -> None:
+        """Take note that the call ends because of its deadline, and why."""
+        before = f"the end of a pause of {format_seconds(round(pause, 3))}"
+        call.remark = f"the deadline comes before {before if pause else 'the next attempt'}"
+        overdue(call, self._emitter, "before the next attempt")
 
     def _asked_too_much(self, call: Call, error: Exception) -> bool:
         """Take note of the pause that the service asks for; tell whether it is longer than anybody would wait."""

@@ -64,7 +64,7 @@ class Job:
         if then is not None:
             then()
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float | None) -> bool:
         """Wait for the end, once; tell whether it came in time.
 
         If it did not, or the wait was interrupted, nobody will ask for the outcome any more.

@@ -1,5 +1,5 @@
 # this_file: src/opero/core/timeout.py
-"""Timeout: a limit for each real call.
+"""Timeout: a limit for each real call, and what a deadline leaves of it.
 
 An asynchronous call is cancelled. A synchronous one runs in another thread and is left behind when
 its time is over, because a thread cannot be killed: it goes on until the function returns, without
@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from opero import events
+from opero.core import ambient
+from opero.core.deadline import overdue, run_until
 from opero.core.spare_threads import Job, run_in_thread
 from opero.core.units import format_seconds
 from opero.errors import CallTimeoutError
@@ -20,6 +22,7 @@ from opero.errors import CallTimeoutError
 if TYPE_CHECKING:
     from opero.core.call import Call, Proceed
     from opero.core.stage import Emitter
+    from opero.errors import DeadlineError
 
 __all__ = ["Timeout"]
 
@@ -30,51 +33,70 @@ class Timeout:
     Its clock starts when all other guards have let the call pass.
 
     Args:
-        seconds: The limit.
+        seconds: The limit; None if only the deadlines of calls are one.
         emitter: Where events go.
     """
 
     name = "timeout"
 
-    def __init__(self, seconds: float, emitter: Emitter) -> None:
+    def __init__(self, seconds: float | None, emitter: Emitter) -> None:
         self.seconds = seconds
         self._emitter = emitter
 
     def describe(self) -> str:
         """Return the line for `explain()`."""
-        return f"{format_seconds(self.seconds)} for each call"
+        return "none" if self.seconds is None else f"{format_seconds(self.seconds)} for each call"
 
-    def expired(self) -> CallTimeoutError:
+    # --- decisions --------------------------------------------------------------------------------
+
+    def left(self, call: Call) -> tuple[float | None, bool]:
+        """Return the limit of a call that begins now, and whether its deadline sets it."""
+        if call.deadline is None:
+            return self.seconds, False
+        left = max(0.0, call.deadline - ambient.clock().monotonic())
+        if self.seconds is None or left < self.seconds:
+            return left, True
+        return self.seconds, False
+
+    def expired(self, call: Call, *, by_deadline: bool) -> CallTimeoutError | DeadlineError:
         """Make the error of a call whose time is over, and tell listeners."""
+        if by_deadline:
+            return overdue(call, self._emitter, "during the call")
+        seconds = self.seconds or 0.0
         if self._emitter.active:
             self._emitter.emit(
-                events.CallTimedOut(function=self._emitter.function, seconds=self.seconds)
+                events.CallTimedOut(function=self._emitter.function, seconds=seconds)
             )
-        return CallTimeoutError(self._emitter.function, self.seconds)
+        return CallTimeoutError(self._emitter.function, seconds)
 
     # --- adapters ---------------------------------------------------------------------------------
 
     def sync(self, fn: Callable[..., Any]) -> Proceed:
         """Return the real call of `fn` with the limit around it."""
-        seconds = self.seconds
 
         def run(call: Call) -> Any:
-            job = Job(functools.partial(fn, *call.args, **call.kwargs))
+            work: Callable[..., Any] = fn
+            seconds, by_deadline = self.left(call)
+            if call.deadline is not None:
+                # The thread may outlive the caller's block, and so would what it calls in turn.
+                work = functools.partial(run_until, call.deadline, fn)
+            job = Job(functools.partial(work, *call.args, **call.kwargs))
             run_in_thread(job)
             # Who holds something for the call, such as a permit, keeps it until the thread is done.
             call.behind = job
             if not job.wait(seconds):
-                raise self.expired()
+                raise self.expired(call, by_deadline=by_deadline)
             call.behind = None
             return job.outcome()
 
         return run
 
-    async def within(self, awaitable: Awaitable[Any]) -> Any:
+    async def within(self, awaitable: Awaitable[Any], call: Call) -> Any:
         """Wait for a real call that is under way, and cancel it when its time is over."""
         from asyncio import CancelledError, timeout
 
-        scope = timeout(self.seconds)
+        seconds, by_deadline = self.left(call)
+        scope = timeout(seconds)
         try:
             async with scope:
                 return await awaitable
@@ -83,4 +105,4 @@ class Timeout:
             # cancellation; that of the scope was caused by it.
             if not (scope.expired() and isinstance(error.__cause__, CancelledError)):
                 raise
-        raise self.expired()
+        raise self.expired(call, by_deadline=by_deadline)

@@ -18,6 +18,7 @@ __all__ = [
     "CallSucceeded",
     "CallTimedOut",
     "CircuitChanged",
+    "DeadlinePassed",
     "Event",
     "FallbackUsed",
     "LimiterPaused",
@@ -147,6 +148,17 @@ class CallTimedOut(Event):
     """
 
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadlinePassed(Event):
+    """A call ends because of its deadline.
+
+    Attributes:
+        where: Where it was then: "during the call", "waiting for a permit", ...
+    """
+
+    where: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

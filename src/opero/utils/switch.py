@@ -30,7 +30,8 @@ class Switch:
     def __init__(self) -> None:
         self.on: bool = False
         self._holders = 0
-        self._lock = threading.Lock()
+        # Reentrant, because the garbage collector may end an abandoned coroutine, and its deadline, anywhere.
+        self._lock = threading.RLock()
 
     def hold(self) -> None:
         """Turn the flag on until the matching `release`."""

@@ -243,3 +243,72 @@ def test_a_waiting_thread_hears_ctrl_c():
     threading.Thread(target=strike).start()
     with pytest.raises(KeyboardInterrupt):
         ThreadWaiter().wait()
+
+
+# --- deadlines ------------------------------------------------------------------------------------
+
+
+class BoundWaiter(FakeWaiter):
+    def __init__(self, deadline, **others):
+        super().__init__(**others)
+        self.deadline = deadline
+
+
+@pytest.mark.parametrize(
+    ("deadlines", "heir"),
+    [([5.0, 10.0], None), ([5.0, 11.0, None], 1), ([None, 11.0], 0), ([], None)],
+)
+def test_a_leader_whose_time_is_up_is_outlived_by_the_first_waiter_with_more(deadlines, heir):
+    flights = Flights()
+    flight = flights.join("k")
+    waiters = [BoundWaiter(deadline) for deadline in deadlines]
+    for waiter in waiters:
+        flights.wait_for("k", waiter)
+    assert flights.outlive(flight, 10.0) is (heir is not None)
+    led = [n for n, waiter in enumerate(waiters) if waiter.verdict is Order.LEAD]
+    assert led == ([] if heir is None else [heir])
+    assert flight.done is False
+
+
+def test_who_waits_for_an_outdated_result_begins_anew_when_its_leader_ends():
+    flights, waiter = Flights(), FakeWaiter()
+    flight = flights.join("k")
+    flights.wait_for("k", waiter)
+    flights.void("k")
+    assert flights.outlive(flight, 10.0)
+    assert waiter.verdict is Order.AGAIN
+
+
+@pytest.mark.parametrize(
+    ("verdict", "left"), [(None, True), (Order.LEAD, True), (Order.AGAIN, False)]
+)
+def test_a_waiter_that_leaves_learns_whether_it_was_told_meanwhile(verdict, left):
+    flights, waiter = Flights(), FakeWaiter()
+    flights.join("k")
+    flights.wait_for("k", waiter)
+    waiter.verdict = verdict
+    assert flights.leave(waiter) is left
+
+
+def test_a_wait_ends_at_its_deadline():
+    soon = time.monotonic() + 0.005
+    assert ThreadWaiter(soon).wait() is False
+
+    async def main():
+        return await TaskWaiter(soon).wait()
+
+    assert asyncio.run(main()) is False
+
+
+def test_a_wait_that_ends_before_its_deadline_is_no_different():
+    late = time.monotonic() + 20
+    waiter = ThreadWaiter(late)
+    waiter.wake()
+    assert waiter.wait()
+
+    async def main():
+        waiter = TaskWaiter(late)
+        asyncio.get_running_loop().call_soon(waiter.wake)
+        return await waiter.wait()
+
+    assert asyncio.run(main())

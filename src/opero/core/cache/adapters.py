@@ -77,7 +77,8 @@ def sync_adapter(cache: Cache, proceed: Proceed) -> Proceed:
             if waiters:
                 tell(waiters, sharing.landed(value, entry, rejected=call.rejected))
         except Exception as error:
-            sharing.crash(flight, error)
+            if not (call.overdue and flights.outlive(flight, call.deadline)):
+                sharing.crash(flight, error)
             raise
         except BaseException:
             flights.abandon(flight)
@@ -88,14 +89,16 @@ def sync_adapter(cache: Cache, proceed: Proceed) -> Proceed:
 
     def follow(call: Call, key: Hashable) -> Any:
         while (flight := flights.join(key)) is None:
-            waiter = ThreadWaiter()
+            waiter = ThreadWaiter(call.deadline)
             if not flights.wait_for(key, waiter):
                 continue
             try:
-                waiter.wait()
+                in_time = waiter.wait()
             except BaseException:
                 flights.leave(waiter)
                 raise
+            if not in_time and flights.leave(waiter):
+                raise lookup.overdue(call)
             if waiter.verdict is Order.LEAD:
                 flight = waiter.flight
                 break
@@ -163,7 +166,8 @@ def async_adapter(cache: Cache, proceed: AsyncProceed) -> AsyncProceed:
             if waiters:
                 tell(waiters, sharing.landed(value, entry, rejected=call.rejected))
         except Exception as error:
-            sharing.crash(flight, error)
+            if not (call.overdue and flights.outlive(flight, call.deadline)):
+                sharing.crash(flight, error)
             raise
         except BaseException:
             flights.abandon(flight)
@@ -174,14 +178,16 @@ def async_adapter(cache: Cache, proceed: AsyncProceed) -> AsyncProceed:
 
     async def follow(call: Call, key: Hashable) -> Any:
         while (flight := flights.join(key, blocking=False)) is None:
-            waiter = TaskWaiter()
+            waiter = TaskWaiter(call.deadline)
             if not flights.wait_for(key, waiter):
                 continue
             try:
-                await waiter.wait()
+                in_time = await waiter.wait()
             except BaseException:
                 flights.leave(waiter)
                 raise
+            if not in_time and flights.leave(waiter):
+                raise lookup.overdue(call)
             if waiter.verdict is Order.LEAD:
                 flight = waiter.flight
                 break

@@ -16,8 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from contextvars import ContextVar, Token
 from enum import Enum
-from threading import Lock, RLock, get_ident
+from threading import RLock, get_ident
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from opero.core import ambient
+from opero.core.gate import ThreadGate
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
@@ -28,9 +31,6 @@ __all__ = [
     "Crashed", "Flight", "Flights", "Landed", "Order", "TaskWaiter", "ThreadWaiter", "Waiter",
     "board", "tell", "unboard", "verdict_of",
 ]  # fmt: skip
-
-_PATIENCE: Final = 1.0
-"""Seconds after which a waiting thread looks up, so that Ctrl-C reaches it on every platform."""
 
 
 class Order(Enum):
@@ -124,8 +124,13 @@ NOWHERE: Final = Flight(None)
 
 
 class Waiter(Protocol):
-    """Somebody who waits for a flight."""
+    """Somebody who waits for a flight.
 
+    Attributes:
+        deadline: Clock reading at which it stops waiting, None for never.
+    """
+
+    deadline: float | None
     flight: Flight
     verdict: Verdict | None
 
@@ -142,51 +147,57 @@ class Waiter(Protocol):
 class ThreadWaiter:
     """A waiting thread."""
 
-    __slots__ = ("_gate", "flight", "verdict")
+    __slots__ = ("_gate", "deadline", "flight", "verdict")
 
-    def __init__(self) -> None:
+    def __init__(self, deadline: float | None = None) -> None:
+        self.deadline = deadline
         self.flight = NOWHERE
         self.verdict: Verdict | None = None
-        self._gate = Lock()
-        self._gate.acquire()
+        self._gate = ThreadGate()
 
     @property
     def ready(self) -> bool:
         """A thread can always take over."""
         return True
 
-    def wait(self) -> None:
-        """Block until `wake`."""
-        while not self._gate.acquire(timeout=_PATIENCE):
-            pass
+    def wait(self) -> bool:
+        """Block until `wake`; False if the deadline came first."""
+        return self._gate.wait(_left(self))
 
     def wake(self) -> bool:
         """Let the thread go on."""
-        self._gate.release()
-        return True
+        return self._gate.open()
 
 
 class TaskWaiter:
     """A waiting task, in any event loop of any thread."""
 
-    __slots__ = ("_future", "_loop", "flight", "verdict")
+    __slots__ = ("_future", "_loop", "deadline", "flight", "verdict")
 
-    def __init__(self) -> None:
+    def __init__(self, deadline: float | None = None) -> None:
         from asyncio import get_running_loop
 
+        self.deadline = deadline
         self.flight = NOWHERE
         self.verdict: Verdict | None = None
         self._loop: AbstractEventLoop = get_running_loop()
-        self._future: Future[None] = self._loop.create_future()
+        self._future: Future[bool] = self._loop.create_future()
 
     @property
     def ready(self) -> bool:
         """Whether its loop runs and it was not cancelled."""
         return self._loop.is_running() and not self._future.cancelled()
 
-    async def wait(self) -> None:
-        """Suspend the task until `wake`."""
-        await self._future
+    async def wait(self) -> bool:
+        """Suspend the task until `wake`; False if the deadline came first."""
+        left = _left(self)
+        if left is None:
+            return await self._future
+        timer = self._loop.call_later(max(0.0, left), self._settle, False)
+        try:
+            return await self._future
+        finally:
+            timer.cancel()
 
     def wake(self) -> bool:
         """Let the task go on, from whatever thread; False if its loop is closed."""
@@ -194,16 +205,23 @@ class TaskWaiter:
 
         try:
             if _get_running_loop() is self._loop:
-                self._settle()
+                self._settle(True)
             else:
-                self._loop.call_soon_threadsafe(self._settle)
+                self._loop.call_soon_threadsafe(self._settle, True)
         except RuntimeError:
             return False
         return True
 
-    def _settle(self) -> None:
+    def _settle(self, in_time: bool) -> None:
         if not self._future.done():
-            self._future.set_result(None)
+            self._future.set_result(in_time)
+
+
+def _left(waiter: Waiter) -> float | None:
+    """Return the seconds that a waiter has."""
+    if waiter.deadline is None:
+        return None
+    return waiter.deadline - ambient.clock().monotonic()
 
 
 # --- flights --------------------------------------------------------------------------------------
@@ -270,14 +288,20 @@ class Flights:
             waiter.flight = flight
         return True
 
-    def leave(self, waiter: Waiter) -> None:
-        """Take a waiter out whose wait was cut short; what it was handed goes to the next one."""
+    def leave(self, waiter: Waiter) -> bool:
+        """Take a waiter out whose wait was cut short; what it was handed goes to the next one.
+
+        Returns:
+            False if it has been told the outcome meanwhile.
+        """
         flight = waiter.flight
         with self._lock:
             if flight.waiters:
                 flight.waiters.pop(waiter, None)
         if waiter.verdict is Order.LEAD:
             self.abandon(flight)
+            return True
+        return waiter.verdict is None
 
     def land(self, flight: Flight) -> Iterable[Waiter]:
         """End a flight and return who must be told its outcome."""
@@ -297,19 +321,39 @@ class Flights:
 
     def abandon(self, flight: Flight) -> None:
         """End the lead of a caller that was cancelled or killed: a waiter takes over, or nobody."""
+        if not self._hand_over(flight, None):
+            tell(self.land(flight), Order.AGAIN)
+
+    def outlive(self, flight: Flight, deadline: float | None) -> bool:
+        """End the lead of a caller whose deadline has come, if a waiter has more time than that.
+
+        Args:
+            flight: The flight.
+            deadline: Clock reading at which its leader had to end.
+
+        Returns:
+            False if nobody takes over, so that the leader's failure is the outcome.
+        """
+        if flight.void:
+            # Those who wait for an outdated result had better begin anew.
+            self.abandon(flight)
+            return True
+        return self._hand_over(flight, deadline)
+
+    def _hand_over(self, flight: Flight, deadline: float | None) -> bool:
+        """Let a waiter lead, one with a later deadline if there is one; False if nobody can."""
         while True:
             with self._lock:
-                heir = None if flight.void or flight.done else _heir(flight)
+                heir = None if flight.void or flight.done else _heir(flight, deadline)
                 if heir is None or flight.waiters is None:
-                    break
+                    return False
                 flight.waiters.pop(heir)
                 flight.thread = None
                 heir.verdict = Order.LEAD
             if heir.wake():
-                return
+                return True
             # Its loop is closed. When it is collected, it must not hand over once more.
             heir.verdict = None
-        tell(self.land(flight), Order.AGAIN)
 
     def void(self, key: Hashable) -> None:
         """Keep the result of a flight under way out of the store; new callers lead a new one."""
@@ -333,9 +377,14 @@ class Flights:
         return len(self._open)
 
 
-def _heir(flight: Flight) -> Waiter | None:
-    # A task of a loop that stands still would hold up everybody else.
-    return next((waiter for waiter in flight.waiters or () if waiter.ready), None)
+def _heir(flight: Flight, deadline: float | None) -> Waiter | None:
+    """Return the first waiter that can take over, with a later deadline than that if there is one."""
+    for waiter in flight.waiters or ():
+        later = deadline is None or waiter.deadline is None or waiter.deadline > deadline
+        # A task of a loop that stands still would hold up everybody else.
+        if later and waiter.ready:
+            return waiter
+    return None
 
 
 def tell(waiters: Iterable[Waiter], verdict: Verdict) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from opero import events
 from opero.core import ambient
 from opero.core.cache.memory import MemoryStore
+from opero.core.deadline import overdue
 
 if TYPE_CHECKING:
     from opero.core.cache.memory import Entry, EntryStore
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from opero.core.call import Call
     from opero.core.stage import Emitter
     from opero.core.stats import Stats
+    from opero.errors import DeadlineError
 
 __all__ = ["Lookup"]
 
@@ -67,6 +69,10 @@ class Lookup:
         """Tell listeners of a miss."""
         if self._emitter.active:
             self._emitter.emit(events.CacheMiss(function=self._emitter.function))
+
+    def overdue(self, call: Call) -> DeadlineError:
+        """Return the error for a caller whose deadline comes before the outcome that it waits for."""
+        return overdue(call, self._emitter, "waiting for another caller's result")
 
     def _read(self, key: Hashable) -> Entry | None:
         try:

@@ -1,0 +1,241 @@
+# this_file: src/opero/core/deadline.py
+"""Deadlines: a budget of time for a call, or for everything within a block, waits included.
+
+A deadline travels down: into the stages of a call, into the opero calls that the function makes,
+and through `remaining()` into whatever the function itself calls. The tighter one always holds.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from opero import events
+from opero.core import ambient
+from opero.core.units import Duration, format_seconds, parse_seconds
+from opero.errors import DeadlineError, OperoUsageError
+from opero.utils.switch import switch
+
+if TYPE_CHECKING:
+    from opero.core.call import AsyncProceed, Call, Proceed
+    from opero.core.stage import Emitter
+
+__all__ = ["Deadline", "deadline", "in_force", "overdue", "remaining", "require_time", "run_until"]
+
+
+class _Scope:
+    """A stretch of time within which a deadline holds, in one context and those copied from it."""
+
+    __slots__ = ("end", "outer", "over")
+
+    def __init__(self, end: float, outer: _Scope | None) -> None:
+        self.end: float = end
+        self.outer: _Scope | None = outer
+        self.over: bool = False
+
+
+_innermost: contextvars.ContextVar[_Scope | None] = contextvars.ContextVar(
+    "opero_deadline", default=None
+)
+"""The scope around the caller. It may be over: a task, a thread or a generator inherits the context
+of the place where it began, and may outlive that place."""
+
+
+def _live(scope: _Scope | None) -> _Scope | None:
+    while scope is not None and scope.over:
+        scope = scope.outer
+    return scope
+
+
+def _enter(end: float) -> _Scope:
+    scope = _Scope(end, _live(_innermost.get()))
+    _innermost.set(scope)
+    # The express lanes know no deadline.
+    switch.hold()
+    return scope
+
+
+def _leave(scope: _Scope) -> None:
+    """End a scope, in whatever context: a coroutine that is collected ends in a stranger's."""
+    if not scope.over:
+        scope.over = True
+        switch.release()
+    _innermost.set(_live(_innermost.get()))
+
+
+def in_force() -> float | None:
+    """Return the clock reading by which the caller must be done; None without a deadline."""
+    scope, end = _live(_innermost.get()), None
+    while scope is not None:
+        if not scope.over and (end is None or scope.end < end):
+            end = scope.end
+        scope = scope.outer
+    return end
+
+
+def remaining() -> float | None:
+    """Return the seconds that are left, never less than 0; None where there is no deadline.
+
+    For code that can hand it on, as a client's own timeout for instance.
+
+    Example:
+        >>> from opero import deadline, remaining
+        >>> remaining() is None
+        True
+        >>> with deadline(30):
+        ...     0 < remaining() <= 30
+        True
+    """
+    end = in_force()
+    return None if end is None else max(0.0, end - ambient.clock().monotonic())
+
+
+class deadline:  # noqa: N801 - used as a function is
+    """Bound every opero call in a `with` block, in plain and in asynchronous code.
+
+    It holds in this thread or task and in what inherits its context, until the block is left. Of
+    nested blocks the tighter one holds. Code that is not opero's is not interrupted: it may ask
+    `remaining()`.
+
+    Args:
+        seconds: The budget, as a duration; it counts from the entry.
+
+    Raises:
+        OperoUsageError: It is no duration.
+
+    Example:
+        >>> from opero import deadline, opero
+        >>> @opero(cache=False, retries=9, min_delay=60, max_delay=60)
+        ... def fetch():
+        ...     raise ConnectionError("no route")
+        >>> with deadline("30s"):
+        ...     fetch()  # fails now: the pause before the next attempt would outlast the deadline
+        Traceback (most recent call last):
+        ...
+        ConnectionError: no route
+        opero: fetch() was not retried: the deadline comes before the end of a pause of 60 s
+    """
+
+    __slots__ = ("_scope", "seconds")
+
+    def __init__(self, seconds: Duration) -> None:
+        self.seconds: float = parse_seconds(seconds, "deadline")
+        self._scope: _Scope | None = None
+
+    def __enter__(self) -> None:
+        if self._scope is not None:
+            raise OperoUsageError(
+                "This deadline is already under way: make another one, with deadline(...)."
+            )
+        self._scope = _enter(ambient.clock().monotonic() + self.seconds)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        scope, self._scope = self._scope, None
+        if scope is not None:
+            _leave(scope)
+
+    def __call__(self, fn: object) -> NoReturn:
+        """Refuse to decorate: the block would be left before a coroutine begins."""
+        raise OperoUsageError(
+            f"deadline() is for `with` blocks: write @opero(deadline={self.seconds:g}) instead."
+        )
+
+
+def run_until(end: float, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call `work` with a deadline at `end` for what it calls in turn."""
+    scope = _enter(end)
+    try:
+        return work(*args, **kwargs)
+    finally:
+        _leave(scope)
+
+
+# --- when time is up ------------------------------------------------------------------------------
+
+
+def overdue(call: Call, emitter: Emitter, where: str) -> DeadlineError:
+    """Take note that its deadline ends a call, tell listeners, and return the error for it.
+
+    Args:
+        call: The call.
+        emitter: The function's name and listeners.
+        where: Where the call was then, to follow "ran out of time".
+    """
+    if not call.overdue:
+        call.overdue = True
+        if emitter.active:
+            emitter.emit(events.DeadlinePassed(function=emitter.function, where=where))
+    return DeadlineError(f"{emitter.function}() ran out of time {where}")
+
+
+def require_time(call: Call, emitter: Emitter, where: str) -> None:
+    """Raise if the deadline of a call, which must have one, has passed.
+
+    Raises:
+        DeadlineError: It has.
+    """
+    if ambient.clock().monotonic() >= (call.deadline or 0.0):
+        raise overdue(call, emitter, where)
+
+
+class Deadline:
+    """The outermost stage of a function with `deadline=`.
+
+    The waits of all other stages look at `call.deadline`.
+
+    Args:
+        seconds: The budget of each call.
+    """
+
+    name = "deadline"
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def describe(self) -> str:
+        """Return the line for `explain()`."""
+        return f"{format_seconds(self.seconds)} for the whole call, waits included"
+
+    def _begin(self, call: Call) -> _Scope:
+        """Set the call's deadline, for its stages and for what the function calls."""
+        # A call that was parked in a pause goes on with what is left of its budget.
+        if call.started is None:
+            call.started = ambient.clock().monotonic()
+        end = call.started + self.seconds
+        call.deadline = end if call.deadline is None else min(call.deadline, end)
+        return _enter(end)
+
+    # --- adapters ---------------------------------------------------------------------------------
+
+    def wrap_sync(self, proceed: Proceed) -> Proceed:
+        """Put the stage before `proceed`."""
+        begin = self._begin
+
+        def run(call: Call) -> Any:
+            scope = begin(call)
+            try:
+                return proceed(call)
+            finally:
+                _leave(scope)
+
+        return run
+
+    def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
+        """Put the stage before `proceed`, for an event loop."""
+        begin = self._begin
+
+        async def run(call: Call) -> Any:
+            scope = begin(call)
+            try:
+                return await proceed(call)
+            finally:
+                _leave(scope)
+
+        return run
