@@ -46,6 +46,79 @@ def bare(function: Function) -> Function:
     return function
 
 
+# events: the function is the listener
+
+
+def opero_emit(function: Function) -> Function:
+    return _opero_emit(function, 1)
+
+
+def opero_emit_to_ten(function: Function) -> Function:
+    return _opero_emit(function, 10)
+
+
+def opero_emit_to_nobody(function: Function) -> Function:
+    from opero.events import CacheHit, EventBus
+
+    bus, event = EventBus(), CacheHit(function="f")
+
+    def emit(x: Any) -> Any:
+        bus.emit(event)
+        return function(x)
+
+    return emit
+
+
+def _opero_emit(function: Function, listeners: int) -> Function:
+    from opero.events import CacheHit, EventBus
+
+    bus, event = EventBus(), CacheHit(function="f")
+    for _ in range(listeners):
+        bus.subscribe(function)
+    return lambda x: bus.emit(event)
+
+
+def blinker_send(function: Function) -> Function:
+    return _blinker_send(function, 1)
+
+
+def blinker_send_to_ten(function: Function) -> Function:
+    return _blinker_send(function, 10)
+
+
+def _blinker_send(function: Function, receivers: int) -> Function:
+    import blinker
+
+    signal = blinker.Signal()
+    # Receivers are told apart by identity; each calls the function once.
+    for _ in range(receivers):
+        signal.connect(functools.partial(function), weak=False)
+
+    def send(x: Any) -> Any:
+        return signal.send(x)
+
+    return send
+
+
+# calls that are listened to
+
+
+def opero_heard(function: Function) -> Function:
+    from opero import opero
+
+    return opero(cache=False, on_event=_ignore)(function)
+
+
+def opero_heard_by_ten(function: Function) -> Function:
+    from opero import opero
+
+    return opero(cache=False, on_event=[_ignore] * 10)(function)
+
+
+def _ignore(event: Any) -> None:
+    pass
+
+
 # retry
 
 

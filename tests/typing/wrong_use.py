@@ -85,6 +85,6 @@ def wrong_attributes() -> None:
 def wrong_events() -> None:
     RetryScheduled(function="f", attempt=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     RetryScheduled(function="f", attempt="2", delay=1.0)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    RetryScheduled("f", 2, 1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    RetryScheduled("f", 2, 1)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
     RetryScheduled(function="f", attempt=2, delay=1.0).delay = 2.0  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
     event_bus.subscribe(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

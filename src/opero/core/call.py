@@ -6,7 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from opero.events import Run
 
 __all__ = ["AsyncProceed", "Call", "Failure", "Pause", "Proceed", "Receipt", "Rejected", "Source"]
 
@@ -81,6 +84,8 @@ class Call:
         kept: Whether a receipt will be written, so that the failures are still needed at the end.
         patience: Longest pause between attempts, in seconds, that is slept here; before a longer one the call ends with
             `Pause` and may be run again.
+        run: What its events are stamped with; None if nobody listened when it began.
+        tried: Clock reading at the start of the last real call, where somebody listens.
     """
 
     key: Any = None
@@ -107,6 +112,8 @@ class Call:
     overdue = False
     kept = False
     patience = inf
+    run: Run | None = None
+    tried: float | None = None
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.args = args

@@ -109,7 +109,7 @@ def strategy(name: str, value: Any) -> None:
 
 
 def _not_async(name: str, value: Any) -> None:
-    # Nobody would await it: a predicate would always say yes, a listener would hear nothing.
+    # Nobody would await it: it would always say yes.
     if value is not None and is_async_function(value):
         raise OperoUsageError(f"{name}={value!r} must be a plain function, not an `async def`.")
 
@@ -154,8 +154,6 @@ def handlers(name: str, value: Any) -> None:
         raise OperoUsageError(
             f"{name}={value!r} must be a callable that gets the event, or a list of them."
         )
-    for handler in several:
-        _not_async(name, handler)
 
 
 def store(name: str, value: Any) -> None:

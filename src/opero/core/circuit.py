@@ -17,7 +17,7 @@ from opero.core import ambient
 from opero.core.breaker import FREE, CircuitBreaker, CircuitState, CircuitStats
 from opero.core.keys import Unkeyable, fast_part
 from opero.errors import CircuitOpenError
-from opero.events import Handler, deliver
+from opero.events import Handler, Subscription
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -73,9 +73,10 @@ class _Ear:
 
     function: str
     listener: Handler
+    subscription: Subscription = dataclasses.field(compare=False)
 
     def __call__(self, event: CircuitChanged) -> None:
-        deliver(self.listener, dataclasses.replace(event, function=self.function))
+        self.subscription.deliver(dataclasses.replace(event, function=self.function))
 
 
 class Circuit:
@@ -113,7 +114,8 @@ class Circuit:
         breaker.guard(emitter.function)
         for listener in emitter.listeners:
             # A shared breaker outlives its functions and must not keep what they listen with.
-            cancel = breaker.subscribe(_Ear(function=emitter.function, listener=listener))
+            ear = _Ear(function=emitter.function, listener=listener.handler, subscription=listener)
+            cancel = breaker.subscribe(ear)
             finalize(self, cancel).atexit = False
 
     def describe(self) -> str:

@@ -76,6 +76,9 @@ class Invoke:
                     attempt=call.attempts,
                     value=call.label,
                     error=None if isinstance(error, Rejected) else error,
+                    seconds=None
+                    if call.tried is None
+                    else ambient.clock().monotonic() - call.tried,
                 )
             )
 
@@ -115,6 +118,8 @@ class Invoke:
                     raise_again(call.take_begun())
                 count()
                 call.calls += 1
+                if call.run is not None:
+                    call.tried = ambient.clock().monotonic()
                 result = fn(*call.args, **call.kwargs) if timed is None else timed(call)
             except Exception as error:
                 # What the deadline cuts short has not failed by itself.
@@ -148,6 +153,8 @@ class Invoke:
                 if call.begun is None:
                     count()
                     call.calls += 1
+                    if call.run is not None:
+                        call.tried = ambient.clock().monotonic()
                     result = fn(*call.args, **call.kwargs)
                 elif isinstance(call.begun, Exception):
                     raise_again(call.take_begun())

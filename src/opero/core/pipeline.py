@@ -27,6 +27,7 @@ from opero.core.stage import Emitter, Stage
 from opero.core.stats import Stats
 from opero.core.stream import AsyncStarted, Started, astart, start
 from opero.core.units import parse_seconds
+from opero.core.watch import Watch
 from opero.errors import OperoUsageError
 from opero.utils.switch import switch
 
@@ -136,6 +137,7 @@ class Pipeline:
 
         self.lane = Lane(closed=bool(listeners) or info.kind == "sync")
         self._open_lane = not listeners
+        self._heard = bool(listeners)
         self.awaits = info.kind in ("async", "async_generator")
         self._arun: AsyncProceed | None = None
         if not self.awaits:
@@ -242,6 +244,8 @@ class Pipeline:
 
     def run(self, call: Call) -> Any:
         """Run a call to its end and return its value; for an asynchronous function, a coroutine that does."""
+        if (switch.on or self._heard) and call.run is None and self.emitter.active:
+            return self._watched(call)
         if self.awaits:
             return self._finish(call)
         if switch.on:
@@ -258,6 +262,36 @@ class Pipeline:
             return self._finish(call)
         finally:
             call.let_go()
+
+    def _watched(self, call: Call) -> Any:
+        """Run a call while somebody listens."""
+        watch = Watch(call, self.emitter)
+        if self.awaits:
+            return self._watched_finish(call, watch)
+        watch.begin()
+        try:
+            value = self.run(call)
+        except BaseException as error:
+            watch.end(error)
+            raise
+        if isinstance(value, CoroutineType) and value.cr_code is Pipeline._finish.__code__:
+            # A plain function that returns awaitables, and this one goes on asynchronously.
+            watch.pause()
+            return self._watched_finish(call, watch, value)
+        watch.end()
+        return value
+
+    async def _watched_finish(
+        self, call: Call, watch: Watch, running: Coroutine[Any, Any, Any] | None = None
+    ) -> Any:
+        watch.begin()
+        try:
+            value = await (self._finish(call) if running is None else running)
+        except BaseException as error:
+            watch.end(error)
+            raise
+        watch.end()
+        return value
 
     async def _finish(self, call: Call) -> Any:
         if self._arun is None:

@@ -10,6 +10,7 @@ from opero.core import ambient
 from opero.core.call import Rejected
 from opero.core.deadline import overdue
 from opero.core.failures import attach, is_final, raise_again, story
+from opero.core.watch import elapsed
 from opero.errors import DeadlineError, RefusalError
 
 if TYPE_CHECKING:
@@ -76,7 +77,11 @@ class Report:
             function = self._emitter.function
             self._emitter.emit(
                 events.CallGaveUp(
-                    function=function, attempts=call.attempts, calls=call.calls, error=final
+                    function=function,
+                    attempts=call.attempts,
+                    calls=call.calls,
+                    error=final,
+                    seconds=elapsed(call),
                 )
             )
         return None if final is error else final
@@ -109,7 +114,12 @@ class Report:
         if self._emitter.active:
             function = self._emitter.function
             self._emitter.emit(
-                events.CallSucceeded(function=function, attempts=call.attempts, calls=call.calls)
+                events.CallSucceeded(
+                    function=function,
+                    attempts=call.attempts,
+                    calls=call.calls,
+                    seconds=elapsed(call),
+                )
             )
 
     # --- adapters ----------------------------------------------------------------------------------------------------

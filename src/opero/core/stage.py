@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
-from opero.events import deliver, event_bus
+from opero.events import Subscription, event_bus
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Proceed
@@ -45,15 +45,22 @@ class Emitter:
 
     def __init__(self, function: str, listeners: Sequence[Handler] = ()) -> None:
         self.function: Final = function
-        self.listeners: Final[tuple[Handler, ...]] = tuple(listeners)
+        self.listeners: Final[tuple[Subscription, ...]] = tuple(Subscription(h) for h in listeners)
 
     @property
     def active(self) -> bool:
         """Whether anybody would hear an event."""
         return bool(self.listeners or event_bus.subscriptions)
 
+    def hears(self, kind: type[Event]) -> bool:
+        """Tell whether an event of a class would reach anybody, for those that cost something to make."""
+        for listener in self.listeners:
+            if listener.wants(kind):
+                return True
+        return event_bus.hears(kind)
+
     def emit(self, event: Event) -> None:
         """Deliver an event; never raises."""
         for listener in self.listeners:
-            deliver(listener, event)
+            listener.deliver(event)
         event_bus.emit(event)

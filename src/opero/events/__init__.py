@@ -10,25 +10,37 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from opero.events.bus import EventBus, Handler, Subscription, deliver, event_bus
+from opero.events.bus import EventBus, event_bus
+from opero.events.subscription import Handler, Subscription
 from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from opero.events.event import Event
     from opero.events.kinds import (
         AttemptFailed,
         CacheHit,
         CacheMiss,
         CacheSkipped,
+        CallEnded,
         CallGaveUp,
+        CallStarted,
         CallSucceeded,
         CallTimedOut,
         CircuitChanged,
         DeadlinePassed,
-        Event,
         FallbackUsed,
+        HandlerFailed,
         LimiterPaused,
         LimiterWaited,
         RetryScheduled,
+    )
+    from opero.events.run import Run, current_run
+    from opero.events.work import (
+        CustomEvent,
+        MapProgress,
+        StepChanged,
+        TaskChanged,
+        WorkflowChanged,
     )
 
 __all__ = [
@@ -36,20 +48,29 @@ __all__ = [
     "CacheHit",
     "CacheMiss",
     "CacheSkipped",
+    "CallEnded",
     "CallGaveUp",
+    "CallStarted",
     "CallSucceeded",
     "CallTimedOut",
     "CircuitChanged",
+    "CustomEvent",
     "DeadlinePassed",
     "Event",
     "EventBus",
     "FallbackUsed",
     "Handler",
+    "HandlerFailed",
     "LimiterPaused",
     "LimiterWaited",
+    "MapProgress",
     "RetryScheduled",
+    "Run",
+    "StepChanged",
     "Subscription",
-    "deliver",
+    "TaskChanged",
+    "WorkflowChanged",
+    "current_run",
     "event_bus",
 ]
 
@@ -57,23 +78,34 @@ __getattr__: Callable[[str], Any]
 __dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(
     __name__,
-    dict.fromkeys(
-        (
-            "AttemptFailed",
-            "CacheHit",
-            "CacheMiss",
-            "CacheSkipped",
-            "CallGaveUp",
-            "CallSucceeded",
-            "CallTimedOut",
-            "CircuitChanged",
-            "DeadlinePassed",
-            "Event",
-            "FallbackUsed",
-            "LimiterPaused",
-            "LimiterWaited",
-            "RetryScheduled",
+    {
+        **dict.fromkeys(
+            (
+                "AttemptFailed",
+                "CacheHit",
+                "CacheMiss",
+                "CacheSkipped",
+                "CallEnded",
+                "CallGaveUp",
+                "CallStarted",
+                "CallSucceeded",
+                "CallTimedOut",
+                "CircuitChanged",
+                "DeadlinePassed",
+                "FallbackUsed",
+                "HandlerFailed",
+                "LimiterPaused",
+                "LimiterWaited",
+                "RetryScheduled",
+            ),
+            "opero.events.kinds",
         ),
-        "opero.events.kinds",
-    ),
+        **dict.fromkeys(
+            ("CustomEvent", "MapProgress", "StepChanged", "TaskChanged", "WorkflowChanged"),
+            "opero.events.work",
+        ),
+        "Event": "opero.events.event",
+        "Run": "opero.events.run",
+        "current_run": "opero.events.run",
+    },
 )

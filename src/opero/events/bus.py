@@ -3,58 +3,42 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-from collections.abc import Callable, Iterable
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from collections.abc import Generator, Iterable
+from typing import TYPE_CHECKING, Any, Final
 
-from opero.errors import OperoUsageError
+from opero.events.subscription import Handler, Subscription
 from opero.utils.switch import switch
 
 if TYPE_CHECKING:
-    from opero.events.kinds import Event
+    from opero.events.event import Event
+    from opero.events.mailbox import Mailbox
 
-__all__ = ["EventBus", "Handler", "Subscription", "deliver", "event_bus"]
-
-Handler = Callable[["Event"], object]
+__all__ = ["EventBus", "event_bus"]
 
 
-class Subscription:
-    """A handler's place on a bus: `cancel()` it, or use it as a context manager."""
+class _Emitted:
+    """What `emit` returns: everything is done already, but whoever is used to awaiting it may."""
 
-    __slots__ = ("_bus", "handler", "types")
+    __slots__ = ()
 
-    def __init__(self, bus: EventBus, handler: Handler, types: tuple[type[Event], ...]) -> None:
-        self._bus = bus
-        self.handler: Handler = handler
-        self.types: tuple[type[Event], ...] = types
-
-    def cancel(self) -> None:
-        """Stop listening; calling it again does nothing."""
-        self._bus.unsubscribe(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.cancel()
+    def __await__(self) -> Generator[Any, None, None]:
+        return
+        yield  # makes it a generator
 
     def __repr__(self) -> str:
-        wanted = ", ".join(t.__name__ for t in self.types) or "all events"
-        return f"<Subscription of {self.handler!r} to {wanted}>"
+        return "<emitted>"
+
+
+_EMITTED = _Emitted()
 
 
 class EventBus:
-    """Delivers events to handlers, synchronously and in order of subscription.
+    """Takes events to handlers, in order of subscription; `emit` never raises and never waits.
 
-    `emit` never raises: a handler's exception is printed to stderr, the call that caused the event
-    goes on.
+    Plain handlers are called at once, where the event happens. Asynchronous ones, and those that return
+    a task, are called on their event loop: each handler gets its events one after the other, in order,
+    from a bounded queue of its own. What a handler raises is reported and disturbs nobody.
 
     Example:
         >>> from opero import opero
@@ -75,12 +59,25 @@ class EventBus:
         """Whether anybody listens."""
         return bool(self.subscriptions)
 
-    def subscribe(self, handler: Handler, types: Iterable[type[Event]] = ()) -> Subscription:
+    def hears(self, kind: type[Event]) -> bool:
+        """Tell whether an event of a class would reach anybody, for events that cost something to make."""
+        for one in self.subscriptions:  # noqa: SIM110 - a generator costs more than the loop
+            if one.wants(kind):
+                return True
+        return False
+
+    def subscribe(
+        self, handler: Handler, types: Iterable[type[Event]] = (), *, queue: int = 10_000
+    ) -> Subscription:
         """Call `handler` with each event from now on.
 
         Args:
-            handler: Called in the thread and task in which the event happens; keep it short.
-            types: Event classes it wants; empty for all.
+            handler: A function, called in the thread and task in which the event happens (keep it short);
+                or a coroutine function or a function that returns a task, called on the event loop that
+                runs now, else on the one in which the event happens, else on a spare one.
+            types: Event classes it wants; empty for all but the quiet ones (`CallStarted`, `CallEnded`,
+                `HandlerFailed`).
+            queue: Most events that wait for an asynchronous handler; then the oldest is dropped and counted.
 
         Returns:
             A handle with `cancel()`, which is a context manager too.
@@ -88,46 +85,81 @@ class EventBus:
         Raises:
             OperoUsageError: `handler` cannot be called.
         """
-        if not callable(handler):
-            raise OperoUsageError(f"handler={handler!r} must be a callable that gets the event.")
-        subscription = Subscription(self, handler, tuple(types))
+        made = Subscription(handler, tuple(types), queue=queue, cancelled=self._left)
         with self._lock:
-            self.subscriptions += (subscription,)
-        switch.hold()
-        return subscription
+            self.subscriptions += (made,)
+        return made
 
-    def unsubscribe(self, subscription: Subscription) -> None:
-        """Call the subscription's handler no more; once is enough, twice does no harm."""
+    def _left(self, subscription: Subscription) -> None:
         with self._lock:
-            if subscription not in self.subscriptions:
-                return
             self.subscriptions = tuple(s for s in self.subscriptions if s is not subscription)
-        switch.release()
 
-    def emit(self, event: Event) -> None:
-        """Hand `event` to everybody who wants its type."""
-        for subscription in self.subscriptions:
-            if not subscription.types or isinstance(event, subscription.types):
-                deliver(subscription.handler, event)
+    def emit(self, event: Event | dict[str, Any]) -> _Emitted:
+        """Hand an event, or a dict that becomes one, to everybody who wants it.
+
+        Returns:
+            Something that may be awaited, and has nothing to wait for.
+        """
+        if self.subscriptions:
+            if isinstance(event, dict):
+                from opero.events.work import event_of
+
+                event = event_of(event)
+            for subscription in self.subscriptions:
+                subscription.deliver(event)
+        return _EMITTED
+
+    async def drain(self) -> None:
+        """Wait until asynchronous handlers have dealt with all events sent so far.
+
+        A handler that calls it does not wait for itself.
+        """
+        from opero.events.drain import drain
+
+        await drain(self._mailboxes())
+
+    def drain_sync(self, timeout: float | None = None) -> bool:
+        """Wait like `drain`, in a thread without an event loop.
+
+        Args:
+            timeout: Most seconds to wait; None for as long as it takes.
+
+        Returns:
+            Whether all was dealt with.
+
+        Raises:
+            OperoUsageError: An event loop runs in this thread: its handlers could not.
+        """
+        from opero.events.drain import drain_sync
+
+        return drain_sync(self._mailboxes(), timeout)
+
+    def _mailboxes(self) -> list[Mailbox]:
+        return [s.mailbox for s in self.subscriptions if s.mailbox is not None]
 
     def __repr__(self) -> str:
         return f"<EventBus with {len(self.subscriptions)} subscriptions>"
 
 
-def deliver(handler: Handler, event: Event) -> None:
-    """Call one handler; whatever it raises is reported, never passed on to the call."""
-    try:
-        handler(event)
-    except Exception:  # noqa: BLE001 - a listener must never break the call it watches
-        import traceback
+class _DefaultBus(EventBus):
+    """The bus that all decorated functions send to: while anybody listens, they leave their express lanes."""
 
-        try:
-            told = (
-                f"Exception ignored in opero event handler {handler!r}:\n{traceback.format_exc()}"
-            )
-            sys.stderr.write(told)
-        except Exception:  # noqa: BLE001, S110 - no repr, no stderr: the call goes before the report
-            pass
+    def subscribe(
+        self, handler: Handler, types: Iterable[type[Event]] = (), *, queue: int = 10_000
+    ) -> Subscription:
+        made = super().subscribe(handler, types, queue=queue)
+        switch.hold()
+        return made
+
+    def _left(self, subscription: Subscription) -> None:
+        super()._left(subscription)
+        switch.release()
+
+    def _mailboxes(self) -> list[Mailbox]:
+        # Listeners of single functions (`on_event=`) are waited for as well: they have no bus that could do it.
+        from opero.events.mailbox import mailboxes
+
+        return mailboxes()
 
 
-event_bus: Final = EventBus()
+event_bus: Final[EventBus] = _DefaultBus()

@@ -1,26 +1,29 @@
 # this_file: src/opero/events/kinds.py
-"""One class for each kind of event.
+"""One class for each kind of event in the life of a call.
 
 They are loaded when the first event is sent, or asked for: a dataclass costs half a millisecond to define.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from opero.events.event import Event
 
 __all__ = [
     "AttemptFailed",
     "CacheHit",
     "CacheMiss",
     "CacheSkipped",
+    "CallEnded",
     "CallGaveUp",
+    "CallStarted",
     "CallSucceeded",
     "CallTimedOut",
     "CircuitChanged",
     "DeadlinePassed",
-    "Event",
     "FallbackUsed",
+    "HandlerFailed",
     "LimiterPaused",
     "LimiterWaited",
     "RetryScheduled",
@@ -28,16 +31,35 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """Base of all events.
+class CallStarted(Event):
+    """A call enters the stages. Heard only by those who ask for it by name, as every call sends one."""
+
+    quiet = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallEnded(Event):
+    """A call has left the stages, whichever way. Heard only by those who ask for it by name.
 
     Attributes:
-        function: Qualified name of the decorated function.
-        at: Wall-clock seconds since the epoch.
+        source: "fresh", "hit", ... as on the receipt.
+        attempts: Attempts made, 0 where the value was not computed by this call.
+        calls: Real calls made.
+        error: What it ended with, cancellation included; None if it returned.
+        seconds: From `CallStarted` to here.
+        slept: Seconds of pauses between attempts.
+        waited: Seconds in the queues of rate and concurrency limits.
     """
 
-    function: str
-    at: float = field(default_factory=time.time)
+    quiet = True
+
+    source: str
+    attempts: int
+    calls: int
+    error: BaseException | None
+    seconds: float
+    slept: float
+    waited: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +70,13 @@ class AttemptFailed(Event):
         attempt: Number of the attempt, from 1.
         value: Label of the fallback value it was made with, None without fallback.
         error: The function's own exception.
+        seconds: How long the real call took; None if nobody listened when it began.
     """
 
     attempt: int
     value: str | None
     error: BaseException | None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,10 +157,12 @@ class CallSucceeded(Event):
     Attributes:
         attempts: Attempts it took.
         calls: Real calls it took.
+        seconds: From the call's start; None if nobody listened then.
     """
 
     attempts: int
     calls: int
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,11 +195,13 @@ class CallGaveUp(Event):
         attempts: Attempts made.
         calls: Real calls made.
         error: What the caller gets.
+        seconds: From the call's start; None if nobody listened then.
     """
 
     attempts: int
     calls: int
     error: BaseException
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +218,26 @@ class CircuitChanged(Event):
             otherwise.
     """
 
+    type = "circuit"
+
     circuit: str
     old_state: str
     new_state: str
     retry_after: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerFailed(Event):
+    """A listener raised. Heard only by those who ask for it by name; without any, stderr is told.
+
+    Attributes:
+        handler: The listener; `function` is its name.
+        error: What it raised.
+        event: The event that it was called with.
+    """
+
+    quiet = True
+
+    handler: object
+    error: Exception
+    event: Event

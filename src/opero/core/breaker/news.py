@@ -8,7 +8,7 @@ from collections.abc import Callable
 from threading import Lock, RLock
 from typing import TYPE_CHECKING, cast
 
-from opero.events import CircuitChanged, deliver, event_bus
+from opero.events import CircuitChanged, Subscription, event_bus
 
 if TYPE_CHECKING:
     from opero.core.breaker.machine import Change
@@ -30,7 +30,7 @@ class News:
 
     def __init__(self, changes: deque[Change]) -> None:
         self._changes = changes
-        self._listeners: tuple[Listener, ...] = ()
+        self._listeners: tuple[Subscription, ...] = ()
         self.renew_locks()
 
     def renew_locks(self) -> None:
@@ -40,24 +40,21 @@ class News:
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Add a listener and return a function that takes it out again."""
+        made = Subscription(cast("Handler", listener), cancelled=self._left)
         with self._lock:
-            self._listeners += (listener,)
+            self._listeners += (made,)
+        return made.cancel
 
-        def cancel() -> None:
-            with self._lock:
-                known = list(self._listeners)
-                if listener in known:
-                    known.remove(listener)
-                self._listeners = tuple(known)
-
-        return cancel
+    def _left(self, listener: Subscription) -> None:
+        with self._lock:
+            self._listeners = tuple(one for one in self._listeners if one is not listener)
 
     def hand_on(self, event: CircuitChanged) -> None:
         """Deliver an event to the listeners; equal ones are called once."""
         listeners = self._listeners
         for place, listener in enumerate(listeners):
-            if listener not in listeners[:place]:
-                deliver(cast("Handler", listener), event)
+            if not any(listener.handler == other.handler for other in listeners[:place]):
+                listener.deliver(event)
 
     def tell(self, event_of: Callable[[Change], CircuitChanged]) -> None:
         """Deliver what waits. One thread does it at a time, so that the order is kept."""

@@ -1,0 +1,72 @@
+# this_file: src/opero/core/watch.py
+"""What is done around a call while somebody listens: it becomes a run, and its start and end are told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from opero import events
+from opero.core import ambient
+from opero.events.run import Run
+
+if TYPE_CHECKING:
+    from opero.core.call import Call
+    from opero.core.stage import Emitter
+
+__all__ = ["Watch", "elapsed"]
+
+
+def elapsed(call: Call) -> float | None:
+    """Return the seconds since a call began, None if nobody listened then."""
+    if call.run is None or call.run.started is None:
+        return None
+    return ambient.clock().monotonic() - call.run.started
+
+
+class Watch:
+    """One watched call.
+
+    Args:
+        call: The call; it gets a run.
+        emitter: Where its start and end are told.
+    """
+
+    __slots__ = ("_call", "_emitter", "_told")
+
+    def __init__(self, call: Call, emitter: Emitter) -> None:
+        self._call = call
+        self._emitter = emitter
+        self._told = False
+        call.run = Run(emitter.function, started=ambient.clock().monotonic())
+
+    def begin(self) -> None:
+        """Make the call the current run, and tell once that it has started."""
+        if self._call.run is not None:
+            self._call.run.__enter__()
+        if not self._told and self._emitter.hears(events.CallStarted):
+            self._emitter.emit(events.CallStarted(function=self._emitter.function))
+        self._told = True
+
+    def pause(self) -> None:
+        """The call goes on later, and maybe elsewhere: it is not the current run until the next `begin`."""
+        if self._call.run is not None:
+            self._call.run.__exit__(None, None, None)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Tell how the call has ended."""
+        call = self._call
+        if self._emitter.hears(events.CallEnded):
+            made = call.source == "fresh"
+            self._emitter.emit(
+                events.CallEnded(
+                    function=self._emitter.function,
+                    source=call.source,
+                    attempts=call.attempts if made else 0,
+                    calls=call.calls,
+                    error=error,
+                    seconds=elapsed(call) or 0.0,
+                    slept=call.slept,
+                    waited=call.waited,
+                )
+            )
+        self.pause()

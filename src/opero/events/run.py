@@ -1,0 +1,111 @@
+# this_file: src/opero/events/run.py
+"""What is running: a run has an id and a parent, and events are stamped with both.
+
+A run is begun only where somebody listens. It travels in a context variable, so that what happens
+inside it, in tasks and in threads that get a copy of the context, knows where it belongs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import Final, Self
+
+__all__ = ["Run", "current_run", "parent_run_id", "run_id"]
+
+
+class Run:
+    """One execution of something: a call, a task, a workflow, a map.
+
+    As a context manager it is the current run within the block, and the parent of runs that begin there.
+
+    Args:
+        name: What is executed.
+        id: Its id, where it is known already (a workflow that goes on after a crash); a new one otherwise.
+        parent_id: Id of the run that it belongs to; that of the current run by default.
+        started: Clock reading at its start, if anybody wants to know how long it took.
+
+    Example:
+        >>> with Run("outer") as outer, Run("inner") as inner:
+        ...     inner.parent_id == outer.id, current_run() is inner
+        (True, True)
+    """
+
+    __slots__ = ("_token", "id", "name", "parent_id", "started")
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        id: str | None = None,
+        parent_id: str | None = None,
+        started: float | None = None,
+    ) -> None:
+        self.name: Final = name
+        self.id: Final[str] = _next_id() if id is None else id
+        self.parent_id: Final[str | None] = run_id() if parent_id is None else parent_id
+        self.started: Final = started
+        self._token: Token[Run | None] | None = None
+
+    def __enter__(self) -> Self:
+        self._token = _current.set(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        token, self._token = self._token, None
+        if token is not None:
+            try:
+                _current.reset(token)
+            except ValueError:
+                # A coroutine that is closed by the garbage collector ends in another context
+                # than its own, which is gone.
+                pass
+
+    def __repr__(self) -> str:
+        of = f" of {self.parent_id}" if self.parent_id else ""
+        return f"<Run {self.id} {self.name}{of}>"
+
+
+_current: ContextVar[Run | None] = ContextVar("opero_run", default=None)
+
+
+def current_run() -> Run | None:
+    """Return the run that the calling code is part of, None if nobody listens or there is none."""
+    return _current.get()
+
+
+def run_id() -> str | None:
+    """Return the id of the current run."""
+    run = _current.get()
+    return None if run is None else run.id
+
+
+def parent_run_id() -> str | None:
+    """Return the id of the run that the current one belongs to."""
+    run = _current.get()
+    return None if run is None else run.parent_id
+
+
+_numbers = itertools.count(1)
+_process = os.urandom(4).hex()
+
+
+def _next_id() -> str:
+    """Return an id that no other run has, in this process or another one."""
+    return f"{_process}-{next(_numbers)}"
+
+
+def _renew() -> None:
+    global _process  # noqa: PLW0603 - a child process may not give out its parent's ids
+    _process = os.urandom(4).hex()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)

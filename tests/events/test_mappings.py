@@ -1,0 +1,115 @@
+# this_file: tests/events/test_mappings.py
+"""Events read as mappings, and dicts become events."""
+
+from __future__ import annotations
+
+import enum
+import pickle
+from typing import Any
+
+import pytest
+
+from opero.events import (
+    CacheHit,
+    CircuitChanged,
+    CustomEvent,
+    Event,
+    EventBus,
+    MapProgress,
+    RetryScheduled,
+    StepChanged,
+    TaskChanged,
+    WorkflowChanged,
+)
+
+
+class State(enum.Enum):
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+RETRY = RetryScheduled(function="fetch", attempt=2, delay=0.5)
+
+
+def test_an_event_reads_like_a_dict() -> None:
+    assert RETRY["attempt"] == 2
+    assert RETRY.get("delay") == 0.5
+    assert RETRY.get("speed", 7) == 7
+    assert "delay" in RETRY
+    assert "speed" not in RETRY
+    assert dict(RETRY) == dict(RETRY.items())
+    assert list(RETRY)[:2] == ["type", "function"]
+    assert len(RETRY) == len(RETRY.keys())
+    with pytest.raises(KeyError, match="'speed'"):
+        RETRY["speed"]
+
+
+@pytest.mark.parametrize("name", ["keys", "get", "__class__", "name"])
+def test_only_what_an_event_tells_is_a_key(name: str) -> None:
+    with pytest.raises(KeyError):
+        RETRY[name]
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (Event, "event"),
+        (CacheHit, "cache_hit"),
+        (RetryScheduled, "retry_scheduled"),
+        (CircuitChanged, "circuit"),
+        (TaskChanged, "task"),
+        (WorkflowChanged, "workflow"),
+        (StepChanged, "step"),
+        (MapProgress, "map"),
+        (CustomEvent, "custom"),
+    ],
+)
+def test_an_event_tells_its_type(kind: type[Event], told: str) -> None:
+    assert kind.type == told
+
+
+def test_a_task_event_has_the_keys_of_its_state() -> None:
+    def keys(**given: Any) -> set[str]:
+        return {"result", "error"} & set(TaskChanged(function="t", task="t", **given))
+
+    assert keys(state=State.RUNNING) == set()
+    assert keys(state=State.SUCCEEDED, result=None) == {"result"}
+    assert keys(state="SUCCEEDED", result=None) == {"result"}
+    assert keys(state=State.FAILED, error=ValueError()) == {"error"}
+
+
+def test_details_are_keys_and_do_not_hide_what_the_event_tells() -> None:
+    event = TaskChanged(function="t", task="t", state=1, details={"tries": 2, "state": 3})
+    assert event["tries"] == 2
+    assert event["state"] == 1
+    assert "details" not in event
+    assert pickle.loads(pickle.dumps(event)) == event
+
+
+def test_a_dict_about_a_task_is_heard_by_those_who_ask_for_tasks() -> None:
+    class Named:
+        name = "Flaky"
+
+    task, heard, bus = Named(), [], EventBus()
+    with bus.subscribe(heard.append, [TaskChanged]):
+        bus.emit({"type": "task", "task": task, "state": "RETRYING", "tries": 2, "wait": 0.1})
+        bus.emit({"type": "circuit", "circuit": task})
+    (event,) = heard
+    assert (event.name, event.task, event.state) == ("Flaky", task, "RETRYING")
+    assert (event["type"], event["tries"], event["wait"]) == ("task", 2, 0.1)
+
+
+def test_any_other_dict_is_an_event_of_its_own() -> None:
+    heard: list[Event] = []
+    bus = EventBus()
+    with bus.subscribe(heard.append):
+        bus.emit({"type": "order", "name": "basket", "total": 3})
+        bus.emit({})
+    assert isinstance(heard[0], CustomEvent)
+    assert (heard[0].name, heard[0]["type"], heard[0]["total"]) == ("basket", "order", 3)
+    assert (heard[1].name, heard[1]["type"]) == ("custom", "custom")
+
+
+def test_a_dict_costs_nothing_while_nobody_listens() -> None:
+    assert repr(EventBus().emit({"type": 5})) == "<emitted>"
