@@ -4,12 +4,19 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import tempfile
 from contextlib import redirect_stdout
 
 from sybil import Example, Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
+
+# Neither a test nor a document writes into the developer's own cache or configuration.
+_home = tempfile.TemporaryDirectory(prefix="opero-tests-")
+os.environ["OPERO_CACHE_DIR"] = os.path.join(_home.name, "cache")  # noqa: PTH118 - text
+os.environ["XDG_CONFIG_HOME"] = os.path.join(_home.name, "config")  # noqa: PTH118 - text
 
 _run = PythonEvaluator()
 

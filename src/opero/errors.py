@@ -7,6 +7,7 @@ A call that fails raises *its own* exception; what stands here is only raised wh
     ├── OperoUsageError (TypeError, ValueError)   a wrong option or argument, and the fix
     │   └── UnkeyableError                        an argument without content has no cache key
     ├── CallTimeoutError (TimeoutError)           a real call took longer than its `timeout`
+    ├── StoreError                                a store behind the cache failed
     └── RefusalError                              opero refuses to call; never retried
         ├── BulkheadFullError                     too many wait for the concurrency limit
         ├── CircuitOpenError                      the circuit breaker lets no call through
@@ -30,6 +31,7 @@ __all__ = [
     "OperoWarning",
     "RateLimitPausedError",
     "RefusalError",
+    "StoreError",
     "UnkeyableError",
 ]
 
@@ -127,6 +129,15 @@ class CallTimeoutError(OperoError, TimeoutError):
 
     def __str__(self) -> str:
         return f"{self.function}() took longer than {self.seconds:g} s"
+
+
+class StoreError(OperoError):
+    """A store behind the cache failed: it is down, busy, full, broken or refused.
+
+    Calls of cached functions never raise it: a store that fails is a miss and an event. It is raised
+    to those who manage entries by hand, and by stores. The message says what happened; keys, values
+    and passwords are not in it.
+    """
 
 
 class DeadlineError(RefusalError, TimeoutError):

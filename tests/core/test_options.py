@@ -48,7 +48,7 @@ CallableLater = type("CallableLater", (), {"__call__": called_later})
 WRONG: dict[str, list[Any]] = {
     "cache": [None, 1, "yes", "memory"],
     "cache_ttl": [0, -1, "", "60", "1 fortnight", True, math.inf, [60]],
-    "cache_backend": ["", "momory", None, 5, HalfStore()],
+    "cache_backend": ["", "momory", "dsk:/tmp/x", "disk:", "memory:x", None, 5, HalfStore()],
     "cache_key": ["x", 5, ("x",), later],
     "cache_namespace": ["", None, 5, b"x"],
     "cache_maxsize": [0, -1, 1.0, "10", True, None],
@@ -84,7 +84,7 @@ WRONG: dict[str, list[Any]] = {
 RIGHT: dict[str, list[Any]] = {
     "cache": [True, False],
     "cache_ttl": [1, 0.5, "15m", datetime.timedelta(hours=1), None],
-    "cache_backend": ["memory", Store()],
+    "cache_backend": ["memory", "disk", "disk:answers", Store()],
     "cache_key": [None, yes],
     "cache_namespace": ["geo"],
     "cache_maxsize": [1, 10**9],

@@ -14,7 +14,15 @@ from typing import Protocol
 
 from opero.utils.switch import switch
 
-__all__ = ["Clock", "RealClock", "clock", "disabled", "install_clock", "set_disabled"]
+__all__ = [
+    "Clock",
+    "RealClock",
+    "clock",
+    "disabled",
+    "install_clock",
+    "set_disabled",
+    "wall_offset",
+]
 
 
 class Clock(Protocol):
@@ -83,6 +91,14 @@ def install_clock(new: Clock | None) -> Clock:
     if (_ambient.clock is _REAL) != (old is _REAL):
         (switch.release if _ambient.clock is _REAL else switch.hold)()
     return old
+
+
+def wall_offset() -> float:
+    """Return what has to be added to a reading of `clock` to get seconds since the epoch.
+
+    A clock that a test has installed moves both times.
+    """
+    return time.time() - time.monotonic()
 
 
 def disabled() -> bool:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from opero.core.backends import backend_of
 from opero.core.units import parse_rate, parse_seconds, parse_size
 from opero.errors import OperoUsageError
 from opero.utils.async_utils import is_async_function
@@ -158,12 +159,13 @@ def handlers(name: str, value: Any) -> None:
 
 def store(name: str, value: Any) -> None:
     """The name of a backend or an object with a store's verbs."""
-    if value == "memory":
+    if isinstance(value, str):
+        backend_of(name, value)
         return
     missing = [verb for verb in _STORE_VERBS if not callable(getattr(value, verb, None))]
     if missing:
         raise OperoUsageError(
-            f'{name}={value!r} is no cache backend. Write "memory", or give a store object with '
+            f'{name}={value!r} is no cache backend. Write "memory", "disk" or "redis", or give a store object with '
             f"{', '.join(_STORE_VERBS)} (missing: {', '.join(missing)})."
         )
 

@@ -79,7 +79,12 @@ class Options:
     cache_ttl: Duration | None = option(
         "cache", 3600, duration_or_none, "lifetime of an entry; None never expires"
     )
-    cache_backend: str | Store = option("cache", "memory", store, '"memory" or a store object')
+    cache_backend: str | Store = option(
+        "cache",
+        "memory",
+        store,
+        '"memory", "disk", "disk:PATH", "redis", "redis://…", or a store object',
+    )
     cache_key: Callable[..., object] | None = option(
         "cache",
         None,
@@ -93,7 +98,10 @@ class Options:
         "cache", 10_000, whole(1), "most entries a function keeps in memory"
     )
     cache_max_bytes: int | str = option(
-        "cache", 256_000_000, size, "most bytes a function's entries take in memory"
+        "cache",
+        256_000_000,
+        size,
+        "most bytes a function's entries take in memory; on disk, all entries of the folder",
     )
     cache_if: Callable[[Any, Any], object] | None = option(
         "cache",

@@ -119,6 +119,8 @@ def async_adapter(cache: Cache, proceed: AsyncProceed) -> AsyncProceed:
     get, lives, serve = lookup.find, lookup.lives, lookup.serve
     count_miss, heard = lookup.count_miss, lookup.heard
     keep, timed = keeper.keep, keeper.condition is not None
+    # What may take long is awaited; memory is looked at in passing.
+    slow, aget, akeep = cache.store.blocking, lookup.afind, keeper.akeep
 
     async def run(call: Call) -> Any:
         # A wrapper whose arguments are plain has built the key, and found nothing.
@@ -137,7 +139,7 @@ def async_adapter(cache: Cache, proceed: AsyncProceed) -> AsyncProceed:
         call.key = key
         if type(call) is RefreshCall:
             return await lead(call, flights.replace(key))
-        entry = None if looked else get(key)
+        entry = None if looked else await aget(key) if slow else get(key)
         if entry is not None and lives(key, entry):
             return serve(call, entry)
         flight = Flight(key)
@@ -150,7 +152,7 @@ def async_adapter(cache: Cache, proceed: AsyncProceed) -> AsyncProceed:
         key = flight.key
         try:
             # The leader before may have landed between our look and our join.
-            entry = get(key)
+            entry = await aget(key) if slow else get(key)
             if entry is None or type(call) is RefreshCall or not lives(key, entry):
                 # A call that is already made (`Call.begun`) was counted before it was made.
                 if type(call) is not RefreshCall and call.begun is None:
@@ -159,7 +161,11 @@ def async_adapter(cache: Cache, proceed: AsyncProceed) -> AsyncProceed:
                         lookup.missed()
                 began = ambient.clock().monotonic() if timed else 0.0
                 value = await proceed(call)
-                entry = keep(call, flight, value, began)
+                entry = (
+                    await akeep(call, flight, value, began)
+                    if slow
+                    else keep(call, flight, value, began)
+                )
             else:
                 value = serve(call, entry)
             waiters = land(flight)

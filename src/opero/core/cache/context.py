@@ -9,14 +9,18 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from opero.core import ambient
+from opero.core.cache import awaiting
 from opero.core.cache.isolate import Uncopyable, freeze
+from opero.core.cache.keying import namespace_prefix
 from opero.core.cache.memory import Entry, EntryStore, MemoryStore, Store
-from opero.core.cache.user_store import UserStore
+from opero.core.cache.shelf import shared_store
+from opero.core.cache.skips import Skips
 from opero.core.cache.weight import weigh
 from opero.core.keys import Unkeyable, digest, fast_part
 from opero.core.options import Options
+from opero.core.stage import Emitter
 from opero.core.units import Duration, parse_seconds, parse_size
-from opero.errors import OperoUsageError, UnkeyableError
+from opero.errors import OperoUsageError, StoreError, UnkeyableError
 
 __all__ = ["CacheContext", "context_stores", "get_cache_context"]
 
@@ -28,7 +32,8 @@ class CacheContext:
 
     Use it as it is or in a `with` block, which does nothing more than name it. Keys are anything
     that can be part of a function's
-    key: text, numbers, tuples, dataclasses and so on, by content and type.
+    key: text, numbers, tuples, dataclasses and so on, by content and type. What is set on disk is there
+    for every process; `aget` and its like are for event loops.
 
     Args:
         store: Where the values are.
@@ -67,26 +72,65 @@ class CacheContext:
             ttl: Its lifetime, None for ever; by default the context's.
 
         Raises:
-            OperoUsageError: The value cannot be copied.
+            OperoUsageError: The value cannot be copied, or not be encoded for a store on disk or on a
+                server.
+            StoreError: The store failed.
         """
-        seconds = (
-            self._ttl if ttl is _DEFAULT else None if ttl is None else parse_seconds(ttl, "ttl")
-        )
-        try:
-            stored, thaw = freeze(value, copy=self._copy)
-        except Uncopyable as signal:
-            raise OperoUsageError(f"A value cannot be cached: {signal}.") from None
-        expires = math.inf if seconds is None else ambient.clock().monotonic() + seconds
-        entry = Entry(stored, expires=expires, thaw=thaw, weight=weigh(value) + weigh(key))
-        self._store.put(self._key(key), entry)
+        made = self._key(key)
+        self._store.put(made, self._made(made, key, value, ttl))
 
     def delete(self, key: object) -> bool:
-        """Remove a value and tell whether there was one."""
+        """Remove a value and tell whether there was one.
+
+        Raises:
+            StoreError: The store failed.
+        """
         return self._store.delete(self._key(key))
 
     def clear(self) -> int:
-        """Remove all values set through contexts of the namespace; return their number."""
+        """Remove all values set through contexts of the namespace; return their number.
+
+        Raises:
+            StoreError: The store failed.
+        """
         return self._store.clear()
+
+    async def aget(self, key: object, default: Any = None) -> Any:
+        """Do what `get` does without holding up the event loop."""
+        if not self._store.blocking:
+            return self.get(key, default)
+        made = self._key(key)
+        try:
+            entry = self._alive(made, await awaiting.read(self._store, made))
+        except StoreError as error:
+            self._failed(error)
+            return default
+        return default if entry is None else entry.open()
+
+    async def aset(self, key: object, value: Any, ttl: Duration | None = _DEFAULT) -> None:
+        """Do what `set` does without holding up the event loop."""
+        if not self._store.blocking:
+            self.set(key, value, ttl)
+            return
+        made = self._key(key)
+        await awaiting.keep(
+            self._store,
+            made,
+            lambda: self._made(made, key, value, ttl),
+            unless=lambda: False,
+        )
+
+    async def adelete(self, key: object) -> bool:
+        """Do what `delete` does without holding up the event loop."""
+        from asyncio import to_thread
+
+        return await to_thread(self.delete, key)
+
+    async def aclear(self) -> int:
+        """Do what `clear` does without holding up the event loop."""
+        from asyncio import to_thread
+
+        return await to_thread(self.clear)
 
     def __contains__(self, key: object) -> bool:
         return self._entry(self._key(key)) is not None
@@ -103,8 +147,9 @@ class CacheContext:
         """Do nothing: what was stored stays."""
 
     def __repr__(self) -> str:
-        size = self._store.measure()[0]
-        return f"<CacheContext {self._store.name} {self._namespace!r}: {size} entries>"
+        # Whoever only looks at it shall not wait for a disk or a server.
+        size = "" if self._store.blocking else f": {self._store.measure()[0]} entries"
+        return f"<CacheContext {self._store.name} {self._namespace!r}{size}>"
 
     def _key(self, key: object) -> Any:
         try:
@@ -112,12 +157,39 @@ class CacheContext:
         except Unkeyable as signal:
             raise UnkeyableError(f"A key of the cache must have content: {signal}.") from None
 
+    def _made(self, made: Any, key: object, value: Any, ttl: Duration | None) -> Entry:
+        """Return the entry of a value."""
+        seconds = (
+            self._ttl if ttl is _DEFAULT else None if ttl is None else parse_seconds(ttl, "ttl")
+        )
+        expires = math.inf if seconds is None else ambient.clock().monotonic() + seconds
+        encode: Any = getattr(self._store, "entry", None)
+        try:
+            if encode is not None:
+                entry: Entry = encode(made, value, expires)
+                return entry
+            stored, thaw = freeze(value, copy=self._copy)
+        except Uncopyable as signal:
+            raise OperoUsageError(f"A value cannot be cached: {signal}.") from None
+        return Entry(stored, expires=expires, thaw=thaw, weight=weigh(value) + weigh(key))
+
     def _entry(self, key: Any) -> Entry | None:
-        entry = self._store.find(key)
+        try:
+            return self._alive(key, self._store.find(key))
+        except StoreError as error:
+            self._failed(error)
+            return None
+
+    def _alive(self, key: Any, entry: Entry | None) -> Entry | None:
         if entry is None or entry.expires > ambient.clock().monotonic():
             return entry
         self._store.discard(key, entry)
         return None
+
+    def _failed(self, error: StoreError) -> None:
+        """A store that cannot be read holds nothing; whoever listens hears why."""
+        emitter = Emitter(f"get_cache_context({self._namespace!r})")
+        Skips(emitter).tell(f"the store could not be read: {error}")
 
 
 _stores: dict[str, MemoryStore] = {}
@@ -129,7 +201,7 @@ def get_cache_context(
     """Return a cache to be used by hand.
 
     Args:
-        cache_backend: "memory", or a store object.
+        cache_backend: "memory", "disk", "disk:PATH", "redis", "redis://…", or a store object.
         cache_namespace: Contexts of one namespace see the same values; `clear_cache(namespace)`
             empties them, too.
         options: Further cache options: `cache_ttl`, `cache_maxsize`, `cache_max_bytes`,
@@ -157,13 +229,14 @@ def get_cache_context(
             f"cache_namespace, {', '.join(_USED)}."
         )
     ttl = None if made.cache_ttl is None else parse_seconds(made.cache_ttl, "cache_ttl")
-    if isinstance(cache_backend, str):
-        size = parse_size(made.cache_max_bytes, "cache_max_bytes")
+    size = parse_size(made.cache_max_bytes, "cache_max_bytes")
+    if cache_backend == "memory":
         memory = _stores.setdefault(cache_namespace, MemoryStore(made.cache_maxsize, size))
         return CacheContext(memory, namespace=cache_namespace, ttl=ttl, copy=made.cache_copy)
-    prefix = f"{cache_namespace}::"
+    # Functions have a name between the colons.
+    prefix = f"{namespace_prefix(cache_namespace)}:"
     return CacheContext(
-        UserStore(cache_backend, lambda: prefix),
+        shared_store(cache_backend, lambda: prefix, size),
         namespace=cache_namespace,
         ttl=ttl,
         copy=made.cache_copy,

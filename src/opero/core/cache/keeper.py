@@ -12,13 +12,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.core import ambient
+from opero.core.cache import awaiting
 from opero.core.cache.handle import format_bytes
 from opero.core.cache.isolate import ATOMS, Uncopyable, freeze
 from opero.core.cache.memory import Entry
 from opero.core.cache.weight import weigh
 from opero.core.call import Receipt
 from opero.core.units import parse_seconds
-from opero.errors import OperoWarning
+from opero.errors import OperoWarning, StoreError
 from opero.utils.stack import users_stacklevel
 from opero.utils.switch import switch
 
@@ -79,6 +80,10 @@ class Keeper:
         self._of_instance = shelf.keying.of_instance
         self._copy = options.cache_copy
         self._skips = skips
+        make = getattr(shelf.store, "entry", None)
+        self._make: Callable[[Any, Any, float | None], Entry] = (
+            self.entry if make is None else lambda key, value, ttl: make(key, value, _expiry(ttl))
+        )
         self.ttl: Final = (
             None if options.cache_ttl is None else parse_seconds(options.cache_ttl, "cache_ttl")
         )
@@ -88,23 +93,56 @@ class Keeper:
         """Store a result if it may be stored; whatever happens here, the caller gets it."""
         if call.rejected:
             return None
+        entry = None
         try:
-            ttl = self.ttl
-            if self.condition is not None:
-                seconds = ambient.clock().monotonic() - began
-                ttl = self._allowed(self.condition, value, Receipt.of(call, value, seconds))
-                if ttl == 0:
-                    return None
-            entry = self.entry(flight.key, value, ttl)
+            ttl = self._lifetime(call, value, began)
+            if ttl == 0:
+                return None
+            entry = self._make(flight.key, value, ttl)
             if not (flight.void or self._store.put(flight.key, entry)):
-                size = format_bytes(entry.weight)
-                self._skips.tell(f"a result of {size} is heavier than cache_max_bytes")
-            return entry
-        except Uncopyable as signal:
-            self._skips.tell(str(signal), once=True)
+                self._too_heavy(entry)
         except Exception as error:  # noqa: BLE001 - the caller gets the result, come what may
-            self._skips.tell(f"its result could not be stored ({type(error).__name__})")
+            self._failed(error)
+        return entry
+
+    async def akeep(self, call: Call, flight: Flight, value: Any, began: float) -> Entry | None:
+        """Do the same without holding up the event loop."""
+        if call.rejected:
+            return None
+        try:
+            ttl = self._lifetime(call, value, began)
+            if ttl == 0:
+                return None
+            entry, well = await awaiting.keep(
+                self._store,
+                flight.key,
+                lambda: self._make(flight.key, value, ttl),
+                unless=lambda: flight.void,
+            )
+            if not well:
+                self._too_heavy(entry)
+            return entry
+        except Exception as error:  # noqa: BLE001 - as above
+            self._failed(error)
         return None
+
+    def _lifetime(self, call: Call, value: Any, began: float) -> float | None:
+        """Return for how long to store a result: 0 for not at all, None for ever."""
+        if self.condition is None:
+            return self.ttl
+        seconds = ambient.clock().monotonic() - began
+        return self._allowed(self.condition, value, Receipt.of(call, value, seconds))
+
+    def _too_heavy(self, entry: Entry) -> None:
+        size = format_bytes(entry.weight)
+        self._skips.tell(f"a result of {size} is heavier than cache_max_bytes")
+
+    def _failed(self, error: Exception) -> None:
+        if isinstance(error, Uncopyable):
+            self._skips.tell(str(error), once=True)
+            return
+        why = f": {error}" if isinstance(error, StoreError) else f" ({type(error).__name__})"
+        self._skips.tell(f"its result could not be stored{why}")
 
     def _allowed(
         self, condition: Callable[[Any, Receipt[Any]], object], value: Any, receipt: Receipt[Any]
@@ -119,7 +157,7 @@ class Keeper:
             return 0
 
     def entry(self, key: Any, value: Any, ttl: float | None) -> Entry:
-        """Return a result in the form in which it is stored.
+        """Return a result in a form from which several callers can be served.
 
         Args:
             key: Its key.
@@ -129,9 +167,7 @@ class Keeper:
         Raises:
             Uncopyable: It cannot be isolated.
         """
-        # An installed clock holds the switch; otherwise the machine's is read without a detour.
-        now = ambient.clock().monotonic() if switch.on else monotonic()
-        expires = math.inf if ttl is None else now + ttl
+        expires = _expiry(ttl)
         weight, group = _ENTRY_BYTES, None
         if type(key) is tuple:
             for part in key:
@@ -146,3 +182,10 @@ class Keeper:
             return Entry(value, expires, None, weight + getsizeof(value), group)
         stored, thaw = freeze(value, copy=self._copy)
         return Entry(stored, expires, thaw, weight + weigh(stored), group)
+
+
+def _expiry(ttl: float | None) -> float:
+    # An installed clock holds the switch; otherwise the machine's is read without a detour.
+    if ttl is None:
+        return math.inf
+    return (ambient.clock().monotonic() if switch.on else monotonic()) + ttl

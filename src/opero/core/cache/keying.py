@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from opero.core.call import Call
     from opero.core.function import FunctionInfo
 
-__all__ = ["Keying", "function_id", "short_part"]
+__all__ = ["Keying", "function_id", "namespace_prefix", "short_part"]
 
 
 class Keying:
@@ -261,6 +261,25 @@ def _told(name: str, path: tuple[str | int, ...], signal: Unkeyable) -> str:
     return f"{f'{name}{steps} is ' if steps else ''}{signal.culprit}, which {signal.reason}"
 
 
+def namespace_prefix(namespace: str) -> str:
+    """Return what all keys of a namespace begin with in stores that functions share.
+
+    Example:
+        >>> namespace_prefix("geo"), namespace_prefix("geo:eu")
+        ('geo:', 'geo%3Aeu:')
+    """
+    return f"{_escaped(namespace)}:"
+
+
+_SPECIAL: Final = str.maketrans({"%": "%25", ":": "%3A", "~": "%7E"})
+
+
+def _escaped(text: str) -> str:
+    """Return a part of a key in which nothing looks like the end of the part, or like no entry."""
+    # The path of a script may hold bytes that are no text.
+    return text.translate(_SPECIAL).encode("utf-8", "backslashreplace").decode()
+
+
 def function_id(info: FunctionInfo, version: str | int | None = None) -> str:
     """Return what a function is called in stores that outlive or are shared by functions.
 
@@ -281,7 +300,7 @@ def function_id(info: FunctionInfo, version: str | int | None = None) -> str:
         from pathlib import Path
 
         module = str(Path(script).resolve()) if script else module
-    name = f"{module}:{info.qualname}"
+    name = f"{_escaped(module)}:{info.qualname}"
     bound = _bound_to(info.fn)
     if bound:
         try:
@@ -292,7 +311,7 @@ def function_id(info: FunctionInfo, version: str | int | None = None) -> str:
                 f"something without content "
                 f'({signal}). Pass that as an argument, or use cache_backend="memory".'
             ) from None
-    return name if version is None else f"{name}@{version}"
+    return name if version is None else f"{name}@{_escaped(str(version))}"
 
 
 _EMPTY_CELL: Final = CellType()

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from opero import events
 from opero.core import ambient
+from opero.core.cache.awaiting import read
 from opero.core.cache.memory import MemoryStore
 from opero.core.deadline import overdue
+from opero.errors import StoreError
 
 if TYPE_CHECKING:
     from opero.core.cache.memory import Entry, EntryStore
@@ -78,5 +80,17 @@ class Lookup:
         try:
             return self._store.find(key)
         except Exception as error:  # noqa: BLE001 - a broken store is a miss
-            self._skips.tell(f"the store could not be read ({type(error).__name__})")
+            self._failed(error)
             return None
+
+    async def afind(self, key: Hashable) -> Entry | None:
+        """Find an entry without holding up the event loop; never raises."""
+        try:
+            return await read(self._store, key)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._failed(error)
+            return None
+
+    def _failed(self, error: Exception) -> None:
+        why = f": {error}" if isinstance(error, StoreError) else f" ({type(error).__name__})"
+        self._skips.tell(f"the store could not be read{why}")

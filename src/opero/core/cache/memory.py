@@ -34,8 +34,9 @@ class Store(Protocol):
     Keys are text and carry namespace, function and arguments, so functions can share a store. What
     is stored is a tuple `(value, expiry)`, expiry in seconds since the epoch or None: a stored None
     differs from nothing stored, and an entry that the store should have dropped is not served. The
-    methods are called where the function is called, so they must be thread-safe, and quick if it
-    runs on an event loop.
+    methods are called where the function is called, so they must be thread-safe. An event loop calls
+    them directly if they are quick, and in a thread if the object has an attribute `blocking` that is
+    true.
     """
 
     def get(self, key: Any, /) -> Any:
@@ -104,6 +105,9 @@ class EntryStore(Protocol):
     name: str
     """Its name in `info()` and `explain()`."""
 
+    blocking: bool
+    """Whether finding and putting may take so long that an event loop must not wait for it."""
+
     def find(self, key: Any, /) -> Entry | None:
         """Return the entry of `key`, even if it has expired."""
         ...
@@ -149,6 +153,7 @@ class MemoryStore:
     """
 
     name = "memory"
+    blocking = False
 
     def __init__(self, maxsize: int = 10_000, max_bytes: int = 256_000_000) -> None:
         self.maxsize = maxsize

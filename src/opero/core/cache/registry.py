@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
+from opero.core.backends import BACKENDS
+from opero.errors import StoreError
+
 if TYPE_CHECKING:
+    from opero.core.cache.memory import EntryStore
     from opero.core.cache.stage import Cache
 
 __all__ = ["clear_cache", "register"]
@@ -27,13 +33,19 @@ def register(cache: Cache) -> None:
 def clear_cache(namespace: str | None = None, backend: str | None = None) -> int:
     """Empty the caches of decorated functions and the contexts of `get_cache_context`.
 
+    On disk and on a server that removes all entries of the namespace, also those of functions and
+    programs that this process knows nothing of.
+
     Args:
         namespace: Only those with this `cache_namespace`; None for all.
-        backend: Only those of this backend ("memory", or the class name of a store object); None
-            for all.
+        backend: Only those of this backend ("memory", "disk", "disk:PATH", "redis", "redis://…", or the
+            class name of a store object); None for all that this process uses.
 
     Returns:
         The number of entries removed, as far as the stores know.
+
+    Raises:
+        StoreError: A store failed; all others have been emptied.
 
     Example:
         >>> from opero import clear_cache, opero
@@ -43,17 +55,62 @@ def clear_cache(namespace: str | None = None, backend: str | None = None) -> int
         >>> locate("Rome"), clear_cache("geo")
         (4, 1)
     """
-    removed = sum(
-        cache.clear()
+    removed = 0
+    failed: StoreError | None = None
+    for clear in _clears(namespace, _settled(backend)):
+        try:
+            removed += clear()
+        except StoreError as error:
+            failed = error
+    if failed is not None:
+        raise failed
+    return removed
+
+
+def _settled(backend: str | None) -> str | None:
+    """Return a backend as stores name theirs."""
+    if backend is None or backend.partition(":")[0] not in BACKENDS:
+        return backend
+    from opero.core.cache import stores
+
+    return stores.settle(backend)
+
+
+def _clears(namespace: str | None, backend: str | None) -> Iterator[Callable[[], int]]:
+    """Yield what empties each of the caches in question; memory first, because it never fails."""
+    found = [
+        cache
         for cache in _caches()
-        if namespace in (None, cache.namespace) and backend in (None, cache.store.name)
-    )
+        if namespace in (None, cache.namespace) and backend in (None, *_names(cache.store))
+    ]
+    yield from (cache.clear for cache in sorted(found, key=lambda cache: cache.store.blocking))
     if backend in (None, "memory"):
         # Here, because few programs have contexts.
         from opero.core.cache.context import context_stores
 
-        removed += sum(store.clear() for store in context_stores(namespace))
-    return removed
+        yield from (store.clear for store in context_stores(namespace))
+    # Nobody has opened a place without having loaded this.
+    if backend in BACKENDS or (backend and ":" in backend) or _STORES in sys.modules:
+        yield from _clears_of_places(namespace, backend)
+
+
+def _clears_of_places(namespace: str | None, backend: str | None) -> Iterator[Callable[[], int]]:
+    from opero.core.cache import stores
+    from opero.core.cache.keying import namespace_prefix
+
+    places = [store for store in stores.open_stores() if backend in (None, store.name)]
+    if backend is not None and backend.partition(":")[0] in BACKENDS:
+        named = stores.open_store(backend)
+        places = [named, *(store for store in places if store is not named)]
+    prefix = "" if namespace is None else namespace_prefix(namespace)
+    yield from (functools.partial(store.clear, prefix) for store in places)
+
+
+_STORES: Final = "opero.core.cache.stores"
+
+
+def _names(store: EntryStore) -> tuple[str, ...]:
+    return store.name, getattr(store, "text", store.name)
 
 
 def _caches() -> Iterable[Cache]:

@@ -3,20 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opero.core.cache.flight import Flights
 from opero.core.cache.instances import Instances
-from opero.core.cache.keying import Keying, function_id
-from opero.core.cache.memory import EntryStore, MemoryStore
+from opero.core.cache.keying import Keying, function_id, namespace_prefix
+from opero.core.cache.memory import EntryStore, MemoryStore, Store
 from opero.core.units import parse_size
 
 if TYPE_CHECKING:
     from opero.core.function import FunctionInfo
     from opero.core.options import Options
 
-__all__ = ["Shelf", "make_shelf"]
+__all__ = ["Prefix", "Shelf", "make_shelf", "shared_store"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,12 +29,14 @@ class Shelf:
         keying: From a call to a key.
         flights: What is being computed.
         instances: Numbers of instances, for a method in memory; None otherwise.
+        prefix: What keys begin with in a store that functions share; None in memory.
     """
 
     store: EntryStore
     keying: Keying
     flights: Flights
     instances: Instances | None
+    prefix: Prefix | None
 
     def renew(self) -> None:
         """After a fork: forget the flights and lock owners of threads that do not exist here."""
@@ -50,24 +53,52 @@ def make_shelf(info: FunctionInfo, options: Options) -> Shelf:
     Raises:
         OperoUsageError: `cache_ignore` names no parameter, or the store does not fit.
     """
-    if not isinstance(options.cache_backend, str):
-        from opero.core.cache.user_store import UserStore
-
-        prefix = _Prefix(info, options)
+    size = parse_size(options.cache_max_bytes, "cache_max_bytes")
+    if options.cache_backend != "memory":
+        prefix = Prefix(info, options)
         keying = Keying(
             info, ignore=options.cache_ignore, user_key=options.cache_key, prefix=prefix
         )
-        return Shelf(UserStore(options.cache_backend, prefix), keying, Flights(), None)
-    size = parse_size(options.cache_max_bytes, "cache_max_bytes")
+        store = shared_store(options.cache_backend, prefix, size)
+        return Shelf(store, keying, Flights(), None, prefix)
     memory = MemoryStore(options.cache_maxsize, size)
     instances = Instances(forget=memory.drop_group) if info.in_class else None
     keying = Keying(
         info, ignore=options.cache_ignore, user_key=options.cache_key, instances=instances
     )
-    return Shelf(memory, keying, Flights(), instances)
+    return Shelf(memory, keying, Flights(), instances, None)
 
 
-class _Prefix:
+def shared_store(backend: str | Store, prefix: Callable[[], str], max_bytes: int) -> EntryStore:
+    """Return entries in a store that functions share.
+
+    Args:
+        backend: Its text, which is not "memory", or a user's object.
+        prefix: Gives what the keys begin with.
+        max_bytes: Most bytes of one entry; what the place as a whole may take is at least as much.
+
+    Raises:
+        OperoUsageError: The text names no backend, or the object does not fit.
+    """
+    if not isinstance(backend, str):
+        from opero.core.cache.user_store import UserStore
+
+        return UserStore(backend, prefix)
+    from opero.core.cache import stores
+    from opero.core.cache.codec import Coder
+    from opero.core.cache.stores.coded import CodedStore
+
+    settled = stores.settle(backend)
+    return CodedStore(
+        settled,
+        lambda: stores.open_store(settled),
+        prefix=prefix,
+        coder=Coder(shared=stores.across_hosts(settled)),
+        max_bytes=max_bytes,
+    )
+
+
+class Prefix:
     """What the keys of a function begin with in a store that functions share.
 
     It is made at the first call, because closures are complete only then.
@@ -79,7 +110,12 @@ class _Prefix:
         self._made: str | None = None
 
     def __call__(self) -> str:
+        """Return it.
+
+        Raises:
+            UnkeyableError: The function closes over something without content.
+        """
         if self._made is None:
             function = function_id(self._info, self._options.cache_version)
-            self._made = f"{self._options.cache_namespace}:{function}:"
+            self._made = f"{namespace_prefix(self._options.cache_namespace)}{function}:"
         return self._made

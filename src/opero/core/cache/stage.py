@@ -18,7 +18,7 @@ from opero.core.cache.sharing import Sharing
 from opero.core.cache.shelf import Shelf, make_shelf
 from opero.core.cache.skips import Skips
 from opero.core.units import format_seconds, parse_size
-from opero.errors import OperoWarning, UnkeyableError
+from opero.errors import OperoWarning, StoreError, UnkeyableError
 from opero.utils.stack import users_stacklevel
 
 if TYPE_CHECKING:
@@ -182,7 +182,10 @@ class Cache:
 
     def info(self) -> CacheInfo:
         """Return counters and bounds."""
-        size, weight = self.store.measure()
+        try:
+            size, weight = self.store.measure()
+        except StoreError:
+            size = weight = None
         return CacheInfo(
             hits=self._stats.hits,
             misses=self._stats.misses,

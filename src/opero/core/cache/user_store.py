@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +39,7 @@ class UserStore:
                     "Give a store with plain methods."
                 )
         self.name: str = type(store).__name__
+        self.blocking: bool = bool(getattr(store, "blocking", False))
         self._store = store
         self._prefix = prefix
 
@@ -53,7 +53,7 @@ class UserStore:
         if until is not None:
             if not isinstance(until, int | float):
                 return None
-            expires = ambient.clock().monotonic() + until - time.time()
+            expires = until - ambient.wall_offset()
         return Entry(value, expires=expires, thaw=isolated)
 
     def put(self, key: Any, entry: Entry) -> bool:
@@ -61,7 +61,7 @@ class UserStore:
         ttl = until = None
         if entry.expires != math.inf:
             ttl = max(0.0, entry.expires - ambient.clock().monotonic())
-            until = time.time() + ttl
+            until = entry.expires + ambient.wall_offset()
         self._store.set(key, (entry.open(), until), ttl)
         return True
 

@@ -15,15 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from opero.errors import StoreError
+
 __all__ = ["AsyncByteStore", "ByteStore", "Item", "StoreError", "Threaded", "awaitable"]
-
-
-class StoreError(Exception):
-    """A backend failed: it is down, busy, full, broken or refused.
-
-    Raise it from the backend's own error. The message is shown to users in an event: it names what
-    happened, and neither keys nor values nor passwords.
-    """
 
 
 class Item(NamedTuple):

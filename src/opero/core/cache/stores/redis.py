@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisStore", "locate", "open_at", "settle"]
 
+ACROSS_HOSTS: Final = True
+
 _VARIABLE: Final = "OPERO_REDIS_URL"
 _DEFAULT: Final = "redis://localhost:6379/0"
 _MANY: Final = 200
