@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from opero.core.deadline import deadline, remaining
     from opero.core.failures import failures
     from opero.core.rate_limit import RateLimiter
+    from opero.core.retry_budget import RetryBudget
     from opero.decorators.opero import opero
     from opero.errors import OperoError, OperoUsageError, OperoWarning
     from opero.events import EventBus, event_bus
@@ -30,6 +31,7 @@ __all__ = [
     "OperoWarning",
     "RateLimiter",
     "Receipt",
+    "RetryBudget",
     "clear_cache",
     "deadline",
     "event_bus",
@@ -51,6 +53,7 @@ _lazy, __dir__ = lazy_exports(
         "OperoWarning": "opero.errors",
         "RateLimiter": "opero.core.rate_limit",
         "Receipt": "opero.core.call",
+        "RetryBudget": "opero.core.retry_budget",
         "clear_cache": "opero.core.cache.registry",
         "deadline": "opero.core.deadline",
         "event_bus": "opero.events",

@@ -146,10 +146,11 @@ class DeadlineError(RefusalError, TimeoutError):
 
 class RateLimitPausedError(RefusalError):
     """The rate limiter is paused, because the service asked to wait, for longer than this call
-    would.
+    would; or all fallback values are.
 
     Args:
         retry_after: Seconds that are left of the pause.
+        what: What is paused.
 
     Example:
         >>> raise RateLimitPausedError(120.0)
@@ -158,15 +159,16 @@ class RateLimitPausedError(RefusalError):
         opero.errors.RateLimitPausedError: the rate limiter is paused for another 120 s
     """
 
-    def __init__(self, retry_after: float) -> None:
-        super().__init__(retry_after)
+    def __init__(self, retry_after: float, what: str = "the rate limiter") -> None:
+        super().__init__(retry_after, what)
         self.retry_after = retry_after
+        self.what = what
 
     def __str__(self) -> str:
         seconds = (
             f"{self.retry_after:.3g}" if self.retry_after < 1000 else f"{self.retry_after:.0f}"
         )
-        return f"the rate limiter is paused for another {seconds} s"
+        return f"{self.what} is paused for another {seconds} s"
 
 
 class OperoWarning(UserWarning):

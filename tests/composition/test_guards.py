@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter, failures, opero
-from opero.errors import BulkheadFullError, CallTimeoutError, CircuitOpenError
+from opero.errors import BulkheadFullError, CallTimeoutError, CircuitOpenError, OperoUsageError
 from opero.testing import capture_events, fake_clock, flaky
 
 
@@ -163,8 +163,41 @@ def test_a_request_to_wait_too_long_fails_at_once_and_says_so() -> None:
 def test_a_request_to_wait_of_one_value_does_not_hold_up_the_others() -> None:
     @opero(cache=False, retries=1, jitter=False, arg_fallback="model")
     def ask(model: Any = ("a", "b")) -> str:
-        raise ThrottledError(Retry_After="30")
+        raise ThrottledError(Retry_After="30") if model == "a" else ConnectionError
 
-    with fake_clock() as clock, pytest.raises(ThrottledError):
+    with fake_clock() as clock, pytest.raises(ConnectionError):
         ask()
     assert clock.sleeps == [0.1]
+
+
+# --- a function within itself -----------------------------------------------------------------------
+
+
+def test_a_function_that_waits_for_its_own_permit_is_told_so(face: Any) -> None:
+    def again(depth: int) -> Any:
+        return fetch(depth - 1) if depth else "end"
+
+    async def aagain(depth: int) -> Any:
+        return await fetch(depth - 1) if depth else "end"
+
+    body = aagain if face.asynchronous else again
+    fetch: Any = opero(cache=False, concurrency=2)(body)
+    assert face.run(fetch, 1) == "end"
+    with pytest.raises(OperoUsageError, match=r"again\(\) is called within itself"):
+        face.run(fetch, 2)
+    assert fetch.__opero__.concurrency.limit.in_flight == 0
+
+
+def test_who_waits_for_somebody_elses_permit_waits(face: Any) -> None:
+    limit = ConcurrencyLimit(1)
+    inner = opero(cache=False, concurrency=limit)(lambda: "value")
+
+    def body() -> Any:
+        return inner()
+
+    other = opero(cache=False, concurrency=1)(face.of(body))
+    limit.acquire()
+    timer = threading.Timer(0.01, limit.release)
+    timer.start()
+    assert face.run(other) == "value"
+    timer.join()

@@ -14,7 +14,8 @@ import pytest
 
 from opero.core.breaker import CircuitBreaker, CircuitState
 from opero.core.call import Call, Rejected
-from opero.core.circuit import Circuit, CircuitCheck, breaker_of, part_key
+from opero.core.circuit import Circuit, CircuitCheck, breaker_of
+from opero.core.cooldown import part_key
 from opero.core.secrets import show_value
 from opero.core.stage import Emitter, Stage
 from opero.errors import CircuitOpenError, DeadlineError

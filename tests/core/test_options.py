@@ -14,7 +14,7 @@ import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter, opero
+from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter, RetryBudget, opero
 from opero.core.options import Options
 from opero.errors import OperoUsageError
 
@@ -69,6 +69,8 @@ WRONG: dict[str, list[Any]] = {
     "retry_if_result": [True, "x", 5, later],
     "deadline": [0, -1, "soon", True, math.nan],
     "retry_after_max": [-1, "soon", None, True, math.inf],
+    "retry_budget": [0.1, True, "10%", [5]],
+    "retry_nested": [None, 0, "no"],
     "wait": [5, "1s", tenacity.wait_fixed, later],
     "stop": [5, "1s", tenacity.stop_after_attempt, later],
     "arg_fallback": ["", 5, ("model",), b"model"],
@@ -105,6 +107,8 @@ RIGHT: dict[str, list[Any]] = {
     "retry_if_result": [None, yes],
     "deadline": [None, 5, "90s"],
     "retry_after_max": [0, 60, "1m"],
+    "retry_budget": [None, RetryBudget()],
+    "retry_nested": [True, False],
     "wait": [None, tenacity.wait_fixed(1), tenacity.wait_fixed(1) + tenacity.wait_random(0, 1)],
     "stop": [None, tenacity.stop_after_attempt(2), tenacity.stop_never],
     "arg_fallback": [None, "x"],

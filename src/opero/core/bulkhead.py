@@ -7,12 +7,13 @@ All threads and event loops count together.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 import weakref
 from collections import OrderedDict, deque
 from itertools import repeat
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from opero import events
@@ -275,6 +276,27 @@ class Bulkhead:
                 events.LimiterWaited(function=self._emitter.function, seconds=seconds)
             )
 
+    def _refuse_circle(self, code: CodeType) -> None:
+        """Raise if the calls around this one, in its thread or task, hold all permits.
+
+        Looked for only by those who have to wait, so that nobody else pays for it. `code` is that
+        of the adapter, whose frames are the calls that hold a permit.
+
+        Raises:
+            OperoUsageError: It would wait for itself.
+        """
+        held, frame = 0, sys._getframe(2)  # noqa: SLF001 - the only way to see who calls
+        while (outer := frame.f_back) is not None:
+            frame = outer
+            if frame.f_code is code and frame.f_locals.get("limit") is self.limit:
+                held += 1
+        if held >= self.limit.limit:
+            raise OperoUsageError(
+                f"{self._emitter.function}() is called within itself and would wait for a permit "
+                f"of {self.limit.name!r} that the calls around it hold: raise concurrency="
+                f"{self.limit.limit}, or call what is inside without the limit."
+            )
+
     @staticmethod
     def _left(call: Call, now: float) -> float | None:
         return None if call.deadline is None else call.deadline - now
@@ -301,6 +323,7 @@ class Bulkhead:
                 return proceed(call)
             began = None
             if not limit.try_acquire():
+                self._refuse_circle(run.__code__)
                 began = ambient.clock().monotonic()
                 if not limit.acquire(self._left(call, began)):
                     raise self._overdue(call, began)
@@ -322,6 +345,7 @@ class Bulkhead:
                 return await proceed(call)
             began = None
             if not limit.try_acquire():
+                self._refuse_circle(run.__code__)
                 began = ambient.clock().monotonic()
                 if not await limit.wait(self._left(call, began)):
                     raise self._overdue(call, began)

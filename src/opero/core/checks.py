@@ -90,6 +90,14 @@ def breaker(name: str, value: Any) -> None:
         )
 
 
+def budget(name: str, value: Any) -> None:
+    """A shared retry budget or None."""
+    if value is not None and not callable(getattr(value, "withdraw", None)):
+        raise OperoUsageError(
+            f"{name}={value!r} must be a RetryBudget, for example RetryBudget(ratio=0.1), or None."
+        )
+
+
 def size(name: str, value: Any) -> None:
     """A size in bytes."""
     parse_size(value, name)

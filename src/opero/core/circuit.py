@@ -15,13 +15,11 @@ from weakref import finalize
 
 from opero.core import ambient
 from opero.core.breaker import FREE, CircuitBreaker, CircuitState, CircuitStats
-from opero.core.keys import Unkeyable, fast_part
+from opero.core.cooldown import part_key
 from opero.errors import CircuitOpenError
 from opero.events import Handler, Subscription
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
     from opero.core.breaker import Permit
     from opero.core.call import AsyncProceed, Call, Proceed
     from opero.core.stage import Emitter
@@ -34,7 +32,6 @@ __all__ = [
     "CircuitState",
     "CircuitStats",
     "breaker_of",
-    "part_key",
 ]
 
 
@@ -44,21 +41,6 @@ __all__ = [
 def breaker_of(option: bool | CircuitBreaker) -> CircuitBreaker:
     """Return the breaker that the option `circuit_breaker` asks for: the given or a new one."""
     return option if isinstance(option, CircuitBreaker) else CircuitBreaker()
-
-
-def part_key(value: object, index: int) -> Hashable:
-    """Return what tells one fallback value's breaker from the others': its content.
-
-    A value without content (a client, a lambda) goes by its place in the list.
-
-    Example:
-        >>> part_key("gpt-4", 0) == part_key("gpt-4", 3), part_key(lambda: 0, 2)
-        (True, 2)
-    """
-    try:
-        return fast_part(value)
-    except Unkeyable:
-        return index
 
 
 # --- stage --------------------------------------------------------------------------------------

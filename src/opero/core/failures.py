@@ -13,7 +13,10 @@ from opero.core.units import format_seconds
 from opero.errors import OperoUsageError, OperoWarning, RefusalError
 from opero.utils.stack import users_stacklevel
 
-__all__ = ["asks", "attach", "chain", "failures", "is_final", "matches", "raise_again", "story"]
+__all__ = [
+    "Inner", "asks", "attach", "chain", "failures", "inner_of", "is_final", "matches",
+    "raise_again", "story",
+]  # fmt: skip
 
 _TOLD = "__opero_told__"
 _LINK = "__opero_link__"
@@ -66,6 +69,21 @@ class _Told(NamedTuple):
     owner: str
     note: str
     earlier: tuple[BaseException, ...]
+    inner: Inner
+
+
+class Inner(NamedTuple):
+    """How an opero function within another one came to its end.
+
+    Attributes:
+        name: Its name.
+        attempts: Attempts that it made.
+        calls: Real calls that it made.
+    """
+
+    name: str
+    attempts: int
+    calls: int
 
 
 class _Link(NamedTuple):
@@ -118,8 +136,29 @@ def _collected(error: BaseException, seen: set[int]) -> list[BaseException]:
     return [*found, error]
 
 
+def inner_of(error: BaseException, owner: str) -> Inner | None:
+    """Return which other opero function has retried in vain, and ended with this very error.
+
+    Args:
+        error: The error of a real call.
+        owner: The function that asks.
+    """
+    for told in _marks(error, _TOLD):
+        if told.owner != owner and told.inner.attempts > 1:
+            found: Inner = told.inner
+            return found
+    return None
+
+
 def attach(
-    error: BaseException, name: str, text: str, earlier: Sequence[BaseException], *, owner: str
+    error: BaseException,
+    name: str,
+    text: str,
+    earlier: Sequence[BaseException],
+    *,
+    owner: str,
+    attempts: int = 1,
+    calls: int = 1,
 ) -> None:
     """Chain the earlier errors behind `error` and note on it what happened.
 
@@ -133,6 +172,8 @@ def attach(
         text: The note; empty for none.
         earlier: The errors before it, in order.
         owner: What tells the function from all others.
+        attempts: How many it made.
+        calls: Real calls in them.
     """
     before = list({id(e): e for e in earlier if e is not error}.values())
     try:
@@ -141,7 +182,7 @@ def attach(
         chain(error, before, owner=owner)
         note = f"opero: {name}() {text}" if text else ""
         if note or before:
-            told = _Told(owner, note, tuple(before))
+            told = _Told(owner, note, tuple(before), Inner(name, attempts, calls))
             vars(error)[_TOLD] = _Marks((told, *_marks(error, _TOLD)))
         if note:
             error.add_note(note)
@@ -250,6 +291,7 @@ def story(
     calls: int,
     seconds: float | None,
     since_first: bool,
+    owner: str = "",
 ) -> str:
     """Tell in a few lines what a call died of, without any argument value.
 
@@ -259,6 +301,7 @@ def story(
         calls: Real calls made.
         seconds: How long it took, if known.
         since_first: Whether `seconds` counts from the first failure only.
+        owner: The function, as against other opero functions that it calls.
     """
     took = ""
     if seconds is not None and round(seconds, 3):
@@ -269,6 +312,13 @@ def story(
         kinds = Counter(_kind(f.error) for f in failed if f.label == label)
         told = ", ".join(f"{kind} ×{n}" for kind, n in kinds.items())
         lines.append(f"  {label}: {told}" if label else f"  {told}")
+    within = [found for f in failed if (found := inner_of(f.error, owner)) is not None]
+    for name in dict.fromkeys(found.name for found in within):
+        made = [found.calls for found in within if found.name == name]
+        lines.append(
+            f"  within it {name}() had retried too, and gave up {_many(len(made), 'time')} "
+            f"after {_many(sum(made), 'call')} in all"
+        )
     return "\n".join(lines)
 
 

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from opero import events
 from opero.core import ambient
+from opero.core.call import Rejected
+from opero.core.cooldown import Cooldowns
 from opero.core.deadline import overdue
 from opero.core.failures import is_final, matches
 from opero.core.secrets import looks_secret, show_value
-from opero.errors import OperoUsageError
+from opero.core.units import parse_seconds
+from opero.errors import OperoUsageError, RateLimitPausedError, RefusalError
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
@@ -103,6 +106,9 @@ class ArgFallback:
         self._emitter = emitter
         self.circuit: Circuit | None = None
         """Tells which values not to try. The pipeline sets it, because the circuit asks for labels in turn."""
+        self.resting: Cooldowns = Cooldowns()
+        """Values whose service asked to wait; shared by all variants of the function."""
+        self._longest_rest = parse_seconds(options.retry_after_max, "retry_after_max")
         if parameter.default is not parameter.empty:
             values_of(parameter.default, name)
 
@@ -155,23 +161,72 @@ class ArgFallback:
                     events.FallbackUsed(function=self._emitter.function, value=shown, index=index)
                 )
 
-    def ways(self, call: Call, values: tuple[Any, ...]) -> Sequence[int]:
-        """Return the places of the values that are to be tried now.
+    def ways(self, call: Call, values: tuple[Any, ...]) -> tuple[Sequence[int], float]:
+        """Return the places of the values to try now, or none of them and for how long to wait.
 
         Raises:
-            CircuitOpenError: The circuits of all of them are open.
+            CircuitOpenError: The circuits of all values are open.
+            RateLimitPausedError: All values cool down, for longer than the call would wait.
         """
         call.several = len(values) > 1
         if call.begun is not None:
             # A call that is already made goes on with the value that it was made with.
-            return range(call.value_index or 0, len(values))
-        if self.circuit is None or not call.several:
-            return range(len(values))
-        waits = [self.circuit.refuses(value, index) for index, value in enumerate(values)]
-        open_ways = [index for index, wait in enumerate(waits) if wait is None]
-        if not open_ways:
-            raise self.circuit.refusal(wait for wait in waits if wait is not None)
-        return open_ways
+            return range(call.value_index or 0, len(values)), 0.0
+        if not call.several or (self.circuit is None and not self.resting):
+            return range(len(values)), 0.0
+        refused = [self._refuses(value, index) for index, value in enumerate(values)]
+        closed = [index for index, wait in enumerate(refused) if wait is None]
+        if not closed and self.circuit is not None:
+            raise self.circuit.refusal(wait for wait in refused if wait is not None)
+        now = ambient.clock().monotonic()
+        rests = {index: self.resting.left(values[index], index, now) for index in closed}
+        ready = [index for index in closed if not rests[index]]
+        if ready or ambient.disabled():
+            return ready or closed, 0.0
+        soonest = min(rests.values())
+        late = call.deadline is not None and now + soonest >= call.deadline
+        if late:
+            overdue(call, self._emitter, "waiting for a value that cools down")
+        if late or soonest > self._longest_rest:
+            raise RateLimitPausedError(soonest, f"every value of {self.slot.name!r}")
+        return (), soonest
+
+    def _refuses(self, value: object, index: int) -> float | None:
+        return None if self.circuit is None else self.circuit.refuses(value, index)
+
+    def waited(self, call: Call, seconds: float) -> None:
+        """Take note of a wait for a value."""
+        call.waited += seconds
+        self._stats.add(waited=seconds)
+        if self._emitter.active:
+            self._emitter.emit(
+                events.LimiterWaited(function=self._emitter.function, seconds=seconds)
+            )
+
+    def rest(self, call: Call, error: Exception) -> None:
+        """Let the value of a call cool down if its service asked to wait."""
+        if not call.several or isinstance(error, RefusalError) or ambient.disabled():
+            return
+        if not call.failures or call.failures[-1].error is not error:
+            return
+        # Loaded at the first failure.
+        from opero.core.hints import requested_wait
+
+        hint = requested_wait(error.value if isinstance(error, Rejected) else error)
+        if hint is None or not hint.seconds:
+            return
+        index = call.value_index or 0
+        self.resting.begin(call.value, index, ambient.clock().monotonic() + hint.seconds)
+        if self._emitter.active:
+            shown = show_value(self.slot.name, index, call.value, secret=self.secret)
+            self._emitter.emit(
+                events.ValueCooling(
+                    function=self._emitter.function,
+                    value=shown,
+                    seconds=hint.seconds,
+                    source=hint.source,
+                )
+            )
 
     def moves_on(self, call: Call, error: Exception) -> bool:
         """Tell whether the next value is tried after this error."""
@@ -197,13 +252,18 @@ class ArgFallback:
         def run(call: Call) -> Any:
             given = call.args, call.kwargs
             values = self.values(call)
-            ways = self.ways(call, values)
+            ways, wait = self.ways(call, values)
+            while wait:
+                ambient.clock().sleep(wait)
+                self.waited(call, wait)
+                ways, wait = self.ways(call, values)
             try:
                 for index in ways:
                     self.use(call, index, values[index], given)
                     try:
                         return proceed(call)
                     except Exception as error:
+                        self.rest(call, error)
                         if index == ways[-1] or not self.moves_on(call, error):
                             raise
                 return proceed(call)
@@ -218,13 +278,18 @@ class ArgFallback:
         async def run(call: Call) -> Any:
             given = call.args, call.kwargs
             values = self.values(call)
-            ways = self.ways(call, values)
+            ways, wait = self.ways(call, values)
+            while wait:
+                await ambient.clock().asleep(wait)
+                self.waited(call, wait)
+                ways, wait = self.ways(call, values)
             try:
                 for index in ways:
                     self.use(call, index, values[index], given)
                     try:
                         return await proceed(call)
                     except Exception as error:
+                        self.rest(call, error)
                         if index == ways[-1] or not self.moves_on(call, error):
                             raise
                 return await proceed(call)

@@ -46,6 +46,12 @@ class FunctionInfo:
     in_class: bool
 
     @property
+    def owner(self) -> str:
+        """What tells it from all others, also where one decorated function is decorated again."""
+        within = getattr(unwrap_partial(self.fn), "__opero__", None)
+        return f"{self.module}.{self.qualname}" if within is None else f"{within.info.owner}'"
+
+    @property
     def parameters(self) -> tuple[str, ...]:
         """Names of the declared parameters, without the stars."""
         return tuple(self.declared.parameters)

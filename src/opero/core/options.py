@@ -16,6 +16,7 @@ from opero.core import units
 from opero.core.checks import (
     boolean,
     breaker,
+    budget,
     callable_or_none,
     concurrency,
     duration,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from opero.core.cache import Store  # noqa: TC004 - see above
     from opero.core.checks import Check
     from opero.core.rate_limit import RateLimiter  # noqa: TC004 - see above
+    from opero.core.retry_budget import RetryBudget  # noqa: TC004 - see above
     from opero.events import Event  # noqa: TC004 - see above
 
 __all__ = ["FailureFilter", "Options"]
@@ -148,6 +150,15 @@ class Options:
         60,
         duration,
         "longest pause that is made because the service asks for it; beyond it the call fails at once",
+    )
+    retry_budget: RetryBudget | None = option(
+        "retry", None, budget, "a `RetryBudget` shared by functions: retries as a share of calls"
+    )
+    retry_nested: bool = option(
+        "retry",
+        True,
+        boolean,
+        "False: what another opero function within has retried in vain is not retried again",
     )
     arg_fallback: str | None = option(
         "fallback",

@@ -19,6 +19,7 @@ from opero.core.cache import Cache, CacheHandle
 from opero.core.call import AsyncProceed, Call, Proceed, Receipt, Rejected
 from opero.core.deadline import Deadline, in_force
 from opero.core.fallback import ArgFallback
+from opero.core.function import unwrap_partial
 from opero.core.invoke import AwaitableResult, Invoke
 from opero.core.rate_limit import RateLimit, limiter_of
 from opero.core.report import Report
@@ -105,10 +106,12 @@ class Pipeline:
         self.report = Report(
             info, self.stats, emitter, retried=retries, needs_start=policy.needs_start
         )
-        self.retry = Retry(policy, info, self.stats, emitter) if retries else None
+        self.retry = self._retry(policy) if retries else None
         self.fallback = (
             ArgFallback(info, options, self.stats, emitter) if options.arg_fallback else None
         )
+        if self.fallback and origin and origin.fallback:
+            self.fallback.resting = origin.fallback.resting
         self.rate_limit: RateLimit | None = None
         if options.rate_limit is not None:
             shared = origin.rate_limit if origin and "rate_limit" not in changed else None
@@ -164,6 +167,21 @@ class Pipeline:
 
             check = CircuitCheck(self.circuit)
         return (self.fallback, check, self.concurrency, self.rate_limit, self.circuit)
+
+    def _retry(self, policy: RetryPolicy) -> Retry:
+        options = self.options
+        retry = Retry(
+            policy,
+            self.info,
+            self.stats,
+            self.emitter,
+            budget=options.retry_budget,
+            nested=options.retry_nested,
+        )
+        inner = getattr(unwrap_partial(self.info.fn), "__opero__", None)
+        if inner is not None and inner.retry is not None:
+            retry.within[inner.info.name] = None
+        return retry
 
     # Guards are loaded where they are asked for: most functions have none of them, and importing opero must stay cheap.
 
@@ -234,6 +252,7 @@ class Pipeline:
         return (
             self.cache is None
             and self.deadline is None
+            and self.options.retry_budget is None
             and self.options.retry_if_result is None
             and not self.report.needs_start
             and all(guard is self.rate_limit for guard in guards)

@@ -43,7 +43,7 @@ class Report:
         needs_start: bool,
     ) -> None:
         self._name = info.name
-        self._owner = f"{info.module}.{info.qualname}"
+        self._owner = info.owner
         self._stats = stats
         self._emitter = emitter
         self._retried = retried
@@ -71,7 +71,15 @@ class Report:
             overdue(call, self._emitter, "before the call")
         if made:
             text = self._text(call, made, error, refused=refused)
-            attach(final, self._name, text, [e for e in real if e is not final], owner=self._owner)
+            attach(
+                final,
+                self._name,
+                text,
+                [e for e in real if e is not final],
+                owner=self._owner,
+                attempts=call.attempts,
+                calls=call.calls,
+            )
         self._stats.add(gave_up=1)
         if self._emitter.active:
             function = self._emitter.function
@@ -101,6 +109,7 @@ class Report:
                 calls=call.calls,
                 seconds=seconds,
                 since_first=since_first,
+                owner=self._owner,
             )
             end = f"then {type(error).__name__}: {error}" if refused else call.remark
             return f"{told}\n  {end}" if end else told

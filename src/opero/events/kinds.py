@@ -26,7 +26,10 @@ __all__ = [
     "HandlerFailed",
     "LimiterPaused",
     "LimiterWaited",
+    "RetriesNested",
+    "RetryBudgetSpent",
     "RetryScheduled",
+    "ValueCooling",
 ]
 
 
@@ -90,6 +93,43 @@ class RetryScheduled(Event):
 
     attempt: int
     delay: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetriesNested(Event):
+    """Another attempt will be made after another opero function, called by this one, has retried in vain.
+
+    Attributes:
+        inner: Name of that function.
+    """
+
+    inner: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryBudgetSpent(Event):
+    """A call fails for good, because the retry budget has no retry left.
+
+    Attributes:
+        budget: Its name.
+    """
+
+    budget: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueCooling(Event):
+    """A service asked to wait, and the fallback value that was used with it is left alone for so long.
+
+    Attributes:
+        value: Its label.
+        seconds: How long.
+        source: The header or attribute that said so.
+    """
+
+    value: str
+    seconds: float
+    source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

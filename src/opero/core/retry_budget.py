@@ -1,0 +1,182 @@
+# this_file: src/opero/core/retry_budget.py
+"""Retry budget: retries may be only so large a share of the calls, of all functions together.
+
+When a service is down, every caller's retries multiply the load that it is to recover under. A
+budget stops that where counting attempts of single calls cannot.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import Any, Final, Self
+
+from opero.core import ambient
+from opero.core.checks import text, whole
+from opero.core.units import Duration, format_seconds, parse_seconds
+from opero.errors import OperoUsageError
+
+__all__ = ["RetryBudget"]
+
+_SLICES: Final = 10
+
+
+class RetryBudget:
+    """Retries that are left, as a share of the calls in a sliding window plus a fixed number.
+
+    In any window `retries <= minimum + ratio · calls`. The idea is that of Finagle's `RetryBudget`
+    (deposits by requests, withdrawals by retries, a reserve for clients with little traffic, 20 %
+    and 10 per second there) and of Envoy's retry budgets; gRPC's retry throttling (proposal A6) is
+    a token count of failures instead. Time is forgotten in steps of a tenth of the window.
+
+    Any number of functions, threads and event loops may share one. A forked child begins anew, and
+    so does a copy in another process. Steps to another fallback value are no retries.
+
+    Args:
+        ratio: Share of retries in calls; 0.1 is one retry for ten calls.
+        minimum: Retries per window that are free, however few calls there are.
+        window: Length of the window, as a duration.
+        name: Shown in notes and events.
+
+    Raises:
+        OperoUsageError: A value cannot work.
+
+    Example:
+        >>> budget = RetryBudget(ratio=0.5, minimum=0)
+        >>> for _ in range(4):
+        ...     budget.deposit()
+        >>> [budget.withdraw() for _ in range(3)]
+        [True, True, False]
+        >>> budget
+        <RetryBudget 'retry budget': 2 retries for 4 calls in 10 s, 0 left>
+    """
+
+    def __init__(
+        self,
+        ratio: float = 0.1,
+        minimum: int = 10,
+        window: Duration = 10,
+        *,
+        name: str = "retry budget",
+    ) -> None:
+        _share("ratio", ratio)
+        whole(0)("minimum", minimum)
+        text("name", name)
+        self.ratio: float = ratio
+        self.minimum: int = minimum
+        self.window: float = parse_seconds(window, "window")
+        if not self.window > 0:
+            raise OperoUsageError(f"window={window!r} must be longer than 0.")
+        self.name: str = name
+        self._width = self.window / _SLICES
+        self.begin()
+        _alive.add(self)
+
+    def begin(self) -> None:
+        """Begin anew, as if nothing had been called."""
+        # Reentrant, because a signal handler may make a call.
+        self._lock = threading.RLock()
+        # For each slice of time: its number, the calls and the retries in it.
+        self._slices: list[list[int]] = [[-1, 0, 0] for _ in range(_SLICES)]
+
+    def _slice(self, now: int) -> list[int]:
+        place = self._slices[now % _SLICES]
+        if place[0] != now:
+            place[:] = now, 0, 0
+        return place
+
+    def _now(self) -> int:
+        return int(ambient.clock().monotonic() / self._width)
+
+    def _sums(self, now: int) -> tuple[int, int]:
+        recent = [each for each in self._slices if now - _SLICES < each[0] <= now]
+        return sum(each[1] for each in recent), sum(each[2] for each in recent)
+
+    def _left(self, calls: int, retries: int) -> int:
+        # A hair more, because 0.1 of thirty is three.
+        return max(0, int(self.minimum + self.ratio * calls - retries + 1e-9))
+
+    # --- verbs ----------------------------------------------------------------------------------------
+
+    def deposit(self) -> None:
+        """Count a call; its retries are not counted here."""
+        with self._lock:
+            self._slice(self._now())[1] += 1
+
+    def withdraw(self) -> bool:
+        """Take leave for one retry; False if there is none left."""
+        with self._lock:
+            now = self._now()
+            if not self._left(*self._sums(now)):
+                return False
+            self._slice(now)[2] += 1
+            return True
+
+    # --- what is seen -------------------------------------------------------------------------------
+
+    @property
+    def calls(self) -> int:
+        """Calls in the window."""
+        with self._lock:
+            return self._sums(self._now())[0]
+
+    @property
+    def retries(self) -> int:
+        """Retries in the window."""
+        with self._lock:
+            return self._sums(self._now())[1]
+
+    @property
+    def left(self) -> int:
+        """Retries that may be made now."""
+        with self._lock:
+            return self._left(*self._sums(self._now()))
+
+    def describe(self) -> str:
+        """Return its rule, for `explain()`."""
+        return (
+            f"{self.minimum} + {self.ratio:.3g} × calls in {format_seconds(self.window)} "
+            f"({self.name})"
+        )
+
+    def __copy__(self) -> Self:
+        """A budget is shared on purpose: its copy is itself."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _remake, (self.ratio, self.minimum, self.window, self.name)
+
+    def __repr__(self) -> str:
+        return (
+            f"<RetryBudget {self.name!r}: {self.retries} retries for {self.calls} calls in "
+            f"{format_seconds(self.window)}, {self.left} left>"
+        )
+
+
+def _share(name: str, value: object) -> None:
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1000
+    if not fits:
+        raise OperoUsageError(
+            f"{name}={value!r} must be a number, 0 or more: 0.1 is one retry for ten calls."
+        )
+
+
+def _remake(ratio: float, minimum: int, window: float, name: str) -> RetryBudget:
+    return RetryBudget(ratio, minimum, window, name=name)
+
+
+_alive: weakref.WeakSet[RetryBudget] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Replace locks that another thread may have held."""
+    for budget in list(_alive):
+        budget.begin()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
