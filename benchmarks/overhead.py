@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 from benchmarks import bodies
 from benchmarks import candidates as c
 from benchmarks.candidates import Candidate, Function
+from benchmarks.guards import GUARDS
 from benchmarks.harness import Effort, Timer, interleaved, make_timer, missing, significant
 from benchmarks.results import Bar, Cell, RowResult, at_most, at_most_times
 
@@ -34,6 +36,7 @@ class Row:
         executions: How often each call runs the body; 0 for a cache hit.
         distinct: Whether every call gets another argument.
         is_async: Whether the body is a coroutine function.
+        in_threads: Whether the body may run in other threads, where no profiler counts.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Row:
     executions: int = 1
     distinct: bool = False
     is_async: bool = False
+    in_threads: bool = False
 
 
 _BARE = Candidate("bare call", (), c.bare)
@@ -162,6 +166,23 @@ def _hit_rows() -> Iterator[Row]:
             )
 
 
+def _guard_rows() -> Iterator[Row]:
+    for is_async in (False, True):
+        mode = "async" if is_async else "sync"
+        for slug, (words, contenders) in GUARDS.items():
+            yield Row(
+                f"guard-{slug}-{mode}",
+                f"{words}, success, {mode}",
+                "f(1)",
+                bodies.identity_async if is_async else bodies.identity,
+                (_BARE, *contenders),
+                peer=contenders[1].name,
+                bar=at_most_times(1.0),
+                is_async=is_async,
+                in_threads=not is_async and slug in ("timeout", "deadline", "stack"),
+            )
+
+
 ROWS: tuple[Row, ...] = (
     Row(
         "retry-sync",
@@ -232,6 +253,7 @@ ROWS: tuple[Row, ...] = (
         bar=at_most_times(1.0),
         is_async=True,
     ),
+    *_guard_rows(),
     Row(
         "failing-sync",
         "two failures, then success, no pauses, sync",
@@ -342,7 +364,7 @@ def _check(row: Row, candidate: Candidate, run: Callable[[Any], Any] | None) -> 
         return
     calls = 5
     body = row.body()
-    with _executions(body) as count:
+    with (_counted if row.in_threads else _executions)(body) as (body, count):
         timer = make_timer(candidate.build(body), row.call, distinct=row.distinct, run=run)
         timer(calls)
     expected = row.executions * calls if row.executions else 1
@@ -351,7 +373,19 @@ def _check(row: Row, candidate: Candidate, run: Callable[[Any], Any] | None) -> 
 
 
 @contextmanager
-def _executions(body: Function) -> Iterator[Callable[[], int]]:
+def _counted(body: Function) -> Iterator[tuple[Function, Callable[[], int]]]:
+    executions: list[None] = []
+
+    @functools.wraps(body)
+    def counting(*args: Any) -> Any:
+        executions.append(None)
+        return body(*args)
+
+    yield counting, lambda: len(executions)
+
+
+@contextmanager
+def _executions(body: Function) -> Iterator[tuple[Function, Callable[[], int]]]:
     # The profiler counts from outside; a counting wrapper would change what keys are made of.
     code = body.__code__
     executions = 0
@@ -363,6 +397,6 @@ def _executions(body: Function) -> Iterator[Callable[[], int]]:
     previous = sys.getprofile()
     sys.setprofile(profile)
     try:
-        yield lambda: executions
+        yield body, lambda: executions
     finally:
         sys.setprofile(previous)
