@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from opero.decorators.opero import opero
     from opero.errors import OperoError, OperoUsageError, OperoWarning
     from opero.events import EventBus, event_bus
+    from opero.utils.logging import ContextAdapter, get_logger, log_context
 
 __all__ = [
     "CircuitBreaker",
     "CircuitState",
     "ConcurrencyLimit",
+    "ContextAdapter",
     "EventBus",
     "OperoError",
     "OperoUsageError",
@@ -36,6 +38,8 @@ __all__ = [
     "deadline",
     "event_bus",
     "failures",
+    "get_logger",
+    "log_context",
     "opero",
     "remaining",
 ]
@@ -47,6 +51,7 @@ _lazy, __dir__ = lazy_exports(
         "CircuitBreaker": "opero.core.breaker",
         "CircuitState": "opero.core.breaker",
         "ConcurrencyLimit": "opero.core.bulkhead",
+        "ContextAdapter": "opero.utils.logging",
         "EventBus": "opero.events",
         "OperoError": "opero.errors",
         "OperoUsageError": "opero.errors",
@@ -58,6 +63,8 @@ _lazy, __dir__ = lazy_exports(
         "deadline": "opero.core.deadline",
         "event_bus": "opero.events",
         "failures": "opero.core.failures",
+        "get_logger": "opero.utils.logging",
+        "log_context": "opero.utils.logging",
         "opero": "opero.decorators.opero",
         "remaining": "opero.core.deadline",
     },

@@ -55,11 +55,14 @@ class Watch:
     def end(self, error: BaseException | None = None) -> None:
         """Tell how the call has ended."""
         call = self._call
-        if self._emitter.hears(events.CallEnded):
+        if call.run is not None and self._emitter.hears(events.CallEnded):
             made = call.source == "fresh"
             self._emitter.emit(
                 events.CallEnded(
                     function=self._emitter.function,
+                    # A coroutine that is closed ends in another context, where its run is not the current one.
+                    run_id=call.run.id,
+                    parent_id=call.run.parent_id,
                     source=call.source,
                     attempts=call.attempts if made else 0,
                     calls=call.calls,

@@ -1,0 +1,38 @@
+# this_file: src/opero/instrumentation/__init__.py
+"""Listeners that log, count, time and draw what happens. None of them is on unless you ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from opero.utils.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from opero.instrumentation.logs import configure_logging, log_events
+    from opero.instrumentation.opentelemetry import OpenTelemetryListener, trace_calls
+    from opero.instrumentation.prometheus import PrometheusListener
+    from opero.instrumentation.trace import Timeline
+
+__all__ = [
+    "OpenTelemetryListener",
+    "PrometheusListener",
+    "Timeline",
+    "configure_logging",
+    "log_events",
+    "trace_calls",
+]
+
+__getattr__: Callable[[str], Any]
+__dir__: Callable[[], list[str]]
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "OpenTelemetryListener": "opero.instrumentation.opentelemetry",
+        "PrometheusListener": "opero.instrumentation.prometheus",
+        "Timeline": "opero.instrumentation.trace",
+        "configure_logging": "opero.instrumentation.logs",
+        "log_events": "opero.instrumentation.logs",
+        "trace_calls": "opero.instrumentation.opentelemetry",
+    },
+)

@@ -1,0 +1,137 @@
+# this_file: src/opero/instrumentation/logs.py
+"""Events as log lines: in loguru, opero's own voice, or in a logger of the standard library.
+
+opero is silent until one of these functions is called, and neither adds nor removes a sink: where lines
+go is for the program to say. `loguru.logger.disable("opero")` silences it again.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from opero.events import event_bus
+from opero.events.wording import Logger, log_event, wording
+
+if TYPE_CHECKING:
+    from opero.events import Event, EventBus, Subscription
+
+__all__ = ["configure_logging", "log_events"]
+
+_LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
+
+
+def log_events(
+    to: Logger | str | None = None,
+    *,
+    level: int | str = "DEBUG",
+    types: Iterable[type[Event]] = (),
+    messages: bool = False,
+    bus: EventBus = event_bus,
+) -> Subscription:
+    """Write events to a log from now on.
+
+    Args:
+        to: A logger of the standard library or its name; None for loguru.
+        level: Lowest level that is written. Failed attempts are warnings, a call that gives up is an error, what goes
+            smoothly is "DEBUG".
+        types: Event classes wanted; empty for all but the quiet ones.
+        messages: Show errors with their messages, not only their types. Messages may hold URLs and credentials.
+        bus: The bus to listen to.
+
+    Returns:
+        The subscription: `cancel()` it, or use it as a context manager.
+
+    Raises:
+        OperoUsageError: The level is not known.
+
+    Example:
+        >>> import logging, sys
+        >>> from opero import opero
+        >>> from opero.events import RetryScheduled
+        >>> from opero.testing import flaky
+        >>> logger = logging.getLogger("shop")
+        >>> logger.setLevel("INFO")
+        >>> logger.addHandler(logging.StreamHandler(sys.stdout))
+        >>> with log_events(logger, level="INFO", types=[RetryScheduled]):
+        ...     opero(cache=False, min_delay=0)(flaky("ok", failures=1))()
+        flaky: attempt 2 in 0 s
+        'ok'
+        >>> logger.handlers.clear()
+    """
+    lowest = _number(level)
+    if to is None:
+        write = functools.partial(_say, _voice(), lowest, messages)
+    else:
+        write = functools.partial(_log, _logger(to), lowest, messages)
+    return bus.subscribe(write, types)
+
+
+class _Voice:
+    """The subscription that `configure_logging` has made."""
+
+    subscription: Subscription | None = None
+
+
+def configure_logging(
+    level: int | str | None = "INFO", *, to: Logger | str | None = None, messages: bool = False
+) -> None:
+    """Let opero say what it does; called again, it replaces what was configured before.
+
+    Args:
+        level: Lowest level that is written; None for silence.
+        to: A logger of the standard library or its name; None for loguru.
+        messages: Show errors with their messages, which may hold URLs and credentials.
+
+    Example:
+        >>> configure_logging("WARNING")
+        >>> configure_logging(None)
+    """
+    made = None if level is None else log_events(to, level=level, messages=messages)
+    before, _Voice.subscription = _Voice.subscription, made
+    if before is not None:
+        before.cancel()
+
+
+def _number(level: int | str) -> int:
+    if isinstance(level, int):
+        return level
+    from opero.errors import OperoUsageError, did_you_mean
+
+    if level.upper() not in _LEVELS:
+        raise OperoUsageError(
+            f"level={level!r} is no level.{did_you_mean(level.upper(), _LEVELS)} Levels: {', '.join(_LEVELS)}."
+        )
+    return _LEVELS[level.upper()]
+
+
+def _logger(to: Logger | str) -> Logger:
+    if not isinstance(to, str):
+        return to
+    import logging
+
+    return logging.getLogger(to)
+
+
+def _voice() -> Any:
+    """Load loguru and let opero speak in it."""
+    from loguru import logger
+
+    logger.enable("opero")
+    return logger
+
+
+def _say(logger: Any, lowest: int, messages: bool, event: Event) -> None:
+    level, text = wording(event, messages=messages)
+    if level >= lowest:
+        logger.bind(event=event).log(_name(level), "{}", text)
+
+
+def _log(logger: Logger, lowest: int, messages: bool, event: Event) -> None:
+    if wording(event)[0] >= lowest:
+        log_event(logger, event, messages=messages)
+
+
+def _name(level: int) -> str:
+    return next(name for name, number in _LEVELS.items() if number == level)
