@@ -8,6 +8,14 @@ A call that fails raises *its own* exception; what stands here is only raised wh
     │   └── UnkeyableError                        an argument without content has no cache key
     ├── CallTimeoutError (TimeoutError)           a real call took longer than its `timeout`
     ├── StoreError                                a store behind the cache failed
+    ├── DurableError                              a workflow or its journal
+    │   ├── JournalError                          the journal cannot be read or written
+    │   ├── NonDeterminismError                   the program is no longer the one that was journaled
+    │   ├── IdConflictError                       the id belongs to a run with other arguments
+    │   ├── UnknownWorkflowError (LookupError)    no such workflow
+    │   ├── UnserializableError (TypeError)       a value that the journal cannot keep
+    │   ├── ActivityError                         stands for an error that cannot be kept as it is
+    │   └── WorkflowEndedError                    it was cancelled, or given up as dead: no result
     └── RefusalError                              opero refuses to call; never retried
         ├── BulkheadFullError                     too many wait for the concurrency limit
         ├── CircuitOpenError                      the circuit breaker lets no call through
@@ -22,10 +30,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 __all__ = [
+    "ActivityError",
     "BulkheadFullError",
     "CallTimeoutError",
     "CircuitOpenError",
     "DeadlineError",
+    "DurableError",
+    "IdConflictError",
+    "JournalError",
+    "NonDeterminismError",
     "OperoError",
     "OperoUsageError",
     "OperoWarning",
@@ -33,6 +46,9 @@ __all__ = [
     "RefusalError",
     "StoreError",
     "UnkeyableError",
+    "UnknownWorkflowError",
+    "UnserializableError",
+    "WorkflowEndedError",
 ]
 
 
@@ -169,6 +185,71 @@ class RateLimitPausedError(RefusalError):
             f"{self.retry_after:.3g}" if self.retry_after < 1000 else f"{self.retry_after:.0f}"
         )
         return f"{self.what} is paused for another {seconds} s"
+
+
+class DurableError(OperoError):
+    """Base class of what goes wrong with workflows and their journal."""
+
+
+class JournalError(DurableError):
+    """The journal cannot be read or written; the message says why, and nothing in it was changed."""
+
+
+class NonDeterminismError(DurableError):
+    """The program does at some step something else than the journal says it did.
+
+    Attributes:
+        workflow: Id of the run.
+        step: Path of the step.
+        recorded: What the journal has there.
+        called: What the program calls there.
+    """
+
+    def __init__(self, workflow: str, step: str, recorded: str, called: str) -> None:
+        super().__init__(workflow, step, recorded, called)
+        self.workflow = workflow
+        self.step = step
+        self.recorded = recorded
+        self.called = called
+
+    def __str__(self) -> str:
+        return (
+            f"workflow {self.workflow!r}, step {self.step}: the journal has {self.recorded}, the program "
+            f"calls {self.called}. Bring the old code back, or fork the workflow from before this step."
+        )
+
+
+class IdConflictError(DurableError):
+    """A workflow id is taken by a run with another name or other arguments."""
+
+
+class UnknownWorkflowError(DurableError, LookupError):
+    """No workflow of that name is registered, or none of that id is in the journal."""
+
+
+class UnserializableError(DurableError, TypeError):
+    """A value that the journal cannot keep, or can no longer read; the message names it."""
+
+
+class ActivityError(DurableError):
+    """Stands for an activity's error whose type cannot be kept in the journal.
+
+    Attributes:
+        type: Name of that type.
+        message: Its text.
+    """
+
+    def __init__(self, type: str, message: str) -> None:
+        super().__init__(type, message)
+        self.type = type
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}"
+
+
+class WorkflowEndedError(DurableError):
+    """The workflow was cancelled, or given up as dead, so there is no result."""
 
 
 class OperoWarning(UserWarning):

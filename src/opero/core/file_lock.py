@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Final
 
-__all__ = ["alone", "lock", "unlock", "use"]
+__all__ = ["alone", "lock", "try_lock", "unlock", "use"]
 
 # Far behind any content: Windows refuses reads of locked bytes.
 _DECISION: Final = 1 << 30
@@ -35,6 +35,17 @@ if sys.platform == "win32":
                 time.sleep(_RETRY)
             else:
                 return
+
+    def try_lock(fd: int) -> bool:
+        """Take the file if no other process holds it."""
+        os.lseek(fd, _DECISION, os.SEEK_SET)
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EDEADLK):
+                raise
+            return False
+        return True
 
     def unlock(fd: int) -> None:
         """Let the next process have the file."""
@@ -67,6 +78,16 @@ else:
                 time.sleep(_RETRY)
             else:
                 return
+
+    def try_lock(fd: int) -> bool:
+        """Take the file if no other process holds it."""
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _DECISION)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            return False
+        return True
 
     def unlock(fd: int) -> None:
         """Let the next process have the file."""

@@ -1,0 +1,57 @@
+# this_file: src/opero/durable/__init__.py
+"""Workflows that survive a crash: what was done is written down, and not done again.
+
+Activities run at least once; recorded results are exact: a completed step is never run again.
+
+    activity, workflow   decorate functions
+    Orchestrator         starts workflows, runs them, tells how they are
+    sleep, wait_for      pauses that survive restarts
+    now, uuid, random    time, ids and chance that replay alike
+    register_type        lets the journal keep values of your classes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from opero.utils.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from opero.durable.activities import activity
+    from opero.durable.orchestrator import Orchestrator
+    from opero.durable.stores.sqlite import SqliteStore
+    from opero.durable.timers import now, random, sleep, uuid, wait_for
+    from opero.durable.values import register_type
+    from opero.durable.workflows import workflow
+
+__all__ = [
+    "Orchestrator",
+    "SqliteStore",
+    "activity",
+    "now",
+    "random",
+    "register_type",
+    "sleep",
+    "uuid",
+    "wait_for",
+    "workflow",
+]
+
+__getattr__: Callable[[str], Any]
+__dir__: Callable[[], list[str]]
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "Orchestrator": "opero.durable.orchestrator",
+        "SqliteStore": "opero.durable.stores.sqlite",
+        "activity": "opero.durable.activities",
+        "now": "opero.durable.timers",
+        "random": "opero.durable.timers",
+        "register_type": "opero.durable.values",
+        "sleep": "opero.durable.timers",
+        "uuid": "opero.durable.timers",
+        "wait_for": "opero.durable.timers",
+        "workflow": "opero.durable.workflows",
+    },
+)

@@ -1,0 +1,283 @@
+# this_file: src/opero/durable/values.py
+"""Values in the journal: JSON that gives back the same value and the same type, or refuses at once.
+
+Types that JSON does not know travel as `{"$": kind, "v": content}`. Reading executes nothing: enums
+and dataclasses are looked up by name, their fields are set without running any of their code.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import datetime as dt
+import decimal
+import enum
+import json
+import math
+import pathlib
+import sys
+import uuid
+import zoneinfo
+from collections.abc import Callable
+from typing import Any, Final
+
+from opero.errors import OperoUsageError, UnserializableError
+
+__all__ = ["decode", "encode", "register_type"]
+
+_MAX_DEPTH: Final = 200
+_SMALL: Final = 1 << 63
+"""Integers beyond it are written in hexadecimal: Python limits the digits of decimal ones."""
+
+_Pack = Callable[[Any], Any]
+_custom: Final[dict[type, tuple[str, _Pack]]] = {}
+_custom_readers: Final[dict[str, _Pack]] = {}
+
+
+def encode(value: object, what: str = "value") -> str:
+    """Return a value as JSON text.
+
+    Args:
+        value: None, bool, int, float (also NaN and infinite), str, bytes, list, tuple, set, frozenset, dict, date,
+            time, datetime, timedelta, Decimal, UUID, Path, complex, range, enums, dataclasses, named
+            tuples, registered types; nested as you like.
+        what: What it is, for the error ("result of charge()").
+
+    Raises:
+        UnserializableError: Some part is of another type; the message names it.
+
+    Example:
+        >>> encode({"a": (1, 2)})
+        '{"a": {"$": "tuple", "v": [1, 2]}}'
+    """
+    return json.dumps(_pack(value, what, "", 0), ensure_ascii=True)
+
+
+def decode(text: str) -> Any:
+    """Return the value that `encode` has written.
+
+    Raises:
+        UnserializableError: A type that it names cannot be found any more.
+
+    Example:
+        >>> decode(encode({"a": (1, 2)}))
+        {'a': (1, 2)}
+    """
+    loaded = json.loads(text)
+    return _unpack(loaded) if '"$"' in text else loaded
+
+
+def register_type(cls: type, to_plain: _Pack, from_plain: _Pack) -> None:
+    """Let values of a class of yours be written to the journal.
+
+    Args:
+        cls: The class itself; subclasses are registered on their own.
+        to_plain: Turns a value into one that the journal knows.
+        from_plain: Turns that back.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> register_type(Fraction, lambda f: (f.numerator, f.denominator), lambda p: Fraction(*p))
+        >>> decode(encode(Fraction(1, 3)))
+        Fraction(1, 3)
+    """
+    if not isinstance(cls, type):
+        raise OperoUsageError(f"register_type({cls!r}): give a class.")
+    name = f"{cls.__module__}:{cls.__qualname__}"
+    _custom[cls] = (name, to_plain)
+    _custom_readers[name] = from_plain
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
+def _pack(value: Any, what: str, at: str, depth: int) -> Any:
+    kind = type(value)
+    if kind is str or kind is bool or value is None:
+        return value
+    if kind is int:
+        return value if -_SMALL < value < _SMALL else {"$": "int", "v": hex(value)}
+    if kind is float:
+        return value if math.isfinite(value) else {"$": "float", "v": repr(value)}
+    if depth >= _MAX_DEPTH:
+        raise UnserializableError(
+            f"{what}{at}: nested deeper than {_MAX_DEPTH}, or contains itself."
+        )
+    deeper = depth + 1
+    if kind is list:
+        return [_pack(item, what, f"{at}[{i}]", deeper) for i, item in enumerate(value)]
+    if kind is dict:
+        if "$" not in value and all(type(key) is str for key in value):
+            return {k: _pack(v, what, f"{at}[{k!r}]", deeper) for k, v in value.items()}
+        pairs = [
+            [_pack(k, what, f"{at} key", deeper), _pack(v, what, f"{at}[…]", deeper)]
+            for k, v in value.items()
+        ]
+        return {"$": "dict", "v": pairs}
+    if kind in _SEQUENCES:
+        packed = [_pack(item, what, f"{at}[…]", deeper) for item in value]
+        return {"$": _SEQUENCES[kind], "v": packed}
+    if kind in _SCALARS:
+        name, write = _SCALARS[kind]
+        return {"$": name, "v": write(value)}
+    if kind in _custom:
+        name, to_plain = _custom[kind]
+        return {"$": "type", "t": name, "v": _pack(to_plain(value), what, at, deeper)}
+    return _pack_named(value, what, at, deeper)
+
+
+def _pack_named(value: Any, what: str, at: str, depth: int) -> Any:
+    """Write a value whose type is found again by its name."""
+    kind = type(value)
+    if isinstance(value, pathlib.PurePath):
+        pure = not isinstance(value, pathlib.Path)
+        return {"$": kind.__name__ if pure else "Path", "v": str(value)}
+    name = f"{kind.__module__}:{kind.__qualname__}"
+    try:
+        found = _find(name) is kind
+    except UnserializableError:
+        found = False
+    if found and isinstance(value, enum.Enum):
+        return {"$": "enum", "t": name, "v": _pack_enum(value, what, at, depth)}
+    if found and dataclasses.is_dataclass(kind):
+        fields = {
+            f.name: _pack(getattr(value, f.name), what, f"{at}.{f.name}", depth)
+            for f in dataclasses.fields(value)
+            if hasattr(value, f.name)
+        }
+        return {"$": "data", "t": name, "v": fields}
+    if found and isinstance(value, tuple) and hasattr(kind, "_fields"):
+        packed = [_pack(item, what, f"{at}[{i}]", depth) for i, item in enumerate(value)]
+        return {"$": "named", "t": name, "v": packed}
+    hint = (
+        "" if found else f" {kind.__qualname__} cannot be found by its name in {kind.__module__}."
+    )
+    raise UnserializableError(
+        f"{what}{at} is a {kind.__module__}.{kind.__qualname__}, which the journal cannot keep.{hint} "
+        "Return plain data, a dataclass or an enum, or call opero.durable.register_type()."
+    )
+
+
+def _pack_enum(value: enum.Enum, what: str, at: str, depth: int) -> Any:
+    """Write a member by its name; combined flags, which have none, by their value."""
+    if type(value).__members__.get(value.name) is value:
+        return value.name
+    return {"value": _pack(value.value, what, at, depth)}
+
+
+def _datetime(value: dt.datetime) -> Any:
+    zone = value.tzinfo
+    if isinstance(zone, zoneinfo.ZoneInfo) and zone.key is not None:
+        naive = value.replace(tzinfo=None, fold=0).isoformat()
+        return [naive, zone.key, value.fold]
+    if zone is not None and type(zone) is not dt.timezone:
+        raise UnserializableError(
+            f"a datetime in {type(zone).__name__} cannot be kept: use datetime.timezone or zoneinfo."
+        )
+    return [value.replace(fold=0).isoformat(), None, value.fold]
+
+
+def _time(value: dt.time) -> Any:
+    if value.tzinfo is not None and type(value.tzinfo) is not dt.timezone:
+        raise UnserializableError(
+            f"a time in {type(value.tzinfo).__name__} cannot be kept: use datetime.timezone."
+        )
+    return value.isoformat()
+
+
+_SEQUENCES: Final[dict[type, str]] = {tuple: "tuple", set: "set", frozenset: "frozenset"}
+
+_SCALARS: Final[dict[type, tuple[str, _Pack]]] = {
+    bytes: ("bytes", lambda v: base64.b64encode(v).decode()),
+    bytearray: ("bytearray", lambda v: base64.b64encode(v).decode()),
+    dt.datetime: ("datetime", _datetime),
+    dt.date: ("date", dt.date.isoformat),
+    dt.time: ("time", _time),
+    dt.timedelta: ("timedelta", lambda v: [v.days, v.seconds, v.microseconds]),
+    decimal.Decimal: ("Decimal", str),
+    uuid.UUID: ("UUID", str),
+    complex: ("complex", lambda v: [repr(v.real), repr(v.imag)]),
+    range: ("range", lambda v: [v.start, v.stop, v.step]),
+}
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def _unpack(plain: Any) -> Any:
+    if type(plain) is list:
+        return [_unpack(item) for item in plain]
+    if type(plain) is not dict:
+        return plain
+    kind = plain.get("$")
+    if kind is None:
+        return {key: _unpack(value) for key, value in plain.items()}
+    content = plain["v"]
+    if kind in _READERS:
+        return _READERS[kind](content)
+    name = plain["t"]
+    if kind == "type":
+        if name not in _custom_readers:
+            raise UnserializableError(
+                f"{name.replace(':', '.')} is in the journal, but not registered in this program: "
+                "call opero.durable.register_type() first."
+            )
+        return _custom_readers[name](_unpack(content))
+    cls = _find(name)
+    if kind == "enum" and issubclass(cls, enum.Enum):
+        return cls[content] if isinstance(content, str) else cls(_unpack(content["value"]))
+    if kind == "named" and issubclass(cls, tuple):
+        return tuple.__new__(cls, _unpack(content))
+    if kind == "data" and dataclasses.is_dataclass(cls):
+        made = object.__new__(cls)
+        for field, value in content.items():
+            object.__setattr__(made, field, _unpack(value))
+        return made
+    raise UnserializableError(f"{name.replace(':', '.')} is no longer what the journal says.")
+
+
+def _find(name: str) -> type:
+    """Return the class of a name "module:Qualified.Name"."""
+    module, _, qualname = name.partition(":")
+    if module not in sys.modules:
+        import importlib
+
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UnserializableError(f"module {module!r} of a journaled value is gone.") from error
+    found: Any = sys.modules[module]
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    if not isinstance(found, type):
+        raise UnserializableError(f"{name.replace(':', '.')} of a journaled value is gone.")
+    return found
+
+
+def _read_datetime(content: Any) -> dt.datetime:
+    text, zone, fold = content
+    value = dt.datetime.fromisoformat(text).replace(fold=fold)
+    return value if zone is None else value.replace(tzinfo=zoneinfo.ZoneInfo(zone))
+
+
+_READERS: Final[dict[str, _Pack]] = {
+    "int": lambda v: int(v, 16),
+    "float": float,
+    "dict": lambda v: {_unpack(key): _unpack(value) for key, value in v},
+    "tuple": lambda v: tuple(_unpack(item) for item in v),
+    "set": lambda v: {_unpack(item) for item in v},
+    "frozenset": lambda v: frozenset(_unpack(item) for item in v),
+    "bytes": base64.b64decode,
+    "bytearray": lambda v: bytearray(base64.b64decode(v)),
+    "datetime": _read_datetime,
+    "date": dt.date.fromisoformat,
+    "time": dt.time.fromisoformat,
+    "timedelta": lambda v: dt.timedelta(days=v[0], seconds=v[1], microseconds=v[2]),
+    "Decimal": decimal.Decimal,
+    "UUID": uuid.UUID,
+    "complex": lambda v: complex(float(v[0]), float(v[1])),
+    "range": lambda v: range(*v),
+    "Path": pathlib.Path,
+    "PurePath": pathlib.PurePath,
+    "PurePosixPath": pathlib.PurePosixPath,
+    "PureWindowsPath": pathlib.PureWindowsPath,
+}

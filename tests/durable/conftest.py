@@ -1,0 +1,63 @@
+# this_file: tests/durable/conftest.py
+"""What the tests of workflows share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import opero
+from opero.durable import Orchestrator
+from opero.durable.registry import workflows
+
+
+@pytest.fixture(autouse=True)
+def registry() -> Iterator[None]:
+    """Each test has names of its own."""
+    before, workflows._known = workflows._known, {}
+    yield
+    workflows._known = before
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    return tmp_path / "journal.db"
+
+
+@pytest.fixture
+def orchestrator(journal: Path) -> Iterator[Orchestrator]:
+    with Orchestrator(journal) as made:
+        yield made
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a program in a process of its own; it is killed at the end."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(source: str, *args: Any) -> subprocess.Popen[str]:
+        path = tmp_path / "program.py"
+        path.write_text(textwrap.dedent(source))
+        command = [sys.executable, "-W", "error", str(path), *map(str, args)]
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(opero.__file__).parents[1])},
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()

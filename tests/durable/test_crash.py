@@ -1,0 +1,405 @@
+# this_file: tests/durable/test_crash.py
+"""Processes are really killed, and what they were doing goes on."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from opero.durable import Orchestrator, SqliteStore
+from opero.durable.records import PutStep, StepRecord, StepState
+from opero.errors import JournalError, OperoWarning
+
+Start = Callable[..., subprocess.Popen[str]]
+
+PROGRAM = """
+import asyncio, os, signal, sys, time
+from opero.durable import Orchestrator, activity, now, sleep, uuid, workflow
+
+def note(text):
+    fd = os.open("notes", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, f"{text}\\n".encode())
+    os.close(fd)
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+@activity
+def square(n):
+    note(f"square {n}")
+    time.sleep(PAUSE)
+    return n * n
+
+@activity
+async def cube(n, step):
+    note(f"cube {n} {step}")
+    await asyncio.sleep(PAUSE * (1 + n % 3))
+    return n ** 3 + step
+
+@activity(idempotent=False)
+def pay(cents):
+    note("pay")
+    if not os.path.exists("paid"):
+        open("paid", "w").close()
+        die()
+    return cents
+
+@activity(retries=4, min_delay=0, max_delay=0)
+def shaky():
+    note("shaky")
+    with open("notes") as lines:
+        count = len(list(lines))
+    if count == 3:
+        die()
+    raise ConnectionError("down")
+
+@activity
+def poison():
+    note("poison")
+    die()
+
+@workflow
+def squares(n):
+    return [square(i) for i in range(n)]
+
+@workflow
+async def cubes(n):
+    async def branch(i):
+        first = await cube(i, 1)
+        second = await cube(i, 2)
+        return first, second
+    return await asyncio.gather(*(branch(i) for i in range(n)))
+
+@workflow
+def paying():
+    return pay(500)
+
+@workflow
+def shaking():
+    try:
+        shaky()
+    except ConnectionError as error:
+        return str(error)
+
+@workflow
+def poisoned():
+    poison()
+
+@workflow
+def facts():
+    found = now(), uuid()
+    note(found)
+    sleep(0.3)
+    note(found)
+    if not os.path.exists("died"):
+        open("died", "w").close()
+        die()
+    return found
+
+@workflow
+def naps(seconds):
+    sleep(seconds)
+    return time.time()
+
+PAUSE = float(os.environ.get("PAUSE", "0.02"))
+if __name__ == "__main__":
+    orchestrator = Orchestrator("journal.db", max_recoveries=3)
+    orchestrator.start()
+    print("started", flush=True)
+    sys.stdin.read()
+    orchestrator.stop()
+"""
+
+
+@pytest.fixture
+def engine(program: Start) -> Callable[[], subprocess.Popen[str]]:
+    def start() -> subprocess.Popen[str]:
+        process = program(PROGRAM)
+        assert process.stdout is not None
+        # What it finds there may kill it before it can say so.
+        assert process.stdout.readline() in ("started\n", "")
+        return process
+
+    return start
+
+
+@pytest.fixture
+def desk(journal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Orchestrator]:
+    """An orchestrator that runs nothing itself: it knows the workflows by name only."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(PROGRAM.replace('if __name__ == "__main__":', "if False:"), names)
+    orchestrator = Orchestrator(journal)
+    yield orchestrator
+    orchestrator.stop()
+
+
+def until(true: Callable[[], object], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came about"
+        time.sleep(0.01)
+
+
+def notes(folder: Path) -> list[str]:
+    path = folder / "notes"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize(("name", "right"), [("squares", [n * n for n in range(20)])])
+def test_killed_workflow_goes_on_where_it_was(
+    tmp_path: Path,
+    engine: Callable[[], subprocess.Popen[str]],
+    desk: Orchestrator,
+    name: str,
+    right: Any,
+) -> None:
+    first = engine()
+    found = desk.invoke_workflow(name, 20)
+    until(lambda: len(notes(tmp_path)) >= 8)
+    kill(first)
+    engine()
+    assert desk.result(found, timeout=20) == right
+    ran = notes(tmp_path)
+    assert len(ran) - len(set(ran)) <= 1
+    assert set(ran) == {f"square {n}" for n in range(20)}
+
+
+def test_concurrent_branches_never_swap_their_results(
+    tmp_path: Path, engine: Callable[[], subprocess.Popen[str]], desk: Orchestrator
+) -> None:
+    found = desk.invoke_workflow("cubes", 9)
+    for reached in (3, 8, 13):
+        process = engine()
+        until(lambda reached=reached: len(set(notes(tmp_path))) >= reached)
+        kill(process)
+    engine()
+    assert desk.result(found, timeout=20) == [(n**3 + 1, n**3 + 2) for n in range(9)]
+
+
+def test_step_that_must_not_run_twice_waits_for_a_word(
+    tmp_path: Path, engine: Callable[[], subprocess.Popen[str]], desk: Orchestrator
+) -> None:
+    found = desk.invoke_workflow("paying")
+    engine().wait()
+    engine()
+    status = desk.wait(found, timeout=20)
+    assert (status["status"], desk.state(found)) == ("processing", "in_doubt")
+    assert "step 1, pay, was running when its process died" in status["error_message"]
+    desk.resolve(found, "1", result=500)
+    assert desk.result(found, timeout=20) == 500
+    assert notes(tmp_path) == ["pay"]
+
+
+def test_step_in_doubt_can_be_run_again(
+    tmp_path: Path, engine: Callable[[], subprocess.Popen[str]], desk: Orchestrator
+) -> None:
+    found = desk.invoke_workflow("paying")
+    engine().wait()
+    engine()
+    desk.wait(found, timeout=20)
+    desk.resolve(found, "1", again=True)
+    assert desk.result(found, timeout=20) == 500
+    assert notes(tmp_path) == ["pay", "pay"]
+
+
+def test_attempts_survive_a_crash(
+    tmp_path: Path, engine: Callable[[], subprocess.Popen[str]], desk: Orchestrator
+) -> None:
+    found = desk.invoke_workflow("shaking")
+    engine().wait()
+    engine()
+    assert desk.result(found, timeout=20) == "down"
+    # 1 + 4 attempts, and the one that the crash interrupted.
+    assert len(notes(tmp_path)) == 6
+
+
+def test_time_and_ids_are_the_same_after_a_crash(
+    tmp_path: Path, engine: Callable[[], subprocess.Popen[str]], desk: Orchestrator
+) -> None:
+    found = desk.invoke_workflow("facts")
+    engine().wait()
+    engine()
+    desk.result(found, timeout=20)
+    assert len(set(notes(tmp_path))) == 1
+
+
+def test_sleep_keeps_its_time_through_a_crash(
+    engine: Callable[[], subprocess.Popen[str]], desk: Orchestrator
+) -> None:
+    process = engine()
+    began = time.time()
+    found = desk.invoke_workflow("naps", 2.0)
+    until(lambda: desk.state(found) == "sleeping")
+    kill(process)
+    engine()
+    woke = desk.result(found, timeout=20)
+    assert 2.0 <= woke - began < 3.5
+
+
+def test_workflow_that_kills_its_process_is_given_up(
+    tmp_path: Path, engine: Callable[[], subprocess.Popen[str]], desk: Orchestrator
+) -> None:
+    found = desk.invoke_workflow("poisoned")
+    for _ in range(4):
+        engine().wait()
+    engine()
+    until(lambda: desk.state(found) == "dead")
+    assert "died 4 times in a row" in desk.get_workflow_status(found)["error_message"]
+    assert notes(tmp_path) == ["poison"] * 4
+
+
+def test_live_process_takes_over_from_a_dead_one_and_never_from_a_live_one(
+    tmp_path: Path,
+    engine: Callable[[], subprocess.Popen[str]],
+    desk: Orchestrator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PAUSE", "0.3")
+    first = engine()
+    found = desk.invoke_workflow("squares", 6)
+    until(lambda: len(notes(tmp_path)) == 2)
+    engine()
+    os.kill(first.pid, signal.SIGSTOP)
+    time.sleep(0.1)
+    ran = len(notes(tmp_path))
+    time.sleep(1.2)
+    assert len(notes(tmp_path)) == ran, "a process that is only stopped was robbed"
+    before = time.monotonic()
+    kill(first)
+    until(lambda: len(notes(tmp_path)) > ran)
+    assert time.monotonic() - before < 2
+    assert desk.result(found, timeout=20) == [n * n for n in range(6)]
+
+
+def test_writes_of_a_zombie_are_refused(journal: Path, desk: Orchestrator) -> None:
+    store = SqliteStore(journal)
+    store.open()
+    found = desk.invoke_workflow("squares", 1)
+    with closing(sqlite3.connect(journal)) as db:
+        db.execute("UPDATE workflow SET owner = 'me', epoch = 2, state = 'running'")
+        db.commit()
+    step = StepRecord(
+        path="1", name="square", hash="", state=StepState.DONE, value="1", began=1.0, order=1
+    )
+    late, mine = PutStep(found, "me", 1, step), PutStep(found, "me", 2, step)
+    assert store.apply([late, mine]) == [False, True]
+    store.close()
+
+
+def test_random_kills_cost_at_most_a_step_each(
+    tmp_path: Path,
+    journal: Path,
+    engine: Callable[[], subprocess.Popen[str]],
+    desk: Orchestrator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two workers, killed at random, over a thousand steps."""
+    monkeypatch.setenv("PAUSE", "0.001")
+    draw = random.Random(7)
+    found = [desk.invoke_workflow("squares", 200) for _ in range(3)]
+    found += [desk.invoke_workflow("cubes", 30) for _ in range(3)]
+    workers = [engine(), engine()]
+    kills = 0
+    while any(desk.get_workflow_status(f)["status"] == "processing" for f in found):
+        time.sleep(draw.uniform(0.05, 0.35))
+        at = draw.randrange(2)
+        kill(workers[at])
+        kills += 1
+        workers[at] = engine()
+        assert kills < 100
+    for f in found[:3]:
+        assert desk.result(f) == [n * n for n in range(200)]
+    for f in found[3:]:
+        assert desk.result(f) == [(n**3 + 1, n**3 + 2) for n in range(30)]
+    ran = notes(tmp_path)
+    # A kill repeats at most one step of each synchronous run, and of each branch of the others.
+    squares = [line for line in ran if line.startswith("square")]
+    assert len(squares) <= 3 * 200 + 3 * kills
+    with closing(sqlite3.connect(journal)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+# --- a journal that cannot be used -------------------------------------------------------------------------------
+
+
+def test_full_disk_is_told_and_nothing_is_lost(desk: Orchestrator) -> None:
+    desk.start()
+    writer = cast("SqliteStore", desk.store)._writer
+    assert writer is not None
+
+    def fill() -> None:
+        for _ in range(1000):
+            desk.invoke_workflow("squares", 1)
+            time.sleep(0.005)
+
+    with pytest.warns(OperoWarning, match="disk is full") as told:  # noqa: PT031 - a story of its own
+        pages = writer.execute("PRAGMA page_count").fetchone()[0]
+        writer.execute(f"PRAGMA max_page_count = {pages + 3}")
+        with pytest.raises(JournalError, match="disk is full"):
+            fill()
+        until(lambda: told.list)
+    writer.execute("PRAGMA max_page_count = 1000000")
+    until(lambda: not desk.list_workflows(status="processing"))
+    assert all(w["output"] == [0] for w in desk.list_workflows())
+
+
+def test_read_only_file_is_told(journal: Path, desk: Orchestrator) -> None:
+    store = SqliteStore(journal)
+    store.open()
+    assert store._writer is not None
+    store._writer.execute("PRAGMA query_only = 1")
+    step = StepRecord(path="1", name="", hash="", state=StepState.DONE)
+    with pytest.raises(JournalError, match="cannot be written"):
+        store.apply([PutStep("w", "o", 1, step)])
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(b"no database at all, however long" * 100, "damaged, or no SQLite database")],
+)
+def test_damaged_file_is_told_and_left_alone(journal: Path, content: bytes, told: str) -> None:
+    journal.write_bytes(content)
+    with pytest.raises(JournalError, match=told):
+        Orchestrator(journal).start()
+    assert journal.read_bytes() == content
+
+
+def test_journal_of_a_newer_opero_is_left_alone(journal: Path) -> None:
+    with closing(sqlite3.connect(journal)) as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(JournalError, match="written by a newer opero"):
+        Orchestrator(journal).start()
+
+
+def test_database_of_somebody_else_is_left_alone(journal: Path) -> None:
+    with closing(sqlite3.connect(journal)) as db:
+        db.execute("CREATE TABLE customers (id)")
+    with pytest.raises(JournalError, match="no journal of opero's"):
+        Orchestrator(journal).start()
+
+
+def test_missing_folder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="does not exist"):
+        Orchestrator(tmp_path / "none" / "w.db").start()
+
+
+def test_journal_is_nobody_elses_business(journal: Path, desk: Orchestrator) -> None:
+    desk.invoke_workflow("squares", 1)
+    assert journal.stat().st_mode & 0o077 == 0

@@ -1,0 +1,88 @@
+# this_file: tests/durable/test_failures.py
+"""Errors come back from the journal with their type."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from opero.durable.failures import keepable, message_of, pack_error, unpack_error
+from opero.errors import ActivityError, CircuitOpenError
+
+
+class OddError(Exception):
+    def __init__(self, *, code: int, response: object) -> None:
+        super().__init__(f"code {code}", response)
+        self.code = code
+        self.response = response
+
+
+def test_type_arguments_attributes_and_notes_come_back() -> None:
+    error = OddError(code=7, response="gone")
+    error.add_note("while testing")
+    back: Any = unpack_error(pack_error(error))
+    assert (type(back), back.args, back.code, back.__notes__) == (
+        OddError, ("code 7", "gone"), 7, ["while testing"]
+    )  # fmt: skip
+
+
+def test_what_cannot_be_kept_is_left_out_but_the_type_stays() -> None:
+    error = OddError(code=7, response=threading.Lock())
+    assert keepable(error) is error
+    back: Any = unpack_error(pack_error(error))
+    assert (type(back), back.code, hasattr(back, "response")) == (OddError, 7, False)
+    assert "code 7" in str(back)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("x"),
+        KeyError("k"),
+        FileNotFoundError(2, "gone", "f"),
+        CircuitOpenError("api", 3.0),
+        TimeoutError(),
+    ],
+)
+def test_common_errors_read_the_same(error: Exception) -> None:
+    back = unpack_error(pack_error(error))
+    assert (type(back), str(back), repr(back)) == (type(error), str(error), repr(error))
+
+
+def test_number_of_an_os_error_comes_back() -> None:
+    back = unpack_error(pack_error(FileNotFoundError(2, "gone", "f")))
+    assert isinstance(back, FileNotFoundError)
+    assert (back.errno, back.filename) == (2, "f")
+
+
+def test_another_error_stands_for_one_that_no_name_leads_to() -> None:
+    class LocalError(Exception):
+        pass
+
+    error = LocalError("here")
+    stand_in = keepable(error)
+    assert (type(stand_in), str(stand_in), stand_in.__cause__) == (
+        ActivityError,
+        "LocalError: here",
+        error,
+    )
+    assert type(unpack_error(pack_error(stand_in))) is ActivityError
+
+
+def test_a_group_is_stood_for() -> None:
+    assert isinstance(keepable(ExceptionGroup("several", [ValueError("x")])), ActivityError)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (pack_error(ValueError("bad")), "ValueError: bad"),
+        (pack_error(ValueError()), "ValueError"),
+        ("as is", "as is"),
+        (None, None),
+    ],
+)
+def test_message_for_people(text: str | None, told: str | None) -> None:
+    assert message_of(text) == told
