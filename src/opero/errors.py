@@ -20,7 +20,8 @@ A call that fails raises *its own* exception; what stands here is only raised wh
         ├── BulkheadFullError                     too many wait for the concurrency limit
         ├── CircuitOpenError                      the circuit breaker lets no call through
         ├── DeadlineError (TimeoutError)          the time was up before the first real failure
-        └── RateLimitPausedError                  the service has asked to wait longer than the call would
+        ├── RateLimitPausedError                  the service has asked to wait longer than the call would
+        └── SpendCapError                         what may be spent is spent
 
 `OperoWarning` is the category of opero's warnings.
 """
@@ -44,6 +45,7 @@ __all__ = [
     "OperoWarning",
     "RateLimitPausedError",
     "RefusalError",
+    "SpendCapError",
     "StoreError",
     "UnkeyableError",
     "UnknownWorkflowError",
@@ -250,6 +252,34 @@ class ActivityError(DurableError):
 
 class WorkflowEndedError(DurableError):
     """The workflow was cancelled, or given up as dead, so there is no result."""
+
+
+class SpendCapError(RefusalError):
+    """A limiter's `cap` has no room for what the call costs. Waiting does not help.
+
+    Attributes:
+        cost: What the call costs.
+        spent: What was spent before.
+        cap: The most that may be.
+
+    Example:
+        >>> raise SpendCapError(0.5, 19.75, 20.0)
+        Traceback (most recent call last):
+        ...
+        opero.errors.SpendCapError: a call that costs 0.5 is over the cap: 19.75 of 20 are spent
+    """
+
+    def __init__(self, cost: float, spent: float, cap: float) -> None:
+        super().__init__(cost, spent, cap)
+        self.cost = cost
+        self.spent = spent
+        self.cap = cap
+
+    def __str__(self) -> str:
+        return (
+            f"a call that costs {self.cost:g} is over the cap: "
+            f"{self.spent:g} of {self.cap:g} are spent"
+        )
 
 
 class OperoWarning(UserWarning):

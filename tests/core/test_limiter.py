@@ -51,7 +51,7 @@ def test_a_rate_that_cannot_be_kept_is_refused_with_the_fix(rate):
         ({"burst": -1}, "burst=-1 must be a whole number"),
         ({"burst": 1.5}, "burst=1.5 must be a whole number"),
         ({"burst": True}, "burst=True must be a whole number"),
-        ({"smooth": 1}, "smooth=1 must be True, False or None"),
+        ({"smooth": 1}, "smooth=1 must be True or False"),
         ({"name": ""}, "name='' must be text"),
     ],
 )

@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> str:
 
 
 def fresh(path: str, rule: Rule = HOURLY, starts: list[int] | None = None) -> SharedSlot:
-    return open_slot(path, rule, create=True, starts=starts)
+    return open_slot(path, rule, create=True, words=rule.words(starts or []))
 
 
 @contextmanager
@@ -341,7 +341,9 @@ def test_another_rule_while_a_program_uses_the_file_is_an_error_with_the_fix(pat
     holder = run(HOLDER.replace("file_lock.lock", "id"), path, f"2 {HOUR} 3 0", "pass")
     assert holder.stdout
     holder.stdout.readline()
-    with pytest.raises(OperoUsageError, match=r"another program.*3 calls in 1 h.*different names"):
+    with pytest.raises(
+        OperoUsageError, match=r"another program.*one call each 60 s.*different names"
+    ):
         fresh(path, MINUTELY)
     holder.communicate("")
     assert fresh(path, MINUTELY).take() == 0

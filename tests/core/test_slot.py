@@ -314,6 +314,6 @@ def test_a_retired_slot_refuses_and_its_starts_go_on(rule, time):
     slot.take()
     found: list[list[int]] = []
     slot.retire(found.append)
-    assert found == [[0]]
+    assert found == [rule.words([0])]
     time.now += 10**15
     assert slot.take() > 0

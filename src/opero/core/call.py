@@ -78,6 +78,7 @@ class Call:
         begun: What a real call that is already made has given so far: its awaitable, or its error; None otherwise.
         hint: Seconds that the service asked to wait after the last failure.
         remark: Why the call ends before all is spent; one more line of the note.
+        reserved: The slot of the real call that is being made, where it may be given back or settled.
         behind: The thread that a call which timed out goes on in, None if there is none.
         deadline: Clock reading by which it must be over, None if there is none.
         overdue: Whether it ends because of that deadline.
@@ -107,6 +108,7 @@ class Call:
     begun: Any = None
     hint: float = 0.0
     remark: str | None = None
+    reserved: Any = None
     behind: Any = None
     deadline: float | None = None
     overdue = False

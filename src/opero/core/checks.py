@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from opero.core.backends import backend_of
-from opero.core.units import parse_rate, parse_seconds, parse_size
+from opero.core.units import parse_seconds, parse_size, parse_windows
 from opero.errors import OperoUsageError
 from opero.utils.async_utils import is_async_function
 
@@ -181,4 +181,4 @@ def store(name: str, value: Any) -> None:
 def rate(name: str, value: Any) -> None:
     """A rate, a limiter or None."""
     if value is not None and not callable(getattr(value, "wait", None)):
-        parse_rate(value, name)
+        parse_windows(value, name)

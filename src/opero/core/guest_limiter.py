@@ -6,9 +6,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from opero.core import ambient
-from opero.core.limiter import RateLimiter, Reservation
+from opero.core.limiter import RateLimiter
 from opero.core.loop_queue import Guest
 from opero.core.pace import SECOND, Quota
+from opero.core.reservation import Reservation
 from opero.core.slot import LocalSlot
 from opero.core.waiting_room import PATIENT, Patience, bear
 from opero.errors import DeadlineError, OperoUsageError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["GuestLimiter"]
 
+_NO_RULE: Final = Quota(1, 1)
+"""What stands where one of ours has its rule."""
 _UNNOTICED: Final = 0.001
 """A guest does not tell whether it waited; what is shorter than so many seconds is not counted."""
 
@@ -38,7 +41,7 @@ class GuestLimiter(RateLimiter):
         self._guest = Guest(rate)
         # Never empty, so that nobody takes a slot where there is none.
         self.queues: Any = {"guest": None}
-        self._break = LocalSlot(Quota(1, 1), lambda: round(ambient.clock().monotonic() * SECOND))
+        self._break = LocalSlot(_NO_RULE, lambda: round(ambient.clock().monotonic() * SECOND))
 
     def _refusal(self, what: str) -> OperoUsageError:
         return OperoUsageError(
@@ -54,22 +57,23 @@ class GuestLimiter(RateLimiter):
         """Return what remembers a pause; the limit itself is the guest's."""
         return self._break
 
-    def acquire(self, timeout: Duration | None = None) -> float:
+    def acquire(self, timeout: Duration | None = None, *, cost: float | None = None) -> float:
         """Refuse: the guest cannot block a thread."""
         if not ambient.disabled():
             self.require_sync()
         return 0.0
 
-    def try_acquire(self) -> bool:
+    def try_acquire(self, *, cost: float | None = None) -> bool:
         """Refuse: the guest knows only how to wait."""
         if ambient.disabled():
             return True
         raise self._refusal("be tried without waiting")
 
-    def reserve(self, patience: Patience = PATIENT) -> Reservation:
+    def reserve_within(self, patience: Patience, cost: float | None = None) -> Reservation:
         """Refuse: the guest cannot block a thread."""
+        self._counts_calls(cost)
         self.acquire()
-        return Reservation()
+        return Reservation(self, _NO_RULE)
 
     async def queue_up(self, patience: Patience = PATIENT) -> float:
         """Wait as the guest does, and return for how many seconds that was."""
@@ -100,9 +104,12 @@ class GuestLimiter(RateLimiter):
                 raise  # the guest's own
             raise DeadlineError("the deadline passed while the call waited") from None
 
-    async def reserve_async(self, patience: Patience = PATIENT) -> Reservation:
+    async def reserve_async_within(
+        self, patience: Patience, cost: float | None = None
+    ) -> Reservation:
         """Do what `wait` does; the guest takes nothing back."""
-        reservation = Reservation()
+        self._counts_calls(cost)
+        reservation = Reservation(self, _NO_RULE)
         reservation.waited = await self.queue_up(patience)
         return reservation
 

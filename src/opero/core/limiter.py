@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from opero.core import ambient
-from opero.core.pace import SECOND, Spacing, rule_for
+from opero.core import ambient, checks
+from opero.core.joint import is_idle, joined
+from opero.core.pace import SECOND
+from opero.core.reservation import Reservation, describe_rule
 from opero.core.shareable import Shareable, publish_all
-from opero.core.units import Duration, Rate, format_seconds, parse_rate, parse_seconds
-from opero.core.waiting_room import PATIENT, Patience, WaitingRoom
+from opero.core.units import Duration, Window, parse_seconds, parse_windows
+from opero.core.waiting_room import PATIENT, Patience, WaitingRoom, patience_of
 from opero.errors import OperoUsageError
 from opero.utils.switch import switch
 
@@ -20,79 +24,13 @@ if TYPE_CHECKING:
 
     from opero.core.loop_queue import LoopQueue
     from opero.core.pace import Rule
-    from opero.core.slot import Mark, Slot
     from opero.core.thread_line import Ticket
 
 __all__ = ["RateLimiter", "Reservation", "limiter_of", "publish_all"]
 
 _LONGEST_PAUSE: Final = 1e9
 """Seconds, more than 30 years: what a service asks for may be anything."""
-_PERIODS: Final = {1.0: "second", 60.0: "minute", 3600.0: "hour", 86400.0: "day", 604800.0: "week"}
-
-
-# --- decisions ------------------------------------------------------------------------------------
-
-
-def describe_rate(rate: Rate) -> str:
-    """Write a rate for people.
-
-    Example:
-        >>> describe_rate(Rate(100, 60)), describe_rate(Rate(5, 10))
-        ('100 per minute', '5 per 10 s')
-    """
-    return f"{rate.count:g} per {_PERIODS.get(rate.period) or format_seconds(rate.period)}"
-
-
-def describe_spacing(rule: Rule, burst: int) -> str:
-    """Write for people how a rule spaces calls out.
-
-    Example:
-        >>> describe_spacing(rule_for(Rate(100, 60), burst=1, smooth=None), burst=1)
-        'one call each 0.6 s'
-    """
-    if not isinstance(rule, Spacing):
-        return "no spacing"
-    at_once = f", {burst + 1} at once after a pause" if burst > 1 else ""
-    return f"{rule}{at_once}"
-
-
 # --- the limiter ----------------------------------------------------------------------------------
-
-
-class Reservation:
-    """A slot that was taken and may be given back.
-
-    Attributes:
-        waited: Seconds that it took to get it.
-    """
-
-    __slots__ = ("_mark", "_slot", "waited")
-
-    def __init__(self) -> None:
-        self._slot: Slot | None = None
-        self._mark: Mark | None = None
-        self.waited: float = 0.0
-
-    def refund(self) -> bool:
-        """Give the slot back, because the call was not made after all.
-
-        Returns:
-            True if the limiter is now as if the slot had never been taken. False, without effect,
-            if another call has started since: giving back might let one too many into some window.
-        """
-        slot, mark, self._slot = self._slot, self._mark, None
-        return slot is not None and mark is not None and slot.give_back(mark)
-
-    def take_from(self, limiter: RateLimiter) -> int:
-        """Try to take a slot; return 0, or the nanoseconds to wait."""
-        slot = limiter.current_slot()
-        wait, mark = slot.take_marked()
-        if not wait:
-            self._slot, self._mark = slot, mark
-        return wait
-
-    def __repr__(self) -> str:
-        return f"<Reservation after {self.waited:.3f} s>"
 
 
 class RateLimiter(Shareable):
@@ -107,18 +45,33 @@ class RateLimiter(Shareable):
     a sliding quota: no spacing, and never more than N in any window (N rounded up).
 
     Args:
-        rate: Calls per second, or text such as "100/minute". An object with `async wait()` (of
-            asynciolimiter, say) is accepted too, without the other arguments: it limits coroutine
-            functions in one event loop at a time, in its own way.
+        rate: Calls per second, or text such as "100/minute"; several of them with "&" between them
+            hold together ("10/s & 500/minute"): a call starts under all or waits. A word says what
+            is counted ("500 requests/minute & 30000 tokens/minute"): calls, or what they cost.
+            None only with a `cap`. An object with `async wait()` (of asynciolimiter, say) is
+            accepted too, without the other arguments: it limits coroutine functions in one event
+            loop at a time, in its own way.
         burst: Calls by which a window may exceed N, to make up for a late start. 0 is strict: what
             starts late is lost, and a fractional N is rounded up.
-        smooth: True spaces calls out whatever the period, False never, None goes by the period.
+        smooth: True spaces calls out whatever the period, False never, None goes by the period, and
+            of several windows spaces the shortest only. A window of cost is never spaced.
         name: Limiters of one name and rate share a slot among all programs of this user. It lies in
             `OPERO_STATE_DIR`, by default the user's state directory, and outlives both programs and
             reboots.
+        cost: What a call costs (tokens, money), a number or a callable of the call's arguments. It
+            is reserved before the call; without a word in `rate`, that is what is counted.
+        settle: Callable of the result that returns the real cost. The difference is given back, or
+            counted as a debt from now on. A call that failed keeps what was reserved, because it
+            may have been billed; one that was never made gets it back.
+        cap: Most cost (calls, without `cost`) in all, until `reset_spent()`: then `SpendCapError`.
+        key: Callable of the call's arguments: one bucket (with all of the above) for each value that
+            it returns, an API key or a host, say. It sees the fallback value in use.
 
     Raises:
         OperoUsageError: A value cannot work, or the name is in use with another rate.
+
+    A subclass is made where the arguments ask for it: `WeightedLimiter`, `KeyedLimiter`,
+    `GuestLimiter`.
 
     Example:
         >>> limiter = RateLimiter("100/minute", burst=0)
@@ -133,29 +86,58 @@ class RateLimiter(Shareable):
     direct = True
     """Whether `take_slot` may be called without any of the verbs, by a wrapper's express lane."""
 
-    def __new__(cls, rate: Any, **_: Any) -> Self:
-        """Make a `GuestLimiter` where somebody else's limiter is given."""
+    measured = False
+    """Whether calls differ: in what they cost, or in the bucket that they belong to."""
+    settles = False
+    """Whether results tell what calls have cost."""
+
+    def __new__(cls, rate: Any = None, **options: Any) -> Self:
+        """Make a limiter of the kind that the arguments ask for."""
         kind: Any = cls
-        if cls is RateLimiter and callable(getattr(rate, "wait", None)):
+        if cls is not RateLimiter:
+            pass
+        elif callable(getattr(rate, "wait", None)):
             from opero.core.guest_limiter import GuestLimiter
 
             kind = GuestLimiter
+        elif options.get("key") is not None:
+            from opero.core.keyed_limiter import KeyedLimiter
+
+            kind = KeyedLimiter
+        elif rate is None or _weighted(rate, options):
+            from opero.core.weighted_limiter import WeightedLimiter
+
+            kind = WeightedLimiter
         made: Self = object.__new__(kind)
         return made
 
     def __init__(
         self,
-        rate: float | str | Any,
+        rate: float | str | Any = None,
         *,
         burst: int = 1,
         smooth: bool | None = None,
         name: str | None = None,
+        cost: float | Callable[..., float] | None = None,
+        settle: Callable[[Any], float] | None = None,
+        cap: float | None = None,
+        key: Callable[..., Any] | None = None,
     ) -> None:
-        _check(burst, smooth, name)
-        self.rate: Rate = parse_rate(rate, "rate")
-        self.burst = burst
-        options = {"burst": burst, "smooth": smooth}
-        super().__init__(rule_for(self.rate, burst, smooth), name, (rate, options))
+        check_shape(burst, smooth, name)
+        windows = parse_windows(rate, "rate")
+        rule = joined(windows, burst=burst, smooth=smooth)
+        self._begin(windows, rule, name, (rate, {"burst": burst, "smooth": smooth}))
+
+    def _begin(
+        self,
+        windows: tuple[Window, ...],
+        rule: Rule,
+        name: str | None,
+        made_from: tuple[Any, dict[str, Any]],
+    ) -> None:
+        self.windows = windows
+        self.burst: int = made_from[1]["burst"]
+        super().__init__(rule, name, made_from)
         self._nobody_waits()
 
     def _nobody_waits(self) -> None:
@@ -165,11 +147,12 @@ class RateLimiter(Shareable):
 
     # --- verbs ------------------------------------------------------------------------------------
 
-    def acquire(self, timeout: Duration | None = None) -> float:
+    def acquire(self, timeout: Duration | None = None, *, cost: float | None = None) -> float:
         """Block until a call may start, and count it as started.
 
         Args:
             timeout: How long to wait at most. A wait that would take longer is not even begun.
+            cost: What the call costs, where that is counted.
 
         Returns:
             Seconds waited, 0.0 if the slot was free.
@@ -177,15 +160,22 @@ class RateLimiter(Shareable):
         Raises:
             DeadlineError: There is no slot within `timeout`.
         """
-        if switch.on or self.tickets or self.take_slot():
-            return self.line_up(_patience(timeout))
+        if switch.on or self.tickets or cost is not None or self.take_slot():
+            self._counts_calls(cost)
+            return self.line_up(patience_of(timeout))
         return 0.0
 
-    async def wait(self, timeout: Duration | None = None) -> float:  # noqa: ASYNC109 - as in `acquire`
+    async def wait(
+        self,
+        timeout: Duration | None = None,  # noqa: ASYNC109 - as in `acquire`
+        *,
+        cost: float | None = None,
+    ) -> float:
         """Do what `acquire` does, for a task and without blocking its event loop.
 
         Args:
             timeout: How long to wait at most. A wait that would take longer is not even begun.
+            cost: What the call costs, where that is counted.
 
         Returns:
             Seconds waited, 0.0 if the slot was free.
@@ -193,17 +183,19 @@ class RateLimiter(Shareable):
         Raises:
             DeadlineError: There is no slot within `timeout`.
         """
-        if switch.on or self.queues or self.take_slot():
-            return await self.queue_up(_patience(timeout))
+        if switch.on or self.queues or cost is not None or self.take_slot():
+            self._counts_calls(cost)
+            return await self.queue_up(patience_of(timeout))
         return 0.0
 
-    def try_acquire(self) -> bool:
+    def try_acquire(self, *, cost: float | None = None) -> bool:
         """Count a call as started if it may start now and overtakes nobody; tell whether."""
+        self._counts_calls(cost)
         if ambient.disabled():
             return True
         return not self.tickets and not self.queues and not self._try()
 
-    def reserve(self, patience: Patience = PATIENT) -> Reservation:
+    def reserve(self, timeout: Duration | None = None, *, cost: float | None = None) -> Reservation:
         """Do what `acquire` does, for a slot that may be given back.
 
         Example:
@@ -213,19 +205,56 @@ class RateLimiter(Shareable):
             >>> limiter.try_acquire()
             True
         """
-        reservation = Reservation()
-        reservation.waited = self._room.stand_in_line(
-            lambda: reservation.take_from(self), self.current_slot, patience
+        return self.reserve_within(patience_of(timeout), cost)
+
+    async def reserve_async(
+        self,
+        timeout: Duration | None = None,  # noqa: ASYNC109 - as in `acquire`
+        *,
+        cost: float | None = None,
+    ) -> Reservation:
+        """Do what `wait` does, for a slot that may be given back."""
+        return await self.reserve_async_within(patience_of(timeout), cost)
+
+    def _counts_calls(self, cost: float | None) -> None:
+        if cost is not None:
+            raise OperoUsageError(
+                f"cost={cost!r}: this limiter counts calls, all alike. Say what is counted, as in "
+                'RateLimiter("30000 tokens/minute").'
+            )
+
+    # --- verbs of the stage -----------------------------------------------------------------------
+
+    def bucket_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RateLimiter:
+        """Return the limiter that a call belongs to: this one, unless there is one for each key."""
+        return self
+
+    def price(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
+        """Return what a call costs, None where calls are counted."""
+        return None
+
+    def settle_with(self, reservation: Reservation, result: object) -> None:
+        """Put right what a call has cost, now that its result is there."""
+
+    def reserve_within(self, patience: Patience, cost: float | None = None) -> Reservation:
+        """Do what `reserve` does, for a caller whose patience has other bounds than a timeout."""
+        reservation = self._reservation(cost)
+        reservation.waited = self._room.stand_in_line(reservation.take, self.current_slot, patience)
+        return reservation
+
+    async def reserve_async_within(
+        self, patience: Patience, cost: float | None = None
+    ) -> Reservation:
+        """Do what `reserve_async` does, likewise."""
+        reservation = self._reservation(cost)
+        reservation.waited = await self._room.queue_up(
+            reservation.take, self.current_slot, patience
         )
         return reservation
 
-    async def reserve_async(self, patience: Patience = PATIENT) -> Reservation:
-        """Do what `wait` does, for a slot that may be given back."""
-        reservation = Reservation()
-        reservation.waited = await self._room.queue_up(
-            lambda: reservation.take_from(self), self.current_slot, patience
-        )
-        return reservation
+    def _reservation(self, cost: float | None) -> Reservation:
+        self._counts_calls(cost)
+        return Reservation(self, self._rule)
 
     def __enter__(self) -> Self:
         self.acquire()
@@ -311,15 +340,37 @@ class RateLimiter(Shareable):
 
     # --- telling ----------------------------------------------------------------------------------
 
+    @property
+    def spent(self) -> float:
+        """Cost that was counted under the `cap`, 0.0 without one."""
+        return 0.0
+
+    @property
+    def left(self) -> float:
+        """Cost that is left under the `cap`, infinity without one."""
+        return math.inf
+
+    def reset_spent(self) -> None:
+        """Begin the `cap` anew: nothing counts as spent."""
+
     def describe(self) -> str:
         """Tell the limit in one line: rate, spacing and who shares it."""
-        by = "all threads"
-        if self.shared:
-            by = "all threads and processes"
-            if self.name is not None:
-                by = f"all programs that name it {self.name!r}"
-        spacing = describe_spacing(self._rule, self.burst)
-        return f"{describe_rate(self.rate)}: {spacing}, shared by {by}"
+        return f"{describe_rule(self.windows, self._rule, self.burst)}, shared by {self._by()}"
+
+    def _by(self) -> str:
+        if not self.shared:
+            return "all threads"
+        if self.name is not None:
+            return f"all programs that name it {self.name!r}"
+        return "all threads and processes"
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits and nothing is remembered that still counts."""
+        if self.tickets or self.queues or self.paused:
+            return False
+        rule = self._rule
+        return self.current_slot().change(lambda words, now: is_idle(rule, words, now))
 
     def __repr__(self) -> str:
         wait = self.current_slot().look() / SECOND
@@ -333,16 +384,15 @@ def limiter_of(value: float | str | RateLimiter | Any) -> RateLimiter:
     return value if isinstance(value, RateLimiter) else RateLimiter(value)
 
 
-def _patience(timeout: Duration | None) -> Patience:
-    if timeout is None:
-        return PATIENT
-    return Patience(ambient.clock().monotonic() + parse_seconds(timeout, "timeout"))
+def _weighted(rate: object, options: dict[str, Any]) -> bool:
+    if any(options.get(name) is not None for name in ("cost", "settle", "cap")):
+        return True
+    return any(window.weighted for window in parse_windows(rate, "rate"))
 
 
-def _check(burst: object, smooth: object, name: object) -> None:
-    if isinstance(burst, bool) or not isinstance(burst, int) or burst < 0:
-        raise OperoUsageError(f"burst={burst!r} must be a whole number, 0 or more (0 is strict).")
-    if not (smooth is None or isinstance(smooth, bool)):
-        raise OperoUsageError(f"smooth={smooth!r} must be True, False or None (by the period).")
-    if not (name is None or (isinstance(name, str) and name)):
-        raise OperoUsageError(f"name={name!r} must be text that is not empty, or None.")
+def check_shape(burst: object, smooth: object, name: object) -> None:
+    """Refuse what no limiter can be made of."""
+    checks.whole(0)("burst", burst)
+    if smooth is not None:
+        checks.boolean("smooth", smooth)
+    checks.text_or_none("name", name)

@@ -170,7 +170,10 @@ class Options:
         "fallback", Exception, failure_filter, "what moves on to the next value"
     )
     rate_limit: float | str | RateLimiter | None = option(
-        "rate limit", None, rate, 'calls per second, "100/minute", or a shared `RateLimiter`'
+        "rate limit",
+        None,
+        rate,
+        'calls per second, "100/minute", "10/s & 500/minute", or a shared `RateLimiter`',
     )
     circuit_breaker: bool | CircuitBreaker | None = option(
         "guard", None, breaker, "True, or a (shared) `CircuitBreaker`"

@@ -299,7 +299,7 @@ def gap_after(length: int, even: int) -> int:
     return max(1, min(even, length // 10))
 
 
-def rule_for(rate: Rate, burst: int, smooth: bool | None) -> Rule:
+def rule_for(rate: Rate, burst: int, smooth: bool | None) -> Spacing | Quota:
     """Choose the rule for a rate.
 
     Args:
@@ -351,7 +351,7 @@ def _quota(count: float, period: int) -> Quota:
     return Quota(math.ceil(period * (capacity / count)), capacity)
 
 
-def rule_of(signature: tuple[int, int, int, int]) -> Rule | None:
+def rule_of(signature: tuple[int, int, int, int]) -> Spacing | Quota | None:
     """Make the rule with this signature; None if there is none."""
     kind, period, first, second = signature
     if kind == 1 and period > 0 and first > 0 and second >= 0:

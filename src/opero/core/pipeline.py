@@ -21,7 +21,6 @@ from opero.core.deadline import Deadline, in_force
 from opero.core.fallback import ArgFallback
 from opero.core.function import unwrap_partial
 from opero.core.invoke import AwaitableResult, Invoke
-from opero.core.rate_limit import RateLimit, limiter_of
 from opero.core.report import Report
 from opero.core.retry import Retry, RetryPolicy
 from opero.core.stage import Emitter, Stage
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from opero.core.circuit import Circuit
     from opero.core.function import FunctionInfo
     from opero.core.options import Options
+    from opero.core.rate_limit import RateLimit
     from opero.core.timeout import Timeout
 
 __all__ = ["Lane", "Pipeline"]
@@ -112,18 +112,7 @@ class Pipeline:
         )
         if self.fallback and origin and origin.fallback:
             self.fallback.resting = origin.fallback.resting
-        self.rate_limit: RateLimit | None = None
-        if options.rate_limit is not None:
-            shared = origin.rate_limit if origin and "rate_limit" not in changed else None
-            limiter = shared.limiter if shared else limiter_of(options.rate_limit)
-            refused_within = bool(options.circuit_breaker)
-            self.rate_limit = RateLimit(
-                limiter,
-                self.stats,
-                emitter,
-                refused_within=refused_within,
-                longest_pause=policy.longest_hint,
-            )
+        self.rate_limit = self._rate_limit(origin, changed, policy)
         self.concurrency = self._concurrency(origin, changed)
         self.circuit = self._circuit(origin, changed)
         if self.fallback is not None:
@@ -184,6 +173,29 @@ class Pipeline:
         return retry
 
     # Guards are loaded where they are asked for: most functions have none of them, and importing opero must stay cheap.
+
+    def _rate_limit(
+        self, origin: Pipeline | None, changed: frozenset[str], policy: RetryPolicy
+    ) -> RateLimit | None:
+        wanted = self.options.rate_limit
+        if wanted is None:
+            return None
+        from opero.core.rate_limit import RateLimit, limiter_of
+
+        shared = origin.rate_limit if origin and "rate_limit" not in changed else None
+        limiter = shared.limiter if shared else limiter_of(wanted)
+        if limiter.settles and self.info.kind in ("generator", "async_generator"):
+            raise OperoUsageError(
+                f"settle={wanted!r}: {self.info.name}() is a generator and has no single result. "
+                "Take a reservation by hand, and settle it at the end."
+            )
+        return RateLimit(
+            limiter,
+            self.stats,
+            self.emitter,
+            refused_within=bool(self.options.circuit_breaker),
+            longest_pause=policy.longest_hint,
+        )
 
     def _concurrency(self, origin: Pipeline | None, changed: frozenset[str]) -> Bulkhead | None:
         wanted = self.options.concurrency

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from opero import events
 from opero.core import ambient
 from opero.core.call import Rejected
-from opero.core.limiter import RateLimiter, Reservation, limiter_of, publish_all
+from opero.core.limiter import RateLimiter, limiter_of, publish_all
+from opero.core.reservation import Reservation
 from opero.core.waiting_room import Patience
 from opero.errors import RefusalError
 from opero.utils.switch import switch
@@ -97,21 +98,23 @@ class RateLimit:
                 self._failed(call, error)
                 raise
 
-        def run_refundable(call: Call) -> Any:
-            if call.begun is not None:
-                return run(call)
-            made, reservation = call.calls, limiter.reserve(self._patience(call))
-            self._waited(call, reservation.waited)
+        def run_reserved(call: Call) -> Any:
+            if call.begun is None:
+                call.reserved = None
+                if not ambient.disabled():
+                    bucket, cost = self._measure(call)
+                    call.reserved = bucket.reserve_within(self._patience(call), cost)
+                    self._waited(call, call.reserved.waited)
+            made, reservation = call.calls, call.reserved
             try:
-                return proceed(call)
-            except RefusalError:
-                _refund(reservation, call, made)
-                raise
+                result = proceed(call)
             except Exception as error:
-                self._failed(call, error)
+                self._ended(call, made, reservation, error)
                 raise
+            self._settle(reservation, result)
+            return result
 
-        return run_refundable if self._refused_within else run
+        return run_reserved if self._reserves else run
 
     def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
         """Wait before `proceed` until a slot is free."""
@@ -126,21 +129,50 @@ class RateLimit:
                 self._failed(call, error)
                 raise
 
-        async def run_refundable(call: Call) -> Any:
-            if call.begun is not None:
-                return await run(call)
-            made, reservation = call.calls, await limiter.reserve_async(self._patience(call))
-            self._waited(call, reservation.waited)
+        async def run_reserved(call: Call) -> Any:
+            if call.begun is None:
+                call.reserved = None
+                if not ambient.disabled():
+                    bucket, cost = self._measure(call)
+                    call.reserved = await bucket.reserve_async_within(self._patience(call), cost)
+                    self._waited(call, call.reserved.waited)
+            made, reservation = call.calls, call.reserved
             try:
-                return await proceed(call)
-            except RefusalError:
-                _refund(reservation, call, made)
-                raise
+                result = await proceed(call)
             except Exception as error:
-                self._failed(call, error)
+                self._ended(call, made, reservation, error)
                 raise
+            self._settle(reservation, result)
+            return result
 
-        return run_refundable if self._refused_within else run
+        return run_reserved if self._reserves else run
+
+    @property
+    def _reserves(self) -> bool:
+        """Whether a call's slot may have to be given back or settled."""
+        return self._refused_within or self.limiter.measured
+
+    def _measure(self, call: Call) -> tuple[RateLimiter, float | None]:
+        """Return the bucket that a call belongs to, and what it costs there."""
+        bucket = self.limiter.bucket_for(call.args, call.kwargs)
+        return bucket, bucket.price(call.args, call.kwargs)
+
+    def _settle(self, reservation: Reservation | None, result: object) -> None:
+        if reservation is not None:
+            reservation.limiter.settle_with(reservation, result)
+
+    def _ended(
+        self, call: Call, made: int, reservation: Reservation | None, error: Exception
+    ) -> None:
+        """Conclude the reservation of a call that failed, or that was not made at all."""
+        if isinstance(error, RefusalError):
+            # A stage further in did not let the call through.
+            if reservation is not None and call.calls == made:
+                reservation.refund()
+            return
+        if isinstance(error, Rejected):
+            self._settle(reservation, error.value)
+        self._failed(call, error, None if reservation is None else reservation.limiter)
 
     def _patience(self, call: Call) -> Patience:
         return Patience(call.deadline, self._longest_pause)
@@ -154,10 +186,10 @@ class RateLimit:
         if emitter.active:
             emitter.emit(events.LimiterWaited(function=emitter.function, seconds=seconds))
 
-    def _failed(self, call: Call, error: Exception) -> None:
-        """Pause the limiter for everybody if the service asks to wait."""
+    def _failed(self, call: Call, error: Exception, limiter: RateLimiter | None = None) -> None:
+        """Pause the limiter, or the bucket, for everybody if the service asks to wait."""
         hint = None if ambient.disabled() else throttled(call, error)
-        if hint is None or not self.limiter.pause(hint.seconds):
+        if hint is None or not (limiter or self.limiter).pause(hint.seconds):
             return
         emitter = self._emitter
         if emitter.active:
@@ -170,9 +202,3 @@ class RateLimit:
     def describe(self) -> str:
         """Tell the rate, the spacing and who shares it."""
         return self.limiter.describe()
-
-
-def _refund(reservation: Reservation, call: Call, made: int) -> None:
-    """Give the slot of a call back that a stage further in did not let through."""
-    if call.calls == made:
-        reservation.refund()

@@ -87,24 +87,24 @@ class Shareable:
                 self._move(None)
             return self.shared
 
-    def _join(self, path: str | None) -> None:
+    def _join(self, path: str | None, *, create: bool = False) -> None:
         """Use the slot of the process that this object came from."""
         with self._moving:
             if path is not None and path != self._path:
-                self._move(path)
+                self._move(path, create=create)
 
-    def _move(self, path: str | None) -> None:
-        """Go on in a file (None: a new one, or the name's) with the starts remembered here."""
+    def _move(self, path: str | None, *, create: bool = False) -> None:
+        """Go on in a file (None: a new one, or the name's) with what is remembered here."""
         try:
             from opero.core.shared_slot import open_slot, private_path, state_path
 
-            create = path is None or self.name is not None
+            create = create or path is None or self.name is not None
             if path is None:
                 path = private_path(self) if self.name is None else state_path(self.name)
             target = path
 
-            def succeed(starts: list[int]) -> None:
-                self._put(open_slot(target, self._rule, create=create, starts=starts))
+            def succeed(words: list[int]) -> None:
+                self._put(open_slot(target, self._rule, create=create, words=words))
                 self._path = target
 
             if isinstance(self._slot, LocalSlot):
@@ -113,7 +113,7 @@ class Shareable:
                 if paused:
                     self._slot.pause(paused)
             else:
-                succeed([])
+                succeed(self._rule.words())
         except (OSError, ImportError) as error:
             self._alone = True
             warnings.warn(

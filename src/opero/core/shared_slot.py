@@ -24,20 +24,23 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 from zlib import crc32
 
 from opero.core import file_lock
 from opero.core.hold import Hold
-from opero.core.pace import SECOND, Rule, rule_of
+from opero.core.joint import carried, inherited, mended, rule_in, words_of
+from opero.core.pace import SECOND, Rule
 from opero.core.slot import Mark, hold_back, let_go, undo
 from opero.errors import OperoUsageError
 
 if TYPE_CHECKING:
     from opero.core.pace import Words
+
+T = TypeVar("T")
 
 __all__ = ["SharedSlot", "open_slot", "private_path", "state_path"]
 
@@ -52,8 +55,6 @@ _VERSION: Final = int.from_bytes(b"opero\0\0\1", "big")
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _CLOCKS_APART: Final = 60 * SECOND
 """Without a boot id: clocks that differ by more have not run side by side (reboot, sleep, set)."""
-_FORGOTTEN: Final = 1 << 60
-"""Age (36 years) at which a start matters to no rule; only a damaged file has older ones."""
 
 
 class SharedSlot:
@@ -65,7 +66,7 @@ class SharedSlot:
         fd: The only descriptor of the file in this process.
     """
 
-    def __init__(self, path: str, rule: Rule, *, create: bool, starts: list[int]) -> None:
+    def __init__(self, path: str, rule: Rule, *, create: bool, words: list[int]) -> None:
         self.path = path
         self.rule = rule
         self._lock = threading.Lock()
@@ -77,7 +78,7 @@ class SharedSlot:
             _refuse_strangers(self.fd, path)
             try:
                 file_lock.lock(self.fd)
-                self._load(starts, create)
+                self._load(words, create)
             finally:
                 file_lock.unlock(self.fd)
         except BaseException:
@@ -86,31 +87,35 @@ class SharedSlot:
 
     # --- the file ---------------------------------------------------------------------------------
 
-    def _load(self, starts: list[int], create: bool) -> None:
+    def _load(self, words: list[int], create: bool) -> None:
         """Map the file and bring it up to date; it is locked."""
         found = os.fstat(self.fd).st_size
         header = [0] * _HEADER
         if found >= 8 * _HEADER:
             header = _as_words(os.read(self.fd, 8 * _HEADER))
-        old = _rule_in(header)
-        if old is None and not create:
-            raise OSError(f"{self.path} holds no slot")
-        if old is not None and old != self.rule and not file_lock.alone(self.fd):
+        signature = _signature_in(header)
+        size = 0 if signature is None else words_of(signature)
+        if signature is None or not size:
+            if not create:
+                raise OSError(f"{self.path} holds no slot")
+            signature = None
+        same = signature == self.rule.signature
+        if not same and signature is not None and not file_lock.alone(self.fd):
             raise OperoUsageError(
-                f"{self.path} is in use by another program, with {old} and not {self.rule}: "
+                f"{self.path} is in use by another program, with another rate than {self.rule}: "
                 "give both limiters the same rate, or different names."
             )
-        rules = [self.rule, old] if old is not None else [self.rule]
-        self._map(found, 8 * (_HEADER + max(len(rule.words()) for rule in rules)))
+        self._map(found, 8 * (_HEADER + max(size, len(words))))
         now = time.monotonic_ns()
+        old = None if signature is None else rule_in(signature, self._words)
         if old is None:
-            self._write(starts, now)
-        elif old != self.rule:
-            self._write(old.starts(self._words) + starts, now)
+            self._write(words, now)
+        elif not same:
+            self._write(inherited(self.rule, old, self._words, now), now)
         moved = self._since_boot(now)
         if moved is not None:
             self._hold.move(moved)
-            self._write([start + moved for start in self.rule.starts(self._words)], now)
+            self._write(carried(self.rule, self._words, moved, now), now)
         file_lock.use(self.fd)
 
     def _map(self, found: int, needed: int) -> None:
@@ -123,15 +128,13 @@ class SharedSlot:
         self._hold = Hold(view[_HOLD:_HEADER])
         self._words: Words = view[_HEADER:]
 
-    def _write(self, starts: list[int], now: int) -> None:
-        """Store the whole record anew, with these starts as far as they can be true."""
-        header, words, rule = self._header, self._words, self.rule
+    def _write(self, made: list[int], now: int) -> None:
+        """Store the whole record anew."""
+        header, words = self._header, self._words
         header[_CHECK] = words[0]  # counts as cut short until it is sealed
-        latest, oldest = now + rule.tolerance, now - _FORGOTTEN
-        kept = [min(start, latest) for start in starts if start > oldest]
-        for place, word in enumerate(rule.words(kept)):
+        for place, word in enumerate(made):
             words[place] = word
-        for place, word in enumerate(rule.signature):
+        for place, word in enumerate(self.rule.signature):
             header[_RULE + place] = word
         for place, word in enumerate(_boot_words()):
             header[_BOOT + place] = word
@@ -147,7 +150,7 @@ class SharedSlot:
     def _mend(self, now: int) -> None:
         """Put right what a killed process has left; it may have started one call."""
         if self._header[_CHECK] != ~self._words[0]:
-            self._write([*self.rule.starts(self._words), now], now)
+            self._write(mended(self.rule, self._words, now), now)
 
     def _since_boot(self, now: int) -> int | None:
         """Return what carries the file's times over to this boot's clock; None if it is theirs."""
@@ -205,6 +208,19 @@ class SharedSlot:
             before = self.rule.save(self._words)
             wait = self._take(self._words, now)
             return wait, Mark(before, self.rule.save(self._words))
+
+    def decide(self, decision: Callable[[Words, int], int]) -> int:
+        """Start a call if a decision about the words says so; return 0 or the wait."""
+        with self._deciding() as now:
+            wait = self._hold.wait(now) or decision(self._words, now)
+            if not wait and self._hold.on:
+                self._hold.started(now)
+            return wait
+
+    def change(self, change: Callable[[Words, int], T]) -> T:
+        """Do something with the words while nobody else does, and return what came out."""
+        with self._deciding() as now:
+            return change(self._words, now)
 
     def give_back(self, mark: Mark) -> bool:
         """Make it as if a `take_marked` had never been; False if another call has started since."""
@@ -269,9 +285,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_files.after_fork)
 
 
-def open_slot(
-    path: str, rule: Rule, *, create: bool, starts: list[int] | None = None
-) -> SharedSlot:
+def open_slot(path: str, rule: Rule, *, create: bool, words: list[int] | None = None) -> SharedSlot:
     """Return this process's slot for a file, opening it if need be.
 
     Args:
@@ -279,7 +293,7 @@ def open_slot(
             remembers counts under the new rule.
         rule: The rule.
         create: Whether the file may be new.
-        starts: Starts that a new or rewritten file shall remember.
+        words: Words of the rule that a new file shall begin with.
 
     Raises:
         OSError: The file cannot be opened, mapped or locked, or is no slot.
@@ -288,7 +302,7 @@ def open_slot(
     with _files.lock:
         slot = _files.slots.get(path)
         if slot is None:
-            slot = SharedSlot(path, rule, create=create, starts=starts or [])
+            slot = SharedSlot(path, rule, create=create, words=words or rule.words())
             _files.slots[path] = slot
             weakref.finalize(slot, _files.close, path, slot.fd).atexit = False
         elif slot.rule != rule:
@@ -310,7 +324,8 @@ def _remove(folder: Path, creator: int) -> None:
     # A forked child inherits the finalizer, but not the file.
     if os.getpid() == creator:
         try:
-            (folder / "slot").unlink(missing_ok=True)
+            for file in folder.glob("slot*"):
+                file.unlink(missing_ok=True)
             folder.rmdir()
         except OSError:
             pass
@@ -338,11 +353,11 @@ def _as_words(data: bytes) -> list[int]:
     return list(memoryview(data).cast("q"))
 
 
-def _rule_in(header: list[int]) -> Rule | None:
+def _signature_in(header: list[int]) -> tuple[int, int, int, int] | None:
     if header[_MAGIC] != _VERSION:
         return None
-    kind, period, first, second = header[_RULE : _RULE + _RULE_WORDS]
-    return rule_of((kind, period, first, second))
+    kind, first, second, third = header[_RULE : _RULE + _RULE_WORDS]
+    return kind, first, second, third
 
 
 def _boot_words() -> list[int]:

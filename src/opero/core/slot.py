@@ -10,10 +10,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from opero.core.hold import HOLD_WORDS, Hold
 from opero.core.pace import NEVER, Rule, Saved, Words
+
+T = TypeVar("T")
 
 __all__ = ["LocalSlot", "Mark", "Slot", "hold_back", "let_go", "undo"]
 
@@ -70,6 +72,14 @@ class Slot(Protocol):
         """Make it as if a `take_marked` had never been; False if another call has started since."""
         ...
 
+    def decide(self, decision: Callable[[Words, int], int]) -> int:
+        """Start a call if a decision about the words says so; return 0 or the wait."""
+        ...
+
+    def change(self, change: Callable[[Words, int], T]) -> T:
+        """Do something with the words while nobody else does, and return what came out."""
+        ...
+
     def look(self) -> int:
         """Return the nanoseconds that the next call would have to wait."""
         ...
@@ -99,7 +109,7 @@ class LocalSlot:
     def __init__(self, rule: Rule, now: Callable[[], int] = time.monotonic_ns) -> None:
         self._rule = rule
         self._now = now
-        self._words = rule.words()
+        self._words: list[int] = rule.words()
         self._hold = Hold([0] * HOLD_WORDS)
         # Without a pause nobody pays for the possibility of one.
         self._take: Callable[[Words, int], int] = rule.take
@@ -125,6 +135,20 @@ class LocalSlot:
             before = self._rule.save(self._words)
             wait = self._take(self._words, self._now())
             return wait, Mark(before, self._rule.save(self._words))
+
+    def decide(self, decision: Callable[[Words, int], int]) -> int:
+        """Start a call if a decision about the words says so; return 0 or the wait."""
+        with self._lock:
+            now = self._now()
+            wait = self._hold.wait(now) or decision(self._words, now)
+            if not wait and self._hold.on:
+                self._hold.started(now)
+            return wait
+
+    def change(self, change: Callable[[Words, int], T]) -> T:
+        """Do something with the words while nobody else does, and return what came out."""
+        with self._lock:
+            return change(self._words, self._now())
 
     def give_back(self, mark: Mark) -> bool:
         """Make it as if a `take_marked` had never been; False if another call has started since."""
@@ -161,10 +185,10 @@ class LocalSlot:
         self._lock = threading.Lock()
 
     def retire(self, succeed: Callable[[list[int]], None]) -> None:
-        """Hand the remembered starts to `succeed` and refuse every call from then on.
+        """Hand the words to `succeed` and refuse every call from then on.
 
         Who still holds this slot finds no room here and must look where the new one is.
         """
         with self._lock:
-            succeed(self._rule.starts(self._words))
+            succeed(list(self._words))
             self._words[0] = NEVER

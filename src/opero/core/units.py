@@ -10,7 +10,16 @@ from typing import NamedTuple
 
 from opero.errors import OperoUsageError
 
-__all__ = ["Duration", "Rate", "format_seconds", "parse_rate", "parse_seconds", "parse_size"]
+__all__ = [
+    "Duration",
+    "Rate",
+    "Window",
+    "format_seconds",
+    "parse_rate",
+    "parse_seconds",
+    "parse_size",
+    "parse_windows",
+]
 
 Duration = float | int | str | datetime.timedelta
 """Seconds, a `timedelta`, or text: "250ms", "90s", "15m", "1h", "7d"."""
@@ -34,6 +43,8 @@ _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([a-z]+)\s*", re.IGNORECASE)
 _RATE = re.compile(
     r"\s*(\d+(?:\.\d+)?)\s*(?:/|\bper\b)\s*(\d+(?:\.\d+)?)?\s*([a-z]+)\s*", re.IGNORECASE
 )
+_UNIT = re.compile(r"(\d)\s*([a-z$€£_]+)(?=\s*(?:/|per\b))", re.IGNORECASE)
+_CALLS = frozenset({"call", "calls", "request", "requests", "req"})
 _SIZES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -43,6 +54,23 @@ class Rate(NamedTuple):
     # Nobody counts what is in a rate, so that a tuple's own `count` is not missed.
     count: float  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleMethodOverride]
     period: float
+
+
+class Window(NamedTuple):
+    """One of the limits that a rate names.
+
+    Attributes:
+        rate: How much, in how many seconds.
+        unit: What is counted: "calls", or the user's own word for what calls cost.
+    """
+
+    rate: Rate
+    unit: str = "calls"
+
+    @property
+    def weighted(self) -> bool:
+        """Whether it counts what calls cost."""
+        return self.unit != "calls"
 
 
 def parse_seconds(value: object, option: str) -> float:
@@ -131,6 +159,39 @@ def parse_rate(value: object, option: str = "rate_limit") -> Rate:
             + (", or a RateLimiter. None means no limit." if option == "rate_limit" else ".")
         )
     return rate
+
+
+def parse_windows(
+    value: object, option: str = "rate_limit", *, weighted: bool = False
+) -> tuple[Window, ...]:
+    """Return the limits that a rate names: one, or several with "&" between them.
+
+    A word after the number says what is counted: "500 requests/minute & 30000 tokens/minute".
+
+    Args:
+        value: What `parse_rate` accepts, or text with several of them.
+        option: Name of the option, for the message.
+        weighted: Whether a number without a word counts what calls cost.
+
+    Raises:
+        OperoUsageError: One of them is no positive, finite rate.
+
+    Example:
+        >>> [window.rate.count for window in parse_windows("10/s & 500/minute")]
+        [10.0, 500.0]
+        >>> parse_windows("30000 tokens/minute")[0].unit
+        'tokens'
+    """
+    found = []
+    for text in value.split("&") if isinstance(value, str) else [value]:
+        word = _UNIT.search(text) if isinstance(text, str) else None
+        unit = word[2].lower() if word and word[2].lower() != "per" else None
+        if isinstance(text, str) and unit is not None:
+            text = _UNIT.sub(r"\1", text, count=1)
+        if unit is None:
+            unit = "units" if weighted else "calls"
+        found.append(Window(parse_rate(text, option), "calls" if unit in _CALLS else unit))
+    return tuple(found)
 
 
 def parse_size(value: object, option: str) -> int:

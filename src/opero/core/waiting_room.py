@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from opero.core import ambient
 from opero.core.pace import SECOND
 from opero.core.thread_line import ThreadLine, Ticket
-from opero.core.units import format_seconds
+from opero.core.units import Duration, format_seconds, parse_seconds
 from opero.errors import DeadlineError, RateLimitPausedError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from opero.core.pace import Rule
     from opero.core.slot import Slot
 
-__all__ = ["PATIENT", "Patience", "WaitingRoom", "bear", "nap"]
+__all__ = ["PATIENT", "Patience", "WaitingRoom", "bear", "nap", "patience_of"]
 
 _LONGEST_NAP: Final = SECOND
 """Who waits looks at least so often: another process may have given a slot back, or paused."""
@@ -50,6 +50,13 @@ class Patience(NamedTuple):
 
 PATIENT: Final = Patience()
 """Who waits however long it takes."""
+
+
+def patience_of(timeout: Duration | None) -> Patience:
+    """Return the patience of somebody who waits so long at most; None for however long it takes."""
+    if timeout is None:
+        return PATIENT
+    return Patience(ambient.clock().monotonic() + parse_seconds(timeout, "timeout"))
 
 
 def nap(wait: int, late: int, grain: int) -> float:
