@@ -71,7 +71,7 @@ class GuestLimiter(RateLimiter):
 
     def reserve_within(self, patience: Patience, cost: float | None = None) -> Reservation:
         """Refuse: the guest cannot block a thread."""
-        self._counts_calls(cost)
+        self.check_cost(cost)
         self.acquire()
         return Reservation(self, _NO_RULE)
 
@@ -108,7 +108,7 @@ class GuestLimiter(RateLimiter):
         self, patience: Patience, cost: float | None = None
     ) -> Reservation:
         """Do what `wait` does; the guest takes nothing back."""
-        self._counts_calls(cost)
+        self.check_cost(cost)
         reservation = Reservation(self, _NO_RULE)
         reservation.waited = await self.queue_up(patience)
         return reservation

@@ -161,7 +161,7 @@ class RateLimiter(Shareable):
             DeadlineError: There is no slot within `timeout`.
         """
         if switch.on or self.tickets or cost is not None or self.take_slot():
-            self._counts_calls(cost)
+            self.check_cost(cost)
             return self.line_up(patience_of(timeout))
         return 0.0
 
@@ -184,13 +184,13 @@ class RateLimiter(Shareable):
             DeadlineError: There is no slot within `timeout`.
         """
         if switch.on or self.queues or cost is not None or self.take_slot():
-            self._counts_calls(cost)
+            self.check_cost(cost)
             return await self.queue_up(patience_of(timeout))
         return 0.0
 
     def try_acquire(self, *, cost: float | None = None) -> bool:
         """Count a call as started if it may start now and overtakes nobody; tell whether."""
-        self._counts_calls(cost)
+        self.check_cost(cost)
         if ambient.disabled():
             return True
         return not self.tickets and not self.queues and not self._try()
@@ -216,7 +216,8 @@ class RateLimiter(Shareable):
         """Do what `wait` does, for a slot that may be given back."""
         return await self.reserve_async_within(patience_of(timeout), cost)
 
-    def _counts_calls(self, cost: float | None) -> None:
+    def check_cost(self, cost: float | None) -> None:
+        """Raise if a call cannot cost that here; without windows of cost it can cost nothing."""
         if cost is not None:
             raise OperoUsageError(
                 f"cost={cost!r}: this limiter counts calls, all alike. Say what is counted, as in "
@@ -253,7 +254,7 @@ class RateLimiter(Shareable):
         return reservation
 
     def _reservation(self, cost: float | None) -> Reservation:
-        self._counts_calls(cost)
+        self.check_cost(cost)
         return Reservation(self, self._rule)
 
     def __enter__(self) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.core.cost import UNIT
+from opero.core.cost import UNIT, as_units
 from opero.core.joint import Joint
 from opero.core.pace import Spacing
 from opero.core.slot import Mark, undo
@@ -92,17 +92,10 @@ class Reservation:
         whole: bool = slot.change(undone)
         return whole
 
-    def correct(self, units: int) -> None:
-        """Let another cost count; nothing happens to a slot that was given back."""
-        change, self._units = units - self._units, units
-        rule = self._rule
-        if self._mark is not None and change and isinstance(rule, Joint):
-            self.limiter.current_slot().change(
-                lambda words, now: rule.settle(words, now, self._at, change)
-            )
-
     def settle(self, cost: float) -> None:
         """Put right what the call has cost: the difference is given back, or becomes a debt.
+
+        That is final: a slot that was settled or given back stays so.
 
         Args:
             cost: The real cost.
@@ -120,7 +113,17 @@ class Reservation:
             >>> limiter.try_acquire(cost=900)
             True
         """
-        self.correct(self.limiter.units_of(cost))
+        self.limiter.check_cost(cost)
+        units = as_units(cost, "cost")
+        mark, self._mark = self._mark, None
+        rule = self._rule
+        if mark is None or not isinstance(rule, Joint):
+            return
+        change, self._units = units - self._units, units
+        if change:
+            self.limiter.current_slot().change(
+                lambda words, now: rule.settle(words, now, self._at, change)
+            )
 
     def __repr__(self) -> str:
         return f"<Reservation after {self.waited:.3f} s>"

@@ -69,22 +69,19 @@ class WeightedLimiter(RateLimiter):
         assert isinstance(rule, Joint)  # noqa: S101 - tells the type checkers
         self._joint = rule
         if not callable(self._cost):
-            self.units_of(self._cost)
+            self.check_cost(self._cost)
         shape = {"burst": burst, "smooth": smooth, "cost": cost, "settle": settle, "cap": cap}
         self._begin(windows, rule, name, (rate, shape))
 
     # --- costs ------------------------------------------------------------------------------------
 
-    def units_of(self, cost: float) -> int:
-        """Return a cost in millionths.
-
-        Raises:
-            OperoUsageError: It is no number of 0 or more.
-        """
-        return as_units(cost, "cost")
+    def check_cost(self, cost: float | None) -> None:
+        """Raise if that is no number of 0 or more."""
+        if cost is not None:
+            as_units(cost, "cost")
 
     def _fitting(self, cost: float) -> int:
-        units = self.units_of(cost)
+        units = as_units(cost, "cost")
         windows = [part for part in self._joint.parts if isinstance(part, CostWindow)]
         weighted = [window for window in self.windows if window.weighted] if windows else []
         for window, part in zip(weighted, windows, strict=True):
@@ -110,7 +107,7 @@ class WeightedLimiter(RateLimiter):
                 f"cost={_named(self._cost)} raised {type(error).__name__}. "
                 "It gets the call's arguments and returns a number."
             ) from error
-        self.units_of(cost)
+        self.check_cost(cost)
         return cost
 
     def settle_with(self, reservation: Reservation, result: object) -> None:
