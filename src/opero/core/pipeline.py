@@ -112,7 +112,7 @@ class Pipeline:
         )
         if self.fallback and origin and origin.fallback:
             self.fallback.resting = origin.fallback.resting
-        self.rate_limit = self._rate_limit(origin, changed, policy)
+        self.rate_limit = self._rate_limit(origin, changed)
         self.concurrency = self._concurrency(origin, changed)
         self.circuit = self._circuit(origin, changed)
         if self.fallback is not None:
@@ -174,28 +174,14 @@ class Pipeline:
 
     # Guards are loaded where they are asked for: most functions have none of them, and importing opero must stay cheap.
 
-    def _rate_limit(
-        self, origin: Pipeline | None, changed: frozenset[str], policy: RetryPolicy
-    ) -> RateLimit | None:
-        wanted = self.options.rate_limit
-        if wanted is None:
+    def _rate_limit(self, origin: Pipeline | None, changed: frozenset[str]) -> RateLimit | None:
+        if self.options.rate_limit is None:
             return None
-        from opero.core.rate_limit import RateLimit, limiter_of
+        from opero.core.rate_limit import RateLimit
 
         shared = origin.rate_limit if origin and "rate_limit" not in changed else None
-        limiter = shared.limiter if shared else limiter_of(wanted)
-        if limiter.settles and self.info.kind in ("generator", "async_generator"):
-            raise OperoUsageError(
-                f"settle={wanted!r}: {self.info.name}() is a generator and has no single result. "
-                "Take a reservation by hand, and settle it at the end."
-            )
-        return RateLimit(
-            limiter,
-            self.stats,
-            self.emitter,
-            refused_within=bool(self.options.circuit_breaker),
-            longest_pause=policy.longest_hint,
-        )
+        limiter = shared.limiter if shared else self.options.rate_limit
+        return RateLimit.of(limiter, self.info, self.options, self.stats, self.emitter)
 
     def _concurrency(self, origin: Pipeline | None, changed: frozenset[str]) -> Bulkhead | None:
         wanted = self.options.concurrency

@@ -7,20 +7,23 @@ not: where the service asks to wait, the limiter is paused for all who share it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from opero import events
 from opero.core import ambient
 from opero.core.call import Rejected
 from opero.core.limiter import RateLimiter, limiter_of, publish_all
 from opero.core.reservation import Reservation
+from opero.core.units import parse_seconds
 from opero.core.waiting_room import Patience
-from opero.errors import RefusalError
+from opero.errors import OperoUsageError, RefusalError
 from opero.utils.switch import switch
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
+    from opero.core.function import FunctionInfo
     from opero.core.hints import Hint
+    from opero.core.options import Options
     from opero.core.stage import Emitter
     from opero.core.stats import Stats
 
@@ -81,6 +84,34 @@ class RateLimit:
         self._emitter = emitter
         self._refused_within = refused_within
         self._longest_pause = longest_pause
+
+    @classmethod
+    def of(
+        cls,
+        wanted: float | str | RateLimiter,
+        info: FunctionInfo,
+        options: Options,
+        stats: Stats,
+        emitter: Emitter,
+    ) -> Self:
+        """Make the stage that the options describe.
+
+        Raises:
+            OperoUsageError: The limiter cannot limit this function.
+        """
+        limiter = limiter_of(wanted)
+        if limiter.settles and info.kind in ("generator", "async_generator"):
+            raise OperoUsageError(
+                f"rate_limit={limiter!r}: {info.name}() is a generator and has no single result for "
+                "settle. Take a reservation by hand, and settle it at the end."
+            )
+        return cls(
+            limiter,
+            stats,
+            emitter,
+            refused_within=bool(options.circuit_breaker),
+            longest_pause=parse_seconds(options.retry_after_max, "retry_after_max"),
+        )
 
     def wrap_sync(self, proceed: Proceed) -> Proceed:
         """Block before `proceed` until a slot is free."""
