@@ -68,7 +68,7 @@ class Play:
 
     Attributes:
         route: The route that plays the call.
-        nth: Which call of its route (and value of `per=`) it is, from 1; 0 if the quota refused.
+        nth: Which call of its route (and value of `per=`) it is, from 1; 0 if the quota refused or it was down.
         answer: What it gets.
         window: The quota it passed or met, or None.
     """
@@ -123,6 +123,8 @@ class Ledger:
         return play
 
     def _decide(self, route: Route, split: str, now: float) -> Play:
+        if route.outage and route.outage.begin <= now - self._opened < route.outage.end:
+            return Play(route, 0, Answer(status=503), None)
         window = None
         if route.quota:
             window = self._windows.setdefault((route, split), SlidingWindow(route.quota))

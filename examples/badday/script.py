@@ -3,12 +3,13 @@
 
 One line per route; the first line that matches a request plays it:
 
-    PATH  [FIELD=VALUE ...]  [per=FIELD]  [quota=N/SECONDS]  ANSWER ...
+    PATH  [FIELD=VALUE ...]  [per=FIELD]  [quota=N/SECONDS]  [outage=FROM-TO]  ANSWER ...
 
 `PATH` is exact, or a prefix when it ends in `*`. `FIELD=VALUE` looks at the query string and at
 the top level of a JSON body; the field `key` is the caller's API key. `per=FIELD` keeps count and
 quota apart for each value of that field. Each call gets the next answer and the last one repeats
-for ever; a closing `...` starts again from the first. The answers:
+for ever; a closing `...` starts again from the first. In an outage, which is between two moments
+in seconds since the books were opened, every call gets 503. The answers:
 
     200  404  500        a status, at once
     200@0.4              the same 0.4 seconds later
@@ -31,6 +32,7 @@ Kind = Literal["status", "hang", "reset", "drop"]
 _ANSWER = re.compile(
     r"(?P<what>\d{3}|[a-z]+)(?:\((?P<retry_after>[\d.]+)\))?(?:@(?P<delay>[\d.]+))?(?:\*(?P<times>\d+))?"
 )
+_OUTAGE = re.compile(r"(?P<begin>[\d.]+)-(?P<end>[\d.]+)s?")
 _QUOTA = re.compile(r"(?P<limit>\d+)/(?P<period>[\d.]+)s?")
 
 
@@ -69,6 +71,14 @@ class Quota:
 
 
 @dataclass(frozen=True, slots=True)
+class Outage:
+    """The service is down from one moment to another, in seconds since the books were opened."""
+
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """One line of a script.
 
@@ -79,6 +89,7 @@ class Route:
         per: Field by which counts and quota are kept apart, or None.
         quota: The hard limit, or None.
         answers: What successive calls get.
+        outage: When it is down, or None.
         loops: True when the answers start again, False when the last one repeats.
     """
 
@@ -88,6 +99,7 @@ class Route:
     per: str | None
     quota: Quota | None
     answers: tuple[Answer, ...]
+    outage: Outage | None = None
     loops: bool = False
 
     def matches(self, path: str, fields: Mapping[str, str]) -> bool:
@@ -129,6 +141,7 @@ def _parse_route(words: list[str]) -> Route:
     answers: list[Answer] = []
     per: str | None = None
     quota: Quota | None = None
+    outage: Outage | None = None
     loops = bool(rest) and rest[-1] == "..."
     for word in rest[:-1] if loops else rest:
         name, equals, value = word.partition("=")
@@ -138,12 +151,14 @@ def _parse_route(words: list[str]) -> Route:
             per = value
         elif name == "quota":
             quota = _parse_quota(value, line)
+        elif name == "outage":
+            outage = _parse_outage(value, line)
         else:
             where.append((name, value))
     if not answers:
         raise ScriptError(f"a route needs an answer, such as 200: {line!r}")
     text = " ".join([path, *(f"{name}={value}" for name, value in where)])
-    return Route(text, path, tuple(where), per, quota, tuple(answers), loops)
+    return Route(text, path, tuple(where), per, quota, tuple(answers), outage, loops)
 
 
 def _parse_answers(word: str, line: str) -> list[Answer]:
@@ -173,3 +188,10 @@ def _parse_quota(text: str, line: str) -> Quota:
     if found is None or not int(found["limit"]) or not float(found["period"]):
         raise ScriptError(f"a quota reads like quota=20/1s, not {text!r}: {line!r}")
     return Quota(int(found["limit"]), float(found["period"]))
+
+
+def _parse_outage(text: str, line: str) -> Outage:
+    found = _OUTAGE.fullmatch(text)
+    if found is None or not float(found["begin"]) < float(found["end"]):
+        raise ScriptError(f"an outage reads like outage=0.5-2s, not {text!r}: {line!r}")
+    return Outage(float(found["begin"]), float(found["end"]))

@@ -39,6 +39,18 @@ KEY_LINES = {
         "after rate.cache.invalidate(1.0): rate(1.0, 'EUR')\n",
         "after rate.cache.clear(): rate(1.0, 'EUR'), rate(1, 'EUR')\n",
     ],
+    "05_one_429.py": [
+        "51 calls for 50 callers, 1 of them refused",
+        "calls in the 0.6 s that the server asked for: 0",
+    ],
+    "06_breaker_strip.py": [
+        "✗✗✗",
+        "closed → open, again in 0.2 s",
+        "half_open → open, again in 0.4 s",
+        "half_open → closed",
+        "met the dead backend, the others were spared",
+        "<CircuitBreaker 'price' closed>",
+    ],
     "demo.py": [
         "httpx.RemoteProtocolError: ",
         "✓ 69 of 69 calls were answered; without opero ",

@@ -111,3 +111,14 @@ def test_the_log_has_the_second_of_each_call() -> None:
     ledger.play("/items", {"id": "a"}, 5.25)
     (entry,) = ledger.log
     assert (entry.at, entry.route, entry.split, entry.outcome) == (0.25, "/items", "a", "503")
+
+
+def test_in_an_outage_every_call_fails_and_the_script_waits() -> None:
+    ledger = Ledger(parse_script("/x outage=1-2.5s 200 201"), now=10.0)
+    plays = [ledger.play("/x", {}, now) for now in (10.0, 11.0, 12.4, 12.5)]
+    assert [(play.nth, play.answer.status) for play in plays if play] == [
+        (1, 200),
+        (0, 503),
+        (0, 503),
+        (2, 201),
+    ]

@@ -73,6 +73,8 @@ def test_an_empty_condition_asks_for_a_missing_field() -> None:
         ("/users 200!", "cannot read the answer '200!'"),
         ("/users quota=lots 200", "quota=20/1s"),
         ("/users quota=0/1s 200", "quota=20/1s"),
+        ("/users outage=noon 200", "outage=0.5-2s"),
+        ("/users outage=2-1s 200", "outage=0.5-2s"),
     ],
 )
 def test_a_wrong_line_is_refused_with_a_hint(line: str, message: str) -> None:

@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+# this_file: examples/05_one_429.py
+"""Fifty callers, one "429, come back in 0.6 seconds": nobody calls meanwhile, by the server's clock."""
+
+from __future__ import annotations
+
+import asyncio
+
+from server import BadDayServer
+from terminal import use_utf8
+
+from opero import opero
+
+CALLERS, PAUSE = 50, 0.6
+SCRIPT = f"/busy  200*9 429({PAUSE}) 200"
+
+
+class HTTPError(Exception):
+    """An answer that is not 200; its headers are all that opero needs to see."""
+
+    def __init__(self, status: int, headers: dict[str, str]) -> None:
+        super().__init__(f"HTTP {status}")
+        self.status = status
+        self.headers = headers
+
+
+@opero(cache=False, rate_limit="30/s")
+async def ask(host: str, port: int) -> None:
+    """Get the busy page; a client library would do in the place of these lines."""
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(b"GET /busy HTTP/1.1\r\nHost: example\r\nConnection: close\r\n\r\n")
+    head, _, _ = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    first, *lines = head.decode().splitlines()
+    status = int(first.split()[1])
+    if status != 200:
+        raise HTTPError(status, dict(line.split(": ", 1) for line in lines))
+
+
+async def main(url: str) -> None:
+    """Ask with all callers at once."""
+    host, port = url.removeprefix("http://").split(":")
+    await asyncio.gather(*(ask(host, int(port)) for _ in range(CALLERS)))
+
+
+use_utf8()
+with BadDayServer(SCRIPT) as server:
+    asyncio.run(main(server.url))
+    log = server.log()
+
+refused = next(entry.at for entry in log if entry.outcome == "429")
+meanwhile = [entry for entry in log if refused < entry.at < refused + PAUSE]
+last = max(entry.at for entry in log)
+
+# One character is 25 ms of the server's time.
+strip = ["·"] * (round(last / 0.025) + 1)
+for entry in log:
+    place = round(entry.at / 0.025)
+    strip[place] = "✗" if entry.outcome == "429" else "▪" if strip[place] == "·" else strip[place]
+for start in range(0, len(strip), 80):
+    print(f"{start * 0.025:5.1f} s  {''.join(strip[start : start + 80])}")
+print(f"{ask.stats.calls} calls for {CALLERS} callers, {ask.stats.failures} of them refused")
+print(f"calls in the {PAUSE} s that the server asked for: {len(meanwhile)}")
+print(ask.explain())
