@@ -69,11 +69,12 @@ def nopanic_timeout(function: Function) -> Function:
 
 
 def nopanic_deadline(function: Function) -> Function:
-    """Has deadlines for blocks only; a retry is what looks at them."""
+    """Has deadlines for blocks only; a retry looks at them, and what cuts a call short is a timeout."""
     import nopanic
 
     retried = nopanic.retry(attempts=ATTEMPTS)(function)
     if inspect.iscoroutinefunction(function):
+        retried = nopanic.timeout(SECONDS)(retried)
 
         async def within_async(*args: Any) -> Any:
             with nopanic.deadline(SECONDS):

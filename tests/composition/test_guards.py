@@ -47,6 +47,27 @@ def test_a_call_that_trips_the_breaker_and_is_refused_then_ends_with_its_own_err
     assert fetch.stats.calls == 2
 
 
+def test_the_express_lane_of_a_closed_circuit_counts_like_the_stage(face: Any) -> None:
+    breaker = CircuitBreaker(failure_rate=0.5, window=4, minimum_calls=4)
+    answers = iter([True, True, False, False])
+
+    def body() -> str:
+        if not next(answers):
+            raise ConnectionError
+        return "value"
+
+    fetch = opero(cache=False, retries=0, circuit_breaker=breaker)(face.of(body))
+    assert "_opero_permit" in fetch.__code__.co_varnames
+    for _ in range(2):
+        assert face.run(fetch) == "value"
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            face.run(fetch)
+    with pytest.raises(CircuitOpenError):
+        face.run(fetch)
+    assert (breaker.stats.opened, breaker.stats.refused, fetch.stats.calls) == (1, 1, 4)
+
+
 def test_a_value_whose_circuit_is_open_is_skipped() -> None:
     tried: list[str] = []
 

@@ -50,7 +50,8 @@ def _live(scope: _Scope | None) -> _Scope | None:
 
 
 def _enter(end: float) -> _Scope:
-    scope = _Scope(end, _live(_innermost.get()))
+    outer = _innermost.get()
+    scope = _Scope(end, outer if outer is None else _live(outer))
     _innermost.set(scope)
     # The express lanes know no deadline.
     switch.hold()
@@ -62,7 +63,8 @@ def _leave(scope: _Scope) -> None:
     if not scope.over:
         scope.over = True
         switch.release()
-    _innermost.set(_live(_innermost.get()))
+    outer = scope.outer if _innermost.get() is scope else _innermost.get()
+    _innermost.set(outer if outer is None else _live(outer))
 
 
 def in_force() -> float | None:

@@ -151,7 +151,7 @@ class Pipeline:
     def _guards(self) -> tuple[Stage | None, ...]:
         """What lies between an attempt and the real call."""
         check = None
-        if self.circuit is not None:
+        if self.circuit is not None and (self.concurrency or self.rate_limit):
             from opero.core.circuit import CircuitCheck
 
             check = CircuitCheck(self.circuit)
@@ -244,8 +244,10 @@ class Pipeline:
     def express(self) -> bool:
         """Whether a wrapper may make the first call before any stage is asked.
 
-        It may if only retry and a rate limit stand around the function: a slot is taken in no time where one is free.
+        It may if only retry and either a rate limit or a circuit breaker stand around the function: a free slot is
+        taken, and a closed circuit looked at, in no time.
         """
+        alone = self.rate_limit or self.circuit
         guards = [guard for guard in self._guards() if guard is not None]
         return (
             self.cache is None
@@ -253,7 +255,7 @@ class Pipeline:
             and self.options.retry_budget is None
             and self.options.retry_if_result is None
             and not self.report.needs_start
-            and all(guard is self.rate_limit for guard in guards)
+            and all(guard is alone for guard in guards)
             and self.timeout is None
             and (self.rate_limit is None or self.rate_limit.limiter.direct)
             and self.info.kind in ("sync", "async")

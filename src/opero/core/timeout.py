@@ -20,6 +20,8 @@ from opero.core.units import format_seconds
 from opero.errors import CallTimeoutError
 
 if TYPE_CHECKING:
+    from asyncio import Task
+
     from opero.core.call import Call, Proceed
     from opero.core.stage import Emitter
     from opero.errors import DeadlineError
@@ -93,16 +95,48 @@ class Timeout:
 
     async def within(self, awaitable: Awaitable[Any], call: Call) -> Any:
         """Wait for a real call that is under way, and cancel it when its time is over."""
-        from asyncio import CancelledError, timeout
+        # `asyncio.timeout` does the same, at twice the price. As there, `uncancel` tells whether
+        # somebody else has asked for the cancellation too.
+        import asyncio
 
         seconds, by_deadline = self.left(call)
-        scope = timeout(seconds)
+        task = asyncio.current_task()
+        if seconds is None or task is None:
+            return await awaitable
+        alarm = _Alarm(task)
+        asked = task.cancelling()
+        timer = asyncio.get_running_loop().call_later(seconds, alarm.ring)
+        cut = False
         try:
-            async with scope:
-                return await awaitable
-        except TimeoutError as error:
-            # The function's own TimeoutError stays itself, even if it is its answer to the
-            # cancellation; that of the scope was caused by it.
-            if not (scope.expired() and isinstance(error.__cause__, CancelledError)):
+            return await awaitable
+        except asyncio.CancelledError:
+            cut = alarm.rung and alarm.quiet() <= asked
+            if not cut:
                 raise
+        finally:
+            timer.cancel()
+            if alarm.rung:
+                alarm.quiet()
         raise self.expired(call, by_deadline=by_deadline)
+
+
+class _Alarm:
+    """Cancels a task once."""
+
+    __slots__ = ("_asked", "_task", "rung")
+
+    def __init__(self, task: Task[Any]) -> None:
+        self._task = task
+        self._asked: int | None = None
+        self.rung = False
+
+    def ring(self) -> None:
+        """Cancel the task."""
+        self.rung = True
+        self._task.cancel()
+
+    def quiet(self) -> int:
+        """Take the cancellation back, once; return how many others have asked for one."""
+        if self._asked is None:
+            self._asked = self._task.uncancel()
+        return self._asked

@@ -72,6 +72,25 @@ _FIRST_CALL = """\
     return {wait}_opero_run(_opero_call)
 """
 
+# A failure is told to the circuit by its stage; what is interrupted does not count in a closed one.
+_CLOSED_CIRCUIT = """\
+    _opero_permit = _opero_breaker.standing
+    if _opero_permit is None:
+        return {wait}_opero_run(_opero_Call({args}, {kwargs}))
+    _opero_count()
+    try:
+        _opero_result = {wait}_opero_fn({forward})
+    except _opero_Exception as _opero_error:
+        _opero_call = _opero_Call({args}, {kwargs})
+        _opero_call.calls = 1
+        _opero_call.begun = _opero_error
+    else:
+        if not _opero_permit.silent:
+            _opero_permit.success(_opero_result)
+        return _opero_result
+    return {wait}_opero_run(_opero_call)
+"""
+
 _STAGES_ONLY = """\
     return {wait}_opero_run(_opero_Call({args}, {kwargs}))
 """
@@ -139,6 +158,8 @@ def make_wrapper(pipeline: Pipeline) -> Callable[..., Any]:
             namespace[f"_opero_copy_{n}"] = list(part[1])
     if pipeline.rate_limit is not None:
         namespace["_opero_limiter"] = pipeline.rate_limit.limiter
+    if pipeline.circuit is not None:
+        namespace["_opero_breaker"] = pipeline.circuit.breaker
     wrapper = _made(_source(pipeline, parameters), parameters, namespace)
     wrapper.__code__ = wrapper.__code__.replace(co_name=info.name, co_qualname=info.qualname)
     wrapper.__name__, wrapper.__qualname__, wrapper.__module__ = (
@@ -200,6 +221,8 @@ def _source(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> str:
     body = _STAGES_ONLY
     if pipeline.express:
         body = _FIRST_CALL if pipeline.rate_limit is None else _SLOT + _FIRST_CALL
+        if pipeline.circuit is not None:
+            body = _CLOSED_CIRCUIT
     keyed = pipeline.cache.express_parameters if pipeline.cache is not None else None
     if keyed:
         body = _HIT
