@@ -23,6 +23,7 @@ __all__ = [
     "CircuitChanged",
     "DeadlinePassed",
     "FallbackUsed",
+    "FunctionEdited",
     "HandlerFailed",
     "LimiterPaused",
     "LimiterWaited",
@@ -188,6 +189,14 @@ class CacheSkipped(Event):
     """
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FunctionEdited(Event):
+    """A function's source differs from the one whose results lie on disk or on a server.
+
+    They are served all the same; `cache_version` or `f.cache.clear()` starts afresh.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,10 +12,13 @@
 They stand on what knows nothing of calls and listeners.
 
     shelf       what the caches of one function share: the next four
+    edits       a function that was edited since its results were stored
+    awaiting    stores and event loops
     keying      from a call to a key, with the parts that `opero.core.keys` makes
     instances   numbers of instances, for methods
     flight      single-flight: who computes, who waits, who takes over
-    memory, user_store      the two kinds of store
+    memory, user_store, stores      the kinds of store
+    codec       results as bytes that execute nothing
     isolate, copy_error     copies of results and of failures
     weight      how heavy a result is
 

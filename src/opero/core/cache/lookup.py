@@ -14,6 +14,7 @@ from opero.core.deadline import overdue
 from opero.errors import StoreError
 
 if TYPE_CHECKING:
+    from opero.core.cache.edits import Edits
     from opero.core.cache.memory import Entry, EntryStore
     from opero.core.cache.skips import Skips
     from opero.core.call import Call
@@ -32,6 +33,7 @@ class Lookup:
         stats: The function's counters.
         emitter: Where its events go.
         skips: Who hears of a store that cannot be read.
+        edits: Looks at the first lookup whether the function was edited; None if nobody would know.
 
     Attributes:
         find: Finds an entry by its key; never raises.
@@ -39,10 +41,19 @@ class Lookup:
         heard: Whether the function has listeners of its own.
     """
 
-    def __init__(self, store: EntryStore, stats: Stats, emitter: Emitter, skips: Skips) -> None:
+    def __init__(
+        self,
+        store: EntryStore,
+        stats: Stats,
+        emitter: Emitter,
+        skips: Skips,
+        *,
+        edits: Edits | None = None,
+    ) -> None:
         self._store = store
         self._emitter = emitter
         self._skips = skips
+        self._edits = edits
         self._count_hit = stats.hit_tally.count
         self.count_miss: Callable[[], object] = stats.miss_tally.count
         self.heard: bool = bool(emitter.listeners)
@@ -77,6 +88,9 @@ class Lookup:
         return overdue(call, self._emitter, "waiting for another caller's result")
 
     def _read(self, key: Hashable) -> Entry | None:
+        edits = self._edits
+        if edits is not None and not edits.looked:
+            edits.look(self._emitter)
         try:
             return self._store.find(key)
         except Exception as error:  # noqa: BLE001 - a broken store is a miss
@@ -85,6 +99,11 @@ class Lookup:
 
     async def afind(self, key: Hashable) -> Entry | None:
         """Find an entry without holding up the event loop; never raises."""
+        edits = self._edits
+        if edits is not None and not edits.looked:
+            from asyncio import to_thread
+
+            await to_thread(edits.look, self._emitter)
         try:
             return await read(self._store, key)
         except Exception as error:  # noqa: BLE001 - as above

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from opero.core.cache.edits import Edits
 from opero.core.cache.flight import Flights
 from opero.core.cache.instances import Instances
 from opero.core.cache.keying import Keying, function_id, namespace_prefix
@@ -29,14 +30,14 @@ class Shelf:
         keying: From a call to a key.
         flights: What is being computed.
         instances: Numbers of instances, for a method in memory; None otherwise.
-        prefix: What keys begin with in a store that functions share; None in memory.
+        edits: Tells of a function that was edited; None in memory and in users' stores.
     """
 
     store: EntryStore
     keying: Keying
     flights: Flights
     instances: Instances | None
-    prefix: Prefix | None
+    edits: Edits | None
 
     def renew(self) -> None:
         """After a fork: forget the flights and lock owners of threads that do not exist here."""
@@ -60,7 +61,9 @@ def make_shelf(info: FunctionInfo, options: Options) -> Shelf:
             info, ignore=options.cache_ignore, user_key=options.cache_key, prefix=prefix
         )
         store = shared_store(options.cache_backend, prefix, size)
-        return Shelf(store, keying, Flights(), None, prefix)
+        owned = isinstance(options.cache_backend, str)
+        edits = Edits(info.fn, store, prefix) if owned else None
+        return Shelf(store, keying, Flights(), None, edits)
     memory = MemoryStore(options.cache_maxsize, size)
     instances = Instances(forget=memory.drop_group) if info.in_class else None
     keying = Keying(

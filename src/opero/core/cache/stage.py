@@ -88,7 +88,7 @@ class Cache:
         self.shelf: Shelf = make_shelf(info, options) if origin is None else origin.shelf
         self.store: EntryStore = self.shelf.store
         self._keying = self.shelf.keying
-        self.lookup: Lookup = Lookup(self.store, stats, emitter, skips)
+        self.lookup: Lookup = Lookup(self.store, stats, emitter, skips, edits=self.shelf.edits)
         self.keeper: Keeper = Keeper(self.shelf, options, skips)
         self.sharing: Sharing = Sharing(self.shelf.flights, self.keeper, stats)
         register(self)

@@ -96,11 +96,28 @@ class _Bytes(Disk):  # type: ignore[misc]  # diskcache has no types
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that goes quietly with its thread: from Python 3.13 on one that is not closed warns."""
+    """A connection that can be referred to weakly."""
+
+
+class _Closer:
+    """Closes a connection when the thread that it belongs to ends, and not when it is collected.
+
+    Connections are part of reference cycles, and from Python 3.13 on one that is collected before it
+    was closed warns.
+    """
+
+    __slots__ = ("_connection", "_process")
+
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
+        self._process = os.getpid()
 
     def __del__(self) -> None:
+        if self._process != os.getpid():
+            _inherited.append(self._connection)
+            return
         try:
-            self.close()
+            self._connection.close()
         except sqlite3.Error:
             pass
 
@@ -133,6 +150,7 @@ class _Cache(Cache):  # type: ignore[misc]  # diskcache has no types
             factory=_Connection,
         )
         self._local.con = made
+        self._local.closer = _Closer(made)
         self._connections.add(made)
         try:
             settings = made.execute("SELECT key, value FROM Settings").fetchall()
@@ -152,7 +170,7 @@ class _Cache(Cache):  # type: ignore[misc]  # diskcache has no types
 
     def forsake(self) -> None:
         """After a fork: never touch the parent's connections again."""
-        _inherited.extend(self._connections)
+        _inherited.extend((self._local, *self._connections))
         self._connections = weakref.WeakSet()
         self._local = threading.local()
         self._txn_id = None
