@@ -57,6 +57,8 @@ WRONG: dict[str, list[Any]] = {
     "cache_copy": [None, 1, "deep"],
     "cache_ignore": ["client", b"client", 5, None, [1], {"client": 1}],
     "cache_version": [1.5, True, ("1",)],
+    "cache_stale_ttl": [0, -1, "", "60", True, math.inf],
+    "cache_refresh": [0, 1, 1.0, -0.5, "0.8", True, math.nan],
     "retries": [-1, 1.0, "3", True, None],
     "backoff_factor": [0.5, 0, -1, math.inf, math.nan, "2", True, None],
     "min_delay": [-1, "soon", None, True, math.nan, "100"],
@@ -95,6 +97,8 @@ RIGHT: dict[str, list[Any]] = {
     "cache_copy": [True, False],
     "cache_ignore": [(), ["x"], {"x"}, frozenset({"x"})],
     "cache_version": [None, 2, "2"],
+    "cache_stale_ttl": [None, 60, "1d"],
+    "cache_refresh": [None, 0.8, 0.001],
     "retries": [0, 1, 10**6],
     "backoff_factor": [1, 1.0, 2],
     "min_delay": [0, 0.0, "10ms", datetime.timedelta(milliseconds=5)],
@@ -200,6 +204,12 @@ def test_an_unknown_option_is_met_with_the_nearest_known_one(wrong: str, meant: 
 def test_pauses_that_cannot_be_are_refused() -> None:
     with pytest.raises(OperoUsageError, match="min_delay='1m' is longer than max_delay=30"):
         opero(min_delay="1m")
+
+
+@pytest.mark.parametrize("given", [{"cache_stale_ttl": "1h"}, {"cache_refresh": 0.8}])
+def test_what_follows_an_expiry_needs_one(given: dict[str, Any]) -> None:
+    with pytest.raises(OperoUsageError, match=rf"{next(iter(given))}=.* needs entries that expire"):
+        opero(cache_ttl=None, **given)
 
 
 @pytest.mark.parametrize("option", ["secret", "cache_ignore"])

@@ -264,7 +264,7 @@ def test_counters_tell_what_happened(face: Any, clock: FakeClock) -> None:
     assert face.run(fetch) == "fine"
     assert fetch.stats.as_dict() == {
         "calls": 4, "failures": 3, "retries": 2, "fallbacks": 0, "gave_up": 1, "slept": 4.0,
-        "hits": 0, "misses": 0, "shared": 0, "waited": 0.0,
+        "hits": 0, "misses": 0, "shared": 0, "stale": 0, "waited": 0.0,
     }  # fmt: skip
 
 

@@ -75,6 +75,7 @@ def test_every_counter_has_a_name_in_the_dict() -> None:
         ("hits", 0),
         ("misses", 0),
         ("shared", 0),
+        ("stale", 0),
         ("slept", 0),
         ("waited", 0),
     ]

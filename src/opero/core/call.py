@@ -15,8 +15,9 @@ __all__ = ["AsyncProceed", "Call", "Failure", "Pause", "Proceed", "Receipt", "Re
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-Source = Literal["fresh", "hit", "shared"]
-"""Where a value came from: this call computed it, the cache had it, or another caller was just computing it."""
+Source = Literal["fresh", "hit", "shared", "stale"]
+"""Where a value came from: this call computed it, the cache had it, another caller was just computing it, or the cache
+had it and it has expired, but computing it failed."""
 
 
 class Failure(NamedTuple):
@@ -87,6 +88,8 @@ class Call:
             `Pause` and may be run again.
         run: What its events are stamped with; None if nobody listened when it began.
         tried: Clock reading at the start of the last real call, where somebody listens.
+        renews: Whether it shall renew what is stored rather than look it up.
+        flight: What such a call leads already, None if nothing.
     """
 
     key: Any = None
@@ -116,6 +119,8 @@ class Call:
     patience = inf
     run: Run | None = None
     tried: float | None = None
+    renews = False
+    flight: Any = None
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.args = args
@@ -158,7 +163,8 @@ class Receipt(Generic[T_co]):
 
     Attributes:
         value: The function's result.
-        source: "fresh" (this call made it), "hit" (cache) or "shared" (another caller was already computing it).
+        source: "fresh" (this call made it), "hit" (cache), "shared" (another caller was already computing it) or
+            "stale" (expired, but computing it anew failed).
         attempts: Attempts made, 0 for a hit.
         calls: Real calls of the function, 0 for a hit.
         fallback: The fallback value that gave the result; None without `arg_fallback` or for a hit.
@@ -187,14 +193,14 @@ class Receipt(Generic[T_co]):
     @staticmethod
     def of(call: Call, value: T, seconds: float, remaining: float | None = None) -> Receipt[T]:
         """Write the receipt of a call that ended with `value`."""
-        made = call.source == "fresh"
+        made, stale = call.source == "fresh", call.source == "stale"
         return Receipt(
             value=value,
             source=call.source,
-            attempts=call.attempts if made else 0,
+            attempts=call.attempts if made or call.calls else 0,
             calls=call.calls,
-            fallback=call.value,
-            label=call.label,
+            fallback=None if stale else call.value,
+            label=None if stale else call.label,
             slept=call.slept,
             waited=call.waited,
             seconds=seconds,
@@ -205,7 +211,7 @@ class Receipt(Generic[T_co]):
 
     def __repr__(self) -> str:
         told: list[str] = [self.source]
-        if self.source == "fresh":
+        if self.attempts:
             told.append(f"{self.attempts} attempt{'s' * (self.attempts != 1)}")
             told.append(f"{self.calls} call{'s' * (self.calls != 1)}")
         if self.label is not None:

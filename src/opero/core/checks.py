@@ -103,6 +103,14 @@ def size(name: str, value: Any) -> None:
     parse_size(value, name)
 
 
+def share(name: str, value: Any) -> None:
+    """A number between 0 and 1, or None."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise OperoUsageError(f"{name}={value!r} must be a number between 0 and 1, such as 0.8.")
+
+
 def callable_or_none(name: str, value: Any) -> None:
     """Something callable, or None."""
     if value is not None and not callable(value):

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
     from opero.core.stage import Emitter
 
-__all__ = ["Deadline", "deadline", "in_force", "overdue", "remaining", "require_time", "run_until"]
+__all__ = [
+    "Deadline",
+    "bind_no_more",
+    "deadline",
+    "in_force",
+    "overdue",
+    "remaining",
+    "require_time",
+    "run_until",
+]
 
 
 class _Scope:
@@ -157,6 +166,11 @@ def run_until(end: float, work: Callable[..., Any], *args: Any, **kwargs: Any) -
         return work(*args, **kwargs)
     finally:
         _leave(scope)
+
+
+def bind_no_more() -> None:
+    """Forget the deadlines of the context that this one was copied from: they are a caller's."""
+    _innermost.set(None)
 
 
 # --- when time is up ------------------------------------------------------------------------------

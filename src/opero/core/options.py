@@ -26,6 +26,7 @@ from opero.core.checks import (
     handlers,
     names,
     rate,
+    share,
     size,
     store,
     strategy,
@@ -118,6 +119,18 @@ class Options:
     cache_version: str | int | None = option(
         "cache", None, version, "part of the key: change it to start afresh"
     )
+    cache_stale_ttl: Duration | None = option(
+        "cache",
+        None,
+        duration_or_none,
+        "how long an expired entry may still be served when the call fails",
+    )
+    cache_refresh: float | None = option(
+        "cache",
+        None,
+        share,
+        "refresh in the background when an entry is older than this share (0..1) of its ttl",
+    )
     retries: int = option("retry", 3, whole(0), "calls made after the first one failed: 1 + 3")
     backoff_factor: float = option(
         "retry", 1.5, factor, "growth of the pause from one retry to the next"
@@ -205,6 +218,13 @@ class Options:
                 f"min_delay={self.min_delay!r} is longer than max_delay={self.max_delay!r}: "
                 "raise max_delay or lower min_delay."
             )
+
+        for name in ("cache_stale_ttl", "cache_refresh"):
+            if self.cache_ttl is None and getattr(self, name) is not None:
+                raise OperoUsageError(
+                    f"{name}={getattr(self, name)!r} needs entries that expire: "
+                    "give a cache_ttl other than None, or leave it out."
+                )
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

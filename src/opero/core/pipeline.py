@@ -103,6 +103,8 @@ class Pipeline:
             else Deadline(parse_seconds(options.deadline, "deadline"))
         )
         self.cache = self._cache(origin, changed)
+        if self.cache is not None:
+            self.cache.connect(policy.retries_on, self.run)
         self.report = Report(
             info, self.stats, emitter, retried=retries, needs_start=policy.needs_start
         )

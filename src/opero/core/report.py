@@ -63,7 +63,7 @@ class Report:
         if isinstance(error, Rejected):
             # A result is returned in the end, and its receipt tells the errors on the way.
             return None
-        made, call.failures, call.walk = call.failures or [], None, None
+        made = call.failures or []
         real = [f.error for f in made if not isinstance(f.error, Rejected)]
         refused = isinstance(error, RefusalError) and is_final(error, real)
         final = real[-1] if refused and real else error

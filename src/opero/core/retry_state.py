@@ -108,6 +108,11 @@ class RetryPolicy:
             return matches(self.retry_on, error)
         return asks(self.retry_on, state())
 
+    def retries_on(self, error: Exception) -> bool:
+        """Tell whether an error is one that `retry_on` means, outside of any call."""
+        made = RetryState(self)
+        return self.wants(error, lambda: state_class()(made, error, made.started))
+
     def pause(self, state: Any) -> float:
         """Seconds before the next attempt; takes a `tenacity.RetryCallState`, so it is a wait strategy itself."""
         if self.wait is not None:

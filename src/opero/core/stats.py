@@ -49,8 +49,9 @@ class Stats:
         fallbacks: Steps to another fallback value.
         gave_up: Calls that failed for good.
         hits: Results served from the cache.
-        misses: Calls that found nothing in the cache.
+        misses: Calls that found nothing fresh in the cache.
         shared: Calls that got the result of another caller's computation.
+        stale: Calls that got an expired result, because the function failed.
         slept: Seconds of pauses between attempts, of all calls together.
         waited: Seconds in the rate limiter, of all calls together.
 
@@ -74,6 +75,7 @@ class Stats:
         "hits",
         "misses",
         "shared",
+        "stale",
         "slept",
         "waited",
     )
@@ -90,7 +92,8 @@ class Stats:
         with self._lock:
             for tally in (self.call_tally, self.hit_tally, self.miss_tally):
                 tally.reset()
-            self.failures = self.retries = self.fallbacks = self.gave_up = self.shared = 0
+            self.failures = self.retries = self.fallbacks = self.gave_up = 0
+            self.shared = self.stale = 0
             self.slept: float = 0.0
             self.waited: float = 0.0
 

@@ -14,7 +14,9 @@ __all__ = [
     "AttemptFailed",
     "CacheHit",
     "CacheMiss",
+    "CacheRefreshed",
     "CacheSkipped",
+    "CacheStale",
     "CallEnded",
     "CallGaveUp",
     "CallStarted",
@@ -177,7 +179,33 @@ class CacheHit(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheMiss(Event):
-    """No stored result was there; the function is called."""
+    """No fresh result was stored; the function is called."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheStale(Event):
+    """An expired result was served, because the function failed.
+
+    Attributes:
+        expired: Seconds since its expiry.
+        error: What the call failed with; None if it was not tried, because another one has just failed.
+    """
+
+    expired: float
+    error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheRefreshed(Event):
+    """A result was computed anew behind the scenes (`cache_refresh`).
+
+    Attributes:
+        renewed: Whether there is a new result; if not, the old one stays.
+        error: What the call failed with; None if it worked or its result was rejected.
+    """
+
+    renewed: bool
+    error: BaseException | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import traceback
 import pytest
 
 from opero.core.cache.copy_error import copy_error
-from opero.core.cache.flight import Crashed
+from opero.core.cache.waiter import Crashed
 
 
 class CustomError(Exception):

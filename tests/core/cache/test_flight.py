@@ -11,16 +11,8 @@ import time
 
 import pytest
 
-from opero.core.cache.flight import (
-    Flights,
-    Order,
-    TaskWaiter,
-    ThreadWaiter,
-    board,
-    tell,
-    unboard,
-    verdict_of,
-)
+from opero.core.cache.flight import Flights, board, unboard
+from opero.core.cache.waiter import Order, TaskWaiter, ThreadWaiter, tell, verdict_of
 
 
 class FakeWaiter:

@@ -6,6 +6,8 @@
     lookup      finding and serving entries
     keeper      storing results: whether, for how long, in what form
     sharing     the outcome for those who waited
+    aging       renewed before its expiry, or served after it; lulls after failures
+    renewal     computing anew behind the scenes, in the background
     skips       who hears of what is not cached
     registry    all caches: `clear_cache`, forks
 
@@ -16,7 +18,8 @@ They stand on what knows nothing of calls and listeners.
     awaiting    stores and event loops
     keying      from a call to a key, with the parts that `opero.core.keys` makes
     instances   numbers of instances, for methods
-    flight      single-flight: who computes, who waits, who takes over
+    flight      single-flight: who computes, who takes over
+    waiter      who waits, and what they are told
     memory, user_store, stores      the kinds of store
     codec       results as bytes that execute nothing
     isolate, copy_error     copies of results and of failures

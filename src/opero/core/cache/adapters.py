@@ -12,12 +12,13 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 from opero.core import ambient
-from opero.core.cache.flight import Flight, Order, TaskWaiter, ThreadWaiter, board, tell, unboard
-from opero.core.cache.handle import RefreshCall
+from opero.core.cache.flight import Flight, board, unboard
+from opero.core.cache.waiter import Order, TaskWaiter, ThreadWaiter, tell
 from opero.errors import UnkeyableError
 from opero.utils.switch import switch
 
 if TYPE_CHECKING:
+    from opero.core.cache.memory import Entry
     from opero.core.cache.stage import Cache
     from opero.core.call import AsyncProceed, Call, Proceed
 
@@ -32,6 +33,7 @@ def sync_adapter(cache: Cache, proceed: Proceed) -> Proceed:
     get, lives, serve = lookup.find, lookup.lives, lookup.serve
     count_miss, heard = lookup.count_miss, lookup.heard
     keep, timed = keeper.keep, keeper.condition is not None
+    aging, renewal = cache.aging, cache.renewal
 
     def run(call: Call) -> Any:
         # Who switches caches off for a test holds the switch.
@@ -49,27 +51,35 @@ def sync_adapter(cache: Cache, proceed: Proceed) -> Proceed:
         if key is None:
             return proceed(call)
         call.key = key
-        if type(call) is RefreshCall:
-            return lead(call, flights.replace(key))
-        entry = None if looked else get(key)
-        if entry is not None and lives(key, entry):
-            return serve(call, entry)
+        if call.renews:
+            return lead(call, call.flight or flights.replace(key))
+        entry = None if looked and aging is None else get(key)
+        if entry is not None:
+            if lives(key, entry):
+                if renewal is not None and renewal.due(key, entry):
+                    renewal.start_thread(call, key)
+                return serve(call, entry)
+            if aging is not None and aging.spares(key, entry):
+                return lookup.serve_stale(call, entry)
         flight = Flight(key)
-        return lead(call, flight) if claim(key, flight) is flight else follow(call, key)
+        return lead(call, flight) if claim(key, flight) is flight else follow(call, key, entry)
 
     def lead(call: Call, flight: Flight) -> Any:
         boarded = board(flight)
-        key = flight.key
+        key, entry = flight.key, None
         try:
             # The leader before may have landed between our look and our join.
             entry = get(key)
-            if entry is None or type(call) is RefreshCall or not lives(key, entry):
-                if type(call) is not RefreshCall:
-                    count_miss()
+            if entry is None or call.renews or not lives(key, entry):
+                if not call.renews:
+                    if aging is None:
+                        count_miss()
                     if heard or switch.on:
                         lookup.missed()
                 began = ambient.clock().monotonic() if timed else 0.0
                 value = proceed(call)
+                if aging is not None:
+                    lookup.computed(call, key)
                 entry = keep(call, flight, value, began)
             else:
                 value = serve(call, entry)
@@ -77,9 +87,11 @@ def sync_adapter(cache: Cache, proceed: Proceed) -> Proceed:
             if waiters:
                 tell(waiters, sharing.landed(value, entry, rejected=call.rejected))
         except Exception as error:
-            if not (call.overdue and flights.outlive(flight, call.deadline)):
-                sharing.crash(flight, error)
-            raise
+            old = None if aging is None else lookup.stand_in(call, flight, entry, error)
+            sharing.fail(call, flight, error, old)
+            if old is None or call.renews:
+                raise
+            value = lookup.serve_stale(call, old, error)
         except BaseException:
             flights.abandon(flight)
             raise
@@ -87,7 +99,7 @@ def sync_adapter(cache: Cache, proceed: Proceed) -> Proceed:
             unboard(boarded)
         return value
 
-    def follow(call: Call, key: Hashable) -> Any:
+    def follow(call: Call, key: Hashable, old: Entry | None) -> Any:
         while (flight := flights.join(key)) is None:
             waiter = ThreadWaiter(call.deadline)
             if not flights.wait_for(key, waiter):
@@ -98,7 +110,7 @@ def sync_adapter(cache: Cache, proceed: Proceed) -> Proceed:
                 flights.leave(waiter)
                 raise
             if not in_time and flights.leave(waiter):
-                raise lookup.overdue(call)
+                return lookup.late(call, old)
             if waiter.verdict is Order.LEAD:
                 flight = waiter.flight
                 break
@@ -121,6 +133,7 @@ def async_adapter(cache: Cache, proceed: AsyncProceed) -> AsyncProceed:
     keep, timed = keeper.keep, keeper.condition is not None
     # What may take long is awaited; memory is looked at in passing.
     slow, aget, akeep = cache.store.blocking, lookup.afind, keeper.akeep
+    aging, renewal = cache.aging, cache.renewal
 
     async def run(call: Call) -> Any:
         # A wrapper whose arguments are plain has built the key, and found nothing.
@@ -137,30 +150,40 @@ def async_adapter(cache: Cache, proceed: AsyncProceed) -> AsyncProceed:
         if key is None:
             return await proceed(call)
         call.key = key
-        if type(call) is RefreshCall:
-            return await lead(call, flights.replace(key))
-        entry = None if looked else await aget(key) if slow else get(key)
-        if entry is not None and lives(key, entry):
-            return serve(call, entry)
+        if call.renews:
+            return await lead(call, call.flight or flights.replace(key))
+        entry = None
+        if aging is not None or not looked:
+            entry = await aget(key) if slow else get(key)
+        if entry is not None:
+            if lives(key, entry):
+                if renewal is not None and renewal.due(key, entry):
+                    renewal.start_task(call, key)
+                return serve(call, entry)
+            if aging is not None and aging.spares(key, entry):
+                return lookup.serve_stale(call, entry)
         flight = Flight(key)
         if claim(key, flight) is flight:
             return await lead(call, flight)
-        return await follow(call, key)
+        return await follow(call, key, entry)
 
     async def lead(call: Call, flight: Flight) -> Any:
         boarded = board(flight)
-        key = flight.key
+        key, entry = flight.key, None
         try:
             # The leader before may have landed between our look and our join.
             entry = await aget(key) if slow else get(key)
-            if entry is None or type(call) is RefreshCall or not lives(key, entry):
+            if entry is None or call.renews or not lives(key, entry):
                 # A call that is already made (`Call.begun`) was counted before it was made.
-                if type(call) is not RefreshCall and call.begun is None:
-                    count_miss()
+                if not call.renews and call.begun is None:
+                    if aging is None:
+                        count_miss()
                     if heard or switch.on:
                         lookup.missed()
                 began = ambient.clock().monotonic() if timed else 0.0
                 value = await proceed(call)
+                if aging is not None:
+                    lookup.computed(call, key)
                 entry = (
                     await akeep(call, flight, value, began)
                     if slow
@@ -172,9 +195,11 @@ def async_adapter(cache: Cache, proceed: AsyncProceed) -> AsyncProceed:
             if waiters:
                 tell(waiters, sharing.landed(value, entry, rejected=call.rejected))
         except Exception as error:
-            if not (call.overdue and flights.outlive(flight, call.deadline)):
-                sharing.crash(flight, error)
-            raise
+            old = None if aging is None else lookup.stand_in(call, flight, entry, error)
+            sharing.fail(call, flight, error, old)
+            if old is None or call.renews:
+                raise
+            value = lookup.serve_stale(call, old, error)
         except BaseException:
             flights.abandon(flight)
             raise
@@ -182,7 +207,7 @@ def async_adapter(cache: Cache, proceed: AsyncProceed) -> AsyncProceed:
             unboard(boarded)
         return value
 
-    async def follow(call: Call, key: Hashable) -> Any:
+    async def follow(call: Call, key: Hashable, old: Entry | None) -> Any:
         while (flight := flights.join(key, blocking=False)) is None:
             waiter = TaskWaiter(call.deadline)
             if not flights.wait_for(key, waiter):
@@ -193,7 +218,7 @@ def async_adapter(cache: Cache, proceed: AsyncProceed) -> AsyncProceed:
                 flights.leave(waiter)
                 raise
             if not in_time and flights.leave(waiter):
-                raise lookup.overdue(call)
+                return lookup.late(call, old)
             if waiter.verdict is Order.LEAD:
                 flight = waiter.flight
                 break

@@ -15,55 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from contextvars import ContextVar, Token
-from enum import Enum
 from threading import RLock, get_ident
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from opero.core import ambient
-from opero.core.gate import ThreadGate
+from opero.core.cache.waiter import Order, Waiter, tell
 
-if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop, Future
-
-    from opero.core.cache.memory import Entry
-
-__all__ = [
-    "Crashed", "Flight", "Flights", "Landed", "Order", "TaskWaiter", "ThreadWaiter", "Waiter",
-    "board", "tell", "unboard", "verdict_of",
-]  # fmt: skip
-
-
-class Order(Enum):
-    """What a waiter shall do where there is no outcome to share."""
-
-    LEAD = "take over the flight"
-    AGAIN = "look in the store again"
-    ALONE = "compute without sharing"
-
-
-class Landed(NamedTuple):
-    """The flight's outcome is a result.
-
-    Attributes:
-        entry: The result in the form in which it is stored, whether it was stored or not.
-        rejected: Whether `retry_if_result` refused it.
-    """
-
-    entry: Entry
-    rejected: bool
-
-
-class Crashed(NamedTuple):
-    """The flight's outcome is a failure.
-
-    Attributes:
-        error: A copy that nobody raises: each waiter makes its own from it.
-    """
-
-    error: Exception
-
-
-Verdict = Order | Landed | Crashed
+__all__ = ["Flight", "Flights", "board", "lead_nothing", "unboard"]
 
 
 class Flight:
@@ -112,116 +68,13 @@ def unboard(token: Token[tuple[Flight, ...]]) -> None:
         return
 
 
+def lead_nothing() -> None:
+    """Forget the flights of the context that this one was copied from: a stranger leads them."""
+    _led.set(())
+
+
 def _leads() -> bool:
     return any(not flight.done for flight in _led.get())
-
-
-NOWHERE: Final = Flight(None)
-"""Where a waiter is that has not joined a flight yet."""
-
-
-# --- waiting --------------------------------------------------------------------------------------
-
-
-class Waiter(Protocol):
-    """Somebody who waits for a flight.
-
-    Attributes:
-        deadline: Clock reading at which it stops waiting, None for never.
-    """
-
-    deadline: float | None
-    flight: Flight
-    verdict: Verdict | None
-
-    @property
-    def ready(self) -> bool:
-        """Whether it can be expected to take over."""
-        ...
-
-    def wake(self) -> bool:
-        """Let it go on; False if that is impossible."""
-        ...
-
-
-class ThreadWaiter:
-    """A waiting thread."""
-
-    __slots__ = ("_gate", "deadline", "flight", "verdict")
-
-    def __init__(self, deadline: float | None = None) -> None:
-        self.deadline = deadline
-        self.flight = NOWHERE
-        self.verdict: Verdict | None = None
-        self._gate = ThreadGate()
-
-    @property
-    def ready(self) -> bool:
-        """A thread can always take over."""
-        return True
-
-    def wait(self) -> bool:
-        """Block until `wake`; False if the deadline came first."""
-        return self._gate.wait(_left(self))
-
-    def wake(self) -> bool:
-        """Let the thread go on."""
-        return self._gate.open()
-
-
-class TaskWaiter:
-    """A waiting task, in any event loop of any thread."""
-
-    __slots__ = ("_future", "_loop", "deadline", "flight", "verdict")
-
-    def __init__(self, deadline: float | None = None) -> None:
-        from asyncio import get_running_loop
-
-        self.deadline = deadline
-        self.flight = NOWHERE
-        self.verdict: Verdict | None = None
-        self._loop: AbstractEventLoop = get_running_loop()
-        self._future: Future[bool] = self._loop.create_future()
-
-    @property
-    def ready(self) -> bool:
-        """Whether its loop runs and it was not cancelled."""
-        return self._loop.is_running() and not self._future.cancelled()
-
-    async def wait(self) -> bool:
-        """Suspend the task until `wake`; False if the deadline came first."""
-        left = _left(self)
-        if left is None:
-            return await self._future
-        timer = self._loop.call_later(max(0.0, left), self._settle, False)
-        try:
-            return await self._future
-        finally:
-            timer.cancel()
-
-    def wake(self) -> bool:
-        """Let the task go on, from whatever thread; False if its loop is closed."""
-        from asyncio import _get_running_loop
-
-        try:
-            if _get_running_loop() is self._loop:
-                self._settle(True)
-            else:
-                self._loop.call_soon_threadsafe(self._settle, True)
-        except RuntimeError:
-            return False
-        return True
-
-    def _settle(self, in_time: bool) -> None:
-        if not self._future.done():
-            self._future.set_result(in_time)
-
-
-def _left(waiter: Waiter) -> float | None:
-    """Return the seconds that a waiter has."""
-    if waiter.deadline is None:
-        return None
-    return waiter.deadline - ambient.clock().monotonic()
 
 
 # --- flights --------------------------------------------------------------------------------------
@@ -385,16 +238,3 @@ def _heir(flight: Flight, deadline: float | None) -> Waiter | None:
         if later and waiter.ready:
             return waiter
     return None
-
-
-def tell(waiters: Iterable[Waiter], verdict: Verdict) -> None:
-    """Hand an outcome to waiters and let them go on."""
-    for waiter in waiters:
-        waiter.verdict = verdict
-        waiter.wake()
-
-
-def verdict_of(waiter: Waiter) -> Any:
-    """Take what a waiter was told, so that no frame keeps an error that passes through it."""
-    verdict, waiter.verdict = waiter.verdict, None
-    return verdict

@@ -19,6 +19,8 @@ __all__ = ["CacheHandle", "CacheInfo", "RefreshCall", "format_bytes"]
 class RefreshCall(Call):
     """A call that does not look in the cache, but whose result is stored."""
 
+    renews = True
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheInfo:
@@ -26,7 +28,8 @@ class CacheInfo:
 
     Attributes:
         hits: Results served from the cache.
-        misses: Calls that found nothing.
+        misses: Calls that found nothing fresh.
+        stale: Calls that got an expired result, because the function failed; neither hits nor misses.
         size: Entries; None if the store cannot tell.
         bytes: Their estimated bytes; None if the store cannot tell.
         maxsize: Most entries.
@@ -38,6 +41,7 @@ class CacheInfo:
 
     hits: int
     misses: int
+    stale: int
     size: int | None
     bytes: int | None
     maxsize: int
@@ -49,12 +53,13 @@ class CacheInfo:
     def __repr__(self) -> str:
         size = "?" if self.size is None else f"{self.size:,}"
         weight = "" if self.bytes is None else f", {format_bytes(self.bytes)}"
-        looked = self.hits + self.misses
+        looked = self.hits + self.misses + self.stale
+        stale = f", {self.stale:,} stale" if self.stale else ""
         share = f" ({self.hits / looked:.0%})" if looked else ""
         lasts = "no expiry" if self.ttl is None else f"ttl {format_seconds(self.ttl)}"
         return (
             f"<CacheInfo {self.backend} {self.namespace!r}: {size} entries{weight}, "
-            f"{self.hits:,} hits{share}, {self.misses:,} misses, {lasts}>"
+            f"{self.hits:,} hits{share}, {self.misses:,} misses{stale}, {lasts}>"
         )
 
 
@@ -123,7 +128,16 @@ class CacheHandle:
 
 
 _OFF = CacheInfo(
-    hits=0, misses=0, size=0, bytes=0, maxsize=0, max_bytes=0, ttl=None, backend="off", namespace=""
+    hits=0,
+    misses=0,
+    stale=0,
+    size=0,
+    bytes=0,
+    maxsize=0,
+    max_bytes=0,
+    ttl=None,
+    backend="off",
+    namespace="",
 )
 
 

@@ -24,6 +24,7 @@ from opero.utils.stack import users_stacklevel
 from opero.utils.switch import switch
 
 if TYPE_CHECKING:
+    from opero.core.cache.aging import Aging
     from opero.core.cache.flight import Flight
     from opero.core.cache.shelf import Shelf
     from opero.core.cache.skips import Skips
@@ -69,17 +70,21 @@ class Keeper:
         shelf: Where to.
         options: Lifetime, condition, isolation.
         skips: Who hears of what is not stored.
+        aging: The ages of the entries; None if nothing depends on them.
 
     Attributes:
         ttl: Lifetime of an entry in seconds, None for ever.
         condition: The option `cache_if`.
     """
 
-    def __init__(self, shelf: Shelf, options: Options, skips: Skips) -> None:
+    def __init__(
+        self, shelf: Shelf, options: Options, skips: Skips, aging: Aging | None = None
+    ) -> None:
         self._store = shelf.store
         self._of_instance = shelf.keying.of_instance
         self._copy = options.cache_copy
         self._skips = skips
+        self._aging = aging
         make = getattr(shelf.store, "entry", None)
         self._make: Callable[[Any, Any, float | None], Entry] = (
             self.entry if make is None else lambda key, value, ttl: make(key, value, _expiry(ttl))
@@ -98,7 +103,7 @@ class Keeper:
             ttl = self._lifetime(call, value, began)
             if ttl == 0:
                 return None
-            entry = self._make(flight.key, value, ttl)
+            entry = self._made(flight.key, value, ttl)
             if not (flight.void or self._store.put(flight.key, entry)):
                 self._too_heavy(entry)
         except Exception as error:  # noqa: BLE001 - the caller gets the result, come what may
@@ -116,7 +121,7 @@ class Keeper:
             entry, well = await awaiting.keep(
                 self._store,
                 flight.key,
-                lambda: self._make(flight.key, value, ttl),
+                lambda: self._made(flight.key, value, ttl),
                 unless=lambda: flight.void,
             )
             if not well:
@@ -125,6 +130,12 @@ class Keeper:
         except Exception as error:  # noqa: BLE001 - as above
             self._failed(error)
         return None
+
+    def _made(self, key: Any, value: Any, ttl: float | None) -> Entry:
+        entry = self._make(key, value, ttl)
+        if self._aging is None or ttl is None:
+            return entry
+        return self._aging.aged(entry, entry.expires - ttl)
 
     def _lifetime(self, call: Call, value: Any, began: float) -> float | None:
         """Return for how long to store a result: 0 for not at all, None for ever."""

@@ -14,13 +14,14 @@ from opero.core.deadline import overdue
 from opero.errors import StoreError
 
 if TYPE_CHECKING:
+    from opero.core.cache.aging import Aging
     from opero.core.cache.edits import Edits
+    from opero.core.cache.flight import Flight
     from opero.core.cache.memory import Entry, EntryStore
     from opero.core.cache.skips import Skips
     from opero.core.call import Call
     from opero.core.stage import Emitter
     from opero.core.stats import Stats
-    from opero.errors import DeadlineError
 
 __all__ = ["Lookup"]
 
@@ -34,6 +35,7 @@ class Lookup:
         emitter: Where its events go.
         skips: Who hears of a store that cannot be read.
         edits: Looks at the first lookup whether the function was edited; None if nobody would know.
+        aging: The ages of the entries; None if nothing depends on them.
 
     Attributes:
         find: Finds an entry by its key; never raises.
@@ -49,8 +51,11 @@ class Lookup:
         skips: Skips,
         *,
         edits: Edits | None = None,
+        aging: Aging | None = None,
     ) -> None:
         self._store = store
+        self._stats = stats
+        self._aging = aging
         self._emitter = emitter
         self._skips = skips
         self._edits = edits
@@ -63,10 +68,12 @@ class Lookup:
         )
 
     def lives(self, key: Hashable, entry: Entry) -> bool:
-        """Whether an entry may be served; one that has expired is dropped."""
-        if entry.expires > ambient.clock().monotonic():
+        """Whether an entry is fresh; one that nobody will want any more is dropped."""
+        now = ambient.clock().monotonic()
+        if entry.expires > now or entry.expiry > now:
             return True
-        self._store.discard(key, entry)
+        if entry.keep <= now and not (self._aging is not None and self._aging.usable(entry, now)):
+            self._store.discard(key, entry)
         return False
 
     def serve(self, call: Call, entry: Entry) -> Any:
@@ -78,14 +85,68 @@ class Lookup:
             self._emitter.emit(events.CacheHit(function=self._emitter.function))
         return entry.open()
 
+    def serve_stale(self, call: Call, entry: Entry, error: Exception | None = None) -> Any:
+        """Return the caller's own copy of what an expired entry holds.
+
+        Args:
+            call: The call.
+            entry: The entry.
+            error: What the call failed with; None if it was not tried, because another has just failed.
+        """
+        entry.visited = True
+        call.source = "stale"
+        self._stats.add(stale=1)
+        if self._emitter.active:
+            expired = ambient.clock().monotonic() - entry.expiry
+            self._emitter.emit(
+                events.CacheStale(function=self._emitter.function, expired=expired, error=error)
+            )
+        return entry.open()
+
+    def computed(self, call: Call, key: Hashable) -> None:
+        """Count a miss that might have ended with an expired entry, and did not."""
+        if not call.renews:
+            self.count_miss()
+        if self._aging is not None:
+            self._aging.lulls.end(key)
+
+    def stand_in(
+        self, call: Call, flight: Flight, entry: Entry | None, error: Exception
+    ) -> Entry | None:
+        """Return the expired entry that callers get because a call failed; if none, count the miss."""
+        if self._aging is not None and entry is not None:
+            excused = self._aging.fails(call, flight.key, entry, error)
+            # What was invalidated meanwhile nobody wants any more.
+            if excused and not flight.void:
+                return entry
+        if not call.renews:
+            self.count_miss()
+        return None
+
     def missed(self) -> None:
         """Tell listeners of a miss."""
         if self._emitter.active:
             self._emitter.emit(events.CacheMiss(function=self._emitter.function))
 
-    def overdue(self, call: Call) -> DeadlineError:
-        """Return the error for a caller whose deadline comes before the outcome that it waits for."""
-        return overdue(call, self._emitter, "waiting for another caller's result")
+    def late(self, call: Call, old: Entry | None) -> Any:
+        """End a call whose deadline comes before the outcome that it waits for.
+
+        Args:
+            call: The call.
+            old: An expired entry that it gets then, if it may be served.
+
+        Raises:
+            DeadlineError: There is none.
+        """
+        error = overdue(call, self._emitter, "waiting for another caller's result")
+        try:
+            aging = self._aging
+            if old is None or aging is None or not aging.usable(old, ambient.clock().monotonic()):
+                raise error
+            return self.serve_stale(call, old, error)
+        finally:
+            # A frame that names an error which passes through it is a reference cycle.
+            del error
 
     def _read(self, key: Hashable) -> Entry | None:
         edits = self._edits

@@ -15,11 +15,11 @@ from collections.abc import Callable, Hashable
 from heapq import heapify, heappop, heappush
 from itertools import count
 from threading import RLock
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from opero.core import ambient
 
-__all__ = ["Entry", "EntryStore", "MemoryStore", "Store"]
+__all__ = ["AgingEntry", "Entry", "EntryStore", "Life", "MemoryStore", "Store"]
 
 _SPARE: Final = 1000
 """Entries that may have left the store before its heap of expiries is tidied."""
@@ -33,7 +33,8 @@ class Store(Protocol):
 
     Keys are text and carry namespace, function and arguments, so functions can share a store. What
     is stored is a tuple `(value, expiry)`, expiry in seconds since the epoch or None: a stored None
-    differs from nothing stored, and an entry that the store should have dropped is not served. The
+    differs from nothing stored, and an entry that the store should have dropped is not served. With
+    `cache_stale_ttl` or `cache_refresh` it is `(value, expiry, birth)`, birth on the same clock. The
     methods are called where the function is called, so they must be thread-safe. An event loop calls
     them directly if they are quick, and in a thread if the object has an attribute `blocking` that is
     true.
@@ -56,12 +57,28 @@ class Store(Protocol):
         ...
 
 
+class Life(NamedTuple):
+    """The times of an entry that is renewed before it expires, or served afterwards.
+
+    Attributes:
+        born: Clock reading at which it was stored.
+        expiry: Clock reading at which it expires.
+        keep: Clock reading until which a store should keep it.
+    """
+
+    born: float
+    expiry: float
+    keep: float
+
+
 class Entry:
     """One stored result.
 
     Attributes:
         value: The result, or what `thaw` makes it from.
-        expires: Clock reading at which it expires, `math.inf` for never.
+        expires: Clock reading from which the stage must judge it: that of its expiry, or earlier if
+            it is to be renewed before. `math.inf` for never.
+        life: Further times; None for an entry that has none but its expiry.
         thaw: Gives each caller a copy of its own; None where the value is immutable and can be
             shared.
         weight: Estimated bytes.
@@ -71,6 +88,9 @@ class Entry:
     """
 
     __slots__ = ("expires", "group", "thaw", "value", "visited", "weight")
+
+    # A class attribute, so that an entry without it pays nothing for it.
+    life: Life | None = None
 
     def __init__(
         self,
@@ -87,12 +107,39 @@ class Entry:
         self.group: int | None = group
         self.visited: bool = False
 
+    @property
+    def expiry(self) -> float:
+        """Clock reading at which it expires."""
+        return self.expires if self.life is None else self.life.expiry
+
+    @property
+    def keep(self) -> float:
+        """Clock reading until which a store should keep it: later than its expiry if it may be served stale."""
+        return self.expires if self.life is None else self.life.keep
+
     def open(self) -> Any:
         """Return the result, isolated from what is stored."""
         return self.value if self.thaw is None else self.thaw(self.value)
 
     def __repr__(self) -> str:
         return f"<Entry of {self.weight} bytes, expires at {self.expires:.3f}>"
+
+
+class AgingEntry(Entry):
+    """An entry that is renewed before it expires, or served afterwards.
+
+    Args:
+        entry: What is stored.
+        life: Its times.
+        expires: Clock reading from which the stage must judge it; by default its expiry.
+    """
+
+    __slots__ = ("life",)
+
+    def __init__(self, entry: Entry, life: Life, expires: float | None = None) -> None:
+        expires = life.expiry if expires is None else expires
+        super().__init__(entry.value, expires, entry.thaw, entry.weight, entry.group)
+        self.life: Life | None = life
 
 
 class EntryStore(Protocol):

@@ -123,7 +123,7 @@ def _after_fork() -> None:
     global _lock  # noqa: PLW0603 - a lock that a vanished thread holds can only be replaced
     _lock = threading.RLock()
     for cache in _caches():
-        cache.shelf.renew()
+        cache.renew()
 
 
 if hasattr(os, "register_at_fork"):

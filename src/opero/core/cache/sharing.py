@@ -5,14 +5,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from opero.core.cache.flight import Crashed, Landed, Order, tell, verdict_of
 from opero.core.cache.isolate import Uncopyable
+from opero.core.cache.waiter import Crashed, Landed, Order, tell, verdict_of
 from opero.core.call import Rejected
 
 if TYPE_CHECKING:
-    from opero.core.cache.flight import Flight, Flights, Waiter
+    from opero.core.cache.flight import Flight, Flights
     from opero.core.cache.keeper import Keeper
+    from opero.core.cache.lookup import Lookup
     from opero.core.cache.memory import Entry
+    from opero.core.cache.waiter import Waiter
     from opero.core.call import Call
     from opero.core.stats import Stats
 
@@ -25,13 +27,15 @@ class Sharing:
     Args:
         flights: What is being computed.
         keeper: Makes entries.
+        lookup: Serves expired ones.
         stats: The function's counters.
     """
 
-    __slots__ = ("_flights", "_make_entry", "_stats")
+    __slots__ = ("_flights", "_make_entry", "_serve_stale", "_stats")
 
-    def __init__(self, flights: Flights, keeper: Keeper, stats: Stats) -> None:
+    def __init__(self, flights: Flights, keeper: Keeper, lookup: Lookup, stats: Stats) -> None:
         self._flights = flights
+        self._serve_stale = lookup.serve_stale
         self._make_entry = keeper.entry
         self._stats = stats
 
@@ -60,11 +64,29 @@ class Sharing:
 
             tell(waiters, Crashed(copy_error(error)))
 
+    def fail(self, call: Call, flight: Flight, error: Exception, old: Entry | None) -> None:
+        """End the lead of a call that failed.
+
+        Args:
+            call: The call.
+            flight: What it leads.
+            error: What it failed with.
+            old: The expired entry that callers get instead; None if there is none.
+        """
+        if call.overdue and self._flights.outlive(flight, call.deadline):
+            return
+        if old is None:
+            self.crash(flight, error)
+        else:
+            tell(self._flights.land(flight), Landed(old, stale=True))
+
     def share(self, call: Call, waiter: Waiter) -> Any:
         """Return or raise a follower's own copy of the outcome."""
+        verdict = verdict_of(waiter)
+        if isinstance(verdict, Landed) and verdict.stale:
+            return self._serve_stale(call, verdict.entry)
         call.source = "shared"
         self._stats.add(shared=1)
-        verdict = verdict_of(waiter)
         if isinstance(verdict, Landed):
             value = verdict.entry.open()
             if verdict.rejected:

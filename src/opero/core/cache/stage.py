@@ -22,7 +22,9 @@ from opero.errors import OperoWarning, StoreError, UnkeyableError
 from opero.utils.stack import users_stacklevel
 
 if TYPE_CHECKING:
+    from opero.core.cache.aging import Aging
     from opero.core.cache.memory import Entry, EntryStore
+    from opero.core.cache.renewal import Renewal
     from opero.core.call import AsyncProceed, Call, Proceed
     from opero.core.function import FunctionInfo
     from opero.core.options import Options
@@ -53,6 +55,8 @@ class Cache:
         lookup: Finds and serves entries.
         keeper: Stores results.
         sharing: Brings outcomes to those who waited.
+        aging: When entries are renewed early and served late; None if neither was asked for.
+        renewal: Renews entries behind the scenes; None if that was not asked for.
         shelf: The entries and what belongs to them.
         store: Where the entries are.
         express_get: Finds an entry by its key in memory, at C speed; finds nothing in other stores.
@@ -88,10 +92,34 @@ class Cache:
         self.shelf: Shelf = make_shelf(info, options) if origin is None else origin.shelf
         self.store: EntryStore = self.shelf.store
         self._keying = self.shelf.keying
-        self.lookup: Lookup = Lookup(self.store, stats, emitter, skips, edits=self.shelf.edits)
-        self.keeper: Keeper = Keeper(self.shelf, options, skips)
-        self.sharing: Sharing = Sharing(self.shelf.flights, self.keeper, stats)
+        self.aging: Aging | None = _aging(options)
+        self.lookup: Lookup = Lookup(
+            self.store, stats, emitter, skips, edits=self.shelf.edits, aging=self.aging
+        )
+        self.keeper: Keeper = Keeper(self.shelf, options, skips, self.aging)
+        self.sharing: Sharing = Sharing(self.shelf.flights, self.keeper, self.lookup, stats)
+        self.renewal: Renewal | None = self._renewal(emitter)
         register(self)
+
+    def connect(self, retried: Callable[[Exception], bool], rerun: Callable[[Call], Any]) -> None:
+        """Learn of the stages behind, without knowing them.
+
+        Args:
+            retried: Whether an error is one that `retry_on` means.
+            rerun: Runs a call through the whole pipeline, this stage included; gives a coroutine if
+                the function is asynchronous.
+        """
+        if self.aging is not None:
+            self.aging.retried = retried
+        if self.renewal is not None:
+            self.renewal.rerun = rerun
+
+    def _renewal(self, emitter: Emitter) -> Renewal | None:
+        if self.aging is None or self.aging.share is None:
+            return None
+        from opero.core.cache.renewal import Renewal
+
+        return Renewal(self.shelf, self.aging, emitter)
 
     # --- for the express lane ---------------------------------------------------------------------
 
@@ -159,6 +187,8 @@ class Cache:
         What is being computed now will not be stored.
         """
         self.shelf.flights.void_all()
+        if self.aging is not None:
+            self.aging.lulls.clear()
         return self.store.clear()
 
     def invalidate(self, call: Call) -> bool:
@@ -167,7 +197,15 @@ class Cache:
         if key is None:
             return False
         self.shelf.flights.void(key)
+        if self.aging is not None:
+            self.aging.lulls.end(key)
         return self.store.delete(key)
+
+    def renew(self) -> None:
+        """After a fork: forget what the parent's other threads were doing."""
+        self.shelf.renew()
+        if self.aging is not None:
+            self.aging.lulls.renew_lock()
 
     def _key_for_owner(self, call: Call) -> Hashable | None:
         try:
@@ -189,6 +227,7 @@ class Cache:
         return CacheInfo(
             hits=self._stats.hits,
             misses=self._stats.misses,
+            stale=self._stats.stale,
             size=size,
             bytes=weight,
             maxsize=self._options.cache_maxsize,
@@ -202,6 +241,8 @@ class Cache:
         """One line for `explain()`."""
         lasts = "for ever" if self.keeper.ttl is None else f"for {format_seconds(self.keeper.ttl)}"
         told = [f"{self.store.name}, {lasts}"]
+        if self.aging is not None:
+            told += self.aging.describe()
         if isinstance(self.store, MemoryStore):
             told.append(
                 f"at most {self._options.cache_maxsize:,} entries, {format_bytes(self._max_bytes)}"
@@ -216,3 +257,15 @@ class Cache:
 
     def __repr__(self) -> str:
         return f"<Cache of {self.function}: {self.describe()}>"
+
+
+# Loaded where it is asked for, because importing opero must stay cheap.
+
+
+def _aging(options: Options) -> Aging | None:
+    """Return the ages of a function's entries, None if nothing depends on them."""
+    if options.cache_stale_ttl is None and options.cache_refresh is None:
+        return None
+    from opero.core.cache.aging import Aging
+
+    return Aging(options)

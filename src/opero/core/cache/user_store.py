@@ -10,7 +10,7 @@ from typing import Any
 
 from opero.core import ambient
 from opero.core.cache.isolate import isolated
-from opero.core.cache.memory import Entry, Store
+from opero.core.cache.memory import AgingEntry, Entry, Life, Store
 from opero.errors import OperoUsageError
 
 __all__ = ["UserStore"]
@@ -19,9 +19,10 @@ __all__ = ["UserStore"]
 class UserStore:
     """Entries of one function in a store that has get, set, delete and clear.
 
-    What is stored is `(value, expiry)`, expiry on the wall clock, because the store may be shared
-    by processes. Values are isolated on their way in and out, whether the store copies them or not.
-    Anything else found under a key is taken for nothing.
+    What is stored is `(value, expiry)`, or `(value, expiry, birth)` where the age of an entry
+    matters: times on the wall clock, because the store may be shared by processes. Values are
+    isolated on their way in and out, whether the store copies them or not. Anything else found
+    under a key is taken for nothing.
 
     Args:
         store: The user's object.
@@ -46,23 +47,29 @@ class UserStore:
     def find(self, key: Any) -> Entry | None:
         """Return the entry of `key`, even if it has expired."""
         held = self._store.get(key)
-        if not (isinstance(held, tuple | list) and len(held) == 2):
+        if not (isinstance(held, tuple | list) and len(held) in (2, 3)):
             return None
-        value, until = held
-        expires = math.inf
-        if until is not None:
-            if not isinstance(until, int | float):
-                return None
-            expires = until - ambient.wall_offset()
-        return Entry(value, expires=expires, thaw=isolated)
+        value, until, *birth = held
+        if until is None:
+            return Entry(value, thaw=isolated)
+        if not all(isinstance(at, int | float) for at in (until, *birth)):
+            return None
+        offset = ambient.wall_offset()
+        entry = Entry(value, expires=until - offset, thaw=isolated)
+        if not birth:
+            return entry
+        return AgingEntry(entry, Life(birth[0] - offset, entry.expires, entry.expires))
 
     def put(self, key: Any, entry: Entry) -> bool:
         """Store an entry in place of any other."""
-        ttl = until = None
-        if entry.expires != math.inf:
-            ttl = max(0.0, entry.expires - ambient.clock().monotonic())
-            until = entry.expires + ambient.wall_offset()
-        self._store.set(key, (entry.open(), until), ttl)
+        if entry.expiry == math.inf:
+            self._store.set(key, (entry.open(), None), None)
+            return True
+        now = ambient.clock().monotonic()
+        offset = ambient.wall_offset()
+        birth = () if entry.life is None else (entry.life.born + offset,)
+        held = (entry.open(), entry.expiry + offset, *birth)
+        self._store.set(key, held, max(0.0, entry.keep - now))
         return True
 
     def discard(self, key: Any, entry: Entry) -> None:

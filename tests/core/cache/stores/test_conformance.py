@@ -385,5 +385,5 @@ def test_the_event_loop_goes_on_while_a_store_takes_its_time(place, monkeypatch,
     monkeypatch.setattr(store, "set", lambda *a: (seen.append(threading.get_ident()), set_(*a))[1])
     World.body = lambda x: asyncio.sleep(0)
     asyncio.run(opero(cache_backend=place)(aslow)(1))
-    assert len(seen) == 3
+    assert len(seen) >= 3
     assert loop_thread not in seen

@@ -12,7 +12,7 @@ from opero.core import ambient
 from opero.core.backends import backend_of
 from opero.core.cache.codec.signals import Undecodable, Unencodable
 from opero.core.cache.isolate import Uncopyable, freeze
-from opero.core.cache.memory import Entry
+from opero.core.cache.memory import Entry, Life
 from opero.core.cache.stores.envelope import open_envelope, seal
 from opero.core.cache.stores.protocol import AsyncByteStore, StoreError, awaitable
 
@@ -165,15 +165,13 @@ class CodedStore:
 
     def _opened(self, key: str, blob: bytes) -> Entry:
         try:
-            value, _, expires = open_envelope(self._coder, key, blob)
+            value, stored, expires = open_envelope(self._coder, key, blob)
         except Undecodable as signal:
             raise StoreError(f"an entry cannot be read: {signal}") from None
-        return _ReadEntry(
-            value,
-            expires if expires == math.inf else expires - ambient.wall_offset(),
-            functools.partial(self._decoded, key),
-            blob,
-        )
+        offset = ambient.wall_offset()
+        expiry = expires - offset
+        life = Life(stored - offset, expiry, expiry)
+        return _ReadEntry(value, life, functools.partial(self._decoded, key), blob)
 
     def _decoded(self, key: str, blob: bytes) -> Any:
         return open_envelope(self._coder, key, blob).value
@@ -183,17 +181,18 @@ class CodedStore:
         """Return what is stored of an entry, and for how long."""
         return (
             entry.value,
-            None if entry.expires == math.inf else entry.expires - ambient.clock().monotonic(),
+            None if entry.keep == math.inf else entry.keep - ambient.clock().monotonic(),
         )
 
 
 class _ReadEntry(Entry):
     """An entry that was read: the first caller gets the value that was decoded, others their own."""
 
-    __slots__ = ("_decoded",)
+    __slots__ = ("_decoded", "life")
 
-    def __init__(self, value: Any, expires: float, thaw: Callable[[Any], Any], blob: bytes) -> None:
-        super().__init__(blob, expires, thaw, len(blob))
+    def __init__(self, value: Any, life: Life, thaw: Callable[[Any], Any], blob: bytes) -> None:
+        super().__init__(blob, life.expiry, thaw, len(blob))
+        self.life: Life | None = life
         self._decoded = [value]
 
     def open(self) -> Any:
