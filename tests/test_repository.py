@@ -112,6 +112,19 @@ def test_readme_lists_every_option_in_order_with_its_default(readme: str) -> Non
     ] == []
 
 
+def test_readme_lists_every_map_option_in_order_with_its_default(readme: str) -> None:
+    from opero.core.map_options import MapOptions
+    from opero.core.options import Options
+
+    known = Options.names()
+    fields = [
+        field for field in dataclasses.fields(MapOptions) if field.init and field.name not in known
+    ]
+    rows = table(readme, "map option")
+    assert [row[0].strip("`") for row in rows] == [field.name for field in fields]
+    assert all(means(row[1], field.default) for field, row in zip(fields, rows, strict=True))
+
+
 def test_readme_names_every_extra_and_no_other(readme: str, project: dict[str, Any]) -> None:
     named = {
         extra.strip()

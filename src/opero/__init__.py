@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from opero.core.rate_limit import RateLimiter
     from opero.core.retry_budget import RetryBudget
     from opero.decorators.opero import opero
+    from opero.decorators.operomap import operomap
     from opero.errors import OperoError, OperoUsageError, OperoWarning
     from opero.events import EventBus, event_bus
     from opero.utils.logging import ContextAdapter, get_logger, log_context
@@ -41,6 +42,7 @@ __all__ = [
     "get_logger",
     "log_context",
     "opero",
+    "operomap",
     "remaining",
 ]
 
@@ -66,6 +68,7 @@ _lazy, __dir__ = lazy_exports(
         "get_logger": "opero.utils.logging",
         "log_context": "opero.utils.logging",
         "opero": "opero.decorators.opero",
+        "operomap": "opero.decorators.operomap",
         "remaining": "opero.core.deadline",
     },
 )

@@ -16,6 +16,9 @@ A call that fails raises *its own* exception; what stands here is only raised wh
     │   ├── UnserializableError (TypeError)       a value that the journal cannot keep
     │   ├── ActivityError                         stands for an error that cannot be kept as it is
     │   └── WorkflowEndedError                    it was cancelled, or given up as dead: no result
+    ├── WorkerLostError                           a worker process died of an item
+    ├── MapStopped                                a map ended before its input; what is done is kept
+    │   └── MapError                              its workers are gone
     └── RefusalError                              opero refuses to call; never retried
         ├── BulkheadFullError                     too many wait for the concurrency limit
         ├── CircuitOpenError                      the circuit breaker lets no call through
@@ -29,6 +32,7 @@ A call that fails raises *its own* exception; what stands here is only raised wh
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = [
     "ActivityError",
@@ -40,6 +44,8 @@ __all__ = [
     "IdConflictError",
     "JournalError",
     "NonDeterminismError",
+    "MapError",
+    "MapStopped",
     "OperoError",
     "OperoUsageError",
     "OperoWarning",
@@ -51,6 +57,7 @@ __all__ = [
     "UnknownWorkflowError",
     "UnserializableError",
     "WorkflowEndedError",
+    "WorkerLostError",
 ]
 
 
@@ -156,6 +163,56 @@ class StoreError(OperoError):
     to those who manage entries by hand, and by stores. The message says what happened; keys, values
     and passwords are not in it.
     """
+
+
+class WorkerLostError(OperoError):
+    """A worker process died while it ran an item. It is retried like any failure of the function.
+
+    Attributes:
+        function: The function that was called.
+        why: "crash" or "memory".
+        pid: The process.
+        exitcode: What it ended with; negative for a signal.
+        said: What it wrote to stderr before it died.
+    """
+
+    def __init__(
+        self, function: str, why: str, pid: int | None, exitcode: int | None, said: str = ""
+    ) -> None:
+        super().__init__(function, why, pid, exitcode, said)
+        self.function = function
+        self.why = why
+        self.pid = pid
+        self.exitcode = exitcode
+        self.said = said
+
+    def __str__(self) -> str:
+        how = "took more than memory_limit" if self.why == "memory" else "died"
+        process = "a worker" if self.pid is None else f"worker process {self.pid}"
+        end = "" if self.exitcode is None else f" with exit code {self.exitcode}"
+        said = f": {self.said.strip()}" if self.said.strip() else ""
+        return f"{process} {how} in {self.function}(){end}{said}"
+
+
+class MapStopped(OperoError):
+    """A map ended before its input did: too many items failed, or its stop token was set.
+
+    Attributes:
+        reason: Why.
+        result: What is done: a `MapResult`.
+    """
+
+    def __init__(self, reason: str, result: Any = None) -> None:
+        super().__init__(reason, result)
+        self.reason = reason
+        self.result = result
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class MapError(MapStopped):
+    """A map ended because there are no workers any more, such as in a broken executor."""
 
 
 class DeadlineError(RefusalError, TimeoutError):

@@ -8,7 +8,8 @@ import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Protocol, TypeVar, assert_type
 
-from opero import RateLimiter, Receipt, event_bus, failures, opero
+from opero import RateLimiter, Receipt, event_bus, failures, opero, operomap
+from opero.concurrency.result import MapResult
 from opero.core import get_fallback_decorator, get_retry_decorator
 from opero.core.cache import CacheInfo
 from opero.core.explain import Explanation
@@ -266,3 +267,55 @@ def check_helpers(error: Exception) -> None:
 
 async def check_async_helpers() -> None:
     assert_type(await ensure_async(len)("abc"), int)
+
+
+# --- maps -----------------------------------------------------------------------------------------
+
+
+@operomap
+def mapped(x: int, k: str = "a", *, flag: bool = False) -> str:
+    return k
+
+
+@operomap(mode="async", workers=8, max_errors=0.1, on_error="skip", chunksize=5)
+async def amapped(x: int, k: str = "a") -> str:
+    return k
+
+
+class Mapping:
+    @operomap
+    def fetch(self, x: int, k: str = "a") -> str:
+        return k
+
+    @operomap(workers=2)
+    async def afetch(self, x: int) -> str:
+        return ""
+
+
+async def numbers() -> AsyncIterator[int]:
+    yield 1
+
+
+def check_maps(client: Mapping) -> None:
+    assert_type(mapped([1, 2]), list[str])
+    assert_type(mapped(iter([1]), "b", flag=True), list[str])
+    assert_type(mapped.stream([1]), Iterator[str])
+    assert_type(mapped.map([1]), MapResult[str])
+    assert_type(mapped.map([1]).values, list[str])
+    assert_type(mapped.one(1), str)
+    assert_type(mapped.one.call(1), Receipt[str])
+    assert_type(mapped.explain(), Explanation)
+    assert_type(mapped.stats, Stats)
+    assert_type(client.fetch([1], "b"), list[str])
+    assert_type(client.fetch.map([1]), MapResult[str])
+    assert_type(client.fetch.stream([1]), Iterator[str])
+
+
+async def check_async_maps(client: Mapping) -> None:
+    assert_type(await amapped([1, 2]), list[str])
+    assert_type(await amapped(numbers(), "b"), list[str])
+    assert_type(amapped.stream(numbers()), AsyncIterator[str])
+    assert_type(await amapped.map([1]), MapResult[str])
+    assert_type(await amapped.one(1), str)
+    assert_type(await client.afetch([1]), list[str])
+    assert_type(await client.afetch.map([1]), MapResult[str])

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from opero import event_bus, opero
+from opero import event_bus, opero, operomap
 from opero.core import get_retry_decorator
 from opero.events import RetryScheduled
 
@@ -88,3 +88,17 @@ def wrong_events() -> None:
     RetryScheduled("f", 2, 1)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
     RetryScheduled(function="f", attempt=2, delay=1.0).delay = 2.0  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
     event_bus.subscribe(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+@operomap
+def mapped(x: int) -> str:
+    return ""
+
+
+def wrong_maps() -> None:
+    mapped(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    mapped(["a"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    mapped([1], 2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    operomap(worker=1)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    operomap(mode="threads")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    operomap(on_error=None)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]

@@ -200,6 +200,10 @@ class Work:
                 return await self._call(item), None
             except Exception as error:  # noqa: BLE001 - the stages decide what comes next
                 begun = error
+            except BaseException as error:
+                if _is_ours(error):
+                    raise
+                return None, Outcome(error=error)
         call = self._begin(item, parked, begun)
         del begun  # as above
         began = perf_counter()
@@ -207,7 +211,9 @@ class Work:
             value = await self._pipeline.run(call)
         except Pause as pause:
             return None, self._parked(call, pause.seconds, began)
-        except Exception as error:  # noqa: BLE001 - as above
+        except BaseException as error:
+            if _is_ours(error):
+                raise
             return None, self._failed(call, error, began)
         finally:
             _let_go(call)
@@ -269,6 +275,16 @@ class Work:
             fallback=call.value,
             rejected=call.rejected,
         )
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the worker itself is to end, and not only what its item has done inside."""
+    if isinstance(error, GeneratorExit):
+        return True
+    from asyncio import CancelledError, current_task
+
+    task = current_task()
+    return isinstance(error, CancelledError) and task is not None and task.cancelling() > 0
 
 
 def _let_go(call: Call) -> None:

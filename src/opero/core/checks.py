@@ -9,7 +9,7 @@ from typing import Any
 
 from opero.core.backends import backend_of
 from opero.core.units import parse_seconds, parse_size, parse_windows
-from opero.errors import OperoUsageError
+from opero.errors import OperoUsageError, did_you_mean
 from opero.utils.async_utils import is_async_function
 
 Check = Callable[[str, Any], object]
@@ -190,3 +190,48 @@ def rate(name: str, value: Any) -> None:
     """A rate, a limiter or None."""
     if value is not None and not callable(getattr(value, "wait", None)):
         parse_windows(value, name)
+
+
+def one_of(*known: str) -> Check:
+    """Return a check for one of a few words."""
+
+    def check(name: str, value: Any) -> None:
+        if not (isinstance(value, str) and value in known):
+            near = did_you_mean(value, known) if isinstance(value, str) else ""
+            words = ", ".join(f'"{word}"' for word in known)
+            raise OperoUsageError(f"{name}={value!r} must be one of {words}.{near}")
+
+    return check
+
+
+def progress(name: str, value: Any) -> None:
+    """True, False or "rich"."""
+    if not isinstance(value, bool) and value != "rich":
+        raise OperoUsageError(f'{name}={value!r} must be True, False or "rich".')
+
+
+def chunks(name: str, value: Any) -> None:
+    """The word "auto", or a whole number of items."""
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise OperoUsageError(f'{name}={value!r} must be "auto" or a whole number, 1 or more.')
+
+
+def error_bound(name: str, value: Any) -> None:
+    """A number of items, a share of them, or None."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        fits = False
+    else:
+        fits = value >= 1 if isinstance(value, int) else 0 < value < 1
+    if not fits:
+        raise OperoUsageError(
+            f"{name}={value!r} must be a whole number of items, 1 or more, or a share of them "
+            "between 0 and 1, such as 0.1."
+        )
+
+
+def token(name: str, value: Any) -> None:
+    """Something like a `threading.Event`, or None."""
+    if value is not None and not callable(getattr(value, "is_set", None)):
+        raise OperoUsageError(f"{name}={value!r} must have is_set(), as a threading.Event has.")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from opero.core.explain import Explanation, explain
@@ -15,16 +16,21 @@ from opero.errors import OperoUsageError
 if TYPE_CHECKING:
     from opero.core.options import Options
 
-__all__ = ["decorate"]
+__all__ = ["Dress", "changed", "decorate", "placed", "single"]
 
 
-def decorate(fn: Any, options: Options, *, by: str = "opero") -> Any:
+Dress = Callable[[Pipeline, str], Any]
+"""Makes the function that users call from its pipeline and the decorator's name."""
+
+
+def decorate(fn: Any, options: Options, *, by: str = "opero", dress: Dress | None = None) -> Any:
     """Put the pipeline that `options` describe around `fn`.
 
     Args:
         fn: Function, method, class method, static method, partial or callable object.
         options: What is switched on.
         by: Name of the decorator, for messages.
+        dress: Makes the function that users call; None for the one that makes single calls.
 
     Returns:
         A plain function of the same kind and signature; for a function defined in a class body a
@@ -35,20 +41,29 @@ def decorate(fn: Any, options: Options, *, by: str = "opero") -> Any:
     """
     if isinstance(fn, classmethod | staticmethod):
         # The other order of decorators: what is inside is decorated, what is outside stays.
-        inner = _attributes(Pipeline(describe_function(fn.__func__), options), by)
+        inner = (dress or single)(Pipeline(describe_function(fn.__func__), options), by)
         return ClassMethod(inner) if isinstance(fn, classmethod) else staticmethod(inner)
     if isinstance(fn, property):
         raise OperoUsageError(f"@{by} cannot decorate a property: write @property above @{by}.")
-    return _placed(Pipeline(describe_function(fn), options), by)
+    return placed(Pipeline(describe_function(fn), options), by, dress or single)
 
 
-def _placed(pipeline: Pipeline, by: str) -> Any:
-    """Make the wrapper, and for a function from a class body the descriptor around it."""
-    wrapper = _attributes(pipeline, by)
+def placed(pipeline: Pipeline, by: str, dress: Dress) -> Any:
+    """Make what users call, and for a function from a class body the descriptor around it."""
+    wrapper = dress(pipeline, by)
     return Method(wrapper) if pipeline.info.in_class else wrapper
 
 
-def _attributes(pipeline: Pipeline, by: str) -> Any:
+def changed(pipeline: Pipeline, by: str, changes: dict[str, Any]) -> Pipeline:
+    """Return a pipeline of the same function with other options.
+
+    Limiter, cache entries and counters are shared with the original, unless that very option changes.
+    """
+    options = pipeline.options.replace(by, **changes)
+    return Pipeline(pipeline.info, options, origin=pipeline, changed=frozenset(changes))
+
+
+def single(pipeline: Pipeline, by: str) -> Any:
     """Make the wrapper of a pipeline and hang on it what users ask a decorated function for."""
     wrapper: Any = make_wrapper(pipeline)
 
@@ -62,9 +77,7 @@ def _attributes(pipeline: Pipeline, by: str) -> Any:
         Limiter, cache entries and counters are shared with the original, unless that very option
         changes.
         """
-        options = pipeline.options.replace(by, **changes)
-        changed = Pipeline(pipeline.info, options, origin=pipeline, changed=frozenset(changes))
-        return _placed(changed, by)
+        return placed(changed(pipeline, by, changes), by, single)
 
     wrapper.__opero__ = pipeline
     wrapper.call = make_call(pipeline)

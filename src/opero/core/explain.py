@@ -29,14 +29,19 @@ class Explanation(str):
         return str(self)
 
 
-def explain(pipeline: Pipeline) -> Explanation:
-    """Describe what happens to a call, stage by stage, outermost first."""
+def explain(pipeline: Pipeline, *, outside: tuple[tuple[str, str], ...] = ()) -> Explanation:
+    """Describe what happens to a call, stage by stage, outermost first.
+
+    Args:
+        pipeline: The stages.
+        outside: Names and lines of what stands around them.
+    """
     info = pipeline.info
     kind = {"async_generator": "async generator"}.get(info.kind, info.kind)
     parts: list[Stage | Timeout] = [*pipeline.stages]
     if pipeline.timeout is not None:
         parts.append(pipeline.timeout)
-    lines = [(part.name, text) for part in parts if (text := part.describe())]
+    lines = [*outside, *((part.name, text) for part in parts if (text := part.describe()))]
     width = max((len(name) for name, _ in lines), default=0)
     rows = [f"├─ {name:<{max(width, 10)}}  {text}" for name, text in lines]
     head = f"{_signature(pipeline)}  [{kind}]"

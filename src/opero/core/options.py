@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from opero.core.retry_budget import RetryBudget  # noqa: TC004 - see above
     from opero.events import Event  # noqa: TC004 - see above
 
-__all__ = ["FailureFilter", "Options"]
+__all__ = ["FailureFilter", "Options", "option"]
 
 FailureFilter = (
     type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
@@ -56,7 +56,7 @@ FailureFilter = (
 """An exception type, a tuple of types, or a predicate on the exception."""
 
 
-Stage = Literal["cache", "retry", "fallback", "rate limit", "guard", "any"]
+Stage = Literal["cache", "retry", "fallback", "rate limit", "guard", "map", "any"]
 """The stage that an option belongs to; "any" for those that concern the function as a whole."""
 
 

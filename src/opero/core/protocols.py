@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from opero.core.options import Options
     from opero.core.stats import Stats
 
-__all__ = ["AsyncResilient", "Decorate", "Decorator", "Resilient"]
+__all__ = ["AsyncResilient", "Attributes", "Decorate", "Decorator", "Resilient"]
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -24,7 +24,7 @@ T_contra = TypeVar("T_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 
 
-class _Attributes(Protocol):
+class Attributes(Protocol):
     """What every decorated function carries."""
 
     __name__: str
@@ -49,7 +49,7 @@ class _Takes(Protocol[T_contra, Q, R_co]):
     def __call__(self, first: T_contra, /, *args: Q.args, **kwargs: Q.kwargs) -> R_co: ...
 
 
-class Resilient(_Attributes, Protocol[P, R_co]):
+class Resilient(Attributes, Protocol[P, R_co]):
     """A decorated synchronous function."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
@@ -73,7 +73,7 @@ class Resilient(_Attributes, Protocol[P, R_co]):
     def __get__(self, instance: object, owner: type | None = None, /) -> Self: ...
 
 
-class AsyncResilient(_Attributes, Protocol[P, R_co]):
+class AsyncResilient(Attributes, Protocol[P, R_co]):
     """A decorated coroutine function."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 __all__ = ["Stats", "Tally"]
@@ -18,12 +18,13 @@ class Tally:
     from its `repr`, because copying or pickling a count is deprecated since Python 3.12.
     """
 
-    __slots__ = ("_counter", "_zero", "count")
+    __slots__ = ("_counter", "_more", "_zero", "count")
 
     def __init__(self) -> None:
         self._counter = itertools.count()
         self._zero = 0
         self.count: Callable[[], int] = self._counter.__next__
+        self._more = 0
 
     @property
     def value(self) -> int:
@@ -35,8 +36,12 @@ class Tally:
         # Express lanes hold `count`, so the zero moves instead of the counter.
         self._zero = self._total()
 
+    def add(self, amount: int) -> None:
+        """Count what was counted elsewhere; callers hold a lock of their own."""
+        self._more += amount
+
     def _total(self) -> int:
-        return int(repr(self._counter)[6:-1])
+        return int(repr(self._counter)[6:-1]) + self._more
 
 
 class Stats:
@@ -117,6 +122,14 @@ class Stats:
         with self._lock:
             for name, amount in amounts.items():
                 setattr(self, name, getattr(self, name) + amount)
+
+    def merge(self, amounts: Mapping[str, float]) -> None:
+        """Add what a worker has counted, by name."""
+        tallies = {"calls": self.call_tally, "hits": self.hit_tally, "misses": self.miss_tally}
+        with self._lock:
+            for name, tally in tallies.items():
+                tally.add(int(amounts.get(name, 0)))
+        self.add(**{name: n for name, n in amounts.items() if name not in tallies})
 
     def as_dict(self) -> dict[str, float]:
         """Return all counters by name."""

@@ -4,5 +4,6 @@
 from __future__ import annotations
 
 from opero.decorators.opero import opero
+from opero.decorators.operomap import operomap
 
-__all__ = ["opero"]
+__all__ = ["opero", "operomap"]

@@ -13,6 +13,7 @@ from opero.core.options import Options
 from opero.errors import OperoUsageError
 
 if TYPE_CHECKING:
+    from opero.core.decorate import Dress
     from opero.core.protocols import Decorator
 
 __all__ = ["decorator_of", "opero"]
@@ -20,12 +21,15 @@ __all__ = ["decorator_of", "opero"]
 O = ParamSpec("O")  # noqa: E741 - the options of a decorator
 
 
-def decorator_of(kind: Callable[O, Options], name: str) -> Decorator[O]:
+def decorator_of(
+    kind: Callable[O, Options], name: str, *, dress: Dress | None = None
+) -> Decorator[O]:
     """Make a decorator that works bare and called, and takes the options that `kind` declares.
 
     Args:
         kind: A dataclass of options.
         name: Name of the decorator, for messages.
+        dress: Makes the function that users call; None for the one that makes single calls.
     """
     options_class = cast("type[Options]", kind)
 
@@ -37,8 +41,8 @@ def decorator_of(kind: Callable[O, Options], name: str) -> Decorator[O]:
             )
         made = options_class.of(name, **options)
         if fn is None:
-            return lambda function: decorate(function, made, by=name)
-        return decorate(fn, made, by=name)
+            return lambda function: decorate(function, made, by=name, dress=dress)
+        return decorate(fn, made, by=name, dress=dress)
 
     decorator: Any = decorate_with  # mypy knows no `__signature__` on functions
     decorator.__name__ = decorator.__qualname__ = name

@@ -1,0 +1,65 @@
+# this_file: src/opero/concurrency/chunks.py
+"""How many items travel together: few enough to share them out, many enough that travelling costs nothing."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Final
+
+__all__ = ["LARGEST", "ChunkSize"]
+
+LARGEST: Final = 5_000
+"""Most items of a chunk."""
+
+_GROWTH: Final = 4
+"""A chunk is at most so many times as large as the last one that was measured."""
+
+
+class ChunkSize:
+    """The size of the next chunk, from the time that items took so far.
+
+    It starts with single items and grows towards chunks that take `target_s`.
+
+    Args:
+        target_s: Seconds of work that a chunk should hold.
+        fixed: Size that the user wants; None to measure.
+
+    Attributes:
+        size: Items of the next chunk.
+
+    Example:
+        >>> chunks = ChunkSize(target_s=0.03)
+        >>> for _ in range(3):
+        ...     chunks.measured(chunks.size, 0.001 * chunks.size)  # each item takes 1 ms
+        >>> chunks.size
+        30
+    """
+
+    def __init__(self, *, target_s: float, fixed: int | None = None) -> None:
+        self._target = target_s
+        self._fixed = fixed
+        self.size: int = fixed or 1
+
+    def measured(self, items: int, busy_s: float) -> None:
+        """Learn how long some items took; a small sample may shrink the size, not raise it."""
+        if self._fixed or not items:
+            return
+        # Compared before it is divided: a time may be so short that the quotient is infinite.
+        short = busy_s * LARGEST <= self._target * items
+        wanted = LARGEST if short else max(1, int(self._target * items / busy_s))
+        if wanted < self.size:
+            self.size = wanted
+        elif items >= self.size:
+            self.size = min(wanted, _GROWTH * self.size)
+
+    def gave_back(self) -> None:
+        """Learn that a chunk took far longer than it should: start anew with single items."""
+        self.size = self._fixed or 1
+
+    def share(self, left: int, slots: int) -> int:
+        """Return the size that spreads the last `left` items evenly.
+
+        As in guided self-scheduling (C. Polychronopoulos and D. Kuck, 1987), chunks become smaller
+        towards the end.
+        """
+        return self._fixed or max(1, min(self.size, ceil(left / max(1, slots))))

@@ -1,0 +1,339 @@
+# this_file: src/opero/concurrency/driver.py
+"""The driver of a map: a state machine without clock, threads or I/O of its own.
+
+A shell, synchronous or asynchronous, pulls the input, asks `next_chunk` what to submit, brings the
+engine's reports to `take`, settles what came out of them (cache, checkpoint), gives it to `finish`,
+and hands out what `hand_out` returns. It holds to these invariants, which are tested as properties:
+
+I1  it never waits while nothing is outstanding
+I2  items in flight and held back for their order are no more than the window
+I3  every index ends exactly once
+I4  a chunk lost without culprit is split; only a single item is ever blamed
+I5  closing early frees everything
+I6  user code never runs under a lock (there is none)
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from opero.concurrency.engine import Chunk, Done, GaveBack, Lost, Outcome, Parked, Report
+from opero.concurrency.order import AsTheyCome, Batch, InOrder
+
+if TYPE_CHECKING:
+    from opero.concurrency.chunks import ChunkSize
+    from opero.concurrency.policy import Budget
+
+__all__ = ["Driver", "Failed", "Recover"]
+
+_SLEEPERS: Final = 1_000
+"""Items that may wait for their next attempt beside the window, so that pauses do not starve the workers."""
+
+
+class Recover(Protocol):
+    """Decides about an item that was lost with its worker."""
+
+    def __call__(self, item: Any, parked: Parked | None, lost: Lost, now: float, /) -> Outcome:
+        """Return its error, or a pause before its next attempt."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The item that ends the map."""
+
+    index: int
+    item: Any
+    error: BaseException
+
+
+class _Sleeper(NamedTuple):
+    due: float
+    place: int
+    item: Any
+    parked: Parked
+
+
+class _Queue:
+    """Items that were pulled and not yet dispatched: segments of neighbours."""
+
+    def __init__(self) -> None:
+        self._segments: deque[tuple[Sequence[int], list[Any]]] = deque()
+        self.length: int = 0
+
+    def put(self, idx: Sequence[int], items: list[Any]) -> None:
+        if self._segments and isinstance(idx, range):
+            last, known = self._segments[-1]
+            if isinstance(last, range) and last.stop == idx.start:
+                known += items
+                self._segments[-1] = range(last.start, idx.stop), known
+                self.length += len(items)
+                return
+        self._segments.append((idx, items))
+        self.length += len(items)
+
+    def take(self, most: int) -> tuple[Sequence[int], list[Any]]:
+        idx, items = self._segments.popleft()
+        if len(items) > most:
+            self._segments.appendleft((idx[most:], items[most:]))
+            idx, items = idx[:most], items[:most]
+        self.length -= len(items)
+        return idx, items
+
+
+class Driver:
+    """The state of one map.
+
+    Args:
+        size: The size of chunks.
+        ordered: Whether results are handed out in the order of the input.
+        raises: Whether a failed item ends the map.
+        budget: How many items may fail.
+        recover: What becomes of items that were lost with their worker.
+
+    Attributes:
+        budget: Counters of finished and failed items.
+        ended: Whether the input is at its end.
+        failed: The item that ends the map, once there is one.
+        stopped: Why no further item begins, once that is so.
+        pulled: Items pulled from the input.
+        open: Items pulled and not finished.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: ChunkSize,
+        ordered: bool,
+        raises: bool,
+        budget: Budget,
+        recover: Recover,
+    ) -> None:
+        self._size = size
+        self._order: InOrder | AsTheyCome = InOrder() if ordered else AsTheyCome()
+        self._raises = raises
+        self._recover = recover
+        self._queue = _Queue()
+        self._again: deque[Chunk] = deque()
+        self._sleepers: list[_Sleeper] = []
+        self._out: dict[int, Chunk] = {}
+        self._ids = 0
+        self.budget: Budget = budget
+        self.ended: bool = False
+        self.failed: Failed | None = None
+        self.stopped: str | None = None
+        self.pulled: int = 0
+        self.open: int = 0
+
+    # --- input ---------------------------------------------------------------------------------------
+
+    def room(self, slots: int) -> int:
+        """Return how many items to pull now."""
+        if self.ended or self.stopped or self.failed:
+            return 0
+        awake = self.open - min(len(self._sleepers), _SLEEPERS)
+        return max(0, self.window(slots) - awake - self._order.held)
+
+    def window(self, slots: int) -> int:
+        """Return the most items that may be in flight or held back: a chunk for each slot."""
+        return max(1, slots) * self._size.size
+
+    def admit(self, count: int) -> range:
+        """Give the next pulled items their indices."""
+        start = self.pulled
+        self.pulled += count
+        self.open += count
+        return range(start, self.pulled)
+
+    def enqueue(self, idx: Sequence[int], items: list[Any]) -> None:
+        """Queue admitted items that must be computed."""
+        self._queue.put(idx, items)
+
+    def stop(self, reason: str) -> None:
+        """Begin no further item; those at work go on to their end."""
+        if self.stopped is None:
+            self.stopped = reason
+
+    # --- dispatch ------------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """Chunks at the engine."""
+        return len(self._out)
+
+    def next_chunk(self, slots: int, now: float) -> Chunk | None:
+        """Return a chunk to submit, None if there is none or the engine has enough."""
+        if self.stopped or self.failed or len(self._out) >= slots:
+            return None
+        if self._sleepers and self._sleepers[0].due <= now:
+            return self._wake(now)
+        if self._again:
+            waiting = self._again.popleft()
+            return self._send(waiting.idx, waiting.items, waiting.parked, waiting.attempt)
+        if not self._queue.length:
+            return None
+        size = self._size.size
+        if self.ended or self._queue.length < size * slots:
+            size = self._size.share(self._queue.length, slots)
+        return self._send(*self._queue.take(size))
+
+    def _wake(self, now: float) -> Chunk:
+        up: list[_Sleeper] = []
+        while self._sleepers and self._sleepers[0].due <= now and len(up) < self._size.size:
+            up.append(heapq.heappop(self._sleepers))
+        parked = {n: sleeper.parked for n, sleeper in enumerate(up)}
+        return self._send([s.place for s in up], [s.item for s in up], parked)
+
+    def _send(
+        self,
+        idx: Sequence[int],
+        items: list[Any],
+        parked: dict[int, Parked] | None = None,
+        attempt: int = 0,
+    ) -> Chunk:
+        chunk = Chunk(self._ids, idx, items, attempt, parked)
+        self._ids += 1
+        self._out[chunk.id] = chunk
+        return chunk
+
+    def next_due(self) -> float | None:
+        """Return the clock reading at which an item's pause is over, None if no item pauses."""
+        return self._sleepers[0].due if self._sleepers and not self._ending else None
+
+    @property
+    def _ending(self) -> bool:
+        return bool(self.stopped or self.failed)
+
+    # --- reports -------------------------------------------------------------------------------------
+
+    def take(self, reports: Iterable[Report], now: float) -> list[Batch]:
+        """Digest an engine's reports and return the items that are finished, not yet settled."""
+        finished: list[Batch] = []
+        for report in reports:
+            chunk = self._out.get(report.chunk)
+            if chunk is None:
+                continue
+            if isinstance(report, Done):
+                finished.append(self._done(chunk, report, now))
+                if report.final:
+                    del self._out[chunk.id]
+            elif isinstance(report, GaveBack):
+                del self._out[chunk.id]
+                self._size.gave_back()
+                self._return(chunk, range(report.n_done, len(chunk)), chunk.attempt)
+            else:
+                del self._out[chunk.id]
+                finished += self._lost(chunk, report, now)
+        return finished
+
+    def _done(self, chunk: Chunk, done: Done, now: float) -> Batch:
+        count = len(done.values)
+        self._size.measured(count, done.busy_s)
+        start, end = done.start, done.start + count
+        whole = count == len(chunk)
+        idx = chunk.idx if whole else chunk.idx[start:end]
+        items = chunk.items if whole else chunk.items[start:end]
+        if not done.odd:
+            return Batch(idx, items, done.values)
+        kept: list[int] = []
+        odd: dict[int, Outcome] = {}
+        for n in range(count):
+            outcome = done.odd.get(start + n)
+            if outcome is not None and outcome.retry_in is not None:
+                self._sleep(chunk, start + n, outcome, now)
+                continue
+            if outcome is not None:
+                odd[len(kept)] = outcome
+                if outcome.error is None:
+                    done.values[n] = outcome.value
+            kept.append(n)
+        if len(kept) == count:
+            return Batch(idx, items, done.values, odd)
+        return Batch(
+            [idx[n] for n in kept], [items[n] for n in kept], [done.values[n] for n in kept], odd
+        )
+
+    def _sleep(self, chunk: Chunk, position: int, outcome: Outcome, now: float) -> None:
+        sleeper = _Sleeper(
+            now + (outcome.retry_in or 0.0),
+            chunk.idx[position],
+            chunk.items[position],
+            outcome.parked or Parked(),
+        )
+        heapq.heappush(self._sleepers, sleeper)
+
+    def _return(self, chunk: Chunk, positions: range, attempt: int) -> None:
+        """Put items of a chunk back, before all others."""
+        if not positions:
+            return
+        parked = chunk.parked or {}
+        self._again.appendleft(
+            Chunk(
+                -1,
+                chunk.idx[positions.start : positions.stop],
+                chunk.items[positions.start : positions.stop],
+                attempt,
+                {n - positions.start: known for n, known in parked.items() if n in positions},
+            )
+        )
+
+    def _lost(self, chunk: Chunk, lost: Lost, now: float) -> list[Batch]:
+        left = range(lost.n_done, len(chunk))
+        if lost.why == "stopped" or not left:
+            self._return(chunk, left, chunk.attempt)
+            return []
+        culprit = left[0] if len(left) == 1 else lost.culprit
+        if culprit is None:
+            # Nobody knows which item it was: halve until it stands alone.
+            middle = (left.start + left.stop) // 2
+            self._return(chunk, range(middle, left.stop), chunk.attempt + 1)
+            self._return(chunk, range(left.start, middle), chunk.attempt + 1)
+            return []
+        self._return(chunk, range(culprit + 1, left.stop), chunk.attempt)
+        self._return(chunk, range(left.start, culprit), chunk.attempt)
+        item = chunk.items[culprit]
+        outcome = self._recover(item, (chunk.parked or {}).get(culprit), lost, now)
+        if outcome.retry_in is not None:
+            self._sleep(chunk, culprit, outcome, now)
+            return []
+        return [Batch([chunk.idx[culprit]], [item], [None], {0: outcome})]
+
+    # --- output --------------------------------------------------------------------------------------
+
+    def finish(self, batch: Batch) -> None:
+        """Count settled items and put them where they are handed out."""
+        count = len(batch)
+        if not count:
+            return
+        self.open -= count
+        failures = [n for n, o in batch.odd.items() if o.error is not None] if batch.odd else []
+        for n in failures:
+            error = batch.odd[n].error
+            fatal = self._raises or not isinstance(error, Exception)
+            if self.failed is None and fatal and error is not None:
+                self.failed = Failed(batch.idx[n], batch.items[n], error)
+        reason = self.budget.count(count, failed=len(failures))
+        if reason is not None:
+            self.stop(reason)
+        self._order.put(batch)
+
+    def hand_out(self) -> Batch | None:
+        """Return the next finished items, None if there are none yet."""
+        if self._ending and not self._out:
+            self._order.open_up()
+        return self._order.take()
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will be handed out once `hand_out` is empty."""
+        return not self._out and (self._ending or (self.ended and not self.open))
+
+    def __repr__(self) -> str:
+        return (
+            f"<Driver {self.pulled} pulled, {self.open} open, {len(self._out)} chunks in flight, "
+            f"{len(self._sleepers)} pausing, {self.budget.failed} failed>"
+        )

@@ -1,0 +1,322 @@
+# this_file: src/opero/concurrency/mapper.py
+"""Maps of one function: from its options and some items to a run, and to what the caller gets."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import aclosing, closing
+from contextvars import copy_context
+from math import inf
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+
+from opero.concurrency.chunks import ChunkSize
+from opero.concurrency.engine import Job
+from opero.concurrency.recover import Recovery
+from opero.concurrency.run import Plan, Run, raise_failed
+from opero.concurrency.shells import abatches, batches
+from opero.core.pipeline import Pipeline
+from opero.core.units import parse_seconds
+from opero.errors import MapError, MapStopped, OperoUsageError
+
+if TYPE_CHECKING:
+    from contextvars import Context
+
+    from opero.concurrency.order import Batch
+    from opero.concurrency.result import MapResult
+    from opero.concurrency.watch import Bar
+    from opero.core.map_options import MapOptions
+
+__all__ = ["Arguments", "Mapper"]
+
+_TARGETS: Final = {"thread": 0.002, "async": 0.001}
+"""Seconds of work in a chunk, by mode: so long that handing it over costs next to nothing."""
+
+
+class Arguments(NamedTuple):
+    """What the function gets beside each item.
+
+    Attributes:
+        before: The instance or class of a method.
+        after, kwargs: Further arguments, the same for all items.
+    """
+
+    before: tuple[Any, ...] = ()
+    after: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}  # noqa: RUF012 - a default that nobody changes
+
+
+class Mapper:
+    """Maps one function, by its pipeline's options.
+
+    Args:
+        pipeline: The function's pipeline, with the cache.
+
+    Raises:
+        OperoUsageError: The function cannot be mapped.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        info = pipeline.info
+        if info.kind in ("generator", "async_generator"):
+            raise OperoUsageError(
+                f"{info.name}() is a generator, and a map wants one result for each item: "
+                "return a list, or use @opero."
+            )
+        self.pipeline = pipeline
+        self.options: MapOptions = cast("MapOptions", pipeline.options)
+        self.awaits: bool = info.kind == "async"
+        self.mode: str = self._mode()
+        bare = pipeline.options.replace("operomap", cache=False)
+        self._worker = Pipeline(info, bare, origin=pipeline, changed=frozenset({"cache"}))
+
+    def _mode(self) -> str:
+        if self.options.sequential:
+            return "sequential"
+        if self.options.mode == "auto":
+            return "async" if self.awaits else "thread"
+        if self.options.mode == "async" and not self.awaits:
+            return "thread"  # a synchronous function would hold up the loop
+        return self.options.mode
+
+    def describe(self) -> str:
+        """One line for `explain()`."""
+        options = self.options
+        where = {
+            "async": f"{options.workers} at once on the event loop",
+            "thread": f"{options.workers} threads",
+            "sequential": "one after the other, in the caller's thread",
+        }[self.mode]
+        order = "in order" if options.ordered else "as they come"
+        bound = "" if options.max_errors is None else f", max_errors={options.max_errors:g}"
+        return f"{where}, {order}, on_error={options.on_error}{bound}"
+
+    # --- synchronous ---------------------------------------------------------------------------------
+
+    def collect(self, items: Any, arguments: Arguments) -> list[Any]:
+        """Return all results.
+
+        Raises:
+            Exception: The error of the first item that failed.
+            MapStopped: The map did not run to its end.
+        """
+        run, kept = self._drive(items, arguments, raises=self.options.on_error == "raise")
+        return run.values(kept)
+
+    def report(self, items: Any, arguments: Arguments) -> MapResult[Any]:
+        """Return what succeeded and what failed."""
+        run, kept = self._drive(items, arguments, raises=False)
+        return run.result(kept)
+
+    def _drive(self, items: Any, arguments: Arguments, *, raises: bool) -> tuple[Run, list[Batch]]:
+        run, engine = self._begin(items, arguments, collects=True, raises=raises)
+        kept: list[Batch] = []
+        try:
+            with closing(cast("Any", batches(run, engine, items))) as finished:
+                for batch in finished:
+                    kept.append(batch)
+                    if run.driver.failed is not None:
+                        raise_failed(run.driver.failed, run.plan.function)
+        except MapError as error:
+            error.result = run.result(kept)
+            raise
+        return run, kept
+
+    def stream(self, items: Any, arguments: Arguments) -> Iterator[Any]:
+        """Return an iterator of results that runs the map as it is consumed."""
+        raises = self.options.on_error == "raise"
+        run, engine = self._begin(items, arguments, collects=False, raises=raises)
+        return _iterate(run, batches(run, engine, items))
+
+    def _begin(
+        self, items: Any, arguments: Arguments, *, collects: bool, raises: bool
+    ) -> tuple[Run, Any]:
+        self._check(items)
+        context = copy_context()
+        engine: Any
+        if self.mode == "sequential":
+            from opero.concurrency.executors.inline import Inline
+
+            engine = Inline()
+        else:
+            from opero.concurrency.executors.threads import Threads
+
+            engine = Threads(self.options.workers, context)
+        return self._run(
+            engine, context, items, arguments, collects=collects, raises=raises
+        ), engine
+
+    # --- asynchronous --------------------------------------------------------------------------------
+
+    async def acollect(self, items: Any, arguments: Arguments) -> list[Any]:
+        """Do what `collect` does, in an event loop."""
+        run, kept = await self._adrive(items, arguments, raises=self.options.on_error == "raise")
+        return run.values(kept)
+
+    async def areport(self, items: Any, arguments: Arguments) -> MapResult[Any]:
+        """Do what `report` does, in an event loop."""
+        run, kept = await self._adrive(items, arguments, raises=False)
+        return run.result(kept)
+
+    async def _adrive(
+        self, items: Any, arguments: Arguments, *, raises: bool
+    ) -> tuple[Run, list[Batch]]:
+        run, engine = self._abegin(items, arguments, collects=True, raises=raises)
+        kept: list[Batch] = []
+        try:
+            async with aclosing(cast("Any", abatches(run, engine, items))) as finished:
+                async for batch in finished:
+                    kept.append(batch)
+                    if run.driver.failed is not None:
+                        raise_failed(run.driver.failed, run.plan.function)
+        except MapError as error:
+            error.result = run.result(kept)
+            raise
+        return run, kept
+
+    async def astream(self, items: Any, arguments: Arguments) -> AsyncIterator[Any]:
+        """Yield results, running the map as they are consumed."""
+        raises = self.options.on_error == "raise"
+        run, engine = self._abegin(items, arguments, collects=False, raises=raises)
+        async with aclosing(cast("Any", abatches(run, engine, items))) as finished:
+            async for batch in finished:
+                for value in run.each(batch) if batch.odd else batch.values:
+                    yield value
+        _ended(run)
+
+    def _abegin(
+        self, items: Any, arguments: Arguments, *, collects: bool, raises: bool
+    ) -> tuple[Run, Any]:
+        self._check(items)
+        context = copy_context()
+        engine: Any
+        if self.mode == "sequential":
+            from opero.concurrency.executors.inline import AsyncInline
+
+            engine = AsyncInline()
+        elif self.mode == "async":
+            from opero.concurrency.executors.loop import Loop
+
+            engine = Loop(self.options.workers, context)
+        else:
+            from opero.concurrency.executors.bridge import Bridge
+            from opero.concurrency.executors.threads import Threads
+
+            engine = Bridge(Threads(self.options.workers, context))
+        return self._run(
+            engine, context, items, arguments, collects=collects, raises=raises
+        ), engine
+
+    # --- both ----------------------------------------------------------------------------------------
+
+    def _check(self, items: Any) -> None:
+        name = self.pipeline.info.name
+        if isinstance(items, str | bytes | bytearray):
+            kind = type(items).__name__
+            raise OperoUsageError(
+                f"{name}() maps over items, and a {kind} would be taken apart: write {name}([…]) for "
+                f"a single one, {name}.one(…) for a single call, list(…) if its parts are meant."
+            )
+        if hasattr(items, "__aiter__"):
+            if self.awaits:
+                return
+            raise OperoUsageError(
+                f"{name}() is synchronous and cannot wait for an asynchronous iterator: "
+                "make it an `async def`, or collect the items first."
+            )
+        if not isinstance(items, Iterable) and not hasattr(items, "__getitem__"):
+            raise OperoUsageError(
+                f"{name}() maps over items, and {type(items).__name__} is not iterable: write "
+                f"{name}([…]), or {name}.one(…) for a single call."
+            )
+
+    def _run(
+        self,
+        engine: Any,
+        context: Context,
+        items: Any,
+        arguments: Arguments,
+        *,
+        collects: bool,
+        raises: bool,
+    ) -> Run:
+        options = self.options
+        job = self._job(arguments)
+        token = options.stop_token
+        plan = Plan(
+            job=job,
+            cache=self.pipeline.cache,
+            size=ChunkSize(target_s=job.target_s, fixed=self._fixed(job)),
+            slots=engine.slots,
+            submit=engine.submit,
+            wake=engine.wake,
+            context=context,
+            recover=Recovery(job),
+            collects=collects,
+            ordered=options.ordered,
+            raises=raises,
+            skips=options.on_error == "skip",
+            max_errors=options.max_errors,
+            stop_set=None if token is None else token.is_set,
+            on_result=options.on_result,
+            bar=self._bar(items),
+            function=self.pipeline.info.name,
+        )
+        return Run(plan)
+
+    def _job(self, arguments: Arguments) -> Job:
+        options, worker = self.options, self._worker
+        limit = None if options.timeout is None else parse_seconds(options.timeout, "timeout")
+        # A call with a deadline of its own, and one that is being debugged, sleeps where it is.
+        stays = options.deadline is not None or self.mode == "sequential"
+        return Job(
+            function=self.pipeline.info.fn,
+            options=worker.options,
+            pipeline=worker,
+            before=arguments.before,
+            after=arguments.after,
+            kwargs=arguments.kwargs,
+            item_timeout=limit,
+            target_s=_TARGETS.get(self.mode, 0.0),
+            parks=inf if stays else 0.05,
+            details=options.cache_if is not None and worker.fallback is not None,
+        )
+
+    def _fixed(self, job: Job) -> int | None:
+        options = self.options
+        if options.chunksize != "auto":
+            return options.chunksize
+        waits = options.rate_limit is not None or (
+            job.item_timeout is not None and job.item_timeout < job.target_s
+        )
+        return 1 if waits or self.mode == "sequential" else None
+
+    def _bar(self, items: Any) -> Bar | None:
+        wanted = self.options.progress
+        if wanted is False:
+            return None
+        from opero.concurrency.progress import make_bar
+
+        return make_bar(self.pipeline.info.name, _total(items), rich=wanted == "rich")
+
+
+def _total(items: Any) -> int | None:
+    try:
+        return len(items)
+    except Exception:  # noqa: BLE001 - a length that cannot be told is no error
+        return None
+
+
+def _iterate(run: Run, finished: Iterator[Batch]) -> Iterator[Any]:
+    with closing(cast("Any", finished)):
+        for batch in finished:
+            if batch.odd:
+                yield from run.each(batch)
+            else:
+                yield from batch.values
+    _ended(run)
+
+
+def _ended(run: Run) -> None:
+    """Raise what a stream ends with, if it did not reach the end of its input."""
+    if run.driver.stopped is not None:
+        raise MapStopped(run.driver.stopped, run.result([]))

@@ -1,0 +1,67 @@
+# this_file: src/opero/concurrency/pool.py
+"""twat-mp's room: every thread and process map of opero runs inside its `MultiPool`.
+
+Its own process pool waits for ever for a worker that was killed, so processes come from a pool class of ours, and its
+thread pools, of which pathos keeps one for all programs' parts that ask for as many threads, get a private name.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import uuid
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+__all__ = ["ThreadCrew"]
+
+_importing = threading.Lock()
+
+
+class ThreadCrew:
+    """Threads of pathos' pool in a `MultiPool`, each running one endless function.
+
+    They are daemons: they never keep the interpreter alive.
+
+    Args:
+        nodes: Threads.
+    """
+
+    def __init__(self, nodes: int) -> None:
+        from pathos.pools import ThreadPool
+
+        self._id = f"opero-{uuid.uuid4().hex}"
+        self._block = _multi_pool(functools.partial(ThreadPool, id=self._id), nodes)
+        self._pool: Any = self._block.__enter__()
+
+    def start(self, run: Callable[..., object], *args: Any) -> None:
+        """Let one thread run a function."""
+        self._pool.apipe(run, *args)
+
+    def close(self) -> None:
+        """End the pool; its functions must have been told to return, and are waited for."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            self._block.__exit__(None, None, None)
+
+    def abandon(self) -> None:
+        """Forget the pool while threads are still at work; they end with their functions."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            from pathos import threading as room
+
+            # `MultiPool` and pathos only know how to wait.
+            pool.close()
+            vars(room)["__STATE"].pop(self._id, None)
+
+
+def _multi_pool(pool_class: Any, nodes: int) -> AbstractContextManager[Any]:
+    with _importing, warnings.catch_warnings():
+        # What its guests have to say about the Python they meet is no news of the user's.
+        warnings.simplefilter("ignore")
+        from twat_mp import MultiPool
+    # `debug` off: switched on by an environment variable it would look for names that a function has not.
+    block: AbstractContextManager[Any] = MultiPool(pool_class=pool_class, nodes=nodes, debug=False)
+    return block

@@ -1,0 +1,79 @@
+# this_file: src/opero/core/map_options.py
+"""The options of a map: those of a call, and how its items are run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from opero.core.checks import (
+    boolean,
+    callable_or_none,
+    chunks,
+    error_bound,
+    one_of,
+    progress,
+    token,
+    whole,
+)
+from opero.core.options import Options, option
+
+__all__ = ["MODES", "MapOptions", "StopToken"]
+
+MODES = ("auto", "thread", "async")
+"""The modes of a map."""
+
+
+class StopToken(Protocol):
+    """What tells a map to stop: a `threading.Event`, an `asyncio.Event`, or anything else with `is_set`."""
+
+    def is_set(self) -> bool:
+        """Whether the map shall begin no further item."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapOptions(Options):
+    """The options of `@operomap`, as given, checked when they are made.
+
+    Raises:
+        OperoUsageError: A value or a combination cannot work; the message names the option, the
+            value and the fix.
+    """
+
+    mode: Literal["auto", "thread", "async"] = option(
+        "map", "auto", one_of(*MODES), 'where items run: "thread", "async", or "auto"'
+    )
+    workers: int = option("map", 4, whole(1), "threads or coroutines in flight")
+    ordered: bool = option(
+        "map", True, boolean, "results in the order of the input, or as they come"
+    )
+    progress: bool | Literal["rich"] = option(
+        "map",
+        True,
+        progress,
+        "progress bar on stderr; silent where there is no terminal or notebook",
+    )
+    on_error: Literal["raise", "return", "skip"] = option(
+        "map",
+        "raise",
+        one_of("raise", "return", "skip"),
+        '"raise" the first failing item\'s own error at once, "return" the exception in its place, or "skip" the item',
+    )
+    max_errors: int | float | None = option(
+        "map", None, error_bound, "stop the map after this many failed items, or this share of them"
+    )
+    chunksize: int | Literal["auto"] = option("map", "auto", chunks, "items per dispatch")
+    sequential: bool = option(
+        "map", False, boolean, "run inline, for debugging with real stack traces"
+    )
+    on_result: Callable[[Any], object] | None = option(
+        "map", None, callable_or_none, "called with each finished item: an `ItemResult`"
+    )
+    stop_token: StopToken | None = option(
+        "map",
+        None,
+        token,
+        "a `threading.Event` or its like: when it is set, the map ends with what is done",
+    )

@@ -1,0 +1,67 @@
+# this_file: tests/concurrency/test_chunks.py
+"""The size of chunks."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opero.concurrency.chunks import LARGEST, ChunkSize
+
+times = st.floats(min_value=0, max_value=100)
+
+
+@given(st.lists(st.tuples(st.integers(0, 100), times)))
+def test_it_starts_with_one_item_and_grows_by_four_at_most(told: list[tuple[int, float]]) -> None:
+    chunks = ChunkSize(target_s=0.03)
+    assert chunks.size == 1
+    for items, busy in told:
+        before = chunks.size
+        chunks.measured(items, busy)
+        assert 1 <= chunks.size <= min(LARGEST, 4 * before)
+
+
+@given(st.integers(2, LARGEST), times)
+def test_a_small_sample_never_raises_the_size(size: int, busy: float) -> None:
+    chunks = ChunkSize(target_s=0.03)
+    chunks.size = size
+    chunks.measured(size - 1, busy)
+    assert chunks.size <= size
+
+
+def test_it_settles_where_a_chunk_takes_its_target() -> None:
+    chunks = ChunkSize(target_s=0.03)
+    for _ in range(10):
+        chunks.measured(chunks.size, 0.002 * chunks.size)
+    assert chunks.size == 15
+
+
+def test_slow_items_travel_alone() -> None:
+    chunks = ChunkSize(target_s=0.03)
+    chunks.measured(1, 0.02)
+    assert chunks.size == 1
+
+
+def test_what_was_given_back_starts_anew() -> None:
+    chunks = ChunkSize(target_s=0.03)
+    for _ in range(10):
+        chunks.measured(chunks.size, 0)
+    assert chunks.size == LARGEST
+    chunks.gave_back()
+    assert chunks.size == 1
+
+
+def test_a_size_that_the_user_wants_stays() -> None:
+    chunks = ChunkSize(target_s=0.03, fixed=7)
+    chunks.measured(7, 100)
+    chunks.gave_back()
+    assert (chunks.size, chunks.share(3, 4)) == (7, 7)
+
+
+@given(st.integers(1, 10_000), st.integers(1, 64), st.integers(1, LARGEST))
+def test_the_last_items_are_spread_over_all_slots(left: int, slots: int, size: int) -> None:
+    chunks = ChunkSize(target_s=0.03)
+    chunks.size = size
+    share = chunks.share(left, slots)
+    assert 1 <= share <= size
+    assert share * slots < left + slots

@@ -1,0 +1,103 @@
+# this_file: tests/core/test_map_options.py
+"""Every option of a map: what it refuses and what it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import math
+import threading
+from typing import Any
+
+import pytest
+
+from opero import operomap
+from opero.core.map_options import MapOptions
+from opero.core.options import Options
+from opero.errors import OperoUsageError
+
+NAMES = [name for name in MapOptions.names() if name not in Options.names()]
+
+
+async def later(*given: object) -> None: ...
+
+
+WRONG: dict[str, list[Any]] = {
+    "mode": ["proces", "", None, 1],
+    "workers": [0, -1, 1.5, "4", True, None],
+    "ordered": [None, 1],
+    "progress": [None, 1, "tqdm"],
+    "on_error": ["ignore", None, True],
+    "max_errors": [0, -1, 1.0, 1.5, 0.0, math.nan, True, "5"],
+    "chunksize": [0, None, "big", 1.5, True],
+    "sequential": [None, 1],
+    "on_result": [5, later],
+    "stop_token": [5, True, "x"],
+}
+
+RIGHT: dict[str, list[Any]] = {
+    "mode": ["auto", "thread", "async"],
+    "workers": [1, 10_000],
+    "ordered": [True, False],
+    "progress": [True, False, "rich"],
+    "on_error": ["raise", "return", "skip"],
+    "max_errors": [None, 1, 100, 0.1, 0.999],
+    "chunksize": ["auto", 1, 5000],
+    "sequential": [True, False],
+    "on_result": [None, print],
+    "stop_token": [None, threading.Event(), asyncio.Event()],
+}
+
+
+def each(table: dict[str, list[Any]]) -> list[Any]:
+    return [
+        pytest.param(name, value, id=f"{name}-{n}-{type(value).__name__}")
+        for name, values in table.items()
+        for n, value in enumerate(values)
+    ]
+
+
+def test_the_tables_leave_no_option_out() -> None:
+    assert set(WRONG) == set(RIGHT) == set(NAMES)
+
+
+@pytest.mark.parametrize(("name", "value"), each(WRONG))
+def test_a_wrong_value_is_refused_before_there_is_a_function(name: str, value: Any) -> None:
+    with pytest.raises(OperoUsageError) as raised:
+        operomap(**{name: value})
+    message = str(raised.value)
+    assert message.startswith(f"{name}={value!r}")
+    assert len(message) > len(f"{name}={value!r}") + 15, "it tells the fix"
+
+
+@pytest.mark.parametrize(("name", "value"), each(RIGHT))
+def test_a_right_value_is_taken_as_it_is(name: str, value: Any) -> None:
+    @operomap(**{name: value})
+    def fetch(x: int) -> int:
+        return x
+
+    assert getattr(fetch.options, name) is value
+
+
+def test_all_options_of_opero_come_first() -> None:
+    assert MapOptions.names()[: len(Options.names())] == Options.names()
+
+
+def test_every_option_has_a_meaning_and_a_check() -> None:
+    for field in dataclasses.fields(MapOptions):
+        if field.init:
+            assert set(field.metadata) == {"stage", "check", "doc"}
+            field.metadata["check"](field.name, field.default)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"), [("worker", "workers"), ("on_eror", "on_error"), ("retires", "retries")]
+)
+def test_an_unknown_option_is_met_with_the_nearest_known_one(wrong: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=rf"operomap\(\) has no option '{wrong}'.*'{meant}'"):
+        operomap(**{wrong: 1})
+
+
+def test_a_mistyped_mode_is_met_with_the_nearest() -> None:
+    with pytest.raises(OperoUsageError, match="Did you mean 'thread'"):
+        operomap(mode="threads")  # type: ignore[arg-type]
