@@ -5,6 +5,7 @@ A call that fails raises *its own* exception; what stands here is only raised wh
 
     OperoError
     ├── OperoUsageError (TypeError, ValueError)   a wrong option or argument, and the fix
+    │   ├── ShippingError                         something cannot travel between processes
     │   └── UnkeyableError                        an argument without content has no cache key
     ├── CallTimeoutError (TimeoutError)           a real call took longer than its `timeout`
     ├── StoreError                                a store behind the cache failed
@@ -19,6 +20,8 @@ A call that fails raises *its own* exception; what stands here is only raised wh
     ├── WorkerLostError                           a worker process died of an item
     ├── MapStopped                                a map ended before its input; what is done is kept
     │   └── MapError                              its workers are gone
+    ├── RemoteError                               stands for an exception that cannot travel between processes
+    ├── WorkerStartError                          worker processes die before they are ready
     └── RefusalError                              opero refuses to call; never retried
         ├── BulkheadFullError                     too many wait for the concurrency limit
         ├── CircuitOpenError                      the circuit breaker lets no call through
@@ -43,21 +46,24 @@ __all__ = [
     "DurableError",
     "IdConflictError",
     "JournalError",
-    "NonDeterminismError",
     "MapError",
     "MapStopped",
+    "NonDeterminismError",
     "OperoError",
     "OperoUsageError",
     "OperoWarning",
     "RateLimitPausedError",
     "RefusalError",
+    "RemoteError",
+    "ShippingError",
     "SpendCapError",
     "StoreError",
     "UnkeyableError",
     "UnknownWorkflowError",
     "UnserializableError",
-    "WorkflowEndedError",
     "WorkerLostError",
+    "WorkerStartError",
+    "WorkflowEndedError",
 ]
 
 
@@ -81,6 +87,48 @@ class OperoUsageError(OperoError, TypeError, ValueError):
 
 class UnkeyableError(OperoUsageError):
     """An argument without content (a lock, a client, a lambda) cannot be part of a cache key."""
+
+
+class ShippingError(OperoUsageError):
+    """A function, an item or a result cannot travel to a worker process or back; the message says why."""
+
+
+class RemoteError(OperoError):
+    """An exception of a worker process that cannot be made again here: its class, its text and its arguments.
+
+    Attributes:
+        kind: Its class, with the module.
+        text: What it said.
+        arguments: Its arguments, as text.
+    """
+
+    def __init__(self, kind: str, text: str, arguments: str) -> None:
+        super().__init__(kind, text, arguments)
+        self.kind = kind
+        self.text = text
+        self.arguments = arguments
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.text}" if self.text else self.kind
+
+
+class WorkerStartError(OperoError):
+    """Worker processes die before they are ready, so no other is tried.
+
+    Attributes:
+        said: What the last one wrote to stderr.
+        exitcode: How it ended, negative for a signal; None if nobody can tell.
+    """
+
+    def __init__(self, said: str, exitcode: int | None) -> None:
+        super().__init__(said, exitcode)
+        self.said = said
+        self.exitcode = exitcode
+
+    def __str__(self) -> str:
+        ended = "" if self.exitcode is None else f" (exit code {self.exitcode})"
+        told = f":\n{self.said}" if self.said else ", and says nothing"
+        return f"a worker process cannot start{ended}{told}"
 
 
 class RefusalError(OperoError):

@@ -13,9 +13,12 @@ import uuid
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["ThreadCrew"]
+if TYPE_CHECKING:
+    from opero.concurrency.lanes import LanePool
+
+__all__ = ["ThreadCrew", "in_multi_pool"]
 
 _importing = threading.Lock()
 
@@ -55,6 +58,15 @@ class ThreadCrew:
             # `MultiPool` and pathos only know how to wait.
             pool.close()
             vars(room)["__STATE"].pop(self._id, None)
+
+
+def in_multi_pool(pool: LanePool) -> AbstractContextManager[LanePool]:
+    """Return twat-mp's block around a pool of lanes; leaving it closes the pool and waits for its end.
+
+    The pool is made before, so that its processes begin while twat-mp is being imported, and so that its own errors
+    are not told as "Error creating pool".
+    """
+    return _multi_pool(lambda nodes: pool, pool.nodes)
 
 
 def _multi_pool(pool_class: Any, nodes: int) -> AbstractContextManager[Any]:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from opero.concurrency.engine import Outcome
 from opero.concurrency.order import Batch, Origin
 from opero.core import ambient
-from opero.core.cache.flight import Crashed, Flight, Landed, Order, Verdict, board, tell
+from opero.core.cache.flight import Flight, board
+from opero.core.cache.waiter import Crashed, Landed, Order, Verdict, tell
 from opero.core.call import Call, Rejected
 from opero.errors import UnkeyableError
 

@@ -36,18 +36,26 @@ class Sheet:
         job: Whose target and patience count.
         worker: Name of the worker.
         tell: Takes each report.
+        flush_s: Seconds after which what is done is reported; None for the job's target.
     """
 
     __slots__ = (
-        "_began", "_chunk", "_flushed", "_gives_back", "_odd", "_start", "_target", "_tell",
-        "_values", "_worker",
+        "_began", "_chunk", "_flush_s", "_flushed", "_gives_back", "_odd", "_start", "_target",
+        "_tell", "_values", "_worker",
     )  # fmt: skip
 
     def __init__(
-        self, chunk: Chunk, job: Job, worker: str, tell: Callable[[Report], object]
+        self,
+        chunk: Chunk,
+        job: Job,
+        worker: str,
+        tell: Callable[[Report], object],
+        *,
+        flush_s: float | None = None,
     ) -> None:
         self._chunk = chunk
         self._target = job.target_s
+        self._flush_s = job.target_s if flush_s is None else flush_s
         self._gives_back = job.gives_back
         self._worker = worker
         self._tell = tell
@@ -69,7 +77,7 @@ class Sheet:
         self._values.append(value)
         n_done = self._start + len(self._values)
         now = perf_counter()
-        if now - self._flushed < self._target or n_done == len(self._chunk):
+        if now - self._flushed < self._flush_s or n_done == len(self._chunk):
             return True
         self._flush(now, final=False)
         if self._gives_back and now - self._began >= PATIENCE * self._target:
@@ -139,9 +147,7 @@ class Work:
             sheet: Takes what becomes of it.
             stopped: Whether no further item shall begin.
         """
-        one = (
-            self._sync if self._context is None else functools.partial(self._within, self._context)
-        )
+        one = self.one if self._context is None else functools.partial(self._within, self._context)
         parked = chunk.parked or {}
         for position, item in enumerate(chunk.items):
             if stopped():
@@ -154,7 +160,7 @@ class Work:
         """Run a chunk of a coroutine function."""
         parked = chunk.parked or {}
         for position, item in enumerate(chunk.items):
-            if not sheet.add(*await self._async(item, parked.get(position))):
+            if not sheet.add(*await self.aone(item, parked.get(position))):
                 return
         sheet.end()
 
@@ -163,9 +169,10 @@ class Work:
     def _within(
         self, context: Context, item: Any, parked: Parked | None
     ) -> tuple[Any, Outcome | None]:
-        return context.copy().run(self._sync, item, parked)
+        return context.copy().run(self.one, item, parked)
 
-    def _sync(self, item: Any, parked: Parked | None) -> tuple[Any, Outcome | None]:
+    def one(self, item: Any, parked: Parked | None) -> tuple[Any, Outcome | None]:
+        """Run one item of a synchronous function: its plain result, or what became of it."""
         begun: Exception | None = None
         if self._may_go_directly(parked):
             self._count()
@@ -192,7 +199,8 @@ class Work:
             _let_go(call)
         return value, self._succeeded(call, value, began)
 
-    async def _async(self, item: Any, parked: Parked | None) -> tuple[Any, Outcome | None]:
+    async def aone(self, item: Any, parked: Parked | None) -> tuple[Any, Outcome | None]:
+        """Run one item of a coroutine function."""
         begun: Exception | None = None
         if self._may_go_directly(parked):
             self._count()

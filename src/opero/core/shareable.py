@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
 from opero.core import ambient
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
     from opero.core.pace import Rule
     from opero.core.slot import Slot
 
-__all__ = ["Shareable", "publish_all"]
+__all__ = ["Birth", "Shareable", "births", "inherit", "publish_all"]
+
+Birth = tuple[str, int]
+"""Where a limiter was made while a module was imported: the module and the line."""
 
 
 class Shareable:
@@ -51,8 +56,13 @@ class Shareable:
         self._put(LocalSlot(rule))
         if name is not None:
             self.share()
+        self._birth, self._born_in = _birth()
         with _known.lock:
             _known.live[self.uid] = self
+            paths = [] if self._birth is None else _known.born.get(self._birth, [])
+            path = paths.pop(0) if paths else None
+        if path is not None:
+            self._join(path)
 
     def _put(self, slot: Slot) -> None:
         self._slot = slot
@@ -151,6 +161,7 @@ class _Known:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.live: weakref.WeakValueDictionary[str, Shareable] = weakref.WeakValueDictionary()
+        self.born: dict[Birth, list[str]] = {}
 
     def after_fork(self) -> None:
         self.lock = threading.RLock()
@@ -180,6 +191,49 @@ def _unpickle(
             _known.live[uid] = one
     one._join(path)  # noqa: SLF001 - one thing with this module
     return one
+
+
+def _birth() -> tuple[Birth | None, int]:
+    """Tell where the limiter is made that is made just now, and in which namespace; None if that is in no import.
+
+    Another process that imports the module makes the same limiter again, in the same place.
+    """
+    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - the only way to see the caller
+    while frame is not None and _module_of(frame).partition(".")[0] == "opero":
+        frame = frame.f_back
+    if frame is None or (module := _module_of(frame)) == "__main__":
+        return None, 0
+    line, importing = frame.f_lineno, frame
+    while importing.f_code.co_name != "<module>" or _module_of(importing) != module:
+        if importing.f_back is None:
+            return None, 0
+        importing = importing.f_back
+    return (module, line), id(importing.f_globals)
+
+
+def _module_of(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def births() -> dict[Birth, list[str]]:
+    """Share all limiters of this process; return the files of those that an import will make again elsewhere.
+
+    Where one line makes several, they stand in the order in which it does.
+    """
+    publish_all()
+    born: dict[Birth, list[str]] = {}
+    for one in list(_known.live.values()):
+        birth, path = one._birth, one._path  # noqa: SLF001 - one thing with this module
+        # What an import left behind that was made again since is not what the functions of today use.
+        module = None if birth is None else sys.modules.get(birth[0])
+        if birth and path and module and id(vars(module)) == one._born_in:  # noqa: SLF001 - as above
+            born.setdefault(birth, []).append(path)
+    return born
+
+
+def inherit(born: dict[Birth, list[str]]) -> None:
+    """Let limiters that are made in these places from now on use these files."""
+    _known.born = {birth: list(paths) for birth, paths in born.items()}
 
 
 def publish_all() -> None:

@@ -1,0 +1,152 @@
+# this_file: src/opero/concurrency/bodies.py
+"""What stands in the frames of a chunk and of its results, packed on one side and opened on the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from opero.concurrency.engine import Done, Facts, Outcome, Parked
+from opero.concurrency.parcel import Parcel, pack
+from opero.concurrency.remote_error import decode_error, encode_error, traceback_of
+from opero.concurrency.shipping import dumps
+from opero.errors import ShippingError
+
+if TYPE_CHECKING:
+    from opero.concurrency.engine import Chunk
+    from opero.events import Event
+
+__all__ = ["open_done", "open_parked", "pack_chunk", "pack_done", "unopened"]
+
+# --- to the worker --------------------------------------------------------------------------------
+
+
+def pack_chunk(chunk: Chunk) -> tuple[bytes, int | None]:
+    """Pack a chunk: the body of its frame, and the descriptor that goes with it."""
+    parked = None
+    if chunk.parked:
+        parked = {position: _pack_parked(one) for position, one in chunk.parked.items()}
+    return pack(chunk.items, "item", parked)
+
+
+def open_parked(packed: dict[int, Any] | None) -> dict[int, Parked] | None:
+    """Return what items of a chunk take with them from earlier attempts."""
+    return packed and {position: _open_parked(one) for position, one in packed.items()}
+
+
+def _pack_parked(parked: Parked) -> tuple[Parked, list[tuple[str | None, Any]]]:
+    failures = [(label, encode_error(error)) for label, error in parked.failures]
+    return dataclasses.replace(parked, failures=()), failures
+
+
+def _open_parked(packed: tuple[Parked, list[tuple[str | None, Any]]]) -> Parked:
+    parked, failures = packed
+    errors = [(label, decode_error(record)) for label, record in failures]
+    # Only failures of a function are kept, and these are exceptions.
+    parked.failures = tuple((label, e) for label, e in errors if isinstance(e, Exception))
+    return parked
+
+
+# --- from the worker ------------------------------------------------------------------------------
+
+
+def pack_done(
+    done: Done, stats: dict[str, float], events: Sequence[Event]
+) -> tuple[bytes, int | None]:
+    """Pack results."""
+    values, odd = done.values, None
+    if done.odd:
+        values = list(values)
+        odd = {}
+        for position, outcome in done.odd.items():
+            values[position - done.start] = outcome.value
+            odd[position] = _pack_outcome(outcome)
+    more = (done.start, odd, done.busy_s, done.worker, stats, [_pack_event(e) for e in events])
+    return pack(values, "result", more)
+
+
+def open_done(parcel: Parcel, chunk: int, *, final: bool) -> Done:
+    """Open results; one that cannot be opened is the error of its item."""
+    start, packed, busy_s, worker, stats, events = parcel.more
+    odd = {} if packed is None else {p: _open_outcome(o) for p, o in packed.items()}
+    values = parcel.entries
+    if not parcel.plain:
+        values = [_opened(parcel, n, start, odd) for n in range(len(values))]
+    for position, outcome in odd.items():
+        if outcome.error is None:
+            outcome.value = values[position - start]
+        values[position - start] = None
+    facts = None
+    if stats or events:
+        facts = Facts(stats=stats, events=tuple(map(_open_event, events)))
+    return Done(chunk, start, values, odd, busy_s, worker, final, facts)
+
+
+def _opened(parcel: Parcel, place: int, start: int, odd: dict[int, Outcome]) -> Any:
+    try:
+        return parcel.open(place)
+    except Exception as error:  # noqa: BLE001 - whatever a class raises when it is unpickled
+        failed = unopened(error, "result")
+        odd.setdefault(start + place, failed).error = failed.error
+    return None
+
+
+def unopened(error: Exception, what: str) -> Outcome:
+    """Return the outcome of an item that could not be pickled, or not be unpickled."""
+    if isinstance(error, ShippingError):
+        return Outcome(error=error)
+    told = f"{type(error).__name__}: {error}"
+    made = ShippingError(f"the {what} cannot be unpickled on the other side ({told})")
+    made.__cause__ = error
+    return Outcome(error=made)
+
+
+def _pack_outcome(outcome: Outcome) -> tuple[Outcome, Any, Any, bytes | None]:
+    error = outcome.error
+    record = trace = None
+    if error is not None:
+        record, trace = encode_error(error), traceback_of(error)
+    parked = None if outcome.parked is None else _pack_parked(outcome.parked)
+    try:
+        fallback = dumps(outcome.fallback)
+    except Exception:  # noqa: BLE001 - it is told for information only, and its label comes along
+        fallback = None
+    bare = dataclasses.replace(
+        outcome, value=None, error=None, trace=trace, parked=None, fallback=None
+    )
+    return bare, record, parked, fallback
+
+
+def _open_outcome(packed: tuple[Outcome, Any, Any, bytes | None]) -> Outcome:
+    outcome, record, parked, fallback = packed
+    if record is not None:
+        outcome.error = decode_error(record)
+    if parked is not None:
+        outcome.parked = _open_parked(parked)
+    if fallback is not None:
+        try:
+            outcome.fallback = pickle.loads(fallback)  # noqa: S301 - from our own worker
+        except Exception:  # noqa: BLE001, S110 - as above
+            pass
+    return outcome
+
+
+def _pack_event(event: Event) -> tuple[bytes, Any]:
+    error: BaseException | None = getattr(event, "error", None)
+    if error is None:
+        return dumps(event), None
+    # Events are frozen dataclasses; those with an error have it as a field.
+    change: dict[str, Any] = {"error": None}
+    bare = dataclasses.replace(event, **change)
+    return dumps(bare), encode_error(error)
+
+
+def _open_event(packed: tuple[bytes, Any]) -> Event:
+    data, record = packed
+    event: Event = pickle.loads(data)  # noqa: S301 - from our own worker
+    if record is None:
+        return event
+    change: dict[str, Any] = {"error": decode_error(record)}
+    return dataclasses.replace(event, **change)

@@ -1,0 +1,87 @@
+# this_file: src/opero/concurrency/executors/processes.py
+"""The engine of worker processes."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Final
+
+from opero.concurrency.engine import Caps
+from opero.concurrency.lanes import LanePool
+from opero.concurrency.pool import in_multi_pool
+from opero.errors import OperoError
+
+if TYPE_CHECKING:
+    from opero.concurrency.engine import Chunk, Job, Report, Why
+    from opero.concurrency.start import StartMethod
+
+__all__ = ["ProcessEngine"]
+
+_AHEAD: Final = 1
+"""Chunks for each lane that are packed before it is free, so that it never waits for one."""
+
+
+class ProcessEngine:
+    """Worker processes: a dead one costs the item that it was on, and an item that takes too long its worker.
+
+    Args:
+        workers: Most processes at once.
+        method: How they begin; None for what is safe now.
+    """
+
+    name = "process"
+    caps = Caps(remote=True, kills=True, attributes_crash=True)
+
+    def __init__(self, workers: int, *, method: StartMethod | None = None) -> None:
+        self.workers = workers
+        self._method: StartMethod | None = method
+        self._block: AbstractContextManager[LanePool] | None = None
+        self._pool: LanePool | None = None
+
+    def slots(self) -> int:
+        """Return how many chunks it wants to hold."""
+        return self.workers * (1 + _AHEAD)
+
+    def open(self, job: Job) -> None:
+        """Begin the processes' nursery; they themselves begin when there are chunks."""
+        pool = LanePool(self.workers, job=job, method=self._method)
+        try:
+            pool.open()
+            self._block = in_multi_pool(pool)
+            self._pool = self._block.__enter__()
+        except BaseException:
+            pool.terminate()
+            pool.join()
+            raise
+
+    def submit(self, chunk: Chunk) -> None:
+        """Take a chunk."""
+        self._opened().submit(chunk)
+
+    def poll(self, timeout: float | None) -> list[Report]:
+        """Return what was reported."""
+        return self._opened().poll(timeout)
+
+    def kill(self, chunk_id: int, why: Why) -> bool:
+        """Kill the process that has a chunk."""
+        return self._opened().kill(chunk_id, why)
+
+    def wake(self) -> None:
+        """Let `poll` return."""
+        pool = self._pool
+        if pool is not None:
+            pool.wake()
+
+    def close(self, *, graceful: bool, timeout: float) -> None:
+        """End all processes."""
+        block, self._block = self._block, None
+        if block is None or self._pool is None:
+            return
+        self._pool.graceful, self._pool.patience = graceful, timeout
+        # With any other argument MultiPool only logs more.
+        block.__exit__(None, None, None)
+
+    def _opened(self) -> LanePool:
+        if self._pool is None or self._block is None:
+            raise OperoError("the engine is not open")
+        return self._pool

@@ -1,0 +1,186 @@
+# this_file: src/opero/concurrency/lane.py
+"""A lane: one worker process, the stream to it, and what it is at."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from opero.concurrency.engine import GaveBack, Lost, Why
+from opero.concurrency.nurse import own_socket
+from opero.concurrency.slate import Slate
+from opero.concurrency.wire import Frame, Reader, Writer
+from opero.concurrency.worker import CHUNK, JOB
+
+if TYPE_CHECKING:
+    from opero.concurrency.nurse import Nurse
+
+__all__ = ["Held", "Lane", "verdict"]
+
+
+@dataclass(slots=True)
+class Held:
+    """A chunk, packed, on its way to a lane or in it.
+
+    Attributes:
+        number: Its id.
+        body, fd: What will be sent.
+        n_done: How many of its items, from the first on, were reported.
+    """
+
+    number: int
+    body: bytes | memoryview
+    fd: int | None
+    n_done: int = 0
+
+
+# --- decisions ------------------------------------------------------------------------------------
+
+
+def verdict(
+    held: Held,
+    begun: int | None,
+    *,
+    why: Why,
+    barren: bool,
+    pid: int | None = None,
+    exitcode: int | None = None,
+) -> Lost | GaveBack:
+    """Decide what becomes of the chunk of a dead worker: which item is to blame, if any.
+
+    Args:
+        held: The chunk.
+        begun: Position of the item that the worker began last, None if it began none of this chunk.
+        why: What ended the worker.
+        barren: Whether workers have been dying without beginning anything for a while, so that it must be the
+            chunk.
+        pid: The process.
+        exitcode: How it ended.
+
+    Example:
+        >>> verdict(Held(7, b"", None, n_done=2), begun=3, why="crash", barren=False)
+        Lost(chunk=7, n_done=2, culprit=3, why='crash', pid=None, exitcode=None, said='')
+        >>> verdict(Held(7, b"", None, n_done=2), begun=1, why="crash", barren=False)
+        GaveBack(chunk=7, n_done=2)
+    """
+    blamed = begun if begun is not None and begun >= held.n_done else None
+    if blamed is None and barren:
+        blamed = held.n_done
+    if blamed is None:
+        return GaveBack(held.number, held.n_done)
+    return Lost(held.number, held.n_done, blamed, why, pid, exitcode)
+
+
+# --- the lane -------------------------------------------------------------------------------------
+
+
+class Lane:
+    """One worker process.
+
+    Args:
+        number: Its number in the map.
+        nurse: The nursery that begins it.
+        job: The job, pickled; None if the lane inherits it.
+
+    Attributes:
+        pid: Its process, 0 before it is known.
+        up: Whether it is ready.
+        held: The chunk that it works on.
+        retires: Whether it takes no other.
+        why: Why it is to be killed; None if it is not.
+        judged: When the call that took too long had begun.
+        gone: Whether the process has ended.
+        closed: Whether its stream has.
+        exitcode: How it ended, None if nobody can tell.
+        failure: Why it could not begin.
+    """
+
+    def __init__(self, number: int, nurse: Nurse, job: bytes | None) -> None:
+        self.number = number
+        self.nurse = nurse
+        self.pid = 0
+        self.up = self.retires = self.gone = self.closed = False
+        self.held: Held | None = None
+        self.why: Why | None = None
+        self.judged = 0
+        self.exitcode: int | None = None
+        self.failure: str | None = None
+        self.slate = Slate()
+        self.sock, theirs = own_socket()
+        self._reader, self._writer = Reader(self.sock), Writer(self.sock)
+        with theirs:
+            nurse.begin(number, theirs, self.slate.fd)
+        if job is not None:
+            self._writer.send(Frame(JOB, number, job))
+
+    @property
+    def idle(self) -> bool:
+        """Whether it could take a chunk now."""
+        return self.up and self.held is None and not (self.retires or self.closed or self.why)
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is something left to `flush`."""
+        return self._writer.pending
+
+    def flush(self) -> None:
+        """Send on what could not be sent before."""
+        self._writer.flush()
+
+    def take(self, held: Held) -> None:
+        """Send it a chunk."""
+        self.held = held
+        # The packed items are not needed again: who lost them makes them anew.
+        frame = Frame(CHUNK, held.number, held.body, held.fd)
+        held.body, held.fd = b"", None
+        try:
+            self._writer.send(frame)
+        except OSError:
+            # It is dead already; that is noticed when it is read from.
+            pass
+
+    def frames(self) -> Iterator[Frame]:
+        """Return what it has sent."""
+        while not self.closed:
+            try:
+                yield from self._reader.receive()
+            except BlockingIOError:
+                return
+            except (EOFError, OSError):
+                self.closed = True
+
+    def kill(self, why: Why | None) -> None:
+        """End the process, whatever it does."""
+        self.why = why
+        try:
+            self.nurse.kill(self.number)
+        except OSError:
+            # The nursery is dead; its lanes have a new parent, which reaps them.
+            if self.pid and not self.closed:
+                try:
+                    os.kill(self.pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+
+    def stop(self) -> None:
+        """Ask it to end after the item that it is at."""
+        self.slate.stop()
+        try:
+            self.sock.shutdown(1)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """Let go of everything but what the slate says."""
+        self.closed = True
+        self._reader.close()
+        self._writer.close()
+        self.sock.close()
+        self.slate.close()
+
+    def __repr__(self) -> str:
+        state = "gone" if self.gone else "idle" if self.idle else "busy" if self.up else "starting"
+        return f"<Lane {self.number}: process {self.pid or '?'}, {state}>"

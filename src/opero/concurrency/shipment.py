@@ -1,0 +1,135 @@
+# this_file: src/opero/concurrency/shipment.py
+"""A job on its way to worker processes, and what a worker makes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pickle
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from opero.concurrency.engine import Job
+from opero.concurrency.shipping import dumps_job, import_paths, shared_options
+from opero.core.function import describe_function
+from opero.core.options import Options
+from opero.core.pipeline import Pipeline
+from opero.core.shareable import births, inherit
+from opero.errors import ShippingError
+from opero.events import event_bus
+
+if TYPE_CHECKING:
+    from opero.concurrency.slate import Slate
+
+__all__ = ["Shipment"]
+
+_OF_THE_PROCESS = frozenset({"pipeline", "options"})
+
+
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """What a worker must know of a job; it is inherited by a fork, and pickled for others.
+
+    Attributes:
+        fields: The job's fields, without what belongs to the map's process.
+        options: Options of the pipeline, with the limiter and permits that all processes share.
+        heard: Who listens in the map's process: "bus" (all events are wanted), "function" or None.
+    """
+
+    fields: dict[str, Any]
+    options: Options
+    heard: str | None
+
+    @classmethod
+    def of(cls, job: Job) -> Shipment:
+        """Pack a job."""
+        emitter = job.pipeline.emitter
+        fields = {
+            f.name: getattr(job, f.name)
+            for f in dataclasses.fields(job)
+            if f.name not in _OF_THE_PROCESS
+        }
+        heard = "bus" if event_bus.active else "function" if emitter.active else None
+        return cls(fields, shared_options(job.pipeline), heard)
+
+    def pickled(self) -> bytes:
+        """Pickle for an interpreter that has nothing of this program.
+
+        Raises:
+            ShippingError: The function, or what it needs, cannot be pickled.
+        """
+        try:
+            packed = dumps_job(self)
+        except Exception as error:
+            function = getattr(self.fields["function"], "__qualname__", "the function")
+            raise ShippingError(
+                f"{function} cannot travel to a worker process ({type(error).__name__}: {error}). "
+                "Make what it needs (a lock, a client, an open file) inside of it, or use "
+                'mode="thread".'
+            ) from error
+        return pickle.dumps((import_paths(), sys.argv, births(), packed))
+
+    def introduce(self) -> None:
+        """Make the classes known that the job refers to, before a fork that inherits it.
+
+        A class of `__main__`, or of a function, is the same on both sides only if both know its number; cloudpickle
+        gives it one when it is pickled first.
+        """
+        try:
+            dumps_job(self, lambda _: False, nowhere=True)
+        except Exception:  # noqa: BLE001, S110 - a fork needs no pickle
+            pass
+
+    @staticmethod
+    def open(data: bytes | memoryview) -> Shipment:
+        """Make this process like the map's as far as the function can see, and unpack."""
+        paths, sys.argv, born, packed = pickle.loads(data)  # noqa: S301 - from the map
+        sys.path[:] = paths
+        # Before anything of the user's is imported, which makes its limiters.
+        inherit(born)
+        shipment: Shipment = pickle.loads(packed)  # noqa: S301 - from the map
+        return shipment
+
+    def job(self, slate: Slate, hear: Callable[[Any], object]) -> Job:
+        """Make the worker's own job: the same function with a pipeline of this process.
+
+        Args:
+            slate: Where calls are noted that may take too long.
+            hear: Takes the events.
+        """
+        options, fields = self.options, dict(self.fields)
+        info = describe_function(fields["function"])
+        if fields["item_timeout"] is not None and info.kind == "sync":
+            # The map kills a worker whose call takes too long; a thread could only be left behind.
+            options = _changed(options, timeout=None)
+            fields["function"] = _timed(info.fn, slate)
+            info = dataclasses.replace(info, fn=fields["function"])
+        if self.heard == "function":
+            options = _changed(options, on_event=hear)
+        elif self.heard == "bus":
+            event_bus.subscribe(hear)
+        pipeline = Pipeline(info, options)
+        return Job(pipeline=pipeline, options=options, **fields)
+
+
+def _changed(options: Options, **changes: Any) -> Options:
+    changed = dataclasses.replace(options, **changes)
+    object.__setattr__(changed, "given", options.given)
+    return changed
+
+
+def _timed(fn: Callable[..., Any], slate: Slate) -> Callable[..., Any]:
+    """Return a function that notes on the slate when a call begins and ends."""
+    begin, end, now = slate.begin_call, slate.end_call, time.monotonic_ns
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        begin(now())
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            end()
+
+    return functools.update_wrapper(call, fn, updated=())

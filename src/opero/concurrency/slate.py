@@ -1,0 +1,130 @@
+# this_file: src/opero/concurrency/slate.py
+"""A page of memory that a worker and the map share: what the worker does is read there after its death.
+
+A message could not tell it, because the last one before a crash is the one that is not sent. Each word is stored
+whole, and by one side only.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from typing import Final
+
+__all__ = ["Slate", "anonymous_file"]
+
+_PAGE: Final = 4096
+_CHUNK, _ITEM, _CALL, _STOP = 0, 1, 2, 3
+_MOST_SAID: Final = 16_384
+
+
+def anonymous_file(name: str) -> int:
+    """Return the descriptor of a file without a name: nothing is left of it when its users are gone.
+
+    It is in memory where the system has such files, else an unlinked temporary file.
+    """
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(f"opero-{name}", getattr(os, "MFD_CLOEXEC", 1))
+    with tempfile.TemporaryFile(prefix=f"opero-{name}-") as file:
+        return os.dup(file.fileno())
+
+
+class Slate:
+    """The page, and behind it what the worker writes to its stderr while it starts.
+
+    Attributes:
+        fd: The file; -1 once it is closed.
+    """
+
+    def __init__(self, fd: int | None = None) -> None:
+        if fd is None:
+            fd = anonymous_file("slate")
+            os.ftruncate(fd, _PAGE)
+        self.fd: int = fd
+        self._map = mmap.mmap(fd, _PAGE)
+        self._words = memoryview(self._map).cast("q")
+
+    # --- the worker's side ------------------------------------------------------------------------
+
+    def begin_chunk(self, number: int) -> None:
+        """Note that a chunk is there and none of its items has begun."""
+        self._words[_ITEM] = 0
+        self._words[_CALL] = 0
+        self._words[_CHUNK] = number
+
+    def begin_item(self, position: int) -> None:
+        """Note the item that is next."""
+        self._words[_ITEM] = position + 1
+
+    def begin_call(self, now_ns: int) -> None:
+        """Note that the user's function is called."""
+        self._words[_CALL] = now_ns
+
+    def end_call(self) -> None:
+        """Note that the user's function is left."""
+        self._words[_CALL] = 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the map wants no other item to begin."""
+        return bool(self._words[_STOP])
+
+    def divert(self, fd: int) -> int:
+        """Let what is written to `fd` go behind the page; return a descriptor of where it went before."""
+        before = os.dup(fd)
+        os.lseek(self.fd, _PAGE, os.SEEK_SET)
+        os.dup2(self.fd, fd)
+        return before
+
+    def restore(self, fd: int, before: int) -> None:
+        """Undo `divert`, and pass on what was written meanwhile."""
+        os.dup2(before, fd)
+        os.close(before)
+        said = self._read()
+        if said:
+            os.write(fd, said)
+        os.ftruncate(self.fd, _PAGE)
+
+    # --- the map's side ---------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Ask the worker to give back what it has not begun."""
+        self._words[_STOP] = 1
+
+    @property
+    def chunk(self) -> int:
+        """The chunk that was begun last."""
+        return self._words[_CHUNK]
+
+    @property
+    def item(self) -> int | None:
+        """Position of the item that was begun last, None if none of the chunk was."""
+        position = self._words[_ITEM]
+        return position - 1 if position else None
+
+    @property
+    def call_began(self) -> int:
+        """When the call of the user's function began (`time.monotonic_ns`); 0 if none is under way."""
+        return self._words[_CALL]
+
+    @property
+    def said(self) -> str:
+        """The end of what the worker wrote to stderr while it started."""
+        return self._read().decode(errors="replace").strip()
+
+    def _read(self) -> bytes:
+        size = os.fstat(self.fd).st_size
+        begin = max(_PAGE, size - _MOST_SAID)
+        return os.pread(self.fd, _MOST_SAID, begin) if size > _PAGE else b""
+
+    def close(self) -> None:
+        """Let go of the page; what it said last can still be read."""
+        if self.fd < 0:
+            return
+        kept = bytes(self._map[:32])
+        self._words.release()
+        self._map.close()
+        os.close(self.fd)
+        self.fd = -1
+        self._words = memoryview(bytearray(kept)).cast("q")

@@ -1,0 +1,193 @@
+# this_file: src/opero/concurrency/worker.py
+"""What a worker process does: get ready, take a chunk, run its items, report, take the next.
+
+It has one thread of its own, so that the user's code may fork, start processes and map again.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from typing import Any, Final
+
+from opero.concurrency import bodies
+from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Report
+from opero.concurrency.memory import limit_memory
+from opero.concurrency.parcel import Parcel
+from opero.concurrency.remote_error import traceback_of
+from opero.concurrency.shipment import Shipment
+from opero.concurrency.slate import Slate
+from opero.concurrency.wire import Frame, Reader, send_frame
+from opero.concurrency.work import Sheet, Work
+from opero.events import Event, event_bus
+
+__all__ = ["CHUNK", "DONE", "FAILED", "GAVE_BACK", "JOB", "PARTLY", "RETIRES", "UP", "work"]
+
+JOB: Final = b"j"
+"""To a worker: the job, pickled; empty if it was inherited."""
+CHUNK: Final = b"c"
+"""To a worker: items."""
+UP: Final = b"u"
+"""From a worker: it is ready; the number is its process id."""
+FAILED: Final = b"f"
+"""From a worker: it cannot begin; the body says why."""
+PARTLY: Final = b"p"
+"""From a worker: some results of a chunk."""
+DONE: Final = b"d"
+"""From a worker: the last results of a chunk."""
+GAVE_BACK: Final = b"g"
+"""From a worker: it will not do the rest of a chunk."""
+RETIRES: Final = b"r"
+"""From a worker: it takes no other chunk and will end."""
+
+FLUSH: Final = 0.002
+"""Seconds after which what is finished is sent, so that little is lost with a worker."""
+
+
+def work(sock: socket.socket, slate: int, shipment: Shipment | None = None) -> None:
+    """Be a worker until the map closes the socket.
+
+    Args:
+        sock: Socket to the map.
+        slate: Descriptor of the slate.
+        shipment: The job, if this process has inherited it.
+    """
+    worker = _Worker(sock, Slate(slate))
+    if worker.prepare(shipment):
+        worker.serve()
+
+
+class _Worker:
+    def __init__(self, sock: socket.socket, slate: Slate) -> None:
+        self.slate = slate
+        self.tasks = 0
+        self._sock = sock
+        self._reader = Reader(sock)
+        self._events: list[Event] = []
+        self._name = f"process {os.getpid()}"
+        self._job: Job
+        self._work: Work
+
+    # --- getting ready ----------------------------------------------------------------------------
+
+    def prepare(self, shipment: Shipment | None) -> bool:
+        """Take the job and tell the map whether that went well."""
+        stderr = self.slate.divert(2)
+        try:
+            try:
+                self._take(shipment)
+            finally:
+                _flush()
+                self.slate.restore(2, stderr)
+        except EOFError:
+            return False
+        except BaseException as error:  # noqa: BLE001 - also a `sys.exit()` in an imported module
+            send_frame(self._sock, Frame(FAILED, os.getpid(), traceback_of(error).encode()))
+            return False
+        send_frame(self._sock, Frame(UP, os.getpid()))
+        return True
+
+    def _take(self, shipment: Shipment | None) -> None:
+        if shipment is None:
+            shipment = Shipment.open(self._receive().body)
+        else:
+            _forget_listeners()
+        _reseed()
+        job = self._job = shipment.job(self.slate, self._events.append)
+        if job.memory_limit is not None:
+            limit_memory(job.memory_limit)
+        if job.worker_init is not None:
+            job.worker_init()
+        self._work = Work(job, job.pipeline)
+
+    def _receive(self) -> Frame:
+        while True:
+            for frame in self._reader.receive():
+                return frame
+
+    # --- work -------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Run chunks until the map has no more, or this worker has done its share."""
+        while not self._retires():
+            try:
+                frame = self._receive()
+            except (EOFError, OSError):
+                return
+            self._run(frame)
+            _flush()
+
+    def _run(self, frame: Frame) -> None:
+        parcel = Parcel(frame.body, frame.fd)
+        self.slate.begin_chunk(frame.number)
+        parked = bodies.open_parked(parcel.more) or {}
+        chunk = Chunk(id=frame.number, idx=(), items=parcel.entries)
+        sheet = Sheet(chunk, self._job, self._name, self._tell, flush_s=FLUSH)
+        begin, plain, one = self.slate.begin_item, parcel.plain, self._work.one
+        for position, item in enumerate(parcel.entries):
+            if self._stopped():
+                return sheet.stop()
+            # Noted before it is opened, because that may be fatal already.
+            begin(position)
+            self.tasks += 1
+            if not plain:
+                try:
+                    item = parcel.open(position)
+                except Exception as error:  # noqa: BLE001 - whatever its class raises then
+                    if not sheet.add(None, bodies.unopened(error, "item")):
+                        return None
+                    continue
+            if not sheet.add(*one(item, parked.get(position))):
+                return None
+        return sheet.end()
+
+    def _retires(self) -> bool:
+        most = self._job.max_tasks_per_worker
+        return most is not None and self.tasks >= most
+
+    def _stopped(self) -> bool:
+        return self.slate.stopped or self._retires()
+
+    def _tell(self, report: Report) -> None:
+        if isinstance(report, Done):
+            if report.final and self._retires():
+                send_frame(self._sock, Frame(RETIRES))
+            body, fd = bodies.pack_done(report, self._stats(), self._take_events())
+            kind = DONE if report.final else PARTLY
+            send_frame(self._sock, Frame(kind, report.chunk, body, fd))
+        elif isinstance(report, GaveBack):
+            if self._retires():
+                send_frame(self._sock, Frame(RETIRES))
+            send_frame(self._sock, Frame(GAVE_BACK, report.chunk))
+
+    def _stats(self) -> dict[str, float]:
+        stats = self._job.pipeline.stats
+        counted = {name: amount for name, amount in stats.as_dict().items() if amount}
+        stats.reset()
+        return counted
+
+    def _take_events(self) -> list[Event]:
+        events, self._events[:] = self._events[:], []
+        return events
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:  # noqa: BLE001, S110 - a stream may be None, closed or broken
+            pass
+
+
+def _forget_listeners() -> None:
+    """Listeners of the process that was forked hear of events there."""
+    for subscription in event_bus.subscriptions:
+        subscription.cancel()
+
+
+def _reseed() -> None:
+    """Give this process random numbers of its own; `random` does so by itself after a fork."""
+    numpy_random: Any = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()

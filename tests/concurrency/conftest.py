@@ -1,0 +1,167 @@
+# this_file: tests/concurrency/conftest.py
+"""A driver of a few lines for engines of processes, and both ways in which these begin."""
+
+from __future__ import annotations
+
+import gc
+import re
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Lost, Report
+from opero.concurrency.executors.processes import ProcessEngine
+from opero.core.function import describe_function
+from opero.core.options import Options
+from opero.core.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from opero.concurrency.start import StartMethod
+
+OF_THE_JOB = frozenset(Job.__dataclass_fields__)
+
+
+@dataclass
+class Ran:
+    """What became of the items of a small map: values, `Outcome`s, or the `Lost` that named them."""
+
+    items: list[Any] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)
+
+    def errors(self) -> list[BaseException | None]:
+        return [getattr(one, "error", None) for one in self.items]
+
+
+def drive(
+    engine: ProcessEngine, items: Iterable[Any], chunk: int, seen: Callable[[], object]
+) -> Ran:
+    """Run items through an open engine."""
+    waiting = list(enumerate(items))
+    ran = Ran([None] * len(waiting))
+    flying: dict[int, list[tuple[int, Any]]] = {}
+    number = 0
+    while waiting or flying:
+        while waiting and len(flying) < engine.slots():
+            part, waiting = waiting[:chunk], waiting[chunk:]
+            number += 1
+            flying[number] = part
+            engine.submit(Chunk(number, [i for i, _ in part], [item for _, item in part]))
+        reports = engine.poll(20)
+        assert reports, "nothing was reported for 20 s"
+        seen()
+        for report in reports:
+            ran.reports.append(report)
+            part = flying[report.chunk]
+            if isinstance(report, Done):
+                for place, value in enumerate(report.values, report.start):
+                    assert ran.items[part[place][0]] is None
+                    ran.items[part[place][0]] = report.odd.get(place, value)
+                if report.final:
+                    del flying[report.chunk]
+                continue
+            del flying[report.chunk]
+            rest = part[report.n_done :]
+            if isinstance(report, Lost):
+                at = report.n_done if report.culprit is None else report.culprit
+                ran.items[part[at][0]] = report
+                rest.remove(part[at])
+            else:
+                assert isinstance(report, GaveBack)
+            waiting = rest + waiting
+    return ran
+
+
+class Maps:
+    """Runs maps on processes that begin in one way."""
+
+    def __init__(self, method: StartMethod) -> None:
+        self.method: StartMethod = method
+
+    def engine(self, workers: int) -> ProcessEngine:
+        """Make an engine."""
+        return ProcessEngine(workers, method=self.method)
+
+    @staticmethod
+    def job_of(fn: Callable[..., Any], **given: Any) -> Job:
+        """Make a job: retries off, if nothing else is said."""
+        of_job = {name: given.pop(name) for name in list(given) if name in OF_THE_JOB}
+        options = Options.of("test", **{"cache": False, "retries": 0, **given})
+        pipeline = Pipeline(describe_function(fn), options)
+        return Job(**{"function": fn, "options": options, "pipeline": pipeline, **of_job})
+
+    @staticmethod
+    def children(pid: int | str = "self") -> list[int]:
+        """Return the processes that a process has begun, zombies included."""
+        found = []
+        try:
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                found += [int(child) for child in (task / "children").read_text().split()]
+        except FileNotFoundError:
+            pass
+        return found
+
+    @staticmethod
+    def alive(pid: int) -> bool:
+        """Tell whether a process runs; a zombie does not."""
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+    @staticmethod
+    def until(reached: Callable[[], object], seconds: float = 10) -> bool:
+        """Wait for something that other processes do."""
+        end = time.monotonic() + seconds
+        while not reached():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.005)
+        return True
+
+    def __call__(
+        self,
+        fn: Callable[..., Any],
+        items: Iterable[Any],
+        *,
+        workers: int = 2,
+        chunk: int = 1,
+        seen: Callable[[], object] = lambda: None,
+        **given: Any,
+    ) -> Ran:
+        """Run a map."""
+        engine = self.engine(workers)
+        engine.open(self.job_of(fn, **given))
+        try:
+            return drive(engine, items, chunk, seen)
+        finally:
+            engine.close(graceful=True, timeout=5)
+
+
+@pytest.fixture
+def maps(request: pytest.FixtureRequest) -> Iterator[Maps]:
+    """Maps on forked processes, or on those that the test asks for; nothing may stay behind."""
+    method = getattr(request, "param", "fork")
+    with warnings.catch_warnings():
+        # Other tests leave idle threads in this process, with which opero would not fork it.
+        warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+        Maps(method)(abs, [1])  # what is imported once may stay
+        before = left_behind()
+        yield Maps(method)
+        assert not left_behind() - before
+
+
+def left_behind() -> Counter[str]:
+    """Return what a map might forget to clean up: open files, children, files in shared memory."""
+    gc.collect()
+    if sys.platform != "linux":
+        return Counter()
+    fds = [str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+    kinds = [re.sub(r"\d+", "", fd) for fd in fds]
+    return Counter([*kinds, *map(str, Maps.children()), *map(str, Path("/dev/shm").iterdir())])
