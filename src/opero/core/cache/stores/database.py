@@ -99,6 +99,10 @@ class _Connection(sqlite3.Connection):
     """A connection that can be referred to weakly."""
 
 
+_inherited: Final[list[object]] = []
+"""Connections of a parent process. SQLite forbids even to close them here."""
+
+
 class _Closer:
     """Closes a connection when the thread that it belongs to ends, and not when it is collected.
 
@@ -112,18 +116,17 @@ class _Closer:
         self._connection = connection
         self._process = os.getpid()
 
-    def __del__(self) -> None:
-        if self._process != os.getpid():
-            _inherited.append(self._connection)
+    def __del__(
+        self, getpid: Callable[[], int] = os.getpid, inherited: list[object] = _inherited
+    ) -> None:
+        # At the end of a program the names of this module may be gone before the last connection.
+        if self._process != getpid():
+            inherited.append(self._connection)
             return
         try:
             self._connection.close()
-        except sqlite3.Error:
+        except self._connection.Error:
             pass
-
-
-_inherited: Final[list[object]] = []
-"""Connections of a parent process. SQLite forbids even to close them here."""
 
 
 class _Cache(Cache):  # type: ignore[misc]  # diskcache has no types
