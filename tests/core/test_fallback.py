@@ -69,7 +69,6 @@ numbers = (n for n in range(3))
         ([["a", "b"], ["c"]], (["a", "b"], ["c"])),
         (0, (0,)),
     ],
-    ids=str,
 )
 def test_only_a_list_or_tuple_holds_several_values(given: object, values: tuple[Any, ...]) -> None:
     assert values_of(given, "p") == values

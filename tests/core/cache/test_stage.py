@@ -278,7 +278,6 @@ def test_without_ttl_an_entry_never_expires(clock):
 @pytest.mark.parametrize(
     ("answer", "lasts"),
     [(True, 100), (30, 30), (30.5, 30.5), ("20s", 20), (1000, 100), (object(), 100), ([1], 100)],
-    ids=str,
 )
 def test_cache_if_may_shorten_but_not_lengthen_a_lifetime(clock, answer, lasts):
     f = Cached(fn := counted(), cache_ttl=100, cache_if=lambda result, receipt: answer)

@@ -111,7 +111,6 @@ LOCK = threading.Lock()
         (np.array([1, LOCK], dtype=object), (2, 1)),
         (types.SimpleNamespace(a=LOCK), ("a",)),
     ],
-    ids=repr,
 )
 def test_the_path_leads_to_the_part_without_content(
     value: Any, path: tuple[str | int, ...]
