@@ -51,6 +51,15 @@ KEY_LINES = {
         "met the dead backend, the others were spared",
         "<CircuitBreaker 'price' closed>",
     ],
+    "11_recovery.py": [
+        "the first program was killed: True",
+        "it has called: fetch(shop), charge(tea), charge(cocoa)",
+        "its workflow is still 'processing':",
+        "step 3 charge done",
+        "the second program has called: charge(cocoa)\n",
+        "result: [('tea', 3), ('cocoa', 5)], tuples and all",
+        "step 6 now done",
+    ],
     "demo.py": [
         "httpx.RemoteProtocolError: ",
         "✓ 69 of 69 calls were answered; without opero ",

@@ -7,20 +7,23 @@ claim → replay and run → end, or put aside (asleep, waiting, blocked, in dou
 from __future__ import annotations
 
 import asyncio
+import atexit
+import os
 import threading
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.durable.conclusion import conclude
+from opero.durable.crew import Crew, LoopThread
 from opero.durable.group_commit import GroupCommit
 from opero.durable.news import tell_workflow
 from opero.durable.records import Claim, Create, Drop, Move, State, WorkflowRecord
 from opero.durable.registry import WorkflowSpec, workflows
 from opero.durable.run import Ending, Run, Why
-from opero.durable.scope import task_factory
 from opero.durable.values import decode
 from opero.errors import JournalError, OperoWarning
 from opero.events.run import Run as EventRun
@@ -32,6 +35,8 @@ __all__ = ["Engine"]
 
 _GLANCE: Final = 0.5
 """Seconds between two looks at what other processes have done; a dead one's work is found by one of them."""
+_GRACE: Final = 1.0
+"""Seconds that running steps get to end when the program ends without a stop."""
 _MANY: Final = 200
 """Coroutines that are claimed at once; more follow at once."""
 
@@ -49,23 +54,23 @@ class Engine:
         self.store: Final = store
         self.journal: Final = GroupCommit(store)
         self.owner: Final = store.join()
-        self._max_workers = max_workers
+        self._crew = Crew(max_workers)
+        self._loop = LoopThread()
         self._max_recoveries = max_recoveries
         self._lock = threading.Lock()
         self._runs: dict[str, Run] = {}
-        self._threads = 0
         self._idle = threading.Condition(self._lock)
         self._ended: dict[str, list[Callable[[], object]]] = {}
         self._stranded: dict[str, Move] = {}
         self._stopping = False
         self._wanted = threading.Event()
         self._retry_blocked = True
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._loop_thread: threading.Thread | None = None
         # What can go on does so before anybody asks how it is.
         self._look()
         self._watcher = threading.Thread(target=self._watch, name="opero-watch", daemon=True)
         self._watcher.start()
+        self._pid = os.getpid()
+        atexit.register(self._at_exit)
 
     # --- starting workflows ---------------------------------------------------------------------------------------
 
@@ -108,20 +113,11 @@ class Engine:
         return found
 
     def _take_room(self, spec: WorkflowSpec) -> bool:
-        with self._lock:
-            if self._stopping:
-                return False
-            if spec.is_async:
-                return True
-            if self._threads >= self._max_workers:
-                return False
-            self._threads += 1
-            return True
+        return not self._stopping and (spec.is_async or self._crew.take())
 
     def _give_room(self, spec: WorkflowSpec) -> None:
         if not spec.is_async:
-            with self._lock:
-                self._threads -= 1
+            self._crew.give()
 
     def _launch(self, record: WorkflowRecord, spec: WorkflowSpec, *, new: bool) -> None:
         """Run a workflow that is this engine's; room has been taken for it."""
@@ -137,10 +133,9 @@ class Engine:
             if self._stopping:
                 run.ending = Ending(Why.STOP)
         if spec.is_async:
-            asyncio.run_coroutine_threadsafe(self._drive(run, spec), self._running_loop())
+            self._loop.run(self._drive(run, spec))
         else:
-            name = f"opero-workflow-{record.name}"
-            threading.Thread(target=self._work, args=(run, spec), name=name, daemon=True).start()
+            self._crew.run(partial(self._work, run, spec))
 
     # --- running them -----------------------------------------------------------------------------------------------
 
@@ -216,17 +211,6 @@ class Engine:
         if new:
             _tell(f"workflow {record.id!r} goes on when its journal can be written again: {text}")
 
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._loop.set_task_factory(task_factory)
-                self._loop_thread = threading.Thread(
-                    target=self._loop.run_forever, name="opero-workflows", daemon=True
-                )
-                self._loop_thread.start()
-            return self._loop
-
     # --- watching ---------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
@@ -263,8 +247,7 @@ class Engine:
         names = workflows.names()
         for is_async in (True, False):
             some = tuple(n for n in names if workflows.latest(n).is_async is is_async)
-            with self._lock:
-                room = _MANY if is_async else self._max_workers - self._threads
+            room = _MANY if is_async else self._crew.room
             if not some or room <= 0 or self._stopping:
                 continue
             claimed = self.journal.write(
@@ -292,8 +275,7 @@ class Engine:
             )
             return
         if not spec.is_async:
-            with self._lock:
-                self._threads += 1
+            self._crew.take(always=True)
         self._launch(record, spec, new=False)
 
     def _free_stranded(self) -> None:
@@ -350,6 +332,7 @@ class Engine:
 
     def stop(self, timeout: float | None) -> bool:
         """End all runs after the step that they are at; tell whether all have ended in time."""
+        atexit.unregister(self._at_exit)
         with self._lock:
             self._stopping = True
             runs = list(self._runs.values())
@@ -366,18 +349,15 @@ class Engine:
             _tell(str(error))
         if clean:
             self.journal.close()
-            self._end_loop()
+            self._crew.close()
+            self._loop.close()
             self.store.leave(self.owner)
         return clean
 
-    def _end_loop(self) -> None:
-        loop, thread = self._loop, self._loop_thread
-        if loop is not None and thread is not None:
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.run_until_complete(loop.shutdown_default_executor())
-            loop.close()
+    def _at_exit(self) -> None:
+        """Let go of everything when the program ends without a stop; steps get a moment to end."""
+        if os.getpid() == self._pid and self.stop(_GRACE):
+            self.store.close()
 
 
 def _tell(text: str) -> None:

@@ -10,19 +10,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from opero.core.units import Duration, parse_seconds
 from opero.durable.engine import Engine
-from opero.durable.invocation import (
-    new_run,
-    same_run,
-)
-from opero.durable.operations import Operations
-from opero.durable.records import (
-    Create,
-)
+from opero.durable.invocation import new_run, same_run
+from opero.durable.records import Create
 from opero.durable.stores.sqlite import SqliteStore
+from opero.durable.twins import Twins
 from opero.durable.waiting import asettle, outcome, settle
-from opero.errors import (
-    OperoUsageError,
-)
+from opero.errors import OperoUsageError
 
 if TYPE_CHECKING:
     from opero.durable.store import Store
@@ -30,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Orchestrator"]
 
 
-class Orchestrator(Operations):
+class Orchestrator(Twins):
     """Runs workflows, and goes on with them after a crash.
 
     Activities run at least once; a recorded result is never computed again.
@@ -106,6 +99,14 @@ class Orchestrator(Operations):
             self.store.close()
         return clean
 
+    async def astart(self) -> None:
+        """Do what `start` does, without blocking the event loop."""
+        await asyncio.to_thread(self.start)
+
+    async def astop(self, timeout: Duration | None = None) -> bool:  # noqa: ASYNC109 - as in the synchronous twin
+        """Do what `stop` does, without blocking the event loop."""
+        return await asyncio.to_thread(self.stop, timeout)
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -114,11 +115,11 @@ class Orchestrator(Operations):
         self.stop()
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self.start)
+        await self.astart()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.to_thread(self.stop)
+        await self.astop()
 
     def invoke_workflow(
         self, name: str, /, *args: Any, workflow_id: str | None = None, **kwargs: Any

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import threading
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
@@ -134,3 +135,8 @@ def task_factory(
         context = (context or contextvars.copy_context()).copy()
         context.run(scope.child().activate)
     return asyncio.Task(coro, loop=loop, context=context, **more)
+
+
+if hasattr(os, "register_at_fork"):
+    # A child is no part of the workflow that it was forked in.
+    os.register_at_fork(after_in_child=lambda: _scope.set(None))

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from opero.durable.forks import forget_in_children
 from opero.durable.records import Op, State, StepRecord, StepState, WorkflowRecord
 from opero.durable.stores import writing
 from opero.durable.stores.owner import Owners
@@ -22,6 +23,8 @@ from opero.errors import JournalError, OperoUsageError
 __all__ = ["SqliteStore"]
 
 _BUSY_SECONDS: Final = 30.0
+_orphans: Final[list[sqlite3.Connection | None]] = []
+"""Connections of a forked child's parent: closing them there would disturb the parent's."""
 
 
 class SqliteStore:
@@ -49,8 +52,9 @@ class SqliteStore:
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         self._reading = threading.Lock()
-        self._pid: int | None = None
+        self._writing = threading.Lock()
         self._closing: weakref.finalize[..., SqliteStore] | None = None
+        forget_in_children(self)
 
     # --- opening ------------------------------------------------------------------------------------------------
 
@@ -60,7 +64,7 @@ class SqliteStore:
         Raises:
             JournalError: It is no journal, from a newer opero, or cannot be written.
         """
-        if self._pid == os.getpid():
+        if self._writer is not None:
             return
         if not self.path.parent.is_dir():
             raise JournalError(f"{self.path}: the folder {self.path.parent} does not exist.")
@@ -76,9 +80,11 @@ class SqliteStore:
             except BaseException:
                 writer.close()
                 raise
-        self._writer, self._reader, self._pid = writer, reader, os.getpid()
+        self._reader, self._writer = reader, writer
         # Who only wants to look at a journal closes nothing.
-        self._closing = weakref.finalize(self, _close, writer, reader, os.getpid())
+        self._closing = weakref.finalize(
+            self, _close, ((writer, self._writing), (reader, self._reading))
+        )
 
     def _connect(self) -> sqlite3.Connection:
         made = sqlite3.connect(
@@ -108,10 +114,17 @@ class SqliteStore:
 
     def close(self) -> None:
         """Close the file."""
-        with self._reading:
-            self._writer = self._reader = self._pid = None
-            if self._closing is not None:
-                self._closing()
+        self._writer = self._reader = None
+        if self._closing is not None:
+            self._closing()
+
+    def after_fork(self) -> None:
+        """Forget the parent's connections: a child that wants to know opens its own."""
+        _orphans.extend((self._writer, self._reader))
+        self._writer = self._reader = None
+        self._reading, self._writing = threading.Lock(), threading.Lock()
+        if self._closing is not None:
+            self._closing.detach()
 
     # --- owners -------------------------------------------------------------------------------------------------
 
@@ -132,8 +145,8 @@ class SqliteStore:
         Raises:
             JournalError: Nothing was written.
         """
-        connection = self._open(self._writer)
-        with self._explained():
+        with self._writing, self._explained():
+            connection = self._open(self._writer)
             connection.execute("BEGIN IMMEDIATE")
             try:
                 now = time.time()
@@ -223,10 +236,8 @@ class SqliteStore:
     # --- failing ------------------------------------------------------------------------------------------------
 
     def _open(self, connection: sqlite3.Connection | None) -> sqlite3.Connection:
-        if connection is None or self._pid != os.getpid():
-            raise JournalError(
-                f"{self.path} is not open in this process: an Orchestrator is used where it was started."
-            )
+        if connection is None:
+            raise JournalError(f"{self.path} is not open: its Orchestrator was stopped.")
         return connection
 
     @contextmanager
@@ -243,11 +254,11 @@ class SqliteStore:
         return f"<SqliteStore {str(self.path)!r}>"
 
 
-def _close(writer: sqlite3.Connection, reader: sqlite3.Connection, pid: int) -> None:
-    # A forked child must not touch its parent's connections.
-    if pid == os.getpid():
-        writer.close()
-        reader.close()
+def _close(connections: Iterable[tuple[sqlite3.Connection, threading.Lock]]) -> None:
+    # At the end of a program threads may still be at work, and must not find a connection gone under their hands.
+    for connection, lock in connections:
+        with lock:
+            connection.close()
 
 
 def _advice(error: sqlite3.Error) -> str:

@@ -1,0 +1,126 @@
+# this_file: tests/durable/test_processes.py
+"""Programs that end without a stop, that fork, and that run several engines."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from opero.durable import Orchestrator, activity, workflow
+
+Start = Callable[..., subprocess.Popen[str]]
+
+UNSTOPPED = """
+import sys, time, threading
+from opero.durable import Orchestrator, activity, sleep, workflow
+
+went = threading.Event()
+
+@activity
+def step(seconds):
+    went.set()
+    time.sleep(seconds)
+    return seconds
+
+@workflow
+def steps(seconds, n):
+    return [step(seconds) for _ in range(n)]
+
+@workflow
+async def sleeper():
+    await sleep(3600)
+
+orchestrator = Orchestrator("journal.db")
+orchestrator.start()
+if len(sys.argv) > 1:
+    orchestrator.invoke_workflow("sleeper")
+    orchestrator.invoke_workflow("steps", float(sys.argv[1]), 1000, workflow_id="steps")
+    went.wait()
+else:
+    print(orchestrator.state("steps"))
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 30.0])
+def test_program_may_end_without_a_stop(program: Start, seconds: float) -> None:
+    process = program(UNSTOPPED, seconds)
+    assert process.wait(timeout=15) == 0
+    again = program(UNSTOPPED)
+    told, _ = again.communicate(timeout=15)
+    assert again.returncode == 0
+    assert told.strip() in ("running", "done")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_forked_child_hands_its_workflows_to_its_parent(journal: Path, program: Start) -> None:
+    process = program(
+        """
+        import os, threading, time
+        from opero.durable import Orchestrator, activity, workflow
+
+        @activity
+        def whoami():
+            return os.getpid()
+
+        @workflow
+        def where():
+            return whoami()
+
+        @workflow
+        def forking():
+            child = os.fork()
+            if not child:
+                # No part of the workflow: a plain call.
+                os._exit(0 if whoami() == os.getpid() else 1)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+        with Orchestrator("journal.db") as orchestrator:
+            parent = os.getpid()
+            assert orchestrator.result(orchestrator.invoke_workflow("where")) == parent
+            child = os.fork()
+            if not child:
+                found = orchestrator.result(orchestrator.invoke_workflow("where"), timeout=10)
+                os._exit(0 if found == parent else 1)
+            assert os.waitpid(child, 0)[1] == 0
+            assert orchestrator.result(orchestrator.invoke_workflow("forking"), timeout=10) == 0
+            assert orchestrator.result(orchestrator.invoke_workflow("where")) == parent
+        print("well")
+        """.replace("\n        ", "\n")
+    )
+    told, _ = process.communicate(timeout=20)
+    assert told == "well\n"
+
+
+def test_several_engines_in_one_process(tmp_path: Path) -> None:
+    @activity
+    def plus(n: int) -> int:
+        return n + 1
+
+    @workflow
+    def counted(n: int) -> int:
+        return plus(plus(n))
+
+    with (
+        Orchestrator(tmp_path / "a.db") as a,
+        Orchestrator(tmp_path / "a.db") as b,
+        Orchestrator(tmp_path / "c.db") as c,
+    ):
+        found = [o.invoke_workflow("counted", n) for n in range(20) for o in (a, b)]
+        assert [b.result(f, timeout=20) for f in found[::2]] == [n + 2 for n in range(20)]
+        assert [a.result(f, timeout=20) for f in found[1::2]] == [n + 2 for n in range(20)]
+        assert c.list_workflows() == []
+        assert len(a.list_workflows()) == 40
+
+
+def test_import_of_the_front_door_is_light() -> None:
+    heavy = {"asyncio", "sqlite3", "logging", "concurrent.futures"}
+    source = f"import sys, opero.durable; print(sorted({heavy!r} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
