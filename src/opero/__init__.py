@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING, Any
 from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from opero.config import (
+        ConcurrencyConfig,
+        OrchestratorConfig,
+        RateLimitConfig,
+        RetryConfig,
+    )
     from opero.core.breaker import CircuitBreaker, CircuitState
     from opero.core.bulkhead import ConcurrencyLimit
     from opero.core.cache import clear_cache
@@ -21,20 +27,27 @@ if TYPE_CHECKING:
     from opero.decorators.operomap import operomap
     from opero.errors import OperoError, OperoUsageError, OperoWarning
     from opero.events import EventBus, event_bus
+    from opero.orchestrator import FallbackChain, Orchestrator, orchestrate
     from opero.utils.logging import ContextAdapter, get_logger, log_context
 
 __all__ = [
     "CircuitBreaker",
     "CircuitState",
+    "ConcurrencyConfig",
     "ConcurrencyLimit",
     "ContextAdapter",
     "EventBus",
+    "FallbackChain",
     "OperoError",
     "OperoUsageError",
     "OperoWarning",
+    "Orchestrator",
+    "OrchestratorConfig",
+    "RateLimitConfig",
     "RateLimiter",
     "Receipt",
     "RetryBudget",
+    "RetryConfig",
     "clear_cache",
     "deadline",
     "event_bus",
@@ -43,6 +56,7 @@ __all__ = [
     "log_context",
     "opero",
     "operomap",
+    "orchestrate",
     "remaining",
 ]
 
@@ -52,15 +66,21 @@ _lazy, __dir__ = lazy_exports(
     {
         "CircuitBreaker": "opero.core.breaker",
         "CircuitState": "opero.core.breaker",
+        "ConcurrencyConfig": "opero.config",
         "ConcurrencyLimit": "opero.core.bulkhead",
         "ContextAdapter": "opero.utils.logging",
         "EventBus": "opero.events",
+        "FallbackChain": "opero.orchestrator",
         "OperoError": "opero.errors",
         "OperoUsageError": "opero.errors",
         "OperoWarning": "opero.errors",
+        "Orchestrator": "opero.orchestrator",
+        "OrchestratorConfig": "opero.config",
+        "RateLimitConfig": "opero.config",
         "RateLimiter": "opero.core.rate_limit",
         "Receipt": "opero.core.call",
         "RetryBudget": "opero.core.retry_budget",
+        "RetryConfig": "opero.config",
         "clear_cache": "opero.core.cache.registry",
         "deadline": "opero.core.deadline",
         "event_bus": "opero.events",
@@ -69,6 +89,7 @@ _lazy, __dir__ = lazy_exports(
         "log_context": "opero.utils.logging",
         "opero": "opero.decorators.opero",
         "operomap": "opero.decorators.operomap",
+        "orchestrate": "opero.orchestrator",
         "remaining": "opero.core.deadline",
     },
 )

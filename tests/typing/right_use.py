@@ -8,7 +8,18 @@ import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Protocol, TypeVar, assert_type
 
-from opero import RateLimiter, Receipt, event_bus, failures, opero, operomap
+from opero import (
+    Orchestrator,
+    OrchestratorConfig,
+    RateLimiter,
+    Receipt,
+    RetryConfig,
+    event_bus,
+    failures,
+    opero,
+    operomap,
+    orchestrate,
+)
 from opero.concurrency.result import MapResult
 from opero.core import get_fallback_decorator, get_retry_decorator
 from opero.core.cache import CacheInfo
@@ -319,3 +330,41 @@ async def check_async_maps(client: Mapping) -> None:
     assert_type(await amapped.one(1), str)
     assert_type(await client.afetch([1]), list[str])
     assert_type(await client.afetch.map([1]), MapResult[str])
+
+
+# --- orchestrators --------------------------------------------------------------------------------
+
+
+@orchestrate
+def orchestrated(x: int, y: str = "a") -> str:
+    return y
+
+
+@orchestrate(config=OrchestratorConfig(retry_config=RetryConfig(max_attempts=2)))
+async def aorchestrated(x: int) -> str:
+    return ""
+
+
+class Orchestrating:
+    @orchestrate
+    def fetch(self, x: int) -> str:
+        return ""
+
+    @orchestrate()
+    async def afetch(self, x: int) -> str:
+        return ""
+
+
+def check_orchestrated(client: Orchestrating) -> None:
+    assert_type(orchestrated(1, y="b"), str)
+    assert_type(orchestrated.process(1, 2), list[str])
+    assert_type(orchestrated.orchestrator, Orchestrator)
+    assert_type(client.fetch(1), str)
+    assert_type(client.fetch.process(1), list[str])
+
+
+async def check_async_orchestrated(client: Orchestrating) -> None:
+    assert_type(await aorchestrated(1), str)
+    assert_type(await aorchestrated.process(1), list[str])
+    assert_type(await client.afetch(1), str)
+    assert_type(await client.afetch.process(1), list[str])

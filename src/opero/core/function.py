@@ -9,13 +9,14 @@ import keyword
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from opero.errors import OperoUsageError, did_you_mean
 from opero.utils.async_utils import is_async_function
 
 __all__ = ["FunctionInfo", "Kind", "describe_function", "stars", "unwrap_partial"]
 
+_RECEIVERS: Final = frozenset({"self", "cls", "mcs", "this"})
 Kind = Literal["sync", "async", "generator", "async_generator"]
 
 
@@ -50,6 +51,15 @@ class FunctionInfo:
         """What tells it from all others, also where one decorated function is decorated again."""
         within = getattr(unwrap_partial(self.fn), "__opero__", None)
         return f"{self.module}.{self.qualname}" if within is None else f"{within.info.owner}'"
+
+    @property
+    def bound(self) -> int:
+        """How many arguments stand before the caller's own: the instance or class, where there is one.
+
+        A static method stands in a class body too; what tells it apart is the name of its first parameter.
+        """
+        first = self.parameters[:1]
+        return int(self.in_class and bool(first) and first[0].strip("_") in _RECEIVERS)
 
     @property
     def parameters(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 else:
     _ClassMethod = classmethod
 
-_TAKES_ARGUMENTS = ("call", "map", "one", "stream")
+_TAKES_ARGUMENTS = ("call", "map", "one", "process", "stream")
 """Attributes of a decorated function that take the function's own arguments."""
 
 

@@ -36,7 +36,7 @@ class Reservation:
     __slots__ = ("_at", "_mark", "_rule", "_units", "limiter", "waited")
 
     def __init__(self, limiter: Any, rule: Rule, units: int = UNIT) -> None:
-        self.limiter = limiter
+        self.limiter: Any = limiter
         self.waited: float = 0.0
         self._rule = rule
         self._units = units

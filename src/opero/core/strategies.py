@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from opero.core.call import Rejected
 
-__all__ = ["is_retry_strategy", "state_class", "stop_after"]
+__all__ = ["ExponentialWait", "is_retry_strategy", "retry_error", "state_class", "stop_after"]
 
 
 def is_retry_strategy(wanted: object) -> bool:
@@ -27,6 +28,40 @@ def stop_after(attempts: int) -> Callable[[Any], bool]:
     from tenacity.stop import stop_after_attempt
 
     return stop_after_attempt(attempts)
+
+
+@dataclass(frozen=True, slots=True)
+class ExponentialWait:
+    """tenacity's `wait_exponential`: min(high, multiplier · 2^(n-1)), and at least low, before retry n.
+
+    Attributes:
+        multiplier: Seconds before the first retry; it is no growth factor, each pause is twice the one before.
+        low, high: Shortest and longest pause in seconds.
+    """
+
+    multiplier: float
+    low: float
+    high: float
+
+    def __call__(self, state: Any) -> float:
+        """Return the seconds before the next attempt."""
+        return float(_exponential(self.multiplier, self.low, self.high)(state))
+
+
+@functools.cache
+def _exponential(multiplier: float, low: float, high: float) -> Callable[[Any], float]:
+    from tenacity.wait import wait_exponential
+
+    return wait_exponential(multiplier=multiplier, min=low, max=high)
+
+
+def retry_error(error: Exception, attempts: int) -> Exception:
+    """Return the `tenacity.RetryError` that stands for the last error of so many attempts."""
+    from tenacity import Future, RetryError
+
+    last = Future(attempts)
+    last.set_exception(error)
+    return RetryError(last)
 
 
 @functools.cache

@@ -17,12 +17,10 @@ if TYPE_CHECKING:
 
     from opero.concurrency.mapper import Mapper
     from opero.concurrency.protocols import MapDecorator
-    from opero.core.function import FunctionInfo
     from opero.core.pipeline import Pipeline
 
 __all__ = ["operomap"]
 
-_RECEIVERS: Final = frozenset({"self", "cls", "mcs", "this"})
 O = ParamSpec("O")  # noqa: E741 - the options of a decorator
 
 
@@ -100,7 +98,7 @@ def _splitter(mapper: Mapper) -> Callable[[tuple[Any, ...], dict[str, Any]], tup
     from opero.concurrency.mapper import Arguments
 
     info = mapper.pipeline.info
-    first = _items_place(info)
+    first = info.bound
 
     def split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         if len(args) <= first:
@@ -111,20 +109,11 @@ def _splitter(mapper: Mapper) -> Callable[[tuple[Any, ...], dict[str, Any]], tup
     return split
 
 
-def _items_place(info: FunctionInfo) -> int:
-    """The place of the items among the arguments: behind the instance or class, where there is one.
-
-    A static method stands in a class body too; what tells it apart is the name of its first parameter.
-    """
-    first = info.parameters[:1]
-    return 1 if info.in_class and first and first[0].strip("_") in _RECEIVERS else 0
-
-
 def _signature(pipeline: Pipeline) -> inspect.Signature:
     """The function's own signature, with the items in the item's place."""
     info = pipeline.info
     found = list(info.declared.parameters.values())
-    place = _items_place(info)
+    place = info.bound
     fits = len(found) > place and found[place].kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD
     items = inspect.Parameter("items", inspect.Parameter.POSITIONAL_ONLY)
     before = [p.replace(kind=inspect.Parameter.POSITIONAL_ONLY) for p in found[:place]]

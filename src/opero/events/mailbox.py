@@ -54,8 +54,8 @@ class Mailbox:
     def __init__(
         self, size: int, failed: Callable[[Exception, Any], None], home: AbstractEventLoop | None
     ) -> None:
-        self.sent = 0
-        self.dropped = 0
+        self.sent: int = 0
+        self.dropped: int = 0
         self._size = size
         self._failed = failed
         self._home = home

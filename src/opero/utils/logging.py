@@ -63,6 +63,8 @@ class ContextAdapter(_Adapter):
         <ContextAdapter my_app [version=1.0]>
     """
 
+    extra: Mapping[str, object] | None
+
     def __init__(self, logger: logging.Logger, context: Mapping[str, Any] | None = None) -> None:
         super().__init__(logger, dict(context or {}))
         self._lock = threading.Lock()

@@ -55,7 +55,7 @@ class Edits:
     """
 
     def __init__(self, fn: Any, store: Any, prefix: Callable[[], str]) -> None:
-        self.looked = False
+        self.looked: bool = False
         self._fn = fn
         self._store = store
         self._prefix = prefix

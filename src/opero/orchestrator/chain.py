@@ -1,0 +1,154 @@
+# this_file: src/opero/orchestrator/chain.py
+"""One function after the other, until one succeeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from opero import events
+from opero.config import functions
+from opero.core.failures import attach
+from opero.core.stage import Emitter
+from opero.errors import DeadlineError, OperoUsageError
+from opero.utils.async_utils import ensure_async, is_async_function, run_async
+
+if TYPE_CHECKING:
+    from opero.events import Event
+
+__all__ = ["FallbackChain", "name_of"]
+
+
+class FallbackChain:
+    """A function and those to fall back on, in order, with the same arguments.
+
+    What moves on to the next function is any `Exception`, except that a wrong use of opero and the end of a deadline
+    help nobody. When all have failed the caller gets the last error itself, with the earlier ones behind it
+    and named in a note.
+
+    Args:
+        primary: The function that is tried first.
+        fallbacks: A function, several, or nothing.
+        on_event: A listener for the chain's own events.
+
+    Attributes:
+        functions: All of them, in order.
+        awaits: Whether any of them is asynchronous.
+
+    Raises:
+        OperoUsageError: Something is no function.
+
+    Example:
+        >>> chain = FallbackChain(int, lambda text: float(text))
+        >>> chain.execute_sync("2"), chain.execute_sync("2.5"), chain.has_fallbacks()
+        (2, 2.5, True)
+    """
+
+    def __init__(
+        self,
+        primary: Callable[..., Any],
+        fallbacks: Callable[..., Any] | Iterable[Callable[..., Any]] | None = None,
+        *,
+        on_event: Callable[[Event], object] | None = None,
+    ) -> None:
+        if not callable(primary):
+            raise OperoUsageError(f"primary={primary!r} must be a function.")
+        self.functions: tuple[Callable[..., Any], ...] = (
+            primary,
+            *functions("fallbacks", fallbacks),
+        )
+        self.awaits: bool = any(is_async_function(function) for function in self.functions)
+        self._asynchronous = [ensure_async(function) for function in self.functions]
+        self._emitter = Emitter(name_of(primary), () if on_event is None else (on_event,))
+
+    def has_fallbacks(self) -> bool:
+        """Tell whether there is anything to fall back on."""
+        return len(self.functions) > 1
+
+    async def execute(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Call the functions in order until one returns; synchronous ones run in a thread.
+
+        Raises:
+            Exception: The last function's own error.
+        """
+        walk: _Walk | None = None
+        try:
+            for function in self._asynchronous:
+                try:
+                    return await function(*args, **kwargs)
+                except Exception as error:
+                    walk = walk or _Walk(self.functions, self._emitter)
+                    if walk.ends_with(error):
+                        raise
+        finally:
+            if walk is not None:
+                walk.errors.clear()
+
+    def execute_sync(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Do what `execute` does, for callers without an event loop, or in the middle of one.
+
+        Raises:
+            Exception: The last function's own error.
+        """
+        if self.awaits:
+            return run_async(self.execute(*args, **kwargs))
+        walk: _Walk | None = None
+        try:
+            for function in self.functions:
+                try:
+                    return function(*args, **kwargs)
+                except Exception as error:
+                    walk = walk or _Walk(self.functions, self._emitter)
+                    if walk.ends_with(error):
+                        raise
+        finally:
+            if walk is not None:
+                walk.errors.clear()
+        return None
+
+    def __repr__(self) -> str:
+        return f"<FallbackChain {' → '.join(name_of(function) for function in self.functions)}>"
+
+
+class _Walk:
+    """The decisions of one call, for both ways to make it."""
+
+    def __init__(self, functions: tuple[Callable[..., Any], ...], emitter: Emitter) -> None:
+        # To be cleared in the end: errors hold tracebacks, those hold frames, and frames hold this.
+        self.errors: list[Exception] = []
+        self._functions = functions
+        self._emitter = emitter
+
+    def ends_with(self, error: Exception) -> bool:
+        """Take note of a failure; tell whether it is the end, and then write on the error what came before."""
+        place = len(self.errors) + 1
+        if place == len(self._functions) or isinstance(error, DeadlineError | OperoUsageError):
+            if self.errors:
+                self._tell(error)
+            return True
+        self.errors.append(error)
+        if self._emitter.active:
+            name = name_of(self._functions[place])
+            self._emitter.emit(
+                events.FallbackUsed(function=self._emitter.function, value=name, index=place)
+            )
+        return False
+
+    def _tell(self, error: Exception) -> None:
+        failed = [*self.errors, error]
+        names = [name_of(function) for function in self._functions]
+        lines = [f"{name}: {type(e).__name__}" for name, e in zip(names, failed, strict=False)]
+        text = f"and what it falls back on gave up, {len(failed)} functions\n  " + "\n  ".join(
+            lines
+        )
+        primary = self._functions[0]
+        owner = f"{getattr(primary, '__module__', '')}.{names[0]} and fallbacks"
+        attach(error, names[0], text, self.errors, owner=owner)
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return the name by which people know a function."""
+    inner: Any = function
+    while not hasattr(inner, "__name__") and hasattr(inner, "func"):
+        inner = inner.func
+    return getattr(inner, "__name__", type(inner).__name__)

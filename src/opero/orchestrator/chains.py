@@ -1,0 +1,130 @@
+# this_file: src/opero/orchestrator/chains.py
+"""What one configuration makes of functions: a pipeline around each, a chain of each and its fallbacks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from opero.config import functions
+from opero.core.bulkhead import ConcurrencyLimit
+from opero.core.failures import is_final, matches
+from opero.core.function import describe_function
+from opero.core.options import Options
+from opero.core.pipeline import Pipeline
+from opero.core.rate_limit import limiter_of
+from opero.core.strategies import retry_error
+from opero.core.wrapper import make_wrapper
+from opero.events.wording import log_event
+from opero.orchestrator.chain import FallbackChain
+from opero.utils.async_utils import ensure_async, is_async_function, run_async
+
+if TYPE_CHECKING:
+    from opero.config import OrchestratorConfig
+
+__all__ = ["Chains", "Function"]
+
+_KEPT = 256
+"""Functions whose pipelines are kept: to make one costs a hundred times a call."""
+
+Function = Callable[..., Any]
+
+
+class Chains:
+    """Runs functions by a configuration, whose rate and concurrency limits hold for all of them together.
+
+    Args:
+        config: What is switched on.
+        options: What another instance has made of it, with the limits to share; None to make it.
+    """
+
+    def __init__(self, config: OrchestratorConfig, options: Options | None = None) -> None:
+        self.config = config
+        logger = config.logger
+        self._listener = None if logger is None else functools.partial(log_event, logger)
+        self._options = _with_shared_limits(config, self._listener) if options is None else options
+        self.made: Callable[..., Any] = _remembering(self._make)
+        self.chain: Callable[..., Any] = _remembering(self._make_chain)
+
+    async def execute(
+        self, first: tuple[Function, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call the first of some functions that works, or a fallback, with the same arguments."""
+        chain: FallbackChain = self.chain(first, True)
+        try:
+            return await chain.execute(*args, **kwargs)
+        except Exception as error:
+            if self._hides(error):
+                raise self._instead(error) from error
+            raise
+
+    def execute_sync(
+        self, first: tuple[Function, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Do the same without an event loop."""
+        chain: FallbackChain = self.chain(first, False)
+        if chain.awaits:
+            return run_async(self.execute(first, args, kwargs))
+        try:
+            return chain.execute_sync(*args, **kwargs)
+        except Exception as error:
+            if self._hides(error):
+                raise self._instead(error) from error
+            raise
+
+    def _hides(self, error: Exception) -> bool:
+        """Tell whether the configuration wants another error in this one's place."""
+        retry = self.config.retry_config
+        if retry is None or retry.reraise or is_final(error):
+            return False
+        return matches(retry.retry_exceptions, error)
+
+    def _instead(self, error: Exception) -> Exception:
+        retry = self.config.retry_config
+        return retry_error(error, 1 if retry is None else retry.max_attempts)
+
+    def _make_chain(self, first: tuple[Function, ...], awaits: bool) -> FallbackChain:
+        several = (*first, *functions("fallbacks", self.config.fallbacks))
+        awaits = awaits or any(is_async_function(function) for function in several)
+        made = [self.made(function, awaits)[1] for function in several]
+        return FallbackChain(made[0], made[1:], on_event=self._listener)
+
+    def _make(self, function: Function, awaits: bool) -> tuple[Pipeline, Function]:
+        # The pauses and queues of a synchronous function are then the event loop's, and can be cancelled there.
+        wanted = ensure_async(function) if awaits else function
+        pipeline = Pipeline(describe_function(wanted), self._options)
+        return pipeline, make_wrapper(pipeline)
+
+    def __reduce__(self) -> Any:
+        # The limits go along, so that they hold in worker processes too.
+        return Chains, (self.config, self._options)
+
+
+def _remembering(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that knows its last results, where its arguments can be hashed."""
+    kept = functools.lru_cache(maxsize=_KEPT)(make)
+
+    def remembered(*args: Any) -> Any:
+        try:
+            hash(args)
+        except TypeError:
+            return make(*args)
+        return kept(*args)
+
+    return remembered
+
+
+def _with_shared_limits(config: OrchestratorConfig, listener: Any) -> Options:
+    """Return the options for single calls; limits that are numbers become objects which all functions share."""
+    made = config.as_options()
+    if made.get("rate_limit") is not None:
+        made["rate_limit"] = limiter_of(made["rate_limit"])
+    limit = made.get("concurrency")
+    if limit is not None and not isinstance(limit, ConcurrencyLimit):
+        made["concurrency"] = ConcurrencyLimit(limit)
+    if listener is not None:
+        given = made.get("on_event")
+        own = () if given is None else (given,) if callable(given) else tuple(given)
+        made["on_event"] = [*own, listener]
+    return Options.of("Orchestrator", **made)
