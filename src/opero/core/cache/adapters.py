@@ -31,6 +31,7 @@ def sync_adapter(cache: Cache, proceed: Proceed) -> Proceed:
     flights, make_key = cache.shelf.flights, cache.shelf.keying.key
     claim, land = flights.claim, flights.land
     get, lives, serve = lookup.find, lookup.lives, lookup.serve
+    leases = cache.leases
     count_miss, heard = lookup.count_miss, lookup.heard
     keep, timed = keeper.keep, keeper.condition is not None
     aging, renewal = cache.aging, cache.renewal
@@ -66,10 +67,15 @@ def sync_adapter(cache: Cache, proceed: Proceed) -> Proceed:
 
     def lead(call: Call, flight: Flight) -> Any:
         boarded = board(flight)
-        key, entry = flight.key, None
+        key, entry, lease = flight.key, None, None
         try:
             # The leader before may have landed between our look and our join.
-            entry = get(key)
+            if leases is None or call.renews:
+                entry = get(key)
+            else:
+                entry, lease, late = leases.take_turn(call, flight)
+                if late:
+                    lookup.late(call, None)  # raises; the entry may stand in
             if entry is None or call.renews or not lives(key, entry):
                 if not call.renews:
                     if aging is None:
@@ -97,6 +103,8 @@ def sync_adapter(cache: Cache, proceed: Proceed) -> Proceed:
             raise
         finally:
             unboard(boarded)
+            if leases is not None:
+                leases.give_back(lease, flight)
         return value
 
     def follow(call: Call, key: Hashable, old: Entry | None) -> Any:
@@ -129,6 +137,7 @@ def async_adapter(cache: Cache, proceed: AsyncProceed) -> AsyncProceed:
     flights, make_key = cache.shelf.flights, cache.shelf.keying.key
     claim, land = flights.claim, flights.land
     get, lives, serve = lookup.find, lookup.lives, lookup.serve
+    leases = cache.leases
     count_miss, heard = lookup.count_miss, lookup.heard
     keep, timed = keeper.keep, keeper.condition is not None
     # What may take long is awaited; memory is looked at in passing.
@@ -169,10 +178,15 @@ def async_adapter(cache: Cache, proceed: AsyncProceed) -> AsyncProceed:
 
     async def lead(call: Call, flight: Flight) -> Any:
         boarded = board(flight)
-        key, entry = flight.key, None
+        key, entry, lease = flight.key, None, None
         try:
             # The leader before may have landed between our look and our join.
-            entry = await aget(key) if slow else get(key)
+            if leases is None or call.renews or call.begun is not None:
+                entry = await aget(key) if slow else get(key)
+            else:
+                entry, lease, late = await leases.atake_turn(call, flight)
+                if late:
+                    lookup.late(call, None)  # raises; the entry may stand in
             if entry is None or call.renews or not lives(key, entry):
                 # A call that is already made (`Call.begun`) was counted before it was made.
                 if not call.renews and call.begun is None:
@@ -205,6 +219,8 @@ def async_adapter(cache: Cache, proceed: AsyncProceed) -> AsyncProceed:
             raise
         finally:
             unboard(boarded)
+            if leases is not None:
+                leases.give_back(lease, flight)
         return value
 
     async def follow(call: Call, key: Hashable, old: Entry | None) -> Any:

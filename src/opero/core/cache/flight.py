@@ -19,7 +19,7 @@ from threading import RLock, get_ident
 
 from opero.core.cache.waiter import Order, Waiter, tell
 
-__all__ = ["Flight", "Flights", "board", "lead_nothing", "unboard"]
+__all__ = ["Flight", "Flights", "board", "lead_nothing", "leads_others", "unboard"]
 
 
 class Flight:
@@ -30,6 +30,7 @@ class Flight:
         thread: Identifier of the thread in which its leader runs, None while nobody has boarded.
         done: Whether it has ended, however it ended.
         void: Whether its key was invalidated meanwhile, so that its result must not be stored.
+        barren: Whether it has ended with nothing that other processes could find in the store.
         waiters: Who waits, in order of arrival; None while nobody does.
     """
 
@@ -37,6 +38,7 @@ class Flight:
     thread: int | None = None
     done = False
     void = False
+    barren = False
     waiters: dict[Waiter, None] | None = None
 
     def __init__(self, key: Hashable) -> None:
@@ -71,6 +73,11 @@ def unboard(token: Token[tuple[Flight, ...]]) -> None:
 def lead_nothing() -> None:
     """Forget the flights of the context that this one was copied from: a stranger leads them."""
     _led.set(())
+
+
+def leads_others(flight: Flight) -> bool:
+    """Whether this context leads another flight than this one."""
+    return any(other is not flight and not other.done for other in _led.get())
 
 
 def _leads() -> bool:

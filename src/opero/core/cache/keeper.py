@@ -97,26 +97,30 @@ class Keeper:
     def keep(self, call: Call, flight: Flight, value: Any, began: float) -> Entry | None:
         """Store a result if it may be stored; whatever happens here, the caller gets it."""
         if call.rejected:
+            flight.barren = True
             return None
         entry = None
         try:
             ttl = self._lifetime(call, value, began)
             if ttl == 0:
+                flight.barren = True
                 return None
             entry = self._made(flight.key, value, ttl)
             if not (flight.void or self._store.put(flight.key, entry)):
-                self._too_heavy(entry)
+                self._too_heavy(flight, entry)
         except Exception as error:  # noqa: BLE001 - the caller gets the result, come what may
-            self._failed(error)
+            self._failed(flight, error)
         return entry
 
     async def akeep(self, call: Call, flight: Flight, value: Any, began: float) -> Entry | None:
         """Do the same without holding up the event loop."""
         if call.rejected:
+            flight.barren = True
             return None
         try:
             ttl = self._lifetime(call, value, began)
             if ttl == 0:
+                flight.barren = True
                 return None
             entry, well = await awaiting.keep(
                 self._store,
@@ -125,10 +129,10 @@ class Keeper:
                 unless=lambda: flight.void,
             )
             if not well:
-                self._too_heavy(entry)
+                self._too_heavy(flight, entry)
             return entry
         except Exception as error:  # noqa: BLE001 - as above
-            self._failed(error)
+            self._failed(flight, error)
         return None
 
     def _made(self, key: Any, value: Any, ttl: float | None) -> Entry:
@@ -144,11 +148,13 @@ class Keeper:
         seconds = ambient.clock().monotonic() - began
         return self._allowed(self.condition, value, Receipt.of(call, value, seconds))
 
-    def _too_heavy(self, entry: Entry) -> None:
+    def _too_heavy(self, flight: Flight, entry: Entry) -> None:
+        flight.barren = True
         size = format_bytes(entry.weight)
         self._skips.tell(f"a result of {size} is heavier than cache_max_bytes")
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, flight: Flight, error: Exception) -> None:
+        flight.barren = True
         if isinstance(error, Uncopyable):
             self._skips.tell(str(error), once=True)
             return

@@ -155,6 +155,9 @@ class EntryStore(Protocol):
     blocking: bool
     """Whether finding and putting may take so long that an event loop must not wait for it."""
 
+    lends: bool
+    """Whether it lends leases, so that of several processes one computes."""
+
     def find(self, key: Any, /) -> Entry | None:
         """Return the entry of `key`, even if it has expired."""
         ...
@@ -201,6 +204,7 @@ class MemoryStore:
 
     name = "memory"
     blocking = False
+    lends = False
 
     def __init__(self, maxsize: int = 10_000, max_bytes: int = 256_000_000) -> None:
         self.maxsize = maxsize

@@ -73,6 +73,8 @@ class Sharing:
             error: What it failed with.
             old: The expired entry that callers get instead; None if there is none.
         """
+        # Who was short of time says nothing about what the next one will achieve.
+        flight.barren = not call.overdue
         if call.overdue and self._flights.outlive(flight, call.deadline):
             return
         if old is None:

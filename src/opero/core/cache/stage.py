@@ -23,6 +23,7 @@ from opero.utils.stack import users_stacklevel
 
 if TYPE_CHECKING:
     from opero.core.cache.aging import Aging
+    from opero.core.cache.lease import Leases
     from opero.core.cache.memory import Entry, EntryStore
     from opero.core.cache.renewal import Renewal
     from opero.core.call import AsyncProceed, Call, Proceed
@@ -54,6 +55,7 @@ class Cache:
         off: Whether that has happened.
         lookup: Finds and serves entries.
         keeper: Stores results.
+        leases: Single-flight across processes; None for a store that they do not share.
         sharing: Brings outcomes to those who waited.
         aging: When entries are renewed early and served late; None if neither was asked for.
         renewal: Renews entries behind the scenes; None if that was not asked for.
@@ -97,6 +99,11 @@ class Cache:
             self.store, stats, emitter, skips, edits=self.shelf.edits, aging=self.aging
         )
         self.keeper: Keeper = Keeper(self.shelf, options, skips, self.aging)
+        self.leases: Leases | None = None
+        if self.store.lends:
+            from opero.core.cache.lease import Leases
+
+            self.leases = Leases(self.store, self.lookup, skips)
         self.sharing: Sharing = Sharing(self.shelf.flights, self.keeper, self.lookup, stats)
         self.renewal: Renewal | None = self._renewal(emitter)
         register(self)

@@ -32,6 +32,8 @@ class UserStore:
         OperoUsageError: The store's methods are coroutines.
     """
 
+    lends = False
+
     def __init__(self, store: Store, prefix: Callable[[], str]) -> None:
         for verb in ("get", "set", "delete", "clear"):
             if inspect.iscoroutinefunction(getattr(store, verb)):

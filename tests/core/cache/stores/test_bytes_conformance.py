@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
@@ -14,6 +15,7 @@ import pytest
 
 from opero.core.cache import stores
 from opero.core.cache.stores.protocol import Threaded, awaitable
+from opero.errors import StoreError
 
 
 def keys(store: Any, prefix: str = "") -> list[str]:
@@ -144,6 +146,26 @@ def test_a_closed_store_opens_again(store):
     assert store.get("a:k") == b"x"
     store.close()
     store.close()
+
+
+def test_closing_harms_no_thread_that_uses_it(store):
+    """At worst one of its verbs fails; the interpreter has crashed here once."""
+    ended = threading.Event()
+
+    def use():
+        while not ended.is_set():
+            with contextlib.suppress(StoreError):
+                store.set("a:k", b"x", None)
+                store.get("a:k")
+
+    with ThreadPoolExecutor(3) as pool:
+        using = [pool.submit(use) for _ in range(3)]
+        for _ in range(200):
+            store.close()
+            time.sleep(0.001)
+        ended.set()
+        for each in using:
+            each.result()
 
 
 def test_a_place_has_one_store_in_a_process(store, place):

@@ -40,6 +40,7 @@ class CodedStore:
     """
 
     blocking = True
+    lends = True
 
     def __init__(
         self,

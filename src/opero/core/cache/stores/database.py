@@ -130,10 +130,11 @@ class _Closer:
 
 
 class _Cache(Cache):  # type: ignore[misc]  # diskcache has no types
-    """A diskcache whose connections can all be closed, and survive a fork."""
+    """A diskcache whose connections are closed in time, and survive a fork."""
 
     def __init__(self, folder: Path, timeout: float, **settings: object) -> None:
         self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
+        self._local: threading.local  # a connection and its closer, for each thread
         wait: Any = timeout  # inferred as a whole number from its default
         super().__init__(str(folder), timeout=wait, disk=_Bytes, **settings)
 
@@ -165,11 +166,14 @@ class _Cache(Cache):  # type: ignore[misc]  # diskcache has no types
         return made
 
     def close(self) -> None:
-        """Close the connections of all threads; the next verb opens another one."""
-        connections, self._connections = list(self._connections), weakref.WeakSet()
-        self._local = threading.local()
-        for connection in connections:
-            connection.close()
+        """Close this thread's connection.
+
+        Those of other threads are closed with this object, when none of them can be within it any
+        more: SQLite crashes if one is closed that is being used.
+        """
+        mine: dict[str, object] = self._local.__dict__
+        mine.pop("con", None)
+        mine.pop("closer", None)
 
     def forsake(self) -> None:
         """After a fork: never touch the parent's connections again."""

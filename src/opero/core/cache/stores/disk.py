@@ -90,19 +90,7 @@ class DiskStore:
 
     def set(self, key: str, blob: bytes, ttl: float | None) -> None:
         """Store bytes in place of any others."""
-        # A writer that was stopped while it wrote must not cost every call as much as the first.
-        if self._rest.failures:
-            self._rest.check()
-        engine = self._engine or self._open()
-        try:
-            engine.store(key, blob, ttl)
-        except Exception as error:
-            told = _told(error)
-            if told.args == (_BUSY,):
-                self._rest.failed(_BUSY)
-            raise told from error
-        if self._rest.failures:
-            self._rest.over()
+        self._write((self._engine or self._open()).store, key, blob, ttl)
 
     def delete(self, key: str) -> bool:
         """Remove one key and tell whether it was there."""
@@ -126,11 +114,11 @@ class DiskStore:
 
     def claim(self, key: str, owner: str, seconds: float) -> bool:
         """Take or extend the lease of a key."""
-        return bool(self._do(self._opened.claim, key, owner, seconds))
+        return bool(self._write(self._opened.claim, key, owner, seconds))
 
     def release(self, key: str, owner: str) -> None:
         """Give a lease back."""
-        self._do(self._opened.release, key, owner)
+        self._write(self._opened.release, key, owner)
 
     def renew(self) -> None:
         """After a fork: let go of locks and connections that belong to the parent."""
@@ -177,6 +165,22 @@ class DiskStore:
                     f"There is no disk cache: {error}.", OperoWarning, stacklevel=users_stacklevel()
                 )
             raise
+
+    def _write(self, verb: Any, *arguments: object) -> Any:
+        """Do what each call does, without waiting for a lock for as long each time."""
+        # A writer that was stopped while it wrote must not cost every call as much as the first.
+        if self._rest.failures:
+            self._rest.check()
+        try:
+            answer = verb(*arguments)
+        except Exception as error:
+            told = _told(error)
+            if told.args == (_BUSY,):
+                self._rest.failed(_BUSY)
+            raise told from error
+        if self._rest.failures:
+            self._rest.over()
+        return answer
 
     def _do(self, verb: Any, *arguments: object) -> Any:
         try:

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["CONNECTIONS", "async_client", "client", "is_down", "reason"]
 
-CONNECTIONS: Final = 64
+CONNECTIONS: Final = 16
 """Most connections of one event loop; tasks beyond wait for their turn."""
 
-_CONNECT: Final = 0.5
-_ANSWER: Final = 0.5
+_CONNECT: Final = 1.0
+_ANSWER: Final = 1.0
 """Seconds. The latter is between two pieces of an answer, so that large values may take longer."""
 
 
