@@ -31,12 +31,15 @@ WRONG: dict[str, list[Any]] = {
     "max_errors": [0, -1, 1.0, 1.5, 0.0, math.nan, True, "5"],
     "chunksize": [0, None, "big", 1.5, True],
     "sequential": [None, 1],
+    "worker_init": [5, "x", later],
+    "max_tasks_per_worker": [0, -1, 1.5, "5", True],
+    "memory_limit": [0, -1, 1.5, "big", True],
     "on_result": [5, later],
     "stop_token": [5, True, "x"],
 }
 
 RIGHT: dict[str, list[Any]] = {
-    "mode": ["auto", "thread", "async"],
+    "mode": ["auto", "process", "thread", "async", "async_process"],
     "workers": [1, 10_000],
     "ordered": [True, False],
     "progress": [True, False, "rich"],
@@ -44,6 +47,9 @@ RIGHT: dict[str, list[Any]] = {
     "max_errors": [None, 1, 100, 0.1, 0.999],
     "chunksize": ["auto", 1, 5000],
     "sequential": [True, False],
+    "worker_init": [None, print],
+    "max_tasks_per_worker": [None, 1, 10**6],
+    "memory_limit": [None, 2**30, "500MB", "2GiB"],
     "on_result": [None, print],
     "stop_token": [None, threading.Event(), asyncio.Event()],
 }

@@ -23,6 +23,7 @@ class ChunkSize:
     Args:
         target_s: Seconds of work that a chunk should hold.
         fixed: Size that the user wants; None to measure.
+        least: Smallest size, for workers that run several items at once.
 
     Attributes:
         size: Items of the next chunk.
@@ -35,10 +36,11 @@ class ChunkSize:
         30
     """
 
-    def __init__(self, *, target_s: float, fixed: int | None = None) -> None:
+    def __init__(self, *, target_s: float, fixed: int | None = None, least: int = 1) -> None:
         self._target = target_s
         self._fixed = fixed
-        self.size: int = fixed or 1
+        self._least = least
+        self.size: int = fixed or least
 
     def measured(self, items: int, busy_s: float) -> None:
         """Learn how long some items took; a small sample may shrink the size, not raise it."""
@@ -46,7 +48,7 @@ class ChunkSize:
             return
         # Compared before it is divided: a time may be so short that the quotient is infinite.
         short = busy_s * LARGEST <= self._target * items
-        wanted = LARGEST if short else max(1, int(self._target * items / busy_s))
+        wanted = LARGEST if short else max(self._least, int(self._target * items / busy_s))
         if wanted < self.size:
             self.size = wanted
         elif items >= self.size:
@@ -54,7 +56,7 @@ class ChunkSize:
 
     def gave_back(self) -> None:
         """Learn that a chunk took far longer than it should: start anew with single items."""
-        self.size = self._fixed or 1
+        self.size = self._fixed or self._least
 
     def share(self, left: int, slots: int) -> int:
         """Return the size that spreads the last `left` items evenly.

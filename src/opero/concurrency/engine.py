@@ -74,6 +74,10 @@ class Job:
         worker_init: Called once in each new worker.
         memory_limit: Most bytes a worker process may take.
         max_tasks_per_worker: Items after which a worker process is replaced.
+        deadline: Clock reading by which all must be done, from where the map was called; None if there is none.
+        in_flight: Coroutines that one worker process has under way at once.
+        enter: Called with index and item in the context of each attempt, a copy of its own; only for engines in
+            this process.
     """
 
     function: Callable[..., Any]
@@ -90,6 +94,9 @@ class Job:
     worker_init: Callable[[], object] | None = None
     memory_limit: int | None = None
     max_tasks_per_worker: int | None = None
+    deadline: float | None = None
+    in_flight: int = 1
+    enter: Callable[[int, Any], object] | None = None
 
 
 @dataclass(slots=True)

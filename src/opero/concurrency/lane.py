@@ -46,6 +46,7 @@ def verdict(
     *,
     why: Why,
     barren: bool,
+    several: bool = False,
     pid: int | None = None,
     exitcode: int | None = None,
 ) -> Lost | GaveBack:
@@ -57,6 +58,7 @@ def verdict(
         why: What ended the worker.
         barren: Whether workers have been dying without beginning anything for a while, so that it must be the
             chunk.
+        several: Whether it has several items under way at once, so that all since the last report are suspects.
         pid: The process.
         exitcode: How it ended.
 
@@ -71,7 +73,8 @@ def verdict(
         blamed = held.n_done
     if blamed is None:
         return GaveBack(held.number, held.n_done)
-    return Lost(held.number, held.n_done, blamed, why, pid, exitcode)
+    known = None if several and blamed > held.n_done else blamed
+    return Lost(held.number, held.n_done, known, why, pid, exitcode)
 
 
 # --- the lane -------------------------------------------------------------------------------------

@@ -315,6 +315,7 @@ class LanePool:
             begun,
             why=lane.why or "crash",
             barren=self._barren >= _STILLBORN,
+            several=self._job.in_flight > 1,
             pid=lane.pid,
             exitcode=lane.exitcode,
         )

@@ -5,30 +5,48 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import aclosing, closing
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from opero.concurrency.chunks import ChunkSize
 from opero.concurrency.engine import Job
+from opero.concurrency.modes import (
+    IN_FLIGHT,
+    Mode,
+    check_mode,
+    choose_mode,
+    describe_mode,
+    make_async_engine,
+    make_engine,
+)
+from opero.concurrency.recorder import ItemRecorder, recording
 from opero.concurrency.recover import Recovery
 from opero.concurrency.run import Plan, Run, raise_failed
 from opero.concurrency.shells import abatches, batches
+from opero.core.deadline import in_force
+from opero.core.options import Options
 from opero.core.pipeline import Pipeline
-from opero.core.units import parse_seconds
+from opero.core.units import parse_seconds, parse_size
 from opero.errors import MapError, MapStopped, OperoUsageError
 
 if TYPE_CHECKING:
-    from contextvars import Context
-
+    from opero.concurrency.engine import Engine
     from opero.concurrency.order import Batch
     from opero.concurrency.result import MapResult
+    from opero.concurrency.shells import AsyncEngine
     from opero.concurrency.watch import Bar
     from opero.core.map_options import MapOptions
 
 __all__ = ["Arguments", "Mapper"]
 
-_TARGETS: Final = {"thread": 0.002, "async": 0.001}
+_TARGETS: Final[dict[Mode, float]] = {
+    "sequential": 0.0,
+    "thread": 0.002,
+    "async": 0.001,
+    "process": 0.03,
+    "async_process": 0.1,
+}
 """Seconds of work in a chunk, by mode: so long that handing it over costs next to nothing."""
 
 
@@ -43,6 +61,14 @@ class Arguments(NamedTuple):
     before: tuple[Any, ...] = ()
     after: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}  # noqa: RUF012 - a default that nobody changes
+
+
+class _Setting(NamedTuple):
+    """Where a map was called: its context, the mode that fits, and who records it."""
+
+    context: Context
+    mode: Mode
+    recorder: ItemRecorder | None
 
 
 class Mapper:
@@ -65,27 +91,15 @@ class Mapper:
         self.pipeline = pipeline
         self.options: MapOptions = cast("MapOptions", pipeline.options)
         self.awaits: bool = info.kind == "async"
-        self.mode: str = self._mode()
-        bare = pipeline.options.replace("operomap", cache=False)
+        self.mode: Mode = choose_mode(self.options, awaits=self.awaits)
+        check_mode(self.options, self.mode, info.name)
+        bare = _of_the_worker(self.options)
         self._worker = Pipeline(info, bare, origin=pipeline, changed=frozenset({"cache"}))
-
-    def _mode(self) -> str:
-        if self.options.sequential:
-            return "sequential"
-        if self.options.mode == "auto":
-            return "async" if self.awaits else "thread"
-        if self.options.mode == "async" and not self.awaits:
-            return "thread"  # a synchronous function would hold up the loop
-        return self.options.mode
 
     def describe(self) -> str:
         """One line for `explain()`."""
         options = self.options
-        where = {
-            "async": f"{options.workers} at once on the event loop",
-            "thread": f"{options.workers} threads",
-            "sequential": "one after the other, in the caller's thread",
-        }[self.mode]
+        where = describe_mode(self.mode, options.workers)
         order = "in order" if options.ordered else "as they come"
         bound = "" if options.max_errors is None else f", max_errors={options.max_errors:g}"
         return f"{where}, {order}, on_error={options.on_error}{bound}"
@@ -129,21 +143,12 @@ class Mapper:
 
     def _begin(
         self, items: Any, arguments: Arguments, *, collects: bool, raises: bool
-    ) -> tuple[Run, Any]:
+    ) -> tuple[Run, Engine]:
         self._check(items)
-        context = copy_context()
-        engine: Any
-        if self.mode == "sequential":
-            from opero.concurrency.executors.inline import Inline
-
-            engine = Inline()
-        else:
-            from opero.concurrency.executors.threads import Threads
-
-            engine = Threads(self.options.workers, context)
-        return self._run(
-            engine, context, items, arguments, collects=collects, raises=raises
-        ), engine
+        setting = self._setting()
+        engine = make_engine(setting.mode, self.options, setting.context)
+        run = self._run(engine, setting, items, arguments, collects=collects, raises=raises)
+        return run, engine
 
     # --- asynchronous --------------------------------------------------------------------------------
 
@@ -185,26 +190,12 @@ class Mapper:
 
     def _abegin(
         self, items: Any, arguments: Arguments, *, collects: bool, raises: bool
-    ) -> tuple[Run, Any]:
+    ) -> tuple[Run, AsyncEngine]:
         self._check(items)
-        context = copy_context()
-        engine: Any
-        if self.mode == "sequential":
-            from opero.concurrency.executors.inline import AsyncInline
-
-            engine = AsyncInline()
-        elif self.mode == "async":
-            from opero.concurrency.executors.loop import Loop
-
-            engine = Loop(self.options.workers, context)
-        else:
-            from opero.concurrency.executors.bridge import Bridge
-            from opero.concurrency.executors.threads import Threads
-
-            engine = Bridge(Threads(self.options.workers, context))
-        return self._run(
-            engine, context, items, arguments, collects=collects, raises=raises
-        ), engine
+        setting = self._setting()
+        engine = make_async_engine(setting.mode, self.options, setting.context)
+        run = self._run(engine, setting, items, arguments, collects=collects, raises=raises)
+        return run, engine
 
     # --- both ----------------------------------------------------------------------------------------
 
@@ -229,10 +220,19 @@ class Mapper:
                 f"{name}([…]), or {name}.one(…) for a single call."
             )
 
+    def _setting(self) -> _Setting:
+        """See where this map is called."""
+        make = recording.get()
+        recorder = None if make is None else make(self.pipeline.info.qualname)
+        mode = self.mode
+        if recorder is not None:
+            mode = choose_mode(self.options, awaits=self.awaits, recorded=True)
+        return _Setting(copy_context(), mode, recorder)
+
     def _run(
         self,
-        engine: Any,
-        context: Context,
+        engine: Engine | AsyncEngine,
+        setting: _Setting,
         items: Any,
         arguments: Arguments,
         *,
@@ -240,16 +240,19 @@ class Mapper:
         raises: bool,
     ) -> Run:
         options = self.options
-        job = self._job(arguments)
+        job = self._job(arguments, setting)
         token = options.stop_token
+        recorder = setting.recorder
         plan = Plan(
             job=job,
             cache=self.pipeline.cache,
-            size=ChunkSize(target_s=job.target_s, fixed=self._fixed(job)),
+            size=ChunkSize(
+                target_s=job.target_s, fixed=self._fixed(job, setting.mode), least=job.in_flight
+            ),
             slots=engine.slots,
             submit=engine.submit,
             wake=engine.wake,
-            context=context,
+            context=setting.context,
             recover=Recovery(job),
             collects=collects,
             ordered=options.ordered,
@@ -260,14 +263,17 @@ class Mapper:
             on_result=options.on_result,
             bar=self._bar(items),
             function=self.pipeline.info.name,
+            recorders=() if recorder is None else (recorder,),
+            awaits=self.awaits,
         )
         return Run(plan)
 
-    def _job(self, arguments: Arguments) -> Job:
-        options, worker = self.options, self._worker
+    def _job(self, arguments: Arguments, setting: _Setting) -> Job:
+        options, worker, mode = self.options, self._worker, setting.mode
         limit = None if options.timeout is None else parse_seconds(options.timeout, "timeout")
+        memory = options.memory_limit
         # A call with a deadline of its own, and one that is being debugged, sleeps where it is.
-        stays = options.deadline is not None or self.mode == "sequential"
+        stays = options.deadline is not None or mode == "sequential"
         return Job(
             function=self.pipeline.info.fn,
             options=worker.options,
@@ -276,19 +282,30 @@ class Mapper:
             after=arguments.after,
             kwargs=arguments.kwargs,
             item_timeout=limit,
-            target_s=_TARGETS.get(self.mode, 0.0),
+            target_s=_TARGETS[mode],
             parks=inf if stays else 0.05,
             details=options.cache_if is not None and worker.fallback is not None,
+            worker_init=options.worker_init,
+            memory_limit=None if memory is None else parse_size(memory, "memory_limit"),
+            max_tasks_per_worker=options.max_tasks_per_worker,
+            deadline=in_force(),
+            in_flight=IN_FLIGHT if mode == "async_process" else 1,
+            enter=None if setting.recorder is None else setting.recorder.enter,
         )
 
-    def _fixed(self, job: Job) -> int | None:
+    def _fixed(self, job: Job, mode: Mode) -> int | None:
         options = self.options
         if options.chunksize != "auto":
             return options.chunksize
+        if mode == "sequential":
+            return 1
+        if mode == "async_process":
+            # Its items wait side by side, so none of them keeps another one from a free worker.
+            return None
         waits = options.rate_limit is not None or (
             job.item_timeout is not None and job.item_timeout < job.target_s
         )
-        return 1 if waits or self.mode == "sequential" else None
+        return 1 if waits else None
 
     def _bar(self, items: Any) -> Bar | None:
         wanted = self.options.progress
@@ -297,6 +314,13 @@ class Mapper:
         from opero.concurrency.progress import make_bar
 
         return make_bar(self.pipeline.info.name, _total(items), rich=wanted == "rich")
+
+
+def _of_the_worker(options: MapOptions) -> Options:
+    """Return the options of the pipeline beside the function: no cache, and nothing of the map's."""
+    names = {name for name in Options.names() if not name.startswith("cache")}
+    kept = {name: getattr(options, name) for name in options.given & names}
+    return Options.of("operomap", cache=False, **kept)
 
 
 def _total(items: Any) -> int | None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,9 +12,9 @@ from opero.concurrency.engine import Outcome
 
 __all__ = ["AsTheyCome", "Batch", "InOrder", "Origin"]
 
-Origin = Literal["fresh", "hit", "shared", "resumed"]
+Origin = Literal["fresh", "hit", "shared", "stale", "resumed"]
 """Where a result came from: computed by this map, found in the cache, computed just now by somebody else or for an
-equal item, or found in the checkpoint."""
+equal item, found in the cache expired while computing it failed, or found in the checkpoint."""
 
 
 @dataclass(slots=True)
@@ -37,6 +37,17 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def without(self, positions: Collection[int]) -> Batch:
+        """Return the items at all other positions."""
+        kept = [n for n in range(len(self)) if n not in positions]
+        return Batch(
+            [self.idx[n] for n in kept],
+            [self.items[n] for n in kept],
+            [self.values[n] for n in kept],
+            {place: self.odd[n] for place, n in enumerate(kept) if n in self.odd},
+            self.origin,
+        )
 
     def runs(self) -> Iterator[Batch]:
         """Split into runs of neighbours."""

@@ -31,7 +31,8 @@ class ItemResult:
         value: Its result, None if it failed.
         error: Why it failed, None if it did not.
         attempts: Attempts made; 0 if nothing was called for it.
-        origin: "fresh", "hit" (cache), "shared" (equal to another item) or "resumed" (checkpoint).
+        origin: "fresh", "hit" (cache), "shared" (equal to another item), "stale" (expired in the cache, but it
+            failed) or "resumed" (checkpoint).
     """
 
     index: int
@@ -81,6 +82,7 @@ class MapResult(Generic[R_co]):
         total: Items of the input; None if it was not read to its end.
         hits: Items found in the cache.
         shared: Items whose result another one, or another caller, was just computing.
+        stale: Items that failed and got the expired result that the cache had.
         resumed: Items found in the checkpoint.
         seconds: From start to end.
         busy: Seconds of work in all workers together.
@@ -103,6 +105,7 @@ class MapResult(Generic[R_co]):
     total: int | None = None
     hits: int = 0
     shared: int = 0
+    stale: int = 0
     resumed: int = 0
     seconds: float = 0.0
     busy: float = 0.0
@@ -145,6 +148,7 @@ class MapResult(Generic[R_co]):
             (len(self.failures), "failed"),
             (self.hits, "cached"),
             (self.shared, "shared"),
+            (self.stale, "stale"),
             (self.resumed, "resumed"),
         ):
             if count:

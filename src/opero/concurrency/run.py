@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from time import perf_counter
@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 from opero.concurrency.chunks import ChunkSize
 from opero.concurrency.driver import Driver, Failed, Recover
 from opero.concurrency.engine import Chunk, Done, Job
+from opero.concurrency.errand import InThread, Steps
 from opero.concurrency.policy import Budget
 from opero.concurrency.recall import Recall
+from opero.concurrency.recorder import ItemRecorder, recall_items, record_items
 from opero.concurrency.result import ItemResult, MapResult, Status
 from opero.concurrency.watch import Bar, Watch
 from opero.core import ambient
@@ -53,6 +55,8 @@ class Plan:
         on_result: The option.
         bar: The progress bar, None for none.
         function: Name of the function, for messages.
+        recorders: Who remembers what items gave.
+        awaits: Whether the map runs in an event loop.
     """
 
     job: Job
@@ -72,6 +76,8 @@ class Plan:
     on_result: Callable[[ItemResult], object] | None = None
     bar: Bar | None = None
     function: str = ""
+    recorders: tuple[ItemRecorder, ...] = ()
+    awaits: bool = False
 
 
 class Run:
@@ -102,6 +108,7 @@ class Run:
                 shares=plan.collects,
                 wake=plan.wake,
                 context=plan.context,
+                awaits=plan.awaits,
             )
         self._cancelled = False
         self._began = perf_counter()
@@ -112,14 +119,18 @@ class Run:
         """Return how many items to pull now."""
         return self.driver.room(self.plan.slots())
 
-    def admit(self, items: list[Any]) -> None:
+    def admit(self, items: list[Any]) -> Steps[None]:
         """Take pulled items."""
-        idx = self.driver.admit(len(items))
+        idx: Sequence[int] = self.driver.admit(len(items))
+        for recorder in self.plan.recorders:
+            known, idx, items = yield from recall_items(recorder, idx, items)
+            if known is not None:
+                yield from self._finish([known])
         if self._recall is None:
-            self.driver.enqueue(idx, items)
+            if items:
+                self.driver.enqueue(idx, items)
             return
-        for batch in self._recall.sort(idx, items, self.driver.enqueue):
-            self._finish(batch)
+        yield from self._finish((yield from self._recall.sort(idx, items, self.driver.enqueue)))
 
     def dispatch(self) -> None:
         """Submit as many chunks as the engine wants."""
@@ -131,20 +142,20 @@ class Run:
         while (chunk := self.driver.next_chunk(slots, now)) is not None:
             plan.submit(chunk)
 
-    def absorb(self, reports: Iterable[Report]) -> None:
+    def absorb(self, reports: Iterable[Report]) -> Steps[None]:
         """Take the engine's reports."""
         recall, fresh = self._recall, self.driver.enqueue
+        finished: list[Batch] = []
         if recall is not None:
-            for batch in recall.arrivals(fresh):
-                self._finish(batch)
+            finished += yield from recall.arrivals(fresh)
         for report in reports:
             if isinstance(report, Done):
                 self._count(report)
-        for batch in self.driver.take(reports, ambient.clock().monotonic()):
-            equal = () if recall is None else recall.settle(batch, fresh)
-            self._finish(batch)
-            for other in equal:
-                self._finish(other)
+        computed = self.driver.take(reports, ambient.clock().monotonic())
+        if recall is not None and computed:
+            equal = yield from recall.settle(computed, fresh)
+            finished += equal
+        yield from self._finish(computed + finished)
 
     def _count(self, report: Done) -> None:
         self._watch.busy += report.busy_s
@@ -155,9 +166,12 @@ class Run:
                 for event in report.facts.events:
                     pipeline.emitter.emit(event)
 
-    def _finish(self, batch: Batch) -> None:
-        self.driver.finish(batch)
-        self._watch.saw(batch)
+    def _finish(self, batches: list[Batch]) -> Steps[None]:
+        for recorder in self.plan.recorders:
+            yield from record_items(recorder, batches)
+        for batch in batches:
+            self.driver.finish(batch)
+            self._watch.saw(batch)
 
     # --- waiting -------------------------------------------------------------------------------------
 
@@ -217,6 +231,7 @@ class Run:
             total=driver.pulled if driver.ended else None,
             hits=origins["hit"],
             shared=origins["shared"],
+            stale=origins["stale"],
             resumed=origins["resumed"],
             seconds=perf_counter() - self._began,
             busy=self._watch.busy,
@@ -242,11 +257,16 @@ class Run:
             return batches
         return sorted((run for batch in batches for run in batch.runs() if run), key=_start)
 
-    def close(self) -> None:
+    def close(self) -> Steps[None]:
         """Give back what the map holds, but for the engine."""
         if self._recall is not None:
             self._recall.close()
         self._watch.close()
+        for recorder in self.plan.recorders:
+            if recorder.blocking:
+                yield InThread(recorder.close)
+            else:
+                recorder.close()
 
 
 def _start(batch: Batch) -> int:

@@ -12,10 +12,12 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from opero.concurrency.errand import arun_steps, run_steps
 from opero.core import ambient
 
 if TYPE_CHECKING:
-    from opero.concurrency.engine import Engine, Job, Report
+    from opero.concurrency.engine import Chunk, Engine, Job, Report
+    from opero.concurrency.errand import Steps
     from opero.concurrency.order import Batch
     from opero.concurrency.run import Run
 
@@ -25,12 +27,22 @@ _PULL_S: Final = 0.002
 """Seconds after which input that comes slowly has to let the rest of the map go on."""
 
 _MOST: Final = 4096
+_ASKED: Final = 256
+"""Most items that a store which takes its time is asked about at once."""
 _GRACE: Final = 5.0
 """Seconds that workers get to end by themselves after the last item."""
 
 
 class AsyncEngine(Protocol):
     """An engine for an event loop."""
+
+    def slots(self) -> int:
+        """As in `Engine`."""
+        ...
+
+    def submit(self, chunk: Chunk) -> None:
+        """As in `Engine`."""
+        ...
 
     def open(self, job: Job) -> None:
         """As in `Engine`."""
@@ -60,19 +72,24 @@ class _Source:
         self._items = iter(items)
         self._step = 1
 
-    def pull(self, run: Run) -> None:
+    def pull(self, run: Run) -> Steps[None]:
         """Pull as much as there is room for, but not for long."""
         while (room := run.room()) > 0:
             wanted = min(self._step, room)
             began = perf_counter()
             found = list(itertools.islice(self._items, wanted))
+            slow = perf_counter() - began > _PULL_S
             if found:
-                run.admit(found)
+                yield from run.admit(found)
             if len(found) < wanted:
                 run.driver.ended = True
                 return
-            if perf_counter() - began > _PULL_S:
+            if slow:
                 self._step = max(1, self._step // 4)
+                return
+            if perf_counter() - began > _PULL_S:
+                # Not the input but a store is slow: it had better be asked about many at once.
+                self._step = min(2 * self._step, _ASKED)
                 return
             self._step = min(2 * self._step, _MOST)
 
@@ -85,7 +102,7 @@ def batches(run: Run, engine: Engine, items: Iterable[Any]) -> Iterator[Batch]:
     try:
         engine.open(run.plan.job)
         while True:
-            source.pull(run)
+            run_steps(source.pull(run))
             run.dispatch()
             handed = False
             while (batch := driver.hand_out()) is not None:
@@ -96,12 +113,12 @@ def batches(run: Run, engine: Engine, items: Iterable[Any]) -> Iterator[Batch]:
                 return
             if handed:
                 continue
-            run.absorb(_wait(run, engine))
+            run_steps(run.absorb(_wait(run, engine)))
     finally:
         try:
             engine.close(graceful=graceful, timeout=_GRACE)
         finally:
-            run.close()
+            run_steps(run.close())
 
 
 def _wait(run: Run, engine: Engine) -> list[Report]:
@@ -145,12 +162,12 @@ class _AsyncSource:
         finally:
             self._engine.wake()
 
-    def pull(self, run: Run) -> None:
+    def pull(self, run: Run) -> Steps[None]:
         """Take what has come; raise what the input has raised."""
         room = run.room()
         if self._found and room > 0:
             found, self._found = self._found[:room], self._found[room:]
-            run.admit(found)
+            yield from run.admit(found)
             room -= len(found)
         self._wanted = max(room, 0)
         if self._wanted > len(self._found):
@@ -181,7 +198,7 @@ async def abatches(
         later = isinstance(items, AsyncIterable)
         source = _AsyncSource(items, engine) if isinstance(items, AsyncIterable) else _Source(items)
         while True:
-            source.pull(run)
+            await arun_steps(source.pull(run))
             run.dispatch()
             handed = False
             while (batch := driver.hand_out()) is not None:
@@ -192,7 +209,7 @@ async def abatches(
                 return
             if handed:
                 continue
-            run.absorb(await _await(run, engine, waits=later))
+            await arun_steps(run.absorb(await _await(run, engine, waits=later)))
     finally:
         try:
             if isinstance(source, _AsyncSource):
@@ -201,7 +218,7 @@ async def abatches(
             try:
                 await engine.close(graceful=graceful, grace=_GRACE)
             finally:
-                run.close()
+                await arun_steps(run.close())
 
 
 async def _await(run: Run, engine: AsyncEngine, *, waits: bool) -> list[Report]:

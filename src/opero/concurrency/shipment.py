@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from opero.concurrency.engine import Job
 from opero.concurrency.shipping import dumps_job, import_paths, shared_options
+from opero.core import ambient
 from opero.core.function import describe_function
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
@@ -37,11 +38,13 @@ class Shipment:
         fields: The job's fields, without what belongs to the map's process.
         options: Options of the pipeline, with the limiter and permits that all processes share.
         heard: Who listens in the map's process: "bus" (all events are wanted), "function" or None.
+        disabled: Whether retries, waits and caches are switched off.
     """
 
     fields: dict[str, Any]
     options: Options
     heard: str | None
+    disabled: bool = False
 
     @classmethod
     def of(cls, job: Job) -> Shipment:
@@ -53,7 +56,7 @@ class Shipment:
             if f.name not in _OF_THE_PROCESS
         }
         heard = "bus" if event_bus.active else "function" if emitter.active else None
-        return cls(fields, shared_options(job.pipeline), heard)
+        return cls(fields, shared_options(job.pipeline), heard, ambient.disabled())
 
     def pickled(self) -> bytes:
         """Pickle for an interpreter that has nothing of this program.

@@ -135,7 +135,9 @@ def _by_value(name: str, cloudpickle: Any) -> None:
 
 def _reduce_function(function: FunctionType) -> Any:
     """Say how opero's functions, and those inside of them, are made again; None for all others."""
-    if function.__module__.encode() in _unknown:
+    # What was made by `exec` may say nothing of its module.
+    module: str | None = function.__module__
+    if module is None or module.encode() in _unknown:
         return _reduce_wrapper(function)
     if _named(function.__module__, function.__qualname__) is function:
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextvars import Context
+from contextvars import Context, copy_context
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -56,7 +56,8 @@ class Sheet:
         self._chunk = chunk
         self._target = job.target_s
         self._flush_s = job.target_s if flush_s is None else flush_s
-        self._gives_back = job.gives_back
+        # Of several items at once none is behind another, and nobody could take the rest.
+        self._gives_back = job.gives_back and job.in_flight == 1
         self._worker = worker
         self._tell = tell
         self._values: list[Any] = []
@@ -85,10 +86,14 @@ class Sheet:
             return False
         return True
 
-    def stop(self) -> None:
-        """Report what is done and give the rest back."""
+    def report(self) -> None:
+        """Report what is done so far."""
         if self._values:
             self._flush(perf_counter(), final=False)
+
+    def stop(self) -> None:
+        """Report what is done and give the rest back."""
+        self.report()
         self._tell(GaveBack(self._chunk.id, self._start))
 
     def end(self) -> None:
@@ -152,6 +157,8 @@ class Work:
         for position, item in enumerate(chunk.items):
             if stopped():
                 return sheet.stop()
+            if self._job.enter is not None:
+                one = functools.partial(self._entered, chunk.idx[position])
             if not sheet.add(*one(item, parked.get(position))):
                 return None
         return sheet.end()
@@ -160,7 +167,12 @@ class Work:
         """Run a chunk of a coroutine function."""
         parked = chunk.parked or {}
         for position, item in enumerate(chunk.items):
-            if not sheet.add(*await self.aone(item, parked.get(position))):
+            known = parked.get(position)
+            if self._job.enter is None:
+                told = await self.aone(item, known)
+            else:
+                told = await self._aentered(chunk.idx[position], item, known)
+            if not sheet.add(*told):
                 return
         sheet.end()
 
@@ -170,6 +182,32 @@ class Work:
         self, context: Context, item: Any, parked: Parked | None
     ) -> tuple[Any, Outcome | None]:
         return context.copy().run(self.one, item, parked)
+
+    def _entered(self, index: int, item: Any, parked: Parked | None) -> tuple[Any, Outcome | None]:
+        """Run one item in a context that somebody has prepared."""
+        context = self._copied()
+        if self._job.enter is not None:
+            context.run(self._job.enter, index, item)
+        return context.run(self.one, item, parked)
+
+    async def _aentered(
+        self, index: int, item: Any, parked: Parked | None
+    ) -> tuple[Any, Outcome | None]:
+        """Do the same in an event loop, where only a task has a context of its own."""
+        from asyncio import create_task
+
+        context = self._copied()
+        if self._job.enter is not None:
+            context.run(self._job.enter, index, item)
+        task = create_task(self.aone(item, parked), context=context)
+        try:
+            return await task
+        finally:
+            # An item that is cut short takes its task along; for one that has ended this does nothing.
+            task.cancel()
+
+    def _copied(self) -> Context:
+        return copy_context() if self._context is None else self._context.copy()
 
     def one(self, item: Any, parked: Parked | None) -> tuple[Any, Outcome | None]:
         """Run one item of a synchronous function: its plain result, or what became of it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency import bodies
 from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Report
@@ -20,7 +20,12 @@ from opero.concurrency.shipment import Shipment
 from opero.concurrency.slate import Slate
 from opero.concurrency.wire import Frame, Reader, send_frame
 from opero.concurrency.work import Sheet, Work
+from opero.core import ambient
+from opero.core.deadline import run_until
 from opero.events import Event, event_bus
+
+if TYPE_CHECKING:
+    from opero.concurrency.worker_loop import WorkerLoop
 
 __all__ = ["CHUNK", "DONE", "FAILED", "GAVE_BACK", "JOB", "PARTLY", "RETIRES", "UP", "work"]
 
@@ -55,7 +60,7 @@ def work(sock: socket.socket, slate: int, shipment: Shipment | None = None) -> N
     """
     worker = _Worker(sock, Slate(slate))
     if worker.prepare(shipment):
-        worker.serve()
+        worker.run()
 
 
 class _Worker:
@@ -68,6 +73,7 @@ class _Worker:
         self._name = f"process {os.getpid()}"
         self._job: Job
         self._work: Work
+        self._loop: WorkerLoop | None = None
 
     # --- getting ready ----------------------------------------------------------------------------
 
@@ -94,12 +100,19 @@ class _Worker:
         else:
             _forget_listeners()
         _reseed()
+        ambient.set_disabled(shipment.disabled)
         job = self._job = shipment.job(self.slate, self._events.append)
         if job.memory_limit is not None:
             limit_memory(job.memory_limit)
         if job.worker_init is not None:
             job.worker_init()
         self._work = Work(job, job.pipeline)
+        if job.pipeline.awaits:
+            from opero.concurrency.worker_loop import WorkerLoop
+
+            self._loop = WorkerLoop(
+                self._work, self.slate, in_flight=job.in_flight, limit=job.item_timeout
+            )
 
     def _receive(self) -> Frame:
         while True:
@@ -107,6 +120,17 @@ class _Worker:
                 return frame
 
     # --- work -------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Be at work, under the deadline that holds where the map was called."""
+        try:
+            if self._job.deadline is None:
+                self.serve()
+            else:
+                run_until(self._job.deadline, self.serve)
+        finally:
+            if self._loop is not None:
+                self._loop.close()
 
     def serve(self) -> None:
         """Run chunks until the map has no more, or this worker has done its share."""
@@ -124,6 +148,9 @@ class _Worker:
         parked = bodies.open_parked(parcel.more) or {}
         chunk = Chunk(id=frame.number, idx=(), items=parcel.entries)
         sheet = Sheet(chunk, self._job, self._name, self._tell, flush_s=FLUSH)
+        if self._loop is not None:
+            self._loop.run(parcel, parked, sheet, self._begins)
+            return None
         begin, plain, one = self.slate.begin_item, parcel.plain, self._work.one
         for position, item in enumerate(parcel.entries):
             if self._stopped():
@@ -141,6 +168,14 @@ class _Worker:
             if not sheet.add(*one(item, parked.get(position))):
                 return None
         return sheet.end()
+
+    def _begins(self, position: int) -> bool:
+        """Note that an item begins, unless none may any more."""
+        if self._stopped():
+            return False
+        self.slate.begin_item(position)
+        self.tasks += 1
+        return True
 
     def _retires(self) -> bool:
         most = self._job.max_tasks_per_worker

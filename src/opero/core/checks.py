@@ -204,6 +204,16 @@ def one_of(*known: str) -> Check:
     return check
 
 
+def none_or(check: Check) -> Check:
+    """Return a check that lets None pass too."""
+
+    def checked(name: str, value: Any) -> None:
+        if value is not None:
+            check(name, value)
+
+    return checked
+
+
 def progress(name: str, value: Any) -> None:
     """True, False or "rich"."""
     if not isinstance(value, bool) and value != "rich":

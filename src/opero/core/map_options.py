@@ -12,8 +12,10 @@ from opero.core.checks import (
     callable_or_none,
     chunks,
     error_bound,
+    none_or,
     one_of,
     progress,
+    size,
     token,
     whole,
 )
@@ -21,7 +23,7 @@ from opero.core.options import Options, option
 
 __all__ = ["MODES", "MapOptions", "StopToken"]
 
-MODES = ("auto", "thread", "async")
+MODES = ("auto", "process", "thread", "async", "async_process")
 """The modes of a map."""
 
 
@@ -42,10 +44,13 @@ class MapOptions(Options):
             value and the fix.
     """
 
-    mode: Literal["auto", "thread", "async"] = option(
-        "map", "auto", one_of(*MODES), 'where items run: "thread", "async", or "auto"'
+    mode: Literal["auto", "process", "thread", "async", "async_process"] = option(
+        "map",
+        "auto",
+        one_of(*MODES),
+        'where items run: "process" (auto for a `def`), "thread", "async" (auto for an `async def`), "async_process"',
     )
-    workers: int = option("map", 4, whole(1), "threads or coroutines in flight")
+    workers: int = option("map", 4, whole(1), "processes, threads, or coroutines in flight")
     ordered: bool = option(
         "map", True, boolean, "results in the order of the input, or as they come"
     )
@@ -67,6 +72,15 @@ class MapOptions(Options):
     chunksize: int | Literal["auto"] = option("map", "auto", chunks, "items per dispatch")
     sequential: bool = option(
         "map", False, boolean, "run inline, for debugging with real stack traces"
+    )
+    worker_init: Callable[[], object] | None = option(
+        "map", None, callable_or_none, "called once in each new worker process"
+    )
+    max_tasks_per_worker: int | None = option(
+        "map", None, none_or(whole(1)), "items after which a worker process is replaced"
+    )
+    memory_limit: int | str | None = option(
+        "map", None, none_or(size), 'most bytes that a worker process may take, such as "2GB"'
     )
     on_result: Callable[[Any], object] | None = option(
         "map", None, callable_or_none, "called with each finished item: an `ItemResult`"

@@ -1,0 +1,58 @@
+# this_file: src/opero/concurrency/claim.py
+"""Who computes a key: an item of this map, or somebody else that an item of this map waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from opero.core.cache.flight import Flight
+from opero.core.cache.memory import Entry
+from opero.core.call import Call
+
+if TYPE_CHECKING:
+    from opero.core.cache.waiter import Verdict
+
+__all__ = ["Follower", "Lead"]
+
+
+@dataclass(slots=True, eq=False)
+class Lead:
+    """An item that this map computes, and the equal ones that wait for it."""
+
+    flight: Flight
+    call: Call
+    index: int
+    item: Any
+    followers: list[tuple[int, Any]] = field(default_factory=list)
+    old: Entry | None = None
+    """What the cache had, if it has expired."""
+
+
+class Follower:
+    """An item that somebody outside this map computes just now: a waiter of that flight."""
+
+    __slots__ = ("_arrived", "call", "deadline", "flight", "index", "item", "key", "verdict")
+
+    def __init__(
+        self, index: int, item: Any, call: Call, key: Hashable, arrived: Callable[[Follower], None]
+    ) -> None:
+        self.index = index
+        self.item = item
+        self.call = call
+        self.key = key
+        self.flight = Flight(None)
+        self.deadline: float | None = None
+        self.verdict: Verdict | None = None
+        self._arrived = arrived
+
+    @property
+    def ready(self) -> bool:
+        """A map can always take over."""
+        return True
+
+    def wake(self) -> bool:
+        """Hand the verdict to the map, from whatever thread."""
+        self._arrived(self)
+        return True
