@@ -568,15 +568,16 @@ def test_error_of_a_changed_program_cannot_be_swallowed(journal: Path) -> None:
 def test_new_optional_parameter_changes_nothing(journal: Path) -> None:
     from inspect import signature
 
-    from opero.durable.activities import digest_of
+    from opero.durable.arguments import Parameters, digest_of
 
     def before(data: str) -> None: ...
 
     def after(data: str, mode: str = "default") -> None: ...
 
-    assert digest_of(signature(before), ("x",), {}, "f") == digest_of(
-        signature(after), (), {"data": "x"}, "f"
-    )
+    then = digest_of(Parameters(signature(before)), ("x",), {}, "f")
+    assert then == digest_of(Parameters(signature(after)), (), {"data": "x"}, "f")
+    assert then == digest_of(Parameters(signature(after)), ("x",), {}, "f")
+    assert then != digest_of(Parameters(signature(after)), ("x", "default"), {}, "f")
 
 
 def test_runs_are_finished_by_the_version_that_started_them(journal: Path) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -12,17 +11,17 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from opero.core import ambient
 from opero.core.call import Call
 from opero.core.decorate import decorate
-from opero.core.keys import Unkeyable, digest
 from opero.core.options import Options
+from opero.durable.arguments import Parameters, digest_of
 from opero.durable.scope import Scope, current
 from opero.durable.step import Step, running_step, step_at
-from opero.errors import OperoUsageError, UnserializableError
+from opero.errors import OperoUsageError
 
 if TYPE_CHECKING:
     from opero.core.pipeline import Pipeline
     from opero.events import Event
 
-__all__ = ["activity", "digest_of"]
+__all__ = ["activity"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -76,12 +75,12 @@ class _Activity:
     Attributes:
         name: Under which it is recorded.
         idempotent: Whether a call that may have happened may happen again.
-        signature: Its parameters.
+        parameters: What its arguments are called.
     """
 
     name: str
     idempotent: bool
-    signature: inspect.Signature
+    parameters: Parameters
 
 
 def _make(fn: Any, name: str | None, idempotent: bool, given: dict[str, Any]) -> Any:
@@ -103,7 +102,7 @@ def _make(fn: Any, name: str | None, idempotent: bool, given: dict[str, Any]) ->
     info = pipeline.info
     if info.kind in ("generator", "async_generator"):
         raise OperoUsageError(f"activity {info.name}() is a generator: return a list instead.")
-    spec = _Activity(name or info.name, idempotent, info.declared)
+    spec = _Activity(name or info.name, idempotent, Parameters(info.declared))
 
     if info.kind == "async":
 
@@ -172,6 +171,7 @@ async def _aperform(
     try:
         step = _step(spec, scope, args, kwargs)
         if step.recorded:
+            await step.run.turn(step.record)
             return step.outcome()
         try:
             with step.under_way():
@@ -194,7 +194,7 @@ async def _aperform(
 
 
 def _step(spec: _Activity, scope: Scope, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
-    bound = digest_of(spec.signature, args, kwargs, f"activity {spec.name}()")
+    bound = digest_of(spec.parameters, args, kwargs, f"activity {spec.name}()")
     return step_at(scope, spec.name, bound, idempotent=spec.idempotent)
 
 
@@ -207,26 +207,6 @@ def _call(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
 def _settle(step: Step, value: Any) -> Any:
     step.succeeded(value)
     return value
-
-
-def digest_of(
-    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any], what: str
-) -> str:
-    """Return the digest of a call's arguments as they are given, by name and without defaults.
-
-    So a new optional parameter changes nothing for the calls that are recorded.
-
-    Raises:
-        TypeError: They do not fit.
-        UnserializableError: One has no content.
-    """
-    bound = signature.bind(*args, **kwargs)
-    try:
-        return digest(tuple(bound.arguments.items())).hex()
-    except Unkeyable as error:
-        raise UnserializableError(
-            f"{what} was called with something that has no content to compare on replay: {error}"
-        ) from error
 
 
 def _note_retry(event: Event) -> None:

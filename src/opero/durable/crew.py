@@ -10,7 +10,9 @@ from collections.abc import Callable, Coroutine
 from queue import SimpleQueue
 from typing import Any, Final
 
+from opero.durable.run import Unwind
 from opero.durable.scope import task_factory
+from opero.errors import NonDeterminismError
 
 __all__ = ["Crew", "LoopThread"]
 
@@ -95,6 +97,7 @@ class LoopThread:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._loop.set_task_factory(task_factory)
+                self._loop.set_exception_handler(_complain)
                 self._thread = threading.Thread(
                     target=self._loop.run_forever, name="opero-workflows", daemon=True
                 )
@@ -110,3 +113,9 @@ class LoopThread:
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.run_until_complete(loop.shutdown_default_executor())
             loop.close()
+
+
+def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Say nothing of tasks that ended because their workflow is put aside; its state tells why."""
+    if not isinstance(context.get("exception"), Unwind | NonDeterminismError):
+        loop.default_exception_handler(context)

@@ -174,6 +174,7 @@ class Engine:
             error = caught
         run.unwind = None
         move = conclude(run, value, error)
+        await _end_tasks(run)
         if move is not None:
             try:
                 await self.journal.awrite(move)
@@ -372,3 +373,14 @@ async def _body(run: Run, spec: WorkflowSpec) -> Any:
         tell_workflow(run.record, State.RUNNING)
         args, kwargs = decode(run.record.args)
         return await spec.fn(*args, **kwargs)
+
+
+async def _end_tasks(run: Run) -> None:
+    """Cancel the tasks that a workflow has left behind: nothing outlives it."""
+    left = [task for task in run.tasks if not task.done()]
+    if left:
+        # What they still do to clean up is no part of the workflow, unless that goes on later.
+        run.cancelling = run.cancelling or run.ending is None
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=_GRACE)

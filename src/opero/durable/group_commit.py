@@ -10,8 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from opero.durable.records import PutStep, Take
+from opero.durable.turns import turns_of
 
 if TYPE_CHECKING:
     from opero.durable.records import Op
@@ -19,15 +24,21 @@ if TYPE_CHECKING:
 
 __all__ = ["GroupCommit"]
 
+_TICK: Final = 1e-6
+"""Seconds between two steps that end in one commit."""
+
 
 class _Ticket:
     """One write that waits for its answer."""
 
-    __slots__ = ("answer", "done", "error", "future", "op")
+    __slots__ = ("answer", "done", "error", "future", "line", "op")
 
-    def __init__(self, op: Op, future: asyncio.Future[Any] | None = None) -> None:
+    def __init__(
+        self, op: Op, future: asyncio.Future[Any] | None = None, line: object = None
+    ) -> None:
         self.op = op
         self.future = future
+        self.line = line
         self.done = False
         self.answer: Any = None
         self.error: Exception | None = None
@@ -52,6 +63,12 @@ class GroupCommit:
         self._wanted = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._last = 0.0
+
+    def not_before(self, moment: float) -> None:
+        """End no step before a moment: the clock may have been set back since a step that is recorded."""
+        with self._committing:
+            self._last = max(self._last, moment)
 
     def write(self, op: Op) -> Any:
         """Write, and return the answer once it is durable.
@@ -66,20 +83,24 @@ class GroupCommit:
                 self._commit()
         return ticket.result()
 
-    async def awrite(self, op: Op) -> Any:
+    async def awrite(self, op: Op, line: object = None) -> Any:
         """Write from an event loop, without blocking it.
+
+        Args:
+            op: What.
+            line: Answers of a line are given one after another, as `turns` tells; None does not care.
 
         Raises:
             JournalError: It was not written.
         """
-        ticket = _Ticket(op, asyncio.get_running_loop().create_future())
+        future = asyncio.get_running_loop().create_future()
+        ticket = _Ticket(op, future, line)
         self._waiting.append(ticket)
         if self._thread is None:
             self._start()
         self._wanted.set()
         # A task that is cancelled meanwhile has still written.
-        assert ticket.future is not None  # noqa: S101 - for type checkers
-        return await asyncio.shield(ticket.future)
+        return await future
 
     def post(self, op: Op) -> None:
         """Leave something to be written before whatever is written later; nobody hears how it went."""
@@ -119,6 +140,7 @@ class GroupCommit:
         tickets: list[_Ticket] = []
         while self._waiting:
             tickets.append(self._waiting.popleft())
+            self._stamp(tickets[-1].op)
         try:
             answers = self._store.apply([ticket.op for ticket in tickets])
         except Exception as error:  # noqa: BLE001 - each of them is told
@@ -138,13 +160,31 @@ class GroupCommit:
             except RuntimeError:  # the loop has ended: nobody waits any more
                 continue
 
+    def _stamp(self, op: Op) -> None:
+        """Have steps end one after another: a replay gives their outcomes in this order."""
+        if isinstance(op, PutStep) and op.step.ended is not None:
+            op.step.ended = self._last = max(self._last + _TICK, time.time())
+        elif type(op) is Take:
+            op.at = self._last = max(self._last + _TICK, time.time())
+
 
 def _tell(tickets: list[_Ticket]) -> None:
+    turns = None
     for ticket in tickets:
-        future = ticket.future
-        if future is None or future.done():
-            continue
-        if ticket.error is None:
-            future.set_result(ticket.answer)
+        if ticket.line is None:
+            _answer(ticket)
         else:
-            future.set_exception(ticket.error)
+            turns = turns or turns_of(asyncio.get_running_loop())
+            op: Any = ticket.op
+            ended = op.at if type(op) is Take else op.step.ended
+            turns.queue(ticket.line, ended or 0.0, partial(_answer, ticket))
+
+
+def _answer(ticket: _Ticket) -> None:
+    future = ticket.future
+    if future is None or future.done():
+        return
+    if ticket.error is None:
+        future.set_result(ticket.answer)
+    else:
+        future.set_exception(ticket.error)

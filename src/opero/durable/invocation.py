@@ -6,7 +6,7 @@ from __future__ import annotations
 import uuid
 from typing import Any, Final
 
-from opero.durable.activities import digest_of
+from opero.durable.arguments import digest_of
 from opero.durable.failures import pack_error
 from opero.durable.records import StepRecord, StepState, WorkflowRecord
 from opero.durable.registry import WorkflowSpec, workflows
@@ -31,7 +31,7 @@ def new_run(
     """
     spec = workflows.latest(name)
     what = f"workflow {name}()"
-    digest = digest_of(spec.signature, args, kwargs, what)
+    digest = digest_of(spec.parameters, args, kwargs, what)
     record = WorkflowRecord(
         id=workflow_id or draw_id(),
         name=name,

@@ -247,6 +247,9 @@ class Take(Op):
 
     Answers with the signal's value, None if there is none, False if the workflow is somebody
     else's.
+
+    Attributes:
+        at: Wall-clock seconds at which the step ends if there is one.
     """
 
     workflow: str
@@ -254,6 +257,7 @@ class Take(Op):
     epoch: int
     name: str
     step: StepRecord
+    at: float = 0.0
 
 
 @dataclass(slots=True)

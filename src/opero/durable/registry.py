@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from opero.durable.arguments import Parameters
 from opero.errors import OperoUsageError, UnknownWorkflowError, did_you_mean
 
 __all__ = ["Registry", "WorkflowSpec", "workflows"]
@@ -23,14 +23,14 @@ class WorkflowSpec:
         version: Its version, None without.
         fn: The function.
         is_async: Whether it is a coroutine function.
-        signature: Its parameters.
+        parameters: What its arguments are called.
     """
 
     name: str
     version: str | None
     fn: Callable[..., Any]
     is_async: bool
-    signature: inspect.Signature
+    parameters: Parameters
 
 
 class Registry:

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NoReturn, cast
+from weakref import WeakSet
 
 from opero.durable.records import PutStep, StepRecord, StepState, WorkflowRecord
 from opero.durable.scope import Scope
+from opero.durable.turns import turns_of
 from opero.errors import JournalError
 
 if TYPE_CHECKING:
@@ -79,6 +81,7 @@ class Run:
         ending: Set once no further step may begin.
         cancelling: Whether it was told that it is cancelled; from then on nothing is journaled.
         failed: The last error of a step that was raised in the workflow, and the step's path.
+        tasks: Tasks that a coroutine has made.
         unwind: Ends the workflow function from outside; set by the engine for coroutines.
     """
 
@@ -98,6 +101,7 @@ class Run:
         self.cancelling: bool = False
         self.failed: tuple[Exception, str] | None = None
         self.unwind: Callable[[], object] | None = None
+        self.tasks: WeakSet[asyncio.Task[Any]] = WeakSet()
         self._cancel_wanted = record.cancel
         self._journal = journal
         self._lock = threading.Lock()
@@ -106,6 +110,7 @@ class Run:
         self._listeners: dict[str, list[tuple[asyncio.AbstractEventLoop, asyncio.Event]]] = {}
         last = max((step.order for step in self.steps.values()), default=0)
         self._order = itertools.count(last + 1)
+        journal.not_before(max((step.ended or 0.0 for step in self.steps.values()), default=0.0))
 
     # --- beginning and ending a step --------------------------------------------------------------------------------
 
@@ -191,10 +196,22 @@ class Run:
         if self.cancelling:
             return
         try:
-            answer = await self._journal.awrite(self._put(step))
+            answer = await self._journal.awrite(self._put(step), self)
         except JournalError as error:
             self._unwritten(error)
         self.owned(answer)
+
+    async def turn(self, step: StepRecord) -> None:
+        """Wait until it is a recorded step's turn to give its outcome."""
+        loop = asyncio.get_running_loop()
+        told = loop.create_future()
+
+        def tell() -> None:
+            if not told.done():
+                told.set_result(None)
+
+        turns_of(loop).queue(self, step.ended or 0.0, tell)
+        await told
 
     def take(self, op: Take) -> str | None:
         """Record a waiting step, with a signal's value if one is there, and return that.
@@ -213,7 +230,7 @@ class Run:
     async def atake(self, op: Take) -> str | None:
         """Do the same without blocking the event loop."""
         try:
-            answer = await self._journal.awrite(op)
+            answer = await self._journal.awrite(op, self)
         except JournalError as error:
             self._unwritten(error)
         self.owned(answer)

@@ -132,8 +132,12 @@ def task_factory(
     """Make a task with a scope of its own, numbered when it is created, not when it first runs."""
     scope = _scope.get()
     if scope is not None:
-        context = (context or contextvars.copy_context()).copy()
+        # A context that was given belongs to its giver.
+        context = contextvars.copy_context() if context is None else context.copy()
         context.run(scope.child().activate)
+        task = asyncio.Task(coro, loop=loop, context=context, **more)
+        scope.run.tasks.add(task)
+        return task
     return asyncio.Task(coro, loop=loop, context=context, **more)
 
 

@@ -115,6 +115,7 @@ async def _asleep(scope: Scope, pause: float) -> None:
     try:
         step = _waiting_step(scope, "sleep", time.time() + pause)
         if step.recorded:
+            await step.run.turn(step.record)
             return
         await step.run.awrite(step.record)
         await _until(step, step.record.wake or 0.0)
@@ -191,6 +192,7 @@ async def _await_signal(scope: Scope, name: str, limit: float | None) -> Any:
     try:
         step = _waiting_step(scope, f"wait for {name}", limit)
         if step.recorded:
+            await step.run.turn(step.record)
             return step.outcome()
         run = step.run
         told = run.listen(name)

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
+from opero.durable.arguments import Parameters
 from opero.durable.registry import WorkflowSpec, workflows
 from opero.errors import OperoUsageError
 from opero.utils.async_utils import is_async_function
@@ -68,7 +69,7 @@ def _register(fn: Any, name: str | None, version: str | int | None) -> Any:
         None if version is None else str(version),
         fn,
         is_async_function(fn),
-        inspect.signature(fn),
+        Parameters(inspect.signature(fn)),
     )
     workflows.add(spec)
     return fn

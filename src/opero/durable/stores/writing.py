@@ -254,7 +254,7 @@ def _take(db: sqlite3.Connection, op: Take, now: float) -> str | bool | None:
         (op.workflow, op.name),
     ).fetchone()
     if row is not None:
-        op.step.state, op.step.value, op.step.ended = StepState.DONE, row[1], now
+        op.step.state, op.step.value, op.step.ended = StepState.DONE, row[1], op.at or now
     if not _put_step(db, op):
         return False
     if row is None:
