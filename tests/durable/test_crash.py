@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import sqlite3
 import subprocess
@@ -300,39 +299,6 @@ def test_writes_of_a_zombie_are_refused(journal: Path, desk: Orchestrator) -> No
     late, mine = PutStep(found, "me", 1, step), PutStep(found, "me", 2, step)
     assert store.apply([late, mine]) == [False, True]
     store.close()
-
-
-def test_random_kills_cost_at_most_a_step_each(
-    tmp_path: Path,
-    journal: Path,
-    engine: Callable[[], subprocess.Popen[str]],
-    desk: Orchestrator,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Two workers, killed at random, over a thousand steps."""
-    monkeypatch.setenv("PAUSE", "0.001")
-    draw = random.Random(7)
-    found = [desk.invoke_workflow("squares", 200) for _ in range(3)]
-    found += [desk.invoke_workflow("cubes", 30) for _ in range(3)]
-    workers = [engine(), engine()]
-    kills = 0
-    while any(desk.get_workflow_status(f)["status"] == "processing" for f in found):
-        time.sleep(draw.uniform(0.05, 0.35))
-        at = draw.randrange(2)
-        kill(workers[at])
-        kills += 1
-        workers[at] = engine()
-        assert kills < 100
-    for f in found[:3]:
-        assert desk.result(f) == [n * n for n in range(200)]
-    for f in found[3:]:
-        assert desk.result(f) == [(n**3 + 1, n**3 + 2) for n in range(30)]
-    ran = notes(tmp_path)
-    # A kill repeats at most one step of each synchronous run, and of each branch of the others.
-    squares = [line for line in ran if line.startswith("square")]
-    assert len(squares) <= 3 * 200 + 3 * kills
-    with closing(sqlite3.connect(journal)) as db:
-        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 # --- a journal that cannot be used -------------------------------------------------------------------------------
