@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from opero.core.call import Call
     from opero.core.function import FunctionInfo
 
-__all__ = ["Keying", "function_id", "namespace_prefix", "short_part"]
+__all__ = ["Keying", "function_id", "namespace_of", "namespace_prefix", "short_part"]
 
 
 class Keying:
@@ -269,6 +269,19 @@ def namespace_prefix(namespace: str) -> str:
         ('geo:', 'geo%3Aeu:')
     """
     return f"{_escaped(namespace)}:"
+
+
+def namespace_of(key: str) -> str:
+    """Return the namespace of a key in such a store.
+
+    Example:
+        >>> namespace_of("geo%3Aeu:module.locate:0f3a")
+        'geo:eu'
+    """
+    found = key.partition(":")[0]
+    for character in ":~%":  # the last one last: it is in the codes of the others
+        found = found.replace(f"%{ord(character):02X}", character)
+    return found
 
 
 _SPECIAL: Final = str.maketrans({"%": "%25", ":": "%3A", "~": "%7E"})

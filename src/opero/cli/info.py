@@ -1,0 +1,137 @@
+# this_file: src/opero/cli/info.py
+"""`opero info`: versions, what is installed, and where things lie."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from opero.cli.table import as_json, as_table
+from opero.core.cache.stores.folder import default_folder
+from opero.core.secrets import mask_url
+
+__all__ = ["Info", "collect_info", "register"]
+
+_HIDDEN: Final = frozenset({"all", "dev", "test"})
+"""Extras that bring no ability of their own."""
+
+_VARIABLES: Final = ("OPERO_CACHE_DIR", "OPERO_REDIS_URL", "OPERO_DISABLE")
+
+_REQUIREMENT: Final = re.compile(r"([A-Za-z0-9][\w.-]*).*?(?:;.*extra\s*==\s*['\"]([\w-]+)['\"])?")
+
+
+@dataclass(frozen=True)
+class Info:
+    """What there is to tell of this installation.
+
+    Attributes:
+        opero: Its version; None for a copy of the source that is not installed.
+        python: Version and implementation of the interpreter, and the system.
+        location: Folder of the package.
+        cache_folder: Where `cache_backend="disk"` keeps its entries.
+        cache_exists: Whether anything is there yet.
+        environment: Variables that opero listens to, as far as they are set.
+        needs: Version of each library that opero needs, None for a missing one.
+        extras: The same for the libraries of each extra.
+    """
+
+    opero: str | None
+    python: str
+    location: str
+    cache_folder: str
+    cache_exists: bool
+    environment: dict[str, str]
+    needs: dict[str, str | None]
+    extras: dict[str, dict[str, str | None]]
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser("info", help="versions, installed extras, cache folder")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_run)
+
+
+def collect_info() -> Info:
+    """Look around."""
+    import opero
+
+    folder = default_folder()
+    needs, extras = _requirements()
+    return Info(
+        opero=_version("opero"),
+        python=f"{platform.python_version()} ({platform.python_implementation()}, {platform.system()})",
+        location=str(Path(opero.__file__).parent),
+        cache_folder=str(folder),
+        cache_exists=folder.is_dir(),
+        environment={name: mask_url(os.environ[name]) for name in _VARIABLES if name in os.environ},
+        needs={name: _version(name) for name in needs},
+        extras={extra: {name: _version(name) for name in names} for extra, names in extras.items()},
+    )
+
+
+def _run(given: argparse.Namespace) -> int:
+    info = collect_info()
+    print(as_json(asdict(info)) if given.json else _text(info))
+    return 0
+
+
+def _text(info: Info) -> str:
+    exists = "" if info.cache_exists else " (nothing there yet)"
+    parts = [
+        as_table(
+            [
+                ("opero", info.opero or "not installed: a copy of the source"),
+                ("python", info.python),
+                ("location", info.location),
+                ("cache folder", f"{info.cache_folder}{exists}"),
+                *info.environment.items(),
+            ]
+        )
+    ]
+    if info.needs:
+        rows = [(name, version or "MISSING") for name, version in info.needs.items()]
+        parts += ["\nneeds", as_table(rows, indent="  ")]
+    if info.extras:
+        rows = [(extra, _installed(extra, found)) for extra, found in info.extras.items()]
+        parts += ["\nextras", as_table(rows, indent="  ")]
+    return "\n".join(parts)
+
+
+def _installed(extra: str, found: dict[str, str | None]) -> str:
+    if all(found.values()):
+        return ", ".join(f"{name} {version}" for name, version in found.items())
+    return f"not installed: pip install 'opero[{extra}]'"
+
+
+def _requirements() -> tuple[list[str], dict[str, list[str]]]:
+    """Return names of the libraries that opero needs, and of those of each extra."""
+    needs: list[str] = []
+    extras: dict[str, list[str]] = {}
+    try:
+        told = metadata.requires("opero") or []
+    except metadata.PackageNotFoundError:
+        told = []
+    for line in told:
+        found = _REQUIREMENT.fullmatch(line.strip())
+        if found is None:
+            continue
+        name, extra = found.groups()
+        if extra is None:
+            needs.append(name)
+        elif extra not in _HIDDEN:
+            extras.setdefault(extra, []).append(name)
+    return sorted(needs, key=str.lower), dict(sorted(extras.items()))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
