@@ -119,6 +119,48 @@ def _ignore(event: Any) -> None:
     pass
 
 
+# orchestrators
+
+
+def opero_two_retries(function: Function) -> Function:
+    from opero import opero
+
+    return opero(cache=False, retries=2)(function)
+
+
+def _config(**more: Any) -> Any:
+    from opero import OrchestratorConfig, RetryConfig
+
+    retry = RetryConfig(max_attempts=3, wait_min=0, wait_multiplier=0)
+    return OrchestratorConfig(retry_config=retry, **more)
+
+
+def orchestrated(function: Function) -> Function:
+    from opero import orchestrate
+
+    made: Function = orchestrate(config=_config())(function)
+    return made
+
+
+def orchestrator_sync(function: Function) -> Function:
+    from opero import Orchestrator
+
+    return functools.partial(Orchestrator(_config()).execute_sync, function)
+
+
+def orchestrator_async(function: Function) -> Function:
+    from opero import Orchestrator
+
+    return functools.partial(Orchestrator(_config()).execute, function)
+
+
+def orchestrator_fallback(function: Function) -> Function:
+    """Has a fallback that is never needed."""
+    from opero import Orchestrator
+
+    return functools.partial(Orchestrator(_config(fallbacks=[function])).execute, function)
+
+
 # retry
 
 

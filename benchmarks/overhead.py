@@ -141,6 +141,21 @@ _HEARD = (
     Candidate("opero, 10 listeners", ("opero",), c.opero_heard_by_ten),
 )
 
+_ORCHESTRATORS = (
+    _BARE,
+    Candidate("opero", ("opero",), c.opero_two_retries),
+    Candidate("@orchestrate", ("opero",), c.orchestrated),
+)
+_ORCHESTRATED_SYNC = (
+    *_ORCHESTRATORS,
+    Candidate("Orchestrator.execute_sync", ("opero",), c.orchestrator_sync),
+)
+_ORCHESTRATED_ASYNC = (
+    *_ORCHESTRATORS,
+    Candidate("Orchestrator.execute", ("opero",), c.orchestrator_async),
+    Candidate("Orchestrator, with a fallback", ("opero",), c.orchestrator_fallback),
+)
+
 # slug, words, call, body, asynchronous body
 _HITS = (
     ("int", "one int", "f(1)", bodies.identity, bodies.identity_async),
@@ -315,6 +330,21 @@ ROWS: tuple[Row, ...] = (
         "f(1)",
         bodies.identity_async,
         _HEARD,
+        is_async=True,
+    ),
+    Row(
+        "orchestrator-sync",
+        "an orchestrator instead of a decorator, success, sync",
+        "f(1)",
+        bodies.identity,
+        _ORCHESTRATED_SYNC,
+    ),
+    Row(
+        "orchestrator-async",
+        "an orchestrator instead of a decorator, success, async",
+        "f(1)",
+        bodies.identity_async,
+        _ORCHESTRATED_ASYNC,
         is_async=True,
     ),
 )

@@ -107,12 +107,21 @@ def _remembering(make: Callable[..., Any]) -> Callable[..., Any]:
 
     def remembered(*args: Any) -> Any:
         try:
-            hash(args)
+            return kept(*args)
         except TypeError:
+            if _can_be_hashed(args):
+                raise
             return make(*args)
-        return kept(*args)
 
     return remembered
+
+
+def _can_be_hashed(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _with_shared_limits(config: OrchestratorConfig, listener: Any) -> Options:

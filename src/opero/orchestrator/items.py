@@ -87,5 +87,6 @@ def _mapper(work: _Item, config: OrchestratorConfig) -> Mapper:
 
 def _workers(config: OrchestratorConfig) -> dict[str, Any]:
     if config.concurrency_config is not None:
-        return {"workers": config.concurrency_config.limit}
+        # Synchronous functions run in threads then: they share the limits, and items are many waits and little work.
+        return {"mode": "async", "workers": config.concurrency_config.limit}
     return {"sequential": True}
