@@ -22,6 +22,8 @@ from opero.core import get_cache_context
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 
+pytestmark = pytest.mark.timeout(120)  # a process for each command, on machines that may be busy
+
 
 def run(*arguments: str, path: Path | None = None, **environment: str) -> Any:
     """Run a command; return its exit code, stdout and stderr."""

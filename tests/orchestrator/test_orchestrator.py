@@ -308,6 +308,40 @@ def test_synchronous_functions_have_as_many_threads(face: Any) -> None:
     assert process(face, Orchestrator(config), [meet], *range(8)) == list(range(8))
 
 
+@pytest.mark.parametrize("config", [{}, {"concurrency_config": ConcurrencyConfig(limit=2)}])
+def test_a_synchronous_function_never_blocks_the_loop(config: Any) -> None:
+    at_work, goes_on = threading.Event(), threading.Event()
+
+    def wait(x: int) -> int:
+        at_work.set()
+        assert goes_on.wait(20), "the loop stood still"
+        return x
+
+    async def main() -> list[int]:
+        orchestrator = Orchestrator(OrchestratorConfig(**config))
+        begun = asyncio.create_task(orchestrator.process([wait], 1, 2))
+        assert await asyncio.to_thread(at_work.wait, 20)
+        goes_on.set()
+        return await begun
+
+    assert asyncio.run(main()) == [1, 2]
+
+
+def test_functions_of_both_kinds_and_callers_of_both_kinds_mix(face: Any) -> None:
+    def odd_fails(x: int) -> str:
+        if x % 2:
+            raise ValueError(x)
+        return f"plain {x}"
+
+    async def any_works(x: int) -> str:
+        return f"later {x}"
+
+    expected = ["plain 0", "later 1"]
+    assert process(face, Orchestrator(), [odd_fails, any_works], 0, 1) == expected
+    assert process(face, Orchestrator(), odd_fails, 0, 2) == ["plain 0", "plain 2"]
+    assert process(face, Orchestrator(), any_works, 5) == ["later 5"]
+
+
 def test_the_error_of_the_first_item_that_fails_ends_it_and_names_the_item(face: Any) -> None:
     begun: list[int] = []
 

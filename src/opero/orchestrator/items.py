@@ -32,7 +32,8 @@ async def process(
         items: The items.
         before: Arguments before each item: the instance or class of a method.
     """
-    work = _work(chains, given, before)
+    # Without workers, a synchronous function goes to a thread by itself, so that the loop goes on.
+    work = _work(chains, given, before, awaits=not _workers(chains.config))
     return await _mapper(work, chains.config).acollect(items, Arguments())
 
 
@@ -47,12 +48,12 @@ def process_sync(
     return mapper.collect(items, Arguments())
 
 
-def _work(chains: Chains, given: Any, before: tuple[Any, ...]) -> _Item:
-    """Return what works on one item: synchronous if all that may be called is."""
+def _work(chains: Chains, given: Any, before: tuple[Any, ...], *, awaits: bool = False) -> _Item:
+    """Return what works on one item: synchronous if all that may be called is, and nobody wants it otherwise."""
     several = functions("functions", given)
     if not several:
         raise OperoUsageError("process() needs a function: write process([function], *items).")
-    awaits = chains.chain(several, False).awaits
+    awaits = awaits or chains.chain(several, False).awaits
     return (_AsyncItem if awaits else _Item)(chains, several, before)
 
 
@@ -81,7 +82,8 @@ class _AsyncItem(_Item):
 def _mapper(work: _Item, config: OrchestratorConfig) -> Mapper:
     """Return the map; everything but its workers is off, because the functions have their own pipelines."""
     off: dict[str, Any] = {"cache": False, "retries": 0, "progress": False}
-    options = MapOptions.of("process", **off, **_workers(config))
+    workers = _workers(config) or {"sequential": True}
+    options = MapOptions.of("process", **off, **workers)
     return Mapper(Pipeline(describe_function(work), options))
 
 
@@ -89,4 +91,4 @@ def _workers(config: OrchestratorConfig) -> dict[str, Any]:
     if config.concurrency_config is not None:
         # Synchronous functions run in threads then: they share the limits, and items are many waits and little work.
         return {"mode": "async", "workers": config.concurrency_config.limit}
-    return {"sequential": True}
+    return {}
