@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter
 from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Report
 from opero.concurrency.work import Sheet, Work
 from opero.core.function import describe_function
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
+from opero.errors import CircuitOpenError
 
 if TYPE_CHECKING:
     from tests.conftest import Face
@@ -115,6 +117,27 @@ def test_a_short_pause_is_slept_by_the_worker(face: Face) -> None:
 
     job = job_of(face.of(broken), retries=1, min_delay="1ms", max_delay="1ms")
     assert last_of(reports_of(job, [1])).odd[0].retry_in is None
+
+
+def test_an_open_circuit_refuses_items(face: Face) -> None:
+    breaker = CircuitBreaker("svc")
+    job = job_of(face.of(lambda x: x), circuit_breaker=breaker, retries=0)
+    assert last_of(reports_of(job, [1, 2])).values == [1, 2]
+    breaker.force_open()
+    done = last_of(reports_of(job, [1, 2]))
+    assert [type(o.error) for o in done.odd.values()] == [CircuitOpenError, CircuitOpenError]
+    assert job.pipeline.stats.calls == 2
+
+
+def test_each_item_takes_a_permit_and_a_slot(face: Face) -> None:
+    limiter = RateLimiter("10/minute", smooth=False, burst=0)
+    limit = ConcurrencyLimit(1)
+    seen: list[int] = []
+    body = face.of(lambda x: seen.append(limit.in_flight))
+    job = job_of(body, concurrency=limit, rate_limit=limiter, retries=0)
+    reports_of(job, [1, 2, 3])
+    assert seen == [1, 1, 1]
+    assert [limiter.try_acquire() for _ in range(8)] == [True] * 7 + [False]
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])

@@ -39,23 +39,6 @@ def test_the_stages_stand_in_their_fixed_order(options: dict[str, Any], names: l
     assert [s.name for s in pipeline_of(lambda model: None, **options).stages] == names
 
 
-@pytest.mark.parametrize(
-    ("options", "express"),
-    [
-        ({"cache": False}, True),
-        ({"cache": False, "retries": 0}, True),
-        ({"cache": False, "retry_if_result": bool}, False),
-        ({"cache": False, "stop": stop_never}, False),
-        ({"cache": False, "arg_fallback": "model"}, False),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, dict) else str(value),
-)
-def test_the_express_lane_is_for_functions_that_only_retry(
-    options: dict[str, Any], express: bool
-) -> None:
-    assert pipeline_of(lambda model: None, **options).express is express
-
-
 def test_with_options_shares_counters_and_the_function(face: Any) -> None:
     body = flaky("never", failures=99)
     fetch = opero(cache=False, min_delay=0)(face.of(body))

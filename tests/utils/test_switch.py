@@ -11,10 +11,10 @@ from opero.utils.switch import Switch
 
 def test_it_is_on_while_anybody_holds_it() -> None:
     switch = Switch()
-    seen = [switch.on]
+    seen = [bool(switch.on)]
     for change in (switch.hold, switch.hold, switch.release, switch.release):
         change()
-        seen.append(switch.on)
+        seen.append(bool(switch.on))
     assert seen == [False, True, True, True, False]
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opero.concurrency.engine import Done, GaveBack, Outcome, Parked
 from opero.core import ambient
 from opero.core.call import Call, Failure, Pause
+from opero.core.express import is_unguarded
 from opero.utils.switch import switch
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Work:
         self._context = context
         fn = job.function
         self._call = fn if not (job.before or job.after or job.kwargs) else self._bound
-        self._direct = pipeline.express and pipeline.rate_limit is None and not job.details
+        self._direct = is_unguarded(pipeline) and not job.details
         self._count = pipeline.stats.call_tally.count
 
     def _bound(self, item: Any) -> Any:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from opero import events
 from opero.core import ambient
+from opero.core.circle import held_around
 from opero.core.deadline import overdue
 from opero.core.gate import Gate, TaskGate, ThreadGate
 from opero.errors import BulkheadFullError, OperoUsageError
@@ -285,12 +286,8 @@ class Bulkhead:
         Raises:
             OperoUsageError: It would wait for itself.
         """
-        held, frame = 0, sys._getframe(2)  # noqa: SLF001 - the only way to see who calls
-        while (outer := frame.f_back) is not None:
-            frame = outer
-            if frame.f_code is code and frame.f_locals.get("limit") is self.limit:
-                held += 1
-        if held >= self.limit.limit:
+        caller = sys._getframe(2)  # noqa: SLF001 - the only way to see who calls
+        if held_around(caller, code, self.limit) >= self.limit.limit:
             raise OperoUsageError(
                 f"{self._emitter.function}() is called within itself and would wait for a permit "
                 f"of {self.limit.name!r} that the calls around it hold: raise concurrency="
@@ -319,7 +316,7 @@ class Bulkhead:
         limit = self.limit
 
         def run(call: Call) -> Any:
-            if ambient.disabled():
+            if ambient.disabled() or isinstance(call.begun, Exception):
                 return proceed(call)
             began = None
             if not limit.try_acquire():
@@ -341,7 +338,7 @@ class Bulkhead:
         limit = self.limit
 
         async def run(call: Call) -> Any:
-            if ambient.disabled():
+            if ambient.disabled() or isinstance(call.begun, Exception):
                 return await proceed(call)
             began = None
             if not limit.try_acquire():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,9 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Deadline",
+    "Scope",
     "bind_no_more",
     "deadline",
     "in_force",
+    "innermost",
+    "leave",
     "overdue",
     "remaining",
     "require_time",
@@ -34,46 +38,60 @@ __all__ = [
 ]
 
 
-class _Scope:
-    """A stretch of time within which a deadline holds, in one context and those copied from it."""
+class Scope:
+    """A stretch of time within which a deadline holds, in one context and those copied from it.
 
-    __slots__ = ("end", "outer", "over")
+    Attributes:
+        end: Clock reading at its end.
+        outer: The scope around it.
+        over: Whether it has been left.
+        overdue: Whether the end of time has ended the call that it bounds, where that has no other
+            place to write it down.
+    """
 
-    def __init__(self, end: float, outer: _Scope | None) -> None:
+    __slots__ = ("end", "outer", "over", "overdue")
+
+    def __init__(self, end: float, outer: Scope | None) -> None:
         self.end: float = end
-        self.outer: _Scope | None = outer
+        self.outer: Scope | None = outer
         self.over: bool = False
+        self.overdue: bool = False
 
 
-_innermost: contextvars.ContextVar[_Scope | None] = contextvars.ContextVar(
+_innermost: contextvars.ContextVar[Scope | None] = contextvars.ContextVar(
     "opero_deadline", default=None
 )
 """The scope around the caller. It may be over: a task, a thread or a generator inherits the context
 of the place where it began, and may outlive that place."""
 
 
-def _live(scope: _Scope | None) -> _Scope | None:
+def _live(scope: Scope | None) -> Scope | None:
     while scope is not None and scope.over:
         scope = scope.outer
     return scope
 
 
-def _enter(end: float) -> _Scope:
+def _enter(end: float) -> Scope:
     outer = _innermost.get()
-    scope = _Scope(end, outer if outer is None else _live(outer))
+    scope = Scope(end, outer if outer is None else _live(outer))
     _innermost.set(scope)
     # The express lanes know no deadline.
     switch.hold()
     return scope
 
 
-def _leave(scope: _Scope) -> None:
+def leave(scope: Scope) -> None:
     """End a scope, in whatever context: a coroutine that is collected ends in a stranger's."""
     if not scope.over:
         scope.over = True
         switch.release()
     outer = scope.outer if _innermost.get() is scope else _innermost.get()
     _innermost.set(outer if outer is None else _live(outer))
+
+
+def innermost() -> Scope | None:
+    """Return the scope that was entered last."""
+    return _innermost.get()
 
 
 def in_force() -> float | None:
@@ -133,7 +151,7 @@ class deadline:  # noqa: N801 - used as a function is
 
     def __init__(self, seconds: Duration) -> None:
         self.seconds: float = parse_seconds(seconds, "deadline")
-        self._scope: _Scope | None = None
+        self._scope: Scope | None = None
 
     def __enter__(self) -> None:
         if self._scope is not None:
@@ -150,7 +168,7 @@ class deadline:  # noqa: N801 - used as a function is
     ) -> None:
         scope, self._scope = self._scope, None
         if scope is not None:
-            _leave(scope)
+            leave(scope)
 
     def __call__(self, fn: object) -> NoReturn:
         """Refuse to decorate: the block would be left before a coroutine begins."""
@@ -165,7 +183,7 @@ def run_until(end: float, work: Callable[..., Any], *args: Any, **kwargs: Any) -
     try:
         return work(*args, **kwargs)
     finally:
-        _leave(scope)
+        leave(scope)
 
 
 def bind_no_more() -> None:
@@ -176,11 +194,11 @@ def bind_no_more() -> None:
 # --- when time is up ------------------------------------------------------------------------------
 
 
-def overdue(call: Call, emitter: Emitter, where: str) -> DeadlineError:
+def overdue(call: Call | Scope, emitter: Emitter, where: str) -> DeadlineError:
     """Take note that its deadline ends a call, tell listeners, and return the error for it.
 
     Args:
-        call: The call.
+        call: The call; its scope, where it has come by the express lane.
         emitter: The function's name and listeners.
         where: Where the call was then, to follow "ran out of time".
     """
@@ -219,7 +237,11 @@ class Deadline:
         """Return the line for `explain()`."""
         return f"{format_seconds(self.seconds)} for the whole call, waits included"
 
-    def _begin(self, call: Call) -> _Scope:
+    def begin(self) -> Scope:
+        """Enter the deadline of a call that begins now, on the express lane."""
+        return _enter(monotonic() + self.seconds)
+
+    def _begin(self, call: Call) -> Scope:
         """Set the call's deadline, for its stages and for what the function calls."""
         # A call that was parked in a pause goes on with what is left of its budget.
         if call.started is None:
@@ -239,7 +261,7 @@ class Deadline:
             try:
                 return proceed(call)
             finally:
-                _leave(scope)
+                leave(scope)
 
         return run
 
@@ -252,6 +274,6 @@ class Deadline:
             try:
                 return await proceed(call)
             finally:
-                _leave(scope)
+                leave(scope)
 
         return run

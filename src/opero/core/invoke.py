@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +83,9 @@ class Invoke:
                 )
             )
 
+    @functools.cached_property
     def _deadline_only(self) -> Timeout:
-        """Return the limit of calls that have a deadline, but no `timeout`."""
+        """The limit of calls that have a deadline, but no `timeout`."""
         # Loaded when a deadline is met first.
         from opero.core.timeout import Timeout
 
@@ -146,7 +148,7 @@ class Invoke:
         async def run(call: Call) -> Any:
             limit = timeout
             if call.deadline is not None:
-                limit = limit or self._deadline_only()
+                limit = limit or self._deadline_only
                 if call.begun is None:
                     require_time(call, self._emitter, "before the call")
             try:

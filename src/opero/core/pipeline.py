@@ -242,27 +242,6 @@ class Pipeline:
 
     # --- running -----------------------------------------------------------------------------------------------------
 
-    @property
-    def express(self) -> bool:
-        """Whether a wrapper may make the first call before any stage is asked.
-
-        It may if only retry and either a rate limit or a circuit breaker stand around the function: a free slot is
-        taken, and a closed circuit looked at, in no time.
-        """
-        alone = self.rate_limit or self.circuit
-        guards = [guard for guard in self._guards() if guard is not None]
-        return (
-            self.cache is None
-            and self.deadline is None
-            and self.options.retry_budget is None
-            and self.options.retry_if_result is None
-            and not self.report.needs_start
-            and all(guard is alone for guard in guards)
-            and self.timeout is None
-            and (self.rate_limit is None or self.rate_limit.limiter.direct)
-            and self.info.kind in ("sync", "async")
-        )
-
     def run(self, call: Call) -> Any:
         """Run a call to its end and return its value; for an asynchronous function, a coroutine that does."""
         if (switch.on or self._heard) and call.run is None and self.emitter.active:

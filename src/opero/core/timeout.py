@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from opero import events
 from opero.core import ambient
-from opero.core.deadline import overdue, run_until
+from opero.core.deadline import innermost, overdue, run_until
 from opero.core.spare_threads import Job, run_in_thread
 from opero.core.units import format_seconds
 from opero.errors import CallTimeoutError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from asyncio import Task
 
     from opero.core.call import Call, Proceed
+    from opero.core.deadline import Scope
     from opero.core.stage import Emitter
     from opero.errors import DeadlineError
 
@@ -60,10 +61,14 @@ class Timeout:
             return left, True
         return self.seconds, False
 
-    def expired(self, call: Call, *, by_deadline: bool) -> CallTimeoutError | DeadlineError:
-        """Make the error of a call whose time is over, and tell listeners."""
-        if by_deadline:
-            return overdue(call, self._emitter, "during the call")
+    def expired(self, bounded: Call | Scope | None) -> CallTimeoutError | DeadlineError:
+        """Make the error of a call whose time is over, and tell listeners.
+
+        Args:
+            bounded: Whose deadline it was that came first; None if it was the timeout.
+        """
+        if bounded is not None:
+            return overdue(bounded, self._emitter, "during the call")
         seconds = self.seconds or 0.0
         if self._emitter.active:
             self._emitter.emit(
@@ -87,21 +92,45 @@ class Timeout:
             # Who holds something for the call, such as a permit, keeps it until the thread is done.
             call.behind = job
             if not job.wait(seconds):
-                raise self.expired(call, by_deadline=by_deadline)
+                raise self.expired(call if by_deadline else None)
             call.behind = None
             return job.outcome()
 
         return run
 
-    async def within(self, awaitable: Awaitable[Any], call: Call) -> Any:
-        """Wait for a real call that is under way, and cancel it when its time is over."""
+    def within(self, awaitable: Awaitable[Any], call: Call) -> Awaitable[Any]:
+        """Return what waits for a real call that is under way, and cancels it when its time is over."""
+        seconds, by_deadline = self.left(call)
+        return (
+            awaitable
+            if seconds is None
+            else self._limit(awaitable, seconds, call if by_deadline else None)
+        )
+
+    def express(
+        self, fn: Callable[..., Awaitable[Any]], budget: float | None
+    ) -> Callable[..., Any]:
+        """Return the real call of `fn` with the limit around it, for an express lane.
+
+        Args:
+            fn: The function.
+            budget: Seconds of the deadline that begins with each call, None without one.
+        """
+        limit = self._limit
+        if budget is not None and (self.seconds is None or budget < self.seconds):
+            return lambda *args, **kwargs: limit(fn(*args, **kwargs), budget, innermost())
+        seconds = self.seconds or 0.0
+        return lambda *args, **kwargs: limit(fn(*args, **kwargs), seconds, None)
+
+    async def _limit(
+        self, awaitable: Awaitable[Any], seconds: float, bounded: Call | Scope | None
+    ) -> Any:
         # `asyncio.timeout` does the same, at twice the price. As there, `uncancel` tells whether
         # somebody else has asked for the cancellation too.
         import asyncio
 
-        seconds, by_deadline = self.left(call)
         task = asyncio.current_task()
-        if seconds is None or task is None:
+        if task is None:
             return await awaitable
         alarm = _Alarm(task)
         asked = task.cancelling()
@@ -117,7 +146,7 @@ class Timeout:
             timer.cancel()
             if alarm.rung:
                 alarm.quiet()
-        raise self.expired(call, by_deadline=by_deadline)
+        raise self.expired(bounded)
 
 
 class _Alarm:

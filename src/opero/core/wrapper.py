@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from opero.core.cache.keying import short_part
 from opero.core.call import Call
+from opero.core.express import express_body, express_names, has_express_lane
 from opero.core.function import stars, unwrap_partial
 from opero.core.keys import FAST_TYPES
 from opero.utils.switch import switch
@@ -51,44 +52,6 @@ _HIT = """\
         _opero_call.key = _opero_key
         return {wait}_opero_run(_opero_call)
     return {wait}_opero_run(_opero_Call({args}, {kwargs}))
-"""
-
-# Whoever has to wait, or comes when others do, waits in the stage.
-_SLOT = """\
-    if _opero_limiter.{line} or _opero_limiter.take_slot():
-        return {wait}_opero_run(_opero_Call({args}, {kwargs}))
-"""
-
-# No name keeps the error: a frame that does, and that the error has passed through, is a reference
-# cycle.
-_FIRST_CALL = """\
-    _opero_count()
-    try:
-        return {wait}_opero_fn({forward})
-    except _opero_Exception as _opero_error:
-        _opero_call = _opero_Call({args}, {kwargs})
-        _opero_call.calls = 1
-        _opero_call.begun = _opero_error
-    return {wait}_opero_run(_opero_call)
-"""
-
-# A failure is told to the circuit by its stage; what is interrupted does not count in a closed one.
-_CLOSED_CIRCUIT = """\
-    _opero_permit = _opero_breaker.standing
-    if _opero_permit is None:
-        return {wait}_opero_run(_opero_Call({args}, {kwargs}))
-    _opero_count()
-    try:
-        _opero_result = {wait}_opero_fn({forward})
-    except _opero_Exception as _opero_error:
-        _opero_call = _opero_Call({args}, {kwargs})
-        _opero_call.calls = 1
-        _opero_call.begun = _opero_error
-    else:
-        if not _opero_permit.silent:
-            _opero_permit.success(_opero_result)
-        return _opero_result
-    return {wait}_opero_run(_opero_call)
 """
 
 _STAGES_ONLY = """\
@@ -136,7 +99,6 @@ def make_wrapper(pipeline: Pipeline) -> Callable[..., Any]:
         "_opero_lane": pipeline.lane,
         "_opero_run": pipeline.run,
         "_opero_Call": Call,
-        "_opero_fn": info.fn,
         "_opero_count": pipeline.stats.call_tally.count,
         # A parameter may have the name of a builtin.
         "_opero_Exception": Exception,
@@ -156,10 +118,8 @@ def make_wrapper(pipeline: Pipeline) -> Callable[..., Any]:
         for n, part in _default_parts(parameters).items():
             namespace[f"_opero_part_{n}"] = part
             namespace[f"_opero_copy_{n}"] = list(part[1])
-    if pipeline.rate_limit is not None:
-        namespace["_opero_limiter"] = pipeline.rate_limit.limiter
-    if pipeline.circuit is not None:
-        namespace["_opero_breaker"] = pipeline.circuit.breaker
+    if has_express_lane(pipeline):
+        namespace |= express_names(pipeline)
     wrapper = _made(_source(pipeline, parameters), parameters, namespace)
     wrapper.__code__ = wrapper.__code__.replace(co_name=info.name, co_qualname=info.qualname)
     wrapper.__name__, wrapper.__qualname__, wrapper.__module__ = (
@@ -218,11 +178,7 @@ def _source(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> str:
         return _GENERATOR.format(**blanks)
     if info.kind == "async_generator":
         return _ASYNC_GENERATOR.format(**blanks)
-    body = _STAGES_ONLY
-    if pipeline.express:
-        body = _FIRST_CALL if pipeline.rate_limit is None else _SLOT + _FIRST_CALL
-        if pipeline.circuit is not None:
-            body = _CLOSED_CIRCUIT
+    body = express_body(pipeline) if has_express_lane(pipeline) else _STAGES_ONLY
     keyed = pipeline.cache.express_parameters if pipeline.cache is not None else None
     if keyed:
         body = _HIT

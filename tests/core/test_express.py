@@ -1,0 +1,236 @@
+# this_file: tests/core/test_express.py
+"""The express lane past the guards: quicker than the stages, and otherwise the same."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Any
+
+import pytest
+from tenacity import stop_never
+
+from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter, opero, remaining
+from opero.core.deadline import in_force
+from opero.core.express import has_express_lane, is_unguarded
+from opero.core.function import describe_function
+from opero.core.options import Options
+from opero.core.pipeline import Pipeline
+from opero.errors import CircuitOpenError, DeadlineError
+from opero.utils.switch import switch
+
+GUARDS = {
+    "concurrency": lambda: ConcurrencyLimit(1),
+    "rate_limit": lambda: RateLimiter("5/minute", smooth=False, burst=0),
+    "circuit_breaker": lambda: CircuitBreaker("svc", fail_max=3, jitter=0),
+    "timeout": lambda: 60,
+    "deadline": lambda: 90,
+}
+SETS = [names for n in range(len(GUARDS) + 1) for names in itertools.combinations(GUARDS, n)]
+
+
+class UnlikeError(Exception):
+    """What retry_on does not ask for."""
+
+
+def options_of(names: Any) -> dict[str, Any]:
+    made = {name: GUARDS[name]() for name in names}
+    return {"cache": False, "retries": 1, "min_delay": 0, "retry_on": KeyError, **made}
+
+
+def decorated(face: Any, body: Any, names: Any, *, by_stages: bool = False) -> Any:
+    """A function whose lane is open, or closed, because its first result has been seen."""
+    fetch = opero(**options_of(names))(face.of(body))
+    assert face.run(fetch, None) is None
+    fetch.__opero__.lane.closed = by_stages
+    return fetch
+
+
+def held_by(fetch: Any) -> Any:
+    """What its guards know, after a call."""
+    pipeline = fetch.__opero__
+    limit, circuit, limiter = pipeline.concurrency, pipeline.circuit, pipeline.rate_limit
+    slots = 0
+    while limiter is not None and limiter.limiter.try_acquire():
+        slots += 1
+    return {
+        "permits": limit and limit.limit.in_flight,
+        "circuit": circuit and circuit.breaker.stats,
+        "slots": slots,
+        "stats": {k: v for k, v in fetch.stats.as_dict().items() if k not in ("slept", "waited")},
+        "deadline": in_force(),
+        "switch": len(switch.on),
+    }
+
+
+def outcome_of(face: Any, fetch: Any, errors: list[Any]) -> Any:
+    try:
+        return face.run(fetch, iter(errors))
+    except BaseException as error:  # noqa: BLE001 - whatever it is, both ways must end alike
+        return type(error), str(error), getattr(error, "__notes__", None)
+
+
+def body(errors: Any) -> Any:
+    """Raise one error after the other, one in each call."""
+    for error in errors or ():
+        if error is not None:
+            raise error
+        break
+    return None if errors is None else remaining() is not None
+
+
+@pytest.mark.parametrize("names", SETS, ids=lambda names: "+".join(names) or "none")
+@pytest.mark.parametrize(
+    "errors",
+    [
+        [None],
+        [KeyError(1), None],
+        [KeyError(1), KeyError(2)],
+        [UnlikeError("x")],
+        [KeyboardInterrupt()],
+        [KeyError(1), KeyboardInterrupt()],
+    ],
+    ids=["fine", "retried", "spent", "final", "interrupted", "interrupted later"],
+)
+def test_a_call_ends_as_it_does_in_the_stages(face: Any, names: Any, errors: Any) -> None:
+    known = len(switch.on)
+    seen = []
+    for by_stages in (False, True):
+        fetch = decorated(face, body, names, by_stages=by_stages)
+        seen.append((outcome_of(face, fetch, errors), held_by(fetch)))
+    assert seen[0] == seen[1]
+    assert seen[0][1]["permits"] in (None, 0)
+    assert seen[0][1]["deadline"] is None
+    assert len(switch.on) == known
+
+
+@pytest.mark.parametrize("names", SETS, ids=lambda names: "+".join(names) or "none")
+def test_it_is_there_for_every_set_of_guards(face: Any, names: Any) -> None:
+    fetch = decorated(face, body, names)
+    expected = face.asynchronous or "timeout" not in names
+    assert has_express_lane(fetch.__opero__) is expected
+    assert is_unguarded(fetch.__opero__) is (not names)
+    assert ("_opero_count" in fetch.__code__.co_names) is expected
+
+
+@pytest.mark.parametrize(
+    ("options", "express"),
+    [
+        ({}, True),
+        ({"retries": 0}, True),
+        ({"retry_if_result": bool}, False),
+        ({"stop": stop_never}, False),
+        ({"arg_fallback": "model"}, False),
+        ({"rate_limit": RateLimiter("5/s", cost=2)}, False),
+        ({"rate_limit": RateLimiter("5/s", key=lambda model: model)}, False),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else str(value),
+)
+def test_it_is_for_functions_with_retries_and_guards_only(
+    options: dict[str, Any], express: bool
+) -> None:
+    made = Options.of("test", **{"cache": False, **options})
+    assert has_express_lane(Pipeline(describe_function(lambda model: None), made)) is express
+
+
+def test_who_finds_no_slot_gives_the_permit_back_and_goes_through_the_stages(face: Any) -> None:
+    fetch = decorated(face, body, ("concurrency", "rate_limit"))
+    for _ in range(4):
+        face.run(fetch, None)
+    limit, asked = fetch.__opero__.concurrency.limit, []
+    fetch.__globals__["_opero_run"] = face.of(lambda call: asked.append(limit.in_flight))
+    face.run(fetch, None)
+    assert asked == [0]
+    assert fetch.stats.calls == 5
+
+
+def test_an_open_circuit_refuses_before_anything_is_taken(face: Any) -> None:
+    fetch = decorated(face, body, GUARDS)
+    fetch.__opero__.circuit.breaker.force_open()
+    with pytest.raises(CircuitOpenError):
+        face.run(fetch, None)
+    held = held_by(fetch)
+    assert (held["permits"], held["slots"], held["stats"]["calls"]) == (0, 4, 1)
+
+
+def test_a_retry_has_what_is_left_of_the_deadline(face: Any) -> None:
+    ends = []
+
+    def broken(errors: Any) -> Any:
+        ends.append(in_force())
+        if errors is not None:
+            raise KeyError
+
+    fetch = decorated(face, broken, ("deadline",))
+    with pytest.raises(KeyError):
+        face.run(fetch, [])
+    first, retry = ends[1:]
+    assert retry == pytest.approx(first, abs=1e-6)
+
+
+@pytest.mark.parametrize("by_stages", [False, True])
+@pytest.mark.parametrize("timeout", [None, 5])
+def test_a_task_that_its_deadline_cuts_short_has_not_failed(
+    by_stages: bool, timeout: float | None
+) -> None:
+    breaker = CircuitBreaker(fail_max=1)
+    limit = ConcurrencyLimit(1)
+
+    @opero(
+        cache=False,
+        retries=3,
+        deadline=0.02,
+        timeout=timeout,
+        circuit_breaker=breaker,
+        concurrency=limit,
+    )
+    async def hang() -> None:
+        await asyncio.sleep(30)
+
+    hang.__opero__.lane.closed = by_stages
+    with pytest.raises(DeadlineError, match=r"hang\(\) ran out of time during the call"):
+        asyncio.run(hang())
+    assert (hang.stats.calls, hang.stats.failures, hang.stats.gave_up) == (1, 0, 1)
+    assert (breaker.state, limit.in_flight) == ("closed", 0)
+    assert not in_force()
+
+
+@pytest.mark.parametrize("by_stages", [False, True])
+def test_a_task_that_timed_out_is_retried_within_its_deadline(by_stages: bool) -> None:
+    made = []
+
+    @opero(cache=False, retries=1, min_delay=0, timeout=0.01, deadline=60, concurrency=1)
+    async def hang_once() -> str:
+        made.append(remaining())
+        if len(made) == 1:
+            await asyncio.sleep(30)
+        return "value"
+
+    hang_once.__opero__.lane.closed = by_stages
+    assert asyncio.run(hang_once()) == "value"
+    assert made[1] < made[0]
+    assert (hang_once.stats.calls, hang_once.stats.failures) == (2, 1)
+
+
+def test_a_cancelled_task_gives_everything_back() -> None:
+    async def hang(errors: Any) -> None:
+        if errors is not None:
+            await asyncio.sleep(30)
+
+    async def main() -> Any:
+        fetch = opero(**options_of(GUARDS))(hang)
+        await fetch(None)
+        task = asyncio.create_task(fetch([]))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert fetch.__opero__.concurrency.limit.in_flight == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return fetch
+
+    known = len(switch.on)
+    fetch = asyncio.run(main())
+    held = held_by(fetch)
+    assert (held["permits"], held["deadline"], len(switch.on)) == (0, None, known)
+    assert held["circuit"].failures == 0
