@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 from typing import Any
 
@@ -92,6 +93,19 @@ def test_all_values_open_is_a_refusal_at_once() -> None:
     with pytest.raises(CircuitOpenError):
         ask()
     assert ask.stats.calls == 2
+
+
+def test_nobody_queues_only_to_be_refused(face: Any, clock: Any) -> None:
+    breaker, limiter = CircuitBreaker("svc"), RateLimiter("1/minute")
+    full = ConcurrencyLimit(1, queue=0)
+    assert full.try_acquire()
+    limiter.pause(30)
+    breaker.force_open()
+    for guard in ({"concurrency": full}, {"rate_limit": limiter}):
+        fetch = opero(cache=False, circuit_breaker=breaker, **guard)(face.of(lambda: None))
+        with pytest.raises(CircuitOpenError):
+            face.run(fetch)
+    assert clock.sleeps == []
 
 
 def test_a_refused_call_takes_no_slot() -> None:
@@ -207,6 +221,37 @@ def test_a_function_that_waits_for_its_own_permit_is_told_so(face: Any) -> None:
     with pytest.raises(OperoUsageError, match=r"again\(\) is called within itself"):
         face.run(fetch, 2)
     assert fetch.__opero__.concurrency.limit.in_flight == 0
+
+
+def test_a_function_that_waits_for_its_own_permit_is_told_so_through_the_threads_of_a_timeout() -> (
+    None
+):
+    @opero(cache=False, retries=0, concurrency=2, timeout=5)
+    def again(depth: int) -> str:
+        return again(depth - 1) if depth else "end"
+
+    assert again(1) == "end"
+    with pytest.raises(OperoUsageError, match=r"again\(\) is called within itself"):
+        again(2)
+    assert again.__opero__.concurrency.limit.in_flight == 0
+
+
+def test_a_call_that_was_left_behind_does_not_wait_for_its_own_permit() -> None:
+    left_behind, ended = threading.Event(), queue.SimpleQueue[str]()
+
+    @opero(cache=False, retries=0, concurrency=1, timeout=0.05)
+    def again(depth: int) -> None:
+        if depth:
+            left_behind.wait(5)
+            try:
+                again(depth - 1)
+            except Exception as error:  # noqa: BLE001 - whatever comes is told
+                ended.put(str(error))
+
+    with pytest.raises(CallTimeoutError):
+        again(1)
+    left_behind.set()
+    assert "is called within itself" in ended.get(timeout=5)
 
 
 def test_who_waits_for_somebody_elses_permit_waits(face: Any) -> None:

@@ -20,6 +20,7 @@ from opero.core.deadline import (
     Deadline,
     deadline,
     in_force,
+    innermost,
     overdue,
     remaining,
     require_time,
@@ -190,6 +191,21 @@ async def test_a_task_that_outlives_the_block_is_not_bounded_by_it(clock):
         clock.advance(20)
     go_on.set()
     assert await task == (pytest.approx(10), pytest.approx(30))
+
+
+@pytest.mark.asyncio
+async def test_blocks_that_were_left_are_not_kept_alive():
+    async def child():
+        await left.wait()
+        with deadline(5):
+            return innermost().outer
+
+    left = asyncio.Event()
+    with deadline(10), deadline(20):
+        task = asyncio.create_task(child())
+        await asyncio.sleep(0)
+    left.set()
+    assert await task is None
 
 
 @pytest.mark.asyncio

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from typing import Any
 
 import pytest
@@ -84,11 +85,11 @@ def body(errors: Any) -> Any:
     "errors",
     [
         [None],
-        [KeyError(1), None],
-        [KeyError(1), KeyError(2)],
-        [UnlikeError("x")],
-        [KeyboardInterrupt()],
-        [KeyError(1), KeyboardInterrupt()],
+        [KeyError, None],
+        [KeyError, KeyError],
+        [UnlikeError],
+        [KeyboardInterrupt],
+        [KeyError, KeyboardInterrupt],
     ],
     ids=["fine", "retried", "spent", "final", "interrupted", "interrupted later"],
 )
@@ -142,6 +143,42 @@ def test_who_finds_no_slot_gives_the_permit_back_and_goes_through_the_stages(fac
     face.run(fetch, None)
     assert asked == [0]
     assert fetch.stats.calls == 5
+
+
+def stolen(limit: ConcurrencyLimit, monkeypatch: Any) -> None:
+    """Let somebody else take the permit that is given back next."""
+    release = limit.release
+
+    def give_back() -> None:
+        monkeypatch.undo()
+        release()
+        assert limit.try_acquire()
+
+    monkeypatch.setattr(limit, "release", give_back)
+
+
+def test_who_has_failed_needs_no_permit_to_say_so(face: Any, monkeypatch: Any) -> None:
+    def broken(errors: Any) -> None:
+        if errors is not None:
+            raise KeyError
+
+    limit = ConcurrencyLimit(1, queue=0)
+    fetch = opero(cache=False, retries=0, concurrency=limit)(face.of(broken))
+    face.run(fetch, None)
+    stolen(limit, monkeypatch)
+    with pytest.raises(KeyError):
+        face.run(fetch, [])
+
+
+def test_who_has_failed_does_not_wait_for_itself(face: Any, monkeypatch: Any) -> None:
+    fetch = decorated(face, body, ("concurrency",))
+    limit = fetch.__opero__.concurrency.limit
+    timer = threading.Timer(0.02, limit.release)
+    stolen(limit, monkeypatch)
+    timer.start()
+    face.run(fetch, iter([KeyError, None]))
+    timer.join()
+    assert limit.in_flight == 0
 
 
 def test_an_open_circuit_refuses_before_anything_is_taken(face: Any) -> None:

@@ -278,7 +278,7 @@ class Bulkhead:
             )
 
     def _refuse_circle(self, code: CodeType) -> None:
-        """Raise if the calls around this one, in its thread or task, hold all permits.
+        """Raise if the calls around this one hold all permits.
 
         Looked for only by those who have to wait, so that nobody else pays for it. `code` is that
         of the adapter, whose frames are the calls that hold a permit.

@@ -4,12 +4,21 @@
 from __future__ import annotations
 
 from types import CodeType, FrameType
+from typing import Protocol
+
+from opero.core.spare_threads import job_in
 
 __all__ = ["held_around"]
 
 
-def held_around(frame: FrameType | None, code: CodeType, limit: object) -> int:
-    """Count the permits of a limit that the calls around one hold, in its thread or task.
+class _Limit(Protocol):
+    def release(self) -> None: ...
+
+
+def held_around(frame: FrameType | None, code: CodeType, limit: _Limit) -> int:
+    """Count the permits of a limit that the calls around one hold.
+
+    They are in its thread or task, and in those that wait for it because of a `timeout`.
 
     Args:
         frame: Where to begin; what is around it is looked at.
@@ -19,11 +28,17 @@ def held_around(frame: FrameType | None, code: CodeType, limit: object) -> int:
     held = 0
     while frame is not None:
         held += _holds(frame, code, limit)
-        frame = frame.f_back
+        job = job_in(frame)
+        if job is None:
+            frame = frame.f_back
+            continue
+        # A call that was left behind has taken the permit over.
+        held += job.calls_then(limit.release)
+        frame = job.asker()
     return held
 
 
-def _holds(frame: FrameType, code: CodeType, limit: object) -> bool:
+def _holds(frame: FrameType, code: CodeType, limit: _Limit) -> bool:
     """Tell whether a frame is that of a call that holds a permit: in the stage, or on its express lane."""
     if frame.f_code is code:
         return frame.f_locals.get("limit") is limit

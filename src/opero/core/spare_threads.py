@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextvars
 import os
+import sys
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from opero.core.gate import ThreadGate
 
-__all__ = ["Job", "run_in_thread"]
+__all__ = ["Job", "job_in", "run_in_thread"]
 
 _IDLE_SECONDS = 10.0
 """How long an idle thread waits for another job before it ends."""
@@ -28,12 +30,14 @@ class Job:
     """
 
     __slots__ = (
-        "_abandoned", "_context", "_error", "_gate", "_lock", "_over", "_then", "_value", "_work",
+        "_abandoned", "_asker", "_context", "_error", "_gate", "_lock", "_over", "_then", "_value",
+        "_work",
     )  # fmt: skip
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self._work: Callable[[], Any] | None = work
         self._context: contextvars.Context | None = contextvars.copy_context()
+        self._asker = threading.get_ident()
         self._gate = ThreadGate()
         self._lock = threading.Lock()
         self._then: Callable[[], object] | None = None
@@ -92,6 +96,14 @@ class Job:
         if over:
             callback()
 
+    def calls_then(self, callback: Callable[[], object]) -> bool:
+        """Tell whether `callback` is what will be called when the work is over."""
+        return self._then == callback
+
+    def asker(self) -> FrameType | None:
+        """Return where the thread that waits for the outcome stands; None if nobody does any more."""
+        return None if self._abandoned else sys._current_frames().get(self._asker)  # noqa: SLF001 - there is no other way
+
     def outcome(self) -> Any:
         """Return the value or raise the error, once; the job keeps neither."""
         error, self._error = self._error, None
@@ -103,6 +115,11 @@ class Job:
                 del error
         value, self._value = self._value, None
         return value
+
+
+def job_in(frame: FrameType) -> Job | None:
+    """Return the job that a frame runs, None if it runs none: what is around it is in another thread."""
+    return frame.f_locals["self"] if frame.f_code is Job.run.__code__ else None
 
 
 class _Spare:

@@ -218,10 +218,12 @@ def format_seconds(seconds: float) -> str:
     """Write seconds for people: 0.1 s, 90 s, 15 min, 1 h, 7 d.
 
     Example:
-        >>> format_seconds(3600), format_seconds(0.25), format_seconds(90)
-        ('1 h', '0.25 s', '90 s')
+        >>> format_seconds(3600), format_seconds(3599.9), format_seconds(0.25), format_seconds(90)
+        ('1 h', '1 h', '0.25 s', '90 s')
     """
+    if 100 <= seconds < math.inf:
+        seconds = round(seconds)
     for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= size and not seconds % size and seconds >= 2 * size - (unit != "min") * size:
-            return f"{seconds / size:g} {unit}"
+            return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.3g} s" if seconds < 100 else f"{seconds:.0f} s"
