@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,6 +51,20 @@ def test_a_throttled_value_is_skipped_until_it_has_cooled_down(face: Any, clock:
     answers.append(face.run(ask))
     assert answers == ["b", "b", "b", "a"]
     assert [model for model, _ in service.asked] == ["a", "b", "b", "b", "a"]
+
+
+def test_a_value_whose_response_is_rejected_cools_down_as_well(face: Any, clock: Any) -> None:
+    asked = []
+
+    def ask(model: Any = ("a", "b")) -> Any:
+        asked.append(model)
+        return SimpleNamespace(status_code=429 if model == "a" else 200, retry_after=20)
+
+    fetch = opero(
+        cache=False, arg_fallback="model", retry_if_result=lambda answer: answer.status_code == 429
+    )(face.of(ask))
+    assert [face.run(fetch).status_code for _ in range(2)] == [200, 200]
+    assert asked == ["a", "b", "b"]
 
 
 def test_variants_of_a_function_share_what_they_know(face: Any, clock: Any) -> None:

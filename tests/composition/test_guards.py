@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -182,6 +183,20 @@ def test_a_request_to_wait_is_a_floor_under_the_pause() -> None:
     with fake_clock() as clock:
         assert fetch() == "ok"
     assert clock.sleeps == [7.0]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_response_that_is_rejected_says_how_long_to_wait(
+    face: Any, clock: Any, status: int
+) -> None:
+    busy = SimpleNamespace(status_code=status, headers={"Retry-After": "7"})
+    fine = SimpleNamespace(status_code=200, headers={})
+    answers = iter([busy, fine])
+    fetch = opero(cache=False, retry_if_result=lambda answer: answer.status_code in (429, 503))(
+        face.of(lambda: next(answers))
+    )
+    assert face.run(fetch) is fine
+    assert clock.sleeps == [7]
 
 
 def test_a_request_to_wait_too_long_fails_at_once_and_says_so() -> None:

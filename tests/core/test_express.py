@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import threading
 from typing import Any
 
@@ -28,6 +29,9 @@ GUARDS = {
     "deadline": lambda: 90,
 }
 SETS = [names for n in range(len(GUARDS) + 1) for names in itertools.combinations(GUARDS, n)]
+
+
+_TIMES = re.compile(r",? ?(in )?[\d.]+ s( after the first failure)?")
 
 
 class UnlikeError(Exception):
@@ -68,7 +72,8 @@ def outcome_of(face: Any, fetch: Any, errors: list[Any]) -> Any:
     try:
         return face.run(fetch, iter(errors))
     except BaseException as error:  # noqa: BLE001 - whatever it is, both ways must end alike
-        return type(error), str(error), getattr(error, "__notes__", None)
+        notes = "\n".join(getattr(error, "__notes__", ()))
+        return type(error), str(error), _TIMES.sub("", notes)
 
 
 def body(errors: Any) -> Any:
