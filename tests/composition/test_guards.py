@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter, failures, opero
+from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter, events, failures, opero
 from opero.errors import BulkheadFullError, CallTimeoutError, CircuitOpenError, OperoUsageError
 from opero.testing import capture_events, fake_clock, flaky
 
@@ -37,16 +37,42 @@ def test_explain_shows_the_guards_in_the_order_in_which_they_are_passed() -> Non
 # --- circuit breaker --------------------------------------------------------------------------------
 
 
-def test_a_call_that_trips_the_breaker_and_is_refused_then_ends_with_its_own_error() -> None:
-    breaker = CircuitBreaker("svc", fail_max=2)
-    fetch = opero(cache=False, retries=5, min_delay=0, circuit_breaker=breaker)(broken)
-    with pytest.raises(ConnectionError) as caught:
-        fetch()
+def test_a_call_that_trips_the_breaker_ends_with_its_own_error(face: Any, clock: Any) -> None:
+    breaker = CircuitBreaker("svc", fail_max=2, jitter=0)
+    fetch = opero(cache=False, retries=5, min_delay=1, circuit_breaker=breaker)(face.of(broken))
+    with capture_events(events.RetryScheduled) as told, pytest.raises(ConnectionError) as caught:
+        face.run(fetch)
     assert len(failures(caught.value)) == 2
-    assert "then CircuitOpenError: circuit 'svc' is open" in caught.value.__notes__[0]
+    # Nobody pauses only to be refused.
+    assert len(clock.sleeps) == len(told) == 1
+    assert "circuit 'svc' is open for another 30 s" in caught.value.__notes__[0]
     with pytest.raises(CircuitOpenError):
-        fetch()
+        face.run(fetch)
     assert fetch.stats.calls == 2
+
+
+def test_a_pause_that_a_circuit_does_not_outlast_is_made(face: Any, clock: Any) -> None:
+    breaker = CircuitBreaker(fail_max=1, reset_timeout=3, jitter=0)
+    answer = flaky("value", failures=1)
+    fetch = opero(cache=False, min_delay=3, circuit_breaker=breaker)(face.of(lambda: answer()))  # noqa: PLW0108 - a coroutine function is made of it
+    assert face.run(fetch) == "value"
+    assert breaker.state == "closed"
+
+
+def test_who_finds_the_circuit_open_after_a_pause_ends_with_the_last_real_error(
+    face: Any, clock: Any
+) -> None:
+    breaker = CircuitBreaker("svc", fail_max=9)
+
+    def opens(event: Any) -> None:
+        if isinstance(event, events.RetryScheduled):
+            breaker.force_open()
+
+    fetch = opero(cache=False, circuit_breaker=breaker, on_event=opens)(face.of(broken))
+    with pytest.raises(ConnectionError) as caught:
+        face.run(fetch)
+    assert "then CircuitOpenError: circuit 'svc' is held open" in caught.value.__notes__[0]
+    assert (len(clock.sleeps), fetch.stats.calls) == (1, 1)
 
 
 def test_the_express_lane_of_a_closed_circuit_counts_like_the_stage(face: Any) -> None:

@@ -16,6 +16,7 @@ from weakref import finalize
 from opero.core import ambient
 from opero.core.breaker import FREE, CircuitBreaker, CircuitState, CircuitStats
 from opero.core.cooldown import part_key
+from opero.core.units import format_seconds
 from opero.errors import CircuitOpenError
 from opero.events import Handler, Subscription
 
@@ -145,6 +146,21 @@ class Circuit:
         """
         soonest = min(waits)
         return CircuitOpenError(self.breaker.name, soonest if math.isfinite(soonest) else None)
+
+    def outlasts(self, call: Call, pause: float) -> str | None:
+        """Tell why a call would still be refused after a pause; None if it might not.
+
+        With several fallback values that is not known: each has a breaker of its own.
+        """
+        if ambient.disabled() or (self._several is not None and self._several(call)):
+            return None
+        breaker = self.breaker
+        wait = breaker.refuses()
+        # While a probe is under way nobody knows how long it takes.
+        if wait is None or wait <= pause or breaker.state is CircuitState.HALF_OPEN:
+            return None
+        more = f" for another {format_seconds(round(wait, 3))}" if math.isfinite(wait) else ""
+        return f"circuit {breaker.name!r} is open{more}"
 
     def skips(self, call: Call, error: Exception) -> bool:
         """Tell whether an error is the refusal of the call's own value, so that the next may be

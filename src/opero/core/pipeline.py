@@ -117,8 +117,9 @@ class Pipeline:
         self.rate_limit = self._rate_limit(origin, changed)
         self.concurrency = self._concurrency(origin, changed)
         self.circuit = self._circuit(origin, changed)
-        if self.fallback is not None:
-            self.fallback.circuit = self.circuit
+        for stage in (self.retry, self.fallback):
+            if stage is not None:
+                stage.circuit = self.circuit
         self.timeout = self._timeout()
         self.invoke = Invoke(
             _callable(info),

@@ -18,6 +18,7 @@ from opero.core.units import format_seconds
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
+    from opero.core.circuit import Circuit
     from opero.core.function import FunctionInfo
     from opero.core.retry_budget import RetryBudget
     from opero.core.stage import Emitter
@@ -43,6 +44,7 @@ class Retry:
 
     Attributes:
         within: Names of such functions, as far as they are known.
+        circuit: Breaker that each call passes, or None; nobody pauses only to be refused by it.
     """
 
     name = "retry"
@@ -60,6 +62,7 @@ class Retry:
         self.policy = policy
         self.budget = budget
         self.within: dict[str, None] = {}
+        self.circuit: Circuit | None = None
         self._nested = nested
         self._owner = info.owner
         self._stats = stats
@@ -116,6 +119,8 @@ class Retry:
                 if state.pause_refused is not None:
                     self._overdue(call, state.pause_refused)
                 raise
+            if self._refused_after(call, delay):
+                raise error
             if self.budget is not None and not self.budget.withdraw():
                 self._spent(call, self.budget)
                 raise error
@@ -144,6 +149,13 @@ class Retry:
                 self.within[each.name] = None
         last = found[-1]
         return None if last is None or None in found else last.name
+
+    def _refused_after(self, call: Call, pause: float) -> bool:
+        """Take note of a circuit that will be open for longer than a pause; tell whether it will."""
+        refusal = None if self.circuit is None else self.circuit.outlasts(call, pause)
+        if refusal is not None:
+            call.remark = refusal
+        return refusal is not None
 
     def _spent(self, call: Call, budget: RetryBudget) -> None:
         """Take note that the call ends because there have been too many retries of late."""
