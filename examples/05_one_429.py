@@ -52,13 +52,15 @@ refused = next(entry.at for entry in log if entry.outcome == "429")
 meanwhile = [entry for entry in log if refused < entry.at < refused + PAUSE]
 last = max(entry.at for entry in log)
 
-# One character is 25 ms of the server's time.
 strip = ["·"] * (round(last / 0.025) + 1)
 for entry in log:
     place = round(entry.at / 0.025)
     strip[place] = "✗" if entry.outcome == "429" else "▪" if strip[place] == "·" else strip[place]
 for start in range(0, len(strip), 80):
     print(f"{start * 0.025:5.1f} s  {''.join(strip[start : start + 80])}")
+print(
+    "         ▪ answered  ✗ 429  · nobody called     one character is 25 ms of the server's time\n"
+)
 print(f"{ask.stats.calls} calls for {CALLERS} callers, {ask.stats.failures} of them refused")
 print(f"calls in the {PAUSE} s that the server asked for: {len(meanwhile)}")
 print(ask.explain())

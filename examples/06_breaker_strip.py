@@ -53,7 +53,7 @@ print(f"state    {states}")
 print("         · answered  ✗ failed  (blank) refused at once     ▁ closed  █ open  ▄ half-open\n")
 for change in changes:
     soon = f", again in {change.retry_after:.1f} s" if change.retry_after else ""
-    print(f"{change.old_state} → {change.new_state}{soon}")
+    print(f"{change.old_state} → {change.new_state}{soon}".replace("_", "-"))
 dead = [entry for entry in log if entry.outcome == "503"]
 print(f"\nof {len(callers)} callers {len(dead)} met the dead backend, the others were spared")
 print(breaker)

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from opero import opero
+from opero import ConcurrencyLimit, opero
 from opero.core import ambient
+from opero.errors import DeadlineError
 from opero.events import CacheHit, RetryScheduled, event_bus
 from opero.testing import (
     FakeClock,
@@ -176,6 +177,15 @@ def test_clocks_nest() -> None:
         ambient.clock().sleep(7)
     assert (outer.elapsed, inner.elapsed) == (7, 5)
     assert not switch.on
+
+
+def test_what_a_real_call_takes_is_real_time() -> None:
+    limit = ConcurrencyLimit(1)
+    fetch = opero(cache=False, retries=0, concurrency=limit, deadline=0.05)(lambda: "value")
+    with fake_clock() as clock:
+        with limit, pytest.raises(DeadlineError):
+            fetch()
+        assert clock.elapsed == 0
 
 
 def test_its_repr_tells_how_far_it_is() -> None:

@@ -153,7 +153,7 @@ class FakeClock:
 
 @contextmanager
 def fake_clock() -> Iterator[FakeClock]:
-    """Let every wait of opero's own take no real time within the block.
+    """Let every pause of opero's own, and every wait for a slot, take no real time within the block.
 
     Example:
         >>> from opero import opero

@@ -329,7 +329,11 @@ def test_the_receipt_tells_what_is_left(face: Any, clock: Any) -> None:
 def test_explain_shows_it_first_and_counts_with_it() -> None:
     shown = opero(cache=False, deadline="5s", min_delay=10, max_delay=10, jitter=False)(fail)
     lines = shown.explain().splitlines()
-    assert lines[1].split(None, 2)[1:] == ["deadline", "5 s for the whole call, waits included"]
+    told = "5 s for the whole call, waits included"
+    late = f"{told}; without timeout= a call under way is not cut short"
+    assert lines[1].split(None, 2)[1:] == ["deadline", late]
+    limited = shown.with_options(timeout=1).explain().splitlines()
+    assert limited[1].split(None, 2)[1:] == ["deadline", told]
     assert lines[-1].endswith("worst case 4 calls and 5 s of pauses, then the last error")
 
 

@@ -107,7 +107,9 @@ def test_an_empty_budget_makes_a_failure_final(face: Any) -> None:
         face.run(fetch)
     assert fetch.stats.calls == 2
     assert [event.budget for event in heard] == ["svc"]
-    assert "no retry is left in <RetryBudget 'svc': 1 retries" in caught.value.__notes__[0]
+    assert (
+        "no retry is left in <RetryBudget 'svc': 1 retry for 1 call in" in caught.value.__notes__[0]
+    )
     with pytest.raises(ConnectionError):
         face.run(fetch)
     assert fetch.stats.calls == 3

@@ -292,7 +292,10 @@ def run_stage(face, stage, body, call):
 
 
 def test_it_describes_itself():
-    assert Deadline(90).describe() == "90 s for the whole call, waits included"
+    told = "90 s for the whole call, waits included"
+    assert Deadline(90).describe() == told
+    late = f"{told}; without timeout= a call under way is not cut short"
+    assert Deadline(90, cuts=False).describe() == late
 
 
 def test_a_call_and_what_it_calls_have_the_same_deadline(face, clock):

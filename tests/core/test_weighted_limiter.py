@@ -124,6 +124,18 @@ def test_a_failed_call_keeps_what_was_reserved(face, clock):
     assert not limiter.try_acquire(cost=50)
 
 
+def test_a_call_that_was_made_keeps_it_whatever_refused_within(face, clock):
+    limiter = RateLimiter("100/minute", cost=60)
+
+    def refused_within() -> None:
+        raise CircuitOpenError("another", 1.0)
+
+    fetch = opero(cache=False, retries=0, rate_limit=limiter, circuit_breaker=True)
+    with pytest.raises(CircuitOpenError):
+        face.run(fetch(face.of(refused_within)))
+    assert not limiter.try_acquire(cost=50)
+
+
 def test_a_rejected_result_is_settled(face, clock):
     limiter = RateLimiter("100/minute", cost=60, settle=tokens_of)
     ask = opero(cache=False, retries=0, rate_limit=limiter, retry_if_result=lambda r: True)(

@@ -46,8 +46,8 @@ KEY_LINES = {
     "06_breaker_strip.py": [
         "✗✗✗",
         "closed → open, again in 0.2 s",
-        "half_open → open, again in 0.4 s",
-        "half_open → closed",
+        "half-open → open, again in 0.4 s",
+        "half-open → closed",
         "met the dead backend, the others were spared",
         "<CircuitBreaker 'price' closed>",
     ],

@@ -226,16 +226,19 @@ class Deadline:
 
     Args:
         seconds: The budget of each call.
+        cuts: Whether a real call that is under way ends with it.
     """
 
     name = "deadline"
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, cuts: bool = True) -> None:
         self.seconds = seconds
+        self._cuts = cuts
 
     def describe(self) -> str:
         """Return the line for `explain()`."""
-        return f"{format_seconds(self.seconds)} for the whole call, waits included"
+        late = "" if self._cuts else "; without timeout= a call under way is not cut short"
+        return f"{format_seconds(self.seconds)} for the whole call, waits included{late}"
 
     def begin(self) -> Scope:
         """Enter the deadline of a call that begins now, on the express lane."""

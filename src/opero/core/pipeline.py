@@ -100,7 +100,10 @@ class Pipeline:
         self.deadline = (
             None
             if options.deadline is None
-            else Deadline(parse_seconds(options.deadline, "deadline"))
+            else Deadline(
+                parse_seconds(options.deadline, "deadline"),
+                cuts=options.timeout is not None or info.kind in ("async", "async_generator"),
+            )
         )
         self.cache = self._cache(origin, changed)
         if self.cache is not None:

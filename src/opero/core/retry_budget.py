@@ -152,9 +152,14 @@ class RetryBudget:
 
     def __repr__(self) -> str:
         return (
-            f"<RetryBudget {self.name!r}: {self.retries} retries for {self.calls} calls in "
+            f"<RetryBudget {self.name!r}: {_many(self.retries, 'retry', 'retries')} for "
+            f"{_many(self.calls, 'call', 'calls')} in "
             f"{format_seconds(self.window)}, {self.left} left>"
         )
+
+
+def _many(count: int, one: str, more: str) -> str:
+    return f"{count} {one if count == 1 else more}"
 
 
 def _share(name: str, value: object) -> None:
