@@ -31,7 +31,8 @@ class Row:
         call: Source of one call; `f` is the contender, `i` counts on if the row is `distinct`.
         body: Makes a fresh function to be wrapped.
         candidates: The contenders; the one named "opero" is the subject.
-        peer: Name of the contender that opero is compared with in the summary.
+        peer: Name of the contender that opero is compared with in the summary; of several, joined
+            by "or", with the fastest.
         bar: What opero is held to, if anything.
         executions: How often each call runs the body; 0 for a cache hit.
         distinct: Whether every call gets another argument.
@@ -191,7 +192,7 @@ def _guard_rows() -> Iterator[Row]:
                 "f(1)",
                 bodies.identity_async if is_async else bodies.identity,
                 (_BARE, *contenders),
-                peer=contenders[1].name,
+                peer=" or ".join(contender.name for contender in contenders[1:]),
                 bar=at_most_times(1.0),
                 is_async=is_async,
                 in_threads=not is_async and slug in ("timeout", "deadline", "stack"),

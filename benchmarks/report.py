@@ -8,6 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from benchmarks.harness import paired_ratio
+from benchmarks.results import peers_of
 
 if TYPE_CHECKING:
     from benchmarks.results import AccuracyResult, Bar, Results, RowResult
@@ -72,10 +73,10 @@ def verdict(row: RowResult) -> tuple[float, bool] | None:
     if bar["of"] == "absolute":
         value = round(median(subject), 1)
     else:
-        peer = _samples(row, row["peer"] or "")
-        if not peer:
+        peers = [found for name in peers_of(row["peer"]) if (found := _samples(row, name))]
+        if not peers:
             return None
-        value = round(paired_ratio(subject, peer), 2)
+        value = round(max(paired_ratio(subject, peer) for peer in peers), 2)
     return value, value <= bar["limit"]
 
 

@@ -45,7 +45,7 @@ class Cell(TypedDict):
 
 
 class RowResult(TypedDict):
-    """One row; `peer` names a contender, and samples of the same round share their index."""
+    """One row; `peer` is for `peers_of`, and samples of the same round share their index."""
 
     title: str
     unit: Literal["ns", "ms", "B"]
@@ -99,6 +99,16 @@ def at_most(limit: float) -> Bar:
 def at_most_times(limit: float) -> Bar:
     """A bar as a multiple of the peer."""
     return {"limit": limit, "of": "peer"}
+
+
+def peers_of(peer: str | None) -> list[str]:
+    """Return the contenders that a row is held against: one, or several joined by "or".
+
+    Example:
+        >>> peers_of("nopanic retry"), peers_of("nopanic stack or pyresilience stack")
+        (['nopanic retry'], ['nopanic stack', 'pyresilience stack'])
+    """
+    return peer.split(" or ") if peer else []
 
 
 def describe(effort: Effort) -> Meta:

@@ -66,6 +66,17 @@ def test_an_absolute_bar_needs_no_peer(opero: float, met: bool) -> None:
     assert verdict(_row([opero], [], results.at_most(1500))) == (opero, met)
 
 
+@pytest.mark.parametrize(("quick", "slow"), [("peer", "other"), ("other", "peer")])
+def test_of_several_peers_the_fastest_counts(quick: str, slow: str) -> None:
+    row = _row([100.0], [1.0], results.at_most_times(1.0))
+    row["peer"] = "peer or other"
+    row["candidates"][quick] = {"status": "ok", "samples": [80.0]}
+    row["candidates"][slow] = {"status": "ok", "samples": [200.0]}
+    assert verdict(row) == (1.25, False)
+    row["candidates"][quick] = {"status": "not installed", "samples": []}
+    assert verdict(row) == (0.5, True)
+
+
 @pytest.mark.parametrize(
     ("opero", "peer", "bar"),
     [
