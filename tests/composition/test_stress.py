@@ -41,7 +41,9 @@ class Backend:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_no_permit_is_lost_or_doubled(seed: int) -> None:
+@pytest.mark.parametrize("way", ["stages", "express lane"])
+def test_no_permit_is_lost_or_doubled(seed: int, way: str) -> None:
+    by_stages = way == "stages"
     backend = Backend(seed)
     limit = ConcurrencyLimit(IN_FLIGHT)
     limiter = RateLimiter(f"{RATE}/s")
@@ -56,8 +58,14 @@ def test_no_permit_is_lost_or_doubled(seed: int) -> None:
         "concurrency": limit,
         "rate_limit": limiter,
         "circuit_breaker": breaker,
-        "retry_budget": budget,
     }
+    if by_stages:
+        # Deadlines of others close the express lane too.
+        options["retry_budget"] = budget
+        bounded = 0.3
+    else:
+        options["deadline"] = 5
+        bounded = 0.0
 
     @opero(**options)
     def call() -> None:
@@ -69,7 +77,7 @@ def test_no_permit_is_lost_or_doubled(seed: int) -> None:
         finally:
             backend.leave()
 
-    @opero(**options)
+    @opero(**options, timeout=0.05)
     async def acall() -> None:
         pause, fails = backend.enter()
         try:
@@ -83,12 +91,15 @@ def test_no_permit_is_lost_or_doubled(seed: int) -> None:
         chance = random.Random(f"{seed} {number}")
         for _ in range(150):
             bound = deadline(chance.uniform(0, 0.02))
-            with contextlib.suppress(*EXPECTED), bound if chance.random() < 0.3 else limitless():
+            with (
+                contextlib.suppress(*EXPECTED),
+                bound if chance.random() < bounded else limitless(),
+            ):
                 call()
 
     async def one(chance: random.Random) -> None:
         bound = deadline(chance.uniform(0, 0.02))
-        with contextlib.suppress(*EXPECTED), bound if chance.random() < 0.3 else limitless():
+        with contextlib.suppress(*EXPECTED), bound if chance.random() < bounded else limitless():
             await acall()
 
     async def in_loop(number: int) -> None:
