@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import inspect
 import math
+import threading
 from typing import Any
 
 import pytest
@@ -71,15 +72,15 @@ WRONG: dict[str, list[Any]] = {
     "retry_if_result": [True, "x", 5, later],
     "deadline": [0, -1, "soon", True, math.nan],
     "retry_after_max": [-1, "soon", None, True, math.inf],
-    "retry_budget": [0.1, True, "10%", [5]],
+    "retry_budget": [0.1, True, "10%", [5], RetryBudget],
     "retry_nested": [None, 0, "no"],
     "wait": [5, "1s", tenacity.wait_fixed, later],
     "stop": [5, "1s", tenacity.stop_after_attempt, later],
     "arg_fallback": ["", 5, ("model",), b"model"],
     "fallback_on": [None, 5, (), [ValueError], ValueError(), later],
-    "rate_limit": [0, -1, "100", "fast", True, [5], math.inf],
-    "circuit_breaker": [5, 0.5, "on", [5]],
-    "concurrency": [0, -1, 1.5, "5", True, [5]],
+    "rate_limit": [0, -1, "100", "fast", True, [5], math.inf, RateLimiter, ConcurrencyLimit(5)],
+    "circuit_breaker": [5, 0.5, "on", [5], CircuitBreaker, RateLimiter("5/s")],
+    "concurrency": [0, -1, 1.5, "5", True, [5], ConcurrencyLimit, threading.Semaphore(5)],
     "timeout": [0, -1, "soon", True, math.nan],
     "secret": ["api_key", 5, None, [1]],
     "on_event": [5, "print", [5], [print, None]],

@@ -72,19 +72,32 @@ def duration_or_none(name: str, value: Any) -> None:
         raise OperoUsageError(f"{name}={value!r} must be longer than 0; None means without end.")
 
 
+def _is_made(name: str, value: Any, *verbs: str) -> bool:
+    """Tell whether a value has these verbs; the class instead of an instance is a trap.
+
+    Whether it is of our own class is not asked: that would have to be loaded first.
+    """
+    has = all(callable(getattr(value, verb, None)) for verb in verbs)
+    if has:
+        _refuse_class(name, value)
+    return has
+
+
+def _refuse_class(name: str, value: Any) -> None:
+    if isinstance(value, type):
+        raise OperoUsageError(f"{name}={value!r} is a class: write {name}={value.__name__}(...).")
+
+
 def concurrency(name: str, value: Any) -> None:
     """A whole number of calls, a shared limit or None."""
-    if value is not None and not callable(getattr(value, "release", None)):
+    if value is not None and not _is_made(name, value, "release", "try_acquire"):
         whole(1)(name, value)
 
 
 def breaker(name: str, value: Any) -> None:
     """True, False, a shared circuit breaker or None."""
-    if (
-        value is not None
-        and not isinstance(value, bool)
-        and not callable(getattr(value, "acquire", None))
-    ):
+    by_default = value is None or isinstance(value, bool)
+    if not (by_default or _is_made(name, value, "acquire", "force_open")):
         raise OperoUsageError(
             f"{name}={value!r} must be True or a CircuitBreaker; None means without."
         )
@@ -92,7 +105,7 @@ def breaker(name: str, value: Any) -> None:
 
 def budget(name: str, value: Any) -> None:
     """A shared retry budget or None."""
-    if value is not None and not callable(getattr(value, "withdraw", None)):
+    if value is not None and not _is_made(name, value, "deposit", "withdraw"):
         raise OperoUsageError(
             f"{name}={value!r} must be a RetryBudget, for example RetryBudget(ratio=0.1), or None."
         )
@@ -121,8 +134,7 @@ def callable_or_none(name: str, value: Any) -> None:
 def strategy(name: str, value: Any) -> None:
     """A tenacity strategy or a callable like it; the class instead of an instance is a trap."""
     callable_or_none(name, value)
-    if isinstance(value, type):
-        raise OperoUsageError(f"{name}={value!r} is a class: write {name}={value.__name__}(...).")
+    _refuse_class(name, value)
 
 
 def _not_async(name: str, value: Any) -> None:
@@ -188,7 +200,9 @@ def store(name: str, value: Any) -> None:
 
 def rate(name: str, value: Any) -> None:
     """A rate, a limiter or None."""
-    if value is not None and not callable(getattr(value, "wait", None)):
+    # A concurrency limit is waited for too.
+    made = value is None or (_is_made(name, value, "wait") and not hasattr(value, "in_flight"))
+    if not made:
         parse_windows(value, name)
 
 
