@@ -316,8 +316,6 @@ def test_a_cancelled_task_leaves_the_key_to_others(backend, calls):
 def test_big_values(face, backend, size):
     if size > 10**6 and backend != "memory" and not isinstance(backend, str):
         pytest.skip("copied by nobody but opero")
-    if size > 20_000_000 and str(backend).startswith("unix:"):
-        pytest.skip("a busy server may take longer than a call waits for it")
     value = bytes(size)
     f, _ = make(face, lambda x: value, backend)
     assert face.run(f) == value

@@ -5,7 +5,8 @@
     envelope    what lies around a stored value: when it was stored, when it expires, a checksum
     coded       `CodedStore`: entries of one function in such a store
     disk        `"disk"`: SQLite and files in a folder; `folder` says which, `database` is how
-    redis       `"redis"`: a server; `redis_engine` and `redis_lines` talk to it
+    redis       `"redis"`: a server, to which `redis_engine` talks; `redis_wires` and `redis_lines` are
+                its connections, of threads and of event loops
     rest        leaving alone what does not answer
     guest       how twat-cache is imported without the host program noticing
 

@@ -162,7 +162,7 @@ class RedisStore:
         """As `clear`."""
         cursor = removed = 0
         while True:
-            cursor, names = await self._aask(say.scan(cursor, prefix))
+            cursor, names = say.scanned(await self._aask(say.scan(cursor, prefix)))
             if names:
                 removed += await self._aask(say.remove(names))
             if not cursor:
@@ -235,7 +235,7 @@ class RedisStore:
     def _scan(self, prefix: str) -> Iterator[list[bytes]]:
         cursor = 0
         while True:
-            cursor, names = self._ask(say.scan(cursor, prefix))
+            cursor, names = say.scanned(self._ask(say.scan(cursor, prefix)))
             yield names
             if not cursor:
                 return

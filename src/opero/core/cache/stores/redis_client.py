@@ -1,28 +1,22 @@
 # this_file: src/opero/core/cache/stores/redis_client.py
-"""The room of the library `redis`: its clients, and its errors in our words.
+"""The room of the library `redis`: its connections, and its errors in our words.
 
-A client makes one attempt per command and does not wait long: what would be a stall of seconds is
-a miss.
+A command is tried once and does not wait long: what would be a stall of seconds is a miss.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from redis import Redis
 from redis import exceptions as errors
-from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio import ConnectionPool as AsyncPool
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-if TYPE_CHECKING:
-    from redis.asyncio.client import Redis as AnyAsyncRedis
-
-__all__ = ["CONNECTIONS", "async_client", "client", "is_down", "reason"]
-
-CONNECTIONS: Final = 16
-"""Most connections of one event loop; tasks beyond wait for their turn."""
+__all__ = ["async_connector", "client", "connector", "is_down", "is_gone", "is_refusal", "reason"]
 
 _CONNECT: Final = 1.0
 _ANSWER: Final = 1.0
@@ -36,13 +30,16 @@ def client(url: str) -> Redis:
     return made
 
 
-def async_client(url: str) -> AnyAsyncRedis:
-    """Return a client for the event loop that it is first used in."""
-    made: AnyAsyncRedis = AsyncRedis.from_url(
-        url, retry=AsyncRetry(NoBackoff(), 0), max_connections=CONNECTIONS, **_settings()
-    )
-    made.set_retry(AsyncRetry(NoBackoff(), 0))
-    return made
+def connector(client: Redis) -> Callable[[], Any]:
+    """Return what makes connections of a client's kind, past its pool: that costs more than a command."""
+    pool = client.connection_pool
+    return lambda: pool.connection_class(**pool.connection_kwargs)
+
+
+def async_connector(url: str) -> Callable[[], Any]:
+    """Return what makes connections for event loops."""
+    pool = AsyncPool.from_url(url, retry=AsyncRetry(NoBackoff(), 0), **_settings())
+    return lambda: pool.connection_class(**pool.connection_kwargs)
 
 
 def _settings() -> dict[str, Any]:
@@ -50,7 +47,19 @@ def _settings() -> dict[str, Any]:
         "socket_connect_timeout": _CONNECT,
         "socket_timeout": _ANSWER,
         "decode_responses": False,
+        # The newer one brings messages that nobody has asked for, and a log line where it fails.
+        "protocol": 2,
     }
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether an error is the server's answer to a command, so that the connection is good."""
+    return isinstance(error, errors.ResponseError)
+
+
+def is_gone(error: BaseException) -> bool:
+    """Whether an error says that the connection has ended, perhaps long ago."""
+    return isinstance(error, errors.ConnectionError | ConnectionError)
 
 
 def is_down(error: Exception) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 __all__ = [
     "Command", "claim", "delete", "entry", "get", "inspect", "key_of", "put", "release", "remove", "scan",
+    "scanned",
 ]  # fmt: skip
 
 Command = tuple[Any, ...]
@@ -68,12 +69,15 @@ def remove(names: list[bytes]) -> Command:
 
 
 def scan(cursor: int, prefix: str) -> Command:
-    """Ask for the next keys that begin with a text, none of whose characters is a wildcard.
-
-    The answer is the next cursor, 0 at the end, and the keys, perhaps none.
-    """
+    """Ask for the next keys that begin with a text, none of whose characters is a wildcard."""
     pattern = _WILD.sub(rb"\\\g<0>", entry(prefix)) + b"*"
     return "SCAN", cursor, "MATCH", pattern, "COUNT", _BATCH
+
+
+def scanned(answer: Any) -> tuple[int, list[bytes]]:
+    """Return what a scan has answered: the next cursor, 0 at the end, and the keys, perhaps none."""
+    cursor, names = answer
+    return int(cursor), names
 
 
 def inspect(name: bytes) -> tuple[Command, Command]:

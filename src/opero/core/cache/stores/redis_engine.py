@@ -13,6 +13,8 @@ from typing import Any
 
 from opero.core.cache.stores import redis_commands as say
 from opero.core.cache.stores.guest import unnoticed
+from opero.core.cache.stores.redis_client import connector
+from opero.core.cache.stores.redis_wires import Wires
 
 with unnoticed():
     from twat_cache.config import CacheConfig
@@ -27,27 +29,21 @@ class RedisEngine(RedisCacheEngine[Any, Any]):
 
     Args:
         client: A client of the library `redis`, with one attempt per command and short timeouts.
+
+    Attributes:
+        ask: `ask(*command)` sends a command and returns its answer.
+        ask_many: `ask_many(commands)` does so for several in one round trip.
     """
 
     def __init__(self, client: Any) -> None:
         # Past the parent's own `__init__`: it would make a client that waits, and ping the server.
         BaseCacheEngine.__init__(self, CacheConfig())
         self._redis = client
-        self._client = client  # the same, but no annotation of the parent's knows its type
         self._namespace = "opero"
         self._compress = False
-
-    def ask(self, *command: Any) -> Any:
-        """Send a command and return its answer."""
-        return self._client.execute_command(*command)
-
-    def ask_many(self, commands: list[say.Command]) -> list[Any]:
-        """Send commands in one round trip and return their answers."""
-        line = self._client.pipeline(transaction=False)
-        for command in commands:
-            line.execute_command(*command)
-        answers: list[Any] = line.execute()
-        return answers
+        self._wires = wires = Wires(connector(client))
+        self.ask = wires.ask
+        self.ask_many = wires.ask_many
 
     def _get_cached_value(self, key: Any) -> Any:
         return self.ask(*say.get(key))
@@ -55,11 +51,16 @@ class RedisEngine(RedisCacheEngine[Any, Any]):
     def _set_cached_value(self, key: Any, value: Any) -> None:
         self.ask(*say.put(key, value, self._config.ttl))
 
+    def cleanup(self) -> None:
+        """Close the connections."""
+        self._wires.close()
+        super().cleanup()
+
     def clear(self) -> None:
         """Remove all entries of opero's, and nothing of anybody else's."""
         cursor = 0
         while True:
-            cursor, names = self.ask(*say.scan(cursor, ""))
+            cursor, names = say.scanned(self.ask(*say.scan(cursor, "")))
             if names:
                 self.ask(*say.remove(names))
             if not cursor:

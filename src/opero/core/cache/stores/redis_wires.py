@@ -1,0 +1,106 @@
+# this_file: src/opero/core/cache/stores/redis_wires.py
+"""Connections of threads: each is used by one of them at a time, and kept for the next."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from opero.core.cache.codec import Buffer
+    from opero.core.cache.stores import redis_commands as say
+
+__all__ = ["FRESH_SECONDS", "Wires", "pieces"]
+
+FRESH_SECONDS: Final = 60.0
+"""How long a connection may have been idle: what stands between us and a server forgets old ones."""
+
+_PIECE: Final = 1 << 20
+
+
+def pieces(packed: Iterable[bytes]) -> Iterator[Buffer]:
+    """Cut what is long, because a timeout counts for what is sent at once.
+
+    Example:
+        >>> [len(piece) for piece in pieces([b"$2500000", bytes(2_500_000)])]
+        [8, 1048576, 1048576, 402848]
+    """
+    for part in packed:
+        if len(part) <= _PIECE:
+            yield part
+        else:
+            view = memoryview(part)
+            yield from (view[start : start + _PIECE] for start in range(0, len(part), _PIECE))
+
+
+class Wires:
+    """The connections to one server.
+
+    Args:
+        connect: Makes one. It connects when something is sent, also after it was disconnected.
+    """
+
+    def __init__(self, connect: Callable[[], Any]) -> None:
+        self._connect = connect
+        self._idle: deque[tuple[Any, float]] = deque()  # the last one used comes first
+        self._closed = False
+
+    def ask(self, *command: Any) -> Any:
+        """Send a command and return its answer."""
+        wire, used = self._take()
+        while True:
+            try:
+                packed = wire.pack_command(*command)
+                for piece in packed if len(packed) == 1 else pieces(packed):
+                    wire.send_packed_command((piece,))
+                answer = wire.read_response()
+            except BaseException as error:
+                from opero.core.cache.stores.redis_client import is_gone, is_refusal
+
+                if is_refusal(error):
+                    self._put(wire)
+                    raise
+                # Whatever else it is, an answer may be under way, which must reach nobody else.
+                wire.disconnect()
+                if not (used and is_gone(error)):
+                    raise
+                used = False  # the server was restarted meanwhile
+            else:
+                self._put(wire)
+                return answer
+
+    def ask_many(self, commands: list[say.Command]) -> list[Any]:
+        """Send commands in one round trip and return their answers."""
+        wire = self._connect()
+        try:
+            wire.send_packed_command(wire.pack_commands(commands))
+            return [wire.read_response() for _ in commands]
+        finally:
+            wire.disconnect()
+
+    def _take(self) -> tuple[Any, bool]:
+        try:
+            wire, since = self._idle.pop()
+        except IndexError:
+            return self._connect(), False
+        if monotonic() - since < FRESH_SECONDS:
+            return wire, True
+        wire.disconnect()
+        return wire, False
+
+    def _put(self, wire: Any) -> None:
+        self._idle.append((wire, monotonic()))
+        if self._closed:
+            self.close()
+
+    def close(self) -> None:
+        """Close all connections; those in use when they are idle again."""
+        self._closed = True
+        while self._idle:
+            try:
+                wire, _ = self._idle.pop()
+            except IndexError:  # another thread has taken the last one
+                return
+            wire.disconnect()
