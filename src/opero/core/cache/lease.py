@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from opero.core import ambient
 from opero.core.cache.flight import leads_others
 from opero.core.cache.lease_keeper import (
     SECONDS,
     Lease,
+    ends_here,
     flag,
     give_back,
     held_here,
@@ -103,7 +104,9 @@ class _Wait:
         return pause if self._deadline is None else min(pause, self._deadline - now)
 
 
-_Asking = Generator[tuple[Any, ...], Any, Turn]
+_T = TypeVar("_T")
+
+_Asking = Generator[tuple[Any, ...], Any, _T]
 """Yields what to do next, and is sent what came of it."""
 
 
@@ -123,41 +126,19 @@ class Leases:
 
     def take_turn(self, call: Call, flight: Flight) -> Turn:
         """Wait while another process computes what a flight is after."""
-        asking = self._ask(call, flight)
-        try:
-            answer: Any = None
-            while True:
-                verb, *given = asking.send(answer)
-                if verb is _FIND:
-                    answer = self._lookup.find(*given)
-                elif verb is _CLAIM:
-                    answer = self._claim(*given)
-                else:
-                    ambient.clock().sleep(*given)
-        except StopIteration as end:
-            turn: Turn = end.value
-            return turn
-        finally:
-            asking.close()
+        return self._drive(self._ask(call, flight))
 
     async def atake_turn(self, call: Call, flight: Flight) -> Turn:
         """Do the same for an event loop."""
-        asking = self._ask(call, flight)
-        try:
-            answer: Any = None
-            while True:
-                verb, *given = asking.send(answer)
-                if verb is _FIND:
-                    answer = await self._lookup.afind(*given)
-                elif verb is _CLAIM:
-                    answer = await self._aclaim(*given)
-                else:
-                    await ambient.clock().asleep(*given)
-        except StopIteration as end:
-            turn: Turn = end.value
-            return turn
-        finally:
-            asking.close()
+        return await self._adrive(self._ask(call, flight))
+
+    def try_turn(self, flight: Flight) -> Turn | None:
+        """Return None instead of waiting if another process computes what a flight is after."""
+        return self._drive(self._ask_once(flight))
+
+    async def atry_turn(self, flight: Flight) -> Turn | None:
+        """Do the same for an event loop."""
+        return await self._adrive(self._ask_once(flight))
 
     def give_back(self, lease: Lease | None, flight: Flight) -> None:
         """End a lease, without waiting for the store.
@@ -169,7 +150,21 @@ class Leases:
         if lease is not None:
             give_back(lease, barren=flight.barren or flight.void)
 
-    def _ask(self, call: Call, flight: Flight) -> _Asking:
+    def _ask_once(self, flight: Flight) -> _Asking[Turn | None]:
+        lease = self._new(flight.key)
+        if lease is None:
+            return Turn(None)
+        ours = ends_here(lease)  # afterwards it may have been given back
+        try:
+            mine = yield _CLAIM, lease.key, lease
+            if mine is False and not ours:
+                return None
+            return Turn((yield _FIND, flight.key), lease if mine else None)
+        except BaseException:
+            give_back(lease)
+            raise
+
+    def _ask(self, call: Call, flight: Flight) -> _Asking[Turn]:
         key, lease, wait = flight.key, None, None
         if leads_others(flight) or (lease := self._new(key)) is None:
             return Turn((yield _FIND, key))
@@ -198,6 +193,40 @@ class Leases:
 
     # --- asking the store -------------------------------------------------------------------------
 
+    def _drive(self, asking: _Asking[_T]) -> _T:
+        try:
+            answer: Any = None
+            while True:
+                verb, *given = asking.send(answer)
+                if verb is _FIND:
+                    answer = self._lookup.find(*given)
+                elif verb is _CLAIM:
+                    answer = self._claim(*given)
+                else:
+                    ambient.clock().sleep(*given)
+        except StopIteration as end:
+            outcome: _T = end.value
+            return outcome
+        finally:
+            asking.close()
+
+    async def _adrive(self, asking: _Asking[_T]) -> _T:
+        try:
+            answer: Any = None
+            while True:
+                verb, *given = asking.send(answer)
+                if verb is _FIND:
+                    answer = await self._lookup.afind(*given)
+                elif verb is _CLAIM:
+                    answer = await self._aclaim(*given)
+                else:
+                    await ambient.clock().asleep(*given)
+        except StopIteration as end:
+            outcome: _T = end.value
+            return outcome
+        finally:
+            asking.close()
+
     def _new(self, key: Any) -> Lease | None:
         try:
             return new_lease(self._store.backend, key)
@@ -211,7 +240,7 @@ class Leases:
             mine = lease.store.claim(key, lease.owner, _span(key, lease))
             if not mine and key == lease.key and held_here(lease):
                 return None
-            return self._held(key, lease, mine)
+            return self._told(key, lease, mine)
         except Exception as error:  # noqa: BLE001 - as above
             self._failed(error)
             return None
@@ -220,15 +249,18 @@ class Leases:
         """Do the same for an event loop."""
         ask = self._store.abackend.aclaim
         try:
-            return self._held(key, lease, await ask(key, lease.owner, _span(key, lease)))
+            return self._told(key, lease, await ask(key, lease.owner, _span(key, lease)))
         except Exception as error:  # noqa: BLE001 - as above
             self._failed(error)
             return None
 
     @staticmethod
-    def _held(key: str, lease: Lease, mine: bool) -> bool:
-        if mine and key == lease.key:
-            hold(lease)
+    def _told(key: str, lease: Lease, mine: bool) -> bool | None:
+        if key == lease.key:
+            if mine:
+                hold(lease)
+            elif ends_here(lease):
+                return None
         return mine
 
     def _failed(self, error: Exception) -> None:

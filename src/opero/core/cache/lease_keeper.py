@@ -12,7 +12,6 @@ import itertools
 import os
 import secrets
 import threading
-from collections import deque
 from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from opero.core.cache.stores.protocol import ByteStore
 
-__all__ = ["SECONDS", "Lease", "flag", "give_back", "held_here", "hold", "new_lease"]
+__all__ = ["SECONDS", "Lease", "ends_here", "flag", "give_back", "held_here", "hold", "new_lease"]
 
 SECONDS: Final = 5.0
 """For how long a lease is claimed, and how long a killed holder can keep others waiting."""
@@ -62,7 +61,7 @@ def flag(key: str) -> str:
 class _Keeper:
     def __init__(self) -> None:
         self._held: dict[Lease, float] = {}
-        self._ended: deque[tuple[Lease, bool]] = deque()
+        self._ending: dict[Lease, bool] = {}
         # Reentrant, because the garbage collector may end an abandoned coroutine at any allocation.
         self._news = threading.Condition(threading.RLock())
         self._thread: threading.Thread | None = None
@@ -75,25 +74,28 @@ class _Keeper:
     def give_back(self, lease: Lease, *, barren: bool) -> None:
         with self._news:
             self._held.pop(lease, None)
-            self._ended.append((lease, barren))
+            self._ending[lease] = barren
             self._start()
             self._news.notify()
 
-    def held_by(self, thread: int, store: ByteStore, key: str) -> bool:
+    def holds(self, wanted: Lease) -> bool:
         with self._news:
             return any(
-                lease.thread == thread and lease.key == key and lease.store is store
-                for lease in self._held
+                _same(lease, wanted) and lease.thread == wanted.thread for lease in self._held
             )
+
+    def ends(self, wanted: Lease) -> bool:
+        with self._news:
+            return any(_same(lease, wanted) for lease in self._ending)
 
     def flush(self) -> None:
         """Give back what has ended."""
-        while True:
-            try:
-                ended = self._ended.popleft()
-            except IndexError:
-                return
-            _end(*ended)
+        with self._news:
+            ending = list(self._ending.items())
+        for lease, barren in ending:
+            _end(lease, barren)
+            with self._news:
+                self._ending.pop(lease, None)
 
     def _start(self) -> None:
         if self._thread is not None:
@@ -110,11 +112,11 @@ class _Keeper:
         idle_since = monotonic()
         while True:
             with self._news:
-                if not self._ended:
+                if not self._ending:
                     # Real time, whatever clock a test has installed: stores count in it.
                     self._news.wait(_RENEW_AFTER / 2)
                 now = monotonic()
-                if self._held or self._ended:
+                if self._held or self._ending:
                     idle_since = now
                 elif now - idle_since > _IDLE:
                     self._thread = None
@@ -137,6 +139,10 @@ class _Keeper:
                     self._held[lease] = monotonic() + _RENEW_AFTER
                 else:  # it had run out, because this process stood still
                     del self._held[lease]
+
+
+def _same(lease: Lease, wanted: Lease) -> bool:
+    return lease.key == wanted.key and lease.store is wanted.store
 
 
 def _end(lease: Lease, barren: bool) -> None:
@@ -171,7 +177,12 @@ def held_here(lease: Lease) -> bool:
 
     That is so if an event loop runs there: one of its tasks has it.
     """
-    return _process.keeper.held_by(lease.thread, lease.store, lease.key)
+    return _process.keeper.holds(lease)
+
+
+def ends_here(lease: Lease) -> bool:
+    """Whether another one of the same key is just being given back by this process."""
+    return _process.keeper.ends(lease)
 
 
 def give_back(lease: Lease, *, barren: bool = False) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from opero import events
+from opero.core import ambient
 from opero.core.cache.background import start_task, start_thread
 from opero.core.cache.flight import Flight, Flights, lead_nothing
 from opero.core.cache.handle import RefreshCall
@@ -16,12 +17,17 @@ from opero.core.deadline import bind_no_more
 
 if TYPE_CHECKING:
     from opero.core.cache.aging import Aging
+    from opero.core.cache.lease import Leases, Turn
     from opero.core.cache.memory import Entry
     from opero.core.cache.shelf import Shelf
     from opero.core.call import Call
     from opero.core.stage import Emitter
 
 __all__ = ["Renewal"]
+
+
+_OTHERS_LULL: Final = 1.0
+"""Seconds for which this process leaves an entry to another one that is renewing it."""
 
 
 class _Renewing(RefreshCall):
@@ -67,6 +73,7 @@ class Renewal:
         shelf: The entries.
         aging: Their ages.
         emitter: Where the function's events go.
+        leases: Single-flight across processes; None for a store that they do not share.
 
     Attributes:
         due: Tells whether a live entry is to be renewed now.
@@ -74,8 +81,12 @@ class Renewal:
             function is asynchronous.
     """
 
-    def __init__(self, shelf: Shelf, aging: Aging, emitter: Emitter) -> None:
+    def __init__(
+        self, shelf: Shelf, aging: Aging, emitter: Emitter, leases: Leases | None = None
+    ) -> None:
         self.due: Callable[[Hashable, Entry], bool] = aging.due
+        self._lulls = aging.lulls
+        self._leases = leases
         self._flights = shelf.flights
         self._make_key = shelf.keying.key
         self._emitter = emitter
@@ -101,9 +112,15 @@ class Renewal:
 
     def _run(self, again: _Renewing) -> None:
         _forget_caller()
+        leases, lease = self._leases, None
         try:
             if not self._begins(again):
                 return
+            if leases is not None:
+                turn = leases.try_turn(again.flight)
+                lease = turn and turn.lease
+                if self._needless(again.flight.key, turn):
+                    return
             left = self.rerun(again) if self.rerun is not None else None
             if isinstance(left, CoroutineType):
                 # The first call ever: only now is it known that the function returns awaitables.
@@ -116,17 +133,38 @@ class Renewal:
             self._tell(again, error)
         else:
             self._tell(again, None)
+        finally:
+            if leases is not None:
+                leases.give_back(lease, again.flight)
 
     async def _arun(self, again: _Renewing) -> None:
         _forget_caller()
+        leases, lease = self._leases, None
         try:
             if not self._begins(again) or self.rerun is None:
                 return
+            if leases is not None:
+                turn = await leases.atry_turn(again.flight)
+                lease = turn and turn.lease
+                if self._needless(again.flight.key, turn):
+                    return
             await self.rerun(again)
         except Exception as error:  # noqa: BLE001 - the old result stays, and listeners hear of it
             self._tell(again, error)
         else:
             self._tell(again, None)
+        finally:
+            if leases is not None:
+                leases.give_back(lease, again.flight)
+
+    def _needless(self, key: Hashable, turn: Turn | None) -> bool:
+        """Whether another process is renewing an entry, or just has."""
+        if turn is None:
+            # For a moment nobody needs to ask again.
+            now = ambient.clock().monotonic()
+            self._lulls.begin(key, now, _OTHERS_LULL, excused=False)
+            return True
+        return turn.entry is not None and not self.due(key, turn.entry)
 
     def _begins(self, again: _Renewing) -> bool:
         """Whether the arguments are still those of the entry: they may have been changed meanwhile."""

@@ -126,7 +126,7 @@ class Cache:
             return None
         from opero.core.cache.renewal import Renewal
 
-        return Renewal(self.shelf, self.aging, emitter)
+        return Renewal(self.shelf, self.aging, emitter, self.leases)
 
     # --- for the express lane ---------------------------------------------------------------------
 

@@ -16,17 +16,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import pytest
+from tests.conftest import Face
 
 from opero import opero
 from opero.core.cache import lease, lease_keeper
 from opero.errors import DeadlineError, StoreError
 from opero.events import CacheSkipped
-
-if TYPE_CHECKING:
-    from tests.conftest import Face
 
 PROGRAM = """
 import asyncio, os, sys, time
@@ -219,6 +217,7 @@ class World:
     running: int
     most: int
     body: Any
+    value: Any
 
 
 @pytest.fixture(autouse=True)
@@ -242,6 +241,23 @@ async def slow(x: int) -> int:
     World.calls += 1
     await asyncio.sleep(60 if World.calls == 1 else 0)
     return x
+
+
+class _Gate:
+    """An event that a thread may set for a loop."""
+
+    opened = False
+
+    async def wait(self) -> None:
+        while not self.opened:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+
+
+async def promised(x: int) -> int:
+    World.calls += 1
+    turn = World.calls
+    await World.body.wait()
+    return turn
 
 
 def promise(x: int) -> Any:
@@ -420,6 +436,138 @@ class TestInOneProcess:
             thread.join()
         assert World.calls == 6
         assert World.most > 2  # one leads, then the other five
+
+    def test_an_event_loop_goes_on_while_it_waits(self, options: dict[str, Any]) -> None:
+        async def main() -> int:
+            waiting = asyncio.create_task(opero(**options)(promised)(1))
+            turns = 0
+            while turns < 20 and not waiting.done():
+                await asyncio.sleep(0.01)
+                turns += 1
+            waiting.cancel()
+            return turns
+
+        async def lead() -> None:
+            await opero(**options)(promised)(1)
+
+        def body() -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                asyncio.run(lead())
+
+        World.body = let_go = _Gate()
+        leading = threading.Thread(target=body)
+        leading.start()
+        Crowd.wait_for(lambda: World.calls)
+        assert asyncio.run(main()) == 20
+        let_go.opened = True
+        leading.join()
+        assert World.calls == 1
+
+    def test_a_leader_that_stood_still_takes_nothing_from_its_successor(
+        self,
+        options: dict[str, Any],
+        store: Any,
+        claims: list[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Neither when it renews its lease nor when it gives it back."""
+        monkeypatch.setattr(lease, "SECONDS", 0.1)
+        monkeypatch.setattr(lease_keeper, "_RENEW_AFTER", 0.3)
+        with Busy(Face(asynchronous=False), opero(**options)(work)):
+            (key,) = set(claims)
+            Crowd.wait_for(lambda: store.claim(key, "its successor", 60))
+            Crowd.wait_for(lambda: not lease_keeper._process.keeper._held)  # a renewal was refused
+        Crowd.wait_for(lambda: not lease_keeper._process.keeper._ending)
+        assert not store.claim(key, "somebody else", 60)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+    @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+    def test_a_forked_child_gives_back_nothing_of_its_parent(
+        self, options: dict[str, Any], store: Any, claims: list[str]
+    ) -> None:
+        parent = os.getpid()
+
+        def body(x: int) -> int:
+            World.value = child = os.fork()
+            if child:
+                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+                assert not store.claim(claims[0], "somebody else", 60)
+            return x
+
+        World.body = body
+        try:
+            opero(**options)(work)(1)
+        finally:
+            if os.getpid() != parent:
+                lease_keeper._at_exit()
+                os._exit(0)
+
+    def test_one_process_renews_an_entry(self, options: dict[str, Any]) -> None:
+        options |= {"cache_ttl": 100, "cache_refresh": 0.001}
+        first, second = opero(**options)(work), opero(**options)(work)
+        assert first(1) == 2
+        time.sleep(0.11)
+        begun, let_go = threading.Event(), threading.Event()
+
+        def body(x: int) -> int:
+            begun.set()
+            assert let_go.wait(20)
+            return 3
+
+        World.body = body
+        assert first(1) == 2
+        assert begun.wait(10)
+        assert [second(1) for _ in range(20)] == [2] * 20
+        time.sleep(0.2)
+        let_go.set()
+        Crowd.wait_for(lambda: second(1) == 3)
+        assert World.calls == 2
+
+    def test_so_does_one_of_event_loops(self, options: dict[str, Any]) -> None:
+        options |= {"cache_ttl": 100, "cache_refresh": 0.001}
+
+        async def main() -> None:
+            World.body = asyncio.Event()
+            World.body.set()
+            first, second = opero(**options)(promised), opero(**options)(promised)
+            assert await first(1) == 1
+            await asyncio.sleep(0.11)
+            World.body.clear()
+            assert await first(1) == 1
+            while World.calls < 2:  # noqa: ASYNC110 - a global tells, not an event
+                await asyncio.sleep(0.01)
+            assert await asyncio.gather(*(second(1) for _ in range(20))) == [1] * 20
+            await asyncio.sleep(0.2)
+            World.body.set()
+            while await second(1) == 1:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
+            assert await second(1) == 2
+
+        asyncio.run(main())
+        assert World.calls == 2
+
+    def test_what_another_process_has_just_renewed_is_not_renewed_again(
+        self, options: dict[str, Any], store: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It was due when it was found, but is not when the lease has come."""
+        options |= {"cache_ttl": 100, "cache_refresh": 0.001}
+        first, second = opero(**options)(work), opero(**options)(work)
+        first(1)
+        time.sleep(0.11)
+        claim, claimed = store.claim, threading.Event()
+
+        def renew_before(key: str, owner: str, seconds: float) -> bool:
+            monkeypatch.setattr(store, "claim", claim)
+            second.cache.refresh(1)
+            mine = claim(key, owner, seconds)
+            claimed.set()
+            return bool(mine)
+
+        monkeypatch.setattr(store, "claim", renew_before)
+        assert first(1) == 2
+        assert claimed.wait(10)
+        time.sleep(0.05)
+        assert World.calls == 2
 
     def test_a_store_that_lends_no_leases_is_told_of_once(
         self, face: Face, options: dict[str, Any], store: Any, monkeypatch: pytest.MonkeyPatch
