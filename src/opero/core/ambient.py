@@ -1,5 +1,5 @@
 # this_file: src/opero/core/ambient.py
-"""What surrounds every call: the clock that all waits go through, and the test switch.
+"""What surrounds every call: the clock that all waits go through, the test switch, and a tape.
 
 Every pause of opero's own is a `clock().sleep(s)` or an `await clock().asleep(s)`, so that `opero.testing.fake_clock()`
 drives all of them. The express lanes read `time.monotonic` directly; they are left while a clock
@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Protocol
+from typing import Any, Protocol
 
 from opero.utils.switch import switch
 
 __all__ = [
     "Clock",
     "RealClock",
+    "Tape",
     "clock",
     "disabled",
     "install_clock",
+    "install_tape",
     "set_disabled",
+    "tape",
     "wall_offset",
 ]
 
@@ -66,14 +69,23 @@ class RealClock:
 _REAL = RealClock()
 
 
+class Tape(Protocol):
+    """Stands between callers and pipelines while calls are recorded or replayed (`opero.testing`)."""
+
+    def take(self, pipeline: Any, call: Any, /) -> Any:
+        """Answer a call; what a `Pipeline` would, be it a coroutine."""
+        ...
+
+
 class _Ambient:
     """Process-wide state; a class only so that readers see one object instead of module globals."""
 
-    __slots__ = ("clock", "disabled")
+    __slots__ = ("clock", "disabled", "tape")
 
     def __init__(self) -> None:
         self.clock: Clock = _REAL
         self.disabled = False
+        self.tape: Tape | None = None
 
 
 _ambient = _Ambient()
@@ -112,6 +124,20 @@ def set_disabled(value: bool) -> bool:
     _ambient.disabled = value
     if value != old:
         (switch.hold if value else switch.release)()
+    return old
+
+
+def tape() -> Tape | None:
+    """Return what calls are recorded on or replayed from, None if neither is done."""
+    return _ambient.tape
+
+
+def install_tape(new: Tape | None) -> Tape | None:
+    """Put a tape between callers and pipelines and return the one that was there."""
+    old = _ambient.tape
+    _ambient.tape = new
+    if (new is None) != (old is None):
+        (switch.release if new is None else switch.hold)()
     return old
 
 

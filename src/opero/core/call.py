@@ -90,6 +90,7 @@ class Call:
         tried: Clock reading at the start of the last real call, where somebody listens.
         renews: Whether it shall renew what is stored rather than look it up.
         flight: What such a call leads already, None if nothing.
+        taped: Whether it need not be recorded or replayed (any more).
     """
 
     key: Any = None
@@ -121,6 +122,7 @@ class Call:
     tried: float | None = None
     renews = False
     flight: Any = None
+    taped = False
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.args = args

@@ -134,7 +134,6 @@ class Pipeline:
         )
 
         self.lane = Lane(closed=bool(listeners) or info.kind == "sync")
-        self._open_lane = not listeners
         self._heard = bool(listeners)
         self.awaits = info.kind in ("async", "async_generator")
         self._arun: AsyncProceed | None = None
@@ -242,12 +241,14 @@ class Pipeline:
 
     def _probed(self) -> None:
         """The first result of a plain function was no awaitable: from now on its express lane may be used."""
-        self.lane.closed = not self._open_lane
+        self.lane.closed = self._heard
 
     # --- running -----------------------------------------------------------------------------------------------------
 
     def run(self, call: Call) -> Any:
         """Run a call to its end and return its value; for an asynchronous function, a coroutine that does."""
+        if switch.on and not call.taped and (tape := ambient.tape()) is not None:
+            return tape.take(self, call)
         if (switch.on or self._heard) and call.run is None and self.emitter.active:
             return self._watched(call)
         if self.awaits:

@@ -7,6 +7,7 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, cast
 
+from opero.core import ambient
 from opero.core.decorate import changed, placed, single
 from opero.core.explain import Explanation, explain
 from opero.core.map_options import MapOptions
@@ -55,17 +56,33 @@ def _mapped(pipeline: Pipeline, by: str) -> Any:
     return wrapper
 
 
+def _in_force(mapper: Mapper) -> Mapper:
+    """Return the mapper, or one whose items all pass the tape while calls are recorded or replayed."""
+    if ambient.tape() is None:
+        return mapper
+    from opero.core.pipeline import Pipeline
+
+    # A process of its own would have no tape, and what a map finds in a cache it does not call.
+    pipeline = mapper.pipeline
+    changes: dict[str, Any] = {"sequential": True}
+    if pipeline.options.cache_backend != "memory":
+        changes["cache_backend"] = "memory"
+    options = pipeline.options.replace("operomap", **changes)
+    afresh = frozenset({"sequential", "cache_backend"})
+    return type(mapper)(Pipeline(pipeline.info, options, origin=pipeline, changed=afresh))
+
+
 def _caller(mapper: Mapper) -> Callable[..., Any]:
     split = _splitter(mapper)
     if mapper.awaits:
 
         async def amapped(*args: Any, **kwargs: Any) -> list[Any]:
-            return await mapper.acollect(*split(args, kwargs))
+            return await _in_force(mapper).acollect(*split(args, kwargs))
 
         return amapped
 
     def mapped(*args: Any, **kwargs: Any) -> list[Any]:
-        return mapper.collect(*split(args, kwargs))
+        return _in_force(mapper).collect(*split(args, kwargs))
 
     return mapped
 
@@ -75,8 +92,8 @@ def _streamer(mapper: Mapper) -> Callable[..., Any]:
 
     def stream(*args: Any, **kwargs: Any) -> Any:
         """Return a lazy, closable iterator of results; it reads the input only as far as it must."""
-        found = split(args, kwargs)
-        return mapper.astream(*found) if mapper.awaits else mapper.stream(*found)
+        found, now = split(args, kwargs), _in_force(mapper)
+        return now.astream(*found) if now.awaits else now.stream(*found)
 
     return stream
 
@@ -86,8 +103,8 @@ def _reporter(mapper: Mapper) -> Callable[..., Any]:
 
     def report(*args: Any, **kwargs: Any) -> Any:
         """Run all items and return a `MapResult`: what succeeded, what failed, and whether that is all."""
-        found = split(args, kwargs)
-        return mapper.areport(*found) if mapper.awaits else mapper.report(*found)
+        found, now = split(args, kwargs), _in_force(mapper)
+        return now.areport(*found) if now.awaits else now.report(*found)
 
     report.__name__ = "map"
     return report

@@ -1,9 +1,11 @@
-# this_file: src/opero/testing.py
+# this_file: src/opero/testing/__init__.py
 """For tests of code that uses opero: no sleeping, no surprises, flaky functions on demand.
 
     with opero.testing.set_disabled():      # no retries, no waits, no caches
     with opero.testing.fake_clock() as clock:      # every pause of opero's own takes no time
     with opero.testing.capture_events() as events:
+    with opero.testing.record("calls.jsonl"):      # once, with the network
+    with opero.testing.replay("calls.jsonl"):      # ever after, without
 
 `OPERO_DISABLE=1` in the environment does from outside what `set_disabled()` does from inside.
 """
@@ -21,11 +23,24 @@ from typing import TYPE_CHECKING, Any
 
 from opero.core import ambient
 from opero.events import Event, event_bus
+from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["FakeClock", "capture_events", "fake_clock", "flaky", "is_disabled", "set_disabled"]
+    from opero.testing.recording import NotRecordedError, record, replay
+
+__all__ = [
+    "FakeClock", "NotRecordedError", "capture_events", "fake_clock", "flaky", "is_disabled",
+    "record", "replay", "set_disabled",
+]  # fmt: skip
+
+__getattr__: Callable[[str], Any]
+__dir__: Callable[[], list[str]]
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    dict.fromkeys(("NotRecordedError", "record", "replay"), "opero.testing.recording"),
+)
 
 _IDLE_ROUNDS = 3
 _PATIENCE = 1000

@@ -1,4 +1,4 @@
-# this_file: tests/test_testing.py
+# this_file: tests/testing/test_testing.py
 """What users get for tests of their own: the switch, the fake clock, flaky functions."""
 
 from __future__ import annotations
