@@ -6,6 +6,7 @@ Each maker returns a new function, because contenders must not share one.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -62,6 +63,14 @@ def small_dict() -> Function:
             "geo": {"lat": 52.5, "lon": 13.4},
             "tags": ["city", "capital"],
         }
+
+    return body
+
+
+def takes_a_turn_async() -> Function:
+    async def body(x: Any) -> Any:
+        await asyncio.sleep(0)
+        return x
 
     return body
 

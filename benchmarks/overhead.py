@@ -19,6 +19,7 @@ from benchmarks.candidates import Candidate, Function
 from benchmarks.guards import GUARDS
 from benchmarks.harness import Effort, Timer, interleaved, make_timer, missing, significant
 from benchmarks.results import Bar, Cell, RowResult, at_most, at_most_times
+from benchmarks.stores import STORES
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +271,7 @@ ROWS: tuple[Row, ...] = (
         is_async=True,
     ),
     *_guard_rows(),
+    *(Row(**facts) for facts in STORES),
     Row(
         "failing-sync",
         "two failures, then success, no pauses, sync",

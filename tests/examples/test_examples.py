@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+# Some start several interpreters, which takes its time on a busy machine.
+pytestmark = pytest.mark.timeout(120)
+
 KEY_LINES = {
     "01_first_call.py": [
         "without opero: ConnectionError",
@@ -51,6 +54,13 @@ KEY_LINES = {
         "met the dead backend, the others were spared",
         "<CircuitBreaker 'price' closed>",
     ],
+    "07_paid_batch.py": [
+        "run 1: 0 documents found",
+        "0 of them for finished documents; killed",
+        "0 of them for finished documents; reached the end",
+        "500 documents, 50",
+        "Finished calls that were repeated: 0",
+    ],
     "11_recovery.py": [
         "the first program was killed: True",
         "it has called: fetch(shop), charge(tea), charge(cocoa)",
@@ -84,7 +94,7 @@ def run(
         encoding="utf-8",
         check=False,
         env={**os.environ, "PYTHONIOENCODING": encoding, "OPERO_DISABLE": disable},
-        timeout=25,
+        timeout=100,
     )
 
 

@@ -36,6 +36,15 @@ __all__ = ["DiskEngine", "Timeout"]
 _FILE_FROM: Final = 32_768
 """Bytes from which on a value gets a file: smaller ones are quicker inside the database."""
 
+_SMALL_WRITES: Final = 16
+_BYTES_WRITTEN: Final = 262_144
+"""After so many writes or bytes it is looked whether there is room: that costs as much as a write."""
+
+_READ: Final = (
+    "SELECT mode, filename, value FROM Cache"
+    " WHERE key = ? AND raw = 1 AND (expire_time IS NULL OR expire_time > ?)"
+)
+
 _NAME: Final = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}\.val")
 _BEYOND: Final = chr(0x10FFFF)
 _FLAGS: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -44,7 +53,13 @@ _HOUR: Final = 3_600.0
 
 
 class _Bytes(Disk):  # type: ignore[misc]  # diskcache has no types
-    """Bytes to rows and files, and back; nothing is ever unpickled."""
+    """Bytes to rows and files, and back; nothing is ever unpickled.
+
+    Attributes:
+        written: Bytes since it was looked whether there is room.
+    """
+
+    written = 0
 
     def put(self, key: str) -> Any:
         """Return a key as it stands in a row."""
@@ -56,6 +71,7 @@ class _Bytes(Disk):  # type: ignore[misc]  # diskcache has no types
 
     def store(self, value: bytes, read: bool, key: object = UNKNOWN) -> Any:
         """Return what stands in a row for a value: size, mode, file name, bytes."""
+        self.written += len(value)
         if len(value) < _FILE_FROM:
             return 0, MODE_RAW, None, value
         name = os.urandom(16).hex()
@@ -135,6 +151,7 @@ class _Cache(Cache):  # type: ignore[misc]  # diskcache has no types
     def __init__(self, folder: Path, timeout: float, **settings: object) -> None:
         self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._local: threading.local  # a connection and its closer, for each thread
+        self._writes = _SMALL_WRITES  # a process may live for one write only
         wait: Any = timeout  # inferred as a whole number from its default
         super().__init__(str(folder), timeout=wait, disk=_Bytes, **settings)
 
@@ -164,6 +181,26 @@ class _Cache(Cache):  # type: ignore[misc]  # diskcache has no types
             if key.startswith("sqlite_"):
                 self.reset(key, value, update=False)
         return made
+
+    def read(self, key: str) -> bytes | None:
+        """Do what `get` does, in half the time."""
+        rows = self._con.execute(_READ, (key, time.time())).fetchall()
+        if not rows:
+            return None
+        ((mode, filename, value),) = rows
+        try:
+            found: bytes = self._disk.fetch(mode, filename, value, False)
+        except OSError:  # another process has just deleted it
+            return None
+        return found
+
+    def _cull(self, now: float, sql: Any, cleanup: Any, limit: int | None = None) -> None:
+        """Make room, not at every write; then as much as has been written meanwhile."""
+        self._writes += 1
+        if self._writes < _SMALL_WRITES and self._disk.written < _BYTES_WRITTEN:
+            return
+        writes, self._writes, self._disk.written = self._writes, 0, 0
+        super()._cull(now, sql, cleanup, limit or self.cull_limit + writes)
 
     def close(self) -> None:
         """Close this thread's connection.
@@ -207,7 +244,7 @@ class DiskEngine(DiskCacheEngine[..., bytes]):
             "key TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID"
         )
         self._execute("DELETE FROM Lease WHERE until < ?", time.time() - _HOUR)
-        self.fetch: Callable[[str], bytes | None] = self._disk_cache.get
+        self.fetch: Callable[[str], bytes | None] = self._disk_cache.read
         self._sweep()
 
     def _execute(self, statement: str, *arguments: object) -> sqlite3.Cursor:
