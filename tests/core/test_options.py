@@ -28,6 +28,12 @@ class Store:
     get = set = delete = clear = lambda *given: None
 
 
+class Codec:
+    """Has a codec's verbs."""
+
+    encode = decode = lambda *given: b""
+
+
 class HalfStore:
     get = set = lambda *given: None
 
@@ -56,6 +62,7 @@ WRONG: dict[str, list[Any]] = {
     "cache_max_bytes": [0, -1, 1.5, "64", "big", True, None],
     "cache_if": [True, "x", later],
     "cache_copy": [None, 1, "deep"],
+    "cache_codec": ["", "json", "pickle", None, 5, Store()],
     "cache_ignore": ["client", b"client", 5, None, [1], {"client": 1}],
     "cache_version": [1.5, True, ("1",)],
     "cache_stale_ttl": [0, -1, "", "60", True, math.inf],
@@ -96,6 +103,7 @@ RIGHT: dict[str, list[Any]] = {
     "cache_max_bytes": [1, "64MB", "1GiB"],
     "cache_if": [None, yes],
     "cache_copy": [True, False],
+    "cache_codec": ["auto", "plain", Codec()],
     "cache_ignore": [(), ["x"], {"x"}, frozenset({"x"})],
     "cache_version": [None, 2, "2"],
     "cache_stale_ttl": [None, 60, "1d"],

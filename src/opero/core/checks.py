@@ -198,6 +198,16 @@ def store(name: str, value: Any) -> None:
         )
 
 
+def codec(name: str, value: Any) -> None:
+    """The name of a way to encode, or an object with a codec's verbs."""
+    verbs = (getattr(value, "encode", None), getattr(value, "decode", None))
+    if value in ("auto", "plain") or (not isinstance(value, str) and all(map(callable, verbs))):
+        return
+    raise OperoUsageError(
+        f'{name}={value!r} must be "auto", "plain", or an object with encode(value) and decode(data).'
+    )
+
+
 def rate(name: str, value: Any) -> None:
     """A rate, a limiter or None."""
     # A concurrency limit is waited for too.

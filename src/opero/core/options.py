@@ -18,6 +18,7 @@ from opero.core.checks import (
     breaker,
     budget,
     callable_or_none,
+    codec,
     concurrency,
     duration,
     duration_or_none,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from opero.core.breaker import CircuitBreaker  # noqa: TC004 - see above
     from opero.core.bulkhead import ConcurrencyLimit  # noqa: TC004 - see above
     from opero.core.cache import Store  # noqa: TC004 - see above
+    from opero.core.cache.codec import Codec  # noqa: TC004 - see above
     from opero.core.checks import Check
     from opero.core.rate_limit import RateLimiter  # noqa: TC004 - see above
     from opero.core.retry_budget import RetryBudget  # noqa: TC004 - see above
@@ -114,6 +116,12 @@ class Options:
     )
     cache_copy: bool = option(
         "cache", True, boolean, "isolate mutable values; False shares one object"
+    )
+    cache_codec: str | Codec = option(
+        "cache",
+        "auto",
+        codec,
+        'how disk and redis encode: "auto", "plain" (no pickles), or an object with encode and decode',
     )
     cache_ignore: Iterable[str] = option("cache", (), names, "parameter names left out of the key")
     cache_version: str | int | None = option(

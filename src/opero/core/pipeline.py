@@ -44,6 +44,7 @@ __all__ = ["Lane", "Pipeline"]
 _STORE_OPTIONS = frozenset(
     {
         "cache_backend",
+        "cache_codec",
         "cache_copy",
         "cache_ignore",
         "cache_key",

@@ -205,7 +205,7 @@ def get_cache_context(
         cache_namespace: Contexts of one namespace see the same values; `clear_cache(namespace)`
             empties them, too.
         options: Further cache options: `cache_ttl`, `cache_maxsize`, `cache_max_bytes`,
-            `cache_copy`. The first context of a namespace decides its bounds.
+            `cache_copy`, `cache_codec`. The first context of a namespace in memory decides its bounds.
 
     Raises:
         OperoUsageError: An option is unknown or wrong.
@@ -236,7 +236,7 @@ def get_cache_context(
     # Functions have a name between the colons.
     prefix = f"{namespace_prefix(cache_namespace)}:"
     return CacheContext(
-        shared_store(cache_backend, lambda: prefix, size),
+        shared_store(cache_backend, lambda: prefix, size, made.cache_codec),
         namespace=cache_namespace,
         ttl=ttl,
         copy=made.cache_copy,
@@ -244,7 +244,7 @@ def get_cache_context(
     )
 
 
-_USED: Final = ("cache_ttl", "cache_maxsize", "cache_max_bytes", "cache_copy")
+_USED: Final = ("cache_ttl", "cache_maxsize", "cache_max_bytes", "cache_copy", "cache_codec")
 
 
 def context_stores(namespace: str | None) -> list[MemoryStore]:

@@ -15,6 +15,7 @@ from opero.core.cache.memory import EntryStore, MemoryStore, Store
 from opero.core.units import parse_size
 
 if TYPE_CHECKING:
+    from opero.core.cache.codec import Codec
     from opero.core.function import FunctionInfo
     from opero.core.options import Options
 
@@ -60,7 +61,7 @@ def make_shelf(info: FunctionInfo, options: Options) -> Shelf:
         keying = Keying(
             info, ignore=options.cache_ignore, user_key=options.cache_key, prefix=prefix
         )
-        store = shared_store(options.cache_backend, prefix, size)
+        store = shared_store(options.cache_backend, prefix, size, options.cache_codec)
         owned = isinstance(options.cache_backend, str)
         edits = Edits(info.fn, store, prefix) if owned else None
         return Shelf(store, keying, Flights(), None, edits)
@@ -72,13 +73,16 @@ def make_shelf(info: FunctionInfo, options: Options) -> Shelf:
     return Shelf(memory, keying, Flights(), instances, None)
 
 
-def shared_store(backend: str | Store, prefix: Callable[[], str], max_bytes: int) -> EntryStore:
+def shared_store(
+    backend: str | Store, prefix: Callable[[], str], max_bytes: int, codec: str | Codec
+) -> EntryStore:
     """Return entries in a store that functions share.
 
     Args:
         backend: Its text, which is not "memory", or a user's object.
         prefix: Gives what the keys begin with.
         max_bytes: Most bytes of one entry; what the place as a whole may take is at least as much.
+        codec: The option `cache_codec`; a user's object gets the values themselves.
 
     Raises:
         OperoUsageError: The text names no backend, or the object does not fit.
@@ -96,7 +100,7 @@ def shared_store(backend: str | Store, prefix: Callable[[], str], max_bytes: int
         settled,
         lambda: stores.open_store(settled),
         prefix=prefix,
-        coder=Coder(shared=stores.across_hosts(settled)),
+        coder=Coder(codec, shared=stores.across_hosts(settled)),
         max_bytes=max_bytes,
     )
 
