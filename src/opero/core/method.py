@@ -155,7 +155,7 @@ class _BoundCache:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._handle, name)
-        takes = name in ("invalidate", "refresh")
+        takes = name in ("ainvalidate", "invalidate", "key", "refresh")
         return functools.partial(value, self._instance) if takes else value
 
     def __repr__(self) -> str:

@@ -41,19 +41,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Lane", "Pipeline"]
 
-_STORE_OPTIONS = frozenset(
-    {
-        "cache_backend",
-        "cache_codec",
-        "cache_copy",
-        "cache_ignore",
-        "cache_key",
-        "cache_max_bytes",
-        "cache_maxsize",
-        "cache_namespace",
-        "cache_version",
-    }
-)
+_STORE_OPTIONS = frozenset({
+    "cache_backend", "cache_codec", "cache_copy", "cache_ignore", "cache_key", "cache_max_bytes",
+    "cache_maxsize", "cache_namespace", "cache_version",
+})  # fmt: skip
 """Options that decide what an entry is or where it lives: with one of them changed, a store cannot be shared."""
 
 

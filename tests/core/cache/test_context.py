@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 
 import pytest
 
+from opero import opero
 from opero.core.cache import clear_cache, get_cache_context
 from opero.errors import OperoUsageError, UnkeyableError
 
@@ -101,3 +103,42 @@ def test_a_forked_child_does_not_wait_for_a_lock_of_its_parent():
             work.join(5)
             os._exit(work.is_alive())
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_function_that_is_not_cached_has_no_keys():
+    with pytest.raises(OperoUsageError, match="not cached"):
+        opero(cache=False)(lambda x: x).cache.key(1)
+
+
+def test_what_is_set_by_hand_is_not_replaced_by_what_was_being_computed():
+    begun, go = threading.Event(), threading.Event()
+
+    @opero(cache_namespace="by hand")
+    def f(x):
+        begun.set()
+        go.wait(10)
+        return "computed"
+
+    with get_cache_context(cache_namespace="by hand") as cache:
+        thread = threading.Thread(target=f, args=(1,))
+        thread.start()
+        begun.wait(10)
+        cache.set(f.cache.key(1), "by hand")
+        go.set()
+        thread.join()
+        assert f(1) == "by hand"
+
+
+def test_what_is_set_for_a_method_dies_with_its_instance():
+    class Client:
+        @opero(cache_namespace="by hand")
+        def ask(self, x):
+            return x
+
+    client = Client()
+    with get_cache_context(cache_namespace="by hand") as cache:
+        cache.set(client.ask.cache.key(1), "set")
+    assert client.ask(1) == "set"
+    del client
+    gc.collect()
+    assert Client.ask.cache.info().size == 0

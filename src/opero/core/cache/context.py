@@ -10,6 +10,7 @@ from typing import Any, Final, Self
 
 from opero.core import ambient
 from opero.core.cache import awaiting
+from opero.core.cache.handle import CallKey
 from opero.core.cache.isolate import Uncopyable, freeze
 from opero.core.cache.keying import namespace_prefix
 from opero.core.cache.memory import Entry, EntryStore, MemoryStore, Store
@@ -31,9 +32,9 @@ class CacheContext:
     """Values by key, isolated like the results of functions.
 
     Use it as it is or in a `with` block, which does nothing more than name it. Keys are anything
-    that can be part of a function's
-    key: text, numbers, tuples, dataclasses and so on, by content and type. What is set on disk is there
-    for every process; `aget` and its like are for event loops.
+    that can be part of a function's key: text, numbers, tuples, dataclasses and so on, by content and
+    type. The key that `f.cache.key(...)` returns stands for the result of a call. What is set on disk
+    is there for every process; `aget` and its like are for event loops.
 
     Args:
         store: Where the values are.
@@ -60,7 +61,7 @@ class CacheContext:
 
     def get(self, key: object, default: Any = None) -> Any:
         """Return the value of `key`, or `default`."""
-        entry = self._entry(self._key(key))
+        entry = self._entry(*self._place(key))
         return default if entry is None else entry.open()
 
     def set(self, key: object, value: Any, ttl: Duration | None = _DEFAULT) -> None:
@@ -69,15 +70,16 @@ class CacheContext:
         Args:
             key: Its key.
             value: The value; later changes of the object do not reach the cache.
-            ttl: Its lifetime, None for ever; by default the context's.
+            ttl: Its lifetime, None for ever; by default the context's, for the result of a call the
+                function's.
 
         Raises:
             OperoUsageError: The value cannot be copied, or not be encoded for a store on disk or on a
                 server.
             StoreError: The store failed.
         """
-        made = self._key(key)
-        self._store.put(made, self._made(made, key, value, ttl))
+        store, made = self._place(key)
+        store.put(made, self._made(made, key, value, ttl))
 
     def delete(self, key: object) -> bool:
         """Remove a value and tell whether there was one.
@@ -85,7 +87,8 @@ class CacheContext:
         Raises:
             StoreError: The store failed.
         """
-        return self._store.delete(self._key(key))
+        store, made = self._place(key)
+        return store.delete(made)
 
     def clear(self) -> int:
         """Remove all values set through contexts of the namespace; return their number.
@@ -99,9 +102,9 @@ class CacheContext:
         """Do what `get` does without holding up the event loop."""
         if not self._store.blocking:
             return self.get(key, default)
-        made = self._key(key)
+        store, made = self._place(key)
         try:
-            entry = self._alive(made, await awaiting.read(self._store, made))
+            entry = self._alive(store, made, await awaiting.read(store, made))
         except StoreError as error:
             self._failed(error)
             return default
@@ -112,9 +115,9 @@ class CacheContext:
         if not self._store.blocking:
             self.set(key, value, ttl)
             return
-        made = self._key(key)
+        store, made = self._place(key)
         await awaiting.keep(
-            self._store,
+            store,
             made,
             lambda: self._made(made, key, value, ttl),
             unless=lambda: False,
@@ -133,7 +136,7 @@ class CacheContext:
         return await to_thread(self.clear)
 
     def __contains__(self, key: object) -> bool:
-        return self._entry(self._key(key)) is not None
+        return self._entry(*self._place(key)) is not None
 
     def __enter__(self) -> Self:
         return self
@@ -151,11 +154,21 @@ class CacheContext:
         size = "" if self._store.blocking else f": {self._store.measure()[0]} entries"
         return f"<CacheContext {self._store.name} {self._namespace!r}{size}>"
 
-    def _key(self, key: object) -> Any:
+    def _place(self, key: object) -> tuple[EntryStore, Any]:
+        """Return where the value of a key is, and under which key."""
+        if isinstance(key, CallKey):
+            cache = key.cache
+            if (cache.store.name, cache.namespace) != (self._store.name, self._namespace):
+                raise OperoUsageError(
+                    f"{key!r} belongs to the namespace {cache.namespace!r} in {cache.store.name}, not to "
+                    f"{self._namespace!r} in {self._store.name}."
+                )
+            return cache.store, key.key
         try:
-            return fast_part(key) if self._prefix is None else f"{self._prefix}{digest(key).hex()}"
+            made = fast_part(key) if self._prefix is None else f"{self._prefix}{digest(key).hex()}"
         except Unkeyable as signal:
             raise UnkeyableError(f"A key of the cache must have content: {signal}.") from None
+        return self._store, made
 
     def _made(self, made: Any, key: object, value: Any, ttl: Duration | None) -> Entry:
         """Return the entry of a value."""
@@ -165,6 +178,9 @@ class CacheContext:
         expires = math.inf if seconds is None else ambient.clock().monotonic() + seconds
         encode: Any = getattr(self._store, "entry", None)
         try:
+            if isinstance(key, CallKey):
+                lasts = key.cache.keeper.ttl if ttl is _DEFAULT else seconds
+                return key.cache.plant(made, value, lasts)
             if encode is not None:
                 entry: Entry = encode(made, value, expires)
                 return entry
@@ -173,17 +189,20 @@ class CacheContext:
             raise OperoUsageError(f"A value cannot be cached: {signal}.") from None
         return Entry(stored, expires=expires, thaw=thaw, weight=weigh(value) + weigh(key))
 
-    def _entry(self, key: Any) -> Entry | None:
+    def _entry(self, store: EntryStore, key: Any) -> Entry | None:
         try:
-            return self._alive(key, self._store.find(key))
+            return self._alive(store, key, store.find(key))
         except StoreError as error:
             self._failed(error)
             return None
 
-    def _alive(self, key: Any, entry: Entry | None) -> Entry | None:
-        if entry is None or entry.expires > ambient.clock().monotonic():
+    @staticmethod
+    def _alive(store: EntryStore, key: Any, entry: Entry | None) -> Entry | None:
+        now = ambient.clock().monotonic()
+        if entry is None or entry.expiry > now:
             return entry
-        self._store.discard(key, entry)
+        if entry.keep <= now:
+            store.discard(key, entry)
         return None
 
     def _failed(self, error: StoreError) -> None:

@@ -3,23 +3,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from opero.core.call import Call
 from opero.core.units import format_seconds
+from opero.errors import OperoUsageError
 
 if TYPE_CHECKING:
     from opero.core.cache.stage import Cache
 
-__all__ = ["CacheHandle", "CacheInfo", "RefreshCall", "format_bytes"]
+__all__ = ["CacheHandle", "CacheInfo", "CallKey", "RefreshCall", "format_bytes"]
+
+
+T = TypeVar("T")
 
 
 class RefreshCall(Call):
     """A call that does not look in the cache, but whose result is stored."""
 
     renews = True
+
+
+class CallKey:
+    """What the result of one call is stored under, for a `CacheContext`.
+
+    Attributes:
+        cache: The function's cache.
+        key: The key in its store.
+    """
+
+    __slots__ = ("cache", "key")
+
+    def __init__(self, cache: Cache, key: Hashable) -> None:
+        self.cache = cache
+        self.key = key
+
+    def __repr__(self) -> str:
+        return f"<key of a call of {self.cache.function}>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +138,48 @@ class CacheHandle:
         Until it is there, other callers get the old one; it also stays if the computation fails.
         """
         return self._run(RefreshCall(args, kwargs))
+
+    def key(self, /, *args: Any, **kwargs: Any) -> CallKey:
+        """Return the key of one call, with which a context gets, sets or deletes its result.
+
+        Raises:
+            TypeError: The arguments do not fit the function.
+            OperoUsageError: The function is not cached, or an argument has no content.
+
+        Example:
+            >>> from opero import opero
+            >>> from opero.core import get_cache_context
+            >>> @opero(cache_namespace="places")
+            ... def locate(city):
+            ...     raise ConnectionError
+            >>> with get_cache_context(cache_namespace="places") as cache:
+            ...     cache.set(locate.cache.key("Rome"), (41.9, 12.5))
+            >>> locate("Rome")
+            (41.9, 12.5)
+        """
+        key = None if self._cache is None else self._cache.key(Call(args, kwargs))
+        if self._cache is None or key is None:
+            raise OperoUsageError("The function is not cached, so its calls have no keys.")
+        return CallKey(self._cache, key)
+
+    async def aclear(self) -> int:
+        """Do what `clear` does without holding up the event loop."""
+        return await self._aside(self.clear)
+
+    async def ainvalidate(self, /, *args: Any, **kwargs: Any) -> bool:
+        """Do what `invalidate` does without holding up the event loop."""
+        return await self._aside(self.invalidate, *args, **kwargs)
+
+    async def ainfo(self) -> CacheInfo:
+        """Do what `info` does without holding up the event loop."""
+        return await self._aside(self.info)
+
+    async def _aside(self, verb: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+        if self._cache is None or not self._cache.store.blocking:
+            return verb(*args, **kwargs)
+        from asyncio import to_thread
+
+        return await to_thread(verb, *args, **kwargs)
 
     def info(self) -> CacheInfo:
         """Return counters and bounds; those of a backend named "off" for a function that is not cached."""

@@ -105,7 +105,7 @@ class Keeper:
             if ttl == 0:
                 flight.barren = True
                 return None
-            entry = self._made(flight.key, value, ttl)
+            entry = self.made(flight.key, value, ttl)
             if not (flight.void or self._store.put(flight.key, entry)):
                 self._too_heavy(flight, entry)
         except Exception as error:  # noqa: BLE001 - the caller gets the result, come what may
@@ -125,7 +125,7 @@ class Keeper:
             entry, well = await awaiting.keep(
                 self._store,
                 flight.key,
-                lambda: self._made(flight.key, value, ttl),
+                lambda: self.made(flight.key, value, ttl),
                 unless=lambda: flight.void,
             )
             if not well:
@@ -135,7 +135,12 @@ class Keeper:
             self._failed(flight, error)
         return None
 
-    def _made(self, key: Any, value: Any, ttl: float | None) -> Entry:
+    def made(self, key: Any, value: Any, ttl: float | None) -> Entry:
+        """Return a result in the form in which the store takes it.
+
+        Raises:
+            Uncopyable: It cannot be isolated, or cannot be encoded.
+        """
         entry = self._make(key, value, ttl)
         if self._aging is None or ttl is None:
             return entry

@@ -200,7 +200,7 @@ class Cache:
 
     def invalidate(self, call: Call) -> bool:
         """Remove the entry of a call and tell whether there was one."""
-        key = self._key_for_owner(call)
+        key = self.key(call)
         if key is None:
             return False
         self.shelf.flights.void(key)
@@ -214,7 +214,24 @@ class Cache:
         if self.aging is not None:
             self.aging.lulls.renew_lock()
 
-    def _key_for_owner(self, call: Call) -> Hashable | None:
+    def plant(self, key: Hashable, value: Any, ttl: float | None) -> Entry:
+        """Return the entry of a result that a user sets; what is being computed will not replace it.
+
+        Raises:
+            Uncopyable: It cannot be isolated, or cannot be encoded.
+        """
+        self.shelf.flights.void(key)
+        if self.aging is not None:
+            self.aging.lulls.end(key)
+        return self.keeper.made(key, value, ttl)
+
+    def key(self, call: Call) -> Hashable | None:
+        """Return the key of a call; None if an argument has no content and nobody asked for the cache.
+
+        Raises:
+            TypeError: The arguments do not fit the function.
+            UnkeyableError: The cache was asked for, and an argument has no content.
+        """
         try:
             key = self._keying.key(call)
         except UnkeyableError:

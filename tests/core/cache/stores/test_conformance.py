@@ -15,7 +15,7 @@ import pytest
 
 from opero import clear_cache, opero
 from opero.core.cache import get_cache_context
-from opero.errors import UnkeyableError
+from opero.errors import OperoUsageError, UnkeyableError
 from opero.events import CacheSkipped
 
 
@@ -249,6 +249,101 @@ def test_management(face, backend, calls):
     assert f.cache.info().size == 0
 
 
+def test_management_from_an_event_loop(face, backend, calls):
+    f, _ = make(face, lambda x: x, backend)
+    face.run(f, 1), face.run(f, 2)
+
+    async def main() -> None:
+        assert (await f.cache.ainfo()).size == 2
+        assert await f.cache.ainvalidate(1) is True
+        assert await f.cache.ainvalidate(x=1) is False
+        assert await f.cache.aclear() == 1
+
+    asyncio.run(main())
+
+
+def test_info_tells_of_bytes_and_backend(face, backend, calls):
+    f, _ = make(face, lambda x: b"x" * 10_000, backend)
+    face.run(f, 1), face.run(f, 1)
+    info = f.cache.info()
+    name = backend if backend == "memory" else type(backend).__name__
+    if isinstance(backend, str) and backend != "memory":
+        name = "disk" if backend.startswith("disk") else "redis"
+        assert 10_000 < info.bytes < 11_000
+    assert (info.backend, info.namespace, info.hits, info.misses) == (name, "conformance", 1, 1)
+
+
+def test_keyword_only_functions_are_managed_by_keyword(face, backend, calls):
+    f = opero(cache_backend=backend, cache_namespace="conformance")(face.of(keyword_only))
+    assert (face.run(f, a=1), face.run(f, b=2, a=1)) == (3, 3)
+    assert face.run(f.cache.refresh, a=1) == 3
+    assert len(calls) == 2
+    assert f.cache.invalidate(b=2, a=1) is True
+    with pytest.raises(TypeError):
+        f.cache.invalidate(1)
+
+
+@dataclass(frozen=True)
+class Shop:
+    name: str
+
+    @opero(cache_namespace="conformance")
+    def price(self, x: Any) -> Any:
+        World.calls.append(x)
+        return [self.name, x]
+
+
+def test_methods_are_managed_through_the_instance(backend, calls):
+    Shop.price = Shop.__dict__["price"].with_options(cache_backend=backend)
+    one, other = Shop("one"), Shop("other")
+    assert (one.price(1), other.price(1), one.price(1)) == (["one", 1], ["other", 1], ["one", 1])
+    assert calls == [1, 1]
+    assert one.price.cache.refresh(1) == ["one", 1]
+    assert one.price.cache.invalidate(1) is True
+    assert one.price.cache.invalidate(1) is False
+    assert other.price.call(1).source == "hit"
+    with get_cache_context(backend, "conformance") as cache:
+        cache.set(one.price.cache.key(2), "planted")
+    assert (one.price(2), other.price(2)) == ("planted", ["other", 2])
+
+
+def test_a_context_gets_sets_and_deletes_what_a_call_would(face, backend, clock, calls):
+    f, _ = make(face, lambda x: [x], backend, cache_ttl=60)
+    with get_cache_context(backend, "conformance") as cache:
+        cache.set(f.cache.key(1), ["set"])
+        assert face.run(f, 1) == ["set"]
+        assert calls == []
+        face.run(f, 2)
+        assert cache.get(f.cache.key(x=2)) == [2]
+        assert cache.delete(f.cache.key(2)) is True
+        assert cache.get(f.cache.key(2), "gone") == "gone"
+        cache.set(f.cache.key(3), None, ttl=10)
+        clock.advance(11)
+        assert f.cache.key(3) not in cache
+        assert f.cache.key(1) in cache
+        clock.advance(50)
+        assert f.cache.key(1) not in cache, "the function's own ttl"
+
+
+def test_a_context_of_an_event_loop_knows_calls_too(face, backend, calls):
+    f, _ = make(face, lambda x: [x], backend)
+
+    async def main() -> None:
+        cache = get_cache_context(backend, "conformance")
+        await cache.aset(f.cache.key(1), "set")
+        assert await cache.aget(f.cache.key(1)) == "set"
+        assert await cache.adelete(f.cache.key(1))
+
+    asyncio.run(main())
+    assert face.run(f, 1) == [1]
+
+
+def test_a_context_refuses_calls_of_other_namespaces(backend):
+    f = opero(cache_backend=backend, cache_namespace="conformance")(first)
+    with pytest.raises(OperoUsageError, match="belongs to the namespace 'conformance'"):
+        get_cache_context(backend, "elsewhere").get(f.cache.key(1))
+
+
 def test_functions_do_not_share_entries(face, backend, calls):
     f, _ = make(face, lambda x: "f", backend)
     other = opero(cache_backend=backend, cache_namespace="conformance")(face.of(second))
@@ -362,6 +457,17 @@ def test_big_values(face, backend, size):
     assert face.run(f) == value
     assert face.run(f) == value
     assert f.stats.hits == 1
+
+
+@pytest.mark.parametrize("kind", ["array", "frame"])
+def test_big_arrays_and_frames(face, tmp_path, kind, calls):
+    array = np.arange(4_000_000.0)
+    value = array if kind == "array" else pd.DataFrame({"a": array, "b": array > 5})
+    for backend in ("memory", f"disk:{tmp_path / 'cache'}"):
+        f, _ = make(face, lambda x: value, backend)
+        face.run(f)
+        assert same(face.run(f), value)
+        assert f.stats.hits == 1
 
 
 def test_a_context_sets_gets_and_deletes(backend):
