@@ -7,6 +7,8 @@ import asyncio
 import dataclasses
 import math
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,9 @@ from opero.core.options import Options
 from opero.errors import OperoUsageError
 
 NAMES = [name for name in MapOptions.names() if name not in Options.names()]
+
+
+EXECUTOR = ThreadPoolExecutor(1)
 
 
 async def later(*given: object) -> None: ...
@@ -30,7 +35,10 @@ WRONG: dict[str, list[Any]] = {
     "on_error": ["ignore", None, True],
     "max_errors": [0, -1, 1.0, 1.5, 0.0, math.nan, True, "5"],
     "chunksize": [0, None, "big", 1.5, True],
+    "executor": [5, "thread", ThreadPoolExecutor],
     "sequential": [None, 1],
+    "item_key": [5, "id", later],
+    "checkpoint": [5, "", "folder/", True, b"run.db"],
     "worker_init": [5, "x", later],
     "max_tasks_per_worker": [0, -1, 1.5, "5", True],
     "memory_limit": [0, -1, 1.5, "big", True],
@@ -46,7 +54,10 @@ RIGHT: dict[str, list[Any]] = {
     "on_error": ["raise", "return", "skip"],
     "max_errors": [None, 1, 100, 0.1, 0.999],
     "chunksize": ["auto", 1, 5000],
+    "executor": [None, EXECUTOR],
     "sequential": [True, False],
+    "item_key": [None],
+    "checkpoint": [None, "run.db", Path("run.db")],
     "worker_init": [None, print],
     "max_tasks_per_worker": [None, 1, 10**6],
     "memory_limit": [None, 2**30, "500MB", "2GiB"],
@@ -107,3 +118,10 @@ def test_an_unknown_option_is_met_with_the_nearest_known_one(wrong: str, meant: 
 def test_a_mistyped_mode_is_met_with_the_nearest() -> None:
     with pytest.raises(OperoUsageError, match="Did you mean 'thread'"):
         operomap(mode="threads")  # type: ignore[arg-type]
+
+
+def test_two_answers_to_one_question_are_refused() -> None:
+    with pytest.raises(OperoUsageError, match=r"executor=.* and so does mode='thread'"):
+        operomap(mode="thread", executor=EXECUTOR)
+    with pytest.raises(OperoUsageError, match=r'item_key=.*give checkpoint="run.db"'):
+        operomap(item_key=str)

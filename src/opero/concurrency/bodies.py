@@ -23,12 +23,12 @@ __all__ = ["open_done", "open_parked", "pack_chunk", "pack_done", "unopened"]
 # --- to the worker --------------------------------------------------------------------------------
 
 
-def pack_chunk(chunk: Chunk) -> tuple[bytes, int | None]:
-    """Pack a chunk: the body of its frame, and the descriptor that goes with it."""
+def pack_chunk(chunk: Chunk, *, whole: bool = False) -> tuple[bytes, int | None]:
+    """Pack a chunk: the body of its frame, and the descriptor that goes with it; `whole` as for `pack`."""
     parked = None
     if chunk.parked:
         parked = {position: _pack_parked(one) for position, one in chunk.parked.items()}
-    return pack(chunk.items, "item", parked)
+    return pack(chunk.items, "item", parked, whole=whole)
 
 
 def open_parked(packed: dict[int, Any] | None) -> dict[int, Parked] | None:
@@ -53,9 +53,9 @@ def _open_parked(packed: tuple[Parked, list[tuple[str | None, Any]]]) -> Parked:
 
 
 def pack_done(
-    done: Done, stats: dict[str, float], events: Sequence[Event]
+    done: Done, stats: dict[str, float], events: Sequence[Event], *, whole: bool = False
 ) -> tuple[bytes, int | None]:
-    """Pack results."""
+    """Pack results; `whole` as for `pack`."""
     values, odd = done.values, None
     if done.odd:
         values = list(values)
@@ -64,7 +64,7 @@ def pack_done(
             values[position - done.start] = outcome.value
             odd[position] = _pack_outcome(outcome)
     more = (done.start, odd, done.busy_s, done.worker, stats, [_pack_event(e) for e in events])
-    return pack(values, "result", more)
+    return pack(values, "result", more, whole=whole)
 
 
 def open_done(parcel: Parcel, chunk: int, *, final: bool) -> Done:

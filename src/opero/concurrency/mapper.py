@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import aclosing, closing
 from contextvars import Context, copy_context
@@ -31,6 +32,7 @@ from opero.core.units import parse_seconds, parse_size
 from opero.errors import MapError, MapStopped, OperoUsageError
 
 if TYPE_CHECKING:
+    from opero.concurrency.checkpoint import MakeKey
     from opero.concurrency.engine import Engine
     from opero.concurrency.order import Batch
     from opero.concurrency.result import MapResult
@@ -46,6 +48,7 @@ _TARGETS: Final[dict[Mode, float]] = {
     "async": 0.001,
     "process": 0.03,
     "async_process": 0.1,
+    "executor": 0.05,
 }
 """Seconds of work in a chunk, by mode: so long that handing it over costs next to nothing."""
 
@@ -94,12 +97,17 @@ class Mapper:
         self.mode: Mode = choose_mode(self.options, awaits=self.awaits)
         check_mode(self.options, self.mode, info.name)
         bare = _of_the_worker(self.options)
+        self._make_key: MakeKey | None = None
+        if self.options.checkpoint is not None:
+            from opero.concurrency.checkpoint import key_maker
+
+            self._make_key = key_maker(info, self.options)
         self._worker = Pipeline(info, bare, origin=pipeline, changed=frozenset({"cache"}))
 
     def describe(self) -> str:
         """One line for `explain()`."""
         options = self.options
-        where = describe_mode(self.mode, options.workers)
+        where = describe_mode(self.mode, options)
         order = "in order" if options.ordered else "as they come"
         bound = "" if options.max_errors is None else f", max_errors={options.max_errors:g}"
         return f"{where}, {order}, on_error={options.on_error}{bound}"
@@ -242,7 +250,6 @@ class Mapper:
         options = self.options
         job = self._job(arguments, setting)
         token = options.stop_token
-        recorder = setting.recorder
         plan = Plan(
             job=job,
             cache=self.pipeline.cache,
@@ -263,10 +270,21 @@ class Mapper:
             on_result=options.on_result,
             bar=self._bar(items),
             function=self.pipeline.info.name,
-            recorders=() if recorder is None else (recorder,),
+            recorders=self._recorders(arguments, setting),
             awaits=self.awaits,
         )
         return Run(plan)
+
+    def _recorders(self, arguments: Arguments, setting: _Setting) -> tuple[ItemRecorder, ...]:
+        recorders = [] if setting.recorder is None else [setting.recorder]
+        path, make_key = self.options.checkpoint, self._make_key
+        if path is not None and make_key is not None:
+            from opero.concurrency.checkpoint import Checkpoint
+            from opero.concurrency.journal import Journal
+
+            key = functools.partial(make_key, arguments)
+            recorders.append(Checkpoint(self.pipeline.info.name, Journal(path), key))
+        return tuple(recorders)
 
     def _job(self, arguments: Arguments, setting: _Setting) -> Job:
         options, worker, mode = self.options, self._worker, setting.mode

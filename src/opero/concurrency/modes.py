@@ -18,7 +18,7 @@ __all__ = [
     "IN_FLIGHT", "Mode", "check_mode", "choose_mode", "describe_mode", "make_async_engine", "make_engine",
 ]  # fmt: skip
 
-Mode = Literal["sequential", "thread", "async", "process", "async_process"]
+Mode = Literal["sequential", "thread", "async", "process", "async_process", "executor"]
 
 IN_FLIGHT: Final = 32
 """Coroutines that each worker process of `mode="async_process"` has under way at once."""
@@ -47,6 +47,8 @@ def choose_mode(options: MapOptions, *, awaits: bool, recorded: bool = False) ->
     if options.sequential:
         return "sequential"
     here: Mode = "async" if awaits else "thread"
+    if options.executor is not None and not recorded:
+        return "executor"
     if recorded or options.mode == "async":
         # A synchronous function would hold up the loop.
         return here
@@ -75,17 +77,19 @@ def check_mode(options: MapOptions, mode: Mode, name: str) -> None:
     for option in _CARE:
         value = getattr(options, option)
         if value is not None:
-            where = "threads" if mode == "thread" else "an event loop"
+            where = {"thread": "threads", "async": "an event loop"}.get(mode, "your executor")
             raise OperoUsageError(
                 f"{option}={value!r} is about worker processes, and {name}() runs in {where}: "
                 'write mode="process" or mode="async_process", or leave it out.'
             )
 
 
-def describe_mode(mode: Mode, workers: int) -> str:
+def describe_mode(mode: Mode, options: MapOptions) -> str:
     """Return how items run, in a few words."""
+    workers = options.workers
     several = "es" * (workers != 1)
     return {
+        "executor": f"in a {type(options.executor).__name__}",
         "async": f"{workers} at once on the event loop",
         "thread": f"{workers} thread{'s' * (workers != 1)}",
         "process": f"{workers} process{several}",
@@ -107,9 +111,20 @@ def make_engine(mode: Mode, options: MapOptions, context: Context) -> Engine:
         from opero.concurrency.executors.threads import Threads
 
         return Threads(options.workers, context)
+    if options.executor is not None and mode == "executor":
+        from opero.concurrency.executors.futures import Futures
+
+        return Futures(options.executor, _workers_of(options), context)
     from opero.concurrency.executors.processes import ProcessEngine
 
     return ProcessEngine(options.workers)
+
+
+def _workers_of(options: MapOptions) -> int:
+    """Return how many workers the user's executor has; nobody but itself knows, and not every one tells."""
+    found = getattr(options.executor, "_max_workers", None)
+    told = isinstance(found, int) and "workers" not in options.given
+    return found if told and found is not None else options.workers
 
 
 def make_async_engine(mode: Mode, options: MapOptions, context: Context) -> AsyncEngine:

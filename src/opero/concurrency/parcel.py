@@ -21,13 +21,16 @@ _PLAIN: Final = frozenset({int, float, complex, str, bytes, bool, type(None)})
 """Types whose instances can always be pickled and opened again."""
 
 
-def pack(values: Sequence[Any], what: str, more: object = None) -> tuple[bytes, int | None]:
+def pack(
+    values: Sequence[Any], what: str, more: object = None, *, whole: bool = False
+) -> tuple[bytes, int | None]:
     """Pack values for a frame.
 
     Args:
         values: The values.
         what: What they are, for the message about one that cannot be pickled: "item" or "result".
         more: Something picklable that travels with them.
+        whole: Whether everything must stand in the body, because no descriptor can travel.
 
     Returns:
         The body of the frame, and the descriptor that goes with it or None.
@@ -35,19 +38,22 @@ def pack(values: Sequence[Any], what: str, more: object = None) -> tuple[bytes, 
     if set(map(type, values)) <= _PLAIN:
         return pickle.dumps((values, None, more), 5), None
     large: list[pickle.PickleBuffer] = []
-    entries = [v if type(v) in _PLAIN else _seal(v, large, what) for v in values]
+    entries = [v if type(v) in _PLAIN else _seal(v, large, what, whole=whole) for v in values]
     if not large:
         return pickle.dumps((entries, [], more), 5), None
     fd, spans = buffers.write_segment(large)
     return pickle.dumps((entries, spans, more), 5), fd
 
 
-def _seal(value: Any, large: list[pickle.PickleBuffer], what: str) -> tuple[Any, ...]:
+def _seal(
+    value: Any, large: list[pickle.PickleBuffer], what: str, *, whole: bool
+) -> tuple[Any, ...]:
     begin = len(large)
+    may_pass = buffers.CAN_PASS and not whole
 
     def stays(buffer: pickle.PickleBuffer) -> bool:
         with buffer.raw() as view:
-            beside = buffers.CAN_PASS and view.nbytes >= buffers.LARGE
+            beside = may_pass and view.nbytes >= buffers.LARGE
         if beside:
             large.append(buffer)
         return not beside

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import pickle
 import sys
 import time
@@ -39,12 +40,14 @@ class Shipment:
         options: Options of the pipeline, with the limiter and permits that all processes share.
         heard: Who listens in the map's process: "bus" (all events are wanted), "function" or None.
         disabled: Whether retries, waits and caches are switched off.
+        home: The map's process.
     """
 
     fields: dict[str, Any]
     options: Options
     heard: str | None
     disabled: bool = False
+    home: int = 0
 
     @classmethod
     def of(cls, job: Job) -> Shipment:
@@ -56,7 +59,8 @@ class Shipment:
             if f.name not in _OF_THE_PROCESS
         }
         heard = "bus" if event_bus.active else "function" if emitter.active else None
-        return cls(fields, shared_options(job.pipeline), heard, ambient.disabled())
+        options = shared_options(job.pipeline)
+        return cls(fields, options, heard, ambient.disabled(), os.getpid())
 
     def pickled(self) -> bytes:
         """Pickle for an interpreter that has nothing of this program.
@@ -89,30 +93,36 @@ class Shipment:
     @staticmethod
     def open(data: bytes | memoryview) -> Shipment:
         """Make this process like the map's as far as the function can see, and unpack."""
-        paths, sys.argv, born, packed = pickle.loads(data)  # noqa: S301 - from the map
+        paths, sys.argv, _, _ = pickle.loads(data)  # noqa: S301 - from the map
         sys.path[:] = paths
+        return Shipment.open_here(data)
+
+    @staticmethod
+    def open_here(data: bytes | memoryview) -> Shipment:
+        """Unpack in a process that has a life of its own."""
+        _, _, born, packed = pickle.loads(data)  # noqa: S301 - from the map
         # Before anything of the user's is imported, which makes its limiters.
         inherit(born)
         shipment: Shipment = pickle.loads(packed)  # noqa: S301 - from the map
         return shipment
 
-    def job(self, slate: Slate, hear: Callable[[Any], object]) -> Job:
+    def job(self, slate: Slate | None, hear: Callable[[Any], object]) -> Job:
         """Make the worker's own job: the same function with a pipeline of this process.
 
         Args:
-            slate: Where calls are noted that may take too long.
-            hear: Takes the events.
+            slate: Where calls are noted that may take too long; None where nobody could do anything about them.
+            hear: Takes the events of this function; those of all, if the bus is heard and `slate` is there.
         """
         options, fields = self.options, dict(self.fields)
         info = describe_function(fields["function"])
-        if fields["item_timeout"] is not None and info.kind == "sync":
+        if slate is not None and fields["item_timeout"] is not None and info.kind == "sync":
             # The map kills a worker whose call takes too long; a thread could only be left behind.
             options = _changed(options, timeout=None)
             fields["function"] = _timed(info.fn, slate)
             info = dataclasses.replace(info, fn=fields["function"])
         if self.heard == "function":
             options = _changed(options, on_event=hear)
-        elif self.heard == "bus":
+        elif self.heard == "bus" and slate is not None:
             event_bus.subscribe(hear)
         pipeline = Pipeline(info, options)
         return Job(pipeline=pipeline, options=options, **fields)

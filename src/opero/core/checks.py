@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -236,6 +237,25 @@ def none_or(check: Check) -> Check:
             check(name, value)
 
     return checked
+
+
+def executor(name: str, value: Any) -> None:
+    """Something like a `concurrent.futures.Executor`, or None; its class is a trap."""
+    if value is None:
+        return
+    if isinstance(value, type):
+        raise OperoUsageError(f"{name}={value!r} is a class: write {name}={value.__name__}(…).")
+    if not callable(getattr(value, "submit", None)):
+        raise OperoUsageError(
+            f"{name}={value!r} must have submit(), as a concurrent.futures.Executor has; None means by mode=."
+        )
+
+
+def path(name: str, value: Any) -> None:
+    """The path of a file, as text or as a path object."""
+    found = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not (isinstance(found, str) and found) or found.endswith(os.sep):
+        raise OperoUsageError(f'{name}={value!r} must be the path of a file, such as "run.db".')
 
 
 def progress(name: str, value: Any) -> None:

@@ -3,23 +3,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from opero.core.checks import (
     boolean,
     callable_or_none,
     chunks,
     error_bound,
+    executor,
     none_or,
     one_of,
+    path,
     progress,
     size,
     token,
     whole,
 )
 from opero.core.options import Options, option
+from opero.errors import OperoUsageError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor  # noqa: TC004 - nobody looks it up at run time, and it is slow to load
 
 __all__ = ["MODES", "MapOptions", "StopToken"]
 
@@ -70,8 +77,17 @@ class MapOptions(Options):
         "map", None, error_bound, "stop the map after this many failed items, or this share of them"
     )
     chunksize: int | Literal["auto"] = option("map", "auto", chunks, "items per dispatch")
+    executor: Executor | None = option(
+        "map", None, executor, "any `concurrent.futures.Executor` instead of `mode`"
+    )
     sequential: bool = option(
         "map", False, boolean, "run inline, for debugging with real stack traces"
+    )
+    item_key: Callable[[Any], object] | None = option(
+        "map", None, callable_or_none, "what an item is in the checkpoint; None: the item itself"
+    )
+    checkpoint: str | os.PathLike[str] | None = option(
+        "map", None, none_or(path), "file of results that a later run takes up; journal of the map"
     )
     worker_init: Callable[[], object] | None = option(
         "map", None, callable_or_none, "called once in each new worker process"
@@ -91,3 +107,15 @@ class MapOptions(Options):
         token,
         "a `threading.Event` or its like: when it is set, the map ends with what is done",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.executor is not None and self.mode != "auto":
+            raise OperoUsageError(
+                f"executor={self.executor!r} says where items run, and so does mode={self.mode!r}: leave one out."
+            )
+        if self.item_key is not None and self.checkpoint is None:
+            raise OperoUsageError(
+                f"item_key={self.item_key!r} says what an item is in the checkpoint: give "
+                'checkpoint="run.db" as well, or leave it out.'
+            )

@@ -1,0 +1,151 @@
+# this_file: src/opero/concurrency/remote.py
+"""What runs in the workers of somebody else's executor: the one function that crosses the wire.
+
+Everything it gets and gives is bytes, so that an executor need not know how to pickle anything, and a scheduler that
+looks at tasks finds nothing to import but this.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from opero.concurrency import bodies
+from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Report
+from opero.concurrency.parcel import Parcel
+from opero.concurrency.shipment import Shipment
+from opero.concurrency.work import Sheet, Work
+from opero.errors import OperoError
+from opero.events import event_bus
+
+if TYPE_CHECKING:
+    from opero.events import Event
+
+__all__ = ["PROTOCOL", "call", "open_reports"]
+
+PROTOCOL: Final = 1
+"""What map and worker must agree on; raised with every change of what the bytes mean."""
+
+_KEPT: Final = 8
+"""Jobs that a worker remembers."""
+
+Packed = tuple[bytes | None, int]
+"""The body of results and 1 for the last of a chunk; or None, and how many items were done before it was given back."""
+
+
+class _Site:
+    """A job in this process: its pipeline, and what has happened that the map was not told yet."""
+
+    def __init__(self, blob: bytes) -> None:
+        self.events: list[Event] = []
+        shipment = Shipment.open_here(blob)
+        self.job: Job = shipment.job(None, self.events.append)
+        # In the map's own process everybody hears of everything already.
+        self._heard = shipment.heard == "bus" and shipment.home != os.getpid()
+        self.work = Work(self.job)
+        # A worker may have several threads.
+        self.lock = threading.Lock()
+
+    def run(self, payload: bytes) -> list[Packed]:
+        """Run a chunk."""
+        if not self._heard:
+            return self._run(payload)
+        listening = event_bus.subscribe(self.events.append)
+        try:
+            return self._run(payload)
+        finally:
+            listening.cancel()
+
+    def _run(self, payload: bytes) -> list[Packed]:
+        parcel = Parcel(payload, None)
+        parked = bodies.open_parked(parcel.more) or {}
+        reports: list[Report] = []
+        chunk = Chunk(id=0, idx=(), items=parcel.entries)
+        sheet = Sheet(chunk, self.job, "executor", reports.append)
+        if self.job.pipeline.awaits:
+            from opero.utils import run_async
+
+            run_async(self._achunk(parcel, parked, sheet))
+        else:
+            self._chunk(parcel, parked, sheet)
+        return [self._packed(report) for report in reports]
+
+    def _chunk(self, parcel: Parcel, parked: dict[int, Any], sheet: Sheet) -> None:
+        for position in range(len(parcel.entries)):
+            try:
+                item = parcel.open(position)
+            except Exception as error:  # noqa: BLE001 - whatever its class raises when it is unpickled
+                told: tuple[Any, Any] = None, bodies.unopened(error, "item")
+            else:
+                told = self.work.one(item, parked.get(position))
+            if not sheet.add(*told):
+                return
+        sheet.end()
+
+    async def _achunk(self, parcel: Parcel, parked: dict[int, Any], sheet: Sheet) -> None:
+        for position in range(len(parcel.entries)):
+            try:
+                item = parcel.open(position)
+            except Exception as error:  # noqa: BLE001 - as above
+                told: tuple[Any, Any] = None, bodies.unopened(error, "item")
+            else:
+                told = await self.work.aone(item, parked.get(position))
+            if not sheet.add(*told):
+                return
+        sheet.end()
+
+    def _packed(self, report: Report) -> Packed:
+        if isinstance(report, GaveBack):
+            return None, report.n_done
+        if not isinstance(report, Done):
+            raise TypeError(report)
+        with self.lock:
+            stats = self.job.pipeline.stats
+            counted = {name: amount for name, amount in stats.as_dict().items() if amount}
+            stats.reset()
+            events, self.events[:] = self.events[:], []
+        body, _ = bodies.pack_done(report, counted, events, whole=True)
+        return body, int(report.final)
+
+
+_sites: OrderedDict[str, _Site] = OrderedDict()
+_lock = threading.Lock()
+
+
+def call(protocol: int, number: str, blob: bytes, payload: bytes) -> bytes:
+    """Run a chunk of a job.
+
+    Args:
+        protocol: What the map speaks.
+        number: The job's own name, under which it is remembered here.
+        blob: The job, pickled.
+        payload: Items, packed.
+
+    Raises:
+        OperoError: The map is of another version of opero.
+    """
+    if protocol != PROTOCOL:
+        raise OperoError(
+            f"the map speaks protocol {protocol} and this worker {PROTOCOL}: install the same version of opero"
+        )
+    with _lock:
+        site = _sites.pop(number, None) or _Site(blob)
+        _sites[number] = site
+        while len(_sites) > _KEPT:
+            _sites.popitem(last=False)
+    return pickle.dumps(site.run(payload), 5)
+
+
+def open_reports(chunk: int, data: bytes) -> Sequence[Report]:
+    """Return what `call` has returned as an engine's reports."""
+    reports: list[Report] = []
+    for body, number in pickle.loads(data):  # noqa: S301 - from our own `call`
+        if body is None:
+            reports.append(GaveBack(chunk, number))
+        else:
+            reports.append(bodies.open_done(Parcel(body, None), chunk, final=bool(number)))
+    return reports

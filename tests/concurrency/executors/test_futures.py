@@ -1,0 +1,218 @@
+# this_file: tests/concurrency/executors/test_futures.py
+"""Maps on executors that are the user's own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from opero import RateLimiter, event_bus, operomap
+from opero.concurrency import remote
+from opero.errors import MapError, MapStopped, OperoError, OperoUsageError, WorkerLostError
+
+place: contextvars.ContextVar[str] = contextvars.ContextVar("place")
+
+
+class Courier(Executor):
+    """Runs everything at once, in this thread, as far as bytes can tell; loses what it is asked to lose."""
+
+    def __init__(self, lose: Callable[[int], BaseException | None] = lambda n: None) -> None:
+        self.sent: list[tuple[Any, ...]] = []
+        self._lose = lose
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.sent.append((fn, *args))
+        future: Future[Any] = Future()
+        lost = self._lose(len(self.sent))
+        if lost is not None:
+            future.set_exception(lost)
+        else:
+            future.set_result(fn(*args, **kwargs))
+        return future
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Executor]:
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(2, mp_context=context) as executor:
+        yield executor
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[Executor]:
+    with ThreadPoolExecutor(2) as executor:
+        yield executor
+
+
+@pytest.fixture(params=["threads", "processes", "courier"])
+def executor(request: pytest.FixtureRequest) -> Executor:
+    if request.param == "courier":
+        return Courier()
+    found: Executor = request.getfixturevalue(request.param)
+    return found
+
+
+def mapped(executor: Executor, body: Callable[..., Any], **options: Any) -> Any:
+    given = {"executor": executor, "cache": False, "retries": 0, **options}
+    return operomap(**given)(body)
+
+
+def test_results_come_in_the_order_of_the_input(executor: Executor) -> None:
+    assert mapped(executor, lambda x, y: x + y)(range(500), 1) == list(range(1, 501))
+
+
+def test_coroutine_functions_give_awaitable_maps(executor: Executor) -> None:
+    async def fetch(x: int) -> int:
+        await asyncio.sleep(0)
+        return 2 * x
+
+    async def main() -> Any:
+        return await mapped(executor, fetch)(range(20))
+
+    assert asyncio.run(main()) == [2 * x for x in range(20)]
+
+
+def test_failures_are_themselves_and_are_retried_there(executor: Executor) -> None:
+    def fail(x: int) -> int:
+        raise KeyError(x)
+
+    broken = mapped(executor, fail, retries=2, min_delay=0)
+    (failure,) = broken.map([7]).failures
+    assert repr(failure.error) == "KeyError(7)"
+    assert failure.attempts == 3
+    assert broken.stats.calls == 3
+
+
+def test_items_that_pause_long_are_sent_again_with_what_they_know(executor: Executor) -> None:
+    def fail(x: int) -> int:
+        raise OSError(x)
+
+    broken = mapped(executor, fail, retries=1, min_delay=0.1, jitter=False)
+    (failure,) = broken.map([7]).failures
+    assert failure.attempts == 2
+
+
+def test_cached_items_are_never_dispatched() -> None:
+    courier = Courier()
+    double = mapped(courier, lambda x: 2 * x, cache=True)
+    double([1, 2, 1])
+    sent = len(courier.sent)
+    assert double([2, 1]) == [4, 2]
+    assert len(courier.sent) == sent
+
+
+def test_arrays_and_what_cannot_travel_are_each_items_own_affair(executor: Executor) -> None:
+    local = isinstance(executor, ThreadPoolExecutor)
+    result = mapped(executor, lambda x: x).map([np.ones(200_000), threading.Lock(), 3])
+    assert result.values[0].sum() == 200_000
+    assert result.values[-1] == 3
+    assert result.done - len(result.failures) == (3 if local else 2)
+
+
+def test_only_bytes_and_numbers_cross_the_wire() -> None:
+    courier = Courier()
+    mapped(courier, lambda x: x)([1, [2]])
+    assert all(one[0] is remote.call for one in courier.sent)
+    assert {type(part) for one in courier.sent for part in one[1:]} == {int, str, bytes}
+
+
+def test_a_worker_of_another_version_says_so() -> None:
+    with pytest.raises(OperoError, match="same version of opero"):
+        remote.call(remote.PROTOCOL + 1, "", b"", b"")
+
+
+def test_context_variables_reach_threads(threads: Executor) -> None:
+    token = place.set("here")
+    try:
+        assert mapped(threads, lambda x: place.get())([1]) == ["here"]
+    finally:
+        place.reset(token)
+
+
+def test_the_executor_lives_on(threads: Executor) -> None:
+    for _ in range(3):
+        assert mapped(threads, abs)([-1]) == [1]
+    assert threads.submit(abs, -1).result() == 1
+
+
+def test_an_executor_that_breaks_ends_the_map_with_what_is_done() -> None:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver")) as executor:
+
+        def fatal(x: int) -> int:
+            if x == 3:
+                os._exit(1)
+            return x
+
+        broken = mapped(executor, fatal, chunksize=1, workers=1)
+        with pytest.raises(MapError, match="BrokenProcessPool") as raised:
+            broken(range(8))
+        assert raised.value.result.values[:2] == [0, 1]
+        with pytest.raises(MapStopped):
+            broken([1])
+
+
+def test_a_closed_executor_is_told() -> None:
+    executor = ThreadPoolExecutor(1)
+    executor.shutdown()
+    with pytest.raises(MapError, match="shutdown"):
+        mapped(executor, abs)([1])
+
+
+def test_a_task_that_the_executor_loses_is_halved_until_the_item_is_known() -> None:
+    # As on a cluster that gives up a task when its workers died of it; nobody says of which item.
+    def lose(n: int) -> BaseException | None:
+        payload = courier.sent[-1][-1]
+        return RuntimeError("KilledWorker") if b"poison" in payload else None
+
+    courier = Courier(lose)
+    result = mapped(courier, lambda x: x, chunksize=8).map([*range(5), "poison", *range(6, 16)])
+    assert result.values == [0, 1, 2, 3, 4, *range(6, 16)]
+    (failure,) = result.failures
+    assert isinstance(failure.error, WorkerLostError)
+    assert "KilledWorker" in str(failure.error)
+
+
+def test_a_shared_rate_limit_holds_in_all_of_them(executor: Executor) -> None:
+    limited = mapped(executor, lambda x: time.monotonic(), rate_limit=RateLimiter("50/s"))
+    starts = sorted(limited(range(12)))
+    assert starts[-1] - starts[0] > 0.9 * 10 / 50
+
+
+def test_listeners_hear_of_items_there(executor: Executor) -> None:
+    heard: list[str] = []
+    subscription = event_bus.subscribe(lambda event: heard.append(type(event).__name__))
+    try:
+        mapped(executor, lambda x: 1 / x, retries=1, min_delay=0).map([0])
+    finally:
+        subscription.cancel()
+    assert heard.count("AttemptFailed") == 2
+
+
+def test_stopping_leaves_the_rest_undone(threads: Executor) -> None:
+    stop = threading.Event()
+    slow = mapped(
+        threads,
+        lambda x: time.sleep(0.002) or x,
+        stop_token=stop,
+        on_result=lambda one: stop.set(),
+    )
+    assert slow.map(range(10_000)).status == "cancelled"
+
+
+def test_care_of_workers_is_the_executors(threads: Executor) -> None:
+    with pytest.raises(OperoUsageError, match="runs in your executor"):
+        mapped(threads, abs, worker_init=print)
+
+
+def test_the_description_names_the_executor(threads: Executor) -> None:
+    assert "in a ThreadPoolExecutor" in str(mapped(threads, abs).explain())
