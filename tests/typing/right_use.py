@@ -20,7 +20,7 @@ from opero import (
     operomap,
     orchestrate,
 )
-from opero.concurrency.result import MapResult
+from opero.concurrency import MapResult, get_parallel_executor, get_parallel_map_decorator
 from opero.core import get_fallback_decorator, get_retry_decorator
 from opero.core.cache import CacheInfo
 from opero.core.explain import Explanation
@@ -301,6 +301,38 @@ class Mapping:
     @operomap(workers=2)
     async def afetch(self, x: int) -> str:
         return ""
+
+
+@operomap(
+    mode="async_process", executor=None, checkpoint="run.db", item_key=str, memory_limit="2GB"
+)
+async def elsewhere(x: int) -> bytes:
+    return b""
+
+
+@get_parallel_map_decorator(mode="process")
+def alone(x: int, k: str = "a") -> str:
+    return k
+
+
+def length(x: str) -> int:
+    return len(x)
+
+
+async def alength(x: str) -> int:
+    return len(x)
+
+
+async def check_executors() -> None:
+    run = get_parallel_executor(workers=2)
+    assert_type(run(length, ["a"]), list[int])
+    assert_type(await run(alength, ["a"]), list[int])
+    assert_type(run.stream(length, ["a"]), Iterator[int])
+    assert_type(run.stream(alength, ["a"]), AsyncIterator[int])
+    assert_type(run.map(length, ["a"]), MapResult[int])
+    assert_type(await run.map(alength, ["a"]), MapResult[int])
+    assert_type(alone([1], "b"), list[str])
+    assert_type(await elsewhere([1]), list[bytes])
 
 
 async def numbers() -> AsyncIterator[int]:

@@ -1,2 +1,40 @@
 # this_file: src/opero/concurrency/__init__.py
 """Parallel maps: one driver, and small engines under it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from opero.utils.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from opero.concurrency.alone import (
+        ParallelExecutor,
+        get_parallel_executor,
+        get_parallel_map_decorator,
+    )
+    from opero.concurrency.result import ItemResult, MapFailure, MapResult
+
+__all__ = [
+    "ItemResult",
+    "MapFailure",
+    "MapResult",
+    "ParallelExecutor",
+    "get_parallel_executor",
+    "get_parallel_map_decorator",
+]
+
+__getattr__: Callable[[str], Any]
+__dir__: Callable[[], list[str]]
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "ItemResult": "opero.concurrency.result",
+        "MapFailure": "opero.concurrency.result",
+        "MapResult": "opero.concurrency.result",
+        "ParallelExecutor": "opero.concurrency.alone",
+        "get_parallel_executor": "opero.concurrency.alone",
+        "get_parallel_map_decorator": "opero.concurrency.alone",
+    },
+)

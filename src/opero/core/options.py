@@ -62,7 +62,10 @@ Stage = Literal["cache", "retry", "fallback", "rate limit", "guard", "map", "any
 """The stage that an option belongs to; "any" for those that concern the function as a whole."""
 
 
-_ALSO_ALONE: dict[Stage, frozenset[str]] = {"rate limit": frozenset({"retry_after_max"})}
+_ALSO_ALONE: dict[Stage, frozenset[str]] = {
+    "map": frozenset({"timeout"}),
+    "rate limit": frozenset({"retry_after_max"}),
+}
 """Options of another stage that mean something to a stage which stands alone."""
 
 
