@@ -76,6 +76,8 @@ class _Nursery:
                     os.kill(pid, signal.SIGKILL)
                 for pid in self._lanes.values():
                     os.waitpid(pid, 0)
+        for own in self._own:
+            own.close()
 
     def _obey(self, frame: Frame) -> None:
         if frame.kind == KILL:

@@ -58,6 +58,12 @@ class Recovery:
                 final = refused
             else:
                 pipeline.stats.add(retries=1, slept=delay)
+                if pipeline.emitter.active:
+                    pipeline.emitter.emit(
+                        events.RetryScheduled(
+                            function=pipeline.emitter.function, attempt=state.attempt, delay=delay
+                        )
+                    )
                 after = Parked(
                     attempts=state.attempt,
                     calls=calls,
