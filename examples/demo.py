@@ -12,8 +12,11 @@ The server keeps its own books, and every claim at the end is checked against th
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import sys
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -23,10 +26,12 @@ import httpx
 from server import BadDayServer
 from terminal import Claims, heading, indented, say, table, use_utf8
 
-from opero import RateLimiter, failures, opero
+from opero import RateLimiter, failures, opero, operomap
 
 if TYPE_CHECKING:
     from badday.ledger import Entry
+
+    from opero.concurrency import MapResult
 
 SCRIPT = """
 /profile/ada           500*2 200            # two server errors, then an answer
@@ -37,6 +42,7 @@ SCRIPT = """
 /search                quota=25/1s 200      # a hard quota over any one second
 /v1/chat/completions   model=gpt-4   503    # overloaded all day
 /v1/chat/completions   200@0.05
+/tile                  quota=70/1s   503*6 200   # refuses the first six calls
 """
 QUESTION = "Why?"
 CHAT = "/v1/chat/completions"
@@ -92,12 +98,23 @@ def count(word: str) -> dict[str, Any]:
     return found
 
 
+@operomap(mode="process", workers=3, cache=False, retries=5, min_delay="20ms", rate_limit="50/s")
+def tile(number: int, url: str) -> int:
+    """Fetch and draw a tile, in one of three processes; tile 13 crashes the library that draws."""
+    with urllib.request.urlopen(f"{url}/tile?number={number}", timeout=5) as answer:  # noqa: S310 - our own server
+        found: str = json.load(answer)["query"]
+    if number == 13:
+        os._exit(11)
+    return int(found.partition("=")[2])
+
+
 # --- the same calls, with opero and without -------------------------------------------------------
 
 Way = Callable[..., Callable[..., Any]]
 Results = dict[str, list[Any]]  # per line of the table: receipts or plain results, or exceptions
 
 PAGES = range(48)
+TILES = range(30)
 WORDS = [f"tide {year}" for year in range(2015, 2027)]
 
 
@@ -267,6 +284,22 @@ def check_claims(
     )
 
 
+def check_tiles(claims: Claims, tiles: MapResult[int], seen: dict[str, Any]) -> None:
+    """Hold what the map reports against what the server wrote down."""
+    lost = [failure.item for failure in tiles.failures]
+    claims.check(
+        f"{len(tiles.values)} of {len(TILES)} tiles came from worker processes, though the server"
+        " refused six calls; the one that killed its process cost nobody else anything",
+        lost == [13] and tiles.values == [n for n in TILES if n != 13],
+    )
+    quota = seen["quota"]
+    claims.check(
+        f"one limit held for all processes: at most {quota['worst_window']} calls came in any second,"
+        f" {quota['limit']} were allowed, {quota['rejected']} of {seen['calls']} turned away",
+        quota["rejected"] == 0 and seen["calls"] >= len(TILES) + 6,
+    )
+
+
 def told(outcomes: dict[str, int]) -> str:
     """Put counts into words: "2 × 500, 1 × 200"."""
     return ", ".join(f"{count} × {outcome}" for outcome, count in outcomes.items())
@@ -281,7 +314,7 @@ def main() -> int:
     indented(SCRIPT)
 
     heading("What the decorators do, in the functions' own words: explain()")
-    for function in (profile, download, ask, search):
+    for function in (profile, download, ask, search, tile):
         indented(str(function.explain()))
         print()
 
@@ -290,6 +323,8 @@ def main() -> int:
         books = server.report()
         again = repeated_calls(runner)
         unseen = server.report()["calls"] - books["calls"]
+        tiles = tile.map(TILES, server.url)
+        drawn = server.report()["routes"]["/tile"]
         error = last_error()
         log = server.log()
         server.reset()
@@ -307,6 +342,9 @@ def main() -> int:
         " arrives a little after it starts."
     )
 
+    heading("A map in three processes: six calls are refused, and one tile kills its process")
+    indented(repr(tiles))
+
     heading("When nothing helps: httpx's own error, with a note")
     if error:
         indented(f"{type(error).__module__}.{type(error).__name__}: {error}")
@@ -320,6 +358,7 @@ def main() -> int:
     )
     if not lost:
         check_claims(claims, decorated, again, books, unseen)
+    check_tiles(claims, tiles, drawn)
     claims.check(
         "with two broken mirrors the error is the last call's own, and failures() has all four",
         isinstance(error, httpx.RemoteProtocolError) and len(failures(error)) == 4,

@@ -88,7 +88,8 @@ KEY_LINES = {
     "demo.py": [
         "httpx.RemoteProtocolError: ",
         "✓ 69 of 69 calls were answered; without opero ",
-        "9 of 9 claims hold",
+        "✓ 29 of 30 tiles came from worker processes",
+        "11 of 11 claims hold",
     ],
     "openai_client.py": [
         "openai.RateLimitError: ",

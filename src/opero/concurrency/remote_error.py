@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from opero.concurrency.shipping import dumps
+from opero.core.failures import tell_again, told_of
 from opero.errors import RemoteError
 
 __all__ = ["decode_error", "encode_error", "traceback_of"]
@@ -54,6 +55,11 @@ def _encode(error: BaseException, seen: dict[int, int], depth: int) -> Record:
         behind = getattr(error, name)
         if behind is not None:
             record[name] = _link(behind, seen, depth)
+    # Behind the causes, among which the earlier errors are found already.
+    record["told"] = [
+        (owner, note, [_link(e, seen, depth) for e in earlier], inner)
+        for owner, note, earlier, inner in told_of(error)
+    ]
     return record
 
 
@@ -119,6 +125,11 @@ def _decode(record: Record, made: dict[int, BaseException]) -> BaseException:
             # Past the class's own `__setattr__`, as the interpreter does it.
             BaseException.__setattr__(error, name, _follow(record[name], made))
     BaseException.__setattr__(error, "__suppress_context__", record["quiet"])
+    told = [
+        (owner, note, tuple(e for e in (_follow(r, made) for r in earlier) if e is not None), inner)
+        for owner, note, earlier, inner in record["told"]
+    ]
+    tell_again(error, told)
     return error
 
 

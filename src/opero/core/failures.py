@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from opero.core.call import Failure, Rejected
@@ -15,7 +15,7 @@ from opero.utils.stack import users_stacklevel
 
 __all__ = [
     "Inner", "asks", "attach", "chain", "failures", "inner_of", "is_final", "matches",
-    "raise_again", "story",
+    "raise_again", "story", "tell_again", "told_of",
 ]  # fmt: skip
 
 _TOLD = "__opero_told__"
@@ -134,6 +134,23 @@ def _collected(error: BaseException, seen: set[int]) -> list[BaseException]:
             if id(earlier) not in seen:
                 found += _collected(earlier, seen)
     return [*found, error]
+
+
+def told_of(error: BaseException) -> list[tuple[str, str, tuple[BaseException, ...], Inner]]:
+    """Return what opero left on an error, for a copy of it in another process: see `tell_again`."""
+    return [tuple(told) for told in _marks(error, _TOLD)]
+
+
+def tell_again(
+    error: BaseException, told: Iterable[tuple[str, str, tuple[BaseException, ...], Inner]]
+) -> None:
+    """Leave on the copy of an error what `told_of` has read, with copies of the earlier errors."""
+    marks = _Marks(_Told(*one) for one in told)
+    if marks:
+        try:
+            vars(error)[_TOLD] = marks
+        except Exception:  # noqa: BLE001, S110 - a class may refuse anything
+            pass
 
 
 def inner_of(error: BaseException, owner: str) -> Inner | None:
