@@ -337,10 +337,29 @@ def test_four_threads_map_at_once(mode: Mode) -> None:
     assert results == [[x + n for x in range(20)] for n in range(4)]
 
 
-def test_maps_nest() -> None:
-    inner = operomap(cache=False, workers=2)(lambda x: x + 1)
+@pytest.mark.parametrize("threads", [0, 1])
+def test_maps_nest(threads: int) -> None:
+    # With a second thread nothing is forked, so that the inner map has to travel.
+    done = threading.Event()
+    others = [threading.Thread(target=done.wait) for _ in range(threads)]
+    for thread in others:
+        thread.start()
+    try:
+        check_nesting()
+    finally:
+        done.set()
+
+
+def check_nesting() -> None:
+    inner = operomap(cache=False, workers=2, on_result=lambda one: None)(lambda x: x + 1)
     outer = operomap(cache=False, workers=2)(lambda xs: sum(inner(xs)))
     assert outer([[1, 2], [3, 4]]) == [5, 9]
+
+    def single(x: int) -> int:
+        found: int = inner.one(x)
+        return found
+
+    assert operomap(cache=False, workers=2)(single)([1, 2]) == [2, 3]
 
 
 def test_an_unguarded_script_maps_and_leaves_nothing_behind(tmp_path: Any) -> None:

@@ -8,16 +8,17 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from opero.core import ambient
-from opero.core.decorate import changed, placed, single
+from opero.core.decorate import changed, decorate, placed, single
 from opero.core.explain import Explanation, explain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from opero.concurrency.mapper import Mapper
+    from opero.core.map_options import MapOptions
     from opero.core.pipeline import Pipeline
 
-__all__ = ["mapped"]
+__all__ = ["map_again", "mapped"]
 
 
 def mapped(pipeline: Pipeline, by: str) -> Any:
@@ -43,12 +44,18 @@ def mapped(pipeline: Pipeline, by: str) -> Any:
         """
         return placed(changed(pipeline, by, changes), by, mapped)
 
+    wrapper.__opero_map__ = True
     wrapper.explain = told
     wrapper.with_options = with_options
     wrapper.one = one
     wrapper.stream = _streamer(mapper)
     wrapper.map = _reporter(mapper)
     return wrapper
+
+
+def map_again(fn: Callable[..., Any], options: MapOptions) -> Any:
+    """Make the map of a function again, in the process that it has travelled to."""
+    return decorate(fn, options, by="operomap", dress=mapped)
 
 
 def _in_force(mapper: Mapper) -> Mapper:

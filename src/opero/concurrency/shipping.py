@@ -148,9 +148,16 @@ def _reduce_wrapper(function: FunctionType) -> Any:
     pipeline: Pipeline | None = vars(function).get("__opero__")
     if pipeline is None:
         return None
+    options = shared_options(pipeline)
+    if "__opero_map__" in vars(function):
+        from opero.concurrency.dress import map_again
+
+        # What watches a map and stops it stays where that is; a copy elsewhere runs by itself.
+        watching = dict.fromkeys({"on_result", "stop_token", "executor"} & options.given)
+        return map_again, (pipeline.info.fn, options.replace("operomap", **watching))
     from opero.core.decorate import decorate
 
-    return decorate, (pipeline.info.fn, shared_options(pipeline))
+    return decorate, (pipeline.info.fn, options)
 
 
 def _inside(function: FunctionType) -> Any:
