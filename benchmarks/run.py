@@ -18,7 +18,7 @@ if __name__ == "__main__":
     # Started as a file, Python puts this folder first; the package lies one above.
     sys.path[0] = str(_HERE.parent)
 
-from benchmarks import accuracy, imports, memory, overhead, results  # noqa: E402 - see the line above
+from benchmarks import accuracy, imports, memory, overhead, results, tasks  # noqa: E402 - see the line above
 from benchmarks.harness import QUICK, Effort  # noqa: E402
 from benchmarks.report import render  # noqa: E402
 
@@ -29,10 +29,12 @@ def measure(wanted: Sequence[str], effort: Effort) -> results.Results:
     """Measure on this interpreter what the words in `wanted` name; everything if there are none."""
     random = Random(0)
     measurements: dict[str, Callable[[], results.RowResult]] = {
-        row.name: partial(overhead.measure, row, effort, random) for row in overhead.ROWS
+        row.name: partial(overhead.measure, row, effort, random)
+        for row in (*overhead.ROWS, *tasks.TASKS)
     }
     measurements |= {name: partial(imports.measure, name, effort, random) for name in imports.ROWS}
     measurements |= {name: partial(memory.measure, name) for name in memory.ROWS}
+    measurements |= {name: partial(tasks.measure, name, effort, random) for name in tasks.ROWS}
     found: results.Results = {"meta": results.describe(effort), "rows": {}, "accuracy": []}
     for name, measurement in measurements.items():
         if _is_wanted(name, wanted):

@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from opero.errors import OperoError, OperoUsageError, OperoWarning
     from opero.events import EventBus, event_bus
     from opero.orchestrator import FallbackChain, Orchestrator, orchestrate
+    from opero.tasks import CircuitGroup, Parallel, Sequence, Task, TaskState
     from opero.utils.logging import ContextAdapter, get_logger, log_context
 
 __all__ = [
     "CircuitBreaker",
+    "CircuitGroup",
     "CircuitState",
     "ConcurrencyConfig",
     "ConcurrencyLimit",
@@ -43,11 +45,15 @@ __all__ = [
     "OperoWarning",
     "Orchestrator",
     "OrchestratorConfig",
+    "Parallel",
     "RateLimitConfig",
     "RateLimiter",
     "Receipt",
     "RetryBudget",
     "RetryConfig",
+    "Sequence",
+    "Task",
+    "TaskState",
     "clear_cache",
     "deadline",
     "event_bus",
@@ -65,6 +71,7 @@ _lazy, __dir__ = lazy_exports(
     __name__,
     {
         "CircuitBreaker": "opero.core.breaker",
+        "CircuitGroup": "opero.tasks.circuit_group",
         "CircuitState": "opero.core.breaker",
         "ConcurrencyConfig": "opero.config",
         "ConcurrencyLimit": "opero.core.bulkhead",
@@ -76,11 +83,15 @@ _lazy, __dir__ = lazy_exports(
         "OperoWarning": "opero.errors",
         "Orchestrator": "opero.orchestrator",
         "OrchestratorConfig": "opero.config",
+        "Parallel": "opero.tasks.parallel",
         "RateLimitConfig": "opero.config",
         "RateLimiter": "opero.core.rate_limit",
         "Receipt": "opero.core.call",
         "RetryBudget": "opero.core.retry_budget",
         "RetryConfig": "opero.config",
+        "Sequence": "opero.tasks.sequence",
+        "Task": "opero.tasks.task",
+        "TaskState": "opero.tasks.state",
         "clear_cache": "opero.core.cache.registry",
         "deadline": "opero.core.deadline",
         "event_bus": "opero.events",

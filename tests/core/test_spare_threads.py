@@ -38,7 +38,7 @@ def do(work):
 
 
 def spares():
-    return [thread for thread in threading.enumerate() if thread.name == "opero-timeout"]
+    return [thread for thread in threading.enumerate() if thread.name == "opero-call"]
 
 
 class Argument:
@@ -319,7 +319,7 @@ def test_nothing_stays_of_a_call_that_was_left_behind(no_collector, fails, patie
     else:
         end.set()
         job.run()
-        steps = [job._abandon, job.finish]
+        steps = [job.abandon, job.finish]
         for step in steps if patience_ends == "just before" else reversed(steps):
             step()
     del argument, work, token

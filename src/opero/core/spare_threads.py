@@ -78,10 +78,11 @@ class Job:
             came = self._gate.wait(seconds)
         finally:
             if not came:
-                self._abandon()
+                self.abandon()
         return came
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
+        """Throw the outcome away, now or when it comes."""
         # An error that nobody takes would hold its traceback, and that this job: a cycle.
         with self._lock:
             self._abandoned = True
@@ -177,7 +178,7 @@ def run_in_thread(job: Job) -> None:
     except IndexError:
         spare = _Spare()
         # Daemons: a call that hangs for ever must not keep the interpreter alive.
-        threading.Thread(target=spare.serve, name="opero-timeout", daemon=True).start()
+        threading.Thread(target=spare.serve, name="opero-call", daemon=True).start()
     spare.give(job)
 
 

@@ -1,8 +1,8 @@
 # this_file: src/opero/events/run.py
 """What is running: a run has an id and a parent, and events are stamped with both.
 
-A run is begun only where somebody listens. It travels in a context variable, so that what happens
-inside it, in tasks and in threads that get a copy of the context, knows where it belongs.
+The run of a call is begun only where somebody listens. It travels in a context variable, so that what
+happens inside it, in tasks and in threads that get a copy of the context, knows where it belongs.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Run:
         self.name: Final = name
         self.id: Final[str] = _next_id() if id is None else id
         self.parent_id: Final[str | None] = run_id() if parent_id is None else parent_id
-        self.started: Final = started
+        self.started: float | None = started
         self._token: Token[Run | None] | None = None
 
     def __enter__(self) -> Self:
