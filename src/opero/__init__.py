@@ -11,6 +11,7 @@ from opero.utils.lazy import lazy_exports
 if TYPE_CHECKING:
     from opero.config import (
         ConcurrencyConfig,
+        MultiprocessConfig,
         OrchestratorConfig,
         RateLimitConfig,
         RetryConfig,
@@ -40,6 +41,7 @@ __all__ = [
     "ContextAdapter",
     "EventBus",
     "FallbackChain",
+    "MultiprocessConfig",
     "OperoError",
     "OperoUsageError",
     "OperoWarning",
@@ -78,6 +80,7 @@ _lazy, __dir__ = lazy_exports(
         "ContextAdapter": "opero.utils.logging",
         "EventBus": "opero.events",
         "FallbackChain": "opero.orchestrator",
+        "MultiprocessConfig": "opero.config",
         "OperoError": "opero.errors",
         "OperoUsageError": "opero.errors",
         "OperoWarning": "opero.errors",

@@ -7,23 +7,28 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from opero.core import checks
 from opero.core.options import Options
 from opero.core.strategies import ExponentialWait
 from opero.core.units import Duration, parse_seconds
-from opero.errors import OperoUsageError
+from opero.errors import OperoUsageError, did_you_mean
 
 if TYPE_CHECKING:
     from opero.events.wording import Logger  # noqa: TC004 - nobody looks the annotation up at run time
 
 __all__ = [
+    "Backend",
     "ConcurrencyConfig",
+    "MultiprocessConfig",
     "OrchestratorConfig",
     "RateLimitConfig",
     "RetryConfig",
 ]
+
+Backend = Literal["pathos", "multiprocessing", "process", "aiomultiprocess"]
+"""Names that people know for worker processes; behind all of them are opero's own."""
 
 
 @dataclass(frozen=True)
@@ -134,10 +139,44 @@ class ConcurrencyConfig:
         return {"concurrency": self.limit}
 
 
+@dataclass(frozen=True)
+class MultiprocessConfig:
+    """Worker processes for `process`; single calls stay where they are.
+
+    Attributes:
+        max_workers: How many.
+        backend: "pathos", "multiprocessing", "process" or "aiomultiprocess". The names are accepted because people
+            know them; the workers are opero's own, so that a dead one costs its item and nothing else. Each has
+            one item at a time; with "aiomultiprocess" and coroutine functions, many.
+
+    Example:
+        >>> MultiprocessConfig(max_workers=2, backend="pathos").as_options()
+        {'mode': 'process', 'workers': 2}
+    """
+
+    max_workers: int = 4
+    backend: Backend = "pathos"
+
+    def __post_init__(self) -> None:
+        checks.whole(1)("max_workers", self.max_workers)
+        known = get_args(Backend)
+        if self.backend not in known:
+            raise OperoUsageError(
+                f"backend={self.backend!r} is not known.{did_you_mean(str(self.backend), known)} "
+                f"Backends: {', '.join(known)}."
+            )
+
+    def as_options(self) -> dict[str, Any]:
+        """Return the options of `@operomap` that do this."""
+        mode = "async_process" if self.backend == "aiomultiprocess" else "process"
+        return {"mode": mode, "workers": self.max_workers}
+
+
 _OWN_CLASSES: Mapping[str, type] = {
     "retry_config": RetryConfig,
     "rate_limit_config": RateLimitConfig,
     "concurrency_config": ConcurrencyConfig,
+    "multiprocess_config": MultiprocessConfig,
 }
 
 _CACHE_SETTINGS = ("cache_ttl", "cache_backend", "cache_key", "cache_namespace")
@@ -155,7 +194,7 @@ class OrchestratorConfig:
     """Everything an `Orchestrator` needs to know; what is left out is off.
 
     Attributes:
-        retry_config, rate_limit_config, concurrency_config: As above, or None.
+        retry_config, rate_limit_config, concurrency_config, multiprocess_config: As above, or None.
         fallbacks: Functions to try in order when the one that is called has failed for good, each with attempts
             of its own.
         logger: A logger of the standard library that is told what happens.
@@ -174,6 +213,7 @@ class OrchestratorConfig:
     retry_config: RetryConfig | None = None
     rate_limit_config: RateLimitConfig | None = None
     concurrency_config: ConcurrencyConfig | None = None
+    multiprocess_config: MultiprocessConfig | None = None
     fallbacks: Callable[..., Any] | Iterable[Callable[..., Any]] = ()
     logger: Logger | None = None
     cache: bool = False
@@ -201,6 +241,11 @@ class OrchestratorConfig:
                     raise OperoUsageError(
                         f"{f.name}={getattr(self, f.name)!r} does nothing without cache=True."
                     )
+        elif self.multiprocess_config is not None and self.cache_backend == "memory":
+            raise OperoUsageError(
+                "cache=True with multiprocess_config: what a worker process has in memory ends with it, so write "
+                "cache_backend='disk'."
+            )
         Options.of("OrchestratorConfig", **self.as_options())
 
     def as_options(self) -> dict[str, Any]:

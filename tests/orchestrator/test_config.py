@@ -12,6 +12,7 @@ import tenacity
 
 from opero import (
     ConcurrencyConfig,
+    MultiprocessConfig,
     OrchestratorConfig,
     RateLimitConfig,
     RateLimiter,
@@ -34,6 +35,12 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (RateLimitConfig, {"rate": 0}, "rate=0"),
     (RateLimitConfig, {"rate": None}, "rate=None limits nothing"),
     (ConcurrencyConfig, {"limit": 0}, "limit=0"),
+    (MultiprocessConfig, {"max_workers": 0}, "max_workers=0"),
+    (
+        MultiprocessConfig,
+        {"backend": "patos"},
+        "backend='patos' is not known. Did you mean 'pathos'",
+    ),
     (OrchestratorConfig, {"retry_config": 3}, "retry_config=3 must be a RetryConfig: write"),
     (OrchestratorConfig, {"fallbacks": [5]}, r"fallbacks=\[5\] must be a function or a list"),
     (OrchestratorConfig, {"fallbacks": 5}, "fallbacks=5 must be a function or a list"),
@@ -73,6 +80,7 @@ def test_what_cannot_work_is_refused_by_name(
         RetryConfig(max_attempts=5, retry_exceptions=(ConnectionError,)),
         RateLimitConfig(rate="100/minute"),
         ConcurrencyConfig(limit=5),
+        MultiprocessConfig(max_workers=2),
         OrchestratorConfig(fallbacks=[print], logger=get_logger("app")),
     ],
     ids=lambda config: type(config).__name__,
@@ -136,6 +144,12 @@ def test_parts_become_options() -> None:
         "timeout": 5,
     }
     assert made["cache_ttl"] == "1m"
+
+
+def test_the_names_of_backends_become_modes() -> None:
+    assert MultiprocessConfig(2, "pathos").as_options() == {"mode": "process", "workers": 2}
+    assert MultiprocessConfig(3, "multiprocessing").as_options()["mode"] == "process"
+    assert MultiprocessConfig(backend="aiomultiprocess").as_options()["mode"] == "async_process"
 
 
 def test_one_fallback_needs_no_list() -> None:

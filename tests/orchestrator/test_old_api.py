@@ -457,7 +457,8 @@ def test_the_fallback_chain(service: Service) -> None:
 def test_the_configuration_classes(service: Service) -> None:
     told = run(
         """
-        from opero import OrchestratorConfig, RetryConfig, RateLimitConfig, ConcurrencyConfig
+        from opero import OrchestratorConfig, RetryConfig, RateLimitConfig
+        from opero import ConcurrencyConfig, MultiprocessConfig
 
         config = OrchestratorConfig(
             retry_config=RetryConfig(max_attempts=3),
@@ -474,11 +475,13 @@ def test_the_configuration_classes(service: Service) -> None:
         )
         rate_limit_config = RateLimitConfig(rate=10.0)
         concurrency_config = ConcurrencyConfig(limit=5)
+        multiprocess_config = MultiprocessConfig(max_workers=4, backend="pathos")
         """,
         backup_function=service.works("backup"),
     )
     assert told["config"].rate_limit_config.rate == 10
     assert told["retry_config"].retry_exceptions == (ValueError, KeyError)
+    assert told["multiprocess_config"].max_workers == 4
 
 
 def test_the_decorator(service: Service, clock: FakeClock) -> None:

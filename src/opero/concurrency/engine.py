@@ -76,6 +76,7 @@ class Job:
         max_tasks_per_worker: Items after which a worker process is replaced.
         deadline: Clock reading by which all must be done, from where the map was called; None if there is none.
         in_flight: Coroutines that one worker process has under way at once.
+        tells_all: Whether events are wanted of what the function calls, too.
         enter: Called with index and item in the context of each attempt, a copy of its own; only for engines in
             this process.
     """
@@ -96,6 +97,7 @@ class Job:
     max_tasks_per_worker: int | None = None
     deadline: float | None = None
     in_flight: int = 1
+    tells_all: bool = False
     enter: Callable[[int, Any], object] | None = None
 
 

@@ -10,6 +10,7 @@ from contextvars import Context, copy_context
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
+from opero import events
 from opero.concurrency.chunks import ChunkSize
 from opero.concurrency.engine import Job
 from opero.concurrency.modes import (
@@ -79,12 +80,13 @@ class Mapper:
 
     Args:
         pipeline: The function's pipeline, with the cache.
+        tells_all: Whether its listeners hear also, from worker processes, what the function calls.
 
     Raises:
         OperoUsageError: The function cannot be mapped.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, *, tells_all: bool = False) -> None:
         info = pipeline.info
         if info.kind in ("generator", "async_generator"):
             raise OperoUsageError(
@@ -92,6 +94,7 @@ class Mapper:
                 "return a list, or use @opero."
             )
         self.pipeline = pipeline
+        self._tells_all = tells_all
         self.options: MapOptions = cast("MapOptions", pipeline.options)
         self.awaits: bool = info.kind == "async"
         self.mode: Mode = choose_mode(self.options, awaits=self.awaits)
@@ -308,6 +311,7 @@ class Mapper:
             max_tasks_per_worker=options.max_tasks_per_worker,
             deadline=in_force(),
             in_flight=IN_FLIGHT if mode == "async_process" else 1,
+            tells_all=self._tells_all,
             enter=None if setting.recorder is None else setting.recorder.enter,
         )
 
@@ -326,12 +330,17 @@ class Mapper:
         return 1 if waits else None
 
     def _bar(self, items: Any) -> Bar | None:
-        wanted = self.options.progress
-        if wanted is False:
-            return None
-        from opero.concurrency.progress import make_bar
+        wanted, emitter = self.options.progress, self.pipeline.emitter
+        bar: Bar | None = None
+        if wanted is not False:
+            from opero.concurrency.progress import make_bar
 
-        return make_bar(self.pipeline.info.name, _total(items), rich=wanted == "rich")
+            bar = make_bar(self.pipeline.info.name, _total(items), rich=wanted == "rich")
+        if emitter.active and emitter.hears(events.MapProgress):
+            from opero.concurrency.news import News
+
+            return News(emitter, _total(items), bar)
+        return bar
 
 
 def _of_the_worker(options: MapOptions) -> Options:

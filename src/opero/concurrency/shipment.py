@@ -58,7 +58,8 @@ class Shipment:
             for f in dataclasses.fields(job)
             if f.name not in _OF_THE_PROCESS
         }
-        heard = "bus" if event_bus.active else "function" if emitter.active else None
+        everything = event_bus.active or job.tells_all
+        heard = "bus" if everything else "function" if emitter.active else None
         options = shared_options(job.pipeline)
         return cls(fields, options, heard, ambient.disabled(), os.getpid())
 

@@ -10,7 +10,14 @@ from typing import Any
 
 from opero.core.call import Rejected
 
-__all__ = ["ExponentialWait", "is_retry_strategy", "retry_error", "state_class", "stop_after"]
+__all__ = [
+    "ExponentialWait",
+    "is_retry_error",
+    "is_retry_strategy",
+    "retry_error",
+    "state_class",
+    "stop_after",
+]
 
 
 def is_retry_strategy(wanted: object) -> bool:
@@ -62,6 +69,13 @@ def retry_error(error: Exception, attempts: int) -> Exception:
     last = Future(attempts)
     last.set_exception(error)
     return RetryError(last)
+
+
+def is_retry_error(error: Exception) -> bool:
+    """Tell whether an error is tenacity's own, which stands for another one already."""
+    from tenacity import RetryError
+
+    return isinstance(error, RetryError)
 
 
 @functools.cache

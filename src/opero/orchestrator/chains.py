@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from opero.config import functions
@@ -14,7 +15,7 @@ from opero.core.function import describe_function
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
 from opero.core.rate_limit import limiter_of
-from opero.core.strategies import retry_error
+from opero.core.strategies import is_retry_error, retry_error
 from opero.core.wrapper import make_wrapper
 from opero.events.wording import log_event
 from opero.orchestrator.chain import FallbackChain
@@ -22,6 +23,7 @@ from opero.utils.async_utils import ensure_async, is_async_function, run_async
 
 if TYPE_CHECKING:
     from opero.config import OrchestratorConfig
+    from opero.events import Handler
 
 __all__ = ["Chains", "Function"]
 
@@ -55,8 +57,8 @@ class Chains:
         try:
             return await chain.execute(*args, **kwargs)
         except Exception as error:
-            if self._hides(error):
-                raise self._instead(error) from error
+            if self.hides(error):
+                raise self.instead_of(error) from error
             raise
 
     def execute_sync(
@@ -69,18 +71,19 @@ class Chains:
         try:
             return chain.execute_sync(*args, **kwargs)
         except Exception as error:
-            if self._hides(error):
-                raise self._instead(error) from error
+            if self.hides(error):
+                raise self.instead_of(error) from error
             raise
 
-    def _hides(self, error: Exception) -> bool:
+    def hides(self, error: Exception) -> bool:
         """Tell whether the configuration wants another error in this one's place."""
         retry = self.config.retry_config
-        if retry is None or retry.reraise or is_final(error):
+        if retry is None or retry.reraise or is_final(error) or is_retry_error(error):
             return False
         return matches(retry.retry_exceptions, error)
 
-    def _instead(self, error: Exception) -> Exception:
+    def instead_of(self, error: Exception) -> Exception:
+        """Return that other error."""
         retry = self.config.retry_config
         return retry_error(error, 1 if retry is None else retry.max_attempts)
 
@@ -96,8 +99,28 @@ class Chains:
         pipeline = Pipeline(describe_function(wanted), self._options)
         return pipeline, make_wrapper(pipeline)
 
+    @property
+    def listeners(self) -> tuple[Handler, ...]:
+        """Who hears what happens, of those that the configuration names."""
+        given = self._options.on_event
+        return () if given is None else tuple(given) if isinstance(given, Iterable) else (given,)
+
+    def for_workers(self) -> Chains:
+        """Return what does the same in worker processes, which share the rate limit.
+
+        Listeners and the error that stands for others stay behind, and so do the permits: who has a concurrency
+        limit gets as many workers, with one item each.
+        """
+        retry = self.config.retry_config
+        config = replace(
+            self.config,
+            logger=None,
+            retry_config=None if retry is None else replace(retry, reraise=True),
+        )
+        options = self._options.replace("Orchestrator", on_event=None, concurrency=None)
+        return Chains(config, options)
+
     def __reduce__(self) -> Any:
-        # The limits go along, so that they hold in worker processes too.
         return Chains, (self.config, self._options)
 
 

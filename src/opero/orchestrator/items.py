@@ -12,10 +12,11 @@ from opero.core.map_options import MapOptions
 from opero.core.pipeline import Pipeline
 from opero.errors import OperoUsageError
 from opero.orchestrator.chain import name_of
-from opero.utils.async_utils import is_async_function, run_async
+from opero.utils.async_utils import run_async
 
 if TYPE_CHECKING:
     from opero.config import OrchestratorConfig
+    from opero.events import Event, Handler
     from opero.orchestrator.chains import Chains, Function
 
 __all__ = ["process", "process_sync"]
@@ -32,29 +33,35 @@ async def process(
         items: The items.
         before: Arguments before each item: the instance or class of a method.
     """
-    # Without workers, a synchronous function goes to a thread by itself, so that the loop goes on.
-    work = _work(chains, given, before, awaits=not _workers(chains.config))
-    return await _mapper(work, chains.config).acollect(items, Arguments())
+    mapper = _mapper(chains, _several(given), before, on_a_loop=True)
+    try:
+        return await mapper.acollect(items, Arguments())
+    except Exception as error:
+        if chains.hides(error):
+            raise chains.instead_of(error) from error
+        raise
 
 
 def process_sync(
     chains: Chains, given: Any, items: tuple[Any, ...], *, before: tuple[Any, ...] = ()
 ) -> list[Any]:
     """Do the same without an event loop."""
-    work = _work(chains, given, before)
-    mapper = _mapper(work, chains.config)
-    if is_async_function(work):
-        return run_async(mapper.acollect(items, Arguments()))
-    return mapper.collect(items, Arguments())
+    mapper = _mapper(chains, _several(given), before)
+    if mapper.awaits:
+        return run_async(process(chains, given, items, before=before))
+    try:
+        return mapper.collect(items, Arguments())
+    except Exception as error:
+        if chains.hides(error):
+            raise chains.instead_of(error) from error
+        raise
 
 
-def _work(chains: Chains, given: Any, before: tuple[Any, ...], *, awaits: bool = False) -> _Item:
-    """Return what works on one item: synchronous if all that may be called is, and nobody wants it otherwise."""
+def _several(given: Any) -> tuple[Function, ...]:
     several = functions("functions", given)
     if not several:
         raise OperoUsageError("process() needs a function: write process([function], *items).")
-    awaits = awaits or chains.chain(several, False).awaits
-    return (_AsyncItem if awaits else _Item)(chains, several, before)
+    return several
 
 
 class _Item:
@@ -63,7 +70,8 @@ class _Item:
     def __init__(
         self, chains: Chains, several: tuple[Function, ...], before: tuple[Any, ...]
     ) -> None:
-        self.__name__ = self.__qualname__ = name_of(several[0])
+        self.__name__ = name_of(several[0])
+        self.__qualname__ = f"{self.__name__}.process"
         self.chains = chains
         self.several = several
         self.before = before
@@ -79,16 +87,46 @@ class _AsyncItem(_Item):
         return await self.chains.execute(self.several, (*self.before, item), {})
 
 
-def _mapper(work: _Item, config: OrchestratorConfig) -> Mapper:
+def _mapper(
+    chains: Chains,
+    several: tuple[Function, ...],
+    before: tuple[Any, ...],
+    *,
+    on_a_loop: bool = False,
+) -> Mapper:
     """Return the map; everything but its workers is off, because the functions have their own pipelines."""
+    workers = _workers(chains.config)
+    # Without workers, a synchronous function goes to a thread by itself, so that the loop goes on.
+    awaits = on_a_loop and workers.get("sequential", False)
+    kind = _AsyncItem if awaits or chains.chain(several, False).awaits else _Item
     off: dict[str, Any] = {"cache": False, "retries": 0, "progress": False}
-    workers = _workers(config) or {"sequential": True}
-    options = MapOptions.of("process", **off, **workers)
-    return Mapper(Pipeline(describe_function(work), options))
+    if "process" not in workers["mode"]:
+        work = kind(chains, several, before)
+        options = MapOptions.of("process", **off, **workers)
+        return Mapper(Pipeline(describe_function(work), options))
+    work = kind(chains.for_workers(), several, before)
+    # What the functions tell comes back with the results; what the map itself tells nobody has asked for.
+    heard = [_without(work.__qualname__, listener) for listener in chains.listeners]
+    options = MapOptions.of("process", **off, **workers, on_event=heard or None)
+    return Mapper(Pipeline(describe_function(work), options), tells_all=bool(heard))
+
+
+def _without(own: str, listener: Handler) -> Handler:
+    def hear(event: Event) -> object:
+        return None if event.function == own else listener(event)
+
+    return hear
 
 
 def _workers(config: OrchestratorConfig) -> dict[str, Any]:
-    if config.concurrency_config is not None:
-        # Synchronous functions run in threads then: they share the limits, and items are many waits and little work.
-        return {"mode": "async", "workers": config.concurrency_config.limit}
-    return {}
+    several, limit = config.multiprocess_config, config.concurrency_config
+    if several is not None:
+        made = several.as_options()
+        if limit is None:
+            return made
+        # One item in each, so that it is the number of workers which keeps the limit.
+        return {"mode": "process", "workers": min(several.max_workers, limit.limit)}
+    if limit is not None:
+        # Synchronous functions run in threads then.
+        return {"mode": "async", "workers": limit.limit}
+    return {"mode": "async", "sequential": True}

@@ -63,7 +63,7 @@ class Orchestrator:
 
         Each item goes to the first function; if that fails for good to the second, and so on, then to the
         fallbacks of the configuration. One item is worked on after the other, unless the configuration has
-        a concurrency limit.
+        a concurrency limit or worker processes.
 
         Args:
             functions: A function or several.
