@@ -17,9 +17,9 @@ if TYPE_CHECKING:
         RetryConfig,
     )
     from opero.core.breaker import CircuitBreaker, CircuitState
-    from opero.core.bulkhead import ConcurrencyLimit
     from opero.core.cache import clear_cache
     from opero.core.call import Receipt
+    from opero.core.concurrency_limit import ConcurrencyLimit
     from opero.core.deadline import deadline, remaining
     from opero.core.failures import failures
     from opero.core.rate_limit import RateLimiter
@@ -76,7 +76,7 @@ _lazy, __dir__ = lazy_exports(
         "CircuitGroup": "opero.tasks.circuit_group",
         "CircuitState": "opero.core.breaker",
         "ConcurrencyConfig": "opero.config",
-        "ConcurrencyLimit": "opero.core.bulkhead",
+        "ConcurrencyLimit": "opero.core.concurrency_limit",
         "ContextAdapter": "opero.utils.logging",
         "EventBus": "opero.events",
         "FallbackChain": "opero.orchestrator",

@@ -163,7 +163,8 @@ def left_behind() -> Counter[str]:
     if sys.platform != "linux":
         return Counter()
     fds = [str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
-    kinds = [re.sub(r"\d+", "", fd) for fd in fds]
+    # The file of a limiter goes with the limiter, and a test may hold that still.
+    kinds = [re.sub(r"\d+", "", fd) for fd in fds if not fd.endswith("/slot")]
     # Only files with such names: other programs of this machine come and go there.
     shared = [
         str(file) for name in ("opero*", "psm_*", "pym-*") for file in Path("/dev/shm").glob(name)

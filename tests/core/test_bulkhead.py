@@ -27,8 +27,9 @@ from hypothesis.stateful import (
 
 from opero import events
 from opero.core.ambient import set_disabled
-from opero.core.bulkhead import Bulkhead, ConcurrencyLimit
+from opero.core.bulkhead import Bulkhead
 from opero.core.call import Call
+from opero.core.concurrency_limit import ConcurrencyLimit
 from opero.core.spare_threads import Job, run_in_thread
 from opero.core.stage import Emitter
 from opero.core.stats import Stats
@@ -647,7 +648,7 @@ def test_permits_are_never_lost_or_doubled_by_threads_loops_and_cancellations():
 def test_a_forked_child_starts_with_all_permits():
     code = """
 import os, threading
-from opero.core.bulkhead import ConcurrencyLimit
+from opero.core.concurrency_limit import ConcurrencyLimit
 limit = ConcurrencyLimit(2)
 limit.acquire()
 limit.acquire()

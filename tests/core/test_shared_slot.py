@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from opero.core import shared_slot
+from opero.core import shared_file, shared_slot
 from opero.core.pace import SECOND, Quota, Rule, Spacing
-from opero.core.shared_slot import SharedSlot, open_slot, private_path, state_path
+from opero.core.shared_file import private_path
+from opero.core.shared_slot import SharedSlot, open_slot, state_path
 from opero.errors import OperoUsageError
 
 HOUR = 3600 * SECOND
@@ -49,7 +50,7 @@ def header(path: str) -> Iterator[list[int]]:
 
 def forget(slot: SharedSlot) -> None:
     """Close the file as the end of the process would."""
-    shared_slot._files.slots.pop(slot.path)
+    shared_file._files.users.pop(slot.path)
 
 
 def run(script: str, *arguments: str) -> subprocess.Popen[str]:
@@ -97,7 +98,7 @@ def test_a_descriptor_is_kept_while_the_file_is_open_once_more(path):
     del slot
     gc.collect()
     assert os.fstat(fd)
-    assert shared_slot._files.kept.pop() == fd
+    assert shared_file._files.kept.pop() == fd
     os.close(fd)
     assert again.take() == 0
 
@@ -373,7 +374,7 @@ def test_a_private_file_is_removed_by_the_end_of_its_creator_and_by_no_forked_ch
     script = """
 import os, sys
 from pathlib import Path
-from opero.core.shared_slot import private_path
+from opero.core.shared_file import private_path
 class Owner: ...
 owner = Owner()
 path = Path(private_path(owner)); path.touch()

@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from opero.core import shared_slot
+from opero.core import shared_file, shared_slot
 from opero.core.cost import UNIT
 from opero.core.joint import Joint, joined
 from opero.core.pace import SECOND
@@ -65,7 +65,7 @@ class InAFileAndInMemory(RuleBasedStateMachine):
     @rule(hours=st.sampled_from([-8, 0, 8]))
     def another_program_opens_the_file_after_the_wall_clock_was_set(self, hours: int) -> None:
         self.wall += hours * HOUR
-        shared_slot._files.slots.pop(self.path)
+        shared_file._files.users.pop(self.path)
         del self.file
         gc.collect(0)
         self.file = self.opened()

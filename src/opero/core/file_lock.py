@@ -36,9 +36,9 @@ if sys.platform == "win32":
             else:
                 return
 
-    def try_lock(fd: int) -> bool:
-        """Take the file if no other process holds it."""
-        os.lseek(fd, _DECISION, os.SEEK_SET)
+    def try_lock(fd: int, place: int = _DECISION) -> bool:
+        """Take the file, or one byte of it, if no other process holds that."""
+        os.lseek(fd, place, os.SEEK_SET)
         try:
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
         except OSError as error:
@@ -47,9 +47,9 @@ if sys.platform == "win32":
             return False
         return True
 
-    def unlock(fd: int) -> None:
-        """Let the next process have the file."""
-        os.lseek(fd, _DECISION, os.SEEK_SET)
+    def unlock(fd: int, place: int = _DECISION) -> None:
+        """Let the next process have the file, or a byte of it."""
+        os.lseek(fd, place, os.SEEK_SET)
         try:
             msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
         except OSError:
@@ -79,19 +79,19 @@ else:
             else:
                 return
 
-    def try_lock(fd: int) -> bool:
-        """Take the file if no other process holds it."""
+    def try_lock(fd: int, place: int = _DECISION) -> bool:
+        """Take the file, or one byte of it, if no other process holds that."""
         try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _DECISION)
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise
             return False
         return True
 
-    def unlock(fd: int) -> None:
-        """Let the next process have the file."""
-        fcntl.lockf(fd, fcntl.LOCK_UN, 1, _DECISION)
+    def unlock(fd: int, place: int = _DECISION) -> None:
+        """Let the next process have the file, or a byte of it."""
+        fcntl.lockf(fd, fcntl.LOCK_UN, 1, place)
 
     def use(fd: int) -> None:
         """Show that this process uses the file, until it ends or closes it."""

@@ -13,7 +13,8 @@ from opero.core import ambient, checks
 from opero.core.joint import is_idle, joined
 from opero.core.pace import SECOND
 from opero.core.reservation import Reservation, describe_rule
-from opero.core.shareable import Shareable, publish_all
+from opero.core.shareable import publish_all
+from opero.core.slotted import Slotted
 from opero.core.units import Duration, Window, parse_seconds, parse_windows
 from opero.core.waiting_room import PATIENT, Patience, WaitingRoom, patience_of
 from opero.errors import OperoUsageError
@@ -33,7 +34,7 @@ _LONGEST_PAUSE: Final = 1e9
 # --- the limiter ----------------------------------------------------------------------------------
 
 
-class RateLimiter(Shareable):
+class RateLimiter(Slotted):
     """A limit on how many calls start in a period; any number of functions may share one.
 
     At most `N + burst` calls start in any half-open window of the period, from the first second on.

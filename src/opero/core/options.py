@@ -42,10 +42,10 @@ from opero.errors import OperoUsageError, did_you_mean
 if TYPE_CHECKING:
     # The stages stand above the options, and nobody looks these annotations up at run time.
     from opero.core.breaker import CircuitBreaker  # noqa: TC004 - see above
-    from opero.core.bulkhead import ConcurrencyLimit  # noqa: TC004 - see above
     from opero.core.cache import Store  # noqa: TC004 - see above
     from opero.core.cache.codec import Codec  # noqa: TC004 - see above
     from opero.core.checks import Check
+    from opero.core.concurrency_limit import ConcurrencyLimit  # noqa: TC004 - see above
     from opero.core.rate_limit import RateLimiter  # noqa: TC004 - see above
     from opero.core.retry_budget import RetryBudget  # noqa: TC004 - see above
     from opero.events import Event  # noqa: TC004 - see above

@@ -184,7 +184,8 @@ class Pipeline:
         wanted = self.options.concurrency
         if wanted is None:
             return None
-        from opero.core.bulkhead import Bulkhead, ConcurrencyLimit
+        from opero.core.bulkhead import Bulkhead
+        from opero.core.concurrency_limit import ConcurrencyLimit
 
         shared = origin.concurrency if origin and "concurrency" not in changed else None
         limit = shared.limit if shared else wanted

@@ -1,5 +1,5 @@
 # this_file: src/opero/core/shareable.py
-"""What gives a limiter its identity: one object per process, one slot for all of them."""
+"""What gives a limiter its identity: one object per process, one state for all of them."""
 
 from __future__ import annotations
 
@@ -8,55 +8,40 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Self
-
-from opero.core import ambient
-from opero.core.pace import SECOND
-from opero.core.slot import LocalSlot
-
-if TYPE_CHECKING:
-    from opero.core.ambient import Clock
-    from opero.core.pace import Rule
-    from opero.core.slot import Slot
+from typing import Any, Self
 
 __all__ = ["Birth", "Shareable", "births", "inherit", "publish_all"]
 
-Birth = tuple[str, int]
-"""Where a limiter was made while a module was imported: the module and the line."""
+Birth = tuple[str, int, str]
+"""Where a limiter was made while a module was imported: the module and the line; and its class."""
 
 
 class Shareable:
-    """An object with a slot that can move into a file, where other processes use it too.
+    """An object whose state can move into a file, where other processes use it too.
 
-    Pickling moves the slot by itself. Unpickling gives the same object in the same process, and in
+    Pickling moves the state by itself. Unpickling gives the same object in the same process, and in
     another one a single object however often it arrives. A forked child keeps the object; it shares
-    the limit if the slot was in a file before.
+    the state if that was in a file before.
+
+    Args:
+        made_from: Arguments that make such an object, for other processes.
 
     Attributes:
         uid: The identity.
-        name: Name under which the slot is kept for all programs of the user; None without.
+        name: As the class says; it travels with the object.
     """
 
     uid: str
-    name: str | None
-    _slot: Slot
-    take_slot: Callable[[], int]
+    name: Any
 
-    def __init__(self, rule: Rule, name: str | None, made_from: tuple[Any, dict[str, Any]]) -> None:
+    def __init__(self, made_from: tuple[Any, dict[str, Any]]) -> None:
         self.uid = os.urandom(16).hex()
-        self.name = name
-        self._rule = rule
         self._made_from = made_from
         self._path: str | None = None
         self._alone = False
         self._moving = threading.Lock()
-        self._test: tuple[Clock, Slot] | None = None
-        self._put(LocalSlot(rule))
-        if name is not None:
-            self.share()
-        self._birth, self._born_in = _birth()
+        self._birth, self._born_in = _birth(type(self).__name__)
         with _known.lock:
             _known.live[self.uid] = self
             paths = [] if self._birth is None else _known.born.get(self._birth, [])
@@ -64,33 +49,19 @@ class Shareable:
         if path is not None:
             self._join(path)
 
-    def _put(self, slot: Slot) -> None:
-        self._slot = slot
-        self.take_slot = slot.take
-
-    def current_slot(self) -> Slot:
-        """Return the slot under the clock in force; a test's clock never touches the real one."""
-        clock = ambient.clock()
-        if isinstance(clock, ambient.RealClock):
-            return self._slot
-        test = self._test
-        if test is None or test[0] is not clock:
-            test = self._test = (clock, LocalSlot(self._rule, _nanoseconds_of(clock)))
-        return test[1]
-
     @property
     def shared(self) -> bool:
-        """Whether other processes can use the slot."""
+        """Whether other processes can use the state."""
         return self._path is not None
 
     def share(self) -> bool:
-        """Move the slot into a file, for processes that are forked or get this object by pickle.
+        """Move the state into a file, for processes that are forked or get this object by pickle.
 
         The file is private to this user. It is removed with this object or at the end of this
-        process, unless the limiter has a name.
+        process, unless it is that of a limiter with a name.
 
         Returns:
-            Whether the slot is shared now; if it cannot be, one warning has said so.
+            Whether the state is shared now; if it cannot be, one warning has said so.
         """
         with self._moving:
             if self._path is None and not self._alone:
@@ -98,44 +69,34 @@ class Shareable:
             return self.shared
 
     def _join(self, path: str | None, *, create: bool = False) -> None:
-        """Use the slot of the process that this object came from."""
+        """Use the state of the process that this object came from."""
         with self._moving:
             if path is not None and path != self._path:
                 self._move(path, create=create)
 
     def _move(self, path: str | None, *, create: bool = False) -> None:
-        """Go on in a file (None: a new one, or the name's) with what is remembered here."""
+        """Go on in a file (None: a new one) with what is remembered here."""
         try:
-            from opero.core.shared_slot import open_slot, private_path, state_path
-
-            create = create or path is None or self.name is not None
-            if path is None:
-                path = private_path(self) if self.name is None else state_path(self.name)
-            target = path
-
-            def succeed(words: list[int]) -> None:
-                self._put(open_slot(target, self._rule, create=create, words=words))
-                self._path = target
-
-            if isinstance(self._slot, LocalSlot):
-                paused = self._slot.paused()
-                self._slot.retire(succeed)
-                if paused:
-                    self._slot.pause(paused)
-            else:
-                succeed(self._rule.words())
+            self._path = self._go_to(path, create=create)
         except (OSError, ImportError) as error:
             self._alone = True
             warnings.warn(
-                f"{self!r}: no slot can be shared between processes, so the limit is per process "
+                f"{self!r}: no file can be shared between processes, so the limit is per process "
                 f"({type(error).__name__}: {error}).",
                 RuntimeWarning,
                 stacklevel=4,
             )
 
+    def _go_to(self, path: str | None, *, create: bool) -> str:
+        """Move the state into a file, by default a new one, and return its path.
+
+        Raises:
+            OSError: There can be no such file.
+        """
+        raise NotImplementedError
+
     def _after_fork(self) -> None:
         self._moving = threading.Lock()
-        self._slot.after_fork()
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.share()
@@ -147,12 +108,6 @@ class Shareable:
     def __deepcopy__(self, memo: object) -> Self:
         # A copy of something that is under this limit is under it still.
         return self
-
-
-def _nanoseconds_of(clock: Clock) -> Callable[[], int]:
-    # Counted from here: large floats are too coarse to hit the same nanosecond from two sides.
-    zero = clock.monotonic()
-    return lambda: round((clock.monotonic() - zero) * SECOND)
 
 
 class _Known:
@@ -193,7 +148,7 @@ def _unpickle(
     return one
 
 
-def _birth() -> tuple[Birth | None, int]:
+def _birth(kind: str) -> tuple[Birth | None, int]:
     """Tell where the limiter is made that is made just now, and in which namespace; None if that is in no import.
 
     Another process that imports the module makes the same limiter again, in the same place.
@@ -208,7 +163,7 @@ def _birth() -> tuple[Birth | None, int]:
         if importing.f_back is None:
             return None, 0
         importing = importing.f_back
-    return (module, line), id(importing.f_globals)
+    return (module, line, kind), id(importing.f_globals)
 
 
 def _module_of(frame: FrameType) -> str:

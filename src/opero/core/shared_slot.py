@@ -19,11 +19,8 @@ from __future__ import annotations
 import mmap
 import os
 import re
-import stat
-import tempfile
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +31,7 @@ from opero.core import file_lock
 from opero.core.hold import Hold
 from opero.core.joint import carried, inherited, mended, rule_in, words_of
 from opero.core.pace import SECOND, Rule
+from opero.core.shared_file import open_once, open_own
 from opero.core.slot import Mark, hold_back, let_go, undo
 from opero.errors import OperoUsageError
 
@@ -42,7 +40,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["SharedSlot", "open_slot", "private_path", "state_path"]
+__all__ = ["SharedSlot", "open_slot", "state_path"]
 
 # Places in the header, counted in words. The words of the rule follow it.
 _MAGIC, _RULE, _CHECK, _MONOTONIC, _WALL, _BOOT = 0, 1, 5, 6, 7, 8
@@ -70,12 +68,8 @@ class SharedSlot:
         self.path = path
         self.rule = rule
         self._lock = threading.Lock()
-        flags = os.O_RDWR | (os.O_CREAT if create else 0)
-        for flag in ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW"):
-            flags |= getattr(os, flag, 0)
-        self.fd: int = os.open(path, flags, 0o600)
+        self.fd: int = open_own(path, create=create)
         try:
-            _refuse_strangers(self.fd, path)
             try:
                 file_lock.lock(self.fd)
                 self._load(words, create)
@@ -256,33 +250,7 @@ class SharedSlot:
         return f"<SharedSlot {self.path}>"
 
 
-# --- one descriptor per file and process ----------------------------------------------------------
-
-
-class _OpenFiles:
-    """The slots that this process has open."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.slots: weakref.WeakValueDictionary[str, SharedSlot] = weakref.WeakValueDictionary()
-        self.kept: list[int] = []
-
-    def close(self, path: str, fd: int) -> None:
-        """Close the descriptor of a slot that is gone."""
-        with self.lock:
-            if path in self.slots:
-                # The file was opened again before this ran: closing would drop the new one's locks.
-                self.kept.append(fd)
-            else:
-                os.close(fd)
-
-    def after_fork(self) -> None:
-        self.lock = threading.RLock()
-
-
-_files = _OpenFiles()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_files.after_fork)
+# --- files ----------------------------------------------------------------------------------------
 
 
 def open_slot(path: str, rule: Rule, *, create: bool, words: list[int] | None = None) -> SharedSlot:
@@ -299,36 +267,14 @@ def open_slot(path: str, rule: Rule, *, create: bool, words: list[int] | None = 
         OSError: The file cannot be opened, mapped or locked, or is no slot.
         OperoUsageError: It is in use with another rule.
     """
-    with _files.lock:
-        slot = _files.slots.get(path)
-        if slot is None:
-            slot = SharedSlot(path, rule, create=create, words=words or rule.words())
-            _files.slots[path] = slot
-            weakref.finalize(slot, _files.close, path, slot.fd).atexit = False
-        elif slot.rule != rule:
-            raise OperoUsageError(
-                f"{path} is in use by this program, with {slot.rule} and not {rule}: "
-                "give both the same rate, or different names."
-            )
-        return slot
-
-
-def private_path(owner: object) -> str:
-    """Return the path of a file to be made for this user only, which goes with `owner`."""
-    folder = Path(tempfile.mkdtemp(prefix="opero-"))
-    weakref.finalize(owner, _remove, folder, os.getpid())
-    return str(folder / "slot")
-
-
-def _remove(folder: Path, creator: int) -> None:
-    # A forked child inherits the finalizer, but not the file.
-    if os.getpid() == creator:
-        try:
-            for file in folder.glob("slot*"):
-                file.unlink(missing_ok=True)
-            folder.rmdir()
-        except OSError:
-            pass
+    words = words or rule.words()
+    slot = open_once(path, lambda: SharedSlot(path, rule, create=create, words=words))
+    if slot.rule != rule:
+        raise OperoUsageError(
+            f"{path} is in use by this program, with {slot.rule} and not {rule}: "
+            "give both the same rate, or different names."
+        )
+    return slot
 
 
 def state_path(name: str) -> str:
@@ -341,12 +287,6 @@ def state_path(name: str) -> str:
     Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
     readable = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:80]
     return str(Path(folder).resolve() / f"limiter-{readable}-{crc32(name.encode()):08x}.slot")
-
-
-def _refuse_strangers(fd: int, path: str) -> None:
-    about = os.fstat(fd)
-    if not stat.S_ISREG(about.st_mode) or (hasattr(os, "geteuid") and about.st_uid != os.geteuid()):
-        raise PermissionError(f"{path} is no plain file of this user")
 
 
 def _as_words(data: bytes) -> list[int]:

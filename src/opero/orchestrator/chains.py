@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from opero.config import functions
-from opero.core.bulkhead import ConcurrencyLimit
+from opero.core.concurrency_limit import ConcurrencyLimit
 from opero.core.failures import is_final, matches
 from opero.core.function import describe_function
 from opero.core.options import Options
