@@ -52,15 +52,17 @@ class Effort:
         round_seconds: Length of one contender's turn, in seconds.
         process_rounds: Rounds of measurements that start a fresh interpreter.
         accuracy_seconds: How long each rate limiter is watched, in seconds.
+        map_rounds: Rounds of maps, each turn in a fresh interpreter.
     """
 
     rounds: int = 63
     round_seconds: float = 0.01
     process_rounds: int = 9
     accuracy_seconds: float = 3.0
+    map_rounds: int = 5
 
 
-QUICK = Effort(rounds=9, round_seconds=0.003, process_rounds=3, accuracy_seconds=1.6)
+QUICK = Effort(rounds=9, round_seconds=0.003, process_rounds=3, accuracy_seconds=1.6, map_rounds=1)
 
 
 def timing_loop(call: str, *, is_async: bool) -> Callable[[Any, Any, Callable[[], float]], Any]:

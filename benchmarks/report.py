@@ -28,7 +28,9 @@ _METHOD = """\
 process, one turn per round, the order shuffled anew in each round, the garbage collector off
 during a turn. *best* and *median* are over the rounds; a ratio is the median of the ratios within
 each round. A contender counts only after a check that it runs the function as often as the row
-says (a hit: once in all). Figures include the loop around the call, as the bare call shows.
+says (a hit: once in all). Maps: each turn in an interpreter of its own, a short map before the one
+that counts; opero begins its processes with each map, the pools of the others are there already
+unless the row says otherwise. Figures include the loop around the call, as the bare call shows.
 Process times are wall times of `python -c …` less those of an empty program in the same round.
 Limiters: admissions are stamped right after the limiter let the caller through; *rate* is what
 was reached from the first second on, *window* the most admissions in any half-open second against
@@ -52,7 +54,8 @@ def render(results: Sequence[Results]) -> str:
         _made(results),
         "## Bars\n",
         _bars(results, pythons),
-        "## Overhead per call, imports, memory\n",
+        _behind(results, pythons),
+        "## Overhead per call, imports, memory, maps\n",
         "Each cell: best · median · opero ÷ this contender.\n",
         *(_details(name, results, pythons) for name in _row_names(results)),
         _limiters(results, pythons),
@@ -123,6 +126,34 @@ def _bars(results: Sequence[Results], pythons: Sequence[str]) -> str:
         cells = [_accuracy_cell(_accuracy(result, rate, SUBJECT)) for result in results]
         rows.append([f"limiter accuracy, {rate}/s", f"{least} %, ≤ N+1", *cells])
     return _table(rows)
+
+
+def _behind(results: Sequence[Results], pythons: Sequence[str]) -> str:
+    """Where another contender was quicker, and why."""
+    rows = [["path", "first", *pythons, "why"]]
+    for name in _row_names(results):
+        note = _first(results, name).get("note", "")
+        leaders = [_leader(result["rows"].get(name)) for result in results]
+        found = [leader for leader, _ in leaders if leader not in ("", SUBJECT)]
+        if note and found:
+            cells = [f"{ratio:.2f} ×" if leader else "–" for leader, ratio in leaders]
+            rows.append([_first(results, name)["title"], max(found, key=found.count), *cells, note])
+    if len(rows) == 1:
+        return ""
+    return (
+        f"## Where opero is not first in a map\n\nEach cell: opero ÷ the first.\n\n{_table(rows)}"
+    )
+
+
+def _leader(row: RowResult | None) -> tuple[str, float]:
+    """Return the quickest contender and what opero takes as a multiple of its time."""
+    if row is None or not _samples(row, SUBJECT):
+        return "", 0.0
+    medians = {
+        name: median(_samples(row, name)) for name in row["candidates"] if _samples(row, name)
+    }
+    leader = min(medians, key=lambda name: medians[name])
+    return leader, medians[SUBJECT] / medians[leader] if medians[leader] else 1.0
 
 
 def _details(name: str, results: Sequence[Results], pythons: Sequence[str]) -> str:
@@ -213,7 +244,7 @@ def _bar_text(bar: Bar, row: RowResult) -> str:
 
 
 def _quantity(value: float, unit: str) -> str:
-    return f"{value:.1f} {unit}" if unit == "ms" else f"{value:,.0f} {unit}"
+    return f"{value:,.1f} {unit}" if unit in ("ms", "MB", "%") else f"{value:,.0f} {unit}"
 
 
 def _samples(row: RowResult, contender: str) -> list[float]:

@@ -10,7 +10,7 @@ import re
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict, cast
+from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict, cast
 
 if TYPE_CHECKING:
     from benchmarks.harness import Effort
@@ -31,7 +31,20 @@ PACKAGES = (
     "asynciolimiter",
     "aiolimiter",
     "pyrate-limiter",
+    "loky",
+    "joblib",
+    "mpire",
+    "pebble",
+    "twat-mp",
+    "tasklane",
+    "streamable",
+    "aiometer",
+    "pyarallel",
+    "numpy",
 )
+
+
+Unit = Literal["ns", "ms", "B", "MB", "items", "%"]
 
 
 class Bar(TypedDict):
@@ -49,13 +62,17 @@ class Cell(TypedDict):
 
 
 class RowResult(TypedDict):
-    """One row; `peer` is for `peers_of`, and samples of the same round share their index."""
+    """One row; `peer` is for `peers_of`, and samples of the same round share their index.
+
+    The note says why another contender may be quicker.
+    """
 
     title: str
-    unit: Literal["ns", "ms", "B"]
+    unit: Unit
     peer: str | None
     bar: Bar | None
     candidates: dict[str, Cell]
+    note: NotRequired[str]
 
 
 class AccuracyResult(TypedDict):
@@ -126,6 +143,7 @@ def describe(effort: Effort) -> Meta:
             "round_seconds": effort.round_seconds,
             "process_rounds": effort.process_rounds,
             "accuracy_seconds": effort.accuracy_seconds,
+            "map_rounds": effort.map_rounds,
         },
         "versions": {name: _version(name) for name in PACKAGES},
     }

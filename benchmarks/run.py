@@ -18,7 +18,7 @@ if __name__ == "__main__":
     # Started as a file, Python puts this folder first; the package lies one above.
     sys.path[0] = str(_HERE.parent)
 
-from benchmarks import accuracy, imports, memory, overhead, results, tasks  # noqa: E402 - see the line above
+from benchmarks import accuracy, imports, maps, memory, overhead, results, tasks  # noqa: E402 - see above
 from benchmarks.harness import QUICK, Effort  # noqa: E402
 from benchmarks.report import render  # noqa: E402
 
@@ -34,6 +34,7 @@ def measure(wanted: Sequence[str], effort: Effort) -> results.Results:
     }
     measurements |= {name: partial(imports.measure, name, effort, random) for name in imports.ROWS}
     measurements |= {name: partial(memory.measure, name) for name in memory.ROWS}
+    measurements |= {name: partial(maps.measure, name, effort, random) for name in maps.ROWS}
     measurements |= {name: partial(tasks.measure, name, effort, random) for name in tasks.ROWS}
     found: results.Results = {"meta": results.describe(effort), "rows": {}, "accuracy": []}
     for name, measurement in measurements.items():
