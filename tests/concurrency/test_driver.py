@@ -261,7 +261,25 @@ def test_items_that_pause_leave_their_place_to_others() -> None:
 
 def test_the_tail_is_shared_out() -> None:
     driver = driver_of(ordered=False)
-    driver._size.size = 100
+    driver._size.size = 31
     feed(driver, list("abcdefgh"))
     driver.ended = True
     assert [len(run_chunk(driver, 4)) for _ in range(4)] == [2, 2, 1, 1]
+
+
+def test_before_the_end_chunks_stay_whole() -> None:
+    driver = driver_of(ordered=False)
+    driver._size.size = 4
+    feed(driver, list(range(16)))
+    assert [len(run_chunk(driver, 4)) for _ in range(4)] == [4, 4, 4, 4]
+    driver.take([done(driver._out[0])], 0.0)
+    driver._size.size = 4
+    feed(driver, list(range(4)))
+    assert len(run_chunk(driver, 4)) == 4
+
+
+def test_slow_input_goes_to_all_who_have_nothing() -> None:
+    driver = driver_of(ordered=False)
+    driver._size.size = 4
+    feed(driver, list(range(4)))
+    assert [len(run_chunk(driver, 4)) for _ in range(4)] == [1, 1, 1, 1]

@@ -13,6 +13,10 @@ LARGEST: Final = 5_000
 
 _GROWTH: Final = 4
 """A chunk is at most so many times as large as the last one that was measured."""
+_LEAP: Final = 16
+"""The same, while even that many items would take less than a quarter of the target."""
+_SMALLEST: Final = 32
+"""Towards the end of the input chunks get smaller, down to this part of their size."""
 
 
 class ChunkSize:
@@ -52,7 +56,8 @@ class ChunkSize:
         if wanted < self.size:
             self.size = wanted
         elif items >= self.size:
-            self.size = min(wanted, _GROWTH * self.size)
+            leap = _LEAP if 4 * _LEAP * self.size <= wanted else _GROWTH
+            self.size = min(wanted, leap * self.size)
 
     def gave_back(self) -> None:
         """Learn that a chunk took far longer than it should: start anew with single items."""
@@ -64,4 +69,5 @@ class ChunkSize:
         As in guided self-scheduling (C. Polychronopoulos and D. Kuck, 1987), chunks become smaller
         towards the end.
         """
-        return self._fixed or max(1, min(self.size, ceil(left / max(1, slots))))
+        least = max(1, self.size // _SMALLEST)
+        return self._fixed or max(least, min(self.size, ceil(left / max(1, slots))))

@@ -281,7 +281,8 @@ class LanePool:
             final = frame.kind == worker.DONE
             done = bodies.open_done(Parcel(frame.body, frame.fd), frame.number, final=final)
             held.n_done = done.start + len(done.values)
-            self._barren = 0
+            # While something is done, a new worker is worth a try.
+            self._barren = self._stillborn = 0
             self._reports.append(done)
             if final:
                 lane.held = None
@@ -351,7 +352,8 @@ class LanePool:
         self._closed = True
         end = time.monotonic() + self.patience
         try:
-            if self.graceful:
+            # Who is at nothing has nothing to finish, and goes with the nursery.
+            if self.graceful and any(lane.held for lane in self._lanes.values()):
                 self._wait(end)
         finally:
             self._end(max(0.0, end - time.monotonic()))

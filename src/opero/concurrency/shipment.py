@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from opero.concurrency.engine import Job
-from opero.concurrency.shipping import dumps_job, import_paths, shared_options
+from opero.concurrency.shipping import can_be_named, dumps_job, import_paths, shared_options
 from opero.core import ambient
 from opero.core.function import describe_function
 from opero.core.options import Options
@@ -86,6 +86,11 @@ class Shipment:
         A class of `__main__`, or of a function, is the same on both sides only if both know its number; cloudpickle
         gives it one when it is pickled first.
         """
+        if can_be_named(self.fields["function"]) and not any(
+            self.fields[name] for name in ("before", "after", "kwargs", "worker_init")
+        ):
+            # What an importable function makes can be imported too.
+            return
         try:
             dumps_job(self, lambda _: False, nowhere=True)
         except Exception:  # noqa: BLE001, S110 - a fork needs no pickle

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
+from opero.core.method import ClassMethod, Method
 from opero.errors import ShippingError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from opero.core.options import Options
     from opero.core.pipeline import Pipeline
 
-__all__ = ["dumps", "dumps_job", "import_paths", "shared_options"]
+__all__ = ["can_be_named", "dumps", "dumps_job", "import_paths", "shared_options"]
 
 _PROTOCOL: Final = 5
 Stays = Callable[[pickle.PickleBuffer], object]
@@ -79,11 +80,16 @@ def _pickler() -> type[Pickler]:
 
         class OperoPickler(cloudpickle.Pickler):  # type: ignore[misc,name-defined,unused-ignore]
             def reducer_override(self, obj: Any) -> Any:
+                kind = type(obj)
+                if kind is Method:
+                    return _method, (obj.func,)
+                if kind is ClassMethod:
+                    return _class_method, (obj.__func__,)
                 if isinstance(obj, FunctionType | type):
                     if not can_import(obj.__module__):
                         _by_value(obj.__module__, cloudpickle)
                     if type(obj) is FunctionType and (reduced := _reduce_function(obj)) is not None:
-                        return reduced
+                        return _with_names(*reduced)
                 return super().reducer_override(obj)
 
         _made.append(OperoPickler)
@@ -133,6 +139,17 @@ def _by_value(name: str, cloudpickle: Any) -> None:
 # --- functions ------------------------------------------------------------------------------------
 
 
+def can_be_named(function: Any) -> bool:
+    """Tell whether a function can travel by name, its own or that of what is around it."""
+    if type(function) is not FunctionType or not can_import(function.__module__):
+        return False
+    module: str | None = function.__module__
+    if module is None or module.encode() in _unknown:
+        return False
+    named = _named(module, function.__qualname__) is function
+    return named or _inside(function) is not None
+
+
 def _reduce_function(function: FunctionType) -> Any:
     """Say how opero's functions, and those inside of them, are made again; None for all others."""
     # What was made by `exec` may say nothing of its module.
@@ -158,6 +175,36 @@ def _reduce_wrapper(function: FunctionType) -> Any:
     from opero.core.decorate import decorate
 
     return decorate, (pipeline.info.fn, options)
+
+
+_NAMES: Final = ("__module__", "__qualname__", "__kwdefaults__", "__annotations__")
+
+
+def _with_names(make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """Let the function that is decorated again bring along what its decoration depends on.
+
+    It may be in the middle of its own journey, when its class refers to it, and no more than code on arrival.
+    """
+    fn = arguments[0]
+    if type(fn) is not FunctionType:
+        return make, arguments
+    return _make_again, (make, arguments, {name: getattr(fn, name) for name in _NAMES})
+
+
+def _make_again(make: Callable[..., Any], arguments: tuple[Any, ...], names: dict[str, Any]) -> Any:
+    for name, value in names.items():
+        setattr(arguments[0], name, value)
+    made = make(*arguments)
+    # What stands in the class is made around it there.
+    return made.func if type(made) is Method else made
+
+
+def _method(function: Any) -> Method:
+    return Method(function)
+
+
+def _class_method(function: Any) -> ClassMethod:
+    return ClassMethod(function)
 
 
 def _inside(function: FunctionType) -> Any:

@@ -139,7 +139,11 @@ class _Worker:
                 frame = self._receive()
             except (EOFError, OSError):
                 return
-            self._run(frame)
+            try:
+                self._run(frame)
+            except ConnectionError:
+                # The map is over, and nobody wants to hear of it.
+                return
             _flush()
 
     def _run(self, frame: Frame) -> None:

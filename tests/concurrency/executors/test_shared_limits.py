@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from opero import ConcurrencyLimit, RateLimiter, opero
+from opero import ConcurrencyLimit, RateLimiter, opero, operomap
 from opero.concurrency.engine import Lost
 
 if TYPE_CHECKING:
@@ -178,3 +178,30 @@ def test_the_map_and_its_workers_share_the_permits(maps: Maps) -> None:
         free = maps(lambda _: sum(limit.try_acquire() for _ in range(5)), [1], workers=1).items
     assert free == [2]
     assert limit.in_flight == 0
+
+
+# --- pauses ---------------------------------------------------------------------------------------
+
+
+def test_an_item_that_pauses_long_gives_its_worker_to_others(tmp_path: Path) -> None:
+    ended: list[int] = []
+
+    def work(x: int) -> int:
+        failed = tmp_path / "failed"
+        if x == 0 and not failed.exists():
+            failed.touch()
+            raise ValueError(x)
+        return x
+
+    mapped = operomap(
+        mode="process",
+        workers=1,
+        cache=False,
+        chunksize=1,
+        retries=1,
+        min_delay=1,
+        jitter=False,
+        on_result=lambda one: ended.append(one.index),
+    )(work)
+    assert mapped(range(6)) == list(range(6))
+    assert ended == [1, 2, 3, 4, 5, 0]

@@ -37,6 +37,7 @@ class ProcessEngine:
         self._method: StartMethod | None = method
         self._block: AbstractContextManager[LanePool] | None = None
         self._pool: LanePool | None = None
+        self._closed = False
 
     def slots(self) -> int:
         """Return how many chunks it wants to hold."""
@@ -44,15 +45,8 @@ class ProcessEngine:
 
     def open(self, job: Job) -> None:
         """Begin the processes' nursery; they themselves begin when there are chunks."""
-        pool = LanePool(self.workers, job=job, method=self._method)
-        try:
-            pool.open()
-            self._block = in_multi_pool(pool)
-            self._pool = self._block.__enter__()
-        except BaseException:
-            pool.terminate()
-            pool.join()
-            raise
+        self._pool = LanePool(self.workers, job=job, method=self._method)
+        self._pool.open()
 
     def submit(self, chunk: Chunk) -> None:
         """Take a chunk."""
@@ -60,7 +54,13 @@ class ProcessEngine:
 
     def poll(self, timeout: float | None) -> list[Report]:
         """Return what was reported."""
-        return self._opened().poll(timeout)
+        pool = self._opened()
+        if self._block is None:
+            # The processes are at work by now, while twat-mp is being imported.
+            block = in_multi_pool(pool)
+            block.__enter__()
+            self._block = block
+        return pool.poll(timeout)
 
     def kill(self, chunk_id: int, why: Why) -> bool:
         """Kill the process that has a chunk."""
@@ -75,13 +75,19 @@ class ProcessEngine:
     def close(self, *, graceful: bool, timeout: float) -> None:
         """End all processes."""
         block, self._block = self._block, None
-        if block is None or self._pool is None:
+        pool = self._pool
+        if pool is None or self._closed:
             return
-        self._pool.graceful, self._pool.patience = graceful, timeout
-        # With any other argument MultiPool only logs more.
-        block.__exit__(None, None, None)
+        self._closed = True
+        pool.graceful, pool.patience = graceful, timeout
+        if block is None:
+            pool.close()
+            pool.join()
+        else:
+            # With any other argument MultiPool only logs more.
+            block.__exit__(None, None, None)
 
     def _opened(self) -> LanePool:
-        if self._pool is None or self._block is None:
+        if self._pool is None or self._closed:
             raise OperoError("the engine is not open")
         return self._pool

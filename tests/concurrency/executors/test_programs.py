@@ -1,0 +1,479 @@
+# this_file: tests/concurrency/executors/test_programs.py
+"""Whole programs that map on processes: without a guard, interrupted, killed, with what only they know."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs signals")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+
+BUSY = "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+"""A second thread, so that the program cannot be forked."""
+ways = pytest.mark.parametrize("before", ["", BUSY], ids=["fork", "forkserver"])
+
+
+class Program:
+    """A script in a folder of its own, and the process group that runs it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.running: list[subprocess.Popen[str]] = []
+
+    def start(self, text: str, before: str = "") -> subprocess.Popen[str]:
+        """Start a script."""
+        script = self.folder / "program.py"
+        script.write_text(before + textwrap.dedent(text))
+        source = Path(__file__).resolve().parents[3] / "src"
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", script],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            cwd=self.folder,
+            env={
+                **os.environ,
+                "PYTHONPATH": f"{source}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+            },
+            start_new_session=True,
+        )
+        self.running.append(process)
+        return process
+
+    def run(self, text: str, before: str = "") -> str:
+        """Run a script to its end and return what it says."""
+        said, errors = self.start(text, before).communicate(timeout=60)
+        assert not errors, errors
+        return said
+
+    def begun(self, *names: str) -> None:
+        """Wait until the script has made these files."""
+        self.until(lambda: all((self.folder / name).exists() for name in names))
+
+    @staticmethod
+    def until(reached: Callable[[], object], seconds: float = 30) -> None:
+        end = time.monotonic() + seconds
+        while not reached():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    @staticmethod
+    def group(process: subprocess.Popen[str]) -> list[int]:
+        """Return the processes of its session that live."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(session) == process.pid and state != "Z":
+                found.append(int(stat.parent.name))
+        return found
+
+    def close(self) -> None:
+        """End what is left."""
+        for process in self.running:
+            for pid in self.group(process):
+                os.kill(pid, signal.SIGKILL)
+            process.communicate()
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Program]:
+    program = Program(tmp_path)
+    yield program
+    left = [pid for process in program.running for pid in program.group(process)]
+    program.close()
+    assert not left
+    # Other programs have files there too.
+    assert not list(Path("/dev/shm").glob("*opero*"))
+
+
+# --- what only the program knows ------------------------------------------------------------------
+
+
+@ways
+def test_a_script_needs_no_guard(program: Program, before: str) -> None:
+    text = """
+    from opero import operomap
+    print("once")
+
+    @operomap(mode="process", cache=False)
+    def double(x):
+        return 2 * x
+
+    print(double([1, 2, 3]))
+    """
+    assert program.run(text, before) == "once\n[2, 4, 6]\n"
+
+
+@ways
+def test_everything_of_a_script_travels(program: Program, before: str) -> None:
+    text = """
+    import functools
+    from dataclasses import dataclass
+    from opero import opero, operomap
+
+    process = operomap(mode="process", cache=False)
+    base = 10
+
+    @opero(cache=False, retries=1)
+    def inner(x):
+        return base + x
+
+    @dataclass
+    class Point:
+        x: int
+
+        @operomap(mode="process", cache=False)
+        def plus(self, y):
+            return Point(self.x + y)
+
+        @classmethod
+        @operomap(mode="process", cache=False)
+        def made(cls, x):
+            return cls(x)
+
+        @staticmethod
+        @operomap(mode="process", cache=False)
+        def free(x):
+            return -x
+
+    class Adder:
+        def __init__(self, n):
+            self.n = n
+        def __call__(self, x):
+            return self.n + x
+
+    def closure(n):
+        def add(x):
+            return inner(x) + n
+        return add
+
+    print(process(lambda x: x + base)([1]))
+    print(process(closure(100))([1]))
+    print(process(inner)([1]))
+    print(process(functools.partial(max, 5))([1, 9]))
+    print(process(Adder(7))([1]))
+    print(Point(1).plus([1, 2]))
+    print(Point.made([3]))
+    print(Point.free([4]))
+    print(process(lambda p: p.x)([Point(5)]))
+    print(process(str.upper)(["a"]))
+    """
+    assert program.run(text, before).splitlines() == [
+        "[11]",
+        "[111]",
+        "[11]",
+        "[5, 9]",
+        "[8]",
+        "[Point(x=2), Point(x=3)]",
+        "[Point(x=3)]",
+        "[-4]",
+        "[5]",
+        "['A']",
+    ]
+
+
+@ways
+def test_a_redefined_function_is_the_new_one(program: Program, before: str) -> None:
+    text = """
+    from opero import operomap
+    process = operomap(mode="process", cache=False)
+
+    @process
+    def f(x):
+        return helper(x)
+
+    def helper(x):
+        return "old"
+
+    first = f([1])
+
+    def helper(x):
+        return "new"
+
+    print(first, f([1]))
+
+    @process
+    def f(x):
+        return "newer"
+
+    print(f([1]))
+    """
+    assert program.run(text, before) == "['old'] ['new']\n['newer']\n"
+
+
+def test_functions_of_a_notebook_travel(program: Program) -> None:
+    text = """
+    # As a kernel does it: cells run in a namespace that is `__main__`, inside of a running event loop, beside threads.
+    import asyncio, threading
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+    cells = [
+        "from opero import operomap",
+        "seen = []\\n@operomap(mode='process', cache=False)\\ndef f(x):\\n    return (x, y)",
+        "y = 1; seen.append(f([1]))",
+        "y = 2; seen.append(f([1]))",
+    ]
+
+    async def kernel():
+        for cell in cells:
+            exec(compile(cell, "<cell>", "exec"), globals())
+
+    asyncio.run(kernel())
+    print(seen)
+    """
+    assert program.run(text) == "[[(1, 1)], [(1, 2)]]\n"
+
+
+def test_a_program_whose_thread_holds_a_lock_is_not_forked(program: Program) -> None:
+    (program.folder / "locked.py").write_text(
+        "import threading\nlock = threading.Lock()\ndef work(x):\n    with lock:\n        return x\n"
+    )
+    text = """
+    import threading
+    import locked
+    from opero import operomap
+
+    begun, over = threading.Event(), threading.Event()
+
+    def hold():
+        with locked.lock:
+            begun.set()
+            over.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    begun.wait()
+    print(operomap(mode="process", cache=False)(locked.work)([1, 2]))
+    over.set()
+    thread.join()
+    """
+    assert program.run(text) == "[1, 2]\n"
+
+
+def test_threads_map_at_once(program: Program) -> None:
+    text = """
+    import threading
+    from opero import operomap
+
+    @operomap(mode="process", cache=False, workers=2)
+    def times(x, n):
+        return x * n
+
+    found = {}
+    threads = [
+        threading.Thread(target=lambda n=n: found.update({n: times(range(50), n)})) for n in range(4)
+    ]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    print(found == {n: [x * n for x in range(50)] for n in range(4)})
+    """
+    assert program.run(text) == "True\n"
+
+
+@ways
+def test_maps_within_maps_work(program: Program, before: str) -> None:
+    text = """
+    from opero import operomap
+
+    @operomap(mode="process", cache=False, workers=2)
+    def inner(x, n):
+        return x + n
+
+    @operomap(mode="process", cache=False, workers=2)
+    def outer(n):
+        return inner([1, 2], n)
+
+    print(outer([10, 20]))
+    """
+    assert program.run(text, before) == "[[11, 12], [21, 22]]\n"
+
+
+@ways
+def test_a_broken_input_and_an_early_break_leave_nothing(program: Program, before: str) -> None:
+    text = """
+    import os, time
+    from pathlib import Path
+    from opero import operomap
+
+    @operomap(mode="process", cache=False, workers=2)
+    def f(x):
+        if x == 9:
+            time.sleep(60)
+        return x
+
+    def broken():
+        yield from range(5)
+        raise ValueError("no more")
+
+    def children():
+        return Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+
+    try:
+        f(broken())
+    except ValueError as error:
+        print(error, repr(children()))
+
+    def endless():
+        n = 0
+        while True:
+            yield n
+            n += 1
+
+    for value in f.stream(endless()):
+        if value == 3:
+            break
+    import gc; gc.collect()
+    print(repr(children()))
+    """
+    assert program.run(text, before) == "no more ''\n''\n"
+
+
+@ways
+def test_limits_of_a_script_are_one_in_all_its_workers(program: Program, before: str) -> None:
+    text = """
+    import os, time
+    from opero import ConcurrencyLimit, RateLimiter, operomap
+
+    limiter, limit = RateLimiter("10/hour"), ConcurrencyLimit(1)
+
+    @operomap(mode="process", cache=False, workers=4)
+    def f(x):
+        with limit:
+            began = time.monotonic()
+            time.sleep(0.01)
+            return limiter.try_acquire(), began, time.monotonic()
+
+    found = sorted(f(range(20)), key=lambda one: one[1])
+    # A quota has room for one call of catch-up.
+    print(sum(started for started, _, _ in found) in (10, 11), limiter.try_acquire())
+    print(all(a[2] <= b[1] for a, b in zip(found, found[1:])))
+    """
+    assert program.run(text, before) == "True False\nTrue\n"
+
+
+@ways
+def test_nothing_stays_open_after_many_maps(program: Program, before: str) -> None:
+    text = """
+    import gc, os
+    from pathlib import Path
+    from opero import operomap
+
+    @operomap(mode="process", cache=False, workers=2, retries=0, on_error="return")
+    def f(x):
+        if x == 3:
+            os._exit(1)
+        return bytes(200_000)
+
+    def left():
+        gc.collect()
+        threads, fds = os.listdir("/proc/self/task"), os.listdir("/proc/self/fd")
+        return len(threads), len(fds), Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+
+    f(range(5))
+    first = left()
+    for _ in range(5):
+        f(range(5))
+        next(f.stream(range(100)))
+    print(left() == first, repr(first[2]))
+    """
+    assert program.run(text, before) == "True ''\n"
+
+
+# --- ends -----------------------------------------------------------------------------------------
+
+LONG = """
+import time
+from pathlib import Path
+from opero import operomap
+
+@operomap(mode="process", cache=False, workers=2)
+def wait(x):
+    Path(f"begun{x}").touch()
+    time.sleep(120)
+
+try:
+    wait(range(4))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@ways
+@posix
+@pytest.mark.parametrize("to", ["process", "group"])
+def test_ctrl_c_ends_a_map_at_once(program: Program, before: str, to: str) -> None:
+    process = program.start(LONG, before)
+    program.begun("begun0", "begun1")
+    began = time.monotonic()
+    if to == "group":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=20)
+    assert (said, errors, process.returncode) == ("interrupted\n", "", 0)
+    assert time.monotonic() - began < 5
+
+
+@ways
+@linux
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_their_program(program: Program, before: str, how: int) -> None:
+    process = program.start(LONG, before)
+    program.begun("begun0", "begun1")
+    # The program, the nursery, and two workers.
+    assert len(program.group(process)) == 4
+    process.send_signal(how)
+    process.wait(timeout=20)
+    program.until(lambda: not program.group(process))
+
+
+@ways
+@linux
+def test_workers_end_with_their_program_also_in_native_code(program: Program, before: str) -> None:
+    text = LONG.replace(
+        "time.sleep(120)", "(1 << 400_000_000).bit_count() and pow(7, 1 << 400_000)"
+    )
+    process = program.start(text, before)
+    program.begun("begun0", "begun1")
+    process.kill()
+    process.wait(timeout=20)
+    program.until(lambda: not program.group(process))
+
+
+@ways
+@posix
+def test_a_second_ctrl_c_does_no_harm(program: Program, before: str) -> None:
+    process = program.start(LONG, before)
+    program.begun("begun0", "begun1")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    program.until(lambda: not program.group(process))
+
+
+@ways
+def test_a_program_can_map_again_after_it_was_interrupted(program: Program, before: str) -> None:
+    text = (
+        LONG
+        + """
+print(operomap(mode="process", cache=False)(abs)([-1]))
+"""
+    )
+    process = program.start(text, before)
+    program.begun("begun0", "begun1")
+    process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=20)
+    assert (said, errors) == ("interrupted\n[1]\n", "")
