@@ -28,14 +28,14 @@ class Store:
     get = set = delete = clear = lambda *given: None
 
 
+class HalfStore:
+    get = set = lambda *given: None
+
+
 class Codec:
     """Has a codec's verbs."""
 
     encode = decode = lambda *given: b""
-
-
-class HalfStore:
-    get = set = lambda *given: None
 
 
 async def later(*given: object) -> bool:

@@ -200,13 +200,14 @@ def store(name: str, value: Any) -> None:
 
 
 def codec(name: str, value: Any) -> None:
-    """The name of a way to encode, or an object with a codec's verbs."""
-    verbs = (getattr(value, "encode", None), getattr(value, "decode", None))
-    if value in ("auto", "plain") or (not isinstance(value, str) and all(map(callable, verbs))):
-        return
-    raise OperoUsageError(
-        f'{name}={value!r} must be "auto", "plain", or an object with encode(value) and decode(data).'
-    )
+    """How results become bytes: a word, or an object that does it."""
+    if isinstance(value, str):
+        one_of("auto", "plain")(name, value)
+    elif not all(callable(getattr(value, verb, None)) for verb in ("encode", "decode")):
+        raise OperoUsageError(
+            f'{name}={value!r} is no codec. Write "auto" or "plain", or give an object with the methods '
+            "encode(value) -> bytes and decode(data) -> value."
+        )
 
 
 def rate(name: str, value: Any) -> None:

@@ -7,6 +7,7 @@
     keeper      storing results: whether, for how long, in what form
     sharing     the outcome for those who waited
     aging       renewed before its expiry, or served after it; lulls after failures
+    lease       single-flight across processes; `lease_keeper` renews leases and gives them back
     renewal     computing anew behind the scenes, in the background
     skips       who hears of what is not cached
     registry    all caches: `clear_cache`, forks
@@ -36,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from opero.core.cache.codec import Codec
     from opero.core.cache.context import CacheContext, get_cache_context
     from opero.core.cache.handle import CacheHandle, CacheInfo
     from opero.core.cache.memory import Store
@@ -47,6 +49,7 @@ __all__ = [
     "CacheContext",
     "CacheHandle",
     "CacheInfo",
+    "Codec",
     "Store",
     "clear_cache",
     "get_cache_context",
@@ -61,6 +64,7 @@ __getattr__, __dir__ = lazy_exports(
         "CacheContext": "opero.core.cache.context",
         "CacheHandle": "opero.core.cache.handle",
         "CacheInfo": "opero.core.cache.handle",
+        "Codec": "opero.core.cache.codec",
         "Store": "opero.core.cache.memory",
         "clear_cache": "opero.core.cache.registry",
         "get_cache_context": "opero.core.cache.context",

@@ -275,6 +275,8 @@ class Cache:
             told.append(f"without {', '.join(self._options.cache_ignore)}")
         if self.keeper.condition is not None:
             told.append("if cache_if says so")
+        if self._options.cache_codec == "plain":
+            told.append("plain data only")
         if not self._options.cache_copy:
             told.append("results shared, not copied")
         return "; ".join(told)
