@@ -9,6 +9,7 @@ import re
 import tempfile
 from contextlib import redirect_stdout
 
+import pytest
 from sybil import Example, Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
@@ -47,3 +48,10 @@ pytest_collect_file = Sybil(
     ],
     patterns=["README.md", "docs/*.md"],
 ).pytest()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse names with addresses: every worker must find the same tests."""
+    drifting = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if drifting:
+        raise pytest.UsageError(f"give these tests names (ids=) without addresses: {drifting}")

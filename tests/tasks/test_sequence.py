@@ -82,7 +82,6 @@ class Adder:
         (Parallel([double, Sequence(double, str)]), [2, [2, "2"]]),
         (CircuitGroup(double), [2]),
     ],
-    ids=repr,
 )
 def test_a_step_gets_the_last_result_if_it_asks_for_it(step: Any, result: Any) -> None:
     assert run_sync(Sequence(one, step)) == [1, result]

@@ -79,7 +79,6 @@ class Client:
         (Task(lambda: None), None),
         (Task(lambda: fetch(4)), "data_4"),
     ],
-    ids=repr,
 )
 def test_whatever_can_be_called_is_called_and_awaited(task: Task, result: Any) -> None:
     assert run_sync(task) == result
