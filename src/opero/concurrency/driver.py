@@ -176,14 +176,9 @@ class Driver:
             return self._send(waiting.idx, waiting.items, waiting.parked, waiting.attempt)
         if not self._queue.length:
             return None
-        size, left = self._size.size, self._queue.length
-        if self.ended:
-            size = self._size.share(left, slots)
-        elif left < size:
-            # Slow input is spread over those who wait. A chunk is never made smaller for those who
-            # are busy: only full ones show that they could be larger.
-            size = self._size.share(left, slots - len(self._out))
-        return self._send(*self._queue.take(size))
+        # The end of the input is shared by all; before that, what is there goes to those who have nothing.
+        sharers = slots if self.ended else slots - len(self._out)
+        return self._send(*self._queue.take(self._size.share(self._queue.length, sharers)))
 
     def _wake(self, now: float) -> Chunk:
         up: list[_Sleeper] = []
