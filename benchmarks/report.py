@@ -111,7 +111,9 @@ def _made(results: Sequence[Results]) -> str:
         for name in result["meta"]["versions"]
     }
     listed = ", ".join(f"{name} {' / '.join(found)}" for name, found in versions.items())
-    return f"{_table(rows)}\nVersions: {listed}.\n"
+    remarks = dict.fromkeys(result["meta"].get("remark", "") for result in results)
+    said = "".join(f"\n**{remark}**\n" for remark in remarks if remark)
+    return f"{_table(rows)}\nVersions: {listed}.\n{said}"
 
 
 def _bars(results: Sequence[Results], pythons: Sequence[str]) -> str:

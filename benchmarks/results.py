@@ -95,13 +95,14 @@ class AccuracyResult(TypedDict):
 
 
 class Meta(TypedDict):
-    """Where and how a run was made."""
+    """Where and how a run was made; the remark says what was out of the ordinary."""
 
     python: str
     machine: str
     made: str
     effort: dict[str, float]
     versions: dict[str, str]
+    remark: NotRequired[str]
 
 
 class Results(TypedDict):
@@ -149,9 +150,20 @@ def describe(effort: Effort) -> Meta:
     }
 
 
-def save(results: Results, folder: Path) -> Path:
-    """Write `<major.minor>.json` into `folder` and return its path."""
+def save(results: Results, folder: Path, *, into: bool = False) -> Path:
+    """Write `<major.minor>.json` into `folder` and return its path.
+
+    Args:
+        results: What was measured.
+        folder: The folder.
+        into: Whether other rows that are there already stay.
+    """
     short = ".".join(platform.python_version_tuple()[:2])
+    if into and (folder / f"{short}.json").exists():
+        before = json.loads((folder / f"{short}.json").read_text(encoding="utf-8"))
+        accuracy = results["accuracy"] or before["accuracy"]
+        rows = {**before["rows"], **results["rows"]}
+        results = {"meta": results["meta"], "rows": rows, "accuracy": accuracy}
     text = json.dumps(results, indent=1)
     # A row of samples on one line keeps the file readable and its diffs short.
     text = re.sub(r"\[([^\[\]{}\"]+)\]", lambda found: f"[{' '.join(found[1].split())}]", text)

@@ -54,11 +54,11 @@ def measure(wanted: Sequence[str], effort: Effort) -> results.Results:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the suite on this interpreter and the ones named, and write or print the report."""
     options = _parser().parse_args(arguments)
-    partial = options.quick or options.rows
+    partial = (options.quick or options.rows) and not options.keep
     with TemporaryDirectory() as scratch:
         folder = options.output or (Path(scratch) if partial else _HERE)
         effort = QUICK if options.quick else Effort()
-        results.save(measure(options.rows, effort), folder / "results")
+        results.save(measure(options.rows, effort), folder / "results", into=options.keep)
         for python in options.pythons:
             _run_on(python, options, folder)
         page = render(results.load(folder / "results"))
@@ -74,6 +74,8 @@ def _run_on(python: str, options: argparse.Namespace, folder: Path) -> None:
     command = [python, str(_HERE / "run.py"), "--output", str(folder)]
     if options.quick:
         command.append("--quick")
+    if options.keep:
+        command.append("--keep")
     if options.rows:
         command += ["--rows", *options.rows]
     _say(python)
@@ -97,6 +99,9 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="WORD",
         help="only rows whose name contains a word, e.g. retry, hit-async, import, accuracy",
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="let the rows measured replace those in the results"
     )
     parser.add_argument(
         "--pythons",

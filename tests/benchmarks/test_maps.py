@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from benchmarks import maps
 from benchmarks.harness import QUICK
 from benchmarks.report import render
-from benchmarks.results import Cell, Results, RowResult, describe
+from benchmarks.results import Cell, Results, RowResult, describe, load, save
 
 
 @pytest.mark.parametrize("name", maps.ROWS)
@@ -48,3 +50,15 @@ def test_the_page_tells_where_another_is_first_and_why(opero: float, listed: boo
     page: Results = {"meta": describe(QUICK), "rows": {"map": row}, "accuracy": []}
     line = "| a map | other | 2.00 × | it is older |"
     assert (line in render([page])) == listed
+
+
+def test_rows_can_replace_those_in_the_results(tmp_path: Path) -> None:
+    row: RowResult = {"title": "", "unit": "ms", "peer": None, "bar": None, "candidates": {}}
+    page: Results = {"meta": describe(QUICK), "rows": {"a": row, "b": row}, "accuracy": []}
+    save(page, tmp_path)
+    save({**page, "rows": {"b": {**row, "title": "new"}}}, tmp_path, into=True)
+    (found,) = load(tmp_path)
+    assert [(name, one["title"]) for name, one in found["rows"].items()] == [
+        ("a", ""),
+        ("b", "new"),
+    ]

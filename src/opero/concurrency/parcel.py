@@ -7,6 +7,7 @@ its turn comes.
 
 from __future__ import annotations
 
+import functools
 import pickle
 from collections.abc import Sequence
 from typing import Any, Final
@@ -59,7 +60,8 @@ def _seal(
         return not beside
 
     try:
-        return (dumps(value, stays), begin, len(large))
+        again = functools.partial(large.__delitem__, slice(begin, None))
+        return (dumps(value, stays, again, home=what == "result"), begin, len(large))
     except Exception as error:  # noqa: BLE001 - whatever a user's `__reduce__` raises
         del large[begin:]
         return (_unshippable(what, value, error),)

@@ -13,6 +13,7 @@ import importlib
 import io
 import pickle
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
@@ -33,34 +34,51 @@ _PROTOCOL: Final = 5
 Stays = Callable[[pickle.PickleBuffer], object]
 
 
-def dumps(value: object, stays: Stays | None = None) -> bytes:
+def dumps(
+    value: object,
+    stays: Stays | None = None,
+    again: Callable[[], object] = lambda: None,
+    *,
+    home: bool = False,
+) -> bytes:
     """Pickle a value so that a process with another `__main__` can open it.
 
     Args:
         value: The value.
         stays: Told each large buffer; a false answer keeps it out of the pickle.
+        again: Called if what `stays` was told is void, and it will be told anew.
+        home: Whether this is a worker, and the value for the process that its job came from.
 
     Raises:
         Exception: It cannot be pickled.
     """
     try:
         data = pickle.dumps(value, _PROTOCOL, buffer_callback=stays)
-    except Exception:  # noqa: BLE001 - a class may refuse in any way; by value it may go
-        return dumps_job(value, stays)
-    # A name in such a module means nothing over there, or something else.
-    return dumps_job(value, stays) if any(name in data for name in _unknown) else data
+    except Exception:  # noqa: BLE001, S110 - a class may refuse in any way; by value it may go
+        pass
+    else:
+        # A name in such a module means nothing over there, or something else.
+        if not any(name in data for name in _unknown):
+            return data
+    again()
+    return dumps_job(value, stays, home=home)
 
 
-def dumps_job(value: object, stays: Stays | None = None, *, nowhere: bool = False) -> bytes:
+def dumps_job(
+    value: object, stays: Stays | None = None, *, nowhere: bool = False, home: bool = False
+) -> bytes:
     """Pickle by value what cannot be imported by name; slower than `dumps`, and knows decorated functions.
 
     Args:
         value: The value.
         stays: As in `dumps`.
         nowhere: Whether the pickle is thrown away.
+        home: As in `dumps`.
     """
     file = _Nowhere() if nowhere else io.BytesIO()
-    _pickler()(file, _PROTOCOL, buffer_callback=stays).dump(value)
+    pickler = _pickler()(file, _PROTOCOL, buffer_callback=stays)
+    vars(pickler)["opero_home"] = home
+    pickler.dump(value)
     return file.getvalue()
 
 
@@ -79,12 +97,18 @@ def _pickler() -> type[Pickler]:
         import cloudpickle
 
         class OperoPickler(cloudpickle.Pickler):  # type: ignore[misc,name-defined,unused-ignore]
+            opero_home = False
+
             def reducer_override(self, obj: Any) -> Any:
                 kind = type(obj)
                 if kind is Method:
                     return _method, (obj.func,)
                 if kind is ClassMethod:
                     return _class_method, (obj.__func__,)
+                if self.opero_home and isinstance(obj, type):
+                    number = _number_at_home(obj, cloudpickle.cloudpickle)
+                    if number is not None:
+                        return _class_at_home, (number,)
                 if isinstance(obj, FunctionType | type):
                     if not can_import(obj.__module__):
                         _by_value(obj.__module__, cloudpickle)
@@ -134,6 +158,32 @@ def _by_value(name: str, cloudpickle: Any) -> None:
     if name.encode() not in _unknown:
         _unknown.add(name.encode())
         cloudpickle.register_pickle_by_value(sys.modules[name])
+
+
+# --- classes --------------------------------------------------------------------------------------
+
+_numbered_here: weakref.WeakSet[type] = weakref.WeakSet()
+
+
+def _number_at_home(kind: type, cloudpickle: Any) -> str | None:
+    """Return the number under which the process knows a class that this worker got it from; None for all others.
+
+    By value it would arrive as the same class, with attributes made anew: caches and counters of its decorated
+    methods would be lost.
+    """
+    number: str | None = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS.get(kind)  # noqa: SLF001 - there is no other way
+    if number is None:
+        _numbered_here.add(kind)
+    return None if kind in _numbered_here else number
+
+
+def _class_at_home(number: str) -> Any:
+    from cloudpickle import cloudpickle
+
+    found = vars(cloudpickle)["_DYNAMIC_CLASS_TRACKER_BY_ID"].get(number)
+    if found is None:
+        raise ShippingError("its class is no longer there")
+    return found
 
 
 # --- functions ------------------------------------------------------------------------------------

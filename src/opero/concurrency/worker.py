@@ -59,8 +59,12 @@ def work(sock: socket.socket, slate: int, shipment: Shipment | None = None) -> N
         shipment: The job, if this process has inherited it.
     """
     worker = _Worker(sock, Slate(slate))
-    if worker.prepare(shipment):
-        worker.run()
+    try:
+        if worker.prepare(shipment):
+            worker.run()
+    except ConnectionError:
+        # The map is over, and nobody wants to hear of it.
+        pass
 
 
 class _Worker:
@@ -139,11 +143,7 @@ class _Worker:
                 frame = self._receive()
             except (EOFError, OSError):
                 return
-            try:
-                self._run(frame)
-            except ConnectionError:
-                # The map is over, and nobody wants to hear of it.
-                return
+            self._run(frame)
             _flush()
 
     def _run(self, frame: Frame) -> None:

@@ -199,6 +199,14 @@ def test_arrays_inside_other_things_survive(maps: Maps) -> None:
     assert (found["a"][0] == 1).all()
 
 
+def test_arrays_around_what_travels_by_value_are_not_mixed_up(maps: Maps) -> None:
+    # Plain pickling gives up after the first one.
+    item = [np.zeros(100_000), lambda: 7, np.ones(100_000)]
+    (found,) = maps(lambda x: [*x, np.full(100_000, 2.0)], [item]).items
+    assert [found[n].sum() for n in (0, 2, 3)] == [0, 100_000, 200_000]
+    assert found[1]() == 7
+
+
 def test_a_readonly_array_stays_readonly(maps: Maps) -> None:
     array = np.zeros(100_000)
     array.flags.writeable = False

@@ -186,6 +186,25 @@ def test_everything_of_a_script_travels(program: Program, before: str) -> None:
 
 
 @ways
+def test_a_class_stays_what_it_is_when_its_instances_come_back(
+    program: Program, before: str
+) -> None:
+    text = """
+    from opero import opero, operomap
+
+    class Point:
+        @opero
+        def far(self):
+            return 1
+
+    plain = vars(Point)["far"]
+    (found,) = operomap(mode="process", cache=False)(lambda point: point)([Point()])
+    print(type(found) is Point, vars(Point)["far"] is plain)
+    """
+    assert program.run(text, before) == "True True\n"
+
+
+@ways
 def test_a_redefined_function_is_the_new_one(program: Program, before: str) -> None:
     text = """
     from opero import operomap
@@ -282,8 +301,7 @@ def test_threads_map_at_once(program: Program) -> None:
     assert program.run(text) == "True\n"
 
 
-@ways
-def test_maps_within_maps_work(program: Program, before: str) -> None:
+def test_maps_within_maps_work(program: Program) -> None:
     text = """
     from opero import operomap
 
@@ -297,7 +315,7 @@ def test_maps_within_maps_work(program: Program, before: str) -> None:
 
     print(outer([10, 20]))
     """
-    assert program.run(text, before) == "[[11, 12], [21, 22]]\n"
+    assert program.run(text) == "[[11, 12], [21, 22]]\n"
 
 
 @ways

@@ -45,8 +45,14 @@ class ProcessEngine:
 
     def open(self, job: Job) -> None:
         """Begin the processes' nursery; they themselves begin when there are chunks."""
-        self._pool = LanePool(self.workers, job=job, method=self._method)
-        self._pool.open()
+        pool = LanePool(self.workers, job=job, method=self._method)
+        try:
+            pool.open()
+        except BaseException:
+            pool.terminate()
+            pool.join()
+            raise
+        self._pool = pool
 
     def submit(self, chunk: Chunk) -> None:
         """Take a chunk."""
