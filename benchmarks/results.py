@@ -41,6 +41,8 @@ PACKAGES = (
     "aiometer",
     "pyarallel",
     "numpy",
+    "dbos",
+    "py-orchestrate",
 )
 
 
@@ -168,7 +170,7 @@ def save(results: Results, folder: Path, *, into: bool = False) -> Path:
     # A row of samples on one line keeps the file readable and its diffs short.
     text = re.sub(r"\[([^\[\]{}\"]+)\]", lambda found: f"[{' '.join(found[1].split())}]", text)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{short}.json"
+    path = folder / f"{_short()}.json"
     path.write_text(text + "\n", encoding="utf-8")
     return path
 
@@ -177,6 +179,10 @@ def load(folder: Path) -> list[Results]:
     """All results in `folder`, oldest Python first."""
     paths = sorted(folder.glob("*.json"), key=lambda path: tuple(map(int, path.stem.split("."))))
     return [cast("Results", json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+
+
+def _short() -> str:
+    return ".".join(platform.python_version_tuple()[:2])
 
 
 def _version(name: str) -> str:

@@ -19,6 +19,7 @@ if __name__ == "__main__":
     sys.path[0] = str(_HERE.parent)
 
 from benchmarks import accuracy, imports, maps, memory, overhead, results, tasks  # noqa: E402 - see above
+from benchmarks.durable import rows as durable  # noqa: E402
 from benchmarks.harness import QUICK, Effort  # noqa: E402
 from benchmarks.report import render  # noqa: E402
 
@@ -36,6 +37,7 @@ def measure(wanted: Sequence[str], effort: Effort) -> results.Results:
     measurements |= {name: partial(memory.measure, name) for name in memory.ROWS}
     measurements |= {name: partial(maps.measure, name, effort, random) for name in maps.ROWS}
     measurements |= {name: partial(tasks.measure, name, effort, random) for name in tasks.ROWS}
+    measurements |= {name: partial(durable.measure, name, effort, random) for name in durable.ROWS}
     found: results.Results = {"meta": results.describe(effort), "rows": {}, "accuracy": []}
     for name, measurement in measurements.items():
         if _is_wanted(name, wanted):
@@ -115,7 +117,8 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FOLDER",
         help="where RESULTS.md and results/ go; by default beside this file, but a run made "
-        "partial by --quick or --rows prints its page and keeps nothing",
+        "partial by --quick or --rows prints its page and keeps nothing; where a folder is named, rows "
+        "that are not measured anew stay",
     )
     return parser
 

@@ -347,6 +347,22 @@ def test_damaged_file_is_told_and_left_alone(journal: Path, content: bytes, told
     assert journal.read_bytes() == content
 
 
+def test_file_that_was_damaged_in_the_middle_is_told(journal: Path, desk: Orchestrator) -> None:
+    for _ in range(50):
+        desk.invoke_workflow("squares", 1)
+    desk.stop()
+    content = bytearray(journal.read_bytes())
+    content[4096 : len(content) - 4096] = b"\x5a" * (len(content) - 2 * 4096)
+    journal.write_bytes(content)
+    with pytest.raises(JournalError, match="damaged"):
+        desk.list_workflows()
+    with pytest.raises(JournalError, match="damaged"):
+        desk.start()
+    desk.stop()
+    assert journal.read_bytes() == content
+    assert not list(journal.parent.glob("*.own-*"))
+
+
 def test_journal_of_a_newer_opero_is_left_alone(journal: Path) -> None:
     with closing(sqlite3.connect(journal)) as db:
         db.execute("PRAGMA user_version = 99")

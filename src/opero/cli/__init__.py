@@ -5,6 +5,7 @@
     table       columns of text
     info        `opero info`
     cache       `opero cache list`, `opero cache clear`
+    workflows   `opero workflows list`, `show`, `steps`, `cancel`, `resume`, `fork`, `signal`, `resolve`
 
 A new command is one module with a function `register(commands)`, and its name in `program.COMMANDS`.
 """

@@ -15,7 +15,7 @@ from opero.errors import OperoError, OperoWarning
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS: Final = ("info", "cache")
+COMMANDS: Final = ("info", "cache", "workflows")
 """Modules of this package, in the order of the help; each has a function `register(commands)`.
 
 It adds parsers to `commands`, which is what `ArgumentParser.add_subparsers` returns, and sets the default `run` of

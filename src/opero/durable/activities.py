@@ -141,6 +141,7 @@ def _perform(
         if step.recorded:
             return step.outcome()
         try:
+            step.run.settle()
             with step.under_way():
                 if not step.idempotent:
                     step.run.write(step.record)
@@ -174,6 +175,7 @@ async def _aperform(
             await step.run.turn(step.record)
             return step.outcome()
         try:
+            await step.run.asettle()
             with step.under_way():
                 if not step.idempotent:
                     await step.run.awrite(step.record)

@@ -56,8 +56,9 @@ def conclude(run: Run, value: Any, error: BaseException | None) -> Move | None:
             return move
     failure = _kept(error)
     move.state, move.error = State.FAILED, pack_error(failure)
-    if run.failed is not None and run.failed[0] in (error, failure):
-        move.failed_step = run.failed[1]
+    for raised, path in run.failed:
+        if raised is error or raised is failure:
+            move.failed_step = path
     return move
 
 

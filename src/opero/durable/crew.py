@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from opero.durable.run import Unwind
 from opero.durable.scope import task_factory
-from opero.errors import NonDeterminismError
+from opero.errors import JournalError, NonDeterminismError
 
 __all__ = ["Crew", "LoopThread"]
 
@@ -116,6 +116,6 @@ class LoopThread:
 
 
 def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Say nothing of tasks that ended because their workflow is put aside; its state tells why."""
-    if not isinstance(context.get("exception"), Unwind | NonDeterminismError):
+    """Say nothing of what ended because its workflow is put aside: its state tells why, or a warning."""
+    if not isinstance(context.get("exception"), Unwind | NonDeterminismError | JournalError):
         loop.default_exception_handler(context)

@@ -17,6 +17,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from opero.durable.body import acall, call, end_tasks
 from opero.durable.conclusion import conclude
 from opero.durable.crew import Crew, LoopThread
 from opero.durable.group_commit import GroupCommit
@@ -24,9 +25,7 @@ from opero.durable.news import tell_workflow
 from opero.durable.records import Claim, Create, Drop, Move, State, WorkflowRecord
 from opero.durable.registry import WorkflowSpec, workflows
 from opero.durable.run import Ending, Run, Why
-from opero.durable.values import decode
 from opero.errors import JournalError, OperoWarning
-from opero.events.run import Run as EventRun
 
 if TYPE_CHECKING:
     from opero.durable.store import Store
@@ -65,8 +64,12 @@ class Engine:
         self._stopping = False
         self._wanted = threading.Event()
         self._retry_blocked = True
-        # What can go on does so before anybody asks how it is.
-        self._look()
+        try:
+            # What can go on does so before anybody asks how it is.
+            self._look()
+        except BaseException:
+            store.leave(self.owner)
+            raise
         self._watcher = threading.Thread(target=self._watch, name="opero-watch", daemon=True)
         self._watcher.start()
         self._pid = os.getpid()
@@ -142,12 +145,8 @@ class Engine:
     def _work(self, run: Run, spec: WorkflowSpec) -> None:
         """Run a synchronous workflow in this thread."""
         value, error = None, None
-        run.root.activate()
         try:
-            with EventRun(spec.name, id=run.id):
-                tell_workflow(run.record, State.RUNNING)
-                args, kwargs = decode(run.record.args)
-                value = spec.fn(*args, **kwargs)
+            value = call(run, spec)
         except BaseException as caught:  # noqa: BLE001 - whatever it is, it is the workflow's end
             error = caught
         move = conclude(run, value, error)
@@ -163,7 +162,7 @@ class Engine:
         """Run an asynchronous workflow on the event loop."""
         loop = asyncio.get_running_loop()
         # In a task of its own: what is to be written about its end cannot be cancelled along with it.
-        task = loop.create_task(_body(run, spec))
+        task = loop.create_task(acall(run, spec))
         run.unwind = lambda: loop.call_soon_threadsafe(task.cancel)
         if run.ending is not None:
             task.cancel()
@@ -174,7 +173,7 @@ class Engine:
             error = caught
         run.unwind = None
         move = conclude(run, value, error)
-        await _end_tasks(run)
+        await end_tasks(run)
         if move is not None:
             try:
                 await self.journal.awrite(move)
@@ -365,22 +364,3 @@ def _tell(text: str) -> None:
     """Warn; where warnings are errors, the thread that runs everything must not die of one."""
     with suppress(OperoWarning):
         warnings.warn(text, OperoWarning, stacklevel=3)
-
-
-async def _body(run: Run, spec: WorkflowSpec) -> Any:
-    run.root.activate()
-    with EventRun(spec.name, id=run.id):
-        tell_workflow(run.record, State.RUNNING)
-        args, kwargs = decode(run.record.args)
-        return await spec.fn(*args, **kwargs)
-
-
-async def _end_tasks(run: Run) -> None:
-    """Cancel the tasks that a workflow has left behind: nothing outlives it."""
-    left = [task for task in run.tasks if not task.done()]
-    if left:
-        # What they still do to clean up is no part of the workflow, unless that goes on later.
-        run.cancelling = run.cancelling or run.ending is None
-        for task in left:
-            task.cancel()
-        await asyncio.wait(left, timeout=_GRACE)

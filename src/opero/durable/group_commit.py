@@ -12,6 +12,7 @@ import asyncio
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -83,24 +84,39 @@ class GroupCommit:
                 self._commit()
         return ticket.result()
 
+    def write_all(self, ops: Iterable[Op]) -> list[Any]:
+        """Write several, all in one transaction, and return the answers once they are durable.
+
+        Raises:
+            JournalError: They were not written.
+        """
+        tickets = [_Ticket(op) for op in ops]
+        with self._committing:
+            self._waiting.extend(tickets)
+            self._commit()
+        return [ticket.result() for ticket in tickets]
+
     async def awrite(self, op: Op, line: object = None) -> Any:
-        """Write from an event loop, without blocking it.
+        """Write from an event loop, without blocking it; arguments and errors as for `submit`."""
+        return await self.submit(op, line)
+
+    def submit(self, op: Op, line: object = None) -> asyncio.Future[Any]:
+        """Leave something to be written, and return a future of the running loop that gets the answer.
 
         Args:
             op: What.
             line: Answers of a line are given one after another, as `turns` tells; None does not care.
 
         Raises:
-            JournalError: It was not written.
+            JournalError: It was not written (raised by the future).
         """
-        future = asyncio.get_running_loop().create_future()
-        ticket = _Ticket(op, future, line)
-        self._waiting.append(ticket)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        # Should the future be cancelled meanwhile, it is written all the same.
+        self._waiting.append(_Ticket(op, future, line))
         if self._thread is None:
             self._start()
         self._wanted.set()
-        # A task that is cancelled meanwhile has still written.
-        return await future
+        return future
 
     def post(self, op: Op) -> None:
         """Leave something to be written before whatever is written later; nobody hears how it went."""

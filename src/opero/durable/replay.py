@@ -21,9 +21,9 @@ class Course(Enum):
     DOUBT = "doubt"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Verdict:
-    """What to do, and with what.
+    """What to do, and with what; not frozen, because a replay makes thousands of them.
 
     Attributes:
         course: What.

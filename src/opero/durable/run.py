@@ -7,10 +7,11 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 from weakref import WeakSet
 
 from opero.durable.records import PutStep, StepRecord, StepState, WorkflowRecord
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from opero.durable.records import Op, Take
 
 __all__ = ["Ending", "LostOwnership", "Run", "Unwind", "Why", "WorkflowCancelled"]
+
+
+_FAILURES: Final = 100
+"""Errors of steps that are remembered, to tell which one ends the workflow."""
 
 
 class Unwind(BaseException):
@@ -80,7 +85,7 @@ class Run:
         root: The scope of the workflow function.
         ending: Set once no further step may begin.
         cancelling: Whether it was told that it is cancelled; from then on nothing is journaled.
-        failed: The last error of a step that was raised in the workflow, and the step's path.
+        failed: The last errors of steps that were raised in the workflow, and the steps' paths.
         tasks: Tasks that a coroutine has made.
         unwind: Ends the workflow function from outside; set by the engine for coroutines.
     """
@@ -99,7 +104,7 @@ class Run:
         self.root: Scope = Scope(self, of_task=on_loop)
         self.ending: Ending | None = None
         self.cancelling: bool = False
-        self.failed: tuple[Exception, str] | None = None
+        self.failed: deque[tuple[Exception, str]] = deque(maxlen=_FAILURES)
         self.unwind: Callable[[], object] | None = None
         self.tasks: WeakSet[asyncio.Task[Any]] = WeakSet()
         self._cancel_wanted = record.cancel
@@ -107,6 +112,7 @@ class Run:
         self._lock = threading.Lock()
         self._active: dict[str, StepRecord] = {}
         self._noted: set[str] = set()
+        self._facts: list[tuple[asyncio.Future[Any], StepRecord]] = []
         self._listeners: dict[str, list[tuple[asyncio.AbstractEventLoop, asyncio.Event]]] = {}
         last = max((step.order for step in self.steps.values()), default=0)
         self._order = itertools.count(last + 1)
@@ -201,6 +207,52 @@ class Run:
             self._unwritten(error)
         self.owned(answer)
 
+    def write_soon(self, step: StepRecord) -> None:
+        """Record a fact: on an event loop without waiting; no activity begins before it is durable.
+
+        Raises:
+            LostOwnership: The workflow belongs to somebody else.
+            Unwind: It could not be written.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            self.write(step)
+        else:
+            self._facts.append((self._journal.submit(self._put(step)), step))
+
+    async def asettle(self) -> None:
+        """Wait until all facts are durable; errors as for `write`."""
+        while self._facts:
+            told, _ = self._facts[0]
+            try:
+                answer = await asyncio.shield(told)  # several branches may wait for it
+            except JournalError as error:
+                self._unwritten(error)
+            self._facts = [fact for fact in self._facts if fact[0] is not told]
+            self.owned(answer)
+
+    def settle(self) -> None:
+        """Have all facts durable now; errors as for `write`."""
+        if self._facts:
+            facts, self._facts = self._facts, []
+            self.write_all([step for _, step in facts])
+
+    def write_all(self, steps: Sequence[StepRecord]) -> None:
+        """Record steps, all of them in one transaction.
+
+        Raises:
+            LostOwnership: The workflow belongs to somebody else.
+            Unwind: They could not be written.
+        """
+        if self.cancelling:
+            return
+        try:
+            answers = self._journal.write_all([self._put(step) for step in steps])
+        except JournalError as error:
+            self._unwritten(error)
+        self.owned(all(answers))
+
     async def turn(self, step: StepRecord) -> None:
         """Wait until it is a recorded step's turn to give its outcome."""
         loop = asyncio.get_running_loop()
@@ -279,7 +331,8 @@ class Run:
         for step in self.active:
             if step.began < since and step.path not in self._noted:
                 self._noted.add(step.path)
-                if step.state is StepState.STARTED:
+                # A map has no place of its own: its items are the steps.
+                if step.state is StepState.STARTED and step.order:
                     self.post_step(step)
 
     def owned(self, answer: object) -> None:

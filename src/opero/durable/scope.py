@@ -21,7 +21,7 @@ from opero.errors import OperoUsageError
 if TYPE_CHECKING:
     from opero.durable.run import Run
 
-__all__ = ["Scope", "current", "outside", "reset", "task_factory"]
+__all__ = ["Scope", "current", "enter", "outside", "reset", "task_factory"]
 
 _scope: Final[contextvars.ContextVar[Scope | None]] = contextvars.ContextVar(
     "opero_durable_scope", default=None
@@ -68,6 +68,10 @@ class Scope:
         """Return the scope of one job of the group that is the step `path`."""
         return Scope(self.run, f"{path}/{index}/", of_task=True)
 
+    def attempt(self, number: int) -> Scope:
+        """Return the scope of another attempt at what is done here."""
+        return Scope(self.run, f"{self.prefix}r{number}/", of_task=True)
+
     def enter(self) -> None:
         """Begin a step.
 
@@ -101,9 +105,10 @@ class Scope:
             found = self._tasks[task] = self.child()
         return found
 
-    def activate(self) -> contextvars.Token[Scope | None]:
-        """Make it the scope of this context."""
-        return _scope.set(self)
+
+def enter(scope: Scope) -> None:
+    """Make a scope that of this context."""
+    _scope.set(scope)
 
 
 def current() -> Scope | None:
@@ -118,7 +123,7 @@ def outside() -> contextvars.Token[Scope | None]:
 
 
 def reset(token: contextvars.Token[Scope | None]) -> None:
-    """Undo `activate` or `outside`."""
+    """Undo `outside`."""
     _scope.reset(token)
 
 
@@ -134,7 +139,7 @@ def task_factory(
     if scope is not None:
         # A context that was given belongs to its giver.
         context = contextvars.copy_context() if context is None else context.copy()
-        context.run(scope.child().activate)
+        context.run(enter, scope.child())
         task = asyncio.Task(coro, loop=loop, context=context, **more)
         scope.run.tasks.add(task)
         return task

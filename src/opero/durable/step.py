@@ -133,7 +133,7 @@ class Step:
         tell_step(self.run.record, self.record, error=error)
 
     def _raised(self, error: Exception) -> Exception:
-        self.run.failed = (error, self.record.path)
+        self.run.failed.append((error, self.record.path))
         return error
 
     @contextmanager

@@ -59,7 +59,7 @@ def _fact(name: str, make: Callable[[], T]) -> T:
             return found
         value = make()
         step.succeeded(value)
-        step.run.write(step.record)
+        step.run.write_soon(step.record)
         return value
     finally:
         scope.leave()

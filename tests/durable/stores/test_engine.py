@@ -82,7 +82,7 @@ def test_cancelled_from_elsewhere(orchestrators: Callable[[], Orchestrator]) -> 
     two.cancel(found)
     with pytest.raises(WorkflowEndedError):
         two.result(found, 10)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 3
 
 
 def test_the_work_of_one_goes_on_in_another(

@@ -1,0 +1,287 @@
+# this_file: tests/durable/test_promises.py
+"""What the page promises and no other file here shows: changed programs, policies on replay, many sleepers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opero import CircuitBreaker, RateLimiter
+from opero.durable import Orchestrator, activity, now, sleep, uuid, workflow
+from opero.durable import activities as durable
+from opero.durable.records import State
+from opero.errors import OperoUsageError
+
+
+def until(true: Callable[[], object], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came about"
+        time.sleep(0.01)
+
+
+# --- decorators --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [activity, workflow])
+@pytest.mark.parametrize("given", [None, (), ("other",), {"name": "other"}, (None,)])
+def test_decorators_come_with_and_without_parentheses_and_names(
+    orchestrator: Orchestrator, make: Any, given: Any
+) -> None:
+    def plain(x: int) -> int:
+        return x + 1
+
+    if given is None:
+        made = make(plain)
+    elif isinstance(given, dict):
+        made = make(**given)(plain)
+    else:
+        made = make(*given)(plain)
+    assert made(1) == 2
+    assert made.__name__ == "plain"
+    named = "other" if given in (("other",), {"name": "other"}) else "plain"
+    if make is workflow:
+        assert orchestrator.result(orchestrator.invoke_workflow(named, 1), timeout=10) == 2
+        return
+
+    @workflow
+    def caller() -> int:
+        return int(made(x=1))
+
+    found = orchestrator.invoke_workflow("caller")
+    assert orchestrator.result(found, timeout=10) == 2
+    assert orchestrator.steps(found)[0]["name"] == named
+
+
+def test_results_of_activities_are_never_cached() -> None:
+    with pytest.raises(OperoUsageError, match="takes no cache_ttl: results of activities are"):
+        durable.activity(cache_ttl=5)(lambda: 1)
+
+
+# --- changed programs --------------------------------------------------------------------------------------------
+
+OLD = """
+@activity
+def fetch(source):
+    return [source, 1]
+
+@workflow
+def program(source):
+    rows = fetch(source)
+    sleep(1.2)
+    return rows + fetch("more")
+"""
+
+REFACTORED = '''
+@activity
+def fetch(source, mode="default", *, strict=False):
+    """Gets rows; it has learned something since."""
+    if strict:
+        raise ValueError(mode)
+    return [source, 2]
+
+def pause():
+    # A comment.
+    sleep("1200ms")
+
+@workflow
+def program(source: str, limit: int | None = None) -> list:
+    """The same, told differently."""
+    found = fetch(source=source)   # by keyword now
+    pause()
+    more = fetch("more")
+    return [*found, *more]
+'''
+
+CHANGED = OLD.replace("fetch(source)\n    sleep", 'fetch("other")\n    sleep')
+
+
+def define(source: str) -> None:
+    exec(source, {"activity": activity, "workflow": workflow, "sleep": sleep, "__name__": "shop"})
+
+
+def test_comments_refactoring_and_optional_parameters_change_nothing(journal: Path) -> None:
+    define(OLD)
+    with Orchestrator(journal) as one:
+        found = one.invoke_workflow("program", "a")
+        until(lambda: one.state(found) == "sleeping")
+    define(REFACTORED)
+    with Orchestrator(journal) as two:
+        # What was recorded stays; what comes now is done by the new code.
+        assert two.result(found, timeout=10) == ["a", 1, "more", 2]
+        # The same run, though the function has another parameter by now.
+        assert two.invoke_workflow("program", source="a", workflow_id=found) == found
+
+
+def test_a_changed_program_leaves_the_journal_untouched(journal: Path) -> None:
+    define(OLD)
+    with Orchestrator(journal) as one:
+        found = one.invoke_workflow("program", "a")
+        until(lambda: one.state(found) == "sleeping")
+        before = one.steps(found)
+    define(CHANGED)
+    with Orchestrator(journal) as two:
+        told = two.wait(found, timeout=10)
+        assert two.state(found) == "blocked"
+        assert "step 1: the journal has fetch(" in told["error_message"]
+        assert two.steps(found) == before
+        copy = two.fork(found, 1)
+        assert two.result(copy, timeout=10) == ["other", 1, "more", 1]
+    define(OLD)
+    with Orchestrator(journal) as three:
+        assert three.result(found, timeout=10) == ["a", 1, "more", 1]
+
+
+# --- policies ----------------------------------------------------------------------------------------------------
+
+
+def test_a_replay_consumes_no_tokens_and_moves_no_breaker(orchestrator: Orchestrator) -> None:
+    limiter = RateLimiter("1000/s")
+    breaker = CircuitBreaker("spared", fail_max=3)
+    calls: list[int] = []
+
+    @activity(rate_limit=limiter, circuit_breaker=breaker, retries=1, min_delay=0, max_delay=0)
+    def call(n: int) -> int:
+        calls.append(n)
+        if n == 2:
+            raise ConnectionError("down")
+        return n
+
+    @workflow
+    def calling() -> list[Any]:
+        found: list[Any] = [call(0), call(1)]
+        try:
+            call(2)
+        except ConnectionError:
+            found.append("down")
+        return found
+
+    found = orchestrator.invoke_workflow("calling")
+    assert orchestrator.result(found, timeout=10) == [0, 1, "down"]
+    assert calls == [0, 1, 2, 2]
+    breaker.open()
+    limiter.pause(60)
+    for _ in range(3):
+        copy = orchestrator.fork(found, 4)
+        assert orchestrator.result(copy, timeout=10) == [0, 1, "down"]
+    assert calls == [0, 1, 2, 2]
+    limiter.resume()
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+def test_a_key_is_durable_before_an_activity_gets_it(
+    orchestrator: Orchestrator, blocking: bool
+) -> None:
+    recorded: list[str] = []
+
+    def look() -> None:
+        steps = orchestrator.steps("keyed")
+        recorded.extend(step["name"] for step in steps if step["status"] == "done")
+
+    @activity
+    async def pay(key: str) -> None:
+        look()
+
+    @activity
+    def pay_blocking(key: str) -> None:
+        look()
+
+    @workflow
+    async def keyed() -> None:
+        now()
+        key = str(uuid())
+        if blocking:
+            pay_blocking(key)
+        else:
+            await pay(key)
+
+    orchestrator.result(orchestrator.invoke_workflow("keyed", workflow_id="keyed"), timeout=10)
+    assert recorded == ["now", "uuid"]
+
+
+# --- timers and cancellation -------------------------------------------------------------------------------------
+
+
+def test_a_thousand_sleepers_cost_few_threads(journal: Path) -> None:
+    @workflow
+    def dormant(n: int) -> None:
+        sleep(3600)
+
+    @workflow
+    async def adormant(n: int) -> None:
+        await sleep(3600)
+
+    async def start(orchestrator: Orchestrator) -> None:
+        for name in ("dormant", "adormant"):
+            await asyncio.gather(*(orchestrator.ainvoke_workflow(name, n) for n in range(500)))
+
+    before = threading.active_count()
+    with Orchestrator(journal, max_workers=4) as orchestrator:
+        asyncio.run(start(orchestrator))
+        until(lambda: len(orchestrator.store.find(states=[State.SLEEPING])) == 1000)
+        # The watch, the journal, the event loop, and the workers.
+        assert threading.active_count() - before <= 3 + 4
+        began = time.monotonic()
+        assert orchestrator.stop()
+        assert time.monotonic() - began < 5
+
+
+def test_cancel_reaches_a_coroutine_within_a_second_and_its_finally_runs(
+    journal: Path,
+) -> None:
+    cleaned: list[str] = []
+    began = threading.Event()
+
+    @activity
+    async def endless() -> None:
+        began.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            cleaned.append("activity")
+
+    @activity
+    async def tidy() -> None:
+        await asyncio.sleep(0.01)
+        cleaned.append("tidied")
+
+    @workflow
+    async def busy() -> None:
+        try:
+            await asyncio.gather(endless(), endless())
+        finally:
+            await tidy()
+
+    # Another engine on the same journal wants it cancelled.
+    with Orchestrator(journal) as runs, Orchestrator(journal) as wants:
+        found = runs.invoke_workflow("busy")
+        assert began.wait(10)
+        asked = time.monotonic()
+        assert wants.cancel(found)
+        until(lambda: "tidied" in cleaned)
+        assert time.monotonic() - asked < 2.5
+        assert runs.wait(found, timeout=10)["error_message"] == "cancelled"
+    assert cleaned == ["activity", "activity", "tidied"]
+
+
+def test_blocking_activities_of_a_coroutine_may_run_in_threads(orchestrator: Orchestrator) -> None:
+    @activity
+    def blocking(n: int) -> tuple[int, bool]:
+        time.sleep(0.01)
+        return n, threading.current_thread() is threading.main_thread()
+
+    @workflow
+    async def threaded() -> Any:
+        return await asyncio.gather(*(asyncio.to_thread(blocking, n) for n in range(5)))
+
+    found = orchestrator.invoke_workflow("threaded")
+    assert orchestrator.result(found, timeout=10) == [(n, False) for n in range(5)]
+    copy = orchestrator.fork(found, 6)
+    assert orchestrator.result(copy, timeout=10) == [(n, False) for n in range(5)]
+    assert {s["path"] for s in orchestrator.steps(copy)} == {f"c{n}/1" for n in range(1, 6)}
