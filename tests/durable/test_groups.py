@@ -1,5 +1,5 @@
 # this_file: tests/durable/test_groups.py
-"""Maps within workflows: items are recorded, and done once."""
+"""Maps and parallel groups within workflows: items and branches are recorded, and done once."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import asyncio
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from opero import operomap
+from opero.core.branching import fork
 from opero.durable import Orchestrator, activity, uuid, workflow
 from opero.errors import UnserializableError
 from opero.testing import flaky
@@ -249,3 +252,59 @@ def test_a_killed_map_goes_on_where_it_stopped(program: Start, tmp_path: Path) -
     assert len(ran) == 3000
     # What a kill finds under way, or done and not yet written down, is done again: never all of it.
     assert sum(ran.values()) < 3000 + 1500
+
+
+# --- parallel groups ---------------------------------------------------------------------------------------------
+
+
+async def side_by_side(*jobs: Callable[[], Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Run jobs as branches of a group, as `opero.tasks.Parallel` does."""
+    begin = fork.get()
+    assert begin is not None
+    branches = begin()
+
+    async def run(job: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        return await job()
+
+    tasks = []
+    for index, job in enumerate(jobs):
+        context = copy_context()
+        context.run(branches.enter, index)
+        tasks.append(asyncio.get_running_loop().create_task(run(job), context=context))
+    return await asyncio.gather(*tasks)
+
+
+def test_branches_of_a_group_have_lines_of_their_own(orchestrator: Orchestrator) -> None:
+    calls: list[str] = []
+
+    @activity
+    async def step(name: str, n: int) -> str:
+        calls.append(f"{name}{n}")
+        await asyncio.sleep(0.001 * (3 - n))
+        return f"{name}{n}"
+
+    @activity
+    async def inner() -> int:
+        return sum(await side_by_side(one, two))
+
+    async def one() -> int:
+        return 1
+
+    async def two() -> int:
+        return 2
+
+    async def two_steps(n: int) -> list[str]:
+        return [await step("a", n), await step("b", n)]
+
+    @workflow
+    async def grouped() -> Any:
+        first = await side_by_side(*(partial(two_steps, n) for n in range(3)))
+        return first, await inner(), await step("c", 0)
+
+    right = ([[f"a{n}", f"b{n}"] for n in range(3)], 3, "c0")
+    assert replayed(orchestrator, "grouped") == (right, right)
+    assert len(calls) == 7
+    found = orchestrator.list_workflows()[-1]
+    paths = {step["path"] for step in orchestrator.steps(found["id"])}
+    # The group is the first step of its line, a branch's task the first child of the branch.
+    assert paths == {f"1/{n}/c1/{s}" for n in range(3) for s in (1, 2)} | {"2", "3"}

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.recorder import recording
+from opero.core.branching import fork
+from opero.durable.branches import begin_branches
 from opero.durable.items import record_map
 from opero.durable.news import tell_workflow
 from opero.durable.records import State
@@ -42,9 +44,10 @@ async def acall(run: Run, spec: WorkflowSpec) -> Any:
 
 @contextmanager
 def _within(run: Run, spec: WorkflowSpec) -> Iterator[None]:
-    """Make this context the workflow's: steps and maps find its journal through it."""
+    """Make this context the workflow's: steps, maps and parallel branches find its journal through it."""
     enter(run.root)
     recording.set(record_map)
+    fork.set(begin_branches)
     with EventRun(spec.name, id=run.id):
         tell_workflow(run.record, State.RUNNING)
         yield

@@ -135,7 +135,7 @@ def task_factory(
     **more: Any,
 ) -> asyncio.Task[Any]:
     """Make a task with a scope of its own, numbered when it is created, not when it first runs."""
-    scope = _scope.get()
+    scope = _scope.get() if context is None else context.get(_scope)
     if scope is not None:
         # A context that was given belongs to its giver.
         context = contextvars.copy_context() if context is None else context.copy()
