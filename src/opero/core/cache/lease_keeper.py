@@ -65,6 +65,7 @@ class _Keeper:
         # Reentrant, because the garbage collector may end an abandoned coroutine at any allocation.
         self._news = threading.Condition(threading.RLock())
         self._thread: threading.Thread | None = None
+        self._flushing = threading.Lock()
 
     def hold(self, lease: Lease) -> None:
         with self._news:
@@ -89,13 +90,14 @@ class _Keeper:
             return any(_same(lease, wanted) for lease in self._ending)
 
     def flush(self) -> None:
-        """Give back what has ended."""
-        with self._news:
-            ending = list(self._ending.items())
-        for lease, barren in ending:
-            _end(lease, barren)
+        """Give back what has ended; afterwards, nobody is at it any more."""
+        with self._flushing:
             with self._news:
-                self._ending.pop(lease, None)
+                ending = list(self._ending.items())
+            for lease, barren in ending:
+                _end(lease, barren)
+                with self._news:
+                    self._ending.pop(lease, None)
 
     def _start(self) -> None:
         if self._thread is not None:
@@ -202,6 +204,7 @@ def _after_fork() -> None:
 
 
 def _at_exit() -> None:
+    # Before the stores are closed: they would be opened again.
     _process.keeper.flush()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.redis_server import RedisServer
 
-from opero.core.cache import stores
+from opero.core.cache import lease_keeper, stores
 
 
 def on_disk(folder: Path, request: pytest.FixtureRequest) -> str:
@@ -89,6 +89,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Hosts share a secret, and stores are closed and forgotten after each test."""
     monkeypatch.setenv("OPERO_CACHE_SECRET", "of all hosts, and of no other test")
     yield
+    lease_keeper._process.keeper.flush()  # a store that is closed would be opened again
     for store in stores.open_stores():
         store.close()
     stores._opened.stores.clear()
