@@ -38,7 +38,9 @@ _FILE_FROM: Final = 32_768
 
 _SMALL_WRITES: Final = 16
 _BYTES_WRITTEN: Final = 262_144
-"""After so many writes or bytes it is looked whether there is room: that costs as much as a write."""
+_CULLED: Final = 10
+"""After so many writes or bytes it is looked whether there is room, which costs as much as a write; then
+what was written meanwhile may go, and some more."""
 
 _READ: Final = (
     "SELECT mode, filename, value FROM Cache"
@@ -182,25 +184,27 @@ class _Cache(Cache):  # type: ignore[misc]  # diskcache has no types
                 self.reset(key, value, update=False)
         return made
 
-    def read(self, key: str) -> bytes | None:
+    def fetch(self, key: str) -> bytes | None:
         """Do what `get` does, in half the time."""
         rows = self._con.execute(_READ, (key, time.time())).fetchall()
         if not rows:
             return None
         ((mode, filename, value),) = rows
+        disk: Any = self._disk
         try:
-            found: bytes = self._disk.fetch(mode, filename, value, False)
+            found: bytes = disk.fetch(mode, filename, value, False)
         except OSError:  # another process has just deleted it
             return None
         return found
 
     def _cull(self, now: float, sql: Any, cleanup: Any, limit: int | None = None) -> None:
         """Make room, not at every write; then as much as has been written meanwhile."""
+        disk: Any = self._disk
         self._writes += 1
-        if self._writes < _SMALL_WRITES and self._disk.written < _BYTES_WRITTEN:
+        if self._writes < _SMALL_WRITES and disk.written < _BYTES_WRITTEN:
             return
-        writes, self._writes, self._disk.written = self._writes, 0, 0
-        super()._cull(now, sql, cleanup, limit or self.cull_limit + writes)
+        writes, self._writes, disk.written = self._writes, 0, 0
+        super()._cull(now, sql, cleanup, limit or _CULLED + writes)
 
     def close(self) -> None:
         """Close this thread's connection.
@@ -244,7 +248,7 @@ class DiskEngine(DiskCacheEngine[..., bytes]):
             "key TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID"
         )
         self._execute("DELETE FROM Lease WHERE until < ?", time.time() - _HOUR)
-        self.fetch: Callable[[str], bytes | None] = self._disk_cache.read
+        self.fetch: Callable[[str], bytes | None] = self._disk_cache.fetch
         self._sweep()
 
     def _execute(self, statement: str, *arguments: object) -> sqlite3.Cursor:
