@@ -87,7 +87,6 @@ TASKS = (
             Candidate("asyncio.to_thread", (), to_thread),
         ),
         peer="asyncio.to_thread",
-        bar=at_most_times(1.0),
         is_async=True,
         in_threads=True,
     ),
