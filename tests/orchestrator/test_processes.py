@@ -107,13 +107,11 @@ class Client:
 
     def __init__(self, base: int) -> None:
         self.base = base
+        self.home = os.getpid()  # a fresh interpreter imports this module anew
 
     @orchestrate(config=OrchestratorConfig(multiprocess_config=MultiprocessConfig(max_workers=2)))
     def fetch(self, x: int) -> tuple[int, bool]:
-        return self.base + x, os.getpid() == HERE
-
-
-HERE = os.getpid()
+        return self.base + x, os.getpid() == self.home
 
 
 def test_orchestrated_methods_process_in_processes_and_single_calls_stay() -> None:
