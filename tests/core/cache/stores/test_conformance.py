@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -191,46 +190,6 @@ def test_a_result_that_is_too_heavy_is_not_stored(face, backend, calls):
     face.run(f, 1), face.run(f, 1)
     assert len(calls) == 2
     assert "heavier than cache_max_bytes" in heard.skips[0]
-
-
-class Plain:
-    """A result that only a pickle can keep."""
-
-
-def test_without_pickles_only_plain_data_is_stored(face, place, calls):
-    f, heard = make(face, lambda x: Plain() if x else [x], place, cache_codec="plain")
-    for x in (0, 0, 1, 1):
-        face.run(f, x)
-    assert calls == [0, 1, 1]
-    assert 'is no plain data: cache_codec="plain"' in heard.skips[0]
-
-
-class Json:
-    """A user's codec."""
-
-    def encode(self, value: Any) -> bytes:
-        return json.dumps(value).encode()
-
-    def decode(self, data: bytes) -> Any:
-        return json.loads(data)
-
-
-def test_a_users_codec_encodes_what_is_stored(face, place, calls):
-    f, heard = make(face, lambda x: {"a": (1, 2)} if x else {1}, place, cache_codec=Json())
-    assert face.run(f, 1) == {"a": (1, 2)}
-    assert face.run(f, 1) == {"a": [1, 2]}, "as its codec makes it"
-    assert face.run(f, 0) == face.run(f, 0) == {1}
-    assert calls == [1, 0, 0]
-    assert "cache_codec raised TypeError" in heard.skips[0]
-
-
-def test_what_another_codec_has_written_is_a_miss(face, place, calls):
-    f, heard = make(face, lambda x: [x], place)
-    face.run(f, 1)
-    other = f.with_options(cache_codec=Json())
-    assert face.run(other, 1) == [1]
-    assert calls == [1, 1]
-    assert "it is of another codec" in heard.skips[0]
 
 
 def test_management(face, backend, calls):
