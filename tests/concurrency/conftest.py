@@ -83,6 +83,8 @@ class Maps:
 
     def __init__(self, method: StartMethod) -> None:
         self.method: StartMethod = method
+        # Servers that other tests of this process share, for instance.
+        self._others = frozenset(self.children())
 
     def engine(self, workers: int) -> ProcessEngine:
         """Make an engine."""
@@ -106,6 +108,10 @@ class Maps:
         except FileNotFoundError:
             pass
         return found
+
+    def nurses(self) -> list[int]:
+        """Return the processes that maps of this object have begun."""
+        return [pid for pid in self.children() if pid not in self._others]
 
     @staticmethod
     def alive(pid: int) -> bool:
