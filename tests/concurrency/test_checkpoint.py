@@ -280,5 +280,6 @@ def test_a_killed_run_goes_on_and_pays_for_nothing_twice(
     again = (tmp_path / "ran").read_text().split()
     resumed = int(second.stdout)
     assert resumed + len(again) == 120, "each item was resumed or run, none both"
-    # At most what was under way, or finished in the last moments, was paid for and lost.
-    assert len(set(known) & set(again)) <= (70 if mode == "async_process" else 24)
+    # At most what was under way, or finished in the last moments, was paid for and lost:
+    # a chunk of each worker.
+    assert len(set(known) & set(again)) <= (70 if mode == "async_process" else 40)

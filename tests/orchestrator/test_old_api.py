@@ -264,13 +264,14 @@ def test_a_logger_of_the_program(service: Service, caplog: pytest.LogCaptureFixt
 
 
 def test_context_that_a_function_logs_itself(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "my_app"):
+    # A name of its own: what `get_logger` has dressed writes the context into the message.
+    with caplog.at_level(logging.INFO, "my_other_app"):
         run(
             """
             import logging
             from opero import orchestrate, OrchestratorConfig
 
-            logger = logging.getLogger("my_app")
+            logger = logging.getLogger("my_other_app")
 
             @orchestrate(
                 config=OrchestratorConfig(
