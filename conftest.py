@@ -55,3 +55,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     drifting = [item.nodeid for item in items if " at 0x" in item.nodeid]
     if drifting:
         raise pytest.UsageError(f"give these tests names (ids=) without addresses: {drifting}")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than processors: many tests wait for processes and servers."""
+    return (os.cpu_count() or 1) + 1

@@ -60,7 +60,7 @@ def test_contexts_of_one_namespace_see_the_same_values():
     assert get_cache_context("memory", "same").get("a") == 1
     assert get_cache_context("memory", "different").get("a") is None
     assert "1 entries" in repr(get_cache_context("memory", "same"))
-    assert clear_cache("same") == 1
+    assert clear_cache("same", "memory") == 1
     assert get_cache_context("memory", "same").clear() == 0
 
 

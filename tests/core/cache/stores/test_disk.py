@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import signal
@@ -12,6 +13,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -468,3 +470,18 @@ def test_nothing_is_made_before_the_first_call(tmp_path):
     f = opero(cache_backend=f"disk:{tmp_path / 'cache'}")(large)
     f.explain(), repr(f)
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_store_that_is_collected_closes_its_connections(tmp_path):
+    """From Python 3.13 on, one that is not closed before warns."""
+    unraised: list[object] = []
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setattr(sys, "unraisablehook", unraised.append)
+        warnings.simplefilter("error")
+        for n in range(5):
+            store = DiskStore(tmp_path / str(n))
+            store.set("k", b"1", None)
+            store.itself = store  # type: ignore[attr-defined]  # so that it is part of a cycle
+            del store
+            gc.collect()
+    assert not unraised

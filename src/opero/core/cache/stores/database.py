@@ -113,38 +113,44 @@ class _Bytes(Disk):  # type: ignore[misc]  # diskcache has no types
                 pass
 
 
-class _Connection(sqlite3.Connection):
-    """A connection that can be referred to weakly."""
-
-
 _inherited: Final[list[object]] = []
 """Connections of a parent process. SQLite forbids even to close them here."""
 
 
-class _Closer:
-    """Closes a connection when the thread that it belongs to ends, and not when it is collected.
+class _Connection(sqlite3.Connection):
+    """A connection that can be referred to weakly, and is closed when it is collected.
 
-    Connections are part of reference cycles, and from Python 3.13 on one that is collected before it
-    was closed warns.
+    It is part of a reference cycle, and from Python 3.13 on warns if it is collected before.
     """
 
-    __slots__ = ("_connection", "_process")
+    process = 0
+
+    def release(
+        self, getpid: Callable[[], int] = os.getpid, inherited: list[object] = _inherited
+    ) -> None:
+        """Close it, unless it belongs to a parent process."""
+        # At the end of a program the names of this module may be gone before the last connection.
+        if self.process != getpid():
+            inherited.append(self)
+            return
+        try:
+            self.close()
+        except self.Error:
+            pass
+
+    __del__ = release
+
+
+class _Closer:
+    """Closes a connection when the thread that it belongs to ends, not only when it is collected."""
+
+    __slots__ = ("_connection",)
 
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
-        self._process = os.getpid()
 
-    def __del__(
-        self, getpid: Callable[[], int] = os.getpid, inherited: list[object] = _inherited
-    ) -> None:
-        # At the end of a program the names of this module may be gone before the last connection.
-        if self._process != getpid():
-            inherited.append(self._connection)
-            return
-        try:
-            self._connection.close()
-        except self._connection.Error:
-            pass
+    def __del__(self) -> None:
+        self._connection.release()
 
 
 class _Cache(Cache):  # type: ignore[misc]  # diskcache has no types
@@ -172,6 +178,7 @@ class _Cache(Cache):  # type: ignore[misc]  # diskcache has no types
             check_same_thread=False,
             factory=_Connection,
         )
+        made.process = os.getpid()
         self._local.con = made
         self._local.closer = _Closer(made)
         self._connections.add(made)
