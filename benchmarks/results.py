@@ -189,7 +189,7 @@ def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        return "not installed"
+        return "from its source" if name == "opero" else "not installed"
 
 
 def _processor() -> str:
