@@ -150,7 +150,7 @@ def test_a_decorator_that_fills_in_an_argument_is_believed() -> None:
 
 @pytest.mark.parametrize("given", [3, "tea", None])
 def test_what_cannot_be_called_is_no_task(given: Any) -> None:
-    with pytest.raises(OperoUsageError, match="callable"):
+    with pytest.raises(OperoUsageError, match=r"callable, not \w+: write Task\(fetch, url\)"):
         Task(given)
 
 

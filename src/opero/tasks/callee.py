@@ -128,6 +128,11 @@ def callee_of(fn: Callable[..., Any]) -> Callee:
         OperoUsageError: It is not callable.
     """
     if not is_plain(fn):
+        if not callable(fn):
+            raise OperoUsageError(
+                f"a task needs something callable, not {type(fn).__name__}: "
+                "write Task(fetch, url), not Task(fetch(url))."
+            )
         return Callee(describe_function(fn))
     found = _known.get(fn)
     if found is None:
