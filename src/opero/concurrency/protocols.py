@@ -127,7 +127,7 @@ class MapDecorate(Protocol):
 
     # A coroutine function is a function too: the first overload that fits is meant.
     @overload
-    def __call__(  # type: ignore[overload-overlap]
+    def __call__(  # type: ignore[overload-overlap]  # see above
         self, fn: Callable[Concatenate[T, P], Coroutine[Any, Any, R]], /
     ) -> AsyncMapped[T, P, R]: ...
     @overload
@@ -137,9 +137,10 @@ class MapDecorate(Protocol):
 class MapDecorator(Protocol[O]):
     """A map decorator that works bare and with options; `O` are the options."""
 
-    # Options are keyword-only, so that a positional argument is always the function.
+    # Options are keyword-only, so that a positional argument is always the function; of overloads
+    # that fit, the first is meant.
     @overload
-    def __call__(  # type: ignore[overload-overlap]
+    def __call__(  # type: ignore[overload-overlap]  # see above
         self, fn: Callable[Concatenate[T, P], Coroutine[Any, Any, R]], /
     ) -> AsyncMapped[T, P, R]: ...
     @overload

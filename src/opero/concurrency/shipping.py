@@ -96,6 +96,7 @@ def _pickler() -> type[Pickler]:
     if not _made:
         import cloudpickle
 
+        # Whether cloudpickle has types depends on its release.
         class OperoPickler(cloudpickle.Pickler):  # type: ignore[misc,name-defined,unused-ignore]
             opero_home = False
 

@@ -38,7 +38,7 @@ _COLUMNS: Final = (
 )  # fmt: skip
 SELECT_WORKFLOW: Final = f"SELECT {', '.join(_COLUMNS)} FROM workflow"  # noqa: S608 - fixed names
 _INSERT_WORKFLOW: Final = (
-    f"INSERT INTO workflow ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
+    f"INSERT INTO workflow ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 - as above
 )
 # A step counts only while the workflow is its owner's.
 _PUT_STEP: Final = (

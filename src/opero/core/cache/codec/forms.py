@@ -83,14 +83,14 @@ def _join_datetime(parts: list[Any]) -> Any:
     import datetime
 
     *fields, fold, zone = parts
-    return datetime.datetime(*fields, tzinfo=zone, fold=fold)  # type: ignore[misc]
+    return datetime.datetime(*fields, tzinfo=zone, fold=fold)  # type: ignore[misc]  # as taken apart
 
 
 def _join_time(parts: list[Any]) -> Any:
     import datetime
 
     *fields, fold, zone = parts
-    return datetime.time(*fields, tzinfo=zone, fold=fold)  # type: ignore[misc]
+    return datetime.time(*fields, tzinfo=zone, fold=fold)  # type: ignore[misc]  # as taken apart
 
 
 def _split_zoneinfo(value: Any) -> tuple[str]:
