@@ -20,6 +20,9 @@ __all__ = ["Turns", "turns_of"]
 _PATIENCE: Final = 64
 """Rounds of the event loop after which it is no longer waited for: something there never rests."""
 
+_AT_A_TIME: Final = 64
+"""Outcomes given before the loop looks after sockets and timers again."""
+
 Give = Callable[[], object]
 
 
@@ -59,14 +62,42 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._turn)
             return
         self._rounds = 0
+        try:
+            self._give()
+            if not restless:
+                self._go_on()
+        finally:
+            self._armed = bool(self._lines)
+            if self._armed:
+                asyncio.get_running_loop().call_soon(self._turn)
+
+    def _give(self) -> None:
+        """Give the next outcome of each line."""
         for line, waiting in list(self._lines.items()):
             heapq.heappop(waiting)[2]()
             if not waiting:
                 del self._lines[line]
-        if self._lines:
-            asyncio.get_running_loop().call_soon(self._turn)
-        else:
-            self._armed = False
+
+    def _go_on(self) -> None:
+        """Give further outcomes, and run what each sets going, as the loop would in its next rounds.
+
+        A replay of thousands of outcomes would else pay for several rounds of the loop with each. Nothing is done
+        out of its order: this callback is the last of its round, so what is ready now has come after it.
+        """
+        loop, ready = asyncio.get_running_loop(), self._busy
+        if ready is None:
+            return
+        for _ in range(_AT_A_TIME):
+            for _ in range(_PATIENCE):
+                for _ in range(len(ready)):
+                    handle = ready.popleft()
+                    if not handle.cancelled():
+                        handle._run()  # noqa: SLF001 - as the loop itself does
+                if not ready:
+                    break
+            if ready or not self._lines or getattr(loop, "_stopping", False):
+                return
+            self._give()
 
 
 _of_loops: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, Turns]] = WeakKeyDictionary()

@@ -22,6 +22,7 @@ from opero.errors import JournalError, OperoUsageError
 
 __all__ = ["SqliteStore"]
 
+_STEP_STATES: Final = {state.value: state for state in StepState}
 _BUSY_SECONDS: Final = 30.0
 _orphans: Final[list[sqlite3.Connection | None]] = []
 """Connections of a forked child's parent: closing them there would disturb the parent's."""
@@ -197,7 +198,7 @@ class SqliteStore:
         )
         return [
             StepRecord(
-                path=path, name=name, hash=digest, state=StepState(state), value=value, attempts=attempts,
+                path=path, name=name, hash=digest, state=_STEP_STATES[state], value=value, attempts=attempts,
                 wake=wake, began=began, ended=ended, order=order,
             )
             for path, name, digest, state, value, attempts, wake, began, ended, order in rows
