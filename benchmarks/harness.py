@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,11 @@ from time import perf_counter
 from typing import Any
 
 _WARM_UP = 16
+
+# Users have bytecode on disk after the first start, whatever this environment says.
+USERS_ENVIRONMENT = {
+    name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+}
 
 Timer = Callable[[int], float]
 """Makes so many calls and returns the seconds they took."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -11,14 +10,10 @@ from dataclasses import dataclass
 from random import Random
 from time import perf_counter
 
-from benchmarks.harness import Effort, missing, significant
+from benchmarks.harness import USERS_ENVIRONMENT, Effort, missing, significant
 from benchmarks.results import Bar, Cell, RowResult, at_most
 
 BARE = "bare interpreter"
-# Users have bytecode on disk after the first start, whatever this environment says.
-_ENVIRONMENT = {
-    name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
-}
 _CALL = "\ndef f(x): return x\nf(1)"
 
 
@@ -105,7 +100,7 @@ def _start(source: str) -> float:
     start = perf_counter()
     # With descriptors left open the child is spawned by vfork, which copies nothing of this one.
     subprocess.run(  # noqa: S603 - our own programs
-        [sys.executable, "-c", source], check=True, close_fds=False, env=_ENVIRONMENT
+        [sys.executable, "-c", source], check=True, close_fds=False, env=USERS_ENVIRONMENT
     )
     return perf_counter() - start
 
@@ -116,6 +111,6 @@ def _first_run(source: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        env=_ENVIRONMENT,
+        env=USERS_ENVIRONMENT,
     )
     return done.stderr.strip().splitlines()[-1] if done.returncode else ""

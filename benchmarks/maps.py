@@ -19,7 +19,7 @@ from benchmarks import map_faults, map_limits
 from benchmarks import map_streams as s
 from benchmarks import map_turns as t
 from benchmarks import map_work as w
-from benchmarks.harness import Effort, missing, significant
+from benchmarks.harness import USERS_ENVIRONMENT, Effort, missing, significant
 from benchmarks.results import Bar, Cell, RowResult, Unit, at_most, at_most_times
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -138,7 +138,7 @@ ROWS: Mapping[str, Row] = {
         e.PROCESSES,
         t.cold,
         bar=at_most(100),
-        note="twat-mp, in whose `MultiPool` all maps run, takes longer to import than all of opero",
+        note="more than half of it is the import of opero; a peer begins with less",
     ),
     "map-threads": Row(
         "thread map, 200 × 20 ms of sleep, 16 threads",
@@ -265,7 +265,13 @@ def _turn(name: str, contender: str, cell: Cell) -> str:
     command = [sys.executable, "-m", "benchmarks.maps", name, contender]
     try:
         done = subprocess.run(  # noqa: S603 - this very module
-            command, cwd=_ROOT, capture_output=True, text=True, check=False, timeout=_PATIENCE
+            command,
+            cwd=_ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_PATIENCE,
+            env=USERS_ENVIRONMENT,
         )
     except subprocess.TimeoutExpired:
         return "hangs"

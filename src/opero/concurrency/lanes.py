@@ -81,10 +81,11 @@ class LanePool:
         if method == "fork":
             publish_all()
             self._shipment.introduce()
-        elif self._pickled is None:
-            self._pickled = self._shipment.pickled()
         self._nurse = Nurse(method, self._shipment)
         self._selector.register(self._nurse.sock, _READ, self._nurse)
+        if method != "fork" and self._pickled is None:
+            # While the fresh interpreter begins.
+            self._pickled = self._shipment.pickled()
 
     def _begin_lane(self) -> None:
         if self._nurse is None:

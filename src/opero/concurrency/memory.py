@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Final
 
 __all__ = ["limit_memory", "resident"]
@@ -32,6 +31,8 @@ def limit_memory(most: int) -> None:
 
 def resident(pid: int) -> int:
     """Return the bytes of memory that a process really uses; 0 where nobody can tell."""
+    from pathlib import Path
+
     try:
         return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * _PAGE
     except (OSError, ValueError, IndexError):

@@ -8,9 +8,7 @@ import gc
 import os
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import weakref
 from typing import IO, TYPE_CHECKING, Final
 
@@ -19,6 +17,8 @@ from opero.concurrency.shipping import import_paths
 from opero.concurrency.wire import Frame, Reader, Writer
 
 if TYPE_CHECKING:
+    import subprocess
+
     from opero.concurrency.shipment import Shipment
     from opero.concurrency.start import StartMethod
 
@@ -80,6 +80,9 @@ class Nurse:
             raise
 
     def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
+        import subprocess
+        import tempfile
+
         # What it says before it is there is read from this file; afterwards it has the program's stderr.
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `_forget_stderr`
         stderr = _real_stderr()

@@ -8,19 +8,19 @@ thread pools, of which pathos keeps one for all programs' parts that ask for as 
 from __future__ import annotations
 
 import functools
-import threading
-import uuid
-import warnings
+import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
+
+from opero.concurrency.guest import multi_pool, thread_pool
 
 if TYPE_CHECKING:
     from opero.concurrency.lanes import LanePool
 
 __all__ = ["ThreadCrew", "in_multi_pool"]
 
-_importing = threading.Lock()
+_numbers = itertools.count(1)
 
 
 class ThreadCrew:
@@ -33,10 +33,8 @@ class ThreadCrew:
     """
 
     def __init__(self, nodes: int) -> None:
-        from pathos.pools import ThreadPool
-
-        self._id = f"opero-{uuid.uuid4().hex}"
-        self._block = _multi_pool(functools.partial(ThreadPool, id=self._id), nodes)
+        self._id = f"opero-{next(_numbers)}"
+        self._block = _multi_pool(functools.partial(thread_pool(), id=self._id), nodes)
         self._pool: Any = self._block.__enter__()
 
     def start(self, run: Callable[..., object], *args: Any) -> None:
@@ -53,27 +51,23 @@ class ThreadCrew:
         """Forget the pool while threads are still at work; they end with their functions."""
         pool, self._pool = self._pool, None
         if pool is not None:
-            from pathos import threading as room
-
             # `MultiPool` and pathos only know how to wait.
             pool.close()
-            vars(room)["__STATE"].pop(self._id, None)
+            pool.__state__.pop(self._id, None)
 
 
 def in_multi_pool(pool: LanePool) -> AbstractContextManager[LanePool]:
     """Return twat-mp's block around a pool of lanes; leaving it closes the pool and waits for its end.
 
-    The pool is made before, so that its processes begin while twat-mp is being imported, and so that its own errors
-    are not told as "Error creating pool".
+    The pool is made before, so that its processes begin while `MultiPool` is being looked for, and so that its own
+    errors are not told as "Error creating pool".
     """
     return _multi_pool(lambda nodes: pool, pool.nodes)
 
 
 def _multi_pool(pool_class: Any, nodes: int) -> AbstractContextManager[Any]:
-    with _importing, warnings.catch_warnings():
-        # What its guests have to say about the Python they meet is no news of the user's.
-        warnings.simplefilter("ignore")
-        from twat_mp import MultiPool
     # `debug` off: switched on by an environment variable it would look for names that a function has not.
-    block: AbstractContextManager[Any] = MultiPool(pool_class=pool_class, nodes=nodes, debug=False)
+    block: AbstractContextManager[Any] = multi_pool()(
+        pool_class=pool_class, nodes=nodes, debug=False
+    )
     return block

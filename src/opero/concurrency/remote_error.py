@@ -9,7 +9,6 @@ one that cannot travel at all is its story.
 from __future__ import annotations
 
 import pickle
-import traceback
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -29,6 +28,8 @@ Record = dict[str, Any]
 
 def traceback_of(error: BaseException) -> str:
     """Return the traceback as Python prints it."""
+    import traceback
+
     return "".join(traceback.format_exception(error))
 
 

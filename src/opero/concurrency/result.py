@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
@@ -168,6 +167,8 @@ class MapResult(Generic[R_co]):
 
     def _repr_html_(self) -> str:
         """Show it in a notebook: one line, and a table of the first failures."""
+        import html
+
         told = html.escape(f"{self.status}: {', '.join(self._facts())}")
         if self.reason is not None:
             told += f"; {html.escape(self.reason)}"

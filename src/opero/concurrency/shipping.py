@@ -11,11 +11,11 @@ from __future__ import annotations
 import functools
 import importlib
 import io
+import os
 import pickle
 import sys
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -123,7 +123,7 @@ def _pickler() -> type[Pickler]:
 
 def import_paths() -> list[str]:
     """Return where modules are looked for, so that another process finds the same ones."""
-    return [str(Path.cwd()) if path == "" else path for path in sys.path]
+    return [os.getcwd() if path == "" else path for path in sys.path]  # noqa: PTH109 - pathlib is not loaded for it
 
 
 # --- modules that exist here only -----------------------------------------------------------------
@@ -140,6 +140,8 @@ def can_import(name: str | None) -> bool:
     file = getattr(sys.modules.get(name or ""), "__file__", None)
     if name is None or file is None:
         return True
+    from pathlib import Path
+
     top = name.partition(".")[0]
     for finder in sys.meta_path:
         spec = finder.find_spec(top, None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 from typing import Final
 
 __all__ = ["Slate", "anonymous_file"]
@@ -26,6 +25,8 @@ def anonymous_file(name: str) -> int:
     """
     if hasattr(os, "memfd_create"):
         return os.memfd_create(f"opero-{name}", getattr(os, "MFD_CLOEXEC", 1))
+    import tempfile
+
     with tempfile.TemporaryFile(prefix=f"opero-{name}-") as file:
         return os.dup(file.fileno())
 
