@@ -6,7 +6,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opero.concurrency.chunks import LARGEST, ChunkSize
+from opero.concurrency.chunks import HEAVIEST, LARGEST, ChunkSize
 
 times = st.floats(min_value=0, max_value=100)
 
@@ -67,3 +67,20 @@ def test_the_last_items_are_spread_over_all_slots(left: int, slots: int, size: i
     share = chunks.share(left, slots)
     assert 1 <= share <= size
     assert share * slots < left + slots or share == size // 32
+
+
+@given(st.integers(1, 100), st.integers(1, 10 * HEAVIEST), st.integers(1, 50))
+def test_large_items_travel_in_chunks_that_stay_small(items: int, weight: int, least: int) -> None:
+    chunks = ChunkSize(target_s=0.03, least=least)
+    for _ in range(10):
+        chunks.measured(max(items, chunks.size), 0)
+        chunks.weighed(items, weight)
+    assert chunks.size >= least
+    assert chunks.size <= LARGEST
+    assert chunks.size == least or chunks.size * weight <= HEAVIEST * items
+
+
+def test_a_size_that_the_user_wants_stays_whatever_items_weigh() -> None:
+    chunks = ChunkSize(target_s=0.03, fixed=7)
+    chunks.weighed(7, 100 * HEAVIEST)
+    assert chunks.size == 7

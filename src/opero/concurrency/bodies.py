@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from opero.concurrency.engine import Done, Facts, Outcome, Parked
-from opero.concurrency.parcel import Parcel, pack
+from opero.concurrency.parcel import PLAIN, Parcel, pack, put
 from opero.concurrency.remote_error import decode_error, encode_error, traceback_of
 from opero.concurrency.shipping import dumps
 from opero.errors import ShippingError
 
 if TYPE_CHECKING:
     from opero.concurrency.engine import Chunk
+    from opero.concurrency.segment import Load, Segment
     from opero.events import Event
 
 __all__ = ["open_done", "open_parked", "pack_chunk", "pack_done", "unopened"]
@@ -23,12 +24,12 @@ __all__ = ["open_done", "open_parked", "pack_chunk", "pack_done", "unopened"]
 # --- to the worker --------------------------------------------------------------------------------
 
 
-def pack_chunk(chunk: Chunk, *, whole: bool = False) -> tuple[bytes, int | None]:
-    """Pack a chunk: the body of its frame, and the descriptor that goes with it; `whole` as for `pack`."""
+def pack_chunk(chunk: Chunk, segment: Segment | None = None) -> bytes:
+    """Pack a chunk: the body of its frame; `segment` as for `pack`."""
     parked = None
     if chunk.parked:
         parked = {position: _pack_parked(one) for position, one in chunk.parked.items()}
-    return pack(chunk.items, "item", parked, whole=whole)
+    return pack(chunk.items, "item", parked, segment)
 
 
 def open_parked(packed: dict[int, Any] | None) -> dict[int, Parked] | None:
@@ -53,9 +54,22 @@ def _open_parked(packed: tuple[Parked, list[tuple[str | None, Any]]]) -> Parked:
 
 
 def pack_done(
-    done: Done, stats: dict[str, float], events: Sequence[Event], *, whole: bool = False
-) -> tuple[bytes, int | None]:
-    """Pack results; `whole` as for `pack`."""
+    done: Done,
+    stats: dict[str, float],
+    events: Sequence[Event],
+    load: Load | tuple[()] = (),
+    *,
+    sealed: bool = False,
+) -> bytes:
+    """Pack results.
+
+    Args:
+        done: The results.
+        stats: Counters of the calls.
+        events: What happened with them.
+        load: What is said of the segment that they were sealed in.
+        sealed: Whether results that are no scalars were sealed already.
+    """
     values, odd = done.values, None
     if done.odd:
         values = list(values)
@@ -64,11 +78,13 @@ def pack_done(
             values[position - done.start] = outcome.value
             odd[position] = _pack_outcome(outcome)
     more = (done.start, odd, done.busy_s, done.worker, stats, [_pack_event(e) for e in events])
-    return pack(values, "result", more, whole=whole)
+    if not sealed:
+        return pack(values, "result", more)
+    return put(values, None if set(map(type, values)) <= PLAIN else load, more)
 
 
-def open_done(parcel: Parcel, chunk: int, *, final: bool) -> Done:
-    """Open results; one that cannot be opened is the error of its item."""
+def open_done(parcel: Parcel, chunk: int, *, final: bool, weight: int = 0) -> Done:
+    """Open results of a chunk whose items weigh so many bytes; one that cannot be opened is the error of its item."""
     start, packed, busy_s, worker, stats, events = parcel.more
     odd = {} if packed is None else {p: _open_outcome(o) for p, o in packed.items()}
     values = parcel.entries
@@ -81,7 +97,7 @@ def open_done(parcel: Parcel, chunk: int, *, final: bool) -> Done:
     facts = None
     if stats or events:
         facts = Facts(stats=stats, events=tuple(map(_open_event, events)))
-    return Done(chunk, start, values, odd, busy_s, worker, final, facts)
+    return Done(chunk, start, values, odd, busy_s, worker, final, facts, weight)
 
 
 def _opened(parcel: Parcel, place: int, start: int, odd: dict[int, Outcome]) -> Any:

@@ -6,11 +6,13 @@ from __future__ import annotations
 from math import ceil
 from typing import Final
 
-__all__ = ["LARGEST", "ChunkSize"]
+__all__ = ["HEAVIEST", "LARGEST", "ChunkSize"]
 
 LARGEST: Final = 5_000
 """Most items of a chunk."""
 
+HEAVIEST: Final = 1 << 21
+"""Most bytes of a chunk's large buffers, if it is not a single item: few enough to stay in the processor's cache."""
 _GROWTH: Final = 4
 """A chunk is at most so many times as large as the last one that was measured."""
 _LEAP: Final = 16
@@ -44,6 +46,7 @@ class ChunkSize:
         self._target = target_s
         self._fixed = fixed
         self._least = least
+        self._most = LARGEST
         self.size: int = fixed or least
 
     def measured(self, items: int, busy_s: float) -> None:
@@ -51,13 +54,19 @@ class ChunkSize:
         if self._fixed or not items:
             return
         # Compared before it is divided: a time may be so short that the quotient is infinite.
-        short = busy_s * LARGEST <= self._target * items
-        wanted = LARGEST if short else max(self._least, int(self._target * items / busy_s))
+        short = busy_s * self._most <= self._target * items
+        wanted = self._most if short else max(self._least, int(self._target * items / busy_s))
         if wanted < self.size:
             self.size = wanted
         elif items >= self.size:
             leap = _LEAP if 4 * _LEAP * self.size <= wanted else _GROWTH
             self.size = min(wanted, leap * self.size)
+
+    def weighed(self, items: int, size: int) -> None:
+        """Learn how many bytes some items took that travel beside their frame."""
+        self._most = min(LARGEST, max(self._least, HEAVIEST * items // size))
+        if not self._fixed:
+            self.size = min(self.size, self._most)
 
     def gave_back(self) -> None:
         """Learn that a chunk took far longer than it should: start anew with single items."""

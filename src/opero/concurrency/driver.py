@@ -232,6 +232,8 @@ class Driver:
     def _done(self, chunk: Chunk, done: Done, now: float) -> Batch:
         count = len(done.values)
         self._size.measured(count, done.busy_s)
+        if done.weight:
+            self._size.weighed(len(chunk), done.weight)
         start, end = done.start, done.start + count
         whole = count == len(chunk)
         idx = chunk.idx if whole else chunk.idx[start:end]

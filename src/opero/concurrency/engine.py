@@ -204,6 +204,7 @@ class Done(NamedTuple):
         worker: Name of the worker.
         final: Whether the chunk is done with; False for a partial report.
         facts: Counters and events of workers elsewhere.
+        weight: Bytes that the items of the whole chunk took beside its frame.
     """
 
     chunk: int
@@ -214,6 +215,7 @@ class Done(NamedTuple):
     worker: str
     final: bool
     facts: Facts | None = None
+    weight: int = 0
 
 
 class GaveBack(NamedTuple):

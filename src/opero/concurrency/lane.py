@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 from opero.concurrency.engine import GaveBack, Lost, Why
 from opero.concurrency.nurse import own_socket
+from opero.concurrency.segment import Segment
 from opero.concurrency.slate import Slate
 from opero.concurrency.wire import Frame, Reader, Writer
 from opero.concurrency.worker import CHUNK, JOB
 
 if TYPE_CHECKING:
     from opero.concurrency.nurse import Nurse
+    from opero.concurrency.segment import Intake
 
 __all__ = ["Held", "Lane", "verdict"]
 
@@ -27,14 +29,20 @@ class Held:
 
     Attributes:
         number: Its id.
-        body, fd: What will be sent.
+        body: What will be sent.
+        segment: Where its large buffers lie.
         n_done: How many of its items, from the first on, were reported.
     """
 
     number: int
     body: bytes | memoryview
-    fd: int | None
+    segment: Segment | None = None
     n_done: int = 0
+
+    @property
+    def weight(self) -> int:
+        """Bytes of its large buffers."""
+        return 0 if self.segment is None else self.segment.used
 
 
 # --- decisions ------------------------------------------------------------------------------------
@@ -63,9 +71,9 @@ def verdict(
         exitcode: How it ended.
 
     Example:
-        >>> verdict(Held(7, b"", None, n_done=2), begun=3, why="crash", barren=False)
+        >>> verdict(Held(7, b"", n_done=2), begun=3, why="crash", barren=False)
         Lost(chunk=7, n_done=2, culprit=3, why='crash', pid=None, exitcode=None, said='')
-        >>> verdict(Held(7, b"", None, n_done=2), begun=1, why="crash", barren=False)
+        >>> verdict(Held(7, b"", n_done=2), begun=1, why="crash", barren=False)
         GaveBack(chunk=7, n_done=2)
     """
     blamed = begun if begun is not None and begun >= held.n_done else None
@@ -99,9 +107,10 @@ class Lane:
         closed: Whether its stream has.
         exitcode: How it ended, None if nobody can tell.
         failure: Why it could not begin.
+        intake: What is known of its segments.
     """
 
-    def __init__(self, number: int, nurse: Nurse, job: bytes | None) -> None:
+    def __init__(self, number: int, nurse: Nurse, job: bytes | None, intake: Intake) -> None:
         self.number = number
         self.nurse = nurse
         self.pid = 0
@@ -111,6 +120,8 @@ class Lane:
         self.judged = 0
         self.exitcode: int | None = None
         self.failure: str | None = None
+        self.intake = intake
+        self._shown: dict[int, int] = {}
         self.slate = Slate()
         self.sock, theirs = own_socket()
         self._reader, self._writer = Reader(self.sock), Writer(self.sock)
@@ -137,8 +148,9 @@ class Lane:
         """Send it a chunk."""
         self.held = held
         # The packed items are not needed again: who lost them makes them anew.
-        frame = Frame(CHUNK, held.number, held.body, held.fd)
-        held.body, held.fd = b"", None
+        fd = None if held.segment is None else held.segment.descriptor(self._shown)
+        frame = Frame(CHUNK, held.number, held.body, fd)
+        held.body = b""
         try:
             self._writer.send(frame)
         except OSError:

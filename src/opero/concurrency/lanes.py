@@ -6,18 +6,19 @@ One thread, no locks: sockets that do not block, and one place where they are wa
 
 from __future__ import annotations
 
-import os
 import selectors
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from opero.concurrency import bodies, nursery, worker
+from opero.concurrency.arena import Arena
 from opero.concurrency.engine import GaveBack, Lost
 from opero.concurrency.lane import Held, Lane, verdict
 from opero.concurrency.memory import resident
 from opero.concurrency.nurse import Nurse, own_socket
 from opero.concurrency.parcel import Parcel
+from opero.concurrency.segment import CAN_PASS, Intake, Supply
 from opero.concurrency.shipment import Shipment
 from opero.concurrency.start import StartMethod, choose_start, look_around
 from opero.core.shareable import publish_all
@@ -60,6 +61,7 @@ class LanePool:
         self._nurse: Nurse | None = None
         self._lanes: dict[int, Lane] = {}
         self._backlog: deque[Held] = deque()
+        self._supply, self._arena = Supply(2 * nodes), Arena()
         self._reports: list[Report] = []
         self._begun = self._stillborn = self._barren = 0
         self._closed = False
@@ -95,7 +97,8 @@ class LanePool:
             return
         self._begun += 1
         try:
-            lane = Lane(self._begun, nurse, None if nurse.inherits else self._pickled)
+            job = None if nurse.inherits else self._pickled
+            lane = Lane(self._begun, nurse, job, Intake(self._arena.copy))
         except OSError:
             self._nursery_died(nurse)
             return
@@ -126,8 +129,9 @@ class LanePool:
 
     def submit(self, chunk: Chunk) -> None:
         """Pack a chunk and send it to an idle lane, or keep it until there is one."""
-        body, fd = bodies.pack_chunk(chunk)
-        self._backlog.append(Held(chunk.id, body, fd))
+        segment = self._supply.take() if CAN_PASS else None
+        body = bodies.pack_chunk(chunk, segment)
+        self._backlog.append(Held(chunk.id, body, segment))
         self._dispatch()
 
     def poll(self, timeout: float | None) -> list[Report]:
@@ -164,7 +168,7 @@ class LanePool:
         for held in self._backlog:
             if held.number == number:
                 self._backlog.remove(held)
-                _drop(held)
+                self._supply.drop(held.segment)
                 self._reports.append(Lost(number, 0, None, why))
                 return True
         for lane in self._lanes.values():
@@ -277,16 +281,25 @@ class LanePool:
         elif held is not None:
             if frame.kind == worker.GAVE_BACK:
                 self._reports.append(GaveBack(held.number, held.n_done))
-                lane.held = None
+                self._free(lane)
                 return
             final = frame.kind == worker.DONE
-            done = bodies.open_done(Parcel(frame.body, frame.fd), frame.number, final=final)
+            parcel = Parcel(frame.body, frame.fd, lane.intake)
+            done = bodies.open_done(parcel, frame.number, final=final, weight=held.weight)
+            if parcel.kept:
+                lane.slate.empty_one()
             held.n_done = done.start + len(done.values)
             # While something is done, a new worker is worth a try.
             self._barren = self._stillborn = 0
             self._reports.append(done)
             if final:
-                lane.held = None
+                self._free(lane)
+
+    def _free(self, lane: Lane) -> None:
+        """Take the segment back of a chunk that its lane is done with."""
+        if lane.held is not None:
+            self._supply.give_back(lane.held.segment)
+        lane.held = None
 
     def _bury(self, lane: Lane) -> None:
         """Report what a dead lane leaves behind, once."""
@@ -305,6 +318,7 @@ class LanePool:
             self._count_stillborn(said, lane.exitcode)
         elif lane.held is not None:
             self._reports.append(self._judge(lane, lane.held))
+            self._supply.drop(lane.held.segment)
 
     def _judge(self, lane: Lane, held: Held) -> Report:
         begun = lane.slate.item if lane.slate.chunk == held.number else None
@@ -335,8 +349,7 @@ class LanePool:
 
     def close(self) -> None:
         """Take no more chunks, and ask lanes to end once they have finished what they are at."""
-        while self._backlog:
-            _drop(self._backlog.popleft())
+        self._backlog.clear()
         if self.graceful:
             for lane in self._lanes.values():
                 lane.stop()
@@ -377,6 +390,7 @@ class LanePool:
             nurses.add(self._nurse)
         for nurse in nurses:
             nurse.close(timeout)
+        self._supply.close()
         self._lanes.clear()
         self._selector.close()
         self._woken.close()
@@ -384,9 +398,3 @@ class LanePool:
 
     def clear(self) -> None:
         """Do nothing: nothing is left."""
-
-
-def _drop(held: Held) -> None:
-    if held.fd is not None:
-        os.close(held.fd)
-        held.fd = None

@@ -7,64 +7,77 @@ its turn comes.
 
 from __future__ import annotations
 
-import functools
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from opero.concurrency import buffers
+from opero.concurrency.segment import LARGE, Intake, Load, Segment, Span
 from opero.concurrency.shipping import dumps
 from opero.errors import ShippingError
 
-__all__ = ["Parcel", "pack"]
+__all__ = ["PLAIN", "Parcel", "pack", "put", "seal"]
 
-_PLAIN: Final = frozenset({int, float, complex, str, bytes, bool, type(None)})
+PLAIN: Final = frozenset({int, float, complex, str, bytes, bool, type(None)})
 """Types whose instances can always be pickled and opened again."""
 
 
 def pack(
-    values: Sequence[Any], what: str, more: object = None, *, whole: bool = False
-) -> tuple[bytes, int | None]:
+    values: Sequence[Any], what: str, more: object = None, segment: Segment | None = None
+) -> bytes:
     """Pack values for a frame.
 
     Args:
         values: The values.
         what: What they are, for the message about one that cannot be pickled: "item" or "result".
         more: Something picklable that travels with them.
-        whole: Whether everything must stand in the body, because no descriptor can travel.
-
-    Returns:
-        The body of the frame, and the descriptor that goes with it or None.
+        segment: Takes large buffers; without one everything stands in the body.
     """
-    if set(map(type, values)) <= _PLAIN:
-        return pickle.dumps((values, None, more), 5), None
-    large: list[pickle.PickleBuffer] = []
-    entries = [v if type(v) in _PLAIN else _seal(v, large, what, whole=whole) for v in values]
-    if not large:
-        return pickle.dumps((entries, [], more), 5), None
-    fd, spans = buffers.write_segment(large)
-    return pickle.dumps((entries, spans, more), 5), fd
+    if set(map(type, values)) <= PLAIN:
+        return put(values, None, more)
+    entries = [v if type(v) in PLAIN else seal(v, what, segment) for v in values]
+    return put(entries, _load(segment), more)
 
 
-def _seal(
-    value: Any, large: list[pickle.PickleBuffer], what: str, *, whole: bool
-) -> tuple[Any, ...]:
-    begin = len(large)
-    may_pass = buffers.CAN_PASS and not whole
+def put(entries: Sequence[Any], load: Load | tuple[()] | None, more: object = None) -> bytes:
+    """Return the body of a frame.
+
+    Args:
+        entries: Scalars, and what was sealed.
+        load: What is said of the segment; empty without one, None if nothing was sealed.
+        more: As for `pack`.
+    """
+    return pickle.dumps((entries, load, more), 5)
+
+
+def _load(segment: Segment | None) -> Load | tuple[()]:
+    return segment.load if segment is not None and segment.used else ()
+
+
+def seal(value: Any, what: str, segment: Segment | None) -> tuple[Any, ...]:
+    """Return what stands for a value that is no scalar; see `pack`."""
+    before = 0 if segment is None else segment.used
+    spans: list[Span] = []
 
     def stays(buffer: pickle.PickleBuffer) -> bool:
+        if segment is None:
+            return True
         with buffer.raw() as view:
-            beside = may_pass and view.nbytes >= buffers.LARGE
-        if beside:
-            large.append(buffer)
-        return not beside
+            if view.nbytes < LARGE:
+                return True
+        spans.append(segment.add(buffer))
+        return False
+
+    def again() -> None:
+        if segment is not None:
+            segment.used = before
+        spans.clear()
 
     try:
-        again = functools.partial(large.__delitem__, slice(begin, None))
-        return (dumps(value, stays, again, home=what == "result"), begin, len(large))
+        data = dumps(value, stays, again, home=what == "result")
     except Exception as error:  # noqa: BLE001 - whatever a user's `__reduce__` raises
-        del large[begin:]
+        again()
         return (_unshippable(what, value, error),)
+    return data, spans
 
 
 def _unshippable(what: str, value: object, error: BaseException) -> str:
@@ -79,21 +92,27 @@ class Parcel:
     Args:
         body: Body of the frame.
         fd: Its descriptor.
+        intake: What is known of the sender's segments.
 
     Attributes:
         more: What travelled with the values.
         plain: Whether all values are scalars, so that `entries` are the values.
+        kept: Whether its buffers lie where the sender will write again.
         entries: What stands for each value; see `open`.
     """
 
-    __slots__ = ("_segment", "_spans", "entries", "more", "plain")
+    __slots__ = ("_take", "entries", "kept", "more", "plain")
 
-    def __init__(self, body: bytes | memoryview, fd: int | None) -> None:
-        self._segment = None if fd is None else buffers.map_segment(fd)
-        entries, spans, self.more = pickle.loads(body)  # noqa: S301 - from our own worker or map
+    def __init__(
+        self, body: bytes | memoryview, fd: int | None = None, intake: Intake | None = None
+    ) -> None:
+        entries, load, self.more = pickle.loads(body)  # noqa: S301 - from our own worker or map
         self.entries: list[Any] = entries
-        self.plain: bool = spans is None
-        self._spans: list[buffers.Span] = spans or []
+        self.plain: bool = load is None
+        self.kept: bool = bool(load) and load[2]
+        self._take: Callable[[Span], Any] | None = None
+        if load and intake is not None:
+            self._take = intake.open(load, fd)
 
     def open(self, position: int) -> Any:
         """Return a value.
@@ -107,8 +126,7 @@ class Parcel:
             return entry
         if len(entry) == 1:
             raise ShippingError(entry[0])
-        data, begin, end = entry
-        if begin == end or self._segment is None:
+        data, spans = entry
+        if not spans or self._take is None:
             return pickle.loads(data)  # noqa: S301 - as above
-        views = [self._segment[at : at + size] for at, size in self._spans[begin:end]]
-        return pickle.loads(data, buffers=views)  # noqa: S301 - as above
+        return pickle.loads(data, buffers=map(self._take, spans))  # noqa: S301 - as above

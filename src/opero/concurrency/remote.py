@@ -61,7 +61,7 @@ class _Site:
             listening.cancel()
 
     def _run(self, payload: bytes) -> list[Packed]:
-        parcel = Parcel(payload, None)
+        parcel = Parcel(payload)
         parked = bodies.open_parked(parcel.more) or {}
         reports: list[Report] = []
         chunk = Chunk(id=0, idx=(), items=parcel.entries)
@@ -108,7 +108,7 @@ class _Site:
             counted = {name: amount for name, amount in stats.as_dict().items() if amount}
             stats.reset()
             events, self.events[:] = self.events[:], []
-        body, _ = bodies.pack_done(report, counted, events, whole=True)
+        body = bodies.pack_done(report, counted, events)
         return body, int(report.final)
 
 
@@ -147,5 +147,5 @@ def open_reports(chunk: int, data: bytes) -> Sequence[Report]:
         if body is None:
             reports.append(GaveBack(chunk, number))
         else:
-            reports.append(bodies.open_done(Parcel(body, None), chunk, final=bool(number)))
+            reports.append(bodies.open_done(Parcel(body), chunk, final=bool(number)))
     return reports

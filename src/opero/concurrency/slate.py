@@ -14,7 +14,7 @@ from typing import Final
 __all__ = ["Slate", "anonymous_file"]
 
 _PAGE: Final = 4096
-_CHUNK, _ITEM, _CALL, _STOP = 0, 1, 2, 3
+_CHUNK, _ITEM, _CALL, _STOP, _TAKEN = range(5)
 _MOST_SAID: Final = 16_384
 
 
@@ -71,6 +71,11 @@ class Slate:
         """Whether the map wants no other item to begin."""
         return bool(self._words[_STOP])
 
+    @property
+    def taken(self) -> int:
+        """How many of the worker's segments the map has emptied."""
+        return self._words[_TAKEN]
+
     def divert(self, fd: int) -> int:
         """Let what is written to `fd` go behind the page; return a descriptor of where it went before."""
         before = os.dup(fd)
@@ -92,6 +97,10 @@ class Slate:
     def stop(self) -> None:
         """Ask the worker to give back what it has not begun."""
         self._words[_STOP] = 1
+
+    def empty_one(self) -> None:
+        """Note that a segment of results is empty, and may be written again."""
+        self._words[_TAKEN] += 1
 
     @property
     def chunk(self) -> int:
@@ -123,7 +132,7 @@ class Slate:
         """Let go of the page; what it said last can still be read."""
         if self.fd < 0:
             return
-        kept = bytes(self._map[:32])
+        kept = bytes(self._map[:40])
         self._words.release()
         self._map.close()
         os.close(self.fd)

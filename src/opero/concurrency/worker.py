@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency import bodies
 from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Report
 from opero.concurrency.memory import limit_memory
-from opero.concurrency.parcel import Parcel
+from opero.concurrency.outbox import Outbox
+from opero.concurrency.parcel import PLAIN, Parcel
 from opero.concurrency.remote_error import traceback_of
+from opero.concurrency.segment import Intake
 from opero.concurrency.shipment import Shipment
 from opero.concurrency.slate import Slate
 from opero.concurrency.wire import Frame, Reader, send_frame
@@ -46,6 +49,8 @@ GAVE_BACK: Final = b"g"
 RETIRES: Final = b"r"
 """From a worker: it takes no other chunk and will end."""
 
+_KEPT: Final = 1 << 24
+"""Bytes of a block that a worker keeps for the next array."""
 FLUSH: Final = 0.002
 """Seconds after which what is finished is sent, so that little is lost with a worker."""
 
@@ -73,6 +78,8 @@ class _Worker:
         self.tasks = 0
         self._sock = sock
         self._reader = Reader(sock)
+        self._intake = Intake(_copier())
+        self._outbox = Outbox(slate)
         self._events: list[Event] = []
         self._name = f"process {os.getpid()}"
         self._job: Job
@@ -147,15 +154,20 @@ class _Worker:
             _flush()
 
     def _run(self, frame: Frame) -> None:
-        parcel = Parcel(frame.body, frame.fd)
+        parcel = Parcel(frame.body, frame.fd, self._intake)
         self.slate.begin_chunk(frame.number)
         parked = bodies.open_parked(parcel.more) or {}
         chunk = Chunk(id=frame.number, idx=(), items=parcel.entries)
         sheet = Sheet(chunk, self._job, self._name, self._tell, flush_s=FLUSH)
         if self._loop is not None:
-            self._loop.run(parcel, parked, sheet, self._begins)
+            self._loop.run(parcel, parked, sheet, self._begins, self._outbox.seal)
             return None
-        begin, plain, one = self.slate.begin_item, parcel.plain, self._work.one
+        begin, plain, one, outbox = (
+            self.slate.begin_item,
+            parcel.plain,
+            self._work.one,
+            self._outbox,
+        )
         for position, item in enumerate(parcel.entries):
             if self._stopped():
                 return sheet.stop()
@@ -169,8 +181,15 @@ class _Worker:
                     if not sheet.add(None, bodies.unopened(error, "item")):
                         return None
                     continue
-            if not sheet.add(*one(item, parked.get(position))):
+            value, outcome = one(item, parked.get(position))
+            # Nothing of it may be there while the next item runs, which then gets its memory.
+            del item
+            if outcome is not None or type(value) not in PLAIN:
+                value = outbox.seal(value, outcome)
+            if not sheet.add(value, outcome):
                 return None
+            if outbox.full:
+                sheet.report()
         return sheet.end()
 
     def _begins(self, position: int) -> bool:
@@ -192,7 +211,8 @@ class _Worker:
         if isinstance(report, Done):
             if report.final and self._retires():
                 send_frame(self._sock, Frame(RETIRES))
-            body, fd = bodies.pack_done(report, self._stats(), self._take_events())
+            load, fd = self._outbox.ship()
+            body = bodies.pack_done(report, self._stats(), self._take_events(), load, sealed=True)
             kind = DONE if report.final else PARTLY
             send_frame(self._sock, Frame(kind, report.chunk, body, fd))
         elif isinstance(report, GaveBack):
@@ -209,6 +229,25 @@ class _Worker:
     def _take_events(self) -> list[Event]:
         events, self._events[:] = self._events[:], []
         return events
+
+
+def _copier() -> Callable[[memoryview], memoryview]:
+    """Return what makes private copies, in memory that is not given back to the system after each."""
+    ready = False
+
+    def copy(buffer: memoryview) -> memoryview:
+        nonlocal ready
+        if not ready:
+            ready = True
+            try:
+                # The allocator keeps blocks up to the size of the largest that was freed, and twice as much in all
+                # (mallopt(3), M_MMAP_THRESHOLD); these bytes are never touched.
+                bytes(_KEPT)
+            except MemoryError:
+                pass
+        return memoryview(bytearray(buffer))
+
+    return copy
 
 
 def _flush() -> None:

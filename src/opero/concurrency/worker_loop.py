@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["WorkerLoop"]
 
+Seal = Callable[[Any, "Outcome | None"], Any]
+
 _SOON: Final = 0.002
 """Seconds after which what is finished is reported, though the next item is not."""
 _BEATS: Final = 4
@@ -51,6 +53,7 @@ class WorkerLoop:
         parked: dict[int, Parked],
         sheet: Sheet,
         begin: Callable[[int], bool],
+        seal: Seal,
     ) -> None:
         """Run a chunk.
 
@@ -59,8 +62,9 @@ class WorkerLoop:
             parked: What some of them bring from earlier attempts.
             sheet: Takes what becomes of them.
             begin: Notes that an item begins; False if none may any more.
+            seal: Makes a result ready for the sheet.
         """
-        self._runner.run(self._run(parcel, parked, sheet, begin))
+        self._runner.run(self._run(parcel, parked, sheet, begin, seal))
 
     async def _run(
         self,
@@ -68,8 +72,9 @@ class WorkerLoop:
         parked: dict[int, Parked],
         sheet: Sheet,
         begin: Callable[[int], bool],
+        seal: Seal,
     ) -> None:
-        page = _Page(parcel, parked, sheet, begin)
+        page = _Page(parcel, parked, sheet, begin, seal)
         with self._alive():
             pullers = min(self._in_flight, page.length)
             if pullers == 1:
@@ -126,12 +131,14 @@ class _Page:
         parked: dict[int, Parked],
         sheet: Sheet,
         begin: Callable[[int], bool],
+        seal: Seal,
     ) -> None:
         self.parked = parked
         self.length = len(parcel.entries)
         self._parcel = parcel
         self._sheet = sheet
         self._begin = begin
+        self._seal = seal
         self._begun = self._told = 0
         self._given_back = False
         self._early: dict[int, tuple[Any, Outcome | None]] = {}
@@ -156,7 +163,8 @@ class _Page:
         self._early[position] = told
         while (ready := self._early.pop(self._told, None)) is not None:
             self._told += 1
-            self._given_back = not self._sheet.add(*ready)
+            value, outcome = ready
+            self._given_back = not self._sheet.add(self._seal(value, outcome), outcome)
         if self._timer is None and self._told < self.length:
             self._timer = self._loop.call_later(_SOON, self._report)
 

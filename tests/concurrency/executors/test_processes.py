@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -193,6 +194,37 @@ def test_large_arrays_go_both_ways_and_can_be_written_to(maps: Maps) -> None:
         assert (array == 2 * n).all()
         array += 1
     assert (items[1] == 1).all()
+
+
+@both
+def test_no_array_changes_when_others_come_after_it(maps: Maps) -> None:
+    kept: list[Any] = []
+
+    def keeps(array: Any) -> Any:
+        kept.append(array)
+        # Whatever came before is still as it was.
+        return array + 1, [one[-1] - one[0] for one in kept], len({one[0] for one in kept})
+
+    items = [np.full(size, n) for n in range(60) for size in (10_000, 150_000)]
+    for ran in (maps(keeps, items), maps(keeps, items, chunk=7)):
+        for item, (array, spread, distinct) in zip(items, ran.items, strict=True):
+            assert (array == item + 1).all()
+            assert not any(spread)
+            assert 2 * distinct >= len(spread)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nobody can tell")
+def test_the_memory_of_a_map_is_that_of_what_is_under_way(maps: Maps) -> None:
+    """However many large items and results have passed through it."""
+    files: list[int] = []
+
+    def look() -> None:
+        maps = Path("/proc/self/maps").read_text()
+        files.append(maps.count("opero-segment"))
+
+    maps(lambda x: x + 1, [np.zeros(100_000)] * 100, seen=look)
+    # A chunk at work and one at hand for each of two workers, and two segments of each for its results.
+    assert 0 < max(files) <= 8
 
 
 def test_arrays_inside_other_things_survive(maps: Maps) -> None:

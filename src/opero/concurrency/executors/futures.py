@@ -78,7 +78,7 @@ class Futures:
                 run = self._run_loop if self._job.pipeline.awaits else self._run
                 future = self._executor.submit(run, chunk)
             else:
-                payload, _ = bodies.pack_chunk(chunk, whole=True)
+                payload = bodies.pack_chunk(chunk)
                 future = self._executor.submit(
                     remote.call, remote.PROTOCOL, self._number, self._blob, payload
                 )
