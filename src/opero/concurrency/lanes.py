@@ -20,7 +20,7 @@ from opero.concurrency.nurse import Nurse, own_socket
 from opero.concurrency.parcel import Parcel
 from opero.concurrency.segment import CAN_PASS, Intake, Supply
 from opero.concurrency.shipment import Shipment
-from opero.concurrency.start import StartMethod, choose_start, look_around
+from opero.concurrency.start import StartMethod, choose_start, settle
 from opero.core.shareable import publish_all
 from opero.errors import WorkerStartError
 
@@ -79,7 +79,7 @@ class LanePool:
         Raises:
             ShippingError: The job cannot be sent to another process.
         """
-        method = self._method or choose_start(look_around())[0]
+        method = self._method or choose_start(settle())[0]
         if method == "fork":
             publish_all()
             self._shipment.introduce()
