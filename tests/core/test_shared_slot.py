@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -403,7 +404,16 @@ def test_named_files_lie_in_the_users_state_directory_otherwise(tmp_path, monkey
 
 
 def test_taking_is_fast_enough_for_a_clock_that_runs_on(path):
+    assert most(fresh(path, Spacing(SECOND, 1, 0))) == 20
+
+
+def test_the_clocks_are_written_down_each_second(path, monkeypatch):
     slot = fresh(path, Spacing(SECOND, 1, 0))
-    before = time.monotonic_ns()
-    assert most(slot) == 20
-    assert slot._header[MONOTONIC] >= before
+    now = time.monotonic_ns()
+    clocks = SimpleNamespace(monotonic_ns=lambda: now, time_ns=lambda: 10**18 + now)
+    monkeypatch.setattr(shared_slot, "time", clocks)
+    for _ in range(50):
+        now += SECOND // 10
+        assert slot.take() == 0
+        assert 0 <= now - slot._header[MONOTONIC] < SECOND
+    assert slot._header[WALL] - slot._header[MONOTONIC] == 10**18

@@ -166,10 +166,15 @@ class Spacing:
 
     def take(self, words: Words, now: int) -> int:
         """Start a call if it conforms."""
-        ahead = words[0] - now
+        # Read once: in a mapped file each reading of a word costs as much as a sum.
+        tat = words[0]
+        if tat <= now:
+            words[0] = now + self.interval
+            return 0
+        ahead = tat - now
         if ahead > self.tolerance:
             return ahead - self.tolerance
-        words[0] = (words[0] if ahead > 0 else now) + self.interval
+        words[0] = tat + self.interval
         return 0
 
     def look(self, words: Words, now: int) -> int:

@@ -51,6 +51,8 @@ _HEADER: Final = 16
 _VERSION: Final = int.from_bytes(b"opero\0\0\1", "big")
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_PAIRED: Final = SECOND
+"""Time after which the pair of monotonic and wall time is read anew."""
 _CLOCKS_APART: Final = 60 * SECOND
 """Without a boot id: clocks that differ by more have not run side by side (reboot, sleep, set)."""
 
@@ -68,6 +70,8 @@ class SharedSlot:
         self.path = path
         self.rule = rule
         self._lock = threading.Lock()
+        self._pair_due = 0
+        self._start = rule.take
         self.fd: int = open_own(path, create=create)
         try:
             try:
@@ -132,14 +136,20 @@ class SharedSlot:
             header[_RULE + place] = word
         for place, word in enumerate(_boot_words()):
             header[_BOOT + place] = word
+        self._pair(now)
         self._seal(now)
         header[_MAGIC] = _VERSION
 
+    def _pair(self, now: int) -> None:
+        self._header[_MONOTONIC] = now
+        self._header[_WALL] = time.time_ns()
+        self._pair_due = now + _PAIRED
+
     def _seal(self, now: int) -> None:
-        header = self._header
-        header[_MONOTONIC] = now
-        header[_WALL] = time.time_ns()
-        header[_CHECK] = ~self._words[0]
+        # Any two readings of one boot say the same of its clocks; only a wall clock that is set makes them old.
+        if now >= self._pair_due:
+            self._pair(now)
+        self._header[_CHECK] = ~self._words[0]
 
     def _mend(self, now: int) -> None:
         """Put right what a killed process has left; it may have started one call."""
@@ -161,20 +171,22 @@ class SharedSlot:
 
     def take(self) -> int:
         """Start a call and return 0, or return the nanoseconds to wait."""
-        # `_deciding` written out: a context manager would add half of what the whole takes.
+        # `_deciding` written out, and what stands in `_seal`: calls would add half of what the whole takes.
         with self._lock:
+            fd, header, words = self.fd, self._header, self._words
             try:
-                file_lock.lock(self.fd)
+                file_lock.lock(fd)
                 now = time.monotonic_ns()
-                words = self._words
-                if self._header[_CHECK] != ~words[0]:
+                if header[_CHECK] != ~words[0]:
                     self._mend(now)
-                wait = self._take(words, now) if self._header[_HOLD] else self.rule.take(words, now)
+                wait = self._take(words, now) if header[_HOLD] else self._start(words, now)
                 if not wait:
-                    self._seal(now)
+                    if now >= self._pair_due:
+                        self._pair(now)
+                    header[_CHECK] = ~words[0]
                 return wait
             finally:
-                file_lock.unlock(self.fd)
+                file_lock.unlock(fd)
 
     def _take(self, words: Words, now: int) -> int:
         """Take with regard to a pause."""
