@@ -17,6 +17,7 @@ from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Report
 from opero.concurrency.memory import limit_memory
 from opero.concurrency.outbox import Outbox
 from opero.concurrency.parcel import PLAIN, Parcel
+from opero.concurrency.progress import hide_bars
 from opero.concurrency.remote_error import traceback_of
 from opero.concurrency.segment import Intake
 from opero.concurrency.shipment import Shipment
@@ -111,6 +112,7 @@ class _Worker:
         else:
             _forget_listeners()
         _reseed()
+        hide_bars()
         ambient.set_disabled(shipment.disabled)
         job = self._job = shipment.job(self.slate, self._events.append)
         if job.memory_limit is not None:
