@@ -30,16 +30,14 @@ class ThreadCrew:
 
     Args:
         nodes: Threads.
+        run: What each of them does from its first moment on, while others still begin.
     """
 
-    def __init__(self, nodes: int) -> None:
+    def __init__(self, nodes: int, run: Callable[[], object]) -> None:
         self._id = f"opero-{next(_numbers)}"
-        self._block = _multi_pool(functools.partial(thread_pool(), id=self._id), nodes)
+        pool_class = functools.partial(thread_pool(), id=self._id, initializer=run)
+        self._block = _multi_pool(pool_class, nodes)
         self._pool: Any = self._block.__enter__()
-
-    def start(self, run: Callable[..., object], *args: Any) -> None:
-        """Let one thread run a function."""
-        self._pool.apipe(run, *args)
 
     def close(self) -> None:
         """End the pool; its functions must have been told to return, and are waited for."""

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import threading
+from collections.abc import Callable
 from contextvars import Context
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
@@ -42,18 +45,19 @@ class Threads:
         self._lock = threading.Lock()
         self._all_gone = threading.Event()
         self._crew: ThreadCrew | None = None
+        self._begin: Callable[[], ThreadCrew] | None = None
+        self._numbers = itertools.count()
 
     def slots(self) -> int:
         """Each thread has a chunk at work and one at hand."""
         return 2 * self._workers
 
     def open(self, job: Job) -> None:
-        """Start the threads."""
-        self._crew = ThreadCrew(self._workers)
-        self._left = self._workers
-        run = self._serve_loop if job.pipeline.awaits else self._serve
-        for n in range(self._workers):
-            self._crew.start(run, job, f"thread-{n}")
+        """Get ready; threads start when somebody waits for them, so that the first finds its chunk waiting."""
+        serve = self._serve_loop if job.pipeline.awaits else self._serve
+        self._begin = functools.partial(
+            ThreadCrew, self._workers, lambda: serve(job, f"thread-{next(self._numbers)}")
+        )
 
     def submit(self, chunk: Chunk) -> None:
         """Put a chunk into the queue."""
@@ -61,6 +65,10 @@ class Threads:
 
     def poll(self, timeout: float | None) -> list[Report]:
         """Take what the threads have reported."""
+        begin, self._begin = self._begin, None
+        if begin is not None:
+            self._left = self._workers
+            self._crew = begin()
         reports: list[Report] = []
         with contextlib.suppress(Empty):
             first = self._outbox.get_nowait() if timeout == 0 else self._outbox.get(timeout=timeout)
@@ -79,12 +87,13 @@ class Threads:
 
     def close(self, *, graceful: bool, timeout: float) -> None:
         """Let the threads return; one that is in the middle of an item is left behind when time is up."""
-        crew, self._crew = self._crew, None
-        if crew is None:
-            return
+        crew, self._crew, self._begin = self._crew, None, None
         self._stopped = True
         for _ in range(self._workers):
+            # Also for those of a crew whose beginning was interrupted.
             self._inbox.put(None)
+        if crew is None:
+            return
         if self._all_gone.wait(timeout if graceful else min(timeout, 0.01)):
             crew.close()
         else:
