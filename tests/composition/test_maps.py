@@ -4,19 +4,19 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from tests.map_mode import MapMode
 
-from opero import CircuitBreaker, RateLimiter, deadline, failures, operomap
+from opero import CircuitBreaker, RateLimiter, deadline, failures
 from opero.errors import CircuitOpenError
 from opero.testing import fake_clock
 
@@ -31,48 +31,16 @@ MODES = [
 HERE = [("sync", "thread"), ("async", "async")]
 
 
-class Mode:
-    """One way to run a map."""
-
-    def __init__(self, kind: str, mode: str) -> None:
-        self.kind = kind
-        self.mode = mode
-
-    def of(self, body: Callable[..., Any], **options: Any) -> Any:
-        given = {"cache": False, "workers": 2, "mode": self.mode, **options}
-        if self.kind == "sync":
-            return operomap(**given)(body)
-
-        async def twin(*args: Any, **kwargs: Any) -> Any:
-            await asyncio.sleep(0)
-            return body(*args, **kwargs)
-
-        twin.__signature__ = inspect.signature(body)  # type: ignore[attr-defined]
-        return operomap(**given)(twin)
-
-    def at_once(self, calls: int) -> dict[str, int]:
-        """Return the limit of calls in flight, where one process keeps it."""
-        return {} if "process" in self.mode else {"concurrency": calls}
-
-    @staticmethod
-    def run(begun: Any) -> Any:
-        if not inspect.isawaitable(begun):
-            return begun
-
-        async def main() -> Any:
-            return await begun
-
-        return asyncio.run(main())
-
-
 @pytest.fixture(params=MODES, ids="-".join)
-def mode(request: pytest.FixtureRequest) -> Mode:
-    return Mode(*request.param)
+def mode(request: pytest.FixtureRequest) -> MapMode:
+    kind, mode = request.param
+    return MapMode(kind, mode=mode, workers=2)
 
 
 @pytest.fixture(params=HERE, ids="-".join)
-def here(request: pytest.FixtureRequest) -> Mode:
-    return Mode(*request.param)
+def here(request: pytest.FixtureRequest) -> MapMode:
+    kind, mode = request.param
+    return MapMode(kind, mode=mode, workers=2)
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +51,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def test_a_long_pause_gives_worker_and_slot_to_others(mode: Mode, tmp_path: Path) -> None:
+def test_a_long_pause_gives_worker_and_slot_to_others(mode: MapMode, tmp_path: Path) -> None:
     def work(x: int) -> int:
         if x == 0 and not (tmp_path / "tried").exists():
             (tmp_path / "tried").touch()
@@ -103,7 +71,7 @@ def test_a_long_pause_gives_worker_and_slot_to_others(mode: Mode, tmp_path: Path
     assert order[-1] == 0
 
 
-def test_every_stage_at_once(mode: Mode, tmp_path: Path) -> None:
+def test_every_stage_at_once(mode: MapMode, tmp_path: Path) -> None:
     def work(x: int, key: str) -> tuple[int, str]:
         if key == "spent" or (x == 3 and not (tmp_path / "tried").exists()):
             (tmp_path / "tried").touch()
@@ -130,7 +98,7 @@ def test_every_stage_at_once(mode: Mode, tmp_path: Path) -> None:
     assert (mapped.stats.calls, mapped.stats.hits) == (calls, 2)
 
 
-def test_the_errors_of_all_attempts_come_with_the_last(mode: Mode) -> None:
+def test_the_errors_of_all_attempts_come_with_the_last(mode: MapMode) -> None:
     def fail(x: int) -> int:
         raise KeyError(x)
 
@@ -139,7 +107,7 @@ def test_the_errors_of_all_attempts_come_with_the_last(mode: Mode) -> None:
     assert "gave up after 3 attempts" in failure.error.__notes__[0]
 
 
-def test_a_deadline_of_each_item_travels(mode: Mode) -> None:
+def test_a_deadline_of_each_item_travels(mode: MapMode) -> None:
     def fail(x: int) -> int:
         raise OSError(x)
 
@@ -148,7 +116,7 @@ def test_a_deadline_of_each_item_travels(mode: Mode) -> None:
     assert "deadline" in str(result.failures[0].error.__notes__).lower()
 
 
-def test_a_deadline_around_the_map_bounds_its_pauses(mode: Mode) -> None:
+def test_a_deadline_around_the_map_bounds_its_pauses(mode: MapMode) -> None:
     def fail(x: int) -> int:
         raise OSError(x)
 
@@ -170,7 +138,7 @@ def test_a_deadline_around_the_map_bounds_its_pauses(mode: Mode) -> None:
     assert time.monotonic() - began < 30
 
 
-def test_an_open_circuit_ends_the_rest_quickly(here: Mode) -> None:
+def test_an_open_circuit_ends_the_rest_quickly(here: MapMode) -> None:
     ran = []
 
     def fail(x: int) -> int:
@@ -186,7 +154,7 @@ def test_an_open_circuit_ends_the_rest_quickly(here: Mode) -> None:
     assert kinds == [OSError] * 3 + [CircuitOpenError] * 47
 
 
-def test_a_pause_that_the_service_asks_for_holds_for_all_items(here: Mode) -> None:
+def test_a_pause_that_the_service_asks_for_holds_for_all_items(here: MapMode) -> None:
     class BusyError(Exception):
         headers: ClassVar = {"Retry-After": "5"}
 
@@ -205,7 +173,7 @@ def test_a_pause_that_the_service_asks_for_holds_for_all_items(here: Mode) -> No
     assert all(at - asked[0] >= 5 for at in asked[1:])
 
 
-def test_a_signal_ends_a_map_with_what_is_done(mode: Mode) -> None:
+def test_a_signal_ends_a_map_with_what_is_done(mode: MapMode) -> None:
     stop = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:

@@ -11,10 +11,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tests.map_mode import MapMode
 
 from opero import operomap
 from opero.concurrency.result import ItemResult, MapResult
@@ -30,52 +31,10 @@ MODES = [
 ]
 
 
-class Mode:
-    """One way to run a map."""
-
-    def __init__(self, kind: str, options: dict[str, Any]) -> None:
-        self.kind = kind
-        self.options = options
-
-    @property
-    def parallel(self) -> bool:
-        return "sequential" not in self.options
-
-    def of(self, body: Callable[..., Any], **options: Any) -> Any:
-        """Decorate `body`, or a coroutine function that calls it."""
-        given = {"cache": False, "retries": 0, "min_delay": 0, "progress": False}
-        decorator = operomap(**{**given, **self.options, **options})
-        if self.kind == "sync":
-            return decorator(body)
-
-        async def twin(*args: Any, **kwargs: Any) -> Any:
-            await asyncio.sleep(0)
-            return body(*args, **kwargs)
-
-        twin.__signature__ = inspect.signature(body)  # type: ignore[attr-defined]
-        twin.__name__ = body.__name__
-        return decorator(twin)
-
-    def run(self, begun: Any) -> Any:
-        """Wait for a map, and consume a stream."""
-        if hasattr(begun, "__anext__"):
-
-            async def consume() -> list[Any]:
-                return [value async for value in begun]
-
-            return asyncio.run(consume())
-        if inspect.isawaitable(begun):
-
-            async def wait() -> Any:
-                return await begun
-
-            return asyncio.run(wait())
-        return list(begun) if isinstance(begun, Iterator) else begun
-
-
 @pytest.fixture(params=MODES)
-def mode(request: pytest.FixtureRequest) -> Mode:
-    return Mode(*request.param)
+def mode(request: pytest.FixtureRequest) -> MapMode:
+    kind, options = request.param
+    return MapMode(kind, retries=0, min_delay=0, progress=False, **options)
 
 
 def invert(x: float) -> float:
@@ -85,23 +44,23 @@ def invert(x: float) -> float:
 # --- results --------------------------------------------------------------------------------------
 
 
-def test_results_come_in_the_order_of_the_input(mode: Mode) -> None:
+def test_results_come_in_the_order_of_the_input(mode: MapMode) -> None:
     f = mode.of(lambda x: 2 * x, workers=3)
     assert mode.run(f(range(50))) == [2 * x for x in range(50)]
     assert mode.run(f([])) == []
 
 
-def test_further_arguments_are_the_same_for_all_items(mode: Mode) -> None:
+def test_further_arguments_are_the_same_for_all_items(mode: MapMode) -> None:
     f = mode.of(lambda x, k, *, c=0: x * k + c)
     assert mode.run(f([1, 2, 3], 10, c=5)) == [15, 25, 35]
 
 
-def test_a_stream_yields_the_same(mode: Mode) -> None:
+def test_a_stream_yields_the_same(mode: MapMode) -> None:
     f = mode.of(lambda x: -x)
     assert mode.run(f.stream(iter(range(100)))) == [-x for x in range(100)]
 
 
-def test_one_is_a_single_call_through_the_same_pipeline(mode: Mode) -> None:
+def test_one_is_a_single_call_through_the_same_pipeline(mode: MapMode) -> None:
     f = mode.of(invert, retries=2)
     assert mode.run(f.one(4)) == 0.25
     with pytest.raises(ZeroDivisionError):
@@ -109,7 +68,7 @@ def test_one_is_a_single_call_through_the_same_pipeline(mode: Mode) -> None:
     assert f.stats.calls == 4
 
 
-def test_map_tells_what_succeeded_and_what_failed(mode: Mode) -> None:
+def test_map_tells_what_succeeded_and_what_failed(mode: MapMode) -> None:
     result = mode.run(mode.of(invert, retries=1).map([1, 0, 4]))
     assert isinstance(result, MapResult)
     assert (result.values, result.indices, result.by_index()) == (
@@ -149,7 +108,7 @@ def test_as_they_come_a_slow_item_holds_nobody_back() -> None:
 # --- errors ---------------------------------------------------------------------------------------
 
 
-def test_the_failing_items_own_error_is_raised_with_its_index(mode: Mode) -> None:
+def test_the_failing_items_own_error_is_raised_with_its_index(mode: MapMode) -> None:
     f = mode.of(invert)
     with pytest.raises(ZeroDivisionError) as raised:
         mode.run(f([1, 2, 0, 4]))
@@ -172,7 +131,7 @@ def test_an_error_is_raised_before_slow_items_end() -> None:
     assert time.monotonic() - began < 10
 
 
-def test_a_stream_hands_out_what_comes_before_the_error(mode: Mode) -> None:
+def test_a_stream_hands_out_what_comes_before_the_error(mode: MapMode) -> None:
     f = mode.of(invert)
     if mode.kind == "sync":
         stream = f.stream([1, 2, 0, 4])
@@ -190,14 +149,14 @@ def test_a_stream_hands_out_what_comes_before_the_error(mode: Mode) -> None:
     asyncio.run(consume())
 
 
-def test_errors_can_take_the_results_place_or_none(mode: Mode) -> None:
+def test_errors_can_take_the_results_place_or_none(mode: MapMode) -> None:
     first, error, last = mode.run(mode.of(invert, on_error="return")([1, 0, 4]))
     assert (first, type(error), last) == (1, ZeroDivisionError, 0.25)
     assert mode.run(mode.of(invert, on_error="skip")([1, 0, 4])) == [1, 0.25]
     assert mode.run(mode.of(invert, on_error="skip").stream([1, 0, 4])) == [1, 0.25]
 
 
-def test_too_many_errors_stop_the_map_and_keep_what_is_done(mode: Mode) -> None:
+def test_too_many_errors_stop_the_map_and_keep_what_is_done(mode: MapMode) -> None:
     f = mode.of(lambda x: 1 // (x % 2), max_errors=3, on_error="skip", workers=1)
     with pytest.raises(MapStopped, match="max_errors=3") as raised:
         mode.run(f(range(10_000)))
@@ -208,7 +167,7 @@ def test_too_many_errors_stop_the_map_and_keep_what_is_done(mode: Mode) -> None:
     assert result.reason
 
 
-def test_a_stop_token_ends_the_map_with_what_is_done(mode: Mode) -> None:
+def test_a_stop_token_ends_the_map_with_what_is_done(mode: MapMode) -> None:
     token = threading.Event()
 
     def f(x: int) -> int:
@@ -235,7 +194,7 @@ def test_what_would_end_the_program_ends_the_map(kind: type[BaseException]) -> N
         f(range(10))
 
 
-def test_an_error_of_the_input_is_the_callers(mode: Mode) -> None:
+def test_an_error_of_the_input_is_the_callers(mode: MapMode) -> None:
     def items() -> Iterator[int]:
         yield 1
         raise LookupError("input")
@@ -245,12 +204,12 @@ def test_an_error_of_the_input_is_the_callers(mode: Mode) -> None:
 
 
 @pytest.mark.parametrize("items", ["abc", b"abc", bytearray(b"x")])
-def test_text_is_not_taken_apart(mode: Mode, items: Any) -> None:
+def test_text_is_not_taken_apart(mode: MapMode, items: Any) -> None:
     with pytest.raises(OperoUsageError, match=r"would be taken apart: write .*\(\[…\]\)"):
         mode.run(mode.of(lambda x: x)(items))
 
 
-def test_what_is_no_collection_is_refused_with_the_way_out(mode: Mode) -> None:
+def test_what_is_no_collection_is_refused_with_the_way_out(mode: MapMode) -> None:
     with pytest.raises(OperoUsageError, match=r"int is not iterable: write .*\.one\(…\)"):
         mode.run(mode.of(lambda x: x)(5))
 
@@ -420,7 +379,7 @@ def test_threads_never_keep_the_interpreter_alive() -> None:
 # --- the rest of the pipeline ---------------------------------------------------------------------
 
 
-def test_retries_run_beside_the_function(mode: Mode) -> None:
+def test_retries_run_beside_the_function(mode: MapMode) -> None:
     seen: dict[int, int] = {}
 
     def f(x: int) -> int:
@@ -450,7 +409,7 @@ def test_an_item_that_waits_for_its_retry_gives_its_place_to_others() -> None:
     assert f.stats.slept == pytest.approx(0.2)
 
 
-def test_long_pauses_take_no_time_under_a_fake_clock(mode: Mode) -> None:
+def test_long_pauses_take_no_time_under_a_fake_clock(mode: MapMode) -> None:
     broken = iter([True] * 6)
 
     def f(x: int) -> int:
@@ -464,7 +423,7 @@ def test_long_pauses_take_no_time_under_a_fake_clock(mode: Mode) -> None:
     assert time.monotonic() - began < 20
 
 
-def test_values_to_fall_back_on_are_tried_for_each_item(mode: Mode) -> None:
+def test_values_to_fall_back_on_are_tried_for_each_item(mode: MapMode) -> None:
     def f(x: int, model: list[str] = ["a", "b"]) -> str:  # noqa: B006 - never changed
         if model == "a":
             raise ConnectionError("a is down")
@@ -473,13 +432,13 @@ def test_values_to_fall_back_on_are_tried_for_each_item(mode: Mode) -> None:
     assert mode.run(mode.of(f, arg_fallback="model")([1, 2])) == ["1b", "2b"]
 
 
-def test_context_variables_reach_the_workers(mode: Mode) -> None:
+def test_context_variables_reach_the_workers(mode: MapMode) -> None:
     user = contextvars.ContextVar("user", default="nobody")
     user.set("ann")
     assert mode.run(mode.of(lambda x: user.get())([1, 2])) == ["ann", "ann"]
 
 
-def test_on_result_sees_each_item_in_the_thread_of_the_map(mode: Mode) -> None:
+def test_on_result_sees_each_item_in_the_thread_of_the_map(mode: MapMode) -> None:
     seen: list[ItemResult] = []
     threads: set[threading.Thread] = set()
 
@@ -498,7 +457,7 @@ def test_on_result_sees_each_item_in_the_thread_of_the_map(mode: Mode) -> None:
 # --- cache ----------------------------------------------------------------------------------------
 
 
-def test_cached_items_are_never_dispatched_and_equal_ones_run_once(mode: Mode) -> None:
+def test_cached_items_are_never_dispatched_and_equal_ones_run_once(mode: MapMode) -> None:
     ran: list[int] = []
 
     def f(x: int) -> list[int]:
@@ -519,20 +478,20 @@ def test_cached_items_are_never_dispatched_and_equal_ones_run_once(mode: Mode) -
     assert sorted(ran) == [1, 2, 3, 4]
 
 
-def test_without_the_cache_every_item_runs(mode: Mode) -> None:
+def test_without_the_cache_every_item_runs(mode: MapMode) -> None:
     ran: list[int] = []
     mode.run(mode.of(ran.append)([1, 1, 1]))
     assert ran == [1, 1, 1]
 
 
-def test_switched_off_for_a_test_every_item_runs(mode: Mode) -> None:
+def test_switched_off_for_a_test_every_item_runs(mode: MapMode) -> None:
     ran: list[int] = []
     with set_disabled():
         mode.run(mode.of(ran.append, cache=True)([1, 1, 1]))
     assert ran == [1, 1, 1]
 
 
-def test_errors_are_not_cached_and_reach_equal_items(mode: Mode) -> None:
+def test_errors_are_not_cached_and_reach_equal_items(mode: MapMode) -> None:
     ran: list[int] = []
 
     def f(x: int) -> int:
@@ -547,7 +506,7 @@ def test_errors_are_not_cached_and_reach_equal_items(mode: Mode) -> None:
     assert len(ran) >= 2
 
 
-def test_cache_if_sees_the_receipt_of_an_item(mode: Mode) -> None:
+def test_cache_if_sees_the_receipt_of_an_item(mode: MapMode) -> None:
     seen: list[Any] = []
 
     def f(x: int, model: list[str] = ["a", "b"]) -> str:  # noqa: B006 - never changed
@@ -565,7 +524,7 @@ def test_cache_if_sees_the_receipt_of_an_item(mode: Mode) -> None:
     assert mapped.cache.info().size == 1
 
 
-def test_an_argument_without_content_is_the_failure_of_its_item(mode: Mode) -> None:
+def test_an_argument_without_content_is_the_failure_of_its_item(mode: MapMode) -> None:
     result = mode.run(mode.of(lambda x: 1, cache=True, cache_ttl=5).map([1, threading.Lock(), 2]))
     assert result.values == [1, 1]
     assert "cannot be part of a cache key" in str(result.failures[0].error)
@@ -633,7 +592,7 @@ def test_who_consumes_a_stream_may_ask_for_its_items() -> None:
 # --- company --------------------------------------------------------------------------------------
 
 
-def test_four_threads_map_at_once(mode: Mode) -> None:
+def test_four_threads_map_at_once(mode: MapMode) -> None:
     f = mode.of(lambda x: -x)
     found: list[Any] = []
     threads = [
@@ -662,7 +621,7 @@ def test_a_synchronous_map_works_inside_a_running_loop() -> None:
 # --- what a decorated function is -----------------------------------------------------------------
 
 
-def test_colour_name_and_signature_are_kept(mode: Mode) -> None:
+def test_colour_name_and_signature_are_kept(mode: MapMode) -> None:
     def fetch(item: int, model: str = "a") -> int:
         """Fetch it."""
         return item

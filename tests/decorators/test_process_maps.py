@@ -13,10 +13,11 @@ import textwrap
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tests.map_mode import MapMode
 
 from opero import RateLimiter, deadline, event_bus, operomap
 from opero.errors import (
@@ -44,55 +45,24 @@ def quiet() -> Iterator[None]:
         yield
 
 
-class Mode:
-    """One way to run a map on processes."""
-
-    def __init__(self, kind: str, mode: str) -> None:
-        self.kind = kind
-        self.mode = mode
-
-    def of(self, body: Callable[..., Any], **options: Any) -> Any:
-        """Decorate `body`, or a coroutine function that calls it."""
-        given = {"cache": False, "retries": 0, "workers": 2, "mode": self.mode, **options}
-        if self.kind == "sync":
-            return operomap(**given)(body)
-
-        async def twin(*args: Any, **kwargs: Any) -> Any:
-            await asyncio.sleep(0)
-            return body(*args, **kwargs)
-
-        twin.__signature__ = inspect.signature(body)  # type: ignore[attr-defined]
-        return operomap(**given)(twin)
-
-    @staticmethod
-    def run(begun: Any) -> Any:
-        """Wait for a map."""
-        if not inspect.isawaitable(begun):
-            return begun
-
-        async def main() -> Any:
-            return await begun
-
-        return asyncio.run(main())
-
-
 @pytest.fixture(params=MODES)
-def mode(request: pytest.FixtureRequest) -> Mode:
-    return Mode(*request.param)
+def mode(request: pytest.FixtureRequest) -> MapMode:
+    kind, mode = request.param
+    return MapMode(kind, mode=mode, retries=0, workers=2)
 
 
-def test_results_come_in_the_order_of_the_input_from_elsewhere(mode: Mode) -> None:
+def test_results_come_in_the_order_of_the_input_from_elsewhere(mode: MapMode) -> None:
     found = mode.run(mode.of(lambda x: (2 * x, os.getpid()))(range(50)))
     assert [value for value, _ in found] == [2 * x for x in range(50)]
     assert os.getpid() not in {pid for _, pid in found}
 
 
-def test_further_arguments_and_instances_travel(mode: Mode) -> None:
+def test_further_arguments_and_instances_travel(mode: MapMode) -> None:
     found = mode.run(mode.of(lambda x, a, *, b: (x, a, b))([1, 2], "a", b="b"))
     assert found == [(1, "a", "b"), (2, "a", "b")]
 
 
-def test_a_dead_worker_costs_its_item_alone(mode: Mode) -> None:
+def test_a_dead_worker_costs_its_item_alone(mode: MapMode) -> None:
     def fatal(x: int) -> int:
         if x == 3:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -104,7 +74,7 @@ def test_a_dead_worker_costs_its_item_alone(mode: Mode) -> None:
     assert result.failures[0].index == 3
 
 
-def test_a_dead_worker_is_a_failed_call_and_is_retried(mode: Mode, tmp_path: Any) -> None:
+def test_a_dead_worker_is_a_failed_call_and_is_retried(mode: MapMode, tmp_path: Any) -> None:
     def fatal_once(x: int) -> int:
         if x == 1 and not (tmp_path / "died").exists():
             (tmp_path / "died").touch()
@@ -116,7 +86,7 @@ def test_a_dead_worker_is_a_failed_call_and_is_retried(mode: Mode, tmp_path: Any
     assert double.stats.failures >= 1
 
 
-def test_an_item_without_end_costs_its_time_alone(mode: Mode) -> None:
+def test_an_item_without_end_costs_its_time_alone(mode: MapMode) -> None:
     def endless(x: int) -> int:
         if x == 2:
             time.sleep(60)
@@ -128,7 +98,7 @@ def test_an_item_without_end_costs_its_time_alone(mode: Mode) -> None:
     assert isinstance(result.failures[0].error, CallTimeoutError)
 
 
-def test_errors_are_themselves_and_bring_their_traceback(mode: Mode) -> None:
+def test_errors_are_themselves_and_bring_their_traceback(mode: MapMode) -> None:
     def look_up(x: int) -> int:
         return {0: 0}[x]
 
@@ -156,7 +126,7 @@ def test_a_stream_reads_no_further_than_it_must() -> None:
     stream.close()
 
 
-def test_cached_items_are_never_dispatched_and_equal_ones_run_once(mode: Mode) -> None:
+def test_cached_items_are_never_dispatched_and_equal_ones_run_once(mode: MapMode) -> None:
     pid = mode.of(lambda x: (x, os.getpid()), cache=True)
     first = mode.run(pid([1, 2, 1]))
     assert first[0] == first[2]
@@ -164,7 +134,7 @@ def test_cached_items_are_never_dispatched_and_equal_ones_run_once(mode: Mode) -
     assert (pid.stats.hits, pid.stats.misses, pid.stats.shared) == (2, 2, 1)
 
 
-def test_what_workers_count_and_tell_arrives_here(mode: Mode) -> None:
+def test_what_workers_count_and_tell_arrives_here(mode: MapMode) -> None:
     def fail(x: int) -> int:
         raise OSError(x)
 
@@ -177,13 +147,13 @@ def test_what_workers_count_and_tell_arrives_here(mode: Mode) -> None:
     assert seen.count("AttemptFailed") == 3
 
 
-def test_one_rate_limit_holds_for_all_workers(mode: Mode) -> None:
+def test_one_rate_limit_holds_for_all_workers(mode: MapMode) -> None:
     now = mode.of(lambda x: time.monotonic(), rate_limit="50/second", workers=4)
     starts = sorted(mode.run(now(range(20))))
     assert starts[-1] - starts[0] > 0.9 * 18 / 50, "one slot of catch-up at most"
 
 
-def test_switched_off_for_a_test_nothing_is_retried(mode: Mode) -> None:
+def test_switched_off_for_a_test_nothing_is_retried(mode: MapMode) -> None:
     def fail(x: int) -> int:
         raise OSError(x)
 
@@ -193,7 +163,7 @@ def test_switched_off_for_a_test_nothing_is_retried(mode: Mode) -> None:
     assert result.failures[0].attempts == 1
 
 
-def test_a_deadline_around_the_map_holds_in_its_workers(mode: Mode) -> None:
+def test_a_deadline_around_the_map_holds_in_its_workers(mode: MapMode) -> None:
     def fail(x: int) -> int:
         raise OSError(x)
 
@@ -211,14 +181,14 @@ def test_a_deadline_around_the_map_holds_in_its_workers(mode: Mode) -> None:
     assert isinstance(failure.error, DeadlineError)
 
 
-def test_too_much_memory_is_the_items_failure(mode: Mode) -> None:
+def test_too_much_memory_is_the_items_failure(mode: MapMode) -> None:
     hungry = mode.of(lambda x: len(bytearray(x)), memory_limit="400MB")
     result = mode.run(hungry.map([10, 900_000_000, 20]))
     assert result.values == [10, 20]
     assert isinstance(result.failures[0].error, MemoryError | WorkerLostError)
 
 
-def test_workers_are_initialised_and_replaced(mode: Mode) -> None:
+def test_workers_are_initialised_and_replaced(mode: MapMode) -> None:
     def begin() -> None:
         sys.opero_begun = True  # type: ignore[attr-defined]
 
@@ -233,7 +203,7 @@ def test_workers_are_initialised_and_replaced(mode: Mode) -> None:
     assert all(begun for begun, _ in found)
 
 
-def test_a_stop_token_ends_the_map_with_what_is_done(mode: Mode) -> None:
+def test_a_stop_token_ends_the_map_with_what_is_done(mode: MapMode) -> None:
     stop = threading.Event()
     slow = mode.of(
         lambda x: time.sleep(0.01) or x, stop_token=stop, on_result=lambda one: stop.set()
@@ -244,7 +214,7 @@ def test_a_stop_token_ends_the_map_with_what_is_done(mode: Mode) -> None:
     assert result.values == result.indices
 
 
-def test_too_many_errors_stop_the_map(mode: Mode) -> None:
+def test_too_many_errors_stop_the_map(mode: MapMode) -> None:
     with pytest.raises(MapStopped) as raised:
         mode.run(mode.of(lambda x: 1 / 0, max_errors=3, on_error="skip")(range(10_000)))
     assert raised.value.result.status == "stopped"
@@ -323,7 +293,7 @@ def gone(pid: int, seconds: float = 5) -> bool:
     return False
 
 
-def test_four_threads_map_at_once(mode: Mode) -> None:
+def test_four_threads_map_at_once(mode: MapMode) -> None:
     results: list[Any] = [None] * 4
 
     def one(n: int) -> None:
@@ -407,7 +377,7 @@ def test_ctrl_c_ends_the_program_and_its_workers(tmp_path: Any) -> None:
     assert all(map(gone, pids))
 
 
-def test_listeners_of_the_bus_hear_of_items_in_workers(mode: Mode) -> None:
+def test_listeners_of_the_bus_hear_of_items_in_workers(mode: MapMode) -> None:
     heard: list[str] = []
     subscription = event_bus.subscribe(lambda event: heard.append(type(event).__name__))
     try:
@@ -417,7 +387,7 @@ def test_listeners_of_the_bus_hear_of_items_in_workers(mode: Mode) -> None:
     assert heard.count("AttemptFailed") == 2
 
 
-def test_a_shared_limiter_is_the_same_in_what_the_function_calls(mode: Mode) -> None:
+def test_a_shared_limiter_is_the_same_in_what_the_function_calls(mode: MapMode) -> None:
     limiter = RateLimiter("40/second")
 
     def inner(x: int) -> float:
