@@ -29,7 +29,7 @@ from opero import operomap
 if TYPE_CHECKING:
     from opero.concurrency import MapResult
 
-LIMIT = 800
+LIMIT = 900
 SCRIPT = "/page  quota=1000/1s  200"
 MODES = ("thread", "async", "process")
 UNDER_WAY = 64  # most requests that may be on their way when the client is killed
