@@ -12,6 +12,8 @@ from opero.core.cache.memory import Entry
 from opero.core.call import Call
 
 if TYPE_CHECKING:
+    from opero.core.cache.lease import Wait  # noqa: TC004 - loaded with the first store that lends leases
+    from opero.core.cache.lease_keeper import Lease  # noqa: TC004 - as above
     from opero.core.cache.waiter import Verdict
 
 __all__ = ["Follower", "Lead"]
@@ -28,6 +30,12 @@ class Lead:
     followers: list[tuple[int, Any]] = field(default_factory=list)
     old: Entry | None = None
     """What the cache had, if it has expired."""
+    lease: Lease | None = None
+    """What keeps other processes from computing it, once it is claimed."""
+    wait: Wait | None = None
+    """The wait for the process that computes it, while one does or after one did."""
+    parked: bool = False
+    """Whether it waits for that now."""
 
 
 class Follower:
@@ -36,14 +44,20 @@ class Follower:
     __slots__ = ("_arrived", "call", "deadline", "flight", "index", "item", "key", "verdict")
 
     def __init__(
-        self, index: int, item: Any, call: Call, key: Hashable, arrived: Callable[[Follower], None]
+        self,
+        index: int,
+        item: Any,
+        call: Call,
+        key: Hashable,
+        arrived: Callable[[Follower], None],
+        deadline: float | None = None,
     ) -> None:
         self.index = index
         self.item = item
         self.call = call
         self.key = key
         self.flight = Flight(None)
-        self.deadline: float | None = None
+        self.deadline: float | None = deadline
         self.verdict: Verdict | None = None
         self._arrived = arrived
 

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["Driver", "Failed", "Recover"]
 
 _SLEEPERS: Final = 1_000
-"""Items that may wait for their next attempt beside the window, so that pauses do not starve the workers."""
+"""Items that may wait, for their next attempt or for somebody else's result, beside the window, so that pauses do
+not starve the workers."""
 
 
 class Recover(Protocol):
@@ -131,11 +132,16 @@ class Driver:
 
     # --- input ---------------------------------------------------------------------------------------
 
-    def room(self, slots: int) -> int:
-        """Return how many items to pull now."""
+    def room(self, slots: int, elsewhere: int = 0) -> int:
+        """Return how many items to pull now.
+
+        Args:
+            slots: Chunks that the engine wants to hold.
+            elsewhere: Items that wait for somebody else's result.
+        """
         if self.ended or self.stopped or self.failed:
             return 0
-        awake = self.open - min(len(self._sleepers), _SLEEPERS)
+        awake = self.open - min(len(self._sleepers) + elsewhere, _SLEEPERS)
         return max(0, self.window(slots) - awake - self._order.held)
 
     def window(self, slots: int) -> int:

@@ -77,6 +77,8 @@ class Job:
         deadline: Clock reading by which all must be done, from where the map was called; None if there is none.
         in_flight: Coroutines that one worker process has under way at once.
         tells_all: Whether events are wanted of what the function calls, too.
+        leads: Whether others wait for what these items give, so that the function, where it calls itself in a worker
+            elsewhere, must not wait for anybody.
         enter: Called with index and item in the context of each attempt, a copy of its own; only for engines in
             this process.
     """
@@ -98,6 +100,7 @@ class Job:
     deadline: float | None = None
     in_flight: int = 1
     tells_all: bool = False
+    leads: bool = False
     enter: Callable[[int, Any], object] | None = None
 
 

@@ -251,7 +251,7 @@ class Mapper:
         raises: bool,
     ) -> Run:
         options = self.options
-        job = self._job(arguments, setting)
+        job = self._job(arguments, setting, collects=collects)
         token = options.stop_token
         plan = Plan(
             job=job,
@@ -289,8 +289,9 @@ class Mapper:
             recorders.append(Checkpoint(self.pipeline.info.name, Journal(path), key))
         return tuple(recorders)
 
-    def _job(self, arguments: Arguments, setting: _Setting) -> Job:
+    def _job(self, arguments: Arguments, setting: _Setting, *, collects: bool) -> Job:
         options, worker, mode = self.options, self._worker, setting.mode
+        cache = self.pipeline.cache
         limit = None if options.timeout is None else parse_seconds(options.timeout, "timeout")
         memory = options.memory_limit
         # A call with a deadline of its own, and one that is being debugged, sleeps where it is.
@@ -312,6 +313,7 @@ class Mapper:
             deadline=in_force(),
             in_flight=IN_FLIGHT if mode == "async_process" else 1,
             tells_all=self._tells_all,
+            leads=collects and cache is not None and cache.leases is not None,
             enter=None if setting.recorder is None else setting.recorder.enter,
         )
 

@@ -10,27 +10,33 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from contextvars import Context
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.claim import Follower, Lead
 from opero.concurrency.engine import Outcome
-from opero.concurrency.errand import Several, Steps
-from opero.concurrency.order import Batch, Origin
+from opero.concurrency.errand import InThread, Several, Steps
+from opero.concurrency.known import Known
+from opero.concurrency.landing import Landing
 from opero.core import ambient
-from opero.core.cache.flight import Flight, board
-from opero.core.cache.waiter import Crashed, Landed, Order, tell
+from opero.core.cache.flight import Flight, board, leads_others
+from opero.core.cache.waiter import Landed, Order, tell
 from opero.core.call import Call, Rejected
-from opero.errors import UnkeyableError
+from opero.core.units import parse_seconds
+from opero.errors import DeadlineError, UnkeyableError
 
 if TYPE_CHECKING:
+    from opero.concurrency.abroad import Abroad
     from opero.concurrency.engine import Job
+    from opero.concurrency.landing import Fresh
+    from opero.concurrency.order import Batch
     from opero.core.cache import Cache
     from opero.core.cache.memory import Entry
 
 __all__ = ["Recall"]
 
-Fresh = Callable[[list[int], list[Any]], object]
-"""Takes indices and items that must be computed."""
+
+_AHEAD: Final = 64
+"""Most items that are looked up ahead: those that turn out not to be there must not be many more than fit."""
 
 
 class Recall:
@@ -47,7 +53,9 @@ class Recall:
         awaits: Whether the map runs in an event loop.
 
     Attributes:
-        waiting: Items that wait for somebody outside this map.
+        ahead: How many items to look up at once, though there is room for fewer, because those before were in a
+            store that takes its time, all of them.
+        settle: Stores results, tells those who wait for them, and returns those of equal items.
     """
 
     def __init__(
@@ -67,37 +75,72 @@ class Recall:
         self._flights = cache.shelf.flights
         self._led: dict[Hashable, Lead] = {}
         self._keys: dict[int, Hashable] = {}
-        self._alone: dict[int, Call] = {}
         self._followers: set[Follower] = set()
         self._arrived: deque[Follower] = deque()
         self._renewals: list[Call] = []
         self._slow: bool = cache.store.blocking
         self._awaits = awaits
+        self.ahead: int = 0
         self._marker = Flight(None)
+        deadline = job.options.deadline
+        self._seconds = None if deadline is None else parse_seconds(deadline, "deadline")
+        self._abroad = self._leases() if shares else None
+        landing = Landing(
+            cache, job, led=self._led, keys=self._keys, shares=shares, abroad=self._abroad
+        )
+        self.settle: Callable[[list[Batch], Fresh], Steps[list[Batch]]] = landing.settle
         context.run(board, self._marker)
+
+    def _leases(self) -> Abroad | None:
+        """Return the map's leases; None if its store lends none, or if it must not wait for anybody."""
+        leases = self._cache.leases
+        if leases is None or leads_others(self._marker):
+            return None
+        from opero.concurrency.abroad import Abroad
+
+        return Abroad(leases, awaits=self._awaits, limit=self._limit)
+
+    def _limit(self) -> float | None:
+        """Return the clock reading at which a wait for somebody else that begins now must end."""
+        ends = [] if self._job.deadline is None else [self._job.deadline]
+        if self._seconds is not None:
+            ends.append(ambient.clock().monotonic() + self._seconds)
+        return min(ends, default=None)
+
+    @property
+    def following(self) -> bool:
+        """Whether items wait for somebody of this process, who will tell."""
+        return bool(self._followers)
 
     @property
     def waiting(self) -> int:
-        """Items that wait for somebody outside this map."""
-        return len(self._followers)
+        """How many items wait for somebody outside this map."""
+        return len(self._followers) + (0 if self._abroad is None else self._abroad.waiting)
+
+    def next_due(self) -> float | None:
+        """Return the clock reading at which `arrivals` is to be asked although nobody has told anything."""
+        dues = [follower.deadline or 0.0 for follower in self._timed()]
+        if self._abroad is not None and (due := self._abroad.next_due()) is not None:
+            dues.append(due)
+        return min(dues, default=None)
 
     # --- before the dispatch -------------------------------------------------------------------------
 
     def sort(self, idx: Sequence[int], items: list[Any], fresh: Fresh) -> Steps[list[Batch]]:
         """Sort pulled items: return what is known, hand on what must be computed, keep what waits."""
-        known: dict[Origin, Batch] = {}
+        known = Known()
         claimed: list[Lead] = []
         for index, item in zip(idx, items, strict=True):
             self._sort_one(index, item, fresh, known, claimed)
         yield from self._look_up(claimed, fresh, known)
-        return list(known.values())
+        return known.batches
 
     def _sort_one(
         self,
         index: int,
         item: Any,
         fresh: Fresh,
-        known: dict[Origin, Batch],
+        known: Known,
         claimed: list[Lead],
     ) -> None:
         cache, job = self._cache, self._job
@@ -105,7 +148,7 @@ class Recall:
         try:
             key = None if cache.off or ambient.disabled() else self._key(call)
         except Exception as error:  # noqa: BLE001 - what a user's `cache_key` raises is the item's error
-            _add(known, "fresh", index, item, Outcome(error=error, attempts=0, calls=0))
+            known.add("fresh", index, item, Outcome(error=error, attempts=0, calls=0))
             return
         if key is None:
             fresh([index], [item])
@@ -114,6 +157,8 @@ class Recall:
         lead = self._led.get(key)
         if lead is not None:
             lead.followers.append((index, item))
+            if self._abroad is not None:
+                self._abroad.follow(lead)
             return
         entry = None
         if not self._slow:
@@ -145,8 +190,8 @@ class Recall:
         key = call.key
         if not self._shares:
             return Flight(key)
-        while (flight := self._flights.join(key, blocking=False)) is None:
-            follower = Follower(index, item, call, key, self._note)
+        while (flight := self._flights.join(key, blocking=not self._awaits)) is None:
+            follower = Follower(index, item, call, key, self._note, self._limit())
             if self._flights.wait_for(key, follower):
                 self._followers.add(follower)
                 return None
@@ -167,18 +212,16 @@ class Recall:
         lookup.missed()
         fresh([lead.index], [lead.item])
 
-    def _serve(
-        self, index: int, item: Any, call: Call, entry: Entry, known: dict[Origin, Batch]
-    ) -> bool:
+    def _serve(self, index: int, item: Any, call: Call, entry: Entry, known: Known) -> bool:
         """Answer an item with what the cache has, if that will do."""
         lookup, aging, renewal = self._cache.lookup, self._cache.aging, self._cache.renewal
         if lookup.lives(call.key, entry):
-            _add(known, "hit", index, item, lookup.serve(call, entry))
+            known.add("hit", index, item, lookup.serve(call, entry))
             if renewal is not None and renewal.due(call.key, entry):
                 self._renewals.append(call)
             return True
         if aging is not None and aging.spares(call.key, entry):
-            _add(known, "stale", index, item, lookup.serve_stale(call, entry))
+            known.add("stale", index, item, lookup.serve_stale(call, entry))
             return True
         return False
 
@@ -189,25 +232,47 @@ class Recall:
             begin = renewal.start_task if self._awaits else renewal.start_thread
             begin(call, call.key)
 
-    def _look_up(
-        self, claimed: list[Lead], fresh: Fresh, known: dict[Origin, Batch]
-    ) -> Steps[None]:
-        """Look many claimed items up in a store that takes its time."""
-        if claimed:
-            lookup = self._cache.lookup
-            keys = [(lead.flight.key,) for lead in claimed]
-            entries: list[Entry | None] = yield Several(lookup.find, lookup.afind, keys)
-            for lead, entry in zip(claimed, entries, strict=True):
-                if entry is None or not self._serve(lead.index, lead.item, lead.call, entry, known):
-                    lead.old = entry
-                    self._begin(lead, fresh)
-                    continue
-                del self._led[lead.flight.key], self._keys[lead.index]
-                self._share_entry(lead, entry, known)
+    def _look_up(self, claimed: list[Lead], fresh: Fresh, known: Known) -> Steps[None]:
+        """Look many claimed items up in a store that takes its time; begin those that nobody else computes."""
+        missing = yield from self._found(claimed, known)
+        if claimed and self._shares:
+            self.ahead = 0 if missing else min(2 * max(len(claimed), self.ahead), _AHEAD)
+        if missing and self._abroad is not None:
+            late: list[Lead] = []
+            free = yield from self._abroad.claim(missing, late)
+            for lead in late:
+                self._end_late(lead, known)
+            # Who had the lease before may have stored the result between our look and our claim.
+            missing = yield from self._found(free, known)
+        for lead in missing:
+            self._begin(lead, fresh)
         self._renew()
 
-    def _share_entry(self, lead: Lead, entry: Entry, known: dict[Origin, Batch]) -> None:
+    def _found(self, leads: list[Lead], known: Known) -> Steps[list[Lead]]:
+        """Answer claimed items with what the cache has; return the others."""
+        if not leads:
+            return leads
+        lookup = self._cache.lookup
+        keys = [lead.flight.key for lead in leads]
+        entries: list[Entry | None] = yield (
+            InThread(lambda: lookup.find_many(keys))
+            if lookup.many
+            else Several(lookup.find, lookup.afind, [(key,) for key in keys])
+        )
+        missing: list[Lead] = []
+        for lead, entry in zip(leads, entries, strict=True):
+            if entry is None or not self._serve(lead.index, lead.item, lead.call, entry, known):
+                lead.old = entry
+                missing.append(lead)
+                continue
+            del self._led[lead.flight.key], self._keys[lead.index]
+            self._share_entry(lead, entry, known)
+        return missing
+
+    def _share_entry(self, lead: Lead, entry: Entry, known: Known) -> None:
         """Give what the cache had to those who came while it was looked up."""
+        if self._abroad is not None:
+            self._abroad.give_back([lead])
         if self._shares:
             tell(self._flights.land(lead.flight), Landed(entry))
         for index, item in lead.followers:
@@ -220,9 +285,12 @@ class Recall:
         self._wake()
 
     def arrivals(self, fresh: Fresh) -> Steps[list[Batch]]:
-        """Take what others have computed for this map."""
-        known: dict[Origin, Batch] = {}
+        """Take what others have computed for this map, and look for what they may have computed elsewhere."""
+        known = Known()
         claimed: list[Lead] = []
+        if self._abroad is not None:
+            yield from self._look_up(self._abroad.due(), fresh, known)
+        self._leave_late(known)
         while self._arrived:
             follower = self._arrived.popleft()
             self._followers.discard(follower)
@@ -236,9 +304,38 @@ class Recall:
             else:
                 stale = isinstance(verdict, Landed) and verdict.stale
                 told = self._shared(follower)
-                _add(known, "stale" if stale else "shared", index, item, told)
+                known.add("stale" if stale else "shared", index, item, told)
         yield from self._look_up(claimed, fresh, known)
-        return list(known.values())
+        return known.batches
+
+    def _leave_late(self, known: Known) -> None:
+        """Let go of somebody else's results for which there is no more time."""
+        for follower in self._timed():
+            now = ambient.clock().monotonic()
+            if (follower.deadline or 0.0) <= now and self._flights.leave(follower):
+                self._followers.discard(follower)
+                self._late(follower.index, follower.item, follower.call, None, known)
+
+    def _timed(self) -> list[Follower]:
+        """Return the items that wait for somebody of this process, and not for ever."""
+        if self._job.deadline is None and self._seconds is None:
+            return []
+        return [follower for follower in self._followers if follower.deadline is not None]
+
+    def _end_late(self, lead: Lead, known: Known) -> None:
+        """Give up an item that another process computes for too long."""
+        del self._led[lead.flight.key], self._keys[lead.index]
+        self._flights.abandon(lead.flight)
+        for index, item in ((lead.index, lead.item), *lead.followers):
+            self._late(index, item, lead.call, lead.old, known)
+
+    def _late(self, index: int, item: Any, call: Call, old: Entry | None, known: Known) -> None:
+        try:
+            told = self._cache.lookup.late(call, old)
+        except DeadlineError as error:
+            known.add("fresh", index, item, Outcome(error=error, attempts=0, calls=0))
+        else:
+            known.add("stale", index, item, told)
 
     def _shared(self, follower: Follower) -> Any:
         try:
@@ -248,99 +345,14 @@ class Recall:
         except Exception as error:  # noqa: BLE001 - the other's failure is this item's as well
             return Outcome(error=error, attempts=0, calls=0)
 
-    # --- after the work ------------------------------------------------------------------------------
-
-    def settle(self, batches: list[Batch], fresh: Fresh) -> Steps[list[Batch]]:
-        """Store results, tell those who wait for them, and return those of equal items.
-
-        An item that failed and gets an expired result instead moves from its batch to one of those.
-        """
-        known: dict[Origin, Batch] = {}
-        landing: list[tuple[Lead, Any]] = []
-        keeps: list[tuple[Call, Flight, Any, float]] = []
-        moved: dict[int, set[int]] = {}
-        for number, batch in enumerate(batches):
-            for position, index in enumerate(batch.idx):
-                key = self._keys.pop(index, None)
-                lead = None if key is None else self._led.pop(key)
-                if lead is None:
-                    continue
-                outcome = batch.odd.get(position)
-                error = None if outcome is None else outcome.error
-                if error is None:
-                    value = batch.values[position]
-                    landing.append((lead, value))
-                    keeps.append((lead.call, lead.flight, value, _filled_in(lead.call, outcome)))
-                elif isinstance(error, Exception):
-                    if self._crash(lead, error, known):
-                        moved.setdefault(number, set()).add(position)
-                else:
-                    self._flights.abandon(lead.flight)
-                    for follower in lead.followers:
-                        fresh([follower[0]], [follower[1]])
-        for number, positions in moved.items():
-            batches[number] = batches[number].without(positions)
-        keeper = self._cache.keeper
-        storing = Several(keeper.keep, keeper.akeep, keeps)
-        entries: list[Entry | None] = (yield storing) if self._slow and keeps else storing.here()
-        for (lead, value), entry in zip(landing, entries, strict=True):
-            if self._cache.aging is not None:
-                self._cache.lookup.computed(lead.call, lead.flight.key)
-            self._land(lead, value, entry, fresh, known)
-        return list(known.values())
-
-    def _land(
-        self,
-        lead: Lead,
-        value: Any,
-        entry: Entry | None,
-        fresh: Fresh,
-        known: dict[Origin, Batch],
-    ) -> None:
-        call = lead.call
-        waiters = self._flights.land(lead.flight) if self._shares else ()
-        if not (waiters or lead.followers):
-            return
-        verdict = self._cache.sharing.landed(value, entry, rejected=call.rejected)
-        tell(waiters, verdict)
-        for index, item in lead.followers:
-            if isinstance(verdict, Landed):
-                copy = verdict.entry.open()
-                self._job.pipeline.stats.add(shared=1)
-                told = (
-                    Outcome(value=copy, rejected=True, attempts=0, calls=0)
-                    if call.rejected
-                    else copy
-                )
-                _add(known, "shared", index, item, told)
-            else:
-                fresh([index], [item])
-
-    def _crash(self, lead: Lead, error: Exception, known: dict[Origin, Batch]) -> bool:
-        """Tell of a failure; True if everybody, the item itself too, gets an expired result instead."""
-        from opero.core.cache.copy_error import copy_error
-
-        cache, call = self._cache, lead.call
-        old = None
-        if cache.aging is not None:
-            old = cache.lookup.stand_in(call, lead.flight, lead.old, error)
-        waiters = self._flights.land(lead.flight) if self._shares else ()
-        if old is not None:
-            tell(waiters, Landed(old, stale=True))
-            for index, item in ((lead.index, lead.item), *lead.followers):
-                _add(known, "stale", index, item, cache.lookup.serve_stale(call, old, error))
-            return True
-        if waiters:
-            tell(waiters, Crashed(copy_error(error)))
-        for index, item in lead.followers:
-            _add(
-                known, "shared", index, item, Outcome(error=copy_error(error), attempts=0, calls=0)
-            )
-        return False
+    # --- the end ------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Give back what was begun: others take over, nobody waits for this map any more."""
         self._marker.done = True
+        if self._abroad is not None:
+            self._abroad.give_back(self._led.values())
+            self._abroad.close()
         for lead in self._led.values():
             if self._shares:
                 self._flights.abandon(lead.flight)
@@ -349,26 +361,3 @@ class Recall:
         for follower in list(self._followers):
             self._flights.leave(follower)
         self._followers.clear()
-
-
-def _filled_in(call: Call, outcome: Outcome | None) -> float:
-    """Note on a call how it went; return the clock reading at its start."""
-    began = ambient.clock().monotonic()
-    if outcome is None:
-        call.calls = 1
-        return began
-    call.attempts, call.calls, call.rejected = outcome.attempts, outcome.calls, outcome.rejected
-    call.label, call.value, call.slept = outcome.label, outcome.fallback, outcome.slept
-    return began - outcome.seconds
-
-
-def _add(known: dict[Origin, Batch], origin: Origin, index: int, item: Any, told: Any) -> None:
-    batch = known.get(origin)
-    if batch is None:
-        batch = known[origin] = Batch([], [], [], {}, origin)
-    idx: Any = batch.idx
-    if isinstance(told, Outcome):
-        batch.odd[len(batch.items)] = told
-    idx.append(index)
-    batch.items.append(item)
-    batch.values.append(told.value if isinstance(told, Outcome) else told)

@@ -12,6 +12,7 @@ import pickle
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency import bodies
@@ -19,6 +20,7 @@ from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Report
 from opero.concurrency.parcel import Parcel
 from opero.concurrency.shipment import Shipment
 from opero.concurrency.work import Sheet, Work
+from opero.core.cache.flight import Flight, board, unboard
 from opero.errors import OperoError
 from opero.events import event_bus
 
@@ -52,13 +54,12 @@ class _Site:
 
     def run(self, payload: bytes) -> list[Packed]:
         """Run a chunk."""
-        if not self._heard:
+        with ExitStack() as stack:
+            if self._heard:
+                stack.callback(event_bus.subscribe(self.events.append).cancel)
+            if self.job.leads:
+                stack.callback(unboard, board(Flight(None)))
             return self._run(payload)
-        listening = event_bus.subscribe(self.events.append)
-        try:
-            return self._run(payload)
-        finally:
-            listening.cancel()
 
     def _run(self, payload: bytes) -> list[Packed]:
         parcel = Parcel(payload)

@@ -117,7 +117,11 @@ class Run:
 
     def room(self) -> int:
         """Return how many items to pull now."""
-        return self.driver.room(self.plan.slots())
+        recall = self._recall
+        if recall is None:
+            return self.driver.room(self.plan.slots())
+        room = self.driver.room(self.plan.slots(), recall.waiting)
+        return max(room, recall.ahead) if room else 0
 
     def admit(self, items: list[Any]) -> Steps[None]:
         """Take pulled items."""
@@ -178,12 +182,14 @@ class Run:
     @property
     def pausing(self) -> bool:
         """Whether nothing can happen before an item's pause is over, so that the clock is what to wait for."""
-        others = self._recall is not None and self._recall.waiting
+        others = self._recall is not None and self._recall.following
         return not (self.driver.in_flight or others)
 
     def patience(self) -> float | None:
         """Return how long to wait for reports, in seconds; None for as long as it takes."""
         due = self.driver.next_due()
+        if self._recall is not None and (other := self._recall.next_due()) is not None:
+            due = other if due is None else min(due, other)
         wait = None if due is None else max(0.0, due - ambient.clock().monotonic())
         if self.plan.stop_set is None or (wait is not None and wait < _GLANCE):
             return wait

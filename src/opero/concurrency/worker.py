@@ -25,6 +25,7 @@ from opero.concurrency.slate import Slate
 from opero.concurrency.wire import Frame, Reader, send_frame
 from opero.concurrency.work import Sheet, Work
 from opero.core import ambient
+from opero.core.cache.flight import Flight, board
 from opero.core.deadline import run_until
 from opero.events import Event, event_bus
 
@@ -115,6 +116,8 @@ class _Worker:
         hide_bars()
         ambient.set_disabled(shipment.disabled)
         job = self._job = shipment.job(self.slate, self._events.append)
+        if job.leads:
+            board(Flight(None))
         if job.memory_limit is not None:
             limit_memory(job.memory_limit)
         if job.worker_init is not None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from sys import getsizeof
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opero.core import ambient
 from opero.core.cache import awaiting
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from opero.core.call import Call
     from opero.core.options import Options
 
-__all__ = ["Keeper", "allowed_ttl"]
+__all__ = ["Keeper", "Stored", "allowed_ttl"]
 
 _ENTRY_BYTES: Final = 250
 """What an entry costs beside its value and the arguments in its key."""
@@ -61,6 +61,20 @@ def allowed_ttl(answer: object, ttl: float | None) -> float | None:
         return ttl
     wanted = parse_seconds(answer, "cache_if")
     return wanted if ttl is None else min(wanted, ttl)
+
+
+class Stored(NamedTuple):
+    """What came of storing a result.
+
+    Attributes:
+        entry: It as it would be stored; None if it is not to be, or cannot be.
+        error: Why it was not stored, if it failed.
+        fits: Whether it is light enough.
+    """
+
+    entry: Entry | None
+    error: Exception | None = None
+    fits: bool = True
 
 
 class Keeper:
@@ -134,6 +148,63 @@ class Keeper:
         except Exception as error:  # noqa: BLE001 - as above
             self._failed(flight, error)
         return None
+
+    # --- for maps: many at once -------------------------------------------------------------------
+
+    @property
+    def many(self) -> bool:
+        """Whether the store takes many results at once."""
+        return hasattr(self._store, "put_many")
+
+    def terms(self, call: Call, flight: Flight, value: Any, began: float) -> float | None:
+        """Return for how long a result may be stored: 0 for not at all, None for ever."""
+        ttl: float | None = 0
+        try:
+            if not call.rejected:
+                ttl = self._lifetime(call, value, began)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._failed(flight, error)
+        if ttl == 0:
+            flight.barren = True
+        return ttl
+
+    def store_many(self, wanted: Sequence[tuple[Flight, Any, float | None]]) -> list[Stored]:
+        """Store results on their terms, in whatever thread; `heed` is told of each."""
+        stored: list[Stored] = []
+        entries: list[tuple[Any, Entry]] = []
+        places: list[int] = []
+        for place, (flight, value, ttl) in enumerate(wanted):
+            entry = trouble = None
+            try:
+                if ttl != 0:
+                    entry = self.made(flight.key, value, ttl)
+                    if not flight.void:
+                        entries.append((flight.key, entry))
+                        places.append(place)
+            except Exception as error:  # noqa: BLE001 - as above
+                trouble = error
+            stored.append(Stored(entry, trouble))
+        store: Any = self._store
+        try:
+            fits: list[bool] = store.put_many(entries) if entries else []
+        except Exception as error:  # noqa: BLE001 - as above
+            for place in places:
+                stored[place] = Stored(stored[place].entry, error)
+        else:
+            for place, well in zip(places, fits, strict=True):
+                if not well:
+                    stored[place] = Stored(stored[place].entry, fits=False)
+        return stored
+
+    def heed(self, flight: Flight, stored: Stored) -> Entry | None:
+        """Tell of a result that was not stored, and return the entry."""
+        if stored.error is not None:
+            self._failed(flight, stored.error)
+        elif not stored.fits and stored.entry is not None:
+            self._too_heavy(flight, stored.entry)
+        return stored.entry
+
+    # ----------------------------------------------------------------------------------------------
 
     def made(self, key: Any, value: Any, ttl: float | None) -> Entry:
         """Return a result in the form in which the store takes it.

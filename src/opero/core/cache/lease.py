@@ -17,7 +17,7 @@ that holds the lease. A store that fails lends no leases.
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from opero.core import ambient
@@ -25,6 +25,7 @@ from opero.core.cache.flight import leads_others
 from opero.core.cache.lease_keeper import (
     SECONDS,
     Lease,
+    busy_here,
     ends_here,
     flag,
     give_back,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from opero.core.cache.skips import Skips
     from opero.core.call import Call
 
-__all__ = ["Leases", "Turn", "longest_pauses"]
+__all__ = ["Leases", "Turn", "Wait", "longest_pauses"]
 
 _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 0.5
@@ -82,8 +83,12 @@ class Turn(NamedTuple):
     late: bool = False
 
 
-class _Wait:
-    """One call's wait for somebody else's result."""
+class Wait:
+    """One call's wait for somebody else's result.
+
+    Args:
+        deadline: Clock reading at which it must end, None for never.
+    """
 
     def __init__(self, deadline: float | None) -> None:
         self._deadline = deadline
@@ -92,6 +97,7 @@ class _Wait:
 
     @property
     def late(self) -> bool:
+        """Whether its deadline has come."""
         return self._deadline is not None and ambient.clock().monotonic() >= self._deadline
 
     def next(self) -> float | None:
@@ -150,6 +156,61 @@ class Leases:
         if lease is not None:
             give_back(lease, barren=flight.barren or flight.void)
 
+    # --- for maps: many at once -------------------------------------------------------------------
+
+    def new(self, key: Any) -> Lease | None:
+        """Return the lease of a key, which nobody has yet; None if the store lends none.
+
+        It is made in the thread that is going to wait, because nobody may wait for himself.
+        """
+        return self._new(key)
+
+    def claim_many(
+        self, leases: Sequence[Lease], *, again: bool, blocking: bool
+    ) -> list[bool | None]:
+        """Claim leases of one store.
+
+        Those that were got must be kept with `keep`. Who is cancelled before that keeps nobody waiting for long.
+
+        Args:
+            leases: As `new` has made them.
+            again: Whether somebody else had them, and this caller has waited.
+            blocking: Whether waiting would block the thread that wants them.
+
+        Returns:
+            For each, whether it is ours now or somebody else's; None to go without.
+        """
+        store = leases[0].store
+        try:
+            won = store.claim_many([(lease.key, lease.owner) for lease in leases], SECONDS)
+            told: list[bool | None] = list(won)
+            ours = [place for place, mine in enumerate(won) if mine]
+            if again and ours:
+                flags = [(flag(leases[place].key), leases[place].owner) for place in ours]
+                # As a single call: whoever has waited for nothing lets nobody wait in turn.
+                for place, mine in zip(ours, store.claim_many(flags, _A_MOMENT), strict=True):
+                    if not mine:
+                        give_back(leases[place])
+                        told[place] = None
+        except Exception as error:  # noqa: BLE001 - as above
+            self._failed(error)
+            for lease in leases:
+                give_back(lease)
+            return [None] * len(leases)
+        if len(ours) < len(leases):
+            lost = [lease for lease, mine in zip(leases, won, strict=True) if not mine]
+            busy = busy_here(lost, blocking=blocking)
+            for place, lease in enumerate(leases):
+                if lease in busy:
+                    told[place] = None
+        return told
+
+    def keep(self, leases: Sequence[Lease]) -> None:
+        """Keep leases until they are given back."""
+        hold(leases)
+
+    # --- in steps ---------------------------------------------------------------------------------
+
     def _ask_once(self, flight: Flight) -> _Asking[Turn | None]:
         lease = self._new(flight.key)
         if lease is None:
@@ -176,7 +237,7 @@ class Leases:
                     return Turn(entry, lease if mine else None)
                 if mine is not False:
                     break
-                wait = wait or _Wait(call.deadline)
+                wait = wait or Wait(call.deadline)
                 pause = wait.next()
                 if pause is None:
                     return Turn(entry, late=wait.late)
@@ -258,7 +319,7 @@ class Leases:
     def _told(key: str, lease: Lease, mine: bool) -> bool | None:
         if key == lease.key:
             if mine:
-                hold(lease)
+                hold((lease,))
             elif ends_here(lease):
                 return None
         return mine

@@ -13,13 +13,17 @@ import os
 import secrets
 import threading
 from threading import get_ident
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
     from opero.core.cache.stores.protocol import ByteStore
 
-__all__ = ["SECONDS", "Lease", "ends_here", "flag", "give_back", "held_here", "hold", "new_lease"]
+__all__ = [
+    "SECONDS", "Lease", "busy_here", "ends_here", "flag", "give_back", "held_here", "hold", "new_lease",
+]  # fmt: skip
 
 SECONDS: Final = 5.0
 """For how long a lease is claimed, and how long a killed holder can keep others waiting."""
@@ -27,6 +31,10 @@ SECONDS: Final = 5.0
 _RENEW_AFTER: Final = 1.5
 _IDLE: Final = 10.0
 _FLAG_SECONDS: Final = 2.0
+_GATHER: Final = 0.02
+"""Seconds that an ended lease waits for others to be given back with: who looks for the result finds it meanwhile."""
+_AT_ONCE: Final = 500
+"""Leases that are renewed or given back in one go, so that nobody else has to wait for the store for long."""
 
 
 class Lease(NamedTuple):
@@ -60,16 +68,18 @@ def flag(key: str) -> str:
 
 class _Keeper:
     def __init__(self) -> None:
-        self._held: dict[Lease, float] = {}
+        self._held: dict[Lease, float] = {}  # in the order in which they are to be renewed
         self._ending: dict[Lease, bool] = {}
         # Reentrant, because the garbage collector may end an abandoned coroutine at any allocation.
         self._news = threading.Condition(threading.RLock())
         self._thread: threading.Thread | None = None
         self._flushing = threading.Lock()
 
-    def hold(self, lease: Lease) -> None:
+    def hold(self, leases: Iterable[Lease]) -> None:
         with self._news:
-            self._held[lease] = monotonic() + _RENEW_AFTER
+            due = monotonic() + _RENEW_AFTER
+            for lease in leases:
+                self._held[lease] = due
             self._start()
 
     def give_back(self, lease: Lease, *, barren: bool) -> None:
@@ -89,15 +99,23 @@ class _Keeper:
         with self._news:
             return any(_same(lease, wanted) for lease in self._ending)
 
+    def busy(self, wanted: Collection[Lease], *, blocking: bool) -> set[Lease]:
+        with self._news:
+            ending = {(lease.key, id(lease.store)) for lease in self._ending}
+            threads = {lease.thread for lease in wanted} if blocking else ()
+            held = {(le.key, id(le.store)) for le in self._held if le.thread in threads}
+        return {lease for lease in wanted if (lease.key, id(lease.store)) in ending | held}
+
     def flush(self) -> None:
         """Give back what has ended; afterwards, nobody is at it any more."""
         with self._flushing:
             with self._news:
-                ending = list(self._ending.items())
-            for lease, barren in ending:
-                _end(lease, barren)
+                ending = dict(self._ending)
+            for leases in _portions(ending):
+                _end(leases, [lease for lease in leases if ending[lease]])
                 with self._news:
-                    self._ending.pop(lease, None)
+                    for lease in leases:
+                        self._ending.pop(lease, None)
 
     def _start(self) -> None:
         if self._thread is not None:
@@ -123,36 +141,55 @@ class _Keeper:
                 elif now - idle_since > _IDLE:
                     self._thread = None
                     return
-                due = [lease for lease, when in self._held.items() if when <= now]
-            self.flush()
-            for lease in due:
-                self._renew(lease)
+                due, ending = self._due(now), bool(self._ending)
+            if ending:
+                sleep(_GATHER)
+                self.flush()
+            for leases in _portions(due):
+                self._renew(leases)
 
-    def _renew(self, lease: Lease) -> None:
-        if lease not in self._held:  # it has just been given back
+    def _due(self, now: float) -> list[Lease]:
+        found = itertools.takewhile(lambda held: held[1] <= now, self._held.items())
+        return [lease for lease, _ in found]
+
+    def _renew(self, leases: list[Lease]) -> None:
+        with self._news:  # some may just have been given back
+            leases = [lease for lease in leases if lease in self._held]
+        if not leases:
             return
         try:
-            still = lease.store.claim(lease.key, lease.owner, SECONDS)
+            claims = [(lease.key, lease.owner) for lease in leases]
+            still = leases[0].store.claim_many(claims, SECONDS)
         except Exception:  # noqa: BLE001 - the store may be back at the next try
-            still = True
+            still = [True] * len(leases)
         with self._news:
-            if lease in self._held:
-                if still:
-                    self._held[lease] = monotonic() + _RENEW_AFTER
-                else:  # it had run out, because this process stood still
-                    del self._held[lease]
+            due = monotonic() + _RENEW_AFTER
+            for lease, ours in zip(leases, still, strict=True):
+                # What is not ours any more had run out, because this process stood still.
+                if self._held.pop(lease, None) is not None and ours:
+                    self._held[lease] = due
 
 
 def _same(lease: Lease, wanted: Lease) -> bool:
     return lease.key == wanted.key and lease.store is wanted.store
 
 
-def _end(lease: Lease, barren: bool) -> None:
+def _portions(leases: Iterable[Lease]) -> Iterator[list[Lease]]:
+    """Yield the leases of each store, not too many at once."""
+    stores: dict[int, list[Lease]] = {}
+    for lease in leases:
+        stores.setdefault(id(lease.store), []).append(lease)
+    for those in stores.values():
+        yield from (those[start : start + _AT_ONCE] for start in range(0, len(those), _AT_ONCE))
+
+
+def _end(leases: list[Lease], barren: list[Lease]) -> None:
+    store = leases[0].store
     try:
         if barren:
-            lease.store.claim(flag(lease.key), lease.owner, _FLAG_SECONDS)
-        lease.store.release(lease.key, lease.owner)
-    except Exception:  # noqa: BLE001 - it runs out by itself
+            store.claim_many([(flag(lease.key), lease.owner) for lease in barren], _FLAG_SECONDS)
+        store.release_many([(lease.key, lease.owner) for lease in leases])
+    except Exception:  # noqa: BLE001 - they run out by themselves
         return
 
 
@@ -169,9 +206,19 @@ class _Process:
 _process = _Process()
 
 
-def hold(lease: Lease) -> None:
-    """Keep a lease until `give_back`."""
-    _process.keeper.hold(lease)
+def hold(leases: Iterable[Lease]) -> None:
+    """Keep leases until `give_back`."""
+    _process.keeper.hold(leases)
+
+
+def busy_here(wanted: Collection[Lease], *, blocking: bool) -> set[Lease]:
+    """Return those of many leases that nobody may wait for, as `ends_here` and `held_here` say of one.
+
+    Args:
+        wanted: Leases that could not be claimed.
+        blocking: Whether waiting would block the thread that wants them.
+    """
+    return _process.keeper.busy(wanted, blocking=blocking)
 
 
 def held_here(lease: Lease) -> bool:

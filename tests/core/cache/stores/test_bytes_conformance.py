@@ -140,6 +140,45 @@ def test_leases_are_no_entries(store):
     assert not store.claim("a:k", "you", 30)
 
 
+SIZES = [0, 10, 40_000, 300_000, 20]
+
+
+def test_many_are_stored_and_found_at_once(store):
+    blobs = {f"a:{n}": os.urandom(size) for n, size in enumerate(SIZES)}
+    store.set("a:0", b"old", None)
+    store.set_many([(key, blob, None) for key, blob in blobs.items()])
+    assert store.get_many(["a:none", *blobs]) == [None, *blobs.values()]
+    assert store.get_many([]) == []
+    store.set_many([("a:0", b"short", 0.02), ("a:1", b"long", 60)])
+    end = time.monotonic() + 5
+    while store.get_many(["a:0", "a:1"]) != [None, b"long"]:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_each_of_many_leases_is_claimed_on_its_own(store):
+    assert store.claim("a:2", "you", 30)
+    claims = [(f"a:{n}", "me") for n in range(5)]
+    assert store.claim_many(claims, 30) == [True, True, False, True, True]
+    assert store.claim_many(claims[:2], 30) == [True, True]
+    store.release_many([("a:0", "me"), ("a:2", "me"), ("a:3", "you")])
+    told = [store.claim(f"a:{n}", "she", 30) for n in range(5)]
+    assert told == [True, False, False, False, False]
+
+
+def test_those_who_claim_many_in_any_order_share_them(store):
+    keys = [f"a:{n}" for n in range(200)]
+
+    def claim(n: int) -> list[bool]:
+        order = keys[::-1] if n % 2 else keys
+        told = dict(zip(order, store.claim_many([(k, f"me {n}") for k in order], 30), strict=True))
+        return [told[key] for key in keys]
+
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(claim, range(8)))
+    assert [sum(told) for told in zip(*got, strict=True)] == [1] * 200
+
+
 def test_a_closed_store_opens_again(store):
     store.set("a:k", b"x", None)
     store.close()

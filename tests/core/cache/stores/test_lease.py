@@ -7,108 +7,20 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from pathlib import Path
 from typing import Any, Self
 
 import pytest
 from tests.conftest import Face
+from tests.crowd import Crowd
 
 from opero import opero
 from opero.core.cache import lease, lease_keeper
 from opero.errors import DeadlineError, StoreError
 from opero.events import CacheSkipped
-
-PROGRAM = """
-import asyncio, os, sys, time
-from pathlib import Path
-from opero import opero
-
-place, folder, turn = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-options = dict(cache_backend=place, cache_namespace="lease", retries=0)
-
-def note(what):
-    with (folder / "calls").open("a") as file:
-        file.write(f"{what} {os.getpid()}\\n")
-
-def ready():
-    (folder / f"ready {turn}").touch()
-    while not (folder / "go").exists():
-        time.sleep(0.005)
-"""
-
-
-class Crowd:
-    """Processes that run one program side by side."""
-
-    def __init__(self, place: str, folder: Path) -> None:
-        self._place = place
-        self._folder = folder
-        self._started: list[subprocess.Popen[str]] = []
-
-    def start(self, body: str, count: int = 1) -> list[subprocess.Popen[str]]:
-        source = PROGRAM + textwrap.dedent(body)
-        begun = len(self._started)
-        for turn in range(begun, begun + count):
-            self._started.append(
-                subprocess.Popen(
-                    [sys.executable, "-c", source, self._place, str(self._folder), str(turn)],
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-            )
-        self.wait_for(lambda: len(list(self._folder.glob("ready *"))) == begun + count)
-        return self._started[begun:]
-
-    def go(self) -> None:
-        (self._folder / "go").touch()
-
-    @staticmethod
-    def wait_for(condition: Any) -> None:
-        for _ in range(4000):
-            if condition():
-                return
-            time.sleep(0.005)
-        raise AssertionError("it did not come to that")
-
-    def calls(self, what: str = "") -> int:
-        path = self._folder / "calls"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return sum(line.startswith(what) for line in lines)
-
-    def kinds(self, what: str = "") -> int:
-        """How many different things were noted, by whichever process."""
-        lines = (self._folder / "calls").read_text().splitlines()
-        return len({line.rpartition(" ")[0] for line in lines if line.startswith(what)})
-
-    def outputs(self) -> list[str]:
-        ended = [process.communicate(timeout=25) for process in self._started]
-        assert [errors for _, errors in ended] == [""] * len(ended)
-        return [output.strip() for output, _ in ended]
-
-    def end(self) -> None:
-        for process in self._started:
-            process.kill()
-            process.communicate()
-
-
-@pytest.fixture
-def crowd(place: str, tmp_path: Path) -> Iterator[Crowd]:
-    folder = tmp_path / "crowd"
-    folder.mkdir()
-    crowd = Crowd(place, folder)
-    yield crowd
-    crowd.end()
-
 
 SYNC = """
 @opero(**options)

@@ -31,13 +31,6 @@ def server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def own_server() -> Iterator[RedisServer]:
-    """A server for one test, which may do to it what it likes."""
-    with tempfile.TemporaryDirectory(prefix="r-") as folder, RedisServer(Path(folder)) as server:
-        yield server
-
-
-@pytest.fixture
 def store(server: RedisServer) -> Iterator[RedisStore]:
     server.do("FLUSHALL")
     store = RedisStore(server.url)

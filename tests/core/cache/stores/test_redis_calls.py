@@ -7,7 +7,6 @@ import asyncio
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +22,6 @@ from opero.core.cache.codec import secret
 from opero.core.cache.stores import open_store, redis
 from opero.errors import OperoUsageError, OperoWarning, StoreError
 from opero.events import CacheSkipped
-
-
-@pytest.fixture
-def server(shared_server: RedisServer) -> RedisServer:
-    shared_server.do("FLUSHALL")
-    return shared_server
-
-
-@pytest.fixture
-def own_server() -> Iterator[RedisServer]:
-    """A server for one test, which may do to it what it likes."""
-    with tempfile.TemporaryDirectory(prefix="r-") as folder, RedisServer(Path(folder)) as server:
-        yield server
 
 
 class World:

@@ -21,12 +21,6 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def server(shared_server: RedisServer) -> RedisServer:
-    shared_server.do("FLUSHALL")
-    return shared_server
-
-
-@pytest.fixture
 def store(server: RedisServer) -> RedisStore:
     return RedisStore(server.url)
 
@@ -152,3 +146,25 @@ def test_threads_that_go_on_after_a_close_leave_nothing_open(
             return
         time.sleep(0.02)
     raise AssertionError("connections are left")
+
+
+def test_a_refusal_among_many_answers_is_told_and_the_connection_goes_on(
+    store: RedisStore, server: RedisServer
+) -> None:
+    store.set("k", b"1", None)
+    engine = store._open()
+    before = clients(server)
+    with pytest.raises(Exception, match="wrong kind of value"):
+        engine.ask_many([("GET", "x"), ("LPUSH", b"opero:cache:k", "1"), ("SET", "x", "2")])
+    assert engine.ask_many([("GET", "x"), ("GET", b"opero:cache:k")]) == [b"2", b"1"]
+    assert clients(server) == before
+
+
+def test_many_are_asked_over_a_connection_that_the_server_has_closed(
+    store: RedisStore, server: RedisServer
+) -> None:
+    store.set("k", b"1", None)
+    server.do("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    assert store.get_many(["k", "j"]) == [b"1", None]
+    server.do("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    assert store.claim_many([("k", "me"), ("j", "me")], 30) == [True, True]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from opero.core import ambient
@@ -96,6 +96,19 @@ class CodedStore:
         blob = (self._backend or self.backend).get(key)
         return None if blob is None else self._opened(key, blob)
 
+    def find_many(
+        self, keys: Sequence[str], failed: Callable[[Exception], object]
+    ) -> list[Entry | None]:
+        """Find the entries of many keys in as few trips as the store can; tell of those that cannot be read."""
+        entries: list[Entry | None] = []
+        for key, blob in zip(keys, self.backend.get_many(keys), strict=True):
+            try:
+                entries.append(None if blob is None else self._opened(key, blob))
+            except StoreError as error:
+                failed(error)
+                entries.append(None)
+        return entries
+
     async def afind(self, key: str) -> Entry | None:
         """Do the same for an event loop."""
         blob = await self.abackend.aget(key)
@@ -109,6 +122,19 @@ class CodedStore:
         if ttl is None or ttl > 0:
             self.backend.set(key, blob, ttl)
         return True
+
+    def put_many(self, entries: Sequence[tuple[str, Entry]]) -> list[bool]:
+        """Store entries that `entry` has made in as few trips as the store can; False for each that is too heavy."""
+        fits: list[bool] = []
+        rows: list[tuple[str, bytes, float | None]] = []
+        for key, entry in entries:
+            blob, ttl = self._told(entry)
+            fits.append(len(blob) <= self._max_bytes)
+            if fits[-1] and (ttl is None or ttl > 0):
+                rows.append((key, blob, ttl))
+        if rows:
+            self.backend.set_many(rows)
+        return fits
 
     async def aput(self, key: str, entry: Entry) -> bool:
         """Do the same for an event loop."""

@@ -17,12 +17,13 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
 from opero.core.cache.stores.guest import unnoticed
-from opero.core.cache.stores.protocol import Item, StoreError
+from opero.core.cache.stores.protocol import Claim, Item, Row, StoreError
 
 with unnoticed():
     from diskcache import Cache, Disk, Timeout
@@ -46,6 +47,13 @@ _READ: Final = (
     "SELECT mode, filename, value FROM Cache"
     " WHERE key = ? AND raw = 1 AND (expire_time IS NULL OR expire_time > ?)"
 )
+
+_CLAIM: Final = (
+    "INSERT INTO Lease VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE"
+    " SET owner = excluded.owner, until = excluded.until"
+    " WHERE Lease.owner = excluded.owner OR Lease.until <= ?"
+)
+_RELEASE: Final = "DELETE FROM Lease WHERE key = ? AND owner = ?"
 
 _NAME: Final = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}\.val")
 _BEYOND: Final = chr(0x10FFFF)
@@ -274,6 +282,12 @@ class DiskEngine(DiskCacheEngine[..., bytes]):
         """Store bytes in place of any others."""
         self._disk_cache.set(key, value, expire=ttl)
 
+    def store_many(self, rows: Sequence[Row]) -> None:
+        """Store bytes under many keys."""
+        with self._together(len(rows)):
+            for row in rows:
+                self.store(*row)
+
     def delete(self, key: str) -> bool:
         """Remove a key and tell whether it was there."""
         return bool(self._disk_cache.delete(key))
@@ -322,23 +336,26 @@ class DiskEngine(DiskCacheEngine[..., bytes]):
 
     # --- leases -----------------------------------------------------------------------------------
 
-    def claim(self, key: str, owner: str, seconds: float) -> bool:
-        """Take or extend a lease: one statement, so that one of several claims it."""
+    def claim_many(self, claims: Sequence[Claim], seconds: float) -> list[bool]:
+        """Take or extend leases: one statement each, so that one of several claims it."""
         now = time.time()
-        cursor = self._execute(
-            "INSERT INTO Lease VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE"
-            " SET owner = excluded.owner, until = excluded.until"
-            " WHERE Lease.owner = excluded.owner OR Lease.until <= ?",
-            key,
-            owner,
-            now + seconds,
-            now,
-        )
-        return cursor.rowcount == 1
+        with self._together(len(claims)):
+            return [
+                self._execute(_CLAIM, *claim, now + seconds, now).rowcount == 1 for claim in claims
+            ]
 
-    def release(self, key: str, owner: str) -> None:
-        """Give a lease back."""
-        self._execute("DELETE FROM Lease WHERE key = ? AND owner = ?", key, owner)
+    def release_many(self, claims: Sequence[Claim]) -> None:
+        """Give leases back."""
+        with self._together(len(claims)):
+            for claim in claims:
+                self._execute(_RELEASE, *claim)
+
+    def _together(self, count: int) -> AbstractContextManager[object]:
+        """Do so many writes in one transaction, which costs as much as one of them."""
+        if count < 2:
+            return nullcontext()
+        together: AbstractContextManager[object] = self._disk_cache.transact()
+        return together
 
     # --- care -------------------------------------------------------------------------------------
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.core.cache.stores.folder import default_folder, prepare_folder
-from opero.core.cache.stores.protocol import Item, StoreError
+from opero.core.cache.stores.protocol import Item, StoreError, portions
 from opero.core.cache.stores.rest import Rest
 from opero.errors import OperoWarning
 from opero.utils.stack import users_stacklevel
 
 if TYPE_CHECKING:
     from opero.core.cache.stores.database import DiskEngine
+    from opero.core.cache.stores.protocol import Claim, Row
 
 __all__ = ["DiskStore", "locate", "open_at", "settle"]
 
@@ -88,9 +89,22 @@ class DiskStore:
         except Exception as error:
             raise _told(error) from error
 
+    def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Do what `get` does for many keys."""
+        engine = self._engine or self._open()
+        try:
+            return [engine.fetch(key) for key in keys]
+        except Exception as error:
+            raise _told(error) from error
+
     def set(self, key: str, blob: bytes, ttl: float | None) -> None:
         """Store bytes in place of any others."""
         self._write((self._engine or self._open()).store, key, blob, ttl)
+
+    def set_many(self, rows: Sequence[Row]) -> None:
+        """Store bytes under many keys."""
+        for portion in portions(rows):
+            self._write(self._opened.store_many, portion)
 
     def delete(self, key: str) -> bool:
         """Remove one key and tell whether it was there."""
@@ -114,11 +128,19 @@ class DiskStore:
 
     def claim(self, key: str, owner: str, seconds: float) -> bool:
         """Take or extend the lease of a key."""
-        return bool(self._write(self._opened.claim, key, owner, seconds))
+        return bool(self._write(self._opened.claim_many, [(key, owner)], seconds)[0])
+
+    def claim_many(self, claims: Sequence[Claim], seconds: float) -> list[bool]:
+        """Take or extend many leases."""
+        return list(self._write(self._opened.claim_many, claims, seconds))
 
     def release(self, key: str, owner: str) -> None:
         """Give a lease back."""
-        self._write(self._opened.release, key, owner)
+        self._write(self._opened.release_many, [(key, owner)])
+
+    def release_many(self, claims: Sequence[Claim]) -> None:
+        """Give many leases back."""
+        self._write(self._opened.release_many, claims)
 
     def renew(self) -> None:
         """After a fork: let go of locks and connections that belong to the parent."""

@@ -12,12 +12,14 @@ no entry.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 from opero.errors import StoreError
 
-__all__ = ["AsyncByteStore", "ByteStore", "Item", "StoreError", "Threaded", "awaitable"]
+__all__ = [
+    "AsyncByteStore", "ByteStore", "Claim", "Item", "Row", "StoreError", "Threaded", "awaitable", "portions",
+]  # fmt: skip
 
 
 class Item(NamedTuple):
@@ -33,6 +35,14 @@ class Item(NamedTuple):
     key: str
     size: int
     expires: float | None = None
+
+
+Claim = tuple[str, str]
+"""The key of a lease, and who claims it."""
+
+
+Row = tuple[str, bytes, float | None]
+"""The arguments of `ByteStore.set`."""
 
 
 class ByteStore(Protocol):
@@ -59,6 +69,10 @@ class ByteStore(Protocol):
         """Return what was stored last, None if there is nothing."""
         ...
 
+    def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Do what `get` does for many keys, in as few trips as the backend can."""
+        ...
+
     def set(self, key: str, blob: bytes, ttl: float | None) -> None:
         """Store bytes in place of any others, as a whole or not at all.
 
@@ -66,6 +80,13 @@ class ByteStore(Protocol):
             key: Where.
             blob: What, up to hundreds of megabytes.
             ttl: Seconds, more than 0, after which the store should drop it; None keeps it.
+        """
+        ...
+
+    def set_many(self, rows: Sequence[Row]) -> None:
+        """Do what `set` does for many keys, in as few trips as the backend can.
+
+        Some may be stored, and others not, where it fails.
         """
         ...
 
@@ -105,8 +126,16 @@ class ByteStore(Protocol):
         """
         ...
 
+    def claim_many(self, claims: Sequence[Claim], seconds: float) -> list[bool]:
+        """Do what `claim` does for many keys, each on its own, in as few trips as the backend can."""
+        ...
+
     def release(self, key: str, owner: str) -> None:
         """Give a lease back; nothing happens if `owner` does not hold it (any more)."""
+        ...
+
+    def release_many(self, claims: Sequence[Claim]) -> None:
+        """Do what `release` does for many keys."""
         ...
 
     def renew(self) -> None:
@@ -199,3 +228,23 @@ class Threaded:
 def awaitable(store: ByteStore) -> AsyncByteStore:
     """Return a store's verbs for event loops: its own if it has any, otherwise threads."""
     return store if isinstance(store, AsyncByteStore) else Threaded(store)
+
+
+_TOGETHER: Final = 1 << 18
+
+
+def portions(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """Cut what is to be stored so that nobody else has to wait for the store for long.
+
+    Example:
+        >>> [len(portion) for portion in portions([("key", bytes(100_000), None)] * 7)]
+        [2, 2, 2, 1]
+    """
+    start = size = 0
+    for end, (_, blob, _) in enumerate(rows):
+        size += len(blob)
+        if size > _TOGETHER and end > start:
+            yield rows[start:end]
+            start, size = end, len(blob)
+    if start < len(rows):
+        yield rows[start:]

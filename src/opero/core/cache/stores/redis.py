@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 from opero.core.cache.stores import redis_commands as say
-from opero.core.cache.stores.protocol import Item, StoreError
+from opero.core.cache.stores.protocol import Claim, Item, Row, StoreError, portions
 from opero.core.cache.stores.rest import Rest
 from opero.core.secrets import mask_url
 from opero.errors import OperoUsageError
@@ -107,9 +107,19 @@ class RedisStore:
         found: bytes | None = self._ask(say.get(key))
         return found
 
+    def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Do what `get` does for many keys."""
+        found: list[bytes | None] = self._ask(say.get_many(keys)) if keys else []
+        return found
+
     def set(self, key: str, blob: bytes, ttl: float | None) -> None:
         """Store bytes in place of any others."""
         self._ask(say.put(key, blob, ttl))
+
+    def set_many(self, rows: Sequence[Row]) -> None:
+        """Store bytes under many keys."""
+        for portion in portions(rows):
+            self._ask_many([say.put(*row) for row in portion])
 
     def delete(self, key: str) -> bool:
         """Remove one key and tell whether it was there."""
@@ -139,9 +149,18 @@ class RedisStore:
         """Take or extend the lease of a key."""
         return bool(self._ask(say.claim(key, owner, seconds)))
 
+    def claim_many(self, claims: Sequence[Claim], seconds: float) -> list[bool]:
+        """Take or extend many leases, in one trip."""
+        answers = self._ask_many([say.claim(*claim, seconds) for claim in claims])
+        return [bool(answer) for answer in answers]
+
     def release(self, key: str, owner: str) -> None:
         """Give a lease back."""
         self._ask(say.release(key, owner))
+
+    def release_many(self, claims: Sequence[Claim]) -> None:
+        """Give many leases back, in one trip."""
+        self._ask_many([say.release(*claim) for claim in claims])
 
     # --- for event loops --------------------------------------------------------------------------
 
@@ -209,6 +228,18 @@ class RedisStore:
             rest.over()
         return answer
 
+    def _ask_many(self, commands: list[say.Command]) -> list[Any]:
+        rest = self._rest
+        if rest.failures:
+            rest.check()
+        try:
+            answers = (self._engine or self._open()).ask_many(commands)
+        except Exception as error:
+            raise self._told(error) from error
+        if rest.failures:
+            rest.over()
+        return answers
+
     async def _aask(self, command: say.Command) -> Any:
         rest = self._rest
         if rest.failures:
@@ -246,10 +277,7 @@ class RedisStore:
         import time
 
         commands = [command for name in names for command in say.inspect(name)]
-        try:
-            answers = (self._engine or self._open()).ask_many(commands)
-        except Exception as error:
-            raise self._told(error) from error
+        answers = self._ask_many(commands)
         now = time.time()
         return [
             Item(say.key_of(name), size, None if left < 0 else now + left / 1000)

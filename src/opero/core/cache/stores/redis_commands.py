@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 __all__ = [
-    "Command", "claim", "delete", "entry", "get", "inspect", "key_of", "put", "release", "remove", "scan",
+    "Command", "claim", "delete", "entry", "get", "get_many", "inspect", "key_of", "put", "release", "remove", "scan",
     "scanned",
 ]  # fmt: skip
 
@@ -50,6 +51,11 @@ def key_of(name: bytes) -> str:
 def get(key: str) -> Command:
     """Ask for an entry."""
     return "GET", entry(key)
+
+
+def get_many(keys: Sequence[str]) -> Command:
+    """Ask for many entries."""
+    return "MGET", *map(entry, keys)
 
 
 def put(key: str, blob: bytes, ttl: float | None) -> Command:

@@ -72,13 +72,30 @@ class Wires:
                 return answer
 
     def ask_many(self, commands: list[say.Command]) -> list[Any]:
-        """Send commands in one round trip and return their answers."""
-        wire = self._connect()
-        try:
-            wire.send_packed_command(wire.pack_commands(commands))
-            return [wire.read_response() for _ in commands]
-        finally:
-            wire.disconnect()
+        """Send commands in one round trip and return their answers.
+
+        Raises:
+            Exception: The first refusal, if the server refuses any of them.
+        """
+        wire, used = self._take()
+        while True:
+            try:
+                for piece in pieces(wire.pack_commands(commands)):
+                    wire.send_packed_command((piece,))
+                answers = [_answer(wire) for _ in commands]
+            except BaseException as error:
+                from opero.core.cache.stores.redis_client import is_gone
+
+                wire.disconnect()
+                if not (used and is_gone(error)):
+                    raise
+                used = False
+            else:
+                self._put(wire)
+                for answer in answers:
+                    if isinstance(answer, Exception):
+                        raise answer
+                return answers
 
     def _take(self) -> tuple[Any, bool]:
         try:
@@ -104,3 +121,15 @@ class Wires:
             except IndexError:  # another thread has taken the last one
                 return
             wire.disconnect()
+
+
+def _answer(wire: Any) -> Any:
+    """Read one answer; return a refusal, because there are others behind it."""
+    try:
+        return wire.read_response()
+    except Exception as error:
+        from opero.core.cache.stores.redis_client import is_refusal
+
+        if is_refusal(error):
+            return error
+        raise
