@@ -6,7 +6,11 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 from hypothesis import settings
@@ -93,13 +97,62 @@ def test_threads_never_get_more_than_there_is():
     assert sum(got) == 50
 
 
-def test_a_copy_is_the_budget_itself_and_a_pickle_a_new_one():
+def test_a_copy_is_the_budget_itself_and_so_is_a_pickle():
     budget = RetryBudget(0.2, 3, 5, name="svc")
-    budget.withdraw()
     assert copy.copy(budget) is copy.deepcopy(budget) is budget
-    other = pickle.loads(pickle.dumps(budget))
-    assert (other.ratio, other.minimum, other.window, other.name) == (0.2, 3, 5, "svc")
-    assert other.retries == 0
+    assert pickle.loads(pickle.dumps(budget)) is budget
+
+
+OTHER = """
+import pickle, sys
+budget = pickle.load(sys.stdin.buffer)
+for _ in range(10):
+    budget.deposit()
+print(budget.ratio, budget.minimum, budget.window, budget.name, budget.retries)
+print([budget.withdraw() for _ in range(4)])
+"""
+
+
+def test_another_process_that_gets_it_counts_with_it():
+    budget = RetryBudget(0.2, 3, 3600, name="svc")
+    budget.withdraw()
+    told = subprocess.run(
+        [sys.executable, "-c", OTHER],
+        input=pickle.dumps(budget),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert told.stdout.decode().split("\n")[:2] == [
+        "0.2 3 3600.0 svc 1",
+        "[True, True, True, True]",
+    ]
+    assert (budget.calls, budget.retries, budget.left) == (10, 5, 0)
+    budget.begin()
+    assert (budget.calls, budget.retries, budget.left) == (0, 0, 3)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_that_is_killed_while_it_counts_holds_up_nobody():
+    budget = RetryBudget(ratio=0, minimum=2, window=3600)
+    budget.deposit()
+    assert budget.share()
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        budget.withdraw()
+        with budget._counting():
+            os.write(writer, b"x")
+            time.sleep(60)
+        os._exit(0)
+    assert os.read(reader, 1) == b"x"
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(reader)
+    os.close(writer)
+    assert (budget.calls, budget.retries) == (1, 1)
+    assert [budget.withdraw(), budget.withdraw()] == [True, False]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

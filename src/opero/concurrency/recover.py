@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from opero import events
 from opero.concurrency.engine import Outcome, Parked
 from opero.core.call import Call, Failure
-from opero.core.retry import RetryPolicy, RetryState
+from opero.core.units import parse_seconds
 from opero.errors import CallTimeoutError, OperoError, WorkerLostError
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ class Recovery:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._pipeline = job.pipeline
-        self._policy = RetryPolicy.of(job.options)
-        self._retries = self._pipeline.retry is not None
 
     def __call__(self, item: Any, parked: Parked | None, lost: Lost, now: float, /) -> Outcome:
         """Return a pause before the item's next attempt, or the error it ends with."""
@@ -42,41 +40,41 @@ class Recovery:
             pipeline.emitter.emit(
                 events.AttemptFailed(function=name, attempt=attempt, value=None, error=error)
             )
-        calls = before.calls + 1
         failures = (*before.failures, (None, error))
-        state = RetryState(
-            self._policy,
-            attempt=before.attempts,
-            started=now - before.elapsed,
-            slept=before.slept,
-        )
+        call = Call((*job.before, item, *job.after), job.kwargs)
+        call.attempts, call.calls, call.slept = before.attempts, before.calls + 1, before.slept
+        call.started = now - before.elapsed
+        call.deadline = self._deadline(call.started)
         final: Exception = error
-        if self._retries:
+        retry = pipeline.retry
+        if retry is not None:
             try:
-                delay = state.next_delay(error, now=now)
+                delay = retry.before_next(call, error)
             except Exception as refused:  # noqa: BLE001 - that is how it says that all is spent
                 final = refused
             else:
-                pipeline.stats.add(retries=1, slept=delay)
-                if pipeline.emitter.active:
-                    pipeline.emitter.emit(
-                        events.RetryScheduled(
-                            function=pipeline.emitter.function, attempt=state.attempt, delay=delay
-                        )
-                    )
+                retry.slept(call, delay)
                 after = Parked(
-                    attempts=state.attempt,
-                    calls=calls,
-                    slept=before.slept + delay,
+                    attempts=call.attempts,
+                    calls=call.calls,
+                    slept=call.slept,
                     elapsed=before.elapsed + delay,
                     failures=failures,
                 )
-                return Outcome(attempts=state.attempt, calls=calls, retry_in=delay, parked=after)
-        call = Call((*job.before, item, *job.after), job.kwargs)
-        call.attempts, call.calls, call.started = before.attempts, calls, now - before.elapsed
+                return Outcome(
+                    attempts=call.attempts, calls=call.calls, retry_in=delay, parked=after
+                )
         call.failures = [Failure(label, known) for label, known in failures]
         instead = pipeline.report.failed(call, final)
-        return Outcome(error=instead or final, attempts=before.attempts, calls=calls)
+        return Outcome(error=instead or final, attempts=call.attempts, calls=call.calls)
+
+    def _deadline(self, started: float) -> float | None:
+        """Return the clock reading at which the item must be done, None for never."""
+        own = self._job.options.deadline
+        ends = [] if own is None else [started + parse_seconds(own, "deadline")]
+        if self._job.deadline is not None:
+            ends.append(self._job.deadline)
+        return min(ends, default=None)
 
     def _error(self, lost: Lost) -> OperoError:
         name = self._pipeline.info.name

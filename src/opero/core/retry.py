@@ -204,7 +204,7 @@ class Retry:
 
         def run(call: Call) -> Any:
             # A call that was parked in a pause has been counted.
-            if budget is not None and call.retry is None:
+            if budget is not None and call.attempts == 1:
                 budget.deposit()
             while True:
                 try:
@@ -227,7 +227,7 @@ class Retry:
         budget = self.budget
 
         async def run(call: Call) -> Any:
-            if budget is not None and call.retry is None:
+            if budget is not None and call.attempts == 1:
                 budget.deposit()
             while True:
                 try:

@@ -7,22 +7,28 @@ budget stops that where counting attempts of single calls cannot.
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
-from typing import Any, Final, Self
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
 
 from opero.core import ambient
 from opero.core.checks import text, whole
+from opero.core.shareable import Shareable
 from opero.core.units import Duration, format_seconds, parse_seconds
 from opero.errors import OperoUsageError
 
+if TYPE_CHECKING:
+    from opero.core.shared_counts import SharedCounts
+
 __all__ = ["RetryBudget"]
+
+Slice = list[int] | memoryview
 
 _SLICES: Final = 10
 
 
-class RetryBudget:
+class RetryBudget(Shareable):
     """Retries that are left, as a share of the calls in a sliding window plus a fixed number.
 
     In any window `retries <= minimum + ratio · calls`. The idea is that of Finagle's `RetryBudget`
@@ -30,8 +36,9 @@ class RetryBudget:
     and 10 per second there) and of Envoy's retry budgets; gRPC's retry throttling (proposal A6) is
     a token count of failures instead. Time is forgotten in steps of a tenth of the window.
 
-    Any number of functions, threads and event loops may share one. A forked child begins anew, and
-    so does a copy in another process. Steps to another fallback value are no retries.
+    Any number of functions, threads and event loops may share one, and so do the worker processes of
+    a map, and those that it is pickled to. A child that is forked without `share()` before begins
+    anew. Steps to another fallback value are no retries.
 
     Args:
         ratio: Share of retries in calls; 0.1 is one retry for ten calls.
@@ -70,27 +77,34 @@ class RetryBudget:
             raise OperoUsageError(f"window={window!r} must be longer than 0.")
         self.name: str = name
         self._width = self.window / _SLICES
+        self._across: SharedCounts | None = None
         self.begin()
-        _alive.add(self)
+        super().__init__((ratio, {"minimum": minimum, "window": self.window}))
 
     def begin(self) -> None:
         """Begin anew, as if nothing had been called."""
         # Reentrant, because a signal handler may make a call.
         self._lock = threading.RLock()
-        # For each slice of time: its number, the calls and the retries in it.
-        self._slices: list[list[int]] = [[-1, 0, 0] for _ in range(_SLICES)]
+        # For each slice of time: its number plus one, the calls and the retries in it.
+        if self._across is None:
+            self._slices: list[Slice] = [[0, 0, 0] for _ in range(_SLICES)]
+            return
+        with self._across.alone():
+            for each in self._slices:
+                each[0] = 0
 
-    def _slice(self, now: int) -> list[int]:
+    def _slice(self, now: int) -> Slice:
         place = self._slices[now % _SLICES]
-        if place[0] != now:
-            place[:] = now, 0, 0
+        if place[0] != now + 1:
+            place[1] = place[2] = 0
+            place[0] = now + 1
         return place
 
     def _now(self) -> int:
         return int(ambient.clock().monotonic() / self._width)
 
     def _sums(self, now: int) -> tuple[int, int]:
-        recent = [each for each in self._slices if now - _SLICES < each[0] <= now]
+        recent = [each for each in self._slices if now - _SLICES < each[0] - 1 <= now]
         return sum(each[1] for each in recent), sum(each[2] for each in recent)
 
     def _left(self, calls: int, retries: int) -> int:
@@ -101,12 +115,12 @@ class RetryBudget:
 
     def deposit(self) -> None:
         """Count a call; its retries are not counted here."""
-        with self._lock:
+        with self._counting():
             self._slice(self._now())[1] += 1
 
     def withdraw(self) -> bool:
         """Take leave for one retry; False if there is none left."""
-        with self._lock:
+        with self._counting():
             now = self._now()
             if not self._left(*self._sums(now)):
                 return False
@@ -118,19 +132,19 @@ class RetryBudget:
     @property
     def calls(self) -> int:
         """Calls in the window."""
-        with self._lock:
+        with self._counting():
             return self._sums(self._now())[0]
 
     @property
     def retries(self) -> int:
         """Retries in the window."""
-        with self._lock:
+        with self._counting():
             return self._sums(self._now())[1]
 
     @property
     def left(self) -> int:
         """Retries that may be made now."""
-        with self._lock:
+        with self._counting():
             return self._left(*self._sums(self._now()))
 
     def describe(self) -> str:
@@ -140,15 +154,43 @@ class RetryBudget:
             f"({self.name})"
         )
 
-    def __copy__(self) -> Self:
-        """A budget is shared on purpose: its copy is itself."""
-        return self
+    # --- across processes -----------------------------------------------------------------------------
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self
+    def _go_to(self, path: str | None, *, create: bool) -> str:
+        from opero.core.shared_counts import open_counts
+        from opero.core.shared_file import private_path
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _remake, (self.ratio, self.minimum, self.window, self.name)
+        path, create = path or private_path(self), create or path is None
+        across = open_counts(path, 3 * _SLICES, create=create)
+        slices: list[Slice] = [
+            across.words[start : start + 3] for start in range(0, 3 * _SLICES, 3)
+        ]
+        with self._lock, across.alone():
+            for ours, theirs in zip(self._slices, slices, strict=True):
+                if ours[0] >= theirs[0]:
+                    more = (0, 0) if ours[0] > theirs[0] else (theirs[1], theirs[2])
+                    theirs[1], theirs[2] = ours[1] + more[0], ours[2] + more[1]
+                    theirs[0] = ours[0]
+            self._across, self._slices = across, slices
+        return path
+
+    def _after_fork(self) -> None:
+        """Replace locks that another thread may have held, and begin anew if nothing is shared."""
+        super()._after_fork()
+        if self._across is None:
+            self.begin()
+        else:
+            self._lock = threading.RLock()
+            self._across.begin()
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        with self._lock:
+            if self._across is None:
+                yield
+            else:
+                with self._across.alone():
+                    yield
 
     def __repr__(self) -> str:
         return (
@@ -168,20 +210,3 @@ def _share(name: str, value: object) -> None:
         raise OperoUsageError(
             f"{name}={value!r} must be a number, 0 or more: 0.1 is one retry for ten calls."
         )
-
-
-def _remake(ratio: float, minimum: int, window: float, name: str) -> RetryBudget:
-    return RetryBudget(ratio, minimum, window, name=name)
-
-
-_alive: weakref.WeakSet[RetryBudget] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    """Replace locks that another thread may have held."""
-    for budget in list(_alive):
-        budget.begin()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
