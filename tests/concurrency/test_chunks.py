@@ -84,3 +84,15 @@ def test_a_size_that_the_user_wants_stays_whatever_items_weigh() -> None:
     chunks = ChunkSize(target_s=0.03, fixed=7)
     chunks.weighed(7, 100 * HEAVIEST)
     assert chunks.size == 7
+
+
+@given(st.integers(0, LARGEST), st.integers(1, 64))
+def test_what_is_left_of_the_quickest_items_is_not_cut_into_crumbs(left: int, slots: int) -> None:
+    chunks = ChunkSize(target_s=0.03)
+    for _ in range(10):
+        chunks.measured(chunks.size, 1e-6 * chunks.size)
+    # A chunk holds a sixth of its target then, and a 32nd of the target is worth a journey.
+    assert chunks.share(left, slots) >= 900
+    # Slower ones are shared out more finely.
+    chunks.measured(LARGEST, 6e-6 * LARGEST)
+    assert chunks.share(left, 10 * LARGEST) <= LARGEST // 32

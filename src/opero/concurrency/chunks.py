@@ -47,6 +47,7 @@ class ChunkSize:
         self._fixed = fixed
         self._least = least
         self._most = LARGEST
+        self._wanted = 0
         self.size: int = fixed or least
 
     def measured(self, items: int, busy_s: float) -> None:
@@ -54,8 +55,10 @@ class ChunkSize:
         if self._fixed or not items:
             return
         # Compared before it is divided: a time may be so short that the quotient is infinite.
-        short = busy_s * self._most <= self._target * items
-        wanted = self._most if short else max(self._least, int(self._target * items / busy_s))
+        short = busy_s * _SMALLEST * LARGEST <= self._target * items
+        fitting = _SMALLEST * LARGEST if short else int(self._target * items / busy_s)
+        self._wanted = fitting
+        wanted = max(self._least, min(self._most, fitting))
         if wanted < self.size:
             self.size = wanted
         elif items >= self.size:
@@ -78,5 +81,7 @@ class ChunkSize:
         As in guided self-scheduling (C. Polychronopoulos and D. Kuck, 1987), chunks become smaller
         towards the end.
         """
-        least = max(1, self.size // _SMALLEST)
+        # Of the quickest items a chunk holds less than it might, and a part of it would be nothing.
+        whole = self._wanted if self.size == LARGEST else self.size
+        least = max(1, min(self.size, whole // _SMALLEST))
         return self._fixed or max(least, min(self.size, ceil(left / max(1, slots))))

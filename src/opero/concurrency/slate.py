@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 __all__ = ["Slate", "anonymous_file"]
 
 _PAGE: Final = 4096
 _CHUNK, _ITEM, _CALL, _STOP, _TAKEN = range(5)
+_NONE: Final = -1
 _MOST_SAID: Final = 16_384
 
 
@@ -36,27 +39,29 @@ class Slate:
 
     Attributes:
         fd: The file; -1 once it is closed.
+        begin_item: Takes the position of the item that is next.
     """
 
     def __init__(self, fd: int | None = None) -> None:
+        made = fd is None
         if fd is None:
             fd = anonymous_file("slate")
             os.ftruncate(fd, _PAGE)
         self.fd: int = fd
         self._map = mmap.mmap(fd, _PAGE)
         self._words = memoryview(self._map).cast("q")
+        # Called for each item, so straight into the memory.
+        self.begin_item: Callable[[int], None] = partial(self._words.__setitem__, _ITEM)
+        if made:
+            self._words[_ITEM] = _NONE
 
     # --- the worker's side ------------------------------------------------------------------------
 
     def begin_chunk(self, number: int) -> None:
         """Note that a chunk is there and none of its items has begun."""
-        self._words[_ITEM] = 0
+        self._words[_ITEM] = _NONE
         self._words[_CALL] = 0
         self._words[_CHUNK] = number
-
-    def begin_item(self, position: int) -> None:
-        """Note the item that is next."""
-        self._words[_ITEM] = position + 1
 
     def begin_call(self, now_ns: int) -> None:
         """Note that the user's function is called."""
@@ -111,7 +116,7 @@ class Slate:
     def item(self) -> int | None:
         """Position of the item that was begun last, None if none of the chunk was."""
         position = self._words[_ITEM]
-        return position - 1 if position else None
+        return None if position == _NONE else position
 
     @property
     def call_began(self) -> int:

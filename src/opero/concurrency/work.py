@@ -135,6 +135,7 @@ class Work:
         fn = job.function
         self._call = fn if not (job.before or job.after or job.kwargs) else self._bound
         self._direct = is_unguarded(pipeline) and not job.details
+        self._lane = pipeline.lane
         self._count = pipeline.stats.call_tally.count
 
     def _bound(self, item: Any) -> Any:
@@ -213,7 +214,8 @@ class Work:
     def one(self, item: Any, parked: Parked | None) -> tuple[Any, Outcome | None]:
         """Run one item of a synchronous function: its plain result, or what became of it."""
         begun: Exception | None = None
-        if self._may_go_directly(parked):
+        # `_may_go_directly` written out.
+        if parked is None and self._direct and not (switch.on or self._lane.closed):
             self._count()
             try:
                 return self._call(item), None
@@ -267,7 +269,7 @@ class Work:
         return value, self._succeeded(call, value, began)
 
     def _may_go_directly(self, parked: Parked | None) -> bool:
-        return self._direct and parked is None and not (switch.on or self._pipeline.lane.closed)
+        return self._direct and parked is None and not (switch.on or self._lane.closed)
 
     def _begin(self, item: Any, parked: Parked | None, begun: Exception | None) -> Call:
         job = self._job
