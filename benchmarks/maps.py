@@ -118,10 +118,7 @@ ROWS: Mapping[str, Row] = {
         t.once(w.double, lambda: w.arrays(200)),
         peer="loky",
         bar=at_most_times(0.5),
-        note=(
-            "results that wait to be sent, and new segments for them, are paged in anew: 51,000 page "
-            "faults for 200 arrays"
-        ),
+        note="the start of the processes is part of the map",
     ),
     "map-skew": Row(
         "process map, 1,992 × 0.2 ms, then 8 × 250 ms, in percent of the ideal",
