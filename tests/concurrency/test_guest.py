@@ -55,6 +55,26 @@ def test_maps_use_the_installed_classes_and_import_none_of_their_packages() -> N
     assert threads.endswith("pathos/abstract_launcher.py")
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there maps fork")
+def test_a_map_that_forks_loads_only_what_it_uses() -> None:
+    loaded = run(
+        """
+        import sys
+        before = set(sys.modules)
+        from opero import operomap
+        from posixpath import basename
+        assert operomap(mode="process", cache=False)(basename)(["a/b"]) == ["b"]
+        loaded = sorted(set(sys.modules) - before)
+        import json
+        print(json.dumps(loaded))
+        """
+    )
+    of_others = {"asyncio", "cloudpickle", "html", "logging", "multiprocessing", "numpy", "pathlib"}
+    of_failures = {"subprocess", "tempfile", "traceback", "uuid"}
+    tops = {name.partition(".")[0] for name in loaded}
+    assert tops & (of_others | of_failures) == set()
+
+
 def test_the_program_imports_them_afterwards_as_they_are() -> None:
     apart, same = run(
         MAPS

@@ -16,6 +16,7 @@ import pickle
 import sys
 import weakref
 from collections.abc import Callable
+from os.path import realpath
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -140,8 +141,6 @@ def can_import(name: str | None) -> bool:
     file = getattr(sys.modules.get(name or ""), "__file__", None)
     if name is None or file is None:
         return True
-    from pathlib import Path
-
     top = name.partition(".")[0]
     for finder in sys.meta_path:
         spec = finder.find_spec(top, None)
@@ -149,11 +148,12 @@ def can_import(name: str | None) -> bool:
             break
     else:
         return False
+    here: str = realpath(file)
     if top == name:
         # What is built in, or frozen into the interpreter, has no place.
-        return not spec.has_location or Path(spec.origin or "").resolve() == Path(file).resolve()
-    places = [Path(place).resolve() for place in spec.submodule_search_locations or ()]
-    return any(Path(file).resolve().is_relative_to(place) for place in places)
+        return not spec.has_location or realpath(spec.origin or "") == here
+    folders = [realpath(place) + os.sep for place in spec.submodule_search_locations or ()]
+    return here.startswith((*folders,))
 
 
 def _by_value(name: str, cloudpickle: Any) -> None:
