@@ -7,6 +7,7 @@ import asyncio
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from opero.core.cache import lease, lease_keeper
 from opero.errors import DeadlineError, StoreError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.conftest import Face
 
 MAPS = """
@@ -109,6 +112,51 @@ def test_a_killed_map_delays_others_by_seconds_at_most(crowd: Crowd, mode: str) 
     holder.kill()
     assert waiting.communicate(timeout=lease_keeper.SECONDS + 20)[0].strip() == "[[1], [2]]"
     assert crowd.calls("call 1") == 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_killed_run_resumes_and_pays_for_nothing_twice(
+    crowd: Crowd, mode: str, store: Any, tmp_path: Path
+) -> None:
+    program = f"""
+        from opero import operomap
+        from pathlib import Path
+
+        def body(x):
+            note(f"begin {{x}}")
+            if x == 30 and not (folder / "again").exists():
+                time.sleep(600)
+            note(f"call {{x}}")
+            return [x]
+
+        async def abody(x):
+            return body(x)
+
+        f = operomap(**options, mode={mode!r}, workers=1, chunksize=1)(
+            abody if "async" in {mode!r} else body
+        )
+        ready()
+        if "async" in {mode!r}:
+            async def main():
+                return await f.map(range(60))
+            result = asyncio.run(main())
+        else:
+            result = f.map(range(60))
+        print(result.values == [[x] for x in range(60)], result.hits)
+        """.replace("\n        ", "\n")
+    (first,) = crowd.start(program)
+    crowd.go()
+    crowd.wait_for(lambda: crowd.calls("begin 30") == 1)
+    # What is finished is stored at once, and not when the map has nothing better to do.
+    crowd.wait_for(lambda: len(list(store.scan(""))) == 30)
+    first.kill()
+    (tmp_path / "crowd" / "again").touch()
+    (second,) = crowd.start(program)
+    assert second.communicate(timeout=40) == ("True 30\n", "")
+    calls = Counter(
+        line.rpartition(" ")[0] for line in (tmp_path / "crowd" / "calls").read_text().splitlines()
+    )
+    assert {calls[f"call {x}"] for x in range(60)} == {1}
 
 
 def test_ctrl_c_ends_the_wait_for_somebody_else(crowd: Crowd) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,56 +94,6 @@ def test_results_are_stored_while_the_map_goes_on(
     run(mapped(mode, server, on_result=saw, chunksize=1), range(40), str(tmp_path))
     assert all(count > done for done, count in enumerate(stored))
     assert stored[0] < 40
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_a_killed_run_resumes_and_pays_for_nothing_twice(
-    mode: str, server: RedisServer, tmp_path: Path
-) -> None:
-    place = server.url
-    crowd = Crowd(place, tmp_path)
-    program = f"""
-        from opero import operomap
-        from pathlib import Path
-
-        def body(x):
-            note(f"begin {{x}}")
-            if x == 30 and not (folder / "again").exists():
-                time.sleep(600)
-            note(f"call {{x}}")
-            return [x]
-
-        async def abody(x):
-            return body(x)
-
-        f = operomap(**options, mode={mode!r}, workers=1, chunksize=1)(
-            abody if "async" in {mode!r} else body
-        )
-        ready()
-        if "async" in {mode!r}:
-            async def main():
-                return await f.map(range(60))
-            result = asyncio.run(main())
-        else:
-            result = f.map(range(60))
-        print(result.values == [[x] for x in range(60)], result.hits)
-        """.replace("\n        ", "\n")
-    try:
-        (first,) = crowd.start(program)
-        crowd.go()
-        crowd.wait_for(lambda: crowd.calls("begin 30") == 1)
-        # What is finished is stored at once, and not when the map has nothing better to do.
-        crowd.wait_for(lambda: len(list(server.do("KEYS", "opero:cache:*"))) == 30)  # type: ignore[call-overload]
-        first.kill()
-        (tmp_path / "again").touch()
-        (second,) = crowd.start(program)
-        assert second.communicate(timeout=40) == ("True 30\n", "")
-    finally:
-        crowd.end()
-    calls = Counter(
-        line.rpartition(" ")[0] for line in (tmp_path / "calls").read_text().splitlines()
-    )
-    assert {calls[f"call {x}"] for x in range(60)} == {1}
 
 
 @pytest.mark.parametrize("mode", MODES)
