@@ -132,7 +132,9 @@ class Recall:
         claimed: list[Lead] = []
         for index, item in zip(idx, items, strict=True):
             self._sort_one(index, item, fresh, known, claimed)
-        yield from self._look_up(claimed, fresh, known)
+        missing = yield from self._look_up(claimed, fresh, known)
+        if claimed and self._shares:
+            self.ahead = 0 if missing else min(2 * max(len(claimed), self.ahead), _AHEAD)
         return known.batches
 
     def _sort_one(
@@ -232,11 +234,14 @@ class Recall:
             begin = renewal.start_task if self._awaits else renewal.start_thread
             begin(call, call.key)
 
-    def _look_up(self, claimed: list[Lead], fresh: Fresh, known: Known) -> Steps[None]:
-        """Look many claimed items up in a store that takes its time; begin those that nobody else computes."""
+    def _look_up(self, claimed: list[Lead], fresh: Fresh, known: Known) -> Steps[int]:
+        """Look many claimed items up in a store that takes its time; begin those that nobody else computes.
+
+        Returns:
+            How many were not there.
+        """
         missing = yield from self._found(claimed, known)
-        if claimed and self._shares:
-            self.ahead = 0 if missing else min(2 * max(len(claimed), self.ahead), _AHEAD)
+        unknown = len(missing)
         if missing and self._abroad is not None:
             late: list[Lead] = []
             free = yield from self._abroad.claim(missing, late)
@@ -247,6 +252,7 @@ class Recall:
         for lead in missing:
             self._begin(lead, fresh)
         self._renew()
+        return unknown
 
     def _found(self, leads: list[Lead], known: Known) -> Steps[list[Lead]]:
         """Answer claimed items with what the cache has; return the others."""
@@ -296,7 +302,11 @@ class Recall:
             self._followers.discard(follower)
             index, item, verdict = follower.index, follower.item, follower.verdict
             if verdict is Order.LEAD:
-                self._begin(self._lead(index, item, follower.call, follower.flight), fresh)
+                lead = self._lead(index, item, follower.call, follower.flight)
+                if self._abroad is None:
+                    self._begin(lead, fresh)
+                else:  # whoever led it before has given its lease back
+                    claimed.append(lead)
             elif verdict is Order.ALONE:
                 fresh([index], [item])
             elif isinstance(verdict, Order):

@@ -25,13 +25,13 @@ from opero.core.cache.flight import leads_others
 from opero.core.cache.lease_keeper import (
     SECONDS,
     Lease,
-    busy_here,
     ends_here,
     flag,
     give_back,
     held_here,
     hold,
     new_lease,
+    those_held_here,
 )
 from opero.errors import StoreError
 
@@ -197,11 +197,11 @@ class Leases:
             for lease in leases:
                 give_back(lease)
             return [None] * len(leases)
-        if len(ours) < len(leases):
+        if blocking and len(ours) < len(leases):
             lost = [lease for lease, mine in zip(leases, won, strict=True) if not mine]
-            busy = busy_here(lost, blocking=blocking)
+            mine_too = those_held_here(lost)
             for place, lease in enumerate(leases):
-                if lease in busy:
+                if lease in mine_too:
                     told[place] = None
         return told
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from opero.core.cache.stores.protocol import ByteStore
 
 __all__ = [
-    "SECONDS", "Lease", "busy_here", "ends_here", "flag", "give_back", "held_here", "hold", "new_lease",
+    "SECONDS", "Lease", "ends_here", "flag", "give_back", "held_here", "hold", "new_lease",
+    "those_held_here",
 ]  # fmt: skip
 
 SECONDS: Final = 5.0
@@ -99,12 +100,11 @@ class _Keeper:
         with self._news:
             return any(_same(lease, wanted) for lease in self._ending)
 
-    def busy(self, wanted: Collection[Lease], *, blocking: bool) -> set[Lease]:
+    def held(self, wanted: Collection[Lease]) -> set[Lease]:
+        threads = {lease.thread for lease in wanted}
         with self._news:
-            ending = {(lease.key, id(lease.store)) for lease in self._ending}
-            threads = {lease.thread for lease in wanted} if blocking else ()
-            held = {(le.key, id(le.store)) for le in self._held if le.thread in threads}
-        return {lease for lease in wanted if (lease.key, id(lease.store)) in ending | held}
+            held = {(lease.key, id(lease.store)) for lease in self._held if lease.thread in threads}
+        return {lease for lease in wanted if (lease.key, id(lease.store)) in held}
 
     def flush(self) -> None:
         """Give back what has ended; afterwards, nobody is at it any more."""
@@ -211,22 +211,17 @@ def hold(leases: Iterable[Lease]) -> None:
     _process.keeper.hold(leases)
 
 
-def busy_here(wanted: Collection[Lease], *, blocking: bool) -> set[Lease]:
-    """Return those of many leases that nobody may wait for, as `ends_here` and `held_here` say of one.
-
-    Args:
-        wanted: Leases that could not be claimed.
-        blocking: Whether waiting would block the thread that wants them.
-    """
-    return _process.keeper.busy(wanted, blocking=blocking)
-
-
 def held_here(lease: Lease) -> bool:
     """Whether the thread of a lease holds another one of the same key, so that waiting would be for itself.
 
     That is so if an event loop runs there: one of its tasks has it.
     """
     return _process.keeper.holds(lease)
+
+
+def those_held_here(wanted: Collection[Lease]) -> set[Lease]:
+    """Return those of many leases for which `held_here` is true."""
+    return _process.keeper.held(wanted)
 
 
 def ends_here(lease: Lease) -> bool:

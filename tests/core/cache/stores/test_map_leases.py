@@ -392,6 +392,37 @@ def test_hits_need_no_lease(
     assert sum(asked) == 50
 
 
+def test_a_map_that_takes_over_from_a_cancelled_call_takes_a_lease_too(
+    options: dict[str, Any], store: Any
+) -> None:
+    f = operomap(**options | {"mode": "async"})(nap)
+    stranger = Stranger(store, f)
+
+    async def main() -> Any:
+        single = asyncio.ensure_future(f.one(1))
+        while not World.calls:  # noqa: ASYNC110 - a global tells, not an event
+            await asyncio.sleep(0.01)
+        mapping = asyncio.ensure_future(f([1]))
+        await asyncio.sleep(0.1)
+        single.cancel()
+        return await mapping
+
+    taken: list[bool] = []
+    World.body = lambda x: taken.append(stranger.claim(x))
+    assert asyncio.run(main()) == [1]
+    assert (World.calls, taken) == ([1, 1], [False])
+
+
+async def nap(x: int) -> int:
+    World.calls.append(x)
+    if len(World.calls) == 1:
+        await asyncio.sleep(60)
+    await asyncio.sleep(0.1)
+    if World.body is not None:
+        World.body(x)
+    return x
+
+
 def test_a_stream_waits_for_nobody_and_keeps_nobody_waiting(
     options: dict[str, Any], place: str
 ) -> None:
