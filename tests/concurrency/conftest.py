@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Lost, Report
+from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Report
 from opero.concurrency.executors.processes import ProcessEngine
+from opero.concurrency.tally import Tally
 from opero.core.function import describe_function
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
@@ -45,36 +46,37 @@ def drive(
     """Run items through an open engine."""
     waiting = list(enumerate(items))
     ran = Ran([None] * len(waiting))
-    flying: dict[int, list[tuple[int, Any]]] = {}
+    flying: dict[int, tuple[list[tuple[int, Any]], Tally]] = {}
     number = 0
     while waiting or flying:
         while waiting and len(flying) < engine.slots():
             part, waiting = waiting[:chunk], waiting[chunk:]
             number += 1
-            flying[number] = part
+            flying[number] = part, Tally(len(part))
             engine.submit(Chunk(number, [i for i, _ in part], [item for _, item in part]))
         reports = engine.poll(20)
         assert reports, "nothing was reported for 20 s"
         seen()
         for report in reports:
             ran.reports.append(report)
-            part = flying[report.chunk]
+            part, tally = flying[report.chunk]
             if isinstance(report, Done):
-                for place, value in enumerate(report.values, report.start):
+                tally.report(report.places)
+                for n, place in enumerate(report.places):
                     assert ran.items[part[place][0]] is None
-                    ran.items[part[place][0]] = report.odd.get(place, value)
-                if report.final:
-                    del flying[report.chunk]
-                continue
-            del flying[report.chunk]
-            rest = part[report.n_done :]
-            if isinstance(report, Lost):
-                at = report.n_done if report.culprit is None else report.culprit
-                ran.items[part[at][0]] = report
-                rest.remove(part[at])
+                    ran.items[part[place][0]] = report.odd.get(n, report.values[n])
+            elif isinstance(report, GaveBack):
+                waiting = [part[n] for n in tally.cut(report.kept)] + waiting
             else:
-                assert isinstance(report, GaveBack)
-            waiting = rest + waiting
+                left = list(tally.left())
+                if report.why != "stopped" or report.culprit is not None:
+                    at = left[0] if report.culprit is None else report.culprit
+                    ran.items[part[at][0]] = report
+                    left.remove(at)
+                waiting = [part[n] for n in left] + waiting
+                tally.cut(0)
+            if tally.over:
+                del flying[report.chunk]
     return ran
 
 

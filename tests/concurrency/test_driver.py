@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,60 +15,74 @@ from opero.concurrency.chunks import ChunkSize
 from opero.concurrency.driver import Driver
 from opero.concurrency.engine import Chunk, Done, GaveBack, Lost, Outcome, Parked, Report
 from opero.concurrency.policy import Budget
+from opero.concurrency.tally import Tally
 
 POISON = "poison"
 
 
 class Moody:
-    """An engine in a test's hand: it finishes, splits, gives back, loses and parks chunks as chance has it."""
+    """An engine in a test's hand.
+
+    It finishes items in any order, cuts chunks, gives them back, loses and parks them as chance has it.
+    """
 
     def __init__(self, rng: random.Random, *, names_culprit: bool) -> None:
         self.rng = rng
         self.names_culprit = names_culprit
-        self.held: dict[int, tuple[Chunk, int]] = {}
+        self.held: dict[int, tuple[Chunk, Tally]] = {}
         self.ran: dict[int, int] = {}
         self.parked: set[int] = set()
 
     def submit(self, chunk: Chunk) -> None:
         assert chunk.items, "an empty chunk"
         assert len(chunk.idx) == len(chunk.items)
-        self.held[chunk.id] = (chunk, 0)
+        self.held[chunk.id] = (chunk, Tally(len(chunk)))
 
     def poll(self) -> list[Report]:
         chunk_id = self.rng.choice(list(self.held))
-        chunk, start = self.held[chunk_id]
-        left = len(chunk) - start
-        poisoned = [n for n in range(start, len(chunk)) if chunk.items[n] == POISON]
-        mood = self.rng.random()
-        if poisoned and mood < 0.7:
+        chunk, tally = self.held[chunk_id]
+        report = self._report(chunk, tally)
+        if isinstance(report, Done):
+            tally.report(report.places)
+        elif isinstance(report, GaveBack):
+            tally.cut(report.kept)
+        elif report is not None:
+            tally.cut(0)
+        if tally.over:
             del self.held[chunk_id]
-            return [
-                Lost(chunk_id, start, poisoned[0] if self.names_culprit else None, "crash", 1, -9)
-            ]
-        until = poisoned[0] if poisoned else len(chunk)
-        if mood < 0.75 and start:
-            del self.held[chunk_id]
-            return [GaveBack(chunk_id, start)]
-        if mood < 0.8:
-            # The machine it runs on goes down, for no fault of any item.
-            del self.held[chunk_id]
-            return [Lost(chunk_id, start, None, "stopped")]
-        count = min(until - start, self.rng.randint(1, left))
-        if count == 0:
-            return []
-        reports = self._done(chunk, start, count)
-        self.held[chunk_id] = (chunk, start + count)
-        if start + count == len(chunk):
-            del self.held[chunk_id]
-        return [reports]
+        return [] if report is None else [report]
 
-    def _done(self, chunk: Chunk, start: int, count: int) -> Done:
+    def _report(self, chunk: Chunk, tally: Tally) -> Report | None:
+        left = list(tally.left())
+        poisoned = [n for n in left if chunk.items[n] == POISON]
+        fine = [n for n in left if chunk.items[n] != POISON]
+        mood = self.rng.random()
+        if poisoned and mood < 0.5:
+            culprit = poisoned[0] if self.names_culprit else None
+            # Of what shares its worker with other chunks, nobody can be blamed.
+            alone = chunk.attempt > 0 or self.rng.random() < 0.5
+            return Lost(chunk.id, culprit if alone else None, "crash", 1, -9, alone=alone)
+        if mood < 0.65:
+            # Whatever is done from there on was not begun.
+            last = max((n for n in range(tally.kept) if tally.has(n)), default=-1)
+            return GaveBack(chunk.id, self.rng.randint(last + 1, tally.kept))
+        if mood < 0.7:
+            # The machine it runs on goes down, for no fault of any item.
+            return Lost(chunk.id, None, "stopped")
+        if not fine:
+            return None
+        places: Sequence[int] = sorted(self.rng.sample(fine, self.rng.randint(1, len(fine))))
+        if places[-1] - places[0] == len(places) - 1:
+            places = range(places[0], places[-1] + 1)
+        return self._done(chunk, places)
+
+    def _done(self, chunk: Chunk, places: Sequence[int]) -> Done:
         values: list[Any] = []
         odd: dict[int, Outcome] = {}
-        for n in range(start, start + count):
-            index = chunk.idx[n]
+        for n, place in enumerate(places):
+            index = chunk.idx[place]
             self.ran[index] = self.ran.get(index, 0) + 1
-            item = chunk.items[n]
+            item = chunk.items[place]
             if item == "fails":
                 odd[n] = Outcome(error=ValueError(index))
                 values.append(None)
@@ -78,9 +93,9 @@ class Moody:
             else:
                 if index in self.parked:
                     assert chunk.parked
-                    assert chunk.parked[n].attempts == 2
+                    assert chunk.parked[place].attempts == 2
                 values.append(index)
-        return Done(chunk.id, start, values, odd, 0.0, "w", start + count == len(chunk))
+        return Done(chunk.id, places, values, odd, 0.0, "w")
 
 
 def charge(item: Any, parked: Parked | None, lost: Lost, now: float) -> Outcome:
@@ -147,6 +162,8 @@ def test_every_index_ends_exactly_once_within_the_window(
             assert due is not None, "I1: it would wait for ever"
             now = max(now, due)
     assert sorted(handed) == list(range(len(items))), "I3"
+    twice = [n for n, times in engine.ran.items() if times > 1 + (n in engine.parked)]
+    assert not twice, "what was reported ran again"
     if ordered:
         assert handed == sorted(handed)
     bad = [n for n, item in enumerate(items) if item in ("fails", POISON)]
@@ -165,7 +182,7 @@ def feed(driver: Driver, items: list[Any]) -> None:
 
 
 def done(chunk: Chunk, odd: dict[int, Outcome] | None = None) -> Done:
-    return Done(chunk.id, 0, list(chunk.items), odd or {}, 0.0, "w", True)
+    return Done(chunk.id, range(len(chunk)), list(chunk.items), odd or {}, 0.0, "w")
 
 
 def test_a_chunk_lost_without_culprit_is_halved_until_one_item_stands_alone() -> None:
@@ -179,7 +196,7 @@ def test_a_chunk_lost_without_culprit_is_halved_until_one_item_stands_alone() ->
         if chunk is None:
             break
         sizes.append(len(chunk))
-        report: Report = Lost(chunk.id, 0, None, "crash") if POISON in chunk.items else done(chunk)
+        report: Report = Lost(chunk.id, None, "crash") if POISON in chunk.items else done(chunk)
         batches += driver.take([report], 0.0)
     assert sizes == [8, 4, 4, 2, 1, 1, 2]
     assert driver.next_due() == 0.5, "the culprit alone is tried again"
@@ -191,8 +208,8 @@ def test_a_known_culprit_costs_nobody_else_anything() -> None:
     driver._size.size = 4
     feed(driver, ["a", "b", POISON, "d"])
     chunk = run_chunk(driver)
-    partial = Done(chunk.id, 0, ["a"], {}, 0.0, "w", False)
-    (first,) = driver.take([partial, Lost(chunk.id, 1, 2, "crash")], 0.0)
+    partial = Done(chunk.id, range(1), ["a"], {}, 0.0, "w")
+    (first,) = driver.take([partial, Lost(chunk.id, 2, "crash")], 0.0)
     assert first.items == ["a"]
     assert [run_chunk(driver, slots=3).items for _ in range(2)] == [["b"], ["d"]]
 
@@ -272,7 +289,7 @@ def test_before_the_end_chunks_stay_whole() -> None:
     driver._size.size = 4
     feed(driver, list(range(16)))
     assert [len(run_chunk(driver, 4)) for _ in range(4)] == [4, 4, 4, 4]
-    driver.take([done(driver._out[0])], 0.0)
+    driver.take([done(driver._out[0].chunk)], 0.0)
     driver._size.size = 4
     feed(driver, list(range(4)))
     assert len(run_chunk(driver, 4)) == 4

@@ -12,7 +12,8 @@ import pytest
 
 from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter
 from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Report
-from opero.concurrency.work import Sheet, Work
+from opero.concurrency.sheet import Sheet
+from opero.concurrency.work import Work
 from opero.core.function import describe_function
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
@@ -23,9 +24,8 @@ if TYPE_CHECKING:
 
 
 def job_of(fn: Any, *, before: tuple[Any, ...] = (), **given: Any) -> Job:
-    of_job = {
-        name: given.pop(name) for name in ("target_s", "parks", "details", "after") if name in given
-    }
+    names = ("target_s", "in_flight", "parks", "details", "after")
+    of_job = {name: given.pop(name) for name in names if name in given}
     options = Options.of("test", **{"cache": False, "min_delay": 0, **given})
     pipeline = Pipeline(describe_function(fn), options)
     return Job(function=fn, options=options, pipeline=pipeline, before=before, **of_job)
@@ -52,7 +52,7 @@ def test_plain_successes_are_bare_values(face: Face) -> None:
     job = job_of(face.of(lambda x: 2 * x))
     (done,) = reports_of(job, [1, 2, 3])
     assert isinstance(done, Done)
-    assert (done.values, done.odd, done.final) == ([2, 4, 6], {}, True)
+    assert (done.places, done.values, done.odd) == (range(3), [2, 4, 6], {})
     assert job.pipeline.stats.calls == 3
 
 
@@ -160,10 +160,10 @@ def test_what_is_done_is_told_when_the_target_is_reached_and_the_rest_is_given_b
 
     told = reports_of(job_of(slow, target_s=0.0005), list(range(50)))
     assert isinstance(told[-1], GaveBack)
-    assert told[-1].n_done == len(ran) < 50
+    assert told[-1].kept == len(ran) < 50
     done = [r for r in told if isinstance(r, Done)]
     assert [v for r in done for v in r.values] == ran
-    assert not any(r.final for r in done)
+    assert [p for r in done for p in r.places] == ran
 
 
 def test_a_worker_told_to_stop_begins_no_further_item() -> None:

@@ -74,38 +74,38 @@ def pack_done(
     if done.odd:
         values = list(values)
         odd = {}
-        for position, outcome in done.odd.items():
-            values[position - done.start] = outcome.value
-            odd[position] = _pack_outcome(outcome)
-    more = (done.start, odd, done.busy_s, done.worker, stats, [_pack_event(e) for e in events])
+        for n, outcome in done.odd.items():
+            values[n] = outcome.value
+            odd[n] = _pack_outcome(outcome)
+    more = (done.places, odd, done.busy_s, done.worker, stats, [_pack_event(e) for e in events])
     if not sealed:
         return pack(values, "result", more)
     return put(values, None if set(map(type, values)) <= PLAIN else load, more)
 
 
-def open_done(parcel: Parcel, chunk: int, *, final: bool, weight: int = 0) -> Done:
+def open_done(parcel: Parcel, chunk: int, *, weight: int = 0) -> Done:
     """Open results of a chunk whose items weigh so many bytes; one that cannot be opened is the error of its item."""
-    start, packed, busy_s, worker, stats, events = parcel.more
-    odd = {} if packed is None else {p: _open_outcome(o) for p, o in packed.items()}
+    places, packed, busy_s, worker, stats, events = parcel.more
+    odd = {} if packed is None else {n: _open_outcome(o) for n, o in packed.items()}
     values = parcel.entries
     if not parcel.plain:
-        values = [_opened(parcel, n, start, odd) for n in range(len(values))]
-    for position, outcome in odd.items():
+        values = [_opened(parcel, n, odd) for n in range(len(values))]
+    for n, outcome in odd.items():
         if outcome.error is None:
-            outcome.value = values[position - start]
-        values[position - start] = None
+            outcome.value = values[n]
+        values[n] = None
     facts = None
     if stats or events:
         facts = Facts(stats=stats, events=tuple(map(_open_event, events)))
-    return Done(chunk, start, values, odd, busy_s, worker, final, facts, weight)
+    return Done(chunk, places, values, odd, busy_s, worker, facts, weight)
 
 
-def _opened(parcel: Parcel, place: int, start: int, odd: dict[int, Outcome]) -> Any:
+def _opened(parcel: Parcel, place: int, odd: dict[int, Outcome]) -> Any:
     try:
         return parcel.open(place)
     except Exception as error:  # noqa: BLE001 - whatever a class raises when it is unpickled
         failed = unopened(error, "result")
-        odd.setdefault(start + place, failed).error = failed.error
+        odd.setdefault(place, failed).error = failed.error
     return None
 
 

@@ -75,6 +75,10 @@ class ChunkSize:
         """Learn that a chunk took far longer than it should: start anew with single items."""
         self.size = self._fixed or self._least
 
+    def part(self, left: int, slots: int) -> int:
+        """Return the size of a part of what was given back, which is for all, whatever size the user wants."""
+        return max(1, min(self.size, ceil(left / max(1, slots))))
+
     def share(self, left: int, slots: int) -> int:
         """Return the size that spreads the last `left` items evenly.
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from opero.concurrency.engine import Chunk, Done, GaveBack, Lost, Outcome, Parked, Report
 from opero.concurrency.order import AsTheyCome, Batch, InOrder
+from opero.concurrency.tally import Tally
 
 if TYPE_CHECKING:
     from opero.concurrency.chunks import ChunkSize
@@ -57,6 +58,11 @@ class _Sleeper(NamedTuple):
     place: int
     item: Any
     parked: Parked
+
+
+class _Flight(NamedTuple):
+    chunk: Chunk
+    tally: Tally
 
 
 class _Queue:
@@ -121,7 +127,7 @@ class Driver:
         self._queue = _Queue()
         self._again: deque[Chunk] = deque()
         self._sleepers: list[_Sleeper] = []
-        self._out: dict[int, Chunk] = {}
+        self._out: dict[int, _Flight] = {}
         self._ids = 0
         self.budget: Budget = budget
         self.ended: bool = False
@@ -178,13 +184,21 @@ class Driver:
         if self._sleepers and self._sleepers[0].due <= now:
             return self._wake(now)
         if self._again:
-            waiting = self._again.popleft()
-            return self._send(waiting.idx, waiting.items, waiting.parked, waiting.attempt)
+            return self._resend(slots)
         if not self._queue.length:
             return None
         # The end of the input is shared by all; before that, what is there goes to those who have nothing.
         sharers = slots if self.ended else slots - len(self._out)
         return self._send(*self._queue.take(self._size.share(self._queue.length, sharers)))
+
+    def _resend(self, slots: int) -> Chunk:
+        """Send out what came back: suspects as they are, the rest of a slow chunk in parts for all."""
+        waiting = self._again.popleft()
+        most = len(waiting) if waiting.attempt else self._size.part(len(waiting), slots)
+        if most < len(waiting):
+            self._return(waiting, range(most, len(waiting)), waiting.attempt)
+            waiting = _some_of(waiting, range(most), waiting.attempt)
+        return self._send(waiting.idx, waiting.items, waiting.parked, waiting.attempt)
 
     def _wake(self, now: float) -> Chunk:
         up: list[_Sleeper] = []
@@ -202,7 +216,7 @@ class Driver:
     ) -> Chunk:
         chunk = Chunk(self._ids, idx, items, attempt, parked)
         self._ids += 1
-        self._out[chunk.id] = chunk
+        self._out[chunk.id] = _Flight(chunk, Tally(len(chunk)))
         return chunk
 
     def next_due(self) -> float | None:
@@ -219,20 +233,21 @@ class Driver:
         """Digest an engine's reports and return the items that are finished, not yet settled."""
         finished: list[Batch] = []
         for report in reports:
-            chunk = self._out.get(report.chunk)
-            if chunk is None:
+            flight = self._out.get(report.chunk)
+            if flight is None:
                 continue
+            chunk, tally = flight
             if isinstance(report, Done):
+                tally.report(report.places)
                 finished.append(self._done(chunk, report, now))
-                if report.final:
-                    del self._out[chunk.id]
             elif isinstance(report, GaveBack):
-                del self._out[chunk.id]
                 self._size.gave_back()
-                self._return(chunk, range(report.n_done, len(chunk)), chunk.attempt)
+                self._return(chunk, tally.cut(report.kept), chunk.attempt)
             else:
+                finished += self._lost(chunk, tally.left(), report, now)
+                tally.cut(0)
+            if tally.over:
                 del self._out[chunk.id]
-                finished += self._lost(chunk, report, now)
         return finished
 
     def _done(self, chunk: Chunk, done: Done, now: float) -> Batch:
@@ -240,18 +255,17 @@ class Driver:
         self._size.measured(count, done.busy_s)
         if done.weight:
             self._size.weighed(len(chunk), done.weight)
-        start, end = done.start, done.start + count
-        whole = count == len(chunk)
-        idx = chunk.idx if whole else chunk.idx[start:end]
-        items = chunk.items if whole else chunk.items[start:end]
+        idx, items = chunk.idx, chunk.items
+        if count < len(chunk):
+            idx, items = _at(idx, done.places), _at(items, done.places)
         if not done.odd:
             return Batch(idx, items, done.values)
         kept: list[int] = []
         odd: dict[int, Outcome] = {}
         for n in range(count):
-            outcome = done.odd.get(start + n)
+            outcome = done.odd.get(n)
             if outcome is not None and outcome.retry_in is not None:
-                self._sleep(chunk, start + n, outcome, now)
+                self._sleep(chunk, done.places[n], outcome, now)
                 continue
             if outcome is not None:
                 odd[len(kept)] = outcome
@@ -273,35 +287,28 @@ class Driver:
         )
         heapq.heappush(self._sleepers, sleeper)
 
-    def _return(self, chunk: Chunk, positions: range, attempt: int) -> None:
+    def _return(self, chunk: Chunk, places: Sequence[int], attempt: int) -> None:
         """Put items of a chunk back, before all others."""
-        if not positions:
-            return
-        parked = chunk.parked or {}
-        self._again.appendleft(
-            Chunk(
-                -1,
-                chunk.idx[positions.start : positions.stop],
-                chunk.items[positions.start : positions.stop],
-                attempt,
-                {n - positions.start: known for n, known in parked.items() if n in positions},
-            )
-        )
+        if places:
+            self._again.appendleft(_some_of(chunk, places, attempt))
 
-    def _lost(self, chunk: Chunk, lost: Lost, now: float) -> list[Batch]:
-        left = range(lost.n_done, len(chunk))
+    def _lost(self, chunk: Chunk, left: Sequence[int], lost: Lost, now: float) -> list[Batch]:
         if lost.why == "stopped" or not left:
             self._return(chunk, left, chunk.attempt)
+            return []
+        if not lost.alone:
+            self._return(chunk, left, chunk.attempt + 1)
             return []
         culprit = left[0] if len(left) == 1 else lost.culprit
         if culprit is None:
             # Nobody knows which item it was: halve until it stands alone.
-            middle = (left.start + left.stop) // 2
-            self._return(chunk, range(middle, left.stop), chunk.attempt + 1)
-            self._return(chunk, range(left.start, middle), chunk.attempt + 1)
+            middle = len(left) // 2
+            self._return(chunk, left[middle:], chunk.attempt + 1)
+            self._return(chunk, left[:middle], chunk.attempt + 1)
             return []
-        self._return(chunk, range(culprit + 1, left.stop), chunk.attempt)
-        self._return(chunk, range(left.start, culprit), chunk.attempt)
+        at = left.index(culprit)
+        self._return(chunk, left[at + 1 :], chunk.attempt)
+        self._return(chunk, left[:at], chunk.attempt)
         item = chunk.items[culprit]
         outcome = self._recover(item, (chunk.parked or {}).get(culprit), lost, now)
         if outcome.retry_in is not None:
@@ -344,3 +351,16 @@ class Driver:
             f"<Driver {self.pulled} pulled, {self.open} open, {len(self._out)} chunks in flight, "
             f"{len(self._sleepers)} pausing, {self.budget.failed} failed>"
         )
+
+
+def _at(entries: Sequence[Any], places: Sequence[int]) -> Any:
+    """Return some entries; of a range or list a range or list where the places are neighbours."""
+    if isinstance(places, range):
+        return entries[places.start : places.stop]
+    return [entries[n] for n in places]
+
+
+def _some_of(chunk: Chunk, places: Sequence[int], attempt: int) -> Chunk:
+    known = chunk.parked or {}
+    parked = {n: known[place] for n, place in enumerate(places) if place in known}
+    return Chunk(-1, _at(chunk.idx, places), _at(chunk.items, places), attempt, parked)

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 Why = Literal["crash", "timeout", "memory", "stopped"]
-"""What ended a worker: it died, its item took too long or too much memory, or somebody asked for it."""
+"""What ended a worker: it died, its item took too long or too much memory, or it ended for no fault of an item."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +66,8 @@ class Job:
         before, after, kwargs: Arguments around the item, the same for all: `function(*before, item,
             *after, **kwargs)`; `before` is the instance of a method.
         item_timeout: Longest time of one real call in seconds, for engines that can kill.
-        target_s: Work that one chunk should hold, in seconds.
-        gives_back: Whether a worker whose chunk takes 5 × `target_s` gives the rest of it back.
+        target_s: Work that one chunk should hold, in seconds; one that takes 5 times as long gives back what has not
+            begun.
         parks: Longest pause before a retry, in seconds, that a worker sleeps itself; before a longer
             one it reports the item with `Outcome.retry_in` and takes the next.
         details: Whether plain successes too are wanted as `Outcome`s.
@@ -91,7 +91,6 @@ class Job:
     kwargs: dict[str, Any] = field(default_factory=dict)
     item_timeout: float | None = None
     target_s: float = 0.03
-    gives_back: bool = True
     parks: float = 0.05
     details: bool = False
     worker_init: Callable[[], object] | None = None
@@ -192,70 +191,68 @@ class Facts:
 
 
 class Done(NamedTuple):
-    """Results of neighbouring items of a chunk.
+    """Results of some items of a chunk, in whatever order these have finished.
 
     Plain successes stand in `values` and nowhere else, so that a map of tiny items pays for one list
     per chunk and not for an object per item.
 
     Attributes:
         chunk: Its id.
-        start: Position in the chunk of the first of these items.
+        places: Their positions in the chunk, ascending; a `range` where they are neighbours.
         values: One per item.
-        odd: What is more than a plain value of a first attempt, by position in the chunk; its place
-            in `values` holds None.
+        odd: What is more than a plain value of a first attempt, by position in `values`, where None
+            stands for it.
         busy_s: Seconds of work on these items.
         worker: Name of the worker.
-        final: Whether the chunk is done with; False for a partial report.
         facts: Counters and events of workers elsewhere.
         weight: Bytes that the items of the whole chunk took beside its frame.
     """
 
     chunk: int
-    start: int
+    places: Sequence[int]
     values: list[Any]
     odd: dict[int, Outcome]
     busy_s: float
     worker: str
-    final: bool
     facts: Facts | None = None
     weight: int = 0
 
 
 class GaveBack(NamedTuple):
-    """A worker gives back the rest of a chunk that takes too long; what was done is reported before.
+    """A worker will do nothing of a chunk from some position on; those before it are done, or at work still.
 
     Attributes:
         chunk: Its id.
-        n_done: How many of its items, from the first on, were reported.
+        kept: Position of the first item that is given back.
     """
 
     chunk: int
-    n_done: int
+    kept: int
 
 
 class Lost(NamedTuple):
-    """A worker died with a chunk.
+    """A worker died with what it kept of a chunk and had not reported.
 
     Attributes:
         chunk: Its id.
-        n_done: How many of its items, from the first on, were reported before.
         culprit: Position in the chunk of the item it died of; None if the engine cannot tell.
         why: What ended it.
         pid, exitcode: The process, where there was one.
         said: What it wrote before it died, for the message.
+        alone: Whether nothing of other chunks was under way in the worker, so that it died of this one.
     """
 
     chunk: int
-    n_done: int
     culprit: int | None
     why: Why
     pid: int | None = None
     exitcode: int | None = None
     said: str = ""
+    alone: bool = True
 
 
 Report = Done | GaveBack | Lost
-"""Each submitted chunk ends with exactly one final report: a `Done` with `final`, a `GaveBack` or a `Lost`."""
+"""A chunk is over when all that its worker keeps of it is reported as `Done`, or with a `Lost`."""
 
 
 class Engine(Protocol):

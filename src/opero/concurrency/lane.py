@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from opero.concurrency.engine import GaveBack, Lost, Why
+from opero.concurrency.engine import Lost, Why
 from opero.concurrency.nurse import own_socket
 from opero.concurrency.segment import Segment
 from opero.concurrency.slate import Slate
+from opero.concurrency.tally import Tally
 from opero.concurrency.wire import Frame, Reader, Writer
 from opero.concurrency.worker import CHUNK, JOB
 
@@ -31,13 +32,13 @@ class Held:
         number: Its id.
         body: What will be sent.
         segment: Where its large buffers lie.
-        n_done: How many of its items, from the first on, were reported.
+        tally: What of it was reported.
     """
 
     number: int
     body: bytes | memoryview
+    tally: Tally
     segment: Segment | None = None
-    n_done: int = 0
 
     @property
     def weight(self) -> int:
@@ -57,7 +58,7 @@ def verdict(
     several: bool = False,
     pid: int | None = None,
     exitcode: int | None = None,
-) -> Lost | GaveBack:
+) -> Lost:
     """Decide what becomes of the chunk of a dead worker: which item is to blame, if any.
 
     Args:
@@ -66,23 +67,26 @@ def verdict(
         why: What ended the worker.
         barren: Whether workers have been dying without beginning anything for a while, so that it must be the
             chunk.
-        several: Whether it has several items under way at once, so that all since the last report are suspects.
+        several: Whether it has several items under way at once, so that all that were not reported are suspects.
         pid: The process.
         exitcode: How it ended.
 
     Example:
-        >>> verdict(Held(7, b"", n_done=2), begun=3, why="crash", barren=False)
-        Lost(chunk=7, n_done=2, culprit=3, why='crash', pid=None, exitcode=None, said='')
-        >>> verdict(Held(7, b"", n_done=2), begun=1, why="crash", barren=False)
-        GaveBack(chunk=7, n_done=2)
+        >>> held = Held(7, b"", Tally(5))
+        >>> held.tally.report(range(2))
+        >>> verdict(held, begun=3, why="crash", barren=False).culprit
+        3
+        >>> verdict(held, begun=1, why="crash", barren=False).why
+        'stopped'
     """
-    blamed = begun if begun is not None and begun >= held.n_done else None
-    if blamed is None and barren:
-        blamed = held.n_done
-    if blamed is None:
-        return GaveBack(held.number, held.n_done)
-    known = None if several and blamed > held.n_done else blamed
-    return Lost(held.number, held.n_done, known, why, pid, exitcode)
+    left = held.tally.left()
+    last = -1 if begun is None else begun
+    suspects = [n for n in left if (n <= last if several else n == last)]
+    if not suspects and barren:
+        suspects = [*left[:1]]
+    if not suspects:
+        return Lost(held.number, None, "stopped", pid, exitcode)
+    return Lost(held.number, suspects[0] if len(suspects) == 1 else None, why, pid, exitcode)
 
 
 # --- the lane -------------------------------------------------------------------------------------

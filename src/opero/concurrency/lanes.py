@@ -21,6 +21,7 @@ from opero.concurrency.parcel import Parcel
 from opero.concurrency.segment import CAN_PASS, Intake, Supply
 from opero.concurrency.shipment import Shipment
 from opero.concurrency.start import StartMethod, choose_start, settle
+from opero.concurrency.tally import Tally
 from opero.core.shareable import publish_all
 from opero.errors import WorkerStartError
 
@@ -131,7 +132,7 @@ class LanePool:
         """Pack a chunk and send it to an idle lane, or keep it until there is one."""
         segment = self._supply.take() if CAN_PASS else None
         body = bodies.pack_chunk(chunk, segment)
-        self._backlog.append(Held(chunk.id, body, segment))
+        self._backlog.append(Held(chunk.id, body, Tally(len(chunk)), segment))
         self._dispatch()
 
     def poll(self, timeout: float | None) -> list[Report]:
@@ -169,7 +170,7 @@ class LanePool:
             if held.number == number:
                 self._backlog.remove(held)
                 self._supply.drop(held.segment)
-                self._reports.append(Lost(number, 0, None, why))
+                self._reports.append(Lost(number, None, why))
                 return True
         for lane in self._lanes.values():
             if lane.held is not None and lane.held.number == number:
@@ -280,26 +281,21 @@ class LanePool:
             lane.retires = True
         elif held is not None:
             if frame.kind == worker.GAVE_BACK:
-                self._reports.append(GaveBack(held.number, held.n_done))
-                self._free(lane)
-                return
-            final = frame.kind == worker.DONE
-            parcel = Parcel(frame.body, frame.fd, lane.intake)
-            done = bodies.open_done(parcel, frame.number, final=final, weight=held.weight)
-            if parcel.kept:
-                lane.slate.empty_one()
-            held.n_done = done.start + len(done.values)
-            # While something is done, a new worker is worth a try.
-            self._barren = self._stillborn = 0
-            self._reports.append(done)
-            if final:
-                self._free(lane)
-
-    def _free(self, lane: Lane) -> None:
-        """Take the segment back of a chunk that its lane is done with."""
-        if lane.held is not None:
-            self._supply.give_back(lane.held.segment)
-        lane.held = None
+                (kept,) = worker.KEPT.unpack(frame.body)
+                held.tally.cut(kept)
+                self._reports.append(GaveBack(held.number, kept))
+            else:
+                parcel = Parcel(frame.body, frame.fd, lane.intake)
+                done = bodies.open_done(parcel, frame.number, weight=held.weight)
+                if parcel.kept:
+                    lane.slate.empty_one()
+                held.tally.report(done.places)
+                # While something is done, a new worker is worth a try.
+                self._barren = self._stillborn = 0
+                self._reports.append(done)
+            if held.tally.over:
+                lane.held = None
+                self._supply.give_back(held.segment)
 
     def _bury(self, lane: Lane) -> None:
         """Report what a dead lane leaves behind, once."""
@@ -324,7 +320,7 @@ class LanePool:
         begun = lane.slate.item if lane.slate.chunk == held.number else None
         if lane.why == "timeout" and lane.slate.call_began != lane.judged:
             # The late call ended just before the kill; whatever came next is innocent.
-            return GaveBack(held.number, held.n_done)
+            return Lost(held.number, None, "stopped")
         self._barren = self._barren + 1 if begun is None else 0
         return verdict(
             held,

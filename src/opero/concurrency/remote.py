@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Final
 from opero.concurrency import bodies
 from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Report
 from opero.concurrency.parcel import Parcel
+from opero.concurrency.sheet import Sheet
 from opero.concurrency.shipment import Shipment
-from opero.concurrency.work import Sheet, Work
+from opero.concurrency.work import Work
 from opero.core.cache.flight import Flight, board, unboard
 from opero.errors import OperoError
 from opero.events import event_bus
@@ -29,14 +30,14 @@ if TYPE_CHECKING:
 
 __all__ = ["PROTOCOL", "call", "open_reports"]
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 """What map and worker must agree on; raised with every change of what the bytes mean."""
 
 _KEPT: Final = 8
 """Jobs that a worker remembers."""
 
 Packed = tuple[bytes | None, int]
-"""The body of results and 1 for the last of a chunk; or None, and how many items were done before it was given back."""
+"""The body of results; or None, and the position from which on a chunk is given back."""
 
 
 class _Site:
@@ -76,32 +77,28 @@ class _Site:
         return [self._packed(report) for report in reports]
 
     def _chunk(self, parcel: Parcel, parked: dict[int, Any], sheet: Sheet) -> None:
-        for position in range(len(parcel.entries)):
+        for position in sheet.positions():
             try:
                 item = parcel.open(position)
             except Exception as error:  # noqa: BLE001 - whatever its class raises when it is unpickled
-                told: tuple[Any, Any] = None, bodies.unopened(error, "item")
+                sheet.add(position, None, bodies.unopened(error, "item"))
             else:
-                told = self.work.one(item, parked.get(position))
-            if not sheet.add(*told):
-                return
+                sheet.add(position, *self.work.one(item, parked.get(position)))
         sheet.end()
 
     async def _achunk(self, parcel: Parcel, parked: dict[int, Any], sheet: Sheet) -> None:
-        for position in range(len(parcel.entries)):
+        for position in sheet.positions():
             try:
                 item = parcel.open(position)
             except Exception as error:  # noqa: BLE001 - as above
-                told: tuple[Any, Any] = None, bodies.unopened(error, "item")
+                sheet.add(position, None, bodies.unopened(error, "item"))
             else:
-                told = await self.work.aone(item, parked.get(position))
-            if not sheet.add(*told):
-                return
+                sheet.add(position, *await self.work.aone(item, parked.get(position)))
         sheet.end()
 
     def _packed(self, report: Report) -> Packed:
         if isinstance(report, GaveBack):
-            return None, report.n_done
+            return None, report.kept
         if not isinstance(report, Done):
             raise TypeError(report)
         with self.lock:
@@ -109,8 +106,7 @@ class _Site:
             counted = {name: amount for name, amount in stats.as_dict().items() if amount}
             stats.reset()
             events, self.events[:] = self.events[:], []
-        body = bodies.pack_done(report, counted, events)
-        return body, int(report.final)
+        return bodies.pack_done(report, counted, events), 0
 
 
 _sites: OrderedDict[str, _Site] = OrderedDict()
@@ -144,9 +140,9 @@ def call(protocol: int, number: str, blob: bytes, payload: bytes) -> bytes:
 def open_reports(chunk: int, data: bytes) -> Sequence[Report]:
     """Return what `call` has returned as an engine's reports."""
     reports: list[Report] = []
-    for body, number in pickle.loads(data):  # noqa: S301 - from our own `call`
+    for body, kept in pickle.loads(data):  # noqa: S301 - from our own `call`
         if body is None:
-            reports.append(GaveBack(chunk, number))
+            reports.append(GaveBack(chunk, kept))
         else:
-            reports.append(bodies.open_done(Parcel(body), chunk, final=bool(number)))
+            reports.append(bodies.open_done(Parcel(body), chunk))
     return reports

@@ -18,6 +18,8 @@ import sys
 import warnings
 from typing import Literal, NamedTuple
 
+from opero.concurrency.clerk import clerks
+
 __all__ = ["Surroundings", "choose_start", "look_around", "settle"]
 
 StartMethod = Literal["fork", "forkserver", "spawn"]
@@ -63,7 +65,7 @@ def look_around() -> Surroundings:
     threads: int | None = None
     try:
         # Python's own count does not know the threads of C libraries.
-        threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - a path object would be slower
+        threads = len(os.listdir("/proc/self/task")) - clerks()  # noqa: PTH208 - a path object would be slower
     except OSError:
         pass
     asyncio = sys.modules.get("asyncio")
@@ -93,7 +95,7 @@ def _may_settle(around: Surroundings) -> bool:
     if around.platform != "linux" or around.loop_runs or (around.threads or 1) == 1:
         return False
     # Threads of Python's own stay, those too that `threading` does not know.
-    return len(sys._current_frames()) == 1  # noqa: SLF001 - nothing else knows them all
+    return len(sys._current_frames()) - clerks() == 1  # noqa: SLF001 - nothing else knows them all
 
 
 def _fork_in_vain() -> None:

@@ -1,5 +1,5 @@
 # this_file: src/opero/concurrency/work.py
-"""What a worker does with a chunk: one item after the other through the pipeline, and what it reports of them.
+"""What a worker does with a chunk: one item after the other through the pipeline.
 
 A success on the first attempt is a bare value; everything else is an `Outcome`. The function of a
 plain pipeline is called directly, as decorated functions do it, and the stages see only what failed.
@@ -11,109 +11,20 @@ import functools
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from opero.concurrency.engine import Done, GaveBack, Outcome, Parked
+from opero.concurrency.engine import Outcome, Parked
 from opero.core import ambient
 from opero.core.call import Call, Failure, Pause
 from opero.core.express import is_unguarded
 from opero.utils.switch import switch
 
 if TYPE_CHECKING:
-    from opero.concurrency.engine import Chunk, Job, Report
+    from opero.concurrency.engine import Chunk, Job
+    from opero.concurrency.sheet import Sheet
     from opero.core.pipeline import Pipeline
 
-__all__ = ["PATIENCE", "Sheet", "Work"]
-
-PATIENCE: Final = 5
-"""A chunk that takes so many times its target is given back."""
-
-
-class Sheet:
-    """What a worker has to report of one chunk.
-
-    Args:
-        chunk: The chunk.
-        job: Whose target and patience count.
-        worker: Name of the worker.
-        tell: Takes each report.
-        flush_s: Seconds after which what is done is reported; None for the job's target.
-    """
-
-    __slots__ = (
-        "_began", "_chunk", "_flush_s", "_flushed", "_gives_back", "_odd", "_start", "_target",
-        "_tell", "_values", "_worker",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        chunk: Chunk,
-        job: Job,
-        worker: str,
-        tell: Callable[[Report], object],
-        *,
-        flush_s: float | None = None,
-    ) -> None:
-        self._chunk = chunk
-        self._target = job.target_s
-        self._flush_s = job.target_s if flush_s is None else flush_s
-        # Of several items at once none is behind another, and nobody could take the rest.
-        self._gives_back = job.gives_back and job.in_flight == 1
-        self._worker = worker
-        self._tell = tell
-        self._values: list[Any] = []
-        self._odd: dict[int, Outcome] = {}
-        self._start = 0
-        self._began = self._flushed = perf_counter()
-
-    def add(self, value: Any, outcome: Outcome | None) -> bool:
-        """Write down one item; tell whether the worker shall go on with the next.
-
-        Args:
-            value: The plain result; not looked at where there is an outcome.
-            outcome: What became of the item if that is more than a plain result.
-        """
-        if outcome is not None:
-            self._odd[self._start + len(self._values)] = outcome
-            value = None
-        self._values.append(value)
-        n_done = self._start + len(self._values)
-        now = perf_counter()
-        if now - self._flushed < self._flush_s or n_done == len(self._chunk):
-            return True
-        self._flush(now, final=False)
-        if self._gives_back and now - self._began >= PATIENCE * self._target:
-            self._tell(GaveBack(self._chunk.id, n_done))
-            return False
-        return True
-
-    def report(self) -> None:
-        """Report what is done so far."""
-        if self._values:
-            self._flush(perf_counter(), final=False)
-
-    def stop(self) -> None:
-        """Report what is done and give the rest back."""
-        self.report()
-        self._tell(GaveBack(self._chunk.id, self._start))
-
-    def end(self) -> None:
-        """Report the rest; the chunk is done with."""
-        self._flush(perf_counter(), final=True)
-
-    def _flush(self, now: float, *, final: bool) -> None:
-        done = Done(
-            chunk=self._chunk.id,
-            start=self._start,
-            values=self._values,
-            odd=self._odd,
-            busy_s=now - self._flushed,
-            worker=self._worker,
-            final=final,
-        )
-        self._start += len(self._values)
-        self._values, self._odd, self._flushed = [], {}, now
-        self._tell(done)
+__all__ = ["Work"]
 
 
 class Work:
@@ -145,37 +56,35 @@ class Work:
     # --- a chunk -------------------------------------------------------------------------------------
 
     def chunk(
-        self, chunk: Chunk, sheet: Sheet, *, stopped: Callable[[], bool] = lambda: False
+        self, chunk: Chunk, sheet: Sheet, *, stopped: Callable[[], bool] | None = None
     ) -> None:
         """Run a chunk of a synchronous function.
 
         Args:
             chunk: The chunk.
             sheet: Takes what becomes of it.
-            stopped: Whether no further item shall begin.
+            stopped: Whether no further item shall begin; None if nobody will say so.
         """
         one = self.one if self._context is None else functools.partial(self._within, self._context)
-        parked = chunk.parked or {}
-        for position, item in enumerate(chunk.items):
-            if stopped():
-                return sheet.stop()
+        items, parked = chunk.items, chunk.parked or {}
+        for position in sheet.positions(stopped):
             if self._job.enter is not None:
                 one = functools.partial(self._entered, chunk.idx[position])
-            if not sheet.add(*one(item, parked.get(position))):
-                return None
-        return sheet.end()
+            sheet.add(position, *one(items[position], parked.get(position)))
+        sheet.end()
 
-    async def achunk(self, chunk: Chunk, sheet: Sheet) -> None:
-        """Run a chunk of a coroutine function."""
-        parked = chunk.parked or {}
-        for position, item in enumerate(chunk.items):
-            known = parked.get(position)
+    async def achunk(
+        self, chunk: Chunk, sheet: Sheet, *, stopped: Callable[[], bool] | None = None
+    ) -> None:
+        """Run a chunk of a coroutine function; as `chunk`."""
+        items, parked = chunk.items, chunk.parked or {}
+        for position in sheet.positions(stopped):
+            item, known = items[position], parked.get(position)
             if self._job.enter is None:
                 told = await self.aone(item, known)
             else:
                 told = await self._aentered(chunk.idx[position], item, known)
-            if not sheet.add(*told):
-                return
+            sheet.add(position, *told)
         sheet.end()
 
     # --- an item -------------------------------------------------------------------------------------

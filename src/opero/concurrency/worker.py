@@ -1,18 +1,21 @@
 # this_file: src/opero/concurrency/worker.py
 """What a worker process does: get ready, take a chunk, run its items, report, take the next.
 
-It has one thread of its own, so that the user's code may fork, start processes and map again.
+The user's code has the main thread, and may fork, start processes and map again: the one thread beside it goes away for
+that.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency import bodies
+from opero.concurrency.clerk import Clerk
 from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Report
 from opero.concurrency.memory import limit_memory
 from opero.concurrency.outbox import Outbox
@@ -20,10 +23,11 @@ from opero.concurrency.parcel import PLAIN, Parcel
 from opero.concurrency.progress import hide_bars
 from opero.concurrency.remote_error import traceback_of
 from opero.concurrency.segment import Intake
+from opero.concurrency.sheet import Sheet
 from opero.concurrency.shipment import Shipment
 from opero.concurrency.slate import Slate
 from opero.concurrency.wire import Frame, Reader, send_frame
-from opero.concurrency.work import Sheet, Work
+from opero.concurrency.work import Work
 from opero.core import ambient
 from opero.core.cache.flight import Flight, board
 from opero.core.deadline import run_until
@@ -32,7 +36,7 @@ from opero.events import Event, event_bus
 if TYPE_CHECKING:
     from opero.concurrency.worker_loop import WorkerLoop
 
-__all__ = ["CHUNK", "DONE", "FAILED", "GAVE_BACK", "JOB", "PARTLY", "RETIRES", "UP", "work"]
+__all__ = ["CHUNK", "DONE", "FAILED", "GAVE_BACK", "JOB", "KEPT", "RETIRES", "UP", "work"]
 
 JOB: Final = b"j"
 """To a worker: the job, pickled; empty if it was inherited."""
@@ -42,12 +46,11 @@ UP: Final = b"u"
 """From a worker: it is ready; the number is its process id."""
 FAILED: Final = b"f"
 """From a worker: it cannot begin; the body says why."""
-PARTLY: Final = b"p"
-"""From a worker: some results of a chunk."""
 DONE: Final = b"d"
-"""From a worker: the last results of a chunk."""
+"""From a worker: results of a chunk."""
 GAVE_BACK: Final = b"g"
-"""From a worker: it will not do the rest of a chunk."""
+"""From a worker: it will do nothing of a chunk from some position on, which is the body (`KEPT`)."""
+KEPT: Final = struct.Struct("<Q")
 RETIRES: Final = b"r"
 """From a worker: it takes no other chunk and will end."""
 
@@ -85,8 +88,10 @@ class _Worker:
         self._events: list[Event] = []
         self._name = f"process {os.getpid()}"
         self._job: Job
+        self._most: int | None = None
         self._work: Work
         self._loop: WorkerLoop | None = None
+        self._clerk = Clerk(self._send)
 
     # --- getting ready ----------------------------------------------------------------------------
 
@@ -122,6 +127,7 @@ class _Worker:
             limit_memory(job.memory_limit)
         if job.worker_init is not None:
             job.worker_init()
+        self._most = job.max_tasks_per_worker
         self._work = Work(job, job.pipeline)
         if job.pipeline.awaits:
             from opero.concurrency.worker_loop import WorkerLoop
@@ -145,6 +151,7 @@ class _Worker:
             else:
                 run_until(self._job.deadline, self.serve)
         finally:
+            self._clerk.rest()
             if self._loop is not None:
                 self._loop.close()
 
@@ -165,65 +172,66 @@ class _Worker:
         chunk = Chunk(id=frame.number, idx=(), items=parcel.entries)
         sheet = Sheet(chunk, self._job, self._name, self._tell, flush_s=FLUSH)
         if self._loop is not None:
-            self._loop.run(parcel, parked, sheet, self._begins, self._outbox.seal)
-            return None
-        begin, plain, one, outbox = (
-            self.slate.begin_item,
-            parcel.plain,
-            self._work.one,
-            self._outbox,
-        )
-        for position, item in enumerate(parcel.entries):
-            if self._stopped():
-                return sheet.stop()
+            self._loop.run(parcel, parked, sheet, self._begin, self._stopped, self._outbox.seal)
+            return
+        if len(chunk) > 1:
+            self._clerk.watch(sheet)
+        begin, one, outbox = self.slate.begin_item, self._work.one, self._outbox
+        entries, plain = parcel.entries, parcel.plain
+        for position in sheet.positions(self._stopped):
             # Noted before it is opened, because that may be fatal already.
             begin(position)
             self.tasks += 1
-            if not plain:
+            if plain:
+                item = entries[position]
+            else:
                 try:
                     item = parcel.open(position)
                 except Exception as error:  # noqa: BLE001 - whatever its class raises then
-                    if not sheet.add(None, bodies.unopened(error, "item")):
-                        return None
+                    sheet.add(position, None, bodies.unopened(error, "item"))
                     continue
             value, outcome = one(item, parked.get(position))
             # Nothing of it may be there while the next item runs, which then gets its memory.
             del item
             if outcome is not None or type(value) not in PLAIN:
+                sheet.hold()
                 value = outbox.seal(value, outcome)
-            if not sheet.add(value, outcome):
-                return None
+            sheet.add(position, value, outcome)
             if outbox.full:
-                sheet.report()
-        return sheet.end()
+                sheet.flush()
+        self._clerk.leave()
+        sheet.end()
 
-    def _begins(self, position: int) -> bool:
-        """Note that an item begins, unless none may any more."""
-        if self._stopped():
-            return False
+    def _begin(self, position: int) -> None:
+        """Note that an item begins."""
         self.slate.begin_item(position)
         self.tasks += 1
-        return True
 
     def _retires(self) -> bool:
-        most = self._job.max_tasks_per_worker
-        return most is not None and self.tasks >= most
+        return self._most is not None and self.tasks >= self._most
 
     def _stopped(self) -> bool:
-        return self.slate.stopped or self._retires()
+        return self.slate.stopped or (self._most is not None and self._retires())
 
     def _tell(self, report: Report) -> None:
+        """Report in the worker's own thread, where counters and events stand still."""
         if isinstance(report, Done):
-            if report.final and self._retires():
-                send_frame(self._sock, Frame(RETIRES))
+            self._send(report, self._stats(), self._take_events())
+        else:
+            self._send(report)
+
+    def _send(
+        self, report: Report, stats: dict[str, float] | None = None, events: Sequence[Event] = ()
+    ) -> None:
+        if self._retires():
+            # Said first, so that the map sends nothing more when it hears that the chunk is over.
+            send_frame(self._sock, Frame(RETIRES))
+        if isinstance(report, Done):
             load, fd = self._outbox.ship()
-            body = bodies.pack_done(report, self._stats(), self._take_events(), load, sealed=True)
-            kind = DONE if report.final else PARTLY
-            send_frame(self._sock, Frame(kind, report.chunk, body, fd))
+            body = bodies.pack_done(report, stats or {}, events, load, sealed=True)
+            send_frame(self._sock, Frame(DONE, report.chunk, body, fd))
         elif isinstance(report, GaveBack):
-            if self._retires():
-                send_frame(self._sock, Frame(RETIRES))
-            send_frame(self._sock, Frame(GAVE_BACK, report.chunk))
+            send_frame(self._sock, Frame(GAVE_BACK, report.chunk, KEPT.pack(report.kept)))
 
     def _stats(self) -> dict[str, float]:
         stats = self._job.pipeline.stats

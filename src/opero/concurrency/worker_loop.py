@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency import bodies
+from opero.concurrency.rounds import LOOK
 
 if TYPE_CHECKING:
     from opero.concurrency.engine import Outcome, Parked
     from opero.concurrency.parcel import Parcel
+    from opero.concurrency.sheet import Sheet
     from opero.concurrency.slate import Slate
-    from opero.concurrency.work import Sheet, Work
+    from opero.concurrency.work import Work
 
 __all__ = ["WorkerLoop"]
 
@@ -52,7 +54,8 @@ class WorkerLoop:
         parcel: Parcel,
         parked: dict[int, Parked],
         sheet: Sheet,
-        begin: Callable[[int], bool],
+        begin: Callable[[int], object],
+        stopped: Callable[[], bool],
         seal: Seal,
     ) -> None:
         """Run a chunk.
@@ -61,38 +64,32 @@ class WorkerLoop:
             parcel: Its items.
             parked: What some of them bring from earlier attempts.
             sheet: Takes what becomes of them.
-            begin: Notes that an item begins; False if none may any more.
+            begin: Notes that an item begins.
+            stopped: Whether none may any more.
             seal: Makes a result ready for the sheet.
         """
-        self._runner.run(self._run(parcel, parked, sheet, begin, seal))
+        self._runner.run(self._run(_Page(parcel, parked, sheet, begin, stopped, seal)))
 
-    async def _run(
-        self,
-        parcel: Parcel,
-        parked: dict[int, Parked],
-        sheet: Sheet,
-        begin: Callable[[int], bool],
-        seal: Seal,
-    ) -> None:
-        page = _Page(parcel, parked, sheet, begin, seal)
-        with self._alive():
-            pullers = min(self._in_flight, page.length)
+    async def _run(self, page: _Page) -> None:
+        with self._alive(), page.watched():
+            pullers = min(self._in_flight, len(page.parcel.entries))
             if pullers == 1:
                 await self._pull(page)
             else:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(pullers):
                         group.create_task(self._pull(page))
-        page.finish()
+        page.sheet.end()
 
     async def _pull(self, page: _Page) -> None:
-        while (position := page.next()) is not None:
+        for position in page.sheet.positions(page.stopped):
+            page.begin(position)
             try:
-                item = page.open(position)
+                item = page.parcel.open(position)
             except Exception as error:  # noqa: BLE001 - whatever its class raises when it is unpickled
-                page.done(position, (None, bodies.unopened(error, "item")))
+                page.add(position, None, bodies.unopened(error, "item"))
                 continue
-            page.done(position, await self._work.aone(item, page.parked.get(position)))
+            page.add(position, *await self._work.aone(item, page.parked.get(position)))
 
     @contextmanager
     def _alive(self) -> Iterator[None]:
@@ -123,63 +120,49 @@ class WorkerLoop:
 
 
 class _Page:
-    """The items of a chunk, begun in order and finished in any; they are reported in order."""
+    """A chunk under way, whose items finish in any order."""
 
     def __init__(
         self,
         parcel: Parcel,
         parked: dict[int, Parked],
         sheet: Sheet,
-        begin: Callable[[int], bool],
+        begin: Callable[[int], object],
+        stopped: Callable[[], bool],
         seal: Seal,
     ) -> None:
+        self.parcel = parcel
         self.parked = parked
-        self.length = len(parcel.entries)
-        self._parcel = parcel
-        self._sheet = sheet
-        self._begin = begin
-        self._seal = seal
-        self._begun = self._told = 0
-        self._given_back = False
-        self._early: dict[int, tuple[Any, Outcome | None]] = {}
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self.sheet = sheet
+        self.begin = begin
+        self.stopped = stopped
+        self.seal = seal
+        self._soon: asyncio.TimerHandle | None = None
 
-    def next(self) -> int | None:
-        """Return the position of the next item, None if none shall begin."""
-        position = self._begun
-        if self._given_back or position == self.length or not self._begin(position):
-            return None
-        self._begun += 1
-        return position
-
-    def open(self, position: int) -> Any:
-        """Return an item."""
-        entry = self._parcel.entries[position]
-        return entry if self._parcel.plain else self._parcel.open(position)
-
-    def done(self, position: int, told: tuple[Any, Outcome | None]) -> None:
-        """Take what became of an item, and report it once all before it are."""
-        self._early[position] = told
-        while (ready := self._early.pop(self._told, None)) is not None:
-            self._told += 1
-            value, outcome = ready
-            self._given_back = not self._sheet.add(self._seal(value, outcome), outcome)
-        if self._timer is None and self._told < self.length:
-            self._timer = self._loop.call_later(_SOON, self._report)
+    def add(self, position: int, value: Any, outcome: Outcome | None) -> None:
+        """Write down what became of an item, and let that be reported soon."""
+        self.sheet.add(position, self.seal(value, outcome), outcome)
+        if self._soon is None:
+            self._soon = asyncio.get_running_loop().call_later(_SOON, self._report)
 
     def _report(self) -> None:
-        self._timer = None
-        if not self._given_back:
-            self._sheet.report()
+        self._soon = None
+        self.sheet.flush()
 
-    def finish(self) -> None:
-        """Report the rest."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._given_back:
-            return
-        if self._told == self.length:
-            self._sheet.end()
-        else:
-            self._sheet.stop()
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Look at the sheet now and then, so that what has not begun is given back."""
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle | None = None
+
+        def look() -> None:
+            nonlocal timer
+            timer = loop.call_later(LOOK, look) if self.sheet.look() else None
+
+        timer = loop.call_later(LOOK, look)
+        try:
+            yield
+        finally:
+            for pending in (timer, self._soon):
+                if pending is not None:
+                    pending.cancel()

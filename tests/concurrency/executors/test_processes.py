@@ -101,9 +101,8 @@ def test_a_long_chunk_gives_the_rest_back(maps: Maps) -> None:
 
 def test_what_is_finished_is_reported_before_the_chunk_is(maps: Maps) -> None:
     ran = maps(lambda x: time.sleep(0.02) or x, range(4), chunk=4)
-    assert [report.final for report in ran.reports if isinstance(report, Done)] == [
-        *[False] * 3,
-        True,
+    assert [report.values for report in ran.reports if isinstance(report, Done)] == [
+        [n] for n in range(4)
     ]
 
 

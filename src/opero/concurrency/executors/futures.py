@@ -11,9 +11,11 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opero.concurrency import bodies, remote
-from opero.concurrency.engine import Caps, Chunk, GaveBack, Lost, Report
+from opero.concurrency.engine import Caps, Chunk, Lost, Report
+from opero.concurrency.rounds import Rounds
+from opero.concurrency.sheet import Sheet
 from opero.concurrency.shipment import Shipment
-from opero.concurrency.work import Sheet, Work
+from opero.concurrency.work import Work
 from opero.errors import MapError
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class Futures:
         self.caps = Caps(remote=not self._here)
         self._outbox: SimpleQueue[_Ended | Report | None] = SimpleQueue()
         self._flying: dict[int, Future[Any]] = {}
+        self._rounds = Rounds()
         self._stopped = False
 
     def slots(self) -> int:
@@ -73,6 +76,8 @@ class Futures:
             MapError: It takes none any more.
         """
         future: Future[Any]
+        if self._here:
+            self._rounds.expect(chunk)
         try:
             if self._here:
                 run = self._run_loop if self._job.pipeline.awaits else self._run
@@ -93,9 +98,11 @@ class Futures:
         Raises:
             MapError: The executor is broken.
         """
+        self._rounds.make()
         reports: list[Report] = []
+        wait = self._rounds.wait(timeout)
         with contextlib.suppress(Empty):
-            news = self._outbox.get_nowait() if timeout == 0 else self._outbox.get(timeout=timeout)
+            news = self._outbox.get_nowait() if wait == 0 else self._outbox.get(timeout=wait)
             while news is not None:
                 reports += self._ended(news) if isinstance(news, _Ended) else [news]
                 news = self._outbox.get_nowait()
@@ -109,7 +116,7 @@ class Futures:
             raise self._broken(error) from error
         if error is not None or future.cancelled():
             # What the function raises comes back as outcomes: this is the executor's own failure.
-            return [Lost(number, 0, None, "crash", said="" if error is None else repr(error))]
+            return [Lost(number, None, "crash", said="" if error is None else repr(error))]
         data = future.result()
         return [] if data is None else list(remote.open_reports(number, data))
 
@@ -135,16 +142,13 @@ class Futures:
 
     def _run(self, chunk: Chunk) -> None:
         sheet = Sheet(chunk, self._job, self.name, self._outbox.put)
-        if self._stopped:
-            self._outbox.put(GaveBack(chunk.id, 0))
-        else:
+        with self._rounds.over(sheet):
             self._work.chunk(chunk, sheet, stopped=lambda: self._stopped)
 
     def _run_loop(self, chunk: Chunk) -> None:
         from opero.utils import run_async
 
         sheet = Sheet(chunk, self._job, self.name, self._outbox.put)
-        if self._stopped:
-            self._outbox.put(GaveBack(chunk.id, 0))
-        else:
-            self._context.copy().run(run_async, self._work.achunk(chunk, sheet))
+        with self._rounds.over(sheet):
+            running = self._work.achunk(chunk, sheet, stopped=lambda: self._stopped)
+            self._context.copy().run(run_async, running)

@@ -9,7 +9,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from opero.concurrency.engine import Caps
-from opero.concurrency.work import Sheet, Work
+from opero.concurrency.sheet import Sheet
+from opero.concurrency.work import Work
 
 if TYPE_CHECKING:
     from opero.concurrency.engine import Chunk, Job, Report, Why

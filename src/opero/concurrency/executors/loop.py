@@ -9,7 +9,9 @@ from contextvars import Context
 from typing import TYPE_CHECKING
 
 from opero.concurrency.engine import Caps
-from opero.concurrency.work import Sheet, Work
+from opero.concurrency.rounds import Rounds
+from opero.concurrency.sheet import Sheet
+from opero.concurrency.work import Work
 
 if TYPE_CHECKING:
     from opero.concurrency.engine import Chunk, Job, Report
@@ -33,6 +35,7 @@ class Loop:
         self._context = context
         self._inbox: deque[Chunk] = deque()
         self._reports: list[Report] = []
+        self._rounds = Rounds()
         self._news = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._idle: deque[asyncio.Future[None]] = deque()
@@ -49,6 +52,7 @@ class Loop:
 
     def submit(self, chunk: Chunk) -> None:
         """Queue a chunk, and let a task take it up."""
+        self._rounds.expect(chunk)
         self._inbox.append(chunk)
         while self._idle:
             sleeper = self._idle.popleft()
@@ -62,9 +66,10 @@ class Loop:
 
     async def poll(self, wait: float | None) -> list[Report]:
         """Return what the tasks have reported; wait for the first report."""
+        self._rounds.make()
         if not (self._reports or self._news.is_set()) and wait != 0:
             try:
-                async with asyncio.timeout(wait):
+                async with asyncio.timeout(self._rounds.wait(wait)):
                     await self._news.wait()
             except TimeoutError:
                 return []
@@ -99,7 +104,9 @@ class Loop:
                 self._idle.append(sleeper)
                 await sleeper
             chunk = self._inbox.popleft()
-            await self._work.achunk(chunk, Sheet(chunk, self._job, name, self._tell))
+            sheet = Sheet(chunk, self._job, name, self._tell)
+            with self._rounds.over(sheet):
+                await self._work.achunk(chunk, sheet)
 
     def _tell(self, report: Report) -> None:
         self._reports.append(report)

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from opero.concurrency.engine import Caps, GaveBack
 from opero.concurrency.pool import ThreadCrew
-from opero.concurrency.work import Sheet, Work
+from opero.concurrency.rounds import Rounds
+from opero.concurrency.sheet import Sheet
+from opero.concurrency.work import Work
 
 if TYPE_CHECKING:
     from opero.concurrency.engine import Chunk, Job, Report, Why
@@ -40,6 +42,7 @@ class Threads:
         self._context = context
         self._inbox: SimpleQueue[Chunk | None] = SimpleQueue()
         self._outbox: SimpleQueue[Report | None] = SimpleQueue()
+        self._rounds = Rounds()
         self._stopped = False
         self._left = 0
         self._lock = threading.Lock()
@@ -61,6 +64,7 @@ class Threads:
 
     def submit(self, chunk: Chunk) -> None:
         """Put a chunk into the queue."""
+        self._rounds.expect(chunk)
         self._inbox.put(chunk)
 
     def poll(self, timeout: float | None) -> list[Report]:
@@ -69,9 +73,11 @@ class Threads:
         if begin is not None:
             self._left = self._workers
             self._crew = begin()
+        self._rounds.make()
         reports: list[Report] = []
+        wait = self._rounds.wait(timeout)
         with contextlib.suppress(Empty):
-            first = self._outbox.get_nowait() if timeout == 0 else self._outbox.get(timeout=timeout)
+            first = self._outbox.get_nowait() if wait == 0 else self._outbox.get(timeout=wait)
             while first is not None:
                 reports.append(first)
                 first = self._outbox.get_nowait()
@@ -105,9 +111,9 @@ class Threads:
         work = Work(job, context=self._context)
         try:
             while (chunk := self._next()) is not None:
-                work.chunk(
-                    chunk, Sheet(chunk, job, name, self._outbox.put), stopped=self._is_stopped
-                )
+                sheet = Sheet(chunk, job, name, self._outbox.put)
+                with self._rounds.over(sheet):
+                    work.chunk(chunk, sheet, stopped=self._is_stopped)
         finally:
             self._leave()
 
@@ -119,7 +125,9 @@ class Threads:
             with asyncio.Runner() as runner:
                 while (chunk := self._next()) is not None:
                     sheet = Sheet(chunk, job, name, self._outbox.put)
-                    runner.run(work.achunk(chunk, sheet), context=self._context.copy())
+                    with self._rounds.over(sheet):
+                        running = work.achunk(chunk, sheet, stopped=self._is_stopped)
+                        runner.run(running, context=self._context.copy())
         finally:
             self._leave()
 
