@@ -182,3 +182,11 @@ def test_the_death_of_a_worker_whose_chunk_was_cut_costs_its_item_alone(
     assert sorted(found) == [x for x in range(16) if x != SLOW]
     assert last == [SLOW]
     assert [len((tmp_path / str(x)).read_text()) for x in range(16)] == [1, 1, 1, 2, *[1] * 12]
+
+
+@pytest.mark.parametrize("way", [(True, "async_process")], indirect=True)
+def test_slow_coroutines_keep_no_worker_from_the_next_chunks(way: Way) -> None:
+    slow = frozenset(range(31))
+    found, last = way.first(300, way.of(lambda x: x, slow, workers=1), range(331))
+    assert sorted(found) == list(range(31, 331))
+    assert sorted(last) == sorted(slow)

@@ -281,5 +281,5 @@ def test_a_killed_run_goes_on_and_pays_for_nothing_twice(
     resumed = int(second.stdout)
     assert resumed + len(again) == 120, "each item was resumed or run, none both"
     # At most what was under way, or finished in the last moments, was paid for and lost:
-    # the chunks at each worker and those at hand.
-    assert len(set(known) & set(again)) <= 40
+    # the chunks at each worker and those at hand, or as many as are in flight in event loops.
+    assert len(set(known) & set(again)) <= (70 if mode == "async_process" else 40)

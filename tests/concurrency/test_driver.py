@@ -300,3 +300,43 @@ def test_slow_input_goes_to_all_who_have_nothing() -> None:
     driver._size.size = 4
     feed(driver, list(range(4)))
     assert [len(run_chunk(driver, 4)) for _ in range(4)] == [1, 1, 1, 1]
+
+
+def test_a_chunk_counts_by_the_part_of_a_worker_that_it_keeps_busy() -> None:
+    driver = Driver(
+        size=ChunkSize(target_s=0.03, least=4),
+        ordered=False,
+        raises=False,
+        budget=Budget(None),
+        recover=charge,
+        in_flight=4,
+    )
+    feed(driver, list(range(24)))
+    first, _ = run_chunk(driver, 2), run_chunk(driver, 2)
+    assert driver.next_chunk(2, 0.0) is None
+    driver.take([Done(first.id, [0, 1, 3], [0, 1, 3], {}, 10.0, "w")], 0.0)
+    assert len(run_chunk(driver, 2)) == 4
+    assert driver.next_chunk(2, 0.0) is None
+
+
+def test_what_comes_back_of_a_slow_chunk_is_shared_out_whatever_size_is_wanted() -> None:
+    driver = driver_of(ordered=False)
+    driver._size = ChunkSize(target_s=0.03, fixed=9)
+    feed(driver, list(range(20)))
+    chunk = run_chunk(driver, 4)
+    driver.take([GaveBack(chunk.id, 1)], 0.0)
+    assert driver.in_flight == 1, "its first item is at work still"
+    assert [run_chunk(driver, 4).items for _ in range(3)] == [[1, 2], [3, 4], [5]]
+    driver.take([Done(chunk.id, range(1), [0], {}, 0.0, "w")], 0.0)
+    assert driver.in_flight == 3
+
+
+def test_items_that_died_with_others_are_tried_again_alone_before_one_is_blamed() -> None:
+    driver = driver_of(ordered=False)
+    feed(driver, [POISON])
+    chunk = run_chunk(driver)
+    assert driver.take([Lost(chunk.id, None, "crash", alone=False)], 0.0) == []
+    again = run_chunk(driver)
+    assert (again.items, again.attempt) == ([POISON], 1)
+    driver.take([Lost(again.id, None, "crash")], 0.0)
+    assert driver.next_due() == 0.5

@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from opero import operomap
 from opero.concurrency.engine import Done, Lost, Outcome
 from opero.errors import CallTimeoutError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.concurrency.conftest import Maps
 
 both = pytest.mark.parametrize("maps", ["fork", "forkserver"], indirect=True)
@@ -129,3 +133,47 @@ def test_an_item_that_cannot_be_opened_costs_itself(maps: Maps) -> None:
     ran = maps(fetch, [1, Broken(), 3], chunk=3, workers=1, in_flight=3)
     assert [ran.items[0], ran.items[2]] == [1, 3]
     assert "no number" in str(ran.items[1].error)
+
+
+def test_slow_items_keep_no_place_of_others(tmp_path: Path) -> None:
+    gate = tmp_path / "open"
+
+    @operomap(mode="async_process", workers=1, retries=0, cache=False)
+    async def fetch(x: int) -> int:
+        if x in (0, 1, 2, 40):
+            while not gate.exists():  # noqa: ASYNC110 - the gate is for all processes
+                await asyncio.sleep(0.005)
+            return x
+        # Only twenty-eight at once get past it, which with the slow ones are all.
+        async with asyncio.timeout(30):
+            await barrier.wait()
+        if x >= 100:
+            gate.touch()
+        return x
+
+    barrier = asyncio.Barrier(28)
+    assert asyncio.run(fetch(range(4 + 4 * 28))) == list(range(4 + 4 * 28))
+
+
+def test_a_worker_that_dies_of_one_of_several_chunks_is_no_fault_of_the_others(
+    tmp_path: Path,
+) -> None:
+    died = tmp_path / "died"
+
+    @operomap(mode="async_process", workers=1, chunksize=4, retries=0, cache=False)
+    async def fetch(x: int) -> int:
+        begun.append(x)
+        if x == 13:
+            while len(begun) < 32 and not died.exists():  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.005)
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if not died.exists():
+            await asyncio.sleep(30)
+        return x
+
+    begun: list[int] = []
+    result = asyncio.run(fetch.map(range(40)))
+    assert [failure.index for failure in result.failures] == [13]
+    assert result.values == [x for x in range(40) if x != 13]
+    assert fetch.stats.failures == 1

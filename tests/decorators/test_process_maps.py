@@ -83,7 +83,9 @@ def test_a_dead_worker_is_a_failed_call_and_is_retried(mode: MapMode, tmp_path: 
 
     double = mode.of(fatal_once, retries=1, min_delay=0)
     assert mode.run(double(range(4))) == [0, 1, 2, 3]
-    assert double.stats.failures >= 1
+    # Of coroutines that share a worker nobody knows which one it died of, so none is charged with it.
+    share = (mode.kind, mode.options["mode"]) == ("async", "async_process")
+    assert double.stats.failures >= 1 or share
 
 
 def test_an_item_without_end_costs_its_time_alone(mode: MapMode) -> None:

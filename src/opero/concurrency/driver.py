@@ -60,9 +60,12 @@ class _Sleeper(NamedTuple):
     parked: Parked
 
 
-class _Flight(NamedTuple):
-    chunk: Chunk
-    tally: Tally
+class _Flight(Tally):
+    __slots__ = ("chunk",)
+
+    def __init__(self, chunk: Chunk) -> None:
+        super().__init__(len(chunk))
+        self.chunk: Final = chunk
 
 
 class _Queue:
@@ -101,6 +104,7 @@ class Driver:
         raises: Whether a failed item ends the map.
         budget: How many items may fail.
         recover: What becomes of items that were lost with their worker.
+        in_flight: Items that one worker has under way at once.
 
     Attributes:
         budget: Counters of finished and failed items.
@@ -119,8 +123,10 @@ class Driver:
         raises: bool,
         budget: Budget,
         recover: Recover,
+        in_flight: int = 1,
     ) -> None:
         self._size = size
+        self._in_flight = in_flight
         self._order: InOrder | AsTheyCome = InOrder() if ordered else AsTheyCome()
         self._raises = raises
         self._recover = recover
@@ -151,8 +157,8 @@ class Driver:
         return max(0, self.window(slots) - awake - self._order.held)
 
     def window(self, slots: int) -> int:
-        """Return the most items that may be in flight or held back: a chunk for each slot."""
-        return max(1, slots) * self._size.size
+        """Return the most items that may be in flight or held back: a chunk for each slot, or what fills it."""
+        return max(1, slots) * max(self._size.size, self._in_flight)
 
     def admit(self, count: int) -> range:
         """Give the next pulled items their indices."""
@@ -179,7 +185,7 @@ class Driver:
 
     def next_chunk(self, slots: int, now: float) -> Chunk | None:
         """Return a chunk to submit, None if there is none or the engine has enough."""
-        if self.stopped or self.failed or len(self._out) >= slots:
+        if self.stopped or self.failed or self._full(slots):
             return None
         if self._sleepers and self._sleepers[0].due <= now:
             return self._wake(now)
@@ -190,6 +196,13 @@ class Driver:
         # The end of the input is shared by all; before that, what is there goes to those who have nothing.
         sharers = slots if self.ended else slots - len(self._out)
         return self._send(*self._queue.take(self._size.share(self._queue.length, sharers)))
+
+    def _full(self, slots: int) -> bool:
+        """Tell whether the engine has enough: a chunk counts by the part of a worker that it keeps busy."""
+        if self._in_flight == 1 or len(self._out) < slots:
+            return len(self._out) >= slots
+        most = self._in_flight
+        return sum(min(most, out.open) for out in self._out.values()) >= slots * most
 
     def _resend(self, slots: int) -> Chunk:
         """Send out what came back: suspects as they are, the rest of a slow chunk in parts for all."""
@@ -216,7 +229,7 @@ class Driver:
     ) -> Chunk:
         chunk = Chunk(self._ids, idx, items, attempt, parked)
         self._ids += 1
-        self._out[chunk.id] = _Flight(chunk, Tally(len(chunk)))
+        self._out[chunk.id] = _Flight(chunk)
         return chunk
 
     def next_due(self) -> float | None:
@@ -236,17 +249,17 @@ class Driver:
             flight = self._out.get(report.chunk)
             if flight is None:
                 continue
-            chunk, tally = flight
+            chunk = flight.chunk
             if isinstance(report, Done):
-                tally.report(report.places)
+                flight.report(report.places)
                 finished.append(self._done(chunk, report, now))
             elif isinstance(report, GaveBack):
                 self._size.gave_back()
-                self._return(chunk, tally.cut(report.kept), chunk.attempt)
+                self._return(chunk, flight.cut(report.kept), chunk.attempt)
             else:
-                finished += self._lost(chunk, tally.left(), report, now)
-                tally.cut(0)
-            if tally.over:
+                finished += self._lost(chunk, flight.left(), report, now)
+                flight.cut(0)
+            if flight.over:
                 del self._out[chunk.id]
         return finished
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from opero.concurrency.nurse import Nurse
     from opero.concurrency.segment import Intake
 
-__all__ = ["Held", "Lane", "verdict"]
+__all__ = ["Held", "Lane", "verdict", "verdicts"]
 
 
 @dataclass(slots=True)
@@ -33,12 +33,16 @@ class Held:
         body: What will be sent.
         segment: Where its large buffers lie.
         tally: What of it was reported.
+        alone: Whether nothing else may be in its lane, because some worker has died of these items.
+        turn: Of the chunks that its lane was given, which this is.
     """
 
     number: int
     body: bytes | memoryview
     tally: Tally
     segment: Segment | None = None
+    alone: bool = False
+    turn: int = 0
 
     @property
     def weight(self) -> int:
@@ -89,6 +93,34 @@ def verdict(
     return Lost(held.number, suspects[0] if len(suspects) == 1 else None, why, pid, exitcode)
 
 
+def verdicts(
+    begun: Iterable[tuple[Held, int | None]],
+    *,
+    why: Why,
+    barren: bool,
+    several: bool,
+    pid: int | None = None,
+    exitcode: int | None = None,
+) -> list[Lost]:
+    """Decide what becomes of all chunks of a dead worker; where several are suspects, nobody is blamed.
+
+    Args:
+        begun: The chunks, each with the position of its item that began last.
+        why: As for `verdict`.
+        barren: As there.
+        several: As there.
+        pid: As there.
+        exitcode: As there.
+    """
+    found = [
+        verdict(held, last, why=why, barren=barren, several=several, pid=pid, exitcode=exitcode)
+        for held, last in begun
+    ]
+    if sum(lost.why != "stopped" for lost in found) < 2:
+        return found
+    return [lost._replace(culprit=None, alone=False) for lost in found]
+
+
 # --- the lane -------------------------------------------------------------------------------------
 
 
@@ -103,7 +135,7 @@ class Lane:
     Attributes:
         pid: Its process, 0 before it is known.
         up: Whether it is ready.
-        held: The chunk that it works on.
+        held: The chunks that it works on, by number, in the order in which they were given.
         retires: Whether it takes no other.
         why: Why it is to be killed; None if it is not.
         judged: When the call that took too long had begun.
@@ -119,7 +151,8 @@ class Lane:
         self.nurse = nurse
         self.pid = 0
         self.up = self.retires = self.gone = self.closed = False
-        self.held: Held | None = None
+        self.held: dict[int, Held] = {}
+        self._turn = 0
         self.why: Why | None = None
         self.judged = 0
         self.exitcode: int | None = None
@@ -135,14 +168,40 @@ class Lane:
             self._writer.send(Frame(JOB, number, job))
 
     @property
-    def idle(self) -> bool:
-        """Whether it could take a chunk now."""
-        return self.up and self.held is None and not (self.retires or self.closed or self.why)
+    def ready(self) -> bool:
+        """Whether it takes chunks at all."""
+        return self.up and not (self.retires or self.closed or self.why)
+
+    @property
+    def open(self) -> int:
+        """How many items of it are still to be reported."""
+        return sum(held.tally.open for held in self.held.values())
+
+    def has_room(self, held: Held, in_flight: int) -> bool:
+        """Tell whether it could take a chunk now.
+
+        An item of it would begin at once, and one that a worker has died of would have no neighbours.
+        """
+        if not self.held:
+            return True
+        return (
+            not held.alone
+            and self.open < in_flight
+            and not any(other.alone for other in self.held.values())
+        )
 
     @property
     def pending(self) -> bool:
         """Whether there is something left to `flush`."""
         return self._writer.pending
+
+    def begun(self, held: Held) -> int | None:
+        """Return the position of the item of a chunk that began last, None if none did."""
+        turn = self.slate.chunk
+        if held.turn == turn:
+            return self.slate.item
+        # Chunks begin in their turn, so those before are begun as a whole.
+        return held.tally.kept - 1 if held.turn < turn else None
 
     def flush(self) -> None:
         """Send on what could not be sent before."""
@@ -150,7 +209,9 @@ class Lane:
 
     def take(self, held: Held) -> None:
         """Send it a chunk."""
-        self.held = held
+        self._turn += 1
+        held.turn = self._turn
+        self.held[held.number] = held
         # The packed items are not needed again: who lost them makes them anew.
         fd = None if held.segment is None else held.segment.descriptor(self._shown)
         frame = Frame(CHUNK, held.number, held.body, fd)
@@ -201,5 +262,7 @@ class Lane:
         self.slate.close()
 
     def __repr__(self) -> str:
-        state = "gone" if self.gone else "idle" if self.idle else "busy" if self.up else "starting"
+        state = (
+            "gone" if self.gone else "starting" if not self.up else "busy" if self.held else "idle"
+        )
         return f"<Lane {self.number}: process {self.pid or '?'}, {state}>"

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from opero.concurrency import bodies, nursery, worker
 from opero.concurrency.arena import Arena
+from opero.concurrency.backlog import deal
 from opero.concurrency.engine import GaveBack, Lost
-from opero.concurrency.lane import Held, Lane, verdict
+from opero.concurrency.lane import Held, Lane, verdicts
 from opero.concurrency.memory import resident
 from opero.concurrency.nurse import Nurse, own_socket
 from opero.concurrency.parcel import Parcel
@@ -116,12 +117,8 @@ class LanePool:
             self._selector.modify(one.sock, wanted, one)
 
     def _dispatch(self) -> None:
-        for lane in list(self._lanes.values()):
-            if not self._backlog:
-                return
-            if lane.idle:
-                lane.take(self._backlog.popleft())
-                self._watch(lane)
+        for lane in deal(self._backlog, self._lanes.values(), self._job.in_flight):
+            self._watch(lane)
         coming = sum(not lane.up for lane in self._lanes.values())
         for _ in range(min(len(self._backlog) - coming, self.nodes - len(self._lanes))):
             self._begin_lane()
@@ -132,7 +129,8 @@ class LanePool:
         """Pack a chunk and send it to an idle lane, or keep it until there is one."""
         segment = self._supply.take() if CAN_PASS else None
         body = bodies.pack_chunk(chunk, segment)
-        self._backlog.append(Held(chunk.id, body, Tally(len(chunk)), segment))
+        alone = chunk.attempt > 0
+        self._backlog.append(Held(chunk.id, body, Tally(len(chunk)), segment, alone))
         self._dispatch()
 
     def poll(self, timeout: float | None) -> list[Report]:
@@ -173,7 +171,7 @@ class LanePool:
                 self._reports.append(Lost(number, None, why))
                 return True
         for lane in self._lanes.values():
-            if lane.held is not None and lane.held.number == number:
+            if number in lane.held:
                 lane.kill(why)
                 self._watch(lane.nurse)
                 return True
@@ -196,7 +194,7 @@ class LanePool:
             return None
         looks = []
         for lane in self._lanes.values():
-            if lane.held is None or lane.why or lane.closed:
+            if not lane.held or lane.why or lane.closed:
                 continue
             if limit is not None:
                 began = lane.slate.call_began
@@ -271,7 +269,6 @@ class LanePool:
             self._from_lane(lane, frame)
 
     def _from_lane(self, lane: Lane, frame: Frame) -> None:
-        held = lane.held
         if frame.kind == worker.UP:
             lane.up, lane.pid = True, frame.number
             self._stillborn = 0
@@ -279,7 +276,7 @@ class LanePool:
             lane.failure = bytes(frame.body).decode(errors="replace")
         elif frame.kind == worker.RETIRES:
             lane.retires = True
-        elif held is not None:
+        elif (held := lane.held.get(frame.number)) is not None:
             if frame.kind == worker.GAVE_BACK:
                 (kept,) = worker.KEPT.unpack(frame.body)
                 held.tally.cut(kept)
@@ -294,7 +291,7 @@ class LanePool:
                 self._barren = self._stillborn = 0
                 self._reports.append(done)
             if held.tally.over:
-                lane.held = None
+                del lane.held[held.number]
                 self._supply.give_back(held.segment)
 
     def _bury(self, lane: Lane) -> None:
@@ -312,18 +309,20 @@ class LanePool:
             raise WorkerStartError(lane.failure, lane.exitcode)
         if not lane.up:
             self._count_stillborn(said, lane.exitcode)
-        elif lane.held is not None:
-            self._reports.append(self._judge(lane, lane.held))
-            self._supply.drop(lane.held.segment)
+            return
+        self._reports += self._judge(lane)
+        for held in lane.held.values():
+            self._supply.drop(held.segment)
 
-    def _judge(self, lane: Lane, held: Held) -> Report:
-        begun = lane.slate.item if lane.slate.chunk == held.number else None
+    def _judge(self, lane: Lane) -> list[Lost]:
+        if not lane.held:
+            return []
         if lane.why == "timeout" and lane.slate.call_began != lane.judged:
             # The late call ended just before the kill; whatever came next is innocent.
-            return Lost(held.number, None, "stopped")
-        self._barren = self._barren + 1 if begun is None else 0
-        return verdict(
-            held,
+            return [Lost(number, None, "stopped") for number in lane.held]
+        begun = [(held, lane.begun(held)) for held in lane.held.values()]
+        self._barren = 0 if any(last is not None for _, last in begun) else self._barren + 1
+        return verdicts(
             begun,
             why=lane.why or "crash",
             barren=self._barren >= _STILLBORN,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +16,8 @@ __all__ = ["LOOK", "Rounds"]
 
 LOOK: Final = 0.03
 """Seconds between two looks at a chunk that is under way."""
+
+_ALONE: Final[AbstractContextManager[object]] = nullcontext()
 
 
 class Rounds:
@@ -31,9 +33,15 @@ class Rounds:
         if len(chunk) > 1:
             self._coming.add(chunk.id)
 
-    @contextmanager
-    def over(self, sheet: Sheet) -> Iterator[None]:
+    def over(self, sheet: Sheet) -> AbstractContextManager[object]:
         """Let a sheet be looked at while its chunk is under way."""
+        if sheet.number not in self._coming:
+            # Of a single item, whose neighbours nobody waits for.
+            return _ALONE
+        return self._over(sheet)
+
+    @contextmanager
+    def _over(self, sheet: Sheet) -> Iterator[None]:
         self._sheets[sheet.number] = sheet
         self._coming.discard(sheet.number)
         try:

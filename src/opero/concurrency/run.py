@@ -98,6 +98,7 @@ class Run:
             raises=plan.raises,
             budget=Budget(plan.max_errors),
             recover=plan.recover,
+            in_flight=plan.job.in_flight,
         )
         self._watch = Watch(on_result=plan.on_result, bar=plan.bar, keeps=plan.collects)
         self._recall: Recall | None = None

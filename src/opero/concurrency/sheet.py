@@ -61,7 +61,7 @@ class Sheet:
         self._tell = tell
         self._todo = deque(range(count))
         self._values: list[Any] = []
-        self._odd: dict[int, Outcome] = {}
+        self._odd: dict[int, Outcome] | None = None
         # Where one is done after the other, they are done in their order.
         self._order: list[int] | None = None if job.in_flight == 1 else []
         self._told = 0
@@ -81,10 +81,9 @@ class Sheet:
         """
         take = self._todo.popleft
         try:
-            if stopped is None:
-                while True:
-                    yield take()
-            while not stopped():
+            for _ in range(self._kept):
+                if stopped is not None and stopped():
+                    return
                 yield take()
         except IndexError:
             # Asking first would not do: somebody may take the last one in between.
@@ -99,6 +98,8 @@ class Sheet:
             outcome: What became of the item if that is more than a plain result.
         """
         if outcome is not None:
+            if self._odd is None:
+                self._odd = {}
             self._odd[position] = outcome
             value = None
         if self._order is not None:
@@ -130,7 +131,13 @@ class Sheet:
         """Report what is done and give back what was not begun."""
         with self._lock:
             self._report(perf_counter(), self._tell, len(self._values))
-            self._give_back(self._tell)
+            if self._todo:
+                self._give_back(self._tell)
+
+    @property
+    def over(self) -> bool:
+        """Whether every item is done that is not given back."""
+        return len(self._values) == self._kept
 
     # --- from outside -----------------------------------------------------------------------------
 
@@ -194,9 +201,9 @@ class Sheet:
         values = self._values[told:count]
         if self._order is not None:
             places, values = _sorted(self._order[told:count], values)
-        odd = {}
-        if self._odd:
-            odd = {n: self._odd[place] for n, place in enumerate(places) if place in self._odd}
+        odd, known = {}, self._odd
+        if known:
+            odd = {n: known[place] for n, place in enumerate(places) if place in known}
         tell(Done(self.number, places, values, odd, now - self._flushed, self._worker))
         # Only now: what could not be told stays to be told.
         self._told, self._flushed, self._due = count, now, now + self._flush_s

@@ -57,11 +57,10 @@ class Slate:
 
     # --- the worker's side ------------------------------------------------------------------------
 
-    def begin_chunk(self, number: int) -> None:
-        """Note that a chunk is there and none of its items has begun."""
+    def begin_chunk(self, turn: int) -> None:
+        """Note that items of the worker's n-th chunk are next, and none of them has begun."""
         self._words[_ITEM] = _NONE
-        self._words[_CALL] = 0
-        self._words[_CHUNK] = number
+        self._words[_CHUNK] = turn
 
     def begin_call(self, now_ns: int) -> None:
         """Note that the user's function is called."""
@@ -109,7 +108,7 @@ class Slate:
 
     @property
     def chunk(self) -> int:
-        """The chunk that was begun last."""
+        """The turn of the chunk that was begun last; 0 if none was."""
         return self._words[_CHUNK]
 
     @property

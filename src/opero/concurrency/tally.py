@@ -31,16 +31,17 @@ class Tally:
     def __init__(self, count: int) -> None:
         self.kept: int = count
         self._next = 0
-        self._early: set[int] = set()
+        self._early: set[int] | None = None
 
     def report(self, places: Sequence[int]) -> None:
         """Note that items are done."""
         if isinstance(places, range) and places.start == self._next:
             self._next = places.stop
         else:
-            self._early.update(places)
-        while self._next in self._early:
-            self._early.remove(self._next)
+            self._early = {*places} if self._early is None else self._early | {*places}
+        early = self._early
+        while early and self._next in early:
+            early.remove(self._next)
             self._next += 1
 
     def cut(self, kept: int) -> range:
@@ -51,12 +52,12 @@ class Tally:
 
     def has(self, position: int) -> bool:
         """Tell whether an item is reported."""
-        return position < self._next or position in self._early
+        return position < self._next or (self._early is not None and position in self._early)
 
     @property
     def open(self) -> int:
         """How many items are still to be reported."""
-        return self.kept - self._next - len(self._early)
+        return self.kept - self._next - len(self._early or ())
 
     @property
     def over(self) -> bool:
@@ -66,4 +67,5 @@ class Tally:
     def left(self) -> Sequence[int]:
         """Return the positions that are still to be reported."""
         rest = range(self._next, self.kept)
-        return [n for n in rest if n not in self._early] if self._early else rest
+        early = self._early
+        return [n for n in rest if n not in early] if early else rest

@@ -19,6 +19,7 @@ from opero.concurrency.clerk import Clerk
 from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Report
 from opero.concurrency.memory import limit_memory
 from opero.concurrency.outbox import Outbox
+from opero.concurrency.page import Page
 from opero.concurrency.parcel import PLAIN, Parcel
 from opero.concurrency.progress import hide_bars
 from opero.concurrency.remote_error import traceback_of
@@ -34,6 +35,8 @@ from opero.core.deadline import run_until
 from opero.events import Event, event_bus
 
 if TYPE_CHECKING:
+    from opero.concurrency.engine import Outcome
+    from opero.concurrency.segment import Load
     from opero.concurrency.worker_loop import WorkerLoop
 
 __all__ = ["CHUNK", "DONE", "FAILED", "GAVE_BACK", "JOB", "KEPT", "RETIRES", "UP", "work"]
@@ -87,6 +90,8 @@ class _Worker:
         self._outbox = Outbox(slate)
         self._events: list[Event] = []
         self._name = f"process {os.getpid()}"
+        self._turn = self._noted = 0
+        self._sealed: Sheet | None = None
         self._job: Job
         self._most: int | None = None
         self._work: Work
@@ -133,13 +138,21 @@ class _Worker:
             from opero.concurrency.worker_loop import WorkerLoop
 
             self._loop = WorkerLoop(
-                self._work, self.slate, in_flight=job.in_flight, limit=job.item_timeout
+                self._work,
+                self.slate,
+                in_flight=job.in_flight,
+                limit=job.item_timeout,
+                desk=self,
             )
 
     def _receive(self) -> Frame:
         while True:
             for frame in self._reader.receive():
                 return frame
+
+    def receive(self) -> list[Page]:
+        """Return the chunks that have come."""
+        return [self._open(frame) for frame in self._reader.receive()]
 
     # --- work -------------------------------------------------------------------------------------
 
@@ -157,28 +170,38 @@ class _Worker:
 
     def serve(self) -> None:
         """Run chunks until the map has no more, or this worker has done its share."""
-        while not self._retires():
+        if self._loop is not None:
+            self._loop.serve(self._sock)
+            return
+        while not self.retires():
             try:
                 frame = self._receive()
             except (EOFError, OSError):
                 return
-            self._run(frame)
-            _flush()
+            self._run(self._open(frame))
+            self.leave()
 
-    def _run(self, frame: Frame) -> None:
+    def leave(self) -> None:
+        """Let nothing that was printed wait for the next chunk."""
+        _flush()
+
+    def _open(self, frame: Frame) -> Page:
         parcel = Parcel(frame.body, frame.fd, self._intake)
-        self.slate.begin_chunk(frame.number)
         parked = bodies.open_parked(parcel.more) or {}
         chunk = Chunk(id=frame.number, idx=(), items=parcel.entries)
         sheet = Sheet(chunk, self._job, self._name, self._tell, flush_s=FLUSH)
-        if self._loop is not None:
-            self._loop.run(parcel, parked, sheet, self._begin, self._stopped, self._outbox.seal)
-            return
-        if len(chunk) > 1:
+        self._turn += 1
+        return Page(parcel, parked, sheet, self._turn, self._stopped)
+
+    def _run(self, page: Page) -> None:
+        parcel, parked, sheet = page.parcel, page.parked, page.sheet
+        self._sealed = sheet
+        self.slate.begin_chunk(page.turn)
+        if len(parcel.entries) > 1:
             self._clerk.watch(sheet)
         begin, one, outbox = self.slate.begin_item, self._work.one, self._outbox
         entries, plain = parcel.entries, parcel.plain
-        for position in sheet.positions(self._stopped):
+        for position in page.positions:
             # Noted before it is opened, because that may be fatal already.
             begin(position)
             self.tasks += 1
@@ -202,16 +225,34 @@ class _Worker:
         self._clerk.leave()
         sheet.end()
 
-    def _begin(self, position: int) -> None:
-        """Note that an item begins."""
-        self.slate.begin_item(position)
+    def count(self) -> None:
+        """Count an item that is about to begin."""
         self.tasks += 1
 
-    def _retires(self) -> bool:
+    def note(self, turn: int, position: int) -> None:
+        """Note that an item of one of several chunks begins."""
+        if turn != self._noted:
+            self._noted = turn
+            self.slate.begin_chunk(turn)
+        self.slate.begin_item(position)
+
+    def seal(self, page: Page, value: Any, outcome: Outcome | None) -> Any:
+        """Make a result of one of several chunks ready to travel."""
+        if outcome is None and type(value) in PLAIN:
+            return value
+        if page.sheet is not self._sealed:
+            # A segment travels with the results of one chunk.
+            if self._sealed is not None:
+                self._sealed.flush()
+            self._sealed = page.sheet
+        return self._outbox.seal(value, outcome)
+
+    def retires(self) -> bool:
+        """Tell whether this worker has done its share."""
         return self._most is not None and self.tasks >= self._most
 
     def _stopped(self) -> bool:
-        return self.slate.stopped or (self._most is not None and self._retires())
+        return self.slate.stopped or (self._most is not None and self.retires())
 
     def _tell(self, report: Report) -> None:
         """Report in the worker's own thread, where counters and events stand still."""
@@ -223,11 +264,14 @@ class _Worker:
     def _send(
         self, report: Report, stats: dict[str, float] | None = None, events: Sequence[Event] = ()
     ) -> None:
-        if self._retires():
+        if self.retires():
             # Said first, so that the map sends nothing more when it hears that the chunk is over.
             send_frame(self._sock, Frame(RETIRES))
         if isinstance(report, Done):
-            load, fd = self._outbox.ship()
+            load: Load | tuple[()] = ()
+            fd = None
+            if self._sealed is not None and self._sealed.number == report.chunk:
+                load, fd = self._outbox.ship()
             body = bodies.pack_done(report, stats or {}, events, load, sealed=True)
             send_frame(self._sock, Frame(DONE, report.chunk, body, fd))
         elif isinstance(report, GaveBack):
