@@ -271,8 +271,9 @@ def test_live_process_takes_over_from_a_dead_one_and_never_from_a_live_one(
 ) -> None:
     monkeypatch.setenv("PAUSE", "0.3")
     first = engine()
-    found = desk.invoke_workflow("squares", 6)
+    found = desk.invoke_workflow("squares", 60)  # far from its end when the other one has begun
     until(lambda: len(notes(tmp_path)) == 2)
+    monkeypatch.setenv("PAUSE", "0.01")
     engine()
     os.kill(first.pid, signal.SIGSTOP)
     time.sleep(0.1)
@@ -283,7 +284,7 @@ def test_live_process_takes_over_from_a_dead_one_and_never_from_a_live_one(
     kill(first)
     until(lambda: len(notes(tmp_path)) > ran)
     assert time.monotonic() - before < 2
-    assert desk.result(found, timeout=20) == [n * n for n in range(6)]
+    assert desk.result(found, timeout=20) == [n * n for n in range(60)]
 
 
 def test_writes_of_a_zombie_are_refused(journal: Path, desk: Orchestrator) -> None:
