@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -135,16 +136,17 @@ def test_it_is_not_among_the_threads_of_the_user(maps: Maps) -> None:
     assert maps(count, range(2), workers=1, chunk=2, target_s=100).items == [(2, 1, "fork")] * 2
 
 
-def test_signals_end_waits_of_the_worker(maps: Maps) -> None:
-    def wait(_: int) -> bool:
-        woken: list[int] = []
-        signal.signal(signal.SIGUSR1, lambda *_: woken.append(1))
+@linux
+def test_signals_are_for_the_worker(maps: Maps) -> None:
+    def blocks(_: int) -> list[bool]:
         until(clerks)
-        os.kill(os.getpid(), signal.SIGUSR1)
-        until(lambda: woken)
-        return threading.current_thread() is threading.main_thread()
+        found = []
+        for task in sorted(Path("/proc/self/task").iterdir(), key=lambda task: int(task.name)):
+            mask = re.findall(r"SigBlk:\s*(\w+)", (task / "status").read_text())
+            found.append(bool(int(mask[0], 16) >> (signal.SIGINT - 1) & 1))
+        return found
 
-    assert maps(wait, range(2), workers=1, chunk=2, target_s=100).items == [True] * 2
+    assert maps(blocks, range(2), workers=1, chunk=2, target_s=100).items == [[False, True]] * 2
 
 
 def fork() -> int:

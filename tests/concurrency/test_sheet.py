@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,6 +76,22 @@ def test_between_two_items_everything_is_left_to_the_worker() -> None:
     sheet._due = sheet._late = float("inf")
     sheet.add(first, "0", None)
     sheet._late = 0.0
+    sheet.look()
+    assert told == []
+    assert list(sheet.positions()) == [1, 2]
+
+
+def test_an_item_that_ends_while_somebody_gives_back_the_rest_leaves_that_to_the_worker() -> None:
+    class Racing(deque[int]):
+        def pop(self, *_: Any) -> int:
+            if not sheet.over and not sheet._values:
+                sheet._values.append("0")
+            return super().pop()
+
+    told: list[Report] = []
+    sheet = sheet_of(3, told, target_s=0.0)
+    sheet._todo = Racing(sheet._todo)
+    taken(sheet, 1)
     sheet.look()
     assert told == []
     assert list(sheet.positions()) == [1, 2]

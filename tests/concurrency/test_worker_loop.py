@@ -9,6 +9,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from opero import operomap
@@ -177,3 +178,23 @@ def test_a_worker_that_dies_of_one_of_several_chunks_is_no_fault_of_the_others(
     assert [failure.index for failure in result.failures] == [13]
     assert result.values == [x for x in range(40) if x != 13]
     assert fetch.stats.failures == 1
+
+
+@pytest.mark.parametrize("large", [{1}, {1, 3}])
+def test_large_results_of_one_chunk_do_not_travel_with_those_of_another(large: set[int]) -> None:
+    @operomap(mode="async_process", workers=1, chunksize=3, retries=0, cache=False)
+    async def fetch(x: int) -> Any:
+        if x == 5:
+            await asyncio.sleep(0.02)
+        async with asyncio.timeout(30):
+            await barrier.wait()
+        if x in (2, 5):
+            # Both chunks are under way for a while.
+            await asyncio.sleep(0.02)
+        return np.full(40_000, x) if x in large else x
+
+    # Past it, the first result is reported at once; the next is not, when one of the other chunk is.
+    barrier = asyncio.Barrier(6)
+    found = asyncio.run(fetch(range(6)))
+    assert [int(np.max(one)) for one in found] == list(range(6))
+    assert [np.size(one) for one in found] == [40_000 if x in large else 1 for x in range(6)]
