@@ -107,8 +107,8 @@ def test_a_function_of_a_cell_is_mapped_as_it_is_now(notebook: Notebook, mode: s
             return x * factor
         """
     )
-    assert notebook.ran("factor = 2\ntimes([1, 2])").shown[0]["text/plain"] == "[2, 4]"
-    assert notebook.ran("factor = 5\ntimes([1, 2])").shown[0]["text/plain"] == "[5, 10]"
+    assert notebook.ran("factor = 2\ntimes([1, 2])").shown[-1]["text/plain"] == "[2, 4]"
+    assert notebook.ran("factor = 5\ntimes([1, 2])").shown[-1]["text/plain"] == "[5, 10]"
     assert notebook.workers() == []
 
 
@@ -159,22 +159,43 @@ def test_a_result_shows_itself_with_its_failures(notebook: Notebook) -> None:
     assert shown["text/plain"].startswith("<MapResult complete: 3 ")
 
 
-def test_progress_is_a_widget_or_a_line_of_text(notebook: Notebook) -> None:
-    cell = notebook.ran(
-        """
-        @operomap(mode="thread", workers=2, cache=False, retries=0, on_error="skip")
-        def shown(x):
-            return 1 / x
-        _ = shown(range(50))
-        """
-    )
+BAR = """
+    from opero import operomap
+    @operomap(mode="thread", workers=2, cache=False, retries=0, on_error="skip")
+    def shown(x):
+        return 1 / x
+    _ = shown(range(50))
+"""
+
+
+def test_progress_is_a_widget(notebook: Notebook) -> None:
+    cell = notebook.ran(BAR)
     widgets = [data for data in cell.shown if "application/vnd.jupyter.widget-view+json" in data]
-    if not widgets:
-        last = cell.stderr.replace("\r", "\n").strip().splitlines()[-1]
-        assert last.startswith("shown: 100%")
-        assert "50/50" in last
-        assert "failed=1" in last
-        assert "\x1b[A" not in cell.stderr
+    assert len(widgets) == 1
+    assert cell.stderr == ""
+    box = widgets[0]["application/vnd.jupyter.widget-view+json"]["model_id"]
+    told = notebook.ran(
+        f"""
+        from ipywidgets.widgets.widget import _instances
+        print(*[child.value for child in _instances[{box!r}].children])
+        """
+    ).stdout
+    assert "shown: 100%" in told.replace("\u2007", " ")
+    assert "50/50" in told
+    assert "failed=1" in told
+
+
+def test_progress_is_a_line_of_text_without_widgets(tmp_path: Path) -> None:
+    notebook = Notebook(tmp_path)
+    try:
+        cell = notebook.ran("import sys; sys.modules['ipywidgets'] = None\n" + textwrap.dedent(BAR))
+    finally:
+        notebook.close()
+    last = cell.stderr.replace("\r", "\n").strip().splitlines()[-1]
+    assert last.startswith("shown: 100%")
+    assert "50/50" in last
+    assert "failed=1" in last
+    assert "\x1b[A" not in cell.stderr
 
 
 @pytest.mark.parametrize("mode", ["process", "thread", "async", "async_process"])

@@ -151,8 +151,10 @@ def test_what_workers_count_and_tell_arrives_here(mode: MapMode) -> None:
 
 def test_one_rate_limit_holds_for_all_workers(mode: MapMode) -> None:
     now = mode.of(lambda x: time.monotonic(), rate_limit="50/second", workers=4)
-    starts = sorted(mode.run(now(range(20))))
-    assert starts[-1] - starts[0] > 0.9 * 18 / 50, "one slot of catch-up at most"
+    # From before the first one: on a busy machine a start is noted later than it was admitted.
+    began = time.monotonic()
+    last = max(mode.run(now(range(20))))
+    assert last - began >= 18 / 50, "one slot of catch-up at most"
 
 
 def test_switched_off_for_a_test_nothing_is_retried(mode: MapMode) -> None:
