@@ -47,9 +47,9 @@ def test_the_last_words_can_be_read_when_it_is_closed(both: tuple[Slate, Slate])
 
 def test_a_worker_reads_that_it_shall_stop(both: tuple[Slate, Slate]) -> None:
     ours, theirs = both
-    assert not theirs.stopped
+    assert not theirs.is_stopped()
     ours.stop()
-    assert theirs.stopped
+    assert theirs.is_stopped()
 
 
 def test_a_worker_reads_how_much_the_map_has_emptied(both: tuple[Slate, Slate]) -> None:

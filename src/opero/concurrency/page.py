@@ -37,7 +37,7 @@ class Page:
         parked: dict[int, Parked],
         sheet: Sheet,
         turn: int,
-        stopped: Callable[[], bool],
+        stopped: Callable[[], object],
     ) -> None:
         self.parcel = parcel
         self.parked = parked

@@ -73,7 +73,7 @@ class Sheet:
 
     # --- the worker's side ------------------------------------------------------------------------
 
-    def positions(self, stopped: Callable[[], bool] | None = None) -> Iterator[int]:
+    def positions(self, stopped: Callable[[], object] | None = None) -> Iterator[int]:
         """Take one position after the other, until none is left.
 
         Args:

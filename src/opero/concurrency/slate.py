@@ -40,6 +40,7 @@ class Slate:
     Attributes:
         fd: The file; -1 once it is closed.
         begin_item: Takes the position of the item that is next.
+        is_stopped: Tells whether the map wants no other item to begin.
     """
 
     def __init__(self, fd: int | None = None) -> None:
@@ -52,6 +53,7 @@ class Slate:
         self._words = memoryview(self._map).cast("q")
         # Called for each item, so straight into the memory.
         self.begin_item: Callable[[int], None] = partial(self._words.__setitem__, _ITEM)
+        self.is_stopped: Callable[[], object] = partial(self._words.__getitem__, _STOP)
         if made:
             self._words[_ITEM] = _NONE
 
@@ -69,11 +71,6 @@ class Slate:
     def end_call(self) -> None:
         """Note that the user's function is left."""
         self._words[_CALL] = 0
-
-    @property
-    def stopped(self) -> bool:
-        """Whether the map wants no other item to begin."""
-        return bool(self._words[_STOP])
 
     @property
     def taken(self) -> int:

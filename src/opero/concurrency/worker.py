@@ -191,7 +191,8 @@ class _Worker:
         chunk = Chunk(id=frame.number, idx=(), items=parcel.entries)
         sheet = Sheet(chunk, self._job, self._name, self._tell, flush_s=FLUSH)
         self._turn += 1
-        return Page(parcel, parked, sheet, self._turn, self._stopped)
+        stopped = self.slate.is_stopped if self._most is None else self._stopped
+        return Page(parcel, parked, sheet, self._turn, stopped)
 
     def _run(self, page: Page) -> None:
         parcel, parked, sheet = page.parcel, page.parked, page.sheet
@@ -199,12 +200,13 @@ class _Worker:
         self.slate.begin_chunk(page.turn)
         if len(parcel.entries) > 1:
             self._clerk.watch(sheet)
-        begin, one, outbox = self.slate.begin_item, self._work.one, self._outbox
-        entries, plain = parcel.entries, parcel.plain
+        begin, one, add, outbox = self.slate.begin_item, self._work.one, sheet.add, self._outbox
+        entries, plain, counts = parcel.entries, parcel.plain, self._most is not None
         for position in page.positions:
             # Noted before it is opened, because that may be fatal already.
             begin(position)
-            self.tasks += 1
+            if counts:
+                self.tasks += 1
             if plain:
                 item = entries[position]
             else:
@@ -213,15 +215,17 @@ class _Worker:
                 except Exception as error:  # noqa: BLE001 - whatever its class raises then
                     sheet.add(position, None, bodies.unopened(error, "item"))
                     continue
-            value, outcome = one(item, parked.get(position))
+            value, outcome = one(item, parked.get(position) if parked else None)
             # Nothing of it may be there while the next item runs, which then gets its memory.
             del item
             if outcome is not None or type(value) not in PLAIN:
                 sheet.hold()
                 value = outbox.seal(value, outcome)
-            sheet.add(position, value, outcome)
-            if outbox.full:
-                sheet.flush()
+                add(position, value, outcome)
+                if outbox.full:
+                    sheet.flush()
+            else:
+                add(position, value, None)
         self._clerk.leave()
         sheet.end()
 
@@ -252,7 +256,7 @@ class _Worker:
         return self._most is not None and self.tasks >= self._most
 
     def _stopped(self) -> bool:
-        return self.slate.stopped or (self._most is not None and self.retires())
+        return bool(self.slate.is_stopped()) or self.retires()
 
     def _tell(self, report: Report) -> None:
         """Report in the worker's own thread, where counters and events stand still."""
