@@ -13,12 +13,12 @@ import pytest
 from tests.concurrency.test_work import job_of
 
 from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Outcome, Report
-from opero.concurrency.sheet import Sheet
+from opero.concurrency.sheet import Sheet, sheet_of
 from opero.concurrency.tally import Tally
 
 
-def sheet_of(count: int, told: list[Report], **given: Any) -> Sheet:
-    return Sheet(Chunk(7, range(count), list(range(count))), job(**given), "w", told.append)
+def sheet_with(count: int, told: list[Report], **given: Any) -> Sheet:
+    return sheet_of(Chunk(7, range(count), list(range(count))), job(**given), "w", told.append)
 
 
 def job(*, target_s: float = 100.0, in_flight: int = 1) -> Job:
@@ -38,7 +38,7 @@ def values_of(told: list[Report]) -> dict[int, Any]:
 
 def test_who_looks_finds_what_is_done_while_the_next_item_is_at_work() -> None:
     told: list[Report] = []
-    sheet = sheet_of(5, told)
+    sheet = sheet_with(5, told)
     for position in taken(sheet, 3)[:2]:
         sheet.add(position, str(position), None)
     assert sheet.look()
@@ -49,7 +49,7 @@ def test_who_looks_finds_what_is_done_while_the_next_item_is_at_work() -> None:
 
 def test_the_rest_of_a_slow_chunk_is_given_back_to_who_looks() -> None:
     told: list[Report] = []
-    sheet = sheet_of(5, told, target_s=0.0)
+    sheet = sheet_with(5, told, target_s=0.0)
     (first,) = taken(sheet, 1)
     assert not sheet.look(), "nothing more to look for"
     assert told == [GaveBack(7, 1)]
@@ -62,7 +62,7 @@ def test_the_rest_of_a_slow_chunk_is_given_back_to_who_looks() -> None:
 
 def test_the_rest_of_a_chunk_in_time_stays() -> None:
     told: list[Report] = []
-    sheet = sheet_of(5, told)
+    sheet = sheet_with(5, told)
     taken(sheet, 1)
     sheet.look()
     assert told == []
@@ -71,7 +71,7 @@ def test_the_rest_of_a_chunk_in_time_stays() -> None:
 
 def test_between_two_items_everything_is_left_to_the_worker() -> None:
     told: list[Report] = []
-    sheet = sheet_of(3, told, target_s=0.0)
+    sheet = sheet_with(3, told, target_s=0.0)
     (first,) = taken(sheet, 1)
     sheet._due = sheet._late = float("inf")
     sheet.add(first, "0", None)
@@ -89,7 +89,7 @@ def test_an_item_that_ends_while_somebody_gives_back_the_rest_leaves_that_to_the
             return super().pop()
 
     told: list[Report] = []
-    sheet = sheet_of(3, told, target_s=0.0)
+    sheet = sheet_with(3, told, target_s=0.0)
     sheet._todo = Racing(sheet._todo)
     taken(sheet, 1)
     sheet.look()
@@ -99,7 +99,7 @@ def test_an_item_that_ends_while_somebody_gives_back_the_rest_leaves_that_to_the
 
 def test_while_a_result_is_made_ready_nobody_else_reports() -> None:
     told: list[Report] = []
-    sheet = sheet_of(3, told)
+    sheet = sheet_with(3, told)
     first, second, _ = taken(sheet, 3)
     sheet.add(first, "0", None)
     sheet.hold()
@@ -112,7 +112,7 @@ def test_while_a_result_is_made_ready_nobody_else_reports() -> None:
 
 def test_a_worker_that_ends_early_gives_back_what_it_has_not_begun() -> None:
     told: list[Report] = []
-    sheet = sheet_of(3, told)
+    sheet = sheet_with(3, told)
     for position in sheet.positions(lambda: bool(sheet._values)):
         sheet.add(position, position, None)
     sheet.end()
@@ -122,7 +122,7 @@ def test_a_worker_that_ends_early_gives_back_what_it_has_not_begun() -> None:
 
 def test_items_that_finish_in_another_order_are_reported_by_their_places() -> None:
     told: list[Report] = []
-    sheet = sheet_of(5, told, in_flight=5)
+    sheet = sheet_with(5, told, in_flight=5)
     taken(sheet, 5)
     odd = Outcome(error=KeyError("x"))
     for position in (4, 1):
@@ -140,7 +140,7 @@ def test_items_that_finish_in_another_order_are_reported_by_their_places() -> No
 
 def test_neighbours_in_another_order_are_a_range_again() -> None:
     told: list[Report] = []
-    sheet = sheet_of(3, told, in_flight=3)
+    sheet = sheet_with(3, told, in_flight=3)
     taken(sheet, 3)
     for position in (2, 0, 1):
         sheet.add(position, str(position), None)
@@ -151,7 +151,7 @@ def test_neighbours_in_another_order_are_a_range_again() -> None:
 
 
 def test_what_could_not_be_told_is_told_later() -> None:
-    sheet = sheet_of(3, [])
+    sheet = sheet_with(3, [])
     first, _ = taken(sheet, 2)
     sheet.add(first, "0", None)
 
@@ -178,7 +178,7 @@ def eager() -> Iterator[None]:
 def test_none_is_done_twice_or_forgotten_however_often_somebody_looks(target_s: float) -> None:
     for _ in range(60):
         told: list[Report] = []
-        sheet = sheet_of(300, told, target_s=target_s)
+        sheet = sheet_with(300, told, target_s=target_s)
         begun = threading.Event()
         over = threading.Event()
 
@@ -209,3 +209,34 @@ def test_none_is_done_twice_or_forgotten_however_often_somebody_looks(target_s: 
                 back += tally.cut(report.kept)
         assert tally.over
         assert sorted([*ran, *back]) == list(range(300))
+
+
+# --- of a single item -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outcome", [None, Outcome(attempts=2)], ids=["plain", "odd"])
+def test_a_single_item_is_reported_when_it_is_done(outcome: Outcome | None) -> None:
+    told: list[Report] = []
+    sheet = sheet_with(1, told, target_s=0.0)
+    (position,) = taken(sheet, 1)
+    assert not sheet.look(), "it has no neighbours that wait"
+    sheet.hold()
+    sheet.add(position, "value", outcome)
+    assert sheet.over
+    sheet.flush()
+    sheet.end()
+    (done,) = told
+    assert isinstance(done, Done)
+    assert (done.chunk, list(done.places), done.worker) == (7, [0], "w")
+    assert (done.values, done.odd) == (
+        (["value"], {}) if outcome is None else ([None], {0: outcome})
+    )
+    assert done.busy_s >= 0
+
+
+def test_a_single_item_that_may_not_begin_is_given_back() -> None:
+    told: list[Report] = []
+    sheet = sheet_with(1, told)
+    assert list(sheet.positions(lambda: True)) == []
+    sheet.end()
+    assert told == [GaveBack(7, 0)]

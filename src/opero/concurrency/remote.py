@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opero.concurrency import bodies
 from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Report
 from opero.concurrency.parcel import Parcel
-from opero.concurrency.sheet import Sheet
+from opero.concurrency.sheet import Sheet, sheet_of
 from opero.concurrency.shipment import Shipment
 from opero.concurrency.work import Work
 from opero.core.cache.flight import Flight, board, unboard
@@ -67,7 +67,7 @@ class _Site:
         parked = bodies.open_parked(parcel.more) or {}
         reports: list[Report] = []
         chunk = Chunk(id=0, idx=(), items=parcel.entries)
-        sheet = Sheet(chunk, self.job, "executor", reports.append)
+        sheet = sheet_of(chunk, self.job, "executor", reports.append)
         if self.job.pipeline.awaits:
             from opero.utils import run_async
 

@@ -14,7 +14,7 @@ from opero.concurrency.engine import Done, GaveBack
 if TYPE_CHECKING:
     from opero.concurrency.engine import Chunk, Job, Outcome, Report
 
-__all__ = ["PATIENCE", "Sheet"]
+__all__ = ["PATIENCE", "Sheet", "Slip", "sheet_of"]
 
 PATIENCE: Final = 5
 """A chunk that takes so many times its target gives back what has not begun."""
@@ -210,6 +210,76 @@ class Sheet:
         if count < self._kept:
             # They may be large, and the chunk may take long.
             self._values[told:count] = [None] * (count - told)
+
+
+class Slip(Sheet):
+    """The sheet of a single item, which has no neighbours: it is reported when it is done, whoever looks.
+
+    Args:
+        number: Id of the chunk.
+        worker: Name of the worker.
+        tell: Takes the report.
+    """
+
+    __slots__ = ("_began", "_done")
+
+    def __init__(self, number: int, worker: str, tell: Callable[[Report], object]) -> None:
+        self.number = number
+        self._worker = worker
+        self._tell = tell
+        self._began = perf_counter()
+        self._done: tuple[Any, Outcome | None] | None = None
+
+    def positions(self, stopped: Callable[[], object] | None = None) -> Iterator[int]:
+        """As for a chunk of several."""
+        if stopped is None or not stopped():
+            yield 0
+
+    def add(self, position: int, value: Any, outcome: Outcome | None) -> None:
+        """As for a chunk of several."""
+        self._done = value, outcome
+
+    def hold(self) -> None:
+        """Do nothing: nobody else reports."""
+
+    def flush(self) -> None:
+        """Do nothing: what is done is the whole chunk."""
+
+    def end(self) -> None:
+        """Report the item, or give it back."""
+        if self._done is None:
+            self._tell(GaveBack(self.number, 0))
+            return
+        value, outcome = self._done
+        values, odd = ([value], {}) if outcome is None else ([None], {0: outcome})
+        seconds = perf_counter() - self._began
+        self._tell(Done(self.number, _ONLY, values, odd, seconds, self._worker))
+
+    @property
+    def over(self) -> bool:
+        """Whether it is done."""
+        return self._done is not None
+
+    def look(self, tell: Callable[[Report], object] | None = None) -> bool:
+        """Do nothing, and want no other look."""
+        return False
+
+
+_ONLY: Final = range(1)
+
+
+def sheet_of(
+    chunk: Chunk,
+    job: Job,
+    worker: str,
+    tell: Callable[[Report], object],
+    *,
+    flush_s: float | None = None,
+) -> Sheet:
+    """Return the sheet of a chunk; arguments as for `Sheet`."""
+    if len(chunk) == 1:
+        return Slip(chunk.id, worker, tell)
+    return Sheet(chunk, job, worker, tell, flush_s=flush_s)
 
 
 def _sorted(places: list[int], values: list[Any]) -> tuple[Sequence[int], list[Any]]:

@@ -24,7 +24,7 @@ from opero.concurrency.parcel import PLAIN, Parcel
 from opero.concurrency.progress import hide_bars
 from opero.concurrency.remote_error import traceback_of
 from opero.concurrency.segment import Intake
-from opero.concurrency.sheet import Sheet
+from opero.concurrency.sheet import Sheet, sheet_of
 from opero.concurrency.shipment import Shipment
 from opero.concurrency.slate import Slate
 from opero.concurrency.wire import Frame, Reader, send_frame
@@ -189,7 +189,7 @@ class _Worker:
         parcel = Parcel(frame.body, frame.fd, self._intake)
         parked = bodies.open_parked(parcel.more) or {}
         chunk = Chunk(id=frame.number, idx=(), items=parcel.entries)
-        sheet = Sheet(chunk, self._job, self._name, self._tell, flush_s=FLUSH)
+        sheet = sheet_of(chunk, self._job, self._name, self._tell, flush_s=FLUSH)
         self._turn += 1
         stopped = self.slate.is_stopped if self._most is None else self._stopped
         return Page(parcel, parked, sheet, self._turn, stopped)

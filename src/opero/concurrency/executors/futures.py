@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from opero.concurrency import bodies, remote
 from opero.concurrency.engine import Caps, Chunk, Lost, Report
 from opero.concurrency.rounds import Rounds
-from opero.concurrency.sheet import Sheet
+from opero.concurrency.sheet import sheet_of
 from opero.concurrency.shipment import Shipment
 from opero.concurrency.work import Work
 from opero.errors import MapError
@@ -141,14 +141,14 @@ class Futures:
     # --- in a thread of a ThreadPoolExecutor ------------------------------------------------------
 
     def _run(self, chunk: Chunk) -> None:
-        sheet = Sheet(chunk, self._job, self.name, self._outbox.put)
+        sheet = sheet_of(chunk, self._job, self.name, self._outbox.put)
         with self._rounds.over(sheet):
             self._work.chunk(chunk, sheet, stopped=lambda: self._stopped)
 
     def _run_loop(self, chunk: Chunk) -> None:
         from opero.utils import run_async
 
-        sheet = Sheet(chunk, self._job, self.name, self._outbox.put)
+        sheet = sheet_of(chunk, self._job, self.name, self._outbox.put)
         with self._rounds.over(sheet):
             running = self._work.achunk(chunk, sheet, stopped=lambda: self._stopped)
             self._context.copy().run(run_async, running)

@@ -9,7 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from opero.concurrency.engine import Caps
-from opero.concurrency.sheet import Sheet
+from opero.concurrency.sheet import sheet_of
 from opero.concurrency.work import Work
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Inline:
         reports: list[Report] = []
         while self._chunks:
             chunk = self._chunks.popleft()
-            self._work.chunk(chunk, Sheet(chunk, self._job, self.name, reports.append))
+            self._work.chunk(chunk, sheet_of(chunk, self._job, self.name, reports.append))
         if not reports and timeout != 0 and self._news.wait(timeout):
             self._news.clear()
         return reports
@@ -93,7 +93,7 @@ class AsyncInline:
         reports: list[Report] = []
         while self._chunks:
             chunk = self._chunks.popleft()
-            await self._work.achunk(chunk, Sheet(chunk, self._job, self.name, reports.append))
+            await self._work.achunk(chunk, sheet_of(chunk, self._job, self.name, reports.append))
         if wait == 0:
             await asyncio.sleep(0)
         elif not reports:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from opero.concurrency.engine import Caps
 from opero.concurrency.rounds import Rounds
-from opero.concurrency.sheet import Sheet
+from opero.concurrency.sheet import sheet_of
 from opero.concurrency.work import Work
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Loop:
                 self._idle.append(sleeper)
                 await sleeper
             chunk = self._inbox.popleft()
-            sheet = Sheet(chunk, self._job, name, self._tell)
+            sheet = sheet_of(chunk, self._job, name, self._tell)
             with self._rounds.over(sheet):
                 await self._work.achunk(chunk, sheet)
 

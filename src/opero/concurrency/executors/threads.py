@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from opero.concurrency.engine import Caps, GaveBack
 from opero.concurrency.pool import ThreadCrew
 from opero.concurrency.rounds import Rounds
-from opero.concurrency.sheet import Sheet
+from opero.concurrency.sheet import sheet_of
 from opero.concurrency.work import Work
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Threads:
         work = Work(job, context=self._context)
         try:
             while (chunk := self._next()) is not None:
-                sheet = Sheet(chunk, job, name, self._outbox.put)
+                sheet = sheet_of(chunk, job, name, self._outbox.put)
                 with self._rounds.over(sheet):
                     work.chunk(chunk, sheet, stopped=self._is_stopped)
         finally:
@@ -124,7 +124,7 @@ class Threads:
         try:
             with asyncio.Runner() as runner:
                 while (chunk := self._next()) is not None:
-                    sheet = Sheet(chunk, job, name, self._outbox.put)
+                    sheet = sheet_of(chunk, job, name, self._outbox.put)
                     with self._rounds.over(sheet):
                         running = work.achunk(chunk, sheet, stopped=self._is_stopped)
                         runner.run(running, context=self._context.copy())
