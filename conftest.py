@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import re
@@ -50,8 +51,16 @@ pytest_collect_file = Sybil(
 ).pytest()
 
 
+_LONG = (
+    *("test_map_leases.py", "test_lease.py", "test_examples.py"),
+    *("test_recover.py", "test_disk.py", "test_checkpoint.py"),
+)
+"""Files whose tests wait for processes, leases and examples. They begin first: none is left for the end."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse names with addresses: every worker must find the same tests."""
+    """Refuse names with addresses: every worker must find the same tests, in the same order."""
+    items.sort(key=lambda item: item.path.name not in _LONG)
     drifting = [item.nodeid for item in items if " at 0x" in item.nodeid]
     if drifting:
         raise pytest.UsageError(f"give these tests names (ids=) without addresses: {drifting}")
@@ -61,3 +70,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_xdist_auto_num_workers() -> int:
     """One worker more than processors: many tests wait for processes and servers."""
     return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_finish() -> None:
+    """Let the collections that tests ask for pass over what is there before the first of them."""
+    gc.collect()
+    gc.freeze()

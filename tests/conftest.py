@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import importlib.util
 import inspect
 import os
@@ -34,13 +35,18 @@ settings.load_profile("opero")
 
 @pytest.fixture(scope="module", autouse=True)
 def _places() -> Iterator[None]:
-    """Stores that a module has opened are closed and forgotten with it: their servers and folders may be gone."""
+    """Stores that a module has opened are closed and forgotten with it: their servers and folders may be gone.
+
+    What is left then, mostly imported modules, stays: the collections that tests ask for need not look at it again.
+    """
     yield
     stores = sys.modules.get("opero.core.cache.stores")
     if stores is not None:
         for store in stores.open_stores():
             store.close()
         stores._opened.stores.clear()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

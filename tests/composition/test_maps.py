@@ -92,10 +92,10 @@ def test_every_stage_at_once(mode: MapMode, tmp_path: Path) -> None:
     )
     expected = [(x, "live") for x in (1, 2, 3, 1)]
     assert mode.run(mapped([1, 2, 3, 1], ["spent", "live"])) == expected
-    calls = mapped.stats.calls
+    calls, hits = mapped.stats.calls, mapped.stats.hits
     assert calls >= 2 * 3
     assert mode.run(mapped([3, 2], ["spent", "live"])) == [(3, "live"), (2, "live")]
-    assert (mapped.stats.calls, mapped.stats.hits) == (calls, 2)
+    assert (mapped.stats.calls, mapped.stats.hits) == (calls, hits + 2)
 
 
 def test_the_errors_of_all_attempts_come_with_the_last(mode: MapMode) -> None:

@@ -92,7 +92,7 @@ class Circuit:
     ) -> None:
         self.breaker = breaker
         self._several = several
-        self.only = breaker if several is None else None
+        self.only: CircuitBreaker | None = breaker if several is None else None
         self._label = label
         breaker.guard(emitter.function)
         for listener in emitter.listeners:

@@ -65,7 +65,7 @@ class Slot:
     def __init__(self, parameter: inspect.Parameter, position: int | None) -> None:
         self.name: str = parameter.name
         self.position: int | None = position
-        self.default = parameter.default
+        self.default: Any = parameter.default
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what the call gives for the parameter; `inspect.Parameter.empty` if nothing at all."""
@@ -99,7 +99,7 @@ class ArgFallback:
         positional = [
             p.name for p in info.declared.parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD
         ]
-        self.slot = Slot(parameter, positional.index(name) if name in positional else None)
+        self.slot: Slot = Slot(parameter, positional.index(name) if name in positional else None)
         self.secret: bool = looks_secret(name, tuple(options.secret))
         self._fallback_on = options.fallback_on
         self._stats = stats

@@ -85,11 +85,12 @@ class Pipeline:
         self.stats: Stats = origin.stats if origin else Stats()
         heard = options.on_event
         listeners = () if heard is None else (heard,) if callable(heard) else tuple(heard)
-        self.emitter = emitter = Emitter(info.qualname, listeners)
+        self.emitter: Emitter = Emitter(info.qualname, listeners)
+        emitter = self.emitter
         policy = RetryPolicy.of(options)
         retries = bool(options.retries or options.stop)
 
-        self.deadline = (
+        self.deadline: Deadline | None = (
             None
             if options.deadline is None
             else Deadline(
@@ -97,26 +98,26 @@ class Pipeline:
                 cuts=options.timeout is not None or info.kind in ("async", "async_generator"),
             )
         )
-        self.cache = self._cache(origin, changed)
+        self.cache: Cache | None = self._cache(origin, changed)
         if self.cache is not None:
             self.cache.connect(policy.retries_on, self.run)
-        self.report = Report(
+        self.report: Report = Report(
             info, self.stats, emitter, retried=retries, needs_start=policy.needs_start
         )
-        self.retry = self._retry(policy) if retries else None
-        self.fallback = (
+        self.retry: Retry | None = self._retry(policy) if retries else None
+        self.fallback: ArgFallback | None = (
             ArgFallback(info, options, self.stats, emitter) if options.arg_fallback else None
         )
         if self.fallback and origin and origin.fallback:
             self.fallback.resting = origin.fallback.resting
-        self.rate_limit = self._rate_limit(origin, changed)
-        self.concurrency = self._concurrency(origin, changed)
-        self.circuit = self._circuit(origin, changed)
+        self.rate_limit: RateLimit | None = self._rate_limit(origin, changed)
+        self.concurrency: Bulkhead | None = self._concurrency(origin, changed)
+        self.circuit: Circuit | None = self._circuit(origin, changed)
         for stage in (self.retry, self.fallback):
             if stage is not None:
                 stage.circuit = self.circuit
-        self.timeout = self._timeout()
-        self.invoke = Invoke(
+        self.timeout: Timeout | None = self._timeout()
+        self.invoke: Invoke = Invoke(
             _callable(info),
             self.stats,
             emitter,
@@ -125,9 +126,9 @@ class Pipeline:
             timeout=self.timeout,
         )
 
-        self.lane = Lane(closed=bool(listeners) or info.kind == "sync")
+        self.lane: Lane = Lane(closed=bool(listeners) or info.kind == "sync")
         self._heard = bool(listeners)
-        self.awaits = info.kind in ("async", "async_generator")
+        self.awaits: bool = info.kind in ("async", "async_generator")
         self._arun: AsyncProceed | None = None
         if not self.awaits:
             self._run = self._link(

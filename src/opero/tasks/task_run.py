@@ -59,6 +59,8 @@ class TaskRun(Run):
         "__weakref__", "attempt", "carrier", "ended", "error", "given", "passes", "result", "state", "task"
     )  # fmt: skip
 
+    started: float | None
+
     def __init__(self, task: Runnable, given: Any = NOTHING) -> None:
         super().__init__(task.name)
         self.task: Final = task

@@ -37,8 +37,8 @@ class CallKey:
     __slots__ = ("cache", "key")
 
     def __init__(self, cache: Cache, key: Hashable) -> None:
-        self.cache = cache
-        self.key = key
+        self.cache: Cache = cache
+        self.key: Hashable = key
 
     def __repr__(self) -> str:
         return f"<key of a call of {self.cache.function}>"

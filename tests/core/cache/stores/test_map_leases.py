@@ -123,8 +123,8 @@ def test_a_killed_run_resumes_and_pays_for_nothing_twice(
         from pathlib import Path
 
         def body(x):
-            note(f"begin {{x}}")
             if x == 30 and not (folder / "again").exists():
+                note("begin 30")
                 time.sleep(600)
             note(f"call {{x}}")
             return [x]

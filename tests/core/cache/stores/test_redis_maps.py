@@ -100,6 +100,7 @@ def test_results_are_stored_while_the_map_goes_on(
 def test_a_server_that_dies_costs_results_in_the_cache_and_nothing_else(
     mode: str, own_server: RedisServer, tmp_path: Path
 ) -> None:
+    items = range(400)  # more than are looked up ahead
     skipped: list[str] = []
 
     def hear(event: object) -> None:
@@ -111,9 +112,9 @@ def test_a_server_that_dies_costs_results_in_the_cache_and_nothing_else(
             own_server.kill()
 
     f = mapped(mode, own_server, on_event=hear, chunksize=1, on_result=saw)
-    result = run(f.map, range(60), str(tmp_path))
-    assert sorted(result.values) == [[x] for x in range(60)]
-    assert sorted(noted(tmp_path)) == list(range(60))
+    result = run(f.map, items, str(tmp_path))
+    assert sorted(result.values) == [[x] for x in items]
+    assert sorted(noted(tmp_path)) == list(items)
     assert any("the store could not be read" in reason for reason in skipped)
     assert any("its result could not be stored" in reason for reason in skipped)
 
