@@ -135,7 +135,7 @@ ROWS: Mapping[str, Row] = {
         e.PROCESSES,
         t.cold,
         bar=at_most(100),
-        note="more than half of it is the import of opero; a peer begins with less",
+        note="opero is imported, and a process begun between the program and its workers",
     ),
     "map-threads": Row(
         "thread map, 200 × 20 ms of sleep, 16 threads",
@@ -151,7 +151,7 @@ ROWS: Mapping[str, Row] = {
         t.once(w.nap_async, lambda: range(2_000)),
         peer="tasklane",
         bar=at_most_times(1.05),
-        note="not looked into yet",
+        note="each item is a chunk with a report of its own, which a retry or a stop could ask for",
     ),
     "map-async-pyarallel": Row(
         "async map, 2,000 × 10 ms of sleep, beside pyarallel",

@@ -649,7 +649,7 @@ def test_stop_leaves_no_thread_and_no_file(journal: Path) -> None:
     before = threading.active_count()
     with Orchestrator(journal) as orchestrator:
         orchestrator.result(orchestrator.invoke_workflow("trace"))
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
     assert [path.name for path in journal.parent.iterdir()] == ["journal.db"]
 
 

@@ -27,10 +27,10 @@ def job_of(fn: Callable[..., Any]) -> Job:
 @pytest.fixture
 def begun() -> Iterator[Callable[[], int]]:
     """How many threads there are more than before; none may stay."""
-    before = threading.active_count()
-    yield lambda: threading.active_count() - before
+    before = {*threading.enumerate()}  # some of which may end meanwhile
+    yield lambda: len({*threading.enumerate()} - before)
     end = time.monotonic() + 10
-    while threading.active_count() > before:
+    while {*threading.enumerate()} - before:
         assert time.monotonic() < end, threading.enumerate()
         time.sleep(0.005)
 
