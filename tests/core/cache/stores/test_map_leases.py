@@ -148,7 +148,7 @@ def test_a_killed_run_resumes_and_pays_for_nothing_twice(
     crowd.go()
     crowd.wait_for(lambda: crowd.calls("begin 30") == 1)
     # What is finished is stored at once, and not when the map has nothing better to do.
-    crowd.wait_for(lambda: len(list(store.scan(""))) == 30)
+    crowd.wait_for(lambda: len(list(store.scan("lease:"))) == 30)
     first.kill()
     (tmp_path / "crowd" / "again").touch()
     (second,) = crowd.start(program)
