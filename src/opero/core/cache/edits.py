@@ -30,6 +30,10 @@ def source_digest(fn: Any) -> bytes | None:
     named = unwrap_partial(fn)
     if not (inspect.isroutine(named) or inspect.isclass(named)):
         named = type(named).__call__
+    code = getattr(named, "__code__", None)
+    if code is not None and code.co_filename == "<string>":
+        # Python 3.13 may take the program of `python -c` for it, from wherever the function came.
+        return None
     try:
         lines, _ = inspect.getsourcelines(named)
     except (OSError, TypeError):
