@@ -29,9 +29,9 @@ from opero.events import (
     LimiterWaited,
     RetryScheduled,
     event_bus,
-    kinds,
     work,
 )
+from opero.events import types as kinds
 from opero.testing import capture_events, fake_clock, flaky
 from opero.utils.switch import switch
 

@@ -9,17 +9,8 @@ from typing import TYPE_CHECKING, Any
 from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from opero.config import (
-        ConcurrencyConfig,
-        MultiprocessConfig,
-        OrchestratorConfig,
-        RateLimitConfig,
-        RetryConfig,
-    )
-    from opero.core.breaker import CircuitBreaker, CircuitState
-    from opero.core.cache import clear_cache
+    from opero.caching import clear_cache
     from opero.core.call import Receipt
-    from opero.core.concurrency_limit import ConcurrencyLimit
     from opero.core.deadline import deadline, remaining
     from opero.core.failures import failures
     from opero.core.rate_limit import RateLimiter
@@ -28,7 +19,16 @@ if TYPE_CHECKING:
     from opero.decorators.operomap import operomap
     from opero.errors import OperoError, OperoUsageError, OperoWarning
     from opero.events import EventBus, event_bus
+    from opero.limits.breaker import CircuitBreaker, CircuitState
+    from opero.limits.concurrency_limit import ConcurrencyLimit
     from opero.orchestrator import FallbackChain, Orchestrator, orchestrate
+    from opero.orchestrator.config import (
+        ConcurrencyConfig,
+        MultiprocessConfig,
+        OrchestratorConfig,
+        RateLimitConfig,
+        RetryConfig,
+    )
     from opero.tasks import CircuitGroup, Parallel, Sequence, Task, TaskState
     from opero.utils.logging import ContextAdapter, get_logger, log_context
 
@@ -72,30 +72,30 @@ __dir__: Callable[[], list[str]]
 _lazy, __dir__ = lazy_exports(
     __name__,
     {
-        "CircuitBreaker": "opero.core.breaker",
+        "CircuitBreaker": "opero.limits.breaker",
         "CircuitGroup": "opero.tasks.circuit_group",
-        "CircuitState": "opero.core.breaker",
-        "ConcurrencyConfig": "opero.config",
-        "ConcurrencyLimit": "opero.core.concurrency_limit",
+        "CircuitState": "opero.limits.breaker",
+        "ConcurrencyConfig": "opero.orchestrator.config",
+        "ConcurrencyLimit": "opero.limits.concurrency_limit",
         "ContextAdapter": "opero.utils.logging",
         "EventBus": "opero.events",
         "FallbackChain": "opero.orchestrator",
-        "MultiprocessConfig": "opero.config",
+        "MultiprocessConfig": "opero.orchestrator.config",
         "OperoError": "opero.errors",
         "OperoUsageError": "opero.errors",
         "OperoWarning": "opero.errors",
         "Orchestrator": "opero.orchestrator",
-        "OrchestratorConfig": "opero.config",
+        "OrchestratorConfig": "opero.orchestrator.config",
         "Parallel": "opero.tasks.parallel",
-        "RateLimitConfig": "opero.config",
+        "RateLimitConfig": "opero.orchestrator.config",
         "RateLimiter": "opero.core.rate_limit",
         "Receipt": "opero.core.call",
         "RetryBudget": "opero.core.retry_budget",
-        "RetryConfig": "opero.config",
+        "RetryConfig": "opero.orchestrator.config",
         "Sequence": "opero.tasks.sequence",
         "Task": "opero.tasks.task",
         "TaskState": "opero.tasks.state",
-        "clear_cache": "opero.core.cache.registry",
+        "clear_cache": "opero.caching.registry",
         "deadline": "opero.core.deadline",
         "event_bus": "opero.events",
         "failures": "opero.core.failures",

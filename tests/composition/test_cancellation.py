@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from opero import opero
-from opero.core import ambient
 from opero.events import CallGaveUp, CallSucceeded, RetryScheduled
 from opero.testing import capture_events, flaky
+from opero.utils import ambient
 
 
 async def until(condition: Any) -> None:

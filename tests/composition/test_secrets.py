@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opero import failures, opero
-from opero.core.secrets import mask_url
 from opero.testing import capture_events
+from opero.utils.secrets import mask_url
 
 SECRET = "hunter2-s3cr3t"
 SPARE = "spare-s3cr3t"

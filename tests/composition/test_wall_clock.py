@@ -11,7 +11,7 @@ from email.utils import format_datetime
 import pytest
 
 from opero import CircuitBreaker, RateLimiter, opero
-from opero.core.hints import requested_wait
+from opero.core.retry_after import requested_wait
 from opero.errors import CircuitOpenError
 
 HOUR = 3600

@@ -11,8 +11,8 @@ import pytest
 from opero import event_bus, operomap
 from opero.concurrency import news
 from opero.concurrency.news import News
-from opero.core.stage import Emitter
 from opero.events import MapProgress
+from opero.events.emitter import Emitter
 from opero.testing import FakeClock, capture_events
 
 

@@ -154,13 +154,13 @@ def test_plain_values_are_pickled_plainly() -> None:
 
 
 def test_a_limiter_that_an_import_makes_again_is_the_same_one(module: Any) -> None:
-    from opero.core.shareable import births
+    from opero.limits.shareable import births
 
     born = births()
     for _ in range(3):
         module.limiter.acquire()
     code = f"""
-from opero.core.shareable import inherit
+from opero.limits.shareable import inherit
 inherit({born!r})
 import shipped_module
 print([shipped_module.limiter.try_acquire() for _ in range(6)])

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opero import events
-from opero.core import ambient
 from opero.core.call import Call
 from opero.core.deadline import (
     Deadline,
@@ -26,8 +25,9 @@ from opero.core.deadline import (
     require_time,
     run_until,
 )
-from opero.core.stage import Emitter
 from opero.errors import DeadlineError, OperoUsageError
+from opero.events.emitter import Emitter
+from opero.utils import ambient
 from opero.utils.switch import switch
 
 # --- the block ------------------------------------------------------------------------------------

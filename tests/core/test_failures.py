@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from opero import failures, opero
-from opero.core.call import Failure, Rejected
-from opero.core.failures import asks, is_final, matches, story
+from opero.core.call import Failure
+from opero.core.failures import story
 from opero.errors import DeadlineError, OperoUsageError, OperoWarning
 from opero.testing import flaky
+from opero.utils.matching import Rejected, asks, is_final, matches
 
 quick: dict[str, Any] = {"cache": False, "min_delay": 0}
 

@@ -14,11 +14,11 @@ import pytest
 
 from opero import opero
 from opero.core import get_fallback_decorator
-from opero.core.failures import is_final
 from opero.core.fallback import values_of
 from opero.errors import DeadlineError, OperoUsageError, OperoWarning
 from opero.events import FallbackUsed
 from opero.testing import FakeClock, capture_events, flaky, set_disabled
+from opero.utils.matching import is_final
 
 quick: dict[str, Any] = {"cache": False, "min_delay": 0}
 once: dict[str, Any] = {"cache": False, "retries": 0}

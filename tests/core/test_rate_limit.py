@@ -10,10 +10,10 @@ import pytest
 
 from opero.core.call import Call
 from opero.core.rate_limit import RateLimit, RateLimiter
-from opero.core.stage import Emitter
 from opero.core.stats import Stats
 from opero.errors import CircuitOpenError, OperoUsageError
 from opero.events import LimiterWaited
+from opero.events.emitter import Emitter
 from opero.testing import capture_events, fake_clock
 
 

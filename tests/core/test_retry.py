@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opero import opero
-from opero.core import ambient
-from opero.core.call import Rejected
 from opero.core.retry import RetryPolicy, RetryState, pause_bounds
 from opero.errors import DeadlineError, OperoUsageError, OperoWarning, RefusalError, UnkeyableError
 from opero.testing import FakeClock, flaky, set_disabled
+from opero.utils import ambient
+from opero.utils.matching import Rejected
 
 # --- decisions: the pauses ------------------------------------------------------------------------
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from opero import RetryBudget
-from opero.core import ambient
 from opero.errors import OperoUsageError
 from opero.testing import FakeClock
+from opero.utils import ambient
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ import pytest
 
 from opero import events
 from opero.core.call import Call
-from opero.core.stage import Emitter
 from opero.core.timeout import Timeout
 from opero.errors import CallTimeoutError
+from opero.events.emitter import Emitter
 
 
 @pytest.fixture

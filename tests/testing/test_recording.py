@@ -22,9 +22,10 @@ import pandas as pd
 import pytest
 
 from opero import event_bus, opero, operomap
-from opero.core import ambient, get_retry_decorator
+from opero.core import get_retry_decorator
 from opero.errors import OperoError, OperoUsageError, OperoWarning
 from opero.testing import NotRecordedError, fake_clock, flaky, record, replay, set_disabled
+from opero.utils import ambient
 from opero.utils.switch import switch
 
 CALLS: list[Any] = []

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from opero import ConcurrencyLimit, opero
-from opero.core import ambient
 from opero.errors import DeadlineError
 from opero.events import CacheHit, RetryScheduled, event_bus
 from opero.testing import (
@@ -26,6 +25,7 @@ from opero.testing import (
     is_disabled,
     set_disabled,
 )
+from opero.utils import ambient
 from opero.utils.switch import switch
 
 # --- set_disabled ---------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ from opero import (
     operomap,
     orchestrate,
 )
+from opero.caching import CacheInfo
 from opero.concurrency import MapResult, get_parallel_executor, get_parallel_map_decorator
 from opero.core import get_fallback_decorator, get_retry_decorator
-from opero.core.cache import CacheInfo
 from opero.core.explain import Explanation
 from opero.core.options import Options
 from opero.core.stats import Stats

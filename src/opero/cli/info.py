@@ -12,9 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
+from opero.caching.stores.folder import default_folder
 from opero.cli.table import as_json, as_table
-from opero.core.cache.stores.folder import default_folder
-from opero.core.secrets import mask_url
+from opero.utils.secrets import mask_url
 
 __all__ = ["Info", "collect_info", "register"]
 

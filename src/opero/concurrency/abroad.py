@@ -14,13 +14,13 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from opero.caching.lease import Wait
 from opero.concurrency.errand import InThread, Steps
-from opero.core import ambient
-from opero.core.cache.lease import Wait
+from opero.utils import ambient
 
 if TYPE_CHECKING:
+    from opero.caching.lease import Leases
     from opero.concurrency.claim import Lead
-    from opero.core.cache.lease import Leases
 
 __all__ = ["Abroad"]
 

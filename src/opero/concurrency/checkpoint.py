@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from opero.caching.codec import Coder, Undecodable, Unencodable
+from opero.caching.keying import Keying, function_id
 from opero.concurrency.engine import Outcome
-from opero.core.cache.codec import Coder, Undecodable, Unencodable
-from opero.core.cache.keying import Keying, function_id
 from opero.core.call import Call
 from opero.errors import OperoUsageError, OperoWarning, UnkeyableError
 from opero.utils.stack import users_stacklevel

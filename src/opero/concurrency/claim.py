@@ -7,14 +7,14 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from opero.core.cache.flight import Flight
-from opero.core.cache.memory import Entry
+from opero.caching.flight import Flight
+from opero.caching.memory import Entry
 from opero.core.call import Call
 
 if TYPE_CHECKING:
-    from opero.core.cache.lease import Wait  # noqa: TC004 - loaded with the first store that lends leases
-    from opero.core.cache.lease_keeper import Lease  # noqa: TC004 - as above
-    from opero.core.cache.waiter import Verdict
+    from opero.caching.lease import Wait  # noqa: TC004 - loaded with the first store that lends leases
+    from opero.caching.lease_keeper import Lease  # noqa: TC004 - as above
+    from opero.caching.waiter import Verdict
 
 __all__ = ["Follower", "Lead"]
 

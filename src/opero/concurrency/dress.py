@@ -7,9 +7,9 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from opero.core import ambient
 from opero.core.decorate import changed, decorate, placed, single
 from opero.core.explain import Explanation, explain
+from opero.utils import ambient
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,22 +6,22 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
+from opero.caching.waiter import Crashed, Landed, tell
 from opero.concurrency.engine import Outcome
 from opero.concurrency.errand import InThread, Several, Steps
 from opero.concurrency.known import Known
-from opero.core import ambient
-from opero.core.cache.waiter import Crashed, Landed, tell
 from opero.errors import DeadlineError
+from opero.utils import ambient
 
 if TYPE_CHECKING:
+    from opero.caching import Cache
+    from opero.caching.flight import Flight
+    from opero.caching.keeper import Stored
+    from opero.caching.memory import Entry
     from opero.concurrency.abroad import Abroad
     from opero.concurrency.claim import Lead
     from opero.concurrency.engine import Job
     from opero.concurrency.order import Batch
-    from opero.core.cache import Cache
-    from opero.core.cache.flight import Flight
-    from opero.core.cache.keeper import Stored
-    from opero.core.cache.memory import Entry
     from opero.core.call import Call
 
 __all__ = ["Fresh", "Landing"]
@@ -166,7 +166,7 @@ class Landing:
 
     def _crash(self, lead: Lead, error: Exception, known: Known) -> bool:
         """Tell of a failure; True if everybody, the item itself too, gets an expired result instead."""
-        from opero.core.cache.copy_error import copy_error
+        from opero.caching.copy_error import copy_error
 
         cache, call = self._cache, lead.call
         # Who was short of time says nothing about what the next one will achieve.

@@ -23,8 +23,8 @@ from opero.concurrency.segment import CAN_PASS, Intake, Supply
 from opero.concurrency.shipment import Shipment
 from opero.concurrency.start import StartMethod, choose_start, settle
 from opero.concurrency.tally import Tally
-from opero.core.shareable import publish_all
 from opero.errors import WorkerStartError
+from opero.limits.shareable import publish_all
 
 if TYPE_CHECKING:
     from opero.concurrency.engine import Chunk, Job, Report, Why

@@ -29,8 +29,8 @@ from opero.concurrency.shells import abatches, batches
 from opero.core.deadline import in_force
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
-from opero.core.units import parse_seconds, parse_size
 from opero.errors import MapError, MapStopped, OperoUsageError
+from opero.utils.units import parse_seconds, parse_size
 
 if TYPE_CHECKING:
     from opero.concurrency.checkpoint import MakeKey

@@ -6,11 +6,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from opero import events
-from opero.core import ambient
+from opero.utils import ambient
 
 if TYPE_CHECKING:
     from opero.concurrency.watch import Bar
-    from opero.core.stage import Emitter
+    from opero.events.emitter import Emitter
 
 __all__ = ["News"]
 

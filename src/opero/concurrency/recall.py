@@ -12,25 +12,26 @@ from contextvars import Context
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
+from opero.caching.flight import Flight, board, leads_others
+from opero.caching.waiter import Landed, Order, tell
 from opero.concurrency.claim import Follower, Lead
 from opero.concurrency.engine import Outcome
 from opero.concurrency.errand import InThread, Several, Steps
 from opero.concurrency.known import Known
 from opero.concurrency.landing import Landing
-from opero.core import ambient
-from opero.core.cache.flight import Flight, board, leads_others
-from opero.core.cache.waiter import Landed, Order, tell
-from opero.core.call import Call, Rejected
-from opero.core.units import parse_seconds
+from opero.core.call import Call
 from opero.errors import DeadlineError, UnkeyableError
+from opero.utils import ambient
+from opero.utils.matching import Rejected
+from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
+    from opero.caching import Cache
+    from opero.caching.memory import Entry
     from opero.concurrency.abroad import Abroad
     from opero.concurrency.engine import Job
     from opero.concurrency.landing import Fresh
     from opero.concurrency.order import Batch
-    from opero.core.cache import Cache
-    from opero.core.cache.memory import Entry
 
 __all__ = ["Recall"]
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from opero import events
 from opero.concurrency.engine import Outcome, Parked
 from opero.core.call import Call, Failure
-from opero.core.units import parse_seconds
 from opero.errors import CallTimeoutError, OperoError, WorkerLostError
+from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
     from opero.concurrency.engine import Job, Lost

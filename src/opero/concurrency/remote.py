@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
+from opero.caching.flight import Flight, board, unboard
 from opero.concurrency import bodies
 from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Report
 from opero.concurrency.parcel import Parcel
 from opero.concurrency.sheet import Sheet, sheet_of
 from opero.concurrency.shipment import Shipment
 from opero.concurrency.work import Work
-from opero.core.cache.flight import Flight, board, unboard
 from opero.errors import OperoError
 from opero.events import event_bus
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
-from opero.core.units import format_seconds
+from opero.utils.units import format_seconds
 
 __all__ = ["ItemResult", "MapFailure", "MapResult", "Status"]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
+from opero.caching import Cache
 from opero.concurrency.chunks import ChunkSize
 from opero.concurrency.driver import Driver, Failed, Recover
 from opero.concurrency.engine import Chunk, Done, Job
@@ -18,8 +19,7 @@ from opero.concurrency.recall import Recall
 from opero.concurrency.recorder import ItemRecorder, recall_items, record_items
 from opero.concurrency.result import ItemResult, MapResult, Status
 from opero.concurrency.watch import Bar, Watch
-from opero.core import ambient
-from opero.core.cache import Cache
+from opero.utils import ambient
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from opero.concurrency.errand import arun_steps, run_steps
-from opero.core import ambient
+from opero.utils import ambient
 
 if TYPE_CHECKING:
     from opero.concurrency.engine import Chunk, Engine, Job, Report

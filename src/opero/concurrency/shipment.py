@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from opero.concurrency.engine import Job
 from opero.concurrency.shipping import can_be_named, dumps_job, import_paths, shared_options
-from opero.core import ambient
 from opero.core.function import describe_function
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
-from opero.core.shareable import births, inherit
 from opero.errors import ShippingError
 from opero.events import event_bus
+from opero.limits.shareable import births, inherit
+from opero.utils import ambient
 
 if TYPE_CHECKING:
     from opero.concurrency.slate import Slate

@@ -14,9 +14,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from opero.concurrency.engine import Outcome, Parked
-from opero.core import ambient
 from opero.core.call import Call, Failure, Pause
 from opero.core.express import is_unguarded
+from opero.utils import ambient
 from opero.utils.switch import switch
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from opero.caching.flight import Flight, board
 from opero.concurrency import bodies
 from opero.concurrency.clerk import Clerk
 from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Report
@@ -29,10 +30,9 @@ from opero.concurrency.shipment import Shipment
 from opero.concurrency.slate import Slate
 from opero.concurrency.wire import Frame, Reader, send_frame
 from opero.concurrency.work import Work
-from opero.core import ambient
-from opero.core.cache.flight import Flight, board
 from opero.core.deadline import run_until
 from opero.events import Event, event_bus
+from opero.utils import ambient
 
 if TYPE_CHECKING:
     from opero.concurrency.engine import Outcome

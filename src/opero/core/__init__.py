@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from opero.caching import clear_cache, get_cache_context
     from opero.core.alone import (
         get_cache_decorator,
         get_fallback_decorator,
         get_rate_limit_decorator,
         get_retry_decorator,
     )
-    from opero.core.cache import clear_cache, get_cache_context
 
 __all__ = [
     "clear_cache",
@@ -31,8 +31,8 @@ __dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "clear_cache": "opero.core.cache.registry",
-        "get_cache_context": "opero.core.cache.context",
+        "clear_cache": "opero.caching.registry",
+        "get_cache_context": "opero.caching.context",
         "get_cache_decorator": "opero.core.alone",
         "get_fallback_decorator": "opero.core.alone",
         "get_rate_limit_decorator": "opero.core.alone",

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
+from opero.utils.matching import Rejected
+
 if TYPE_CHECKING:
     from opero.events import Run
 
-__all__ = ["AsyncProceed", "Call", "Failure", "Pause", "Proceed", "Receipt", "Rejected", "Source"]
+__all__ = ["AsyncProceed", "Call", "Failure", "Pause", "Proceed", "Receipt", "Source"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -30,14 +32,6 @@ class Failure(NamedTuple):
 
     label: str | None
     error: Exception
-
-
-class Rejected(Exception):  # noqa: N818 - a signal between stages, no error of the user's
-    """A result that `retry_if_result` refused travels like a failure; no caller ever sees this."""
-
-    def __init__(self, value: object) -> None:
-        super().__init__()
-        self.value = value
 
 
 class Pause(BaseException):

@@ -1,319 +1,138 @@
 # this_file: src/opero/core/concurrency_limit.py
-"""Permits for calls in flight, and how threads and tasks wait for them.
-
-All threads and event loops count together, and so do the worker processes of a map.
-"""
+"""Concurrency limit (bulkhead): how many calls may be in flight at once."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import OrderedDict, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import repeat
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+import sys
+from types import CodeType
+from typing import TYPE_CHECKING, Any
 
-from opero.core.gate import Gate, TaskGate, ThreadGate
-from opero.core.shareable import Shareable
-from opero.errors import BulkheadFullError, OperoUsageError
+from opero import events
+from opero.core.deadline import overdue
+from opero.errors import OperoUsageError
+from opero.limits.circle import held_around
+from opero.utils import ambient
 
 if TYPE_CHECKING:
-    from asyncio import TimerHandle
+    from opero.core.call import AsyncProceed, Call, Proceed
+    from opero.core.stats import Stats
+    from opero.errors import DeadlineError
+    from opero.events.emitter import Emitter
+    from opero.limits.concurrency_limit import ConcurrencyLimit
 
-    from opero.core.shared_permits import SharedPermits
-
-__all__ = ["ConcurrencyLimit"]
-
-_MOST: Final = 1_000_000
-"""Far more threads or tasks than one process has."""
-_SOON: Final = 0.001
-_LATER: Final = 0.02
-_SELDOM: Final = 1.0
-"""Seconds between two looks at the permits of other processes, which wake nobody: shorter at first, then longer; and
-seldom while there are none."""
+__all__ = ["Bulkhead"]
 
 
-class ConcurrencyLimit(Shareable):
-    """Permits for calls in flight: first come, first served.
+class Bulkhead:
+    """The stage: a permit before, given back afterwards, however the call ends.
 
-    It may be shared by functions, threads, event loops, and by processes: the workers of a map, and those that it is
-    pickled to. Among processes nobody keeps the order, and a process that is killed gives back what it held. A child
-    that is forked without `share()` before starts with all permits. A call that waits for a permit while it holds
-    the last one waits for itself.
+    A synchronous call that timed out goes on in its thread, and holds its permit until it is really
+    over.
 
     Args:
-        limit: Most calls in flight, 1 to 1,000,000.
-        queue: Most callers that may wait for a permit; None for any number, 0 to refuse at once.
-        name: How it is called in messages.
-
-    Raises:
-        OperoUsageError: `limit` or `queue` is no such number.
-
-    Example:
-        >>> limit = ConcurrencyLimit(2)
-        >>> with limit:
-        ...     limit.in_flight
-        1
-        >>> limit.in_flight
-        0
+        limit: The permits.
+        stats: Counters of the function.
+        emitter: Where events go.
     """
 
-    def __init__(self, limit: int, *, queue: int | None = None, name: str | None = None) -> None:
-        self.limit: int = _whole(limit, "concurrency", 1)
-        self.queue: int | None = None if queue is None else _whole(queue, "queue", 0)
-        self.name: str = name or f"at most {limit}"
-        self._across: SharedPermits | None = None
-        self.begin()
-        super().__init__((limit, {"queue": queue}))
+    name = "concurrency"
 
-    def begin(self) -> None:
-        """Start with all permits and an empty queue; what was taken before does not count."""
-        if self._across is not None:
-            self._across.begin()
-        # Taken and given back by single steps of C, which need no lock; a permit that comes back
-        # twice finds no room.
-        self._permits: deque[None] = deque(repeat(None, self.limit), self.limit)
-        self._waiting: OrderedDict[Gate, None] = OrderedDict()
-        # Reentrant, because a collected coroutine may give its permit back at any allocation.
-        self._lock = threading.RLock()
+    def __init__(self, limit: ConcurrencyLimit, stats: Stats, emitter: Emitter) -> None:
+        self.limit = limit
+        self._stats = stats
+        self._emitter = emitter
 
-    @property
-    def in_flight(self) -> int:
-        """Permits that are out in this process."""
-        return self.limit - len(self._permits)
+    def describe(self) -> str:
+        """Return the line for `explain()`."""
+        queue = self.limit.queue
+        waits = f"{queue} may wait" if queue else "others are refused"
+        if queue is None:
+            waits = "others wait"
+        return f"at most {self.limit.limit} calls in flight; {waits}"
 
-    @property
-    def waiting(self) -> int:
-        """Callers in the queue."""
-        return len(self._waiting)
+    def _waited(self, call: Call, began: float) -> None:
+        seconds = ambient.clock().monotonic() - began
+        call.waited += seconds
+        self._stats.add(waited=seconds)
+        if self._emitter.active:
+            self._emitter.emit(
+                events.LimiterWaited(function=self._emitter.function, seconds=seconds)
+            )
 
-    # --- decisions --------------------------------------------------------------------------------
+    def _refuse_circle(self, code: CodeType) -> None:
+        """Raise if the calls around this one hold all permits.
 
-    def try_acquire(self) -> bool:
-        """Take a permit if there is one now; nobody in the queue is overtaken."""
-        return not self._waiting and self._take()
-
-    def _take(self) -> bool:
-        """Take a permit of this process, and one of all processes."""
-        try:
-            self._permits.pop()
-        except IndexError:
-            return False
-        if self._across is None or self._across.take():
-            return True
-        self._permits.append(None)
-        return False
-
-    def _put_back(self) -> None:
-        if self._across is not None:
-            self._across.give()
-        self._permits.append(None)
-
-    def release(self) -> None:
-        """Give a permit back; it goes to the first in the queue."""
-        # First the permit, then the look at the queue: who queues does it the other way round, so
-        # that one of the two sees the other.
-        self._put_back()
-        if self._waiting:
-            self._serve()
-
-    def _serve(self) -> None:
-        """Hand permits to those in the queue, in order, while there are both."""
-        with self._lock:
-            while self._waiting:
-                if not self._take():
-                    return
-                try:
-                    gate, _ = self._waiting.popitem(last=False)
-                except KeyError:
-                    # A coroutine that was collected just now has served the last one.
-                    self._put_back()
-                    continue
-                if not gate.open():
-                    # A task that was cancelled, or whose loop does not run: the next one is served.
-                    self._put_back()
-
-    def _queue_up(self, gate: Gate, *, again: bool = False) -> None:
-        """Put a gate at the end of the queue; it may be open when this returns.
+        Looked for only by those who have to wait, so that nobody else pays for it. `code` is that
+        of the adapter, whose frames are the calls that hold a permit.
 
         Raises:
-            BulkheadFullError: The queue is full.
+            OperoUsageError: It would wait for itself.
         """
-        with self._lock:
-            bound = None if again or self._free() else self.queue
-            if bound is not None and len(self._waiting) >= bound:
-                raise BulkheadFullError(self.name, self.limit, bound)
-            self._waiting[gate] = None
-        self._serve()
+        caller = sys._getframe(2)  # noqa: SLF001 - the only way to see who calls
+        if held_around(caller, code, self.limit) >= self.limit.limit:
+            raise OperoUsageError(
+                f"{self._emitter.function}() is called within itself and would wait for a permit "
+                f"of {self.limit.name!r} that the calls around it hold: raise concurrency="
+                f"{self.limit.limit}, or call what is inside without the limit."
+            )
 
-    def _free(self) -> bool:
-        """Tell whether there is a permit now."""
-        if self._across is None:
-            return bool(self._permits)
-        if self._take():
-            self._put_back()
-            return True
-        return False
+    @staticmethod
+    def _left(call: Call, now: float) -> float | None:
+        return None if call.deadline is None else call.deadline - now
 
-    def _withdraw(self, gate: Gate) -> bool:
-        """Take a gate out of the queue; False if the permit has come meanwhile."""
-        with self._lock:
-            self._waiting.pop(gate, None)
-            return not gate.opened
+    def _overdue(self, call: Call, began: float) -> DeadlineError:
+        self._waited(call, began)
+        return overdue(call, self._emitter, "waiting for a permit")
 
-    # --- waiting ----------------------------------------------------------------------------------
+    def _give_back(self, call: Call) -> None:
+        behind, call.behind = call.behind, None
+        if behind is None:
+            self.limit.release()
+        else:
+            behind.then(self.limit.release)
 
-    def acquire(self, timeout: float | None = None) -> bool:
-        """Block until there is a permit.
+    # --- adapters ---------------------------------------------------------------------------------
 
-        Args:
-            timeout: Seconds to wait at most.
+    def wrap_sync(self, proceed: Proceed) -> Proceed:
+        """Put the stage before `proceed`."""
+        limit = self.limit
 
-        Returns:
-            False if time ran out first.
-
-        Raises:
-            BulkheadFullError: The queue is full.
-        """
-        if self.try_acquire():
-            return True
-        gate = ThreadGate()
-        try:
-            self._queue_up(gate)
-            return self._stand(gate, timeout) or not self._withdraw(gate)
-        except BaseException:
-            if not self._withdraw(gate):
-                self.release()
-            raise
-
-    def _stand(self, gate: ThreadGate, timeout: float | None) -> bool:
-        """Wait at a gate, and look for permits that other processes have given back."""
-        end = None if timeout is None else time.monotonic() + timeout
-        pause = _SOON
-        while True:
-            pause = _SELDOM if self._across is None else min(2 * pause, _LATER)
-            left = None if end is None else end - time.monotonic()
-            if gate.wait(pause if left is None else min(pause, left)):
-                return True
-            if left is not None and left <= pause:
-                return False
-            self._serve()
-
-    @contextmanager
-    def _looking(self) -> Iterator[None]:
-        """Look for permits that other processes have given back, while a task waits."""
-        from asyncio import get_running_loop
-
-        loop = get_running_loop()
-        timer: list[TimerHandle] = []
-
-        def watch(pause: float) -> None:
-            pause = _SELDOM if self._across is None else pause
-            timer[:] = [loop.call_later(pause, look, min(2 * pause, _LATER))]
-
-        def look(pause: float) -> None:
-            self._serve()
-            watch(pause)
-
-        watch(_SOON)
-        try:
-            yield
-        finally:
-            timer[0].cancel()
-
-    async def wait(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - as in `acquire`
-        """Wait for a permit in a task; the same as `acquire` otherwise.
-
-        A task whose event loop stood still when its turn came queues again, at the end.
-        """
-        if self.try_acquire():
-            return True
-        end = None if timeout is None else time.monotonic() + timeout
-        gate = TaskGate()
-        again = False
-        while True:
+        def run(call: Call) -> Any:
+            if ambient.disabled() or isinstance(call.begun, Exception):
+                return proceed(call)
+            began = None
+            if not limit.try_acquire():
+                self._refuse_circle(run.__code__)
+                began = ambient.clock().monotonic()
+                if not limit.acquire(self._left(call, began)):
+                    raise self._overdue(call, began)
             try:
-                self._queue_up(gate, again=again)
-                with self._looking():
-                    in_time = await gate.wait(None if end is None else end - time.monotonic())
-                if not in_time:
-                    return not self._withdraw(gate)
-                if gate.opened:
-                    return True
-            except BaseException:
-                if not self._withdraw(gate):
-                    self.release()
-                raise
-            gate, again = TaskGate(), True
+                if began is not None:
+                    self._waited(call, began)
+                return proceed(call)
+            finally:
+                self._give_back(call)
 
-    def __enter__(self) -> Self:
-        self.acquire()
-        return self
+        return run
 
-    async def __aenter__(self) -> Self:
-        await self.wait()
-        return self
+    def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
+        """Put the stage before `proceed`, for an event loop."""
+        limit = self.limit
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.release()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.release()
-
-    # --- several processes --------------------------------------------------------------------------
-
-    def _go_to(self, path: str | None, *, create: bool) -> str:
-        from opero.core.shared_file import private_path
-        from opero.core.shared_permits import open_permits
-
-        path, create = path or private_path(self), create or path is None
-        across = open_permits(path, self.limit, create=create)
-        with self._lock:
-            # While there is none left, nobody can take one past the file.
-            kept = 0
+        async def run(call: Call) -> Any:
+            if ambient.disabled() or isinstance(call.begun, Exception):
+                return await proceed(call)
+            began = None
+            if not limit.try_acquire():
+                self._refuse_circle(run.__code__)
+                began = ambient.clock().monotonic()
+                if not await limit.wait(self._left(call, began)):
+                    raise self._overdue(call, began)
             try:
-                while True:
-                    self._permits.pop()
-                    kept += 1
-            except IndexError:
-                pass
-            for _ in range(self.limit - kept):
-                across.take()
-            self._across = across
-            self._permits.extend(repeat(None, kept))
-            # Given back meanwhile, when the file was not yet in use.
-            for _ in range(across.held - self.in_flight):
-                across.give()
-        self._serve()
-        return path
+                if began is not None:
+                    self._waited(call, began)
+                return await proceed(call)
+            finally:
+                limit.release()
 
-    def _after_fork(self) -> None:
-        # The calls that are in flight go on in the parent only.
-        super()._after_fork()
-        self.begin()
-
-    def __repr__(self) -> str:
-        return (
-            f"<ConcurrencyLimit {self.name}: {self.in_flight} of {self.limit} in flight, "
-            f"{self.waiting} waiting>"
-        )
-
-
-def _whole(value: object, option: str, least: int) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MOST:
-        return value
-    raise OperoUsageError(
-        f"{option}={value!r} must be a whole number, {least} to {_MOST:,}. None means no limit."
-    )
+        return run

@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from threading import Lock
 from typing import Final
 
-from opero.core.keys import Unkeyable, fast_part
+from opero.caching.keys import Unkeyable, fast_part
 
 __all__ = ["Cooldowns", "part_key"]
 

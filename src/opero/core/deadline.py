@@ -14,14 +14,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from opero import events
-from opero.core import ambient
-from opero.core.units import Duration, format_seconds, parse_seconds
 from opero.errors import DeadlineError, OperoUsageError
+from opero.utils import ambient
 from opero.utils.switch import switch
+from opero.utils.units import Duration, format_seconds, parse_seconds
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
-    from opero.core.stage import Emitter
+    from opero.events.emitter import Emitter
 
 __all__ = [
     "Deadline",

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from opero.core.fallback import values_of
 from opero.core.function import stars, unwrap_partial
-from opero.core.secrets import looks_secret, mask_url
-from opero.core.units import format_seconds
+from opero.utils.secrets import looks_secret, mask_url
+from opero.utils.units import format_seconds
 
 if TYPE_CHECKING:
     from opero.core.pipeline import Pipeline

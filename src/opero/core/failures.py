@@ -3,64 +3,23 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from opero.core.call import Failure, Rejected
-from opero.core.units import format_seconds
-from opero.errors import OperoUsageError, OperoWarning, RefusalError
-from opero.utils.stack import users_stacklevel
+from opero.utils.matching import Rejected
+from opero.utils.units import format_seconds
+
+if TYPE_CHECKING:
+    from opero.core.call import Failure
 
 __all__ = [
-    "Inner", "asks", "attach", "chain", "failures", "inner_of", "is_final", "matches",
+    "Inner", "attach", "chain", "failures", "inner_of",
     "raise_again", "story", "tell_again", "told_of",
 ]  # fmt: skip
 
 _TOLD = "__opero_told__"
 _LINK = "__opero_link__"
-
-
-def is_final(error: BaseException, walk: Sequence[BaseException] = ()) -> bool:
-    """Tell whether no retry and no other value can help: a usage error, or a refusal of this very pipeline.
-
-    Args:
-        error: What ended an attempt.
-        walk: The errors of the attempt's real calls. A refusal among them came from another
-            pipeline further in, and is a failure like any other here.
-    """
-    if isinstance(error, OperoUsageError):
-        return True
-    return isinstance(error, RefusalError) and all(error is not e for e in walk)
-
-
-def matches(wanted: Any, error: Exception) -> bool:
-    """Tell whether an error is one that `retry_on` or `fallback_on` means.
-
-    Args:
-        wanted: A type, a tuple of types, or a predicate.
-        error: The error. A `Rejected` result always matches: its own predicate has already spoken.
-    """
-    if isinstance(error, Rejected):
-        return True
-    if isinstance(wanted, type | tuple):
-        return isinstance(error, wanted)
-    return asks(wanted, error)
-
-
-def asks(predicate: Callable[[Any], object], subject: object) -> bool:
-    """Ask a user's predicate; one that raises warns and counts as "no", and never hides the call's own outcome."""
-    try:
-        return bool(predicate(subject))
-    except Exception as error:  # noqa: BLE001 - whatever it raises, the call's own outcome goes first
-        name = getattr(predicate, "__qualname__", type(predicate).__name__)
-        warnings.warn(
-            f"predicate {name} raised {type(error).__name__} and was taken as False",
-            OperoWarning,
-            stacklevel=users_stacklevel(),
-        )
-        return False
 
 
 class _Told(NamedTuple):

@@ -8,22 +8,21 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from opero import events
-from opero.core import ambient
-from opero.core.call import Rejected
 from opero.core.cooldown import Cooldowns
 from opero.core.deadline import overdue
-from opero.core.failures import is_final, matches
-from opero.core.secrets import looks_secret, show_value
-from opero.core.units import parse_seconds
 from opero.errors import OperoUsageError, RateLimitPausedError, RefusalError
+from opero.utils import ambient
+from opero.utils.matching import Rejected, is_final, matches
+from opero.utils.secrets import looks_secret, show_value
+from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
-    from opero.core.circuit import Circuit
+    from opero.core.circuit_breaker import Circuit
     from opero.core.function import FunctionInfo
     from opero.core.options import Options
-    from opero.core.stage import Emitter
     from opero.core.stats import Stats
+    from opero.events.emitter import Emitter
 
 __all__ = ["ArgFallback", "Slot", "values_of"]
 
@@ -210,7 +209,7 @@ class ArgFallback:
         if not call.failures or call.failures[-1].error is not error:
             return
         # Loaded at the first failure.
-        from opero.core.hints import requested_wait
+        from opero.core.retry_after import requested_wait
 
         hint = requested_wait(error.value if isinstance(error, Rejected) else error)
         if hint is None or not hint.seconds:

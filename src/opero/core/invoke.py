@@ -8,16 +8,16 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from opero import events
-from opero.core import ambient
-from opero.core.call import Rejected
 from opero.core.deadline import require_time
-from opero.core.failures import asks, raise_again
+from opero.core.failures import raise_again
+from opero.utils import ambient
+from opero.utils.matching import Rejected, asks
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
-    from opero.core.stage import Emitter
     from opero.core.stats import Stats
     from opero.core.timeout import Timeout
+    from opero.events.emitter import Emitter
 
 __all__ = ["AwaitableResult", "Invoke"]
 

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from opero.core.checks import (
+from opero.core.options import Options, option
+from opero.errors import OperoUsageError
+from opero.utils.checks import (
     boolean,
     callable_or_none,
     chunks,
@@ -22,8 +24,6 @@ from opero.core.checks import (
     token,
     whole,
 )
-from opero.core.options import Options, option
-from opero.errors import OperoUsageError
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor  # noqa: TC004 - nobody looks it up at run time, and it is slow to load

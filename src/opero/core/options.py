@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from opero.core import units
-from opero.core.checks import (
+from opero.errors import OperoUsageError, did_you_mean
+from opero.utils import units
+from opero.utils.checks import (
     boolean,
     breaker,
     budget,
@@ -36,19 +37,18 @@ from opero.core.checks import (
     version,
     whole,
 )
-from opero.core.units import Duration
-from opero.errors import OperoUsageError, did_you_mean
+from opero.utils.units import Duration
 
 if TYPE_CHECKING:
     # The stages stand above the options, and nobody looks these annotations up at run time.
-    from opero.core.breaker import CircuitBreaker  # noqa: TC004 - see above
-    from opero.core.cache import Store  # noqa: TC004 - see above
-    from opero.core.cache.codec import Codec  # noqa: TC004 - see above
-    from opero.core.checks import Check
-    from opero.core.concurrency_limit import ConcurrencyLimit  # noqa: TC004 - see above
+    from opero.caching import Store  # noqa: TC004 - see above
+    from opero.caching.codec import Codec  # noqa: TC004 - see above
     from opero.core.rate_limit import RateLimiter  # noqa: TC004 - see above
     from opero.core.retry_budget import RetryBudget  # noqa: TC004 - see above
     from opero.events import Event  # noqa: TC004 - see above
+    from opero.limits.breaker import CircuitBreaker  # noqa: TC004 - see above
+    from opero.limits.concurrency_limit import ConcurrencyLimit  # noqa: TC004 - see above
+    from opero.utils.checks import Check
 
 __all__ = ["FailureFilter", "Options", "option"]
 

@@ -14,29 +14,31 @@ from collections.abc import Callable, Coroutine
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from opero.core import ambient
-from opero.core.cache import Cache, CacheHandle
-from opero.core.call import AsyncProceed, Call, Proceed, Receipt, Rejected
+from opero.caching import Cache, CacheHandle
+from opero.core.call import AsyncProceed, Call, Proceed, Receipt
 from opero.core.deadline import Deadline, in_force
 from opero.core.fallback import ArgFallback
 from opero.core.function import unwrap_partial
 from opero.core.invoke import AwaitableResult, Invoke
 from opero.core.report import Report
 from opero.core.retry import Retry, RetryPolicy
-from opero.core.stage import Emitter, Stage
 from opero.core.stats import Stats
 from opero.core.stream import AsyncStarted, Started, astart, start
-from opero.core.units import parse_seconds
 from opero.core.watch import Watch
 from opero.errors import OperoUsageError
+from opero.events.emitter import Emitter
+from opero.utils import ambient
+from opero.utils.matching import Rejected
 from opero.utils.switch import switch
+from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
-    from opero.core.bulkhead import Bulkhead
-    from opero.core.circuit import Circuit
+    from opero.core.circuit_breaker import Circuit
+    from opero.core.concurrency_limit import Bulkhead
     from opero.core.function import FunctionInfo
     from opero.core.options import Options
     from opero.core.rate_limit import RateLimit
+    from opero.core.stage import Stage
     from opero.core.timeout import Timeout
 
 __all__ = ["Lane", "Pipeline"]
@@ -150,7 +152,7 @@ class Pipeline:
         """What lies between an attempt and the real call."""
         check = None
         if self.circuit is not None and (self.concurrency or self.rate_limit):
-            from opero.core.circuit import CircuitCheck
+            from opero.core.circuit_breaker import CircuitCheck
 
             check = CircuitCheck(self.circuit)
         return (self.fallback, check, self.concurrency, self.rate_limit, self.circuit)
@@ -185,8 +187,8 @@ class Pipeline:
         wanted = self.options.concurrency
         if wanted is None:
             return None
-        from opero.core.bulkhead import Bulkhead
-        from opero.core.concurrency_limit import ConcurrencyLimit
+        from opero.core.concurrency_limit import Bulkhead
+        from opero.limits.concurrency_limit import ConcurrencyLimit
 
         shared = origin.concurrency if origin and "concurrency" not in changed else None
         limit = shared.limit if shared else wanted
@@ -198,7 +200,7 @@ class Pipeline:
         wanted = self.options.circuit_breaker
         if not wanted:
             return None
-        from opero.core.circuit import Circuit, breaker_of
+        from opero.core.circuit_breaker import Circuit, breaker_of
 
         shared = origin.circuit if origin and "circuit_breaker" not in changed else None
         return Circuit(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overload
 
 if TYPE_CHECKING:
-    from opero.core.cache import CacheHandle
+    from opero.caching import CacheHandle
     from opero.core.call import Receipt
     from opero.core.explain import Explanation
     from opero.core.options import Options

@@ -10,22 +10,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from opero import events
-from opero.core import ambient
-from opero.core.call import Rejected
-from opero.core.limiter import RateLimiter, limiter_of, publish_all
-from opero.core.reservation import Reservation
-from opero.core.units import parse_seconds
-from opero.core.waiting_room import Patience
 from opero.errors import OperoUsageError, RefusalError
+from opero.limits.limiter import RateLimiter, limiter_of, publish_all
+from opero.limits.reservation import Reservation
+from opero.limits.waiting_room import Patience
+from opero.utils import ambient
+from opero.utils.matching import Rejected
 from opero.utils.switch import switch
+from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
     from opero.core.function import FunctionInfo
-    from opero.core.hints import Hint
     from opero.core.options import Options
-    from opero.core.stage import Emitter
+    from opero.core.retry_after import Hint
     from opero.core.stats import Stats
+    from opero.events.emitter import Emitter
 
 __all__ = ["RateLimit", "RateLimiter", "Reservation", "limiter_of", "publish_all", "throttled"]
 
@@ -45,7 +45,7 @@ def throttled(call: Call, error: Exception) -> Hint | None:
     if not call.failures or call.failures[-1].error is not error:
         return None
     # Loaded at the first failure.
-    from opero.core.hints import requested_wait
+    from opero.core.retry_after import requested_wait
 
     hint = requested_wait(error.value if isinstance(error, Rejected) else error)
     return hint if hint is not None and hint.seconds > 0 else None

@@ -6,18 +6,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from opero import events
-from opero.core import ambient
-from opero.core.call import Rejected
 from opero.core.deadline import overdue
-from opero.core.failures import attach, is_final, raise_again, story
+from opero.core.failures import attach, raise_again, story
 from opero.core.watch import elapsed
 from opero.errors import DeadlineError, RefusalError
+from opero.utils import ambient
+from opero.utils.matching import Rejected, is_final
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Failure, Proceed
     from opero.core.function import FunctionInfo
-    from opero.core.stage import Emitter
     from opero.core.stats import Stats
+    from opero.events.emitter import Emitter
 
 __all__ = ["Report"]
 

@@ -9,20 +9,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from opero import events
-from opero.core import ambient
-from opero.core.call import Pause, Rejected
+from opero.core.call import Pause
 from opero.core.deadline import overdue
 from opero.core.failures import inner_of
 from opero.core.retry_state import RetryPolicy, RetryState, grown, pause_bounds
-from opero.core.units import format_seconds
+from opero.utils import ambient
+from opero.utils.matching import Rejected
+from opero.utils.units import format_seconds
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
-    from opero.core.circuit import Circuit
+    from opero.core.circuit_breaker import Circuit
     from opero.core.function import FunctionInfo
     from opero.core.retry_budget import RetryBudget
-    from opero.core.stage import Emitter
     from opero.core.stats import Stats
+    from opero.events.emitter import Emitter
 
 __all__ = ["Retry", "RetryPolicy", "RetryState", "pause_bounds"]
 
@@ -177,7 +178,7 @@ class Retry:
         if call.several:
             return False  # the other values need not wait for this one
         # Loaded at the first failure.
-        from opero.core.hints import requested_wait
+        from opero.core.retry_after import requested_wait
 
         hint = requested_wait(error.value if isinstance(error, Rejected) else error)
         if hint is None:

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from opero.core import ambient
-from opero.core.checks import text, whole
-from opero.core.shareable import Shareable
-from opero.core.units import Duration, format_seconds, parse_seconds
 from opero.errors import OperoUsageError
+from opero.limits.shareable import Shareable
+from opero.utils import ambient
+from opero.utils.checks import text, whole
+from opero.utils.units import Duration, format_seconds, parse_seconds
 
 if TYPE_CHECKING:
-    from opero.core.shared_counts import SharedCounts
+    from opero.limits.shared_counts import SharedCounts
 
 __all__ = ["RetryBudget"]
 
@@ -157,8 +157,8 @@ class RetryBudget(Shareable):
     # --- across processes -----------------------------------------------------------------------------
 
     def _go_to(self, path: str | None, *, create: bool) -> str:
-        from opero.core.shared_counts import open_counts
-        from opero.core.shared_file import private_path
+        from opero.limits.shared_counts import open_counts
+        from opero.limits.shared_file import private_path
 
         path, create = path or private_path(self), create or path is None
         across = open_counts(path, 3 * _SLICES, create=create)

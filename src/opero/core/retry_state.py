@@ -13,12 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from opero.core.call import Rejected
-from opero.core.failures import asks, is_final, matches
 from opero.core.strategies import is_retry_strategy, state_class, stop_after
-from opero.core.units import parse_seconds
 from opero.errors import OperoWarning
+from opero.utils.matching import Rejected, asks, is_final, matches
 from opero.utils.stack import users_stacklevel
+from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
     from opero.core.options import Options

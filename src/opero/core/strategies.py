@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from opero.core.call import Rejected
+from opero.utils.matching import Rejected
 
 __all__ = [
     "ExponentialWait",

@@ -13,19 +13,19 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from opero import events
-from opero.core import ambient
 from opero.core.deadline import innermost, overdue, run_until
-from opero.core.spare_threads import Job, run_in_thread
-from opero.core.units import format_seconds
 from opero.errors import CallTimeoutError
+from opero.utils import ambient
+from opero.utils.threads import Job, run_in_thread
+from opero.utils.units import format_seconds
 
 if TYPE_CHECKING:
     from asyncio import Task
 
     from opero.core.call import Call, Proceed
     from opero.core.deadline import Scope
-    from opero.core.stage import Emitter
     from opero.errors import DeadlineError
+    from opero.events.emitter import Emitter
 
 __all__ = ["Timeout"]
 

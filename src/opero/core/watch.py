@@ -6,12 +6,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from opero import events
-from opero.core import ambient
 from opero.events.run import Run
+from opero.utils import ambient
 
 if TYPE_CHECKING:
     from opero.core.call import Call
-    from opero.core.stage import Emitter
+    from opero.events.emitter import Emitter
 
 __all__ = ["Watch", "elapsed"]
 

@@ -18,11 +18,11 @@ from collections.abc import Callable
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
-from opero.core.cache.keying import short_part
+from opero.caching.keying import short_part
+from opero.caching.keys import FAST_TYPES
 from opero.core.call import Call
 from opero.core.express import express_body, express_names, has_express_lane
 from opero.core.function import stars, unwrap_partial
-from opero.core.keys import FAST_TYPES
 from opero.utils.switch import switch
 
 if TYPE_CHECKING:

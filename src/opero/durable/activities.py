@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from opero.core import ambient
 from opero.core.call import Call
 from opero.core.decorate import decorate
 from opero.core.options import Options
@@ -16,6 +15,7 @@ from opero.durable.arguments import Parameters, digest_of
 from opero.durable.scope import Scope, current
 from opero.durable.step import Step, running_step, step_at
 from opero.errors import OperoUsageError
+from opero.utils import ambient
 
 if TYPE_CHECKING:
     from opero.core.pipeline import Pipeline

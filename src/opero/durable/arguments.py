@@ -9,7 +9,7 @@ from hashlib import blake2b
 from types import NoneType
 from typing import Any, Final
 
-from opero.core.keys import Unkeyable, digest
+from opero.caching.keys import Unkeyable, digest
 from opero.errors import UnserializableError
 
 __all__ = ["Parameters", "digest_of"]

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
-from opero.core.units import Duration, parse_seconds
 from opero.durable.engine import Engine
 from opero.durable.invocation import new_run, same_run
 from opero.durable.records import Create
@@ -16,6 +15,7 @@ from opero.durable.stores.sqlite import SqliteStore
 from opero.durable.twins import Twins
 from opero.durable.waiting import asettle, outcome, settle
 from opero.errors import OperoUsageError
+from opero.utils.units import Duration, parse_seconds
 
 if TYPE_CHECKING:
     from opero.durable.store import Store

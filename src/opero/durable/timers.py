@@ -14,13 +14,13 @@ import uuid as ids
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from opero.core import ambient
-from opero.core.units import Duration, parse_seconds
 from opero.durable.records import Move, State, StepState, Take
 from opero.durable.run import Ending, Why
 from opero.durable.scope import Scope, current
 from opero.durable.step import Step, step_at
 from opero.errors import OperoUsageError
+from opero.utils import ambient
+from opero.utils.units import Duration, parse_seconds
 
 __all__ = ["now", "random", "sleep", "uuid", "wait_for"]
 

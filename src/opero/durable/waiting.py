@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from opero.core.units import Duration, parse_seconds
 from opero.durable.failures import message_of, unpack_error
 from opero.durable.records import State, WorkflowRecord
 from opero.durable.report import settled
 from opero.durable.values import decode
 from opero.errors import DurableError, WorkflowEndedError
+from opero.utils.units import Duration, parse_seconds
 
 __all__ = ["asettle", "outcome", "settle"]
 

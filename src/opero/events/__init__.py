@@ -16,7 +16,8 @@ from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from opero.events.event import Event
-    from opero.events.kinds import (
+    from opero.events.run import Run, current_run
+    from opero.events.types import (
         AttemptFailed,
         CacheHit,
         CacheMiss,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
         RetryScheduled,
         ValueCooling,
     )
-    from opero.events.run import Run, current_run
     from opero.events.work import (
         CustomEvent,
         MapProgress,
@@ -116,7 +116,7 @@ __getattr__, __dir__ = lazy_exports(
                 "RetryScheduled",
                 "ValueCooling",
             ),
-            "opero.events.kinds",
+            "opero.events.types",
         ),
         **dict.fromkeys(
             ("CustomEvent", "MapProgress", "StepChanged", "TaskChanged", "WorkflowChanged"),

@@ -127,7 +127,7 @@ class Subscription:
     def _failed(self, error: Exception, event: Event) -> None:
         """Report what the handler raised: to those who listen for it, else on stderr, there once for each type."""
         from opero.events import bus
-        from opero.events.kinds import HandlerFailed
+        from opero.events.types import HandlerFailed
 
         self.errors += 1
         try:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from opero.instrumentation.logs import configure_logging, log_events
     from opero.instrumentation.opentelemetry import OpenTelemetryListener, trace_calls
     from opero.instrumentation.prometheus import PrometheusListener
-    from opero.instrumentation.trace import Timeline
+    from opero.instrumentation.timeline import Timeline
 
 __all__ = [
     "OpenTelemetryListener",
@@ -30,7 +30,7 @@ __getattr__, __dir__ = lazy_exports(
     {
         "OpenTelemetryListener": "opero.instrumentation.opentelemetry",
         "PrometheusListener": "opero.instrumentation.prometheus",
-        "Timeline": "opero.instrumentation.trace",
+        "Timeline": "opero.instrumentation.timeline",
         "configure_logging": "opero.instrumentation.logs",
         "log_events": "opero.instrumentation.logs",
         "trace_calls": "opero.instrumentation.opentelemetry",

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from opero import events
-from opero.config import functions
 from opero.core.failures import attach
-from opero.core.stage import Emitter
 from opero.errors import DeadlineError, OperoUsageError
+from opero.events.emitter import Emitter
+from opero.orchestrator.config import functions
 from opero.utils.async_utils import ensure_async, is_async_function, run_async
 
 if TYPE_CHECKING:

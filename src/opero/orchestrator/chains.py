@@ -8,9 +8,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from opero.config import functions
-from opero.core.concurrency_limit import ConcurrencyLimit
-from opero.core.failures import is_final, matches
 from opero.core.function import describe_function
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
@@ -18,12 +15,15 @@ from opero.core.rate_limit import limiter_of
 from opero.core.strategies import is_retry_error, retry_error
 from opero.core.wrapper import make_wrapper
 from opero.events.wording import log_event
+from opero.limits.concurrency_limit import ConcurrencyLimit
 from opero.orchestrator.chain import FallbackChain
+from opero.orchestrator.config import functions
 from opero.utils.async_utils import ensure_async, is_async_function, run_async
+from opero.utils.matching import is_final, matches
 
 if TYPE_CHECKING:
-    from opero.config import OrchestratorConfig
     from opero.events import Handler
+    from opero.orchestrator.config import OrchestratorConfig
 
 __all__ = ["Chains", "Function"]
 

@@ -15,7 +15,7 @@ from opero.orchestrator.orchestrator import Orchestrator
 from opero.utils.async_utils import is_async_function
 
 if TYPE_CHECKING:
-    from opero.config import OrchestratorConfig
+    from opero.orchestrator.config import OrchestratorConfig
     from opero.orchestrator.protocols import AsyncOrchestrated, Orchestrate, Orchestrated
 
 __all__ = ["orchestrate"]

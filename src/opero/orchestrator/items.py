@@ -6,18 +6,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from opero.concurrency.mapper import Arguments, Mapper
-from opero.config import functions
 from opero.core.function import describe_function
 from opero.core.map_options import MapOptions
 from opero.core.pipeline import Pipeline
 from opero.errors import OperoUsageError
 from opero.orchestrator.chain import name_of
+from opero.orchestrator.config import functions
 from opero.utils.async_utils import run_async
 
 if TYPE_CHECKING:
-    from opero.config import OrchestratorConfig
     from opero.events import Event, Handler
     from opero.orchestrator.chains import Chains, Function
+    from opero.orchestrator.config import OrchestratorConfig
 
 __all__ = ["process", "process_sync"]
 

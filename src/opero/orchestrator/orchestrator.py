@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from opero.config import OrchestratorConfig
 from opero.core.explain import Explanation, explain
 from opero.errors import OperoUsageError
 from opero.orchestrator.chains import Chains, Function
+from opero.orchestrator.config import OrchestratorConfig
 from opero.orchestrator.items import process, process_sync
 from opero.utils.async_utils import is_async_function
 

@@ -6,17 +6,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from opero.core.breaker import CircuitBreaker
 from opero.core.call import Call
-from opero.core.circuit import Circuit
-from opero.core.stage import Emitter
+from opero.core.circuit_breaker import Circuit
 from opero.errors import OperoUsageError
+from opero.events.emitter import Emitter
+from opero.limits.breaker import CircuitBreaker
 from opero.tasks.sequence import Returns, Sequence
 
 if TYPE_CHECKING:
-    from opero.core.units import Duration
     from opero.tasks.runnable import Runnable
     from opero.tasks.task_run import TaskRun
+    from opero.utils.units import Duration
 
 __all__ = ["CircuitGroup"]
 

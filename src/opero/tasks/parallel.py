@@ -7,9 +7,9 @@ import inspect
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, Any, Literal
 
-from opero.core.checks import whole
 from opero.errors import OperoUsageError
 from opero.tasks.runnable import Runnable, as_runnable
+from opero.utils.checks import whole
 
 if TYPE_CHECKING:
     from opero.tasks.task_run import TaskRun

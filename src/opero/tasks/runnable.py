@@ -6,10 +6,10 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.core.checks import text_or_none
 from opero.errors import OperoUsageError
 from opero.tasks.state import TaskState
 from opero.tasks.task_run import NOTHING, TaskRun, carry_out
+from opero.utils.checks import text_or_none
 
 if TYPE_CHECKING:
     import asyncio

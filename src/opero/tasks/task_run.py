@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.core import ambient
 from opero.errors import OperoUsageError
 from opero.events import event_bus
 from opero.events.run import Run
 from opero.tasks.state import TaskState
+from opero.utils import ambient
 
 if TYPE_CHECKING:
     import asyncio

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from opero.core.spare_threads import Job, run_in_thread
+from opero.utils.threads import Job, run_in_thread
 
 __all__ = ["MOST_THREADS", "in_thread"]
 

@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from opero.core import ambient
 from opero.events import Event, event_bus
+from opero.utils import ambient
 from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:

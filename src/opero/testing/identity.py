@@ -14,9 +14,9 @@ from types import CellType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
-from opero.core.keys import Unkeyable, digest
-from opero.core.secrets import looks_secret
+from opero.caching.keys import Unkeyable, digest
 from opero.errors import UnkeyableError
+from opero.utils.secrets import looks_secret
 
 if TYPE_CHECKING:
     from opero.core.call import Call

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opero.core import ambient
 from opero.testing.player import NotRecordedError, Player
 from opero.testing.recorder import Recorder
 from opero.testing.tape import read_tape
+from opero.utils import ambient
 
 if TYPE_CHECKING:
     import os

@@ -21,12 +21,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from opero.core.cache.codec import Coder, Undecodable, Unencodable
-from opero.core.secrets import mask_url
+from opero.caching.codec import Coder, Undecodable, Unencodable
 from opero.durable.failures import pack_error, unpack_error
 from opero.durable.values import decode, encode
 from opero.errors import ActivityError, OperoUsageError, UnserializableError
 from opero.testing.identity import Identity
+from opero.utils.secrets import mask_url
 
 __all__ = ["HEADER", "Outcome", "Untold", "read_tape", "write_line"]
 

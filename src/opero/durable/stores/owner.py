@@ -13,7 +13,7 @@ import uuid
 from pathlib import Path
 from typing import Final
 
-from opero.core.file_lock import try_lock
+from opero.limits.file_lock import try_lock
 
 __all__ = ["Owners"]
 

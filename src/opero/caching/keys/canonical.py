@@ -1,0 +1,243 @@
+# this_file: src/opero/caching/keys/canonical.py
+"""Builtins to bytes.
+
+Every node is a one-byte tag, a length or count, and its payload, so that no two values share an
+encoding and none is a prefix of another. What is no plain builtin is first described by `content`.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Collection, Mapping
+from types import EllipsisType, NoneType, NotImplementedType
+from typing import Any, Final
+
+from opero.caching.keys.content import describe
+from opero.caching.keys.shape import Shape, Unkeyable, type_name
+
+MAX_DEPTH: Final = 100
+"""Containers inside containers. Deeper values, and those that contain themselves, have no key."""
+
+_PACK_FROM = 16
+
+_Put = Callable[[bytes | memoryview], object]
+_head = struct.Struct("<cQ").pack
+_word = struct.Struct("<cq").pack
+_double = struct.Struct("<cd").pack
+_NAN = _double(b"f", math.nan)
+
+
+def parts_of(value: object) -> list[bytes | memoryview]:
+    """Return the canonical bytes of a value in pieces.
+
+    Args:
+        value: Anything with content.
+
+    Returns:
+        Pieces to be joined, or hashed one by one; large buffers are the value's own memory.
+
+    Raises:
+        Unkeyable: When some part has no content, or lies too deep.
+
+    Example:
+        >>> parts_of([None, True])[1:]
+        [b'n', b'1']
+    """
+    parts: list[bytes | memoryview] = []
+    try:
+        _walk(value, parts.append, 0)
+    except (Unkeyable, MemoryError):
+        raise
+    except Exception as error:
+        # A metaclass that breaks hashing, a dict that changes meanwhile, a stack nearly full.
+        raise Unkeyable(type_name(type(value)), _unreadable(error)) from error
+    return parts
+
+
+def _walk(value: object, put: _Put, depth: int) -> None:
+    leaf = _LEAVES.get(type(value))
+    if leaf is None:
+        _branch(value, put, depth)
+    else:
+        put(leaf(value))
+
+
+def _branch(value: object, put: _Put, depth: int) -> None:
+    if depth == MAX_DEPTH:
+        reason = f"is nested deeper than {MAX_DEPTH} levels, or contains itself"
+        raise Unkeyable(type_name(type(value)), reason)
+    _BRANCHES.get(type(value), _shape_of)(value, put, depth + 1)
+
+
+def _text(value: str) -> bytes:
+    try:
+        data = value.encode()
+    except UnicodeEncodeError:  # lone surrogates, as in file names that could not be decoded
+        data = value.encode("utf-8", "surrogatepass")
+    return _head(b"s", len(data)) + data
+
+
+def _integer(value: int) -> bytes:
+    try:
+        return _word(b"i", value)
+    except struct.error:
+        size = value.bit_length() // 8 + 1
+        return _head(b"I", size) + value.to_bytes(size, "little", signed=True)
+
+
+def _float(value: float) -> bytes:
+    return _double(b"f", value) if value == value else _NAN
+
+
+def _complex(value: complex) -> bytes:
+    return b"c" + _float(value.real) + _float(value.imag)
+
+
+def _buffer(value: bytes | memoryview, put: _Put, depth: int) -> None:
+    if type(value) is memoryview and (
+        value.format != "B" or value.ndim != 1 or not value.c_contiguous
+    ):
+        _shape_of(value, put, depth)
+        return
+    put(_head(b"b" if type(value) is bytes else b"m", len(value)))
+    put(value)
+
+
+def _items(values: Collection[object], put: _Put, depth: int, tag: bytes = b"") -> None:
+    size = len(values)
+    put(_head(tag or (b"l" if type(values) is list else b"t"), size))
+    if size >= _PACK_FROM:
+        packed = _packed(values)
+        if packed is not None:
+            put(packed)
+            return
+    index = 0
+    try:
+        for index, item in enumerate(values):  # noqa: B007 - names the place of a bad item
+            leaf = _LEAVES.get(type(item))
+            if leaf is None:
+                _branch(item, put, depth)
+            else:
+                put(leaf(item))
+    except Unkeyable as signal:
+        signal.inside(index)
+        raise
+
+
+def _packed(values: Collection[Any]) -> bytes | None:
+    """Encode many items of one plain type at C speed; None when they are not that."""
+    kinds = set(map(type, values))
+    if kinds == {int}:
+        try:
+            return b"\x01" + struct.pack(f"<{len(values)}q", *values)
+        except struct.error:
+            return None
+    if kinds == {float} and not any(map(math.isnan, values)):
+        return b"\x02" + struct.pack(f"<{len(values)}d", *values)
+    if kinds == {str}:
+        lengths = struct.pack(f"<{len(values)}Q", *map(len, values))
+        return b"\x03" + lengths + _text("".join(values))
+    return None
+
+
+def _set(value: set[Any] | frozenset[Any], put: _Put, depth: int) -> None:
+    tag = b"S" if type(value) is set else b"F"
+    kinds = set(map(type, value))
+    if kinds in ({str}, {int}):
+        _items(sorted(value), put, depth, tag)
+        return
+    put(_head(tag, len(value)))
+    try:
+        encoded = [_joined(item, depth) for item in value]
+    except Unkeyable as signal:
+        signal.inside("<element>")
+        raise
+    for part in sorted(encoded):
+        put(part)
+
+
+def _dict(value: dict[Any, object], put: _Put, depth: int) -> None:
+    put(_head(b"d", len(value)))
+    for key in value:
+        if type(key) is not str:
+            break
+    else:
+        _entries(value, put, depth)
+        return
+    pairs = []
+    for key, item in value.items():
+        step = f"<{type(key).__name__} key>"
+        try:
+            pairs.append((_joined(key, depth), _joined(item, depth)))
+        except Unkeyable as signal:
+            signal.inside(step)
+            raise
+    # Several keys may share one encoding (two NaNs), so values take part in the order.
+    for pair in sorted(pairs):
+        put(b"".join(pair))
+
+
+def _entries(entries: Mapping[str, object], put: _Put, depth: int) -> None:
+    key = ""
+    try:
+        for key in sorted(entries):
+            put(_text(key))
+            item = entries[key]
+            leaf = _LEAVES.get(type(item))
+            if leaf is None:
+                _branch(item, put, depth)
+            else:
+                put(leaf(item))
+    except Unkeyable as signal:
+        # Other keys than names are data (an e-mail address, a token): errors must not show them.
+        signal.inside(key if key.isidentifier() else "<str key>")
+        raise
+
+
+def _joined(value: object, depth: int) -> bytes:
+    parts: list[bytes | memoryview] = []
+    _walk(value, parts.append, depth)
+    return b"".join(parts)
+
+
+def _shape_of(value: object, put: _Put, depth: int) -> None:
+    try:
+        shape = describe(value)
+    except (Unkeyable, MemoryError):
+        raise
+    except Exception as error:
+        raise Unkeyable(type_name(type(value)), _unreadable(error)) from error
+    _shape(shape, put, depth)
+
+
+def _shape(shape: Shape, put: _Put, depth: int) -> None:
+    put(_head(b"@", len(shape.parts)) + _text(shape.tag))
+    _walk(shape.whole, put, depth)
+    _entries(shape.parts, put, depth)
+
+
+def _unreadable(error: Exception) -> str:
+    return f"could not be read ({type(error).__name__})"
+
+
+_LEAVES: Final[dict[type, Callable[[Any], bytes]]] = {
+    str: _text,
+    int: _integer,
+    float: _float,
+    complex: _complex,
+    bool: {False: b"0", True: b"1"}.__getitem__,
+    NoneType: lambda _: b"n",
+    EllipsisType: lambda _: b"e",
+    NotImplementedType: lambda _: b"N",
+}
+_BRANCHES: Final[dict[type, Callable[[Any, _Put, int], None]]] = {
+    bytes: _buffer,
+    memoryview: _buffer,
+    list: _items,
+    tuple: _items,
+    set: _set,
+    frozenset: _set,
+    dict: _dict,
+    Shape: _shape,
+}

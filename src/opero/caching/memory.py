@@ -1,0 +1,342 @@
+# this_file: src/opero/caching/memory.py
+"""Where results lie: the protocol that users' own stores fit, the entry, and the store in memory.
+
+The memory store evicts by second chance (the CLOCK algorithm of Corbató, 1968): entries stand in a
+queue, a hit only sets a bit, and an entry whose bit is set goes back to the end of the queue once
+instead of being evicted. That is close to LRU, and a hit takes no lock and moves nothing. Expired
+entries go first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from heapq import heapify, heappop, heappush
+from itertools import count
+from threading import RLock
+from typing import Any, Final, NamedTuple, Protocol
+
+from opero.utils import ambient
+
+__all__ = ["AgingEntry", "Entry", "EntryStore", "Life", "MemoryStore", "Store"]
+
+_SPARE: Final = 1000
+"""Entries that may have left the store before its heap of expiries is tidied."""
+
+Thaw = Callable[[Any], Any]
+"""Makes an isolated copy of what is stored."""
+
+
+class Store(Protocol):
+    """What an object needs to be a `cache_backend`.
+
+    Keys are text and carry namespace, function and arguments, so functions can share a store. What
+    is stored is a tuple `(value, expiry)`, expiry in seconds since the epoch or None: a stored None
+    differs from nothing stored, and an entry that the store should have dropped is not served. With
+    `cache_stale_ttl` or `cache_refresh` it is `(value, expiry, birth)`, birth on the same clock. The
+    methods are called where the function is called, so they must be thread-safe. An event loop calls
+    them directly if they are quick, and in a thread if the object has an attribute `blocking` that is
+    true.
+    """
+
+    def get(self, key: Any, /) -> Any:
+        """Return what was stored under `key`, or None if there is nothing."""
+        ...
+
+    def set(self, key: Any, value: Any, ttl: float | None, /) -> Any:
+        """Store `value` for `ttl` seconds (None: for good)."""
+        ...
+
+    def delete(self, key: Any, /) -> Any:
+        """Remove one key; the answer is true if it was there."""
+        ...
+
+    def clear(self) -> Any:
+        """Remove everything; with a parameter named `prefix`, only the keys that begin with it."""
+        ...
+
+
+class Life(NamedTuple):
+    """The times of an entry that is renewed before it expires, or served afterwards.
+
+    Attributes:
+        born: Clock reading at which it was stored.
+        expiry: Clock reading at which it expires.
+        keep: Clock reading until which a store should keep it.
+    """
+
+    born: float
+    expiry: float
+    keep: float
+
+
+class Entry:
+    """One stored result.
+
+    Attributes:
+        value: The result, or what `thaw` makes it from.
+        expires: Clock reading from which the stage must judge it: that of its expiry, or earlier if
+            it is to be renewed before. `math.inf` for never.
+        life: Further times; None for an entry that has none but its expiry.
+        thaw: Gives each caller a copy of its own; None where the value is immutable and can be
+            shared.
+        weight: Estimated bytes.
+        group: What the entry must not outlive: the token of the instance it belongs to.
+        visited: Whether it was hit since eviction last looked at it. Set without a lock: a lost
+            update costs one place in the queue.
+    """
+
+    __slots__ = ("expires", "group", "thaw", "value", "visited", "weight")
+
+    # A class attribute, so that an entry without it pays nothing for it.
+    life: Life | None = None
+
+    def __init__(
+        self,
+        value: Any,
+        expires: float = math.inf,
+        thaw: Thaw | None = None,
+        weight: int = 0,
+        group: int | None = None,
+    ) -> None:
+        self.value: Any = value
+        self.expires: float = expires
+        self.thaw: Thaw | None = thaw
+        self.weight: int = weight
+        self.group: int | None = group
+        self.visited: bool = False
+
+    @property
+    def expiry(self) -> float:
+        """Clock reading at which it expires."""
+        return self.expires if self.life is None else self.life.expiry
+
+    @property
+    def keep(self) -> float:
+        """Clock reading until which a store should keep it: later than its expiry if it may be served stale."""
+        return self.expires if self.life is None else self.life.keep
+
+    def open(self) -> Any:
+        """Return the result, isolated from what is stored."""
+        return self.value if self.thaw is None else self.thaw(self.value)
+
+    def __repr__(self) -> str:
+        return f"<Entry of {self.weight} bytes, expires at {self.expires:.3f}>"
+
+
+class AgingEntry(Entry):
+    """An entry that is renewed before it expires, or served afterwards.
+
+    Args:
+        entry: What is stored.
+        life: Its times.
+        expires: Clock reading from which the stage must judge it; by default its expiry.
+    """
+
+    __slots__ = ("life",)
+
+    def __init__(self, entry: Entry, life: Life, expires: float | None = None) -> None:
+        expires = life.expiry if expires is None else expires
+        super().__init__(entry.value, expires, entry.thaw, entry.weight, entry.group)
+        self.life: Life | None = life
+
+
+class EntryStore(Protocol):
+    """What the cache stage asks of a store: entries by key.
+
+    Three outcomes are kept apart: an entry (perhaps expired: the stage judges), None for "not
+    there", and an exception for "the store failed".
+    """
+
+    name: str
+    """Its name in `info()` and `explain()`."""
+
+    blocking: bool
+    """Whether finding and putting may take so long that an event loop must not wait for it."""
+
+    lends: bool
+    """Whether it lends leases, so that of several processes one computes."""
+
+    def find(self, key: Any, /) -> Entry | None:
+        """Return the entry of `key`, even if it has expired."""
+        ...
+
+    def put(self, key: Any, entry: Entry) -> bool:
+        """Store an entry in place of any other; False if it is too heavy."""
+        ...
+
+    def discard(self, key: Any, entry: Entry) -> None:
+        """Remove `key` if it still holds this very entry."""
+        ...
+
+    def delete(self, key: Any) -> bool:
+        """Remove `key` and tell whether it was there."""
+        ...
+
+    def clear(self) -> int:
+        """Remove everything of the function and return how much, as far as the store knows."""
+        ...
+
+    def measure(self) -> tuple[int | None, int | None]:
+        """Return the number of entries and their bytes, None where the store cannot tell."""
+        ...
+
+
+class MemoryStore:
+    """Entries in this process, bounded by number and by weight.
+
+    Writes take a lock, `entries.get` does not. The lock is reentrant, because any allocation may
+    run a destructor that uses the store again. Dropped values die after the lock is released: their
+    destructors may want locks of their own.
+
+    Args:
+        maxsize: Most entries.
+        max_bytes: Most bytes of all entries together.
+
+    Example:
+        >>> store = MemoryStore(maxsize=2)
+        >>> for n in range(3):
+        ...     _ = store.put(n, Entry(n * n))
+        >>> [key for key in range(3) if store.find(key)]
+        [1, 2]
+    """
+
+    name = "memory"
+    blocking = False
+    lends = False
+
+    def __init__(self, maxsize: int = 10_000, max_bytes: int = 256_000_000) -> None:
+        self.maxsize = maxsize
+        self.max_bytes = max_bytes
+        self.entries: OrderedDict[Hashable, Entry] = OrderedDict()
+        """Never replaced, so that its `get` can be kept."""
+        self.weight: int = 0
+        self.find: Callable[[Any], Entry | None] = self.entries.get
+        self._groups: dict[int, set[Hashable]] = {}
+        # Entries expire in the order of the queue, except for those that are noted here.
+        self._early: list[tuple[float, int, Hashable]] = []
+        self._latest = -math.inf
+        self._serial = count()
+        self._lock = RLock()
+
+    def put(self, key: Hashable, entry: Entry) -> bool:
+        """Store an entry in place of any other under its key.
+
+        Returns:
+            False if it is heavier than the whole store may be; then the old entry is gone, too.
+        """
+        entries, weight, expires, lock = self.entries, entry.weight, entry.expires, self._lock
+        dropped: list[Entry] = []
+        lock.acquire()  # half the cost of `with`, and every miss comes along here
+        try:
+            if key in entries:
+                self._drop(key, dropped)
+            if len(entries) >= self.maxsize or self.weight + weight > self.max_bytes:
+                if weight > self.max_bytes:
+                    return False
+                self._make_room(weight, dropped)
+            entries[key] = entry
+            self.weight += weight
+            if entry.group is not None:
+                self._groups.setdefault(entry.group, set()).add(key)
+            if expires >= self._latest:
+                self._latest = expires
+            else:
+                self._expect(expires, key)
+        finally:
+            lock.release()
+        return True
+
+    def discard(self, key: Hashable, entry: Entry) -> None:
+        """Remove `key` if it still holds this very entry."""
+        dropped: list[Entry] = []
+        with self._lock:
+            if self.entries.get(key) is entry:
+                self._drop(key, dropped)
+
+    def delete(self, key: Hashable) -> bool:
+        """Remove `key` and tell whether it was there."""
+        dropped: list[Entry] = []
+        with self._lock:
+            self._drop(key, dropped)
+        return bool(dropped)
+
+    def drop_group(self, group: int) -> int:
+        """Remove the entries of one group and return how many there were."""
+        dropped: list[Entry] = []
+        with self._lock:
+            for key in self._groups.pop(group, ()):
+                self._drop(key, dropped)
+        return len(dropped)
+
+    def clear(self) -> int:
+        """Remove everything and return how many entries there were."""
+        with self._lock:
+            dropped = list(self.entries.values())
+            self.entries.clear()
+            self._groups.clear()
+            self._latest = -math.inf
+            self._early.clear()
+            self.weight = 0
+        return len(dropped)
+
+    def measure(self) -> tuple[int, int]:
+        """Return the number of entries and their estimated bytes."""
+        return len(self.entries), self.weight
+
+    def renew_lock(self) -> None:
+        """After a fork: forget that a thread which does not exist here may hold the lock."""
+        self._lock = RLock()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __repr__(self) -> str:
+        return f"<MemoryStore: {len(self)} of {self.maxsize} entries, {self.weight} bytes>"
+
+    # --- under the lock ---------------------------------------------------------------------------
+
+    def _drop(self, key: Hashable, dropped: list[Entry]) -> None:
+        entry = self.entries.pop(key, None)
+        if entry is None:
+            return
+        dropped.append(entry)
+        self.weight -= entry.weight
+        if entry.group is not None:
+            members = self._groups.get(entry.group)
+            if members is not None:
+                members.discard(key)
+                if not members:
+                    del self._groups[entry.group]
+
+    def _make_room(self, weight: int, dropped: list[Entry]) -> None:
+        """Evict until one more entry fits: the expired ones, then the oldest that nobody hit."""
+        entries, early = self.entries, self._early
+        now = ambient.clock().monotonic()
+        while entries and (len(entries) >= self.maxsize or self.weight + weight > self.max_bytes):
+            if early and early[0][0] <= now:
+                expires, _, key = heappop(early)
+                entry = entries.get(key)
+                # The heap is told of no removal, so what it names may be gone or replaced.
+                if entry is not None and entry.expires == expires:
+                    self._drop(key, dropped)
+                continue
+            key = next(iter(entries))
+            entry = entries[key]
+            if entry.visited:
+                entry.visited = False
+                entries.move_to_end(key)
+                if entry.expires != math.inf:
+                    self._expect(entry.expires, key)
+            else:
+                self._drop(key, dropped)
+
+    def _expect(self, expires: float, key: Hashable) -> None:
+        """Note the expiry of an entry that stands behind entries which expire later."""
+        early = self._early
+        heappush(early, (expires, next(self._serial), key))
+        if len(early) > 2 * len(self.entries) + _SPARE:
+            live = {key: entry.expires for key, entry in self.entries.items()}
+            early[:] = [noted for noted in early if live.get(noted[2]) == noted[0]]
+            heapify(early)

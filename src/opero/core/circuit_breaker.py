@@ -1,0 +1,274 @@
+# this_file: src/opero/core/circuit_breaker.py
+"""The circuit breaker as a stage: asks leave before each real call and tells how it ended.
+
+`Circuit` stands right before the call. `CircuitCheck` stands before the stages that wait, so that
+nobody queues for a slot only to be refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+from weakref import finalize
+
+from opero.core.cooldown import part_key
+from opero.errors import CircuitOpenError
+from opero.events import Handler, Subscription
+from opero.limits.breaker import FREE, CircuitBreaker, CircuitState, CircuitStats
+from opero.utils import ambient
+from opero.utils.units import format_seconds
+
+if TYPE_CHECKING:
+    from opero.core.call import AsyncProceed, Call, Proceed
+    from opero.events import CircuitChanged
+    from opero.events.emitter import Emitter
+    from opero.limits.breaker import Permit
+
+__all__ = [
+    "Circuit",
+    "CircuitBreaker",
+    "CircuitCheck",
+    "CircuitState",
+    "CircuitStats",
+    "breaker_of",
+]
+
+
+# --- decisions ----------------------------------------------------------------------------------
+
+
+def breaker_of(option: bool | CircuitBreaker) -> CircuitBreaker:
+    """Return the breaker that the option `circuit_breaker` asks for: the given or a new one."""
+    return option if isinstance(option, CircuitBreaker) else CircuitBreaker()
+
+
+# --- stage --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Ear:
+    """One function's listener at a breaker: it hears of the circuit under its function's name.
+
+    Ears of the same listener and function are equal, so that `with_options` does not double it.
+    """
+
+    function: str
+    listener: Handler
+    subscription: Subscription = dataclasses.field(compare=False)
+
+    def __call__(self, event: CircuitChanged) -> None:
+        self.subscription.deliver(dataclasses.replace(event, function=self.function))
+
+
+class Circuit:
+    """The stage: one call through the breaker, or through the breaker of its fallback value.
+
+    An error that the stages behind it refuse with counts neither way, and neither does a call that
+    is cancelled. With the test switch on nothing is refused, and no failure is counted.
+
+    Args:
+        breaker: The breaker; with several fallback values the template of theirs.
+        emitter: The function's name and listeners.
+        several: Tells whether a call's value is one of several, so that it has a breaker of its
+            own; None without fallback.
+        label: Gives the label of a call's fallback value, for the name of its breaker.
+
+    Attributes:
+        breaker: As given.
+        only: The breaker, if it is that of all calls; None if that depends on the call.
+    """
+
+    name = "circuit"
+
+    def __init__(
+        self,
+        breaker: CircuitBreaker,
+        emitter: Emitter,
+        *,
+        several: Callable[[Call], bool] | None = None,
+        label: Callable[[Call], str | None] | None = None,
+    ) -> None:
+        self.breaker = breaker
+        self._several = several
+        self.only: CircuitBreaker | None = breaker if several is None else None
+        self._label = label
+        breaker.guard(emitter.function)
+        for listener in emitter.listeners:
+            # A shared breaker outlives its functions and must not keep what they listen with.
+            ear = _Ear(function=emitter.function, listener=listener.handler, subscription=listener)
+            cancel = breaker.subscribe(ear)
+            finalize(self, cancel).atexit = False
+
+    def describe(self) -> str:
+        """Return the line for `explain()`."""
+        each = ", for each value by itself" if self._several is not None else ""
+        return f"{self.breaker.describe()}{each}"
+
+    # --- fallback values ------------------------------------------------------------------------
+
+    def for_value(self, call: Call) -> CircuitBreaker:
+        """Return the breaker of a call: that of its value if it is one of several."""
+        if self._several is None or not self._several(call):
+            return self.breaker
+        index = call.value_index or 0
+        key = part_key(call.value, index)
+        found = self.breaker.known_part(key)
+        if found is not None:
+            return found
+        label = self._label(call) if self._label is not None else None
+        return self.breaker.part(key, label or f"value {index}")
+
+    def refuses(self, value: object, index: int) -> float | None:
+        """Tell whether the breaker of one of several values would refuse a call now.
+
+        Args:
+            value: The value.
+            index: Its place in the list.
+
+        Returns:
+            None if it lets the call through, else the seconds until it may; infinity if it is held
+            open by hand.
+        """
+        if ambient.disabled():
+            return None
+        part = self.breaker.known_part(part_key(value, index))
+        if part is not None:
+            return part.refuses()
+        return math.inf if self.breaker.state is CircuitState.FORCED_OPEN else None
+
+    def refusal(self, waits: Iterable[float]) -> CircuitOpenError:
+        """Return the error for a call all of whose values are refused.
+
+        Args:
+            waits: What `refuses` said for each of them.
+        """
+        soonest = min(waits)
+        return CircuitOpenError(self.breaker.name, soonest if math.isfinite(soonest) else None)
+
+    def outlasts(self, call: Call, pause: float) -> str | None:
+        """Tell why a call would still be refused after a pause; None if it might not.
+
+        With several fallback values that is not known: each has a breaker of its own.
+        """
+        if ambient.disabled() or (self._several is not None and self._several(call)):
+            return None
+        breaker = self.breaker
+        wait = breaker.refuses()
+        # While a probe is under way nobody knows how long it takes.
+        if wait is None or wait <= pause or breaker.state is CircuitState.HALF_OPEN:
+            return None
+        more = f" for another {format_seconds(round(wait, 3))}" if math.isfinite(wait) else ""
+        return f"circuit {breaker.name!r} is open{more}"
+
+    def skips(self, call: Call, error: Exception) -> bool:
+        """Tell whether an error is the refusal of the call's own value, so that the next may be
+        tried.
+        """
+        return (
+            isinstance(error, CircuitOpenError)
+            and self._several is not None
+            and self._several(call)
+            and error.name == self.for_value(call).name
+        )
+
+    # --- adapters -------------------------------------------------------------------------------
+
+    def check(self, call: Call) -> None:
+        """Raise if the call would be refused now."""
+        breaker = self.for_value(call)
+        if breaker.standing is None and call.begun is None and not ambient.disabled():
+            breaker.check()
+
+    def _acquire(self, breaker: CircuitBreaker, call: Call) -> Permit:
+        """Return a permit where none is standing."""
+        # A call that was already made cannot be refused any more.
+        return FREE if ambient.disabled() or call.begun is not None else breaker.acquire()
+
+    def _failed(self, permit: Permit, error: Exception) -> None:
+        if ambient.disabled():
+            permit.release()
+        else:
+            permit.failure(error)
+
+    def wrap_sync(self, proceed: Proceed) -> Proceed:
+        """Put the stage before `proceed`."""
+        only = self.only
+
+        def run(call: Call) -> Any:
+            breaker = only or self.for_value(call)
+            permit = breaker.standing or self._acquire(breaker, call)
+            try:
+                result = proceed(call)
+            except Exception as error:
+                self._failed(permit, error)
+                raise
+            except BaseException:
+                permit.release()
+                raise
+            if not permit.silent:
+                permit.success(result)
+            return result
+
+        return run
+
+    def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
+        """Put the stage before `proceed`, for an event loop."""
+        only = self.only
+
+        async def run(call: Call) -> Any:
+            breaker = only or self.for_value(call)
+            permit = breaker.standing or self._acquire(breaker, call)
+            try:
+                result = await proceed(call)
+            except Exception as error:
+                self._failed(permit, error)
+                raise
+            except BaseException:
+                permit.release()
+                raise
+            if not permit.silent:
+                permit.success(result)
+            return result
+
+        return run
+
+
+class CircuitCheck:
+    """The stage before those that wait: refuses at once what `Circuit` would refuse later.
+
+    Args:
+        circuit: The stage that it speaks for.
+    """
+
+    name = "circuit check"
+
+    def __init__(self, circuit: Circuit) -> None:
+        self._circuit = circuit
+
+    def describe(self) -> str:
+        """Return nothing: `Circuit` has its line in `explain()`."""
+        return ""
+
+    def wrap_sync(self, proceed: Proceed) -> Proceed:
+        """Put the stage before `proceed`."""
+        check, only = self._circuit.check, self._circuit.only
+
+        def run(call: Call) -> Any:
+            if only is None or only.standing is None:
+                check(call)
+            return proceed(call)
+
+        return run
+
+    def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
+        """Put the stage before `proceed`, for an event loop."""
+        check, only = self._circuit.check, self._circuit.only
+
+        async def run(call: Call) -> Any:
+            if only is None or only.standing is None:
+                check(call)
+            return await proceed(call)
+
+        return run

@@ -1,0 +1,299 @@
+# this_file: src/opero/orchestrator/config.py
+"""Configuration of an `Orchestrator`: frozen objects, checked when made, each turned into options of `@opero`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from opero.core.options import Options
+from opero.core.strategies import ExponentialWait
+from opero.errors import OperoUsageError, did_you_mean
+from opero.utils import checks
+from opero.utils.units import Duration, parse_seconds
+
+if TYPE_CHECKING:
+    from opero.events.wording import Logger  # noqa: TC004 - nobody looks the annotation up at run time
+
+__all__ = [
+    "Backend",
+    "ConcurrencyConfig",
+    "MultiprocessConfig",
+    "OrchestratorConfig",
+    "RateLimitConfig",
+    "RetryConfig",
+]
+
+Backend = Literal["pathos", "multiprocessing", "process", "aiomultiprocess"]
+"""Names that people know for worker processes; behind all of them are opero's own."""
+
+
+@dataclass(frozen=True)
+class RetryConfig:
+    """How a function is retried.
+
+    Attributes:
+        max_attempts: Attempts in all, the first one included: 3 means two retries (`retries=2` in `@opero`).
+        wait_min, wait_max: Shortest and longest pause: seconds, `timedelta` or text such as "2s".
+        wait_multiplier: The pause before retry n is multiplier · 2^(n-1) seconds, within these bounds: that is
+            tenacity's `wait_exponential(multiplier, min, max)`, and no growth factor.
+        retry_exceptions: Type or tuple of types that are retried; others pass at once.
+        reraise: Whether the caller gets the last error itself; False gives a `tenacity.RetryError` from it.
+
+    Raises:
+        OperoUsageError: A value cannot work; the message names it and the fix.
+
+    Example:
+        >>> RetryConfig(max_attempts=3).as_options()["retries"]
+        2
+    """
+
+    max_attempts: int = 3
+    wait_min: Duration = 1.0
+    wait_max: Duration = 60.0
+    wait_multiplier: float = 1.0
+    retry_exceptions: type[BaseException] | tuple[type[BaseException], ...] = (Exception,)
+    reraise: bool = True
+
+    def __post_init__(self) -> None:
+        checks.whole(1)("max_attempts", self.max_attempts)
+        low, high = (
+            parse_seconds(self.wait_min, "wait_min"),
+            parse_seconds(self.wait_max, "wait_max"),
+        )
+        if low > high:
+            raise OperoUsageError(
+                f"wait_min={self.wait_min!r} is longer than wait_max={self.wait_max!r}: "
+                "raise wait_max or lower wait_min."
+            )
+        multiplier: Any = self.wait_multiplier
+        known = isinstance(multiplier, int | float) and not isinstance(multiplier, bool)
+        if not (known and 0 <= multiplier < math.inf):
+            raise OperoUsageError(
+                f"wait_multiplier={multiplier!r} must be a number of seconds, 0 or more."
+            )
+        wanted: Any = self.retry_exceptions
+        if isinstance(wanted, list):
+            object.__setattr__(self, "retry_exceptions", tuple(wanted))
+        checks.failure_filter("retry_exceptions", self.retry_exceptions)
+        checks.boolean("reraise", self.reraise)
+
+    def as_options(self) -> dict[str, Any]:
+        """Return the options of `@opero` that do this."""
+        wait = ExponentialWait(
+            self.wait_multiplier,
+            parse_seconds(self.wait_min, "wait_min"),
+            parse_seconds(self.wait_max, "wait_max"),
+        )
+        return {"retries": self.max_attempts - 1, "retry_on": self.retry_exceptions, "wait": wait}
+
+
+@dataclass(frozen=True)
+class RateLimitConfig:
+    """How often functions are called; one limit for everything that one orchestrator calls.
+
+    Attributes:
+        rate: Calls per second, text such as "100/minute", or a `RateLimiter` that others share.
+
+    Example:
+        >>> RateLimitConfig(rate=10.0).as_options()
+        {'rate_limit': 10.0}
+    """
+
+    rate: Any
+
+    def __post_init__(self) -> None:
+        if self.rate is None:
+            raise OperoUsageError(
+                "rate=None limits nothing: give calls per second, or leave it out."
+            )
+        checks.rate("rate", self.rate)
+
+    def as_options(self) -> dict[str, Any]:
+        """Return the options of `@opero` that do this."""
+        return {"rate_limit": self.rate}
+
+
+@dataclass(frozen=True)
+class ConcurrencyConfig:
+    """How many calls are in flight at once, all functions of one orchestrator together.
+
+    Attributes:
+        limit: Most calls; `process` works on so many items at once.
+
+    Example:
+        >>> ConcurrencyConfig(limit=5).as_options()
+        {'concurrency': 5}
+    """
+
+    limit: int
+
+    def __post_init__(self) -> None:
+        checks.whole(1)("limit", self.limit)
+
+    def as_options(self) -> dict[str, Any]:
+        """Return the options of `@opero` that do this."""
+        return {"concurrency": self.limit}
+
+
+@dataclass(frozen=True)
+class MultiprocessConfig:
+    """Worker processes for `process`; single calls stay where they are.
+
+    Attributes:
+        max_workers: How many.
+        backend: "pathos", "multiprocessing", "process" or "aiomultiprocess". The names are accepted because people
+            know them; the workers are opero's own, so that a dead one costs its item and nothing else. Each has
+            one item at a time; with "aiomultiprocess" and coroutine functions, many.
+
+    Example:
+        >>> MultiprocessConfig(max_workers=2, backend="pathos").as_options()
+        {'mode': 'process', 'workers': 2}
+    """
+
+    max_workers: int = 4
+    backend: Backend = "pathos"
+
+    def __post_init__(self) -> None:
+        checks.whole(1)("max_workers", self.max_workers)
+        known = get_args(Backend)
+        if self.backend not in known:
+            raise OperoUsageError(
+                f"backend={self.backend!r} is not known.{did_you_mean(str(self.backend), known)} "
+                f"Backends: {', '.join(known)}."
+            )
+
+    def as_options(self) -> dict[str, Any]:
+        """Return the options of `@operomap` that do this."""
+        mode = "async_process" if self.backend == "aiomultiprocess" else "process"
+        return {"mode": mode, "workers": self.max_workers}
+
+
+_OWN_CLASSES: Mapping[str, type] = {
+    "retry_config": RetryConfig,
+    "rate_limit_config": RateLimitConfig,
+    "concurrency_config": ConcurrencyConfig,
+    "multiprocess_config": MultiprocessConfig,
+}
+
+_CACHE_SETTINGS = ("cache_ttl", "cache_backend", "cache_key", "cache_namespace")
+_PLACES = {
+    **dict.fromkeys(("retries", "retry_on", "wait"), "retry_config"),
+    **dict.fromkeys(("backoff_factor", "min_delay", "max_delay", "jitter"), "retry_config"),
+    "rate_limit": "rate_limit_config",
+    "concurrency": "concurrency_config",
+}
+"""Options of `@opero` that the configuration has other words for."""
+
+
+@dataclass(frozen=True, repr=False)
+class OrchestratorConfig:
+    """Everything an `Orchestrator` needs to know; what is left out is off.
+
+    Attributes:
+        retry_config, rate_limit_config, concurrency_config, multiprocess_config: As above, or None.
+        fallbacks: Functions to try in order when the one that is called has failed for good, each with attempts
+            of its own.
+        logger: A logger of the standard library that is told what happens.
+        cache: Whether results are cached.
+        cache_ttl, cache_backend, cache_key, cache_namespace: As in `@opero`; they need `cache=True`.
+        options: Any other options of `@opero`, such as `{"timeout": 5, "circuit_breaker": True}`.
+
+    Raises:
+        OperoUsageError: A value cannot work; the message names it and the fix.
+
+    Example:
+        >>> OrchestratorConfig(rate_limit_config=RateLimitConfig(10), options={"timeout": 5})
+        OrchestratorConfig(rate_limit_config=RateLimitConfig(rate=10), options={'timeout': 5})
+    """
+
+    retry_config: RetryConfig | None = None
+    rate_limit_config: RateLimitConfig | None = None
+    concurrency_config: ConcurrencyConfig | None = None
+    multiprocess_config: MultiprocessConfig | None = None
+    fallbacks: Callable[..., Any] | Iterable[Callable[..., Any]] = ()
+    logger: Logger | None = None
+    cache: bool = False
+    cache_ttl: Duration | None = 3600
+    cache_backend: Any = "memory"
+    cache_key: Callable[..., object] | None = None
+    cache_namespace: str = "opero"
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        for name, kind in _OWN_CLASSES.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise OperoUsageError(
+                    f"{name}={value!r} must be a {kind.__name__}: write {name}={kind.__name__}(...)."
+                )
+        object.__setattr__(self, "fallbacks", functions("fallbacks", self.fallbacks))
+        if self.logger is not None and not callable(getattr(self.logger, "log", None)):
+            raise OperoUsageError(
+                f"logger={self.logger!r} must be a logger of the standard library, such as get_logger('app')."
+            )
+        if not self.cache:
+            for f in dataclasses.fields(self):
+                if f.name in _CACHE_SETTINGS and self._differs(f):
+                    raise OperoUsageError(
+                        f"{f.name}={getattr(self, f.name)!r} does nothing without cache=True."
+                    )
+        elif self.multiprocess_config is not None and self.cache_backend == "memory":
+            raise OperoUsageError(
+                "cache=True with multiprocess_config: what a worker process has in memory ends with it, so write "
+                "cache_backend='disk'."
+            )
+        Options.of("OrchestratorConfig", **self.as_options())
+
+    def as_options(self) -> dict[str, Any]:
+        """Return the options of `@opero` for a single call.
+
+        Raises:
+            OperoUsageError: `options` says what has a place of its own.
+        """
+        made: dict[str, Any] = {"cache": self.cache, "retries": 0}
+        if self.cache:
+            made |= {name: getattr(self, name) for name in _CACHE_SETTINGS}
+        for part in (self.retry_config, self.rate_limit_config, self.concurrency_config):
+            if part is not None:
+                made |= part.as_options()
+        places = {f.name: f.name for f in dataclasses.fields(self)} | _PLACES
+        for name in self.options:
+            if name in places:
+                raise OperoUsageError(
+                    f"options: {name!r} has a place of its own: write {places[name]}=..."
+                )
+        return made | dict(self.options)
+
+    def __repr__(self) -> str:
+        told = ", ".join(
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in dataclasses.fields(self)
+            if self._differs(f)
+        )
+        return f"OrchestratorConfig({told})"
+
+    def _differs(self, given: dataclasses.Field[Any]) -> bool:
+        value = getattr(self, given.name)
+        return bool(value) if given.name == "options" else value != given.default
+
+
+def functions(name: str, given: Any) -> tuple[Callable[..., Any], ...]:
+    """Return one function, several or none as a tuple.
+
+    Raises:
+        OperoUsageError: Something in it cannot be called.
+    """
+    if given is None:
+        return ()
+    several: tuple[Any, ...] = (given,) if callable(given) else _all_of(given)
+    if not all(callable(function) for function in several):
+        raise OperoUsageError(f"{name}={given!r} must be a function or a list of functions.")
+    return several
+
+
+def _all_of(given: Any) -> tuple[Any, ...]:
+    return tuple(given) if isinstance(given, Iterable) else (given,)

@@ -1,0 +1,292 @@
+# this_file: src/opero/utils/checks.py
+"""Checks of option values: each raises an error that names the option, the value and the fix."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from opero.errors import OperoUsageError, did_you_mean
+from opero.utils.async_utils import is_async_function
+from opero.utils.backends import backend_of
+from opero.utils.units import parse_seconds, parse_size, parse_windows
+
+Check = Callable[[str, Any], object]
+
+_STORE_VERBS = ("get", "set", "delete", "clear")
+
+
+def boolean(name: str, value: Any) -> None:
+    """True or False, and nothing that merely looks like it."""
+    if not isinstance(value, bool):
+        raise OperoUsageError(f"{name}={value!r} must be True or False.")
+
+
+def text(name: str, value: Any) -> None:
+    """Text that is not empty."""
+    if not (isinstance(value, str) and value):
+        raise OperoUsageError(f"{name}={value!r} must be text that is not empty.")
+
+
+def text_or_none(name: str, value: Any) -> None:
+    """Text or None."""
+    if value is not None:
+        text(name, value)
+
+
+def version(name: str, value: Any) -> None:
+    """Text, a whole number or None."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
+        raise OperoUsageError(
+            f'{name}={value!r} must be text, a whole number or None, for example "2".'
+        )
+
+
+def whole(least: int) -> Check:
+    """Return a check for whole numbers of at least `least`."""
+
+    def check(name: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise OperoUsageError(f"{name}={value!r} must be a whole number, {least} or more.")
+
+    return check
+
+
+def factor(name: str, value: Any) -> None:
+    """A finite number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (1 <= value < math.inf):
+        raise OperoUsageError(
+            f"{name}={value!r} must be a number, 1 or more (1 keeps the pauses equal)."
+        )
+
+
+def duration(name: str, value: Any) -> None:
+    """A duration."""
+    parse_seconds(value, name)
+
+
+def duration_or_none(name: str, value: Any) -> None:
+    """A duration of more than nothing, or None."""
+    if value is not None and not parse_seconds(value, name) > 0:
+        raise OperoUsageError(f"{name}={value!r} must be longer than 0; None means without end.")
+
+
+def _is_made(name: str, value: Any, *verbs: str) -> bool:
+    """Tell whether a value has these verbs; the class instead of an instance is a trap.
+
+    Whether it is of our own class is not asked: that would have to be loaded first.
+    """
+    has = all(callable(getattr(value, verb, None)) for verb in verbs)
+    if has:
+        _refuse_class(name, value)
+    return has
+
+
+def _refuse_class(name: str, value: Any) -> None:
+    if isinstance(value, type):
+        raise OperoUsageError(f"{name}={value!r} is a class: write {name}={value.__name__}(...).")
+
+
+def concurrency(name: str, value: Any) -> None:
+    """A whole number of calls, a shared limit or None."""
+    if value is not None and not _is_made(name, value, "release", "try_acquire"):
+        whole(1)(name, value)
+
+
+def breaker(name: str, value: Any) -> None:
+    """True, False, a shared circuit breaker or None."""
+    by_default = value is None or isinstance(value, bool)
+    if not (by_default or _is_made(name, value, "acquire", "force_open")):
+        raise OperoUsageError(
+            f"{name}={value!r} must be True or a CircuitBreaker; None means without."
+        )
+
+
+def budget(name: str, value: Any) -> None:
+    """A shared retry budget or None."""
+    if value is not None and not _is_made(name, value, "deposit", "withdraw"):
+        raise OperoUsageError(
+            f"{name}={value!r} must be a RetryBudget, for example RetryBudget(ratio=0.1), or None."
+        )
+
+
+def size(name: str, value: Any) -> None:
+    """A size in bytes."""
+    parse_size(value, name)
+
+
+def share(name: str, value: Any) -> None:
+    """A number between 0 and 1, or None."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise OperoUsageError(f"{name}={value!r} must be a number between 0 and 1, such as 0.8.")
+
+
+def callable_or_none(name: str, value: Any) -> None:
+    """Something callable, or None."""
+    if value is not None and not callable(value):
+        raise OperoUsageError(f"{name}={value!r} must be callable or None.")
+    _not_async(name, value)
+
+
+def strategy(name: str, value: Any) -> None:
+    """A tenacity strategy or a callable like it; the class instead of an instance is a trap."""
+    callable_or_none(name, value)
+    _refuse_class(name, value)
+
+
+def _not_async(name: str, value: Any) -> None:
+    # Nobody would await it: it would always say yes.
+    if value is not None and is_async_function(value):
+        raise OperoUsageError(f"{name}={value!r} must be a plain function, not an `async def`.")
+
+
+def names(name: str, value: Any) -> None:
+    """Several names; a bare str is the classic trap."""
+    if isinstance(value, str):
+        raise OperoUsageError(f"{name}={value!r} must be several names: write {name}=({value!r},).")
+    if not isinstance(value, list | tuple | set | frozenset) or not all(
+        isinstance(n, str) for n in value
+    ):
+        raise OperoUsageError(
+            f'{name}={value!r} must be a tuple or list of parameter names, like ("client",).'
+        )
+
+
+def failure_filter(name: str, value: Any) -> None:
+    """An exception type, a tuple of types or a predicate."""
+    if isinstance(value, BaseException):
+        kind = type(value).__name__
+        raise OperoUsageError(f"{name}={value!r} is an instance: write the class, {name}={kind}.")
+    if isinstance(value, type):
+        kinds: Iterable[Any] = (value,)
+    elif isinstance(value, tuple):
+        kinds = value
+    elif callable(value):
+        _not_async(name, value)
+        return
+    else:
+        kinds = (None,)
+    if not (kinds and all(isinstance(k, type) and issubclass(k, BaseException) for k in kinds)):
+        raise OperoUsageError(
+            f"{name}={value!r} must be an exception type, a tuple of types such as "
+            "(ConnectionError, TimeoutError), or a predicate that gets the exception."
+        )
+
+
+def handlers(name: str, value: Any) -> None:
+    """A listener, several of them, or None."""
+    several = value if isinstance(value, list | tuple) else () if value is None else (value,)
+    if not all(callable(handler) for handler in several):
+        raise OperoUsageError(
+            f"{name}={value!r} must be a callable that gets the event, or a list of them."
+        )
+
+
+def store(name: str, value: Any) -> None:
+    """The name of a backend or an object with a store's verbs."""
+    if isinstance(value, str):
+        backend_of(name, value)
+        return
+    missing = [verb for verb in _STORE_VERBS if not callable(getattr(value, verb, None))]
+    if missing:
+        raise OperoUsageError(
+            f'{name}={value!r} is no cache backend. Write "memory", "disk" or "redis", or give a store object with '
+            f"{', '.join(_STORE_VERBS)} (missing: {', '.join(missing)})."
+        )
+
+
+def codec(name: str, value: Any) -> None:
+    """How results become bytes: a word, or an object that does it."""
+    if isinstance(value, str):
+        one_of("auto", "plain")(name, value)
+    elif not all(callable(getattr(value, verb, None)) for verb in ("encode", "decode")):
+        raise OperoUsageError(
+            f'{name}={value!r} is no codec. Write "auto" or "plain", or give an object with the methods '
+            "encode(value) -> bytes and decode(data) -> value."
+        )
+
+
+def rate(name: str, value: Any) -> None:
+    """A rate, a limiter or None."""
+    # A concurrency limit is waited for too.
+    made = value is None or (_is_made(name, value, "wait") and not hasattr(value, "in_flight"))
+    if not made:
+        parse_windows(value, name)
+
+
+def one_of(*known: str) -> Check:
+    """Return a check for one of a few words."""
+
+    def check(name: str, value: Any) -> None:
+        if not (isinstance(value, str) and value in known):
+            near = did_you_mean(value, known) if isinstance(value, str) else ""
+            words = ", ".join(f'"{word}"' for word in known)
+            raise OperoUsageError(f"{name}={value!r} must be one of {words}.{near}")
+
+    return check
+
+
+def none_or(check: Check) -> Check:
+    """Return a check that lets None pass too."""
+
+    def checked(name: str, value: Any) -> None:
+        if value is not None:
+            check(name, value)
+
+    return checked
+
+
+def executor(name: str, value: Any) -> None:
+    """Something like a `concurrent.futures.Executor`, or None; its class is a trap."""
+    if value is None:
+        return
+    if isinstance(value, type):
+        raise OperoUsageError(f"{name}={value!r} is a class: write {name}={value.__name__}(…).")
+    if not callable(getattr(value, "submit", None)):
+        raise OperoUsageError(
+            f"{name}={value!r} must have submit(), as a concurrent.futures.Executor has; None means by mode=."
+        )
+
+
+def path(name: str, value: Any) -> None:
+    """The path of a file, as text or as a path object."""
+    found = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not (isinstance(found, str) and found) or found.endswith(os.sep):
+        raise OperoUsageError(f'{name}={value!r} must be the path of a file, such as "run.db".')
+
+
+def progress(name: str, value: Any) -> None:
+    """True, False or "rich"."""
+    if not isinstance(value, bool) and value != "rich":
+        raise OperoUsageError(f'{name}={value!r} must be True, False or "rich".')
+
+
+def chunks(name: str, value: Any) -> None:
+    """The word "auto", or a whole number of items."""
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise OperoUsageError(f'{name}={value!r} must be "auto" or a whole number, 1 or more.')
+
+
+def error_bound(name: str, value: Any) -> None:
+    """A number of items, a share of them, or None."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        fits = False
+    else:
+        fits = value >= 1 if isinstance(value, int) else 0 < value < 1
+    if not fits:
+        raise OperoUsageError(
+            f"{name}={value!r} must be a whole number of items, 1 or more, or a share of them "
+            "between 0 and 1, such as 0.1."
+        )
+
+
+def token(name: str, value: Any) -> None:
+    """Something like a `threading.Event`, or None."""
+    if value is not None and not callable(getattr(value, "is_set", None)):
+        raise OperoUsageError(f"{name}={value!r} must have is_set(), as a threading.Event has.")

@@ -1,0 +1,229 @@
+# this_file: src/opero/utils/units.py
+"""Durations, rates and sizes as people write them: "250ms", "100/minute", "64MB"."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+from typing import NamedTuple
+
+from opero.errors import OperoUsageError
+
+__all__ = [
+    "Duration",
+    "Rate",
+    "Window",
+    "format_seconds",
+    "parse_rate",
+    "parse_seconds",
+    "parse_size",
+    "parse_windows",
+]
+
+Duration = float | int | str | datetime.timedelta
+"""Seconds, a `timedelta`, or text: "250ms", "90s", "15m", "1h", "7d"."""
+
+_UNITS = {
+    "ms": 0.001,
+    "s": 1.0,
+    "sec": 1.0,
+    "second": 1.0,
+    "m": 60.0,
+    "min": 60.0,
+    "minute": 60.0,
+    "h": 3600.0,
+    "hour": 3600.0,
+    "d": 86400.0,
+    "day": 86400.0,
+    "w": 604800.0,
+    "week": 604800.0,
+}
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([a-z]+)\s*", re.IGNORECASE)
+_RATE = re.compile(
+    r"\s*(\d+(?:\.\d+)?)\s*(?:/|\bper\b)\s*(\d+(?:\.\d+)?)?\s*([a-z]+)\s*", re.IGNORECASE
+)
+_UNIT = re.compile(r"(\d)\s*([a-z$€£_]+)(?=\s*(?:/|per\b))", re.IGNORECASE)
+_CALLS = frozenset({"call", "calls", "request", "requests", "req"})
+_SIZES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+class Rate(NamedTuple):
+    """`count` calls in each `period` seconds."""
+
+    # Nobody counts what is in a rate, so that a tuple's own `count` is not missed.
+    count: float  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleMethodOverride]
+    period: float
+
+
+class Window(NamedTuple):
+    """One of the limits that a rate names.
+
+    Attributes:
+        rate: How much, in how many seconds.
+        unit: What is counted: "calls", or the user's own word for what calls cost.
+    """
+
+    rate: Rate
+    unit: str = "calls"
+
+    @property
+    def weighted(self) -> bool:
+        """Whether it counts what calls cost."""
+        return self.unit != "calls"
+
+
+def parse_seconds(value: object, option: str) -> float:
+    """Return a duration as seconds.
+
+    Args:
+        value: What should be seconds, `timedelta` or text such as "250ms" or "1h 30m".
+        option: Name of the option, for the message.
+
+    Raises:
+        OperoUsageError: It is no finite duration of zero or more.
+
+    Example:
+        >>> parse_seconds("1h 30m", "cache_ttl")
+        5400.0
+    """
+    if isinstance(value, datetime.timedelta):
+        found = value.total_seconds()
+    elif isinstance(value, str):
+        found = _text_seconds(value)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        found = _float(value)
+    else:
+        found = math.nan
+    if not (math.isfinite(found) and found >= 0):
+        raise OperoUsageError(
+            f"{option}={value!r} is no duration. Write seconds (0 or more), a timedelta, "
+            'or text like "250ms", "90s", "15m", "1h", "7d".'
+        )
+    return found
+
+
+def _float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _text_seconds(text: str) -> float:
+    total, place = 0.0, 0
+    for match in _AMOUNT.finditer(text):
+        unit = _unit(match[2])
+        if match.start() != place or unit is None:
+            return math.nan
+        total += float(match[1]) * unit
+        place = match.end()
+    return total if place == len(text) and text.strip() else math.nan
+
+
+def _unit(name: str) -> float | None:
+    name = name.lower()
+    # Words have a plural, letters have none.
+    return _UNITS.get(name) or (_UNITS.get(name[:-1]) if name[3:].endswith("s") else None)
+
+
+def parse_rate(value: object, option: str = "rate_limit") -> Rate:
+    """Return a rate: a number is calls per second, text names the period.
+
+    Raises:
+        OperoUsageError: It is no positive, finite rate.
+
+    Example:
+        >>> parse_rate("100/minute")
+        Rate(count=100.0, period=60.0)
+        >>> parse_rate(5)
+        Rate(count=5.0, period=1.0)
+    """
+    rate = Rate(math.nan, math.nan)
+    if isinstance(value, str):
+        match = _RATE.fullmatch(value)
+        unit = _unit(match[3]) if match else None
+        if match and unit:
+            rate = Rate(float(match[1]), float(match[2] or 1) * unit)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        rate = Rate(_float(value), 1.0)
+    if not (
+        rate.count > 0
+        and rate.period > 0
+        and math.isfinite(rate.count)
+        and math.isfinite(rate.period)
+    ):
+        raise OperoUsageError(
+            f"{option}={value!r} is no rate. Write calls per second (more than 0), "
+            'text like "100/minute" or "1000/day"'
+            + (", or a RateLimiter. None means no limit." if option == "rate_limit" else ".")
+        )
+    return rate
+
+
+def parse_windows(
+    value: object, option: str = "rate_limit", *, weighted: bool = False
+) -> tuple[Window, ...]:
+    """Return the limits that a rate names: one, or several with "&" between them.
+
+    A word after the number says what is counted: "500 requests/minute & 30000 tokens/minute".
+
+    Args:
+        value: What `parse_rate` accepts, or text with several of them.
+        option: Name of the option, for the message.
+        weighted: Whether a number without a word counts what calls cost.
+
+    Raises:
+        OperoUsageError: One of them is no positive, finite rate.
+
+    Example:
+        >>> [window.rate.count for window in parse_windows("10/s & 500/minute")]
+        [10.0, 500.0]
+        >>> parse_windows("30000 tokens/minute")[0].unit
+        'tokens'
+    """
+    found = []
+    for text in value.split("&") if isinstance(value, str) else [value]:
+        word = _UNIT.search(text) if isinstance(text, str) else None
+        unit = word[2].lower() if word and word[2].lower() != "per" else None
+        if isinstance(text, str) and unit is not None:
+            text = _UNIT.sub(r"\1", text, count=1)
+        if unit is None:
+            unit = "units" if weighted else "calls"
+        found.append(Window(parse_rate(text, option), "calls" if unit in _CALLS else unit))
+    return tuple(found)
+
+
+def parse_size(value: object, option: str) -> int:
+    """Return a size in bytes from a whole number or text such as "64MB" (10^6) or "64MiB" (2^20).
+
+    Raises:
+        OperoUsageError: It is no size of one byte or more.
+    """
+    found = 0
+    if isinstance(value, str):
+        match = _AMOUNT.fullmatch(value)
+        amount = float(match[1]) * _SIZES.get(match[2].lower(), 0) if match else 0.0
+        found = int(amount) if math.isfinite(amount) else 0
+    elif isinstance(value, int) and not isinstance(value, bool):
+        found = value
+    if found < 1:
+        raise OperoUsageError(
+            f'{option}={value!r} is no size. Write bytes (1 or more) or text like "64MB".'
+        )
+    return found
+
+
+def format_seconds(seconds: float) -> str:
+    """Write seconds for people: 0.1 s, 90 s, 15 min, 1 h, 7 d.
+
+    Example:
+        >>> format_seconds(3600), format_seconds(3599.9), format_seconds(0.25), format_seconds(90)
+        ('1 h', '1 h', '0.25 s', '90 s')
+    """
+    if 100 <= seconds < math.inf:
+        seconds = round(seconds)
+    for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= size and not seconds % size and seconds >= 2 * size - (unit != "min") * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.3g} s" if seconds < 100 else f"{seconds:.0f} s"

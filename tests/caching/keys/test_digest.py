@@ -1,0 +1,48 @@
+# this_file: tests/caching/keys/test_digest.py
+"""Digests, and values that stand for themselves."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import numpy as np
+import pytest
+
+from opero.caching.keys import FAST_TYPES, digest, encode, fast_part
+
+
+class Text(str):
+    """Not exactly a str."""
+
+    __slots__ = ()
+
+
+class Level(enum.IntEnum):
+    ONE = 1
+
+
+def test_digest_is_the_hash_of_the_encoding_for_small_and_large_values() -> None:
+    from hashlib import blake2b
+
+    for value in ["a", ("a", {"b": b"x" * 10}), {"data": b"x" * 200_000}, [np.arange(50_000.0), 1]]:
+        assert digest(value) == blake2b(encode(value), digest_size=20).digest()
+
+
+@pytest.mark.parametrize("value", [1, "a", b"a", True, None], ids=repr)
+def test_plain_scalars_stand_for_themselves(value: Any) -> None:
+    assert type(value) in FAST_TYPES
+    assert fast_part(value) == (type(value), value)
+
+
+def test_fast_parts_tell_equal_values_of_different_types_apart() -> None:
+    parts = {
+        fast_part(value) for value in (1, True, 1.0, Level.ONE, np.int64(1), 0, False, 0.0, -0.0)
+    }
+    assert len(parts) == 9
+
+
+def test_fast_parts_of_other_values_are_their_digest() -> None:
+    assert fast_part([1]) == digest([1])
+    assert fast_part(Text("a")) == digest(Text("a"))
+    assert fast_part(digest([1])) != fast_part([1])

@@ -1,0 +1,506 @@
+# this_file: tests/caching/stores/test_lease.py
+"""Of several processes that miss one key, one computes. Real processes, really killed, on each store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Any, Self
+
+import pytest
+from tests.conftest import Face
+from tests.crowd import Crowd
+
+from opero import opero
+from opero.caching import lease, lease_keeper
+from opero.errors import DeadlineError, StoreError
+from opero.events import CacheSkipped
+
+SYNC = """
+@opero(**options)
+def f(x):
+    note("call")
+    time.sleep(0.4)
+    return [x]
+ready()
+print(f(1))
+"""
+ASYNC = """
+@opero(**options)
+async def f(x):
+    note("call")
+    await asyncio.sleep(0.4)
+    return [x]
+async def main():
+    return await asyncio.gather(*(f(1) for _ in range(50)))
+ready()
+print(asyncio.run(main())[-1])
+"""
+
+
+@pytest.mark.parametrize(("body", "count"), [(SYNC, 4), (ASYNC, 2)], ids=["sync", "async"])
+def test_processes_that_miss_together_make_one_call(crowd: Crowd, body: str, count: int) -> None:
+    crowd.start(body, count)
+    crowd.go()
+    assert crowd.outputs() == ["[1]"] * count
+    assert crowd.calls() == 1
+
+
+def test_a_killed_leader_delays_the_others_by_seconds(crowd: Crowd) -> None:
+    (leader,) = crowd.start(SYNC.replace("0.4", "100"))
+    crowd.go()
+    crowd.wait_for(lambda: crowd.calls() == 1)
+    crowd.start(SYNC, 2)
+    leader.send_signal(signal.SIGKILL)
+    assert crowd.outputs()[1:] == ["[1]"] * 2
+    assert crowd.calls() == 2
+
+
+MANY = """
+@opero(**options)
+def f(x):
+    note(f"key {x}")
+    time.sleep(0.002)
+    return [x]
+@opero(**options)
+async def g(x):
+    note(f"key a{x}")
+    await asyncio.sleep(0.002)
+    return [x]
+async def main():
+    assert await asyncio.gather(*(g(n) for n in range(200))) == [[n] for n in range(200)]
+ready()
+assert [f(n) for n in range(200)] == [[n] for n in range(200)]
+asyncio.run(main())
+print("done")
+"""
+
+
+def test_two_processes_with_many_keys_make_one_call_a_key(crowd: Crowd) -> None:
+    crowd.start(MANY, 2)
+    crowd.go()
+    assert crowd.outputs() == ["done"] * 2
+    assert crowd.calls("key ") == crowd.kinds("key ") == 400
+
+
+RECURSION = """
+@opero(**options)
+def even(n):
+    note("even")
+    time.sleep(0.05)
+    return True if n == 0 else odd(n - 1)
+
+@opero(**options)
+def odd(n):
+    note("odd")
+    time.sleep(0.05)
+    return False if n == 0 else even(n - 1)
+
+ready()
+print(even(6) if int(turn) % 2 else not odd(6))
+"""
+
+
+def test_recursion_across_two_functions_and_crossing_leaders_end(crowd: Crowd) -> None:
+    crowd.start(RECURSION, 2)
+    crowd.go()
+    assert crowd.outputs() == ["True"] * 2
+
+
+def test_a_process_that_ends_leaves_no_lease_behind(crowd: Crowd) -> None:
+    crowd.start(SYNC)
+    crowd.go()
+    crowd.outputs()
+    crowd.start("ready()\n" + SYNC.replace("ready()", "f.cache.clear(); began = time.monotonic()"))
+    assert crowd.outputs() == ["[1]"] * 2
+    assert crowd.calls() == 2
+
+
+class World:
+    """What the functions below do; they close over nothing, because that would be part of their names."""
+
+    calls: int
+    running: int
+    most: int
+    body: Any
+    value: Any
+
+
+@pytest.fixture(autouse=True)
+def world() -> type[World]:
+    World.calls = World.running = World.most = 0
+    World.body = None
+    return World
+
+
+def work(x: int) -> Any:
+    World.calls += 1
+    World.running += 1
+    World.most = max(World.most, World.running)
+    try:
+        return World.body(x) if World.body else 2 * x
+    finally:
+        World.running -= 1
+
+
+async def slow(x: int) -> int:
+    World.calls += 1
+    await asyncio.sleep(60 if World.calls == 1 else 0)
+    return x
+
+
+class _Gate:
+    """An event that a thread may set for a loop."""
+
+    opened = False
+
+    async def wait(self) -> None:
+        while not self.opened:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+
+
+async def promised(x: int) -> int:
+    World.calls += 1
+    turn = World.calls
+    await World.body.wait()
+    return turn
+
+
+def promise(x: int) -> Any:
+    async def keep() -> int:
+        World.calls += 1
+        await World.body.wait()
+        return x
+
+    return keep()
+
+
+class Busy:
+    """A thread that has just begun to compute `work(1)`."""
+
+    def __init__(self, face: Face, f: Any) -> None:
+        self.let_go = threading.Event()
+        self._begun = threading.Event()
+        self._thread = threading.Thread(target=face.run, args=(f, 1))
+
+    def _wait(self, x: int) -> int:
+        self._begun.set()
+        assert self.let_go.wait(20)
+        return 2 * x
+
+    def __enter__(self) -> Self:
+        World.body = self._wait
+        self._thread.start()
+        assert self._begun.wait(10)
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.let_go.set()
+        self._thread.join()
+
+
+class TestInOneProcess:
+    """Two wrappers of one function share entries and leases, but no flights: like two processes."""
+
+    @pytest.fixture
+    def options(self, place: str) -> dict[str, Any]:
+        return {"cache_backend": place, "cache_namespace": "lease", "retries": 0}
+
+    @pytest.fixture
+    def claims(self, store: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Keys for which a lease was wanted."""
+        wanted: list[str] = []
+        monkeypatch.setattr(store, "claim", _told(store.claim, wanted))
+        if hasattr(store, "aclaim"):
+            monkeypatch.setattr(store, "aclaim", _told(store.aclaim, wanted))
+        return wanted
+
+    def test_a_hit_costs_nothing_and_a_miss_one_claim(
+        self, face: Face, options: dict[str, Any], claims: list[str]
+    ) -> None:
+        f = opero(**options)(face.of(work))
+        face.run(f, 1)
+        assert len(claims) == 1
+        face.run(f, 1)
+        assert len(claims) == 1
+
+    def test_a_deadline_ends_the_wait(self, face: Face, options: dict[str, Any]) -> None:
+        body = face.of(work)
+        with Busy(face, opero(**options)(body)):
+            other = opero(**options, deadline=0.2)(body)
+            with pytest.raises(DeadlineError, match="another caller's result"):
+                face.run(other, 1)
+        assert World.calls == 1
+
+    def test_an_old_result_stands_in_when_the_deadline_ends_the_wait(
+        self, face: Face, options: dict[str, Any]
+    ) -> None:
+        body = face.of(work)
+        options |= {"cache_ttl": 0.05, "cache_stale_ttl": 60}
+        face.run(opero(**options)(body), 1)
+        time.sleep(0.06)
+        with Busy(face, opero(**options)(body)):
+            other = opero(**options, deadline=0.2)(body)
+            receipt = face.run(other.call, 1)
+        assert (receipt.value, receipt.source) == (2, "stale")
+
+    def test_a_plain_call_does_not_wait_for_a_task_of_the_loop_around_it(
+        self, options: dict[str, Any]
+    ) -> None:
+        """As when the first call of a plain function shows that it returns awaitables."""
+
+        async def main() -> list[int]:
+            World.body = asyncio.Event()
+            World.body.set()
+            first, second = opero(**options)(promise), opero(**options)(promise)
+            await first(0)
+            World.body.clear()
+            leading = asyncio.create_task(first(1))
+            while World.calls < 2:  # noqa: ASYNC110 - a global tells, not an event
+                await asyncio.sleep(0.01)
+            following = asyncio.create_task(second(1))
+            while World.calls < 3:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
+            World.body.set()
+            return await asyncio.gather(leading, following)
+
+        assert asyncio.run(main()) == [1, 1]
+
+    def test_it_finds_what_somebody_else_has_computed(
+        self, face: Face, options: dict[str, Any]
+    ) -> None:
+        body = face.of(work)
+        with Busy(face, opero(**options)(body)) as busy:
+            threading.Timer(0.2, busy.let_go.set).start()
+            receipt = face.run(opero(**options)(body).call, 1)
+        assert (receipt.value, receipt.source, World.calls) == (2, "hit", 1)
+
+    def test_a_call_that_leads_already_never_waits(
+        self, face: Face, options: dict[str, Any]
+    ) -> None:
+        body = face.of(work)
+        again = opero(**options)(body)
+
+        def once_more(x: int) -> Any:
+            World.body = None
+            if not face.asynchronous:
+                return again(x)
+            with ThreadPoolExecutor() as pool:  # with the context, as in a task
+                return pool.submit(copy_context().run, face.run, again, x).result()
+
+        World.body = once_more
+        assert face.run(opero(**options)(body), 1) == 2
+        assert World.calls == 2
+
+    def test_a_cancelled_leader_gives_its_lease_back(self, options: dict[str, Any]) -> None:
+        async def main() -> None:
+            leading = asyncio.create_task(opero(**options)(slow)(1))
+            while not World.calls:  # noqa: ASYNC110 - a global tells, not an event
+                await asyncio.sleep(0.01)
+            leading.cancel()
+            await asyncio.gather(leading, return_exceptions=True)
+            began = time.monotonic()
+            assert await opero(**options)(slow)(1) == 1
+            assert time.monotonic() - began < lease_keeper.SECONDS - 1
+
+        asyncio.run(main())
+        assert World.calls == 2
+
+    def test_a_call_that_takes_long_keeps_its_lease(
+        self, face: Face, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lease, "SECONDS", 1.5)
+        monkeypatch.setattr(lease_keeper, "SECONDS", 1.5)
+        monkeypatch.setattr(lease_keeper, "_RENEW_AFTER", 0.1)
+        body = face.of(work)
+        with Busy(face, opero(**options)(body)) as busy:
+            threading.Timer(3, busy.let_go.set).start()
+            assert face.run(opero(**options)(body), 1) == 2
+        assert World.calls == 1
+
+    @pytest.mark.parametrize("outcome", ["a failure", "one that cannot be stored", "a heavy one"])
+    def test_those_who_waited_for_nothing_do_not_wait_for_each_other(
+        self, options: dict[str, Any], outcome: str
+    ) -> None:
+        options["cache_max_bytes"] = 1000
+
+        def body(x: int) -> Any:
+            time.sleep(0.7)
+            if outcome == "a failure":
+                raise KeyError(x)
+            return bytes(5000) if outcome == "a heavy one" else iter([x])
+
+        def run() -> None:
+            with contextlib.suppress(KeyError):
+                opero(**options)(work)(1)
+
+        World.body = body
+        threads = [threading.Thread(target=run) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert World.calls == 6
+        assert World.most > 2  # one leads, then the other five
+
+    def test_an_event_loop_goes_on_while_it_waits(self, options: dict[str, Any]) -> None:
+        async def main() -> int:
+            waiting = asyncio.create_task(opero(**options)(promised)(1))
+            turns = 0
+            while turns < 20 and not waiting.done():
+                await asyncio.sleep(0.01)
+                turns += 1
+            waiting.cancel()
+            return turns
+
+        async def lead() -> None:
+            await opero(**options)(promised)(1)
+
+        def body() -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                asyncio.run(lead())
+
+        World.body = let_go = _Gate()
+        leading = threading.Thread(target=body)
+        leading.start()
+        Crowd.wait_for(lambda: World.calls)
+        assert asyncio.run(main()) == 20
+        let_go.opened = True
+        leading.join()
+        assert World.calls == 1
+
+    def test_a_leader_that_stood_still_takes_nothing_from_its_successor(
+        self,
+        options: dict[str, Any],
+        store: Any,
+        claims: list[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Neither when it renews its lease nor when it gives it back."""
+        monkeypatch.setattr(lease, "SECONDS", 0.1)
+        monkeypatch.setattr(lease_keeper, "_RENEW_AFTER", 0.3)
+        with Busy(Face(asynchronous=False), opero(**options)(work)):
+            (key,) = set(claims)
+            Crowd.wait_for(lambda: store.claim(key, "its successor", 60))
+            Crowd.wait_for(lambda: not lease_keeper._process.keeper._held)  # a renewal was refused
+        Crowd.wait_for(lambda: not lease_keeper._process.keeper._ending)
+        assert not store.claim(key, "somebody else", 60)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+    @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+    def test_a_forked_child_gives_back_nothing_of_its_parent(
+        self, options: dict[str, Any], store: Any, claims: list[str]
+    ) -> None:
+        parent = os.getpid()
+
+        def body(x: int) -> int:
+            World.value = child = os.fork()
+            if child:
+                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+                assert not store.claim(claims[0], "somebody else", 60)
+            return x
+
+        World.body = body
+        try:
+            opero(**options)(work)(1)
+        finally:
+            if os.getpid() != parent:
+                lease_keeper._at_exit()
+                os._exit(0)
+
+    def test_one_process_renews_an_entry(self, options: dict[str, Any]) -> None:
+        options |= {"cache_ttl": 100, "cache_refresh": 0.001}
+        first, second = opero(**options)(work), opero(**options)(work)
+        assert first(1) == 2
+        time.sleep(0.11)
+        begun, let_go = threading.Event(), threading.Event()
+
+        def body(x: int) -> int:
+            begun.set()
+            assert let_go.wait(20)
+            return 3
+
+        World.body = body
+        assert first(1) == 2
+        assert begun.wait(10)
+        assert [second(1) for _ in range(20)] == [2] * 20
+        time.sleep(0.2)
+        let_go.set()
+        Crowd.wait_for(lambda: second(1) == 3)
+        assert World.calls == 2
+
+    def test_so_does_one_of_event_loops(self, options: dict[str, Any]) -> None:
+        options |= {"cache_ttl": 100, "cache_refresh": 0.001}
+
+        async def main() -> None:
+            World.body = asyncio.Event()
+            World.body.set()
+            first, second = opero(**options)(promised), opero(**options)(promised)
+            assert await first(1) == 1
+            await asyncio.sleep(0.11)
+            World.body.clear()
+            assert await first(1) == 1
+            while World.calls < 2:  # noqa: ASYNC110 - a global tells, not an event
+                await asyncio.sleep(0.01)
+            assert await asyncio.gather(*(second(1) for _ in range(20))) == [1] * 20
+            await asyncio.sleep(0.2)
+            World.body.set()
+            while await second(1) == 1:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
+            assert await second(1) == 2
+
+        asyncio.run(main())
+        assert World.calls == 2
+
+    def test_what_another_process_has_just_renewed_is_not_renewed_again(
+        self, options: dict[str, Any], store: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It was due when it was found, but is not when the lease has come."""
+        options |= {"cache_ttl": 100, "cache_refresh": 0.001}
+        first, second = opero(**options)(work), opero(**options)(work)
+        first(1)
+        time.sleep(0.11)
+        claim, claimed = store.claim, threading.Event()
+
+        def renew_before(key: str, owner: str, seconds: float) -> bool:
+            monkeypatch.setattr(store, "claim", claim)
+            second.cache.refresh(1)
+            mine = claim(key, owner, seconds)
+            claimed.set()
+            return bool(mine)
+
+        monkeypatch.setattr(store, "claim", renew_before)
+        assert first(1) == 2
+        assert claimed.wait(10)
+        time.sleep(0.05)
+        assert World.calls == 2
+
+    def test_a_store_that_lends_no_leases_is_told_of_once(
+        self, face: Face, options: dict[str, Any], store: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*given: object) -> bool:
+            raise StoreError("the server takes no writes")
+
+        monkeypatch.setattr(store, "claim", refuse)
+        if hasattr(store, "aclaim"):
+            monkeypatch.setattr(store, "aclaim", refuse)
+        heard: list[Any] = []
+        f = opero(**options, on_event=heard.append)(face.of(work))
+        assert [face.run(f, n) for n in (1, 2)] == [2, 4]
+        told = [event.reason for event in heard if isinstance(event, CacheSkipped)]
+        assert len(told) == 1
+        assert "the server takes no writes" in told[0]
+
+
+def _told(claim: Any, wanted: list[str]) -> Any:
+    def claim_and_tell(key: str, owner: str, seconds: float) -> Any:
+        wanted.append(key)
+        return claim(key, owner, seconds)
+
+    return claim_and_tell
