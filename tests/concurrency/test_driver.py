@@ -11,11 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opero.concurrency.chunks import ChunkSize
-from opero.concurrency.driver import Driver
-from opero.concurrency.engine import Chunk, Done, GaveBack, Lost, Outcome, Parked, Report
-from opero.concurrency.policy import Budget
-from opero.concurrency.tally import Tally
+from opero.concurrency.chunks import ChunkProgress, ChunkSize
+from opero.concurrency.executors.base import (
+    Chunk,
+    Done,
+    GaveBack,
+    ItemOutcome,
+    Lost,
+    Parked,
+    Report,
+)
+from opero.concurrency.scheduler import ErrorPolicy, Scheduler
 
 POISON = "poison"
 
@@ -29,14 +35,14 @@ class Moody:
     def __init__(self, rng: random.Random, *, names_culprit: bool) -> None:
         self.rng = rng
         self.names_culprit = names_culprit
-        self.held: dict[int, tuple[Chunk, Tally]] = {}
+        self.held: dict[int, tuple[Chunk, ChunkProgress]] = {}
         self.ran: dict[int, int] = {}
         self.parked: set[int] = set()
 
     def submit(self, chunk: Chunk) -> None:
         assert chunk.items, "an empty chunk"
         assert len(chunk.idx) == len(chunk.items)
-        self.held[chunk.id] = (chunk, Tally(len(chunk)))
+        self.held[chunk.id] = (chunk, ChunkProgress(len(chunk)))
 
     def poll(self) -> list[Report]:
         chunk_id = self.rng.choice(list(self.held))
@@ -52,7 +58,7 @@ class Moody:
             del self.held[chunk_id]
         return [] if report is None else [report]
 
-    def _report(self, chunk: Chunk, tally: Tally) -> Report | None:
+    def _report(self, chunk: Chunk, tally: ChunkProgress) -> Report | None:
         left = list(tally.left())
         poisoned = [n for n in left if chunk.items[n] == POISON]
         fine = [n for n in left if chunk.items[n] != POISON]
@@ -78,17 +84,17 @@ class Moody:
 
     def _done(self, chunk: Chunk, places: Sequence[int]) -> Done:
         values: list[Any] = []
-        odd: dict[int, Outcome] = {}
+        odd: dict[int, ItemOutcome] = {}
         for n, place in enumerate(places):
             index = chunk.idx[place]
             self.ran[index] = self.ran.get(index, 0) + 1
             item = chunk.items[place]
             if item == "fails":
-                odd[n] = Outcome(error=ValueError(index))
+                odd[n] = ItemOutcome(error=ValueError(index))
                 values.append(None)
             elif item == "parks" and index not in self.parked:
                 self.parked.add(index)
-                odd[n] = Outcome(retry_in=self.rng.random(), parked=Parked(attempts=2))
+                odd[n] = ItemOutcome(retry_in=self.rng.random(), parked=Parked(attempts=2))
                 values.append(None)
             else:
                 if index in self.parked:
@@ -98,23 +104,23 @@ class Moody:
         return Done(chunk.id, places, values, odd, 0.0, "w")
 
 
-def charge(item: Any, parked: Parked | None, lost: Lost, now: float) -> Outcome:
+def charge(item: Any, parked: Parked | None, lost: Lost, now: float) -> ItemOutcome:
     assert item == POISON, "an innocent is blamed"
     attempts = parked.attempts if parked else 1
     if attempts < 2:
-        return Outcome(retry_in=0.5, parked=Parked(attempts=attempts + 1))
-    return Outcome(error=RuntimeError("lost"), attempts=attempts)
+        return ItemOutcome(retry_in=0.5, parked=Parked(attempts=attempts + 1))
+    return ItemOutcome(error=RuntimeError("lost"), attempts=attempts)
 
 
 kinds = st.sampled_from(["fine", "fine", "fine", "fails", "parks", POISON])
 
 
-def driver_of(*, ordered: bool, raises: bool = False, most: float | None = None) -> Driver:
-    return Driver(
+def driver_of(*, ordered: bool, raises: bool = False, most: float | None = None) -> Scheduler:
+    return Scheduler(
         size=ChunkSize(target_s=0.03),
         ordered=ordered,
         raises=raises,
-        budget=Budget(most),
+        budget=ErrorPolicy(most),
         recover=charge,
     )
 
@@ -171,17 +177,17 @@ def test_every_index_ends_exactly_once_within_the_window(
     assert driver.open == 0
 
 
-def run_chunk(driver: Driver, slots: int = 1) -> Chunk:
+def run_chunk(driver: Scheduler, slots: int = 1) -> Chunk:
     chunk = driver.next_chunk(slots, 0.0)
     assert chunk is not None
     return chunk
 
 
-def feed(driver: Driver, items: list[Any]) -> None:
+def feed(driver: Scheduler, items: list[Any]) -> None:
     driver.enqueue(driver.admit(len(items)), items)
 
 
-def done(chunk: Chunk, odd: dict[int, Outcome] | None = None) -> Done:
+def done(chunk: Chunk, odd: dict[int, ItemOutcome] | None = None) -> Done:
     return Done(chunk.id, range(len(chunk)), list(chunk.items), odd or {}, 0.0, "w")
 
 
@@ -226,7 +232,7 @@ def test_a_failed_item_ends_the_map_where_errors_are_raised() -> None:
     driver = driver_of(ordered=False, raises=True)
     feed(driver, ["a", "b"])
     chunk = run_chunk(driver)
-    for batch in driver.take([done(chunk, {0: Outcome(error=KeyError("x"))})], 0.0):
+    for batch in driver.take([done(chunk, {0: ItemOutcome(error=KeyError("x"))})], 0.0):
         driver.finish(batch)
     assert driver.failed
     assert (driver.failed.index, driver.failed.item) == (0, "a")
@@ -239,7 +245,7 @@ def test_a_failed_item_ends_the_map_where_errors_are_raised() -> None:
 def test_what_is_no_exception_ends_the_map_in_any_case(kind: type[BaseException]) -> None:
     driver = driver_of(ordered=False)
     feed(driver, ["a"])
-    for batch in driver.take([done(run_chunk(driver), {0: Outcome(error=kind())})], 0.0):
+    for batch in driver.take([done(run_chunk(driver), {0: ItemOutcome(error=kind())})], 0.0):
         driver.finish(batch)
     assert driver.failed
     assert type(driver.failed.error) is kind
@@ -250,7 +256,7 @@ def test_too_many_failures_stop_the_map_and_keep_what_is_done() -> None:
     driver._size.size = 2
     feed(driver, ["a", "b", "c", "d", "e"])
     first, second = run_chunk(driver, 2), run_chunk(driver, 2)
-    for batch in driver.take([done(second, {0: Outcome(error=KeyError())})], 0.0):
+    for batch in driver.take([done(second, {0: ItemOutcome(error=KeyError())})], 0.0):
         driver.finish(batch)
     assert driver.stopped
     assert driver.next_chunk(2, 0.0) is None
@@ -269,7 +275,7 @@ def test_items_that_pause_leave_their_place_to_others() -> None:
     feed(driver, ["a", "b"])
     assert driver.room(2) == 0
     chunk = run_chunk(driver)
-    parked = Outcome(retry_in=5.0, parked=Parked(attempts=2))
+    parked = ItemOutcome(retry_in=5.0, parked=Parked(attempts=2))
     assert driver.take([done(chunk, {0: parked})], 10.0)[0].items == []
     assert driver.room(2) == 1
     assert driver.next_due() == 15.0
@@ -303,11 +309,11 @@ def test_slow_input_goes_to_all_who_have_nothing() -> None:
 
 
 def test_a_chunk_counts_by_the_part_of_a_worker_that_it_keeps_busy() -> None:
-    driver = Driver(
+    driver = Scheduler(
         size=ChunkSize(target_s=0.03, least=4),
         ordered=False,
         raises=False,
-        budget=Budget(None),
+        budget=ErrorPolicy(None),
         recover=charge,
         in_flight=4,
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from opero.concurrency.errand import InThread, Several, Steps, arun_steps, run_steps
+from opero.concurrency.steps import BlockingCall, BlockingCalls, Steps, run_steps, run_steps_async
 
 
 def here(steps: Steps[Any]) -> Any:
@@ -18,7 +18,7 @@ def here(steps: Steps[Any]) -> Any:
 
 
 def away(steps: Steps[Any]) -> Any:
-    return asyncio.run(arun_steps(steps))
+    return asyncio.run(run_steps_async(steps))
 
 
 both = pytest.mark.parametrize("run", [here, away])
@@ -32,8 +32,8 @@ async def plus_one(x: int) -> int:
 @both
 def test_steps_get_the_answers_of_their_errands(run: Callable[[Steps[Any]], Any]) -> None:
     def steps() -> Steps[list[Any]]:
-        first = yield InThread(lambda: "one")
-        second = yield Several(lambda x: x + 1, plus_one, [(n,) for n in range(100)])
+        first = yield BlockingCall(lambda: "one")
+        second = yield BlockingCalls(lambda x: x + 1, plus_one, [(n,) for n in range(100)])
         return [first, second]
 
     assert run(steps()) == ["one", list(range(1, 101))]
@@ -54,7 +54,7 @@ def test_an_error_ends_the_steps(run: Callable[[Steps[Any]], Any]) -> None:
 
     def steps() -> Steps[None]:
         try:
-            yield InThread(lambda: 1 / 0)
+            yield BlockingCall(lambda: 1 / 0)
         finally:
             closed.append(True)
 
@@ -65,10 +65,10 @@ def test_an_error_ends_the_steps(run: Callable[[Steps[Any]], Any]) -> None:
 
 def test_what_blocks_does_so_in_another_thread() -> None:
     def steps() -> Steps[int]:
-        return (yield InThread(threading.get_ident))
+        return (yield BlockingCall(threading.get_ident))
 
     assert run_steps(steps()) == threading.get_ident()
-    assert asyncio.run(arun_steps(steps())) != threading.get_ident()
+    assert asyncio.run(run_steps_async(steps())) != threading.get_ident()
 
 
 def test_a_loop_has_many_questions_open_at_once_but_not_all() -> None:
@@ -83,7 +83,7 @@ def test_a_loop_has_many_questions_open_at_once_but_not_all() -> None:
         return x
 
     def steps() -> Steps[Any]:
-        return (yield Several(int, ask, [(n,) for n in range(200)]))
+        return (yield BlockingCalls(int, ask, [(n,) for n in range(200)]))
 
-    assert asyncio.run(arun_steps(steps())) == list(range(200))
+    assert asyncio.run(run_steps_async(steps())) == list(range(200))
     assert 1 < most <= 32

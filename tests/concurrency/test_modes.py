@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from opero import operomap
-from opero.concurrency.modes import choose_mode
+from opero.concurrency.mapper import choose_mode
 from opero.core.map_options import MODES, MapOptions
 from opero.errors import OperoUsageError
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from opero import event_bus, operomap
-from opero.concurrency import news
-from opero.concurrency.news import News
+from opero.concurrency import progress as news
+from opero.concurrency.progress import News
 from opero.events import MapProgress
 from opero.events.emitter import Emitter
 from opero.testing import FakeClock, capture_events

@@ -8,15 +8,15 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opero.concurrency.engine import Outcome
-from opero.concurrency.order import AsTheyCome, Batch, InOrder
+from opero.concurrency.batches import Batch, CompletionOrder, InputOrder
+from opero.concurrency.executors.base import ItemOutcome
 
 
 def batch_of(*indices: int) -> Batch:
     return Batch(list(indices), [f"item {n}" for n in indices], [10 * n for n in indices])
 
 
-def taken(order: InOrder | AsTheyCome) -> list[int]:
+def taken(order: InputOrder | CompletionOrder) -> list[int]:
     found: list[int] = []
     while (batch := order.take()) is not None:
         found += batch.idx
@@ -28,7 +28,7 @@ def taken(order: InOrder | AsTheyCome) -> list[int]:
 def test_in_order_hands_out_everything_in_order(sizes: list[int], rng: random.Random) -> None:
     indices = list(range(sum(sizes)))
     rng.shuffle(indices)
-    order, seen, start = InOrder(), [], 0
+    order, seen, start = InputOrder(), [], 0
     for size in sizes:
         order.put(batch_of(*sorted(indices[start : start + size])))
         start += size
@@ -38,7 +38,7 @@ def test_in_order_hands_out_everything_in_order(sizes: list[int], rng: random.Ra
 
 
 def test_what_is_out_of_order_waits() -> None:
-    order = InOrder()
+    order = InputOrder()
     order.put(batch_of(1, 2))
     assert order.take() is None
     assert order.held == 2
@@ -48,7 +48,7 @@ def test_what_is_out_of_order_waits() -> None:
 
 
 def test_when_the_rest_will_not_come_gaps_are_jumped() -> None:
-    order = InOrder()
+    order = InputOrder()
     order.put(batch_of(7))
     order.put(batch_of(2, 3))
     order.open_up()
@@ -56,14 +56,14 @@ def test_when_the_rest_will_not_come_gaps_are_jumped() -> None:
 
 
 def test_as_they_come_nobody_waits() -> None:
-    order = AsTheyCome()
+    order = CompletionOrder()
     order.put(batch_of(5))
     order.put(batch_of(1, 9))
     assert (taken(order), order.held) == ([5, 1, 9], 0)
 
 
 def test_a_run_keeps_what_is_odd_about_its_items() -> None:
-    broken = Outcome(error=KeyError())
+    broken = ItemOutcome(error=KeyError())
     batch = Batch([3, 4, 9, 10, 11], list("abcde"), [0, 1, 2, 3, 4], {1: broken, 4: broken}, "hit")
     runs = list(batch.runs())
     assert [(run.idx, run.items, run.values, list(run.odd), run.origin) for run in runs] == [

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.concurrency.engine import Outcome
+from opero.concurrency.executors.base import ItemOutcome
 from opero.durable.arguments import Parameters, digest_of
 from opero.durable.failures import keepable, pack_error, unpack_error
 from opero.durable.records import StepRecord, StepState
@@ -61,7 +61,7 @@ class ItemJournal:
         # The steps of the first attempt are recorded with their errors; the second takes them anew.
         enter(scope if attempt == 1 else scope.attempt(attempt))
 
-    def recall(self, idx: Sequence[int], items: Sequence[Any], /) -> Mapping[int, Outcome]:
+    def find_known(self, idx: Sequence[int], items: Sequence[Any], /) -> Mapping[int, ItemOutcome]:
         """Return what is recorded of these items.
 
         Raises:
@@ -81,10 +81,10 @@ class ItemJournal:
                 raise
             text = verdict.text or "null"
             if verdict.course is Course.RETURN:
-                known[index] = Outcome(value=decode(text), attempts=0, calls=0)
+                known[index] = ItemOutcome(value=decode(text), attempts=0, calls=0)
             elif verdict.course is Course.RAISE:
                 failure = self._noted(unpack_error(text), found.path)
-                known[index] = Outcome(error=failure, attempts=0, calls=0)
+                known[index] = ItemOutcome(error=failure, attempts=0, calls=0)
         return known
 
     def keep(self, finished: Sequence[Finished], /) -> None:
@@ -102,7 +102,7 @@ class ItemJournal:
         """Count the map as running no longer."""
         self._run.finish(self._map)
 
-    def _step(self, index: int, item: Any, outcome: Outcome) -> StepRecord:
+    def _step(self, index: int, item: Any, outcome: ItemOutcome) -> StepRecord:
         now = time.time()
         step = self._run.new_step(
             f"{self._path}/{index}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from opero.concurrency.mapper import Arguments, Mapper
+from opero.concurrency.mapper import ItemArguments, Mapper
 from opero.core.function import describe_function
 from opero.core.map_options import MapOptions
 from opero.core.pipeline import Pipeline
@@ -35,7 +35,7 @@ async def process(
     """
     mapper = _mapper(chains, _several(given), before, on_a_loop=True)
     try:
-        return await mapper.acollect(items, Arguments())
+        return await mapper.acollect(items, ItemArguments())
     except Exception as error:
         if chains.hides(error):
             raise chains.instead_of(error) from error
@@ -50,7 +50,7 @@ def process_sync(
     if mapper.awaits:
         return run_async(process(chains, given, items, before=before))
     try:
-        return mapper.collect(items, Arguments())
+        return mapper.collect(items, ItemArguments())
     except Exception as error:
         if chains.hides(error):
             raise chains.instead_of(error) from error
@@ -108,7 +108,7 @@ def _mapper(
     # What the functions tell comes back with the results; what the map itself tells nobody has asked for.
     heard = [_without(work.__qualname__, listener) for listener in chains.listeners]
     options = MapOptions.of("process", **off, **workers, on_event=heard or None)
-    return Mapper(Pipeline(describe_function(work), options), tells_all=bool(heard))
+    return Mapper(Pipeline(describe_function(work), options), relays_all=bool(heard))
 
 
 def _without(own: str, listener: Handler) -> Handler:

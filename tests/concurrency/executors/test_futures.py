@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from opero import RateLimiter, event_bus, operomap
-from opero.concurrency import remote
+from opero.concurrency.executors import futures as remote
 from opero.errors import MapError, MapStopped, OperoError, OperoUsageError, WorkerLostError
 
 place: contextvars.ContextVar[str] = contextvars.ContextVar("place")

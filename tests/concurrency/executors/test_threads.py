@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from opero.concurrency import pool
-from opero.concurrency.engine import Chunk, Done, Job
-from opero.concurrency.executors.threads import Threads
+from opero.concurrency.executors.base import Chunk, Done, MapJob
+from opero.concurrency.executors.threads import ThreadExecutor
 from opero.core.function import describe_function
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
 
 
-def job_of(fn: Callable[..., Any]) -> Job:
+def job_of(fn: Callable[..., Any]) -> MapJob:
     options = Options.of("test", cache=False, retries=0)
-    return Job(function=fn, options=options, pipeline=Pipeline(describe_function(fn), options))
+    return MapJob(function=fn, options=options, pipeline=Pipeline(describe_function(fn), options))
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def begun() -> Iterator[Callable[[], int]]:
 
 
 def test_none_begins_before_somebody_waits(begun: Callable[[], int]) -> None:
-    engine = Threads(3, copy_context())
+    engine = ThreadExecutor(3, copy_context())
     engine.open(job_of(abs))
     engine.submit(Chunk(1, [0], [-1]))
     assert begun() == 0
@@ -48,7 +48,7 @@ def test_none_begins_before_somebody_waits(begun: Callable[[], int]) -> None:
 
 
 def test_a_map_that_is_over_before_it_began_has_none(begun: Callable[[], int]) -> None:
-    engine = Threads(3, copy_context())
+    engine = ThreadExecutor(3, copy_context())
     engine.open(job_of(abs))
     engine.submit(Chunk(1, [0], [-1]))
     engine.close(graceful=False, timeout=5)
@@ -67,7 +67,7 @@ def test_the_first_works_while_others_begin(
             assert worked.wait(10)
 
     monkeypatch.setattr(pool, "thread_pool", lambda: Slow)
-    engine = Threads(3, copy_context())
+    engine = ThreadExecutor(3, copy_context())
     engine.open(job_of(lambda _: worked.set()))
     engine.submit(Chunk(1, [0], [None]))
     (done,) = engine.poll(10)
@@ -89,7 +89,7 @@ def test_those_that_have_begun_end_also_if_the_beginning_is_interrupted(
 
     monkeypatch.setattr(pool, "thread_pool", lambda: Interrupted)
     worked = threading.Event()
-    engine = Threads(3, copy_context())
+    engine = ThreadExecutor(3, copy_context())
     engine.open(job_of(lambda _: worked.set()))
     engine.submit(Chunk(1, [0], [None]))
     with pytest.raises(KeyboardInterrupt):

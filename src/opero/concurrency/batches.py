@@ -1,5 +1,5 @@
-# this_file: src/opero/concurrency/order.py
-"""In what order finished items are handed out."""
+# this_file: src/opero/concurrency/batches.py
+"""Hold finished items in batches, and hand them out in the order of the input or of completion."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from opero.concurrency.engine import Outcome
+from opero.concurrency.executors.base import ItemOutcome
 
-__all__ = ["AsTheyCome", "Batch", "InOrder", "Origin"]
+__all__ = ["Batch", "BatchesByOrigin", "CompletionOrder", "InputOrder", "Origin"]
 
 Origin = Literal["fresh", "hit", "shared", "stale", "resumed"]
-"""Where a result came from: computed by this map, found in the cache, computed just now by somebody else or for an
-equal item, found in the cache expired while computing it failed, or found in the checkpoint."""
+"""Where a result came from: computed by this map, found in the cache, computed by another caller or for an equal item,
+found expired in the cache while computing it failed, or found in the checkpoint."""
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class Batch:
     idx: Sequence[int]
     items: list[Any]
     values: list[Any]
-    odd: dict[int, Outcome] = field(default_factory=dict)
+    odd: dict[int, ItemOutcome] = field(default_factory=dict)
     origin: Origin = "fresh"
 
     def __len__(self) -> int:
@@ -68,11 +68,49 @@ class Batch:
             start = end
 
 
-class AsTheyCome:
-    """Finished items leave at once.
+class BatchesByOrigin:
+    """Finished items that the map did not compute for themselves, in a batch for each origin.
+
+    Example:
+        >>> found = BatchesByOrigin()
+        >>> found.add("hit", 3, "item", "result")
+        >>> found.batches
+        [Batch(idx=[3], items=['item'], values=['result'], odd={}, origin='hit')]
+    """
+
+    def __init__(self) -> None:
+        self._batches: dict[Origin, Batch] = {}
+
+    @property
+    def batches(self) -> list[Batch]:
+        """The batches so far."""
+        return list(self._batches.values())
+
+    def add(self, origin: Origin, index: int, item: Any, result: Any) -> None:
+        """Add a finished item.
+
+        Args:
+            origin: Where its result came from.
+            index: Its place in the input.
+            item: The item.
+            result: Its result, or an `ItemOutcome`.
+        """
+        batch = self._batches.get(origin)
+        if batch is None:
+            batch = self._batches[origin] = Batch([], [], [], {}, origin)
+        idx: Any = batch.idx
+        if isinstance(result, ItemOutcome):
+            batch.odd[len(batch.items)] = result
+        idx.append(index)
+        batch.items.append(item)
+        batch.values.append(result.value if isinstance(result, ItemOutcome) else result)
+
+
+class CompletionOrder:
+    """Hands finished items out at once.
 
     Attributes:
-        held: Items that nobody has taken yet.
+        held: Items that are not handed out yet.
     """
 
     def __init__(self) -> None:
@@ -80,7 +118,7 @@ class AsTheyCome:
         self._ready: deque[Batch] = deque()
 
     def put(self, batch: Batch) -> None:
-        """Take finished items."""
+        """Add finished items."""
         self._ready.append(batch)
         self.held += len(batch)
 
@@ -92,15 +130,15 @@ class AsTheyCome:
         self.held -= len(batch)
         return batch
 
-    def open_up(self) -> None:
-        """Nobody waits, so nothing changes."""
+    def skip_missing(self) -> None:
+        """Do nothing: no item waits for another one."""
 
 
-class InOrder:
-    """Finished items wait for those before them.
+class InputOrder:
+    """Hands finished items out after all that come before them in the input.
 
     Attributes:
-        held: Items that wait here.
+        held: Items that are not handed out yet.
     """
 
     def __init__(self) -> None:
@@ -110,7 +148,7 @@ class InOrder:
         self._gaps = False
 
     def put(self, batch: Batch) -> None:
-        """Take finished items."""
+        """Add finished items."""
         for run in batch.runs():
             if run:
                 self._runs[run.idx[0]] = run
@@ -126,6 +164,6 @@ class InOrder:
             self.held -= len(run)
         return run
 
-    def open_up(self) -> None:
-        """Hand out the rest with gaps: what is missing will not come any more."""
+    def skip_missing(self) -> None:
+        """Hand out the rest with gaps: missing items will not come any more."""
         self._gaps = True

@@ -1,9 +1,8 @@
-# this_file: src/opero/concurrency/engine.py
-"""What the driver of a map and its engines say to each other.
+# this_file: src/opero/concurrency/executors/base.py
+"""Define what the scheduler of a map and its executors exchange.
 
-The driver owns every policy: window, order, chunks, cache, retries that wait long, errors. An engine
-owns workers: it takes chunks, runs their items and reports. It decides nothing, keeps nothing, and
-never calls the driver.
+The scheduler owns every policy: window, order, chunks, cache, retries that wait long, errors. An executor owns workers:
+it takes chunks, runs their items and reports. It decides nothing, keeps nothing, and never calls the scheduler.
 """
 
 from __future__ import annotations
@@ -19,32 +18,33 @@ if TYPE_CHECKING:
     from opero.events import Event  # noqa: TC004 - loaded when the first one is sent
 
 __all__ = [
+    "AsyncMapExecutor",
     "Caps",
     "Chunk",
     "Done",
-    "Engine",
-    "Facts",
     "GaveBack",
-    "Job",
+    "ItemOutcome",
     "Lost",
-    "Outcome",
+    "MapExecutor",
+    "MapJob",
     "Parked",
     "Report",
     "Why",
+    "WorkerFacts",
 ]
 
 Why = Literal["crash", "timeout", "memory", "stopped"]
-"""What ended a worker: it died, its item took too long or too much memory, or it ended for no fault of an item."""
+"""What ended a worker: it died, its item took too long or too much memory, or it ended through no fault of an item."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caps:
-    """What the driver may rely on.
+    """What the scheduler may rely on.
 
     Attributes:
         remote: Items and results leave the process, so everything must be picklable.
-        kills: A running item can be stopped; such an engine enforces `Job.item_timeout` itself.
-        attributes_crash: `Lost` names the item that a worker died of; otherwise the driver bisects.
+        kills: A running item can be stopped; such an executor enforces `MapJob.item_timeout` itself.
+        attributes_crash: `Lost` names the item that a worker died of; otherwise the scheduler bisects.
         max_payload: Most bytes of one chunk that cannot block or spill; None for no limit.
     """
 
@@ -55,31 +55,31 @@ class Caps:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Job:
+class MapJob:
     """What is done with each item.
 
     Attributes:
         function: The user's function itself.
         options: Options of the pipeline around it in a worker: those of the map without its cache.
-        pipeline: That pipeline, for engines in this process; its counters, limiter and listeners are
+        pipeline: That pipeline, for executors in this process; its counters, limiter and listeners are
             the map's own.
         before, after, kwargs: Arguments around the item, the same for all: `function(*before, item,
             *after, **kwargs)`; `before` is the instance of a method.
-        item_timeout: Longest time of one real call in seconds, for engines that can kill.
+        item_timeout: Longest time of one real call in seconds, for executors that can kill.
         target_s: Work that one chunk should hold, in seconds; one that takes 5 times as long gives back what has not
             begun.
         parks: Longest pause before a retry, in seconds, that a worker sleeps itself; before a longer
-            one it reports the item with `Outcome.retry_in` and takes the next.
-        details: Whether plain successes too are wanted as `Outcome`s.
+            one it reports the item with `ItemOutcome.retry_in` and takes the next.
+        details: Whether plain successes too are wanted as `ItemOutcome`s.
         worker_init: Called once in each new worker.
         memory_limit: Most bytes a worker process may take.
         max_tasks_per_worker: Items after which a worker process is replaced.
         deadline: Clock reading by which all must be done, from where the map was called; None if there is none.
         in_flight: Coroutines that one worker process has under way at once.
-        tells_all: Whether events are wanted of what the function calls, too.
-        leads: Whether others wait for what these items give, so that the function, where it calls itself in a worker
-            elsewhere, must not wait for anybody.
-        enter: Called with index and item in the context of each attempt, a copy of its own; only for engines in
+        relays_all: Whether events of functions that the mapped one calls are wanted, too.
+        leads: Whether other callers wait for these results, so that the function, where it calls itself in a foreign
+            worker, must not wait for another caller.
+        enter: Called with index and item in the context of each attempt, a copy of its own; only for executors in
             this process.
     """
 
@@ -98,7 +98,7 @@ class Job:
     max_tasks_per_worker: int | None = None
     deadline: float | None = None
     in_flight: int = 1
-    tells_all: bool = False
+    relays_all: bool = False
     leads: bool = False
     enter: Callable[[int, Any], object] | None = None
 
@@ -123,7 +123,7 @@ class Parked:
 
 
 @dataclass(slots=True)
-class Outcome:
+class ItemOutcome:
     """What became of one item: a value, an error, or a pause before its next attempt.
 
     Attributes:
@@ -178,7 +178,7 @@ class Chunk:
 
 
 @dataclass(slots=True)
-class Facts:
+class WorkerFacts:
     """What happened in a worker that does not share the map's counters and listeners.
 
     Attributes:
@@ -191,7 +191,7 @@ class Facts:
 
 
 class Done(NamedTuple):
-    """Results of some items of a chunk, in whatever order these have finished.
+    """Results of some items of a chunk, in the order in which they have finished.
 
     Plain successes stand in `values` and nowhere else, so that a map of tiny items pays for one list
     per chunk and not for an object per item.
@@ -211,10 +211,10 @@ class Done(NamedTuple):
     chunk: int
     places: Sequence[int]
     values: list[Any]
-    odd: dict[int, Outcome]
+    odd: dict[int, ItemOutcome]
     busy_s: float
     worker: str
-    facts: Facts | None = None
+    facts: WorkerFacts | None = None
     weight: int = 0
 
 
@@ -235,10 +235,10 @@ class Lost(NamedTuple):
 
     Attributes:
         chunk: Its id.
-        culprit: Position in the chunk of the item it died of; None if the engine cannot tell.
-        why: What ended it.
+        culprit: Position in the chunk of the item it died of; None if the executor does not know.
+        why: Why it ended.
         pid, exitcode: The process, where there was one.
-        said: What it wrote before it died, for the message.
+        said: Its last output, for the message.
         alone: Whether nothing of other chunks was under way in the worker, so that it died of this one.
     """
 
@@ -252,10 +252,10 @@ class Lost(NamedTuple):
 
 
 Report = Done | GaveBack | Lost
-"""A chunk is over when all that its worker keeps of it is reported as `Done`, or with a `Lost`."""
+"""A chunk is over when everything that its worker keeps is reported as `Done`, or with a `Lost`."""
 
 
-class Engine(Protocol):
+class MapExecutor(Protocol):
     """Workers of one kind. All methods but `wake` are called from one thread at a time."""
 
     name: str
@@ -265,7 +265,7 @@ class Engine(Protocol):
         """Return how many chunks it wants to hold, those at work included; asked before each turn."""
         ...
 
-    def open(self, job: Job) -> None:
+    def open(self, job: MapJob) -> None:
         """Get ready for a job; called once, before the first chunk.
 
         Raises:
@@ -306,4 +306,32 @@ class Engine(Protocol):
             graceful: Let running items finish; otherwise stop them where that is possible.
             timeout: Longest wait in seconds.
         """
+        ...
+
+
+class AsyncMapExecutor(Protocol):
+    """The same for an event loop; all methods as in `MapExecutor`."""
+
+    def slots(self) -> int:
+        """Return how many chunks it wants to hold."""
+        ...
+
+    def open(self, job: MapJob) -> None:
+        """Get ready for a job."""
+        ...
+
+    def submit(self, chunk: Chunk) -> None:
+        """Take a chunk."""
+        ...
+
+    async def poll(self, wait: float | None) -> list[Report]:
+        """Return what was reported."""
+        ...
+
+    def wake(self) -> None:
+        """Let a `poll` under way return, or the next one."""
+        ...
+
+    async def close(self, *, graceful: bool, grace: float) -> None:
+        """End all workers."""
         ...

@@ -1,9 +1,9 @@
-# this_file: src/opero/concurrency/driver.py
-"""The driver of a map: a state machine without clock, threads or I/O of its own.
+# this_file: src/opero/concurrency/scheduler.py
+"""Decide what a map does next: a state machine without clock, threads or I/O of its own.
 
-A shell, synchronous or asynchronous, pulls the input, asks `next_chunk` what to submit, brings the
-engine's reports to `take`, settles what came out of them (cache, checkpoint), gives it to `finish`,
-and hands out what `hand_out` returns. It holds to these invariants, which are tested as properties:
+The loop, synchronous or asynchronous, pulls the input, asks `next_chunk` what to submit, passes the executor's
+reports to `take`, stores results (cache, checkpoint), passes them to `finish`, and hands out what `hand_out` returns.
+These invariants are tested as properties:
 
 I1  it never waits while nothing is outstanding
 I2  items in flight and held back for their order are no more than the window
@@ -21,31 +21,99 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from opero.concurrency.engine import Chunk, Done, GaveBack, Lost, Outcome, Parked, Report
-from opero.concurrency.order import AsTheyCome, Batch, InOrder
-from opero.concurrency.tally import Tally
+from opero.concurrency.batches import Batch, CompletionOrder, InputOrder
+from opero.concurrency.chunks import ChunkProgress, ChunkSize
+from opero.concurrency.executors.base import Chunk, Done, GaveBack, ItemOutcome, Lost, Parked
 
 if TYPE_CHECKING:
-    from opero.concurrency.chunks import ChunkSize
-    from opero.concurrency.policy import Budget
+    from opero.concurrency.executors.base import Report
 
-__all__ = ["Driver", "Failed", "Recover"]
+__all__ = ["ErrorPolicy", "FailedItem", "Recover", "Scheduler"]
 
 _SLEEPERS: Final = 1_000
-"""Items that may wait, for their next attempt or for somebody else's result, beside the window, so that pauses do
-not starve the workers."""
+"""Items that may wait beside the window, for their next attempt or for another caller's result, so that pauses do not
+starve the workers."""
+_SAMPLE: Final = 20
+"""Finished items from which on a share of failures says anything."""
+
+
+class ErrorPolicy:
+    """What failed items mean for a map: it goes on, stops with what is done, or ends with the error.
+
+    Args:
+        raises: Whether a failed item ends the map with its error.
+        max_errors: A number of failed items that stops the map, or a share of the finished ones between 0 and 1; None
+            for no bound.
+        stop_on: Types of errors that stop the map.
+
+    Attributes:
+        finished: Items that have ended.
+        failed: Those that failed.
+
+    Example:
+        >>> policy = ErrorPolicy(raises=False, max_errors=0.1)
+        >>> policy.count(19, failed=19), policy.count(1, failed=0)
+        (None, '19 of 20 items failed, more than max_errors=0.1 allows')
+        >>> ErrorPolicy(stop_on=(OSError,)).stops(TimeoutError())
+        'an item failed with TimeoutError, and stop_on ends the map there'
+    """
+
+    def __init__(
+        self,
+        *,
+        raises: bool = True,
+        max_errors: float | None = None,
+        stop_on: type[BaseException] | tuple[type[BaseException], ...] = (),
+    ) -> None:
+        self._raises = raises
+        self._max_errors = max_errors
+        self._stop_on = stop_on
+        self.finished: int = 0
+        self.failed: int = 0
+
+    def stops(self, error: BaseException) -> str | None:
+        """Return why an item's error stops the map, None if it does not.
+
+        The text names the type only, so that equal ends can be counted.
+        """
+        if not isinstance(error, self._stop_on):
+            return None
+        return f"an item failed with {type(error).__name__}, and stop_on ends the map there"
+
+    def ends(self, error: BaseException) -> bool:
+        """Return whether the map ends with an item's error."""
+        return self._raises or not isinstance(error, Exception)
+
+    def count(self, items: int, *, failed: int) -> str | None:
+        """Count items; return why the map must stop, or None."""
+        self.finished += items
+        self.failed += failed
+        if self._max_errors is None or not self.failed:
+            return None
+        if isinstance(self._max_errors, int):
+            if self.failed < self._max_errors:
+                return None
+            return (
+                f"{self.failed} items failed, and max_errors={self._max_errors} ends the map there"
+            )
+        if self.finished < _SAMPLE or self.failed <= self._max_errors * self.finished:
+            return None
+        return (
+            f"{self.failed} of {self.finished} items failed, more than "
+            f"max_errors={self._max_errors:g} allows"
+        )
 
 
 class Recover(Protocol):
     """Decides about an item that was lost with its worker."""
 
-    def __call__(self, item: Any, parked: Parked | None, lost: Lost, now: float, /) -> Outcome:
+    def __call__(self, item: Any, parked: Parked | None, lost: Lost, now: float, /) -> ItemOutcome:
         """Return its error, or a pause before its next attempt."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class FailedItem:
     """The item that ends the map."""
 
     index: int
@@ -60,15 +128,17 @@ class _Sleeper(NamedTuple):
     parked: Parked
 
 
-class _Flight(Tally):
+class _Dispatched(ChunkProgress):
+    """A chunk at the executor."""
+
     __slots__ = ("chunk",)
 
     def __init__(self, chunk: Chunk) -> None:
-        super().__init__(len(chunk))
+        super().__init__(len(chunk.items))
         self.chunk: Final = chunk
 
 
-class _Queue:
+class _ItemQueue:
     """Items that were pulled and not yet dispatched: segments of neighbours."""
 
     def __init__(self) -> None:
@@ -95,19 +165,18 @@ class _Queue:
         return idx, items
 
 
-class Driver:
+class Scheduler:
     """The state of one map.
 
     Args:
         size: The size of chunks.
         ordered: Whether results are handed out in the order of the input.
-        raises: Whether a failed item ends the map.
-        budget: How many items may fail.
-        recover: What becomes of items that were lost with their worker.
+        errors: What failed items mean for the map.
+        recover: Judges items that were lost with their worker.
         in_flight: Items that one worker has under way at once.
 
     Attributes:
-        budget: Counters of finished and failed items.
+        errors: As above, with the counters of finished and failed items.
         ended: Whether the input is at its end.
         failed: The item that ends the map, once there is one.
         stopped: Why no further item begins, once that is so.
@@ -120,25 +189,24 @@ class Driver:
         *,
         size: ChunkSize,
         ordered: bool,
-        raises: bool,
-        budget: Budget,
+        errors: ErrorPolicy,
         recover: Recover,
         in_flight: int = 1,
     ) -> None:
         self._size = size
         self._in_flight = in_flight
-        self._order: InOrder | AsTheyCome = InOrder() if ordered else AsTheyCome()
-        self._raises = raises
+        self._order: InputOrder | CompletionOrder = InputOrder() if ordered else CompletionOrder()
         self._recover = recover
-        self._queue = _Queue()
+        self._queue = _ItemQueue()
         self._again: deque[Chunk] = deque()
         self._sleepers: list[_Sleeper] = []
-        self._out: dict[int, _Flight] = {}
+        self._out: dict[int, _Dispatched] = {}
         self._ids = 0
-        self.budget: Budget = budget
+        self.errors: ErrorPolicy = errors
         self.ended: bool = False
-        self.failed: Failed | None = None
+        self.failed: FailedItem | None = None
         self.stopped: str | None = None
+        self._ending = False
         self.pulled: int = 0
         self.open: int = 0
 
@@ -148,10 +216,10 @@ class Driver:
         """Return how many items to pull now.
 
         Args:
-            slots: Chunks that the engine wants to hold.
-            elsewhere: Items that wait for somebody else's result.
+            slots: Chunks that the executor wants to hold.
+            elsewhere: Items that wait for another caller's result.
         """
-        if self.ended or self.stopped or self.failed:
+        if self.ended or self._ending:
             return 0
         awake = self.open - min(len(self._sleepers) + elsewhere, _SLEEPERS)
         return max(0, self.window(slots) - awake - self._order.held)
@@ -175,17 +243,18 @@ class Driver:
         """Begin no further item; those at work go on to their end."""
         if self.stopped is None:
             self.stopped = reason
+            self._ending = True
 
     # --- dispatch ------------------------------------------------------------------------------------
 
     @property
     def in_flight(self) -> int:
-        """Chunks at the engine."""
+        """Chunks at the executor."""
         return len(self._out)
 
     def next_chunk(self, slots: int, now: float) -> Chunk | None:
-        """Return a chunk to submit, None if there is none or the engine has enough."""
-        if self.stopped or self.failed or self._full(slots):
+        """Return a chunk to submit, None if there is none or the executor has enough."""
+        if self._ending or self._full(slots):
             return None
         if self._sleepers and self._sleepers[0].due <= now:
             return self._wake(now)
@@ -193,12 +262,12 @@ class Driver:
             return self._resend(slots)
         if not self._queue.length:
             return None
-        # The end of the input is shared by all; before that, what is there goes to those who have nothing.
+        # The end of the input is shared by all; before that, items go to the workers that have none.
         sharers = slots if self.ended else slots - len(self._out)
         return self._send(*self._queue.take(self._size.share(self._queue.length, sharers)))
 
     def _full(self, slots: int) -> bool:
-        """Tell whether the engine has enough: a chunk counts by the part of a worker that it keeps busy."""
+        """Return whether the executor has enough: a chunk counts by the part of a worker that it keeps busy."""
         if self._in_flight == 1 or len(self._out) < slots:
             return len(self._out) >= slots
         most = self._in_flight
@@ -229,37 +298,33 @@ class Driver:
     ) -> Chunk:
         chunk = Chunk(self._ids, idx, items, attempt, parked)
         self._ids += 1
-        self._out[chunk.id] = _Flight(chunk)
+        self._out[chunk.id] = _Dispatched(chunk)
         return chunk
 
     def next_due(self) -> float | None:
         """Return the clock reading at which an item's pause is over, None if no item pauses."""
         return self._sleepers[0].due if self._sleepers and not self._ending else None
 
-    @property
-    def _ending(self) -> bool:
-        return bool(self.stopped or self.failed)
-
     # --- reports -------------------------------------------------------------------------------------
 
     def take(self, reports: Iterable[Report], now: float) -> list[Batch]:
-        """Digest an engine's reports and return the items that are finished, not yet settled."""
+        """Digest an executor's reports and return the items that are finished, not yet settled."""
         finished: list[Batch] = []
         for report in reports:
-            flight = self._out.get(report.chunk)
-            if flight is None:
+            dispatched = self._out.get(report.chunk)
+            if dispatched is None:
                 continue
-            chunk = flight.chunk
+            chunk = dispatched.chunk
             if isinstance(report, Done):
-                flight.report(report.places)
+                dispatched.report(report.places)
                 finished.append(self._done(chunk, report, now))
             elif isinstance(report, GaveBack):
                 self._size.gave_back()
-                self._return(chunk, flight.cut(report.kept), chunk.attempt)
+                self._return(chunk, dispatched.cut(report.kept), chunk.attempt)
             else:
-                finished += self._lost(chunk, flight.left(), report, now)
-                flight.cut(0)
-            if flight.over:
+                finished += self._lost(chunk, dispatched.left(), report, now)
+                dispatched.cut(0)
+            if dispatched.over:
                 del self._out[chunk.id]
         return finished
 
@@ -274,7 +339,7 @@ class Driver:
         if not done.odd:
             return Batch(idx, items, done.values)
         kept: list[int] = []
-        odd: dict[int, Outcome] = {}
+        odd: dict[int, ItemOutcome] = {}
         for n in range(count):
             outcome = done.odd.get(n)
             if outcome is not None and outcome.retry_in is not None:
@@ -291,7 +356,7 @@ class Driver:
             [idx[n] for n in kept], [items[n] for n in kept], [done.values[n] for n in kept], odd
         )
 
-    def _sleep(self, chunk: Chunk, position: int, outcome: Outcome, now: float) -> None:
+    def _sleep(self, chunk: Chunk, position: int, outcome: ItemOutcome, now: float) -> None:
         sleeper = _Sleeper(
             now + (outcome.retry_in or 0.0),
             chunk.idx[position],
@@ -314,7 +379,7 @@ class Driver:
             return []
         culprit = left[0] if len(left) == 1 else lost.culprit
         if culprit is None:
-            # Nobody knows which item it was: halve until it stands alone.
+            # The culprit is unknown: halve until a single item is left.
             middle = len(left) // 2
             self._return(chunk, left[middle:], chunk.attempt + 1)
             self._return(chunk, left[:middle], chunk.attempt + 1)
@@ -337,21 +402,25 @@ class Driver:
         if not count:
             return
         self.open -= count
-        failures = [n for n, o in batch.odd.items() if o.error is not None] if batch.odd else []
-        for n in failures:
-            error = batch.odd[n].error
-            fatal = self._raises or not isinstance(error, Exception)
-            if self.failed is None and fatal and error is not None:
-                self.failed = Failed(batch.idx[n], batch.items[n], error)
-        reason = self.budget.count(count, failed=len(failures))
-        if reason is not None:
+        failures = 0
+        for n, outcome in batch.odd.items():
+            error = outcome.error
+            if error is None:
+                continue
+            failures += 1
+            if (reason := self.errors.stops(error)) is not None:
+                self.stop(reason)
+            elif self.failed is None and self.errors.ends(error):
+                self.failed = FailedItem(batch.idx[n], batch.items[n], error)
+                self._ending = True
+        if (reason := self.errors.count(count, failed=failures)) is not None:
             self.stop(reason)
         self._order.put(batch)
 
     def hand_out(self) -> Batch | None:
         """Return the next finished items, None if there are none yet."""
         if self._ending and not self._out:
-            self._order.open_up()
+            self._order.skip_missing()
         return self._order.take()
 
     @property
@@ -361,8 +430,8 @@ class Driver:
 
     def __repr__(self) -> str:
         return (
-            f"<Driver {self.pulled} pulled, {self.open} open, {len(self._out)} chunks in flight, "
-            f"{len(self._sleepers)} pausing, {self.budget.failed} failed>"
+            f"<Scheduler {self.pulled} pulled, {self.open} open, {len(self._out)} chunks in flight, "
+            f"{len(self._sleepers)} pausing, {self.errors.failed} failed>"
         )
 
 
