@@ -1,30 +1,24 @@
 # this_file: tests/utils/test_fork.py
-"""State is reset in forked children, once, in order, and whatever one of the functions raises."""
+"""Functions and objects that are reset in forked child processes."""
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Callable
+import sys
 
 import pytest
 
 from opero.utils import fork
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="fork is needed")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 
 
-def in_child(report: Callable[[], str]) -> str:
-    """Return what a forked child reports."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if not pid:
-        os.write(writing, report().encode())
-        os._exit(0)
-    os.close(writing)
-    os.waitpid(pid, 0)
-    with os.fdopen(reading) as stream:
-        return stream.read()
+class Thing:
+    def __init__(self, calls: list[str]) -> None:
+        self.calls = calls
+
+    def after_fork(self) -> None:
+        self.calls.append("object")
 
 
 @pytest.fixture
@@ -33,28 +27,46 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return []
 
 
-def test_functions_run_in_the_child_only_and_in_order(calls: list[str]) -> None:
-    for name in "abc":
-        fork.run_after_fork(lambda name=name: calls.append(name))  # type: ignore[misc]
-    assert in_child(lambda: "".join(calls)) == "abc"
+def test_functions_run_in_order_then_objects(calls: list[str]) -> None:
+    fork.run_after_fork(lambda: calls.append("first"))
+    fork.run_after_fork(lambda: calls.append("second"))
+    thing = Thing(calls)
+    fork.reset_after_fork(thing)
+    fork._in_child()
+    assert calls == ["first", "second", "object"]
+
+
+def test_an_object_is_held_weakly(calls: list[str]) -> None:
+    thing = Thing(calls)
+    fork.reset_after_fork(thing)
+    del thing
+    fork._in_child()
     assert calls == []
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_failing_function_does_not_keep_the_others_from_running(calls: list[str]) -> None:
-    fork.run_after_fork(lambda: 1 / 0)
-    fork.run_after_fork(lambda: calls.append("after"))
-    assert in_child(lambda: "".join(calls)) == "after"
+def test_an_error_is_reported_and_the_others_run(
+    calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+
+    @fork.run_after_fork
+    def broken() -> None:
+        raise OSError("broken")
+
+    fork.run_after_fork(lambda: calls.append("next"))
+    fork._in_child()
+    assert calls == ["next"]
+    assert [(type(one.exc_value), one.object) for one in seen] == [(OSError, broken)]
 
 
-def test_object_is_reset_while_it_lives_and_is_not_kept_alive(calls: list[str]) -> None:
-    class Thing:
-        def after_fork(self) -> None:
-            calls.append("reset")
-
-    thing = Thing()
-    fork.reset_after_fork(thing)
-    assert in_child(lambda: "".join(calls)) == "reset"
-    del thing
-    gc.collect()
-    assert in_child(lambda: "".join(calls)) == ""
+def test_a_forked_child_runs_the_functions(calls: list[str]) -> None:
+    reading, writing = os.pipe()
+    fork.run_after_fork(lambda: os.write(writing, b"child"))
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        assert pipe.read() == b"child"

@@ -1,26 +1,29 @@
 # this_file: src/opero/utils/fork.py
-"""Reset state in forked children: the package's only fork hook.
+"""Reset what a forked child process must not share with its parent: locks, threads, connections.
 
-A forked child has one thread, the one that forked. Locks that other threads of the parent held stay
-locked for ever, and threads, event loops and connections of the parent cannot be used. So a module
-registers a function here, and an object its `after_fork`, that replaces them.
+A child has only the thread that called `fork`: a lock that another thread held stays locked for ever, and a
+connection or file position is used by both processes. One hook runs all registered functions, in order.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
-from typing import Final, Protocol
+from types import SimpleNamespace
+from typing import Any, Final, Protocol, TypeVar
 from weakref import WeakSet
 
 __all__ = ["Forkable", "reset_after_fork", "run_after_fork"]
 
+F = TypeVar("F", bound=Callable[[], object])
+
 
 class Forkable(Protocol):
-    """An object that has to be reset in a forked child."""
+    """An object that can be reset in a forked child."""
 
-    def after_fork(self) -> object:
-        """Replace locks, and drop what belongs to the parent."""
+    def after_fork(self) -> None:
+        """Drop what belongs to the parent process."""
         ...
 
 
@@ -28,34 +31,38 @@ _functions: Final[list[Callable[[], object]]] = []
 _objects: Final[WeakSet[Forkable]] = WeakSet()
 
 
-def run_after_fork(function: Callable[[], object]) -> None:
-    """Call a function in each forked child; functions run in the order in which they were given.
+def run_after_fork(function: F) -> F:
+    """Call a function in each forked child; also usable as a decorator.
 
     Args:
-        function: Called without arguments. It is kept for good: give module-level functions only.
+        function: Takes no arguments. It must not wait for a lock that it did not make itself.
+
+    Returns:
+        The function.
     """
     _functions.append(function)
+    return function
 
 
 def reset_after_fork(thing: Forkable) -> None:
-    """Call `thing.after_fork()` in each forked child, as long as the object lives.
-
-    Args:
-        thing: Kept by a weak reference.
-    """
+    """Call `thing.after_fork()` in each forked child, after the functions; `thing` is held weakly."""
     _objects.add(thing)
 
 
-def _reset_child() -> None:
-    failure: Exception | None = None
-    for reset in (*_functions, *(thing.after_fork for thing in list(_objects))):
+def _in_child() -> None:
+    for function in (*_functions, *(thing.after_fork for thing in list(_objects))):
         try:
-            reset()
-        except Exception as error:  # noqa: BLE001 - the others must still be reset
-            failure = error
-    if failure is not None:
-        raise failure  # the interpreter reports it, and the child goes on
+            function()
+        except Exception as error:  # noqa: BLE001 - the others must run: reported as hooks of `os` are
+            report: Any = SimpleNamespace(
+                exc_type=type(error),
+                exc_value=error,
+                exc_traceback=error.__traceback__,
+                err_msg="Exception ignored after fork",
+                object=function,
+            )
+            sys.unraisablehook(report)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_child)
+    os.register_at_fork(after_in_child=_in_child)
