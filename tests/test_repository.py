@@ -113,7 +113,8 @@ def test_readme_lists_every_option_in_order_with_its_default(readme: str) -> Non
 
 
 def test_readme_lists_every_map_option_in_order_with_its_default(readme: str) -> None:
-    from opero.core.options import MapOptions, Options
+    from opero.core.map_options import MapOptions
+    from opero.core.options import Options
 
     known = Options.names()
     fields = [

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opero.core.context import fork
 
 from opero import operomap
+from opero.core.branching import fork
 from opero.durable import Orchestrator, activity, uuid, workflow
 from opero.errors import UnserializableError
 from opero.testing import flaky

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from opero.core.context import fork
 from tests.tasks.conftest import until
 
 from opero import failures
+from opero.core.branching import fork
 from opero.errors import OperoUsageError
 from opero.tasks import Parallel, Sequence, Task, TaskState, run_sync
 

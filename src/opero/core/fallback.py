@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from opero import events
+from opero.core.cooldown import Cooldowns
 from opero.core.deadline import overdue
 from opero.errors import OperoUsageError, RateLimitPausedError, RefusalError
 from opero.utils import ambient

@@ -6,9 +6,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from opero import events
-from opero.core.context import elapsed
 from opero.core.deadline import overdue
 from opero.core.failures import attach, raise_again, story
+from opero.core.watch import elapsed
 from opero.errors import DeadlineError, RefusalError
 from opero.utils import ambient
 from opero.utils.matching import Rejected, is_final

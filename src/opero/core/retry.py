@@ -12,6 +12,7 @@ from opero import events
 from opero.core.call import Pause
 from opero.core.deadline import overdue
 from opero.core.failures import inner_of
+from opero.core.retry_state import RetryPolicy, RetryState, grown, pause_bounds
 from opero.utils import ambient
 from opero.utils.matching import Rejected
 from opero.utils.units import format_seconds

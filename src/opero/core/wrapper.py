@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 from opero.caching.keying import short_part
 from opero.caching.keys import FAST_TYPES
 from opero.core.call import Call
+from opero.core.express import express_body, express_names, has_express_lane
 from opero.core.function import stars, unwrap_partial
-from opero.utils.ambient import switch
+from opero.utils.switch import switch
 
 if TYPE_CHECKING:
     from opero.core.pipeline import Pipeline

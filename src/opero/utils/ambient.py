@@ -3,7 +3,7 @@
 
 Every pause of opero's own is a `clock().sleep(s)` or an `await clock().asleep(s)`, so that `opero.testing.fake_clock()`
 drives all of them. The express lanes read `time.monotonic` directly; they are left while a clock
-is installed or the test switch is on, because both hold `opero.utils.ambient.switch`.
+is installed or the test switch is on, because both hold `opero.utils.switch.switch`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import time
 from typing import Any, Protocol
+
+from opero.utils.switch import switch
 
 __all__ = [
     "Clock",
