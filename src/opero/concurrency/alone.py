@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from opero.concurrency.dress import mapped
 from opero.core.decorate import decorate
-from opero.core.map_options import MapOptions
+from opero.core.options import MapOptions
 
 if TYPE_CHECKING:
     from opero.concurrency.protocols import MapDecorate

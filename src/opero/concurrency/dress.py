@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from opero.concurrency.mapper import Mapper
-    from opero.core.map_options import MapOptions
+    from opero.core.options import MapOptions
     from opero.core.pipeline import Pipeline
 
 __all__ = ["map_again", "mapped"]

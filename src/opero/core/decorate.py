@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from opero.core.explain import Explanation, explain
-from opero.core.function import describe_function
-from opero.core.method import ClassMethod, Method
+from opero.core.function import ClassMethod, Method, describe_function
 from opero.core.pipeline import Pipeline
 from opero.core.wrapper import make_call, make_wrapper
 from opero.errors import OperoUsageError

@@ -13,8 +13,8 @@ from opero.utils.secrets import looks_secret, mask_url
 from opero.utils.units import format_seconds
 
 if TYPE_CHECKING:
+    from opero.core.call import Stage
     from opero.core.pipeline import Pipeline
-    from opero.core.stage import Stage
     from opero.core.timeout import Timeout
 
 __all__ = ["Explanation", "explain"]

@@ -15,8 +15,8 @@ from opero.limits.limiter import RateLimiter, limiter_of, publish_all
 from opero.limits.reservation import Reservation
 from opero.limits.waiting_room import Patience
 from opero.utils import ambient
+from opero.utils.ambient import switch
 from opero.utils.matching import Rejected
-from opero.utils.switch import switch
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.events.subscription import Handler, Subscription
-from opero.utils.switch import switch
+from opero.utils.ambient import switch
 
 if TYPE_CHECKING:
     from opero.events.event import Event
