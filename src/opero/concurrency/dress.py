@@ -8,13 +8,14 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from opero.core.decorate import changed, decorate, placed, single
-from opero.core.explain import Explanation, explain
+from opero.core.explain import explain
 from opero.utils import ambient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from opero.concurrency.mapper import Mapper
+    from opero.core.call import Explanation
     from opero.core.options import MapOptions
     from opero.core.pipeline import Pipeline
 

@@ -13,7 +13,17 @@ from opero.utils.matching import Rejected
 if TYPE_CHECKING:
     from opero.events import Run
 
-__all__ = ["AsyncProceed", "Call", "Failure", "Pause", "Proceed", "Receipt", "Source", "Stage"]
+__all__ = [
+    "AsyncProceed",
+    "Call",
+    "Explanation",
+    "Failure",
+    "Pause",
+    "Proceed",
+    "Receipt",
+    "Source",
+    "Stage",
+]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -217,6 +227,15 @@ class Receipt(Generic[T_co]):
         if self.rejected:
             told.append("rejected")
         return f"<Receipt {type(self.value).__name__}: {', '.join(told)} in {self.seconds:.3f} s>"
+
+
+class Explanation(str):
+    """Text that shows itself as it is in a REPL and a notebook."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 class Stage(Protocol):

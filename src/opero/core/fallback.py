@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from opero import events
 from opero.caching.keys import Unkeyable, fast_part
 from opero.core.deadline import overdue
+from opero.core.options import standalone
 from opero.errors import OperoUsageError, RateLimitPausedError, RefusalError
 from opero.utils import ambient
 from opero.utils.matching import Rejected, is_final, matches
@@ -19,13 +20,13 @@ from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
-    from opero.core.circuit_breaker import Circuit
+    from opero.core.decorated import Decorate
     from opero.core.function import FunctionInfo
     from opero.core.options import Options
     from opero.core.stats import Stats
     from opero.events.emitter import Emitter
 
-__all__ = ["ArgFallback", "Cooldowns", "Slot", "part_key", "values_of"]
+__all__ = ["ArgFallback", "Cooldowns", "Slot", "get_fallback_decorator", "part_key", "values_of"]
 
 _MOST: Final = 1000
 """Values that are remembered; beyond it the one that is ready soonest is forgotten."""
@@ -149,6 +150,22 @@ class Slot:
 # --- stage -----------------------------------------------------------------------------------------------------------
 
 
+class ValueGuard(Protocol):
+    """A circuit that may refuse single values."""
+
+    def refuses(self, value: object, index: int) -> float | None:
+        """Return None if a value may be tried now, else the seconds until it may."""
+        ...
+
+    def refusal(self, waits: Iterable[float]) -> Exception:
+        """Return the error for a call all of whose values are refused."""
+        ...
+
+    def skips(self, call: Call, error: Exception) -> bool:
+        """Whether an error is the refusal of the call's own value."""
+        ...
+
+
 class ArgFallback:
     """The stage: makes one call for each value until one succeeds; the last error is the attempt's."""
 
@@ -167,7 +184,7 @@ class ArgFallback:
         self._fallback_on = options.fallback_on
         self._stats = stats
         self._emitter = emitter
-        self.circuit: Circuit | None = None
+        self.circuit: ValueGuard | None = None
         """Tells which values not to try. The pipeline sets it, because the circuit asks for labels in turn."""
         self.resting: Cooldowns = Cooldowns()
         """Values whose service asked to wait; shared by all variants of the function."""
@@ -360,3 +377,26 @@ class ArgFallback:
                 call.args, call.kwargs = given
 
         return run
+
+
+# --- on its own ------------------------------------------------------------------------------------------------------
+
+
+def get_fallback_decorator(arg_fallback: str | None = None, **options: Any) -> Decorate:
+    """Return a decorator that only tries the values of one parameter in order.
+
+    Args:
+        arg_fallback: Name of the parameter; None for a decorator that changes nothing.
+        options: fallback_on.
+
+    Example:
+        >>> @get_fallback_decorator(arg_fallback="divisor")
+        ... def divide(x, divisor=(0, 2)):
+        ...     return x // divisor
+        >>> divide(10)
+        5
+    """
+    made: Decorate = standalone(
+        "get_fallback_decorator", "fallback", arg_fallback=arg_fallback, **options
+    )
+    return made

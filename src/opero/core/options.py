@@ -7,6 +7,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from opero.errors import OperoUsageError, did_you_mean
@@ -49,33 +50,28 @@ if TYPE_CHECKING:
 
     from opero.caching import Store  # noqa: TC004 - see above
     from opero.caching.codec import Codec  # noqa: TC004 - see above
-    from opero.core.rate_limit import RateLimiter  # noqa: TC004 - see above
     from opero.core.retry_budget import RetryBudget  # noqa: TC004 - see above
     from opero.events import Event  # noqa: TC004 - see above
     from opero.limits.breaker import CircuitBreaker  # noqa: TC004 - see above
     from opero.limits.concurrency_limit import ConcurrencyLimit  # noqa: TC004 - see above
+    from opero.limits.limiter import RateLimiter  # noqa: TC004 - see above
     from opero.utils.checks import Check
 
-__all__ = ["MODES", "FailureFilter", "MapOptions", "Options", "StopToken", "option"]
-
-FailureFilter = (
-    type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
-)
-"""An exception type, a tuple of types, or a predicate on the exception."""
+__all__ = ["MODES", "MapOptions", "Options", "StopToken", "option", "standalone"]
 
 
-Stage = Literal["cache", "retry", "fallback", "rate limit", "guard", "map", "any"]
+StageName = Literal["cache", "retry", "fallback", "rate limit", "guard", "map", "any"]
 """The stage that an option belongs to; "any" for those that concern the function as a whole."""
 
 
-_ALSO_ALONE: dict[Stage, frozenset[str]] = {
+_ALSO_STANDALONE: dict[StageName, frozenset[str]] = {
     "map": frozenset({"timeout"}),
     "rate limit": frozenset({"retry_after_max"}),
 }
 """Options of another stage that mean something to a stage which stands alone."""
 
 
-def option(stage: Stage, default: Any, check: Check, doc: str) -> Any:
+def option(stage: StageName, default: Any, check: Check, doc: str) -> Any:
     """Declare one option: its stage, its default, the check of its value and its meaning."""
     return dataclasses.field(default=default, metadata={"stage": stage, "check": check, "doc": doc})
 
@@ -268,7 +264,7 @@ class Options:
         return made
 
     @classmethod
-    def alone(cls, by: str, stage: Stage, /, **given: Any) -> Self:
+    def for_stage(cls, by: str, stage: StageName, /, **given: Any) -> Self:
         """Make options with one stage on and all others off.
 
         Args:
@@ -281,7 +277,7 @@ class Options:
         """
         allowed = {
             f.name for f in dataclasses.fields(cls) if f.metadata.get("stage") in (stage, "any")
-        } | _ALSO_ALONE.get(stage, frozenset())
+        } | _ALSO_STANDALONE.get(stage, frozenset())
         for name in given:
             if name not in allowed:
                 raise OperoUsageError(
@@ -388,3 +384,25 @@ class MapOptions(Options):
                 f"item_key={self.item_key!r} says what an item is in the checkpoint: give "
                 'checkpoint="run.db" as well, or leave it out.'
             )
+
+
+def standalone(by: str, stage: StageName, /, **options: Any) -> Any:
+    """Return a decorator with one stage on and all others off.
+
+    Each stage's module builds its `get_…_decorator` with it.
+
+    Args:
+        by: Name of the decorator, for messages.
+        stage: The stage whose options may be given.
+        options: Options by name.
+
+    Raises:
+        OperoUsageError: An option of another stage, an unknown name or a wrong value.
+    """
+    made = Options.for_stage(by, stage, **options)
+
+    def decorator(function: Any) -> Any:
+        # By name: what decorates knows every stage, so no stage can import it.
+        return import_module("opero.core.decorate").decorate(function, made, by=by)
+
+    return decorator

@@ -14,6 +14,7 @@ from opero import events
 from opero.core.call import Pause
 from opero.core.deadline import overdue
 from opero.core.failures import inner_of
+from opero.core.options import standalone
 from opero.core.strategies import is_retry_strategy, state_class, stop_after
 from opero.errors import OperoWarning
 from opero.utils import ambient
@@ -24,13 +25,16 @@ from opero.utils.units import format_seconds, parse_seconds
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
     from opero.core.circuit_breaker import Circuit
+    from opero.core.decorated import Decorate
     from opero.core.function import FunctionInfo
     from opero.core.options import Options
     from opero.core.retry_budget import RetryBudget
     from opero.core.stats import Stats
     from opero.events.emitter import Emitter
+    from opero.utils.matching import FailureFilter
+    from opero.utils.units import Duration
 
-__all__ = ["Retry", "RetryPolicy", "RetryState", "grown", "pause_bounds"]
+__all__ = ["Retry", "RetryPolicy", "RetryState", "get_retry_decorator", "grown", "pause_bounds"]
 
 
 def pause_bounds(retry: int, low: float, high: float, factor: float) -> tuple[float, float]:
@@ -467,3 +471,42 @@ def _named(wanted: Any) -> str:
     if isinstance(wanted, tuple):
         return " or ".join(kind.__name__ for kind in wanted)
     return f"what {getattr(wanted, '__name__', type(wanted).__name__)} accepts"
+
+
+# --- on its own ------------------------------------------------------------------------------------------------------
+
+
+def get_retry_decorator(
+    retries: int = 3,
+    backoff_factor: float = 1.5,
+    min_delay: Duration = 0.1,
+    max_delay: Duration = 30,
+    retry_on: FailureFilter = Exception,
+    **options: Any,
+) -> Decorate:
+    """Return a decorator that only retries.
+
+    Args:
+        retries: Calls made after the first one failed.
+        backoff_factor: Growth of the pause from one retry to the next.
+        min_delay: Shortest pause before a retry.
+        max_delay: Longest pause before a retry.
+        retry_on: Type, tuple of types, or predicate.
+        options: jitter, retry_if_result, wait, stop, retry_after_max, retry_budget, retry_nested.
+
+    Example:
+        >>> from opero.testing import flaky
+        >>> get_retry_decorator(retries=2, min_delay=0)(flaky("ok", failures=2))()
+        'ok'
+    """
+    made: Decorate = standalone(
+        "get_retry_decorator",
+        "retry",
+        retries=retries,
+        backoff_factor=backoff_factor,
+        min_delay=min_delay,
+        max_delay=max_delay,
+        retry_on=retry_on,
+        **options,
+    )
+    return made
