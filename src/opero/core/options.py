@@ -43,6 +43,7 @@ from opero.utils.checks import (
     version,
     whole,
 )
+from opero.utils.matching import FailureFilter
 from opero.utils.units import Duration
 
 if TYPE_CHECKING:
