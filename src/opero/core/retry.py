@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from opero.core.options import Options
     from opero.core.retry_budget import RetryBudget
     from opero.core.stats import Stats
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
     from opero.utils.matching import FailureFilter
     from opero.utils.units import Duration
 
