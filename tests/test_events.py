@@ -33,7 +33,7 @@ from opero.events import (
 from opero.events import types as kinds
 from opero.tasks import Task, run_sync
 from opero.testing import capture_events, fake_clock, flaky
-from opero.utils.switch import switch
+from opero.utils.ambient import switch
 
 HIT = CacheHit(function="f")
 MISS = CacheMiss(function="f")
