@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, 
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from opero.core.branching import fork
+from opero.core.context import fork
 from opero.core.failures import attach, raise_again
 from opero.errors import OperoUsageError
 from opero.tasks.state import NOTHING, TaskRun, carry_out
@@ -18,7 +18,7 @@ from opero.tasks.task import Runnable, as_runnable
 from opero.utils.checks import whole
 
 if TYPE_CHECKING:
-    from opero.core.branching import Branches
+    from opero.core.context import Branches
 
 __all__ = ["OnError", "Parallel", "WorkerTasks"]
 
