@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from opero.utils.threads import Job, run_in_thread
+from opero.utils.threads import ThreadCall, run_in_thread
 
 __all__ = ["MOST_THREADS", "in_thread"]
 
@@ -31,7 +31,7 @@ async def in_thread(call: Callable[[], Any]) -> Any:
     if slots is None:
         slots = _slots[loop] = asyncio.Semaphore(MOST_THREADS)
     await slots.acquire()
-    job = Job(call)
+    job = ThreadCall(call)
     try:
         run_in_thread(job)
     except BaseException:
