@@ -29,7 +29,6 @@ from opero.events import (
     LimiterWaited,
     RetryScheduled,
     event_bus,
-    work,
 )
 from opero.events import types as kinds
 from opero.testing import capture_events, fake_clock, flaky
@@ -39,7 +38,7 @@ HIT = CacheHit(function="f")
 MISS = CacheMiss(function="f")
 KINDS = [
     kind
-    for kind in (*vars(kinds).values(), *vars(work).values())
+    for kind in vars(kinds).values()
     if inspect.isclass(kind) and issubclass(kind, Event) and not kind.__name__.startswith("_")
     if kind is not Event
 ]

@@ -17,7 +17,7 @@ from opero.core.circuit_breaker import Circuit, CircuitCheck, breaker_of
 from opero.core.cooldown import part_key
 from opero.errors import CircuitOpenError, DeadlineError
 from opero.events import CircuitChanged, Event
-from opero.events.emitter import Emitter
+from opero.events.bus import Emitter
 from opero.limits.breaker import CircuitBreaker, CircuitState
 from opero.testing import FakeClock, capture_events, set_disabled
 from opero.utils.matching import Rejected

@@ -30,7 +30,7 @@ from opero.core.call import Call
 from opero.core.concurrency_limit import Bulkhead
 from opero.core.stats import Stats
 from opero.errors import BulkheadFullError, DeadlineError, OperoUsageError
-from opero.events.emitter import Emitter
+from opero.events.bus import Emitter
 from opero.limits.concurrency_limit import ConcurrencyLimit
 from opero.utils.ambient import set_disabled
 from opero.utils.threads import ThreadCall, run_in_thread

@@ -23,7 +23,7 @@ from opero.utils.units import format_seconds
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
     from opero.events import CircuitChanged
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
     from opero.limits.breaker import Permit
 
 __all__ = [

@@ -21,7 +21,7 @@ from opero.utils.units import Duration, format_seconds, parse_seconds
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
 
 __all__ = [
     "Deadline",

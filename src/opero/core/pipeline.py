@@ -26,7 +26,7 @@ from opero.core.stats import Stats
 from opero.core.stream import AsyncStarted, Started, astart, start
 from opero.core.watch import Watch
 from opero.errors import OperoUsageError
-from opero.events.emitter import Emitter
+from opero.events.bus import Emitter
 from opero.utils import ambient
 from opero.utils.matching import Rejected
 from opero.utils.switch import switch
@@ -87,7 +87,7 @@ class Pipeline:
         self.stats: Stats = origin.stats if origin else Stats()
         heard = options.on_event
         listeners = () if heard is None else (heard,) if callable(heard) else tuple(heard)
-        self.emitter: Emitter = Emitter(info.qualname, listeners)
+        self.emitter: Emitter = Emitter(info.qualname, listeners, module=info.module)
         emitter = self.emitter
         policy = RetryPolicy.of(options)
         retries = bool(options.retries or options.stop)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from opero.core.options import Options
     from opero.core.retry_after import Hint
     from opero.core.stats import Stats
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
 
 __all__ = ["RateLimit", "RateLimiter", "Reservation", "limiter_of", "publish_all", "throttled"]
 

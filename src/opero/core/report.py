@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Failure, Proceed
     from opero.core.function import FunctionInfo
     from opero.core.stats import Stats
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
 
 __all__ = ["Report"]
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from opero.core.function import FunctionInfo
     from opero.core.retry_budget import RetryBudget
     from opero.core.stats import Stats
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
 
 __all__ = ["Retry", "RetryPolicy", "RetryState", "pause_bounds"]
 

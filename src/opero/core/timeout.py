@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from opero.core.call import Call, Proceed
     from opero.core.deadline import Scope
     from opero.errors import DeadlineError
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
 
 __all__ = ["Timeout"]
 

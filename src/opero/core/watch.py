@@ -11,7 +11,7 @@ from opero.utils import ambient
 
 if TYPE_CHECKING:
     from opero.core.call import Call
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
 
 __all__ = ["Watch", "elapsed"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from opero.core.call import Call
 from opero.core.circuit_breaker import Circuit
 from opero.errors import OperoUsageError
-from opero.events.emitter import Emitter
+from opero.events.bus import Emitter
 from opero.limits.breaker import CircuitBreaker
 from opero.tasks.sequence import Returns, Sequence
 
