@@ -32,7 +32,7 @@ from opero.events import (
 )
 from opero.events import types as kinds
 from opero.testing import capture_events, fake_clock, flaky
-from opero.utils.switch import switch
+from opero.utils.ambient import switch
 
 HIT = CacheHit(function="f")
 MISS = CacheMiss(function="f")

@@ -16,7 +16,7 @@ import pytest
 from tests.tasks.conftest import until
 
 from opero import failures
-from opero.core.branching import fork
+from opero.core.context import fork
 from opero.errors import OperoUsageError
 from opero.tasks import Parallel, Sequence, Task, TaskState, run_sync
 

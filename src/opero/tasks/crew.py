@@ -13,12 +13,12 @@ from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from opero.core.branching import fork
+from opero.core.context import fork
 from opero.core.failures import attach, raise_again
 from opero.tasks.task_run import NOTHING, TaskRun, carry_out
 
 if TYPE_CHECKING:
-    from opero.core.branching import Branches
+    from opero.core.context import Branches
     from opero.tasks.runnable import Runnable
 
 __all__ = ["Crew"]
