@@ -23,7 +23,7 @@ from opero.core.options import Options
 from opero.core.pipeline import Pipeline
 from opero.errors import OperoUsageError
 from opero.tasks.state import running_task
-from opero.utils.threads import Job, run_in_thread
+from opero.utils.threads import ThreadCall, run_in_thread
 
 if TYPE_CHECKING:
     from opero.events import Event
@@ -182,7 +182,7 @@ async def in_thread(call: Callable[[], Any]) -> Any:
     if slots is None:
         slots = _slots[loop] = asyncio.Semaphore(MOST_THREADS)
     await slots.acquire()
-    job = Job(call)
+    job = ThreadCall(call)
     try:
         run_in_thread(job)
     except BaseException:
