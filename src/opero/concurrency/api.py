@@ -9,15 +9,16 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, I
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, overload
 
 from opero.concurrency.mapper import ItemArguments, Mapper
+from opero.core.call import Explanation
 from opero.core.decorate import changed, decorate, placed, single
-from opero.core.explain import Explanation, explain
+from opero.core.decorated import AsyncResilient, Attributes, Resilient
+from opero.core.explain import explain
 from opero.core.pipeline import Pipeline
-from opero.core.protocols import AsyncResilient, Attributes, Resilient
 from opero.utils import ambient
 
 if TYPE_CHECKING:
     from opero.concurrency.result import MapResult
-    from opero.core.map_options import MapOptions
+    from opero.core.options import MapOptions
 
 __all__ = [
     "AsyncMapped",

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from opero import events
 from opero.concurrency.executors.base import ItemOutcome, Parked
 from opero.core.call import Call, Failure, Pause
-from opero.core.express import is_unguarded
+from opero.core.wrapper import is_unguarded
 from opero.errors import CallTimeoutError, OperoError, WorkerLostError
 from opero.utils import ambient
-from opero.utils.switch import switch
+from opero.utils.ambient import switch
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:

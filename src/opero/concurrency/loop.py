@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from opero.concurrency.batches import Batch
     from opero.concurrency.executors.base import AsyncMapExecutor, MapExecutor, MapJob, Report
     from opero.concurrency.progress import Progress
-    from opero.core.map_options import MapOptions
+    from opero.core.options import MapOptions
 
 __all__ = ["MapRun", "run_map", "run_map_async"]
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from opero.concurrency.checkpoint import MakeKey
     from opero.concurrency.executors.base import AsyncMapExecutor, MapExecutor
     from opero.concurrency.result import MapResult
-    from opero.core.map_options import MapOptions
+    from opero.core.options import MapOptions
 
 __all__ = ["IN_FLIGHT", "ItemArguments", "Mapper", "Mode", "choose_mode"]
 
@@ -358,7 +358,7 @@ def choose_mode(options: MapOptions, *, awaits: bool, recorded: bool = False) ->
         recorded: Whether a recorder takes part, which needs the items in this process.
 
     Example:
-        >>> from opero.core.map_options import MapOptions
+        >>> from opero.core.options import MapOptions
         >>> choose_mode(MapOptions(), awaits=True), choose_mode(MapOptions(mode="async"), awaits=False)
         ('async', 'thread')
     """

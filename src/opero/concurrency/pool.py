@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from opero.concurrency.api import build_map_function
 from opero.core.decorate import decorate
-from opero.core.map_options import MapOptions
+from opero.core.options import MapOptions
 from opero.errors import OperoUsageError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def _options(by: str, values: tuple[Any, ...], options: dict[str, Any]) -> MapOp
     placed = dict(zip(_POSITIONAL, values, strict=False))
     if both := sorted(placed.keys() & options.keys()):
         raise OperoUsageError(f"{by}() got {both[0]}= twice, by position and by name.")
-    return MapOptions.alone(by, "map", **placed, **options)
+    return MapOptions.for_stage(by, "map", **placed, **options)
 
 
 def get_parallel_map_decorator(*values: Any, **options: Any) -> MapDecorate:

@@ -21,7 +21,7 @@ from opero.utils import ambient
 
 if TYPE_CHECKING:
     from opero.concurrency.batches import Batch
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
 
 __all__ = ["Bar", "Progress", "hide_bars", "make_bar"]
 
