@@ -9,7 +9,6 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, I
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, overload
 
 from opero.concurrency.mapper import ItemArguments, Mapper
-from opero.core.call import Explanation
 from opero.core.decorate import changed, decorate, placed, single
 from opero.core.decorated import AsyncResilient, Attributes, Resilient
 from opero.core.explain import explain
@@ -18,6 +17,7 @@ from opero.utils import ambient
 
 if TYPE_CHECKING:
     from opero.concurrency.result import MapResult
+    from opero.core.call import Explanation
     from opero.core.options import MapOptions
 
 __all__ = [

@@ -113,7 +113,7 @@ class Checkpoint:
     def find_known(self, idx: Sequence[int], items: Sequence[Any]) -> Mapping[int, ItemOutcome]:
         """Return what an earlier run has written."""
         keys = {index: self._make_key(item) for index, item in zip(idx, items, strict=True)}
-        written = self._file.read([key for key in keys.values() if key])
+        written = self._file.find([key for key in keys.values() if key])
         known: dict[int, ItemOutcome] = {}
         for index, key in keys.items():
             blob = written.get(key)
@@ -182,7 +182,7 @@ class CheckpointFile:
             on_loss="recreate",
         )
 
-    def read(self, keys: Sequence[str]) -> dict[str, bytes]:
+    def find(self, keys: Sequence[str]) -> dict[str, bytes]:
         """Return what is written under these keys."""
         found: dict[str, bytes] = {}
         for start in range(0, len(keys), _BATCH):

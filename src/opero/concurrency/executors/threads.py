@@ -41,7 +41,7 @@ class ThreadExecutor:
         self._outbox: SimpleQueue[Report | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._chunks = LocalChunks(self._outbox.put)
-        self._submitted = 0
+        self._items = 0
         self._stopped = False
 
     def slots(self) -> int:
@@ -55,7 +55,7 @@ class ThreadExecutor:
 
     def submit(self, chunk: Chunk) -> None:
         """Put a chunk into the queue."""
-        self._submitted += 1
+        self._items += len(chunk.items)
         self._inbox.put(self._chunks.add(chunk))
 
     def poll(self, timeout: float | None) -> list[Report]:
@@ -72,9 +72,9 @@ class ThreadExecutor:
         return reports
 
     def _start_workers(self) -> None:
-        """Start a thread for each chunk so far, up to the number of workers."""
+        """Start a thread for each item so far, up to the number of workers."""
         serve = self._serve_async if self._job.pipeline.awaits else self._serve
-        while len(self._threads) < min(self.workers, self._submitted):
+        while len(self._threads) < min(self.workers, self._items):
             name = f"thread-{len(self._threads)}"
             thread = threading.Thread(target=serve, args=(name,), name=f"opero-{name}", daemon=True)
             # Noted first: a start that is interrupted may have made it already.

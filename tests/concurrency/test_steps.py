@@ -1,4 +1,4 @@
-# this_file: tests/concurrency/test_errand.py
+# this_file: tests/concurrency/test_steps.py
 """Steps that wait on the spot or in an event loop: the same answers, and nothing left open."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# this_file: tests/concurrency/test_recover.py
+# this_file: tests/concurrency/test_lost_items.py
 """An item that was lost with its worker is retried like one that failed: real processes, really killed."""
 
 from __future__ import annotations

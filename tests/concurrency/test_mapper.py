@@ -1,4 +1,4 @@
-# this_file: tests/concurrency/test_modes.py
+# this_file: tests/concurrency/test_mapper.py
 """Where items run: the choice, and what is refused there."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# this_file: tests/concurrency/test_order.py
+# this_file: tests/concurrency/test_batches.py
 """The order in which finished items leave."""
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def test_when_the_rest_will_not_come_gaps_are_jumped() -> None:
     order = InputOrder()
     order.put(batch_of(7))
     order.put(batch_of(2, 3))
-    order.open_up()
+    order.skip_missing()
     assert taken(order) == [2, 3, 7]
 
 

@@ -1,4 +1,4 @@
-# this_file: tests/concurrency/test_alone.py
+# this_file: tests/concurrency/test_pool.py
 """The map without the rest of opero: a decorator and an executor on the same engine."""
 
 from __future__ import annotations
@@ -57,3 +57,26 @@ def test_options_of_other_stages_are_refused(make: Any) -> None:
 def test_an_executor_tells_how_it_runs() -> None:
     assert repr(get_parallel_executor(workers=2)) == "<ParallelExecutor workers=2>"
     assert repr(get_parallel_executor()) == "<ParallelExecutor with defaults>"
+
+
+@pytest.mark.parametrize("make", [get_parallel_map_decorator, get_parallel_executor])
+def test_mode_workers_ordered_and_progress_may_be_given_by_position(make: Any) -> None:
+    made = make("thread", 2, False, False)
+    options = made.options if make is get_parallel_executor else made(double).options
+    assert (options.mode, options.workers, options.ordered, options.progress) == (
+        "thread",
+        2,
+        False,
+        False,
+    )
+    with pytest.raises(OperoUsageError, match="twice"):
+        make("thread", mode="process")
+    with pytest.raises(OperoUsageError, match="by position"):
+        make("thread", 2, True, True, 5)
+
+
+def test_the_helpers_are_where_the_package_says() -> None:
+    from opero.concurrency import pool
+
+    assert pool.get_parallel_executor is get_parallel_executor
+    assert pool.get_parallel_map_decorator is get_parallel_map_decorator

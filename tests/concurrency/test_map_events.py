@@ -1,4 +1,4 @@
-# this_file: tests/concurrency/test_news.py
+# this_file: tests/concurrency/test_map_events.py
 """Listeners hear how far a map has got."""
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from opero import event_bus, operomap
-from opero.concurrency import progress as news
-from opero.concurrency.progress import News
-from opero.events import MapProgress
+from opero import operomap
+from opero.concurrency.batches import Batch
+from opero.concurrency.progress import Progress
+from opero.events import MapProgress, MapWaiting
 from opero.events.bus import Emitter
+from opero.events.messages import describe_event
 from opero.testing import FakeClock, capture_events
 
 
@@ -66,20 +67,54 @@ def test_a_map_that_fails_says_how_far_it_got() -> None:
     assert (last.failed, last.finished) == (1, True)
 
 
+def progress_of(total: int) -> Progress:
+    return Progress(Emitter("fetch"), total, on_result=None, bar=None, keeps=False)
+
+
 def test_events_come_now_and_then_and_not_with_every_item(clock: FakeClock) -> None:
-    with capture_events(MapProgress) as told:
-        made = News(Emitter("fetch"), 100, None)
-        for done in range(1, 101):
+    with capture_events(MapProgress) as sent:
+        progress = progress_of(100)
+        for done in range(100):
             clock.advance(0.03)
-            made.show(done, failed=0, hits=0, resumed=0)
-        made.close()
-    assert 20 < len(told) < 40
-    assert [e.done for e in told] == sorted(e.done for e in told)
-    assert (told[-1].done, told[-1].finished) == (100, True)
+            progress.add(Batch([done], [done], [done]))
+        progress.close()
+    assert 20 < len(sent) < 40
+    assert [e.done for e in sent] == sorted(e.done for e in sent)
+    assert (sent[-1].done, sent[-1].finished) == (100, True)
 
 
-def test_nothing_is_made_while_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(news, "News", None)
-    assert operomap(mode="thread", cache=False)(abs)([-1]) == [1]
-    with event_bus.subscribe(print, types=[MapProgress]), pytest.raises(TypeError):
-        operomap(mode="thread", cache=False)(abs)([-1])
+def test_a_map_that_stands_for_a_minute_says_so_once(clock: FakeClock) -> None:
+    with capture_events(MapWaiting) as sent:
+        progress = progress_of(100)
+        progress.add(Batch([0], [0], [0]))
+        for _ in range(300):
+            clock.advance(0.5)
+            progress.tick()
+    (event,) = sent
+    assert (event.done, event.total, event.seconds) == (1, 100, 60)
+
+
+def test_a_map_that_will_stand_for_long_says_so_at_once(clock: FakeClock) -> None:
+    with capture_events(MapWaiting) as sent:
+        progress = Progress(
+            Emitter("fetch"),
+            None,
+            on_result=None,
+            bar=None,
+            keeps=False,
+            waits_for=lambda: ("limit: next in 23 h", 82_800.0),
+        )
+        clock.advance(0.5)
+        progress.tick()
+        clock.advance(90)
+        progress.tick()
+    (event,) = sent
+    assert event.reason == "limit: next in 23 h"
+    assert describe_event(event) == (
+        30,
+        "fetch: the map stands at 0 items, limit: next in 23 h after 0.500 s",
+    )
+
+
+def test_without_listeners_nothing_is_sent_and_nothing_ticks() -> None:
+    assert progress_of(1).interval is None

@@ -1,4 +1,4 @@
-# this_file: tests/concurrency/test_landing.py
+# this_file: tests/concurrency/test_dedupe.py
 """What was computed reaches the store and those who wait, also when the map ends meanwhile."""
 
 from __future__ import annotations
