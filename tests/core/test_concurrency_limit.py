@@ -816,7 +816,7 @@ def test_a_call_that_was_left_behind_holds_its_permit_until_it_is_over(stage):
     def proceed(call):
         job = Job(lambda: ran.set() or release.wait(10))
         run_in_thread(job)
-        call.behind = job
+        call.orphan_thread = job
         assert not job.wait(0)
         raise TimeoutError
 
@@ -825,16 +825,16 @@ def test_a_call_that_was_left_behind_holds_its_permit_until_it_is_over(stage):
         stage.wrap_sync(proceed)(call)
     assert ran.wait(10)
     assert stage.limit.in_flight == 1
-    assert call.behind is None
+    assert call.orphan_thread is None
     release.set()
     until(lambda: stage.limit.in_flight == 0)
 
 
 def test_a_call_whose_thread_is_over_by_then_gives_its_permit_back_at_once(stage):
     def proceed(call):
-        call.behind = Job(lambda: None)
-        call.behind.run()
-        call.behind.finish()
+        call.orphan_thread = Job(lambda: None)
+        call.orphan_thread.run()
+        call.orphan_thread.finish()
         raise TimeoutError
 
     with pytest.raises(TimeoutError):
