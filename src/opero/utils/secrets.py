@@ -12,7 +12,15 @@ from collections.abc import Collection, Iterable
 from functools import cache
 from typing import Final
 
-__all__ = ["hide", "looks_secret", "mask_text", "mask_url", "mask_urls", "masked_repr", "show_value"]
+__all__ = [
+    "hide",
+    "looks_secret",
+    "mask_text",
+    "mask_url",
+    "mask_urls",
+    "masked_repr",
+    "show_value",
+]
 
 MASK: Final = "***"
 
@@ -85,9 +93,9 @@ def looks_secret(name: str, declared: Collection[str] = ()) -> bool:
         counted = place > 0 and words[place - 1] in _COUNTS and word.endswith("s")
         if not counted and _is_secret_word(word):
             return True
-        if place > 0 and (words[place - 1], word) in _PAIRS:
+        if place > 0 and _PAIRS & {(words[place - 1], word), (words[place - 1], word.rstrip("s"))}:
             return True
-    return bool(words) and words[-1] in _LAST_WORDS
+    return bool(words) and bool(_LAST_WORDS & {words[-1], words[-1].removesuffix("s")})
 
 
 @cache
