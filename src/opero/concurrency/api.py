@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, I
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, overload
 
 from opero.concurrency.mapper import ItemArguments, Mapper
-from opero.core.decorate import changed, decorate, placed, single
+from opero.core.decorate import build_function, decorate, place_in_class, with_changes
 from opero.core.decorated import AsyncResilient, Attributes, Resilient
 from opero.core.explain import explain
 from opero.core.pipeline import Pipeline
@@ -35,7 +35,7 @@ __all__ = [
 def build_map_function(pipeline: Pipeline, by: str) -> Any:
     """Build the function that maps, with its attributes."""
     mapper = Mapper(pipeline)
-    one = single(pipeline, by)
+    one = build_function(pipeline, by)
     wrapper: Any = _caller(mapper)
     functools.update_wrapper(wrapper, one)
     vars(wrapper).update(vars(one))
@@ -51,7 +51,7 @@ def build_map_function(pipeline: Pipeline, by: str) -> Any:
         Limiter, cache entries and counters are shared with the original, unless that very option
         changes.
         """
-        return placed(changed(pipeline, by, changes), by, build_map_function)
+        return place_in_class(with_changes(pipeline, by, changes), by, build_map_function)
 
     # Also how a copy is made in another process.
     wrapper.__opero_map__ = rebuild_map
@@ -65,7 +65,7 @@ def build_map_function(pipeline: Pipeline, by: str) -> Any:
 
 def rebuild_map(fn: Callable[..., Any], options: MapOptions) -> Any:
     """Build the map of a function again, in the process that it was sent to."""
-    return decorate(fn, options, by="operomap", dress=build_map_function)
+    return decorate(fn, options, by="operomap", build=build_map_function)
 
 
 def _in_force(mapper: Mapper) -> Mapper:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from opero import events
 from opero.concurrency.executors.base import ItemOutcome, Parked
-from opero.core.call import Call, Failure, Pause
+from opero.core.call import Call, FailedCall, RetryParked
 from opero.core.wrapper import is_unguarded
 from opero.errors import CallTimeoutError, OperoError, WorkerLostError
 from opero.utils import ambient
@@ -50,8 +50,8 @@ class ItemRunner:
         fn = job.function
         self._call = fn if not (job.before or job.after or job.kwargs) else self._bound
         self._direct = is_unguarded(pipeline) and not job.details
-        self._lane = pipeline.lane
-        self._count = pipeline.stats.call_tally.count
+        self._fast_path = pipeline.fast_path
+        self._count = pipeline.stats.call_counter.count
 
     def _bound(self, item: Any) -> Any:
         job = self._job
@@ -155,7 +155,7 @@ class ItemRunner:
     def run(self, item: Any, parked: Parked | None) -> Result:
         """Run one item of a synchronous function: its plain result, or what became of it."""
         begun: Exception | None = None
-        if parked is None and self._direct and not (switch.on or self._lane.closed):
+        if parked is None and self._direct and not (switch.on or self._fast_path.closed):
             self._count()
             try:
                 return self._call(item), None
@@ -172,7 +172,7 @@ class ItemRunner:
                 from opero.utils import run_async
 
                 value = run_async(value)
-        except Pause as pause:
+        except RetryParked as pause:
             return None, self._parked(call, pause.seconds, began)
         except BaseException as error:  # noqa: BLE001 - as above
             return None, self._failed(call, error, began)
@@ -183,7 +183,7 @@ class ItemRunner:
     async def run_async(self, item: Any, parked: Parked | None) -> Result:
         """Run one item of a coroutine function."""
         begun: Exception | None = None
-        if parked is None and self._direct and not (switch.on or self._lane.closed):
+        if parked is None and self._direct and not (switch.on or self._fast_path.closed):
             self._count()
             try:
                 return await self._call(item), None
@@ -198,7 +198,7 @@ class ItemRunner:
         began = perf_counter()
         try:
             value = await self._pipeline.run(call)
-        except Pause as pause:
+        except RetryParked as pause:
             return None, self._parked(call, pause.seconds, began)
         except BaseException as error:
             if _ends_the_worker(error):
@@ -211,15 +211,15 @@ class ItemRunner:
     def _begin(self, item: Any, parked: Parked | None, begun: Exception | None) -> Call:
         job = self._job
         call = Call((*job.before, item, *job.after), dict(job.kwargs))
-        call.patience = job.parks
-        call.kept = True
+        call.park_after = job.parks
+        call.keep_failures = True
         if begun is not None:
-            call.calls, call.begun = 1, begun
+            call.calls, call.prior_outcome = 1, begun
         if parked is not None:
             now = ambient.clock().monotonic()
             call.attempts, call.calls, call.slept = parked.attempts, parked.calls, parked.slept
             call.started = call.first_failed = now - parked.elapsed
-            call.failures = [Failure(label, error) for label, error in parked.failures]
+            call.failures = [FailedCall(label, error) for label, error in parked.failures]
         return call
 
     def _parked(self, call: Call, seconds: float, began: float) -> ItemOutcome:
@@ -274,8 +274,8 @@ def _ends_the_worker(error: BaseException) -> bool:
 
 
 def _release(call: Call) -> None:
-    call.kept = False
-    call.let_go()
+    call.keep_failures = False
+    call.drop_failures()
 
 
 # --- items whose worker died ----------------------------------------------------------------------
@@ -327,7 +327,7 @@ class Recovery:
                 return ItemOutcome(
                     attempts=call.attempts, calls=call.calls, retry_in=delay, parked=after
                 )
-        call.failures = [Failure(label, known) for label, known in failures]
+        call.failures = [FailedCall(label, known) for label, known in failures]
         instead = pipeline.report.failed(call, final)
         return ItemOutcome(error=instead or final, attempts=call.attempts, calls=call.calls)
 

@@ -17,7 +17,7 @@ from opero.concurrency.loop import MapRun, run_map, run_map_async
 from opero.concurrency.progress import Progress, make_bar
 from opero.concurrency.recorder import ItemRecorder, recording
 from opero.concurrency.scheduler import ErrorPolicy, Scheduler
-from opero.core.deadline import in_force
+from opero.core.deadline import current_deadline
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
 from opero.errors import MapError, OperoUsageError
@@ -271,7 +271,7 @@ class Mapper:
             if options.memory_limit is None
             else parse_size(options.memory_limit, "memory_limit"),
             max_tasks_per_worker=options.max_tasks_per_worker,
-            deadline=in_force(),
+            deadline=current_deadline(),
             in_flight=IN_FLIGHT if mode == "async_process" else 1,
             relays_all=self._relays_all,
             leads=collects and cache is not None and cache.leases is not None,

@@ -52,7 +52,7 @@ def get_parallel_map_decorator(*values: Any, **options: Any) -> MapDecorate:
     by = "get_parallel_map_decorator"
     made = _options(by, values, options)
     return cast(
-        "MapDecorate", lambda function: decorate(function, made, by=by, dress=build_map_function)
+        "MapDecorate", lambda function: decorate(function, made, by=by, build=build_map_function)
     )
 
 
@@ -84,7 +84,7 @@ class ParallelExecutor:
         self.options = options
 
     def _of(self, fn: Callable[..., Any]) -> Any:
-        return decorate(fn, self.options, by="get_parallel_executor", dress=build_map_function)
+        return decorate(fn, self.options, by="get_parallel_executor", build=build_map_function)
 
     # A coroutine function is a function too: the first overload that fits is meant.
     @overload

@@ -20,7 +20,7 @@ O = ParamSpec("O")  # noqa: E741 - the options of a decorator
 
 
 def _typed(kind: Callable[O, MapOptions]) -> MapDecorator[O]:
-    return cast("MapDecorator[O]", decorator_of(kind, "operomap", dress=build_map_function))
+    return cast("MapDecorator[O]", decorator_of(kind, "operomap", build=build_map_function))
 
 
 operomap: Final = _typed(MapOptions)
