@@ -28,7 +28,7 @@ from opero.core.deadline import (
 from opero.errors import DeadlineError, OperoUsageError
 from opero.events.bus import Emitter
 from opero.utils import ambient
-from opero.utils.switch import switch
+from opero.utils.ambient import switch
 
 # --- the block ------------------------------------------------------------------------------------
 

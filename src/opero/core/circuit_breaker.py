@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
-from opero.core.cooldown import part_key
+from opero.core.fallback import part_key
 from opero.errors import CircuitOpenError
 from opero.events import Handler, Subscription
 from opero.limits.breaker import FREE, CircuitBreaker, CircuitState, CircuitStats

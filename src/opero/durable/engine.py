@@ -18,7 +18,16 @@ from functools import partial
 from typing import Any, Final
 
 from opero.durable.journal import Journal
-from opero.durable.records import Claim, Create, Drop, Move, State, Store, WorkflowRecord
+from opero.durable.records import (
+    Annotate,
+    Claim,
+    Create,
+    Drop,
+    Move,
+    State,
+    Store,
+    WorkflowRecord,
+)
 from opero.durable.run import Ending, EndingKind, WorkflowRun, finalize
 from opero.durable.workers import LoopThread, WorkerThreads, ainvoke, end_tasks, invoke
 from opero.durable.workflows import WorkflowSpec, workflows
@@ -32,6 +41,11 @@ _GRACE: Final = 1.0
 """Seconds that running steps get to end when the program ends without a stop."""
 _MANY: Final = 200
 """Coroutines that are claimed at once; more follow at once."""
+_SUSPECT: Final = 2
+"""Recoveries without progress from which a workflow may be what kills its processes."""
+_UNCLAIMED: Final = 1.5
+"""Seconds for which a workflow may be without a program that knows it before that is noted."""
+_ANY: Final = 1 << 30
 
 
 class Engine:
@@ -55,6 +69,8 @@ class Engine:
         self._idle = threading.Condition(self._lock)
         self._on_end: dict[str, list[Callable[[], object]]] = {}
         self._stranded: dict[str, Move] = {}
+        self._suspect: WorkflowRun | None = None
+        self._unknown: set[str] = set()
         self._stopping = False
         self._wanted = threading.Event()
         self._retry_blocked = True
@@ -110,7 +126,9 @@ class Engine:
         return found
 
     def _reserve(self, spec: WorkflowSpec) -> bool:
-        return not self._stopping and (spec.is_async or self._threads.reserve())
+        if self._stopping or self._is_isolated():
+            return False
+        return spec.is_async or self._threads.reserve()
 
     def _release(self, spec: WorkflowSpec) -> None:
         if not spec.is_async:
@@ -127,6 +145,8 @@ class Engine:
         run = WorkflowRun(record, steps, self.journal, on_loop=spec.is_async)
         with self._lock:
             self._runs[record.id] = run
+            if record.recoveries >= min(_SUSPECT, self._max_recoveries):
+                self._suspect = run
             if self._stopping:
                 run.ending = Ending(EndingKind.STOP)
         if spec.is_async:
@@ -175,14 +195,20 @@ class Engine:
                 self._strand(run, str(failure), move)
         self._leave(run, move, value, error)
 
-    def _leave(self, run: WorkflowRun, move: Move | None, value: Any, error: BaseException | None) -> None:
+    def _leave(
+        self, run: WorkflowRun, move: Move | None, value: Any, error: BaseException | None
+    ) -> None:
         """Forget a run, and notify listeners and what waits for its end."""
         if move is not None:
             failure = error if isinstance(error, Exception) else None
             run.notify_state(move.state, result=value, error=failure)
+            if move.state in (State.DONE, State.FAILED):
+                _report_unread(run)
         with self._idle:
             if self._runs.get(run.id) is run:
                 del self._runs[run.id]
+            if self._suspect is run:
+                self._suspect = None
             callbacks = self._on_end.pop(run.id, [])
             self._idle.notify_all()
         for callback in callbacks:
@@ -231,25 +257,74 @@ class Engine:
         found, wake = self.store.attention(self.owner)
         if (found or self._retry_blocked) and self._claim():
             return 0.0
+        if found:
+            self._note_unknown()
         return _GLANCE if wake is None else min(_GLANCE, max(0.0, wake - time.time()))
 
     def _claim(self) -> bool:
-        """Claim as many workflows as there are threads free; return whether there may be more."""
-        blocked, self._retry_blocked = self._retry_blocked, False
-        more = False
+        """Claim as many workflows as there are threads free; return whether there may be more.
+
+        A workflow under which processes have died is claimed apart: one such at a time, and at its last
+        chance nothing else begins beside it. So it is given up for what it does itself.
+        """
         names = workflows.names()
-        for is_async in (True, False):
-            some = tuple(n for n in names if workflows.latest(n).is_async is is_async)
-            room = _MANY if is_async else self._threads.free
-            if not some or room <= 0 or self._stopping:
+        coroutines = tuple(name for name in names if workflows.latest(name).is_async)
+        functions = tuple(name for name in names if not workflows.latest(name).is_async)
+        if self._stopping or self._is_isolated():
+            self._claim_some((), 0)  # frees what dead owners had
+            return False
+        blocked, self._retry_blocked = self._retry_blocked, False
+        known = names if self._threads.free > 0 else coroutines
+        suspect_from = min(_SUSPECT, self._max_recoveries)
+        if self._suspect is None or self._suspect.progressed:
+            last_chance = (self._max_recoveries, _ANY)
+            if self._is_idle() and self._claim_some(known, 1, last_chance, blocked=blocked):
+                return False
+            self._claim_some(known, 1, (suspect_from, self._max_recoveries - 1), blocked=blocked)
+        trusted = (0, suspect_from - 1)
+        found = self._claim_some(coroutines, _MANY, trusted, blocked=blocked)
+        if self._threads.free > 0:
+            self._claim_some(functions, self._threads.free, trusted, blocked=blocked)
+        return found == _MANY
+
+    def _claim_some(
+        self,
+        names: tuple[str, ...],
+        limit: int,
+        recoveries: tuple[int, int] = (0, _ANY),
+        *,
+        blocked: bool = False,
+    ) -> int:
+        claim = Claim(self.owner, names, limit, blocked, None, self._max_recoveries, recoveries)
+        claimed: list[WorkflowRecord] = self.journal.write(claim)
+        for record in claimed:
+            self._adopt(record)
+        return len(claimed)
+
+    def _is_idle(self) -> bool:
+        """Return whether nothing runs here but coroutines that wait."""
+        with self._lock:
+            return all(run.on_loop and not run.active for run in self._runs.values())
+
+    def _is_isolated(self) -> bool:
+        """Return whether a workflow has its last chance here, so that nothing else may begin."""
+        run = self._suspect
+        return (
+            run is not None and not run.progressed and run.record.recoveries >= self._max_recoveries
+        )
+
+    def _note_unknown(self) -> None:
+        """Note on workflows that no program claims, because this one does not know them, what they wait for."""
+        before = time.time() - _UNCLAIMED
+        known = workflows.names()
+        for name in self.store.unclaimed(before):
+            if name in known:
                 continue
-            claimed = self.journal.write(
-                Claim(self.owner, some, room, blocked, None, self._max_recoveries)
-            )
-            for record in claimed:
-                self._adopt(record)
-            more = more or len(claimed) == _MANY
-        return more
+            reason = f"no running program has registered the workflow {name!r}: import the module that defines it"
+            self.journal.write(Annotate(name, before, reason))
+            if name not in self._unknown:
+                self._unknown.add(name)
+                _warn(f"{self.store!r} has workflows to run, but {reason}.")
 
     def _adopt(self, record: WorkflowRecord) -> None:
         """Run a workflow that was claimed, if the version that started it is known here."""
@@ -356,3 +431,15 @@ def _warn(text: str) -> None:
     """Warn; where warnings are errors, the thread that runs everything must not end with one."""
     with suppress(OperoWarning):
         warnings.warn(text, OperoWarning, stacklevel=3)
+
+
+def _report_unread(run: WorkflowRun) -> None:
+    """Warn of recorded steps that an ended workflow has not asked for: its program has changed."""
+    unread = sorted(run.unread_steps(), key=lambda step: step.order)
+    if unread:
+        steps = ", ".join(f"{step.path} ({step.name})" for step in unread[:5])
+        more = ", ..." if len(unread) > 5 else ""
+        _warn(
+            f"workflow {run.id!r} ({run.record.name}) has ended without asking for {len(unread)} recorded "
+            f"step{'s' * (len(unread) > 1)}: {steps}{more}. The program that recorded them did more than this one."
+        )

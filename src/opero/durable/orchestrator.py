@@ -64,7 +64,10 @@ def _in_thread(
         return await asyncio.to_thread(method, self, *args, **kwargs)
 
     name = f"a{method.__name__}"
-    variant.__name__, variant.__qualname__ = name, f"{method.__qualname__.rpartition('.')[0]}.{name}"
+    variant.__name__, variant.__qualname__ = (
+        name,
+        f"{method.__qualname__.rpartition('.')[0]}.{name}",
+    )
     variant.__doc__ = f"Do what `{method.__name__}` does, without blocking the event loop."
     variant.__wrapped__ = method  # type: ignore[attr-defined] # its signature
     return variant
@@ -482,8 +485,9 @@ class Orchestrator(Operations):
             record = await asyncio.to_thread(self._record, workflow_id)
             if is_settled(record):
                 return record
+            pause = waiting.pause(record, here=here)
             try:
-                async with asyncio.timeout(waiting.pause(record, here=here)):
+                async with asyncio.timeout(pause):
                     await ended.wait()
             except TimeoutError:
                 pass

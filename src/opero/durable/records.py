@@ -292,13 +292,16 @@ class Drop(Op):
 
 @dataclass(slots=True)
 class Annotate(Op):
-    """Note why a workflow without an owner is not run; answers whether there is one.
+    """Note why the workflows of a name are not run; answers with their number.
 
     Attributes:
-        error: The reason, until it is claimed.
+        name: The name.
+        before: Only those that could run since before this time, and have neither an owner nor a reason.
+        error: The reason, until they are claimed.
     """
 
-    workflow: str
+    name: str
+    before: float
     error: str
 
 
@@ -356,8 +359,8 @@ class Store(Protocol):
         """
         ...
 
-    def unclaimed(self, before: float) -> list[tuple[str, str]]:
-        """Return id and name of workflows that could run, without an owner or a reason, since before a time."""
+    def unclaimed(self, before: float) -> list[str]:
+        """Return the names of workflows that could run since before a time, and have neither an owner nor a reason."""
         ...
 
     def cancelled(self, owner: str) -> list[str]:

@@ -101,6 +101,7 @@ class WorkflowRun:
         unread: Paths of steps whose recorded outcome the workflow has not asked for yet.
         ending: Set once no further step may begin.
         cancelling: Whether the workflow function has received its cancellation; from then on nothing is journaled.
+        progressed: Whether a step was recorded since the workflow was claimed.
         failed: The last errors of steps that were raised in the workflow, and the steps' paths.
         tasks: Tasks that a coroutine has made.
         unwind: Ends the workflow function from outside; set by the engine for coroutines.
@@ -121,6 +122,7 @@ class WorkflowRun:
         self.unread: set[str] = set(self.steps)
         self.ending: Ending | None = None
         self.cancelling: bool = False
+        self.progressed: bool = False
         self.failed: deque[tuple[Exception, str]] = deque(maxlen=_FAILURES)
         self.unwind: Callable[[], object] | None = None
         self.tasks: WeakSet[asyncio.Task[Any]] = WeakSet()
@@ -224,6 +226,7 @@ class WorkflowRun:
             self._unwritten(error)
         if answer is False:
             self.lose()
+        self.progressed = True
 
     async def awrite(self, step: StepRecord) -> None:
         """Record a step, durably, without blocking the event loop; raises as `write` does."""
@@ -235,6 +238,7 @@ class WorkflowRun:
             self._unwritten(error)
         if answer is False:
             self.lose()
+        self.progressed = True
 
     def write_soon(self, step: StepRecord) -> None:
         """Record a fact: on an event loop without waiting; no activity begins before it is durable.
@@ -355,7 +359,9 @@ class WorkflowRun:
     def unlisten(self, name: str, arrived: asyncio.Event) -> None:
         """Stop setting it."""
         with self._lock:
-            self._listeners[name] = [pair for pair in self._listeners[name] if pair[1] is not arrived]
+            self._listeners[name] = [
+                pair for pair in self._listeners[name] if pair[1] is not arrived
+            ]
 
     def signalled(self, name: str) -> None:
         """Wake what waits for a signal of that name."""
@@ -368,7 +374,6 @@ class WorkflowRun:
     def listening(self) -> bool:
         """Whether a signal is waited for."""
         return any(self._listeners.values())
-
 
     # --- notifications ----------------------------------------------------------------------------------------------
 
@@ -458,10 +463,11 @@ def finalize(run: WorkflowRun, value: Any, error: BaseException | None) -> Move 
             error = refusal
         else:
             return move
-    if isinstance(error, Exception):
-        failure = keepable(error)
-    else:
-        failure = ActivityError(type(error).__name__, str(error))
+    failure = (
+        keepable(error)
+        if isinstance(error, Exception)
+        else ActivityError(type(error).__name__, str(error))
+    )
     move.state, move.error = State.FAILED, pack_error(failure)
     for raised, path in run.failed:
         if raised is error or raised is failure:

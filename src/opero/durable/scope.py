@@ -4,7 +4,7 @@
 A single counter would give concurrent branches numbers in the order of their timing. Here every
 task, and every branch of a parallel group, counts its own steps: "3" is the third step of the
 workflow, "c2/1" the first step of the second task that it created, "4/17/1" the first step of branch
-17 of the group that is its fourth step. Groups find this through `opero.core.branching`.
+17 of the group that is its fourth step. Groups find this through `opero.core.context`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
-from opero.durable.run import WorkflowRun
 from opero.errors import OperoUsageError
 from opero.utils.fork import run_after_fork
+
+if TYPE_CHECKING:
+    from opero.durable.run import WorkflowRun
 
 __all__ = ["GroupBranches", "Scope", "begin_branches", "current", "current_scope", "task_factory"]
 

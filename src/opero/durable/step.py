@@ -6,15 +6,17 @@ from __future__ import annotations
 import contextvars
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from opero.durable.failures import keepable, pack_error, rebuild_error
 from opero.durable.journal import Course, judge
 from opero.durable.records import StepRecord, StepState
 from opero.durable.run import Ending, EndingKind, Unwind, WorkflowRun
-from opero.durable.scope import Scope
 from opero.durable.values import decode, encode
 from opero.errors import NonDeterminismError, UnserializableError
+
+if TYPE_CHECKING:
+    from opero.durable.scope import Scope
 
 __all__ = ["Step", "running_step", "step_at"]
 
@@ -169,6 +171,4 @@ def step_at(
         Unwind: As for `Step`, or the run is over.
     """
     scope.run.check()
-    return Step(
-        scope.run, scope.next_path(), name, digest, idempotent=idempotent, matches=matches
-    )
+    return Step(scope.run, scope.next_path(), name, digest, idempotent=idempotent, matches=matches)

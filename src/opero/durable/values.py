@@ -258,8 +258,8 @@ def _rebuild_dataclass(cls: type, content: dict[str, Any]) -> Any:
     """Make an instance without calling its code; fields that are new in the class get their defaults."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     if unknown := content.keys() - fields.keys():
-        raise _changed(cls, f"a field {sorted(unknown)[0]!r}", "none")
-    made = object.__new__(cls)
+        raise _changed(cls, f"a field {min(unknown)!r}", "none")
+    made: Any = object.__new__(cls)
     for name, field in fields.items():
         if name in content:
             value = content[name]
@@ -386,7 +386,9 @@ class Parameters:
         bound.apply_defaults()
         parameters = self._signature.parameters
         # `*args` and `**kwargs` without content are never recorded.
-        given = {n: v for n, v in bound.arguments.items() if v or parameters[n].kind not in _VARIADIC}
+        given = {
+            n: v for n, v in bound.arguments.items() if v or parameters[n].kind not in _VARIADIC
+        }
         optional = [n for n, v in given.items() if _same(v, parameters[n].default)][:_MAX_DEFAULTS]
         return any(
             self._digest({n: v for n, v in given.items() if n not in left_out}) == recorded

@@ -9,18 +9,20 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.recorder import recording
-from opero.core.branching import fork
+from opero.core.context import fork
 from opero.durable.map_items import record_map
 from opero.durable.records import State
 from opero.durable.run import Unwind, WorkflowRun
 from opero.durable.scope import Scope, begin_branches, current_scope, task_factory
 from opero.durable.values import decode
-from opero.durable.workflows import WorkflowSpec
 from opero.errors import JournalError, NonDeterminismError, UnserializableError
 from opero.events.run import Run
+
+if TYPE_CHECKING:
+    from opero.durable.workflows import WorkflowSpec
 
 __all__ = ["LoopThread", "WorkerThreads", "ainvoke", "end_tasks", "invoke"]
 

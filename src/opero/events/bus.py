@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from opero.errors import OperoUsageError
+from opero.utils.ambient import switch
 from opero.utils.async_utils import is_async_function
-from opero.utils.switch import switch
 
 if TYPE_CHECKING:
     from opero.events.delivery import DeliveryQueue

@@ -65,6 +65,10 @@ CREATE INDEX IF NOT EXISTS signal_of ON signal (workflow, name);
 PRAGMA user_version = {_VERSION}
 """
 _TABLES: Final = {"workflow", "step", "signal"}
+_COULD_RUN: Final = (
+    "owner IS NULL AND error IS NULL AND ((state = 'queued' AND updated <= ?) "
+    "OR (state IN ('sleeping', 'waiting') AND wake <= ?))"
+)
 _STEP_STATES: Final = {state.value: state for state in StepState}
 
 
@@ -105,6 +109,7 @@ class SqliteStore:
         if synchronous not in ("FULL", "NORMAL"):
             raise OperoUsageError(f'synchronous={synchronous!r} must be "FULL" or "NORMAL".')
         self.path: Path = Path(path).absolute()
+        self._is_open = False
         self._owners = Owners(self.path)
         self._file = SqliteFile(
             self.path, script=_SCHEMA, verify=_verify, error=JournalError, synchronous=synchronous
@@ -116,14 +121,20 @@ class SqliteStore:
         Raises:
             JournalError: It is no journal, from a newer opero, or cannot be written.
         """
-        if self._file.is_open:
+        if self._is_open and self._file.is_open:
             return
         if not self.path.parent.is_dir():
             raise JournalError(f"{self.path}: the folder {self.path.parent} does not exist.")
-        self.apply(())
+        self._is_open = True
+        try:
+            self.apply(())
+        except BaseException:
+            self._is_open = False
+            raise
 
     def close(self) -> None:
         """Close the file."""
+        self._is_open = False
         self._file.close()
 
     def join(self) -> str:
@@ -143,6 +154,7 @@ class SqliteStore:
         Raises:
             JournalError: Nothing was written.
         """
+        self._check_open()
         try:
             with self._file.transaction() as db:
                 now = time.time()
@@ -159,14 +171,25 @@ class SqliteStore:
             return _claim(db, op, now, self._owners)
         return _WRITERS[type(op)](db, op, now)
 
+    def _read(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        self._check_open()
+        return self._file.read(sql, values)
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise JournalError(f"{self.path} is not open: its Orchestrator was stopped.")
+
     def _failure(self, error: OSError) -> JournalError:
         return JournalError(f"{self.path}: {error.strerror or error}.")
+
+    def __repr__(self) -> str:
+        return f"<SqliteStore {str(self.path)!r}>"
 
     # --- reading ------------------------------------------------------------------------------------------------
 
     def get(self, workflow: str) -> WorkflowRecord | None:
         """Return one workflow."""
-        rows = self._file.read(f"{_SELECT_WORKFLOW} WHERE id = ?", (workflow,))
+        rows = self._read(f"{_SELECT_WORKFLOW} WHERE id = ?", (workflow,))
         return _workflow_of(rows[0]) if rows else None
 
     def find(
@@ -187,14 +210,14 @@ class SqliteStore:
             values += wanted
         condition = f" WHERE {' AND '.join(where)}" if where else ""
         values.append(-1 if limit is None else limit)
-        rows = self._file.read(
+        rows = self._read(
             f"{_SELECT_WORKFLOW}{condition} ORDER BY created DESC, id LIMIT ?", values
         )
         return [_workflow_of(row) for row in rows]
 
     def steps(self, workflow: str) -> list[StepRecord]:
         """Return a workflow's steps in the order of their first record."""
-        rows = self._file.read(
+        rows = self._read(
             "SELECT path, name, hash, state, value, attempts, wake, began, ended, place FROM step "
             "WHERE workflow = ? ORDER BY place",
             (workflow,),
@@ -208,36 +231,38 @@ class SqliteStore:
         ]  # fmt: skip
 
     def attention(self, owner: str) -> tuple[bool, float | None]:
-        """Tell whether a claim may find something, and when the next sleeper wakes."""
+        """Return whether a claim may find something, and when the next sleeper wakes."""
         now = time.time()
-        queued = self._file.read("SELECT 1 FROM workflow WHERE state = 'queued' LIMIT 1")
-        others = self._file.read(
+        queued = self._read("SELECT 1 FROM workflow WHERE state = 'queued' LIMIT 1")
+        others = self._read(
             "SELECT DISTINCT owner FROM workflow WHERE owner IS NOT NULL AND owner <> ?", (owner,)
         )
-        wake = self._file.read(
+        wake = self._read(
             "SELECT min(wake) FROM workflow WHERE state IN ('sleeping', 'waiting') AND owner IS NULL"
         )[0][0]
         ready = bool(queued) or (wake is not None and wake <= now)
         return ready or any(self._owners.dead(other) for (other,) in others), wake
 
+    def unclaimed(self, before: float) -> list[str]:
+        """Return the names of workflows that could run since before a time, and have neither an owner nor a reason."""
+        rows = self._read(
+            f"SELECT DISTINCT name FROM workflow WHERE {_COULD_RUN}",  # noqa: S608 - fixed text
+            (before, before),
+        )
+        return [row[0] for row in rows]
+
     def cancelled(self, owner: str) -> list[str]:
-        """Return the ids of an owner's workflows that somebody wants cancelled."""
-        rows = self._file.read("SELECT id FROM workflow WHERE owner = ? AND cancel = 1", (owner,))
+        """Return the ids of an owner's workflows whose cancellation was requested."""
+        rows = self._read("SELECT id FROM workflow WHERE owner = ? AND cancel = 1", (owner,))
         return [row[0] for row in rows]
 
     def signalled(self, owner: str) -> list[tuple[str, str]]:
-        """Return id and name of signals that are there for an owner's workflows."""
-        return self._file.read(
+        """Return id and name of signals that are stored for an owner's workflows."""
+        return self._read(
             "SELECT DISTINCT s.workflow, s.name FROM signal s JOIN workflow w ON w.id = s.workflow "
             "WHERE w.owner = ?",
             (owner,),
         )
-
-    def _read(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-        with self._reading, self._explained():
-            return self._open(self._reader).execute(sql, values).fetchall()
-
-    # --- failing ------------------------------------------------------------------------------------------------
 
 
 # --- writes ---------------------------------------------------------------------------------------------------------
@@ -304,11 +329,14 @@ def _claim(db: sqlite3.Connection, op: Claim, now: float, owners: Owners) -> lis
     states = "'queued', 'blocked'" if op.blocked else "'queued'"
     names = ", ".join("?" * len(op.names))
     only = "" if op.only is None else " AND id = ?"
+    least, most = op.recoveries
+    order = "recoveries, created" if least else "created"
     query = (
         f"{_SELECT_WORKFLOW} WHERE name IN ({names}) AND owner IS NULL AND (state IN ({states}) "
-        f"OR (state IN ('sleeping', 'waiting') AND wake <= ?)){only} ORDER BY created LIMIT ?"
+        f"OR (state IN ('sleeping', 'waiting') AND wake <= ?)){only} AND recoveries BETWEEN ? AND ? "
+        f"ORDER BY {order} LIMIT ?"
     )
-    values = (*op.names, now, *(() if op.only is None else (op.only,)), op.limit)
+    values = (*op.names, now, *(() if op.only is None else (op.only,)), least, most, op.limit)
     claimed = [_workflow_of(row) for row in db.execute(query, values).fetchall()]
     for record in claimed:
         record.owner, record.state, record.epoch = op.owner, State.RUNNING, record.epoch + 1
@@ -356,8 +384,9 @@ def _recover(db: sqlite3.Connection, record: WorkflowRecord, now: float, most: i
 
 def _move(db: sqlite3.Connection, op: Move, now: float) -> bool:
     changed = db.execute(
-        "UPDATE workflow SET state = ?, output = ?, error = ?, failed_step = ?, wake = ?, owner = ?, updated = ? "
-        "WHERE id = ? AND owner = ? AND epoch = ?",
+        "UPDATE workflow SET state = ?, output = ?, error = ?, failed_step = ?, wake = ?, owner = ?, updated = ?, "
+        # Its process has survived this run.
+        "recoveries = CASE WHEN ? THEN 0 ELSE recoveries END WHERE id = ? AND owner = ? AND epoch = ?",
         (
             str(op.state),
             op.output,
@@ -366,6 +395,7 @@ def _move(db: sqlite3.Connection, op: Move, now: float) -> bool:
             op.wake,
             None if op.free else op.owner,
             now,
+            op.free,
             op.workflow,
             op.owner,
             op.epoch,
@@ -502,6 +532,14 @@ def _drop(db: sqlite3.Connection, op: Drop, now: float) -> int:
     return len(free)
 
 
+def _annotate(db: sqlite3.Connection, op: Annotate, now: float) -> int:
+    del now
+    return db.execute(
+        f"UPDATE workflow SET error = ? WHERE name = ? AND {_COULD_RUN}",  # noqa: S608 - fixed text
+        (op.error, op.name, op.before, op.before),
+    ).rowcount
+
+
 _WRITERS: Final[dict[type[Op], Callable[..., Any]]] = {
     Create: _create,
     Move: _move,
@@ -512,6 +550,7 @@ _WRITERS: Final[dict[type[Op], Callable[..., Any]]] = {
     Take: _take,
     Resolve: _resolve,
     Drop: _drop,
+    Annotate: _annotate,
 }
 
 
