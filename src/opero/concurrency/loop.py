@@ -122,7 +122,7 @@ class MapRun:
             if not (self.drains and isinstance(error, Exception)):
                 raise error
             trace = error.__traceback__
-            # Its frames but the one that caught it, which knows this object: that would be a reference cycle.
+            # Without the frame that caught it, which is none of the caller's.
             self.input_error = error.with_traceback(trace and trace.tb_next)
         self.scheduler.ended = True
 
@@ -250,7 +250,9 @@ class MapRun:
                 if n not in failed:
                     indices.append(index)
                     values.append(batch.values[n])
-        scheduler, progress, broken = self.scheduler, self._progress, self.input_error
+        scheduler, progress = self.scheduler, self._progress
+        # Its traceback leads to frames that know this object: kept here it would be a reference cycle.
+        broken, self.input_error = self.input_error, None
         status: Status = "complete"
         reason = scheduler.stopped
         if reason is not None:
