@@ -139,6 +139,10 @@ class FallbackParameter:
         self.default: Any = parameter.default
 
 
+EXHAUSTED_SECONDS: Final = 900.0
+"""Seconds for which a value is skipped whose service says that its budget is spent."""
+
+
 # --- stage -----------------------------------------------------------------------------------------------------------
 
 
@@ -176,6 +180,7 @@ class ArgFallback:
         )
         self.secret: bool = looks_secret(name, tuple(options.secret))
         self._fallback_on = options.fallback_on
+        self._classifies = isinstance(options.retry_on, str)
         self._stats = stats
         self._emitter = emitter
         self.circuit: ValueGuard | None = None
@@ -229,7 +234,9 @@ class ArgFallback:
         if call.prior_outcome is not None:
             # A call that is already made goes on with the value that it was made with.
             return values, range(call.value_index or 0, len(values)), 0.0
-        if not call.has_alternatives or (self.circuit is None and not self.cooldowns):
+        if not call.has_alternatives or (
+            self.circuit is None and not self.cooldowns and call.final_values is None
+        ):
             return values, range(len(values)), 0.0
         return values, *self._candidates(call, values)
 
@@ -237,6 +244,8 @@ class ArgFallback:
         """Return the places of the values that are neither refused nor cooling, or how long to wait."""
         refused = [self._refuses(value, index) for index, value in enumerate(values)]
         closed = [index for index, wait in enumerate(refused) if wait is None]
+        if call.final_values is not None:
+            closed = [index for index in closed if index not in call.final_values] or closed
         if not closed and self.circuit is not None:
             raise self.circuit.refusal(wait for wait in refused if wait is not None)
         now = ambient.clock().monotonic()
@@ -283,8 +292,8 @@ class ArgFallback:
                 events.LimiterWaited(function=self._emitter.function, seconds=seconds)
             )
 
-    def cool_down(self, call: Call, error: Exception) -> None:
-        """Let the value of a call cool down if its service asked to wait."""
+    def failed(self, call: Call, error: Exception) -> None:
+        """Note which values need no other call, and let a value cool down whose service asked to wait."""
         if not call.has_alternatives or isinstance(error, RefusalError) or ambient.disabled():
             return
         if not call.failures or call.failures[-1].error is not error:
@@ -292,19 +301,25 @@ class ArgFallback:
         # Loaded at the first failure.
         from opero.core.retry_after import requested_wait
 
-        hint = requested_wait(error.value if isinstance(error, Rejected) else error)
-        if hint is None or not hint.seconds:
-            return
         index = call.value_index or 0
-        self.cooldowns.begin(call.value, index, ambient.clock().monotonic() + hint.seconds)
+        hint = requested_wait(error.value if isinstance(error, Rejected) else error)
+        seconds, source = (0.0, "") if hint is None else hint
+        if self._classifies:
+            from opero.core.classify import classify
+
+            verdict = classify(error)
+            if verdict.ends_value:
+                call.final_values = {*(call.final_values or ()), index}
+            if verdict.kind == "exhausted":
+                seconds, source = max(seconds, EXHAUSTED_SECONDS), verdict.reason
+        if not seconds:
+            return
+        self.cooldowns.begin(call.value, index, ambient.clock().monotonic() + seconds)
         if self._emitter.active:
             shown = show_value(self.parameter.name, index, call.value, secret=self.secret)
             self._emitter.emit(
                 events.ValueCooling(
-                    function=self._emitter.function,
-                    value=shown,
-                    seconds=hint.seconds,
-                    source=hint.source,
+                    function=self._emitter.function, value=shown, seconds=seconds, source=source
                 )
             )
 
@@ -342,7 +357,7 @@ class ArgFallback:
                     try:
                         return proceed(call)
                     except Exception as error:
-                        self.cool_down(call, error)
+                        self.failed(call, error)
                         if index == candidates[-1] or not self.moves_on(call, error):
                             raise
                 return proceed(call)
@@ -367,7 +382,7 @@ class ArgFallback:
                     try:
                         return await proceed(call)
                     except Exception as error:
-                        self.cool_down(call, error)
+                        self.failed(call, error)
                         if index == candidates[-1] or not self.moves_on(call, error):
                             raise
                 return await proceed(call)
