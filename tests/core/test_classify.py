@@ -201,7 +201,6 @@ def test_classes_of_client_libraries(error: Exception, kind: str) -> None:
     [
         (ConnectionRefusedError(), "transient"),
         (TimeoutError(), "transient"),
-        (TimeoutError(), "transient"),
         (CallTimeoutError("f", 1.0), "transient"),
         (OSError(113, "no route to host"), "transient"),
         (socket.gaierror(-3, "try again"), "transient"),
