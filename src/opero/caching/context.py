@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import sys
 import threading
 import weakref
@@ -14,11 +13,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from opero.caching.handle import CallKey
+from opero.caching.entries import SkipReporter, afind, aput
+from opero.caching.function_cache import shared_store
+from opero.caching.isolate import Uncopyable, freeze
+from opero.caching.keys.canonical import digest, fast_part
 from opero.caching.keys.function_keys import namespace_prefix
+from opero.caching.keys.shapes import Unkeyable
 from opero.caching.memory import Entry, EntryStore, MemoryStore, Store, weigh
 from opero.errors import OperoUsageError, StoreError, UnkeyableError, did_you_mean
+from opero.events.bus import Emitter
 from opero.utils import ambient, checks
 from opero.utils.backends import BACKENDS
+from opero.utils.fork import run_after_fork
 from opero.utils.units import Duration, parse_seconds, parse_size
 
 if TYPE_CHECKING:
@@ -103,8 +109,6 @@ class CacheContext:
         """Do what `get` does without holding up the event loop."""
         if not self._store.blocking:
             return self.get(key, default)
-        from opero.caching.entries import afind
-
         store, made = self._place(key)
         try:
             entry = self._alive(store, made, await afind(store, made))
@@ -118,8 +122,6 @@ class CacheContext:
         if not self._store.blocking:
             self.set(key, value, ttl)
             return
-        from opero.caching.entries import aput
-
         store, made = self._place(key)
         await aput(
             store,
@@ -169,9 +171,6 @@ class CacheContext:
                     f"{self._namespace!r} in {self._store.name}."
                 )
             return cache.store, key.key
-        from opero.caching.keys.canonical import digest, fast_part
-        from opero.caching.keys.shapes import Unkeyable
-
         try:
             made = fast_part(key) if self._prefix is None else f"{self._prefix}{digest(key).hex()}"
         except Unkeyable as signal:
@@ -184,8 +183,6 @@ class CacheContext:
             self._ttl if ttl is _DEFAULT else None if ttl is None else parse_seconds(ttl, "ttl")
         )
         expires = math.inf if seconds is None else ambient.clock().monotonic() + seconds
-        from opero.caching.isolate import Uncopyable, freeze
-
         encode: Any = getattr(self._store, "entry", None)
         try:
             if isinstance(key, CallKey):
@@ -217,9 +214,6 @@ class CacheContext:
 
     def _failed(self, error: StoreError) -> None:
         """Notify listeners of a store that cannot be read; it counts as empty."""
-        from opero.caching.entries import SkipReporter
-        from opero.events.emitter import Emitter
-
         emitter = Emitter(f"get_cache_context({self._namespace!r})")
         SkipReporter(emitter).report(f"the store could not be read: {error}")
 
@@ -270,8 +264,6 @@ def get_cache_context(
     if cache_backend == "memory":
         memory = MemoryStore(given["cache_maxsize"], size)
         return CacheContext(_context_stores.setdefault(cache_namespace, memory), **common)
-    from opero.caching.function_cache import shared_store
-
     # Functions have a name between the colons.
     prefix = f"{namespace_prefix(cache_namespace)}:"
     store = shared_store(cache_backend, lambda: prefix, size, given["cache_codec"])
@@ -385,6 +377,7 @@ def _caches() -> list[ManagedCache]:
         return list(_registry)
 
 
+@run_after_fork
 def _after_fork() -> None:
     """Forget what other threads of the parent were doing: they do not exist in the child."""
     global _lock  # noqa: PLW0603 - a lock that a vanished thread holds can only be replaced
@@ -393,7 +386,3 @@ def _after_fork() -> None:
         cache.after_fork()
     for store in _context_stores.values():
         store.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

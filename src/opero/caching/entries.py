@@ -15,15 +15,15 @@ from opero.caching.memory import Entry, MemoryStore, weigh
 from opero.errors import StoreError
 from opero.events import CacheSkipped
 from opero.utils import ambient
+from opero.utils.ambient import switch
 from opero.utils.steps import BlockingStep
-from opero.utils.switch import switch
 
 if TYPE_CHECKING:
     from opero.caching.function_cache import FunctionCache
     from opero.caching.memory import EntryStore
     from opero.caching.refresh import Freshness
     from opero.caching.single_flight import Flight
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
 
 __all__ = ["EntryReader", "EntryWriter", "SkipReporter", "Stored", "afind", "aput"]
 
@@ -148,8 +148,10 @@ class EntryReader:
     def find_many(self, keys: Sequence[Any]) -> list[Entry | None]:
         """Find entries in a store that can be asked for many; never raises."""
         store: Any = self._store
+        change = self._source_change
         try:
-            self._look_at_source()
+            if change is not None and not change.looked:
+                change.look(self._emitter)
             found: list[Entry | None] = store.find_many(keys, self._failed)
         except Exception as error:  # noqa: BLE001 - a broken store is a miss
             self._failed(error)
@@ -157,10 +159,10 @@ class EntryReader:
         return found
 
     def _find(self, key: Hashable) -> Entry | None:
-        source_change = self._source_change
+        change = self._source_change
         try:
-            if source_change is not None and not source_change.looked:
-                source_change.look(self._emitter)
+            if change is not None and not change.looked:
+                change.look(self._emitter)
             return self._store.find(key)
         except Exception as error:  # noqa: BLE001 - a broken store is a miss
             self._failed(error)
@@ -168,20 +170,18 @@ class EntryReader:
 
     async def afind(self, key: Hashable) -> Entry | None:
         """Find an entry without holding up the event loop; never raises."""
-        source_change = self._source_change
+        if not self._store.blocking:
+            return self.find(key)
+        change = self._source_change
         try:
-            if source_change is not None and not source_change.looked:
+            if change is not None and not change.looked:
                 from asyncio import to_thread
 
-                await to_thread(source_change.look, self._emitter)
+                await to_thread(change.look, self._emitter)
             return await afind(self._store, key)
         except Exception as error:  # noqa: BLE001 - as above
             self._failed(error)
             return None
-
-    def _look_at_source(self) -> None:
-        if self._source_change is not None and not self._source_change.looked:
-            self._source_change.look(self._emitter)
 
     def _failed(self, error: Exception) -> None:
         why = f": {error}" if isinstance(error, StoreError) else f" ({type(error).__name__})"

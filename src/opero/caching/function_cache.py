@@ -23,7 +23,7 @@ from opero.events import FunctionEdited
 if TYPE_CHECKING:
     from opero.caching.codec import Codec
     from opero.caching.keys.function_keys import FunctionDescription
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
 
 __all__ = ["FunctionCache", "SourceChange", "make_function_cache", "shared_store", "source_digest"]
 

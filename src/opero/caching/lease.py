@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from opero.caching.single_flight import leads_others
 from opero.errors import StoreError
 from opero.utils import ambient
+from opero.utils.fork import run_after_fork
 from opero.utils.steps import BlockingStep
 
 if TYPE_CHECKING:
@@ -518,6 +519,7 @@ def release(lease: Lease, *, without_result: bool = False) -> None:
         _process.renewer.release(lease, without_result=without_result)
 
 
+@run_after_fork
 def _after_fork() -> None:
     global _process  # noqa: PLW0603 - the parent's leases are not ours
     _process = _Process()
@@ -529,5 +531,3 @@ def _at_exit() -> None:
 
 
 atexit.register(_at_exit)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import atexit
 import math
-import os
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from threading import Condition, Lock
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
@@ -20,9 +19,10 @@ from opero.errors import (
     RefusalError,
 )
 from opero.utils import ambient
+from opero.utils.fork import run_after_fork
 from opero.utils.matching import Rejected
 from opero.utils.steps import BlockingStep, run_async, run_sync
-from opero.utils.threads import Job, run_in_thread
+from opero.utils.threads import ThreadCall, run_in_thread
 from opero.utils.units import format_seconds
 
 if TYPE_CHECKING:
@@ -397,7 +397,7 @@ def start_thread(work: Callable[[], object]) -> bool:
             _threads.leave()
 
     try:
-        run_in_thread(Job(run))
+        run_in_thread(ThreadCall(run))
     except RuntimeError:
         _threads.leave()
         return False
@@ -419,5 +419,4 @@ def start_task(work: Coroutine[Any, Any, object]) -> None:
     task.add_done_callback(_tasks.discard)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_threads.after_fork)
+run_after_fork(_threads.after_fork)

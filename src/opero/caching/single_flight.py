@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 from opero.utils import ambient
 from opero.utils.steps import BlockingStep
-from opero.utils.waiters import TaskGate, ThreadGate
+from opero.utils.waiters import TaskWaiter, ThreadWaiter, warn_of_blocked_loop
 
 if TYPE_CHECKING:
     from opero.caching.memory import Entry
@@ -84,6 +84,11 @@ class Waiting(Protocol):
     flight: Flight
     verdict: Verdict | None
 
+    @property
+    def ready(self) -> bool:
+        """Whether it would go on at once if it were woken."""
+        ...
+
     def wake(self) -> bool:
         """Let it go on; False if it cannot now, because it was cancelled or its loop does not run."""
         ...
@@ -97,23 +102,31 @@ class FlightWaiter:
         blocking: Whether it is a thread.
     """
 
-    __slots__ = ("_gate", "deadline", "flight", "verdict")
+    __slots__ = ("_waiter", "deadline", "flight", "verdict")
 
     flight: Flight
 
     def __init__(self, deadline: float | None = None, *, blocking: bool) -> None:
         self.deadline = deadline
         self.verdict: Verdict | None = None
-        self._gate: Any = ThreadGate() if blocking else TaskGate()
+        if blocking:
+            warn_of_blocked_loop("another caller's result")
+        self._waiter: Any = ThreadWaiter() if blocking else TaskWaiter()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it would go on at once: it was not cancelled, and its loop runs."""
+        ready: bool = self._waiter.ready
+        return ready
 
     def wait(self) -> Any:
         """Wait until `wake`, and return whether that came before the deadline; awaitable for a task."""
         left = None if self.deadline is None else self.deadline - ambient.clock().monotonic()
-        return self._gate.wait(left)
+        return self._waiter.wait(left)
 
     def wake(self) -> bool:
         """Let it go on, from whatever thread."""
-        woken: bool = self._gate.open()
+        woken: bool = self._waiter.wake()
         return woken
 
 
@@ -346,7 +359,7 @@ class SingleFlight:
                 successor.verdict = Instruction.LEAD
             if successor.wake():
                 return True
-            # A task that was cancelled or whose loop stands. Should it go on, it looks again.
+            # Its loop has stopped just now. Should it go on, the task looks again.
             successor.verdict = None
 
     def invalidate(self, key: Hashable) -> None:
@@ -372,9 +385,11 @@ class SingleFlight:
 
 
 def _successor(flight: Flight, deadline: float | None) -> Waiting | None:
-    """Return the first waiter with a later deadline than that."""
+    """Return the first waiter that can take over, with a later deadline than that."""
     for waiter in flight.waiters or ():
-        if deadline is None or waiter.deadline is None or waiter.deadline > deadline:
+        later = deadline is None or waiter.deadline is None or waiter.deadline > deadline
+        # A task of a loop that does not run would hold up all others.
+        if later and waiter.ready:
             return waiter
     return None
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from opero import events
 from opero.core.failures import attach
 from opero.errors import DeadlineError, OperoUsageError
-from opero.events.emitter import Emitter
+from opero.events.bus import Emitter
 from opero.orchestrator.config import functions
 from opero.utils.async_utils import ensure_async, is_async_function, run_async
 

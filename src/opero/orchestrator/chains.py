@@ -14,7 +14,7 @@ from opero.core.pipeline import Pipeline
 from opero.core.rate_limit import limiter_of
 from opero.core.strategies import is_retry_error, retry_error
 from opero.core.wrapper import make_wrapper
-from opero.events.wording import log_event
+from opero.events.messages import log_event
 from opero.limits.concurrency_limit import ConcurrencyLimit
 from opero.orchestrator.chain import FallbackChain
 from opero.orchestrator.config import functions

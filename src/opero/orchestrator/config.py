@@ -16,7 +16,7 @@ from opero.utils import checks
 from opero.utils.units import Duration, parse_seconds
 
 if TYPE_CHECKING:
-    from opero.events.wording import Logger  # noqa: TC004 - nobody looks the annotation up at run time
+    from opero.events.messages import EventLogger  # noqa: TC004 - nobody looks the annotation up at run time
 
 __all__ = [
     "Backend",
@@ -215,7 +215,7 @@ class OrchestratorConfig:
     concurrency_config: ConcurrencyConfig | None = None
     multiprocess_config: MultiprocessConfig | None = None
     fallbacks: Callable[..., Any] | Iterable[Callable[..., Any]] = ()
-    logger: Logger | None = None
+    logger: EventLogger | None = None
     cache: bool = False
     cache_ttl: Duration | None = 3600
     cache_backend: Any = "memory"

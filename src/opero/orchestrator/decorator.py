@@ -7,8 +7,7 @@ import functools
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-from opero.core.function import describe_function
-from opero.core.method import ClassMethod, Method
+from opero.core.function import ClassMethod, Method, describe_function
 from opero.errors import OperoUsageError
 from opero.orchestrator.items import process, process_sync
 from opero.orchestrator.orchestrator import Orchestrator

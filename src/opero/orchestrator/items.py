@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from opero.concurrency.mapper import Arguments, Mapper
 from opero.core.function import describe_function
-from opero.core.map_options import MapOptions
+from opero.core.options import MapOptions
 from opero.core.pipeline import Pipeline
 from opero.errors import OperoUsageError
 from opero.orchestrator.chain import name_of

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from opero.core.explain import Explanation, explain
+from opero.core.explain import explain
 from opero.errors import OperoUsageError
 from opero.orchestrator.chains import Chains, Function
 from opero.orchestrator.config import OrchestratorConfig
 from opero.orchestrator.items import process, process_sync
 from opero.utils.async_utils import is_async_function
+
+if TYPE_CHECKING:
+    from opero.core.call import Explanation
 
 __all__ = ["Orchestrator"]
 
