@@ -342,10 +342,8 @@ class EntryWriter:
         # An installed clock holds the switch; otherwise the machine's is read without a detour.
         now = ambient.clock().monotonic() if switch.on else monotonic()
         expires = math.inf if ttl is None else now + ttl
-        if self._encode is not None:
-            entry = self._encode(key, value, expires)
-        else:
-            entry = self.plain_entry(key, value, expires)
+        encode = self._encode or self.plain_entry
+        entry = encode(key, value, expires)
         if self._freshness is None or ttl is None:
             return entry
         return self._freshness.dated(entry, now)

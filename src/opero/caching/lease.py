@@ -466,7 +466,9 @@ def _end(leases: list[Lease], without_result: list[Lease]) -> None:
     store = leases[0].store
     try:
         if without_result:
-            store.claim_many([(flag(lease.key), lease.owner) for lease in without_result], _FLAG_SECONDS)
+            store.claim_many(
+                [(flag(lease.key), lease.owner) for lease in without_result], _FLAG_SECONDS
+            )
         store.release_many([(lease.key, lease.owner) for lease in leases])
     except Exception:  # noqa: BLE001 - they run out by themselves
         return

@@ -166,7 +166,9 @@ class Freshness:
         recent_failures: Keys whose last call has just failed.
     """
 
-    def __init__(self, ttl: float | None, stale_ttl: float = 0.0, share: float | None = None) -> None:
+    def __init__(
+        self, ttl: float | None, stale_ttl: float = 0.0, share: float | None = None
+    ) -> None:
         self.stale_ttl: Final = stale_ttl
         self.share: Final = share
         self.recent_failures: Final = RecentFailures()
@@ -261,7 +263,7 @@ class RefreshWork(Protocol):
         """Return whether its arguments, which may be mutable, still have the key of the entry."""
         ...
 
-    def run(self) -> Any:
+    def compute(self) -> Any:
         """Compute and store the result; return a coroutine if the function is asynchronous."""
         ...
 
@@ -319,7 +321,7 @@ class BackgroundRefresh:
                     return
                 if turn.entry is not None and not self._freshness.due(flight.key, turn.entry):
                     return
-            yield BlockingStep(work.run, work.run)
+            yield BlockingStep(work.compute, work.compute)
             self._report(work, None)
         finally:
             if leases is not None and turn is not None:

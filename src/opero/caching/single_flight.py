@@ -27,8 +27,20 @@ if TYPE_CHECKING:
     from opero.utils.steps import StepLogic
 
 __all__ = [
-    "SharedResult", "SharedFailure", "Flight", "FlightWaiter", "SingleFlight", "Instruction", "Waiting", "become_leader",
-    "copy_error", "forget_leadership", "leads_others", "notify", "stop_leading", "take_verdict",
+    "Flight",
+    "FlightWaiter",
+    "Instruction",
+    "SharedFailure",
+    "SharedResult",
+    "SingleFlight",
+    "Waiting",
+    "become_leader",
+    "copy_error",
+    "forget_leadership",
+    "leads_others",
+    "notify",
+    "stop_leading",
+    "take_verdict",
 ]  # fmt: skip
 
 

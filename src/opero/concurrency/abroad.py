@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from opero.caching.lease import Wait
+from opero.caching.lease import LeaseWait
 from opero.concurrency.errand import InThread, Steps
 from opero.utils import ambient
 
@@ -75,7 +75,7 @@ class Abroad:
         return [lead for lead in leads if not lead.parked and lead not in late]
 
     def _park(self, lead: Lead, late: list[Lead]) -> None:
-        lead.wait = wait = lead.wait or Wait(self._limit())
+        lead.wait = wait = lead.wait or LeaseWait(self._limit())
         pause = wait.next()
         if pause is not None:
             lead.parked = True
@@ -111,7 +111,7 @@ class Abroad:
         """End the leases of items, without waiting for the store."""
         for lead in leads:
             lease, lead.lease = lead.lease, None
-            self._leases.give_back(lease, lead.flight)
+            self._leases.release(lease, lead.flight)
 
     def close(self) -> None:
         """Wait for nobody any more."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from opero.caching.codec import Coder, Undecodable, Unencodable
-from opero.caching.keying import Keying, function_id
+from opero.caching.keys.function_keys import FunctionKeys, function_id
 from opero.concurrency.engine import Outcome
 from opero.core.call import Call
 from opero.errors import OperoUsageError, OperoWarning, UnkeyableError
@@ -40,7 +40,7 @@ def key_maker(info: FunctionInfo, options: MapOptions) -> MakeKey:
             name.append(function_id(info, options.cache_version) + ":")
         return name[0]
 
-    keying = Keying(info, ignore=options.cache_ignore, prefix=prefix)
+    keying = FunctionKeys(info, ignore=options.cache_ignore, prefix=prefix)
     identify = options.item_key
 
     def make(arguments: Arguments, item: Any) -> str:

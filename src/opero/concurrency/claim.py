@@ -7,14 +7,16 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from opero.caching.flight import Flight
 from opero.caching.memory import Entry
+from opero.caching.single_flight import Flight
 from opero.core.call import Call
 
 if TYPE_CHECKING:
-    from opero.caching.lease import Wait  # noqa: TC004 - loaded with the first store that lends leases
-    from opero.caching.lease_keeper import Lease  # noqa: TC004 - as above
-    from opero.caching.waiter import Verdict
+    from opero.caching.lease import (
+        Lease,  # noqa: TC004 - as above
+        LeaseWait,  # noqa: TC004 - loaded with the first store that lends leases
+    )
+    from opero.caching.single_flight import Verdict
 
 __all__ = ["Follower", "Lead"]
 
@@ -32,7 +34,7 @@ class Lead:
     """What the cache had, if it has expired."""
     lease: Lease | None = None
     """What keeps other processes from computing it, once it is claimed."""
-    wait: Wait | None = None
+    wait: LeaseWait | None = None
     """The wait for the process that computes it, while one does or after one did."""
     parked: bool = False
     """Whether it waits for that now."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
-from opero.caching.waiter import Crashed, Landed, tell
+from opero.caching.single_flight import SharedFailure, SharedResult, notify
 from opero.concurrency.engine import Outcome
 from opero.concurrency.errand import InThread, Several, Steps
 from opero.concurrency.known import Known
@@ -14,14 +14,14 @@ from opero.errors import DeadlineError
 from opero.utils import ambient
 
 if TYPE_CHECKING:
-    from opero.caching import Cache
-    from opero.caching.flight import Flight
-    from opero.caching.keeper import Stored
+    from opero.caching.entries import Stored
     from opero.caching.memory import Entry
+    from opero.caching.single_flight import Flight
     from opero.concurrency.abroad import Abroad
     from opero.concurrency.claim import Lead
     from opero.concurrency.engine import Job
     from opero.concurrency.order import Batch
+    from opero.core.cache import CacheStage
     from opero.core.call import Call
 
 __all__ = ["Fresh", "Landing"]
@@ -44,7 +44,7 @@ class Landing:
 
     def __init__(
         self,
-        cache: Cache,
+        cache: CacheStage,
         job: Job,
         *,
         led: dict[Hashable, Lead],
@@ -58,7 +58,7 @@ class Landing:
         self._keys = keys
         self._shares = shares
         self._abroad = abroad
-        self._flights = cache.shelf.flights
+        self._flights = cache.single_flight
         self._slow: bool = cache.store.blocking
 
     def settle(self, batches: list[Batch], fresh: Fresh) -> Steps[list[Batch]]:
@@ -116,25 +116,25 @@ class Landing:
                 self._flights.abandon(lead.flight)
             raise
         for (lead, value), entry in zip(landing, entries, strict=True):
-            if self._cache.aging is not None:
-                self._cache.lookup.computed(lead.call, lead.flight.key)
+            if self._cache.freshness is not None:
+                self._cache.computed(lead.call, lead.flight.key)
             self._land(lead, value, entry, fresh, known)
 
     def _keep(self, keeps: list[tuple[Call, Flight, Any, float]]) -> Steps[list[Entry | None]]:
-        keeper = self._cache.keeper
-        if not (self._slow and keeper.many and keeps):
-            storing = Several(keeper.keep, keeper.akeep, keeps)
+        cache, writer = self._cache, self._cache.writer
+        wanted = [
+            (flight, value, cache.lifetime(call, value, began))
+            for call, flight, value, began in keeps
+        ]
+        if not (self._slow and writer.stores_many and keeps):
+            storing = Several(writer.store, writer.astore, wanted)
             several: list[Entry | None] = (
                 (yield storing) if self._slow and keeps else storing.here()
             )
             return several
-        wanted = [
-            (flight, value, keeper.terms(call, flight, value, began))
-            for call, flight, value, began in keeps
-        ]
-        stored: list[Stored] = yield InThread(lambda: keeper.store_many(wanted))
+        stored: list[Stored] = yield InThread(lambda: writer.store_many(wanted))
         return [
-            keeper.heed(flight, one) for (flight, _, _), one in zip(wanted, stored, strict=True)
+            writer.report(flight, one) for (flight, _, _), one in zip(wanted, stored, strict=True)
         ]
 
     def _land(
@@ -146,13 +146,13 @@ class Landing:
         known: Known,
     ) -> None:
         call = lead.call
-        waiters = self._flights.land(lead.flight) if self._shares else ()
+        waiters = self._flights.complete(lead.flight) if self._shares else ()
         if not (waiters or lead.followers):
             return
-        verdict = self._cache.sharing.landed(value, entry, rejected=call.rejected)
-        tell(waiters, verdict)
+        verdict = self._cache.verdict(value, entry, rejected=call.rejected)
+        notify(waiters, verdict)
         for index, item in lead.followers:
-            if isinstance(verdict, Landed):
+            if isinstance(verdict, SharedResult):
                 copy = verdict.entry.open()
                 self._job.pipeline.stats.add(shared=1)
                 told = (
@@ -166,22 +166,22 @@ class Landing:
 
     def _crash(self, lead: Lead, error: Exception, known: Known) -> bool:
         """Tell of a failure; True if everybody, the item itself too, gets an expired result instead."""
-        from opero.caching.copy_error import copy_error
+        from opero.caching.single_flight import copy_error
 
         cache, call = self._cache, lead.call
         # Who was short of time says nothing about what the next one will achieve.
-        lead.flight.barren = not isinstance(error, DeadlineError)
+        lead.flight.without_result = not isinstance(error, DeadlineError)
         old = None
-        if cache.aging is not None:
-            old = cache.lookup.stand_in(call, lead.flight, lead.old, error)
-        waiters = self._flights.land(lead.flight) if self._shares else ()
+        if cache.freshness is not None:
+            old = cache.stand_in(call, lead.flight, lead.old, error)
+        waiters = self._flights.complete(lead.flight) if self._shares else ()
         if old is not None:
-            tell(waiters, Landed(old, stale=True))
+            notify(waiters, SharedResult(old, stale=True))
             for index, item in ((lead.index, lead.item), *lead.followers):
-                known.add("stale", index, item, cache.lookup.serve_stale(call, old, error))
+                known.add("stale", index, item, cache.serve_stale(call, old, error))
             return True
         if waiters:
-            tell(waiters, Crashed(copy_error(error)))
+            notify(waiters, SharedFailure(copy_error(error)))
         for index, item in lead.followers:
             known.add("shared", index, item, Outcome(error=copy_error(error), attempts=0, calls=0))
         return False

@@ -12,26 +12,33 @@ from contextvars import Context
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.caching.flight import Flight, board, leads_others
-from opero.caching.waiter import Landed, Order, tell
+from opero.caching.single_flight import (
+    Flight,
+    Instruction,
+    SharedResult,
+    become_leader,
+    leads_others,
+    notify,
+    take_verdict,
+)
 from opero.concurrency.claim import Follower, Lead
 from opero.concurrency.engine import Outcome
 from opero.concurrency.errand import InThread, Several, Steps
 from opero.concurrency.known import Known
 from opero.concurrency.landing import Landing
 from opero.core.call import Call
-from opero.errors import DeadlineError, UnkeyableError
+from opero.errors import DeadlineError
 from opero.utils import ambient
 from opero.utils.matching import Rejected
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
-    from opero.caching import Cache
     from opero.caching.memory import Entry
     from opero.concurrency.abroad import Abroad
     from opero.concurrency.engine import Job
     from opero.concurrency.landing import Fresh
     from opero.concurrency.order import Batch
+    from opero.core.cache import CacheStage
 
 __all__ = ["Recall"]
 
@@ -61,7 +68,7 @@ class Recall:
 
     def __init__(
         self,
-        cache: Cache,
+        cache: CacheStage,
         job: Job,
         *,
         shares: bool,
@@ -73,12 +80,12 @@ class Recall:
         self._job = job
         self._shares = shares
         self._wake = wake
-        self._flights = cache.shelf.flights
+        self._flights = cache.single_flight
         self._led: dict[Hashable, Lead] = {}
         self._keys: dict[int, Hashable] = {}
         self._followers: set[Follower] = set()
         self._arrived: deque[Follower] = deque()
-        self._renewals: list[Call] = []
+        self._renewals: list[tuple[Call, Entry]] = []
         self._slow: bool = cache.store.blocking
         self._awaits = awaits
         self.ahead: int = 0
@@ -90,7 +97,7 @@ class Recall:
             cache, job, led=self._led, keys=self._keys, shares=shares, abroad=self._abroad
         )
         self.settle: Callable[[list[Batch], Fresh], Steps[list[Batch]]] = landing.settle
-        context.run(board, self._marker)
+        context.run(become_leader, self._marker)
 
     def _leases(self) -> Abroad | None:
         """Return the map's leases; None if its store lends none, or if it must not wait for anybody."""
@@ -165,7 +172,7 @@ class Recall:
             return
         entry = None
         if not self._slow:
-            entry = cache.lookup.find(key)
+            entry = cache.reader.find(key)
             if entry is not None and self._serve(index, item, call, entry, known):
                 return
         flight = self._claim(index, item, call)
@@ -180,13 +187,7 @@ class Recall:
             self._begin(lead, fresh)
 
     def _key(self, call: Call) -> Hashable | None:
-        try:
-            return self._cache.shelf.keying.key(call)
-        except UnkeyableError as error:
-            if self._cache.asked:
-                raise
-            self._cache.switch_off(str(error))
-            return None
+        return self._cache.key(call)
 
     def _claim(self, index: int, item: Any, call: Call) -> Flight | None:
         """Return a flight to lead; None if the item waits for the one that somebody else leads."""
@@ -209,31 +210,27 @@ class Recall:
 
     def _begin(self, lead: Lead, fresh: Fresh) -> None:
         """Let an item be computed."""
-        lookup = self._cache.lookup
-        if self._cache.aging is None:
-            lookup.count_miss()
-        lookup.missed()
+        if self._cache.freshness is None:
+            self._cache.count_miss()
+        self._cache.missed()
         fresh([lead.index], [lead.item])
 
     def _serve(self, index: int, item: Any, call: Call, entry: Entry, known: Known) -> bool:
         """Answer an item with what the cache has, if that will do."""
-        lookup, aging, renewal = self._cache.lookup, self._cache.aging, self._cache.renewal
-        if lookup.lives(call.key, entry):
-            known.add("hit", index, item, lookup.serve(call, entry))
-            if renewal is not None and renewal.due(call.key, entry):
-                self._renewals.append(call)
-            return True
-        if aging is not None and aging.spares(call.key, entry):
-            known.add("stale", index, item, lookup.serve_stale(call, entry))
-            return True
-        return False
+        cache = self._cache
+        fresh = cache.answers(call.key, entry)
+        if fresh:
+            known.add("hit", index, item, cache.serve(call, entry))
+            if cache.freshness is not None:
+                self._renewals.append((call, entry))
+        elif fresh is not None:
+            known.add("stale", index, item, cache.serve_stale(call, entry))
+        return fresh is not None
 
     def _renew(self) -> None:
-        renewal = self._cache.renewal
-        while self._renewals and renewal is not None:
-            call = self._renewals.pop()
-            begin = renewal.start_task if self._awaits else renewal.start_thread
-            begin(call, call.key)
+        while self._renewals:
+            call, entry = self._renewals.pop()
+            self._cache.refresh_if_due(call, call.key, entry, blocking=not self._awaits)
 
     def _look_up(self, claimed: list[Lead], fresh: Fresh, known: Known) -> Steps[int]:
         """Look many claimed items up in a store that takes its time; begin those that nobody else computes.
@@ -259,12 +256,12 @@ class Recall:
         """Answer claimed items with what the cache has; return the others."""
         if not leads:
             return leads
-        lookup = self._cache.lookup
+        reader = self._cache.reader
         keys = [lead.flight.key for lead in leads]
         entries: list[Entry | None] = yield (
-            InThread(lambda: lookup.find_many(keys))
-            if lookup.many
-            else Several(lookup.find, lookup.afind, [(key,) for key in keys])
+            InThread(lambda: reader.find_many(keys))
+            if reader.finds_many
+            else Several(reader.find, reader.afind, [(key,) for key in keys])
         )
         missing: list[Lead] = []
         for lead, entry in zip(leads, entries, strict=True):
@@ -281,7 +278,7 @@ class Recall:
         if self._abroad is not None:
             self._abroad.give_back([lead])
         if self._shares:
-            tell(self._flights.land(lead.flight), Landed(entry))
+            notify(self._flights.complete(lead.flight), SharedResult(entry))
         for index, item in lead.followers:
             self._serve(index, item, lead.call, entry, known)
 
@@ -302,18 +299,18 @@ class Recall:
             follower = self._arrived.popleft()
             self._followers.discard(follower)
             index, item, verdict = follower.index, follower.item, follower.verdict
-            if verdict is Order.LEAD:
+            if verdict is Instruction.LEAD:
                 lead = self._lead(index, item, follower.call, follower.flight)
                 if self._abroad is None:
                     self._begin(lead, fresh)
                 else:  # whoever led it before has given its lease back
                     claimed.append(lead)
-            elif verdict is Order.ALONE:
+            elif verdict is Instruction.COMPUTE:
                 fresh([index], [item])
-            elif isinstance(verdict, Order):
+            elif isinstance(verdict, Instruction):
                 self._sort_one(index, item, fresh, known, claimed)
             else:
-                stale = isinstance(verdict, Landed) and verdict.stale
+                stale = isinstance(verdict, SharedResult) and verdict.stale
                 told = self._shared(follower)
                 known.add("stale" if stale else "shared", index, item, told)
         yield from self._look_up(claimed, fresh, known)
@@ -342,7 +339,7 @@ class Recall:
 
     def _late(self, index: int, item: Any, call: Call, old: Entry | None, known: Known) -> None:
         try:
-            told = self._cache.lookup.late(call, old)
+            told = self._cache.late(call, old)
         except DeadlineError as error:
             known.add("fresh", index, item, Outcome(error=error, attempts=0, calls=0))
         else:
@@ -350,7 +347,7 @@ class Recall:
 
     def _shared(self, follower: Follower) -> Any:
         try:
-            return self._cache.sharing.share(follower.call, follower)
+            return self._cache.share(follower.call, take_verdict(follower))
         except Rejected as rejected:
             return Outcome(value=rejected.value, rejected=True, attempts=0, calls=0)
         except Exception as error:  # noqa: BLE001 - the other's failure is this item's as well

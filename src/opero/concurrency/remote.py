@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.caching.flight import Flight, board, unboard
+from opero.caching.single_flight import Flight, become_leader, stop_leading
 from opero.concurrency import bodies
 from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Report
 from opero.concurrency.parcel import Parcel
@@ -59,7 +59,7 @@ class _Site:
             if self._heard:
                 stack.callback(event_bus.subscribe(self.events.append).cancel)
             if self.job.leads:
-                stack.callback(unboard, board(Flight(None)))
+                stack.callback(stop_leading, become_leader(Flight(None)))
             return self._run(payload)
 
     def _run(self, payload: bytes) -> list[Packed]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.caching import Cache
 from opero.concurrency.chunks import ChunkSize
 from opero.concurrency.driver import Driver, Failed, Recover
 from opero.concurrency.engine import Chunk, Done, Job
@@ -19,6 +18,7 @@ from opero.concurrency.recall import Recall
 from opero.concurrency.recorder import ItemRecorder, recall_items, record_items
 from opero.concurrency.result import ItemResult, MapResult, Status
 from opero.concurrency.watch import Bar, Watch
+from opero.core.cache import CacheStage
 from opero.utils import ambient
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Plan:
     """
 
     job: Job
-    cache: Cache | None
+    cache: CacheStage | None
     size: ChunkSize
     slots: Callable[[], int]
     submit: Callable[[Chunk], None]

@@ -1,13 +1,14 @@
 # this_file: src/opero/core/cache.py
 """Serve results from the cache, and compute what it does not have once for all callers that want it.
 
-    look in the store → hit
-                      → miss → first caller: compute → store → notify waiters
-                             → others: wait for its outcome
+look in the store → hit
+→ miss → first caller: compute → store → notify waiters
+→ others: wait for its outcome
 """
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Hashable, Mapping
 from datetime import timedelta
@@ -140,7 +141,7 @@ class _BackgroundCall(RefreshCall):
         self.key = self._stage.entries.keys.key(self)
         return bool(self.key == self.flight.key)
 
-    def run(self) -> Any:
+    def compute(self) -> Any:
         """Compute and store the result; return a coroutine if the function is asynchronous."""
         bind_no_more()  # the deadlines are those of the caller that did not wait
         running = self._stage.rerun(self)
@@ -456,12 +457,11 @@ class CacheStage:
             return self.ttl
         try:
             seconds = ambient.clock().monotonic() - began
-            return allowed_ttl(
-                self.condition(value, Receipt.of(call, value, seconds)), self.ttl
-            )
+            return allowed_ttl(self.condition(value, Receipt.of(call, value, seconds)), self.ttl)
         except Exception as error:  # noqa: BLE001 - whatever it raises, the result goes first
             reason = f"cache_if raised {type(error).__name__} and was taken as False"
-            warnings.warn(reason, OperoWarning, stacklevel=users_stacklevel())
+            with contextlib.suppress(OperoWarning):  # where warnings are errors
+                warnings.warn(reason, OperoWarning, stacklevel=users_stacklevel())
             self._skips.report(reason)
             return 0
 
@@ -539,9 +539,7 @@ class CacheStage:
 
     # --- what threads and event loops do alike ----------------------------------------------------
 
-    def _begin(
-        self, call: Call, key: Hashable, *, looked: bool, blocking: bool
-    ) -> StepLogic[Any]:
+    def _begin(self, call: Call, key: Hashable, *, looked: bool, blocking: bool) -> StepLogic[Any]:
         """Look for a result, wait for another caller's, or become the one that computes it.
 
         Args:
@@ -555,31 +553,36 @@ class CacheStage:
             has to be computed and cannot be shared.
         """
         flights, find, expired = self.single_flight, self.reader.find_step, None
-        if call.renews:
-            return _Leadership(call.flight or flights.replace(key))
         seen_at, completed = monotonic(), flights.completed
-        if self.freshness is not None or not looked:
-            expired = yield find(key)
-            if expired is not None and (fresh := self.answers(key, expired)) is not None:
-                if not fresh:
-                    return self.serve_stale(call, expired)
-                self.refresh_if_due(call, key, expired, blocking=blocking)
-                return self.serve(call, expired)
-        flight = Flight(key)
-        if flights.claim(key, flight) is not flight:
-            verdict = yield from flights.follow(key, call.deadline, blocking=blocking)
-            try:
-                if verdict is Instruction.COMPUTE:
-                    return verdict
-                if verdict is Instruction.LATE:
-                    return self.late(call, expired)
-                if not isinstance(verdict, Flight):
-                    return self.share(call, verdict)
-                flight = verdict
-            finally:
-                del verdict
+        if call.renews:
+            flight = call.flight or flights.replace(key)
+        else:
+            if self.freshness is not None or not looked:
+                expired = yield find(key)
+                if expired is not None and (fresh := self.answers(key, expired)) is not None:
+                    if not fresh:
+                        return self.serve_stale(call, expired)
+                    self.refresh_if_due(call, key, expired, blocking=blocking)
+                    return self.serve(call, expired)
+            flight = Flight(key)
+            if flights.claim(key, flight) is not flight:
+                verdict = yield from flights.follow(key, call.deadline, blocking=blocking)
+                try:
+                    if verdict is Instruction.COMPUTE:
+                        return verdict
+                    if verdict is Instruction.LATE:
+                        return self.late(call, expired)
+                    if not isinstance(verdict, Flight):
+                        return self.share(call, verdict)
+                    flight = verdict
+                finally:
+                    del verdict
         flight.thread, lease = get_ident(), None
         try:
+            if call.renews:
+                if self.freshness is not None:
+                    expired = yield find(key)
+                return _Leadership(flight, expired)
             # Another caller may have stored the result between our look and our claim.
             if looked or flights.completed != completed:
                 seen_at = -inf
@@ -632,6 +635,10 @@ class CacheStage:
                 if key is None:
                     return proceed(call)
                 call.key = key
+                if direct and not call.renews:
+                    looked, entry = True, find(key)
+                    if entry is not None and is_fresh(key, entry):
+                        return self.serve(call, entry)
             flight, expired, lease = Flight(key), None, None
             if not direct or call.renews or claim(key, flight) is not flight:
                 begun = run_sync(self._begin(call, key, looked=looked, blocking=True))
@@ -692,6 +699,10 @@ class CacheStage:
                 if key is None:
                     return await proceed(call)
                 call.key = key
+                if direct and not call.renews:
+                    looked, entry = True, find(key)
+                    if entry is not None and is_fresh(key, entry):
+                        return self.serve(call, entry)
             flight, expired, lease = Flight(key), None, None
             if not direct or call.renews or claim(key, flight) is not flight:
                 begun = await run_async(self._begin(call, key, looked=looked, blocking=False))
@@ -717,7 +728,9 @@ class CacheStage:
                 if freshness is not None:
                     self.computed(call, key)
                 lasts = ttl if plain and not call.rejected else self.lifetime(call, value, began)
-                entry = await astore(flight, value, lasts) if astore else store(flight, value, lasts)
+                entry = (
+                    await astore(flight, value, lasts) if astore else store(flight, value, lasts)
+                )
                 if waiters := complete(flight):
                     notify(waiters, self.verdict(value, entry, rejected=call.rejected))
                 return value

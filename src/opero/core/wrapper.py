@@ -12,8 +12,8 @@ from collections.abc import Callable
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
-from opero.caching.keying import short_part
 from opero.caching.keys import FAST_TYPES
+from opero.caching.keys.function_keys import short_part
 from opero.core.call import Call
 from opero.core.deadline import leave
 from opero.core.function import stars, unwrap_partial
@@ -265,7 +265,7 @@ def make_wrapper(pipeline: Pipeline) -> Callable[..., Any]:
     }
     if pipeline.cache is not None:
         namespace |= {
-            "_opero_get": pipeline.cache.express_get,
+            "_opero_get": pipeline.cache.fast_get,
             "_opero_now": time.monotonic,
             "_opero_count_hit": pipeline.stats.hit_tally.count,
             "_opero_type": type,
@@ -337,7 +337,7 @@ def _source(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> str:
     if info.kind == "async_generator":
         return _ASYNC_GENERATOR.format(**blanks)
     body = express_body(pipeline) if has_express_lane(pipeline) else _STAGES_ONLY
-    keyed = pipeline.cache.express_parameters if pipeline.cache is not None else None
+    keyed = pipeline.cache.fast_parameters if pipeline.cache is not None else None
     if keyed:
         body = _HIT
         of_instance = pipeline.cache is not None and pipeline.cache.of_instance

@@ -44,32 +44,42 @@ class Arguments(Protocol):
 
 
 class FunctionDescription(Protocol):
-    """What is known of a function whose results are cached.
-
-    Attributes:
-        fn: The function itself.
-        name: Its short name, for messages.
-        module: The module that defines it.
-        qualname: Its qualified name.
-        calling: The signature with which `fn` is called.
-        declared: The signature that users see.
-        in_class: Whether it was defined in a class body.
-    """
+    """What is known of a function whose results are cached."""
 
     @property
-    def fn(self) -> Callable[..., Any]: ...
+    def fn(self) -> Callable[..., Any]:
+        """The function itself."""
+        ...
+
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Its short name, for messages."""
+        ...
+
     @property
-    def module(self) -> str: ...
+    def module(self) -> str:
+        """The module that defines it."""
+        ...
+
     @property
-    def qualname(self) -> str: ...
+    def qualname(self) -> str:
+        """Its qualified name."""
+        ...
+
     @property
-    def calling(self) -> Signature: ...
+    def calling(self) -> Signature:
+        """The signature with which `fn` is called."""
+        ...
+
     @property
-    def declared(self) -> Signature: ...
+    def declared(self) -> Signature:
+        """The signature that users see."""
+        ...
+
     @property
-    def in_class(self) -> bool: ...
+    def in_class(self) -> bool:
+        """Whether it was defined in a class body."""
+        ...
 
     def require_parameter(self, name: str, option: str, /) -> object:
         """Raise an `OperoUsageError` if there is no declared parameter of that name."""
