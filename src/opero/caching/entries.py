@@ -21,7 +21,6 @@ from opero.utils.steps import BlockingStep
 if TYPE_CHECKING:
     from opero.caching.function_cache import FunctionCache
     from opero.caching.memory import EntryStore
-    from opero.caching.refresh import Freshness
     from opero.caching.single_flight import Flight
     from opero.events.bus import Emitter
 
@@ -106,7 +105,7 @@ class EntryReader:
         function_cache: Where they are.
         emitter: Where an event of an edited function goes.
         skips: Reports a store that cannot be read.
-        freshness: How long they are served; None if only until they expire.
+        usable: Returns whether an expired entry may still be served; None if it never is.
 
     Attributes:
         find: Finds an entry by its key; never raises.
@@ -118,13 +117,13 @@ class EntryReader:
         function_cache: FunctionCache,
         emitter: Emitter,
         skips: SkipReporter,
-        freshness: Freshness | None = None,
+        usable: Callable[[Entry, float], bool] | None = None,
     ) -> None:
         self._store = store = function_cache.store
         self._source_change = function_cache.source_change
         self._emitter = emitter
         self._skips = skips
-        self._freshness = freshness
+        self._usable = usable
         self.finds_many: bool = hasattr(store, "find_many")
         # Memory is asked directly: it never fails.
         self.find: Callable[[Any], Entry | None] = (
@@ -136,8 +135,8 @@ class EntryReader:
         now = ambient.clock().monotonic()
         if entry.expires > now or entry.expiry > now:
             return True
-        freshness = self._freshness
-        if entry.keep <= now and not (freshness is not None and freshness.usable(entry, now)):
+        usable = self._usable
+        if entry.keep <= now and not (usable is not None and usable(entry, now)):
             self._store.discard(key, entry)
         return False
 
@@ -215,7 +214,7 @@ class EntryWriter:
         function_cache: Where to.
         copy: Whether mutable results are isolated.
         skips: Reports what is not stored.
-        freshness: When entries are refreshed and served late; None if nothing depends on it.
+        dated: Returns an entry that remembers when it was stored; None if nothing depends on that.
 
     Attributes:
         stores_many: Whether the store takes many results at once.
@@ -227,13 +226,13 @@ class EntryWriter:
         *,
         copy: bool,
         skips: SkipReporter,
-        freshness: Freshness | None = None,
+        dated: Callable[[Entry, float], Entry] | None = None,
     ) -> None:
         self._store = store = function_cache.store
         self._of_instance = function_cache.keys.of_instance
         self._copy = copy
         self._skips = skips
-        self._freshness = freshness
+        self._dated = dated
         self._encode: Callable[[Any, Any, float], Entry] | None = getattr(store, "entry", None)
         self.stores_many: bool = hasattr(store, "put_many")
 
@@ -344,9 +343,7 @@ class EntryWriter:
         expires = math.inf if ttl is None else now + ttl
         encode = self._encode or self.plain_entry
         entry = encode(key, value, expires)
-        if self._freshness is None or ttl is None:
-            return entry
-        return self._freshness.dated(entry, now)
+        return entry if self._dated is None or ttl is None else self._dated(entry, now)
 
     def plain_entry(self, key: Any, value: Any, expires: float = math.inf) -> Entry:
         """Return a result in a form in memory from which several callers can be served.

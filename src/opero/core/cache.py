@@ -231,10 +231,11 @@ class CacheStage:
         self.store: EntryStore = self.entries.store
         self.single_flight: SingleFlight = self.entries.single_flight
         self.freshness: Freshness | None = self._freshness()
-        self.reader = EntryReader(self.entries, emitter, skips, self.freshness)
-        self.writer = EntryWriter(
-            self.entries, copy=options.cache_copy, skips=skips, freshness=self.freshness
+        usable, dated = (
+            (self.freshness.usable, self.freshness.dated) if self.freshness else (None, None)
         )
+        self.reader = EntryReader(self.entries, emitter, skips, usable)
+        self.writer = EntryWriter(self.entries, copy=options.cache_copy, skips=skips, dated=dated)
         self.leases: Leases | None = None
         if self.store.lends:
             from opero.caching.lease import Leases

@@ -31,12 +31,12 @@ from opero.caching.keys.shapes import Unkeyable
 from opero.errors import UnkeyableError
 
 __all__ = [
-    "Arguments", "FunctionDescription", "FunctionKeys", "InstanceTokens", "function_id", "namespace_of",
+    "CallArguments", "FunctionDescription", "FunctionKeys", "InstanceTokens", "function_id", "namespace_of",
     "namespace_prefix", "short_part",
 ]  # fmt: skip
 
 
-class Arguments(Protocol):
+class CallArguments(Protocol):
     """The arguments of a call."""
 
     args: tuple[Any, ...]
@@ -148,7 +148,7 @@ class FunctionKeys:
             return ()
         return tuple(self._names[n] for n in self._kept)
 
-    def key(self, call: Arguments) -> Hashable | None:
+    def key(self, call: CallArguments) -> Hashable | None:
         """Return the key of a call, None if its arguments do not fit the function.
 
         Raises:
@@ -177,7 +177,7 @@ class FunctionKeys:
 
     # --- binding ----------------------------------------------------------------------------------
 
-    def _values(self, call: Arguments) -> tuple[Any, ...] | None:
+    def _values(self, call: CallArguments) -> tuple[Any, ...] | None:
         args, kwargs = call.args, call.kwargs
         if self._plain and len(args) == self._positional:
             if not (kwargs or self._keyword_only):
@@ -186,7 +186,7 @@ class FunctionKeys:
                 return (*args, *(kwargs[name] for name in self._keyword_only))
         return self._bound(call)
 
-    def _bound(self, call: Arguments) -> tuple[Any, ...] | None:
+    def _bound(self, call: CallArguments) -> tuple[Any, ...] | None:
         try:
             bound = self._info.declared.bind(*call.args, **call.kwargs)
         except TypeError:
@@ -243,7 +243,7 @@ class FunctionKeys:
         rest = self._of_content(self._names, values, first=1)
         return (token, *rest) if isinstance(rest, tuple) else (token, rest)
 
-    def _from_user(self, user_key: Callable[..., object], call: Arguments) -> Hashable | None:
+    def _from_user(self, user_key: Callable[..., object], call: CallArguments) -> Hashable | None:
         try:
             made = user_key(*call.args, **call.kwargs)
         except TypeError:
