@@ -36,7 +36,7 @@ from opero.caching.single_flight import (
     stop_leading,
 )
 from opero.core.call import Call, Receipt
-from opero.core.deadline import bind_no_more, overdue
+from opero.core.deadline import forget_deadlines, overdue
 from opero.core.options import standalone
 from opero.errors import OperoWarning, StoreError, UnkeyableError
 from opero.events import CacheHit, CacheMiss, CacheRefreshed, CacheStale
@@ -143,14 +143,14 @@ class _BackgroundCall(RefreshCall):
 
     def compute(self) -> Any:
         """Compute and store the result; return a coroutine if the function is asynchronous."""
-        bind_no_more()  # the deadlines are those of the caller that did not wait
+        forget_deadlines()  # the deadlines are those of the caller that did not wait
         running = self._stage.rerun(self)
         if self._blocking and isinstance(running, CoroutineType):
             # The first call ever: only now is it known that the function returns awaitables.
             running.close()
-            begun = self.take_begun()
-            if isinstance(begun, CoroutineType):
-                begun.close()
+            prior = self.take_prior_outcome()
+            if isinstance(prior, CoroutineType):
+                prior.close()
         return running
 
     def __del__(self) -> None:
@@ -242,8 +242,8 @@ class CacheStage:
 
             self.leases = Leases(self.store, self.reader, skips)
         self._refresh: BackgroundRefresh | None = self._background_refresh()
-        self._count_hit = stats.hit_tally.count
-        self.count_miss: Callable[[], object] = stats.miss_tally.count
+        self._count_hit = stats.hit_counter.count
+        self.count_miss: Callable[[], object] = stats.miss_counter.count
         self.rerun: Callable[[Call], Any] = lambda call: None
         register(self)
 
@@ -488,7 +488,7 @@ class CacheStage:
                 flight.key,
                 entry,
                 error,
-                attempt=call.walk or (),
+                attempt=call.attempt_errors or (),
                 overdue=call.overdue,
                 asked_pause=call.hint,
             )
@@ -587,7 +587,7 @@ class CacheStage:
             # Another caller may have stored the result between our look and our claim.
             if looked or flights.completed != completed:
                 seen_at = -inf
-            if self.leases is not None and call.begun is None:
+            if self.leases is not None and call.prior_outcome is None:
                 turn = yield from self.leases.take_turn(flight, call.deadline, expired, seen_at)
                 expired, lease = turn.entry, turn.lease
                 if turn.late:
@@ -642,10 +642,10 @@ class CacheStage:
                         return self.serve(call, entry)
             flight, expired, lease = Flight(key), None, None
             if not direct or call.renews or claim(key, flight) is not flight:
-                begun = run_sync(self._begin(call, key, looked=looked, blocking=True))
-                if type(begun) is not _Leadership:
-                    return proceed(call) if begun is Instruction.COMPUTE else begun
-                flight, expired, lease = begun
+                found = run_sync(self._begin(call, key, looked=looked, blocking=True))
+                if type(found) is not _Leadership:
+                    return proceed(call) if found is Instruction.COMPUTE else found
+                flight, expired, lease = found
             token = become_leader(flight)
             try:
                 if direct and not call.renews:
@@ -654,7 +654,7 @@ class CacheStage:
                         value = self.serve(call, expired)
                         notify(complete(flight), SharedResult(expired))
                         return value
-                if call.begun is None and not call.renews:
+                if call.prior_outcome is None and not call.renews:
                     if freshness is None:
                         self.count_miss()
                     if heard or switch.on:
@@ -706,10 +706,10 @@ class CacheStage:
                         return self.serve(call, entry)
             flight, expired, lease = Flight(key), None, None
             if not direct or call.renews or claim(key, flight) is not flight:
-                begun = await run_async(self._begin(call, key, looked=looked, blocking=False))
-                if type(begun) is not _Leadership:
-                    return await proceed(call) if begun is Instruction.COMPUTE else begun
-                flight, expired, lease = begun
+                found = await run_async(self._begin(call, key, looked=looked, blocking=False))
+                if type(found) is not _Leadership:
+                    return await proceed(call) if found is Instruction.COMPUTE else found
+                flight, expired, lease = found
             token = become_leader(flight)
             try:
                 if direct and not call.renews:
@@ -718,8 +718,8 @@ class CacheStage:
                         value = self.serve(call, expired)
                         notify(complete(flight), SharedResult(expired))
                         return value
-                # A call that is already made (`Call.begun`) was counted before it was made.
-                if call.begun is None and not call.renews:
+                # A call that is already made (`Call.prior_outcome`) was counted before it was made.
+                if call.prior_outcome is None and not call.renews:
                     if freshness is None:
                         self.count_miss()
                     if heard or switch.on:
