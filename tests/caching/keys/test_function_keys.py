@@ -437,11 +437,11 @@ def test_a_key_in_a_shared_store_is_text():
 
 def test_text_keys_are_the_same_in_every_process():
     code = (
-        "from opero.caching.keys.function_keys import Keying; from opero.core.function import describe_function\n"
+        "from opero.caching.keys.function_keys import FunctionKeys; from opero.core.function import describe_function\n"
         "from opero.core.call import Call\n"
         "def f(x, **k): ...\n"
         "call = Call(({'a', 'b', 'c'},), {'p': 1, 'q': 2})\n"
-        "print(Keying(describe_function(f), prefix=str).key(call))"
+        "print(FunctionKeys(describe_function(f), prefix=str).key(call))"
     )
     runs = {
         subprocess.run(
