@@ -333,7 +333,7 @@ def _settled(backend: str | None) -> str | None:
     """Return a backend as stores name theirs."""
     if backend is None or backend.partition(":")[0] not in BACKENDS:
         return backend
-    from opero.caching.stores import settle
+    from opero.caching.stores.base import settle
 
     return settle(backend)
 
@@ -355,7 +355,7 @@ def _clears(namespace: str | None, backend: str | None) -> Iterator[Callable[[],
 
 
 def _clears_of_places(namespace: str | None, backend: str | None) -> Iterator[Callable[[], int]]:
-    from opero.caching.stores import open_store, open_stores
+    from opero.caching.stores.base import open_store, open_stores
 
     places = [store for store in open_stores() if backend in (None, store.name)]
     if backend is not None and backend.partition(":")[0] in BACKENDS:
@@ -365,7 +365,7 @@ def _clears_of_places(namespace: str | None, backend: str | None) -> Iterator[Ca
     yield from (functools.partial(store.clear, prefix) for store in places)
 
 
-_STORES: Final = "opero.caching.stores"
+_STORES: Final = "opero.caching.stores.base"
 
 
 def _names(store: EntryStore) -> tuple[str, ...]:

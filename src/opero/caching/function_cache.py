@@ -79,7 +79,7 @@ def make_function_cache(
         )
         keys = FunctionKeys(function, ignore=ignore, user_key=user_key, prefix=prefix)
         store = shared_store(backend, prefix, max_bytes, codec)
-        change = SourceChange(function.fn, store, prefix) if isinstance(backend, str) else None
+        change = SourceChange(function.fn, store, prefix) if store.lends else None
         return FunctionCache(store, keys, SingleFlight(), source_change=change)
     memory = MemoryStore(maxsize, max_bytes)
     instances = InstanceTokens(forget=memory.drop_group) if function.in_class else None
@@ -101,12 +101,12 @@ def shared_store(
     Raises:
         OperoUsageError: The text names no backend, or the object does not fit.
     """
-    if not isinstance(backend, str):
-        from opero.caching.user_store import UserStore
+    if not isinstance(backend, str) or backend.startswith("twat:"):
+        from opero.caching.stores.user import open_user_store
 
-        return UserStore(backend, prefix)
+        return open_user_store(backend, prefix)
     from opero.caching.codec import Coder
-    from opero.caching.stores import across_hosts, open_store, settle
+    from opero.caching.stores.base import across_hosts, open_store, settle
     from opero.caching.stores.coded import CodedStore
 
     settled = settle(backend)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from opero.caching.entries import EntryReader, SkipReporter
     from opero.caching.memory import Entry, EntryStore
     from opero.caching.single_flight import Flight
-    from opero.caching.stores.protocol import ByteStore
+    from opero.caching.stores.base import ByteStore
     from opero.utils.steps import StepLogic
 
 __all__ = [
