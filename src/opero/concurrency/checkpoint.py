@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.caching.codec import Coder, Undecodable, Unencodable
-from opero.caching.keying import Keying, function_id
+from opero.caching.keys.function_keys import FunctionKeys, function_id
 from opero.concurrency.executors.base import ItemOutcome
 from opero.core.call import Call
 from opero.errors import OperoUsageError, OperoWarning, StoreError, UnkeyableError
@@ -68,7 +68,7 @@ def key_maker(info: FunctionInfo, options: MapOptions) -> MakeKey:
             name.append(function_id(info, options.cache_version) + ":")
         return name[0]
 
-    keying = Keying(info, ignore=options.cache_ignore, prefix=prefix)
+    keying = FunctionKeys(info, ignore=options.cache_ignore, prefix=prefix)
     identify = options.item_key
 
     def make(arguments: Any, item: Any) -> str:

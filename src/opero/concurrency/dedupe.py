@@ -16,10 +16,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.caching.copy_error import copy_error
-from opero.caching.flight import Flight
 from opero.caching.memory import Entry
-from opero.caching.waiter import Crashed, Landed, tell
+from opero.caching.single_flight import Flight, SharedFailure, SharedResult, copy_error, notify
 from opero.concurrency.batches import Batch, BatchesByOrigin
 from opero.concurrency.executors.base import ItemOutcome
 from opero.concurrency.steps import BlockingCall, BlockingCalls, Steps
@@ -28,12 +26,15 @@ from opero.errors import DeadlineError
 from opero.utils import ambient
 
 if TYPE_CHECKING:
-    from opero.caching import Cache
-    from opero.caching.keeper import Stored
-    from opero.caching.lease import Leases, Wait  # noqa: TC004 - loaded with the first store that lends leases
-    from opero.caching.lease_keeper import Lease  # noqa: TC004 - as above
-    from opero.caching.waiter import Verdict
+    from opero.caching.entries import Stored
+    from opero.caching.lease import (  # noqa: TC004 - loaded with the first store that lends leases
+        Lease,
+        Leases,
+        LeaseWait,
+    )
+    from opero.caching.single_flight import Verdict
     from opero.concurrency.executors.base import MapJob
+    from opero.core.cache import CacheStage
 
 __all__ = ["AddFresh", "InFlightElsewhere", "LeadItem", "RemoteLeases", "ResultStore"]
 
@@ -54,7 +55,7 @@ class LeadItem:
     """What the cache had, if it has expired."""
     lease: Lease | None = None
     """What keeps other processes from computing it, once it is claimed."""
-    wait: Wait | None = None
+    wait: LeaseWait | None = None
     """The wait for the process that computes it, while one does or after one did."""
     parked: bool = False
     """Whether it waits for that now."""
@@ -147,9 +148,9 @@ class RemoteLeases:
         return [lead for lead in leads if not lead.parked and lead not in late]
 
     def _park(self, lead: LeadItem, late: list[LeadItem]) -> None:
-        from opero.caching.lease import Wait
+        from opero.caching.lease import LeaseWait
 
-        lead.wait = wait = lead.wait or Wait(self._limit())
+        lead.wait = wait = lead.wait or LeaseWait(self._limit())
         pause = wait.next()
         if pause is not None:
             lead.parked = True
@@ -185,7 +186,7 @@ class RemoteLeases:
         """End the leases of items, without waiting for the store."""
         for lead in leads:
             lease, lead.lease = lead.lease, None
-            self._leases.give_back(lease, lead.flight)
+            self._leases.release(lease, lead.flight)
 
     def close(self) -> None:
         """Wait for no item any more."""
@@ -210,7 +211,7 @@ class ResultStore:
 
     def __init__(
         self,
-        cache: Cache,
+        cache: CacheStage,
         job: MapJob,
         *,
         led: dict[Hashable, LeadItem],
@@ -224,7 +225,7 @@ class ResultStore:
         self._keys = keys
         self._shares = shares
         self._leases = leases
-        self._flights = cache.shelf.flights
+        self._flights = cache.single_flight
         self._slow: bool = cache.store.blocking
 
     def settle(self, batches: list[Batch], fresh: AddFresh) -> Steps[list[Batch]]:
@@ -282,25 +283,25 @@ class ResultStore:
                 self._flights.abandon(lead.flight)
             raise
         for (lead, value), entry in zip(landed, entries, strict=True):
-            if self._cache.aging is not None:
-                self._cache.lookup.computed(lead.call, lead.flight.key)
+            if self._cache.freshness is not None:
+                self._cache.computed(lead.call, lead.flight.key)
             self._share(lead, value, entry, fresh, known)
 
     def _keep(self, keeps: list[tuple[Call, Flight, Any, float]]) -> Steps[list[Entry | None]]:
-        keeper = self._cache.keeper
-        if not (self._slow and keeper.many and keeps):
-            storing = BlockingCalls(keeper.keep, keeper.akeep, keeps)
+        cache, writer = self._cache, self._cache.writer
+        wanted = [
+            (flight, value, cache.lifetime(call, value, began))
+            for call, flight, value, began in keeps
+        ]
+        if not (self._slow and writer.stores_many and keeps):
+            storing = BlockingCalls(writer.store, writer.astore, wanted)
             several: list[Entry | None] = (
                 (yield storing) if self._slow and keeps else storing.run_sync()
             )
             return several
-        wanted = [
-            (flight, value, keeper.terms(call, flight, value, began))
-            for call, flight, value, began in keeps
-        ]
-        stored: list[Stored] = yield BlockingCall(lambda: keeper.store_many(wanted))
+        stored: list[Stored] = yield BlockingCall(lambda: writer.store_many(wanted))
         return [
-            keeper.heed(flight, one) for (flight, _, _), one in zip(wanted, stored, strict=True)
+            writer.report(flight, one) for (flight, _, _), one in zip(wanted, stored, strict=True)
         ]
 
     def _share(
@@ -312,13 +313,13 @@ class ResultStore:
         known: BatchesByOrigin,
     ) -> None:
         call = lead.call
-        waiters = self._flights.land(lead.flight) if self._shares else ()
+        waiters = self._flights.complete(lead.flight) if self._shares else ()
         if not (waiters or lead.followers):
             return
-        verdict = self._cache.sharing.landed(value, entry, rejected=call.rejected)
-        tell(waiters, verdict)
+        verdict = self._cache.verdict(value, entry, rejected=call.rejected)
+        notify(waiters, verdict)
         for index, item in lead.followers:
-            if isinstance(verdict, Landed):
+            if isinstance(verdict, SharedResult):
                 copy = verdict.entry.open()
                 self._job.pipeline.stats.add(shared=1)
                 result = (
@@ -334,18 +335,18 @@ class ResultStore:
         """Share a failure; True if all, the item itself too, get an expired result instead."""
         cache, call = self._cache, lead.call
         # A caller short of time says nothing about what the next one will achieve.
-        lead.flight.barren = not isinstance(error, DeadlineError)
+        lead.flight.without_result = not isinstance(error, DeadlineError)
         old = None
-        if cache.aging is not None:
-            old = cache.lookup.stand_in(call, lead.flight, lead.old, error)
-        waiters = self._flights.land(lead.flight) if self._shares else ()
+        if cache.freshness is not None:
+            old = cache.stand_in(call, lead.flight, lead.old, error)
+        waiters = self._flights.complete(lead.flight) if self._shares else ()
         if old is not None:
-            tell(waiters, Landed(old, stale=True))
+            notify(waiters, SharedResult(old, stale=True))
             for index, item in ((lead.index, lead.item), *lead.followers):
-                known.add("stale", index, item, cache.lookup.serve_stale(call, old, error))
+                known.add("stale", index, item, cache.serve_stale(call, old, error))
             return True
         if waiters:
-            tell(waiters, Crashed(copy_error(error)))
+            notify(waiters, SharedFailure(copy_error(error)))
         for index, item in lead.followers:
             known.add(
                 "shared", index, item, ItemOutcome(error=copy_error(error), attempts=0, calls=0)

@@ -12,24 +12,31 @@ from contextvars import Context
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.caching.flight import Flight, board, leads_others
-from opero.caching.waiter import Landed, Order, tell
+from opero.caching.single_flight import (
+    Flight,
+    Instruction,
+    SharedResult,
+    become_leader,
+    leads_others,
+    notify,
+    take_verdict,
+)
 from opero.concurrency.batches import BatchesByOrigin
 from opero.concurrency.dedupe import InFlightElsewhere, LeadItem, RemoteLeases, ResultStore
 from opero.concurrency.executors.base import ItemOutcome
 from opero.concurrency.steps import BlockingCall, BlockingCalls, Steps
 from opero.core.call import Call
-from opero.errors import DeadlineError, UnkeyableError
+from opero.errors import DeadlineError
 from opero.utils import ambient
 from opero.utils.matching import Rejected
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
-    from opero.caching import Cache
     from opero.caching.memory import Entry
     from opero.concurrency.batches import Batch
     from opero.concurrency.dedupe import AddFresh
     from opero.concurrency.executors.base import MapJob
+    from opero.core.cache import CacheStage
 
 __all__ = ["CacheLookup"]
 
@@ -57,7 +64,7 @@ class CacheLookup:
 
     def __init__(
         self,
-        cache: Cache,
+        cache: CacheStage,
         job: MapJob,
         *,
         shares: bool,
@@ -68,12 +75,12 @@ class CacheLookup:
         self._job = job
         self._shares = shares
         self._wake = wake
-        self._flights = cache.shelf.flights
+        self._flights = cache.single_flight
         self._led: dict[Hashable, LeadItem] = {}
         self._keys: dict[int, Hashable] = {}
         self._followers: set[InFlightElsewhere] = set()
         self._arrived: deque[InFlightElsewhere] = deque()
-        self._renewals: list[Call] = []
+        self._refreshes: list[tuple[Call, Entry]] = []
         self._slow: bool = cache.store.blocking
         self._awaits = job.pipeline.awaits
         self.ahead: int = 0
@@ -85,7 +92,7 @@ class CacheLookup:
             cache, job, led=self._led, keys=self._keys, shares=shares, leases=self._remote
         )
         self.settle: Callable[[list[Batch], AddFresh], Steps[list[Batch]]] = store.settle
-        context.run(board, self._marker)
+        context.run(become_leader, self._marker)
 
     def _leases(self) -> RemoteLeases | None:
         """Return the map's leases; None if its store has none, or if the map must not wait for another caller."""
@@ -158,7 +165,7 @@ class CacheLookup:
             return
         entry = None
         if not self._slow:
-            entry = cache.lookup.find(key)
+            entry = cache.reader.find(key)
             if entry is not None and self._serve(index, item, call, entry, known):
                 return
         flight = self._join(index, item, call)
@@ -173,13 +180,7 @@ class CacheLookup:
             self._begin(lead, fresh)
 
     def _key(self, call: Call) -> Hashable | None:
-        try:
-            return self._cache.shelf.keying.key(call)
-        except UnkeyableError as error:
-            if self._cache.asked:
-                raise
-            self._cache.switch_off(str(error))
-            return None
+        return self._cache.key(call)
 
     def _join(self, index: int, item: Any, call: Call) -> Flight | None:
         """Return a flight to lead; None if the item waits for the one of another caller."""
@@ -202,33 +203,29 @@ class CacheLookup:
 
     def _begin(self, lead: LeadItem, fresh: AddFresh) -> None:
         """Let an item be computed."""
-        lookup = self._cache.lookup
-        if self._cache.aging is None:
-            lookup.count_miss()
-        lookup.missed()
+        if self._cache.freshness is None:
+            self._cache.count_miss()
+        self._cache.missed()
         fresh([lead.index], [lead.item])
 
     def _serve(
         self, index: int, item: Any, call: Call, entry: Entry, known: BatchesByOrigin
     ) -> bool:
         """Answer an item with what the cache has, if that will do."""
-        lookup, aging, renewal = self._cache.lookup, self._cache.aging, self._cache.renewal
-        if lookup.lives(call.key, entry):
-            known.add("hit", index, item, lookup.serve(call, entry))
-            if renewal is not None and renewal.due(call.key, entry):
-                self._renewals.append(call)
-            return True
-        if aging is not None and aging.spares(call.key, entry):
-            known.add("stale", index, item, lookup.serve_stale(call, entry))
-            return True
-        return False
+        cache = self._cache
+        fresh = cache.answers(call.key, entry)
+        if fresh:
+            known.add("hit", index, item, cache.serve(call, entry))
+            if cache.freshness is not None:
+                self._refreshes.append((call, entry))
+        elif fresh is not None:
+            known.add("stale", index, item, cache.serve_stale(call, entry))
+        return fresh is not None
 
-    def _renew(self) -> None:
-        renewal = self._cache.renewal
-        while self._renewals and renewal is not None:
-            call = self._renewals.pop()
-            begin = renewal.start_task if self._awaits else renewal.start_thread
-            begin(call, call.key)
+    def _refresh(self) -> None:
+        while self._refreshes:
+            call, entry = self._refreshes.pop()
+            self._cache.refresh_if_due(call, call.key, entry, blocking=not self._awaits)
 
     def _look_up(
         self, claimed: list[LeadItem], fresh: AddFresh, known: BatchesByOrigin
@@ -249,19 +246,19 @@ class CacheLookup:
             missing = yield from self._found(free, known)
         for lead in missing:
             self._begin(lead, fresh)
-        self._renew()
+        self._refresh()
         return unknown
 
     def _found(self, leads: list[LeadItem], known: BatchesByOrigin) -> Steps[list[LeadItem]]:
         """Answer claimed items with what the cache has; return the others."""
         if not leads:
             return leads
-        lookup = self._cache.lookup
+        reader = self._cache.reader
         keys = [lead.flight.key for lead in leads]
         entries: list[Entry | None] = yield (
-            BlockingCall(lambda: lookup.find_many(keys))
-            if lookup.many
-            else BlockingCalls(lookup.find, lookup.afind, [(key,) for key in keys])
+            BlockingCall(lambda: reader.find_many(keys))
+            if reader.finds_many
+            else BlockingCalls(reader.find, reader.afind, [(key,) for key in keys])
         )
         missing: list[LeadItem] = []
         for lead, entry in zip(leads, entries, strict=True):
@@ -278,7 +275,7 @@ class CacheLookup:
         if self._remote is not None:
             self._remote.give_back([lead])
         if self._shares:
-            tell(self._flights.land(lead.flight), Landed(entry))
+            notify(self._flights.complete(lead.flight), SharedResult(entry))
         for index, item in lead.followers:
             self._serve(index, item, lead.call, entry, known)
 
@@ -299,18 +296,18 @@ class CacheLookup:
             follower = self._arrived.popleft()
             self._followers.discard(follower)
             index, item, verdict = follower.index, follower.item, follower.verdict
-            if verdict is Order.LEAD:
+            if verdict is Instruction.LEAD:
                 lead = self._lead(index, item, follower.call, follower.flight)
                 if self._remote is None:
                     self._begin(lead, fresh)
                 else:  # its leader has given the lease back
                     claimed.append(lead)
-            elif verdict is Order.ALONE:
+            elif verdict is Instruction.COMPUTE:
                 fresh([index], [item])
-            elif isinstance(verdict, Order):
+            elif isinstance(verdict, Instruction):
                 self._sort_one(index, item, fresh, known, claimed)
             else:
-                stale = isinstance(verdict, Landed) and verdict.stale
+                stale = isinstance(verdict, SharedResult) and verdict.stale
                 result = self._shared(follower)
                 known.add("stale" if stale else "shared", index, item, result)
         yield from self._look_up(claimed, fresh, known)
@@ -341,7 +338,7 @@ class CacheLookup:
         self, index: int, item: Any, call: Call, old: Entry | None, known: BatchesByOrigin
     ) -> None:
         try:
-            result = self._cache.lookup.late(call, old)
+            result = self._cache.late(call, old)
         except DeadlineError as error:
             known.add("fresh", index, item, ItemOutcome(error=error, attempts=0, calls=0))
         else:
@@ -349,7 +346,7 @@ class CacheLookup:
 
     def _shared(self, follower: InFlightElsewhere) -> Any:
         try:
-            return self._cache.sharing.share(follower.call, follower)
+            return self._cache.share(follower.call, take_verdict(follower))
         except Rejected as rejected:
             return ItemOutcome(value=rejected.value, rejected=True, attempts=0, calls=0)
         except Exception as error:  # noqa: BLE001 - the other's failure is this item's as well

@@ -19,10 +19,10 @@ from opero.errors import MapStopped
 from opero.utils import ambient
 
 if TYPE_CHECKING:
-    from opero.caching import Cache
     from opero.concurrency.batches import Batch
     from opero.concurrency.executors.base import AsyncMapExecutor, MapExecutor, MapJob, Report
     from opero.concurrency.progress import Progress
+    from opero.core.cache import CacheStage
     from opero.core.options import MapOptions
 
 __all__ = ["MapRun", "run_map", "run_map_async"]
@@ -67,7 +67,7 @@ class MapRun:
         scheduler: Scheduler,
         progress: Progress,
         *,
-        cache: Cache | None,
+        cache: CacheStage | None,
         recorders: tuple[ItemRecorder, ...],
         collects: bool,
         drains: bool,

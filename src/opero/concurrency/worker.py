@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.caching.flight import Flight, board
+from opero.caching.single_flight import Flight, become_leader
 from opero.concurrency import bodies
 from opero.concurrency.clerk import Clerk
 from opero.concurrency.executors.base import Chunk, Done, GaveBack, MapJob, Report
@@ -127,7 +127,7 @@ class _Worker:
         ambient.set_disabled(shipment.disabled)
         job = self._job = shipment.job(self.slate, self._events.append)
         if job.leads:
-            board(Flight(None))
+            become_leader(Flight(None))
         if job.memory_limit is not None:
             limit_memory(job.memory_limit)
         if job.worker_init is not None:

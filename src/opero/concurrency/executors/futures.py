@@ -21,7 +21,7 @@ from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from opero.caching.flight import Flight, board, unboard
+from opero.caching.single_flight import Flight, become_leader, stop_leading
 from opero.concurrency.bodies import open_done, open_parked, pack_chunk, pack_done, unopened
 from opero.concurrency.executors.base import Caps, Chunk, Done, GaveBack, Lost, MapJob, Report
 from opero.concurrency.executors.threads import ThreadExecutor
@@ -275,7 +275,7 @@ class _RemoteJob:
             if self._relays:
                 stack.callback(event_bus.subscribe(self._events.append).cancel)
             if self._job.leads:
-                stack.callback(unboard, board(Flight(None)))
+                stack.callback(stop_leading, become_leader(Flight(None)))
             if not self._job.pipeline.awaits:
                 return self._run(payload)
             from opero.utils import run_async

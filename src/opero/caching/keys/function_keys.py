@@ -1,5 +1,5 @@
-# this_file: src/opero/caching/keying.py
-"""From the arguments of a call to the key of its result.
+# this_file: src/opero/caching/keys/function_keys.py
+"""Turn the arguments of a call into the key of its result.
 
 In memory, entries belong to the function object, and a key is one of:
 
@@ -18,24 +18,76 @@ from __future__ import annotations
 
 import functools
 import sys
+import weakref
 from collections.abc import Callable, Hashable, Iterable
-from inspect import Parameter
+from inspect import Parameter, Signature
+from itertools import count
+from threading import RLock
 from types import CellType, FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
-from opero.caching.keys import FAST_TYPES, Unkeyable, digest
+from opero.caching.keys.canonical import FAST_TYPES, digest
+from opero.caching.keys.shapes import Unkeyable
 from opero.errors import UnkeyableError
 
-if TYPE_CHECKING:
-    from opero.caching.instances import Instances
-    from opero.core.call import Call
-    from opero.core.function import FunctionInfo
-
-__all__ = ["Keying", "function_id", "namespace_of", "namespace_prefix", "short_part"]
+__all__ = [
+    "CallArguments", "FunctionDescription", "FunctionKeys", "InstanceTokens", "function_id", "namespace_of",
+    "namespace_prefix", "short_part",
+]  # fmt: skip
 
 
-class Keying:
-    """How the arguments of one function become keys.
+class CallArguments(Protocol):
+    """The arguments of a call."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class FunctionDescription(Protocol):
+    """What is known of a function whose results are cached."""
+
+    @property
+    def fn(self) -> Callable[..., Any]:
+        """The function itself."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Its short name, for messages."""
+        ...
+
+    @property
+    def module(self) -> str:
+        """The module that defines it."""
+        ...
+
+    @property
+    def qualname(self) -> str:
+        """Its qualified name."""
+        ...
+
+    @property
+    def calling(self) -> Signature:
+        """The signature with which `fn` is called."""
+        ...
+
+    @property
+    def declared(self) -> Signature:
+        """The signature that users see."""
+        ...
+
+    @property
+    def in_class(self) -> bool:
+        """Whether it was defined in a class body."""
+        ...
+
+    def require_parameter(self, name: str, option: str, /) -> object:
+        """Raise an `OperoUsageError` if there is no declared parameter of that name."""
+        ...
+
+
+class FunctionKeys:
+    """Make the keys of one function's results.
 
     Args:
         info: The function.
@@ -52,11 +104,11 @@ class Keying:
 
     def __init__(
         self,
-        info: FunctionInfo,
+        info: FunctionDescription,
         *,
         ignore: Iterable[str] = (),
         user_key: Callable[..., object] | None = None,
-        instances: Instances | None = None,
+        instances: InstanceTokens | None = None,
         prefix: Callable[[], str] | None = None,
     ) -> None:
         parameters = tuple(info.declared.parameters.values())
@@ -90,13 +142,13 @@ class Keying:
         return self._instances is not None
 
     @property
-    def express_parameters(self) -> tuple[str, ...]:
+    def fast_parameters(self) -> tuple[str, ...]:
         """Names of the parameters from which a wrapper may build a key itself; empty if none."""
         if not self._plain or self._user_key is not None or self._prefix is not None:
             return ()
         return tuple(self._names[n] for n in self._kept)
 
-    def key(self, call: Call) -> Hashable | None:
+    def key(self, call: CallArguments) -> Hashable | None:
         """Return the key of a call, None if its arguments do not fit the function.
 
         Raises:
@@ -115,7 +167,7 @@ class Keying:
             except TypeError:
                 pass  # a metaclass may make its classes unhashable
         if self._user_key is not None:
-            return self._asked(self._user_key, call)
+            return self._from_user(self._user_key, call)
         values = self._values(call)
         if values is None:
             return None
@@ -125,7 +177,7 @@ class Keying:
 
     # --- binding ----------------------------------------------------------------------------------
 
-    def _values(self, call: Call) -> tuple[Any, ...] | None:
+    def _values(self, call: CallArguments) -> tuple[Any, ...] | None:
         args, kwargs = call.args, call.kwargs
         if self._plain and len(args) == self._positional:
             if not (kwargs or self._keyword_only):
@@ -134,7 +186,7 @@ class Keying:
                 return (*args, *(kwargs[name] for name in self._keyword_only))
         return self._bound(call)
 
-    def _bound(self, call: Call) -> tuple[Any, ...] | None:
+    def _bound(self, call: CallArguments) -> tuple[Any, ...] | None:
         try:
             bound = self._info.declared.bind(*call.args, **call.kwargs)
         except TypeError:
@@ -175,7 +227,7 @@ class Keying:
         found = self._digest(tuple((names[n], values[n]) for n in kept))
         return found if self._prefix is None else f"{self._prefix()}{found.hex()}"
 
-    def _of_instance(self, values: tuple[Any, ...], instances: Instances) -> Hashable:
+    def _of_instance(self, values: tuple[Any, ...], instances: InstanceTokens) -> Hashable:
         instance = values[0]
         token = instances.tokens.get(id(instance))
         if token is None:
@@ -191,12 +243,12 @@ class Keying:
         rest = self._of_content(self._names, values, first=1)
         return (token, *rest) if isinstance(rest, tuple) else (token, rest)
 
-    def _asked(self, user_key: Callable[..., object], call: Call) -> Hashable | None:
+    def _from_user(self, user_key: Callable[..., object], call: CallArguments) -> Hashable | None:
         try:
             made = user_key(*call.args, **call.kwargs)
         except TypeError:
             if self._bound(call) is None:
-                return None  # the function itself shall say what is wrong with its arguments
+                return None  # the function itself raises what is wrong with its arguments
             raise
         if self._prefix is None and _is_fast(type(made)):
             return type(made), made
@@ -216,7 +268,7 @@ class Keying:
             # The path begins with the number of the pair and the place of the value in it.
             path = signal.path or (0,)
             name = content[int(path[0])][0]
-            raise self._unkeyable(name, _told(name, path[2:], signal)) from None
+            raise self._unkeyable(name, _described(name, path[2:], signal)) from None
 
     def _unkeyable(self, name: str, why: str) -> UnkeyableError:
         return UnkeyableError(
@@ -232,7 +284,7 @@ _SHORT: Final = 16
 _STARRED: Final = frozenset({Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD})
 
 
-def _called_as_declared(info: FunctionInfo) -> bool:
+def _called_as_declared(info: FunctionDescription) -> bool:
     declared, calling = info.declared.parameters.values(), info.calling.parameters.values()
     # Signatures compare defaults with `==`, which arrays refuse to answer.
     return len(declared) == len(calling) and all(
@@ -256,7 +308,7 @@ def _has_content(instance: object) -> bool:
     return True
 
 
-def _told(name: str, path: tuple[str | int, ...], signal: Unkeyable) -> str:
+def _described(name: str, path: tuple[str | int, ...], signal: Unkeyable) -> str:
     steps = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
     return f"{f'{name}{steps} is ' if steps else ''}{signal.culprit}, which {signal.reason}"
 
@@ -293,7 +345,7 @@ def _escaped(text: str) -> str:
     return text.translate(_SPECIAL).encode("utf-8", "backslashreplace").decode()
 
 
-def function_id(info: FunctionInfo, version: str | int | None = None) -> str:
+def function_id(info: FunctionDescription, version: str | int | None = None) -> str:
     """Return what a function is called in stores that outlive or are shared by functions.
 
     It is made of the module (for a script, its file), the qualified name, and what tells apart two
@@ -342,17 +394,17 @@ def _bound_to(fn: Any) -> list[Any]:
         # A callable object is what it holds; a builtin is its name.
         return found if hasattr(fn, "__name__") else [*found, fn]
     cells = dict(zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True))
-    # A recursive function closes over itself, which tells nothing.
+    # A recursive function closes over itself, which distinguishes nothing.
     cells.pop(fn.__name__, None)
     held = {name: cell.cell_contents for name, cell in cells.items() if cell != _EMPTY_CELL}
     return [*found, held] if held else found
 
 
 def short_part(kind: type, value: Any) -> Hashable | None:
-    """Return what stands for a float, or for a short list or tuple, in a key in memory.
+    """Return the part of a key in memory for a float, or for a short list or tuple.
 
-    It tells types and content as exactly as a digest does, at a tenth of the cost; None where it
-    could not.
+    It distinguishes types and content as exactly as a digest does, at a tenth of the cost; None where
+    it could not.
     """
     if kind is float:
         # NaN does not equal itself, and 0.0 equals -0.0.
@@ -360,3 +412,85 @@ def short_part(kind: type, value: Any) -> Hashable | None:
     if kind in (tuple, list) and len(value) <= _SHORT and FAST_TYPES.issuperset(map(type, value)):
         return tuple(map(type, value)), tuple(value)
     return None
+
+
+# --- instances, for methods in memory -------------------------------------------------------------
+
+
+class _Reference(weakref.ref[object]):
+    """A weak reference that remembers what it stood for."""
+
+    __slots__ = ("number", "token")
+    number: int
+    token: int
+
+
+class InstanceTokens:
+    """Tokens of live objects, by identity: an object's own `__eq__` and `__hash__` are never called.
+
+    An id is used again only after its object is gone, and the token goes with the object, so the
+    two never disagree.
+
+    Args:
+        forget: Called with the token of an object that has died.
+
+    Attributes:
+        tokens: Token by `id(object)`. Never replaced, so that its `get` can be kept.
+
+    Example:
+        >>> class Client: ...
+        >>> client, numbers = Client(), InstanceTokens(forget=print)
+        >>> numbers.token(client) == numbers.token(client)
+        True
+        >>> del client
+        1
+    """
+
+    def __init__(self, forget: Callable[[int], object]) -> None:
+        self.tokens: dict[int, int] = {}
+        self._references: dict[int, _Reference] = {}
+        self._numbers = count(1)
+        self._forget = forget
+        self._lock = RLock()
+        # The references would otherwise keep this object in a cycle.
+        myself = weakref.ref(self)
+
+        def gone(reference: _Reference) -> None:
+            me = myself()
+            if me is not None:
+                me._gone(reference)  # noqa: SLF001 - its own method, reached weakly
+
+        self._callback = gone
+
+    def token(self, instance: object) -> int:
+        """Return the number of an object, a new one when it is first seen.
+
+        Raises:
+            TypeError: The object cannot be weakly referenced.
+        """
+        number = id(instance)
+        known = self.tokens.get(number)
+        if known is not None:
+            return known
+        reference = _Reference(instance, self._callback)
+        reference.number = number
+        with self._lock:
+            token = self.tokens.get(number)
+            if token is None:
+                token = next(self._numbers)
+                reference.token = token
+                self._references[number] = reference
+                self.tokens[number] = token
+        return token
+
+    def after_fork(self) -> None:
+        """Replace the lock: the thread that held it may not exist in a forked child."""
+        self._lock = RLock()
+
+    def _gone(self, reference: _Reference) -> None:
+        with self._lock:
+            if self._references.get(reference.number) is not reference:
+                return  # one that lost the race in `token`
+            del self._references[reference.number]
+            del self.tokens[reference.number]
+        self._forget(reference.token)

@@ -1,4 +1,4 @@
-# this_file: tests/caching/test_renewal.py
+# this_file: tests/caching/test_background_refresh.py
 """`cache_refresh`: a result is computed anew before it expires, while callers get the old one."""
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from opero import deadline, opero, remaining
-from opero.caching import background
-from opero.caching.aging import FAILURE_LULL
+from opero.caching import refresh as background
+from opero.caching.refresh import FRESH_FAILURE_SECONDS
 from opero.events import CacheRefreshed
 from opero.testing import FakeClock, capture_events
 
@@ -54,7 +54,7 @@ def body() -> Any:
     made = Gated()
     yield made
     made.gate.set()
-    assert background._crew.drain(10)
+    assert background._threads.drain(10)
 
 
 def decorated(body: Gated, **options: Any) -> Any:
@@ -77,7 +77,7 @@ def test_an_old_entry_is_served_at_once_and_renewed_by_one_call(
     until(lambda: body.calls == 2)
     with capture_events(CacheRefreshed) as events:
         body.gate.set()
-        assert background._crew.drain(10)
+        assert background._threads.drain(10)
     assert (fetch(), body.calls) == (2, 2)
     assert [(event.renewed, event.error) for event in events] == [(True, None)]
     clock.advance(79)
@@ -90,7 +90,7 @@ def test_the_express_lane_notices_the_age_with_the_real_clock(body: Gated) -> No
     body.gate.set()
     fetch()
     assert fetch() == 1
-    assert background._crew.drain(10)
+    assert background._threads.drain(10)
     assert body.calls == 2
 
 
@@ -127,12 +127,12 @@ def test_a_renewal_that_fails_keeps_the_old_result_and_is_not_tried_by_everybody
     with capture_events(CacheRefreshed) as events:
         for _ in range(5):
             assert fetch() == 1
-            assert background._crew.drain(10)
+            assert background._threads.drain(10)
     assert body.calls == 2
     assert [(event.renewed, type(event.error)) for event in events] == [(False, error)]
-    clock.advance(FAILURE_LULL)
+    clock.advance(FRESH_FAILURE_SECONDS)
     fetch()
-    assert background._crew.drain(10)
+    assert background._threads.drain(10)
     assert body.calls == 3
 
 
@@ -143,7 +143,7 @@ def test_a_rejected_renewal_keeps_the_old_result(body: Gated, clock: FakeClock) 
     clock.advance(81)
     with capture_events(CacheRefreshed) as events:
         fetch()
-        assert background._crew.drain(10)
+        assert background._threads.drain(10)
     assert fetch() == 1
     assert [event.renewed for event in events] == [False]
 
@@ -157,7 +157,7 @@ def test_who_comes_after_the_expiry_waits_for_the_renewal(body: Gated, clock: Fa
     found: list[Any] = []
     waiting = threading.Thread(target=lambda: found.append(fetch.call()), daemon=True)
     waiting.start()
-    flights = fetch.__opero__.cache.shelf.flights
+    flights = fetch.__opero__.cache.single_flight
     until(lambda: any(flight.waiters for flight in list(flights._open.values())))
     body.gate.set()
     waiting.join(10)
@@ -173,7 +173,7 @@ def test_an_explicit_refresh_counts_for_more(body: Gated, clock: FakeClock) -> N
     until(lambda: body.calls == 2)
     body.gate.set()
     renewed = fetch.cache.refresh()
-    assert background._crew.drain(10)
+    assert background._threads.drain(10)
     assert fetch() == renewed
 
 
@@ -191,13 +191,13 @@ def test_a_renewal_has_the_context_of_its_caller_but_leads_nothing_of_his(
     def outer() -> None:
         inner()
 
-    from opero.caching import flight
+    from opero.caching import single_flight as flight
 
     inner()
     clock.advance(81)
     name.set("Ann")
     outer()
-    assert background._crew.drain(10)
+    assert background._threads.drain(10)
     assert seen[1][2] != threading.current_thread().name
     # It leads its own flight, and not the caller's.
     assert seen == [("nobody", 1, threading.current_thread().name), ("Ann", 1, seen[1][2])]
@@ -217,7 +217,7 @@ def test_a_renewal_is_not_bound_by_its_callers_deadline(
     clock.advance(81)
     with deadline(5):
         fetch()
-        assert background._crew.drain(10)
+        assert background._threads.drain(10)
     assert seen == [pytest.approx(own, abs=1)] * 2
 
 
@@ -240,7 +240,7 @@ def test_arguments_that_change_after_the_call_do_not_reach_the_renewal(clock: Fa
     assert begun.wait(10)
     numbers.append(3)
     gate.set()
-    assert background._crew.drain(10)
+    assert background._threads.drain(10)
     assert seen == [[1, 2], [1, 2]]
 
 
@@ -267,7 +267,7 @@ def test_a_store_that_is_shared_tells_the_age(clock: FakeClock, tmp_path: Path, 
     stored(1)
     clock.advance(2)
     assert stored.call(1).source == "hit"
-    assert background._crew.drain(10)
+    assert background._threads.drain(10)
     assert stored.stats.calls == 2
     clock.advance(79)
     assert stored.call(1).source == "hit"
@@ -276,21 +276,21 @@ def test_a_store_that_is_shared_tells_the_age(clock: FakeClock, tmp_path: Path, 
 def test_when_all_threads_are_busy_nothing_is_queued(body: Gated, clock: FakeClock) -> None:
     fetch = decorated(body)
     body.gate.set()
-    for n in range(background._MOST + 4):
+    for n in range(background._MOST_THREADS + 4):
         fetch(n)
     body.gate.clear()
     clock.advance(81)
     before = body.calls
-    for n in range(background._MOST + 4):
+    for n in range(background._MOST_THREADS + 4):
         fetch(n)
-    until(lambda: body.calls == before + background._MOST)
-    assert len(fetch.__opero__.cache.shelf.flights) == background._MOST
+    until(lambda: body.calls == before + background._MOST_THREADS)
+    assert len(fetch.__opero__.cache.single_flight) == background._MOST_THREADS
     body.gate.set()
-    assert background._crew.drain(10)
-    for n in range(background._MOST, background._MOST + 4):
+    assert background._threads.drain(10)
+    for n in range(background._MOST_THREADS, background._MOST_THREADS + 4):
         fetch(n)
-    assert background._crew.drain(10)
-    assert body.calls == before + background._MOST + 4
+    assert background._threads.drain(10)
+    assert body.calls == before + background._MOST_THREADS + 4
 
 
 def test_a_loop_that_ends_before_the_renewal_leaves_no_flight_behind(clock: FakeClock) -> None:
@@ -306,7 +306,7 @@ def test_a_loop_that_ends_before_the_renewal_leaves_no_flight_behind(clock: Fake
     with warnings.catch_warnings():
         asyncio.run(main())
     gc.collect()
-    assert len(fetch.__opero__.cache.shelf.flights) == 0
+    assert len(fetch.__opero__.cache.single_flight) == 0
 
 
 def test_a_function_that_turns_out_to_return_awaitables_is_left_to_its_callers(

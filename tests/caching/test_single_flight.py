@@ -1,4 +1,4 @@
-# this_file: tests/caching/test_flight.py
+# this_file: tests/caching/test_single_flight.py
 """Single-flight: who leads, who waits, who takes over."""
 
 from __future__ import annotations
@@ -11,8 +11,15 @@ import time
 
 import pytest
 
-from opero.caching.flight import Flights, board, unboard
-from opero.caching.waiter import Order, TaskWaiter, ThreadWaiter, tell, verdict_of
+from opero.caching.single_flight import (
+    FlightWaiter,
+    Instruction,
+    SingleFlight,
+    become_leader,
+    notify,
+    stop_leading,
+    take_verdict,
+)
 
 
 class FakeWaiter:
@@ -38,61 +45,61 @@ def elsewhere(work):
 
 
 def test_the_first_caller_leads_and_others_wait():
-    flights = Flights()
+    flights = SingleFlight()
     assert flights.join("k") is not None
     assert elsewhere(lambda: flights.join("k")) is None
     assert elsewhere(lambda: flights.join("other")) is not None
 
 
 def test_a_lone_leader_makes_nothing_for_waiters():
-    flights = Flights()
+    flights = SingleFlight()
     flight = flights.join("k")
     assert flight.waiters is None
-    assert list(flights.land(flight)) == []
+    assert list(flights.complete(flight)) == []
     assert len(flights) == 0
 
 
 def test_a_flight_that_landed_between_look_and_join_is_not_waited_for():
-    flights = Flights()
+    flights = SingleFlight()
     flight = flights.join("k")
-    flights.land(flight)
+    flights.complete(flight)
     assert not flights.wait_for("k", FakeWaiter())
 
 
 def test_a_leader_never_waits():
-    flights = Flights()
-    token = board(flights.join("a"))
+    flights = SingleFlight()
+    token = become_leader(flights.join("a"))
     elsewhere(lambda: flights.join("b"))
     private = flights.join("b", blocking=False)
     assert private is not None
-    assert list(flights.land(private)) == []
+    assert list(flights.complete(private)) == []
     assert len(flights) == 2  # landing the private one left the other's alone
-    unboard(token)
+    stop_leading(token)
     assert flights.join("b", blocking=False) is None
 
 
 def test_a_context_copied_from_a_leader_does_not_count_flights_that_are_done():
-    flights = Flights()
+    flights = SingleFlight()
     flight = flights.join("a")
-    token = board(flight)
+    token = become_leader(flight)
     child = contextvars.copy_context()
-    unboard(token)
+    stop_leading(token)
     elsewhere(lambda: flights.join("b"))
     assert child.run(flights.join, "b", blocking=False) is not None
-    flights.land(flight)
+    flights.complete(flight)
     assert child.run(flights.join, "b", blocking=False) is None
 
 
 def test_a_thread_never_blocks_for_a_leader_in_the_same_thread():
-    flights = Flights()
-    contextvars.Context().run(lambda: board(flights.join("k")))
+    flights = SingleFlight()
+    contextvars.Context().run(lambda: become_leader(flights.join("k")))
     assert flights.join("k") is not None
     assert flights.join("k", blocking=False) is None
 
 
 def test_leaving_a_context_that_is_not_ones_own_is_harmless():
-    token = contextvars.Context().run(lambda: board(Flights().join("k")))
-    unboard(token)
+    token = contextvars.Context().run(lambda: become_leader(SingleFlight().join("k")))
+    stop_leading(token)
 
 
 def waiting(flights, *waiters):
@@ -103,69 +110,69 @@ def waiting(flights, *waiters):
 
 
 def test_the_longest_waiting_takes_over_from_a_killed_leader():
-    flights, first, second = Flights(), FakeWaiter(), FakeWaiter()
+    flights, first, second = SingleFlight(), FakeWaiter(), FakeWaiter()
     flight = waiting(flights, first, second)
     flights.abandon(flight)
-    assert (first.verdict, second.verdict) == (Order.LEAD, None)
+    assert (first.verdict, second.verdict) == (Instruction.LEAD, None)
     assert list(flight.waiters) == [second]
     assert not flight.done
 
 
-def test_a_waiter_that_is_gone_is_passed_over():
-    flights = Flights()
+def test_waiter_that_cannot_go_on_is_skipped():
+    flights = SingleFlight()
     still, closed, third = FakeWaiter(ready=False), FakeWaiter(wakes=False), FakeWaiter()
     flights.abandon(waiting(flights, still, closed, third))
-    assert (still.verdict, closed.verdict, third.verdict) == (None, None, Order.LEAD)
+    assert (still.verdict, closed.verdict, third.verdict) == (None, None, Instruction.LEAD)
 
 
-def test_an_heir_that_is_cancelled_hands_on():
-    flights, first, second = Flights(), FakeWaiter(), FakeWaiter()
+def test_cancelled_successor_hands_on():
+    flights, first, second = SingleFlight(), FakeWaiter(), FakeWaiter()
     flights.abandon(waiting(flights, first, second))
     flights.leave(first)
-    assert second.verdict is Order.LEAD
+    assert second.verdict is Instruction.LEAD
 
 
-def test_a_flight_without_heirs_ends_and_sleepers_look_again():
-    flights, still = Flights(), FakeWaiter(ready=False)
+def test_abandoned_flight_without_successor_ends_and_waiters_look_again():
+    flights, still = SingleFlight(), FakeWaiter(ready=False)
     flight = waiting(flights, still)
     flights.abandon(flight)
-    assert still.verdict is Order.AGAIN
+    assert still.verdict is Instruction.LOOK_AGAIN
     assert flight.done
     assert len(flights) == 0
 
 
 def test_a_waiter_that_leaves_is_not_leaked():
-    flights, first, second = Flights(), FakeWaiter(), FakeWaiter()
+    flights, first, second = SingleFlight(), FakeWaiter(), FakeWaiter()
     flight = waiting(flights, first, second)
     flights.leave(first)
-    assert list(flights.land(flight)) == [second]
+    assert list(flights.complete(flight)) == [second]
     assert first.woken == 0
 
 
 def test_an_invalidated_flight_is_replaced_by_the_next_caller():
-    flights, waiter = Flights(), FakeWaiter()
+    flights, waiter = SingleFlight(), FakeWaiter()
     old = waiting(flights, waiter)
-    flights.void("k")
+    flights.invalidate("k")
     new = flights.join("k")
-    assert old.void
+    assert old.invalidated
     assert new is not old
-    assert not new.void
-    assert list(flights.land(old)) == [waiter]
+    assert not new.invalidated
+    assert list(flights.complete(old)) == [waiter]
     assert len(flights) == 1
 
 
 def test_nobody_takes_over_an_invalidated_flight():
-    flights, waiter = Flights(), FakeWaiter()
+    flights, waiter = SingleFlight(), FakeWaiter()
     flight = waiting(flights, waiter)
-    flights.void_all()
+    flights.invalidate_all()
     flights.abandon(flight)
-    assert waiter.verdict is Order.AGAIN
+    assert waiter.verdict is Instruction.LOOK_AGAIN
 
 
 def test_abandoning_a_flight_that_has_landed_does_nothing():
-    flights = Flights()
+    flights = SingleFlight()
     flight = flights.join("k")
-    flights.land(flight)
+    flights.complete(flight)
     other = elsewhere(lambda: flights.join("k"))
     flights.abandon(flight)
     assert not other.done
@@ -173,23 +180,23 @@ def test_abandoning_a_flight_that_has_landed_does_nothing():
 
 
 def test_reset_forgets_leaders_of_another_process():
-    flights = Flights()
+    flights = SingleFlight()
     elsewhere(lambda: flights.join("k"))
-    flights.reset()
+    flights.after_fork()
     assert flights.join("k") is not None
 
 
 def test_a_verdict_is_taken_once():
-    waiter = ThreadWaiter()
-    tell([waiter], Order.ALONE)
+    waiter = FlightWaiter(blocking=True)
+    notify([waiter], Instruction.COMPUTE)
     waiter.wait()
-    assert verdict_of(waiter) is Order.ALONE
+    assert take_verdict(waiter) is Instruction.COMPUTE
     assert waiter.verdict is None
 
 
 def test_a_task_is_woken_from_another_thread():
     async def main():
-        waiter = TaskWaiter()
+        waiter = FlightWaiter(blocking=False)
         assert waiter.ready
         threading.Timer(0.01, waiter.wake).start()
         await asyncio.wait_for(waiter.wait(), 5)
@@ -199,16 +206,16 @@ def test_a_task_is_woken_from_another_thread():
 
 def test_a_task_is_woken_by_its_own_loop():
     async def main():
-        waiter = TaskWaiter()
+        waiter = FlightWaiter(blocking=False)
         asyncio.get_running_loop().call_soon(waiter.wake)
         await asyncio.wait_for(waiter.wait(), 5)
 
     asyncio.run(main())
 
 
-def test_a_waiter_of_a_closed_loop_breaks_nobody():
+def test_waiter_of_a_closed_loop_cannot_be_woken():
     async def main():
-        return TaskWaiter()
+        return FlightWaiter(blocking=False)
 
     waiter = asyncio.run(main())
     assert not waiter.ready
@@ -217,24 +224,24 @@ def test_a_waiter_of_a_closed_loop_breaks_nobody():
 
 @pytest.mark.asyncio
 async def test_a_cancelled_waiter_is_not_ready_and_may_be_woken():
-    waiter = TaskWaiter()
+    waiter = FlightWaiter(blocking=False)
     task = asyncio.create_task(waiter.wait())
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not waiter.ready
-    assert waiter.wake()
+    assert not waiter.wake()
 
 
-def test_a_waiting_thread_hears_ctrl_c():
+def test_ctrl_c_ends_the_wait_of_a_thread():
     def strike():
         time.sleep(0.03)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     threading.Thread(target=strike).start()
     with pytest.raises(KeyboardInterrupt):
-        ThreadWaiter().wait()
+        FlightWaiter(blocking=True).wait()
 
 
 # --- deadlines ------------------------------------------------------------------------------------
@@ -247,35 +254,35 @@ class BoundWaiter(FakeWaiter):
 
 
 @pytest.mark.parametrize(
-    ("deadlines", "heir"),
+    ("deadlines", "successor"),
     [([5.0, 10.0], None), ([5.0, 11.0, None], 1), ([None, 11.0], 0), ([], None)],
 )
-def test_a_leader_whose_time_is_up_is_outlived_by_the_first_waiter_with_more(deadlines, heir):
-    flights = Flights()
+def test_late_leader_hands_over_to_the_first_waiter_with_more_time(deadlines, successor):
+    flights = SingleFlight()
     flight = flights.join("k")
     waiters = [BoundWaiter(deadline) for deadline in deadlines]
     for waiter in waiters:
         flights.wait_for("k", waiter)
-    assert flights.outlive(flight, 10.0) is (heir is not None)
-    led = [n for n, waiter in enumerate(waiters) if waiter.verdict is Order.LEAD]
-    assert led == ([] if heir is None else [heir])
+    assert flights.abandon_late(flight, 10.0) is (successor is not None)
+    led = [n for n, waiter in enumerate(waiters) if waiter.verdict is Instruction.LEAD]
+    assert led == ([] if successor is None else [successor])
     assert flight.done is False
 
 
-def test_who_waits_for_an_outdated_result_begins_anew_when_its_leader_ends():
-    flights, waiter = Flights(), FakeWaiter()
+def test_waiter_for_an_invalidated_result_looks_again_when_its_leader_ends():
+    flights, waiter = SingleFlight(), FakeWaiter()
     flight = flights.join("k")
     flights.wait_for("k", waiter)
-    flights.void("k")
-    assert flights.outlive(flight, 10.0)
-    assert waiter.verdict is Order.AGAIN
+    flights.invalidate("k")
+    assert flights.abandon_late(flight, 10.0)
+    assert waiter.verdict is Instruction.LOOK_AGAIN
 
 
 @pytest.mark.parametrize(
-    ("verdict", "left"), [(None, True), (Order.LEAD, True), (Order.AGAIN, False)]
+    ("verdict", "left"), [(None, True), (Instruction.LEAD, True), (Instruction.LOOK_AGAIN, False)]
 )
-def test_a_waiter_that_leaves_learns_whether_it_was_told_meanwhile(verdict, left):
-    flights, waiter = Flights(), FakeWaiter()
+def test_leave_returns_whether_the_waiter_was_handed_an_outcome_meanwhile(verdict, left):
+    flights, waiter = SingleFlight(), FakeWaiter()
     flights.join("k")
     flights.wait_for("k", waiter)
     waiter.verdict = verdict
@@ -284,22 +291,22 @@ def test_a_waiter_that_leaves_learns_whether_it_was_told_meanwhile(verdict, left
 
 def test_a_wait_ends_at_its_deadline():
     soon = time.monotonic() + 0.005
-    assert ThreadWaiter(soon).wait() is False
+    assert FlightWaiter(soon, blocking=True).wait() is False
 
     async def main():
-        return await TaskWaiter(soon).wait()
+        return await FlightWaiter(soon, blocking=False).wait()
 
     assert asyncio.run(main()) is False
 
 
 def test_a_wait_that_ends_before_its_deadline_is_no_different():
     late = time.monotonic() + 20
-    waiter = ThreadWaiter(late)
+    waiter = FlightWaiter(late, blocking=True)
     waiter.wake()
     assert waiter.wait()
 
     async def main():
-        waiter = TaskWaiter(late)
+        waiter = FlightWaiter(late, blocking=False)
         asyncio.get_running_loop().call_soon(waiter.wake)
         return await waiter.wait()
 

