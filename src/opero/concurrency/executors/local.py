@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["LocalChunk", "LocalChunks", "PartialResults"]
 
 _LOOK: Final = 0.03
-"""Seconds between two looks at chunks that are under way."""
+"""Seconds after which finished items of a chunk that is under way are reported."""
 
 
 class LocalChunk:
@@ -159,19 +159,22 @@ class LocalChunks:
             self._report(done)
 
     def patience(self, timeout: float | None) -> float | None:
-        """Return how long to wait for reports, at most `timeout` seconds, before the next `look`."""
+        """Report what workers have done while they are busy with slow items, if it is time for that.
+
+        Args:
+            timeout: Longest wait for reports in seconds, None for ever.
+
+        Returns:
+            How long to wait before the next call.
+        """
         if not self._open:
             return timeout
+        if (now := monotonic()) >= self._due:
+            self._due = now + _LOOK
+            # A copy, because workers come and go meanwhile.
+            for partial in list(self._partial.values()):
+                self.report(partial)
         return _LOOK if timeout is None else min(timeout, _LOOK)
-
-    def look(self) -> None:
-        """Report what workers have done while they are busy with slow items, if it is time for that."""
-        if not self._partial or (now := monotonic()) < self._due:
-            return
-        self._due = now + _LOOK
-        # A copy, because workers come and go meanwhile.
-        for partial in list(self._partial.values()):
-            self.report(partial)
 
     def close(self) -> None:
         """Let no further item begin."""
