@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from opero.concurrency.engine import Done, Facts, Outcome, Parked
 from opero.concurrency.parcel import PLAIN, Parcel, pack, put
-from opero.concurrency.remote_error import decode_error, encode_error, traceback_of
-from opero.concurrency.shipping import dumps
+from opero.concurrency.executors.process.remote_error import decode_error, encode_error, traceback_of
+from opero.concurrency.executors.process.pickling import dumps
 from opero.errors import ShippingError
 
 if TYPE_CHECKING:

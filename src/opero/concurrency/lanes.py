@@ -20,7 +20,7 @@ from opero.concurrency.memory import resident
 from opero.concurrency.nurse import Nurse, own_socket
 from opero.concurrency.parcel import Parcel
 from opero.concurrency.segment import CAN_PASS, Intake, Supply
-from opero.concurrency.shipment import Shipment
+from opero.concurrency.executors.process.job_spec import JobSpec
 from opero.concurrency.start import StartMethod, choose_start, settle
 from opero.concurrency.tally import Tally
 from opero.errors import WorkerStartError
@@ -59,7 +59,7 @@ class LanePool:
         self._job = job
         self._method: StartMethod | None = method
         self._pickled: bytes | None = None
-        self._shipment = Shipment.of(job)
+        self._shipment = JobSpec.of(job)
         self._nurse: Nurse | None = None
         self._lanes: dict[int, Lane] = {}
         self._backlog: deque[Held] = deque()

@@ -115,7 +115,7 @@ def make_engine(mode: Mode, options: MapOptions, context: Context) -> Engine:
         from opero.concurrency.executors.futures import Futures
 
         return Futures(options.executor, _workers_of(options), context)
-    from opero.concurrency.executors.processes import ProcessEngine
+    from opero.concurrency.executors.process.pool import ProcessEngine
 
     return ProcessEngine(options.workers)
 

@@ -13,13 +13,13 @@ import weakref
 from typing import IO, TYPE_CHECKING, Final
 
 from opero.concurrency import nursery
-from opero.concurrency.shipping import import_paths
+from opero.concurrency.executors.process.pickling import import_paths
 from opero.concurrency.wire import Frame, Reader, Writer
 
 if TYPE_CHECKING:
     import subprocess
 
-    from opero.concurrency.shipment import Shipment
+    from opero.concurrency.executors.process.job_spec import JobSpec
     from opero.concurrency.start import StartMethod
 
 __all__ = ["Nurse", "own_socket"]
@@ -62,7 +62,7 @@ class Nurse:
         inherits: Whether lanes know the job already.
     """
 
-    def __init__(self, method: StartMethod, shipment: Shipment) -> None:
+    def __init__(self, method: StartMethod, shipment: JobSpec) -> None:
         self.sock, theirs = own_socket()
         self._reader, self._writer = Reader(self.sock), Writer(self.sock)
         self.inherits: bool = method == "fork"
@@ -194,7 +194,7 @@ class Nurse:
             self._stderr = None
 
 
-def _fork(theirs: socket.socket, shipment: Shipment) -> int:
+def _fork(theirs: socket.socket, shipment: JobSpec) -> int:
     """Fork this process, which has one thread; return the child's process id."""
     from opero.concurrency.worker import work
 

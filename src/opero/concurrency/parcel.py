@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from opero.concurrency.segment import LARGE, Intake, Load, Segment, Span
-from opero.concurrency.shipping import dumps
+from opero.concurrency.executors.process.pickling import dumps
 from opero.errors import ShippingError
 
 __all__ = ["PLAIN", "Parcel", "pack", "put", "seal"]

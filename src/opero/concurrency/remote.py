@@ -20,7 +20,7 @@ from opero.concurrency import bodies
 from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Report
 from opero.concurrency.parcel import Parcel
 from opero.concurrency.sheet import Sheet, sheet_of
-from opero.concurrency.shipment import Shipment
+from opero.concurrency.executors.process.job_spec import JobSpec
 from opero.concurrency.work import Work
 from opero.errors import OperoError
 from opero.events import event_bus
@@ -45,10 +45,10 @@ class _Site:
 
     def __init__(self, blob: bytes) -> None:
         self.events: list[Event] = []
-        shipment = Shipment.open_here(blob)
+        shipment = JobSpec.open(blob)
         self.job: Job = shipment.job(None, self.events.append)
         # In the map's own process everybody hears of everything already.
-        self._heard = shipment.heard == "bus" and shipment.home != os.getpid()
+        self._heard = shipment.listens == "bus" and shipment.program != os.getpid()
         self.work = Work(self.job)
         # A worker may have several threads.
         self.lock = threading.Lock()

@@ -23,10 +23,10 @@ from opero.concurrency.outbox import Outbox
 from opero.concurrency.page import Page
 from opero.concurrency.parcel import PLAIN, Parcel
 from opero.concurrency.progress import hide_bars
-from opero.concurrency.remote_error import traceback_of
+from opero.concurrency.executors.process.remote_error import traceback_of
 from opero.concurrency.segment import Intake
 from opero.concurrency.sheet import Sheet, sheet_of
-from opero.concurrency.shipment import Shipment
+from opero.concurrency.executors.process.job_spec import JobSpec
 from opero.concurrency.slate import Slate
 from opero.concurrency.wire import Frame, Reader, send_frame
 from opero.concurrency.work import Work
@@ -63,7 +63,7 @@ FLUSH: Final = 0.002
 """Seconds after which what is finished is sent, so that little is lost with a worker."""
 
 
-def work(sock: socket.socket, slate: int, shipment: Shipment | None = None) -> None:
+def work(sock: socket.socket, slate: int, shipment: JobSpec | None = None) -> None:
     """Be a worker until the map closes the socket.
 
     Args:
@@ -100,7 +100,7 @@ class _Worker:
 
     # --- getting ready ----------------------------------------------------------------------------
 
-    def prepare(self, shipment: Shipment | None) -> bool:
+    def prepare(self, shipment: JobSpec | None) -> bool:
         """Take the job and tell the map whether that went well."""
         stderr = self.slate.divert(2)
         try:
@@ -117,9 +117,9 @@ class _Worker:
         send_frame(self._sock, Frame(UP, os.getpid()))
         return True
 
-    def _take(self, shipment: Shipment | None) -> None:
+    def _take(self, shipment: JobSpec | None) -> None:
         if shipment is None:
-            shipment = Shipment.open(self._receive().body)
+            shipment = JobSpec.open(self._receive().body)
         else:
             _forget_listeners()
         _reseed()

@@ -14,7 +14,7 @@ from opero.concurrency import bodies, remote
 from opero.concurrency.engine import Caps, Chunk, Lost, Report
 from opero.concurrency.rounds import Rounds
 from opero.concurrency.sheet import sheet_of
-from opero.concurrency.shipment import Shipment
+from opero.concurrency.executors.process.job_spec import JobSpec
 from opero.concurrency.work import Work
 from opero.errors import MapError
 
@@ -66,7 +66,7 @@ class Futures:
         """
         self._job = job
         self._number = uuid.uuid4().hex
-        self._blob = b"" if self._here else Shipment.of(job).pickled()
+        self._blob = b"" if self._here else JobSpec.of(job).pickled()
         self._work = Work(job, context=self._context)
 
     def submit(self, chunk: Chunk) -> None:
