@@ -454,7 +454,8 @@ class ProcessPool:
                 server = self._server()
                 worker = WorkerHandle(server, self._fd, self._size, fresh=self._method == "spawn")
             except BrokenPipeError:
-                self._lose_server(server)
+                self._forget(server)
+                self._count_failed_start(server.said(), None)
                 continue
             except OSError as error:
                 if not self._workers:
@@ -470,11 +471,12 @@ class ProcessPool:
             for worker in begun:
                 worker.send(self._message)
 
-    def _lose_server(self, server: ForkServer) -> None:
+    def _forget(self, server: ForkServer) -> None:
+        """Begin other workers from another server: this one has ended."""
         forget_server(server)
         if self._forked is server:
             self._forked = None
-        self._count_failed_start(server.said(), None)
+            server.close()
 
     def _dispatch(self) -> None:
         assign(self._waiting, self._workers, self._job.in_flight)
@@ -633,9 +635,7 @@ class ProcessPool:
         said = worker.said
         worker.close()
         if worker.orphaned:
-            forget_server(worker.server)
-            if self._forked is worker.server:
-                self._forked = None
+            self._forget(worker.server)
         if worker.failure is not None:
             raise WorkerStartError(worker.failure, worker.exitcode)
         if not worker.up:

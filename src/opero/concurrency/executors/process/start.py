@@ -204,16 +204,17 @@ class ForkServer:
         self._inherits = worker_main is not None
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
-        self._output = -1
+        self._output = -1 if self._inherits else anonymous_file("server")
         self._child = 0
         self._sock, theirs = socket.socketpair()
         close_in_child(self._sock)
+        # Whoever uses it last closes it: the pools that have workers of it, or the program at its end.
+        self._release = weakref.finalize(self, _release, self._sock, self._output)
         try:
             with theirs:
                 if worker_main is not None:
                     self._child = _fork(theirs, worker_main)
                 else:
-                    self._output = anonymous_file("server")
                     self._child = _begin_interpreter(theirs, self._output)
         except BaseException:
             self.close()
@@ -278,7 +279,7 @@ class ForkServer:
 
     def said(self) -> str:
         """Return the end of what the server itself wrote to stderr."""
-        if self._output < 0:
+        if self._output < 0 or not self._release.alive:
             return ""
         size = os.fstat(self._output).st_size
         return os.pread(self._output, 16_384, max(0, size - 16_384)).decode(errors="replace").strip()
@@ -295,7 +296,7 @@ class ForkServer:
 
     def close(self) -> None:
         """Let the server kill its workers and end; a fork of this process is waited for."""
-        self._sock.close()
+        self._release()
         if self._child and self._inherits:
             try:
                 os.waitpid(self._child, 0)
@@ -303,9 +304,12 @@ class ForkServer:
                 pass
             self._child = 0
         self._reap()
-        if self._output >= 0:
-            os.close(self._output)
-            self._output = -1
+
+
+def _release(sock: socket.socket, output: int) -> None:
+    sock.close()
+    if output >= 0:
+        os.close(output)
 
 
 _shared: list[ForkServer] = []
@@ -492,7 +496,7 @@ class _Server:
             try:
                 pid = os.fork()
                 if not pid:
-                    _leave(lambda: self._live(given, stdout, stderr, fresh=fresh))
+                    _leave(lambda: self._live(given, fds[len(given) :], fresh=fresh))
                 os.write(status, EXIT_STATUS.pack(pid, 0))
                 self._workers[number] = pid, status
             except OSError as error:
@@ -505,16 +509,16 @@ class _Server:
             for fd in (*given, stdout, stderr):
                 os.close(fd)
 
-    def _live(self, given: list[int], stdout: int, stderr: int, *, fresh: bool) -> None:
+    def _live(self, given: list[int], others: list[int], *, fresh: bool) -> None:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for fd in (self._woken, self._waker, *(status for _, status in self._workers.values())):
+        os.dup2(others[1], 1)
+        os.dup2(others[2], 2)
+        # A sentinel is at its end when the server is; no worker may hold it open.
+        statuses = [status for _, status in self._workers.values()]
+        for fd in (self._woken, self._waker, *others, *statuses):
             os.close(fd)
         self._control.close()
-        os.dup2(stdout, 1)
-        os.dup2(stderr, 2)
-        os.close(stdout)
-        os.close(stderr)
         if fresh:
             for fd in given:
                 os.set_inheritable(fd, True)
