@@ -37,6 +37,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from opero.utils.secrets import mask_urls
+
 __all__ = [
     "ActivityError",
     "BulkheadFullError",
@@ -83,6 +85,10 @@ class OperoUsageError(OperoError, TypeError, ValueError):
         ...
         opero.errors.OperoUsageError: opero() has no option 'retires'. Did you mean 'retries'?
     """
+
+    def __init__(self, *args: object) -> None:
+        # What is wrong may be an address with a password.
+        super().__init__(*(mask_urls(a) if isinstance(a, str) else a for a in args))
 
 
 class UnkeyableError(OperoUsageError):
@@ -389,6 +395,9 @@ class SpendCapError(RefusalError):
 
 class OperoWarning(UserWarning):
     """Something works otherwise than the user may think: said once, never an error."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(mask_urls(a) if isinstance(a, str) else a for a in args))
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:

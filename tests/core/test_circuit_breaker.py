@@ -14,7 +14,7 @@ import pytest
 
 from opero.core.call import Call
 from opero.core.circuit_breaker import Circuit, CircuitCheck, breaker_of
-from opero.core.cooldown import part_key
+from opero.core.fallback import part_key
 from opero.errors import CircuitOpenError, DeadlineError
 from opero.events import CircuitChanged, Event
 from opero.events.bus import Emitter
@@ -24,7 +24,7 @@ from opero.utils.matching import Rejected
 from opero.utils.secrets import show_value
 
 if TYPE_CHECKING:
-    from opero.core.stage import Stage
+    from opero.core.call import Stage
 
 CLOSED, OPEN, HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
 FORCED_OPEN = CircuitState.FORCED_OPEN
@@ -186,7 +186,7 @@ def test_a_call_that_was_already_made_is_not_refused(drive: Drive) -> None:
     stage = circuit()
     stage.breaker.force_open()
     begun = Call((), {})
-    begun.begun = REFUSED
+    begun.prior_outcome = REFUSED
     with pytest.raises(ConnectionError):
         drive(stage, raises(REFUSED), begun)
     assert drive(CircuitCheck(stage), ok, begun) == "ok"

@@ -33,7 +33,7 @@ from opero.errors import BulkheadFullError, DeadlineError, OperoUsageError
 from opero.events.bus import Emitter
 from opero.limits.concurrency_limit import ConcurrencyLimit
 from opero.utils.ambient import set_disabled
-from opero.utils.threads import Job, run_in_thread
+from opero.utils.threads import ThreadCall, run_in_thread
 
 
 def until(condition):
@@ -176,7 +176,7 @@ def test_a_permit_that_comes_in_the_last_moment_is_kept(monkeypatch):
         assert gate.opened
         return False
 
-    monkeypatch.setattr("opero.utils.waiters.ThreadGate.wait", late)
+    monkeypatch.setattr("opero.utils.waiters.ThreadWaiter.wait", late)
     assert limit.acquire(timeout=1)
     assert limit.in_flight == 1
 
@@ -205,7 +205,7 @@ def test_an_interrupt_after_the_permit_has_come_gives_it_on(monkeypatch):
         assert gate.opened
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("opero.utils.waiters.ThreadGate.wait", interrupted)
+    monkeypatch.setattr("opero.utils.waiters.ThreadWaiter.wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         limit.acquire()
     assert limit.in_flight == 0
@@ -814,9 +814,9 @@ def test_a_call_that_was_left_behind_holds_its_permit_until_it_is_over(stage):
     release, ran = threading.Event(), threading.Event()
 
     def proceed(call):
-        job = Job(lambda: ran.set() or release.wait(10))
+        job = ThreadCall(lambda: ran.set() or release.wait(10))
         run_in_thread(job)
-        call.behind = job
+        call.orphan_thread = job
         assert not job.wait(0)
         raise TimeoutError
 
@@ -825,16 +825,16 @@ def test_a_call_that_was_left_behind_holds_its_permit_until_it_is_over(stage):
         stage.wrap_sync(proceed)(call)
     assert ran.wait(10)
     assert stage.limit.in_flight == 1
-    assert call.behind is None
+    assert call.orphan_thread is None
     release.set()
     until(lambda: stage.limit.in_flight == 0)
 
 
 def test_a_call_whose_thread_is_over_by_then_gives_its_permit_back_at_once(stage):
     def proceed(call):
-        call.behind = Job(lambda: None)
-        call.behind.run()
-        call.behind.finish()
+        call.orphan_thread = ThreadCall(lambda: None)
+        call.orphan_thread.run()
+        call.orphan_thread.finish()
         raise TimeoutError
 
     with pytest.raises(TimeoutError):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
-from opero.core.cooldown import part_key
+from opero.core.fallback import part_key
 from opero.errors import CircuitOpenError
 from opero.events import Handler, Subscription
 from opero.limits.breaker import FREE, CircuitBreaker, CircuitState, CircuitStats
@@ -178,13 +178,13 @@ class Circuit:
     def check(self, call: Call) -> None:
         """Raise if the call would be refused now."""
         breaker = self.for_value(call)
-        if breaker.standing is None and call.begun is None and not ambient.disabled():
+        if breaker.standing is None and call.prior_outcome is None and not ambient.disabled():
             breaker.check()
 
     def _acquire(self, breaker: CircuitBreaker, call: Call) -> Permit:
         """Return a permit where none is standing."""
         # A call that was already made cannot be refused any more.
-        return FREE if ambient.disabled() or call.begun is not None else breaker.acquire()
+        return FREE if ambient.disabled() or call.prior_outcome is not None else breaker.acquire()
 
     def _failed(self, permit: Permit, error: Exception) -> None:
         if ambient.disabled():

@@ -7,26 +7,18 @@ import inspect
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+from opero.core.call import Explanation
 from opero.core.fallback import values_of
 from opero.core.function import stars, unwrap_partial
 from opero.utils.secrets import looks_secret, mask_url
 from opero.utils.units import format_seconds
 
 if TYPE_CHECKING:
+    from opero.core.call import Stage
     from opero.core.pipeline import Pipeline
-    from opero.core.stage import Stage
     from opero.core.timeout import Timeout
 
-__all__ = ["Explanation", "explain"]
-
-
-class Explanation(str):
-    """Text that shows itself as it is in a REPL and a notebook."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
+__all__ = ["explain"]
 
 
 def explain(pipeline: Pipeline, *, outside: tuple[tuple[str, str], ...] = ()) -> Explanation:
@@ -89,9 +81,9 @@ def _worst(pipeline: Pipeline) -> _Worst:
     attempts = 1 + policy.retries if policy else 1
     values, per_value = 1, False
     if pipeline.fallback is not None:
-        slot = pipeline.fallback.slot
-        per_value = slot.default is inspect.Parameter.empty
-        values = 1 if per_value else len(values_of(slot.default, slot.name))
+        parameter = pipeline.fallback.parameter
+        per_value = parameter.default is inspect.Parameter.empty
+        values = 1 if per_value else len(values_of(parameter.default, parameter.name))
     low, high = policy.pauses() if policy else (0.0, 0.0)
     if policy and (policy.wait or policy.stop):
         low = high = math.nan

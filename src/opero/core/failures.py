@@ -1,5 +1,5 @@
 # this_file: src/opero/core/failures.py
-"""What a final error tells: earlier errors chained behind it, and a note with the story of the call."""
+"""Report failed calls: earlier errors are chained behind the last one, and a note says what happened."""
 
 from __future__ import annotations
 
@@ -7,22 +7,38 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from opero.utils.matching import Rejected
+from opero import events
+from opero.core.context import elapsed
+from opero.core.deadline import overdue
+from opero.errors import DeadlineError, RefusalError
+from opero.utils import ambient
+from opero.utils.matching import Rejected, is_final
 from opero.utils.units import format_seconds
 
 if TYPE_CHECKING:
-    from opero.core.call import Failure
+    from opero.core.call import AsyncProceed, Call, FailedCall, Proceed
+    from opero.core.function import FunctionInfo
+    from opero.core.stats import Stats
+    from opero.events.bus import Emitter
 
 __all__ = [
-    "Inner", "attach", "chain", "failures", "inner_of",
-    "raise_again", "story", "tell_again", "told_of",
-]  # fmt: skip
+    "Inner",
+    "Report",
+    "attach",
+    "chain",
+    "failures",
+    "inner_of",
+    "raise_again",
+    "read_marks",
+    "restore_marks",
+    "story",
+]
 
-_TOLD = "__opero_told__"
-_LINK = "__opero_link__"
+_MARKS_KEY = "__opero_marks__"
+_LINK_KEY = "__opero_link__"
 
 
-class _Told(NamedTuple):
+class _Mark(NamedTuple):
     """What the last call of one function left on an error that ended it."""
 
     owner: str
@@ -88,26 +104,26 @@ def failures(error: BaseException) -> list[BaseException]:
 def _collected(error: BaseException, seen: set[int]) -> list[BaseException]:
     seen.add(id(error))
     found: list[BaseException] = []
-    for told in _marks(error, _TOLD):
-        for earlier in told.earlier:
+    for marked in _marks(error, _MARKS_KEY):
+        for earlier in marked.earlier:
             if id(earlier) not in seen:
                 found += _collected(earlier, seen)
     return [*found, error]
 
 
-def told_of(error: BaseException) -> list[tuple[str, str, tuple[BaseException, ...], Inner]]:
+def read_marks(error: BaseException) -> list[tuple[str, str, tuple[BaseException, ...], Inner]]:
     """Return what opero left on an error, for a copy of it in another process: see `tell_again`."""
-    return [tuple(told) for told in _marks(error, _TOLD)]
+    return [tuple(marked) for marked in _marks(error, _MARKS_KEY)]
 
 
-def tell_again(
-    error: BaseException, told: Iterable[tuple[str, str, tuple[BaseException, ...], Inner]]
+def restore_marks(
+    error: BaseException, marked: Iterable[tuple[str, str, tuple[BaseException, ...], Inner]]
 ) -> None:
     """Leave on the copy of an error what `told_of` has read, with copies of the earlier errors."""
-    marks = _Marks(_Told(*one) for one in told)
+    marks = _Marks(_Mark(*one) for one in marked)
     if marks:
         try:
-            vars(error)[_TOLD] = marks
+            vars(error)[_MARKS_KEY] = marks
         except Exception:  # noqa: BLE001, S110 - a class may refuse anything
             pass
 
@@ -119,9 +135,9 @@ def inner_of(error: BaseException, owner: str) -> Inner | None:
         error: The error of a real call.
         owner: The function that asks.
     """
-    for told in _marks(error, _TOLD):
-        if told.owner != owner and told.inner.attempts > 1:
-            found: Inner = told.inner
+    for marked in _marks(error, _MARKS_KEY):
+        if marked.owner != owner and marked.inner.attempts > 1:
+            found: Inner = marked.inner
             return found
     return None
 
@@ -158,8 +174,8 @@ def attach(
         chain(error, before, owner=owner)
         note = f"opero: {name}() {text}" if text else ""
         if note or before:
-            told = _Told(owner, note, tuple(before), Inner(name, attempts, calls))
-            vars(error)[_TOLD] = _Marks((told, *_marks(error, _TOLD)))
+            marked = _Mark(owner, note, tuple(before), Inner(name, attempts, calls))
+            vars(error)[_MARKS_KEY] = _Marks((marked, *_marks(error, _MARKS_KEY)))
         if note:
             error.add_note(note)
     except Exception:  # noqa: BLE001, S110 - the user's exception matters, the note does not
@@ -177,20 +193,20 @@ def _marks(error: BaseException, name: str) -> tuple[Any, ...]:
 
 def _forget(error: BaseException, owner: str) -> None:
     """Take away what a former call of `owner` left on an error: its note, its earlier errors, the link to them."""
-    told = _marks(error, _TOLD)
-    stale = {t.note for t in told if t.owner == owner}
+    marked = _marks(error, _MARKS_KEY)
+    stale = {t.note for t in marked if t.owner == owner}
     if stale:
-        vars(error)[_TOLD] = _Marks(t for t in told if t.owner != owner)
+        vars(error)[_MARKS_KEY] = _Marks(t for t in marked if t.owner != owner)
         notes = vars(error).get("__notes__")
         if isinstance(notes, list):
             notes[:] = [note for note in notes if note not in stale]
     # The link may stand at the end of the error's own causes, and these may live longer than the error.
     for node in list(_links(error)):
-        for link in _marks(node, _LINK):
+        for link in _marks(node, _LINK_KEY):
             if link.owner == owner:
-                del vars(node)[_LINK]
+                del vars(node)[_LINK_KEY]
                 if node.__context__ is link.put:
-                    _put_behind(node, link.before)
+                    _set_context(node, link.before)
 
 
 def chain(last: BaseException, earlier: Sequence[BaseException], *, owner: str) -> None:
@@ -214,8 +230,8 @@ def chain(last: BaseException, earlier: Sequence[BaseException], *, owner: str) 
             if id(link) in behind:
                 break
             node = link
-        vars(node)[_LINK] = _Marks((_Link(owner, error, node.__context__),))
-        _put_behind(node, error)
+        vars(node)[_LINK_KEY] = _Marks((_Link(owner, error, node.__context__),))
+        _set_context(node, error)
         later = error
 
 
@@ -228,12 +244,12 @@ def raise_again(error: BaseException) -> NoReturn:
     try:
         raise error
     finally:
-        _put_behind(error, context)
+        _set_context(error, context)
         # A frame that names an error which passes through it is a reference cycle.
         del error, context
 
 
-def _put_behind(node: BaseException, error: BaseException | None) -> None:
+def _set_context(node: BaseException, error: BaseException | None) -> None:
     # Past the class's own `__setattr__`, as the interpreter does it: exceptions may be frozen dataclasses.
     BaseException.__setattr__(node, "__context__", error)
 
@@ -261,7 +277,7 @@ def _reachable(error: BaseException) -> set[int]:
 
 
 def story(
-    failed: Sequence[Failure],
+    failed: Sequence[FailedCall],
     *,
     attempts: int,
     calls: int,
@@ -281,13 +297,13 @@ def story(
     """
     took = ""
     if seconds is not None and round(seconds, 3):
-        told = format_seconds(round(seconds, 3))
-        took = f", {told} after the first failure" if since_first else f" in {told}"
+        length = format_seconds(round(seconds, 3))
+        took = f", {length} after the first failure" if since_first else f" in {length}"
     lines = [f"gave up after {_many(attempts, 'attempt')}, {_many(calls, 'call')}{took}"]
     for label in dict.fromkeys(f.label for f in failed):
         kinds = Counter(_kind(f.error) for f in failed if f.label == label)
-        told = ", ".join(f"{kind} ×{n}" for kind, n in kinds.items())
-        lines.append(f"  {label}: {told}" if label else f"  {told}")
+        causes = ", ".join(f"{kind} ×{n}" for kind, n in kinds.items())
+        lines.append(f"  {label}: {causes}" if label else f"  {causes}")
     within = [found for f in failed if (found := inner_of(f.error, owner)) is not None]
     for name in dict.fromkeys(found.name for found in within):
         made = [found.calls for found in within if found.name == name]
@@ -304,3 +320,163 @@ def _kind(error: Exception) -> str:
 
 def _many(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
+
+
+class Report:
+    """The stage just inside the cache: it sees each computed call once, from its first attempt to its end.
+
+    Args:
+        info: The function.
+        retried: Whether failures are retried, so that a single failed call deserves an explanation.
+        needs_start: Whether the clock must be read before the first attempt.
+    """
+
+    name = "report"
+
+    def __init__(
+        self,
+        info: FunctionInfo,
+        stats: Stats,
+        emitter: Emitter,
+        *,
+        retried: bool,
+        needs_start: bool,
+    ) -> None:
+        self._name = info.name
+        self._owner = info.owner
+        self._stats = stats
+        self._emitter = emitter
+        self._retried = retried
+        self.needs_start = needs_start
+
+    def describe(self) -> str:
+        """Report has no line of its own in `explain()`."""
+        return ""
+
+    def failed(self, call: Call, error: Exception) -> Exception | None:
+        """Conclude a call that ends with `error`: chain what came before, add the note, count, tell.
+
+        Returns:
+            What the caller gets instead: where a stage refused to go on after real calls had failed,
+            the last call's own error. None if it is `error` itself.
+        """
+        if isinstance(error, Rejected):
+            # A result is returned in the end, and its receipt tells the errors on the way.
+            return None
+        made = call.failures or []
+        real = [f.error for f in made if not isinstance(f.error, Rejected)]
+        refused = isinstance(error, RefusalError) and is_final(error, real)
+        final = real[-1] if refused and real else error
+        if refused and isinstance(error, DeadlineError):
+            overdue(call, self._emitter, "before the call")
+        if made:
+            text = self._text(call, made, error, refused=refused)
+            attach(
+                final,
+                self._name,
+                text,
+                [e for e in real if e is not final],
+                owner=self._owner,
+                attempts=call.attempts,
+                calls=call.calls,
+            )
+        self._stats.add(gave_up=1)
+        if self._emitter.active:
+            function = self._emitter.function
+            self._emitter.emit(
+                events.CallGaveUp(
+                    function=function,
+                    attempts=call.attempts,
+                    calls=call.calls,
+                    error=final,
+                    seconds=elapsed(call),
+                )
+            )
+        return None if final is error else final
+
+    def _text(self, call: Call, made: list[FailedCall], error: Exception, *, refused: bool) -> str:
+        """Write the note; nothing where there is nothing to add to the error."""
+        # Where a user's `stop` decides, a single failure may have been enough for it.
+        final = is_final(error, [f.error for f in made])
+        single = len(made) == 1 and self._retried and not final and not ambient.disabled()
+        if len(made) > 1 or refused or (single and self.needs_start):
+            since_first = call.started is None
+            begin = call.first_failed if since_first else call.started
+            seconds = None if begin is None else ambient.clock().monotonic() - begin
+            text = story(
+                made,
+                attempts=call.attempts,
+                calls=call.calls,
+                seconds=seconds,
+                since_first=since_first,
+                owner=self._owner,
+            )
+            end = f"then {type(error).__name__}: {error}" if refused else call.remark
+            return f"{text}\n  {end}" if end else text
+        if single:
+            kind = type(error).__name__
+            return f"was not retried: {call.remark or f'{kind} is not what retry_on asks for'}"
+        return ""
+
+    def succeeded(self, call: Call) -> None:
+        """Tell listeners of a value that was computed."""
+        if self._emitter.active:
+            function = self._emitter.function
+            self._emitter.emit(
+                events.CallSucceeded(
+                    function=function,
+                    attempts=call.attempts,
+                    calls=call.calls,
+                    seconds=elapsed(call),
+                )
+            )
+
+    # --- adapters ----------------------------------------------------------------------------------------------------
+
+    def wrap_sync(self, proceed: Proceed) -> Proceed:
+        """Put the stage before `proceed`."""
+        needs_start = self.needs_start
+
+        def run(call: Call) -> Any:
+            if needs_start and call.started is None:
+                call.started = ambient.clock().monotonic()
+            try:
+                value = proceed(call)
+            except Exception as error:
+                instead = self.failed(call, error)
+                if instead is None:
+                    raise
+            else:
+                self.succeeded(call)
+                return value
+            try:
+                raise_again(instead)
+            finally:
+                # A frame that names an error which passes through it is a reference cycle.
+                del instead
+
+        return run
+
+    def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
+        """Put the stage before `proceed`, for an event loop."""
+        needs_start = self.needs_start
+
+        async def run(call: Call) -> Any:
+            if needs_start and call.started is None:
+                call.started = ambient.clock().monotonic()
+            try:
+                value = await proceed(call)
+            except Exception as error:
+                instead = self.failed(call, error)
+                if instead is None:
+                    raise
+            else:
+                self.succeeded(call)
+                return value
+            try:
+                raise_again(instead)
+            finally:
+                # A frame that names an error which passes through it is a reference cycle.
+                del instead
+
+        return run

@@ -10,24 +10,34 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from opero import events
+from opero.core.options import standalone
 from opero.errors import OperoUsageError, RefusalError
 from opero.limits.limiter import RateLimiter, limiter_of, publish_all
 from opero.limits.reservation import Reservation
 from opero.limits.waiting_room import Patience
 from opero.utils import ambient
+from opero.utils.ambient import switch
 from opero.utils.matching import Rejected
-from opero.utils.switch import switch
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
+    from opero.core.decorated import Decorate
     from opero.core.function import FunctionInfo
     from opero.core.options import Options
     from opero.core.retry_after import Hint
     from opero.core.stats import Stats
     from opero.events.bus import Emitter
 
-__all__ = ["RateLimit", "RateLimiter", "Reservation", "limiter_of", "publish_all", "throttled"]
+__all__ = [
+    "RateLimit",
+    "RateLimiter",
+    "Reservation",
+    "get_rate_limit_decorator",
+    "limiter_of",
+    "publish_all",
+    "throttled",
+]
 
 
 # --- decisions ------------------------------------------------------------------------------------
@@ -40,7 +50,7 @@ def throttled(call: Call, error: Exception) -> Hint | None:
     this function or of one that it calls, is nobody's request. With several fallback values it
     asks those who use this value only.
     """
-    if call.several or isinstance(error, RefusalError):
+    if call.has_alternatives or isinstance(error, RefusalError):
         return None
     if not call.failures or call.failures[-1].error is not error:
         return None
@@ -121,7 +131,7 @@ class RateLimit:
         def run(call: Call) -> Any:
             # A call that is already made has had its slot. Who has to wait, or comes when others
             # do, stands in line.
-            if call.begun is None and (switch.on or limiter.tickets or limiter.take_slot()):
+            if call.prior_outcome is None and (switch.on or limiter.tickets or limiter.take_slot()):
                 self._waited(call, limiter.line_up(self._patience(call)))
             try:
                 return proceed(call)
@@ -130,7 +140,7 @@ class RateLimit:
                 raise
 
         def run_reserved(call: Call) -> Any:
-            if call.begun is None:
+            if call.prior_outcome is None:
                 call.reserved = None
                 if not ambient.disabled():
                     bucket, cost = self._measure(call)
@@ -152,7 +162,7 @@ class RateLimit:
         limiter = self.limiter
 
         async def run(call: Call) -> Any:
-            if call.begun is None and (switch.on or limiter.queues or limiter.take_slot()):
+            if call.prior_outcome is None and (switch.on or limiter.queues or limiter.take_slot()):
                 self._waited(call, await limiter.queue_up(self._patience(call)))
             try:
                 return await proceed(call)
@@ -161,7 +171,7 @@ class RateLimit:
                 raise
 
         async def run_reserved(call: Call) -> Any:
-            if call.begun is None:
+            if call.prior_outcome is None:
                 call.reserved = None
                 if not ambient.disabled():
                     bucket, cost = self._measure(call)
@@ -233,3 +243,28 @@ class RateLimit:
     def describe(self) -> str:
         """Tell the rate, the spacing and who shares it."""
         return self.limiter.describe()
+
+
+# --- on its own -----------------------------------------------------------------------------------
+
+
+def get_rate_limit_decorator(
+    rate_limit: float | str | RateLimiter | None = None, **options: Any
+) -> Decorate:
+    """Return a decorator that only limits the rate of calls.
+
+    Args:
+        rate_limit: Calls per second, "100/minute", or a shared `RateLimiter`; None for no limit.
+        options: retry_after_max.
+
+    Example:
+        >>> @get_rate_limit_decorator(rate_limit="1000/s")
+        ... def ping():
+        ...     return "pong"
+        >>> ping()
+        'pong'
+    """
+    made: Decorate = standalone(
+        "get_rate_limit_decorator", "rate limit", rate_limit=rate_limit, **options
+    )
+    return made

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, ParamSpec, cast
 
 from opero.concurrency.dress import mapped
-from opero.core.map_options import MapOptions
+from opero.core.options import MapOptions
 from opero.decorators.opero import decorator_of
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ O = ParamSpec("O")  # noqa: E741 - the options of a decorator
 
 
 def _typed(kind: Callable[O, MapOptions]) -> MapDecorator[O]:
-    return cast("MapDecorator[O]", decorator_of(kind, "operomap", dress=mapped))
+    return cast("MapDecorator[O]", decorator_of(kind, "operomap", build=mapped))
 
 
 operomap: Final = _typed(MapOptions)

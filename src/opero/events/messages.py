@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from opero.utils.secrets import mask_text, masked_repr
+
 if TYPE_CHECKING:
     from opero.events.types import Event
 
@@ -63,7 +65,7 @@ def _error(error: object, *, messages: bool) -> str:
     text = type(error).__name__
     if messages:
         lines = str(error).splitlines()
-        text += f": {lines[0][:_LONGEST]}" if lines else ""
+        text += f": {mask_text(lines[0])[:_LONGEST]}" if lines else ""
     return text
 
 
@@ -98,7 +100,7 @@ def _anything(event: Event, *, messages: bool) -> str:
         if isinstance(value, BaseException):
             parts.append(f"{key}={_error(value, messages=messages)}")
         elif isinstance(value, str | int | float | bool):
-            parts.append(f"{key}={value!r}")
+            parts.append(f"{key}={masked_repr(value, key)}")
     return " ".join([event.type, *parts])
 
 

@@ -1,9 +1,11 @@
-# this_file: src/opero/core/watch.py
-"""What is done around a call while somebody listens: it becomes a run, and its start and end are told."""
+# this_file: src/opero/core/context.py
+"""Track calls that are listened to, and number the branches of parallel groups."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Final, Protocol
 
 from opero import events
 from opero.events.run import Run
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from opero.core.call import Call
     from opero.events.bus import Emitter
 
-__all__ = ["Watch", "elapsed"]
+__all__ = ["Branches", "CallObserver", "elapsed", "fork"]
 
 
 def elapsed(call: Call) -> float | None:
@@ -23,7 +25,7 @@ def elapsed(call: Call) -> float | None:
     return ambient.clock().monotonic() - call.run.started
 
 
-class Watch:
+class CallObserver:
     """One watched call.
 
     Args:
@@ -31,21 +33,21 @@ class Watch:
         emitter: Where its start and end are told.
     """
 
-    __slots__ = ("_call", "_emitter", "_told")
+    __slots__ = ("_call", "_emitter", "_started")
 
     def __init__(self, call: Call, emitter: Emitter) -> None:
         self._call = call
         self._emitter = emitter
-        self._told = False
+        self._started = False
         call.run = Run(emitter.function, started=ambient.clock().monotonic())
 
     def begin(self) -> None:
         """Make the call the current run, and tell once that it has started."""
         if self._call.run is not None:
             self._call.run.__enter__()
-        if not self._told and self._emitter.hears(events.CallStarted):
+        if not self._started and self._emitter.hears(events.CallStarted):
             self._emitter.emit(events.CallStarted(function=self._emitter.function))
-        self._told = True
+        self._started = True
 
     def pause(self) -> None:
         """The call goes on later, and maybe elsewhere: it is not the current run until the next `begin`."""
@@ -73,3 +75,19 @@ class Watch:
                 )
             )
         self.pause()
+
+
+class Branches(Protocol):
+    """The branches of one parallel group. Both verbs change the calling context, which must be a copy."""
+
+    def enter(self, index: int) -> object:
+        """From now on this context belongs to the branch of that number, from 0."""
+        ...
+
+    def aside(self) -> object:
+        """From now on this context belongs to what only serves the branches, a worker say, and is itself none."""
+        ...
+
+
+fork: Final[ContextVar[Callable[[], Branches] | None]] = ContextVar("opero_fork", default=None)
+"""Called, once, where a parallel group begins; None where nobody keeps books."""
