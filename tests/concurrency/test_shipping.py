@@ -65,7 +65,10 @@ def elsewhere(value: Any, code: str) -> str:
     """Open what was pickled in a fresh interpreter and run some code with it."""
     source = OPEN.format(paths=sys.path, code=code)
     ran = subprocess.run(
-        [sys.executable, "-c", source], input=dumps_by_value(value), capture_output=True, check=False
+        [sys.executable, "-c", source],
+        input=dumps_by_value(value),
+        capture_output=True,
+        check=False,
     )
     assert not ran.returncode, ran.stderr.decode()
     return ran.stdout.decode().strip()

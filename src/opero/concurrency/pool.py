@@ -11,14 +11,11 @@ import functools
 import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from opero.concurrency.guest import multi_pool, thread_pool
 
-if TYPE_CHECKING:
-    from opero.concurrency.lanes import LanePool
-
-__all__ = ["ThreadCrew", "in_multi_pool"]
+__all__ = ["ThreadCrew"]
 
 _numbers = itertools.count(1)
 
@@ -52,15 +49,6 @@ class ThreadCrew:
             # `MultiPool` and pathos only know how to wait.
             pool.close()
             pool.__state__.pop(self._id, None)
-
-
-def in_multi_pool(pool: LanePool) -> AbstractContextManager[LanePool]:
-    """Return twat-mp's block around a pool of lanes; leaving it closes the pool and waits for its end.
-
-    The pool is made before, so that its processes begin while `MultiPool` is being looked for, and so that its own
-    errors are not told as "Error creating pool".
-    """
-    return _multi_pool(lambda nodes: pool, pool.nodes)
 
 
 def _multi_pool(pool_class: Any, nodes: int) -> AbstractContextManager[Any]:

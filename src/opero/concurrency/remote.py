@@ -16,11 +16,10 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.caching.flight import Flight, board, unboard
-from opero.concurrency import bodies
 from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Report
-from opero.concurrency.parcel import Parcel
-from opero.concurrency.sheet import Sheet, sheet_of
+from opero.concurrency.executors.process import protocol
 from opero.concurrency.executors.process.job_spec import JobSpec
+from opero.concurrency.sheet import Sheet, sheet_of
 from opero.concurrency.work import Work
 from opero.errors import OperoError
 from opero.events import event_bus
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PROTOCOL", "call", "open_reports"]
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 """What map and worker must agree on; raised with every change of what the bytes mean."""
 
 _KEPT: Final = 8
@@ -63,35 +62,35 @@ class _Site:
             return self._run(payload)
 
     def _run(self, payload: bytes) -> list[Packed]:
-        parcel = Parcel(payload)
-        parked = bodies.open_parked(parcel.more) or {}
+        entries, _, encoded = pickle.loads(payload)  # noqa: S301 - from the map
+        parked = protocol.decode_parked(encoded)
         reports: list[Report] = []
-        chunk = Chunk(id=0, idx=(), items=parcel.entries)
+        chunk = Chunk(id=0, idx=(), items=entries)
         sheet = sheet_of(chunk, self.job, "executor", reports.append)
         if self.job.pipeline.awaits:
             from opero.utils import run_async
 
-            run_async(self._achunk(parcel, parked, sheet))
+            run_async(self._achunk(entries, parked, sheet))
         else:
-            self._chunk(parcel, parked, sheet)
+            self._chunk(entries, parked, sheet)
         return [self._packed(report) for report in reports]
 
-    def _chunk(self, parcel: Parcel, parked: dict[int, Any], sheet: Sheet) -> None:
+    def _chunk(self, entries: list[Any], parked: dict[int, Any], sheet: Sheet) -> None:
         for position in sheet.positions():
             try:
-                item = parcel.open(position)
+                item = protocol.decode_value(entries[position], None)
             except Exception as error:  # noqa: BLE001 - whatever its class raises when it is unpickled
-                sheet.add(position, None, bodies.unopened(error, "item"))
+                sheet.add(position, None, protocol.unreadable(error, "item"))
             else:
                 sheet.add(position, *self.work.one(item, parked.get(position)))
         sheet.end()
 
-    async def _achunk(self, parcel: Parcel, parked: dict[int, Any], sheet: Sheet) -> None:
+    async def _achunk(self, entries: list[Any], parked: dict[int, Any], sheet: Sheet) -> None:
         for position in sheet.positions():
             try:
-                item = parcel.open(position)
+                item = protocol.decode_value(entries[position], None)
             except Exception as error:  # noqa: BLE001 - as above
-                sheet.add(position, None, bodies.unopened(error, "item"))
+                sheet.add(position, None, protocol.unreadable(error, "item"))
             else:
                 sheet.add(position, *await self.work.aone(item, parked.get(position)))
         sheet.end()
@@ -106,7 +105,10 @@ class _Site:
             counted = {name: amount for name, amount in stats.as_dict().items() if amount}
             stats.reset()
             events, self.events[:] = self.events[:], []
-        return bodies.pack_done(report, counted, events), 0
+        report.values[:] = [protocol.encode_value(v, "result", None) for v in report.values]
+        for outcome in report.odd.values():
+            outcome.value = protocol.encode_value(outcome.value, "result", None)
+        return pickle.dumps(protocol.encode_done(report, counted, events), 5), 0
 
 
 _sites: OrderedDict[str, _Site] = OrderedDict()
@@ -144,5 +146,5 @@ def open_reports(chunk: int, data: bytes) -> Sequence[Report]:
         if body is None:
             reports.append(GaveBack(chunk, kept))
         else:
-            reports.append(bodies.open_done(Parcel(body), chunk))
+            reports.append(protocol.decode_done(chunk, pickle.loads(body)))  # noqa: S301 - as above
     return reports

@@ -220,7 +220,9 @@ def test_the_memory_of_a_map_is_that_of_what_is_under_way(maps: Maps) -> None:
     resident: list[int] = []
 
     def look() -> None:
-        found = re.findall(r"memfd:opero-.*\n(?:.*\n)*?Rss: +(\d+)", Path("/proc/self/smaps").read_text())
+        found = re.findall(
+            r"memfd:opero-.*\n(?:.*\n)*?Rss: +(\d+)", Path("/proc/self/smaps").read_text()
+        )
         resident.append(sum(map(int, found)))
 
     maps(lambda x: x + 1, [np.zeros(100_000)] * 100, seen=look)

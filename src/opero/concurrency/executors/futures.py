@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import uuid
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from contextvars import Context
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from opero.concurrency import bodies, remote
+from opero.concurrency import remote
 from opero.concurrency.engine import Caps, Chunk, Lost, Report
+from opero.concurrency.executors.process import protocol
+from opero.concurrency.executors.process.job_spec import JobSpec
 from opero.concurrency.rounds import Rounds
 from opero.concurrency.sheet import sheet_of
-from opero.concurrency.executors.process.job_spec import JobSpec
 from opero.concurrency.work import Work
 from opero.errors import MapError
 
@@ -83,7 +85,7 @@ class Futures:
                 run = self._run_loop if self._job.pipeline.awaits else self._run
                 future = self._executor.submit(run, chunk)
             else:
-                payload = bodies.pack_chunk(chunk)
+                payload = pickle.dumps(protocol.encode_chunk(chunk), 5)
                 future = self._executor.submit(
                     remote.call, remote.PROTOCOL, self._number, self._blob, payload
                 )

@@ -16,7 +16,16 @@ from typing import Final
 
 from opero.concurrency.executors.process.start import anonymous_file
 
-__all__ = ["LARGE", "PAGE", "BufferPool", "SharedBuffer", "Span", "buffer_size", "keep_freed_memory", "shared_file"]
+__all__ = [
+    "LARGE",
+    "PAGE",
+    "BufferPool",
+    "SharedBuffer",
+    "Span",
+    "buffer_size",
+    "keep_freed_memory",
+    "shared_file",
+]
 
 LARGE: Final = 1 << 16
 """Bytes from which a buffer goes through shared memory."""

@@ -20,7 +20,7 @@ from opero.concurrency.executors.process.pickling import (
     import_paths,
     shared_options,
 )
-from opero.core.deadline import in_force
+from opero.core.deadline import current_deadline
 from opero.core.function import describe_function
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
@@ -192,7 +192,7 @@ def _timed(fn: Callable[..., Any], status: WorkerStatus, limit: float) -> Callab
     begin, end, now = status.begin_call, status.end_call, time.monotonic
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        due, end_of_all = now() + limit, in_force()
+        due, end_of_all = now() + limit, current_deadline()
         if end_of_all is None or due < end_of_all:
             begin(due)
         else:

@@ -233,7 +233,7 @@ def encode_chunk(chunk: Chunk, buffer: SharedBuffer | None = None) -> Frame:
     entries = chunk.items
     if not set(map(type, entries)) <= PLAIN:
         entries = [encode_value(item, "item", buffer) for item in entries]
-    parked = chunk.parked and {n: _encode_parked(one) for n, one in chunk.parked.items()}
+    parked = {n: _encode_parked(one) for n, one in (chunk.parked or {}).items()}
     return entries, buffer.index if buffer is not None and buffer.used else None, parked or None
 
 

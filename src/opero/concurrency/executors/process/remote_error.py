@@ -91,7 +91,11 @@ def _ways(error: BaseException) -> list[bytes]:
         except Exception:  # noqa: BLE001, S110 - the other way is tried
             pass
     if not ways:
-        args = () if isinstance(error, BaseExceptionGroup) else tuple(map(_picklable_or_text, error.args))
+        args = (
+            ()
+            if isinstance(error, BaseExceptionGroup)
+            else tuple(map(_picklable_or_text, error.args))
+        )
         state = {name: v for name, v in vars(error).items() if _picklable(v)}
         try:
             ways.append(dumps((kind, args, state)))

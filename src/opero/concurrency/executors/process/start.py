@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, NamedTuple, NoReturn, cast
 
 from opero.errors import WorkerStartError
-from opero.utils.fork import run_after_fork
+from opero.utils.fork import reset_after_fork
 
 __all__ = [
     "EXIT_STATUS", "ForkServer", "StartMethod", "anonymous_file", "choose_method", "close_in_child", "forget_server", "modules_to_preload",
@@ -185,7 +185,12 @@ class _Identity(NamedTuple):
 def _identity() -> _Identity:
     import resource
 
-    kinds = [resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE]
+    kinds = [
+        resource.RLIMIT_AS,
+        resource.RLIMIT_DATA,
+        resource.RLIMIT_NOFILE,
+        resource.RLIMIT_FSIZE,
+    ]
     users = (os.getuid(), os.geteuid(), os.getgid(), os.getegid(), *os.getgroups())
     return _Identity(os.getpid(), sys.executable, users, tuple(map(resource.getrlimit, kinds)))
 
@@ -282,7 +287,9 @@ class ForkServer:
         if self._output < 0 or not self._release.alive:
             return ""
         size = os.fstat(self._output).st_size
-        return os.pread(self._output, 16_384, max(0, size - 16_384)).decode(errors="replace").strip()
+        return (
+            os.pread(self._output, 16_384, max(0, size - 16_384)).decode(errors="replace").strip()
+        )
 
     def _reap(self) -> None:
         """Collect the exit status of the process that has begun a fresh interpreter and ended at once."""
@@ -312,8 +319,21 @@ def _release(sock: socket.socket, output: int) -> None:
         os.close(output)
 
 
-_shared: list[ForkServer] = []
-_shared_lock = threading.Lock()
+class _Shared:
+    """The fork server of this program."""
+
+    def __init__(self) -> None:
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        self.lock = threading.Lock()
+        self.server: ForkServer | None = None
+        for one in list(_own):
+            one.close()
+
+
+_shared: Final = _Shared()
+reset_after_fork(_shared)
 
 
 def shared_server(modules: dict[str, tuple[str, int]]) -> ForkServer:
@@ -322,42 +342,31 @@ def shared_server(modules: dict[str, tuple[str, int]]) -> ForkServer:
     It is begun anew if it has ended, if a module that it has imported has changed on disk since, or if the program
     has another user or other limits now. Workers of the old one end with their maps.
     """
-    with _shared_lock:
-        server = _shared[0] if _shared else None
-        if server is not None and not (server.alive and server.identity == _identity() and _fresh(server)):
-            _shared.clear()
-            server = None
-        if server is None:
-            server = ForkServer()
-            _shared.append(server)
+    with _shared.lock:
+        server = _shared.server
+        if server is None or not (
+            server.alive and server.identity == _identity() and _unchanged(server.preloaded)
+        ):
+            server = _shared.server = ForkServer()
         server.preload(modules)
         return server
 
 
 def forget_server(server: ForkServer) -> None:
     """Begin another fork server for the next worker: this one is gone."""
-    with _shared_lock:
-        if server in _shared:
-            _shared.remove(server)
+    with _shared.lock:
+        if _shared.server is server:
+            _shared.server = None
 
 
-def _fresh(server: ForkServer) -> bool:
-    for file, changed in server.preloaded.values():
+def _unchanged(modules: dict[str, tuple[str, int]]) -> bool:
+    for file, changed in modules.values():
         try:
             if os.stat(file).st_mtime_ns != changed:  # noqa: PTH116 - faster than a Path
                 return False
         except OSError:
             return False
     return True
-
-
-@run_after_fork
-def _close_own() -> None:
-    global _shared_lock
-    _shared_lock = threading.Lock()
-    _shared.clear()
-    for one in list(_own):
-        one.close()
 
 
 def _fork(theirs: socket.socket, worker_main: WorkerMain) -> int:
@@ -386,8 +395,8 @@ def _begin_interpreter(theirs: socket.socket, output: int) -> int:
         # Its own start leads to `multiprocessing.freeze_support()`, which runs what comes through a pipe.
         ready, feed = os.pipe()
         command: list[str] = spawn.get_command_line(pipe_handle=ready, tracker_fd=None)
-        with open(feed, "wb") as pipe:
-            pipe.write(pickle.dumps({}) + pickle.dumps(_Frozen(*fds)))
+        os.write(feed, pickle.dumps({}) + pickle.dumps(_Frozen(*fds)))
+        os.close(feed)
         fds.append(ready)
     else:
         executable = spawn.get_executable()
@@ -572,7 +581,7 @@ def _serve(control: socket.socket, worker_main: WorkerMain, mask: Any) -> None:
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.close(null)
-        sys.stdin = open(0, encoding="utf-8", closefd=False)
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - open until the end
     except OSError:
         pass
     _Server(control, worker_main).run()

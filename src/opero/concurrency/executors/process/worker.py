@@ -7,7 +7,6 @@ an item takes long is reported by a signal handler in that thread, when the pool
 
 from __future__ import annotations
 
-import functools
 import os
 import pickle
 import signal
@@ -240,7 +239,7 @@ class Worker:
         if ASK is not None:
             signal.signal(ASK, self._answer)
             # C libraries go on with the calls that it interrupts.
-            signal.siginterrupt(ASK, False)  # noqa: FBT003 - its only form
+            signal.siginterrupt(ASK, False)
 
     # --- messages ---------------------------------------------------------------------------------
 
@@ -341,9 +340,7 @@ class Worker:
         outcome.value = encoded
         return None
 
-    def add(
-        self, chunk: RunningChunk, position: int, value: Any, outcome: Outcome | None
-    ) -> None:
+    def add(self, chunk: RunningChunk, position: int, value: Any, outcome: Outcome | None) -> None:
         """Note what became of an item of several that are under way."""
         value = self.encode(chunk, value, outcome)
         if outcome is not None:
@@ -575,6 +572,7 @@ def _forward_logs(
 
 def _picklable(fields: dict[str, Any]) -> dict[str, Any]:
     try:
-        return pickle.loads(dumps(fields)) and fields  # type: ignore[no-any-return]  # noqa: S301 - made here
+        pickle.loads(dumps(fields))  # noqa: S301 - made here
     except Exception:  # noqa: BLE001 - whatever a class raises
         return {name: v if type(v) in PLAIN else repr(v) for name, v in fields.items()}
+    return fields

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.executors.process import protocol
-from opero.concurrency.sheet import PATIENCE
 
 if TYPE_CHECKING:
     from opero.concurrency.engine import Outcome
@@ -168,9 +167,7 @@ class WorkerLoop:
                 self._rest()
             self._guarded(self._fill)()
 
-    def _add(
-        self, chunk: RunningChunk, position: int, value: Any, outcome: Outcome | None
-    ) -> None:
+    def _add(self, chunk: RunningChunk, position: int, value: Any, outcome: Outcome | None) -> None:
         """Note what became of an item, and let it be sent soon."""
         self._worker.add(chunk, position, value, outcome)
         if chunk.over:
