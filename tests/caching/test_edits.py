@@ -87,7 +87,7 @@ def test_event_loops_hear_of_it_too(place_of_edits):
 @pytest.fixture
 def place_of_edits(tmp_path: Path):
     """A place, and what makes it believe that its functions looked otherwise."""
-    from opero.caching import stores
+    from opero.caching.stores import base as stores
 
     place = f"disk:{tmp_path / 'cache'}"
 

@@ -13,7 +13,7 @@ import pytest
 from opero.cli.program import main
 from opero.durable import Orchestrator, activity, wait_for, workflow
 from opero.durable.records import Claim, Move, PutStep, State, StepRecord, StepState
-from opero.durable.registry import workflows
+from opero.durable.workflows import workflows
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -15,7 +15,7 @@ import pytest
 
 import opero
 from opero.durable import Orchestrator
-from opero.durable.registry import workflows
+from opero.durable.workflows import workflows
 
 
 @pytest.fixture(autouse=True)

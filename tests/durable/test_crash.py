@@ -307,8 +307,7 @@ def test_writes_of_a_zombie_are_refused(journal: Path, desk: Orchestrator) -> No
 
 def test_full_disk_is_told_and_nothing_is_lost(desk: Orchestrator) -> None:
     desk.start()
-    writer = cast("SqliteStore", desk.store)._writer
-    assert writer is not None
+    writer = cast("SqliteStore", desk.store)._file._open_writer()
 
     def fill() -> None:
         for _ in range(1000):
@@ -329,8 +328,7 @@ def test_full_disk_is_told_and_nothing_is_lost(desk: Orchestrator) -> None:
 def test_read_only_file_is_told(journal: Path, desk: Orchestrator) -> None:
     store = SqliteStore(journal)
     store.open()
-    assert store._writer is not None
-    store._writer.execute("PRAGMA query_only = 1")
+    store._file._open_writer().execute("PRAGMA query_only = 1")
     step = StepRecord(path="1", name="", hash="", state=StepState.DONE)
     with pytest.raises(JournalError, match="cannot be written"):
         store.apply([PutStep("w", "o", 1, step)])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from opero.caching.stores.protocol import ByteStore
+    from opero.caching.stores.base import ByteStore
 
 __all__ = [
     "SECONDS", "Lease", "ends_here", "flag", "give_back", "held_here", "hold", "new_lease",

@@ -71,9 +71,9 @@ def _settled(backend: str | None) -> str | None:
     """Return a backend as stores name theirs."""
     if backend is None or backend.partition(":")[0] not in BACKENDS:
         return backend
-    from opero.caching import stores
+    from opero.caching.stores.base import settle
 
-    return stores.settle(backend)
+    return settle(backend)
 
 
 def _clears(namespace: str | None, backend: str | None) -> Iterator[Callable[[], int]]:
@@ -95,18 +95,18 @@ def _clears(namespace: str | None, backend: str | None) -> Iterator[Callable[[],
 
 
 def _clears_of_places(namespace: str | None, backend: str | None) -> Iterator[Callable[[], int]]:
-    from opero.caching import stores
     from opero.caching.keying import namespace_prefix
+    from opero.caching.stores.base import open_store, open_stores
 
-    places = [store for store in stores.open_stores() if backend in (None, store.name)]
+    places = [store for store in open_stores() if backend in (None, store.name)]
     if backend is not None and backend.partition(":")[0] in BACKENDS:
-        named = stores.open_store(backend)
+        named = open_store(backend)
         places = [named, *(store for store in places if store is not named)]
     prefix = "" if namespace is None else namespace_prefix(namespace)
     yield from (functools.partial(store.clear, prefix) for store in places)
 
 
-_STORES: Final = "opero.caching.stores"
+_STORES: Final = "opero.caching.stores.base"
 
 
 def _names(store: EntryStore) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ def make_shelf(info: FunctionInfo, options: Options) -> Shelf:
             info, ignore=options.cache_ignore, user_key=options.cache_key, prefix=prefix
         )
         store = shared_store(options.cache_backend, prefix, size, options.cache_codec)
-        owned = isinstance(options.cache_backend, str)
+        owned = store.lends
         edits = Edits(info.fn, store, prefix) if owned else None
         return Shelf(store, keying, Flights(), None, edits)
     memory = MemoryStore(options.cache_maxsize, size)
@@ -87,20 +87,20 @@ def shared_store(
     Raises:
         OperoUsageError: The text names no backend, or the object does not fit.
     """
-    if not isinstance(backend, str):
-        from opero.caching.user_store import UserStore
+    if not isinstance(backend, str) or backend.startswith("twat:"):
+        from opero.caching.stores.user import open_user_store
 
-        return UserStore(backend, prefix)
-    from opero.caching import stores
+        return open_user_store(backend, prefix)
     from opero.caching.codec import Coder
+    from opero.caching.stores.base import across_hosts, open_store, settle
     from opero.caching.stores.coded import CodedStore
 
-    settled = stores.settle(backend)
+    settled = settle(backend)
     return CodedStore(
         settled,
-        lambda: stores.open_store(settled),
+        lambda: open_store(settled),
         prefix=prefix,
-        coder=Coder(codec, shared=stores.across_hosts(settled)),
+        coder=Coder(codec, shared=across_hosts(settled)),
         max_bytes=max_bytes,
     )
 

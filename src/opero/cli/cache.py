@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from opero.caching.keying import namespace_of
 from opero.caching.registry import clear_cache
-from opero.caching.stores import open_store, settle
+from opero.caching.stores.base import open_store, settle
 from opero.cli.table import as_json, as_size, as_table
 from opero.errors import OperoUsageError
 
 if TYPE_CHECKING:
-    from opero.caching.stores.protocol import ByteStore, Item
+    from opero.caching.stores.base import ByteStore, Item
 
 __all__ = ["Namespace", "namespaces", "register"]
 

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from opero.caching.stores.folder import default_folder
+from opero.caching.stores.disk import default_folder
 from opero.cli.table import as_json, as_table
 from opero.utils.secrets import mask_url
 

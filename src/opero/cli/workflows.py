@@ -12,7 +12,7 @@ from opero.cli.table import as_json, as_table
 from opero.errors import ActivityError, JournalError, OperoUsageError
 
 if TYPE_CHECKING:
-    from opero.durable.operations import Operations
+    from opero.durable.orchestrator import Operations
 
 __all__ = ["register"]
 
@@ -63,7 +63,7 @@ def register(commands: Any) -> None:
 
 
 def _journal(given: argparse.Namespace) -> Operations:
-    from opero.durable.operations import Operations
+    from opero.durable.orchestrator import Operations
     from opero.durable.stores.sqlite import SqliteStore
 
     # To look makes nothing.

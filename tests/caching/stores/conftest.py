@@ -12,7 +12,8 @@ import pytest
 from tests.crowd import Crowd
 from tests.redis_server import RedisServer
 
-from opero.caching import lease_keeper, stores
+from opero.caching import lease_keeper
+from opero.caching.stores import base as stores
 
 
 def on_disk(folder: Path, request: pytest.FixtureRequest) -> str:

@@ -1,5 +1,5 @@
-# this_file: src/opero/caching/user_store.py
-"""A user's own store object behind the interface that the cache stage knows."""
+# this_file: src/opero/caching/stores/user.py
+"""Keep entries in a user's own store object, behind the interface that the cache stage knows."""
 
 from __future__ import annotations
 
@@ -13,20 +13,44 @@ from opero.caching.memory import AgingEntry, Entry, Life, Store
 from opero.errors import OperoUsageError
 from opero.utils import ambient
 
-__all__ = ["UserStore"]
+__all__ = ["UserStore", "open_user_store"]
+
+
+def open_user_store(backend: Any, prefix: Callable[[], str]) -> UserStore:
+    """Return the entries of a function in a user's object, or in an engine of twat-cache.
+
+    Args:
+        backend: An object with get, set, delete and clear, an engine, or its text "twat:...".
+        prefix: As for `UserStore`.
+
+    Raises:
+        OperoUsageError: The object does not fit, or the engine cannot work.
+    """
+    if isinstance(backend, str):
+        from opero.caching.stores.base import open_store, settle
+
+        opened: Any = open_store(settle(backend))
+        return UserStore(opened, prefix, backend)
+    if any(kind.__module__.startswith("twat_cache.") for kind in type(backend).__mro__):
+        from opero.caching.stores.twat import EngineStore
+
+        engine = backend
+        backend = EngineStore(lambda: (engine, None), type(engine).__name__)
+    return UserStore(backend, prefix)
 
 
 class UserStore:
     """Entries of one function in a store that has get, set, delete and clear.
 
     What is stored is `(value, expiry)`, or `(value, expiry, birth)` where the age of an entry
-    matters: times on the wall clock, because the store may be shared by processes. Values are
+    matters: times of the wall clock, because the store may be shared by processes. Values are
     isolated on their way in and out, whether the store copies them or not. Anything else found
-    under a key is taken for nothing.
+    under a key counts as a miss.
 
     Args:
         store: The user's object.
         prefix: Gives what the keys of the function begin with.
+        name: Its name in `info()` and `explain()`; the name of its class by default.
 
     Raises:
         OperoUsageError: The store's methods are coroutines.
@@ -34,14 +58,14 @@ class UserStore:
 
     lends = False
 
-    def __init__(self, store: Store, prefix: Callable[[], str]) -> None:
+    def __init__(self, store: Store, prefix: Callable[[], str], name: str | None = None) -> None:
         for verb in ("get", "set", "delete", "clear"):
             if inspect.iscoroutinefunction(getattr(store, verb)):
                 raise OperoUsageError(
                     f"cache_backend={store!r}: {verb}() is a coroutine. "
                     "Give a store with plain methods."
                 )
-        self.name: str = type(store).__name__
+        self.name: str = name or type(store).__name__
         self.blocking: bool = bool(getattr(store, "blocking", False))
         self._store = store
         self._prefix = prefix
@@ -75,20 +99,20 @@ class UserStore:
         return True
 
     def discard(self, key: Any, entry: Entry) -> None:
-        """Remove nothing: an expired entry is the store's affair, and it may be newer by now."""
+        """Remove nothing: an expired entry is the store's business, and it may be newer by now."""
 
     def delete(self, key: Any) -> bool:
-        """Remove `key` and tell whether it was there."""
+        """Remove `key` and return whether it was there."""
         return bool(self._store.delete(key))
 
     def clear(self) -> int:
-        """Remove the function's entries, or all of the store if it knows no prefixes."""
+        """Remove the function's entries, or all of the store if it takes no prefixes."""
         clear: Any = self._store.clear
         removed = clear(prefix=self._prefix()) if _takes_prefix(clear) else clear()
         return removed if isinstance(removed, int) else 0
 
     def measure(self) -> tuple[int | None, int | None]:
-        """Return the number of entries in the whole store if it can tell, and no bytes."""
+        """Return the number of entries in the whole store if it has a length, and no bytes."""
         size: Any = getattr(self._store, "__len__", None)
         count: Any = size() if callable(size) else None
         return count, None

@@ -1,5 +1,5 @@
-# this_file: src/opero/durable/items.py
-"""Maps within a workflow: each item is a step, recorded once it is done, so that a map goes on where it stopped.
+# this_file: src/opero/durable/map_items.py
+"""Record the items of maps in a workflow as steps, so that a map goes on where it stopped.
 
 The map takes one number of the line in which it was called; "4/17" is its item 17, and steps that the
 mapped function takes for it are "4/17/1" and so on. Maps find this through `opero.concurrency.recorder`.
@@ -13,25 +13,23 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.engine import Outcome
-from opero.durable.arguments import Parameters, digest_of
-from opero.durable.failures import keepable, pack_error, unpack_error
+from opero.durable.failures import keepable, pack_error, rebuild_error
+from opero.durable.journal import Course, judge
 from opero.durable.records import StepRecord, StepState
-from opero.durable.replay import Course, judge
-from opero.durable.run import Ending, Why
-from opero.durable.scope import Scope, current, enter
-from opero.durable.values import decode, encode
-from opero.errors import NonDeterminismError
+from opero.durable.scope import Scope, current, current_scope
+from opero.durable.values import Parameters, decode, encode
+from opero.errors import NonDeterminismError, UnserializableError
 
 if TYPE_CHECKING:
     from opero.concurrency.recorder import Finished
 
 __all__ = ["ItemJournal", "record_map"]
 
-_ITEM: Final = Parameters(inspect.signature(lambda item: item))
+_SIGNATURE: Final = inspect.signature(lambda item: item)
 
 
 class ItemJournal:
-    """What a workflow's journal knows of the items of one map.
+    """The items of one map in a workflow's journal.
 
     Args:
         scope: The line in which the map was called.
@@ -46,8 +44,9 @@ class ItemJournal:
         self._run = scope.run
         self._path = path
         self._name = name
+        self._item = Parameters(_SIGNATURE, f"{name}()")
         self._attempts: dict[int, int] = {}
-        # A stop waits for what it has under way.
+        # A stop waits for the items that are running.
         self._map = StepRecord(
             path=path, name=name, hash="", state=StepState.STARTED, began=time.time()
         )
@@ -59,7 +58,7 @@ class ItemJournal:
         attempt = self._attempts[index] = self._attempts.get(index, 0) + 1
         scope = self._scope.branch(self._path, index)
         # The steps of the first attempt are recorded with their errors; the second takes them anew.
-        enter(scope if attempt == 1 else scope.attempt(attempt))
+        current_scope.set(scope if attempt == 1 else scope.attempt(attempt))
 
     def recall(self, idx: Sequence[int], items: Sequence[Any], /) -> Mapping[int, Outcome]:
         """Return what is recorded of these items.
@@ -74,17 +73,21 @@ class ItemJournal:
             found = run.steps.get(f"{self._path}/{index}")
             if found is None:
                 continue
+            run.unread.discard(found.path)
             try:
                 verdict = judge(run.id, found.path, found, self._name, self._digest(item))
             except NonDeterminismError as error:
-                run.end(Ending(Why.BLOCKED, str(error)))
+                run.block(str(error))
                 raise
             text = verdict.text or "null"
-            if verdict.course is Course.RETURN:
-                known[index] = Outcome(value=decode(text), attempts=0, calls=0)
-            elif verdict.course is Course.RAISE:
-                failure = self._noted(unpack_error(text), found.path)
-                known[index] = Outcome(error=failure, attempts=0, calls=0)
+            try:
+                if verdict.course is Course.RETURN:
+                    known[index] = Outcome(value=decode(text), attempts=0, calls=0)
+                elif verdict.course is Course.RAISE:
+                    failure = self._noted(rebuild_error(text), found.path)
+                    known[index] = Outcome(error=failure, attempts=0, calls=0)
+            except UnserializableError as reason:
+                raise run.block(f"step {found.path}, {self._name}: {reason}") from reason
         return known
 
     def keep(self, finished: Sequence[Finished], /) -> None:
@@ -99,7 +102,7 @@ class ItemJournal:
         run.check()
 
     def close(self) -> None:
-        """Count the map as running no longer."""
+        """Stop counting the map as running."""
         self._run.finish(self._map)
 
     def _step(self, index: int, item: Any, outcome: Outcome) -> StepRecord:
@@ -125,7 +128,7 @@ class ItemJournal:
         return error
 
     def _digest(self, item: Any) -> str:
-        return digest_of(_ITEM, (item,), {}, f"{self._name}()")
+        return self._item.digest((item,), {})
 
 
 def record_map(name: str) -> ItemJournal | None:

@@ -1,4 +1,4 @@
-# this_file: tests/caching/stores/test_rest.py
+# this_file: tests/caching/stores/test_backoff.py
 """A server that does not answer is left alone, and asked again by one caller at a time."""
 
 from __future__ import annotations
@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from opero.caching.stores.protocol import StoreError
-from opero.caching.stores.rest import Rest, pause_after
+from opero.caching.stores.base import Backoff, StoreError, pause_after
 
 if TYPE_CHECKING:
     from opero.testing import FakeClock
 
 
-def refused(rest: Rest) -> bool:
+def refused(rest: Backoff) -> bool:
     try:
         rest.check()
     except StoreError as error:
@@ -23,7 +22,7 @@ def refused(rest: Rest) -> bool:
 
 
 def test_one_caller_tries_when_the_pause_is_over(clock: FakeClock) -> None:
-    rest = Rest()
+    rest = Backoff()
     assert not refused(rest)
     rest.failed("down")
     assert refused(rest)
@@ -32,7 +31,7 @@ def test_one_caller_tries_when_the_pause_is_over(clock: FakeClock) -> None:
 
 
 def test_a_caller_that_vanishes_does_not_keep_the_others_out(clock: FakeClock) -> None:
-    rest = Rest()
+    rest = Backoff()
     rest.failed("down")
     clock.sleep(1)
     assert not refused(rest)
@@ -41,7 +40,7 @@ def test_a_caller_that_vanishes_does_not_keep_the_others_out(clock: FakeClock) -
 
 
 def test_pauses_grow_up_to_a_bound_and_end_with_an_answer(clock: FakeClock) -> None:
-    rest = Rest()
+    rest = Backoff()
     for failures in range(1, 2000):
         rest.failed("down")
         pause = pause_after(failures)
