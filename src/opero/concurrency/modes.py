@@ -23,7 +23,7 @@ Mode = Literal["sequential", "thread", "async", "process", "async_process", "exe
 IN_FLIGHT: Final = 32
 """Coroutines that each worker process of `mode="async_process"` has under way at once."""
 
-_CARE: Final = ("worker_init", "max_tasks_per_worker", "memory_limit")
+_CARE: Final = ("worker_init", "max_tasks_per_worker", "memory_limit", "start_method")
 _FORKS: Final = hasattr(os, "fork")
 """Worker processes begin as forks, of this process or of a fresh one."""
 
@@ -117,7 +117,7 @@ def make_engine(mode: Mode, options: MapOptions, context: Context) -> Engine:
         return Futures(options.executor, _workers_of(options), context)
     from opero.concurrency.executors.process.pool import ProcessEngine
 
-    return ProcessEngine(options.workers)
+    return ProcessEngine(options.workers, method=options.start_method)
 
 
 def _workers_of(options: MapOptions) -> int:

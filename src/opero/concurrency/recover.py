@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from opero import events
 from opero.concurrency.engine import Outcome, Parked
 from opero.core.call import Call, FailedCall
-from opero.errors import CallTimeoutError, OperoError, WorkerLostError
+from opero.errors import CallTimeoutError, DeadlineError, OperoError, WorkerLostError
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
@@ -78,6 +78,10 @@ class Recovery:
 
     def _error(self, lost: Lost) -> OperoError:
         name = self._pipeline.info.name
+        if lost.why == "deadline":
+            return DeadlineError(
+                f"{name}() ran out of time in its worker process"
+            )
         if lost.why == "timeout":
             return CallTimeoutError(name, self._job.item_timeout or 0.0)
         return WorkerLostError(name, lost.why, lost.pid, lost.exitcode, lost.said)

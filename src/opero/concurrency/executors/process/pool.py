@@ -56,8 +56,8 @@ __all__ = ["ProcessEngine", "ProcessPool"]
 
 _FAILED_STARTS: Final = 5
 """So many workers in a row that died before they were ready, and no other is begun."""
-_MEMORY_CHECK: Final = 0.1
-"""Seconds between two checks of the memory of workers."""
+_CHECK: Final = 0.1
+"""Seconds between two checks of the memory of workers, or for calls that a deadline ends."""
 _PAGE_SIZE: Final = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
@@ -264,7 +264,7 @@ class ProcessPool:
             if job.memory_limit is not None:
                 if _resident(worker.pid) > job.memory_limit:
                     worker.kill("memory")
-                checks.append(_MEMORY_CHECK)
+                checks.append(_CHECK)
             if not job.pipeline.awaits:
                 late = PATIENCE * job.target_s
                 for pending in worker.pending.values():
@@ -280,11 +280,11 @@ class ProcessPool:
         if due and due <= now:
             worker.judged = due
             worker.kill("deadline" if by_deadline else "timeout")
-        # A call that begins later cannot be late before a whole limit, or the end of all, has passed.
-        left = due - now if due else limit
-        if not due and self._job.deadline is not None:
-            left = min(left, self._job.deadline - now)
-        return max(left, 0.001)
+        if due:
+            return max(due - now, 0.001)
+        # A call that begins later cannot be late before a whole limit has passed, but a deadline may end it sooner.
+        bounded = self._job.deadline is not None or self._job.options.deadline is not None
+        return min(limit, _CHECK) if bounded else limit
 
     # --- messages ---------------------------------------------------------------------------------
 
