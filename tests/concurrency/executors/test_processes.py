@@ -473,7 +473,7 @@ def test_a_storm_of_kills_loses_nothing(maps: Maps) -> None:
     assert sum(isinstance(one, Lost) for one in ran.items) <= kills
 
 
-@every
+@both
 @posix
 def test_the_death_of_the_fork_server_is_survived(maps: Maps) -> None:
     killed = []
@@ -671,7 +671,7 @@ def test_four_threads_map_at_once(maps: Maps) -> None:
     assert found == {n: [x * n for x in range(20)] for n in range(4)}
 
 
-@every
+@both
 def test_a_worker_may_map_itself(maps: Maps) -> None:
     def outer(n: int) -> list[int]:
         return maps(lambda x: x + n, range(3)).items
