@@ -23,6 +23,7 @@ from opero.utils.checks import (
     duration,
     duration_or_none,
     error_bound,
+    error_types,
     executor,
     factor,
     failure_filter,
@@ -388,6 +389,9 @@ class MapOptions(Options):
         None,
         token,
         "a `threading.Event` or its like: when it is set, the map ends with what is done",
+    )
+    stop_on: type[BaseException] | tuple[type[BaseException], ...] = option(
+        "map", (), error_types, "error types that end the map with what is done"
     )
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from opero.caching import Cache, CacheHandle
+from opero.core.cache import CacheStage, make_handle
 from opero.core.call import AsyncProceed, Call, Proceed, Receipt
 from opero.core.context import CallObserver
 from opero.core.deadline import Deadline, current_deadline
@@ -33,6 +33,7 @@ from opero.utils.matching import Rejected
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
+    from opero.caching.handle import CacheHandle
     from opero.core.call import Stage
     from opero.core.circuit_breaker import Circuit
     from opero.core.concurrency_limit import Bulkhead
@@ -100,7 +101,7 @@ class Pipeline:
                 cuts=options.timeout is not None or info.kind in ("async", "async_generator"),
             )
         )
-        self.cache: Cache | None = self._cache(origin, changed)
+        self.cache: CacheStage | None = self._cache(origin, changed)
         if self.cache is not None:
             self.cache.connect(policy.retries_on, self.run)
         self.report: Report = Report(
@@ -217,11 +218,13 @@ class Pipeline:
 
         return Timeout(parse_seconds(self.options.timeout, "timeout"), self.emitter)
 
-    def _cache(self, origin: Pipeline | None, changed: frozenset[str]) -> Cache | None:
+    def _cache(self, origin: Pipeline | None, changed: frozenset[str]) -> CacheStage | None:
         if not self.options.cache or self.info.kind in ("generator", "async_generator"):
             return None
         shared = origin.cache if origin and not changed & _STORE_OPTIONS else None
-        return Cache(self.info, self.options, stats=self.stats, emitter=self.emitter, origin=shared)
+        return CacheStage(
+            self.info, self.options, stats=self.stats, emitter=self.emitter, origin=shared
+        )
 
     @staticmethod
     def _link(stages: tuple[Stage, ...], innermost: Proceed) -> Proceed:
@@ -323,7 +326,7 @@ class Pipeline:
 
     def cache_handle(self) -> CacheHandle:
         """Return what users get as `f.cache`."""
-        return CacheHandle(self.cache, self.run)
+        return make_handle(self.cache, self.run)
 
     def receipt(self, call: Call) -> Any:
         """Run a call and return its receipt; for an asynchronous function, a coroutine that does."""

@@ -287,6 +287,16 @@ def error_bound(name: str, value: Any) -> None:
         )
 
 
+def error_types(name: str, value: Any) -> None:
+    """An exception type, or a tuple of them."""
+    kinds = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+        raise OperoUsageError(
+            f"{name}={value!r} must be an exception type or a tuple of them, for example "
+            "(RateLimitPausedError, SpendCapError)."
+        )
+
+
 def token(name: str, value: Any) -> None:
     """Something like a `threading.Event`, or None."""
     if value is not None and not callable(getattr(value, "is_set", None)):

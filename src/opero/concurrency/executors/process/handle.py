@@ -13,16 +13,16 @@ from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.concurrency.engine import Lost
+from opero.concurrency.chunks import ChunkProgress
+from opero.concurrency.executors.base import Lost
 from opero.concurrency.executors.process import protocol
 from opero.concurrency.executors.process.buffers import PAGE, BufferPool, shared_file
 from opero.concurrency.executors.process.protocol import WorkerStatus
 from opero.concurrency.executors.process.start import EXIT_STATUS, close_in_child
 from opero.concurrency.executors.process.worker import ASK
-from opero.concurrency.tally import Tally
 
 if TYPE_CHECKING:
-    from opero.concurrency.engine import Done, Why
+    from opero.concurrency.executors.base import Done, Why
     from opero.concurrency.executors.process.buffers import SharedBuffer
     from opero.concurrency.executors.process.protocol import Frame
     from opero.concurrency.executors.process.start import ForkServer
@@ -64,7 +64,7 @@ class PendingChunk:
         self.number = number
         self.message = message
         self.size = len(message)
-        self.progress = Tally(count)
+        self.progress = ChunkProgress(count)
         self.buffer = buffer
         self.suspect = suspect
         self.turn = 0

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from opero.concurrency.engine import Job
+from opero.concurrency.executors.base import MapJob
 from opero.concurrency.executors.process.pickling import (
     can_be_named,
     dumps_by_value,
@@ -61,7 +61,7 @@ class JobSpec:
     program: int = 0
 
     @classmethod
-    def of(cls, job: Job) -> JobSpec:
+    def of(cls, job: MapJob) -> JobSpec:
         """Describe a job."""
         emitter = job.pipeline.emitter
         fields = {
@@ -69,7 +69,7 @@ class JobSpec:
             for f in dataclasses.fields(job)
             if f.name not in _OF_THE_PROCESS
         }
-        everything = event_bus.active or job.tells_all
+        everything = event_bus.active or job.relays_all
         listens = "bus" if everything else "function" if emitter.active else None
         options = shared_options(job.pipeline)
         return cls(fields, options, listens, _levels(), ambient.disabled(), os.getpid())
@@ -137,7 +137,7 @@ class JobSpec:
             os.environ.update(environ)
         return JobSpec.open(data)
 
-    def job(self, status: WorkerStatus | None, emit: Callable[[Any], object]) -> Job:
+    def job(self, status: WorkerStatus | None, emit: Callable[[Any], object]) -> MapJob:
         """Make the worker's own job: the same function with a pipeline of this process.
 
         Args:
@@ -157,7 +157,7 @@ class JobSpec:
         elif self.listens == "bus" and status is not None:
             event_bus.subscribe(emit)
         pipeline = Pipeline(info, options)
-        return Job(pipeline=pipeline, options=options, **fields)
+        return MapJob(pipeline=pipeline, options=options, **fields)
 
 
 def loaded_module(name: str) -> Any:

@@ -19,7 +19,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from opero.concurrency.engine import Caps, GaveBack, Lost
+from opero.concurrency.executors.base import Caps, GaveBack, Lost
 from opero.concurrency.executors.process import protocol
 from opero.concurrency.executors.process.buffers import (
     PAGE,
@@ -43,12 +43,11 @@ from opero.concurrency.executors.process.start import (
     shared_server,
 )
 from opero.concurrency.executors.process.worker import worker_main
-from opero.concurrency.sheet import PATIENCE
 from opero.errors import OperoError, WorkerStartError
 from opero.limits.shareable import publish_all
 
 if TYPE_CHECKING:
-    from opero.concurrency.engine import Chunk, Job, Report, Why
+    from opero.concurrency.executors.base import Chunk, MapJob, Report, Why
     from opero.concurrency.executors.process.protocol import Frame
     from opero.concurrency.executors.process.start import StartMethod
 
@@ -77,7 +76,7 @@ class ProcessPool:
         timeout: Seconds that leaving may take.
     """
 
-    def __init__(self, nodes: int, *, job: Job, method: StartMethod) -> None:
+    def __init__(self, nodes: int, *, job: MapJob, method: StartMethod) -> None:
         self.nodes = nodes
         self.graceful = False
         self.timeout = 1.0
@@ -266,7 +265,7 @@ class ProcessPool:
                     worker.kill("memory")
                 checks.append(_CHECK)
             if not job.pipeline.awaits:
-                late = PATIENCE * job.target_s
+                late = protocol.SLOW_CHUNK * job.target_s
                 for pending in worker.pending.values():
                     if pending.progress.open > 1:
                         if now - pending.since >= late:
@@ -473,7 +472,7 @@ class ProcessEngine:
         """Return how many chunks it wants to hold: one at work and one at hand for each worker."""
         return 2 * self.workers
 
-    def open(self, job: Job) -> None:
+    def open(self, job: MapJob) -> None:
         """Prepare for workers; they begin when there are chunks."""
         pool = ProcessPool(self.workers, job=job, method=choose_method(self._method))
         try:

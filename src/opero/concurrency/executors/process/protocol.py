@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.concurrency.engine import Done, Facts, Outcome, Parked
+from opero.concurrency.executors.base import Done, ItemOutcome, Parked, WorkerFacts
 from opero.concurrency.executors.process.buffers import PAGE
 from opero.concurrency.executors.process.pickling import dumps
 from opero.concurrency.executors.process.remote_error import (
@@ -26,12 +26,12 @@ from opero.concurrency.executors.process.remote_error import (
 from opero.errors import ShippingError
 
 if TYPE_CHECKING:
-    from opero.concurrency.engine import Chunk
+    from opero.concurrency.executors.base import Chunk
     from opero.concurrency.executors.process.buffers import SharedBuffer, Span
     from opero.events import Event
 
 __all__ = [
-    "CHUNK", "DONE", "FAILED", "GAVE_BACK", "LOG", "PLAIN", "RETIRES", "UP",
+    "CHUNK", "DONE", "FAILED", "GAVE_BACK", "LOG", "PLAIN", "RETIRES", "SLOW_CHUNK", "UP",
     "Frame", "StartOutput", "WorkerStatus", "decode_done", "decode_parked", "decode_value", "encode_chunk", "encode_done", "encode_value",
     "unreadable",
 ]  # fmt: skip
@@ -53,6 +53,9 @@ RETIRES: Final = "retires"
 """From a worker: it takes no other chunk and ends."""
 LOG: Final = "log"
 """From a worker: a log record as a dictionary, and its error."""
+
+SLOW_CHUNK: Final = 5
+"""A chunk that takes so many times its target gives back what has not begun."""
 
 PLAIN: Final = frozenset({int, float, complex, str, bytes, bool, type(None)})
 """Types whose instances can always be pickled and opened again."""
@@ -215,14 +218,14 @@ def decode_value(entry: Any, read: Callable[[Span], Any] | None) -> Any:
     return pickle.loads(data, buffers=map(read, spans))  # noqa: S301 - as above
 
 
-def unreadable(error: Exception, what: str) -> Outcome:
+def unreadable(error: Exception, what: str) -> ItemOutcome:
     """Return the outcome of an item that could not be pickled, or not be unpickled."""
     if isinstance(error, ShippingError):
-        return Outcome(error=error)
+        return ItemOutcome(error=error)
     reason = f"{type(error).__name__}: {error}"
     made = ShippingError(f"the {what} cannot be unpickled on the other side ({reason})")
     made.__cause__ = error
-    return Outcome(error=made)
+    return ItemOutcome(error=made)
 
 
 # --- chunks and results ---------------------------------------------------------------------------
@@ -292,7 +295,7 @@ def decode_done(
         values[n] = None
     facts = None
     if stats or events:
-        facts = Facts(stats=stats or {}, events=tuple(map(_decode_event, events)))
+        facts = WorkerFacts(stats=stats or {}, events=tuple(map(_decode_event, events)))
     return Done(chunk, places, values, odd, busy_s, worker, facts, weight)
 
 
@@ -309,7 +312,7 @@ def _decode_parked(encoded: tuple[Parked, list[tuple[str | None, Any]]]) -> Park
     return parked
 
 
-def _encode_outcome(outcome: Outcome) -> tuple[Outcome, Any, Any, bytes | None]:
+def _encode_outcome(outcome: ItemOutcome) -> tuple[ItemOutcome, Any, Any, bytes | None]:
     error = outcome.error
     record = trace = None
     if error is not None:
@@ -325,7 +328,7 @@ def _encode_outcome(outcome: Outcome) -> tuple[Outcome, Any, Any, bytes | None]:
     return bare, record, parked, fallback
 
 
-def _decode_outcome(encoded: tuple[Outcome, Any, Any, bytes | None]) -> Outcome:
+def _decode_outcome(encoded: tuple[ItemOutcome, Any, Any, bytes | None]) -> ItemOutcome:
     outcome, record, parked, fallback = encoded
     if record is not None:
         outcome.error = decode_error(record)

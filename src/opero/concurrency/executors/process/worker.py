@@ -19,8 +19,8 @@ from multiprocessing.connection import Connection
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.caching.flight import Flight, board
-from opero.concurrency.engine import Done, Job, Outcome
+from opero.caching.single_flight import Flight, become_leader
+from opero.concurrency.executors.base import Done, ItemOutcome, MapJob
 from opero.concurrency.executors.process import protocol
 from opero.concurrency.executors.process.buffers import (
     PAGE,
@@ -32,9 +32,8 @@ from opero.concurrency.executors.process.pickling import dumps
 from opero.concurrency.executors.process.protocol import PLAIN, StartOutput, WorkerStatus
 from opero.concurrency.executors.process.remote_error import encode_error, traceback_of
 from opero.concurrency.executors.process.start import close_in_child
+from opero.concurrency.item_runner import ItemRunner
 from opero.concurrency.progress import hide_bars
-from opero.concurrency.sheet import PATIENCE
-from opero.concurrency.work import Work
 from opero.core.deadline import run_until
 from opero.events import Event, event_bus
 from opero.utils import ambient
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     import asyncio
     import logging
 
-    from opero.concurrency.engine import Parked
+    from opero.concurrency.executors.base import Parked
     from opero.concurrency.executors.process.buffers import SharedBuffer, Span
 
 __all__ = ["ASK", "RunningChunk", "Worker", "worker_main"]
@@ -119,7 +118,7 @@ class RunningChunk:
         self.next = 0
         self.values: list[Any] = []
         self.places: list[int] | None = None if ordered else []
-        self.odd: dict[int, Outcome] = {}
+        self.odd: dict[int, ItemOutcome] = {}
         self.reported = 0
         self.flushed = perf_counter()
         self.soon: asyncio.TimerHandle | None = None
@@ -148,7 +147,7 @@ class RunningChunk:
             ranks = sorted(range(count), key=self.places.__getitem__)
             places, values = [self.places[rank] for rank in ranks], [values[rank] for rank in ranks]
             self.places = []
-        odd: dict[int, Outcome] = {}
+        odd: dict[int, ItemOutcome] = {}
         if self.odd:
             odd = {n: self.odd.pop(place) for n, place in enumerate(places) if place in self.odd}
         self.reported += count
@@ -191,9 +190,9 @@ class Worker:
         self._events: list[Event] = []
         self._name = f"process {os.getpid()}"
         self._turn = self._noted = self.tasks = 0
-        self._job: Job
+        self._job: MapJob
         self._most: int | None = None
-        self._work: Work
+        self._runner: ItemRunner
         self._chunk: RunningChunk | None = None
         self._sending = threading.Lock()
         self._asked = False
@@ -229,13 +228,13 @@ class Worker:
             _forward_logs(spec.loggers, self._log)
         job = self._job = spec.job(self.status, self._events.append)
         if job.leads:
-            board(Flight(None))
+            become_leader(Flight(None))
         if job.memory_limit is not None:
             _limit_memory(job.memory_limit)
         if job.worker_init is not None:
             job.worker_init()
         self._most = job.max_tasks_per_worker
-        self._work = Work(job, job.pipeline)
+        self._runner = ItemRunner(job)
         if ASK is not None:
             signal.signal(ASK, self._answer)
             # C libraries go on with the calls that it interrupts.
@@ -322,7 +321,7 @@ class Worker:
 
     # --- results ----------------------------------------------------------------------------------
 
-    def encode(self, chunk: RunningChunk, value: Any, outcome: Outcome | None) -> Any:
+    def encode(self, chunk: RunningChunk, value: Any, outcome: ItemOutcome | None) -> Any:
         """Return what stands for a result in its message; that of an outcome is put there."""
         result = value if outcome is None else outcome.value
         if type(result) in PLAIN:
@@ -340,7 +339,9 @@ class Worker:
         outcome.value = encoded
         return None
 
-    def add(self, chunk: RunningChunk, position: int, value: Any, outcome: Outcome | None) -> None:
+    def add(
+        self, chunk: RunningChunk, position: int, value: Any, outcome: ItemOutcome | None
+    ) -> None:
         """Note what became of an item of several that are under way."""
         value = self.encode(chunk, value, outcome)
         if outcome is not None:
@@ -402,9 +403,9 @@ class Worker:
         if job.pipeline.awaits:
             from opero.concurrency.executors.process.worker_loop import WorkerLoop
 
-            late = PATIENCE * job.target_s
+            late = protocol.SLOW_CHUNK * job.target_s
             loop = WorkerLoop(
-                self, self._work, in_flight=job.in_flight, limit=job.item_timeout, late=late
+                self, self._runner, in_flight=job.in_flight, limit=job.item_timeout, late=late
             )
             serve = loop.run
         if job.deadline is None:
@@ -426,7 +427,7 @@ class Worker:
             self.end(chunk)
 
     def _run(self, chunk: RunningChunk) -> None:
-        begin, stopped, one = self.status.begin_item, self.status.is_stopped, self._work.one
+        begin, stopped, one = self.status.begin_item, self.status.is_stopped, self._runner.run
         entries, parked, counts = chunk.entries, chunk.parked, self._most is not None
         now, due = perf_counter, chunk.flushed + FLUSH
         for position in range(len(entries)):

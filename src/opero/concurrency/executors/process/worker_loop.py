@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 from opero.concurrency.executors.process import protocol
 
 if TYPE_CHECKING:
-    from opero.concurrency.engine import Outcome
+    from opero.concurrency.executors.base import ItemOutcome
     from opero.concurrency.executors.process.worker import RunningChunk, Worker
-    from opero.concurrency.work import Work
+    from opero.concurrency.item_runner import ItemRunner
 
 __all__ = ["WorkerLoop"]
 
@@ -33,17 +33,23 @@ class WorkerLoop:
 
     Args:
         worker: The worker.
-        work: Runs an item.
+        runner: Runs an item.
         in_flight: Most items at once.
         limit: Longest time of a call in seconds, None for no limit.
         late: Seconds after which a chunk gives back what has not begun.
     """
 
     def __init__(
-        self, worker: Worker, work: Work, *, in_flight: int, limit: float | None, late: float
+        self,
+        worker: Worker,
+        runner: ItemRunner,
+        *,
+        in_flight: int,
+        limit: float | None,
+        late: float,
     ) -> None:
         self._worker = worker
-        self._work = work
+        self._runner = runner
         self._in_flight = in_flight
         self._limit = limit
         self._late = late
@@ -151,7 +157,7 @@ class WorkerLoop:
             except Exception as error:  # noqa: BLE001 - whatever its class raises when it is unpickled
                 self._add(chunk, position, None, protocol.unreadable(error, "item"))
             else:
-                value, outcome = await self._work.aone(item, chunk.parked.get(position))
+                value, outcome = await self._runner.run_async(item, chunk.parked.get(position))
                 del item
                 self._add(chunk, position, value, outcome)
             found = self._next()
@@ -167,7 +173,9 @@ class WorkerLoop:
                 self._rest()
             self._guarded(self._fill)()
 
-    def _add(self, chunk: RunningChunk, position: int, value: Any, outcome: Outcome | None) -> None:
+    def _add(
+        self, chunk: RunningChunk, position: int, value: Any, outcome: ItemOutcome | None
+    ) -> None:
         """Note what became of an item, and let it be sent soon."""
         self._worker.add(chunk, position, value, outcome)
         if chunk.over:
