@@ -113,7 +113,7 @@ class ProcessPool:
             self._spec.register_classes()
             return
         # The fresh interpreter begins while the job is pickled.
-        server = self._server()
+        self._server()
         blob = self._spec.pickled()
         try:
             folder: str | None = os.getcwd()  # noqa: PTH109 - pathlib would not be faster
@@ -121,8 +121,6 @@ class ProcessPool:
             # It was removed.
             folder = None
         self._message = pickle.dumps((blob, folder, dict(os.environ)), 5)
-        if b"cloudpickle" in blob:
-            server.preload(modules_to_preload([pickle.loads]) | _cloudpickle())
 
     def _server(self) -> ForkServer:
         if self._method != "fork":
@@ -418,12 +416,6 @@ class ProcessPool:
 
     def clear(self) -> None:
         """Do nothing: nothing is left."""
-
-
-def _cloudpickle() -> dict[str, tuple[str, int]]:
-    import cloudpickle
-
-    return modules_to_preload([cloudpickle.dumps])
 
 
 def _handle_log(fields: dict[str, Any], error: Any) -> None:

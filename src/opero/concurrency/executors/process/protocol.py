@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHUNK", "DONE", "FAILED", "GAVE_BACK", "LOG", "PLAIN", "RETIRES", "SLOW_CHUNK", "UP",
-    "Frame", "StartOutput", "WorkerStatus", "decode_done", "decode_parked", "decode_value", "encode_chunk", "encode_done", "encode_value",
-    "unreadable",
+    "Frame", "StartOutput", "WorkerStatus", "decode_done", "decode_parked", "decode_value", "encode_chunk",
+    "encode_done", "encode_value", "unreadable",
 ]  # fmt: skip
 
 Frame = tuple[Any, ...]

@@ -30,8 +30,8 @@ from opero.errors import WorkerStartError
 from opero.utils.fork import reset_after_fork
 
 __all__ = [
-    "EXIT_STATUS", "ForkServer", "StartMethod", "anonymous_file", "choose_method", "close_in_child", "forget_server", "modules_to_preload",
-    "shared_server",
+    "EXIT_STATUS", "ForkServer", "StartMethod", "anonymous_file", "choose_method", "close_in_child", "forget_server",
+    "modules_to_preload", "shared_server",
 ]  # fmt: skip
 
 StartMethod = Literal["fork", "forkserver", "spawn"]
@@ -83,23 +83,23 @@ def modules_to_preload(functions: Sequence[Any]) -> dict[str, tuple[str, int]]:
 
     Modules of the program itself are left to the workers, which import them afresh for each map.
     """
-    found: dict[str, tuple[str, int]] = {}
+    names = {"cloudpickle"}
     for function in functions:
-        names = getattr(function, "__globals__", None) or vars(
-            sys.modules.get(getattr(function, "__module__", None) or "", object)
-        )
-        for value in list(names.values()):
-            module = value.__name__ if type(value) is type(sys) else getattr(value, "__module__", 0)
-            if not isinstance(module, str):
-                continue
-            top = module.partition(".")[0]
-            if top not in found and top != "opero":
-                file = getattr(sys.modules.get(top), "__file__", None) or ""
-                if "site-packages" in file or "dist-packages" in file:
-                    try:
-                        found[top] = file, os.stat(file).st_mtime_ns  # noqa: PTH116 - faster than a Path
-                    except OSError:
-                        pass
+        module = sys.modules.get(getattr(function, "__module__", None) or "")
+        for value in [*getattr(function, "__globals__", vars(module) if module else {}).values()]:
+            name = (
+                value.__name__ if type(value) is type(sys) else getattr(value, "__module__", None)
+            )
+            if isinstance(name, str):
+                names.add(name.partition(".")[0])
+    found: dict[str, tuple[str, int]] = {}
+    for name in names - {"opero"}:
+        file = getattr(sys.modules.get(name), "__file__", None) or ""
+        if "site-packages" in file or "dist-packages" in file:
+            try:
+                found[name] = file, os.stat(file).st_mtime_ns  # noqa: PTH116 - faster than a Path
+            except OSError:
+                pass
     return found
 
 
