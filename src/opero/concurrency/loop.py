@@ -16,15 +16,16 @@ from opero.concurrency.lookup import CacheLookup
 from opero.concurrency.recorder import ItemRecorder, find_known_items, record_items
 from opero.concurrency.result import MapResult, Status
 from opero.concurrency.scheduler import FailedItem, Scheduler
-from opero.concurrency.steps import BlockingCall, Steps, run_steps, run_steps_async
 from opero.errors import MapStopped
 from opero.utils import ambient
+from opero.utils.steps import in_thread, run_async, run_sync
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import AsyncMapExecutor, MapExecutor, MapJob, Report
     from opero.concurrency.progress import Progress
     from opero.core.cache import CacheStage
     from opero.core.options import MapOptions
+    from opero.utils.steps import StepLogic
 
 __all__ = ["MapRun", "run_map", "run_map_async"]
 
@@ -100,7 +101,7 @@ class MapRun:
         room = self.scheduler.room(self.executor.slots(), lookup.waiting)
         return max(room, lookup.ahead) if room else 0
 
-    def admit(self, items: list[Any]) -> Steps[None]:
+    def admit(self, items: list[Any]) -> StepLogic[None]:
         """Take pulled items."""
         idx: Sequence[int] = self.scheduler.admit(len(items))
         for recorder in self._recorders:
@@ -137,7 +138,7 @@ class MapRun:
         while (chunk := scheduler.next_chunk(slots, now)) is not None:
             executor.submit(chunk)
 
-    def absorb(self, reports: Iterable[Report]) -> Steps[None]:
+    def absorb(self, reports: Iterable[Report]) -> StepLogic[None]:
         """Take the executor's reports."""
         lookup, fresh = self._lookup, self.scheduler.enqueue
         finished: list[Batch] = []
@@ -166,7 +167,7 @@ class MapRun:
             for event in facts.events:
                 pipeline.emitter.emit(event)
 
-    def _finish(self, batches: list[Batch]) -> Steps[None]:
+    def _finish(self, batches: list[Batch]) -> StepLogic[None]:
         for recorder in self._recorders:
             yield from record_items(recorder, batches)
         for batch in batches:
@@ -297,14 +298,14 @@ class MapRun:
         runs = itertools.chain.from_iterable(map(Batch.runs, batches))
         return sorted(runs, key=attrgetter("idx.start"))
 
-    def close(self) -> Steps[None]:
+    def close(self) -> StepLogic[None]:
         """Release what the map holds, but for the executor."""
         if self._lookup is not None:
             self._lookup.close()
         self._progress.close()
         for recorder in self._recorders:
             if recorder.blocking:
-                yield BlockingCall(recorder.close)
+                yield in_thread(recorder.close)
             else:
                 recorder.close()
 
@@ -320,7 +321,7 @@ class _Source:
         self._items = iter(items)
         self._step = 1
 
-    def pull(self, run: MapRun) -> Steps[None]:
+    def pull(self, run: MapRun) -> StepLogic[None]:
         """Pull as much as there is room for, but not for long."""
         while (room := run.room()) > 0:
             wanted = min(self._step, room)
@@ -365,7 +366,7 @@ def run_map(run: MapRun, items: Iterable[Any]) -> Iterator[Batch]:
         executor.open(run.job)
         source = _Source(items)
         while True:
-            run_steps(source.pull(run))
+            run_sync(source.pull(run))
             run.dispatch()
             handed = False
             while (batch := scheduler.hand_out()) is not None:
@@ -376,12 +377,12 @@ def run_map(run: MapRun, items: Iterable[Any]) -> Iterator[Batch]:
             if scheduler.done:
                 graceful = True
                 return
-            run_steps(run.absorb(_wait(run, executor)))
+            run_sync(run.absorb(_wait(run, executor)))
     finally:
         try:
             executor.close(graceful=graceful, timeout=_GRACE)
         finally:
-            run_steps(run.close())
+            run_sync(run.close())
 
 
 def _wait(run: MapRun, executor: MapExecutor) -> list[Report]:
@@ -428,7 +429,7 @@ class _AsyncSource:
         finally:
             self._executor.wake()
 
-    def pull(self, run: MapRun) -> Steps[None]:
+    def pull(self, run: MapRun) -> StepLogic[None]:
         """Take what has come."""
         room = run.room()
         if self._found and room > 0:
@@ -469,7 +470,7 @@ async def run_map_async(
             _AsyncSource(items, executor) if isinstance(items, AsyncIterable) else _Source(items)
         )
         while True:
-            await run_steps_async(source.pull(run))
+            await run_async(source.pull(run))
             run.dispatch()
             handed = False
             while (batch := scheduler.hand_out()) is not None:
@@ -480,7 +481,7 @@ async def run_map_async(
             if scheduler.done:
                 graceful = True
                 return
-            await run_steps_async(run.absorb(await _wait_async(run, executor, later=later)))
+            await run_async(run.absorb(await _wait_async(run, executor, later=later)))
     finally:
         try:
             if isinstance(source, _AsyncSource):
@@ -489,7 +490,7 @@ async def run_map_async(
             try:
                 await executor.close(graceful=graceful, grace=_GRACE)
             finally:
-                await run_steps_async(run.close())
+                await run_async(run.close())
 
 
 async def _wait_async(run: MapRun, executor: AsyncMapExecutor, *, later: bool) -> list[Report]:
