@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import Context
 from operator import attrgetter
 from time import perf_counter
@@ -16,7 +17,7 @@ from opero.concurrency.lookup import CacheLookup
 from opero.concurrency.recorder import ItemRecorder, find_known_items, record_items
 from opero.concurrency.result import MapResult, Status
 from opero.concurrency.scheduler import FailedItem, Scheduler
-from opero.errors import MapStopped
+from opero.errors import MapError, MapStopped
 from opero.utils import ambient
 from opero.utils.steps import in_thread, run_async, run_sync
 
@@ -84,6 +85,7 @@ class MapRun:
         self._recorders = recorders
         self._token = options.stop_token
         self._cancelled = False
+        self._kept: list[Batch] = []
         self._began = perf_counter()
         self._lookup: CacheLookup | None = None
         if cache is not None and not cache.off and not ambient.disabled():
@@ -217,6 +219,25 @@ class MapRun:
             elif on_error == "return":
                 yield error
 
+    def keep(self, batch: Batch) -> None:
+        """Keep a batch for `values` or `result`.
+
+        Raises:
+            BaseException: The error of the item that ends the map.
+        """
+        self._kept.append(batch)
+        if self.scheduler.failed is not None:
+            self.raise_failed(self.scheduler.failed)
+
+    @contextmanager
+    def results_in_errors(self) -> Iterator[None]:
+        """Give an error of the map itself what is done."""
+        try:
+            yield
+        except MapError as error:
+            error.result = self.result()
+            raise
+
     def raise_failed(self, failed: FailedItem) -> None:
         """Raise the error that ends a map, with a note of its item's index."""
         error = failed.error
@@ -236,7 +257,7 @@ class MapRun:
     def raise_ended(self) -> None:
         """Raise what a stream ends with, if that is not the end of its input."""
         if self.scheduler.stopped is not None:
-            raise MapStopped(self.scheduler.stopped, self.result([]))
+            raise MapStopped(self.scheduler.stopped, self.result())
         error, self.input_error = self.input_error, None
         if error is not None:
             try:
@@ -244,11 +265,11 @@ class MapRun:
             finally:
                 del error  # as above
 
-    def result(self, batches: list[Batch]) -> MapResult[Any]:
+    def result(self) -> MapResult[Any]:
         """Return what the map has done."""
         values: list[Any] = []
         indices: list[int] = []
-        for batch in self._arranged(batches):
+        for batch in self._arranged():
             failed = {n for n, o in batch.odd.items() if o.error is not None}
             for n, index in enumerate(batch.idx):
                 if n not in failed:
@@ -279,23 +300,23 @@ class MapRun:
             input_error=broken,
         )
 
-    def values(self, batches: list[Batch]) -> list[Any]:
+    def values(self) -> list[Any]:
         """Return the list that the caller gets.
 
         Raises:
             MapStopped: The map did not run to its end.
         """
         if self.scheduler.stopped is not None:
-            raise MapStopped(self.scheduler.stopped, self.result(batches))
+            raise MapStopped(self.scheduler.stopped, self.result())
         found: list[Any] = []
-        for batch in self._arranged(batches):
+        for batch in self._arranged():
             found += self.each(batch) if batch.odd else batch.values
         return found
 
-    def _arranged(self, batches: list[Batch]) -> list[Batch]:
+    def _arranged(self) -> list[Batch]:
         if not self.options.ordered:
-            return batches
-        runs = itertools.chain.from_iterable(map(Batch.runs, batches))
+            return self._kept
+        runs = itertools.chain.from_iterable(map(Batch.runs, self._kept))
         return sorted(runs, key=attrgetter("idx.start"))
 
     def close(self) -> StepLogic[None]:
