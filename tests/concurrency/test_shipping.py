@@ -154,9 +154,9 @@ def test_plain_values_are_pickled_plainly() -> None:
 
 
 def test_a_limiter_that_an_import_makes_again_is_the_same_one(module: Any) -> None:
-    from opero.limits.shareable import births
+    from opero.limits.state.shared import share_all
 
-    born = births()
+    born = share_all()
     for _ in range(3):
         module.limiter.acquire()
     code = f"""

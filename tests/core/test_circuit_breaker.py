@@ -410,7 +410,7 @@ def test_a_value_that_two_threads_meet_first_has_one_breaker(
 ) -> None:
     breaker, rival = CircuitBreaker(), CircuitBreaker()
     monkeypatch.setattr(
-        "opero.limits.breaker.shared.make_room", lambda parts: parts.update(key=rival)
+        "opero.limits.breaker.make_room", lambda parts: parts.update(key=rival)
     )
     assert breaker.part("key", "a") is rival
 
@@ -419,7 +419,7 @@ def test_a_hand_that_comes_in_between_reaches_a_new_value_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     breaker = CircuitBreaker()
-    monkeypatch.setattr("opero.limits.breaker.shared.make_room", lambda parts: breaker.force_open())
+    monkeypatch.setattr("opero.limits.breaker.make_room", lambda parts: breaker.force_open())
     assert breaker.part("key", "a").state is FORCED_OPEN
 
 
@@ -431,7 +431,7 @@ def test_a_new_value_is_held_open_before_anybody_can_meet_it(
     with capture_events(CircuitChanged) as events:
         seen: list[Event] = []
         monkeypatch.setattr(
-            "opero.limits.breaker.shared.make_room", lambda parts: seen.extend(events)
+            "opero.limits.breaker.make_room", lambda parts: seen.extend(events)
         )
         breaker.part("key", "a")
     assert heard(seen) == [("ask[a]", "ask[a]", "forced_open")]

@@ -31,7 +31,7 @@ from opero.core.concurrency_limit import Bulkhead
 from opero.core.stats import Stats
 from opero.errors import BulkheadFullError, DeadlineError, OperoUsageError
 from opero.events.bus import Emitter
-from opero.limits.concurrency_limit import ConcurrencyLimit
+from opero.limits.permits import ConcurrencyLimit
 from opero.utils.ambient import set_disabled
 from opero.utils.threads import ThreadCall, run_in_thread
 
@@ -648,7 +648,7 @@ def test_permits_are_never_lost_or_doubled_by_threads_loops_and_cancellations():
 def test_a_forked_child_starts_with_all_permits():
     code = """
 import os, threading
-from opero.limits.concurrency_limit import ConcurrencyLimit
+from opero.limits.permits import ConcurrencyLimit
 limit = ConcurrencyLimit(2)
 limit.acquire()
 limit.acquire()

@@ -28,10 +28,10 @@ from opero.errors import (
 )
 from opero.events import CircuitChanged, Event
 from opero.limits.breaker import FREE, CircuitBreaker, CircuitState
-from opero.limits.breaker.machine import Change, Machine
+from opero.limits.breaker_state import BreakerState, Transition
 from opero.limits.breaker.registry import Registry
-from opero.limits.breaker.rules import Rules
-from opero.limits.breaker.tally import BUCKETS
+from opero.limits.breaker_state import BreakerRules
+from opero.limits.breaker_state import STEPS
 from opero.testing import FakeClock, capture_events, fake_clock
 from opero.utils.matching import Rejected
 
@@ -169,7 +169,7 @@ def test_a_count_window_trips_exactly_when_brute_force_does(
     outcomes: list[bool], rate: float, length: int, least: int
 ) -> None:
     least = min(least, length)
-    machine = Machine(Rules(failure_rate=rate, window=length, minimum_calls=least))
+    machine = BreakerState(BreakerRules(failure_rate=rate, window=length, minimum_calls=least))
     for place, failed in enumerate(outcomes):
         (machine.failed if failed else machine.succeeded)(1, 0.0)
         last = outcomes[: place + 1][-length:]
@@ -189,14 +189,14 @@ def test_a_time_window_trips_exactly_when_brute_force_does(
     steps: list[tuple[int, bool]], rate: float, least: int
 ) -> None:
     width = 0.25
-    rules = Rules(failure_rate=rate, window=BUCKETS * width, minimum_calls=least)
-    machine = Machine(rules)
+    rules = BreakerRules(failure_rate=rate, window=STEPS * width, minimum_calls=least)
+    machine = BreakerState(rules)
     now, seen = 1000.0, list[tuple[float, bool]]()
     for ticks, failed in steps:
         now += ticks / 16
         seen.append((now, failed))
         (machine.failed if failed else machine.succeeded)(1, now)
-        last = [bad for at, bad in seen if at // width > now // width - BUCKETS]
+        last = [bad for at, bad in seen if at // width > now // width - STEPS]
         trips = failed and len(last) >= least and sum(last) / len(last) >= rate
         assert (machine.state is OPEN) is trips
         if trips:
@@ -243,7 +243,7 @@ def test_only_a_failure_trips_a_window() -> None:
 def test_a_whole_number_is_calls_and_all_else_is_time(
     window: Any, calls: int | None, seconds: float
 ) -> None:
-    rules = Rules(failure_rate=0.5, window=window)
+    rules = BreakerRules(failure_rate=0.5, window=window)
     assert (rules.window_calls, rules.window_seconds if calls is None else 0) == (calls, seconds)
 
 
@@ -282,8 +282,8 @@ def test_the_open_time_grows_with_each_failed_probe_up_to_its_limit(clock: FakeC
 def test_jitter_shortens_the_open_time_and_never_lengthens_it(
     n: int, draw: float, jitter: float
 ) -> None:
-    full = Rules(jitter=0).open_seconds(n, 0)
-    assert full * (1 - jitter) <= Rules(jitter=jitter).open_seconds(n, draw) <= full
+    full = BreakerRules(jitter=0).open_seconds(n, 0)
+    assert full * (1 - jitter) <= BreakerRules(jitter=jitter).open_seconds(n, draw) <= full
 
 
 def test_randomness_can_be_handed_in(clock: FakeClock) -> None:
@@ -300,7 +300,7 @@ def test_retry_after_is_when_it_really_lets_a_call_through(clock: FakeClock) -> 
 
 
 def test_what_rounding_takes_from_the_clock_does_not_matter() -> None:
-    machine = Machine(Rules(fail_max=1, reset_timeout=30, jitter=0))
+    machine = BreakerState(BreakerRules(fail_max=1, reset_timeout=30, jitter=0))
     machine.failed(machine.generation, now=0.0)
     assert machine.wait(now=sum([0.1] * 300) - 1e-9) is None
 
@@ -659,7 +659,7 @@ def test_a_cancelled_listener_hears_no_more() -> None:
 def test_a_change_that_comes_while_the_teller_leaves_is_told_too() -> None:
     told: list[CircuitChanged] = []
     breaker = CircuitBreaker(on_change=told.append)
-    news, late = breaker._news, [Change(OPEN, CLOSED, None)]
+    news, late = breaker._news, [Transition(OPEN, CLOSED, None)]
 
     class Door:
         def acquire(self, *, blocking: bool) -> bool:
@@ -707,7 +707,7 @@ def test_a_pickled_breaker_is_one_per_process_elsewhere_and_closed() -> None:
     assert gone() is None
     one, two = pickle.loads(data), pickle.loads(data)
     assert one is two
-    assert (one.name, one.state, one.rules) == ("geocoder", CLOSED, Rules(fail_max=2))
+    assert (one.name, one.state, one.rules) == ("geocoder", CLOSED, BreakerRules(fail_max=2))
     assert pickle.loads(pickle.dumps(one)) is one
 
 
@@ -720,7 +720,7 @@ def test_a_pickled_named_breaker_is_registered_where_it_arrives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = pickle.dumps(CircuitBreaker.named("test arrives by name", fail_max=2))
-    monkeypatch.setattr("opero.limits.breaker.shared.registry", Registry())
+    monkeypatch.setattr("opero.limits.breaker.registry", Registry())
     arrived = pickle.loads(data)
     assert CircuitBreaker.named("test arrives by name") is arrived is pickle.loads(data)
     assert arrived.rules.fail_max == 2

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from opero.limits import file_lock
+from opero.limits.state import file as file_lock
 
 fcntl = pytest.importorskip("fcntl")
 

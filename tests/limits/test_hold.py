@@ -5,14 +5,15 @@ import itertools
 
 import pytest
 
-from opero.limits.hold import HOLD_WORDS, Hold
-from opero.limits.pace import SECOND, Quota, Rule, Spacing
-from opero.limits.slot import LocalSlot
+from opero.limits.gcra import LimitPause, PAUSE_CELLS
+from opero.limits.gcra import Gcra, Rule, SECOND
+from opero.limits.windows import SlidingWindow
+from opero.limits.state.local import LocalState
 
 
 @pytest.fixture
-def hold() -> Hold:
-    return Hold([0] * HOLD_WORDS)
+def hold() -> LimitPause:
+    return LimitPause([0] * PAUSE_CELLS)
 
 
 def test_there_is_no_pause_at_first(hold):
@@ -62,10 +63,10 @@ class Time:
         return self.now
 
 
-RULES = [Spacing(SECOND, SECOND // 10, SECOND // 2), Quota(3600 * SECOND, 50)]
+RULES = [Gcra(SECOND, SECOND // 10, SECOND // 2), SlidingWindow(3600 * SECOND, 50)]
 
 
-def starts_by(slot: LocalSlot, time: Time, end: int, step: int = SECOND // 100) -> list[int]:
+def starts_by(slot: LocalState, time: Time, end: int, step: int = SECOND // 100) -> list[int]:
     """Ask all the time and return when calls started."""
     found = []
     while time.now < end:
@@ -79,7 +80,7 @@ def starts_by(slot: LocalSlot, time: Time, end: int, step: int = SECOND // 100) 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_nothing_starts_during_a_pause_and_nobody_stampedes_after_it(rule: Rule):
     time = Time()
-    slot = LocalSlot(rule, time)
+    slot = LocalState(rule, time)
     assert slot.take() == 0
     assert slot.pause(2 * SECOND)
     assert not slot.pause(SECOND)
@@ -93,17 +94,17 @@ def test_nothing_starts_during_a_pause_and_nobody_stampedes_after_it(rule: Rule)
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_a_slot_that_was_paused_is_as_quick_as_before_once_nobody_waits(rule: Rule):
     time = Time()
-    slot = LocalSlot(rule, time)
+    slot = LocalState(rule, time)
     slot.pause(SECOND)
     time.now = 100 * SECOND
-    assert sum(not slot.take() for _ in range(100)) == (50 if isinstance(rule, Quota) else 6)
+    assert sum(not slot.take() for _ in range(100)) == (50 if isinstance(rule, SlidingWindow) else 6)
     assert slot._take == rule.take
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_a_pause_is_ended_by_hand(rule: Rule):
     time = Time()
-    slot = LocalSlot(rule, time)
+    slot = LocalState(rule, time)
     slot.take()
     slot.pause(3600 * SECOND)
     slot.resume()
@@ -114,7 +115,7 @@ def test_a_pause_is_ended_by_hand(rule: Rule):
 
 def test_resuming_lifts_no_limit():
     time = Time()
-    slot = LocalSlot(Spacing(SECOND, SECOND, 0), time)
+    slot = LocalState(Gcra(SECOND, SECOND, 0), time)
     slot.take()
     slot.pause(SECOND)
     slot.resume()
@@ -123,7 +124,7 @@ def test_resuming_lifts_no_limit():
 
 def test_a_slot_taken_after_a_pause_can_be_given_back():
     time = Time()
-    slot = LocalSlot(Quota(SECOND, 1), time)
+    slot = LocalState(SlidingWindow(SECOND, 1), time)
     slot.pause(SECOND)
     wait, _ = slot.take_marked()
     assert wait == SECOND

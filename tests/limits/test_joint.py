@@ -8,24 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opero.errors import OperoUsageError
-from opero.limits.cost import SPENT, UNIT, CostCap, CostWindow, as_units
-from opero.limits.joint import (
-    Joint,
-    carried,
-    inherited,
-    is_idle,
-    joined,
-    mended,
-    rule_in,
-    words_of,
-)
-from opero.limits.pace import SECOND, Quota, Rule, Spacing
-from opero.limits.slot import LocalSlot
+from opero.limits.windows import CostWindow, SPENT, SpendCap, UNIT, as_units
+from opero.limits.windows import CombinedLimit, carried, combined, inherited, is_idle, mended, rule_in, words_of
+from opero.limits.gcra import Gcra, Rule, SECOND
+from opero.limits.windows import SlidingWindow
+from opero.limits.state.local import LocalState
 from opero.utils.units import Rate, Window, parse_windows
 
 
 def rule_of_text(text: str, **options: object) -> Rule:
-    return joined(parse_windows(text), **{"burst": 1, "smooth": None} | options)
+    return combined(parse_windows(text), **{"burst": 1, "smooth": None} | options)
 
 
 # --- text -----------------------------------------------------------------------------------------
@@ -64,15 +56,15 @@ def test_a_number_without_a_word_counts_cost_where_there_is_one():
 
 def test_of_several_windows_only_the_shortest_is_spaced():
     rule = rule_of_text("500/minute & 10/s & 1000/day")
-    assert isinstance(rule, Joint)
-    assert [type(part) for part in rule.parts] == [Quota, Spacing, Quota]
+    assert isinstance(rule, CombinedLimit)
+    assert [type(part) for part in rule.parts] == [SlidingWindow, Gcra, SlidingWindow]
     smooth = rule_of_text("500/minute & 10/s", smooth=True)
-    assert isinstance(smooth, Joint)
-    assert {type(part) for part in smooth.parts} == {Spacing}
+    assert isinstance(smooth, CombinedLimit)
+    assert {type(part) for part in smooth.parts} == {Gcra}
 
 
 def test_a_single_window_stays_the_quick_rule_that_it_was():
-    assert isinstance(rule_of_text("10/s"), Spacing)
+    assert isinstance(rule_of_text("10/s"), Gcra)
 
 
 def most(starts: list[tuple[int, int]], period: int) -> int:
@@ -116,7 +108,7 @@ def test_no_window_loses_a_slot_because_another_refuses():
 
 def test_a_slot_of_several_windows_is_given_back_to_all_of_them():
     rule = rule_of_text("2/s & 3/minute", burst=0)
-    slot, other = LocalSlot(rule, lambda: 0), LocalSlot(rule, lambda: 0)
+    slot, other = LocalState(rule, lambda: 0), LocalState(rule, lambda: 0)
     _, mark = slot.take_marked()
     assert slot.give_back(mark)
     assert slot._words[1:] == other._words[1:]
@@ -216,7 +208,7 @@ def test_a_limit_too_large_to_be_counted_is_refused():
 
 
 def test_a_cap_lets_through_what_is_left_and_nothing_more():
-    cap = CostCap(10 * UNIT)
+    cap = SpendCap(10 * UNIT)
     words = cap.words()
     cap.add(words, 0, 8 * UNIT)
     assert cap.look(words, 0, 2 * UNIT) == 0
@@ -302,7 +294,7 @@ def test_a_rule_that_follows_another_keeps_what_was_spent():
 def test_a_limit_is_idle_once_nothing_counts_any_more(rule, cost, after):
     words = rule.words()
     assert is_idle(rule, words, 0)
-    rule.take(words, 0, cost) if isinstance(rule, Joint) else rule.take(words, 0)
+    rule.take(words, 0, cost) if isinstance(rule, CombinedLimit) else rule.take(words, 0)
     assert not is_idle(rule, words, 0)
     assert is_idle(rule, words, 10**15) is (after is not None)
     if after is not None:

@@ -16,7 +16,7 @@ import pytest
 
 from opero.errors import OperoUsageError
 from opero.limits.limiter import RateLimiter, limiter_of
-from opero.limits.waiting_room import nap
+from opero.limits.waiting import sleep_time
 from opero.testing import FakeClock, fake_clock, set_disabled
 from opero.utils import ambient
 
@@ -96,7 +96,7 @@ def test_the_repr_tells_how_long_one_would_wait(clock):
     ],
 )
 def test_a_nap_ends_so_early_that_a_late_timer_does_no_harm(wait, late, grain, seconds):
-    assert nap(wait, late, grain) == seconds
+    assert sleep_time(wait, late, grain) == seconds
 
 
 # --- one thread -----------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def test_threads_together_keep_the_limit():
 
 
 def test_a_thread_that_waits_is_not_overtaken_and_sees_a_slot_given_back(monkeypatch):
-    monkeypatch.setattr("opero.limits.waiting_room._LONGEST_NAP", 20_000_000)
+    monkeypatch.setattr("opero.limits.waiting._LONGEST_NAP", 20_000_000)
     limiter = RateLimiter("1/hour")
     reservation = limiter.reserve()
     waiting = threading.Thread(target=limiter.acquire, daemon=True)
@@ -296,7 +296,7 @@ async def test_a_task_that_waits_is_not_overtaken(clock):
 
 @pytest.mark.asyncio
 async def test_a_task_that_comes_when_a_slot_is_free_goes_behind_those_who_wait(monkeypatch):
-    monkeypatch.setattr("opero.limits.waiting_room._LONGEST_NAP", 20_000_000)
+    monkeypatch.setattr("opero.limits.waiting._LONGEST_NAP", 20_000_000)
     limiter = RateLimiter("1/hour")
     reservation = await limiter.reserve_async()
     first = asyncio.create_task(limiter.wait())

@@ -17,15 +17,17 @@ from types import SimpleNamespace
 import pytest
 
 from opero.errors import OperoUsageError
-from opero.limits import shared_file, shared_slot
-from opero.limits.pace import SECOND, Quota, Rule, Spacing
-from opero.limits.shared_file import private_path
+from opero.limits.state import file as shared_file
+from opero.limits import shared_slot
+from opero.limits.gcra import Gcra, Rule, SECOND
+from opero.limits.windows import SlidingWindow
+from opero.limits.state.file import private_path
 from opero.limits.shared_slot import SharedSlot, open_slot, state_path
 
 HOUR = 3600 * SECOND
-MINUTELY = Spacing(60 * SECOND, 60 * SECOND, 0)
-SPACED = Spacing(HOUR // 6, HOUR // 6, 0)
-HOURLY = Quota(HOUR, 3)
+MINUTELY = Gcra(60 * SECOND, 60 * SECOND, 0)
+SPACED = Gcra(HOUR // 6, HOUR // 6, 0)
+HOURLY = SlidingWindow(HOUR, 3)
 
 posix = pytest.mark.skipif(os.name != "posix", reason="record locks and signals of POSIX")
 
@@ -151,7 +153,7 @@ HOLDER = """
 import sys
 from opero.limits import file_lock
 from opero.limits.shared_slot import open_slot
-from opero.limits.pace import rule_of
+from opero.limits.gcra import rule_of
 slot = open_slot(sys.argv[1], rule_of(tuple(map(int, sys.argv[2].split()))), create=True)
 file_lock.lock(slot.fd)
 exec(sys.argv[3])
@@ -197,8 +199,8 @@ def test_others_wait_while_somebody_decides(path):
     taker = run(
         "import sys\n"
         "from opero.limits.shared_slot import open_slot\n"
-        "from opero.limits.pace import *\n"
-        "from opero.limits.slot import *\n"
+        "from opero.limits.gcra import *\n"
+        "from opero.limits.state.base import *\n"
         f"slot = open_slot({path!r}, Quota({HOUR}, 3), create=False)\n"
         "print(slot.take(), flush=True)",
     )
@@ -320,10 +322,10 @@ def test_a_file_that_nobody_uses_takes_another_rule_and_keeps_its_starts(path):
     forget(slot)
     del slot
     gc.collect()
-    assert most(fresh(path, Quota(HOUR, 10))) == 8
+    assert most(fresh(path, SlidingWindow(HOUR, 10))) == 8
 
 
-@pytest.mark.parametrize("rule", [MINUTELY, Quota(HOUR, 1)], ids=str)
+@pytest.mark.parametrize("rule", [MINUTELY, SlidingWindow(HOUR, 1)], ids=str)
 def test_a_quota_turned_into_another_rule_still_counts_the_last_start(path, rule):
     slot = fresh(path, HOURLY)
     slot.take()
@@ -375,7 +377,7 @@ def test_a_private_file_is_removed_by_the_end_of_its_creator_and_by_no_forked_ch
     script = """
 import os, sys
 from pathlib import Path
-from opero.limits.shared_file import private_path
+from opero.limits.state.file import private_path
 class Owner: ...
 owner = Owner()
 path = Path(private_path(owner)); path.touch()
@@ -404,11 +406,11 @@ def test_named_files_lie_in_the_users_state_directory_otherwise(tmp_path, monkey
 
 
 def test_taking_is_fast_enough_for_a_clock_that_runs_on(path):
-    assert most(fresh(path, Spacing(SECOND, 1, 0))) == 20
+    assert most(fresh(path, Gcra(SECOND, 1, 0))) == 20
 
 
 def test_the_clocks_are_written_down_each_second(path, monkeypatch):
-    slot = fresh(path, Spacing(SECOND, 1, 0))
+    slot = fresh(path, Gcra(SECOND, 1, 0))
     now = time.monotonic_ns()
     clocks = SimpleNamespace(monotonic_ns=lambda: now, time_ns=lambda: 10**18 + now)
     monkeypatch.setattr(shared_slot, "time", clocks)

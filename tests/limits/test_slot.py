@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opero.errors import OperoUsageError
-from opero.limits.pace import LARGEST_QUOTA, SECOND, Quota, Rule, Spacing, rule_for, rule_of
-from opero.limits.slot import LocalSlot
+from opero.limits.windows import LARGEST_WINDOW, SlidingWindow, part_of, rule_for
+from opero.limits.gcra import Gcra, Rule, SECOND
+from opero.limits.state.local import LocalState
 from opero.utils.units import Rate, parse_rate
 
 COUNTS = st.one_of(
@@ -122,14 +123,14 @@ def test_a_quota_lets_all_of_it_start_at_once_and_then_none():
 @pytest.mark.parametrize(
     ("text", "smooth", "rule"),
     [
-        ("10/s", None, Spacing(SECOND, SECOND // 10, SECOND // 10)),
-        ("3/s", None, Spacing(SECOND, 333_333_334, 333_333_334)),
-        ("100/minute", None, Spacing(60 * SECOND, 600_000_000, 600_000_000)),
-        ("2.5/s", None, Spacing(SECOND, 400_000_000, 200_000_000)),
-        ("60/hour", None, Quota(3600 * SECOND, 60)),
-        ("60/hour", True, Spacing(3600 * SECOND, 60 * SECOND, 60 * SECOND)),
-        ("10/s", False, Quota(SECOND, 10)),
-        ("2.5/hour", None, Quota(72 * 60 * SECOND, 3)),
+        ("10/s", None, Gcra(SECOND, SECOND // 10, SECOND // 10)),
+        ("3/s", None, Gcra(SECOND, 333_333_334, 333_333_334)),
+        ("100/minute", None, Gcra(60 * SECOND, 600_000_000, 600_000_000)),
+        ("2.5/s", None, Gcra(SECOND, 400_000_000, 200_000_000)),
+        ("60/hour", None, SlidingWindow(3600 * SECOND, 60)),
+        ("60/hour", True, Gcra(3600 * SECOND, 60 * SECOND, 60 * SECOND)),
+        ("10/s", False, SlidingWindow(SECOND, 10)),
+        ("2.5/hour", None, SlidingWindow(72 * 60 * SECOND, 3)),
     ],
 )
 def test_the_rule_follows_from_rate_and_period(text, smooth, rule):
@@ -167,10 +168,10 @@ def test_a_rate_that_was_missed_is_not_made_up_for():
 
 
 RULES = [
-    Spacing(SECOND, SECOND // 10, SECOND // 10),
-    Spacing(SECOND, SECOND // 10, 0),
-    Quota(SECOND, 1),
-    Quota(SECOND, 7),
+    Gcra(SECOND, SECOND // 10, SECOND // 10),
+    Gcra(SECOND, SECOND // 10, 0),
+    SlidingWindow(SECOND, 1),
+    SlidingWindow(SECOND, 7),
 ]
 
 
@@ -186,19 +187,19 @@ def test_a_refusal_changes_nothing(rule):
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_a_rule_can_be_made_again_from_its_signature(rule):
-    assert rule_of(rule.signature) == rule
+    assert part_of(rule.signature) == rule
 
 
 @pytest.mark.parametrize("signature", [(0, 0, 0, 0), (1, 0, 1, 1), (2, 5, 0, 0), (3, 1, 1, 1)])
 def test_nonsense_is_no_signature(signature):
-    assert rule_of(signature) is None
+    assert part_of(signature) is None
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("starts", [[], [5], [1, 2, 3], list(range(20))])
 def test_words_remember_the_newest_starts(rule, starts):
     words = rule.words(starts)
-    memory = rule.capacity if isinstance(rule, Quota) else 1
+    memory = rule.capacity if isinstance(rule, SlidingWindow) else 1
     assert rule.starts(words) == starts[-memory:]
 
 
@@ -240,8 +241,8 @@ def test_who_is_killed_between_two_stores_neither_lifts_the_limit_nor_holds_it_u
 
 def test_a_quota_too_large_to_count_is_refused():
     with pytest.raises(OperoUsageError, match="smooth=True"):
-        rule_for(Rate(LARGEST_QUOTA + 1, 86400), 1, None)
-    assert isinstance(rule_for(Rate(LARGEST_QUOTA + 1, 86400), 1, True), Spacing)
+        rule_for(Rate(LARGEST_WINDOW + 1, 86400), 1, None)
+    assert isinstance(rule_for(Rate(LARGEST_WINDOW + 1, 86400), 1, True), Gcra)
 
 
 def test_a_rate_too_slow_for_a_clock_is_refused():
@@ -267,7 +268,7 @@ def time() -> Time:
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_a_slot_given_back_at_once_was_never_taken(rule, time):
-    slot, other = LocalSlot(rule, time), LocalSlot(rule, time)
+    slot, other = LocalState(rule, time), LocalState(rule, time)
     for _ in range(15):
         time.now += SECOND // 20
         wait, mark = slot.take_marked()
@@ -279,7 +280,7 @@ def test_a_slot_given_back_at_once_was_never_taken(rule, time):
 
 @pytest.mark.parametrize("rule", [RULES[0], RULES[3]], ids=str)
 def test_a_slot_is_kept_when_somebody_has_started_since(rule, time):
-    slot = LocalSlot(rule, time)
+    slot = LocalState(rule, time)
     _, mark = slot.take_marked()
     slot.take()
     before = slot.look()
@@ -292,7 +293,7 @@ def test_a_slot_is_kept_when_somebody_has_started_since(rule, time):
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_giving_back_never_lets_one_too_many_into_a_window(rule, steps):
     time = Time()
-    slot = LocalSlot(rule, time)
+    slot = LocalState(rule, time)
     starts, marks = [], []
     for pause, returned in steps:
         time.now += pause * SECOND // 100
@@ -304,13 +305,13 @@ def test_giving_back_never_lets_one_too_many_into_a_window(rule, steps):
         if not wait:
             starts.append(time.now)
             marks.append((time.now, mark))
-    most = rule.capacity if isinstance(rule, Quota) else 10 + rule.tolerance // rule.interval
+    most = rule.capacity if isinstance(rule, SlidingWindow) else 10 + rule.tolerance // rule.interval
     assert most_in_a_window(starts, rule.period) <= most
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_a_retired_slot_refuses_and_its_starts_go_on(rule, time):
-    slot = LocalSlot(rule, time)
+    slot = LocalState(rule, time)
     slot.take()
     found: list[list[int]] = []
     slot.retire(found.append)

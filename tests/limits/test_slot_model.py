@@ -13,17 +13,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from opero.limits import shared_file, shared_slot
-from opero.limits.cost import UNIT
-from opero.limits.joint import Joint, joined
-from opero.limits.pace import SECOND
+from opero.limits.state import file as shared_file
+from opero.limits import shared_slot
+from opero.limits.windows import UNIT
+from opero.limits.windows import CombinedLimit, combined
+from opero.limits.gcra import SECOND
 from opero.limits.shared_slot import SharedSlot, open_slot
-from opero.limits.slot import LocalSlot, Mark
+from opero.limits.state.local import LocalState
+from opero.limits.state.base import TakenSlot
 from opero.utils.units import parse_windows
 
 HOUR = 3600 * SECOND
 RULES = [
-    joined(parse_windows(text), burst=burst, smooth=None, cap=cap)
+    combined(parse_windows(text), burst=burst, smooth=None, cap=cap)
     for text, burst, cap in [
         ("10/s", 1, None),
         ("3/hour", 1, None),
@@ -46,12 +48,12 @@ class InAFileAndInMemory(RuleBasedStateMachine):
         )
         self.folder = Path(tempfile.mkdtemp(prefix="opero-model-"))
         self.path = str(self.folder / "slot")
-        self.marks: list[tuple[Mark, Mark]] = []
+        self.marks: list[tuple[TakenSlot, TakenSlot]] = []
 
     @initialize(rule=st.sampled_from(RULES))
     def start(self, rule: object) -> None:
         self.rule = rule
-        self.memory = LocalSlot(rule, lambda: self.now)  # type: ignore[arg-type]  # one of RULES
+        self.memory = LocalState(rule, lambda: self.now)  # type: ignore[arg-type]  # one of RULES
         self.file: SharedSlot = self.opened()
 
     def opened(self) -> SharedSlot:
@@ -90,7 +92,7 @@ class InAFileAndInMemory(RuleBasedStateMachine):
     @rule(cost=st.integers(0, 20), real=st.integers(0, 30))
     def spend_and_settle(self, cost: int, real: int) -> None:
         joint = self.rule
-        if not isinstance(joint, Joint):
+        if not isinstance(joint, CombinedLimit):
             return
         waits = [
             slot.decide(lambda words, now: joint.take(words, now, cost * UNIT))

@@ -16,7 +16,7 @@ from opero.core.rate_limit import RateLimit
 from opero.core.stats import Stats
 from opero.errors import DeadlineError, RateLimitPausedError
 from opero.events.bus import Emitter
-from opero.limits.waiting_room import Patience, bear
+from opero.limits.waiting import WaitBudget, check_budget
 from opero.utils import ambient
 
 SECOND = 1_000_000_000
@@ -25,21 +25,21 @@ SECOND = 1_000_000_000
 @pytest.mark.parametrize(
     ("patience", "wait", "paused", "error"),
     [
-        (Patience(), 10**18, 10**18, None),
-        (Patience(deadline=11.0), SECOND, 0, None),
-        (Patience(deadline=11.0), SECOND + 2000, 0, DeadlineError),
-        (Patience(deadline=9.0), 0, 0, DeadlineError),
-        (Patience(longest_pause=60.0), 0, 60 * SECOND, None),
-        (Patience(longest_pause=60.0), 0, 61 * SECOND, RateLimitPausedError),
-        (Patience(11.0, 60.0), 61 * SECOND, 61 * SECOND, RateLimitPausedError),
+        (WaitBudget(), 10**18, 10**18, None),
+        (WaitBudget(deadline=11.0), SECOND, 0, None),
+        (WaitBudget(deadline=11.0), SECOND + 2000, 0, DeadlineError),
+        (WaitBudget(deadline=9.0), 0, 0, DeadlineError),
+        (WaitBudget(longest_pause=60.0), 0, 60 * SECOND, None),
+        (WaitBudget(longest_pause=60.0), 0, 61 * SECOND, RateLimitPausedError),
+        (WaitBudget(11.0, 60.0), 61 * SECOND, 61 * SECOND, RateLimitPausedError),
     ],
 )
 def test_a_caller_waits_as_long_as_it_is_ready_to(patience, wait, paused, error):
     if error is None:
-        bear(patience, 10.0, wait=wait, paused=paused)
+        check_budget(patience, 10.0, wait=wait, paused=paused)
     else:
         with pytest.raises(error):
-            bear(patience, 10.0, wait=wait, paused=paused)
+            check_budget(patience, 10.0, wait=wait, paused=paused)
 
 
 def acquire(face, limiter: RateLimiter, timeout: float | None = None) -> float:

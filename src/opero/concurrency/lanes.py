@@ -24,7 +24,7 @@ from opero.concurrency.shipment import Shipment
 from opero.concurrency.start import StartMethod, choose_start, settle
 from opero.concurrency.tally import Tally
 from opero.errors import WorkerStartError
-from opero.limits.shareable import publish_all
+from opero.limits.state.shared import share_all
 
 if TYPE_CHECKING:
     from opero.concurrency.engine import Chunk, Job, Report, Why
@@ -83,7 +83,7 @@ class LanePool:
         """
         method = self._method or choose_start(settle())[0]
         if method == "fork":
-            publish_all()
+            share_all()
             self._shipment.introduce()
         self._nurse = Nurse(method, self._shipment)
         self._selector.register(self._nurse.sock, _READ, self._nurse)

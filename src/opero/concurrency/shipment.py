@@ -20,7 +20,7 @@ from opero.core.options import Options
 from opero.core.pipeline import Pipeline
 from opero.errors import ShippingError
 from opero.events import event_bus
-from opero.limits.shareable import births, inherit
+from opero.limits.state.shared import attach_table, share_all
 from opero.utils import ambient
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Shipment:
                 "Make what it needs (a lock, a client, an open file) inside of it, or use "
                 'mode="thread".'
             ) from error
-        return pickle.dumps((import_paths(), sys.argv, births(), packed))
+        return pickle.dumps((import_paths(), sys.argv, share_all(), packed))
 
     def introduce(self) -> None:
         """Make the classes known that the job refers to, before a fork that inherits it.
@@ -108,7 +108,7 @@ class Shipment:
         """Unpack in a process that has a life of its own."""
         _, _, born, packed = pickle.loads(data)  # noqa: S301 - from the map
         # Before anything of the user's is imported, which makes its limiters.
-        inherit(born)
+        attach_table(born)
         shipment: Shipment = pickle.loads(packed)  # noqa: S301 - from the map
         return shipment
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from opero.core.stats import Stats
     from opero.errors import DeadlineError
     from opero.events.bus import Emitter
-    from opero.limits.concurrency_limit import ConcurrencyLimit
+    from opero.limits.permits import ConcurrencyLimit
 
 __all__ = ["Bulkhead"]
 

@@ -188,7 +188,7 @@ class Pipeline:
         if wanted is None:
             return None
         from opero.core.concurrency_limit import Bulkhead
-        from opero.limits.concurrency_limit import ConcurrencyLimit
+        from opero.limits.permits import ConcurrencyLimit
 
         shared = origin.concurrency if origin and "concurrency" not in changed else None
         limit = shared.limit if shared else wanted

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Self
 from opero import events
 from opero.core.options import standalone
 from opero.errors import OperoUsageError, RefusalError
-from opero.limits.limiter import RateLimiter, limiter_of, publish_all
+from opero.limits.limiter import RateLimiter, limiter_of
+from opero.limits.state.shared import share_all
 from opero.limits.reservation import Reservation
-from opero.limits.waiting_room import Patience
+from opero.limits.waiting import WaitBudget
 from opero.utils import ambient
 from opero.utils.ambient import switch
 from opero.utils.matching import Rejected
@@ -215,8 +216,8 @@ class RateLimit:
             self._settle(reservation, error.value)
         self._failed(call, error, None if reservation is None else reservation.limiter)
 
-    def _patience(self, call: Call) -> Patience:
-        return Patience(call.deadline, self._longest_pause)
+    def _patience(self, call: Call) -> WaitBudget:
+        return WaitBudget(call.deadline, self._longest_pause)
 
     def _waited(self, call: Call, seconds: float) -> None:
         if not seconds:

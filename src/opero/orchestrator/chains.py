@@ -15,7 +15,7 @@ from opero.core.rate_limit import limiter_of
 from opero.core.strategies import is_retry_error, retry_error
 from opero.core.wrapper import make_wrapper
 from opero.events.messages import log_event
-from opero.limits.concurrency_limit import ConcurrencyLimit
+from opero.limits.permits import ConcurrencyLimit
 from opero.orchestrator.chain import FallbackChain
 from opero.orchestrator.config import functions
 from opero.utils.async_utils import ensure_async, is_async_function, run_async

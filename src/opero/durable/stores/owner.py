@@ -13,7 +13,7 @@ import uuid
 from pathlib import Path
 from typing import Final
 
-from opero.limits.file_lock import try_lock
+from opero.limits.state.file import try_lock
 from opero.utils.fork import run_after_fork
 
 __all__ = ["Owners"]
