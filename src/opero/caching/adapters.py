@@ -181,15 +181,15 @@ def async_adapter(cache: Cache, proceed: AsyncProceed) -> AsyncProceed:
         key, entry, lease = flight.key, None, None
         try:
             # The leader before may have landed between our look and our join.
-            if leases is None or call.renews or call.begun is not None:
+            if leases is None or call.renews or call.prior_outcome is not None:
                 entry = await aget(key) if slow else get(key)
             else:
                 entry, lease, late = await leases.atake_turn(call, flight)
                 if late:
                     lookup.late(call, None)  # raises; the entry may stand in
             if entry is None or call.renews or not lives(key, entry):
-                # A call that is already made (`Call.begun`) was counted before it was made.
-                if not call.renews and call.begun is None:
+                # A call that is already made (`Call.prior_outcome`) was counted before it was made.
+                if not call.renews and call.prior_outcome is None:
                     if aging is None:
                         count_miss()
                     if heard or switch.on:

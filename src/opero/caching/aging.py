@@ -117,7 +117,7 @@ class Aging:
 
     def fails(self, call: Call, key: Hashable, entry: Entry, error: Exception) -> bool:
         """Take note of a failed call; tell whether its caller gets the expired entry instead."""
-        excused = call.overdue or excuses(error, call.walk or (), self.retried)
+        excused = call.overdue or excuses(error, call.attempt_errors or (), self.retried)
         now = ambient.clock().monotonic()
         # A caller that was short of time says nothing about the service.
         if not (call.overdue or isinstance(error, DeadlineError)):

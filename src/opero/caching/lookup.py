@@ -60,8 +60,8 @@ class Lookup:
         self._emitter = emitter
         self._skips = skips
         self._edits = edits
-        self._count_hit = stats.hit_tally.count
-        self.count_miss: Callable[[], object] = stats.miss_tally.count
+        self._count_hit = stats.hit_counter.count
+        self.count_miss: Callable[[], object] = stats.miss_counter.count
         self.heard: bool = bool(emitter.listeners)
         self.many: bool = hasattr(store, "find_many")
         # Memory is asked directly: it never fails.

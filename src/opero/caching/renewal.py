@@ -12,7 +12,7 @@ from opero.caching.background import start_task, start_thread
 from opero.caching.flight import Flight, Flights, lead_nothing
 from opero.caching.handle import RefreshCall
 from opero.caching.isolate import Uncopyable, isolated
-from opero.core.deadline import bind_no_more
+from opero.core.deadline import forget_deadlines
 from opero.utils import ambient
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _own(value: Any) -> Any:
 def _forget_caller() -> None:
     """Let go of what a context has inherited from a call that does not wait for this one."""
     lead_nothing()
-    bind_no_more()
+    forget_deadlines()
 
 
 class Renewal:
@@ -125,7 +125,7 @@ class Renewal:
             if isinstance(left, CoroutineType):
                 # The first call ever: only now is it known that the function returns awaitables.
                 left.close()
-                begun = again.take_begun()
+                begun = again.take_prior_outcome()
                 if isinstance(begun, CoroutineType):
                     begun.close()
                 return

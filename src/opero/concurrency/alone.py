@@ -35,7 +35,7 @@ def get_parallel_map_decorator(**options: Any) -> MapDecorate:
     """
     by = "get_parallel_map_decorator"
     made = MapOptions.for_stage(by, "map", **options)
-    return cast("MapDecorate", lambda function: decorate(function, made, by=by, dress=mapped))
+    return cast("MapDecorate", lambda function: decorate(function, made, by=by, build=mapped))
 
 
 def get_parallel_executor(**options: Any) -> ParallelExecutor:
@@ -65,7 +65,7 @@ class ParallelExecutor:
         self.options = options
 
     def _of(self, fn: Callable[..., Any]) -> Any:
-        return decorate(fn, self.options, by="get_parallel_executor", dress=mapped)
+        return decorate(fn, self.options, by="get_parallel_executor", build=mapped)
 
     # A coroutine function is a function too: the first overload that fits is meant.
     @overload

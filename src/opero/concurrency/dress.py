@@ -7,7 +7,7 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from opero.core.decorate import changed, decorate, placed, single
+from opero.core.decorate import build_function, decorate, place_in_class, with_changes
 from opero.core.explain import explain
 from opero.utils import ambient
 
@@ -27,7 +27,7 @@ def mapped(pipeline: Pipeline, by: str) -> Any:
     from opero.concurrency.mapper import Mapper
 
     mapper = Mapper(pipeline)
-    one = single(pipeline, by)
+    one = build_function(pipeline, by)
     wrapper: Any = _caller(mapper)
     functools.update_wrapper(wrapper, one)
     vars(wrapper).update(vars(one))
@@ -43,7 +43,7 @@ def mapped(pipeline: Pipeline, by: str) -> Any:
         Limiter, cache entries and counters are shared with the original, unless that very option
         changes.
         """
-        return placed(changed(pipeline, by, changes), by, mapped)
+        return place_in_class(with_changes(pipeline, by, changes), by, mapped)
 
     wrapper.__opero_map__ = True
     wrapper.explain = told
@@ -56,7 +56,7 @@ def mapped(pipeline: Pipeline, by: str) -> Any:
 
 def map_again(fn: Callable[..., Any], options: MapOptions) -> Any:
     """Make the map of a function again, in the process that it has travelled to."""
-    return decorate(fn, options, by="operomap", dress=mapped)
+    return decorate(fn, options, by="operomap", build=mapped)
 
 
 def _in_force(mapper: Mapper) -> Mapper:

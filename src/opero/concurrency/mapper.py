@@ -26,7 +26,7 @@ from opero.concurrency.recorder import ItemRecorder, recording
 from opero.concurrency.recover import Recovery
 from opero.concurrency.run import Plan, Run, raise_failed
 from opero.concurrency.shells import abatches, batches
-from opero.core.deadline import in_force
+from opero.core.deadline import current_deadline
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
 from opero.errors import MapError, MapStopped, OperoUsageError
@@ -310,7 +310,7 @@ class Mapper:
             worker_init=options.worker_init,
             memory_limit=None if memory is None else parse_size(memory, "memory_limit"),
             max_tasks_per_worker=options.max_tasks_per_worker,
-            deadline=in_force(),
+            deadline=current_deadline(),
             in_flight=IN_FLIGHT if mode == "async_process" else 1,
             tells_all=self._tells_all,
             leads=collects and cache is not None and cache.leases is not None,

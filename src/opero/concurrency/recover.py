@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from opero import events
 from opero.concurrency.engine import Outcome, Parked
-from opero.core.call import Call, Failure
+from opero.core.call import Call, FailedCall
 from opero.errors import CallTimeoutError, OperoError, WorkerLostError
 from opero.utils.units import parse_seconds
 
@@ -64,7 +64,7 @@ class Recovery:
                 return Outcome(
                     attempts=call.attempts, calls=call.calls, retry_in=delay, parked=after
                 )
-        call.failures = [Failure(label, known) for label, known in failures]
+        call.failures = [FailedCall(label, known) for label, known in failures]
         instead = pipeline.report.failed(call, final)
         return Outcome(error=instead or final, attempts=call.attempts, calls=call.calls)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from opero.concurrency.shipping import dumps
-from opero.core.failures import tell_again, told_of
+from opero.core.failures import read_marks, restore_marks
 from opero.errors import RemoteError
 
 __all__ = ["decode_error", "encode_error", "traceback_of"]
@@ -59,7 +59,7 @@ def _encode(error: BaseException, seen: dict[int, int], depth: int) -> Record:
     # Behind the causes, among which the earlier errors are found already.
     record["told"] = [
         (owner, note, [_link(e, seen, depth) for e in earlier], inner)
-        for owner, note, earlier, inner in told_of(error)
+        for owner, note, earlier, inner in read_marks(error)
     ]
     return record
 
@@ -130,7 +130,7 @@ def _decode(record: Record, made: dict[int, BaseException]) -> BaseException:
         (owner, note, tuple(e for e in (_follow(r, made) for r in earlier) if e is not None), inner)
         for owner, note, earlier, inner in record["told"]
     ]
-    tell_again(error, told)
+    restore_marks(error, told)
     return error
 
 

@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from opero.concurrency.engine import Outcome, Parked
-from opero.core.call import Call, Failure, Pause
+from opero.core.call import Call, FailedCall, RetryParked
 from opero.core.wrapper import is_unguarded
 from opero.utils import ambient
 from opero.utils.ambient import switch
@@ -46,8 +46,8 @@ class Work:
         fn = job.function
         self._call = fn if not (job.before or job.after or job.kwargs) else self._bound
         self._direct = is_unguarded(pipeline) and not job.details
-        self._lane = pipeline.lane
-        self._count = pipeline.stats.call_tally.count
+        self._lane = pipeline.fast_path
+        self._count = pipeline.stats.call_counter.count
 
     def _bound(self, item: Any) -> Any:
         job = self._job
@@ -141,7 +141,7 @@ class Work:
                 from opero.utils import run_async
 
                 value = run_async(value)
-        except Pause as pause:
+        except RetryParked as pause:
             return None, self._parked(call, pause.seconds, began)
         except BaseException as error:  # noqa: BLE001 - as above
             return None, self._failed(call, error, began)
@@ -167,7 +167,7 @@ class Work:
         began = perf_counter()
         try:
             value = await self._pipeline.run(call)
-        except Pause as pause:
+        except RetryParked as pause:
             return None, self._parked(call, pause.seconds, began)
         except BaseException as error:
             if _is_ours(error):
@@ -183,15 +183,15 @@ class Work:
     def _begin(self, item: Any, parked: Parked | None, begun: Exception | None) -> Call:
         job = self._job
         call = Call((*job.before, item, *job.after), dict(job.kwargs))
-        call.patience = job.parks
-        call.kept = True
+        call.park_after = job.parks
+        call.keep_failures = True
         if begun is not None:
-            call.calls, call.begun = 1, begun
+            call.calls, call.prior_outcome = 1, begun
         if parked is not None:
             now = ambient.clock().monotonic()
             call.attempts, call.calls, call.slept = parked.attempts, parked.calls, parked.slept
             call.started = call.first_failed = now - parked.elapsed
-            call.failures = [Failure(label, error) for label, error in parked.failures]
+            call.failures = [FailedCall(label, error) for label, error in parked.failures]
         return call
 
     def _parked(self, call: Call, seconds: float, began: float) -> Outcome:
@@ -246,5 +246,5 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def _let_go(call: Call) -> None:
-    call.kept = False
-    call.let_go()
+    call.keep_failures = False
+    call.drop_failures()

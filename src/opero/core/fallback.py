@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from opero.core.stats import Stats
     from opero.events.bus import Emitter
 
-__all__ = ["ArgFallback", "Cooldowns", "Slot", "get_fallback_decorator", "part_key", "values_of"]
+__all__ = [
+    "ArgFallback",
+    "Cooldowns",
+    "FallbackParameter",
+    "get_fallback_decorator",
+    "part_key",
+    "values_of",
+]
 
 _MOST: Final = 1000
 """Values that are remembered; beyond it the one that is ready soonest is forgotten."""
@@ -116,7 +123,7 @@ def values_of(given: object, name: str) -> tuple[Any, ...]:
     return tuple(given)
 
 
-class Slot:
+class FallbackParameter:
     """Where a parameter stands in a call: by keyword, by position, or left to its default.
 
     Args:
@@ -179,22 +186,24 @@ class ArgFallback:
         positional = [
             p.name for p in info.declared.parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD
         ]
-        self.slot: Slot = Slot(parameter, positional.index(name) if name in positional else None)
+        self.parameter: FallbackParameter = FallbackParameter(
+            parameter, positional.index(name) if name in positional else None
+        )
         self.secret: bool = looks_secret(name, tuple(options.secret))
         self._fallback_on = options.fallback_on
         self._stats = stats
         self._emitter = emitter
         self.circuit: ValueGuard | None = None
         """Tells which values not to try. The pipeline sets it, because the circuit asks for labels in turn."""
-        self.resting: Cooldowns = Cooldowns()
+        self.cooldowns: Cooldowns = Cooldowns()
         """Values whose service asked to wait; shared by all variants of the function."""
-        self._longest_rest = parse_seconds(options.retry_after_max, "retry_after_max")
+        self._longest_cooldown = parse_seconds(options.retry_after_max, "retry_after_max")
         if parameter.default is not parameter.empty:
             values_of(parameter.default, name)
 
     def describe(self) -> str:
         """Return the line for `explain()`."""
-        name, default = self.slot.name, self.slot.default
+        name, default = self.parameter.name, self.parameter.default
         if default is inspect.Parameter.empty:
             return f"{name}: the values of the list that the caller gives, in order"
         values = values_of(default, name)
@@ -213,18 +222,18 @@ class ArgFallback:
         """How the value of a call is shown."""
         if call.value_index is None:
             return None
-        return show_value(self.slot.name, call.value_index, call.value, secret=self.secret)
+        return show_value(self.parameter.name, call.value_index, call.value, secret=self.secret)
 
     def values(self, call: Call) -> tuple[Any, ...]:
         """Return the values that the call is to try; none if the argument is missing."""
-        place, args = self.slot.position, call.args
+        place, args = self.parameter.position, call.args
         if place is not None and place < len(args):
             given = args[place]
         else:
-            given = self.slot.read(args, call.kwargs)
+            given = self.parameter.read(args, call.kwargs)
             if given is inspect.Parameter.empty:
                 return ()  # a missing argument is the function's own TypeError, not ours
-        return given if type(given) is tuple and given else values_of(given, self.slot.name)
+        return given if type(given) is tuple and given else values_of(given, self.parameter.name)
 
     def use(
         self, call: Call, index: int, value: object, given: tuple[tuple[Any, ...], dict[str, Any]]
@@ -232,43 +241,43 @@ class ArgFallback:
         """Put a value into the call; from the second one on this is a fallback."""
         call.value_index = index
         call.value = value
-        call.args, call.kwargs = self.slot.write(*given, value)
-        if index and call.begun is None:
+        call.args, call.kwargs = self.parameter.write(*given, value)
+        if index and call.prior_outcome is None:
             self._stats.add(fallbacks=1)
             if self._emitter.active:
-                shown = show_value(self.slot.name, index, value, secret=self.secret)
+                shown = show_value(self.parameter.name, index, value, secret=self.secret)
                 self._emitter.emit(
                     events.FallbackUsed(function=self._emitter.function, value=shown, index=index)
                 )
 
-    def ways(self, call: Call, values: tuple[Any, ...]) -> tuple[Sequence[int], float]:
+    def candidates(self, call: Call, values: tuple[Any, ...]) -> tuple[Sequence[int], float]:
         """Return the places of the values to try now, or none of them and for how long to wait.
 
         Raises:
             CircuitOpenError: The circuits of all values are open.
             RateLimitPausedError: All values cool down, for longer than the call would wait.
         """
-        call.several = len(values) > 1
-        if call.begun is not None:
+        call.has_alternatives = len(values) > 1
+        if call.prior_outcome is not None:
             # A call that is already made goes on with the value that it was made with.
             return range(call.value_index or 0, len(values)), 0.0
-        if not call.several or (self.circuit is None and not self.resting):
+        if not call.has_alternatives or (self.circuit is None and not self.cooldowns):
             return range(len(values)), 0.0
         refused = [self._refuses(value, index) for index, value in enumerate(values)]
         closed = [index for index, wait in enumerate(refused) if wait is None]
         if not closed and self.circuit is not None:
             raise self.circuit.refusal(wait for wait in refused if wait is not None)
         now = ambient.clock().monotonic()
-        rests = {index: self.resting.left(values[index], index, now) for index in closed}
-        ready = [index for index in closed if not rests[index]]
+        left = {index: self.cooldowns.left(values[index], index, now) for index in closed}
+        ready = [index for index in closed if not left[index]]
         if ready or ambient.disabled():
             return ready or closed, 0.0
-        soonest = min(rests.values())
+        soonest = min(left.values())
         late = call.deadline is not None and now + soonest >= call.deadline
         if late:
             overdue(call, self._emitter, "waiting for a value that cools down")
-        if late or soonest > self._longest_rest:
-            raise RateLimitPausedError(soonest, f"every value of {self.slot.name!r}")
+        if late or soonest > self._longest_cooldown:
+            raise RateLimitPausedError(soonest, f"every value of {self.parameter.name!r}")
         return (), soonest
 
     def _refuses(self, value: object, index: int) -> float | None:
@@ -283,9 +292,9 @@ class ArgFallback:
                 events.LimiterWaited(function=self._emitter.function, seconds=seconds)
             )
 
-    def rest(self, call: Call, error: Exception) -> None:
+    def cool_down(self, call: Call, error: Exception) -> None:
         """Let the value of a call cool down if its service asked to wait."""
-        if not call.several or isinstance(error, RefusalError) or ambient.disabled():
+        if not call.has_alternatives or isinstance(error, RefusalError) or ambient.disabled():
             return
         if not call.failures or call.failures[-1].error is not error:
             return
@@ -296,9 +305,9 @@ class ArgFallback:
         if hint is None or not hint.seconds:
             return
         index = call.value_index or 0
-        self.resting.begin(call.value, index, ambient.clock().monotonic() + hint.seconds)
+        self.cooldowns.begin(call.value, index, ambient.clock().monotonic() + hint.seconds)
         if self._emitter.active:
-            shown = show_value(self.slot.name, index, call.value, secret=self.secret)
+            shown = show_value(self.parameter.name, index, call.value, secret=self.secret)
             self._emitter.emit(
                 events.ValueCooling(
                     function=self._emitter.function,
@@ -312,7 +321,7 @@ class ArgFallback:
         """Tell whether the next value is tried after this error."""
         skipped = self.circuit is not None and self.circuit.skips(call, error)
         if not skipped and (
-            is_final(error, call.walk or ()) or not matches(self._fallback_on, error)
+            is_final(error, call.attempt_errors or ()) or not matches(self._fallback_on, error)
         ):
             return False
         return call.deadline is None or self._in_time(call, call.deadline)
@@ -332,19 +341,19 @@ class ArgFallback:
         def run(call: Call) -> Any:
             given = call.args, call.kwargs
             values = self.values(call)
-            ways, wait = self.ways(call, values)
+            candidates, wait = self.candidates(call, values)
             while wait:
                 ambient.clock().sleep(wait)
                 self.waited(call, wait)
-                ways, wait = self.ways(call, values)
+                candidates, wait = self.candidates(call, values)
             try:
-                for index in ways:
+                for index in candidates:
                     self.use(call, index, values[index], given)
                     try:
                         return proceed(call)
                     except Exception as error:
-                        self.rest(call, error)
-                        if index == ways[-1] or not self.moves_on(call, error):
+                        self.cool_down(call, error)
+                        if index == candidates[-1] or not self.moves_on(call, error):
                             raise
                 return proceed(call)
             finally:
@@ -358,19 +367,19 @@ class ArgFallback:
         async def run(call: Call) -> Any:
             given = call.args, call.kwargs
             values = self.values(call)
-            ways, wait = self.ways(call, values)
+            candidates, wait = self.candidates(call, values)
             while wait:
                 await ambient.clock().asleep(wait)
                 self.waited(call, wait)
-                ways, wait = self.ways(call, values)
+                candidates, wait = self.candidates(call, values)
             try:
-                for index in ways:
+                for index in candidates:
                     self.use(call, index, values[index], given)
                     try:
                         return await proceed(call)
                     except Exception as error:
-                        self.rest(call, error)
-                        if index == ways[-1] or not self.moves_on(call, error):
+                        self.cool_down(call, error)
+                        if index == candidates[-1] or not self.moves_on(call, error):
                             raise
                 return await proceed(call)
             finally:

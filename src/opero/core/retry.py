@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from opero import events
-from opero.core.call import Pause
+from opero.core.call import RetryParked
 from opero.core.deadline import overdue
 from opero.core.failures import inner_of
 from opero.core.options import standalone
@@ -189,35 +189,42 @@ class RetryState:
     deadline: float | None = None
     pause_refused: float | None = None
 
-    def next_delay(self, error: Exception, *, now: float, walk: Sequence[Exception] = ()) -> float:
+    def next_delay(
+        self, error: Exception, *, now: float, attempt_errors: Sequence[Exception] = ()
+    ) -> float:
         """Begin another attempt: count it and return the pause before it, in seconds.
 
         Args:
             error: What the attempt ended with.
             now: Clock reading.
-            walk: All errors of the attempt, where it tried several values; one that matches `retry_on` is enough.
+            attempt_errors: All errors of the attempt, where it tried several values; one that matches
+                `retry_on` is enough.
 
         Raises:
             Exception: `error` itself, when nothing more is to be tried.
         """
-        delay = self._decide(error, now, walk)
+        delay = self._decide(error, now, attempt_errors)
         if delay is None:
             try:
                 raise error
             finally:
                 # A frame that names an error which passes through it is a reference cycle.
-                del error, walk
+                del error, attempt_errors
         self.attempt += 1
         self.slept += delay
         self.hints.clear()
         return delay
 
-    def _decide(self, error: Exception, now: float, walk: Sequence[Exception]) -> float | None:
+    def _decide(
+        self, error: Exception, now: float, attempt_errors: Sequence[Exception]
+    ) -> float | None:
         """Return the pause before the next attempt, None if there is none."""
-        if is_final(error, walk):
+        if is_final(error, attempt_errors):
             return None
         state = self._tenacity_state(error, now)
-        errors = walk if any(e is error for e in walk) else (*walk, error)
+        errors = (
+            attempt_errors if any(e is error for e in attempt_errors) else (*attempt_errors, error)
+        )
         if not any(
             self.policy.wants(e, functools.partial(self._tenacity_state, e, now)) for e in errors
         ):
@@ -305,8 +312,8 @@ class Retry:
         more = "" if self.budget is None else f"; at most {self.budget.describe()}"
         if self.within:
             names = ", ".join(f"{name}()" for name in self.within)
-            told = "so calls multiply" if self._nested else "and that is not retried again"
-            more += f"; {names} within it retries too, {told}"
+            then = "so calls multiply" if self._nested else "and that is not retried again"
+            more += f"; {names} within it retries too, {then}"
         return f"{often} on {_named(policy.retry_on)}, {pauses}{more}"
 
     def before_next(self, call: Call, error: Exception) -> float:
@@ -333,7 +340,7 @@ class Retry:
             if call.hint:
                 state.hints.append(call.hint)
             try:
-                delay = state.next_delay(error, now=now, walk=call.walk or ())
+                delay = state.next_delay(error, now=now, attempt_errors=call.attempt_errors or ())
             except Exception:
                 if state.pause_refused is not None:
                     self._overdue(call, state.pause_refused)
@@ -346,7 +353,7 @@ class Retry:
         finally:
             del error
         call.attempts = state.attempt
-        call.walk = None
+        call.attempt_errors = None
         self._stats.add(retries=1)
         if self._emitter.active:
             if inner is not None:
@@ -362,7 +369,7 @@ class Retry:
 
     def _inner(self, call: Call, error: Exception) -> str | None:
         """Return the name of an opero function that has retried in vain in each call of this attempt."""
-        found = [inner_of(e, self._owner) for e in call.walk or (error,)]
+        found = [inner_of(e, self._owner) for e in call.attempt_errors or (error,)]
         for each in found:
             if each is not None and len(self.within) < _MOST_NAMES:
                 self.within[each.name] = None
@@ -393,7 +400,7 @@ class Retry:
     def _asked_too_much(self, call: Call, error: Exception) -> bool:
         """Take note of the pause that the service asks for; tell whether it is longer than anybody would wait."""
         call.hint = 0.0
-        if call.several:
+        if call.has_alternatives:
             return False  # the other values need not wait for this one
         # Loaded at the first failure.
         from opero.core.retry_after import requested_wait
@@ -433,9 +440,9 @@ class Retry:
                     # caller is handling.
                     delay = self.before_next(call, error)
                 if delay > 0:
-                    if delay > call.patience:
+                    if delay > call.park_after:
                         self.slept(call, delay)
-                        raise Pause(delay)
+                        raise RetryParked(delay)
                     ambient.clock().sleep(delay)
                     self.slept(call, delay)
 
@@ -456,9 +463,9 @@ class Retry:
                     # caller is handling.
                     delay = self.before_next(call, error)
                 if delay > 0:
-                    if delay > call.patience:
+                    if delay > call.park_after:
                         self.slept(call, delay)
-                        raise Pause(delay)
+                        raise RetryParked(delay)
                     await ambient.clock().asleep(delay)
                     self.slept(call, delay)
 

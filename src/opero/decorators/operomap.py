@@ -20,7 +20,7 @@ O = ParamSpec("O")  # noqa: E741 - the options of a decorator
 
 
 def _typed(kind: Callable[O, MapOptions]) -> MapDecorator[O]:
-    return cast("MapDecorator[O]", decorator_of(kind, "operomap", dress=mapped))
+    return cast("MapDecorator[O]", decorator_of(kind, "operomap", build=mapped))
 
 
 operomap: Final = _typed(MapOptions)

@@ -67,7 +67,7 @@ class Player:
         call.source = "hit"
         outcome = self._next(pipeline, who)
         if outcome is not None and outcome.awaited:
-            pipeline.awaits = pipeline.lane.closed = True
+            pipeline.awaits = pipeline.fast_path.closed = True
         if pipeline.awaits:
             return self._atake(pipeline, who, outcome)
         return self._answer(pipeline, who, outcome)

@@ -26,17 +26,17 @@ class Rejected(Exception):  # noqa: N818 - a signal between stages, no error of 
         self.value = value
 
 
-def is_final(error: BaseException, walk: Sequence[BaseException] = ()) -> bool:
+def is_final(error: BaseException, attempt_errors: Sequence[BaseException] = ()) -> bool:
     """Tell whether no retry and no other value can help: a usage error, or a refusal of this very pipeline.
 
     Args:
         error: What ended an attempt.
-        walk: The errors of the attempt's real calls. A refusal among them came from another
+        attempt_errors: The errors of the attempt's real calls. A refusal among them came from another
             pipeline further in, and is a failure like any other here.
     """
     if isinstance(error, OperoUsageError):
         return True
-    return isinstance(error, RefusalError) and all(error is not e for e in walk)
+    return isinstance(error, RefusalError) and all(error is not e for e in attempt_errors)
 
 
 def matches(wanted: Any, error: Exception) -> bool:
