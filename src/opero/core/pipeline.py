@@ -159,6 +159,8 @@ class Pipeline:
 
     def _retry(self, policy: RetryPolicy) -> Retry:
         options = self.options
+        if options.retry_budget is not None:
+            options.retry_budget.guards(self.info.module, self.info.qualname, "retry_budget")
         retry = Retry(
             policy,
             self.info,
@@ -194,6 +196,7 @@ class Pipeline:
         limit = shared.limit if shared else wanted
         if not isinstance(limit, ConcurrencyLimit):
             limit = ConcurrencyLimit(limit)
+        limit.guards(self.info.module, self.info.qualname, "concurrency")
         return Bulkhead(limit, self.stats, self.emitter)
 
     def _circuit(self, origin: Pipeline | None, changed: frozenset[str]) -> Circuit | None:
@@ -203,8 +206,10 @@ class Pipeline:
         from opero.core.circuit_breaker import Circuit, breaker_of
 
         shared = origin.circuit if origin and "circuit_breaker" not in changed else None
+        breaker = shared.breaker if shared else breaker_of(wanted)
+        breaker.guards(self.info.module, self.info.qualname, "circuit_breaker")
         return Circuit(
-            shared.breaker if shared else breaker_of(wanted),
+            breaker,
             self.emitter,
             several=(lambda call: call.has_alternatives) if self.fallback else None,
             label=self.fallback.label if self.fallback else None,

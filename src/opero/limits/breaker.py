@@ -15,11 +15,17 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Final, NoReturn
-from weakref import WeakValueDictionary
 
 from opero.errors import CircuitOpenError, OperoUsageError
 from opero.events.types import CircuitChanged
-from opero.limits.breaker_permits import FREE, Listener, Notifications, Permit, SharedPermit
+from opero.limits.breaker_permits import (
+    FREE,
+    Listener,
+    Notifications,
+    Permit,
+    SharedPermit,
+    breaker_names,
+)
 from opero.limits.breaker_state import (
     BreakerRules,
     BreakerState,
@@ -30,7 +36,6 @@ from opero.limits.breaker_state import (
 from opero.limits.state.shared import SharedObject, restore
 from opero.utils import ambient
 from opero.utils.checks import text_or_none
-from opero.utils.fork import run_after_fork
 from opero.utils.units import Duration, format_seconds
 
 if TYPE_CHECKING:
@@ -43,39 +48,6 @@ _MOST_PARTS: Final = 1000
 """Fallback values with a breaker of their own; beyond it those without failures are forgotten."""
 
 _tokens = itertools.count(1)
-
-
-# --- names ----------------------------------------------------------------------------------------
-
-
-class _Names:
-    """The breakers of this process by the names that users gave them."""
-
-    def __init__(self) -> None:
-        self.live: WeakValueDictionary[str, CircuitBreaker] = WeakValueDictionary()
-        self.kept: dict[str, CircuitBreaker] = {}
-        self.renew_lock()
-
-    def renew_lock(self) -> None:
-        self.lock = RLock()
-
-    def add(self, name: str, breaker: CircuitBreaker) -> None:
-        """Register a new breaker.
-
-        Raises:
-            OperoUsageError: There is a live one of its name.
-        """
-        with self.lock:
-            if name in self.live:
-                raise OperoUsageError(
-                    f"there is a circuit breaker {name!r} already: write CircuitBreaker.named({name!r}) for that one, "
-                    "or take another name."
-                )
-            self.live[name] = breaker
-
-
-_names: Final = _Names()
-run_after_fork(_names.renew_lock)
 
 
 # --- the breaker ----------------------------------------------------------------------------------
@@ -146,6 +118,7 @@ class CircuitBreaker(SharedObject):
     """
 
     current_permit: Permit | None
+    _shared_permit: Permit | None = None
 
     def __init__(
         self,
@@ -189,7 +162,7 @@ class CircuitBreaker(SharedObject):
         )
         self._begin(name, rules)
         if name is not None:
-            _names.add(name, self)
+            breaker_names.add(name, self)
 
     def _begin(self, name: str | None, rules: BreakerRules) -> None:
         self.rules = rules
@@ -202,8 +175,7 @@ class CircuitBreaker(SharedObject):
         self._file: StateFile | None = None
         self._notifications = Notifications(self._core.transitions)
         self.current_permit = None
-        # Reentrant, because the garbage collector may end an abandoned coroutine, and its probe, at any allocation,
-        # and a signal handler may make a call.
+        # Reentrant: the garbage collector may end an abandoned coroutine, and its probe, at any allocation.
         self._lock = RLock()
         super().__init__((name, {}))
         with self._lock:
@@ -212,7 +184,9 @@ class CircuitBreaker(SharedObject):
             self.subscribe(rules.on_change)
 
     @classmethod
-    def unregistered(cls, name: str, rules: BreakerRules | None = None, **options: Any) -> CircuitBreaker:
+    def unregistered(
+        cls, name: str, rules: BreakerRules | None = None, **options: Any
+    ) -> CircuitBreaker:
         """Make a breaker whose name is only shown, so that others may have it too.
 
         Args:
@@ -221,7 +195,7 @@ class CircuitBreaker(SharedObject):
             options: The options, as for `CircuitBreaker`, without `rules`.
         """
         made = cls.__new__(cls)
-        made._begin(name, rules or BreakerRules(**options))
+        made._begin(name, rules or BreakerRules(**options))  # noqa: SLF001 - its own class
         return made
 
     @classmethod
@@ -239,9 +213,9 @@ class CircuitBreaker(SharedObject):
             >>> CircuitBreaker.named("maps", fail_max=3) is CircuitBreaker.named("maps")
             True
         """
-        with _names.lock:
-            found = _names.live.get(name)
-            found = _names.kept[name] = cls(name, **options) if found is None else found
+        with breaker_names.lock:
+            found = breaker_names.live.get(name)
+            found = breaker_names.kept[name] = cls(name, **options) if found is None else found
         for option, value in options.items():
             there = getattr(found.rules, option)
             if there != value:
@@ -252,7 +226,7 @@ class CircuitBreaker(SharedObject):
         return found
 
     @property
-    def name(self) -> str:  # type: ignore[override]  # it travels in a way of its own
+    def name(self) -> str:
         """Its name; that of the first function it guards if it was given none."""
         return self._name or (self._functions[0] if self._functions else "circuit")
 
@@ -297,8 +271,7 @@ class CircuitBreaker(SharedObject):
         if self.current_permit is not None or self._closed_elsewhere() is not None:
             return None
         with self._changing() as core:
-            wait = core.wait(ambient.clock().monotonic())
-        return wait
+            return core.wait(ambient.clock().monotonic())
 
     def _probe(self) -> Permit:
         permit = None
@@ -381,8 +354,6 @@ class CircuitBreaker(SharedObject):
             )
         self._mark(permit)
         return permit
-
-    _shared_permit: Permit | None = None
 
     def _publish_state(self) -> None:
         """Set what calls read without a lock."""
@@ -488,8 +459,7 @@ class CircuitBreaker(SharedObject):
     def part(self, key: Hashable, label: str) -> CircuitBreaker:
         """Return the breaker of one of the things that this one stands for, with the same options.
 
-        Verbs by hand reach all parts, and listeners are notified of the changes of parts. A new part is closed, unless
-        this breaker is held open or disabled: then it is so too.
+        Verbs by hand reach all parts, listeners their changes. A new part is as this breaker: closed, held open, disabled.
 
         Args:
             key: What tells it from the others.
@@ -500,7 +470,7 @@ class CircuitBreaker(SharedObject):
             return found
         rules = BreakerRules(**{**self.rules.as_dict(), "on_change": None})
         part = CircuitBreaker.unregistered(f"{self.name}[{label}]", rules)
-        part._whole = self
+        part._whole = self  # noqa: SLF001 - its own class
         for function in self._functions:
             part.guard(function)
         part.subscribe(self._notifications.hand_on)
@@ -509,7 +479,7 @@ class CircuitBreaker(SharedObject):
             self._make_room()
             part = self._parts.setdefault(key, part)
             self._share_part(key, part)
-        # Once more: a hand may have come in between, when the part was not in its reach yet.
+        # Once more: a verb by hand may have come in between.
         self._pass_on_to(part)
         return part
 
@@ -588,7 +558,9 @@ class CircuitBreaker(SharedObject):
         facts = [_words(stats.state)]
         if stats.failures:
             facts.append(f"{stats.failures} failure{'s' * (stats.failures != 1)}")
-            facts[-1] += f" of {stats.calls}" if self.rules.failure_rate is not None else " in a row"
+            facts[-1] += (
+                f" of {stats.calls}" if self.rules.failure_rate is not None else " in a row"
+            )
         if stats.probes:
             facts.append(f"{stats.probes} probe{'s' * (stats.probes != 1)} under way")
         elif stats.retry_after is not None:
@@ -647,7 +619,7 @@ class CircuitBreaker(SharedObject):
         """In its own process it is found again; elsewhere there is one, with the same state. Listeners stay behind."""
         self.share()
         options = {**self.rules.as_dict(), "on_change": None}
-        registered = self._name is not None and _names.live.get(self._name) is self
+        registered = self._name is not None and breaker_names.live.get(self._name) is self
         return _unpickle, (self.uid, self._path, self._name or self.name, registered, options)
 
     def after_fork(self) -> None:
@@ -667,12 +639,12 @@ def _unpickle(
     def make() -> CircuitBreaker:
         if not registered:
             return CircuitBreaker.unregistered(name, **options)
-        with _names.lock:
-            found = _names.live.get(name)
+        with breaker_names.lock:
+            found = breaker_names.live.get(name)
             return CircuitBreaker(name, **options) if found is None else found
 
     return restore(uid, path, make)
 
 
 def _words(state: CircuitState) -> str:
-    return state.replace("_", "-") if state is CircuitState.HALF_OPEN else state.replace("_", " ")
+    return state.replace("_", "-" if state is CircuitState.HALF_OPEN else " ")

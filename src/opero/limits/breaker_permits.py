@@ -1,22 +1,26 @@
 # this_file: src/opero/limits/breaker_permits.py
-"""Give calls the right to go through a circuit, and notify listeners of its changes."""
+"""Give calls the right to go through a circuit, notify listeners of its changes, and find breakers by name."""
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from collections.abc import Callable
 from threading import Lock, RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, cast
+from weakref import WeakValueDictionary
 
+from opero.errors import OperoUsageError
 from opero.events.bus import Subscription, event_bus
 from opero.events.types import CircuitChanged
 from opero.limits.breaker_state import BreakerRules, Transition
+from opero.utils.fork import run_after_fork
 
 if TYPE_CHECKING:
     from opero.events.bus import Handler
 
-__all__ = ["FREE", "Listener", "Notifications", "Permit", "SharedPermit"]
+__all__ = ["FREE", "Listener", "Notifications", "Permit", "SharedPermit", "breaker_names"]
 
 Listener = Callable[[CircuitChanged], object]
 """What is called with each change of state."""
@@ -55,6 +59,11 @@ class Permit:
         self.steady: bool = False
         self.silent: bool = False
         self.settled: bool = False
+
+    @property
+    def probe(self) -> bool:
+        """Whether it is one of the few of a half-open circuit."""
+        return bool(self.token)
 
     def success(self, result: object = None) -> None:
         """The call returned."""
@@ -98,6 +107,9 @@ class Permit:
             self.failure(error)
         else:
             self.release()
+
+    def __repr__(self) -> str:
+        return f"<Permit {'for a probe' if self.probe else 'of a closed circuit'}>"
 
 
 class _FreePermit(Permit):
@@ -198,3 +210,40 @@ class Notifications:
                         event_bus.emit(event)
             finally:
                 self._delivering.release()
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+class BreakerNames:
+    """The breakers of this process by the names that users gave them."""
+
+    def __init__(self) -> None:
+        self.live: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        self.kept: dict[str, Any] = {}
+        self.renew_lock()
+
+    def renew_lock(self) -> None:
+        """Make a new lock, because a thread of a forked child's parent may hold the old one."""
+        self.lock = RLock()
+
+    def add(self, name: str, breaker: object) -> None:
+        """Register a new breaker.
+
+        Raises:
+            OperoUsageError: There is a live one of its name.
+        """
+        with self.lock:
+            if name in self.live:
+                # One that is used no more may only wait for the collector.
+                gc.collect()
+            if name in self.live:
+                raise OperoUsageError(
+                    f"there is a circuit breaker {name!r} already: write CircuitBreaker.named({name!r}) for that one, "
+                    "or take another name."
+                )
+            self.live[name] = breaker
+
+
+breaker_names: Final = BreakerNames()
+run_after_fork(breaker_names.renew_lock)

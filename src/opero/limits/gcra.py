@@ -342,5 +342,3 @@ def gap_after(length: int, even: int) -> int:
         200000000
     """
     return max(1, min(even, length // 10))
-
-

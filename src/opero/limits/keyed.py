@@ -44,10 +44,10 @@ class Buckets(Generic[B]):
         join: Lets a bucket use the file with the given ending; None as long as no process shares the buckets.
     """
 
-    def __init__(self, key: Callable[..., Any], make: Callable[[], B]) -> None:
+    def __init__(self, key: Any, make: Callable[[], B]) -> None:
         if not callable(key) or is_async_function(key):
             raise OperoUsageError(f"key={key!r} must be a plain function of the call's arguments.")
-        self._key = key
+        self._key: Callable[..., Any] = key
         self._make = make
         self.join: Callable[[B, str], None] | None = None
         self._secret = b""

@@ -11,18 +11,18 @@ from opero.errors import OperoUsageError
 from opero.limits.gcra import SECOND, Rule
 from opero.limits.keyed import Buckets
 from opero.limits.reservation import Pricing, Reservation, cost_left, describe_rule
-from opero.limits.state.base import LimiterState
 from opero.limits.state.local import LocalState
 from opero.limits.state.shared import SharedObject
 from opero.limits.waiting import UNLIMITED, ExternalLimiter, SlotQueue, WaitBudget, budget_of
 from opero.limits.windows import UNIT, CombinedLimit, SlidingWindow, as_units, combined
 from opero.utils import ambient, checks
-from opero.utils.switch import switch
+from opero.utils.ambient import switch
 from opero.utils.units import Duration, Window, parse_seconds, parse_windows
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
+    from opero.limits.state.base import LimiterState
     from opero.utils.ambient import Clock
     from opero.utils.waiters import FairLock, Waiter
 
@@ -117,7 +117,9 @@ class RateLimiter(SharedObject):
         if smooth is not None:
             checks.boolean("smooth", smooth)
         checks.text_or_none("name", name)
-        self.name, self.burst, self.windows = name, burst, ()
+        self.name = name
+        self.burst: int = burst
+        self.windows: tuple[Window, ...] = ()
         self._of_named = False
         self._external: ExternalLimiter | None = None
         self._pricing: Pricing | None = None
@@ -148,8 +150,10 @@ class RateLimiter(SharedObject):
 
     def _use_windows(self, rate: Any, shape: dict[str, Any]) -> Rule:
         cost, cap = shape["cost"], self._cap
-        if rate is None and cap is None and any(
-            shape[option] is not None for option in ("cost", "settle", "settle_error")
+        if (
+            rate is None
+            and cap is None
+            and any(shape[option] is not None for option in ("cost", "settle", "settle_error"))
         ):
             raise OperoUsageError(
                 'rate=None: write a rate such as "100/minute", or a cap on all that is spent.'
@@ -159,9 +163,7 @@ class RateLimiter(SharedObject):
         priced = any(shape[option] is not None for option in ("cost", "settle", "settle_error"))
         if rate is not None or cap is None:
             self.windows = parse_windows(rate, "rate", weighted=cost is not None)
-        rule = combined(
-            self.windows, burst=shape["burst"], smooth=shape["smooth"], cap=cap
-        )
+        rule = combined(self.windows, burst=shape["burst"], smooth=shape["smooth"], cap=cap)
         weighted = cap is not None or any(window.weighted for window in self.windows)
         if priced and not weighted:
             raise OperoUsageError(
@@ -540,8 +542,8 @@ class RateLimiter(SharedObject):
         if self._buckets is not None:
 
             def join(bucket: RateLimiter, code: str) -> None:
-                bucket._of_named = named  # noqa: SLF001 - a bucket is a part of this limiter
-                bucket._join(f"{target}-{code}", create=True)  # noqa: SLF001 - as above
+                bucket._of_named = named
+                bucket._join(f"{target}-{code}", create=True)
 
             self._buckets.share((self.name or self.uid).encode(), join)
         return target

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from contextvars import ContextVar, Token
 from itertools import repeat
 from random import randrange
@@ -17,9 +18,9 @@ from typing import Any, Final, Self
 from opero.errors import BulkheadFullError, OperoUsageError
 from opero.limits.state.file import StateFile, private_path, try_lock, unlock
 from opero.limits.state.shared import SharedObject
-from opero.utils.waiters import HandoffQueue, warn_of_blocked_loop
+from opero.utils.waiters import HandoffQueue, Waiter, warn_of_blocked_loop
 
-__all__ = ["ConcurrencyLimit", "Held"]
+__all__ = ["ConcurrencyLimit", "Held", "task_getter"]
 
 _MOST: Final = 1_000_000
 """Far more threads or tasks than one process has."""
@@ -37,6 +38,20 @@ _FIRST_PERMIT: Final = 1 << 31
 """The byte that stands for the first permit, far behind any content."""
 
 _held: Final[ContextVar[Held | None]] = ContextVar("opero_permit", default=None)
+
+
+def task_getter() -> Callable[[], object]:
+    """Return what returns the task that calls it; None outside of asyncio."""
+    # Imported here: a synchronous program never pays for asyncio.
+    from asyncio import current_task
+
+    def task_of_caller() -> object:
+        try:
+            return current_task()
+        except RuntimeError:
+            return None
+
+    return task_of_caller
 
 
 class ConcurrencyLimit(SharedObject):
@@ -68,7 +83,7 @@ class ConcurrencyLimit(SharedObject):
         self.limit: int = _whole(limit, "concurrency", 1)
         self.queue: int | None = None if queue is None else _whole(queue, "queue", 0)
         self.name: str = name or f"at most {limit}"
-        self._permits = _Permits(limit, limit)
+        self._permits = _Permits(self)
         super().__init__((limit, {"queue": queue}))
         if not self.attached:
             # In a worker they are given out when those of its program have been looked for.
@@ -79,7 +94,7 @@ class ConcurrencyLimit(SharedObject):
         across = self._permits.across
         if across is not None:
             across.begin()
-        self._permits = _Permits(self.limit, self.limit, across)
+        self._permits = _Permits(self, across)
         self.attached = True
 
     @property
@@ -105,20 +120,6 @@ class ConcurrencyLimit(SharedObject):
         """Give a permit back; it goes to the first in the queue."""
         self._permits.give_back()
 
-    def _check_room(self) -> None:
-        """Raise if the queue is full.
-
-        Raises:
-            BulkheadFullError: It is.
-        """
-        bound, permits = self.queue, self._permits
-        if bound is None or len(permits) < bound:
-            return
-        if permits.take():
-            permits.put_back()
-        else:
-            raise BulkheadFullError(self.name, self.limit, bound)
-
     # --- waiting ----------------------------------------------------------------------------------
 
     def acquire(self, timeout: float | None = None) -> bool:
@@ -135,7 +136,6 @@ class ConcurrencyLimit(SharedObject):
         """
         if self.try_acquire():
             return True
-        self._check_room()
         warn_of_blocked_loop("a permit")
         return bool(self._permits.wait(_Watch(self._permits, timeout)))
 
@@ -146,7 +146,6 @@ class ConcurrencyLimit(SharedObject):
         """
         if self.try_acquire():
             return True
-        self._check_room()
         return bool(await self._permits.wait_async(_Watch(self._permits, timeout)))
 
     def __enter__(self) -> Self:
@@ -233,8 +232,7 @@ class _Permits(HandoffQueue):
     """The permits of this process, and the callers that wait for one.
 
     Args:
-        limit: How many there are at most.
-        count: How many there are at first.
+        limit: How many there are, and how many callers may wait.
         across: The permits of all processes.
 
     Attributes:
@@ -243,10 +241,26 @@ class _Permits(HandoffQueue):
         across: As above; None as long as no other process shares them.
     """
 
-    def __init__(self, limit: int, count: int, across: _FilePermits | None = None) -> None:
+    def __init__(self, limit: ConcurrencyLimit, across: _FilePermits | None = None) -> None:
         super().__init__()
-        self.free: deque[None] = deque(repeat(None, count), limit)
+        self.free: deque[None] = deque(repeat(None, limit.limit), limit.limit)
         self.across = across
+        self._bound = limit.queue
+        self._name = limit.name
+
+    def join(self, waiter: Waiter) -> None:
+        """Put a caller at the end of the queue.
+
+        Raises:
+            BulkheadFullError: The queue is full, and there is no permit now.
+        """
+        with self.lock:
+            bound = self._bound
+            if bound is not None and len(self) >= bound:
+                if not self.take():
+                    raise BulkheadFullError(self._name, self.free.maxlen or 0, bound)
+                self.put_back()
+            super().join(waiter)
 
     def take(self) -> bool:
         """Take a permit of this process, and one of all processes."""

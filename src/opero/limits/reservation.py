@@ -224,9 +224,7 @@ class Pricing:
         if self._settle is not None:
             _settle(reservation, "settle", self._settle, result)
 
-    def settle_failure(
-        self, reservation: Reservation, error: Exception, *, billed: bool
-    ) -> None:
+    def settle_failure(self, reservation: Reservation, error: Exception, *, billed: bool) -> None:
         """Correct what a failed call has cost.
 
         Args:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opero.errors import DeadlineError, OperoUsageError, RateLimitPausedError
 from opero.limits.gcra import SECOND, Rule
-from opero.limits.state.base import LimiterState
 from opero.utils import ambient
 from opero.utils.units import Duration, format_seconds, parse_seconds
 from opero.utils.waiters import FairLock, ThreadWaiter, Waiter, warn_of_blocked_loop
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
+
+    from opero.limits.state.base import LimiterState
 
 __all__ = [
     "UNLIMITED",

@@ -301,10 +301,13 @@ class HandoffQueue(WaitQueue):
 
         A task whose event loop did not run when its turn came queues again, at the end.
         """
+        join = self.join
         while True:
             waiter = TaskWaiter(budget)
             try:
-                self.join(waiter)
+                join(waiter)
+                # A place that it had is not refused to it.
+                join = super().join
                 self.serve()
                 while True:
                     seconds = None if look_up is None else look_up()

@@ -171,9 +171,7 @@ class StateFile:
 
     cells: memoryview
 
-    def __init__(
-        self, path: str, kind: str, make: Make, *, create: bool
-    ) -> None:
+    def __init__(self, path: str, kind: str, make: Make, *, create: bool) -> None:
         self.path = path
         self._reset()
         self.fd: int = _open_own(path, create=create)
@@ -187,9 +185,7 @@ class StateFile:
             raise
 
     @classmethod
-    def open(
-        cls, path: str, kind: str, make: Make, *, create: bool
-    ) -> StateFile:
+    def open(cls, path: str, kind: str, make: Make, *, create: bool) -> StateFile:
         """Return this process's object for a file, opening it if need be.
 
         Args:
@@ -209,9 +205,7 @@ class StateFile:
                 weakref.finalize(file, _open_files.close, path, file.fd).atexit = False
             return file
 
-    def _load(
-        self, magic: int, make: Make, create: bool
-    ) -> None:
+    def _load(self, magic: int, make: Make, create: bool) -> None:
         data = os.read(self.fd, os.fstat(self.fd).st_size)
         found = list(memoryview(data[: len(data) // 8 * 8]).cast("q"))
         old = found[_HEADER:] if len(found) >= _HEADER and found[_MAGIC] == magic else None
@@ -280,14 +274,11 @@ def _open_own(path: str, *, create: bool) -> int:
     for flag in ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW"):
         flags |= getattr(os, flag, 0)
     fd = os.open(path, flags, 0o600)
-    try:
-        about = os.fstat(fd)
-        foreign = hasattr(os, "geteuid") and about.st_uid != os.geteuid()
-        if not stat.S_ISREG(about.st_mode) or foreign:
-            raise PermissionError(f"{path} is no plain file of this user")
-    except BaseException:
+    about = os.fstat(fd)
+    foreign = hasattr(os, "geteuid") and about.st_uid != os.geteuid()
+    if foreign or not stat.S_ISREG(about.st_mode):
         os.close(fd)
-        raise
+        raise PermissionError(f"{path} is no plain file of this user")
     return fd
 
 
@@ -346,7 +337,17 @@ class FileState(LimiterState):
         OperoUsageError: It is in use with another rule.
     """
 
-    __slots__ = ("_atomic", "_cells", "_longest_wait", "_now", "_pause", "_state", "_take", "file", "rule")
+    __slots__ = (
+        "_atomic",
+        "_cells",
+        "_longest_wait",
+        "_now",
+        "_pause",
+        "_state",
+        "_take",
+        "file",
+        "rule",
+    )
 
     def __init__(
         self, path: str, rule: Rule, *, create: bool, state: Any = None, named: bool = False
@@ -363,13 +364,13 @@ class FileState(LimiterState):
             if old[PAUSE_CELLS:place] == head and len(old) == len(fresh):
                 return old
             if not file.only_user:
-                raise OperoUsageError(_in_use(path, "another program", rule))
+                raise OperoUsageError(_in_use(path, "another program", old, rule))
             return _inherited(rule, fresh, old)
 
         self.file: StateFile = StateFile.open(path, "li", make, create=create)
         self._cells = cells = self.file.cells
         if list(cells[PAUSE_CELLS:place]) != head:
-            raise OperoUsageError(_in_use(path, "this program", rule))
+            raise OperoUsageError(_in_use(path, "this program", list(cells), rule))
         self._pause = LimitPause(cells[:PAUSE_CELLS])
         self._state: Any = _bound(rule, cells[place:])
         self._take = rule.take
@@ -411,9 +412,12 @@ class FileState(LimiterState):
         return f"<FileState {self.file.path}>"
 
 
-def _in_use(path: str, by: str, rule: Rule) -> str:
+def _in_use(path: str, by: str, cells: list[int], rule: Rule) -> str:
+    end = _PARTS + _OF_PART * cells[_COUNT]
+    places = range(_PARTS, end, _OF_PART)
+    there = " and ".join(str(part_of(tuple(cells[at : at + _OF_PART]))) for at in places)
     return (
-        f"{path} is in use by {by}, with another rate than {rule}: "
+        f"{path} is in use by {by}, with {there} and not {rule}: "
         "give both limiters the same rate, or different names."
     )
 

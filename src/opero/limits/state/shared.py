@@ -131,7 +131,7 @@ class SharedObject:
         """Use the state of the process that this object came from."""
         self._begin_attached()
         with self._moving:
-            if path is not None and path != self._path:
+            if path is not None and path != self._path and not self._cannot_share:
                 self._move(path, create=create)
 
     def _move(self, path: str | None, *, create: bool = False) -> None:

@@ -1,28 +1,22 @@
-# this_file: tests/limits/test_shared_slot.py
+# this_file: tests/limits/test_file_state.py
 from __future__ import annotations
 
 import gc
 import os
 import signal
 import stat
-import struct
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from opero.errors import OperoUsageError
-from opero.limits.state import file as shared_file
-from opero.limits import shared_slot
-from opero.limits.gcra import Gcra, Rule, SECOND
-from opero.limits.windows import SlidingWindow
-from opero.limits.state.file import private_path
-from opero.limits.shared_slot import SharedSlot, open_slot, state_path
+from opero.limits.gcra import SECOND, Gcra, Rule
+from opero.limits.state import file as state_file
+from opero.limits.state.file import FileState, private_path, state_path
+from opero.limits.windows import UNIT, CombinedLimit, SlidingWindow, combined
+from opero.utils.units import parse_windows
 
 HOUR = 3600 * SECOND
 MINUTELY = Gcra(60 * SECOND, 60 * SECOND, 0)
@@ -37,23 +31,13 @@ def path(tmp_path: Path) -> str:
     return str(tmp_path / "slot")
 
 
-def fresh(path: str, rule: Rule = HOURLY, starts: list[int] | None = None) -> SharedSlot:
-    return open_slot(path, rule, create=True, words=rule.words(starts or []))
+def fresh(path: str, rule: Rule = HOURLY) -> FileState:
+    return FileState(path, rule, create=True)
 
 
-@contextmanager
-def header(path: str) -> Iterator[list[int]]:
-    """The header's words, to be changed as nobody should."""
-    with Path(path).open("r+b") as file:
-        words = list(struct.unpack("16q", file.read(128)))
-        yield words
-        file.seek(0)
-        file.write(struct.pack("16q", *words))
-
-
-def forget(slot: SharedSlot) -> None:
+def forget(slot: FileState) -> None:
     """Close the file as the end of the process would."""
-    shared_file._files.users.pop(slot.path)
+    state_file._open_files.files.pop(slot.file.path)
 
 
 def run(script: str, *arguments: str) -> subprocess.Popen[str]:
@@ -65,7 +49,7 @@ def run(script: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def most(slot: SharedSlot) -> int:
+def most(slot: FileState) -> int:
     """Count how many calls may start now."""
     return sum(not slot.take() for _ in range(20))
 
@@ -74,19 +58,19 @@ def test_a_file_remembers_what_has_started(path):
     slot = fresh(path)
     assert [slot.take() == 0 for _ in range(4)] == [True, True, True, False]
     forget(slot)
-    again = open_slot(path, HOURLY, create=False)
+    again = FileState(path, HOURLY, create=False)
     assert again is not slot
     assert HOUR - 10 * SECOND < again.take() <= HOUR
-    assert again.look() <= HOUR
+    assert again.wait_for() <= HOUR
 
 
-def test_a_process_has_one_slot_per_file(path):
-    assert fresh(path) is fresh(path)
+def test_a_process_has_one_descriptor_per_file(path):
+    assert fresh(path).file is fresh(path).file
 
 
 def test_a_slot_is_closed_with_its_last_user(path):
     slot = fresh(path)
-    fd = slot.fd
+    fd = slot.file.fd
     del slot
     gc.collect()
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -95,13 +79,13 @@ def test_a_slot_is_closed_with_its_last_user(path):
 
 def test_a_descriptor_is_kept_while_the_file_is_open_once_more(path):
     slot = fresh(path)
-    fd = slot.fd
+    fd = slot.file.fd
     forget(slot)
     again = fresh(path)
     del slot
     gc.collect()
     assert os.fstat(fd)
-    assert shared_file._files.kept.pop() == fd
+    assert state_file._open_files.kept.pop() == fd
     os.close(fd)
     assert again.take() == 0
 
@@ -138,24 +122,23 @@ def test_a_folder_is_no_slot(tmp_path):
 
 def test_what_does_not_exist_cannot_be_joined(path):
     with pytest.raises(OSError, match="No such file"):
-        open_slot(path, HOURLY, create=False)
+        FileState(path, HOURLY, create=False)
 
 
 def test_what_is_no_slot_cannot_be_joined(path):
     Path(path).write_bytes(bytes(500))
-    with pytest.raises(OSError, match="holds no slot"):
-        open_slot(path, HOURLY, create=False)
+    with pytest.raises(OSError, match="holds no such state"):
+        FileState(path, HOURLY, create=False)
 
 
 # --- killed ---------------------------------------------------------------------------------------
 
 HOLDER = """
 import sys
-from opero.limits import file_lock
-from opero.limits.shared_slot import open_slot
-from opero.limits.gcra import rule_of
-slot = open_slot(sys.argv[1], rule_of(tuple(map(int, sys.argv[2].split()))), create=True)
-file_lock.lock(slot.fd)
+from opero.limits.state.file import FileState
+from opero.limits.windows import part_of
+slot = FileState(sys.argv[1], part_of(tuple(map(int, sys.argv[2].split()))), create=True)
+slot.file.__enter__()
 exec(sys.argv[3])
 print("held", flush=True)
 sys.stdin.read()
@@ -167,13 +150,10 @@ sys.stdin.read()
     ("rule", "damage"),
     [
         (MINUTELY, "pass"),
-        (MINUTELY, "slot._words[0] = 0"),
-        (MINUTELY, "slot._words[0] = -(1 << 62)"),
-        (MINUTELY, "slot._words[0] = (1 << 62)"),
-        (HOURLY, "slot._words[0] = 0"),
-        (HOURLY, "slot._words[0] = (1 << 62)"),
-        (HOURLY, "for place in range(5): slot._words[place] = (1 << 62)"),
-        (HOURLY, "slot._words[1] = -5; slot._words[0] = 7"),
+        (MINUTELY, "slot._state[0] = (1 << 61)"),
+        (HOURLY, "slot._state[0] = (1 << 61)"),
+        (HOURLY, "for place in range(5): slot._state[place] = (1 << 61)"),
+        (HOURLY, "slot._state[2 + slot._state[1] % 3] = slot._now()"),
     ],
 )
 def test_a_holder_that_is_killed_neither_hangs_nor_lifts_the_limit(path, rule, damage):
@@ -191,6 +171,19 @@ def test_a_holder_that_is_killed_neither_hangs_nor_lifts_the_limit(path, rule, d
 
 
 @posix
+def test_a_window_of_cost_is_repaired_after_its_holder_was_killed(path):
+    rule = combined(parse_windows("30 tokens/minute"), burst=1, smooth=None)
+    assert isinstance(rule, CombinedLimit)
+    slot = FileState(path, rule, create=True)
+    assert slot.decide(lambda cells, now: rule.take(cells, now, 20 * UNIT)) == 0
+    # Killed between the ring and the sum.
+    slot.file.changing = True
+    slot._state[0][1] = 0
+    assert slot.decide(lambda cells, now: rule.take(cells, now, 20 * UNIT)) > 0
+    assert slot.decide(lambda cells, now: rule.take(cells, now, 10 * UNIT)) == 0
+
+
+@posix
 def test_others_wait_while_somebody_decides(path):
     slot = fresh(path)
     holder = run(HOLDER, path, " ".join(map(str, HOURLY.signature)), "pass")
@@ -198,10 +191,9 @@ def test_others_wait_while_somebody_decides(path):
     holder.stdout.readline()
     taker = run(
         "import sys\n"
-        "from opero.limits.shared_slot import open_slot\n"
-        "from opero.limits.gcra import *\n"
-        "from opero.limits.state.base import *\n"
-        f"slot = open_slot({path!r}, Quota({HOUR}, 3), create=False)\n"
+        "from opero.limits.state.file import FileState\n"
+        "from opero.limits.windows import SlidingWindow\n"
+        f"slot = FileState({path!r}, SlidingWindow({HOUR}, 3), create=False)\n"
         "print(slot.take(), flush=True)",
     )
     with pytest.raises(subprocess.TimeoutExpired):
@@ -211,126 +203,107 @@ def test_others_wait_while_somebody_decides(path):
     assert most(slot) == 2
 
 
-# --- boots ----------------------------------------------------------------------------------------
-
-MONOTONIC, WALL, BOOT = 6, 7, 8
+# --- clocks ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["boot id", "no boot id"])
-def boot(request, monkeypatch, tmp_path) -> Path:
-    """The system's boot id, or that there is none."""
-    file = tmp_path / "boot_id"
-    if request.param == "boot id":
-        file.write_text("11111111-1111-1111-1111-111111111111\n")
-    monkeypatch.setattr(shared_slot, "_BOOT_ID", file)
-    return file
+class Clocks:
+    """The two clocks that a state may go by."""
+
+    def __init__(self) -> None:
+        self.monotonic, self.wall = 10**15, 10**18
+
+    def pass_(self, time: int) -> None:
+        self.monotonic += time
+        self.wall += time
+
+    def reboot(self, asleep: int) -> None:
+        self.monotonic = 5 * SECOND
+        self.wall += asleep
+
+    def monotonic_ns(self) -> int:
+        return self.monotonic
+
+    def time_ns(self) -> int:
+        return self.wall
 
 
-def reboot(boot: Path, path: str, *, uptime_before: int, asleep: int) -> None:
-    """Make the file one of an earlier boot, `asleep` ago, whose clock read something else."""
-    if boot.exists():
-        boot.write_text("22222222-2222-2222-2222-222222222222\n")
-    with Path(path).open("r+b") as file:
-        words = list(struct.unpack("16q", file.read(128)))
-        rest = file.read()
-        body = list(struct.unpack(f"{len(rest) // 8}q", rest))
-        moved = uptime_before - words[MONOTONIC]
-        words[MONOTONIC] += moved
-        words[WALL] -= asleep
-        times = [0] if len(body) == 1 else [0, *range(2, len(body))]
-        for place in times:
-            if abs(body[place]) < 1 << 60:
-                body[place] += moved
-        words[5] = ~body[0]
-        file.seek(0)
-        file.write(struct.pack(f"{16 + len(body)}q", *words, *body))
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
+    made = Clocks()
+    monkeypatch.setattr(state_file, "time", made)
+    return made
 
 
-@pytest.mark.parametrize("uptime_before", [5 * SECOND, 10**17])
 @pytest.mark.parametrize(
     ("rule", "asleep", "left"),
     [
         (HOURLY, 0, HOUR),
         (HOURLY, HOUR // 2, HOUR // 2),
         (HOURLY, 2 * HOUR, 0),
-        (SPACED, 0, HOUR // 6),
         (SPACED, HOUR // 8, HOUR // 24),
         (SPACED, HOUR, 0),
     ],
 )
-def test_a_limit_goes_on_after_a_reboot(boot, path, rule, uptime_before, asleep, left):
-    slot = fresh(path, rule)
-    while not slot.take():
+def test_a_named_limit_goes_on_after_a_reboot_by_the_wall_clock(clocks, path, rule, asleep, left):
+    state = FileState(path, rule, create=True, named=True)
+    while not state.take():
         pass
-    forget(slot)
-    reboot(boot, path, uptime_before=uptime_before, asleep=asleep)
-    wait = fresh(path, rule).look()
-    assert max(0, left - 10 * SECOND) <= wait <= left
+    forget(state)
+    clocks.reboot(asleep)
+    assert FileState(path, rule, create=True, named=True).wait_for() == left
 
 
-def test_a_wall_clock_set_back_before_the_reboot_counts_as_no_time(boot, path):
-    now = time.monotonic_ns()
-    slot = fresh(path, starts=[now - age * HOUR // 60 for age in (40, 20, 0)])
-    forget(slot)
-    reboot(boot, path, uptime_before=10**17, asleep=-8 * HOUR)
-    assert HOUR // 3 - 10 * SECOND <= fresh(path).look() <= HOUR // 3
-
-
-@pytest.mark.parametrize("place", [MONOTONIC, WALL])
-@pytest.mark.parametrize("word", [-(1 << 63), -1, (1 << 63) - 1])
-def test_no_damage_to_the_clock_readings_costs_more_than_a_period(boot, path, place, word):
-    slot = fresh(path)
-    while not slot.take():
+@pytest.mark.parametrize("rule", [MINUTELY, HOURLY, SPACED], ids=str)
+@pytest.mark.parametrize("hours", [-8, -1])
+def test_a_wall_clock_that_is_set_back_costs_no_more_than_a_period(clocks, path, rule, hours):
+    state = FileState(path, rule, create=True, named=True)
+    while not state.take():
         pass
-    forget(slot)
-    with header(path) as words:
-        words[place] = word
-    assert fresh(path).look() <= HOUR
+    clocks.wall += hours * HOUR
+    assert 0 < state.take() <= rule.longest_wait
+    clocks.pass_(rule.longest_wait)
+    assert state.take() == 0
 
 
-def test_a_monotonic_clock_that_went_back_within_one_boot_costs_no_more_than_a_period(
-    path, tmp_path
-):
-    slot = fresh(path)
-    while not slot.take():
-        pass
-    forget(slot)
-    reboot(tmp_path / "none", path, uptime_before=10**17, asleep=0)
-    assert fresh(path).look() <= HOUR
-
-
-def test_the_wall_clock_changes_nothing_within_one_boot(path, tmp_path, monkeypatch):
-    boot = tmp_path / "boot_id"
-    boot.write_text("11111111-1111-1111-1111-111111111111\n")
-    monkeypatch.setattr(shared_slot, "_BOOT_ID", boot)
-    slot = fresh(path)
-    while not slot.take():
-        pass
-    forget(slot)
-    with header(path) as words:
-        words[WALL] -= 8 * HOUR
-    assert fresh(path).look() > HOUR - 10 * SECOND
+@pytest.mark.parametrize("rule", [MINUTELY, HOURLY], ids=str)
+def test_a_private_state_holds_on_a_machine_that_has_just_started(clocks, path, rule):
+    clocks.monotonic = 3
+    state = fresh(path, rule)
+    taken = sum(not state.take() for _ in range(10))
+    assert taken == (3 if rule is HOURLY else 1)
+    assert state.pause(SECOND)
+    assert state.paused() == SECOND
 
 
 # --- another rule ---------------------------------------------------------------------------------
 
 
-def test_a_file_that_nobody_uses_takes_another_rule_and_keeps_its_starts(path):
-    slot = fresh(path, HOURLY)
-    slot.take()
-    slot.take()
-    forget(slot)
-    del slot
+def test_a_file_that_no_process_uses_takes_another_rule_and_keeps_what_means_the_same(path):
+    old = combined(
+        parse_windows("3 calls/hour & 30 tokens/minute"), burst=1, smooth=None, cap=100 * UNIT
+    )
+    new = combined(
+        parse_windows("5 calls/hour & 25 tokens/minute"), burst=1, smooth=None, cap=50 * UNIT
+    )
+    assert isinstance(old, CombinedLimit)
+    assert isinstance(new, CombinedLimit)
+    state = FileState(path, old, create=True)
+    state.decide(lambda cells, now: old.take(cells, now, 20 * UNIT))
+    forget(state)
+    del state
     gc.collect()
-    assert most(fresh(path, SlidingWindow(HOUR, 10))) == 8
+    state = FileState(path, new, create=True)
+    assert state.update(lambda cells, pause, now: new.spent(cells)) == 20 * UNIT
+    assert state.decide(lambda cells, now: new.take(cells, now, 10 * UNIT)) > 0
+    assert state.decide(lambda cells, now: new.take(cells, now, 5 * UNIT)) == 0
 
 
 @pytest.mark.parametrize("rule", [MINUTELY, SlidingWindow(HOUR, 1)], ids=str)
-def test_a_quota_turned_into_another_rule_still_counts_the_last_start(path, rule):
+def test_another_rate_begins_anew(path, rule):
     slot = fresh(path, HOURLY)
     slot.take()
     forget(slot)
-    assert fresh(path, rule).take() > 0
+    assert fresh(path, rule).take() == 0
 
 
 def test_two_rules_in_one_program_are_an_error_with_the_fix(path):
@@ -342,11 +315,12 @@ def test_two_rules_in_one_program_are_an_error_with_the_fix(path):
 
 @posix
 def test_another_rule_while_a_program_uses_the_file_is_an_error_with_the_fix(path):
-    holder = run(HOLDER.replace("file_lock.lock", "id"), path, f"2 {HOUR} 3 0", "pass")
+    holder = run(HOLDER.replace("slot.file.__enter__()", ""), path, f"2 {HOUR} 3 0", "pass")
     assert holder.stdout
     holder.stdout.readline()
     with pytest.raises(
-        OperoUsageError, match=r"another program.*one call each 60 s.*different names"
+        OperoUsageError,
+        match=r"another program, with 3 calls in 1 h and not one call each 60 s.*different names",
     ):
         fresh(path, MINUTELY)
     holder.communicate("")
@@ -407,15 +381,3 @@ def test_named_files_lie_in_the_users_state_directory_otherwise(tmp_path, monkey
 
 def test_taking_is_fast_enough_for_a_clock_that_runs_on(path):
     assert most(fresh(path, Gcra(SECOND, 1, 0))) == 20
-
-
-def test_the_clocks_are_written_down_each_second(path, monkeypatch):
-    slot = fresh(path, Gcra(SECOND, 1, 0))
-    now = time.monotonic_ns()
-    clocks = SimpleNamespace(monotonic_ns=lambda: now, time_ns=lambda: 10**18 + now)
-    monkeypatch.setattr(shared_slot, "time", clocks)
-    for _ in range(50):
-        now += SECOND // 10
-        assert slot.take() == 0
-        assert 0 <= now - slot._header[MONOTONIC] < SECOND
-    assert slot._header[WALL] - slot._header[MONOTONIC] == 10**18
