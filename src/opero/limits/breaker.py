@@ -459,7 +459,7 @@ class CircuitBreaker(SharedObject):
     def part(self, key: Hashable, label: str) -> CircuitBreaker:
         """Return the breaker of one of the things that this one stands for, with the same options.
 
-        Verbs by hand reach all parts, listeners their changes. A new part is as this breaker: closed, held open, disabled.
+        Verbs by hand reach all parts, listeners their changes. A new part is closed, held open or disabled as this is.
 
         Args:
             key: What tells it from the others.
