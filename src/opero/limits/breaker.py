@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from threading import RLock
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from opero.errors import CircuitOpenError, OperoUsageError
 from opero.events.types import CircuitChanged
@@ -23,6 +23,7 @@ from opero.limits.breaker_permits import (
     Listener,
     Notifications,
     Permit,
+    SharedCircuitPermit,
     SharedPermit,
     breaker_names,
 )
@@ -117,7 +118,7 @@ class CircuitBreaker(SharedObject):
         opero.errors.CircuitOpenError: circuit 'geocoder' is open: try again in 30 s
     """
 
-    current_permit: Permit | None
+    current_permit: Permit | None = cast("Any", SharedCircuitPermit())
     _shared_permit: Permit | None = None
 
     def __init__(
@@ -187,13 +188,7 @@ class CircuitBreaker(SharedObject):
     def unregistered(
         cls, name: str, rules: BreakerRules | None = None, **options: Any
     ) -> CircuitBreaker:
-        """Make a breaker whose name is only shown, so that others may have it too.
-
-        Args:
-            name: The name.
-            rules: The options, checked.
-            options: The options, as for `CircuitBreaker`, without `rules`.
-        """
+        """Make a breaker whose name is only shown, so that others may have it too; options or checked `rules`."""
         made = cls.__new__(cls)
         made._begin(name, rules or BreakerRules(**options))  # noqa: SLF001 - its own class
         return made
@@ -250,14 +245,10 @@ class CircuitBreaker(SharedObject):
         Raises:
             CircuitOpenError: The circuit lets no call through at present.
         """
-        return self.current_permit or self._closed_elsewhere() or self._probe()
+        return self.current_permit or self._probe()
 
     def check(self) -> None:
-        """Raise as `acquire` would now, but take no permit.
-
-        Raises:
-            CircuitOpenError: The circuit lets no call through at present.
-        """
+        """Raise as `acquire` would now, but take no permit."""
         wait = self.refuses()
         if wait is not None:
             self._refuse(wait)
@@ -268,7 +259,7 @@ class CircuitBreaker(SharedObject):
         Returns:
             None if it would not, else the seconds until one may be let through; infinity if that takes a hand.
         """
-        if self.current_permit is not None or self._closed_elsewhere() is not None:
+        if self.current_permit is not None:
             return None
         with self._changing() as core:
             return core.wait(ambient.clock().monotonic())
@@ -347,6 +338,8 @@ class CircuitBreaker(SharedObject):
             return FREE
         if core.state is not CircuitState.CLOSED:
             return None
+        if self._file is not None:
+            return self.permit_in_file()
         permit = self._shared_permit
         if permit is None or permit.generation != core.generation:
             permit = self._shared_permit = Permit(
@@ -358,7 +351,11 @@ class CircuitBreaker(SharedObject):
     def _publish_state(self) -> None:
         """Set what calls read without a lock."""
         permit = self._permit_for_all(self._core)
-        self.current_permit = permit if self.attached and self._file is None else None
+        if self._file is None:
+            self.current_permit = permit if self.attached else None
+        else:
+            # From now on that of the class is found, which reads the file.
+            self.__dict__.pop("current_permit", None)
 
     def _mark(self, permit: Permit) -> None:
         # In a file the count may change at any time by a call of another process.
@@ -389,20 +386,23 @@ class CircuitBreaker(SharedObject):
         cells[_STATUS] = core.generation << _GENERATION | steady * _STEADY | closed * _CLOSED
         file.changing = False
 
-    def _closed_elsewhere(self) -> Permit | None:
+    def permit_in_file(self) -> Permit | None:
         """Return the permit for all calls of a shared circuit that is closed, by one number of its file."""
         if self._file is None:
             return None
-        status = self._file.cells[_STATUS]
+        cells = self._file.cells
+        status = cells[_STATUS]
         if not status & _CLOSED:
             return None
-        cells = self._file.cells
-        return SharedPermit(
-            self.rules,
-            self._report,
-            generation=status >> _GENERATION,
-            is_steady=lambda: bool(cells[_STATUS] & _STEADY),
-        )
+        permit, generation = self._shared_permit, status >> _GENERATION
+        if permit is None or permit.generation != generation or type(permit) is Permit:
+            permit = self._shared_permit = SharedPermit(
+                self.rules,
+                self._report,
+                generation=generation,
+                is_steady=lambda: bool(cells[_STATUS] & _STEADY),
+            )
+        return permit
 
     # --- by hand --------------------------------------------------------------------------------
 
@@ -529,9 +529,6 @@ class CircuitBreaker(SharedObject):
         """Call `listener` with each change of state from now on, in order, outside all locks.
 
         The default event bus gets the same events. Equal listeners are called once.
-
-        Args:
-            listener: Called in the thread that made the change, or in one that made another change just before.
 
         Returns:
             A function that ends it.

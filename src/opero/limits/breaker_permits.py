@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from threading import Lock, RLock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from weakref import WeakValueDictionary
 
 from opero.errors import OperoUsageError
@@ -20,7 +20,15 @@ from opero.utils.fork import run_after_fork
 if TYPE_CHECKING:
     from opero.events.bus import Handler
 
-__all__ = ["FREE", "Listener", "Notifications", "Permit", "SharedPermit", "breaker_names"]
+__all__ = [
+    "FREE",
+    "Listener",
+    "Notifications",
+    "Permit",
+    "SharedCircuitPermit",
+    "SharedPermit",
+    "breaker_names",
+]
 
 Listener = Callable[[CircuitChanged], object]
 """What is called with each change of state."""
@@ -155,6 +163,20 @@ class SharedPermit(Permit):
         """The call returned."""
         self.steady = self._is_steady()
         super().success(result)
+
+
+class _HasFile(Protocol):
+    def permit_in_file(self) -> Permit | None: ...
+
+
+class SharedCircuitPermit:
+    """`current_permit` of a circuit that several processes share; another circuit has its own attribute of this name.
+
+    No data descriptor, so that such an attribute is found first.
+    """
+
+    def __get__(self, breaker: _HasFile, owner: type | None = None) -> Permit | None:
+        return breaker.permit_in_file()
 
 
 # --- notifications --------------------------------------------------------------------------------
