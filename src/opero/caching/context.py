@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from opero.caching import awaiting
+from opero.caching.copying import Uncopyable, freeze
 from opero.caching.handle import CallKey
-from opero.caching.isolate import Uncopyable, freeze
 from opero.caching.keying import namespace_prefix
 from opero.caching.keys import Unkeyable, digest, fast_part
 from opero.caching.memory import Entry, EntryStore, MemoryStore, Store

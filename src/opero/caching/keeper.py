@@ -12,8 +12,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opero.caching import awaiting
+from opero.caching.copying import ATOMS, Uncopyable, freeze
 from opero.caching.handle import format_bytes
-from opero.caching.isolate import ATOMS, Uncopyable, freeze
 from opero.caching.memory import Entry
 from opero.caching.weight import weigh
 from opero.core.call import Receipt

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opero import events
 from opero.caching.background import start_task, start_thread
+from opero.caching.copying import Uncopyable, isolated
 from opero.caching.flight import Flight, Flights, lead_nothing
 from opero.caching.handle import RefreshCall
-from opero.caching.isolate import Uncopyable, isolated
 from opero.core.deadline import forget_deadlines
 from opero.utils import ambient
 

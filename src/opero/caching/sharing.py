@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from opero.caching.isolate import Uncopyable
+from opero.caching.copying import Uncopyable
 from opero.caching.waiter import Crashed, Landed, Order, tell, verdict_of
 from opero.utils.matching import Rejected
 
