@@ -95,7 +95,7 @@ _lazy, __dir__ = lazy_exports(
         "Sequence": "opero.tasks.task",
         "Task": "opero.tasks.task",
         "TaskState": "opero.tasks.state",
-        "clear_cache": "opero.caching.registry",
+        "clear_cache": "opero.caching.context",
         "deadline": "opero.core.deadline",
         "event_bus": "opero.events",
         "failures": "opero.core.failures",

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Report
+from opero.concurrency.chunks import ChunkProgress
+from opero.concurrency.executors.base import Chunk, Done, GaveBack, MapJob, Report
 from opero.concurrency.executors.processes import ProcessEngine
-from opero.concurrency.tally import Tally
 from opero.core.function import describe_function
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
@@ -26,7 +26,7 @@ from opero.core.pipeline import Pipeline
 if TYPE_CHECKING:
     from opero.concurrency.start import StartMethod
 
-OF_THE_JOB = frozenset(Job.__dataclass_fields__)
+OF_THE_JOB = frozenset(MapJob.__dataclass_fields__)
 
 
 @dataclass
@@ -46,13 +46,13 @@ def drive(
     """Run items through an open engine."""
     waiting = list(enumerate(items))
     ran = Ran([None] * len(waiting))
-    flying: dict[int, tuple[list[tuple[int, Any]], Tally]] = {}
+    flying: dict[int, tuple[list[tuple[int, Any]], ChunkProgress]] = {}
     number = 0
     while waiting or flying:
         while waiting and len(flying) < engine.slots():
             part, waiting = waiting[:chunk], waiting[chunk:]
             number += 1
-            flying[number] = part, Tally(len(part))
+            flying[number] = part, ChunkProgress(len(part))
             engine.submit(Chunk(number, [i for i, _ in part], [item for _, item in part]))
         reports = engine.poll(20)
         assert reports, "nothing was reported for 20 s"
@@ -93,12 +93,12 @@ class Maps:
         return ProcessEngine(workers, method=self.method)
 
     @staticmethod
-    def job_of(fn: Callable[..., Any], **given: Any) -> Job:
+    def job_of(fn: Callable[..., Any], **given: Any) -> MapJob:
         """Make a job: retries off, if nothing else is said."""
         of_job = {name: given.pop(name) for name in list(given) if name in OF_THE_JOB}
         options = Options.of("test", **{"cache": False, "retries": 0, **given})
         pipeline = Pipeline(describe_function(fn), options)
-        return Job(**{"function": fn, "options": options, "pipeline": pipeline, **of_job})
+        return MapJob(**{"function": fn, "options": options, "pipeline": pipeline, **of_job})
 
     @staticmethod
     def children(pid: int | str = "self") -> list[int]:

@@ -16,7 +16,7 @@ import pytest
 from tests.concurrency.test_work import job_of
 
 from opero.concurrency.clerk import Clerk, clerks
-from opero.concurrency.engine import Chunk, Done, GaveBack
+from opero.concurrency.executors.base import Chunk, Done, GaveBack
 from opero.concurrency.sheet import Sheet
 from opero.concurrency.start import choose_start, look_around
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.concurrency.conftest import Maps
 
-    from opero.concurrency.engine import Report
+    from opero.concurrency.executors.base import Report
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs worker processes")
 linux = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")

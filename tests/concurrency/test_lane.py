@@ -6,9 +6,9 @@ from collections import deque
 import pytest
 
 from opero.concurrency.backlog import deal
+from opero.concurrency.chunks import ChunkProgress
 from opero.concurrency.lane import Held, Lane, verdict, verdicts
 from opero.concurrency.slate import Slate
-from opero.concurrency.tally import Tally
 
 
 @pytest.mark.parametrize(
@@ -35,14 +35,14 @@ def test_who_is_to_blame(
     several: bool,
     expected: tuple[int | None, str],
 ) -> None:
-    held = Held(7, b"", Tally(8))
+    held = Held(7, b"", ChunkProgress(8))
     held.tally.report(done)
     lost = verdict(held, begun, why="crash", barren=barren, several=several)
     assert (lost.chunk, lost.culprit, lost.why) == (7, *expected)
 
 
 def held(number: int, *, turn: int, done: list[int], alone: bool = False) -> Held:
-    one = Held(number, b"", Tally(4), alone=alone, turn=turn)
+    one = Held(number, b"", ChunkProgress(4), alone=alone, turn=turn)
     one.tally.report(done)
     return one
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from opero.concurrency.engine import Outcome
+from opero.concurrency.executors.base import ItemOutcome
 from opero.concurrency.outbox import Outbox
 from opero.concurrency.parcel import Parcel, put
 from opero.concurrency.segment import CAN_PASS, FULL, Intake
@@ -92,7 +92,7 @@ def test_small_and_plain_results_take_no_segment(slate: Slate) -> None:
 
 def test_results_of_outcomes_are_sealed_in_them(slate: Slate) -> None:
     box, other = Outbox(slate), Map(slate)
-    outcome = Outcome(value=large(3), attempts=2)
+    outcome = ItemOutcome(value=large(3), attempts=2)
     assert box.seal(None, outcome) is None
     assert other.empty(other.receive(box, outcome.value)) == [bytes([3]) * 100_000]
 

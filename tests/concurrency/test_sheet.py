@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 from tests.concurrency.test_work import job_of
 
-from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Outcome, Report
+from opero.concurrency.chunks import ChunkProgress
+from opero.concurrency.executors.base import Chunk, Done, GaveBack, ItemOutcome, MapJob, Report
 from opero.concurrency.sheet import Sheet, sheet_of
-from opero.concurrency.tally import Tally
 
 
 def sheet_with(count: int, told: list[Report], **given: Any) -> Sheet:
     return sheet_of(Chunk(7, range(count), list(range(count))), job(**given), "w", told.append)
 
 
-def job(*, target_s: float = 100.0, in_flight: int = 1) -> Job:
+def job(*, target_s: float = 100.0, in_flight: int = 1) -> MapJob:
     return job_of(abs, target_s=target_s, in_flight=in_flight)
 
 
@@ -124,7 +124,7 @@ def test_items_that_finish_in_another_order_are_reported_by_their_places() -> No
     told: list[Report] = []
     sheet = sheet_with(5, told, in_flight=5)
     taken(sheet, 5)
-    odd = Outcome(error=KeyError("x"))
+    odd = ItemOutcome(error=KeyError("x"))
     for position in (4, 1):
         sheet.add(position, position, odd if position == 4 else None)
     sheet.flush()
@@ -197,7 +197,7 @@ def test_none_is_done_twice_or_forgotten_however_often_somebody_looks(target_s: 
         sheet.end()
         over.set()
         looker.join()
-        tally = Tally(300)
+        tally = ChunkProgress(300)
         back: list[int] = []
         for report in told:
             assert not tally.over, "nothing comes after the end"
@@ -214,8 +214,8 @@ def test_none_is_done_twice_or_forgotten_however_often_somebody_looks(target_s: 
 # --- of a single item -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("outcome", [None, Outcome(attempts=2)], ids=["plain", "odd"])
-def test_a_single_item_is_reported_when_it_is_done(outcome: Outcome | None) -> None:
+@pytest.mark.parametrize("outcome", [None, ItemOutcome(attempts=2)], ids=["plain", "odd"])
+def test_a_single_item_is_reported_when_it_is_done(outcome: ItemOutcome | None) -> None:
     told: list[Report] = []
     sheet = sheet_with(1, told, target_s=0.0)
     (position,) = taken(sheet, 1)

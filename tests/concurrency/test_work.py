@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter
-from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Report
+from opero.concurrency.executors.base import Chunk, Done, GaveBack, MapJob, Report
 from opero.concurrency.sheet import Sheet
 from opero.concurrency.work import Work
 from opero.core.function import describe_function
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from tests.conftest import Face
 
 
-def job_of(fn: Any, *, before: tuple[Any, ...] = (), **given: Any) -> Job:
+def job_of(fn: Any, *, before: tuple[Any, ...] = (), **given: Any) -> MapJob:
     names = ("target_s", "in_flight", "parks", "details", "after")
     of_job = {name: given.pop(name) for name in names if name in given}
     options = Options.of("test", **{"cache": False, "min_delay": 0, **given})
     pipeline = Pipeline(describe_function(fn), options)
-    return Job(function=fn, options=options, pipeline=pipeline, before=before, **of_job)
+    return MapJob(function=fn, options=options, pipeline=pipeline, before=before, **of_job)
 
 
-def reports_of(job: Job, items: list[Any], **fields: Any) -> list[Report]:
+def reports_of(job: MapJob, items: list[Any], **fields: Any) -> list[Report]:
     told: list[Report] = []
     chunk = Chunk(0, range(len(items)), items, **fields)
     work = Work(job)

@@ -43,6 +43,7 @@ WRONG: dict[str, list[Any]] = {
     "memory_limit": [0, -1, 1.5, "big", True],
     "on_result": [5, later],
     "stop_token": [5, True, "x"],
+    "stop_on": [5, "OSError", (OSError, 5), None],
 }
 
 RIGHT: dict[str, list[Any]] = {
@@ -62,6 +63,7 @@ RIGHT: dict[str, list[Any]] = {
     "memory_limit": [None, 2**30, "500MB", "2GiB"],
     "on_result": [None, print],
     "stop_token": [None, threading.Event(), asyncio.Event()],
+    "stop_on": [(), OSError, (OSError, KeyError)],
 }
 
 

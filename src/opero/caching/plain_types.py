@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
 from types import EllipsisType, MemberDescriptorType, NotImplementedType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 __all__ = [
     "BY_NAME", "BY_NUMBER", "Buffer", "NotPlain", "PlainType", "Undecodable", "Unencodable", "add", "class_name",
@@ -46,8 +46,7 @@ class NotPlain(Exception):  # noqa: N818 - as above
     """A value holds something else than plain data."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PlainType:
+class PlainType(NamedTuple):
     """What is known about one type.
 
     Attributes:
@@ -643,7 +642,7 @@ def _fill() -> None:
         path = PlainType(name=full, key=_path_key(name))
         if number is not None:
             join = _calls(full, str)
-            path = dataclasses.replace(path, number=number, split=_text, join=join)
+            path = path._replace(number=number, split=_text, join=join)
         # Python 3.13 moved the classes, and their public name stayed.
         add(path, f"pathlib._local.{name}")
     add(PlainType(name="pydantic.types._SecretBase", immutable=False, key=_secret_value))

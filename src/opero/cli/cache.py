@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from opero.caching.keying import namespace_of
-from opero.caching.registry import clear_cache
+from opero.caching.context import clear_cache
+from opero.caching.keys.function_keys import namespace_of
 from opero.caching.stores.base import open_store, settle
 from opero.cli.table import as_json, as_size, as_table
 from opero.errors import OperoUsageError

@@ -8,14 +8,14 @@ import pickle
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from opero.concurrency.engine import Done, Facts, Outcome, Parked
+from opero.concurrency.executors.base import Done, ItemOutcome, Parked, WorkerFacts
 from opero.concurrency.parcel import PLAIN, Parcel, pack, put
 from opero.concurrency.remote_error import decode_error, encode_error, traceback_of
 from opero.concurrency.shipping import dumps
 from opero.errors import ShippingError
 
 if TYPE_CHECKING:
-    from opero.concurrency.engine import Chunk
+    from opero.concurrency.executors.base import Chunk
     from opero.concurrency.segment import Load, Segment
     from opero.events import Event
 
@@ -96,11 +96,11 @@ def open_done(parcel: Parcel, chunk: int, *, weight: int = 0) -> Done:
         values[n] = None
     facts = None
     if stats or events:
-        facts = Facts(stats=stats, events=tuple(map(_open_event, events)))
+        facts = WorkerFacts(stats=stats, events=tuple(map(_open_event, events)))
     return Done(chunk, places, values, odd, busy_s, worker, facts, weight)
 
 
-def _opened(parcel: Parcel, place: int, odd: dict[int, Outcome]) -> Any:
+def _opened(parcel: Parcel, place: int, odd: dict[int, ItemOutcome]) -> Any:
     try:
         return parcel.open(place)
     except Exception as error:  # noqa: BLE001 - whatever a class raises when it is unpickled
@@ -109,17 +109,17 @@ def _opened(parcel: Parcel, place: int, odd: dict[int, Outcome]) -> Any:
     return None
 
 
-def unopened(error: Exception, what: str) -> Outcome:
+def unopened(error: Exception, what: str) -> ItemOutcome:
     """Return the outcome of an item that could not be pickled, or not be unpickled."""
     if isinstance(error, ShippingError):
-        return Outcome(error=error)
+        return ItemOutcome(error=error)
     told = f"{type(error).__name__}: {error}"
     made = ShippingError(f"the {what} cannot be unpickled on the other side ({told})")
     made.__cause__ = error
-    return Outcome(error=made)
+    return ItemOutcome(error=made)
 
 
-def _pack_outcome(outcome: Outcome) -> tuple[Outcome, Any, Any, bytes | None]:
+def _pack_outcome(outcome: ItemOutcome) -> tuple[ItemOutcome, Any, Any, bytes | None]:
     error = outcome.error
     record = trace = None
     if error is not None:
@@ -135,7 +135,7 @@ def _pack_outcome(outcome: Outcome) -> tuple[Outcome, Any, Any, bytes | None]:
     return bare, record, parked, fallback
 
 
-def _open_outcome(packed: tuple[Outcome, Any, Any, bytes | None]) -> Outcome:
+def _open_outcome(packed: tuple[ItemOutcome, Any, Any, bytes | None]) -> ItemOutcome:
     outcome, record, parked, fallback = packed
     if record is not None:
         outcome.error = decode_error(record)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from opero.concurrency.rounds import LOOK
 
 if TYPE_CHECKING:
-    from opero.concurrency.engine import Report
+    from opero.concurrency.executors.base import Report
     from opero.concurrency.sheet import Sheet
 
 __all__ = ["Clerk", "clerks"]

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from opero.concurrency.engine import Lost, Why
+from opero.concurrency.chunks import ChunkProgress
+from opero.concurrency.executors.base import Lost, Why
 from opero.concurrency.nurse import own_socket
 from opero.concurrency.segment import Segment
 from opero.concurrency.slate import Slate
-from opero.concurrency.tally import Tally
 from opero.concurrency.wire import Frame, Reader, Writer
 from opero.concurrency.worker import CHUNK, JOB
 
@@ -39,7 +39,7 @@ class Held:
 
     number: int
     body: bytes | memoryview
-    tally: Tally
+    tally: ChunkProgress
     segment: Segment | None = None
     alone: bool = False
     turn: int = 0

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from opero.concurrency import bodies, nursery, worker
 from opero.concurrency.arena import Arena
 from opero.concurrency.backlog import deal
-from opero.concurrency.engine import GaveBack, Lost
+from opero.concurrency.chunks import ChunkProgress
+from opero.concurrency.executors.base import GaveBack, Lost
 from opero.concurrency.lane import Held, Lane, verdicts
 from opero.concurrency.memory import resident
 from opero.concurrency.nurse import Nurse, own_socket
@@ -22,12 +23,11 @@ from opero.concurrency.parcel import Parcel
 from opero.concurrency.segment import CAN_PASS, Intake, Supply
 from opero.concurrency.shipment import Shipment
 from opero.concurrency.start import StartMethod, choose_start, settle
-from opero.concurrency.tally import Tally
 from opero.errors import WorkerStartError
 from opero.limits.shareable import publish_all
 
 if TYPE_CHECKING:
-    from opero.concurrency.engine import Chunk, Job, Report, Why
+    from opero.concurrency.executors.base import Chunk, MapJob, Report, Why
     from opero.concurrency.wire import Frame
 
 __all__ = ["LanePool"]
@@ -52,7 +52,7 @@ class LanePool:
         patience: Seconds that leaving may take.
     """
 
-    def __init__(self, nodes: int, *, job: Job, method: StartMethod | None = None) -> None:
+    def __init__(self, nodes: int, *, job: MapJob, method: StartMethod | None = None) -> None:
         self.nodes = nodes
         self.graceful = False
         self.patience = 1.0
@@ -130,7 +130,7 @@ class LanePool:
         segment = self._supply.take() if CAN_PASS else None
         body = bodies.pack_chunk(chunk, segment)
         alone = chunk.attempt > 0
-        self._backlog.append(Held(chunk.id, body, Tally(len(chunk)), segment, alone))
+        self._backlog.append(Held(chunk.id, body, ChunkProgress(len(chunk)), segment, alone))
         self._dispatch()
 
     def poll(self, timeout: float | None) -> list[Report]:

@@ -13,7 +13,7 @@ from opero.concurrency.parcel import PLAIN, seal
 from opero.concurrency.segment import CAN_PASS, FULL, Load, Segment, Supply
 
 if TYPE_CHECKING:
-    from opero.concurrency.engine import Outcome
+    from opero.concurrency.executors.base import ItemOutcome
     from opero.concurrency.slate import Slate
 
 __all__ = ["Outbox"]
@@ -37,7 +37,7 @@ class Outbox:
         self._count = 0
         self._shown: dict[int, int] = {}
 
-    def seal(self, value: Any, outcome: Outcome | None) -> Any:
+    def seal(self, value: Any, outcome: ItemOutcome | None) -> Any:
         """Return what stands for a result, that of the outcome if there is one."""
         if outcome is not None:
             if type(outcome.value) not in PLAIN:

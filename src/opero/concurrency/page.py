@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from asyncio import TimerHandle
 
-    from opero.concurrency.engine import Parked
+    from opero.concurrency.executors.base import Parked
     from opero.concurrency.parcel import Parcel
     from opero.concurrency.sheet import Sheet
 

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from opero.concurrency.engine import Chunk
+    from opero.concurrency.executors.base import Chunk
     from opero.concurrency.sheet import Sheet
 
 __all__ = ["LOOK", "Rounds"]

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.concurrency.engine import Done, GaveBack
+from opero.concurrency.executors.base import Done, GaveBack
 
 if TYPE_CHECKING:
-    from opero.concurrency.engine import Chunk, Job, Outcome, Report
+    from opero.concurrency.executors.base import Chunk, ItemOutcome, MapJob, Report
 
 __all__ = ["PATIENCE", "Sheet", "Slip", "sheet_of"]
 
@@ -47,7 +47,7 @@ class Sheet:
     def __init__(
         self,
         chunk: Chunk,
-        job: Job,
+        job: MapJob,
         worker: str,
         tell: Callable[[Report], object],
         *,
@@ -61,7 +61,7 @@ class Sheet:
         self._tell = tell
         self._todo = deque(range(count))
         self._values: list[Any] = []
-        self._odd: dict[int, Outcome] | None = None
+        self._odd: dict[int, ItemOutcome] | None = None
         # Where one is done after the other, they are done in their order.
         self._order: list[int] | None = None if job.in_flight == 1 else []
         self._told = 0
@@ -89,7 +89,7 @@ class Sheet:
             # Asking first would not do: somebody may take the last one in between.
             return
 
-    def add(self, position: int, value: Any, outcome: Outcome | None) -> None:
+    def add(self, position: int, value: Any, outcome: ItemOutcome | None) -> None:
         """Write down one item; report what is done and give back the rest when it is time for that.
 
         Args:
@@ -228,14 +228,14 @@ class Slip(Sheet):
         self._worker = worker
         self._tell = tell
         self._began = perf_counter()
-        self._done: tuple[Any, Outcome | None] | None = None
+        self._done: tuple[Any, ItemOutcome | None] | None = None
 
     def positions(self, stopped: Callable[[], object] | None = None) -> Iterator[int]:
         """As for a chunk of several."""
         if stopped is None or not stopped():
             yield 0
 
-    def add(self, position: int, value: Any, outcome: Outcome | None) -> None:
+    def add(self, position: int, value: Any, outcome: ItemOutcome | None) -> None:
         """As for a chunk of several."""
         self._done = value, outcome
 
@@ -270,7 +270,7 @@ _ONLY: Final = range(1)
 
 def sheet_of(
     chunk: Chunk,
-    job: Job,
+    job: MapJob,
     worker: str,
     tell: Callable[[Report], object],
     *,

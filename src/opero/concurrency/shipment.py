@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from opero.concurrency.engine import Job
+from opero.concurrency.executors.base import MapJob
 from opero.concurrency.shipping import can_be_named, dumps_job, import_paths, shared_options
 from opero.core.function import describe_function
 from opero.core.options import Options
@@ -50,7 +50,7 @@ class Shipment:
     home: int = 0
 
     @classmethod
-    def of(cls, job: Job) -> Shipment:
+    def of(cls, job: MapJob) -> Shipment:
         """Pack a job."""
         emitter = job.pipeline.emitter
         fields = {
@@ -58,7 +58,7 @@ class Shipment:
             for f in dataclasses.fields(job)
             if f.name not in _OF_THE_PROCESS
         }
-        everything = event_bus.active or job.tells_all
+        everything = event_bus.active or job.relays_all
         heard = "bus" if everything else "function" if emitter.active else None
         options = shared_options(job.pipeline)
         return cls(fields, options, heard, ambient.disabled(), os.getpid())
@@ -112,7 +112,7 @@ class Shipment:
         shipment: Shipment = pickle.loads(packed)  # noqa: S301 - from the map
         return shipment
 
-    def job(self, slate: Slate | None, hear: Callable[[Any], object]) -> Job:
+    def job(self, slate: Slate | None, hear: Callable[[Any], object]) -> MapJob:
         """Make the worker's own job: the same function with a pipeline of this process.
 
         Args:
@@ -131,7 +131,7 @@ class Shipment:
         elif self.heard == "bus" and slate is not None:
             event_bus.subscribe(hear)
         pipeline = Pipeline(info, options)
-        return Job(pipeline=pipeline, options=options, **fields)
+        return MapJob(pipeline=pipeline, options=options, **fields)
 
 
 def _changed(options: Options, **changes: Any) -> Options:

@@ -219,9 +219,7 @@ def _reduce_wrapper(function: FunctionType) -> Any:
     if pipeline is None:
         return None
     options = shared_options(pipeline)
-    if "__opero_map__" in vars(function):
-        from opero.concurrency.dress import map_again
-
+    if (map_again := vars(function).get("__opero_map__")) is not None:
         # What watches a map and stops it stays where that is; a copy elsewhere runs by itself.
         watching = dict.fromkeys({"on_result", "stop_token", "executor"} & options.given)
         return map_again, (pipeline.info.fn, options.replace("operomap", **watching))

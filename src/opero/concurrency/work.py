@@ -13,14 +13,14 @@ from contextvars import Context, copy_context
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from opero.concurrency.engine import Outcome, Parked
+from opero.concurrency.executors.base import ItemOutcome, Parked
 from opero.core.call import Call, FailedCall, RetryParked
 from opero.core.wrapper import is_unguarded
 from opero.utils import ambient
 from opero.utils.ambient import switch
 
 if TYPE_CHECKING:
-    from opero.concurrency.engine import Chunk, Job
+    from opero.concurrency.executors.base import Chunk, MapJob
     from opero.concurrency.sheet import Sheet
     from opero.core.pipeline import Pipeline
 
@@ -38,7 +38,7 @@ class Work:
     """
 
     def __init__(
-        self, job: Job, pipeline: Pipeline | None = None, *, context: Context | None = None
+        self, job: MapJob, pipeline: Pipeline | None = None, *, context: Context | None = None
     ) -> None:
         self._job = job
         self._pipeline = pipeline = job.pipeline if pipeline is None else pipeline
@@ -91,10 +91,12 @@ class Work:
 
     def _within(
         self, context: Context, item: Any, parked: Parked | None
-    ) -> tuple[Any, Outcome | None]:
+    ) -> tuple[Any, ItemOutcome | None]:
         return context.copy().run(self.one, item, parked)
 
-    def _entered(self, index: int, item: Any, parked: Parked | None) -> tuple[Any, Outcome | None]:
+    def _entered(
+        self, index: int, item: Any, parked: Parked | None
+    ) -> tuple[Any, ItemOutcome | None]:
         """Run one item in a context that somebody has prepared."""
         context = self._copied()
         if self._job.enter is not None:
@@ -103,7 +105,7 @@ class Work:
 
     async def _aentered(
         self, index: int, item: Any, parked: Parked | None
-    ) -> tuple[Any, Outcome | None]:
+    ) -> tuple[Any, ItemOutcome | None]:
         """Do the same in an event loop, where only a task has a context of its own."""
         from asyncio import create_task
 
@@ -120,7 +122,7 @@ class Work:
     def _copied(self) -> Context:
         return copy_context() if self._context is None else self._context.copy()
 
-    def one(self, item: Any, parked: Parked | None) -> tuple[Any, Outcome | None]:
+    def one(self, item: Any, parked: Parked | None) -> tuple[Any, ItemOutcome | None]:
         """Run one item of a synchronous function: its plain result, or what became of it."""
         begun: Exception | None = None
         # `_may_go_directly` written out.
@@ -131,7 +133,7 @@ class Work:
             except Exception as error:  # noqa: BLE001 - the stages decide what comes next
                 begun = error
             except BaseException as error:  # noqa: BLE001 - it belongs to the item; the driver decides
-                return None, Outcome(error=error)
+                return None, ItemOutcome(error=error)
         call = self._begin(item, parked, begun)
         del begun  # a frame that names an error which passes through it is a reference cycle
         began = perf_counter()
@@ -149,7 +151,7 @@ class Work:
             _let_go(call)
         return value, self._succeeded(call, value, began)
 
-    async def aone(self, item: Any, parked: Parked | None) -> tuple[Any, Outcome | None]:
+    async def aone(self, item: Any, parked: Parked | None) -> tuple[Any, ItemOutcome | None]:
         """Run one item of a coroutine function."""
         begun: Exception | None = None
         if self._may_go_directly(parked):
@@ -161,7 +163,7 @@ class Work:
             except BaseException as error:
                 if _is_ours(error):
                     raise
-                return None, Outcome(error=error)
+                return None, ItemOutcome(error=error)
         call = self._begin(item, parked, begun)
         del begun  # as above
         began = perf_counter()
@@ -194,7 +196,7 @@ class Work:
             call.failures = [FailedCall(label, error) for label, error in parked.failures]
         return call
 
-    def _parked(self, call: Call, seconds: float, began: float) -> Outcome:
+    def _parked(self, call: Call, seconds: float, began: float) -> ItemOutcome:
         since = call.started if call.started is not None else call.first_failed
         elapsed = 0.0 if since is None else ambient.clock().monotonic() - since
         parked = Parked(
@@ -208,12 +210,12 @@ class Work:
         outcome.retry_in, outcome.parked = seconds, parked
         return outcome
 
-    def _failed(self, call: Call, error: BaseException, began: float) -> Outcome:
+    def _failed(self, call: Call, error: BaseException, began: float) -> ItemOutcome:
         outcome = self._outcome(call, began)
         outcome.error = error
         return outcome
 
-    def _succeeded(self, call: Call, value: Any, began: float) -> Outcome | None:
+    def _succeeded(self, call: Call, value: Any, began: float) -> ItemOutcome | None:
         plain = call.attempts == 1 and call.calls <= 1 and not call.rejected
         if plain and not self._job.details:
             return None
@@ -221,9 +223,9 @@ class Work:
         outcome.value = value
         return outcome
 
-    def _outcome(self, call: Call, began: float) -> Outcome:
+    def _outcome(self, call: Call, began: float) -> ItemOutcome:
         fallback = self._pipeline.fallback
-        return Outcome(
+        return ItemOutcome(
             attempts=call.attempts,
             calls=call.calls,
             seconds=perf_counter() - began,

@@ -14,10 +14,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.caching.flight import Flight, board
+from opero.caching.single_flight import Flight, become_leader
 from opero.concurrency import bodies
 from opero.concurrency.clerk import Clerk
-from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Report
+from opero.concurrency.executors.base import Chunk, Done, GaveBack, MapJob, Report
 from opero.concurrency.memory import limit_memory
 from opero.concurrency.outbox import Outbox
 from opero.concurrency.page import Page
@@ -35,7 +35,7 @@ from opero.events import Event, event_bus
 from opero.utils import ambient
 
 if TYPE_CHECKING:
-    from opero.concurrency.engine import Outcome
+    from opero.concurrency.executors.base import ItemOutcome
     from opero.concurrency.segment import Load
     from opero.concurrency.worker_loop import WorkerLoop
 
@@ -92,7 +92,7 @@ class _Worker:
         self._name = f"process {os.getpid()}"
         self._turn = self._noted = 0
         self._sealed: Sheet | None = None
-        self._job: Job
+        self._job: MapJob
         self._most: int | None = None
         self._work: Work
         self._loop: WorkerLoop | None = None
@@ -127,7 +127,7 @@ class _Worker:
         ambient.set_disabled(shipment.disabled)
         job = self._job = shipment.job(self.slate, self._events.append)
         if job.leads:
-            board(Flight(None))
+            become_leader(Flight(None))
         if job.memory_limit is not None:
             limit_memory(job.memory_limit)
         if job.worker_init is not None:
@@ -240,7 +240,7 @@ class _Worker:
             self.slate.begin_chunk(turn)
         self.slate.begin_item(position)
 
-    def seal(self, page: Page, value: Any, outcome: Outcome | None) -> Any:
+    def seal(self, page: Page, value: Any, outcome: ItemOutcome | None) -> Any:
         """Make a result of one of several chunks ready to travel."""
         if outcome is None and type(value) in PLAIN:
             return value

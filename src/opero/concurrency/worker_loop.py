@@ -15,7 +15,7 @@ from opero.concurrency.rounds import LOOK
 if TYPE_CHECKING:
     import socket
 
-    from opero.concurrency.engine import Outcome
+    from opero.concurrency.executors.base import ItemOutcome
     from opero.concurrency.page import Page
     from opero.concurrency.slate import Slate
     from opero.concurrency.work import Work
@@ -39,7 +39,7 @@ class Desk(Protocol):
         """Note that an item begins: the turn of its chunk, and its position."""
         ...
 
-    def seal(self, page: Page, value: Any, outcome: Outcome | None) -> Any:
+    def seal(self, page: Page, value: Any, outcome: ItemOutcome | None) -> Any:
         """Make a result of a chunk ready to travel."""
         ...
 
@@ -201,7 +201,7 @@ class WorkerLoop:
                 self._rest()
             self._guarded(self._fill)()
 
-    def _add(self, page: Page, position: int, value: Any, outcome: Outcome | None) -> None:
+    def _add(self, page: Page, position: int, value: Any, outcome: ItemOutcome | None) -> None:
         """Write down what became of an item, and let that be reported soon."""
         page.sheet.add(position, self._desk.seal(page, value, outcome), outcome)
         if page.sheet.over:

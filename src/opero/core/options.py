@@ -23,6 +23,7 @@ from opero.utils.checks import (
     duration,
     duration_or_none,
     error_bound,
+    error_types,
     executor,
     factor,
     failure_filter,
@@ -33,6 +34,7 @@ from opero.utils.checks import (
     path,
     progress,
     rate,
+    retry_filter,
     share,
     size,
     store,
@@ -43,7 +45,7 @@ from opero.utils.checks import (
     version,
     whole,
 )
-from opero.utils.matching import FailureFilter
+from opero.utils.matching import FailureFilter, RetryFilter
 from opero.utils.secrets import masked_repr
 from opero.utils.units import Duration
 
@@ -155,8 +157,12 @@ class Options:
     jitter: bool = option(
         "retry", True, boolean, "draw each pause at random; False: always the same pauses"
     )
-    retry_on: FailureFilter = option(
-        "retry", Exception, failure_filter, "type, tuple of types, or predicate"
+    retry_on: RetryFilter = option(
+        "retry",
+        "default",
+        retry_filter,
+        "type, tuple of types, or predicate: exactly that; not given: every Exception but what a service has "
+        'answered for good; "transient": only what is known to pass',
     )
     retry_if_result: Callable[[Any], object] | None = option(
         "retry",
@@ -382,6 +388,9 @@ class MapOptions(Options):
         None,
         token,
         "a `threading.Event` or its like: when it is set, the map ends with what is done",
+    )
+    stop_on: type[BaseException] | tuple[type[BaseException], ...] = option(
+        "map", (), error_types, "error types that end the map with what is done"
     )
 
     def __post_init__(self) -> None:

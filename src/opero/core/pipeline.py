@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine
+from operator import attrgetter
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from opero.caching import Cache, CacheHandle
+from opero.core.cache import CacheStage, make_handle
 from opero.core.call import AsyncProceed, Call, Proceed, Receipt
 from opero.core.context import CallObserver
 from opero.core.deadline import Deadline, current_deadline
@@ -33,6 +34,7 @@ from opero.utils.matching import Rejected
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
+    from opero.caching.handle import CacheHandle
     from opero.core.call import Stage
     from opero.core.circuit_breaker import Circuit
     from opero.core.concurrency_limit import Bulkhead
@@ -85,8 +87,8 @@ class Pipeline:
         self.info = info
         self.options = options
         self.stats: Stats = origin.stats if origin else Stats()
-        heard = options.on_event
-        listeners = () if heard is None else (heard,) if callable(heard) else tuple(heard)
+        given = options.on_event
+        listeners = () if given is None else (given,) if callable(given) else tuple(given)
         self.emitter: Emitter = Emitter(info.qualname, listeners, module=info.module)
         emitter = self.emitter
         policy = RetryPolicy.of(options)
@@ -100,7 +102,7 @@ class Pipeline:
                 cuts=options.timeout is not None or info.kind in ("async", "async_generator"),
             )
         )
-        self.cache: Cache | None = self._cache(origin, changed)
+        self.cache: CacheStage | None = self._cache(origin, changed)
         if self.cache is not None:
             self.cache.connect(policy.retries_on, self.run)
         self.report: Report = Report(
@@ -129,7 +131,7 @@ class Pipeline:
         )
 
         self.fast_path: FastPath = FastPath(closed=bool(listeners) or info.kind == "sync")
-        self._heard = bool(listeners)
+        self._listened = bool(listeners)
         self.awaits: bool = info.kind in ("async", "async_generator")
         self._arun: AsyncProceed | None = None
         if not self.awaits:
@@ -206,7 +208,7 @@ class Pipeline:
         return Circuit(
             shared.breaker if shared else breaker_of(wanted),
             self.emitter,
-            several=(lambda call: call.has_alternatives) if self.fallback else None,
+            several=attrgetter("has_alternatives") if self.fallback else None,
             label=self.fallback.label if self.fallback else None,
         )
 
@@ -217,11 +219,13 @@ class Pipeline:
 
         return Timeout(parse_seconds(self.options.timeout, "timeout"), self.emitter)
 
-    def _cache(self, origin: Pipeline | None, changed: frozenset[str]) -> Cache | None:
+    def _cache(self, origin: Pipeline | None, changed: frozenset[str]) -> CacheStage | None:
         if not self.options.cache or self.info.kind in ("generator", "async_generator"):
             return None
         shared = origin.cache if origin and not changed & _STORE_OPTIONS else None
-        return Cache(self.info, self.options, stats=self.stats, emitter=self.emitter, origin=shared)
+        return CacheStage(
+            self.info, self.options, stats=self.stats, emitter=self.emitter, origin=shared
+        )
 
     @staticmethod
     def _link(stages: tuple[Stage, ...], innermost: Proceed) -> Proceed:
@@ -237,7 +241,7 @@ class Pipeline:
 
     def _probed(self) -> None:
         """The first result of a plain function was no awaitable: from now on its express lane may be used."""
-        self.fast_path.closed = self._heard
+        self.fast_path.closed = self._listened
 
     # --- running -----------------------------------------------------------------------------------------------------
 
@@ -245,7 +249,7 @@ class Pipeline:
         """Run a call to its end and return its value; for an asynchronous function, a coroutine that does."""
         if switch.on and not call.taped and (tape := ambient.tape()) is not None:
             return tape.take(self, call)
-        if (switch.on or self._heard) and call.run is None and self.emitter.active:
+        if (switch.on or self._listened) and call.run is None and self.emitter.active:
             return self._observed(call)
         if self.awaits:
             return self._finish(call)
@@ -262,7 +266,8 @@ class Pipeline:
             call.prior_outcome, call.deadline = found.awaitable, None
             return self._finish(call)
         finally:
-            call.drop_failures()
+            if call.failures is not None:
+                call.drop_failures()
 
     def _observed(self, call: Call) -> Any:
         """Run a call while somebody listens."""
@@ -306,7 +311,8 @@ class Pipeline:
             call.rejected = True
             return rejected.value
         finally:
-            call.drop_failures()
+            if call.failures is not None:
+                call.drop_failures()
             # Where another caller was quicker, what the function returned is not needed any more.
             if isinstance(call.prior_outcome, CoroutineType):
                 call.take_prior_outcome().close()
@@ -323,7 +329,7 @@ class Pipeline:
 
     def cache_handle(self) -> CacheHandle:
         """Return what users get as `f.cache`."""
-        return CacheHandle(self.cache, self.run)
+        return make_handle(self.cache, self.run)
 
     def receipt(self, call: Call) -> Any:
         """Run a call and return its receipt; for an asynchronous function, a coroutine that does."""

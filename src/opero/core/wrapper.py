@@ -18,8 +18,8 @@ from collections.abc import Callable
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.caching.keying import short_part
 from opero.caching.keys import FAST_TYPES
+from opero.caching.keys.function_keys import short_part
 from opero.core.call import Call
 from opero.core.deadline import leave
 from opero.core.function import stars, unwrap_partial
@@ -241,7 +241,7 @@ def _names(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> dict[str,
     }
     if cache is not None:
         names |= {
-            "_opero_get": cache.express_get,
+            "_opero_get": cache.fast_get,
             "_opero_now": time.monotonic,
             "_opero_count_hit": pipeline.stats.hit_counter.count,
             "_opero_type": type,
@@ -270,9 +270,9 @@ def _source(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> str:
     if kind == "async_generator":
         return _ASYNC_GENERATOR.format(**blanks)
     body = _guarded_call(pipeline) if has_fast_path(pipeline) else _STAGES
-    if cache is not None and cache.express_parameters:
+    if cache is not None and cache.fast_parameters:
         body = _HIT
-        blanks |= _key(cache.express_parameters, parameters, of_instance=cache.of_instance)
+        blanks |= _key(cache.fast_parameters, parameters, of_instance=cache.of_instance)
     return _put(_FUNCTION, inner=body).format(**blanks)
 
 
@@ -344,7 +344,7 @@ def _default_parts(parameters: list[inspect.Parameter]) -> dict[int, Any]:
 def _key(
     names: tuple[str, ...], parameters: list[inspect.Parameter], *, of_instance: bool
 ) -> dict[str, str]:
-    """Write the key of a hit and the test that it may be used; its shape is `opero.caching.keying`'s."""
+    """Write the key of a hit and the test that it may be used; its shape is `opero.caching.keys.function_keys`'s."""
     tests, parts = [], []
     places = {p.name: n for n, p in enumerate(parameters)}
     of_defaults = _default_parts(parameters)

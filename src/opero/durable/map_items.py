@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.concurrency.engine import Outcome
+from opero.concurrency.executors.base import ItemOutcome
 from opero.durable.failures import keepable, pack_error, rebuild_error
 from opero.durable.journal import Course, judge
 from opero.durable.records import StepRecord, StepState
@@ -60,7 +60,7 @@ class ItemJournal:
         # The steps of the first attempt are recorded with their errors; the second takes them anew.
         current_scope.set(scope if attempt == 1 else scope.attempt(attempt))
 
-    def recall(self, idx: Sequence[int], items: Sequence[Any], /) -> Mapping[int, Outcome]:
+    def find_known(self, idx: Sequence[int], items: Sequence[Any], /) -> Mapping[int, ItemOutcome]:
         """Return what is recorded of these items.
 
         Raises:
@@ -82,10 +82,10 @@ class ItemJournal:
             text = verdict.text or "null"
             try:
                 if verdict.course is Course.RETURN:
-                    known[index] = Outcome(value=decode(text), attempts=0, calls=0)
+                    known[index] = ItemOutcome(value=decode(text), attempts=0, calls=0)
                 elif verdict.course is Course.RAISE:
                     failure = self._noted(rebuild_error(text), found.path)
-                    known[index] = Outcome(error=failure, attempts=0, calls=0)
+                    known[index] = ItemOutcome(error=failure, attempts=0, calls=0)
             except UnserializableError as reason:
                 raise run.block(f"step {found.path}, {self._name}: {reason}") from reason
         return known
@@ -105,7 +105,7 @@ class ItemJournal:
         """Stop counting the map as running."""
         self._run.finish(self._map)
 
-    def _step(self, index: int, item: Any, outcome: Outcome) -> StepRecord:
+    def _step(self, index: int, item: Any, outcome: ItemOutcome) -> StepRecord:
         now = time.time()
         step = self._run.new_step(
             f"{self._path}/{index}",

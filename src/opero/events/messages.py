@@ -116,6 +116,13 @@ _SENTENCES: dict[str, tuple[int, Callable[[Any, str], str]]] = {
     "RetryScheduled": (INFO, lambda e, _: f"attempt {e.attempt} in {e.delay:.3g} s"),
     "FallbackUsed": (INFO, lambda e, _: f"falls back on {e.value}"),
     "LimiterWaited": (DEBUG, lambda e, _: f"waited {e.seconds:.3g} s for a limit"),
+    "MapWaiting": (
+        WARNING,
+        lambda e, _: (
+            f"the map stands at {e.done}{'' if e.total is None else f' of {e.total}'} items"
+            f"{'' if e.reason is None else f', {e.reason}'}{_seconds(e)}"
+        ),
+    ),
     "LimiterPaused": (
         WARNING,
         lambda e, _: f"the service asks for a pause of {e.seconds:.3g} s ({e.source})",

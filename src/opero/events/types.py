@@ -39,6 +39,7 @@ __all__ = [
     "LimiterPaused",
     "LimiterWaited",
     "MapProgress",
+    "MapWaiting",
     "RetriesNested",
     "RetryBudgetSpent",
     "RetryScheduled",
@@ -521,6 +522,23 @@ class StepChanged(_DetailedEvent):
     state: Any
     replayed: bool = False
     error: BaseException | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class MapWaiting(Event):
+    """A map stands, or will stand, for more than a minute; sent once for each map.
+
+    Attributes:
+        done: Items that are finished.
+        total: All items; None while that is not known.
+        reason: What it waits for, where that is a limit; None if an item takes so long.
+        seconds: Seconds since the last item was finished.
+    """
+
+    done: int
+    total: int | None
+    reason: str | None = None
     seconds: float | None = None
 
 

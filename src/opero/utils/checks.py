@@ -177,6 +177,14 @@ def failure_filter(name: str, value: Any) -> None:
         )
 
 
+def retry_filter(name: str, value: Any) -> None:
+    """What `failure_filter` takes, "default" or "transient"."""
+    if isinstance(value, str):
+        one_of("default", "transient")(name, value)
+    else:
+        failure_filter(name, value)
+
+
 def handlers(name: str, value: Any) -> None:
     """A listener, several of them, or None."""
     several = value if isinstance(value, list | tuple) else () if value is None else (value,)
@@ -284,6 +292,16 @@ def error_bound(name: str, value: Any) -> None:
         raise OperoUsageError(
             f"{name}={value!r} must be a whole number of items, 1 or more, or a share of them "
             "between 0 and 1, such as 0.1."
+        )
+
+
+def error_types(name: str, value: Any) -> None:
+    """An exception type, or a tuple of them."""
+    kinds = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+        raise OperoUsageError(
+            f"{name}={value!r} must be an exception type or a tuple of them, for example "
+            "(RateLimitPausedError, SpendCapError)."
         )
 
 

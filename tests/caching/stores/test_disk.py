@@ -25,7 +25,7 @@ from tests.caching.stores.host import run_guarded
 from tests.utils.test_sqlite import descriptors
 
 from opero import opero
-from opero.caching import lease_keeper
+from opero.caching import lease as lease_keeper
 from opero.caching.stores import disk
 from opero.caching.stores.disk import DiskStore
 from opero.errors import OperoWarning, StoreError

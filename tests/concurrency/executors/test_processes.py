@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from opero.concurrency.engine import Chunk, Done, GaveBack, Lost, Outcome
+from opero.concurrency.executors.base import Chunk, Done, GaveBack, ItemOutcome, Lost
 from opero.errors import RemoteError, ShippingError, WorkerStartError
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def test_retries_happen_in_the_worker_and_are_counted(maps: Maps) -> None:
 
     ran = maps(flaky, [7], retries=3, min_delay=0)
     (outcome,) = ran.items
-    assert isinstance(outcome, Outcome)
+    assert isinstance(outcome, ItemOutcome)
     assert (outcome.value, outcome.attempts, outcome.calls) == (7, 3, 3)
     (done,) = ran.reports
     assert isinstance(done, Done)

@@ -6,13 +6,13 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final
 
-from opero.concurrency.engine import Caps
+from opero.concurrency.executors.base import Caps
+from opero.concurrency.guest import multi_pool
 from opero.concurrency.lanes import LanePool
-from opero.concurrency.pool import in_multi_pool
 from opero.errors import OperoError
 
 if TYPE_CHECKING:
-    from opero.concurrency.engine import Chunk, Job, Report, Why
+    from opero.concurrency.executors.base import Chunk, MapJob, Report, Why
     from opero.concurrency.start import StartMethod
 
 __all__ = ["ProcessEngine"]
@@ -43,7 +43,7 @@ class ProcessEngine:
         """Return how many chunks it wants to hold."""
         return self.workers * (1 + _AHEAD)
 
-    def open(self, job: Job) -> None:
+    def open(self, job: MapJob) -> None:
         """Begin the processes' nursery; they themselves begin when there are chunks."""
         pool = LanePool(self.workers, job=job, method=self._method)
         try:
@@ -63,7 +63,9 @@ class ProcessEngine:
         pool = self._opened()
         if self._block is None:
             # The processes are at work by now, while twat-mp is being imported.
-            block = in_multi_pool(pool)
+            block: AbstractContextManager[LanePool] = multi_pool()(
+                pool_class=lambda nodes: pool, nodes=pool.nodes, debug=False
+            )
             block.__enter__()
             self._block = block
         return pool.poll(timeout)
