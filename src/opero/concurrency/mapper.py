@@ -21,7 +21,7 @@ from opero.core.deadline import current_deadline
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
 from opero.errors import OperoUsageError
-from opero.utils.units import format_seconds, parse_seconds, parse_size
+from opero.utils.units import parse_seconds, parse_size
 
 if TYPE_CHECKING:
     from opero.concurrency.checkpoint import MakeKey
@@ -275,11 +275,21 @@ class Mapper:
 
     def _waits_for(self) -> tuple[str, float] | None:
         """Return what the limiter makes all calls wait for now, and for how many seconds; None for nothing."""
-        limiter: Any = getattr(self._worker.rate_limit, "limiter", None)
-        paused = getattr(limiter, "paused", 0.0)
-        if paused:
-            return f"paused by the service: {format_seconds(round(paused))}", paused
-        return None
+        stage = self._worker.rate_limit
+        if stage is None:
+            return None
+        if paused := stage.limiter.paused:
+            return f"paused by the service: {_coarsely(paused)}", paused
+        wait = stage.limiter.next_free
+        return (f"limit: next in {_coarsely(wait)}", wait) if wait >= 1 else None
+
+
+def _coarsely(seconds: float) -> str:
+    """Return a duration in one rounded unit: "23 h", "5 min", "42 s"."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _worker_options(options: MapOptions) -> Options:
