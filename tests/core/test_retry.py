@@ -510,10 +510,16 @@ def test_switched_off_there_is_one_call_and_no_note(face: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({}, "1 + 3 attempts on Exception, pause 0.1 s to 0.15, 0.225, 0.338 s"),
-        ({"jitter": False, "retries": 2}, "1 + 2 attempts on Exception, pause 0.1, 0.15 s"),
-        ({"retries": 9}, "1 + 9 attempts on Exception, pause 0.1 s to 0.15, 0.225, 0.338, … s"),
-        ({"min_delay": 0}, "1 + 3 attempts on Exception, no pauses"),
+        ({}, "1 + 3 attempts on any error but final answers, pause 0.1 s to 0.15, 0.225, 0.338 s"),
+        (
+            {"jitter": False, "retries": 2},
+            "1 + 2 attempts on any error but final answers, pause 0.1, 0.15 s",
+        ),
+        (
+            {"retries": 9},
+            "1 + 9 attempts on any error but final answers, pause 0.1 s to 0.15, 0.225, 0.338, … s",
+        ),
+        ({"min_delay": 0}, "1 + 3 attempts on any error but final answers, no pauses"),
         (
             {"retry_on": (OSError, KeyError), "min_delay": 0},
             "1 + 3 attempts on OSError or KeyError",
@@ -521,7 +527,7 @@ def test_switched_off_there_is_one_call_and_no_note(face: Any) -> None:
         ({"retry_on": is_busy}, "1 + 3 attempts on what is_busy accepts"),
         (
             {"stop": tenacity.stop_never, "wait": tenacity.wait_none()},
-            "until the given stop on Exception, pauses by the given wait",
+            "until the given stop on any error but final answers, pauses by the given wait",
         ),
     ],
     ids=lambda value: " ".join(value) or "default" if isinstance(value, dict) else None,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from opero.core.retry_budget import RetryBudget
     from opero.core.stats import Stats
     from opero.events.bus import Emitter
-    from opero.utils.matching import FailureFilter
+    from opero.utils.matching import RetryFilter
     from opero.utils.units import Duration
 
 __all__ = ["Retry", "RetryPolicy", "RetryState", "get_retry_decorator", "grown", "pause_bounds"]
@@ -73,7 +73,8 @@ class RetryPolicy:
     Attributes:
         retries: Attempts after the first; ignored where `stop` is given.
         low, high, factor, jitter: The pauses, in seconds; ignored where `wait` is given.
-        retry_on: Type, tuple of types, predicate on the exception, or tenacity retry strategy.
+        retry_on: Type, tuple of types, predicate on the exception, tenacity retry strategy, "default" or
+            "transient".
         wait, stop: tenacity strategies of the user's.
         longest_hint: Longest pause that a service may ask for, in seconds.
     """
@@ -83,7 +84,7 @@ class RetryPolicy:
     high: float = 30.0
     factor: float = 1.5
     jitter: bool = True
-    retry_on: Any = Exception
+    retry_on: Any = "default"
     wait: Callable[[Any], float] | None = None
     stop: Callable[[Any], bool] | None = None
     longest_hint: float = 60.0
@@ -115,6 +116,13 @@ class RetryPolicy:
             error: The error.
             state: Makes the state in which a tenacity strategy looks for it.
         """
+        if isinstance(self.retry_on, str) and not isinstance(error, Rejected):
+            from opero.core.classify import classify
+
+            verdict = classify(error)
+            if self.retry_on == "transient":
+                return verdict.kind == "transient"
+            return not verdict.ends_value
         if isinstance(error, Rejected) or not is_retry_strategy(self.retry_on):
             return matches(self.retry_on, error)
         return asks(self.retry_on, state())
@@ -344,6 +352,8 @@ class Retry:
             except Exception:
                 if state.pause_refused is not None:
                     self._overdue(call, state.pause_refused)
+                elif isinstance(self.policy.retry_on, str) and not self.policy.retries_on(error):
+                    call.remark = self._not_wanted(error)
                 raise
             if self._refused_after(call, delay):
                 raise error
@@ -366,6 +376,18 @@ class Retry:
                 )
             )
         return delay
+
+    def _not_wanted(self, error: Exception) -> str | None:
+        """Say why opero's own rules make no other attempt after an error, and how to ask for one."""
+        from opero.core.classify import classify
+
+        verdict = classify(error)
+        if verdict.kind == "unknown":
+            return f'{type(error).__name__} is not known to pass, and retry_on="transient"'
+        answer = (
+            "says that the budget is spent" if verdict.kind == "exhausted" else "is a final answer"
+        )
+        return f"{verdict.reason} {answer}; retry_on=Exception retries that too"
 
     def _inner(self, call: Call, error: Exception) -> str | None:
         """Return the name of an opero function that has retried in vain in each call of this attempt."""
@@ -473,6 +495,8 @@ class Retry:
 
 
 def _named(wanted: Any) -> str:
+    if isinstance(wanted, str):
+        return "any error but final answers" if wanted == "default" else "transient errors"
     if isinstance(wanted, type):
         return wanted.__name__
     if isinstance(wanted, tuple):
@@ -488,7 +512,7 @@ def get_retry_decorator(
     backoff_factor: float = 1.5,
     min_delay: Duration = 0.1,
     max_delay: Duration = 30,
-    retry_on: FailureFilter = Exception,
+    retry_on: RetryFilter = "default",
     **options: Any,
 ) -> Decorate:
     """Return a decorator that only retries.
@@ -498,7 +522,7 @@ def get_retry_decorator(
         backoff_factor: Growth of the pause from one retry to the next.
         min_delay: Shortest pause before a retry.
         max_delay: Longest pause before a retry.
-        retry_on: Type, tuple of types, or predicate.
+        retry_on: Type, tuple of types, or predicate; "default": every Exception but final answers; "transient".
         options: jitter, retry_if_result, wait, stop, retry_after_max, retry_budget, retry_nested.
 
     Example:

@@ -83,13 +83,14 @@ class Timeout:
 
         def run(call: Call) -> Any:
             work: Callable[..., Any] = fn
-            seconds, by_deadline = self.left(call)
+            seconds, by_deadline = self.seconds, False
             if call.deadline is not None:
+                seconds, by_deadline = self.left(call)
                 # The thread may outlive the caller's block, and so would what it calls in turn.
                 work = functools.partial(run_until, call.deadline, fn)
             job = ThreadCall(functools.partial(work, *call.args, **call.kwargs))
             run_in_thread(job)
-            # Who holds something for the call, such as a permit, keeps it until the thread is done.
+            # A stage that holds a permit for the call keeps it until the thread is done.
             call.orphan_thread = job
             if not job.wait(seconds):
                 raise self.expired(call if by_deadline else None)

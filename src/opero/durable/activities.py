@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from opero.core.call import Call
 from opero.core.decorate import decorate
 from opero.core.options import Options
-from opero.durable.scope import Scope, current, current_scope
+from opero.durable.scope import Scope, current, current_scope, is_unknown_thread
 from opero.durable.step import Step, running_step, step_at
 from opero.durable.values import Parameters
 from opero.errors import OperoUsageError
@@ -113,6 +113,8 @@ def _make(fn: Any, name: str | None, idempotent: bool, given: dict[str, Any]) ->
         async def awrapper(*args: Any, **kwargs: Any) -> Any:
             scope = current()
             if scope is None or scope.run.cancelling:
+                if scope is None:
+                    _check_thread(spec.name)
                 return await pipeline.run(Call(args, kwargs))
             return await _arun_step(spec, pipeline, scope, args, kwargs)
 
@@ -122,10 +124,26 @@ def _make(fn: Any, name: str | None, idempotent: bool, given: dict[str, Any]) ->
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         scope = current()
         if scope is None or scope.run.cancelling:
+            if scope is None:
+                _check_thread(spec.name)
             return pipeline.run(Call(args, kwargs))
         return _run_step(spec, pipeline, scope, args, kwargs)
 
     return wrapper
+
+
+def _check_thread(name: str) -> None:
+    """Refuse a call that belongs to a workflow, and would not be recorded.
+
+    Raises:
+        OperoUsageError: A workflow function has made this thread.
+    """
+    if running_step.get() is None and is_unknown_thread():
+        raise OperoUsageError(
+            f"activity {name}() was called in a thread that a workflow has made itself. There it would not be "
+            "recorded, and run again in each replay: call it in the workflow's own thread, in branches of "
+            "opero.tasks.Parallel, in a function under operomap, or with asyncio.gather or asyncio.to_thread."
+        )
 
 
 # --- a call within a workflow -------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, Final, NoReturn, ParamSpec, Self, TypeVar
 
@@ -37,6 +38,7 @@ from opero.durable.workflows import WorkflowSpec, workflows
 from opero.errors import (
     IdConflictError,
     OperoUsageError,
+    OperoWarning,
     UnknownWorkflowError,
     WorkflowEndedError,
 )
@@ -514,6 +516,7 @@ class _Waiting:
             None if timeout is None else time.monotonic() + parse_seconds(timeout, "timeout")
         )
         self._next = 0.01
+        self._warned = False
 
     def pause(self, record: WorkflowRecord, *, here: bool) -> float | None:
         """Return how long to wait before the next look, None for as long as it takes.
@@ -525,6 +528,11 @@ class _Waiting:
         Raises:
             TimeoutError: The time is up.
         """
+        if record.error and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"workflow {self._workflow_id!r} waits: {record.error}", OperoWarning, stacklevel=4
+            )
         pause = None if here else self._next
         self._next = min(2 * self._next, _GLANCE)
         if self._until is None:

@@ -21,7 +21,17 @@ from opero.utils.fork import run_after_fork
 if TYPE_CHECKING:
     from opero.durable.run import WorkflowRun
 
-__all__ = ["GroupBranches", "Scope", "begin_branches", "current", "current_scope", "task_factory"]
+__all__ = [
+    "EngineThread",
+    "GroupBranches",
+    "Scope",
+    "active_runs",
+    "begin_branches",
+    "current",
+    "current_scope",
+    "is_unknown_thread",
+    "task_factory",
+]
 
 current_scope: Final[contextvars.ContextVar[Scope | None]] = contextvars.ContextVar(
     "opero_durable_scope", default=None
@@ -162,5 +172,40 @@ def begin_branches() -> GroupBranches:
     return GroupBranches(scope, scope.next_path())
 
 
+# --- threads ------------------------------------------------------------------------------------------------------
+
+active_runs: Final[set[WorkflowRun]] = set()
+"""Runs whose workflow function is being executed in this process."""
+
+
+class _MadeInWorkflow(int):
+    """A true value of `Thread.daemon` that marks threads which a workflow function has made."""
+
+
+class EngineThread(threading.Thread):
+    """A daemon thread of an engine, which recognises the threads that workflow functions make in it.
+
+    New threads take `daemon` from the thread that makes them, unless it is given. In a workflow
+    function it has a value of its own, which is inherited by the threads of those threads too.
+    """
+
+    @property
+    def daemon(self) -> bool:
+        """Whether the program may end while the thread runs: always, but see the class."""
+        return True if current_scope.get() is None else _MadeInWorkflow(True)  # type: ignore[return-value] # true
+
+    @daemon.setter
+    def daemon(self, value: bool) -> None:
+        raise RuntimeError("threads of an engine are daemons")
+
+
+def is_unknown_thread() -> bool:
+    """Return whether this thread was made by a workflow function, and is not known to its run."""
+    return bool(active_runs) and isinstance(threading.current_thread().daemon, _MadeInWorkflow)
+
+
 # A child is no part of the workflow that it was forked in.
-run_after_fork(lambda: current_scope.set(None))
+@run_after_fork
+def _leave_workflow() -> None:
+    current_scope.set(None)
+    active_runs.clear()

@@ -16,7 +16,14 @@ from opero.core.context import fork
 from opero.durable.map_items import record_map
 from opero.durable.records import State
 from opero.durable.run import Unwind, WorkflowRun
-from opero.durable.scope import Scope, begin_branches, current_scope, task_factory
+from opero.durable.scope import (
+    EngineThread,
+    Scope,
+    active_runs,
+    begin_branches,
+    current_scope,
+    task_factory,
+)
 from opero.durable.values import decode
 from opero.errors import JournalError, NonDeterminismError, UnserializableError
 from opero.events.run import Run
@@ -53,9 +60,13 @@ def _within(run: WorkflowRun, spec: WorkflowSpec) -> Iterator[None]:
     current_scope.set(Scope(run, of_task=run.on_loop))
     recording.set(record_map)
     fork.set(begin_branches)
-    with Run(spec.name, id=run.id):
-        run.notify_state(State.RUNNING)
-        yield
+    active_runs.add(run)
+    try:
+        with Run(spec.name, id=run.id):
+            run.notify_state(State.RUNNING)
+            yield
+    finally:
+        active_runs.discard(run)
 
 
 def _arguments(run: WorkflowRun) -> Any:
@@ -123,7 +134,7 @@ class WorkerThreads:
                 self._jobs.put(job)
                 return
             name = f"opero-workflow-{len(self._threads) + 1}"
-            thread = threading.Thread(target=self._serve, args=(job,), name=name, daemon=True)
+            thread = EngineThread(target=self._serve, args=(job,), name=name, daemon=True)
             self._threads.append(thread)
         thread.start()
 
@@ -160,7 +171,7 @@ class LoopThread:
                 self._loop = asyncio.new_event_loop()
                 self._loop.set_task_factory(task_factory)
                 self._loop.set_exception_handler(_report_unhandled)
-                self._thread = threading.Thread(
+                self._thread = EngineThread(
                     target=self._loop.run_forever, name="opero-workflows", daemon=True
                 )
                 self._thread.start()

@@ -1,5 +1,5 @@
-# this_file: src/opero/cli/info.py
-"""`opero info`: versions, what is installed, and where things lie."""
+# this_file: src/opero/cli/main.py
+"""Parse the command line, run a command, and turn errors into exit codes; the command `info`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,78 @@ import argparse
 import os
 import platform
 import re
+import sys
+import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from opero.caching.stores.disk import default_folder
-from opero.cli.table import as_json, as_table
+from opero.cli.output import as_json, as_table
+from opero.errors import OperoError, OperoWarning
 from opero.utils.secrets import mask_url
 
-__all__ = ["Info", "collect_info", "register"]
+__all__ = ["COMMANDS", "Info", "collect_info", "main"]
+
+COMMANDS: Final = ("cache", "workflows")
+"""Modules of this package whose commands follow `info`; each has a function `register(commands)`.
+
+It adds parsers to `commands`, which is what `ArgumentParser.add_subparsers` returns, and sets the default `run` of
+each to a function that takes the parsed arguments and returns the exit code.
+"""
+
+_FAILED: Final = 1
+_INTERRUPTED: Final = 130  # as in shells: 128 + SIGINT
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: Those after `opero`; None for those of this process.
+
+    Returns:
+        The exit code: 0, or 1 for an error of opero's, which is written to stderr. Wrong arguments end in
+        `SystemExit(2)`, as with every argparse program.
+    """
+    given = _parser().parse_args(arguments)
+    try:
+        with warnings.catch_warnings():
+            # A warning for programs that continue is an error of a command.
+            warnings.simplefilter("ignore", OperoWarning)
+            code: int = given.run(given)
+        sys.stdout.flush()
+    except OperoError as error:
+        sys.stderr.write(f"opero: {error}\n")
+        return _FAILED
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader has closed the pipe (`opero cache list | head`); the interpreter must not complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="opero", description="Inspect and manage what opero stores on this machine."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    info = commands.add_parser("info", help="versions, installed extras, cache folder")
+    info.add_argument("--json", action="store_true", help="print JSON")
+    info.set_defaults(run=_info)
+    for name in COMMANDS:
+        import_module(f"opero.cli.{name}").register(commands)
+    return parser
+
+
+# --- opero info -------------------------------------------------------------------------------------
 
 _HIDDEN: Final = frozenset({"all", "dev", "test"})
-"""Extras that bring no ability of their own."""
+"""Extras without a feature of their own."""
 
 _VARIABLES: Final = ("OPERO_CACHE_DIR", "OPERO_REDIS_URL", "OPERO_DISABLE")
 
@@ -28,15 +87,15 @@ _REQUIREMENT: Final = re.compile(r"([A-Za-z0-9][\w.-]*).*?(?:;.*extra\s*==\s*['\
 
 @dataclass(frozen=True)
 class Info:
-    """What there is to tell of this installation.
+    """Facts about this installation.
 
     Attributes:
         opero: Its version; None for a copy of the source that is not installed.
         python: Version and implementation of the interpreter, and the system.
         location: Folder of the package.
         cache_folder: Where `cache_backend="disk"` keeps its entries.
-        cache_exists: Whether anything is there yet.
-        environment: Variables that opero listens to, as far as they are set.
+        cache_exists: Whether that folder exists.
+        environment: Variables that opero reads, as far as they are set.
         needs: Version of each library that opero needs, None for a missing one.
         extras: The same for the libraries of each extra.
     """
@@ -51,15 +110,8 @@ class Info:
     extras: dict[str, dict[str, str | None]]
 
 
-def register(commands: Any) -> None:
-    """Add the command."""
-    parser = commands.add_parser("info", help="versions, installed extras, cache folder")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=_run)
-
-
 def collect_info() -> Info:
-    """Look around."""
+    """Return the facts about this installation."""
     import opero
 
     folder = default_folder()
@@ -76,7 +128,7 @@ def collect_info() -> Info:
     )
 
 
-def _run(given: argparse.Namespace) -> int:
+def _info(given: argparse.Namespace) -> int:
     info = collect_info()
     print(as_json(asdict(info)) if given.json else _text(info))
     return 0
@@ -115,10 +167,10 @@ def _requirements() -> tuple[list[str], dict[str, list[str]]]:
     needs: list[str] = []
     extras: dict[str, list[str]] = {}
     try:
-        told = metadata.requires("opero") or []
+        required = metadata.requires("opero") or []
     except metadata.PackageNotFoundError:
-        told = []
-    for line in told:
+        required = []
+    for line in required:
         found = _REQUIREMENT.fullmatch(line.strip())
         if found is None:
             continue

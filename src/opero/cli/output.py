@@ -1,23 +1,26 @@
-# this_file: src/opero/cli/table.py
-"""Columns of text, and the same facts as JSON."""
+# this_file: src/opero/cli/output.py
+"""Format facts as columns of text or as JSON, with secrets masked."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+from opero.utils.secrets import looks_secret, mask_text
 
 __all__ = ["as_json", "as_size", "as_table"]
 
 
 def as_table(rows: Iterable[Sequence[object]], *, indent: str = "") -> str:
-    """Return rows as left-aligned columns, two spaces apart; the last column may be as long as it likes.
+    """Return rows as left-aligned columns, two spaces apart, with secrets masked; the last column may be of any length.
 
     Example:
         >>> print(as_table([("name", "entries"), ("geo", 12)]))
         name  entries
         geo   12
     """
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[mask_text(str(cell)) for cell in row] for row in rows]
     columns = max((len(row) for row in cells), default=0)
     widths = [
         max((len(row[n]) for row in cells if n < len(row)), default=0) for n in range(columns)
@@ -30,7 +33,7 @@ def as_table(rows: Iterable[Sequence[object]], *, indent: str = "") -> str:
 
 
 def as_size(n_bytes: int | None) -> str:
-    """Return a number of bytes as people say it.
+    """Return a number of bytes in a readable unit.
 
     Example:
         >>> as_size(999), as_size(1_500_000), as_size(None)
@@ -46,5 +49,15 @@ def as_size(n_bytes: int | None) -> str:
 
 
 def as_json(facts: object) -> str:
-    """Return facts as indented JSON."""
-    return json.dumps(facts, indent=2, ensure_ascii=False)
+    """Return facts as indented JSON, with secrets masked."""
+    return json.dumps(_masked(facts), indent=2, ensure_ascii=False)
+
+
+def _masked(facts: Any, name: str = "") -> Any:
+    if isinstance(facts, str):
+        return "***" if looks_secret(name) else mask_text(facts)
+    if isinstance(facts, dict):
+        return {key: _masked(value, str(key)) for key, value in facts.items()}
+    if isinstance(facts, list | tuple):
+        return [_masked(item, name) for item in facts]
+    return facts
