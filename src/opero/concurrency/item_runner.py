@@ -15,7 +15,7 @@ from opero import events
 from opero.concurrency.executors.base import ItemOutcome, Parked
 from opero.core.call import Call, FailedCall, RetryParked
 from opero.core.wrapper import is_unguarded
-from opero.errors import CallTimeoutError, OperoError, WorkerLostError
+from opero.errors import CallTimeoutError, DeadlineError, OperoError, WorkerLostError
 from opero.utils import ambient
 from opero.utils.ambient import switch
 from opero.utils.units import parse_seconds
@@ -341,6 +341,8 @@ class Recovery:
 
     def _error(self, lost: Lost) -> OperoError:
         name = self._job.pipeline.info.name
+        if lost.why == "deadline":
+            return DeadlineError(f"{name}() ran out of time in its worker process")
         if lost.why == "timeout":
             return CallTimeoutError(name, self._job.item_timeout or 0.0)
         return WorkerLostError(name, lost.why, lost.pid, lost.exitcode, lost.said)

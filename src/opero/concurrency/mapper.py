@@ -47,7 +47,7 @@ _TARGETS: Final[dict[Mode, float]] = {
 }
 """Seconds of work in a chunk, by mode: so long that handing it over costs next to nothing."""
 
-_OF_PROCESSES: Final = ("worker_init", "max_tasks_per_worker", "memory_limit")
+_OF_PROCESSES: Final = ("worker_init", "max_tasks_per_worker", "memory_limit", "start_method")
 _FORKS: Final = hasattr(os, "fork")
 """Whether worker processes can be forked, from this process or from a fresh one."""
 
@@ -430,9 +430,9 @@ def _make_executor(mode: Mode, options: MapOptions, context: Context) -> MapExec
         from opero.concurrency.executors.futures import executor_for
 
         return executor_for(options.executor, _executor_workers(options), context)
-    from opero.concurrency.executors.processes import ProcessEngine
+    from opero.concurrency.executors.process.pool import ProcessEngine
 
-    return ProcessEngine(options.workers)
+    return ProcessEngine(options.workers, method=options.start_method)
 
 
 def _executor_workers(options: MapOptions) -> int:

@@ -380,6 +380,12 @@ class MapOptions(Options):
     memory_limit: int | str | None = option(
         "map", None, none_or(size), 'most bytes that a worker process may take, such as "2GB"'
     )
+    start_method: Literal["fork", "forkserver", "spawn"] | None = option(
+        "map",
+        None,
+        none_or(one_of("fork", "forkserver", "spawn")),
+        'how worker processes begin: "fork", "forkserver" or "spawn"; None: as set in `multiprocessing`, else "forkserver"',
+    )
     on_result: Callable[[Any], object] | None = option(
         "map", None, callable_or_none, "called with each finished item: an `ItemResult`"
     )

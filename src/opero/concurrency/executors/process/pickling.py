@@ -1,9 +1,9 @@
-# this_file: src/opero/concurrency/shipping.py
-"""How functions and values travel to another process.
+# this_file: src/opero/concurrency/executors/process/pickling.py
+"""Pickle functions and values for another process.
 
-What can be imported travels by name. A decorated function hides the function inside under its name, so that one travels
-as "what is inside of this name". Everything else (lambdas, closures, what was defined in `__main__` or a notebook)
-travels by value, with cloudpickle.
+What can be imported is pickled by name. A decorated function hides the function inside under its name, so that one is
+pickled as "what is inside of this name". Everything else (lambdas, closures, what was defined in `__main__` or a
+notebook) is pickled by value, with cloudpickle.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from opero.core.options import Options
     from opero.core.pipeline import Pipeline
 
-__all__ = ["can_be_named", "dumps", "dumps_job", "import_paths", "shared_options"]
+__all__ = ["can_be_named", "dumps", "dumps_by_value", "import_paths", "shared_options"]
 
 _PROTOCOL: Final = 5
 Stays = Callable[[pickle.PickleBuffer], object]
@@ -46,8 +46,8 @@ def dumps(
 
     Args:
         value: The value.
-        stays: Told each large buffer; a false answer keeps it out of the pickle.
-        again: Called if what `stays` was told is void, and it will be told anew.
+        stays: Called with each large buffer; a false result keeps it out of the pickle.
+        again: Called if the pickle begins anew, and `stays` will be called for all buffers once more.
         home: Whether this is a worker, and the value for the process that its job came from.
 
     Raises:
@@ -55,17 +55,17 @@ def dumps(
     """
     try:
         data = pickle.dumps(value, _PROTOCOL, buffer_callback=stays)
-    except Exception:  # noqa: BLE001, S110 - a class may refuse in any way; by value it may go
+    except Exception:  # noqa: BLE001, S110 - a class may refuse in any way; by value it may work
         pass
     else:
-        # A name in such a module means nothing over there, or something else.
+        # A name in such a module means nothing in the other process, or something else.
         if not any(name in data for name in _unknown):
             return data
     again()
-    return dumps_job(value, stays, home=home)
+    return dumps_by_value(value, stays, home=home)
 
 
-def dumps_job(
+def dumps_by_value(
     value: object, stays: Stays | None = None, *, nowhere: bool = False, home: bool = False
 ) -> bytes:
     """Pickle by value what cannot be imported by name; slower than `dumps`, and knows decorated functions.
@@ -78,14 +78,14 @@ def dumps_job(
     """
     file = _Nowhere() if nowhere else io.BytesIO()
     pickler = _pickler()(file, _PROTOCOL, buffer_callback=stays)
-    vars(pickler)["opero_home"] = home
+    vars(pickler)["opero_returns"] = home
     pickler.dump(value)
     return file.getvalue()
 
 
 class _Nowhere(io.BytesIO):
     def write(self, data: Any) -> int:
-        """Take no note of it."""
+        """Discard it."""
         return len(data)
 
 
@@ -93,13 +93,13 @@ _made: list[type[Pickler]] = []
 
 
 def _pickler() -> type[Pickler]:
-    """Return our kind of cloudpickle's pickler, which is loaded only where something travels by value."""
+    """Return our subclass of cloudpickle's pickler, which is imported only if something is pickled by value."""
     if not _made:
         import cloudpickle
 
         # Whether cloudpickle has types depends on its release.
         class OperoPickler(cloudpickle.Pickler):  # type: ignore[misc,name-defined,unused-ignore]
-            opero_home = False
+            opero_returns = False
 
             def reducer_override(self, obj: Any) -> Any:
                 kind = type(obj)
@@ -107,10 +107,10 @@ def _pickler() -> type[Pickler]:
                     return _method, (obj.func,)
                 if kind is ClassMethod:
                     return _class_method, (obj.__func__,)
-                if self.opero_home and isinstance(obj, type):
-                    number = _number_at_home(obj, cloudpickle.cloudpickle)
+                if self.opero_returns and isinstance(obj, type):
+                    number = _number_in_program(obj, cloudpickle.cloudpickle)
                     if number is not None:
-                        return _class_at_home, (number,)
+                        return _class_in_program, (number,)
                 if isinstance(obj, FunctionType | type):
                     if not can_import(obj.__module__):
                         _by_value(obj.__module__, cloudpickle)
@@ -127,14 +127,14 @@ def import_paths() -> list[str]:
     return [os.getcwd() if path == "" else path for path in sys.path]  # noqa: PTH109 - pathlib is not loaded for it
 
 
-# --- modules that exist here only -----------------------------------------------------------------
+# --- modules that exist in this process only -----------------------------------------------------------------
 
 _unknown: Final = {b"__main__"}
 
 
 @functools.lru_cache(maxsize=4096)
 def can_import(name: str | None) -> bool:
-    """Tell whether another process would find a module of this name, and the same one.
+    """Return whether another process would find a module of this name, and the same one.
 
     What is loaded from a file by hand, as test runners do it, is in `sys.modules` and nowhere else.
     """
@@ -157,7 +157,7 @@ def can_import(name: str | None) -> bool:
 
 
 def _by_value(name: str, cloudpickle: Any) -> None:
-    """Let everything of a module travel by value from now on; nobody can import it elsewhere anyway."""
+    """Pickle everything of a module by value from now on; no other process can import it."""
     if name.encode() not in _unknown:
         _unknown.add(name.encode())
         cloudpickle.register_pickle_by_value(sys.modules[name])
@@ -165,22 +165,22 @@ def _by_value(name: str, cloudpickle: Any) -> None:
 
 # --- classes --------------------------------------------------------------------------------------
 
-_numbered_here: weakref.WeakSet[type] = weakref.WeakSet()
+_defined_here: weakref.WeakSet[type] = weakref.WeakSet()
 
 
-def _number_at_home(kind: type, cloudpickle: Any) -> str | None:
-    """Return the number under which the process knows a class that this worker got it from; None for all others.
+def _number_in_program(kind: type, cloudpickle: Any) -> str | None:
+    """Return the number of a class that this worker got from the program; None for all others.
 
-    By value it would arrive as the same class, with attributes made anew: caches and counters of its decorated
-    methods would be lost.
+    By value it would arrive as the same class with new attributes: caches and counters of its decorated methods
+    would be lost.
     """
     number: str | None = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS.get(kind)  # noqa: SLF001 - there is no other way
     if number is None:
-        _numbered_here.add(kind)
-    return None if kind in _numbered_here else number
+        _defined_here.add(kind)
+    return None if kind in _defined_here else number
 
 
-def _class_at_home(number: str) -> Any:
+def _class_in_program(number: str) -> Any:
     from cloudpickle import cloudpickle
 
     found = vars(cloudpickle)["_DYNAMIC_CLASS_TRACKER_BY_ID"].get(number)
@@ -193,7 +193,7 @@ def _class_at_home(number: str) -> Any:
 
 
 def can_be_named(function: Any) -> bool:
-    """Tell whether a function can travel by name, its own or that of what is around it."""
+    """Return whether a function can be pickled by name, its own or that of its decorator."""
     if type(function) is not FunctionType or not can_import(function.__module__):
         return False
     module: str | None = function.__module__
@@ -204,8 +204,8 @@ def can_be_named(function: Any) -> bool:
 
 
 def _reduce_function(function: FunctionType) -> Any:
-    """Say how opero's functions, and those inside of them, are made again; None for all others."""
-    # What was made by `exec` may say nothing of its module.
+    """Return how opero's functions, and those inside of them, are rebuilt; None for all others."""
+    # What was made by `exec` may have no module.
     module: str | None = function.__module__
     if module is None or module.encode() in _unknown:
         return _reduce_wrapper(function)
@@ -220,7 +220,7 @@ def _reduce_wrapper(function: FunctionType) -> Any:
         return None
     options = shared_options(pipeline)
     if (map_again := vars(function).get("__opero_map__")) is not None:
-        # What watches a map and stops it stays where that is; a copy elsewhere runs by itself.
+        # Objects that watch a map and stop it stay in their process.
         watching = dict.fromkeys({"on_result", "stop_token", "executor"} & options.given)
         return map_again, (pipeline.info.fn, options.replace("operomap", **watching))
     from opero.core.decorate import decorate
@@ -232,9 +232,9 @@ _NAMES: Final = ("__module__", "__qualname__", "__kwdefaults__", "__annotations_
 
 
 def _with_names(make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """Let the function that is decorated again bring along what its decoration depends on.
+    """Send the names along on which the decoration of the function depends.
 
-    It may be in the middle of its own journey, when its class refers to it, and no more than code on arrival.
+    While its class is being unpickled, the function may be there as no more than code.
     """
     fn = arguments[0]
     if type(fn) is not FunctionType:
@@ -246,7 +246,7 @@ def _make_again(make: Callable[..., Any], arguments: tuple[Any, ...], names: dic
     for name, value in names.items():
         setattr(arguments[0], name, value)
     made = make(*arguments)
-    # What stands in the class is made around it there.
+    # A class holds the function below the descriptor, which is rebuilt there.
     return made.func if type(made) is Method else made
 
 
@@ -259,7 +259,7 @@ def _class_method(function: Any) -> ClassMethod:
 
 
 def _inside(function: FunctionType) -> Any:
-    """Return the way to a function that is hidden under its own name by decorators; None if it is not there."""
+    """Return the path to a function that is hidden under its own name by decorators; None if it is not there."""
     found = _named(function.__module__, function.__qualname__)
     for depth, one in enumerate(_layers(found)):
         if one is function:
@@ -291,7 +291,7 @@ def _named(module: str | None, qualname: str) -> Any:
 
 
 def _take_inside(module: str, qualname: str, depth: int) -> Any:
-    """Return the function at some depth under a name, in the process that it has travelled to."""
+    """Return the function at some depth under a name, in the process that unpickles it."""
     importlib.import_module(module)
     layers = _layers(_named(module, qualname))
     if depth >= len(layers):
@@ -303,7 +303,7 @@ def _take_inside(module: str, qualname: str, depth: int) -> Any:
 
 
 def shared_options(pipeline: Pipeline) -> Options:
-    """Return a pipeline's options with its own limiter, breaker and permits in them, for a twin in another process."""
+    """Return a pipeline's options with its own limiter and permits in them, for a copy in another process."""
     options = pipeline.options
     changes: dict[str, Any] = {}
     if options.on_event is not None:

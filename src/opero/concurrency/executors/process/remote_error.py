@@ -1,9 +1,9 @@
 # this_file: src/opero/concurrency/remote_error.py
-"""Exceptions on their way from one process to another: the same type wherever that is possible.
+"""Encode exceptions for another process: they keep their type wherever that is possible.
 
-Pickle makes an exception again by calling its class with `args`, which fails for many a constructor, and loses causes
-and contexts. Here that is tried first, then the object is put together without its constructor, and what is left of
-one that cannot travel at all is its story.
+Pickle rebuilds an exception by calling its class with `args`, which fails for many constructors, and loses causes and
+contexts. Here that is tried first, then the object is rebuilt without its constructor; of one that cannot be pickled
+at all the text remains.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import pickle
 from collections.abc import Callable
 from typing import Any, Final
 
-from opero.concurrency.shipping import dumps
+from opero.concurrency.executors.process.pickling import dumps
 from opero.core.failures import read_marks, restore_marks
 from opero.errors import RemoteError
 
 __all__ = ["decode_error", "encode_error", "traceback_of"]
 
 _DEEP: Final = 20
-"""Causes of causes that are brought along."""
+"""Most levels of causes that are included."""
 _LONG: Final = 2000
-"""Characters of text that stand for what cannot travel."""
+"""Characters of text that stand for what cannot be pickled."""
 
 Record = dict[str, Any]
 
@@ -34,7 +34,7 @@ def traceback_of(error: BaseException) -> str:
 
 
 def encode_error(error: BaseException) -> Record:
-    """Return what makes an exception again elsewhere: only texts, bytes, numbers and such records."""
+    """Return a record of an exception: texts, bytes, numbers and such records only."""
     return _encode(error, {}, _DEEP)
 
 
@@ -47,17 +47,17 @@ def _encode(error: BaseException, seen: dict[int, int], depth: int) -> Record:
         "text": _safe(str, error),
         "args": _safe(repr, error.args),
         "ways": _ways(error),
-        "quiet": error.__suppress_context__,
+        "suppress": error.__suppress_context__,
     }
     if isinstance(error, BaseExceptionGroup):
         record["members"] = [_link(e, seen, depth) for e in error.exceptions]
         record["message"] = error.message
     for name in ("__cause__", "__context__"):
-        behind = getattr(error, name)
-        if behind is not None:
-            record[name] = _link(behind, seen, depth)
-    # Behind the causes, among which the earlier errors are found already.
-    record["told"] = [
+        linked = getattr(error, name)
+        if linked is not None:
+            record[name] = _link(linked, seen, depth)
+    # After the causes, which hold most of the earlier errors already.
+    record["marks"] = [
         (owner, note, [_link(e, seen, depth) for e in earlier], inner)
         for owner, note, earlier, inner in read_marks(error)
     ]
@@ -70,37 +70,41 @@ def _link(error: BaseException, seen: dict[int, int], depth: int) -> Record:
     return _encode(error, seen, depth - 1)
 
 
-def _safe(tell: Callable[[Any], str], value: object) -> str:
+def _safe(show: Callable[[Any], str], value: object) -> str:
     try:
-        return tell(value)[:_LONG]
+        return show(value)[:_LONG]
     except Exception as error:  # noqa: BLE001 - a class may refuse anything
-        return f"<{tell.__name__}() raised {type(error).__name__}>"
+        return f"<{show.__name__}() raised {type(error).__name__}>"
 
 
 def _ways(error: BaseException) -> list[bytes]:
-    """Return pickles that give the exception back, the best first."""
+    """Return pickles from which the exception can be rebuilt, the best first."""
     kind = type(error)
     ways = []
     if not isinstance(error, BaseExceptionGroup):
         try:
             data = dumps(error)
-            twin = pickle.loads(data)  # noqa: S301 - made here
+            copied = pickle.loads(data)  # noqa: S301 - made here
             # A constructor that writes its message would do so twice.
-            if type(twin) is kind and str(twin) == str(error):
+            if type(copied) is kind and str(copied) == str(error):
                 ways.append(data)
         except Exception:  # noqa: BLE001, S110 - the other way is tried
             pass
     if not ways:
-        args = () if isinstance(error, BaseExceptionGroup) else tuple(map(_movable, error.args))
-        state = {name: v for name, v in vars(error).items() if _moves(v)}
+        args = (
+            ()
+            if isinstance(error, BaseExceptionGroup)
+            else tuple(map(_picklable_or_text, error.args))
+        )
+        state = {name: v for name, v in vars(error).items() if _picklable(v)}
         try:
             ways.append(dumps((kind, args, state)))
-        except Exception:  # noqa: BLE001, S110 - a class that cannot travel: its story does
+        except Exception:  # noqa: BLE001, S110 - a class that cannot be pickled: its text remains
             pass
     return ways
 
 
-def _moves(value: object) -> bool:
+def _picklable(value: object) -> bool:
     try:
         pickle.loads(dumps(value))  # noqa: S301 - made here
     except Exception:  # noqa: BLE001 - whatever a class raises
@@ -108,12 +112,12 @@ def _moves(value: object) -> bool:
     return True
 
 
-def _movable(value: object) -> object:
-    return value if _moves(value) else _safe(repr, value)
+def _picklable_or_text(value: object) -> object:
+    return value if _picklable(value) else _safe(repr, value)
 
 
 def decode_error(record: Record) -> BaseException:
-    """Make an exception again; a `RemoteError` that tells its story if that cannot be done."""
+    """Rebuild an exception; a `RemoteError` with its text if that cannot be done."""
     return _decode(record, {})
 
 
@@ -125,12 +129,12 @@ def _decode(record: Record, made: dict[int, BaseException]) -> BaseException:
         if name in record:
             # Past the class's own `__setattr__`, as the interpreter does it.
             BaseException.__setattr__(error, name, _follow(record[name], made))
-    BaseException.__setattr__(error, "__suppress_context__", record["quiet"])
-    told = [
+    BaseException.__setattr__(error, "__suppress_context__", record["suppress"])
+    marks = [
         (owner, note, tuple(e for e in (_follow(r, made) for r in earlier) if e is not None), inner)
-        for owner, note, earlier, inner in record["told"]
+        for owner, note, earlier, inner in record["marks"]
     ]
-    restore_marks(error, told)
+    restore_marks(error, marks)
     return error
 
 
