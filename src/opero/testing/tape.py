@@ -380,7 +380,7 @@ def _modules_of(data: Any) -> Iterator[str]:
         for item in data:
             yield from _modules_of(item)
     elif type(data) is dict:
-        if "$" in data and "t" in data:
+        if "$" in data and "t" in data and data["$"] != "plain":
             yield data["t"].partition(":")[0]
         for value in data.values():
             yield from _modules_of(value)

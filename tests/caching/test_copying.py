@@ -1,4 +1,4 @@
-# this_file: tests/caching/test_isolate.py
+# this_file: tests/caching/test_copying.py
 """Isolation of results."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opero.caching.isolate import Uncopyable, freeze, isolated
+from opero.caching.copying import Uncopyable, freeze, isolated
 
 
 class Colour(enum.Enum):
@@ -276,7 +276,7 @@ def test_sharing_on_request_copies_nothing():
 
 
 def test_records_of_one_shape_share_one_plan():
-    from opero.caching.isolate import _plan
+    from opero.caching.copying import _plan
 
     shapes: dict = {}
     _plan([{"id": n, "tags": [n]} for n in range(1000)], set(), shapes)

@@ -1,5 +1,5 @@
-# this_file: src/opero/caching/isolate.py
-"""Isolation of mutable results: what is stored shares no mutable state with what any caller gets.
+# this_file: src/opero/caching/copying.py
+"""Copy mutable results: what is stored shares no mutable state with what any caller gets.
 
 Immutable values are shared and cost nothing. Plain data (dicts, lists, sets and tuples of plain
 data, arrays) is looked at once, when it is stored: the outcome is a small function that copies
@@ -17,15 +17,16 @@ from types import (
     BuiltinFunctionType,
     EllipsisType,
     FunctionType,
-    MappingProxyType,
     NoneType,
     NotImplementedType,
 )
 from typing import Any, Final
 
+from opero.caching.plain_types import NotPlain, of_type
+
 __all__ = ["ATOMS", "Uncopyable", "freeze", "isolated"]
 
-Thaw = Callable[[Any], Any]
+Copier = Callable[[Any], Any]
 
 ATOMS: Final[frozenset[type]] = frozenset(
     {
@@ -35,35 +36,12 @@ ATOMS: Final[frozenset[type]] = frozenset(
 )  # fmt: skip
 """Exact types whose values never change, or are never copied (functions and classes)."""
 
-_IMMUTABLE: Final = MappingProxyType(
-    {
-        "datetime": {"date", "datetime", "time", "timedelta", "timezone"},
-        "zoneinfo": {"ZoneInfo"},
-        "decimal": {"Decimal"},
-        "fractions": {"Fraction"},
-        "uuid": {"UUID"},
-        "re": {"Pattern"},
-        "pathlib": {
-            "PurePath", "PurePosixPath", "PureWindowsPath", "Path", "PosixPath", "WindowsPath",
-        },
-        "ipaddress": {
-            "IPv4Address", "IPv4Network", "IPv4Interface",
-            "IPv6Address", "IPv6Network", "IPv6Interface",
-        },
-    }
-)  # fmt: skip
-"""Immutable types by the name of their module, so that nothing is imported to recognise them."""
-
 
 class Uncopyable(Exception):  # noqa: N818 - a signal between the cache and this module
-    """A result cannot be isolated; the message tells why."""
+    """A result cannot be isolated; the message says why."""
 
 
-class _NotPlain(Exception):  # noqa: N818 - as above
-    """Not plain data, or data in which one mutable object occurs twice."""
-
-
-def freeze(value: Any, *, copy: bool = True) -> tuple[Any, Thaw | None]:
+def freeze(value: Any, *, copy: bool = True) -> tuple[Any, Copier | None]:
     """Make a result ready to be stored.
 
     Args:
@@ -78,9 +56,9 @@ def freeze(value: Any, *, copy: bool = True) -> tuple[Any, Thaw | None]:
         Uncopyable: It can be used only once (an awaitable, an iterator, a file), or copying fails.
 
     Example:
-        >>> stored, thaw = freeze({"id": 1, "tags": ["a"]})
-        >>> thaw(stored)["tags"].append("b")
-        >>> thaw(stored)
+        >>> stored, copier = freeze({"id": 1, "tags": ["a"]})
+        >>> copier(stored)["tags"].append("b")
+        >>> copier(stored)
         {'id': 1, 'tags': ['a']}
         >>> freeze("text")
         ('text', None)
@@ -93,20 +71,20 @@ def freeze(value: Any, *, copy: bool = True) -> tuple[Any, Thaw | None]:
     if type(value).__module__.partition(".")[0] == "pandas":
         return _pickled(value)
     try:
-        thaw = _plan(value, set(), {})
-    except (_NotPlain, RecursionError):
-        thaw = _deep_copy()
-    if thaw is None:
+        copier = _plan(value, set(), {})
+    except (NotPlain, RecursionError):
+        copier = _deep_copy()
+    if copier is None:
         return value, None
     try:
-        stored = thaw(value)
+        stored = copier(value)
     except Exception as error:
         raise Uncopyable(
             f"its result, {_named(value)}, cannot be copied ({_why(error)})"
         ) from error
     if type(stored) is not type(value):
         raise Uncopyable(f"a copy of its result, {_named(value)}, is {_named(stored)}")
-    return stored, thaw
+    return stored, copier
 
 
 def isolated(value: Any) -> Any:
@@ -115,8 +93,8 @@ def isolated(value: Any) -> Any:
     Raises:
         Uncopyable: As for `freeze`.
     """
-    stored, thaw = freeze(value)
-    return stored if thaw is None else thaw(stored)
+    stored, copier = freeze(value)
+    return stored if copier is None else copier(stored)
 
 
 def _named(value: object) -> str:
@@ -141,13 +119,13 @@ def _refuse_single_use(value: object) -> None:
         raise Uncopyable(f"its result, {_named(value)}, can be used only once")
 
 
-def _deep_copy() -> Thaw:
+def _deep_copy() -> Copier:
     from copy import deepcopy
 
     return deepcopy
 
 
-def _pickled(value: Any) -> tuple[bytes, Thaw]:
+def _pickled(value: Any) -> tuple[bytes, Copier]:
     # A deep copy of a frame shares the lists and dicts in its cells.
     import pickle
 
@@ -167,7 +145,8 @@ def _immutable(value: Any) -> bool:
     kind = type(value)
     if kind in ATOMS or isinstance(value, type | enum.Enum):
         return True
-    if kind.__qualname__ in _IMMUTABLE.get(kind.__module__.partition("._")[0], ()):
+    row = of_type(kind)
+    if row is not None and row.immutable:
         return True
     if isinstance(value, tuple | frozenset):
         return _bare(value) and all(map(_immutable, value))
@@ -200,7 +179,7 @@ def _numpy_scalar(value: Any) -> bool:
 # --- plans: how to copy plain data ----------------------------------------------------------------
 
 
-def _plan(value: Any, seen: set[int], shapes: dict[Any, Thaw]) -> Thaw | None:
+def _plan(value: Any, seen: set[int], shapes: dict[Any, Copier]) -> Copier | None:
     """Return what copies `value`, None if it is immutable.
 
     Args:
@@ -216,42 +195,42 @@ def _plan(value: Any, seen: set[int], shapes: dict[Any, Thaw]) -> Thaw | None:
         return _plan_other(value, seen)
     if kind is not tuple and kind is not frozenset:
         if id(value) in seen:
-            raise _NotPlain
+            raise NotPlain
         seen.add(id(value))
     if kind is dict:
         if not (ATOMS.issuperset(map(type, value)) or all(map(_immutable, value))):
-            raise _NotPlain
+            raise NotPlain
         return _plan_dict(value, seen, shapes)
     if kind is list or kind is tuple:
         return _plan_sequence(value, seen, shapes)
     if kind is bytearray:
         return bytearray.copy
     if not (ATOMS.issuperset(map(type, value)) or all(map(_immutable, value))):
-        raise _NotPlain
+        raise NotPlain
     return set.copy if kind is set else None
 
 
 _CONTAINERS: Final = frozenset({dict, list, tuple, set, frozenset, bytearray})
 
 
-def _plan_other(value: Any, seen: set[int]) -> Thaw | None:
+def _plan_other(value: Any, seen: set[int]) -> Copier | None:
     if _immutable(value):
         return None
     _refuse_single_use(value)
     kind = type(value)
     if kind.__module__ == "numpy" and kind.__qualname__ == "ndarray" and not value.dtype.hasobject:
         if id(value) in seen:
-            raise _NotPlain
+            raise NotPlain
         seen.add(id(value))
         return _copy_array
-    raise _NotPlain
+    raise NotPlain
 
 
 def _copy_array(value: Any) -> Any:
     return value.copy("K")  # keeps the memory layout
 
 
-def _plan_dict(value: dict[Any, Any], seen: set[int], shapes: dict[Any, Thaw]) -> Thaw:
+def _plan_dict(value: dict[Any, Any], seen: set[int], shapes: dict[Any, Copier]) -> Copier:
     if ATOMS.issuperset(map(type, value.values())):
         return dict.copy
     parts = tuple(
@@ -265,8 +244,8 @@ def _plan_dict(value: dict[Any, Any], seen: set[int], shapes: dict[Any, Thaw]) -
 
 
 def _plan_sequence(
-    value: list[Any] | tuple[Any, ...], seen: set[int], shapes: dict[Any, Thaw]
-) -> Thaw | None:
+    value: list[Any] | tuple[Any, ...], seen: set[int], shapes: dict[Any, Copier]
+) -> Copier | None:
     kind = type(value)
     whole = None if kind is tuple else list.copy
     if ATOMS.issuperset(map(type, value)):
@@ -281,28 +260,28 @@ def _plan_sequence(
     return shapes.setdefault((kind, parts), _sequence_copier(kind, parts))
 
 
-def _dict_copier(parts: tuple[tuple[Any, Thaw], ...]) -> Thaw:
-    def thaw(value: dict[Any, Any]) -> dict[Any, Any]:
+def _dict_copier(parts: tuple[tuple[Any, Copier], ...]) -> Copier:
+    def copier(value: dict[Any, Any]) -> dict[Any, Any]:
         made = value.copy()
         for key, inner in parts:
             made[key] = inner(value[key])
         return made
 
-    return thaw
+    return copier
 
 
-def _each_copier(kind: type, inner: Thaw) -> Thaw:
-    def thaw(value: Any) -> Any:
+def _each_copier(kind: type, inner: Copier) -> Copier:
+    def copier(value: Any) -> Any:
         return kind(map(inner, value))
 
-    return thaw
+    return copier
 
 
-def _sequence_copier(kind: type, parts: tuple[tuple[int, Thaw], ...]) -> Thaw:
-    def thaw(value: Any) -> Any:
+def _sequence_copier(kind: type, parts: tuple[tuple[int, Copier], ...]) -> Copier:
+    def copier(value: Any) -> Any:
         made = list(value)
         for index, inner in parts:
             made[index] = inner(value[index])
         return made if kind is list else tuple(made)
 
-    return thaw
+    return copier
