@@ -85,6 +85,9 @@ class Bulkhead:
         return overdue(call, self._emitter, "waiting for a permit")
 
     def _give_back(self, call: Call) -> None:
+        if call.stream is not None:
+            call.stream.at_end(lambda _: self.limit.release())
+            return
         behind, call.orphan_thread = call.orphan_thread, None
         if behind is None:
             self.limit.release()
