@@ -100,10 +100,8 @@ class Scope:
 
     def of_running_task(self) -> Scope:
         """Return the scope of the running task, on a loop that is not an engine's."""
-        try:
-            task = asyncio.current_task()
-        except RuntimeError:
-            return self
+        loop = asyncio._get_running_loop()  # noqa: SLF001 - costs a tenth of the error that `current_task` raises
+        task = None if loop is None else asyncio.current_task(loop)
         if task is None:
             return self
         if self._tasks is None:
