@@ -72,6 +72,9 @@ __all__ = [
 class OperoError(Exception):
     """Base class of everything that opero itself raises."""
 
+    def __repr__(self) -> str:
+        return mask_urls(super().__repr__())
+
 
 class OperoUsageError(OperoError, TypeError, ValueError):
     """An option, an argument or a combination that cannot work; the message names the fix.
@@ -162,11 +165,11 @@ class CircuitOpenError(RefusalError):
 
     def __str__(self) -> str:
         if self.retry_after is None:
-            return f"circuit {self.name!r} is held open by hand"
+            return mask_urls(f"circuit {self.name!r} is held open by hand")
         seconds = (
             f"{self.retry_after:.3g}" if self.retry_after < 1000 else f"{self.retry_after:.0f}"
         )
-        return f"circuit {self.name!r} is open: try again in {seconds} s"
+        return mask_urls(f"circuit {self.name!r} is open: try again in {seconds} s")
 
 
 class BulkheadFullError(RefusalError):
@@ -185,7 +188,7 @@ class BulkheadFullError(RefusalError):
         self.queue = queue
 
     def __str__(self) -> str:
-        return (
+        return mask_urls(
             f"concurrency limit {self.name!r} is full: "
             f"{self.limit} calls in flight, {self.queue} waiting"
         )
@@ -297,7 +300,7 @@ class RateLimitPausedError(RefusalError):
         seconds = (
             f"{self.retry_after:.3g}" if self.retry_after < 1000 else f"{self.retry_after:.0f}"
         )
-        return f"{self.what} is paused for another {seconds} s"
+        return mask_urls(f"{self.what} is paused for another {seconds} s")
 
 
 class DurableError(OperoError):

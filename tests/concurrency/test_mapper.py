@@ -47,6 +47,7 @@ def test_who_is_recorded_stays_in_this_process(mode: Any) -> None:
 CARE: list[tuple[str, Any]] = [
     ("worker_init", print),
     ("max_tasks_per_worker", 5),
+    ("start_method", "spawn"),
     ("memory_limit", "1GB"),
 ]
 

@@ -36,6 +36,7 @@ class FailedCall(NamedTuple):
     """One real call that did not give a result.
 
     Attributes:
+        final_values: Places of the fallback values that a service has answered for good; None while there is none.
         label: Label of the fallback value it was made with (masked if secret), None without fallback.
         error: The exception; a `Rejected` if the result was refused.
     """
@@ -104,6 +105,7 @@ class Call:
     failures: list[FailedCall] | None = None
     attempt_errors: list[Exception] | None = None
     retry: Any = None
+    final_values: set[int] | None = None
     label: str | None = None
     value: Any = None
     value_index: int | None = None

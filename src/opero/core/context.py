@@ -45,7 +45,7 @@ class CallObserver:
         """Make the call the current run, and tell once that it has started."""
         if self._call.run is not None:
             self._call.run.__enter__()
-        if not self._started and self._emitter.hears(events.CallStarted):
+        if not self._started and self._emitter.wants(events.CallStarted):
             self._emitter.emit(events.CallStarted(function=self._emitter.function))
         self._started = True
 
@@ -57,7 +57,7 @@ class CallObserver:
     def end(self, error: BaseException | None = None) -> None:
         """Tell how the call has ended."""
         call = self._call
-        if call.run is not None and self._emitter.hears(events.CallEnded):
+        if call.run is not None and self._emitter.wants(events.CallEnded):
             made = call.source == "fresh"
             self._emitter.emit(
                 events.CallEnded(

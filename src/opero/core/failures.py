@@ -12,6 +12,7 @@ from opero.core.context import elapsed
 from opero.core.deadline import overdue
 from opero.errors import DeadlineError, RefusalError
 from opero.utils import ambient
+from opero.utils.ambient import switch
 from opero.utils.matching import Rejected, is_final
 from opero.utils.units import format_seconds
 
@@ -435,7 +436,7 @@ class Report:
 
     def wrap_sync(self, proceed: Proceed) -> Proceed:
         """Put the stage before `proceed`."""
-        needs_start = self.needs_start
+        needs_start, heard = self.needs_start, bool(self._emitter.listeners)
 
         def run(call: Call) -> Any:
             if needs_start and call.started is None:
@@ -447,7 +448,8 @@ class Report:
                 if instead is None:
                     raise
             else:
-                self.succeeded(call)
+                if heard or switch.on:
+                    self.succeeded(call)
                 return value
             try:
                 raise_again(instead)
@@ -459,7 +461,7 @@ class Report:
 
     def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
         """Put the stage before `proceed`, for an event loop."""
-        needs_start = self.needs_start
+        needs_start, heard = self.needs_start, bool(self._emitter.listeners)
 
         async def run(call: Call) -> Any:
             if needs_start and call.started is None:
@@ -471,7 +473,8 @@ class Report:
                 if instead is None:
                     raise
             else:
-                self.succeeded(call)
+                if heard or switch.on:
+                    self.succeeded(call)
                 return value
             try:
                 raise_again(instead)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from opero import events
 from opero.caching.keys import Unkeyable, fast_part
 from opero.core.deadline import overdue
+from opero.core.function import used_up
 from opero.core.options import standalone
 from opero.errors import OperoUsageError, RateLimitPausedError, RefusalError
 from opero.utils import ambient
@@ -138,20 +139,9 @@ class FallbackParameter:
         self.position: int | None = position
         self.default: Any = parameter.default
 
-    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return what the call gives for the parameter; `inspect.Parameter.empty` if nothing at all."""
-        if self.position is not None and self.position < len(args):
-            return args[self.position]
-        return kwargs.get(self.name, self.default)
 
-    def write(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], value: object
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments with the parameter replaced; the given ones are left alone."""
-        place = self.position
-        if place is not None and place < len(args):
-            return (*args[:place], value, *args[place + 1 :]), kwargs
-        return args, {**kwargs, self.name: value}
+EXHAUSTED_SECONDS: Final = 900.0
+"""Seconds for which a value is skipped whose service says that its budget is spent."""
 
 
 # --- stage -----------------------------------------------------------------------------------------------------------
@@ -182,6 +172,7 @@ class ArgFallback:
         self, info: FunctionInfo, options: Options, stats: Stats, emitter: Emitter
     ) -> None:
         name = options.arg_fallback or ""
+        self._info = info
         parameter = info.require_parameter(name, "arg_fallback")
         positional = [
             p.name for p in info.declared.parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD
@@ -191,6 +182,7 @@ class ArgFallback:
         )
         self.secret: bool = looks_secret(name, tuple(options.secret))
         self._fallback_on = options.fallback_on
+        self._classifies = isinstance(options.retry_on, str)
         self._stats = stats
         self._emitter = emitter
         self.circuit: ValueGuard | None = None
@@ -224,47 +216,38 @@ class ArgFallback:
             return None
         return show_value(self.parameter.name, call.value_index, call.value, secret=self.secret)
 
-    def values(self, call: Call) -> tuple[Any, ...]:
-        """Return the values that the call is to try; none if the argument is missing."""
-        place, args = self.parameter.position, call.args
-        if place is not None and place < len(args):
-            given = args[place]
-        else:
-            given = self.parameter.read(args, call.kwargs)
-            if given is inspect.Parameter.empty:
-                return ()  # a missing argument is the function's own TypeError, not ours
-        return given if type(given) is tuple and given else values_of(given, self.parameter.name)
-
-    def use(
-        self, call: Call, index: int, value: object, given: tuple[tuple[Any, ...], dict[str, Any]]
-    ) -> None:
-        """Put a value into the call; from the second one on this is a fallback."""
-        call.value_index = index
-        call.value = value
-        call.args, call.kwargs = self.parameter.write(*given, value)
-        if index and call.prior_outcome is None:
-            self._stats.add(fallbacks=1)
-            if self._emitter.active:
-                shown = show_value(self.parameter.name, index, value, secret=self.secret)
-                self._emitter.emit(
-                    events.FallbackUsed(function=self._emitter.function, value=shown, index=index)
-                )
-
-    def candidates(self, call: Call, values: tuple[Any, ...]) -> tuple[Sequence[int], float]:
-        """Return the places of the values to try now, or none of them and for how long to wait.
+    def begin(self, call: Call) -> tuple[tuple[Any, ...], Sequence[int], float]:
+        """Return a call's values, the places of those to try now, and how long to wait if there are none.
 
         Raises:
             CircuitOpenError: The circuits of all values are open.
             RateLimitPausedError: All values cool down, for longer than the call would wait.
         """
+        place, args = self.parameter.position, call.args
+        if place is not None and place < len(args):
+            given = args[place]
+        else:
+            given = call.kwargs.get(self.parameter.name, self.parameter.default)
+            if given is inspect.Parameter.empty:
+                return (), (), 0.0  # a missing argument is the function's own TypeError, not ours
+        whole = type(given) in (tuple, list) and given
+        values = tuple(given) if whole else values_of(given, self.parameter.name)
         call.has_alternatives = len(values) > 1
         if call.prior_outcome is not None:
             # A call that is already made goes on with the value that it was made with.
-            return range(call.value_index or 0, len(values)), 0.0
-        if not call.has_alternatives or (self.circuit is None and not self.cooldowns):
-            return range(len(values)), 0.0
+            return values, range(call.value_index or 0, len(values)), 0.0
+        if not call.has_alternatives or (
+            self.circuit is None and not self.cooldowns and call.final_values is None
+        ):
+            return values, range(len(values)), 0.0
+        return values, *self._candidates(call, values)
+
+    def _candidates(self, call: Call, values: tuple[Any, ...]) -> tuple[Sequence[int], float]:
+        """Return the places of the values that are neither refused nor cooling, or how long to wait."""
         refused = [self._refuses(value, index) for index, value in enumerate(values)]
         closed = [index for index, wait in enumerate(refused) if wait is None]
+        if call.final_values is not None:
+            closed = [index for index in closed if index not in call.final_values] or closed
         if not closed and self.circuit is not None:
             raise self.circuit.refusal(wait for wait in refused if wait is not None)
         now = ambient.clock().monotonic()
@@ -280,6 +263,25 @@ class ArgFallback:
             raise RateLimitPausedError(soonest, f"every value of {self.parameter.name!r}")
         return (), soonest
 
+    def use(
+        self, call: Call, index: int, value: object, given: tuple[tuple[Any, ...], dict[str, Any]]
+    ) -> None:
+        """Put a value into the call; from the second one on this is a fallback."""
+        call.value_index = index
+        call.value = value
+        (args, kwargs), place = given, self.parameter.position
+        if place is not None and place < len(args):
+            call.args = (*args[:place], value, *args[place + 1 :])
+        else:
+            call.args, call.kwargs = args, {**kwargs, self.parameter.name: value}
+        if index and call.prior_outcome is None:
+            self._stats.add(fallbacks=1)
+            if self._emitter.active:
+                shown = show_value(self.parameter.name, index, value, secret=self.secret)
+                self._emitter.emit(
+                    events.FallbackUsed(function=self._emitter.function, value=shown, index=index)
+                )
+
     def _refuses(self, value: object, index: int) -> float | None:
         return None if self.circuit is None else self.circuit.refuses(value, index)
 
@@ -292,8 +294,8 @@ class ArgFallback:
                 events.LimiterWaited(function=self._emitter.function, seconds=seconds)
             )
 
-    def cool_down(self, call: Call, error: Exception) -> None:
-        """Let the value of a call cool down if its service asked to wait."""
+    def failed(self, call: Call, error: Exception) -> None:
+        """Note which values need no other call, and let a value cool down whose service asked to wait."""
         if not call.has_alternatives or isinstance(error, RefusalError) or ambient.disabled():
             return
         if not call.failures or call.failures[-1].error is not error:
@@ -301,19 +303,25 @@ class ArgFallback:
         # Loaded at the first failure.
         from opero.core.retry_after import requested_wait
 
-        hint = requested_wait(error.value if isinstance(error, Rejected) else error)
-        if hint is None or not hint.seconds:
-            return
         index = call.value_index or 0
-        self.cooldowns.begin(call.value, index, ambient.clock().monotonic() + hint.seconds)
+        hint = requested_wait(error.value if isinstance(error, Rejected) else error)
+        seconds, source = (0.0, "") if hint is None else hint
+        if self._classifies:
+            from opero.core.classify import classify
+
+            verdict = classify(error)
+            if verdict.ends_value:
+                call.final_values = {*(call.final_values or ()), index}
+            if verdict.kind == "exhausted":
+                seconds, source = max(seconds, EXHAUSTED_SECONDS), verdict.reason
+        if not seconds:
+            return
+        self.cooldowns.begin(call.value, index, ambient.clock().monotonic() + seconds)
         if self._emitter.active:
             shown = show_value(self.parameter.name, index, call.value, secret=self.secret)
             self._emitter.emit(
                 events.ValueCooling(
-                    function=self._emitter.function,
-                    value=shown,
-                    seconds=hint.seconds,
-                    source=hint.source,
+                    function=self._emitter.function, value=shown, seconds=seconds, source=source
                 )
             )
 
@@ -323,6 +331,10 @@ class ArgFallback:
         if not skipped and (
             is_final(error, call.attempt_errors or ()) or not matches(self._fallback_on, error)
         ):
+            return False
+        name = self._info.single_use_argument(call.args, call.kwargs)
+        if name is not None and not skipped:
+            call.remark = used_up(name)
             return False
         return call.deadline is None or self._in_time(call, call.deadline)
 
@@ -340,19 +352,18 @@ class ArgFallback:
 
         def run(call: Call) -> Any:
             given = call.args, call.kwargs
-            values = self.values(call)
-            candidates, wait = self.candidates(call, values)
+            values, candidates, wait = self.begin(call)
             while wait:
                 ambient.clock().sleep(wait)
                 self.waited(call, wait)
-                candidates, wait = self.candidates(call, values)
+                values, candidates, wait = self.begin(call)
             try:
                 for index in candidates:
                     self.use(call, index, values[index], given)
                     try:
                         return proceed(call)
                     except Exception as error:
-                        self.cool_down(call, error)
+                        self.failed(call, error)
                         if index == candidates[-1] or not self.moves_on(call, error):
                             raise
                 return proceed(call)
@@ -366,19 +377,18 @@ class ArgFallback:
 
         async def run(call: Call) -> Any:
             given = call.args, call.kwargs
-            values = self.values(call)
-            candidates, wait = self.candidates(call, values)
+            values, candidates, wait = self.begin(call)
             while wait:
                 await ambient.clock().asleep(wait)
                 self.waited(call, wait)
-                candidates, wait = self.candidates(call, values)
+                values, candidates, wait = self.begin(call)
             try:
                 for index in candidates:
                     self.use(call, index, values[index], given)
                     try:
                         return await proceed(call)
                     except Exception as error:
-                        self.cool_down(call, error)
+                        self.failed(call, error)
                         if index == candidates[-1] or not self.moves_on(call, error):
                             raise
                 return await proceed(call)

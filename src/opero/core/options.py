@@ -34,6 +34,7 @@ from opero.utils.checks import (
     path,
     progress,
     rate,
+    retry_filter,
     share,
     size,
     store,
@@ -44,7 +45,7 @@ from opero.utils.checks import (
     version,
     whole,
 )
-from opero.utils.matching import FailureFilter
+from opero.utils.matching import FailureFilter, RetryFilter
 from opero.utils.secrets import masked_repr
 from opero.utils.units import Duration
 
@@ -156,8 +157,12 @@ class Options:
     jitter: bool = option(
         "retry", True, boolean, "draw each pause at random; False: always the same pauses"
     )
-    retry_on: FailureFilter = option(
-        "retry", Exception, failure_filter, "type, tuple of types, or predicate"
+    retry_on: RetryFilter = option(
+        "retry",
+        "default",
+        retry_filter,
+        "type, tuple of types, or predicate: exactly that; not given: every Exception but what a service has "
+        'answered for good; "transient": only what is known to pass',
     )
     retry_if_result: Callable[[Any], object] | None = option(
         "retry",
@@ -374,6 +379,12 @@ class MapOptions(Options):
     )
     memory_limit: int | str | None = option(
         "map", None, none_or(size), 'most bytes that a worker process may take, such as "2GB"'
+    )
+    start_method: Literal["fork", "forkserver", "spawn"] | None = option(
+        "map",
+        None,
+        none_or(one_of("fork", "forkserver", "spawn")),
+        'how worker processes begin: "fork", "forkserver" or "spawn"; None: as set in `multiprocessing`, else "forkserver"',
     )
     on_result: Callable[[Any], object] | None = option(
         "map", None, callable_or_none, "called with each finished item: an `ItemResult`"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine
+from operator import attrgetter
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
@@ -86,8 +87,8 @@ class Pipeline:
         self.info = info
         self.options = options
         self.stats: Stats = origin.stats if origin else Stats()
-        heard = options.on_event
-        listeners = () if heard is None else (heard,) if callable(heard) else tuple(heard)
+        given = options.on_event
+        listeners = () if given is None else (given,) if callable(given) else tuple(given)
         self.emitter: Emitter = Emitter(info.qualname, listeners, module=info.module)
         emitter = self.emitter
         policy = RetryPolicy.of(options)
@@ -130,7 +131,7 @@ class Pipeline:
         )
 
         self.fast_path: FastPath = FastPath(closed=bool(listeners) or info.kind == "sync")
-        self._heard = bool(listeners)
+        self._listened = bool(listeners)
         self.awaits: bool = info.kind in ("async", "async_generator")
         self._arun: AsyncProceed | None = None
         if not self.awaits:
@@ -207,7 +208,7 @@ class Pipeline:
         return Circuit(
             shared.breaker if shared else breaker_of(wanted),
             self.emitter,
-            several=(lambda call: call.has_alternatives) if self.fallback else None,
+            several=attrgetter("has_alternatives") if self.fallback else None,
             label=self.fallback.label if self.fallback else None,
         )
 
@@ -240,7 +241,7 @@ class Pipeline:
 
     def _probed(self) -> None:
         """The first result of a plain function was no awaitable: from now on its express lane may be used."""
-        self.fast_path.closed = self._heard
+        self.fast_path.closed = self._listened
 
     # --- running -----------------------------------------------------------------------------------------------------
 
@@ -248,7 +249,7 @@ class Pipeline:
         """Run a call to its end and return its value; for an asynchronous function, a coroutine that does."""
         if switch.on and not call.taped and (tape := ambient.tape()) is not None:
             return tape.take(self, call)
-        if (switch.on or self._heard) and call.run is None and self.emitter.active:
+        if (switch.on or self._listened) and call.run is None and self.emitter.active:
             return self._observed(call)
         if self.awaits:
             return self._finish(call)
@@ -265,7 +266,8 @@ class Pipeline:
             call.prior_outcome, call.deadline = found.awaitable, None
             return self._finish(call)
         finally:
-            call.drop_failures()
+            if call.failures is not None:
+                call.drop_failures()
 
     def _observed(self, call: Call) -> Any:
         """Run a call while somebody listens."""
@@ -309,7 +311,8 @@ class Pipeline:
             call.rejected = True
             return rejected.value
         finally:
-            call.drop_failures()
+            if call.failures is not None:
+                call.drop_failures()
             # Where another caller was quicker, what the function returned is not needed any more.
             if isinstance(call.prior_outcome, CoroutineType):
                 call.take_prior_outcome().close()

@@ -14,6 +14,7 @@ from opero import events
 from opero.core.call import RetryParked
 from opero.core.deadline import overdue
 from opero.core.failures import inner_of
+from opero.core.function import used_up
 from opero.core.options import standalone
 from opero.core.strategies import is_retry_strategy, state_class, stop_after
 from opero.errors import OperoWarning
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from opero.core.retry_budget import RetryBudget
     from opero.core.stats import Stats
     from opero.events.bus import Emitter
-    from opero.utils.matching import FailureFilter
+    from opero.utils.matching import RetryFilter
     from opero.utils.units import Duration
 
 __all__ = ["Retry", "RetryPolicy", "RetryState", "get_retry_decorator", "grown", "pause_bounds"]
@@ -73,7 +74,8 @@ class RetryPolicy:
     Attributes:
         retries: Attempts after the first; ignored where `stop` is given.
         low, high, factor, jitter: The pauses, in seconds; ignored where `wait` is given.
-        retry_on: Type, tuple of types, predicate on the exception, or tenacity retry strategy.
+        retry_on: Type, tuple of types, predicate on the exception, tenacity retry strategy, "default" or
+            "transient".
         wait, stop: tenacity strategies of the user's.
         longest_hint: Longest pause that a service may ask for, in seconds.
     """
@@ -83,7 +85,7 @@ class RetryPolicy:
     high: float = 30.0
     factor: float = 1.5
     jitter: bool = True
-    retry_on: Any = Exception
+    retry_on: Any = "default"
     wait: Callable[[Any], float] | None = None
     stop: Callable[[Any], bool] | None = None
     longest_hint: float = 60.0
@@ -115,6 +117,13 @@ class RetryPolicy:
             error: The error.
             state: Makes the state in which a tenacity strategy looks for it.
         """
+        if isinstance(self.retry_on, str) and not isinstance(error, Rejected):
+            from opero.core.classify import classify
+
+            verdict = classify(error)
+            if self.retry_on == "transient":
+                return verdict.kind == "transient"
+            return not verdict.ends_value
         if isinstance(error, Rejected) or not is_retry_strategy(self.retry_on):
             return matches(self.retry_on, error)
         return asks(self.retry_on, state())
@@ -290,6 +299,7 @@ class Retry:
         self.within: dict[str, None] = {}
         self.circuit: Circuit | None = None
         self._nested = nested
+        self._info = info
         self._owner = info.owner
         self._stats = stats
         self._emitter = emitter
@@ -344,8 +354,10 @@ class Retry:
             except Exception:
                 if state.pause_refused is not None:
                     self._overdue(call, state.pause_refused)
+                elif isinstance(self.policy.retry_on, str) and not self.policy.retries_on(error):
+                    call.remark = self._not_wanted(error)
                 raise
-            if self._refused_after(call, delay):
+            if self._used_up(call) or self._refused_after(call, delay):
                 raise error
             if self.budget is not None and not self.budget.withdraw():
                 self._spent(call, self.budget)
@@ -367,6 +379,18 @@ class Retry:
             )
         return delay
 
+    def _not_wanted(self, error: Exception) -> str | None:
+        """Say why opero's own rules make no other attempt after an error, and how to ask for one."""
+        from opero.core.classify import classify
+
+        verdict = classify(error)
+        if verdict.kind == "unknown":
+            return f'{type(error).__name__} is not known to pass, and retry_on="transient"'
+        answer = (
+            "says that the budget is spent" if verdict.kind == "exhausted" else "is a final answer"
+        )
+        return f"{verdict.reason} {answer}; retry_on=Exception retries that too"
+
     def _inner(self, call: Call, error: Exception) -> str | None:
         """Return the name of an opero function that has retried in vain in each call of this attempt."""
         found = [inner_of(e, self._owner) for e in call.attempt_errors or (error,)]
@@ -375,6 +399,13 @@ class Retry:
                 self.within[each.name] = None
         last = found[-1]
         return None if last is None or None in found else last.name
+
+    def _used_up(self, call: Call) -> bool:
+        """Note an argument that the first call may have used up; return whether there is one."""
+        name = self._info.single_use_argument(call.args, call.kwargs)
+        if name is not None:
+            call.remark = used_up(name)
+        return name is not None
 
     def _refused_after(self, call: Call, pause: float) -> bool:
         """Take note of a circuit that will be open for longer than a pause; tell whether it will."""
@@ -462,6 +493,8 @@ class Retry:
                     # Asked while the error is handled, because raising it later would replace its context by what the
                     # caller is handling.
                     delay = self.before_next(call, error)
+                    if 0 < delay <= call.park_after:
+                        ambient.require_loop("pause before a retry")
                 if delay > 0:
                     if delay > call.park_after:
                         self.slept(call, delay)
@@ -473,6 +506,8 @@ class Retry:
 
 
 def _named(wanted: Any) -> str:
+    if isinstance(wanted, str):
+        return "any error but final answers" if wanted == "default" else "transient errors"
     if isinstance(wanted, type):
         return wanted.__name__
     if isinstance(wanted, tuple):
@@ -488,7 +523,7 @@ def get_retry_decorator(
     backoff_factor: float = 1.5,
     min_delay: Duration = 0.1,
     max_delay: Duration = 30,
-    retry_on: FailureFilter = Exception,
+    retry_on: RetryFilter = "default",
     **options: Any,
 ) -> Decorate:
     """Return a decorator that only retries.
@@ -498,7 +533,7 @@ def get_retry_decorator(
         backoff_factor: Growth of the pause from one retry to the next.
         min_delay: Shortest pause before a retry.
         max_delay: Longest pause before a retry.
-        retry_on: Type, tuple of types, or predicate.
+        retry_on: Type, tuple of types, or predicate; "default": every Exception but final answers; "transient".
         options: jitter, retry_if_result, wait, stop, retry_after_max, retry_budget, retry_nested.
 
     Example:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from opero.utils.secrets import mask_text, masked_repr
+from opero.utils.secrets import mask_text, mask_urls, masked_repr
 
 if TYPE_CHECKING:
     from opero.events.types import Event
@@ -49,7 +49,8 @@ def describe_event(event: Event, *, messages: bool = False) -> tuple[int, str]:
         return DEBUG, f"{event.function}: {_anything(event, messages=messages)}"
     level, sentence = entry
     error = event.get("error")
-    return level, f"{event.function}: {sentence(event, _error(error, messages=messages))}"
+    text = f"{event.function}: {sentence(event, _error(error, messages=messages))}"
+    return level, mask_urls(text)
 
 
 def log_event(logger: EventLogger, event: Event, *, messages: bool = False) -> None:

@@ -177,6 +177,14 @@ def failure_filter(name: str, value: Any) -> None:
         )
 
 
+def retry_filter(name: str, value: Any) -> None:
+    """What `failure_filter` takes, "default" or "transient"."""
+    if isinstance(value, str):
+        one_of("default", "transient")(name, value)
+    else:
+        failure_filter(name, value)
+
+
 def handlers(name: str, value: Any) -> None:
     """A listener, several of them, or None."""
     several = value if isinstance(value, list | tuple) else () if value is None else (value,)

@@ -33,8 +33,9 @@ __all__ = [
     "WorkerFacts",
 ]
 
-Why = Literal["crash", "timeout", "memory", "stopped"]
-"""What ended a worker: it died, its item took too long or too much memory, or it ended through no fault of an item."""
+Why = Literal["crash", "timeout", "deadline", "memory", "stopped"]
+"""What ended a worker: it died, its item took too long (for its own limit, or for a deadline) or too much memory, or it
+ended through no fault of an item."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,12 +22,19 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opero.caching.single_flight import Flight, become_leader, stop_leading
-from opero.concurrency.bodies import open_done, open_parked, pack_chunk, pack_done, unopened
 from opero.concurrency.executors.base import Caps, Chunk, Done, GaveBack, Lost, MapJob, Report
+from opero.concurrency.executors.process.job_spec import JobSpec
+from opero.concurrency.executors.process.protocol import (
+    decode_done,
+    decode_parked,
+    decode_value,
+    encode_chunk,
+    encode_done,
+    encode_value,
+    unreadable,
+)
 from opero.concurrency.executors.threads import ThreadExecutor
 from opero.concurrency.item_runner import ItemRunner
-from opero.concurrency.parcel import Parcel
-from opero.concurrency.shipment import Shipment
 from opero.errors import MapError, OperoError
 from opero.events import event_bus
 
@@ -38,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PROTOCOL", "FuturesExecutor", "ThreadPoolMapExecutor", "executor_for", "run_chunk"]
 
-PROTOCOL: Final = 3
+PROTOCOL: Final = 4
 """Version of the bytes that `run_chunk` takes and returns: map and worker must agree on it."""
 
 _KEPT: Final = 8
@@ -85,6 +92,7 @@ class ThreadPoolMapExecutor(ThreadExecutor):
     def __init__(self, executor: ThreadPoolExecutor, workers: int, context: Context) -> None:
         super().__init__(workers, context)
         self._executor = executor
+        self._take = self._take_now
         self._serving: dict[int, Future[None] | None] = {}
         self._numbers = 0
         self._error: BaseException | None = None
@@ -133,7 +141,7 @@ class ThreadPoolMapExecutor(ThreadExecutor):
         # A chunk may have come just before the thread was given back.
         self.wake()
 
-    def _take(self) -> LocalChunk | None:
+    def _take_now(self) -> LocalChunk | None:
         """Return a chunk without waiting; None gives the thread back."""
         try:
             return self._inbox.get_nowait()
@@ -190,7 +198,7 @@ class FuturesExecutor:
             ShippingError: It cannot be pickled.
         """
         self._number = uuid.uuid4().hex
-        self._blob = Shipment.of(job).pickled()
+        self._blob = JobSpec.of(job).pickled()
 
     def submit(self, chunk: Chunk) -> None:
         """Submit a chunk to the executor.
@@ -198,7 +206,7 @@ class FuturesExecutor:
         Raises:
             MapError: It takes none any more.
         """
-        payload = pack_chunk(chunk)
+        payload = pickle.dumps(encode_chunk(chunk), 5)
         try:
             future = self._executor.submit(run_chunk, PROTOCOL, self._number, self._blob, payload)
         except Exception as error:
@@ -249,7 +257,7 @@ class FuturesExecutor:
 
 def _open_reports(chunk: int, data: bytes) -> list[Report]:
     body, kept = pickle.loads(data)  # noqa: S301 - from our own `run_chunk`
-    reports: list[Report] = [open_done(Parcel(body), chunk)]
+    reports: list[Report] = [decode_done(chunk, body)]
     return reports if kept is None else [*reports, GaveBack(chunk, kept)]
 
 
@@ -261,10 +269,10 @@ class _RemoteJob:
 
     def __init__(self, blob: bytes) -> None:
         self._events: list[Event] = []
-        shipment = Shipment.open_here(blob)
-        self._job: MapJob = shipment.job(None, self._events.append)
+        spec = JobSpec.open(blob)
+        self._job: MapJob = spec.job(None, self._events.append)
         # In the map's own process its listeners get every event already.
-        self._relays = shipment.heard == "bus" and shipment.home != os.getpid()
+        self._relays = spec.listens == "bus" and spec.program != os.getpid()
         self._runner = ItemRunner(self._job)
         # A worker may have several threads.
         self._lock = threading.Lock()
@@ -300,7 +308,7 @@ class _RemoteJob:
             counted = {name: amount for name, amount in stats.as_dict().items() if amount}
             stats.reset()
             events, self._events[:] = self._events[:], []
-        return pickle.dumps((pack_done(chunk.done(), counted, events), chunk.given_back), 5)
+        return pickle.dumps((encode_done(chunk.done(), counted, events), chunk.given_back), 5)
 
 
 class _RemoteChunk:
@@ -311,8 +319,8 @@ class _RemoteChunk:
     """
 
     def __init__(self, payload: bytes, job: MapJob) -> None:
-        self._parcel = Parcel(payload)
-        self._parked: dict[int, Parked] = open_parked(self._parcel.more) or {}
+        self._entries, _, parked = pickle.loads(payload)  # noqa: S301 - from the map
+        self._parked: dict[int, Parked] = decode_parked(parked)
         self._began = perf_counter()
         self._late = self._began + _SLOW * job.target_s
         self._values: list[Any] = []
@@ -321,22 +329,25 @@ class _RemoteChunk:
 
     def __iter__(self) -> Any:
         """Yield position, item, and what it takes with it, for each item that can be unpickled."""
-        for position in range(len(self._parcel.entries)):
+        for position in range(len(self._entries)):
             if position and perf_counter() > self._late:
                 self.given_back = position
                 return
             try:
-                item = self._parcel.open(position)
+                item = decode_value(self._entries[position], None)
             except Exception as error:  # noqa: BLE001 - whatever its class raises when it is unpickled
-                self.add(position, None, unopened(error, "item"))
+                self.add(position, None, unreadable(error, "item"))
             else:
                 yield position, item, self._parked.get(position)
 
     def add(self, position: int, value: Any, outcome: ItemOutcome | None) -> None:
         """Note what became of an item."""
-        if outcome is not None:
-            self._odd[position] = outcome
-        self._values.append(value if outcome is None else None)
+        if outcome is None:
+            self._values.append(encode_value(value, "result", None))
+            return
+        outcome.value = encode_value(outcome.value, "result", None)
+        self._odd[position] = outcome
+        self._values.append(None)
 
     def done(self) -> Done:
         """Return the results."""
