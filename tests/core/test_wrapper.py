@@ -217,7 +217,7 @@ def test_own_names_are_all_marked() -> None:
         "x",
         "__builtins__",
         *("on", "closed", "expires", "visited", "thaw", "value", "calls", "prior_outcome", "key"),
-        *("stream", "ended", "item", "source", "advance", "aclose", "asend", "athrow"),
+        *("iterate", "ended", "item", "send", "throw", "close"),
         *("tickets", "queues", "take_slot"),
     }
 

@@ -8,6 +8,7 @@ slot only to be refused.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -192,6 +193,15 @@ class Circuit:
         else:
             permit.failure(error)
 
+    def _stream_ended(self, permit: Permit, error: BaseException | None) -> None:
+        """Count a plain generator at its end; one that is dropped counts neither way."""
+        if isinstance(error, Exception):
+            self._failed(permit, error)
+        elif error is not None:
+            permit.release()
+        elif not permit.silent:
+            permit.success(None)
+
     def wrap_sync(self, proceed: Proceed) -> Proceed:
         """Put the stage before `proceed`."""
         only = self.only
@@ -207,7 +217,9 @@ class Circuit:
             except BaseException:
                 permit.release()
                 raise
-            if not permit.silent:
+            if call.stream is not None:
+                call.stream.at_end(functools.partial(self._stream_ended, permit))
+            elif not permit.silent:
                 permit.success(result)
             return result
 
