@@ -7,8 +7,10 @@ import asyncio
 import contextvars
 import multiprocessing
 import os
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
@@ -216,3 +218,49 @@ def test_care_of_workers_is_the_executors(threads: Executor) -> None:
 
 def test_the_description_names_the_executor(threads: Executor) -> None:
     assert "in a ThreadPoolExecutor" in str(mapped(threads, abs).explain())
+
+
+class StubbornFuture(Future[Any]):
+    """A future that cannot be cancelled, and says so with an error of its own."""
+
+    def cancel(self) -> bool:
+        raise NotImplementedError
+
+
+class Stubborn(Executor):
+    """Never runs anything."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return StubbornFuture()
+
+
+def test_futures_that_refuse_to_be_cancelled_do_not_keep_a_map_from_ending() -> None:
+    mapped_here = mapped(Stubborn(), abs, workers=1)
+
+    def items() -> Iterator[int]:
+        yield 0
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mapped_here(items())
+
+
+def test_a_pool_of_interpreters_gets_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As from Python 3.14 on, where it is a ThreadPoolExecutor by inheritance.
+    class InterpreterPoolExecutor(ThreadPoolExecutor):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            assert {type(arg) for arg in args} <= {int, str, bytes}
+            return super().submit(fn, *args, **kwargs)
+
+    module = types.ModuleType("concurrent.futures.interpreter")
+    monkeypatch.setattr(module, "InterpreterPoolExecutor", InterpreterPoolExecutor, raising=False)
+    monkeypatch.setitem(sys.modules, "concurrent.futures.interpreter", module)
+
+    class Mine(InterpreterPoolExecutor):
+        pass
+
+    with Mine(2) as executor:
+        assert mapped(executor, lambda x: 2 * x)(range(50)) == [2 * x for x in range(50)]
+        (failure,) = mapped(executor, lambda x: 1 / x, retries=1, min_delay=0).map([0]).failures
+        assert isinstance(failure.error, ZeroDivisionError)
+        assert failure.attempts == 2
