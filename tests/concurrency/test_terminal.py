@@ -109,12 +109,12 @@ def test_maps_at_once_have_a_line_each(screen: Screen, kind: str) -> None:
         assert re.search(rf"\b{items // 2}/{items // 2}\b", first), first
         assert re.search(rf"\b{items}/{items}\b", second), second
         cached, failed = items // 2 - items // 20, items // 10
-        assert told(second) == {"cached": cached, "failed": failed}
+        assert counts_in(second) == {"cached": cached, "failed": failed}
         assert "item/s" in second
 
 
-def told(line: str) -> dict[str, int]:
-    """Return the counts that a bar tells, in either library's manner."""
+def counts_in(line: str) -> dict[str, int]:
+    """Return the counts that a bar shows, in either library's manner."""
     found = re.findall(r"(failed|cached|resumed)=(\d+)|(\d+) (failed|cached|resumed)", line)
     return {a or d: int(b or c) for a, b, c, d in found}
 

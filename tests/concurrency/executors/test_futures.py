@@ -26,7 +26,7 @@ place: contextvars.ContextVar[str] = contextvars.ContextVar("place")
 
 
 class Courier(Executor):
-    """Runs everything at once, in this thread, as far as bytes can tell; loses what it is asked to lose."""
+    """Runs everything at once, in this thread, as far as bytes show; loses what it is asked to lose."""
 
     def __init__(self, lose: Callable[[int], BaseException | None] = lambda n: None) -> None:
         self.sent: list[tuple[Any, ...]] = []
@@ -163,7 +163,7 @@ def test_an_executor_that_breaks_ends_the_map_with_what_is_done() -> None:
             broken([1])
 
 
-def test_a_closed_executor_is_told() -> None:
+def test_a_closed_executor_is_an_error() -> None:
     executor = ThreadPoolExecutor(1)
     executor.shutdown()
     with pytest.raises(MapError, match="shutdown"):
@@ -171,7 +171,7 @@ def test_a_closed_executor_is_told() -> None:
 
 
 def test_a_task_that_the_executor_loses_is_halved_until_the_item_is_known() -> None:
-    # As on a cluster that gives up a task when its workers died of it; nobody says of which item.
+    # As on a cluster that gives up a task when its workers died of it; the item is unknown.
     def lose(n: int) -> BaseException | None:
         payload = courier.sent[-1][-1]
         return RuntimeError("KilledWorker") if b"poison" in payload else None
@@ -190,14 +190,14 @@ def test_a_shared_rate_limit_holds_in_all_of_them(executor: Executor) -> None:
     assert starts[-1] - starts[0] > 0.9 * 10 / 50
 
 
-def test_listeners_hear_of_items_there(executor: Executor) -> None:
-    heard: list[str] = []
-    subscription = event_bus.subscribe(lambda event: heard.append(type(event).__name__))
+def test_events_of_items_reach_listeners_here(executor: Executor) -> None:
+    received: list[str] = []
+    subscription = event_bus.subscribe(lambda event: received.append(type(event).__name__))
     try:
         mapped(executor, lambda x: 1 / x, retries=1, min_delay=0).map([0])
     finally:
         subscription.cancel()
-    assert heard.count("AttemptFailed") == 2
+    assert received.count("AttemptFailed") == 2
 
 
 def test_stopping_leaves_the_rest_undone(threads: Executor) -> None:
