@@ -17,6 +17,7 @@ import types
 import typing
 import uuid
 import zoneinfo
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -281,3 +282,59 @@ def test_records_of_one_shape_share_one_plan():
     shapes: dict = {}
     _plan([{"id": n, "tags": [n]} for n in range(1000)], set(), shapes)
     assert len(shapes) == 2
+
+
+class Body:
+    """A stream as clients of HTTP have it: open until it is read."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+
+    def read(self) -> bytes:
+        self.close()
+        return b"abc"
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Answer:
+    def __init__(self, body: Any) -> None:
+        self.body = body
+
+
+@pytest.mark.parametrize("wrap", [lambda b: b, lambda b: [b], lambda b: {"a": (b,)}, Answer])
+@pytest.mark.parametrize("copy", [True, False])
+def test_an_open_stream_is_refused_until_it_is_read(wrap: Any, copy: bool) -> None:
+    body = Body()
+    if copy or type(wrap(body)) in (Body, Answer):
+        with pytest.raises(Uncopyable, match="only once"):
+            freeze(wrap(body), copy=copy)
+    body.read()
+    freeze(wrap(body), copy=copy)
+
+
+def test_a_client_is_no_stream() -> None:
+    httpx = pytest.importorskip("httpx")
+    with httpx.Client() as client:
+        assert freeze(client, copy=False) == (client, None)
+
+
+def test_a_response_that_was_not_read_is_refused() -> None:
+    httpx = pytest.importorskip("httpx")
+    response = httpx.Response(200, content=iter([b"abc"]))
+    with pytest.raises(Uncopyable, match="only once"):
+        freeze(response)
+    response.read()
+    stored, copier = freeze(response)
+    assert copier(stored).content == b"abc"
+
+
+def test_a_response_of_requests_is_copied() -> None:
+    requests = pytest.importorskip("requests")
+    urllib3 = pytest.importorskip("urllib3")
+    response = requests.Response()
+    response.raw = urllib3.HTTPResponse(body=io.BytesIO(b"abc"), preload_content=False)
+    assert response.content == b"abc"
+    stored, copier = freeze(response)
+    assert copier(stored).content == b"abc"

@@ -368,10 +368,10 @@ class _Reader:
         if data:
             raise ValueError("a mark holds nothing")
         self.marks += 1
-        return _Mark(number)
+        return _FormHead(number)
 
     def array(self, items: list[Any]) -> Any:
-        if not items or type(items[0]) is not _Mark:
+        if not items or type(items[0]) is not _FormHead:
             return items
         self.marks -= 1
         number = items[0].number
@@ -412,7 +412,7 @@ class _Reader:
         return data
 
 
-class _Mark:
+class _FormHead:
     """The head of a form."""
 
     __slots__ = ("number",)

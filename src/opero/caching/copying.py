@@ -109,6 +109,15 @@ def _why(error: Exception) -> str:
 
 
 def _refuse_single_use(value: object) -> None:
+    """Raise if a value, or what it holds directly, can be used only once."""
+    for held in (value, *_own_dict(value).values()):
+        if type(held) not in ATOMS and _is_single_use(held):
+            of = "" if held is value else f" holds {_named(held)} that"
+            raise Uncopyable(f"its result, {_named(value)},{of} can be used only once")
+
+
+def _is_single_use(value: object) -> bool:
+    """Whether a value is an awaitable, an iterator, a file, or another stream that is still open."""
     kind = type(value)
     if (
         hasattr(kind, "__next__")
@@ -116,7 +125,31 @@ def _refuse_single_use(value: object) -> None:
         or hasattr(kind, "__anext__")
         or isinstance(value, io.IOBase)
     ):
-        raise Uncopyable(f"its result, {_named(value)}, can be used only once")
+        return True
+    # A response whose body has not been read: a copy of it would have no body.
+    if not any(hasattr(kind, name) for name in _READING) or not any(
+        hasattr(kind, name) for name in ("close", "aclose")
+    ):
+        return False
+    try:
+        return any(getattr(value, name, None) is False for name in ("is_closed", "closed"))
+    except Exception:  # noqa: BLE001 - a property of the value's own
+        return True
+
+
+_READING: Final = ("read", "aread", "__iter__", "__aiter__")
+
+
+def _own_dict(value: object) -> dict[str, object]:
+    """Return what a value holds; nothing of one that decides itself how it is copied, as `requests.Response` does."""
+    kind = type(value)
+    if (
+        kind.__getstate__ is not object.__getstate__
+        or kind.__reduce_ex__ is not object.__reduce_ex__
+    ):
+        return {}
+    found = getattr(value, "__dict__", None)
+    return found if type(found) is dict else {}
 
 
 def _deep_copy() -> Copier:
