@@ -58,8 +58,8 @@ class Text(str):  # noqa: SLOT000 - as users write them
 
 
 def thawed(value):
-    stored, thaw = freeze(value)
-    return stored if thaw is None else thaw(stored)
+    stored, copier = freeze(value)
+    return stored if copier is None else copier(stored)
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def thawed(value):
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_immutable_values_are_shared_at_no_cost(value):
-    stored, thaw = freeze(value)
+    stored, copier = freeze(value)
     assert stored is value
-    assert thaw is None
+    assert copier is None
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ def test_immutable_values_are_shared_at_no_cost(value):
     ids=repr,
 )
 def test_mutable_values_are_copied_equal_and_of_the_same_types(value):
-    stored, thaw = freeze(value)
-    one, two = thaw(stored), thaw(stored)
+    stored, copier = freeze(value)
+    one, two = copier(stored), copier(stored)
     assert one == two == value == stored
     assert len({id(v) for v in (one, two, value, stored)}) == 4
     assert mutables(one).isdisjoint(mutables(two) | mutables(value) | mutables(stored))
@@ -284,57 +284,81 @@ def test_records_of_one_shape_share_one_plan():
     assert len(shapes) == 2
 
 
-class Body:
-    """A stream as clients of HTTP have it: open until it is read."""
-
-    def __init__(self) -> None:
-        self.is_closed = False
-
-    def read(self) -> bytes:
-        self.close()
-        return b"abc"
-
-    def close(self) -> None:
-        self.is_closed = True
+# --- what is still open ---------------------------------------------------------------------------
 
 
-class Answer:
-    def __init__(self, body: Any) -> None:
-        self.body = body
+@pytest.fixture
+def unread() -> Any:
+    """A function that returns a new response whose body has not been read."""
+    httpx = pytest.importorskip("httpx")
+
+    def answer(_: Any) -> Any:
+        return httpx.Response(200, content=iter([b"ab", b"c"]))
+
+    client = httpx.Client(transport=httpx.MockTransport(answer))
+    return lambda: client.send(client.build_request("GET", "http://x"), stream=True)
 
 
-@pytest.mark.parametrize("wrap", [lambda b: b, lambda b: [b], lambda b: {"a": (b,)}, Answer])
+class Holder:
+    def __init__(self, part: Any) -> None:
+        self.part = part
+
+
 @pytest.mark.parametrize("copy", [True, False])
-def test_an_open_stream_is_refused_until_it_is_read(wrap: Any, copy: bool) -> None:
-    body = Body()
-    if copy or type(wrap(body)) in (Body, Answer):
-        with pytest.raises(Uncopyable, match="only once"):
-            freeze(wrap(body), copy=copy)
-    body.read()
-    freeze(wrap(body), copy=copy)
-
-
-def test_a_client_is_no_stream() -> None:
-    httpx = pytest.importorskip("httpx")
-    with httpx.Client() as client:
-        assert freeze(client, copy=False) == (client, None)
-
-
-def test_a_response_that_was_not_read_is_refused() -> None:
-    httpx = pytest.importorskip("httpx")
-    response = httpx.Response(200, content=iter([b"abc"]))
+@pytest.mark.parametrize(
+    "within",
+    [
+        lambda it: it,
+        lambda it: [it],
+        lambda it: {"a": (it,)},
+        Holder,
+        lambda it: Holder([Holder(it)]),
+    ],
+    ids=["itself", "list", "dict", "attribute", "deep"],
+)
+def test_unread_response_is_refused(unread: Any, within: Any, copy: bool) -> None:
     with pytest.raises(Uncopyable, match="only once"):
-        freeze(response)
+        freeze(within(unread()), copy=copy)
+
+
+def test_response_that_was_read_is_copied(unread: Any) -> None:
+    response = unread()
     response.read()
     stored, copier = freeze(response)
     assert copier(stored).content == b"abc"
 
 
-def test_a_response_of_requests_is_copied() -> None:
-    requests = pytest.importorskip("requests")
-    urllib3 = pytest.importorskip("urllib3")
-    response = requests.Response()
-    response.raw = urllib3.HTTPResponse(body=io.BytesIO(b"abc"), preload_content=False)
-    assert response.content == b"abc"
-    stored, copier = freeze(response)
-    assert copier(stored).content == b"abc"
+class Stream:
+    """A stream of a class of its own, which leaves the stream out of its copies."""
+
+    closed = False
+
+    def read(self) -> bytes:
+        return b""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class Response:
+    """A response that says how it is copied, as that of requests does."""
+
+    def __init__(self) -> None:
+        self.raw = Stream()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"raw": None}
+
+
+@pytest.mark.parametrize("make", [Stream, Response, lambda: Holder(Response())])
+def test_open_stream_that_a_copy_would_leave_out_is_refused(make: Any) -> None:
+    with pytest.raises(Uncopyable, match="only once"):
+        freeze(make())
+
+
+def test_closed_stream_and_bytes_in_memory_are_copied() -> None:
+    stream = Stream()
+    stream.closed = True
+    assert freeze(stream)[1] is not None
+    stored, copier = freeze(Holder(io.BytesIO(b"abc")))
+    assert copier(stored).part.read() == b"abc" == copier(stored).part.read()

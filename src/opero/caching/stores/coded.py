@@ -237,12 +237,12 @@ class _ReadEntry(Entry):
     __slots__ = ("_decoded", "life")
 
     def __init__(
-        self, value: Any, stored: float, expiry: float, thaw: Callable[[Any], Any], blob: bytes
+        self, value: Any, stored: float, expiry: float, copier: Callable[[Any], Any], blob: bytes
     ) -> None:
         # All that `Entry` sets, without another call: one for each hit.
         self.value = blob
         self.expires = expiry
-        self.thaw = thaw
+        self.copier = copier
         self.weight = len(blob)
         self.group = None
         self.visited = False

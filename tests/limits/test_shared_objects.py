@@ -1,4 +1,4 @@
-# this_file: tests/limits/test_shareable.py
+# this_file: tests/limits/test_shared_objects.py
 from __future__ import annotations
 
 import io
@@ -76,10 +76,10 @@ def test_who_still_holds_the_old_slot_takes_the_new_one():
     limiter.share()
     limiter.take_slot = old
     assert limiter.acquire() == 0
-    assert limiter.current_slot().look() == 0
+    assert limiter.current_state().wait_for() == 0
     limiter.acquire()
     limiter.acquire()
-    assert limiter.current_slot().look() > 0
+    assert limiter.current_state().wait_for() > 0
 
 
 def test_a_fake_clock_leaves_a_shared_slot_alone():
@@ -164,9 +164,9 @@ def test_a_pickle_that_outlives_its_slot_limits_per_process_and_warns():
 
 def test_publishing_shares_every_limiter():
     answer = script(
-        "from opero.limits.limiter import RateLimiter, publish_all\n"
+        "from opero.limits.limiter import RateLimiter\nfrom opero.limits.state.shared import share_all\n"
         "limiters = [RateLimiter(5), RateLimiter('5/day')]\n"
-        "publish_all()\n"
+        "share_all()\n"
         "print(json.dumps([limiter.shared for limiter in limiters]))"
     )
     assert result(answer) == [True, True]
@@ -177,10 +177,11 @@ def test_forked_processes_share_one_limit():
     answer = script(
         """
 import os
-from opero.limits.limiter import RateLimiter, publish_all
+from opero.limits.limiter import RateLimiter
+from opero.limits.state.shared import share_all
 limiter = RateLimiter(200)
 limiter.acquire()
-publish_all()
+share_all()
 pipes = []
 for _ in range(3):
     r, w = os.pipe()
@@ -227,14 +228,13 @@ def test_a_child_forked_while_a_thread_held_the_lock_can_go_on(shared):
         f"""
 import os, signal, threading
 from opero.limits.limiter import RateLimiter
-from opero.limits.thread_line import Ticket
 limiter = RateLimiter("3/hour")
 if {shared}:
     limiter.share()
-limiter._slot._lock.acquire()
+(limiter._state.file.thread_lock if limiter.shared else limiter._state._lock).acquire()
 limiter._moving.acquire()
-limiter._room.line.enter(Ticket())
-limiter.queues["a loop of the parent"] = None
+limiter._queue.threads.try_acquire()
+limiter.loops_waiting["a loop of the parent"] = None
 if not os.fork():
     signal.alarm(10)
     worked = limiter.try_acquire() and limiter.acquire() == 0 and limiter.share()

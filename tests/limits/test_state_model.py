@@ -1,5 +1,5 @@
-# this_file: tests/limits/test_slot_model.py
-"""A slot in a file against one in memory: the same, whatever the wall clock does and whoever opens it anew."""
+# this_file: tests/limits/test_state_model.py
+"""A state in a file against one in memory: the same, also when the file is opened anew."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ import shutil
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from opero.limits import shared_file, shared_slot
-from opero.limits.cost import UNIT
-from opero.limits.joint import Joint, joined
-from opero.limits.pace import SECOND
-from opero.limits.shared_slot import SharedSlot, open_slot
-from opero.limits.slot import LocalSlot, Mark
+from opero.limits.gcra import SECOND
+from opero.limits.state import file as state_file
+from opero.limits.state.file import FileState
+from opero.limits.state.local import LocalState
+from opero.limits.windows import UNIT, CombinedLimit, combined
 from opero.utils.units import parse_windows
+
+if TYPE_CHECKING:
+    from opero.limits.state.base import TakenSlot
 
 HOUR = 3600 * SECOND
 RULES = [
-    joined(parse_windows(text), burst=burst, smooth=None, cap=cap)
+    combined(parse_windows(text), burst=burst, smooth=None, cap=cap)
     for text, burst, cap in [
         ("10/s", 1, None),
         ("3/hour", 1, None),
@@ -40,22 +43,22 @@ class InAFileAndInMemory(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now, self.wall = 10**15, 10**18
-        self.real_time = shared_slot.time
-        shared_slot.time = SimpleNamespace(  # type: ignore[assignment]  # the two readings it takes
+        self.real_time = state_file.time
+        state_file.time = SimpleNamespace(  # type: ignore[assignment]  # the two readings it takes
             monotonic_ns=lambda: self.now, time_ns=lambda: self.wall
         )
         self.folder = Path(tempfile.mkdtemp(prefix="opero-model-"))
         self.path = str(self.folder / "slot")
-        self.marks: list[tuple[Mark, Mark]] = []
+        self.marks: list[tuple[TakenSlot, TakenSlot]] = []
 
     @initialize(rule=st.sampled_from(RULES))
     def start(self, rule: object) -> None:
         self.rule = rule
-        self.memory = LocalSlot(rule, lambda: self.now)  # type: ignore[arg-type]  # one of RULES
-        self.file: SharedSlot = self.opened()
+        self.memory = LocalState(rule, lambda: self.now)  # type: ignore[arg-type]  # one of RULES
+        self.file: FileState = self.opened()
 
-    def opened(self) -> SharedSlot:
-        return open_slot(self.path, self.rule, create=True)  # type: ignore[arg-type]  # as above
+    def opened(self) -> FileState:
+        return FileState(self.path, self.rule, create=True)  # type: ignore[arg-type]  # as above
 
     @rule(pause=st.integers(0, 200))
     def time_passes(self, pause: int) -> None:
@@ -65,7 +68,7 @@ class InAFileAndInMemory(RuleBasedStateMachine):
     @rule(hours=st.sampled_from([-8, 0, 8]))
     def another_program_opens_the_file_after_the_wall_clock_was_set(self, hours: int) -> None:
         self.wall += hours * HOUR
-        shared_file._files.users.pop(self.path)
+        state_file._open_files.files.pop(self.path)
         del self.file
         gc.collect(0)
         self.file = self.opened()
@@ -89,18 +92,20 @@ class InAFileAndInMemory(RuleBasedStateMachine):
 
     @rule(cost=st.integers(0, 20), real=st.integers(0, 30))
     def spend_and_settle(self, cost: int, real: int) -> None:
-        joint = self.rule
-        if not isinstance(joint, Joint):
+        combined_limit = self.rule
+        if not isinstance(combined_limit, CombinedLimit):
             return
         waits = [
-            slot.decide(lambda words, now: joint.take(words, now, cost * UNIT))
+            slot.decide(lambda state, now: combined_limit.take(state, now, cost * UNIT))
             for slot in (self.file, self.memory)
         ]
         assert waits[0] == waits[1]
         if not waits[0]:
             change = (real - cost) * UNIT
             for slot in (self.file, self.memory):
-                slot.change(lambda words, now: joint.settle(words, now, now, change))
+                slot.update(
+                    lambda state, pause, now: combined_limit.settle(state, now, now, change)
+                )
 
     @rule(length=st.integers(1, 500))
     def pause(self, length: int) -> None:
@@ -115,13 +120,13 @@ class InAFileAndInMemory(RuleBasedStateMachine):
     @invariant()
     def both_say_the_same(self) -> None:
         if hasattr(self, "file"):
-            assert self.file.look() == self.memory.look()
+            assert self.file.wait_for() == self.memory.wait_for()
             assert self.file.paused() == self.memory.paused()
 
     def teardown(self) -> None:
         if hasattr(self, "file"):
             del self.file
-        shared_slot.time = self.real_time
+        state_file.time = self.real_time
         gc.collect(0)
         shutil.rmtree(self.folder)
 

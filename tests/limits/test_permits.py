@@ -1,4 +1,4 @@
-# this_file: tests/limits/test_shared_permits.py
+# this_file: tests/limits/test_permits.py
 """Permits that processes share: real processes, and what is left when one is killed."""
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import pytest
 
 from opero import ConcurrencyLimit
 from opero.errors import BulkheadFullError
-from opero.limits.shared_permits import open_permits
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs signals")
 
@@ -186,15 +185,3 @@ assert limit.in_flight == 1
 assert limit.acquire(timeout=0)
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=20)
-
-
-def test_one_process_has_one_view_of_a_file(tmp_path: Path) -> None:
-    path = str(tmp_path / "permits")
-    one = open_permits(path, 2, create=True)
-    assert open_permits(path, 2, create=False) is one
-    assert one.take()
-    assert one.take()
-    assert not one.take()
-    one.give()
-    assert one.held == 1
-    assert "1 of 2 held here" in repr(one)

@@ -1,4 +1,4 @@
-# this_file: tests/limits/test_waiting_room.py
+# this_file: tests/limits/test_waiting.py
 """No wait for a slot is begun that would outlast a deadline."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from opero.core.rate_limit import RateLimit
 from opero.core.stats import Stats
 from opero.errors import DeadlineError, RateLimitPausedError
 from opero.events.bus import Emitter
-from opero.limits.waiting_room import Patience, bear
+from opero.limits.waiting import WaitBudget, check_budget
 from opero.utils import ambient
 
 SECOND = 1_000_000_000
@@ -25,21 +25,21 @@ SECOND = 1_000_000_000
 @pytest.mark.parametrize(
     ("patience", "wait", "paused", "error"),
     [
-        (Patience(), 10**18, 10**18, None),
-        (Patience(deadline=11.0), SECOND, 0, None),
-        (Patience(deadline=11.0), SECOND + 2000, 0, DeadlineError),
-        (Patience(deadline=9.0), 0, 0, DeadlineError),
-        (Patience(longest_pause=60.0), 0, 60 * SECOND, None),
-        (Patience(longest_pause=60.0), 0, 61 * SECOND, RateLimitPausedError),
-        (Patience(11.0, 60.0), 61 * SECOND, 61 * SECOND, RateLimitPausedError),
+        (WaitBudget(), 10**18, 10**18, None),
+        (WaitBudget(deadline=11.0), SECOND, 0, None),
+        (WaitBudget(deadline=11.0), SECOND + 2000, 0, DeadlineError),
+        (WaitBudget(deadline=9.0), 0, 0, DeadlineError),
+        (WaitBudget(longest_pause=60.0), 0, 60 * SECOND, None),
+        (WaitBudget(longest_pause=60.0), 0, 61 * SECOND, RateLimitPausedError),
+        (WaitBudget(11.0, 60.0), 61 * SECOND, 61 * SECOND, RateLimitPausedError),
     ],
 )
 def test_a_caller_waits_as_long_as_it_is_ready_to(patience, wait, paused, error):
     if error is None:
-        bear(patience, 10.0, wait=wait, paused=paused)
+        check_budget(patience, 10.0, wait=wait, paused=paused)
     else:
         with pytest.raises(error):
-            bear(patience, 10.0, wait=wait, paused=paused)
+            check_budget(patience, 10.0, wait=wait, paused=paused)
 
 
 def acquire(face, limiter: RateLimiter, timeout: float | None = None) -> float:
@@ -77,13 +77,13 @@ def test_who_is_before_one_in_line_counts_when_a_thread_comes():
     threads = [threading.Thread(target=limiter.acquire, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
-    while len(limiter.tickets) < 3:
+    while len(limiter._queue.threads) < 2:
         time.sleep(0.001)
     begun = time.monotonic()
     with pytest.raises(DeadlineError, match="no slot for"):
         limiter.acquire(timeout=2.5)
     assert time.monotonic() - begun < 2
-    assert len(limiter.tickets) <= 3
+    assert len(limiter._queue.threads) <= 2
 
 
 @pytest.mark.asyncio
@@ -105,9 +105,9 @@ def test_a_thread_in_line_leaves_when_its_deadline_comes_up():
     limiter.acquire()
     first = threading.Thread(target=limiter.acquire, daemon=True)
     first.start()
-    while not limiter.tickets:
+    while not limiter.threads_waiting:
         time.sleep(0.001)
-    limiter._slot._words[0] = time.monotonic_ns() + SECOND // 10
+    limiter._state._state[0] = time.monotonic_ns() + SECOND // 10
     held = threading.Event()
     errors = []
 
@@ -124,9 +124,9 @@ def test_a_thread_in_line_leaves_when_its_deadline_comes_up():
     second.join(10)
     assert not second.is_alive()
     assert errors
-    limiter._slot._words[0] = 0
+    limiter._state._state[0] = 0
     first.join(10)
-    assert not limiter.tickets
+    assert not limiter.threads_waiting
 
 
 @pytest.mark.asyncio
@@ -136,14 +136,14 @@ async def test_a_task_in_line_leaves_when_its_deadline_comes_up():
     first = asyncio.create_task(limiter.wait())
     await asyncio.sleep(0)
     # The first one sleeps; by the time the second comes, its slot looks near.
-    limiter._slot._words[0] = time.monotonic_ns() + SECOND // 100
+    limiter._state._state[0] = time.monotonic_ns() + SECOND // 100
     second = asyncio.create_task(limiter.wait(timeout=0.05))
     await asyncio.sleep(0)
     with pytest.raises(DeadlineError, match="the deadline passed"):
         await asyncio.wait_for(second, 10)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
-    assert not limiter.queues
+    assert not limiter.loops_waiting
 
 
 @pytest.mark.asyncio

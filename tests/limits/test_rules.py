@@ -1,4 +1,4 @@
-# this_file: tests/limits/test_slot.py
+# this_file: tests/limits/test_rules.py
 from __future__ import annotations
 
 import math
@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opero.errors import OperoUsageError
-from opero.limits.pace import LARGEST_QUOTA, SECOND, Quota, Rule, Spacing, rule_for, rule_of
-from opero.limits.slot import LocalSlot
+from opero.limits.gcra import SECOND, Gcra, Rule
+from opero.limits.state.local import LocalState
+from opero.limits.windows import LARGEST_WINDOW, SlidingWindow, part_of, rule_for
 from opero.utils.units import Rate, parse_rate
 
 COUNTS = st.one_of(
@@ -35,16 +36,16 @@ class Worst:
 
     def __init__(self, rule: Rule, start: int = 0) -> None:
         self.rule = rule
-        self.words = rule.words()
+        self.state = rule.new_state()
         self.now = start
         self.starts: list[int] = []
 
     def go_on(self, pause: int, late: int) -> None:
         self.now += pause
-        wait = self.rule.take(self.words, self.now)
+        wait = self.rule.take(self.state, self.now)
         if wait:
             self.now += wait + late
-            assert self.rule.take(self.words, self.now) == 0
+            assert self.rule.take(self.state, self.now) == 0
         self.starts.append(self.now)
 
 
@@ -112,24 +113,24 @@ def test_a_quota_that_is_always_asked_for_gives_its_rate(text, per_hour):
 
 def test_a_quota_lets_all_of_it_start_at_once_and_then_none():
     rule = rule_for(parse_rate("1000/day"), 1, None)
-    words = rule.words()
-    assert [rule.take(words, 5) for _ in range(1000)] == [0] * 1000
-    assert rule.take(words, 5) == 86400 * SECOND
-    assert rule.take(words, 4 + 86400 * SECOND) == 1
-    assert rule.take(words, 5 + 86400 * SECOND) == 0
+    state = rule.new_state()
+    assert [rule.take(state, 5) for _ in range(1000)] == [0] * 1000
+    assert rule.take(state, 5) == 86400 * SECOND
+    assert rule.take(state, 4 + 86400 * SECOND) == 1
+    assert rule.take(state, 5 + 86400 * SECOND) == 0
 
 
 @pytest.mark.parametrize(
     ("text", "smooth", "rule"),
     [
-        ("10/s", None, Spacing(SECOND, SECOND // 10, SECOND // 10)),
-        ("3/s", None, Spacing(SECOND, 333_333_334, 333_333_334)),
-        ("100/minute", None, Spacing(60 * SECOND, 600_000_000, 600_000_000)),
-        ("2.5/s", None, Spacing(SECOND, 400_000_000, 200_000_000)),
-        ("60/hour", None, Quota(3600 * SECOND, 60)),
-        ("60/hour", True, Spacing(3600 * SECOND, 60 * SECOND, 60 * SECOND)),
-        ("10/s", False, Quota(SECOND, 10)),
-        ("2.5/hour", None, Quota(72 * 60 * SECOND, 3)),
+        ("10/s", None, Gcra(SECOND, SECOND // 10, SECOND // 10)),
+        ("3/s", None, Gcra(SECOND, 333_333_334, 333_333_334)),
+        ("100/minute", None, Gcra(60 * SECOND, 600_000_000, 600_000_000)),
+        ("2.5/s", None, Gcra(SECOND, 400_000_000, 200_000_000)),
+        ("60/hour", None, SlidingWindow(3600 * SECOND, 60)),
+        ("60/hour", True, Gcra(3600 * SECOND, 60 * SECOND, 60 * SECOND)),
+        ("10/s", False, SlidingWindow(SECOND, 10)),
+        ("2.5/hour", None, SlidingWindow(72 * 60 * SECOND, 3)),
     ],
 )
 def test_the_rule_follows_from_rate_and_period(text, smooth, rule):
@@ -138,19 +139,19 @@ def test_the_rule_follows_from_rate_and_period(text, smooth, rule):
 
 def test_strict_spacing_lets_nothing_catch_up():
     rule = rule_for(Rate(10, 1), 0, None)
-    words = rule.words()
-    assert rule.take(words, 0) == 0
-    assert rule.take(words, 0) == SECOND // 10
-    assert rule.take(words, SECOND) == 0
-    assert rule.take(words, SECOND) == SECOND // 10
+    state = rule.new_state()
+    assert rule.take(state, 0) == 0
+    assert rule.take(state, 0) == SECOND // 10
+    assert rule.take(state, SECOND) == 0
+    assert rule.take(state, SECOND) == SECOND // 10
 
 
 def test_a_spaced_call_starts_at_its_nanosecond_and_not_before():
     rule = rule_for(Rate(10, 1), 1, None)
-    words = rule.words()
-    assert [rule.take(words, 0) for _ in range(2)] == [0, 0]
-    assert rule.take(words, SECOND // 10 - 1) == 1
-    assert rule.take(words, SECOND // 10) == 0
+    state = rule.new_state()
+    assert [rule.take(state, 0) for _ in range(2)] == [0, 0]
+    assert rule.take(state, SECOND // 10 - 1) == 1
+    assert rule.take(state, SECOND // 10) == 0
 
 
 def test_a_large_rate_that_is_not_whole_keeps_its_tolerance():
@@ -160,46 +161,38 @@ def test_a_large_rate_that_is_not_whole_keeps_its_tolerance():
 
 def test_a_rate_that_was_missed_is_not_made_up_for():
     rule = rule_for(Rate(100, 1), 1, None)
-    words = rule.words()
-    rule.take(words, 0)
+    state = rule.new_state()
+    rule.take(state, 0)
     late = SECOND * 8 // 10
-    assert [bool(rule.take(words, late)) for _ in range(4)] == [False, False, True, True]
+    assert [bool(rule.take(state, late)) for _ in range(4)] == [False, False, True, True]
 
 
 RULES = [
-    Spacing(SECOND, SECOND // 10, SECOND // 10),
-    Spacing(SECOND, SECOND // 10, 0),
-    Quota(SECOND, 1),
-    Quota(SECOND, 7),
+    Gcra(SECOND, SECOND // 10, SECOND // 10),
+    Gcra(SECOND, SECOND // 10, 0),
+    SlidingWindow(SECOND, 1),
+    SlidingWindow(SECOND, 7),
 ]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_a_refusal_changes_nothing(rule):
-    words = rule.words()
-    while not rule.take(words, 0):
+    state = rule.new_state()
+    while not rule.take(state, 0):
         pass
-    before = list(words)
-    assert rule.take(words, 0) == rule.look(words, 0) > 0
-    assert words == before
+    before = list(state)
+    assert rule.take(state, 0) == rule.wait_for(state, 0) > 0
+    assert state == before
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_a_rule_can_be_made_again_from_its_signature(rule):
-    assert rule_of(rule.signature) == rule
+    assert part_of(rule.signature) == rule
 
 
 @pytest.mark.parametrize("signature", [(0, 0, 0, 0), (1, 0, 1, 1), (2, 5, 0, 0), (3, 1, 1, 1)])
 def test_nonsense_is_no_signature(signature):
-    assert rule_of(signature) is None
-
-
-@pytest.mark.parametrize("rule", RULES, ids=str)
-@pytest.mark.parametrize("starts", [[], [5], [1, 2, 3], list(range(20))])
-def test_words_remember_the_newest_starts(rule, starts):
-    words = rule.words(starts)
-    memory = rule.capacity if isinstance(rule, Quota) else 1
-    assert rule.starts(words) == starts[-memory:]
+    assert part_of(signature) is None
 
 
 class Interrupted(list[int]):
@@ -223,25 +216,25 @@ class Interrupted(list[int]):
 def test_who_is_killed_between_two_stores_neither_lifts_the_limit_nor_holds_it_up(
     rule, killed, pauses
 ):
-    words = Interrupted(rule.words())
+    state = Interrupted(rule.new_state())
     now, starts = 0, []
     for stores, pause in zip(killed, pauses, strict=False):
         now += pause * SECOND // 50
-        words.left = stores
+        state.left = stores
         try:
-            if not rule.take(words, now):
+            if not rule.take(state, now):
                 starts.append(now)
         except SystemExit:
             pass
-        words.left = 10**9
-        assert rule.look(words, now) <= rule.period
+        state.left = 10**9
+        assert rule.wait_for(state, now) <= rule.period
     assert most_in_a_window(starts, rule.period) <= 11
 
 
 def test_a_quota_too_large_to_count_is_refused():
     with pytest.raises(OperoUsageError, match="smooth=True"):
-        rule_for(Rate(LARGEST_QUOTA + 1, 86400), 1, None)
-    assert isinstance(rule_for(Rate(LARGEST_QUOTA + 1, 86400), 1, True), Spacing)
+        rule_for(Rate(LARGEST_WINDOW + 1, 86400), 1, None)
+    assert isinstance(rule_for(Rate(LARGEST_WINDOW + 1, 86400), 1, True), Gcra)
 
 
 def test_a_rate_too_slow_for_a_clock_is_refused():
@@ -267,24 +260,24 @@ def time() -> Time:
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_a_slot_given_back_at_once_was_never_taken(rule, time):
-    slot, other = LocalSlot(rule, time), LocalSlot(rule, time)
+    slot, other = LocalState(rule, time), LocalState(rule, time)
     for _ in range(15):
         time.now += SECOND // 20
         wait, mark = slot.take_marked()
         if not wait:
             assert slot.give_back(mark)
-        assert slot.look() == other.look()
+        assert slot.wait_for() == other.wait_for()
         assert slot.take() == other.take()
 
 
 @pytest.mark.parametrize("rule", [RULES[0], RULES[3]], ids=str)
 def test_a_slot_is_kept_when_somebody_has_started_since(rule, time):
-    slot = LocalSlot(rule, time)
+    slot = LocalState(rule, time)
     _, mark = slot.take_marked()
     slot.take()
-    before = slot.look()
+    before = slot.wait_for()
     assert not slot.give_back(mark)
-    assert slot.look() == before
+    assert slot.wait_for() == before
 
 
 @given(steps=st.lists(st.tuples(st.integers(0, 12), st.booleans()), max_size=120))
@@ -292,7 +285,7 @@ def test_a_slot_is_kept_when_somebody_has_started_since(rule, time):
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_giving_back_never_lets_one_too_many_into_a_window(rule, steps):
     time = Time()
-    slot = LocalSlot(rule, time)
+    slot = LocalState(rule, time)
     starts, marks = [], []
     for pause, returned in steps:
         time.now += pause * SECOND // 100
@@ -304,16 +297,27 @@ def test_giving_back_never_lets_one_too_many_into_a_window(rule, steps):
         if not wait:
             starts.append(time.now)
             marks.append((time.now, mark))
-    most = rule.capacity if isinstance(rule, Quota) else 10 + rule.tolerance // rule.interval
+    most = (
+        rule.capacity if isinstance(rule, SlidingWindow) else 10 + rule.tolerance // rule.interval
+    )
     assert most_in_a_window(starts, rule.period) <= most
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_a_retired_slot_refuses_and_its_starts_go_on(rule, time):
-    slot = LocalSlot(rule, time)
-    slot.take()
-    found: list[list[int]] = []
-    slot.retire(found.append)
-    assert found == [rule.words([0])]
-    time.now += 10**15
-    assert slot.take() > 0
+def test_callers_that_hold_a_state_that_was_replaced_reach_the_new_one(rule, time):
+    old, new = LocalState(rule, time), LocalState(rule, time)
+    take = old.take
+    old.pause(SECOND)
+    assert old.replace(lambda state: new) is new
+    assert take() == new.wait_for() == old.wait_for() > 0
+    old.resume()
+    assert new.paused() == 0
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_damaged_state_is_repaired_within_one_period(rule):
+    state = rule.new_state()
+    for place in range(len(state)):
+        state[place] = 1 << 61
+    rule.repair(state, 5 * SECOND)
+    assert rule.wait_for(state, 5 * SECOND) <= rule.longest_wait
