@@ -95,7 +95,7 @@ class Circuit:
         self._several = several
         self.only: CircuitBreaker | None = breaker if several is None else None
         self._label = label
-        breaker.guard(emitter.function)
+        breaker.guard(emitter.function, emitter.module)
         for listener in emitter.listeners:
             # A shared breaker outlives its functions and must not keep what they listen with.
             adapter = _FunctionListener(

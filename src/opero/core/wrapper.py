@@ -51,9 +51,9 @@ if {all_fast}:
     if _opero_entry is not None and _opero_entry.expires > _opero_now():
         _opero_count_hit()
         _opero_entry.visited = True
-        if _opero_entry.thaw is None:
+        if _opero_entry.copier is None:
             return _opero_entry.value
-        return _opero_entry.thaw(_opero_entry.value)
+        return _opero_entry.copier(_opero_entry.value)
     _opero_call = _opero_Call({args}, {kwargs})
     _opero_call.key = _opero_key
     return {wait}_opero_run(_opero_call)

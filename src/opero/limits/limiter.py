@@ -17,7 +17,7 @@ from opero.limits.waiting import UNLIMITED, ExternalLimiter, SlotQueue, WaitBudg
 from opero.limits.windows import UNIT, CombinedLimit, SlidingWindow, as_units, combined
 from opero.utils import ambient, checks
 from opero.utils.ambient import switch
-from opero.utils.units import Duration, Window, parse_seconds, parse_windows
+from opero.utils.units import Duration, RateWindow, parse_seconds, parse_windows
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -119,7 +119,7 @@ class RateLimiter(SharedObject):
         checks.text_or_none("name", name)
         self.name = name
         self.burst: int = burst
-        self.windows: tuple[Window, ...] = ()
+        self.windows: tuple[RateWindow, ...] = ()
         self._of_named = False
         self._external: ExternalLimiter | None = None
         self._pricing: Pricing | None = None

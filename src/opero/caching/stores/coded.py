@@ -260,8 +260,8 @@ class _ReadEntry(Entry):
 
     __slots__ = ("_decoded", "life")
 
-    def __init__(self, value: Any, life: Life, thaw: Callable[[Any], Any], blob: bytes) -> None:
-        super().__init__(blob, life.expiry, thaw, len(blob))
+    def __init__(self, value: Any, life: Life, copier: Callable[[Any], Any], blob: bytes) -> None:
+        super().__init__(blob, life.expiry, copier, len(blob))
         self.life: Life | None = life
         self._decoded = [value]
 
