@@ -88,7 +88,7 @@ class Entry:
             update costs one place in the queue.
     """
 
-    __slots__ = ("expires", "group", "copier", "value", "visited", "weight")
+    __slots__ = ("copier", "expires", "group", "value", "visited", "weight")
 
     # A class attribute, so that an entry without it pays nothing for it.
     life: Life | None = None
