@@ -493,6 +493,11 @@ class RateLimiter(SharedObject):
         """Seconds that are left of a pause, 0.0 without."""
         return self.current_state().paused() / SECOND
 
+    @property
+    def next_free(self) -> float:
+        """Seconds until another call may start, 0.0 if that is now; an estimate while others wait."""
+        return self.current_state().wait_for() / SECOND
+
     # --- where the state is -----------------------------------------------------------------------
 
     def _use_state(self, state: LimiterState) -> None:
