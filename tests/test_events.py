@@ -29,17 +29,17 @@ from opero.events import (
     LimiterWaited,
     RetryScheduled,
     event_bus,
-    work,
 )
 from opero.events import types as kinds
+from opero.tasks import Task, run_sync
 from opero.testing import capture_events, fake_clock, flaky
-from opero.utils.switch import switch
+from opero.utils.ambient import switch
 
 HIT = CacheHit(function="f")
 MISS = CacheMiss(function="f")
 KINDS = [
     kind
-    for kind in (*vars(kinds).values(), *vars(work).values())
+    for kind in vars(kinds).values()
     if inspect.isclass(kind) and issubclass(kind, Event) and not kind.__name__.startswith("_")
     if kind is not Event
 ]
@@ -374,3 +374,64 @@ def test_the_express_lane_is_back_when_the_last_listener_leaves() -> None:
         fetch()
     fetch()
     assert seen[1:] == [1, 0, 1], "called straight from the wrapper, but for the listener"
+
+
+# --- unsubscribe ----------------------------------------------------------------------------------
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def write(self, event: Event) -> None:
+        self.seen.append(event["type"])
+
+    async def later(self, event: Event) -> None:
+        self.seen.append(event["type"])
+
+
+def test_unsubscribe_ends_all_subscriptions_of_a_bound_method(bus: EventBus) -> None:
+    sink, other = Sink(), Sink()
+    bus.subscribe(sink.write)
+    bus.subscribe(sink.write)
+    bus.subscribe(other.write)
+    assert bus.unsubscribe(sink.write) == 2
+    assert bus.unsubscribe(sink.write) == bus.unsubscribe(print) == 0
+    bus.emit({"type": "one"})
+    assert (sink.seen, other.seen) == ([], ["one"])
+
+
+def test_unsubscribe_on_the_default_bus_releases_the_fast_paths() -> None:
+    sink = Sink()
+    event_bus.subscribe(sink.later)
+    assert switch.on
+    assert event_bus.unsubscribe(sink.later) == 1
+    assert not switch.on
+
+
+def test_a_handler_can_unsubscribe_itself(bus: EventBus) -> None:
+    seen = []
+
+    def once(event: Event) -> None:
+        seen.append(event)
+        bus.unsubscribe(once)
+
+    bus.subscribe(once)
+    bus.emit(HIT)
+    bus.emit(HIT)
+    assert seen == [HIT]
+
+
+# --- module ---------------------------------------------------------------------------------------
+
+
+def test_events_of_a_call_carry_the_module_of_the_function() -> None:
+    with capture_events(Event) as seen:
+        opero(cache=False)(names)(Event)
+    assert {(e.function, e.module) for e in seen} == {("names", __name__)}
+
+
+def test_events_of_a_task_carry_the_module_of_its_function() -> None:
+    with capture_events() as seen:
+        run_sync(Task(names, Event))
+    assert {(e.function, e.module) for e in seen} == {("names", __name__)}

@@ -113,8 +113,7 @@ def test_readme_lists_every_option_in_order_with_its_default(readme: str) -> Non
 
 
 def test_readme_lists_every_map_option_in_order_with_its_default(readme: str) -> None:
-    from opero.core.map_options import MapOptions
-    from opero.core.options import Options
+    from opero.core.options import MapOptions, Options
 
     known = Options.names()
     fields = [

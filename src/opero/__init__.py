@@ -92,7 +92,7 @@ _lazy, __dir__ = lazy_exports(
         "Receipt": "opero.core.call",
         "RetryBudget": "opero.core.retry_budget",
         "RetryConfig": "opero.orchestrator.config",
-        "Sequence": "opero.tasks.sequence",
+        "Sequence": "opero.tasks.task",
         "Task": "opero.tasks.task",
         "TaskState": "opero.tasks.state",
         "clear_cache": "opero.caching.registry",

@@ -11,7 +11,7 @@ from opero.core.call import Call
 from opero.core.function import describe_function
 from opero.core.options import Options
 from opero.core.stats import Stats
-from opero.events.emitter import Emitter
+from opero.events.bus import Emitter
 
 
 def cached(namespace, *, entries, origin=None):

@@ -30,7 +30,7 @@ from opero.core.options import Options
 from opero.core.stats import Stats
 from opero.errors import OperoUsageError, OperoWarning, UnkeyableError
 from opero.events import CacheHit, CacheMiss, CacheSkipped
-from opero.events.emitter import Emitter
+from opero.events.bus import Emitter
 from opero.utils import ambient
 from opero.utils.matching import Rejected
 
@@ -1421,7 +1421,7 @@ def test_a_cached_call_imports_nothing_heavy():
         "import sys\n"
         "from opero.caching import Cache\n"
         "from opero.core.options import Options\nfrom opero.core.stats import Stats\n"
-        "from opero.events.emitter import Emitter\nfrom opero.core.call import Call\n"
+        "from opero.events.bus import Emitter\nfrom opero.core.call import Call\n"
         "from opero.core.function import describe_function\n"
         "c = Cache(describe_function(len), Options(), stats=Stats(), emitter=Emitter('f'))\n"
         "run = c.wrap_sync(lambda call: [1])\n"

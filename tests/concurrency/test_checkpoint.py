@@ -209,6 +209,28 @@ def test_a_journal_gives_back_exactly_what_was_written(
     journal.close()
 
 
+def test_a_damaged_file_is_set_aside_and_begun_anew(run: Path) -> None:
+    journal = Journal(run)
+    journal.write([("a", b"1" * 10_000)])
+    journal.close()
+    run.write_bytes(run.read_bytes()[:5000])
+    with pytest.warns(OperoWarning, match=r"checkpoint .* was damaged .* set aside as .*damaged-"):
+        assert journal.find(["a"]) == {}
+    journal.write([("a", b"2")])
+    assert journal.find(["a"]) == {"a": b"2"}
+    journal.close()
+
+
+def test_a_file_deleted_in_use_is_begun_anew(run: Path) -> None:
+    journal = Journal(run)
+    journal.write([("a", b"1")])
+    for path in run.parent.glob(f"{run.name}*"):
+        path.unlink()
+    journal.write([("b", b"2")])
+    assert Journal(run).find(["a", "b"]) == {"b": b"2"}
+    journal.close()
+
+
 def test_many_keys_are_found_at_once(run: Path) -> None:
     journal = Journal(run)
     journal.write((str(n), b"x") for n in range(3000))

@@ -9,7 +9,7 @@ import pytest
 
 from opero import operomap
 from opero.concurrency.modes import choose_mode
-from opero.core.map_options import MODES, MapOptions
+from opero.core.options import MODES, MapOptions
 from opero.errors import OperoUsageError
 
 HERE = {"sync": "thread", "async": "async"}

@@ -12,7 +12,7 @@ from opero import event_bus, operomap
 from opero.concurrency import news
 from opero.concurrency.news import News
 from opero.events import MapProgress
-from opero.events.emitter import Emitter
+from opero.events.bus import Emitter
 from opero.testing import FakeClock, capture_events
 
 

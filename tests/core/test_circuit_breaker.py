@@ -14,17 +14,17 @@ import pytest
 
 from opero.core.call import Call
 from opero.core.circuit_breaker import Circuit, CircuitCheck, breaker_of
-from opero.core.cooldown import part_key
+from opero.core.fallback import part_key
 from opero.errors import CircuitOpenError, DeadlineError
 from opero.events import CircuitChanged, Event
-from opero.events.emitter import Emitter
+from opero.events.bus import Emitter
 from opero.limits.breaker import CircuitBreaker, CircuitState
 from opero.testing import FakeClock, capture_events, set_disabled
 from opero.utils.matching import Rejected
 from opero.utils.secrets import show_value
 
 if TYPE_CHECKING:
-    from opero.core.stage import Stage
+    from opero.core.call import Stage
 
 CLOSED, OPEN, HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
 FORCED_OPEN = CircuitState.FORCED_OPEN

@@ -30,10 +30,10 @@ from opero.core.call import Call
 from opero.core.concurrency_limit import Bulkhead
 from opero.core.stats import Stats
 from opero.errors import BulkheadFullError, DeadlineError, OperoUsageError
-from opero.events.emitter import Emitter
+from opero.events.bus import Emitter
 from opero.limits.concurrency_limit import ConcurrencyLimit
 from opero.utils.ambient import set_disabled
-from opero.utils.threads import Job, run_in_thread
+from opero.utils.threads import ThreadCall, run_in_thread
 
 
 def until(condition):
@@ -58,14 +58,14 @@ def full(size=1, **options):
     return limit
 
 
-class StubGate:
-    """Somebody who waits; whether they can come through is up to the test."""
+class StubWaiter:
+    """A waiting caller; the test says whether it can be woken."""
 
     def __init__(self):
-        self.alive, self.opened = True, False
+        self.alive, self.granted = True, False
 
-    def open(self):
-        self.opened = self.alive
+    def wake(self, value=True):
+        self.granted = self.alive
         return self.alive
 
 
@@ -139,13 +139,13 @@ def test_threads_come_through_in_order_of_arrival():
 
 def test_nobody_overtakes_the_queue():
     limit = full()
-    first = StubGate()
+    first = StubWaiter()
     limit._queue_up(first)
     # It is back, but not handed on yet.
     limit._permits.append(None)
     assert not limit.try_acquire()
     limit._serve()
-    assert first.opened
+    assert first.granted
 
 
 def test_nobody_overtakes_a_thread_that_is_served_but_not_awake():
@@ -173,10 +173,10 @@ def test_a_permit_that_comes_in_the_last_moment_is_kept(monkeypatch):
 
     def late(gate, seconds):
         limit.release()
-        assert gate.opened
+        assert gate.granted
         return False
 
-    monkeypatch.setattr("opero.utils.waiters.ThreadGate.wait", late)
+    monkeypatch.setattr("opero.utils.waiters.ThreadWaiter.wait", late)
     assert limit.acquire(timeout=1)
     assert limit.in_flight == 1
 
@@ -202,10 +202,10 @@ def test_an_interrupt_after_the_permit_has_come_gives_it_on(monkeypatch):
 
     def interrupted(gate, seconds):
         limit.release()
-        assert gate.opened
+        assert gate.granted
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("opero.utils.waiters.ThreadGate.wait", interrupted)
+    monkeypatch.setattr("opero.utils.waiters.ThreadWaiter.wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         limit.acquire()
     assert limit.in_flight == 0
@@ -450,11 +450,11 @@ def test_a_full_queue_refuses_with_name_and_numbers():
 
 
 def test_a_permit_that_comes_just_before_the_refusal_is_taken():
-    limit, gate = full(queue=0), StubGate()
+    limit, gate = full(queue=0), StubWaiter()
     # Between the first look and the place in the queue.
     limit.release()
     limit._queue_up(gate)
-    assert gate.opened
+    assert gate.granted
     assert (limit.in_flight, limit.waiting) == (1, 0)
 
 
@@ -497,14 +497,14 @@ class Limits(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.limit = ConcurrencyLimit(self.SIZE, queue=self.QUEUE)
-        self.line: list[StubGate] = []
-        self.holders: list[StubGate | None] = []
+        self.line: list[StubWaiter] = []
+        self.holders: list[StubWaiter | None] = []
 
     def settle(self):
         """Who has come through by now."""
         while self.line and len(self.holders) < self.SIZE:
             gate = self.line.pop(0)
-            assert gate.opened is gate.alive
+            assert gate.granted is gate.alive
             if gate.alive:
                 self.holders.append(gate)
 
@@ -517,7 +517,7 @@ class Limits(RuleBasedStateMachine):
 
     @rule()
     def come(self):
-        gate = StubGate()
+        gate = StubWaiter()
         if len(self.holders) == self.SIZE and len(self.line) == self.QUEUE:
             with pytest.raises(BulkheadFullError):
                 self.limit._queue_up(gate)
@@ -557,7 +557,7 @@ class Limits(RuleBasedStateMachine):
     def numbers_agree(self):
         assert self.limit.in_flight == len(self.holders) <= self.SIZE
         assert self.limit.waiting == len(self.line)
-        assert not any(gate.opened for gate in self.line)
+        assert not any(gate.granted for gate in self.line)
         assert not self.line or len(self.holders) == self.SIZE
 
 
@@ -578,13 +578,13 @@ class Nosy(deque):
 @pytest.mark.parametrize("others", [0, 1, 2])
 def test_a_permit_that_comes_back_while_another_is_handed_out(others):
     limit = full(2)
-    gates = [StubGate() for _ in range(1 + others)]
+    gates = [StubWaiter() for _ in range(1 + others)]
     for gate in gates:
         limit._queue_up(gate)
     limit._permits = Nosy((), 2)
     limit._permits.again = limit.release
     limit.release()
-    assert [gate.opened for gate in gates] == [True, True, False][: 1 + others]
+    assert [gate.granted for gate in gates] == [True, True, False][: 1 + others]
     assert limit.in_flight == min(2, 1 + others)
     assert limit.waiting == max(0, others - 1)
 
@@ -814,7 +814,7 @@ def test_a_call_that_was_left_behind_holds_its_permit_until_it_is_over(stage):
     release, ran = threading.Event(), threading.Event()
 
     def proceed(call):
-        job = Job(lambda: ran.set() or release.wait(10))
+        job = ThreadCall(lambda: ran.set() or release.wait(10))
         run_in_thread(job)
         call.behind = job
         assert not job.wait(0)
@@ -832,7 +832,7 @@ def test_a_call_that_was_left_behind_holds_its_permit_until_it_is_over(stage):
 
 def test_a_call_whose_thread_is_over_by_then_gives_its_permit_back_at_once(stage):
     def proceed(call):
-        call.behind = Job(lambda: None)
+        call.behind = ThreadCall(lambda: None)
         call.behind.run()
         call.behind.finish()
         raise TimeoutError

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from opero.core import cooldown
-from opero.core.cooldown import Cooldowns, part_key
+from opero.core import fallback as cooldown
+from opero.core.fallback import Cooldowns, part_key
 
 
 def test_values_of_one_content_cool_together_wherever_they_stand():

@@ -26,9 +26,9 @@ from opero.core.deadline import (
     run_until,
 )
 from opero.errors import DeadlineError, OperoUsageError
-from opero.events.emitter import Emitter
+from opero.events.bus import Emitter
 from opero.utils import ambient
-from opero.utils.switch import switch
+from opero.utils.ambient import switch
 
 # --- the block ------------------------------------------------------------------------------------
 

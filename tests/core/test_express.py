@@ -14,12 +14,12 @@ from tenacity import stop_never
 
 from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter, opero, remaining
 from opero.core.deadline import in_force
-from opero.core.express import has_express_lane, is_unguarded
 from opero.core.function import describe_function
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
+from opero.core.wrapper import has_express_lane, is_unguarded
 from opero.errors import CircuitOpenError, DeadlineError
-from opero.utils.switch import switch
+from opero.utils.ambient import switch
 
 GUARDS = {
     "concurrency": lambda: ConcurrencyLimit(1),

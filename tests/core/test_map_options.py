@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from opero import operomap
-from opero.core.map_options import MapOptions
-from opero.core.options import Options
+from opero.core.options import MapOptions, Options
 from opero.errors import OperoUsageError
 
 NAMES = [name for name in MapOptions.names() if name not in Options.names()]

@@ -24,7 +24,7 @@ import pydantic
 import pytest
 
 from opero import opero
-from opero.core.method import BoundMethod
+from opero.core.function import BoundMethod
 from opero.errors import OperoUsageError
 from opero.testing import flaky
 

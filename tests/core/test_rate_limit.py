@@ -13,7 +13,7 @@ from opero.core.rate_limit import RateLimit, RateLimiter
 from opero.core.stats import Stats
 from opero.errors import CircuitOpenError, OperoUsageError
 from opero.events import LimiterWaited
-from opero.events.emitter import Emitter
+from opero.events.bus import Emitter
 from opero.testing import capture_events, fake_clock
 
 

@@ -17,7 +17,7 @@ from opero import events
 from opero.core.call import Call
 from opero.core.timeout import Timeout
 from opero.errors import CallTimeoutError
-from opero.events.emitter import Emitter
+from opero.events.bus import Emitter
 
 
 @pytest.fixture

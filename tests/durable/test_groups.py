@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from opero import operomap
-from opero.core.branching import fork
+from opero.core.context import fork
 from opero.durable import Orchestrator, activity, uuid, workflow
 from opero.errors import UnserializableError
 from opero.testing import flaky

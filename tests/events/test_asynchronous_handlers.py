@@ -17,8 +17,7 @@ import pytest
 from opero import opero
 from opero.errors import OperoUsageError
 from opero.events import CacheHit, Event, EventBus, HandlerFailed, event_bus
-from opero.events.mailbox import Mailbox
-from opero.events.spare_loop import spare_loop
+from opero.events.delivery import DeliveryQueue, background_loop
 from opero.testing import flaky
 
 
@@ -139,24 +138,24 @@ def test_what_a_loop_leaves_behind_is_dealt_with_later(bus: EventBus) -> None:
         assert log.heard[-2:] == ["1", "2"]
 
 
-def test_a_program_without_a_loop_has_a_spare_one(bus: EventBus) -> None:
+def test_a_program_without_a_loop_uses_the_background_loop(bus: EventBus) -> None:
     log = Log()
     with bus.subscribe(log.slowly):
         bus.emit(event(1))
         bus.emit(event(2))
         assert bus.drain_sync(10)
     assert log.heard == ["1", "2"]
-    assert log.loops == {spare_loop.get()}
+    assert log.loops == {background_loop.get()}
 
 
-def test_the_spare_loop_can_be_stopped_and_comes_back() -> None:
-    first = spare_loop.get()
-    assert repr(spare_loop) == "<SpareLoop running>"
-    spare_loop.stop()
-    spare_loop.stop()
+def test_the_background_loop_starts_again_after_stop() -> None:
+    first = background_loop.get()
+    assert repr(background_loop) == "<BackgroundLoop running>"
+    background_loop.stop()
+    background_loop.stop()
     assert first.is_closed()
-    assert repr(spare_loop) == "<SpareLoop not started>"
-    assert spare_loop.get() is not first
+    assert repr(background_loop) == "<BackgroundLoop not started>"
+    assert background_loop.get() is not first
 
 
 @pytest.mark.asyncio
@@ -377,10 +376,10 @@ def test_a_queue_without_a_place_is_refused(bus: EventBus) -> None:
         bus.subscribe(print, queue=0)
 
 
-def test_a_mailbox_tells_what_it_holds() -> None:
-    box = Mailbox(1, lambda error, subject: None, None)
-    assert repr(box) == "<Mailbox, 0 waiting, 0 dropped>"
-    assert not box.waiting
+def test_repr_of_a_delivery_queue() -> None:
+    queue = DeliveryQueue(1, lambda error, subject: None, None)
+    assert repr(queue) == "<DeliveryQueue, 0 waiting, 0 dropped>"
+    assert not queue.waiting
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -15,7 +15,7 @@ from opero.core.call import Call
 from opero.core.rate_limit import RateLimit
 from opero.core.stats import Stats
 from opero.errors import DeadlineError, RateLimitPausedError
-from opero.events.emitter import Emitter
+from opero.events.bus import Emitter
 from opero.limits.waiting_room import Patience, bear
 from opero.utils import ambient
 

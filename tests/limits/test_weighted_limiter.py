@@ -24,7 +24,7 @@ from opero.errors import (
     OperoWarning,
     SpendCapError,
 )
-from opero.events.emitter import Emitter
+from opero.events.bus import Emitter
 from opero.testing import set_disabled
 
 

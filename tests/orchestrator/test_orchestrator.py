@@ -36,9 +36,9 @@ def execute(face: Any, orchestrator: Orchestrator, fn: Any, *args: Any, **kwargs
     return face.run(method, fn, *args, **kwargs)
 
 
-def process(face: Any, orchestrator: Orchestrator, fns: Any, *items: Any) -> Any:
+def process(face: Any, orchestrator: Orchestrator, fns: Any, *items: Any, **kwargs: Any) -> Any:
     method = orchestrator.process if face.asynchronous else orchestrator.process_sync
-    return face.run(method, fns, *items)
+    return face.run(method, fns, *items, **kwargs)
 
 
 # --- one call -------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ def test_methods_builtins_partials_and_unhashable_objects_are_functions(face: An
 
 
 def test_a_function_is_decorated_once(face: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from opero.orchestrator import chains
+    from opero.orchestrator import orchestrator as chains
 
     made: list[Any] = []
     monkeypatch.setattr(chains, "make_wrapper", lambda p: made.append(p) or make_wrapper(p))
@@ -247,20 +247,18 @@ def test_an_orchestrator_can_be_pickled_with_its_limits() -> None:
 # --- many items -----------------------------------------------------------------------------------
 
 
-def test_each_item_goes_through_the_functions_until_one_works(face: Any) -> None:
+def test_process_calls_each_function_with_each_item(face: Any) -> None:
     def even(x: int) -> str:
         if x % 2:
             raise ValueError(x)
         return f"even {x}"
 
     def small(x: int) -> str:
-        if x > 2:
-            raise KeyError(x)
         return f"small {x}"
 
     orchestrator = Orchestrator(OrchestratorConfig(fallbacks=[face.of(lambda x: f"any {x}")]))
-    results = process(face, orchestrator, [face.of(even), face.of(small)], *range(5))
-    assert results == ["even 0", "small 1", "even 2", "any 3", "even 4"]
+    results = process(face, orchestrator, [face.of(even), face.of(small)], *range(3))
+    assert results == ["even 0", "any 1", "even 2", "small 0", "small 1", "small 2"]
     assert process(face, orchestrator, face.of(even), 2) == ["even 2"]
     assert process(face, orchestrator, [face.of(even)]) == []
 
@@ -336,8 +334,8 @@ def test_functions_of_both_kinds_and_callers_of_both_kinds_mix(face: Any) -> Non
     async def any_works(x: int) -> str:
         return f"later {x}"
 
-    expected = ["plain 0", "later 1"]
-    assert process(face, Orchestrator(), [odd_fails, any_works], 0, 1) == expected
+    expected = ["plain 0", "plain 2", "later 0", "later 2"]
+    assert process(face, Orchestrator(), [odd_fails, any_works], 0, 2) == expected
     assert process(face, Orchestrator(), odd_fails, 0, 2) == ["plain 0", "plain 2"]
     assert process(face, Orchestrator(), any_works, 5) == ["later 5"]
 
@@ -469,3 +467,33 @@ def test_an_orchestrator_can_be_forgotten() -> None:
     del orchestrator
     gc.collect()
     assert gone() is None
+
+
+# --- @orchestrate with parts ----------------------------------------------------------------------
+
+
+def test_orchestrate_takes_the_parts_of_a_configuration(face: Any) -> None:
+    retry = RetryConfig(max_attempts=2, wait_min=0, wait_max=0)
+    calls = []
+
+    def fails(x: int) -> str:
+        calls.append(x)
+        raise ConnectionError(x)
+
+    fetch = orchestrate(
+        fallbacks=[face.of(lambda x: f"mirror {x}")],
+        retry_config=retry,
+        rate_limit_config=RateLimitConfig(1000),
+        concurrency_config=ConcurrencyConfig(2),
+    )(face.of(fails))
+    assert face.run(fetch, 1) == "mirror 1"
+    assert calls == [1, 1]
+    assert face.run(fetch.process, 2, 3) == ["mirror 2", "mirror 3"]
+    with pytest.raises(OperoUsageError, match="config= and retry_config= exclude each other"):
+        orchestrate(config=OrchestratorConfig(), retry_config=retry)  # type: ignore[call-overload]
+
+
+def test_process_hands_keyword_arguments_to_each_call(face: Any) -> None:
+    fetch = orchestrate(face.of(lambda x, plus: x + plus))
+    assert face.run(fetch.process, 1, 2, plus=10) == [11, 12]
+    assert process(face, Orchestrator(), [face.of(lambda x, plus: x * plus)], 1, plus=3) == [3]

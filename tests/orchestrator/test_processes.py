@@ -42,9 +42,9 @@ def in_processes(workers: int = 2, **more: Any) -> Orchestrator:
     )
 
 
-def process(face: Any, orchestrator: Orchestrator, fns: Any, *items: Any) -> Any:
+def process(face: Any, orchestrator: Orchestrator, fns: Any, *items: Any, **kwargs: Any) -> Any:
     method = orchestrator.process if face.asynchronous else orchestrator.process_sync
-    return face.run(method, fns, *items)
+    return face.run(method, fns, *items, **kwargs)
 
 
 def whereabouts(x: int) -> tuple[int, int]:
@@ -78,16 +78,28 @@ def test_items_run_in_other_processes_at_once_and_stay_in_order(face: Any, tmp_p
     assert len(pids) == 2
 
 
-def test_the_chain_of_fallbacks_and_the_retries_are_in_the_worker(face: Any) -> None:
+def test_fallbacks_and_retries_run_in_the_worker(face: Any) -> None:
     def small(x: int) -> str:
         if x > 1:
             raise KeyError(x)
         return f"small {x} of {os.getpid()}"
 
-    orchestrator = in_processes(retry_config=AT_ONCE, fallbacks=[face.of(lambda x: f"any {x}")])
-    results = process(face, orchestrator, [face.of(odd_fails), face.of(small)], *range(4))
+    fallbacks = [face.of(small), face.of(lambda x: f"any {x}")]
+    orchestrator = in_processes(retry_config=AT_ONCE, fallbacks=fallbacks)
+    results = process(face, orchestrator, [face.of(odd_fails)], *range(4))
     assert [r.partition(" of ")[0] for r in results] == ["even 0", "small 1", "even 2", "any 3"]
     assert str(os.getpid()) not in results[1]
+
+
+def test_several_functions_run_in_workers_with_keyword_arguments(face: Any) -> None:
+    def twice(x: int, plus: int) -> int:
+        return 2 * x + plus
+
+    def square(x: int, plus: int) -> int:
+        return x * x + plus
+
+    functions = [face.of(twice), face.of(square)]
+    assert process(face, in_processes(), functions, 3, 4, plus=1) == [7, 9, 10, 17]
 
 
 def test_lambdas_closures_and_methods_travel() -> None:

@@ -123,3 +123,11 @@ def test_rules_and_a_breaker_exclude_each_other() -> None:
 def test_wrong_rules_are_refused_when_the_group_is_made(rule: dict[str, int]) -> None:
     with pytest.raises(OperoUsageError):
         CircuitGroup(len, **rule)  # type: ignore[arg-type]  # values of both kinds
+
+
+def test_current_state_is_the_state_of_the_breaker() -> None:
+    group = CircuitGroup(flaky("ok", failures=1), fail_max=1)
+    assert group.current_state is CircuitState.CLOSED
+    with pytest.raises(ConnectionError):
+        run_sync(group)
+    assert group.current_state is group.breaker.state is CircuitState.OPEN

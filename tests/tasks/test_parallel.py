@@ -16,7 +16,7 @@ import pytest
 from tests.tasks.conftest import until
 
 from opero import failures
-from opero.core.branching import fork
+from opero.core.context import fork
 from opero.errors import OperoUsageError
 from opero.tasks import Parallel, Sequence, Task, TaskState, run_sync
 
@@ -576,3 +576,10 @@ def test_an_error_leaves_no_reference_cycle(limit: int | None) -> None:
             assert asyncio.run(main(made))() is None
     finally:
         gc.enable()
+
+
+def test_max_workers_is_another_name_of_limit() -> None:
+    parallel = Parallel(len, max_workers=3)
+    assert parallel.limit == 3
+    with pytest.raises(OperoUsageError, match="limit= and max_workers= are the same"):
+        Parallel(len, limit=3, max_workers=3)

@@ -18,10 +18,9 @@ from tests.tasks.conftest import until
 from opero import event_bus, opero
 from opero.errors import CallTimeoutError, OperoUsageError
 from opero.events import RetryScheduled
-from opero.tasks import Task, TaskRun, TaskState, policies, run, run_sync, threads
-from opero.tasks.task import running_task
-from opero.tasks.task_run import NOTHING, carry_out
-from opero.tasks.threads import MOST_THREADS
+from opero.tasks import Task, TaskRun, TaskState, callee, run, run_sync
+from opero.tasks.callee import MOST_THREADS
+from opero.tasks.state import NOTHING, carry_out, running_task
 from opero.testing import FakeClock, flaky
 
 if TYPE_CHECKING:
@@ -155,7 +154,7 @@ def test_what_cannot_be_called_is_no_task(given: Any) -> None:
 
 
 def test_a_task_in_a_task_is_refused() -> None:
-    with pytest.raises(OperoUsageError, match="runs already"):
+    with pytest.raises(OperoUsageError, match="can run already"):
         Task(Task(upper))
 
 
@@ -267,7 +266,7 @@ def test_a_slot_is_given_back_when_no_thread_can_be_started(
 
     async def main() -> str:
         with monkeypatch.context() as patch:
-            patch.setattr(threads, "run_in_thread", refuse)
+            patch.setattr(callee, "run_in_thread", refuse)
             for _ in range(MOST_THREADS + 1):
                 with pytest.raises(RuntimeError, match="new thread"):
                     await Task(upper, "tea").run()
@@ -578,16 +577,16 @@ def test_a_decorated_function_without_retries_is_called_as_it_is() -> None:
     assert run_sync(Task(fetch, "tea", options={"cache": False})) == "TEA"
 
 
-def test_retries_outside_of_a_run_are_nobodys_state(told: Told) -> None:
+def test_retry_events_outside_of_a_run_change_no_state(told: Told) -> None:
     event = RetryScheduled(function="fetch", attempt=2, delay=0)
-    policies._hear(event)
+    callee._note_retry(event)
     run = TaskRun(Task(upper, "tea"))
 
     async def main() -> None:
         running_task.set(run)
         await carry_out(run)
         running_task.set(run)
-        policies._hear(event)  # a renewal of its result behind the scenes, say
+        callee._note_retry(event)  # a refresh in the background, for example
 
     asyncio.run(main())
     assert run.state is TaskState.SUCCEEDED

@@ -26,7 +26,7 @@ from opero.core import get_retry_decorator
 from opero.errors import OperoError, OperoUsageError, OperoWarning
 from opero.testing import NotRecordedError, fake_clock, flaky, record, replay, set_disabled
 from opero.utils import ambient
-from opero.utils.switch import switch
+from opero.utils.ambient import switch
 
 CALLS: list[Any] = []
 

@@ -26,7 +26,7 @@ from opero.testing import (
     set_disabled,
 )
 from opero.utils import ambient
-from opero.utils.switch import switch
+from opero.utils.ambient import switch
 
 # --- set_disabled ---------------------------------------------------------------------------------
 

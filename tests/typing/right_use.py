@@ -23,7 +23,7 @@ from opero import (
 from opero.caching import CacheInfo
 from opero.concurrency import MapResult, get_parallel_executor, get_parallel_map_decorator
 from opero.core import get_fallback_decorator, get_retry_decorator
-from opero.core.explain import Explanation
+from opero.core.call import Explanation
 from opero.core.options import Options
 from opero.core.stats import Stats
 from opero.events import CacheHit, Event, RetryScheduled

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import threading
 
-from opero.utils.switch import Switch
+from opero.utils.ambient import Switch
 
 
 def test_it_is_on_while_anybody_holds_it() -> None:

@@ -18,7 +18,7 @@ import weakref
 import pytest
 
 from opero.utils import threads as spare_threads
-from opero.utils.threads import Job, run_in_thread
+from opero.utils.threads import ThreadCall, run_in_thread
 
 
 def until(condition):
@@ -31,7 +31,7 @@ def until(condition):
 
 def do(work):
     """Run `work` in a spare thread and return what it gives."""
-    job = Job(work)
+    job = ThreadCall(work)
     run_in_thread(job)
     assert job.wait(10)
     return job.outcome()
@@ -126,7 +126,7 @@ def test_one_thread_serves_a_thousand_quick_calls():
 
 
 def test_a_thread_is_idle_before_its_caller_knows(none_idle):
-    job, seen = Job(int), []
+    job, seen = ThreadCall(int), []
     job.then(lambda: seen.extend(spare_threads._idle))
     run_in_thread(job)
     until(lambda: seen)
@@ -134,13 +134,13 @@ def test_a_thread_is_idle_before_its_caller_knows(none_idle):
 
 def test_ten_hung_calls_do_not_stop_the_eleventh():
     end = threading.Event()
-    hung = [Job(lambda: end.wait(20)) for _ in range(10)]
+    hung = [ThreadCall(lambda: end.wait(20)) for _ in range(10)]
     for job in hung:
         run_in_thread(job)
     assert do(lambda: "done") == "done"
     assert not any(job.wait(0) for job in hung)
     end.set()
-    until(lambda: all(job._over for job in hung))
+    until(lambda: all(job._done for job in hung))
     # They are idle now and serve again.
     before = set(spares())
     assert do(threading.current_thread) in before
@@ -148,7 +148,7 @@ def test_ten_hung_calls_do_not_stop_the_eleventh():
 
 def test_many_at_once_have_a_thread_each():
     together = threading.Barrier(20, timeout=10)
-    jobs = [Job(together.wait) for _ in range(20)]
+    jobs = [ThreadCall(together.wait) for _ in range(20)]
     for job in jobs:
         run_in_thread(job)
     assert all(job.wait(10) for job in jobs)
@@ -172,7 +172,7 @@ def test_threads_that_are_about_to_end_lose_no_job(none_idle):
 def test_a_thread_that_is_called_while_it_ends_stays(monkeypatch):
     idle = []
     monkeypatch.setattr(spare_threads, "_idle", idle)
-    spare = spare_threads._Spare()
+    spare = spare_threads._Worker()
     tries = []
 
     class Hatch:
@@ -200,8 +200,8 @@ def test_a_thread_that_is_called_while_it_ends_stays(monkeypatch):
         def release(self):
             self.lock.release()
 
-    jobs = [Job(lambda: "first"), Job(lambda: "second")]
-    spare._hatch = Hatch(spare._hatch)
+    jobs = [ThreadCall(lambda: "first"), ThreadCall(lambda: "second")]
+    spare._has_call = Hatch(spare._has_call)
     spare.serve()
     assert [job.outcome() for job in jobs] == ["first", "second"]
     assert len(tries) == 3
@@ -214,7 +214,7 @@ def test_without_a_thread_the_caller_is_told(none_idle, monkeypatch):
 
     monkeypatch.setattr(threading.Thread, "start", start)
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        run_in_thread(Job(int))
+        run_in_thread(ThreadCall(int))
     assert not spare_threads._idle
 
 
@@ -223,7 +223,7 @@ def test_without_a_thread_the_caller_is_told(none_idle, monkeypatch):
 
 def test_a_callback_is_called_when_the_work_is_over():
     end, called = threading.Event(), threading.Event()
-    job = Job(lambda: end.wait(10))
+    job = ThreadCall(lambda: end.wait(10))
     run_in_thread(job)
     assert not job.wait(0)
     job.then(called.set)
@@ -233,7 +233,7 @@ def test_a_callback_is_called_when_the_work_is_over():
 
 
 def test_a_callback_is_called_at_once_when_the_work_is_over_already():
-    job, called = Job(int), []
+    job, called = ThreadCall(int), []
     job.run()
     job.finish()
     job.then(lambda: called.append(True))
@@ -242,7 +242,7 @@ def test_a_callback_is_called_at_once_when_the_work_is_over_already():
 
 def test_a_callback_is_called_once_however_the_end_and_the_request_meet():
     for _ in range(50):
-        job, called = Job(int), []
+        job, called = ThreadCall(int), []
         run_in_thread(job)
         job.then(lambda called=called: called.append(True))
         until(lambda called=called: called)
@@ -260,12 +260,12 @@ def test_an_interrupt_reaches_who_waits():
         signal.pthread_kill(me, signal.SIGINT)
         end.wait(10)
 
-    job = Job(interrupt)
+    job = ThreadCall(interrupt)
     run_in_thread(job)
     with pytest.raises(KeyboardInterrupt):
         job.wait(20)
     end.set()
-    until(lambda: job._over)
+    until(lambda: job._done)
 
 
 # --- nothing stays --------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ def test_nothing_stays_of_a_call_that_was_left_behind(no_collector, fails, patie
             raise KeyError(argument)
         return argument
 
-    job = Job(work)
+    job = ThreadCall(work)
     variable.reset(token)
     if patience_ends == "long before":
         run_in_thread(job)
@@ -338,7 +338,7 @@ def test_an_error_that_is_kept_keeps_nothing_but_its_frames(no_collector):
         del argument
         raise KeyError
 
-    job = Job(functools.partial(fail, argument))
+    job = ThreadCall(functools.partial(fail, argument))
     variable.reset(token)
     del argument, within, token
     run_in_thread(job)
@@ -354,11 +354,11 @@ def test_an_error_that_is_kept_keeps_nothing_but_its_frames(no_collector):
 
 def test_an_idle_thread_keeps_no_job(no_collector):
     do(int)
-    until(lambda: not any(type(each) is Job for each in gc.get_objects()))
+    until(lambda: not any(type(each) is ThreadCall for each in gc.get_objects()))
 
 
 def test_a_job_keeps_neither_value_nor_error():
-    job = Job(lambda: "value")
+    job = ThreadCall(lambda: "value")
     job.run()
     job.finish()
     assert job.outcome() == "value"
@@ -381,8 +381,8 @@ def run(code):
 def test_a_hung_call_does_not_keep_the_interpreter_alive():
     done = run("""
 import threading, time
-from opero.utils.threads import Job, run_in_thread
-job = Job(lambda: time.sleep(3600))
+from opero.utils.threads import ThreadCall, run_in_thread
+job = ThreadCall(lambda: time.sleep(3600))
 run_in_thread(job)
 assert not job.wait(0.01)
 print("over")
@@ -395,9 +395,9 @@ print("over")
 def test_a_forked_child_has_threads_of_its_own():
     done = run("""
 import os, threading
-from opero.utils.threads import Job, run_in_thread
+from opero.utils.threads import ThreadCall, run_in_thread
 def do(work):
-    job = Job(work)
+    job = ThreadCall(work)
     run_in_thread(job)
     assert job.wait(10)
     return job.outcome()

@@ -1,17 +1,27 @@
 # this_file: tests/utils/test_waiters.py
-"""Gates: opened once, from anywhere, for a thread or a task."""
+"""Waiters and queues: whoever waits is served once, and nothing that is handed over is lost."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 
-from opero.utils import waiters as gates
-from opero.utils.waiters import TaskGate, ThreadGate
+from opero.errors import OperoWarning
+from opero.utils import waiters
+from opero.utils.waiters import FairLock, HandoffQueue, TaskWaiter, ThreadWaiter, WaitQueue
+
+
+def until(condition):
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 def later(work):
@@ -22,47 +32,47 @@ def later(work):
     return timer
 
 
-def test_a_thread_goes_through_a_gate_that_is_open_already():
-    gate = ThreadGate()
-    assert not gate.opened
-    assert gate.open()
-    assert gate.opened
-    assert gate.wait()
+def test_a_thread_that_was_woken_before_it_waits_goes_on():
+    waiter = ThreadWaiter()
+    assert not waiter.granted
+    assert waiter.wake()
+    assert waiter.granted
+    assert waiter.wait()
 
 
 @pytest.mark.parametrize("seconds", [None, 5, 1e300])
-def test_a_thread_waits_until_another_one_opens(seconds):
-    gate = ThreadGate()
-    later(gate.open)
-    assert gate.wait(seconds)
+def test_a_thread_waits_until_another_one_wakes_it(seconds):
+    waiter = ThreadWaiter()
+    later(waiter.wake)
+    assert waiter.wait(seconds)
 
 
 @pytest.mark.parametrize("seconds", [0.005, 0, -1])
-def test_a_thread_goes_when_its_time_is_over(seconds):
-    gate = ThreadGate()
-    assert not gate.wait(seconds)
-    # Whoever opens it afterwards gave something to somebody who has left, and that shows.
-    assert gate.open()
-    assert gate.opened
+def test_a_thread_goes_on_when_its_time_is_up(seconds):
+    waiter = ThreadWaiter()
+    assert not waiter.wait(seconds)
+    # What it is handed afterwards was granted all the same, and that shows.
+    assert waiter.wake()
+    assert waiter.granted
 
 
-def test_time_that_is_over_does_not_matter_at_an_open_gate():
-    gate = ThreadGate()
-    gate.open()
-    assert gate.wait(-1)
+def test_time_that_is_up_does_not_matter_once_woken():
+    waiter = ThreadWaiter()
+    waiter.wake()
+    assert waiter.wait(-1)
 
 
 @pytest.mark.parametrize("seconds", [None, 5])
-def test_a_thread_that_looks_up_goes_on_waiting(seconds, monkeypatch):
-    monkeypatch.setattr(gates, "_PATIENCE", 0.001)
-    gate = ThreadGate()
-    later(gate.open)
-    assert gate.wait(seconds)
+def test_a_thread_that_checks_for_interrupts_goes_on_waiting(seconds, monkeypatch):
+    monkeypatch.setattr(waiters, "_CHECK_SECONDS", 0.001)
+    waiter = ThreadWaiter()
+    later(waiter.wake)
+    assert waiter.wait(seconds)
 
 
-def test_a_thread_that_looks_up_still_goes_in_time(monkeypatch):
-    monkeypatch.setattr(gates, "_PATIENCE", 0.001)
-    assert not ThreadGate().wait(0.01)
+def test_a_thread_that_checks_for_interrupts_still_ends_in_time(monkeypatch):
+    monkeypatch.setattr(waiters, "_CHECK_SECONDS", 0.001)
+    assert not ThreadWaiter().wait(0.01)
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals between threads")
@@ -71,112 +81,318 @@ def test_an_interrupt_reaches_a_waiting_thread(seconds):
     me = threading.main_thread().ident
     later(lambda: signal.pthread_kill(me, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        ThreadGate().wait(seconds)
+        ThreadWaiter().wait(seconds)
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("seconds", [None, 5, float("inf")])
-async def test_a_task_waits_until_a_thread_opens(seconds):
-    gate = TaskGate()
-    later(gate.open)
-    assert await gate.wait(seconds)
-    assert gate.opened
+async def test_a_task_waits_until_a_thread_wakes_it(seconds):
+    waiter = TaskWaiter()
+    later(waiter.wake)
+    assert await waiter.wait(seconds)
+    assert waiter.granted
 
 
 @pytest.mark.asyncio
-async def test_a_task_waits_until_another_task_opens():
-    gate = TaskGate()
-    asyncio.get_running_loop().call_soon(gate.open)
-    assert await gate.wait()
+async def test_a_task_waits_until_another_task_wakes_it():
+    waiter = TaskWaiter()
+    asyncio.get_running_loop().call_soon(waiter.wake)
+    assert await waiter.wait()
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("seconds", [0.005, 0, -1])
-async def test_a_task_goes_when_its_time_is_over(seconds):
-    gate = TaskGate()
-    assert not await gate.wait(seconds)
-    assert not gate.opened
-    assert gate.open()
-    assert gate.opened
+async def test_a_task_goes_on_when_its_time_is_up_and_may_wait_again(seconds):
+    waiter = TaskWaiter()
+    assert not await waiter.wait(seconds)
+    assert not waiter.granted
+    assert not await waiter.wait(seconds)
+    assert waiter.wake()
+    assert waiter.granted
+    assert await waiter.wait()
 
 
 @pytest.mark.asyncio
-async def test_an_opened_gate_leaves_no_timer_behind():
-    gate = TaskGate()
-    gate.open()
+async def test_a_woken_task_leaves_no_timer_behind():
+    waiter = TaskWaiter()
+    waiter.wake()
     loop = asyncio.get_running_loop()
-    assert await gate.wait(3600)
+    assert await waiter.wait(3600)
     assert all(timer.cancelled() for timer in loop._scheduled)
 
 
 @pytest.mark.asyncio
-async def test_a_cancelled_task_lets_nothing_through():
-    gate = TaskGate()
-    task = asyncio.create_task(gate.wait())
+async def test_a_cancelled_task_is_granted_nothing():
+    waiter = TaskWaiter()
+    task = asyncio.create_task(waiter.wait())
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert not gate.open()
-    assert not gate.opened
+    assert not waiter.wake()
+    assert not waiter.granted
 
 
 @pytest.mark.asyncio
-async def test_a_task_that_is_cancelled_after_the_opening_can_tell():
-    gate = TaskGate()
-    task = asyncio.create_task(gate.wait())
+async def test_a_task_that_is_cancelled_after_it_was_woken_can_tell():
+    waiter = TaskWaiter()
+    task = asyncio.create_task(waiter.wait())
     await asyncio.sleep(0)
-    assert gate.open()
+    assert waiter.wake()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert gate.opened
+    assert waiter.granted
 
 
 def started_in(loop):
-    """A task that waits at a gate in `loop`, which stands still afterwards."""
+    """A task that waits in `loop`, which does not run afterwards."""
 
     async def start():
-        gate = TaskGate()
-        task = asyncio.ensure_future(gate.wait())
+        waiter = TaskWaiter()
+        task = asyncio.ensure_future(waiter.wait())
         await asyncio.sleep(0)
-        return gate, task
+        return waiter, task
 
     return loop.run_until_complete(start())
 
 
-def test_a_loop_that_stands_still_wakes_up_to_a_gate_that_is_not_open():
+def test_a_task_whose_loop_does_not_run_is_granted_nothing_and_wakes_later():
     loop = asyncio.new_event_loop()
-    gate, task = started_in(loop)
-    assert not gate.open()
-    assert not gate.opened
+    waiter, task = started_in(loop)
+    assert not waiter.wake()
+    assert not waiter.granted
     assert loop.run_until_complete(task)
-    assert not gate.opened
+    assert not waiter.granted
     loop.close()
 
 
-def test_a_loop_that_closes_at_this_very_moment_lets_nobody_out():
+def test_a_task_whose_loop_closes_at_this_very_moment_is_granted_nothing():
     loop = asyncio.new_event_loop()
-    gate, task = started_in(loop)
+    waiter, task = started_in(loop)
 
     def closed(*args):
         raise RuntimeError("Event loop is closed")
 
-    gate._loop = SimpleNamespace(is_running=lambda: True, call_soon_threadsafe=closed)
-    assert not gate.open()
-    assert not gate.opened
+    waiter._loop = SimpleNamespace(is_running=lambda: True, call_soon_threadsafe=closed)
+    assert not waiter.wake()
+    assert not waiter.granted
     task.cancel()
     loop.run_until_complete(asyncio.wait([task]))
     loop.close()
 
 
-def test_nobody_comes_out_of_a_closed_loop():
+def test_a_task_of_a_closed_loop_is_granted_nothing():
     loop = asyncio.new_event_loop()
-    gate, task = started_in(loop)
+    waiter, task = started_in(loop)
     loop._ready.clear()
     loop.close()
-    assert not gate.open()
-    assert not gate.opened
+    assert not waiter.wake()
+    assert not waiter.granted
     # A pending task complains when it is collected.
     task._log_destroy_pending = False
     task.get_coro().close()
+
+
+# --- queues ---------------------------------------------------------------------------------------
+
+
+def test_callers_are_woken_in_order_of_arrival():
+    queue, waiters_ = WaitQueue(), [ThreadWaiter(), ThreadWaiter(), ThreadWaiter()]
+    for waiter in waiters_:
+        queue.join(waiter)
+    assert queue.wake_next("first") is waiters_[0]
+    assert queue.wake_next("last", fits=lambda waiter: waiter is waiters_[2]) is waiters_[2]
+    assert [waiter.value for waiter in waiters_] == ["first", None, "last"]
+    assert queue.wake_next(fits=lambda waiter: False) is None
+    assert queue.leave(waiters_[1])
+    assert not queue.leave(waiters_[0])
+    assert queue.wake_next() is None
+
+
+def test_all_callers_or_some_are_woken_with_a_value():
+    queue, one, other = WaitQueue(), ThreadWaiter(budget=1), ThreadWaiter(budget=2)
+    queue.join(one)
+    queue.join(other)
+    queue.wake_all("short", fits=lambda waiter: waiter.budget < 2)
+    assert (one.value, other.value, len(queue)) == ("short", None, 1)
+    queue.wake_all("all")
+    assert (other.value, len(queue)) == ("all", 0)
+
+
+def test_a_turn_goes_from_thread_to_thread_in_order_of_arrival():
+    turn, served = FairLock(), []
+    assert turn.try_acquire()
+    assert not turn.try_acquire()
+
+    def work(name):
+        assert turn.wait() is True
+        served.append(name)
+        turn.release()
+
+    threads = []
+    for name in range(5):
+        threads.append(threading.Thread(target=work, args=(name,)))
+        threads[-1].start()
+        until(lambda: len(turn) == name + 1)  # noqa: B023 - called in this very round
+    turn.release()
+    assert turn.held or not turn.waiting
+    for thread in threads:
+        thread.join(10)
+    assert served == list(range(5))
+    assert not turn.held
+
+
+def test_a_wait_ends_with_the_error_or_the_time_of_its_look_up():
+    turn = FairLock()
+    turn.try_acquire()
+
+    def late():
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        turn.wait(late)
+    assert turn.wait(lambda: 0) is False
+    assert not turn.waiting
+    turn.release()
+    assert turn.wait(lambda: 0) is True
+
+
+class Permits:
+    """So many permits, and how many were out at once."""
+
+    def __init__(self, count):
+        self.free = [None] * count
+        self.queue = HandoffQueue(self.take, lambda: self.free.append(None))
+
+    def take(self):
+        try:
+            self.free.pop()
+        except IndexError:
+            return False
+        return True
+
+
+@pytest.mark.parametrize("cancel_at", range(8))
+@pytest.mark.parametrize("released", ["before", "in the same round", "after"])
+@pytest.mark.parametrize("by_thread", [True, False])
+def test_a_task_cancelled_at_any_await_loses_no_permit(cancel_at, released, by_thread):
+    permits = Permits(1)
+
+    def release():
+        if by_thread:
+            thread = threading.Thread(target=permits.queue.give_back)
+            thread.start()
+            thread.join()
+        else:
+            permits.queue.give_back()
+
+    async def work():
+        assert await permits.queue.wait_async(lambda: 5)
+        try:
+            await asyncio.sleep(0)
+        finally:
+            permits.queue.give_back()
+
+    async def main():
+        assert permits.take()
+        tasks = [asyncio.ensure_future(work()) for _ in range(3)]
+        for number in range(8):
+            if number == cancel_at and released == "before":
+                release()
+            if number == cancel_at:
+                tasks[0].cancel()
+            if number == cancel_at and released == "in the same round":
+                release()
+            await asyncio.sleep(0)
+        if released == "after":
+            release()
+        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+        assert all(task.cancelled() or task.exception() is None for task in tasks)
+
+    asyncio.run(main())
+    assert (len(permits.free), len(permits.queue)) == (1, 0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_threads_and_two_loops_with_cancellations_lose_and_double_nothing(seed):
+    permits, count = Permits(2), 2
+    out, most, served, lock = 0, 0, 0, threading.Lock()
+    cancelled = 0
+    end = time.monotonic() + 0.4
+
+    def enter():
+        nonlocal out, most, served
+        with lock:
+            out += 1
+            served += 1
+            most = max(most, out)
+
+    def leave():
+        nonlocal out
+        with lock:
+            out -= 1
+        permits.queue.give_back()
+
+    def thread(number):
+        draw = random.Random(f"{seed} {number}")
+        while time.monotonic() < end:
+            until_ = time.monotonic() + draw.choice([0, 0.0002, 0.002, 5])
+            if permits.queue.wait(lambda: until_ - time.monotonic()):  # noqa: B023 - at once
+                enter()
+                time.sleep(draw.choice([0, 0, 0.0003]))
+                leave()
+
+    async def task(draw):
+        while time.monotonic() < end:
+            until_ = time.monotonic() + draw.choice([0.0002, 0.002, 5])
+            if await permits.queue.wait_async(lambda: until_ - time.monotonic()):  # noqa: B023
+                enter()
+                try:
+                    for _ in range(draw.randrange(3)):
+                        await asyncio.sleep(0)
+                finally:
+                    leave()
+
+    async def main(number):
+        nonlocal cancelled
+        draw = random.Random(f"{seed} loop {number}")
+        tasks = {asyncio.ensure_future(task(random.Random(draw.random()))) for _ in range(8)}
+        while time.monotonic() < end:
+            for _ in range(draw.randrange(4)):
+                await asyncio.sleep(0)
+            victim = draw.choice(list(tasks))
+            victim.cancel()
+            cancelled += 1
+            await asyncio.wait([victim])
+            assert victim.cancelled() or victim.exception() is None
+            tasks.discard(victim)
+            tasks.add(asyncio.ensure_future(task(random.Random(draw.random()))))
+        await asyncio.wait_for(asyncio.gather(*tasks), 10)
+
+    threads = [threading.Thread(target=thread, args=(number,)) for number in range(4)]
+    threads += [threading.Thread(target=asyncio.run, args=(main(number),)) for number in range(2)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join(20)
+        assert not one.is_alive()
+    assert most <= count
+    assert served > 20
+    assert cancelled > 20
+    assert (len(permits.free), len(permits.queue), out) == (count, 0, 0)
+
+
+# --- waits in the thread of a loop ----------------------------------------------------------------
+
+
+def test_a_synchronous_wait_in_the_thread_of_a_running_loop_warns_once(monkeypatch):
+    monkeypatch.setattr(waiters, "_warned", set())
+    waiters.warn_of_blocked_loop("a permit")
+
+    async def main():
+        with pytest.warns(OperoWarning, match=r"waits for a permit.*asyncio.to_thread"):
+            waiters.warn_of_blocked_loop("a permit")
+        waiters.warn_of_blocked_loop("a permit")
+
+    asyncio.run(main())

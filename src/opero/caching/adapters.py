@@ -15,7 +15,7 @@ from opero.caching.flight import Flight, board, unboard
 from opero.caching.waiter import Order, TaskWaiter, ThreadWaiter, tell
 from opero.errors import UnkeyableError
 from opero.utils import ambient
-from opero.utils.switch import switch
+from opero.utils.ambient import switch
 
 if TYPE_CHECKING:
     from opero.caching.memory import Entry

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from threading import Condition
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.utils.threads import Job, run_in_thread
+from opero.utils.threads import ThreadCall, run_in_thread
 
 if TYPE_CHECKING:
     from asyncio import Task
@@ -85,7 +85,7 @@ def start_thread(work: Callable[[], object]) -> bool:
             _crew.leave()
 
     try:
-        run_in_thread(Job(run))
+        run_in_thread(ThreadCall(run))
     except RuntimeError:
         _crew.leave()
         return False

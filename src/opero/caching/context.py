@@ -19,7 +19,7 @@ from opero.caching.skips import Skips
 from opero.caching.weight import weigh
 from opero.core.options import Options
 from opero.errors import OperoUsageError, StoreError, UnkeyableError
-from opero.events.emitter import Emitter
+from opero.events.bus import Emitter
 from opero.utils import ambient
 from opero.utils.units import Duration, parse_seconds, parse_size
 

@@ -17,7 +17,7 @@ from opero.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
 
 __all__ = ["Edits", "source_digest"]
 

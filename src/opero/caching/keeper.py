@@ -19,8 +19,8 @@ from opero.caching.weight import weigh
 from opero.core.call import Receipt
 from opero.errors import OperoWarning, StoreError
 from opero.utils import ambient
+from opero.utils.ambient import switch
 from opero.utils.stack import users_stacklevel
-from opero.utils.switch import switch
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:

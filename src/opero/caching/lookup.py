@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from opero.caching.skips import Skips
     from opero.core.call import Call
     from opero.core.stats import Stats
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
 
 __all__ = ["Lookup"]
 

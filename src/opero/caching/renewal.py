@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from opero.caching.memory import Entry
     from opero.caching.shelf import Shelf
     from opero.core.call import Call
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
 
 __all__ = ["Renewal"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from opero import events
 
 if TYPE_CHECKING:
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
 
 __all__ = ["Skips"]
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from opero.core.function import FunctionInfo
     from opero.core.options import Options
     from opero.core.stats import Stats
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
 
 __all__ = ["Cache"]
 

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from opero.utils import ambient
-from opero.utils.waiters import ThreadGate
+from opero.utils.waiters import ThreadWaiter as BlockedThread
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
@@ -89,7 +89,7 @@ class ThreadWaiter:
     def __init__(self, deadline: float | None = None) -> None:
         self.deadline = deadline
         self.verdict: Verdict | None = None
-        self._gate = ThreadGate()
+        self._gate = BlockedThread()
 
     @property
     def ready(self) -> bool:
@@ -102,7 +102,7 @@ class ThreadWaiter:
 
     def wake(self) -> bool:
         """Let the thread go on."""
-        return self._gate.open()
+        return self._gate.wake()
 
 
 class TaskWaiter:

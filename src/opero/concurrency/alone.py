@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from opero.concurrency.dress import mapped
 from opero.core.decorate import decorate
-from opero.core.map_options import MapOptions
+from opero.core.options import MapOptions
 
 if TYPE_CHECKING:
     from opero.concurrency.protocols import MapDecorate
@@ -34,7 +34,7 @@ def get_parallel_map_decorator(**options: Any) -> MapDecorate:
         [2, 4, 6]
     """
     by = "get_parallel_map_decorator"
-    made = MapOptions.alone(by, "map", **options)
+    made = MapOptions.for_stage(by, "map", **options)
     return cast("MapDecorate", lambda function: decorate(function, made, by=by, dress=mapped))
 
 
@@ -51,7 +51,7 @@ def get_parallel_executor(**options: Any) -> ParallelExecutor:
         >>> run.map(len, ["abc", 5]).failures[0].index
         1
     """
-    return ParallelExecutor(MapOptions.alone("get_parallel_executor", "map", **options))
+    return ParallelExecutor(MapOptions.for_stage("get_parallel_executor", "map", **options))
 
 
 class ParallelExecutor:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from opero.concurrency.mapper import Arguments
     from opero.concurrency.recorder import Finished
     from opero.core.function import FunctionInfo
-    from opero.core.map_options import MapOptions
+    from opero.core.options import MapOptions
 
 __all__ = ["Checkpoint", "MakeKey", "key_maker"]
 

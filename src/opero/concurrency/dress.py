@@ -8,14 +8,15 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from opero.core.decorate import changed, decorate, placed, single
-from opero.core.explain import Explanation, explain
+from opero.core.explain import explain
 from opero.utils import ambient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from opero.concurrency.mapper import Mapper
-    from opero.core.map_options import MapOptions
+    from opero.core.call import Explanation
+    from opero.core.options import MapOptions
     from opero.core.pipeline import Pipeline
 
 __all__ = ["map_again", "mapped"]

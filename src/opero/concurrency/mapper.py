@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from opero.concurrency.result import MapResult
     from opero.concurrency.shells import AsyncEngine
     from opero.concurrency.watch import Bar
-    from opero.core.map_options import MapOptions
+    from opero.core.options import MapOptions
 
 __all__ = ["Arguments", "Mapper"]
 

@@ -12,7 +12,7 @@ from opero.errors import OperoUsageError
 if TYPE_CHECKING:
     from opero.concurrency.engine import Engine
     from opero.concurrency.shells import AsyncEngine
-    from opero.core.map_options import MapOptions
+    from opero.core.options import MapOptions
 
 __all__ = [
     "IN_FLIGHT", "Mode", "check_mode", "choose_mode", "describe_mode", "make_async_engine", "make_engine",
@@ -40,7 +40,7 @@ def choose_mode(options: MapOptions, *, awaits: bool, recorded: bool = False) ->
         recorded: Whether somebody records what items do in this process.
 
     Example:
-        >>> from opero.core.map_options import MapOptions
+        >>> from opero.core.options import MapOptions
         >>> choose_mode(MapOptions(), awaits=True), choose_mode(MapOptions(mode="async"), awaits=False)
         ('async', 'thread')
     """

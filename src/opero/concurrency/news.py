@@ -10,7 +10,7 @@ from opero.utils import ambient
 
 if TYPE_CHECKING:
     from opero.concurrency.watch import Bar
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
 
 __all__ = ["News"]
 

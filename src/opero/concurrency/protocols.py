@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, overload
 
-from opero.core.protocols import AsyncResilient, Attributes, Resilient
+from opero.core.decorated import AsyncResilient, Attributes, Resilient
 
 if TYPE_CHECKING:
     from opero.concurrency.result import MapResult

@@ -20,7 +20,7 @@ from os.path import realpath
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.core.method import ClassMethod, Method
+from opero.core.function import ClassMethod, Method
 from opero.errors import ShippingError
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from opero.concurrency.engine import Outcome, Parked
 from opero.core.call import Call, Failure, Pause
-from opero.core.express import is_unguarded
+from opero.core.wrapper import is_unguarded
 from opero.utils import ambient
-from opero.utils.switch import switch
+from opero.utils.ambient import switch
 
 if TYPE_CHECKING:
     from opero.concurrency.engine import Chunk, Job

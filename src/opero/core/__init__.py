@@ -10,12 +10,10 @@ from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from opero.caching import clear_cache, get_cache_context
-    from opero.core.alone import (
-        get_cache_decorator,
-        get_fallback_decorator,
-        get_rate_limit_decorator,
-        get_retry_decorator,
-    )
+    from opero.core.cache import get_cache_decorator
+    from opero.core.fallback import get_fallback_decorator
+    from opero.core.rate_limit import get_rate_limit_decorator
+    from opero.core.retry import get_retry_decorator
 
 __all__ = [
     "clear_cache",
@@ -33,9 +31,9 @@ __getattr__, __dir__ = lazy_exports(
     {
         "clear_cache": "opero.caching.registry",
         "get_cache_context": "opero.caching.context",
-        "get_cache_decorator": "opero.core.alone",
-        "get_fallback_decorator": "opero.core.alone",
-        "get_rate_limit_decorator": "opero.core.alone",
-        "get_retry_decorator": "opero.core.alone",
+        "get_cache_decorator": "opero.core.cache",
+        "get_fallback_decorator": "opero.core.fallback",
+        "get_rate_limit_decorator": "opero.core.rate_limit",
+        "get_retry_decorator": "opero.core.retry",
     },
 )

@@ -1,19 +1,29 @@
 # this_file: src/opero/core/call.py
-"""One call of a decorated function: what it carries through the stages, and the receipt it leaves."""
+"""Carry one call through the stages, and write the receipt it leaves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from opero.utils.matching import Rejected
 
 if TYPE_CHECKING:
     from opero.events import Run
 
-__all__ = ["AsyncProceed", "Call", "Failure", "Pause", "Proceed", "Receipt", "Source"]
+__all__ = [
+    "AsyncProceed",
+    "Call",
+    "Explanation",
+    "Failure",
+    "Pause",
+    "Proceed",
+    "Receipt",
+    "Source",
+    "Stage",
+]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -217,3 +227,31 @@ class Receipt(Generic[T_co]):
         if self.rejected:
             told.append("rejected")
         return f"<Receipt {type(self.value).__name__}: {', '.join(told)} in {self.seconds:.3f} s>"
+
+
+class Explanation(str):
+    """Text that shows itself as it is in a REPL and a notebook."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+class Stage(Protocol):
+    """One step: it gets a call and the way on, and returns or raises what the caller shall get."""
+
+    name: str
+    """Its name in `explain()`."""
+
+    def wrap_sync(self, proceed: Proceed) -> Proceed:
+        """Put the stage before `proceed`."""
+        ...
+
+    def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
+        """Put the stage before `proceed`, for an event loop."""
+        ...
+
+    def describe(self) -> str:
+        """One line for `explain()`: what the stage will do, with its numbers."""
+        ...

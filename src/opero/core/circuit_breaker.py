@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
-from opero.core.cooldown import part_key
+from opero.core.fallback import part_key
 from opero.errors import CircuitOpenError
 from opero.events import Handler, Subscription
 from opero.limits.breaker import FREE, CircuitBreaker, CircuitState, CircuitStats
@@ -23,7 +23,7 @@ from opero.utils.units import format_seconds
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
     from opero.events import CircuitChanged
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
     from opero.limits.breaker import Permit
 
 __all__ = [

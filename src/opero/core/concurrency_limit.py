@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
     from opero.core.stats import Stats
     from opero.errors import DeadlineError
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
     from opero.limits.concurrency_limit import ConcurrencyLimit
 
 __all__ = ["Bulkhead"]

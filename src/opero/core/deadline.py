@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from opero import events
 from opero.errors import DeadlineError, OperoUsageError
 from opero.utils import ambient
-from opero.utils.switch import switch
+from opero.utils.ambient import switch
 from opero.utils.units import Duration, format_seconds, parse_seconds
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
 
 __all__ = [
     "Deadline",

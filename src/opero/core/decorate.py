@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from opero.core.explain import Explanation, explain
-from opero.core.function import describe_function
-from opero.core.method import ClassMethod, Method
+from opero.core.explain import explain
+from opero.core.function import ClassMethod, Method, describe_function
 from opero.core.pipeline import Pipeline
 from opero.core.wrapper import make_call, make_wrapper
 from opero.errors import OperoUsageError
 
 if TYPE_CHECKING:
+    from opero.core.call import Explanation
     from opero.core.options import Options
 
 __all__ = ["Dress", "changed", "decorate", "placed", "single"]

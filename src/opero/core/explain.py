@@ -7,26 +7,18 @@ import inspect
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+from opero.core.call import Explanation
 from opero.core.fallback import values_of
 from opero.core.function import stars, unwrap_partial
 from opero.utils.secrets import looks_secret, mask_url
 from opero.utils.units import format_seconds
 
 if TYPE_CHECKING:
+    from opero.core.call import Stage
     from opero.core.pipeline import Pipeline
-    from opero.core.stage import Stage
     from opero.core.timeout import Timeout
 
-__all__ = ["Explanation", "explain"]
-
-
-class Explanation(str):
-    """Text that shows itself as it is in a REPL and a notebook."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
+__all__ = ["explain"]
 
 
 def explain(pipeline: Pipeline, *, outside: tuple[tuple[str, str], ...] = ()) -> Explanation:

@@ -1,15 +1,17 @@
 # this_file: src/opero/core/fallback.py
-"""Argument fallback: one attempt tries the values of one parameter in order until a call succeeds."""
+"""Argument fallback: try the values of one parameter in order until a call succeeds."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Iterable, Sequence
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from opero import events
-from opero.core.cooldown import Cooldowns
+from opero.caching.keys import Unkeyable, fast_part
 from opero.core.deadline import overdue
+from opero.core.options import standalone
 from opero.errors import OperoUsageError, RateLimitPausedError, RefusalError
 from opero.utils import ambient
 from opero.utils.matching import Rejected, is_final, matches
@@ -18,13 +20,76 @@ from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
-    from opero.core.circuit_breaker import Circuit
+    from opero.core.decorated import Decorate
     from opero.core.function import FunctionInfo
     from opero.core.options import Options
     from opero.core.stats import Stats
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
 
-__all__ = ["ArgFallback", "Slot", "values_of"]
+__all__ = ["ArgFallback", "Cooldowns", "Slot", "get_fallback_decorator", "part_key", "values_of"]
+
+_MOST: Final = 1000
+"""Values that are remembered; beyond it the one that is ready soonest is forgotten."""
+
+
+def part_key(value: object, index: int) -> Hashable:
+    """Return what tells one fallback value from the others: its content.
+
+    A value without content (a client, a lambda) goes by its place in the list.
+
+    Example:
+        >>> part_key("gpt-4", 0) == part_key("gpt-4", 3), part_key(lambda: 0, 2)
+        (True, 2)
+    """
+    try:
+        return fast_part(value)
+    except Unkeyable:
+        return index
+
+
+class Cooldowns:
+    """Until when each of the values of one function is left alone.
+
+    Example:
+        >>> resting = Cooldowns()
+        >>> resting.begin("gpt-4", 0, until=15.0)
+        >>> resting.left("gpt-4", 0, now=10.0), resting.left("gpt-3.5", 1, now=10.0)
+        (5.0, 0.0)
+    """
+
+    __slots__ = ("_lock", "_until")
+
+    def __init__(self) -> None:
+        self._until: dict[Hashable, float] = {}
+        self._lock = Lock()
+
+    def __bool__(self) -> bool:
+        """Whether any value may be cooling; the success path asks nothing else."""
+        return bool(self._until)
+
+    def begin(self, value: object, index: int, until: float) -> None:
+        """Leave a value alone until a clock reading, or longer if it is so already."""
+        key = part_key(value, index)
+        with self._lock:
+            if len(self._until) >= _MOST and key not in self._until:
+                del self._until[min(self._until, key=self._until.__getitem__)]
+            self._until[key] = max(until, self._until.get(key, until))
+
+    def left(self, value: object, index: int, now: float) -> float:
+        """Return the seconds for which a value is still left alone."""
+        key = part_key(value, index)
+        until = self._until.get(key)
+        if until is None:
+            return 0.0
+        if until > now:
+            return until - now
+        with self._lock:
+            if self._until.get(key) == until:
+                del self._until[key]
+        return 0.0
+
+    def __len__(self) -> int:
+        return len(self._until)
 
 
 # --- decisions -------------------------------------------------------------------------------------------------------
@@ -85,6 +150,22 @@ class Slot:
 # --- stage -----------------------------------------------------------------------------------------------------------
 
 
+class ValueGuard(Protocol):
+    """A circuit that may refuse single values."""
+
+    def refuses(self, value: object, index: int) -> float | None:
+        """Return None if a value may be tried now, else the seconds until it may."""
+        ...
+
+    def refusal(self, waits: Iterable[float]) -> Exception:
+        """Return the error for a call all of whose values are refused."""
+        ...
+
+    def skips(self, call: Call, error: Exception) -> bool:
+        """Whether an error is the refusal of the call's own value."""
+        ...
+
+
 class ArgFallback:
     """The stage: makes one call for each value until one succeeds; the last error is the attempt's."""
 
@@ -103,7 +184,7 @@ class ArgFallback:
         self._fallback_on = options.fallback_on
         self._stats = stats
         self._emitter = emitter
-        self.circuit: Circuit | None = None
+        self.circuit: ValueGuard | None = None
         """Tells which values not to try. The pipeline sets it, because the circuit asks for labels in turn."""
         self.resting: Cooldowns = Cooldowns()
         """Values whose service asked to wait; shared by all variants of the function."""
@@ -296,3 +377,26 @@ class ArgFallback:
                 call.args, call.kwargs = given
 
         return run
+
+
+# --- on its own ------------------------------------------------------------------------------------------------------
+
+
+def get_fallback_decorator(arg_fallback: str | None = None, **options: Any) -> Decorate:
+    """Return a decorator that only tries the values of one parameter in order.
+
+    Args:
+        arg_fallback: Name of the parameter; None for a decorator that changes nothing.
+        options: fallback_on.
+
+    Example:
+        >>> @get_fallback_decorator(arg_fallback="divisor")
+        ... def divide(x, divisor=(0, 2)):
+        ...     return x // divisor
+        >>> divide(10)
+        5
+    """
+    made: Decorate = standalone(
+        "get_fallback_decorator", "fallback", arg_fallback=arg_fallback, **options
+    )
+    return made

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
     from opero.core.stats import Stats
     from opero.core.timeout import Timeout
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
 
 __all__ = ["AwaitableResult", "Invoke"]
 

@@ -1,16 +1,14 @@
 # this_file: src/opero/core/options.py
-"""Every option of opero, declared once: name, default, meaning and what makes a value wrong.
-
-The decorators take their signature from `Options`, the stages read it, the README's table is
-checked against it.
-"""
+"""Declare every option once: name, default, meaning and check."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from opero.errors import OperoUsageError, did_you_mean
 from opero.utils import units
@@ -19,14 +17,21 @@ from opero.utils.checks import (
     breaker,
     budget,
     callable_or_none,
+    chunks,
     codec,
     concurrency,
     duration,
     duration_or_none,
+    error_bound,
+    executor,
     factor,
     failure_filter,
     handlers,
     names,
+    none_or,
+    one_of,
+    path,
+    progress,
     rate,
     share,
     size,
@@ -34,42 +39,40 @@ from opero.utils.checks import (
     strategy,
     text,
     text_or_none,
+    token,
     version,
     whole,
 )
+from opero.utils.matching import FailureFilter
 from opero.utils.units import Duration
 
 if TYPE_CHECKING:
-    # The stages stand above the options, and nobody looks these annotations up at run time.
+    from concurrent.futures import Executor  # noqa: TC004 - nobody looks it up at run time, and it is slow to load
+
     from opero.caching import Store  # noqa: TC004 - see above
     from opero.caching.codec import Codec  # noqa: TC004 - see above
-    from opero.core.rate_limit import RateLimiter  # noqa: TC004 - see above
     from opero.core.retry_budget import RetryBudget  # noqa: TC004 - see above
     from opero.events import Event  # noqa: TC004 - see above
     from opero.limits.breaker import CircuitBreaker  # noqa: TC004 - see above
     from opero.limits.concurrency_limit import ConcurrencyLimit  # noqa: TC004 - see above
+    from opero.limits.limiter import RateLimiter  # noqa: TC004 - see above
     from opero.utils.checks import Check
 
-__all__ = ["FailureFilter", "Options", "option"]
-
-FailureFilter = (
-    type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
-)
-"""An exception type, a tuple of types, or a predicate on the exception."""
+__all__ = ["MODES", "MapOptions", "Options", "StopToken", "option", "standalone"]
 
 
-Stage = Literal["cache", "retry", "fallback", "rate limit", "guard", "map", "any"]
+StageName = Literal["cache", "retry", "fallback", "rate limit", "guard", "map", "any"]
 """The stage that an option belongs to; "any" for those that concern the function as a whole."""
 
 
-_ALSO_ALONE: dict[Stage, frozenset[str]] = {
+_ALSO_STANDALONE: dict[StageName, frozenset[str]] = {
     "map": frozenset({"timeout"}),
     "rate limit": frozenset({"retry_after_max"}),
 }
 """Options of another stage that mean something to a stage which stands alone."""
 
 
-def option(stage: Stage, default: Any, check: Check, doc: str) -> Any:
+def option(stage: StageName, default: Any, check: Check, doc: str) -> Any:
     """Declare one option: its stage, its default, the check of its value and its meaning."""
     return dataclasses.field(default=default, metadata={"stage": stage, "check": check, "doc": doc})
 
@@ -262,7 +265,7 @@ class Options:
         return made
 
     @classmethod
-    def alone(cls, by: str, stage: Stage, /, **given: Any) -> Self:
+    def for_stage(cls, by: str, stage: StageName, /, **given: Any) -> Self:
         """Make options with one stage on and all others off.
 
         Args:
@@ -275,7 +278,7 @@ class Options:
         """
         allowed = {
             f.name for f in dataclasses.fields(cls) if f.metadata.get("stage") in (stage, "any")
-        } | _ALSO_ALONE.get(stage, frozenset())
+        } | _ALSO_STANDALONE.get(stage, frozenset())
         for name in given:
             if name not in allowed:
                 raise OperoUsageError(
@@ -291,3 +294,116 @@ class Options:
         """Return these options with some changed; both sets of given names are remembered."""
         kept = {name: getattr(self, name) for name in self.given}
         return type(self).of(by, **{**kept, **changes})
+
+
+MODES = ("auto", "process", "thread", "async", "async_process")
+"""The modes of a map."""
+
+
+class StopToken(Protocol):
+    """What tells a map to stop: a `threading.Event`, an `asyncio.Event`, or anything else with `is_set`."""
+
+    def is_set(self) -> bool:
+        """Whether the map shall begin no further item."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapOptions(Options):
+    """The options of `@operomap`, as given, checked when they are made.
+
+    Raises:
+        OperoUsageError: A value or a combination cannot work; the message names the option, the
+            value and the fix.
+    """
+
+    mode: Literal["auto", "process", "thread", "async", "async_process"] = option(
+        "map",
+        "auto",
+        one_of(*MODES),
+        'where items run: "process" (auto for a `def`), "thread", "async" (auto for an `async def`), "async_process"',
+    )
+    workers: int = option("map", 4, whole(1), "processes, threads, or coroutines in flight")
+    ordered: bool = option(
+        "map", True, boolean, "results in the order of the input, or as they come"
+    )
+    progress: bool | Literal["rich"] = option(
+        "map",
+        True,
+        progress,
+        "progress bar on stderr; silent where there is no terminal or notebook",
+    )
+    on_error: Literal["raise", "return", "skip"] = option(
+        "map",
+        "raise",
+        one_of("raise", "return", "skip"),
+        '"raise" the first failing item\'s own error at once, "return" the exception in its place, or "skip" the item',
+    )
+    max_errors: int | float | None = option(
+        "map", None, error_bound, "stop the map after this many failed items, or this share of them"
+    )
+    chunksize: int | Literal["auto"] = option("map", "auto", chunks, "items per dispatch")
+    executor: Executor | None = option(
+        "map", None, executor, "any `concurrent.futures.Executor` instead of `mode`"
+    )
+    sequential: bool = option(
+        "map", False, boolean, "run inline, for debugging with real stack traces"
+    )
+    item_key: Callable[[Any], object] | None = option(
+        "map", None, callable_or_none, "what an item is in the checkpoint; None: the item itself"
+    )
+    checkpoint: str | os.PathLike[str] | None = option(
+        "map", None, none_or(path), "file of results that a later run takes up; journal of the map"
+    )
+    worker_init: Callable[[], object] | None = option(
+        "map", None, callable_or_none, "called once in each new worker process"
+    )
+    max_tasks_per_worker: int | None = option(
+        "map", None, none_or(whole(1)), "items after which a worker process is replaced"
+    )
+    memory_limit: int | str | None = option(
+        "map", None, none_or(size), 'most bytes that a worker process may take, such as "2GB"'
+    )
+    on_result: Callable[[Any], object] | None = option(
+        "map", None, callable_or_none, "called with each finished item: an `ItemResult`"
+    )
+    stop_token: StopToken | None = option(
+        "map",
+        None,
+        token,
+        "a `threading.Event` or its like: when it is set, the map ends with what is done",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.executor is not None and self.mode != "auto":
+            raise OperoUsageError(
+                f"executor={self.executor!r} says where items run, and so does mode={self.mode!r}: leave one out."
+            )
+        if self.item_key is not None and self.checkpoint is None:
+            raise OperoUsageError(
+                f"item_key={self.item_key!r} says what an item is in the checkpoint: give "
+                'checkpoint="run.db" as well, or leave it out.'
+            )
+
+
+def standalone(by: str, stage: StageName, /, **options: Any) -> Any:
+    """Return a decorator with one stage on and all others off.
+
+    Each stage's module builds its `get_…_decorator` with it.
+
+    Args:
+        by: Name of the decorator, for messages.
+        stage: The stage whose options may be given.
+        options: Options by name.
+
+    Raises:
+        OperoUsageError: An option of another stage, an unknown name or a wrong value.
+    """
+    made = Options.for_stage(by, stage, **options)
+
+    def decorator(function: Any) -> Any:
+        # By name: what decorates knows every stage, so no stage can import it.
+        return import_module("opero.core.decorate").decorate(function, made, by=by)
+
+    return decorator

@@ -16,29 +16,29 @@ from typing import TYPE_CHECKING, Any
 
 from opero.caching import Cache, CacheHandle
 from opero.core.call import AsyncProceed, Call, Proceed, Receipt
+from opero.core.context import Watch
 from opero.core.deadline import Deadline, in_force
+from opero.core.failures import Report
 from opero.core.fallback import ArgFallback
 from opero.core.function import unwrap_partial
 from opero.core.invoke import AwaitableResult, Invoke
-from opero.core.report import Report
 from opero.core.retry import Retry, RetryPolicy
 from opero.core.stats import Stats
 from opero.core.stream import AsyncStarted, Started, astart, start
-from opero.core.watch import Watch
 from opero.errors import OperoUsageError
-from opero.events.emitter import Emitter
+from opero.events.bus import Emitter
 from opero.utils import ambient
+from opero.utils.ambient import switch
 from opero.utils.matching import Rejected
-from opero.utils.switch import switch
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
+    from opero.core.call import Stage
     from opero.core.circuit_breaker import Circuit
     from opero.core.concurrency_limit import Bulkhead
     from opero.core.function import FunctionInfo
     from opero.core.options import Options
     from opero.core.rate_limit import RateLimit
-    from opero.core.stage import Stage
     from opero.core.timeout import Timeout
 
 __all__ = ["Lane", "Pipeline"]
@@ -87,7 +87,7 @@ class Pipeline:
         self.stats: Stats = origin.stats if origin else Stats()
         heard = options.on_event
         listeners = () if heard is None else (heard,) if callable(heard) else tuple(heard)
-        self.emitter: Emitter = Emitter(info.qualname, listeners)
+        self.emitter: Emitter = Emitter(info.qualname, listeners, module=info.module)
         emitter = self.emitter
         policy = RetryPolicy.of(options)
         retries = bool(options.retries or options.stop)

@@ -10,24 +10,34 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from opero import events
+from opero.core.options import standalone
 from opero.errors import OperoUsageError, RefusalError
 from opero.limits.limiter import RateLimiter, limiter_of, publish_all
 from opero.limits.reservation import Reservation
 from opero.limits.waiting_room import Patience
 from opero.utils import ambient
+from opero.utils.ambient import switch
 from opero.utils.matching import Rejected
-from opero.utils.switch import switch
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
+    from opero.core.decorated import Decorate
     from opero.core.function import FunctionInfo
     from opero.core.options import Options
     from opero.core.retry_after import Hint
     from opero.core.stats import Stats
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
 
-__all__ = ["RateLimit", "RateLimiter", "Reservation", "limiter_of", "publish_all", "throttled"]
+__all__ = [
+    "RateLimit",
+    "RateLimiter",
+    "Reservation",
+    "get_rate_limit_decorator",
+    "limiter_of",
+    "publish_all",
+    "throttled",
+]
 
 
 # --- decisions ------------------------------------------------------------------------------------
@@ -233,3 +243,28 @@ class RateLimit:
     def describe(self) -> str:
         """Tell the rate, the spacing and who shares it."""
         return self.limiter.describe()
+
+
+# --- on its own -----------------------------------------------------------------------------------
+
+
+def get_rate_limit_decorator(
+    rate_limit: float | str | RateLimiter | None = None, **options: Any
+) -> Decorate:
+    """Return a decorator that only limits the rate of calls.
+
+    Args:
+        rate_limit: Calls per second, "100/minute", or a shared `RateLimiter`; None for no limit.
+        options: retry_after_max.
+
+    Example:
+        >>> @get_rate_limit_decorator(rate_limit="1000/s")
+        ... def ping():
+        ...     return "pong"
+        >>> ping()
+        'pong'
+    """
+    made: Decorate = standalone(
+        "get_rate_limit_decorator", "rate limit", rate_limit=rate_limit, **options
+    )
+    return made

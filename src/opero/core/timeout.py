@@ -16,7 +16,7 @@ from opero import events
 from opero.core.deadline import innermost, overdue, run_until
 from opero.errors import CallTimeoutError
 from opero.utils import ambient
-from opero.utils.threads import Job, run_in_thread
+from opero.utils.threads import ThreadCall, run_in_thread
 from opero.utils.units import format_seconds
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from opero.core.call import Call, Proceed
     from opero.core.deadline import Scope
     from opero.errors import DeadlineError
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
 
 __all__ = ["Timeout"]
 
@@ -87,7 +87,7 @@ class Timeout:
             if call.deadline is not None:
                 # The thread may outlive the caller's block, and so would what it calls in turn.
                 work = functools.partial(run_until, call.deadline, fn)
-            job = Job(functools.partial(work, *call.args, **call.kwargs))
+            job = ThreadCall(functools.partial(work, *call.args, **call.kwargs))
             run_in_thread(job)
             # Who holds something for the call, such as a permit, keeps it until the thread is done.
             call.behind = job

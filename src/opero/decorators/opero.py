@@ -14,7 +14,7 @@ from opero.errors import OperoUsageError
 
 if TYPE_CHECKING:
     from opero.core.decorate import Dress
-    from opero.core.protocols import Decorator
+    from opero.core.decorated import Decorator
 
 __all__ = ["decorator_of", "opero"]
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, ParamSpec, cast
 
 from opero.concurrency.dress import mapped
-from opero.core.map_options import MapOptions
+from opero.core.options import MapOptions
 from opero.decorators.opero import decorator_of
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.recorder import recording
-from opero.core.branching import fork
+from opero.core.context import fork
 from opero.durable.branches import begin_branches
 from opero.durable.items import record_map
 from opero.durable.news import tell_workflow

@@ -2,7 +2,7 @@
 """Parallel groups within a workflow: each branch has a line of steps of its own, known by its number.
 
 The group takes one number of the line in which it was begun; "4/17/1" is the first step of branch 17
-of the group at place 4. What runs branches finds this through `opero.core.branching`.
+of the group at place 4. What runs branches finds this through `opero.core.context`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from opero.durable.forks import forget_in_children
 from opero.durable.invocation import MISSING, draw_id, place_of, resolution, version_now
 from opero.durable.records import ENDED, Cancel, Fork, Op, Resolve, Resume, Send, WorkflowRecord
 from opero.durable.report import states_of, status_of, step_of
@@ -17,6 +16,7 @@ from opero.errors import (
     UnknownWorkflowError,
     WorkflowEndedError,
 )
+from opero.utils.fork import reset_after_fork
 
 if TYPE_CHECKING:
     from opero.durable.engine import Engine
@@ -32,7 +32,7 @@ class Operations:
         self.store = store
         self._engine: Engine | None = None
         self._lock = threading.Lock()
-        forget_in_children(self)
+        reset_after_fork(self)
 
     def after_fork(self) -> None:
         """In a forked child nothing runs; what is invoked there is run by the parent, or another process."""

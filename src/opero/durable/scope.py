@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
 import threading
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 from opero.errors import OperoUsageError
+from opero.utils.fork import run_after_fork
 
 if TYPE_CHECKING:
     from opero.durable.run import Run
@@ -146,6 +146,5 @@ def task_factory(
     return asyncio.Task(coro, loop=loop, context=context, **more)
 
 
-if hasattr(os, "register_at_fork"):
-    # A child is no part of the workflow that it was forked in.
-    os.register_at_fork(after_in_child=lambda: _scope.set(None))
+# A child is no part of the workflow that it was forked in.
+run_after_fork(lambda: _scope.set(None))

@@ -1,7 +1,7 @@
 # this_file: src/opero/events/__init__.py
-"""What happens inside a call, as typed events, and the bus that carries them.
+"""Report what happens inside a call as typed events, delivered by a bus.
 
-Nothing is built and nothing is sent while nobody listens. Events carry no argument values, except
+Without listeners no event is built or sent. Events carry no argument values, except
 for the label of a fallback value, which is masked where the parameter looks like a secret.
 """
 
@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from opero.events.bus import EventBus, event_bus
-from opero.events.subscription import Handler, Subscription
+from opero.events.bus import EventBus, Handler, Subscription, event_bus
+from opero.events.run import Run, current_run
 from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from opero.events.event import Event
-    from opero.events.run import Run, current_run
     from opero.events.types import (
         AttemptFailed,
         CacheHit,
@@ -30,22 +28,21 @@ if TYPE_CHECKING:
         CallSucceeded,
         CallTimedOut,
         CircuitChanged,
+        CustomEvent,
         DeadlinePassed,
+        Event,
         FallbackUsed,
         FunctionEdited,
         HandlerFailed,
         LimiterPaused,
         LimiterWaited,
+        MapProgress,
         RetriesNested,
         RetryBudgetSpent,
         RetryScheduled,
-        ValueCooling,
-    )
-    from opero.events.work import (
-        CustomEvent,
-        MapProgress,
         StepChanged,
         TaskChanged,
+        ValueCooling,
         WorkflowChanged,
     )
 
@@ -86,44 +83,11 @@ __all__ = [
     "event_bus",
 ]
 
+_LOADED = {"EventBus", "Handler", "Run", "Subscription", "current_run", "event_bus"}
+
 __getattr__: Callable[[str], Any]
 __dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(
     __name__,
-    {
-        **dict.fromkeys(
-            (
-                "AttemptFailed",
-                "CacheHit",
-                "CacheMiss",
-                "CacheRefreshed",
-                "CacheSkipped",
-                "CacheStale",
-                "CallEnded",
-                "CallGaveUp",
-                "CallStarted",
-                "CallSucceeded",
-                "CallTimedOut",
-                "CircuitChanged",
-                "DeadlinePassed",
-                "FallbackUsed",
-                "FunctionEdited",
-                "HandlerFailed",
-                "LimiterPaused",
-                "LimiterWaited",
-                "RetriesNested",
-                "RetryBudgetSpent",
-                "RetryScheduled",
-                "ValueCooling",
-            ),
-            "opero.events.types",
-        ),
-        **dict.fromkeys(
-            ("CustomEvent", "MapProgress", "StepChanged", "TaskChanged", "WorkflowChanged"),
-            "opero.events.work",
-        ),
-        "Event": "opero.events.event",
-        "Run": "opero.events.run",
-        "current_run": "opero.events.run",
-    },
+    dict.fromkeys((name for name in __all__ if name not in _LOADED), "opero.events.types"),
 )

@@ -1,8 +1,8 @@
 # this_file: src/opero/events/run.py
-"""What is running: a run has an id and a parent, and events are stamped with both.
+"""Identify executions: a run has an id and a parent, and events are stamped with both.
 
-The run of a call is begun only where somebody listens. It travels in a context variable, so that what
-happens inside it, in tasks and in threads that get a copy of the context, knows where it belongs.
+A call has a run only where there is a listener. The run is kept in a context variable, so that tasks
+and threads that get a copy of the context belong to it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import os
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Final, Self
+
+from opero.utils.fork import run_after_fork
 
 __all__ = ["Run", "current_run", "parent_run_id", "run_id"]
 
@@ -23,9 +25,9 @@ class Run:
 
     Args:
         name: What is executed.
-        id: Its id, where it is known already (a workflow that goes on after a crash); a new one otherwise.
+        id: Its id, where it is known already (a workflow that continues after a crash); a new one otherwise.
         parent_id: Id of the run that it belongs to; that of the current run by default.
-        started: Clock reading at its start, if anybody wants to know how long it took.
+        started: Clock reading at its start, where its duration is wanted.
 
     Example:
         >>> with Run("outer") as outer, Run("inner") as inner:
@@ -77,7 +79,7 @@ _current: ContextVar[Run | None] = ContextVar("opero_run", default=None)
 
 
 def current_run() -> Run | None:
-    """Return the run that the calling code is part of, None if nobody listens or there is none."""
+    """Return the run that the calling code is part of; None without a listener or outside of any run."""
     return _current.get()
 
 
@@ -102,10 +104,7 @@ def _next_id() -> str:
     return f"{_process}-{next(_numbers)}"
 
 
+@run_after_fork
 def _renew() -> None:
-    global _process  # noqa: PLW0603 - a child process may not give out its parent's ids
+    global _process  # noqa: PLW0603 - a child process must not give out its parent's ids
     _process = os.urandom(4).hex()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)

@@ -1,14 +1,20 @@
 # this_file: src/opero/events/types.py
-"""One class for each kind of event in the life of a call.
+"""Define one class for each kind of event, readable as an object and as a mapping.
 
-They are loaded when the first event is sent, or asked for: a dataclass costs half a millisecond to define.
+The module is loaded when the first event is sent or a class is asked for: a dataclass costs a quarter of a
+millisecond to define, so `import opero` must not load it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
-from opero.events.event import Event
+from opero.events.run import parent_run_id, run_id
 
 __all__ = [
     "AttemptFailed",
@@ -23,29 +29,109 @@ __all__ = [
     "CallSucceeded",
     "CallTimedOut",
     "CircuitChanged",
+    "CustomEvent",
     "DeadlinePassed",
+    "Event",
     "FallbackUsed",
     "FunctionEdited",
     "HandlerFailed",
     "LimiterPaused",
     "LimiterWaited",
+    "MapProgress",
     "RetriesNested",
     "RetryBudgetSpent",
     "RetryScheduled",
+    "StepChanged",
+    "TaskChanged",
     "ValueCooling",
+    "WorkflowChanged",
+    "event_from_dict",
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Base of all events.
+
+    An event also reads like a mapping of its attributes: `event["attempt"]`, `event.get("error")`,
+    `dict(event)`. The key "type" is the kind of event in lower case.
+
+    Attributes:
+        function: Qualified name of the decorated function, or the name of what runs (a task, a workflow).
+        at: Wall-clock seconds since the epoch.
+        run_id: The run that it happened in, None outside of any.
+        parent_id: The run that this one is part of.
+        module: Module in which `function` is defined; None where it is not known.
+
+    Example:
+        >>> event = Event(function="fetch")
+        >>> event["function"], event.name, event.get("attempt", 0), "attempt" in event
+        ('fetch', 'fetch', 0, False)
+    """
+
+    type: ClassVar[str] = "event"
+    """Value of `event["type"]`."""
+    quiet: ClassVar[bool] = False
+    """Whether it goes only to handlers that name its class: there are too many of its kind for all handlers."""
+
+    function: str
+    at: float = field(default_factory=time.time)
+    run_id: str | None = field(default_factory=run_id)
+    parent_id: str | None = field(default_factory=parent_run_id)
+    module: str | None = None
+
+    def __init_subclass__(cls) -> None:
+        # Not `super()`: a dataclass with slots is made twice, and the first class is gone.
+        if "type" not in vars(cls):
+            cls.type = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+    @property
+    def name(self) -> str:
+        """Name of what runs; the same as `function`."""
+        return self.function
+
+    # --- as a mapping ------------------------------------------------------------------------------------------------
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the names of the mapping, "type" first."""
+        return ("type", *(f.name for f in fields(self)))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of a key, `default` if the event has none of that name."""
+        return self[key] if key in self.keys() else default
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Return names and values."""
+        return [(key, self[key]) for key in self.keys()]
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.keys():
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.keys()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+
+# --- calls ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CallStarted(Event):
-    """A call enters the stages. Heard only by those who ask for it by name, as every call sends one."""
+    """A call enters the stages. Sent only to handlers that name this class, as every call sends one."""
 
     quiet = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallEnded(Event):
-    """A call has left the stages, whichever way. Heard only by those who ask for it by name.
+    """A call has left the stages, whichever way. Sent only to handlers that name this class.
 
     Attributes:
         source: "fresh", "hit", ... as on the receipt.
@@ -76,7 +162,7 @@ class AttemptFailed(Event):
         attempt: Number of the attempt, from 1.
         value: Label of the fallback value it was made with, None without fallback.
         error: The function's own exception.
-        seconds: How long the real call took; None if nobody listened when it began.
+        seconds: How long the real call took; None if there was no listener when it began.
     """
 
     attempt: int
@@ -100,7 +186,7 @@ class RetryScheduled(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetriesNested(Event):
-    """Another attempt will be made after another opero function, called by this one, has retried in vain.
+    """Another attempt will be made although another opero function, called by this one, has used up its retries.
 
     Attributes:
         inner: Name of that function.
@@ -122,12 +208,12 @@ class RetryBudgetSpent(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueCooling(Event):
-    """A service asked to wait, and the fallback value that was used with it is left alone for so long.
+    """A service asked to wait, and the fallback value that was used with it is skipped for that time.
 
     Attributes:
         value: Its label.
         seconds: How long.
-        source: The header or attribute that said so.
+        source: The header or attribute that asked for it.
     """
 
     value: str
@@ -161,11 +247,11 @@ class LimiterWaited(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimiterPaused(Event):
-    """A service asked this function to wait, and the limiter now lets nobody through for so long.
+    """A service asked this function to wait, and the limiter lets no call through for that time.
 
     Attributes:
         seconds: How long.
-        source: The header or attribute that said so.
+        source: The header or attribute that asked for it.
     """
 
     seconds: float
@@ -188,7 +274,7 @@ class CacheStale(Event):
 
     Attributes:
         expired: Seconds since its expiry.
-        error: What the call failed with; None if it was not tried, because another one has just failed.
+        error: What the call failed with; None if it was not made, because another one has just failed.
     """
 
     expired: float
@@ -197,7 +283,7 @@ class CacheStale(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheRefreshed(Event):
-    """A result was computed anew behind the scenes (`cache_refresh`).
+    """A result was computed again in the background (`cache_refresh`).
 
     Attributes:
         renewed: Whether there is a new result; if not, the old one stays.
@@ -213,7 +299,7 @@ class CacheSkipped(Event):
     """A result was not stored, or the cache could not be used.
 
     Attributes:
-        reason: A sentence for people.
+        reason: A sentence that says why.
     """
 
     reason: str
@@ -223,7 +309,7 @@ class CacheSkipped(Event):
 class FunctionEdited(Event):
     """A function's source differs from the one whose results lie on disk or on a server.
 
-    They are served all the same; `cache_version` or `f.cache.clear()` starts afresh.
+    Those results are still used; `cache_version` or `f.cache.clear()` starts afresh.
     """
 
 
@@ -234,7 +320,7 @@ class CallSucceeded(Event):
     Attributes:
         attempts: Attempts it took.
         calls: Real calls it took.
-        seconds: From the call's start; None if nobody listened then.
+        seconds: Since the call's start; None if there was no listener then.
     """
 
     attempts: int
@@ -258,7 +344,7 @@ class DeadlinePassed(Event):
     """A call ends because of its deadline.
 
     Attributes:
-        where: Where it was then: "during the call", "waiting for a permit", ...
+        where: What the call was doing: "during the call", "waiting for a permit", ...
     """
 
     where: str
@@ -271,8 +357,8 @@ class CallGaveUp(Event):
     Attributes:
         attempts: Attempts made.
         calls: Real calls made.
-        error: What the caller gets.
-        seconds: From the call's start; None if nobody listened then.
+        error: The exception that the caller gets.
+        seconds: Since the call's start; None if there was no listener then.
     """
 
     attempts: int
@@ -291,8 +377,8 @@ class CircuitChanged(Event):
     Attributes:
         circuit: Its name.
         old_state, new_state: "closed", "open", "half_open", "forced_open" or "disabled".
-        retry_after: Seconds until it may let a call through again, where it has just opened; None
-            otherwise.
+        retry_after: Seconds until it may let a call through again, where it has just opened; None otherwise.
+        breaker: The `CircuitBreaker`; None in events that come from another process.
     """
 
     type = "circuit"
@@ -301,16 +387,22 @@ class CircuitChanged(Event):
     old_state: str
     new_state: str
     retry_after: float | None
+    breaker: Any = field(default=None, compare=False, repr=False)
+
+    def __reduce__(self) -> Any:
+        # A breaker stays in its process.
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "breaker"}
+        return functools.partial(CircuitChanged, **values), ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandlerFailed(Event):
-    """A listener raised. Heard only by those who ask for it by name; without any, stderr is told.
+    """A handler raised. Sent only to handlers that name this class; without any, it is written to stderr.
 
     Attributes:
-        handler: The listener; `function` is its name.
+        handler: The handler; `function` is its name.
         error: What it raised.
-        event: The event that it was called with.
+        event: The event that the handler was called with.
     """
 
     quiet = True
@@ -318,3 +410,163 @@ class HandlerFailed(Event):
     handler: object
     error: Exception
     event: Event
+
+
+# --- tasks, workflows, maps -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _DetailedEvent(Event):
+    """An event with details that its sender may add; they are keys of the mapping too.
+
+    Attributes:
+        details: Further facts by name.
+    """
+
+    details: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the names of the mapping, "type" first."""
+        own = [key for key in Event.keys(self) if key != "details"]
+        return (*own, *(key for key in self.details if key not in own))
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.keys():
+            raise KeyError(key)
+        return getattr(self, key) if hasattr(type(self), key) else self.details[key]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskChanged(_DetailedEvent):
+    """A task, or something composed of tasks, went into another state.
+
+    Attributes:
+        task: The task itself.
+        state: A `TaskState`.
+        result: Return value; a key of the mapping only after success.
+        error: What it failed with; a key of the mapping only after a failure.
+        attempt: Number of the attempt, from 1.
+        seconds: How long it has been running.
+        details: Further facts by name.
+    """
+
+    type = "task"
+
+    task: Any
+    state: Any
+    result: Any = field(default=None, hash=False)
+    error: BaseException | None = None
+    attempt: int = 1
+    seconds: float | None = None
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the names of the mapping, "type" first."""
+        missing = {"error"} if self.error is None else set()
+        if getattr(self.state, "name", self.state) != "SUCCEEDED":
+            missing.add("result")
+        return tuple(key for key in _DetailedEvent.keys(self) if key not in missing)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowChanged(_DetailedEvent):
+    """A durable workflow went into another state.
+
+    Attributes:
+        workflow_id: Its id in the journal.
+        state: The new state.
+        result: What it returned, once it has succeeded.
+        error: What it failed with.
+        seconds: How long this run of it has taken.
+        details: Further facts by name.
+    """
+
+    type = "workflow"
+
+    workflow_id: str
+    state: Any
+    result: Any = field(default=None, hash=False)
+    error: BaseException | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepChanged(_DetailedEvent):
+    """A step of a durable workflow went into another state.
+
+    Attributes:
+        workflow_id: Id of the workflow in the journal.
+        step: The step's place in it.
+        state: The new state.
+        replayed: Whether the result came from the journal, so that nothing was executed.
+        error: What it failed with.
+        seconds: How long it took.
+        details: Further facts by name.
+    """
+
+    type = "step"
+
+    workflow_id: str
+    step: str
+    state: Any
+    replayed: bool = False
+    error: BaseException | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapProgress(Event):
+    """A map has got further.
+
+    Attributes:
+        done: Items that are finished, one way or another.
+        total: All items; None while that is not known.
+        failed: Items that failed, among those done.
+        cached: Items whose result was in the cache, among those done.
+        seconds: Seconds since the map began.
+        finished: Whether this is the map's last event.
+    """
+
+    type = "map"
+
+    done: int
+    total: int | None
+    failed: int = 0
+    cached: int = 0
+    seconds: float | None = None
+    finished: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CustomEvent(_DetailedEvent):
+    """A dict that other code sent through the bus; keys of the dict take precedence over attributes.
+
+    Attributes:
+        details: The dict.
+    """
+
+    type = "custom"
+
+    def __getitem__(self, key: str) -> Any:
+        return self.details[key] if key in self.details else _DetailedEvent.__getitem__(self, key)
+
+
+def event_from_dict(mapping: Mapping[str, Any]) -> Event:
+    """Make the event that a dict describes.
+
+    A dict with the type "task" and a task becomes a `TaskChanged`, so that handlers of that class get it.
+
+    Example:
+        >>> event_from_dict({"type": "task", "task": "fetch", "state": "RETRYING", "tries": 2})["tries"]
+        2
+        >>> event_from_dict({"type": "mine", "speed": 9})["type"]
+        'mine'
+    """
+    if mapping.get("type") == "task" and "task" in mapping:
+        own = ("state", "result", "error", "attempt", "seconds")
+        given = {key: mapping[key] for key in own if key in mapping}
+        task = mapping["task"]
+        name = mapping.get("name", getattr(task, "name", task))
+        rest = {k: v for k, v in mapping.items() if k not in {"type", "task", "name", *own}}
+        return TaskChanged(function=str(name), task=task, details=rest, **{"state": None, **given})
+    name = mapping.get("function", mapping.get("name", mapping.get("type", "custom")))
+    return CustomEvent(function=str(name), details=dict(mapping))

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from opero.events import event_bus
-from opero.events.wording import Logger, log_event, wording
+from opero.events.messages import EventLogger, describe_event, log_event
 
 if TYPE_CHECKING:
     from opero.events import Event, EventBus, Subscription
@@ -23,7 +23,7 @@ _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
 
 
 def log_events(
-    to: Logger | str | None = None,
+    to: EventLogger | str | None = None,
     *,
     level: int | str = "DEBUG",
     types: Iterable[type[Event]] = (),
@@ -75,7 +75,7 @@ class _Voice:
 
 
 def configure_logging(
-    level: int | str | None = "INFO", *, to: Logger | str | None = None, messages: bool = False
+    level: int | str | None = "INFO", *, to: EventLogger | str | None = None, messages: bool = False
 ) -> None:
     """Let opero say what it does; called again, it replaces what was configured before.
 
@@ -106,7 +106,7 @@ def _number(level: int | str) -> int:
     return _LEVELS[level.upper()]
 
 
-def _logger(to: Logger | str) -> Logger:
+def _logger(to: EventLogger | str) -> EventLogger:
     if not isinstance(to, str):
         return to
     import logging
@@ -123,13 +123,13 @@ def _voice() -> Any:
 
 
 def _say(logger: Any, lowest: int, messages: bool, event: Event) -> None:
-    level, text = wording(event, messages=messages)
+    level, text = describe_event(event, messages=messages)
     if level >= lowest:
         logger.bind(event=event).log(_name(level), "{}", text)
 
 
-def _log(logger: Logger, lowest: int, messages: bool, event: Event) -> None:
-    if wording(event)[0] >= lowest:
+def _log(logger: EventLogger, lowest: int, messages: bool, event: Event) -> None:
+    if describe_event(event)[0] >= lowest:
         log_event(logger, event, messages=messages)
 
 

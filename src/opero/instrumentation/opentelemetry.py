@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from opero.events import CallEnded, CallStarted, TaskChanged, WorkflowChanged, event_bus
-from opero.events.event import Event
+from opero.events.types import Event
 from opero.instrumentation.extras import load
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenTelemetryListener", "trace_calls"]
 
-_STAMPS = frozenset({"type", "function", "at", "run_id", "parent_id", "details", "error"})
+_STAMPS = frozenset({"type", "function", "at", "run_id", "parent_id", "module", "details", "error"})
 _BEGINS = frozenset({"PENDING", "RUNNING"})
 _ENDS = frozenset({"SUCCEEDED", "FAILED", "CANCELLED", "DONE", "DEAD"})
 

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from opero.events import CallEnded, CallGaveUp, CallStarted, CallSucceeded, event_bus
-from opero.events.event import Event
-from opero.events.wording import wording
+from opero.events.messages import describe_event
+from opero.events.types import Event
 
 if TYPE_CHECKING:
     from opero.events import EventBus, Subscription
@@ -107,4 +107,4 @@ def _line(event: Event) -> str:
             return f"{outcome}, {event.source}"
         often = f"{event.attempts} attempt{'s' * (event.attempts != 1)}"
         return f"{outcome} after {event.seconds:.3f} s in {often}"
-    return wording(event)[1].removeprefix(f"{event.function}: ")
+    return describe_event(event)[1].removeprefix(f"{event.function}: ")

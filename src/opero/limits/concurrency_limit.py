@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from opero.errors import BulkheadFullError, OperoUsageError
 from opero.limits.shareable import Shareable
-from opero.utils.waiters import Gate, TaskGate, ThreadGate
+from opero.utils.waiters import TaskWaiter, ThreadWaiter, Waiter
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle
@@ -75,7 +75,7 @@ class ConcurrencyLimit(Shareable):
         # Taken and given back by single steps of C, which need no lock; a permit that comes back
         # twice finds no room.
         self._permits: deque[None] = deque(repeat(None, self.limit), self.limit)
-        self._waiting: OrderedDict[Gate, None] = OrderedDict()
+        self._waiting: OrderedDict[Waiter, None] = OrderedDict()
         # Reentrant, because a collected coroutine may give its permit back at any allocation.
         self._lock = threading.RLock()
 
@@ -131,11 +131,11 @@ class ConcurrencyLimit(Shareable):
                     # A coroutine that was collected just now has served the last one.
                     self._put_back()
                     continue
-                if not gate.open():
+                if not gate.wake():
                     # A task that was cancelled, or whose loop does not run: the next one is served.
                     self._put_back()
 
-    def _queue_up(self, gate: Gate, *, again: bool = False) -> None:
+    def _queue_up(self, gate: Waiter, *, again: bool = False) -> None:
         """Put a gate at the end of the queue; it may be open when this returns.
 
         Raises:
@@ -157,11 +157,11 @@ class ConcurrencyLimit(Shareable):
             return True
         return False
 
-    def _withdraw(self, gate: Gate) -> bool:
+    def _withdraw(self, gate: Waiter) -> bool:
         """Take a gate out of the queue; False if the permit has come meanwhile."""
         with self._lock:
             self._waiting.pop(gate, None)
-            return not gate.opened
+            return not gate.granted
 
     # --- waiting ----------------------------------------------------------------------------------
 
@@ -179,7 +179,7 @@ class ConcurrencyLimit(Shareable):
         """
         if self.try_acquire():
             return True
-        gate = ThreadGate()
+        gate = ThreadWaiter()
         try:
             self._queue_up(gate)
             return self._stand(gate, timeout) or not self._withdraw(gate)
@@ -188,7 +188,7 @@ class ConcurrencyLimit(Shareable):
                 self.release()
             raise
 
-    def _stand(self, gate: ThreadGate, timeout: float | None) -> bool:
+    def _stand(self, gate: ThreadWaiter, timeout: float | None) -> bool:
         """Wait at a gate, and look for permits that other processes have given back."""
         end = None if timeout is None else time.monotonic() + timeout
         pause = _SOON
@@ -231,7 +231,7 @@ class ConcurrencyLimit(Shareable):
         if self.try_acquire():
             return True
         end = None if timeout is None else time.monotonic() + timeout
-        gate = TaskGate()
+        gate = TaskWaiter()
         again = False
         while True:
             try:
@@ -240,13 +240,13 @@ class ConcurrencyLimit(Shareable):
                     in_time = await gate.wait(None if end is None else end - time.monotonic())
                 if not in_time:
                     return not self._withdraw(gate)
-                if gate.opened:
+                if gate.granted:
                     return True
             except BaseException:
                 if not self._withdraw(gate):
                     self.release()
                 raise
-            gate, again = TaskGate(), True
+            gate, again = TaskWaiter(), True
 
     def __enter__(self) -> Self:
         self.acquire()

@@ -17,7 +17,7 @@ from opero.limits.shareable import publish_all
 from opero.limits.slotted import Slotted
 from opero.limits.waiting_room import PATIENT, Patience, WaitingRoom, patience_of
 from opero.utils import ambient, checks
-from opero.utils.switch import switch
+from opero.utils.ambient import switch
 from opero.utils.units import Duration, Window, parse_seconds, parse_windows
 
 if TYPE_CHECKING:

@@ -1,13 +1,14 @@
 # this_file: src/opero/orchestrator/config.py
-"""Configuration of an `Orchestrator`: frozen objects, checked when made, each turned into options of `@opero`."""
+"""Configure an `Orchestrator`: objects that are checked when made or changed, and turned into options of `@opero`."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 from opero.core.options import Options
 from opero.core.strategies import ExponentialWait
@@ -16,7 +17,7 @@ from opero.utils import checks
 from opero.utils.units import Duration, parse_seconds
 
 if TYPE_CHECKING:
-    from opero.events.wording import Logger  # noqa: TC004 - nobody looks the annotation up at run time
+    from opero.events.messages import EventLogger  # noqa: TC004 - the annotation is not evaluated
 
 __all__ = [
     "Backend",
@@ -28,11 +29,48 @@ __all__ = [
 ]
 
 Backend = Literal["pathos", "multiprocessing", "process", "aiomultiprocess"]
-"""Names that people know for worker processes; behind all of them are opero's own."""
+"""Known names for worker processes; all of them mean opero's own."""
 
 
-@dataclass(frozen=True)
-class RetryConfig:
+class _Checked:
+    """Base of the configurations: a change is checked like a new object, and undone if it is wrong."""
+
+    changes: ClassVar[int] = 0
+    """How often any configuration was changed: an orchestrator compares it before it looks closer."""
+
+    def check(self) -> None:
+        """Refuse values that cannot work.
+
+        Raises:
+            OperoUsageError: A value cannot work.
+        """
+        raise NotImplementedError
+
+    def __post_init__(self) -> None:
+        self.check()
+        object.__setattr__(self, "_complete", True)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not getattr(self, "_complete", False):
+            object.__setattr__(self, name, value)
+            return
+        if name not in {f.name for f in dataclasses.fields(cast("Any", self))}:
+            known = [f.name for f in dataclasses.fields(cast("Any", self))]
+            raise OperoUsageError(
+                f"{type(self).__name__} has no {name!r}.{did_you_mean(name, known)}"
+            )
+        before = getattr(self, name)
+        object.__setattr__(self, name, value)
+        try:
+            self.check()
+        except BaseException:
+            object.__setattr__(self, name, before)
+            raise
+        _Checked.changes += 1
+
+
+@dataclass(unsafe_hash=True)
+class RetryConfig(_Checked):
     """How a function is retried.
 
     Attributes:
@@ -58,7 +96,8 @@ class RetryConfig:
     retry_exceptions: type[BaseException] | tuple[type[BaseException], ...] = (Exception,)
     reraise: bool = True
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse values that cannot work."""
         checks.whole(1)("max_attempts", self.max_attempts)
         low, high = (
             parse_seconds(self.wait_min, "wait_min"),
@@ -91,8 +130,8 @@ class RetryConfig:
         return {"retries": self.max_attempts - 1, "retry_on": self.retry_exceptions, "wait": wait}
 
 
-@dataclass(frozen=True)
-class RateLimitConfig:
+@dataclass(unsafe_hash=True)
+class RateLimitConfig(_Checked):
     """How often functions are called; one limit for everything that one orchestrator calls.
 
     Attributes:
@@ -105,7 +144,8 @@ class RateLimitConfig:
 
     rate: Any
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse values that cannot work."""
         if self.rate is None:
             raise OperoUsageError(
                 "rate=None limits nothing: give calls per second, or leave it out."
@@ -117,50 +157,59 @@ class RateLimitConfig:
         return {"rate_limit": self.rate}
 
 
-@dataclass(frozen=True)
-class ConcurrencyConfig:
+@dataclass(unsafe_hash=True)
+class ConcurrencyConfig(_Checked):
     """How many calls are in flight at once, all functions of one orchestrator together.
 
     Attributes:
-        limit: Most calls; `process` works on so many items at once.
+        limit: Most calls; `process` works on that many items at once. None means no limit.
 
     Example:
         >>> ConcurrencyConfig(limit=5).as_options()
         {'concurrency': 5}
     """
 
-    limit: int
+    limit: int | None = None
 
-    def __post_init__(self) -> None:
-        checks.whole(1)("limit", self.limit)
+    def check(self) -> None:
+        """Refuse values that cannot work."""
+        if self.limit is not None:
+            checks.whole(1)("limit", self.limit)
 
     def as_options(self) -> dict[str, Any]:
         """Return the options of `@opero` that do this."""
-        return {"concurrency": self.limit}
+        return {} if self.limit is None else {"concurrency": self.limit}
 
 
-@dataclass(frozen=True)
-class MultiprocessConfig:
+@dataclass(unsafe_hash=True)
+class MultiprocessConfig(_Checked):
     """Worker processes for `process`; single calls stay where they are.
 
     Attributes:
-        max_workers: How many.
-        backend: "pathos", "multiprocessing", "process" or "aiomultiprocess". The names are accepted because people
-            know them; the workers are opero's own, so that a dead one costs its item and nothing else. Each has
-            one item at a time; with "aiomultiprocess" and coroutine functions, many.
+        max_workers: Their number; None for one for each processor.
+        backend: "pathos", "multiprocessing", "process" or "aiomultiprocess"; None for "pathos". The names are accepted
+            because they are widely known; the workers are opero's own, so that a dead one costs its item and nothing
+            else. Each has one item at a time; with "aiomultiprocess" and coroutine functions, many.
 
     Example:
         >>> MultiprocessConfig(max_workers=2, backend="pathos").as_options()
         {'mode': 'process', 'workers': 2}
     """
 
-    max_workers: int = 4
-    backend: Backend = "pathos"
+    max_workers: int | None = 4
+    backend: Backend | None = "pathos"
 
-    def __post_init__(self) -> None:
-        checks.whole(1)("max_workers", self.max_workers)
+    @property
+    def workers(self) -> int:
+        """Number of worker processes."""
+        return self.max_workers or os.cpu_count() or 1
+
+    def check(self) -> None:
+        """Refuse values that cannot work."""
+        if self.max_workers is not None:
+            checks.whole(1)("max_workers", self.max_workers)
         known = get_args(Backend)
-        if self.backend not in known:
+        if self.backend is not None and self.backend not in known:
             raise OperoUsageError(
                 f"backend={self.backend!r} is not known.{did_you_mean(str(self.backend), known)} "
                 f"Backends: {', '.join(known)}."
@@ -169,7 +218,7 @@ class MultiprocessConfig:
     def as_options(self) -> dict[str, Any]:
         """Return the options of `@operomap` that do this."""
         mode = "async_process" if self.backend == "aiomultiprocess" else "process"
-        return {"mode": mode, "workers": self.max_workers}
+        return {"mode": mode, "workers": self.workers}
 
 
 _OWN_CLASSES: Mapping[str, type] = {
@@ -186,18 +235,18 @@ _PLACES = {
     "rate_limit": "rate_limit_config",
     "concurrency": "concurrency_config",
 }
-"""Options of `@opero` that the configuration has other words for."""
+"""Options of `@opero` that have another name in the configuration."""
 
 
-@dataclass(frozen=True, repr=False)
-class OrchestratorConfig:
-    """Everything an `Orchestrator` needs to know; what is left out is off.
+@dataclass(unsafe_hash=True, repr=False)
+class OrchestratorConfig(_Checked):
+    """All settings of an `Orchestrator`; what is left out is off.
 
     Attributes:
         retry_config, rate_limit_config, concurrency_config, multiprocess_config: As above, or None.
-        fallbacks: Functions to try in order when the one that is called has failed for good, each with attempts
+        fallbacks: Functions to call in order when the first function has used up its attempts, each with attempts
             of its own.
-        logger: A logger of the standard library that is told what happens.
+        logger: A logger of the standard library, which gets a line for each event.
         cache: Whether results are cached.
         cache_ttl, cache_backend, cache_key, cache_namespace: As in `@opero`; they need `cache=True`.
         options: Any other options of `@opero`, such as `{"timeout": 5, "circuit_breaker": True}`.
@@ -215,7 +264,7 @@ class OrchestratorConfig:
     concurrency_config: ConcurrencyConfig | None = None
     multiprocess_config: MultiprocessConfig | None = None
     fallbacks: Callable[..., Any] | Iterable[Callable[..., Any]] = ()
-    logger: Logger | None = None
+    logger: EventLogger | None = None
     cache: bool = False
     cache_ttl: Duration | None = 3600
     cache_backend: Any = "memory"
@@ -223,7 +272,8 @@ class OrchestratorConfig:
     cache_namespace: str = "opero"
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse values that cannot work."""
         for name, kind in _OWN_CLASSES.items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
@@ -243,7 +293,7 @@ class OrchestratorConfig:
                     )
         elif self.multiprocess_config is not None and self.cache_backend == "memory":
             raise OperoUsageError(
-                "cache=True with multiprocess_config: what a worker process has in memory ends with it, so write "
+                "cache=True with multiprocess_config: the memory of a worker process ends with it, so write "
                 "cache_backend='disk'."
             )
         Options.of("OrchestratorConfig", **self.as_options())
@@ -252,7 +302,7 @@ class OrchestratorConfig:
         """Return the options of `@opero` for a single call.
 
         Raises:
-            OperoUsageError: `options` says what has a place of its own.
+            OperoUsageError: `options` names a setting that has a place of its own.
         """
         made: dict[str, Any] = {"cache": self.cache, "retries": 0}
         if self.cache:
@@ -269,12 +319,12 @@ class OrchestratorConfig:
         return made | dict(self.options)
 
     def __repr__(self) -> str:
-        told = ", ".join(
+        shown = ", ".join(
             f"{f.name}={getattr(self, f.name)!r}"
             for f in dataclasses.fields(self)
             if self._differs(f)
         )
-        return f"OrchestratorConfig({told})"
+        return f"OrchestratorConfig({shown})"
 
     def _differs(self, given: dataclasses.Field[Any]) -> bool:
         value = getattr(self, given.name)

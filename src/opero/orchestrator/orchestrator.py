@@ -1,30 +1,64 @@
 # this_file: src/opero/orchestrator/orchestrator.py
-"""The orchestrator: one configuration, and the limits in it, for any functions."""
+"""Call functions as a configuration says: `Orchestrator`, and the decorator `@orchestrate`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import copy
+import functools
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overload
 
-from opero.core.explain import Explanation, explain
+from opero.concurrency.mapper import Arguments, Mapper
+from opero.core.explain import explain
+from opero.core.function import ClassMethod, Method, describe_function
+from opero.core.options import MapOptions, Options
+from opero.core.pipeline import Pipeline
+from opero.core.rate_limit import limiter_of
+from opero.core.strategies import is_retry_error, retry_error
+from opero.core.wrapper import make_wrapper
 from opero.errors import OperoUsageError
-from opero.orchestrator.chains import Chains, Function
-from opero.orchestrator.config import OrchestratorConfig
-from opero.orchestrator.items import process, process_sync
-from opero.utils.async_utils import is_async_function
+from opero.events.messages import log_event
+from opero.limits.concurrency_limit import ConcurrencyLimit
+from opero.orchestrator.config import OrchestratorConfig, functions
+from opero.orchestrator.fallback_chain import FallbackChain, name_of
+from opero.utils.async_utils import ensure_async, is_async_function, run_async
+from opero.utils.matching import is_final, matches
 
-__all__ = ["Orchestrator"]
+if TYPE_CHECKING:
+    from opero.core.call import Explanation
+    from opero.events import Event, Handler
+    from opero.orchestrator.config import (
+        ConcurrencyConfig,
+        MultiprocessConfig,
+        RateLimitConfig,
+        RetryConfig,
+    )
+
+__all__ = ["AsyncOrchestrated", "Chains", "Orchestrated", "Orchestrator", "orchestrate"]
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+T = TypeVar("T")
+V = TypeVar("V")
+T_contra = TypeVar("T_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
+
+Function = Callable[..., Any]
+
+_KEPT = 256
+"""Functions whose pipelines are kept: to make one costs a hundred times a call."""
 
 
 class Orchestrator:
     """Calls functions as its configuration says; rate and concurrency limits hold for all of them together.
 
     Args:
-        config: What is switched on; nothing by default.
+        config: The settings; none by default. A change of the configuration holds from the next call on.
 
     Attributes:
         config: The configuration.
-        chains: What it makes of functions.
 
     Raises:
         OperoUsageError: It is no configuration.
@@ -44,39 +78,57 @@ class Orchestrator:
                 "Orchestrator(config=OrchestratorConfig(...))."
             )
         self.config: OrchestratorConfig = config or OrchestratorConfig()
-        self.chains: Chains = Chains(self.config)
+        self._chains = Chains(_frozen(self.config))
+        self._changes = OrchestratorConfig.changes
+
+    @property
+    def chains(self) -> Chains:
+        """The pipelines that the configuration makes of functions."""
+        if self._changes != OrchestratorConfig.changes:
+            self._changes = OrchestratorConfig.changes
+            if self.config != self._chains.config:
+                self._chains = Chains(_frozen(self.config))
+        return self._chains
 
     async def execute(self, function: Function, /, *args: Any, **kwargs: Any) -> Any:
-        """Call a function, synchronous (in a thread) or not, and what it falls back on.
+        """Call a function, synchronous (in a thread) or not, and its fallbacks if it fails.
 
         Raises:
             Exception: The last call's own error; `tenacity.RetryError` from it with `reraise=False`.
         """
-        return await self.chains.execute((function,), args, kwargs)
+        return await self.chains.execute(function, args, kwargs)
 
     def execute_sync(self, function: Function, /, *args: Any, **kwargs: Any) -> Any:
         """Do what `execute` does, for callers without an event loop."""
-        return self.chains.execute_sync((function,), args, kwargs)
+        return self.chains.execute_sync(function, args, kwargs)
 
-    async def process(self, functions: Function | Iterable[Function], /, *items: Any) -> list[Any]:
-        """Call functions with each item and return the results in order.
+    async def process(
+        self, functions: Function | Iterable[Function], /, *items: Any, **kwargs: Any
+    ) -> list[Any]:
+        """Call each function with each item and return the results: all of the first function, then the next.
 
-        Each item goes to the first function; if that fails for good to the second, and so on, then to the
-        fallbacks of the configuration. One item is worked on after the other, unless the configuration has
-        a concurrency limit or worker processes.
+        A function that fails for good falls back on the fallbacks of the configuration. One item is processed
+        after the other, unless the configuration has a concurrency limit or worker processes.
 
         Args:
             functions: A function or several.
-            items: What they are called with, each the single argument of one call.
+            items: What they are called with, each the first argument of one call.
+            kwargs: Keyword arguments of all calls.
 
         Raises:
-            Exception: The error of the first item that failed for good; no further item is begun then.
-        """
-        return await process(self.chains, functions, items)
+            Exception: The error of the first item that failed for good; no further item is started then.
 
-    def process_sync(self, functions: Function | Iterable[Function], /, *items: Any) -> list[Any]:
+        Example:
+            >>> Orchestrator().process_sync([min, max], [1, 2], [3, 4])
+            [1, 3, 2, 4]
+        """
+        return await _process(self.chains, functions, items, kwargs)
+
+    def process_sync(
+        self, functions: Function | Iterable[Function], /, *items: Any, **kwargs: Any
+    ) -> list[Any]:
         """Do what `process` does, for callers without an event loop."""
-        return process_sync(self.chains, functions, items)
+        return _process_sync(self.chains, functions, items, kwargs)
 
     def explain(self, function: Function) -> Explanation:
         """Describe what happens to a call of a function, stage by stage."""
@@ -84,3 +136,459 @@ class Orchestrator:
 
     def __repr__(self) -> str:
         return f"Orchestrator({self.config!r})"
+
+
+def _frozen(config: OrchestratorConfig) -> OrchestratorConfig:
+    """Return a copy that later changes do not reach."""
+    parts = (
+        "retry_config",
+        "rate_limit_config",
+        "concurrency_config",
+        "multiprocess_config",
+        "options",
+    )
+    return replace(config, **{name: copy.copy(getattr(config, name)) for name in parts})
+
+
+# --- single calls -----------------------------------------------------------------------------------------------------
+
+
+class Chains:
+    """The pipelines and fallback chains that one configuration makes of functions; they share its limits.
+
+    Args:
+        config: The configuration.
+        options: Options that another instance has made of it, with the limits to share; None to make them.
+    """
+
+    def __init__(self, config: OrchestratorConfig, options: Options | None = None) -> None:
+        self.config = config
+        logger = config.logger
+        self._listener = None if logger is None else functools.partial(log_event, logger)
+        self._options = _with_shared_limits(config, self._listener) if options is None else options
+        self.made: Callable[..., Any] = _cached(self._make)
+        self.chain: Callable[..., Any] = _cached(self._make_chain)
+
+    async def execute(
+        self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call a function, and its fallbacks with the same arguments if it fails."""
+        chain: FallbackChain = self.chain(function, True)
+        try:
+            return await chain.execute(*args, **kwargs)
+        except Exception as error:
+            if self.replaces(error):
+                raise self.replacement(error) from error
+            raise
+
+    def execute_sync(
+        self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Do the same without an event loop."""
+        chain: FallbackChain = self.chain(function, False)
+        if chain.awaits:
+            return run_async(self.execute(function, args, kwargs))
+        try:
+            return chain.execute_sync(*args, **kwargs)
+        except Exception as error:
+            if self.replaces(error):
+                raise self.replacement(error) from error
+            raise
+
+    def replaces(self, error: Exception) -> bool:
+        """Return whether the configuration asks for a `RetryError` in place of this error."""
+        retry = self.config.retry_config
+        if retry is None or retry.reraise or is_final(error) or is_retry_error(error):
+            return False
+        return matches(retry.retry_exceptions, error)
+
+    def replacement(self, error: Exception) -> Exception:
+        """Return that `RetryError`."""
+        retry = self.config.retry_config
+        return retry_error(error, 1 if retry is None else retry.max_attempts)
+
+    def _make_chain(self, function: Function, awaits: bool) -> FallbackChain:
+        several = (function, *functions("fallbacks", self.config.fallbacks))
+        awaits = awaits or any(is_async_function(each) for each in several)
+        made = [self.made(each, awaits)[1] for each in several]
+        return FallbackChain(made[0], made[1:], on_event=self._listener)
+
+    def _make(self, function: Function, awaits: bool) -> tuple[Pipeline, Function]:
+        # The pauses and queues of a synchronous function are then the event loop's, and can be cancelled there.
+        wanted = ensure_async(function) if awaits else function
+        pipeline = Pipeline(describe_function(wanted), self._options)
+        return pipeline, make_wrapper(pipeline)
+
+    @property
+    def listeners(self) -> tuple[Handler, ...]:
+        """The listeners that the configuration names."""
+        given = self._options.on_event
+        return () if given is None else tuple(given) if isinstance(given, Iterable) else (given,)
+
+    def for_workers(self) -> Chains:
+        """Return an equivalent for worker processes, which shares the rate limit.
+
+        It has no listeners, and raises errors unchanged, because both are applied in the caller's process. It has
+        no permits either: a concurrency limit sets the number of workers, with one item each.
+        """
+        retry = self.config.retry_config
+        config = replace(
+            self.config,
+            logger=None,
+            retry_config=None if retry is None else replace(retry, reraise=True),
+        )
+        options = self._options.replace("Orchestrator", on_event=None, concurrency=None)
+        return Chains(config, options)
+
+    def __reduce__(self) -> Any:
+        return Chains, (self.config, self._options)
+
+
+def _cached(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `make` with its latest results cached, for arguments that can be hashed."""
+    kept = functools.lru_cache(maxsize=_KEPT)(make)
+
+    def cached(*args: Any) -> Any:
+        try:
+            hash(args)
+        except TypeError:
+            return make(*args)
+        return kept(*args)
+
+    return cached
+
+
+def _with_shared_limits(config: OrchestratorConfig, listener: Any) -> Options:
+    """Return the options of single calls; limits that are numbers become objects that all functions share."""
+    made = config.as_options()
+    if made.get("rate_limit") is not None:
+        made["rate_limit"] = limiter_of(made["rate_limit"])
+    limit = made.get("concurrency")
+    if limit is not None and not isinstance(limit, ConcurrencyLimit):
+        made["concurrency"] = ConcurrencyLimit(limit)
+    if listener is not None:
+        given = made.get("on_event")
+        own = () if given is None else (given,) if callable(given) else tuple(given)
+        made["on_event"] = [*own, listener]
+    return Options.of("Orchestrator", **made)
+
+
+# --- many items -------------------------------------------------------------------------------------------------------
+
+
+async def _process(
+    chains: Chains,
+    given: Any,
+    items: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    before: tuple[Any, ...] = (),
+) -> list[Any]:
+    """Return the results of some functions for each item: a map with the options of the configuration.
+
+    Args:
+        chains: Calls the functions.
+        given: A function or several.
+        items: The items.
+        kwargs: Keyword arguments of all calls.
+        before: Arguments before each item: the instance or class of a method.
+    """
+    mapper, inputs = _mapper(chains, given, items, kwargs, before, on_a_loop=True)
+    try:
+        return await mapper.acollect(inputs, Arguments())
+    except Exception as error:
+        if chains.replaces(error):
+            raise chains.replacement(error) from error
+        raise
+
+
+def _process_sync(
+    chains: Chains,
+    given: Any,
+    items: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    before: tuple[Any, ...] = (),
+) -> list[Any]:
+    """Do the same without an event loop."""
+    mapper, inputs = _mapper(chains, given, items, kwargs, before)
+    if mapper.awaits:
+        return run_async(_process(chains, given, items, kwargs, before=before))
+    try:
+        return mapper.collect(inputs, Arguments())
+    except Exception as error:
+        if chains.replaces(error):
+            raise chains.replacement(error) from error
+        raise
+
+
+class _Work:
+    """A call for one item: an object, not a closure, so that it can be pickled.
+
+    With several functions an item is a pair: the number of the function, and the argument.
+    """
+
+    def __init__(
+        self,
+        chains: Chains,
+        several: tuple[Function, ...],
+        kwargs: dict[str, Any],
+        before: tuple[Any, ...],
+    ) -> None:
+        self.__name__ = name_of(several[0])
+        self.__qualname__ = f"{self.__name__}.process"
+        self.chains = chains
+        self.several = several
+        self.kwargs = kwargs
+        self.before = before
+
+    def split(self, item: Any) -> tuple[Function, tuple[Any, ...]]:
+        """Return the function and the positional arguments for an item."""
+        number, argument = item if len(self.several) > 1 else (0, item)
+        return self.several[number], (*self.before, argument)
+
+    def __call__(self, item: Any) -> Any:
+        function, args = self.split(item)
+        return self.chains.execute_sync(function, args, self.kwargs)
+
+
+class _AsyncWork(_Work):
+    """The same for functions that are awaited."""
+
+    async def __call__(self, item: Any) -> Any:
+        function, args = self.split(item)
+        return await self.chains.execute(function, args, self.kwargs)
+
+
+def _mapper(
+    chains: Chains,
+    given: Any,
+    items: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    before: tuple[Any, ...],
+    *,
+    on_a_loop: bool = False,
+) -> tuple[Mapper, Iterable[Any]]:
+    """Return the map and its inputs; only workers are on, because the functions have their own pipelines."""
+    several = functions("functions", given)
+    if not several:
+        raise OperoUsageError("process() needs a function: write process([function], *items).")
+    inputs: Iterable[Any] = items
+    if len(several) > 1:
+        inputs = [(number, item) for number in range(len(several)) for item in items]
+    workers = _workers(chains.config)
+    # Without workers, a synchronous function runs in a thread, so that the loop is free.
+    awaits = on_a_loop and workers.get("sequential", False)
+    awaits = awaits or any(chains.chain(function, False).awaits for function in several)
+    kind = _AsyncWork if awaits else _Work
+    off: dict[str, Any] = {"cache": False, "retries": 0, "progress": False}
+    if "process" not in workers["mode"]:
+        work = kind(chains, several, kwargs, before)
+        options = MapOptions.of("process", **off, **workers)
+        return Mapper(Pipeline(describe_function(work), options)), inputs
+    work = kind(chains.for_workers(), several, kwargs, before)
+    # Events of the functions come back with the results; events of the map itself are not asked for.
+    wanted = [_without(work.__qualname__, listener) for listener in chains.listeners]
+    options = MapOptions.of("process", **off, **workers, on_event=wanted or None)
+    return Mapper(Pipeline(describe_function(work), options), tells_all=bool(wanted)), inputs
+
+
+def _without(own: str, listener: Handler) -> Handler:
+    def listen(event: Event) -> object:
+        return None if event.function == own else listener(event)
+
+    return listen
+
+
+def _workers(config: OrchestratorConfig) -> dict[str, Any]:
+    several, limited = config.multiprocess_config, config.concurrency_config
+    limit = None if limited is None else limited.limit
+    if several is not None:
+        if limit is None:
+            return several.as_options()
+        # One item in each, so that the number of workers keeps the limit.
+        return {"mode": "process", "workers": min(several.workers, limit)}
+    if limit is not None:
+        # Synchronous functions run in threads then.
+        return {"mode": "async", "workers": limit}
+    return {"mode": "async", "sequential": True}
+
+
+# --- the decorator ----------------------------------------------------------------------------------------------------
+
+
+class _FirstParameter(Protocol[T_contra, Q, R_co]):
+    """A function whose first parameter has a certain type."""
+
+    def __call__(self, first: T_contra, /, *args: Q.args, **kwargs: Q.kwargs) -> R_co: ...
+
+
+class _Named(Protocol):
+    """Attributes of both kinds."""
+
+    __name__: str
+    __qualname__: str
+    __wrapped__: Callable[..., Any]
+    orchestrator: Orchestrator
+
+
+class Orchestrated(_Named, Protocol[P, R]):
+    """A synchronous function decorated with `@orchestrate`."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function through its orchestrator."""
+        ...
+
+    def process(self, *items: Any, **kwargs: Any) -> list[R]:
+        """Call it with each item and return the results in order."""
+        ...
+
+    @overload
+    def __get__(self, instance: None, owner: type, /) -> Self: ...
+    @overload
+    def __get__(
+        self: _FirstParameter[T, Q, V], instance: T, owner: type[T], /
+    ) -> Orchestrated[Q, V]: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None, /) -> Self: ...
+
+
+class AsyncOrchestrated(_Named, Protocol[P, R]):
+    """A coroutine function decorated with `@orchestrate`."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Call the function through its orchestrator."""
+        ...
+
+    def process(self, *items: Any, **kwargs: Any) -> Coroutine[Any, Any, list[R]]:
+        """Call it with each item and return the results in order."""
+        ...
+
+    @overload
+    def __get__(self, instance: None, owner: type, /) -> Self: ...
+    @overload
+    def __get__(
+        self: _FirstParameter[T, Q, Coroutine[Any, Any, V]], instance: T, owner: type[T], /
+    ) -> AsyncOrchestrated[Q, V]: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None, /) -> Self: ...
+
+
+class _Decorator(Protocol):
+    """`@orchestrate` once its configuration is given."""
+
+    # A coroutine function is a function too: the first overload that fits is meant.
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncOrchestrated[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Orchestrated[P, R]: ...
+
+
+# As above.
+@overload
+def orchestrate(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
+    function: Callable[P, Coroutine[Any, Any, R]], /
+) -> AsyncOrchestrated[P, R]: ...
+@overload
+def orchestrate(function: Callable[P, R], /) -> Orchestrated[P, R]: ...
+@overload
+def orchestrate(
+    *,
+    config: OrchestratorConfig | None = None,
+    fallbacks: Callable[..., Any] | Iterable[Callable[..., Any]] | None = None,
+    retry_config: RetryConfig | None = None,
+    rate_limit_config: RateLimitConfig | None = None,
+    concurrency_config: ConcurrencyConfig | None = None,
+    multiprocess_config: MultiprocessConfig | None = None,
+) -> _Decorator: ...
+def orchestrate(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    config: OrchestratorConfig | None = None,
+    **parts: Any,
+) -> Any:
+    """Run all calls of a function through an `Orchestrator` of its own.
+
+    Args:
+        function: The function, where it is written bare: `@orchestrate`.
+        config: The configuration.
+        parts: Instead of `config`, fields of an `OrchestratorConfig`: `fallbacks`, `retry_config`, ...
+
+    Returns:
+        A function of the same signature, asynchronous exactly if the original is, with `.process(*items)`,
+        which calls it with many items (to be awaited, if the function is asynchronous), and `.orchestrator`.
+
+    Raises:
+        OperoUsageError: It is no function, the configuration does not fit it, or is given twice.
+
+    Example:
+        >>> @orchestrate(fallbacks=[float])
+        ... def number(text):
+        ...     return int(text)
+        >>> number("2.5"), number.process("1", "1.5")
+        (2.5, [1, 1.5])
+    """
+    if parts:
+        if config is not None:
+            raise OperoUsageError(
+                f"config= and {next(iter(parts))}= exclude each other: give the part to the OrchestratorConfig."
+            )
+        config = OrchestratorConfig(**parts)
+    orchestrator = Orchestrator(config)
+    if function is None:
+        return lambda given: _orchestrated(given, orchestrator)
+    return _orchestrated(function, orchestrator)
+
+
+def _orchestrated(function: Any, orchestrator: Orchestrator) -> Any:
+    if isinstance(function, classmethod | staticmethod):
+        # The other order of decorators: what is inside is decorated, what is outside stays.
+        inner = _wrapped(function.__func__, orchestrator)
+        return ClassMethod(inner) if isinstance(function, classmethod) else staticmethod(inner)
+    if not callable(function):
+        raise OperoUsageError(
+            f"orchestrate() takes a function, not {type(function).__name__}: write @orchestrate(config=...)."
+        )
+    made = _wrapped(function, orchestrator)
+    return Method(made) if describe_function(function).in_class else made
+
+
+def _wrapped(function: Callable[..., Any], orchestrator: Orchestrator) -> Any:
+    # A configuration that does not fit is reported now, not at the first call.
+    orchestrator.explain(function)
+    bound = describe_function(function).bound
+    made: Any
+    # Without the function's own attributes: `.call` or `.stats` of a decorated one would show only a part.
+    wraps = functools.wraps(function, updated=())
+    if is_async_function(function):
+
+        @wraps
+        async def acall(*args: Any, **kwargs: Any) -> Any:
+            return await orchestrator.execute(function, *args, **kwargs)
+
+        async def aprocess(*items: Any, **kwargs: Any) -> list[Any]:
+            """Call the function with each item and return the results in order."""
+            return await _process(
+                orchestrator.chains, function, items[bound:], kwargs, before=items[:bound]
+            )
+
+        made, made.process = acall, aprocess
+    else:
+
+        @wraps
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return orchestrator.execute_sync(function, *args, **kwargs)
+
+        def sprocess(*items: Any, **kwargs: Any) -> list[Any]:
+            """Call the function with each item and return the results in order."""
+            return _process_sync(
+                orchestrator.chains, function, items[bound:], kwargs, before=items[:bound]
+            )
+
+        made, made.process = call, sprocess
+    made.process.__name__ = "process"
+    made.orchestrator = orchestrator
+    return made

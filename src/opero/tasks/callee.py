@@ -1,57 +1,79 @@
 # this_file: src/opero/tasks/callee.py
-"""What a task calls: how, and whether the function asks for an input.
+"""Call the function of a task: check its arguments, run it off the event loop, apply its options.
 
-All of it is decided when the task is made, from the signature alone, so that no run can go another way.
+Whether the function takes an input is decided when the task is made, from the signature alone, so that all runs
+behave alike.
 """
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import functools
 import types
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from inspect import Parameter, Signature
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
+from opero import events
+from opero.core.call import Call
 from opero.core.function import FunctionInfo, describe_function
+from opero.core.options import Options
+from opero.core.pipeline import Pipeline
 from opero.errors import OperoUsageError
+from opero.tasks.state import running_task
+from opero.utils.threads import ThreadCall, run_in_thread
 
-__all__ = ["Callee", "asks_for_input", "callee_of", "is_plain"]
+if TYPE_CHECKING:
+    from opero.events import Event
+
+__all__ = [
+    "MOST_THREADS",
+    "Callee",
+    "callee_of",
+    "in_thread",
+    "input_parameter",
+    "is_plain",
+    "off_loop",
+    "with_policies",
+]
 
 
 class Callee:
-    """A function as tasks see it.
-
-    It does not hold the function, which may live shorter.
+    """Name, kind and signature of a task's function, without a reference to the function.
 
     Args:
         info: The function.
 
     Attributes:
         name: The function's name.
+        module: Its module.
         is_async: Whether it is called on the event loop.
     """
 
-    __slots__ = ("_asks", "_counts", "_signatures", "is_async", "name")
+    __slots__ = ("_counts", "_input", "_signatures", "is_async", "module", "name")
 
     def __init__(self, info: FunctionInfo) -> None:
         self.name: str = info.name
+        self.module: str | None = info.module
         self.is_async: bool = info.kind == "async"
-        # What a decorator says of its function need not be how it wants to be called.
+        # The signature that a decorator shows need not be the one that it can be called with.
         self._signatures = (info.declared, info.calling)
-        self._asks = asks_for_input(info.declared)
+        self._input = input_parameter(info.declared)
         self._counts = _positional(info.declared)
 
     def takes_input(self, args: tuple[Any, ...], given: Collection[str]) -> bool:
-        """Tell whether a value that comes along becomes the first argument.
+        """Return whether an input becomes the first argument.
 
         Args:
-            args: The task's own positional arguments: who has some keeps them.
+            args: The task's own positional arguments: a task that has some takes no input.
             given: Names of its own keyword arguments.
         """
-        return not args and self._asks is not None and self._asks not in given
+        return not args and self._input is not None and self._input not in given
 
     def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse arguments that the function cannot be called with, whatever input comes along.
+        """Refuse arguments that the function cannot be called with, with or without an input.
 
         Raises:
             OperoUsageError: They do not fit.
@@ -72,22 +94,22 @@ class Callee:
             else:
                 return
         raise OperoUsageError(
-            f"Task({self.name}, ...) cannot be called: {refused}{' besides its input' * takes}. "
-            f"Give all that {self.name}() needs: Task({self.name}, value, key=value)."
+            f"Task({self.name}, ...) cannot be called: {refused}{' in addition to its input' * takes}. "
+            f"Give all arguments that {self.name}() needs: Task({self.name}, value, key=value)."
         )
 
 
-def asks_for_input(signature: Signature) -> str | None:
+def input_parameter(signature: Signature) -> str | None:
     """Return the parameter that an input goes to, None if there is none.
 
-    It is the first positional one. A default is a setting, and stays; but for parameters without a name, as those of
-    `list` and `float` are.
+    It is the first positional one, if it has no default: a default is a setting, and stays. Positional-only
+    parameters take the input in any case, as those of `list` and `float` do.
 
     Example:
         >>> import inspect
-        >>> asks_for_input(inspect.signature(lambda text, width=80: text))
+        >>> input_parameter(inspect.signature(lambda text, width=80: text))
         'text'
-        >>> asks_for_input(inspect.signature(lambda width=80: width)) is None
+        >>> input_parameter(inspect.signature(lambda width=80: width)) is None
         True
     """
     for parameter in signature.parameters.values():
@@ -117,12 +139,12 @@ _known: WeakKeyDictionary[Callable[..., Any], Callee] = WeakKeyDictionary()
 
 
 def is_plain(fn: object) -> bool:
-    """Tell whether it is a function and nothing else: these are equal to nobody else, and can be looked up."""
+    """Return whether an object is a plain function: such objects are equal to no other, and can be dict keys."""
     return type(fn) is types.FunctionType
 
 
 def callee_of(fn: Callable[..., Any]) -> Callee:
-    """Look at a function, once.
+    """Describe a function; plain functions are described once.
 
     Raises:
         OperoUsageError: It is not callable.
@@ -138,3 +160,130 @@ def callee_of(fn: Callable[..., Any]) -> Callee:
     if found is None:
         found = _known[fn] = Callee(describe_function(fn))
     return found
+
+
+# --- synchronous functions: in threads ---------------------------------------------------------------
+
+MOST_THREADS: Final = 64
+"""Most synchronous tasks of one event loop that run at once; the others wait in order."""
+
+# One for each loop: a function in a thread may run tasks on a loop of its own, and must not wait for itself.
+_slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+
+
+async def in_thread(call: Callable[[], Any]) -> Any:
+    """Call a function in another thread, with a copy of the context, and return its result.
+
+    A cancelled caller waits no longer. The thread runs until the function returns, because it cannot be
+    killed, and keeps its slot; it never keeps the interpreter alive.
+    """
+    loop = asyncio.get_running_loop()
+    slots = _slots.get(loop)
+    if slots is None:
+        slots = _slots[loop] = asyncio.Semaphore(MOST_THREADS)
+    await slots.acquire()
+    job = ThreadCall(call)
+    try:
+        run_in_thread(job)
+    except BaseException:
+        slots.release()
+        raise
+    ended = loop.create_future()
+    job.then(functools.partial(_notify, loop, slots, ended))
+    try:
+        await ended
+    except BaseException:
+        job.abandon()
+        raise
+    return job.outcome()
+
+
+def _notify(
+    loop: asyncio.AbstractEventLoop, slots: asyncio.Semaphore, ended: asyncio.Future[None]
+) -> None:
+    try:
+        loop.call_soon_threadsafe(_release, slots, ended)
+    except RuntimeError:
+        pass  # the loop is closed: there is no waiter
+
+
+def _release(slots: asyncio.Semaphore, ended: asyncio.Future[None]) -> None:
+    slots.release()
+    if not ended.done():
+        ended.set_result(None)
+
+
+def off_loop(fn: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    """Return a coroutine function that calls `fn` in a thread and awaits the result if that is awaitable."""
+
+    async def called(*args: Any, **kwargs: Any) -> Any:
+        result = await in_thread(functools.partial(fn, *args, **kwargs))
+        return await result if hasattr(type(result), "__await__") else result
+
+    return called
+
+
+# --- options ----------------------------------------------------------------------------------------
+
+
+def with_policies(
+    fn: Any, callee: Callee, options: Mapping[str, Any] | None
+) -> Callable[..., Awaitable[Any]]:
+    """Return a coroutine function that calls `fn` through the stages that it or `options` switch on.
+
+    Raises:
+        OperoUsageError: An option is unknown or wrong.
+    """
+    if options is not None and not isinstance(options, Mapping):
+        raise OperoUsageError(f"options={options!r} must be a dict: options=dict(retries=3).")
+    given = dict(options or {})
+    if hasattr(fn, "__opero__"):
+        decorated = _variant(fn, given)
+        return decorated if callee.is_async else off_loop(decorated)
+    made = Options.of("Task", **{"cache": False, "retries": 0, **given})
+    if made.retries or made.stop:
+        made = made.replace("Task", on_event=[*_listeners(made), _note_retry])
+    info = describe_function(fn)
+    if not callee.is_async:
+        # On the loop, so that a pause between attempts holds no thread.
+        info = dataclasses.replace(info, fn=off_loop(fn), kind="async")
+    pipeline = Pipeline(info, made)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return pipeline.run(Call(args, kwargs))
+
+    return call
+
+
+def _variant(fn: Any, given: dict[str, Any]) -> Any:
+    """Return an `@opero` function with other options that reports retries to its run; one for equal tasks."""
+    shareable = not given and is_plain(fn)
+    if shareable and fn in _variants:
+        return _variants[fn]
+    options: Options = fn.options.replace("Task", **given)
+    changes = dict(given)
+    if options.retries or options.stop:
+        changes["on_event"] = [*_listeners(options), _note_retry]
+    variant = fn.with_options(**changes) if changes else fn
+    if shareable and variant is not fn:
+        _variants[fn] = variant
+    return variant
+
+
+_variants: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+def _listeners(options: Options) -> tuple[Any, ...]:
+    given = options.on_event
+    return () if given is None else (given,) if callable(given) else tuple(given)
+
+
+def _note_retry(event: Event) -> None:
+    """Note a failed attempt or a retry in the run of the task."""
+    run = running_task.get()
+    if run is None or run.done:
+        return  # a refresh in the background, for example
+    if isinstance(event, events.AttemptFailed):
+        run.error = event.error
+    elif isinstance(event, events.RetryScheduled):
+        run.retries(event.attempt, event.delay)

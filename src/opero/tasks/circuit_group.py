@@ -1,5 +1,5 @@
 # this_file: src/opero/tasks/circuit_group.py
-"""A sequence behind a circuit breaker."""
+"""Run a sequence behind a circuit breaker."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 from opero.core.call import Call
 from opero.core.circuit_breaker import Circuit
 from opero.errors import OperoUsageError
-from opero.events.emitter import Emitter
+from opero.events.bus import Emitter
 from opero.limits.breaker import CircuitBreaker
-from opero.tasks.sequence import Returns, Sequence
+from opero.tasks.task import Returns, Runnable, Sequence
 
 if TYPE_CHECKING:
-    from opero.tasks.runnable import Runnable
-    from opero.tasks.task_run import TaskRun
+    from opero.limits.breaker import CircuitState
+    from opero.tasks.state import TaskRun
     from opero.utils.units import Duration
 
 __all__ = ["CircuitGroup"]
 
 
 class CircuitGroup(Sequence):
-    """Steps behind a circuit breaker: after too many runs that failed, nobody calls them for a while.
+    """Steps behind a circuit breaker: after too many failed runs they are not called for a while.
 
     It runs its steps as a `Sequence` does. A run that fails counts as one failure, and ends with its own error, also
     the one that opens the circuit; while that is open, runs end at once with `CircuitOpenError`. All runs of the
@@ -75,6 +75,11 @@ class CircuitGroup(Sequence):
         )
         self._guarded = Circuit(self.breaker, Emitter(self.name)).wrap_async(_proceed)
 
+    @property
+    def current_state(self) -> CircuitState:
+        """State of the circuit: `group.breaker.state`."""
+        return self.breaker.state
+
     async def execute(self, run: TaskRun) -> Any:
         """Do the work of a run."""
         call = Call((self, run), {})
@@ -87,5 +92,5 @@ class CircuitGroup(Sequence):
 
 
 async def _proceed(call: Call) -> Any:
-    """Run the steps, once the breaker lets them."""
+    """Run the steps, behind the breaker."""
     return await Sequence.execute(*call.args)

@@ -1,41 +1,47 @@
 # this_file: src/opero/tasks/parallel.py
-"""Jobs side by side."""
+"""Run jobs side by side: `Parallel`, and the worker tasks that pull its jobs."""
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import Callable, Generator, Iterable, Iterator, Sized
-from typing import TYPE_CHECKING, Any, Literal
+import types
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sized
+from contextvars import Context, copy_context
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from opero.core.context import fork
+from opero.core.failures import attach, raise_again
 from opero.errors import OperoUsageError
-from opero.tasks.runnable import Runnable, as_runnable
+from opero.tasks.state import NOTHING, TaskRun, carry_out
+from opero.tasks.task import Runnable, as_runnable
 from opero.utils.checks import whole
 
 if TYPE_CHECKING:
-    from opero.tasks.task_run import TaskRun
+    from opero.core.context import Branches
 
-__all__ = ["OnError", "Parallel"]
+__all__ = ["OnError", "Parallel", "WorkerTasks"]
 
 OnError = Literal["raise", "collect"]
-_Job = Runnable | Callable[..., Any]
+_Jobs = Runnable | Callable[..., Any]
 
 
 class Parallel(Runnable):
     """Jobs that run at the same time; their results come in the order of the jobs.
 
     Jobs are pulled when there is room for them: with a limit of 100, fifty thousand jobs never take more than a hundred
-    asyncio tasks. When a job fails, the others are cancelled and waited for, and its own error is raised, whatever else
-    fails meanwhile; that is told in a note on it, and by `opero.failures`.
+    asyncio tasks. When a job fails, the others are cancelled and waited for, and its own error is raised. Errors of
+    other jobs are listed in a note on it, and returned by `opero.failures`.
 
     Args:
         jobs: Tasks, sequences, parallels, circuit groups, or functions; or one iterable of such things, which is read
             as jobs begin. An iterator is read once, so that such a parallel runs once.
-        limit: Most jobs at work at once; None for all of them.
-        on_error: "raise", or "collect" for errors in the places of their jobs' results.
+        limit: Most jobs that run at once; None for all of them. `max_workers=` is another name for it.
+        on_error: "raise", or "collect" to return errors in the places of their jobs' results.
         name: Shown in events and errors.
 
     Raises:
-        OperoUsageError: Something is no job, or the limit is less than 1.
+        OperoUsageError: Something is no job, the limit is less than 1, or given twice.
 
     Example:
         >>> from opero.tasks import Parallel, Task, run_sync
@@ -47,12 +53,17 @@ class Parallel(Runnable):
 
     def __init__(
         self,
-        *jobs: _Job | Iterable[_Job],
+        *jobs: _Jobs | Iterable[_Jobs],
         limit: int | None = None,
         on_error: OnError = "raise",
         name: str | None = None,
+        max_workers: int | None = None,
     ) -> None:
         super().__init__(name, "Parallel")
+        if max_workers is not None:
+            if limit is not None:
+                raise OperoUsageError("limit= and max_workers= are the same: give one of them.")
+            limit = max_workers
         if limit is not None:
             whole(1)("limit", limit)
         if on_error not in ("raise", "collect"):
@@ -63,7 +74,7 @@ class Parallel(Runnable):
         self.jobs: Iterable[Any]
         if _is_iterable_of_jobs(only):
             self.jobs = only
-            # Nobody has seen the jobs yet: those that take an input get it.
+            # The jobs are not known yet: those that take an input get it.
             self.takes_input: bool = True
         else:
             made = tuple(as_runnable(job) for job in jobs)
@@ -73,23 +84,21 @@ class Parallel(Runnable):
 
     async def execute(self, run: TaskRun) -> Any:
         """Do the work of a run."""
-        from opero.tasks.crew import Crew
-
         given, jobs = run.given, self._begin()
         limit = self.limit
         if isinstance(self.jobs, Sized):
-            # No worker comes for whom there is no job.
+            # No more workers than jobs.
             limit = min(len(self.jobs), limit or len(self.jobs))
         # The run will hold the error that passes through this frame.
         del run
-        crew = Crew(
+        workers = WorkerTasks(
             self.name,
             jobs,
             limit=limit,
             collect=self.on_error == "collect",
             given=given,
         )
-        return await crew.work()
+        return await workers.run()
 
     def _begin(self) -> Generator[Runnable, None, None]:
         jobs = iter(self.jobs)
@@ -113,7 +122,7 @@ def _is_iterable_of_jobs(given: Any) -> bool:
 
 
 def _runnables(jobs: Iterator[Any]) -> Generator[Runnable, None, None]:
-    """Take jobs as they come; a generator that is left early is closed."""
+    """Yield jobs as definitions; a generator that is left early is closed."""
     try:
         for job in jobs:
             yield as_runnable(job)
@@ -121,3 +130,232 @@ def _runnables(jobs: Iterator[Any]) -> Generator[Runnable, None, None]:
         close: Callable[[], object] | None = getattr(jobs, "close", None)
         if close is not None:
             close()
+
+
+# --- workers ----------------------------------------------------------------------------------------
+
+_JOBS_PER_TURN: Final = 16
+"""Jobs after which a worker yields to the loop's other tasks, in case none of the jobs has done so."""
+
+
+class _JobError(NamedTuple):
+    """An error and where it was raised: "job 3 (fetch)"."""
+
+    where: str
+    error: BaseException
+
+
+class WorkerTasks:
+    """One run of a parallel: a few asyncio tasks that pull jobs, instead of one task for each job.
+
+    Another worker is added only while all of them are running a job, so that there are never more than jobs in flight.
+    Each job runs in a context of its own, as it would in a task of its own.
+
+    Args:
+        name: Its name, for notes.
+        jobs: The jobs, pulled when a worker is free.
+        limit: Most jobs in flight; None for all that there are.
+        collect: Whether errors are returned in the places of results, instead of ending the run.
+        given: The input of jobs that take one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        jobs: Generator[Runnable, None, None],
+        *,
+        limit: int | None,
+        collect: bool,
+        given: Any,
+    ) -> None:
+        self._name = name
+        self._jobs = jobs
+        self._limit = limit
+        self._collect = collect
+        self._given = given
+        self._loop = asyncio.get_running_loop()
+        self._context = copy_context()  # copied for each job
+        self._worker_context = copy_context()  # copied for each worker
+        begin = fork.get()
+        self._branches: Branches | None = None if begin is None else begin()
+        if self._branches is not None:
+            self._worker_context.run(self._branches.aside)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._results: list[Any] = []
+        self._failures: list[_JobError] = []
+        self._closed = False
+        self._ended = self._loop.create_future()
+
+    async def run(self) -> list[Any]:
+        """Run all jobs; return their results in order, or raise the first error when all workers have ended."""
+        self._add_worker()
+        try:
+            try:
+                if self._tasks:
+                    await self._ended
+            except asyncio.CancelledError:
+                self._stop()
+                await self._wait_for_all()
+                raise
+        finally:
+            self._close()
+            failures, self._failures = self._failures, []
+            # The contexts hold this run, it will hold the error, and that holds the frames of this method.
+            self._context = self._worker_context = Context()
+        if failures:
+            try:
+                raise_again(self._explained(failures))
+            finally:
+                # Frames that name an error which passes through them are reference cycles.
+                failures.clear()
+        return self._results
+
+    async def _wait_for_all(self) -> None:
+        """Wait for the workers, however often that is cancelled."""
+        while self._tasks:
+            self._ended = self._loop.create_future()
+            try:
+                await self._ended
+            except asyncio.CancelledError:
+                continue
+
+    # --- workers --------------------------------------------------------------------------------------
+
+    def _add_worker(self) -> None:
+        """Add a worker, if the limit permits."""
+        if self._closed or (self._limit is not None and len(self._tasks) >= self._limit):
+            return
+        task = self._worker_context.copy().run(self._loop.create_task, self._serve())
+        self._tasks.add(task)
+        task.add_done_callback(self._worker_ended)
+
+    def _worker_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not (self._tasks or self._ended.done()):
+            self._ended.set_result(None)
+
+    async def _serve(self) -> None:
+        if asyncio.current_task() not in self._tasks:
+            # An eager task factory starts it before `_add_worker` has counted it.
+            await asyncio.sleep(0)
+        done = 0
+        while (job := self._pull()) is not None:
+            if not done:
+                # Two for one, so that there are many after a few turns of the loop.
+                self._add_worker()
+                self._add_worker()
+            await self._one(len(self._results) - 1, job)
+            if not self._closed:
+                _forget_cancellation()
+            done += 1
+            if not done % _JOBS_PER_TURN:
+                await asyncio.sleep(0)
+
+    def _pull(self) -> Runnable | None:
+        """Return the next job and reserve the place of its result; None if there is none."""
+        if self._closed:
+            return None
+        try:
+            job = next(self._jobs, None)
+        except Exception as error:  # noqa: BLE001 - it ends the parallel as a job's would
+            self._fail("its iterable", error)
+            return None
+        if job is None:
+            self._closed = True
+        else:
+            self._results.append(None)
+        return job
+
+    async def _one(self, index: int, job: Runnable) -> None:
+        """Run one job and store its result or error."""
+        context = self._context.copy()
+        try:
+            if self._branches is not None:
+                context.run(self._branches.enter, index)
+            given = self._given if job.takes_input else NOTHING
+            running = carry_out(context.run(TaskRun, job, given))
+            self._results[index] = await _within(context, running)
+        except GeneratorExit:
+            raise  # the task is being destroyed
+        except BaseException as error:
+            collected = isinstance(error, Exception)
+            if isinstance(error, asyncio.CancelledError):
+                if _cancelled_from_outside():
+                    # By `_stop`, or by code that cancels all tasks of the loop.
+                    if not self._closed:
+                        self._fail("a worker", error)
+                    raise
+                collected = True
+            if collected and self._collect:
+                self._results[index] = error
+            else:
+                self._fail(f"job {index} ({job.name})", error)
+        finally:
+            del context
+
+    # --- failures -------------------------------------------------------------------------------------
+
+    def _fail(self, where: str, error: BaseException) -> None:
+        self._failures.append(_JobError(where, error))
+        self._stop()
+
+    def _stop(self) -> None:
+        """Start no further job and cancel those that run."""
+        self._closed = True
+        current = asyncio.current_task()
+        for task in self._tasks:
+            if task is not current:
+                task.cancel()
+
+    def _close(self) -> None:
+        """Close a generator of jobs that was not read to its end."""
+        try:
+            self._jobs.close()
+        except Exception as error:  # noqa: BLE001 - earlier errors go first
+            self._failures.append(_JobError("its iterable", error))
+
+    def _explained(self, failures: list[_JobError]) -> BaseException:
+        """Return the first error, with the others behind it and in its note."""
+        first, *others = failures
+        lines = [f"ended with {first.where}"]
+        lines += [f"  then {where}: {type(error).__name__}" for where, error in others]
+        attach(
+            first.error,
+            self._name,
+            "\n".join(lines),
+            [error for _, error in others],
+            owner=f"opero.tasks.{self._name}",
+        )
+        return first.error
+
+
+def _cancelled_from_outside() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _forget_cancellation() -> None:
+    """Withdraw a cancellation that a job has requested of its own task and then swallowed."""
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()
+
+
+@types.coroutine
+def _within(context: Context, running: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """Await a coroutine that runs in another context than the task."""
+    step: Callable[..., Any] = running.send
+    what: Any = None
+    try:
+        while True:
+            try:
+                future = context.run(step, what)
+            except StopIteration as end:
+                return end.value
+            try:
+                what, step = (yield future), running.send
+            except BaseException as error:  # noqa: BLE001 - it is the coroutine's to handle
+                what, step = error, running.throw
+    finally:
+        # Frames that the error passes through must not hold what holds it.
+        del what, context, running, step

@@ -1,31 +1,66 @@
 # this_file: src/opero/utils/ambient.py
-"""What surrounds every call: the clock that all waits go through, the test switch, and a tape.
-
-Every pause of opero's own is a `clock().sleep(s)` or an `await clock().asleep(s)`, so that `opero.testing.fake_clock()`
-drives all of them. The express lanes read `time.monotonic` directly; they are left while a clock
-is installed or the test switch is on, because both hold `opero.utils.switch.switch`.
-"""
+"""Hold what surrounds every call: the clock of all waits, the test switch, and the flag that leaves the fast path."""
 
 from __future__ import annotations
 
 import os
 import time
-from typing import Any, Protocol
-
-from opero.utils.switch import switch
+from typing import Any, Final, Protocol
 
 __all__ = [
     "Clock",
     "RealClock",
+    "Switch",
     "Tape",
     "clock",
     "disabled",
     "install_clock",
     "install_tape",
     "set_disabled",
+    "switch",
     "tape",
     "wall_offset",
 ]
+
+
+class Switch:
+    """A counted flag: on while at least one holder wants it on.
+
+    The express lane of a decorated function reads `switch.on` once per call. Everything that can
+    change how calls run from the outside (listeners, the test switch, a fake clock, an ambient
+    deadline) holds the switch while it is active, so that a process in which none of them is used
+    pays for none of them.
+
+    Attributes:
+        on: True while anybody holds it, as an `if` sees it: a list with an item for each holder,
+            because a list grows and shrinks by single steps of C, which need no lock.
+
+    Example:
+        >>> s = Switch()
+        >>> s.hold(); bool(s.on)
+        True
+        >>> s.release(); bool(s.on)
+        False
+    """
+
+    __slots__ = ("on",)
+
+    def __init__(self) -> None:
+        self.on: Final[list[None]] = []
+
+    def hold(self) -> None:
+        """Turn the flag on until the matching `release`."""
+        self.on.append(None)
+
+    def release(self) -> None:
+        """Undo one `hold`; the flag goes off with the last one."""
+        self.on.pop()
+
+    def __repr__(self) -> str:
+        return f"<Switch {'on' if self.on else 'off'}, {len(self.on)} holders>"
+
+
+switch: Final = Switch()
 
 
 class Clock(Protocol):

@@ -10,7 +10,12 @@ from typing import Any
 from opero.errors import OperoUsageError, OperoWarning, RefusalError
 from opero.utils.stack import users_stacklevel
 
-__all__ = ["Rejected", "asks", "is_final", "matches"]
+__all__ = ["FailureFilter", "Rejected", "asks", "is_final", "matches"]
+
+FailureFilter = (
+    type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
+)
+"""An exception type, a tuple of types, or a predicate on the exception."""
 
 
 class Rejected(Exception):  # noqa: N818 - a signal between stages, no error of the user's

@@ -1,49 +1,48 @@
 # this_file: src/opero/utils/threads.py
-"""Threads for calls that may have to be left behind.
+"""Run calls that may have to be abandoned in threads of their own.
 
-They are reused when idle, never exhausted, and never in the way of exit.
+The threads are reused when idle, never exhausted, and never keep the interpreter from exiting.
 """
 
 from __future__ import annotations
 
 import contextvars
-import os
 import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from opero.utils.waiters import ThreadGate
+from opero.utils.fork import run_after_fork
+from opero.utils.waiters import ThreadWaiter
 
-__all__ = ["Job", "job_in", "run_in_thread"]
+__all__ = ["ThreadCall", "job_in", "run_in_thread"]
 
 _IDLE_SECONDS = 10.0
-"""How long an idle thread waits for another job before it ends."""
+"""How long an idle thread waits for another call before it ends."""
 
 
-class Job:
-    """A call in another thread.
+class ThreadCall:
+    """A call in another thread, and its outcome.
 
     Args:
         work: What to run, in a copy of the caller's context.
     """
 
     __slots__ = (
-        "_abandoned", "_asker", "_context", "_error", "_gate", "_lock", "_over", "_then", "_value",
-        "_work",
+        "_abandoned", "_asker", "_callback", "_context", "_done", "_error", "_lock", "_value", "_waiter", "_work",
     )  # fmt: skip
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self._work: Callable[[], Any] | None = work
         self._context: contextvars.Context | None = contextvars.copy_context()
         self._asker = threading.get_ident()
-        self._gate = ThreadGate()
+        self._waiter = ThreadWaiter()
         self._lock = threading.Lock()
-        self._then: Callable[[], object] | None = None
+        self._callback: Callable[[], object] | None = None
         self._value: Any = None
         self._error: BaseException | None = None
-        self._over = self._abandoned = False
+        self._done = self._abandoned = False
 
     def run(self) -> None:
         """Do the work; whatever it raises is kept for the caller."""
@@ -59,31 +58,31 @@ class Job:
             del work, context
 
     def finish(self) -> None:
-        """Tell whoever waits for it that the work is over."""
+        """Wake the caller that waits for the outcome."""
         with self._lock:
-            self._over, then, self._then = True, self._then, None
+            self._done, callback, self._callback = True, self._callback, None
             if self._abandoned:
                 self._value = self._error = None
-        self._gate.open()
-        if then is not None:
-            then()
+        self._waiter.wake()
+        if callback is not None:
+            callback()
 
     def wait(self, seconds: float | None) -> bool:
-        """Wait for the end, once; tell whether it came in time.
+        """Wait for the end, once; return whether it came in time.
 
-        If it did not, or the wait was interrupted, nobody will ask for the outcome any more.
+        If it did not, or the wait was interrupted, the call is abandoned.
         """
-        came = False
+        in_time = False
         try:
-            came = self._gate.wait(seconds)
+            in_time = self._waiter.wait(seconds)
         finally:
-            if not came:
+            if not in_time:
                 self.abandon()
-        return came
+        return in_time
 
     def abandon(self) -> None:
         """Throw the outcome away, now or when it comes."""
-        # An error that nobody takes would hold its traceback, and that this job: a cycle.
+        # An error that is never raised would hold its traceback, and that this object: a cycle.
         with self._lock:
             self._abandoned = True
             self._value = self._error = None
@@ -91,22 +90,22 @@ class Job:
     def then(self, callback: Callable[[], object]) -> None:
         """Call `callback` when the work is over, at once if it is."""
         with self._lock:
-            over = self._over
-            if not over:
-                self._then = callback
-        if over:
+            done = self._done
+            if not done:
+                self._callback = callback
+        if done:
             callback()
 
     def calls_then(self, callback: Callable[[], object]) -> bool:
-        """Tell whether `callback` is what will be called when the work is over."""
-        return self._then == callback
+        """Return whether `callback` is what will be called when the work is over."""
+        return self._callback == callback
 
     def asker(self) -> FrameType | None:
-        """Return where the thread that waits for the outcome stands; None if nobody does any more."""
+        """Return the frame of the thread that waits for the outcome."""
         return None if self._abandoned else sys._current_frames().get(self._asker)  # noqa: SLF001 - there is no other way
 
     def outcome(self) -> Any:
-        """Return the value or raise the error, once; the job keeps neither."""
+        """Return the value or raise the error, once; neither is kept."""
         error, self._error = self._error, None
         if error is not None:
             try:
@@ -118,42 +117,42 @@ class Job:
         return value
 
 
-def job_in(frame: FrameType) -> Job | None:
-    """Return the job that a frame runs, None if it runs none: what is around it is in another thread."""
-    return frame.f_locals["self"] if frame.f_code is Job.run.__code__ else None
+def job_in(frame: FrameType) -> ThreadCall | None:
+    """Return the call that a frame runs, None if it runs none: what is around it is in another thread."""
+    return frame.f_locals["self"] if frame.f_code is ThreadCall.run.__code__ else None
 
 
-class _Spare:
-    """One thread and the hatch through which it gets its next job."""
+class _Worker:
+    """One thread, and the lock that is released when it has a call to run."""
 
-    __slots__ = ("_hatch", "_job")
+    __slots__ = ("_call", "_has_call")
 
     def __init__(self) -> None:
-        self._hatch = threading.Lock()
-        self._hatch.acquire()
-        self._job: Job | None = None
+        self._has_call = threading.Lock()
+        self._has_call.acquire()
+        self._call: ThreadCall | None = None
 
-    def give(self, job: Job) -> None:
-        self._job = job
-        self._hatch.release()
+    def give(self, call: ThreadCall) -> None:
+        self._call = call
+        self._has_call.release()
 
     def serve(self) -> None:
         while True:
-            if not self._hatch.acquire(timeout=_IDLE_SECONDS):
-                if self._retired():
+            if not self._has_call.acquire(timeout=_IDLE_SECONDS):
+                if self._retire():
                     return
-                # A job is on its way already.
-                self._hatch.acquire()
-            job, self._job = self._job, None
-            if job is not None:
-                job.run()
+                # A call is on its way already.
+                self._has_call.acquire()
+            call, self._call = self._call, None
+            if call is not None:
+                call.run()
                 # Idle before the caller knows: its next call then finds this thread.
                 _idle.append(self)
-                job.finish()
-                del job
+                call.finish()
+                del call
 
-    def _retired(self) -> bool:
-        """Leave the idle ones; False if somebody has called this one meanwhile."""
+    def _retire(self) -> bool:
+        """Leave the idle threads; False if this one was given a call meanwhile."""
         try:
             _idle.remove(self)
         except ValueError:
@@ -161,27 +160,26 @@ class _Spare:
         return True
 
 
-_idle: list[_Spare] = []
+_idle: list[_Worker] = []
 """Changed by single steps of C only, which need no lock."""
 
 
-def run_in_thread(job: Job) -> None:
-    """Start a job in an idle spare thread, or in a new one if all are busy.
+def run_in_thread(call: ThreadCall) -> None:
+    """Start a call in an idle thread, or in a new one if all are busy.
 
-    So calls that hang for ever never stop the next one.
+    So calls that hang for ever never hold up the next one.
 
     Raises:
         RuntimeError: The system has no more threads.
     """
     try:
-        spare = _idle.pop()
+        worker = _idle.pop()
     except IndexError:
-        spare = _Spare()
+        worker = _Worker()
         # Daemons: a call that hangs for ever must not keep the interpreter alive.
-        threading.Thread(target=spare.serve, name="opero-call", daemon=True).start()
-    spare.give(job)
+        threading.Thread(target=worker.serve, name="opero-call", daemon=True).start()
+    worker.give(call)
 
 
-if hasattr(os, "register_at_fork"):
-    # The threads of the parent do not exist in the child.
-    os.register_at_fork(after_in_child=_idle.clear)
+# The threads of the parent do not exist in the child.
+run_after_fork(_idle.clear)

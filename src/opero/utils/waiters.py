@@ -1,112 +1,384 @@
 # this_file: src/opero/utils/waiters.py
-"""Gates to wait at: each is opened once, from any thread, for a thread or a task of any loop."""
+"""Let threads and tasks of any event loop wait in line, first come, first served.
+
+    ThreadWaiter, TaskWaiter  one waiting caller; woken at most once, from any thread
+    WaitQueue                 the callers that wait for one thing, in order of arrival
+    HandoffQueue              the same in front of something that is taken and given back
+    FairLock                  the same for a single turn
+
+What is handed over is never lost: a caller that is cancelled, interrupted or out of time at the very moment passes
+on what it was given. A task whose event loop does not run is skipped, and queues again when its loop goes on.
+"""
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Final, Protocol
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from opero.errors import OperoWarning
+from opero.utils.stack import users_stacklevel
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
 
-__all__ = ["Gate", "TaskGate", "ThreadGate"]
+__all__ = [
+    "FairLock",
+    "HandoffQueue",
+    "TaskWaiter",
+    "ThreadWaiter",
+    "WaitQueue",
+    "Waiter",
+    "warn_of_blocked_loop",
+]
 
-_PATIENCE: Final = 1.0
-"""Seconds after which a waiting thread looks up, so that Ctrl-C reaches it on every platform."""
+LookUp = Callable[[], float | None]
+"""Called before each pause of a waiting caller. Returns how many seconds to pause at most (None: until woken; 0 or
+less: the time is up), or raises to end the wait."""
+
+_CHECK_SECONDS: Final = 1.0
+"""A waiting thread wakes so often, so that Ctrl-C reaches it on every platform."""
+_SHORTEST: Final = 0.0005
 
 
-class Gate(Protocol):
-    """Somebody's place to wait, as the one who opens it sees it.
+# --- one waiting caller ---------------------------------------------------------------------------
+
+
+class Waiter:
+    """One waiting caller, as the one that wakes it sees it.
+
+    Args:
+        budget: How long the caller is ready to wait, for those that choose whom to wake; never read here.
 
     Attributes:
-        opened: Whether what the waiting one waits for is theirs, though they may not know it yet.
+        budget: As above.
+        granted: Whether `value` is the caller's, though it may not run yet.
+        value: What it was woken with.
     """
 
-    opened: bool
+    __slots__ = ("budget", "granted", "value")
 
-    def open(self) -> bool:
-        """Let the waiting one go on; False if nobody can come through now."""
-        ...
+    def __init__(self, budget: Any = None) -> None:
+        self.budget: Any = budget
+        self.granted: bool = False
+        self.value: Any = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the caller would go on at once if it were woken."""
+        raise NotImplementedError
+
+    def wake(self, value: Any = True) -> bool:
+        """Let the caller go on with a value; False if it cannot take it now."""
+        raise NotImplementedError
 
 
-class ThreadGate:
-    """A thread waits here."""
+class ThreadWaiter(Waiter):
+    """A waiting thread."""
 
-    __slots__ = ("_lock", "opened")
+    __slots__ = ("_lock",)
 
-    def __init__(self) -> None:
-        self.opened: bool = False
+    def __init__(self, budget: Any = None) -> None:
+        super().__init__(budget)
         self._lock = threading.Lock()
         self._lock.acquire()
 
-    def open(self) -> bool:
-        """Let the thread go on."""
-        self.opened = True
+    @property
+    def ready(self) -> bool:
+        """A thread always is."""
+        return True
+
+    def wake(self, value: Any = True) -> bool:
+        """Let the thread go on, once."""
+        self.value, self.granted = value, True
         self._lock.release()
         return True
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Block until the gate opens; False if time ran out first."""
+        """Block until `wake`; False if the time was up first."""
         acquire = self._lock.acquire
         if seconds is None:
-            while not acquire(timeout=_PATIENCE):
+            while not acquire(timeout=_CHECK_SECONDS):
                 pass
             return True
         end = time.monotonic() + seconds
-        while not acquire(timeout=min(_PATIENCE, max(0.0, seconds))):
+        while not acquire(timeout=min(_CHECK_SECONDS, max(0.0, seconds))):
             seconds = end - time.monotonic()
             if seconds <= 0:
                 return False
         return True
 
 
-class TaskGate:
-    """A task waits here, in the event loop in which the gate was made."""
+class TaskWaiter(Waiter):
+    """A waiting task, in the event loop in which this object was made."""
 
-    __slots__ = ("_future", "_loop", "opened")
+    __slots__ = ("_future", "_loop", "_woken")
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Any = None) -> None:
         from asyncio import get_running_loop
 
-        self.opened: bool = False
+        super().__init__(budget)
+        self._woken = False
         self._loop: AbstractEventLoop = get_running_loop()
-        self._future: Future[bool] = self._loop.create_future()
+        self._future: Future[None] = self._loop.create_future()
 
-    def open(self) -> bool:
-        """Let the task go on, from whatever thread.
+    @property
+    def ready(self) -> bool:
+        """Whether its loop runs and it was not cancelled."""
+        return self._loop.is_running() and not self._future.cancelled()
+
+    def wake(self, value: Any = True) -> bool:
+        """Let the task go on, from any thread, once.
 
         Returns:
-            False if it was cancelled or its loop does not run. Should the loop run again, the task
-            wakes up to a gate that is not `opened`, and has to ask anew.
+            False if it was cancelled or its loop does not run. If the loop ever runs again, the task wakes up without
+            having been granted anything, and has to queue again.
         """
         if self._future.cancelled():
             return False
         from asyncio import _get_running_loop
 
-        # Said before the task is woken, which may look at once.
-        running = self.opened = self._loop.is_running()
+        # Set before the task is woken, which may look at once.
+        running = self.granted = self._loop.is_running()
+        self.value = value if running else None
         try:
             if _get_running_loop() is self._loop:
-                self._settle(True)
+                self._wake_up()
             else:
-                self._loop.call_soon_threadsafe(self._settle, True)
+                self._loop.call_soon_threadsafe(self._wake_up)
         except RuntimeError:
             # The loop is closed.
-            self.opened = False
+            self.granted, self.value = False, None
             return False
         return running
 
-    def _settle(self, in_time: bool) -> None:
+    def _wake_up(self) -> None:
+        self._woken = True
+        self._time_is_up()
+
+    def _time_is_up(self) -> None:
         if not self._future.done():
-            self._future.set_result(in_time)
+            self._future.set_result(None)
 
     async def wait(self, seconds: float | None = None) -> bool:
-        """Suspend the task until somebody comes to open; False if time ran out first."""
+        """Suspend the task until `wake`; False if the time was up first. It may be called again then."""
         if seconds is None:
-            return await self._future
-        timer = self._loop.call_later(max(0.0, seconds), self._settle, False)
+            await self._future
+            return True
+        timer = self._loop.call_later(max(0.0, seconds), self._time_is_up)
         try:
-            return await self._future
+            await self._future
         finally:
             timer.cancel()
+        if not self._woken:
+            self._future = self._loop.create_future()
+            # Woken between the timer and here: what `wake` scheduled finds the old future.
+            return self.granted
+        return True
+
+
+# --- queues ---------------------------------------------------------------------------------------
+
+
+class WaitQueue:
+    """The callers that wait for one thing, in order of arrival.
+
+    Attributes:
+        waiting: The callers; truthy while there are any.
+        lock: Held while the queue changes. Reentrant, because the garbage collector may end an abandoned coroutine,
+            and its wait, at any allocation.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: OrderedDict[Waiter, None] = OrderedDict()
+        self.lock = threading.RLock()
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+    def join(self, waiter: Waiter) -> None:
+        """Put a caller at the end of the queue."""
+        with self.lock:
+            self.waiting[waiter] = None
+
+    def leave(self, waiter: Waiter) -> bool:
+        """Take a caller out of the queue; False if it was granted something meanwhile."""
+        with self.lock:
+            self.waiting.pop(waiter, None)
+            return not waiter.granted
+
+    def wake_next(
+        self, value: Any = True, fits: Callable[[Waiter], bool] | None = None
+    ) -> Waiter | None:
+        """Hand a value to the first caller that can take it.
+
+        Args:
+            value: What it gets.
+            fits: Chooses among the callers; the others keep their places.
+
+        Returns:
+            The caller; None if there is none.
+        """
+        with self.lock:
+            while self.waiting:
+                waiter = next(
+                    iter(self.waiting) if fits is None else filter(fits, self.waiting), None
+                )
+                if waiter is None:
+                    break
+                # A coroutine that is collected at this moment may have taken it out.
+                if self.waiting.pop(waiter, self) is None and waiter.wake(value):
+                    return waiter
+        return None
+
+    def wake_all(self, value: Any = True, fits: Callable[[Waiter], bool] | None = None) -> None:
+        """Hand a value to all callers, or to those that `fits` chooses."""
+        with self.lock:
+            for waiter in list(self.waiting):
+                if (fits is None or fits(waiter)) and self.waiting.pop(waiter, self) is None:
+                    waiter.wake(value)
+
+
+class HandoffQueue(WaitQueue):
+    """Callers that wait for something that is taken and given back, such as permits.
+
+    Args:
+        take: Takes one if there is one.
+        give_back: Gives one back.
+    """
+
+    def __init__(self, take: Callable[[], bool], give_back: Callable[[], object]) -> None:
+        super().__init__()
+        self._take = take
+        self._give_back = give_back
+
+    def serve(self) -> None:
+        """Hand out what there is, in order, while there are callers."""
+        with self.lock:
+            while self.waiting and self._take():
+                if self.wake_next() is None:
+                    self._give_back()
+
+    def give_back(self) -> None:
+        """Give one back and serve the next caller."""
+        # In this order: a caller that queues does it the other way round, so that one of the two sees the other.
+        self._give_back()
+        if self.waiting:
+            self.serve()
+
+    def wait(self, look_up: LookUp | None = None, budget: Any = None) -> Any:
+        """Block until one could be taken.
+
+        Args:
+            look_up: See `LookUp`; None waits for as long as it takes.
+            budget: Kept in the `Waiter`.
+
+        Returns:
+            True, or False when the time was up first; what `wake_all` was given if that ended the wait.
+        """
+        waiter = ThreadWaiter(budget)
+        try:
+            self.join(waiter)
+            self.serve()
+            while True:
+                # Never 0, which would look at a clock that stands still without a break.
+                seconds = None if look_up is None else look_up()
+                if waiter.wait(seconds if not seconds else max(seconds, _SHORTEST)):
+                    return waiter.value
+                if seconds is not None and seconds <= 0:
+                    return False if self.leave(waiter) else waiter.value
+        except BaseException:
+            self._withdraw(waiter)
+            raise
+
+    async def wait_async(self, look_up: LookUp | None = None, budget: Any = None) -> Any:
+        """Do what `wait` does, in a task.
+
+        A task whose event loop did not run when its turn came queues again, at the end.
+        """
+        while True:
+            waiter = TaskWaiter(budget)
+            try:
+                self.join(waiter)
+                self.serve()
+                while True:
+                    seconds = None if look_up is None else look_up()
+                    if await waiter.wait(seconds):
+                        break
+                    if seconds is not None and seconds <= 0:
+                        return False if self.leave(waiter) else waiter.value
+                if waiter.granted:
+                    return waiter.value
+            except BaseException:
+                self._withdraw(waiter)
+                raise
+
+    def _withdraw(self, waiter: Waiter) -> None:
+        """Take a caller out whose wait was cut short, and pass on what it was given."""
+        if not self.leave(waiter) and waiter.value is True:
+            self.give_back()
+
+
+class FairLock(HandoffQueue):
+    """A single turn: one caller has it, the others wait in order of arrival.
+
+    `threading.Lock` would let a thread that comes back at once overtake those that are just waking up.
+
+    Attributes:
+        held: Truthy while a caller has the turn; a list, because it changes by single steps that need no lock.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(self._take_turn, self._end_turn)
+        self.held: list[None] = []
+
+    def _take_turn(self) -> bool:
+        if self.held:
+            return False
+        self.held.append(None)
+        return True
+
+    def _end_turn(self) -> None:
+        self.held.clear()
+
+    def try_acquire(self) -> bool:
+        """Take the turn if no caller has it."""
+        with self.lock:
+            return self._take_turn()
+
+    def release(self) -> None:
+        """Hand the turn to the next caller."""
+        with self.lock:
+            if self.wake_next() is None:
+                self._end_turn()
+
+    def give_back(self) -> None:
+        """Hand the turn to the next caller: it is never free while any waits."""
+        self.release()
+
+
+# --- threads of event loops -----------------------------------------------------------------------
+
+_warned: Final[set[str]] = set()
+
+
+def warn_of_blocked_loop(what: str) -> None:
+    """Warn, once for each kind of wait, of a synchronous wait in the thread of a running event loop.
+
+    Args:
+        what: What is waited for.
+    """
+    asyncio: Any = sys.modules.get("asyncio")
+    if what in _warned or asyncio is None or asyncio._get_running_loop() is None:  # noqa: SLF001 - it raises nothing
+        return
+    _warned.add(what)
+    warnings.warn(
+        f"a synchronous function waits for {what} in the thread of a running event loop, which stands still meanwhile: "
+        "call it with `await asyncio.to_thread(function, ...)`, or decorate an `async def`",
+        OperoWarning,
+        stacklevel=users_stacklevel(),
+    )

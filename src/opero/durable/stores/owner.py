@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from opero.limits.file_lock import try_lock
+from opero.utils.fork import run_after_fork
 
 __all__ = ["Owners"]
 
@@ -81,5 +82,4 @@ def _after_fork() -> None:
     _mine.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+run_after_fork(_after_fork)

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from opero.durable.forks import forget_in_children
 from opero.durable.records import Op, State, StepRecord, StepState, WorkflowRecord
 from opero.durable.stores import writing
 from opero.durable.stores.owner import Owners
 from opero.durable.stores.schema import SCHEMA, VERSION
 from opero.errors import JournalError, OperoUsageError
+from opero.utils.fork import reset_after_fork
 
 __all__ = ["SqliteStore"]
 
@@ -55,7 +55,7 @@ class SqliteStore:
         self._reading = threading.Lock()
         self._writing = threading.Lock()
         self._closing: weakref.finalize[..., SqliteStore] | None = None
-        forget_in_children(self)
+        reset_after_fork(self)
 
     # --- opening ------------------------------------------------------------------------------------------------
 

@@ -8,12 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from opero.core.options import FailureFilter
 from opero.errors import OperoUsageError
 from opero.events import CircuitChanged
 from opero.limits.breaker.tally import Buckets, Ring, Streak, Tally
 from opero.utils.checks import callable_or_none, factor, failure_filter, whole
-from opero.utils.matching import Rejected, asks, is_final, matches
+from opero.utils.matching import FailureFilter, Rejected, asks, is_final, matches
 from opero.utils.units import Duration, format_seconds, parse_seconds
 
 __all__ = ["Rules"]

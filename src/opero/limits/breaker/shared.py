@@ -18,8 +18,8 @@ from opero.utils.checks import text_or_none
 from opero.utils.units import format_seconds
 
 if TYPE_CHECKING:
-    from opero.core.options import FailureFilter
     from opero.events import CircuitChanged
+    from opero.utils.matching import FailureFilter
     from opero.utils.units import Duration
 
 __all__ = ["CircuitBreaker"]

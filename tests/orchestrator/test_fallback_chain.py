@@ -1,4 +1,4 @@
-# this_file: tests/orchestrator/test_chain.py
+# this_file: tests/orchestrator/test_fallback_chain.py
 """Functions to fall back on: which are tried, and what is left of the failures."""
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def test_when_all_fail_the_last_error_has_the_others_behind_it(face: Any) -> Non
     assert caught.value.__context__ is errors[1]
     (note,) = caught.value.__notes__
     assert note.splitlines() == [
-        "opero: f0() and what it falls back on gave up, 3 functions",
+        "opero: f0() and its fallbacks failed, 3 functions",
         "  f0: ValueError",
         "  f1: KeyError",
         "  f2: ConnectionError",
@@ -171,3 +171,18 @@ def test_parameters_may_have_any_name() -> None:
     chain = FallbackChain(body)
     assert chain.execute_sync(self=1, function=2, args=3) == (1, 2, 3)
     assert asyncio.run(chain.execute(self=1, function=2, args=3)) == (1, 2, 3)
+
+
+def test_a_chain_is_called_like_its_first_function() -> None:
+    async def fails(x: int, y: int = 0) -> int:
+        raise ConnectionError(x)
+
+    def adds(x: int, y: int = 0) -> int:
+        return x + y
+
+    inner = FallbackChain(fails, adds)
+    outer = FallbackChain(fails, [fails, inner])
+    assert asyncio.run(inner(1, y=2)) == asyncio.run(outer(1, y=2)) == 3
+    assert outer.execute_sync(1, y=2) == 3
+    assert asyncio.run(FallbackChain(adds)(1)) == 1
+    assert (outer.primary, outer.fallbacks) == (fails, [fails, inner])

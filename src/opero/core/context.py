@@ -1,9 +1,11 @@
-# this_file: src/opero/core/watch.py
-"""What is done around a call while somebody listens: it becomes a run, and its start and end are told."""
+# this_file: src/opero/core/context.py
+"""Track calls that are listened to, and number the branches of parallel groups."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Final, Protocol
 
 from opero import events
 from opero.events.run import Run
@@ -11,9 +13,9 @@ from opero.utils import ambient
 
 if TYPE_CHECKING:
     from opero.core.call import Call
-    from opero.events.emitter import Emitter
+    from opero.events.bus import Emitter
 
-__all__ = ["Watch", "elapsed"]
+__all__ = ["Branches", "Watch", "elapsed", "fork"]
 
 
 def elapsed(call: Call) -> float | None:
@@ -73,3 +75,19 @@ class Watch:
                 )
             )
         self.pause()
+
+
+class Branches(Protocol):
+    """The branches of one parallel group. Both verbs change the calling context, which must be a copy."""
+
+    def enter(self, index: int) -> object:
+        """From now on this context belongs to the branch of that number, from 0."""
+        ...
+
+    def aside(self) -> object:
+        """From now on this context belongs to what only serves the branches, a worker say, and is itself none."""
+        ...
+
+
+fork: Final[ContextVar[Callable[[], Branches] | None]] = ContextVar("opero_fork", default=None)
+"""Called, once, where a parallel group begins; None where nobody keeps books."""

@@ -1,5 +1,5 @@
-# this_file: src/opero/core/protocols.py
-"""How type checkers see a decorated function: its parameters, result and attributes."""
+# this_file: src/opero/core/decorated.py
+"""Describe decorated functions to type checkers: their parameters, results and attributes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overl
 
 if TYPE_CHECKING:
     from opero.caching import CacheHandle
-    from opero.core.call import Receipt
-    from opero.core.explain import Explanation
+    from opero.core.call import Explanation, Receipt
     from opero.core.options import Options
     from opero.core.stats import Stats
 
-__all__ = ["AsyncResilient", "Attributes", "Decorate", "Decorator", "Resilient"]
+__all__ = [
+    "AsyncResilient",
+    "Attributes",
+    "Decorate",
+    "Decorator",
+    "Resilient",
+]
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -43,7 +48,7 @@ class Attributes(Protocol):
         ...
 
 
-class _Takes(Protocol[T_contra, Q, R_co]):
+class _AcceptsFirst(Protocol[T_contra, Q, R_co]):
     """What has a first parameter of a certain type."""
 
     def __call__(self, first: T_contra, /, *args: Q.args, **kwargs: Q.kwargs) -> R_co: ...
@@ -63,12 +68,14 @@ class Resilient(Attributes, Protocol[P, R_co]):
     # As the interpreter does it: class methods get the class, methods the instance, others nothing.
     @overload
     def __get__(
-        self: _Takes[type[T], Q, R], instance: T | None, owner: type[T], /
+        self: _AcceptsFirst[type[T], Q, R], instance: T | None, owner: type[T], /
     ) -> Resilient[Q, R]: ...
     @overload
     def __get__(self, instance: None, owner: type, /) -> Self: ...
     @overload
-    def __get__(self: _Takes[T, Q, R], instance: T, owner: type[T], /) -> Resilient[Q, R]: ...
+    def __get__(
+        self: _AcceptsFirst[T, Q, R], instance: T, owner: type[T], /
+    ) -> Resilient[Q, R]: ...
     @overload
     def __get__(self, instance: object, owner: type | None = None, /) -> Self: ...
 
@@ -87,13 +94,16 @@ class AsyncResilient(Attributes, Protocol[P, R_co]):
     # As the interpreter does it: class methods get the class, methods the instance, others nothing.
     @overload
     def __get__(
-        self: _Takes[type[T], Q, Coroutine[Any, Any, R]], instance: T | None, owner: type[T], /
+        self: _AcceptsFirst[type[T], Q, Coroutine[Any, Any, R]],
+        instance: T | None,
+        owner: type[T],
+        /,
     ) -> AsyncResilient[Q, R]: ...
     @overload
     def __get__(self, instance: None, owner: type, /) -> Self: ...
     @overload
     def __get__(
-        self: _Takes[T, Q, Coroutine[Any, Any, R]], instance: T, owner: type[T], /
+        self: _AcceptsFirst[T, Q, Coroutine[Any, Any, R]], instance: T, owner: type[T], /
     ) -> AsyncResilient[Q, R]: ...
     @overload
     def __get__(self, instance: object, owner: type | None = None, /) -> Self: ...

@@ -1,5 +1,5 @@
-# this_file: src/opero/orchestrator/chain.py
-"""One function after the other, until one succeeds."""
+# this_file: src/opero/orchestrator/fallback_chain.py
+"""Call one function after the other until one succeeds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from opero import events
 from opero.core.failures import attach
 from opero.errors import DeadlineError, OperoUsageError
-from opero.events.emitter import Emitter
+from opero.events.bus import Emitter
 from opero.orchestrator.config import functions
 from opero.utils.async_utils import ensure_async, is_async_function, run_async
 
@@ -22,13 +22,13 @@ __all__ = ["FallbackChain", "name_of"]
 class FallbackChain:
     """A function and those to fall back on, in order, with the same arguments.
 
-    What moves on to the next function is any `Exception`, except that a wrong use of opero and the end of a deadline
-    help nobody. When all have failed the caller gets the last error itself, with the earlier ones behind it
-    and named in a note.
+    Any `Exception` moves on to the next function, but for a wrong use of opero and the end of a deadline, which the
+    next function cannot change. When all have failed the caller gets the last error itself, with the earlier ones
+    chained behind it and named in a note.
 
     Args:
         primary: The function that is tried first.
-        fallbacks: A function, several, or nothing.
+        fallbacks: A function, several, or None.
         on_event: A listener for the chain's own events.
 
     Attributes:
@@ -42,6 +42,8 @@ class FallbackChain:
         >>> chain = FallbackChain(int, lambda text: float(text))
         >>> chain.execute_sync("2"), chain.execute_sync("2.5"), chain.has_fallbacks()
         (2, 2.5, True)
+
+    In asynchronous code `await chain(...)` is the same as `await chain.execute(...)`.
     """
 
     def __init__(
@@ -59,11 +61,29 @@ class FallbackChain:
         )
         self.awaits: bool = any(is_async_function(function) for function in self.functions)
         self._asynchronous = [ensure_async(function) for function in self.functions]
-        self._emitter = Emitter(name_of(primary), () if on_event is None else (on_event,))
+        self._emitter = Emitter(
+            name_of(primary),
+            () if on_event is None else (on_event,),
+            module=getattr(primary, "__module__", None),
+        )
 
     def has_fallbacks(self) -> bool:
-        """Tell whether there is anything to fall back on."""
+        """Return whether there is more than one function."""
         return len(self.functions) > 1
+
+    @property
+    def primary(self) -> Callable[..., Any]:
+        """The first function."""
+        return self.functions[0]
+
+    @property
+    def fallbacks(self) -> list[Callable[..., Any]]:
+        """The functions after the first."""
+        return list(self.functions[1:])
+
+    async def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Do what `execute` does."""
+        return await self.execute(*args, **kwargs)
 
     async def execute(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the functions in order until one returns; synchronous ones run in a thread.
@@ -71,18 +91,18 @@ class FallbackChain:
         Raises:
             Exception: The last function's own error.
         """
-        walk: _Walk | None = None
+        attempts: _Attempts | None = None
         try:
             for function in self._asynchronous:
                 try:
                     return await function(*args, **kwargs)
                 except Exception as error:
-                    walk = walk or _Walk(self.functions, self._emitter)
-                    if walk.ends_with(error):
+                    attempts = attempts or _Attempts(self.functions, self._emitter)
+                    if attempts.ends_with(error):
                         raise
         finally:
-            if walk is not None:
-                walk.errors.clear()
+            if attempts is not None:
+                attempts.errors.clear()
 
     def execute_sync(self, /, *args: Any, **kwargs: Any) -> Any:
         """Do what `execute` does, for callers without an event loop, or in the middle of one.
@@ -92,26 +112,26 @@ class FallbackChain:
         """
         if self.awaits:
             return run_async(self.execute(*args, **kwargs))
-        walk: _Walk | None = None
+        attempts: _Attempts | None = None
         try:
             for function in self.functions:
                 try:
                     return function(*args, **kwargs)
                 except Exception as error:
-                    walk = walk or _Walk(self.functions, self._emitter)
-                    if walk.ends_with(error):
+                    attempts = attempts or _Attempts(self.functions, self._emitter)
+                    if attempts.ends_with(error):
                         raise
         finally:
-            if walk is not None:
-                walk.errors.clear()
+            if attempts is not None:
+                attempts.errors.clear()
         return None
 
     def __repr__(self) -> str:
         return f"<FallbackChain {' → '.join(name_of(function) for function in self.functions)}>"
 
 
-class _Walk:
-    """The decisions of one call, for both ways to make it."""
+class _Attempts:
+    """Decide for one call, synchronous or not, whether another function follows."""
 
     def __init__(self, functions: tuple[Callable[..., Any], ...], emitter: Emitter) -> None:
         # To be cleared in the end: errors hold tracebacks, those hold frames, and frames hold this.
@@ -120,11 +140,11 @@ class _Walk:
         self._emitter = emitter
 
     def ends_with(self, error: Exception) -> bool:
-        """Take note of a failure; tell whether it is the end, and then write on the error what came before."""
+        """Record a failure and return whether it ends the call; if so, add the earlier ones to the error."""
         place = len(self.errors) + 1
         if place == len(self._functions) or isinstance(error, DeadlineError | OperoUsageError):
             if self.errors:
-                self._tell(error)
+                self._explain(error)
             return True
         self.errors.append(error)
         if self._emitter.active:
@@ -134,20 +154,18 @@ class _Walk:
             )
         return False
 
-    def _tell(self, error: Exception) -> None:
+    def _explain(self, error: Exception) -> None:
         failed = [*self.errors, error]
         names = [name_of(function) for function in self._functions]
         lines = [f"{name}: {type(e).__name__}" for name, e in zip(names, failed, strict=False)]
-        text = f"and what it falls back on gave up, {len(failed)} functions\n  " + "\n  ".join(
-            lines
-        )
+        text = f"and its fallbacks failed, {len(failed)} functions\n  " + "\n  ".join(lines)
         primary = self._functions[0]
         owner = f"{getattr(primary, '__module__', '')}.{names[0]} and fallbacks"
         attach(error, names[0], text, self.errors, owner=owner)
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """Return the name by which people know a function."""
+    """Return the name of a function, looking through `functools.partial` and the like."""
     inner: Any = function
     while not hasattr(inner, "__name__") and hasattr(inner, "func"):
         inner = inner.func

@@ -1,4 +1,4 @@
-# this_file: tests/events/test_wording.py
+# this_file: tests/events/test_messages.py
 """Events as lines for a log."""
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from opero.events import (
     ValueCooling,
     WorkflowChanged,
 )
-from opero.events.wording import log_event, wording
+from opero.events.messages import describe_event, log_event
 
 SECRET = ConnectionError("https://me:hunter2@db/\nmore")
 
@@ -72,9 +72,13 @@ WORDS = [
     (
         made(ValueCooling, value="model='x'", seconds=9.0, source="Retry-After"),
         30,
-        "leaves model='x' alone for 9 s (Retry-After)",
+        "skips model='x' for 9 s (Retry-After)",
     ),
-    (made(RetriesNested, inner="get"), 30, "retries what get has retried in vain"),
+    (
+        made(RetriesNested, inner="get"),
+        30,
+        "retries a call of get, which has used up its own retries",
+    ),
     (made(RetryBudgetSpent, budget="api"), 30, "retry budget 'api' is spent"),
     (made(DeadlinePassed, where="during the call"), 30, "the deadline passed during the call"),
     (
@@ -129,16 +133,16 @@ WORDS = [
 
 @pytest.mark.parametrize(("event", "level", "text"), WORDS, ids=lambda v: getattr(v, "type", ""))
 def test_an_event_has_a_level_and_a_sentence(event: Event, level: int, text: str) -> None:
-    assert wording(event) == (level, f"f: {text}")
+    assert describe_event(event) == (level, f"f: {text}")
 
 
 def test_messages_of_errors_are_shown_on_request_only() -> None:
     event = made(CallGaveUp, attempts=1, calls=1, error=SECRET)
-    assert "hunter2" not in wording(event)[1]
-    told = wording(event, messages=True)[1]
+    assert "hunter2" not in describe_event(event)[1]
+    told = describe_event(event, messages=True)[1]
     assert told.endswith("with ConnectionError: https://me:hunter2@db/")
     silent = made(CallGaveUp, attempts=1, calls=1, error=ValueError())
-    assert wording(silent, messages=True)[1].endswith("with ValueError")
+    assert describe_event(silent, messages=True)[1].endswith("with ValueError")
 
 
 def test_an_event_of_somebody_elses_kind_is_told_by_its_fields() -> None:
@@ -148,7 +152,7 @@ def test_an_event_of_somebody_elses_kind_is_told_by_its_fields() -> None:
         width: float
         key: object = None
 
-    assert wording(DoorOpened(function="f", door="front", width=0.9)) == (
+    assert describe_event(DoorOpened(function="f", door="front", width=0.9)) == (
         10,
         "f: door_opened door='front' width=0.9",
     )

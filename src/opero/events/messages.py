@@ -1,5 +1,5 @@
-# this_file: src/opero/events/wording.py
-"""Events as lines for a log: how important each one is, and a sentence without any argument value."""
+# this_file: src/opero/events/messages.py
+"""Describe events as log lines: a level and a sentence without any argument value."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from opero.events.event import Event
+    from opero.events.types import Event
 
-__all__ = ["Logger", "log_event", "wording"]
+__all__ = ["EventLogger", "describe_event", "log_event"]
 
 DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40  # as in `logging`, which is not loaded for it
 _LONGEST = 200
-_STAMPS = frozenset({"type", "function", "at", "run_id", "parent_id", "details"})
+_STAMPS = frozenset({"type", "function", "at", "run_id", "parent_id", "module", "details"})
 
 
-class Logger(Protocol):
-    """What is needed of a logger: the standard library's and its adapters have it."""
+class EventLogger(Protocol):
+    """The methods that are used of a logger: the standard library's and its adapters have them."""
 
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - the standard library's name
-        """Tell whether a line of this level would be written."""
+        """Return whether a line of this level would be written."""
         ...
 
     def log(
@@ -30,29 +30,29 @@ class Logger(Protocol):
         ...
 
 
-def wording(event: Event, *, messages: bool = False) -> tuple[int, str]:
+def describe_event(event: Event, *, messages: bool = False) -> tuple[int, str]:
     """Return the level and the text for one event.
 
     Args:
         event: The event.
-        messages: Whether errors are shown with their messages, which may hold what nobody shall read.
+        messages: Whether errors are shown with their messages, which may hold private data.
 
     Example:
         >>> from opero.events import RetryScheduled
-        >>> wording(RetryScheduled(function="fetch", attempt=2, delay=0.25))
+        >>> describe_event(RetryScheduled(function="fetch", attempt=2, delay=0.25))
         (20, 'fetch: attempt 2 in 0.25 s')
     """
-    made = _SENTENCES.get(type(event).__name__)
-    if made is None:
+    entry = _SENTENCES.get(type(event).__name__)
+    if entry is None:
         return DEBUG, f"{event.function}: {_anything(event, messages=messages)}"
-    level, sentence = made
+    level, sentence = entry
     error = event.get("error")
     return level, f"{event.function}: {sentence(event, _error(error, messages=messages))}"
 
 
-def log_event(logger: Logger, event: Event, *, messages: bool = False) -> None:
+def log_event(logger: EventLogger, event: Event, *, messages: bool = False) -> None:
     """Write an event to a logger of the standard library; the event itself is `record.event`."""
-    level, text = wording(event, messages=messages)
+    level, text = describe_event(event, messages=messages)
     if logger.isEnabledFor(level):
         logger.log(level, "%s", text, extra={"event": event})
 
@@ -91,15 +91,15 @@ def _changed(event: Event, error: str) -> str:
 
 
 def _anything(event: Event, *, messages: bool) -> str:
-    told = []
+    parts = []
     for key, value in event.items():
         if key in _STAMPS or value is None:
             continue
         if isinstance(value, BaseException):
-            told.append(f"{key}={_error(value, messages=messages)}")
+            parts.append(f"{key}={_error(value, messages=messages)}")
         elif isinstance(value, str | int | float | bool):
-            told.append(f"{key}={value!r}")
-    return " ".join([event.type, *told])
+            parts.append(f"{key}={value!r}")
+    return " ".join([event.type, *parts])
 
 
 # By name, so that the classes are not loaded for it.
@@ -120,9 +120,12 @@ _SENTENCES: dict[str, tuple[int, Callable[[Any, str], str]]] = {
     ),
     "ValueCooling": (
         WARNING,
-        lambda e, _: f"leaves {e.value} alone for {e.seconds:.3g} s ({e.source})",
+        lambda e, _: f"skips {e.value} for {e.seconds:.3g} s ({e.source})",
     ),
-    "RetriesNested": (WARNING, lambda e, _: f"retries what {e.inner} has retried in vain"),
+    "RetriesNested": (
+        WARNING,
+        lambda e, _: f"retries a call of {e.inner}, which has used up its own retries",
+    ),
     "RetryBudgetSpent": (WARNING, lambda e, _: f"retry budget {e.budget!r} is spent"),
     "DeadlinePassed": (WARNING, lambda e, _: f"the deadline passed {e.where}"),
     "CircuitChanged": (

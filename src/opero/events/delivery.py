@@ -1,0 +1,369 @@
+# this_file: src/opero/events/delivery.py
+"""Call asynchronous handlers: a bounded queue for each, a consumer task on an event loop, and draining.
+
+A handler belongs to the loop in which it was subscribed. While that does not run (there was none, or it
+has ended), it is called on the loop in which the event happens, then on the one that it was called on
+last, else on a background loop in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar, copy_context
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
+
+from opero.errors import OperoUsageError
+from opero.utils.fork import reset_after_fork
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, Future
+
+__all__ = [
+    "BackgroundLoop",
+    "DeliveryQueue",
+    "background_loop",
+    "delivery_queues",
+    "drain",
+    "drain_at_exit",
+    "drain_sync",
+    "running_loop",
+]
+
+_SECONDS_AT_EXIT: Final = 5.0
+
+_consuming: ContextVar[frozenset[int]] = ContextVar("opero_delivery_queues", default=frozenset())
+"""The queues whose handlers the calling code is part of: these cannot wait for themselves."""
+
+
+def running_loop() -> AbstractEventLoop | None:
+    """Return the event loop that runs in this thread, if any, without importing asyncio for it."""
+    asyncio = sys.modules.get("asyncio")
+    try:
+        return None if asyncio is None else asyncio.get_running_loop()
+    except (RuntimeError, AttributeError):
+        # None runs, or asyncio is just being imported.
+        return None
+
+
+# --- the background loop ----------------------------------------------------------------------------------------------
+
+
+class BackgroundLoop:
+    """An event loop in a thread of its own, started at the first use, for programs or threads without one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        reset_after_fork(self)
+
+    def get(self) -> AbstractEventLoop:
+        """Return the loop; it is running."""
+        with self._lock:
+            if self._loop is None or self._thread is None or not self._thread.is_alive():
+                self._loop, self._thread = _start_loop()
+            return self._loop
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """End the loop and wait for its thread for `timeout` seconds at most; a later `get` starts another."""
+        with self._lock:
+            loop, thread, self._loop = self._loop, self._thread, None
+        if loop is not None and thread is not None and thread.is_alive():
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(timeout)
+
+    def after_fork(self) -> None:
+        """Forget the loop: its thread is not there in a forked child."""
+        self._lock = threading.Lock()
+        self._loop = self._thread = None
+
+    def __repr__(self) -> str:
+        return f"<BackgroundLoop {'not started' if self._loop is None else 'running'}>"
+
+
+def _start_loop() -> tuple[AbstractEventLoop, threading.Thread]:
+    import asyncio
+
+    loop = asyncio.new_event_loop()
+    ready = threading.Event()
+    loop.call_soon(ready.set)
+    # A daemon, so that a handler which never ends does not keep the interpreter alive.
+    thread = threading.Thread(
+        target=_run_loop, args=(loop,), name="opero-event-handlers", daemon=True
+    )
+    thread.start()
+    ready.wait()
+    return loop, thread
+
+
+def _run_loop(loop: AbstractEventLoop) -> None:
+    import asyncio
+
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            loop.run_until_complete(asyncio.wait(tasks, timeout=0.5))
+    finally:
+        loop.close()
+
+
+background_loop: Final = BackgroundLoop()
+
+
+# --- queues -----------------------------------------------------------------------------------------------------------
+
+
+class DeliveryQueue:
+    """Bounded queue before an asynchronous handler, with a consumer task that runs while items wait.
+
+    Args:
+        size: Most items that wait; when another one comes, the oldest is dropped.
+        failed: Called with an error that an item raised, and the item's event.
+        home: The loop that the handler belongs to.
+
+    Attributes:
+        sent: Items put in so far.
+        dropped: Items lost: pushed out by newer ones, or cut off when their loop ended.
+    """
+
+    def __init__(
+        self, size: int, failed: Callable[[Exception, Any], None], home: AbstractEventLoop | None
+    ) -> None:
+        self.sent: int = 0
+        self.dropped: int = 0
+        self._size = size
+        self._failed = failed
+        self._home = home
+        self._context = copy_context()
+        self._items: deque[tuple[Callable[[], Any], Any]] = deque()
+        self._waiters: list[tuple[int, Callable[[], object]]] = []
+        self._loop: AbstractEventLoop | None = None  # where a consumer is active
+        self._last: AbstractEventLoop | None = None
+        self._generation = 0
+        self._busy = False
+        # Reentrant: an event may be sent by a finalizer that runs in the middle of this.
+        self._lock = threading.RLock()
+        _queues.add(self)
+        reset_after_fork(self)
+
+    def put(self, call: Callable[[], Any], event: Any) -> None:
+        """Queue a call, whose result is awaited if it is awaitable; never blocks."""
+        with self._lock:
+            if len(self._items) >= self._size:
+                self._items.popleft()
+                self.dropped += 1
+            self._items.append((call, event))
+            self.sent += 1
+        self._start()
+
+    def clear(self) -> None:
+        """Discard what waits."""
+        with self._lock:
+            self._items.clear()
+        self._notify()
+
+    def when_done(self, number: int, notify: Callable[[], object]) -> bool:
+        """Call `notify`, in any thread, when that many items are processed, or to have the caller look again.
+
+        Returns:
+            False if there is nothing to wait for; `notify` is not called then.
+        """
+        with self._lock:
+            if self._done >= number or id(self) in _consuming.get():
+                return False
+            self._waiters.append((number, notify))
+        self._start()
+        return True
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there are items that have not been processed."""
+        return self._done < self.sent
+
+    @property
+    def _done(self) -> int:
+        busy = self._busy and self._loop is not None and self._loop.is_running()
+        return self.sent - len(self._items) - busy
+
+    def _notify(self, *, all_of_them: bool = False) -> None:
+        with self._lock:
+            done, waiters = self._done, self._waiters
+            self._waiters = [w for w in waiters if w[0] > done and not all_of_them]
+            due = [w for w in waiters if w not in self._waiters]
+        for _, notify in due:
+            notify()
+
+    # --- the consumer ------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Start a consumer where items wait and none is active."""
+        here = running_loop()
+        while True:
+            with self._lock:
+                if not self._items or (self._loop is not None and self._loop.is_running()):
+                    return
+                self._loop = self._last = loop = self._choose_loop(here)
+                self._generation += 1
+                self._busy = False
+                schedule: Any = loop.call_soon if loop is here else loop.call_soon_threadsafe
+                try:
+                    # A context can be entered only once at a time, so each consumer has a copy.
+                    schedule(self._create_task, self._generation, context=self._context.copy())
+                    return
+                except RuntimeError:
+                    self._loop = None  # it was closed this very moment
+
+    def _choose_loop(self, here: AbstractEventLoop | None) -> AbstractEventLoop:
+        for loop in (self._home, here, self._last):
+            if loop is not None and loop.is_running():
+                return loop
+        return background_loop.get()
+
+    def _create_task(self, generation: int) -> None:
+        from asyncio import get_running_loop
+
+        task: Any = get_running_loop().create_task(self._consume(generation))
+        # As asyncio.gather does: a handler that is cut off when its loop is closed is counted, without a warning.
+        task._log_destroy_pending = False  # noqa: SLF001 - there is no public way
+
+    async def _consume(self, generation: int) -> None:
+        from asyncio import CancelledError, current_task
+
+        _consuming.set(_consuming.get() | {id(self)})
+        try:
+            while (item := self._next(generation)) is not None:
+                call, event = item
+                try:
+                    result = call()
+                    if hasattr(type(result), "__await__"):
+                        await result
+                except CancelledError:
+                    task = current_task()
+                    if task is None or task.cancelling():
+                        self.dropped += 1
+                        raise
+                    # Otherwise only a task of the handler's own was cancelled.
+                except Exception as error:  # noqa: BLE001 - a listener must never break anything
+                    self._failed(error, event)
+        finally:
+            self._stopped(generation)
+
+    def _next(self, generation: int) -> tuple[Callable[[], Any], Any] | None:
+        with self._lock:
+            if generation != self._generation:
+                return None
+            self._busy = False
+            if self._waiters:
+                self._notify()
+            if not self._items:
+                # Decided under the lock, so that an item which comes now starts the next consumer.
+                self._stopped(generation)
+                return None
+            self._busy = True
+            return self._items.popleft()
+
+    def _stopped(self, generation: int) -> None:
+        with self._lock:
+            if generation != self._generation:
+                return
+            self._generation += 1
+            self._loop = None
+            self._busy = False
+        self._notify(all_of_them=True)
+
+    def after_fork(self) -> None:
+        """Start empty: in a forked child, items and loops are the parent's."""
+        self._lock = threading.RLock()
+        self._items.clear()
+        self._waiters.clear()
+        self._generation += 1
+        self._busy = False
+        self._home = self._last = self._loop = None
+
+    def __repr__(self) -> str:
+        return f"<DeliveryQueue, {len(self._items)} waiting, {self.dropped} dropped>"
+
+
+_queues: WeakSet[DeliveryQueue] = WeakSet()
+
+
+def delivery_queues() -> list[DeliveryQueue]:
+    """Return all queues there are."""
+    return list(_queues)
+
+
+# --- draining ---------------------------------------------------------------------------------------------------------
+
+
+async def drain(queues: Iterable[DeliveryQueue]) -> None:
+    """Wait until the items that are in these queues now are processed."""
+    from asyncio import get_running_loop
+
+    loop = get_running_loop()
+    for queue, number in [(queue, queue.sent) for queue in queues]:
+        while True:
+            done: Future[None] = loop.create_future()
+            if not queue.when_done(number, functools.partial(_settle, loop, done)):
+                break
+            await done
+
+
+def drain_sync(queues: Iterable[DeliveryQueue], timeout: float | None = None) -> bool:
+    """Wait likewise in a thread without an event loop, `timeout` seconds at most.
+
+    Returns:
+        Whether all items have been processed.
+
+    Raises:
+        OperoUsageError: An event loop runs in this thread: its handlers could not run.
+    """
+    if running_loop() is not None:
+        raise OperoUsageError("drain_sync() would block the event loop: write `await bus.drain()`.")
+    end = None if timeout is None else monotonic() + timeout
+    for queue, number in [(queue, queue.sent) for queue in queues]:
+        while queue.when_done(number, (done := threading.Event()).set):
+            if not done.wait(None if end is None else max(0.0, end - monotonic())):
+                return False
+    return True
+
+
+def _settle(loop: AbstractEventLoop, done: Future[None]) -> None:
+    try:
+        loop.call_soon_threadsafe(_set, done)
+    except RuntimeError:
+        pass  # the loop is closed: there is no waiter any more
+
+
+def _set(done: Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)
+
+
+@functools.cache
+def drain_at_exit() -> None:
+    """Process what waits when the program ends; the second call does nothing."""
+    atexit.register(_at_exit)
+
+
+def _at_exit() -> None:
+    """Process what waits at the end of the program, on a loop in this thread where no other one runs any more."""
+    waiting = [queue for queue in delivery_queues() if queue.waiting]
+    if waiting and running_loop() is None:
+        import asyncio
+
+        try:
+            asyncio.run(asyncio.wait_for(drain(waiting), _SECONDS_AT_EXIT))
+        except TimeoutError:
+            pass  # a handler that hangs must not keep the interpreter alive
+    background_loop.stop()

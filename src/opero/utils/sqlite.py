@@ -1,0 +1,535 @@
+# this_file: src/opero/utils/sqlite.py
+"""Open SQLite files that threads and processes share, and keep them usable.
+
+`SqliteFile` is under the disk cache, the checkpoint of a map and the durable journal. It knows what
+can happen to a file: it is new, locked, damaged, deleted, replaced, read-only, of another program, or
+the disk is full. A new file is prepared under another name and linked into place, so that of
+several programs that begin it at once each finds it whole, and none waits for the others.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, Literal, NoReturn
+from urllib.parse import quote
+
+from opero.errors import OperoError, OperoWarning, StoreError
+from opero.utils.fork import reset_after_fork
+from opero.utils.stack import users_stacklevel
+
+__all__ = ["Damage", "Loss", "SqliteFile", "advice", "is_damage", "is_lock"]
+
+Damage = Literal["replace", "replace database", "raise"]
+"""What to do with a damaged file: "replace" sets it aside and begins a new one, "replace database" does
+so only if it looks like a database, "raise" is an error."""
+
+Loss = Literal["recreate", "raise"]
+"""What to do when another file, or none, stands under the name of an open one."""
+
+_HEADER: Final = b"SQLite format 3\0"
+_BESIDE: Final = ("-wal", "-shm", "-journal")
+"""What SQLite keeps beside a file."""
+
+_inherited: Final[list[object]] = []
+"""Connections of a parent process. SQLite forbids even to close them in a child."""
+
+_AGAIN: Final = 1.0
+"""Seconds in which a file is not replaced twice: what damages it is still at work."""
+
+FileId = tuple[int, int]
+
+
+def advice(error: sqlite3.Error, timeout: float = 0.0) -> str:
+    """Say what an error of SQLite means for the user.
+
+    Args:
+        error: The error.
+        timeout: For how many seconds a locked file was waited for.
+    """
+    name = getattr(error, "sqlite_errorname", None) or ""
+    if name.startswith("SQLITE_FULL"):
+        return "the disk is full. Nothing recorded so far is lost: make room and start again."
+    if name.startswith("SQLITE_READONLY"):
+        return "the file cannot be written. Check its permissions and those of its folder."
+    if is_damage(error):
+        return f"the file is damaged, or no SQLite database ({error}). Restore a copy of it."
+    if name.startswith("SQLITE_BUSY"):
+        return f"another program held the file for more than {timeout:.0f} s."
+    if name.startswith("SQLITE_CANTOPEN"):
+        return f"the file cannot be opened ({error}). Check the path and its permissions."
+    if name.startswith("SQLITE_IOERR"):
+        return f"the disk failed ({error})."
+    return str(error)
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether an error says that the content of a file is damaged, or is no database."""
+    name = getattr(error, "sqlite_errorname", None) or ""
+    return name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
+
+
+def is_lock(error: BaseException) -> bool:
+    """Whether an error says that other programs keep a file locked."""
+    name = getattr(error, "sqlite_errorname", None) or ""
+    return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL"))
+
+
+class SqliteFile:
+    """One SQLite file, opened when it is first used, for all threads of this process.
+
+    One connection reads, another one writes, so that readers never wait for writers. Both belong to
+    this process: a forked child opens its own. They are closed with the object.
+
+    Args:
+        path: Where it is; its folder must be there.
+        script: SQL that makes the tables of a new file.
+        verify: Looks at a file when it is opened, before anything is changed: raises whatever should
+            reach the caller if the file is of another program or version.
+        error: The class of errors that are raised in place of those of SQLite.
+        name: What messages call it: "checkpoint 'run.db'".
+        timeout: Seconds to wait for other writers.
+        synchronous: "NORMAL" survives the death of the program, "FULL" a power cut.
+        on_damage: See `Damage`.
+        on_loss: See `Loss`.
+        unwatched: For how many seconds `read` may go on without looking whether the file is still
+            there. Writing always looks.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "answers.db"
+        >>> file = SqliteFile(path, script="CREATE TABLE Answer (text TEXT)")
+        >>> file.write("INSERT INTO Answer VALUES (?)", ("42",))
+        1
+        >>> file.read("SELECT text FROM Answer")
+        [('42',)]
+        >>> file.close()
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        script: str,
+        verify: Callable[[sqlite3.Connection], object] | None = None,
+        error: type[OperoError] = StoreError,
+        name: str | None = None,
+        timeout: float = 30.0,
+        synchronous: str = "NORMAL",
+        on_damage: Damage = "raise",
+        on_loss: Loss = "raise",
+        unwatched: float = 0.0,
+    ) -> None:
+        self.path: str = os.fspath(path)
+        self.timeout = timeout
+        self._script = script
+        self._verify = verify
+        self._error = error
+        self._name = name or self.path
+        self._synchronous = synchronous
+        self._on_damage: Damage = on_damage
+        self._on_loss: Loss = on_loss
+        self._unwatched = unwatched
+        self._connections = _Connections()
+        self._watched = 0.0
+        self._replaced = -_AGAIN
+        reset_after_fork(self)
+        weakref.finalize(self, self._connections.close)
+
+    # --- reading and writing ----------------------------------------------------------------------
+
+    def read(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
+        """Return the rows of a query."""
+        now = time.monotonic()
+        if now - self._watched >= self._unwatched:
+            self.watch()
+            self._watched = now
+        connections = self._connections
+        try:
+            with connections.reading:
+                reader = connections.reader or self._open_reader()
+                return reader.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            self._recover(error)
+        return self.read(statement, values)
+
+    def write(self, statement: str, values: Sequence[object] = ()) -> int:
+        """Execute one statement that writes and return the number of rows that it changed."""
+        try:
+            with self._connections.writing:
+                return self._open_writer().execute(statement, values).rowcount
+        except sqlite3.Error as error:
+            self._recover(error)
+        return self.write(statement, values)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Return a block whose statements are written together, or not at all if it raises.
+
+        A damaged file that is found in the block is replaced, and the block's work is lost: the error says
+        so. Within the block, use the connection only.
+        """
+        try:
+            with self._connections.writing:
+                connection = self._open_writer()
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
+        except sqlite3.Error as error:
+            self._recover(error)
+            self._raise(error)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a connection is open."""
+        return self._connections.reader is not None or self._connections.writer is not None
+
+    @property
+    def read_only(self) -> bool:
+        """Whether this process may read, and not write."""
+        return self._connections.read_only
+
+    def close(self) -> None:
+        """Close the connections; the next use opens the file again."""
+        self._connections.close()
+
+    def after_fork(self) -> None:
+        """In a forked child: never touch the connections of the parent process."""
+        self._connections.forsake()
+
+    def watch(self) -> None:
+        """Look whether the open file is still the one under its name.
+
+        Raises:
+            OperoError: It is not, and `on_loss` is "raise".
+        """
+        opened = self._connections.file_id
+        if opened is None or opened == _file_id(self.path):
+            return
+        if self._on_loss == "raise":
+            raise self._error(
+                f"{self._name}: the file was deleted or replaced while it was in use. What is recorded from "
+                "now on would be lost: restore it, and start again."
+            )
+        self.close()
+
+    # --- opening ----------------------------------------------------------------------------------
+
+    def _open_reader(self) -> _Connection:
+        connections = self._connections
+        if connections.reader is None:
+            connections.reader = self._open(writing=False)
+        return connections.reader
+
+    def _open_writer(self) -> _Connection:
+        self.watch()
+        connections = self._connections
+        if connections.writer is None:
+            connections.writer = self._open(writing=True)
+        return connections.writer
+
+    def _open(self, *, writing: bool) -> _Connection:
+        """Open a connection to the file, which is made if it is not there."""
+        connections = self._connections
+        with connections.opening:
+            while True:
+                try:
+                    found = _file_id(self.path)
+                    if found is None:
+                        self._create()
+                        found = _file_id(self.path)
+                    connections.latest = found
+                    made = self._connect(writing=writing)
+                except OSError as error:
+                    reason = error.strerror or type(error).__name__
+                    raise self._error(
+                        f"{self._name}: unable to open the file ({reason})."
+                    ) from error
+                if found is not None and found == _file_id(self.path):
+                    # Where the other connection has an earlier file open, `watch` notices.
+                    connections.file_id = connections.file_id or found
+                    return made
+                made.close()  # another process has put another file there meanwhile
+
+    def _connect(self, *, writing: bool) -> _Connection:
+        connections = self._connections
+        connections.read_only = not _is_writable(self.path)
+        if writing and connections.read_only:
+            raise self._error(f"{self._name}: the file or its folder is read-only.")
+        empty = os.path.getsize(self.path) == 0  # noqa: PTH202 - text
+        if self._lasts and not empty:
+            self._verify_untouched()
+        made = self._open_unwritable() if connections.read_only else self._raw(self.path)
+        try:
+            if empty and not connections.read_only:
+                self._fill(made)
+            if self._verify is not None:
+                self._verify(made)
+            if not connections.read_only:
+                _close_to_others(self.path)
+                self._settle(made)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def _fill(self, connection: sqlite3.Connection) -> None:
+        """Make the tables in a file that was there and empty."""
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                for statement in self._script.split(";"):
+                    connection.execute(statement)
+        finally:
+            connection.execute("COMMIT")
+
+    def _verify_untouched(self) -> None:
+        """Refuse a file of another program before SQLite writes anything beside or into it."""
+        if self._verify is None or os.path.exists(self.path + "-wal"):  # noqa: PTH110 - text
+            return
+        connection = self._raw(f"{_address(self.path)}&immutable=1", uri=True)
+        try:
+            self._verify(connection)
+        finally:
+            connection.close()
+
+    def _raw(self, target: str, *, uri: bool = False) -> _Connection:
+        # Used by one thread at a time, but not always by the same.
+        made = sqlite3.connect(
+            target,
+            timeout=self.timeout,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=_Connection,
+            uri=uri,
+        )
+        made.process = os.getpid()
+        try:
+            made.execute("PRAGMA schema_version")  # opens the file: an error comes now
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def _settle(self, connection: sqlite3.Connection) -> None:
+        connection.execute(f"PRAGMA synchronous={self._synchronous}")
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+            except sqlite3.OperationalError as error:
+                if not is_lock(error):  # slower without it, and as safe
+                    raise
+
+    def _open_unwritable(self) -> _Connection:
+        """Open a file that this process may only read."""
+        address = _address(self.path)
+        try:
+            if not os.path.exists(self.path + "-wal"):  # noqa: PTH110 - as above
+                return self._raw(f"{address}&immutable=1", uri=True)
+            return self._raw(address, uri=True)
+        except sqlite3.OperationalError:
+            # The write-ahead log cannot be read without writing: go without what stands only there.
+            return self._raw(f"{address}&immutable=1", uri=True)
+
+    def _create(self) -> None:
+        """Make the file, or leave it to the process that is quicker."""
+        folder, name = os.path.split(self.path)
+        draft = os.path.join(folder, f".{name}.{os.getpid()}.{os.urandom(4).hex()}")  # noqa: PTH118 - text
+        _move_leftovers(self.path)
+        try:
+            os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            connection = sqlite3.connect(draft, isolation_level=None)
+            try:
+                # If power fails now there is no file, or one that counts as damaged.
+                connection.execute(f"PRAGMA synchronous={'FULL' if self._lasts else 'OFF'}")
+                connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.executescript(f"BEGIN; {self._script}; COMMIT;")
+            finally:
+                connection.close()
+            _put_in_place(draft, self.path)
+        finally:
+            for ending in ("", *_BESIDE):
+                _unlink(draft + ending)
+
+    @property
+    def _lasts(self) -> bool:
+        return self._on_damage != "replace"
+
+    # --- failing ----------------------------------------------------------------------------------
+
+    def _recover(self, error: sqlite3.Error) -> None:
+        """Replace a damaged file; return if the operation is worth another try."""
+        if not is_damage(error) or self._on_damage == "raise":
+            self._raise(error)
+        connections = self._connections
+        with connections.writing, connections.reading:
+            damaged = connections.latest
+            connections.close()
+            if damaged is None or time.monotonic() - self._replaced < _AGAIN:
+                self._raise(error)
+            if damaged == _file_id(self.path):
+                if self._on_damage == "replace database" and not _looks_like_one(self.path):
+                    self._raise(error)
+                self._set_aside(damaged, error)
+            self._replaced = time.monotonic()
+
+    def _set_aside(self, damaged: FileId, error: sqlite3.Error) -> None:
+        aside = f"{self.path}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+        try:
+            os.rename(self.path, aside)  # noqa: PTH104 - text
+            if _file_id(aside) != damaged:  # another process was quicker: this is its new file
+                _put_in_place(aside, self.path)
+                _unlink(aside)
+                return
+            for ending in _BESIDE:
+                try:
+                    os.rename(self.path + ending, aside + ending)  # noqa: PTH104 - as above
+                except FileNotFoundError:
+                    pass
+        except OSError as problem:
+            reason = problem.strerror or type(problem).__name__
+            raise self._error(
+                f"{self._name}: {error}, and it cannot be set aside ({reason})."
+            ) from error
+        warnings.warn(
+            f"{self._name} was damaged ({error}). It was set aside as {aside}, and a new one is begun.",
+            OperoWarning,
+            stacklevel=users_stacklevel(),
+        )
+
+    def _raise(self, error: sqlite3.Error) -> NoReturn:
+        raise self._error(f"{self._name}: {advice(error, self.timeout)}") from error
+
+    def __repr__(self) -> str:
+        return f"<SqliteFile {self.path!r}, {'open' if self.is_open else 'closed'}>"
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that is not closed in a forked child, whatever collects it there."""
+
+    process = 0
+
+    def __del__(
+        self, getpid: Callable[[], int] = os.getpid, inherited: list[object] = _inherited
+    ) -> None:
+        # At the end of a program the names of this module may be gone before the last connection.
+        if self.process != getpid():
+            inherited.append(self)
+
+
+class _Connections:
+    """The open connections of one file, apart from it so that they can be closed when it is gone."""
+
+    __slots__ = (
+        "file_id", "latest", "opening", "read_only", "reader", "reading", "writer", "writing",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Be as new, with locks that no thread holds."""
+        # Taken in this order. Reentrant, because a destructor may use the file at any allocation.
+        self.writing = threading.RLock()
+        self.reading = threading.RLock()
+        self.opening = threading.RLock()
+        self.reader: _Connection | None = None
+        self.writer: _Connection | None = None
+        self.file_id: FileId | None = None
+        self.latest: FileId | None = None
+        self.read_only = False
+
+    def forsake(self) -> None:
+        """In a forked child: keep the connections of the parent, and never use them."""
+        _inherited.extend((self.reader, self.writer))
+        self.forget()
+
+    def close(self) -> None:
+        """Close both connections, when no other thread is using them."""
+        for lock, name in ((self.writing, "writer"), (self.reading, "reader")):
+            with lock:
+                connection: _Connection | None = getattr(self, name)
+                setattr(self, name, None)
+                if connection is not None:
+                    try:
+                        connection.close()
+                    except sqlite3.Error:
+                        pass
+        self.file_id = None
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _file_id(path: str) -> FileId | None:
+    """Return what identifies a file whatever its name, None if there is none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - for each read
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _address(path: str) -> str:
+    """Return the URI of a file that is only read."""
+    return f"file:{quote(os.path.abspath(path))}?mode=ro"  # noqa: PTH100 - text for SQLite
+
+
+def _is_writable(path: str) -> bool:
+    return os.access(path, os.W_OK) and os.access(os.path.dirname(path) or ".", os.W_OK)  # noqa: PTH120 - text
+
+
+def _close_to_others(path: str) -> None:
+    """Take permissions from group and others where the file is this user's."""
+    if os.name == "posix":
+        found = os.stat(path)  # noqa: PTH116 - text
+        if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & 0o077:
+            os.chmod(path, stat.S_IMODE(found.st_mode) & 0o700)  # noqa: PTH101 - text
+
+
+def _looks_like_one(path: str) -> bool:
+    """Whether a file is empty or begins like a database."""
+    with open(path, "rb") as file:  # noqa: PTH123 - text
+        return file.read(len(_HEADER)) in (b"", _HEADER)
+
+
+def _move_leftovers(path: str) -> None:
+    """Move what stands beside a database that is gone: SQLite would read it into the new one."""
+    # In this order: what another process has just begun is no leftover.
+    found = [path + ending for ending in _BESIDE if os.path.exists(path + ending)]  # noqa: PTH110 - text
+    if found and not os.path.exists(path):  # noqa: PTH110 - text
+        for leftover in found:
+            _unlink(leftover)
+
+
+def _put_in_place(draft: str, path: str) -> None:
+    """Give a file its name unless there is one already."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        if not os.path.exists(path):  # noqa: PTH110 - text
+            os.rename(draft, path)  # noqa: PTH104 - text
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)  # noqa: PTH108 - text
+    except OSError:
+        pass
