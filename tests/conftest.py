@@ -40,7 +40,7 @@ def _places() -> Iterator[None]:
     What is left then, mostly imported modules, stays: the collections that tests ask for need not look at it again.
     """
     yield
-    stores = sys.modules.get("opero.caching.stores")
+    stores = sys.modules.get("opero.caching.stores.base")
     if stores is not None:
         for store in stores.open_stores():
             store.close()

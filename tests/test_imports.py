@@ -190,3 +190,19 @@ def test_a_lazy_name_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_package_is_typed() -> None:
     assert (SRC / "opero" / "py.typed").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("opmap", "from opero import operomap"),
+        ("AllFailedError", r"opero.failures\(error\)"),
+        ("get_cache_decorator", "from opero.core import get_cache_decorator"),
+        ("configure_logging", "from opero.utils import configure_logging"),
+        ("get_parallel_executor", "from opero.concurrency import get_parallel_executor"),
+    ],
+)
+def test_a_name_of_a_former_version_says_what_to_write(name: str, hint: str) -> None:
+    with pytest.raises(ImportError, match=hint):
+        exec(f"from opero import {name}")
+    assert name not in dir(opero)

@@ -68,6 +68,36 @@ __all__ = [
     "remaining",
 ]
 
+_IN_CORE = "write `from opero.core import {}`"
+_IN_UTILS = "write `from opero.utils import {}`"
+_GONE = {
+    "AllFailedError": "a call that fails for good raises the last error itself; "
+    "`opero.failures(error)` returns all errors",
+    "CustomRetryError": "a call that fails for good raises the last error itself; "
+    "`RetryConfig(reraise=False)` raises a `tenacity.RetryError`",
+    "FallbackError": "a call that fails for good raises the last error itself; "
+    "`opero.failures(error)` returns all errors",
+    "opmap": "write `from opero import operomap`",
+    "logger": "write `opero.get_logger('opero')` for a logger, or `opero.utils.configure_logging()` for opero's lines",
+    **{
+        name: _IN_CORE.format(name)
+        for name in (
+            "get_cache_context",
+            "get_cache_decorator",
+            "get_fallback_decorator",
+            "get_rate_limit_decorator",
+            "get_retry_decorator",
+        )
+    },
+    **{
+        name: _IN_UTILS.format(name)
+        for name in ("configure_logging", "ensure_async", "is_async_function", "run_async")
+    },
+    "get_parallel_executor": "write `from opero.concurrency import get_parallel_executor`",
+    "get_parallel_map_decorator": "write `from opero.concurrency import get_parallel_map_decorator`",
+}
+"""Names that former versions of opero had here, and what to write instead."""
+
 __dir__: Callable[[], list[str]]
 _lazy, __dir__ = lazy_exports(
     __name__,
@@ -95,7 +125,7 @@ _lazy, __dir__ = lazy_exports(
         "Sequence": "opero.tasks.task",
         "Task": "opero.tasks.task",
         "TaskState": "opero.tasks.state",
-        "clear_cache": "opero.caching.registry",
+        "clear_cache": "opero.caching.context",
         "deadline": "opero.core.deadline",
         "event_bus": "opero.events",
         "failures": "opero.core.failures",
@@ -106,6 +136,7 @@ _lazy, __dir__ = lazy_exports(
         "orchestrate": "opero.orchestrator",
         "remaining": "opero.core.deadline",
     },
+    gone=_GONE,
 )
 
 

@@ -37,6 +37,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from opero.utils.secrets import mask_urls
+
 __all__ = [
     "ActivityError",
     "BulkheadFullError",
@@ -70,6 +72,9 @@ __all__ = [
 class OperoError(Exception):
     """Base class of everything that opero itself raises."""
 
+    def __repr__(self) -> str:
+        return mask_urls(super().__repr__())
+
 
 class OperoUsageError(OperoError, TypeError, ValueError):
     """An option, an argument or a combination that cannot work; the message names the fix.
@@ -83,6 +88,10 @@ class OperoUsageError(OperoError, TypeError, ValueError):
         ...
         opero.errors.OperoUsageError: opero() has no option 'retires'. Did you mean 'retries'?
     """
+
+    def __init__(self, *args: object) -> None:
+        # What is wrong may be an address with a password.
+        super().__init__(*(mask_urls(a) if isinstance(a, str) else a for a in args))
 
 
 class UnkeyableError(OperoUsageError):
@@ -156,11 +165,11 @@ class CircuitOpenError(RefusalError):
 
     def __str__(self) -> str:
         if self.retry_after is None:
-            return f"circuit {self.name!r} is held open by hand"
+            return mask_urls(f"circuit {self.name!r} is held open by hand")
         seconds = (
             f"{self.retry_after:.3g}" if self.retry_after < 1000 else f"{self.retry_after:.0f}"
         )
-        return f"circuit {self.name!r} is open: try again in {seconds} s"
+        return mask_urls(f"circuit {self.name!r} is open: try again in {seconds} s")
 
 
 class BulkheadFullError(RefusalError):
@@ -179,7 +188,7 @@ class BulkheadFullError(RefusalError):
         self.queue = queue
 
     def __str__(self) -> str:
-        return (
+        return mask_urls(
             f"concurrency limit {self.name!r} is full: "
             f"{self.limit} calls in flight, {self.queue} waiting"
         )
@@ -291,7 +300,7 @@ class RateLimitPausedError(RefusalError):
         seconds = (
             f"{self.retry_after:.3g}" if self.retry_after < 1000 else f"{self.retry_after:.0f}"
         )
-        return f"{self.what} is paused for another {seconds} s"
+        return mask_urls(f"{self.what} is paused for another {seconds} s")
 
 
 class DurableError(OperoError):
@@ -389,6 +398,9 @@ class SpendCapError(RefusalError):
 
 class OperoWarning(UserWarning):
     """Something works otherwise than the user may think: said once, never an error."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(mask_urls(a) if isinstance(a, str) else a for a in args))
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:

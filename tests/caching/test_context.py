@@ -75,7 +75,7 @@ def test_a_context_in_a_users_store():
 
 @pytest.mark.parametrize(
     ("options", "text"),
-    [({"cache_tll": 1}, "no option 'cache_tll'"), ({"retries": 1}, "no use for 'retries'")],
+    [({"cache_tll": 1}, "no option 'cache_tll'"), ({"retries": 1}, "no option 'retries'")],
 )
 def test_a_context_refuses_what_it_does_not_know(options, text):
     with pytest.raises(OperoUsageError, match=text):

@@ -9,8 +9,7 @@ import traceback
 
 import pytest
 
-from opero.caching.copy_error import copy_error
-from opero.caching.waiter import Crashed
+from opero.caching.single_flight import SharedFailure, copy_error
 
 
 class CustomError(Exception):
@@ -127,7 +126,7 @@ def test_copying_makes_no_cycle():
     gc.collect()
     gc.disable()
     try:
-        error = Crashed(copy_error(ValueError("x")))
+        error = SharedFailure(copy_error(ValueError("x")))
         del error
         assert gc.collect() == 0
     finally:

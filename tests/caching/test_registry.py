@@ -6,7 +6,8 @@ from __future__ import annotations
 import gc
 import weakref
 
-from opero.caching import Cache, clear_cache
+from opero.caching import clear_cache
+from opero.core.cache import CacheStage
 from opero.core.call import Call
 from opero.core.function import describe_function
 from opero.core.options import Options
@@ -16,7 +17,7 @@ from opero.events.bus import Emitter
 
 def cached(namespace, *, entries, origin=None):
     """A cache of that namespace with that many entries."""
-    cache = Cache(
+    cache = CacheStage(
         describe_function(lambda x: x),
         Options.of("opero", cache_namespace=namespace),
         stats=Stats(),

@@ -15,7 +15,7 @@ import tenacity
 from tests.redis_server import RedisServer
 
 from opero import deadline, opero
-from opero.caching.aging import FAILURE_LULL, excuses
+from opero.caching.refresh import FRESH_FAILURE_SECONDS, excuses
 from opero.errors import (
     BulkheadFullError,
     CircuitOpenError,
@@ -197,7 +197,7 @@ def test_while_a_failure_is_fresh_nobody_tries_again(
     assert source.calls == 5
     receipt = face.run(fetch.call)
     assert (receipt.source, receipt.calls, receipt.attempts, source.calls) == ("stale", 0, 0, 5)
-    clock.advance(FAILURE_LULL)
+    clock.advance(FRESH_FAILURE_SECONDS)
     face.run(fetch)
     assert source.calls == 9
 
@@ -337,7 +337,7 @@ def test_threads_that_wait_for_a_failing_leader_get_the_expired_result(clock: Fa
     begun.wait(10)
     for thread in threads[1:]:
         thread.start()
-    flights = fetch.__opero__.cache.shelf.flights
+    flights = fetch.__opero__.cache.single_flight
     while sum(len(flight.waiters or ()) for flight in list(flights._open.values())) < 3:
         pass
     go.set()
@@ -459,7 +459,7 @@ def test_a_tenacity_strategy_as_retry_on_is_asked(face: Any, clock: FakeClock) -
     face.run(fetch)
     clock.advance(61)
     assert face.run(fetch) == "old"
-    clock.advance(FAILURE_LULL)
+    clock.advance(FRESH_FAILURE_SECONDS)
     with pytest.raises(ValueError, match="bad"):
         face.run(fetch)
 

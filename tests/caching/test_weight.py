@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from opero.caching.weight import weigh
+from opero.caching.memory import weigh
 
 
 @dataclasses.dataclass

@@ -17,7 +17,7 @@ import pytest
 from tests.redis_server import RedisServer
 
 from opero import opero
-from opero.cli.program import COMMANDS, main
+from opero.cli.main import COMMANDS, main
 from opero.core import get_cache_context
 
 SRC = Path(__file__).resolve().parents[2] / "src"
@@ -203,7 +203,7 @@ def test_to_look_makes_no_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("backend", "told"),
     [
-        ("memory", "belong to the program"),
+        ("memory", "by their own program only"),
         ("dis", "Did you mean 'disk'"),
         ("redis://:hunter2@localhost:1/0", "opero: "),
     ],

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from opero.cli.program import main
+from opero.cli.main import main
 from opero.durable import Orchestrator, activity, wait_for, workflow
 from opero.durable.records import Claim, Move, PutStep, State, StepRecord, StepState
-from opero.durable.registry import workflows
+from opero.durable.workflows import workflows
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -130,7 +130,7 @@ def test_a_single_value_does_not_cool_down_but_pauses(face: Any, clock: Any) -> 
     ask = of(face, service, retries=1)
     assert face.run(ask, "a") == "a"
     assert clock.elapsed == pytest.approx(10)
-    assert not ask.__opero__.fallback.resting
+    assert not ask.__opero__.fallback.cooldowns
 
 
 def test_of_values_that_cool_and_values_whose_circuit_is_open_the_first_are_waited_for(
@@ -171,4 +171,4 @@ def test_an_inner_refusal_cools_nothing_down(clock: Any) -> None:
     fetch = opero(cache=False, retries=0, arg_fallback="model")(ask)
     with pytest.raises(RateLimitPausedError):
         fetch()
-    assert not fetch.__opero__.fallback.resting
+    assert not fetch.__opero__.fallback.cooldowns

@@ -444,7 +444,7 @@ def test_a_leader_that_does_not_begin_a_pause_hands_over_too(clock: Any) -> None
         time.sleep(0.001)
     follower = threading.Thread(target=lambda: results.append(fetch()))
     follower.start()
-    flights = fetch.__opero__.cache.shelf.flights
+    flights = fetch.__opero__.cache.single_flight
     while not any(flight.waiters for flight in flights._open.values()):
         time.sleep(0.001)
     go_on.set()

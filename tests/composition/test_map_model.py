@@ -17,7 +17,7 @@ from opero.concurrency.recorder import Finished, recording
 from opero.errors import MapStopped
 
 if TYPE_CHECKING:
-    from opero.concurrency.engine import Outcome
+    from opero.concurrency.executors.base import ItemOutcome
 
 ENGINES = [
     ("sync", {"mode": "thread"}),
@@ -202,12 +202,12 @@ class Some:
 
     blocking = False
 
-    def __init__(self, known: dict[int, Outcome]) -> None:
+    def __init__(self, known: dict[int, ItemOutcome]) -> None:
         self.known = known
 
     def enter(self, index: int, item: Any) -> None: ...
 
-    def recall(self, idx: Sequence[int], items: Sequence[Any]) -> Mapping[int, Outcome]:
+    def find_known(self, idx: Sequence[int], items: Sequence[Any]) -> Mapping[int, ItemOutcome]:
         return {n: self.known[n] for n in idx if n in self.known}
 
     def keep(self, finished: Sequence[Finished]) -> None:

@@ -1,9 +1,10 @@
 # this_file: tests/concurrency/conftest.py
-"""A driver of a few lines for engines of processes, and both ways in which these begin."""
+"""A scheduler of a few lines for engines of processes, and the ways in which these begin."""
 
 from __future__ import annotations
 
 import gc
+import os
 import re
 import sys
 import time
@@ -16,22 +17,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from opero.concurrency.engine import Chunk, Done, GaveBack, Job, Report
-from opero.concurrency.executors.processes import ProcessEngine
-from opero.concurrency.tally import Tally
+from opero.concurrency.chunks import ChunkProgress
+from opero.concurrency.executors.base import Chunk, Done, GaveBack, MapJob, Report
+from opero.concurrency.executors.process.pool import ProcessEngine
 from opero.core.function import describe_function
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from opero.concurrency.start import StartMethod
+    from opero.concurrency.executors.process.start import StartMethod
 
-OF_THE_JOB = frozenset(Job.__dataclass_fields__)
+OF_THE_JOB = frozenset(MapJob.__dataclass_fields__)
 
 
 @dataclass
 class Ran:
-    """What became of the items of a small map: values, `Outcome`s, or the `Lost` that named them."""
+    """What became of the items of a small map: values, `ItemOutcome`s, or the `Lost` that named them."""
 
     items: list[Any] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
@@ -46,13 +47,13 @@ def drive(
     """Run items through an open engine."""
     waiting = list(enumerate(items))
     ran = Ran([None] * len(waiting))
-    flying: dict[int, tuple[list[tuple[int, Any]], Tally]] = {}
+    flying: dict[int, tuple[list[tuple[int, Any]], ChunkProgress]] = {}
     number = 0
     while waiting or flying:
         while waiting and len(flying) < engine.slots():
             part, waiting = waiting[:chunk], waiting[chunk:]
             number += 1
-            flying[number] = part, Tally(len(part))
+            flying[number] = part, ChunkProgress(len(part))
             engine.submit(Chunk(number, [i for i, _ in part], [item for _, item in part]))
         reports = engine.poll(20)
         assert reports, "nothing was reported for 20 s"
@@ -85,20 +86,21 @@ class Maps:
 
     def __init__(self, method: StartMethod) -> None:
         self.method: StartMethod = method
-        # Servers that other tests of this process share, for instance.
-        self._others = frozenset(self.children())
+        self._engines: list[ProcessEngine] = []
 
     def engine(self, workers: int) -> ProcessEngine:
         """Make an engine."""
-        return ProcessEngine(workers, method=self.method)
+        engine = ProcessEngine(workers, method=self.method)
+        self._engines.append(engine)
+        return engine
 
     @staticmethod
-    def job_of(fn: Callable[..., Any], **given: Any) -> Job:
+    def job_of(fn: Callable[..., Any], **given: Any) -> MapJob:
         """Make a job: retries off, if nothing else is said."""
         of_job = {name: given.pop(name) for name in list(given) if name in OF_THE_JOB}
         options = Options.of("test", **{"cache": False, "retries": 0, **given})
         pipeline = Pipeline(describe_function(fn), options)
-        return Job(**{"function": fn, "options": options, "pipeline": pipeline, **of_job})
+        return MapJob(**{"function": fn, "options": options, "pipeline": pipeline, **of_job})
 
     @staticmethod
     def children(pid: int | str = "self") -> list[int]:
@@ -111,9 +113,24 @@ class Maps:
             pass
         return found
 
-    def nurses(self) -> list[int]:
-        """Return the processes that maps of this object have begun."""
-        return [pid for pid in self.children() if pid not in self._others]
+    def workers(self) -> list[int]:
+        """Return the worker processes of the engines that are open."""
+        pools = [pool for engine in self._engines if (pool := vars(engine)["_pool"]) is not None]
+        handles = [handle for pool in pools for handle in list(vars(pool)["_workers"])]
+        return [handle.pid for handle in handles if handle.pid]
+
+    def servers(self) -> list[int]:
+        """Return the fork servers of these workers."""
+        found = {self.parent(pid) for pid in self.workers()}
+        return [pid for pid in found if pid > 1 and pid != os.getpid()]
+
+    @staticmethod
+    def parent(pid: int) -> int:
+        """Return the parent of a process, 0 if it has ended."""
+        try:
+            return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            return 0
 
     @staticmethod
     def alive(pid: int) -> bool:
@@ -157,7 +174,7 @@ def maps(request: pytest.FixtureRequest) -> Iterator[Maps]:
     """Maps on forked processes, or on those that the test asks for; nothing may stay behind."""
     method = getattr(request, "param", "fork")
     with warnings.catch_warnings():
-        # Other tests leave idle threads in this process, with which opero would not fork it.
+        # Other tests leave idle threads in this process.
         warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
         Maps(method)(abs, [1])  # what is imported once may stay
         before = left_behind()

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opero import operomap
-from opero.concurrency.journal import Journal
+from opero.concurrency.checkpoint import CheckpointFile
 from opero.errors import OperoUsageError, OperoWarning, StoreError
 
 RAN: list[Any] = []
@@ -201,7 +201,7 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_a_journal_gives_back_exactly_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, written: dict[str, bytes], asked: list[str]
 ) -> None:
-    journal = Journal(tmp_path_factory.mktemp("journal") / "run.db")
+    journal = CheckpointFile(tmp_path_factory.mktemp("journal") / "run.db")
     journal.write(written.items())
     journal.close()
     keys = [*asked, *written]
@@ -210,7 +210,7 @@ def test_a_journal_gives_back_exactly_what_was_written(
 
 
 def test_a_damaged_file_is_set_aside_and_begun_anew(run: Path) -> None:
-    journal = Journal(run)
+    journal = CheckpointFile(run)
     journal.write([("a", b"1" * 10_000)])
     journal.close()
     run.write_bytes(run.read_bytes()[:5000])
@@ -222,17 +222,17 @@ def test_a_damaged_file_is_set_aside_and_begun_anew(run: Path) -> None:
 
 
 def test_a_file_deleted_in_use_is_begun_anew(run: Path) -> None:
-    journal = Journal(run)
+    journal = CheckpointFile(run)
     journal.write([("a", b"1")])
     for path in run.parent.glob(f"{run.name}*"):
         path.unlink()
     journal.write([("b", b"2")])
-    assert Journal(run).find(["a", "b"]) == {"b": b"2"}
+    assert CheckpointFile(run).find(["a", "b"]) == {"b": b"2"}
     journal.close()
 
 
 def test_many_keys_are_found_at_once(run: Path) -> None:
-    journal = Journal(run)
+    journal = CheckpointFile(run)
     journal.write((str(n), b"x") for n in range(3000))
     assert len(journal.find([str(n) for n in range(5000)])) == 3000
     journal.close()

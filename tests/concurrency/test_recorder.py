@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from opero import operomap
-from opero.concurrency.engine import Outcome
+from opero.concurrency.executors.base import ItemOutcome
 from opero.concurrency.recorder import Finished, recording
 
 where: contextvars.ContextVar[list[Any]] = contextvars.ContextVar("where")
@@ -24,14 +24,14 @@ class Memory:
 
     def __init__(self, *, blocking: bool = False) -> None:
         self.blocking = blocking
-        self.known: dict[int, Outcome] = {}
+        self.known: dict[int, ItemOutcome] = {}
         self.closed = 0
         self.threads: set[int] = set()
 
     def enter(self, index: int, item: Any) -> None:
         where.set([index, item])
 
-    def recall(self, idx: Sequence[int], items: Sequence[Any]) -> Mapping[int, Outcome]:
+    def find_known(self, idx: Sequence[int], items: Sequence[Any]) -> Mapping[int, ItemOutcome]:
         self.threads.add(threading.get_ident())
         return {n: self.known[n] for n in idx if n in self.known}
 
@@ -83,7 +83,7 @@ def mapped(kind: str, body: Any, **options: Any) -> Any:
 def test_what_is_known_is_not_run_again(memory: Memory, kind: str, options: Any) -> None:
     ran: list[int] = []
     double = mapped(kind, lambda x: ran.append(x) or 2 * x, **options)
-    memory.known[1] = Outcome(value="known")
+    memory.known[1] = ItemOutcome(value="known")
     assert double([5, 6, 7]) == [10, "known", 14]
     assert sorted(ran) == [5, 7]
     assert {n: o.value for n, o in memory.known.items()} == {0: 10, 1: "known", 2: 14}
@@ -105,7 +105,7 @@ def test_items_run_here_in_contexts_that_were_prepared(
 
 
 def test_a_failure_that_is_known_is_the_items_again(memory: Memory) -> None:
-    memory.known[0] = Outcome(error=KeyError("then"), attempts=3)
+    memory.known[0] = ItemOutcome(error=KeyError("then"), attempts=3)
     result = operomap(cache=False)(abs).map([1, -2])
     assert result.values == [2]
     assert repr(result.failures[0].error) == "KeyError('then')"
@@ -142,7 +142,7 @@ def test_the_cache_is_asked_later_and_what_it_knows_is_told(memory: Memory) -> N
     double.one(-5)
     assert double([-5]) == [5]
     assert memory.known[0].calls == 0
-    memory.known[1] = Outcome(value="known")
+    memory.known[1] = ItemOutcome(value="known")
     assert double.map([-1, -2]).resumed == 2
     assert double.stats.misses == 1
 

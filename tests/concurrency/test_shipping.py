@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from opero.concurrency.shipping import can_import, dumps, dumps_job
+from opero.concurrency.executors.process.pickling import can_import, dumps, dumps_by_value
 
 MODULE = """
 import functools, threading
@@ -65,7 +65,10 @@ def elsewhere(value: Any, code: str) -> str:
     """Open what was pickled in a fresh interpreter and run some code with it."""
     source = OPEN.format(paths=sys.path, code=code)
     ran = subprocess.run(
-        [sys.executable, "-c", source], input=dumps_job(value), capture_output=True, check=False
+        [sys.executable, "-c", source],
+        input=dumps_by_value(value),
+        capture_output=True,
+        check=False,
     )
     assert not ran.returncode, ran.stderr.decode()
     return ran.stdout.decode().strip()
@@ -84,7 +87,7 @@ def elsewhere(value: Any, code: str) -> str:
 )
 def test_what_can_be_imported_travels_by_name(module: Any, inside: Any, said: str) -> None:
     function = inside(module)
-    assert len(dumps_job(function)) < 200
+    assert len(dumps_by_value(function)) < 200
     assert elsewhere(function, "print(f(5))") == said
 
 

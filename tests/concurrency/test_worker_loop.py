@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from opero import operomap
-from opero.concurrency.engine import Done, Lost, Outcome
+from opero.concurrency.executors.base import Done, ItemOutcome, Lost
 from opero.errors import CallTimeoutError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def test_a_call_that_takes_too_long_is_cancelled_and_costs_itself(maps: Maps) ->
         return x
 
     ran = maps(fetch, range(4), chunk=4, workers=1, in_flight=4, timeout=0.2, item_timeout=0.2)
-    assert [x for x in ran.items if not isinstance(x, Outcome)] == [0, 1, 3]
+    assert [x for x in ran.items if not isinstance(x, ItemOutcome)] == [0, 1, 3]
     assert isinstance(ran.items[2].error, CallTimeoutError)
     assert all(isinstance(report, Done) for report in ran.reports), "no worker died"
 

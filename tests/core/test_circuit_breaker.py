@@ -186,7 +186,7 @@ def test_a_call_that_was_already_made_is_not_refused(drive: Drive) -> None:
     stage = circuit()
     stage.breaker.force_open()
     begun = Call((), {})
-    begun.begun = REFUSED
+    begun.prior_outcome = REFUSED
     with pytest.raises(ConnectionError):
         drive(stage, raises(REFUSED), begun)
     assert drive(CircuitCheck(stage), ok, begun) == "ok"

@@ -58,14 +58,14 @@ def full(size=1, **options):
     return limit
 
 
-class StubWaiter:
-    """A waiting caller; the test says whether it can be woken."""
+class StubGate:
+    """Somebody who waits; whether they can come through is up to the test."""
 
     def __init__(self):
-        self.alive, self.granted = True, False
+        self.alive, self.opened = True, False
 
-    def wake(self, value=True):
-        self.granted = self.alive
+    def open(self):
+        self.opened = self.alive
         return self.alive
 
 
@@ -139,13 +139,13 @@ def test_threads_come_through_in_order_of_arrival():
 
 def test_nobody_overtakes_the_queue():
     limit = full()
-    first = StubWaiter()
+    first = StubGate()
     limit._queue_up(first)
     # It is back, but not handed on yet.
     limit._permits.append(None)
     assert not limit.try_acquire()
     limit._serve()
-    assert first.granted
+    assert first.opened
 
 
 def test_nobody_overtakes_a_thread_that_is_served_but_not_awake():
@@ -173,7 +173,7 @@ def test_a_permit_that_comes_in_the_last_moment_is_kept(monkeypatch):
 
     def late(gate, seconds):
         limit.release()
-        assert gate.granted
+        assert gate.opened
         return False
 
     monkeypatch.setattr("opero.utils.waiters.ThreadWaiter.wait", late)
@@ -202,7 +202,7 @@ def test_an_interrupt_after_the_permit_has_come_gives_it_on(monkeypatch):
 
     def interrupted(gate, seconds):
         limit.release()
-        assert gate.granted
+        assert gate.opened
         raise KeyboardInterrupt
 
     monkeypatch.setattr("opero.utils.waiters.ThreadWaiter.wait", interrupted)
@@ -450,11 +450,11 @@ def test_a_full_queue_refuses_with_name_and_numbers():
 
 
 def test_a_permit_that_comes_just_before_the_refusal_is_taken():
-    limit, gate = full(queue=0), StubWaiter()
+    limit, gate = full(queue=0), StubGate()
     # Between the first look and the place in the queue.
     limit.release()
     limit._queue_up(gate)
-    assert gate.granted
+    assert gate.opened
     assert (limit.in_flight, limit.waiting) == (1, 0)
 
 
@@ -497,14 +497,14 @@ class Limits(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.limit = ConcurrencyLimit(self.SIZE, queue=self.QUEUE)
-        self.line: list[StubWaiter] = []
-        self.holders: list[StubWaiter | None] = []
+        self.line: list[StubGate] = []
+        self.holders: list[StubGate | None] = []
 
     def settle(self):
         """Who has come through by now."""
         while self.line and len(self.holders) < self.SIZE:
             gate = self.line.pop(0)
-            assert gate.granted is gate.alive
+            assert gate.opened is gate.alive
             if gate.alive:
                 self.holders.append(gate)
 
@@ -517,7 +517,7 @@ class Limits(RuleBasedStateMachine):
 
     @rule()
     def come(self):
-        gate = StubWaiter()
+        gate = StubGate()
         if len(self.holders) == self.SIZE and len(self.line) == self.QUEUE:
             with pytest.raises(BulkheadFullError):
                 self.limit._queue_up(gate)
@@ -557,7 +557,7 @@ class Limits(RuleBasedStateMachine):
     def numbers_agree(self):
         assert self.limit.in_flight == len(self.holders) <= self.SIZE
         assert self.limit.waiting == len(self.line)
-        assert not any(gate.granted for gate in self.line)
+        assert not any(gate.opened for gate in self.line)
         assert not self.line or len(self.holders) == self.SIZE
 
 
@@ -578,13 +578,13 @@ class Nosy(deque):
 @pytest.mark.parametrize("others", [0, 1, 2])
 def test_a_permit_that_comes_back_while_another_is_handed_out(others):
     limit = full(2)
-    gates = [StubWaiter() for _ in range(1 + others)]
+    gates = [StubGate() for _ in range(1 + others)]
     for gate in gates:
         limit._queue_up(gate)
     limit._permits = Nosy((), 2)
     limit._permits.again = limit.release
     limit.release()
-    assert [gate.granted for gate in gates] == [True, True, False][: 1 + others]
+    assert [gate.opened for gate in gates] == [True, True, False][: 1 + others]
     assert limit.in_flight == min(2, 1 + others)
     assert limit.waiting == max(0, others - 1)
 
@@ -816,7 +816,7 @@ def test_a_call_that_was_left_behind_holds_its_permit_until_it_is_over(stage):
     def proceed(call):
         job = ThreadCall(lambda: ran.set() or release.wait(10))
         run_in_thread(job)
-        call.behind = job
+        call.orphan_thread = job
         assert not job.wait(0)
         raise TimeoutError
 
@@ -825,16 +825,16 @@ def test_a_call_that_was_left_behind_holds_its_permit_until_it_is_over(stage):
         stage.wrap_sync(proceed)(call)
     assert ran.wait(10)
     assert stage.limit.in_flight == 1
-    assert call.behind is None
+    assert call.orphan_thread is None
     release.set()
     until(lambda: stage.limit.in_flight == 0)
 
 
 def test_a_call_whose_thread_is_over_by_then_gives_its_permit_back_at_once(stage):
     def proceed(call):
-        call.behind = ThreadCall(lambda: None)
-        call.behind.run()
-        call.behind.finish()
+        call.orphan_thread = ThreadCall(lambda: None)
+        call.orphan_thread.run()
+        call.orphan_thread.finish()
         raise TimeoutError
 
     with pytest.raises(TimeoutError):

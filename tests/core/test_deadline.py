@@ -17,9 +17,9 @@ from opero import events
 from opero.core.call import Call
 from opero.core.deadline import (
     Deadline,
+    current_deadline,
     deadline,
-    in_force,
-    innermost,
+    innermost_scope,
     overdue,
     remaining,
     require_time,
@@ -35,7 +35,7 @@ from opero.utils.ambient import switch
 
 def test_without_a_block_nothing_is_bounded():
     assert remaining() is None
-    assert in_force() is None
+    assert current_deadline() is None
 
 
 def test_what_remains_shrinks_and_never_goes_below_zero(clock):
@@ -58,7 +58,7 @@ def test_a_budget_is_a_duration(seconds, clock):
 def test_anything_else_is_refused_where_it_is_written(seconds):
     with pytest.raises(OperoUsageError, match="deadline="):
         deadline(seconds)
-    assert in_force() is None
+    assert current_deadline() is None
 
 
 def test_a_budget_of_nothing_is_spent_at_once():
@@ -72,13 +72,13 @@ def test_of_nested_blocks_the_tightest_one_holds(budgets):
     before = bool(switch.on)
     for block in blocks:
         block.__enter__()
-        ends.append(in_force())
+        ends.append(current_deadline())
     assert ends == sorted(ends, reverse=True)
     assert remaining() <= min(budgets)
     for block in reversed(blocks):
-        assert in_force() == ends.pop()
+        assert current_deadline() == ends.pop()
         block.__exit__(None, None, None)
-    assert in_force() is None
+    assert current_deadline() is None
     assert bool(switch.on) is before
 
 
@@ -198,7 +198,7 @@ async def test_blocks_that_were_left_are_not_kept_alive():
     async def child():
         await left.wait()
         with deadline(5):
-            return innermost().outer
+            return innermost_scope().outer
 
     left = asyncio.Event()
     with deadline(10), deadline(20):
@@ -272,8 +272,8 @@ def test_a_call_whose_time_is_up_says_so_once(clock):
 
 def test_work_may_run_until_a_moment(clock):
     end = ambient.clock().monotonic() + 10
-    assert run_until(end, lambda a, *, b: (a, b, in_force()), 1, b=2) == (1, 2, end)
-    assert in_force() is None
+    assert run_until(end, lambda a, *, b: (a, b, current_deadline()), 1, b=2) == (1, 2, end)
+    assert current_deadline() is None
 
 
 # --- the stage ------------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ def test_it_describes_itself():
 
 def test_a_call_and_what_it_calls_have_the_same_deadline(face, clock):
     call = Call((), {})
-    assert run_stage(face, Deadline(30), in_force, call) == call.deadline
+    assert run_stage(face, Deadline(30), current_deadline, call) == call.deadline
     assert call.started == clock.monotonic()
     assert call.deadline == clock.monotonic() + 30
     assert remaining() is None
@@ -310,7 +310,7 @@ def test_a_call_and_what_it_calls_have_the_same_deadline(face, clock):
 def test_the_tighter_of_the_block_and_the_option_holds(face, clock, around, left):
     call = Call((), {})
     with deadline(around):
-        call.deadline = in_force()
+        call.deadline = current_deadline()
         assert run_stage(face, Deadline(30), remaining, call) == pytest.approx(left)
         assert remaining() == pytest.approx(around)
     assert call.deadline == pytest.approx(clock.monotonic() + left)

@@ -30,7 +30,7 @@ def test_with_every_default() -> None:
     assert fetch.explain() == text(
         "fetch(url)  [sync]",
         "├─ cache       memory, for 1 h; at most 10,000 entries, 256 MB",
-        "├─ retry       1 + 3 attempts on Exception, pause 0.1 s to 0.15, 0.225, 0.338 s",
+        "├─ retry       1 + 3 attempts on any error but final answers, pause 0.1 s to 0.15, 0.225, 0.338 s",
         "└─ fetch()  worst case 4 calls and 0.3 s to 0.713 s of pauses, then the last error",
     )
 
@@ -74,7 +74,7 @@ def test_with_one_stage_alone() -> None:
 
     assert fetch.explain() == text(
         "fetch()  [sync]",
-        "├─ retry       1 + 1 attempts on Exception, no pauses",
+        "├─ retry       1 + 1 attempts on any error but final answers, no pauses",
         "└─ fetch()  worst case 2 calls, then the last error",
     )
 
@@ -85,7 +85,7 @@ def test_strategies_of_the_users_are_not_foretold() -> None:
 
     assert fetch.explain() == text(
         "fetch()  [sync]",
-        "├─ retry       until the given stop on Exception, pauses by the given wait",
+        "├─ retry       until the given stop on any error but final answers, pauses by the given wait",
         "└─ fetch()  worst case calls until the given stop, then the last error",
     )
 
@@ -96,7 +96,7 @@ def test_values_that_only_the_caller_knows() -> None:
 
     assert ask.explain() == text(
         "ask(model)  [sync]",
-        "├─ retry       1 + 1 attempts on Exception, no pauses",
+        "├─ retry       1 + 1 attempts on any error but final answers, no pauses",
         "├─ fallback    model: the values of the list that the caller gives, in order",
         "└─ ask()  worst case 2 × values calls, then the last error",
     )

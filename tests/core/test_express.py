@@ -13,11 +13,11 @@ import pytest
 from tenacity import stop_never
 
 from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter, opero, remaining
-from opero.core.deadline import in_force
+from opero.core.deadline import current_deadline
 from opero.core.function import describe_function
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
-from opero.core.wrapper import has_express_lane, is_unguarded
+from opero.core.wrapper import has_fast_path, is_unguarded
 from opero.errors import CircuitOpenError, DeadlineError
 from opero.utils.ambient import switch
 
@@ -47,7 +47,7 @@ def decorated(face: Any, body: Any, names: Any, *, by_stages: bool = False) -> A
     """A function whose lane is open, or closed, because its first result has been seen."""
     fetch = opero(**options_of(names))(face.of(body))
     assert face.run(fetch, None) is None
-    fetch.__opero__.lane.closed = by_stages
+    fetch.__opero__.fast_path.closed = by_stages
     return fetch
 
 
@@ -63,7 +63,7 @@ def held_by(fetch: Any) -> Any:
         "circuit": circuit and circuit.breaker.stats,
         "slots": slots,
         "stats": {k: v for k, v in fetch.stats.as_dict().items() if k not in ("slept", "waited")},
-        "deadline": in_force(),
+        "deadline": current_deadline(),
         "switch": len(switch.on),
     }
 
@@ -114,7 +114,7 @@ def test_a_call_ends_as_it_does_in_the_stages(face: Any, names: Any, errors: Any
 def test_it_is_there_for_every_set_of_guards(face: Any, names: Any) -> None:
     fetch = decorated(face, body, names)
     expected = face.asynchronous or "timeout" not in names
-    assert has_express_lane(fetch.__opero__) is expected
+    assert has_fast_path(fetch.__opero__) is expected
     assert is_unguarded(fetch.__opero__) is (not names)
     assert ("_opero_count" in fetch.__code__.co_names) is expected
 
@@ -136,7 +136,7 @@ def test_it_is_for_functions_with_retries_and_guards_only(
     options: dict[str, Any], express: bool
 ) -> None:
     made = Options.of("test", **{"cache": False, **options})
-    assert has_express_lane(Pipeline(describe_function(lambda model: None), made)) is express
+    assert has_fast_path(Pipeline(describe_function(lambda model: None), made)) is express
 
 
 def test_who_finds_no_slot_gives_the_permit_back_and_goes_through_the_stages(face: Any) -> None:
@@ -199,7 +199,7 @@ def test_a_retry_has_what_is_left_of_the_deadline(face: Any) -> None:
     ends = []
 
     def broken(errors: Any) -> Any:
-        ends.append(in_force())
+        ends.append(current_deadline())
         if errors is not None:
             raise KeyError
 
@@ -229,12 +229,12 @@ def test_a_task_that_its_deadline_cuts_short_has_not_failed(
     async def hang() -> None:
         await asyncio.sleep(30)
 
-    hang.__opero__.lane.closed = by_stages
+    hang.__opero__.fast_path.closed = by_stages
     with pytest.raises(DeadlineError, match=r"hang\(\) ran out of time during the call"):
         asyncio.run(hang())
     assert (hang.stats.calls, hang.stats.failures, hang.stats.gave_up) == (1, 0, 1)
     assert (breaker.state, limit.in_flight) == ("closed", 0)
-    assert not in_force()
+    assert not current_deadline()
 
 
 @pytest.mark.parametrize("by_stages", [False, True])
@@ -248,7 +248,7 @@ def test_a_task_that_timed_out_is_retried_within_its_deadline(by_stages: bool) -
             await asyncio.sleep(30)
         return "value"
 
-    hang_once.__opero__.lane.closed = by_stages
+    hang_once.__opero__.fast_path.closed = by_stages
     assert asyncio.run(hang_once()) == "value"
     assert made[1] < made[0]
     assert (hang_once.stats.calls, hang_once.stats.failures) == (2, 1)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from opero import failures, opero
-from opero.core.call import Failure
+from opero.core.call import FailedCall
 from opero.core.failures import story
 from opero.errors import DeadlineError, OperoUsageError, OperoWarning
 from opero.testing import flaky
@@ -40,9 +40,9 @@ def chain_of(error: BaseException) -> list[BaseException]:
 
 def assert_no_cycle(error: BaseException, above: tuple[int, ...] = ()) -> None:
     assert id(error) not in above
-    for behind in (error.__cause__, error.__context__):
-        if behind is not None:
-            assert_no_cycle(behind, (*above, id(error)))
+    for orphan_thread in (error.__cause__, error.__context__):
+        if orphan_thread is not None:
+            assert_no_cycle(orphan_thread, (*above, id(error)))
 
 
 def raising(*errors: BaseException) -> Callable[..., Any]:
@@ -124,10 +124,10 @@ def test_a_raising_predicate_is_a_no_with_a_warning() -> None:
 
 def test_the_story_groups_by_value_and_kind() -> None:
     made = [
-        Failure("m='a'", ValueError()),
-        Failure("m='b'", Rejected("x")),
-        Failure("m='a'", KeyError()),
-        Failure("m='a'", ValueError()),
+        FailedCall("m='a'", ValueError()),
+        FailedCall("m='b'", Rejected("x")),
+        FailedCall("m='a'", KeyError()),
+        FailedCall("m='a'", ValueError()),
     ]
     told = story(made, attempts=2, calls=4, seconds=1.25, since_first=False)
     assert told == (
@@ -149,7 +149,7 @@ def test_the_story_groups_by_value_and_kind() -> None:
 def test_the_story_tells_the_time_it_knows(
     seconds: float | None, since_first: bool, expected: str
 ) -> None:
-    made = [Failure(None, ValueError())]
+    made = [FailedCall(None, ValueError())]
     told = story(made, attempts=1, calls=1, seconds=seconds, since_first=since_first)
     assert told == expected + "  ValueError ×1"
 

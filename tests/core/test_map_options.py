@@ -40,9 +40,11 @@ WRONG: dict[str, list[Any]] = {
     "checkpoint": [5, "", "folder/", True, b"run.db"],
     "worker_init": [5, "x", later],
     "max_tasks_per_worker": [0, -1, 1.5, "5", True],
+    "start_method": ["thread", "", 1, True],
     "memory_limit": [0, -1, 1.5, "big", True],
     "on_result": [5, later],
     "stop_token": [5, True, "x"],
+    "stop_on": [5, "OSError", (OSError, 5), None],
 }
 
 RIGHT: dict[str, list[Any]] = {
@@ -59,9 +61,11 @@ RIGHT: dict[str, list[Any]] = {
     "checkpoint": [None, "run.db", Path("run.db")],
     "worker_init": [None, print],
     "max_tasks_per_worker": [None, 1, 10**6],
+    "start_method": [None, "fork", "forkserver", "spawn"],
     "memory_limit": [None, 2**30, "500MB", "2GiB"],
     "on_result": [None, print],
     "stop_token": [None, threading.Event(), asyncio.Event()],
+    "stop_on": [(), OSError, (OSError, KeyError)],
 }
 
 

@@ -110,7 +110,7 @@ def test_a_spent_state_raises_the_error_itself() -> None:
 def test_a_refusal_is_final_whatever_retry_on_says(refusal: Exception, wanted: Any) -> None:
     state = RetryState(RetryPolicy(retry_on=wanted))
     with pytest.raises(type(refusal)) as caught:
-        state.next_delay(refusal, now=0.0, walk=[ValueError()])
+        state.next_delay(refusal, now=0.0, attempt_errors=[ValueError()])
     assert caught.value is refusal
     assert state.attempt == 1
 
@@ -118,14 +118,14 @@ def test_a_refusal_is_final_whatever_retry_on_says(refusal: Exception, wanted: A
 def test_one_matching_error_of_the_walk_is_enough() -> None:
     state = RetryState(RetryPolicy(retry_on=TimeoutError, low=0.0))
     last = ValueError()
-    assert state.next_delay(last, now=0.0, walk=[TimeoutError(), last]) == 0.0
+    assert state.next_delay(last, now=0.0, attempt_errors=[TimeoutError(), last]) == 0.0
     with pytest.raises(ValueError, match=r"^$"):
-        state.next_delay(last, now=0.0, walk=[KeyError(), last])
+        state.next_delay(last, now=0.0, attempt_errors=[KeyError(), last])
 
 
 def test_the_final_error_is_asked_about_even_if_the_walk_lacks_it() -> None:
     state = RetryState(RetryPolicy(retry_on=ValueError, low=0.0))
-    assert state.next_delay(ValueError(), now=0.0, walk=[KeyError()]) == 0.0
+    assert state.next_delay(ValueError(), now=0.0, attempt_errors=[KeyError()]) == 0.0
 
 
 def test_a_parked_state_goes_on_where_it_was() -> None:
@@ -510,10 +510,16 @@ def test_switched_off_there_is_one_call_and_no_note(face: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({}, "1 + 3 attempts on Exception, pause 0.1 s to 0.15, 0.225, 0.338 s"),
-        ({"jitter": False, "retries": 2}, "1 + 2 attempts on Exception, pause 0.1, 0.15 s"),
-        ({"retries": 9}, "1 + 9 attempts on Exception, pause 0.1 s to 0.15, 0.225, 0.338, … s"),
-        ({"min_delay": 0}, "1 + 3 attempts on Exception, no pauses"),
+        ({}, "1 + 3 attempts on any error but final answers, pause 0.1 s to 0.15, 0.225, 0.338 s"),
+        (
+            {"jitter": False, "retries": 2},
+            "1 + 2 attempts on any error but final answers, pause 0.1, 0.15 s",
+        ),
+        (
+            {"retries": 9},
+            "1 + 9 attempts on any error but final answers, pause 0.1 s to 0.15, 0.225, 0.338, … s",
+        ),
+        ({"min_delay": 0}, "1 + 3 attempts on any error but final answers, no pauses"),
         (
             {"retry_on": (OSError, KeyError), "min_delay": 0},
             "1 + 3 attempts on OSError or KeyError",
@@ -521,7 +527,7 @@ def test_switched_off_there_is_one_call_and_no_note(face: Any) -> None:
         ({"retry_on": is_busy}, "1 + 3 attempts on what is_busy accepts"),
         (
             {"stop": tenacity.stop_never, "wait": tenacity.wait_none()},
-            "until the given stop on Exception, pauses by the given wait",
+            "until the given stop on any error but final answers, pauses by the given wait",
         ),
     ],
     ids=lambda value: " ".join(value) or "default" if isinstance(value, dict) else None,

@@ -82,7 +82,7 @@ def test_a_quick_call_gives_its_value(limit, heard):
     run = limit(10).sync(lambda a, *, b: (a, b))
     call = Call((1,), {"b": 2})
     assert run(call) == (1, 2)
-    assert call.behind is None
+    assert call.orphan_thread is None
     assert heard == []
 
 
@@ -97,7 +97,7 @@ def test_an_error_of_the_function_stays_itself(limit, heard, kind):
     with pytest.raises(kind) as caught:
         limit(10).sync(fail)(call)
     assert caught.value is error
-    assert call.behind is None
+    assert call.orphan_thread is None
     assert heard == []
 
 
@@ -111,7 +111,7 @@ def test_a_hung_call_is_left_behind(limit, heard, hang):
     assert (event.function, event.seconds) == ("f", 0.005)
     # Who holds something for the call learns of its real end.
     told = threading.Event()
-    call.behind.then(told.set)
+    call.orphan_thread.then(told.set)
     assert not told.is_set()
     hang.end.set()
     assert told.wait(10)
@@ -171,7 +171,7 @@ def test_arguments_die_with_the_thread_that_was_left_behind(limit, hang, fails, 
     call = Call((argument,), {})
     with contextlib.suppress(CallTimeoutError):
         limit(0.005).sync(work)(call)
-    behind = call.behind
+    behind = call.orphan_thread
     del argument, call
     assert watch() is not None
     hang.end.set()
@@ -187,7 +187,7 @@ def test_no_thread_means_no_call_behind(limit, monkeypatch):
     call = Call((), {})
     with pytest.raises(RuntimeError, match="can't start"):
         limit(10).sync(int)(call)
-    assert call.behind is None
+    assert call.orphan_thread is None
 
 
 # --- tasks ----------------------------------------------------------------------------------------

@@ -60,11 +60,11 @@ def test_defaults_are_the_same_objects() -> None:
     def fetch(a: Any = ODD, *, b: Any = LIST, c: Any = float("nan")) -> Any:
         return a, b, c
 
-    kept = fetch.__wrapped__
-    assert fetch.__defaults__ == kept.__defaults__
+    keep_failures = fetch.__wrapped__
+    assert fetch.__defaults__ == keep_failures.__defaults__
     assert fetch.__defaults__[0] is ODD
     assert fetch.__kwdefaults__["b"] is LIST
-    assert fetch.__kwdefaults__["c"] is kept.__kwdefaults__["c"]
+    assert fetch.__kwdefaults__["c"] is keep_failures.__kwdefaults__["c"]
     assert fetch()[:2] == (ODD, LIST)
 
 
@@ -216,7 +216,7 @@ def test_own_names_are_all_marked() -> None:
     assert {n for n in own_names() if not n.startswith("_opero")} <= {
         "x",
         "__builtins__",
-        *("on", "closed", "expires", "visited", "thaw", "value", "calls", "begun", "key"),
+        *("on", "closed", "expires", "visited", "thaw", "value", "calls", "prior_outcome", "key"),
         *("stream", "ended", "item", "source", "advance", "aclose", "asend", "athrow"),
         *("tickets", "queues", "take_slot"),
     }

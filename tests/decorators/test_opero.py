@@ -69,7 +69,7 @@ def test_help_names_every_option_its_default_and_meaning() -> None:
     for line in (
         "cache (True): cache results",
         "retries (3): calls made after the first one failed: 1 + 3",
-        "retry_on (Exception): type, tuple of types, or predicate",
+        "retry_on ('default'): type, tuple of types, or predicate: exactly that",
         "rate_limit (None): calls per second",
     ):
         assert line in text

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -307,8 +308,7 @@ def test_writes_of_a_zombie_are_refused(journal: Path, desk: Orchestrator) -> No
 
 def test_full_disk_is_told_and_nothing_is_lost(desk: Orchestrator) -> None:
     desk.start()
-    writer = cast("SqliteStore", desk.store)._writer
-    assert writer is not None
+    writer = cast("SqliteStore", desk.store)._file._open_writer()
 
     def fill() -> None:
         for _ in range(1000):
@@ -329,8 +329,7 @@ def test_full_disk_is_told_and_nothing_is_lost(desk: Orchestrator) -> None:
 def test_read_only_file_is_told(journal: Path, desk: Orchestrator) -> None:
     store = SqliteStore(journal)
     store.open()
-    assert store._writer is not None
-    store._writer.execute("PRAGMA query_only = 1")
+    store._file._open_writer().execute("PRAGMA query_only = 1")
     step = StepRecord(path="1", name="", hash="", state=StepState.DONE)
     with pytest.raises(JournalError, match="cannot be written"):
         store.apply([PutStep("w", "o", 1, step)])
@@ -371,11 +370,43 @@ def test_journal_of_a_newer_opero_is_left_alone(journal: Path) -> None:
         Orchestrator(journal).start()
 
 
-def test_database_of_somebody_else_is_left_alone(journal: Path) -> None:
+@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize("mode", ["DELETE", "WAL"])
+def test_database_of_another_program_is_left_as_it_was(
+    journal: Path, mode: str, version: int
+) -> None:
     with closing(sqlite3.connect(journal)) as db:
+        db.execute(f"PRAGMA journal_mode = {mode}")
+        db.execute(f"PRAGMA user_version = {version}")
         db.execute("CREATE TABLE customers (id)")
+    before = journal.read_bytes(), journal.stat().st_mtime_ns, journal.stat().st_mode
     with pytest.raises(JournalError, match="no journal of opero's"):
         Orchestrator(journal).start()
+    assert (journal.read_bytes(), journal.stat().st_mtime_ns, journal.stat().st_mode) == before
+    assert [path.name for path in journal.parent.iterdir()] == [journal.name]
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced", "renamed"])
+def test_journal_that_is_gone_is_an_error_at_once(
+    journal: Path, desk: Orchestrator, how: str
+) -> None:
+    desk.start()
+    desk.result(desk.invoke_workflow("squares", 1), timeout=10)
+    if how == "renamed":
+        journal.rename(journal.with_name("other.db"))
+    else:
+        for path in list(journal.parent.glob("journal.db*")):
+            if ".own-" not in path.name:
+                path.unlink()
+    if how == "replaced":
+        Orchestrator(journal).list_workflows()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OperoWarning)
+        with pytest.raises(JournalError, match="deleted or replaced"):
+            desk.invoke_workflow("squares", 1)
+        with pytest.raises(JournalError, match="deleted or replaced"):
+            desk.list_workflows()
+        desk.stop()
 
 
 def test_missing_folder_is_told(tmp_path: Path) -> None:

@@ -71,8 +71,39 @@ def test_another_error_stands_for_one_that_no_name_leads_to() -> None:
     assert type(unpack_error(pack_error(stand_in))) is ActivityError
 
 
-def test_a_group_is_stood_for() -> None:
-    assert isinstance(keepable(ExceptionGroup("several", [ValueError("x")])), ActivityError)
+def test_group_comes_back_with_its_members() -> None:
+    group = ExceptionGroup("several", [ValueError("x"), ExceptionGroup("more", [KeyError("k")])])
+    assert keepable(group) is group
+    back = unpack_error(pack_error(group))
+    assert (type(back), str(back), repr(back)) == (ExceptionGroup, str(group), repr(group))
+
+
+def test_member_of_a_group_that_cannot_be_rebuilt_is_replaced_in_the_first_run() -> None:
+    class LocalError(Exception):
+        pass
+
+    group = ExceptionGroup("several", [ValueError("x"), LocalError("here")])
+    kept = keepable(group)
+    assert isinstance(kept, ExceptionGroup)
+    assert [type(member) for member in kept.exceptions] == [ValueError, ActivityError]
+    assert kept.__cause__ is group
+    assert repr(unpack_error(pack_error(kept))) == repr(kept)
+
+
+class TalkativeError(Exception):
+    def __init__(self, response: object) -> None:
+        super().__init__(response)
+        self.response = response
+
+    def __str__(self) -> str:
+        return f"answered {self.response!r}"[:12]
+
+
+def test_error_whose_message_would_change_is_replaced_in_the_first_run() -> None:
+    error = TalkativeError(threading.Lock())
+    stand_in = keepable(error)
+    assert (type(stand_in), stand_in.__cause__) == (ActivityError, error)
+    assert str(unpack_error(pack_error(stand_in))) == str(stand_in)
 
 
 @pytest.mark.parametrize(

@@ -568,16 +568,19 @@ def test_error_of_a_changed_program_cannot_be_swallowed(journal: Path) -> None:
 def test_new_optional_parameter_changes_nothing(journal: Path) -> None:
     from inspect import signature
 
-    from opero.durable.arguments import Parameters, digest_of
+    from opero.durable.values import Parameters
 
     def before(data: str) -> None: ...
 
     def after(data: str, mode: str = "default") -> None: ...
 
-    then = digest_of(Parameters(signature(before)), ("x",), {}, "f")
-    assert then == digest_of(Parameters(signature(after)), (), {"data": "x"}, "f")
-    assert then == digest_of(Parameters(signature(after)), ("x",), {}, "f")
-    assert then != digest_of(Parameters(signature(after)), ("x", "default"), {}, "f")
+    then = Parameters(signature(before), "f").digest(("x",), {})
+    now = Parameters(signature(after), "f")
+    assert then == now.digest((), {"data": "x"})
+    assert then == now.digest(("x",), {})
+    assert then != now.digest(("x", "default"), {})
+    assert now.matches(then, ("x", "default"), {})
+    assert not now.matches(then, ("x", "other"), {})
 
 
 def test_runs_are_finished_by_the_version_that_started_them(journal: Path) -> None:

@@ -6,12 +6,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from opero.durable import Orchestrator, activity, workflow
+from opero.durable.workflows import workflows
+from opero.errors import OperoWarning
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -124,3 +127,92 @@ def test_import_of_the_front_door_is_light() -> None:
         [sys.executable, "-c", source], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+POISON = """
+import os, sys, time
+from opero.durable import Orchestrator, activity, workflow
+
+@activity
+def die(seconds):
+    time.sleep(seconds)
+    os._exit(7)
+
+@activity
+def work(seconds):
+    time.sleep(seconds)
+    return "done"
+
+@workflow
+def poison(seconds):
+    die(seconds)
+
+@workflow
+def innocent(seconds):
+    return work(seconds)
+
+orchestrator = Orchestrator("journal.db", max_recoveries=3)
+if not os.path.exists("journal.db"):
+    for n in range(2):
+        orchestrator.invoke_workflow("poison", 0.05, workflow_id=f"poison {n}")
+        orchestrator.invoke_workflow("innocent", 0.3, workflow_id=f"innocent {n}")
+orchestrator.start()
+for n in range(2):
+    print(orchestrator.wait(f"poison {n}")["status"], orchestrator.wait(f"innocent {n}")["status"])
+os._exit(0)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_poisonous_workflows_are_given_up_and_the_others_end(program: Start) -> None:
+    for _ in range(30):
+        process = program(POISON)
+        printed, _ = process.communicate(timeout=60)
+        if process.returncode == 0:
+            break
+        assert process.returncode == 7
+    assert printed.split() == ["failed", "done"] * 2
+
+
+def test_workflow_that_no_program_knows_waits_and_says_so(
+    journal: Path, until: Callable[..., None]
+) -> None:
+    @workflow("nightly")
+    def nightly() -> None: ...
+
+    desk = Orchestrator(journal)
+    found = desk.invoke_workflow("nightly")
+    desk.stop()
+    workflows._known.clear()
+    with Orchestrator(journal) as stranger:
+        with pytest.warns(OperoWarning, match="registered the workflow 'nightly'"):
+            until(lambda: stranger.get_workflow_status(found)["error_message"], 10)
+        assert stranger.state(found) == "queued"
+        with (
+            pytest.warns(OperoWarning, match="waits: no running program"),
+            pytest.raises(TimeoutError, match="'nightly'"),
+        ):
+            stranger.wait(found, timeout=0.3)
+        workflow("nightly")(nightly)
+        until(lambda: stranger.state(found) == "done", 10)
+        assert stranger.get_workflow_status(found)["error_message"] is None
+
+
+OPENING = """
+import sys, time
+from opero.durable import Orchestrator
+time.sleep(max(0, float(sys.argv[1]) - time.time()))
+for n in range(50):
+    with Orchestrator(f"{n}.db"):
+        pass
+print("well")
+"""
+
+
+@pytest.mark.timeout(120)
+def test_new_journals_are_opened_by_several_processes_at_once(program: Start) -> None:
+    began = time.time() + 1.5
+    processes = [program(OPENING, began) for _ in range(3)]
+    for process in processes:
+        assert process.communicate(timeout=100)[0] == "well\n"
+    assert time.time() - began < 60

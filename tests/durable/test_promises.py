@@ -4,19 +4,21 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from opero import CircuitBreaker, RateLimiter
-from opero.durable import Orchestrator, activity, now, sleep, uuid, workflow
+from opero.durable import Orchestrator, activity, now, sleep, timers, uuid, workflow
 from opero.durable import activities as durable
 from opero.durable.records import State
-from opero.errors import OperoUsageError
+from opero.errors import IdConflictError, OperoUsageError
 
 
 def until(true: Callable[[], object], seconds: float = 20) -> None:
@@ -285,3 +287,147 @@ def test_blocking_activities_of_a_coroutine_may_run_in_threads(orchestrator: Orc
     copy = orchestrator.fork(found, 6)
     assert orchestrator.result(copy, timeout=10) == [(n, False) for n in range(5)]
     assert {s["path"] for s in orchestrator.steps(copy)} == {f"c{n}/1" for n in range(1, 6)}
+
+
+# --- calls that could not be recorded -----------------------------------------------------------------------------
+
+
+def in_pool(call: Callable[[int], object]) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(call, [1, 2]))
+
+
+def in_thread(call: Callable[[int], object]) -> None:
+    failures: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            in_pool(call)
+        except BaseException as error:  # noqa: BLE001 - raised in the workflow
+            failures.append(error)
+
+    thread = threading.Thread(target=target)
+    thread.start()
+    thread.join()
+    raise failures[0]
+
+
+async def in_executor(call: Callable[[int], object]) -> None:
+    await asyncio.get_running_loop().run_in_executor(None, call, 1)
+
+
+@pytest.mark.parametrize("how", [in_pool, in_thread, in_executor])
+def test_activity_in_a_thread_that_the_workflow_has_made_is_refused(
+    orchestrator: Orchestrator, how: Any
+) -> None:
+    ran: list[int] = []
+    charge = activity("charge")(ran.append)
+
+    if how is in_executor:
+
+        @workflow
+        async def paying() -> None:
+            await how(charge)
+    else:
+
+        @workflow
+        def paying() -> None:
+            how(charge)
+
+    with pytest.raises(OperoUsageError, match=r"activity charge\(\) was called in a thread"):
+        orchestrator.result(orchestrator.invoke_workflow("paying"), timeout=10)
+    assert ran == []
+
+
+def test_activities_stay_plain_calls_in_threads_of_activities_and_of_the_program(
+    orchestrator: Orchestrator,
+) -> None:
+    ran: list[int] = []
+    charge = activity("charge")(ran.append)
+    outer = activity("outer")(lambda: in_pool(charge))
+
+    @workflow
+    def nesting() -> None:
+        outer()
+
+    orchestrator.result(orchestrator.invoke_workflow("nesting"), timeout=10)
+    in_pool(charge)
+    assert ran == [1, 2, 1, 2]
+
+
+@pytest.mark.parametrize("name", [*inspect.signature(Orchestrator.invoke_workflow).parameters])
+def test_keywords_of_invoke_workflow_are_no_parameters_of_workflows(name: str) -> None:
+    parameter = inspect.signature(Orchestrator.invoke_workflow).parameters[name]
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+        made: dict[str, Any] = {}
+        exec(f"def pay(amount, {name}=None): ...\ndef other(amount, {name}, /): ...", made)
+        with pytest.raises(OperoUsageError, match=f"{name!r}.*another name.*by position"):
+            workflow(made["pay"])
+        workflow(made["other"])
+
+
+def test_call_with_a_default_spelled_out_is_the_same_call(journal: Path) -> None:
+    spelled = False
+    calls: list[tuple[int, int]] = []
+
+    @activity
+    def charge(cents: int, tip: int = 5, *rest: int, note: str = "") -> int:
+        calls.append((cents, tip))
+        return cents
+
+    @workflow
+    def paying(cents: int, *, note: str = "") -> int:
+        found = charge(cents, 5, note="") if spelled else charge(cents)
+        sleep(0.3 if spelled else 1.5)
+        return found
+
+    with Orchestrator(journal) as one:
+        run = one.invoke_workflow("paying", 100, workflow_id="p")
+        assert one.invoke_workflow("paying", cents=100, note="", workflow_id="p") == run
+        with pytest.raises(IdConflictError):
+            one.invoke_workflow("paying", 100, note="other", workflow_id="p")
+        until(lambda: one.state(run) == "sleeping")
+    spelled = True
+    with Orchestrator(journal) as two:
+        assert two.result(run, timeout=10) == 100
+    assert calls == [(100, 5)]
+
+
+def test_sleepers_wake_in_time_when_a_wrong_clock_is_right_again(
+    orchestrator: Orchestrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timers, "_GLANCE", 0.2)
+
+    @workflow
+    def plain() -> None:
+        sleep(1.2)
+
+    @workflow
+    async def coroutine() -> None:
+        await sleep(1.2)
+
+    right = time.time
+    runs = [orchestrator.invoke_workflow(name) for name in ("plain", "coroutine")]
+    until(lambda: all(orchestrator.state(run) == "sleeping" for run in runs))
+    with monkeypatch.context() as wrong:
+        wrong.setattr(time, "time", lambda: right() - 3e7)
+        time.sleep(1.5)
+    for run in runs:
+        orchestrator.result(run, timeout=3)
+
+
+def test_pause_that_began_on_a_clock_in_the_future_is_no_longer(
+    orchestrator: Orchestrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timers, "_GLANCE", 0.1)
+
+    @workflow
+    async def coroutine() -> None:
+        await sleep(0.5)
+
+    right = time.time
+    with monkeypatch.context() as wrong:
+        wrong.setattr(time, "time", lambda: right() + 3e7)
+        run = orchestrator.invoke_workflow("coroutine")
+        until(lambda: orchestrator.state(run) == "sleeping")
+    orchestrator.result(run, timeout=5)

@@ -8,15 +8,15 @@ from collections.abc import Callable
 
 import pytest
 
-from opero.durable.turns import Turns, turns_of
+from opero.durable.journal import ReplayOrder, order_of
 
 
 class Outcomes:
     """Futures whose outcomes wait for their turn."""
 
-    def __init__(self, count: int, turns: Turns | None = None) -> None:
+    def __init__(self, count: int, turns: ReplayOrder | None = None) -> None:
         self.loop = asyncio.get_running_loop()
-        self.turns = turns or turns_of(self.loop)
+        self.turns = turns or order_of(self.loop)
         self.futures = [self.loop.create_future() for _ in range(count)]
 
     def queue(self, *order: int) -> None:
@@ -24,19 +24,19 @@ class Outcomes:
             self.turns.queue("line", place, lambda n=number: self.futures[n].set_result(n))
 
 
-def bare(loop: asyncio.AbstractEventLoop) -> Turns:
+def bare(loop: asyncio.AbstractEventLoop) -> ReplayOrder:
     """The turns of a loop that hides what it is about to run."""
-    turns = Turns(loop)
-    turns._busy = None
+    turns = ReplayOrder(loop)
+    turns._ready = None
     return turns
 
 
-@pytest.fixture(params=[turns_of, bare], ids=["asyncio", "another loop"])
-def turns(request: pytest.FixtureRequest) -> Callable[[asyncio.AbstractEventLoop], Turns]:
+@pytest.fixture(params=[order_of, bare], ids=["asyncio", "another loop"])
+def turns(request: pytest.FixtureRequest) -> Callable[[asyncio.AbstractEventLoop], ReplayOrder]:
     return request.param  # type: ignore[no-any-return]  # pytest does not tell
 
 
-def test_each_winner_is_alone(turns: Callable[[asyncio.AbstractEventLoop], Turns]) -> None:
+def test_each_winner_is_alone(turns: Callable[[asyncio.AbstractEventLoop], ReplayOrder]) -> None:
     async def main() -> list[list[int]]:
         outcomes = Outcomes(200, turns(asyncio.get_running_loop()))
         waiting = {asyncio.create_task(_wrapped(future)) for future in outcomes.futures}

@@ -140,7 +140,7 @@ def test_messages_of_errors_are_shown_on_request_only() -> None:
     event = made(CallGaveUp, attempts=1, calls=1, error=SECRET)
     assert "hunter2" not in describe_event(event)[1]
     told = describe_event(event, messages=True)[1]
-    assert told.endswith("with ConnectionError: https://me:hunter2@db/")
+    assert told.endswith("with ConnectionError: https://***@db/")
     silent = made(CallGaveUp, attempts=1, calls=1, error=ValueError())
     assert describe_event(silent, messages=True)[1].endswith("with ValueError")
 

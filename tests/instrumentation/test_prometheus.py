@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import types
 from typing import Any
 
 import pytest
@@ -21,7 +22,11 @@ def registry() -> CollectorRegistry:
 
 
 def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
-    return registry.get_sample_value(name, labels)
+    """Return the only sample with these labels, whatever its module."""
+    samples = [s for metric in registry.collect() for s in metric.samples if s.name == name]
+    found = [s.value for s in samples if labels.items() <= s.labels.items()]
+    assert len(found) <= 1
+    return found[0] if found else None
 
 
 def test_calls_are_counted_by_their_end(registry: CollectorRegistry, face: Any) -> None:
@@ -102,7 +107,9 @@ def test_a_single_function_may_be_counted(registry: CollectorRegistry) -> None:
     fetch = opero(on_event=PrometheusListener(registry))(lambda: 1)
     fetch()
     page = generate_latest(registry).decode()
-    assert 'opero_cache_requests_total{function="' in page
+    assert (
+        f'opero_cache_requests_total{{function="{fetch.__qualname__}",module="{__name__}"' in page
+    )
     assert not event_bus.active
 
 
@@ -110,3 +117,14 @@ def test_a_missing_library_is_met_with_the_line_to_type(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'opero\[prometheus\]'"):
         PrometheusListener()
+
+
+def test_functions_of_one_name_in_two_modules_are_two_series(registry: CollectorRegistry) -> None:
+    with PrometheusListener(registry).listen():
+        for name in ("users_api", "billing_api"):
+            module = types.ModuleType(name)
+            exec("def get(x): return x", module.__dict__)
+            opero(cache=False)(module.get)(1)
+    for name in ("users_api", "billing_api"):
+        labels = {"module": name, "function": "get", "source": "fresh", "outcome": "ok"}
+        assert registry.get_sample_value("opero_calls_total", labels) == 1

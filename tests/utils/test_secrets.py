@@ -3,11 +3,24 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from typing import Any
+from urllib.parse import quote
+
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from opero.utils.secrets import looks_secret, mask_url, show_value
+from opero.utils.secrets import (
+    hide,
+    looks_secret,
+    mask_text,
+    mask_url,
+    mask_urls,
+    masked_repr,
+    show_value,
+)
 
 
 @pytest.mark.parametrize(
@@ -17,6 +30,38 @@ from opero.utils.secrets import looks_secret, mask_url, show_value
         *("token", "access_token", "accessTokens", "_token", "secret", "client_secret", "secrets"),
         *("password", "passwords", "passwd", "pwd", "db_pwd", "passphrase", "auth", "basic_auth"),
         *("authorization", "credential", "credentials", "cookie", "cookies", "dsn", "sentry_dsn"),
+        *(
+            "secretkey",
+            "accesskey",
+            "authtoken",
+            "creds",
+            "db_creds",
+            "pw",
+            "user_pw",
+            "pin",
+            "otp",
+        ),
+        *(
+            "jwt",
+            "bearer",
+            "passcode",
+            "pem",
+            "sas",
+            "sas_url",
+            "signature",
+            "session_id",
+            "sessionid",
+        ),
+        *("connection_string", "connectionString", "database_url", "DATABASE_URL", "webhook_url"),
+        *(
+            "dbpassword",
+            "clientsecret",
+            "refreshtoken",
+            "smtp_pass",
+            "X-Api-Key",
+            "X-Amz-Signature",
+        ),
+        *("seed_phrase", "recovery_codes", "private_key_pem", "oauth2_token", "Set-Cookie", "pins"),
     ],
 )
 def test_a_name_with_such_a_word_is_secret(name: str) -> None:
@@ -29,6 +74,8 @@ def test_a_name_with_such_a_word_is_secret(name: str) -> None:
         *("max_tokens", "maxTokens", "min_tokens", "num_tokens", "n_tokens", "prompt_tokens"),
         *("completion_tokens", "input_tokens", "total_tokens", "author", "authors", "keyboard"),
         *("monkey", "tokenizer", "model", "x", "_", "secretary", "compass", "keyword", "données"),
+        *("pass_rate", "passing", "pin_memory", "pinned", "session", "database", "url", "powder"),
+        *("spec", "code", "webpage", "design", "assign", "state", "authority", "hostname"),
     ],
 )
 def test_a_name_without_such_a_word_is_none(name: str) -> None:
@@ -51,6 +98,19 @@ def test_a_declared_name_is_secret_whatever_it_is() -> None:
         ("https://host/path@2x.png", "https://host/path@2x.png"),
         ("me@example.org", "me@example.org"),
         ("https://host:8080/x", "https://host:8080/x"),
+        ("redis://:a/hunter2@localhost/0", "redis://***@localhost/0"),
+        ("redis:/:hunter2@localhost/0", "redis:/***@localhost/0"),
+        ("redis//:hunter2@localhost/0", "redis//***@localhost/0"),
+        ("rdis://u:hunter2@h/0", "rdis://***@h/0"),
+        ("redis://:hun ter2@host/0", "redis://***@host/0"),
+        ("https://me:p?x#y@host/", "https://***@host/"),
+        ("postgresql://u:p/w?x@h/d", "postgresql://***@h/d"),
+        ("user:pa:ss@db:5432", "***@db:5432"),
+        ("https://host:8080/x?q=a@b", "https://host:8080/x?q=a@b"),
+        ("git+https://host/repo@v1", "git+https://host/repo@v1"),
+        ("sqlite:///C:/x@y", "sqlite:///C:/x@y"),
+        ("mailto:me@example.org", "mailto:me@example.org"),
+        ("12:30 me@example.org", "12:30 me@example.org"),
     ],
 )
 def test_user_info_leaves_urls_and_nothing_else_changes(url: str, shown: str) -> None:
@@ -92,3 +152,83 @@ def test_a_secret_value_is_never_shown(value: object) -> None:
 def test_a_long_url_is_masked_before_it_is_cut() -> None:
     shown = show_value("url", 0, f"https://{'p' * 70}@host", secret=False)
     assert shown == "url='https://***@host'"
+
+
+FIELDS = [
+    *("api_key", "key", "access_token", "sig", "signature", "X-Amz-Signature", "password", "code"),
+    *("client_secret", "sid", "jwt", "api%5Fkey", "X-Amz-Security-Token", "pw"),
+]
+
+
+@pytest.mark.parametrize("mask", [mask_text, mask_url, mask_urls])
+@pytest.mark.parametrize("name", FIELDS)
+def test_secret_fields_of_urls_are_masked_and_others_stay(name: str, mask: Any) -> None:
+    for url in ("?page=7&{}&x=1", "?{}", "#{}", "?page=7#{}", "?a=1;{}"):
+        text = f"GET https://host:80/p{url}, then more"
+        assert mask(text.format(f"{name}=hunter2")) == text.format(f"{name}=***")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("host=x password=hunter2 user=y", "host=x password=*** user=y"),
+        ("{'password': 'hunter2', 'x': 1}", "{'password': '***', 'x': 1}"),
+        ('{"api_key":"hunter2","mail":"a@b"}', '{"api_key":"***","mail":"a@b"}'),
+        ("Authorization: Bearer hunter2hunter2", "Authorization: ***"),
+        ("authorization: token hunter2\nHost: h", "authorization: ***\nHost: h"),
+        ("Cookie: sid=hunter2; x=y", "Cookie: ***"),
+        ("with bearer hunter2hunter2 refused", "with bearer *** refused"),
+        ("sorted(key=len), cache_key=None", "sorted(key=len), cache_key=None"),
+        ("key sk-proj-abcdefghijklmnop is wrong", "key *** is wrong"),
+        ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----.", "***."),
+        ("eyJhbGciOi.eyJzdWIiOi.c2ln", "***"),
+        ("nothing to hide: 3 of 4", "nothing to hide: 3 of 4"),
+    ],
+)
+def test_texts_of_other_code_are_masked(text: str, shown: str) -> None:
+    assert mask_text(text) == mask_text(shown) == shown
+
+
+def test_sentences_of_opero_keep_names_of_options() -> None:
+    assert mask_urls("write cache_key=str or token: x") == "write cache_key=str or token: x"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("redis://:hunter2@h", "'redis://***@h'"),
+        ({"token": "hunter2", "n": 1}, "{'token': '***', 'n': 1}"),
+        (["u:hunter2@h"], "['***@h']"),
+        (("https://h?sig=hunter2",), "('https://h?sig=***',)"),
+        ((), "()"),
+        (3, "3"),
+        (None, "None"),
+    ],
+)
+def test_the_repr_of_a_value_is_masked_at_every_depth(value: object, shown: str) -> None:
+    assert masked_repr(value) == shown
+
+
+@given(st.text(min_size=5, max_size=20), st.binary(max_size=8), st.binary(max_size=8))
+def test_a_known_secret_is_hidden_in_every_encoding(
+    secret: str, before: bytes, after: bytes
+) -> None:
+    assume(not secret.isspace() and "***" not in secret)
+    data = before + secret.encode() + after
+    for text in (
+        secret,
+        quote(secret),
+        json.dumps({"x": secret}),
+        repr(secret.encode()),
+        data.hex(),
+        base64.b64encode(data).decode(),
+        base64.urlsafe_b64encode(data).decode(),
+    ):
+        shown = hide(text, [secret])
+        assert "***" in shown
+
+
+@given(st.text(max_size=60))
+def test_masking_is_stable_and_never_raises(text: str) -> None:
+    for mask in (mask_text, mask_url, mask_urls):
+        assert mask(mask(text)) == mask(text)

@@ -12,7 +12,7 @@ from opero.utils.ambient import Switch
 def test_it_is_on_while_anybody_holds_it() -> None:
     switch = Switch()
     seen = [bool(switch.on)]
-    for change in (switch.hold, switch.hold, switch.release, switch.release):
+    for change in (switch.turn_on, switch.turn_on, switch.turn_off, switch.turn_off):
         change()
         seen.append(bool(switch.on))
     assert seen == [False, True, True, True, False]
@@ -26,9 +26,9 @@ def test_holders_in_many_threads_are_all_counted() -> None:
 
         def work() -> None:
             for _ in range(1000):
-                switch.hold()
-                switch.release()
-            switch.hold()
+                switch.turn_on()
+                switch.turn_off()
+            switch.turn_on()
 
         threads = [threading.Thread(target=work) for _ in range(4)]
         for thread in threads:

@@ -1,32 +1,19 @@
 # this_file: src/opero/caching/__init__.py
-"""The cache: what was computed once is not computed again, and never by two callers at once.
+"""Keep results and compute each of them only once at a time; knows nothing of calls and stages.
 
-    stage       `Cache`: the stage around one function
-    adapters    how a call passes it: hit, lead or follow
-    lookup      finding and serving entries
-    keeper      storing results: whether, for how long, in what form
-    sharing     the outcome for those who waited
-    aging       renewed before its expiry, or served after it; lulls after failures
-    lease       single-flight across processes; `lease_keeper` renews leases and gives them back
-    renewal     computing anew behind the scenes, in the background
-    skips       who hears of what is not cached
-    registry    all caches: `clear_cache`, forks
+    keys            from the arguments of a call to a key
+    function_cache  what the caches of one function share: store, keys, flights
+    entries         finding and storing the entries of one function
+    memory          the entry, the store in memory, weights
+    copying         copies of results, so that no caller sees another one's changes
+    single_flight   computing a key once at a time: leaders, waiters, handing over
+    lease           the same across processes
+    refresh         serving expired entries after a failure, refreshing entries early
+    codec, stores   results as bytes that execute nothing, on disk or on a server; users' stores
+    handle          `f.cache`
+    context         `get_cache_context` and `clear_cache`
 
-They stand on what knows nothing of calls and listeners.
-
-    shelf       what the caches of one function share: the next four
-    edits       a function that was edited since its results were stored
-    awaiting    stores and event loops
-    keying      from a call to a key, with the parts that `opero.caching.keys` makes
-    instances   numbers of instances, for methods
-    flight      single-flight: who computes, who takes over
-    waiter      who waits, and what they are told
-    memory, user_store, stores      the kinds of store
-    codec       results as bytes that execute nothing
-    isolate, copy_error     copies of results and of failures
-    weight      how heavy a result is
-
-In users' hands are `handle` (`f.cache`) and `context` (`get_cache_context`).
+The stage that stands on it is `opero.core.cache`.
 """
 
 from __future__ import annotations
@@ -38,14 +25,11 @@ from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from opero.caching.codec import Codec
-    from opero.caching.context import CacheContext, get_cache_context
+    from opero.caching.context import CacheContext, clear_cache, get_cache_context
     from opero.caching.handle import CacheHandle, CacheInfo
     from opero.caching.memory import Store
-    from opero.caching.registry import clear_cache
-    from opero.caching.stage import Cache
 
 __all__ = [
-    "Cache",
     "CacheContext",
     "CacheHandle",
     "CacheInfo",
@@ -60,13 +44,12 @@ __dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "Cache": "opero.caching.stage",
         "CacheContext": "opero.caching.context",
         "CacheHandle": "opero.caching.handle",
         "CacheInfo": "opero.caching.handle",
         "Codec": "opero.caching.codec",
         "Store": "opero.caching.memory",
-        "clear_cache": "opero.caching.registry",
+        "clear_cache": "opero.caching.context",
         "get_cache_context": "opero.caching.context",
     },
 )

@@ -1,29 +1,36 @@
 # this_file: src/opero/caching/context.py
-"""A cache without a function: get, set and delete by keys of one's own, in a namespace."""
+"""Use caches by hand: contexts with keys of one's own, and `clear_cache` for all caches of the process."""
 
 from __future__ import annotations
 
+import functools
 import math
-import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from opero.caching import awaiting
+from opero.caching.entries import SkipReporter, afind, aput
+from opero.caching.function_cache import shared_store
 from opero.caching.handle import CallKey
 from opero.caching.isolate import Uncopyable, freeze
-from opero.caching.keying import namespace_prefix
-from opero.caching.keys import Unkeyable, digest, fast_part
-from opero.caching.memory import Entry, EntryStore, MemoryStore, Store
-from opero.caching.shelf import shared_store
-from opero.caching.skips import Skips
-from opero.caching.weight import weigh
-from opero.core.options import Options
-from opero.errors import OperoUsageError, StoreError, UnkeyableError
+from opero.caching.keys.canonical import digest, fast_part
+from opero.caching.keys.function_keys import namespace_prefix
+from opero.caching.keys.shapes import Unkeyable
+from opero.caching.memory import Entry, EntryStore, MemoryStore, Store, weigh
+from opero.errors import OperoUsageError, StoreError, UnkeyableError, did_you_mean
 from opero.events.bus import Emitter
-from opero.utils import ambient
+from opero.utils import ambient, checks
+from opero.utils.backends import BACKENDS
+from opero.utils.fork import run_after_fork
 from opero.utils.units import Duration, parse_seconds, parse_size
 
-__all__ = ["CacheContext", "context_stores", "get_cache_context"]
+if TYPE_CHECKING:
+    from opero.caching.handle import ManagedCache
+
+__all__ = ["CacheContext", "clear_cache", "get_cache_context", "register"]
 
 _DEFAULT: Final[Any] = object()
 
@@ -82,7 +89,7 @@ class CacheContext:
         store.put(made, self._made(made, key, value, ttl))
 
     def delete(self, key: object) -> bool:
-        """Remove a value and tell whether there was one.
+        """Remove a value and return whether there was one.
 
         Raises:
             StoreError: The store failed.
@@ -104,7 +111,7 @@ class CacheContext:
             return self.get(key, default)
         store, made = self._place(key)
         try:
-            entry = self._alive(store, made, await awaiting.read(store, made))
+            entry = self._alive(store, made, await afind(store, made))
         except StoreError as error:
             self._failed(error)
             return default
@@ -116,7 +123,7 @@ class CacheContext:
             self.set(key, value, ttl)
             return
         store, made = self._place(key)
-        await awaiting.keep(
+        await aput(
             store,
             made,
             lambda: self._made(made, key, value, ttl),
@@ -150,7 +157,7 @@ class CacheContext:
         """Do nothing: what was stored stays."""
 
     def __repr__(self) -> str:
-        # Whoever only looks at it shall not wait for a disk or a server.
+        # A look at the object shall not wait for a disk or a server.
         size = "" if self._store.blocking else f": {self._store.measure()[0]} entries"
         return f"<CacheContext {self._store.name} {self._namespace!r}{size}>"
 
@@ -179,8 +186,8 @@ class CacheContext:
         encode: Any = getattr(self._store, "entry", None)
         try:
             if isinstance(key, CallKey):
-                lasts = key.cache.keeper.ttl if ttl is _DEFAULT else seconds
-                return key.cache.plant(made, value, lasts)
+                lasts = key.cache.ttl if ttl is _DEFAULT else seconds
+                return key.cache.replacement(made, value, lasts)
             if encode is not None:
                 entry: Entry = encode(made, value, expires)
                 return entry
@@ -206,12 +213,12 @@ class CacheContext:
         return None
 
     def _failed(self, error: StoreError) -> None:
-        """A store that cannot be read holds nothing; whoever listens hears why."""
+        """Notify listeners of a store that cannot be read; it counts as empty."""
         emitter = Emitter(f"get_cache_context({self._namespace!r})")
-        Skips(emitter).tell(f"the store could not be read: {error}")
+        SkipReporter(emitter).report(f"the store could not be read: {error}")
 
 
-_stores: dict[str, MemoryStore] = {}
+_context_stores: dict[str, MemoryStore] = {}
 
 
 def get_cache_context(
@@ -235,47 +242,147 @@ def get_cache_context(
         ...     cache.get(("EUR", "USD"))
         1.08
     """
-    made = Options.of(
-        "get_cache_context",
-        cache_backend=cache_backend,
-        cache_namespace=cache_namespace,
-        **options,
-    )
-    wrong = [name for name in options if name not in _USED]
-    if wrong:
-        raise OperoUsageError(
-            f"get_cache_context() has no use for {wrong[0]!r}; it takes cache_backend, "
-            f"cache_namespace, {', '.join(_USED)}."
-        )
-    ttl = None if made.cache_ttl is None else parse_seconds(made.cache_ttl, "cache_ttl")
-    size = parse_size(made.cache_max_bytes, "cache_max_bytes")
+    for name in options:
+        if name not in _OPTIONS:
+            raise OperoUsageError(
+                f"get_cache_context() has no option {name!r}.{did_you_mean(name, _OPTIONS)} "
+                f"It takes cache_backend, cache_namespace, {', '.join(_OPTIONS)}."
+            )
+    checks.store("cache_backend", cache_backend)
+    checks.text("cache_namespace", cache_namespace)
+    given = {name: options.get(name, default) for name, (default, _) in _OPTIONS.items()}
+    for name, (_, check) in _OPTIONS.items():
+        check(name, given[name])
+    seconds = given["cache_ttl"]
+    ttl = None if seconds is None else parse_seconds(seconds, "cache_ttl")
+    size = parse_size(given["cache_max_bytes"], "cache_max_bytes")
+    common: dict[str, Any] = {
+        "namespace": cache_namespace,
+        "ttl": ttl,
+        "copy": given["cache_copy"],
+    }
     if cache_backend == "memory":
-        memory = _stores.setdefault(cache_namespace, MemoryStore(made.cache_maxsize, size))
-        return CacheContext(memory, namespace=cache_namespace, ttl=ttl, copy=made.cache_copy)
+        memory = MemoryStore(given["cache_maxsize"], size)
+        return CacheContext(_context_stores.setdefault(cache_namespace, memory), **common)
     # Functions have a name between the colons.
     prefix = f"{namespace_prefix(cache_namespace)}:"
-    return CacheContext(
-        shared_store(cache_backend, lambda: prefix, size, made.cache_codec),
-        namespace=cache_namespace,
-        ttl=ttl,
-        copy=made.cache_copy,
-        prefix=prefix,
-    )
+    store = shared_store(cache_backend, lambda: prefix, size, given["cache_codec"])
+    return CacheContext(store, prefix=prefix, **common)
 
 
-_USED: Final = ("cache_ttl", "cache_maxsize", "cache_max_bytes", "cache_copy", "cache_codec")
+_OPTIONS: Final[dict[str, tuple[Any, checks.Check]]] = {
+    "cache_ttl": (3600, checks.duration_or_none),
+    "cache_maxsize": (10_000, checks.whole(1)),
+    "cache_max_bytes": (256_000_000, checks.size),
+    "cache_copy": (True, checks.boolean),
+    "cache_codec": ("auto", checks.codec),
+}
+"""The other options of a context, with their defaults and checks."""
 
 
-def context_stores(namespace: str | None) -> list[MemoryStore]:
-    """Return the stores of the contexts in memory of one namespace, or of all."""
-    return [store for name, store in list(_stores.items()) if namespace in (None, name)]
+# --- all caches of the process --------------------------------------------------------------------
+
+_registry: Final[weakref.WeakSet[ManagedCache]] = weakref.WeakSet()
+_lock = threading.RLock()
 
 
+def register(cache: ManagedCache) -> None:
+    """Let `clear_cache` and forked children reach a cache for as long as its function lives."""
+    with _lock:
+        _registry.add(cache)
+
+
+def clear_cache(namespace: str | None = None, backend: str | None = None) -> int:
+    """Empty the caches of decorated functions and the contexts of `get_cache_context`.
+
+    On disk and on a server that removes all entries of the namespace, also those of functions and
+    programs that this process knows nothing of.
+
+    Args:
+        namespace: Only those with this `cache_namespace`; None for all.
+        backend: Only those of this backend ("memory", "disk", "disk:PATH", "redis", "redis://…", or the
+            class name of a store object); None for all that this process uses.
+
+    Returns:
+        The number of entries removed, as far as the stores know.
+
+    Raises:
+        StoreError: A store failed; all others have been emptied.
+
+    Example:
+        >>> from opero import clear_cache, opero
+        >>> @opero(cache_namespace="geo")
+        ... def locate(city):
+        ...     return len(city)
+        >>> locate("Rome"), clear_cache("geo")
+        (4, 1)
+    """
+    removed = 0
+    failed: StoreError | None = None
+    for clear in _clears(namespace, _settled(backend)):
+        try:
+            removed += clear()
+        except StoreError as error:
+            failed = error
+    if failed is not None:
+        raise failed
+    return removed
+
+
+def _settled(backend: str | None) -> str | None:
+    """Return a backend as stores name theirs."""
+    if backend is None or backend.partition(":")[0] not in BACKENDS:
+        return backend
+    from opero.caching.stores.base import settle
+
+    return settle(backend)
+
+
+def _clears(namespace: str | None, backend: str | None) -> Iterator[Callable[[], int]]:
+    """Yield what empties each of the caches in question; memory first, because it never fails."""
+    found = [
+        cache
+        for cache in _caches()
+        if namespace in (None, cache.namespace) and backend in (None, *_names(cache.store))
+    ]
+    yield from (cache.clear for cache in sorted(found, key=lambda cache: cache.store.blocking))
+    if backend in (None, "memory"):
+        stores = list(_context_stores.items())
+        yield from (store.clear for name, store in stores if namespace in (None, name))
+    # No place has been opened without loading this.
+    if backend in BACKENDS or (backend and ":" in backend) or _STORES in sys.modules:
+        yield from _clears_of_places(namespace, backend)
+
+
+def _clears_of_places(namespace: str | None, backend: str | None) -> Iterator[Callable[[], int]]:
+    from opero.caching.stores.base import open_store, open_stores
+
+    places = [store for store in open_stores() if backend in (None, store.name)]
+    if backend is not None and backend.partition(":")[0] in BACKENDS:
+        named = open_store(backend)
+        places = [named, *(store for store in places if store is not named)]
+    prefix = "" if namespace is None else namespace_prefix(namespace)
+    yield from (functools.partial(store.clear, prefix) for store in places)
+
+
+_STORES: Final = "opero.caching.stores.base"
+
+
+def _names(store: EntryStore) -> tuple[str, ...]:
+    return store.name, getattr(store, "text", store.name)
+
+
+def _caches() -> list[ManagedCache]:
+    with _lock:
+        return list(_registry)
+
+
+@run_after_fork
 def _after_fork() -> None:
-    """Let go of locks that other threads of the parent held: they do not exist in the child."""
-    for store in context_stores(None):
-        store.renew_lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    """Forget what other threads of the parent were doing: they do not exist in the child."""
+    global _lock  # noqa: PLW0603 - a lock that a vanished thread holds can only be replaced
+    _lock = threading.RLock()
+    for cache in _caches():
+        cache.after_fork()
+    for store in _context_stores.values():
+        store.after_fork()

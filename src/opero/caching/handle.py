@@ -1,29 +1,62 @@
 # this_file: src/opero/caching/handle.py
-"""What `f.cache` is: the cache of one decorated function in its owner's hands."""
+"""Give users the cache of one decorated function, as `f.cache`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from opero.core.call import Call
 from opero.errors import OperoUsageError
 from opero.utils.units import format_seconds
 
 if TYPE_CHECKING:
-    from opero.caching.stage import Cache
+    from opero.caching.memory import Entry, EntryStore
 
-__all__ = ["CacheHandle", "CacheInfo", "CallKey", "RefreshCall", "format_bytes"]
+__all__ = ["CacheHandle", "CacheInfo", "CallKey", "ManagedCache", "format_bytes"]
 
 
 T = TypeVar("T")
 
 
-class RefreshCall(Call):
-    """A call that does not look in the cache, but whose result is stored."""
+class ManagedCache(Protocol):
+    """The cache of one decorated function, as its handle, contexts and `clear_cache` see it.
 
-    renews = True
+    Attributes:
+        function: The function's name.
+        namespace: The `cache_namespace`.
+        store: Where the entries are.
+        ttl: Lifetime of an entry in seconds, None for ever.
+    """
+
+    function: str
+    namespace: str
+    store: EntryStore
+    ttl: float | None
+
+    def clear(self) -> int:
+        """Remove all entries and return how many there were."""
+        ...
+
+    def invalidate(self, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> bool:
+        """Remove the entry of a call and return whether there was one."""
+        ...
+
+    def key_of(self, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Hashable | None:
+        """Return the key of a call; None if it has none because its cache is off."""
+        ...
+
+    def replacement(self, key: Hashable, value: Any, ttl: float | None, /) -> Entry:
+        """Return the entry of a result that a user sets; a computation under way will not replace it."""
+        ...
+
+    def info(self) -> CacheInfo:
+        """Return counters and bounds."""
+        ...
+
+    def after_fork(self) -> None:
+        """Forget what other threads of the parent process were doing."""
+        ...
 
 
 class CallKey:
@@ -36,8 +69,8 @@ class CallKey:
 
     __slots__ = ("cache", "key")
 
-    def __init__(self, cache: Cache, key: Hashable) -> None:
-        self.cache: Cache = cache
+    def __init__(self, cache: ManagedCache, key: Hashable) -> None:
+        self.cache: ManagedCache = cache
         self.key: Hashable = key
 
     def __repr__(self) -> str:
@@ -52,8 +85,8 @@ class CacheInfo:
         hits: Results served from the cache.
         misses: Calls that found nothing fresh.
         stale: Calls that got an expired result, because the function failed; neither hits nor misses.
-        size: Entries; None if the store cannot tell.
-        bytes: Their estimated bytes; None if the store cannot tell.
+        size: Entries; None if the store does not know.
+        bytes: Their estimated bytes; None if the store does not know.
         maxsize: Most entries.
         max_bytes: Most bytes.
         ttl: Lifetime of an entry in seconds, None for ever.
@@ -94,8 +127,8 @@ class CacheHandle:
 
     Args:
         cache: The stage; None for a function that is not cached, which has nothing to remove or to look up.
-        run: Runs a call through the whole pipeline; gives a coroutine if the function is
-            asynchronous.
+        refresh: Computes the result of a call anew and stores it; returns a coroutine if the function
+            is asynchronous.
 
     Example:
         >>> from opero import opero
@@ -110,18 +143,22 @@ class CacheHandle:
         1
     """
 
-    __slots__ = ("_cache", "_run")
+    __slots__ = ("_cache", "_refresh")
 
-    def __init__(self, cache: Cache | None, run: Callable[[Call], Any]) -> None:
+    def __init__(
+        self,
+        cache: ManagedCache | None,
+        refresh: Callable[[tuple[Any, ...], dict[str, Any]], Any],
+    ) -> None:
         self._cache = cache
-        self._run = run
+        self._refresh = refresh
 
     def clear(self) -> int:
         """Remove all results of the function and return how many there were."""
         return 0 if self._cache is None else self._cache.clear()
 
     def invalidate(self, /, *args: Any, **kwargs: Any) -> bool:
-        """Remove the result of one call and tell whether there was one.
+        """Remove the result of one call and return whether there was one.
 
         A computation of it that is under way will not be stored, since it may have begun with what
         is outdated now.
@@ -130,14 +167,14 @@ class CacheHandle:
             TypeError: The arguments do not fit the function.
             UnkeyableError: The cache was asked for, and an argument has no content.
         """
-        return self._cache is not None and self._cache.invalidate(Call(args, kwargs))
+        return self._cache is not None and self._cache.invalidate(args, kwargs)
 
     def refresh(self, /, *args: Any, **kwargs: Any) -> Any:
         """Compute one result anew, store and return it; awaitable if the function is asynchronous.
 
         Until it is there, other callers get the old one; it also stays if the computation fails.
         """
-        return self._run(RefreshCall(args, kwargs))
+        return self._refresh(args, kwargs)
 
     def key(self, /, *args: Any, **kwargs: Any) -> CallKey:
         """Return the key of one call, with which a context gets, sets or deletes its result.
@@ -157,7 +194,7 @@ class CacheHandle:
             >>> locate("Rome")
             (41.9, 12.5)
         """
-        key = None if self._cache is None else self._cache.key(Call(args, kwargs))
+        key = None if self._cache is None else self._cache.key_of(args, kwargs)
         if self._cache is None or key is None:
             raise OperoUsageError("The function is not cached, so its calls have no keys.")
         return CallKey(self._cache, key)

@@ -1,63 +1,80 @@
 # this_file: src/opero/caching/lease.py
-"""Single-flight across processes: of those that miss the same key, one computes.
+"""Compute the same key only once at a time across processes: of those that miss it, one computes.
 
-    claim → mine → look → compute → store → give back
-          → somebody's → look → pause → claim again
+    claim → won  → compute → store → release
+          → lost → look → pause → claim again
 
-The leader of a flight claims a lease in the store that its process shares with others. Whoever does
-not get it looks for the result, with growing pauses. The lease of a killed leader runs out after
-seconds. A leader that ends without a result leaves a flag: those who have waited for it compute
+The leader of a flight claims a lease in the store that its process shares with others. A process that
+does not get it looks for the result, with growing pauses. The lease of a killed leader runs out after
+seconds. A leader that ends without a result leaves a flag: processes that have waited for it compute
 then, all at once, instead of waiting for each other.
 
 A call that leads another flight already never waits but computes, so that neither recursion nor
 leaders that want each other's keys can hang; nor does a plain call in the thread of an event loop
 that holds the lease. A store that fails lends no leases.
+
+A lease is short, so that a killed holder keeps others waiting for seconds only. One thread per process
+renews the leases of calls that take longer, and releases those that have ended: a caller does not wait
+for that.
 """
 
 from __future__ import annotations
 
+import atexit
+import itertools
+import math
+import os
 import random
-from collections.abc import Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+import secrets
+import threading
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from threading import get_ident
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from opero.caching.flight import leads_others
-from opero.caching.lease_keeper import (
-    SECONDS,
-    Lease,
-    ends_here,
-    flag,
-    give_back,
-    held_here,
-    hold,
-    new_lease,
-    those_held_here,
-)
+from opero.caching.single_flight import leads_others
 from opero.errors import StoreError
 from opero.utils import ambient
+from opero.utils.fork import run_after_fork
+from opero.utils.steps import BlockingStep
 
 if TYPE_CHECKING:
-    from opero.caching.flight import Flight
-    from opero.caching.lookup import Lookup
+    from opero.caching.entries import EntryReader, SkipReporter
     from opero.caching.memory import Entry, EntryStore
-    from opero.caching.skips import Skips
-    from opero.core.call import Call
+    from opero.caching.single_flight import Flight
+    from opero.caching.stores.base import ByteStore
+    from opero.utils.steps import StepLogic
 
-__all__ = ["Leases", "Turn", "Wait", "longest_pauses"]
+__all__ = [
+    "SECONDS", "Lease", "LeaseWait", "Leases", "Turn", "flag", "keep", "longest_pauses", "new_lease", "release",
+]  # fmt: skip
+
+SECONDS: Final = 5.0
+"""For how long a lease is claimed, and how long a killed holder can keep others waiting."""
 
 _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 0.5
 _GROWTH: Final = 1.5
 _PATIENCE: Final = 600.0
-"""Seconds after which a caller computes although somebody else still does. Only threads that wait
-for each other across processes come that far."""
+"""Seconds after which a caller computes although another one still does. Only threads that wait for
+each other across processes come that far."""
 
 _A_MOMENT: Final = 0.001
+_RENEW_AFTER: Final = 1.5
+_IDLE: Final = 10.0
+_FLAG_SECONDS: Final = 2.0
+_GATHER: Final = 0.02
+"""Seconds for which an ended lease is kept, to be released together with others. A look in the store that was begun
+less than that before a claim is won is still valid: had another process stored a result, it would hold its lease."""
+_AT_ONCE: Final = 500
+"""Leases that are renewed or released in one go, so that other callers need not wait for the store for long."""
 
-_CLAIM, _FIND, _PAUSE = "claim", "find", "pause"
+
+# --- taking turns ---------------------------------------------------------------------------------
 
 
 def longest_pauses() -> Iterator[float]:
-    """Yield the most seconds between two looks for somebody else's result.
+    """Yield the most seconds between two looks for another process's result.
 
     Example:
         >>> [round(pause, 3) for pause, _ in zip(longest_pauses(), range(4))]
@@ -74,7 +91,7 @@ class Turn(NamedTuple):
 
     Attributes:
         entry: What is in the store now, perhaps expired.
-        lease: The lease that it has to give back; None if it goes without.
+        lease: The lease that it has to release; None if it goes without.
         late: Whether it is its deadline that ended the wait.
     """
 
@@ -83,8 +100,8 @@ class Turn(NamedTuple):
     late: bool = False
 
 
-class Wait:
-    """One call's wait for somebody else's result.
+class LeaseWait:
+    """One call's wait for the result of another process.
 
     Args:
         deadline: Clock reading at which it must end, None for never.
@@ -105,15 +122,9 @@ class Wait:
         now = ambient.clock().monotonic()
         if self.late or now >= self._patient_until:
             return None
-        # Drawn, so that those who began together do not ask together.
+        # Drawn, so that callers which began together do not ask together.
         pause = next(self._pauses) * random.uniform(0.5, 1)
         return pause if self._deadline is None else min(pause, self._deadline - now)
-
-
-_T = TypeVar("_T")
-
-_Asking = Generator[tuple[Any, ...], Any, _T]
-"""Yields what to do next, and is sent what came of it."""
 
 
 class Leases:
@@ -121,32 +132,70 @@ class Leases:
 
     Args:
         store: The function's entries, in a store that lends leases.
-        lookup: Looks for results.
-        skips: Who hears of a store that lends none.
+        reader: Looks for results.
+        skips: Reports a store that lends none.
     """
 
-    def __init__(self, store: EntryStore, lookup: Lookup, skips: Skips) -> None:
+    def __init__(self, store: EntryStore, reader: EntryReader, skips: SkipReporter) -> None:
         self._store: Any = store  # one with a `backend`
-        self._lookup = lookup
+        self._reader = reader
         self._skips = skips
 
-    def take_turn(self, call: Call, flight: Flight) -> Turn:
-        """Wait while another process computes what a flight is after."""
-        return self._drive(self._ask(call, flight))
+    def take_turn(
+        self, flight: Flight, deadline: float | None, seen: Entry | None, seen_at: float
+    ) -> StepLogic[Turn]:
+        """Wait while another process computes a key.
 
-    async def atake_turn(self, call: Call, flight: Flight) -> Turn:
-        """Do the same for an event loop."""
-        return await self._adrive(self._ask(call, flight))
+        Args:
+            flight: The flight that the caller leads.
+            deadline: Clock reading at which it stops waiting, None for never.
+            seen: What the caller has found in the store.
+            seen_at: Machine time at which it began to look; `-math.inf` if that does not count.
+        """
+        find, key, lease, wait = self._reader.find_step, flight.key, None, None
+        if leads_others(flight) or (lease := self.new(key)) is None:
+            return Turn((yield find(key)))
+        try:
+            while True:
+                mine = yield self._claiming(lease.key, lease)
+                if not (mine and monotonic() - seen_at < _GATHER / 2):
+                    seen = yield find(key)
+                seen_at = -_PATIENCE
+                if seen is not None and self._reader.is_fresh(key, seen):
+                    return Turn(seen, lease if mine else None)
+                if mine is not False:
+                    break
+                wait = wait or LeaseWait(deadline)
+                pause = wait.next()
+                if pause is None:
+                    return Turn(seen, late=wait.late)
+                yield BlockingStep(ambient.clock().sleep, ambient.clock().asleep, (pause,))
+            # A caller that has waited in vain does not make others wait for it in turn.
+            if mine and wait and (yield self._claiming(flag(lease.key), lease)) is False:
+                release(lease)
+                mine = None
+        except BaseException:
+            # Perhaps it was lent, though nothing came of the claim.
+            release(lease)
+            raise
+        return Turn(seen, lease if mine else None)
 
-    def try_turn(self, flight: Flight) -> Turn | None:
-        """Return None instead of waiting if another process computes what a flight is after."""
-        return self._drive(self._ask_once(flight))
+    def try_turn(self, flight: Flight) -> StepLogic[Turn | None]:
+        """Return None instead of waiting if another process computes a key."""
+        lease = self.new(flight.key)
+        if lease is None:
+            return Turn(None)
+        ours = ends_here(lease)  # afterwards it may have been released
+        try:
+            mine = yield self._claiming(lease.key, lease)
+            if mine is False and not ours:
+                return None
+            return Turn((yield self._reader.find_step(flight.key)), lease if mine else None)
+        except BaseException:
+            release(lease)
+            raise
 
-    async def atry_turn(self, flight: Flight) -> Turn | None:
-        """Do the same for an event loop."""
-        return await self._adrive(self._ask_once(flight))
-
-    def give_back(self, lease: Lease | None, flight: Flight) -> None:
+    def release(self, lease: Lease | None, flight: Flight) -> None:
         """End a lease, without waiting for the store.
 
         Args:
@@ -154,183 +203,333 @@ class Leases:
             flight: What was computed with it.
         """
         if lease is not None:
-            give_back(lease, barren=flight.barren or flight.void)
+            release(lease, without_result=flight.without_result or flight.invalidated)
 
     # --- for maps: many at once -------------------------------------------------------------------
 
     def new(self, key: Any) -> Lease | None:
-        """Return the lease of a key, which nobody has yet; None if the store lends none.
+        """Return the lease of a key, which is not held yet; None if the store lends none.
 
-        It is made in the thread that is going to wait, because nobody may wait for himself.
+        It is made in the thread that is going to wait, because no thread may wait for itself.
         """
-        return self._new(key)
+        try:
+            return new_lease(self._store.backend, key)
+        except Exception as error:  # noqa: BLE001 - without leases the call goes on, too
+            self._failed(error)
+            return None
 
     def claim_many(
         self, leases: Sequence[Lease], *, again: bool, blocking: bool
     ) -> list[bool | None]:
         """Claim leases of one store.
 
-        Those that were got must be kept with `keep`. Who is cancelled before that keeps nobody waiting for long.
+        Those that were won must be kept with `keep`. A caller that is cancelled before that keeps others waiting for
+        seconds only.
 
         Args:
             leases: As `new` has made them.
-            again: Whether somebody else had them, and this caller has waited.
+            again: Whether other processes had them, and this caller has waited.
             blocking: Whether waiting would block the thread that wants them.
 
         Returns:
-            For each, whether it is ours now or somebody else's; None to go without.
+            For each, whether it is ours now or another caller's; None to go without.
         """
         store = leases[0].store
         try:
             won = store.claim_many([(lease.key, lease.owner) for lease in leases], SECONDS)
-            told: list[bool | None] = list(won)
+            outcomes: list[bool | None] = list(won)
             ours = [place for place, mine in enumerate(won) if mine]
             if again and ours:
                 flags = [(flag(leases[place].key), leases[place].owner) for place in ours]
-                # As a single call: whoever has waited for nothing lets nobody wait in turn.
+                # As a single call: a caller that has waited in vain does not make others wait.
                 for place, mine in zip(ours, store.claim_many(flags, _A_MOMENT), strict=True):
                     if not mine:
-                        give_back(leases[place])
-                        told[place] = None
+                        release(leases[place])
+                        outcomes[place] = None
         except Exception as error:  # noqa: BLE001 - as above
             self._failed(error)
             for lease in leases:
-                give_back(lease)
+                release(lease)
             return [None] * len(leases)
         if blocking and len(ours) < len(leases):
             lost = [lease for lease, mine in zip(leases, won, strict=True) if not mine]
-            mine_too = those_held_here(lost)
+            mine_too = held_here_of(lost)
             for place, lease in enumerate(leases):
                 if lease in mine_too:
-                    told[place] = None
-        return told
+                    outcomes[place] = None
+        return outcomes
 
-    def keep(self, leases: Sequence[Lease]) -> None:
-        """Keep leases until they are given back."""
-        hold(leases)
-
-    # --- in steps ---------------------------------------------------------------------------------
-
-    def _ask_once(self, flight: Flight) -> _Asking[Turn | None]:
-        lease = self._new(flight.key)
-        if lease is None:
-            return Turn(None)
-        ours = ends_here(lease)  # afterwards it may have been given back
-        try:
-            mine = yield _CLAIM, lease.key, lease
-            if mine is False and not ours:
-                return None
-            return Turn((yield _FIND, flight.key), lease if mine else None)
-        except BaseException:
-            give_back(lease)
-            raise
-
-    def _ask(self, call: Call, flight: Flight) -> _Asking[Turn]:
-        key, lease, wait = flight.key, None, None
-        if leads_others(flight) or (lease := self._new(key)) is None:
-            return Turn((yield _FIND, key))
-        try:
-            while True:
-                mine = yield _CLAIM, lease.key, lease
-                entry = yield _FIND, key
-                if entry is not None and self._lookup.lives(key, entry):
-                    return Turn(entry, lease if mine else None)
-                if mine is not False:
-                    break
-                wait = wait or Wait(call.deadline)
-                pause = wait.next()
-                if pause is None:
-                    return Turn(entry, late=wait.late)
-                yield _PAUSE, pause
-            # Whoever has waited for nothing does not make others wait for it in turn.
-            if mine and wait and (yield _CLAIM, flag(lease.key), lease) is False:
-                give_back(lease)
-                mine = None
-        except BaseException:
-            # Perhaps nobody knows yet whether it was lent.
-            give_back(lease)
-            raise
-        return Turn(entry, lease if mine else None)
+    @staticmethod
+    def keep(leases: Sequence[Lease]) -> None:
+        """Keep leases until they are released."""
+        keep(leases)
 
     # --- asking the store -------------------------------------------------------------------------
 
-    def _drive(self, asking: _Asking[_T]) -> _T:
-        try:
-            answer: Any = None
-            while True:
-                verb, *given = asking.send(answer)
-                if verb is _FIND:
-                    answer = self._lookup.find(*given)
-                elif verb is _CLAIM:
-                    answer = self._claim(*given)
-                else:
-                    ambient.clock().sleep(*given)
-        except StopIteration as end:
-            outcome: _T = end.value
-            return outcome
-        finally:
-            asking.close()
-
-    async def _adrive(self, asking: _Asking[_T]) -> _T:
-        try:
-            answer: Any = None
-            while True:
-                verb, *given = asking.send(answer)
-                if verb is _FIND:
-                    answer = await self._lookup.afind(*given)
-                elif verb is _CLAIM:
-                    answer = await self._aclaim(*given)
-                else:
-                    await ambient.clock().asleep(*given)
-        except StopIteration as end:
-            outcome: _T = end.value
-            return outcome
-        finally:
-            asking.close()
-
-    def _new(self, key: Any) -> Lease | None:
-        try:
-            return new_lease(self._store.backend, key)
-        except Exception as error:  # noqa: BLE001 - without leases it goes, too
-            self._failed(error)
-            return None
+    def _claiming(self, key: str, lease: Lease) -> BlockingStep:
+        return BlockingStep(self._claim, self._aclaim, (key, lease))
 
     def _claim(self, key: str, lease: Lease) -> bool | None:
-        """Tell whether a key is ours now or somebody else's; None to do without."""
+        """Return whether a key is ours now or another caller's; None to do without."""
         try:
             mine = lease.store.claim(key, lease.owner, _span(key, lease))
             if not mine and key == lease.key and held_here(lease):
                 return None
-            return self._told(key, lease, mine)
+            return _claimed(key, lease, mine=mine)
         except Exception as error:  # noqa: BLE001 - as above
             self._failed(error)
             return None
 
     async def _aclaim(self, key: str, lease: Lease) -> bool | None:
         """Do the same for an event loop."""
-        ask = self._store.abackend.aclaim
         try:
-            return self._told(key, lease, await ask(key, lease.owner, _span(key, lease)))
+            mine = await self._store.abackend.aclaim(key, lease.owner, _span(key, lease))
+            return _claimed(key, lease, mine=mine)
         except Exception as error:  # noqa: BLE001 - as above
             self._failed(error)
             return None
 
-    @staticmethod
-    def _told(key: str, lease: Lease, mine: bool) -> bool | None:
-        if key == lease.key:
-            if mine:
-                hold((lease,))
-            elif ends_here(lease):
-                return None
-        return mine
-
     def _failed(self, error: Exception) -> None:
         why = str(error) if isinstance(error, StoreError) else type(error).__name__
-        self._skips.tell(
+        self._skips.report(
             f"other processes may compute the same: the store lends no lease ({why})", once=True
         )
+
+
+def _claimed(key: str, lease: Lease, *, mine: bool) -> bool | None:
+    if key == lease.key:
+        if mine:
+            keep((lease,))
+        elif ends_here(lease):
+            return None
+    return mine
 
 
 def _span(key: str, lease: Lease) -> float:
     """Return for how long to claim: a flag that is not there is raised only to see that."""
     return SECONDS if key == lease.key else _A_MOMENT
+
+
+# --- leases of this process -----------------------------------------------------------------------
+
+
+class Lease(NamedTuple):
+    """The right to compute one key.
+
+    Attributes:
+        store: Where it is noted.
+        key: What it is for.
+        owner: Text that is unique for this claim, whatever process or machine.
+        process: Identifier of the process that claimed it.
+        thread: Identifier of the thread that did.
+    """
+
+    store: ByteStore
+    key: str
+    owner: str
+    process: int
+    thread: int
+
+
+def new_lease(store: ByteStore, key: str) -> Lease:
+    """Return a lease that is not held yet."""
+    process = _process
+    return Lease(store, key, f"{process.token}-{next(process.serial)}", process.pid, get_ident())
+
+
+def flag(key: str) -> str:
+    """Return what is claimed for a moment to show that a holder ended without a result."""
+    return f"{key}!"
+
+
+class _LeaseRenewer:
+    def __init__(self) -> None:
+        self._held: dict[Lease, float] = {}  # in the order in which they are to be renewed
+        self._ending: dict[Lease, tuple[float, bool]] = {}  # since when, and whether without result
+        # Reentrant, because the garbage collector may end an abandoned coroutine at any allocation.
+        self._changed = threading.Condition(threading.RLock())
+        self._thread: threading.Thread | None = None
+        self._flushing = threading.Lock()
+
+    def keep(self, leases: Iterable[Lease]) -> None:
+        with self._changed:
+            due = monotonic() + _RENEW_AFTER
+            for lease in leases:
+                self._held[lease] = due
+            self._start()
+
+    def release(self, lease: Lease, *, without_result: bool) -> None:
+        with self._changed:
+            self._held.pop(lease, None)
+            self._ending[lease] = monotonic(), without_result
+            self._start()
+            self._changed.notify()
+
+    def holds(self, wanted: Lease) -> bool:
+        with self._changed:
+            return any(
+                _same(lease, wanted) and lease.thread == wanted.thread for lease in self._held
+            )
+
+    def ends(self, wanted: Lease) -> bool:
+        with self._changed:
+            return any(_same(lease, wanted) for lease in self._ending)
+
+    def held(self, wanted: Collection[Lease]) -> set[Lease]:
+        threads = {lease.thread for lease in wanted}
+        with self._changed:
+            held = {(lease.key, id(lease.store)) for lease in self._held if lease.thread in threads}
+        return {lease for lease in wanted if (lease.key, id(lease.store)) in held}
+
+    def flush(self, before: float = math.inf) -> None:
+        """Release the leases that had ended at a machine time; afterwards no thread is at it any more."""
+        with self._flushing:
+            with self._changed:
+                ending = {
+                    lease: without_result
+                    for lease, (since, without_result) in self._ending.items()
+                    if since <= before
+                }
+            for leases in _portions(ending):
+                _end(leases, [lease for lease in leases if ending[lease]])
+                with self._changed:
+                    for lease in leases:
+                        self._ending.pop(lease, None)
+
+    def _start(self) -> None:
+        if self._thread is not None:
+            return
+        # A daemon, so that a call that never ends does not keep the program alive.
+        thread = threading.Thread(target=self._run, name="opero-leases", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is shutting down: leases run out by themselves
+            return
+        self._thread = thread
+
+    def _run(self) -> None:
+        idle_since = monotonic()
+        while True:
+            with self._changed:
+                if not self._ending:
+                    # Machine time, whatever clock a test has installed: stores count in it.
+                    self._changed.wait(_RENEW_AFTER / 2)
+                now = monotonic()
+                if self._held or self._ending:
+                    idle_since = now
+                elif now - idle_since > _IDLE:
+                    self._thread = None
+                    return
+                due, ending = self._due(now), bool(self._ending)
+            if ending:
+                sleep(_GATHER)
+                self.flush(now)
+            for leases in _portions(due):
+                self._renew(leases)
+
+    def _due(self, now: float) -> list[Lease]:
+        found = itertools.takewhile(lambda held: held[1] <= now, self._held.items())
+        return [lease for lease, _ in found]
+
+    def _renew(self, leases: list[Lease]) -> None:
+        with self._changed:  # some may just have been released
+            leases = [lease for lease in leases if lease in self._held]
+        if not leases:
+            return
+        try:
+            claims = [(lease.key, lease.owner) for lease in leases]
+            still = leases[0].store.claim_many(claims, SECONDS)
+        except Exception:  # noqa: BLE001 - the store may be back at the next try
+            still = [True] * len(leases)
+        with self._changed:
+            due = monotonic() + _RENEW_AFTER
+            for lease, ours in zip(leases, still, strict=True):
+                # What is not ours any more had run out, because this process stood still.
+                if self._held.pop(lease, None) is not None and ours:
+                    self._held[lease] = due
+
+
+def _same(lease: Lease, wanted: Lease) -> bool:
+    return lease.key == wanted.key and lease.store is wanted.store
+
+
+def _portions(leases: Iterable[Lease]) -> Iterator[list[Lease]]:
+    """Yield the leases of each store, not too many at once."""
+    stores: dict[int, list[Lease]] = {}
+    for lease in leases:
+        stores.setdefault(id(lease.store), []).append(lease)
+    for those in stores.values():
+        yield from (those[start : start + _AT_ONCE] for start in range(0, len(those), _AT_ONCE))
+
+
+def _end(leases: list[Lease], without_result: list[Lease]) -> None:
+    store = leases[0].store
+    try:
+        if without_result:
+            store.claim_many(
+                [(flag(lease.key), lease.owner) for lease in without_result], _FLAG_SECONDS
+            )
+        store.release_many([(lease.key, lease.owner) for lease in leases])
+    except Exception:  # noqa: BLE001 - they run out by themselves
+        return
+
+
+class _Process:
+    """What belongs to this process, and is made anew in a forked child."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.token = secrets.token_hex(12)
+        self.serial = itertools.count()
+        self.renewer = _LeaseRenewer()
+
+
+_process = _Process()
+
+
+def keep(leases: Iterable[Lease]) -> None:
+    """Keep leases until `release`."""
+    _process.renewer.keep(leases)
+
+
+def held_here(lease: Lease) -> bool:
+    """Whether the thread of a lease holds another one of the same key, so that waiting would be for itself.
+
+    That is so if an event loop runs there: one of its tasks has it.
+    """
+    return _process.renewer.holds(lease)
+
+
+def held_here_of(wanted: Collection[Lease]) -> set[Lease]:
+    """Return those of many leases for which `held_here` is true."""
+    return _process.renewer.held(wanted)
+
+
+def ends_here(lease: Lease) -> bool:
+    """Whether this process is just releasing another one of the same key."""
+    return _process.renewer.ends(lease)
+
+
+def release(lease: Lease, *, without_result: bool = False) -> None:
+    """End a lease soon.
+
+    Args:
+        lease: The lease; one of the parent process is not touched.
+        without_result: Whether there is no result for the processes that wait.
+    """
+    if lease.process == _process.pid:
+        _process.renewer.release(lease, without_result=without_result)
+
+
+@run_after_fork
+def _after_fork() -> None:
+    global _process  # noqa: PLW0603 - the parent's leases are not ours
+    _process = _Process()
+
+
+def _at_exit() -> None:
+    # Before the stores are closed: they would be opened again.
+    _process.renewer.flush()
+
+
+atexit.register(_at_exit)

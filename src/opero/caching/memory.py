@@ -1,5 +1,5 @@
 # this_file: src/opero/caching/memory.py
-"""Where results lie: the protocol that users' own stores fit, the entry, and the store in memory.
+"""Hold results: the protocol that users' own stores fit, the entry, the store in memory, and weights.
 
 The memory store evicts by second chance (the CLOCK algorithm of Corbató, 1968): entries stand in a
 queue, a hit only sets a bit, and an entry whose bit is set goes back to the end of the queue once
@@ -13,13 +13,14 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from heapq import heapify, heappop, heappush
-from itertools import count
+from itertools import count, islice
+from sys import getsizeof
 from threading import RLock
 from typing import Any, Final, NamedTuple, Protocol
 
 from opero.utils import ambient
 
-__all__ = ["AgingEntry", "Entry", "EntryStore", "Life", "MemoryStore", "Store"]
+__all__ = ["AgingEntry", "Entry", "EntryStore", "Life", "MemoryStore", "Store", "weigh"]
 
 _SPARE: Final = 1000
 """Entries that may have left the store before its heap of expiries is tidied."""
@@ -285,8 +286,8 @@ class MemoryStore:
         """Return the number of entries and their estimated bytes."""
         return len(self.entries), self.weight
 
-    def renew_lock(self) -> None:
-        """After a fork: forget that a thread which does not exist here may hold the lock."""
+    def after_fork(self) -> None:
+        """Replace the lock: the thread that held it may not exist in a forked child."""
         self._lock = RLock()
 
     def __len__(self) -> int:
@@ -311,14 +312,14 @@ class MemoryStore:
                     del self._groups[entry.group]
 
     def _make_room(self, weight: int, dropped: list[Entry]) -> None:
-        """Evict until one more entry fits: the expired ones, then the oldest that nobody hit."""
+        """Evict until one more entry fits: the expired ones, then the oldest without a hit."""
         entries, early = self.entries, self._early
         now = ambient.clock().monotonic()
         while entries and (len(entries) >= self.maxsize or self.weight + weight > self.max_bytes):
             if early and early[0][0] <= now:
                 expires, _, key = heappop(early)
                 entry = entries.get(key)
-                # The heap is told of no removal, so what it names may be gone or replaced.
+                # The heap does not follow removals, so what it names may be gone or replaced.
                 if entry is not None and entry.expires == expires:
                     self._drop(key, dropped)
                 continue
@@ -340,3 +341,85 @@ class MemoryStore:
             live = {key: entry.expires for key, entry in self.entries.items()}
             early[:] = [noted for noted in early if live.get(noted[2]) == noted[0]]
             heapify(early)
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+_BUDGET: Final = 1000
+_SAMPLE: Final = 64
+_DEPTH: Final = 20
+_UNKNOWN: Final = 64
+
+
+def weigh(value: Any) -> int:
+    """Estimate the memory that a value takes, in bytes.
+
+    At most a thousand objects are looked at: of a large container a sample stands for the rest.
+    Arrays and data frames are asked for their own count. Objects that occur twice are counted
+    twice.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        Bytes, 1 or more.
+
+    Example:
+        >>> 1_000_000 < weigh([bytes(1000)] * 1000) < 1_100_000
+        True
+    """
+    return max(1, int(_weigh(value, [_BUDGET], 0)))
+
+
+def _weigh(value: Any, budget: list[int], depth: int) -> float:
+    budget[0] -= 1
+    kind = type(value)
+    size: float = _own_size(value)
+    if budget[0] < 0 or depth > _DEPTH or kind in (str, bytes, int, float, bool, type(None)):
+        return size
+    if isinstance(value, dict):
+        pairs = list(islice(value.items(), _SAMPLE))
+        parts = [part for pair in pairs for part in pair]
+        share = len(value) / max(1, len(pairs))
+    elif isinstance(value, list | tuple):
+        parts = list(value[:: len(value) // _SAMPLE + 1])
+        share = len(value) / max(1, len(parts))
+    elif isinstance(value, set | frozenset):
+        parts = list(islice(value, _SAMPLE))
+        share = len(value) / max(1, len(parts))
+    elif kind.__module__ == "builtins":
+        return size
+    else:
+        size, parts, share = max(size, _reported_size(value)), _state(value), 1
+    return size + sum(_weigh(part, budget, depth + 1) for part in parts) * share
+
+
+def _own_size(value: Any) -> int:
+    try:
+        return getsizeof(value)
+    except Exception:  # noqa: BLE001 - a class may compute its size wrongly
+        return _UNKNOWN
+
+
+def _reported_size(value: Any) -> int:
+    """Return the size that arrays (`nbytes`) and data frames (`memory_usage`) report."""
+    try:
+        usage: Any = getattr(value, "memory_usage", None)
+        if callable(usage):
+            used: Any = usage(deep=True)
+            return int(used.sum()) if hasattr(used, "sum") else int(used)
+        size = getattr(value, "nbytes", 0)
+        return size if isinstance(size, int) else 0
+    except Exception:  # noqa: BLE001 - as above
+        return 0
+
+
+def _state(value: Any) -> list[Any]:
+    """Return what an ordinary object holds in its dict and slots; arrays have reported it already."""
+    kind = type(value)
+    if hasattr(kind, "nbytes") or hasattr(kind, "memory_usage"):
+        return []
+    held = list(getattr(value, "__dict__", {}).values())
+    slots = getattr(kind, "__slots__", ())
+    names = (slots,) if isinstance(slots, str) else slots
+    return held + [getattr(value, name) for name in names if hasattr(value, name)]

@@ -1,17 +1,16 @@
 # this_file: src/opero/cli/__init__.py
-"""The command line: `opero COMMAND`, also as `python -m opero COMMAND`.
+"""Run the command line: `opero COMMAND`, also as `python -m opero COMMAND`.
 
-    program     the parser of it all, and what errors become
-    table       columns of text
-    info        `opero info`
+    main        the parser, errors as exit codes, and `opero info`
     cache       `opero cache list`, `opero cache clear`
     workflows   `opero workflows list`, `show`, `steps`, `cancel`, `resume`, `fork`, `signal`, `resolve`
+    output      columns of text, JSON
 
-A new command is one module with a function `register(commands)`, and its name in `program.COMMANDS`.
+A new command is one module with a function `register(commands)`, and its name in `main.COMMANDS`.
 """
 
 from __future__ import annotations
 
-from opero.cli.program import main
+from opero.cli.main import main
 
 __all__ = ["main"]

@@ -1,5 +1,5 @@
 # this_file: src/opero/cli/cache.py
-"""`opero cache list` and `opero cache clear`: what lies in the stores that outlive programs."""
+"""List and clear disk and redis caches: `opero cache list`, `opero cache clear`."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from opero.caching.keying import namespace_of
-from opero.caching.registry import clear_cache
-from opero.caching.stores import open_store, settle
-from opero.cli.table import as_json, as_size, as_table
+from opero.caching.context import clear_cache
+from opero.caching.keys.function_keys import namespace_of
+from opero.caching.stores.base import open_store, settle
+from opero.cli.output import as_json, as_size, as_table
 from opero.errors import OperoUsageError
 
 if TYPE_CHECKING:
-    from opero.caching.stores.protocol import ByteStore, Item
+    from opero.caching.stores.base import ByteStore, Item
 
 __all__ = ["Namespace", "namespaces", "register"]
 
 
 @dataclass(frozen=True)
 class Namespace:
-    """What a store holds of one `cache_namespace`.
+    """Contents of a store for one `cache_namespace`.
 
     Attributes:
         namespace: Its name.
         functions: How many functions and contexts have entries.
-        entries, bytes: How many entries, and what they take.
+        entries, bytes: Number and total size of the entries.
     """
 
     namespace: str
@@ -40,7 +40,7 @@ class Namespace:
 
 def register(commands: Any) -> None:
     """Add the commands."""
-    parser = commands.add_parser("cache", help="what lies in disk and redis caches")
+    parser = commands.add_parser("cache", help="list and clear disk and redis caches")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
     listing = verbs.add_parser("list", help="namespaces with their entries and bytes")
@@ -60,7 +60,7 @@ def register(commands: Any) -> None:
 
 
 def namespaces(items: Iterable[Item], *, now: float) -> list[Namespace]:
-    """Count entries by namespace, in order of their names; what has expired is not there any more."""
+    """Count entries by namespace, in order of their names; expired entries do not count."""
     entries: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     functions: dict[str, set[str]] = {}
@@ -78,10 +78,10 @@ def namespaces(items: Iterable[Item], *, now: float) -> list[Namespace]:
 
 
 def _store(backend: str) -> ByteStore | None:
-    """Return a store, None for a folder that is not there yet: to look makes nothing."""
+    """Return a store, None for a folder that does not exist: listing must not create it."""
     if backend == "memory":
         raise OperoUsageError(
-            "--backend memory: results in memory belong to the program that has them."
+            "--backend memory: results in memory can be seen by their own program only."
         )
     store = open_store(settle(backend))
     folder = getattr(store, "folder", None)

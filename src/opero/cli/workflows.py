@@ -1,5 +1,5 @@
 # this_file: src/opero/cli/workflows.py
-"""`opero workflows`: what a journal of durable workflows holds, and stepping in from outside."""
+"""Inspect and control durable workflows in a journal: `opero workflows`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.cli.table import as_json, as_table
+from opero.cli.output import as_json, as_table
 from opero.errors import ActivityError, JournalError, OperoUsageError
 
 if TYPE_CHECKING:
-    from opero.durable.operations import Operations
+    from opero.durable.orchestrator import Operations
 
 __all__ = ["register"]
 
@@ -23,26 +23,26 @@ _LIMIT: Final = 50
 
 def register(commands: Any) -> None:
     """Add the commands."""
-    parser = commands.add_parser("workflows", help="durable workflows: look at them and step in")
+    parser = commands.add_parser("workflows", help="inspect and control durable workflows")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
     listing = verbs.add_parser("list", help="workflows, the youngest first")
     listing.add_argument("--name", help="only those of this name")
     listing.add_argument("--status", help="processing, done, failed, or a state such as sleeping")
-    listing.add_argument("--limit", type=int, default=_LIMIT, help=f"at most so many ({_LIMIT})")
+    listing.add_argument(
+        "--limit", type=int, default=_LIMIT, help=f"most workflows that are listed ({_LIMIT})"
+    )
     showing = verbs.add_parser("show", help="one workflow with its result or error")
     steps = verbs.add_parser("steps", help="its steps in order")
     cancel = verbs.add_parser("cancel", help="end it, wherever it runs")
-    resume = verbs.add_parser(
-        "resume", help="let it go on after a failure, a cancellation, a block"
-    )
+    resume = verbs.add_parser("resume", help="continue after a failure, a cancellation, a block")
     fork = verbs.add_parser("fork", help="start a copy that keeps the steps before one")
     signal = verbs.add_parser("signal", help="send it a signal")
-    resolve = verbs.add_parser("resolve", help="tell what became of a step in doubt")
+    resolve = verbs.add_parser("resolve", help="record the outcome of a step in doubt")
 
     for verb in (showing, steps, cancel, resume, fork, signal, resolve):
         verb.add_argument("id", metavar="ID", help="the workflow's id")
-    fork.add_argument("step", metavar="STEP", help="first step to run anew: its number or path")
+    fork.add_argument("step", metavar="STEP", help="first step to run again: its number or path")
     fork.add_argument("--id", dest="new", metavar="ID", help="id of the copy")
     signal.add_argument("name", metavar="NAME", help="what the workflow waits for")
     signal.add_argument("value", metavar="JSON", nargs="?", default="null", help="its value (null)")
@@ -63,16 +63,16 @@ def register(commands: Any) -> None:
 
 
 def _journal(given: argparse.Namespace) -> Operations:
-    from opero.durable.operations import Operations
+    from opero.durable.orchestrator import Operations
     from opero.durable.stores.sqlite import SqliteStore
 
-    # To look makes nothing.
+    # A look must not create a journal.
     if not Path(given.db).exists():
         raise JournalError(f"there is no journal {given.db}: name one with --db FILE.")
     return Operations(SqliteStore(given.db))
 
 
-# --- looking ------------------------------------------------------------------------------------------------------
+# --- inspection ---------------------------------------------------------------------------------------------------
 
 
 def _list(given: argparse.Namespace) -> int:
@@ -136,7 +136,7 @@ def _steps(given: argparse.Namespace) -> int:
     return 0
 
 
-# --- stepping in --------------------------------------------------------------------------------------------------
+# --- control ------------------------------------------------------------------------------------------------
 
 
 def _cancel(given: argparse.Namespace) -> int:
@@ -149,7 +149,7 @@ def _cancel(given: argparse.Namespace) -> int:
 
 def _resume(given: argparse.Namespace) -> int:
     if _journal(given).resume(given.id):
-        print(f"{given.id} goes on as soon as a program runs it.")
+        print(f"{given.id} continues as soon as a program runs it.")
         return 0
     print(f"{given.id} is not failed, cancelled, dead or blocked.")
     return 1
@@ -163,7 +163,7 @@ def _fork(given: argparse.Namespace) -> int:
 
 def _signal(given: argparse.Namespace) -> int:
     _journal(given).signal(given.id, given.name, _value(given.value))
-    print(f"{given.id} has got the signal {given.name!r}.")
+    print(f"{given.id} has received the signal {given.name!r}.")
     return 0
 
 
@@ -175,7 +175,7 @@ def _resolve(given: argparse.Namespace) -> int:
         journal.resolve(given.id, given.step, error=ActivityError("Error", given.error))
     else:
         journal.resolve(given.id, given.step, result=_value(given.result))
-    print(f"{given.id} goes on as soon as a program runs it.")
+    print(f"{given.id} continues as soon as a program runs it.")
     return 0
 
 
@@ -192,7 +192,7 @@ def _value(text: str) -> Any:
 
 
 def _plain(found: dict[str, Any]) -> dict[str, Any]:
-    """Return a dict that JSON can tell; values it does not know are told as Python writes them."""
+    """Return a dict that JSON can express; other values become their `repr`."""
     return {key: json.loads(json.dumps(value, default=repr)) for key, value in found.items()}
 
 

@@ -1,5 +1,5 @@
 # this_file: src/opero/concurrency/__init__.py
-"""Parallel maps: one driver, and small engines under it."""
+"""Map functions over many items: one scheduler, and small executors under it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from opero.concurrency.alone import (
+    from opero.concurrency.pool import (
         ParallelExecutor,
         get_parallel_executor,
         get_parallel_map_decorator,
@@ -33,8 +33,8 @@ __getattr__, __dir__ = lazy_exports(
         "ItemResult": "opero.concurrency.result",
         "MapFailure": "opero.concurrency.result",
         "MapResult": "opero.concurrency.result",
-        "ParallelExecutor": "opero.concurrency.alone",
-        "get_parallel_executor": "opero.concurrency.alone",
-        "get_parallel_map_decorator": "opero.concurrency.alone",
+        "ParallelExecutor": "opero.concurrency.pool",
+        "get_parallel_executor": "opero.concurrency.pool",
+        "get_parallel_map_decorator": "opero.concurrency.pool",
     },
 )

@@ -1,34 +1,62 @@
 # this_file: src/opero/concurrency/checkpoint.py
-"""The checkpoint of a map: results go to a file as they are there, and a later run takes them from it."""
+"""Write the results of a map to a file as they come, and let a later run take them from it."""
 
 from __future__ import annotations
 
+import functools
+import os
+import sqlite3
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from opero.caching.codec import Coder, Undecodable, Unencodable
-from opero.caching.keying import Keying, function_id
-from opero.concurrency.engine import Outcome
+from opero.caching.keys.function_keys import FunctionKeys, function_id
+from opero.concurrency.executors.base import ItemOutcome
 from opero.core.call import Call
-from opero.errors import OperoUsageError, OperoWarning, UnkeyableError
+from opero.errors import OperoUsageError, OperoWarning, StoreError, UnkeyableError
+from opero.utils.sqlite import SqliteFile
 from opero.utils.stack import users_stacklevel
 
 if TYPE_CHECKING:
-    from opero.concurrency.journal import Journal
-    from opero.concurrency.mapper import Arguments
     from opero.concurrency.recorder import Finished
     from opero.core.function import FunctionInfo
     from opero.core.options import MapOptions
 
-__all__ = ["Checkpoint", "MakeKey", "key_maker"]
+__all__ = ["Checkpoint", "CheckpointFile", "MakeKey", "key_maker", "open_checkpoint"]
 
-MakeKey = Callable[["Arguments", Any], str]
-"""From the arguments of a map and an item to the item's key."""
+_LAYOUT: Final = 1
+_APPLICATION: Final = 0x6F706A6D  # "opjm"
+_BATCH: Final = 500
+"""Keys in one query: SQLite takes a limited number of parameters."""
+
+_SCRIPT: Final = f"""
+PRAGMA application_id = {_APPLICATION};
+PRAGMA user_version = {_LAYOUT};
+CREATE TABLE results (key TEXT PRIMARY KEY, result BLOB) WITHOUT ROWID
+"""
+
+MakeKey = Callable[[Any, Any], str]
+"""From the `ItemArguments` of a map and an item to the item's key."""
+
+
+def open_checkpoint(
+    name: str, options: MapOptions, make_key: MakeKey, arguments: Any
+) -> Checkpoint:
+    """Return the checkpoint of one run of a map.
+
+    Args:
+        name: The function's name, for messages.
+        options: Options of the map, with `checkpoint`.
+        make_key: Made by `key_maker`.
+        arguments: What the function gets beside each item.
+    """
+    file = CheckpointFile(os.fspath(options.checkpoint or ""))
+    return Checkpoint(name, file, functools.partial(make_key, arguments))
 
 
 def key_maker(info: FunctionInfo, options: MapOptions) -> MakeKey:
-    """Return what makes the keys of a function's items.
+    """Return the function that makes the keys of a function's items.
 
     A key is made of the function (its module or script, its name, what it closes over), `cache_version`, the item or
     what `item_key` makes of it, and the further arguments without those that `cache_ignore` names.
@@ -40,10 +68,10 @@ def key_maker(info: FunctionInfo, options: MapOptions) -> MakeKey:
             name.append(function_id(info, options.cache_version) + ":")
         return name[0]
 
-    keying = Keying(info, ignore=options.cache_ignore, prefix=prefix)
+    keying = FunctionKeys(info, ignore=options.cache_ignore, prefix=prefix)
     identify = options.item_key
 
-    def make(arguments: Arguments, item: Any) -> str:
+    def make(arguments: Any, item: Any) -> str:
         what = item if identify is None else identify(item)
         call = Call((*arguments.before, what, *arguments.after), dict(arguments.kwargs))
         try:
@@ -65,37 +93,37 @@ class Checkpoint:
 
     Args:
         name: The function's name, for messages.
-        journal: The file.
+        file: The file.
         make_key: Makes the key of an item.
     """
 
     blocking = True
 
-    def __init__(self, name: str, journal: Journal, make_key: Callable[[Any], str]) -> None:
+    def __init__(self, name: str, file: CheckpointFile, make_key: Callable[[Any], str]) -> None:
         self._name = name
-        self._journal = journal
+        self._file = file
         self._make_key = make_key
         self._coder = Coder()
         self._keys: dict[int, str] = {}
         self._warned = False
 
     def enter(self, index: int, item: Any) -> None:
-        """Nothing: items run wherever they want."""
+        """Do nothing: items need no preparation."""
 
-    def recall(self, idx: Sequence[int], items: Sequence[Any]) -> Mapping[int, Outcome]:
+    def find_known(self, idx: Sequence[int], items: Sequence[Any]) -> Mapping[int, ItemOutcome]:
         """Return what an earlier run has written."""
         keys = {index: self._make_key(item) for index, item in zip(idx, items, strict=True)}
-        written = self._journal.find([key for key in keys.values() if key])
-        known: dict[int, Outcome] = {}
+        written = self._file.find([key for key in keys.values() if key])
+        known: dict[int, ItemOutcome] = {}
         for index, key in keys.items():
             blob = written.get(key)
             try:
                 if blob is not None:
                     value = self._coder.decode(blob, key.encode())
-                    known[index] = Outcome(value=value, attempts=0, calls=0)
+                    known[index] = ItemOutcome(value=value, attempts=0, calls=0)
                     continue
             except Undecodable:
-                pass  # whoever has written it: the item is run again
+                pass  # written by another version or program: the item is run again
             if key:
                 self._keys[index] = key
         return known
@@ -112,7 +140,7 @@ class Checkpoint:
             except Unencodable as signal:
                 self._warn(str(signal))
         if rows:
-            self._journal.write(rows)
+            self._file.write(rows)
 
     def _warn(self, why: str) -> None:
         if not self._warned:
@@ -127,4 +155,64 @@ class Checkpoint:
     def close(self) -> None:
         """Close the file."""
         self._keys.clear()
-        self._journal.close()
+        self._file.close()
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+class CheckpointFile:
+    """Results by key in an SQLite file, opened at its first use; they survive the death of the program.
+
+    Args:
+        path: Where it is.
+
+    Raises:
+        StoreError: From all methods: it cannot be read or written, or is something else.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path: str = os.fspath(path)
+        self._file = SqliteFile(
+            self.path,
+            script=_SCRIPT,
+            verify=self._verify,
+            name=f"checkpoint {self.path!r}",
+            on_damage="replace database",
+            on_loss="recreate",
+        )
+
+    def find(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """Return what is written under these keys."""
+        found: dict[str, bytes] = {}
+        for start in range(0, len(keys), _BATCH):
+            part = keys[start : start + _BATCH]
+            marks = ",".join("?" * len(part))
+            found.update(
+                self._file.read(
+                    f"SELECT key, result FROM results WHERE key IN ({marks})",  # noqa: S608 - only marks
+                    part,
+                )
+            )
+        return found
+
+    def write(self, rows: Iterable[tuple[str, bytes]]) -> None:
+        """Write results, all in one transaction; when this returns they survive the program."""
+        with self._file.transaction() as connection:
+            connection.executemany("INSERT OR REPLACE INTO results VALUES (?, ?)", rows)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _verify(self, connection: sqlite3.Connection) -> None:
+        (owner,) = connection.execute("PRAGMA application_id").fetchone()
+        (layout,) = connection.execute("PRAGMA user_version").fetchone()
+        if (owner, layout) != (_APPLICATION, _LAYOUT):
+            raise StoreError(
+                f"checkpoint {self.path!r}: the file is no checkpoint of this version of opero; "
+                "name another one, or delete it."
+            )
+
+    def __repr__(self) -> str:
+        return f"<CheckpointFile {self.path!r}, {'open' if self._file.is_open else 'closed'}>"

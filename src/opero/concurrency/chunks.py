@@ -1,12 +1,13 @@
 # this_file: src/opero/concurrency/chunks.py
-"""How many items travel together: few enough to share them out, many enough that travelling costs nothing."""
+"""Size the chunks of a map, and keep count of what is reported of each."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil
 from typing import Final
 
-__all__ = ["HEAVIEST", "LARGEST", "ChunkSize"]
+__all__ = ["HEAVIEST", "LARGEST", "ChunkProgress", "ChunkSize"]
 
 LARGEST: Final = 5_000
 """Most items of a chunk."""
@@ -72,11 +73,11 @@ class ChunkSize:
             self.size = min(self.size, self._most)
 
     def gave_back(self) -> None:
-        """Learn that a chunk took far longer than it should: start anew with single items."""
+        """Learn that a chunk took far longer than it should: start again with single items."""
         self.size = self._fixed or self._least
 
     def part(self, left: int, slots: int) -> int:
-        """Return the size of a part of what was given back, which is for all, whatever size the user wants."""
+        """Return the size of a part of what was given back: it is shared out, whatever size the user wants."""
         return max(1, min(self.size, ceil(left / max(1, slots))))
 
     def share(self, left: int, slots: int) -> int:
@@ -89,3 +90,65 @@ class ChunkSize:
         whole = self._wanted if self.size == LARGEST else self.size
         least = max(1, min(self.size, whole // _SMALLEST))
         return self._fixed or max(least, min(self.size, ceil(left / max(1, slots))))
+
+
+class ChunkProgress:
+    """What is reported of a chunk: everything up to some position, and what came early.
+
+    Args:
+        count: Its items.
+
+    Attributes:
+        kept: Position from which on its worker does nothing.
+        open: How many items are still to be reported.
+
+    Example:
+        >>> progress = ChunkProgress(5)
+        >>> progress.report([0, 2])
+        >>> progress.cut(4)
+        range(4, 5)
+        >>> progress.left(), progress.open
+        ([1, 3], 2)
+    """
+
+    __slots__ = ("_early", "_next", "kept", "open")
+
+    def __init__(self, count: int) -> None:
+        self.kept: int = count
+        self.open: int = count
+        self._next = 0
+        self._early: set[int] | None = None
+
+    def report(self, places: Sequence[int]) -> None:
+        """Note that items are done."""
+        self.open -= len(places)
+        if isinstance(places, range) and places.start == self._next:
+            self._next = places.stop
+        else:
+            self._early = {*places} if self._early is None else self._early | {*places}
+        early = self._early
+        while early and self._next in early:
+            early.remove(self._next)
+            self._next += 1
+
+    def cut(self, kept: int) -> range:
+        """Note that the worker does nothing from a position on; return the positions that are free now."""
+        free = range(min(kept, self.kept), self.kept)
+        self.kept = free.start
+        self.open = max(0, self.kept - self._next) - sum(n < self.kept for n in self._early or ())
+        return free
+
+    def has(self, position: int) -> bool:
+        """Tell whether an item is reported."""
+        return position < self._next or (self._early is not None and position in self._early)
+
+    @property
+    def over(self) -> bool:
+        """Whether everything is reported."""
+        return self.open <= 0
+
+    def left(self) -> Sequence[int]:
+        """Return the positions that are still to be reported."""
+        rest = range(self._next, self.kept)
+        early = self._early
+        return [n for n in rest if n not in early] if early else rest

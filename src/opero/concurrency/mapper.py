@@ -1,47 +1,41 @@
 # this_file: src/opero/concurrency/mapper.py
-"""Maps of one function: from its options and some items to a run, and to what the caller gets."""
+"""Map a function: from its options and some items to a run, and to what the caller gets."""
 
 from __future__ import annotations
 
-import functools
+import os
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import aclosing, closing
 from contextvars import Context, copy_context
 from math import inf
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
-from opero import events
 from opero.concurrency.chunks import ChunkSize
-from opero.concurrency.engine import Job
-from opero.concurrency.modes import (
-    IN_FLIGHT,
-    Mode,
-    check_mode,
-    choose_mode,
-    describe_mode,
-    make_async_engine,
-    make_engine,
-)
+from opero.concurrency.executors.base import MapJob
+from opero.concurrency.item_runner import Recovery
+from opero.concurrency.loop import MapRun, run_map, run_map_async
+from opero.concurrency.progress import Progress, make_bar
 from opero.concurrency.recorder import ItemRecorder, recording
-from opero.concurrency.recover import Recovery
-from opero.concurrency.run import Plan, Run, raise_failed
-from opero.concurrency.shells import abatches, batches
-from opero.core.deadline import in_force
+from opero.concurrency.scheduler import ErrorPolicy, Scheduler
+from opero.core.deadline import current_deadline
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
-from opero.errors import MapError, MapStopped, OperoUsageError
-from opero.utils.units import parse_seconds, parse_size
+from opero.errors import MapError, OperoUsageError
+from opero.utils.units import format_seconds, parse_seconds, parse_size
 
 if TYPE_CHECKING:
+    from opero.concurrency.batches import Batch
     from opero.concurrency.checkpoint import MakeKey
-    from opero.concurrency.engine import Engine
-    from opero.concurrency.order import Batch
+    from opero.concurrency.executors.base import AsyncMapExecutor, MapExecutor
     from opero.concurrency.result import MapResult
-    from opero.concurrency.shells import AsyncEngine
-    from opero.concurrency.watch import Bar
     from opero.core.options import MapOptions
 
-__all__ = ["Arguments", "Mapper"]
+__all__ = ["IN_FLIGHT", "ItemArguments", "Mapper", "Mode", "choose_mode"]
+
+Mode = Literal["sequential", "thread", "async", "process", "async_process", "executor"]
+
+IN_FLIGHT: Final = 32
+"""Coroutines that each worker process of `mode="async_process"` has under way at once."""
 
 _TARGETS: Final[dict[Mode, float]] = {
     "sequential": 0.0,
@@ -53,8 +47,12 @@ _TARGETS: Final[dict[Mode, float]] = {
 }
 """Seconds of work in a chunk, by mode: so long that handing it over costs next to nothing."""
 
+_OF_PROCESSES: Final = ("worker_init", "max_tasks_per_worker", "memory_limit", "start_method")
+_FORKS: Final = hasattr(os, "fork")
+"""Whether worker processes can be forked, from this process or from a fresh one."""
 
-class Arguments(NamedTuple):
+
+class ItemArguments(NamedTuple):
     """What the function gets beside each item.
 
     Attributes:
@@ -64,15 +62,7 @@ class Arguments(NamedTuple):
 
     before: tuple[Any, ...] = ()
     after: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}  # noqa: RUF012 - a default that nobody changes
-
-
-class _Setting(NamedTuple):
-    """Where a map was called: its context, the mode that fits, and who records it."""
-
-    context: Context
-    mode: Mode
-    recorder: ItemRecorder | None
+    kwargs: dict[str, Any] = {}  # noqa: RUF012 - a default that is never changed
 
 
 class Mapper:
@@ -80,13 +70,13 @@ class Mapper:
 
     Args:
         pipeline: The function's pipeline, with the cache.
-        tells_all: Whether its listeners hear also, from worker processes, what the function calls.
+        relays_all: Whether its listeners also get, from worker processes, the events of functions that it calls.
 
     Raises:
         OperoUsageError: The function cannot be mapped.
     """
 
-    def __init__(self, pipeline: Pipeline, *, tells_all: bool = False) -> None:
+    def __init__(self, pipeline: Pipeline, *, relays_all: bool = False) -> None:
         info = pipeline.info
         if info.kind in ("generator", "async_generator"):
             raise OperoUsageError(
@@ -94,121 +84,146 @@ class Mapper:
                 "return a list, or use @opero."
             )
         self.pipeline = pipeline
-        self._tells_all = tells_all
+        self._relays_all = relays_all
         self.options: MapOptions = cast("MapOptions", pipeline.options)
         self.awaits: bool = info.kind == "async"
         self.mode: Mode = choose_mode(self.options, awaits=self.awaits)
-        check_mode(self.options, self.mode, info.name)
-        bare = _of_the_worker(self.options)
+        _check_mode(self.options, self.mode, info.name)
         self._make_key: MakeKey | None = None
         if self.options.checkpoint is not None:
             from opero.concurrency.checkpoint import key_maker
 
             self._make_key = key_maker(info, self.options)
+        bare = _worker_options(self.options)
         self._worker = Pipeline(info, bare, origin=pipeline, changed=frozenset({"cache"}))
 
     def describe(self) -> str:
-        """One line for `explain()`."""
+        """Return one line for `explain()`."""
         options = self.options
-        where = describe_mode(self.mode, options)
+        where = _describe_mode(self.mode, options)
         order = "in order" if options.ordered else "as they come"
         bound = "" if options.max_errors is None else f", max_errors={options.max_errors:g}"
         return f"{where}, {order}, on_error={options.on_error}{bound}"
 
     # --- synchronous ---------------------------------------------------------------------------------
 
-    def collect(self, items: Any, arguments: Arguments) -> list[Any]:
+    def collect(self, items: Any, arguments: ItemArguments) -> list[Any]:
         """Return all results.
 
         Raises:
             Exception: The error of the first item that failed.
             MapStopped: The map did not run to its end.
         """
-        run, kept = self._drive(items, arguments, raises=self.options.on_error == "raise")
+        run, kept = self._run(items, arguments, raises=self.options.on_error == "raise")
         return run.values(kept)
 
-    def report(self, items: Any, arguments: Arguments) -> MapResult[Any]:
+    def report(self, items: Any, arguments: ItemArguments) -> MapResult[Any]:
         """Return what succeeded and what failed."""
-        run, kept = self._drive(items, arguments, raises=False)
+        run, kept = self._run(items, arguments, raises=False, drains=True)
         return run.result(kept)
 
-    def _drive(self, items: Any, arguments: Arguments, *, raises: bool) -> tuple[Run, list[Batch]]:
-        run, engine = self._begin(items, arguments, collects=True, raises=raises)
+    def _run(
+        self, items: Any, arguments: ItemArguments, *, raises: bool, drains: bool = False
+    ) -> tuple[MapRun, list[Batch]]:
+        run = self._begin(items, arguments, collects=True, raises=raises, drains=drains)
         kept: list[Batch] = []
         try:
-            with closing(cast("Any", batches(run, engine, items))) as finished:
+            with closing(cast("Any", run_map(run, items))) as finished:
                 for batch in finished:
                     kept.append(batch)
-                    if run.driver.failed is not None:
-                        raise_failed(run.driver.failed, run.plan.function)
+                    if run.scheduler.failed is not None:
+                        run.raise_failed(run.scheduler.failed)
         except MapError as error:
             error.result = run.result(kept)
             raise
         return run, kept
 
-    def stream(self, items: Any, arguments: Arguments) -> Iterator[Any]:
+    def stream(self, items: Any, arguments: ItemArguments) -> Iterator[Any]:
         """Return an iterator of results that runs the map as it is consumed."""
-        raises = self.options.on_error == "raise"
-        run, engine = self._begin(items, arguments, collects=False, raises=raises)
-        return _iterate(run, batches(run, engine, items))
-
-    def _begin(
-        self, items: Any, arguments: Arguments, *, collects: bool, raises: bool
-    ) -> tuple[Run, Engine]:
-        self._check(items)
-        setting = self._setting()
-        engine = make_engine(setting.mode, self.options, setting.context)
-        run = self._run(engine, setting, items, arguments, collects=collects, raises=raises)
-        return run, engine
+        run = self._begin(
+            items, arguments, collects=False, raises=self.options.on_error == "raise", drains=True
+        )
+        return _iterate(run, run_map(run, items))
 
     # --- asynchronous --------------------------------------------------------------------------------
 
-    async def acollect(self, items: Any, arguments: Arguments) -> list[Any]:
-        """Do what `collect` does, in an event loop."""
-        run, kept = await self._adrive(items, arguments, raises=self.options.on_error == "raise")
+    async def acollect(self, items: Any, arguments: ItemArguments) -> list[Any]:
+        """Return all results, as `collect` does."""
+        run, kept = await self._run_async(items, arguments, raises=self.options.on_error == "raise")
         return run.values(kept)
 
-    async def areport(self, items: Any, arguments: Arguments) -> MapResult[Any]:
-        """Do what `report` does, in an event loop."""
-        run, kept = await self._adrive(items, arguments, raises=False)
+    async def areport(self, items: Any, arguments: ItemArguments) -> MapResult[Any]:
+        """Return what succeeded and what failed."""
+        run, kept = await self._run_async(items, arguments, raises=False, drains=True)
         return run.result(kept)
 
-    async def _adrive(
-        self, items: Any, arguments: Arguments, *, raises: bool
-    ) -> tuple[Run, list[Batch]]:
-        run, engine = self._abegin(items, arguments, collects=True, raises=raises)
+    async def _run_async(
+        self, items: Any, arguments: ItemArguments, *, raises: bool, drains: bool = False
+    ) -> tuple[MapRun, list[Batch]]:
+        run = self._begin(items, arguments, collects=True, raises=raises, drains=drains)
         kept: list[Batch] = []
         try:
-            async with aclosing(cast("Any", abatches(run, engine, items))) as finished:
+            async with aclosing(cast("Any", run_map_async(run, items))) as finished:
                 async for batch in finished:
                     kept.append(batch)
-                    if run.driver.failed is not None:
-                        raise_failed(run.driver.failed, run.plan.function)
+                    if run.scheduler.failed is not None:
+                        run.raise_failed(run.scheduler.failed)
         except MapError as error:
             error.result = run.result(kept)
             raise
         return run, kept
 
-    async def astream(self, items: Any, arguments: Arguments) -> AsyncIterator[Any]:
+    async def astream(self, items: Any, arguments: ItemArguments) -> AsyncIterator[Any]:
         """Yield results, running the map as they are consumed."""
-        raises = self.options.on_error == "raise"
-        run, engine = self._abegin(items, arguments, collects=False, raises=raises)
-        async with aclosing(cast("Any", abatches(run, engine, items))) as finished:
+        run = self._begin(
+            items, arguments, collects=False, raises=self.options.on_error == "raise", drains=True
+        )
+        async with aclosing(cast("Any", run_map_async(run, items))) as finished:
             async for batch in finished:
-                for value in run.each(batch) if batch.odd else batch.values:
+                for value in run.each(batch):
                     yield value
-        _ended(run)
+        run.raise_ended()
 
-    def _abegin(
-        self, items: Any, arguments: Arguments, *, collects: bool, raises: bool
-    ) -> tuple[Run, AsyncEngine]:
+    # --- from options to a run -----------------------------------------------------------------------
+
+    def _begin(
+        self, items: Any, arguments: ItemArguments, *, collects: bool, raises: bool, drains: bool
+    ) -> MapRun:
         self._check(items)
-        setting = self._setting()
-        engine = make_async_engine(setting.mode, self.options, setting.context)
-        run = self._run(engine, setting, items, arguments, collects=collects, raises=raises)
-        return run, engine
-
-    # --- both ----------------------------------------------------------------------------------------
+        options, context = self.options, copy_context()
+        make = recording.get()
+        recorder = None if make is None else make(self.pipeline.info.qualname)
+        mode = self.mode
+        if recorder is not None:
+            mode = choose_mode(options, awaits=self.awaits, recorded=True)
+        job = self._job(arguments, mode, recorder, collects=collects)
+        scheduler = Scheduler(
+            size=ChunkSize(
+                target_s=job.target_s, fixed=_fixed_size(options, job, mode), least=job.in_flight
+            ),
+            ordered=options.ordered and not collects,
+            errors=ErrorPolicy(
+                raises=raises, max_errors=options.max_errors, stop_on=options.stop_on
+            ),
+            recover=Recovery(job),
+            in_flight=job.in_flight,
+        )
+        if self.awaits:
+            executor: Any = _make_async_executor(mode, options, context)
+        else:
+            executor = _make_executor(mode, options, context)
+        return MapRun(
+            job,
+            options,
+            executor,
+            context,
+            scheduler,
+            self._progress(items, keeps=collects),
+            cache=self.pipeline.cache,
+            recorders=self._recorders(arguments, recorder),
+            collects=collects,
+            drains=drains,
+        )
 
     def _check(self, items: Any) -> None:
         name = self.pipeline.info.name
@@ -231,121 +246,71 @@ class Mapper:
                 f"{name}([…]), or {name}.one(…) for a single call."
             )
 
-    def _setting(self) -> _Setting:
-        """See where this map is called."""
-        make = recording.get()
-        recorder = None if make is None else make(self.pipeline.info.qualname)
-        mode = self.mode
-        if recorder is not None:
-            mode = choose_mode(self.options, awaits=self.awaits, recorded=True)
-        return _Setting(copy_context(), mode, recorder)
-
-    def _run(
-        self,
-        engine: Engine | AsyncEngine,
-        setting: _Setting,
-        items: Any,
-        arguments: Arguments,
-        *,
-        collects: bool,
-        raises: bool,
-    ) -> Run:
-        options = self.options
-        job = self._job(arguments, setting, collects=collects)
-        token = options.stop_token
-        plan = Plan(
-            job=job,
-            cache=self.pipeline.cache,
-            size=ChunkSize(
-                target_s=job.target_s, fixed=self._fixed(job, setting.mode), least=job.in_flight
-            ),
-            slots=engine.slots,
-            submit=engine.submit,
-            wake=engine.wake,
-            context=setting.context,
-            recover=Recovery(job),
-            collects=collects,
-            ordered=options.ordered,
-            raises=raises,
-            skips=options.on_error == "skip",
-            max_errors=options.max_errors,
-            stop_set=None if token is None else token.is_set,
-            on_result=options.on_result,
-            bar=self._bar(items),
-            function=self.pipeline.info.name,
-            recorders=self._recorders(arguments, setting),
-            awaits=self.awaits,
-        )
-        return Run(plan)
-
-    def _recorders(self, arguments: Arguments, setting: _Setting) -> tuple[ItemRecorder, ...]:
-        recorders = [] if setting.recorder is None else [setting.recorder]
-        path, make_key = self.options.checkpoint, self._make_key
-        if path is not None and make_key is not None:
-            from opero.concurrency.checkpoint import Checkpoint
-            from opero.concurrency.journal import Journal
-
-            key = functools.partial(make_key, arguments)
-            recorders.append(Checkpoint(self.pipeline.info.name, Journal(path), key))
-        return tuple(recorders)
-
-    def _job(self, arguments: Arguments, setting: _Setting, *, collects: bool) -> Job:
-        options, worker, mode = self.options, self._worker, setting.mode
+    def _job(
+        self, arguments: ItemArguments, mode: Mode, recorder: ItemRecorder | None, *, collects: bool
+    ) -> MapJob:
+        options, worker = self.options, self._worker
         cache = self.pipeline.cache
-        limit = None if options.timeout is None else parse_seconds(options.timeout, "timeout")
-        memory = options.memory_limit
         # A call with a deadline of its own, and one that is being debugged, sleeps where it is.
         stays = options.deadline is not None or mode == "sequential"
-        return Job(
+        return MapJob(
             function=self.pipeline.info.fn,
             options=worker.options,
             pipeline=worker,
             before=arguments.before,
             after=arguments.after,
             kwargs=arguments.kwargs,
-            item_timeout=limit,
+            item_timeout=None
+            if options.timeout is None
+            else parse_seconds(options.timeout, "timeout"),
             target_s=_TARGETS[mode],
             parks=inf if stays else 0.05,
             details=options.cache_if is not None and worker.fallback is not None,
             worker_init=options.worker_init,
-            memory_limit=None if memory is None else parse_size(memory, "memory_limit"),
+            memory_limit=None
+            if options.memory_limit is None
+            else parse_size(options.memory_limit, "memory_limit"),
             max_tasks_per_worker=options.max_tasks_per_worker,
-            deadline=in_force(),
+            deadline=current_deadline(),
             in_flight=IN_FLIGHT if mode == "async_process" else 1,
-            tells_all=self._tells_all,
+            relays_all=self._relays_all,
             leads=collects and cache is not None and cache.leases is not None,
-            enter=None if setting.recorder is None else setting.recorder.enter,
+            enter=None if recorder is None else recorder.enter,
         )
 
-    def _fixed(self, job: Job, mode: Mode) -> int | None:
-        options = self.options
-        if options.chunksize != "auto":
-            return options.chunksize
-        if mode == "sequential":
-            return 1
-        if mode == "async_process":
-            # Its items wait side by side, so none of them keeps another one from a free worker.
-            return None
-        waits = options.rate_limit is not None or (
-            job.item_timeout is not None and job.item_timeout < job.target_s
+    def _recorders(
+        self, arguments: ItemArguments, recorder: ItemRecorder | None
+    ) -> tuple[ItemRecorder, ...]:
+        recorders = () if recorder is None else (recorder,)
+        if self._make_key is None:
+            return recorders
+        from opero.concurrency.checkpoint import open_checkpoint
+
+        made = open_checkpoint(self.pipeline.info.name, self.options, self._make_key, arguments)
+        return (*recorders, made)
+
+    def _progress(self, items: Any, *, keeps: bool) -> Progress:
+        options, wanted, total = self.options, self.options.progress, _total(items)
+        name = self.pipeline.info.name
+        return Progress(
+            self.pipeline.emitter,
+            total,
+            on_result=options.on_result,
+            bar=None if wanted is False else make_bar(name, total, rich=wanted == "rich"),
+            keeps=keeps,
+            waits_for=self._waits_for,
         )
-        return 1 if waits else None
 
-    def _bar(self, items: Any) -> Bar | None:
-        wanted, emitter = self.options.progress, self.pipeline.emitter
-        bar: Bar | None = None
-        if wanted is not False:
-            from opero.concurrency.progress import make_bar
-
-            bar = make_bar(self.pipeline.info.name, _total(items), rich=wanted == "rich")
-        if emitter.active and emitter.hears(events.MapProgress):
-            from opero.concurrency.news import News
-
-            return News(emitter, _total(items), bar)
-        return bar
+    def _waits_for(self) -> tuple[str, float] | None:
+        """Return what the limiter makes all calls wait for now, and for how many seconds; None for nothing."""
+        limiter: Any = getattr(self._worker.rate_limit, "limiter", None)
+        paused = getattr(limiter, "paused", 0.0)
+        if paused:
+            return f"paused by the service: {format_seconds(round(paused))}", paused
+        return None
 
 
-def _of_the_worker(options: MapOptions) -> Options:
+def _worker_options(options: MapOptions) -> Options:
     """Return the options of the pipeline beside the function: no cache, and nothing of the map's."""
     names = {name for name in Options.names() if not name.startswith("cache")}
     kept = {name: getattr(options, name) for name in options.given & names}
@@ -355,21 +320,135 @@ def _of_the_worker(options: MapOptions) -> Options:
 def _total(items: Any) -> int | None:
     try:
         return len(items)
-    except Exception:  # noqa: BLE001 - a length that cannot be told is no error
+    except Exception:  # noqa: BLE001 - items without a length are no error
         return None
 
 
-def _iterate(run: Run, finished: Iterator[Batch]) -> Iterator[Any]:
+def _iterate(run: MapRun, finished: Iterator[Batch]) -> Iterator[Any]:
     with closing(cast("Any", finished)):
         for batch in finished:
-            if batch.odd:
-                yield from run.each(batch)
-            else:
-                yield from batch.values
-    _ended(run)
+            yield from run.each(batch)
+    run.raise_ended()
 
 
-def _ended(run: Run) -> None:
-    """Raise what a stream ends with, if it did not reach the end of its input."""
-    if run.driver.stopped is not None:
-        raise MapStopped(run.driver.stopped, run.result([]))
+def _fixed_size(options: MapOptions, job: MapJob, mode: Mode) -> int | None:
+    """Return the size of all chunks, None if it is to be measured."""
+    if options.chunksize != "auto":
+        return options.chunksize
+    if mode == "sequential":
+        return 1
+    if mode == "async_process":
+        # Its items wait side by side, so none of them keeps another one from a free worker.
+        return None
+    waits = options.rate_limit is not None or (
+        job.item_timeout is not None and job.item_timeout < job.target_s
+    )
+    return 1 if waits else None
+
+
+# --- where items run ------------------------------------------------------------------------------
+
+
+def choose_mode(options: MapOptions, *, awaits: bool, recorded: bool = False) -> Mode:
+    """Choose where items run.
+
+    Args:
+        options: The map's options.
+        awaits: Whether its function is a coroutine function.
+        recorded: Whether a recorder takes part, which needs the items in this process.
+
+    Example:
+        >>> from opero.core.options import MapOptions
+        >>> choose_mode(MapOptions(), awaits=True), choose_mode(MapOptions(mode="async"), awaits=False)
+        ('async', 'thread')
+    """
+    if options.sequential:
+        return "sequential"
+    here: Mode = "async" if awaits else "thread"
+    if options.executor is not None and not recorded:
+        return "executor"
+    if recorded or options.mode == "async":
+        # A synchronous function would block the loop.
+        return here
+    if options.mode == "thread":
+        return "thread"
+    if options.mode == "auto" and (awaits or not _FORKS):
+        return here
+    # Without coroutines there is nothing to have in flight.
+    return "async_process" if options.mode == "async_process" and awaits else "process"
+
+
+def _check_mode(options: MapOptions, mode: Mode, name: str) -> None:
+    """Refuse options that have no meaning where items run.
+
+    Raises:
+        OperoUsageError: One of them; the message names it and the fix.
+    """
+    if mode in ("process", "async_process"):
+        if not _FORKS:
+            raise OperoUsageError(
+                f'mode={options.mode!r} needs a system that can fork: write mode="thread" for {name}().'
+            )
+        return
+    if mode == "sequential":
+        return
+    for option in _OF_PROCESSES:
+        value = getattr(options, option)
+        if value is not None:
+            where = {"thread": "threads", "async": "an event loop"}.get(mode, "your executor")
+            raise OperoUsageError(
+                f"{option}={value!r} is about worker processes, and {name}() runs in {where}: "
+                'write mode="process" or mode="async_process", or leave it out.'
+            )
+
+
+def _describe_mode(mode: Mode, options: MapOptions) -> str:
+    """Return how items run, in a few words."""
+    workers = options.workers
+    several = "es" * (workers != 1)
+    return {
+        "executor": f"in a {type(options.executor).__name__}",
+        "async": f"{workers} at once on the event loop",
+        "thread": f"{workers} thread{'s' * (workers != 1)}",
+        "process": f"{workers} process{several}",
+        "async_process": f"{workers} process{several} with {IN_FLIGHT} at once on the event loop of each",
+        "sequential": "one after the other, in the caller's thread",
+    }[mode]
+
+
+def _make_executor(mode: Mode, options: MapOptions, context: Context) -> MapExecutor:
+    """Return the executor for a map that may block."""
+    if mode == "sequential":
+        from opero.concurrency.executors.inline import InlineExecutor
+
+        return InlineExecutor()
+    if mode == "thread":
+        from opero.concurrency.executors.threads import ThreadExecutor
+
+        return ThreadExecutor(options.workers, context)
+    if options.executor is not None and mode == "executor":
+        from opero.concurrency.executors.futures import executor_for
+
+        return executor_for(options.executor, _executor_workers(options), context)
+    from opero.concurrency.executors.process.pool import ProcessEngine
+
+    return ProcessEngine(options.workers, method=options.start_method)
+
+
+def _executor_workers(options: MapOptions) -> int:
+    """Return how many workers the user's executor has: what it says, unless `workers` was given."""
+    found = getattr(options.executor, "_max_workers", None)
+    return found if isinstance(found, int) and "workers" not in options.given else options.workers
+
+
+def _make_async_executor(mode: Mode, options: MapOptions, context: Context) -> AsyncMapExecutor:
+    """Return the executor for a map in an event loop."""
+    if mode == "sequential":
+        from opero.concurrency.executors.inline import AsyncInlineExecutor
+
+        return AsyncInlineExecutor()
+    from opero.concurrency.executors.event_loop import EventLoopExecutor, ExecutorBridge
+
+    if mode == "async":
+        return EventLoopExecutor(options.workers, context)
+    return ExecutorBridge(_make_executor(mode, options, context))

@@ -1,71 +1,146 @@
 # this_file: src/opero/concurrency/pool.py
-"""twat-mp's room: every thread and process map of opero runs inside its `MultiPool`.
-
-Its own process pool waits for ever for a worker that was killed, so processes come from a pool class of ours, and its
-thread pools, of which pathos keeps one for all programs' parts that ask for as many threads, get a private name.
-"""
+"""Map without cache and retries: as a decorator, and as an executor for any function."""
 
 from __future__ import annotations
 
-import functools
-import itertools
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from opero.concurrency.guest import multi_pool, thread_pool
+from opero.concurrency.api import build_map_function
+from opero.core.decorate import decorate
+from opero.core.options import MapOptions
+from opero.errors import OperoUsageError
 
 if TYPE_CHECKING:
-    from opero.concurrency.lanes import LanePool
+    from opero.concurrency.api import MapDecorate
+    from opero.concurrency.result import MapResult
 
-__all__ = ["ThreadCrew", "in_multi_pool"]
+__all__ = ["ParallelExecutor", "get_parallel_executor", "get_parallel_map_decorator"]
 
-_numbers = itertools.count(1)
+R = TypeVar("R")
+
+_POSITIONAL = ("mode", "workers", "ordered", "progress")
+"""Options that may be given by position, in this order."""
 
 
-class ThreadCrew:
-    """Threads of pathos' pool in a `MultiPool`, each running one endless function.
+def _options(by: str, values: tuple[Any, ...], options: dict[str, Any]) -> MapOptions:
+    if len(values) > len(_POSITIONAL):
+        raise OperoUsageError(
+            f"{by}() takes {', '.join(_POSITIONAL)} by position, and got {len(values)} values: name the others."
+        )
+    placed = dict(zip(_POSITIONAL, values, strict=False))
+    if both := sorted(placed.keys() & options.keys()):
+        raise OperoUsageError(f"{by}() got {both[0]}= twice, by position and by name.")
+    return MapOptions.for_stage(by, "map", **placed, **options)
 
-    They are daemons: they never keep the interpreter alive.
+
+def get_parallel_map_decorator(*values: Any, **options: Any) -> MapDecorate:
+    """Return a decorator that only maps.
 
     Args:
-        nodes: Threads.
-        run: What each of them does from its first moment on, while others still begin.
+        values: mode, workers, ordered and progress, by position.
+        options: Those of `operomap` that concern the map itself: mode, workers, ordered, on_error and so on; and
+            timeout.
+
+    Example:
+        >>> @get_parallel_map_decorator(mode="thread", workers=2)
+        ... def double(x):
+        ...     return 2 * x
+        >>> double([1, 2, 3])
+        [2, 4, 6]
     """
-
-    def __init__(self, nodes: int, run: Callable[[], object]) -> None:
-        self._id = f"opero-{next(_numbers)}"
-        pool_class = functools.partial(thread_pool(), id=self._id, initializer=run)
-        self._block = _multi_pool(pool_class, nodes)
-        self._pool: Any = self._block.__enter__()
-
-    def close(self) -> None:
-        """End the pool; its functions must have been told to return, and are waited for."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            self._block.__exit__(None, None, None)
-
-    def abandon(self) -> None:
-        """Forget the pool while threads are still at work; they end with their functions."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            # `MultiPool` and pathos only know how to wait.
-            pool.close()
-            pool.__state__.pop(self._id, None)
-
-
-def in_multi_pool(pool: LanePool) -> AbstractContextManager[LanePool]:
-    """Return twat-mp's block around a pool of lanes; leaving it closes the pool and waits for its end.
-
-    The pool is made before, so that its processes begin while `MultiPool` is being looked for, and so that its own
-    errors are not told as "Error creating pool".
-    """
-    return _multi_pool(lambda nodes: pool, pool.nodes)
-
-
-def _multi_pool(pool_class: Any, nodes: int) -> AbstractContextManager[Any]:
-    # `debug` off: switched on by an environment variable it would look for names that a function has not.
-    block: AbstractContextManager[Any] = multi_pool()(
-        pool_class=pool_class, nodes=nodes, debug=False
+    by = "get_parallel_map_decorator"
+    made = _options(by, values, options)
+    return cast(
+        "MapDecorate", lambda function: decorate(function, made, by=by, build=build_map_function)
     )
-    return block
+
+
+def get_parallel_executor(*values: Any, **options: Any) -> ParallelExecutor:
+    """Return an executor that runs any function over many items.
+
+    Args:
+        values: As for `get_parallel_map_decorator`.
+        options: As above.
+
+    Example:
+        >>> run = get_parallel_executor(mode="thread", workers=2)
+        >>> run(str.upper, ["a", "b"])
+        ['A', 'B']
+        >>> run.map(len, ["abc", 5]).failures[0].index
+        1
+    """
+    return ParallelExecutor(_options("get_parallel_executor", values, options))
+
+
+class ParallelExecutor:
+    """Runs functions over many items; it holds no workers between two maps.
+
+    Args:
+        options: How.
+    """
+
+    def __init__(self, options: MapOptions) -> None:
+        self.options = options
+
+    def _of(self, fn: Callable[..., Any]) -> Any:
+        return decorate(fn, self.options, by="get_parallel_executor", build=build_map_function)
+
+    # A coroutine function is a function too: the first overload that fits is meant.
+    @overload
+    def __call__(
+        self,
+        fn: Callable[..., Coroutine[Any, Any, R]],
+        items: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *more: Any,
+        **named: Any,
+    ) -> Coroutine[Any, Any, list[R]]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[..., R], items: Iterable[Any], /, *more: Any, **named: Any
+    ) -> list[R]: ...
+    def __call__(self, fn: Callable[..., Any], items: Any, /, *more: Any, **named: Any) -> Any:
+        """Return the list of results; awaitable for a coroutine function."""
+        return self._of(fn)(items, *more, **named)
+
+    @overload
+    def stream(
+        self,
+        fn: Callable[..., Coroutine[Any, Any, R]],
+        items: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *more: Any,
+        **named: Any,
+    ) -> AsyncIterator[R]: ...
+    @overload
+    def stream(
+        self, fn: Callable[..., R], items: Iterable[Any], /, *more: Any, **named: Any
+    ) -> Iterator[R]: ...
+    def stream(self, fn: Callable[..., Any], items: Any, /, *more: Any, **named: Any) -> Any:
+        """Return a lazy, closable iterator of results."""
+        return self._of(fn).stream(items, *more, **named)
+
+    @overload
+    def map(
+        self,
+        fn: Callable[..., Coroutine[Any, Any, R]],
+        items: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *more: Any,
+        **named: Any,
+    ) -> Coroutine[Any, Any, MapResult[R]]: ...
+    @overload
+    def map(
+        self, fn: Callable[..., R], items: Iterable[Any], /, *more: Any, **named: Any
+    ) -> MapResult[R]: ...
+    def map(self, fn: Callable[..., Any], items: Any, /, *more: Any, **named: Any) -> Any:
+        """Return what succeeded and what failed."""
+        return self._of(fn).map(items, *more, **named)
+
+    def __repr__(self) -> str:
+        given = ", ".join(
+            f"{name}={getattr(self.options, name)!r}"
+            for name in sorted(self.options.given - {"cache", "retries"})
+        )
+        return f"<ParallelExecutor {given or 'with defaults'}>"

@@ -1,8 +1,8 @@
 # this_file: src/opero/concurrency/progress.py
-"""The progress bar: tqdm's, or rich's if asked, and nothing at all where nobody would see it.
+"""Count finished items and show them: to `on_result`, to listeners, and in a progress bar.
 
-Maps that run at the same time share the screen: each bar has a line of its own, and one that ends is written once above
-those that go on.
+The bar is tqdm's, or rich's if asked; there is none without a terminal or notebook. Maps that run at the same time
+share the screen: each bar has a line of its own, and one that ends is written once above those that go on.
 """
 
 from __future__ import annotations
@@ -10,16 +10,187 @@ from __future__ import annotations
 import functools
 import sys
 import threading
+from collections import Counter
+from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
+
+from opero import events
+from opero.concurrency.result import ItemResult, MapFailure
+from opero.utils import ambient
 
 if TYPE_CHECKING:
-    from opero.concurrency.watch import Bar
+    from opero.concurrency.batches import Batch
+    from opero.events.bus import Emitter
 
-__all__ = ["hide_bars", "make_bar"]
+__all__ = ["Bar", "Progress", "hide_bars", "make_bar"]
 
 _REFRESH: Final = 0.1
-"""Seconds between two pictures."""
+"""Seconds between two pictures of the bar, and between two events, while items end."""
+_IDLE: Final = 0.5
+"""Seconds between two pictures while none ends."""
+_LONG: Final = 60.0
+"""Seconds of standing still after which a map says so."""
+
+
+class Progress:
+    """Takes each finished item once.
+
+    Args:
+        emitter: The function's.
+        total: Items of the input, None if that is unknown.
+        on_result: Called with each item, in the thread of the map.
+        bar: The progress bar, None for none.
+        keeps: Whether failures are kept for a result; a stream hands them out instead.
+        waits_for: Returns what calls wait for now, in a few words, and for how many seconds; None for nothing.
+
+    Attributes:
+        failures: Items that failed, in the order of completion.
+        origins: How many results came from where, failed ones included.
+        busy: Seconds of work.
+        interval: Seconds after which `tick` is to be called though nothing has ended; None for never.
+    """
+
+    def __init__(
+        self,
+        emitter: Emitter,
+        total: int | None,
+        *,
+        on_result: Callable[[ItemResult], object] | None,
+        bar: Bar | None,
+        keeps: bool,
+        waits_for: Callable[[], tuple[str, float] | None] = lambda: None,
+    ) -> None:
+        self._emitter = emitter
+        self._total = total
+        self._on_result = on_result
+        self._bar = bar
+        self._keeps = keeps
+        self._waits_for = waits_for
+        self._sends = emitter.active and emitter.hears(events.MapProgress)
+        self._done = 0
+        self._failed = 0
+        self.failures: list[MapFailure] = []
+        self.origins: Counter[str] = Counter()
+        self.busy: float = 0.0
+        self.interval: float | None = None
+        if bar is not None or emitter.active:
+            self.interval = _IDLE
+            self._began = self._sent = self._moved = ambient.clock().monotonic()
+            self._sent_done = 0
+            self._said = False
+
+    def add(self, batch: Batch) -> None:
+        """Count finished items."""
+        self._done += len(batch)
+        self.origins[batch.origin] += len(batch)
+        for position, outcome in batch.odd.items():
+            if outcome.error is None:
+                continue
+            self._failed += 1
+            if self._keeps:
+                failure = MapFailure(
+                    index=batch.idx[position],
+                    item=batch.items[position],
+                    error=outcome.error,
+                    attempts=outcome.attempts,
+                    trace=outcome.trace,
+                )
+                self.failures.append(failure)
+        if self.interval is not None:
+            self._moved = ambient.clock().monotonic()
+            self._show(self._moved)
+        if self._on_result is not None:
+            self._report(batch, self._on_result)
+
+    def _report(self, batch: Batch, on_result: Callable[[ItemResult], object]) -> None:
+        plain = 1 if batch.origin == "fresh" else 0
+        for position, index in enumerate(batch.idx):
+            outcome = batch.odd.get(position)
+            on_result(
+                ItemResult(
+                    index,
+                    batch.items[position],
+                    batch.values[position],
+                    None if outcome is None else outcome.error,
+                    plain if outcome is None else outcome.attempts,
+                    batch.origin,
+                )
+            )
+
+    def tick(self) -> None:
+        """Show that the map lives although nothing has ended."""
+        if self.interval is None:
+            return
+        now = ambient.clock().monotonic()
+        waiting = self._waits_for() if now - self._moved >= _IDLE else None
+        if self._bar is not None and waiting is not None:
+            self._bar.waits(waiting[0])
+        self._show(now)
+        standing = max(now - self._moved, 0.0 if waiting is None else waiting[1])
+        if standing >= _LONG and not self._said and self._emitter.active:
+            self._said = True
+            self._emitter.emit(
+                events.MapWaiting(
+                    function=self._emitter.function,
+                    done=self._done,
+                    total=self._total,
+                    reason=None if waiting is None else waiting[0],
+                    seconds=now - self._moved,
+                )
+            )
+
+    def _show(self, now: float) -> None:
+        if self._bar is not None:
+            self._bar.show(
+                self._done,
+                failed=self._failed,
+                hits=self.origins["hit"],
+                resumed=self.origins["resumed"],
+            )
+        if self._sends and now - self._sent >= _REFRESH and self._done != self._sent_done:
+            self._send(now)
+
+    def _send(self, now: float, *, finished: bool = False) -> None:
+        self._sent, self._sent_done = now, self._done
+        self._emitter.emit(
+            events.MapProgress(
+                function=self._emitter.function,
+                done=self._done,
+                total=self._total,
+                failed=self._failed,
+                cached=self.origins["hit"],
+                seconds=now - self._began,
+                finished=finished,
+            )
+        )
+
+    def close(self) -> None:
+        """Show the last state."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._sends:
+            self._send(ambient.clock().monotonic(), finished=True)
+
+
+# --- the bar --------------------------------------------------------------------------------------
+
+
+class Bar(Protocol):
+    """A progress bar."""
+
+    def show(self, done: int, *, failed: int, hits: int, resumed: int) -> None:
+        """Show so many items as done."""
+        ...
+
+    def waits(self, reason: str) -> None:
+        """Show what the map waits for, until another item is done."""
+        ...
+
+    def close(self) -> None:
+        """Show the last state and end."""
+        ...
+
 
 _drawing = threading.RLock()
 """Bars are begun and ended one after the other: neither library lets several threads do that at once."""
@@ -27,7 +198,7 @@ _hidden: list[bool] = []
 
 
 def hide_bars() -> None:
-    """Draw none in this process: it shares its terminal with the map that it works for."""
+    """Draw no bar in this process: it shares its terminal with the map that it works for."""
     _hidden.append(True)
 
 
@@ -36,7 +207,7 @@ def make_bar(name: str, total: int | None, *, rich: bool = False) -> Bar | None:
 
     Args:
         name: What it is called.
-        total: Items of the input, None if nobody knows.
+        total: Items of the input, None if that is unknown.
         rich: Whether to draw with rich.
 
     Raises:
@@ -48,7 +219,7 @@ def make_bar(name: str, total: int | None, *, rich: bool = False) -> Bar | None:
 
 
 def _at_terminal() -> bool:
-    # While rich draws, something stands for the stream that did not always know what it stands for.
+    # While rich draws, a proxy stands for the stream, which has not always answered for it.
     stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
     try:
         return stream is not None and stream.isatty()
@@ -57,16 +228,17 @@ def _at_terminal() -> bool:
 
 
 def _in_notebook() -> bool:
-    """Tell whether this is a notebook's kernel: its stderr is no terminal, but it can show widgets."""
+    """Return whether this is a notebook's kernel: its stderr is no terminal, but it can show widgets."""
     shell = sys.modules.get("IPython")
     running = shell.get_ipython() if shell is not None else None
     return running is not None and "IPKernelApp" in getattr(running, "config", {})
 
 
-def _told(failed: int, hits: int, resumed: int) -> dict[str, int]:
-    """Return what is worth telling of finished items, by its name."""
-    counts = {"failed": failed, "cached": hits, "resumed": resumed}
-    return {name: count for name, count in counts.items() if count}
+def _facts(counts: tuple[int, int, int], reason: str | None) -> dict[str, Any]:
+    """Return what is worth showing beside the count, by its name."""
+    failed, hits, resumed = counts
+    facts = {"failed": failed, "cached": hits, "resumed": resumed, "waiting": reason}
+    return {name: fact for name, fact in facts.items() if fact}
 
 
 class _TqdmBar:
@@ -78,26 +250,36 @@ class _TqdmBar:
             self._bar: Any = kind(
                 total=total, desc=name, unit="item", file=sys.stderr, dynamic_ncols=True
             )
+            # Whatever tqdm's own delay is: the map is under way.
+            self._bar.refresh()
         self._drawn = monotonic()
-        self._state: tuple[int, int, int, int] = (0, 0, 0, 0)
+        self._done = 0
+        self._counts = (0, 0, 0)
+        self._reason: str | None = None
 
     def show(self, done: int, *, failed: int, hits: int, resumed: int) -> None:
         """Show so many items as done."""
-        self._state = (done, failed, hits, resumed)
+        if done > self._done:
+            self._reason = None
+        self._done, self._counts = done, (failed, hits, resumed)
         now = monotonic()
         if now - self._drawn >= _REFRESH:
             self._drawn = now
             self._draw()
 
+    def waits(self, reason: str) -> None:
+        """Show what the map waits for."""
+        self._reason = reason
+
     def _draw(self) -> None:
-        done, *more = self._state
         with _drawing:
-            self._bar.set_postfix(_told(*more), refresh=False)
-            self._bar.update(done - self._bar.n)
+            self._bar.set_postfix(_facts(self._counts, self._reason), refresh=False)
+            self._bar.update(self._done - self._bar.n)
             self._bar.refresh()
 
     def close(self) -> None:
         """Show the last state and end."""
+        self._reason = None
         with _drawing:
             self._draw()
             bar = self._bar
@@ -147,10 +329,12 @@ class _RichBar:
 
     def __init__(self, name: str, total: int | None) -> None:
         self._began = self._drawn = monotonic()
+        self._done = 0
+        self._reason: str | None = None
         with _drawing:
             new = _RichBar._running is None
             self._picture: Any = _rich_picture() if new else _RichBar._running
-            self._task = self._picture.add_task(name, total=total, told="")
+            self._task = self._picture.add_task(name, total=total, facts="")
             if new:
                 self._picture.start()
                 _RichBar._running = self._picture
@@ -159,13 +343,21 @@ class _RichBar:
         """Show so many items as done."""
         now = monotonic()
         rate = done / max(now - self._began, 1e-9)
-        told = [f"{rate:,.2f} item/s"]
-        told += [f"{count} {name}" for name, count in _told(failed, hits, resumed).items()]
-        self._picture.update(self._task, completed=done, told=", ".join(told))
+        if done > self._done:
+            self._reason = None
+        self._done = done
+        facts = [f"{rate:,.2f} item/s"]
+        for name, fact in _facts((failed, hits, resumed), self._reason).items():
+            facts.append(f"{name}: {fact}" if isinstance(fact, str) else f"{fact} {name}")
+        self._picture.update(self._task, completed=done, facts=", ".join(facts))
         if now - self._drawn >= _REFRESH:
             self._drawn = now
             with _drawing:
                 self._picture.refresh()
+
+    def waits(self, reason: str) -> None:
+        """Show what the map waits for."""
+        self._reason = reason
 
     def close(self) -> None:
         """Show the last state and end."""
@@ -191,6 +383,7 @@ def _rich_picture() -> Any:
             MofNCompleteColumn,
             Progress,
             TextColumn,
+            TimeElapsedColumn,
             TimeRemainingColumn,
         )
     except ImportError:
@@ -201,7 +394,8 @@ def _rich_picture() -> Any:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[told]}"),
+        TextColumn("{task.fields[facts]}"),
+        TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         auto_refresh=False,

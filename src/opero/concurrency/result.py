@@ -1,5 +1,5 @@
 # this_file: src/opero/concurrency/result.py
-"""What `f.map(items)` returns: what succeeded, what failed, and whether that is all."""
+"""Report what a map has done: results, failures, and whether it ran to its end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["ItemResult", "MapFailure", "MapResult", "Status"]
 R_co = TypeVar("R_co", covariant=True)
 
 Status = Literal["complete", "stopped", "cancelled"]
-"""All items were run; too many failed (`max_errors`); somebody asked to stop (`stop_token`)."""
+"""All items were run; the map stopped (`max_errors`, `stop_on`, the input raised); it was asked to (`stop_token`)."""
 
 _SHOWN = 5
 """Failures that a `repr` names."""
@@ -61,9 +61,9 @@ class MapFailure:
     trace: str | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
-        told = str(self.error).partition("\n")[0]
+        text = str(self.error).partition("\n")[0]
         kind = type(self.error).__name__
-        return f"item {self.index}: {kind}{f': {told}' if told else ''}"
+        return f"item {self.index}: {kind}{f': {text}' if text else ''}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -75,16 +75,17 @@ class MapResult(Generic[R_co]):
             `ordered=False`).
         indices: For each of them, the item's place in the input.
         failures: Items that failed, by index.
-        status: "complete" if every item was run, "stopped" after too many failures, "cancelled" by
-            the stop token.
+        status: "complete" if every item was run, "stopped" after too many failures, an error of `stop_on`
+            or an error of the input, "cancelled" by the stop token.
         reason: Why it did not run to its end; None if it did.
         total: Items of the input; None if it was not read to its end.
         hits: Items found in the cache.
-        shared: Items whose result another one, or another caller, was just computing.
+        shared: Items whose result was computed for an equal item or by another caller.
         stale: Items that failed and got the expired result that the cache had.
         resumed: Items found in the checkpoint.
         seconds: From start to end.
         busy: Seconds of work in all workers together.
+        input_error: What the input has raised; None if it has not.
 
     Example:
         >>> from opero import operomap
@@ -108,6 +109,7 @@ class MapResult(Generic[R_co]):
     resumed: int = 0
     seconds: float = 0.0
     busy: float = 0.0
+    input_error: Exception | None = None
 
     @property
     def done(self) -> int:
@@ -128,7 +130,8 @@ class MapResult(Generic[R_co]):
 
         Raises:
             ExceptionGroup: The errors of all items that failed.
-            MapStopped: No item failed, but the map did not run to its end.
+            MapStopped: No item failed, but the map did not run to its end; its cause is the input's own error
+                where there is one.
         """
         if self.failures:
             errors = [failure.error for failure in self.failures]
@@ -136,7 +139,7 @@ class MapResult(Generic[R_co]):
         if self.status != "complete":
             from opero.errors import MapStopped
 
-            raise MapStopped(self.reason or self.status, self)
+            raise MapStopped(self.reason or self.status, self) from self.input_error
 
     def _of(self) -> str:
         return f"{self.done if self.total is None else self.total:,}"
@@ -169,13 +172,13 @@ class MapResult(Generic[R_co]):
         """Show it in a notebook: one line, and a table of the first failures."""
         import html
 
-        told = html.escape(f"{self.status}: {', '.join(self._facts())}")
+        text = html.escape(f"{self.status}: {', '.join(self._facts())}")
         if self.reason is not None:
-            told += f"; {html.escape(self.reason)}"
+            text += f"; {html.escape(self.reason)}"
         rows = "".join(
             f"<tr><td>{f.index}</td><td>{html.escape(type(f.error).__name__)}</td>"
             f"<td>{html.escape(str(f.error).partition(chr(10))[0])}</td><td>{f.attempts}</td></tr>"
             for f in self.failures[: 2 * _SHOWN]
         )
         head = "<tr><th>item</th><th>error</th><th></th><th>attempts</th></tr>"
-        return f"<div><b>MapResult</b> {told}{f'<table>{head}{rows}</table>' if rows else ''}</div>"
+        return f"<div><b>MapResult</b> {text}{f'<table>{head}{rows}</table>' if rows else ''}</div>"

@@ -29,7 +29,7 @@ __dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "clear_cache": "opero.caching.registry",
+        "clear_cache": "opero.caching.context",
         "get_cache_context": "opero.caching.context",
         "get_cache_decorator": "opero.core.cache",
         "get_fallback_decorator": "opero.core.fallback",

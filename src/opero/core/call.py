@@ -17,10 +17,10 @@ __all__ = [
     "AsyncProceed",
     "Call",
     "Explanation",
-    "Failure",
-    "Pause",
+    "FailedCall",
     "Proceed",
     "Receipt",
+    "RetryParked",
     "Source",
     "Stage",
 ]
@@ -32,10 +32,11 @@ Source = Literal["fresh", "hit", "shared", "stale"]
 had it and it has expired, but computing it failed."""
 
 
-class Failure(NamedTuple):
+class FailedCall(NamedTuple):
     """One real call that did not give a result.
 
     Attributes:
+        final_values: Places of the fallback values that a service has answered for good; None while there is none.
         label: Label of the fallback value it was made with (masked if secret), None without fallback.
         error: The exception; a `Rejected` if the result was refused.
     """
@@ -44,7 +45,7 @@ class Failure(NamedTuple):
     error: Exception
 
 
-class Pause(BaseException):
+class RetryParked(BaseException):
     """The pause before the next attempt is longer than the call's `patience`: the caller runs it again later.
 
     A BaseException, so that no stage takes it for a failure.
@@ -101,27 +102,28 @@ class Call:
     source: Source = "fresh"
     attempts = 1
     calls = 0
-    failures: list[Failure] | None = None
-    walk: list[Exception] | None = None
+    failures: list[FailedCall] | None = None
+    attempt_errors: list[Exception] | None = None
     retry: Any = None
+    final_values: set[int] | None = None
     label: str | None = None
     value: Any = None
     value_index: int | None = None
-    several = False
+    has_alternatives = False
     slept: float = 0.0
     waited: float = 0.0
     rejected = False
     started: float | None = None
     first_failed: float | None = None
-    begun: Any = None
+    prior_outcome: Any = None
     hint: float = 0.0
     remark: str | None = None
     reserved: Any = None
-    behind: Any = None
+    orphan_thread: Any = None
     deadline: float | None = None
     overdue = False
-    kept = False
-    patience = inf
+    keep_failures = False
+    park_after = inf
     run: Run | None = None
     tried: float | None = None
     renews = False
@@ -136,20 +138,20 @@ class Call:
         """Take note of a real call that failed."""
         if self.failures is None:
             self.failures = []
-        self.failures.append(Failure(self.label, error))
-        if self.walk is None:
-            self.walk = []
-        self.walk.append(error)
+        self.failures.append(FailedCall(self.label, error))
+        if self.attempt_errors is None:
+            self.attempt_errors = []
+        self.attempt_errors.append(error)
 
-    def take_begun(self) -> Any:
+    def take_prior_outcome(self) -> Any:
         """Return what the call that is already made has given, and forget it."""
-        begun, self.begun = self.begun, None
-        return begun
+        prior_outcome, self.prior_outcome = self.prior_outcome, None
+        return prior_outcome
 
-    def let_go(self) -> None:
+    def drop_failures(self) -> None:
         """Forget the failures: they hold tracebacks, those hold frames, and frames hold this call."""
-        if not self.kept:
-            self.failures = self.walk = None
+        if not self.keep_failures:
+            self.failures = self.attempt_errors = None
 
     def __repr__(self) -> str:
         # Arguments may be secret, so they are not shown.
@@ -216,17 +218,17 @@ class Receipt(Generic[T_co]):
         )
 
     def __repr__(self) -> str:
-        told: list[str] = [self.source]
+        parts: list[str] = [self.source]
         if self.attempts:
-            told.append(f"{self.attempts} attempt{'s' * (self.attempts != 1)}")
-            told.append(f"{self.calls} call{'s' * (self.calls != 1)}")
+            parts.append(f"{self.attempts} attempt{'s' * (self.attempts != 1)}")
+            parts.append(f"{self.calls} call{'s' * (self.calls != 1)}")
         if self.label is not None:
-            told.append(f"with {self.label}")
+            parts.append(f"with {self.label}")
         if self.slept or self.waited:
-            told.append(f"{self.slept + self.waited:.3f} s of waiting")
+            parts.append(f"{self.slept + self.waited:.3f} s of waiting")
         if self.rejected:
-            told.append("rejected")
-        return f"<Receipt {type(self.value).__name__}: {', '.join(told)} in {self.seconds:.3f} s>"
+            parts.append("rejected")
+        return f"<Receipt {type(self.value).__name__}: {', '.join(parts)} in {self.seconds:.3f} s>"
 
 
 class Explanation(str):

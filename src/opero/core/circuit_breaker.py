@@ -178,13 +178,13 @@ class Circuit:
     def check(self, call: Call) -> None:
         """Raise if the call would be refused now."""
         breaker = self.for_value(call)
-        if breaker.standing is None and call.begun is None and not ambient.disabled():
+        if breaker.standing is None and call.prior_outcome is None and not ambient.disabled():
             breaker.check()
 
     def _acquire(self, breaker: CircuitBreaker, call: Call) -> Permit:
         """Return a permit where none is standing."""
         # A call that was already made cannot be refused any more.
-        return FREE if ambient.disabled() or call.begun is not None else breaker.acquire()
+        return FREE if ambient.disabled() or call.prior_outcome is not None else breaker.acquire()
 
     def _failed(self, permit: Permit, error: Exception) -> None:
         if ambient.disabled():

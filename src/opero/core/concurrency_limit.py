@@ -85,7 +85,7 @@ class Bulkhead:
         return overdue(call, self._emitter, "waiting for a permit")
 
     def _give_back(self, call: Call) -> None:
-        behind, call.behind = call.behind, None
+        behind, call.orphan_thread = call.orphan_thread, None
         if behind is None:
             self.limit.release()
         else:
@@ -98,7 +98,7 @@ class Bulkhead:
         limit = self.limit
 
         def run(call: Call) -> Any:
-            if ambient.disabled() or isinstance(call.begun, Exception):
+            if ambient.disabled() or isinstance(call.prior_outcome, Exception):
                 return proceed(call)
             began = None
             if not limit.try_acquire():
@@ -120,7 +120,7 @@ class Bulkhead:
         limit = self.limit
 
         async def run(call: Call) -> Any:
-            if ambient.disabled() or isinstance(call.begun, Exception):
+            if ambient.disabled() or isinstance(call.prior_outcome, Exception):
                 return await proceed(call)
             began = None
             if not limit.try_acquire():

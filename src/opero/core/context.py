@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from opero.core.call import Call
     from opero.events.bus import Emitter
 
-__all__ = ["Branches", "Watch", "elapsed", "fork"]
+__all__ = ["Branches", "CallObserver", "elapsed", "fork"]
 
 
 def elapsed(call: Call) -> float | None:
@@ -25,7 +25,7 @@ def elapsed(call: Call) -> float | None:
     return ambient.clock().monotonic() - call.run.started
 
 
-class Watch:
+class CallObserver:
     """One watched call.
 
     Args:
@@ -33,21 +33,21 @@ class Watch:
         emitter: Where its start and end are told.
     """
 
-    __slots__ = ("_call", "_emitter", "_told")
+    __slots__ = ("_call", "_emitter", "_started")
 
     def __init__(self, call: Call, emitter: Emitter) -> None:
         self._call = call
         self._emitter = emitter
-        self._told = False
+        self._started = False
         call.run = Run(emitter.function, started=ambient.clock().monotonic())
 
     def begin(self) -> None:
         """Make the call the current run, and tell once that it has started."""
         if self._call.run is not None:
             self._call.run.__enter__()
-        if not self._told and self._emitter.hears(events.CallStarted):
+        if not self._started and self._emitter.wants(events.CallStarted):
             self._emitter.emit(events.CallStarted(function=self._emitter.function))
-        self._told = True
+        self._started = True
 
     def pause(self) -> None:
         """The call goes on later, and maybe elsewhere: it is not the current run until the next `begin`."""
@@ -57,7 +57,7 @@ class Watch:
     def end(self, error: BaseException | None = None) -> None:
         """Tell how the call has ended."""
         call = self._call
-        if call.run is not None and self._emitter.hears(events.CallEnded):
+        if call.run is not None and self._emitter.wants(events.CallEnded):
             made = call.source == "fresh"
             self._emitter.emit(
                 events.CallEnded(

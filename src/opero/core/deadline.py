@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Deadline",
-    "Scope",
-    "bind_no_more",
+    "DeadlineScope",
+    "current_deadline",
     "deadline",
-    "in_force",
-    "innermost",
+    "forget_deadlines",
+    "innermost_scope",
     "leave",
     "overdue",
     "remaining",
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-class Scope:
+class DeadlineScope:
     """A stretch of time within which a deadline holds, in one context and those copied from it.
 
     Attributes:
@@ -51,50 +51,50 @@ class Scope:
 
     __slots__ = ("end", "outer", "over", "overdue")
 
-    def __init__(self, end: float, outer: Scope | None) -> None:
+    def __init__(self, end: float, outer: DeadlineScope | None) -> None:
         self.end: float = end
-        self.outer: Scope | None = outer
+        self.outer: DeadlineScope | None = outer
         self.over: bool = False
         self.overdue: bool = False
 
 
-_innermost: contextvars.ContextVar[Scope | None] = contextvars.ContextVar(
+_innermost: contextvars.ContextVar[DeadlineScope | None] = contextvars.ContextVar(
     "opero_deadline", default=None
 )
 """The scope around the caller. It may be over: a task, a thread or a generator inherits the context
 of the place where it began, and may outlive that place."""
 
 
-def _live(scope: Scope | None) -> Scope | None:
+def _live(scope: DeadlineScope | None) -> DeadlineScope | None:
     while scope is not None and scope.over:
         scope = scope.outer
     return scope
 
 
-def _enter(end: float) -> Scope:
+def _enter(end: float) -> DeadlineScope:
     outer = _innermost.get()
-    scope = Scope(end, outer if outer is None else _live(outer))
+    scope = DeadlineScope(end, outer if outer is None else _live(outer))
     _innermost.set(scope)
     # The express lanes know no deadline.
-    switch.hold()
+    switch.turn_on()
     return scope
 
 
-def leave(scope: Scope) -> None:
+def leave(scope: DeadlineScope) -> None:
     """End a scope, in whatever context: a coroutine that is collected ends in a stranger's."""
     if not scope.over:
         scope.over = True
-        switch.release()
+        switch.turn_off()
     outer = scope.outer if _innermost.get() is scope else _innermost.get()
     _innermost.set(outer if outer is None else _live(outer))
 
 
-def innermost() -> Scope | None:
+def innermost_scope() -> DeadlineScope | None:
     """Return the scope that was entered last."""
     return _innermost.get()
 
 
-def in_force() -> float | None:
+def current_deadline() -> float | None:
     """Return the clock reading by which the caller must be done; None without a deadline."""
     scope, end = _live(_innermost.get()), None
     while scope is not None:
@@ -117,7 +117,7 @@ def remaining() -> float | None:
         ...     0 < remaining() <= 30
         True
     """
-    end = in_force()
+    end = current_deadline()
     return None if end is None else max(0.0, end - ambient.clock().monotonic())
 
 
@@ -151,7 +151,7 @@ class deadline:  # noqa: N801 - used as a function is
 
     def __init__(self, seconds: Duration) -> None:
         self.seconds: float = parse_seconds(seconds, "deadline")
-        self._scope: Scope | None = None
+        self._scope: DeadlineScope | None = None
 
     def __enter__(self) -> None:
         if self._scope is not None:
@@ -186,7 +186,7 @@ def run_until(end: float, work: Callable[..., Any], *args: Any, **kwargs: Any) -
         leave(scope)
 
 
-def bind_no_more() -> None:
+def forget_deadlines() -> None:
     """Forget the deadlines of the context that this one was copied from: they are a caller's."""
     _innermost.set(None)
 
@@ -194,7 +194,7 @@ def bind_no_more() -> None:
 # --- when time is up ------------------------------------------------------------------------------
 
 
-def overdue(call: Call | Scope, emitter: Emitter, where: str) -> DeadlineError:
+def overdue(call: Call | DeadlineScope, emitter: Emitter, where: str) -> DeadlineError:
     """Take note that its deadline ends a call, tell listeners, and return the error for it.
 
     Args:
@@ -240,11 +240,11 @@ class Deadline:
         late = "" if self._cuts else "; without timeout= a call under way is not cut short"
         return f"{format_seconds(self.seconds)} for the whole call, waits included{late}"
 
-    def begin(self) -> Scope:
+    def begin(self) -> DeadlineScope:
         """Enter the deadline of a call that begins now, on the express lane."""
         return _enter(monotonic() + self.seconds)
 
-    def _begin(self, call: Call) -> Scope:
+    def _begin(self, call: Call) -> DeadlineScope:
         """Set the call's deadline, for its stages and for what the function calls."""
         # A call that was parked in a pause goes on with what is left of its budget.
         if call.started is None:

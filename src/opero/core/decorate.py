@@ -16,21 +16,23 @@ if TYPE_CHECKING:
     from opero.core.call import Explanation
     from opero.core.options import Options
 
-__all__ = ["Dress", "changed", "decorate", "placed", "single"]
+__all__ = ["BuildFunction", "build_function", "decorate", "place_in_class", "with_changes"]
 
 
-Dress = Callable[[Pipeline, str], Any]
+BuildFunction = Callable[[Pipeline, str], Any]
 """Makes the function that users call from its pipeline and the decorator's name."""
 
 
-def decorate(fn: Any, options: Options, *, by: str = "opero", dress: Dress | None = None) -> Any:
+def decorate(
+    fn: Any, options: Options, *, by: str = "opero", build: BuildFunction | None = None
+) -> Any:
     """Put the pipeline that `options` describe around `fn`.
 
     Args:
         fn: Function, method, class method, static method, partial or callable object.
         options: What is switched on.
         by: Name of the decorator, for messages.
-        dress: Makes the function that users call; None for the one that makes single calls.
+        build: Makes the function that users call; None for the one that makes single calls.
 
     Returns:
         A plain function of the same kind and signature; for a function defined in a class body a
@@ -41,20 +43,20 @@ def decorate(fn: Any, options: Options, *, by: str = "opero", dress: Dress | Non
     """
     if isinstance(fn, classmethod | staticmethod):
         # The other order of decorators: what is inside is decorated, what is outside stays.
-        inner = (dress or single)(Pipeline(describe_function(fn.__func__), options), by)
+        inner = (build or build_function)(Pipeline(describe_function(fn.__func__), options), by)
         return ClassMethod(inner) if isinstance(fn, classmethod) else staticmethod(inner)
     if isinstance(fn, property):
         raise OperoUsageError(f"@{by} cannot decorate a property: write @property above @{by}.")
-    return placed(Pipeline(describe_function(fn), options), by, dress or single)
+    return place_in_class(Pipeline(describe_function(fn), options), by, build or build_function)
 
 
-def placed(pipeline: Pipeline, by: str, dress: Dress) -> Any:
+def place_in_class(pipeline: Pipeline, by: str, build: BuildFunction) -> Any:
     """Make what users call, and for a function from a class body the descriptor around it."""
-    wrapper = dress(pipeline, by)
+    wrapper = build(pipeline, by)
     return Method(wrapper) if pipeline.info.in_class else wrapper
 
 
-def changed(pipeline: Pipeline, by: str, changes: dict[str, Any]) -> Pipeline:
+def with_changes(pipeline: Pipeline, by: str, changes: dict[str, Any]) -> Pipeline:
     """Return a pipeline of the same function with other options.
 
     Limiter, cache entries and counters are shared with the original, unless that very option changes.
@@ -63,11 +65,11 @@ def changed(pipeline: Pipeline, by: str, changes: dict[str, Any]) -> Pipeline:
     return Pipeline(pipeline.info, options, origin=pipeline, changed=frozenset(changes))
 
 
-def single(pipeline: Pipeline, by: str) -> Any:
+def build_function(pipeline: Pipeline, by: str) -> Any:
     """Make the wrapper of a pipeline and hang on it what users ask a decorated function for."""
     wrapper: Any = make_wrapper(pipeline)
 
-    def told() -> Explanation:
+    def explanation() -> Explanation:
         """Describe what happens to a call, stage by stage."""
         return explain(pipeline)
 
@@ -77,11 +79,11 @@ def single(pipeline: Pipeline, by: str) -> Any:
         Limiter, cache entries and counters are shared with the original, unless that very option
         changes.
         """
-        return placed(changed(pipeline, by, changes), by, single)
+        return place_in_class(with_changes(pipeline, by, changes), by, build_function)
 
     wrapper.__opero__ = pipeline
     wrapper.call = make_call(pipeline)
-    wrapper.explain = told
+    wrapper.explain = explanation
     wrapper.with_options = with_options
     wrapper.stats = pipeline.stats
     wrapper.options = pipeline.options

@@ -81,9 +81,9 @@ def _worst(pipeline: Pipeline) -> _Worst:
     attempts = 1 + policy.retries if policy else 1
     values, per_value = 1, False
     if pipeline.fallback is not None:
-        slot = pipeline.fallback.slot
-        per_value = slot.default is inspect.Parameter.empty
-        values = 1 if per_value else len(values_of(slot.default, slot.name))
+        parameter = pipeline.fallback.parameter
+        per_value = parameter.default is inspect.Parameter.empty
+        values = 1 if per_value else len(values_of(parameter.default, parameter.name))
     low, high = policy.pauses() if policy else (0.0, 0.0)
     if policy and (policy.wait or policy.stop):
         low = high = math.nan

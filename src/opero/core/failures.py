@@ -12,11 +12,12 @@ from opero.core.context import elapsed
 from opero.core.deadline import overdue
 from opero.errors import DeadlineError, RefusalError
 from opero.utils import ambient
+from opero.utils.ambient import switch
 from opero.utils.matching import Rejected, is_final
 from opero.utils.units import format_seconds
 
 if TYPE_CHECKING:
-    from opero.core.call import AsyncProceed, Call, Failure, Proceed
+    from opero.core.call import AsyncProceed, Call, FailedCall, Proceed
     from opero.core.function import FunctionInfo
     from opero.core.stats import Stats
     from opero.events.bus import Emitter
@@ -29,16 +30,16 @@ __all__ = [
     "failures",
     "inner_of",
     "raise_again",
+    "read_marks",
+    "restore_marks",
     "story",
-    "tell_again",
-    "told_of",
 ]
 
-_TOLD = "__opero_told__"
-_LINK = "__opero_link__"
+_MARKS_KEY = "__opero_marks__"
+_LINK_KEY = "__opero_link__"
 
 
-class _Told(NamedTuple):
+class _Mark(NamedTuple):
     """What the last call of one function left on an error that ended it."""
 
     owner: str
@@ -104,26 +105,26 @@ def failures(error: BaseException) -> list[BaseException]:
 def _collected(error: BaseException, seen: set[int]) -> list[BaseException]:
     seen.add(id(error))
     found: list[BaseException] = []
-    for told in _marks(error, _TOLD):
-        for earlier in told.earlier:
+    for marked in _marks(error, _MARKS_KEY):
+        for earlier in marked.earlier:
             if id(earlier) not in seen:
                 found += _collected(earlier, seen)
     return [*found, error]
 
 
-def told_of(error: BaseException) -> list[tuple[str, str, tuple[BaseException, ...], Inner]]:
+def read_marks(error: BaseException) -> list[tuple[str, str, tuple[BaseException, ...], Inner]]:
     """Return what opero left on an error, for a copy of it in another process: see `tell_again`."""
-    return [tuple(told) for told in _marks(error, _TOLD)]
+    return [tuple(marked) for marked in _marks(error, _MARKS_KEY)]
 
 
-def tell_again(
-    error: BaseException, told: Iterable[tuple[str, str, tuple[BaseException, ...], Inner]]
+def restore_marks(
+    error: BaseException, marked: Iterable[tuple[str, str, tuple[BaseException, ...], Inner]]
 ) -> None:
     """Leave on the copy of an error what `told_of` has read, with copies of the earlier errors."""
-    marks = _Marks(_Told(*one) for one in told)
+    marks = _Marks(_Mark(*one) for one in marked)
     if marks:
         try:
-            vars(error)[_TOLD] = marks
+            vars(error)[_MARKS_KEY] = marks
         except Exception:  # noqa: BLE001, S110 - a class may refuse anything
             pass
 
@@ -135,9 +136,9 @@ def inner_of(error: BaseException, owner: str) -> Inner | None:
         error: The error of a real call.
         owner: The function that asks.
     """
-    for told in _marks(error, _TOLD):
-        if told.owner != owner and told.inner.attempts > 1:
-            found: Inner = told.inner
+    for marked in _marks(error, _MARKS_KEY):
+        if marked.owner != owner and marked.inner.attempts > 1:
+            found: Inner = marked.inner
             return found
     return None
 
@@ -174,8 +175,8 @@ def attach(
         chain(error, before, owner=owner)
         note = f"opero: {name}() {text}" if text else ""
         if note or before:
-            told = _Told(owner, note, tuple(before), Inner(name, attempts, calls))
-            vars(error)[_TOLD] = _Marks((told, *_marks(error, _TOLD)))
+            marked = _Mark(owner, note, tuple(before), Inner(name, attempts, calls))
+            vars(error)[_MARKS_KEY] = _Marks((marked, *_marks(error, _MARKS_KEY)))
         if note:
             error.add_note(note)
     except Exception:  # noqa: BLE001, S110 - the user's exception matters, the note does not
@@ -193,20 +194,20 @@ def _marks(error: BaseException, name: str) -> tuple[Any, ...]:
 
 def _forget(error: BaseException, owner: str) -> None:
     """Take away what a former call of `owner` left on an error: its note, its earlier errors, the link to them."""
-    told = _marks(error, _TOLD)
-    stale = {t.note for t in told if t.owner == owner}
+    marked = _marks(error, _MARKS_KEY)
+    stale = {t.note for t in marked if t.owner == owner}
     if stale:
-        vars(error)[_TOLD] = _Marks(t for t in told if t.owner != owner)
+        vars(error)[_MARKS_KEY] = _Marks(t for t in marked if t.owner != owner)
         notes = vars(error).get("__notes__")
         if isinstance(notes, list):
             notes[:] = [note for note in notes if note not in stale]
     # The link may stand at the end of the error's own causes, and these may live longer than the error.
     for node in list(_links(error)):
-        for link in _marks(node, _LINK):
+        for link in _marks(node, _LINK_KEY):
             if link.owner == owner:
-                del vars(node)[_LINK]
+                del vars(node)[_LINK_KEY]
                 if node.__context__ is link.put:
-                    _put_behind(node, link.before)
+                    _set_context(node, link.before)
 
 
 def chain(last: BaseException, earlier: Sequence[BaseException], *, owner: str) -> None:
@@ -230,8 +231,8 @@ def chain(last: BaseException, earlier: Sequence[BaseException], *, owner: str) 
             if id(link) in behind:
                 break
             node = link
-        vars(node)[_LINK] = _Marks((_Link(owner, error, node.__context__),))
-        _put_behind(node, error)
+        vars(node)[_LINK_KEY] = _Marks((_Link(owner, error, node.__context__),))
+        _set_context(node, error)
         later = error
 
 
@@ -244,12 +245,12 @@ def raise_again(error: BaseException) -> NoReturn:
     try:
         raise error
     finally:
-        _put_behind(error, context)
+        _set_context(error, context)
         # A frame that names an error which passes through it is a reference cycle.
         del error, context
 
 
-def _put_behind(node: BaseException, error: BaseException | None) -> None:
+def _set_context(node: BaseException, error: BaseException | None) -> None:
     # Past the class's own `__setattr__`, as the interpreter does it: exceptions may be frozen dataclasses.
     BaseException.__setattr__(node, "__context__", error)
 
@@ -277,7 +278,7 @@ def _reachable(error: BaseException) -> set[int]:
 
 
 def story(
-    failed: Sequence[Failure],
+    failed: Sequence[FailedCall],
     *,
     attempts: int,
     calls: int,
@@ -297,13 +298,13 @@ def story(
     """
     took = ""
     if seconds is not None and round(seconds, 3):
-        told = format_seconds(round(seconds, 3))
-        took = f", {told} after the first failure" if since_first else f" in {told}"
+        length = format_seconds(round(seconds, 3))
+        took = f", {length} after the first failure" if since_first else f" in {length}"
     lines = [f"gave up after {_many(attempts, 'attempt')}, {_many(calls, 'call')}{took}"]
     for label in dict.fromkeys(f.label for f in failed):
         kinds = Counter(_kind(f.error) for f in failed if f.label == label)
-        told = ", ".join(f"{kind} ×{n}" for kind, n in kinds.items())
-        lines.append(f"  {label}: {told}" if label else f"  {told}")
+        causes = ", ".join(f"{kind} ×{n}" for kind, n in kinds.items())
+        lines.append(f"  {label}: {causes}" if label else f"  {causes}")
     within = [found for f in failed if (found := inner_of(f.error, owner)) is not None]
     for name in dict.fromkeys(found.name for found in within):
         made = [found.calls for found in within if found.name == name]
@@ -394,16 +395,16 @@ class Report:
             )
         return None if final is error else final
 
-    def _text(self, call: Call, made: list[Failure], error: Exception, *, refused: bool) -> str:
+    def _text(self, call: Call, made: list[FailedCall], error: Exception, *, refused: bool) -> str:
         """Write the note; nothing where there is nothing to add to the error."""
         # Where a user's `stop` decides, a single failure may have been enough for it.
         final = is_final(error, [f.error for f in made])
-        alone = len(made) == 1 and self._retried and not final and not ambient.disabled()
-        if len(made) > 1 or refused or (alone and self.needs_start):
+        single = len(made) == 1 and self._retried and not final and not ambient.disabled()
+        if len(made) > 1 or refused or (single and self.needs_start):
             since_first = call.started is None
             begin = call.first_failed if since_first else call.started
             seconds = None if begin is None else ambient.clock().monotonic() - begin
-            told = story(
+            text = story(
                 made,
                 attempts=call.attempts,
                 calls=call.calls,
@@ -412,8 +413,8 @@ class Report:
                 owner=self._owner,
             )
             end = f"then {type(error).__name__}: {error}" if refused else call.remark
-            return f"{told}\n  {end}" if end else told
-        if alone:
+            return f"{text}\n  {end}" if end else text
+        if single:
             kind = type(error).__name__
             return f"was not retried: {call.remark or f'{kind} is not what retry_on asks for'}"
         return ""
@@ -435,7 +436,7 @@ class Report:
 
     def wrap_sync(self, proceed: Proceed) -> Proceed:
         """Put the stage before `proceed`."""
-        needs_start = self.needs_start
+        needs_start, heard = self.needs_start, bool(self._emitter.listeners)
 
         def run(call: Call) -> Any:
             if needs_start and call.started is None:
@@ -447,7 +448,8 @@ class Report:
                 if instead is None:
                     raise
             else:
-                self.succeeded(call)
+                if heard or switch.on:
+                    self.succeeded(call)
                 return value
             try:
                 raise_again(instead)
@@ -459,7 +461,7 @@ class Report:
 
     def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
         """Put the stage before `proceed`, for an event loop."""
-        needs_start = self.needs_start
+        needs_start, heard = self.needs_start, bool(self._emitter.listeners)
 
         async def run(call: Call) -> Any:
             if needs_start and call.started is None:
@@ -471,7 +473,8 @@ class Report:
                 if instead is None:
                     raise
             else:
-                self.succeeded(call)
+                if heard or switch.on:
+                    self.succeeded(call)
                 return value
             try:
                 raise_again(instead)

@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from opero.core.stats import Stats
     from opero.events.bus import Emitter
 
-__all__ = ["ArgFallback", "Cooldowns", "Slot", "get_fallback_decorator", "part_key", "values_of"]
+__all__ = [
+    "ArgFallback",
+    "Cooldowns",
+    "FallbackParameter",
+    "get_fallback_decorator",
+    "part_key",
+    "values_of",
+]
 
 _MOST: Final = 1000
 """Values that are remembered; beyond it the one that is ready soonest is forgotten."""
@@ -116,7 +123,7 @@ def values_of(given: object, name: str) -> tuple[Any, ...]:
     return tuple(given)
 
 
-class Slot:
+class FallbackParameter:
     """Where a parameter stands in a call: by keyword, by position, or left to its default.
 
     Args:
@@ -131,20 +138,9 @@ class Slot:
         self.position: int | None = position
         self.default: Any = parameter.default
 
-    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return what the call gives for the parameter; `inspect.Parameter.empty` if nothing at all."""
-        if self.position is not None and self.position < len(args):
-            return args[self.position]
-        return kwargs.get(self.name, self.default)
 
-    def write(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], value: object
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments with the parameter replaced; the given ones are left alone."""
-        place = self.position
-        if place is not None and place < len(args):
-            return (*args[:place], value, *args[place + 1 :]), kwargs
-        return args, {**kwargs, self.name: value}
+EXHAUSTED_SECONDS: Final = 900.0
+"""Seconds for which a value is skipped whose service says that its budget is spent."""
 
 
 # --- stage -----------------------------------------------------------------------------------------------------------
@@ -179,22 +175,25 @@ class ArgFallback:
         positional = [
             p.name for p in info.declared.parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD
         ]
-        self.slot: Slot = Slot(parameter, positional.index(name) if name in positional else None)
+        self.parameter: FallbackParameter = FallbackParameter(
+            parameter, positional.index(name) if name in positional else None
+        )
         self.secret: bool = looks_secret(name, tuple(options.secret))
         self._fallback_on = options.fallback_on
+        self._classifies = isinstance(options.retry_on, str)
         self._stats = stats
         self._emitter = emitter
         self.circuit: ValueGuard | None = None
         """Tells which values not to try. The pipeline sets it, because the circuit asks for labels in turn."""
-        self.resting: Cooldowns = Cooldowns()
+        self.cooldowns: Cooldowns = Cooldowns()
         """Values whose service asked to wait; shared by all variants of the function."""
-        self._longest_rest = parse_seconds(options.retry_after_max, "retry_after_max")
+        self._longest_cooldown = parse_seconds(options.retry_after_max, "retry_after_max")
         if parameter.default is not parameter.empty:
             values_of(parameter.default, name)
 
     def describe(self) -> str:
         """Return the line for `explain()`."""
-        name, default = self.slot.name, self.slot.default
+        name, default = self.parameter.name, self.parameter.default
         if default is inspect.Parameter.empty:
             return f"{name}: the values of the list that the caller gives, in order"
         values = values_of(default, name)
@@ -213,18 +212,54 @@ class ArgFallback:
         """How the value of a call is shown."""
         if call.value_index is None:
             return None
-        return show_value(self.slot.name, call.value_index, call.value, secret=self.secret)
+        return show_value(self.parameter.name, call.value_index, call.value, secret=self.secret)
 
-    def values(self, call: Call) -> tuple[Any, ...]:
-        """Return the values that the call is to try; none if the argument is missing."""
-        place, args = self.slot.position, call.args
+    def begin(self, call: Call) -> tuple[tuple[Any, ...], Sequence[int], float]:
+        """Return a call's values, the places of those to try now, and how long to wait if there are none.
+
+        Raises:
+            CircuitOpenError: The circuits of all values are open.
+            RateLimitPausedError: All values cool down, for longer than the call would wait.
+        """
+        place, args = self.parameter.position, call.args
         if place is not None and place < len(args):
             given = args[place]
         else:
-            given = self.slot.read(args, call.kwargs)
+            given = call.kwargs.get(self.parameter.name, self.parameter.default)
             if given is inspect.Parameter.empty:
-                return ()  # a missing argument is the function's own TypeError, not ours
-        return given if type(given) is tuple and given else values_of(given, self.slot.name)
+                return (), (), 0.0  # a missing argument is the function's own TypeError, not ours
+        whole = type(given) in (tuple, list) and given
+        values = tuple(given) if whole else values_of(given, self.parameter.name)
+        call.has_alternatives = len(values) > 1
+        if call.prior_outcome is not None:
+            # A call that is already made goes on with the value that it was made with.
+            return values, range(call.value_index or 0, len(values)), 0.0
+        if not call.has_alternatives or (
+            self.circuit is None and not self.cooldowns and call.final_values is None
+        ):
+            return values, range(len(values)), 0.0
+        return values, *self._candidates(call, values)
+
+    def _candidates(self, call: Call, values: tuple[Any, ...]) -> tuple[Sequence[int], float]:
+        """Return the places of the values that are neither refused nor cooling, or how long to wait."""
+        refused = [self._refuses(value, index) for index, value in enumerate(values)]
+        closed = [index for index, wait in enumerate(refused) if wait is None]
+        if call.final_values is not None:
+            closed = [index for index in closed if index not in call.final_values] or closed
+        if not closed and self.circuit is not None:
+            raise self.circuit.refusal(wait for wait in refused if wait is not None)
+        now = ambient.clock().monotonic()
+        left = {index: self.cooldowns.left(values[index], index, now) for index in closed}
+        ready = [index for index in closed if not left[index]]
+        if ready or ambient.disabled():
+            return ready or closed, 0.0
+        soonest = min(left.values())
+        late = call.deadline is not None and now + soonest >= call.deadline
+        if late:
+            overdue(call, self._emitter, "waiting for a value that cools down")
+        if late or soonest > self._longest_cooldown:
+            raise RateLimitPausedError(soonest, f"every value of {self.parameter.name!r}")
+        return (), soonest
 
     def use(
         self, call: Call, index: int, value: object, given: tuple[tuple[Any, ...], dict[str, Any]]
@@ -232,44 +267,18 @@ class ArgFallback:
         """Put a value into the call; from the second one on this is a fallback."""
         call.value_index = index
         call.value = value
-        call.args, call.kwargs = self.slot.write(*given, value)
-        if index and call.begun is None:
+        (args, kwargs), place = given, self.parameter.position
+        if place is not None and place < len(args):
+            call.args = (*args[:place], value, *args[place + 1 :])
+        else:
+            call.args, call.kwargs = args, {**kwargs, self.parameter.name: value}
+        if index and call.prior_outcome is None:
             self._stats.add(fallbacks=1)
             if self._emitter.active:
-                shown = show_value(self.slot.name, index, value, secret=self.secret)
+                shown = show_value(self.parameter.name, index, value, secret=self.secret)
                 self._emitter.emit(
                     events.FallbackUsed(function=self._emitter.function, value=shown, index=index)
                 )
-
-    def ways(self, call: Call, values: tuple[Any, ...]) -> tuple[Sequence[int], float]:
-        """Return the places of the values to try now, or none of them and for how long to wait.
-
-        Raises:
-            CircuitOpenError: The circuits of all values are open.
-            RateLimitPausedError: All values cool down, for longer than the call would wait.
-        """
-        call.several = len(values) > 1
-        if call.begun is not None:
-            # A call that is already made goes on with the value that it was made with.
-            return range(call.value_index or 0, len(values)), 0.0
-        if not call.several or (self.circuit is None and not self.resting):
-            return range(len(values)), 0.0
-        refused = [self._refuses(value, index) for index, value in enumerate(values)]
-        closed = [index for index, wait in enumerate(refused) if wait is None]
-        if not closed and self.circuit is not None:
-            raise self.circuit.refusal(wait for wait in refused if wait is not None)
-        now = ambient.clock().monotonic()
-        rests = {index: self.resting.left(values[index], index, now) for index in closed}
-        ready = [index for index in closed if not rests[index]]
-        if ready or ambient.disabled():
-            return ready or closed, 0.0
-        soonest = min(rests.values())
-        late = call.deadline is not None and now + soonest >= call.deadline
-        if late:
-            overdue(call, self._emitter, "waiting for a value that cools down")
-        if late or soonest > self._longest_rest:
-            raise RateLimitPausedError(soonest, f"every value of {self.slot.name!r}")
-        return (), soonest
 
     def _refuses(self, value: object, index: int) -> float | None:
         return None if self.circuit is None else self.circuit.refuses(value, index)
@@ -283,28 +292,34 @@ class ArgFallback:
                 events.LimiterWaited(function=self._emitter.function, seconds=seconds)
             )
 
-    def rest(self, call: Call, error: Exception) -> None:
-        """Let the value of a call cool down if its service asked to wait."""
-        if not call.several or isinstance(error, RefusalError) or ambient.disabled():
+    def failed(self, call: Call, error: Exception) -> None:
+        """Note which values need no other call, and let a value cool down whose service asked to wait."""
+        if not call.has_alternatives or isinstance(error, RefusalError) or ambient.disabled():
             return
         if not call.failures or call.failures[-1].error is not error:
             return
         # Loaded at the first failure.
         from opero.core.retry_after import requested_wait
 
-        hint = requested_wait(error.value if isinstance(error, Rejected) else error)
-        if hint is None or not hint.seconds:
-            return
         index = call.value_index or 0
-        self.resting.begin(call.value, index, ambient.clock().monotonic() + hint.seconds)
+        hint = requested_wait(error.value if isinstance(error, Rejected) else error)
+        seconds, source = (0.0, "") if hint is None else hint
+        if self._classifies:
+            from opero.core.classify import classify
+
+            verdict = classify(error)
+            if verdict.ends_value:
+                call.final_values = {*(call.final_values or ()), index}
+            if verdict.kind == "exhausted":
+                seconds, source = max(seconds, EXHAUSTED_SECONDS), verdict.reason
+        if not seconds:
+            return
+        self.cooldowns.begin(call.value, index, ambient.clock().monotonic() + seconds)
         if self._emitter.active:
-            shown = show_value(self.slot.name, index, call.value, secret=self.secret)
+            shown = show_value(self.parameter.name, index, call.value, secret=self.secret)
             self._emitter.emit(
                 events.ValueCooling(
-                    function=self._emitter.function,
-                    value=shown,
-                    seconds=hint.seconds,
-                    source=hint.source,
+                    function=self._emitter.function, value=shown, seconds=seconds, source=source
                 )
             )
 
@@ -312,7 +327,7 @@ class ArgFallback:
         """Tell whether the next value is tried after this error."""
         skipped = self.circuit is not None and self.circuit.skips(call, error)
         if not skipped and (
-            is_final(error, call.walk or ()) or not matches(self._fallback_on, error)
+            is_final(error, call.attempt_errors or ()) or not matches(self._fallback_on, error)
         ):
             return False
         return call.deadline is None or self._in_time(call, call.deadline)
@@ -331,20 +346,19 @@ class ArgFallback:
 
         def run(call: Call) -> Any:
             given = call.args, call.kwargs
-            values = self.values(call)
-            ways, wait = self.ways(call, values)
+            values, candidates, wait = self.begin(call)
             while wait:
                 ambient.clock().sleep(wait)
                 self.waited(call, wait)
-                ways, wait = self.ways(call, values)
+                values, candidates, wait = self.begin(call)
             try:
-                for index in ways:
+                for index in candidates:
                     self.use(call, index, values[index], given)
                     try:
                         return proceed(call)
                     except Exception as error:
-                        self.rest(call, error)
-                        if index == ways[-1] or not self.moves_on(call, error):
+                        self.failed(call, error)
+                        if index == candidates[-1] or not self.moves_on(call, error):
                             raise
                 return proceed(call)
             finally:
@@ -357,20 +371,19 @@ class ArgFallback:
 
         async def run(call: Call) -> Any:
             given = call.args, call.kwargs
-            values = self.values(call)
-            ways, wait = self.ways(call, values)
+            values, candidates, wait = self.begin(call)
             while wait:
                 await ambient.clock().asleep(wait)
                 self.waited(call, wait)
-                ways, wait = self.ways(call, values)
+                values, candidates, wait = self.begin(call)
             try:
-                for index in ways:
+                for index in candidates:
                     self.use(call, index, values[index], given)
                     try:
                         return await proceed(call)
                     except Exception as error:
-                        self.rest(call, error)
-                        if index == ways[-1] or not self.moves_on(call, error):
+                        self.failed(call, error)
+                        if index == candidates[-1] or not self.moves_on(call, error):
                             raise
                 return await proceed(call)
             finally:

@@ -107,17 +107,17 @@ class Invoke:
         Args:
             probe: Called when a result turned out not to be awaitable; None if that is known already.
         """
-        fn, count, judged = self._fn, self._stats.call_tally.count, self._rejects is not None
+        fn, count, judged = self._fn, self._stats.call_counter.count, self._rejects is not None
         probing = probe is not None
         timed = None if self._timeout is None else self._timeout.sync(fn)
 
         def run(call: Call) -> Any:
             nonlocal probing
-            if call.deadline is not None and call.begun is None:
+            if call.deadline is not None and call.prior_outcome is None:
                 require_time(call, self._emitter, "before the call")
             try:
-                if call.begun is not None:
-                    raise_again(call.take_begun())
+                if call.prior_outcome is not None:
+                    raise_again(call.take_prior_outcome())
                 count()
                 call.calls += 1
                 if call.run is not None:
@@ -142,26 +142,26 @@ class Invoke:
 
     def asynchronous(self) -> AsyncProceed:
         """Return the innermost step for an event loop; a function that returns a plain value is welcome too."""
-        fn, count, judged = self._fn, self._stats.call_tally.count, self._rejects is not None
+        fn, count, judged = self._fn, self._stats.call_counter.count, self._rejects is not None
         timeout = self._timeout
 
         async def run(call: Call) -> Any:
             limit = timeout
             if call.deadline is not None:
                 limit = limit or self._deadline_only
-                if call.begun is None:
+                if call.prior_outcome is None:
                     require_time(call, self._emitter, "before the call")
             try:
-                if call.begun is None:
+                if call.prior_outcome is None:
                     count()
                     call.calls += 1
                     if call.run is not None:
                         call.tried = ambient.clock().monotonic()
                     result = fn(*call.args, **call.kwargs)
-                elif isinstance(call.begun, Exception):
-                    raise_again(call.take_begun())
+                elif isinstance(call.prior_outcome, Exception):
+                    raise_again(call.take_prior_outcome())
                 else:
-                    result = call.take_begun()
+                    result = call.take_prior_outcome()
                 if hasattr(type(result), "__await__"):
                     result = await (result if limit is None else limit.within(result, call))
             except Exception as error:

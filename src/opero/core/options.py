@@ -23,6 +23,7 @@ from opero.utils.checks import (
     duration,
     duration_or_none,
     error_bound,
+    error_types,
     executor,
     factor,
     failure_filter,
@@ -33,6 +34,7 @@ from opero.utils.checks import (
     path,
     progress,
     rate,
+    retry_filter,
     share,
     size,
     store,
@@ -43,7 +45,8 @@ from opero.utils.checks import (
     version,
     whole,
 )
-from opero.utils.matching import FailureFilter
+from opero.utils.matching import FailureFilter, RetryFilter
+from opero.utils.secrets import masked_repr
 from opero.utils.units import Duration
 
 if TYPE_CHECKING:
@@ -77,7 +80,7 @@ def option(stage: StageName, default: Any, check: Check, doc: str) -> Any:
     return dataclasses.field(default=default, metadata={"stage": stage, "check": check, "doc": doc})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Options:
     """The options of `@opero`, as given, checked when they are made.
 
@@ -154,8 +157,12 @@ class Options:
     jitter: bool = option(
         "retry", True, boolean, "draw each pause at random; False: always the same pauses"
     )
-    retry_on: FailureFilter = option(
-        "retry", Exception, failure_filter, "type, tuple of types, or predicate"
+    retry_on: RetryFilter = option(
+        "retry",
+        "default",
+        retry_filter,
+        "type, tuple of types, or predicate: exactly that; not given: every Exception but what a service has "
+        'answered for good; "transient": only what is known to pass',
     )
     retry_if_result: Callable[[Any], object] | None = option(
         "retry",
@@ -240,6 +247,15 @@ class Options:
                     "give a cache_ttl other than None, or leave it out."
                 )
 
+    def __repr__(self) -> str:
+        # Fields of the caches and names may hold addresses with passwords.
+        shown = ", ".join(
+            f"{f.name}={masked_repr(getattr(self, f.name))}"
+            for f in dataclasses.fields(self)
+            if f.repr
+        )
+        return f"{type(self).__name__}({shown})"
+
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """Names of all options, in the order of their declaration."""
@@ -308,7 +324,7 @@ class StopToken(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class MapOptions(Options):
     """The options of `@operomap`, as given, checked when they are made.
 
@@ -364,6 +380,12 @@ class MapOptions(Options):
     memory_limit: int | str | None = option(
         "map", None, none_or(size), 'most bytes that a worker process may take, such as "2GB"'
     )
+    start_method: Literal["fork", "forkserver", "spawn"] | None = option(
+        "map",
+        None,
+        none_or(one_of("fork", "forkserver", "spawn")),
+        'how worker processes begin: "fork", "forkserver" or "spawn"; None: as set in `multiprocessing`, else "forkserver"',
+    )
     on_result: Callable[[Any], object] | None = option(
         "map", None, callable_or_none, "called with each finished item: an `ItemResult`"
     )
@@ -372,6 +394,9 @@ class MapOptions(Options):
         None,
         token,
         "a `threading.Event` or its like: when it is set, the map ends with what is done",
+    )
+    stop_on: type[BaseException] | tuple[type[BaseException], ...] = option(
+        "map", (), error_types, "error types that end the map with what is done"
     )
 
     def __post_init__(self) -> None:

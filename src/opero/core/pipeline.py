@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine
+from operator import attrgetter
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from opero.caching import Cache, CacheHandle
+from opero.core.cache import CacheStage, make_handle
 from opero.core.call import AsyncProceed, Call, Proceed, Receipt
-from opero.core.context import Watch
-from opero.core.deadline import Deadline, in_force
+from opero.core.context import CallObserver
+from opero.core.deadline import Deadline, current_deadline
 from opero.core.failures import Report
 from opero.core.fallback import ArgFallback
 from opero.core.function import unwrap_partial
@@ -33,6 +34,7 @@ from opero.utils.matching import Rejected
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
+    from opero.caching.handle import CacheHandle
     from opero.core.call import Stage
     from opero.core.circuit_breaker import Circuit
     from opero.core.concurrency_limit import Bulkhead
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from opero.core.rate_limit import RateLimit
     from opero.core.timeout import Timeout
 
-__all__ = ["Lane", "Pipeline"]
+__all__ = ["FastPath", "Pipeline"]
 
 _STORE_OPTIONS = frozenset({
     "cache_backend", "cache_codec", "cache_copy", "cache_ignore", "cache_key", "cache_max_bytes",
@@ -50,7 +52,7 @@ _STORE_OPTIONS = frozenset({
 """Options that decide what an entry is or where it lives: with one of them changed, a store cannot be shared."""
 
 
-class Lane:
+class FastPath:
     """Whether a wrapper's express lane is closed, so that every call goes through the stages."""
 
     __slots__ = ("closed",)
@@ -85,8 +87,8 @@ class Pipeline:
         self.info = info
         self.options = options
         self.stats: Stats = origin.stats if origin else Stats()
-        heard = options.on_event
-        listeners = () if heard is None else (heard,) if callable(heard) else tuple(heard)
+        given = options.on_event
+        listeners = () if given is None else (given,) if callable(given) else tuple(given)
         self.emitter: Emitter = Emitter(info.qualname, listeners, module=info.module)
         emitter = self.emitter
         policy = RetryPolicy.of(options)
@@ -100,7 +102,7 @@ class Pipeline:
                 cuts=options.timeout is not None or info.kind in ("async", "async_generator"),
             )
         )
-        self.cache: Cache | None = self._cache(origin, changed)
+        self.cache: CacheStage | None = self._cache(origin, changed)
         if self.cache is not None:
             self.cache.connect(policy.retries_on, self.run)
         self.report: Report = Report(
@@ -111,7 +113,7 @@ class Pipeline:
             ArgFallback(info, options, self.stats, emitter) if options.arg_fallback else None
         )
         if self.fallback and origin and origin.fallback:
-            self.fallback.resting = origin.fallback.resting
+            self.fallback.cooldowns = origin.fallback.cooldowns
         self.rate_limit: RateLimit | None = self._rate_limit(origin, changed)
         self.concurrency: Bulkhead | None = self._concurrency(origin, changed)
         self.circuit: Circuit | None = self._circuit(origin, changed)
@@ -128,8 +130,8 @@ class Pipeline:
             timeout=self.timeout,
         )
 
-        self.lane: Lane = Lane(closed=bool(listeners) or info.kind == "sync")
-        self._heard = bool(listeners)
+        self.fast_path: FastPath = FastPath(closed=bool(listeners) or info.kind == "sync")
+        self._listened = bool(listeners)
         self.awaits: bool = info.kind in ("async", "async_generator")
         self._arun: AsyncProceed | None = None
         if not self.awaits:
@@ -206,7 +208,7 @@ class Pipeline:
         return Circuit(
             shared.breaker if shared else breaker_of(wanted),
             self.emitter,
-            several=(lambda call: call.several) if self.fallback else None,
+            several=attrgetter("has_alternatives") if self.fallback else None,
             label=self.fallback.label if self.fallback else None,
         )
 
@@ -217,11 +219,13 @@ class Pipeline:
 
         return Timeout(parse_seconds(self.options.timeout, "timeout"), self.emitter)
 
-    def _cache(self, origin: Pipeline | None, changed: frozenset[str]) -> Cache | None:
+    def _cache(self, origin: Pipeline | None, changed: frozenset[str]) -> CacheStage | None:
         if not self.options.cache or self.info.kind in ("generator", "async_generator"):
             return None
         shared = origin.cache if origin and not changed & _STORE_OPTIONS else None
-        return Cache(self.info, self.options, stats=self.stats, emitter=self.emitter, origin=shared)
+        return CacheStage(
+            self.info, self.options, stats=self.stats, emitter=self.emitter, origin=shared
+        )
 
     @staticmethod
     def _link(stages: tuple[Stage, ...], innermost: Proceed) -> Proceed:
@@ -237,7 +241,7 @@ class Pipeline:
 
     def _probed(self) -> None:
         """The first result of a plain function was no awaitable: from now on its express lane may be used."""
-        self.lane.closed = self._heard
+        self.fast_path.closed = self._listened
 
     # --- running -----------------------------------------------------------------------------------------------------
 
@@ -245,12 +249,12 @@ class Pipeline:
         """Run a call to its end and return its value; for an asynchronous function, a coroutine that does."""
         if switch.on and not call.taped and (tape := ambient.tape()) is not None:
             return tape.take(self, call)
-        if (switch.on or self._heard) and call.run is None and self.emitter.active:
-            return self._watched(call)
+        if (switch.on or self._listened) and call.run is None and self.emitter.active:
+            return self._observed(call)
         if self.awaits:
             return self._finish(call)
         if switch.on:
-            call.deadline = in_force()
+            call.deadline = current_deadline()
         try:
             return self._run(call)
         except Rejected as rejected:
@@ -258,40 +262,41 @@ class Pipeline:
             return rejected.value
         except AwaitableResult as found:
             # A plain function that returns awaitables: its calls go on, and from now on begin, asynchronously.
-            self.awaits = self.lane.closed = True
-            call.begun, call.deadline = found.awaitable, None
+            self.awaits = self.fast_path.closed = True
+            call.prior_outcome, call.deadline = found.awaitable, None
             return self._finish(call)
         finally:
-            call.let_go()
+            if call.failures is not None:
+                call.drop_failures()
 
-    def _watched(self, call: Call) -> Any:
+    def _observed(self, call: Call) -> Any:
         """Run a call while somebody listens."""
-        watch = Watch(call, self.emitter)
+        observer = CallObserver(call, self.emitter)
         if self.awaits:
-            return self._watched_finish(call, watch)
-        watch.begin()
+            return self._observed_finish(call, observer)
+        observer.begin()
         try:
             value = self.run(call)
         except BaseException as error:
-            watch.end(error)
+            observer.end(error)
             raise
         if isinstance(value, CoroutineType) and value.cr_code is Pipeline._finish.__code__:
             # A plain function that returns awaitables, and this one goes on asynchronously.
-            watch.pause()
-            return self._watched_finish(call, watch, value)
-        watch.end()
+            observer.pause()
+            return self._observed_finish(call, observer, value)
+        observer.end()
         return value
 
-    async def _watched_finish(
-        self, call: Call, watch: Watch, running: Coroutine[Any, Any, Any] | None = None
+    async def _observed_finish(
+        self, call: Call, observer: CallObserver, running: Coroutine[Any, Any, Any] | None = None
     ) -> Any:
-        watch.begin()
+        observer.begin()
         try:
             value = await (self._finish(call) if running is None else running)
         except BaseException as error:
-            watch.end(error)
+            observer.end(error)
             raise
-        watch.end()
+        observer.end()
         return value
 
     async def _finish(self, call: Call) -> Any:
@@ -299,40 +304,51 @@ class Pipeline:
             self._arun = self._alink(self.stages, self.invoke.asynchronous())
         # Asked here, because a coroutine may begin elsewhere than where it was made.
         if switch.on:
-            call.deadline = in_force()
+            call.deadline = current_deadline()
         try:
             return await self._arun(call)
         except Rejected as rejected:
             call.rejected = True
             return rejected.value
         finally:
-            call.let_go()
+            if call.failures is not None:
+                call.drop_failures()
             # Where another caller was quicker, what the function returned is not needed any more.
-            if isinstance(call.begun, CoroutineType):
-                call.take_begun().close()
+            if isinstance(call.prior_outcome, CoroutineType):
+                call.take_prior_outcome().close()
+
+    def limited_function(self) -> Callable[..., Any]:
+        """Return the function for a fast path, with its limits of time around it where it can be cancelled."""
+        timeout, deadline, fn = self.timeout, self.deadline, self.info.fn
+        if self.info.kind != "async" or (timeout is None and deadline is None):
+            return fn
+        from opero.core.timeout import Timeout
+
+        timeout = timeout or Timeout(None, self.emitter)
+        return timeout.fast_path(fn, None if deadline is None else deadline.seconds)
 
     def cache_handle(self) -> CacheHandle:
         """Return what users get as `f.cache`."""
-        return CacheHandle(self.cache, self.run)
+        return make_handle(self.cache, self.run)
 
     def receipt(self, call: Call) -> Any:
         """Run a call and return its receipt; for an asynchronous function, a coroutine that does."""
         call.started = ambient.clock().monotonic()
-        call.kept = True
+        call.keep_failures = True
         try:
             value = self.run(call)
             return self._async_receipt(call, value) if self.awaits else self._receipt(call, value)
         finally:
             if not self.awaits:
-                call.kept = False
-                call.let_go()
+                call.keep_failures = False
+                call.drop_failures()
 
     async def _async_receipt(self, call: Call, running: Coroutine[Any, Any, Any]) -> Receipt[Any]:
         try:
             return self._receipt(call, await running)
         finally:
-            call.kept = False
-            call.let_go()
+            call.keep_failures = False
+            call.drop_failures()
 
     def _receipt(self, call: Call, value: Any) -> Receipt[Any]:
         if self.fallback is not None:

@@ -50,7 +50,7 @@ def throttled(call: Call, error: Exception) -> Hint | None:
     this function or of one that it calls, is nobody's request. With several fallback values it
     asks those who use this value only.
     """
-    if call.several or isinstance(error, RefusalError):
+    if call.has_alternatives or isinstance(error, RefusalError):
         return None
     if not call.failures or call.failures[-1].error is not error:
         return None
@@ -131,7 +131,7 @@ class RateLimit:
         def run(call: Call) -> Any:
             # A call that is already made has had its slot. Who has to wait, or comes when others
             # do, stands in line.
-            if call.begun is None and (switch.on or limiter.tickets or limiter.take_slot()):
+            if call.prior_outcome is None and (switch.on or limiter.tickets or limiter.take_slot()):
                 self._waited(call, limiter.line_up(self._patience(call)))
             try:
                 return proceed(call)
@@ -140,7 +140,7 @@ class RateLimit:
                 raise
 
         def run_reserved(call: Call) -> Any:
-            if call.begun is None:
+            if call.prior_outcome is None:
                 call.reserved = None
                 if not ambient.disabled():
                     bucket, cost = self._measure(call)
@@ -162,7 +162,7 @@ class RateLimit:
         limiter = self.limiter
 
         async def run(call: Call) -> Any:
-            if call.begun is None and (switch.on or limiter.queues or limiter.take_slot()):
+            if call.prior_outcome is None and (switch.on or limiter.queues or limiter.take_slot()):
                 self._waited(call, await limiter.queue_up(self._patience(call)))
             try:
                 return await proceed(call)
@@ -171,7 +171,7 @@ class RateLimit:
                 raise
 
         async def run_reserved(call: Call) -> Any:
-            if call.begun is None:
+            if call.prior_outcome is None:
                 call.reserved = None
                 if not ambient.disabled():
                     bucket, cost = self._measure(call)

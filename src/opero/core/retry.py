@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from opero import events
-from opero.core.call import Pause
+from opero.core.call import RetryParked
 from opero.core.deadline import overdue
 from opero.core.failures import inner_of
 from opero.core.options import standalone
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from opero.core.retry_budget import RetryBudget
     from opero.core.stats import Stats
     from opero.events.bus import Emitter
-    from opero.utils.matching import FailureFilter
+    from opero.utils.matching import RetryFilter
     from opero.utils.units import Duration
 
 __all__ = ["Retry", "RetryPolicy", "RetryState", "get_retry_decorator", "grown", "pause_bounds"]
@@ -73,7 +73,8 @@ class RetryPolicy:
     Attributes:
         retries: Attempts after the first; ignored where `stop` is given.
         low, high, factor, jitter: The pauses, in seconds; ignored where `wait` is given.
-        retry_on: Type, tuple of types, predicate on the exception, or tenacity retry strategy.
+        retry_on: Type, tuple of types, predicate on the exception, tenacity retry strategy, "default" or
+            "transient".
         wait, stop: tenacity strategies of the user's.
         longest_hint: Longest pause that a service may ask for, in seconds.
     """
@@ -83,7 +84,7 @@ class RetryPolicy:
     high: float = 30.0
     factor: float = 1.5
     jitter: bool = True
-    retry_on: Any = Exception
+    retry_on: Any = "default"
     wait: Callable[[Any], float] | None = None
     stop: Callable[[Any], bool] | None = None
     longest_hint: float = 60.0
@@ -115,6 +116,13 @@ class RetryPolicy:
             error: The error.
             state: Makes the state in which a tenacity strategy looks for it.
         """
+        if isinstance(self.retry_on, str) and not isinstance(error, Rejected):
+            from opero.core.classify import classify
+
+            verdict = classify(error)
+            if self.retry_on == "transient":
+                return verdict.kind == "transient"
+            return not verdict.ends_value
         if isinstance(error, Rejected) or not is_retry_strategy(self.retry_on):
             return matches(self.retry_on, error)
         return asks(self.retry_on, state())
@@ -189,35 +197,42 @@ class RetryState:
     deadline: float | None = None
     pause_refused: float | None = None
 
-    def next_delay(self, error: Exception, *, now: float, walk: Sequence[Exception] = ()) -> float:
+    def next_delay(
+        self, error: Exception, *, now: float, attempt_errors: Sequence[Exception] = ()
+    ) -> float:
         """Begin another attempt: count it and return the pause before it, in seconds.
 
         Args:
             error: What the attempt ended with.
             now: Clock reading.
-            walk: All errors of the attempt, where it tried several values; one that matches `retry_on` is enough.
+            attempt_errors: All errors of the attempt, where it tried several values; one that matches
+                `retry_on` is enough.
 
         Raises:
             Exception: `error` itself, when nothing more is to be tried.
         """
-        delay = self._decide(error, now, walk)
+        delay = self._decide(error, now, attempt_errors)
         if delay is None:
             try:
                 raise error
             finally:
                 # A frame that names an error which passes through it is a reference cycle.
-                del error, walk
+                del error, attempt_errors
         self.attempt += 1
         self.slept += delay
         self.hints.clear()
         return delay
 
-    def _decide(self, error: Exception, now: float, walk: Sequence[Exception]) -> float | None:
+    def _decide(
+        self, error: Exception, now: float, attempt_errors: Sequence[Exception]
+    ) -> float | None:
         """Return the pause before the next attempt, None if there is none."""
-        if is_final(error, walk):
+        if is_final(error, attempt_errors):
             return None
         state = self._tenacity_state(error, now)
-        errors = walk if any(e is error for e in walk) else (*walk, error)
+        errors = (
+            attempt_errors if any(e is error for e in attempt_errors) else (*attempt_errors, error)
+        )
         if not any(
             self.policy.wants(e, functools.partial(self._tenacity_state, e, now)) for e in errors
         ):
@@ -305,8 +320,8 @@ class Retry:
         more = "" if self.budget is None else f"; at most {self.budget.describe()}"
         if self.within:
             names = ", ".join(f"{name}()" for name in self.within)
-            told = "so calls multiply" if self._nested else "and that is not retried again"
-            more += f"; {names} within it retries too, {told}"
+            then = "so calls multiply" if self._nested else "and that is not retried again"
+            more += f"; {names} within it retries too, {then}"
         return f"{often} on {_named(policy.retry_on)}, {pauses}{more}"
 
     def before_next(self, call: Call, error: Exception) -> float:
@@ -333,10 +348,12 @@ class Retry:
             if call.hint:
                 state.hints.append(call.hint)
             try:
-                delay = state.next_delay(error, now=now, walk=call.walk or ())
+                delay = state.next_delay(error, now=now, attempt_errors=call.attempt_errors or ())
             except Exception:
                 if state.pause_refused is not None:
                     self._overdue(call, state.pause_refused)
+                elif isinstance(self.policy.retry_on, str) and not self.policy.retries_on(error):
+                    call.remark = self._not_wanted(error)
                 raise
             if self._refused_after(call, delay):
                 raise error
@@ -346,7 +363,7 @@ class Retry:
         finally:
             del error
         call.attempts = state.attempt
-        call.walk = None
+        call.attempt_errors = None
         self._stats.add(retries=1)
         if self._emitter.active:
             if inner is not None:
@@ -360,9 +377,21 @@ class Retry:
             )
         return delay
 
+    def _not_wanted(self, error: Exception) -> str | None:
+        """Say why opero's own rules make no other attempt after an error, and how to ask for one."""
+        from opero.core.classify import classify
+
+        verdict = classify(error)
+        if verdict.kind == "unknown":
+            return f'{type(error).__name__} is not known to pass, and retry_on="transient"'
+        answer = (
+            "says that the budget is spent" if verdict.kind == "exhausted" else "is a final answer"
+        )
+        return f"{verdict.reason} {answer}; retry_on=Exception retries that too"
+
     def _inner(self, call: Call, error: Exception) -> str | None:
         """Return the name of an opero function that has retried in vain in each call of this attempt."""
-        found = [inner_of(e, self._owner) for e in call.walk or (error,)]
+        found = [inner_of(e, self._owner) for e in call.attempt_errors or (error,)]
         for each in found:
             if each is not None and len(self.within) < _MOST_NAMES:
                 self.within[each.name] = None
@@ -393,7 +422,7 @@ class Retry:
     def _asked_too_much(self, call: Call, error: Exception) -> bool:
         """Take note of the pause that the service asks for; tell whether it is longer than anybody would wait."""
         call.hint = 0.0
-        if call.several:
+        if call.has_alternatives:
             return False  # the other values need not wait for this one
         # Loaded at the first failure.
         from opero.core.retry_after import requested_wait
@@ -433,9 +462,9 @@ class Retry:
                     # caller is handling.
                     delay = self.before_next(call, error)
                 if delay > 0:
-                    if delay > call.patience:
+                    if delay > call.park_after:
                         self.slept(call, delay)
-                        raise Pause(delay)
+                        raise RetryParked(delay)
                     ambient.clock().sleep(delay)
                     self.slept(call, delay)
 
@@ -456,9 +485,9 @@ class Retry:
                     # caller is handling.
                     delay = self.before_next(call, error)
                 if delay > 0:
-                    if delay > call.patience:
+                    if delay > call.park_after:
                         self.slept(call, delay)
-                        raise Pause(delay)
+                        raise RetryParked(delay)
                     await ambient.clock().asleep(delay)
                     self.slept(call, delay)
 
@@ -466,6 +495,8 @@ class Retry:
 
 
 def _named(wanted: Any) -> str:
+    if isinstance(wanted, str):
+        return "any error but final answers" if wanted == "default" else "transient errors"
     if isinstance(wanted, type):
         return wanted.__name__
     if isinstance(wanted, tuple):
@@ -481,7 +512,7 @@ def get_retry_decorator(
     backoff_factor: float = 1.5,
     min_delay: Duration = 0.1,
     max_delay: Duration = 30,
-    retry_on: FailureFilter = Exception,
+    retry_on: RetryFilter = "default",
     **options: Any,
 ) -> Decorate:
     """Return a decorator that only retries.
@@ -491,7 +522,7 @@ def get_retry_decorator(
         backoff_factor: Growth of the pause from one retry to the next.
         min_delay: Shortest pause before a retry.
         max_delay: Longest pause before a retry.
-        retry_on: Type, tuple of types, or predicate.
+        retry_on: Type, tuple of types, or predicate; "default": every Exception but final answers; "transient".
         options: jitter, retry_if_result, wait, stop, retry_after_max, retry_budget, retry_nested.
 
     Example:

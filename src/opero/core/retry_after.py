@@ -13,30 +13,29 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from opero.core.classify import header_text, read_headers, read_status, safe_get
 from opero.errors import OperoUsageError
 from opero.utils.units import parse_seconds
 
 __all__ = ["Hint", "requested_wait"]
 
 _THROTTLED: Final = frozenset({429, 503})
-_STATUS_NAMES: Final = ("status_code", "status", "http_status", "code")
 _DETAIL_NAMES: Final = ("details", "body")
 """Where Google's error details are: on its own errors, and on those of SDKs that show the body."""
 
 _CAUSES: Final = 8
 """Errors that are looked at along a chain of causes: chains may be long, even circular."""
 
-_LONGEST: Final = 128
-"""Characters of a header's value; no date is longer, and patterns may be slow on very long text."""
+_MEMBERS: Final = 64
 
 _EPOCH_FROM: Final = 1_000_000_000
 """From this number on, a delay is a moment (seconds since 1970): no one asks to wait 31 years."""
 
 _MILLISECONDS_FROM: Final = 1_000_000_000_000
 
-_TELLING: Final = re.compile(r"retry-after(-ms)?|date|.*rate-?limit.*")
+_RELEVANT: Final = re.compile(r"retry-after(-ms)?|date|.*rate-?limit.*")
 _BUCKETS: Final = (
     # What remains of a bucket, and when it is full again.
     (re.compile(r"(x-rate-?limit|ratelimit)-remaining(-[\w-]+)?"), "{0}-reset{1}"),
@@ -79,26 +78,39 @@ def requested_wait(subject: object, *, now: float | None = None) -> Hint | None:
         >>> requested_wait(TooMany())
         Hint(seconds=2.0, source='retry-after')
     """
+    return _along_causes(subject, now, 0)
+
+
+def _along_causes(subject: object, now: float | None, depth: int) -> Hint | None:
     node = subject
-    for _ in range(_CAUSES):
+    for _ in range(_CAUSES - depth):
         try:
-            hint = _said_by(node, now)
+            hint = _read_one(node, now)
         except Exception:  # noqa: BLE001 - foreign objects; the failure at hand must not be replaced
             hint = None
+        if hint is None and issubclass(type(node), BaseExceptionGroup):
+            members = safe_get(node, "exceptions") or ()
+            asked = [_along_causes(e, now, depth + 1) for e in members[:_MEMBERS]]
+            hint = max((each for each in asked if each is not None), default=None)
         # Asked of the type: an object may lie about its class, or raise.
         if hint is not None or not issubclass(type(node), BaseException):
             return hint
-        node = _get(node, "__cause__")
+        node = safe_get(node, "__cause__")
+        if node is None:
+            return None
     return None
 
 
-def _said_by(subject: object, now: float | None) -> Hint | None:
+def _read_one(subject: object, now: float | None) -> Hint | None:
     """Read one exception or response."""
-    response = _get(subject, "response")
+    kind = type(subject)
+    if issubclass(kind, BaseException) and kind.__module__ == "builtins" and not vars(subject):
+        return None
+    response = safe_get(subject, "response")
     places = (subject,) if response is None else (subject, response)
     headers: dict[str, str] = {}
     for place in places:
-        for name, value in _headers(place).items():
+        for name, value in read_headers(place, _RELEVANT.fullmatch).items():
             headers.setdefault(name, value)
     moment = time.time() if now is None else now
     if "date" in headers:
@@ -106,71 +118,9 @@ def _said_by(subject: object, now: float | None) -> Hint | None:
         moment = moment if sent is None else sent
     hint = _retry_after(headers, moment) if headers else None
     hint = hint or _retry_info(places) or _attribute(places, moment)
-    if hint is None and headers and _status(places) in _THROTTLED:
+    if hint is None and headers and read_status(places) in _THROTTLED:
         hint = _exhausted(headers, moment)
     return hint
-
-
-# --- places -------------------------------------------------------------------------------------
-
-
-def _get(thing: object, name: str) -> Any:
-    try:
-        return getattr(thing, name, None)
-    except Exception:  # noqa: BLE001 - httpx raises RuntimeError for a missing request, others their own
-        return None
-
-
-def _headers(place: object) -> dict[str, str]:
-    """Return the headers that may matter, by name in lower case; of a repeated one all values."""
-    found = _get(place, "headers")
-    if found is None and isinstance(place, Mapping):
-        # botocore: `error.response` is a plain dict
-        found = _metadata(place, "HTTPHeaders") or place.get("headers")
-    result: dict[str, str] = {}
-    if found is None:
-        return result
-    try:
-        pairs = found if isinstance(found, list | tuple) else found.items()
-        for name, value in pairs:
-            name = _text(name).lower()
-            if _TELLING.fullmatch(name):
-                value = _text(value)
-                # As any recipient may do: RFC 9110 §5.2
-                result[name] = f"{result[name]}, {value}" if name in result else value
-    except Exception:  # noqa: BLE001 - what was read before counts
-        return result
-    return result
-
-
-def _metadata(response: Mapping[Any, Any], name: str) -> Any:
-    metadata = response.get("ResponseMetadata")
-    return metadata.get(name) if isinstance(metadata, Mapping) else None
-
-
-def _text(value: object) -> str:
-    """Return a header's name or value as text; anything strange is empty."""
-    if isinstance(value, list | tuple):
-        return ", ".join(_text(each) for each in value[:2])
-    if isinstance(value, bytes):
-        value = value.decode("latin-1")
-    elif isinstance(value, int | float):
-        value = repr(_finite(value))
-    return str(value).strip() if isinstance(value, str) and len(value) <= _LONGEST else ""
-
-
-def _status(places: tuple[object, ...]) -> int | None:
-    for place in places:
-        # One after the other: aiohttp warns whoever reads `code`, but has `status`.
-        for name in _STATUS_NAMES:
-            status = _get(place, name)
-            if isinstance(status, int) and not isinstance(status, bool):
-                return int(status)
-        if isinstance(place, Mapping):
-            status = _metadata(place, "HTTPStatusCode")
-            if isinstance(status, int):
-                return int(status)
-    return None
 
 
 # --- ways to say it -----------------------------------------------------------------------------
@@ -187,7 +137,7 @@ def _retry_after(headers: Mapping[str, str], now: float) -> Hint | None:
 def _retry_info(places: tuple[object, ...]) -> Hint | None:
     for place in places:
         for name in _DETAIL_NAMES:
-            for detail in _details(_get(place, name)):
+            for detail in _details(safe_get(place, name)):
                 seconds = _retry_delay(detail)
                 if seconds is not None:
                     return Hint(seconds, "RetryInfo")
@@ -217,12 +167,12 @@ def _retry_delay(detail: object) -> float | None:
             return None
         delay = detail.get("retryDelay")
     else:
-        delay = _get(detail, "retry_delay")
+        delay = safe_get(detail, "retry_delay")
     if isinstance(delay, str):
-        return _span(_text(delay))
+        return _span(header_text(delay))
     if isinstance(delay, timedelta):
         return _finite(delay.total_seconds())
-    seconds, nanos = _get(delay, "seconds"), _get(delay, "nanos")
+    seconds, nanos = safe_get(delay, "seconds"), safe_get(delay, "nanos")
     if isinstance(seconds, int) and isinstance(nanos, int):
         return _finite(seconds + nanos / 1e9)
     return None
@@ -230,12 +180,12 @@ def _retry_delay(detail: object) -> float | None:
 
 def _attribute(places: tuple[object, ...], now: float) -> Hint | None:
     for place in places:
-        value = _get(place, "retry_after")
+        value = safe_get(place, "retry_after")
         seconds = None
         if isinstance(value, timedelta):
             seconds = _finite(value.total_seconds())
         elif isinstance(value, int | float | str) and not isinstance(value, bool):
-            seconds = _delay(_text(value), now)
+            seconds = _delay(header_text(value), now)
         if seconds is not None:
             return Hint(seconds, "retry_after")
     return None

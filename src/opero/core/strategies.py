@@ -22,7 +22,7 @@ __all__ = [
 
 def is_retry_strategy(wanted: object) -> bool:
     """Tell whether `retry_on` is one of tenacity's retry strategies, which ask for a state instead of an error."""
-    if isinstance(wanted, type | tuple):
+    if isinstance(wanted, type | tuple | str):
         return False
     from tenacity.retry import retry_base
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from opero import events
-from opero.core.deadline import innermost, overdue, run_until
+from opero.core.deadline import innermost_scope, overdue, run_until
 from opero.errors import CallTimeoutError
 from opero.utils import ambient
 from opero.utils.threads import ThreadCall, run_in_thread
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from asyncio import Task
 
     from opero.core.call import Call, Proceed
-    from opero.core.deadline import Scope
+    from opero.core.deadline import DeadlineScope
     from opero.errors import DeadlineError
     from opero.events.bus import Emitter
 
@@ -61,7 +61,7 @@ class Timeout:
             return left, True
         return self.seconds, False
 
-    def expired(self, bounded: Call | Scope | None) -> CallTimeoutError | DeadlineError:
+    def expired(self, bounded: Call | DeadlineScope | None) -> CallTimeoutError | DeadlineError:
         """Make the error of a call whose time is over, and tell listeners.
 
         Args:
@@ -83,17 +83,18 @@ class Timeout:
 
         def run(call: Call) -> Any:
             work: Callable[..., Any] = fn
-            seconds, by_deadline = self.left(call)
+            seconds, by_deadline = self.seconds, False
             if call.deadline is not None:
+                seconds, by_deadline = self.left(call)
                 # The thread may outlive the caller's block, and so would what it calls in turn.
                 work = functools.partial(run_until, call.deadline, fn)
             job = ThreadCall(functools.partial(work, *call.args, **call.kwargs))
             run_in_thread(job)
-            # Who holds something for the call, such as a permit, keeps it until the thread is done.
-            call.behind = job
+            # A stage that holds a permit for the call keeps it until the thread is done.
+            call.orphan_thread = job
             if not job.wait(seconds):
                 raise self.expired(call if by_deadline else None)
-            call.behind = None
+            call.orphan_thread = None
             return job.outcome()
 
         return run
@@ -107,7 +108,7 @@ class Timeout:
             else self._limit(awaitable, seconds, call if by_deadline else None)
         )
 
-    def express(
+    def fast_path(
         self, fn: Callable[..., Awaitable[Any]], budget: float | None
     ) -> Callable[..., Any]:
         """Return the real call of `fn` with the limit around it, for an express lane.
@@ -118,12 +119,12 @@ class Timeout:
         """
         limit = self._limit
         if budget is not None and (self.seconds is None or budget < self.seconds):
-            return lambda *args, **kwargs: limit(fn(*args, **kwargs), budget, innermost())
+            return lambda *args, **kwargs: limit(fn(*args, **kwargs), budget, innermost_scope())
         seconds = self.seconds or 0.0
         return lambda *args, **kwargs: limit(fn(*args, **kwargs), seconds, None)
 
     async def _limit(
-        self, awaitable: Awaitable[Any], seconds: float, bounded: Call | Scope | None
+        self, awaitable: Awaitable[Any], seconds: float, bounded: Call | DeadlineScope | None
     ) -> Any:
         # `asyncio.timeout` does the same, at twice the price. As there, `uncancel` tells whether
         # somebody else has asked for the cancellation too.
@@ -132,39 +133,39 @@ class Timeout:
         task = asyncio.current_task()
         if task is None:
             return await awaitable
-        alarm = _Alarm(task)
+        timer_ = _Timer(task)
         asked = task.cancelling()
-        timer = asyncio.get_running_loop().call_later(seconds, alarm.ring)
+        timer = asyncio.get_running_loop().call_later(seconds, timer_.fire)
         cut = False
         try:
             return await awaitable
         except asyncio.CancelledError:
-            cut = alarm.rung and alarm.quiet() <= asked
+            cut = timer_.fired and timer_.uncancel() <= asked
             if not cut:
                 raise
         finally:
             timer.cancel()
-            if alarm.rung:
-                alarm.quiet()
+            if timer_.fired:
+                timer_.uncancel()
         raise self.expired(bounded)
 
 
-class _Alarm:
+class _Timer:
     """Cancels a task once."""
 
-    __slots__ = ("_asked", "_task", "rung")
+    __slots__ = ("_asked", "_task", "fired")
 
     def __init__(self, task: Task[Any]) -> None:
         self._task = task
         self._asked: int | None = None
-        self.rung = False
+        self.fired = False
 
-    def ring(self) -> None:
+    def fire(self) -> None:
         """Cancel the task."""
-        self.rung = True
+        self.fired = True
         self._task.cancel()
 
-    def quiet(self) -> int:
+    def uncancel(self) -> int:
         """Take the cancellation back, once; return how many others have asked for one."""
         if self._asked is None:
             self._asked = self._task.uncancel()

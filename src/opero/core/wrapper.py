@@ -1,5 +1,11 @@
 # this_file: src/opero/core/wrapper.py
-"""Generate the function that replaces the user's."""
+"""Generate the function that replaces the user's: same parameters, a fast path in front of the stages.
+
+A wrapper that names its parameters needs no `*args, **kwargs`, so that a cache hit costs a third of
+what a closure needs; `dataclasses` and attrs generate functions for the same reason. The source of
+one shape of parameters is compiled once, shared by all functions of that shape, and readable in
+tracebacks. Names in it begin with `_opero_`, because a parameter may have the name of a builtin.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +16,10 @@ import linecache
 import time
 from collections.abc import Callable
 from types import CodeType, FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from opero.caching.keying import short_part
 from opero.caching.keys import FAST_TYPES
+from opero.caching.keys.function_keys import short_part
 from opero.core.call import Call
 from opero.core.deadline import leave
 from opero.core.function import stars, unwrap_partial
@@ -22,213 +28,113 @@ from opero.utils.ambient import switch
 if TYPE_CHECKING:
     from opero.core.pipeline import Pipeline
 
-__all__ = [
-    "express_body",
-    "express_names",
-    "has_express_lane",
-    "is_unguarded",
-    "make_call",
-    "make_wrapper",
-]
+__all__ = ["has_fast_path", "is_unguarded", "make_call", "make_wrapper"]
 
-_STAGES = "return {wait}_opero_run(_opero_Call({args}, {kwargs}))"
+# --- templates: the function, and what stands in place of {inner} ---------------------------------
+
+_FUNCTION: Final = """\
+{define} _wrapper({parameters}):
+    if _opero_switch.on or _opero_fast_path.closed:
+        return {wait}_opero_run(_opero_Call({args}, {kwargs}))
+    {inner}
+"""
+
+_STAGES: Final = "return {wait}_opero_run(_opero_Call({args}, {kwargs}))\n"
+
+# The types of all arguments are compared before their values: 1, True and 1.0 are different calls.
+_HIT: Final = """\
+if {all_fast}:
+    _opero_key = ({key},)
+    _opero_entry = _opero_get(_opero_key)
+    if _opero_entry is not None and _opero_entry.expires > _opero_now():
+        _opero_count_hit()
+        _opero_entry.visited = True
+        if _opero_entry.thaw is None:
+            return _opero_entry.value
+        return _opero_entry.thaw(_opero_entry.value)
+    _opero_call = _opero_Call({args}, {kwargs})
+    _opero_call.key = _opero_key
+    return {wait}_opero_run(_opero_call)
+return {wait}_opero_run(_opero_Call({args}, {kwargs}))
+"""
 
 # No name keeps the error: a frame that does, and that the error has passed through, is a reference
-# cycle.
-_FAILED = """\
-except _opero_Exception as _opero_error:
-    _opero_call = _opero_Call({args}, {kwargs})
-    _opero_call.calls = 1
-    _opero_call.begun = _opero_error
-"""
-
-_MADE = """\
-_opero_count()
-try:
-    return {wait}_opero_fn({forward})
-"""
-
-# A failure is told to the circuit by its stage; what is interrupted does not count in a closed one.
-_MADE_THROUGH_CIRCUIT = """\
+# cycle. A call that its deadline has cut short has not failed, and what it used of its time is used.
+_FIRST_CALL: Final = """\
 _opero_count()
 try:
     _opero_result = {wait}_opero_fn({forward})
-"""
-
-_TOLD_TO_CIRCUIT = """\
+except _opero_Exception as _opero_error:
+    _opero_call = _opero_Call({args}, {kwargs})
+    _opero_call.calls = 1
+    _opero_call.prior_outcome = _opero_error
+    {late}
 else:
-    if not _opero_permit.silent:
-        _opero_permit.success(_opero_result)
+    {succeeded}
     return _opero_result
 """
 
-_CIRCUIT = f"""\
-_opero_permit = _opero_breaker.standing
-if _opero_permit is None:
-    {_STAGES}
+_LATE: Final = """\
+_opero_call.started = _opero_scope.end - _opero_budget
+_opero_call.overdue = _opero_scope.overdue
 """
 
-# Whoever has to wait, or comes when others do, waits in the stage, and without the permit till then.
-_SLOT = """\
+# The circuit's stage counts failures; a call that is interrupted does not count in a closed circuit.
+_SUCCEEDED: Final = """\
+if not _opero_permit.silent:
+    _opero_permit.success(_opero_result)
+"""
+
+# Innermost first. A call that has to wait, or that comes while others do, waits in the stages, without
+# the permit until then. The stage looks for `_opero_held` in the frames of the calls around it.
+_GUARDS: Final = {
+    "rate_limit": """\
 if _opero_limiter.{line} or _opero_limiter.take_slot():
     _opero_call = _opero_Call({args}, {kwargs})
 else:
-"""
-
-# The stage looks for `_opero_held` in the frames of calls around one that would wait for ever.
-_PERMIT = f"""\
+    {inner}
+""",
+    "concurrency": """\
 if not _opero_limit.try_acquire():
-    {_STAGES}
+    return {wait}_opero_run(_opero_Call({args}, {kwargs}))
 _opero_held = True
 try:
-"""
-
-_PERMIT_BACK = """\
+    {inner}
 finally:
     _opero_held = False
     _opero_limit.release()
-"""
-
-_DEADLINE = """\
+""",
+    "circuit": """\
+_opero_permit = _opero_breaker.standing
+if _opero_permit is None:
+    return {wait}_opero_run(_opero_Call({args}, {kwargs}))
+{inner}
+""",
+    "deadline": """\
 _opero_scope = _opero_begin()
 try:
-"""
-
-# What the call has used of its budget is used; a call that its deadline has cut short has not failed.
-_DEADLINE_KEPT = """\
-    _opero_call.started = _opero_scope.end - _opero_budget
-    _opero_call.overdue = _opero_scope.overdue
-"""
-
-_DEADLINE_LEFT = """\
+    {inner}
 finally:
     _opero_leave(_opero_scope)
-"""
+""",
+}
 
-_GO_ON = "return {wait}_opero_run(_opero_call)\n"
-
-
-def has_express_lane(pipeline: Pipeline) -> bool:
-    """Tell whether a wrapper may make the first call before any stage is asked.
-
-    It may if only retry and guards stand around the function. A synchronous call with a timeout is
-    made in a thread, and the stages know what to do with it.
-    """
-    options, limit = pipeline.options, pipeline.rate_limit
-    return (
-        pipeline.cache is None
-        and pipeline.fallback is None
-        and options.retry_budget is None
-        and options.retry_if_result is None
-        and not pipeline.report.needs_start
-        and (limit is None or limit.limiter.direct)
-        and pipeline.info.kind in ("sync", "async")
-        and (pipeline.timeout is None or pipeline.awaits)
-    )
-
-
-def is_unguarded(pipeline: Pipeline) -> bool:
-    """Tell whether the express lane is nothing but the first call itself."""
-    guards = (
-        pipeline.deadline,
-        pipeline.concurrency,
-        pipeline.rate_limit,
-        pipeline.circuit,
-        pipeline.timeout,
-    )
-    return has_express_lane(pipeline) and all(guard is None for guard in guards)
-
-
-def express_body(pipeline: Pipeline) -> str:
-    """Write what follows the test that the lane is open, as the body of a function."""
-    through_circuit = pipeline.circuit is not None
-    body = (_MADE_THROUGH_CIRCUIT if through_circuit else _MADE) + _FAILED
-    if pipeline.deadline is not None:
-        body += _DEADLINE_KEPT
-    if through_circuit:
-        body += _TOLD_TO_CIRCUIT
-    if pipeline.rate_limit is not None:
-        body = _SLOT + _indented(body)
-    if pipeline.concurrency is not None:
-        body = _PERMIT + _indented(body) + _PERMIT_BACK
-    if through_circuit:
-        body = _CIRCUIT + body
-    if pipeline.deadline is not None:
-        body = _DEADLINE + _indented(body) + _DEADLINE_LEFT
-    return _indented(body + _GO_ON)
-
-
-def express_names(pipeline: Pipeline) -> dict[str, Any]:
-    """Return what the text above refers to."""
-    names: dict[str, Any] = {"_opero_fn": _limited(pipeline)}
-    if pipeline.rate_limit is not None:
-        names["_opero_limiter"] = pipeline.rate_limit.limiter
-    if pipeline.concurrency is not None:
-        names["_opero_limit"] = pipeline.concurrency.limit
-    if pipeline.circuit is not None:
-        names["_opero_breaker"] = pipeline.circuit.breaker
-    if pipeline.deadline is not None:
-        names["_opero_begin"], names["_opero_leave"] = pipeline.deadline.begin, leave
-        names["_opero_budget"] = pipeline.deadline.seconds
-    return names
-
-
-def _limited(pipeline: Pipeline) -> Callable[..., Any]:
-    """Return the function, with its limits of time around it where it can be cancelled."""
-    timeout, deadline, fn = pipeline.timeout, pipeline.deadline, pipeline.info.fn
-    if not pipeline.awaits or (timeout is None and deadline is None):
-        return fn
-    from opero.core.timeout import Timeout
-
-    timeout = timeout or Timeout(None, pipeline.emitter)
-    return timeout.express(fn, None if deadline is None else deadline.seconds)
-
-
-def _indented(text: str) -> str:
-    return "".join(f"    {line}" for line in text.splitlines(keepends=True))
-
-
-_LANE = """\
-{define} _wrapper({parameters}):
-    if _opero_switch.on or _opero_lane.closed:
-        return {wait}_opero_run(_opero_Call({args}, {kwargs}))
-"""
-
-# The types of all arguments are looked at before they are compared: 1, True and 1.0 are different
-# calls.
-_HIT = """\
-    if {all_fast}:
-        _opero_key = ({key},)
-        _opero_entry = _opero_get(_opero_key)
-        if _opero_entry is not None and _opero_entry.expires > _opero_now():
-            _opero_count_hit()
-            _opero_entry.visited = True
-            if _opero_entry.thaw is None:
-                return _opero_entry.value
-            return _opero_entry.thaw(_opero_entry.value)
-        _opero_call = _opero_Call({args}, {kwargs})
-        _opero_call.key = _opero_key
-        return {wait}_opero_run(_opero_call)
-    return {wait}_opero_run(_opero_Call({args}, {kwargs}))
-"""
-
-_STAGES_ONLY = """\
-    return {wait}_opero_run(_opero_Call({args}, {kwargs}))
-"""
+_CONTINUE: Final = "return {wait}_opero_run(_opero_call)\n"
 
 # It has the function's own parameters, so that a missing argument is a TypeError at once and no
 # failure to be retried.
-_RECEIPT = """\
+_RECEIPT: Final = """\
 def _wrapper({parameters}):
     return _opero_receipt(_opero_Call({args}, {kwargs}))
 """
 
-_GENERATOR = """\
+_GENERATOR: Final = """\
 def _wrapper({parameters}):
     return (yield from _opero_run(_opero_Call({args}, {kwargs})).stream())
 """
 
-_ASYNC_GENERATOR = """\
+# An asynchronous generator cannot delegate to another: this is the loop of `AsyncStarted.stream`.
+_ASYNC_GENERATOR: Final = """\
 async def _wrapper({parameters}):
     _opero_started = await _opero_run(_opero_Call({args}, {kwargs}))
     while not _opero_started.ended:
@@ -244,6 +150,36 @@ async def _wrapper({parameters}):
 """
 
 
+# --- decisions ------------------------------------------------------------------------------------
+
+
+def has_fast_path(pipeline: Pipeline) -> bool:
+    """Whether a wrapper may make the first call before any stage runs: only retry and guards are on.
+
+    A synchronous call with a timeout is made in a thread by its stage.
+    """
+    options, limit = pipeline.options, pipeline.rate_limit
+    return (
+        pipeline.cache is None
+        and pipeline.fallback is None
+        and options.retry_budget is None
+        and options.retry_if_result is None
+        and not pipeline.report.needs_start
+        and (limit is None or limit.limiter.direct)
+        and pipeline.info.kind in ("sync", "async")
+        and (pipeline.timeout is None or pipeline.awaits)
+    )
+
+
+def is_unguarded(pipeline: Pipeline) -> bool:
+    """Whether the fast path is nothing but the first call itself."""
+    guards = (*_GUARDS, "timeout")
+    return has_fast_path(pipeline) and all(getattr(pipeline, name) is None for name in guards)
+
+
+# --- functions ------------------------------------------------------------------------------------
+
+
 def make_wrapper(pipeline: Pipeline) -> Callable[..., Any]:
     """Return the function that users call.
 
@@ -252,39 +188,10 @@ def make_wrapper(pipeline: Pipeline) -> Callable[..., Any]:
     """
     info = pipeline.info
     parameters = list(info.calling.parameters.values())
-    namespace: dict[str, Any] = {
-        "_opero_switch": switch,
-        "_opero_lane": pipeline.lane,
-        "_opero_run": pipeline.run,
-        "_opero_Call": Call,
-        "_opero_count": pipeline.stats.call_tally.count,
-        # A parameter may have the name of a builtin.
-        "_opero_Exception": Exception,
-        "_opero_BaseException": BaseException,
-        "_opero_GeneratorExit": GeneratorExit,
-    }
-    if pipeline.cache is not None:
-        namespace |= {
-            "_opero_get": pipeline.cache.express_get,
-            "_opero_now": time.monotonic,
-            "_opero_count_hit": pipeline.stats.hit_tally.count,
-            "_opero_type": type,
-            "_opero_id": id,
-            "_opero_token": pipeline.cache.token_get,
-        }
-        namespace |= {f"_opero_{kind.__name__}": kind for kind in FAST_TYPES}
-        for n, part in _default_parts(parameters).items():
-            namespace[f"_opero_part_{n}"] = part
-            namespace[f"_opero_copy_{n}"] = list(part[1])
-    if has_express_lane(pipeline):
-        namespace |= express_names(pipeline)
-    wrapper = _made(_source(pipeline, parameters), parameters, namespace)
+    wrapper = _made(_source(pipeline, parameters), parameters, _names(pipeline, parameters))
     wrapper.__code__ = wrapper.__code__.replace(co_name=info.name, co_qualname=info.qualname)
-    wrapper.__name__, wrapper.__qualname__, wrapper.__module__ = (
-        info.name,
-        info.qualname,
-        info.module,
-    )
+    wrapper.__name__, wrapper.__qualname__ = info.name, info.qualname
+    wrapper.__module__ = info.module
     if inspect.isroutine(info.fn):
         return functools.update_wrapper(wrapper, info.fn)
     # What a class, an object or a partial carries is its own and not the function's.
@@ -296,92 +203,129 @@ def make_call(pipeline: Pipeline) -> Callable[..., Any]:
     """Return the function's `.call(...)`, which takes its arguments and gives a receipt."""
     info = pipeline.info
     parameters = list(info.calling.parameters.values())
-    source = _RECEIPT.format(
-        parameters=_declaration(parameters), args=_packed(parameters), kwargs=_keywords(parameters)
-    )
-    call = _made(source, parameters, {"_opero_receipt": pipeline.receipt, "_opero_Call": Call})
+    names = {"_opero_receipt": pipeline.receipt, "_opero_Call": Call}
+    call = _made(_RECEIPT.format(**_written(parameters)), parameters, names)
     call.__name__, call.__qualname__, call.__module__ = "call", f"{info.qualname}.call", info.module
     call.__doc__ = f"Call `{info.name}` and return a `Receipt`: the value and how it came about."
     return call
 
 
-def _made(
-    source: str, parameters: list[inspect.Parameter], namespace: dict[str, Any]
-) -> FunctionType:
+def _made(source: str, parameters: list[inspect.Parameter], names: dict[str, Any]) -> FunctionType:
     """Make a function of its source, its parameters' defaults and the names that it uses."""
-    defaults = {
-        f"_opero_default_{n}": p.default
-        for n, p in enumerate(parameters)
-        if p.default is not p.empty
-    }
+    defaults = {f"_opero_default_{n}": p.default for n, p in enumerate(parameters)}
     scope: dict[str, Any] = {}
-    exec(_compiled(source), namespace | defaults, scope)  # noqa: S102 - our template, names only
+    exec(_compiled(source), names | defaults, scope)  # noqa: S102 - our template, names only
     made: FunctionType = scope["_wrapper"]
     return made
 
 
-def _source(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> str:
-    info = pipeline.info
-    asynchronous = info.kind in ("async", "async_generator")
-    blanks = {
-        "define": "async def" if asynchronous else "def",
-        "wait": "await " if asynchronous else "",
-        "line": "queues" if asynchronous else "tickets",
-        "parameters": _declaration(parameters),
-        "args": _packed(parameters),
-        "kwargs": _keywords(parameters),
-        "forward": _forwarded(parameters),
+def _names(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> dict[str, Any]:
+    """Return the objects that the source refers to."""
+    cache, limit, deadline = pipeline.cache, pipeline.rate_limit, pipeline.deadline
+    names: dict[str, Any] = {
+        "_opero_switch": switch,
+        "_opero_fast_path": pipeline.fast_path,
+        "_opero_run": pipeline.run,
+        "_opero_Call": Call,
+        "_opero_count": pipeline.stats.call_counter.count,
+        "_opero_Exception": Exception,
+        "_opero_BaseException": BaseException,
+        "_opero_GeneratorExit": GeneratorExit,
+        "_opero_fn": pipeline.limited_function(),
+        "_opero_limiter": limit and limit.limiter,
+        "_opero_limit": pipeline.concurrency and pipeline.concurrency.limit,
+        "_opero_breaker": pipeline.circuit and pipeline.circuit.breaker,
+        "_opero_begin": deadline and deadline.begin,
+        "_opero_budget": deadline and deadline.seconds,
+        "_opero_leave": leave,
     }
-    if info.kind == "generator":
+    if cache is not None:
+        names |= {
+            "_opero_get": cache.fast_get,
+            "_opero_now": time.monotonic,
+            "_opero_count_hit": pipeline.stats.hit_counter.count,
+            "_opero_type": type,
+            "_opero_id": id,
+            "_opero_token": cache.token_get,
+        }
+        names |= {f"_opero_{kind.__name__}": kind for kind in FAST_TYPES}
+        for n, part in _default_parts(parameters).items():
+            names |= {f"_opero_part_{n}": part, f"_opero_copy_{n}": list(part[1])}
+    return names
+
+
+# --- source text ----------------------------------------------------------------------------------
+
+
+def _source(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> str:
+    kind, cache = pipeline.info.kind, pipeline.cache
+    blanks = _written(parameters)
+    awaited = kind == "async"
+    blanks |= (
+        {"define": "async def", "wait": "await "} if awaited else {"define": "def", "wait": ""}
+    )
+    blanks["line"] = "queues" if awaited else "tickets"
+    if kind == "generator":
         return _GENERATOR.format(**blanks)
-    if info.kind == "async_generator":
+    if kind == "async_generator":
         return _ASYNC_GENERATOR.format(**blanks)
-    body = express_body(pipeline) if has_express_lane(pipeline) else _STAGES_ONLY
-    keyed = pipeline.cache.express_parameters if pipeline.cache is not None else None
-    if keyed:
+    body = _guarded_call(pipeline) if has_fast_path(pipeline) else _STAGES
+    if cache is not None and cache.fast_parameters:
         body = _HIT
-        of_instance = pipeline.cache is not None and pipeline.cache.of_instance
-        blanks |= _key(keyed, parameters, of_instance=of_instance)
-    return (_LANE + body).format(**blanks)
+        blanks |= _key(cache.fast_parameters, parameters, of_instance=cache.of_instance)
+    return _put(_FUNCTION, inner=body).format(**blanks)
 
 
-def _declaration(parameters: list[inspect.Parameter]) -> str:
-    """Write the parameters of a `def`, without annotations, with defaults by reference."""
-    parts: list[str] = []
+def _guarded_call(pipeline: Pipeline) -> str:
+    """Write the first call, within the guards that are on."""
+    body = _put(
+        _FIRST_CALL,
+        late="" if pipeline.deadline is None else _LATE,
+        succeeded="" if pipeline.circuit is None else _SUCCEEDED,
+    )
+    for name, guard in _GUARDS.items():
+        if getattr(pipeline, name) is not None:
+            body = _put(guard, inner=body)
+    return body + _CONTINUE
+
+
+def _put(template: str, **blocks: str) -> str:
+    """Replace lines that are nothing but the name of a block by the block, indented as they are."""
+    lines: list[str] = []
+    for line in template.splitlines(keepends=True):
+        margin, name = line[: line.find("{")], line.strip("{} \n")
+        if f"{{{name}}}" == line.strip() and name in blocks:
+            lines += [margin + inner for inner in blocks[name].splitlines(keepends=True)]
+        else:
+            lines.append(line)
+    return "".join(lines)
+
+
+def _written(parameters: list[inspect.Parameter]) -> dict[str, str]:
+    """Write parameters as in a `def`, without annotations and with defaults by reference, and as arguments."""
+    declared, names, items, pairs = list[str](), list[str](), list[str](), list[str]()
     kinds = [p.kind for p in parameters]
     for n, p in enumerate(parameters):
-        if (
-            p.kind is p.KEYWORD_ONLY
-            and p.VAR_POSITIONAL not in kinds
-            and kinds.index(p.KEYWORD_ONLY) == n
-        ):
-            parts.append("*")
-        parts.append(stars(p) + p.name + ("" if p.default is p.empty else f"=_opero_default_{n}"))
+        if p.kind is p.KEYWORD_ONLY:
+            if p.VAR_POSITIONAL not in kinds and kinds.index(p.KEYWORD_ONLY) == n:
+                declared.append("*")
+            items.append(f"{p.name!r}: {p.name}")
+            pairs.append(f"{p.name}={p.name}")
+        elif p.kind is p.VAR_KEYWORD:
+            items.append(f"**{p.name}")
+            pairs.append(f"**{p.name}")
+        else:
+            names.append(stars(p) + p.name)
+        default = "" if p.default is p.empty else f"=_opero_default_{n}"
+        declared.append(stars(p) + p.name + default)
         if p.kind is p.POSITIONAL_ONLY and kinds[n + 1 : n + 2] != [p.POSITIONAL_ONLY]:
-            parts.append("/")
-    return ", ".join(parts)
-
-
-def _packed(parameters: list[inspect.Parameter]) -> str:
-    """Write the tuple of positional arguments."""
-    names = [p.name for p in parameters if p.kind <= p.POSITIONAL_OR_KEYWORD]
-    names += [f"*{p.name}" for p in parameters if p.kind is p.VAR_POSITIONAL]
-    return f"({', '.join(names)}{',' * (len(names) == 1)})"
-
-
-def _keywords(parameters: list[inspect.Parameter]) -> str:
-    """Write the dict of keyword arguments."""
-    items = [f"{p.name!r}: {p.name}" for p in parameters if p.kind is p.KEYWORD_ONLY]
-    items += [f"**{p.name}" for p in parameters if p.kind is p.VAR_KEYWORD]
-    return "{" + ", ".join(items) + "}"
-
-
-def _forwarded(parameters: list[inspect.Parameter]) -> str:
-    """Write the arguments of the call of the original function."""
-    names = _packed(parameters)[1:-1].rstrip(",")
-    items = [f"{p.name}={p.name}" for p in parameters if p.kind is p.KEYWORD_ONLY]
-    items += [f"**{p.name}" for p in parameters if p.kind is p.VAR_KEYWORD]
-    return ", ".join([*([names] if names else []), *items])
+            declared.append("/")
+    return {
+        "parameters": ", ".join(declared),
+        "args": f"({', '.join(names)}{',' * (len(names) == 1)})",
+        "kwargs": f"{{{', '.join(items)}}}",
+        "forward": ", ".join([*names, *pairs]),
+    }
 
 
 _BY_FREQUENCY = (str, int, *sorted(FAST_TYPES - {str, int}, key=lambda kind: kind.__name__))
@@ -400,7 +344,7 @@ def _default_parts(parameters: list[inspect.Parameter]) -> dict[int, Any]:
 def _key(
     names: tuple[str, ...], parameters: list[inspect.Parameter], *, of_instance: bool
 ) -> dict[str, str]:
-    """Write the key of a hit and the test that it may be used; its shape is `core.cache.keying`'s."""
+    """Write the key of a hit and the test that it may be used; its shape is `opero.caching.keys.function_keys`'s."""
     tests, parts = [], []
     places = {p.name: n for n, p in enumerate(parameters)}
     of_defaults = _default_parts(parameters)
@@ -411,7 +355,7 @@ def _key(
         kinds[0] = f"(_opero_type_{n} := _opero_type({name})) is _opero_{_BY_FREQUENCY[0].__name__}"
         part = name
         if n in of_defaults:
-            # The default itself needs no look at its items; a list might have been changed meanwhile.
+            # Only the default itself: its items need no comparison, unless it is a list, which may be changed.
             same = f"{name} is _opero_default_{n}"
             if type(parameters[n].default) is list:
                 same += f" and {name} == _opero_copy_{n}"
@@ -427,7 +371,7 @@ def _key(
 
 @functools.lru_cache(maxsize=512)
 def _compiled(source: str) -> CodeType:
-    """Compile a template once and leave its text where tracebacks and debuggers look for it."""
+    """Compile a source once and leave its text where tracebacks and debuggers look for it."""
     name = f"<opero wrapper {next(_numbers)}>"
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
     return compile(source, name, "exec")

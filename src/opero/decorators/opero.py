@@ -13,7 +13,7 @@ from opero.core.options import Options
 from opero.errors import OperoUsageError
 
 if TYPE_CHECKING:
-    from opero.core.decorate import Dress
+    from opero.core.decorate import BuildFunction
     from opero.core.decorated import Decorator
 
 __all__ = ["decorator_of", "opero"]
@@ -22,14 +22,14 @@ O = ParamSpec("O")  # noqa: E741 - the options of a decorator
 
 
 def decorator_of(
-    kind: Callable[O, Options], name: str, *, dress: Dress | None = None
+    kind: Callable[O, Options], name: str, *, build: BuildFunction | None = None
 ) -> Decorator[O]:
     """Make a decorator that works bare and called, and takes the options that `kind` declares.
 
     Args:
         kind: A dataclass of options.
         name: Name of the decorator, for messages.
-        dress: Makes the function that users call; None for the one that makes single calls.
+        build: Makes the function that users call; None for the one that makes single calls.
     """
     options_class = cast("type[Options]", kind)
 
@@ -41,8 +41,8 @@ def decorator_of(
             )
         made = options_class.of(name, **options)
         if fn is None:
-            return lambda function: decorate(function, made, by=name, dress=dress)
-        return decorate(fn, made, by=name, dress=dress)
+            return lambda function: decorate(function, made, by=name, build=build)
+        return decorate(fn, made, by=name, build=build)
 
     decorator: Any = decorate_with  # mypy knows no `__signature__` on functions
     decorator.__name__ = decorator.__qualname__ = name

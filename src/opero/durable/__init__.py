@@ -1,12 +1,12 @@
 # this_file: src/opero/durable/__init__.py
-"""Workflows that survive a crash: what was done is written down, and not done again.
+"""Run workflows that survive a crash: completed steps are recorded, and never run again.
 
-Activities run at least once; recorded results are exact: a completed step is never run again.
+Activities run at least once; their results are recorded exactly once.
 
     activity, workflow   decorate functions
-    Orchestrator         starts workflows, runs them, tells how they are
+    Orchestrator         starts and runs workflows, and reports their state
     sleep, wait_for      pauses that survive restarts
-    now, uuid, random    time, ids and chance that replay alike
+    now, uuid, random    time, ids and random numbers that replay alike
     register_type        lets the journal keep values of your classes
 """
 

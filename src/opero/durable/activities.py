@@ -1,19 +1,19 @@
 # this_file: src/opero/durable/activities.py
-"""`@activity`: a function whose results a workflow records, with opero's options around its calls."""
+"""Decorate activities: functions whose results a workflow records, with opero's options around their calls."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from opero.core.call import Call
 from opero.core.decorate import decorate
 from opero.core.options import Options
-from opero.durable.arguments import Parameters, digest_of
-from opero.durable.scope import Scope, current
+from opero.durable.scope import Scope, current, current_scope, is_unknown_thread
 from opero.durable.step import Step, running_step, step_at
+from opero.durable.values import Parameters
 from opero.errors import OperoUsageError
 from opero.utils import ambient
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["activity"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_GLANCE: Final = 5.0
+"""Longest wait before the wall clock is read again: it may have been wrong."""
 
 
 @overload
@@ -39,13 +42,13 @@ def activity(
 
     Within a workflow each call is a step: its outcome is recorded, and when the workflow is run
     again after a crash, the record is returned instead of calling the function. It runs at least
-    once; a recorded result is never computed again. Elsewhere it is a plain call.
+    once; a recorded result is never computed again. Outside workflows it is a plain call.
 
     Args:
         first: The name under which it is recorded, or the function.
         name: The same as a keyword. Default: the function's own.
         idempotent: Whether it may be called again if it is unknown, after a crash, how far a call
-            got. With False the workflow waits ("in doubt") until `Orchestrator.resolve` tells.
+            got. With False the workflow waits ("in doubt") until `Orchestrator.resolve` decides.
         options: opero's options for its calls (`retries`, `timeout`, `rate_limit`, …), all off
             unless given. Results are recorded, so there is no cache.
 
@@ -70,12 +73,12 @@ def activity(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Activity:
-    """What a step needs to know of its activity.
+    """The properties of an activity that its steps need.
 
     Attributes:
         name: Under which it is recorded.
         idempotent: Whether a call that may have happened may happen again.
-        parameters: What its arguments are called.
+        parameters: Its signature.
     """
 
     name: str
@@ -89,20 +92,20 @@ def _make(fn: Any, name: str | None, idempotent: bool, given: dict[str, Any]) ->
         raise OperoUsageError(
             f"activity() takes no {cached[0]}: results of activities are recorded, never cached."
         )
-    heard = given.pop("on_event", None)
-    listeners = () if heard is None else (heard,) if callable(heard) else tuple(heard)
-    options = Options.of(
-        "activity",
-        cache=False,
-        on_event=(*listeners, _note_retry),
-        **{"retries": 0, **given},
-    )
+    given = {"retries": 0, **given}
+    if given["retries"] or given.get("stop") is not None:
+        # A listener costs each call something, and only retries are recorded.
+        listener = given.pop("on_event", None)
+        listeners = () if listener is None else (listener,) if callable(listener) else listener
+        given["on_event"] = (*listeners, _record_retry)
+    options = Options.of("activity", cache=False, **given)
     plain = decorate(fn, options, by="activity")
     pipeline: Pipeline = plain.__opero__
     info = pipeline.info
     if info.kind in ("generator", "async_generator"):
         raise OperoUsageError(f"activity {info.name}() is a generator: return a list instead.")
-    spec = _Activity(name or info.name, idempotent, Parameters(info.declared))
+    name = name or info.name
+    spec = _Activity(name, idempotent, Parameters(info.declared, f"activity {name}()"))
 
     if info.kind == "async":
 
@@ -110,8 +113,10 @@ def _make(fn: Any, name: str | None, idempotent: bool, given: dict[str, Any]) ->
         async def awrapper(*args: Any, **kwargs: Any) -> Any:
             scope = current()
             if scope is None or scope.run.cancelling:
+                if scope is None:
+                    _check_thread(spec.name)
                 return await pipeline.run(Call(args, kwargs))
-            return await _aperform(spec, pipeline, scope, args, kwargs)
+            return await _arun_step(spec, pipeline, scope, args, kwargs)
 
         return awrapper
 
@@ -119,16 +124,32 @@ def _make(fn: Any, name: str | None, idempotent: bool, given: dict[str, Any]) ->
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         scope = current()
         if scope is None or scope.run.cancelling:
+            if scope is None:
+                _check_thread(spec.name)
             return pipeline.run(Call(args, kwargs))
-        return _perform(spec, pipeline, scope, args, kwargs)
+        return _run_step(spec, pipeline, scope, args, kwargs)
 
     return wrapper
+
+
+def _check_thread(name: str) -> None:
+    """Refuse a call that belongs to a workflow, and would not be recorded.
+
+    Raises:
+        OperoUsageError: A workflow function has made this thread.
+    """
+    if running_step.get() is None and is_unknown_thread():
+        raise OperoUsageError(
+            f"activity {name}() was called in a thread that a workflow has made itself. There it would not be "
+            "recorded, and run again in each replay: call it in the workflow's own thread, in branches of "
+            "opero.tasks.Parallel, in a function under operomap, or with asyncio.gather or asyncio.to_thread."
+        )
 
 
 # --- a call within a workflow -------------------------------------------------------------------------------------
 
 
-def _perform(
+def _run_step(
     spec: _Activity,
     pipeline: Pipeline,
     scope: Scope,
@@ -140,28 +161,37 @@ def _perform(
         step = _step(spec, scope, args, kwargs)
         if step.recorded:
             return step.outcome()
+        run = step.run
+        run.settle()
+        run.begin(step.record)
+        run.notify_step(step.record)
+        # What the activity calls is no step.
+        outer, inner = current_scope.set(None), running_step.set(step)
         try:
-            step.run.settle()
-            with step.under_way():
-                if not step.idempotent:
-                    step.run.write(step.record)
-                if pause := step.pause():
-                    ambient.clock().sleep(pause)
-                value = _settle(step, pipeline.run(_call(step, args, kwargs)))
+            if not step.idempotent:
+                run.write(step.record)
+            while pause := step.pause():
+                ambient.clock().sleep(min(pause, _GLANCE))
+            call = Call(args, kwargs)
+            call.attempts = step.attempt
+            value = pipeline.run(call)
+            step.succeeded(value)
         except Exception as error:  # noqa: BLE001 - it is recorded and raised
             failure = step.failed(error)
-            step.run.write(step.record)
+            run.write(step.record)
             raise failure  # noqa: B904 - it is the error itself, or one that names it as its cause
         else:
-            step.run.write(step.record)
+            run.write(step.record)
             return value
         finally:
-            step.over()
+            running_step.reset(inner)
+            current_scope.reset(outer)
+            run.finish(step.record)
     finally:
         scope.leave()
 
 
-async def _aperform(
+async def _arun_step(
     spec: _Activity,
     pipeline: Pipeline,
     scope: Scope,
@@ -171,47 +201,49 @@ async def _aperform(
     scope.enter()
     try:
         step = _step(spec, scope, args, kwargs)
+        run = step.run
         if step.recorded:
-            await step.run.turn(step.record)
+            await run.in_order(step.record)
             return step.outcome()
+        await run.asettle()
+        run.begin(step.record)
+        run.notify_step(step.record)
+        outer, inner = current_scope.set(None), running_step.set(step)
         try:
-            await step.run.asettle()
-            with step.under_way():
-                if not step.idempotent:
-                    await step.run.awrite(step.record)
-                if pause := step.pause():
-                    await ambient.clock().asleep(pause)
-                value = _settle(step, await pipeline.run(_call(step, args, kwargs)))
+            if not step.idempotent:
+                await run.awrite(step.record)
+            while pause := step.pause():
+                await ambient.clock().asleep(min(pause, _GLANCE))
+            call = Call(args, kwargs)
+            call.attempts = step.attempt
+            value = await pipeline.run(call)
+            step.succeeded(value)
         except Exception as error:  # noqa: BLE001 - it is recorded and raised
             failure = step.failed(error)
-            await step.run.awrite(step.record)
+            await run.awrite(step.record)
             raise failure  # noqa: B904 - it is the error itself, or one that names it as its cause
         else:
-            await step.run.awrite(step.record)
+            await run.awrite(step.record)
             return value
         finally:
-            step.over()
+            running_step.reset(inner)
+            current_scope.reset(outer)
+            run.finish(step.record)
     finally:
         scope.leave()
 
 
 def _step(spec: _Activity, scope: Scope, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
-    bound = digest_of(spec.parameters, args, kwargs, f"activity {spec.name}()")
-    return step_at(scope, spec.name, bound, idempotent=spec.idempotent)
+    parameters = spec.parameters
+    digest = parameters.digest(args, kwargs)
+
+    def matches(recorded: str) -> bool:
+        return parameters.matches(recorded, args, kwargs)
+
+    return step_at(scope, spec.name, digest, idempotent=spec.idempotent, matches=matches)
 
 
-def _call(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    call = Call(args, kwargs)
-    call.attempts = step.attempt
-    return call
-
-
-def _settle(step: Step, value: Any) -> Any:
-    step.succeeded(value)
-    return value
-
-
-def _note_retry(event: Event) -> None:
+def _record_retry(event: Event) -> None:
     step = running_step.get()
     if step is not None and type(event).__name__ == "RetryScheduled":
         scheduled: Any = event

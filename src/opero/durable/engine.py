@@ -1,5 +1,5 @@
 # this_file: src/opero/durable/engine.py
-"""What runs workflows: threads for synchronous functions, one event loop for coroutines, and a watch.
+"""Claim workflows, run them in threads or on the event loop, and write down how they end.
 
 claim → replay and run → end, or put aside (asleep, waiting, blocked, in doubt)
 """
@@ -15,29 +15,37 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from opero.durable.body import acall, call, end_tasks
-from opero.durable.conclusion import conclude
-from opero.durable.crew import Crew, LoopThread
-from opero.durable.group_commit import GroupCommit
-from opero.durable.news import tell_workflow
-from opero.durable.records import Claim, Create, Drop, Move, State, WorkflowRecord
-from opero.durable.registry import WorkflowSpec, workflows
-from opero.durable.run import Ending, Run, Why
+from opero.durable.journal import Journal
+from opero.durable.records import (
+    Annotate,
+    Claim,
+    Create,
+    Drop,
+    Move,
+    State,
+    Store,
+    WorkflowRecord,
+)
+from opero.durable.run import Ending, EndingKind, WorkflowRun, finalize
+from opero.durable.workers import LoopThread, WorkerThreads, ainvoke, end_tasks, invoke
+from opero.durable.workflows import WorkflowSpec, workflows
 from opero.errors import JournalError, OperoWarning
-
-if TYPE_CHECKING:
-    from opero.durable.store import Store
 
 __all__ = ["Engine"]
 
 _GLANCE: Final = 0.5
-"""Seconds between two looks at what other processes have done; a dead one's work is found by one of them."""
+"""Seconds between two polls for what other processes have done; a dead one's work is found by the next one."""
 _GRACE: Final = 1.0
 """Seconds that running steps get to end when the program ends without a stop."""
 _MANY: Final = 200
 """Coroutines that are claimed at once; more follow at once."""
+_SUSPECT: Final = 2
+"""Recoveries without progress from which a workflow may be what kills its processes."""
+_UNCLAIMED: Final = 1.5
+"""Seconds for which a workflow may be without a program that knows it before that is noted."""
+_ANY: Final = 1 << 30
 
 
 class Engine:
@@ -51,22 +59,24 @@ class Engine:
 
     def __init__(self, store: Store, max_workers: int, max_recoveries: int) -> None:
         self.store: Final = store
-        self.journal: Final = GroupCommit(store)
+        self.journal: Final = Journal(store)
         self.owner: Final = store.join()
-        self._crew = Crew(max_workers)
+        self._threads = WorkerThreads(max_workers)
         self._loop = LoopThread()
         self._max_recoveries = max_recoveries
         self._lock = threading.Lock()
-        self._runs: dict[str, Run] = {}
+        self._runs: dict[str, WorkflowRun] = {}
         self._idle = threading.Condition(self._lock)
-        self._ended: dict[str, list[Callable[[], object]]] = {}
+        self._on_end: dict[str, list[Callable[[], object]]] = {}
         self._stranded: dict[str, Move] = {}
+        self._suspect: WorkflowRun | None = None
+        self._unknown: set[str] = set()
         self._stopping = False
         self._wanted = threading.Event()
         self._retry_blocked = True
         try:
-            # What can go on does so before anybody asks how it is.
-            self._look()
+            # What can go on does so before `start` returns.
+            self._poll()
         except BaseException:
             store.leave(self.owner)
             raise
@@ -78,28 +88,28 @@ class Engine:
     # --- starting workflows ---------------------------------------------------------------------------------------
 
     def create(self, record: WorkflowRecord, spec: WorkflowSpec) -> WorkflowRecord:
-        """Write a new workflow down and run it, at once if there is room; return what stands under its id."""
-        mine = self._take_room(spec)
+        """Record a new workflow and run it, at once if a thread is free; return the record under its id."""
+        mine = self._reserve(spec)
         if mine:
             record.owner, record.epoch, record.state = self.owner, 1, State.RUNNING
         try:
             found: WorkflowRecord = self.journal.write(Create(record))
         except BaseException:
             if mine:
-                self._give_room(spec)
+                self._release(spec)
             raise
         return self._created(record, found, spec, mine)
 
     async def acreate(self, record: WorkflowRecord, spec: WorkflowSpec) -> WorkflowRecord:
         """Do the same without blocking the event loop."""
-        mine = self._take_room(spec)
+        mine = self._reserve(spec)
         if mine:
             record.owner, record.epoch, record.state = self.owner, 1, State.RUNNING
         try:
-            found: WorkflowRecord = await self.journal.awrite(Create(record))
+            found: WorkflowRecord = await self.journal.submit(Create(record))
         except BaseException:
             if mine:
-                self._give_room(spec)
+                self._release(spec)
             raise
         return self._created(record, found, spec, mine)
 
@@ -108,108 +118,117 @@ class Engine:
     ) -> WorkflowRecord:
         if found is not record:
             if mine:
-                self._give_room(spec)
+                self._release(spec)
         elif mine:
             self._launch(record, spec, new=True)
         else:
             self._wanted.set()
         return found
 
-    def _take_room(self, spec: WorkflowSpec) -> bool:
-        return not self._stopping and (spec.is_async or self._crew.take())
+    def _reserve(self, spec: WorkflowSpec) -> bool:
+        if self._stopping or self._is_isolated():
+            return False
+        return spec.is_async or self._threads.reserve()
 
-    def _give_room(self, spec: WorkflowSpec) -> None:
+    def _release(self, spec: WorkflowSpec) -> None:
         if not spec.is_async:
-            self._crew.give()
+            self._threads.release()
 
     def _launch(self, record: WorkflowRecord, spec: WorkflowSpec, *, new: bool) -> None:
-        """Run a workflow that is this engine's; room has been taken for it."""
+        """Run a workflow that this engine owns and has reserved a thread for."""
         try:
             steps = () if new else self.store.steps(record.id)
         except JournalError as error:
-            self._give_room(spec)
-            self._strand(Run(record, (), self.journal, on_loop=False), str(error))
+            self._release(spec)
+            self._strand(WorkflowRun(record, (), self.journal, on_loop=False), str(error))
             return
-        run = Run(record, steps, self.journal, on_loop=spec.is_async)
+        run = WorkflowRun(record, steps, self.journal, on_loop=spec.is_async)
         with self._lock:
             self._runs[record.id] = run
+            if record.recoveries >= min(_SUSPECT, self._max_recoveries):
+                self._suspect = run
             if self._stopping:
-                run.ending = Ending(Why.STOP)
+                run.ending = Ending(EndingKind.STOP)
         if spec.is_async:
-            self._loop.run(self._drive(run, spec))
+            self._loop.run(self._run_async(run, spec))
         else:
-            self._crew.run(partial(self._work, run, spec))
+            self._threads.run(partial(self._run_sync, run, spec))
 
     # --- running them -----------------------------------------------------------------------------------------------
 
-    def _work(self, run: Run, spec: WorkflowSpec) -> None:
+    def _run_sync(self, run: WorkflowRun, spec: WorkflowSpec) -> None:
         """Run a synchronous workflow in this thread."""
         value, error = None, None
         try:
-            value = call(run, spec)
-        except BaseException as caught:  # noqa: BLE001 - whatever it is, it is the workflow's end
+            value = invoke(run, spec)
+        except BaseException as caught:  # noqa: BLE001 - any error ends the workflow
             error = caught
-        move = conclude(run, value, error)
+        move = finalize(run, value, error)
         if move is not None:
             try:
                 self.journal.write(move)
             except JournalError as failure:
                 self._strand(run, str(failure), move)
-        self._give_room(spec)
+        self._release(spec)
         self._leave(run, move, value, error)
 
-    async def _drive(self, run: Run, spec: WorkflowSpec) -> None:
+    async def _run_async(self, run: WorkflowRun, spec: WorkflowSpec) -> None:
         """Run an asynchronous workflow on the event loop."""
         loop = asyncio.get_running_loop()
         # In a task of its own: what is to be written about its end cannot be cancelled along with it.
-        task = loop.create_task(acall(run, spec))
+        task = loop.create_task(ainvoke(run, spec))
         run.unwind = lambda: loop.call_soon_threadsafe(task.cancel)
         if run.ending is not None:
             task.cancel()
         value, error = None, None
         try:
             value = await task
-        except BaseException as caught:  # noqa: BLE001 - whatever it is, it is the workflow's end
+        except BaseException as caught:  # noqa: BLE001 - any error ends the workflow
             error = caught
         run.unwind = None
-        move = conclude(run, value, error)
+        move = finalize(run, value, error)
         await end_tasks(run)
         if move is not None:
             try:
-                await self.journal.awrite(move)
+                await self.journal.submit(move)
             except JournalError as failure:
                 self._strand(run, str(failure), move)
         self._leave(run, move, value, error)
 
-    def _leave(self, run: Run, move: Move | None, value: Any, error: BaseException | None) -> None:
-        """Forget a run, and tell those who wait for its end."""
+    def _leave(
+        self, run: WorkflowRun, move: Move | None, value: Any, error: BaseException | None
+    ) -> None:
+        """Forget a run, and notify listeners and what waits for its end."""
         if move is not None:
             failure = error if isinstance(error, Exception) else None
-            tell_workflow(run.record, move.state, result=value, error=failure)
+            run.notify_state(move.state, result=value, error=failure)
+            if move.state in (State.DONE, State.FAILED):
+                _report_unread(run)
         with self._idle:
             if self._runs.get(run.id) is run:
                 del self._runs[run.id]
-            told = self._ended.pop(run.id, [])
+            if self._suspect is run:
+                self._suspect = None
+            callbacks = self._on_end.pop(run.id, [])
             self._idle.notify_all()
-        for tell in told:
-            tell()
+        for callback in callbacks:
+            callback()
         ending = run.ending
-        if ending is not None and ending.why is Why.JOURNAL:
+        if ending is not None and ending.kind is EndingKind.JOURNAL:
             self._strand(run, ending.text or "")
         # What was put aside may be due by now, and a thread is free.
         self._wanted.set()
 
-    def _strand(self, run: Run, text: str, move: Move | None = None) -> None:
-        """Remember what could not be written; the watch tries until the journal takes it."""
+    def _strand(self, run: WorkflowRun, text: str, move: Move | None = None) -> None:
+        """Remember what could not be written; it is tried at each poll."""
         record = run.record
-        assert record.owner is not None  # noqa: S101 - it ran here
         with self._lock:
             new = record.id not in self._stranded
             self._stranded[record.id] = move or Move(
-                record.id, record.owner, record.epoch, State.QUEUED
+                record.id, record.owner or "", record.epoch, State.QUEUED
             )
         if new:
-            _tell(f"workflow {record.id!r} goes on when its journal can be written again: {text}")
+            _warn(f"workflow {record.id!r} goes on when its journal can be written again: {text}")
 
     # --- watching ---------------------------------------------------------------------------------------------------
 
@@ -218,13 +237,13 @@ class Engine:
         while not self._wanted.wait(pause) or not self._stopping:
             self._wanted.clear()
             try:
-                pause = self._look()
+                pause = self._poll()
             except JournalError as error:
-                _tell(str(error))
+                _warn(str(error))
                 pause = _GLANCE
 
-    def _look(self) -> float:
-        """Do what there is to do, and return the seconds until the next look."""
+    def _poll(self) -> float:
+        """Do what there is to do, and return the seconds until the next poll."""
         self._free_stranded()
         for workflow in self.store.cancelled(self.owner):
             self.cancel(workflow)
@@ -238,32 +257,80 @@ class Engine:
         found, wake = self.store.attention(self.owner)
         if (found or self._retry_blocked) and self._claim():
             return 0.0
+        if found:
+            self._note_unknown()
         return _GLANCE if wake is None else min(_GLANCE, max(0.0, wake - time.time()))
 
     def _claim(self) -> bool:
-        """Claim what there is room for; tell whether there may be more."""
-        blocked, self._retry_blocked = self._retry_blocked, False
-        more = False
+        """Claim as many workflows as there are threads free; return whether there may be more.
+
+        A workflow under which processes have died is claimed apart: one such at a time, and at its last
+        chance nothing else begins beside it. So it is given up for what it does itself.
+        """
         names = workflows.names()
-        for is_async in (True, False):
-            some = tuple(n for n in names if workflows.latest(n).is_async is is_async)
-            room = _MANY if is_async else self._crew.room
-            if not some or room <= 0 or self._stopping:
+        coroutines = tuple(name for name in names if workflows.latest(name).is_async)
+        functions = tuple(name for name in names if not workflows.latest(name).is_async)
+        if self._stopping or self._is_isolated():
+            self._claim_some((), 0)  # frees what dead owners had
+            return False
+        blocked, self._retry_blocked = self._retry_blocked, False
+        known = names if self._threads.free > 0 else coroutines
+        suspect_from = min(_SUSPECT, self._max_recoveries)
+        if self._suspect is None or self._suspect.progressed:
+            last_chance = (self._max_recoveries, _ANY)
+            if self._is_idle() and self._claim_some(known, 1, last_chance, blocked=blocked):
+                return False
+            self._claim_some(known, 1, (suspect_from, self._max_recoveries - 1), blocked=blocked)
+        trusted = (0, suspect_from - 1)
+        found = self._claim_some(coroutines, _MANY, trusted, blocked=blocked)
+        if self._threads.free > 0:
+            self._claim_some(functions, self._threads.free, trusted, blocked=blocked)
+        return found == _MANY
+
+    def _claim_some(
+        self,
+        names: tuple[str, ...],
+        limit: int,
+        recoveries: tuple[int, int] = (0, _ANY),
+        *,
+        blocked: bool = False,
+    ) -> int:
+        claim = Claim(self.owner, names, limit, blocked, None, self._max_recoveries, recoveries)
+        claimed: list[WorkflowRecord] = self.journal.write(claim)
+        for record in claimed:
+            self._adopt(record)
+        return len(claimed)
+
+    def _is_idle(self) -> bool:
+        """Return whether nothing runs here but coroutines that wait."""
+        with self._lock:
+            return all(run.on_loop and not run.active for run in self._runs.values())
+
+    def _is_isolated(self) -> bool:
+        """Return whether a workflow has its last chance here, so that nothing else may begin."""
+        run = self._suspect
+        return (
+            run is not None and not run.progressed and run.record.recoveries >= self._max_recoveries
+        )
+
+    def _note_unknown(self) -> None:
+        """Note on workflows that no program claims, because this one does not know them, what they wait for."""
+        before = time.time() - _UNCLAIMED
+        known = workflows.names()
+        for name in self.store.unclaimed(before):
+            if name in known:
                 continue
-            claimed = self.journal.write(
-                Claim(self.owner, some, room, blocked, None, self._max_recoveries)
-            )
-            for record in claimed:
-                self._adopt(record)
-            more = more or len(claimed) == _MANY
-        return more
+            reason = f"no running program has registered the workflow {name!r}: import the module that defines it"
+            self.journal.write(Annotate(name, before, reason))
+            if name not in self._unknown:
+                self._unknown.add(name)
+                _warn(f"{self.store!r} has workflows to run, but {reason}.")
 
     def _adopt(self, record: WorkflowRecord) -> None:
         """Run a workflow that was claimed, if the version that started it is known here."""
         spec = workflows.get(record.name, record.version)
         if spec is None and record.version is None:
             spec = workflows.latest(record.name)
-        assert record.owner is not None  # noqa: S101 - it was claimed
         if spec is None:
             known = ", ".join(repr(v) for v in workflows.versions(record.name))
             text = (
@@ -271,11 +338,11 @@ class Engine:
                 "bring that version back, or fork the workflow"
             )
             self.journal.write(
-                Move(record.id, record.owner, record.epoch, State.BLOCKED, error=text)
+                Move(record.id, record.owner or "", record.epoch, State.BLOCKED, error=text)
             )
             return
         if not spec.is_async:
-            self._crew.take(always=True)
+            self._threads.reserve(always=True)
         self._launch(record, spec, new=False)
 
     def _free_stranded(self) -> None:
@@ -285,14 +352,14 @@ class Engine:
             self.journal.write(move)
             with self._lock:
                 self._stranded.pop(workflow, None)
-                told = self._ended.pop(workflow, [])
-            for tell in told:
-                tell()
+                callbacks = self._on_end.pop(workflow, [])
+            for callback in callbacks:
+                callback()
 
     # --- from outside -----------------------------------------------------------------------------------------------
 
-    def look(self, *, blocked: bool = False) -> None:
-        """Look at once at what there is to do.
+    def poll_now(self, *, blocked: bool = False) -> None:
+        """Poll at once.
 
         Args:
             blocked: Whether blocked workflows are tried again.
@@ -309,36 +376,36 @@ class Engine:
             run.unwind()
 
     def signalled(self, workflow: str, name: str) -> None:
-        """Tell a workflow that runs here that a signal has come."""
+        """Wake a workflow that runs here and waits for a signal."""
         with self._lock:
             run = self._runs.get(workflow)
         if run is not None:
             run.signalled(name)
 
     def active(self, workflow: str) -> str | None:
-        """Return the name of the activity that a workflow runs just now, None if it does not run here."""
+        """Return the name of the activity that a workflow is running, None if it does not run here."""
         with self._lock:
             run = self._runs.get(workflow)
         steps = [] if run is None else run.active
         return steps[-1].name if steps else None
 
-    def on_end(self, workflow: str, tell: Callable[[], object]) -> bool:
-        """Call something once a run that is under way here has ended; tell whether one is."""
+    def on_end(self, workflow: str, callback: Callable[[], object]) -> bool:
+        """Call something once a run that this engine is running has ended; return whether there is one."""
         with self._lock:
             if workflow not in self._runs and workflow not in self._stranded:
                 return False
-            self._ended.setdefault(workflow, []).append(tell)
+            self._on_end.setdefault(workflow, []).append(callback)
             return True
 
     def stop(self, timeout: float | None) -> bool:
-        """End all runs after the step that they are at; tell whether all have ended in time."""
+        """End all runs after their current step; return whether all have ended in time."""
         atexit.unregister(self._at_exit)
         with self._lock:
             self._stopping = True
             runs = list(self._runs.values())
         self._wanted.set()
         for run in runs:
-            run.end(Ending(Why.STOP))
+            run.end(Ending(EndingKind.STOP))
         with self._idle:
             clean = self._idle.wait_for(lambda: not self._runs, timeout)
             left = tuple(self._runs)
@@ -346,21 +413,33 @@ class Engine:
         try:
             self.journal.write(Drop(self.owner, left))
         except JournalError as error:
-            _tell(str(error))
+            _warn(str(error))
         if clean:
             self.journal.close()
-            self._crew.close()
+            self._threads.close()
             self._loop.close()
             self.store.leave(self.owner)
         return clean
 
     def _at_exit(self) -> None:
-        """Let go of everything when the program ends without a stop; steps get a moment to end."""
+        """Free all workflows when the program ends without a stop; running steps get a second to end."""
         if os.getpid() == self._pid and self.stop(_GRACE):
             self.store.close()
 
 
-def _tell(text: str) -> None:
-    """Warn; where warnings are errors, the thread that runs everything must not die of one."""
+def _warn(text: str) -> None:
+    """Warn; where warnings are errors, the thread that runs everything must not end with one."""
     with suppress(OperoWarning):
         warnings.warn(text, OperoWarning, stacklevel=3)
+
+
+def _report_unread(run: WorkflowRun) -> None:
+    """Warn of recorded steps that an ended workflow has not asked for: its program has changed."""
+    unread = sorted(run.unread_steps(), key=lambda step: step.order)
+    if unread:
+        steps = ", ".join(f"{step.path} ({step.name})" for step in unread[:5])
+        more = ", ..." if len(unread) > 5 else ""
+        _warn(
+            f"workflow {run.id!r} ({run.record.name}) has ended without asking for {len(unread)} recorded "
+            f"step{'s' * (len(unread) > 1)}: {steps}{more}. The program that recorded them did more than this one."
+        )

@@ -1,25 +1,26 @@
 # this_file: src/opero/durable/failures.py
-"""Errors in the journal: written so that the same type can be raised again, without running its code."""
+"""Write errors to the journal so that the same type can be raised again, without running its constructor."""
 
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any, Final
 
-from opero.durable.values import decode, encode
+from opero.durable.values import decode, encode, find_class
 from opero.errors import ActivityError, UnserializableError
 
-__all__ = ["keepable", "message_of", "pack_error", "unpack_error"]
+__all__ = ["keepable", "message_of", "pack_error", "rebuild_error", "unpack_error"]
 
 _LONGEST: Final = 10_000
 """Characters of a message or a note that are kept."""
 
 
 def keepable(error: Exception) -> Exception:
-    """Return the error if its type can be raised again, else an `ActivityError` that stands for it.
+    """Return the error if a replay can raise it alike, else an error that stands for it.
 
-    It is asked in the first run too, so that the first run and every replay raise the same type.
+    Called in the first run too, so that the first run and every replay raise the same type with the
+    same message. For an error that cannot be rebuilt, an `ActivityError`; for a group, one whose members
+    can be.
 
     Example:
         >>> keepable(KeyError("x"))
@@ -30,34 +31,59 @@ def keepable(error: Exception) -> Exception:
         >>> keepable(local())
         ActivityError('Odd', 'here')
     """
-    if type(unpack_error(pack_error(error))) is type(error):
+    if isinstance(error, ExceptionGroup):
+        kept = [keepable(member) for member in error.exceptions]
+        if any(new is not old for new, old in zip(kept, error.exceptions, strict=True)):
+            group = error.derive(kept)
+            group.__notes__ = list(getattr(error, "__notes__", ()))
+            group.__cause__ = error
+            error = group
+    if _survives(error):
         return error
     stand_in = ActivityError(type(error).__name__, str(error)[:_LONGEST])
     stand_in.__cause__ = error
     return stand_in
 
 
+def _survives(error: Exception) -> bool:
+    """Return whether an error is rebuilt with its type and message."""
+    try:
+        rebuilt = rebuild_error(pack_error(error))
+        return type(rebuilt) is type(error) and str(rebuilt)[:_LONGEST] == str(error)[:_LONGEST]
+    except Exception:  # noqa: BLE001 - whatever the class does, the error itself is reported
+        return False
+
+
 def pack_error(error: Exception) -> str:
     """Return an error as JSON text: type, message, notes, and of its arguments and attributes what can be kept."""
+    return json.dumps(_packed(error))
+
+
+def _packed(error: Exception) -> dict[str, Any]:
     cls = type(error)
-    kept = [_encoded(argument) for argument in error.args]
-    # An argument that cannot be kept is replaced by the message: most are responses and requests.
-    args = kept if None not in kept else [encode(str(error)[:_LONGEST])]
+    message = str(error)[:_LONGEST]
+    if isinstance(error, ExceptionGroup):
+        members = [_packed(member) for member in error.exceptions]
+        made_from = args = [encode(error.message)]
+    else:
+        members = None
+        kept = [_encoded(argument) for argument in error.args]
+        # An argument that cannot be kept is replaced by the message: most are responses and requests.
+        args = [encode(message)] if None in kept else [text for text in kept if text is not None]
+        made_from = args
+        if isinstance(error, OSError) and error.filename is not None and len(args) == 2:
+            # It hides the names of files from its arguments.
+            made_from = [*args, encode(str(error.filename))]
     attributes = {name: _encoded(value) for name, value in vars(error).items()}
-    made_from = args
-    if isinstance(error, OSError) and error.filename is not None and len(args) == 2:
-        # It hides the names of files from its arguments.
-        made_from = [*args, encode(str(error.filename))]
-    return json.dumps(
-        {
-            "made_from": made_from,
-            "type": f"{cls.__module__}:{cls.__qualname__}",
-            "message": str(error)[:_LONGEST],
-            "args": args,
-            "attributes": {name: text for name, text in attributes.items() if text is not None},
-            "notes": [str(note)[:_LONGEST] for note in getattr(error, "__notes__", ())],
-        }
-    )
+    packed = {
+        "made_from": made_from,
+        "type": f"{cls.__module__}:{cls.__qualname__}",
+        "message": message,
+        "args": args,
+        "attributes": {name: text for name, text in attributes.items() if text is not None},
+        "notes": [str(note)[:_LONGEST] for note in getattr(error, "__notes__", ())],
+    }
+    return packed if members is None else {**packed, "members": members}
 
 
 def _encoded(value: object) -> str | None:
@@ -68,33 +94,50 @@ def _encoded(value: object) -> str | None:
 
 
 def unpack_error(text: str) -> Exception:
-    """Return the error that `pack_error` has written; its constructor is not run.
-
-    An `ActivityError` stands for one whose class is gone, or cannot be made so.
-    """
-    kept = json.loads(text)
-    made = _made(_class_of(kept["type"]), kept)
-    if made is None:
-        made = ActivityError(kept["type"].rpartition(".")[2], kept["message"])
-        made.__notes__ = kept["notes"]
-    return made
-
-
-def _made(cls: type[Exception] | None, kept: dict[str, Any]) -> Exception | None:
-    if cls is None:
-        return None
+    """Return the error that `pack_error` has written; an `ActivityError` where it cannot be rebuilt."""
     try:
-        args = tuple(decode(text) for text in kept["args"])
+        return rebuild_error(text)
+    except UnserializableError:
+        kept = json.loads(text)
+        stand_in = ActivityError(kept["type"].rpartition(".")[2], kept["message"])
+        stand_in.__notes__ = kept["notes"]
+        return stand_in
+
+
+def rebuild_error(text: str) -> Exception:
+    """Return the error that `pack_error` has written; its constructor is not run, and nothing is imported.
+
+    Raises:
+        UnserializableError: Its class is gone, or cannot be made so.
+    """
+    try:
+        return _rebuilt(json.loads(text))
+    except UnserializableError:
+        raise
+    except Exception as error:
+        raise UnserializableError(
+            f"a journaled error cannot be rebuilt ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _rebuilt(kept: dict[str, Any]) -> Exception:
+    cls = find_class(kept["type"])
+    if not issubclass(cls, Exception):
+        raise UnserializableError(f"{kept['type'].replace(':', '.')} is no longer an error.")
+    members = [_rebuilt(member) for member in kept.get("members", ())]
+    made_from = [decode(text) for text in kept["made_from"]]
+    if members:
+        made: Exception = cls.__new__(cls, *made_from, members)
+        made.args = (*made_from, members)
+    else:
         try:
             # What built-in errors keep outside their attributes (`OSError.errno`) is set here.
-            made = cls.__new__(cls, *(decode(text) for text in kept["made_from"]))
+            made = cls.__new__(cls, *made_from)
         except TypeError:
             made = cls.__new__(cls)
-        made.args = args
-        for name, text in kept["attributes"].items():
-            vars(made)[name] = decode(text)
-    except Exception:  # noqa: BLE001 - whatever its class does, the error itself is told
-        return None
+        made.args = tuple(decode(text) for text in kept["args"])
+    for name, text in kept["attributes"].items():
+        vars(made)[name] = decode(text)
     return made
 
 
@@ -105,18 +148,3 @@ def message_of(text: str | None) -> str | None:
     kept = json.loads(text)
     name = kept["type"].rpartition(":")[2]
     return f"{name}: {kept['message']}" if kept["message"] else str(name)
-
-
-def _class_of(name: str) -> type[Exception] | None:
-    module, _, qualname = name.partition(":")
-    if module not in sys.modules:
-        import importlib
-
-        try:
-            importlib.import_module(module)
-        except ImportError:
-            return None
-    found: Any = sys.modules[module]
-    for part in qualname.split("."):
-        found = getattr(found, part, None)
-    return found if isinstance(found, type) and issubclass(found, Exception) else None

@@ -1,14 +1,16 @@
 # this_file: src/opero/durable/records.py
-"""What a store keeps: workflows and their steps, and what it is asked to write."""
+"""Define what a journal's store keeps (workflows, steps), what it writes, and the store's protocol."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final, Protocol
 
 __all__ = [
     "ENDED",
+    "Annotate",
     "Cancel",
     "Claim",
     "Create",
@@ -23,16 +25,14 @@ __all__ = [
     "State",
     "StepRecord",
     "StepState",
+    "Store",
     "Take",
     "WorkflowRecord",
 ]
 
 
 class State(StrEnum):
-    """Where a workflow is.
-
-    `status` in the tables that users see is coarser: see `WorkflowRecord.status`.
-    """
+    """State of a workflow; the `status` in the tables that users see is coarser (`WorkflowRecord.status`)."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -50,12 +50,12 @@ ENDED: Final = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.DEAD}
 
 
 class StepState(StrEnum):
-    """Where a step is."""
+    """State of a step."""
 
     STARTED = "started"
     RETRYING = "retrying"
     PENDING = "pending"
-    """A sleep that lasts, a signal that is waited for."""
+    """A sleep that has not ended, a signal that has not come."""
     DONE = "done"
     FAILED = "failed"
 
@@ -65,21 +65,21 @@ class WorkflowRecord:
     """One run of a workflow.
 
     Attributes:
-        id: Its identity, chosen by the caller or drawn.
+        id: Its identity, chosen by the caller or drawn at random.
         name: Name under which the function is registered.
         version: The function's `version=`, None without.
         args: Arguments, as `values.encode` writes them.
         hash: Digest of name and arguments.
-        state: Where it is.
+        state: Its state.
         output: The result as JSON, None before the end.
-        error: What it failed with, as `failures.pack_error` writes it, or why it waits.
+        error: The error that ended it, as `failures.pack_error` writes it, or why it cannot go on.
         failed_step: Path of the step whose error ended it.
-        owner: The engine that runs it, None for nobody.
+        owner: The engine that runs it, None without.
         epoch: Number of claims; a write with an older one is refused.
         recoveries: Claims from dead owners since the last progress.
         progress: Steps that were recorded at the last claim.
         wake: Wall-clock seconds at which a sleep or a wait ends, None without.
-        cancel: Whether somebody wants it cancelled.
+        cancel: Whether a cancellation was requested.
         created, updated: Wall-clock seconds.
     """
 
@@ -103,7 +103,7 @@ class WorkflowRecord:
 
     @property
     def status(self) -> str:
-        """Tell it in the words of the status: "processing", "done" or "failed"."""
+        """Return the state in coarser words: "processing", "done" or "failed"."""
         if self.state is State.DONE:
             return "done"
         return "failed" if self.state in ENDED else "processing"
@@ -117,7 +117,7 @@ class StepRecord:
         path: Its place: the path of scopes and its number there ("3", "c2/1").
         name: Name of the activity, or of the operation ("sleep").
         hash: Digest of its arguments, "" without.
-        state: Where it is.
+        state: Its state.
         value: Result or error as JSON.
         attempts: Attempts begun.
         wake: Wall-clock seconds at which a sleep ends or the next attempt begins.
@@ -137,32 +137,37 @@ class StepRecord:
     order: int = 0
 
 
-# --- what is written ------------------------------------------------------------------------------------------------
+# --- writes -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class Op:
-    """One write. The store answers with what stands in the docstring of each kind."""
+    """One write. Each kind's docstring says what the store answers."""
 
 
 @dataclass(slots=True)
 class Create(Op):
-    """Add a workflow; answers with the record that stands under its id: this one, or an older one."""
+    """Add a workflow; answers with the record that is stored under its id: this one, or an older one."""
 
     record: WorkflowRecord
 
 
 @dataclass(slots=True)
 class Claim(Op):
-    """Make workflows that nobody runs one's own; answers with their records.
+    """Take over workflows that have no owner, the oldest first; answers with their records.
+
+    Frees the workflows of dead owners first. One that was running then, and had recorded no step since it
+    was claimed, has one more recovery.
 
     Attributes:
         owner: The engine.
         names: Workflows that it can run.
         limit: Most workflows.
         blocked: Whether blocked ones are tried again.
-        only: A single id, None for the oldest.
-        max_recoveries: One that is claimed from a dead owner more often without progress is dead.
+        only: A single id, None for any.
+        max_recoveries: A workflow with more recoveries is dead.
+        recoveries: Only workflows with at least so many recoveries, and at most so many; those with the
+            fewest come first where there is a choice.
     """
 
     owner: str
@@ -171,6 +176,7 @@ class Claim(Op):
     blocked: bool = False
     only: str | None = None
     max_recoveries: int = 10
+    recoveries: tuple[int, int] = (0, 1 << 30)
 
 
 @dataclass(slots=True)
@@ -188,7 +194,7 @@ class Move(Op):
     """Put a workflow into another state; answers whether it still belonged to this owner and epoch.
 
     Attributes:
-        free: Whether the owner lets go of it.
+        free: Whether it has no owner afterwards.
     """
 
     workflow: str
@@ -204,7 +210,7 @@ class Move(Op):
 
 @dataclass(slots=True)
 class Cancel(Op):
-    """Ask for a workflow's end; answers with its record, None if there is none."""
+    """Request a workflow's cancellation; answers with its record, None if there is none."""
 
     workflow: str
 
@@ -223,7 +229,7 @@ class Fork(Op):
     Attributes:
         new: The new id.
         before: Steps whose `order` is smaller are copied.
-        version: Version of the code that shall run the copy.
+        version: Version of the code that will run the copy.
     """
 
     workflow: str
@@ -234,7 +240,7 @@ class Fork(Op):
 
 @dataclass(slots=True)
 class Send(Op):
-    """Leave a signal; answers whether there is such a workflow, and wakes one that waits."""
+    """Store a signal and wake a workflow that waits for it; answers whether there is such a workflow."""
 
     workflow: str
     name: str
@@ -245,8 +251,7 @@ class Send(Op):
 class Take(Op):
     """Record a waiting step with the oldest signal of a name.
 
-    Answers with the signal's value, None if there is none, False if the workflow is somebody
-    else's.
+    Answers with the signal's value, None if there is none, False if the workflow has another owner.
 
     Attributes:
         at: Wall-clock seconds at which the step ends if there is one.
@@ -265,7 +270,7 @@ class Resolve(Op):
     """Decide about a step in doubt; answers whether there was one.
 
     Attributes:
-        step: What it shall be; None to run it again.
+        step: What it becomes; None to run it again.
     """
 
     workflow: str
@@ -275,11 +280,93 @@ class Resolve(Op):
 
 @dataclass(slots=True)
 class Drop(Op):
-    """Let go of everything an owner has, so that others can go on with it; answers with the number.
+    """Free all workflows of an owner, so that others can take them over; answers with their number.
 
     Attributes:
-        keep: Ids that it does not let go of: those that still run.
+        keep: Ids that it keeps: those that still run.
     """
 
     owner: str
     keep: tuple[str, ...] = field(default=())
+
+
+@dataclass(slots=True)
+class Annotate(Op):
+    """Note why the workflows of a name are not run; answers with their number.
+
+    Attributes:
+        name: The name.
+        before: Only those that could run since before this time, and have neither an owner nor a reason.
+        error: The reason, until they are claimed.
+    """
+
+    name: str
+    before: float
+    error: str
+
+
+# --- the store ----------------------------------------------------------------------------------------------------
+
+
+class Store(Protocol):
+    """A journal: it takes writes in batches, each batch whole or not at all.
+
+    Methods may be called from any thread, `apply` from one at a time. Every failure is a
+    `JournalError` that says what to do.
+    """
+
+    def open(self) -> None:
+        """Open files and connections; does nothing if they are open."""
+        ...
+
+    def close(self) -> None:
+        """Close files and connections."""
+        ...
+
+    def join(self) -> str:
+        """Become an owner, which is alive until `leave` or until this process dies; return its id."""
+        ...
+
+    def leave(self, owner: str) -> None:
+        """Stop being an owner."""
+        ...
+
+    def apply(self, ops: Sequence[Op]) -> list[Any]:
+        """Write, durably when it returns, and answer each write as its class says."""
+        ...
+
+    def get(self, workflow: str) -> WorkflowRecord | None:
+        """Return one workflow."""
+        ...
+
+    def find(
+        self,
+        name: str | None = None,
+        states: Iterable[State] = (),
+        limit: int | None = None,
+    ) -> list[WorkflowRecord]:
+        """Return workflows, the youngest first."""
+        ...
+
+    def steps(self, workflow: str) -> list[StepRecord]:
+        """Return a workflow's steps in the order of their first record."""
+        ...
+
+    def attention(self, owner: str) -> tuple[bool, float | None]:
+        """Return, cheaply, whether a claim may find something, and when the next sleeper wakes.
+
+        The time is in wall-clock seconds, None without sleepers.
+        """
+        ...
+
+    def unclaimed(self, before: float) -> list[str]:
+        """Return the names of workflows that could run since before a time, and have neither an owner nor a reason."""
+        ...
+
+    def cancelled(self, owner: str) -> list[str]:
+        """Return the ids of an owner's workflows whose cancellation was requested."""
+        ...
+
+    def signalled(self, owner: str) -> list[tuple[str, str]]:
+        """Return id and name of signals that are stored for an owner's workflows."""
+        ...

@@ -1,5 +1,5 @@
 # this_file: src/opero/durable/report.py
-"""Records as users see them: plain dicts."""
+"""Report records as plain dicts, and the outcome of a workflow as a value or an error."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ import datetime as dt
 from collections.abc import Iterable
 from typing import Any, Final
 
-from opero.durable.failures import message_of
+from opero.durable.failures import message_of, unpack_error
 from opero.durable.records import ENDED, State, StepRecord, StepState, WorkflowRecord
 from opero.durable.values import decode
-from opero.errors import OperoUsageError, UnserializableError, did_you_mean
+from opero.errors import (
+    DurableError,
+    OperoUsageError,
+    UnserializableError,
+    WorkflowEndedError,
+    did_you_mean,
+)
 
-__all__ = ["settled", "states_of", "status_of", "step_of"]
+__all__ = ["is_settled", "outcome_of", "states_of", "status_of", "step_of"]
 
 _SETTLED: Final = ENDED | {State.BLOCKED, State.IN_DOUBT}
 _OF_STATUS: Final = {
@@ -22,15 +28,15 @@ _OF_STATUS: Final = {
 }
 
 
-def settled(record: WorkflowRecord) -> bool:
-    """Tell whether nothing more happens to a workflow by itself."""
+def is_settled(record: WorkflowRecord) -> bool:
+    """Return whether a workflow has ended, or can go on only with help from outside."""
     return record.state in _SETTLED
 
 
 def states_of(status: str | None) -> tuple[State, ...]:
     """Return the states that a status covers; a state is itself.
 
-    "failed" covers what was cancelled or given up too.
+    "failed" includes what was cancelled or given up.
 
     Raises:
         OperoUsageError: There is no such status.
@@ -55,7 +61,7 @@ def status_of(
     Args:
         record: The workflow.
         active: The activity that it runs, if it runs in this process.
-        steps: Its steps, which tell that otherwise.
+        steps: Its steps, which show that otherwise.
     """
     updated = record.updated
     for step in steps:
@@ -93,8 +99,24 @@ def step_of(number: int, step: StepRecord) -> dict[str, Any]:
     }
 
 
+def outcome_of(record: WorkflowRecord) -> Any:
+    """Return the result of a workflow, or raise what it has ended with."""
+    match record.state:
+        case State.DONE:
+            return decode(record.output or "null")
+        case State.FAILED:
+            raise unpack_error(record.error or "{}")
+        case State.CANCELLED | State.DEAD:
+            why = f": {record.error}" if record.error else ""
+            raise WorkflowEndedError(f"workflow {record.id!r} is {record.state}{why}")
+        case _:
+            raise DurableError(
+                f"workflow {record.id!r} is {record.state}: {message_of(record.error)}"
+            )
+
+
 def _shown(text: str | None) -> Any:
-    """Return a recorded value; its JSON where the program that looks does not know its type."""
+    """Return a recorded value, or its JSON text where this program cannot rebuild it."""
     if text is None:
         return None
     try:

@@ -1,5 +1,5 @@
 # this_file: src/opero/durable/run.py
-"""One run of a workflow from its start or its last crash to its end or its next pause."""
+"""Hold the state of one run of a workflow, from its start or last crash to its end or next pause."""
 
 from __future__ import annotations
 
@@ -9,25 +9,40 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
+from typing import Any, Final, NoReturn, cast
 from weakref import WeakSet
 
-from opero.durable.records import PutStep, StepRecord, StepState, WorkflowRecord
-from opero.durable.scope import Scope
-from opero.durable.turns import turns_of
-from opero.errors import JournalError
+from opero.durable.failures import keepable, pack_error
+from opero.durable.journal import Journal, order_of
+from opero.durable.records import (
+    Move,
+    Op,
+    PutStep,
+    State,
+    StepRecord,
+    StepState,
+    Take,
+    WorkflowRecord,
+)
+from opero.durable.values import encode
+from opero.errors import ActivityError, JournalError, UnserializableError
+from opero.events.bus import event_bus
 
-if TYPE_CHECKING:
-    from opero.durable.group_commit import GroupCommit
-    from opero.durable.records import Op, Take
-
-__all__ = ["Ending", "LostOwnership", "Run", "Unwind", "Why", "WorkflowCancelled"]
+__all__ = [
+    "Ending",
+    "EndingKind",
+    "LostOwnership",
+    "Unwind",
+    "WorkflowCancelled",
+    "WorkflowRun",
+    "finalize",
+]
 
 
 _FAILURES: Final = 100
-"""Errors of steps that are remembered, to tell which one ends the workflow."""
+"""Errors of steps that are remembered, to find the one that ends the workflow."""
 
 
 class Unwind(BaseException):
@@ -42,35 +57,35 @@ class WorkflowCancelled(BaseException):
     """Raised at the next step of a synchronous workflow that was cancelled."""
 
 
-class Why(Enum):
+class EndingKind(Enum):
     """Why a run ends before its function has returned."""
 
     SLEEP = "sleep"
     WAIT = "wait"
     STOP = "stop"
     BLOCKED = "blocked"
-    DOUBT = "doubt"
+    IN_DOUBT = "in doubt"
     LOST = "lost"
     JOURNAL = "journal"
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Why, and what is written about it.
+    """The end of a run before its function has returned.
 
     Attributes:
-        why: Why.
-        text: For people.
-        wake: Wall-clock seconds at which it shall go on, None if that is nobody's business.
+        kind: Why it ends.
+        text: The reason, for people.
+        wake: Wall-clock seconds at which it goes on, None if no time decides it.
     """
 
-    why: Why
+    kind: EndingKind
     text: str | None = None
     wake: float | None = None
 
 
-class Run:
-    """What is known of a workflow while it runs in this process.
+class WorkflowRun:
+    """The state of a workflow while it runs in this process.
 
     Args:
         record: The workflow.
@@ -81,10 +96,12 @@ class Run:
     Attributes:
         id: The workflow's id.
         record: The workflow.
+        on_loop: Whether it is a coroutine on an engine's event loop.
         steps: Its steps by path.
-        root: The scope of the workflow function.
+        unread: Paths of steps whose recorded outcome the workflow has not asked for yet.
         ending: Set once no further step may begin.
-        cancelling: Whether it was told that it is cancelled; from then on nothing is journaled.
+        cancelling: Whether the workflow function has received its cancellation; from then on nothing is journaled.
+        progressed: Whether a step was recorded since the workflow was claimed.
         failed: The last errors of steps that were raised in the workflow, and the steps' paths.
         tasks: Tasks that a coroutine has made.
         unwind: Ends the workflow function from outside; set by the engine for coroutines.
@@ -94,20 +111,22 @@ class Run:
         self,
         record: WorkflowRecord,
         steps: Iterable[StepRecord],
-        journal: GroupCommit,
+        journal: Journal,
         *,
         on_loop: bool,
     ) -> None:
         self.id: str = record.id
         self.record: WorkflowRecord = record
+        self.on_loop: bool = on_loop
         self.steps: dict[str, StepRecord] = {step.path: step for step in steps}
-        self.root: Scope = Scope(self, of_task=on_loop)
+        self.unread: set[str] = set(self.steps)
         self.ending: Ending | None = None
         self.cancelling: bool = False
+        self.progressed: bool = False
         self.failed: deque[tuple[Exception, str]] = deque(maxlen=_FAILURES)
         self.unwind: Callable[[], object] | None = None
         self.tasks: WeakSet[asyncio.Task[Any]] = WeakSet()
-        self._cancel_wanted = record.cancel
+        self._cancel_requested = record.cancel
         self._journal = journal
         self._lock = threading.Lock()
         self._active: dict[str, StepRecord] = {}
@@ -123,8 +142,9 @@ class Run:
     def check(self) -> None:
         """Raise what ends the workflow function, if something does."""
         if self.ending is not None:
-            raise LostOwnership if self.ending.why is Why.LOST else Unwind(self.ending.text)
-        if self._cancel_wanted and not self.cancelling:
+            lost = self.ending.kind is EndingKind.LOST
+            raise LostOwnership if lost else Unwind(self.ending.text)
+        if self._cancel_requested and not self.cancelling:
             self.cancelling = True
             raise WorkflowCancelled(f"workflow {self.id!r} was cancelled")
 
@@ -147,7 +167,7 @@ class Run:
             self._active[step.path] = step
 
     def finish(self, step: StepRecord) -> None:
-        """Count it no longer."""
+        """Stop counting a step as running."""
         with self._lock:
             self._active.pop(step.path, None)
             self._noted.discard(step.path)
@@ -164,16 +184,30 @@ class Run:
         if idle and self.unwind is not None:
             self.unwind()
 
+    def block(self, reason: str) -> Unwind:
+        """End the run as blocked, its journal untouched, and return what unwinds the workflow function."""
+        self.end(Ending(EndingKind.BLOCKED, reason))
+        return Unwind(reason)
+
     def cancel(self) -> bool:
-        """Want it cancelled; tell whether that is new."""
-        new, self._cancel_wanted = not self._cancel_wanted, True
+        """Request its cancellation; return whether that is new."""
+        new, self._cancel_requested = not self._cancel_requested, True
         return new
 
     @property
     def active(self) -> list[StepRecord]:
-        """Steps that run just now, the oldest first."""
+        """Steps that are running, the oldest first."""
         with self._lock:
             return list(self._active.values())
+
+    def unread_steps(self) -> list[StepRecord]:
+        """Return the recorded steps that the workflow has not asked for; parts of a recorded item count with it."""
+        return [
+            step
+            for path in self.unread
+            if (step := self.steps[path]).state in (StepState.DONE, StepState.FAILED)
+            and not any(parent in self.steps for parent in _parents(path))
+        ]
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
@@ -181,7 +215,7 @@ class Run:
         """Record a step, durably.
 
         Raises:
-            LostOwnership: The workflow belongs to somebody else.
+            LostOwnership: The workflow belongs to another engine.
             Unwind: It could not be written.
         """
         if self.cancelling:
@@ -190,28 +224,27 @@ class Run:
             answer = self._journal.write(self._put(step))
         except JournalError as error:
             self._unwritten(error)
-        self.owned(answer)
+        if answer is False:
+            self.lose()
+        self.progressed = True
 
     async def awrite(self, step: StepRecord) -> None:
-        """Record a step, durably, without blocking the event loop.
-
-        Raises:
-            LostOwnership: The workflow belongs to somebody else.
-            Unwind: It could not be written.
-        """
+        """Record a step, durably, without blocking the event loop; raises as `write` does."""
         if self.cancelling:
             return
         try:
-            answer = await self._journal.awrite(self._put(step), self)
+            answer = await self._journal.submit(self._put(step), self)
         except JournalError as error:
             self._unwritten(error)
-        self.owned(answer)
+        if answer is False:
+            self.lose()
+        self.progressed = True
 
     def write_soon(self, step: StepRecord) -> None:
         """Record a fact: on an event loop without waiting; no activity begins before it is durable.
 
         Raises:
-            LostOwnership: The workflow belongs to somebody else.
+            LostOwnership: The workflow belongs to another engine.
             Unwind: It could not be written.
         """
         try:
@@ -222,137 +255,221 @@ class Run:
             self._facts.append((self._journal.submit(self._put(step)), step))
 
     async def asettle(self) -> None:
-        """Wait until all facts are durable; errors as for `write`."""
+        """Wait until all facts are durable; raises as `write` does."""
         while self._facts:
-            told, _ = self._facts[0]
+            written, _ = self._facts[0]
             try:
-                answer = await asyncio.shield(told)  # several branches may wait for it
+                answer = await asyncio.shield(written)  # several branches may wait for it
             except JournalError as error:
                 self._unwritten(error)
-            self._facts = [fact for fact in self._facts if fact[0] is not told]
-            self.owned(answer)
+            self._facts = [fact for fact in self._facts if fact[0] is not written]
+            if answer is False:
+                self.lose()
 
     def settle(self) -> None:
-        """Have all facts durable now; errors as for `write`."""
+        """Make all facts durable now; raises as `write` does."""
         if self._facts:
             facts, self._facts = self._facts, []
             self.write_all([step for _, step in facts])
 
     def write_all(self, steps: Sequence[StepRecord]) -> None:
-        """Record steps, all of them in one transaction.
-
-        Raises:
-            LostOwnership: The workflow belongs to somebody else.
-            Unwind: They could not be written.
-        """
+        """Record steps, all of them in one transaction; raises as `write` does."""
         if self.cancelling:
             return
         try:
             answers = self._journal.write_all([self._put(step) for step in steps])
         except JournalError as error:
             self._unwritten(error)
-        self.owned(all(answers))
+        if not all(answers):
+            self.lose()
 
-    async def turn(self, step: StepRecord) -> None:
-        """Wait until it is a recorded step's turn to give its outcome."""
+    async def in_order(self, step: StepRecord) -> None:
+        """Wait until a recorded step's outcome is the next in replay order."""
         loop = asyncio.get_running_loop()
-        told = loop.create_future()
+        reached = loop.create_future()
 
-        def tell() -> None:
-            if not told.done():
-                told.set_result(None)
+        def hand_out() -> None:
+            if not reached.done():
+                reached.set_result(None)
 
-        turns_of(loop).queue(self, step.ended or 0.0, tell)
-        await told
+        order_of(loop).queue(self, step.ended or 0.0, hand_out)
+        await reached
 
     def take(self, op: Take) -> str | None:
-        """Record a waiting step, with a signal's value if one is there, and return that.
-
-        Raises:
-            LostOwnership: The workflow belongs to somebody else.
-            Unwind: It could not be written.
-        """
+        """Record a waiting step, with a signal's value if one is there, and return that; raises as `write` does."""
         try:
             answer = self._journal.write(op)
         except JournalError as error:
             self._unwritten(error)
-        self.owned(answer)
+        if answer is False:
+            self.lose()
         return cast("str | None", answer)
 
     async def atake(self, op: Take) -> str | None:
-        """Do the same without blocking the event loop."""
+        """Do what `take` does without blocking the event loop."""
         try:
-            answer = await self._journal.awrite(op, self)
+            answer = await self._journal.submit(op, self)
         except JournalError as error:
             self._unwritten(error)
-        self.owned(answer)
+        if answer is False:
+            self.lose()
         return cast("str | None", answer)
 
-    def listen(self, name: str) -> asyncio.Event:
-        """Return an event of the running loop that is set when a signal of that name has come."""
-        told = asyncio.Event()
-        with self._lock:
-            self._listeners.setdefault(name, []).append((asyncio.get_running_loop(), told))
-        return told
-
-    def unlisten(self, name: str, told: asyncio.Event) -> None:
-        """Set it no longer."""
-        with self._lock:
-            self._listeners[name] = [pair for pair in self._listeners[name] if pair[1] is not told]
-
-    def signalled(self, name: str) -> None:
-        """Tell those who wait for a signal that one has come."""
-        with self._lock:
-            listeners = list(self._listeners.get(name, ()))
-        for loop, told in listeners:
-            loop.call_soon_threadsafe(told.set)
-
-    @property
-    def listening(self) -> bool:
-        """Whether anybody waits for a signal."""
-        return any(self._listeners.values())
-
-    def _unwritten(self, error: JournalError) -> NoReturn:
-        """End the run: a step that is not recorded must not be followed by another one."""
-        self.end(Ending(Why.JOURNAL, str(error)))
-        raise Unwind(str(error)) from error
-
     def post(self, op: Op) -> None:
-        """Leave something to be written some time soon."""
+        """Queue a write that nothing waits for."""
         if not self.cancelling:
             self._journal.post(op)
 
-    def post_step(self, step: StepRecord) -> None:
-        """Leave a step to be written some time soon: what it is doing, not what came of it."""
-        self.post(self._put(step))
-
     def note_long(self, since: float) -> None:
-        """Write down the steps that have been running since before, so that others can see them."""
+        """Write down the steps that have been running since before, so that other processes can see them."""
         for step in self.active:
             if step.began < since and step.path not in self._noted:
                 self._noted.add(step.path)
                 # A map has no place of its own: its items are the steps.
                 if step.state is StepState.STARTED and step.order:
-                    self.post_step(step)
+                    self.post(self._put(replace(step)))
 
-    def owned(self, answer: object) -> None:
-        """Go on only if a fenced write went through.
+    def lose(self) -> NoReturn:
+        """End the run because the workflow belongs to another engine.
 
         Raises:
-            LostOwnership: It did not.
+            LostOwnership: Always.
         """
-        if answer is False:
-            self.end(Ending(Why.LOST))
-            raise LostOwnership(self.id)
+        self.end(Ending(EndingKind.LOST))
+        raise LostOwnership(self.id)
+
+    def _unwritten(self, error: JournalError) -> NoReturn:
+        """End the run: a step that is not recorded must not be followed by another one."""
+        self.end(Ending(EndingKind.JOURNAL, str(error)))
+        raise Unwind(str(error)) from error
 
     def _put(self, step: StepRecord) -> PutStep:
         record = self.record
-        assert record.owner is not None  # noqa: S101 - a run belongs to somebody
-        return PutStep(self.id, record.owner, record.epoch, _copy(step))
+        return PutStep(self.id, record.owner or "", record.epoch, step)
+
+    # --- signals ----------------------------------------------------------------------------------------------------
+
+    def listen(self, name: str) -> asyncio.Event:
+        """Return an event of the running loop that is set when a signal of that name has come."""
+        arrived = asyncio.Event()
+        with self._lock:
+            self._listeners.setdefault(name, []).append((asyncio.get_running_loop(), arrived))
+        return arrived
+
+    def unlisten(self, name: str, arrived: asyncio.Event) -> None:
+        """Stop setting it."""
+        with self._lock:
+            self._listeners[name] = [
+                pair for pair in self._listeners[name] if pair[1] is not arrived
+            ]
+
+    def signalled(self, name: str) -> None:
+        """Wake what waits for a signal of that name."""
+        with self._lock:
+            listeners = list(self._listeners.get(name, ()))
+        for loop, arrived in listeners:
+            loop.call_soon_threadsafe(arrived.set)
+
+    @property
+    def listening(self) -> bool:
+        """Whether a signal is waited for."""
+        return any(self._listeners.values())
+
+    # --- notifications ----------------------------------------------------------------------------------------------
+
+    def notify_state(
+        self, state: State, *, result: Any = None, error: BaseException | None = None
+    ) -> None:
+        """Notify listeners that the workflow went into another state."""
+        if event_bus.subscriptions:
+            from opero.events import WorkflowChanged
+
+            record = self.record
+            event_bus.emit(
+                WorkflowChanged(
+                    function=record.name,
+                    workflow_id=record.id,
+                    state=state,
+                    result=result,
+                    error=error,
+                    seconds=time.time() - record.updated,
+                )
+            )
+
+    def notify_step(
+        self, step: StepRecord, *, replayed: bool = False, error: BaseException | None = None
+    ) -> None:
+        """Notify listeners that a step has begun or ended, or that its outcome was found in the journal."""
+        if event_bus.subscriptions:
+            from opero.events import StepChanged
+
+            event_bus.emit(
+                StepChanged(
+                    function=step.name,
+                    workflow_id=self.id,
+                    step=step.path,
+                    state=step.state,
+                    replayed=replayed,
+                    error=error,
+                    seconds=None if step.ended is None else step.ended - step.began,
+                )
+            )
 
 
-def _copy(step: StepRecord) -> StepRecord:
-    """What is queued for writing must not change meanwhile."""
-    from copy import copy
+def _parents(path: str) -> Iterable[str]:
+    """Return the paths of the steps that a step may be part of: "4/17" and "4" for "4/17/1"."""
+    parts = path.split("/")
+    return ("/".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))
 
-    return copy(step)
+
+# --- the end ------------------------------------------------------------------------------------------------------
+
+_STATES: Final = {
+    EndingKind.SLEEP: State.SLEEPING,
+    EndingKind.WAIT: State.WAITING,
+    EndingKind.STOP: State.QUEUED,
+    EndingKind.BLOCKED: State.BLOCKED,
+    EndingKind.IN_DOUBT: State.IN_DOUBT,
+}
+
+
+def finalize(run: WorkflowRun, value: Any, error: BaseException | None) -> Move | None:
+    """Return the state of a workflow whose function has ended.
+
+    Args:
+        run: Its run.
+        value: What the function returned.
+        error: What it raised, None if it returned.
+
+    Returns:
+        What is to be written; None if it has another owner, or nothing can be written.
+    """
+    record, ending = run.record, run.ending
+    move = Move(record.id, record.owner or "", record.epoch, State.DONE)
+    over = error is None or isinstance(error, Exception)
+    # A function that has come to its end needs no further step, so a stop in the meantime changes nothing.
+    if ending is not None and not (over and ending.kind is EndingKind.STOP):
+        if ending.kind not in _STATES:
+            return None
+        move.state, move.error, move.wake = _STATES[ending.kind], ending.text, ending.wake
+        return move
+    if run.cancelling and isinstance(error, WorkflowCancelled | asyncio.CancelledError):
+        move.state = State.CANCELLED
+        return move
+    if error is None:
+        try:
+            move.output = encode(value, f"result of {record.name}()")
+        except UnserializableError as refusal:
+            error = refusal
+        else:
+            return move
+    failure = (
+        keepable(error)
+        if isinstance(error, Exception)
+        else ActivityError(type(error).__name__, str(error))
+    )
+    move.state, move.error = State.FAILED, pack_error(failure)
+    for raised, path in run.failed:
+        if raised is error or raised is failure:
+            move.failed_step = path
+    return move

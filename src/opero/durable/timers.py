@@ -1,5 +1,5 @@
 # this_file: src/opero/durable/timers.py
-"""What a workflow takes from outside: time, chance, ids, pauses, signals. Recorded, so replay sees the same.
+"""Record what a workflow takes from outside, so that a replay sees the same: time, chance, ids, pauses, signals.
 
 Outside a workflow each of them is the plain thing.
 """
@@ -14,8 +14,8 @@ import uuid as ids
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from opero.durable.records import Move, State, StepState, Take
-from opero.durable.run import Ending, Why
+from opero.durable.records import Move, State, Take
+from opero.durable.run import Ending, EndingKind
 from opero.durable.scope import Scope, current
 from opero.durable.step import Step, step_at
 from opero.errors import OperoUsageError
@@ -28,8 +28,8 @@ T = TypeVar("T")
 
 _HELD: Final = 1.0
 """Seconds of a pause for which a synchronous workflow keeps its thread; for longer ones it is put aside."""
-_GLANCE: Final = 30.0
-"""Longest wait on the monotonic clock before the wall clock is looked at again."""
+_GLANCE: Final = 5.0
+"""Longest wait on the monotonic clock before the wall clock is read again: it may have been wrong."""
 
 
 def now() -> dt.datetime:
@@ -91,7 +91,7 @@ def sleep(seconds: Duration) -> Any:
         step = _waiting_step(scope, "sleep", time.time() + pause)
         if not step.recorded:
             step.run.write(step.record)
-            _hold(scope, step)
+            _hold(scope, step, time.monotonic() + pause)
             step.succeeded(None)
             step.run.write(step.record)
     finally:
@@ -99,13 +99,13 @@ def sleep(seconds: Duration) -> Any:
     return None
 
 
-def _hold(scope: Scope, step: Step) -> None:
+def _hold(scope: Scope, step: Step, latest: float) -> None:
     """Wait in this thread for a short pause, or in a branch; else put the workflow aside."""
     wake = step.record.wake or 0.0
     if scope.root and wake - time.time() > _HELD:
-        step.run.end(Ending(Why.SLEEP, wake=wake))
+        step.run.end(Ending(EndingKind.SLEEP, wake=wake))
         step.run.check()
-    while (left := wake - time.time()) > 0:
+    while (left := _left(wake, latest)) > 0:
         ambient.clock().sleep(min(left, 0.1))
         step.run.check()
 
@@ -115,26 +115,36 @@ async def _asleep(scope: Scope, pause: float) -> None:
     try:
         step = _waiting_step(scope, "sleep", time.time() + pause)
         if step.recorded:
-            await step.run.turn(step.record)
+            await step.run.in_order(step.record)
             return
         await step.run.awrite(step.record)
-        await _until(step, step.record.wake or 0.0)
+        await _until(step, step.record.wake or 0.0, time.monotonic() + pause)
         step.succeeded(None)
         await step.run.awrite(step.record)
     finally:
         scope.leave()
 
 
-async def _until(step: Step, wake: float) -> None:
-    """Wait for a time on the wall clock, written down as sleeping where nothing else goes on."""
+async def _until(step: Step, wake: float, latest: float) -> None:
+    """Wait for a time on the wall clock; the workflow counts as sleeping if nothing else of it runs."""
     run = step.run
     quiet = not run.active
     if quiet:
         run.post(_move(step, State.SLEEPING, wake))
-    while (left := wake - time.time()) > 0:
+    while (left := _left(wake, latest)) > 0:
         await ambient.clock().asleep(min(left, _GLANCE))
     if quiet:
         run.post(_move(step, State.RUNNING, None))
+
+
+def _left(wake: float, latest: float) -> float:
+    """Return the seconds until a pause ends.
+
+    Args:
+        wake: Its end on the wall clock, which also counts what passed while no process ran.
+        latest: Its end on the monotonic clock, in case the wall clock was wrong when it began.
+    """
+    return min(wake - time.time(), latest - time.monotonic())
 
 
 def _move(step: Step, state: State, wake: float | None) -> Move:
@@ -145,7 +155,7 @@ def _move(step: Step, state: State, wake: float | None) -> Move:
 def wait_for(name: str, timeout: Duration | None = None) -> Any:
     """Wait for a signal and return its value; within an event loop it is to be awaited.
 
-    Signals of a name are kept until they are asked for, in the order in which they were sent. A
+    Signals of a name are kept until they are taken, in the order in which they were sent. A
     synchronous workflow that waits gives up its thread, as for `sleep`.
 
     Args:
@@ -178,7 +188,7 @@ def _receive(scope: Scope, name: str, limit: float | None) -> Any:
                 run.write(step.record)
                 raise failure
             if scope.root:
-                run.end(Ending(Why.WAIT, wake=step.record.wake))
+                run.end(Ending(EndingKind.WAIT, wake=step.record.wake))
             else:
                 time.sleep(0.05)
             run.check()
@@ -192,10 +202,10 @@ async def _await_signal(scope: Scope, name: str, limit: float | None) -> Any:
     try:
         step = _waiting_step(scope, f"wait for {name}", limit)
         if step.recorded:
-            await step.run.turn(step.record)
+            await step.run.in_order(step.record)
             return step.outcome()
         run = step.run
-        told = run.listen(name)
+        arrived = run.listen(name)
         quiet = not run.active
         try:
             while not _taken(step, await run.atake(_take(step, name))):
@@ -205,10 +215,10 @@ async def _await_signal(scope: Scope, name: str, limit: float | None) -> Any:
                     raise failure
                 if quiet:
                     run.post(_move(step, State.WAITING, step.record.wake))
-                await _either(told, step.record.wake)
-                told.clear()
+                await _either(arrived, step.record.wake)
+                arrived.clear()
         finally:
-            run.unlisten(name, told)
+            run.unlisten(name, arrived)
         if quiet:
             run.post(_move(step, State.RUNNING, None))
         return step.outcome()
@@ -216,11 +226,11 @@ async def _await_signal(scope: Scope, name: str, limit: float | None) -> Any:
         scope.leave()
 
 
-async def _either(told: asyncio.Event, limit: float | None) -> None:
+async def _either(arrived: asyncio.Event, limit: float | None) -> None:
     left = None if limit is None else max(0.0, min(limit - time.time(), _GLANCE))
     try:
         async with asyncio.timeout(left):
-            await told.wait()
+            await arrived.wait()
     except TimeoutError:
         pass
 
@@ -229,9 +239,7 @@ def _waiting_step(scope: Scope, name: str, wake: float | None) -> Step:
     """Return a step that is not done at once; one that was waiting before a crash keeps its time."""
     step = step_at(scope, name)
     if not step.recorded:
-        began_before = step.record.state is StepState.PENDING or step.wake is not None
-        step.record.wake = step.wake if began_before else wake
-        step.record.state = StepState.PENDING
+        step.wait_until(wake)
     return step
 
 

@@ -1,8 +1,9 @@
 # this_file: src/opero/durable/values.py
-"""Values in the journal: JSON that gives back the same value and the same type, or refuses at once.
+"""Write values as JSON that gives back the same value and type, and compare arguments by a digest.
 
-Types that JSON does not know travel as `{"$": kind, "v": content}`. Reading executes nothing: enums
-and dataclasses are looked up by name, their fields are set without running any of their code.
+Types that JSON does not have are written as `{"$": kind, "v": content}`. Reading executes nothing and
+imports nothing: enums and dataclasses are found among the modules that the program has loaded, and
+their fields are set without calling their code.
 """
 
 from __future__ import annotations
@@ -12,18 +13,23 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import inspect
+import itertools
 import json
 import math
 import pathlib
 import sys
 import uuid
 import zoneinfo
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from types import NoneType
 from typing import Any, Final
 
+from opero.caching.keys import Unkeyable, digest
 from opero.errors import OperoUsageError, UnserializableError
 
-__all__ = ["decode", "encode", "register_type"]
+__all__ = ["Parameters", "decode", "encode", "find_class", "register_type"]
 
 _MAX_DEPTH: Final = 200
 _SMALL: Final = 1 << 63
@@ -57,14 +63,22 @@ def decode(text: str) -> Any:
     """Return the value that `encode` has written.
 
     Raises:
-        UnserializableError: A type that it names cannot be found any more.
+        UnserializableError: It cannot be rebuilt: a type that it names is gone or has changed, or the
+            text is damaged.
 
     Example:
         >>> decode(encode({"a": (1, 2)}))
         {'a': (1, 2)}
     """
-    loaded = json.loads(text)
-    return _unpack(loaded) if '"$"' in text else loaded
+    try:
+        loaded = json.loads(text)
+        return _unpack(loaded) if '"$"' in text else loaded
+    except UnserializableError:
+        raise
+    except Exception as error:
+        raise UnserializableError(
+            f"a journaled value is damaged, or its type has changed ({type(error).__name__}: {error})"
+        ) from error
 
 
 def register_type(cls: type, to_plain: _Pack, from_plain: _Pack) -> None:
@@ -134,7 +148,7 @@ def _pack_named(value: Any, what: str, at: str, depth: int) -> Any:
         return {"$": kind.__name__ if pure else "Path", "v": str(value)}
     name = f"{kind.__module__}:{kind.__qualname__}"
     try:
-        found = _find(name) is kind
+        found = find_class(name) is kind
     except UnserializableError:
         found = False
     if found and isinstance(value, enum.Enum):
@@ -222,34 +236,71 @@ def _unpack(plain: Any) -> Any:
                 "call opero.durable.register_type() first."
             )
         return _custom_readers[name](_unpack(content))
-    cls = _find(name)
+    cls = find_class(name)
     if kind == "enum" and issubclass(cls, enum.Enum):
         return cls[content] if isinstance(content, str) else cls(_unpack(content["value"]))
-    if kind == "named" and issubclass(cls, tuple):
-        return tuple.__new__(cls, _unpack(content))
+    if kind == "named" and issubclass(cls, tuple) and hasattr(cls, "_fields"):
+        return _rebuild_named_tuple(cls, _unpack(content))
     if kind == "data" and dataclasses.is_dataclass(cls):
-        made = object.__new__(cls)
-        for field, value in content.items():
-            object.__setattr__(made, field, _unpack(value))
-        return made
+        return _rebuild_dataclass(cls, {name: _unpack(value) for name, value in content.items()})
     raise UnserializableError(f"{name.replace(':', '.')} is no longer what the journal says.")
 
 
-def _find(name: str) -> type:
-    """Return the class of a name "module:Qualified.Name"."""
+def _rebuild_named_tuple(cls: Any, items: list[Any]) -> Any:
+    """Make a named tuple; fields that were added at the end get their defaults."""
+    missing = cls._fields[len(items) :]
+    if len(items) > len(cls._fields) or any(name not in cls._field_defaults for name in missing):
+        raise _changed(cls, f"{len(items)} fields", f"{len(cls._fields)}")
+    return tuple.__new__(cls, (*items, *(cls._field_defaults[name] for name in missing)))
+
+
+def _rebuild_dataclass(cls: type, content: dict[str, Any]) -> Any:
+    """Make an instance without calling its code; fields that are new in the class get their defaults."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    if unknown := content.keys() - fields.keys():
+        raise _changed(cls, f"a field {min(unknown)!r}", "none")
+    made: Any = object.__new__(cls)
+    for name, field in fields.items():
+        if name in content:
+            value = content[name]
+        elif field.default is not dataclasses.MISSING:
+            value = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        elif field.init:
+            raise _changed(cls, f"no field {name!r}", "one without a default")
+        else:
+            continue  # it had not been set
+        object.__setattr__(made, name, value)
+    return made
+
+
+def _changed(cls: type, then: str, now: str) -> UnserializableError:
+    return UnserializableError(
+        f"{cls.__module__}.{cls.__qualname__} has changed: the journal has {then}, the class has {now}."
+    )
+
+
+def find_class(name: str) -> type:
+    """Return the class of a name "module:Qualified.Name"; nothing is imported.
+
+    Raises:
+        UnserializableError: Its module is not loaded, or has no such class.
+    """
     module, _, qualname = name.partition(":")
     if module not in sys.modules:
-        import importlib
-
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise UnserializableError(f"module {module!r} of a journaled value is gone.") from error
+        raise UnserializableError(
+            f"{name.replace(':', '.')} of a journaled value cannot be found: import the module {module!r} "
+            "before the Orchestrator is started, if it is still there."
+        )
     found: Any = sys.modules[module]
     for part in qualname.split("."):
-        found = getattr(found, part, None)
+        # A lazy attribute of a module is an import too.
+        found = getattr(found, "__dict__", {}).get(part)
     if not isinstance(found, type):
-        raise UnserializableError(f"{name.replace(':', '.')} of a journaled value is gone.")
+        raise UnserializableError(
+            f"{name.replace(':', '.')} of a journaled value is gone: it was renamed, moved or removed."
+        )
     return found
 
 
@@ -281,3 +332,94 @@ _READERS: Final[dict[str, _Pack]] = {
     "PurePosixPath": pathlib.PurePosixPath,
     "PureWindowsPath": pathlib.PureWindowsPath,
 }
+
+# --- arguments ----------------------------------------------------------------------------------------------------
+
+_PLAIN: Final = frozenset({int, str, bool, NoneType})
+_VARIADIC: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_DIGEST_SIZE: Final = 20
+_MAX_DEFAULTS: Final = 8
+"""Defaults that are tried as given and as left out when a digest differs: 2 to the power of it."""
+_write_plain: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
+
+class Parameters:
+    """Bind the arguments of calls to one function's signature, and compare them by a digest.
+
+    Args:
+        signature: The function's.
+        what: The function, for errors ("activity charge()").
+    """
+
+    __slots__ = ("_least", "_names", "_signature", "_what")
+
+    def __init__(self, signature: inspect.Signature, what: str) -> None:
+        self._signature = signature
+        self._what = what
+        known = signature.parameters.values()
+        plain = all(p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for p in known)
+        self._names: tuple[str, ...] = tuple(signature.parameters) if plain else ()
+        # Without names no call has this few arguments, and each is bound by the signature.
+        self._least = sum(p.default is inspect.Parameter.empty for p in known) if plain else 1
+
+    def digest(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """Return the digest of a call's arguments as they are given, by name and without defaults.
+
+        So a new optional parameter changes nothing for the calls that are recorded.
+
+        Raises:
+            TypeError: They do not fit.
+            UnserializableError: One has no content.
+        """
+        if not kwargs and self._least <= len(args) <= len(self._names):
+            given = dict(zip(self._names, args, strict=False))
+        else:
+            given = self._signature.bind(*args, **kwargs).arguments
+        return self._digest(given)
+
+    def matches(self, recorded: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Return whether a recorded digest is that of the same call, with some defaults spelled out or left out.
+
+        For calls whose own digest differs; raises as `digest` does.
+        """
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        parameters = self._signature.parameters
+        # `*args` and `**kwargs` without content are never recorded.
+        given = {
+            n: v for n, v in bound.arguments.items() if v or parameters[n].kind not in _VARIADIC
+        }
+        optional = [n for n, v in given.items() if _same(v, parameters[n].default)][:_MAX_DEFAULTS]
+        return any(
+            self._digest({n: v for n, v in given.items() if n not in left_out}) == recorded
+            for left_out in _subsets(optional)
+        )
+
+    def _digest(self, given: dict[str, Any]) -> str:
+        for value in given.values():
+            if type(value) not in _PLAIN or (type(value) is int and not -_SMALL < value < _SMALL):
+                break
+        else:
+            # Most arguments are such; JSON keeps their types apart, and costs a tenth.
+            return blake2b(_write_plain(given).encode(), digest_size=_DIGEST_SIZE).hexdigest()
+        try:
+            return digest(tuple(given.items())).hex()
+        except Unkeyable as error:
+            raise UnserializableError(
+                f"{self._what} was called with something that has no content to compare on replay: {error}"
+            ) from error
+
+
+def _subsets(names: list[str]) -> Iterator[tuple[str, ...]]:
+    return itertools.chain.from_iterable(
+        itertools.combinations(names, size) for size in range(len(names) + 1)
+    )
+
+
+def _same(value: object, default: object) -> bool:
+    if value is default:
+        return True
+    try:
+        return type(value) is type(default) and digest((value,)) == digest((default,))
+    except Unkeyable:
+        return False

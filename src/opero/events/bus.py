@@ -317,12 +317,12 @@ class _DefaultBus(EventBus):
         self, handler: Handler, types: Iterable[type[Event]] = (), *, queue: int = 10_000
     ) -> Subscription:
         made = super().subscribe(handler, types, queue=queue)
-        switch.hold()
+        switch.turn_on()
         return made
 
     def _remove(self, subscription: Subscription) -> None:
         super()._remove(subscription)
-        switch.release()
+        switch.turn_off()
 
     def _queues(self) -> list[DeliveryQueue]:
         # Listeners of single functions (`on_event=`) are waited for as well: they have no bus that could do it.

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from opero.utils.secrets import mask_text, mask_urls, masked_repr
+
 if TYPE_CHECKING:
     from opero.events.types import Event
 
@@ -47,7 +49,8 @@ def describe_event(event: Event, *, messages: bool = False) -> tuple[int, str]:
         return DEBUG, f"{event.function}: {_anything(event, messages=messages)}"
     level, sentence = entry
     error = event.get("error")
-    return level, f"{event.function}: {sentence(event, _error(error, messages=messages))}"
+    text = f"{event.function}: {sentence(event, _error(error, messages=messages))}"
+    return level, mask_urls(text)
 
 
 def log_event(logger: EventLogger, event: Event, *, messages: bool = False) -> None:
@@ -63,7 +66,7 @@ def _error(error: object, *, messages: bool) -> str:
     text = type(error).__name__
     if messages:
         lines = str(error).splitlines()
-        text += f": {lines[0][:_LONGEST]}" if lines else ""
+        text += f": {mask_text(lines[0])[:_LONGEST]}" if lines else ""
     return text
 
 
@@ -98,7 +101,7 @@ def _anything(event: Event, *, messages: bool) -> str:
         if isinstance(value, BaseException):
             parts.append(f"{key}={_error(value, messages=messages)}")
         elif isinstance(value, str | int | float | bool):
-            parts.append(f"{key}={value!r}")
+            parts.append(f"{key}={masked_repr(value, key)}")
     return " ".join([event.type, *parts])
 
 
@@ -114,6 +117,13 @@ _SENTENCES: dict[str, tuple[int, Callable[[Any, str], str]]] = {
     "RetryScheduled": (INFO, lambda e, _: f"attempt {e.attempt} in {e.delay:.3g} s"),
     "FallbackUsed": (INFO, lambda e, _: f"falls back on {e.value}"),
     "LimiterWaited": (DEBUG, lambda e, _: f"waited {e.seconds:.3g} s for a limit"),
+    "MapWaiting": (
+        WARNING,
+        lambda e, _: (
+            f"the map stands at {e.done}{'' if e.total is None else f' of {e.total}'} items"
+            f"{'' if e.reason is None else f', {e.reason}'}{_seconds(e)}"
+        ),
+    ),
     "LimiterPaused": (
         WARNING,
         lambda e, _: f"the service asks for a pause of {e.seconds:.3g} s ({e.source})",

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from opero.events.run import parent_run_id, run_id
+from opero.utils.secrets import mask_text, masked_repr
 
 __all__ = [
     "AttemptFailed",
@@ -38,6 +39,7 @@ __all__ = [
     "LimiterPaused",
     "LimiterWaited",
     "MapProgress",
+    "MapWaiting",
     "RetriesNested",
     "RetryBudgetSpent",
     "RetryScheduled",
@@ -49,7 +51,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Event:
     """Base of all events.
 
@@ -118,18 +120,28 @@ class Event:
     def __len__(self) -> int:
         return len(self.keys())
 
+    def __repr__(self) -> str:
+        # An error's message is other code's: it may hold anything.
+        shown = ", ".join(
+            f"{f.name}={(mask_text(repr(value)) if f.name == 'error' else masked_repr(value, f.name))}"
+            for f in fields(self)
+            if f.repr
+            for value in [getattr(self, f.name)]
+        )
+        return f"{type(self).__name__}({shown})"
+
 
 # --- calls ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CallStarted(Event):
     """A call enters the stages. Sent only to handlers that name this class, as every call sends one."""
 
     quiet = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CallEnded(Event):
     """A call has left the stages, whichever way. Sent only to handlers that name this class.
 
@@ -154,7 +166,7 @@ class CallEnded(Event):
     waited: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class AttemptFailed(Event):
     """One real call of the function failed (or its result was rejected, then `error` is None).
 
@@ -171,7 +183,7 @@ class AttemptFailed(Event):
     seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RetryScheduled(Event):
     """Another attempt will be made.
 
@@ -184,7 +196,7 @@ class RetryScheduled(Event):
     delay: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RetriesNested(Event):
     """Another attempt will be made although another opero function, called by this one, has used up its retries.
 
@@ -195,7 +207,7 @@ class RetriesNested(Event):
     inner: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RetryBudgetSpent(Event):
     """A call fails for good, because the retry budget has no retry left.
 
@@ -206,7 +218,7 @@ class RetryBudgetSpent(Event):
     budget: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ValueCooling(Event):
     """A service asked to wait, and the fallback value that was used with it is skipped for that time.
 
@@ -221,7 +233,7 @@ class ValueCooling(Event):
     source: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class FallbackUsed(Event):
     """The next value of the fallback parameter is tried.
 
@@ -234,7 +246,7 @@ class FallbackUsed(Event):
     index: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class LimiterWaited(Event):
     """A call waited for its slot.
 
@@ -245,7 +257,7 @@ class LimiterWaited(Event):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class LimiterPaused(Event):
     """A service asked this function to wait, and the limiter lets no call through for that time.
 
@@ -258,17 +270,17 @@ class LimiterPaused(Event):
     source: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CacheHit(Event):
     """A stored result was served."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CacheMiss(Event):
     """No fresh result was stored; the function is called."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CacheStale(Event):
     """An expired result was served, because the function failed.
 
@@ -281,7 +293,7 @@ class CacheStale(Event):
     error: BaseException | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CacheRefreshed(Event):
     """A result was computed again in the background (`cache_refresh`).
 
@@ -294,7 +306,7 @@ class CacheRefreshed(Event):
     error: BaseException | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CacheSkipped(Event):
     """A result was not stored, or the cache could not be used.
 
@@ -305,7 +317,7 @@ class CacheSkipped(Event):
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class FunctionEdited(Event):
     """A function's source differs from the one whose results lie on disk or on a server.
 
@@ -313,7 +325,7 @@ class FunctionEdited(Event):
     """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CallSucceeded(Event):
     """A call returned a value that was not in the cache.
 
@@ -328,7 +340,7 @@ class CallSucceeded(Event):
     seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CallTimedOut(Event):
     """A real call took longer than its `timeout`.
 
@@ -339,7 +351,7 @@ class CallTimedOut(Event):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DeadlinePassed(Event):
     """A call ends because of its deadline.
 
@@ -350,7 +362,7 @@ class DeadlinePassed(Event):
     where: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CallGaveUp(Event):
     """A call failed for good.
 
@@ -367,7 +379,7 @@ class CallGaveUp(Event):
     seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CircuitChanged(Event):
     """A circuit breaker went from one state to another.
 
@@ -395,7 +407,7 @@ class CircuitChanged(Event):
         return functools.partial(CircuitChanged, **values), ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class HandlerFailed(Event):
     """A handler raised. Sent only to handlers that name this class; without any, it is written to stderr.
 
@@ -415,7 +427,7 @@ class HandlerFailed(Event):
 # --- tasks, workflows, maps -----------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class _DetailedEvent(Event):
     """An event with details that its sender may add; they are keys of the mapping too.
 
@@ -436,7 +448,7 @@ class _DetailedEvent(Event):
         return getattr(self, key) if hasattr(type(self), key) else self.details[key]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class TaskChanged(_DetailedEvent):
     """A task, or something composed of tasks, went into another state.
 
@@ -467,7 +479,7 @@ class TaskChanged(_DetailedEvent):
         return tuple(key for key in _DetailedEvent.keys(self) if key not in missing)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class WorkflowChanged(_DetailedEvent):
     """A durable workflow went into another state.
 
@@ -489,7 +501,7 @@ class WorkflowChanged(_DetailedEvent):
     seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class StepChanged(_DetailedEvent):
     """A step of a durable workflow went into another state.
 
@@ -513,7 +525,24 @@ class StepChanged(_DetailedEvent):
     seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class MapWaiting(Event):
+    """A map stands, or will stand, for more than a minute; sent once for each map.
+
+    Attributes:
+        done: Items that are finished.
+        total: All items; None while that is not known.
+        reason: What it waits for, where that is a limit; None if an item takes so long.
+        seconds: Seconds since the last item was finished.
+    """
+
+    done: int
+    total: int | None
+    reason: str | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class MapProgress(Event):
     """A map has got further.
 
@@ -536,7 +565,7 @@ class MapProgress(Event):
     finished: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CustomEvent(_DetailedEvent):
     """A dict that other code sent through the bus; keys of the dict take precedence over attributes.
 

@@ -1,5 +1,5 @@
 # this_file: src/opero/instrumentation/__init__.py
-"""Listeners that log, count, time and draw what happens. None of them is on unless you ask for it."""
+"""Log, count, trace and draw events. No listener is on unless the program asks for it."""
 
 from __future__ import annotations
 

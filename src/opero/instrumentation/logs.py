@@ -1,8 +1,8 @@
 # this_file: src/opero/instrumentation/logs.py
-"""Events as log lines: in loguru, opero's own voice, or in a logger of the standard library.
+"""Write events as log lines: to loguru, or to a logger of the standard library.
 
-opero is silent until one of these functions is called, and neither adds nor removes a sink: where lines
-go is for the program to say. `loguru.logger.disable("opero")` silences it again.
+opero is silent until one of these functions is called, and neither adds nor removes a sink: the program decides
+where lines go. `loguru.logger.disable("opero")` silences it again.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from opero.events import event_bus
 from opero.events.messages import EventLogger, describe_event, log_event
+from opero.utils.logging import configure_logging
 
 if TYPE_CHECKING:
     from opero.events import Event, EventBus, Subscription
 
-__all__ = ["configure_logging", "log_events"]
+__all__ = ["configure", "configure_logging", "log_events"]
 
 _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
 
@@ -34,10 +35,10 @@ def log_events(
 
     Args:
         to: A logger of the standard library or its name; None for loguru.
-        level: Lowest level that is written. Failed attempts are warnings, a call that gives up is an error, what goes
-            smoothly is "DEBUG".
+        level: Lowest level that is written. Failed attempts are warnings, a call that fails for good is an error, an
+            undisturbed one is "DEBUG".
         types: Event classes wanted; empty for all but the quiet ones.
-        messages: Show errors with their messages, not only their types. Messages may hold URLs and credentials.
+        messages: Show errors with their messages, not only their types. Known forms of secrets in them are masked.
         bus: The bus to listen to.
 
     Returns:
@@ -62,34 +63,24 @@ def log_events(
     """
     lowest = _number(level)
     if to is None:
-        write = functools.partial(_say, _voice(), lowest, messages)
+        write = functools.partial(_log_with_loguru, _loguru(), lowest, messages)
     else:
         write = functools.partial(_log, _logger(to), lowest, messages)
     return bus.subscribe(write, types)
 
 
-class _Voice:
+class _Configured:
     """The subscription that `configure_logging` has made."""
 
     subscription: Subscription | None = None
 
 
-def configure_logging(
-    level: int | str | None = "INFO", *, to: EventLogger | str | None = None, messages: bool = False
+def configure(
+    level: int | str | None, to: EventLogger | str | None = None, *, messages: bool = False
 ) -> None:
-    """Let opero say what it does; called again, it replaces what was configured before.
-
-    Args:
-        level: Lowest level that is written; None for silence.
-        to: A logger of the standard library or its name; None for loguru.
-        messages: Show errors with their messages, which may hold URLs and credentials.
-
-    Example:
-        >>> configure_logging("WARNING")
-        >>> configure_logging(None)
-    """
+    """Do the work of `configure_logging`."""
     made = None if level is None else log_events(to, level=level, messages=messages)
-    before, _Voice.subscription = _Voice.subscription, made
+    before, _Configured.subscription = _Configured.subscription, made
     if before is not None:
         before.cancel()
 
@@ -114,15 +105,15 @@ def _logger(to: EventLogger | str) -> EventLogger:
     return logging.getLogger(to)
 
 
-def _voice() -> Any:
-    """Load loguru and let opero speak in it."""
+def _loguru() -> Any:
+    """Load loguru and enable the lines of opero in it."""
     from loguru import logger
 
     logger.enable("opero")
     return logger
 
 
-def _say(logger: Any, lowest: int, messages: bool, event: Event) -> None:
+def _log_with_loguru(logger: Any, lowest: int, messages: bool, event: Event) -> None:
     level, text = describe_event(event, messages=messages)
     if level >= lowest:
         logger.bind(event=event).log(_name(level), "{}", text)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from opero.events import CallEnded, CallStarted, TaskChanged, WorkflowChanged, event_bus
 from opero.events.types import Event
-from opero.instrumentation.extras import load
+from opero.utils.lazy import load_extra
+from opero.utils.secrets import mask_text, mask_urls
 
 if TYPE_CHECKING:
     from opero.events import EventBus, Subscription
@@ -28,7 +29,7 @@ class OpenTelemetryListener:
 
     Args:
         tracer_provider: Where the tracer comes from; the global provider by default.
-        messages: Record exceptions with message and traceback, which may hold what nobody shall read; only types
+        messages: Record exceptions with message and traceback, masked; they may still hold private data. Only types
             otherwise.
 
     Raises:
@@ -36,8 +37,8 @@ class OpenTelemetryListener:
     """
 
     def __init__(self, tracer_provider: Any = None, *, messages: bool = False) -> None:
-        self._api = load("opentelemetry.trace", "otel")
-        self._contexts = load("opentelemetry.context", "otel")
+        self._api = load_extra("opentelemetry.trace", "otel")
+        self._contexts = load_extra("opentelemetry.context", "otel")
         self._tracer = self._api.get_tracer("opero", tracer_provider=tracer_provider)
         self._messages = messages
         self._spans: dict[str, tuple[Any, Any]] = {}
@@ -47,7 +48,7 @@ class OpenTelemetryListener:
         return bus.subscribe(self, types=[Event])
 
     def __call__(self, event: Event) -> None:
-        """Take note of one event."""
+        """Record one event."""
         if event.run_id is None:
             return
         if isinstance(event, CallStarted):
@@ -69,12 +70,14 @@ class OpenTelemetryListener:
     def _begin(self, event: Event, run_id: str, *, current: bool) -> None:
         around = self._spans.get(event.parent_id or "")
         parent = None
-        # What was begun within the outer run, by whatever library, is nearer than the outer run itself.
+        # A span that any library has started within the outer run is nearer than the outer run itself.
         if around is not None and not self._api.get_current_span().get_span_context().is_valid:
             parent = self._api.set_span_in_context(around[0])
-        span = self._tracer.start_span(
-            event.function, context=parent, attributes={"opero.run_id": run_id}
-        )
+        attributes = {"opero.run_id": run_id}
+        if event.module:
+            attributes["opero.module"] = event.module
+            attributes["code.function.name"] = f"{event.module}.{event.function}"
+        span = self._tracer.start_span(event.function, context=parent, attributes=attributes)
         token = None
         if current:
             token = self._contexts.attach(self._api.set_span_in_context(span))
@@ -93,7 +96,7 @@ class OpenTelemetryListener:
         error = event.get("error")
         if error is not None:
             if self._messages:
-                span.record_exception(error)
+                span.add_event("exception", attributes=_exception(error))
             status = self._api.Status(self._api.StatusCode.ERROR, type(error).__name__)
             span.set_status(status)
         # A coroutine that is closed by the garbage collector ends in another context than its own, which is gone.
@@ -114,12 +117,23 @@ def trace_calls(
 
 
 def _attributes(event: Event) -> dict[str, str | bool | int | float]:
-    """What an event tells, as far as a span can hold it; of an error its type."""
-    told: dict[str, str | bool | int | float] = {}
+    """Return the facts of an event that a span can hold; of an error its type."""
+    facts: dict[str, str | bool | int | float] = {}
     for key, value in event.items():
         if key not in _STAMPS and isinstance(value, str | bool | int | float):
-            told[f"opero.{key}"] = value
+            facts[f"opero.{key}"] = mask_urls(value) if isinstance(value, str) else value
     error = event.get("error")
     if error is not None:
-        told["error.type"] = type(error).__name__
-    return told
+        facts["error.type"] = type(error).__name__
+    return facts
+
+
+def _exception(error: BaseException) -> dict[str, str]:
+    """Return the attributes of an exception event, as the semantic conventions name them, with secrets masked."""
+    import traceback
+
+    return {
+        "exception.type": f"{type(error).__module__}.{type(error).__qualname__}",
+        "exception.message": mask_text(str(error)),
+        "exception.stacktrace": mask_text("".join(traceback.format_exception(error))),
+    }

@@ -1,5 +1,5 @@
 # this_file: src/opero/instrumentation/prometheus.py
-"""Events as Prometheus metrics."""
+"""Turn events into Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from opero.events import (
     RetryScheduled,
     event_bus,
 )
-from opero.instrumentation.extras import load
+from opero.utils.lazy import load_extra
+from opero.utils.secrets import mask_urls
 
 if TYPE_CHECKING:
     from opero.events import Event, EventBus, Subscription
@@ -33,16 +34,16 @@ _STATES = ("closed", "open", "half_open", "forced_open", "disabled")
 class PrometheusListener:
     """Counts and times calls; give it to a bus with `listen()`, or to one function with `on_event=`.
 
-    | metric | labels |
+    | metric | labels beside module and function |
     |---|---|
-    | `opero_calls_total` | function, source (fresh, hit, shared, ...), outcome (ok or the error's type) |
-    | `opero_call_duration_seconds` (histogram) | function |
-    | `opero_calls_in_progress` (gauge) | function |
-    | `opero_attempts_failed_total`, `opero_calls_given_up_total` | function, error |
-    | `opero_retries_total`, `opero_fallbacks_total`, `opero_timeouts_total` | function |
-    | `opero_limiter_wait_seconds` (histogram) | function |
-    | `opero_cache_requests_total` | function, result (hit, miss) |
-    | `opero_circuit_state` (gauge, 1 for the present state), `opero_circuit_changes_total` | circuit, state |
+    | `opero_calls_total` | source (fresh, hit, shared, ...), outcome (ok or the error's type) |
+    | `opero_call_duration_seconds` (histogram) | |
+    | `opero_calls_in_progress` (gauge) | |
+    | `opero_attempts_failed_total`, `opero_calls_given_up_total` | error |
+    | `opero_retries_total`, `opero_fallbacks_total`, `opero_timeouts_total` | |
+    | `opero_limiter_wait_seconds` (histogram) | |
+    | `opero_cache_requests_total` | result (hit, miss) |
+    | `opero_circuit_state` (gauge, 1 for the state), `opero_circuit_changes_total` | circuit, state (no function) |
 
     Args:
         registry: Where the metrics are registered; the library's own registry by default.
@@ -59,7 +60,7 @@ class PrometheusListener:
         >>> with PrometheusListener(registry).listen():
         ...     opero(cache=False)(len)("abc")
         3
-        >>> labels = {"function": "len", "source": "fresh", "outcome": "ok"}
+        >>> labels = {"module": "builtins", "function": "len", "source": "fresh", "outcome": "ok"}
         >>> registry.get_sample_value("opero_calls_total", labels)
         1.0
     """
@@ -71,18 +72,18 @@ class PrometheusListener:
         prefix: str = "opero",
         buckets: Iterable[float] | None = None,
     ) -> None:
-        client = load("prometheus_client", "prometheus")
-        told: dict[str, Any] = {"registry": client.REGISTRY if registry is None else registry}
-        timed = told if buckets is None else {**told, "buckets": tuple(buckets)}
+        client = load_extra("prometheus_client", "prometheus")
+        where: dict[str, Any] = {"registry": client.REGISTRY if registry is None else registry}
+        timed = where if buckets is None else {**where, "buckets": tuple(buckets)}
 
         def counter(name: str, doc: str, *labels: str) -> Any:
-            return client.Counter(f"{prefix}_{name}", doc, labels, **told)
+            return client.Counter(f"{prefix}_{name}", doc, ("module", *labels), **where)
 
         def histogram(name: str, doc: str) -> Any:
-            return client.Histogram(f"{prefix}_{name}", doc, ("function",), **timed)
+            return client.Histogram(f"{prefix}_{name}", doc, ("module", "function"), **timed)
 
         def gauge(name: str, doc: str, *labels: str) -> Any:
-            return client.Gauge(f"{prefix}_{name}", doc, labels, **told)
+            return client.Gauge(f"{prefix}_{name}", doc, ("module", *labels), **where)
 
         of_function = "function"
         self._calls = counter("calls", "Calls that ended.", of_function, "source", "outcome")
@@ -100,16 +101,20 @@ class PrometheusListener:
         self._state = gauge("circuit_state", "1 for the state a circuit is in.", "circuit", "state")
         self._changes = counter("circuit_changes", "Changes of a circuit.", "circuit", "state")
         self._actions: dict[type[Event], Callable[[Any], None]] = {
-            CallStarted: lambda e: self._running.labels(e.function).inc(),
+            CallStarted: lambda e: self._running.labels(_module(e), e.function).inc(),
             CallEnded: self._ended,
-            AttemptFailed: lambda e: self._failed.labels(e.function, _kind(e.error)).inc(),
-            CallGaveUp: lambda e: self._given_up.labels(e.function, _kind(e.error)).inc(),
-            RetryScheduled: lambda e: self._retries.labels(e.function).inc(),
-            FallbackUsed: lambda e: self._fallbacks.labels(e.function).inc(),
-            CallTimedOut: lambda e: self._timeouts.labels(e.function).inc(),
-            LimiterWaited: lambda e: self._waits.labels(e.function).observe(e.seconds),
-            CacheHit: lambda e: self._cache.labels(e.function, "hit").inc(),
-            CacheMiss: lambda e: self._cache.labels(e.function, "miss").inc(),
+            AttemptFailed: lambda e: self._failed.labels(
+                _module(e), e.function, _kind(e.error)
+            ).inc(),
+            CallGaveUp: lambda e: self._given_up.labels(
+                _module(e), e.function, _kind(e.error)
+            ).inc(),
+            RetryScheduled: lambda e: self._retries.labels(_module(e), e.function).inc(),
+            FallbackUsed: lambda e: self._fallbacks.labels(_module(e), e.function).inc(),
+            CallTimedOut: lambda e: self._timeouts.labels(_module(e), e.function).inc(),
+            LimiterWaited: lambda e: self._waits.labels(_module(e), e.function).observe(e.seconds),
+            CacheHit: lambda e: self._cache.labels(_module(e), e.function, "hit").inc(),
+            CacheMiss: lambda e: self._cache.labels(_module(e), e.function, "miss").inc(),
             CircuitChanged: self._changed,
         }
 
@@ -125,14 +130,20 @@ class PrometheusListener:
 
     def _ended(self, event: CallEnded) -> None:
         outcome = "ok" if event.error is None else _kind(event.error)
-        self._calls.labels(event.function, event.source, outcome).inc()
-        self._duration.labels(event.function).observe(event.seconds)
-        self._running.labels(event.function).dec()
+        self._calls.labels(_module(event), event.function, event.source, outcome).inc()
+        self._duration.labels(_module(event), event.function).observe(event.seconds)
+        self._running.labels(_module(event), event.function).dec()
 
     def _changed(self, event: CircuitChanged) -> None:
-        self._changes.labels(event.circuit, event.new_state).inc()
+        self._changes.labels(_module(event), mask_urls(event.circuit), event.new_state).inc()
         for state in _STATES:
-            self._state.labels(event.circuit, state).set(state == event.new_state)
+            self._state.labels(_module(event), mask_urls(event.circuit), state).set(
+                state == event.new_state
+            )
+
+
+def _module(event: Event) -> str:
+    return event.module or ""
 
 
 def _kind(error: BaseException | None) -> str:

@@ -1,5 +1,5 @@
 # this_file: src/opero/instrumentation/timeline.py
-"""A timeline: what happened when, one line for each event, nested like the calls."""
+"""Draw a timeline: one line for each event, nested like the calls."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Timeline:
 
     Args:
         bus: The bus to listen to.
-        longest: Most events that are kept; what comes later is only counted.
+        longest: Most events that are kept; later ones are only counted.
 
     Attributes:
-        events: What has happened, in order.
+        events: The events, in order.
         left_out: How many events came after the last that was kept.
 
     Example:
@@ -50,7 +50,7 @@ class Timeline:
         self._subscription: Subscription | None = None
 
     def __enter__(self) -> Self:
-        self._subscription = self._bus.subscribe(self._hear, types=[Event])
+        self._subscription = self._bus.subscribe(self._record, types=[Event])
         return self
 
     def __exit__(
@@ -62,9 +62,9 @@ class Timeline:
         if self._subscription is not None:
             self._subscription.cancel()
 
-    def _hear(self, event: Event) -> None:
+    def _record(self, event: Event) -> None:
         if isinstance(event, CallSucceeded | CallGaveUp):
-            return  # the end of the call, which comes at once, says the same and more
+            return  # the end of the call follows at once and holds the same and more
         with self._lock:
             if len(self.events) < self._longest:
                 self.events.append(event)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overload
 
-from opero.concurrency.mapper import Arguments, Mapper
+from opero.concurrency.mapper import ItemArguments, Mapper
 from opero.core.explain import explain
 from opero.core.function import ClassMethod, Method, describe_function
 from opero.core.options import MapOptions, Options
@@ -295,7 +295,7 @@ async def _process(
     """
     mapper, inputs = _mapper(chains, given, items, kwargs, before, on_a_loop=True)
     try:
-        return await mapper.acollect(inputs, Arguments())
+        return await mapper.acollect(inputs, ItemArguments())
     except Exception as error:
         if chains.replaces(error):
             raise chains.replacement(error) from error
@@ -315,7 +315,7 @@ def _process_sync(
     if mapper.awaits:
         return run_async(_process(chains, given, items, kwargs, before=before))
     try:
-        return mapper.collect(inputs, Arguments())
+        return mapper.collect(inputs, ItemArguments())
     except Exception as error:
         if chains.replaces(error):
             raise chains.replacement(error) from error
@@ -390,7 +390,7 @@ def _mapper(
     # Events of the functions come back with the results; events of the map itself are not asked for.
     wanted = [_without(work.__qualname__, listener) for listener in chains.listeners]
     options = MapOptions.of("process", **off, **workers, on_event=wanted or None)
-    return Mapper(Pipeline(describe_function(work), options), tells_all=bool(wanted)), inputs
+    return Mapper(Pipeline(describe_function(work), options), relays_all=bool(wanted)), inputs
 
 
 def _without(own: str, listener: Handler) -> Handler:

@@ -1,31 +1,46 @@
 # this_file: src/opero/testing/recording.py
-"""Tests without network: calls are recorded once, and answered from the file ever after."""
+"""Record the outcomes of calls once, and answer calls from the file afterwards, without the network."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from threading import Lock
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from opero.testing.player import NotRecordedError, Player
-from opero.testing.recorder import Recorder
-from opero.testing.tape import read_tape
+from opero.errors import OperoError, OperoUsageError, OperoWarning
+from opero.testing.tape import (
+    HEADER,
+    Identity,
+    RecordedOutcome,
+    Unreadable,
+    identify,
+    read_tape,
+    secrets_of,
+    write_line,
+)
 from opero.utils import ambient
+from opero.utils.stack import users_stacklevel
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Coroutine
 
-__all__ = ["NotRecordedError", "record", "replay"]
+    from opero.core.call import Call
+    from opero.core.pipeline import Pipeline
+
+__all__ = ["NotRecordedError", "Player", "Recorder", "record", "replay"]
 
 
 @contextmanager
 def record(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Write down what the calls of all decorated functions give within the block, for `replay`.
+    """Record the outcomes of all calls of decorated functions within the block, for `replay`.
 
-    It holds for the whole process: in threads, tasks and maps, and also where the cache is off. What is
-    written is what the caller gets at the end: a result, be it from the cache, or the last error. It
-    is written at once, so that a block which breaks off leaves what was paid for.
+    It holds for the whole process: in threads, tasks and maps, and also where the cache is off. The
+    outcome is what the caller gets at the end: a result, possibly from the cache, or the last error. It
+    is written at once, so that a block that is interrupted keeps what was paid for.
 
     Args:
         path: The file; one that is there is written anew. Arguments are not in it, only a digest of
@@ -62,7 +77,7 @@ def record(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def replay(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Answer the calls of all decorated functions within the block from a file, and call none of them.
+    """Answer all calls of decorated functions within the block from a file, and call none of them.
 
     A function is known by its module and name, a call by its arguments. The outcomes of equal calls
     come in the order in which they were recorded. Where the cache is on, the last one also stands for
@@ -92,3 +107,203 @@ def _installed(tape: ambient.Tape) -> Iterator[None]:
         yield
     finally:
         ambient.install_tape(before)
+
+
+# --- recording --------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """Runs calls as usual and records their outcomes.
+
+    Args:
+        stream: The file.
+    """
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream: IO[str] | None = stream
+        self._lock = Lock()
+        self._last: dict[Identity, RecordedOutcome] = {}
+        self._hidden: set[str] = set()
+        stream.write(f"{HEADER}\n")
+
+    def stop(self) -> None:
+        """Write no more: a call that outlives the block is not recorded."""
+        with self._lock:
+            self._stream = None
+
+    def take(self, pipeline: Pipeline, call: Call) -> Any:
+        """Run a call and write down its outcome."""
+        call.taped = True
+        identity = identify(pipeline.info, pipeline.options, call)
+        if identity is None:
+            return pipeline.run(call)
+        if pipeline.info.kind in ("generator", "async_generator"):
+            self._write(
+                pipeline, identity, RecordedOutcome("missing", "generators are not recorded")
+            )
+            return pipeline.run(call)
+        try:
+            value = pipeline.run(call)
+        except Exception as error:
+            self._failed(pipeline, call, identity, error)
+            raise
+        if pipeline.awaits:
+            return self._atake(pipeline, call, identity, value)
+        self._returned(pipeline, call, identity, value)
+        return value
+
+    async def _atake(
+        self, pipeline: Pipeline, call: Call, identity: Identity, running: Coroutine[Any, Any, Any]
+    ) -> Any:
+        try:
+            value = await running
+        except Exception as error:
+            self._failed(pipeline, call, identity, error)
+            raise
+        self._returned(pipeline, call, identity, value)
+        return value
+
+    def _returned(self, pipeline: Pipeline, call: Call, identity: Identity, value: object) -> None:
+        self._write(
+            pipeline,
+            identity,
+            RecordedOutcome.of_value(value, self._secrets(pipeline, call), identity),
+        )
+
+    def _failed(self, pipeline: Pipeline, call: Call, identity: Identity, error: Exception) -> None:
+        # A wrong use of opero is no answer of a service.
+        if not isinstance(error, OperoUsageError):
+            self._write(
+                pipeline, identity, RecordedOutcome.of_error(error, self._secrets(pipeline, call))
+            )
+
+    def _secrets(self, pipeline: Pipeline, call: Call) -> list[str]:
+        """Return the secrets of all calls so far, the longest first: a function hands its own to others."""
+        with self._lock:
+            self._hidden.update(secrets_of(pipeline.info, pipeline.options, call))
+            return sorted(self._hidden, key=len, reverse=True)
+
+    def _write(self, pipeline: Pipeline, identity: Identity, outcome: RecordedOutcome) -> None:
+        if pipeline.awaits and pipeline.info.kind == "sync":
+            outcome = RecordedOutcome(outcome.kind, outcome.data, awaited=True)
+        if outcome.kind == "missing":
+            warnings.warn(
+                f"{pipeline.info.name}() is not recorded: {outcome.data}.",
+                OperoWarning,
+                stacklevel=users_stacklevel(),
+            )
+        with self._lock:
+            # A result from the cache is no further outcome.
+            if pipeline.options.cache and self._last.get(identity) == outcome:
+                return
+            self._last[identity] = outcome
+            if self._stream is not None:
+                self._stream.write(f"{write_line(identity, outcome)}\n")
+                self._stream.flush()
+
+
+# --- replaying --------------------------------------------------------------------------------------
+
+
+class NotRecordedError(OperoError, AssertionError):
+    """A call within `replay` is not in the recording; nothing was called.
+
+    Attributes:
+        function: Module and name of the function.
+        call: The digest of the arguments by which the call is looked up.
+    """
+
+    def __init__(self, message: str, function: str = "", call: str = "") -> None:
+        super().__init__(message, function, call)
+        self.function = function
+        self.call = call
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Player:
+    """Answers calls from a recording.
+
+    Args:
+        outcomes: What was recorded.
+        name: Of the file, for messages.
+    """
+
+    def __init__(self, outcomes: dict[Identity, list[RecordedOutcome]], name: str) -> None:
+        self._outcomes = outcomes
+        self._name = name
+        self._given = dict.fromkeys(outcomes, 0)
+        self._lock = Lock()
+        self._missed: tuple[str, str, str] | None = None
+
+    def complain(self) -> None:
+        """Fail if a call was not recorded.
+
+        Raises:
+            NotRecordedError: The first one's.
+        """
+        if self._missed is not None:
+            raise NotRecordedError(*self._missed)
+
+    def take(self, pipeline: Pipeline, call: Call) -> Any:
+        """Return or raise what was recorded; nothing is called."""
+        call.taped = True
+        identity = identify(pipeline.info, pipeline.options, call)
+        if identity is None:
+            return pipeline.run(call)  # the function itself refuses the arguments
+        call.source = "hit"
+        outcome = self._next(pipeline, identity)
+        if outcome is not None and outcome.awaited:
+            pipeline.awaits = pipeline.fast_path.closed = True
+        if pipeline.awaits:
+            return self._atake(pipeline, identity, outcome)
+        return self._answer(pipeline, identity, outcome)
+
+    async def _atake(
+        self, pipeline: Pipeline, identity: Identity, outcome: RecordedOutcome | None
+    ) -> Any:
+        return self._answer(pipeline, identity, outcome)
+
+    def _answer(
+        self, pipeline: Pipeline, identity: Identity, outcome: RecordedOutcome | None
+    ) -> Any:
+        if outcome is None:
+            self._miss(pipeline, identity, self._absent(identity))
+        try:
+            value, error = outcome.open(identity)
+        except Unreadable as signal:
+            self._miss(pipeline, identity, f"it is in {self._name}, but {signal}")
+        try:
+            if error is not None:
+                raise error
+            return value
+        finally:
+            # A frame that names an error which passes through it is a reference cycle.
+            del error
+
+    def _next(self, pipeline: Pipeline, identity: Identity) -> RecordedOutcome | None:
+        with self._lock:
+            recorded, given = self._outcomes.get(identity, ()), self._given.get(identity, 0)
+            if given < len(recorded):
+                self._given[identity] = given + 1
+                return recorded[given]
+            return recorded[-1] if recorded and pipeline.options.cache else None
+
+    def _absent(self, identity: Identity) -> str:
+        recorded = len(self._outcomes.get(identity, ()))
+        if recorded:
+            times = "once" if recorded == 1 else f"{recorded} times"
+            return f"{self._name} holds it {times}, and it is made once more"
+        others = sum(other.function == identity.function for other in self._outcomes)
+        known = f"{others or 'no'} other call{'s' * (others != 1)} of the function"
+        return f"{self._name} holds {known}"
+
+    def _miss(self, pipeline: Pipeline, identity: Identity, why: str) -> NoReturn:
+        message = (
+            f"{pipeline.info.qualname}() was not recorded: {why} "
+            f"(function {identity.function}, call {identity.call})"
+        )
+        with self._lock:
+            self._missed = self._missed or (message, identity.function, identity.call)
+        raise NotRecordedError(message, identity.function, identity.call)

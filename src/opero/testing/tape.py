@@ -1,5 +1,5 @@
 # this_file: src/opero/testing/tape.py
-"""What stands in a recording: one JSON object a line, readable where that can be.
+"""Read and write recordings: one JSON object a line, readable where that is possible.
 
     {"opero recording": 1}
     {"function": "shop:price", "call": "4f0c…", "result": {"EUR": 12.5}}
@@ -7,9 +7,12 @@
     {"function": "shop:chart", "call": "07aa…", "encoded": "b3AB…"}
     {"function": "shop:open", "call": "cc02…", "missing": "its result (socket) cannot be pickled"}
 
-What JSON cannot tell is encoded as a disk cache does it: arrays in MessagePack, other objects as a
-pickle that is signed. Reading executes nothing but such pickles, and imports nothing: a file
-is no reason to load a module.
+A call is identified by its function and a digest of its arguments. A recording is made on one machine, perhaps
+with a real client and a real password, and replayed on another one without: secrets and arguments without content
+are no part of the digest, and secrets are not written.
+
+A value that JSON cannot express is encoded as a disk cache does it: arrays in MessagePack, other objects as a
+signed pickle. Reading executes nothing but such pickles, and imports nothing.
 """
 
 from __future__ import annotations
@@ -18,17 +21,171 @@ import base64
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from types import CellType, FunctionType, MethodType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
 
 from opero.caching.codec import Coder, Undecodable, Unencodable
+from opero.caching.keys import Unkeyable, digest
 from opero.durable.failures import pack_error, unpack_error
 from opero.durable.values import decode, encode
-from opero.errors import ActivityError, OperoUsageError, UnserializableError
-from opero.testing.identity import Identity
-from opero.utils.secrets import mask_url
+from opero.errors import ActivityError, OperoUsageError, UnkeyableError, UnserializableError
+from opero.utils.secrets import hide, looks_secret, mask_text
 
-__all__ = ["HEADER", "Outcome", "Untold", "read_tape", "write_line"]
+if TYPE_CHECKING:
+    from opero.core.call import Call
+    from opero.core.function import FunctionInfo
+    from opero.core.options import Options
+
+__all__ = [
+    "HEADER",
+    "Identity",
+    "RecordedOutcome",
+    "Unreadable",
+    "identify",
+    "read_tape",
+    "secrets_of",
+    "write_line",
+]
+
+# --- which call -------------------------------------------------------------------------------------------------------
+
+
+class Identity(NamedTuple):
+    """The name of a call.
+
+    Attributes:
+        function: Module and qualified name, and what tells apart two functions of one name.
+        call: Digest of the arguments.
+    """
+
+    function: str
+    call: str
+
+    def __str__(self) -> str:
+        return f"{self.function} {self.call}"
+
+
+def _function_name(info: FunctionInfo) -> str:
+    """Return the name of a function, with a digest of what it is bound to or closes over, if anything."""
+    # Computed once, because what it closes over may change.
+    with suppress(TypeError):  # an object without a hash
+        known = _names.get(info.fn)
+        if known is not None:
+            return known
+    name = f"{info.module}:{info.qualname}"
+    bound = list(_digests(_bound_to(info.fn)))
+    if bound:
+        name = f"{name}#{digest(bound).hex()[:_SHORT]}"
+    with suppress(TypeError):  # one that cannot be referred to weakly
+        _names[info.fn] = name
+    return name
+
+
+_names: Final[WeakKeyDictionary[Any, str]] = WeakKeyDictionary()
+
+
+def identify(info: FunctionInfo, options: Options, call: Call) -> Identity | None:
+    """Return the name of a call; None if its arguments do not fit the function.
+
+    Args:
+        info: The function.
+        options: Its `cache_key`, or `cache_ignore` and `secret`.
+        call: The call.
+
+    Raises:
+        UnkeyableError: `cache_key` returns something without content.
+    """
+    arguments = _arguments(info, call)
+    if arguments is None:
+        return None
+    function = _function_name(info)
+    if options.cache_key is not None:
+        made = options.cache_key(*call.args, **call.kwargs)
+        try:
+            return Identity(function, digest(made).hex()[:_LENGTH])
+        except Unkeyable as signal:
+            raise UnkeyableError(
+                f"{info.name}() cannot be recorded: what cache_key returns must have content: {signal}."
+            ) from None
+    left_out, secret = frozenset(options.cache_ignore), frozenset(options.secret)
+    kept = (
+        (name, value)
+        for name, value in arguments
+        if name not in left_out and not looks_secret(name, secret)
+    )
+    return Identity(function, digest(list(_digests(kept))).hex()[:_LENGTH])
+
+
+def secrets_of(info: FunctionInfo, options: Options, call: Call) -> list[str]:
+    """Return the texts among the arguments that must not be written: those of secret parameters, also as bytes."""
+    found: list[str] = []
+    secret = frozenset(options.secret)
+    for name, value in _arguments(info, call) or ():
+        if looks_secret(name, secret):
+            values = value if isinstance(value, list | tuple) else [value]
+            texts = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
+            found += [v for v in texts if isinstance(v, str) and len(v) >= _SHORTEST_SECRET]
+    return found
+
+
+_SHORT: Final = 12
+_LENGTH: Final = 24
+"""Digits of a digest, four bits each: enough for one file."""
+
+_SHORTEST_SECRET: Final = 4
+"""Shorter texts are parts of other texts, so that they can not be hidden."""
+
+
+def _arguments(info: FunctionInfo, call: Call) -> list[tuple[str, Any]] | None:
+    """Return names and values of a call's arguments, defaults filled in and `**kwargs` one by one."""
+    try:
+        bound = info.declared.bind(*call.args, **call.kwargs)
+    except TypeError:
+        return None
+    bound.apply_defaults()
+    found: list[tuple[str, Any]] = []
+    for name, value in bound.arguments.items():
+        if info.declared.parameters[name].kind is info.declared.parameters[name].VAR_KEYWORD:
+            found += sorted(value.items())
+        else:
+            found.append((name, value))
+    return found
+
+
+def _digests(named: Any) -> Iterator[tuple[str, bytes]]:
+    """Return digests of the values that have content."""
+    for name, value in named:
+        try:
+            yield name, digest(value)
+        except Unkeyable:
+            continue
+
+
+_EMPTY_CELL: Final = CellType()
+
+
+def _bound_to(fn: Any) -> Iterator[tuple[str, Any]]:
+    while isinstance(fn, partial):
+        yield "", fn.args
+        yield from sorted(fn.keywords.items())
+        fn = fn.func
+    if isinstance(fn, MethodType):
+        yield "self", fn.__self__
+        fn = fn.__func__
+    if isinstance(fn, FunctionType):
+        cells = dict(zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True))
+        for name, cell in sorted(cells.items()):
+            if cell != _EMPTY_CELL and name != fn.__name__:
+                yield name, cell.cell_contents
+    elif not hasattr(fn, "__name__"):
+        yield "self", fn
+
+
+# --- what it returned or raised ---------------------------------------------------------------------------------------
 
 HEADER: Final = '{"opero recording": 1}'
 
@@ -36,101 +193,111 @@ _HIDDEN: Final = "***"
 _coder: Final = Coder("auto")
 
 
-class Untold(Exception):  # noqa: N818 - a signal; what users see is a `NotRecordedError`
-    """An outcome is in the recording, but cannot be told; the message says why."""
+class Unreadable(Exception):  # noqa: N818 - a signal; users get a `NotRecordedError`
+    """An outcome is in the recording, but cannot be restored; the message says why."""
+
+
+class _HoldsSecret(Exception):  # noqa: N818 - a signal
+    """Bytes in a result hold a secret: to replace it would damage them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one call.
+class RecordedOutcome:
+    """Outcome of one call.
 
     Attributes:
         kind: "result", "error", "encoded" or "missing".
-        told: It, as it stands in the file.
+        data: It, in the form of the file.
         awaited: Whether a plain function returned an awaitable.
     """
 
     kind: str
-    told: Any
+    data: Any
     awaited: bool = False
 
     @staticmethod
-    def of_value(value: object, secrets: Sequence[str], who: Identity) -> Outcome:
-        """Return the outcome of a call that gave a value; one that is missing if that cannot be written."""
+    def of_value(value: object, secrets: Sequence[str], identity: Identity) -> RecordedOutcome:
+        """Return the outcome of a call that returned; a "missing" one if the value cannot be written."""
         try:
-            return Outcome("result", _without(json.loads(encode(value)), secrets))
+            return RecordedOutcome("result", _without(json.loads(encode(value)), secrets))
+        except _HoldsSecret:
+            return RecordedOutcome("missing", "its result holds a secret argument as bytes")
         except UnserializableError:
             pass
         try:
-            data = b"".join(_coder.encode(value, _context(who)))
+            data = b"".join(_coder.encode(value, _context(identity)))
         except Unencodable as signal:
-            return Outcome("missing", str(signal))
-        if any(secret.encode("utf-8", "surrogatepass") in data for secret in secrets):
-            kind = type(value).__qualname__
-            return Outcome("missing", f"its result ({kind}) holds a secret argument")
-        return Outcome("encoded", base64.b64encode(data).decode())
+            return RecordedOutcome("missing", str(signal))
+        kind, text = type(value).__qualname__, repr(data)
+        if hide(text, secrets) != text:
+            return RecordedOutcome("missing", f"its result ({kind}) holds a secret argument")
+        return RecordedOutcome("encoded", base64.b64encode(data).decode())
 
     @staticmethod
-    def of_error(error: Exception, secrets: Sequence[str]) -> Outcome:
+    def of_error(error: Exception, secrets: Sequence[str]) -> RecordedOutcome:
         """Return the outcome of a call that failed."""
-        return Outcome("error", _without(json.loads(pack_error(error)), secrets, urls=True))
+        try:
+            data = _without(json.loads(pack_error(error)), secrets, mask=True)
+        except _HoldsSecret:
+            return RecordedOutcome("missing", "its error holds a secret argument as bytes")
+        return RecordedOutcome("error", data)
 
-    def open(self, who: Identity) -> tuple[Any, Exception | None]:
+    def open(self, identity: Identity) -> tuple[Any, Exception | None]:
         """Return the value anew, or the error.
 
         Raises:
-            Untold: It cannot be told here; the message says why.
+            Unreadable: It cannot be restored here; the message says why.
         """
         if self.kind == "missing":
-            raise Untold(self.told)
+            raise Unreadable(self.data)
         try:
-            strange = sorted({name for name in _modules(self) if name not in sys.modules})
-            if not strange:
-                return self._read(who)
-        except Untold:
+            missing = sorted({name for name in _modules(self) if name not in sys.modules})
+            if not missing:
+                return self._read(identity)
+        except Unreadable:
             raise
         except Exception as error:
             why = f": {error}" if isinstance(error, Undecodable) else f" ({type(error).__name__})"
-            raise Untold(f"it cannot be read{why}") from error
-        raise Untold(f"it needs {', '.join(strange)}: import that before the replay")
+            raise Unreadable(f"it cannot be read{why}") from error
+        raise Unreadable(f"it needs {', '.join(missing)}: import that before the replay")
 
-    def _read(self, who: Identity) -> tuple[Any, Exception | None]:
+    def _read(self, identity: Identity) -> tuple[Any, Exception | None]:
         if self.kind == "error":
             return None, self._error()
         if self.kind == "result":
-            return decode(json.dumps(self.told)), None
-        return _coder.decode(base64.b64decode(self.told), _context(who)), None
+            return decode(json.dumps(self.data)), None
+        return _coder.decode(base64.b64decode(self.data), _context(identity)), None
 
     def _error(self) -> Exception:
-        error = unpack_error(json.dumps(self.told))
-        if isinstance(error, ActivityError) and not self.told["type"].endswith(":ActivityError"):
-            raise Untold(f"its error ({error.type}) cannot be made again")
+        error = unpack_error(json.dumps(self.data))
+        if isinstance(error, ActivityError) and not self.data["type"].endswith(":ActivityError"):
+            raise Unreadable(f"its error ({error.type}) cannot be made again")
         return error
 
 
-def write_line(who: Identity, outcome: Outcome) -> str:
+def write_line(identity: Identity, outcome: RecordedOutcome) -> str:
     """Return the line for an outcome."""
-    told = {"function": who.function, "call": who.call, outcome.kind: outcome.told}
+    data = {"function": identity.function, "call": identity.call, outcome.kind: outcome.data}
     if outcome.awaited:
-        told["awaited"] = True
-    return json.dumps(told, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+        data["awaited"] = True
+    return json.dumps(data, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
 
 
-def _read_line(line: str) -> tuple[Identity, Outcome]:
+def _read_line(line: str) -> tuple[Identity, RecordedOutcome]:
     """Return what stands in a line.
 
     Raises:
         ValueError: It is no line of a recording.
     """
-    told = json.loads(line)
+    data = json.loads(line)
     for kind in ("result", "error", "encoded", "missing"):
-        if kind in told:
-            who = Identity(str(told["function"]), str(told["call"]))
-            return who, Outcome(kind, told[kind], bool(told.get("awaited")))
-    raise ValueError("it tells no outcome")
+        if kind in data:
+            identity = Identity(str(data["function"]), str(data["call"]))
+            return identity, RecordedOutcome(kind, data[kind], bool(data.get("awaited")))
+    raise ValueError("it holds no outcome")
 
 
-def read_tape(text: str, name: str) -> dict[Identity, list[Outcome]]:
+def read_tape(text: str, name: str) -> dict[Identity, list[RecordedOutcome]]:
     """Return the outcomes of each call, in the order in which they were recorded.
 
     Raises:
@@ -139,54 +306,81 @@ def read_tape(text: str, name: str) -> dict[Identity, list[Outcome]]:
     first, _, rest = text.partition("\n")
     if first.strip() != HEADER:
         raise OperoUsageError(f"{name} is no recording of opero's: make one with record().")
-    found: dict[Identity, list[Outcome]] = {}
+    found: dict[Identity, list[RecordedOutcome]] = {}
     for number, line in enumerate(rest.split("\n"), 2):
         if line.strip():
             try:
-                who, outcome = _read_line(line)
+                identity, outcome = _read_line(line)
             except (KeyError, TypeError, ValueError) as error:
                 raise OperoUsageError(f"{name}, line {number}, cannot be read: {error}.") from None
-            found.setdefault(who, []).append(outcome)
+            found.setdefault(identity, []).append(outcome)
     return found
 
 
-def _context(who: Identity) -> bytes:
-    return f"opero recording {who}".encode("utf-8", "surrogatepass")
+def _context(identity: Identity) -> bytes:
+    return f"opero recording {identity}".encode("utf-8", "surrogatepass")
 
 
-def _without(told: Any, secrets: Sequence[str], *, urls: bool = False) -> Any:
-    """Return JSON data with stars in place of secrets, and of the user-info in URLs if wanted."""
-    if type(told) is str:
-        for secret in secrets:
-            told = told.replace(secret, _HIDDEN).replace(json.dumps(secret)[1:-1], _HIDDEN)
-        return mask_url(told) if urls else told
-    if type(told) is list:
-        return [_without(item, secrets, urls=urls) for item in told]
-    if type(told) is dict:
+def _without(data: Any, secrets: Sequence[str], *, mask: bool = False) -> Any:
+    """Return JSON data without secrets, and with masked URLs and fields if wanted.
+
+    Raises:
+        _HoldsSecret: Encoded bytes hold one.
+    """
+    if type(data) is str:
+        inner = _json_of(data) if mask else None
+        if inner is not None:
+            # Arguments of an error are JSON within JSON.
+            return json.dumps(_without(inner, secrets, mask=mask), ensure_ascii=False)
+        hidden = hide(data, secrets)
+        return mask_text(hidden) if mask else hidden
+    if type(data) is list:
+        return [_without(item, secrets, mask=mask) for item in data]
+    if type(data) is dict:
+        if data.get("$") == "bytes" and _hides_bytes(data, secrets):
+            raise _HoldsSecret
         return {
-            _without(key, secrets, urls=urls): _without(value, secrets, urls=urls)
-            for key, value in told.items()
+            _without(key, secrets, mask=mask): _without(value, secrets, mask=mask)
+            for key, value in data.items()
         }
-    return told
+    return data
 
 
-def _modules(outcome: Outcome) -> Iterator[str]:
+def _json_of(text: str) -> Any:
+    """Return the list or dict that a text encodes; None if it is any other text."""
+    if text[:1] not in ("[", "{"):
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _hides_bytes(node: dict[str, Any], secrets: Sequence[str]) -> bool:
+    try:
+        text = repr(base64.b64decode(node.get("v", "")))
+    except (TypeError, ValueError):
+        return False
+    return hide(text, secrets) != text
+
+
+def _modules(outcome: RecordedOutcome) -> Iterator[str]:
     """Return the modules whose classes are named."""
     if outcome.kind == "result":
-        yield from _modules_of(outcome.told)
+        yield from _modules_of(outcome.data)
     elif outcome.kind == "error":
-        yield outcome.told["type"].partition(":")[0]
-        told = outcome.told
-        for text in (*told["made_from"], *told["args"], *told["attributes"].values()):
+        yield outcome.data["type"].partition(":")[0]
+        data = outcome.data
+        for text in (*data["made_from"], *data["args"], *data["attributes"].values()):
             yield from _modules_of(json.loads(text))
 
 
-def _modules_of(told: Any) -> Iterator[str]:
-    if type(told) is list:
-        for item in told:
+def _modules_of(data: Any) -> Iterator[str]:
+    if type(data) is list:
+        for item in data:
             yield from _modules_of(item)
-    elif type(told) is dict:
-        if "$" in told and "t" in told:
-            yield told["t"].partition(":")[0]
-        for value in told.values():
+    elif type(data) is dict:
+        if "$" in data and "t" in data:
+            yield data["t"].partition(":")[0]
+        for value in data.values():
             yield from _modules_of(value)

@@ -1,5 +1,5 @@
 # this_file: src/opero/utils/__init__.py
-"""Small tools around sync and async functions."""
+"""Tools for synchronous and asynchronous functions, and for logging."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from opero.instrumentation.logs import configure_logging
     from opero.utils.async_utils import ensure_async, is_async_function, run_async
+    from opero.utils.logging import configure_logging
 
 __all__ = ["configure_logging", "ensure_async", "is_async_function", "run_async"]
 
@@ -19,8 +19,7 @@ __dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        # Its room is further up; this package only passes the name on.
-        "configure_logging": "opero.instrumentation.logs",
+        "configure_logging": "opero.utils.logging",
         "ensure_async": "opero.utils.async_utils",
         "is_async_function": "opero.utils.async_utils",
         "run_async": "opero.utils.async_utils",

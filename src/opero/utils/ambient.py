@@ -48,11 +48,11 @@ class Switch:
     def __init__(self) -> None:
         self.on: Final[list[None]] = []
 
-    def hold(self) -> None:
+    def turn_on(self) -> None:
         """Turn the flag on until the matching `release`."""
         self.on.append(None)
 
-    def release(self) -> None:
+    def turn_off(self) -> None:
         """Undo one `hold`; the flag goes off with the last one."""
         self.on.pop()
 
@@ -136,7 +136,7 @@ def install_clock(new: Clock | None) -> Clock:
     old = _ambient.clock
     _ambient.clock = _REAL if new is None else new
     if (_ambient.clock is _REAL) != (old is _REAL):
-        (switch.release if _ambient.clock is _REAL else switch.hold)()
+        (switch.turn_off if _ambient.clock is _REAL else switch.turn_on)()
     return old
 
 
@@ -158,7 +158,7 @@ def set_disabled(value: bool) -> bool:
     old = _ambient.disabled
     _ambient.disabled = value
     if value != old:
-        (switch.hold if value else switch.release)()
+        (switch.turn_on if value else switch.turn_off)()
     return old
 
 
@@ -172,7 +172,7 @@ def install_tape(new: Tape | None) -> Tape | None:
     old = _ambient.tape
     _ambient.tape = new
     if (new is None) != (old is None):
-        (switch.release if new is None else switch.hold)()
+        (switch.turn_off if new is None else switch.turn_on)()
     return old
 
 

@@ -1,5 +1,5 @@
 # this_file: src/opero/utils/async_utils.py
-"""Questions and bridges between synchronous and asynchronous functions."""
+"""Distinguish synchronous and asynchronous functions, and call one kind from the other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 def is_async_function(fn: Callable[..., Any]) -> bool:
-    """Tell whether calling `fn` gives a coroutine.
+    """Return whether calling `fn` gives a coroutine.
 
     So do `async def`, a partial of it, and an object with an `async def __call__`.
 
@@ -62,7 +62,7 @@ def run_async(awaitable: Awaitable[R]) -> R:
     a thread, with the caller's context, and the caller blocks until it is done.
 
     Args:
-        awaitable: What to wait for; it must not belong to the running loop.
+        awaitable: A coroutine, for example; it must not belong to the running loop.
 
     Example:
         >>> async def answer():

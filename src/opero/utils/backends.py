@@ -24,6 +24,7 @@ BACKENDS: Final = MappingProxyType(
         "redis": "opero.caching.stores.redis",
         "rediss": "opero.caching.stores.redis",
         "unix": "opero.caching.stores.redis",
+        "twat": "opero.caching.stores.twat",
     }
 )
 """Module by what a text begins with, up to a colon; the module's own name is that of the backend.
@@ -50,7 +51,7 @@ def backend_of(name: str, text: str) -> str:
     if text == "memory":
         return text
     module = BACKENDS.get(scheme)
-    if module is not None and (rest or not colon):
+    if module is not None and (rest or (not colon and scheme != "twat")):
         return module.rpartition(".")[2]
     known = ("memory", "disk", "disk:PATH", "redis", "redis://HOST:PORT/DB")
     raise OperoUsageError(

@@ -177,6 +177,14 @@ def failure_filter(name: str, value: Any) -> None:
         )
 
 
+def retry_filter(name: str, value: Any) -> None:
+    """What `failure_filter` takes, "default" or "transient"."""
+    if isinstance(value, str):
+        one_of("default", "transient")(name, value)
+    else:
+        failure_filter(name, value)
+
+
 def handlers(name: str, value: Any) -> None:
     """A listener, several of them, or None."""
     several = value if isinstance(value, list | tuple) else () if value is None else (value,)
@@ -192,7 +200,8 @@ def store(name: str, value: Any) -> None:
         backend_of(name, value)
         return
     missing = [verb for verb in _STORE_VERBS if not callable(getattr(value, verb, None))]
-    if missing:
+    # An engine of twat-cache has no `delete`.
+    if missing and not (missing == ["delete"] and callable(getattr(value, "cache", None))):
         raise OperoUsageError(
             f'{name}={value!r} is no cache backend. Write "memory", "disk" or "redis", or give a store object with '
             f"{', '.join(_STORE_VERBS)} (missing: {', '.join(missing)})."
@@ -283,6 +292,16 @@ def error_bound(name: str, value: Any) -> None:
         raise OperoUsageError(
             f"{name}={value!r} must be a whole number of items, 1 or more, or a share of them "
             "between 0 and 1, such as 0.1."
+        )
+
+
+def error_types(name: str, value: Any) -> None:
+    """An exception type, or a tuple of them."""
+    kinds = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+        raise OperoUsageError(
+            f"{name}={value!r} must be an exception type or a tuple of them, for example "
+            "(RateLimitPausedError, SpendCapError)."
         )
 
 

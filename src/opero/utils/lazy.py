@@ -1,5 +1,5 @@
 # this_file: src/opero/utils/lazy.py
-"""Packages that load their public names when first asked for: importing them costs nothing."""
+"""Import late: public names of packages, and libraries that an extra brings."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
-__all__ = ["lazy_exports"]
+__all__ = ["lazy_exports", "load_extra"]
 
 
 def lazy_exports(
-    package: str, homes: Mapping[str, str]
+    package: str, homes: Mapping[str, str], *, gone: Mapping[str, str] | None = None
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return the `__getattr__` and `__dir__` of a package (PEP 562).
 
     Args:
         package: Name of the package.
         homes: Public name → module that holds it.
+        gone: Name of former versions → what to write instead; asking for one is an `ImportError`.
     """
 
     def __getattr__(name: str) -> Any:  # noqa: N807 - becomes the package's own
         if name not in homes:
+            if gone is not None and name in gone:
+                raise ImportError(f"{package} has no {name!r} any more: {gone[name]}", name=package)
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(import_module(homes[name]), name)
         setattr(sys.modules[package], name, value)
@@ -32,3 +35,17 @@ def lazy_exports(
         return sorted({*vars(sys.modules[package]), *homes})
 
     return __getattr__, __dir__
+
+
+def load_extra(module: str, extra: str) -> Any:
+    """Import a module of a library that an extra of opero brings.
+
+    Raises:
+        ModuleNotFoundError: It is not installed; the message is the line to type.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{module} is not installed: pip install 'opero[{extra}]'", name=error.name
+        ) from error

@@ -1,9 +1,8 @@
 # this_file: src/opero/utils/logging.py
-"""Context for the standard library's loggers: what belongs to the program, and what belongs to the work at hand.
+"""Add context to log lines of the standard library, and switch on opero's own.
 
-The former stands in a `ContextAdapter`. The latter is carried by a context variable: tasks begun within
-`log_context`, and threads that get a copy of the context, have it too; work at the same time does not
-see it.
+Context of the whole program is held by a `ContextAdapter`. Context of the current work is held by a context variable:
+tasks started within `log_context`, and threads that get a copy of the context, have it too; concurrent work does not.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -21,22 +21,46 @@ if TYPE_CHECKING:
 else:
     _Adapter = logging.LoggerAdapter
 
-__all__ = ["ContextAdapter", "get_logger", "log_context"]
+__all__ = ["ContextAdapter", "configure_logging", "get_logger", "log_context"]
 
 _contexts: ContextVar[Mapping[str, Mapping[str, Any]]] = ContextVar(
     "opero_log", default=MappingProxyType({})
 )
-"""Name of a logger → what `log_context` has put around the work at hand."""
+"""Name of a logger → context of the current work."""
+
+
+def configure_logging(
+    level: int | str | None = "INFO",
+    *,
+    to: logging.Logger | _Adapter | str | None = None,
+    messages: bool = False,
+) -> None:
+    """Write opero's events to a log from now on; called again, it replaces what was configured before.
+
+    Args:
+        level: Lowest level that is written; None for silence.
+        to: A logger of the standard library or its name; None for loguru.
+        messages: Show errors with their messages, not only their types. Known forms of secrets are masked.
+
+    Raises:
+        OperoUsageError: The level is not known.
+
+    Example:
+        >>> configure_logging("WARNING")
+        >>> configure_logging(None)
+    """
+    # The listener belongs to a layer above, and is loaded for those who use it only.
+    import_module("opero.instrumentation.logs").configure(level, to, messages=messages)
 
 
 def get_logger(name: str, level: int | str | None = None) -> logging.Logger:
     """Return the standard library's logger of that name, and set its level.
 
-    Where its lines go is for the program to say (`logging.basicConfig`): no handler is added.
+    No handler is added: the program decides where lines go (`logging.basicConfig`).
 
     Args:
         name: Its name.
-        level: A number or a name such as "DEBUG"; None leaves the level alone.
+        level: A number or a name such as "DEBUG"; None keeps the level.
 
     Example:
         >>> get_logger("my_app", level=logging.DEBUG)
@@ -49,11 +73,11 @@ def get_logger(name: str, level: int | str | None = None) -> logging.Logger:
 
 
 class ContextAdapter(_Adapter):
-    """A logger with context that stands in all its lines: ` [service=api version=1.0]`, and in `record.context`.
+    """A logger with context in all its lines: ` [service=api version=1.0]`, and in `record.context`.
 
     Args:
         logger: The logger.
-        context: What to begin with.
+        context: The first context.
 
     Example:
         >>> logger = ContextAdapter(get_logger("my_app"), {"service": "api"})
@@ -72,17 +96,17 @@ class ContextAdapter(_Adapter):
 
     @property
     def context(self) -> dict[str, Any]:
-        """What stands in all lines of this adapter."""
+        """Context of all lines of this adapter."""
         return dict(self.extra or {})
 
     def add_context(self, **context: Any) -> None:
         """Put more into all lines from now on, in all threads and tasks."""
         with self._lock:
-            # Replaced, never changed: a line that is just being written keeps what it has seen.
+            # Replaced, never changed: a line that is just being written keeps its context.
             self.extra = {**(self.extra or {}), **context}
 
     def remove_context(self, *names: str) -> None:
-        """Take these names out again, all of them if none is given; unknown ones do no harm."""
+        """Remove these names, or all of them if none is given; unknown names are ignored."""
         with self._lock:
             kept = self.extra or {}
             self.extra = {k: v for k, v in kept.items() if names and k not in names}
@@ -90,7 +114,7 @@ class ContextAdapter(_Adapter):
     def process(
         self, msg: Any, kwargs: MutableMapping[str, Any]
     ) -> tuple[Any, MutableMapping[str, Any]]:
-        """Add the context to one line; what the line itself says in `extra={"context": …}` goes first."""
+        """Add the context to one line; `extra={"context": …}` of the line itself takes precedence."""
         extra = dict(kwargs.get("extra") or {})
         extra["context"] = {**(self.extra or {}), **(extra.get("context") or {})}
         return msg, {**kwargs, "extra": extra}
@@ -105,7 +129,7 @@ def log_context(logger: logging.Logger | _Adapter, **context: Any) -> Iterator[N
 
     Args:
         logger: A logger or an adapter around one.
-        context: Names and values; they go before an adapter's own.
+        context: Names and values; they take precedence over those of an adapter.
 
     Example:
         >>> with log_context(get_logger("my_app"), batch_id="123"):
@@ -123,15 +147,15 @@ def log_context(logger: logging.Logger | _Adapter, **context: Any) -> Iterator[N
         _contexts.reset(token)
 
 
-class _Shown(logging.Filter):
-    """Lets every record pass, with its context in it: a filter sees the lines of its own logger only."""
+class _ContextFilter(logging.Filter):
+    """Adds the context to every record: a filter sees the lines of its own logger only."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         own = getattr(record, "context", None) or {}
         if not isinstance(own, Mapping):
-            return True  # somebody else's meaning of the word
-        # The work at hand knows more than the program, and the line itself knows best; an adapter has already
-        # put what the line says over what is its own.
+            return True  # another meaning of the word
+        # The current work takes precedence over the program, and the line itself over both; an adapter has already
+        # put the context of the line over its own.
         context = {**own, **_contexts.get().get(record.name, {})}
         record.context = context
         if context:
@@ -140,12 +164,12 @@ class _Shown(logging.Filter):
         return True
 
 
-_shown = _Shown()
+_context_filter = _ContextFilter()
 
 
 def _show_context(logger: logging.Logger) -> None:
-    if _shown not in logger.filters:
-        logger.addFilter(_shown)
+    if _context_filter not in logger.filters:
+        logger.addFilter(_context_filter)
 
 
 def _text(context: Mapping[str, Any]) -> str:

@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from opero.errors import OperoUsageError, OperoWarning, RefusalError
 from opero.utils.stack import users_stacklevel
 
-__all__ = ["FailureFilter", "Rejected", "asks", "is_final", "matches"]
+__all__ = ["FailureFilter", "Rejected", "RetryFilter", "asks", "is_final", "matches"]
 
 FailureFilter = (
     type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
 )
 """An exception type, a tuple of types, or a predicate on the exception."""
+
+
+RetryFilter = FailureFilter | Literal["default", "transient"]
+"""What `retry_on` takes: a filter, or the name of one of opero's own."""
 
 
 class Rejected(Exception):  # noqa: N818 - a signal between stages, no error of the user's
@@ -26,31 +30,40 @@ class Rejected(Exception):  # noqa: N818 - a signal between stages, no error of 
         self.value = value
 
 
-def is_final(error: BaseException, walk: Sequence[BaseException] = ()) -> bool:
+def is_final(error: BaseException, attempt_errors: Sequence[BaseException] = ()) -> bool:
     """Tell whether no retry and no other value can help: a usage error, or a refusal of this very pipeline.
 
     Args:
         error: What ended an attempt.
-        walk: The errors of the attempt's real calls. A refusal among them came from another
+        attempt_errors: The errors of the attempt's real calls. A refusal among them came from another
             pipeline further in, and is a failure like any other here.
     """
     if isinstance(error, OperoUsageError):
         return True
-    return isinstance(error, RefusalError) and all(error is not e for e in walk)
+    return isinstance(error, RefusalError) and all(error is not e for e in attempt_errors)
 
 
 def matches(wanted: Any, error: Exception) -> bool:
     """Tell whether an error is one that `retry_on` or `fallback_on` means.
 
     Args:
-        wanted: A type, a tuple of types, or a predicate.
+        wanted: A type, a tuple of types, or a predicate. An exception group matches types that all
+            its members match.
         error: The error. A `Rejected` result always matches: its own predicate has already spoken.
     """
     if isinstance(error, Rejected):
         return True
     if isinstance(wanted, type | tuple):
-        return isinstance(error, wanted)
+        return isinstance(error, wanted) or _all_members_match(wanted, error)
     return asks(wanted, error)
+
+
+def _all_members_match(wanted: Any, error: BaseException) -> bool:
+    # Asked of the type: an object may lie about its class, or raise.
+    return issubclass(type(error), BaseExceptionGroup) and all(
+        isinstance(e, wanted) or _all_members_match(wanted, e)
+        for e in getattr(error, "exceptions", ())
+    )
 
 
 def asks(predicate: Callable[[Any], object], subject: object) -> bool:

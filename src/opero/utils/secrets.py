@@ -1,48 +1,88 @@
 # this_file: src/opero/utils/secrets.py
-"""What opero may show of a value: secrets become `api_key[0]`, user-info leaves URLs."""
+"""Decide which names and texts are secret, and mask them before opero shows anything.
+
+Three kinds of text are masked: values of names that look secret (`api_key[0]` instead of the value), parts of URLs
+(user-info, and query or fragment fields with such names), and tokens with a well-known form.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from functools import cache
+from typing import Final
 
-__all__ = ["looks_secret", "mask_url", "show_value"]
+__all__ = [
+    "hide",
+    "looks_secret",
+    "mask_text",
+    "mask_url",
+    "mask_urls",
+    "masked_repr",
+    "show_value",
+]
 
-_SECRET_WORDS = frozenset(
+MASK: Final = "***"
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+_WORDS: Final = frozenset(
     {
-        "key",
-        "token",
-        "secret",
-        "password",
-        "passwd",
-        "pwd",
-        "passphrase",
-        "auth",
-        "authorization",
-        "credential",
-        "cookie",
-        "dsn",
-        "apikey",
+        *("key", "token", "secret", "password", "passwd", "passphrase", "passcode", "passwort"),
+        *("kennwort", "senha", "pwd", "pw", "auth", "oauth", "authorization", "credential"),
+        *("cred", "creds", "cookie", "dsn", "otp", "totp", "mfa", "jwt", "bearer", "pem", "sas"),
+        *("sig", "signature", "hmac", "csrf", "xsrf", "sessid", "cvv", "cvc", "ssn", "mnemonic"),
+        *("kubeconfig", "keyfile", "keytab", "keystore", "keyring", "htpasswd", "netrc"),
+        *("apikey", "accesskey", "secretkey", "privatekey", "authkey", "sharedkey", "masterkey"),
+        *("signingkey", "encryptionkey", "sshkey", "licensekey", "accountkey", "storagekey"),
+        *("appkey", "consumerkey", "passkey", "subscriptionkey", "functionkey", "hostkey"),
+        *("deploykey", "sessionid", "sessionkey", "connectionstring", "connstr", "databaseurl"),
+        *("dburl", "webhookurl", "webhook"),
     }
 )
-_COUNTING_WORDS = frozenset(
+"""Words of a name that make it secret, also in the plural."""
+
+_LAST_WORDS: Final = frozenset({"pass", "pin"})
+"""Words that do so at the end of a name only: `smtp_pass` and `pin`, but not `pass_rate` and `pin_memory`."""
+
+_PARTS: Final = ("password", "passwd", "passphrase", "credential", "apikey")
+"""Parts of a word that make it secret: `dbpassword`."""
+
+_ENDS: Final = ("token", "tokens", "secret", "secrets")
+"""Ends of a word that do: `authtoken`, `clientsecret`."""
+
+_PAIRS: Final = frozenset(
+    {
+        *(("session", "id"), ("connection", "string"), ("conn", "string"), ("conn", "str")),
+        *(("connection", "str"), ("database", "url"), ("db", "url"), ("database", "uri")),
+        *(("db", "uri"), ("connection", "url"), ("connection", "uri"), ("webhook", "url")),
+        *(("pin", "code"), ("seed", "phrase"), ("recovery", "code"), ("backup", "code")),
+        *(("verification", "code"), ("security", "code")),
+    }
+)
+"""Pairs of neighbouring words that do."""
+
+_FIELDS: Final = frozenset({"code", "sid"})
+"""Further names of URL fields that are secret there."""
+
+_COUNTS: Final = frozenset(
     {"max", "min", "num", "n", "count", "total", "prompt", "completion", "input", "output"}
 )
-_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-_USERINFO = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s]*@")
-_LONGEST = 60
+"""Words before a plural that make it a number: `max_tokens`."""
+
+_WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
 def looks_secret(name: str, declared: Collection[str] = ()) -> bool:
-    """Tell whether a parameter's values must not be shown.
+    """Return whether values of this name must not be shown.
 
     Args:
-        name: The parameter.
+        name: Name of a parameter, option, header, or URL field.
         declared: Names that the user declared secret.
 
     Example:
-        >>> looks_secret("api_key"), looks_secret("accessTokens")
-        (True, True)
+        >>> looks_secret("api_key"), looks_secret("accessTokens"), looks_secret("database_url")
+        (True, True, True)
         >>> looks_secret("max_tokens"), looks_secret("author")
         (False, False)
     """
@@ -50,33 +90,255 @@ def looks_secret(name: str, declared: Collection[str] = ()) -> bool:
         return True
     words = [word.lower() for word in _WORD.findall(name)]
     for place, word in enumerate(words):
-        if word in _SECRET_WORDS:
+        counted = place > 0 and words[place - 1] in _COUNTS and word.endswith("s")
+        if not counted and _is_secret_word(word):
             return True
-        counted = place > 0 and words[place - 1] in _COUNTING_WORDS
-        if word.endswith("s") and word[:-1] in _SECRET_WORDS and not counted:
+        if place > 0 and _PAIRS & {(words[place - 1], word), (words[place - 1], word.rstrip("s"))}:
             return True
-    return False
+    return bool(words) and bool(_LAST_WORDS & {words[-1], words[-1].removesuffix("s")})
+
+
+@cache
+def _is_secret_word(word: str) -> bool:
+    if word in _WORDS or (word.endswith("s") and word[:-1] in _WORDS):
+        return True
+    return word.endswith(_ENDS) or any(part in word for part in _PARTS)
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+_PATH_SCHEMES: Final = re.compile(
+    r"(?:.*\+)?(?:https?|wss?|s3|gs|gcs|az|abfss?|file|sqlite|git|ssh|hg|svn)", re.IGNORECASE
+)
+"""Schemes whose paths may hold an "@" without user-info before it: `https://host/logo@2x.png`."""
+
+
+@cache
+def _patterns() -> dict[str, re.Pattern[str]]:
+    """Compile when first used: importing opero must not pay for it."""
+    return {
+        "scheme": re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://"),
+        # user:password@host without "://": a mistyped scheme, or none.
+        "bare": re.compile(
+            r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]*(?::/+|/+(?=[^\s/@]*:)))?"
+            r"(?P<user>[^\s'\"{}()\[\],;=@:/]*):(?P<password>[^\s'\"{}()\[\],;]+)@(?=[\w\[])"
+        ),
+        # ?name=value, &name=value, #name=value; and name=value or name: "value" elsewhere.
+        "field": re.compile(
+            r"(?P<before>[?&#;]|(?<![\w.%-])[\"']?)(?P<name>[A-Za-z_][\w.%~-]*)"
+            r"(?P<between>[\"']?\s?(?:=\s?|:(?!//)\s?))(?P<value>\"[^\"]*\"|'[^']*'|[^&#;,\s'\"<>)}\]]+)"
+        ),
+        "authorization": re.compile(
+            r"\b(?P<kind>bearer|basic|digest|negotiate)(?P<space>\s+)[\w.~+/=:-]{4,}", re.IGNORECASE
+        ),
+        "token": re.compile(
+            r"\b(?:sk|rk|pk)[-_][\w-]{16,}|\bgh[pousr]_\w{16,}|\bgithub_pat_\w{16,}|\bglpat-[\w-]{16,}"
+            r"|\bxox[abeoprs]-[\w-]{8,}|\bA[KS]IA[0-9A-Z]{16}\b|\bAIza[\w-]{30,}|\bhf_[A-Za-z0-9]{16,}"
+            r"|\bnpm_\w{16,}|\beyJ[\w-]{6,}\.[\w-]{6,}\.[\w-]*"
+            r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
+        ),
+    }
+
+
+def mask_urls(text: str) -> str:
+    """Mask what opero itself writes: user-info and secret fields of URLs in it, and well-known tokens.
+
+    Example:
+        >>> mask_urls("cache_key=str: 'redis://:hunter2@host' is no key")
+        "cache_key=str: 'redis://***@host' is no key"
+    """
+    if "@" in text:
+        text = _mask_user_info(text)
+    if "=" in text:
+        text = _mask_fields(text, only_urls=True)
+    return _patterns()["token"].sub(MASK, text)
+
+
+def mask_text(text: str) -> str:
+    """Mask a text of other code: as `mask_urls`, and fields, headers and dict entries with secret names.
+
+    Example:
+        >>> mask_text("GET https://me:hunter2@host/p?page=7&api_key=sk-1 token='abc'")
+        "GET https://***@host/p?page=7&api_key=*** token='***'"
+        >>> mask_text("no secret here")
+        'no secret here'
+    """
+    text = _patterns()["authorization"].sub(rf"\g<kind>\g<space>{MASK}", text)
+    if "=" in text or ":" in text:
+        text = _mask_fields(text)
+    return mask_urls(text)
 
 
 def mask_url(text: str) -> str:
-    """Take the user-info out of every URL in a text.
+    """Mask a text that is one URL, or should be: as `mask_text` does, also where the password holds spaces.
 
     Example:
         >>> mask_url("postgres://me:hunter2@db/x")
         'postgres://***@db/x'
     """
-    return _USERINFO.sub(r"\g<scheme>***@", text)
+    if " " in text and "@" in text and text.count("://") == 1:
+        scheme = _patterns()["scheme"].match(text)
+        userinfo, _, rest = text.rpartition("@")
+        if scheme and " " in userinfo and ":" in userinfo[scheme.end() :]:
+            return mask_text(f"{scheme[0]}{MASK}@{rest}")
+    return mask_text(text)
+
+
+def masked_repr(value: object, name: str = "") -> str:
+    """Return the `repr` of a value, an option's for example, with secrets masked at every depth.
+
+    Args:
+        value: Any object.
+        name: Its name, if it has one: a secret one hides texts.
+
+    Example:
+        >>> masked_repr({"url": "redis://:hunter2@host", "token": "abc"})
+        "{'url': 'redis://***@host', 'token': '***'}"
+    """
+    if isinstance(value, str | bytes) and name and looks_secret(name):
+        return f"{MASK!r}"
+    if type(value) is str:
+        return repr(mask_url(value))
+    if type(value) is dict:
+        inner = (f"{masked_repr(k)}: {masked_repr(v, str(k))}" for k, v in value.items())
+        return f"{{{', '.join(inner)}}}"
+    if type(value) in (list, tuple):
+        parts = [masked_repr(item, name) for item in value]  # type: ignore[attr-defined]
+        if type(value) is list:
+            return f"[{', '.join(parts)}]"
+        return f"({parts[0]},)" if len(parts) == 1 else f"({', '.join(parts)})"
+    return mask_urls(repr(value))
+
+
+def _mask_user_info(text: str) -> str:
+    starts = [m.start() for m in _patterns()["scheme"].finditer(text)]
+    parts = [text[: starts[0]] if starts else text]
+    parts = [_patterns()["bare"].sub(_masked_bare, parts[0])]
+    parts += [_mask_one_url(text[a:b]) for a, b in zip(starts, [*starts[1:], None], strict=False)]
+    return "".join(parts)
+
+
+def _mask_one_url(text: str) -> str:
+    """Mask the user-info of a text that begins with a scheme and may go on after the URL."""
+    scheme, rest = text.split("://", 1)
+    word = re.split(r"\s", rest, maxsplit=1)[0]
+    after = _patterns()["bare"].sub(_masked_bare, rest[len(word) :])
+    host = re.split(r"[/?#]", word, maxsplit=1)[0]
+    last = -1
+    if "@" in host:
+        # Also a password that holds "/" and "@": up to the query, in which an "@" may well stand.
+        last = re.split(r"[?#]", word, maxsplit=1)[0].rfind("@")
+        if _PATH_SCHEMES.fullmatch(scheme):
+            last = host.rfind("@")
+    elif "@" in word:
+        # The password holds "/", "?" or "#", or the "@" belongs to the path. A port is a number.
+        user, colon, port = host.partition(":")
+        if (colon and (not user or not port.isdigit())) or not _PATH_SCHEMES.fullmatch(scheme):
+            last = word.rfind("@")
+    return f"{scheme}://{MASK}{word[last:]}{after}" if last >= 0 else f"{scheme}://{word}{after}"
+
+
+def _masked_bare(match: re.Match[str]) -> str:
+    scheme = match["scheme"] or ""
+    if (scheme or match["user"]).lower().rstrip(":/") in ("mailto", "acct", "sip", "xmpp"):
+        return match[0]
+    return f"{scheme}{MASK}@"
+
+
+def _mask_fields(text: str, *, only_urls: bool = False) -> str:
+    done, place = "", 0
+    while match := _patterns()["field"].search(text, place):
+        if not _is_secret_field(match, only_urls=only_urls):
+            # The value may hold another field.
+            done += text[place : match.start("value")]
+            place = match.start("value")
+            continue
+        value, end = match["value"], match.end()
+        quote = value[0] if value[0] in "'\"" else ""
+        if not quote and match["name"].lower().endswith(("authorization", "cookie")):
+            line_end = text.find("\n", end)  # a header
+            end = len(text) if line_end < 0 else line_end
+        done += f"{text[place : match.start('value')]}{quote}{MASK}{quote}"
+        place = end
+    return done + text[place:]
+
+
+def _is_secret_field(match: re.Match[str], *, only_urls: bool) -> bool:
+    from urllib.parse import unquote
+
+    name, value = unquote(match["name"]), match["value"]
+    if value in ("None", "True", "False", "''", '""'):
+        return False
+    if match["before"] in ("?", "&", "#", ";") and match["between"] == "=":
+        return looks_secret(name) or name.lower() in _FIELDS
+    # `key=len` in a line of code is no secret; `password=hunter2` in a connection string is.
+    return (
+        not only_urls
+        and looks_secret(name)
+        and name.lower() not in ("key", "keys", "sig", "signature")
+        and not value.startswith(("(", "[", "{", "<", MASK))
+    )
 
 
 def show_value(name: str, index: int, value: object, *, secret: bool) -> str:
     """Return the label of a fallback value: `model='gpt-4'`, or `api_key[1]` where it is secret.
 
-    Only plain scalars are shown; of anything else the type's name, since a `repr` may hold
+    Only plain scalars are shown; of anything else the type's name, because a `repr` may hold
     anything.
     """
     if secret:
         return f"{name}[{index}]"
     if not isinstance(value, str | int | float | bool | None):
         return f"{name}[{index}]: {type(value).__name__}"
-    shown = mask_url(repr(value)) if isinstance(value, str) else f"{value!r}"
+    shown = repr(mask_url(value)) if isinstance(value, str) else f"{value!r}"
     return f"{name}={shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + '…'}"
+
+
+_LONGEST: Final = 60
+
+
+# --- known secrets ----------------------------------------------------------------------------------------------------
+
+
+def hide(text: str, secrets: Iterable[str]) -> str:
+    """Replace known secrets in a text, also where they are quoted for URLs, escaped, or encoded as base64 or hex.
+
+    Args:
+        text: Any text.
+        secrets: The texts that must not be in it.
+
+    Example:
+        >>> hide("login hunter2, base64 bWU6aHVudGVyMg==", ["hunter2"])
+        'login ***, base64 bWU6***'
+    """
+    forms = {form for secret in secrets if secret for form in _forms(secret)}
+    for form in sorted(forms, key=len, reverse=True):
+        if form in text:
+            text = re.sub(rf"{re.escape(form)}(?:[\w+/-]?={{1,2}})?", MASK, text)
+    return text
+
+
+def _forms(secret: str) -> Iterable[str]:
+    """Return a secret as it may stand in a text."""
+    import base64
+    import json
+    from urllib.parse import quote, quote_plus
+
+    data = secret.encode("utf-8", "surrogatepass")
+    yield from (secret, quote(secret, safe=""), quote_plus(secret), quote(secret))
+    yield from (json.dumps(secret)[1:-1], repr(secret)[1:-1], repr(data)[2:-1])
+    yield from (data.hex(), data.hex().upper())
+    if len(data) < _ENCODED:
+        return
+    for shift in range(3):
+        # Base64 of a text with the secret in it: without the characters that its neighbours share.
+        encoded = base64.b64encode(b"\0" * shift + data).decode()
+        first = (0, 2, 3)[shift]
+        last = len(encoded.rstrip("=")) - (1 if (shift + len(data)) % 3 else 0)
+        inner = encoded[first:last]
+        yield inner
+        yield inner.replace("+", "-").replace("/", "_")
+
+
+_ENCODED: Final = 5
+"""Bytes from which on a base64 form is long enough to be no part of other texts."""

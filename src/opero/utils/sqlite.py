@@ -25,7 +25,7 @@ from opero.errors import OperoError, OperoWarning, StoreError
 from opero.utils.fork import reset_after_fork
 from opero.utils.stack import users_stacklevel
 
-__all__ = ["Damage", "Loss", "SqliteFile", "advice", "is_damage", "is_lock"]
+__all__ = ["Damage", "ForeignDatabase", "Loss", "SqliteFile", "advice", "is_damage", "is_lock"]
 
 Damage = Literal["replace", "replace database", "raise"]
 """What to do with a damaged file: "replace" sets it aside and begins a new one, "replace database" does
@@ -45,6 +45,10 @@ _AGAIN: Final = 1.0
 """Seconds in which a file is not replaced twice: what damages it is still at work."""
 
 FileId = tuple[int, int]
+
+
+class ForeignDatabase(sqlite3.DatabaseError):
+    """What `verify` or `adapt` raises to have a file of another program or version treated like a damaged one."""
 
 
 def advice(error: sqlite3.Error, timeout: float = 0.0) -> str:
@@ -73,7 +77,9 @@ def advice(error: sqlite3.Error, timeout: float = 0.0) -> str:
 def is_damage(error: BaseException) -> bool:
     """Whether an error says that the content of a file is damaged, or is no database."""
     name = getattr(error, "sqlite_errorname", None) or ""
-    return name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
+    return name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or isinstance(
+        error, ForeignDatabase
+    )
 
 
 def is_lock(error: BaseException) -> bool:
@@ -93,6 +99,9 @@ class SqliteFile:
         script: SQL that makes the tables of a new file.
         verify: Looks at a file when it is opened, before anything is changed: raises whatever should
             reach the caller if the file is of another program or version.
+        prepare: Called before the file is opened or made: makes its folder, say, and checks it.
+        adapt: Called with each connection to a file that this process may write, after `verify`: brings
+            an older layout up to date, say.
         error: The class of errors that are raised in place of those of SQLite.
         name: What messages call it: "checkpoint 'run.db'".
         timeout: Seconds to wait for other writers.
@@ -119,6 +128,8 @@ class SqliteFile:
         *,
         script: str,
         verify: Callable[[sqlite3.Connection], object] | None = None,
+        prepare: Callable[[], object] | None = None,
+        adapt: Callable[[sqlite3.Connection], object] | None = None,
         error: type[OperoError] = StoreError,
         name: str | None = None,
         timeout: float = 30.0,
@@ -131,6 +142,8 @@ class SqliteFile:
         self.timeout = timeout
         self._script = script
         self._verify = verify
+        self._prepare = prepare
+        self._adapt = adapt
         self._error = error
         self._name = name or self.path
         self._synchronous = synchronous
@@ -246,6 +259,8 @@ class SqliteFile:
         with connections.opening:
             while True:
                 try:
+                    if self._prepare is not None:
+                        self._prepare()
                     found = _file_id(self.path)
                     if found is None:
                         self._create()
@@ -280,6 +295,8 @@ class SqliteFile:
             if not connections.read_only:
                 _close_to_others(self.path)
                 self._settle(made)
+                if self._adapt is not None:
+                    self._adapt(made)
         except BaseException:
             made.close()
             raise

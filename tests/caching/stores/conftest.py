@@ -12,7 +12,8 @@ import pytest
 from tests.crowd import Crowd
 from tests.redis_server import RedisServer
 
-from opero.caching import lease_keeper, stores
+from opero.caching import lease
+from opero.caching.stores import base as stores
 
 
 def on_disk(folder: Path, request: pytest.FixtureRequest) -> str:
@@ -104,7 +105,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Hosts share a secret, and stores are closed and forgotten after each test."""
     monkeypatch.setenv("OPERO_CACHE_SECRET", "of all hosts, and of no other test")
     yield
-    lease_keeper._process.keeper.flush()  # a store that is closed would be opened again
+    lease._process.renewer.flush()  # a store that is closed would be opened again
     for store in stores.open_stores():
         store.close()
     stores._opened.stores.clear()

@@ -477,7 +477,7 @@ def test_clear_cache_reaches_entries_of_functions_that_were_never_called_here(fa
 
 
 def test_the_event_loop_goes_on_while_a_store_takes_its_time(place, monkeypatch, calls):
-    from opero.caching import stores
+    from opero.caching.stores import base as stores
 
     store = stores.open_store(stores.settle(place))
     if not store.blocking or hasattr(store, "aget"):

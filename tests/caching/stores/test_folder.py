@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from opero import opero
-from opero.caching.stores import folder as folders
-from opero.caching.stores.disk import DiskStore, locate, settle
-from opero.caching.stores.folder import default_folder, prepare_folder
+from opero.caching.stores import disk as folders
+from opero.caching.stores.disk import DiskStore, default_folder, locate, prepare_folder, settle
 from opero.errors import OperoWarning, StoreError
 from opero.events import CacheSkipped
 

@@ -18,7 +18,7 @@ from tests.conftest import Face
 from tests.crowd import Crowd
 
 from opero import opero
-from opero.caching import lease, lease_keeper
+from opero.caching import lease
 from opero.errors import DeadlineError, StoreError
 from opero.events import CacheSkipped
 
@@ -307,7 +307,7 @@ class TestInOneProcess:
             await asyncio.gather(leading, return_exceptions=True)
             began = time.monotonic()
             assert await opero(**options)(slow)(1) == 1
-            assert time.monotonic() - began < lease_keeper.SECONDS - 1
+            assert time.monotonic() - began < lease.SECONDS - 1
 
         asyncio.run(main())
         assert World.calls == 2
@@ -316,8 +316,7 @@ class TestInOneProcess:
         self, face: Face, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(lease, "SECONDS", 1.5)
-        monkeypatch.setattr(lease_keeper, "SECONDS", 1.5)
-        monkeypatch.setattr(lease_keeper, "_RENEW_AFTER", 0.1)
+        monkeypatch.setattr(lease, "_RENEW_AFTER", 0.1)
         body = face.of(work)
         with Busy(face, opero(**options)(body)) as busy:
             threading.Timer(3, busy.let_go.set).start()
@@ -384,12 +383,12 @@ class TestInOneProcess:
     ) -> None:
         """Neither when it renews its lease nor when it gives it back."""
         monkeypatch.setattr(lease, "SECONDS", 0.1)
-        monkeypatch.setattr(lease_keeper, "_RENEW_AFTER", 0.3)
+        monkeypatch.setattr(lease, "_RENEW_AFTER", 0.3)
         with Busy(Face(asynchronous=False), opero(**options)(work)):
             (key,) = set(claims)
             Crowd.wait_for(lambda: store.claim(key, "its successor", 60))
-            Crowd.wait_for(lambda: not lease_keeper._process.keeper._held)  # a renewal was refused
-        Crowd.wait_for(lambda: not lease_keeper._process.keeper._ending)
+            Crowd.wait_for(lambda: not lease._process.renewer._held)  # a renewal was refused
+        Crowd.wait_for(lambda: not lease._process.renewer._ending)
         assert not store.claim(key, "somebody else", 60)
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -411,7 +410,7 @@ class TestInOneProcess:
             opero(**options)(work)(1)
         finally:
             if os.getpid() != parent:
-                lease_keeper._at_exit()
+                lease._at_exit()
                 os._exit(0)
 
     def test_one_process_renews_an_entry(self, options: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import pytest
 from tests.crowd import Crowd
 
 from opero import deadline, operomap
-from opero.caching import lease, lease_keeper
+from opero.caching import lease
 from opero.errors import DeadlineError, StoreError
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def test_a_killed_map_delays_others_by_seconds_at_most(crowd: Crowd, mode: str) 
     (waiting,) = crowd.start(f"{MAPS.format(mode='thread')}\nready()\nprint(run([1, 2]))")
     crowd.wait_for(lambda: crowd.calls("call 2") == 1)
     holder.kill()
-    assert waiting.communicate(timeout=lease_keeper.SECONDS + 20)[0].strip() == "[[1], [2]]"
+    assert waiting.communicate(timeout=lease.SECONDS + 20)[0].strip() == "[[1], [2]]"
     assert crowd.calls("call 1") == 2
 
 
@@ -260,7 +260,7 @@ def test_what_was_computed_elsewhere_is_found(f: Any, face: Face, stranger: Stra
         if one.item == 2:
             key = f.cache.key(1)
             cache = f.cache._cache
-            cache.store.put(key.key, cache.keeper.made(key.key, ["theirs"], 60))
+            cache.store.put(key.key, cache.writer.entry(key.key, ["theirs"], 60))
 
     result = face.run(f.with_options(on_result=saw).map, [1, 1, 2])
     assert (result.values, result.hits, World.calls) == ([["theirs"], ["theirs"], [2]], 2, [2])
@@ -361,9 +361,8 @@ def test_a_stopped_server_of_leases_keeps_nobody_waiting(
 def test_leases_of_a_long_map_are_renewed_together(
     f: Any, face: Face, stranger: Stranger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (lease, lease_keeper):
-        monkeypatch.setattr(module, "SECONDS", 1.0)
-    monkeypatch.setattr(lease_keeper, "_RENEW_AFTER", 0.1)
+    monkeypatch.setattr(lease, "SECONDS", 1.0)
+    monkeypatch.setattr(lease, "_RENEW_AFTER", 0.1)
     taken: list[bool] = []
 
     def body(x: int) -> Any:

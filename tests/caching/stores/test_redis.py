@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from opero.caching.stores import redis
-from opero.caching.stores.protocol import StoreError
+from opero.caching.stores.base import StoreError
 from opero.caching.stores.redis import RedisStore
 from opero.errors import OperoUsageError
 
@@ -189,7 +189,7 @@ class TestBadDays:
         for _ in range(200):
             assert failure(way.get, store) == "the server cannot be reached"
         assert time.monotonic() - began < 2  # 200 × redis-py's own retries would be minutes
-        assert store._rest.failures == 1
+        assert store._backoff.failures == 1
         store.close()
 
     def test_a_frozen_server_costs_one_timeout(self, way: Ways, own_server: RedisServer) -> None:
@@ -200,7 +200,7 @@ class TestBadDays:
         for _ in range(50):
             assert failure(way.get, store) == "the server does not answer"
         assert 0.3 < time.monotonic() - began < 5
-        assert store._rest.failures == 1
+        assert store._backoff.failures == 1
         own_server.thaw()
         self.recover(way, store)
         assert way.get(store) == b"1"
@@ -229,9 +229,9 @@ class TestBadDays:
     @staticmethod
     def recover(way: Ways, store: RedisStore) -> None:
         """Jump to the end of the pause."""
-        store._rest._until = 0
+        store._backoff._until = 0
         way.get(store)
-        assert store._rest.failures == 0
+        assert store._backoff.failures == 0
 
     def test_wrong_passwords_are_told_and_not_shown(self, way: Ways) -> None:
         with (
@@ -360,7 +360,6 @@ def test_a_forked_child_has_connections_of_its_own(store: RedisStore) -> None:
     if pid == 0:
         status = 1
         try:
-            store.renew()
             store.set("child", b"1", None)
             status = 0 if store.get("k") == b"parent" else 2
             store.close()

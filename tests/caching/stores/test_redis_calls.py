@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from tests.caching.stores.test_guest import run_guarded
+from tests.caching.stores.host import run_guarded
 from tests.redis_server import RedisServer
 
 from opero import clear_cache, opero
 from opero.caching import get_cache_context
 from opero.caching.codec import secret
-from opero.caching.stores import open_store, redis
+from opero.caching.stores import redis
+from opero.caching.stores.base import open_store
 from opero.errors import OperoUsageError, OperoWarning, StoreError
 from opero.events import CacheSkipped
 
@@ -136,7 +137,7 @@ class TestBadDays:
     def recover(self, url: str) -> None:
         """Jump to the end of the pause, and close what belongs to a loop that is gone."""
         store: Any = open_store(url)
-        store._rest._until = 0
+        store._backoff._until = 0
 
     def test_a_server_that_is_not_there(self, face: Any, tmp_path: Path) -> None:
         skips = Skips()

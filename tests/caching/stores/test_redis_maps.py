@@ -12,7 +12,7 @@ import pytest
 from tests.crowd import Crowd
 
 from opero import operomap
-from opero.caching import lease_keeper
+from opero.caching import lease
 from opero.events import CacheSkipped
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def test_hits_are_looked_up_together_and_never_dispatched(
     result = run(f.map, range(400), str(tmp_path))
     assert result.values == [[x] for x in range(400)]
     assert (result.hits, sorted(noted(tmp_path))) == (200, list(range(400)))
-    lease_keeper._process.keeper.flush()
+    lease._process.renewer.flush()
     asked = Commands(server)
     assert run(f.map, range(400), str(tmp_path)).hits == 400
     assert (asked("get"), asked("eval"), asked("set")) == (0, 0, 0)  # hits need no leases either

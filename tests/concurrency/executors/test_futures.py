@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from opero import RateLimiter, event_bus, operomap
-from opero.concurrency import remote
+from opero.concurrency.executors.futures import PROTOCOL, run_chunk
 from opero.errors import MapError, MapStopped, OperoError, OperoUsageError, WorkerLostError
 
 place: contextvars.ContextVar[str] = contextvars.ContextVar("place")
@@ -122,13 +122,13 @@ def test_arrays_and_what_cannot_travel_are_each_items_own_affair(executor: Execu
 def test_only_bytes_and_numbers_cross_the_wire() -> None:
     courier = Courier()
     mapped(courier, lambda x: x)([1, [2]])
-    assert all(one[0] is remote.call for one in courier.sent)
+    assert all(one[0] is run_chunk for one in courier.sent)
     assert {type(part) for one in courier.sent for part in one[1:]} == {int, str, bytes}
 
 
 def test_a_worker_of_another_version_says_so() -> None:
     with pytest.raises(OperoError, match="same version of opero"):
-        remote.call(remote.PROTOCOL + 1, "", b"", b"")
+        run_chunk(PROTOCOL + 1, "", b"", b"")
 
 
 def test_context_variables_reach_threads(threads: Executor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -16,20 +17,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from opero.concurrency.engine import Chunk, Done, GaveBack, Lost, Outcome
+from opero.concurrency.executors.base import Chunk, Done, GaveBack, ItemOutcome, Lost
 from opero.errors import RemoteError, ShippingError, WorkerStartError
 
 if TYPE_CHECKING:
     from tests.concurrency.conftest import Maps
 
 both = pytest.mark.parametrize("maps", ["fork", "forkserver"], indirect=True)
+every = pytest.mark.parametrize("maps", ["fork", "forkserver", "spawn"], indirect=True)
 posix = pytest.mark.skipif(os.name != "posix", reason="needs signals")
 
 
 # --- what runs ------------------------------------------------------------------------------------
 
 
-@both
+@every
 def test_items_come_back_in_their_places(maps: Maps) -> None:
     assert maps(lambda x: 2 * x, range(100), chunk=7).items == [2 * x for x in range(100)]
 
@@ -44,7 +46,7 @@ def test_it_runs_elsewhere_and_in_several_processes(maps: Maps) -> None:
     assert os.getpid() not in pids
 
 
-def test_more_lanes_than_chunks_are_not_begun(maps: Maps) -> None:
+def test_more_workers_than_chunks_are_not_begun(maps: Maps) -> None:
     ran = maps(lambda _: maps.children(os.getppid()), [1], workers=8)
     assert len(ran.items[0]) == 1
 
@@ -61,7 +63,7 @@ def test_closures_lambdas_and_methods_run(maps: Maps) -> None:
     assert maps(Adder(3).add, [1, 2]).items == [4, 5]
 
 
-@both
+@every
 def test_instances_of_local_classes_are_themselves_again(maps: Maps) -> None:
     class Point:
         def __init__(self, x: int) -> None:
@@ -117,7 +119,7 @@ def test_retries_happen_in_the_worker_and_are_counted(maps: Maps) -> None:
 
     ran = maps(flaky, [7], retries=3, min_delay=0)
     (outcome,) = ran.items
-    assert isinstance(outcome, Outcome)
+    assert isinstance(outcome, ItemOutcome)
     assert (outcome.value, outcome.attempts, outcome.calls) == (7, 3, 3)
     (done,) = ran.reports
     assert isinstance(done, Done)
@@ -135,7 +137,7 @@ def test_a_long_pause_is_not_slept_in_the_worker(maps: Maps) -> None:
     assert repr(error) == "ValueError(7)"
 
 
-@both
+@every
 def test_listeners_hear_what_happens_in_workers(maps: Maps) -> None:
     def fail(x: int) -> None:
         raise ValueError(x)
@@ -181,7 +183,7 @@ def test_large_bytes_go_both_ways_at_once(maps: Maps) -> None:
     assert maps(lambda data: data[::-1], items, chunk=2).items == items
 
 
-@both
+@every
 def test_large_arrays_go_both_ways_and_can_be_written_to(maps: Maps) -> None:
     def doubled(array: Any) -> Any:
         array *= 2
@@ -215,15 +217,17 @@ def test_no_array_changes_when_others_come_after_it(maps: Maps) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="nobody can tell")
 def test_the_memory_of_a_map_is_that_of_what_is_under_way(maps: Maps) -> None:
     """However many large items and results have passed through it."""
-    files: list[int] = []
+    resident: list[int] = []
 
     def look() -> None:
-        maps = Path("/proc/self/maps").read_text()
-        files.append(maps.count("opero-segment"))
+        found = re.findall(
+            r"memfd:opero-.*\n(?:.*\n)*?Rss: +(\d+)", Path("/proc/self/smaps").read_text()
+        )
+        resident.append(sum(map(int, found)))
 
     maps(lambda x: x + 1, [np.zeros(100_000)] * 100, seen=look)
-    # A chunk at work and one at hand for each of two workers, and two segments of each for its results.
-    assert 0 < max(files) <= 8
+    # A chunk at work and one at hand for each of two workers, and two buffers of each for its results, in KB.
+    assert 0 < max(resident) <= 8 * 800 + 100
 
 
 def test_arrays_inside_other_things_survive(maps: Maps) -> None:
@@ -380,6 +384,7 @@ def test_what_cannot_be_unpickled_costs_its_item(maps: Maps, way: str) -> None:
 # --- deaths ---------------------------------------------------------------------------------------
 
 
+@every
 @posix
 @pytest.mark.parametrize("way", ["kill", "exit", "abort"])
 def test_a_crash_costs_exactly_its_item(maps: Maps, way: str) -> None:
@@ -424,12 +429,12 @@ def test_a_kill_at_any_moment_of_a_large_message_is_no_hang(
 
     def kill() -> None:
         while not killed:
-            lanes = [lane for nurse in maps.nurses() for lane in maps.children(nurse)]
-            if lanes:
+            workers = maps.workers()
+            if workers:
                 time.sleep(after)
-                killed.append(lanes[0])
+                killed.append(workers[0])
                 with suppress(ProcessLookupError):  # a quick machine is done by then
-                    os.kill(lanes[0], signal.SIGKILL)
+                    os.kill(workers[0], signal.SIGKILL)
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -451,10 +456,10 @@ def test_a_storm_of_kills_loses_nothing(maps: Maps) -> None:
         # By what has arrived and not by the clock, so that a slow machine comes forward too.
         nonlocal seen, kills
         seen += 1
-        lanes = [lane for nurse in maps.nurses() for lane in maps.children(nurse)]
-        if seen % 4 == 0 and lanes:
+        workers = maps.workers()
+        if seen % 4 == 0 and workers:
             with suppress(ProcessLookupError):  # the last blow may have hit it already
-                os.kill(chance.choice(lanes), signal.SIGKILL)
+                os.kill(chance.choice(workers), signal.SIGKILL)
                 kills += 1
 
     def work(x: int) -> bytes:
@@ -470,7 +475,7 @@ def test_a_storm_of_kills_loses_nothing(maps: Maps) -> None:
 
 @both
 @posix
-def test_the_death_of_the_nursery_is_survived(maps: Maps) -> None:
+def test_the_death_of_the_fork_server_is_survived(maps: Maps) -> None:
     killed = []
 
     def work(x: int) -> int:
@@ -479,15 +484,15 @@ def test_the_death_of_the_nursery_is_survived(maps: Maps) -> None:
 
     def seen() -> None:
         if not killed:
-            killed.extend(maps.nurses())
-            for nurse in killed:
-                os.kill(nurse, signal.SIGKILL)
+            killed.extend(maps.servers())
+            for server in killed:
+                os.kill(server, signal.SIGKILL)
 
     assert maps(work, range(30), seen=seen, max_tasks_per_worker=3).items == list(range(30))
     assert killed
 
 
-@both
+@every
 @posix
 def test_an_item_without_end_costs_itself_in_time(maps: Maps) -> None:
     def work(x: int) -> int:
@@ -580,7 +585,7 @@ def test_an_initialiser_that_raises_is_told(maps: Maps) -> None:
         maps(abs, range(9), worker_init=begin)
 
 
-@both
+@every
 @posix
 def test_a_worker_that_dies_at_start_is_not_replaced_for_ever(maps: Maps) -> None:
     def begin() -> None:
@@ -620,19 +625,19 @@ def test_closing_at_once_stops_what_runs(maps: Maps) -> None:
     engine.open(maps.job_of(time.sleep))
     for n in range(4):
         engine.submit(Chunk(n, [n], [60]))
-    lanes: list[int] = []
+    workers: list[int] = []
 
     def both_there() -> bool:
         engine.poll(0.02)
-        lanes[:] = [lane for nurse in maps.nurses() for lane in maps.children(nurse)]
-        return len(lanes) == 2
+        workers[:] = maps.workers()
+        return len(workers) == 2
 
     assert maps.until(both_there)
     began = time.monotonic()
     engine.close(graceful=False, timeout=5)
     engine.close(graceful=False, timeout=5)
     assert time.monotonic() - began < 4
-    assert not any(map(maps.alive, lanes))
+    assert not any(map(maps.alive, workers))
 
 
 def test_wake_ends_a_poll(maps: Maps) -> None:

@@ -18,9 +18,12 @@ import pytest
 posix = pytest.mark.skipif(os.name != "posix", reason="needs signals")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
-BUSY = "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
-"""A second thread, so that the program cannot be forked."""
-ways = pytest.mark.parametrize("before", ["", BUSY], ids=["fork", "forkserver"])
+FORK = "import multiprocessing; multiprocessing.set_start_method('fork')\n"
+SPAWN = FORK.replace("fork", "spawn")
+ways = pytest.mark.parametrize("before", ["", FORK], ids=["forkserver", "fork"])
+every_way = pytest.mark.parametrize(
+    "before", ["", FORK, SPAWN], ids=["forkserver", "fork", "spawn"]
+)
 
 
 class Program:
@@ -104,7 +107,7 @@ def program(tmp_path: Path) -> Iterator[Program]:
 # --- what only the program knows ------------------------------------------------------------------
 
 
-@ways
+@every_way
 def test_a_script_needs_no_guard(program: Program, before: str) -> None:
     text = """
     from opero import operomap
@@ -206,7 +209,7 @@ def test_a_class_stays_what_it_is_when_its_instances_come_back(
     assert program.run(text, before) == "True True\n"
 
 
-@ways
+@every_way
 def test_a_redefined_function_is_the_new_one(program: Program, before: str) -> None:
     text = """
     from opero import operomap
@@ -430,7 +433,7 @@ except KeyboardInterrupt:
 """
 
 
-@ways
+@every_way
 @posix
 @pytest.mark.parametrize("to", ["process", "group"])
 def test_ctrl_c_ends_a_map_at_once(program: Program, before: str, to: str) -> None:
@@ -446,13 +449,13 @@ def test_ctrl_c_ends_a_map_at_once(program: Program, before: str, to: str) -> No
     assert time.monotonic() - began < 5
 
 
-@ways
+@every_way
 @linux
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_their_program(program: Program, before: str, how: int) -> None:
     process = program.start(LONG, before)
     program.begun("begun0", "begun1")
-    # The program, the nursery, and two workers.
+    # The program, the fork server, and two workers.
     assert len(program.group(process)) == 4
     process.send_signal(how)
     process.wait(timeout=20)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from opero import ConcurrencyLimit, RateLimiter, opero, operomap
-from opero.concurrency.engine import Lost
+from opero.concurrency.executors.base import Lost
 
 if TYPE_CHECKING:
     from tests.concurrency.conftest import Maps

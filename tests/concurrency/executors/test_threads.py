@@ -11,17 +11,16 @@ from typing import Any
 
 import pytest
 
-from opero.concurrency import pool
-from opero.concurrency.engine import Chunk, Done, Job
-from opero.concurrency.executors.threads import Threads
+from opero.concurrency.executors.base import Chunk, Done, MapJob
+from opero.concurrency.executors.threads import ThreadExecutor
 from opero.core.function import describe_function
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
 
 
-def job_of(fn: Callable[..., Any]) -> Job:
+def job_of(fn: Callable[..., Any]) -> MapJob:
     options = Options.of("test", cache=False, retries=0)
-    return Job(function=fn, options=options, pipeline=Pipeline(describe_function(fn), options))
+    return MapJob(function=fn, options=options, pipeline=Pipeline(describe_function(fn), options))
 
 
 @pytest.fixture
@@ -35,68 +34,71 @@ def begun() -> Iterator[Callable[[], int]]:
         time.sleep(0.005)
 
 
-def test_none_begins_before_somebody_waits(begun: Callable[[], int]) -> None:
-    engine = Threads(3, copy_context())
+def test_no_thread_starts_before_the_map_waits(begun: Callable[[], int]) -> None:
+    engine = ThreadExecutor(3, copy_context())
     engine.open(job_of(abs))
     engine.submit(Chunk(1, [0], [-1]))
     assert begun() == 0
     (done,) = engine.poll(10)
     assert isinstance(done, Done)
     assert done.values == [1]
-    assert begun() >= 3
+    assert begun() == 1, "no more threads than items"
     engine.close(graceful=True, timeout=5)
 
 
-def test_a_map_that_is_over_before_it_began_has_none(begun: Callable[[], int]) -> None:
-    engine = Threads(3, copy_context())
+def test_a_map_that_is_over_before_it_waits_starts_no_thread(begun: Callable[[], int]) -> None:
+    engine = ThreadExecutor(3, copy_context())
     engine.open(job_of(abs))
     engine.submit(Chunk(1, [0], [-1]))
     engine.close(graceful=False, timeout=5)
     assert begun() == 0
 
 
-def test_the_first_works_while_others_begin(
+def test_threads_end_also_if_their_start_is_interrupted(
     begun: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worked = threading.Event()
-    plain = pool.thread_pool()
+    start = threading.Thread.start
 
-    class Slow(plain):  # type: ignore[misc,valid-type]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            assert worked.wait(10)
-
-    monkeypatch.setattr(pool, "thread_pool", lambda: Slow)
-    engine = Threads(3, copy_context())
-    engine.open(job_of(lambda _: worked.set()))
-    engine.submit(Chunk(1, [0], [None]))
-    (done,) = engine.poll(10)
-    assert isinstance(done, Done)
-    engine.close(graceful=True, timeout=5)
-
-
-def test_those_that_have_begun_end_also_if_the_beginning_is_interrupted(
-    begun: Callable[[], int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = pool.thread_pool()
-    made = []
-
-    class Interrupted(plain):  # type: ignore[misc,valid-type]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            made.append(self)
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name.startswith("opero-thread"):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(pool, "thread_pool", lambda: Interrupted)
-    worked = threading.Event()
-    engine = Threads(3, copy_context())
-    engine.open(job_of(lambda _: worked.set()))
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    engine = ThreadExecutor(3, copy_context())
+    engine.open(job_of(abs))
     engine.submit(Chunk(1, [0], [None]))
     with pytest.raises(KeyboardInterrupt):
         engine.poll(10)
-    assert worked.wait(10)
     engine.close(graceful=False, timeout=5)
-    # Once our own functions have returned, nothing keeps pathos' threads.
-    (one,) = made
-    one.close()
-    one.join()
+
+
+def test_idle_threads_help_with_the_chunk_of_another(begun: Callable[[], int]) -> None:
+    together = threading.Barrier(2, timeout=10)
+    engine = ThreadExecutor(2, copy_context())
+    engine.open(job_of(lambda _: together.wait()))
+    engine.submit(Chunk(1, range(4), [0] * 4))
+    engine.submit(Chunk(2, [4], [0]))
+    engine.submit(Chunk(3, [5], [0]))
+    done = 0
+    while done < 6:
+        for report in engine.poll(10):
+            assert isinstance(report, Done)
+            assert not report.odd, "each item needs another one at the same time"
+            done += len(report.values)
+    engine.close(graceful=True, timeout=5)
+
+
+def test_finished_items_are_reported_while_a_slow_one_runs() -> None:
+    goes_on = threading.Event()
+    engine = ThreadExecutor(1, copy_context())
+    engine.open(job_of(lambda x: x and goes_on.wait(10)))
+    engine.submit(Chunk(1, range(3), [0, 1, 0]))
+    (done,) = engine.poll(10) or engine.poll(10)
+    assert isinstance(done, Done)
+    assert list(done.places) == [0]
+    goes_on.set()
+    (done,) = engine.poll(10)
+    assert isinstance(done, Done)
+    assert list(done.places) == [1, 2]
+    engine.close(graceful=True, timeout=5)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 import pytest
 
 from opero.durable import SqliteStore
-from opero.durable.stores import owner as owners
+from opero.durable.stores import sqlite
 
 if TYPE_CHECKING:
-    from opero.durable.store import Store
+    from opero.durable.records import Store
 
 sys.path.insert(0, str(Path(__file__).parent))
 from memory_store import MemoryJournal, MemoryStore
@@ -41,7 +41,7 @@ class InFile:
         return SqliteStore(self._path)
 
     def kill(self, owner: str) -> None:
-        os.close(owners._mine.pop(owner))
+        os.close(sqlite._descriptors.pop(owner))
 
 
 class InMemory:

@@ -76,12 +76,16 @@ class MemoryStore:
         wanted = {State.QUEUED, State.BLOCKED} if op.blocked else {State.QUEUED}
         now = time.time()
         claimed = []
-        for found in sorted(data.workflows.values(), key=lambda w: w.created):
+        least, most = op.recoveries
+        for found in sorted(
+            data.workflows.values(), key=lambda w: (w.recoveries if least else 0, w.created)
+        ):
             due = found.wake is not None and found.wake <= now
             ready = found.state in wanted or (
                 found.state in (State.SLEEPING, State.WAITING) and due
             )
             mine = found.name in op.names and op.only in (None, found.id)
+            mine = mine and least <= found.recoveries <= most
             if len(claimed) < op.limit and mine and ready and found.owner is None:
                 found.owner, found.state, found.epoch = op.owner, State.RUNNING, found.epoch + 1
                 found.wake, found.error, found.updated = None, None, now
@@ -120,6 +124,7 @@ class MemoryStore:
         found.state, found.output, found.error = op.state, op.output, op.error
         found.failed_step, found.wake, found.updated = op.failed_step, op.wake, time.time()
         found.owner = None if op.free else op.owner
+        found.recoveries = 0 if op.free else found.recoveries
         if op.state in ENDED:
             self._forget_signals(data, op.workflow)
         elif op.free:
@@ -223,6 +228,24 @@ class MemoryStore:
             self._wake(data, found.id)
         return dropped
 
+    def _annotate(self, data: MemoryJournal, op: r.Annotate) -> int:
+        found = [w for w in self._could_run(data, op.before) if w.name == op.name]
+        for one in found:
+            one.error = op.error
+        return len(found)
+
+    def _could_run(self, data: MemoryJournal, before: float) -> list[WorkflowRecord]:
+        return [
+            w
+            for w in data.workflows.values()
+            if w.owner is None
+            and w.error is None
+            and (
+                (w.state is State.QUEUED and w.updated <= before)
+                or (w.state in (State.SLEEPING, State.WAITING) and (w.wake or 9e9) <= before)
+            )
+        ]
+
     # --- reading --------------------------------------------------------------------------------------------------
 
     def get(self, workflow: str) -> WorkflowRecord | None:
@@ -255,6 +278,10 @@ class MemoryStore:
             orphaned = any(w.owner is not None and w.owner not in data.living for w in found)
         wake = min(asleep, default=None)
         return queued or orphaned or (wake is not None and wake <= time.time()), wake
+
+    def unclaimed(self, before: float) -> list[str]:
+        with self._data() as data:
+            return list({w.name: 0 for w in self._could_run(data, before)})
 
     def cancelled(self, owner: str) -> list[str]:
         with self._data() as data:

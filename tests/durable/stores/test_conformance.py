@@ -32,7 +32,7 @@ from opero.durable.records import (
 from opero.errors import JournalError
 
 if TYPE_CHECKING:
-    from opero.durable.store import Store
+    from opero.durable.records import Store
 
 Kill = Callable[[str], None]
 NAMES = ("billing", "mailing")

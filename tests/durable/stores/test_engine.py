@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from opero.durable import Orchestrator, activity, sleep, uuid, wait_for, workflow
-from opero.durable.registry import workflows
+from opero.durable.workflows import workflows
 from opero.errors import WorkflowEndedError
 
 

@@ -1,5 +1,5 @@
 # this_file: src/opero/caching/keys/arrays.py
-"""What the content of numpy and pandas values is, for keys.
+"""Describe numpy and pandas values, for keys.
 
 Neither library is imported: a value of theirs proves that its library is loaded. Arrays are taken
 in C order, whatever their strides; their bytes are hashed in place when they already lie that way.
@@ -10,10 +10,12 @@ from __future__ import annotations
 import sys
 from typing import Any, Final
 
-from opero.caching.keys.shape import Shape, Unkeyable, type_name
+from opero.caching.keys.shapes import Shape, Unkeyable, type_name
+
+__all__ = ["describe_array"]
 
 
-def describe(value: Any, base: type) -> Shape | None:
+def describe_array(value: Any, base: type) -> Shape | None:
     """Describe a value of a numpy or pandas type.
 
     Args:
@@ -28,7 +30,7 @@ def describe(value: Any, base: type) -> Shape | None:
 
     Example:
         >>> import numpy as np
-        >>> describe(np.arange(2, dtype="i1"), np.ndarray).whole[:2]
+        >>> describe_array(np.arange(2, dtype="i1"), np.ndarray).whole[:2]
         ('|i1', (2,))
     """
     library = base.__module__.partition(".")[0]

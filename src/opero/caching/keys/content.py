@@ -15,9 +15,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from opero.caching.keys.names import NAMED, importable
-from opero.caching.keys.shape import Shape, class_tag, type_name
-from opero.caching.keys.standard import STANDARD
+from opero.caching.keys.shapes import NAMED, STANDARD, Shape, class_tag, importable, type_name
 
 __all__ = ["describe"]
 
@@ -69,9 +67,9 @@ def _core(value: Any, kind: type) -> tuple[type, object]:
             return base, standard(value)
         library = base.__module__.partition(".")[0]
         if library in ("numpy", "pandas"):
-            from opero.caching.keys import arrays
+            from opero.caching.keys.arrays import describe_array
 
-            shape = arrays.describe(value, base)
+            shape = describe_array(value, base)
             if shape is not None:
                 return base, shape
     return object, None

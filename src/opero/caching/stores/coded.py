@@ -1,26 +1,71 @@
 # this_file: src/opero/caching/stores/coded.py
-"""Entries of one function in a store of bytes."""
+"""Keep the entries of one function in a store of bytes: each encoded, in an envelope.
+
+    mark  version  stored  expires  value as the codec wrote it
+
+So None is a value like any other, and what the store should have dropped is not served. Times are
+seconds since the epoch, because processes and machines share them. The codec's check or signature
+covers all of it and the key, so that nothing can be cut off, changed or put under another key.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
+import struct
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from opero.caching.codec.signals import Undecodable, Unencodable
 from opero.caching.isolate import Uncopyable, freeze
 from opero.caching.memory import Entry, Life
-from opero.caching.stores.envelope import open_envelope, seal
-from opero.caching.stores.protocol import AsyncByteStore, StoreError, awaitable
+from opero.caching.stores.base import AsyncByteStore, StoreError, awaitable
 from opero.utils import ambient
 from opero.utils.backends import backend_of
 
 if TYPE_CHECKING:
     from opero.caching.codec import Coder
-    from opero.caching.stores.protocol import ByteStore
+    from opero.caching.stores.base import ByteStore
 
-__all__ = ["CodedStore"]
+__all__ = ["CodedStore", "open_envelope", "seal"]
+
+_HEADER: Final = struct.Struct(">2sBdd")
+_MARK: Final = b"op"
+_VERSION: Final = 1
+
+
+def seal(coder: Coder, key: str, value: Any, *, stored: float, expires: float) -> bytes:
+    """Return the bytes to be stored for a value.
+
+    Args:
+        coder: How values become bytes.
+        key: Where they will be stored.
+        value: The value.
+        stored: Now, in seconds since the epoch.
+        expires: When it expires, `math.inf` for never.
+
+    Raises:
+        Unencodable: The value cannot be encoded.
+    """
+    header = _HEADER.pack(_MARK, _VERSION, stored, expires)
+    context = header + key.encode("utf-8", "surrogatepass")
+    return b"".join((header, *coder.encode(value, context)))
+
+
+def open_envelope(coder: Coder, key: str, blob: bytes) -> tuple[Any, float, float]:
+    """Return the value in an envelope, and when it was stored and expires, in seconds since the epoch.
+
+    Raises:
+        Undecodable: It is none, or not the one that was stored under this key.
+    """
+    header = blob[: _HEADER.size]
+    if len(header) < _HEADER.size:
+        raise Undecodable("it is cut short")
+    mark, version, stored, expires = _HEADER.unpack(header)
+    if mark != _MARK or version != _VERSION or math.isnan(expires):
+        raise Undecodable("it is of another version of opero, or not of opero")
+    context = header + key.encode("utf-8", "surrogatepass")
+    return coder.decode(memoryview(blob)[_HEADER.size :], context), stored, expires
 
 
 class CodedStore:
@@ -94,16 +139,16 @@ class CodedStore:
     def find(self, key: str) -> Entry | None:
         """Return the entry of `key`, even if it has expired."""
         blob = (self._backend or self.backend).get(key)
-        return None if blob is None else self._opened(key, blob)
+        return None if blob is None else self._entry(key, blob)
 
     def find_many(
         self, keys: Sequence[str], failed: Callable[[Exception], object]
     ) -> list[Entry | None]:
-        """Find the entries of many keys in as few trips as the store can; tell of those that cannot be read."""
+        """Find the entries of many keys in as few trips as the store can; `failed` gets what cannot be read."""
         entries: list[Entry | None] = []
         for key, blob in zip(keys, self.backend.get_many(keys), strict=True):
             try:
-                entries.append(None if blob is None else self._opened(key, blob))
+                entries.append(None if blob is None else self._entry(key, blob))
             except StoreError as error:
                 failed(error)
                 entries.append(None)
@@ -112,11 +157,11 @@ class CodedStore:
     async def afind(self, key: str) -> Entry | None:
         """Do the same for an event loop."""
         blob = await self.abackend.aget(key)
-        return None if blob is None else self._opened(key, blob)
+        return None if blob is None else self._entry(key, blob)
 
     def put(self, key: str, entry: Entry) -> bool:
         """Store an entry that `entry` has made; False if it is too heavy."""
-        blob, ttl = self._told(entry)
+        blob, ttl = _stored(entry)
         if len(blob) > self._max_bytes:
             return False
         if ttl is None or ttl > 0:
@@ -128,7 +173,7 @@ class CodedStore:
         fits: list[bool] = []
         rows: list[tuple[str, bytes, float | None]] = []
         for key, entry in entries:
-            blob, ttl = self._told(entry)
+            blob, ttl = _stored(entry)
             fits.append(len(blob) <= self._max_bytes)
             if fits[-1] and (ttl is None or ttl > 0):
                 rows.append((key, blob, ttl))
@@ -138,7 +183,7 @@ class CodedStore:
 
     async def aput(self, key: str, entry: Entry) -> bool:
         """Do the same for an event loop."""
-        blob, ttl = self._told(entry)
+        blob, ttl = _stored(entry)
         if len(blob) > self._max_bytes:
             return False
         if ttl is None or ttl > 0:
@@ -171,10 +216,10 @@ class CodedStore:
         return Entry(blob, expires, functools.partial(self._decoded, key), len(blob))
 
     def discard(self, key: str, entry: Entry) -> None:
-        """Remove nothing: what has expired is the store's affair, and may be newer by now."""
+        """Remove nothing: what has expired is the store's business, and may be newer by now."""
 
     def delete(self, key: str) -> bool:
-        """Remove `key` and tell whether it was there."""
+        """Remove `key` and return whether it was there."""
         return self.backend.delete(key)
 
     def clear(self) -> int:
@@ -190,7 +235,7 @@ class CodedStore:
 
     # --- bytes and entries ------------------------------------------------------------------------
 
-    def _opened(self, key: str, blob: bytes) -> Entry:
+    def _entry(self, key: str, blob: bytes) -> Entry:
         try:
             value, stored, expires = open_envelope(self._coder, key, blob)
         except Undecodable as signal:
@@ -201,15 +246,13 @@ class CodedStore:
         return _ReadEntry(value, life, functools.partial(self._decoded, key), blob)
 
     def _decoded(self, key: str, blob: bytes) -> Any:
-        return open_envelope(self._coder, key, blob).value
+        return open_envelope(self._coder, key, blob)[0]
 
-    @staticmethod
-    def _told(entry: Entry) -> tuple[bytes, float | None]:
-        """Return what is stored of an entry, and for how long."""
-        return (
-            entry.value,
-            None if entry.keep == math.inf else entry.keep - ambient.clock().monotonic(),
-        )
+
+def _stored(entry: Entry) -> tuple[bytes, float | None]:
+    """Return what is stored of an entry, and for how long."""
+    never = entry.keep == math.inf
+    return entry.value, None if never else entry.keep - ambient.clock().monotonic()
 
 
 class _ReadEntry(Entry):

@@ -1,32 +1,82 @@
 # this_file: src/opero/caching/stores/disk.py
-"""`cache_backend="disk"`: a folder that survives restarts and is shared by processes."""
+"""Keep entries in a folder that survives restarts and is shared by processes: `cache_backend="disk"`.
+
+Bytes stand in one SQLite file, large ones in files beside it, which are ten times as fast from half a
+megabyte on. The folder belongs to this user alone (0700), and is used for nothing else: a tag shows
+that it is a cache and opero's (https://bford.info/cachedir/; backup programs know it).
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import sqlite3
+import stat
 import threading
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from opero.caching.stores.folder import default_folder, prepare_folder
-from opero.caching.stores.protocol import Item, StoreError, portions
-from opero.caching.stores.rest import Rest
-from opero.errors import OperoWarning
+from opero.caching.stores.base import LONGEST_LEASE, Backoff, Item, portions
+from opero.errors import OperoWarning, StoreError
+from opero.utils.fork import reset_after_fork
+from opero.utils.sqlite import ForeignDatabase, SqliteFile, is_damage, is_lock
 from opero.utils.stack import users_stacklevel
 
 if TYPE_CHECKING:
-    from opero.caching.stores.database import DiskEngine
-    from opero.caching.stores.protocol import Claim, Row
+    from opero.caching.stores.base import Claim, Row
 
-__all__ = ["DiskStore", "locate", "open_at", "settle"]
+__all__ = ["DiskStore", "default_folder", "locate", "open_at", "prepare_folder", "settle"]
 
 ACROSS_HOSTS: Final = False
 
-_PATIENCE: Final = 1.0
+_TIMEOUT: Final = 1.0
 """Seconds that a writer waits for others. Readers never wait."""
 
 _MAX_BYTES: Final = 256_000_000
+_FILE_FROM: Final = 131_072
+"""Bytes from which on a value gets a file: smaller ones are quicker inside the database."""
+
+_SMALL_WRITES: Final = 16
+_BYTES_WRITTEN: Final = 262_144
+"""After so many writes or bytes expired entries are removed, and the oldest if there is no room."""
+
+_UNWATCHED: Final = 0.05
+"""Seconds for which hits go on without a look whether the folder is still there."""
+
+_DAY: Final = 86_400.0
+_HOUR: Final = 3_600.0
+
+_NAME: Final = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}\.val")
+_BEYOND: Final = chr(0x10FFFF)
+_FLAGS: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
+_APPLICATION: Final = 0x6F706463  # "opdc"
+_SCRIPT: Final = f"""
+PRAGMA application_id = {_APPLICATION};
+PRAGMA user_version = 1;
+CREATE TABLE Cache (key TEXT PRIMARY KEY, expires REAL, size INTEGER NOT NULL, filename TEXT, value BLOB);
+CREATE INDEX CacheExpires ON Cache (expires) WHERE expires IS NOT NULL;
+CREATE INDEX CacheFiles ON Cache (size) WHERE filename IS NOT NULL;
+CREATE TABLE IF NOT EXISTS Lease
+    (key TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE Setting (key TEXT PRIMARY KEY, value) WITHOUT ROWID
+"""
+
+# What is larger than any entry may be is not read: its length is.
+_GET: Final = (
+    "SELECT CASE WHEN length(value) <= ? THEN value ELSE length(value) END, filename FROM Cache"
+    " WHERE key = ? AND (expires IS NULL OR expires > ?)"
+)
+_SET: Final = "INSERT OR REPLACE INTO Cache VALUES (?, ?, ?, ?, ?)"
+_CLAIM: Final = (
+    "INSERT INTO Lease VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE"
+    " SET owner = excluded.owner, until = excluded.until"
+    " WHERE Lease.owner = excluded.owner OR Lease.until <= ? OR Lease.until > ?"
+)
 
 
 def settle(text: str) -> str:
@@ -48,8 +98,9 @@ def open_at(place: str) -> DiskStore:
 class DiskStore:
     """Bytes in a folder, in SQLite and, if they are large, in files.
 
-    The folder is made when it is first needed. It holds at most `max_bytes`, the largest number that
-    any function using it has asked for; then what was stored first goes first.
+    The folder is made when it is first needed, and made anew when it was deleted. It holds at most
+    `max_bytes`, the largest number that any function using it has asked for; then what was stored
+    first goes first.
 
     Args:
         folder: Absolute path.
@@ -69,118 +120,283 @@ class DiskStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.max_bytes: int | None = None
-        self._engine: DiskEngine | None = None
-        self._lock = threading.RLock()
-        self._rest = Rest()
+        self._file = SqliteFile(
+            folder / "cache.db",
+            script=_SCRIPT,
+            verify=self._verify,
+            prepare=self._prepare,
+            adapt=self._adapt,
+            name=f"the disk cache {folder}",
+            timeout=_TIMEOUT,
+            on_damage="replace",
+            on_loss="recreate",
+            unwatched=_UNWATCHED,
+        )
+        self._backoff = Backoff()
         self._warned = False
+        self._room = threading.Lock()
+        self._writes = _SMALL_WRITES  # a process may live for one write only
+        self._written = 0
+        reset_after_fork(self)
 
     def allow(self, max_bytes: int) -> None:
-        """Let the folder hold so many bytes; it may hold more already."""
-        with self._lock:
-            self.max_bytes = max(max_bytes, self.max_bytes or 0)
-            if self._engine is not None:
-                self._do(self._engine.allow, self.max_bytes)
+        """Allow the folder to hold so many bytes; it may hold more already."""
+        self.max_bytes = max(max_bytes, self.max_bytes or 0)
+        self._writes = _SMALL_WRITES
+
+    # --- entries ----------------------------------------------------------------------------------
 
     def get(self, key: str) -> bytes | None:
         """Return what was stored last, None if there is nothing."""
-        engine = self._engine or self._open()
+        largest = self.max_bytes or _MAX_BYTES
+        rows = self._file.read(_GET, (largest, key, time.time()))
+        if not rows:
+            # A row that is not there may have been deleted with its folder.
+            self._file.watch()
+            return None
+        value, filename = rows[0]
+        if type(value) is bytes and filename is None:
+            return value
+        if type(value) is int:
+            raise StoreError("an entry in its folder is larger than cache_max_bytes")
+        if value is not None or type(filename) is not str or not _NAME.fullmatch(filename):
+            raise StoreError("an entry in its folder is not of opero")
         try:
-            return engine.fetch(key)
-        except Exception as error:
-            raise _told(error) from error
+            return self._read_file(filename, largest)
+        except OSError:  # another process has just deleted it
+            self._file.watch()
+            return None
 
     def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         """Do what `get` does for many keys."""
-        engine = self._engine or self._open()
-        try:
-            return [engine.fetch(key) for key in keys]
-        except Exception as error:
-            raise _told(error) from error
+        return [self.get(key) for key in keys]
 
     def set(self, key: str, blob: bytes, ttl: float | None) -> None:
         """Store bytes in place of any others."""
-        self._write((self._engine or self._open()).store, key, blob, ttl)
+        self._store([(key, blob, ttl)])
 
     def set_many(self, rows: Sequence[Row]) -> None:
         """Store bytes under many keys."""
         for portion in portions(rows):
-            self._write(self._opened.store_many, portion)
+            self._store(portion)
 
     def delete(self, key: str) -> bool:
-        """Remove one key and tell whether it was there."""
-        return bool(self._do(self._opened.delete, key))
+        """Remove one key and return whether it was there."""
+        return self._remove("key = ?", (key,)) == 1
 
     def clear(self, prefix: str) -> int:
         """Remove the keys that begin with a text and return how many there were."""
-        return int(self._do(self._opened.clear_prefix, prefix))
+        removed = self._remove("key >= ? AND key < ?", (prefix, prefix + _BEYOND))
+        self._file.write("PRAGMA incremental_vacuum")
+        return removed
 
     def scan(self, prefix: str) -> Iterator[Item]:
-        """Iterate over the keys that begin with a text."""
-        try:
-            yield from self._opened.scan(prefix)
-        except Exception as error:
-            raise _told(error) from error
+        """Iterate over the keys that begin with a text, in their order."""
+        start = prefix
+        while True:
+            rows = self._file.read(
+                "SELECT key, size, expires FROM Cache WHERE key >= ? AND key < ? ORDER BY key LIMIT 100",
+                (start, prefix + _BEYOND),
+            )
+            for key, size, expires in rows:
+                yield Item(str(key), size, expires)
+            if not rows:
+                return
+            start = f"{rows[-1][0]}\0"  # what comes next after the last one
 
     def measure(self, prefix: str) -> tuple[int | None, int | None]:
         """Return number and bytes of those keys."""
-        count, size = self._do(self._opened.measure, prefix)
-        return count, size
+        ((count, size),) = self._file.read(
+            "SELECT count(*), sum(size) FROM Cache"
+            " WHERE key >= ? AND key < ? AND (expires IS NULL OR expires > ?)",
+            (prefix, prefix + _BEYOND, time.time()),
+        )
+        return count, size or 0
+
+    # --- leases -----------------------------------------------------------------------------------
 
     def claim(self, key: str, owner: str, seconds: float) -> bool:
         """Take or extend the lease of a key."""
-        return bool(self._write(self._opened.claim_many, [(key, owner)], seconds)[0])
+        return self.claim_many([(key, owner)], seconds)[0]
 
     def claim_many(self, claims: Sequence[Claim], seconds: float) -> list[bool]:
-        """Take or extend many leases."""
-        return list(self._write(self._opened.claim_many, claims, seconds))
+        """Take or extend leases: one statement each, so that one of several owners gets it."""
+        now = time.time()
+        times = (now, now + LONGEST_LEASE + seconds)
+        if len(claims) == 1:
+            return [self._write(_CLAIM, (*claims[0], now + seconds, *times)) == 1]
+        with self._transaction() as connection:
+            return [
+                connection.execute(_CLAIM, (*claim, now + seconds, *times)).rowcount == 1
+                for claim in claims
+            ]
 
     def release(self, key: str, owner: str) -> None:
         """Give a lease back."""
-        self._write(self._opened.release_many, [(key, owner)])
+        self._write("DELETE FROM Lease WHERE key = ? AND owner = ?", (key, owner))
 
     def release_many(self, claims: Sequence[Claim]) -> None:
         """Give many leases back."""
-        self._write(self._opened.release_many, claims)
+        with self._transaction() as connection:
+            connection.executemany("DELETE FROM Lease WHERE key = ? AND owner = ?", claims)
 
-    def renew(self) -> None:
-        """After a fork: let go of locks and connections that belong to the parent."""
-        self._lock = threading.RLock()
-        if self._engine is not None:
-            self._engine.forsake()
+    # --- upkeep -----------------------------------------------------------------------------------
+
+    def after_fork(self) -> None:
+        """In a forked child: have a lock that no thread holds."""
+        self._room = threading.Lock()
 
     def close(self) -> None:
-        """Close the connections of all threads; a later verb opens the folder again."""
-        with self._lock:
-            engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.cleanup()
+        """Close the connections; a later verb opens the folder again."""
+        self._file.close()
 
     def __repr__(self) -> str:
         return f"<DiskStore {self.folder}>"
 
-    @property
-    def _opened(self) -> DiskEngine:
-        return self._engine or self._open()
+    # --- writing ----------------------------------------------------------------------------------
 
-    def _open(self) -> DiskEngine:
-        with self._lock:
-            if self._engine is None:
-                self._prepare()
-                from opero.caching.stores.database import DiskEngine
+    def _store(self, rows: Sequence[Row]) -> None:
+        """Write rows in one transaction, and make room for them now and then."""
+        now = time.time()
+        made: list[str] = []
+        try:
+            places = [self._place(blob, made) for _, blob, _ in rows]
+            with self._transaction() as connection:
+                replaced = [
+                    filename
+                    for key, _, _ in rows
+                    for (filename,) in connection.execute(
+                        "SELECT filename FROM Cache WHERE key = ? AND filename IS NOT NULL", (key,)
+                    )
+                ]
+                connection.executemany(
+                    _SET,
+                    [
+                        (key, None if ttl is None else now + ttl, len(blob), *place)
+                        for (key, blob, ttl), place in zip(rows, places, strict=True)
+                    ],
+                )
+        except BaseException:
+            self._delete_files(made)
+            raise
+        self._delete_files(replaced)
+        self._writes += len(rows)
+        self._written += sum(len(blob) for _, blob, _ in rows)
+        if self._writes >= _SMALL_WRITES or self._written >= _BYTES_WRITTEN:
+            self._make_room()
 
-                try:
-                    engine = DiskEngine(self.folder, self.max_bytes or _MAX_BYTES, _PATIENCE)
-                    engine.allow(self.max_bytes or 0)
-                except Exception as error:
-                    raise _told(error) from error
-                self._engine = engine
-            return self._engine
+    def _place(self, blob: bytes, made: list[str]) -> tuple[str | None, bytes | None]:
+        """Return file name and value of a row; the file is written, and noted in `made`."""
+        if len(blob) < _FILE_FROM:
+            return None, blob
+        try:
+            self._file.watch()
+            self._prepare()
+            filename = self._write_file(blob)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise StoreError(
+                f"the disk cache {self.folder} cannot be written ({reason})"
+            ) from error
+        made.append(filename)
+        return filename, None
+
+    def _make_room(self) -> None:
+        """Remove what has expired, and what was stored first while there is too much."""
+        if not self._room.acquire(blocking=False):
+            return
+        try:
+            self._writes = self._written = 0
+            with self._transaction() as connection:
+                removed = _remove_expired(connection)
+                limit = _agree_on_limit(connection, self.max_bytes)
+                while _used(connection) > limit:
+                    oldest = _remove_rows(
+                        connection, "rowid IN (SELECT rowid FROM Cache ORDER BY rowid LIMIT 20)"
+                    )
+                    if not oldest:
+                        break
+                    removed += oldest
+            self._delete_files(filename for (filename,) in removed)
+        finally:
+            self._room.release()
+
+    def _remove(self, where: str, values: tuple[object, ...]) -> int:
+        try:
+            with self._transaction() as connection:
+                removed = _remove_rows(connection, where, values)
+        except StoreError as error:
+            if error.__cause__ is not None and is_damage(error.__cause__):
+                return 0  # all is gone with the damaged file
+            raise
+        self._delete_files(filename for (filename,) in removed)
+        return len(removed)
+
+    def _write(self, statement: str, values: tuple[object, ...]) -> int:
+        with self._attempt():
+            return self._file.write(statement, values)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._attempt(), self._file.transaction() as connection:
+            yield connection
+
+    @contextmanager
+    def _attempt(self) -> Iterator[None]:
+        """Return a block that writes; after one that waited for a lock in vain, the next ones fail at once.
+
+        A writer that was stopped while it wrote must not cost every call as much as the first.
+        """
+        if self._backoff.failures:
+            self._backoff.check()
+        try:
+            yield
+        except StoreError as error:
+            if error.__cause__ is not None and is_lock(error.__cause__):
+                self._backoff.failed(_BUSY)
+                raise StoreError(_BUSY) from error
+            raise
+        if self._backoff.failures:
+            self._backoff.over()
+
+    # --- files beside the database ----------------------------------------------------------------
+
+    def _write_file(self, blob: bytes) -> str:
+        name = os.urandom(16).hex()
+        filename = f"{name[:2]}/{name[2:]}.val"
+        path = self.folder / filename
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _FLAGS, 0o600)
+        try:
+            with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
+                file.write(blob)
+        except BaseException:
+            self._delete_files([filename])
+            raise
+        return filename
+
+    def _read_file(self, filename: str, largest: int) -> bytes:
+        path = f"{self.folder}/{filename}"
+        with open(os.open(path, os.O_RDONLY | _FLAGS), "rb") as file:  # noqa: PTH123 - a descriptor
+            found = file.read(largest + 1)
+        if len(found) > largest:
+            raise StoreError("an entry in its folder is larger than cache_max_bytes")
+        return found
+
+    def _delete_files(self, filenames: Iterable[object]) -> None:
+        """Delete the files of rows that are gone; another process may have done so."""
+        for filename in filenames:
+            if type(filename) is str and _NAME.fullmatch(filename):
+                (self.folder / filename).unlink(missing_ok=True)
+
+    # --- opening ----------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
+        """Make the folder ready, each time that the file in it is opened."""
         try:
             prepare_folder(self.folder)
         except StoreError as error:
-            # Whoever asked for a disk cache shall not pay for each call without knowing why.
+            # Users that asked for a disk cache should know why each call is computed.
             if not self._warned:
                 self._warned = True
                 warnings.warn(
@@ -188,43 +404,241 @@ class DiskStore:
                 )
             raise
 
-    def _write(self, verb: Any, *arguments: object) -> Any:
-        """Do what each call does, without waiting for a lock for as long each time."""
-        # A writer that was stopped while it wrote must not cost every call as much as the first.
-        if self._rest.failures:
-            self._rest.check()
-        try:
-            answer = verb(*arguments)
-        except Exception as error:
-            told = _told(error)
-            if told.args == (_BUSY,):
-                self._rest.failed(_BUSY)
-            raise told from error
-        if self._rest.failures:
-            self._rest.over()
-        return answer
+    def _verify(self, connection: sqlite3.Connection) -> None:
+        if self._file.read_only:
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"The disk cache {self.folder} is read-only: what it holds is used, and nothing is added.",
+                    OperoWarning,
+                    stacklevel=users_stacklevel(),
+                )
+            if _version(connection) != (_APPLICATION, 1):
+                raise StoreError(f"{self.folder} was written by another version of opero")
 
-    def _do(self, verb: Any, *arguments: object) -> Any:
+    def _adapt(self, connection: sqlite3.Connection) -> None:
+        """Take over the file of an earlier version, and clean up once a day."""
+        if _version(connection) != (_APPLICATION, 1):
+            self._take_over(connection)
+        marker, now = self.folder / "swept", time.time()
         try:
-            return verb(*arguments)
-        except Exception as error:
-            raise _told(error) from error
+            if marker.stat().st_mtime > now - _DAY:
+                return
+        except FileNotFoundError:
+            pass
+        marker.touch(mode=0o600)
+        self._sweep(connection, now - _HOUR)
+
+    def _take_over(self, connection: sqlite3.Connection) -> None:
+        """Move the entries of the layout that opero had with the library diskcache into the own one."""
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            if _version(connection) == (_APPLICATION, 1):  # another process was quicker
+                return
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+            if not {"Cache", "Settings"} <= tables:
+                raise ForeignDatabase("it is of another program or version")
+            limit = "SELECT value FROM Settings WHERE key = 'size_limit'"
+            bounds = connection.execute(limit).fetchall()
+            connection.execute("ALTER TABLE Cache RENAME TO Former")
+            for statement in _SCRIPT.split(";"):
+                connection.execute(statement)
+            connection.execute(
+                "INSERT OR REPLACE INTO Cache SELECT key, expire_time,"
+                " CASE WHEN filename IS NULL THEN length(value) ELSE size END, filename, value FROM Former"
+                " WHERE raw = 1 AND typeof(key) = 'text' AND typeof(value) IN ('blob', 'null')"
+                " ORDER BY store_time"
+            )
+            connection.executemany("INSERT INTO Setting VALUES ('size_limit', ?)", bounds)
+            ((taken,),) = connection.execute("SELECT count(*) FROM Cache").fetchall()
+            connection.execute("DROP TABLE Former")
+            connection.execute("DROP TABLE Settings")
+            connection.execute("COMMIT")
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        warnings.warn(
+            f"The disk cache {self.folder} of an earlier version of opero was taken over: {taken} entries.",
+            OperoWarning,
+            stacklevel=users_stacklevel(),
+        )
+
+    def _sweep(self, connection: sqlite3.Connection, before: float) -> None:
+        """Delete the files that killed writers have left, and leases that ended long ago."""
+        connection.execute("DELETE FROM Lease WHERE until < ?", (before,))
+        known = {
+            name
+            for (name,) in connection.execute(
+                "SELECT filename FROM Cache WHERE filename IS NOT NULL"
+            )
+        }
+        for path in (*self.folder.glob("[0-9a-f][0-9a-f]/*.val"), *self.folder.glob(".cache.db.*")):
+            try:
+                if f"{path.parent.name}/{path.name}" not in known and path.stat().st_mtime < before:
+                    path.unlink()
+            except OSError:
+                pass  # another process was quicker
 
 
 _BUSY: Final = "other processes keep its folder locked"
 
 
-def _told(error: Exception) -> StoreError:
-    """Return a failure in the words of the protocol."""
-    if isinstance(error, StoreError):
-        return error
-    from sqlite3 import OperationalError
+# --- rows ---------------------------------------------------------------------------------------------------
 
-    from opero.caching.stores.database import Timeout
 
-    text = str(error)
-    if isinstance(error, Timeout) or (isinstance(error, OperationalError) and "locked" in text):
-        return StoreError(_BUSY)
-    # What SQLite says of itself holds no data: "database disk image is malformed".
-    known = type(error).__module__ == "sqlite3"
-    return StoreError(f"{text or type(error).__name__}" if known else type(error).__name__)
+def _version(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Return which program a database belongs to, and the version of its tables."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return application, version
+
+
+def _remove_rows(
+    connection: sqlite3.Connection, where: str, values: tuple[object, ...] = ()
+) -> list[tuple[str | None]]:
+    """Delete rows and return the names of their files."""
+    found = connection.execute(f"SELECT filename FROM Cache WHERE {where}", values).fetchall()  # noqa: S608 - fixed
+    if found:
+        connection.execute(f"DELETE FROM Cache WHERE {where}", values)  # noqa: S608 - fixed
+    return found
+
+
+def _remove_expired(connection: sqlite3.Connection) -> list[tuple[str | None]]:
+    chosen = (
+        "rowid IN (SELECT rowid FROM Cache WHERE expires IS NOT NULL AND expires < ? LIMIT 100)"
+    )
+    return _remove_rows(connection, chosen, (time.time(),))
+
+
+def _agree_on_limit(connection: sqlite3.Connection, wanted: int | None) -> int:
+    """Return the largest bound that any function has asked for, now or earlier."""
+    found = connection.execute("SELECT value FROM Setting WHERE key = 'size_limit'").fetchall()
+    known = int(found[0][0]) if found else 0
+    if wanted is not None and wanted > known:
+        connection.execute("INSERT OR REPLACE INTO Setting VALUES ('size_limit', ?)", (wanted,))
+        return wanted
+    return known or _MAX_BYTES
+
+
+def _used(connection: sqlite3.Connection) -> int:
+    """Return how many bytes the entries take, in the database and in files."""
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+    (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+    (in_files,) = connection.execute(
+        "SELECT coalesce(sum(size), 0) FROM Cache WHERE filename IS NOT NULL"
+    ).fetchone()
+    used: int = (pages - free) * page_size + in_files
+    return used
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+_TAG: Final = "CACHEDIR.TAG"
+_SIGNATURE: Final = b"""\
+Signature: 8a477f597d28d172789f06886806bc55
+# A cache of opero. It can be deleted at any time; what it holds is computed again.
+"""
+
+
+def default_folder() -> Path:
+    """Return `OPERO_CACHE_DIR`, or a folder among the user's caches."""
+    folder = os.environ.get("OPERO_CACHE_DIR")
+    if folder:
+        return Path(folder).expanduser().absolute()
+    from platformdirs import user_cache_dir
+
+    return Path(user_cache_dir("opero", appauthor=False)) / "results"
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make a folder ready to hold a cache: there, this user's own, closed to all others.
+
+    A folder that this user may only read is as good if it belongs to root: an image layer, say.
+
+    Raises:
+        StoreError: It cannot be made, belongs to another user, could be replaced by one, or holds something
+            else.
+    """
+    try:
+        _make(folder)
+        about = _owned(folder)
+        tagged = _tagged(folder)
+        if not tagged and any(folder.iterdir()) and not _tagged(folder):
+            raise StoreError(f"{folder} holds other files: give the cache a folder of its own")
+        if os.name == "posix":
+            _refuse_open_parents(folder)
+            if stat.S_IMODE(about.st_mode) & 0o077 and about.st_uid == os.geteuid():
+                if tagged and about.st_mode & 0o022:
+                    raise StoreError(
+                        f"others can write to {folder}, so what it holds cannot be trusted: delete it"
+                    )
+                folder.chmod(0o700)
+        if not tagged:
+            _tag(folder)
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be used ({type(error).__name__})") from error
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and those above it, all closed to others."""
+    if not folder.is_dir():
+        if folder.parent != folder:
+            _make(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def _owned(folder: Path) -> os.stat_result:
+    """Return what is known about a folder that is ours, as are its database and the link that may lead to it."""
+    about = folder.stat()
+    if not stat.S_ISDIR(about.st_mode):
+        raise StoreError(f"{folder} is not a folder")
+    if hasattr(os, "geteuid"):
+        ours = os.geteuid()
+        trusted = {ours} if os.access(folder, os.W_OK) else {ours, 0}
+        # The system's own links, like /tmp on macOS, are as good as ours.
+        if about.st_uid not in trusted or folder.lstat().st_uid not in {ours, 0}:
+            raise StoreError(
+                f"{folder} belongs to another user: give the cache a folder of your own, "
+                'with OPERO_CACHE_DIR or cache_backend="disk:PATH"'
+            )
+        try:
+            database = (folder / "cache.db").lstat()
+        except FileNotFoundError:
+            return about
+        if not stat.S_ISREG(database.st_mode) or database.st_uid not in trusted:
+            raise StoreError(
+                f"{folder / 'cache.db'} is a link, or belongs to another user: delete it"
+            )
+    return about
+
+
+def _refuse_open_parents(folder: Path) -> None:
+    """Refuse a folder that other users could replace by one of their own."""
+    for parent in folder.resolve().parents:
+        about = parent.stat()
+        if about.st_mode & stat.S_IWOTH and not about.st_mode & stat.S_ISVTX:
+            raise StoreError(
+                f"others can write to {parent}, and so replace {folder}: give the cache another folder"
+            )
+
+
+def _tagged(folder: Path) -> bool:
+    try:
+        found = (folder / _TAG).read_bytes()
+    except FileNotFoundError:
+        return False
+    # Another process may just be writing it.
+    return _SIGNATURE.startswith(found)
+
+
+def _tag(folder: Path) -> None:
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+    try:
+        fd = os.open(folder / _TAG, flags, 0o600)
+    except FileExistsError:
+        return
+    try:
+        os.write(fd, _SIGNATURE)
+    finally:
+        os.close(fd)

@@ -1,24 +1,28 @@
 # this_file: src/opero/caching/stores/redis.py
-"""`cache_backend="redis"`: a server that processes and machines share."""
+"""Keep entries on a server that processes and machines share: `cache_backend="redis"`.
+
+The server sees entries behind `opero:cache:` and leases behind `opero:lease:`, so that neither can
+be mistaken for the other or for keys of other programs.
+"""
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, urlsplit
 
-from opero.caching.stores import redis_commands as say
-from opero.caching.stores.protocol import Claim, Item, Row, StoreError, portions
-from opero.caching.stores.rest import Rest
+from opero.caching.stores.base import LONGEST_LEASE, Backoff, Claim, Item, Row, StoreError, portions
 from opero.errors import OperoUsageError
+from opero.utils.fork import reset_after_fork
 from opero.utils.secrets import mask_url
 
 if TYPE_CHECKING:
-    from opero.caching.stores.redis_engine import RedisEngine
-    from opero.caching.stores.redis_lines import Lines
+    from opero.caching.stores.redis_connections import Command, LoopConnections, ThreadConnections
 
 __all__ = ["RedisStore", "locate", "open_at", "settle"]
 
@@ -26,7 +30,12 @@ ACROSS_HOSTS: Final = True
 
 _VARIABLE: Final = "OPERO_REDIS_URL"
 _DEFAULT: Final = "redis://localhost:6379/0"
-_MANY: Final = 200
+_MAX_BYTES: Final = 256_000_000
+_ENTRIES: Final = b"opero:cache:"
+_LEASES: Final = b"opero:lease:"
+_BATCH: Final = 1000
+_WILD: Final = re.compile(rb"[*?\[\]\\]")
+_ROUNDS: Final = 200
 """Rounds of a scan, of some thousand keys each, after which counting is too costly."""
 
 
@@ -83,8 +92,8 @@ def _is_address(text: str) -> bool:
 class RedisStore:
     """Bytes on a Redis server, or one that speaks its language.
 
-    A command is tried once. A server that does not answer is left alone for a second, and longer if
-    it goes on, so that calls cost next to nothing until it is back.
+    A command is tried once. A server that does not answer is not used for a second, and longer if it
+    goes on, so that calls cost next to nothing until it is back.
 
     Args:
         url: Where it is. Nothing is connected before the first verb.
@@ -95,39 +104,46 @@ class RedisStore:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._rest = Rest()
+        self._largest = 0
+        self._get_tail = _get_tail(_MAX_BYTES)
+        self._backoff = Backoff()
         self._lock = RLock()
-        self._engine: RedisEngine | None = None
-        self._lines: Lines | None = None
+        self._threads: ThreadConnections | None = None
+        self._loops: LoopConnections | None = None
+        reset_after_fork(self)
+
+    def allow(self, max_bytes: int) -> None:
+        """Allow entries of so many bytes; those beyond are not read."""
+        self._largest = max(max_bytes, self._largest)
+        self._get_tail = _get_tail(self._largest)
 
     # --- for threads ------------------------------------------------------------------------------
 
     def get(self, key: str) -> bytes | None:
         """Return what was stored last, None if there is nothing."""
-        found: bytes | None = self._ask(say.get(key))
-        return found
+        return self._checked(self._ask(self._get(key)))
 
     def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         """Do what `get` does for many keys."""
-        found: list[bytes | None] = self._ask(say.get_many(keys)) if keys else []
-        return found
+        found = self._ask_many([self._get(key) for key in keys]) if keys else []
+        return [self._checked(answer) for answer in found]
 
     def set(self, key: str, blob: bytes, ttl: float | None) -> None:
         """Store bytes in place of any others."""
-        self._ask(say.put(key, blob, ttl))
+        self._ask(_put(key, blob, ttl))
 
     def set_many(self, rows: Sequence[Row]) -> None:
         """Store bytes under many keys."""
         for portion in portions(rows):
-            self._ask_many([say.put(*row) for row in portion])
+            self._ask_many([_put(*row) for row in portion])
 
     def delete(self, key: str) -> bool:
-        """Remove one key and tell whether it was there."""
-        return bool(self._ask(say.delete(key)))
+        """Remove one key and return whether it was there."""
+        return bool(self._ask(("UNLINK", _entry(key))))
 
     def clear(self, prefix: str) -> int:
         """Remove the keys that begin with a text and return how many there were."""
-        return sum(self._ask(say.remove(names)) for names in self._scan(prefix) if names)
+        return sum(self._ask(("UNLINK", *names)) for names in self._scan(prefix) if names)
 
     def scan(self, prefix: str) -> Iterator[Item]:
         """Iterate over the keys that begin with a text."""
@@ -138,7 +154,7 @@ class RedisStore:
         """Return number and bytes of those keys, None if the server holds millions."""
         count = size = 0
         for rounds, names in enumerate(self._scan(prefix)):
-            if rounds == _MANY:
+            if rounds == _ROUNDS:
                 return None, None
             items = self._items(names)
             count += len(items)
@@ -147,128 +163,139 @@ class RedisStore:
 
     def claim(self, key: str, owner: str, seconds: float) -> bool:
         """Take or extend the lease of a key."""
-        return bool(self._ask(say.claim(key, owner, seconds)))
+        return bool(self._ask(_claim(key, owner, seconds)))
 
     def claim_many(self, claims: Sequence[Claim], seconds: float) -> list[bool]:
         """Take or extend many leases, in one trip."""
-        answers = self._ask_many([say.claim(*claim, seconds) for claim in claims])
-        return [bool(answer) for answer in answers]
+        return [bool(answer) for answer in self._ask_many([_claim(*c, seconds) for c in claims])]
 
     def release(self, key: str, owner: str) -> None:
         """Give a lease back."""
-        self._ask(say.release(key, owner))
+        self._ask(_release(key, owner))
 
     def release_many(self, claims: Sequence[Claim]) -> None:
         """Give many leases back, in one trip."""
-        self._ask_many([say.release(*claim) for claim in claims])
+        self._ask_many([_release(*claim) for claim in claims])
 
     # --- for event loops --------------------------------------------------------------------------
 
     async def aget(self, key: str) -> bytes | None:
         """As `get`."""
-        found: bytes | None = await self._aask(say.get(key))
-        return found
+        return self._checked(await self._aask(self._get(key)))
 
     async def aset(self, key: str, blob: bytes, ttl: float | None) -> None:
         """As `set`."""
-        await self._aask(say.put(key, blob, ttl))
+        await self._aask(_put(key, blob, ttl))
 
     async def adelete(self, key: str) -> bool:
         """As `delete`."""
-        return bool(await self._aask(say.delete(key)))
+        return bool(await self._aask(("UNLINK", _entry(key))))
 
     async def aclear(self, prefix: str) -> int:
         """As `clear`."""
-        cursor = removed = 0
+        cursor: Any = 0
+        removed = 0
         while True:
-            cursor, names = say.scanned(await self._aask(say.scan(cursor, prefix)))
+            cursor, names = await self._aask(_scan_from(cursor, prefix))
             if names:
-                removed += await self._aask(say.remove(names))
-            if not cursor:
+                removed += await self._aask(("UNLINK", *names))
+            if not int(cursor):
                 return removed
 
     async def aclaim(self, key: str, owner: str, seconds: float) -> bool:
         """As `claim`."""
-        return bool(await self._aask(say.claim(key, owner, seconds)))
+        return bool(await self._aask(_claim(key, owner, seconds)))
 
     async def arelease(self, key: str, owner: str) -> None:
         """As `release`."""
-        await self._aask(say.release(key, owner))
+        await self._aask(_release(key, owner))
 
     # --- upkeep -----------------------------------------------------------------------------------
 
-    def renew(self) -> None:
-        """After a fork: let go of locks and connections that belong to the parent."""
+    def after_fork(self) -> None:
+        """In a forked child: never touch the connections of the parent process."""
         # Kept, because what is collected closes its connections, or warns that it cannot.
-        _inherited.append((self._engine, self._lines))
+        _inherited.append((self._threads, self._loops))
         self._lock = RLock()
-        self._engine = self._lines = None
+        self._threads = self._loops = None
 
     def close(self) -> None:
         """Close the connections of threads; those of an event loop are closed with it."""
         with self._lock:
-            engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.cleanup()
+            connections, self._threads = self._threads, None
+        if connections is not None:
+            connections.close()
 
     def __repr__(self) -> str:
         return f"<RedisStore {mask_url(self._url)}>"
 
     # --- asking -----------------------------------------------------------------------------------
 
-    def _ask(self, command: say.Command) -> Any:
-        rest = self._rest
-        if rest.failures:
-            rest.check()
+    def _ask(self, command: Command) -> Any:
+        backoff = self._backoff
+        if backoff.failures:
+            backoff.check()
         try:
-            answer = (self._engine or self._open()).ask(*command)
+            answer = (self._threads or self._connect()).ask(command)
         except Exception as error:
-            raise self._told(error) from error
-        if rest.failures:
-            rest.over()
+            raise self._failure(error) from error
+        if backoff.failures:
+            backoff.over()
         return answer
 
-    def _ask_many(self, commands: list[say.Command]) -> list[Any]:
-        rest = self._rest
-        if rest.failures:
-            rest.check()
+    def _ask_many(self, commands: list[Command]) -> list[Any]:
+        backoff = self._backoff
+        if backoff.failures:
+            backoff.check()
         try:
-            answers = (self._engine or self._open()).ask_many(commands)
+            answers = (self._threads or self._connect()).ask_many(commands)
         except Exception as error:
-            raise self._told(error) from error
-        if rest.failures:
-            rest.over()
+            raise self._failure(error) from error
+        if backoff.failures:
+            backoff.over()
         return answers
 
-    async def _aask(self, command: say.Command) -> Any:
-        rest = self._rest
-        if rest.failures:
-            rest.check()
+    async def _aask(self, command: Command) -> Any:
+        backoff = self._backoff
+        if backoff.failures:
+            backoff.check()
         try:
-            answer = await (self._lines or self._draw()).ask(command)
+            answer = await (self._loops or self._aconnect()).ask(command)
         except Exception as error:
-            raise self._told(error) from error
-        if rest.failures:
-            rest.over()
+            raise self._failure(error) from error
+        if backoff.failures:
+            backoff.over()
         return answer
 
-    def _told(self, error: Exception) -> StoreError:
-        """Return a failure in the words of the protocol, and leave a server alone that is down."""
+    def _failure(self, error: Exception) -> StoreError:
+        """Return a failure in the words of the protocol, and begin a pause if the server is down."""
         if isinstance(error, StoreError):
             return error
-        from opero.caching.stores.redis_client import is_down, reason
+        from opero.caching.stores.redis_connections import is_down, reason
 
         why = reason(error)
         if is_down(error):
-            self._rest.failed(why)
+            self._backoff.failed(why)
         return StoreError(why)
 
+    def _get(self, key: str) -> bytes:
+        name = _ENTRIES + key.encode("utf-8", "surrogatepass")
+        return b"*4\r\n$8\r\nGETRANGE\r\n$%d\r\n%b%b" % (len(name), name, self._get_tail)
+
+    def _checked(self, answer: Any) -> bytes | None:
+        if not answer:
+            return None
+        found: bytes = answer
+        if len(found) > (self._largest or _MAX_BYTES):
+            raise StoreError("an entry is larger than cache_max_bytes")
+        return found
+
     def _scan(self, prefix: str) -> Iterator[list[bytes]]:
-        cursor = 0
+        cursor: Any = 0
         while True:
-            cursor, names = say.scanned(self._ask(say.scan(cursor, prefix)))
+            cursor, names = self._ask(_scan_from(cursor, prefix))
             yield names
-            if not cursor:
+            if not int(cursor):
                 return
 
     def _items(self, names: list[bytes]) -> list[Item]:
@@ -276,34 +303,97 @@ class RedisStore:
             return []
         import time
 
-        commands = [command for name in names for command in say.inspect(name)]
+        commands: list[Command] = []
+        for name in names:
+            commands += (("STRLEN", name), ("PTTL", name))
         answers = self._ask_many(commands)
         now = time.time()
         return [
-            Item(say.key_of(name), size, None if left < 0 else now + left / 1000)
+            Item(_key_of(name), size, None if left < 0 else now + left / 1000)
             for name, size, left in zip(names, answers[::2], answers[1::2], strict=True)
             if left != _GONE
         ]
 
-    def _open(self) -> RedisEngine:
+    def _connect(self) -> ThreadConnections:
         with self._lock:
-            if self._engine is None:
-                from opero.caching.stores.redis_client import client
-                from opero.caching.stores.redis_engine import RedisEngine
+            if self._threads is None:
+                from opero.caching.stores.redis_connections import ThreadConnections
 
-                self._engine = RedisEngine(client(self._url))
-            return self._engine
+                self._threads = ThreadConnections(self._url)
+            return self._threads
 
-    def _draw(self) -> Lines:
+    def _aconnect(self) -> LoopConnections:
         with self._lock:
-            if self._lines is None:
-                from opero.caching.stores.redis_lines import Lines
+            if self._loops is None:
+                from opero.caching.stores.redis_connections import LoopConnections
 
-                self._lines = Lines(self._url, self._rest)
-            return self._lines
+                self._loops = LoopConnections(self._url, self._backoff)
+            return self._loops
 
 
 _GONE: Final = -2
 """What Redis answers for the lifetime of a key that is not there."""
 
 _inherited: Final[list[object]] = []
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+# A key without an end, or with one that is too far away, is no lease of opero's.
+_CLAIM: Final = """\
+local holder = redis.pcall('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then
+  local left = redis.call('PTTL', KEYS[1])
+  if left >= 0 and left <= tonumber(ARGV[3]) then return 0 end
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1"""
+_RELEASE: Final = """\
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0"""
+
+
+def _entry(key: str) -> bytes:
+    """Return the server's key of an entry. File names in a key may hold what is no Unicode."""
+    return _ENTRIES + key.encode("utf-8", "surrogatepass")
+
+
+def _lease(key: str) -> bytes:
+    return _LEASES + key.encode("utf-8", "surrogatepass")
+
+
+def _key_of(name: bytes) -> str:
+    return name[len(_ENTRIES) :].decode("utf-8", "surrogatepass")
+
+
+def _get_tail(largest: int) -> bytes:
+    """Return what stands behind the key when an entry is asked for: no more than it may hold, and a byte."""
+    end = b"%d" % largest
+    return b"\r\n$1\r\n0\r\n$%d\r\n%b\r\n" % (len(end), end)
+
+
+def _put(key: str, blob: bytes, ttl: float | None) -> Command:
+    """Store an entry, for at least a millisecond."""
+    stored = ("SET", _entry(key), blob)
+    return stored if ttl is None else (*stored, "PX", _milliseconds(ttl))
+
+
+def _scan_from(cursor: Any, prefix: str) -> Command:
+    """Ask for the next keys that begin with a text, none of whose characters is a wildcard."""
+    pattern = _WILD.sub(rb"\\\g<0>", _entry(prefix)) + b"*"
+    return "SCAN", cursor, "MATCH", pattern, "COUNT", _BATCH
+
+
+def _claim(key: str, owner: str, seconds: float) -> Command:
+    """Take or extend a lease; the answer is 1 if `owner` has it."""
+    longest = _milliseconds(LONGEST_LEASE + seconds)
+    return "EVAL", _CLAIM, 1, _lease(key), owner, _milliseconds(seconds), longest
+
+
+def _release(key: str, owner: str) -> Command:
+    """Give a lease back if `owner` has it."""
+    return "EVAL", _RELEASE, 1, _lease(key), owner
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, math.ceil(seconds * 1000))

@@ -1,27 +1,167 @@
 # this_file: src/opero/concurrency/executors/futures.py
-"""Any `concurrent.futures.Executor`: the standard library's, and those that clusters offer."""
+"""Run items in a user's `concurrent.futures.Executor`: the standard library's, or one that a cluster offers.
+
+A `ThreadPoolExecutor` runs items as threads of our own do. To all others chunks travel as bytes, so that an executor
+need not know how to pickle anything, and a cluster that looks at tasks finds nothing to import but `run_chunk`.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
+import pickle
+import sys
+import threading
 import uuid
-from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from collections import OrderedDict
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
 from contextvars import Context
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, NamedTuple
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from opero.concurrency import bodies, remote
-from opero.concurrency.engine import Caps, Chunk, Lost, Report
-from opero.concurrency.rounds import Rounds
-from opero.concurrency.sheet import sheet_of
-from opero.concurrency.shipment import Shipment
-from opero.concurrency.work import Work
-from opero.errors import MapError
+from opero.caching.single_flight import Flight, become_leader, stop_leading
+from opero.concurrency.executors.base import Caps, Chunk, Done, GaveBack, Lost, MapJob, Report
+from opero.concurrency.executors.process.job_spec import JobSpec
+from opero.concurrency.executors.process.protocol import (
+    decode_done,
+    decode_parked,
+    decode_value,
+    encode_chunk,
+    encode_done,
+    encode_value,
+    unreadable,
+)
+from opero.concurrency.executors.threads import ThreadExecutor
+from opero.concurrency.item_runner import ItemRunner
+from opero.errors import MapError, OperoError
+from opero.events import event_bus
 
 if TYPE_CHECKING:
-    from opero.concurrency.engine import Job, Why
+    from opero.concurrency.executors.base import ItemOutcome, MapExecutor, Parked, Why
+    from opero.concurrency.executors.local import LocalChunk
+    from opero.events import Event
 
-__all__ = ["Futures"]
+__all__ = ["PROTOCOL", "FuturesExecutor", "ThreadPoolMapExecutor", "executor_for", "run_chunk"]
+
+PROTOCOL: Final = 4
+"""Version of the bytes that `run_chunk` takes and returns: map and worker must agree on it."""
+
+_KEPT: Final = 8
+"""Jobs that a worker remembers."""
+_SLOW: Final = 5
+"""A chunk that takes so many times its target gives back what has not begun."""
+
+
+def executor_for(executor: Executor, workers: int, context: Context) -> MapExecutor:
+    """Return what runs a map in a user's executor.
+
+    Args:
+        executor: The executor. It is neither started nor shut down here.
+        workers: Chunks that it runs at the same time.
+        context: Context of which each item in a thread gets a copy.
+    """
+    if isinstance(executor, ThreadPoolExecutor) and not _has_interpreters(executor):
+        return ThreadPoolMapExecutor(executor, workers, context)
+    return FuturesExecutor(executor, workers)
+
+
+def _has_interpreters(executor: Executor) -> bool:
+    """Return whether each worker has an interpreter of its own, which live objects cannot enter."""
+    module: Any = sys.modules.get("concurrent.futures.interpreter")
+    kind = getattr(module, "InterpreterPoolExecutor", None)
+    return kind is not None and isinstance(executor, kind)
+
+
+def _broken(error: BaseException) -> MapError:
+    return MapError(f"the executor takes no more items ({type(error).__name__}: {error})")
+
+
+class ThreadPoolMapExecutor(ThreadExecutor):
+    """Items in the threads of a user's `ThreadPoolExecutor`; each is given back when it has nothing to do.
+
+    Args:
+        executor: The executor.
+        workers: Threads to use at once.
+        context: Context of which each item gets a copy.
+    """
+
+    name = "executor"
+
+    def __init__(self, executor: ThreadPoolExecutor, workers: int, context: Context) -> None:
+        super().__init__(workers, context)
+        self._executor = executor
+        self._serving: dict[int, Future[None] | None] = {}
+        self._numbers = 0
+        self._error: BaseException | None = None
+
+    def submit(self, chunk: Chunk) -> None:
+        """Queue a chunk and ask for a thread.
+
+        Raises:
+            MapError: The executor takes none any more.
+        """
+        super().submit(chunk)
+        self._start_workers()
+
+    def poll(self, timeout: float | None) -> list[Report]:
+        """Return what the threads have reported.
+
+        Raises:
+            MapError: The executor has dropped what it had taken.
+        """
+        reports = super().poll(timeout)
+        if self._error is not None:
+            raise _broken(self._error) from self._error
+        return reports
+
+    def _start_workers(self) -> None:
+        """Ask for threads while there are chunks that none has taken."""
+        serve = self._serve_async if self._job.pipeline.awaits else self._serve
+        while len(self._serving) < self.workers and not self._inbox.empty():
+            self._numbers += 1
+            number = self._numbers
+            self._serving[number] = None
+            try:
+                future = self._executor.submit(serve, f"executor-{number}")
+            except Exception as error:
+                self._serving.pop(number, None)
+                raise _broken(error) from error
+            if number in self._serving:
+                self._serving[number] = future
+            future.add_done_callback(functools.partial(self._ended, number))
+
+    def _ended(self, number: int, future: Future[None]) -> None:
+        self._serving.pop(number, None)
+        error = CancelledError() if future.cancelled() else future.exception()
+        if error is not None and not self._stopped:
+            self._error = error
+        # A chunk may have come just before the thread was given back.
+        self.wake()
+
+    def _take(self) -> LocalChunk | None:
+        """Return a chunk without waiting; None gives the thread back."""
+        try:
+            return self._inbox.get_nowait()
+        except Empty:
+            return None
+
+    def close(self, *, graceful: bool, timeout: float) -> None:
+        """Take back what has not begun; the executor lives on."""
+        super().close(graceful=graceful, timeout=timeout)
+        for future in list(self._serving.values()):
+            _cancel(future)
+
+
+def _cancel(future: Future[Any] | None) -> None:
+    # Not every executor's futures can be cancelled, and some refuse with an error of their own.
+    with contextlib.suppress(Exception):
+        if future is not None:
+            future.cancel()
+
+
+# --- foreign workers ------------------------------------------------------------------------------
 
 
 class _Ended(NamedTuple):
@@ -29,66 +169,47 @@ class _Ended(NamedTuple):
     future: Future[Any]
 
 
-class Futures:
-    """The engine of `executor=`. The executor is the user's: it is neither started nor shut down here.
-
-    In a `ThreadPoolExecutor` items run as they do in threads of our own. To any other one chunks go as bytes, to
-    `opero.concurrency.remote.call`.
+class FuturesExecutor:
+    """Chunks as bytes in the workers of a user's executor, through `run_chunk`.
 
     Args:
         executor: The executor.
         workers: Chunks that it runs at the same time.
-        context: Context of which each item in a thread gets a copy.
     """
 
     name = "executor"
+    caps = Caps(remote=True)
 
-    def __init__(self, executor: Executor, workers: int, context: Context) -> None:
+    def __init__(self, executor: Executor, workers: int) -> None:
         self._executor = executor
         self._workers = workers
-        self._context = context
-        self._here = isinstance(executor, ThreadPoolExecutor)
-        self.caps = Caps(remote=not self._here)
-        self._outbox: SimpleQueue[_Ended | Report | None] = SimpleQueue()
+        self._outbox: SimpleQueue[_Ended | None] = SimpleQueue()
         self._flying: dict[int, Future[Any]] = {}
-        self._rounds = Rounds()
-        self._stopped = False
 
     def slots(self) -> int:
-        """Each worker has a chunk at work and one at hand."""
+        """Return room for a chunk at work and one at hand for each worker."""
         return 2 * self._workers
 
-    def open(self, job: Job) -> None:
-        """Get ready.
+    def open(self, job: MapJob) -> None:
+        """Pickle the job.
 
         Raises:
-            ShippingError: The job cannot be pickled.
+            ShippingError: It cannot be pickled.
         """
-        self._job = job
         self._number = uuid.uuid4().hex
-        self._blob = b"" if self._here else Shipment.of(job).pickled()
-        self._work = Work(job, context=self._context)
+        self._blob = JobSpec.of(job).pickled()
 
     def submit(self, chunk: Chunk) -> None:
-        """Hand a chunk to the executor.
+        """Submit a chunk to the executor.
 
         Raises:
             MapError: It takes none any more.
         """
-        future: Future[Any]
-        if self._here:
-            self._rounds.expect(chunk)
+        payload = pickle.dumps(encode_chunk(chunk), 5)
         try:
-            if self._here:
-                run = self._run_loop if self._job.pipeline.awaits else self._run
-                future = self._executor.submit(run, chunk)
-            else:
-                payload = bodies.pack_chunk(chunk)
-                future = self._executor.submit(
-                    remote.call, remote.PROTOCOL, self._number, self._blob, payload
-                )
+            future = self._executor.submit(run_chunk, PROTOCOL, self._number, self._blob, payload)
         except Exception as error:
-            raise self._broken(error) from error
+            raise _broken(error) from error
         self._flying[chunk.id] = future
         future.add_done_callback(lambda ended: self._outbox.put(_Ended(chunk.id, ended)))
 
@@ -98,33 +219,28 @@ class Futures:
         Raises:
             MapError: The executor is broken.
         """
-        self._rounds.make()
         reports: list[Report] = []
-        wait = self._rounds.wait(timeout)
         with contextlib.suppress(Empty):
-            news = self._outbox.get_nowait() if wait == 0 else self._outbox.get(timeout=wait)
-            while news is not None:
-                reports += self._ended(news) if isinstance(news, _Ended) else [news]
-                news = self._outbox.get_nowait()
+            ended = self._outbox.get_nowait() if timeout == 0 else self._outbox.get(timeout=timeout)
+            while ended is not None:
+                reports += self._reports(ended)
+                ended = self._outbox.get_nowait()
         return reports
 
-    def _ended(self, ended: _Ended) -> list[Report]:
+    def _reports(self, ended: _Ended) -> list[Report]:
         number, future = ended
         self._flying.pop(number, None)
-        error = None if future.cancelled() else future.exception()
+        error = CancelledError() if future.cancelled() else future.exception()
         if isinstance(error, BrokenExecutor):
-            raise self._broken(error) from error
-        if error is not None or future.cancelled():
+            raise _broken(error) from error
+        if error is not None:
             # What the function raises comes back as outcomes: this is the executor's own failure.
-            return [Lost(number, None, "crash", said="" if error is None else repr(error))]
-        data = future.result()
-        return [] if data is None else list(remote.open_reports(number, data))
-
-    def _broken(self, error: BaseException) -> MapError:
-        return MapError(f"the executor takes no more items ({type(error).__name__}: {error})")
+            said = "" if future.cancelled() else repr(error)
+            return [Lost(number, None, "crash", said=said)]
+        return _open_reports(number, future.result())
 
     def kill(self, chunk_id: int, why: Why) -> bool:
-        """Executors cannot be asked to stop what runs."""
+        """Return False: executors cannot be asked to stop what runs."""
         return False
 
     def wake(self) -> None:
@@ -133,22 +249,134 @@ class Futures:
 
     def close(self, *, graceful: bool, timeout: float) -> None:
         """Take back what has not begun; the executor lives on."""
-        self._stopped = True
         flying, self._flying = self._flying, {}
         for future in flying.values():
-            future.cancel()
+            _cancel(future)
 
-    # --- in a thread of a ThreadPoolExecutor ------------------------------------------------------
 
-    def _run(self, chunk: Chunk) -> None:
-        sheet = sheet_of(chunk, self._job, self.name, self._outbox.put)
-        with self._rounds.over(sheet):
-            self._work.chunk(chunk, sheet, stopped=lambda: self._stopped)
+def _open_reports(chunk: int, data: bytes) -> list[Report]:
+    body, kept = pickle.loads(data)  # noqa: S301 - from our own `run_chunk`
+    reports: list[Report] = [decode_done(chunk, body)]
+    return reports if kept is None else [*reports, GaveBack(chunk, kept)]
 
-    def _run_loop(self, chunk: Chunk) -> None:
-        from opero.utils import run_async
 
-        sheet = sheet_of(chunk, self._job, self.name, self._outbox.put)
-        with self._rounds.over(sheet):
-            running = self._work.achunk(chunk, sheet, stopped=lambda: self._stopped)
-            self._context.copy().run(run_async, running)
+# --- in a foreign worker --------------------------------------------------------------------------
+
+
+class _RemoteJob:
+    """A job in this process: its pipeline, and the events that the map does not know yet."""
+
+    def __init__(self, blob: bytes) -> None:
+        self._events: list[Event] = []
+        spec = JobSpec.open(blob)
+        self._job: MapJob = spec.job(None, self._events.append)
+        # In the map's own process its listeners get every event already.
+        self._relays = spec.listens == "bus" and spec.program != os.getpid()
+        self._runner = ItemRunner(self._job)
+        # A worker may have several threads.
+        self._lock = threading.Lock()
+
+    def run(self, payload: bytes) -> bytes:
+        """Run a chunk; return its results, pickled, and from which position on it is given back."""
+        with contextlib.ExitStack() as stack:
+            if self._relays:
+                stack.callback(event_bus.subscribe(self._events.append).cancel)
+            if self._job.leads:
+                stack.callback(stop_leading, become_leader(Flight(None)))
+            if not self._job.pipeline.awaits:
+                return self._run(payload)
+            from opero.utils import run_async
+
+            return run_async(self._run_async(payload))
+
+    def _run(self, payload: bytes) -> bytes:
+        chunk = _RemoteChunk(payload, self._job)
+        for position, item, parked in chunk:
+            chunk.add(position, *self._runner.run(item, parked))
+        return self._packed(chunk)
+
+    async def _run_async(self, payload: bytes) -> bytes:
+        chunk = _RemoteChunk(payload, self._job)
+        for position, item, parked in chunk:
+            chunk.add(position, *await self._runner.run_async(item, parked))
+        return self._packed(chunk)
+
+    def _packed(self, chunk: _RemoteChunk) -> bytes:
+        with self._lock:
+            stats = self._job.pipeline.stats
+            counted = {name: amount for name, amount in stats.as_dict().items() if amount}
+            stats.reset()
+            events, self._events[:] = self._events[:], []
+        return pickle.dumps((encode_done(chunk.done(), counted, events), chunk.given_back), 5)
+
+
+class _RemoteChunk:
+    """The items of a chunk in a foreign worker, and what has become of them.
+
+    Attributes:
+        given_back: Position from which on the chunk goes back, because it is slow; None if it does not.
+    """
+
+    def __init__(self, payload: bytes, job: MapJob) -> None:
+        self._entries, _, parked = pickle.loads(payload)  # noqa: S301 - from the map
+        self._parked: dict[int, Parked] = decode_parked(parked)
+        self._began = perf_counter()
+        self._late = self._began + _SLOW * job.target_s
+        self._values: list[Any] = []
+        self._odd: dict[int, ItemOutcome] = {}
+        self.given_back: int | None = None
+
+    def __iter__(self) -> Any:
+        """Yield position, item, and what it takes with it, for each item that can be unpickled."""
+        for position in range(len(self._entries)):
+            if position and perf_counter() > self._late:
+                self.given_back = position
+                return
+            try:
+                item = decode_value(self._entries[position], None)
+            except Exception as error:  # noqa: BLE001 - whatever its class raises when it is unpickled
+                self.add(position, None, unreadable(error, "item"))
+            else:
+                yield position, item, self._parked.get(position)
+
+    def add(self, position: int, value: Any, outcome: ItemOutcome | None) -> None:
+        """Note what became of an item."""
+        if outcome is None:
+            self._values.append(encode_value(value, "result", None))
+            return
+        outcome.value = encode_value(outcome.value, "result", None)
+        self._odd[position] = outcome
+        self._values.append(None)
+
+    def done(self) -> Done:
+        """Return the results."""
+        places = range(len(self._values))
+        return Done(0, places, self._values, self._odd, perf_counter() - self._began, "executor")
+
+
+_jobs: OrderedDict[str, _RemoteJob] = OrderedDict()
+_lock = threading.Lock()
+
+
+def run_chunk(protocol: int, number: str, blob: bytes, payload: bytes) -> bytes:
+    """Run a chunk of a job in a foreign worker.
+
+    Args:
+        protocol: The version that the map uses.
+        number: The job's own name, under which it is remembered here.
+        blob: The job, pickled.
+        payload: Items, pickled.
+
+    Raises:
+        OperoError: The map is of another version of opero.
+    """
+    if protocol != PROTOCOL:
+        raise OperoError(
+            f"the map speaks protocol {protocol} and this worker {PROTOCOL}: install the same version of opero"
+        )
+    with _lock:
+        job = _jobs.pop(number, None) or _RemoteJob(blob)
+        _jobs[number] = job
+        while len(_jobs) > _KEPT:
+            _jobs.popitem(last=False)
+    return job.run(payload)

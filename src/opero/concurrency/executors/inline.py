@@ -1,5 +1,5 @@
 # this_file: src/opero/concurrency/executors/inline.py
-"""No workers at all: each item runs where the map was called, so that a debugger sees one stack."""
+"""Run each item where the map was called, without workers, so that a debugger sees one stack."""
 
 from __future__ import annotations
 
@@ -8,110 +8,114 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
-from opero.concurrency.engine import Caps
-from opero.concurrency.sheet import sheet_of
-from opero.concurrency.work import Work
+from opero.concurrency.executors.base import Caps
+from opero.concurrency.executors.local import LocalChunk, LocalChunks
+from opero.concurrency.item_runner import ItemRunner
 
 if TYPE_CHECKING:
-    from opero.concurrency.engine import Chunk, Job, Report, Why
+    from opero.concurrency.executors.base import Chunk, MapJob, Report, Why
 
-__all__ = ["AsyncInline", "Inline"]
+__all__ = ["AsyncInlineExecutor", "InlineExecutor"]
 
 
-class Inline:
-    """The engine of `sequential=True`."""
+class InlineExecutor:
+    """The executor of `sequential=True`."""
 
     name = "sequential"
     caps = Caps()
 
     def __init__(self) -> None:
-        self._chunks: deque[Chunk] = deque()
-        self._news = threading.Event()
+        self._waiting: deque[LocalChunk] = deque()
+        self._reports: list[Report] = []
+        self._chunks = LocalChunks(self._reports.append)
+        self._woken = threading.Event()
 
     def slots(self) -> int:
-        """One item at a time."""
+        """Return 1: one item at a time."""
         return 1
 
-    def open(self, job: Job) -> None:
-        """Get ready."""
-        self._job = job
-        self._work = Work(job)
+    def open(self, job: MapJob) -> None:
+        """Prepare."""
+        self._runner = ItemRunner(job)
+        self._chunks.flush_s = job.target_s
 
     def submit(self, chunk: Chunk) -> None:
         """Keep a chunk for the next `poll`."""
-        self._chunks.append(chunk)
+        self._waiting.append(self._chunks.add(chunk))
 
     def poll(self, timeout: float | None) -> list[Report]:
         """Run what was submitted."""
-        reports: list[Report] = []
-        while self._chunks:
-            chunk = self._chunks.popleft()
-            self._work.chunk(chunk, sheet_of(chunk, self._job, self.name, reports.append))
-        if not reports and timeout != 0 and self._news.wait(timeout):
-            self._news.clear()
+        while self._waiting:
+            self._runner.run_chunk(self._waiting.popleft(), self._chunks, self.name)
+        reports = self._reports[:]
+        self._reports.clear()
+        if not reports and timeout != 0 and self._woken.wait(timeout):
+            self._woken.clear()
         return reports
 
     def kill(self, chunk_id: int, why: Why) -> bool:
-        """Nothing runs while somebody could ask."""
+        """Return False: no item is under way between two polls."""
         return False
 
     def wake(self) -> None:
-        """End a wait, for what others compute."""
-        self._news.set()
+        """End a wait for what other callers compute."""
+        self._woken.set()
 
     def close(self, *, graceful: bool, timeout: float) -> None:
         """Forget what was not run."""
-        self._chunks.clear()
+        self._waiting.clear()
 
 
-class AsyncInline:
+class AsyncInlineExecutor:
     """The same for coroutine functions."""
 
     name = "sequential"
     caps = Caps()
 
     def __init__(self) -> None:
-        self._chunks: deque[Chunk] = deque()
-        self._news = asyncio.Event()
+        self._waiting: deque[LocalChunk] = deque()
+        self._reports: list[Report] = []
+        self._chunks = LocalChunks(self._reports.append)
+        self._woken = asyncio.Event()
 
     def slots(self) -> int:
-        """One item at a time."""
+        """Return 1: one item at a time."""
         return 1
 
-    def open(self, job: Job) -> None:
-        """Get ready."""
-        self._job = job
-        self._work = Work(job)
+    def open(self, job: MapJob) -> None:
+        """Prepare."""
+        self._runner = ItemRunner(job)
+        self._chunks.flush_s = job.target_s
         self._loop = asyncio.get_running_loop()
 
     def submit(self, chunk: Chunk) -> None:
         """Keep a chunk for the next `poll`."""
-        self._chunks.append(chunk)
+        self._waiting.append(self._chunks.add(chunk))
 
     async def poll(self, wait: float | None) -> list[Report]:
         """Run what was submitted."""
-        reports: list[Report] = []
-        while self._chunks:
-            chunk = self._chunks.popleft()
-            await self._work.achunk(chunk, sheet_of(chunk, self._job, self.name, reports.append))
+        while self._waiting:
+            await self._runner.run_chunk_async(self._waiting.popleft(), self._chunks, self.name)
+        reports = self._reports[:]
+        self._reports.clear()
         if wait == 0:
             await asyncio.sleep(0)
         elif not reports:
             try:
                 async with asyncio.timeout(wait):
-                    await self._news.wait()
+                    await self._woken.wait()
             except TimeoutError:
                 return reports
-            self._news.clear()
+            self._woken.clear()
         return reports
 
     def wake(self) -> None:
-        """End a wait, for what others compute or for input; from any thread."""
+        """End a wait for input, or for what other callers compute; from any thread."""
         try:
-            self._loop.call_soon_threadsafe(self._news.set)
-        except RuntimeError:  # the loop is closed, so nobody waits
+            self._loop.call_soon_threadsafe(self._woken.set)
+        except RuntimeError:  # the loop is closed, so no wait is left
             return
 
     async def close(self, *, graceful: bool, grace: float) -> None:
         """Forget what was not run."""
-        self._chunks.clear()
+        self._waiting.clear()

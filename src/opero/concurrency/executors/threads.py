@@ -1,36 +1,33 @@
 # this_file: src/opero/concurrency/executors/threads.py
-"""Threads: each takes a chunk from one queue and puts its reports into another."""
+"""Run items in threads: each takes chunks from one queue and puts its reports into another."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import itertools
 import threading
-from collections.abc import Callable
 from contextvars import Context
 from queue import Empty, SimpleQueue
+from time import monotonic
 from typing import TYPE_CHECKING
 
-from opero.concurrency.engine import Caps, GaveBack
-from opero.concurrency.pool import ThreadCrew
-from opero.concurrency.rounds import Rounds
-from opero.concurrency.sheet import sheet_of
-from opero.concurrency.work import Work
+from opero.concurrency.executors.base import Caps
+from opero.concurrency.executors.local import LocalChunk, LocalChunks
+from opero.concurrency.item_runner import ItemRunner
 
 if TYPE_CHECKING:
-    from opero.concurrency.engine import Chunk, Job, Report, Why
+    from opero.concurrency.executors.base import Chunk, MapJob, Report, Why
 
-__all__ = ["Threads"]
+__all__ = ["ThreadExecutor"]
 
 
-class Threads:
-    """The engine of `mode="thread"`, and of a synchronous function in `mode="async"`.
+class ThreadExecutor:
+    """The executor of `mode="thread"`, and of a synchronous function in `mode="async"`.
 
-    A coroutine function gets an event loop in each thread.
+    A coroutine function gets an event loop in each thread. The threads are daemons: they never keep the interpreter
+    alive.
 
     Args:
-        workers: Threads.
+        workers: Most threads.
         context: Context of which each item gets a copy.
     """
 
@@ -38,44 +35,35 @@ class Threads:
     caps = Caps()
 
     def __init__(self, workers: int, context: Context) -> None:
-        self._workers = workers
+        self.workers = workers
         self._context = context
-        self._inbox: SimpleQueue[Chunk | None] = SimpleQueue()
+        self._inbox: SimpleQueue[LocalChunk | None] = SimpleQueue()
         self._outbox: SimpleQueue[Report | None] = SimpleQueue()
-        self._rounds = Rounds()
+        self._threads: list[threading.Thread] = []
+        self._chunks = LocalChunks(self._outbox.put)
+        self._items = 0
         self._stopped = False
-        self._left = 0
-        self._lock = threading.Lock()
-        self._all_gone = threading.Event()
-        self._crew: ThreadCrew | None = None
-        self._begin: Callable[[], ThreadCrew] | None = None
-        self._numbers = itertools.count()
 
     def slots(self) -> int:
-        """Each thread has a chunk at work and one at hand."""
-        return 2 * self._workers
+        """Return room for a chunk at work and one at hand for each thread."""
+        return 2 * self.workers
 
-    def open(self, job: Job) -> None:
-        """Get ready; threads start when somebody waits for them, so that the first finds its chunk waiting."""
-        serve = self._serve_loop if job.pipeline.awaits else self._serve
-        self._begin = functools.partial(
-            ThreadCrew, self._workers, lambda: serve(job, f"thread-{next(self._numbers)}")
-        )
+    def open(self, job: MapJob) -> None:
+        """Prepare; threads start with the first `poll`, so that each finds its chunk waiting."""
+        self._job = job
+        self._chunks.flush_s = job.target_s
 
     def submit(self, chunk: Chunk) -> None:
         """Put a chunk into the queue."""
-        self._rounds.expect(chunk)
-        self._inbox.put(chunk)
+        self._items += len(chunk.items)
+        self._inbox.put(self._chunks.add(chunk))
 
     def poll(self, timeout: float | None) -> list[Report]:
-        """Take what the threads have reported."""
-        begin, self._begin = self._begin, None
-        if begin is not None:
-            self._left = self._workers
-            self._crew = begin()
-        self._rounds.make()
+        """Return what the threads have reported."""
+        self._start_workers()
+        self._chunks.look()
         reports: list[Report] = []
-        wait = self._rounds.wait(timeout)
+        wait = self._chunks.patience(timeout)
         with contextlib.suppress(Empty):
             first = self._outbox.get_nowait() if wait == 0 else self._outbox.get(timeout=wait)
             while first is not None:
@@ -83,8 +71,18 @@ class Threads:
                 first = self._outbox.get_nowait()
         return reports
 
+    def _start_workers(self) -> None:
+        """Start a thread for each item so far, up to the number of workers."""
+        serve = self._serve_async if self._job.pipeline.awaits else self._serve
+        while len(self._threads) < min(self.workers, self._items):
+            name = f"thread-{len(self._threads)}"
+            thread = threading.Thread(target=serve, args=(name,), name=f"opero-{name}", daemon=True)
+            # Noted first: a start that is interrupted may have made it already.
+            self._threads.append(thread)
+            thread.start()
+
     def kill(self, chunk_id: int, why: Why) -> bool:
-        """Threads cannot be killed."""
+        """Return False: threads cannot be killed."""
         return False
 
     def wake(self) -> None:
@@ -93,57 +91,42 @@ class Threads:
 
     def close(self, *, graceful: bool, timeout: float) -> None:
         """Let the threads return; one that is in the middle of an item is left behind when time is up."""
-        crew, self._crew, self._begin = self._crew, None, None
+        threads, self._threads = self._threads, []
         self._stopped = True
-        for _ in range(self._workers):
-            # Also for those of a crew whose beginning was interrupted.
+        self._chunks.close()
+        for _ in threads:
             self._inbox.put(None)
-        if crew is None:
-            return
-        if self._all_gone.wait(timeout if graceful else min(timeout, 0.01)):
-            crew.close()
-        else:
-            crew.abandon()
+        end = monotonic() + (timeout if graceful else min(timeout, 0.01))
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, end - monotonic()))
 
     # --- in a thread ---------------------------------------------------------------------------------
 
-    def _serve(self, job: Job, name: str) -> None:
-        work = Work(job, context=self._context)
-        try:
-            while (chunk := self._next()) is not None:
-                sheet = sheet_of(chunk, job, name, self._outbox.put)
-                with self._rounds.over(sheet):
-                    work.chunk(chunk, sheet, stopped=self._is_stopped)
-        finally:
-            self._leave()
+    def _serve(self, name: str) -> None:
+        runner = ItemRunner(self._job, context=self._context)
+        while (local := self._next()) is not None:
+            runner.run_chunk(local, self._chunks, name)
 
-    def _serve_loop(self, job: Job, name: str) -> None:
+    def _serve_async(self, name: str) -> None:
         import asyncio
 
-        work = Work(job)
-        try:
-            with asyncio.Runner() as runner:
-                while (chunk := self._next()) is not None:
-                    sheet = sheet_of(chunk, job, name, self._outbox.put)
-                    with self._rounds.over(sheet):
-                        running = work.achunk(chunk, sheet, stopped=self._is_stopped)
-                        runner.run(running, context=self._context.copy())
-        finally:
-            self._leave()
+        runner = ItemRunner(self._job)
+        with asyncio.Runner() as loop:
+            while (local := self._next()) is not None:
+                running = runner.run_chunk_async(local, self._chunks, name)
+                loop.run(running, context=self._context.copy())
 
-    def _is_stopped(self) -> bool:
-        return self._stopped
+    def _next(self) -> LocalChunk | None:
+        """Return a chunk that has items left; None at the end."""
+        while (local := self._take()) is not None and not self._stopped:
+            if len(local.todo) > 1:
+                # The next free thread helps with it.
+                self._inbox.put(local)
+            if local.todo:
+                return local
+        return None
 
-    def _next(self) -> Chunk | None:
-        chunk = self._inbox.get()
-        if chunk is not None and self._stopped:
-            self._outbox.put(GaveBack(chunk.id, 0))
-            return None
-        return chunk
-
-    def _leave(self) -> None:
-        with self._lock:
-            self._left -= 1
-            gone = self._left == 0
-        if gone:
-            self._all_gone.set()
+    def _take(self) -> LocalChunk | None:
+        """Wait for a chunk; None means that the map is over."""
+        return self._inbox.get()

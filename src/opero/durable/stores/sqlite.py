@@ -1,5 +1,5 @@
 # this_file: src/opero/durable/stores/sqlite.py
-"""A journal in one SQLite file, shared by all engines and processes of one host."""
+"""Keep a journal in one SQLite file that all engines and processes of one host share."""
 
 from __future__ import annotations
 
@@ -7,25 +7,86 @@ import os
 import sqlite3
 import threading
 import time
-import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from opero.durable.records import Op, State, StepRecord, StepState, WorkflowRecord
-from opero.durable.stores import writing
-from opero.durable.stores.owner import Owners
-from opero.durable.stores.schema import SCHEMA, VERSION
+from opero.durable.records import (
+    ENDED,
+    Annotate,
+    Cancel,
+    Claim,
+    Create,
+    Drop,
+    Fork,
+    Move,
+    Op,
+    PutStep,
+    Resolve,
+    Resume,
+    Send,
+    State,
+    StepRecord,
+    StepState,
+    Take,
+    WorkflowRecord,
+)
 from opero.errors import JournalError, OperoUsageError
-from opero.utils.fork import reset_after_fork
+from opero.limits.file_lock import try_lock
+from opero.utils.fork import run_after_fork
+from opero.utils.sqlite import SqliteFile
 
-__all__ = ["SqliteStore"]
+__all__ = ["Owners", "SqliteStore"]
 
+_VERSION: Final = 1
+
+_SCHEMA: Final = f"""
+CREATE TABLE IF NOT EXISTS workflow (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, version TEXT, args TEXT NOT NULL, hash TEXT NOT NULL,
+    state TEXT NOT NULL, output TEXT, error TEXT, failed_step TEXT,
+    owner TEXT, epoch INTEGER NOT NULL, recoveries INTEGER NOT NULL, progress INTEGER NOT NULL,
+    wake REAL, cancel INTEGER NOT NULL, created REAL NOT NULL, updated REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS workflow_open ON workflow (state, wake)
+    WHERE state NOT IN ('done', 'failed', 'cancelled', 'dead');
+CREATE INDEX IF NOT EXISTS workflow_owned ON workflow (owner) WHERE owner IS NOT NULL;
+CREATE INDEX IF NOT EXISTS workflow_age ON workflow (created);
+CREATE TABLE IF NOT EXISTS step (
+    workflow TEXT NOT NULL, path TEXT NOT NULL, name TEXT NOT NULL, hash TEXT NOT NULL,
+    state TEXT NOT NULL, value TEXT, attempts INTEGER NOT NULL, wake REAL,
+    began REAL NOT NULL, ended REAL, place INTEGER NOT NULL,
+    PRIMARY KEY (workflow, path)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS signal (
+    number INTEGER PRIMARY KEY, workflow TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS signal_of ON signal (workflow, name);
+PRAGMA user_version = {_VERSION}
+"""
+_TABLES: Final = {"workflow", "step", "signal"}
+_COULD_RUN: Final = (
+    "owner IS NULL AND error IS NULL AND ((state = 'queued' AND updated <= ?) "
+    "OR (state IN ('sleeping', 'waiting') AND wake <= ?))"
+)
 _STEP_STATES: Final = {state.value: state for state in StepState}
-_BUSY_SECONDS: Final = 30.0
-_orphans: Final[list[sqlite3.Connection | None]] = []
-"""Connections of a forked child's parent: closing them there would disturb the parent's."""
+
+
+def _verify(db: sqlite3.Connection) -> None:
+    """Refuse a database that is no journal, or one from the future.
+
+    Raises:
+        JournalError: It is one.
+    """
+    found = db.execute("PRAGMA user_version").fetchone()[0]
+    tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    path = db.execute("PRAGMA database_list").fetchone()[2]
+    if tables and not (found and tables >= _TABLES):
+        raise JournalError(f"{path} is a database, but no journal of opero's.")
+    if found > _VERSION:
+        raise JournalError(
+            f"{path} was written by a newer opero (format {found}, this one knows {_VERSION}): update opero."
+        )
 
 
 class SqliteStore:
@@ -48,16 +109,11 @@ class SqliteStore:
         if synchronous not in ("FULL", "NORMAL"):
             raise OperoUsageError(f'synchronous={synchronous!r} must be "FULL" or "NORMAL".')
         self.path: Path = Path(path).absolute()
-        self._synchronous = synchronous
+        self._is_open = False
         self._owners = Owners(self.path)
-        self._writer: sqlite3.Connection | None = None
-        self._reader: sqlite3.Connection | None = None
-        self._reading = threading.Lock()
-        self._writing = threading.Lock()
-        self._closing: weakref.finalize[..., SqliteStore] | None = None
-        reset_after_fork(self)
-
-    # --- opening ------------------------------------------------------------------------------------------------
+        self._file = SqliteFile(
+            self.path, script=_SCHEMA, verify=_verify, error=JournalError, synchronous=synchronous
+        )
 
     def open(self) -> None:
         """Open the file, and make its tables if it is new.
@@ -65,80 +121,32 @@ class SqliteStore:
         Raises:
             JournalError: It is no journal, from a newer opero, or cannot be written.
         """
-        if self._writer is not None:
+        if self._is_open and self._file.is_open:
             return
         if not self.path.parent.is_dir():
             raise JournalError(f"{self.path}: the folder {self.path.parent} does not exist.")
-        new = not self.path.exists()
-        with self._explained():
-            if new:
-                # Workflows carry arguments and results: they are nobody else's business.
-                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-            writer = self._connect()
-            try:
-                self._prepare(writer)
-                reader = self._connect()
-            except BaseException:
-                writer.close()
-                raise
-        self._reader, self._writer = reader, writer
-        # Who only wants to look at a journal closes nothing.
-        self._closing = weakref.finalize(
-            self, _close, ((writer, self._writing), (reader, self._reading))
-        )
-
-    def _connect(self) -> sqlite3.Connection:
-        made = sqlite3.connect(
-            self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
+        self._is_open = True
         try:
-            made.execute("PRAGMA journal_mode=WAL")
-            made.execute(f"PRAGMA synchronous={self._synchronous}")
+            self.apply(())
         except BaseException:
-            made.close()
+            self._is_open = False
             raise
-        return made
-
-    def _prepare(self, writer: sqlite3.Connection) -> None:
-        """Make the tables of a new journal; refuse what is none, or one from the future."""
-        found = writer.execute("PRAGMA user_version").fetchone()[0]
-        tables = writer.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if found > VERSION:
-            raise JournalError(
-                f"{self.path} was written by a newer opero (format {found}, this one knows {VERSION}): "
-                "update opero."
-            )
-        if found == 0 and tables:
-            raise JournalError(f"{self.path} is a database, but no journal of opero's.")
-        if found < VERSION:
-            writer.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT;")
 
     def close(self) -> None:
         """Close the file."""
-        self._writer = self._reader = None
-        if self._closing is not None:
-            self._closing()
-
-    def after_fork(self) -> None:
-        """Forget the parent's connections: a child that wants to know opens its own."""
-        _orphans.extend((self._writer, self._reader))
-        self._writer = self._reader = None
-        self._reading, self._writing = threading.Lock(), threading.Lock()
-        if self._closing is not None:
-            self._closing.detach()
-
-    # --- owners -------------------------------------------------------------------------------------------------
+        self._is_open = False
+        self._file.close()
 
     def join(self) -> str:
         """Become an owner, by a lock that the kernel holds for this process; return its id."""
-        with self._explained():
+        try:
             return self._owners.join()
+        except OSError as error:
+            raise self._failure(error) from error
 
     def leave(self, owner: str) -> None:
-        """Be an owner no longer."""
+        """Stop being an owner."""
         self._owners.leave(owner)
-
-    # --- writing ------------------------------------------------------------------------------------------------
 
     def apply(self, ops: Sequence[Op]) -> list[Any]:
         """Write in one transaction and answer each write as its class says.
@@ -146,25 +154,43 @@ class SqliteStore:
         Raises:
             JournalError: Nothing was written.
         """
-        with self._writing, self._explained():
-            connection = self._open(self._writer)
-            connection.execute("BEGIN IMMEDIATE")
-            try:
+        self._check_open()
+        try:
+            with self._file.transaction() as db:
                 now = time.time()
-                answers = [writing.write(connection, op, now, self._owners) for op in ops]
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-        return answers
+                return [
+                    # Steps are by far the most frequent.
+                    _put_step(db, op) if type(op) is PutStep else self._write(db, op, now)
+                    for op in ops
+                ]
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _write(self, db: sqlite3.Connection, op: Op, now: float) -> Any:
+        if type(op) is Claim:
+            return _claim(db, op, now, self._owners)
+        return _WRITERS[type(op)](db, op, now)
+
+    def _read(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        self._check_open()
+        return self._file.read(sql, values)
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise JournalError(f"{self.path} is not open: its Orchestrator was stopped.")
+
+    def _failure(self, error: OSError) -> JournalError:
+        return JournalError(f"{self.path}: {error.strerror or error}.")
+
+    def __repr__(self) -> str:
+        return f"<SqliteStore {str(self.path)!r}>"
 
     # --- reading ------------------------------------------------------------------------------------------------
 
     def get(self, workflow: str) -> WorkflowRecord | None:
         """Return one workflow."""
-        rows = self._read(f"{writing.SELECT_WORKFLOW} WHERE id = ?", (workflow,))
-        return writing.workflow_of(rows[0]) if rows else None
+        rows = self._read(f"{_SELECT_WORKFLOW} WHERE id = ?", (workflow,))
+        return _workflow_of(rows[0]) if rows else None
 
     def find(
         self,
@@ -185,9 +211,9 @@ class SqliteStore:
         condition = f" WHERE {' AND '.join(where)}" if where else ""
         values.append(-1 if limit is None else limit)
         rows = self._read(
-            f"{writing.SELECT_WORKFLOW}{condition} ORDER BY created DESC, id LIMIT ?", values
+            f"{_SELECT_WORKFLOW}{condition} ORDER BY created DESC, id LIMIT ?", values
         )
-        return [writing.workflow_of(row) for row in rows]
+        return [_workflow_of(row) for row in rows]
 
     def steps(self, workflow: str) -> list[StepRecord]:
         """Return a workflow's steps in the order of their first record."""
@@ -205,7 +231,7 @@ class SqliteStore:
         ]  # fmt: skip
 
     def attention(self, owner: str) -> tuple[bool, float | None]:
-        """Tell whether a claim may find something, and when the next sleeper wakes."""
+        """Return whether a claim may find something, and when the next sleeper wakes."""
         now = time.time()
         queued = self._read("SELECT 1 FROM workflow WHERE state = 'queued' LIMIT 1")
         others = self._read(
@@ -217,63 +243,384 @@ class SqliteStore:
         ready = bool(queued) or (wake is not None and wake <= now)
         return ready or any(self._owners.dead(other) for (other,) in others), wake
 
+    def unclaimed(self, before: float) -> list[str]:
+        """Return the names of workflows that could run since before a time, and have neither an owner nor a reason."""
+        rows = self._read(
+            f"SELECT DISTINCT name FROM workflow WHERE {_COULD_RUN}",  # noqa: S608 - fixed text
+            (before, before),
+        )
+        return [row[0] for row in rows]
+
     def cancelled(self, owner: str) -> list[str]:
-        """Return the ids of an owner's workflows that somebody wants cancelled."""
+        """Return the ids of an owner's workflows whose cancellation was requested."""
         rows = self._read("SELECT id FROM workflow WHERE owner = ? AND cancel = 1", (owner,))
         return [row[0] for row in rows]
 
     def signalled(self, owner: str) -> list[tuple[str, str]]:
-        """Return id and name of signals that are there for an owner's workflows."""
+        """Return id and name of signals that are stored for an owner's workflows."""
         return self._read(
             "SELECT DISTINCT s.workflow, s.name FROM signal s JOIN workflow w ON w.id = s.workflow "
             "WHERE w.owner = ?",
             (owner,),
         )
 
-    def _read(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-        with self._reading, self._explained():
-            return self._open(self._reader).execute(sql, values).fetchall()
 
-    # --- failing ------------------------------------------------------------------------------------------------
+# --- writes ---------------------------------------------------------------------------------------------------------
 
-    def _open(self, connection: sqlite3.Connection | None) -> sqlite3.Connection:
-        if connection is None:
-            raise JournalError(f"{self.path} is not open: its Orchestrator was stopped.")
-        return connection
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn the database's errors into one that says what to do."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise JournalError(f"{self.path}: {_advice(error)}") from error
-        except OSError as error:
-            raise JournalError(f"{self.path}: {error.strerror or error}.") from error
-
-    def __repr__(self) -> str:
-        return f"<SqliteStore {str(self.path)!r}>"
+_COLUMNS: Final = (
+    "id", "name", "version", "args", "hash", "state", "output", "error", "failed_step", "owner", "epoch",
+    "recoveries", "progress", "wake", "cancel", "created", "updated",
+)  # fmt: skip
+_SELECT_WORKFLOW: Final = f"SELECT {', '.join(_COLUMNS)} FROM workflow"  # noqa: S608 - fixed names
+_INSERT_WORKFLOW: Final = (
+    f"INSERT INTO workflow ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 - as above
+)
+# A step counts only while the workflow is its owner's.
+_PUT_STEP: Final = (
+    "INSERT INTO step (workflow, path, name, hash, state, value, attempts, wake, began, ended, place) "
+    "SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? "
+    "WHERE EXISTS (SELECT 1 FROM workflow WHERE id = ? AND owner = ? AND epoch = ?) "
+    "ON CONFLICT (workflow, path) DO UPDATE SET state = excluded.state, value = excluded.value, "
+    "attempts = excluded.attempts, wake = excluded.wake, ended = excluded.ended"
+)
 
 
-def _close(connections: Iterable[tuple[sqlite3.Connection, threading.Lock]]) -> None:
-    # At the end of a program threads may still be at work, and must not find a connection gone under their hands.
-    for connection, lock in connections:
-        with lock:
-            connection.close()
+def _workflow_of(row: tuple[Any, ...]) -> WorkflowRecord:
+    """Return the record in a row of `_SELECT_WORKFLOW`."""
+    found = dict(zip(_COLUMNS, row, strict=True))
+    found["state"] = State(found["state"])
+    found["cancel"] = bool(found["cancel"])
+    return WorkflowRecord(**found)
 
 
-def _advice(error: sqlite3.Error) -> str:
-    name = getattr(error, "sqlite_errorname", None) or ""
-    if name.startswith("SQLITE_FULL"):
-        return "the disk is full. Nothing recorded so far is lost: make room and start again."
-    if name.startswith("SQLITE_READONLY"):
-        return "the file cannot be written. Check its permissions and those of its folder."
-    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-        return f"the file is damaged, or no SQLite database ({error}). Restore a copy of it."
-    if name.startswith("SQLITE_BUSY"):
-        return f"another program held the file for more than {_BUSY_SECONDS:.0f} s."
-    if name.startswith("SQLITE_CANTOPEN"):
-        return "the file cannot be opened. Check the path and its permissions."
-    if name.startswith("SQLITE_IOERR"):
-        return f"the disk failed ({error})."
-    return str(error)
+def _put_step(db: sqlite3.Connection, op: PutStep | Take) -> bool:
+    step = op.step
+    values = (
+        op.workflow, step.path, step.name, step.hash, str(step.state), step.value, step.attempts, step.wake,
+        step.began, step.ended, step.order, op.workflow, op.owner, op.epoch,
+    )  # fmt: skip
+    return db.execute(_PUT_STEP, values).rowcount == 1
+
+
+def _get(db: sqlite3.Connection, workflow: str) -> WorkflowRecord | None:
+    row = db.execute(f"{_SELECT_WORKFLOW} WHERE id = ?", (workflow,)).fetchone()
+    return None if row is None else _workflow_of(row)
+
+
+def _insert(db: sqlite3.Connection, record: WorkflowRecord) -> None:
+    db.execute(_INSERT_WORKFLOW, [_plain(getattr(record, name)) for name in _COLUMNS])
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, State) else value
+
+
+def _create(db: sqlite3.Connection, op: Create, now: float) -> WorkflowRecord:
+    found = _get(db, op.record.id)
+    if found is not None:
+        return found
+    op.record.created = op.record.updated = now
+    _insert(db, op.record)
+    return op.record
+
+
+def _claim(db: sqlite3.Connection, op: Claim, now: float, owners: Owners) -> list[WorkflowRecord]:
+    _free_the_dead(db, op, now, owners)
+    states = "'queued', 'blocked'" if op.blocked else "'queued'"
+    names = ", ".join("?" * len(op.names))
+    only = "" if op.only is None else " AND id = ?"
+    least, most = op.recoveries
+    order = "recoveries, created" if least else "created"
+    query = (
+        f"{_SELECT_WORKFLOW} WHERE name IN ({names}) AND owner IS NULL AND (state IN ({states}) "
+        f"OR (state IN ('sleeping', 'waiting') AND wake <= ?)){only} AND recoveries BETWEEN ? AND ? "
+        f"ORDER BY {order} LIMIT ?"
+    )
+    values = (*op.names, now, *(() if op.only is None else (op.only,)), least, most, op.limit)
+    claimed = [_workflow_of(row) for row in db.execute(query, values).fetchall()]
+    for record in claimed:
+        record.owner, record.state, record.epoch = op.owner, State.RUNNING, record.epoch + 1
+        record.wake, record.updated = None, now
+        db.execute(
+            "UPDATE workflow SET owner = ?, state = 'running', epoch = epoch + 1, wake = NULL, updated = ?, "
+            "error = NULL, progress = (SELECT count(*) FROM step WHERE workflow = id) WHERE id = ?",
+            (op.owner, now, record.id),
+        )
+    return claimed
+
+
+def _free_the_dead(db: sqlite3.Connection, op: Claim, now: float, owners: Owners) -> None:
+    rows = db.execute(
+        "SELECT DISTINCT owner FROM workflow WHERE owner IS NOT NULL AND owner <> ?", (op.owner,)
+    )
+    for owner in [row[0] for row in rows.fetchall()]:
+        if owners.dead(owner):
+            for row in db.execute(f"{_SELECT_WORKFLOW} WHERE owner = ?", (owner,)).fetchall():
+                _recover(db, _workflow_of(row), now, op.max_recoveries)
+            owners.remove_dead(owner)
+
+
+def _recover(db: sqlite3.Connection, record: WorkflowRecord, now: float, most: int) -> None:
+    """Free a workflow whose owner has died; one that has killed its owners too often is dead."""
+    recoveries, state, error = record.recoveries, record.state, record.error
+    if record.cancel:
+        state = State.CANCELLED
+    elif state is State.RUNNING:
+        count = db.execute("SELECT count(*) FROM step WHERE workflow = ?", (record.id,)).fetchone()[
+            0
+        ]
+        recoveries = 1 if count > record.progress else recoveries + 1
+        state = State.QUEUED
+        if recoveries > most:
+            state = State.DEAD
+            error = f"given up: its process has died {most + 1} times in a row before another step was recorded"
+    db.execute(
+        "UPDATE workflow SET owner = NULL, epoch = epoch + 1, state = ?, recoveries = ?, error = ?, updated = ? "
+        "WHERE id = ?",
+        (str(state), recoveries, error, now, record.id),
+    )
+    _wake_waiting(db, record.id)
+
+
+def _move(db: sqlite3.Connection, op: Move, now: float) -> bool:
+    changed = db.execute(
+        "UPDATE workflow SET state = ?, output = ?, error = ?, failed_step = ?, wake = ?, owner = ?, updated = ?, "
+        # Its process has survived this run.
+        "recoveries = CASE WHEN ? THEN 0 ELSE recoveries END WHERE id = ? AND owner = ? AND epoch = ?",
+        (
+            str(op.state),
+            op.output,
+            op.error,
+            op.failed_step,
+            op.wake,
+            None if op.free else op.owner,
+            now,
+            op.free,
+            op.workflow,
+            op.owner,
+            op.epoch,
+        ),
+    ).rowcount
+    if changed and op.state in ENDED:
+        db.execute("DELETE FROM signal WHERE workflow = ?", (op.workflow,))
+    elif changed and op.free and op.state is State.WAITING:
+        # A signal that came while it was being put aside must not be overlooked.
+        _wake_waiting(db, op.workflow)
+    return changed == 1
+
+
+def _wake_waiting(db: sqlite3.Connection, workflow: str) -> None:
+    db.execute(
+        "UPDATE workflow SET state = 'queued', wake = NULL WHERE id = ? AND state = 'waiting' AND owner IS NULL "
+        "AND EXISTS (SELECT 1 FROM signal s JOIN step p ON p.workflow = s.workflow "
+        "AND p.name = 'wait for ' || s.name AND p.state = 'pending' WHERE s.workflow = ?)",
+        (workflow, workflow),
+    )
+
+
+def _cancel(db: sqlite3.Connection, op: Cancel, now: float) -> WorkflowRecord | None:
+    record = _get(db, op.workflow)
+    if record is None or record.state in ENDED:
+        return record
+    if record.owner is None:
+        db.execute(
+            "UPDATE workflow SET state = 'cancelled', cancel = 0, wake = NULL, epoch = epoch + 1, updated = ? "
+            "WHERE id = ?",
+            (now, op.workflow),
+        )
+        db.execute("DELETE FROM signal WHERE workflow = ?", (op.workflow,))
+    else:
+        db.execute("UPDATE workflow SET cancel = 1, updated = ? WHERE id = ?", (now, op.workflow))
+    return _get(db, op.workflow)
+
+
+def _resume(db: sqlite3.Connection, op: Resume, now: float) -> bool:
+    record = _get(db, op.workflow)
+    again = (State.FAILED, State.CANCELLED, State.DEAD, State.BLOCKED)
+    if record is None or record.state not in again:
+        return False
+    if record.failed_step is not None:
+        db.execute(
+            "DELETE FROM step WHERE workflow = ? AND path = ?", (op.workflow, record.failed_step)
+        )
+    db.execute(
+        "UPDATE workflow SET state = 'queued', error = NULL, failed_step = NULL, output = NULL, cancel = 0, "
+        "recoveries = 0, epoch = epoch + 1, updated = ? WHERE id = ?",
+        (now, op.workflow),
+    )
+    return True
+
+
+def _fork(db: sqlite3.Connection, op: Fork, now: float) -> WorkflowRecord | None:
+    record = _get(db, op.workflow)
+    if record is None:
+        return None
+    made = WorkflowRecord(
+        id=op.new, name=record.name, version=op.version, args=record.args, hash=record.hash, created=now, updated=now
+    )  # fmt: skip
+    _insert(db, made)
+    db.execute(
+        "INSERT INTO step SELECT ?, path, name, hash, state, value, attempts, wake, began, ended, place "
+        "FROM step WHERE workflow = ? AND place < ? AND state IN ('done', 'failed')",
+        (op.new, op.workflow, op.before),
+    )
+    return made
+
+
+def _send(db: sqlite3.Connection, op: Send, now: float) -> bool:
+    record = _get(db, op.workflow)
+    if record is None or record.state in ENDED:
+        return False
+    db.execute(
+        "INSERT INTO signal (workflow, name, value) VALUES (?, ?, ?)",
+        (op.workflow, op.name, op.value),
+    )
+    _wake_waiting(db, op.workflow)
+    return True
+
+
+def _take(db: sqlite3.Connection, op: Take, now: float) -> str | bool | None:
+    row = db.execute(
+        "SELECT number, value FROM signal WHERE workflow = ? AND name = ? ORDER BY number LIMIT 1",
+        (op.workflow, op.name),
+    ).fetchone()
+    if row is not None:
+        op.step.state, op.step.value, op.step.ended = StepState.DONE, row[1], op.at or now
+    if not _put_step(db, op):
+        return False
+    if row is None:
+        return None
+    db.execute("DELETE FROM signal WHERE number = ?", (row[0],))
+    return str(row[1])
+
+
+def _resolve(db: sqlite3.Connection, op: Resolve, now: float) -> bool:
+    key = (op.workflow, op.path)
+    found = db.execute(
+        "SELECT 1 FROM step JOIN workflow ON workflow.id = step.workflow WHERE step.workflow = ? AND path = ? "
+        "AND step.state = 'started' AND workflow.state = 'in_doubt'",
+        key,
+    ).fetchone()
+    if found is None:
+        return False
+    if op.step is None:
+        db.execute("DELETE FROM step WHERE workflow = ? AND path = ?", key)
+    else:
+        step: StepRecord = op.step
+        db.execute(
+            "UPDATE step SET state = ?, value = ?, ended = ? WHERE workflow = ? AND path = ?",
+            (str(step.state), step.value, now, *key),
+        )
+    db.execute(
+        "UPDATE workflow SET state = 'queued', error = NULL, epoch = epoch + 1, updated = ? WHERE id = ?",
+        (now, op.workflow),
+    )
+    return True
+
+
+def _drop(db: sqlite3.Connection, op: Drop, now: float) -> int:
+    rows = db.execute("SELECT id FROM workflow WHERE owner = ?", (op.owner,)).fetchall()
+    free = [row[0] for row in rows if row[0] not in op.keep]
+    for workflow in free:
+        db.execute(
+            "UPDATE workflow SET owner = NULL, epoch = epoch + 1, "
+            "state = CASE WHEN cancel = 1 THEN 'cancelled' WHEN state = 'running' THEN 'queued' ELSE state END, "
+            "updated = ? WHERE id = ?",
+            (now, workflow),
+        )
+        _wake_waiting(db, workflow)
+    return len(free)
+
+
+def _annotate(db: sqlite3.Connection, op: Annotate, now: float) -> int:
+    del now
+    return db.execute(
+        f"UPDATE workflow SET error = ? WHERE name = ? AND {_COULD_RUN}",  # noqa: S608 - fixed text
+        (op.error, op.name, op.before, op.before),
+    ).rowcount
+
+
+_WRITERS: Final[dict[type[Op], Callable[..., Any]]] = {
+    Create: _create,
+    Move: _move,
+    Cancel: _cancel,
+    Resume: _resume,
+    Fork: _fork,
+    Send: _send,
+    Take: _take,
+    Resolve: _resolve,
+    Drop: _drop,
+    Annotate: _annotate,
+}
+
+
+# --- owners ---------------------------------------------------------------------------------------------------------
+
+_descriptors: Final[dict[str, int]] = {}
+"""Descriptors of the owners of this process, which must not be opened again: closing any descriptor of a file
+drops the process's locks on it."""
+_descriptors_lock = threading.Lock()
+
+
+class Owners:
+    """The owners of one journal: each holds a lock that the kernel takes back when its process dies.
+
+    No clock is read and no lease expires: a live process keeps its work, however long it is suspended, and
+    a dead one's can be taken over at once.
+
+    Args:
+        journal: Path of the journal; an owner's file stands beside it.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        self._journal = journal
+
+    def join(self) -> str:
+        """Become an owner and return its id."""
+        owner = uuid.uuid4().hex
+        fd = os.open(self._path(owner), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try_lock(fd)
+        with _descriptors_lock:
+            _descriptors[owner] = fd
+        return owner
+
+    def leave(self, owner: str) -> None:
+        """Stop being that owner."""
+        with _descriptors_lock:
+            fd = _descriptors.pop(owner, None)
+        if fd is not None:
+            self._path(owner).unlink(missing_ok=True)
+            os.close(fd)
+
+    def dead(self, owner: str) -> bool:
+        """Return whether an owner's process has died, or has left."""
+        with _descriptors_lock:
+            if owner in _descriptors:
+                return False
+            try:
+                fd = os.open(self._path(owner), os.O_RDWR)
+            except FileNotFoundError:
+                return True
+            try:
+                return try_lock(fd)
+            finally:
+                os.close(fd)
+
+    def remove_dead(self, owner: str) -> None:
+        """Remove the file of a dead owner."""
+        self._path(owner).unlink(missing_ok=True)
+
+    def _path(self, owner: str) -> Path:
+        return self._journal.with_name(f"{self._journal.name}.own-{owner}")
+
+
+def _after_fork() -> None:
+    """A child holds none of its parent's locks."""
+    global _descriptors_lock  # noqa: PLW0603 - a lock that a vanished thread holds can only be replaced
+    _descriptors_lock = threading.Lock()
+    for fd in _descriptors.values():
+        os.close(fd)
+    _descriptors.clear()
+
+
+run_after_fork(_after_fork)

@@ -1,0 +1,496 @@
+# this_file: src/opero/caching/keys/function_keys.py
+"""Turn the arguments of a call into the key of its result.
+
+In memory, entries belong to the function object, and a key is one of:
+
+    (str, "a", int, 3)        types and values in declared order, if all types are in `FAST_TYPES`
+    (list, ((int,), (1,)))    floats and short plain sequences likewise
+    b"…20 bytes…"             digest of ((name, value), …)
+    (7, str, "a")             a method: the token of the instance, then as above
+    (7, b"…20 bytes…")
+
+Wrappers build the first and the third shape themselves (`core.wrapper`), so both places must agree.
+Stores that functions share get text: namespace, the function's persistent identity, and always the
+digest.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from collections.abc import Callable, Hashable, Iterable
+from inspect import Parameter, Signature
+from itertools import count
+from threading import RLock
+from types import CellType, FunctionType, MethodType
+from typing import Any, Final, Protocol
+
+from opero.caching.keys.canonical import FAST_TYPES, digest
+from opero.caching.keys.shapes import Unkeyable
+from opero.errors import UnkeyableError
+
+__all__ = [
+    "CallArguments", "FunctionDescription", "FunctionKeys", "InstanceTokens", "function_id", "namespace_of",
+    "namespace_prefix", "short_part",
+]  # fmt: skip
+
+
+class CallArguments(Protocol):
+    """The arguments of a call."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class FunctionDescription(Protocol):
+    """What is known of a function whose results are cached."""
+
+    @property
+    def fn(self) -> Callable[..., Any]:
+        """The function itself."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Its short name, for messages."""
+        ...
+
+    @property
+    def module(self) -> str:
+        """The module that defines it."""
+        ...
+
+    @property
+    def qualname(self) -> str:
+        """Its qualified name."""
+        ...
+
+    @property
+    def calling(self) -> Signature:
+        """The signature with which `fn` is called."""
+        ...
+
+    @property
+    def declared(self) -> Signature:
+        """The signature that users see."""
+        ...
+
+    @property
+    def in_class(self) -> bool:
+        """Whether it was defined in a class body."""
+        ...
+
+    def require_parameter(self, name: str, option: str, /) -> object:
+        """Raise an `OperoUsageError` if there is no declared parameter of that name."""
+        ...
+
+
+class FunctionKeys:
+    """Make the keys of one function's results.
+
+    Args:
+        info: The function.
+        ignore: Parameters left out.
+        user_key: Gets the call's arguments and returns the whole key, or None.
+        instances: Numbers the instances that have no content, for a method in memory; None: they
+            are unkeyable.
+        prefix: Gives the text before the digest, for a store that functions share; None: keys for
+            memory.
+
+    Raises:
+        OperoUsageError: `ignore` names no parameter.
+    """
+
+    def __init__(
+        self,
+        info: FunctionDescription,
+        *,
+        ignore: Iterable[str] = (),
+        user_key: Callable[..., object] | None = None,
+        instances: InstanceTokens | None = None,
+        prefix: Callable[[], str] | None = None,
+    ) -> None:
+        parameters = tuple(info.declared.parameters.values())
+        self._info = info
+        self._ignore = frozenset(ignore)
+        self._any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        if not self._any_keyword:
+            for name in self._ignore:
+                info.require_parameter(name, "cache_ignore")
+        self._user_key = user_key
+        self._prefix = prefix
+        self._names = tuple(p.name for p in parameters)
+        kinds = {p.kind for p in parameters}
+        # A wrapper hands all arguments on in full; then nothing needs to be bound.
+        self._plain = _called_as_declared(info) and not kinds & _STARRED
+        self._positional = sum(p.kind <= p.POSITIONAL_OR_KEYWORD for p in parameters)
+        self._keyword_only = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+        self._kept = [n for n, name in enumerate(self._names) if name not in self._ignore]
+        self._instances = instances if self._kept[:1] == [0] else None
+        self._simple = (
+            self._plain
+            and not (self._keyword_only or self._ignore)
+            and user_key is None
+            and prefix is None
+            and self._instances is None
+        )
+
+    @property
+    def of_instance(self) -> bool:
+        """Whether keys begin with the token of an instance, unless it has content."""
+        return self._instances is not None
+
+    @property
+    def fast_parameters(self) -> tuple[str, ...]:
+        """Names of the parameters from which a wrapper may build a key itself; empty if none."""
+        if not self._plain or self._user_key is not None or self._prefix is not None:
+            return ()
+        return tuple(self._names[n] for n in self._kept)
+
+    def key(self, call: CallArguments) -> Hashable | None:
+        """Return the key of a call, None if its arguments do not fit the function.
+
+        Raises:
+            UnkeyableError: An argument has no content; the message names it and the ways out.
+        """
+        if self._simple and not call.kwargs and len(call.args) == self._positional:
+            # What wrappers send for most functions.
+            flat: list[Any] = []
+            try:
+                for value in call.args:
+                    kind = type(value)
+                    if kind not in FAST_TYPES:
+                        return self._of_content(self._names, call.args)
+                    flat += kind, value
+                return tuple(flat)
+            except TypeError:
+                pass  # a metaclass may make its classes unhashable
+        if self._user_key is not None:
+            return self._from_user(self._user_key, call)
+        values = self._values(call)
+        if values is None:
+            return None
+        if self._instances is not None:
+            return self._of_instance(values, self._instances)
+        return self._of_content(self._names, values)
+
+    # --- binding ----------------------------------------------------------------------------------
+
+    def _values(self, call: CallArguments) -> tuple[Any, ...] | None:
+        args, kwargs = call.args, call.kwargs
+        if self._plain and len(args) == self._positional:
+            if not (kwargs or self._keyword_only):
+                return args
+            if kwargs.keys() == set(self._keyword_only):
+                return (*args, *(kwargs[name] for name in self._keyword_only))
+        return self._bound(call)
+
+    def _bound(self, call: CallArguments) -> tuple[Any, ...] | None:
+        try:
+            bound = self._info.declared.bind(*call.args, **call.kwargs)
+        except TypeError:
+            return None
+        bound.apply_defaults()
+        parameters = self._info.declared.parameters
+        return tuple(
+            self._ordered(parameters[name], value) for name, value in bound.arguments.items()
+        )
+
+    def _ordered(self, parameter: Parameter, value: Any) -> Any:
+        if parameter.kind is not parameter.VAR_KEYWORD:
+            return value
+        return {name: item for name, item in value.items() if name not in self._ignore}
+
+    # --- shapes -----------------------------------------------------------------------------------
+
+    def _of_content(
+        self, names: tuple[str, ...], values: tuple[Any, ...], first: int = 0
+    ) -> Hashable:
+        """Return the key of the arguments from number `first` on."""
+        kept = self._kept[first:] if first else self._kept
+        if self._prefix is None:
+            flat: list[Any] = []
+            try:
+                for n in kept:
+                    value = values[n]
+                    kind = type(value)
+                    if kind not in FAST_TYPES:
+                        value = short_part(kind, value)
+                        if value is None:
+                            break
+                    flat += kind, value
+                else:
+                    return tuple(flat)
+            except TypeError:
+                pass  # a metaclass may make its classes unhashable
+        found = self._digest(tuple((names[n], values[n]) for n in kept))
+        return found if self._prefix is None else f"{self._prefix()}{found.hex()}"
+
+    def _of_instance(self, values: tuple[Any, ...], instances: InstanceTokens) -> Hashable:
+        instance = values[0]
+        token = instances.tokens.get(id(instance))
+        if token is None:
+            if not isinstance(instance, type) and _has_content(instance):
+                return self._of_content(self._names, values)
+            try:
+                token = instances.token(instance)
+            except TypeError:
+                raise self._unkeyable(
+                    self._names[0],
+                    f"{type(instance).__qualname__} has neither content nor weak references",
+                ) from None
+        rest = self._of_content(self._names, values, first=1)
+        return (token, *rest) if isinstance(rest, tuple) else (token, rest)
+
+    def _from_user(self, user_key: Callable[..., object], call: CallArguments) -> Hashable | None:
+        try:
+            made = user_key(*call.args, **call.kwargs)
+        except TypeError:
+            if self._bound(call) is None:
+                return None  # the function itself raises what is wrong with its arguments
+            raise
+        if self._prefix is None and _is_fast(type(made)):
+            return type(made), made
+        try:
+            found = digest(made)
+        except Unkeyable as signal:
+            raise UnkeyableError(
+                f"{self._info.name}(): cache_key returned what cannot be a key: {signal}. "
+                "Return text, numbers, or a tuple of them."
+            ) from None
+        return found if self._prefix is None else f"{self._prefix()}{found.hex()}"
+
+    def _digest(self, content: tuple[tuple[str, Any], ...]) -> bytes:
+        try:
+            return digest(content)
+        except Unkeyable as signal:
+            # The path begins with the number of the pair and the place of the value in it.
+            path = signal.path or (0,)
+            name = content[int(path[0])][0]
+            raise self._unkeyable(name, _described(name, path[2:], signal)) from None
+
+    def _unkeyable(self, name: str, why: str) -> UnkeyableError:
+        return UnkeyableError(
+            f"{self._info.name}(): the argument {name!r} cannot be part of a cache key: {why}. "
+            f"Leave it out with cache_ignore=({name!r},), build the key yourself with cache_key=…, "
+            "or switch the cache off with cache=False."
+        )
+
+
+_SHORT: Final = 16
+"""Longest list or tuple that is not worth a digest."""
+
+_STARRED: Final = frozenset({Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD})
+
+
+def _called_as_declared(info: FunctionDescription) -> bool:
+    declared, calling = info.declared.parameters.values(), info.calling.parameters.values()
+    # Signatures compare defaults with `==`, which arrays refuse to answer.
+    return len(declared) == len(calling) and all(
+        d.name == c.name and d.kind == c.kind and d.default is c.default
+        for d, c in zip(declared, calling, strict=True)
+    )
+
+
+def _is_fast(kind: type) -> bool:
+    try:
+        return kind in FAST_TYPES
+    except TypeError:  # a metaclass may make its classes unhashable
+        return False
+
+
+def _has_content(instance: object) -> bool:
+    try:
+        digest(instance)
+    except Unkeyable:
+        return False
+    return True
+
+
+def _described(name: str, path: tuple[str | int, ...], signal: Unkeyable) -> str:
+    steps = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+    return f"{f'{name}{steps} is ' if steps else ''}{signal.culprit}, which {signal.reason}"
+
+
+def namespace_prefix(namespace: str) -> str:
+    """Return what all keys of a namespace begin with in stores that functions share.
+
+    Example:
+        >>> namespace_prefix("geo"), namespace_prefix("geo:eu")
+        ('geo:', 'geo%3Aeu:')
+    """
+    return f"{_escaped(namespace)}:"
+
+
+def namespace_of(key: str) -> str:
+    """Return the namespace of a key in such a store.
+
+    Example:
+        >>> namespace_of("geo%3Aeu:module.locate:0f3a")
+        'geo:eu'
+    """
+    found = key.partition(":")[0]
+    for character in ":~%":  # the last one last: it is in the codes of the others
+        found = found.replace(f"%{ord(character):02X}", character)
+    return found
+
+
+_SPECIAL: Final = str.maketrans({"%": "%25", ":": "%3A", "~": "%7E"})
+
+
+def _escaped(text: str) -> str:
+    """Return a part of a key in which nothing looks like the end of the part, or like no entry."""
+    # The path of a script may hold bytes that are no text.
+    return text.translate(_SPECIAL).encode("utf-8", "backslashreplace").decode()
+
+
+def function_id(info: FunctionDescription, version: str | int | None = None) -> str:
+    """Return what a function is called in stores that outlive or are shared by functions.
+
+    It is made of the module (for a script, its file), the qualified name, and what tells apart two
+    functions of one name: closure contents and what `functools.partial` or a method has bound. Its
+    code is no part of it: editing a function keeps its entries.
+
+    Args:
+        info: The function.
+        version: `cache_version`.
+
+    Raises:
+        UnkeyableError: Something it closes over has no content.
+    """
+    module = info.module
+    if module in ("__main__", "__mp_main__"):
+        script = getattr(sys.modules["__main__"], "__file__", None)
+        from pathlib import Path
+
+        module = str(Path(script).resolve()) if script else module
+    name = f"{_escaped(module)}:{info.qualname}"
+    bound = _bound_to(info.fn)
+    if bound:
+        try:
+            name += f"#{digest(bound).hex()}"
+        except Unkeyable as signal:
+            raise UnkeyableError(
+                f"{info.name}() cannot be cached in a store that functions share: it is bound to "
+                f"something without content "
+                f'({signal}). Pass that as an argument, or use cache_backend="memory".'
+            ) from None
+    return name if version is None else f"{name}@{_escaped(str(version))}"
+
+
+_EMPTY_CELL: Final = CellType()
+
+
+def _bound_to(fn: Any) -> list[Any]:
+    found: list[Any] = []
+    while isinstance(fn, functools.partial):
+        found.append((fn.args, fn.keywords))
+        fn = fn.func
+    if isinstance(fn, MethodType):
+        found.append(fn.__self__)
+        fn = fn.__func__
+    if not isinstance(fn, FunctionType):
+        # A callable object is what it holds; a builtin is its name.
+        return found if hasattr(fn, "__name__") else [*found, fn]
+    cells = dict(zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True))
+    # A recursive function closes over itself, which distinguishes nothing.
+    cells.pop(fn.__name__, None)
+    held = {name: cell.cell_contents for name, cell in cells.items() if cell != _EMPTY_CELL}
+    return [*found, held] if held else found
+
+
+def short_part(kind: type, value: Any) -> Hashable | None:
+    """Return the part of a key in memory for a float, or for a short list or tuple.
+
+    It distinguishes types and content as exactly as a digest does, at a tenth of the cost; None where
+    it could not.
+    """
+    if kind is float:
+        # NaN does not equal itself, and 0.0 equals -0.0.
+        return value if value and value == value else None
+    if kind in (tuple, list) and len(value) <= _SHORT and FAST_TYPES.issuperset(map(type, value)):
+        return tuple(map(type, value)), tuple(value)
+    return None
+
+
+# --- instances, for methods in memory -------------------------------------------------------------
+
+
+class _Reference(weakref.ref[object]):
+    """A weak reference that remembers what it stood for."""
+
+    __slots__ = ("number", "token")
+    number: int
+    token: int
+
+
+class InstanceTokens:
+    """Tokens of live objects, by identity: an object's own `__eq__` and `__hash__` are never called.
+
+    An id is used again only after its object is gone, and the token goes with the object, so the
+    two never disagree.
+
+    Args:
+        forget: Called with the token of an object that has died.
+
+    Attributes:
+        tokens: Token by `id(object)`. Never replaced, so that its `get` can be kept.
+
+    Example:
+        >>> class Client: ...
+        >>> client, numbers = Client(), InstanceTokens(forget=print)
+        >>> numbers.token(client) == numbers.token(client)
+        True
+        >>> del client
+        1
+    """
+
+    def __init__(self, forget: Callable[[int], object]) -> None:
+        self.tokens: dict[int, int] = {}
+        self._references: dict[int, _Reference] = {}
+        self._numbers = count(1)
+        self._forget = forget
+        self._lock = RLock()
+        # The references would otherwise keep this object in a cycle.
+        myself = weakref.ref(self)
+
+        def gone(reference: _Reference) -> None:
+            me = myself()
+            if me is not None:
+                me._gone(reference)  # noqa: SLF001 - its own method, reached weakly
+
+        self._callback = gone
+
+    def token(self, instance: object) -> int:
+        """Return the number of an object, a new one when it is first seen.
+
+        Raises:
+            TypeError: The object cannot be weakly referenced.
+        """
+        number = id(instance)
+        known = self.tokens.get(number)
+        if known is not None:
+            return known
+        reference = _Reference(instance, self._callback)
+        reference.number = number
+        with self._lock:
+            token = self.tokens.get(number)
+            if token is None:
+                token = next(self._numbers)
+                reference.token = token
+                self._references[number] = reference
+                self.tokens[number] = token
+        return token
+
+    def after_fork(self) -> None:
+        """Replace the lock: the thread that held it may not exist in a forked child."""
+        self._lock = RLock()
+
+    def _gone(self, reference: _Reference) -> None:
+        with self._lock:
+            if self._references.get(reference.number) is not reference:
+                return  # one that lost the race in `token`
+            del self._references[reference.number]
+            del self.tokens[reference.number]
+        self._forget(reference.token)

@@ -1,0 +1,477 @@
+# this_file: src/opero/caching/single_flight.py
+"""Compute the same key only once at a time, for threads, tasks and event loops together.
+
+The first caller of a key leads a flight, later ones wait for its outcome. A leader that is cancelled
+or killed hands over to a waiter. A caller that leads a flight already never waits for another one but
+computes, so that neither recursion nor two leaders that want each other's keys can hang.
+
+A lone leader pays for one small object and a lock; what waiting needs is made when a second caller
+comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from contextvars import ContextVar, Token
+from enum import Enum
+from threading import RLock, get_ident
+from types import MemberDescriptorType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
+
+from opero.utils import ambient
+from opero.utils.steps import BlockingStep
+from opero.utils.waiters import TaskWaiter, ThreadWaiter, warn_of_blocked_loop
+
+if TYPE_CHECKING:
+    from opero.caching.memory import Entry
+    from opero.utils.steps import StepLogic
+
+__all__ = [
+    "Flight",
+    "FlightWaiter",
+    "Instruction",
+    "SharedFailure",
+    "SharedResult",
+    "SingleFlight",
+    "Waiting",
+    "become_leader",
+    "copy_error",
+    "forget_leadership",
+    "leads_others",
+    "notify",
+    "stop_leading",
+    "take_verdict",
+]  # fmt: skip
+
+
+# --- outcomes -------------------------------------------------------------------------------------
+
+
+class Instruction(Enum):
+    """What a waiter has to do where there is no outcome to share."""
+
+    LEAD = "take over the flight"
+    LOOK_AGAIN = "look in the store again"
+    COMPUTE = "compute without sharing"
+    LATE = "give up: its deadline has come"
+
+
+class SharedResult(NamedTuple):
+    """The flight's outcome is a result.
+
+    Attributes:
+        entry: The result in the form in which it is stored, whether it was stored or not.
+        rejected: Whether `retry_if_result` refused it.
+        stale: Whether the computation failed, and the entry is the expired one.
+    """
+
+    entry: Entry
+    rejected: bool = False
+    stale: bool = False
+
+
+class SharedFailure(NamedTuple):
+    """The flight's outcome is a failure.
+
+    Attributes:
+        error: A copy that is never raised: each waiter makes its own from it.
+    """
+
+    error: Exception
+
+
+Verdict = Instruction | SharedResult | SharedFailure
+
+
+class Waiting(Protocol):
+    """A caller that waits for a flight.
+
+    Attributes:
+        deadline: Clock reading at which it stops waiting, None for never.
+        flight: What it waits for, once it stands in the queue.
+        verdict: The outcome that it was handed; None while it waits.
+    """
+
+    deadline: float | None
+    flight: Flight
+    verdict: Verdict | None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it would go on at once if it were woken."""
+        ...
+
+    def wake(self) -> bool:
+        """Let it go on; False if it cannot now, because it was cancelled or its loop does not run."""
+        ...
+
+
+class FlightWaiter:
+    """A waiting thread, or a waiting task of any event loop in any thread.
+
+    Args:
+        deadline: Clock reading at which it stops waiting, None for never.
+        blocking: Whether it is a thread.
+    """
+
+    __slots__ = ("_waiter", "deadline", "flight", "verdict")
+
+    flight: Flight
+
+    def __init__(self, deadline: float | None = None, *, blocking: bool) -> None:
+        self.deadline = deadline
+        self.verdict: Verdict | None = None
+        if blocking:
+            warn_of_blocked_loop("another caller's result")
+        self._waiter: Any = ThreadWaiter() if blocking else TaskWaiter()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it would go on at once: it was not cancelled, and its loop runs."""
+        ready: bool = self._waiter.ready
+        return ready
+
+    def wait(self) -> Any:
+        """Wait until `wake`, and return whether that came before the deadline; awaitable for a task."""
+        left = None if self.deadline is None else self.deadline - ambient.clock().monotonic()
+        return self._waiter.wait(left)
+
+    def wake(self) -> bool:
+        """Let it go on, from whatever thread."""
+        woken: bool = self._waiter.wake()
+        return woken
+
+
+def notify(waiters: Iterable[Waiting], outcome: Verdict) -> None:
+    """Hand an outcome to waiters and wake them."""
+    for waiter in waiters:
+        waiter.verdict = outcome
+        waiter.wake()
+
+
+def take_verdict(waiter: Waiting) -> Any:
+    """Return what a waiter was handed, and forget it: no frame may keep an error that passes through it."""
+    verdict, waiter.verdict = waiter.verdict, None
+    return verdict
+
+
+# --- flights and their leaders --------------------------------------------------------------------
+
+
+class Flight:
+    """One computation that other callers may wait for.
+
+    Attributes:
+        key: What is computed.
+        thread: Identifier of the thread in which its leader runs, None while it has no leader.
+        done: Whether it has ended, however it ended.
+        invalidated: Whether its key was invalidated meanwhile, so that its result must not be stored.
+        without_result: Whether it has ended with nothing that other processes could find in the store.
+        waiters: The callers that wait, in order of arrival; None while there are none.
+    """
+
+    # Defaults are class attributes, so that a lone leader sets next to nothing.
+    thread: int | None = None
+    done = False
+    invalidated = False
+    without_result = False
+    waiters: dict[Waiting, None] | None = None
+
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
+
+    def __repr__(self) -> str:
+        state = "done" if self.done else "under way"
+        return f"<Flight {state}, {len(self.waiters or ())} waiters>"
+
+
+_led: ContextVar[tuple[Flight, ...]] = ContextVar("opero_flights_led", default=())
+"""The flights that this thread or task leads. Copied into child tasks, where it may name flights
+that are done."""
+
+
+def become_leader(flight: Flight) -> Token[tuple[Flight, ...]]:
+    """Make this context the leader of a flight."""
+    led = _led.get()
+    flight.thread = get_ident()
+    return _led.set((*(f for f in led if not f.done), flight) if led else (flight,))
+
+
+def stop_leading(token: Token[tuple[Flight, ...]]) -> None:
+    """Undo `become_leader`."""
+    try:
+        _led.reset(token)
+    except ValueError:
+        # A coroutine that the garbage collector closes ends in another context.
+        return
+
+
+def forget_leadership() -> None:
+    """Forget the flights of the context that this one was copied from: its caller leads them."""
+    _led.set(())
+
+
+def leads_others(flight: Flight | None = None) -> bool:
+    """Whether this context leads another flight than this one."""
+    return any(other is not flight and not other.done for other in _led.get())
+
+
+class SingleFlight:
+    """The flights of one function, by key.
+
+    Attributes:
+        claim: `claim(key, flight)` puts a flight in its key's place, and returns the one that is
+            there then: another one if that came first.
+        completed: How many flights have ended. A look in the store that found nothing is still valid
+            if none has ended since.
+
+    Example:
+        >>> flights = SingleFlight()
+        >>> flight = flights.join("key")
+        >>> flights.join("key") is flight  # the same thread would wait for itself
+        False
+        >>> flights.complete(flight), flight.done
+        ((), True)
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[Hashable, Flight] = {}
+        self.claim: Callable[[Hashable, Flight], Flight] = self._open.setdefault
+        self.completed = 0
+        # Reentrant, because the garbage collector may end an abandoned coroutine, and its flight,
+        # at any allocation.
+        self._lock = RLock()
+
+    def join(self, key: Hashable, *, blocking: bool = True) -> Flight | None:
+        """Return a flight to lead, or None if the caller has to wait.
+
+        A caller that must not wait, though another one is computing, gets a flight that cannot be
+        joined.
+
+        Args:
+            key: What is wanted.
+            blocking: Whether waiting would block the thread, so that a leader in the same thread
+                could never finish.
+        """
+        mine = Flight(key)
+        found = self._open.setdefault(key, mine)
+        if found is mine:
+            return mine
+        private = leads_others() or (blocking and found.thread == get_ident())
+        return mine if private else None
+
+    def follow(
+        self, key: Hashable, deadline: float | None, *, blocking: bool
+    ) -> StepLogic[Flight | Verdict]:
+        """Wait while another caller computes a key.
+
+        Returns:
+            Its outcome, or a flight to lead where there is none to wait for (any more).
+        """
+        while (flight := self.join(key, blocking=blocking)) is None:
+            waiter = FlightWaiter(deadline, blocking=blocking)
+            if not self.wait_for(key, waiter):
+                continue
+            try:
+                in_time = yield BlockingStep(waiter.wait, waiter.wait)
+            except BaseException:
+                self.leave(waiter)
+                raise
+            if not in_time and self.leave(waiter):
+                return Instruction.LATE
+            if waiter.verdict is Instruction.LEAD:
+                return waiter.flight
+            if waiter.verdict not in (None, Instruction.LOOK_AGAIN):
+                return take_verdict(waiter)  # type: ignore[no-any-return]  # a verdict
+        return flight
+
+    def replace(self, key: Hashable) -> Flight:
+        """Return a flight to lead whose result counts for more than that of the one under way."""
+        mine = Flight(key)
+        with self._lock:
+            self.invalidate(key)
+            self._open[key] = mine
+        return mine
+
+    def wait_for(self, key: Hashable, waiter: Waiting) -> bool:
+        """Put a waiter in the queue; False if the flight has ended by now."""
+        with self._lock:
+            flight = self._open.get(key)
+            if flight is None:
+                return False
+            if flight.waiters is None:
+                flight.waiters = {}
+            flight.waiters[waiter] = None
+            waiter.flight = flight
+        return True
+
+    def leave(self, waiter: Waiting) -> bool:
+        """Take out a waiter whose wait was cut short; what it was handed goes to the next one.
+
+        Returns:
+            False if it has been handed the outcome meanwhile.
+        """
+        flight = waiter.flight
+        with self._lock:
+            if flight.waiters:
+                flight.waiters.pop(waiter, None)
+        if waiter.verdict is Instruction.LEAD:
+            self.abandon(flight)
+            return True
+        return waiter.verdict is None
+
+    def complete(self, flight: Flight) -> Iterable[Waiting]:
+        """End a flight and return the waiters that must be notified of its outcome."""
+        lock = self._lock
+        lock.acquire()  # half the cost of `with`, and every miss comes along here
+        try:
+            flight.done = True
+            self.completed += 1
+            if self._open.get(flight.key) is flight:
+                del self._open[flight.key]
+            waiters = flight.waiters
+            if waiters is None:
+                return ()
+            flight.waiters = None
+            return waiters
+        finally:
+            lock.release()
+
+    def abandon(self, flight: Flight) -> None:
+        """End the lead of a caller that was cancelled or killed: a waiter takes over, if there is one."""
+        if not self._hand_over(flight, None):
+            notify(self.complete(flight), Instruction.LOOK_AGAIN)
+
+    def abandon_late(self, flight: Flight, deadline: float | None) -> bool:
+        """End the lead of a caller whose deadline has come, if a waiter has more time than that.
+
+        Args:
+            flight: The flight.
+            deadline: Clock reading at which its leader had to end.
+
+        Returns:
+            False if no waiter takes over, so that the leader's failure is the outcome.
+        """
+        if flight.invalidated:
+            # Waiters for an outdated result had better begin anew.
+            self.abandon(flight)
+            return True
+        return self._hand_over(flight, deadline)
+
+    def _hand_over(self, flight: Flight, deadline: float | None) -> bool:
+        """Let a waiter lead, one with a later deadline if there is one; False if none can."""
+        while True:
+            with self._lock:
+                none = flight.invalidated or flight.done
+                successor = None if none else _successor(flight, deadline)
+                if successor is None or flight.waiters is None:
+                    return False
+                flight.waiters.pop(successor)
+                flight.thread = None
+                successor.verdict = Instruction.LEAD
+            if successor.wake():
+                return True
+            # Its loop has stopped just now. Should it go on, the task looks again.
+            successor.verdict = None
+
+    def invalidate(self, key: Hashable) -> None:
+        """Keep the result of a flight under way out of the store; new callers lead a new one."""
+        with self._lock:
+            flight = self._open.pop(key, None)
+            if flight is not None:
+                flight.invalidated = True
+
+    def invalidate_all(self) -> None:
+        """Do the same for all flights."""
+        with self._lock:
+            for key in list(self._open):
+                self.invalidate(key)
+
+    def after_fork(self) -> None:
+        """Forget everything: the leaders are in another process."""
+        self._open.clear()
+        self._lock = RLock()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+
+def _successor(flight: Flight, deadline: float | None) -> Waiting | None:
+    """Return the first waiter that can take over, with a later deadline than that."""
+    for waiter in flight.waiters or ():
+        later = deadline is None or waiter.deadline is None or waiter.deadline > deadline
+        # A task of a loop that does not run would hold up all others.
+        if later and waiter.ready:
+            return waiter
+    return None
+
+
+# --- copies of failures ---------------------------------------------------------------------------
+
+E = TypeVar("E", bound=BaseException)
+
+
+def copy_error(error: E) -> E:
+    """Return a copy of an exception: type, args, attributes, notes, cause, context and traceback so
+    far.
+
+    Its class's `__init__` is not called, since it may want other arguments than `args` holds. What
+    lives in C structures and slots (`OSError.errno`, `StopIteration.value`) is carried over member
+    by member.
+
+    Returns:
+        The copy, or the exception itself if it cannot be copied.
+
+    Example:
+        >>> copy_error(FileNotFoundError(2, "No such file", "x.txt"))
+        FileNotFoundError(2, 'No such file')
+    """
+    kind = type(error)
+    try:
+        made = kind.__new__(kind, *error.args)
+        if type(made) is not kind or made is error:
+            return error
+        _carry_over(error, made)
+    except Exception:  # noqa: BLE001 - a class may refuse anything; all callers share the object then
+        return error
+    return made
+
+
+def _carry_over(error: BaseException, made: BaseException) -> None:
+    # Set past the class's own `__setattr__`: exceptions may be frozen dataclasses.
+    put = BaseException.__setattr__
+    for owner in type(error).__mro__:
+        for member in vars(owner).values():
+            if isinstance(member, MemberDescriptorType):
+                _carry_member(member, error, made)
+    state: dict[str, Any] = dict(error.__dict__)
+    notes = state.get("__notes__")
+    if isinstance(notes, list):
+        state["__notes__"] = list(notes)
+    made.__dict__.update(state)
+    put(made, "args", error.args)
+    put(made, "__cause__", error.__cause__)
+    put(made, "__context__", error.__context__)
+    put(made, "__suppress_context__", error.__suppress_context__)
+    put(made, "__traceback__", error.__traceback__)
+
+
+def _carry_member(member: MemberDescriptorType, error: BaseException, made: BaseException) -> None:
+    value = _read(member, error)
+    # An empty C member reads as None too, and would not be empty once None were written to it.
+    if value is _ABSENT or value is _read(member, made):
+        return
+    try:
+        member.__set__(made, value)
+    except (AttributeError, TypeError):
+        return  # one that only `__new__` sets
+
+
+def _read(member: MemberDescriptorType, error: BaseException) -> object:
+    try:
+        return member.__get__(error)
+    except AttributeError:
+        return _ABSENT
+
+
+_ABSENT: Final = object()

@@ -1,0 +1,365 @@
+# this_file: src/opero/concurrency/dedupe.py
+"""Compute equal items once: store results and notify waiters, here and in other processes.
+
+An item that the cache does not have is computed by the process that has its lease. Leases are acquired for many items
+at once, when these are about to be dispatched, and given back when their results are stored. Items that another process
+has leased are parked: they are looked up again after growing pauses, and neither reach a worker nor take the place of
+others. The map computes the items whose leases it has, whatever it waits for, so that two maps never wait for each
+other.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from opero.caching.memory import Entry
+from opero.caching.single_flight import Flight, SharedFailure, SharedResult, copy_error, notify
+from opero.concurrency.batches import Batch, BatchesByOrigin
+from opero.concurrency.executors.base import ItemOutcome
+from opero.concurrency.steps import BlockingCall, BlockingCalls, Steps
+from opero.core.call import Call
+from opero.errors import DeadlineError
+from opero.utils import ambient
+
+if TYPE_CHECKING:
+    from opero.caching.entries import Stored
+    from opero.caching.lease import (  # noqa: TC004 - loaded with the first store that lends leases
+        Lease,
+        Leases,
+        LeaseWait,
+    )
+    from opero.caching.single_flight import Verdict
+    from opero.concurrency.executors.base import MapJob
+    from opero.core.cache import CacheStage
+
+__all__ = ["AddFresh", "InFlightElsewhere", "LeadItem", "RemoteLeases", "ResultStore"]
+
+AddFresh = Callable[[list[int], list[Any]], object]
+"""Called with indices and items that must be computed."""
+
+
+@dataclass(slots=True, eq=False)
+class LeadItem:
+    """An item that this map computes, and the equal ones that wait for it."""
+
+    flight: Flight
+    call: Call
+    index: int
+    item: Any
+    followers: list[tuple[int, Any]] = field(default_factory=list)
+    old: Entry | None = None
+    """What the cache had, if it has expired."""
+    lease: Lease | None = None
+    """What keeps other processes from computing it, once it is claimed."""
+    wait: LeaseWait | None = None
+    """The wait for the process that computes it, while one does or after one did."""
+    parked: bool = False
+    """Whether it waits for that now."""
+
+
+class InFlightElsewhere:
+    """An item that another caller of this process computes now: a waiter of that flight."""
+
+    __slots__ = ("_arrived", "call", "deadline", "flight", "index", "item", "key", "verdict")
+
+    def __init__(
+        self,
+        index: int,
+        item: Any,
+        call: Call,
+        key: Hashable,
+        arrived: Callable[[InFlightElsewhere], None],
+        deadline: float | None = None,
+    ) -> None:
+        self.index = index
+        self.item = item
+        self.call = call
+        self.key = key
+        self.flight = Flight(None)
+        self.deadline: float | None = deadline
+        self.verdict: Verdict | None = None
+        self._arrived = arrived
+
+    @property
+    def ready(self) -> bool:
+        """Return True: a map can always take over."""
+        return True
+
+    def wake(self) -> bool:
+        """Pass the verdict to the map; called from any thread."""
+        self._arrived(self)
+        return True
+
+
+# --- other processes ------------------------------------------------------------------------------
+
+_TOGETHER: Final = 0.005
+"""Items that are due so many seconds later are looked up with those that are due now."""
+
+
+class RemoteLeases:
+    """The leases of a map's items, and the items that other processes compute.
+
+    Args:
+        leases: The leases of the function's keys.
+        awaits: Whether the map runs in an event loop.
+        limit: Returns the clock reading at which a wait that begins now must end, None for never.
+
+    Attributes:
+        waiting: How many items are parked, equal ones included.
+    """
+
+    def __init__(self, leases: Leases, *, awaits: bool, limit: Callable[[], float | None]) -> None:
+        self._leases = leases
+        self._awaits = awaits
+        self._limit = limit
+        self._parked: list[tuple[float, int, LeadItem]] = []
+        self._serial = itertools.count()
+        self.waiting: int = 0
+
+    def acquire(self, leads: Sequence[LeadItem], late: list[LeadItem]) -> Steps[list[LeadItem]]:
+        """Acquire the leases of items and return those that may be computed now; park the others.
+
+        Args:
+            leads: The items, all of them new, or all of them parked before.
+            late: Takes those whose deadline has come.
+        """
+        new = self._leases.new
+        for lead in leads:
+            lead.lease = lead.lease or new(lead.flight.key)
+        wanted = [(lead, lead.lease) for lead in leads if lead.lease is not None]
+        if not wanted:
+            return list(leads)
+        claims = [lease for _, lease in wanted]
+        again, blocking = wanted[0][0].wait is not None, not self._awaits
+        granted: list[bool | None] = yield BlockingCall(
+            lambda: self._leases.claim_many(claims, again=again, blocking=blocking)
+        )
+        self._leases.keep([lease for lease, mine in zip(claims, granted, strict=True) if mine])
+        for (lead, _), mine in zip(wanted, granted, strict=True):
+            if mine is None:
+                lead.lease = None
+            elif not mine:
+                self._park(lead, late)
+        return [lead for lead in leads if not lead.parked and lead not in late]
+
+    def _park(self, lead: LeadItem, late: list[LeadItem]) -> None:
+        from opero.caching.lease import LeaseWait
+
+        lead.wait = wait = lead.wait or LeaseWait(self._limit())
+        pause = wait.next()
+        if pause is not None:
+            lead.parked = True
+            self.waiting += 1 + len(lead.followers)
+            due = ambient.clock().monotonic() + pause
+            heapq.heappush(self._parked, (due, next(self._serial), lead))
+            return
+        lead.lease = None  # it was never ours
+        if wait.late:
+            late.append(lead)
+
+    def follow(self, lead: LeadItem) -> None:
+        """Count an item that is equal to another one."""
+        if lead.parked:
+            self.waiting += 1
+
+    def next_due(self) -> float | None:
+        """Return the clock reading at which parked items are to be looked up, None without any."""
+        return self._parked[0][0] if self._parked else None
+
+    def due(self) -> list[LeadItem]:
+        """Take out the items that are to be looked up now."""
+        found: list[LeadItem] = []
+        if self._parked and self._parked[0][0] <= (now := ambient.clock().monotonic()):
+            while self._parked and self._parked[0][0] <= now + _TOGETHER:
+                lead = heapq.heappop(self._parked)[2]
+                lead.parked = False
+                self.waiting -= 1 + len(lead.followers)
+                found.append(lead)
+        return found
+
+    def give_back(self, leads: Iterable[LeadItem]) -> None:
+        """End the leases of items, without waiting for the store."""
+        for lead in leads:
+            lease, lead.lease = lead.lease, None
+            self._leases.release(lease, lead.flight)
+
+    def close(self) -> None:
+        """Wait for no item any more."""
+        self._parked.clear()
+        self.waiting = 0
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+class ResultStore:
+    """Stores the results of the items that a map computes, and notifies those that wait for them.
+
+    Args:
+        cache: The function's cache stage.
+        job: How an item becomes a call.
+        led: What is computed, by its key; taken out when it ends.
+        keys: Keys of the items that are computed, by index; likewise.
+        shares: Whether other callers may wait for these items.
+        leases: The leases of the items, None without any.
+    """
+
+    def __init__(
+        self,
+        cache: CacheStage,
+        job: MapJob,
+        *,
+        led: dict[Hashable, LeadItem],
+        keys: dict[int, Hashable],
+        shares: bool,
+        leases: RemoteLeases | None,
+    ) -> None:
+        self._cache = cache
+        self._job = job
+        self._led = led
+        self._keys = keys
+        self._shares = shares
+        self._leases = leases
+        self._flights = cache.single_flight
+        self._slow: bool = cache.store.blocking
+
+    def settle(self, batches: list[Batch], fresh: AddFresh) -> Steps[list[Batch]]:
+        """Store results, notify waiters, and return the results of equal items.
+
+        An item that failed and gets an expired result instead moves from its batch to one of those.
+        """
+        known = BatchesByOrigin()
+        landed: list[tuple[LeadItem, Any]] = []
+        keeps: list[tuple[Call, Flight, Any, float]] = []
+        moved: dict[int, set[int]] = {}
+        ended: list[LeadItem] = []
+        for number, batch in enumerate(batches):
+            for position, index in enumerate(batch.idx):
+                key = self._keys.pop(index, None)
+                lead = None if key is None else self._led.pop(key)
+                if lead is None:
+                    continue
+                ended.append(lead)
+                outcome = batch.odd.get(position)
+                error = None if outcome is None else outcome.error
+                if error is None:
+                    value = batch.values[position]
+                    landed.append((lead, value))
+                    keeps.append((lead.call, lead.flight, value, _fill_in(lead.call, outcome)))
+                elif isinstance(error, Exception):
+                    if self._crash(lead, error, known):
+                        moved.setdefault(number, set()).add(position)
+                else:
+                    self._flights.abandon(lead.flight)
+                    for follower in lead.followers:
+                        fresh([follower[0]], [follower[1]])
+        for number, positions in moved.items():
+            batches[number] = batches[number].without(positions)
+        try:
+            yield from self._store(landed, keeps, fresh, known)
+        finally:
+            if self._leases is not None:
+                self._leases.give_back(ended)
+        return known.batches
+
+    def _store(
+        self,
+        landed: list[tuple[LeadItem, Any]],
+        keeps: list[tuple[Call, Flight, Any, float]],
+        fresh: AddFresh,
+        known: BatchesByOrigin,
+    ) -> Steps[None]:
+        """Store results, then notify those that wait for them."""
+        try:
+            entries = yield from self._keep(keeps)
+        except BaseException:
+            # The map is cancelled, and nothing else will end these flights.
+            for lead, _ in landed:
+                self._flights.abandon(lead.flight)
+            raise
+        for (lead, value), entry in zip(landed, entries, strict=True):
+            if self._cache.freshness is not None:
+                self._cache.computed(lead.call, lead.flight.key)
+            self._share(lead, value, entry, fresh, known)
+
+    def _keep(self, keeps: list[tuple[Call, Flight, Any, float]]) -> Steps[list[Entry | None]]:
+        cache, writer = self._cache, self._cache.writer
+        wanted = [
+            (flight, value, cache.lifetime(call, value, began))
+            for call, flight, value, began in keeps
+        ]
+        if not (self._slow and writer.stores_many and keeps):
+            storing = BlockingCalls(writer.store, writer.astore, wanted)
+            several: list[Entry | None] = (
+                (yield storing) if self._slow and keeps else storing.run_sync()
+            )
+            return several
+        stored: list[Stored] = yield BlockingCall(lambda: writer.store_many(wanted))
+        return [
+            writer.report(flight, one) for (flight, _, _), one in zip(wanted, stored, strict=True)
+        ]
+
+    def _share(
+        self,
+        lead: LeadItem,
+        value: Any,
+        entry: Entry | None,
+        fresh: AddFresh,
+        known: BatchesByOrigin,
+    ) -> None:
+        call = lead.call
+        waiters = self._flights.complete(lead.flight) if self._shares else ()
+        if not (waiters or lead.followers):
+            return
+        verdict = self._cache.verdict(value, entry, rejected=call.rejected)
+        notify(waiters, verdict)
+        for index, item in lead.followers:
+            if isinstance(verdict, SharedResult):
+                copy = verdict.entry.open()
+                self._job.pipeline.stats.add(shared=1)
+                result = (
+                    ItemOutcome(value=copy, rejected=True, attempts=0, calls=0)
+                    if call.rejected
+                    else copy
+                )
+                known.add("shared", index, item, result)
+            else:
+                fresh([index], [item])
+
+    def _crash(self, lead: LeadItem, error: Exception, known: BatchesByOrigin) -> bool:
+        """Share a failure; True if all, the item itself too, get an expired result instead."""
+        cache, call = self._cache, lead.call
+        # A caller short of time says nothing about what the next one will achieve.
+        lead.flight.without_result = not isinstance(error, DeadlineError)
+        old = None
+        if cache.freshness is not None:
+            old = cache.stand_in(call, lead.flight, lead.old, error)
+        waiters = self._flights.complete(lead.flight) if self._shares else ()
+        if old is not None:
+            notify(waiters, SharedResult(old, stale=True))
+            for index, item in ((lead.index, lead.item), *lead.followers):
+                known.add("stale", index, item, cache.serve_stale(call, old, error))
+            return True
+        if waiters:
+            notify(waiters, SharedFailure(copy_error(error)))
+        for index, item in lead.followers:
+            known.add(
+                "shared", index, item, ItemOutcome(error=copy_error(error), attempts=0, calls=0)
+            )
+        return False
+
+
+def _fill_in(call: Call, outcome: ItemOutcome | None) -> float:
+    """Write on a call how it went; return the clock reading at its start."""
+    began = ambient.clock().monotonic()
+    if outcome is None:
+        call.calls = 1
+        return began
+    call.attempts, call.calls, call.rejected = outcome.attempts, outcome.calls, outcome.rejected
+    call.label, call.value, call.slept = outcome.label, outcome.fallback, outcome.slept
+    return began - outcome.seconds

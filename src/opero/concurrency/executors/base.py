@@ -1,0 +1,338 @@
+# this_file: src/opero/concurrency/executors/base.py
+"""Define what the scheduler of a map and its executors exchange.
+
+The scheduler owns every policy: window, order, chunks, cache, retries that wait long, errors. An executor owns workers:
+it takes chunks, runs their items and reports. It decides nothing, keeps nothing, and never calls the scheduler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from opero.core.options import Options
+from opero.core.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from opero.events import Event  # noqa: TC004 - loaded when the first one is sent
+
+__all__ = [
+    "AsyncMapExecutor",
+    "Caps",
+    "Chunk",
+    "Done",
+    "GaveBack",
+    "ItemOutcome",
+    "Lost",
+    "MapExecutor",
+    "MapJob",
+    "Parked",
+    "Report",
+    "Why",
+    "WorkerFacts",
+]
+
+Why = Literal["crash", "timeout", "deadline", "memory", "stopped"]
+"""What ended a worker: it died, its item took too long (for its own limit, or for a deadline) or too much memory, or it
+ended through no fault of an item."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caps:
+    """What the scheduler may rely on.
+
+    Attributes:
+        remote: Items and results leave the process, so everything must be picklable.
+        kills: A running item can be stopped; such an executor enforces `MapJob.item_timeout` itself.
+        attributes_crash: `Lost` names the item that a worker died of; otherwise the scheduler bisects.
+        max_payload: Most bytes of one chunk that cannot block or spill; None for no limit.
+    """
+
+    remote: bool = False
+    kills: bool = False
+    attributes_crash: bool = False
+    max_payload: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MapJob:
+    """What is done with each item.
+
+    Attributes:
+        function: The user's function itself.
+        options: Options of the pipeline around it in a worker: those of the map without its cache.
+        pipeline: That pipeline, for executors in this process; its counters, limiter and listeners are
+            the map's own.
+        before, after, kwargs: Arguments around the item, the same for all: `function(*before, item,
+            *after, **kwargs)`; `before` is the instance of a method.
+        item_timeout: Longest time of one real call in seconds, for executors that can kill.
+        target_s: Work that one chunk should hold, in seconds; one that takes 5 times as long gives back what has not
+            begun.
+        parks: Longest pause before a retry, in seconds, that a worker sleeps itself; before a longer
+            one it reports the item with `ItemOutcome.retry_in` and takes the next.
+        details: Whether plain successes too are wanted as `ItemOutcome`s.
+        worker_init: Called once in each new worker.
+        memory_limit: Most bytes a worker process may take.
+        max_tasks_per_worker: Items after which a worker process is replaced.
+        deadline: Clock reading by which all must be done, from where the map was called; None if there is none.
+        in_flight: Coroutines that one worker process has under way at once.
+        relays_all: Whether events of functions that the mapped one calls are wanted, too.
+        leads: Whether other callers wait for these results, so that the function, where it calls itself in a foreign
+            worker, must not wait for another caller.
+        enter: Called with index and item in the context of each attempt, a copy of its own; only for executors in
+            this process.
+    """
+
+    function: Callable[..., Any]
+    options: Options
+    pipeline: Pipeline
+    before: tuple[Any, ...] = ()
+    after: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    item_timeout: float | None = None
+    target_s: float = 0.03
+    parks: float = 0.05
+    details: bool = False
+    worker_init: Callable[[], object] | None = None
+    memory_limit: int | None = None
+    max_tasks_per_worker: int | None = None
+    deadline: float | None = None
+    in_flight: int = 1
+    relays_all: bool = False
+    leads: bool = False
+    enter: Callable[[int, Any], object] | None = None
+
+
+@dataclass(slots=True)
+class Parked:
+    """What an unfinished call takes with it to its next attempt; small and picklable.
+
+    Attributes:
+        attempts: Attempts begun, the coming one included.
+        calls: Real calls made.
+        slept: Seconds of pauses, the coming one included.
+        elapsed: Seconds since the call began, the coming pause included.
+        failures: Label and error of each failed real call.
+    """
+
+    attempts: int = 1
+    calls: int = 0
+    slept: float = 0.0
+    elapsed: float = 0.0
+    failures: tuple[tuple[str | None, Exception], ...] = ()
+
+
+@dataclass(slots=True)
+class ItemOutcome:
+    """What became of one item: a value, an error, or a pause before its next attempt.
+
+    Attributes:
+        value: The result.
+        error: Why there is none; None for a result. Only `Exception`s and what a worker made of the
+            others; never a cancellation.
+        attempts, calls: Attempts and real calls made.
+        seconds: Time it took.
+        slept, waited: Seconds of it in pauses and in the rate limiter.
+        label, fallback: The fallback value in use, as opero shows it and itself.
+        rejected: Whether `retry_if_result` refused the value and all was spent.
+        trace: The traceback in the worker as text, where the error itself came without it.
+        retry_in: Seconds until the item shall be tried again; None if this is final.
+        parked: What that next attempt must know.
+    """
+
+    value: Any = None
+    error: BaseException | None = None
+    attempts: int = 1
+    calls: int = 1
+    seconds: float = 0.0
+    slept: float = 0.0
+    waited: float = 0.0
+    label: str | None = None
+    fallback: Any = None
+    rejected: bool = False
+    trace: str | None = None
+    retry_in: float | None = None
+    parked: Parked | None = None
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Some items on their way to a worker.
+
+    Attributes:
+        id: Its number; one that comes back goes out again under a new one.
+        idx: Indices of the items in the input; a `range` where they are neighbours.
+        items: The items.
+        attempt: How often these items were lost with a worker before.
+        parked: What items that were tried before take with them, by position.
+    """
+
+    id: int
+    idx: Sequence[int]
+    items: list[Any]
+    attempt: int = 0
+    parked: dict[int, Parked] | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+@dataclass(slots=True)
+class WorkerFacts:
+    """What happened in a worker that does not share the map's counters and listeners.
+
+    Attributes:
+        stats: Amounts to add to the counters, by name.
+        events: Events, in order.
+    """
+
+    stats: dict[str, float] = field(default_factory=dict)
+    events: tuple[Event, ...] = ()
+
+
+class Done(NamedTuple):
+    """Results of some items of a chunk, in the order in which they have finished.
+
+    Plain successes stand in `values` and nowhere else, so that a map of tiny items pays for one list
+    per chunk and not for an object per item.
+
+    Attributes:
+        chunk: Its id.
+        places: Their positions in the chunk, ascending; a `range` where they are neighbours.
+        values: One per item.
+        odd: What is more than a plain value of a first attempt, by position in `values`, where None
+            stands for it.
+        busy_s: Seconds of work on these items.
+        worker: Name of the worker.
+        facts: Counters and events of workers elsewhere.
+        weight: Bytes that the items of the whole chunk took beside its frame.
+    """
+
+    chunk: int
+    places: Sequence[int]
+    values: list[Any]
+    odd: dict[int, ItemOutcome]
+    busy_s: float
+    worker: str
+    facts: WorkerFacts | None = None
+    weight: int = 0
+
+
+class GaveBack(NamedTuple):
+    """A worker will do nothing of a chunk from some position on; those before it are done, or at work still.
+
+    Attributes:
+        chunk: Its id.
+        kept: Position of the first item that is given back.
+    """
+
+    chunk: int
+    kept: int
+
+
+class Lost(NamedTuple):
+    """A worker died with what it kept of a chunk and had not reported.
+
+    Attributes:
+        chunk: Its id.
+        culprit: Position in the chunk of the item it died of; None if the executor does not know.
+        why: Why it ended.
+        pid, exitcode: The process, where there was one.
+        said: Its last output, for the message.
+        alone: Whether nothing of other chunks was under way in the worker, so that it died of this one.
+    """
+
+    chunk: int
+    culprit: int | None
+    why: Why
+    pid: int | None = None
+    exitcode: int | None = None
+    said: str = ""
+    alone: bool = True
+
+
+Report = Done | GaveBack | Lost
+"""A chunk is over when everything that its worker keeps is reported as `Done`, or with a `Lost`."""
+
+
+class MapExecutor(Protocol):
+    """Workers of one kind. All methods but `wake` are called from one thread at a time."""
+
+    name: str
+    caps: Caps
+
+    def slots(self) -> int:
+        """Return how many chunks it wants to hold, those at work included; asked before each turn."""
+        ...
+
+    def open(self, job: MapJob) -> None:
+        """Get ready for a job; called once, before the first chunk.
+
+        Raises:
+            OperoError: The job cannot be shipped, or no worker comes up.
+        """
+        ...
+
+    def submit(self, chunk: Chunk) -> None:
+        """Take a chunk; never blocks on a busy worker."""
+        ...
+
+    def poll(self, timeout: float | None) -> list[Report]:
+        """Return what was reported since the last time; wait for the first report if there is none.
+
+        Args:
+            timeout: Longest wait in seconds, 0 for none, None for ever.
+
+        Returns:
+            Reports in order; an empty list after `timeout` seconds or a `wake`.
+
+        Raises:
+            OperoError: Workers die before their first item, so that there is no point in going on.
+        """
+        ...
+
+    def kill(self, chunk_id: int, why: Why) -> bool:
+        """Stop the worker of a chunk, which is then reported as `Lost`; False where that is impossible."""
+        ...
+
+    def wake(self) -> None:
+        """Let a `poll` under way return, or the next one; from any thread, also after `close`."""
+        ...
+
+    def close(self, *, graceful: bool, timeout: float) -> None:
+        """End all workers; calling it again does nothing.
+
+        Args:
+            graceful: Let running items finish; otherwise stop them where that is possible.
+            timeout: Longest wait in seconds.
+        """
+        ...
+
+
+class AsyncMapExecutor(Protocol):
+    """The same for an event loop; all methods as in `MapExecutor`."""
+
+    def slots(self) -> int:
+        """Return how many chunks it wants to hold."""
+        ...
+
+    def open(self, job: MapJob) -> None:
+        """Get ready for a job."""
+        ...
+
+    def submit(self, chunk: Chunk) -> None:
+        """Take a chunk."""
+        ...
+
+    async def poll(self, wait: float | None) -> list[Report]:
+        """Return what was reported."""
+        ...
+
+    def wake(self) -> None:
+        """Let a `poll` under way return, or the next one."""
+        ...
+
+    async def close(self, *, graceful: bool, grace: float) -> None:
+        """End all workers."""
+        ...

@@ -1,0 +1,174 @@
+# this_file: src/opero/concurrency/executors/local.py
+"""Share a chunk's items among the workers of this process, and report what is done while a slow item runs."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from threading import Lock
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+from opero.concurrency.executors.base import Done
+
+if TYPE_CHECKING:
+    from opero.concurrency.executors.base import Chunk, ItemOutcome, Report
+
+__all__ = ["LocalChunk", "LocalChunks", "PartialResults"]
+
+_LOOK: Final = 0.03
+"""Seconds between two looks at chunks that are under way."""
+_ONLY: Final = range(1)
+
+
+class LocalChunk:
+    """A chunk whose items are taken one at a time, by one worker or by several.
+
+    Positions are taken from a deque, whose steps are atomic: no item is run twice, and none pays for a lock. A worker
+    without work helps with the chunk of another one, so that a slow item never keeps its neighbours from a free worker.
+
+    Args:
+        chunk: The chunk.
+
+    Attributes:
+        chunk: As above.
+        todo: Positions that no worker has taken.
+        unreported: How many items are still to be reported.
+    """
+
+    __slots__ = ("chunk", "todo", "unreported")
+
+    def __init__(self, chunk: Chunk) -> None:
+        self.chunk: Final = chunk
+        self.unreported: int = len(chunk.items)
+        self.todo: Final = deque(range(self.unreported))
+
+    def take(self) -> int | None:
+        """Return the next position, None if there is none."""
+        try:
+            return self.todo.popleft()
+        except IndexError:
+            # Asking first would not do: another worker may take the last one in between.
+            return None
+
+
+class PartialResults:
+    """What one worker has done of a chunk and not reported yet.
+
+    Args:
+        local: The chunk.
+        worker: Name of the worker.
+        owner: Reports it.
+    """
+
+    __slots__ = ("_due", "_finished", "_owner", "_since", "local", "worker")
+
+    def __init__(self, local: LocalChunk, worker: str, owner: LocalChunks) -> None:
+        self.local: Final = local
+        self.worker: Final = worker
+        self._owner = owner
+        self._finished: deque[tuple[int, Any, ItemOutcome | None]] = deque()
+        self._since = perf_counter()
+        self._due = self._since + owner.flush_s
+
+    def add(self, position: int, value: Any, outcome: ItemOutcome | None) -> None:
+        """Add a finished item, and report what is done when it is time for that.
+
+        Args:
+            position: Its position.
+            value: The plain result; ignored where there is an outcome.
+            outcome: What became of the item if that is more than a plain result.
+        """
+        self._finished.append((position, value, outcome))
+        if perf_counter() >= self._due:
+            self._owner.report(self)
+
+    def drain(self) -> Done | None:
+        """Return what is not reported yet, None if that is nothing."""
+        finished = [self._finished.popleft() for _ in range(len(self._finished))]
+        if not finished:
+            return None
+        now = perf_counter()
+        busy, self._since = now - self._since, now
+        self._due = now + self._owner.flush_s
+        first, last = finished[0][0], finished[-1][0]
+        together = last - first + 1 == len(finished)
+        places: Sequence[int] = range(first, last + 1) if together else [one[0] for one in finished]
+        values = [value if outcome is None else None for _, value, outcome in finished]
+        odd = {n: outcome for n, (_, _, outcome) in enumerate(finished) if outcome is not None}
+        return Done(self.local.chunk.id, places, values, odd, busy, self.worker)
+
+
+class LocalChunks:
+    """The chunks of several items that workers of this process have under way.
+
+    Args:
+        report: Called with each report, from any worker.
+
+    Attributes:
+        flush_s: Seconds after which a worker reports what it has done.
+    """
+
+    def __init__(self, report: Callable[[Report], object]) -> None:
+        self.flush_s: float = 0.0
+        self._report = report
+        self._lock = Lock()
+        self._open: dict[int, LocalChunk] = {}
+        self._partial: dict[str, PartialResults] = {}
+        self._due = 0.0
+
+    def add(self, chunk: Chunk) -> LocalChunk:
+        """Return a chunk for workers to take."""
+        local = LocalChunk(chunk)
+        if local.unreported > 1:
+            self._open[chunk.id] = local
+        return local
+
+    def begin(self, local: LocalChunk, worker: str) -> PartialResults:
+        """Return the place for what a worker does of a chunk of several items."""
+        partial = self._partial[worker] = PartialResults(local, worker, self)
+        return partial
+
+    def end(self, partial: PartialResults) -> None:
+        """Report what a worker has done; it takes no further item of the chunk."""
+        self.report(partial)
+        self._partial.pop(partial.worker, None)
+
+    def report(self, partial: PartialResults) -> None:
+        """Report what a worker has done so far."""
+        with self._lock:
+            done = partial.drain()
+            if done is None:
+                return
+            local = partial.local
+            local.unreported -= len(done.values)
+            if not local.unreported:
+                self._open.pop(done.chunk, None)
+            self._report(done)
+
+    def report_single(
+        self, local: LocalChunk, worker: str, value: Any, outcome: ItemOutcome | None, busy_s: float
+    ) -> None:
+        """Report a chunk of one item."""
+        values, odd = ([value], {}) if outcome is None else ([None], {0: outcome})
+        self._report(Done(local.chunk.id, _ONLY, values, odd, busy_s, worker))
+
+    def patience(self, timeout: float | None) -> float | None:
+        """Return how long to wait for reports, at most `timeout` seconds, before the next `look`."""
+        if not self._open:
+            return timeout
+        return _LOOK if timeout is None else min(timeout, _LOOK)
+
+    def look(self) -> None:
+        """Report what workers have done while they are busy with slow items, if it is time for that."""
+        if not self._partial or (now := monotonic()) < self._due:
+            return
+        self._due = now + _LOOK
+        # A copy, because workers come and go meanwhile.
+        for partial in list(self._partial.values()):
+            self.report(partial)
+
+    def close(self) -> None:
+        """Let no further item begin."""
+        for local in list(self._open.values()):
+            local.todo.clear()

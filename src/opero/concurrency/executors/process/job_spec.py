@@ -1,0 +1,205 @@
+# this_file: src/opero/concurrency/executors/process/job_spec.py
+"""Describe a job for worker processes, and rebuild it there."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pickle
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from opero.concurrency.executors.base import MapJob
+from opero.concurrency.executors.process.pickling import (
+    can_be_named,
+    dumps_by_value,
+    import_paths,
+    shared_options,
+)
+from opero.core.deadline import current_deadline
+from opero.core.function import describe_function
+from opero.core.options import Options
+from opero.core.pipeline import Pipeline
+from opero.errors import ShippingError
+from opero.events import event_bus
+from opero.limits.shareable import births, inherit
+from opero.utils import ambient
+
+if TYPE_CHECKING:
+    from opero.concurrency.executors.process.protocol import WorkerStatus
+
+__all__ = ["JobSpec", "loaded_module"]
+
+_OF_THE_PROCESS = frozenset({"pipeline", "options"})
+
+LoggerLevels = dict[str, tuple[int, bool, bool]]
+"""Of each logger with settings of its own: its level, whether it propagates, and whether it is disabled."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What a worker must know of a job; a fork inherits it, and others get it pickled.
+
+    Attributes:
+        fields: The job's fields, without what belongs to the map's process.
+        options: Options of the pipeline, with the limiter and permits that all processes share.
+        listens: Which events the map's process wants: "bus" (all), "function" or None.
+        loggers: Settings of its loggers; None if it has not loaded `logging`.
+        disabled: Whether retries, waits and caches are switched off.
+        program: Its process id.
+    """
+
+    fields: dict[str, Any]
+    options: Options
+    listens: str | None
+    loggers: LoggerLevels | None = None
+    disabled: bool = False
+    program: int = 0
+
+    @classmethod
+    def of(cls, job: MapJob) -> JobSpec:
+        """Describe a job."""
+        emitter = job.pipeline.emitter
+        fields = {
+            f.name: getattr(job, f.name)
+            for f in dataclasses.fields(job)
+            if f.name not in _OF_THE_PROCESS
+        }
+        everything = event_bus.active or job.relays_all
+        listens = "bus" if everything else "function" if emitter.active else None
+        options = shared_options(job.pipeline)
+        return cls(fields, options, listens, _levels(), ambient.disabled(), os.getpid())
+
+    @property
+    def functions(self) -> list[Any]:
+        """The functions that workers call."""
+        found = [self.fields["function"], self.fields["worker_init"]]
+        return [one for one in found if one is not None]
+
+    def pickled(self) -> bytes:
+        """Pickle for an interpreter that has nothing of this program.
+
+        Raises:
+            ShippingError: The function, or what it needs, cannot be pickled.
+        """
+        try:
+            packed = dumps_by_value(self)
+        except Exception as error:
+            function = getattr(self.fields["function"], "__qualname__", "the function")
+            raise ShippingError(
+                f"{function} cannot travel to a worker process ({type(error).__name__}: {error}). "
+                "Make what it needs (a lock, a client, an open file) inside of it, or use "
+                'mode="thread".'
+            ) from error
+        return pickle.dumps((import_paths(), sys.argv, births(), packed), 5)
+
+    def register_classes(self) -> None:
+        """Give the classes that the job refers to their identity, before a fork that inherits it.
+
+        A class of `__main__`, or of a function, is the same on both sides only if both know its number; cloudpickle
+        gives it one when it is pickled first.
+        """
+        if can_be_named(self.fields["function"]) and not any(
+            self.fields[name] for name in ("before", "after", "kwargs", "worker_init")
+        ):
+            # What an importable function makes can be imported too.
+            return
+        try:
+            dumps_by_value(self, lambda _: False, nowhere=True)
+        except Exception:  # noqa: BLE001, S110 - a fork needs no pickle
+            pass
+
+    @staticmethod
+    def open(data: bytes) -> JobSpec:
+        """Unpickle in a process with settings of its own."""
+        *_, born, packed = pickle.loads(data)  # noqa: S301 - from the map
+        # Before anything of the user's is imported, which makes its limiters.
+        inherit(born)
+        spec: JobSpec = pickle.loads(packed)  # noqa: S301 - from the map
+        return spec
+
+    @staticmethod
+    def open_in_worker(data: bytes, folder: str | None, environ: dict[str, str]) -> JobSpec:
+        """Unpickle in a worker process, which gets the paths, folder and environment of the program first."""
+        sys.path[:], sys.argv, _, _ = pickle.loads(data)  # noqa: S301 - from the map
+        if folder is not None:
+            try:
+                os.chdir(folder)
+            except OSError:
+                # It was removed meanwhile.
+                pass
+        if dict(os.environ) != environ:
+            os.environ.clear()
+            os.environ.update(environ)
+        return JobSpec.open(data)
+
+    def job(self, status: WorkerStatus | None, emit: Callable[[Any], object]) -> MapJob:
+        """Make the worker's own job: the same function with a pipeline of this process.
+
+        Args:
+            status: Where calls are noted that may take too long; None where nothing can end them.
+            emit: Takes the events of this function; those of all, if all are wanted and `status` is there.
+        """
+        options, fields = self.options, dict(self.fields)
+        info = describe_function(fields["function"])
+        limit = fields["item_timeout"]
+        if status is not None and limit is not None and info.kind == "sync":
+            # The pool kills a worker whose call takes too long; a thread could only be left behind.
+            options = _changed(options, timeout=None)
+            fields["function"] = _timed(info.fn, status, limit)
+            info = dataclasses.replace(info, fn=fields["function"])
+        if self.listens == "function":
+            options = _changed(options, on_event=emit)
+        elif self.listens == "bus" and status is not None:
+            event_bus.subscribe(emit)
+        pipeline = Pipeline(info, options)
+        return MapJob(pipeline=pipeline, options=options, **fields)
+
+
+def loaded_module(name: str) -> Any:
+    """Return a module that is loaded; None for one that is missing, or still being imported by another thread."""
+    module = sys.modules.get(name)
+    spec = getattr(module, "__spec__", None)
+    return None if getattr(spec, "_initializing", False) else module
+
+
+def _levels() -> LoggerLevels | None:
+    logging = loaded_module("logging")
+    if logging is None:
+        return None
+    root = logging.getLogger()
+    found: LoggerLevels = {"": (max(root.level, logging.root.manager.disable + 1), True, False)}
+    for name, logger in list(root.manager.loggerDict.items()):
+        if isinstance(logger, logging.Logger) and (
+            logger.level or not logger.propagate or logger.disabled
+        ):
+            found[name] = logger.level, logger.propagate, logger.disabled
+    return found
+
+
+def _changed(options: Options, **changes: Any) -> Options:
+    changed = dataclasses.replace(options, **changes)
+    object.__setattr__(changed, "given", options.given)
+    return changed
+
+
+def _timed(fn: Callable[..., Any], status: WorkerStatus, limit: float) -> Callable[..., Any]:
+    """Return a function that notes when each call begins and by when it must end."""
+    begin, end, now = status.begin_call, status.end_call, time.monotonic
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        due, end_of_all = now() + limit, current_deadline()
+        if end_of_all is None or due < end_of_all:
+            begin(due)
+        else:
+            begin(end_of_all, deadline=True)
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            end()
+
+    return functools.update_wrapper(call, fn, updated=())

@@ -1,0 +1,315 @@
+# this_file: src/opero/concurrency/executors/process/pickling.py
+"""Pickle functions and values for another process.
+
+What can be imported is pickled by name. A decorated function hides the function inside under its name, so that one is
+pickled as "what is inside of this name". Everything else (lambdas, closures, what was defined in `__main__` or a
+notebook) is pickled by value, with cloudpickle.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import io
+import os
+import pickle
+import sys
+import weakref
+from collections.abc import Callable
+from os.path import realpath
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final
+
+from opero.core.function import ClassMethod, Method
+from opero.errors import ShippingError
+
+if TYPE_CHECKING:
+    from cloudpickle import Pickler
+
+    from opero.core.options import Options
+    from opero.core.pipeline import Pipeline
+
+__all__ = ["can_be_named", "dumps", "dumps_by_value", "import_paths", "shared_options"]
+
+_PROTOCOL: Final = 5
+Stays = Callable[[pickle.PickleBuffer], object]
+
+
+def dumps(
+    value: object,
+    stays: Stays | None = None,
+    again: Callable[[], object] = lambda: None,
+    *,
+    home: bool = False,
+) -> bytes:
+    """Pickle a value so that a process with another `__main__` can open it.
+
+    Args:
+        value: The value.
+        stays: Called with each large buffer; a false result keeps it out of the pickle.
+        again: Called if the pickle begins anew, and `stays` will be called for all buffers once more.
+        home: Whether this is a worker, and the value for the process that its job came from.
+
+    Raises:
+        Exception: It cannot be pickled.
+    """
+    try:
+        data = pickle.dumps(value, _PROTOCOL, buffer_callback=stays)
+    except Exception:  # noqa: BLE001, S110 - a class may refuse in any way; by value it may work
+        pass
+    else:
+        # A name in such a module means nothing in the other process, or something else.
+        if not any(name in data for name in _unknown):
+            return data
+    again()
+    return dumps_by_value(value, stays, home=home)
+
+
+def dumps_by_value(
+    value: object, stays: Stays | None = None, *, nowhere: bool = False, home: bool = False
+) -> bytes:
+    """Pickle by value what cannot be imported by name; slower than `dumps`, and knows decorated functions.
+
+    Args:
+        value: The value.
+        stays: As in `dumps`.
+        nowhere: Whether the pickle is thrown away.
+        home: As in `dumps`.
+    """
+    file = _Nowhere() if nowhere else io.BytesIO()
+    pickler = _pickler()(file, _PROTOCOL, buffer_callback=stays)
+    vars(pickler)["opero_returns"] = home
+    pickler.dump(value)
+    return file.getvalue()
+
+
+class _Nowhere(io.BytesIO):
+    def write(self, data: Any) -> int:
+        """Discard it."""
+        return len(data)
+
+
+_made: list[type[Pickler]] = []
+
+
+def _pickler() -> type[Pickler]:
+    """Return our subclass of cloudpickle's pickler, which is imported only if something is pickled by value."""
+    if not _made:
+        import cloudpickle
+
+        # Whether cloudpickle has types depends on its release.
+        class OperoPickler(cloudpickle.Pickler):  # type: ignore[misc,name-defined,unused-ignore]
+            opero_returns = False
+
+            def reducer_override(self, obj: Any) -> Any:
+                kind = type(obj)
+                if kind is Method:
+                    return _method, (obj.func,)
+                if kind is ClassMethod:
+                    return _class_method, (obj.__func__,)
+                if self.opero_returns and isinstance(obj, type):
+                    number = _number_in_program(obj, cloudpickle.cloudpickle)
+                    if number is not None:
+                        return _class_in_program, (number,)
+                if isinstance(obj, FunctionType | type):
+                    if not can_import(obj.__module__):
+                        _by_value(obj.__module__, cloudpickle)
+                    if type(obj) is FunctionType and (reduced := _reduce_function(obj)) is not None:
+                        return _with_names(*reduced)
+                return super().reducer_override(obj)
+
+        _made.append(OperoPickler)
+    return _made[0]
+
+
+def import_paths() -> list[str]:
+    """Return where modules are looked for, so that another process finds the same ones."""
+    return [os.getcwd() if path == "" else path for path in sys.path]  # noqa: PTH109 - pathlib is not loaded for it
+
+
+# --- modules that exist in this process only -----------------------------------------------------------------
+
+_unknown: Final = {b"__main__"}
+
+
+@functools.lru_cache(maxsize=4096)
+def can_import(name: str | None) -> bool:
+    """Return whether another process would find a module of this name, and the same one.
+
+    What is loaded from a file by hand, as test runners do it, is in `sys.modules` and nowhere else.
+    """
+    file = getattr(sys.modules.get(name or ""), "__file__", None)
+    if name is None or file is None:
+        return True
+    top = name.partition(".")[0]
+    for finder in sys.meta_path:
+        spec = finder.find_spec(top, None)
+        if spec is not None:
+            break
+    else:
+        return False
+    here: str = realpath(file)
+    if top == name:
+        # What is built in, or frozen into the interpreter, has no place.
+        return not spec.has_location or realpath(spec.origin or "") == here
+    folders = [realpath(place) + os.sep for place in spec.submodule_search_locations or ()]
+    return here.startswith((*folders,))
+
+
+def _by_value(name: str, cloudpickle: Any) -> None:
+    """Pickle everything of a module by value from now on; no other process can import it."""
+    if name.encode() not in _unknown:
+        _unknown.add(name.encode())
+        cloudpickle.register_pickle_by_value(sys.modules[name])
+
+
+# --- classes --------------------------------------------------------------------------------------
+
+_defined_here: weakref.WeakSet[type] = weakref.WeakSet()
+
+
+def _number_in_program(kind: type, cloudpickle: Any) -> str | None:
+    """Return the number of a class that this worker got from the program; None for all others.
+
+    By value it would arrive as the same class with new attributes: caches and counters of its decorated methods
+    would be lost.
+    """
+    number: str | None = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS.get(kind)  # noqa: SLF001 - there is no other way
+    if number is None:
+        _defined_here.add(kind)
+    return None if kind in _defined_here else number
+
+
+def _class_in_program(number: str) -> Any:
+    from cloudpickle import cloudpickle
+
+    found = vars(cloudpickle)["_DYNAMIC_CLASS_TRACKER_BY_ID"].get(number)
+    if found is None:
+        raise ShippingError("its class is no longer there")
+    return found
+
+
+# --- functions ------------------------------------------------------------------------------------
+
+
+def can_be_named(function: Any) -> bool:
+    """Return whether a function can be pickled by name, its own or that of its decorator."""
+    if type(function) is not FunctionType or not can_import(function.__module__):
+        return False
+    module: str | None = function.__module__
+    if module is None or module.encode() in _unknown:
+        return False
+    named = _named(module, function.__qualname__) is function
+    return named or _inside(function) is not None
+
+
+def _reduce_function(function: FunctionType) -> Any:
+    """Return how opero's functions, and those inside of them, are rebuilt; None for all others."""
+    # What was made by `exec` may have no module.
+    module: str | None = function.__module__
+    if module is None or module.encode() in _unknown:
+        return _reduce_wrapper(function)
+    if _named(function.__module__, function.__qualname__) is function:
+        return None
+    return _inside(function) or _reduce_wrapper(function)
+
+
+def _reduce_wrapper(function: FunctionType) -> Any:
+    pipeline: Pipeline | None = vars(function).get("__opero__")
+    if pipeline is None:
+        return None
+    options = shared_options(pipeline)
+    if (map_again := vars(function).get("__opero_map__")) is not None:
+        # Objects that watch a map and stop it stay in their process.
+        watching = dict.fromkeys({"on_result", "stop_token", "executor"} & options.given)
+        return map_again, (pipeline.info.fn, options.replace("operomap", **watching))
+    from opero.core.decorate import decorate
+
+    return decorate, (pipeline.info.fn, options)
+
+
+_NAMES: Final = ("__module__", "__qualname__", "__kwdefaults__", "__annotations__")
+
+
+def _with_names(make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """Send the names along on which the decoration of the function depends.
+
+    While its class is being unpickled, the function may be there as no more than code.
+    """
+    fn = arguments[0]
+    if type(fn) is not FunctionType:
+        return make, arguments
+    return _make_again, (make, arguments, {name: getattr(fn, name) for name in _NAMES})
+
+
+def _make_again(make: Callable[..., Any], arguments: tuple[Any, ...], names: dict[str, Any]) -> Any:
+    for name, value in names.items():
+        setattr(arguments[0], name, value)
+    made = make(*arguments)
+    # A class holds the function below the descriptor, which is rebuilt there.
+    return made.func if type(made) is Method else made
+
+
+def _method(function: Any) -> Method:
+    return Method(function)
+
+
+def _class_method(function: Any) -> ClassMethod:
+    return ClassMethod(function)
+
+
+def _inside(function: FunctionType) -> Any:
+    """Return the path to a function that is hidden under its own name by decorators; None if it is not there."""
+    found = _named(function.__module__, function.__qualname__)
+    for depth, one in enumerate(_layers(found)):
+        if one is function:
+            return _take_inside, (function.__module__, function.__qualname__, depth)
+    return None
+
+
+def _layers(found: Any) -> list[Any]:
+    """Return what is decorated by `found`, from the outside in."""
+    layers: list[Any] = []
+    while found is not None and len(layers) < 50:
+        layers.append(found)
+        pipeline = getattr(found, "__opero__", None)
+        inner = pipeline.info.fn if pipeline is not None else getattr(found, "__wrapped__", None)
+        found = getattr(found, "__func__", None) if inner is None else inner
+    return layers
+
+
+def _named(module: str | None, qualname: str) -> Any:
+    """Return what has this name now, None if nothing has."""
+    found: Any = sys.modules.get(module or "")
+    for part in qualname.split("."):
+        try:
+            # Past descriptors: a class's function, not what it is bound to.
+            found = vars(found)[part]
+        except (KeyError, TypeError):
+            return None
+    return found
+
+
+def _take_inside(module: str, qualname: str, depth: int) -> Any:
+    """Return the function at some depth under a name, in the process that unpickles it."""
+    importlib.import_module(module)
+    layers = _layers(_named(module, qualname))
+    if depth >= len(layers):
+        raise ShippingError(
+            f"{module}.{qualname} is not the same here as in the process that sent it: "
+            "is another version of the module installed, or is it changed at run time?"
+        )
+    return layers[depth]
+
+
+def shared_options(pipeline: Pipeline) -> Options:
+    """Return a pipeline's options with its own limiter and permits in them, for a copy in another process."""
+    options = pipeline.options
+    changes: dict[str, Any] = {}
+    if options.on_event is not None:
+        changes["on_event"] = None
+    if pipeline.rate_limit is not None:
+        changes["rate_limit"] = pipeline.rate_limit.limiter
+    if pipeline.concurrency is not None:
+        changes["concurrency"] = pipeline.concurrency.limit
+    return options.replace("opero", **changes) if changes else options

@@ -1,0 +1,625 @@
+# this_file: src/opero/concurrency/executors/process/start.py
+"""Choose the start method, and begin workers from a fork server that the program keeps between its maps.
+
+The fork server is a small process with one thread. It forks (or, for "spawn", executes) each worker, kills it on
+request, reports its exit status, and kills all of them when the program has ended: a worker that computes in C code
+cannot notice that by itself. It runs no code of the user's, so nothing of one map is left for the next one.
+
+`multiprocessing`'s own fork server needs a folder for its socket, leaves it behind when the program is killed, and
+lets the workers live on. This one is connected by a pair of sockets without a name.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import itertools
+import os
+import pickle
+import signal
+import socket
+import struct
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal, NamedTuple, NoReturn, cast
+
+from opero.errors import WorkerStartError
+from opero.utils.fork import reset_after_fork
+
+__all__ = [
+    "EXIT_STATUS", "ForkServer", "StartMethod", "anonymous_file", "choose_method", "close_in_child", "forget_server",
+    "modules_to_preload", "shared_server",
+]  # fmt: skip
+
+StartMethod = Literal["fork", "forkserver", "spawn"]
+"""A fork of the program, a fork of a fresh interpreter, or a fresh interpreter for each worker."""
+
+EXIT_STATUS: Final = struct.Struct("<qq")
+"""What the server writes on a worker's sentinel: its process id with 0 when it begins, with its status at its end."""
+
+WorkerMain = Callable[[int, int, int], None]
+"""What a worker does with the descriptors of its connection, its own memory and the memory of all workers."""
+
+
+# --- the choice -----------------------------------------------------------------------------------
+
+_IMPLICIT: Final = (
+    "multiprocessing.pool",
+    "multiprocessing.popen_fork",
+    "multiprocessing.queues",
+    "multiprocessing.synchronize",
+    "multiprocessing.managers",
+    "concurrent.futures.process",
+)
+"""Modules whose use sets multiprocessing's default method as if the program had asked for it."""
+
+
+def choose_method(asked: StartMethod | None) -> StartMethod:
+    """Return the start method: the one asked for, else what the program has set in `multiprocessing`.
+
+    A "fork" that is only the platform's default, because some code has used a pool, counts as not set: a fork of a
+    program with threads may wait for ever for a lock that one of them held.
+    """
+    if asked is not None:
+        return asked
+    context = sys.modules.get("multiprocessing.context")
+    default: Any = getattr(context, "_default_context", None)
+    method = None if default is None else default.get_start_method(allow_none=True)
+    if method in ("spawn", "forkserver"):
+        return cast("StartMethod", method)
+    if method == "fork" and not any(name in sys.modules for name in _IMPLICIT):
+        return "fork"
+    return "forkserver" if sys.executable or getattr(sys, "frozen", False) else "fork"
+
+
+# --- what the server imports before it forks ------------------------------------------------------
+
+
+def modules_to_preload(functions: Sequence[Any]) -> dict[str, tuple[str, int]]:
+    """Return the installed packages that functions and their modules refer to, with file and time of change.
+
+    Modules of the program itself are left to the workers, which import them afresh for each map.
+    """
+    names = {"cloudpickle"}
+    for function in functions:
+        module = sys.modules.get(getattr(function, "__module__", None) or "")
+        for value in [*getattr(function, "__globals__", vars(module) if module else {}).values()]:
+            name = (
+                value.__name__ if type(value) is type(sys) else getattr(value, "__module__", None)
+            )
+            if isinstance(name, str):
+                names.add(name.partition(".")[0])
+    found: dict[str, tuple[str, int]] = {}
+    for name in names - {"opero"}:
+        file = getattr(sys.modules.get(name), "__file__", None) or ""
+        if "site-packages" in file or "dist-packages" in file:
+            try:
+                found[name] = file, os.stat(file).st_mtime_ns  # noqa: PTH116 - faster than a Path
+            except OSError:
+                pass
+    return found
+
+
+# --- descriptors ----------------------------------------------------------------------------------
+
+_own: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
+
+
+def close_in_child(one: Any) -> None:
+    """Close a socket or connection in each process that is forked from this one.
+
+    A copy there would keep workers alive when this process has closed its own or has ended.
+    """
+    _own.add(one)
+
+
+def anonymous_file(name: str) -> int:
+    """Return the descriptor of a file in memory without a name; nothing of it outlives its users."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(f"opero-{name}", getattr(os, "MFD_CLOEXEC", 1))
+    import tempfile
+
+    with tempfile.TemporaryFile(prefix=f"opero-{name}-") as file:
+        return os.dup(file.fileno())
+
+
+def _output(fd: int) -> int:
+    """Return a copy of stdout or stderr, or of the null device where the program has closed it."""
+    try:
+        return os.dup(fd)
+    except OSError:
+        return os.open(os.devnull, os.O_WRONLY)
+
+
+_HEAD: Final = struct.Struct("<I")
+_MOST_FDS: Final = 8
+
+
+def _send(sock: socket.socket, message: tuple[Any, ...], fds: Sequence[int] = ()) -> None:
+    """Send a message and descriptors in one system call, so that an interrupted map never sends a part of it."""
+    data = pickle.dumps(message)
+    frame = _HEAD.pack(len(data)) + data
+    sent = socket.send_fds(sock, [frame], fds) if fds else sock.send(frame)
+    if sent < len(frame):
+        sock.sendall(frame[sent:])
+
+
+def _receive(sock: socket.socket) -> tuple[tuple[Any, ...], list[int]]:
+    """Return a message and its descriptors.
+
+    Raises:
+        EOFError: The program has ended, or wants no more workers.
+    """
+    fds: list[int] = []
+    head = _exactly(sock, _HEAD.size, fds)
+    data = _exactly(sock, _HEAD.unpack(head)[0], fds)
+    return pickle.loads(data), fds  # noqa: S301 - from the program
+
+
+def _exactly(sock: socket.socket, size: int, fds: list[int]) -> bytes:
+    data = b""
+    while len(data) < size:
+        part, found, _, _ = socket.recv_fds(sock, size - len(data), _MOST_FDS)
+        fds += found
+        if not part:
+            raise EOFError
+        data += part
+    return data
+
+
+# --- the server, from the program -----------------------------------------------------------------
+
+
+class _Identity(NamedTuple):
+    """What must be as it was when the server began; otherwise another one is begun."""
+
+    pid: int
+    executable: str | None
+    users: tuple[int, ...]
+    limits: tuple[tuple[int, int], ...]
+
+
+def _identity() -> _Identity:
+    import resource
+
+    kinds = [
+        resource.RLIMIT_AS,
+        resource.RLIMIT_DATA,
+        resource.RLIMIT_NOFILE,
+        resource.RLIMIT_FSIZE,
+    ]
+    users = (os.getuid(), os.geteuid(), os.getgid(), os.getegid(), *os.getgroups())
+    return _Identity(os.getpid(), sys.executable, users, tuple(map(resource.getrlimit, kinds)))
+
+
+class ForkServer:
+    """A fork server as the program sees it; nothing here waits for it.
+
+    Args:
+        worker_main: What workers do if the server is a fork of this process, for one map; None for a fresh
+            interpreter, which lasts as long as the program.
+    """
+
+    def __init__(self, worker_main: WorkerMain | None = None) -> None:
+        self.identity = _identity()
+        self.preloaded: dict[str, tuple[str, int]] = {}
+        self._inherits = worker_main is not None
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        self._output = -1 if self._inherits else anonymous_file("server")
+        self._child = 0
+        self._sock, theirs = socket.socketpair()
+        close_in_child(self._sock)
+        # Whoever uses it last closes it: the pools that have workers of it, or the program at its end.
+        self._release = weakref.finalize(self, _release, self._sock, self._output)
+        try:
+            with theirs:
+                if worker_main is not None:
+                    self._child = _fork(theirs, worker_main)
+                else:
+                    self._child = _begin_interpreter(theirs, self._output)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server still reads requests, as far as can be seen without waiting."""
+        try:
+            return self._sock.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) != b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+    def preload(self, modules: dict[str, tuple[str, int]]) -> None:
+        """Let it import modules before it forks the next worker."""
+        names = [name for name in modules if name not in self.preloaded]
+        if names:
+            self.preloaded |= {name: modules[name] for name in names}
+            self._request(("preload", names, [*sys.path]))
+
+    def start(self, fds: Sequence[int], *, fresh: bool = False) -> tuple[int, int]:
+        """Begin a worker.
+
+        Args:
+            fds: Its connection, its own memory, and the memory of all workers.
+            fresh: Whether it is a fresh interpreter ("spawn").
+
+        Returns:
+            Its number, for `kill`, and the descriptor of its sentinel (see `EXIT_STATUS`).
+
+        Raises:
+            OSError: The server is gone, or no descriptor is left.
+        """
+        number = next(self._numbers)
+        sentinel, status = os.pipe()
+        mine = [status]
+        try:
+            mine += [_output(1), _output(2)]
+            self._request(("start", number, fresh), [*fds, *mine])
+        except BaseException:
+            os.close(sentinel)
+            raise
+        finally:
+            for fd in mine:
+                os.close(fd)
+        return number, sentinel
+
+    def kill(self, number: int) -> None:
+        """Kill a worker, whatever it does; one that has ended already is left alone.
+
+        Raises:
+            OSError: The server is gone.
+        """
+        self._request(("kill", number))
+
+    def _request(self, message: tuple[Any, ...], fds: Sequence[int] = ()) -> None:
+        with self._lock:
+            _send(self._sock, message, fds)
+        self._reap()
+
+    def said(self) -> str:
+        """Return the end of what the server itself wrote to stderr."""
+        if self._output < 0 or not self._release.alive:
+            return ""
+        size = os.fstat(self._output).st_size
+        return (
+            os.pread(self._output, 16_384, max(0, size - 16_384)).decode(errors="replace").strip()
+        )
+
+    def _reap(self) -> None:
+        """Collect the exit status of the process that has begun a fresh interpreter and ended at once."""
+        if self._child and not self._inherits:
+            try:
+                if os.waitpid(self._child, os.WNOHANG)[0]:
+                    self._child = 0
+            except ChildProcessError:
+                # The program ignores SIGCHLD, or waits for all its children.
+                self._child = 0
+
+    def close(self) -> None:
+        """Let the server kill its workers and end; a fork of this process is waited for."""
+        self._release()
+        if self._child and self._inherits:
+            try:
+                os.waitpid(self._child, 0)
+            except ChildProcessError:
+                pass
+            self._child = 0
+        self._reap()
+
+
+def _release(sock: socket.socket, output: int) -> None:
+    sock.close()
+    if output >= 0:
+        os.close(output)
+
+
+class _Shared:
+    """The fork server of this program."""
+
+    def __init__(self) -> None:
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        self.lock = threading.Lock()
+        self.server: ForkServer | None = None
+        for one in list(_own):
+            one.close()
+
+
+_shared: Final = _Shared()
+reset_after_fork(_shared)
+
+
+def shared_server(modules: dict[str, tuple[str, int]]) -> ForkServer:
+    """Return the fork server of this program with these modules preloaded; begin it, or begin it anew.
+
+    It is begun anew if it has ended, if a module that it has imported has changed on disk since, or if the program
+    has another user or other limits now. Workers of the old one end with their maps.
+    """
+    with _shared.lock:
+        server = _shared.server
+        if server is None or not (
+            server.alive and server.identity == _identity() and _unchanged(server.preloaded)
+        ):
+            server = _shared.server = ForkServer()
+        server.preload(modules)
+        return server
+
+
+def forget_server(server: ForkServer) -> None:
+    """Begin another fork server for the next worker: this one is gone."""
+    with _shared.lock:
+        if _shared.server is server:
+            _shared.server = None
+
+
+def _unchanged(modules: dict[str, tuple[str, int]]) -> bool:
+    for file, changed in modules.values():
+        try:
+            if os.stat(file).st_mtime_ns != changed:  # noqa: PTH116 - faster than a Path
+                return False
+        except OSError:
+            return False
+    return True
+
+
+def _fork(theirs: socket.socket, worker_main: WorkerMain) -> int:
+    """Fork this process; the child becomes the server. Return its process id."""
+    _flush()
+    # A Ctrl-C must find the child with its own handlers, or not at all.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        pid = os.fork()
+        if not pid:
+            # What is garbage here belongs to the parent, and so do its finalizers.
+            gc.freeze()
+            _leave(lambda: _serve(theirs, worker_main, before))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return pid
+
+
+def _begin_interpreter(theirs: socket.socket, output: int) -> int:
+    """Begin the server in a fresh interpreter. Return the process id of the one that begins it and ends."""
+    from multiprocessing import spawn, util
+
+    fds = [theirs.fileno(), output]
+    frozen = getattr(sys, "frozen", False)
+    if frozen:
+        # Its own start leads to `multiprocessing.freeze_support()`, which runs what comes through a pipe.
+        ready, feed = os.pipe()
+        command: list[str] = spawn.get_command_line(pipe_handle=ready, tracker_fd=None)
+        os.write(feed, pickle.dumps({}) + pickle.dumps(_Frozen(*fds)))
+        os.close(feed)
+        fds.append(ready)
+    else:
+        executable = spawn.get_executable()
+        if not executable:
+            raise WorkerStartError("this Python does not know its own executable", None)
+        command = [os.fsdecode(executable), *_flags(), "-c", _BEGIN, *map(str, fds), *_paths()]
+    # A Ctrl-C must find it with its own handlers.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        pid: int = vars(util)["spawnv_passfds"](
+            os.fsencode(command[0]), [os.fsencode(word) for word in command], sorted(fds)
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if frozen:
+            os.close(ready)
+    return pid
+
+
+_BEGIN: Final = (
+    "import os, sys; a = sys.argv; s, o = int(a[1]), int(a[2]); "
+    "os.fork() and os._exit(0); os.dup2(o, 1); os.dup2(o, 2); sys.path[:] = a[3:]; "
+    "from opero.concurrency.executors.process.start import serve; serve(s, o)"
+)
+"""The server is no child of the program, whose own `os.wait()` would wait for it."""
+
+_SPAWN: Final = (
+    "import sys; a = sys.argv; sys.path[:] = a[4:]; "
+    "from opero.concurrency.executors.process.worker import worker_main; worker_main(*map(int, a[1:4]))"
+)
+
+
+def _flags() -> list[str]:
+    import subprocess
+
+    flags: list[str] = vars(subprocess)["_args_from_interpreter_flags"]()  # as multiprocessing does
+    return flags
+
+
+def _paths() -> list[str]:
+    return [os.getcwd() if path == "" else path for path in sys.path]  # noqa: PTH109 - pathlib is not loaded for it
+
+
+class _Frozen(NamedTuple):
+    """What the program sends to its own executable, where it is frozen."""
+
+    control: int
+    output: int
+
+    def _bootstrap(self, parent_sentinel: int) -> int:
+        if os.fork():
+            os._exit(0)
+        os.dup2(self.output, 1)
+        os.dup2(self.output, 2)
+        serve(self.control, self.output)
+
+
+# --- the server itself ----------------------------------------------------------------------------
+
+
+class _Server:
+    def __init__(self, control: socket.socket, worker_main: WorkerMain) -> None:
+        self._control = control
+        self._worker_main = worker_main
+        self._workers: dict[int, tuple[int, int]] = {}
+
+    def run(self) -> None:
+        """Obey the program until it closes the control socket or has ended; then kill all workers."""
+        import select
+
+        self._woken, self._waker = os.pipe()
+        os.set_blocking(self._woken, False)
+        os.set_blocking(self._waker, False)
+        signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, _nothing)
+        poller = select.poll()
+        poller.register(self._control, select.POLLIN)
+        poller.register(self._woken, select.POLLIN)
+        try:
+            while True:
+                for fd, _ in poller.poll():
+                    if fd == self._woken:
+                        os.read(self._woken, 4096)
+                        self._reap()
+                    else:
+                        self._obey(*_receive(self._control))
+        except (EOFError, ConnectionError):
+            pass
+        finally:
+            for pid, _ in self._workers.values():
+                os.kill(pid, signal.SIGKILL)
+            for pid, _ in self._workers.values():
+                os.waitpid(pid, 0)
+
+    def _obey(self, message: tuple[Any, ...], fds: list[int]) -> None:
+        if message[0] == "kill":
+            pid, _ = self._workers.get(message[1], (0, 0))
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+        elif message[0] == "preload":
+            _preload(*message[1:])
+        else:
+            _, number, fresh = message
+            *given, status, stdout, stderr = fds
+            pid = 0
+            try:
+                pid = os.fork()
+                if not pid:
+                    _leave(lambda: self._live(given, fds[len(given) :], fresh=fresh))
+                os.write(status, EXIT_STATUS.pack(pid, 0))
+                self._workers[number] = pid, status
+            except OSError as error:
+                # No process is left, or the program has forgotten this worker already.
+                os.write(stderr, f"a worker cannot start: {error}\n".encode())
+                if pid:
+                    self._workers[number] = pid, status
+                else:
+                    os.close(status)
+            for fd in (*given, stdout, stderr):
+                os.close(fd)
+
+    def _live(self, given: list[int], others: list[int], *, fresh: bool) -> None:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.dup2(others[1], 1)
+        os.dup2(others[2], 2)
+        # A sentinel is at its end when the server is; no worker may hold it open.
+        statuses = [status for _, status in self._workers.values()]
+        for fd in (self._woken, self._waker, *others, *statuses):
+            os.close(fd)
+        self._control.close()
+        if fresh:
+            for fd in given:
+                os.set_inheritable(fd, True)
+            words = [sys.executable, *_flags(), "-c", _SPAWN, *map(str, given), *sys.path]
+            os.execv(sys.executable, words)  # noqa: S606 - this very interpreter
+        self._worker_main(*given)
+
+    def _reap(self) -> None:
+        for number, (pid, status) in list(self._workers.items()):
+            ended, code = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                del self._workers[number]
+                try:
+                    os.write(status, EXIT_STATUS.pack(pid, os.waitstatus_to_exitcode(code)))
+                except OSError:
+                    # The map is over.
+                    pass
+                os.close(status)
+
+
+def serve(control_fd: int, output: int) -> NoReturn:
+    """Become the fork server in a fresh interpreter.
+
+    Args:
+        control_fd: Descriptor of the socket to the program.
+        output: Where stdout and stderr of the server go.
+    """
+    os.close(output)
+    control = socket.socket(fileno=control_fd)
+
+    def work() -> None:
+        from opero.concurrency.executors.process.worker import worker_main
+
+        _serve(control, worker_main, None)
+
+    _leave(work)
+
+
+def _serve(control: socket.socket, worker_main: WorkerMain, mask: Any) -> None:
+    # A Ctrl-C goes to the whole group: the map decides what becomes of its workers. It is handled and not ignored,
+    # because programs that a worker starts would inherit that.
+    signal.signal(signal.SIGINT, _nothing)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if mask is None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    else:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    # Threads of libraries that were imported end before each fork, by a hook of the library.
+    warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+    try:
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - open until the end
+    except OSError:
+        pass
+    _Server(control, worker_main).run()
+
+
+def _preload(names: list[str], paths: list[str]) -> None:
+    sys.path[:] = paths
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except BaseException:  # noqa: BLE001, S110 - a worker that needs it meets the same error and reports it
+            pass
+
+
+def _leave(last: Callable[[], Any]) -> NoReturn:
+    """Run the last function of this process and end it without the exit handlers of the program it is a copy of."""
+    code = 1
+    try:
+        last()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:  # noqa: BLE001 - nothing is left that could handle it
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        _flush()
+        os._exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:  # noqa: BLE001, S110 - a stream may be None, closed or broken
+            pass
+
+
+def _nothing(*_: object) -> None:
+    """Handle a signal whose arrival is all that matters."""

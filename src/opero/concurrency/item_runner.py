@@ -1,0 +1,348 @@
+# this_file: src/opero/concurrency/item_runner.py
+"""Run single items through their pipeline, and judge those that were lost with their worker.
+
+A success on the first attempt is a bare value; everything else is an `ItemOutcome`. The function of a
+plain pipeline is called directly, as decorated functions do it, and the stages see only what failed.
+"""
+
+from __future__ import annotations
+
+from contextvars import Context, copy_context
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from opero import events
+from opero.concurrency.executors.base import ItemOutcome, Parked
+from opero.core.call import Call, FailedCall, RetryParked
+from opero.core.wrapper import is_unguarded
+from opero.errors import CallTimeoutError, DeadlineError, OperoError, WorkerLostError
+from opero.utils import ambient
+from opero.utils.ambient import switch
+from opero.utils.units import parse_seconds
+
+if TYPE_CHECKING:
+    from opero.concurrency.executors.base import Lost, MapJob
+    from opero.concurrency.executors.local import LocalChunk, LocalChunks
+    from opero.core.pipeline import Pipeline
+
+__all__ = ["ItemRunner", "Recovery"]
+
+Result = tuple[Any, ItemOutcome | None]
+"""A plain result, or what became of the item instead."""
+
+
+class ItemRunner:
+    """Runs the items of one job, in one worker or in several that share its pipeline.
+
+    Args:
+        job: The job.
+        pipeline: The pipeline of this worker; None for the job's own.
+        context: Context of which each item of a synchronous function gets a copy, so that none sees
+            what another one set; None where the worker's own will do.
+    """
+
+    def __init__(
+        self, job: MapJob, pipeline: Pipeline | None = None, *, context: Context | None = None
+    ) -> None:
+        self._job = job
+        self._pipeline = pipeline = job.pipeline if pipeline is None else pipeline
+        self._context = context
+        fn = job.function
+        self._call = fn if not (job.before or job.after or job.kwargs) else self._bound
+        self._direct = is_unguarded(pipeline) and not job.details
+        self._fast_path = pipeline.fast_path
+        self._count = pipeline.stats.call_counter.count
+
+    def _bound(self, item: Any) -> Any:
+        job = self._job
+        return job.function(*job.before, item, *job.after, **job.kwargs)
+
+    # --- a chunk of this process ---------------------------------------------------------------------
+
+    def run_chunk(self, local: LocalChunk, chunks: LocalChunks, worker: str) -> None:
+        """Run the items of a chunk of a synchronous function that no other worker has taken.
+
+        Args:
+            local: The chunk.
+            chunks: Reports what is done.
+            worker: Name of the worker.
+        """
+        chunk, take = local.chunk, local.take
+        items, parked = chunk.items, chunk.parked or {}
+        run = self.run if self._context is None else self._run_in_copy
+        enter = self._job.enter
+        if len(items) == 1:
+            if take() is not None:
+                began, known = perf_counter(), parked.get(0)
+                value, outcome = (
+                    run(items[0], known)
+                    if enter is None
+                    else self._run_entered(chunk.idx[0], items[0], known)
+                )
+                chunks.report_single(local, worker, value, outcome, perf_counter() - began)
+            return
+        partial = chunks.begin(local, worker)
+        add = partial.add
+        try:
+            while (position := take()) is not None:
+                item, known = items[position], parked.get(position)
+                if enter is None:
+                    add(position, *run(item, known))
+                else:
+                    add(position, *self._run_entered(chunk.idx[position], item, known))
+        finally:
+            chunks.end(partial)
+
+    async def run_chunk_async(self, local: LocalChunk, chunks: LocalChunks, worker: str) -> None:
+        """Run a chunk of a coroutine function, as `run_chunk` does."""
+        chunk, take = local.chunk, local.take
+        items, parked = chunk.items, chunk.parked or {}
+        enter = self._job.enter
+        if len(items) == 1:
+            if take() is not None:
+                began, known = perf_counter(), parked.get(0)
+                value, outcome = (
+                    await self.run_async(items[0], known)
+                    if enter is None
+                    else await self._run_entered_async(chunk.idx[0], items[0], known)
+                )
+                chunks.report_single(local, worker, value, outcome, perf_counter() - began)
+            return
+        partial = chunks.begin(local, worker)
+        add = partial.add
+        try:
+            while (position := take()) is not None:
+                item, known = items[position], parked.get(position)
+                if enter is None:
+                    add(position, *await self.run_async(item, known))
+                else:
+                    add(
+                        position,
+                        *await self._run_entered_async(chunk.idx[position], item, known),
+                    )
+        finally:
+            chunks.end(partial)
+
+    # --- an item -------------------------------------------------------------------------------------
+
+    def _run_in_copy(self, item: Any, parked: Parked | None) -> Result:
+        return self._copied().run(self.run, item, parked)
+
+    def _run_entered(self, index: int, item: Any, parked: Parked | None) -> Result:
+        """Run one item in a context that the map's recorder has prepared."""
+        context = self._copied()
+        if self._job.enter is not None:
+            context.run(self._job.enter, index, item)
+        return context.run(self.run, item, parked)
+
+    async def _run_entered_async(self, index: int, item: Any, parked: Parked | None) -> Result:
+        """Do the same in an event loop, where only a task has a context of its own."""
+        from asyncio import create_task
+
+        context = self._copied()
+        if self._job.enter is not None:
+            context.run(self._job.enter, index, item)
+        task = create_task(self.run_async(item, parked), context=context)
+        try:
+            return await task
+        finally:
+            # An item that is cut short takes its task along; for one that has ended this does nothing.
+            task.cancel()
+
+    def _copied(self) -> Context:
+        return copy_context() if self._context is None else self._context.copy()
+
+    def run(self, item: Any, parked: Parked | None) -> Result:
+        """Run one item of a synchronous function: its plain result, or what became of it."""
+        begun: Exception | None = None
+        if parked is None and self._direct and not (switch.on or self._fast_path.closed):
+            self._count()
+            try:
+                return self._call(item), None
+            except Exception as error:  # noqa: BLE001 - the stages decide what comes next
+                begun = error
+            except BaseException as error:  # noqa: BLE001 - it belongs to the item; the scheduler decides
+                return None, ItemOutcome(error=error)
+        call = self._begin(item, parked, begun)
+        del begun  # a frame that names an error which passes through it is a reference cycle
+        began = perf_counter()
+        try:
+            value = self._pipeline.run(call)
+            if self._pipeline.awaits:
+                from opero.utils import run_async
+
+                value = run_async(value)
+        except RetryParked as pause:
+            return None, self._parked(call, pause.seconds, began)
+        except BaseException as error:  # noqa: BLE001 - as above
+            return None, self._failed(call, error, began)
+        finally:
+            _release(call)
+        return value, self._succeeded(call, value, began)
+
+    async def run_async(self, item: Any, parked: Parked | None) -> Result:
+        """Run one item of a coroutine function."""
+        begun: Exception | None = None
+        if parked is None and self._direct and not (switch.on or self._fast_path.closed):
+            self._count()
+            try:
+                return await self._call(item), None
+            except Exception as error:  # noqa: BLE001 - the stages decide what comes next
+                begun = error
+            except BaseException as error:
+                if _ends_the_worker(error):
+                    raise
+                return None, ItemOutcome(error=error)
+        call = self._begin(item, parked, begun)
+        del begun  # as above
+        began = perf_counter()
+        try:
+            value = await self._pipeline.run(call)
+        except RetryParked as pause:
+            return None, self._parked(call, pause.seconds, began)
+        except BaseException as error:
+            if _ends_the_worker(error):
+                raise
+            return None, self._failed(call, error, began)
+        finally:
+            _release(call)
+        return value, self._succeeded(call, value, began)
+
+    def _begin(self, item: Any, parked: Parked | None, begun: Exception | None) -> Call:
+        job = self._job
+        call = Call((*job.before, item, *job.after), dict(job.kwargs))
+        call.park_after = job.parks
+        call.keep_failures = True
+        if begun is not None:
+            call.calls, call.prior_outcome = 1, begun
+        if parked is not None:
+            now = ambient.clock().monotonic()
+            call.attempts, call.calls, call.slept = parked.attempts, parked.calls, parked.slept
+            call.started = call.first_failed = now - parked.elapsed
+            call.failures = [FailedCall(label, error) for label, error in parked.failures]
+        return call
+
+    def _parked(self, call: Call, seconds: float, began: float) -> ItemOutcome:
+        since = call.started if call.started is not None else call.first_failed
+        elapsed = 0.0 if since is None else ambient.clock().monotonic() - since
+        parked = Parked(
+            attempts=call.attempts,
+            calls=call.calls,
+            slept=call.slept,
+            elapsed=elapsed + seconds,
+            failures=tuple(call.failures or ()),
+        )
+        outcome = self._outcome(call, began)
+        outcome.retry_in, outcome.parked = seconds, parked
+        return outcome
+
+    def _failed(self, call: Call, error: BaseException, began: float) -> ItemOutcome:
+        outcome = self._outcome(call, began)
+        outcome.error = error
+        return outcome
+
+    def _succeeded(self, call: Call, value: Any, began: float) -> ItemOutcome | None:
+        plain = call.attempts == 1 and call.calls <= 1 and not call.rejected
+        if plain and not self._job.details:
+            return None
+        outcome = self._outcome(call, began)
+        outcome.value = value
+        return outcome
+
+    def _outcome(self, call: Call, began: float) -> ItemOutcome:
+        fallback = self._pipeline.fallback
+        return ItemOutcome(
+            attempts=call.attempts,
+            calls=call.calls,
+            seconds=perf_counter() - began,
+            slept=call.slept,
+            waited=call.waited,
+            label=None if fallback is None else fallback.label(call),
+            fallback=call.value,
+            rejected=call.rejected,
+        )
+
+
+def _ends_the_worker(error: BaseException) -> bool:
+    """Return whether the worker itself is to end, and not only the work of its item."""
+    if isinstance(error, GeneratorExit):
+        return True
+    from asyncio import CancelledError, current_task
+
+    task = current_task()
+    return isinstance(error, CancelledError) and task is not None and task.cancelling() > 0
+
+
+def _release(call: Call) -> None:
+    call.keep_failures = False
+    call.drop_failures()
+
+
+# --- items whose worker died ----------------------------------------------------------------------
+
+
+class Recovery:
+    """Judges lost items by the retry options of their map: each counts as one failed call.
+
+    Args:
+        job: The job.
+    """
+
+    def __init__(self, job: MapJob) -> None:
+        self._job = job
+
+    def __call__(self, item: Any, parked: Parked | None, lost: Lost, now: float, /) -> ItemOutcome:
+        """Return a pause before the item's next attempt, or the error it ends with."""
+        job, pipeline = self._job, self._job.pipeline
+        before = parked or Parked()
+        error = self._error(lost)
+        pipeline.stats.merge({"calls": 1, "failures": 1})
+        if pipeline.emitter.active:
+            name = pipeline.emitter.function
+            attempt = before.attempts
+            pipeline.emitter.emit(
+                events.AttemptFailed(function=name, attempt=attempt, value=None, error=error)
+            )
+        failures = (*before.failures, (None, error))
+        call = Call((*job.before, item, *job.after), job.kwargs)
+        call.attempts, call.calls, call.slept = before.attempts, before.calls + 1, before.slept
+        call.started = now - before.elapsed
+        call.deadline = self._deadline(call.started)
+        final: Exception = error
+        retry = pipeline.retry
+        if retry is not None:
+            try:
+                delay = retry.before_next(call, error)
+            except Exception as refused:  # noqa: BLE001 - raised where no attempt is left
+                final = refused
+            else:
+                retry.slept(call, delay)
+                after = Parked(
+                    attempts=call.attempts,
+                    calls=call.calls,
+                    slept=call.slept,
+                    elapsed=before.elapsed + delay,
+                    failures=failures,
+                )
+                return ItemOutcome(
+                    attempts=call.attempts, calls=call.calls, retry_in=delay, parked=after
+                )
+        call.failures = [FailedCall(label, known) for label, known in failures]
+        instead = pipeline.report.failed(call, final)
+        return ItemOutcome(error=instead or final, attempts=call.attempts, calls=call.calls)
+
+    def _deadline(self, started: float) -> float | None:
+        """Return the clock reading at which the item must be done, None for never."""
+        own = self._job.options.deadline
+        ends = [] if own is None else [started + parse_seconds(own, "deadline")]
+        if self._job.deadline is not None:
+            ends.append(self._job.deadline)
+        return min(ends, default=None)
+
+    def _error(self, lost: Lost) -> OperoError:
+        name = self._job.pipeline.info.name
+        if lost.why == "deadline":
+            return DeadlineError(f"{name}() ran out of time in its worker process")
+        if lost.why == "timeout":
+            return CallTimeoutError(name, self._job.item_timeout or 0.0)
+        return WorkerLostError(name, lost.why, lost.pid, lost.exitcode, lost.said)

@@ -1,0 +1,448 @@
+# this_file: src/opero/concurrency/scheduler.py
+"""Decide what a map does next: a state machine without clock, threads or I/O of its own.
+
+The loop, synchronous or asynchronous, pulls the input, asks `next_chunk` what to submit, passes the executor's
+reports to `take`, stores results (cache, checkpoint), passes them to `finish`, and hands out what `hand_out` returns.
+These invariants are tested as properties:
+
+I1  it never waits while nothing is outstanding
+I2  items in flight and held back for their order are no more than the window
+I3  every index ends exactly once
+I4  a chunk lost without culprit is split; only a single item is ever blamed
+I5  closing early frees everything
+I6  user code never runs under a lock (there is none)
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from opero.concurrency.batches import Batch, CompletionOrder, InputOrder
+from opero.concurrency.chunks import ChunkProgress, ChunkSize
+from opero.concurrency.executors.base import Chunk, Done, GaveBack, ItemOutcome, Lost, Parked
+
+if TYPE_CHECKING:
+    from opero.concurrency.executors.base import Report
+
+__all__ = ["ErrorPolicy", "FailedItem", "Recover", "Scheduler"]
+
+_SLEEPERS: Final = 1_000
+"""Items that may wait beside the window, for their next attempt or for another caller's result, so that pauses do not
+starve the workers."""
+_SAMPLE: Final = 20
+"""Finished items from which on a share of failures says anything."""
+
+
+class ErrorPolicy:
+    """What failed items mean for a map: it goes on, stops with what is done, or ends with the error.
+
+    Args:
+        raises: Whether a failed item ends the map with its error.
+        max_errors: A number of failed items that stops the map, or a share of the finished ones between 0 and 1; None
+            for no bound.
+        stop_on: Types of errors that stop the map.
+
+    Attributes:
+        finished: Items that have ended.
+        failed: Those that failed.
+
+    Example:
+        >>> policy = ErrorPolicy(raises=False, max_errors=0.1)
+        >>> policy.count(19, failed=19), policy.count(1, failed=0)
+        (None, '19 of 20 items failed, more than max_errors=0.1 allows')
+        >>> ErrorPolicy(stop_on=(OSError,)).stops(TimeoutError())
+        'an item failed with TimeoutError, and stop_on ends the map there'
+    """
+
+    def __init__(
+        self,
+        *,
+        raises: bool = True,
+        max_errors: float | None = None,
+        stop_on: type[BaseException] | tuple[type[BaseException], ...] = (),
+    ) -> None:
+        self._raises = raises
+        self._max_errors = max_errors
+        self._stop_on = stop_on
+        self.finished: int = 0
+        self.failed: int = 0
+
+    def stops(self, error: BaseException) -> str | None:
+        """Return why an item's error stops the map, None if it does not.
+
+        The text names the type only, so that equal ends can be counted.
+        """
+        if not isinstance(error, self._stop_on):
+            return None
+        return f"an item failed with {type(error).__name__}, and stop_on ends the map there"
+
+    def ends(self, error: BaseException) -> bool:
+        """Return whether the map ends with an item's error."""
+        return self._raises or not isinstance(error, Exception)
+
+    def count(self, items: int, *, failed: int) -> str | None:
+        """Count items; return why the map must stop, or None."""
+        self.finished += items
+        self.failed += failed
+        if self._max_errors is None or not self.failed:
+            return None
+        if isinstance(self._max_errors, int):
+            if self.failed < self._max_errors:
+                return None
+            return (
+                f"{self.failed} items failed, and max_errors={self._max_errors} ends the map there"
+            )
+        if self.finished < _SAMPLE or self.failed <= self._max_errors * self.finished:
+            return None
+        return (
+            f"{self.failed} of {self.finished} items failed, more than "
+            f"max_errors={self._max_errors:g} allows"
+        )
+
+
+class Recover(Protocol):
+    """Decides about an item that was lost with its worker."""
+
+    def __call__(self, item: Any, parked: Parked | None, lost: Lost, now: float, /) -> ItemOutcome:
+        """Return its error, or a pause before its next attempt."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FailedItem:
+    """The item that ends the map."""
+
+    index: int
+    item: Any
+    error: BaseException
+
+
+class _Sleeper(NamedTuple):
+    due: float
+    place: int
+    item: Any
+    parked: Parked
+
+
+class _Dispatched(ChunkProgress):
+    """A chunk at the executor."""
+
+    __slots__ = ("chunk",)
+
+    def __init__(self, chunk: Chunk) -> None:
+        super().__init__(len(chunk.items))
+        self.chunk: Final = chunk
+
+
+class _ItemQueue:
+    """Items that were pulled and not yet dispatched: segments of neighbours."""
+
+    def __init__(self) -> None:
+        self._segments: deque[tuple[Sequence[int], list[Any]]] = deque()
+        self.length: int = 0
+
+    def put(self, idx: Sequence[int], items: list[Any]) -> None:
+        if self._segments and isinstance(idx, range):
+            last, known = self._segments[-1]
+            if isinstance(last, range) and last.stop == idx.start:
+                known += items
+                self._segments[-1] = range(last.start, idx.stop), known
+                self.length += len(items)
+                return
+        self._segments.append((idx, items))
+        self.length += len(items)
+
+    def take(self, most: int) -> tuple[Sequence[int], list[Any]]:
+        idx, items = self._segments.popleft()
+        if len(items) > most:
+            self._segments.appendleft((idx[most:], items[most:]))
+            idx, items = idx[:most], items[:most]
+        self.length -= len(items)
+        return idx, items
+
+
+class Scheduler:
+    """The state of one map.
+
+    Args:
+        size: The size of chunks.
+        ordered: Whether results are handed out in the order of the input.
+        errors: What failed items mean for the map.
+        recover: Judges items that were lost with their worker.
+        in_flight: Items that one worker has under way at once.
+
+    Attributes:
+        errors: As above, with the counters of finished and failed items.
+        ended: Whether the input is at its end.
+        failed: The item that ends the map, once there is one.
+        stopped: Why no further item begins, once that is so.
+        pulled: Items pulled from the input.
+        open: Items pulled and not finished.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: ChunkSize,
+        ordered: bool,
+        errors: ErrorPolicy,
+        recover: Recover,
+        in_flight: int = 1,
+    ) -> None:
+        self._size = size
+        self._in_flight = in_flight
+        self._order: InputOrder | CompletionOrder = InputOrder() if ordered else CompletionOrder()
+        self._recover = recover
+        self._queue = _ItemQueue()
+        self._again: deque[Chunk] = deque()
+        self._sleepers: list[_Sleeper] = []
+        self._out: dict[int, _Dispatched] = {}
+        self._ids = 0
+        self.errors: ErrorPolicy = errors
+        self.ended: bool = False
+        self.failed: FailedItem | None = None
+        self.stopped: str | None = None
+        self._ending = False
+        self.pulled: int = 0
+        self.open: int = 0
+
+    # --- input ---------------------------------------------------------------------------------------
+
+    def room(self, slots: int, elsewhere: int = 0) -> int:
+        """Return how many items to pull now.
+
+        Args:
+            slots: Chunks that the executor wants to hold.
+            elsewhere: Items that wait for another caller's result.
+        """
+        if self.ended or self._ending:
+            return 0
+        awake = self.open - min(len(self._sleepers) + elsewhere, _SLEEPERS)
+        return max(0, self.window(slots) - awake - self._order.held)
+
+    def window(self, slots: int) -> int:
+        """Return the most items that may be in flight or held back: a chunk for each slot, or what fills it."""
+        return max(1, slots) * max(self._size.size, self._in_flight)
+
+    def admit(self, count: int) -> range:
+        """Give the next pulled items their indices."""
+        start = self.pulled
+        self.pulled += count
+        self.open += count
+        return range(start, self.pulled)
+
+    def enqueue(self, idx: Sequence[int], items: list[Any]) -> None:
+        """Queue admitted items that must be computed."""
+        self._queue.put(idx, items)
+
+    def stop(self, reason: str) -> None:
+        """Begin no further item; those at work go on to their end."""
+        if self.stopped is None:
+            self.stopped = reason
+            self._ending = True
+
+    # --- dispatch ------------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """Chunks at the executor."""
+        return len(self._out)
+
+    def next_chunk(self, slots: int, now: float) -> Chunk | None:
+        """Return a chunk to submit, None if there is none or the executor has enough."""
+        if self._ending or self._full(slots):
+            return None
+        if self._sleepers and self._sleepers[0].due <= now:
+            return self._wake(now)
+        if self._again:
+            return self._resend(slots)
+        if not self._queue.length:
+            return None
+        # The end of the input is shared by all; before that, items go to the workers that have none.
+        sharers = slots if self.ended else slots - len(self._out)
+        return self._send(*self._queue.take(self._size.share(self._queue.length, sharers)))
+
+    def _full(self, slots: int) -> bool:
+        """Return whether the executor has enough: a chunk counts by the part of a worker that it keeps busy."""
+        if self._in_flight == 1 or len(self._out) < slots:
+            return len(self._out) >= slots
+        most = self._in_flight
+        return sum(min(most, out.open) for out in self._out.values()) >= slots * most
+
+    def _resend(self, slots: int) -> Chunk:
+        """Send out what came back: suspects as they are, the rest of a slow chunk in parts for all."""
+        waiting = self._again.popleft()
+        most = len(waiting) if waiting.attempt else self._size.part(len(waiting), slots)
+        if most < len(waiting):
+            self._return(waiting, range(most, len(waiting)), waiting.attempt)
+            waiting = _some_of(waiting, range(most), waiting.attempt)
+        return self._send(waiting.idx, waiting.items, waiting.parked, waiting.attempt)
+
+    def _wake(self, now: float) -> Chunk:
+        up: list[_Sleeper] = []
+        while self._sleepers and self._sleepers[0].due <= now and len(up) < self._size.size:
+            up.append(heapq.heappop(self._sleepers))
+        parked = {n: sleeper.parked for n, sleeper in enumerate(up)}
+        return self._send([s.place for s in up], [s.item for s in up], parked)
+
+    def _send(
+        self,
+        idx: Sequence[int],
+        items: list[Any],
+        parked: dict[int, Parked] | None = None,
+        attempt: int = 0,
+    ) -> Chunk:
+        chunk = Chunk(self._ids, idx, items, attempt, parked)
+        self._ids += 1
+        self._out[chunk.id] = _Dispatched(chunk)
+        return chunk
+
+    def next_due(self) -> float | None:
+        """Return the clock reading at which an item's pause is over, None if no item pauses."""
+        return self._sleepers[0].due if self._sleepers and not self._ending else None
+
+    # --- reports -------------------------------------------------------------------------------------
+
+    def take(self, reports: Iterable[Report], now: float) -> list[Batch]:
+        """Digest an executor's reports and return the items that are finished, not yet settled."""
+        finished: list[Batch] = []
+        for report in reports:
+            dispatched = self._out.get(report.chunk)
+            if dispatched is None:
+                continue
+            chunk = dispatched.chunk
+            if isinstance(report, Done):
+                dispatched.report(report.places)
+                finished.append(self._done(chunk, report, now))
+            elif isinstance(report, GaveBack):
+                self._size.gave_back()
+                self._return(chunk, dispatched.cut(report.kept), chunk.attempt)
+            else:
+                finished += self._lost(chunk, dispatched.left(), report, now)
+                dispatched.cut(0)
+            if dispatched.over:
+                del self._out[chunk.id]
+        return finished
+
+    def _done(self, chunk: Chunk, done: Done, now: float) -> Batch:
+        count = len(done.values)
+        self._size.measured(count, done.busy_s)
+        if done.weight:
+            self._size.weighed(len(chunk), done.weight)
+        idx, items = chunk.idx, chunk.items
+        if count < len(chunk):
+            idx, items = _at(idx, done.places), _at(items, done.places)
+        if not done.odd:
+            return Batch(idx, items, done.values)
+        kept: list[int] = []
+        odd: dict[int, ItemOutcome] = {}
+        for n in range(count):
+            outcome = done.odd.get(n)
+            if outcome is not None and outcome.retry_in is not None:
+                self._sleep(chunk, done.places[n], outcome, now)
+                continue
+            if outcome is not None:
+                odd[len(kept)] = outcome
+                if outcome.error is None:
+                    done.values[n] = outcome.value
+            kept.append(n)
+        if len(kept) == count:
+            return Batch(idx, items, done.values, odd)
+        return Batch(
+            [idx[n] for n in kept], [items[n] for n in kept], [done.values[n] for n in kept], odd
+        )
+
+    def _sleep(self, chunk: Chunk, position: int, outcome: ItemOutcome, now: float) -> None:
+        sleeper = _Sleeper(
+            now + (outcome.retry_in or 0.0),
+            chunk.idx[position],
+            chunk.items[position],
+            outcome.parked or Parked(),
+        )
+        heapq.heappush(self._sleepers, sleeper)
+
+    def _return(self, chunk: Chunk, places: Sequence[int], attempt: int) -> None:
+        """Put items of a chunk back, before all others."""
+        if places:
+            self._again.appendleft(_some_of(chunk, places, attempt))
+
+    def _lost(self, chunk: Chunk, left: Sequence[int], lost: Lost, now: float) -> list[Batch]:
+        if lost.why == "stopped" or not left:
+            self._return(chunk, left, chunk.attempt)
+            return []
+        if not lost.alone:
+            self._return(chunk, left, chunk.attempt + 1)
+            return []
+        culprit = left[0] if len(left) == 1 else lost.culprit
+        if culprit is None:
+            # The culprit is unknown: halve until a single item is left.
+            middle = len(left) // 2
+            self._return(chunk, left[middle:], chunk.attempt + 1)
+            self._return(chunk, left[:middle], chunk.attempt + 1)
+            return []
+        at = left.index(culprit)
+        self._return(chunk, left[at + 1 :], chunk.attempt)
+        self._return(chunk, left[:at], chunk.attempt)
+        item = chunk.items[culprit]
+        outcome = self._recover(item, (chunk.parked or {}).get(culprit), lost, now)
+        if outcome.retry_in is not None:
+            self._sleep(chunk, culprit, outcome, now)
+            return []
+        return [Batch([chunk.idx[culprit]], [item], [None], {0: outcome})]
+
+    # --- output --------------------------------------------------------------------------------------
+
+    def finish(self, batch: Batch) -> None:
+        """Count settled items and put them where they are handed out."""
+        count = len(batch)
+        if not count:
+            return
+        self.open -= count
+        failures = 0
+        for n, outcome in batch.odd.items():
+            error = outcome.error
+            if error is None:
+                continue
+            failures += 1
+            if (reason := self.errors.stops(error)) is not None:
+                self.stop(reason)
+            elif self.failed is None and self.errors.ends(error):
+                self.failed = FailedItem(batch.idx[n], batch.items[n], error)
+                self._ending = True
+        if (reason := self.errors.count(count, failed=failures)) is not None:
+            self.stop(reason)
+        self._order.put(batch)
+
+    def hand_out(self) -> Batch | None:
+        """Return the next finished items, None if there are none yet."""
+        if self._ending and not self._out:
+            self._order.skip_missing()
+        return self._order.take()
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will be handed out once `hand_out` is empty."""
+        return not self._out and (self._ending or (self.ended and not self.open))
+
+    def __repr__(self) -> str:
+        return (
+            f"<Scheduler {self.pulled} pulled, {self.open} open, {len(self._out)} chunks in flight, "
+            f"{len(self._sleepers)} pausing, {self.errors.failed} failed>"
+        )
+
+
+def _at(entries: Sequence[Any], places: Sequence[int]) -> Any:
+    """Return some entries; of a range or list a range or list where the places are neighbours."""
+    if isinstance(places, range):
+        return entries[places.start : places.stop]
+    return [entries[n] for n in places]
+
+
+def _some_of(chunk: Chunk, places: Sequence[int], attempt: int) -> Chunk:
+    known = chunk.parked or {}
+    parked = {n: known[place] for n, place in enumerate(places) if place in known}
+    return Chunk(-1, _at(chunk.idx, places), _at(chunk.items, places), attempt, parked)

@@ -1,0 +1,422 @@
+# this_file: src/opero/core/classify.py
+"""Classify failures: answered for good, out of budget, likely to pass, or unknown.
+
+No client library is imported. httpx, requests, aiohttp, urllib, botocore, openai, anthropic,
+google-api-core, grpc, redis and the database drivers are known by the names of their classes and by
+what their errors carry: a response, a status, headers, a code. Those objects are foreign and may do
+anything when they are read.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, Literal, NamedTuple
+
+from opero.utils.matching import Rejected
+
+__all__ = [
+    "Verdict",
+    "add_classifier",
+    "classify",
+    "header_text",
+    "read_headers",
+    "read_status",
+    "safe_get",
+]
+
+Kind = Literal["final", "exhausted", "transient", "unknown"]
+
+
+class Verdict(NamedTuple):
+    """What an error says about another attempt.
+
+    Attributes:
+        kind: "final" (the same call would fail again), "exhausted" (so would any call until the
+            budget is renewed), "transient" (known to pass) or "unknown".
+        reason: What says so: "status 404", "insufficient_quota".
+    """
+
+    kind: Kind
+    reason: str = ""
+
+    @property
+    def ends_value(self) -> bool:
+        """Whether the call is not worth making again with the same arguments."""
+        return self.kind in ("final", "exhausted")
+
+
+UNKNOWN: Final = Verdict("unknown")
+
+Classifier = Callable[[BaseException], "Kind | None"]
+"""Returns the kind of an error, None if it does not know it."""
+
+_classifiers: list[Classifier] = []
+
+
+def add_classifier(classifier: Classifier) -> Callable[[], None]:
+    """Let a function classify errors before the built-in rules do; return what removes it again.
+
+    Args:
+        classifier: Gets the error of a call and returns "final", "exhausted", "transient" or
+            "unknown"; None leaves the error to the next classifier. One that raises counts as None.
+
+    Example:
+        >>> class OutOfStock(Exception): ...
+        >>> remove = add_classifier(lambda error: "final" if isinstance(error, OutOfStock) else None)
+        >>> classify(OutOfStock()).kind
+        'final'
+        >>> remove()
+        >>> classify(OutOfStock()).kind
+        'unknown'
+    """
+    _classifiers.append(classifier)
+
+    def remove() -> None:
+        if classifier in _classifiers:
+            _classifiers.remove(classifier)
+
+    return remove
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def _words(*lines: str) -> frozenset[str]:
+    return frozenset(" ".join(lines).split())
+
+
+_FINAL_STATUSES: Final = frozenset({
+    400, 401, 403, 404, 405, 406, 410, 411, 412, 413, 414, 415, 416, 417,
+    421, 422, 426, 428, 431, 451, 501, 505,
+})  # fmt: skip
+_TRANSIENT_STATUSES: Final = frozenset({408, 409, 425, 429, *range(500, 600)}) - _FINAL_STATUSES
+
+_EXHAUSTED_CODES: Final = _words(
+    "insufficient_quota billing_hard_limit_reached billing_not_active billing_error",
+    "quota_exceeded quotaexceeded dailylimitexceeded insufficient_balance",
+    "insufficient_credits insufficient_funds credit_balance_too_low",
+)
+# Codes of botocore's and google's retry rules; some of these answers have status 400 or 403.
+_TRANSIENT_CODES: Final = _words(
+    "throttling throttlingexception throttledexception requestthrottledexception slowdown",
+    "toomanyrequestsexception provisionedthroughputexceededexception requestlimitexceeded",
+    "transactioninprogressexception bandwidthlimitexceeded limitexceededexception",
+    "requestthrottled priorrequestnotcomplete ec2throttledexception requesttimeout",
+    "requesttimeoutexception internalerror internalfailure internalservererror",
+    "serviceunavailable serviceunavailableexception ratelimitexceeded userratelimitexceeded",
+    "rate_limit_exceeded overloaded_error",
+)
+_GRPC: Final[Mapping[str, Kind]] = {
+    **dict.fromkeys(("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED"), "transient"),
+    "INTERNAL": "transient",
+    **dict.fromkeys(("INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED"), "final"),
+    **dict.fromkeys(("UNAUTHENTICATED", "FAILED_PRECONDITION", "OUT_OF_RANGE", "UNIMPLEMENTED"), "final"),
+}  # fmt: skip
+_SQLSTATES: Final[Mapping[str, Kind]] = {
+    **dict.fromkeys(("08", "40", "53", "57P", "55P03", "58"), "transient"),
+    **dict.fromkeys(("0A", "21", "22", "23", "26", "28", "2B", "3D", "3F", "42", "44"), "final"),
+}  # fmt: skip
+_SQLITE_BUSY: Final = frozenset((5, 6))
+_MYSQL: Final[Mapping[int, Kind]] = {
+    **dict.fromkeys((1040, 1205, 1213, 2002, 2003, 2006, 2013, 2055, 3024), "transient"),
+    **dict.fromkeys((1044, 1045, 1049, 1054, 1062, 1064, 1146), "final"),
+}  # fmt: skip
+_NETWORK: Final = frozenset(
+    getattr(errno, name)
+    for name in (
+        "ENETDOWN", "ENETUNREACH", "ENETRESET", "EHOSTDOWN", "EHOSTUNREACH", "EADDRNOTAVAIL",
+        "ETIMEDOUT", "ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "ENOTCONN", "EPIPE", "EAGAIN",
+    )
+    if hasattr(errno, name)
+)  # fmt: skip
+
+_DATABASES: Final = _words(
+    "sqlite3 psycopg psycopg2 asyncpg pymysql mysql MySQLdb oracledb cx_Oracle pyodbc pg8000",
+    "sqlalchemy pymssql duckdb",
+)
+_FINAL_DATABASE_CLASSES: Final = frozenset(
+    ("IntegrityError", "ProgrammingError", "DataError", "NotSupportedError")
+)
+
+# Top-level package → names of classes; derived classes are found by their bases.
+_FINAL_CLASSES: Final[Mapping[str, frozenset[str]]] = {
+    "httpx": _words("UnsupportedProtocol InvalidURL LocalProtocolError TooManyRedirects"),
+    "requests": _words("InvalidURL InvalidSchema MissingSchema TooManyRedirects"),
+    "aiohttp": _words("InvalidURL TooManyRedirects ClientConnectorCertificateError"),
+    "botocore": _words("NoCredentialsError PartialCredentialsError ParamValidationError"),
+    "redis": _words("AuthenticationError AuthorizationError NoPermissionError DataError"),
+    "pymongo": _words("DuplicateKeyError ConfigurationError InvalidOperation"),
+    "ssl": _words("SSLCertVerificationError"),
+}  # fmt: skip
+_TRANSIENT_CLASSES: Final[Mapping[str, frozenset[str]]] = {
+    "httpx": _words("TransportError"),
+    "httpcore": _words("NetworkError TimeoutException RemoteProtocolError"),
+    "requests": _words("ConnectionError Timeout ChunkedEncodingError"),
+    "urllib3": _words("TimeoutError ProtocolError NewConnectionError"),
+    "aiohttp": _words("ClientConnectionError ClientPayloadError"),
+    "botocore": _words("ConnectionError HTTPClientError"),
+    "openai": _words("APIConnectionError"),
+    "anthropic": _words("APIConnectionError"),
+    "redis": _words("ConnectionError TimeoutError TryAgainError ClusterDownError ReadOnlyError"),
+    "pymongo": _words("AutoReconnect NetworkTimeout ServerSelectionTimeoutError"),
+    "asyncpg": _words("InterfaceError"),
+    "socket": _words("gaierror"),
+    "http": _words("IncompleteRead BadStatusLine RemoteDisconnected"),
+}  # fmt: skip
+
+_MAX_CAUSES: Final = 8
+"""Errors read along a chain of causes: chains may be long, even circular."""
+
+_MAX_MEMBERS: Final = 64
+_MAX_TEXT: Final = 128
+"""Characters of a header or code; no date is longer, and patterns may be slow on very long text."""
+
+_STATUS_NAMES: Final = ("status_code", "status", "http_status", "code")
+
+
+# --- decisions ------------------------------------------------------------------------------------
+
+
+def classify(error: BaseException) -> Verdict:
+    """Return what an error says about another attempt.
+
+    It is read from the error, its response, its causes, or the members of an exception group: one
+    member that is final makes the group final, and a group is transient if all members are.
+
+    Args:
+        error: An exception. Whatever it does when it is read, this function does not raise.
+
+    Example:
+        >>> classify(ConnectionResetError()).kind, classify(ValueError()).kind
+        ('transient', 'unknown')
+    """
+    if type(error) is Rejected:
+        return UNKNOWN
+    for classifier in tuple(_classifiers):
+        try:
+            kind = classifier(error)
+        except Exception:  # noqa: BLE001 - the failure at hand must not be replaced
+            kind = None
+        if kind is not None:
+            return Verdict(kind, f"{getattr(classifier, '__qualname__', 'a classifier')}()")
+    return _along_causes(error, 0)
+
+
+def _along_causes(error: BaseException, depth: int) -> Verdict:
+    node: Any = error
+    for _ in range(_MAX_CAUSES - depth):
+        try:
+            verdict = (
+                _of_group(node, depth)
+                if issubclass(type(node), BaseExceptionGroup)
+                else _of_one(node)
+            )
+        except Exception:  # noqa: BLE001 - foreign objects
+            verdict = UNKNOWN
+        if verdict.kind != "unknown":
+            return verdict
+        # urllib's URLError and urllib3's MaxRetryError hold the cause in `reason`.
+        reason = safe_get(node, "reason")
+        node = reason if issubclass(type(reason), BaseException) else safe_get(node, "__cause__")
+        if not issubclass(type(node), BaseException):
+            break
+    return UNKNOWN
+
+
+def _of_group(group: BaseExceptionGroup[Any], depth: int) -> Verdict:
+    verdicts = [_along_causes(e, depth + 1) for e in group.exceptions[:_MAX_MEMBERS]]
+    for kind in ("exhausted", "final"):
+        for verdict in verdicts:
+            if verdict.kind == kind:
+                return verdict
+    return verdicts[0] if all(v.kind == "transient" for v in verdicts) else UNKNOWN
+
+
+def _of_one(error: BaseException) -> Verdict:
+    kind = type(error)
+    if kind.__module__ == "builtins" and not vars(error):
+        return _of_type(error)
+    response = safe_get(error, "response")
+    places = (error,) if response is None else (error, response)
+    codes = [code for place in (*places, safe_get(error, "body")) for code in _codes(place)]
+    for known, result in ((_EXHAUSTED_CODES, "exhausted"), (_TRANSIENT_CODES, "transient")):
+        for code in codes:
+            if code.lower() in known:
+                return Verdict(result, code)  # type: ignore[arg-type]  # one of the two words
+    return _of_answer(error, places) or _of_driver(error) or _of_type(error)
+
+
+def _of_answer(error: BaseException, places: tuple[object, ...]) -> Verdict | None:
+    """Classify by the status and headers of an answer."""
+    headers: dict[str, str] = {}
+    for place in places:
+        headers |= read_headers(place)
+    asked = headers.get("x-should-retry", "").lower()
+    if asked in ("true", "false"):
+        return Verdict("transient" if asked == "true" else "final", f"x-should-retry: {asked}")
+    status = read_status(places)
+    if status is None:
+        return None
+    reason = f"status {status}"
+    if status == 402 or (status == 400 and "credit balance" in _text_of(error)):
+        return Verdict("exhausted", reason)
+    if status == 403 and ("retry-after" in headers or headers.get("x-ratelimit-remaining") == "0"):
+        return Verdict("transient", reason)  # GitHub's limits
+    if status in _FINAL_STATUSES:
+        return Verdict("final", reason)
+    return Verdict("transient", reason) if status in _TRANSIENT_STATUSES else None
+
+
+def _of_driver(error: BaseException) -> Verdict | None:
+    """Classify by the codes of grpc and of database drivers."""
+    packages = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
+    if "grpc" in packages:
+        code = safe_get(error, "code")
+        name = safe_get(code() if callable(code) else code, "name")
+        if name in _GRPC:
+            return Verdict(_GRPC[name], name)
+    state = safe_get(error, "sqlstate") or safe_get(error, "pgcode")
+    if isinstance(state, str) and len(state) == 5:
+        for length in (5, 3, 2):
+            if state[:length] in _SQLSTATES:
+                return Verdict(_SQLSTATES[state[:length]], f"SQLSTATE {state}")
+    if not packages & _DATABASES:
+        return None
+    number = safe_get(error, "sqlite_errorcode")
+    if isinstance(number, int):
+        return (
+            Verdict("transient", "database is busy")
+            if number & 0xFF in _SQLITE_BUSY
+            else _of_class(error)
+        )
+    args = safe_get(error, "args")
+    number = safe_get(error, "errno") or (args[0] if isinstance(args, tuple) and args else None)
+    if isinstance(number, int) and number in _MYSQL:
+        return Verdict(_MYSQL[number], f"error {number}")
+    return _of_class(error)
+
+
+def _of_class(error: BaseException) -> Verdict | None:
+    for cls in type(error).__mro__:
+        package = cls.__module__.partition(".")[0]
+        if package in _DATABASES and cls.__name__ in _FINAL_DATABASE_CLASSES:
+            return Verdict("final", cls.__name__)
+    return None
+
+
+def _of_type(error: BaseException) -> Verdict:
+    """Classify by class: of client libraries by name, of Python itself."""
+    for table, kind in ((_FINAL_CLASSES, "final"), (_TRANSIENT_CLASSES, "transient")):
+        for cls in type(error).__mro__:
+            if cls.__name__ in table.get(cls.__module__.partition(".")[0], ()):
+                return Verdict(kind, cls.__name__)  # type: ignore[arg-type]  # one of the two words
+    if issubclass(type(error), (ConnectionError, TimeoutError)):
+        return Verdict("transient", type(error).__name__)
+    if issubclass(type(error), OSError) and safe_get(error, "errno") in _NETWORK:
+        return Verdict("transient", type(error).__name__)
+    return UNKNOWN
+
+
+# --- reading foreign objects ----------------------------------------------------------------------
+
+
+def safe_get(thing: object, name: str) -> Any:
+    """Return an attribute, None if there is none or reading it fails."""
+    try:
+        return getattr(thing, name, None)
+    except Exception:  # noqa: BLE001 - httpx raises RuntimeError for a missing request, others their own
+        return None
+
+
+def read_headers(place: object, wanted: Callable[[str], object] | None = None) -> dict[str, str]:
+    """Return the headers of an error or response, by name in lower case; of a repeated one all values.
+
+    Args:
+        place: The error or response.
+        wanted: Tells which names are kept; None for those that decide about a retry.
+    """
+    found = safe_get(place, "headers")
+    if found is None and isinstance(place, Mapping):
+        # botocore: `error.response` is a plain dict
+        found = _metadata(place, "HTTPHeaders") or place.get("headers")
+    result: dict[str, str] = {}
+    if found is None:
+        return result
+    keep = wanted or _RETRY_HEADERS.__contains__
+    try:
+        pairs = found if isinstance(found, list | tuple) else found.items()
+        for name, value in pairs:
+            name = header_text(name).lower()
+            if keep(name):
+                value = header_text(value)
+                # As any recipient may do: RFC 9110 §5.2
+                result[name] = f"{result[name]}, {value}" if name in result else value
+    except Exception:  # noqa: BLE001 - what was read before counts
+        return result
+    return result
+
+
+_RETRY_HEADERS: Final = frozenset(("retry-after", "x-ratelimit-remaining", "x-should-retry"))
+
+
+def _metadata(response: Mapping[Any, Any], name: str) -> Any:
+    metadata = response.get("ResponseMetadata")
+    return metadata.get(name) if isinstance(metadata, Mapping) else None
+
+
+def header_text(value: object) -> str:
+    """Return a header's name or value as text; anything strange is empty."""
+    if isinstance(value, list | tuple):
+        return ", ".join(header_text(each) for each in value[:2])
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
+    elif isinstance(value, int | float):
+        value = repr(value)
+    return str(value).strip() if isinstance(value, str) and len(value) <= _MAX_TEXT else ""
+
+
+def read_status(places: tuple[object, ...]) -> int | None:
+    """Return the first HTTP status that an error or its response carries."""
+    for place in places:
+        # One after the other: aiohttp warns of a read of `code`, but has `status`.
+        for name in _STATUS_NAMES:
+            status = safe_get(place, name)
+            if isinstance(status, int) and not isinstance(status, bool) and 100 <= status < 600:
+                return int(status)
+        if isinstance(place, Mapping):
+            status = _metadata(place, "HTTPStatusCode")
+            if isinstance(status, int):
+                return int(status)
+    return None
+
+
+def _codes(place: object) -> Iterator[str]:
+    """Yield the codes in an error, a response or the body of an answer."""
+    if place is None:
+        return
+    read = place.get if isinstance(place, Mapping) else lambda name: safe_get(place, name)
+    for name in ("code", "type", "Code", "reason", "status"):
+        value = read(name)
+        if isinstance(value, str) and len(value) <= _MAX_TEXT:
+            yield value
+    if isinstance(place, Mapping):
+        inner = place.get("error") or place.get("Error")
+        if isinstance(inner, Mapping):
+            yield from _codes(inner)
+        details = place.get("errors")
+        if isinstance(details, list | tuple):
+            for each in details[:_MAX_CAUSES]:
+                if isinstance(each, Mapping):
+                    yield from _codes(each)
+    else:
+        # googleapiclient
+        details = safe_get(place, "error_details")
+        if isinstance(details, list | tuple):
+            for each in details[:_MAX_CAUSES]:
+                if isinstance(each, Mapping):
+                    yield from _codes(each)
+
+
+def _text_of(error: BaseException) -> str:
+    return str(error)[:1000].lower()

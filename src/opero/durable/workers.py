@@ -1,0 +1,194 @@
+# this_file: src/opero/durable/workers.py
+"""Run workflow functions: synchronous ones in worker threads, coroutines in one thread with an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Final
+
+from opero.concurrency.recorder import recording
+from opero.core.context import fork
+from opero.durable.map_items import record_map
+from opero.durable.records import State
+from opero.durable.run import Unwind, WorkflowRun
+from opero.durable.scope import (
+    EngineThread,
+    Scope,
+    active_runs,
+    begin_branches,
+    current_scope,
+    task_factory,
+)
+from opero.durable.values import decode
+from opero.errors import JournalError, NonDeterminismError, UnserializableError
+from opero.events.run import Run
+
+if TYPE_CHECKING:
+    from opero.durable.workflows import WorkflowSpec
+
+__all__ = ["LoopThread", "WorkerThreads", "ainvoke", "end_tasks", "invoke"]
+
+_GRACE: Final = 1.0
+"""Seconds that tasks which a workflow has left running get to end."""
+
+
+# --- the workflow function ----------------------------------------------------------------------------------------
+
+
+def invoke(run: WorkflowRun, spec: WorkflowSpec) -> Any:
+    """Call a synchronous workflow."""
+    with _within(run, spec):
+        args, kwargs = _arguments(run)
+        return spec.fn(*args, **kwargs)
+
+
+async def ainvoke(run: WorkflowRun, spec: WorkflowSpec) -> Any:
+    """Call a workflow that is a coroutine function."""
+    with _within(run, spec):
+        args, kwargs = _arguments(run)
+        return await spec.fn(*args, **kwargs)
+
+
+@contextmanager
+def _within(run: WorkflowRun, spec: WorkflowSpec) -> Iterator[None]:
+    """Make this context the workflow's: steps, maps and parallel branches find its journal through it."""
+    current_scope.set(Scope(run, of_task=run.on_loop))
+    recording.set(record_map)
+    fork.set(begin_branches)
+    active_runs.add(run)
+    try:
+        with Run(spec.name, id=run.id):
+            run.notify_state(State.RUNNING)
+            yield
+    finally:
+        active_runs.discard(run)
+
+
+def _arguments(run: WorkflowRun) -> Any:
+    try:
+        return decode(run.record.args)
+    except UnserializableError as reason:
+        raise run.block(f"arguments of {run.record.name}(): {reason}") from reason
+
+
+async def end_tasks(run: WorkflowRun) -> None:
+    """Cancel the tasks that a workflow has left running: nothing outlives it."""
+    left = [task for task in run.tasks if not task.done()]
+    if left:
+        # What they still do to clean up is no part of the workflow, unless that goes on later.
+        run.cancelling = run.cancelling or run.ending is None
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=_GRACE)
+
+
+# --- threads ------------------------------------------------------------------------------------------------------
+
+Job = Callable[[], object]
+
+
+class WorkerThreads:
+    """Threads for synchronous workflows: as many as run at once, never more than `size`.
+
+    Args:
+        size: Most jobs at once.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size: Final = size
+        self._lock = threading.Lock()
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._reserved = 0
+        self._idle = 0
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def free(self) -> int:
+        """How many more jobs can be run."""
+        return self.size - self._reserved
+
+    def reserve(self, *, always: bool = False) -> bool:
+        """Reserve a thread for one job if there is one; with `always`, for one that is known to fit."""
+        with self._lock:
+            if self._reserved >= self.size and not always:
+                return False
+            self._reserved += 1
+            return True
+
+    def release(self) -> None:
+        """Give a reservation back."""
+        with self._lock:
+            self._reserved -= 1
+
+    def run(self, job: Job) -> None:
+        """Run a job that has a reservation, in a thread that is idle or a new one."""
+        with self._lock:
+            # A thread that has done its job, but has not counted itself as idle yet, takes the next one too.
+            if self._idle > 0 or len(self._threads) >= self.size:
+                self._idle -= 1
+                self._jobs.put(job)
+                return
+            name = f"opero-workflow-{len(self._threads) + 1}"
+            thread = EngineThread(target=self._serve, args=(job,), name=name, daemon=True)
+            self._threads.append(thread)
+        thread.start()
+
+    def _serve(self, job: Job | None) -> None:
+        while job is not None:
+            # Context variables that one workflow sets must not reach the next one.
+            contextvars.Context().run(job)
+            with self._lock:
+                self._idle += 1
+            job = self._jobs.get()
+
+    def close(self) -> None:
+        """End the threads; none of them has a job any more."""
+        with self._lock:
+            threads, self._threads = self._threads, []
+        for _ in threads:
+            self._jobs.put(None)
+        for thread in threads:
+            thread.join()
+
+
+class LoopThread:
+    """A thread with an event loop whose tasks have scopes; started by the first coroutine."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def run(self, coro: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine on the loop."""
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._loop.set_task_factory(task_factory)
+                self._loop.set_exception_handler(_report_unhandled)
+                self._thread = EngineThread(
+                    target=self._loop.run_forever, name="opero-workflows", daemon=True
+                )
+                self._thread.start()
+        asyncio.run_coroutine_threadsafe(coro, self._loop)
+
+    def close(self) -> None:
+        """End the loop and its thread; nothing runs there any more."""
+        loop, thread = self._loop, self._thread
+        if loop is not None and thread is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
+
+
+def _report_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Report unhandled errors, but not of tasks whose workflow is put aside: its state says why, or a warning."""
+    if not isinstance(context.get("exception"), Unwind | NonDeterminismError | JournalError):
+        loop.default_exception_handler(context)

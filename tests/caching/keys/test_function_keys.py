@@ -1,0 +1,455 @@
+# this_file: tests/caching/keys/test_function_keys.py
+"""From calls to keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import gc
+import subprocess
+import sys
+import threading
+import typing
+import weakref
+
+import numpy as np
+import pytest
+
+from opero.caching.keys.function_keys import FunctionKeys, InstanceTokens, function_id
+from opero.core.call import Call
+from opero.core.function import describe_function
+from opero.errors import OperoUsageError, UnkeyableError
+
+
+def keying(fn, **options) -> FunctionKeys:
+    return FunctionKeys(describe_function(fn), **options)
+
+
+def key(fn, /, *args, **kwargs):
+    return keying(fn).key(Call(args, kwargs))
+
+
+def plain(x, y=3, *, z=None):
+    return x, y, z
+
+
+def starred(x, *args, **kwargs):
+    return x, args, kwargs
+
+
+def test_a_key_of_scalars_is_types_and_values_in_declared_order():
+    assert key(plain, "a") == (str, "a", int, 3, type(None), None)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [((1,), {}), ((), {"x": 1}), ((1, 3), {}), ((1,), {"y": 3}), ((), {"z": None, "y": 3, "x": 1})],
+)
+def test_ways_to_write_a_call_have_one_key(args, kwargs):
+    assert key(plain, *args, **kwargs) == key(plain, 1, 3, z=None)
+
+
+def test_arguments_that_a_wrapper_has_completed_need_no_binding(monkeypatch):
+    made = keying(plain)
+    monkeypatch.setattr(made, "_bound", None)
+    assert made.key(Call((1, 3), {"z": None})) == key(plain, 1)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (1, True), (1, 1.0), (1, "1"), (0.0, -0.0), (b"a", "a"), (None, "None"), ((1,), [1]),
+        ([1], [True]), ({"a": 1}, {"a": 1.0}), ({1}, frozenset({1})),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_values_of_different_types_have_different_keys(one, other):
+    assert key(plain, one) != key(plain, other)
+
+
+def test_nan_equals_itself():
+    assert key(plain, float("nan")) == key(plain, float("nan"))
+    assert key(plain, [float("nan")]) == key(plain, [float("nan")])
+
+
+@pytest.mark.parametrize("size", [1, 2, 16, 17, 100])
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_short_and_long_sequences_tell_types_and_content(kind, size):
+    ones = kind([1] * size)
+    assert key(plain, ones) == key(plain, kind([1] * size))
+    others = [kind([True] * size), kind([1.0] * size), kind(["1"] * size), kind([1] * (size + 1))]
+    others += [(list if kind is tuple else tuple)(ones), kind([1] * (size - 1) + [None])]
+    assert len({key(plain, value) for value in (ones, *others)}) == 7
+
+
+def test_a_list_has_a_key_by_content():
+    assert key(plain, [1, {"a": {2}}]) == key(plain, [1, {"a": {2}}])
+    assert isinstance(key(plain, [1, {"a": {2}}]), bytes)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_short_list_of_scalars_has_a_key_without_a_digest(kind):
+    assert key(plain, kind([1, "a"])) == key(plain, kind([1, "a"]))
+    assert not isinstance(key(plain, kind([1, "a"])), bytes)
+    assert key(plain, kind([1])) != key(plain, kind([True]))
+    assert key(plain, [1]) != key(plain, (1,))
+
+
+def test_keyword_arguments_come_in_any_order():
+    assert key(starred, 1, 2, a=1, b=2) == key(starred, 1, 2, b=2, a=1)
+    assert key(starred, 1, 2, a=1, b=2) != key(starred, 1, 2, a=2, b=1)
+    assert key(starred, 1, b=("b", 2)) != key(starred, 1, ("b", 2))
+
+
+def test_values_do_not_slip_between_parameters():
+    assert key(plain, "a", "b") != key(plain, "b", "a")
+    assert key(starred, 1, 2) != key(starred, 1, a=2)
+
+
+@pytest.mark.parametrize("name", ["self", "func", "key", "args", "kwargs", "call", "type", "id"])
+def test_any_name_of_a_parameter_works(name):
+    scope: dict = {}
+    exec(f"def fn({name}, other=1): ...", scope)
+    assert key(scope["fn"], **{name: "v"}) == key(scope["fn"], "v", 1)
+
+
+def test_a_default_that_refuses_comparison_is_no_obstacle():
+    def fn(a, weights=np.array([1, 2])):  # noqa: B008 - what numeric code does
+        return a
+
+    assert key(fn, 1) == key(fn, 1, np.array([1, 2]))
+
+
+def test_a_wrapped_function_is_keyed_by_the_parameters_users_see():
+    @functools.wraps(plain)
+    def wrapper(*args, **kwargs):
+        return plain(*args, **kwargs)
+
+    assert key(wrapper, 1) == key(wrapper, x=1, y=3)
+    assert keying(wrapper).fast_parameters == ()
+
+
+def test_arguments_that_do_not_fit_have_no_key():
+    assert key(plain) is None
+    assert key(plain, 1, nonsense=2) is None
+    assert keying(plain, user_key=lambda x: x).key(Call((), {})) is None
+
+
+class Strange(type):
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_a_class_that_cannot_be_hashed_is_no_obstacle():
+    class Odd(metaclass=Strange):
+        pass
+
+    with pytest.raises(UnkeyableError, match="'x'"):
+        key(plain, Odd())
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def test_ignored_parameters_are_left_out():
+    made = keying(plain, ignore=("y",))
+    assert made.key(Call((1, object()), {})) == (int, 1, type(None), None)
+    assert made.fast_parameters == ("x", "z")
+
+
+def test_an_ignored_keyword_of_a_function_that_takes_any_is_left_out():
+    made = keying(starred, ignore=("client",))
+    assert made.key(Call((1,), {"client": object()})) == made.key(Call((1,), {}))
+
+
+def test_ignoring_a_parameter_that_does_not_exist_is_an_error():
+    with pytest.raises(OperoUsageError, match=r"cache_ignore='clint'.*Did you mean 'client'"):
+        keying(lambda client: None, ignore=("clint",))
+
+
+def test_a_key_of_the_users_own_gets_the_calls_arguments():
+    made = keying(plain, user_key=lambda x, **rest: (x.lower(), sorted(rest)))
+    assert made.key(Call(("A",), {"z": 1})) == made.key(Call(("a",), {"z": 2}))
+    assert made.fast_parameters == ()
+
+
+def test_a_key_of_the_users_own_is_told_apart_by_type():
+    made = keying(plain, user_key=lambda x: x)
+    assert len({made.key(Call((x,), {})) for x in (1, True, 1.0, "1")}) == 4
+
+
+def test_a_key_of_the_users_own_without_content_is_an_error():
+    with pytest.raises(UnkeyableError, match="cache_key returned"):
+        keying(plain, user_key=lambda x: object()).key(Call((1,), {}))
+
+
+def test_an_error_in_the_users_own_key_is_the_users():
+    with pytest.raises(TypeError, match="unsupported operand"):
+        keying(plain, user_key=lambda x: x + "1").key(Call((1,), {}))
+
+
+# --- unkeyable ------------------------------------------------------------------------------------
+
+
+def test_an_unkeyable_argument_is_named_with_the_ways_out():
+    with pytest.raises(UnkeyableError) as caught:
+        key(plain, 1, {"cfg": [1, threading.Lock()]})
+    text = str(caught.value)
+    assert (
+        "plain(): the argument 'y' cannot be part of a cache key: y.cfg[1] is _thread.lock" in text
+    )
+    for way in ("cache_ignore=('y',)", "cache_key=", "cache=False"):
+        assert way in text
+    assert caught.value.__suppress_context__
+
+
+def test_an_unkeyable_argument_itself_is_named():
+    with pytest.raises(UnkeyableError, match=r"argument 'x' cannot .* key: function, which cannot"):
+        key(plain, lambda: None)
+
+
+# --- methods --------------------------------------------------------------------------------------
+
+
+class Client:
+    def fetch(self, x):
+        return x
+
+    def __eq__(self, other):
+        raise AssertionError("an instance must not be compared")
+
+    def __hash__(self):
+        raise AssertionError("an instance must not be hashed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    name: str
+
+    def fetch(self, x):
+        return x
+
+
+class Colour(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+    def fetch(self, x):
+        return x
+
+
+class Pair(typing.NamedTuple):
+    a: int
+    b: int
+
+    def fetch(self, x):
+        return x
+
+
+class Slotted:
+    __slots__ = ("a",)
+
+    def fetch(self, x):
+        return x
+
+
+@pytest.fixture
+def method():
+    gone: list[int] = []
+    instances = InstanceTokens(forget=gone.append)
+    made = keying(Client.fetch, instances=instances)
+    return made, instances, gone
+
+
+def test_instances_without_content_are_told_apart_by_identity(method):
+    made, instances, _ = method
+    one, two = Client(), Client()
+    first = made.key(Call((one, "a"), {}))
+    assert first == (instances.tokens[id(one)], str, "a")
+    assert first == made.key(Call((one, "a"), {}))
+    assert first != made.key(Call((two, "a"), {}))
+    assert made.of_instance
+
+
+def test_other_arguments_of_a_method_are_keyed_by_content(method):
+    made, instances, _ = method
+    one = Client()
+    found = made.key(Call((one, [[1]]), {}))
+    assert found[0] == instances.tokens[id(one)]
+    assert isinstance(found[1], bytes)
+    assert found == made.key(Call((one,), {"x": [[1]]}))
+
+
+def test_a_dead_instance_is_forgotten_without_the_garbage_collector(method):
+    made, instances, gone = method
+    gc.disable()
+    try:
+        one = Client()
+        made.key(Call((one, 1), {}))
+        token, watch = instances.tokens[id(one)], weakref.ref(one)
+        del one
+        assert watch() is None
+        assert gone == [token]
+        assert not instances.tokens
+        assert not instances._references
+    finally:
+        gc.enable()
+
+
+def test_an_id_that_is_used_again_gets_a_new_token(method):
+    made, _, _ = method
+    seen = set()
+    for _ in range(50):
+        seen.add(made.key(Call((Client(), 1), {})))
+    assert len(seen) == 50
+
+
+@pytest.mark.parametrize(
+    ("one", "same", "other"),
+    [
+        (Fixed("a"), Fixed("a"), Fixed("b")),
+        (Colour.RED, Colour.RED, Colour.BLUE),
+        (Pair(1, 2), Pair(1, 2), Pair(2, 1)),
+        (5, 5, 6),
+    ],
+    ids=["frozen dataclass", "enum", "named tuple", "static method"],
+)
+def test_instances_with_content_share(method, one, same, other):
+    made, instances, _ = method
+    assert made.key(Call((one, 1), {})) == made.key(Call((same, 1), {}))
+    assert made.key(Call((one, 1), {})) != made.key(Call((other, 1), {}))
+    assert not instances.tokens
+
+
+def test_classes_are_told_apart(method):
+    made, instances, _ = method
+
+    class Sub(Client):
+        pass
+
+    assert made.key(Call((Client, 1), {})) != made.key(Call((Sub, 1), {}))
+    assert len(instances.tokens) == 2
+
+
+def test_an_instance_with_neither_content_nor_weak_references_is_unkeyable(method):
+    with pytest.raises(UnkeyableError, match=r"'self' .*Slotted has neither"):
+        method[0].key(Call((Slotted(), 1), {}))
+
+
+def test_ignoring_the_instance_makes_all_instances_share():
+    made = keying(Client.fetch, ignore=("self",), instances=InstanceTokens(forget=print))
+    assert not made.of_instance
+    assert made.key(Call((Client(), 1), {})) == made.key(Call((Client(), 1), {})) == (int, 1)
+
+
+def test_tokens_are_handed_out_once_under_threads():
+    instances = InstanceTokens(forget=print)
+    objects = [Client() for _ in range(50)]
+    found: list[list[int]] = []
+
+    def work() -> None:
+        found.append([instances.token(o) for o in objects])
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(tokens == found[0] for tokens in found)
+    assert len(set(found[0])) == 50
+
+
+def test_a_dropped_registry_is_freed_without_the_garbage_collector():
+    gc.disable()
+    try:
+        one, instances = Client(), InstanceTokens(forget=print)
+        instances.token(one)
+        watch = weakref.ref(instances)
+        del instances
+        assert watch() is None
+    finally:
+        gc.enable()
+
+
+# --- stores that functions share ------------------------------------------------------------------
+
+
+def named(fn, version=None) -> str:
+    return function_id(describe_function(fn), version)
+
+
+def test_a_function_is_called_by_module_and_name():
+    assert named(plain) == f"{__name__}:plain"
+    assert named(plain, "2") == f"{__name__}:plain@2"
+
+
+def factory(n):
+    def inner(x):
+        return x + n
+
+    return inner
+
+
+def test_closures_are_told_apart_by_what_they_close_over():
+    assert named(factory(1)) == named(factory(1)) != named(factory(2))
+
+
+def test_partials_are_told_apart_by_what_they_bind():
+    one, two = functools.partial(plain, 1), functools.partial(plain, 2)
+    assert named(one) == named(functools.partial(plain, 1)) != named(two)
+    assert named(one) != named(plain)
+
+
+def test_a_recursive_inner_function_has_a_name():
+    def down(n):
+        return down(n - 1) if n else 0
+
+    assert named(down).endswith("down")
+
+
+def test_a_function_bound_to_something_without_content_is_unkeyable():
+    with pytest.raises(UnkeyableError, match="functions share"):
+        named(factory(threading.Lock()))
+
+
+def test_a_callable_object_and_a_bound_method_are_what_they_hold():
+    @dataclasses.dataclass(frozen=True)
+    class Adder:
+        n: int
+
+        def __call__(self, x):
+            return x + self.n
+
+    assert named(Adder(1)) == named(Adder(1)) != named(Adder(2))
+    assert named(Fixed("a").fetch) == named(Fixed("a").fetch) != named(Fixed("b").fetch)
+    assert named(len).endswith(":len")
+
+
+def test_a_key_in_a_shared_store_is_text():
+    made = keying(plain, prefix=lambda: "space:plain:")
+    found = made.key(Call((1,), {}))
+    assert found.startswith("space:plain:")
+    assert len(found) == len("space:plain:") + 40
+    assert made.fast_parameters == ()
+    own = keying(plain, prefix=lambda: "p:", user_key=lambda x: x)
+    assert own.key(Call((1,), {})).startswith("p:")
+
+
+def test_text_keys_are_the_same_in_every_process():
+    code = (
+        "from opero.caching.keys.function_keys import FunctionKeys; from opero.core.function import describe_function\n"
+        "from opero.core.call import Call\n"
+        "def f(x, **k): ...\n"
+        "call = Call(({'a', 'b', 'c'},), {'p': 1, 'q': 2})\n"
+        "print(FunctionKeys(describe_function(f), prefix=str).key(call))"
+    )
+    runs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1", "2")
+    }
+    assert len(runs) == 1

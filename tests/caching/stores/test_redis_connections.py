@@ -1,0 +1,170 @@
+# this_file: tests/caching/stores/test_redis_connections.py
+"""Connections to a real server: used again, closed in time, never by two at once."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from opero.caching.stores import redis_connections
+from opero.caching.stores.base import StoreError
+from opero.caching.stores.redis import RedisStore
+
+if TYPE_CHECKING:
+    from tests.redis_server import RedisServer
+
+
+@pytest.fixture
+def store(server: RedisServer) -> RedisStore:
+    return RedisStore(server.url)
+
+
+def clients(server: RedisServer) -> int:
+    """How many connections there are, beside the one that asks."""
+    told = server.do("INFO", "clients")
+    assert isinstance(told, dict)
+    return int(told["connected_clients"]) - 1
+
+
+def test_one_thread_uses_one_connection(store: RedisStore, server: RedisServer) -> None:
+    before = clients(server)
+    for n in range(100):
+        store.set(f"k{n}", b"1", None)
+    assert clients(server) == before + 1
+    store.close()
+    assert clients(server) == before
+
+
+def test_hundreds_of_threads_do_not_run_out_of_connections(store: RedisStore) -> None:
+    """The library's own pool ends at a hundred."""
+    together = threading.Barrier(150)
+
+    def use(n: int) -> bytes | None:
+        together.wait(20)
+        store.set(f"k{n}", b"%d" % n, None)
+        return store.get(f"k{n}")
+
+    with ThreadPoolExecutor(150) as pool:
+        assert list(pool.map(use, range(150))) == [b"%d" % n for n in range(150)]
+    store.close()
+
+
+def test_a_connection_that_has_been_idle_for_long_is_not_trusted(
+    store: RedisStore, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands in between may have forgotten it, and would swallow what is sent."""
+    store.set("k", b"1", None)
+    told = server.do("INFO", "stats")
+    monkeypatch.setattr(redis_connections, "FRESH_SECONDS", 0.0)
+    assert store.get("k") == b"1"
+    now = server.do("INFO", "stats")
+    assert isinstance(told, dict)
+    assert isinstance(now, dict)
+    # One connection is that which asks.
+    assert now["total_connections_received"] - told["total_connections_received"] == 2
+    store.close()
+
+
+def test_so_is_one_of_an_event_loop(
+    store: RedisStore, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_connections, "FRESH_SECONDS", 0.0)
+
+    async def main() -> None:
+        before = clients(server)
+        for _ in range(5):
+            assert await store.aget("k") is None
+        assert clients(server) == before + 1
+
+    asyncio.run(main())
+
+
+def test_a_refused_command_leaves_the_connection_as_it_was(
+    store: RedisStore, server: RedisServer
+) -> None:
+    server.do("LPUSH", "opero:cache:list", "x")
+    before = clients(server)
+    for _ in range(20):
+        with pytest.raises(StoreError):
+            store.get("list")
+    store.set("k", b"1", None)
+    assert (store.get("k"), clients(server)) == (b"1", before + 1)
+    store.close()
+
+
+def test_ctrl_c_within_a_command_spoils_no_later_answer(
+    store: RedisStore, server: RedisServer
+) -> None:
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(*given: object) -> None:
+        raise Interrupted
+
+    for n in range(3):
+        store.set(f"k{n}", b"%d" % n, None)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        server.freeze()
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(Interrupted):
+            store.get("k0")
+    finally:
+        server.thaw()
+        signal.signal(signal.SIGALRM, before)
+    assert [store.get(f"k{n}") for n in (1, 2)] == [b"1", b"2"]
+    store.close()
+
+
+def test_threads_that_go_on_after_a_close_leave_nothing_open(
+    store: RedisStore, server: RedisServer
+) -> None:
+    before = clients(server)
+    ended = threading.Event()
+
+    def use() -> None:
+        while not ended.is_set():
+            store.set("k", b"1", None)
+
+    with ThreadPoolExecutor(4) as pool:
+        using = [pool.submit(use) for _ in range(4)]
+        for _ in range(20):
+            time.sleep(0.005)
+            store.close()
+        ended.set()
+        for each in using:
+            each.result()
+    store.close()
+    for _ in range(100):  # the server notices a moment later
+        if clients(server) == before:
+            return
+        time.sleep(0.02)
+    raise AssertionError("connections are left")
+
+
+def test_a_refusal_among_many_answers_is_told_and_the_connection_goes_on(
+    store: RedisStore, server: RedisServer
+) -> None:
+    store.set("k", b"1", None)
+    engine = store._connect()
+    before = clients(server)
+    with pytest.raises(Exception, match="wrong kind of value"):
+        engine.ask_many([("GET", "x"), ("LPUSH", b"opero:cache:k", "1"), ("SET", "x", "2")])
+    assert engine.ask_many([("GET", "x"), ("GET", b"opero:cache:k")]) == [b"2", b"1"]
+    assert clients(server) == before
+
+
+def test_many_are_asked_over_a_connection_that_the_server_has_closed(
+    store: RedisStore, server: RedisServer
+) -> None:
+    store.set("k", b"1", None)
+    server.do("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    assert store.get_many(["k", "j"]) == [b"1", None]
+    server.do("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    assert store.claim_many([("k", "me"), ("j", "me")], 30) == [True, True]

@@ -1,0 +1,313 @@
+# this_file: tests/caching/test_single_flight.py
+"""Single-flight: who leads, who waits, who takes over."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import signal
+import threading
+import time
+
+import pytest
+
+from opero.caching.single_flight import (
+    FlightWaiter,
+    Instruction,
+    SingleFlight,
+    become_leader,
+    notify,
+    stop_leading,
+    take_verdict,
+)
+
+
+class FakeWaiter:
+    """A waiter that notes what happens to it."""
+
+    def __init__(self, *, ready=True, wakes=True):
+        self.ready, self._wakes = ready, wakes
+        self.flight = self.verdict = None
+        self.woken = 0
+
+    def wake(self):
+        self.woken += 1
+        return self._wakes
+
+
+def elsewhere(work):
+    """Run `work` in another thread, and so in another context."""
+    result = []
+    thread = threading.Thread(target=lambda: result.append(work()))
+    thread.start()
+    thread.join(5)
+    return result[0]
+
+
+def test_the_first_caller_leads_and_others_wait():
+    flights = SingleFlight()
+    assert flights.join("k") is not None
+    assert elsewhere(lambda: flights.join("k")) is None
+    assert elsewhere(lambda: flights.join("other")) is not None
+
+
+def test_a_lone_leader_makes_nothing_for_waiters():
+    flights = SingleFlight()
+    flight = flights.join("k")
+    assert flight.waiters is None
+    assert list(flights.complete(flight)) == []
+    assert len(flights) == 0
+
+
+def test_a_flight_that_landed_between_look_and_join_is_not_waited_for():
+    flights = SingleFlight()
+    flight = flights.join("k")
+    flights.complete(flight)
+    assert not flights.wait_for("k", FakeWaiter())
+
+
+def test_a_leader_never_waits():
+    flights = SingleFlight()
+    token = become_leader(flights.join("a"))
+    elsewhere(lambda: flights.join("b"))
+    private = flights.join("b", blocking=False)
+    assert private is not None
+    assert list(flights.complete(private)) == []
+    assert len(flights) == 2  # landing the private one left the other's alone
+    stop_leading(token)
+    assert flights.join("b", blocking=False) is None
+
+
+def test_a_context_copied_from_a_leader_does_not_count_flights_that_are_done():
+    flights = SingleFlight()
+    flight = flights.join("a")
+    token = become_leader(flight)
+    child = contextvars.copy_context()
+    stop_leading(token)
+    elsewhere(lambda: flights.join("b"))
+    assert child.run(flights.join, "b", blocking=False) is not None
+    flights.complete(flight)
+    assert child.run(flights.join, "b", blocking=False) is None
+
+
+def test_a_thread_never_blocks_for_a_leader_in_the_same_thread():
+    flights = SingleFlight()
+    contextvars.Context().run(lambda: become_leader(flights.join("k")))
+    assert flights.join("k") is not None
+    assert flights.join("k", blocking=False) is None
+
+
+def test_leaving_a_context_that_is_not_ones_own_is_harmless():
+    token = contextvars.Context().run(lambda: become_leader(SingleFlight().join("k")))
+    stop_leading(token)
+
+
+def waiting(flights, *waiters):
+    flight = flights.join("k")
+    for waiter in waiters:
+        assert flights.wait_for("k", waiter)
+    return flight
+
+
+def test_the_longest_waiting_takes_over_from_a_killed_leader():
+    flights, first, second = SingleFlight(), FakeWaiter(), FakeWaiter()
+    flight = waiting(flights, first, second)
+    flights.abandon(flight)
+    assert (first.verdict, second.verdict) == (Instruction.LEAD, None)
+    assert list(flight.waiters) == [second]
+    assert not flight.done
+
+
+def test_waiter_that_cannot_go_on_is_skipped():
+    flights = SingleFlight()
+    still, closed, third = FakeWaiter(ready=False), FakeWaiter(wakes=False), FakeWaiter()
+    flights.abandon(waiting(flights, still, closed, third))
+    assert (still.verdict, closed.verdict, third.verdict) == (None, None, Instruction.LEAD)
+
+
+def test_cancelled_successor_hands_on():
+    flights, first, second = SingleFlight(), FakeWaiter(), FakeWaiter()
+    flights.abandon(waiting(flights, first, second))
+    flights.leave(first)
+    assert second.verdict is Instruction.LEAD
+
+
+def test_abandoned_flight_without_successor_ends_and_waiters_look_again():
+    flights, still = SingleFlight(), FakeWaiter(ready=False)
+    flight = waiting(flights, still)
+    flights.abandon(flight)
+    assert still.verdict is Instruction.LOOK_AGAIN
+    assert flight.done
+    assert len(flights) == 0
+
+
+def test_a_waiter_that_leaves_is_not_leaked():
+    flights, first, second = SingleFlight(), FakeWaiter(), FakeWaiter()
+    flight = waiting(flights, first, second)
+    flights.leave(first)
+    assert list(flights.complete(flight)) == [second]
+    assert first.woken == 0
+
+
+def test_an_invalidated_flight_is_replaced_by_the_next_caller():
+    flights, waiter = SingleFlight(), FakeWaiter()
+    old = waiting(flights, waiter)
+    flights.invalidate("k")
+    new = flights.join("k")
+    assert old.invalidated
+    assert new is not old
+    assert not new.invalidated
+    assert list(flights.complete(old)) == [waiter]
+    assert len(flights) == 1
+
+
+def test_nobody_takes_over_an_invalidated_flight():
+    flights, waiter = SingleFlight(), FakeWaiter()
+    flight = waiting(flights, waiter)
+    flights.invalidate_all()
+    flights.abandon(flight)
+    assert waiter.verdict is Instruction.LOOK_AGAIN
+
+
+def test_abandoning_a_flight_that_has_landed_does_nothing():
+    flights = SingleFlight()
+    flight = flights.join("k")
+    flights.complete(flight)
+    other = elsewhere(lambda: flights.join("k"))
+    flights.abandon(flight)
+    assert not other.done
+    assert len(flights) == 1
+
+
+def test_reset_forgets_leaders_of_another_process():
+    flights = SingleFlight()
+    elsewhere(lambda: flights.join("k"))
+    flights.after_fork()
+    assert flights.join("k") is not None
+
+
+def test_a_verdict_is_taken_once():
+    waiter = FlightWaiter(blocking=True)
+    notify([waiter], Instruction.COMPUTE)
+    waiter.wait()
+    assert take_verdict(waiter) is Instruction.COMPUTE
+    assert waiter.verdict is None
+
+
+def test_a_task_is_woken_from_another_thread():
+    async def main():
+        waiter = FlightWaiter(blocking=False)
+        assert waiter.ready
+        threading.Timer(0.01, waiter.wake).start()
+        await asyncio.wait_for(waiter.wait(), 5)
+
+    asyncio.run(main())
+
+
+def test_a_task_is_woken_by_its_own_loop():
+    async def main():
+        waiter = FlightWaiter(blocking=False)
+        asyncio.get_running_loop().call_soon(waiter.wake)
+        await asyncio.wait_for(waiter.wait(), 5)
+
+    asyncio.run(main())
+
+
+def test_waiter_of_a_closed_loop_cannot_be_woken():
+    async def main():
+        return FlightWaiter(blocking=False)
+
+    waiter = asyncio.run(main())
+    assert not waiter.ready
+    assert not waiter.wake()
+
+
+@pytest.mark.asyncio
+async def test_a_cancelled_waiter_is_not_ready_and_may_be_woken():
+    waiter = FlightWaiter(blocking=False)
+    task = asyncio.create_task(waiter.wait())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not waiter.ready
+    assert not waiter.wake()
+
+
+def test_ctrl_c_ends_the_wait_of_a_thread():
+    def strike():
+        time.sleep(0.03)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=strike).start()
+    with pytest.raises(KeyboardInterrupt):
+        FlightWaiter(blocking=True).wait()
+
+
+# --- deadlines ------------------------------------------------------------------------------------
+
+
+class BoundWaiter(FakeWaiter):
+    def __init__(self, deadline, **others):
+        super().__init__(**others)
+        self.deadline = deadline
+
+
+@pytest.mark.parametrize(
+    ("deadlines", "successor"),
+    [([5.0, 10.0], None), ([5.0, 11.0, None], 1), ([None, 11.0], 0), ([], None)],
+)
+def test_late_leader_hands_over_to_the_first_waiter_with_more_time(deadlines, successor):
+    flights = SingleFlight()
+    flight = flights.join("k")
+    waiters = [BoundWaiter(deadline) for deadline in deadlines]
+    for waiter in waiters:
+        flights.wait_for("k", waiter)
+    assert flights.abandon_late(flight, 10.0) is (successor is not None)
+    led = [n for n, waiter in enumerate(waiters) if waiter.verdict is Instruction.LEAD]
+    assert led == ([] if successor is None else [successor])
+    assert flight.done is False
+
+
+def test_waiter_for_an_invalidated_result_looks_again_when_its_leader_ends():
+    flights, waiter = SingleFlight(), FakeWaiter()
+    flight = flights.join("k")
+    flights.wait_for("k", waiter)
+    flights.invalidate("k")
+    assert flights.abandon_late(flight, 10.0)
+    assert waiter.verdict is Instruction.LOOK_AGAIN
+
+
+@pytest.mark.parametrize(
+    ("verdict", "left"), [(None, True), (Instruction.LEAD, True), (Instruction.LOOK_AGAIN, False)]
+)
+def test_leave_returns_whether_the_waiter_was_handed_an_outcome_meanwhile(verdict, left):
+    flights, waiter = SingleFlight(), FakeWaiter()
+    flights.join("k")
+    flights.wait_for("k", waiter)
+    waiter.verdict = verdict
+    assert flights.leave(waiter) is left
+
+
+def test_a_wait_ends_at_its_deadline():
+    soon = time.monotonic() + 0.005
+    assert FlightWaiter(soon, blocking=True).wait() is False
+
+    async def main():
+        return await FlightWaiter(soon, blocking=False).wait()
+
+    assert asyncio.run(main()) is False
+
+
+def test_a_wait_that_ends_before_its_deadline_is_no_different():
+    late = time.monotonic() + 20
+    waiter = FlightWaiter(late, blocking=True)
+    waiter.wake()
+    assert waiter.wait()
+
+    async def main():
+        waiter = FlightWaiter(late, blocking=False)
+        asyncio.get_running_loop().call_soon(waiter.wake)
+        return await waiter.wait()
+
+    assert asyncio.run(main())

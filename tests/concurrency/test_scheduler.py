@@ -1,0 +1,382 @@
+# this_file: tests/concurrency/test_scheduler.py
+"""The scheduler's invariants, with an executor that reports at random."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opero.concurrency.chunks import ChunkProgress, ChunkSize
+from opero.concurrency.executors.base import (
+    Chunk,
+    Done,
+    GaveBack,
+    ItemOutcome,
+    Lost,
+    Parked,
+    Report,
+)
+from opero.concurrency.scheduler import ErrorPolicy, Scheduler
+
+POISON = "poison"
+
+
+class RandomExecutor:
+    """An executor without workers.
+
+    It finishes items in any order, cuts chunks, gives them back, loses and parks them at random.
+    """
+
+    def __init__(self, rng: random.Random, *, names_culprit: bool) -> None:
+        self.rng = rng
+        self.names_culprit = names_culprit
+        self.held: dict[int, tuple[Chunk, ChunkProgress]] = {}
+        self.ran: dict[int, int] = {}
+        self.parked: set[int] = set()
+
+    def submit(self, chunk: Chunk) -> None:
+        assert chunk.items, "an empty chunk"
+        assert len(chunk.idx) == len(chunk.items)
+        self.held[chunk.id] = (chunk, ChunkProgress(len(chunk)))
+
+    def poll(self) -> list[Report]:
+        chunk_id = self.rng.choice(list(self.held))
+        chunk, progress = self.held[chunk_id]
+        report = self._report(chunk, progress)
+        if isinstance(report, Done):
+            progress.report(report.places)
+        elif isinstance(report, GaveBack):
+            progress.cut(report.kept)
+        elif report is not None:
+            progress.cut(0)
+        if progress.over:
+            del self.held[chunk_id]
+        return [] if report is None else [report]
+
+    def _report(self, chunk: Chunk, progress: ChunkProgress) -> Report | None:
+        left = list(progress.left())
+        poisoned = [n for n in left if chunk.items[n] == POISON]
+        fine = [n for n in left if chunk.items[n] != POISON]
+        mood = self.rng.random()
+        if poisoned and mood < 0.5:
+            culprit = poisoned[0] if self.names_culprit else None
+            # Of what shares its worker with other chunks, nobody can be blamed.
+            alone = chunk.attempt > 0 or self.rng.random() < 0.5
+            return Lost(chunk.id, culprit if alone else None, "crash", 1, -9, alone=alone)
+        if mood < 0.65:
+            # Whatever is done from there on was not begun.
+            last = max((n for n in range(progress.kept) if progress.has(n)), default=-1)
+            return GaveBack(chunk.id, self.rng.randint(last + 1, progress.kept))
+        if mood < 0.7:
+            # The machine it runs on goes down, for no fault of any item.
+            return Lost(chunk.id, None, "stopped")
+        if not fine:
+            return None
+        places: Sequence[int] = sorted(self.rng.sample(fine, self.rng.randint(1, len(fine))))
+        if places[-1] - places[0] == len(places) - 1:
+            places = range(places[0], places[-1] + 1)
+        return self._done(chunk, places)
+
+    def _done(self, chunk: Chunk, places: Sequence[int]) -> Done:
+        values: list[Any] = []
+        odd: dict[int, ItemOutcome] = {}
+        for n, place in enumerate(places):
+            index = chunk.idx[place]
+            self.ran[index] = self.ran.get(index, 0) + 1
+            item = chunk.items[place]
+            if item == "fails":
+                odd[n] = ItemOutcome(error=ValueError(index))
+                values.append(None)
+            elif item == "parks" and index not in self.parked:
+                self.parked.add(index)
+                odd[n] = ItemOutcome(retry_in=self.rng.random(), parked=Parked(attempts=2))
+                values.append(None)
+            else:
+                if index in self.parked:
+                    assert chunk.parked
+                    assert chunk.parked[place].attempts == 2
+                values.append(index)
+        return Done(chunk.id, places, values, odd, 0.0, "w")
+
+
+def charge(item: Any, parked: Parked | None, lost: Lost, now: float) -> ItemOutcome:
+    assert item == POISON, "another item is blamed"
+    attempts = parked.attempts if parked else 1
+    if attempts < 2:
+        return ItemOutcome(retry_in=0.5, parked=Parked(attempts=attempts + 1))
+    return ItemOutcome(error=RuntimeError("lost"), attempts=attempts)
+
+
+kinds = st.sampled_from(["fine", "fine", "fine", "fails", "parks", POISON])
+
+
+def scheduler_of(*, ordered: bool, raises: bool = False, most: float | None = None) -> Scheduler:
+    return Scheduler(
+        size=ChunkSize(target_s=0.03),
+        ordered=ordered,
+        errors=ErrorPolicy(raises=raises, max_errors=most),
+        recover=charge,
+    )
+
+
+@given(
+    st.lists(kinds, max_size=60),
+    st.booleans(),
+    st.booleans(),
+    st.integers(1, 6),
+    st.randoms(use_true_random=False),
+)
+def test_every_index_ends_exactly_once_within_the_window(
+    items: list[str], ordered: bool, names_culprit: bool, slots: int, rng: random.Random
+) -> None:
+    scheduler = scheduler_of(ordered=ordered)
+    engine = RandomExecutor(rng, names_culprit=names_culprit)
+    handed: list[int] = []
+    failed: list[int] = []
+    source, now = list(items), 0.0
+    for _ in range(20_000):
+        room = scheduler.room(slots)
+        assert room <= scheduler.window(slots), "I2"
+        pulled, source = source[:room], source[room:]
+        scheduler.ended = not source
+        idx = scheduler.admit(len(pulled))
+        scheduler.enqueue(idx, pulled)
+        while (chunk := scheduler.next_chunk(slots, now)) is not None:
+            engine.submit(chunk)
+        assert len(engine.held) == scheduler.in_flight <= slots
+        progressed = False
+        while (batch := scheduler.hand_out()) is not None:
+            progressed = True
+            handed += batch.idx
+            failed += [batch.idx[n] for n, o in batch.odd.items() if o.error is not None]
+        if scheduler.done and not progressed:
+            break
+        if progressed:
+            continue
+        if engine.held:
+            now += 0.01
+            for batch in scheduler.take(engine.poll(), now):
+                scheduler.finish(batch)
+        else:
+            due = scheduler.next_due()
+            assert due is not None, "I1: it would wait for ever"
+            now = max(now, due)
+    assert sorted(handed) == list(range(len(items))), "I3"
+    twice = [n for n, times in engine.ran.items() if times > 1 + (n in engine.parked)]
+    assert not twice, "what was reported ran again"
+    if ordered:
+        assert handed == sorted(handed)
+    bad = [n for n, item in enumerate(items) if item in ("fails", POISON)]
+    assert sorted(failed) == bad, "I4: `charge` refuses innocents"
+    assert scheduler.open == 0
+
+
+def run_chunk(scheduler: Scheduler, slots: int = 1) -> Chunk:
+    chunk = scheduler.next_chunk(slots, 0.0)
+    assert chunk is not None
+    return chunk
+
+
+def feed(scheduler: Scheduler, items: list[Any]) -> None:
+    scheduler.enqueue(scheduler.admit(len(items)), items)
+
+
+def done(chunk: Chunk, odd: dict[int, ItemOutcome] | None = None) -> Done:
+    return Done(chunk.id, range(len(chunk)), list(chunk.items), odd or {}, 0.0, "w")
+
+
+def test_a_chunk_lost_without_culprit_is_halved_until_one_item_stands_alone() -> None:
+    scheduler = scheduler_of(ordered=False)
+    scheduler._size.size = 8
+    feed(scheduler, ["fine"] * 5 + [POISON] + ["fine"] * 2)
+    sizes: list[int] = []
+    batches: list[Any] = []
+    while True:
+        chunk = scheduler.next_chunk(1, 0.0)
+        if chunk is None:
+            break
+        sizes.append(len(chunk))
+        report: Report = Lost(chunk.id, None, "crash") if POISON in chunk.items else done(chunk)
+        batches += scheduler.take([report], 0.0)
+    assert sizes == [8, 4, 4, 2, 1, 1, 2]
+    assert scheduler.next_due() == 0.5, "the culprit alone is tried again"
+    assert sum(len(batch) for batch in batches) == 7
+
+
+def test_a_known_culprit_costs_nobody_else_anything() -> None:
+    scheduler = scheduler_of(ordered=False)
+    scheduler._size.size = 4
+    feed(scheduler, ["a", "b", POISON, "d"])
+    chunk = run_chunk(scheduler)
+    partial = Done(chunk.id, range(1), ["a"], {}, 0.0, "w")
+    (first,) = scheduler.take([partial, Lost(chunk.id, 2, "crash")], 0.0)
+    assert first.items == ["a"]
+    assert [run_chunk(scheduler, slots=3).items for _ in range(2)] == [["b"], ["d"]]
+
+
+def test_reports_of_a_chunk_that_is_gone_are_ignored() -> None:
+    scheduler = scheduler_of(ordered=False)
+    feed(scheduler, ["a"])
+    chunk = run_chunk(scheduler)
+    scheduler.take([GaveBack(chunk.id, 0)], 0.0)
+    assert scheduler.take([done(chunk)], 0.0) == []
+
+
+def test_a_failed_item_ends_the_map_where_errors_are_raised() -> None:
+    scheduler = scheduler_of(ordered=False, raises=True)
+    feed(scheduler, ["a", "b"])
+    chunk = run_chunk(scheduler)
+    for batch in scheduler.take([done(chunk, {0: ItemOutcome(error=KeyError("x"))})], 0.0):
+        scheduler.finish(batch)
+    assert scheduler.failed
+    assert (scheduler.failed.index, scheduler.failed.item) == (0, "a")
+    assert scheduler.next_chunk(1, 0.0) is None
+    assert scheduler.room(1) == 0
+    assert scheduler.done
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_what_is_no_exception_ends_the_map_in_any_case(kind: type[BaseException]) -> None:
+    scheduler = scheduler_of(ordered=False)
+    feed(scheduler, ["a"])
+    for batch in scheduler.take([done(run_chunk(scheduler), {0: ItemOutcome(error=kind())})], 0.0):
+        scheduler.finish(batch)
+    assert scheduler.failed
+    assert type(scheduler.failed.error) is kind
+
+
+def test_too_many_failures_stop_the_map_and_keep_what_is_done() -> None:
+    scheduler = scheduler_of(ordered=True, most=1)
+    scheduler._size.size = 2
+    feed(scheduler, ["a", "b", "c", "d", "e"])
+    first, second = run_chunk(scheduler, 2), run_chunk(scheduler, 2)
+    for batch in scheduler.take([done(second, {0: ItemOutcome(error=KeyError())})], 0.0):
+        scheduler.finish(batch)
+    assert scheduler.stopped
+    assert scheduler.next_chunk(2, 0.0) is None
+    assert not scheduler.done, "what is at work goes on to its end"
+    assert scheduler.hand_out() is None
+    for batch in scheduler.take([done(first)], 0.0):
+        scheduler.finish(batch)
+    handed = [batch.idx[0] for batch in iter(scheduler.hand_out, None)]
+    assert handed == [0, 2]
+    assert scheduler.done
+
+
+def test_items_that_pause_leave_their_place_to_others() -> None:
+    scheduler = scheduler_of(ordered=False)
+    scheduler._size = ChunkSize(target_s=0.03, fixed=1)
+    feed(scheduler, ["a", "b"])
+    assert scheduler.room(2) == 0
+    chunk = run_chunk(scheduler)
+    parked = ItemOutcome(retry_in=5.0, parked=Parked(attempts=2))
+    assert scheduler.take([done(chunk, {0: parked})], 10.0)[0].items == []
+    assert scheduler.room(2) == 1
+    assert scheduler.next_due() == 15.0
+    assert run_chunk(scheduler).items == ["b"]
+
+
+def test_the_tail_is_shared_out() -> None:
+    scheduler = scheduler_of(ordered=False)
+    scheduler._size.size = 31
+    feed(scheduler, list("abcdefgh"))
+    scheduler.ended = True
+    assert [len(run_chunk(scheduler, 4)) for _ in range(4)] == [2, 2, 1, 1]
+
+
+def test_before_the_end_chunks_stay_whole() -> None:
+    scheduler = scheduler_of(ordered=False)
+    scheduler._size.size = 4
+    feed(scheduler, list(range(16)))
+    assert [len(run_chunk(scheduler, 4)) for _ in range(4)] == [4, 4, 4, 4]
+    scheduler.take([done(scheduler._out[0].chunk)], 0.0)
+    scheduler._size.size = 4
+    feed(scheduler, list(range(4)))
+    assert len(run_chunk(scheduler, 4)) == 4
+
+
+def test_slow_input_goes_to_all_who_have_nothing() -> None:
+    scheduler = scheduler_of(ordered=False)
+    scheduler._size.size = 4
+    feed(scheduler, list(range(4)))
+    assert [len(run_chunk(scheduler, 4)) for _ in range(4)] == [1, 1, 1, 1]
+
+
+def test_a_chunk_counts_by_the_part_of_a_worker_that_it_keeps_busy() -> None:
+    scheduler = Scheduler(
+        size=ChunkSize(target_s=0.03, least=4),
+        ordered=False,
+        errors=ErrorPolicy(raises=False),
+        recover=charge,
+        in_flight=4,
+    )
+    feed(scheduler, list(range(24)))
+    first, _ = run_chunk(scheduler, 2), run_chunk(scheduler, 2)
+    assert scheduler.next_chunk(2, 0.0) is None
+    scheduler.take([Done(first.id, [0, 1, 3], [0, 1, 3], {}, 10.0, "w")], 0.0)
+    assert len(run_chunk(scheduler, 2)) == 4
+    assert scheduler.next_chunk(2, 0.0) is None
+
+
+def test_what_comes_back_of_a_slow_chunk_is_shared_out_whatever_size_is_wanted() -> None:
+    scheduler = scheduler_of(ordered=False)
+    scheduler._size = ChunkSize(target_s=0.03, fixed=9)
+    feed(scheduler, list(range(20)))
+    chunk = run_chunk(scheduler, 4)
+    scheduler.take([GaveBack(chunk.id, 1)], 0.0)
+    assert scheduler.in_flight == 1, "its first item is at work still"
+    assert [run_chunk(scheduler, 4).items for _ in range(3)] == [[1, 2], [3, 4], [5]]
+    scheduler.take([Done(chunk.id, range(1), [0], {}, 0.0, "w")], 0.0)
+    assert scheduler.in_flight == 3
+
+
+def test_items_that_died_with_others_are_tried_again_alone_before_one_is_blamed() -> None:
+    scheduler = scheduler_of(ordered=False)
+    feed(scheduler, [POISON])
+    chunk = run_chunk(scheduler)
+    assert scheduler.take([Lost(chunk.id, None, "crash", alone=False)], 0.0) == []
+    again = run_chunk(scheduler)
+    assert (again.items, again.attempt) == ([POISON], 1)
+    scheduler.take([Lost(again.id, None, "crash")], 0.0)
+    assert scheduler.next_due() == 0.5
+
+
+# --- failed items ---------------------------------------------------------------------------------
+
+
+def test_without_a_bound_all_items_may_fail() -> None:
+    assert ErrorPolicy().count(1000, failed=1000) is None
+
+
+def test_max_errors_as_a_number_ends_the_map_when_it_is_reached() -> None:
+    policy = ErrorPolicy(max_errors=3)
+    assert policy.count(100, failed=2) is None
+    assert policy.count(1, failed=1) == "3 items failed, and max_errors=3 ends the map there"
+
+
+def test_max_errors_as_a_share_counts_from_twenty_finished_items_on() -> None:
+    policy = ErrorPolicy(max_errors=0.5)
+    assert policy.count(19, failed=19) is None
+    assert policy.count(1, failed=0) == "19 of 20 items failed, more than max_errors=0.5 allows"
+
+
+def test_max_errors_as_a_share_that_is_just_reached_is_allowed() -> None:
+    policy = ErrorPolicy(max_errors=0.5)
+    assert policy.count(20, failed=10) is None
+    assert policy.count(1, failed=1) is not None
+
+
+def test_stop_on_stops_with_a_text_that_can_be_counted() -> None:
+    policy = ErrorPolicy(stop_on=(OSError, KeyError))
+    assert policy.stops(ValueError("x")) is None
+    assert policy.stops(TimeoutError("1.123456789 s")) == policy.stops(TimeoutError("2.3 s"))
+
+
+def test_what_is_no_exception_ends_every_map() -> None:
+    assert ErrorPolicy(raises=False).ends(KeyboardInterrupt())
+    assert not ErrorPolicy(raises=False).ends(ValueError())
