@@ -294,7 +294,7 @@ def test_before_the_end_chunks_stay_whole() -> None:
     scheduler._size.size = 4
     feed(scheduler, list(range(16)))
     assert [len(run_chunk(scheduler, 4)) for _ in range(4)] == [4, 4, 4, 4]
-    scheduler.take([done(scheduler._out[0].chunk)], 0.0)
+    scheduler.take([done(scheduler._out[0])], 0.0)
     scheduler._size.size = 4
     feed(scheduler, list(range(4)))
     assert len(run_chunk(scheduler, 4)) == 4

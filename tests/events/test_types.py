@@ -32,7 +32,7 @@ def test_every_kind_is_explained(name: str, root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_is_sent_by_somebody(name: str) -> None:
+def test_every_event_class_is_sent_somewhere(name: str) -> None:
     assert re.search(rf"\b{name}\($", SOURCE, re.MULTILINE) or re.search(
         rf"(?<!class )\b{name}\(function=", SOURCE
     )

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from opero.caching.copying import Uncopyable, freeze
 from opero.caching.entries import SkipReporter, afind, aput
 from opero.caching.function_cache import shared_store
 from opero.caching.handle import CallKey
-from opero.caching.isolate import Uncopyable, freeze
 from opero.caching.keys.canonical import digest, fast_part
 from opero.caching.keys.function_keys import namespace_prefix
 from opero.caching.keys.shapes import Unkeyable

@@ -9,8 +9,8 @@ from sys import getsizeof
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from opero.caching.copying import ATOMS, Uncopyable, freeze
 from opero.caching.handle import format_bytes
-from opero.caching.isolate import ATOMS, Uncopyable, freeze
 from opero.caching.memory import Entry, MemoryStore, weigh
 from opero.errors import StoreError
 from opero.events import CacheSkipped

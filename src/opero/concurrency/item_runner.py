@@ -67,59 +67,32 @@ class ItemRunner:
             chunks: Reports what is done.
             worker: Name of the worker.
         """
-        chunk, take = local.chunk, local.take
-        items, parked = chunk.items, chunk.parked or {}
+        chunk, partial = local.chunk, chunks.begin(local, worker)
+        items, parked, add = chunk.items, chunk.parked or {}, partial.add
         run = self.run if self._context is None else self._run_in_copy
-        enter = self._job.enter
-        if len(items) == 1:
-            if take() is not None:
-                began, known = perf_counter(), parked.get(0)
-                value, outcome = (
-                    run(items[0], known)
-                    if enter is None
-                    else self._run_entered(chunk.idx[0], items[0], known)
-                )
-                chunks.report_single(local, worker, value, outcome, perf_counter() - began)
-            return
-        partial = chunks.begin(local, worker)
-        add = partial.add
+        enters = self._job.enter is not None
         try:
-            while (position := take()) is not None:
-                item, known = items[position], parked.get(position)
-                if enter is None:
-                    add(position, *run(item, known))
-                else:
+            for position in local.positions():
+                item, known = items[position], parked.get(position) if parked else None
+                if enters:
                     add(position, *self._run_entered(chunk.idx[position], item, known))
+                else:
+                    add(position, *run(item, known))
         finally:
             chunks.end(partial)
 
     async def run_chunk_async(self, local: LocalChunk, chunks: LocalChunks, worker: str) -> None:
         """Run a chunk of a coroutine function, as `run_chunk` does."""
-        chunk, take = local.chunk, local.take
-        items, parked = chunk.items, chunk.parked or {}
-        enter = self._job.enter
-        if len(items) == 1:
-            if take() is not None:
-                began, known = perf_counter(), parked.get(0)
-                value, outcome = (
-                    await self.run_async(items[0], known)
-                    if enter is None
-                    else await self._run_entered_async(chunk.idx[0], items[0], known)
-                )
-                chunks.report_single(local, worker, value, outcome, perf_counter() - began)
-            return
-        partial = chunks.begin(local, worker)
-        add = partial.add
+        chunk, partial = local.chunk, chunks.begin(local, worker)
+        items, parked, add = chunk.items, chunk.parked or {}, partial.add
+        run, enters = self.run_async, self._job.enter is not None
         try:
-            while (position := take()) is not None:
-                item, known = items[position], parked.get(position)
-                if enter is None:
-                    add(position, *await self.run_async(item, known))
+            for position in local.positions():
+                item, known = items[position], parked.get(position) if parked else None
+                if enters:
+                    add(position, *await self._run_entered_async(chunk.idx[position], item, known))
                 else:
-                    add(
-                        position,
-                        *await self._run_entered_async(chunk.idx[position], item, known),
-                    )
+                    add(position, *await run(item, known))
         finally:
             chunks.end(partial)
 

@@ -6,9 +6,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from contextvars import Context
+from operator import attrgetter
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
+from opero.concurrency.batches import Batch
 from opero.concurrency.executors.base import Done
 from opero.concurrency.lookup import CacheLookup
 from opero.concurrency.recorder import ItemRecorder, find_known_items, record_items
@@ -19,7 +21,6 @@ from opero.errors import MapStopped
 from opero.utils import ambient
 
 if TYPE_CHECKING:
-    from opero.concurrency.batches import Batch
     from opero.concurrency.executors.base import AsyncMapExecutor, MapExecutor, MapJob, Report
     from opero.concurrency.progress import Progress
     from opero.core.cache import CacheStage
@@ -122,7 +123,7 @@ class MapRun:
             if not (self.drains and isinstance(error, Exception)):
                 raise error
             trace = error.__traceback__
-            # Its frames but the one that caught it, which knows this object: that would be a reference cycle.
+            # Without the frame that caught it, which is none of the caller's.
             self.input_error = error.with_traceback(trace and trace.tb_next)
         self.scheduler.ended = True
 
@@ -152,7 +153,8 @@ class MapRun:
             equal = yield from lookup.settle(computed, fresh)
             finished += equal
         yield from self._finish(computed + finished)
-        self._progress.tick()
+        if self._progress.interval is not None:
+            self._progress.tick()
 
     def _add_facts(self, report: Done) -> None:
         """Add what happened in a worker to the map's own counters and events."""
@@ -173,20 +175,21 @@ class MapRun:
 
     # --- waiting -------------------------------------------------------------------------------------
 
-    @property
-    def pausing(self) -> bool:
-        """Whether nothing can happen before an item's pause is over, so that the clock is what to wait for."""
-        others = self._lookup is not None and self._lookup.following
-        return not (self.scheduler.in_flight or others)
+    def patience(self) -> tuple[float | None, bool]:
+        """Return how long to wait for reports, None for as long as it takes, and whether only the clock can end that.
 
-    def patience(self) -> float | None:
-        """Return how long to wait for reports, in seconds; None for as long as it takes."""
-        due = self.scheduler.next_due()
-        if self._lookup is not None and (other := self._lookup.next_due()) is not None:
+        The clock alone is waited for where every item pauses before its next attempt.
+        """
+        scheduler, lookup = self.scheduler, self._lookup
+        due = scheduler.next_due()
+        following = lookup is not None and lookup.following
+        if lookup is not None and (other := lookup.next_due()) is not None:
             due = other if due is None else min(due, other)
-        wait = None if due is None else max(0.0, due - ambient.clock().monotonic())
-        most = self._progress.interval if self._token is None else _GLANCE
-        return most if wait is None else wait if most is None else min(wait, most)
+        wait = self._progress.interval if self._token is None else _GLANCE
+        if due is not None:
+            left = max(0.0, due - ambient.clock().monotonic())
+            wait = left if wait is None else min(wait, left)
+        return wait, due is not None and not (scheduler.in_flight or following)
 
     # --- the end -------------------------------------------------------------------------------------
 
@@ -250,7 +253,9 @@ class MapRun:
                 if n not in failed:
                     indices.append(index)
                     values.append(batch.values[n])
-        scheduler, progress, broken = self.scheduler, self._progress, self.input_error
+        scheduler, progress = self.scheduler, self._progress
+        # Its traceback leads to frames that know this object: kept here it would be a reference cycle.
+        broken, self.input_error = self.input_error, None
         status: Status = "complete"
         reason = scheduler.stopped
         if reason is not None:
@@ -289,7 +294,8 @@ class MapRun:
     def _arranged(self, batches: list[Batch]) -> list[Batch]:
         if not self.options.ordered:
             return batches
-        return sorted((run for batch in batches for run in batch.runs() if run), key=_start)
+        runs = itertools.chain.from_iterable(map(Batch.runs, batches))
+        return sorted(runs, key=attrgetter("idx.start"))
 
     def close(self) -> Steps[None]:
         """Release what the map holds, but for the executor."""
@@ -301,10 +307,6 @@ class MapRun:
                 yield BlockingCall(recorder.close)
             else:
                 recorder.close()
-
-
-def _start(batch: Batch) -> int:
-    return batch.idx[0]
 
 
 class _Source:
@@ -385,8 +387,8 @@ def run_map(run: MapRun, items: Iterable[Any]) -> Iterator[Batch]:
 def _wait(run: MapRun, executor: MapExecutor) -> list[Report]:
     if run.room() > 0:
         return executor.poll(0)
-    patience = run.patience()
-    if run.pausing and patience is not None:
+    patience, pauses = run.patience()
+    if pauses and patience is not None:
         if patience > 0:
             ambient.clock().sleep(patience)
         return []
@@ -493,11 +495,11 @@ async def run_map_async(
 async def _wait_async(run: MapRun, executor: AsyncMapExecutor, *, later: bool) -> list[Report]:
     """Wait for reports; `later` says that input may come meanwhile."""
     if later:
-        return await executor.poll(run.patience())
+        return await executor.poll(run.patience()[0])
     if run.room() > 0:
         return await executor.poll(0)
-    patience = run.patience()
-    if run.pausing and patience is not None:
+    patience, pauses = run.patience()
+    if pauses and patience is not None:
         if patience > 0:
             await ambient.clock().asleep(patience)
         return []

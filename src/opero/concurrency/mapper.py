@@ -208,6 +208,12 @@ class Mapper:
             recover=Recovery(job),
             in_flight=job.in_flight,
         )
+        recorders: tuple[ItemRecorder, ...] = () if recorder is None else (recorder,)
+        if self._make_key is not None:
+            from opero.concurrency.checkpoint import open_checkpoint
+
+            name = self.pipeline.info.name
+            recorders += (open_checkpoint(name, options, self._make_key, arguments),)
         if self.awaits:
             executor: Any = _make_async_executor(mode, options, context)
         else:
@@ -220,7 +226,7 @@ class Mapper:
             scheduler,
             self._progress(items, keeps=collects),
             cache=self.pipeline.cache,
-            recorders=self._recorders(arguments, recorder),
+            recorders=recorders,
             collects=collects,
             drains=drains,
         )
@@ -277,17 +283,6 @@ class Mapper:
             leads=collects and cache is not None and cache.leases is not None,
             enter=None if recorder is None else recorder.enter,
         )
-
-    def _recorders(
-        self, arguments: ItemArguments, recorder: ItemRecorder | None
-    ) -> tuple[ItemRecorder, ...]:
-        recorders = () if recorder is None else (recorder,)
-        if self._make_key is None:
-            return recorders
-        from opero.concurrency.checkpoint import open_checkpoint
-
-        made = open_checkpoint(self.pipeline.info.name, self.options, self._make_key, arguments)
-        return (*recorders, made)
 
     def _progress(self, items: Any, *, keeps: bool) -> Progress:
         options, wanted, total = self.options, self.options.progress, _total(items)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -128,16 +128,6 @@ class _Sleeper(NamedTuple):
     parked: Parked
 
 
-class _Dispatched(ChunkProgress):
-    """A chunk at the executor."""
-
-    __slots__ = ("chunk",)
-
-    def __init__(self, chunk: Chunk) -> None:
-        super().__init__(len(chunk.items))
-        self.chunk: Final = chunk
-
-
 class _ItemQueue:
     """Items that were pulled and not yet dispatched: segments of neighbours."""
 
@@ -177,6 +167,7 @@ class Scheduler:
 
     Attributes:
         errors: As above, with the counters of finished and failed items.
+        enqueue: Queues admitted items that must be computed: their indices, and the items.
         ended: Whether the input is at its end.
         failed: The item that ends the map, once there is one.
         stopped: Why no further item begins, once that is so.
@@ -198,9 +189,11 @@ class Scheduler:
         self._order: InputOrder | CompletionOrder = InputOrder() if ordered else CompletionOrder()
         self._recover = recover
         self._queue = _ItemQueue()
+        self.enqueue: Callable[[Sequence[int], list[Any]], None] = self._queue.put
         self._again: deque[Chunk] = deque()
         self._sleepers: list[_Sleeper] = []
-        self._out: dict[int, _Dispatched] = {}
+        self._out: dict[int, Chunk] = {}
+        self._progress: dict[int, ChunkProgress] = {}
         self._ids = 0
         self.errors: ErrorPolicy = errors
         self.ended: bool = False
@@ -235,10 +228,6 @@ class Scheduler:
         self.open += count
         return range(start, self.pulled)
 
-    def enqueue(self, idx: Sequence[int], items: list[Any]) -> None:
-        """Queue admitted items that must be computed."""
-        self._queue.put(idx, items)
-
     def stop(self, reason: str) -> None:
         """Begin no further item; those at work go on to their end."""
         if self.stopped is None:
@@ -271,7 +260,12 @@ class Scheduler:
         if self._in_flight == 1 or len(self._out) < slots:
             return len(self._out) >= slots
         most = self._in_flight
-        return sum(min(most, out.open) for out in self._out.values()) >= slots * most
+        partial = self._progress
+        open_items = (
+            partial[number].open if number in partial else len(chunk.items)
+            for number, chunk in self._out.items()
+        )
+        return sum(min(most, count) for count in open_items) >= slots * most
 
     def _resend(self, slots: int) -> Chunk:
         """Send out what came back: suspects as they are, the rest of a slow chunk in parts for all."""
@@ -298,7 +292,7 @@ class Scheduler:
     ) -> Chunk:
         chunk = Chunk(self._ids, idx, items, attempt, parked)
         self._ids += 1
-        self._out[chunk.id] = _Dispatched(chunk)
+        self._out[chunk.id] = chunk
         return chunk
 
     def next_due(self) -> float | None:
@@ -311,21 +305,27 @@ class Scheduler:
         """Digest an executor's reports and return the items that are finished, not yet settled."""
         finished: list[Batch] = []
         for report in reports:
-            dispatched = self._out.get(report.chunk)
-            if dispatched is None:
+            chunk = self._out.get(report.chunk)
+            if chunk is None:
                 continue
-            chunk = dispatched.chunk
             if isinstance(report, Done):
-                dispatched.report(report.places)
                 finished.append(self._done(chunk, report, now))
+                if len(report.values) == len(chunk.items):
+                    del self._out[chunk.id]
+                    continue
+            progress = self._progress.get(chunk.id)
+            if progress is None:
+                progress = self._progress[chunk.id] = ChunkProgress(len(chunk.items))
+            if isinstance(report, Done):
+                progress.report(report.places)
             elif isinstance(report, GaveBack):
                 self._size.gave_back()
-                self._return(chunk, dispatched.cut(report.kept), chunk.attempt)
+                self._return(chunk, progress.cut(report.kept), chunk.attempt)
             else:
-                finished += self._lost(chunk, dispatched.left(), report, now)
-                dispatched.cut(0)
-            if dispatched.over:
-                del self._out[chunk.id]
+                finished += self._lost(chunk, progress.left(), report, now)
+                progress.cut(0)
+            if progress.open <= 0:
+                del self._out[chunk.id], self._progress[chunk.id]
         return finished
 
     def _done(self, chunk: Chunk, done: Done, now: float) -> Batch:

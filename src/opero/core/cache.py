@@ -19,10 +19,10 @@ from types import CoroutineType, MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opero.caching.context import clear_cache, get_cache_context, register
+from opero.caching.copying import Uncopyable, isolated
 from opero.caching.entries import EntryReader, EntryWriter, SkipReporter
 from opero.caching.function_cache import FunctionCache, make_function_cache
 from opero.caching.handle import CacheHandle, CacheInfo, format_bytes
-from opero.caching.isolate import Uncopyable, isolated
 from opero.caching.memory import Entry, EntryStore, MemoryStore
 from opero.caching.single_flight import (
     Flight,

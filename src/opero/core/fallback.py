@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from opero import events
 from opero.caching.keys import Unkeyable, fast_part
 from opero.core.deadline import overdue
+from opero.core.function import used_up
 from opero.core.options import standalone
 from opero.errors import OperoUsageError, RateLimitPausedError, RefusalError
 from opero.utils import ambient
@@ -171,6 +172,7 @@ class ArgFallback:
         self, info: FunctionInfo, options: Options, stats: Stats, emitter: Emitter
     ) -> None:
         name = options.arg_fallback or ""
+        self._info = info
         parameter = info.require_parameter(name, "arg_fallback")
         positional = [
             p.name for p in info.declared.parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD
@@ -329,6 +331,10 @@ class ArgFallback:
         if not skipped and (
             is_final(error, call.attempt_errors or ()) or not matches(self._fallback_on, error)
         ):
+            return False
+        name = self._info.single_use_argument(call.args, call.kwargs)
+        if name is not None and not skipped:
+            call.remark = used_up(name)
             return False
         return call.deadline is None or self._in_time(call, call.deadline)
 

@@ -57,8 +57,8 @@ if TYPE_CHECKING:
     from opero.core.retry_budget import RetryBudget  # noqa: TC004 - see above
     from opero.events import Event  # noqa: TC004 - see above
     from opero.limits.breaker import CircuitBreaker  # noqa: TC004 - see above
-    from opero.limits.concurrency_limit import ConcurrencyLimit  # noqa: TC004 - see above
     from opero.limits.limiter import RateLimiter  # noqa: TC004 - see above
+    from opero.limits.permits import ConcurrencyLimit  # noqa: TC004 - see above
     from opero.utils.checks import Check
 
 __all__ = ["MODES", "MapOptions", "Options", "StopToken", "option", "standalone"]

@@ -161,6 +161,8 @@ class Pipeline:
 
     def _retry(self, policy: RetryPolicy) -> Retry:
         options = self.options
+        if options.retry_budget is not None:
+            options.retry_budget.guards(self.info.module, self.info.qualname, "retry_budget")
         retry = Retry(
             policy,
             self.info,
@@ -190,12 +192,13 @@ class Pipeline:
         if wanted is None:
             return None
         from opero.core.concurrency_limit import Bulkhead
-        from opero.limits.concurrency_limit import ConcurrencyLimit
+        from opero.limits.permits import ConcurrencyLimit
 
         shared = origin.concurrency if origin and "concurrency" not in changed else None
         limit = shared.limit if shared else wanted
         if not isinstance(limit, ConcurrencyLimit):
             limit = ConcurrencyLimit(limit)
+        limit.guards(self.info.module, self.info.qualname, "concurrency")
         return Bulkhead(limit, self.stats, self.emitter)
 
     def _circuit(self, origin: Pipeline | None, changed: frozenset[str]) -> Circuit | None:
@@ -205,8 +208,10 @@ class Pipeline:
         from opero.core.circuit_breaker import Circuit, breaker_of
 
         shared = origin.circuit if origin and "circuit_breaker" not in changed else None
+        breaker = shared.breaker if shared else breaker_of(wanted)
+        breaker.guards(self.info.module, self.info.qualname, "circuit_breaker")
         return Circuit(
-            shared.breaker if shared else breaker_of(wanted),
+            breaker,
             self.emitter,
             several=attrgetter("has_alternatives") if self.fallback else None,
             label=self.fallback.label if self.fallback else None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from opero import events
@@ -126,10 +127,16 @@ class Timeout:
     async def _limit(
         self, awaitable: Awaitable[Any], seconds: float, bounded: Call | DeadlineScope | None
     ) -> Any:
-        # `asyncio.timeout` does the same, at twice the price. As there, `uncancel` tells whether
-        # somebody else has asked for the cancellation too.
+        # `asyncio.timeout` does the same, at twice the price. As there, `uncancel` returns how many
+        # others have asked for a cancellation too.
         import asyncio
 
+        try:
+            ambient.require_loop("limit the time of a call")
+        except BaseException:
+            if isinstance(awaitable, CoroutineType):
+                awaitable.close()
+            raise
         task = asyncio.current_task()
         if task is None:
             return await awaitable

@@ -86,7 +86,7 @@ if not _opero_permit.silent:
 """
 
 # Innermost first. A call that has to wait, or that comes while others do, waits in the stages, without
-# the permit until then. The stage looks for `_opero_held` in the frames of the calls around it.
+# the permit until then. What the call holds is noted for the calls within it.
 _GUARDS: Final = {
     "rate_limit": """\
 if _opero_limiter.{line} or _opero_limiter.take_slot():
@@ -97,15 +97,15 @@ else:
     "concurrency": """\
 if not _opero_limit.try_acquire():
     return {wait}_opero_run(_opero_Call({args}, {kwargs}))
-_opero_held = True
+_opero_held = _opero_limit.hold({task})
 try:
     {inner}
 finally:
-    _opero_held = False
+    _opero_limit.end_hold(_opero_held)
     _opero_limit.release()
 """,
     "circuit": """\
-_opero_permit = _opero_breaker.standing
+_opero_permit = _opero_breaker.current_permit
 if _opero_permit is None:
     return {wait}_opero_run(_opero_Call({args}, {kwargs}))
 {inner}
@@ -222,6 +222,11 @@ def _made(source: str, parameters: list[inspect.Parameter], names: dict[str, Any
 def _names(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> dict[str, Any]:
     """Return the objects that the source refers to."""
     cache, limit, deadline = pipeline.cache, pipeline.rate_limit, pipeline.deadline
+    task = None
+    if pipeline.concurrency is not None and pipeline.awaits:
+        from opero.limits.permits import task_getter
+
+        task = task_getter()
     names: dict[str, Any] = {
         "_opero_switch": switch,
         "_opero_fast_path": pipeline.fast_path,
@@ -234,6 +239,7 @@ def _names(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> dict[str,
         "_opero_fn": pipeline.limited_function(),
         "_opero_limiter": limit and limit.limiter,
         "_opero_limit": pipeline.concurrency and pipeline.concurrency.limit,
+        "_opero_task": task,
         "_opero_breaker": pipeline.circuit and pipeline.circuit.breaker,
         "_opero_begin": deadline and deadline.begin,
         "_opero_budget": deadline and deadline.seconds,
@@ -264,7 +270,8 @@ def _source(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> str:
     blanks |= (
         {"define": "async def", "wait": "await "} if awaited else {"define": "def", "wait": ""}
     )
-    blanks["line"] = "queues" if awaited else "tickets"
+    blanks["line"] = "loops_waiting" if awaited else "threads_waiting"
+    blanks["task"] = "_opero_task()" if awaited else ""
     if kind == "generator":
         return _GENERATOR.format(**blanks)
     if kind == "async_generator":

@@ -16,7 +16,7 @@ from opero.concurrency.executors.base import ItemOutcome
 from opero.durable.failures import keepable, pack_error, rebuild_error
 from opero.durable.journal import Course, judge
 from opero.durable.records import StepRecord, StepState
-from opero.durable.scope import Scope, current, current_scope
+from opero.durable.step import Scope, current, current_scope
 from opero.durable.values import Parameters, decode, encode
 from opero.errors import NonDeterminismError, UnserializableError
 

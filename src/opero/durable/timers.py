@@ -16,8 +16,7 @@ from typing import Any, Final, TypeVar
 
 from opero.durable.records import Move, State, Take
 from opero.durable.run import Ending, EndingKind
-from opero.durable.scope import Scope, current
-from opero.durable.step import Step, step_at
+from opero.durable.step import Scope, Step, current, step_at
 from opero.errors import OperoUsageError
 from opero.utils import ambient
 from opero.utils.units import Duration, parse_seconds

@@ -19,7 +19,7 @@ from opero.core.strategies import is_retry_error, retry_error
 from opero.core.wrapper import make_wrapper
 from opero.errors import OperoUsageError
 from opero.events.messages import log_event
-from opero.limits.concurrency_limit import ConcurrencyLimit
+from opero.limits.permits import ConcurrencyLimit
 from opero.orchestrator.config import OrchestratorConfig, functions
 from opero.orchestrator.fallback_chain import FallbackChain, name_of
 from opero.utils.async_utils import ensure_async, is_async_function, run_async

@@ -303,11 +303,11 @@ def read_tape(text: str, name: str) -> dict[Identity, list[RecordedOutcome]]:
     Raises:
         OperoUsageError: The text is no recording; the message names the file and the line.
     """
-    first, _, rest = text.partition("\n")
+    first, _, remainder = text.partition("\n")
     if first.strip() != HEADER:
         raise OperoUsageError(f"{name} is no recording of opero's: make one with record().")
     found: dict[Identity, list[RecordedOutcome]] = {}
-    for number, line in enumerate(rest.split("\n"), 2):
+    for number, line in enumerate(remainder.split("\n"), 2):
         if line.strip():
             try:
                 identity, outcome = _read_line(line)
@@ -380,7 +380,7 @@ def _modules_of(data: Any) -> Iterator[str]:
         for item in data:
             yield from _modules_of(item)
     elif type(data) is dict:
-        if "$" in data and "t" in data:
+        if "$" in data and "t" in data and data["$"] != "plain":
             yield data["t"].partition(":")[0]
         for value in data.values():
             yield from _modules_of(value)

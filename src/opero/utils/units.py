@@ -51,7 +51,7 @@ _SIZES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2*
 class Rate(NamedTuple):
     """`count` calls in each `period` seconds."""
 
-    # Nobody counts what is in a rate, so that a tuple's own `count` is not missed.
+    # A tuple's own method `count` is of no use here.
     count: float  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleMethodOverride]
     period: float
 

@@ -18,7 +18,7 @@ from tests.redis_server import RedisServer
 
 from opero import clear_cache, opero
 from opero.caching import get_cache_context
-from opero.caching.codec import secret
+from opero.caching import signing as secret
 from opero.caching.stores import redis
 from opero.caching.stores.base import open_store
 from opero.errors import OperoUsageError, OperoWarning, StoreError

@@ -16,9 +16,9 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.caching.codec.signals import Undecodable, Unencodable
-from opero.caching.isolate import Uncopyable, freeze
+from opero.caching.copying import Uncopyable, freeze
 from opero.caching.memory import Entry, Life
+from opero.caching.plain_types import Undecodable, Unencodable
 from opero.caching.stores.base import AsyncByteStore, StoreError, awaitable
 from opero.utils import ambient
 from opero.utils.backends import backend_of

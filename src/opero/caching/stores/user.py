@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from opero.caching.isolate import isolated
+from opero.caching.copying import isolated
 from opero.caching.memory import AgingEntry, Entry, Life, Store
 from opero.errors import OperoUsageError
 from opero.utils import ambient

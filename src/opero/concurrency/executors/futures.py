@@ -92,6 +92,7 @@ class ThreadPoolMapExecutor(ThreadExecutor):
     def __init__(self, executor: ThreadPoolExecutor, workers: int, context: Context) -> None:
         super().__init__(workers, context)
         self._executor = executor
+        self._take = self._take_now
         self._serving: dict[int, Future[None] | None] = {}
         self._numbers = 0
         self._error: BaseException | None = None
@@ -140,7 +141,7 @@ class ThreadPoolMapExecutor(ThreadExecutor):
         # A chunk may have come just before the thread was given back.
         self.wake()
 
-    def _take(self) -> LocalChunk | None:
+    def _take_now(self) -> LocalChunk | None:
         """Return a chunk without waiting; None gives the thread back."""
         try:
             return self._inbox.get_nowait()

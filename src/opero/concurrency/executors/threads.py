@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from contextvars import Context
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -43,6 +44,7 @@ class ThreadExecutor:
         self._chunks = LocalChunks(self._outbox.put)
         self._items = 0
         self._stopped = False
+        self._take: Callable[[], LocalChunk | None] = self._inbox.get
 
     def slots(self) -> int:
         """Return room for a chunk at work and one at hand for each thread."""
@@ -61,7 +63,6 @@ class ThreadExecutor:
     def poll(self, timeout: float | None) -> list[Report]:
         """Return what the threads have reported."""
         self._start_workers()
-        self._chunks.look()
         reports: list[Report] = []
         wait = self._chunks.patience(timeout)
         with contextlib.suppress(Empty):
@@ -118,7 +119,7 @@ class ThreadExecutor:
                 loop.run(running, context=self._context.copy())
 
     def _next(self) -> LocalChunk | None:
-        """Return a chunk that has items left; None at the end."""
+        """Wait for a chunk that has items left; return None at the end of the map."""
         while (local := self._take()) is not None and not self._stopped:
             if len(local.todo) > 1:
                 # The next free thread helps with it.
@@ -126,7 +127,3 @@ class ThreadExecutor:
             if local.todo:
                 return local
         return None
-
-    def _take(self) -> LocalChunk | None:
-        """Wait for a chunk; None means that the map is over."""
-        return self._inbox.get()
