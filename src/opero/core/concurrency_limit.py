@@ -78,6 +78,9 @@ class Bulkhead:
         return overdue(call, self._emitter, "waiting for a permit")
 
     def _give_back(self, call: Call) -> None:
+        if call.stream is not None:
+            call.stream.at_end(lambda _: self.limit.release())
+            return
         orphan, call.orphan_thread = call.orphan_thread, None
         if orphan is None:
             self.limit.release()

@@ -227,20 +227,20 @@ class Step:
         self.idempotent: bool = idempotent
         found = run.steps.get(path)
         try:
-            verdict = judge(
+            judgement = judge(
                 run.id, path, found, name, digest, idempotent=idempotent, matches=matches
             )
         except NonDeterminismError as error:
             run.block(str(error))
             raise
-        self.course: Course = verdict.course
-        self.attempt: int = verdict.attempts
-        self._text = verdict.text
-        self._wake = verdict.wake
-        self.recorded: bool = verdict.course is Course.RETURN or verdict.course is Course.RAISE
+        self.course: Course = judgement.course
+        self.attempt: int = judgement.attempts
+        self._text = judgement.text
+        self._wake = judgement.wake
+        self.recorded: bool = judgement.course is Course.RETURN or judgement.course is Course.RAISE
         if found is not None:
             run.unread.discard(path)
-        if verdict.course is Course.IN_DOUBT:
+        if judgement.course is Course.IN_DOUBT:
             text = (
                 f"step {path}, {name}, was running when its process died, and must not run twice: "
                 f"find out what happened and call resolve({run.id!r}, {path!r}, ...)"
@@ -251,7 +251,7 @@ class Step:
             self.record: StepRecord = found
         else:
             self.record = run.new_step(
-                path, name, digest, state=StepState.STARTED, attempts=verdict.attempts
+                path, name, digest, state=StepState.STARTED, attempts=judgement.attempts
             )
 
     def outcome(self) -> Any:
