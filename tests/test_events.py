@@ -249,7 +249,7 @@ def test_an_event_is_frozen() -> None:
         HIT.function = "g"  # type: ignore[misc]
 
 
-# --- what a call tells ----------------------------------------------------------------------------
+# --- events of a call ----------------------------------------------------------------------------
 
 
 def test_events_of_a_call_with_retries_and_fallbacks() -> None:
