@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from opero.core.stats import Stats
     from opero.errors import DeadlineError
     from opero.events.bus import Emitter
-    from opero.limits.permits import ConcurrencyLimit
+    from opero.limits.permits import ConcurrencyLimit, Held
 
 __all__ = ["Bulkhead"]
 
@@ -77,15 +77,24 @@ class Bulkhead:
         self._waited(call, began)
         return overdue(call, self._emitter, "waiting for a permit")
 
-    def _give_back(self, call: Call) -> None:
+    def _give_back(self, call: Call, held: Held) -> None:
+        """Give the permit back, or have it given back when the stream or the orphan thread ends."""
+        self.limit.end_hold(held)
         if call.stream is not None:
             call.stream.at_end(lambda _: self.limit.release())
             return
         orphan, call.orphan_thread = call.orphan_thread, None
         if orphan is None:
             self.limit.release()
-        else:
-            orphan.then(self.limit.release)
+            return
+        # The thread still holds the permit, and calls within it must be able to tell.
+        held[0] = self.limit
+
+        def ended() -> None:
+            held[0] = None
+            self.limit.release()
+
+        orphan.then(ended)
 
     # --- adapters ---------------------------------------------------------------------------------
 
@@ -108,8 +117,7 @@ class Bulkhead:
                     self._waited(call, began)
                 return proceed(call)
             finally:
-                limit.end_hold(held)
-                self._give_back(call)
+                self._give_back(call, held)
 
         return run
 

@@ -15,6 +15,7 @@ import itertools
 import linecache
 import time
 from collections.abc import Callable
+from threading import get_ident
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -87,7 +88,8 @@ if not _opero_permit.silent:
 """
 
 # Innermost first. A call that has to wait, or that comes while others do, waits in the stages, without
-# the permit until then. What the call holds is noted for the calls within it.
+# the permit until then. What the thread or task holds is
+# noted for the calls within it.
 _GUARDS: Final = {
     "rate_limit": """\
 if _opero_limiter.{line} or _opero_limiter.take_slot():
@@ -98,11 +100,16 @@ else:
     "concurrency": """\
 if not _opero_limit.try_acquire():
     return {wait}_opero_run(_opero_Call({args}, {kwargs}))
-_opero_held = _opero_limit.hold({task})
+_opero_caller = _opero_current()
+_opero_depth = _opero_holders.get(_opero_caller, 0)
+_opero_holders[_opero_caller] = _opero_depth + 1
 try:
     {inner}
 finally:
-    _opero_limit.end_hold(_opero_held)
+    if _opero_depth:
+        _opero_holders[_opero_caller] = _opero_depth
+    else:
+        del _opero_holders[_opero_caller]
     _opero_limit.release()
 """,
     "circuit": """\
@@ -224,11 +231,11 @@ def _made(source: str, parameters: list[inspect.Parameter], names: dict[str, Any
 def _names(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> dict[str, Any]:
     """Return the objects that the source refers to."""
     cache, limit, deadline = pipeline.cache, pipeline.rate_limit, pipeline.deadline
-    task = None
+    current: Callable[[], object] = get_ident
     if pipeline.concurrency is not None and pipeline.awaits:
         from opero.limits.permits import task_getter
 
-        task = task_getter()
+        current = task_getter()
     names: dict[str, Any] = {
         "_opero_switch": switch,
         "_opero_fast_path": pipeline.fast_path,
@@ -242,7 +249,8 @@ def _names(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> dict[str,
         "_opero_fn": pipeline.limited_function(),
         "_opero_limiter": limit and limit.limiter,
         "_opero_limit": pipeline.concurrency and pipeline.concurrency.limit,
-        "_opero_task": task,
+        "_opero_holders": pipeline.concurrency and pipeline.concurrency.limit.holders,
+        "_opero_current": current,
         "_opero_breaker": pipeline.circuit and pipeline.circuit.breaker,
         "_opero_begin": deadline and deadline.begin,
         "_opero_budget": deadline and deadline.seconds,
@@ -274,7 +282,6 @@ def _source(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> str:
         {"define": "async def", "wait": "await "} if awaited else {"define": "def", "wait": ""}
     )
     blanks["line"] = "loops_waiting" if awaited else "threads_waiting"
-    blanks["task"] = "_opero_task()" if awaited else ""
     if kind == "generator":
         return _GENERATOR.format(**blanks)
     if kind == "async_generator":

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextvars import ContextVar, Token
 from itertools import repeat
 from random import randrange
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -70,6 +71,10 @@ class ConcurrencyLimit(SharedObject):
     Raises:
         OperoUsageError: `limit` or `queue` is no such number.
 
+    Attributes:
+        holders: Permits by the task or the id of the thread whose call holds them, as far as decorated functions
+            have taken them past their stages.
+
     Example:
         >>> limit = ConcurrencyLimit(2)
         >>> with limit:
@@ -83,6 +88,7 @@ class ConcurrencyLimit(SharedObject):
         self.limit: int = _whole(limit, "concurrency", 1)
         self.queue: int | None = None if queue is None else _whole(queue, "queue", 0)
         self.name: str = name or f"at most {limit}"
+        self.holders: Final[dict[object, int]] = {}
         self._permits = _Permits(self)
         super().__init__((limit, {"queue": queue}))
         if not self.attached:
@@ -95,6 +101,7 @@ class ConcurrencyLimit(SharedObject):
         if across is not None:
             across.begin()
         self._permits = _Permits(self, across)
+        self.holders.clear()
         self.attached = True
 
     @property
@@ -197,7 +204,9 @@ class ConcurrencyLimit(SharedObject):
 
     def held_around(self, task: object = None) -> int:
         """Return how many permits the calls around this one hold, in its thread or task."""
-        found, held = 0, _held.get()
+        found, held = self.holders.get(get_ident(), 0), _held.get()
+        if task is not None:
+            found += self.holders.get(task, 0)
         while held is not None:
             found += held[0] is self and (held[1] is None or held[1] is task)
             held = held[2]
@@ -278,6 +287,14 @@ class _Permits(HandoffQueue):
         if self.across is not None:
             self.across.give_back()
         self.free.append(None)
+
+    def give_back(self) -> None:
+        """Put a permit back and serve the next caller: what the base class does, in one step."""
+        if self.across is not None:
+            self.across.give_back()
+        self.free.append(None)
+        if self.waiting:
+            self.serve()
 
     def move(self, across: _FilePermits) -> None:
         """Share the permits from now on; those that are out are taken there too."""
