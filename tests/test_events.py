@@ -35,6 +35,8 @@ from opero.tasks import Task, run_sync
 from opero.testing import capture_events, fake_clock, flaky
 from opero.utils.ambient import switch
 
+pytestmark = pytest.mark.internal
+
 HIT = CacheHit(function="f")
 MISS = CacheMiss(function="f")
 KINDS = [

@@ -21,6 +21,8 @@ import opero.decorators
 import opero.utils
 from opero.utils.lazy import lazy_exports
 
+pytestmark = pytest.mark.internal
+
 SRC = Path(opero.__file__).resolve().parent.parent
 
 FORBIDDEN = {

@@ -15,6 +15,8 @@ from opero.durable import Orchestrator, activity, wait_for, workflow
 from opero.durable.records import Claim, Move, PutStep, State, StepRecord, StepState
 from opero.durable.workflows import workflows
 
+pytestmark = pytest.mark.internal
+
 Run = Callable[..., tuple[int, str, str]]
 
 

@@ -26,6 +26,8 @@ from opero.utils.secrets import show_value
 if TYPE_CHECKING:
     from opero.core.call import Stage
 
+pytestmark = pytest.mark.internal
+
 CLOSED, OPEN, HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
 FORCED_OPEN = CircuitState.FORCED_OPEN
 REFUSED = ConnectionRefusedError("refused")

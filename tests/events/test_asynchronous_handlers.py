@@ -20,6 +20,8 @@ from opero.events import CacheHit, Event, EventBus, HandlerFailed, event_bus
 from opero.events.delivery import DeliveryQueue, background_loop
 from opero.testing import flaky
 
+pytestmark = pytest.mark.internal
+
 
 def event(number: int) -> Event:
     return CacheHit(function=str(number))

@@ -38,6 +38,8 @@ from opero.events import (
 )
 from opero.events.messages import describe_event, log_event
 
+pytestmark = pytest.mark.internal
+
 SECRET = ConnectionError("https://me:hunter2@db/\nmore")
 
 

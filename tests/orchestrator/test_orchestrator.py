@@ -28,6 +28,8 @@ from opero.core.wrapper import make_wrapper
 from opero.errors import OperoUsageError
 from opero.testing import FakeClock, flaky
 
+pytestmark = pytest.mark.internal
+
 AT_ONCE = RetryConfig(max_attempts=3, wait_min=0, wait_multiplier=0)
 
 

@@ -23,6 +23,8 @@ from opero.tasks import Parallel, Sequence, Task, TaskState, run_sync
 if TYPE_CHECKING:
     from tests.tasks.conftest import Received
 
+pytestmark = pytest.mark.internal
+
 
 async def fetch(number: int) -> int:
     await asyncio.sleep(0)

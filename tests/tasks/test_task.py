@@ -26,6 +26,8 @@ from opero.testing import FakeClock, flaky
 if TYPE_CHECKING:
     from tests.tasks.conftest import Received
 
+pytestmark = pytest.mark.internal
+
 
 async def fetch(number: int) -> str:
     await asyncio.sleep(0)

@@ -28,6 +28,8 @@ from opero.testing import NotRecordedError, fake_clock, flaky, record, replay, s
 from opero.utils import ambient
 from opero.utils.ambient import switch
 
+pytestmark = pytest.mark.internal
+
 CALLS: list[Any] = []
 
 

@@ -28,6 +28,8 @@ from opero.testing import (
 from opero.utils import ambient
 from opero.utils.ambient import switch
 
+pytestmark = pytest.mark.internal
+
 # --- set_disabled ---------------------------------------------------------------------------------
 
 
