@@ -24,7 +24,7 @@ from opero.utils.ambient import switch
 GUARDS = {
     "concurrency": lambda: ConcurrencyLimit(1),
     "rate_limit": lambda: RateLimiter("5/minute", smooth=False, burst=0),
-    "circuit_breaker": lambda: CircuitBreaker("svc", fail_max=3, jitter=0),
+    "circuit_breaker": lambda: CircuitBreaker.unregistered("svc", fail_max=3, jitter=0),
     "timeout": lambda: 60,
     "deadline": lambda: 90,
 }
