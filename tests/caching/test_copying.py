@@ -17,6 +17,7 @@ import types
 import typing
 import uuid
 import zoneinfo
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -57,8 +58,8 @@ class Text(str):  # noqa: SLOT000 - as users write them
 
 
 def thawed(value):
-    stored, thaw = freeze(value)
-    return stored if thaw is None else thaw(stored)
+    stored, copier = freeze(value)
+    return stored if copier is None else copier(stored)
 
 
 @pytest.mark.parametrize(
@@ -75,9 +76,9 @@ def thawed(value):
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_immutable_values_are_shared_at_no_cost(value):
-    stored, thaw = freeze(value)
+    stored, copier = freeze(value)
     assert stored is value
-    assert thaw is None
+    assert copier is None
 
 
 @pytest.mark.parametrize(
@@ -108,8 +109,8 @@ def test_immutable_values_are_shared_at_no_cost(value):
     ids=repr,
 )
 def test_mutable_values_are_copied_equal_and_of_the_same_types(value):
-    stored, thaw = freeze(value)
-    one, two = thaw(stored), thaw(stored)
+    stored, copier = freeze(value)
+    one, two = copier(stored), copier(stored)
     assert one == two == value == stored
     assert len({id(v) for v in (one, two, value, stored)}) == 4
     assert mutables(one).isdisjoint(mutables(two) | mutables(value) | mutables(stored))
@@ -281,3 +282,83 @@ def test_records_of_one_shape_share_one_plan():
     shapes: dict = {}
     _plan([{"id": n, "tags": [n]} for n in range(1000)], set(), shapes)
     assert len(shapes) == 2
+
+
+# --- what is still open ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unread() -> Any:
+    """A function that returns a new response whose body has not been read."""
+    httpx = pytest.importorskip("httpx")
+
+    def answer(_: Any) -> Any:
+        return httpx.Response(200, content=iter([b"ab", b"c"]))
+
+    client = httpx.Client(transport=httpx.MockTransport(answer))
+    return lambda: client.send(client.build_request("GET", "http://x"), stream=True)
+
+
+class Holder:
+    def __init__(self, part: Any) -> None:
+        self.part = part
+
+
+@pytest.mark.parametrize("copy", [True, False])
+@pytest.mark.parametrize(
+    "within",
+    [
+        lambda it: it,
+        lambda it: [it],
+        lambda it: {"a": (it,)},
+        Holder,
+        lambda it: Holder([Holder(it)]),
+    ],
+    ids=["itself", "list", "dict", "attribute", "deep"],
+)
+def test_unread_response_is_refused(unread: Any, within: Any, copy: bool) -> None:
+    with pytest.raises(Uncopyable, match="only once"):
+        freeze(within(unread()), copy=copy)
+
+
+def test_response_that_was_read_is_copied(unread: Any) -> None:
+    response = unread()
+    response.read()
+    stored, copier = freeze(response)
+    assert copier(stored).content == b"abc"
+
+
+class Stream:
+    """A stream of a class of its own, which leaves the stream out of its copies."""
+
+    closed = False
+
+    def read(self) -> bytes:
+        return b""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class Response:
+    """A response that says how it is copied, as that of requests does."""
+
+    def __init__(self) -> None:
+        self.raw = Stream()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"raw": None}
+
+
+@pytest.mark.parametrize("make", [Stream, Response, lambda: Holder(Response())])
+def test_open_stream_that_a_copy_would_leave_out_is_refused(make: Any) -> None:
+    with pytest.raises(Uncopyable, match="only once"):
+        freeze(make())
+
+
+def test_closed_stream_and_bytes_in_memory_are_copied() -> None:
+    stream = Stream()
+    stream.closed = True
+    assert freeze(stream)[1] is not None
+    stored, copier = freeze(Holder(io.BytesIO(b"abc")))
+    assert copier(stored).part.read() == b"abc" == copier(stored).part.read()

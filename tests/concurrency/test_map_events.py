@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from opero import operomap
+from opero import RateLimiter, operomap
 from opero.concurrency.batches import Batch
 from opero.concurrency.progress import Progress
 from opero.events import MapProgress, MapWaiting
@@ -118,3 +118,22 @@ def test_a_map_that_will_stand_for_long_says_so_at_once(clock: FakeClock) -> Non
 
 def test_without_listeners_nothing_is_sent_and_nothing_ticks() -> None:
     assert progress_of(1).interval is None
+
+
+def test_a_map_whose_quota_is_used_up_says_for_how_long_at_once() -> None:
+    @operomap(workers=2, cache=False, retries=0, rate_limit=RateLimiter("2/day", burst=0))
+    async def fetch(x: int) -> int:
+        return x
+
+    async def main() -> list[Any]:
+        with capture_events(MapWaiting) as sent:
+            running = asyncio.ensure_future(fetch.map(range(3)))
+            async with asyncio.timeout(10):
+                while not sent:  # noqa: ASYNC110 - the map sends it
+                    await asyncio.sleep(0.05)
+            running.cancel()
+            await asyncio.wait({running})
+        return sent
+
+    (event,) = asyncio.run(main())
+    assert (event.done, event.total, event.reason) == (2, 3, "limit: next in 24 h")

@@ -67,7 +67,7 @@ class RandomExecutor:
             culprit = poisoned[0] if self.names_culprit else None
             # Of what shares its worker with other chunks, nobody can be blamed.
             alone = chunk.attempt > 0 or self.rng.random() < 0.5
-            return Lost(chunk.id, culprit if alone else None, "crash", 1, -9, alone=alone)
+            return Lost(chunk.id, culprit if alone else None, "crash", 1, -9, only_chunk=alone)
         if mood < 0.65:
             # Whatever is done from there on was not begun.
             last = max((n for n in range(progress.kept) if progress.has(n)), default=-1)
@@ -339,7 +339,7 @@ def test_items_that_died_with_others_are_tried_again_alone_before_one_is_blamed(
     scheduler = scheduler_of(ordered=False)
     feed(scheduler, [POISON])
     chunk = run_chunk(scheduler)
-    assert scheduler.take([Lost(chunk.id, None, "crash", alone=False)], 0.0) == []
+    assert scheduler.take([Lost(chunk.id, None, "crash", only_chunk=False)], 0.0) == []
     again = run_chunk(scheduler)
     assert (again.items, again.attempt) == ([POISON], 1)
     scheduler.take([Lost(again.id, None, "crash")], 0.0)

@@ -107,7 +107,7 @@ def test_error_whose_message_would_change_is_replaced_in_the_first_run() -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         (pack_error(ValueError("bad")), "ValueError: bad"),
         (pack_error(ValueError()), "ValueError"),
@@ -115,5 +115,5 @@ def test_error_whose_message_would_change_is_replaced_in_the_first_run() -> None
         (None, None),
     ],
 )
-def test_message_for_people(text: str | None, told: str | None) -> None:
-    assert message_of(text) == told
+def test_message_of_a_packed_error(text: str | None, reported: str | None) -> None:
+    assert message_of(text) == reported

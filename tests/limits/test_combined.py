@@ -23,7 +23,7 @@ from opero.limits.windows import (
     combined,
     part_of,
 )
-from opero.utils.units import Rate, Window, parse_windows
+from opero.utils.units import Rate, RateWindow, parse_windows
 
 
 def rule_of_text(text: str, **options: object) -> Rule:
@@ -36,15 +36,18 @@ def rule_of_text(text: str, **options: object) -> Rule:
 @pytest.mark.parametrize(
     ("text", "windows"),
     [
-        ("10/s", [Window(Rate(10, 1), "calls")]),
-        (5, [Window(Rate(5, 1), "calls")]),
-        ("10/s & 500/minute", [Window(Rate(10, 1)), Window(Rate(500, 60))]),
-        ("10 per 2 s&500 requests per minute", [Window(Rate(10, 2)), Window(Rate(500, 60))]),
+        ("10/s", [RateWindow(Rate(10, 1), "calls")]),
+        (5, [RateWindow(Rate(5, 1), "calls")]),
+        ("10/s & 500/minute", [RateWindow(Rate(10, 1)), RateWindow(Rate(500, 60))]),
+        (
+            "10 per 2 s&500 requests per minute",
+            [RateWindow(Rate(10, 2)), RateWindow(Rate(500, 60))],
+        ),
         (
             "500 calls/minute & 30000 tokens/minute",
-            [Window(Rate(500, 60)), Window(Rate(30000, 60), "tokens")],
+            [RateWindow(Rate(500, 60)), RateWindow(Rate(30000, 60), "tokens")],
         ),
-        ("2.5 $/day", [Window(Rate(2.5, 86400), "$")]),
+        ("2.5 $/day", [RateWindow(Rate(2.5, 86400), "$")]),
     ],
 )
 def test_a_rate_may_name_several_windows_and_what_they_count(text, windows):

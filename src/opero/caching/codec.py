@@ -118,15 +118,25 @@ class Coder:
         """
         view = memoryview(data)
         kind = bytes(view[:1])
-        if self._codec is not None:
-            if kind != _USERS:
-                raise Undecodable("it is of another codec")
-            return self._decode_by_user(self._codec, _checked(view, context))
-        if kind == _PLAIN:
-            return _decode_plain(_checked(view, context))
         if kind == _SIGNED and self._pickles:
             return self._decode_signed(view, context)
-        raise Undecodable("it is of another codec")
+        if kind != (_PLAIN if self._codec is None else _USERS):
+            raise Undecodable("it is of another codec")
+        content = view[1 + _CHECK_SIZE :]
+        check = crc32(content, crc32(context)).to_bytes(_CHECK_SIZE, "little")
+        if check != view[1 : 1 + _CHECK_SIZE]:
+            raise Undecodable("it was written for another key, or changed")
+        if self._codec is not None:
+            return self._decode_by_user(self._codec, content)
+        try:
+            (length,) = _LENGTH.unpack_from(content)
+            message = content[_LENGTH.size :]
+            return read_plain(message[:length], message[length:])
+        except Undecodable:
+            raise
+        except Exception as error:
+            # An attacker's, or of a later opero: the check says that nothing was cut off.
+            raise Undecodable(f"it is no plain data ({type(error).__name__})") from error
 
     def _encode_signed(self, value: Any, context: bytes) -> list[Buffer]:
         from opero.caching.signing import write_signed
@@ -167,26 +177,6 @@ def _check(context: bytes, *pieces: Buffer) -> bytes:
     for piece in pieces:
         check = crc32(piece, check)
     return check.to_bytes(_CHECK_SIZE, "little")
-
-
-def _checked(view: memoryview, context: bytes) -> memoryview:
-    """Return what stands behind the check, if that fits."""
-    data = view[1 + _CHECK_SIZE :]
-    if _check(context, data) != view[1 : 1 + _CHECK_SIZE]:
-        raise Undecodable("it was written for another key, or changed")
-    return data
-
-
-def _decode_plain(data: memoryview) -> Any:
-    try:
-        (length,) = _LENGTH.unpack_from(data)
-        message = data[_LENGTH.size :]
-        return read_plain(message[:length], message[length:])
-    except Undecodable:
-        raise
-    except Exception as error:
-        # An attacker's, or of a later opero: the check says that nothing was cut off.
-        raise Undecodable(f"it is no plain data ({type(error).__name__})") from error
 
 
 # --- plain data ------------------------------------------------------------------------------------------------------
@@ -368,10 +358,10 @@ class _Reader:
         if data:
             raise ValueError("a mark holds nothing")
         self.marks += 1
-        return _Mark(number)
+        return _FormHead(number)
 
     def array(self, items: list[Any]) -> Any:
-        if not items or type(items[0]) is not _Mark:
+        if not items or type(items[0]) is not _FormHead:
             return items
         self.marks -= 1
         number = items[0].number
@@ -412,7 +402,7 @@ class _Reader:
         return data
 
 
-class _Mark:
+class _FormHead:
     """The head of a form."""
 
     __slots__ = ("number",)

@@ -191,10 +191,10 @@ class CacheContext:
             if encode is not None:
                 entry: Entry = encode(made, value, expires)
                 return entry
-            stored, thaw = freeze(value, copy=self._copy)
+            stored, copier = freeze(value, copy=self._copy)
         except Uncopyable as signal:
             raise OperoUsageError(f"A value cannot be cached: {signal}.") from None
-        return Entry(stored, expires=expires, thaw=thaw, weight=weigh(value) + weigh(key))
+        return Entry(stored, expires=expires, copier=copier, weight=weigh(value) + weigh(key))
 
     def _entry(self, store: EntryStore, key: Any) -> Entry | None:
         try:

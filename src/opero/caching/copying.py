@@ -13,6 +13,7 @@ import enum
 import io
 import sys
 from collections.abc import Callable
+from itertools import islice
 from types import (
     BuiltinFunctionType,
     EllipsisType,
@@ -53,7 +54,8 @@ def freeze(value: Any, *, copy: bool = True) -> tuple[Any, Copier | None]:
         as it is.
 
     Raises:
-        Uncopyable: It can be used only once (an awaitable, an iterator, a file), or copying fails.
+        Uncopyable: It can be used only once (an awaitable, an iterator, a file, a response whose body has
+            not been read), or copying fails.
 
     Example:
         >>> stored, copier = freeze({"id": 1, "tags": ["a"]})
@@ -67,12 +69,14 @@ def freeze(value: Any, *, copy: bool = True) -> tuple[Any, Copier | None]:
         return value, None
     _refuse_single_use(value)
     if not copy:
+        _refuse_open_parts(value)
         return value, None
     if type(value).__module__.partition(".")[0] == "pandas":
         return _pickled(value)
     try:
         copier = _plan(value, set(), {})
     except (NotPlain, RecursionError):
+        _refuse_open_parts(value)
         copier = _deep_copy()
     if copier is None:
         return value, None
@@ -115,8 +119,67 @@ def _refuse_single_use(value: object) -> None:
         or hasattr(kind, "__await__")
         or hasattr(kind, "__anext__")
         or isinstance(value, io.IOBase)
+        or _is_open(value)
     ):
         raise Uncopyable(f"its result, {_named(value)}, can be used only once")
+
+
+_READS: Final = ("read", "aread", "recv", "readinto", "cursor", "iter_content", "__aiter__")
+_MOST_PARTS: Final = 1000
+"""Parts of a result that are looked at."""
+
+
+def _is_open(value: object) -> bool:
+    """Whether an object is a stream or a connection and says of itself that it is not closed.
+
+    That is so for the responses of HTTP clients until their body has been read, and for files, cursors
+    and connections. What is in memory only can be copied as it is.
+    """
+    kind = type(value)
+    if issubclass(kind, io.BytesIO | io.StringIO):
+        return False
+    if not any(hasattr(kind, verb) for verb in _READS):
+        return False
+    try:
+        return any(getattr(value, name, None) is False for name in ("is_closed", "closed"))
+    except Exception:  # noqa: BLE001 - a property may raise anything
+        return False
+
+
+def _refuse_open_parts(value: object) -> None:
+    """Raise if a result holds something that is open, in containers or in attributes.
+
+    A class that says how it is copied may leave that out of the copy, which is of no use then: httpx
+    and requests do. Of such an object only its own attributes count.
+    """
+    parts, seen = [(value, True)], set[int]()
+    while parts and len(seen) < _MOST_PARTS:
+        part, descend = parts.pop()
+        kind = type(part)
+        if kind in ATOMS or isinstance(part, type) or id(part) in seen:
+            continue
+        seen.add(id(part))
+        if _is_open(part):
+            within = "" if part is value else f" holds {_named(part)} that"
+            raise Uncopyable(f"its result, {_named(value)},{within} can be used only once")
+        if not descend:
+            continue
+        if kind is dict:
+            inner = list(islice(part.values(), _MOST_PARTS))  # type: ignore[attr-defined]
+        elif kind in _CONTAINERS and kind is not bytearray:
+            inner = list(islice(part, _MOST_PARTS))  # type: ignore[call-overload]
+        else:
+            inner, descend = list(getattr(part, "__dict__", {}).values()), not _copies_itself(kind)
+        if not ATOMS.issuperset(map(type, inner)):
+            parts += [(item, descend) for item in inner]
+
+
+def _copies_itself(kind: type) -> bool:
+    """Whether a class says how its instances are copied or pickled."""
+    return hasattr(kind, "__deepcopy__") or any(
+        getattr(kind, name) is not getattr(object, name)
+        for name in ("__reduce__", "__reduce_ex__", "__getstate__")
+    )
 
 
 def _deep_copy() -> Copier:

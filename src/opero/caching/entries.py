@@ -363,5 +363,5 @@ class EntryWriter:
                 group = key[0]
         if type(value) in ATOMS:
             return Entry(value, expires, None, weight + getsizeof(value), group)
-        stored, thaw = freeze(value, copy=self._copy)
-        return Entry(stored, expires, thaw, weight + weigh(stored), group)
+        stored, copier = freeze(value, copy=self._copy)
+        return Entry(stored, expires, copier, weight + weigh(stored), group)

@@ -170,55 +170,27 @@ def _span(value: Any) -> tuple[Any, Any, Any]:
     return value.start, value.stop, value.step
 
 
-def _add_builtin(
-    kind: type,
-    number: int,
-    split: Callable[[Any], Iterable[Any]],
-    join: Callable[[Sequence[Any]], Any],
-    *,
-    immutable: bool = True,
-    key: Callable[[Any], KeyParts] | None = None,
-) -> None:
-    row = PlainType(
-        name=kind.__qualname__, number=number, immutable=immutable, split=split, join=join, key=key
-    )
-    _BUILTINS[kind] = BY_NUMBER[number] = row
-    if key is not None:
-        BY_NAME[row.name] = row
+_BUILTIN_ROWS: Final[list[tuple[type, int, bool, Any, Any, Any]]] = [
+    # Tuples and frozen sets are immutable as far as their items are.
+    (tuple, 1, False, _same, tuple, None),
+    (set, 2, False, _same, set, None),
+    (frozenset, 3, False, _same, frozenset, None),
+    (complex, 5, True, lambda v: (v.real, v.imag), lambda p: complex(*_check(p, float, float)), None),
+    (
+        bytearray, 6, False, lambda v: (bytes(v),), lambda p: bytearray(*_check(p, bytes)),
+        lambda v: ("bytearray", bytes(v)),
+    ),
+    (range, 7, True, _span, lambda p: range(*_check(p, int, int, int)), lambda v: ("range", _span(v))),
+    (slice, 8, False, _span, lambda p: slice(*_check(p, *map(type, p[:3]))), lambda v: ("slice", _span(v))),
+    (EllipsisType, 9, True, _nothing, lambda p: [..., *_check(p)][0], None),
+    (NotImplementedType, 10, True, _nothing, lambda p: [NotImplemented, *_check(p)][0], None),
+]  # fmt: skip
 
-
-# Tuples and frozen sets are immutable as far as their items are.
-_add_builtin(tuple, 1, _same, tuple, immutable=False)
-_add_builtin(set, 2, _same, set, immutable=False)
-_add_builtin(frozenset, 3, _same, frozenset, immutable=False)
-_add_builtin(
-    complex, 5, lambda v: (v.real, v.imag), lambda parts: complex(*_check(parts, float, float))
-)
-_add_builtin(
-    bytearray,
-    6,
-    lambda v: (bytes(v),),
-    lambda parts: bytearray(*_check(parts, bytes)),
-    immutable=False,
-    key=lambda v: ("bytearray", bytes(v)),
-)
-_add_builtin(
-    range,
-    7,
-    _span,
-    lambda parts: range(*_check(parts, int, int, int)),
-    key=lambda v: ("range", _span(v)),
-)
-_add_builtin(
-    slice,
-    8,
-    _span,
-    lambda parts: slice(*_check(parts, *map(type, parts[:3]))),
-    immutable=False,
-    key=lambda v: ("slice", _span(v)),
-)
-_add_builtin(EllipsisType, 9, _nothing, lambda parts: [..., *_check(parts)][0])
-_add_builtin(NotImplementedType, 10, _nothing, lambda parts: [NotImplemented, *_check(parts)][0])
+for _kind, _number, _immutable, _split, _join, _key in _BUILTIN_ROWS:
+    _row = PlainType(_kind.__qualname__, _number, _immutable, _split, _join, _key)
+    _BUILTINS[_kind] = BY_NUMBER[_number] = _row
+    if _key is not None:
+        BY_NAME[_row.name] = _row
 
 
 # --- the standard library ---------------------------------------------------------------------------------------------

@@ -142,9 +142,9 @@ def _signature(pipeline: Pipeline) -> inspect.Signature:
     fits = len(found) > place and found[place].kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD
     items = inspect.Parameter("items", inspect.Parameter.POSITIONAL_ONLY)
     before = [p.replace(kind=inspect.Parameter.POSITIONAL_ONLY) for p in found[:place]]
-    rest = found[place + 1 :] if fits else found[place:]
+    others = found[place + 1 :] if fits else found[place:]
     return info.declared.replace(
-        parameters=[*before, items, *rest], return_annotation=inspect.Signature.empty
+        parameters=[*before, items, *others], return_annotation=inspect.Signature.empty
     )
 
 

@@ -127,17 +127,17 @@ class ItemRunner:
 
     def run(self, item: Any, parked: Parked | None) -> Result:
         """Run one item of a synchronous function: its plain result, or what became of it."""
-        begun: Exception | None = None
+        first_error: Exception | None = None
         if parked is None and self._direct and not (switch.on or self._fast_path.closed):
             self._count()
             try:
                 return self._call(item), None
             except Exception as error:  # noqa: BLE001 - the stages decide what comes next
-                begun = error
+                first_error = error
             except BaseException as error:  # noqa: BLE001 - it belongs to the item; the scheduler decides
                 return None, ItemOutcome(error=error)
-        call = self._begin(item, parked, begun)
-        del begun  # a frame that names an error which passes through it is a reference cycle
+        call = self._begin(item, parked, first_error)
+        del first_error  # a frame that names an error which passes through it is a reference cycle
         began = perf_counter()
         try:
             value = self._pipeline.run(call)
@@ -155,19 +155,19 @@ class ItemRunner:
 
     async def run_async(self, item: Any, parked: Parked | None) -> Result:
         """Run one item of a coroutine function."""
-        begun: Exception | None = None
+        first_error: Exception | None = None
         if parked is None and self._direct and not (switch.on or self._fast_path.closed):
             self._count()
             try:
                 return await self._call(item), None
             except Exception as error:  # noqa: BLE001 - the stages decide what comes next
-                begun = error
+                first_error = error
             except BaseException as error:
                 if _ends_the_worker(error):
                     raise
                 return None, ItemOutcome(error=error)
-        call = self._begin(item, parked, begun)
-        del begun  # as above
+        call = self._begin(item, parked, first_error)
+        del first_error  # as above
         began = perf_counter()
         try:
             value = await self._pipeline.run(call)
@@ -181,13 +181,13 @@ class ItemRunner:
             _release(call)
         return value, self._succeeded(call, value, began)
 
-    def _begin(self, item: Any, parked: Parked | None, begun: Exception | None) -> Call:
+    def _begin(self, item: Any, parked: Parked | None, first_error: Exception | None) -> Call:
         job = self._job
         call = Call((*job.before, item, *job.after), dict(job.kwargs))
         call.park_after = job.parks
         call.keep_failures = True
-        if begun is not None:
-            call.calls, call.prior_outcome = 1, begun
+        if first_error is not None:
+            call.calls, call.prior_outcome = 1, first_error
         if parked is not None:
             now = ambient.clock().monotonic()
             call.attempts, call.calls, call.slept = parked.attempts, parked.calls, parked.slept

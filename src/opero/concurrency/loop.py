@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import Context
 from operator import attrgetter
 from time import perf_counter
@@ -16,15 +17,16 @@ from opero.concurrency.lookup import CacheLookup
 from opero.concurrency.recorder import ItemRecorder, find_known_items, record_items
 from opero.concurrency.result import MapResult, Status
 from opero.concurrency.scheduler import FailedItem, Scheduler
-from opero.concurrency.steps import BlockingCall, Steps, run_steps, run_steps_async
-from opero.errors import MapStopped
+from opero.errors import MapError, MapStopped
 from opero.utils import ambient
+from opero.utils.steps import in_thread, run_async, run_sync
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import AsyncMapExecutor, MapExecutor, MapJob, Report
     from opero.concurrency.progress import Progress
     from opero.core.cache import CacheStage
     from opero.core.options import MapOptions
+    from opero.utils.steps import StepLogic
 
 __all__ = ["MapRun", "run_map", "run_map_async"]
 
@@ -83,6 +85,7 @@ class MapRun:
         self._recorders = recorders
         self._token = options.stop_token
         self._cancelled = False
+        self._kept: list[Batch] = []
         self._began = perf_counter()
         self._lookup: CacheLookup | None = None
         if cache is not None and not cache.off and not ambient.disabled():
@@ -100,7 +103,7 @@ class MapRun:
         room = self.scheduler.room(self.executor.slots(), lookup.waiting)
         return max(room, lookup.ahead) if room else 0
 
-    def admit(self, items: list[Any]) -> Steps[None]:
+    def admit(self, items: list[Any]) -> StepLogic[None]:
         """Take pulled items."""
         idx: Sequence[int] = self.scheduler.admit(len(items))
         for recorder in self._recorders:
@@ -137,7 +140,7 @@ class MapRun:
         while (chunk := scheduler.next_chunk(slots, now)) is not None:
             executor.submit(chunk)
 
-    def absorb(self, reports: Iterable[Report]) -> Steps[None]:
+    def absorb(self, reports: Iterable[Report]) -> StepLogic[None]:
         """Take the executor's reports."""
         lookup, fresh = self._lookup, self.scheduler.enqueue
         finished: list[Batch] = []
@@ -166,7 +169,7 @@ class MapRun:
             for event in facts.events:
                 pipeline.emitter.emit(event)
 
-    def _finish(self, batches: list[Batch]) -> Steps[None]:
+    def _finish(self, batches: list[Batch]) -> StepLogic[None]:
         for recorder in self._recorders:
             yield from record_items(recorder, batches)
         for batch in batches:
@@ -216,6 +219,25 @@ class MapRun:
             elif on_error == "return":
                 yield error
 
+    def keep(self, batch: Batch) -> None:
+        """Keep a batch for `values` or `result`.
+
+        Raises:
+            BaseException: The error of the item that ends the map.
+        """
+        self._kept.append(batch)
+        if self.scheduler.failed is not None:
+            self.raise_failed(self.scheduler.failed)
+
+    @contextmanager
+    def results_in_errors(self) -> Iterator[None]:
+        """Give an error of the map itself what is done."""
+        try:
+            yield
+        except MapError as error:
+            error.result = self.result()
+            raise
+
     def raise_failed(self, failed: FailedItem) -> None:
         """Raise the error that ends a map, with a note of its item's index."""
         error = failed.error
@@ -235,7 +257,7 @@ class MapRun:
     def raise_ended(self) -> None:
         """Raise what a stream ends with, if that is not the end of its input."""
         if self.scheduler.stopped is not None:
-            raise MapStopped(self.scheduler.stopped, self.result([]))
+            raise MapStopped(self.scheduler.stopped, self.result())
         error, self.input_error = self.input_error, None
         if error is not None:
             try:
@@ -243,11 +265,11 @@ class MapRun:
             finally:
                 del error  # as above
 
-    def result(self, batches: list[Batch]) -> MapResult[Any]:
+    def result(self) -> MapResult[Any]:
         """Return what the map has done."""
         values: list[Any] = []
         indices: list[int] = []
-        for batch in self._arranged(batches):
+        for batch in self._arranged():
             failed = {n for n, o in batch.odd.items() if o.error is not None}
             for n, index in enumerate(batch.idx):
                 if n not in failed:
@@ -278,33 +300,33 @@ class MapRun:
             input_error=broken,
         )
 
-    def values(self, batches: list[Batch]) -> list[Any]:
+    def values(self) -> list[Any]:
         """Return the list that the caller gets.
 
         Raises:
             MapStopped: The map did not run to its end.
         """
         if self.scheduler.stopped is not None:
-            raise MapStopped(self.scheduler.stopped, self.result(batches))
+            raise MapStopped(self.scheduler.stopped, self.result())
         found: list[Any] = []
-        for batch in self._arranged(batches):
+        for batch in self._arranged():
             found += self.each(batch) if batch.odd else batch.values
         return found
 
-    def _arranged(self, batches: list[Batch]) -> list[Batch]:
+    def _arranged(self) -> list[Batch]:
         if not self.options.ordered:
-            return batches
-        runs = itertools.chain.from_iterable(map(Batch.runs, batches))
+            return self._kept
+        runs = itertools.chain.from_iterable(map(Batch.runs, self._kept))
         return sorted(runs, key=attrgetter("idx.start"))
 
-    def close(self) -> Steps[None]:
+    def close(self) -> StepLogic[None]:
         """Release what the map holds, but for the executor."""
         if self._lookup is not None:
             self._lookup.close()
         self._progress.close()
         for recorder in self._recorders:
             if recorder.blocking:
-                yield BlockingCall(recorder.close)
+                yield in_thread(recorder.close)
             else:
                 recorder.close()
 
@@ -320,7 +342,7 @@ class _Source:
         self._items = iter(items)
         self._step = 1
 
-    def pull(self, run: MapRun) -> Steps[None]:
+    def pull(self, run: MapRun) -> StepLogic[None]:
         """Pull as much as there is room for, but not for long."""
         while (room := run.room()) > 0:
             wanted = min(self._step, room)
@@ -365,7 +387,7 @@ def run_map(run: MapRun, items: Iterable[Any]) -> Iterator[Batch]:
         executor.open(run.job)
         source = _Source(items)
         while True:
-            run_steps(source.pull(run))
+            run_sync(source.pull(run))
             run.dispatch()
             handed = False
             while (batch := scheduler.hand_out()) is not None:
@@ -376,12 +398,12 @@ def run_map(run: MapRun, items: Iterable[Any]) -> Iterator[Batch]:
             if scheduler.done:
                 graceful = True
                 return
-            run_steps(run.absorb(_wait(run, executor)))
+            run_sync(run.absorb(_wait(run, executor)))
     finally:
         try:
             executor.close(graceful=graceful, timeout=_GRACE)
         finally:
-            run_steps(run.close())
+            run_sync(run.close())
 
 
 def _wait(run: MapRun, executor: MapExecutor) -> list[Report]:
@@ -428,7 +450,7 @@ class _AsyncSource:
         finally:
             self._executor.wake()
 
-    def pull(self, run: MapRun) -> Steps[None]:
+    def pull(self, run: MapRun) -> StepLogic[None]:
         """Take what has come."""
         room = run.room()
         if self._found and room > 0:
@@ -469,7 +491,7 @@ async def run_map_async(
             _AsyncSource(items, executor) if isinstance(items, AsyncIterable) else _Source(items)
         )
         while True:
-            await run_steps_async(source.pull(run))
+            await run_async(source.pull(run))
             run.dispatch()
             handed = False
             while (batch := scheduler.hand_out()) is not None:
@@ -480,7 +502,7 @@ async def run_map_async(
             if scheduler.done:
                 graceful = True
                 return
-            await run_steps_async(run.absorb(await _wait_async(run, executor, later=later)))
+            await run_async(run.absorb(await _wait_async(run, executor, later=later)))
     finally:
         try:
             if isinstance(source, _AsyncSource):
@@ -489,7 +511,7 @@ async def run_map_async(
             try:
                 await executor.close(graceful=graceful, grace=_GRACE)
             finally:
-                await run_steps_async(run.close())
+                await run_async(run.close())
 
 
 async def _wait_async(run: MapRun, executor: AsyncMapExecutor, *, later: bool) -> list[Report]:

@@ -374,7 +374,7 @@ class Scheduler:
         if lost.why == "stopped" or not left:
             self._return(chunk, left, chunk.attempt)
             return []
-        if not lost.alone:
+        if not lost.only_chunk:
             self._return(chunk, left, chunk.attempt + 1)
             return []
         culprit = left[0] if len(left) == 1 else lost.culprit

@@ -8,6 +8,7 @@ slot only to be refused.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,7 @@ class Circuit:
         self._several = several
         self.only: CircuitBreaker | None = breaker if several is None else None
         self._label = label
-        breaker.guard(emitter.function)
+        breaker.guard(emitter.function, emitter.module)
         for listener in emitter.listeners:
             # A shared breaker outlives its functions and must not keep what they listen with.
             adapter = _FunctionListener(
@@ -192,6 +193,15 @@ class Circuit:
         else:
             permit.failure(error)
 
+    def _stream_ended(self, permit: Permit, error: BaseException | None) -> None:
+        """Count a plain generator at its end; one that is dropped counts neither way."""
+        if isinstance(error, Exception):
+            self._failed(permit, error)
+        elif error is not None:
+            permit.release()
+        elif not permit.silent:
+            permit.success(None)
+
     def wrap_sync(self, proceed: Proceed) -> Proceed:
         """Put the stage before `proceed`."""
         only = self.only
@@ -207,7 +217,9 @@ class Circuit:
             except BaseException:
                 permit.release()
                 raise
-            if not permit.silent:
+            if call.stream is not None:
+                call.stream.at_end(functools.partial(self._stream_ended, permit))
+            elif not permit.silent:
                 permit.success(result)
             return result
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opero import events
@@ -79,12 +80,17 @@ class Bulkhead:
         return overdue(call, self._emitter, "waiting for a permit")
 
     def _give_back(self, call: Call, holder: Hashable) -> None:
+        limit = self.limit
+        if call.stream is not None:
+            call.stream.at_end(lambda _: limit.leave(holder))
+            return
         orphan, call.orphan_thread = call.orphan_thread, None
         if orphan is None:
-            self.limit.leave(holder)
+            limit.leave(holder)
         else:
-            self.limit.end_held(holder)
-            orphan.then(self.limit.release)
+            # From now on it is that thread's, until its call is over.
+            limit.end_held(holder)
+            orphan.then(partial(limit.leave, limit.begin_held(orphan.thread)))
 
     # --- adapters ---------------------------------------------------------------------------------
 

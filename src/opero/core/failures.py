@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from opero import events
 from opero.core.context import elapsed
 from opero.core.deadline import overdue
-from opero.errors import DeadlineError, RefusalError
+from opero.errors import DeadlineError, RateLimitPausedError, RefusalError, SpendCapError
 from opero.utils import ambient
 from opero.utils.ambient import switch
 from opero.utils.matching import Rejected, is_final
@@ -367,11 +368,13 @@ class Report:
         made = call.failures or []
         real = [f.error for f in made if not isinstance(f.error, Rejected)]
         refused = isinstance(error, RefusalError) and is_final(error, real)
-        final = real[-1] if refused and real else error
+        # A caller that has to stop must be able to catch that.
+        ends = isinstance(error, SpendCapError | RateLimitPausedError)
+        final = real[-1] if refused and real and not ends else error
         if refused and isinstance(error, DeadlineError):
             overdue(call, self._emitter, "before the call")
         if made:
-            text = self._text(call, made, error, refused=refused)
+            text = self._text(call, made, error, refused=refused and not ends)
             attach(
                 final,
                 self._name,
@@ -400,6 +403,8 @@ class Report:
         # Where a user's `stop` decides, a single failure may have been enough for it.
         final = is_final(error, [f.error for f in made])
         single = len(made) == 1 and self._retried and not final and not ambient.disabled()
+        if call.items and len(made) == 1:
+            return f"failed after {_many(call.items, 'item')} of the stream"
         if len(made) > 1 or refused or (single and self.needs_start):
             since_first = call.started is None
             begin = call.first_failed if since_first else call.started
@@ -412,12 +417,21 @@ class Report:
                 since_first=since_first,
                 owner=self._owner,
             )
+            if call.items:
+                call.remark = f"{_many(call.items, 'item')} of the stream had come"
             end = f"then {type(error).__name__}: {error}" if refused else call.remark
             return f"{text}\n  {end}" if end else text
         if single:
             kind = type(error).__name__
             return f"was not retried: {call.remark or f'{kind} is not what retry_on asks for'}"
         return ""
+
+    def _stream_ended(self, call: Call, error: BaseException | None) -> None:
+        """Report a plain generator whose first item was out long ago."""
+        if isinstance(error, Exception):
+            self.failed(call, error)
+        elif error is None:
+            self.succeeded(call)
 
     def succeeded(self, call: Call) -> None:
         """Tell listeners of a value that was computed."""
@@ -448,7 +462,9 @@ class Report:
                 if instead is None:
                     raise
             else:
-                if heard or switch.on:
+                if call.stream is not None:
+                    call.stream.at_end(functools.partial(self._stream_ended, call))
+                elif heard or switch.on:
                     self.succeeded(call)
                 return value
             try:

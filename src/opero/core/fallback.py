@@ -327,6 +327,8 @@ class ArgFallback:
 
     def moves_on(self, call: Call, error: Exception) -> bool:
         """Tell whether the next value is tried after this error."""
+        if call.items:
+            return False  # items of a stream are out already
         skipped = self.circuit is not None and self.circuit.skips(call, error)
         if not skipped and (
             is_final(error, call.attempt_errors or ()) or not matches(self._fallback_on, error)

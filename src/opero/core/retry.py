@@ -330,7 +330,8 @@ class Retry:
         """Return the pause before the next attempt, or raise `error` when there is none."""
         try:
             inner = self._inner(call, error)
-            if ambient.disabled() or self._asked_too_much(call, error):
+            # What was handed out of a stream cannot be taken back.
+            if call.items or ambient.disabled() or self._asked_too_much(call, error):
                 raise error
             if inner is not None and not self._nested:
                 call.remark = f"{inner}() within it had retried, and retry_nested=False"

@@ -81,24 +81,23 @@ class Timeout:
 
     def sync(self, fn: Callable[..., Any]) -> Proceed:
         """Return the real call of `fn` with the limit around it."""
+        return lambda call: self.run(functools.partial(fn, *call.args, **call.kwargs), call)
 
-        def run(call: Call) -> Any:
-            work: Callable[..., Any] = fn
-            seconds, by_deadline = self.seconds, False
-            if call.deadline is not None:
-                seconds, by_deadline = self.left(call)
-                # The thread may outlive the caller's block, and so would what it calls in turn.
-                work = functools.partial(run_until, call.deadline, fn)
-            job = ThreadCall(functools.partial(work, *call.args, **call.kwargs))
-            run_in_thread(job)
-            # A stage that holds a permit for the call keeps it until the thread is done.
-            call.orphan_thread = job
-            if not job.wait(seconds):
-                raise self.expired(call if by_deadline else None)
-            call.orphan_thread = None
-            return job.outcome()
-
-        return run
+    def run(self, work: Callable[[], Any], call: Call) -> Any:
+        """Do some work of a call in another thread, and leave that behind when the time is over."""
+        seconds, by_deadline = self.seconds, False
+        if call.deadline is not None:
+            seconds, by_deadline = self.left(call)
+            # The thread may outlive the caller's block, and so would what it calls in turn.
+            work = functools.partial(run_until, call.deadline, work)
+        job = ThreadCall(work)
+        run_in_thread(job)
+        # A stage that holds a permit for the call keeps it until the thread is done.
+        call.orphan_thread = job
+        if not job.wait(seconds):
+            raise self.expired(call if by_deadline else None)
+        call.orphan_thread = None
+        return job.outcome()
 
     def within(self, awaitable: Awaitable[Any], call: Call) -> Awaitable[Any]:
         """Return what waits for a real call that is under way, and cancels it when its time is over."""

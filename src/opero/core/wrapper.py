@@ -23,6 +23,7 @@ from opero.caching.keys.function_keys import short_part
 from opero.core.call import Call
 from opero.core.deadline import leave
 from opero.core.function import stars, unwrap_partial
+from opero.core.stream import AsyncStream
 from opero.utils.ambient import switch
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ if {all_fast}:
     if _opero_entry is not None and _opero_entry.expires > _opero_now():
         _opero_count_hit()
         _opero_entry.visited = True
-        if _opero_entry.thaw is None:
+        if _opero_entry.copier is None:
             return _opero_entry.value
-        return _opero_entry.thaw(_opero_entry.value)
+        return _opero_entry.copier(_opero_entry.value)
     _opero_call = _opero_Call({args}, {kwargs})
     _opero_call.key = _opero_key
     return {wait}_opero_run(_opero_call)
@@ -129,23 +130,24 @@ def _wrapper({parameters}):
 
 _GENERATOR: Final = """\
 def _wrapper({parameters}):
-    return (yield from _opero_run(_opero_Call({args}, {kwargs})).stream())
+    return (yield from _opero_run(_opero_Call({args}, {kwargs})).iterate())
 """
 
-# An asynchronous generator cannot delegate to another: this is the loop of `AsyncStarted.stream`.
+# An asynchronous generator cannot delegate to another: this is the loop of `AsyncStream.iterate`.
 _ASYNC_GENERATOR: Final = """\
 async def _wrapper({parameters}):
-    _opero_started = await _opero_run(_opero_Call({args}, {kwargs}))
-    while not _opero_started.ended:
+    _opero_stream = _opero_AsyncStream(_opero_run(_opero_Call({args}, {kwargs})))
+    await _opero_stream.send()
+    while not _opero_stream.ended:
         try:
-            _opero_sent = yield _opero_started.item
+            _opero_sent = yield _opero_stream.item
         except _opero_GeneratorExit:
-            await _opero_started.source.aclose()
+            await _opero_stream.close()
             raise
         except _opero_BaseException as _opero_thrown:
-            await _opero_started.advance(_opero_started.source.athrow, _opero_thrown)
+            await _opero_stream.throw(_opero_thrown)
         else:
-            await _opero_started.advance(_opero_started.source.asend, _opero_sent)
+            await _opero_stream.send(_opero_sent)
 """
 
 
@@ -235,6 +237,7 @@ def _names(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> dict[str,
         "_opero_Exception": Exception,
         "_opero_BaseException": BaseException,
         "_opero_GeneratorExit": GeneratorExit,
+        "_opero_AsyncStream": AsyncStream,
         "_opero_fn": pipeline.limited_function(),
         "_opero_limiter": limit and limit.limiter,
         "_opero_limit": pipeline.concurrency and pipeline.concurrency.limit,

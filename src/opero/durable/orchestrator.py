@@ -22,13 +22,13 @@ from opero.durable.records import (
     Cancel,
     Create,
     Fork,
+    JournalStore,
     Op,
     Resolve,
     Resume,
     Send,
     StepRecord,
     StepState,
-    Store,
     WorkflowRecord,
 )
 from opero.durable.report import is_settled, outcome_of, states_of, status_of, step_of
@@ -82,7 +82,7 @@ class Operations:
         store: The journal.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: JournalStore) -> None:
         self.store = store
         self._engine: Engine | None = None
         self._lock = threading.Lock()
@@ -320,7 +320,7 @@ class Orchestrator(Operations):
         db_path: str | os.PathLike[str] = "opero.db",
         max_workers: int = 5,
         *,
-        store: Store | None = None,
+        store: JournalStore | None = None,
         max_recoveries: int = 10,
     ) -> None:
         for name, value in (("max_workers", max_workers), ("max_recoveries", max_recoveries)):
@@ -464,7 +464,7 @@ class Orchestrator(Operations):
 
     def _wait(self, workflow_id: str, timeout: Duration | None) -> WorkflowRecord:
         """Return a workflow's record once it is settled."""
-        waiting = _Waiting(workflow_id, timeout)
+        waiting = _EndWait(workflow_id, timeout)
         while True:
             ended = threading.Event()
             here = self._on_end(workflow_id, ended.set)
@@ -475,7 +475,7 @@ class Orchestrator(Operations):
 
     async def _await(self, workflow_id: str, timeout: Duration | None) -> WorkflowRecord:  # noqa: ASYNC109
         """Do what `_wait` does, without blocking the event loop."""
-        waiting = _Waiting(workflow_id, timeout)
+        waiting = _EndWait(workflow_id, timeout)
         loop = asyncio.get_running_loop()
         while True:
             ended = asyncio.Event()
@@ -502,7 +502,7 @@ class Orchestrator(Operations):
         return f"<Orchestrator on {self.store!r}, {'running' if self._engine else 'stopped'}>"
 
 
-class _Waiting:
+class _EndWait:
     """The pauses of a wait for a workflow's end.
 
     Args:

@@ -169,6 +169,7 @@ class CircuitBreaker(SharedObject):
         self.rules = rules
         self._name = name
         self._functions: tuple[str, ...] = ()
+        self._module: str | None = None
         self._parts: dict[Hashable, CircuitBreaker] = {}
         self._whole: CircuitBreaker | None = None
         self._core = BreakerState(rules)
@@ -225,13 +226,17 @@ class CircuitBreaker(SharedObject):
         """Its name; that of the first function it guards if it was given none."""
         return self._name or (self._functions[0] if self._functions else "circuit")
 
-    def guard(self, function: str) -> None:
-        """Remember a function that it guards, for its name and its events."""
+    def guard(self, function: str, module: str | None = None) -> None:
+        """Remember a function that it guards, and its module, for its name and its events."""
         with self._lock:
+            if not self._functions:
+                self._module = module
+            elif (function, module) != (self._functions[0], self._module):
+                self._module = None
             if function not in self._functions:
                 self._functions += (function,)
         for part in self.parts:
-            part.guard(function)
+            part.guard(function, module)
 
     # --- calls ----------------------------------------------------------------------------------
 
@@ -472,7 +477,7 @@ class CircuitBreaker(SharedObject):
         part = CircuitBreaker.unregistered(f"{self.name}[{label}]", rules)
         part._whole = self  # noqa: SLF001 - its own class
         for function in self._functions:
-            part.guard(function)
+            part.guard(function, self._module)
         part.subscribe(self._notifications.hand_on)
         self._pass_on_to(part)
         with self._lock:
@@ -538,10 +543,12 @@ class CircuitBreaker(SharedObject):
     def _event(self, transition: Transition) -> CircuitChanged:
         return CircuitChanged(
             function=self._functions[0] if len(self._functions) == 1 else self.name,
+            module=self._module,
             circuit=self.name,
             old_state=transition.old,
             new_state=transition.new,
             retry_after=transition.retry_after,
+            breaker=self,
         )
 
     def describe(self) -> str:

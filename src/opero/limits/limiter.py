@@ -17,7 +17,7 @@ from opero.limits.waiting import UNLIMITED, ExternalLimiter, SlotQueue, WaitBudg
 from opero.limits.windows import UNIT, CombinedLimit, SlidingWindow, as_units, combined
 from opero.utils import ambient, checks
 from opero.utils.ambient import switch
-from opero.utils.units import Duration, Window, parse_seconds, parse_windows
+from opero.utils.units import Duration, RateWindow, parse_seconds, parse_windows
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -119,7 +119,7 @@ class RateLimiter(SharedObject):
         checks.text_or_none("name", name)
         self.name = name
         self.burst: int = burst
-        self.windows: tuple[Window, ...] = ()
+        self.windows: tuple[RateWindow, ...] = ()
         self._of_named = False
         self._external: ExternalLimiter | None = None
         self._pricing: Pricing | None = None
@@ -492,6 +492,11 @@ class RateLimiter(SharedObject):
     def paused(self) -> float:
         """Seconds that are left of a pause, 0.0 without."""
         return self.current_state().paused() / SECOND
+
+    @property
+    def next_free(self) -> float:
+        """Seconds until another call may start, 0.0 if that is now; an estimate while others wait."""
+        return self.current_state().wait_for() / SECOND
 
     # --- where the state is -----------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from opero.limits.state.base import LimiterState, TakenSlot, undo, unless_paused
 from opero.limits.windows import SPENT, UNIT, CombinedLimit, CostWindow, SpendCap, as_units
 from opero.utils.async_utils import is_async_function
 from opero.utils.stack import users_stacklevel
-from opero.utils.units import Rate, Window, format_seconds
+from opero.utils.units import Rate, RateWindow, format_seconds
 
 __all__ = ["Pricing", "Reservation", "cost_left", "describe_rate", "describe_rule", "name_of"]
 
@@ -155,7 +155,7 @@ class Pricing:
     def __init__(
         self,
         rule: CombinedLimit,
-        windows: tuple[Window, ...],
+        windows: tuple[RateWindow, ...],
         cost: float | Callable[..., float] | None,
         settle: Callable[[Any], float] | None,
         settle_error: Callable[[Exception], float | None] | None,
@@ -282,7 +282,7 @@ def describe_rate(rate: Rate, unit: str = "") -> str:
     return f"{rate.count:g}{what} per {_PERIODS.get(rate.period) or format_seconds(rate.period)}"
 
 
-def describe_rule(windows: tuple[Window, ...], rule: Rule, burst: int) -> str:
+def describe_rule(windows: tuple[RateWindow, ...], rule: Rule, burst: int) -> str:
     """Write a whole limit for people, window by window."""
     parts: tuple[object, ...] = rule.parts if isinstance(rule, CombinedLimit) else (rule,)
     # Where all windows count calls, the unit says nothing.

@@ -27,7 +27,7 @@ from opero.utils.units import Rate, format_seconds
 
 if TYPE_CHECKING:
     from opero.limits.gcra import Rule
-    from opero.utils.units import Window
+    from opero.utils.units import RateWindow
 
 __all__ = [
     "SPENT",
@@ -531,7 +531,7 @@ class CombinedLimit:
 
 
 def combined(
-    windows: Iterable[Window], *, burst: int, smooth: bool | None, cap: int | None = None
+    windows: Iterable[RateWindow], *, burst: int, smooth: bool | None, cap: int | None = None
 ) -> Rule:
     """Choose the rule for one or several windows.
 

@@ -474,7 +474,7 @@ class AsyncOrchestrated(_Named, Protocol[P, R]):
     def __get__(self, instance: object, owner: type | None = None, /) -> Self: ...
 
 
-class _Decorator(Protocol):
+class _OrchestrateDecorator(Protocol):
     """`@orchestrate` once its configuration is given."""
 
     # A coroutine function is a function too: the first overload that fits is meant.
@@ -502,7 +502,7 @@ def orchestrate(
     rate_limit_config: RateLimitConfig | None = None,
     concurrency_config: ConcurrencyConfig | None = None,
     multiprocess_config: MultiprocessConfig | None = None,
-) -> _Decorator: ...
+) -> _OrchestrateDecorator: ...
 def orchestrate(
     function: Callable[..., Any] | None = None,
     /,

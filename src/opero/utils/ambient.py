@@ -33,13 +33,13 @@ __all__ = [
 class Switch:
     """A counted flag: on while at least one holder wants it on.
 
-    The express lane of a decorated function reads `switch.on` once per call. Everything that can
+    The fast path of a decorated function reads `switch.on` once per call. Everything that can
     change how calls run from the outside (listeners, the test switch, a fake clock, an ambient
     deadline) holds the switch while it is active, so that a process in which none of them is used
     pays for none of them.
 
     Attributes:
-        on: True while anybody holds it, as an `if` sees it: a list with an item for each holder,
+        on: True while there is a holder, as an `if` sees it: a list with an item for each holder,
             because a list grows and shrinks by single steps of C, which need no lock.
 
     Example:
@@ -195,7 +195,7 @@ def wall_offset() -> float:
 
 
 def disabled() -> bool:
-    """Tell whether retries, waits and caches are switched off (`opero.testing`, `OPERO_DISABLE=1`)."""
+    """Return whether retries, waits and caches are switched off (`opero.testing`, `OPERO_DISABLE=1`)."""
     return _ambient.disabled
 
 

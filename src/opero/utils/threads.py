@@ -25,10 +25,23 @@ class ThreadCall:
 
     Args:
         work: What to run, in a copy of the caller's context.
+
+    Attributes:
+        thread: The thread that runs it, None before it begins.
     """
 
     __slots__ = (
-        "_abandoned", "_asker", "_callback", "_context", "_done", "_error", "_lock", "_value", "_waiter", "_work",
+        "_abandoned",
+        "_asker",
+        "_callback",
+        "_context",
+        "_done",
+        "_error",
+        "_lock",
+        "_value",
+        "_waiter",
+        "_work",
+        "thread",
     )  # fmt: skip
 
     def __init__(self, work: Callable[[], Any]) -> None:
@@ -42,11 +55,13 @@ class ThreadCall:
         self._value: Any = None
         self._error: BaseException | None = None
         self._done = self._abandoned = False
+        self.thread: int | None = None
 
     def run(self) -> None:
         """Do the work; whatever it raises is kept for the caller."""
         work, self._work = self._work, None
         context, self._context = self._context, None
+        self.thread = threading.get_ident()
         try:
             if work is not None and context is not None:
                 self._value = context.run(work)

@@ -241,7 +241,7 @@ class TestValues:
         self, face: Any, server: RedisServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("OPERO_CACHE_SECRET")
-        secret._told.cache_clear()
+        secret._warned_of.cache_clear()
         World.value = Point()
         skips = Skips()
         f = opero(cache_backend=server.url, on_event=skips)(face.of(work))

@@ -15,7 +15,15 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from opero.caching.keys.shapes import NAMED, Shape, Unkeyable, class_tag, importable, type_name
+from opero.caching.keys.shapes import (
+    NAMED,
+    Shape,
+    Unkeyable,
+    class_tag,
+    importable,
+    module_shape,
+    type_name,
+)
 from opero.caching.plain_types import BY_NAME
 
 __all__ = ["describe"]
@@ -43,6 +51,8 @@ def describe(value: Any) -> Shape:
         return exact
     if issubclass(kind, type):
         return importable(value)
+    if issubclass(kind, types.ModuleType):
+        return module_shape(value)
     if issubclass(kind, enum.Enum):
         return Shape(class_tag(kind), _within(kind, _member(value)))
     base, core = _core(value, kind)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 __all__ = [
-    "NAMED", "Shape", "Unkeyable", "class_tag", "importable", "module_name", "type_name",
+    "NAMED", "Shape", "Unkeyable", "class_tag", "importable", "module_name", "module_shape", "type_name",
 ]  # fmt: skip
 
 _SHOWN_STEPS: Final = 15
@@ -154,6 +154,24 @@ def _alias(value: Any) -> Shape:
     return Shape("alias", None, {name: getattr(value, name, None) for name in names})
 
 
+def _union(value: Any) -> Shape:
+    # `int | None` and `Optional[int]` are equal, and of one type since Python 3.14.
+    parts = {"__origin__": None, "__metadata__": None, "__unpacked__": None}
+    return Shape("alias", None, parts | {"__args__": value.__args__})
+
+
+def module_shape(value: types.ModuleType) -> Shape:
+    """Describe a module by its name.
+
+    Raises:
+        Unkeyable: It is not the one that is imported by that name.
+    """
+    name: Any = getattr(value, "__name__", None)
+    if type(name) is not str or sys.modules.get(name) is not value:
+        raise Unkeyable("module", "cannot be imported by its name")
+    return Shape("module", module_name(name))
+
+
 def _partial(value: Any) -> Shape:
     parts = {"func": value.func, "args": value.args, "keywords": value.keywords}
     return Shape("partial", None, parts)
@@ -168,9 +186,10 @@ NAMED: Final[dict[str, Callable[[Any], Shape]]] = {
     "wrapper_descriptor": _descriptor,
     "classmethod_descriptor": _descriptor,
     "types.GenericAlias": _alias,
-    "types.UnionType": _alias,
+    "types.UnionType": _union,
+    "typing.Union": _union,
     "typing._GenericAlias": _alias,
-    "typing._UnionGenericAlias": _alias,
+    "typing._UnionGenericAlias": _union,
     "typing._LiteralGenericAlias": _alias,
     "typing._CallableGenericAlias": _alias,
     "typing._AnnotatedAlias": _alias,

@@ -30,6 +30,7 @@ from opero.durable.records import (
     StepRecord,
     StepState,
     Take,
+    Wake,
     WorkflowRecord,
 )
 from opero.errors import JournalError, OperoUsageError
@@ -532,6 +533,20 @@ def _drop(db: sqlite3.Connection, op: Drop, now: float) -> int:
     return len(free)
 
 
+def _wake(db: sqlite3.Connection, op: Wake, now: float) -> bool:
+    changed = db.execute(
+        "UPDATE workflow SET wake = ? WHERE id = ? AND epoch = ? AND owner IS NULL AND wake > ? "
+        "AND state IN ('sleeping', 'waiting')",
+        (now, op.workflow, op.epoch, now),
+    ).rowcount
+    if changed:
+        db.execute(
+            "UPDATE step SET wake = ? WHERE workflow = ? AND state = 'pending' AND wake > ?",
+            (now, op.workflow, now),
+        )
+    return changed == 1
+
+
 def _annotate(db: sqlite3.Connection, op: Annotate, now: float) -> int:
     del now
     return db.execute(
@@ -550,6 +565,7 @@ _WRITERS: Final[dict[type[Op], Callable[..., Any]]] = {
     Take: _take,
     Resolve: _resolve,
     Drop: _drop,
+    Wake: _wake,
     Annotate: _annotate,
 }
 
