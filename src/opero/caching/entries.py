@@ -9,11 +9,11 @@ from sys import getsizeof
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from opero import events
 from opero.caching.copying import ATOMS, Uncopyable, freeze
 from opero.caching.handle import format_bytes
 from opero.caching.memory import Entry, MemoryStore, weigh
 from opero.errors import StoreError
-from opero.events import CacheSkipped
 from opero.utils import ambient
 from opero.utils.ambient import switch
 from opero.utils.steps import BlockingStep
@@ -51,7 +51,7 @@ class SkipReporter:
             return
         if once:
             self._reported.add(reason)
-        self._emitter.emit(CacheSkipped(function=self._emitter.function, reason=reason))
+        self._emitter.emit(events.CacheSkipped(function=self._emitter.function, reason=reason))
 
 
 # --- stores and event loops -----------------------------------------------------------------------

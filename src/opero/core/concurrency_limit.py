@@ -80,9 +80,11 @@ class Bulkhead:
         return overdue(call, self._emitter, "waiting for a permit")
 
     def _give_back(self, call: Call, holder: Hashable) -> None:
+        """Give the permit back, or have it given back when the stream or the abandoned thread ends."""
         limit = self.limit
         if call.stream is not None:
-            call.stream.at_end(lambda _: limit.leave(holder))
+            limit.end_held(holder)
+            call.stream.at_end(lambda _: limit.release())
             return
         orphan, call.orphan_thread = call.orphan_thread, None
         if orphan is None:

@@ -272,8 +272,8 @@ def _source(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> str:
     blanks |= (
         {"define": "async def", "wait": "await "} if awaited else {"define": "def", "wait": ""}
     )
-    blanks["line"] = "loops_waiting" if awaited else "threads_waiting"
     blanks["task"] = "_opero_task()" if awaited else ""
+    blanks["line"] = "loops_waiting" if awaited else "threads_waiting"
     if kind == "generator":
         return _GENERATOR.format(**blanks)
     if kind == "async_generator":

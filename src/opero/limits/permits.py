@@ -303,6 +303,14 @@ class _Permits(HandoffQueue):
             self.across.give_back()
         self.free.append(None)
 
+    def give_back(self) -> None:
+        """Put a permit back and serve the next caller: what the base class does, in one step."""
+        if self.across is not None:
+            self.across.give_back()
+        self.free.append(None)
+        if self.waiting:
+            self.serve()
+
     def move(self, across: _FilePermits) -> None:
         """Share the permits from now on; those that are out are taken there too."""
         limit = self.free.maxlen or 0
