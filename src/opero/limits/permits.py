@@ -14,6 +14,7 @@ from random import randrange
 from threading import get_ident
 from types import TracebackType
 from typing import Final, Self
+from weakref import ref
 
 from opero.errors import BulkheadFullError, OperoUsageError
 from opero.limits.state.file import StateFile, private_path, try_lock, unlock
@@ -36,15 +37,19 @@ _FIRST_PERMIT: Final = 1 << 31
 
 
 def task_getter() -> Callable[[], Hashable]:
-    """Return what returns the task that calls it; None outside of asyncio."""
+    """Return what returns the task that calls it, as a weak reference; None outside of asyncio.
+
+    A stream may outlive the task that has begun it, and must not be kept alive by it.
+    """
     # Imported here: a synchronous program never pays for asyncio.
     from asyncio import current_task
 
     def task_of_caller() -> Hashable:
         try:
-            return current_task()
+            task = current_task()
         except RuntimeError:
             return None
+        return None if task is None else ref(task)
 
     return task_of_caller
 
