@@ -26,7 +26,9 @@ from opero.caching.single_flight import (
 )
 from opero.events import CacheHit, CacheMiss, CacheRefreshed, CacheStale
 from opero.utils import ambient
+from opero.utils.ambient import switch
 from opero.utils.matching import Rejected
+from opero.utils.steps import BlockingStep
 
 if TYPE_CHECKING:
     from opero.caching.function_cache import FunctionCache
@@ -144,6 +146,7 @@ class CacheAnswers:
         self.skips = skips = SkipReporter(emitter)
         self._counters = counters
         self._emitter = emitter
+        self._heard = bool(emitter.listeners)  # listeners of the whole program hold the switch
         self._overdue = overdue
         self._count_hit: Callable[[], object] = counters.hit_counter.count
         self.count_miss: Callable[[], object] = counters.miss_counter.count
@@ -175,7 +178,7 @@ class CacheAnswers:
         entry.visited = True
         call.source = "hit"
         self._count_hit()
-        if self._emitter.active:
+        if (self._heard or switch.on) and self._emitter.active:
             self._emitter.emit(CacheHit(function=self._emitter.function))
         return entry.open()
 
@@ -355,17 +358,18 @@ class CacheAnswers:
             The result; a `Leadership` if it has to be computed and stored, `Instruction.COMPUTE` if it
             has to be computed and cannot be shared.
         """
-        flights, find, expired = self.single_flight, self.reader.find_step, None
+        flights, reader, expired = self.single_flight, self.reader, None
         seen_at, completed = monotonic(), flights.completed
         if call.renews:
             flight = call.flight or flights.replace(key)
         else:
             if self.freshness is not None or not looked:
-                expired = yield find(key)
+                expired = yield BlockingStep(reader.find, reader.afind, (key,))
                 if expired is not None and (fresh := self.answers(key, expired)) is not None:
                     if not fresh:
                         return self.serve_stale(call, expired)
-                    self.refresh_if_due(call, key, expired, blocking=blocking)
+                    if self._refresh is not None:
+                        self.refresh_if_due(call, key, expired, blocking=blocking)
                     return self.serve(call, expired)
             flight = Flight(key)
             if flights.claim(key, flight) is not flight:
@@ -384,7 +388,7 @@ class CacheAnswers:
         try:
             if call.renews:
                 if self.freshness is not None:
-                    expired = yield find(key)
+                    expired = yield reader.find_step(key)
                 return Leadership(flight, expired)
             # Another caller may have stored the result between our look and our claim.
             if looked or flights.completed != completed:
@@ -395,8 +399,8 @@ class CacheAnswers:
                 if turn.late:
                     return self._late_leader(call, flight, expired)
             elif seen_at == -inf:
-                expired = yield find(key)
-            if expired is None or not self.reader.is_fresh(key, expired):
+                expired = yield reader.find_step(key)
+            if expired is None or not reader.is_fresh(key, expired):
                 return Leadership(flight, expired, lease)
             value = self.serve(call, expired)
             notify(flights.complete(flight), SharedResult(expired))

@@ -132,7 +132,7 @@ class EntryReader:
 
     def is_fresh(self, key: Hashable, entry: Entry) -> bool:
         """Return whether an entry has not expired; one that is of no use any more is dropped."""
-        now = ambient.clock().monotonic()
+        now = ambient.clock().monotonic() if switch.on else monotonic()
         if entry.expires > now or entry.expiry > now:
             return True
         usable = self._usable

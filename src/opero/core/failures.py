@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from opero import events
 from opero.core.context import elapsed
 from opero.core.deadline import overdue
-from opero.errors import DeadlineError, RefusalError
+from opero.errors import DeadlineError, RateLimitPausedError, RefusalError, SpendCapError
 from opero.utils import ambient
 from opero.utils.ambient import switch
 from opero.utils.matching import Rejected, is_final
@@ -368,11 +368,13 @@ class Report:
         made = call.failures or []
         real = [f.error for f in made if not isinstance(f.error, Rejected)]
         refused = isinstance(error, RefusalError) and is_final(error, real)
-        final = real[-1] if refused and real else error
+        # A caller that has to stop must be able to catch that.
+        ends = isinstance(error, SpendCapError | RateLimitPausedError)
+        final = real[-1] if refused and real and not ends else error
         if refused and isinstance(error, DeadlineError):
             overdue(call, self._emitter, "before the call")
         if made:
-            text = self._text(call, made, error, refused=refused)
+            text = self._text(call, made, error, refused=refused and not ends)
             attach(
                 final,
                 self._name,
