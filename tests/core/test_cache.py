@@ -34,6 +34,8 @@ from opero.events.bus import Emitter
 from opero.utils import ambient
 from opero.utils.matching import Rejected
 
+pytestmark = pytest.mark.internal
+
 
 class Cached:
     """A function behind the cache stage alone."""

@@ -24,6 +24,8 @@ from opero.errors import (
 )
 from opero.testing import capture_events, flaky
 
+pytestmark = pytest.mark.internal
+
 
 def until(true: Callable[[], object]) -> None:
     """Wait for something that other threads bring about."""
@@ -253,6 +255,17 @@ def test_same_id_and_arguments_are_the_same_run(orchestrator: Orchestrator) -> N
     assert calls == [1]
     with pytest.raises(IdConflictError, match="other arguments"):
         orchestrator.invoke_workflow("single", 2, workflow_id="one")
+
+
+def test_name_of_the_workflow_may_be_a_keyword(orchestrator: Orchestrator) -> None:
+    @workflow
+    def greet(name: str = "Bob") -> str:
+        return f"Hello, {name}"
+
+    assert orchestrator.result(orchestrator.invoke_workflow(name="greet"), 10) == "Hello, Bob"
+    assert orchestrator.result(orchestrator.invoke_workflow("greet", name="Al"), 10) == "Hello, Al"
+    with pytest.raises(TypeError, match="the name of a workflow"):
+        orchestrator.invoke_workflow()
 
 
 def test_unknown_names_and_ids_are_errors(orchestrator: Orchestrator) -> None:

@@ -22,6 +22,8 @@ from opero.core.call import Call
 from opero.core.function import describe_function
 from opero.errors import OperoUsageError, UnkeyableError
 
+pytestmark = pytest.mark.internal
+
 
 def keying(fn, **options) -> FunctionKeys:
     return FunctionKeys(describe_function(fn), **options)

@@ -22,6 +22,8 @@ from opero.caching import lease
 from opero.errors import DeadlineError, StoreError
 from opero.events import CacheSkipped
 
+pytestmark = pytest.mark.internal
+
 SYNC = """
 @opero(**options)
 def f(x):

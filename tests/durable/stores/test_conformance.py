@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from opero.durable.records import (
+    Annotate,
     Cancel,
     Claim,
     Create,
@@ -27,12 +28,15 @@ from opero.durable.records import (
     StepRecord,
     StepState,
     Take,
+    Wake,
     WorkflowRecord,
 )
 from opero.errors import JournalError
 
 if TYPE_CHECKING:
     from opero.durable.records import JournalStore
+
+pytestmark = pytest.mark.internal
 
 Kill = Callable[[str], None]
 NAMES = ("billing", "mailing")
@@ -158,6 +162,56 @@ def test_the_oldest_are_claimed_and_each_once(store: JournalStore, owner: str, o
 def test_a_claim_can_name_one(store: JournalStore, owner: str) -> None:
     ids = [new(store) for _ in range(2)]
     assert [w.id for w in claim(store, owner, only=ids[1])] == ids[1:]
+
+
+def test_a_claim_can_be_limited_to_recoveries(store: JournalStore, kill: Kill, owner: str) -> None:
+    first, second = new(store), new(store)
+    dying = store.join()
+    assert len(claim(store, dying)) == 2
+    kill(dying)
+    third = new(store)
+    assert [run.id for run in claim(store, owner, recoveries=(0, 0))] == [third]
+    assert [run.id for run in claim(store, owner, 1, recoveries=(1, 5))] == [first]
+    assert [run.id for run in claim(store, owner, recoveries=(1, 5))] == [second]
+
+
+def test_a_workflow_that_was_put_aside_has_no_recoveries(
+    store: JournalStore, kill: Kill, owner: str
+) -> None:
+    id = new(store)
+    dying = store.join()
+    claim(store, dying)
+    kill(dying)
+    run = running(store, owner)
+    assert run.recoveries == 1
+    assert move(store, run, State.QUEUED)
+    assert got(store, id).recoveries == 0
+
+
+def test_workflows_that_nothing_claims_can_be_annotated_until_they_are(
+    store: JournalStore, owner: str
+) -> None:
+    first, other = new(store, "billing"), new(store, "shipping")
+    later = time.time() + 1
+    assert store.unclaimed(0.0) == []
+    assert sorted(store.unclaimed(later)) == ["billing", "shipping"]
+    assert do(store, Annotate("billing", later, "unknown here")) == 1
+    assert store.unclaimed(later) == ["shipping"]
+    assert got(store, first).error == "unknown here"
+    assert got(store, other).error is None
+    assert running(store, owner).error is None
+
+
+def test_a_sleeper_can_be_woken_before_its_time(store: JournalStore, owner: str) -> None:
+    new(store)
+    run = running(store, owner)
+    put(store, run, step(state=StepState.PENDING, wake=time.time() + 1000))
+    assert move(store, run, State.SLEEPING, wake=time.time() + 1000)
+    assert not do(store, Wake(run.id, run.epoch + 1))
+    assert do(store, Wake(run.id, run.epoch))
+    assert not do(store, Wake(run.id, run.epoch))
+    assert running(store, owner).id == run.id
+    assert (store.steps(run.id)[0].wake or 0) <= time.time()
 
 
 def test_sleepers_are_claimed_when_it_is_time(store: JournalStore, owner: str) -> None:
