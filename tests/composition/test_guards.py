@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import queue
 import threading
 from types import SimpleNamespace
@@ -14,6 +15,8 @@ import pytest
 from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter, events, failures, opero
 from opero.errors import BulkheadFullError, CallTimeoutError, CircuitOpenError, OperoUsageError
 from opero.testing import capture_events, fake_clock, flaky
+
+NUMBERS = itertools.count()
 
 
 class ThrottledError(Exception):
@@ -38,7 +41,7 @@ def test_explain_shows_the_guards_in_the_order_in_which_they_are_passed() -> Non
 
 
 def test_a_call_that_trips_the_breaker_ends_with_its_own_error(face: Any, clock: Any) -> None:
-    breaker = CircuitBreaker("svc", fail_max=2, jitter=0)
+    breaker = CircuitBreaker.unregistered("svc", fail_max=2, jitter=0)
     fetch = opero(cache=False, retries=5, min_delay=1, circuit_breaker=breaker)(face.of(broken))
     with capture_events(events.RetryScheduled) as told, pytest.raises(ConnectionError) as caught:
         face.run(fetch)
@@ -62,7 +65,9 @@ def test_a_pause_that_a_circuit_does_not_outlast_is_made(face: Any, clock: Any) 
 def test_who_finds_the_circuit_open_after_a_pause_ends_with_the_last_real_error(
     face: Any, clock: Any
 ) -> None:
-    breaker = CircuitBreaker("svc", fail_max=9)
+    # Two live breakers of one name are an error, and the other case's may not be collected yet.
+    name = f"service {next(NUMBERS)}"
+    breaker = CircuitBreaker(name, fail_max=9)
 
     def opens(event: Any) -> None:
         if isinstance(event, events.RetryScheduled):
@@ -71,7 +76,7 @@ def test_who_finds_the_circuit_open_after_a_pause_ends_with_the_last_real_error(
     fetch = opero(cache=False, circuit_breaker=breaker, on_event=opens)(face.of(broken))
     with pytest.raises(ConnectionError) as caught:
         face.run(fetch)
-    assert "then CircuitOpenError: circuit 'svc' is held open" in caught.value.__notes__[0]
+    assert f"then CircuitOpenError: circuit {name!r} is held open" in caught.value.__notes__[0]
     assert (len(clock.sleeps), fetch.stats.calls) == (1, 1)
 
 
@@ -123,7 +128,7 @@ def test_all_values_open_is_a_refusal_at_once() -> None:
 
 
 def test_nobody_queues_only_to_be_refused(face: Any, clock: Any) -> None:
-    breaker, limiter = CircuitBreaker("svc"), RateLimiter("1/minute")
+    breaker, limiter = CircuitBreaker.unregistered("svc"), RateLimiter("1/minute")
     full = ConcurrencyLimit(1, queue=0)
     assert full.try_acquire()
     limiter.pause(30)
@@ -136,7 +141,7 @@ def test_nobody_queues_only_to_be_refused(face: Any, clock: Any) -> None:
 
 
 def test_a_refused_call_takes_no_slot() -> None:
-    breaker, limiter = CircuitBreaker("svc"), RateLimiter("1/hour")
+    breaker, limiter = CircuitBreaker.unregistered("svc"), RateLimiter("1/hour")
     breaker.force_open()
     fetch = opero(cache=False, retries=0, circuit_breaker=breaker, rate_limit=limiter)(broken)
     with pytest.raises(CircuitOpenError):
@@ -145,7 +150,7 @@ def test_a_refused_call_takes_no_slot() -> None:
 
 
 def test_with_options_keeps_breaker_and_limit_unless_they_change() -> None:
-    breaker, limit = CircuitBreaker("svc", fail_max=1), ConcurrencyLimit(1)
+    breaker, limit = CircuitBreaker.unregistered("svc", fail_max=1), ConcurrencyLimit(1)
     fetch = opero(cache=False, retries=0, circuit_breaker=breaker, concurrency=limit)(broken)
     with pytest.raises(ConnectionError):
         fetch()

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from opero.concurrency.batches import Batch, CompletionOrder, InputOrder
 from opero.concurrency.executors.base import ItemOutcome
+
+pytestmark = pytest.mark.internal
 
 
 def batch_of(*indices: int) -> Batch:
@@ -55,7 +58,7 @@ def test_when_the_rest_will_not_come_gaps_are_jumped() -> None:
     assert taken(order) == [2, 3, 7]
 
 
-def test_as_they_come_nobody_waits() -> None:
+def test_completion_order_hands_out_at_once() -> None:
     order = CompletionOrder()
     order.put(batch_of(5))
     order.put(batch_of(1, 9))

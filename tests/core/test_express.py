@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import re
 import threading
+from collections.abc import Hashable
 from typing import Any
 
 import pytest
@@ -21,10 +22,12 @@ from opero.core.wrapper import has_fast_path, is_unguarded
 from opero.errors import CircuitOpenError, DeadlineError
 from opero.utils.ambient import switch
 
+pytestmark = pytest.mark.internal
+
 GUARDS = {
     "concurrency": lambda: ConcurrencyLimit(1),
     "rate_limit": lambda: RateLimiter("5/minute", smooth=False, burst=0),
-    "circuit_breaker": lambda: CircuitBreaker("svc", fail_max=3, jitter=0),
+    "circuit_breaker": lambda: CircuitBreaker(fail_max=3, jitter=0),
     "timeout": lambda: 60,
     "deadline": lambda: 90,
 }
@@ -70,7 +73,7 @@ def held_by(fetch: Any) -> Any:
 
 def outcome_of(face: Any, fetch: Any, errors: list[Any]) -> Any:
     try:
-        return face.run(fetch, iter(errors))
+        return face.run(fetch, list(errors))
     except BaseException as error:  # noqa: BLE001 - whatever it is, both ways must end alike
         notes = "\n".join(getattr(error, "__notes__", ()))
         return type(error), str(error), _TIMES.sub("", notes)
@@ -78,10 +81,9 @@ def outcome_of(face: Any, fetch: Any, errors: list[Any]) -> Any:
 
 def body(errors: Any) -> Any:
     """Raise one error after the other, one in each call."""
-    for error in errors or ():
-        if error is not None:
-            raise error
-        break
+    error = errors.pop(0) if errors else None
+    if error is not None:
+        raise error
     return None if errors is None else remaining() is not None
 
 
@@ -151,15 +153,15 @@ def test_who_finds_no_slot_gives_the_permit_back_and_goes_through_the_stages(fac
 
 
 def stolen(limit: ConcurrencyLimit, monkeypatch: Any) -> None:
-    """Let somebody else take the permit that is given back next."""
-    release = limit.release
+    """Let another caller take the permit that is given back next."""
+    leave = limit.leave
 
-    def give_back() -> None:
+    def give_back(holder: Hashable) -> None:
         monkeypatch.undo()
-        release()
+        leave(holder)
         assert limit.try_acquire()
 
-    monkeypatch.setattr(limit, "release", give_back)
+    monkeypatch.setattr(limit, "leave", give_back)
 
 
 def test_who_has_failed_needs_no_permit_to_say_so(face: Any, monkeypatch: Any) -> None:
@@ -181,7 +183,7 @@ def test_who_has_failed_does_not_wait_for_itself(face: Any, monkeypatch: Any) ->
     timer = threading.Timer(0.02, limit.release)
     stolen(limit, monkeypatch)
     timer.start()
-    face.run(fetch, iter([KeyError, None]))
+    face.run(fetch, [KeyError, None])
     timer.join()
     assert limit.in_flight == 0
 

@@ -20,11 +20,13 @@ from opero.durable import activities as durable
 from opero.durable.records import State
 from opero.errors import IdConflictError, OperoUsageError
 
+pytestmark = pytest.mark.internal
+
 
 def until(true: Callable[[], object], seconds: float = 20) -> None:
     end = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < end, "it never came about"
+        assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.01)
 
 
@@ -94,7 +96,7 @@ def pause():
 
 @workflow
 def program(source: str, limit: int | None = None) -> list:
-    """The same, told differently."""
+    """The same, status differently."""
     found = fetch(source=source)   # by keyword now
     pause()
     more = fetch("more")
@@ -129,9 +131,9 @@ def test_a_changed_program_leaves_the_journal_untouched(journal: Path) -> None:
         before = one.steps(found)
     define(CHANGED)
     with Orchestrator(journal) as two:
-        told = two.wait(found, timeout=10)
+        status = two.wait(found, timeout=10)
         assert two.state(found) == "blocked"
-        assert "step 1: the journal has fetch(" in told["error_message"]
+        assert "step 1: the journal has fetch(" in status["error_message"]
         assert two.steps(found) == before
         copy = two.fork(found, 1)
         assert two.result(copy, timeout=10) == ["other", 1, "more", 1]

@@ -12,6 +12,8 @@ import pytest
 
 from opero.utils.steps import StepLogic, for_each, in_thread, run_async, run_sync
 
+pytestmark = pytest.mark.internal
+
 
 def here(steps: StepLogic[Any]) -> Any:
     return run_sync(steps)
@@ -30,7 +32,7 @@ async def plus_one(x: int) -> int:
 
 
 @both
-def test_steps_get_the_answers_of_their_errands(run: Callable[[StepLogic[Any]], Any]) -> None:
+def test_logic_gets_the_outcomes_of_its_steps(run: Callable[[StepLogic[Any]], Any]) -> None:
     def steps() -> StepLogic[list[Any]]:
         first = yield in_thread(lambda: "one")
         second = yield for_each(lambda x: x + 1, plus_one, [(n,) for n in range(100)])
@@ -40,7 +42,7 @@ def test_steps_get_the_answers_of_their_errands(run: Callable[[StepLogic[Any]], 
 
 
 @both
-def test_steps_without_errands_are_plain_code(run: Callable[[StepLogic[Any]], Any]) -> None:
+def test_logic_without_steps_is_plain_code(run: Callable[[StepLogic[Any]], Any]) -> None:
     def steps() -> StepLogic[int]:
         yield from ()
         return 5

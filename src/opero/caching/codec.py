@@ -195,6 +195,9 @@ _BUFFER_SIZE: Final = 1 << 12
 _SCANNED_FROM: Final = 1 << 10
 """Bytes from which on a message is looked through before it is read."""
 
+_EXTENSION: Final = re.compile(rb"[\xc7-\xc9\xd4-\xd8]")
+"""How the extensions of MessagePack begin, and with them forms and large numbers."""
+
 _MANY: Final = 1_000
 _MOST_ALIKE: Final = 50
 """Of many forms, so many different ones may have one hash: more would make a set of them take for ever."""
@@ -234,6 +237,8 @@ def read_plain(message: Buffer, behind: Buffer) -> Any:
     """
     if len(message) > _SCANNED_FROM:
         _scan(message)
+    if _EXTENSION.search(message) is None:  # no form can be in it
+        return msgpack.unpackb(message, strict_map_key=False, unicode_errors="surrogatepass")
     reader = _Reader(memoryview(behind))
     value = msgpack.unpackb(
         message,

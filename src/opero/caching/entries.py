@@ -9,11 +9,11 @@ from sys import getsizeof
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from opero import events
 from opero.caching.copying import ATOMS, Uncopyable, freeze
 from opero.caching.handle import format_bytes
 from opero.caching.memory import Entry, MemoryStore, weigh
 from opero.errors import StoreError
-from opero.events import CacheSkipped
 from opero.utils import ambient
 from opero.utils.ambient import switch
 from opero.utils.steps import BlockingStep
@@ -51,7 +51,7 @@ class SkipReporter:
             return
         if once:
             self._reported.add(reason)
-        self._emitter.emit(CacheSkipped(function=self._emitter.function, reason=reason))
+        self._emitter.emit(events.CacheSkipped(function=self._emitter.function, reason=reason))
 
 
 # --- stores and event loops -----------------------------------------------------------------------
@@ -104,7 +104,7 @@ class EntryReader:
     Args:
         function_cache: Where they are.
         emitter: Where an event of an edited function goes.
-        skips: Reports a store that cannot be read.
+        skip_reporter: Reports a store that cannot be read.
         usable: Returns whether an expired entry may still be served; None if it never is.
 
     Attributes:
@@ -116,13 +116,13 @@ class EntryReader:
         self,
         function_cache: FunctionCache,
         emitter: Emitter,
-        skips: SkipReporter,
+        skip_reporter: SkipReporter,
         usable: Callable[[Entry, float], bool] | None = None,
     ) -> None:
         self._store = store = function_cache.store
         self._source_change = function_cache.source_change
         self._emitter = emitter
-        self._skips = skips
+        self._skip_reporter = skip_reporter
         self._usable = usable
         self.finds_many: bool = hasattr(store, "find_many")
         # Memory is asked directly: it never fails.
@@ -132,7 +132,7 @@ class EntryReader:
 
     def is_fresh(self, key: Hashable, entry: Entry) -> bool:
         """Return whether an entry has not expired; one that is of no use any more is dropped."""
-        now = ambient.clock().monotonic()
+        now = ambient.clock().monotonic() if switch.on else monotonic()
         if entry.expires > now or entry.expiry > now:
             return True
         usable = self._usable
@@ -184,7 +184,7 @@ class EntryReader:
 
     def _failed(self, error: Exception) -> None:
         why = f": {error}" if isinstance(error, StoreError) else f" ({type(error).__name__})"
-        self._skips.report(f"the store could not be read{why}")
+        self._skip_reporter.report(f"the store could not be read{why}")
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ class EntryWriter:
     Args:
         function_cache: Where to.
         copy: Whether mutable results are isolated.
-        skips: Reports what is not stored.
+        skip_reporter: Reports what is not stored.
         dated: Returns an entry that remembers when it was stored; None if nothing depends on that.
 
     Attributes:
@@ -225,13 +225,13 @@ class EntryWriter:
         function_cache: FunctionCache,
         *,
         copy: bool,
-        skips: SkipReporter,
+        skip_reporter: SkipReporter,
         dated: Callable[[Entry, float], Entry] | None = None,
     ) -> None:
         self._store = store = function_cache.store
         self._of_instance = function_cache.keys.of_instance
         self._copy = copy
-        self._skips = skips
+        self._skip_reporter = skip_reporter
         self._dated = dated
         self._encode: Callable[[Any, Any, float], Entry] | None = getattr(store, "entry", None)
         self.stores_many: bool = hasattr(store, "put_many")
@@ -316,14 +316,14 @@ class EntryWriter:
 
     def _too_heavy(self, entry: Entry) -> None:
         size = format_bytes(entry.weight)
-        self._skips.report(f"a result of {size} is heavier than cache_max_bytes")
+        self._skip_reporter.report(f"a result of {size} is heavier than cache_max_bytes")
 
     def _failed(self, error: Exception) -> None:
         if isinstance(error, Uncopyable):
-            self._skips.report(str(error), once=True)
+            self._skip_reporter.report(str(error), once=True)
             return
         why = f": {error}" if isinstance(error, StoreError) else f" ({type(error).__name__})"
-        self._skips.report(f"its result could not be stored{why}")
+        self._skip_reporter.report(f"its result could not be stored{why}")
 
     # --- making entries ---------------------------------------------------------------------------
 

@@ -25,7 +25,6 @@ import itertools
 import math
 import os
 import random
-import secrets
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from threading import get_ident
@@ -133,13 +132,13 @@ class Leases:
     Args:
         store: The function's entries, in a store that lends leases.
         reader: Looks for results.
-        skips: Reports a store that lends none.
+        skip_reporter: Reports a store that lends none.
     """
 
-    def __init__(self, store: EntryStore, reader: EntryReader, skips: SkipReporter) -> None:
+    def __init__(self, store: EntryStore, reader: EntryReader, skip_reporter: SkipReporter) -> None:
         self._store: Any = store  # one with a `backend`
         self._reader = reader
-        self._skips = skips
+        self._skip_reporter = skip_reporter
 
     def take_turn(
         self, flight: Flight, deadline: float | None, seen: Entry | None, seen_at: float
@@ -291,7 +290,7 @@ class Leases:
 
     def _failed(self, error: Exception) -> None:
         why = str(error) if isinstance(error, StoreError) else type(error).__name__
-        self._skips.report(
+        self._skip_reporter.report(
             f"other processes may compute the same: the store lends no lease ({why})", once=True
         )
 
@@ -479,7 +478,7 @@ class _Process:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self.token = secrets.token_hex(12)
+        self.token = os.urandom(12).hex()  # `secrets` would import a dozen modules
         self.serial = itertools.count()
         self.renewer = _LeaseRenewer()
 

@@ -82,8 +82,8 @@ class Progress:
 
     def add(self, batch: Batch) -> None:
         """Count finished items."""
-        self._done += len(batch)
-        self.origins[batch.origin] += len(batch)
+        self._done += len(batch.items)
+        self.origins[batch.origin] += len(batch.items)
         for position, outcome in batch.odd.items():
             if outcome.error is None:
                 continue

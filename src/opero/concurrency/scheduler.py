@@ -243,7 +243,9 @@ class Scheduler:
 
     def next_chunk(self, slots: int, now: float) -> Chunk | None:
         """Return a chunk to submit, None if there is none or the executor has enough."""
-        if self._ending or self._full(slots):
+        if self._ending:
+            return None
+        if len(self._out) >= slots and (self._in_flight == 1 or self._full_of_items(slots)):
             return None
         if self._sleepers and self._sleepers[0].due <= now:
             return self._wake(now)
@@ -255,12 +257,9 @@ class Scheduler:
         sharers = slots if self.ended else slots - len(self._out)
         return self._send(*self._queue.take(self._size.share(self._queue.length, sharers)))
 
-    def _full(self, slots: int) -> bool:
-        """Return whether the executor has enough: a chunk counts by the part of a worker that it keeps busy."""
-        if self._in_flight == 1 or len(self._out) < slots:
-            return len(self._out) >= slots
-        most = self._in_flight
-        partial = self._progress
+    def _full_of_items(self, slots: int) -> bool:
+        """Return whether the executor has enough, where a chunk counts by the part of a worker that it keeps busy."""
+        most, partial = self._in_flight, self._progress
         open_items = (
             partial[number].open if number in partial else len(chunk.items)
             for number, chunk in self._out.items()
@@ -398,7 +397,7 @@ class Scheduler:
 
     def finish(self, batch: Batch) -> None:
         """Count settled items and put them where they are handed out."""
-        count = len(batch)
+        count = len(batch.items)
         if not count:
             return
         self.open -= count
@@ -413,7 +412,9 @@ class Scheduler:
             elif self.failed is None and self.errors.ends(error):
                 self.failed = FailedItem(batch.idx[n], batch.items[n], error)
                 self._ending = True
-        if (reason := self.errors.count(count, failed=failures)) is not None:
+        if not (failures or self.errors.failed):
+            self.errors.finished += count
+        elif (reason := self.errors.count(count, failed=failures)) is not None:
             self.stop(reason)
         self._order.put(batch)
 

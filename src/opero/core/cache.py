@@ -277,7 +277,7 @@ class CacheStage(CacheAnswers):
                 raise
             self.off = True
             reason = str(error)
-        self.skips.report(reason)
+        self.skip_reporter.report(reason)
         warnings.warn(
             f"{reason} Until then its results are not cached.",
             OperoWarning,
@@ -318,7 +318,7 @@ class CacheStage(CacheAnswers):
             reason = f"cache_if raised {type(error).__name__} and was taken as False"
             with contextlib.suppress(OperoWarning):  # where warnings are errors
                 warnings.warn(reason, OperoWarning, stacklevel=users_stacklevel())
-            self.skips.report(reason)
+            self.skip_reporter.report(reason)
             return 0
 
     # --- adapters ---------------------------------------------------------------------------------
@@ -326,8 +326,8 @@ class CacheStage(CacheAnswers):
     def wrap_sync(self, proceed: Proceed) -> Proceed:
         """Put the stage before `proceed`."""
         flights, find, is_fresh = self.single_flight, self.reader.find, self.reader.is_fresh
-        begin = self.begin
-        claim, complete, leases = flights.claim, flights.complete, self.leases
+        begin, make_key = self.begin, self.entries.keys.key
+        start, complete, leases = flights.start, flights.complete, self.leases
         store, ttl, freshness = self.writer.store, self.ttl, self.freshness
         plain, heard = self.condition is None, bool(self._emitter.listeners)
         # Memory takes no waiting, so only what has to wait for another caller runs as steps.
@@ -336,8 +336,14 @@ class CacheStage(CacheAnswers):
         def run(call: Call) -> Any:
             key = call.key
             looked = key is not None
-            if not looked or self.off or switch.on:
+            if self.off or switch.on:
                 key = self.key(call)
+            elif not looked:
+                try:
+                    key = make_key(call)
+                except UnkeyableError:
+                    key = self.key(call)  # raises, or switches the cache off
+            if not looked or key is None:
                 if key is None:
                     return proceed(call)
                 call.key = key
@@ -345,8 +351,12 @@ class CacheStage(CacheAnswers):
                     looked, entry = True, find(key)
                     if entry is not None and is_fresh(key, entry):
                         return self.serve(call, entry)
-            flight, expired, lease = Flight(key), None, None
-            if not direct or call.renews or claim(key, flight) is not flight:
+            flight, expired, lease = None, None, None
+            if direct and not call.renews:
+                flight = Flight(key)
+                if start(key, flight) is not flight:
+                    flight = None
+            if flight is None:
                 found = run_sync(begin(call, key, looked=looked, blocking=True))
                 if type(found) is not Leadership:
                     return proceed(call) if found is Instruction.COMPUTE else found
@@ -391,8 +401,8 @@ class CacheStage(CacheAnswers):
     def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
         """Put the stage before `proceed`, for an event loop."""
         flights, find, is_fresh = self.single_flight, self.reader.find, self.reader.is_fresh
-        begin = self.begin
-        claim, complete, leases = flights.claim, flights.complete, self.leases
+        begin, make_key = self.begin, self.entries.keys.key
+        start, complete, leases = flights.start, flights.complete, self.leases
         store, ttl, freshness = self.writer.store, self.ttl, self.freshness
         plain, heard = self.condition is None, bool(self._emitter.listeners)
         astore = self.writer.astore if self.store.blocking else None
@@ -401,8 +411,14 @@ class CacheStage(CacheAnswers):
         async def run(call: Call) -> Any:
             key = call.key
             looked = key is not None
-            if not looked or self.off or switch.on:
+            if self.off or switch.on:
                 key = self.key(call)
+            elif not looked:
+                try:
+                    key = make_key(call)
+                except UnkeyableError:
+                    key = self.key(call)  # raises, or switches the cache off
+            if not looked or key is None:
                 if key is None:
                     return await proceed(call)
                 call.key = key
@@ -410,8 +426,12 @@ class CacheStage(CacheAnswers):
                     looked, entry = True, find(key)
                     if entry is not None and is_fresh(key, entry):
                         return self.serve(call, entry)
-            flight, expired, lease = Flight(key), None, None
-            if not direct or call.renews or claim(key, flight) is not flight:
+            flight, expired, lease = None, None, None
+            if direct and not call.renews:
+                flight = Flight(key)
+                if start(key, flight) is not flight:
+                    flight = None
+            if flight is None:
                 found = await run_async(begin(call, key, looked=looked, blocking=False))
                 if type(found) is not Leadership:
                     return await proceed(call) if found is Instruction.COMPUTE else found

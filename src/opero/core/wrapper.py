@@ -87,7 +87,7 @@ if not _opero_permit.silent:
 """
 
 # Innermost first. A call that has to wait, or that comes while others do, waits in the stages, without
-# the permit until then. What the call holds is noted for the calls within it.
+# the permit until then.
 _GUARDS: Final = {
     "rate_limit": """\
 if _opero_limiter.{line} or _opero_limiter.take_slot():
@@ -96,14 +96,13 @@ else:
     {inner}
 """,
     "concurrency": """\
-if not _opero_limit.try_acquire():
+_opero_holder = _opero_limit.enter({task})
+if _opero_holder is None:
     return {wait}_opero_run(_opero_Call({args}, {kwargs}))
-_opero_held = _opero_limit.hold({task})
 try:
     {inner}
 finally:
-    _opero_limit.end_hold(_opero_held)
-    _opero_limit.release()
+    _opero_limit.leave(_opero_holder)
 """,
     "circuit": """\
 _opero_permit = _opero_breaker.current_permit
@@ -273,8 +272,8 @@ def _source(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> str:
     blanks |= (
         {"define": "async def", "wait": "await "} if awaited else {"define": "def", "wait": ""}
     )
-    blanks["line"] = "loops_waiting" if awaited else "threads_waiting"
     blanks["task"] = "_opero_task()" if awaited else ""
+    blanks["line"] = "loops_waiting" if awaited else "threads_waiting"
     if kind == "generator":
         return _GENERATOR.format(**blanks)
     if kind == "async_generator":

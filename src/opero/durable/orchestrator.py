@@ -380,12 +380,12 @@ class Orchestrator(Operations):
         await self.astop()
 
     def invoke_workflow(
-        self, name: str, /, *args: Any, workflow_id: str | None = None, **kwargs: Any
+        self, name: str | None = None, /, *args: Any, workflow_id: str | None = None, **kwargs: Any
     ) -> str:
         """Start a workflow and return its id, once it is recorded.
 
         Args:
-            name: Its name.
+            name: Its name, which may also be given as `name=` if no argument is given by position.
             args: Arguments of its function.
             workflow_id: Its identity; the same id with the same arguments is the same run, so that
                 starting it again starts nothing. None draws one at random.
@@ -404,7 +404,7 @@ class Orchestrator(Operations):
         return _same_run(spec, record, found, args, kwargs)
 
     async def ainvoke_workflow(
-        self, name: str, /, *args: Any, workflow_id: str | None = None, **kwargs: Any
+        self, name: str | None = None, /, *args: Any, workflow_id: str | None = None, **kwargs: Any
     ) -> str:
         """Do what `invoke_workflow` does, without blocking the event loop."""
         spec, record = _new_run(name, args, kwargs, workflow_id)
@@ -548,7 +548,7 @@ class _EndWait:
 
 
 def _new_run(
-    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], workflow_id: str | None
+    name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any], workflow_id: str | None
 ) -> tuple[WorkflowSpec, WorkflowRecord]:
     """Return the workflow of a name, and the record of a new run.
 
@@ -557,6 +557,10 @@ def _new_run(
         TypeError: The arguments do not fit.
         UnserializableError: The journal cannot keep one of them.
     """
+    if name is None:
+        name = kwargs.pop("name", None)
+    if not isinstance(name, str):
+        raise TypeError(f"invoke_workflow(): the name of a workflow is a str, not {name!r}.")
     spec = workflows.latest(name)
     record = WorkflowRecord(
         id=workflow_id or _draw_id(),

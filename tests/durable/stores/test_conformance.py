@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from opero.durable.records import (
+    Annotate,
     Cancel,
     Claim,
     Create,
@@ -27,12 +28,15 @@ from opero.durable.records import (
     StepRecord,
     StepState,
     Take,
+    Wake,
     WorkflowRecord,
 )
 from opero.errors import JournalError
 
 if TYPE_CHECKING:
     from opero.durable.records import JournalStore
+
+pytestmark = pytest.mark.internal
 
 Kill = Callable[[str], None]
 NAMES = ("billing", "mailing")
@@ -118,7 +122,7 @@ def test_workflow_comes_back_as_it_was_created(store: JournalStore) -> None:
     found = got(store, "ünïcode 'id'")
     assert before <= found.created == found.updated <= time.time()
     assert found == record
-    assert store.get("nobody") is None
+    assert store.get("unknown") is None
 
 
 def test_second_workflow_of_an_id_is_not_created(store: JournalStore) -> None:
@@ -144,9 +148,7 @@ def test_workflows_are_found_by_name_and_state_the_youngest_first(
 # --- claims -------------------------------------------------------------------------------------------------------
 
 
-def test_the_oldest_are_claimed_and_nobody_gets_them_twice(
-    store: JournalStore, owner: str, other: str
-) -> None:
+def test_the_oldest_are_claimed_and_each_once(store: JournalStore, owner: str, other: str) -> None:
     ids = [new(store) for _ in range(3)]
     new(store, "unknown")
     first = claim(store, owner, 2)
@@ -160,6 +162,56 @@ def test_the_oldest_are_claimed_and_nobody_gets_them_twice(
 def test_a_claim_can_name_one(store: JournalStore, owner: str) -> None:
     ids = [new(store) for _ in range(2)]
     assert [w.id for w in claim(store, owner, only=ids[1])] == ids[1:]
+
+
+def test_a_claim_can_be_limited_to_recoveries(store: JournalStore, kill: Kill, owner: str) -> None:
+    first, second = new(store), new(store)
+    dying = store.join()
+    assert len(claim(store, dying)) == 2
+    kill(dying)
+    third = new(store)
+    assert [run.id for run in claim(store, owner, recoveries=(0, 0))] == [third]
+    assert [run.id for run in claim(store, owner, 1, recoveries=(1, 5))] == [first]
+    assert [run.id for run in claim(store, owner, recoveries=(1, 5))] == [second]
+
+
+def test_a_workflow_that_was_put_aside_has_no_recoveries(
+    store: JournalStore, kill: Kill, owner: str
+) -> None:
+    id = new(store)
+    dying = store.join()
+    claim(store, dying)
+    kill(dying)
+    run = running(store, owner)
+    assert run.recoveries == 1
+    assert move(store, run, State.QUEUED)
+    assert got(store, id).recoveries == 0
+
+
+def test_workflows_that_nothing_claims_can_be_annotated_until_they_are(
+    store: JournalStore, owner: str
+) -> None:
+    first, other = new(store, "billing"), new(store, "shipping")
+    later = time.time() + 1
+    assert store.unclaimed(0.0) == []
+    assert sorted(store.unclaimed(later)) == ["billing", "shipping"]
+    assert do(store, Annotate("billing", later, "unknown here")) == 1
+    assert store.unclaimed(later) == ["shipping"]
+    assert got(store, first).error == "unknown here"
+    assert got(store, other).error is None
+    assert running(store, owner).error is None
+
+
+def test_a_sleeper_can_be_woken_before_its_time(store: JournalStore, owner: str) -> None:
+    new(store)
+    run = running(store, owner)
+    put(store, run, step(state=StepState.PENDING, wake=time.time() + 1000))
+    assert move(store, run, State.SLEEPING, wake=time.time() + 1000)
+    assert not do(store, Wake(run.id, run.epoch + 1))
+    assert do(store, Wake(run.id, run.epoch))
+    assert not do(store, Wake(run.id, run.epoch))
+    assert running(store, owner).id == run.id
+    assert (store.steps(run.id)[0].wake or 0) <= time.time()
 
 
 def test_sleepers_are_claimed_when_it_is_time(store: JournalStore, owner: str) -> None:
@@ -183,7 +235,7 @@ def test_blocked_ones_are_claimed_on_request_only(store: JournalStore, owner: st
 @pytest.mark.parametrize(
     "state", [State.DONE, State.FAILED, State.CANCELLED, State.DEAD, State.IN_DOUBT, State.WAITING]
 )
-def test_what_has_ended_or_waits_for_somebody_is_not_claimed(
+def test_ended_blocked_and_in_doubt_workflows_are_not_claimed(
     store: JournalStore, owner: str, state: State
 ) -> None:
     move(store, running(store, owner), state)
@@ -247,7 +299,7 @@ def test_a_cancellation_outlives_the_owner(store: JournalStore, kill: Kill, owne
     assert got(store, run.id).state is State.CANCELLED
 
 
-def test_who_leaves_lets_go_of_all_but_what_still_runs(store: JournalStore, owner: str) -> None:
+def test_drop_frees_all_workflows_but_those_that_still_run(store: JournalStore, owner: str) -> None:
     busy, asleep, wanted, kept = (running(store, owner) for _ in range(4))
     move(store, asleep, State.SLEEPING, wake=9e9, free=False)
     do(store, Cancel(wanted.id))
@@ -273,7 +325,7 @@ def test_steps_come_back_in_the_order_of_their_first_record(
     ]
     assert put(store, run, *steps) == [True] * 3
     assert store.steps(run.id) == steps[::-1]
-    assert store.steps("nobody") == []
+    assert store.steps("unknown") == []
 
 
 def test_a_step_changes_in_place(store: JournalStore, owner: str) -> None:
@@ -313,20 +365,20 @@ def test_an_end_is_kept(store: JournalStore, owner: str) -> None:
 # --- stepping in --------------------------------------------------------------------------------------------------
 
 
-def test_what_nobody_runs_is_cancelled_at_once(store: JournalStore) -> None:
+def test_workflow_without_an_owner_is_cancelled_at_once(store: JournalStore) -> None:
     id = new(store)
     assert do(store, Cancel(id)).state is State.CANCELLED
     assert do(store, Cancel(id)).state is State.CANCELLED
-    assert do(store, Cancel("nobody")) is None
+    assert do(store, Cancel("unknown")) is None
 
 
-def test_who_runs_a_workflow_hears_of_its_cancellation(store: JournalStore, owner: str) -> None:
+def test_owner_finds_the_cancellation_of_its_workflow(store: JournalStore, owner: str) -> None:
     run = running(store, owner)
     assert store.cancelled(owner) == []
     found = do(store, Cancel(run.id))
     assert (found.state, found.cancel) == (State.RUNNING, True)
     assert store.cancelled(owner) == [run.id]
-    assert store.cancelled("somebody else") == []
+    assert store.cancelled("another program else") == []
 
 
 @pytest.mark.parametrize(
@@ -347,7 +399,7 @@ def test_what_has_ended_without_a_result_can_be_resumed(
         found = got(store, run.id)
         assert (found.state, found.error, found.failed_step) == (State.QUEUED, None, None)
         assert [s.path for s in store.steps(run.id)] == ["1"]
-    assert do(store, Resume("nobody")) is False
+    assert do(store, Resume("unknown")) is False
 
 
 def test_a_fork_has_the_finished_steps_before(store: JournalStore, owner: str) -> None:
@@ -364,17 +416,17 @@ def test_a_fork_has_the_finished_steps_before(store: JournalStore, owner: str) -
         0,
     )
     assert [s.path for s in store.steps("copy")] == ["1", "3"]
-    assert do(store, Fork("nobody", "none", 1, None)) is None
+    assert do(store, Fork("unknown", "none", 1, None)) is None
 
 
 def test_a_step_in_doubt_is_decided_once(store: JournalStore, owner: str) -> None:
     run = running(store, owner)
     put(store, run, step(state=StepState.STARTED, value=None))
-    told = step(state=StepState.DONE, value="7")
-    assert not do(store, Resolve(run.id, "1", told))
+    decided = step(state=StepState.DONE, value="7")
+    assert not do(store, Resolve(run.id, "1", decided))
     move(store, run, State.IN_DOUBT)
-    assert not do(store, Resolve(run.id, "2", told))
-    assert do(store, Resolve(run.id, "1", told))
+    assert not do(store, Resolve(run.id, "2", decided))
+    assert do(store, Resolve(run.id, "1", decided))
     (found,) = store.steps(run.id)
     assert (found.state, found.value, found.name) == (StepState.DONE, "7", "charge")
     assert got(store, run.id).state is State.QUEUED
@@ -413,7 +465,7 @@ def test_signals_are_taken_in_their_order(store: JournalStore, owner: str) -> No
     assert store.signalled(owner) == []
 
 
-def test_a_signal_wakes_who_waits_for_it(store: JournalStore, owner: str) -> None:
+def test_signal_wakes_the_workflow_that_waits_for_it(store: JournalStore, owner: str) -> None:
     run = running(store, owner)
     assert take(store, run) is None
     move(store, run, State.WAITING)
@@ -438,7 +490,7 @@ def test_what_has_ended_gets_no_signals(store: JournalStore, owner: str) -> None
     do(store, Send(run.id, "go", "1"))
     move(store, run, State.FAILED)
     assert not do(store, Send(run.id, "go", "1"))
-    assert not do(store, Send("nobody", "go", "1"))
+    assert not do(store, Send("unknown", "go", "1"))
     do(store, Resume(run.id))
     (again,) = claim(store, owner)
     assert take(store, again) is None
@@ -447,7 +499,9 @@ def test_what_has_ended_gets_no_signals(store: JournalStore, owner: str) -> None
 # --- the watch ----------------------------------------------------------------------------------------------------
 
 
-def test_attention_tells_what_a_claim_would_find(store: JournalStore, owner: str) -> None:
+def test_attention_says_whether_a_claim_would_find_something(
+    store: JournalStore, owner: str
+) -> None:
     assert store.attention(owner) == (False, None)
     new(store)
     assert store.attention(owner)[0]

@@ -341,7 +341,7 @@ def _claim(db: sqlite3.Connection, op: Claim, now: float, owners: Owners) -> lis
     claimed = [_workflow_of(row) for row in db.execute(query, values).fetchall()]
     for record in claimed:
         record.owner, record.state, record.epoch = op.owner, State.RUNNING, record.epoch + 1
-        record.wake, record.updated = None, now
+        record.wake, record.error, record.updated = None, None, now
         db.execute(
             "UPDATE workflow SET owner = ?, state = 'running', epoch = epoch + 1, wake = NULL, updated = ?, "
             "error = NULL, progress = (SELECT count(*) FROM step WHERE workflow = id) WHERE id = ?",

@@ -1,4 +1,4 @@
-# this_file: tests/durable/test_turns.py
+# this_file: tests/durable/test_replay_order.py
 """Outcomes reach their tasks one after another, each when all that the one before has set going is done."""
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from opero.durable.journal import ReplayOrder, order_of
+
+pytestmark = pytest.mark.internal
 
 
 class Outcomes:
@@ -36,7 +38,9 @@ def turns(request: pytest.FixtureRequest) -> Callable[[asyncio.AbstractEventLoop
     return request.param  # type: ignore[no-any-return]  # pytest does not tell
 
 
-def test_each_winner_is_alone(turns: Callable[[asyncio.AbstractEventLoop], ReplayOrder]) -> None:
+def test_outcomes_are_handed_out_one_at_a_time(
+    turns: Callable[[asyncio.AbstractEventLoop], ReplayOrder],
+) -> None:
     async def main() -> list[list[int]]:
         outcomes = Outcomes(200, turns(asyncio.get_running_loop()))
         waiting = {asyncio.create_task(_wrapped(future)) for future in outcomes.futures}
