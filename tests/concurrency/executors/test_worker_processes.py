@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from opero import operomap
 from opero.concurrency.executors.process.start import choose_method, modules_to_preload
+from opero.errors import WorkerStartError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -163,7 +165,7 @@ def test_a_child_of_a_program_that_has_mapped_maps_too(tmp_path: Path) -> None:
 
 @posix
 @pytest.mark.parametrize(
-    "limit", ["ulimit -n 48", "ulimit -f 4", "ulimit -c 0; ulimit -s 1024"], ids=["n", "f", "s"]
+    "limit", ["ulimit -n 48", "ulimit -f 8", "ulimit -c 0; ulimit -s 1024"], ids=["n", "f", "s"]
 )
 def test_limits_of_the_shell_are_survived(tmp_path: Path, limit: str) -> None:
     text = """
@@ -196,37 +198,11 @@ def test_no_folder_for_temporary_files_is_needed(tmp_path: Path) -> None:
     assert run(tmp_path, text) == "[1]\n"
 
 
-@posix
-def test_a_frozen_program_starts_its_workers_with_its_own_executable(tmp_path: Path) -> None:
-    program = tmp_path / "frozen.py"
-    executable = tmp_path / "frozen"
-    executable.write_text(f'#!/bin/sh\nexec {sys.executable} {program} "$@"\n')
-    executable.chmod(0o700)
-    program.write_text(
-        textwrap.dedent(f"""
-        import multiprocessing, sys
-        sys.frozen, sys.executable = True, {str(executable)!r}
-        multiprocessing.set_executable(sys.executable)
-
-        def double(x):
-            return 2 * x
-
-        if __name__ == "__main__":
-            multiprocessing.freeze_support()
-            from opero import operomap
-            print(operomap(mode="process", cache=False)(double)([1, 2]))
-        """)
-    )
-    source = Path(__file__).resolve().parents[3] / "src"
-    ran = subprocess.run(
-        [str(executable)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(source)},
-    )
-    assert (ran.stdout, ran.stderr) == ("[2, 4]\n", "")
+def test_a_frozen_program_is_forked_and_never_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert choose_method(None) == "fork"
+    with pytest.raises(WorkerStartError, match="frozen"):
+        operomap(mode="process", cache=False, start_method="spawn")(abs)([1])
 
 
 # --- log records ----------------------------------------------------------------------------------

@@ -458,7 +458,7 @@ class ProcessEngine:
         self._method = method
         self._block: AbstractContextManager[Any] | None = None
         self._pool: ProcessPool | None = None
-        self._closed = False
+        self._entered = self._closed = False
 
     def slots(self) -> int:
         """Return how many chunks it wants to hold: one at work and one at hand for each worker."""
@@ -482,11 +482,12 @@ class ProcessEngine:
     def poll(self, timeout: float | None) -> list[Report]:
         """Return what was reported."""
         pool = self._opened()
-        if self._block is None:
+        if not self._entered:
+            self._entered = True
             # The processes are at work by now, while twat-mp is imported.
-            block = _multi_pool(pool)
-            block.__enter__()
-            self._block = block
+            self._block = _multi_pool(pool)
+            if self._block is not None:
+                self._block.__enter__()
         return pool.poll(timeout)
 
     def kill(self, chunk_id: int, why: Why) -> bool:
@@ -520,14 +521,20 @@ class ProcessEngine:
         return self._pool
 
 
-def _multi_pool(pool: ProcessPool) -> AbstractContextManager[Any]:
-    """Return twat-mp's block around a pool; leaving it closes the pool and waits for its end."""
-    with warnings.catch_warnings():
-        # What these packages say about the Python they meet is not about the user's code.
-        warnings.simplefilter("ignore")
-        from twat_mp import MultiPool
-    # `debug` off: switched on by an environment variable it would look for names that a function has not.
+def _multi_pool(pool: ProcessPool) -> AbstractContextManager[Any] | None:
+    """Return twat-mp's block around a pool; leaving it closes the pool and waits for its end.
+
+    None where twat-mp cannot be imported: what it stands on needs a folder for temporary files.
+    """
+    try:
+        with warnings.catch_warnings():
+            # What these packages say about the Python they meet is not about the user's code.
+            warnings.simplefilter("ignore")
+            from twat_mp import MultiPool
+    except Exception:  # noqa: BLE001 - whatever a package raises while it is imported
+        return None
     pool_class: Any = functools.partial(_same, pool)
+    # `debug` off: switched on by an environment variable it would look for names that a function has not.
     block: AbstractContextManager[Any] = MultiPool(
         pool_class=pool_class, nodes=pool.nodes, debug=False
     )

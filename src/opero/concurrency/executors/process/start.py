@@ -72,7 +72,8 @@ def choose_method(asked: StartMethod | None) -> StartMethod:
         return cast("StartMethod", method)
     if method == "fork" and not any(name in sys.modules for name in _IMPLICIT):
         return "fork"
-    return "forkserver" if sys.executable or getattr(sys, "frozen", False) else "fork"
+    # The executable of a frozen program is the program itself, which would run once more.
+    return "forkserver" if sys.executable and not getattr(sys, "frozen", False) else "fork"
 
 
 # --- what the server imports before it forks ------------------------------------------------------
@@ -388,21 +389,15 @@ def _begin_interpreter(theirs: socket.socket, worker_main: WorkerMain, output: i
     """Begin the server in a fresh interpreter. Return the process id of the one that begins it and ends."""
     from multiprocessing import spawn, util
 
+    executable = spawn.get_executable()
+    if not executable or getattr(sys, "frozen", False):
+        raise WorkerStartError(
+            'a fresh interpreter cannot be started from a frozen program: use start_method="fork"',
+            None,
+        )
     fds = [theirs.fileno(), output]
-    frozen = getattr(sys, "frozen", False)
-    if frozen:
-        # Its own start leads to `multiprocessing.freeze_support()`, which runs what comes through a pipe.
-        ready, feed = os.pipe()
-        command: list[str] = spawn.get_command_line(pipe_handle=ready, tracker_fd=None)
-        os.write(feed, pickle.dumps({}) + pickle.dumps(_Frozen(fds[0], fds[1], worker_main)))
-        os.close(feed)
-        fds.append(ready)
-    else:
-        executable = spawn.get_executable()
-        if not executable:
-            raise WorkerStartError("this Python does not know its own executable", None)
-        command = [os.fsdecode(executable), *_flags(), "-c", _BEGIN % worker_main.__module__]
-        command += [*map(str, fds), *_paths()]
+    command = [os.fsdecode(executable), *_flags(), "-c", _BEGIN % worker_main.__module__]
+    command += [*map(str, fds), *_paths()]
     # A Ctrl-C must find it with its own handlers.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
@@ -411,8 +406,6 @@ def _begin_interpreter(theirs: socket.socket, worker_main: WorkerMain, output: i
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if frozen:
-            os.close(ready)
     return pid
 
 
@@ -438,21 +431,6 @@ def _flags() -> list[str]:
 
 def _paths() -> list[str]:
     return [os.getcwd() if path == "" else path for path in sys.path]  # noqa: PTH109 - pathlib is not loaded for it
-
-
-class _Frozen(NamedTuple):
-    """What the program sends to its own executable, where it is frozen."""
-
-    control: int
-    output: int
-    worker_main: WorkerMain
-
-    def _bootstrap(self, parent_sentinel: int) -> int:
-        if os.fork():
-            os._exit(0)
-        os.dup2(self.output, 1)
-        os.dup2(self.output, 2)
-        serve(self.control, self.output, self.worker_main)
 
 
 # --- the server itself ----------------------------------------------------------------------------
