@@ -51,7 +51,7 @@ class SetupError(Exception):
 
 
 def say(text: str) -> None:
-    """Tell what is going on, on stderr: stdout belongs to the commands."""
+    """Print progress on stderr: stdout belongs to the commands."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -242,7 +242,7 @@ ASK_PATH = "import sys; print(sys.executable)"
 
 
 def works(python: str | Path, version: str) -> bool:
-    """Tell whether an interpreter has that version and starts: a shim may lead nowhere."""
+    """Return whether an interpreter has that version and starts: a shim may have no target."""
     asked = capture([str(python), "-c", ASK_VERSION])
     return asked.returncode == 0 and asked.stdout.strip() == version
 
@@ -327,7 +327,7 @@ def _walk(folder: Path) -> Iterator[str]:
 
 
 def says_where(path: str) -> bool | None:
-    """Tell whether a file's first line (Markdown: front matter) names its path; None: it cannot."""
+    """Return whether a file's first line (Markdown: front matter) names its path; None: it cannot."""
     if path != ".ci/run" and not path.endswith(HEADED):
         return None
     lines = [*(ROOT / path).read_text(encoding="utf-8").splitlines()[:3], "", "", ""]
@@ -437,7 +437,7 @@ def heading() -> str:
 
 
 def do_venv(_: argparse.Namespace, __: list[str]) -> int:
-    """Make .venv, empty, or leave it alone if it is there."""
+    """Make an empty .venv, unless there is one."""
     env = own_environment()
     env.make()
     print(f"{env.path.name} is there: Python {env.version}")
@@ -508,7 +508,7 @@ def do_status(_: argparse.Namespace, __: list[str]) -> int:
 
 
 def do_update(options: argparse.Namespace, __: list[str]) -> int:
-    """Commit everything that git does not ignore; only with --yes, else tell what would happen."""
+    """Commit everything that git does not ignore; only with --yes, else print what would happen."""
     changes = git("status", "--short")
     if changes.returncode:
         raise SetupError("This is no git repository, or git is not installed.")
@@ -523,7 +523,7 @@ def do_update(options: argparse.Namespace, __: list[str]) -> int:
 
 
 def do_push(options: argparse.Namespace, __: list[str]) -> int:
-    """Push the current branch; only with --yes, else tell what would happen."""
+    """Push the current branch; only with --yes, else print what would happen."""
     ahead = git("log", "--oneline", "@{upstream}..")
     if ahead.returncode:
         raise SetupError(

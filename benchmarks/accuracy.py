@@ -151,7 +151,7 @@ def _watch(limiter: LimiterCandidate, mode: str, rate: int, seconds: float) -> A
     wall, cpu = perf_counter(), process_time()
     try:
         times = sorted(_admissions(limiter, mode, rate, seconds))
-    except Exception as error:  # noqa: BLE001 - what breaks is told in its own cell
+    except Exception as error:  # noqa: BLE001 - an error is shown in its own cell
         result["status"] = f"failed: {type(error).__name__}: {error}"
         return result
     result["cpu"] = significant((process_time() - cpu) / (perf_counter() - wall), 2)

@@ -4,7 +4,7 @@
 Every builder imports its library itself, so that a missing one costs its own cells only. The
 settings are what a user of that library would write for the job named by the builder, with equal
 limits where the libraries let us choose them: three retries, 10,000 cache entries, an hour to
-live, a rate that nobody reaches.
+live, a rate that is never reached.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _blinker_send(function: Function, receivers: int) -> Function:
     import blinker
 
     signal = blinker.Signal()
-    # Receivers are told apart by identity; each calls the function once.
+    # Receivers are distinguished by identity; each calls the function once.
     for _ in range(receivers):
         signal.connect(functools.partial(function), weak=False)
 

@@ -80,7 +80,7 @@ def measure(name: str, effort: Effort, random: Random) -> RowResult:
         if not absent:
             sources[program.name] = source(program)
     for contender, text in list(sources.items()):
-        # The first start also writes the bytecode; a program that breaks is told in its own cell.
+        # The first start also writes the bytecode; an error is shown in its own cell.
         failure = _first_run(text)
         if failure:
             cells[contender]["status"] = f"failed: {failure}"

@@ -36,7 +36,7 @@ class Row:
         engines: The contenders.
         turn: What is measured.
         unit: Of its figure.
-        peer: Who the bar compares with.
+        peer: The candidate of the comparison.
         bar: What opero is held to.
         note: Why another contender may be quicker.
     """

@@ -374,7 +374,7 @@ def measure(row: Row, effort: Effort, random: Random) -> RowResult:
                 function = candidate.build(row.body())
                 timer = make_timer(function, row.call, distinct=row.distinct, run=run)
                 timer(1)
-            except Exception as error:  # noqa: BLE001 - what breaks is told in its own cell
+            except Exception as error:  # noqa: BLE001 - an error is shown in its own cell
                 cell["status"] = f"failed: {type(error).__name__}: {error}"
             else:
                 timers[candidate.name] = timer

@@ -16,12 +16,12 @@ _numbers = itertools.count(1)
 
 
 def fresh_folder() -> str:
-    """Return the path of a folder that nobody has used."""
+    """Return the path of an unused folder."""
     return f"{_scratch.name}/{next(_numbers)}"
 
 
 def fresh_namespace() -> str:
-    """Return a prefix that nobody has used."""
+    """Return an unused prefix."""
     return f"n{next(_numbers)}"
 
 

@@ -2,7 +2,7 @@
 """How each library keeps results on disk and on a Redis server, and how one computation serves many callers.
 
 A "plain" contender is the bare client of the store with an `if`: what a cache would cost that makes
-no keys, checks nothing and lets everybody compute at the same time.
+no keys, checks nothing and lets all callers compute at the same time.
 """
 
 from __future__ import annotations

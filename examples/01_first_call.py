@@ -23,7 +23,7 @@ service = flaky("22 °C and sunny", failures=2)
 
 @opero
 def weather(city: str) -> str:
-    """Tell the weather of a city."""
+    """Return the weather of a city."""
     return f"{city}: {service()}"
 
 
@@ -38,7 +38,7 @@ print(f"a receipt:     {receipt}")
 print(f"               the value is {receipt.value!r}, after {receipt.calls} calls")
 
 # 4. An error that no retry helps against is the function's own.
-service = flaky("never told", failures=99, error=TimeoutError)
+service = flaky("no answer", failures=99, error=TimeoutError)
 try:
     weather("Atlantis")
 except TimeoutError as error:

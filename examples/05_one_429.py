@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # this_file: examples/05_one_429.py
-"""Fifty callers, one "429, come back in 0.6 seconds": nobody calls meanwhile, by the server's clock."""
+"""Fifty callers, one "429, come back in 0.6 seconds": no call is made meanwhile, by the server's clock."""
 
 from __future__ import annotations
 

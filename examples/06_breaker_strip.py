@@ -18,7 +18,7 @@ DEAD_FROM, DEAD_TO, TICK = 0.4, 1.2, 0.03
 SCRIPT = f"/price  outage={DEAD_FROM}-{DEAD_TO}s  200"
 SIGNS = {"closed": "▁", "open": "█", "half_open": "▄"}
 
-# After three failures in a row nobody calls for 0.2 s, then one probe may; each that fails doubles the time.
+# After three failures in a row there are no calls for 0.2 s, then one probe; each that fails doubles the time.
 changes: list[events.CircuitChanged] = []
 breaker = CircuitBreaker("price", fail_max=3, reset_timeout=0.2, jitter=0)
 breaker.subscribe(changes.append)

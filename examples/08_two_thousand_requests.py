@@ -100,9 +100,9 @@ def run(server: BadDayServer, mode: str, folder: Path, requests: int) -> dict[st
     time.sleep(0.05)
     half = server.calls("/page")
     with program(mode, server.url, checkpoint, requests) as second:
-        told, _ = second.communicate()
+        output, _ = second.communicate()
     route = server.report()["routes"]["/page"]
-    found: dict[str, Any] = json.loads(told or "{}")
+    found: dict[str, Any] = json.loads(output or "{}")
     return {**found, "half": half, "calls": route["calls"], "quota": route["quota"]}
 
 

@@ -58,9 +58,9 @@ async def log_event(event: Event) -> None:
         print(f"      {event['circuit']}: {event['old_state']} → {event['new_state']}")
     if event["type"] == "task":
         depth = depths.setdefault(event["run_id"], depths.get(event["parent_id"], -1) + 1)
-        told = f" {event['result']!r}" if "result" in event else ""
-        told += f" {event['error']!r}" if "error" in event else ""
-        print(f"      {'   ' * depth}{event['task']!r} {event['state'].name}{told}")
+        outcome = f" {event['result']!r}" if "result" in event else ""
+        outcome += f" {event['error']!r}" if "error" in event else ""
+        print(f"      {'   ' * depth}{event['task']!r} {event['state'].name}{outcome}")
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def events_shown() -> Iterator[None]:
 
 
 async def main() -> None:
-    """Tell the story."""
+    """Run all parts."""
     print("in order, each step with the result of the one before")
     pipeline = Sequence(
         Task(fetch, 1, name="Fetch1"),

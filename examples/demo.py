@@ -65,7 +65,7 @@ def profile(user: str) -> dict[str, Any]:
 
 @opero(retries=1, min_delay="50ms", arg_fallback="mirror")
 def download(name: str, mirror: str | tuple[str, ...] = ("north", "south", "west")) -> str:
-    """Fetch a file from the first mirror that gives it; nobody listens at north."""
+    """Fetch a file from the first mirror that has it; no server listens at north."""
     base = server.dead_url if mirror == "north" else server.url
     return web.get(f"{base}/{mirror}/{name}").raise_for_status().text
 
@@ -181,7 +181,7 @@ def repeated_calls(runner: asyncio.Runner) -> Results:
 # --- telling what came of it ----------------------------------------------------------------------
 
 
-def tell(decorated: Results, plain: Results) -> None:
+def report(decorated: Results, plain: Results) -> None:
     """Print a line per call: what the receipts say, and how it went without opero."""
     head = ["call", "with opero", "source", "calls", "paused", "waited", "without opero"]
     rows = [
@@ -255,7 +255,7 @@ def check_claims(
     for user, calls in (("ada", 3), ("bob", 2), ("cleo", 2)):
         seen = routes[f"/profile/{user}"]
         claims.check(
-            f"profile({user!r}) took {calls} calls; the server saw {told(seen['outcomes'])}",
+            f"profile({user!r}) took {calls} calls; the server saw {describe(seen['outcomes'])}",
             decorated[f"profile({user!r})"][0].calls == seen["calls"] == calls,
         )
     (file,) = decorated["download('tides.csv')"]
@@ -300,7 +300,7 @@ def check_tiles(claims: Claims, tiles: MapResult[int], seen: dict[str, Any]) -> 
     )
 
 
-def told(outcomes: dict[str, int]) -> str:
+def describe(outcomes: dict[str, int]) -> str:
     """Put counts into words: "2 × 500, 1 × 200"."""
     return ", ".join(f"{count} × {outcome}" for outcome, count in outcomes.items())
 
@@ -332,7 +332,7 @@ def main() -> int:
         runner.run(async_web.aclose())
 
     heading("What happened to each call, and to the same call without opero")
-    tell(decorated | again, plain)
+    report(decorated | again, plain)
 
     heading("The quota: searches that reached the server in each quarter of a second")
     indented(f"with opero     {arrivals(log)}")

@@ -130,7 +130,7 @@ class BadDayServer:
             self._failure = error
             self._ready.set()
             return
-        # bound but not listening: the system refuses connections, and nobody else gets the port
+        # bound but not listening: the system refuses connections, and no other program gets the port
         with socket.socket() as dead:
             dead.bind((host, 0))
             self.url = f"http://{host}:{server.sockets[0].getsockname()[1]}"

@@ -151,7 +151,7 @@ def test_a_damaged_stamp_counts_as_none(installer: Installer, cleanup: ModuleTyp
     assert len(installer.asked) == 2
 
 
-def test_a_folder_that_is_no_environment_is_left_alone(cleanup: ModuleType, home: Path) -> None:
+def test_a_folder_that_is_no_environment_is_not_removed(cleanup: ModuleType, home: Path) -> None:
     precious = home / ".venv" / "thesis.txt"
     precious.parent.mkdir()
     precious.touch()
@@ -179,7 +179,9 @@ def test_an_unusable_environment_is_replaced(
     assert list(env.path.iterdir()) == []
 
 
-def test_a_missing_program_tells_how_to_get_it(cleanup: ModuleType, home: Path) -> None:
+def test_a_missing_program_is_reported_with_a_way_to_install_it(
+    cleanup: ModuleType, home: Path
+) -> None:
     env = cleanup.Environment(home / ".venv", sys.executable, "3.11")
     with pytest.raises(cleanup.SetupError, match=r"ruff is not in .venv. Run: python cleanup.py"):
         env.resolve(["ruff", "check"])
@@ -245,7 +247,7 @@ def test_test_passes_its_arguments_to_pytest(
     assert ran == [("test", ["-k", "retry and not slow", "-x"])]
 
 
-def test_an_old_python_is_told_so() -> None:
+def test_an_old_python_is_refused_with_a_message() -> None:
     code = (
         "import runpy, sys; sys.version_info = (3, 9, 1, 'final', 0); "
         f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
@@ -389,14 +391,14 @@ def test_push_does_nothing_without_yes(
     assert commits(elsewhere) == "second\nfirst\n"
 
 
-def test_push_of_a_branch_that_follows_none_tells_what_to_do(
+def test_push_without_an_upstream_branch_says_what_to_do(
     cleanup: ModuleType, repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cleanup.main(["push", "--yes"]) == 2
     assert "git push --set-upstream" in capsys.readouterr().err
 
 
-def test_stamp_tells_what_is_installed(installer: Installer, cleanup: ModuleType) -> None:
+def test_stamp_records_what_is_installed(installer: Installer, cleanup: ModuleType) -> None:
     installer.env.ensure("lint")
     stamp = json.loads((installer.env.path / cleanup.STAMP).read_text(encoding="utf-8"))
     assert stamp == {"fingerprint": cleanup.fingerprint(TABLE), "installed": ["ruff"]}

@@ -64,14 +64,14 @@ def nobody_is_left_on_the_default_bus() -> Any:
 # --- the bus --------------------------------------------------------------------------------------
 
 
-def test_handlers_hear_events_in_the_order_of_subscription(bus: EventBus) -> None:
+def test_handlers_get_events_in_the_order_of_subscription(bus: EventBus) -> None:
     heard: list[str] = []
     with bus.subscribe(lambda e: heard.append("a")), bus.subscribe(lambda e: heard.append("b")):
         bus.emit(HIT)
     assert heard == ["a", "b"]
 
 
-def test_a_handler_hears_the_types_it_asked_for_and_their_subclasses(bus: EventBus) -> None:
+def test_a_handler_gets_its_types_and_their_subclasses(bus: EventBus) -> None:
     heard: list[Event] = []
     with bus.subscribe(heard.append, types=[CacheHit, RetryScheduled]):
         bus.emit(HIT)
@@ -82,7 +82,7 @@ def test_a_handler_hears_the_types_it_asked_for_and_their_subclasses(bus: EventB
     assert heard == [HIT, MISS]
 
 
-def test_a_cancelled_subscription_hears_nothing(bus: EventBus) -> None:
+def test_a_cancelled_subscription_gets_no_event(bus: EventBus) -> None:
     heard: list[Event] = []
     subscription = bus.subscribe(heard.append)
     subscription.cancel()
@@ -125,7 +125,7 @@ def test_a_handler_may_subscribe_another(bus: EventBus) -> None:
     assert heard == [MISS]
 
 
-def test_a_handler_that_raises_is_reported_and_disturbs_nobody(
+def test_a_handler_that_raises_is_reported_and_affects_no_other(
     bus: EventBus, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(event: Event) -> None:
@@ -141,7 +141,7 @@ def test_a_handler_that_raises_is_reported_and_disturbs_nobody(
     assert heard == [HIT]
 
 
-def test_a_handler_that_cannot_even_be_shown_disturbs_nobody(bus: EventBus) -> None:
+def test_a_handler_whose_repr_raises_affects_no_call(bus: EventBus) -> None:
     class Rude:
         def __call__(self, event: Event) -> None:
             raise ValueError
@@ -178,7 +178,7 @@ def test_a_handler_that_cannot_be_called_is_refused(bus: EventBus) -> None:
     assert not bus.active
 
 
-def test_the_switch_is_held_while_anybody_listens() -> None:
+def test_the_switch_is_held_while_there_is_a_subscription() -> None:
     first, second = event_bus.subscribe(print), event_bus.subscribe(print)
     assert switch.on
     first.cancel()
@@ -187,7 +187,7 @@ def test_the_switch_is_held_while_anybody_listens() -> None:
     assert not switch.on
 
 
-def test_subscribing_from_many_threads_loses_nobody() -> None:
+def test_subscribing_from_many_threads_loses_no_subscription() -> None:
     bus = EventBus()
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -210,7 +210,7 @@ def test_subscribing_from_many_threads_loses_nobody() -> None:
         subscription.cancel()
 
 
-def test_a_subscription_tells_what_it_is_for(bus: EventBus) -> None:
+def test_repr_of_a_subscription_names_its_handler_and_types(bus: EventBus) -> None:
     with (
         bus.subscribe(print) as everything,
         bus.subscribe(print, types=[CacheHit, CacheMiss]) as two,
@@ -252,7 +252,7 @@ def test_an_event_is_frozen() -> None:
 # --- what a call tells ----------------------------------------------------------------------------
 
 
-def test_a_call_tells_its_story() -> None:
+def test_events_of_a_call_with_retries_and_fallbacks() -> None:
     @opero(arg_fallback="model", retries=1, jitter=False, rate_limit="1/s")
     def ask(model: str) -> str:
         if ask.stats.calls <= 2:
@@ -282,7 +282,7 @@ def test_a_call_tells_its_story() -> None:
     assert {e.function for e in told} == {ask.__qualname__}
 
 
-def test_a_call_that_gives_up_tells_with_what() -> None:
+def test_call_gave_up_has_the_error() -> None:
     error = ConnectionError("gone")
     fetch = opero(cache=False, retries=1, min_delay=0)(flaky("ok", failures=9, error=error))
     with capture_events(CallGaveUp) as told, pytest.raises(ConnectionError):
@@ -293,7 +293,7 @@ def test_a_call_that_gives_up_tells_with_what() -> None:
     assert event.error is error
 
 
-def test_no_secret_is_told() -> None:
+def test_no_event_holds_a_secret() -> None:
     @opero(cache=False, arg_fallback="api_key", retries=1, min_delay=0)
     def fetch(api_key: object) -> None:
         raise ConnectionError
@@ -307,7 +307,7 @@ def test_no_secret_is_told() -> None:
 # --- listeners of one function --------------------------------------------------------------------
 
 
-def test_a_listener_of_a_function_hears_that_function_only() -> None:
+def test_on_event_gets_events_of_its_function_only() -> None:
     heard: list[Event] = []
 
     @opero(on_event=heard.append)
@@ -325,7 +325,7 @@ def test_a_listener_of_a_function_hears_that_function_only() -> None:
     assert {e.function for e in heard} == {mine.__qualname__}
 
 
-def test_several_listeners_hear_and_the_bus_too() -> None:
+def test_several_listeners_and_the_bus_get_events() -> None:
     first: list[Event] = []
     second: list[Event] = []
     fetch = opero(cache=False, on_event=[first.append, second.append])(lambda: 1)
@@ -346,7 +346,7 @@ def test_a_listener_does_not_slow_other_functions_down() -> None:
     assert not switch.on
 
 
-def test_nothing_is_built_while_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_event_is_built_without_a_listener(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[type] = []
 
     def count(self: Event, **given: Any) -> None:

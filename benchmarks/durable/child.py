@@ -32,7 +32,7 @@ def main(module: str) -> None:
                     engine.replay(count, REPLAYS[row])
                 else:
                     getattr(engine, row)(count)
-            except Exception as error:  # noqa: BLE001 - it is told in the contender's cell
+            except Exception as error:  # noqa: BLE001 - it is shown in the contender's cell
                 print(
                     f"failed: {type(error).__name__}: {error}".replace("\n", " "),
                     file=answers,

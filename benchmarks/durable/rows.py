@@ -32,8 +32,8 @@ class Row:
     Attributes:
         title: As it stands in the report.
         job: Method of the engines.
-        contenders: Who knows it.
-        peer: With whom opero is compared in the summary.
+        contenders: Those that support it.
+        peer: The contender that opero is compared with in the summary.
         bar: What opero is held to.
         counts: Steps (or workflows) of one turn, and of one in a quick run.
         unit: "µs" for each of them, "ms" for the whole turn.

@@ -103,7 +103,7 @@ class Route:
     loops: bool = False
 
     def matches(self, path: str, fields: Mapping[str, str]) -> bool:
-        """Tell whether a request for `path` with these fields belongs to this route."""
+        """Return whether a request for `path` with these fields belongs to this route."""
         if self.path.endswith("*"):
             if not path.startswith(self.path[:-1]):
                 return False

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from opero.errors import OperoError, OperoUsageError, OperoWarning
     from opero.events import EventBus, event_bus
     from opero.limits.breaker import CircuitBreaker, CircuitState
-    from opero.limits.concurrency_limit import ConcurrencyLimit
+    from opero.limits.permits import ConcurrencyLimit
     from opero.orchestrator import FallbackChain, Orchestrator, orchestrate
     from opero.orchestrator.config import (
         ConcurrencyConfig,
@@ -106,7 +106,7 @@ _lazy, __dir__ = lazy_exports(
         "CircuitGroup": "opero.tasks.circuit_group",
         "CircuitState": "opero.limits.breaker",
         "ConcurrencyConfig": "opero.orchestrator.config",
-        "ConcurrencyLimit": "opero.limits.concurrency_limit",
+        "ConcurrencyLimit": "opero.limits.permits",
         "ContextAdapter": "opero.utils.logging",
         "EventBus": "opero.events",
         "FallbackChain": "opero.orchestrator",

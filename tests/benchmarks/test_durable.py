@@ -20,7 +20,7 @@ def test_a_quick_turn_has_figures_of_opero(name: str, monkeypatch: pytest.Monkey
         assert found["candidates"][rows.DBOS] == {"status": "not installed", "samples": []}
 
 
-def test_a_contender_that_cannot_do_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_contender_that_cannot_do_it_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     row = rows.Row(
         "impossible", "no_such_job", ("opero",), None, {"limit": 1, "of": "absolute"}, (1, 1)
     )

@@ -28,14 +28,14 @@ def test_a_turn_has_a_figure() -> None:
     assert len(cell["samples"]) == 1
 
 
-def test_who_loses_good_items_has_none_but_says_so() -> None:
+def test_a_candidate_that_loses_good_items_has_no_figure_but_a_note() -> None:
     cell: Cell = {"status": "ok", "samples": []}
     assert maps._turn("map-crash", "concurrent.futures", cell).startswith("keeps ")
     assert cell["samples"] == []
 
 
 @pytest.mark.parametrize(("opero", "listed"), [(20.0, True), (5.0, False)])
-def test_the_page_tells_where_another_is_first_and_why(opero: float, listed: bool) -> None:
+def test_the_page_says_where_another_is_first_and_why(opero: float, listed: bool) -> None:
     row: RowResult = {
         "title": "a map",
         "unit": "ms",

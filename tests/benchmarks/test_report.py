@@ -119,7 +119,7 @@ def test_the_page_names_what_is_missed_and_what_is_not_installed() -> None:
     assert "not installed" in render([_results(_row([1.0], [], None))])
 
 
-def test_results_come_back_as_they_were_saved(tmp_path: Path) -> None:
+def test_saved_results_are_loaded_unchanged(tmp_path: Path) -> None:
     found = _results(_row([150.0, 160.0], [100.0, 100.0], None))
 
     path = results.save(found, tmp_path)

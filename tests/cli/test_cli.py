@@ -72,7 +72,7 @@ def test_help_names_all_commands() -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("cache",), ("cach",), ("cache", "clear")])
-def test_wrong_arguments_are_told_on_stderr(arguments: tuple[str, ...]) -> None:
+def test_wrong_arguments_are_reported_on_stderr(arguments: tuple[str, ...]) -> None:
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith("usage: opero")
@@ -108,7 +108,7 @@ def installed(folder: Path, **versions: str) -> Path:
     return folder
 
 
-def test_info_tells_versions_extras_and_places(tmp_path: Path) -> None:
+def test_info_prints_versions_extras_and_folders(tmp_path: Path) -> None:
     path = installed(tmp_path, opero="9.8.7", tenacity="9.0", redis="5.1")
     cache = tmp_path / "answers"
     code, out, err = run("info", path=path, OPERO_CACHE_DIR=str(cache))
@@ -216,7 +216,7 @@ def test_a_store_that_cannot_be_used_is_one_line_on_stderr(backend: str, told: s
     assert "hunter2" not in err
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_of_another_program_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine", encoding="utf-8")
     code, _, err = run("cache", "clear", "geo", "--backend", f"disk:{tmp_path}")
     assert code == 1

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import queue
 import threading
 from types import SimpleNamespace
@@ -14,6 +15,8 @@ import pytest
 from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter, events, failures, opero
 from opero.errors import BulkheadFullError, CallTimeoutError, CircuitOpenError, OperoUsageError
 from opero.testing import capture_events, fake_clock, flaky
+
+NUMBERS = itertools.count()
 
 
 class ThrottledError(Exception):
@@ -62,7 +65,9 @@ def test_a_pause_that_a_circuit_does_not_outlast_is_made(face: Any, clock: Any) 
 def test_who_finds_the_circuit_open_after_a_pause_ends_with_the_last_real_error(
     face: Any, clock: Any
 ) -> None:
-    breaker = CircuitBreaker("svc", fail_max=9)
+    # Two live breakers of one name are an error, and the other case's may not be collected yet.
+    name = f"service {next(NUMBERS)}"
+    breaker = CircuitBreaker(name, fail_max=9)
 
     def opens(event: Any) -> None:
         if isinstance(event, events.RetryScheduled):
@@ -71,7 +76,7 @@ def test_who_finds_the_circuit_open_after_a_pause_ends_with_the_last_real_error(
     fetch = opero(cache=False, circuit_breaker=breaker, on_event=opens)(face.of(broken))
     with pytest.raises(ConnectionError) as caught:
         face.run(fetch)
-    assert "then CircuitOpenError: circuit 'svc' is held open" in caught.value.__notes__[0]
+    assert f"then CircuitOpenError: circuit {name!r} is held open" in caught.value.__notes__[0]
     assert (len(clock.sleeps), fetch.stats.calls) == (1, 1)
 
 

@@ -1,5 +1,5 @@
 # this_file: tests/composition/test_map_model.py
-"""Maps against the plainest of models, a loop: whatever the engine, the options, failures and equal items."""
+"""Maps against the plainest of models, a loop: whatever the executor, the options, failures and equal items."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def body(x: int) -> int:
     return 10 * x
 
 
-def decorated(engine: tuple[str, dict[str, Any]], ran: list[int], options: dict[str, Any]) -> Any:
-    kind, where = engine
+def decorated(executor: tuple[str, dict[str, Any]], ran: list[int], options: dict[str, Any]) -> Any:
+    kind, where = executor
 
     def counted(x: int) -> int:
         ran.append(x)
@@ -83,7 +83,7 @@ def waited(begun: Any) -> Any:
     return list(begun) if hasattr(begun, "__next__") else begun
 
 
-def as_told(found: list[Any]) -> list[Any]:
+def in_outcomes(found: list[Any]) -> list[Any]:
     return [("failed", one.args[0]) if isinstance(one, RefusedError) else one for one in found]
 
 
@@ -92,13 +92,13 @@ def model(items: list[int]) -> list[Any]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(engine=engines, items=items_of, options=shapes, streams=st.booleans())
+@given(executor=engines, items=items_of, options=shapes, streams=st.booleans())
 def test_a_map_gives_what_a_loop_gives(
-    engine: Any, items: list[int], options: dict[str, Any], streams: bool
+    executor: Any, items: list[int], options: dict[str, Any], streams: bool
 ) -> None:
     ran: list[int] = []
-    mapped = decorated(engine, ran, {**options, "on_error": "return"})
-    found = as_told(waited(mapped.stream(iter(items)) if streams else mapped(items)))
+    mapped = decorated(executor, ran, {**options, "on_error": "return"})
+    found = in_outcomes(waited(mapped.stream(iter(items)) if streams else mapped(items)))
     expected = model(items)
     if options["ordered"]:
         assert found == expected
@@ -117,11 +117,11 @@ def test_a_map_gives_what_a_loop_gives(
 
 
 @settings(max_examples=80, deadline=None)
-@given(engine=engines, items=items_of, options=shapes)
+@given(executor=engines, items=items_of, options=shapes)
 def test_a_report_accounts_for_every_item(
-    engine: Any, items: list[int], options: dict[str, Any]
+    executor: Any, items: list[int], options: dict[str, Any]
 ) -> None:
-    mapped = decorated(engine, [], options)
+    mapped = decorated(executor, [], options)
     seen: list[int] = []
     result = waited(mapped.with_options(on_result=lambda one: seen.append(one.index)).map(items))
     assert sorted(seen) == list(range(len(items))), "each index ends exactly once"
@@ -135,15 +135,15 @@ def test_a_report_accounts_for_every_item(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    engine=engines,
+    executor=engines,
     items=items_of,
     options=shapes,
     most=st.integers(min_value=1, max_value=4),
 )
 def test_a_map_that_stops_never_passes_for_a_complete_one(
-    engine: Any, items: list[int], options: dict[str, Any], most: int
+    executor: Any, items: list[int], options: dict[str, Any], most: int
 ) -> None:
-    mapped = decorated(engine, [], {**options, "max_errors": most, "on_error": "skip"})
+    mapped = decorated(executor, [], {**options, "max_errors": most, "on_error": "skip"})
     failing = sum(x < 0 for x in items)
     try:
         found = waited(mapped(items))
@@ -159,9 +159,9 @@ def test_a_map_that_stops_never_passes_for_a_complete_one(
 
 
 @settings(max_examples=60, deadline=None)
-@given(engine=engines, options=shapes, taken=st.integers(min_value=0, max_value=12))
+@given(executor=engines, options=shapes, taken=st.integers(min_value=0, max_value=12))
 def test_a_stream_that_is_left_reads_no_further_than_its_window(
-    engine: Any, options: dict[str, Any], taken: int
+    executor: Any, options: dict[str, Any], taken: int
 ) -> None:
     pulled = itertools.count()
     last = 0
@@ -175,7 +175,7 @@ def test_a_stream_that_is_left_reads_no_further_than_its_window(
         **options,
         "chunksize": options["chunksize"] if options["chunksize"] != "auto" else 1,
     }
-    mapped = decorated(engine, [], options)
+    mapped = decorated(executor, [], options)
 
     async def leave() -> list[Any]:
         stream, found = mapped.stream(numbers()), []
@@ -184,7 +184,7 @@ def test_a_stream_that_is_left_reads_no_further_than_its_window(
         await stream.aclose()
         return found
 
-    if engine[0] == "sync":
+    if executor[0] == "sync":
         stream = mapped.stream(numbers())
         found = list(itertools.islice(stream, taken))
         stream.close()
@@ -198,7 +198,7 @@ def test_a_stream_that_is_left_reads_no_further_than_its_window(
 
 
 class Some:
-    """Knows what somebody has told it."""
+    """Returns what it was given before."""
 
     blocking = False
 
@@ -219,18 +219,18 @@ class Some:
 
 
 @settings(max_examples=80, deadline=None)
-@given(engine=engines, items=items_of, options=shapes, cut=st.integers(min_value=0, max_value=30))
+@given(executor=engines, items=items_of, options=shapes, cut=st.integers(min_value=0, max_value=30))
 def test_a_map_that_was_cut_short_and_recorded_ends_as_one_that_was_not(
-    engine: Any, items: list[int], options: dict[str, Any], cut: int
+    executor: Any, items: list[int], options: dict[str, Any], cut: int
 ) -> None:
     ran: list[int] = []
     recorder = Some({})
     token = recording.set(lambda name: recorder)
     try:
-        first = decorated(engine, ran, {**options, "on_error": "return"})
+        first = decorated(executor, ran, {**options, "on_error": "return"})
         waited(first(items[:cut]))
         before = len(ran)
-        second = decorated(engine, ran, {**options, "on_error": "return"})
+        second = decorated(executor, ran, {**options, "on_error": "return"})
         result = waited(second.map(items))
     finally:
         recording.reset(token)

@@ -1,5 +1,5 @@
 # this_file: tests/composition/test_map_reports.py
-"""What a map tells of itself: times, tracebacks, what it took from an earlier run."""
+"""What a map reports: times, tracebacks, what it took from an earlier run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("mode", ["thread", "process"])
-def test_it_tells_how_long_it_took_and_how_much_work_that_was(mode: str) -> None:
+def test_result_has_the_time_it_took_and_the_work_it_was(mode: str) -> None:
     @operomap(mode=mode, workers=2, cache=False)  # type: ignore[call-overload]
     def work(x: int) -> int:
         time.sleep(0.05)

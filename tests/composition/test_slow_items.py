@@ -1,5 +1,5 @@
 # this_file: tests/composition/test_slow_items.py
-"""A slow item holds nobody back: neither those of its chunk that are done, nor those behind it."""
+"""A slow item delays no other: neither finished ones of its chunk, nor those behind it."""
 
 from __future__ import annotations
 
@@ -147,14 +147,14 @@ def test_each_item_is_run_once(way: Way, tmp_path: Path) -> None:
     assert [len((tmp_path / str(x)).read_text()) for x in range(16)] == [1] * 16
 
 
-def test_large_results_arrive_whole_whoever_reports_them(way: Way) -> None:
+def test_large_results_arrive_whole_in_early_reports(way: Way) -> None:
     fn = way.of(lambda x: np.full(40_000, x), frozenset([5]), chunksize=8)
     found, last = way.first(15, fn, range(16))
     assert sorted(int(array[0]) for array in found) == [x for x in range(16) if x != 5]
     assert all((array == array[0]).all() for array in [*found, *last])
 
 
-def test_counters_are_exact_whoever_reports(way: Way) -> None:
+def test_counters_are_exact_with_early_reports(way: Way) -> None:
     def run(x: int) -> int:
         if x % 4 == 1:
             raise ValueError(x)

@@ -55,7 +55,7 @@ def test_when_the_rest_will_not_come_gaps_are_jumped() -> None:
     assert taken(order) == [2, 3, 7]
 
 
-def test_as_they_come_nobody_waits() -> None:
+def test_completion_order_hands_out_at_once() -> None:
     order = CompletionOrder()
     order.put(batch_of(5))
     order.put(batch_of(1, 9))

@@ -102,7 +102,7 @@ def test_functions_share_a_file_and_nothing_in_it(run: Path) -> None:
     assert over(run, lambda x: -x)([1]) == [-1]
 
 
-def test_what_a_function_closes_over_tells_it_apart(run: Path) -> None:
+def test_checkpoint_keys_differ_by_what_a_function_closes_over(run: Path) -> None:
     def times(n: int) -> Any:
         return over(run, lambda x: n * x)
 
@@ -155,9 +155,9 @@ def test_results_come_back_as_they_were(run: Path) -> None:
 
 def test_what_cannot_be_written_is_said_once_and_run_again(run: Path) -> None:
     mapped = over(run, lambda x: (RAN.append(x), threading.Lock())[1])
-    with pytest.warns(OperoWarning, match="cannot be written to the checkpoint") as told:
+    with pytest.warns(OperoWarning, match="cannot be written to the checkpoint") as warned:
         mapped([1, 2])
-    assert len(told) == 1
+    assert len(warned) == 1
     with pytest.warns(OperoWarning):
         mapped([1])
     assert RAN == [1, 2, 1]
@@ -188,7 +188,7 @@ def test_a_file_that_is_something_else_is_not_touched(run: Path, what: str) -> N
     assert RAN == []
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_checkpoint_in_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="unable to open"):
         over(tmp_path / "nowhere" / "run.db")([1])
 

@@ -12,10 +12,10 @@ times = st.floats(min_value=0, max_value=100)
 
 
 @given(st.lists(st.tuples(st.integers(0, 100), times)))
-def test_it_starts_with_one_item_and_grows_step_by_step(told: list[tuple[int, float]]) -> None:
+def test_it_starts_with_one_item_and_grows_step_by_step(samples: list[tuple[int, float]]) -> None:
     chunks = ChunkSize(target_s=0.03)
     assert chunks.size == 1
-    for items, busy in told:
+    for items, busy in samples:
         before = chunks.size
         chunks.measured(items, busy)
         assert 1 <= chunks.size <= min(LARGEST, 16 * before)

@@ -1,5 +1,5 @@
 # this_file: tests/concurrency/test_dedupe.py
-"""What was computed reaches the store and those who wait, also when the map ends meanwhile."""
+"""Computed results reach the store and the waiters, also when the map ends meanwhile."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Stuck:
         return 0
 
 
-def test_who_waits_for_an_item_of_a_map_that_is_cancelled_while_it_stores_goes_on() -> None:
+def test_waiter_takes_over_when_the_map_is_cancelled_while_it_stores() -> None:
     store, calls = Stuck(), []
 
     @operomap(cache_backend=store, mode="async", retries=0)

@@ -54,19 +54,19 @@ def test_lost_items_ask_the_retry_budget(body: Any, tmp_path: Path) -> None:
     assert (budget.calls, budget.retries, budget.left) == (6, 4, 0)
 
 
-def test_who_got_no_retry_of_the_budget_says_so(tmp_path: Path) -> None:
-    heard: list[str] = []
+def test_retry_budget_refuses_a_lost_item_with_an_event(tmp_path: Path) -> None:
+    received: list[str] = []
 
-    def hear(event: events.Event) -> None:
+    def receive(event: events.Event) -> None:
         if isinstance(event, events.RetryBudgetSpent):
-            heard.append(event.budget)
+            received.append(event.budget)
 
     budget = RetryBudget(ratio=0, minimum=1, window=3600, name="svc")
-    f = mapped(die, retry_budget=budget, on_event=hear)
+    f = mapped(die, retry_budget=budget, on_event=receive)
     (failure,) = f.map([1], str(tmp_path)).failures
     assert isinstance(failure.error, WorkerLostError)
     assert "no retry is left in <RetryBudget 'svc'" in "".join(failure.error.__notes__)
-    assert (failure.attempts, calls(tmp_path), heard) == (2, 2, ["svc"])
+    assert (failure.attempts, calls(tmp_path), received) == (2, 2, ["svc"])
 
 
 def test_functions_share_a_budget_across_all_workers(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_attempts_count_what_was_lost(tmp_path: Path) -> None:
 
 
 def refuse(x: int, folder: str) -> int:
-    """Die first; then give a result that nobody wants."""
+    """Die first; then return a result that is rejected."""
     note(folder, x)
     if calls(Path(folder)) == 1:
         os.kill(os.getpid(), signal.SIGKILL)

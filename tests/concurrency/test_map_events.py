@@ -1,5 +1,5 @@
 # this_file: tests/concurrency/test_map_events.py
-"""Listeners hear how far a map has got."""
+"""Events of a map: its progress, its end, and that it stands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from opero import operomap
+from opero import RateLimiter, operomap
 from opero.concurrency.batches import Batch
 from opero.concurrency.progress import Progress
 from opero.events import MapProgress, MapWaiting
@@ -17,33 +17,33 @@ from opero.events.messages import describe_event
 from opero.testing import FakeClock, capture_events
 
 
-def told_of(run: Any) -> list[Any]:
-    with capture_events(MapProgress) as told:
+def events_of(run: Any) -> list[Any]:
+    with capture_events(MapProgress) as sent:
         run()
-    return told
+    return sent
 
 
 @pytest.mark.parametrize("mode", ["thread", "async", "process"])
-def test_the_last_event_tells_how_it_ended(mode: Any, face: Any) -> None:
+def test_map_progress_ends_with_the_final_counts(mode: Any, face: Any) -> None:
     def fetch(x: int) -> float:
         return 1 / x
 
     made = operomap(mode=mode, workers=2, retries=0, on_error="skip")(face.of(fetch))
-    last = told_of(lambda: face.run(made, [1, 2, 0, 1]))[-1]
+    last = events_of(lambda: face.run(made, [1, 2, 0, 1]))[-1]
     assert (last.done, last.total, last.failed, last.finished) == (4, 4, 1, True)
     assert last.name.endswith("fetch")
     assert last.seconds >= 0
-    last = told_of(lambda: face.run(made, [1, 2]))[-1]
+    last = events_of(lambda: face.run(made, [1, 2]))[-1]
     assert (last.done, last.cached) == (2, 2)
 
 
-def test_nobody_knows_how_long_a_generator_is() -> None:
+def test_map_progress_of_a_generator_has_no_total() -> None:
     made = operomap(mode="thread", cache=False)(abs)
-    last = told_of(lambda: list(made.stream(iter(range(5)))))[-1]
+    last = events_of(lambda: list(made.stream(iter(range(5)))))[-1]
     assert (last.done, last.total, last.finished) == (5, None, True)
 
 
-def test_an_asynchronous_map_tells_it_too() -> None:
+def test_map_progress_of_an_asynchronous_map() -> None:
     @operomap(cache=False)
     async def fetch(x: int) -> int:
         return x
@@ -51,7 +51,7 @@ def test_an_asynchronous_map_tells_it_too() -> None:
     async def main() -> list[int]:
         return [x async for x in fetch.stream(range(3))]
 
-    assert told_of(lambda: asyncio.run(main()))[-1].done == 3
+    assert events_of(lambda: asyncio.run(main()))[-1].done == 3
 
 
 def test_a_map_that_fails_says_how_far_it_got() -> None:
@@ -63,7 +63,7 @@ def test_a_map_that_fails_says_how_far_it_got() -> None:
         with pytest.raises(ZeroDivisionError):
             fetch([1, 0, 2])
 
-    last = told_of(run)[-1]
+    last = events_of(run)[-1]
     assert (last.failed, last.finished) == (1, True)
 
 
@@ -118,3 +118,22 @@ def test_a_map_that_will_stand_for_long_says_so_at_once(clock: FakeClock) -> Non
 
 def test_without_listeners_nothing_is_sent_and_nothing_ticks() -> None:
     assert progress_of(1).interval is None
+
+
+def test_a_map_whose_quota_is_used_up_says_for_how_long_at_once() -> None:
+    @operomap(workers=2, cache=False, retries=0, rate_limit=RateLimiter("2/day", burst=0))
+    async def fetch(x: int) -> int:
+        return x
+
+    async def main() -> list[Any]:
+        with capture_events(MapWaiting) as sent:
+            running = asyncio.ensure_future(fetch.map(range(3)))
+            async with asyncio.timeout(10):
+                while not sent:  # noqa: ASYNC110 - the map sends it
+                    await asyncio.sleep(0.05)
+            running.cancel()
+            await asyncio.wait({running})
+        return sent
+
+    (event,) = asyncio.run(main())
+    assert (event.done, event.total, event.reason) == (2, 3, "limit: next in 24 h")

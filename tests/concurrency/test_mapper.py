@@ -38,7 +38,7 @@ def test_debugging_wins_over_every_mode(mode: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_who_is_recorded_stays_in_this_process(mode: Any) -> None:
+def test_recorded_maps_stay_in_this_process(mode: Any) -> None:
     options = MapOptions(mode=mode)
     assert choose_mode(options, awaits=False, recorded=True) == "thread"
     assert choose_mode(options, awaits=True, recorded=True) == "async"
@@ -59,13 +59,13 @@ def test_care_of_processes_is_refused_where_there_are_none(option: str, value: A
 
 
 @pytest.mark.parametrize(("option", "value"), CARE)
-def test_but_not_while_somebody_debugs(option: str, value: Any) -> None:
+def test_options_of_workers_are_accepted_with_sequential(option: str, value: Any) -> None:
     double = operomap(sequential=True, mode="process", **{option: value})(lambda x: 2 * x)
     assert double([2]) == [4]
 
 
 @pytest.mark.parametrize("mode", ["process", "async_process"])
-def test_the_description_tells_where_items_run(mode: Any) -> None:
+def test_explain_names_where_items_run(mode: Any) -> None:
     async def fetch(x: int) -> int:
         return x
 

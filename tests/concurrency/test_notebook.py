@@ -86,7 +86,7 @@ def notebook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
             from opero import operomap
 
             async def tick():
-                # The kernel hears of its stop button when its event loop wakes (ipython/ipykernel#881).
+                # The kernel notices its stop button when its event loop wakes (ipython/ipykernel#881).
                 while True:
                     await asyncio.sleep(0.05)
 
@@ -174,15 +174,15 @@ def test_progress_is_a_widget(notebook: Notebook) -> None:
     assert len(widgets) == 1
     assert cell.stderr == ""
     box = widgets[0]["application/vnd.jupyter.widget-view+json"]["model_id"]
-    told = notebook.ran(
+    output = notebook.ran(
         f"""
         from ipywidgets.widgets.widget import _instances
         print(*[child.value for child in _instances[{box!r}].children])
         """
     ).stdout
-    assert "shown: 100%" in told.replace("\u2007", " ")
-    assert "50/50" in told
-    assert "failed=1" in told
+    assert "shown: 100%" in output.replace("\u2007", " ")
+    assert "50/50" in output
+    assert "failed=1" in output
 
 
 def test_progress_is_a_line_of_text_without_widgets(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # this_file: tests/concurrency/test_pool.py
-"""The map without the rest of opero: a decorator and an executor on the same engine."""
+"""The map without cache and retries: a decorator and an executor."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_options_of_other_stages_are_refused(make: Any) -> None:
     assert make(timeout=5)
 
 
-def test_an_executor_tells_how_it_runs() -> None:
+def test_repr_of_an_executor_names_its_options() -> None:
     assert repr(get_parallel_executor(workers=2)) == "<ParallelExecutor workers=2>"
     assert repr(get_parallel_executor()) == "<ParallelExecutor with defaults>"
 

@@ -1,5 +1,5 @@
 # this_file: tests/concurrency/test_progress.py
-"""The progress bar: right totals where somebody looks, nothing anywhere else."""
+"""The progress bar: right totals at a terminal, and no output anywhere else."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_bar_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert terminal.getvalue() == ""
 
 
-def test_a_closed_stderr_is_nobody_who_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_no_bar_on_a_closed_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     closed = io.StringIO()
     closed.close()
     monkeypatch.setattr(sys, "stderr", closed)

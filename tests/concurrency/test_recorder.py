@@ -1,5 +1,5 @@
 # this_file: tests/concurrency/test_recorder.py
-"""Who records maps from outside is asked before anything runs, and told before anybody sees."""
+"""Recorders are asked before anything runs, and get each outcome before the caller does."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Memory:
     def keep(self, finished: Sequence[Finished]) -> None:
         self.threads.add(threading.get_ident())
         for index, _, outcome in finished:
-            assert index not in self.known, "each item is told once"
+            assert index not in self.known, "each item is recorded once"
             self.known[index] = outcome
 
     def close(self) -> None:
@@ -96,7 +96,7 @@ def test_items_run_here_in_contexts_that_were_prepared(
 ) -> None:
     def look(x: int) -> tuple[int, list[Any], bool]:
         found = where.get()
-        where.set(["somebody else's"])
+        where.set(["another item's"])
         return os.getpid(), found, recording.get() is not None
 
     found = mapped(kind, look, **options)([7, 8, 9])
@@ -112,13 +112,13 @@ def test_a_failure_that_is_known_is_the_items_again(memory: Memory) -> None:
     assert result.resumed == 1
 
 
-def test_failures_are_told_like_results(memory: Memory) -> None:
+def test_failures_are_recorded_like_results(memory: Memory) -> None:
     result = mapped("sync", lambda x: 1 / x, on_error="skip")([1, 0])
     assert result == [1.0]
     assert isinstance(memory.known[1].error, ZeroDivisionError)
 
 
-def test_what_ends_the_program_is_not_told(memory: Memory) -> None:
+def test_what_ends_the_program_is_not_recorded(memory: Memory) -> None:
     def leave(x: int) -> None:
         raise SystemExit(x)
 
@@ -128,7 +128,7 @@ def test_what_ends_the_program_is_not_told(memory: Memory) -> None:
     assert memory.closed == 1
 
 
-def test_it_is_told_before_anybody_sees(memory: Memory) -> None:
+def test_outcomes_are_recorded_before_the_caller_gets_them(memory: Memory) -> None:
     seen = []
     double = operomap(cache=False, on_result=lambda one: seen.append(one.index in memory.known))(
         abs
@@ -137,7 +137,7 @@ def test_it_is_told_before_anybody_sees(memory: Memory) -> None:
     assert seen == [True, True]
 
 
-def test_the_cache_is_asked_later_and_what_it_knows_is_told(memory: Memory) -> None:
+def test_cache_hits_are_recorded(memory: Memory) -> None:
     double = operomap()(abs)
     double.one(-5)
     assert double([-5]) == [5]
@@ -155,10 +155,10 @@ def test_an_event_loop_does_not_wait_for_a_recorder_that_blocks(memory: Memory) 
 def test_a_map_may_be_left_unrecorded() -> None:
     names: list[str] = []
 
-    def nobody(name: str) -> None:
+    def no_recorder(name: str) -> None:
         names.append(name)
 
-    token = recording.set(nobody)
+    token = recording.set(no_recorder)
     try:
         assert operomap(mode="thread")(abs)([-1]) == [1]
     finally:

@@ -65,9 +65,9 @@ class RandomExecutor:
         mood = self.rng.random()
         if poisoned and mood < 0.5:
             culprit = poisoned[0] if self.names_culprit else None
-            # Of what shares its worker with other chunks, nobody can be blamed.
+            # No item of a worker with several chunks can be blamed.
             alone = chunk.attempt > 0 or self.rng.random() < 0.5
-            return Lost(chunk.id, culprit if alone else None, "crash", 1, -9, alone=alone)
+            return Lost(chunk.id, culprit if alone else None, "crash", 1, -9, only_chunk=alone)
         if mood < 0.65:
             # Whatever is done from there on was not begun.
             last = max((n for n in range(progress.kept) if progress.has(n)), default=-1)
@@ -135,7 +135,7 @@ def test_every_index_ends_exactly_once_within_the_window(
     items: list[str], ordered: bool, names_culprit: bool, slots: int, rng: random.Random
 ) -> None:
     scheduler = scheduler_of(ordered=ordered)
-    engine = RandomExecutor(rng, names_culprit=names_culprit)
+    executor = RandomExecutor(rng, names_culprit=names_culprit)
     handed: list[int] = []
     failed: list[int] = []
     source, now = list(items), 0.0
@@ -147,8 +147,8 @@ def test_every_index_ends_exactly_once_within_the_window(
         idx = scheduler.admit(len(pulled))
         scheduler.enqueue(idx, pulled)
         while (chunk := scheduler.next_chunk(slots, now)) is not None:
-            engine.submit(chunk)
-        assert len(engine.held) == scheduler.in_flight <= slots
+            executor.submit(chunk)
+        assert len(executor.held) == scheduler.in_flight <= slots
         progressed = False
         while (batch := scheduler.hand_out()) is not None:
             progressed = True
@@ -158,16 +158,16 @@ def test_every_index_ends_exactly_once_within_the_window(
             break
         if progressed:
             continue
-        if engine.held:
+        if executor.held:
             now += 0.01
-            for batch in scheduler.take(engine.poll(), now):
+            for batch in scheduler.take(executor.poll(), now):
                 scheduler.finish(batch)
         else:
             due = scheduler.next_due()
             assert due is not None, "I1: it would wait for ever"
             now = max(now, due)
     assert sorted(handed) == list(range(len(items))), "I3"
-    twice = [n for n, times in engine.ran.items() if times > 1 + (n in engine.parked)]
+    twice = [n for n, times in executor.ran.items() if times > 1 + (n in executor.parked)]
     assert not twice, "what was reported ran again"
     if ordered:
         assert handed == sorted(handed)
@@ -208,7 +208,7 @@ def test_a_chunk_lost_without_culprit_is_halved_until_one_item_stands_alone() ->
     assert sum(len(batch) for batch in batches) == 7
 
 
-def test_a_known_culprit_costs_nobody_else_anything() -> None:
+def test_a_known_culprit_costs_no_other_item_anything() -> None:
     scheduler = scheduler_of(ordered=False)
     scheduler._size.size = 4
     feed(scheduler, ["a", "b", POISON, "d"])
@@ -294,13 +294,13 @@ def test_before_the_end_chunks_stay_whole() -> None:
     scheduler._size.size = 4
     feed(scheduler, list(range(16)))
     assert [len(run_chunk(scheduler, 4)) for _ in range(4)] == [4, 4, 4, 4]
-    scheduler.take([done(scheduler._out[0].chunk)], 0.0)
+    scheduler.take([done(scheduler._out[0])], 0.0)
     scheduler._size.size = 4
     feed(scheduler, list(range(4)))
     assert len(run_chunk(scheduler, 4)) == 4
 
 
-def test_slow_input_goes_to_all_who_have_nothing() -> None:
+def test_slow_input_goes_to_all_workers_without_items() -> None:
     scheduler = scheduler_of(ordered=False)
     scheduler._size.size = 4
     feed(scheduler, list(range(4)))
@@ -339,7 +339,7 @@ def test_items_that_died_with_others_are_tried_again_alone_before_one_is_blamed(
     scheduler = scheduler_of(ordered=False)
     feed(scheduler, [POISON])
     chunk = run_chunk(scheduler)
-    assert scheduler.take([Lost(chunk.id, None, "crash", alone=False)], 0.0) == []
+    assert scheduler.take([Lost(chunk.id, None, "crash", only_chunk=False)], 0.0) == []
     again = run_chunk(scheduler)
     assert (again.items, again.attempt) == ([POISON], 1)
     scheduler.take([Lost(again.id, None, "crash")], 0.0)

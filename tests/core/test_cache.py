@@ -1234,7 +1234,7 @@ def test_a_wrapper_finds_the_entry_by_types_and_values():
     get = f.cache.fast_get
     entry = get((str, "a", int, 2))
     assert entry.expires > time.monotonic()
-    assert entry.thaw(entry.value) == ["a", 2]
+    assert entry.copier(entry.value) == ["a", 2]
     f.handle.clear()
     assert get((str, "a", int, 2)) is None
     f("a")

@@ -409,9 +409,7 @@ def test_a_value_that_two_threads_meet_first_has_one_breaker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     breaker, rival = CircuitBreaker(), CircuitBreaker()
-    monkeypatch.setattr(
-        "opero.limits.breaker.shared.make_room", lambda parts: parts.update(key=rival)
-    )
+    monkeypatch.setattr(CircuitBreaker, "_make_room", lambda self: self._parts.update(key=rival))
     assert breaker.part("key", "a") is rival
 
 
@@ -419,7 +417,7 @@ def test_a_hand_that_comes_in_between_reaches_a_new_value_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     breaker = CircuitBreaker()
-    monkeypatch.setattr("opero.limits.breaker.shared.make_room", lambda parts: breaker.force_open())
+    monkeypatch.setattr(CircuitBreaker, "_make_room", lambda self: breaker.force_open())
     assert breaker.part("key", "a").state is FORCED_OPEN
 
 
@@ -430,9 +428,7 @@ def test_a_new_value_is_held_open_before_anybody_can_meet_it(
     breaker.force_open()
     with capture_events(CircuitChanged) as events:
         seen: list[Event] = []
-        monkeypatch.setattr(
-            "opero.limits.breaker.shared.make_room", lambda parts: seen.extend(events)
-        )
+        monkeypatch.setattr(CircuitBreaker, "_make_room", lambda self: seen.extend(events))
         breaker.part("key", "a")
     assert heard(seen) == [("ask[a]", "ask[a]", "forced_open")]
 
@@ -463,7 +459,7 @@ def test_functions_that_share_a_breaker_share_those_of_its_values(drive: Drive) 
 def test_values_without_failures_are_forgotten_when_there_are_too_many(
     drive: Drive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("opero.limits.breaker.parts._MOST_PARTS", 3)
+    monkeypatch.setattr("opero.limits.breaker._MOST_PARTS", 3)
     models = Models(*range(8))
     breaker = models.stage.breaker
     models.fail(drive, 0)

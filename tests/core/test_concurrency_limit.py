@@ -31,7 +31,7 @@ from opero.core.concurrency_limit import Bulkhead
 from opero.core.stats import Stats
 from opero.errors import BulkheadFullError, DeadlineError, OperoUsageError
 from opero.events.bus import Emitter
-from opero.limits.concurrency_limit import ConcurrencyLimit
+from opero.limits.permits import ConcurrencyLimit
 from opero.utils.ambient import set_disabled
 from opero.utils.threads import ThreadCall, run_in_thread
 
@@ -58,15 +58,21 @@ def full(size=1, **options):
     return limit
 
 
-class StubGate:
-    """Somebody who waits; whether they can come through is up to the test."""
+class StubWaiter:
+    """A waiting caller; the test says whether it can be woken."""
 
     def __init__(self):
-        self.alive, self.opened = True, False
+        self.alive, self.granted = True, False
 
-    def open(self):
-        self.opened = self.alive
+    def wake(self, value=True):
+        self.granted = self.alive
         return self.alive
+
+
+def queue_up(limit, waiter):
+    """Do what a caller does that has to wait."""
+    limit._permits.join(waiter)
+    limit._permits.serve()
 
 
 # --- options --------------------------------------------------------------------------------------
@@ -139,13 +145,13 @@ def test_threads_come_through_in_order_of_arrival():
 
 def test_nobody_overtakes_the_queue():
     limit = full()
-    first = StubGate()
-    limit._queue_up(first)
+    first = StubWaiter()
+    queue_up(limit, first)
     # It is back, but not handed on yet.
-    limit._permits.append(None)
+    limit._permits.free.append(None)
     assert not limit.try_acquire()
-    limit._serve()
-    assert first.opened
+    limit._permits.serve()
+    assert first.granted
 
 
 def test_nobody_overtakes_a_thread_that_is_served_but_not_awake():
@@ -172,8 +178,9 @@ def test_a_permit_that_comes_in_the_last_moment_is_kept(monkeypatch):
     limit = full()
 
     def late(gate, seconds):
-        limit.release()
-        assert gate.opened
+        if not gate.granted:
+            limit.release()
+        assert gate.granted
         return False
 
     monkeypatch.setattr("opero.utils.waiters.ThreadWaiter.wait", late)
@@ -202,7 +209,7 @@ def test_an_interrupt_after_the_permit_has_come_gives_it_on(monkeypatch):
 
     def interrupted(gate, seconds):
         limit.release()
-        assert gate.opened
+        assert gate.granted
         raise KeyboardInterrupt
 
     monkeypatch.setattr("opero.utils.waiters.ThreadWaiter.wait", interrupted)
@@ -450,11 +457,11 @@ def test_a_full_queue_refuses_with_name_and_numbers():
 
 
 def test_a_permit_that_comes_just_before_the_refusal_is_taken():
-    limit, gate = full(queue=0), StubGate()
+    limit, gate = full(queue=0), StubWaiter()
     # Between the first look and the place in the queue.
     limit.release()
-    limit._queue_up(gate)
-    assert gate.opened
+    queue_up(limit, gate)
+    assert gate.granted
     assert (limit.in_flight, limit.waiting) == (1, 0)
 
 
@@ -480,7 +487,7 @@ def test_tasks_that_can_never_come_do_not_fill_the_queue():
     loop._ready.clear()
     loop.close()
     # Its permit comes while nobody looks at the queue.
-    limit._permits.append(None)
+    limit._permits.free.append(None)
     assert limit.acquire(timeout=0)
     task._log_destroy_pending = False
     task.get_coro().close()
@@ -497,14 +504,14 @@ class Limits(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.limit = ConcurrencyLimit(self.SIZE, queue=self.QUEUE)
-        self.line: list[StubGate] = []
-        self.holders: list[StubGate | None] = []
+        self.line: list[StubWaiter] = []
+        self.holders: list[StubWaiter | None] = []
 
     def settle(self):
         """Who has come through by now."""
         while self.line and len(self.holders) < self.SIZE:
             gate = self.line.pop(0)
-            assert gate.opened is gate.alive
+            assert gate.granted is gate.alive
             if gate.alive:
                 self.holders.append(gate)
 
@@ -517,12 +524,12 @@ class Limits(RuleBasedStateMachine):
 
     @rule()
     def come(self):
-        gate = StubGate()
+        gate = StubWaiter()
         if len(self.holders) == self.SIZE and len(self.line) == self.QUEUE:
             with pytest.raises(BulkheadFullError):
-                self.limit._queue_up(gate)
+                queue_up(self.limit, gate)
         else:
-            self.limit._queue_up(gate)
+            queue_up(self.limit, gate)
             self.line.append(gate)
             self.settle()
 
@@ -535,7 +542,7 @@ class Limits(RuleBasedStateMachine):
     @rule(data=st.data())
     def leave(self, data):
         gate = data.draw(st.sampled_from(self.line))
-        assert self.limit._withdraw(gate)
+        assert self.limit._permits.leave(gate)
         self.line.remove(gate)
 
     @precondition(lambda self: self.holders)
@@ -543,7 +550,7 @@ class Limits(RuleBasedStateMachine):
     def finish(self, data):
         holder = data.draw(st.sampled_from(self.holders))
         # Who is cancelled when the permit has come already does the same.
-        assert holder is None or not self.limit._withdraw(holder)
+        assert holder is None or not self.limit._permits.leave(holder)
         self.limit.release()
         self.holders.remove(holder)
         self.settle()
@@ -557,7 +564,7 @@ class Limits(RuleBasedStateMachine):
     def numbers_agree(self):
         assert self.limit.in_flight == len(self.holders) <= self.SIZE
         assert self.limit.waiting == len(self.line)
-        assert not any(gate.opened for gate in self.line)
+        assert not any(gate.granted for gate in self.line)
         assert not self.line or len(self.holders) == self.SIZE
 
 
@@ -578,13 +585,13 @@ class Nosy(deque):
 @pytest.mark.parametrize("others", [0, 1, 2])
 def test_a_permit_that_comes_back_while_another_is_handed_out(others):
     limit = full(2)
-    gates = [StubGate() for _ in range(1 + others)]
+    gates = [StubWaiter() for _ in range(1 + others)]
     for gate in gates:
-        limit._queue_up(gate)
-    limit._permits = Nosy((), 2)
-    limit._permits.again = limit.release
+        queue_up(limit, gate)
+    limit._permits.free = Nosy((), 2)
+    limit._permits.free.again = limit.release
     limit.release()
-    assert [gate.opened for gate in gates] == [True, True, False][: 1 + others]
+    assert [gate.granted for gate in gates] == [True, True, False][: 1 + others]
     assert limit.in_flight == min(2, 1 + others)
     assert limit.waiting == max(0, others - 1)
 
@@ -648,7 +655,7 @@ def test_permits_are_never_lost_or_doubled_by_threads_loops_and_cancellations():
 def test_a_forked_child_starts_with_all_permits():
     code = """
 import os, threading
-from opero.limits.concurrency_limit import ConcurrencyLimit
+from opero.limits.permits import ConcurrencyLimit
 limit = ConcurrencyLimit(2)
 limit.acquire()
 limit.acquire()
@@ -656,7 +663,7 @@ thread = threading.Thread(target=limit.acquire, daemon=True)
 thread.start()
 while not limit.waiting:
     pass
-limit._lock.acquire()
+limit._permits.lock.acquire()
 child = os.fork()
 if not child:
     assert (limit.in_flight, limit.waiting) == (0, 0)
@@ -779,6 +786,7 @@ def test_a_deadline_that_is_over_refuses_only_those_who_have_to_wait(stage):
 
 
 @pytest.mark.asyncio
+@pytest.mark.filterwarnings("ignore:a synchronous function waits")
 async def test_a_listener_that_is_interrupted_does_not_keep_the_permit():
     def listen(event):
         raise KeyboardInterrupt

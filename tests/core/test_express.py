@@ -24,7 +24,7 @@ from opero.utils.ambient import switch
 GUARDS = {
     "concurrency": lambda: ConcurrencyLimit(1),
     "rate_limit": lambda: RateLimiter("5/minute", smooth=False, burst=0),
-    "circuit_breaker": lambda: CircuitBreaker("svc", fail_max=3, jitter=0),
+    "circuit_breaker": lambda: CircuitBreaker(fail_max=3, jitter=0),
     "timeout": lambda: 60,
     "deadline": lambda: 90,
 }
@@ -70,7 +70,7 @@ def held_by(fetch: Any) -> Any:
 
 def outcome_of(face: Any, fetch: Any, errors: list[Any]) -> Any:
     try:
-        return face.run(fetch, iter(errors))
+        return face.run(fetch, list(errors))
     except BaseException as error:  # noqa: BLE001 - whatever it is, both ways must end alike
         notes = "\n".join(getattr(error, "__notes__", ()))
         return type(error), str(error), _TIMES.sub("", notes)
@@ -78,10 +78,9 @@ def outcome_of(face: Any, fetch: Any, errors: list[Any]) -> Any:
 
 def body(errors: Any) -> Any:
     """Raise one error after the other, one in each call."""
-    for error in errors or ():
-        if error is not None:
-            raise error
-        break
+    error = errors.pop(0) if errors else None
+    if error is not None:
+        raise error
     return None if errors is None else remaining() is not None
 
 
@@ -181,7 +180,7 @@ def test_who_has_failed_does_not_wait_for_itself(face: Any, monkeypatch: Any) ->
     timer = threading.Timer(0.02, limit.release)
     stolen(limit, monkeypatch)
     timer.start()
-    face.run(fetch, iter([KeyError, None]))
+    face.run(fetch, [KeyError, None])
     timer.join()
     assert limit.in_flight == 0
 

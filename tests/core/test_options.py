@@ -8,6 +8,7 @@ import datetime
 import inspect
 import math
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -89,6 +90,7 @@ WRONG: dict[str, list[Any]] = {
     "circuit_breaker": [5, 0.5, "on", [5], CircuitBreaker, RateLimiter("5/s")],
     "concurrency": [0, -1, 1.5, "5", True, [5], ConcurrencyLimit, threading.Semaphore(5)],
     "timeout": [0, -1, "soon", True, math.nan],
+    "idle_timeout": [0, -1, "soon", True, math.nan],
     "secret": ["api_key", 5, None, [1]],
     "on_event": [5, "print", [5], [print, None]],
 }
@@ -130,6 +132,7 @@ RIGHT: dict[str, list[Any]] = {
     "circuit_breaker": [None, True, False, CircuitBreaker()],
     "concurrency": [None, 1, 10, ConcurrencyLimit(5)],
     "timeout": [None, 5, "250ms"],
+    "idle_timeout": [None, 5, "250ms"],
     "secret": [(), ["x"], {"x"}],
     "on_event": [None, print, [], [print, yes], later],
 }
@@ -158,12 +161,16 @@ def test_a_wrong_value_is_refused_before_there_is_a_function(name: str, value: A
 
 @pytest.mark.parametrize(("name", "value"), each(RIGHT))
 def test_a_right_value_is_taken_as_it_is(name: str, value: Any) -> None:
-    @opero(**{name: value})
     def fetch(x: int = 1) -> int:
         return x
 
-    assert getattr(fetch.options, name) is value
-    assert fetch.options.given == {name}
+    def stream() -> Iterator[int]:
+        yield 1
+
+    body: Any = stream if name == "idle_timeout" else fetch
+    decorated = opero(**{name: value})(body)
+    assert getattr(decorated.options, name) is value
+    assert decorated.options.given == {name}
 
 
 @given(

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import itertools
 import pickle
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -534,3 +537,87 @@ def test_switched_off_there_is_one_call_and_no_note(face: Any) -> None:
 )
 def test_explain_tells_the_numbers(options: dict[str, Any], line: str) -> None:
     assert line in opero(cache=False, **options)(lambda: None).explain()
+
+
+# --- arguments that can be read only once ---------------------------------------------------------
+
+
+async def _items() -> Any:
+    yield 1
+
+
+SINGLE_USE: dict[str, Callable[[], object]] = {
+    "generator": lambda: (n for n in (1, 2)),
+    "iterator": lambda: iter([1, 2]),
+    "map": lambda: map(str, [1, 2]),
+    "file": lambda: io.StringIO("text"),
+    "async generator": _items,
+}
+REUSABLE: dict[str, object] = {
+    "list": [1, 2],
+    "range": range(2),
+    "counter": itertools.count(),
+    "cursor": sqlite3.connect(":memory:").cursor(),
+}
+
+
+@pytest.mark.parametrize("kind", SINGLE_USE)
+@pytest.mark.parametrize("way", ["positional", "keyword", "starred", "method", "fallback"])
+def test_no_second_call_is_made_with_an_argument_that_is_used_up(kind: str, way: str) -> None:
+    calls: list[object] = []
+    decorate = opero(cache=False, min_delay=0)
+
+    def body(*args: object, **kwargs: object) -> None:
+        calls.append(args)
+        raise ConnectionError("down")
+
+    class Client:
+        @decorate
+        def send(self, items: object) -> None:
+            body()
+
+    @decorate
+    def send(items: object, *more: object) -> None:
+        body()
+
+    @opero(cache=False, retries=0, arg_fallback="model")
+    def fall_back(items: object, model: Any = ("a", "b")) -> None:
+        body()
+
+    given = SINGLE_USE[kind]()
+    call = {
+        "positional": lambda: send(given),
+        "keyword": lambda: send(items=given),
+        "starred": lambda: send([], given),
+        "method": lambda: Client().send(given),
+        "fallback": lambda: fall_back(given),
+    }[way]
+    with pytest.raises(ConnectionError) as caught:
+        call()
+    assert len(calls) == 1
+    if way != "fallback":
+        name = "argument 2" if way == "starred" else "items"
+        assert f"{name} is an iterator or file" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("kind", REUSABLE)
+def test_other_arguments_are_used_again(kind: str) -> None:
+    fetch = opero(cache=False, min_delay=0)(flaky("fine", failures=2))
+    assert fetch(REUSABLE[kind]) == "fine"
+
+
+def test_an_iterator_whose_methods_are_decorated_is_no_argument() -> None:
+    calls: list[int] = []
+
+    class Pages:
+        def __iter__(self) -> Any:
+            return self
+
+        @opero(cache=False, min_delay=0)
+        def __next__(self) -> int:
+            calls.append(1)
+            raise ConnectionError("down")
+
+    with pytest.raises(ConnectionError):
+        next(Pages())
+    assert len(calls) == 4

@@ -1,5 +1,5 @@
 # this_file: tests/core/test_stream.py
-"""Generators and async generators: retried until the first item is out, then left alone."""
+"""Generators and async generators: retried until the first item is out, and one call until the last."""
 
 from __future__ import annotations
 
@@ -7,14 +7,24 @@ import asyncio
 import gc
 import inspect
 import itertools
+import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any
 
 import pytest
 
-from opero import opero
-from opero.errors import OperoUsageError
-from opero.testing import FakeClock, set_disabled
+from opero import (
+    CircuitBreaker,
+    CircuitState,
+    ConcurrencyLimit,
+    failures,
+    opero,
+    remaining,
+)
+from opero.errors import CallTimeoutError, DeadlineError, OperoUsageError
+from opero.events import AttemptFailed, CallEnded, CallGaveUp, CallStarted, CallSucceeded
+from opero.testing import FakeClock, capture_events, fake_clock, set_disabled
+from opero.utils.ambient import switch
 
 quick: dict[str, Any] = {"cache": False, "min_delay": 0}
 
@@ -161,7 +171,7 @@ def test_an_error_after_the_first_item_is_not_retried(driver: Driver) -> None:
     with pytest.raises(OSError, match="torn") as caught:
         driver.send(stream)
     assert (source.starts, source.closed) == (1, 1)
-    assert not hasattr(caught.value, "__notes__")
+    assert caught.value.__notes__[0].endswith("failed after 1 item of the stream")
     with pytest.raises(driver.end):
         driver.send(stream)
 
@@ -365,3 +375,211 @@ def test_asking_for_the_cache_is_an_error_at_decoration(
 def test_judging_results_is_an_error_at_decoration(driver: Driver) -> None:
     with pytest.raises(OperoUsageError, match="is a generator and has no single result"):
         opero(retry_if_result=lambda r: True)(driver.of(Source().body()))
+
+
+# --- one call until the last item -----------------------------------------------------------------
+
+
+def numbers(count: int = 3, error: BaseException | None = None) -> Generator[int, None, str]:
+    yield from range(count)
+    if error is not None:
+        raise error
+    return "end"
+
+
+@pytest.fixture(params=["read", "torn", "closed", "collected"])
+def ending(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def end(driver: Driver, decorated: Any, ending: str) -> None:
+    """Read a stream of three items in one of four ways."""
+    stream = decorated(3, ConnectionError("torn") if ending == "torn" else None)
+    assert driver.send(stream) == 0
+    if ending == "read":
+        assert driver.items(stream) == [1, 2]
+    elif ending == "torn":
+        with pytest.raises(ConnectionError):
+            driver.items(stream)
+    elif ending == "closed":
+        driver.close(stream)
+    else:
+        del stream
+        gc.collect()
+        if driver.loop is not None:  # its hooks close what was collected
+            for _ in range(3):
+                driver.wait(asyncio.sleep(0))
+
+
+def test_a_stream_holds_its_permit_to_the_end(driver: Driver, ending: str) -> None:
+    limit = ConcurrencyLimit(1)
+    decorated = opero(concurrency=limit, **quick)(driver.of(numbers))
+    stream = decorated()
+    driver.send(stream)
+    assert not limit.try_acquire()
+    driver.items(stream)
+    assert limit.try_acquire()
+    limit.release()
+    end(driver, decorated, ending)
+    assert limit.try_acquire()
+    limit.release()
+
+
+def test_a_breaker_counts_a_stream_by_its_end(driver: Driver, ending: str) -> None:
+    breaker = CircuitBreaker(fail_max=3)
+    decorated = opero(circuit_breaker=breaker, **quick)(driver.of(numbers))
+    for _ in range(3):
+        end(driver, decorated, ending)
+    assert (breaker.state is CircuitState.OPEN) == (ending == "torn")
+
+
+def test_a_dropped_probe_gives_its_permit_back(driver: Driver) -> None:
+    with fake_clock() as clock:
+        breaker = CircuitBreaker(fail_max=1, reset_timeout=5)
+        decorated = opero(circuit_breaker=breaker, **quick)(driver.of(numbers))
+        end(driver, decorated, "torn")
+        clock.advance(6)
+        end(driver, decorated, "closed")
+        end(driver, decorated, "read")
+        assert breaker.state is CircuitState.CLOSED
+
+
+def test_counters_and_events_come_with_the_end(driver: Driver, ending: str) -> None:
+    decorated = opero(**quick)(driver.of(numbers))
+    kinds = (CallStarted, CallSucceeded, AttemptFailed, CallGaveUp, CallEnded)
+    with capture_events(*kinds) as seen:
+        end(driver, decorated, ending)
+    names = [type(event).__name__ for event in seen]
+    expected = {
+        "read": ["CallStarted", "CallSucceeded", "CallEnded"],
+        "torn": ["CallStarted", "AttemptFailed", "CallGaveUp", "CallEnded"],
+    }.get(ending, ["CallStarted", "CallEnded"])
+    assert names == expected
+    ended: Any = seen[-1]
+    assert isinstance(ended.error, ConnectionError) == (ending == "torn")
+    torn = int(ending == "torn")
+    stats = decorated.stats
+    assert (stats.calls, stats.failures, stats.gave_up) == (1, torn, torn)
+
+
+def test_a_torn_stream_says_how_many_items_came_and_what_failed_before(driver: Driver) -> None:
+    starts: list[int] = []
+
+    def body() -> Generator[int, None, None]:
+        starts.append(1)
+        if len(starts) == 1:
+            raise TimeoutError("at first")
+        yield 1
+        yield 2
+        raise ConnectionError("torn")
+
+    stream = opero(**quick)(driver.of(body))()
+    with pytest.raises(ConnectionError) as caught:
+        driver.items(stream)
+    note = caught.value.__notes__[0]
+    assert "2 calls" in note
+    assert "2 items of the stream had come" in note
+    assert [type(e) for e in failures(caught.value)] == [TimeoutError, ConnectionError]
+
+
+def test_no_other_value_is_tried_after_the_first_item(driver: Driver) -> None:
+    def body(model: Any = ("a", "b")) -> Generator[int, None, None]:
+        yield 1
+        raise ConnectionError(model)
+
+    stream = opero(arg_fallback="model", **quick)(driver.of(body))()
+    with pytest.raises(ConnectionError, match="a"):
+        driver.items(stream)
+
+
+def slow(pauses: list[float]) -> Callable[..., Any]:
+    async def body() -> AsyncGenerator[int, None]:
+        for n, pause in enumerate(pauses):
+            await asyncio.sleep(pause)
+            yield n
+
+    return body
+
+
+def slow_thread(pauses: list[float]) -> Callable[..., Any]:
+    def body() -> Generator[int, None, None]:
+        for n, pause in enumerate(pauses):
+            time.sleep(pause)
+            yield n
+
+    return body
+
+
+@pytest.mark.parametrize(
+    ("options", "pauses", "count", "error"),
+    [
+        ({"timeout": 0.15}, [0.0, 0.0, 5.0], 2, CallTimeoutError),
+        ({"timeout": 0.15}, [0.05] * 6, 6, None),
+        ({"timeout": 5, "idle_timeout": 0.1}, [0.2, 0.0, 5.0], 2, CallTimeoutError),
+        ({"idle_timeout": 0.1}, [0.2, 0.0], 2, None),
+        ({"deadline": 0.25, "timeout": 5}, [0.1] * 9, None, DeadlineError),
+    ],
+    ids=["stalls", "steady", "idle", "slow start", "deadline"],
+)
+def test_limits_of_time(
+    driver: Driver, options: dict[str, Any], pauses: list[float], count: int | None, error: Any
+) -> None:
+    make = slow if driver.loop else slow_thread
+    stream = opero(cache=False, retries=0, **options)(make(pauses))()
+    seen: list[int] = []
+
+    async def collect() -> None:
+        async for item in stream:
+            seen.append(item)  # noqa: PERF401 - what came before the error counts
+
+    def read() -> None:
+        if driver.loop:
+            driver.wait(collect())
+        else:
+            for item in stream:
+                seen.append(item)  # noqa: PERF402 - what came before the error counts
+
+    began = time.monotonic()
+    if error is None:
+        read()
+    else:
+        with pytest.raises(error):
+            read()
+    assert time.monotonic() - began < 2
+    assert count is None or len(seen) == count
+
+
+def test_a_deadline_ends_with_its_stream_and_does_not_reach_the_consumer(driver: Driver) -> None:
+    inner: list[float | None] = []
+
+    def body() -> Generator[int, None, None]:
+        for n in range(2):
+            inner.append(remaining())
+            yield n
+
+    stream = opero(deadline=60, **quick)(driver.of(body))()
+    driver.send(stream)
+    assert remaining() is None
+    driver.items(stream)
+    assert remaining() is None
+    assert not switch.on
+    assert all(left is not None and left <= 60 for left in inner)
+
+
+def test_a_receipt_holds_a_stream_that_may_be_dropped_unread(driver: Driver) -> None:
+    limit = ConcurrencyLimit(1)
+    decorated = opero(concurrency=limit, **quick)(driver.of(numbers))
+    receipt = driver.wait(decorated.call())
+    assert driver.items(receipt.value) == [0, 1, 2]
+    receipt = driver.wait(decorated.call())
+    del receipt
+    gc.collect()
+    assert limit.try_acquire()
+
+
+def test_idle_timeout_is_for_generators() -> None:
+    with pytest.raises(OperoUsageError, match="idle_timeout=5: fetch"):
+
+        @opero(idle_timeout=5)
+        def fetch() -> int:
+            return 1

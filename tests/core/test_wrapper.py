@@ -216,8 +216,8 @@ def test_own_names_are_all_marked() -> None:
     assert {n for n in own_names() if not n.startswith("_opero")} <= {
         "x",
         "__builtins__",
-        *("on", "closed", "expires", "visited", "thaw", "value", "calls", "prior_outcome", "key"),
-        *("stream", "ended", "item", "source", "advance", "aclose", "asend", "athrow"),
+        *("on", "closed", "expires", "visited", "copier", "value", "calls", "prior_outcome", "key"),
+        *("iterate", "ended", "item", "send", "throw", "close"),
         *("tickets", "queues", "take_slot"),
     }
 

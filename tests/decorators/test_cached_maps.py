@@ -195,7 +195,7 @@ def test_two_maps_at_once_share_what_a_slow_store_does_not_have() -> None:
     assert sorted(ran) == list(range(10))
 
 
-def test_a_stale_answer_reaches_those_who_share_the_call(face: Face) -> None:
+def test_a_stale_answer_reaches_all_that_share_the_call(face: Face) -> None:
     failing = False
 
     def fetch(x: int) -> int:

@@ -68,7 +68,7 @@ def test_one_is_a_single_call_through_the_same_pipeline(mode: MapMode) -> None:
     assert f.stats.calls == 4
 
 
-def test_map_tells_what_succeeded_and_what_failed(mode: MapMode) -> None:
+def test_map_reports_what_succeeded_and_what_failed(mode: MapMode) -> None:
     result = mode.run(mode.of(invert, retries=1).map([1, 0, 4]))
     assert isinstance(result, MapResult)
     assert (result.values, result.indices, result.by_index()) == (
@@ -89,7 +89,7 @@ def test_map_tells_what_succeeded_and_what_failed(mode: MapMode) -> None:
     assert raised.value.exceptions == (failure.error,)
 
 
-def test_as_they_come_a_slow_item_holds_nobody_back() -> None:
+def test_unordered_stream_passes_a_slow_item() -> None:
     gate = threading.Event()
 
     @operomap(mode="thread", workers=2, ordered=False, cache=False)
@@ -581,7 +581,7 @@ def test_a_function_that_maps_itself_does_not_wait_for_itself() -> None:
     assert count_down([3, 3, 2]) == [3, 3, 2]
 
 
-def test_who_consumes_a_stream_may_ask_for_its_items() -> None:
+def test_consumer_of_a_stream_may_call_for_its_items() -> None:
     @operomap(mode="thread", workers=2)
     def f(x: int) -> int:
         return x
@@ -678,7 +678,7 @@ def test_with_options_shares_counters_and_cache() -> None:
     assert (g.options.workers, f.options.workers) == (1, 4)
 
 
-def test_explain_tells_how_items_are_run() -> None:
+def test_explain_says_how_items_are_run() -> None:
     f = operomap(workers=7, ordered=False, max_errors=0.1, mode="thread")(invert)
     line = f.explain().splitlines()[1]
     assert line == "├─ map         7 threads, as they come, on_error=raise, max_errors=0.1"

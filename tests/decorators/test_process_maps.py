@@ -83,7 +83,7 @@ def test_a_dead_worker_is_a_failed_call_and_is_retried(mode: MapMode, tmp_path: 
 
     double = mode.of(fatal_once, retries=1, min_delay=0)
     assert mode.run(double(range(4))) == [0, 1, 2, 3]
-    # Of coroutines that share a worker nobody knows which one it died of, so none is charged with it.
+    # Of coroutines that share a worker, the one it died of is unknown, so none is charged with it.
     share = (mode.kind, mode.options["mode"]) == ("async", "async_process")
     assert double.stats.failures >= 1 or share
 
@@ -94,7 +94,7 @@ def test_an_item_without_end_costs_its_time_alone(mode: MapMode) -> None:
             time.sleep(60)
         return x
 
-    # Who holds up a loop is found by halving the suspects, each time at the cost of the limit.
+    # A call that blocks the loop is found by halving the suspects, each time at the cost of the limit.
     result = mode.run(mode.of(endless, timeout=0.2).map(range(4)))
     assert result.values == [0, 1, 3]
     assert isinstance(result.failures[0].error, CallTimeoutError)
@@ -381,14 +381,14 @@ def test_ctrl_c_ends_the_program_and_its_workers(tmp_path: Any) -> None:
     assert all(map(gone, pids))
 
 
-def test_listeners_of_the_bus_hear_of_items_in_workers(mode: MapMode) -> None:
-    heard: list[str] = []
-    subscription = event_bus.subscribe(lambda event: heard.append(type(event).__name__))
+def test_events_of_items_in_workers_reach_the_bus(mode: MapMode) -> None:
+    received: list[str] = []
+    subscription = event_bus.subscribe(lambda event: received.append(type(event).__name__))
     try:
         mode.run(mode.of(lambda x: 1 / x, retries=1, min_delay=0).map([0]))
     finally:
         subscription.cancel()
-    assert heard.count("AttemptFailed") == 2
+    assert received.count("AttemptFailed") == 2
 
 
 def test_a_shared_limiter_is_the_same_in_what_the_function_calls(mode: MapMode) -> None:

@@ -131,16 +131,16 @@ def test_field_with_a_default_may_be_added_to_a_dataclass(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"), [(["id", "cents"], "no field 'cents'"), (["cents"], "a field 'id'")]
+    ("fields", "reported"), [(["id", "cents"], "no field 'cents'"), (["cents"], "a field 'id'")]
 )
 def test_other_changes_of_a_dataclass_are_named(
-    monkeypatch: pytest.MonkeyPatch, fields: list[str], told: str
+    monkeypatch: pytest.MonkeyPatch, fields: list[str], reported: str
 ) -> None:
     text = as_written(Receipt, "r1")
     monkeypatch.setattr(
         HERE, "Receipt", dataclasses.make_dataclass("Receipt", fields, module=__name__)
     )
-    with pytest.raises(UnserializableError, match=told):
+    with pytest.raises(UnserializableError, match=reported):
         decode(text)
 
 

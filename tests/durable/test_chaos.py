@@ -84,7 +84,7 @@ def test_random_kills_of_two_workers_lose_and_double_nothing(
         time.sleep(draw.uniform(0.15, 0.5))
         victim = draw.randrange(2)
         if draw.random() < 0.2:
-            # Nobody robs a process that only stands still.
+            # A process that is only suspended keeps its workflows.
             os.kill(workers[victim].pid, signal.SIGSTOP)
             time.sleep(draw.uniform(0, 0.3))
         workers[victim].kill()

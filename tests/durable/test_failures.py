@@ -107,13 +107,20 @@ def test_error_whose_message_would_change_is_replaced_in_the_first_run() -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         (pack_error(ValueError("bad")), "ValueError: bad"),
         (pack_error(ValueError()), "ValueError"),
         ("as is", "as is"),
+        ('{"damaged', '{"damaged'),
+        ('{"type": 1}', '{"type": 1}'),
         (None, None),
     ],
 )
-def test_message_for_people(text: str | None, told: str | None) -> None:
-    assert message_of(text) == told
+def test_message_of_a_packed_error(text: str | None, reported: str | None) -> None:
+    assert message_of(text) == reported
+
+
+@pytest.mark.parametrize("text", ['{"damaged', "[]", '{"type": "builtins:dict", "notes": []}'])
+def test_damaged_error_is_an_activity_error(text: str) -> None:
+    assert isinstance(unpack_error(text), ActivityError)

@@ -152,9 +152,9 @@ def test_changed_items_block_the_workflow(orchestrator: Orchestrator) -> None:
     orchestrator.result(found, timeout=10)
     extra = 1
     copy = orchestrator.fork(found, 3)
-    told = orchestrator.wait(copy, timeout=10)
+    status = orchestrator.wait(copy, timeout=10)
     assert orchestrator.state(copy) == "blocked"
-    assert "step 1/1" in told["error_message"]
+    assert "step 1/1" in status["error_message"]
 
 
 def test_result_of_an_item_that_cannot_be_kept_is_refused(orchestrator: Orchestrator) -> None:
@@ -246,8 +246,8 @@ def test_a_killed_map_goes_on_where_it_stopped(program: Start, tmp_path: Path) -
             time.sleep(0.005)
         process.kill()
         process.wait()
-    told, _ = program(DURABLE_MAP).communicate(timeout=30)
-    assert told == f"{sum(range(1, 3001))}\n"
+    printed, _ = program(DURABLE_MAP).communicate(timeout=30)
+    assert printed == f"{sum(range(1, 3001))}\n"
     ran = Counter((tmp_path / "notes").read_text().split())
     assert len(ran) == 3000
     # What a kill finds under way, or done and not yet written down, is done again: never all of it.

@@ -1,5 +1,5 @@
 # this_file: tests/durable/test_orchestrator.py
-"""Workflows run, are told about, cancelled, resumed, forked."""
+"""Workflows run, are reported about, cancelled, resumed, forked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def until(true: Callable[[], object]) -> None:
     """Wait for something that other threads bring about."""
     end = time.monotonic() + 10
     while not true():
-        assert time.monotonic() < end, "it never came about"
+        assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.01)
 
 
@@ -255,14 +255,25 @@ def test_same_id_and_arguments_are_the_same_run(orchestrator: Orchestrator) -> N
         orchestrator.invoke_workflow("single", 2, workflow_id="one")
 
 
-def test_unknown_names_and_ids_are_told(orchestrator: Orchestrator) -> None:
+def test_name_of_the_workflow_may_be_a_keyword(orchestrator: Orchestrator) -> None:
+    @workflow
+    def greet(name: str = "Bob") -> str:
+        return f"Hello, {name}"
+
+    assert orchestrator.result(orchestrator.invoke_workflow(name="greet"), 10) == "Hello, Bob"
+    assert orchestrator.result(orchestrator.invoke_workflow("greet", name="Al"), 10) == "Hello, Al"
+    with pytest.raises(TypeError, match="the name of a workflow"):
+        orchestrator.invoke_workflow()
+
+
+def test_unknown_names_and_ids_are_errors(orchestrator: Orchestrator) -> None:
     @workflow("billing")
     def billing() -> None: ...
 
     with pytest.raises(UnknownWorkflowError, match="Did you mean 'billing'"):
         orchestrator.invoke_workflow("biling")
-    with pytest.raises(UnknownWorkflowError, match="no workflow with the id 'nobody'"):
-        orchestrator.get_workflow_status("nobody")
+    with pytest.raises(UnknownWorkflowError, match="no workflow with the id 'unknown'"):
+        orchestrator.get_workflow_status("unknown")
 
 
 def test_arguments_that_do_not_fit_are_an_error_at_once(orchestrator: Orchestrator) -> None:
@@ -552,7 +563,7 @@ def test_error_of_a_changed_program_cannot_be_swallowed(journal: Path) -> None:
     def swallowing() -> None:
         try:
             step(2 if changed else 1)
-        except Exception:  # noqa: BLE001 - what nobody should write
+        except Exception:  # noqa: BLE001 - code that nobody should write
             pass
         sleep(1.5)
 
@@ -657,26 +668,28 @@ def test_stop_leaves_no_thread_and_no_file(journal: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_asynchronous_twins(journal: Path) -> None:
+async def test_async_variants_of_invoke_and_wait(journal: Path) -> None:
     @workflow
-    def twin(x: int) -> int:
+    def increment(x: int) -> int:
         return x + 1
 
     @workflow
-    async def slow_twin() -> None:
+    async def slow() -> None:
         await asyncio.sleep(3600)
 
     async with Orchestrator(journal) as orchestrator:
-        found = await asyncio.gather(*(orchestrator.ainvoke_workflow("twin", n) for n in range(10)))
+        found = await asyncio.gather(
+            *(orchestrator.ainvoke_workflow("increment", n) for n in range(10))
+        )
         assert await asyncio.gather(*map(orchestrator.aresult, found)) == list(range(1, 11))
         assert (await orchestrator.await_workflow(found[0]))["status"] == "done"
-        slow = await orchestrator.ainvoke_workflow("slow_twin")
+        slow = await orchestrator.ainvoke_workflow("slow")
         with pytest.raises(TimeoutError):
             await orchestrator.aresult(slow, 0.05)
 
 
 @pytest.mark.asyncio
-async def test_everything_an_operator_does_has_a_twin(journal: Path) -> None:
+async def test_async_variants_of_operations(journal: Path) -> None:
     @workflow
     async def asking() -> Any:
         return await wait_for("answer")
@@ -699,7 +712,7 @@ async def test_everything_an_operator_does_has_a_twin(journal: Path) -> None:
     assert await orchestrator.astop(10)
 
 
-def test_no_operation_lacks_its_twin() -> None:
+def test_each_operation_has_an_async_variant() -> None:
     plain = {name for name in dir(Orchestrator) if not name.startswith(("_", "a"))}
     plain -= {"await_workflow", "store"}
     twins = {"await_workflow" if name == "wait" else f"a{name}" for name in plain}
@@ -709,7 +722,7 @@ def test_no_operation_lacks_its_twin() -> None:
 # --- events ------------------------------------------------------------------------------------------------------
 
 
-def test_listeners_hear_of_workflows_and_steps(orchestrator: Orchestrator) -> None:
+def test_listeners_get_events_of_workflows_and_steps(orchestrator: Orchestrator) -> None:
     @activity("step one")
     def one() -> int:
         return 1
@@ -722,8 +735,8 @@ def test_listeners_hear_of_workflows_and_steps(orchestrator: Orchestrator) -> No
         found = orchestrator.invoke_workflow("watched")
         orchestrator.wait(found)
         until(lambda: str(heard[-1].get("state")) == "done" and heard[-1]["type"] == "workflow")
-    told = [(e["type"], e.name, str(e["state"])) for e in heard if "workflow_id" in e]
-    assert told == [
+    reported = [(e["type"], e.name, str(e["state"])) for e in heard if "workflow_id" in e]
+    assert reported == [
         ("workflow", "watched", "running"),
         ("step", "step one", "started"),
         ("step", "step one", "done"),

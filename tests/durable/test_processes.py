@@ -54,9 +54,9 @@ def test_program_may_end_without_a_stop(program: Start, seconds: float) -> None:
     process = program(UNSTOPPED, seconds)
     assert process.wait(timeout=15) == 0
     again = program(UNSTOPPED)
-    told, _ = again.communicate(timeout=15)
+    reported, _ = again.communicate(timeout=15)
     assert again.returncode == 0
-    assert told.strip() in ("running", "done")
+    assert reported.strip() in ("running", "done")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -95,8 +95,8 @@ def test_forked_child_hands_its_workflows_to_its_parent(journal: Path, program: 
         print("well")
         """.replace("\n        ", "\n")
     )
-    told, _ = process.communicate(timeout=20)
-    assert told == "well\n"
+    reported, _ = process.communicate(timeout=20)
+    assert reported == "well\n"
 
 
 def test_several_engines_in_one_process(tmp_path: Path) -> None:
@@ -184,18 +184,18 @@ def test_workflow_that_no_program_knows_waits_and_says_so(
     found = desk.invoke_workflow("nightly")
     desk.stop()
     workflows._known.clear()
-    with Orchestrator(journal) as stranger:
+    with Orchestrator(journal) as other:
         with pytest.warns(OperoWarning, match="registered the workflow 'nightly'"):
-            until(lambda: stranger.get_workflow_status(found)["error_message"], 10)
-        assert stranger.state(found) == "queued"
+            until(lambda: other.get_workflow_status(found)["error_message"], 10)
+        assert other.state(found) == "queued"
         with (
             pytest.warns(OperoWarning, match="waits: no running program"),
             pytest.raises(TimeoutError, match="'nightly'"),
         ):
-            stranger.wait(found, timeout=0.3)
+            other.wait(found, timeout=0.3)
         workflow("nightly")(nightly)
-        until(lambda: stranger.state(found) == "done", 10)
-        assert stranger.get_workflow_status(found)["error_message"] is None
+        until(lambda: other.state(found) == "done", 10)
+        assert other.get_workflow_status(found)["error_message"] is None
 
 
 OPENING = """

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from opero import CircuitBreaker, RateLimiter
-from opero.durable import Orchestrator, activity, now, sleep, timers, uuid, workflow
+from opero.durable import Orchestrator, activity, now, sleep, timers, uuid, wait_for, workflow
 from opero.durable import activities as durable
 from opero.durable.records import State
 from opero.errors import IdConflictError, OperoUsageError
@@ -24,7 +24,7 @@ from opero.errors import IdConflictError, OperoUsageError
 def until(true: Callable[[], object], seconds: float = 20) -> None:
     end = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < end, "it never came about"
+        assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.01)
 
 
@@ -94,7 +94,7 @@ def pause():
 
 @workflow
 def program(source: str, limit: int | None = None) -> list:
-    """The same, told differently."""
+    """The same, status differently."""
     found = fetch(source=source)   # by keyword now
     pause()
     more = fetch("more")
@@ -129,9 +129,9 @@ def test_a_changed_program_leaves_the_journal_untouched(journal: Path) -> None:
         before = one.steps(found)
     define(CHANGED)
     with Orchestrator(journal) as two:
-        told = two.wait(found, timeout=10)
+        status = two.wait(found, timeout=10)
         assert two.state(found) == "blocked"
-        assert "step 1: the journal has fetch(" in told["error_message"]
+        assert "step 1: the journal has fetch(" in status["error_message"]
         assert two.steps(found) == before
         copy = two.fork(found, 1)
         assert two.result(copy, timeout=10) == ["other", 1, "more", 1]
@@ -423,11 +423,23 @@ def test_pause_that_began_on_a_clock_in_the_future_is_no_longer(
 
     @workflow
     async def coroutine() -> None:
-        await sleep(0.5)
+        await sleep(1.2)
+
+    @workflow
+    def plain() -> None:
+        sleep(1.2)
+
+    @workflow
+    def waiting() -> str:
+        try:
+            wait_for("answer", timeout=1.2)
+        except TimeoutError:
+            return "late"
+        return "answered"
 
     right = time.time
     with monkeypatch.context() as wrong:
         wrong.setattr(time, "time", lambda: right() + 3e7)
-        run = orchestrator.invoke_workflow("coroutine")
-        until(lambda: orchestrator.state(run) == "sleeping")
-    orchestrator.result(run, timeout=5)
+        runs = [orchestrator.invoke_workflow(name) for name in ("coroutine", "plain", "waiting")]
+        until(lambda: all(orchestrator.state(run) in ("sleeping", "waiting") for run in runs))
+    assert [orchestrator.result(run, timeout=10) for run in runs] == [None, None, "late"]

@@ -46,7 +46,7 @@ def test_an_event_reads_like_a_dict() -> None:
 
 
 @pytest.mark.parametrize("name", ["keys", "get", "__class__", "name"])
-def test_only_what_an_event_tells_is_a_key(name: str) -> None:
+def test_keys_are_the_fields_of_an_event(name: str) -> None:
     with pytest.raises(KeyError):
         RETRY[name]
 
@@ -65,7 +65,7 @@ def test_only_what_an_event_tells_is_a_key(name: str) -> None:
         (CustomEvent, "custom"),
     ],
 )
-def test_an_event_tells_its_type(kind: type[Event], told: str) -> None:
+def test_an_event_has_its_type_as_a_key(kind: type[Event], told: str) -> None:
     assert kind.type == told
 
 
@@ -79,7 +79,7 @@ def test_a_task_event_has_the_keys_of_its_state() -> None:
     assert keys(state=State.FAILED, error=ValueError()) == {"error"}
 
 
-def test_details_are_keys_and_do_not_hide_what_the_event_tells() -> None:
+def test_details_are_keys_and_do_not_hide_fields() -> None:
     event = TaskChanged(function="t", task="t", state=1, details={"tries": 2, "state": 3})
     assert event["tries"] == 2
     assert event["state"] == 1
@@ -87,7 +87,7 @@ def test_details_are_keys_and_do_not_hide_what_the_event_tells() -> None:
     assert pickle.loads(pickle.dumps(event)) == event
 
 
-def test_a_dict_about_a_task_is_heard_by_those_who_ask_for_tasks() -> None:
+def test_a_dict_about_a_task_reaches_handlers_of_task_events() -> None:
     class Named:
         name = "Flaky"
 
@@ -111,5 +111,5 @@ def test_any_other_dict_is_an_event_of_its_own() -> None:
     assert (heard[1].name, heard[1]["type"]) == ("custom", "custom")
 
 
-def test_a_dict_costs_nothing_while_nobody_listens() -> None:
+def test_a_dict_costs_nothing_without_a_subscription() -> None:
     assert repr(EventBus().emit({"type": 5})) == "<emitted>"

@@ -145,7 +145,7 @@ def test_messages_of_errors_are_shown_on_request_only() -> None:
     assert describe_event(silent, messages=True)[1].endswith("with ValueError")
 
 
-def test_an_event_of_somebody_elses_kind_is_told_by_its_fields() -> None:
+def test_an_event_class_of_other_code_is_described_by_its_fields() -> None:
     @dataclass(frozen=True, slots=True, kw_only=True)
     class DoorOpened(Event):
         door: str

@@ -44,7 +44,7 @@ def test_a_run_may_have_an_id_and_a_parent_already() -> None:
     assert (run.id, run.parent_id) == ("order-7", "batch-1")
 
 
-def test_a_run_that_ends_in_another_context_disturbs_nobody() -> None:
+def test_a_run_that_ends_in_another_context_raises_nothing() -> None:
     run = Run("closed by the garbage collector")
     contextvars.copy_context().run(run.__enter__)
     run.__exit__(None, None, None)
@@ -142,7 +142,7 @@ def test_a_function_that_turns_out_to_be_asynchronous_is_one_run() -> None:
 # --- timings and ends -----------------------------------------------------------------------------
 
 
-def test_a_call_tells_how_long_it_and_its_attempts_took(face: Any, clock: FakeClock) -> None:
+def test_events_have_the_seconds_of_a_call_and_its_attempts(face: Any, clock: FakeClock) -> None:
     calls = 0
 
     def slow() -> str:
@@ -162,7 +162,7 @@ def test_a_call_tells_how_long_it_and_its_attempts_took(face: Any, clock: FakeCl
     assert (end.source, end.attempts, end.calls, end.slept, end.error) == ("fresh", 3, 3, 20, None)
 
 
-def test_a_call_that_gives_up_tells_how_long_that_took(face: Any, clock: FakeClock) -> None:
+def test_call_gave_up_has_the_seconds_of_the_call(face: Any, clock: FakeClock) -> None:
     error = ConnectionError()
     fetch = opero(cache=False, retries=1, min_delay=7, jitter=False)(
         face.of(flaky("ok", failures=9, error=error))
@@ -201,7 +201,7 @@ def test_a_cancelled_call_ends_too() -> None:
     assert isinstance(told[0]["error"], asyncio.CancelledError)
 
 
-def test_starts_and_ends_are_told_to_those_who_ask_by_name_only() -> None:
+def test_quiet_events_reach_only_handlers_that_name_them() -> None:
     heard: list[Event] = []
     fetch = opero(cache=False, on_event=heard.append)(lambda: 1)
     with capture_events() as told:
@@ -209,7 +209,7 @@ def test_starts_and_ends_are_told_to_those_who_ask_by_name_only() -> None:
     assert [type(e) for e in (*told, *heard)] == [CallSucceeded, CallSucceeded]
 
 
-def test_a_listener_that_comes_in_the_middle_of_a_call_hears_the_rest() -> None:
+def test_a_listener_added_during_a_call_gets_its_later_events() -> None:
     told: list[Event] = []
     with capture_events() as first:
         first.clear()

@@ -88,7 +88,7 @@ def test_a_quota_is_enforced_and_counted_by_the_servers_clock(
     }
 
 
-def test_a_quota_tells_when_to_come_back_and_what_is_left(serve: Serve, clock: HandClock) -> None:
+def test_a_quota_answer_has_retry_after_and_remaining(serve: Serve, clock: HandClock) -> None:
     _, client = serve("/search quota=2/1s 200")
     first = client.get("/search")
     assert first.headers["x-ratelimit-limit-requests"] == "2"

@@ -34,12 +34,12 @@ def call() -> None:
     opero(cache=False, min_delay=0, jitter=False)(flaky("ok", failures=1))()
 
 
-def test_opero_says_nothing_until_it_is_asked(told: list[Any]) -> None:
+def test_opero_logs_nothing_by_default(told: list[Any]) -> None:
     call()
     assert told == []
 
 
-def test_configured_opero_speaks_in_loguru(told: list[Any]) -> None:
+def test_configure_logging_writes_to_loguru(told: list[Any]) -> None:
     configure_logging("INFO")
     call()
     (failed, retry) = told
@@ -48,7 +48,7 @@ def test_configured_opero_speaks_in_loguru(told: list[Any]) -> None:
     assert isinstance(retry.record["extra"]["event"], RetryScheduled)
 
 
-def test_configuring_again_replaces_and_none_is_silence(told: list[Any]) -> None:
+def test_configure_logging_replaces_and_none_silences(told: list[Any]) -> None:
     configure_logging("DEBUG")
     configure_logging("WARNING")
     call()
@@ -59,7 +59,7 @@ def test_configuring_again_replaces_and_none_is_silence(told: list[Any]) -> None
     assert not event_bus.active
 
 
-def test_loguru_can_silence_opero_and_asking_again_wakes_it(told: list[Any]) -> None:
+def test_loguru_can_disable_opero_and_configure_logging_enables_it(told: list[Any]) -> None:
     with log_events(level="INFO"):
         loguru_logger.disable("opero")
         call()
@@ -121,7 +121,7 @@ def test_an_unknown_level_is_met_with_the_nearest() -> None:
     assert not event_bus.active
 
 
-def test_importing_opero_leaves_loguru_alone() -> None:
+def test_importing_opero_does_not_load_loguru() -> None:
     code = (
         "import sys, opero; opero.opero(lambda: 1)(); from opero.utils import configure_logging; "
         "import opero.instrumentation.logs; assert 'loguru' not in sys.modules; "

@@ -128,3 +128,18 @@ def test_functions_of_one_name_in_two_modules_are_two_series(registry: Collector
     for name in ("users_api", "billing_api"):
         labels = {"module": name, "function": "get", "source": "fresh", "outcome": "ok"}
         assert registry.get_sample_value("opero_calls_total", labels) == 1
+
+
+def test_circuits_of_one_name_in_two_modules_are_two_series(registry: CollectorRegistry) -> None:
+    with PrometheusListener(registry).listen():
+        for name in ("users_api", "billing_api"):
+            module = types.ModuleType(name)
+            exec("def get(x): raise OSError(x)", module.__dict__)
+            fetch = opero(cache=False, retries=0, circuit_breaker=CircuitBreaker(fail_max=1))(
+                module.get
+            )
+            with pytest.raises(OSError, match="1"):
+                fetch(1)
+    for name in ("users_api", "billing_api"):
+        labels = {"module": name, "circuit": "get", "state": "open"}
+        assert registry.get_sample_value("opero_circuit_changes_total", labels) == 1

@@ -10,9 +10,12 @@ import math
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,10 +31,7 @@ from opero.errors import (
 )
 from opero.events import CircuitChanged, Event
 from opero.limits.breaker import FREE, CircuitBreaker, CircuitState
-from opero.limits.breaker.machine import Change, Machine
-from opero.limits.breaker.registry import Registry
-from opero.limits.breaker.rules import Rules
-from opero.limits.breaker.tally import BUCKETS
+from opero.limits.breaker_state import STEPS, BreakerRules, BreakerState, Transition
 from opero.testing import FakeClock, capture_events, fake_clock
 from opero.utils.matching import Rejected
 
@@ -48,6 +48,19 @@ def fail(breaker: CircuitBreaker, times: int = 1, error: Exception = REFUSED) ->
 def succeed(breaker: CircuitBreaker, times: int = 1) -> None:
     for _ in range(times):
         breaker.acquire().success("ok")
+
+
+@pytest.fixture
+def run_python() -> Callable[[str, bytes], str]:
+    """Runs code in another process and returns what it prints."""
+
+    def run(code: str, data: bytes = b"") -> str:
+        command = [sys.executable, "-W", "error", "-c", code]
+        done = subprocess.run(command, input=data, capture_output=True, check=False, timeout=20)
+        assert not done.returncode, done.stderr.decode()
+        return done.stdout.decode().strip()
+
+    return run
 
 
 def half_open(clock: FakeClock, **options: Any) -> CircuitBreaker:
@@ -169,15 +182,15 @@ def test_a_count_window_trips_exactly_when_brute_force_does(
     outcomes: list[bool], rate: float, length: int, least: int
 ) -> None:
     least = min(least, length)
-    machine = Machine(Rules(failure_rate=rate, window=length, minimum_calls=least))
+    state = BreakerState(BreakerRules(failure_rate=rate, window=length, minimum_calls=least))
     for place, failed in enumerate(outcomes):
-        (machine.failed if failed else machine.succeeded)(1, 0.0)
+        (state.failed if failed else state.succeeded)(1, 0.0)
         last = outcomes[: place + 1][-length:]
         trips = failed and len(last) >= least and sum(last) / len(last) >= rate
-        assert (machine.state is OPEN) is trips
+        assert (state.state is OPEN) is trips
         if trips:
             return
-        assert (machine.tally.calls, machine.tally.failures) == (len(last), sum(last))
+        assert (state.counter.calls, state.counter.failures) == (len(last), sum(last))
 
 
 @given(
@@ -189,19 +202,19 @@ def test_a_time_window_trips_exactly_when_brute_force_does(
     steps: list[tuple[int, bool]], rate: float, least: int
 ) -> None:
     width = 0.25
-    rules = Rules(failure_rate=rate, window=BUCKETS * width, minimum_calls=least)
-    machine = Machine(rules)
+    rules = BreakerRules(failure_rate=rate, window=STEPS * width, minimum_calls=least)
+    state = BreakerState(rules)
     now, seen = 1000.0, list[tuple[float, bool]]()
     for ticks, failed in steps:
         now += ticks / 16
         seen.append((now, failed))
-        (machine.failed if failed else machine.succeeded)(1, now)
-        last = [bad for at, bad in seen if at // width > now // width - BUCKETS]
+        (state.failed if failed else state.succeeded)(1, now)
+        last = [bad for at, bad in seen if at // width > now // width - STEPS]
         trips = failed and len(last) >= least and sum(last) / len(last) >= rate
-        assert (machine.state is OPEN) is trips
+        assert (state.state is OPEN) is trips
         if trips:
             return
-        assert (machine.tally.calls, machine.tally.failures) == (len(last), sum(last))
+        assert (state.counter.calls, state.counter.failures) == (len(last), sum(last))
 
 
 def test_a_time_window_forgets_without_calls(clock: FakeClock) -> None:
@@ -243,7 +256,7 @@ def test_only_a_failure_trips_a_window() -> None:
 def test_a_whole_number_is_calls_and_all_else_is_time(
     window: Any, calls: int | None, seconds: float
 ) -> None:
-    rules = Rules(failure_rate=0.5, window=window)
+    rules = BreakerRules(failure_rate=0.5, window=window)
     assert (rules.window_calls, rules.window_seconds if calls is None else 0) == (calls, seconds)
 
 
@@ -282,8 +295,8 @@ def test_the_open_time_grows_with_each_failed_probe_up_to_its_limit(clock: FakeC
 def test_jitter_shortens_the_open_time_and_never_lengthens_it(
     n: int, draw: float, jitter: float
 ) -> None:
-    full = Rules(jitter=0).open_seconds(n, 0)
-    assert full * (1 - jitter) <= Rules(jitter=jitter).open_seconds(n, draw) <= full
+    full = BreakerRules(jitter=0).open_seconds(n, 0)
+    assert full * (1 - jitter) <= BreakerRules(jitter=jitter).open_seconds(n, draw) <= full
 
 
 def test_randomness_can_be_handed_in(clock: FakeClock) -> None:
@@ -300,9 +313,9 @@ def test_retry_after_is_when_it_really_lets_a_call_through(clock: FakeClock) -> 
 
 
 def test_what_rounding_takes_from_the_clock_does_not_matter() -> None:
-    machine = Machine(Rules(fail_max=1, reset_timeout=30, jitter=0))
-    machine.failed(machine.generation, now=0.0)
-    assert machine.wait(now=sum([0.1] * 300) - 1e-9) is None
+    state = BreakerState(BreakerRules(fail_max=1, reset_timeout=30, jitter=0))
+    state.failed(state.generation, now=0.0)
+    assert state.wait(now=sum([0.1] * 300) - 1e-9) is None
 
 
 def test_a_reader_of_the_state_sees_that_the_time_is_over(clock: FakeClock) -> None:
@@ -656,10 +669,10 @@ def test_a_cancelled_listener_hears_no_more() -> None:
     assert changes(list(told)) == [("closed", "open")]
 
 
-def test_a_change_that_comes_while_the_teller_leaves_is_told_too() -> None:
+def test_a_change_that_comes_while_the_notifier_leaves_is_delivered_too() -> None:
     told: list[CircuitChanged] = []
     breaker = CircuitBreaker(on_change=told.append)
-    news, late = breaker._news, [Change(OPEN, CLOSED, None)]
+    news, late = breaker._notifications, [Transition(OPEN, CLOSED, None)]
 
     class Door:
         def acquire(self, *, blocking: bool) -> bool:
@@ -667,9 +680,9 @@ def test_a_change_that_comes_while_the_teller_leaves_is_told_too() -> None:
 
         def release(self) -> None:
             if late:
-                news._changes.append(late.pop())
+                news._transitions.append(late.pop())
 
-    news._telling = Door()  # type: ignore[assignment]  # as much of a lock as is used
+    news._delivering = Door()  # type: ignore[assignment]  # as much of a lock as is used
     breaker.open()
     assert changes(list(told)) == [("closed", "open"), ("open", "closed")]
 
@@ -683,7 +696,8 @@ def test_a_name_stands_for_one_breaker() -> None:
     assert CircuitBreaker.named("test one breaker", fail_max=2) is first
     with pytest.raises(OperoUsageError, match=r"fail_max=3.*fail_max=2"):
         CircuitBreaker.named("test one breaker", fail_max=3)
-    assert CircuitBreaker("test one breaker") is not first
+    with pytest.raises(OperoUsageError, match="already"):
+        CircuitBreaker("test one breaker")
 
 
 def test_a_copy_is_the_same_breaker() -> None:
@@ -697,7 +711,25 @@ def test_a_pickled_breaker_is_met_again_in_its_own_process() -> None:
     assert pickle.loads(pickle.dumps(breaker)) is breaker
 
 
-def test_a_pickled_breaker_is_one_per_process_elsewhere_and_closed() -> None:
+def test_a_pickled_breaker_has_the_same_state_in_another_process(run_python: Any) -> None:
+    breaker = CircuitBreaker("geocoder", fail_max=2, jitter=0)
+    fail(breaker)
+    code = """
+import pickle, sys
+data = sys.stdin.buffer.read()
+one, two = pickle.loads(data), pickle.loads(data)
+before = one.state
+one.acquire().failure(ConnectionError())
+print(one is two, one.name, one.rules.fail_max, before, one.state)
+"""
+    assert run_python(code, pickle.dumps(breaker)) == "True geocoder 2 closed open"
+    assert breaker.state is OPEN
+    with pytest.raises(CircuitOpenError):
+        breaker.acquire()
+    assert "'geocoder' open" in repr(breaker)
+
+
+def test_a_pickle_that_outlives_its_breaker_makes_one_for_this_process() -> None:
     breaker = CircuitBreaker("geocoder", fail_max=2)
     breaker.open()
     data = pickle.dumps(breaker)
@@ -705,9 +737,11 @@ def test_a_pickled_breaker_is_one_per_process_elsewhere_and_closed() -> None:
     del breaker
     gc.collect()
     assert gone() is None
-    one, two = pickle.loads(data), pickle.loads(data)
+    with pytest.warns(RuntimeWarning, match="per process"):
+        one = pickle.loads(data)
+    two = pickle.loads(data)
     assert one is two
-    assert (one.name, one.state, one.rules) == ("geocoder", CLOSED, Rules(fail_max=2))
+    assert (one.name, one.state, one.rules) == ("geocoder", CLOSED, BreakerRules(fail_max=2))
     assert pickle.loads(pickle.dumps(one)) is one
 
 
@@ -716,14 +750,61 @@ def test_a_pickled_named_breaker_is_met_by_its_name() -> None:
     assert pickle.loads(pickle.dumps(breaker)) is breaker
 
 
-def test_a_pickled_named_breaker_is_registered_where_it_arrives(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    data = pickle.dumps(CircuitBreaker.named("test arrives by name", fail_max=2))
-    monkeypatch.setattr("opero.limits.breaker.shared.registry", Registry())
-    arrived = pickle.loads(data)
-    assert CircuitBreaker.named("test arrives by name") is arrived is pickle.loads(data)
-    assert arrived.rules.fail_max == 2
+def test_a_pickled_named_breaker_is_registered_where_it_arrives(run_python: Any) -> None:
+    breaker = CircuitBreaker.named("test arrives by name", fail_max=2)
+    code = """
+import pickle, sys
+from opero import CircuitBreaker
+data = sys.stdin.buffer.read()
+arrived = pickle.loads(data)
+print(CircuitBreaker.named("test arrives by name") is arrived is pickle.loads(data), arrived.rules.fail_max)
+"""
+    assert run_python(code, pickle.dumps(breaker)) == "True 2"
+
+
+def test_a_breaker_made_with_a_name_is_the_one_of_that_name() -> None:
+    breaker = CircuitBreaker("test made with a name", fail_max=2)
+    assert CircuitBreaker.named("test made with a name") is breaker
+    with pytest.raises(OperoUsageError, match=r"already.*CircuitBreaker.named"):
+        CircuitBreaker("test made with a name")
+
+
+def test_a_name_is_free_again_when_its_breaker_is_gone() -> None:
+    CircuitBreaker("test free again")
+    gc.collect()
+    assert CircuitBreaker("test free again", fail_max=1).rules.fail_max == 1
+
+
+def test_two_processes_share_the_probes_and_the_rate_of_a_circuit(run_python: Any) -> None:
+    breaker = CircuitBreaker(
+        failure_rate=0.5, window=10, minimum_calls=4, reset_timeout=0.01, jitter=0
+    )
+    succeed(breaker, 2)
+    code = """
+import pickle, sys
+breaker = pickle.load(sys.stdin.buffer)
+for _ in range(2):
+    breaker.acquire().failure(ConnectionError())
+print(breaker.stats.failures, breaker.stats.calls, breaker.stats.opened)
+"""
+    data = pickle.dumps(breaker)
+    assert run_python(code, data) == "0 0 1"
+    time.sleep(0.02)
+    with breaker.acquire():
+        refused = "import pickle, sys\nprint(pickle.load(sys.stdin.buffer).refuses() is not None)"
+        assert run_python(refused, data) == "True"
+    assert breaker.state is CLOSED
+
+
+def test_a_process_killed_while_it_stores_a_circuit_leaves_a_closed_one() -> None:
+    breaker = CircuitBreaker(fail_max=1)
+    breaker.share()
+    fail(breaker)
+    assert breaker._file is not None
+    breaker._file.changing = True
+    assert breaker.state is CLOSED
+    fail(breaker)
+    assert breaker.state is OPEN
 
 
 def test_the_error_survives_pickling() -> None:
@@ -740,7 +821,7 @@ def test_a_forked_child_has_free_locks_and_no_probes(clock: FakeClock) -> None:
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with breaker._lock, breaker._news._lock, breaker._news._telling:
+        with breaker._lock, breaker._notifications._lock, breaker._notifications._delivering:
             held.set()
             done.wait(10)
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from opero.limits import file_lock
+from opero.limits.state import file as file_lock
 
 fcntl = pytest.importorskip("fcntl")
 
@@ -24,7 +24,7 @@ def failing(monkeypatch, *errors: int) -> list[int]:
 
     def lockf(*arguments):
         if left:
-            raise OSError(left.pop(0), "told to fail")
+            raise OSError(left.pop(0), "made to fail")
         return real(*arguments)
 
     monkeypatch.setattr(fcntl, "lockf", lockf)
@@ -39,21 +39,21 @@ def test_a_circle_that_the_kernel_only_imagines_is_tried_again(fd, monkeypatch):
 
 def test_a_file_system_without_locks_is_an_error(fd, monkeypatch):
     failing(monkeypatch, errno.ENOLCK)
-    with pytest.raises(OSError, match="told to fail"):
+    with pytest.raises(OSError, match="made to fail"):
         file_lock.lock(fd)
 
 
 @pytest.mark.parametrize("taken", [errno.EACCES, errno.EAGAIN])
-def test_a_file_that_others_use_is_not_ours_alone(fd, monkeypatch, taken):
+def test_a_lock_that_another_process_holds_is_not_taken(fd, monkeypatch, taken):
     failing(monkeypatch, taken)
-    assert not file_lock.alone(fd)
-    assert file_lock.alone(fd)
+    assert not file_lock.try_lock(fd)
+    assert file_lock.try_lock(fd)
 
 
-def test_who_cannot_ask_does_not_believe_to_be_alone(fd, monkeypatch):
+def test_a_lock_that_cannot_be_asked_for_is_an_error(fd, monkeypatch):
     failing(monkeypatch, errno.ENOLCK)
-    with pytest.raises(OSError, match="told to fail"):
-        file_lock.alone(fd)
+    with pytest.raises(OSError, match="made to fail"):
+        file_lock.try_lock(fd)
 
 
 def test_releasing_what_is_not_held_does_nothing(fd):

@@ -97,7 +97,7 @@ def test_idle_buckets_are_dropped(clock):
         clock.advance(0.01)
     gc.collect()
     assert len(limiter) < 200
-    assert len(limiter._all) < 200
+    assert len(limiter._buckets._all) < 200
 
 
 def test_a_bucket_in_which_something_counts_is_kept(clock):
@@ -119,7 +119,7 @@ def test_a_bucket_in_somebodys_hands_stays_the_one(clock):
 
 
 def test_more_keys_than_can_be_kept_are_forgotten_with_a_warning(clock, monkeypatch):
-    monkeypatch.setattr("opero.limits.keyed_limiter._MOST", 70)
+    monkeypatch.setattr("opero.limits.keyed._MOST", 70)
     limiter = RateLimiter("3/hour", key=host_of)
     for number in range(70):
         limiter.bucket(number).acquire()
@@ -203,7 +203,7 @@ def test_a_child_forked_while_a_thread_held_the_lock_can_go_on():
         "limiter = RateLimiter('3/hour', key=str)\n"
         "held, done = threading.Event(), threading.Event()\n"
         "def hold():\n"
-        "    with limiter._lock:\n"
+        "    with limiter._buckets._lock:\n"
         "        held.set(); done.wait(10)\n"
         "threading.Thread(target=hold, daemon=True).start()\n"
         "held.wait()\n"

@@ -16,7 +16,7 @@ import pytest
 
 from opero.errors import OperoUsageError
 from opero.limits.limiter import RateLimiter, limiter_of
-from opero.limits.waiting_room import nap
+from opero.limits.waiting import sleep_time
 from opero.testing import FakeClock, fake_clock, set_disabled
 from opero.utils import ambient
 
@@ -95,8 +95,8 @@ def test_the_repr_tells_how_long_one_would_wait(clock):
         (3_600_000_000_000, 10**9, 1_200_000, 1.0),
     ],
 )
-def test_a_nap_ends_so_early_that_a_late_timer_does_no_harm(wait, late, grain, seconds):
-    assert nap(wait, late, grain) == seconds
+def test_a_sleep_ends_so_early_that_a_late_timer_does_no_harm(wait, late, grain, seconds):
+    assert sleep_time(wait, late, grain) == seconds
 
 
 # --- one thread -----------------------------------------------------------------------------------
@@ -241,12 +241,12 @@ def test_threads_together_keep_the_limit():
 
 
 def test_a_thread_that_waits_is_not_overtaken_and_sees_a_slot_given_back(monkeypatch):
-    monkeypatch.setattr("opero.limits.waiting_room._LONGEST_NAP", 20_000_000)
+    monkeypatch.setattr("opero.limits.waiting._LONGEST_SLEEP", 20_000_000)
     limiter = RateLimiter("1/hour")
     reservation = limiter.reserve()
     waiting = threading.Thread(target=limiter.acquire, daemon=True)
     waiting.start()
-    until(lambda: len(limiter.tickets) == 1)
+    until(lambda: len(limiter.threads_waiting) == 1)
     assert reservation.refund()
     assert not limiter.try_acquire()
     waiting.join(10)
@@ -296,7 +296,7 @@ async def test_a_task_that_waits_is_not_overtaken(clock):
 
 @pytest.mark.asyncio
 async def test_a_task_that_comes_when_a_slot_is_free_goes_behind_those_who_wait(monkeypatch):
-    monkeypatch.setattr("opero.limits.waiting_room._LONGEST_NAP", 20_000_000)
+    monkeypatch.setattr("opero.limits.waiting._LONGEST_SLEEP", 20_000_000)
     limiter = RateLimiter("1/hour")
     reservation = await limiter.reserve_async()
     first = asyncio.create_task(limiter.wait())
@@ -346,7 +346,7 @@ async def test_cancelled_waiters_cost_nothing(fake):
             tasks[name].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert [name for name, _ in served] == [0, 3, 4, 6, 7, 8, 11]
-        assert not limiter.queues
+        assert not limiter.loops_waiting
         if fake:
             assert served[-1][1] - served[0][1] == pytest.approx(6 / 50)
 
@@ -395,32 +395,6 @@ async def test_a_loop_that_was_blocked_for_long_lets_two_start_and_spaces_the_re
     assert starts == [0, 0, 0.8, 0.8, 0.81, 0.82]
 
 
-@pytest.mark.asyncio
-async def test_waiters_of_a_loop_stand_in_an_asynciolimiter(monkeypatch):
-    passed = []
-    real = asynciolimiter.Limiter.wait
-
-    async def counted(self: asynciolimiter.Limiter) -> None:
-        await real(self)
-        passed.append(self.rate)
-
-    monkeypatch.setattr(asynciolimiter.Limiter, "wait", counted)
-    limiter = RateLimiter(500)
-    await asyncio.gather(*(limiter.wait() for _ in range(10)))
-    assert len(passed) == 8  # two found a slot
-    assert passed[0] < 499  # the first interval is longer by what is left of the slot's
-    assert passed[1:] == pytest.approx([500] * 7)
-    timers = asyncio.get_running_loop()._scheduled
-    assert all(timer.cancelled() for timer in timers)
-
-
-@pytest.mark.asyncio
-async def test_a_free_slot_is_taken_without_asynciolimiter(monkeypatch):
-    monkeypatch.setattr(asynciolimiter.Limiter, "__init__", None)
-    limiter = RateLimiter(10, burst=5)
-    assert [await limiter.wait() for _ in range(6)] == [0] * 6
-
-
 def test_two_event_loops_one_after_the_other_keep_one_limit():
     limiter, starts = RateLimiter(100), []
 
@@ -435,7 +409,7 @@ def test_two_event_loops_one_after_the_other_keep_one_limit():
         asyncio.run(asyncio.wait_for(main(), 10))
     assert len(starts) == 15
     assert len(starts) <= 100 * (max(starts) - min(starts) + 0.05) + 2
-    assert not limiter.queues
+    assert not limiter.loops_waiting
 
 
 def test_a_run_that_is_cut_short_does_not_block_the_next():
@@ -457,9 +431,9 @@ def test_a_loop_closed_over_its_waiters_is_forgotten():
     task = loop.create_task(limiter.wait())
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
-    assert list(limiter.queues) == [loop]
+    assert list(limiter.loops_waiting) == [loop]
     asyncio.run(asyncio.wait_for(limiter.wait(), 10))
-    assert not limiter.queues
+    assert not limiter.loops_waiting
     task._log_destroy_pending = False  # it is left pending on purpose
     task.get_coro().close()
 
@@ -557,7 +531,7 @@ def test_an_asynciolimiter_in_two_live_loops_is_an_error_with_the_fix():
         lambda limiter: limiter.try_acquire(),
         lambda limiter: limiter.reserve(),
         pickle.dumps,
-        lambda limiter: RateLimiter(limiter._guest.limiter, burst=3),
+        lambda limiter: RateLimiter(limiter._external.limiter, burst=3),
     ],
 )
 def test_what_an_asynciolimiter_cannot_do_is_an_error_with_the_fix(use):

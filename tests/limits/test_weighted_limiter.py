@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
@@ -76,7 +77,7 @@ def test_several_windows_hold_across_processes():
     for worker in workers:
         worker.communicate(data, timeout=20)
         assert worker.returncode == 0
-    assert limiter.current_slot().look() > 3000 * 10**9
+    assert limiter.current_state().wait_for() > 3000 * 10**9
     with pytest.raises(DeadlineError):
         limiter.acquire(timeout=1)
 
@@ -117,11 +118,69 @@ def test_a_failed_call_keeps_what_was_reserved(face, clock):
     limiter = RateLimiter("100/minute", cost=60, settle=tokens_of)
 
     def fail() -> None:
+        raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011 - made above
+        face.run(opero(cache=False, retries=0, rate_limit=limiter)(face.of(fail)))
+    assert not limiter.try_acquire(cost=50)
+
+
+class AnswerError(Exception):
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.response = SimpleNamespace(status_code=status, headers={})
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError(), AnswerError(401), AnswerError(429), AnswerError(503)]
+)
+def test_a_call_that_cannot_have_been_billed_gives_its_cost_back(face, clock, error):
+    limiter = RateLimiter("100/minute", cost=60, settle=tokens_of)
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        face.run(opero(cache=False, retries=0, rate_limit=limiter)(face.of(fail)))
+    limiter.resume()
+    assert limiter.try_acquire(cost=50)
+
+
+def test_a_cap_on_calls_counts_those_that_failed(face, clock):
+    limiter = RateLimiter(cap=1)
+
+    def fail() -> None:
+        raise ConnectionError
+
+    call = opero(cache=False, retries=0, rate_limit=limiter)(face.of(fail))
+    with pytest.raises(ConnectionError):
+        face.run(call)
+    with pytest.raises(SpendCapError):
+        face.run(call)
+
+
+@pytest.mark.parametrize(("real", "spent"), [(30, 30), (0, 0), (None, 60)])
+def test_settle_error_says_what_a_failed_call_has_cost(face, clock, real, spent):
+    limiter = RateLimiter(cap=1000, cost=60, settle=tokens_of, settle_error=lambda error: real)
+
+    def fail() -> None:
         raise ConnectionError
 
     with pytest.raises(ConnectionError):
         face.run(opero(cache=False, retries=0, rate_limit=limiter)(face.of(fail)))
-    assert not limiter.try_acquire(cost=50)
+    assert limiter.spent == spent
+
+
+def test_a_settle_error_that_fails_warns_and_keeps_what_was_reserved(clock):
+    limiter = RateLimiter(cap=1000, cost=60, settle_error=lambda error: 1 / 0)
+
+    @opero(cache=False, retries=0, rate_limit=limiter)
+    def fail() -> None:
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError), pytest.warns(OperoWarning, match="settle_error="):
+        fail()
+    assert limiter.spent == 60
 
 
 def test_a_call_that_was_made_keeps_it_whatever_refused_within(face, clock):
@@ -233,7 +292,7 @@ def test_a_thread_that_waits_for_much_is_not_overtaken_by_one_that_needs_little(
     limiter = RateLimiter("100 tokens/minute")
     limiter.acquire(cost=50)
     ticket = object()
-    limiter.tickets.append(ticket)  # type: ignore[arg-type]  # somebody in line
+    limiter.threads_waiting.append(ticket)  # type: ignore[arg-type]  # somebody in line
     assert not limiter.try_acquire(cost=1)
 
 

@@ -54,7 +54,7 @@ def test_functions_are_tried_in_order_with_the_same_arguments(face: Any) -> None
     assert calls == ["a", "b", "c"]
 
 
-def test_fallbacks_come_as_one_as_several_or_not_at_all() -> None:
+def test_fallbacks_are_one_function_several_or_none() -> None:
     assert FallbackChain(int, float).has_fallbacks()
     assert FallbackChain(int, [float]).has_fallbacks()
     assert not FallbackChain(int).has_fallbacks()
@@ -101,7 +101,7 @@ def test_when_all_fail_the_last_error_has_the_others_behind_it(face: Any) -> Non
     assert len(errors[2].__notes__) == 1, "notes are replaced, not piled up"
 
 
-def test_a_single_function_leaves_its_error_alone(face: Any) -> None:
+def test_a_single_function_raises_its_error_unchanged(face: Any) -> None:
     chain = FallbackChain(face.of(failing(ValueError(1), [], "a")))
     with pytest.raises(ValueError, match="1") as caught:
         run(face, chain)
@@ -126,7 +126,7 @@ def test_what_no_fallback_can_help_passes_at_once(error: BaseException) -> None:
     assert calls == ["a"]
 
 
-def test_moving_on_is_told(face: Any) -> None:
+def test_fallback_used_is_sent_for_each_next_function(face: Any) -> None:
     calls: list[str] = []
     chain = FallbackChain(
         face.of(failing(ValueError(1), calls, "a")), face.of(working(1, calls, "b"))

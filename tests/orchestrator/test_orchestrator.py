@@ -52,7 +52,7 @@ def test_an_empty_configuration_just_calls(face: Any) -> None:
         execute(face, orchestrator, fails_once)
 
 
-def test_a_function_of_the_other_kind_is_welcome(face: Any) -> None:
+def test_a_function_of_the_other_kind_is_accepted(face: Any) -> None:
     async def later(x: int) -> int:
         return x
 
@@ -154,7 +154,7 @@ def test_other_options_and_the_cache_can_be_given(face: Any) -> None:
     assert calls == [1, 2, 1]
 
 
-def test_a_logger_is_told_what_happens(face: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_logger_gets_a_line_for_each_event(face: Any, caplog: pytest.LogCaptureFixture) -> None:
     heard: list[Any] = []
     config = OrchestratorConfig(
         retry_config=RetryConfig(2, 0, 0, 0),

@@ -151,7 +151,7 @@ def test_coroutine_functions_run_many_at_once_in_each_worker_if_asked() -> None:
     assert max(together for _, _, together in results) > 1
 
 
-def test_the_error_of_an_item_keeps_its_type_and_tells_its_story(face: Any) -> None:
+def test_the_error_of_an_item_keeps_its_type_and_notes(face: Any) -> None:
     orchestrator = in_processes(retry_config=AT_ONCE, fallbacks=[face.of(odd_fails)])
     with pytest.raises(ConnectionError) as caught:
         process(face, orchestrator, [face.of(odd_fails)], 0, 1)
@@ -161,7 +161,7 @@ def test_the_error_of_an_item_keeps_its_type_and_tells_its_story(face: Any) -> N
     assert "failed for item 1" in told
 
 
-def test_without_reraise_tenacitys_error_comes_back_too(face: Any) -> None:
+def test_reraise_false_raises_retry_error_from_workers_too(face: Any) -> None:
     retry = RetryConfig(2, 0, 0, 0, reraise=False)
     for orchestrator in (
         in_processes(retry_config=retry),
@@ -207,7 +207,7 @@ def test_a_concurrency_limit_holds_over_the_coroutines_of_all_processes(tmp_path
     assert max(together) <= 2
 
 
-def test_the_logger_hears_in_this_process_what_happened_in_the_others(
+def test_the_logger_of_this_process_gets_events_of_workers(
     face: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     orchestrator = in_processes(
@@ -222,7 +222,7 @@ def test_the_logger_hears_in_this_process_what_happened_in_the_others(
     ]
 
 
-def test_the_bus_hears_it_too() -> None:
+def test_the_bus_gets_events_of_workers() -> None:
     heard: list[Any] = []
     with event_bus.subscribe(heard.append, types=[AttemptFailed, FallbackUsed]):
         in_processes(fallbacks=[str]).process_sync([odd_fails], 1)

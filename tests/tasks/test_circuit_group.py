@@ -36,7 +36,7 @@ def test_it_gives_what_a_sequence_gives() -> None:
     assert run_sync(Sequence(group, float)) == [["TEA", 3], 3.0]
 
 
-def test_it_opens_after_so_many_failures_each_with_its_own_error(told: Told) -> None:
+def test_group_opens_after_fail_max_failures_each_with_its_own_error(told: Told) -> None:
     fetch = flaky("ok", failures=9)
     group = CircuitGroup(fetch, fail_max=2, reset_timeout=10, name="shop")
     assert failures_of(group, 3) == ["ConnectionError", "ConnectionError", "CircuitOpenError"]
@@ -46,7 +46,7 @@ def test_it_opens_after_so_many_failures_each_with_its_own_error(told: Told) -> 
     assert len(told.of("flaky")) == 4
 
 
-def test_it_lets_one_probe_through_when_the_time_has_come(clock: FakeClock) -> None:
+def test_group_lets_one_probe_through_after_reset_timeout(clock: FakeClock) -> None:
     group = CircuitGroup(flaky("ok", failures=1), fail_max=1, reset_timeout=10, name="shop")
     with capture_events(CircuitChanged) as events:
         assert failures_of(group, 2) == ["ConnectionError", "CircuitOpenError"]

@@ -193,7 +193,7 @@ def test_a_retry_policy_is_put_in(failures: int) -> None:
     assert {e["task"] for e in logged} == {made["task_flaky"]}
 
 
-def test_a_circuit_opens_and_tells_of_it() -> None:
+def test_a_circuit_opens_and_sends_an_event() -> None:
     logged: list[Any] = []
     made = run(TASKS, EVENTS, CIRCUIT, logged=logged)
     group = made["breaker_group"]

@@ -50,7 +50,7 @@ def test_results_come_in_the_order_of_the_jobs(limit: int | None) -> None:
     assert run_sync(Parallel(*jobs, limit=limit)) == [9, 1, 5, 0, 3]
 
 
-def test_synchronous_jobs_run_at_once_and_leave_the_loop_alone() -> None:
+def test_synchronous_jobs_run_at_once_and_do_not_block_the_loop() -> None:
     meeting = threading.Barrier(3, timeout=10)
     ticks = 0
 
@@ -264,7 +264,7 @@ def test_errors_after_the_first_stand_behind_it() -> None:
     assert [type(error) for error in failures(caught.value)] == [KeyError, ValueError]
 
 
-def test_errors_may_be_collected_in_their_places(told: Told) -> None:
+def test_on_error_collect_returns_errors_in_their_places(told: Told) -> None:
     error = ValueError("no")
 
     async def given_up() -> None:
@@ -422,7 +422,7 @@ def test_a_loop_that_is_left_leaves_nothing_behind() -> None:
     gc.collect()
 
 
-def test_a_job_that_swallows_its_own_cancellation_leaves_the_next_one_alone() -> None:
+def test_a_job_that_swallows_its_own_cancellation_does_not_cancel_the_next() -> None:
     async def careless() -> None:
         task = asyncio.current_task()
         assert task is not None

@@ -153,7 +153,7 @@ def test_nesting_changes_no_result(numbers: list[int], data: st.DataObject) -> N
 # --- results --------------------------------------------------------------------------------------
 
 
-def test_the_results_come_as_a_list_or_as_the_last() -> None:
+def test_sequence_returns_all_results_or_the_last() -> None:
     assert run_sync(Sequence(one, double, str)) == [1, 2, "2"]
     assert run_sync(Sequence(one, double, str, returns="last")) == "2"
     assert run_sync(Sequence(one, Sequence(double, str, returns="last"), len)) == [1, "2", 1]
@@ -175,7 +175,7 @@ def test_a_sequence_runs_a_hundred_times_at_once() -> None:
 # --- failures and states --------------------------------------------------------------------------
 
 
-def test_the_first_failure_ends_it_with_its_own_error(told: Told) -> None:
+def test_the_first_failure_ends_a_sequence_with_its_own_error(told: Told) -> None:
     error = ValueError("no")
 
     def fail(before: int) -> None:
@@ -249,7 +249,7 @@ def test_joining_leaves_the_parts_as_they_are() -> None:
     assert run_sync(longer) == [1, 2, "2"]
 
 
-def test_names_tell_the_steps() -> None:
+def test_name_of_a_sequence_lists_its_steps() -> None:
     assert repr(Sequence(one, double)) == "<Sequence one | double>"
     assert repr(Sequence(one, double, str, len)) == "<Sequence one | … | len>"
     assert repr(Sequence(name="mine")) == "<Sequence mine>"

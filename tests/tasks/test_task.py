@@ -228,7 +228,7 @@ def test_a_function_in_a_thread_may_run_tasks_although_all_threads_are_taken() -
     assert asyncio.run(main()) == ["TEA"] * MOST_THREADS
 
 
-def test_a_thread_that_is_left_behind_keeps_its_slot_until_it_is_done() -> None:
+def test_an_abandoned_thread_keeps_its_slot_until_it_ends() -> None:
     let_go = threading.Event()
 
     async def main() -> None:
@@ -314,7 +314,7 @@ def test_a_run_that_fails_has_the_error() -> None:
     assert ended.result is None
 
 
-def test_a_cancelled_run_is_cancelled_and_says_so(told: Told) -> None:
+def test_a_cancelled_run_has_the_state_cancelled(told: Told) -> None:
     async def main() -> TaskRun:
         started = Task(asyncio.sleep, 60, name="nap").start()
         await asyncio.sleep(0)
@@ -329,7 +329,7 @@ def test_a_cancelled_run_is_cancelled_and_says_so(told: Told) -> None:
     assert isinstance(told.events[-1]["error"], asyncio.CancelledError)
 
 
-def test_who_is_cancelled_while_it_waits_for_a_run_cancels_it() -> None:
+def test_a_cancelled_waiter_cancels_its_run() -> None:
     async def main() -> TaskRun:
         started = Task(asyncio.sleep, 60).start()
 
@@ -365,7 +365,7 @@ def test_a_run_that_was_not_started_cannot_be_awaited() -> None:
         asyncio.run(main())
 
 
-def test_a_run_nobody_holds_goes_on() -> None:
+def test_a_run_without_a_reference_continues() -> None:
     done = []
     waited_for: weakref.WeakSet[asyncio.Event] = weakref.WeakSet()
 
@@ -430,7 +430,7 @@ def test_a_definition_keeps_neither_results_nor_errors() -> None:
 # --- events ---------------------------------------------------------------------------------------
 
 
-def test_events_are_told_as_the_mappings_that_people_know(told: Told) -> None:
+def test_events_of_tasks_read_like_dicts(told: Told) -> None:
     task = Task(upper, "tea", name="shout")
     run_sync(task)
     first, last = told.events
@@ -442,13 +442,13 @@ def test_events_are_told_as_the_mappings_that_people_know(told: Told) -> None:
     assert last.seconds >= 0
 
 
-def test_nobody_has_to_listen() -> None:
+def test_tasks_run_without_a_listener() -> None:
     assert not event_bus.active
     assert run_sync(Task(upper, "tea")) == "TEA"
 
 
 @pytest.mark.parametrize("failing", [True, False])
-def test_a_subscriber_that_raises_unsubscribes_or_is_slow_disturbs_nobody(
+def test_a_subscriber_that_raises_unsubscribes_or_is_slow_affects_no_task(
     failing: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     heard = []
@@ -496,7 +496,7 @@ def test_nothing_is_cached_or_retried_unless_asked_for() -> None:
 @pytest.mark.parametrize(
     "kind", ["options", "decorated", "decorated with options", "decorated async"]
 )
-def test_retries_are_told(kind: str, told: Told) -> None:
+def test_retries_are_sent_as_events(kind: str, told: Told) -> None:
     function = flaky("ok", failures=2)
     if kind == "decorated async":
 
@@ -517,7 +517,7 @@ def test_retries_are_told(kind: str, told: Told) -> None:
     assert told.events[-1].error is None
 
 
-def test_retries_of_runs_at_once_are_told_of_each() -> None:
+def test_retries_of_concurrent_runs_are_sent_for_each_run() -> None:
     failed: set[int] = set()
 
     async def fetch(number: int) -> int:
@@ -689,7 +689,7 @@ def test_an_error_leaves_no_reference_cycle(options: dict[str, Any] | None) -> N
         gc.enable()
 
 
-def test_an_error_that_nobody_waits_for_any_more_leaves_no_reference_cycle() -> None:
+def test_an_error_without_a_waiter_leaves_no_reference_cycle() -> None:
     class OopsError(Exception):
         pass
 

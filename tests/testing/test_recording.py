@@ -64,7 +64,7 @@ def of(face: Any, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("options", [{}, {"cache": True}], ids=["cache off", "cache on"])
-def test_a_replay_gives_what_was_recorded_and_calls_nobody(
+def test_a_replay_returns_the_recorded_outcome_without_a_call(
     face: Any, tape: Path, options: dict[str, Any]
 ) -> None:
     f = of(face, **options)
@@ -113,7 +113,7 @@ VALUES = [
 
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
-def test_any_result_comes_back_with_its_type(tape: Path, value: Any) -> None:
+def test_any_result_is_replayed_with_its_type(tape: Path, value: Any) -> None:
     f = opero(cache=False)(lambda: value)
     with record(tape):
         f()
@@ -181,7 +181,7 @@ def test_a_mistake_in_a_call_is_no_recording(tape: Path) -> None:
     assert lines(tape) == []
 
 
-def test_wrong_arguments_are_told_by_the_function(tape: Path) -> None:
+def test_wrong_arguments_are_refused_by_the_function(tape: Path) -> None:
     f = opero(body)
     with record(tape):
         pass
@@ -221,7 +221,7 @@ def test_a_block_fails_if_something_has_swallowed_that(tape: Path) -> None:
         f(1)
 
 
-def test_the_outcomes_of_equal_calls_come_in_order(tape: Path) -> None:
+def test_outcomes_of_equal_calls_are_replayed_in_order(tape: Path) -> None:
     f = opero(cache=False, retries=0)(flaky(lambda: len(CALLS), failures=1))
     with record(tape):
         with pytest.raises(ConnectionError):
@@ -246,7 +246,7 @@ def test_without_a_cache_one_call_more_than_recorded_fails(tape: Path) -> None:
         f(1), f(1), f(1)
 
 
-def test_with_a_cache_the_last_outcome_stands_for_all_further_calls(tape: Path) -> None:
+def test_with_a_cache_the_last_outcome_answers_all_further_calls(tape: Path) -> None:
     f = opero(body)
     with record(tape):
         f(1), f(1)
@@ -255,7 +255,7 @@ def test_with_a_cache_the_last_outcome_stands_for_all_further_calls(tape: Path) 
         assert [f(1) for _ in range(5)] == [[1]] * 5
 
 
-def test_what_comes_from_the_cache_is_recorded(tape: Path) -> None:
+def test_a_cached_result_is_recorded(tape: Path) -> None:
     f = opero(body)
     f(1)
     with record(tape):
@@ -306,7 +306,7 @@ def _adder(n: int, lock: Any) -> Callable[[int], int]:
     return opero(cache=False)(add)
 
 
-def test_functions_of_one_name_are_told_apart_by_what_they_close_over(tape: Path) -> None:
+def test_functions_of_one_name_are_distinguished_by_their_closures(tape: Path) -> None:
     with record(tape):
         _adder(1, threading.Lock())(1), _adder(2, threading.Lock())(1)
     with replay(tape):
@@ -395,9 +395,7 @@ def test_arguments_are_not_written(tape: Path) -> None:
     ],
     ids=["forged", "strange class", "broken", "strange error", "lost error"],
 )
-def test_what_cannot_be_told_fails_loudly_and_executes_nothing(
-    tape: Path, line: str, why: str
-) -> None:
+def test_an_unreadable_outcome_raises_and_executes_nothing(tape: Path, line: str, why: str) -> None:
     f = opero(cache=False)(body)
     with record(tape):
         f(1)
@@ -532,7 +530,7 @@ def test_the_items_of_a_map_are_recorded_even_where_they_are_cached(face: Any, t
         face.run(f, [3])
 
 
-def test_the_items_of_a_map_come_here_to_be_recorded(tape: Path) -> None:
+def test_items_of_a_process_map_are_recorded_in_the_parent(tape: Path) -> None:
     f = operomap(progress=False, cache=False)(body)
     with record(tape):
         assert list(f.stream([1, 2])) == [[1], [2]]
@@ -561,7 +559,7 @@ def test_a_receipt_of_a_replayed_call_is_one_of_a_hit(face: Any, tape: Path) -> 
     assert (receipt.value, receipt.source, receipt.calls) == ([1], "hit", 0)
 
 
-def test_stages_alone_are_recorded_too(tape: Path) -> None:
+def test_standalone_stages_are_recorded_too(tape: Path) -> None:
     f = get_retry_decorator(retries=1)(body)
     with record(tape):
         f(1)
@@ -603,7 +601,7 @@ def test_an_inner_block_has_its_own_file(tmp_path: Path) -> None:
         assert f(1) == [1]
 
 
-def test_what_was_recorded_before_a_block_breaks_off_is_there(tape: Path) -> None:
+def test_outcomes_recorded_before_an_interrupted_block_are_kept(tape: Path) -> None:
     f = opero(cache=False)(body)
     broken = opero(cache=False, retries=0)(flaky(None, failures=1))
     with contextlib.suppress(ConnectionError), record(tape):
@@ -613,7 +611,7 @@ def test_what_was_recorded_before_a_block_breaks_off_is_there(tape: Path) -> Non
         assert f(1) == [1]
 
 
-def test_a_call_that_outlives_the_block_is_left_alone(tape: Path) -> None:
+def test_a_call_that_outlives_the_block_is_not_recorded(tape: Path) -> None:
     f = opero(cache=False)(echo)
 
     async def main() -> int:

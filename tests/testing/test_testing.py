@@ -162,7 +162,7 @@ def test_what_was_cached_before_is_still_there_on_a_fake_clock() -> None:
     assert fetch.stats.hits == 1
 
 
-def test_the_real_clock_comes_back() -> None:
+def test_fake_clock_restores_the_real_clock() -> None:
     before = ambient.clock()
     with pytest.raises(KeyError), fake_clock():
         raise KeyError
@@ -188,7 +188,7 @@ def test_what_a_real_call_takes_is_real_time() -> None:
         assert clock.elapsed == 0
 
 
-def test_its_repr_tells_how_far_it_is() -> None:
+def test_repr_of_a_fake_clock_shows_its_time() -> None:
     clock = FakeClock()
     clock.sleep(2.5)
     assert repr(clock) == "<FakeClock 2.5 s on, 1 sleeps>"
@@ -319,7 +319,7 @@ def test_two_loops_in_two_threads_and_successive_loops_work() -> None:
 # --- flaky ----------------------------------------------------------------------------------------
 
 
-def test_flaky_fails_so_often_and_works_then() -> None:
+def test_flaky_fails_the_given_number_of_times_then_works() -> None:
     fetch: Any = flaky("ok", failures=2)
     for n in (1, 2):
         with pytest.raises(ConnectionError, match=f"flaky failure {n} of 2"):

@@ -56,7 +56,9 @@ class Call:
         (lambda: afetch(5), False),
     ],
 )
-def test_it_tells_which_functions_are_async(fn: Callable[..., Any], answer: bool) -> None:
+def test_is_async_function_recognises_coroutine_functions(
+    fn: Callable[..., Any], answer: bool
+) -> None:
     assert is_async_function(fn) is answer
 
 

@@ -90,7 +90,7 @@ def test_an_adapters_context_can_be_changed_and_removed(lines: Lines) -> None:
     assert repr(logger) == "<ContextAdapter my_app>"
 
 
-def test_the_nearer_context_goes_before_the_farther(lines: Lines) -> None:
+def test_inner_context_takes_precedence(lines: Lines) -> None:
     logger = ContextAdapter(get_logger("my_app", level=logging.DEBUG), {"who": "adapter", "a": 1})
     with log_context(logger, who="outer", b=2):
         with log_context(logger, who="inner"):
@@ -113,7 +113,7 @@ def test_a_line_names_the_place_where_it_was_written(lines: Lines) -> None:
     assert lines.records[0].funcName == "test_a_line_names_the_place_where_it_was_written"
 
 
-def test_somebody_elses_record_context_is_left_alone(lines: Lines) -> None:
+def test_a_record_context_of_other_code_is_not_changed(lines: Lines) -> None:
     logger = get_logger("my_app", level=logging.DEBUG)
     with log_context(logger, a=1):
         logger.info("works", extra={"context": "theirs"})

@@ -9,7 +9,7 @@ import threading
 from opero.utils.ambient import Switch
 
 
-def test_it_is_on_while_anybody_holds_it() -> None:
+def test_switch_is_on_while_it_is_held() -> None:
     switch = Switch()
     seen = [bool(switch.on)]
     for change in (switch.turn_on, switch.turn_on, switch.turn_off, switch.turn_off):
@@ -40,5 +40,5 @@ def test_holders_in_many_threads_are_all_counted() -> None:
     assert repr(switch) == "<Switch on, 4 holders>"
 
 
-def test_its_repr_tells_when_it_is_off() -> None:
+def test_repr_of_a_switch_shows_its_state() -> None:
     assert repr(Switch()) == "<Switch off, 0 holders>"

@@ -258,12 +258,30 @@ def test_a_wait_ends_with_the_error_or_the_time_of_its_look_up():
     assert turn.wait(lambda: 0) is True
 
 
-class Permits:
-    """So many permits, and how many were out at once."""
+def test_a_turn_is_released_by_its_holder_only():
+    turn, holder, late = FairLock(), ThreadWaiter(), ThreadWaiter()
+    assert turn.try_acquire(holder)
+    turn.join(late)
+    turn.release(ThreadWaiter())
+    assert turn.held == [holder]
+    turn.release(holder)
+    assert turn.held == [late]
+    turn.release(holder)
+    assert turn.held == [late]
+    turn.release(late)
+    assert not turn.held
+    turn.release()
+
+
+class Permits(HandoffQueue):
+    """So many permits."""
 
     def __init__(self, count):
+        super().__init__()
         self.free = [None] * count
-        self.queue = HandoffQueue(self.take, lambda: self.free.append(None))
+
+    def put_back(self):
+        self.free.append(None)
 
     def take(self):
         try:
@@ -281,18 +299,18 @@ def test_a_task_cancelled_at_any_await_loses_no_permit(cancel_at, released, by_t
 
     def release():
         if by_thread:
-            thread = threading.Thread(target=permits.queue.give_back)
+            thread = threading.Thread(target=permits.give_back)
             thread.start()
             thread.join()
         else:
-            permits.queue.give_back()
+            permits.give_back()
 
     async def work():
-        assert await permits.queue.wait_async(lambda: 5)
+        assert await permits.wait_async(lambda: 5)
         try:
             await asyncio.sleep(0)
         finally:
-            permits.queue.give_back()
+            permits.give_back()
 
     async def main():
         assert permits.take()
@@ -311,7 +329,7 @@ def test_a_task_cancelled_at_any_await_loses_no_permit(cancel_at, released, by_t
         assert all(task.cancelled() or task.exception() is None for task in tasks)
 
     asyncio.run(main())
-    assert (len(permits.free), len(permits.queue)) == (1, 0)
+    assert (len(permits.free), len(permits)) == (1, 0)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -332,13 +350,13 @@ def test_threads_and_two_loops_with_cancellations_lose_and_double_nothing(seed):
         nonlocal out
         with lock:
             out -= 1
-        permits.queue.give_back()
+        permits.give_back()
 
     def thread(number):
         draw = random.Random(f"{seed} {number}")
         while time.monotonic() < end:
             until_ = time.monotonic() + draw.choice([0, 0.0002, 0.002, 5])
-            if permits.queue.wait(lambda: until_ - time.monotonic()):  # noqa: B023 - at once
+            if permits.wait(lambda: until_ - time.monotonic()):  # noqa: B023 - at once
                 enter()
                 time.sleep(draw.choice([0, 0, 0.0003]))
                 leave()
@@ -346,7 +364,7 @@ def test_threads_and_two_loops_with_cancellations_lose_and_double_nothing(seed):
     async def task(draw):
         while time.monotonic() < end:
             until_ = time.monotonic() + draw.choice([0.0002, 0.002, 5])
-            if await permits.queue.wait_async(lambda: until_ - time.monotonic()):  # noqa: B023
+            if await permits.wait_async(lambda: until_ - time.monotonic()):  # noqa: B023
                 enter()
                 try:
                     for _ in range(draw.randrange(3)):
@@ -380,7 +398,7 @@ def test_threads_and_two_loops_with_cancellations_lose_and_double_nothing(seed):
     assert most <= count
     assert served > 20
     assert cancelled > 20
-    assert (len(permits.free), len(permits.queue), out) == (count, 0, 0)
+    assert (len(permits.free), len(permits), out) == (count, 0, 0)
 
 
 # --- waits in the thread of a loop ----------------------------------------------------------------

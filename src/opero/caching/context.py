@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from opero.caching.copying import Uncopyable, freeze
 from opero.caching.entries import SkipReporter, afind, aput
 from opero.caching.function_cache import shared_store
 from opero.caching.handle import CallKey
-from opero.caching.isolate import Uncopyable, freeze
 from opero.caching.keys.canonical import digest, fast_part
 from opero.caching.keys.function_keys import namespace_prefix
 from opero.caching.keys.shapes import Unkeyable
@@ -191,10 +191,10 @@ class CacheContext:
             if encode is not None:
                 entry: Entry = encode(made, value, expires)
                 return entry
-            stored, thaw = freeze(value, copy=self._copy)
+            stored, copier = freeze(value, copy=self._copy)
         except Uncopyable as signal:
             raise OperoUsageError(f"A value cannot be cached: {signal}.") from None
-        return Entry(stored, expires=expires, thaw=thaw, weight=weigh(value) + weigh(key))
+        return Entry(stored, expires=expires, copier=copier, weight=weigh(value) + weigh(key))
 
     def _entry(self, store: EntryStore, key: Any) -> Entry | None:
         try:

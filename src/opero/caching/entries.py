@@ -9,11 +9,11 @@ from sys import getsizeof
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from opero import events
+from opero.caching.copying import ATOMS, Uncopyable, freeze
 from opero.caching.handle import format_bytes
-from opero.caching.isolate import ATOMS, Uncopyable, freeze
 from opero.caching.memory import Entry, MemoryStore, weigh
 from opero.errors import StoreError
-from opero.events import CacheSkipped
 from opero.utils import ambient
 from opero.utils.ambient import switch
 from opero.utils.steps import BlockingStep
@@ -51,7 +51,7 @@ class SkipReporter:
             return
         if once:
             self._reported.add(reason)
-        self._emitter.emit(CacheSkipped(function=self._emitter.function, reason=reason))
+        self._emitter.emit(events.CacheSkipped(function=self._emitter.function, reason=reason))
 
 
 # --- stores and event loops -----------------------------------------------------------------------
@@ -132,7 +132,7 @@ class EntryReader:
 
     def is_fresh(self, key: Hashable, entry: Entry) -> bool:
         """Return whether an entry has not expired; one that is of no use any more is dropped."""
-        now = ambient.clock().monotonic()
+        now = ambient.clock().monotonic() if switch.on else monotonic()
         if entry.expires > now or entry.expiry > now:
             return True
         usable = self._usable
@@ -363,5 +363,5 @@ class EntryWriter:
                 group = key[0]
         if type(value) in ATOMS:
             return Entry(value, expires, None, weight + getsizeof(value), group)
-        stored, thaw = freeze(value, copy=self._copy)
-        return Entry(stored, expires, thaw, weight + weigh(stored), group)
+        stored, copier = freeze(value, copy=self._copy)
+        return Entry(stored, expires, copier, weight + weigh(stored), group)

@@ -25,7 +25,6 @@ import itertools
 import math
 import os
 import random
-import secrets
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from threading import get_ident
@@ -479,7 +478,7 @@ class _Process:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self.token = secrets.token_hex(12)
+        self.token = os.urandom(12).hex()  # `secrets` would import a dozen modules
         self.serial = itertools.count()
         self.renewer = _LeaseRenewer()
 

@@ -25,7 +25,7 @@ __all__ = ["AgingEntry", "Entry", "EntryStore", "Life", "MemoryStore", "Store", 
 _SPARE: Final = 1000
 """Entries that may have left the store before its heap of expiries is tidied."""
 
-Thaw = Callable[[Any], Any]
+Copier = Callable[[Any], Any]
 """Makes an isolated copy of what is stored."""
 
 
@@ -76,11 +76,11 @@ class Entry:
     """One stored result.
 
     Attributes:
-        value: The result, or what `thaw` makes it from.
+        value: The result, or what `copier` makes it from.
         expires: Clock reading from which the stage must judge it: that of its expiry, or earlier if
             it is to be renewed before. `math.inf` for never.
         life: Further times; None for an entry that has none but its expiry.
-        thaw: Gives each caller a copy of its own; None where the value is immutable and can be
+        copier: Gives each caller a copy of its own; None where the value is immutable and can be
             shared.
         weight: Estimated bytes.
         group: What the entry must not outlive: the token of the instance it belongs to.
@@ -88,7 +88,7 @@ class Entry:
             update costs one place in the queue.
     """
 
-    __slots__ = ("expires", "group", "thaw", "value", "visited", "weight")
+    __slots__ = ("copier", "expires", "group", "value", "visited", "weight")
 
     # A class attribute, so that an entry without it pays nothing for it.
     life: Life | None = None
@@ -97,13 +97,13 @@ class Entry:
         self,
         value: Any,
         expires: float = math.inf,
-        thaw: Thaw | None = None,
+        copier: Copier | None = None,
         weight: int = 0,
         group: int | None = None,
     ) -> None:
         self.value: Any = value
         self.expires: float = expires
-        self.thaw: Thaw | None = thaw
+        self.copier: Copier | None = copier
         self.weight: int = weight
         self.group: int | None = group
         self.visited: bool = False
@@ -120,7 +120,7 @@ class Entry:
 
     def open(self) -> Any:
         """Return the result, isolated from what is stored."""
-        return self.value if self.thaw is None else self.thaw(self.value)
+        return self.value if self.copier is None else self.copier(self.value)
 
     def __repr__(self) -> str:
         return f"<Entry of {self.weight} bytes, expires at {self.expires:.3f}>"
@@ -139,7 +139,7 @@ class AgingEntry(Entry):
 
     def __init__(self, entry: Entry, life: Life, expires: float | None = None) -> None:
         expires = life.expiry if expires is None else expires
-        super().__init__(entry.value, expires, entry.thaw, entry.weight, entry.group)
+        super().__init__(entry.value, expires, entry.copier, entry.weight, entry.group)
         self.life: Life | None = life
 
 

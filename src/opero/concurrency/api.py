@@ -36,7 +36,8 @@ def build_map_function(pipeline: Pipeline, by: str) -> Any:
     """Build the function that maps, with its attributes."""
     mapper = Mapper(pipeline)
     one = build_function(pipeline, by)
-    wrapper: Any = _caller(mapper)
+    split = _splitter(mapper)
+    wrapper: Any = _caller(split, awaits=mapper.awaits)
     functools.update_wrapper(wrapper, one)
     vars(wrapper).update(vars(one))
     wrapper.__signature__ = _signature(pipeline)
@@ -58,8 +59,8 @@ def build_map_function(pipeline: Pipeline, by: str) -> Any:
     wrapper.explain = explain_map
     wrapper.with_options = with_options
     wrapper.one = one
-    wrapper.stream = _streamer(mapper)
-    wrapper.map = _reporter(mapper)
+    wrapper.stream = _streamer(split)
+    wrapper.map = _reporter(split)
     return wrapper
 
 
@@ -68,70 +69,69 @@ def rebuild_map(fn: Callable[..., Any], options: MapOptions) -> Any:
     return decorate(fn, options, by="operomap", build=build_map_function)
 
 
-def _in_force(mapper: Mapper) -> Mapper:
-    """Return the mapper, or one that runs inline while calls are recorded or replayed."""
-    if ambient.tape() is None:
-        return mapper
+def _under_replay(mapper: Mapper) -> Mapper:
+    """Return the mapper for calls that are recorded or replayed: inline, so that all items pass the tape."""
     # A process of its own would have no tape, and what a map finds in a cache it does not call.
     pipeline = mapper.pipeline
     changes: dict[str, Any] = {"sequential": True}
     if pipeline.options.cache_backend != "memory":
         changes["cache_backend"] = "memory"
     options = pipeline.options.replace("operomap", **changes)
-    afresh = frozenset({"sequential", "cache_backend"})
-    return type(mapper)(Pipeline(pipeline.info, options, origin=pipeline, changed=afresh))
+    replaced = frozenset({"sequential", "cache_backend"})
+    return type(mapper)(Pipeline(pipeline.info, options, origin=pipeline, changed=replaced))
 
 
-def _caller(mapper: Mapper) -> Callable[..., Any]:
-    split = _splitter(mapper)
-    if mapper.awaits:
+Split = Callable[[tuple[Any, ...], dict[str, Any]], tuple[Mapper, Any, ItemArguments]]
+"""Returns, for the arguments of a call, the mapper in force, the items, and what the function gets beside each."""
+
+
+def _splitter(mapper: Mapper) -> Split:
+    info = mapper.pipeline.info
+    first = info.bound
+
+    def split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Mapper, Any, ItemArguments]:
+        if len(args) <= first:
+            name = info.name
+            raise TypeError(f"{name}() maps over items and got none: write {name}([…])")
+        now = mapper if ambient.tape() is None else _under_replay(mapper)
+        return now, args[first], ItemArguments(args[:first], args[first + 1 :], kwargs)
+
+    return split
+
+
+def _caller(split: Split, *, awaits: bool) -> Callable[..., Any]:
+    if awaits:
 
         async def acollected(*args: Any, **kwargs: Any) -> list[Any]:
-            return await _in_force(mapper).acollect(*split(args, kwargs))
+            mapper, items, arguments = split(args, kwargs)
+            return await mapper.acollect(items, arguments)
 
         return acollected
 
     def collected(*args: Any, **kwargs: Any) -> list[Any]:
-        return _in_force(mapper).collect(*split(args, kwargs))
+        mapper, items, arguments = split(args, kwargs)
+        return mapper.collect(items, arguments)
 
     return collected
 
 
-def _streamer(mapper: Mapper) -> Callable[..., Any]:
-    split = _splitter(mapper)
-
+def _streamer(split: Split) -> Callable[..., Any]:
     def stream(*args: Any, **kwargs: Any) -> Any:
         """Return a lazy, closable iterator of results; it reads the input only as far as it must."""
-        found, now = split(args, kwargs), _in_force(mapper)
-        return now.astream(*found) if now.awaits else now.stream(*found)
+        mapper, items, arguments = split(args, kwargs)
+        return (mapper.astream if mapper.awaits else mapper.stream)(items, arguments)
 
     return stream
 
 
-def _reporter(mapper: Mapper) -> Callable[..., Any]:
-    split = _splitter(mapper)
-
+def _reporter(split: Split) -> Callable[..., Any]:
     def report(*args: Any, **kwargs: Any) -> Any:
         """Run all items and return a `MapResult`: what succeeded, what failed, and whether that is all."""
-        found, now = split(args, kwargs), _in_force(mapper)
-        return now.areport(*found) if now.awaits else now.report(*found)
+        mapper, items, arguments = split(args, kwargs)
+        return (mapper.areport if mapper.awaits else mapper.report)(items, arguments)
 
     report.__name__ = "map"
     return report
-
-
-def _splitter(mapper: Mapper) -> Callable[[tuple[Any, ...], dict[str, Any]], tuple[Any, Any]]:
-    """Return the function that separates items, the instance before them and further arguments."""
-    info = mapper.pipeline.info
-    first = info.bound
-
-    def split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        if len(args) <= first:
-            name = info.name
-            raise TypeError(f"{name}() maps over items and got none: write {name}([…])")
-        return args[first], ItemArguments(args[:first], args[first + 1 :], kwargs)
-
-    return split
 
 
 def _signature(pipeline: Pipeline) -> inspect.Signature:
@@ -142,9 +142,9 @@ def _signature(pipeline: Pipeline) -> inspect.Signature:
     fits = len(found) > place and found[place].kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD
     items = inspect.Parameter("items", inspect.Parameter.POSITIONAL_ONLY)
     before = [p.replace(kind=inspect.Parameter.POSITIONAL_ONLY) for p in found[:place]]
-    rest = found[place + 1 :] if fits else found[place:]
+    others = found[place + 1 :] if fits else found[place:]
     return info.declared.replace(
-        parameters=[*before, items, *rest], return_annotation=inspect.Signature.empty
+        parameters=[*before, items, *others], return_annotation=inspect.Signature.empty
     )
 
 

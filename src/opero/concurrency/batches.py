@@ -120,14 +120,14 @@ class CompletionOrder:
     def put(self, batch: Batch) -> None:
         """Add finished items."""
         self._ready.append(batch)
-        self.held += len(batch)
+        self.held += len(batch.items)
 
     def take(self) -> Batch | None:
         """Return the next ones to hand out."""
         if not self._ready:
             return None
         batch = self._ready.popleft()
-        self.held -= len(batch)
+        self.held -= len(batch.items)
         return batch
 
     def skip_missing(self) -> None:

@@ -149,6 +149,6 @@ class ChunkProgress:
 
     def left(self) -> Sequence[int]:
         """Return the positions that are still to be reported."""
-        rest = range(self._next, self.kept)
+        open_places = range(self._next, self.kept)
         early = self._early
-        return [n for n in rest if n not in early] if early else rest
+        return [n for n in open_places if n not in early] if early else open_places

@@ -20,10 +20,10 @@ from opero.caching.memory import Entry
 from opero.caching.single_flight import Flight, SharedFailure, SharedResult, copy_error, notify
 from opero.concurrency.batches import Batch, BatchesByOrigin
 from opero.concurrency.executors.base import ItemOutcome
-from opero.concurrency.steps import BlockingCall, BlockingCalls, Steps
 from opero.core.call import Call
 from opero.errors import DeadlineError
 from opero.utils import ambient
+from opero.utils.steps import for_each, in_thread
 
 if TYPE_CHECKING:
     from opero.caching.entries import Stored
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from opero.caching.single_flight import Verdict
     from opero.concurrency.executors.base import MapJob
     from opero.core.cache import CacheStage
+    from opero.utils.steps import StepLogic
 
 __all__ = ["AddFresh", "InFlightElsewhere", "LeadItem", "RemoteLeases", "ResultStore"]
 
@@ -121,7 +122,7 @@ class RemoteLeases:
         self._serial = itertools.count()
         self.waiting: int = 0
 
-    def acquire(self, leads: Sequence[LeadItem], late: list[LeadItem]) -> Steps[list[LeadItem]]:
+    def acquire(self, leads: Sequence[LeadItem], late: list[LeadItem]) -> StepLogic[list[LeadItem]]:
         """Acquire the leases of items and return those that may be computed now; park the others.
 
         Args:
@@ -136,7 +137,7 @@ class RemoteLeases:
             return list(leads)
         claims = [lease for _, lease in wanted]
         again, blocking = wanted[0][0].wait is not None, not self._awaits
-        granted: list[bool | None] = yield BlockingCall(
+        granted: list[bool | None] = yield in_thread(
             lambda: self._leases.claim_many(claims, again=again, blocking=blocking)
         )
         self._leases.keep([lease for lease, mine in zip(claims, granted, strict=True) if mine])
@@ -228,7 +229,7 @@ class ResultStore:
         self._flights = cache.single_flight
         self._slow: bool = cache.store.blocking
 
-    def settle(self, batches: list[Batch], fresh: AddFresh) -> Steps[list[Batch]]:
+    def settle(self, batches: list[Batch], fresh: AddFresh) -> StepLogic[list[Batch]]:
         """Store results, notify waiters, and return the results of equal items.
 
         An item that failed and gets an expired result instead moves from its batch to one of those.
@@ -273,7 +274,7 @@ class ResultStore:
         keeps: list[tuple[Call, Flight, Any, float]],
         fresh: AddFresh,
         known: BatchesByOrigin,
-    ) -> Steps[None]:
+    ) -> StepLogic[None]:
         """Store results, then notify those that wait for them."""
         try:
             entries = yield from self._keep(keeps)
@@ -287,19 +288,19 @@ class ResultStore:
                 self._cache.computed(lead.call, lead.flight.key)
             self._share(lead, value, entry, fresh, known)
 
-    def _keep(self, keeps: list[tuple[Call, Flight, Any, float]]) -> Steps[list[Entry | None]]:
+    def _keep(self, keeps: list[tuple[Call, Flight, Any, float]]) -> StepLogic[list[Entry | None]]:
         cache, writer = self._cache, self._cache.writer
         wanted = [
             (flight, value, cache.lifetime(call, value, began))
             for call, flight, value, began in keeps
         ]
         if not (self._slow and writer.stores_many and keeps):
-            storing = BlockingCalls(writer.store, writer.astore, wanted)
+            storing = for_each(writer.store, writer.astore, wanted)
             several: list[Entry | None] = (
-                (yield storing) if self._slow and keeps else storing.run_sync()
+                (yield storing) if self._slow and keeps else storing.block()
             )
             return several
-        stored: list[Stored] = yield BlockingCall(lambda: writer.store_many(wanted))
+        stored: list[Stored] = yield in_thread(lambda: writer.store_many(wanted))
         return [
             writer.report(flight, one) for (flight, _, _), one in zip(wanted, stored, strict=True)
         ]

@@ -69,59 +69,32 @@ class ItemRunner:
             chunks: Reports what is done.
             worker: Name of the worker.
         """
-        chunk, take = local.chunk, local.take
-        items, parked = chunk.items, chunk.parked or {}
+        chunk, partial = local.chunk, chunks.begin(local, worker)
+        items, parked, add = chunk.items, chunk.parked or {}, partial.add
         run = self.run if self._context is None else self._run_in_copy
-        enter = self._job.enter
-        if len(items) == 1:
-            if take() is not None:
-                began, known = perf_counter(), parked.get(0)
-                value, outcome = (
-                    run(items[0], known)
-                    if enter is None
-                    else self._run_entered(chunk.idx[0], items[0], known)
-                )
-                chunks.report_single(local, worker, value, outcome, perf_counter() - began)
-            return
-        partial = chunks.begin(local, worker)
-        add = partial.add
+        enters = self._job.enter is not None
         try:
-            while (position := take()) is not None:
-                item, known = items[position], parked.get(position)
-                if enter is None:
-                    add(position, *run(item, known))
-                else:
+            for position in local.positions():
+                item, known = items[position], parked.get(position) if parked else None
+                if enters:
                     add(position, *self._run_entered(chunk.idx[position], item, known))
+                else:
+                    add(position, *run(item, known))
         finally:
             chunks.end(partial)
 
     async def run_chunk_async(self, local: LocalChunk, chunks: LocalChunks, worker: str) -> None:
         """Run a chunk of a coroutine function, as `run_chunk` does."""
-        chunk, take = local.chunk, local.take
-        items, parked = chunk.items, chunk.parked or {}
-        enter = self._job.enter
-        if len(items) == 1:
-            if take() is not None:
-                began, known = perf_counter(), parked.get(0)
-                value, outcome = (
-                    await self.run_async(items[0], known)
-                    if enter is None
-                    else await self._run_entered_async(chunk.idx[0], items[0], known)
-                )
-                chunks.report_single(local, worker, value, outcome, perf_counter() - began)
-            return
-        partial = chunks.begin(local, worker)
-        add = partial.add
+        chunk, partial = local.chunk, chunks.begin(local, worker)
+        items, parked, add = chunk.items, chunk.parked or {}, partial.add
+        run, enters = self.run_async, self._job.enter is not None
         try:
-            while (position := take()) is not None:
-                item, known = items[position], parked.get(position)
-                if enter is None:
-                    add(position, *await self.run_async(item, known))
+            for position in local.positions():
+                item, known = items[position], parked.get(position) if parked else None
+                if enters:
+                    add(position, *await self._run_entered_async(chunk.idx[position], item, known))
                 else:
-                    add(
-                        position,
-                        *await self._run_entered_async(chunk.idx[position], item, known),
-                    )
+                    add(position, *await run(item, known))
         finally:
             chunks.end(partial)
 
@@ -163,16 +136,16 @@ class ItemRunner:
     def _copied(self) -> Context:
         return copy_context() if self._context is None else self._context.copy()
 
-    def run(self, item: Any, parked: Parked | None, begun: Exception | None = None) -> Result:
+    def run(self, item: Any, parked: Parked | None, first_error: Exception | None = None) -> Result:
         """Run one item of a synchronous function: its plain result, or what became of it.
 
         Args:
             item: The item.
             parked: What it brings from earlier attempts.
-            begun: The error of its first real call, if that was made already.
+            first_error: The error of its first real call, if that was made already.
         """
         if (
-            begun is None
+            first_error is None
             and parked is None
             and self._direct
             and not (switch.on or self._fast_path.closed)
@@ -181,11 +154,11 @@ class ItemRunner:
             try:
                 return self._call(item), None
             except Exception as error:  # noqa: BLE001 - the stages decide what comes next
-                begun = error
+                first_error = error
             except BaseException as error:  # noqa: BLE001 - it belongs to the item; the scheduler decides
                 return None, ItemOutcome(error=error)
-        call = self._begin(item, parked, begun)
-        del begun  # a frame that names an error which passes through it is a reference cycle
+        call = self._begin(item, parked, first_error)
+        del first_error  # a frame that names an error which passes through it is a reference cycle
         began = perf_counter()
         try:
             value = self._pipeline.run(call)
@@ -203,19 +176,19 @@ class ItemRunner:
 
     async def run_async(self, item: Any, parked: Parked | None) -> Result:
         """Run one item of a coroutine function."""
-        begun: Exception | None = None
+        first_error: Exception | None = None
         if parked is None and self._direct and not (switch.on or self._fast_path.closed):
             self._count()
             try:
                 return await self._call(item), None
             except Exception as error:  # noqa: BLE001 - the stages decide what comes next
-                begun = error
+                first_error = error
             except BaseException as error:
                 if _ends_the_worker(error):
                     raise
                 return None, ItemOutcome(error=error)
-        call = self._begin(item, parked, begun)
-        del begun  # as above
+        call = self._begin(item, parked, first_error)
+        del first_error  # as above
         began = perf_counter()
         try:
             value = await self._pipeline.run(call)
@@ -229,13 +202,13 @@ class ItemRunner:
             _release(call)
         return value, self._succeeded(call, value, began)
 
-    def _begin(self, item: Any, parked: Parked | None, begun: Exception | None) -> Call:
+    def _begin(self, item: Any, parked: Parked | None, first_error: Exception | None) -> Call:
         job = self._job
         call = Call((*job.before, item, *job.after), dict(job.kwargs))
         call.park_after = job.parks
         call.keep_failures = True
-        if begun is not None:
-            call.calls, call.prior_outcome = 1, begun
+        if first_error is not None:
+            call.calls, call.prior_outcome = 1, first_error
         if parked is not None:
             now = ambient.clock().monotonic()
             call.attempts, call.calls, call.slept = parked.attempts, parked.calls, parked.slept

@@ -24,11 +24,11 @@ from opero.caching.single_flight import (
 from opero.concurrency.batches import BatchesByOrigin
 from opero.concurrency.dedupe import InFlightElsewhere, LeadItem, RemoteLeases, ResultStore
 from opero.concurrency.executors.base import ItemOutcome
-from opero.concurrency.steps import BlockingCall, BlockingCalls, Steps
 from opero.core.call import Call
 from opero.errors import DeadlineError
 from opero.utils import ambient
 from opero.utils.matching import Rejected
+from opero.utils.steps import for_each, in_thread
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from opero.concurrency.dedupe import AddFresh
     from opero.concurrency.executors.base import MapJob
     from opero.core.cache import CacheStage
+    from opero.utils.steps import StepLogic
 
 __all__ = ["CacheLookup"]
 
@@ -91,7 +92,7 @@ class CacheLookup:
         store = ResultStore(
             cache, job, led=self._led, keys=self._keys, shares=shares, leases=self._remote
         )
-        self.settle: Callable[[list[Batch], AddFresh], Steps[list[Batch]]] = store.settle
+        self.settle: Callable[[list[Batch], AddFresh], StepLogic[list[Batch]]] = store.settle
         context.run(become_leader, self._marker)
 
     def _leases(self) -> RemoteLeases | None:
@@ -127,7 +128,7 @@ class CacheLookup:
 
     # --- before the dispatch -------------------------------------------------------------------------
 
-    def sort(self, idx: Sequence[int], items: list[Any], fresh: AddFresh) -> Steps[list[Batch]]:
+    def sort(self, idx: Sequence[int], items: list[Any], fresh: AddFresh) -> StepLogic[list[Batch]]:
         """Sort pulled items: return what is known, hand on what must be computed, keep what waits."""
         known = BatchesByOrigin()
         claimed: list[LeadItem] = []
@@ -229,7 +230,7 @@ class CacheLookup:
 
     def _look_up(
         self, claimed: list[LeadItem], fresh: AddFresh, known: BatchesByOrigin
-    ) -> Steps[int]:
+    ) -> StepLogic[int]:
         """Look many claimed items up in a store that takes its time; begin those that no other caller computes.
 
         Returns:
@@ -249,16 +250,16 @@ class CacheLookup:
         self._refresh()
         return unknown
 
-    def _found(self, leads: list[LeadItem], known: BatchesByOrigin) -> Steps[list[LeadItem]]:
+    def _found(self, leads: list[LeadItem], known: BatchesByOrigin) -> StepLogic[list[LeadItem]]:
         """Answer claimed items with what the cache has; return the others."""
         if not leads:
             return leads
         reader = self._cache.reader
         keys = [lead.flight.key for lead in leads]
         entries: list[Entry | None] = yield (
-            BlockingCall(lambda: reader.find_many(keys))
+            in_thread(lambda: reader.find_many(keys))
             if reader.finds_many
-            else BlockingCalls(reader.find, reader.afind, [(key,) for key in keys])
+            else for_each(reader.find, reader.afind, [(key,) for key in keys])
         )
         missing: list[LeadItem] = []
         for lead, entry in zip(leads, entries, strict=True):
@@ -285,7 +286,7 @@ class CacheLookup:
         self._arrived.append(follower)
         self._wake()
 
-    def arrivals(self, fresh: AddFresh) -> Steps[list[Batch]]:
+    def arrivals(self, fresh: AddFresh) -> StepLogic[list[Batch]]:
         """Take what other callers have computed for this map, here or in other processes."""
         known = BatchesByOrigin()
         claimed: list[LeadItem] = []

@@ -5,25 +5,28 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import Context
+from operator import attrgetter
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
+from opero.concurrency.batches import Batch
 from opero.concurrency.executors.base import Done
 from opero.concurrency.lookup import CacheLookup
 from opero.concurrency.recorder import ItemRecorder, find_known_items, record_items
 from opero.concurrency.result import MapResult, Status
 from opero.concurrency.scheduler import FailedItem, Scheduler
-from opero.concurrency.steps import BlockingCall, Steps, run_steps, run_steps_async
-from opero.errors import MapStopped
+from opero.errors import MapError, MapStopped
 from opero.utils import ambient
+from opero.utils.steps import in_thread, run_async, run_sync
 
 if TYPE_CHECKING:
-    from opero.concurrency.batches import Batch
     from opero.concurrency.executors.base import AsyncMapExecutor, MapExecutor, MapJob, Report
     from opero.concurrency.progress import Progress
     from opero.core.cache import CacheStage
     from opero.core.options import MapOptions
+    from opero.utils.steps import StepLogic
 
 __all__ = ["MapRun", "run_map", "run_map_async"]
 
@@ -82,6 +85,7 @@ class MapRun:
         self._recorders = recorders
         self._token = options.stop_token
         self._cancelled = False
+        self._kept: list[Batch] = []
         self._began = perf_counter()
         self._lookup: CacheLookup | None = None
         if cache is not None and not cache.off and not ambient.disabled():
@@ -99,7 +103,7 @@ class MapRun:
         room = self.scheduler.room(self.executor.slots(), lookup.waiting)
         return max(room, lookup.ahead) if room else 0
 
-    def admit(self, items: list[Any]) -> Steps[None]:
+    def admit(self, items: list[Any]) -> StepLogic[None]:
         """Take pulled items."""
         idx: Sequence[int] = self.scheduler.admit(len(items))
         for recorder in self._recorders:
@@ -122,7 +126,7 @@ class MapRun:
             if not (self.drains and isinstance(error, Exception)):
                 raise error
             trace = error.__traceback__
-            # Its frames but the one that caught it, which knows this object: that would be a reference cycle.
+            # Without the frame that caught it, which is none of the caller's.
             self.input_error = error.with_traceback(trace and trace.tb_next)
         self.scheduler.ended = True
 
@@ -136,7 +140,7 @@ class MapRun:
         while (chunk := scheduler.next_chunk(slots, now)) is not None:
             executor.submit(chunk)
 
-    def absorb(self, reports: Iterable[Report]) -> Steps[None]:
+    def absorb(self, reports: Iterable[Report]) -> StepLogic[None]:
         """Take the executor's reports."""
         lookup, fresh = self._lookup, self.scheduler.enqueue
         finished: list[Batch] = []
@@ -152,7 +156,8 @@ class MapRun:
             equal = yield from lookup.settle(computed, fresh)
             finished += equal
         yield from self._finish(computed + finished)
-        self._progress.tick()
+        if self._progress.interval is not None:
+            self._progress.tick()
 
     def _add_facts(self, report: Done) -> None:
         """Add what happened in a worker to the map's own counters and events."""
@@ -164,7 +169,7 @@ class MapRun:
             for event in facts.events:
                 pipeline.emitter.emit(event)
 
-    def _finish(self, batches: list[Batch]) -> Steps[None]:
+    def _finish(self, batches: list[Batch]) -> StepLogic[None]:
         for recorder in self._recorders:
             yield from record_items(recorder, batches)
         for batch in batches:
@@ -173,20 +178,21 @@ class MapRun:
 
     # --- waiting -------------------------------------------------------------------------------------
 
-    @property
-    def pausing(self) -> bool:
-        """Whether nothing can happen before an item's pause is over, so that the clock is what to wait for."""
-        others = self._lookup is not None and self._lookup.following
-        return not (self.scheduler.in_flight or others)
+    def patience(self) -> tuple[float | None, bool]:
+        """Return how long to wait for reports, None for as long as it takes, and whether only the clock can end that.
 
-    def patience(self) -> float | None:
-        """Return how long to wait for reports, in seconds; None for as long as it takes."""
-        due = self.scheduler.next_due()
-        if self._lookup is not None and (other := self._lookup.next_due()) is not None:
+        The clock alone is waited for where every item pauses before its next attempt.
+        """
+        scheduler, lookup = self.scheduler, self._lookup
+        due = scheduler.next_due()
+        following = lookup is not None and lookup.following
+        if lookup is not None and (other := lookup.next_due()) is not None:
             due = other if due is None else min(due, other)
-        wait = None if due is None else max(0.0, due - ambient.clock().monotonic())
-        most = self._progress.interval if self._token is None else _GLANCE
-        return most if wait is None else wait if most is None else min(wait, most)
+        wait = self._progress.interval if self._token is None else _GLANCE
+        if due is not None:
+            left = max(0.0, due - ambient.clock().monotonic())
+            wait = left if wait is None else min(wait, left)
+        return wait, due is not None and not (scheduler.in_flight or following)
 
     # --- the end -------------------------------------------------------------------------------------
 
@@ -213,6 +219,25 @@ class MapRun:
             elif on_error == "return":
                 yield error
 
+    def keep(self, batch: Batch) -> None:
+        """Keep a batch for `values` or `result`.
+
+        Raises:
+            BaseException: The error of the item that ends the map.
+        """
+        self._kept.append(batch)
+        if self.scheduler.failed is not None:
+            self.raise_failed(self.scheduler.failed)
+
+    @contextmanager
+    def results_in_errors(self) -> Iterator[None]:
+        """Give an error of the map itself what is done."""
+        try:
+            yield
+        except MapError as error:
+            error.result = self.result()
+            raise
+
     def raise_failed(self, failed: FailedItem) -> None:
         """Raise the error that ends a map, with a note of its item's index."""
         error = failed.error
@@ -232,7 +257,7 @@ class MapRun:
     def raise_ended(self) -> None:
         """Raise what a stream ends with, if that is not the end of its input."""
         if self.scheduler.stopped is not None:
-            raise MapStopped(self.scheduler.stopped, self.result([]))
+            raise MapStopped(self.scheduler.stopped, self.result())
         error, self.input_error = self.input_error, None
         if error is not None:
             try:
@@ -240,17 +265,19 @@ class MapRun:
             finally:
                 del error  # as above
 
-    def result(self, batches: list[Batch]) -> MapResult[Any]:
+    def result(self) -> MapResult[Any]:
         """Return what the map has done."""
         values: list[Any] = []
         indices: list[int] = []
-        for batch in self._arranged(batches):
+        for batch in self._arranged():
             failed = {n for n, o in batch.odd.items() if o.error is not None}
             for n, index in enumerate(batch.idx):
                 if n not in failed:
                     indices.append(index)
                     values.append(batch.values[n])
-        scheduler, progress, broken = self.scheduler, self._progress, self.input_error
+        scheduler, progress = self.scheduler, self._progress
+        # Its traceback leads to frames that know this object: kept here it would be a reference cycle.
+        broken, self.input_error = self.input_error, None
         status: Status = "complete"
         reason = scheduler.stopped
         if reason is not None:
@@ -273,38 +300,35 @@ class MapRun:
             input_error=broken,
         )
 
-    def values(self, batches: list[Batch]) -> list[Any]:
+    def values(self) -> list[Any]:
         """Return the list that the caller gets.
 
         Raises:
             MapStopped: The map did not run to its end.
         """
         if self.scheduler.stopped is not None:
-            raise MapStopped(self.scheduler.stopped, self.result(batches))
+            raise MapStopped(self.scheduler.stopped, self.result())
         found: list[Any] = []
-        for batch in self._arranged(batches):
+        for batch in self._arranged():
             found += self.each(batch) if batch.odd else batch.values
         return found
 
-    def _arranged(self, batches: list[Batch]) -> list[Batch]:
+    def _arranged(self) -> list[Batch]:
         if not self.options.ordered:
-            return batches
-        return sorted((run for batch in batches for run in batch.runs() if run), key=_start)
+            return self._kept
+        runs = itertools.chain.from_iterable(map(Batch.runs, self._kept))
+        return sorted(runs, key=attrgetter("idx.start"))
 
-    def close(self) -> Steps[None]:
+    def close(self) -> StepLogic[None]:
         """Release what the map holds, but for the executor."""
         if self._lookup is not None:
             self._lookup.close()
         self._progress.close()
         for recorder in self._recorders:
             if recorder.blocking:
-                yield BlockingCall(recorder.close)
+                yield in_thread(recorder.close)
             else:
                 recorder.close()
-
-
-def _start(batch: Batch) -> int:
-    return batch.idx[0]
 
 
 class _Source:
@@ -318,7 +342,7 @@ class _Source:
         self._items = iter(items)
         self._step = 1
 
-    def pull(self, run: MapRun) -> Steps[None]:
+    def pull(self, run: MapRun) -> StepLogic[None]:
         """Pull as much as there is room for, but not for long."""
         while (room := run.room()) > 0:
             wanted = min(self._step, room)
@@ -363,7 +387,7 @@ def run_map(run: MapRun, items: Iterable[Any]) -> Iterator[Batch]:
         executor.open(run.job)
         source = _Source(items)
         while True:
-            run_steps(source.pull(run))
+            run_sync(source.pull(run))
             run.dispatch()
             handed = False
             while (batch := scheduler.hand_out()) is not None:
@@ -374,19 +398,19 @@ def run_map(run: MapRun, items: Iterable[Any]) -> Iterator[Batch]:
             if scheduler.done:
                 graceful = True
                 return
-            run_steps(run.absorb(_wait(run, executor)))
+            run_sync(run.absorb(_wait(run, executor)))
     finally:
         try:
             executor.close(graceful=graceful, timeout=_GRACE)
         finally:
-            run_steps(run.close())
+            run_sync(run.close())
 
 
 def _wait(run: MapRun, executor: MapExecutor) -> list[Report]:
     if run.room() > 0:
         return executor.poll(0)
-    patience = run.patience()
-    if run.pausing and patience is not None:
+    patience, pauses = run.patience()
+    if pauses and patience is not None:
         if patience > 0:
             ambient.clock().sleep(patience)
         return []
@@ -426,7 +450,7 @@ class _AsyncSource:
         finally:
             self._executor.wake()
 
-    def pull(self, run: MapRun) -> Steps[None]:
+    def pull(self, run: MapRun) -> StepLogic[None]:
         """Take what has come."""
         room = run.room()
         if self._found and room > 0:
@@ -467,7 +491,7 @@ async def run_map_async(
             _AsyncSource(items, executor) if isinstance(items, AsyncIterable) else _Source(items)
         )
         while True:
-            await run_steps_async(source.pull(run))
+            await run_async(source.pull(run))
             run.dispatch()
             handed = False
             while (batch := scheduler.hand_out()) is not None:
@@ -478,7 +502,7 @@ async def run_map_async(
             if scheduler.done:
                 graceful = True
                 return
-            await run_steps_async(run.absorb(await _wait_async(run, executor, later=later)))
+            await run_async(run.absorb(await _wait_async(run, executor, later=later)))
     finally:
         try:
             if isinstance(source, _AsyncSource):
@@ -487,17 +511,17 @@ async def run_map_async(
             try:
                 await executor.close(graceful=graceful, grace=_GRACE)
             finally:
-                await run_steps_async(run.close())
+                await run_async(run.close())
 
 
 async def _wait_async(run: MapRun, executor: AsyncMapExecutor, *, later: bool) -> list[Report]:
     """Wait for reports; `later` says that input may come meanwhile."""
     if later:
-        return await executor.poll(run.patience())
+        return await executor.poll(run.patience()[0])
     if run.room() > 0:
         return await executor.poll(0)
-    patience = run.patience()
-    if run.pausing and patience is not None:
+    patience, pauses = run.patience()
+    if pauses and patience is not None:
         if patience > 0:
             await ambient.clock().asleep(patience)
         return []

@@ -20,11 +20,10 @@ from opero.concurrency.scheduler import ErrorPolicy, Scheduler
 from opero.core.deadline import current_deadline
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
-from opero.errors import MapError, OperoUsageError
-from opero.utils.units import format_seconds, parse_seconds, parse_size
+from opero.errors import OperoUsageError
+from opero.utils.units import parse_seconds, parse_size
 
 if TYPE_CHECKING:
-    from opero.concurrency.batches import Batch
     from opero.concurrency.checkpoint import MakeKey
     from opero.concurrency.executors.base import AsyncMapExecutor, MapExecutor
     from opero.concurrency.result import MapResult
@@ -33,6 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["IN_FLIGHT", "ItemArguments", "Mapper", "Mode", "choose_mode"]
 
 Mode = Literal["sequential", "thread", "async", "process", "async_process", "executor"]
+
+Returns = Literal["list", "report", "stream"]
+"""What the caller gets: all results, a `MapResult`, or an iterator."""
 
 IN_FLIGHT: Final = 32
 """Coroutines that each worker process of `mode="async_process"` has under way at once."""
@@ -114,70 +116,44 @@ class Mapper:
             Exception: The error of the first item that failed.
             MapStopped: The map did not run to its end.
         """
-        run, kept = self._run(items, arguments, raises=self.options.on_error == "raise")
-        return run.values(kept)
+        return self._finish(self._begin(items, arguments, "list"), items).values()
 
     def report(self, items: Any, arguments: ItemArguments) -> MapResult[Any]:
         """Return what succeeded and what failed."""
-        run, kept = self._run(items, arguments, raises=False, drains=True)
-        return run.result(kept)
+        return self._finish(self._begin(items, arguments, "report"), items).result()
 
-    def _run(
-        self, items: Any, arguments: ItemArguments, *, raises: bool, drains: bool = False
-    ) -> tuple[MapRun, list[Batch]]:
-        run = self._begin(items, arguments, collects=True, raises=raises, drains=drains)
-        kept: list[Batch] = []
-        try:
-            with closing(cast("Any", run_map(run, items))) as finished:
-                for batch in finished:
-                    kept.append(batch)
-                    if run.scheduler.failed is not None:
-                        run.raise_failed(run.scheduler.failed)
-        except MapError as error:
-            error.result = run.result(kept)
-            raise
-        return run, kept
+    def _finish(self, run: MapRun, items: Any) -> MapRun:
+        with run.results_in_errors(), closing(cast("Any", run_map(run, items))) as finished:
+            for batch in finished:
+                run.keep(batch)
+        return run
 
     def stream(self, items: Any, arguments: ItemArguments) -> Iterator[Any]:
         """Return an iterator of results that runs the map as it is consumed."""
-        run = self._begin(
-            items, arguments, collects=False, raises=self.options.on_error == "raise", drains=True
-        )
-        return _iterate(run, run_map(run, items))
+        return _iterate(self._begin(items, arguments, "stream"), items)
 
     # --- asynchronous --------------------------------------------------------------------------------
 
     async def acollect(self, items: Any, arguments: ItemArguments) -> list[Any]:
         """Return all results, as `collect` does."""
-        run, kept = await self._run_async(items, arguments, raises=self.options.on_error == "raise")
-        return run.values(kept)
+        run = await self._afinish(self._begin(items, arguments, "list"), items)
+        return run.values()
 
     async def areport(self, items: Any, arguments: ItemArguments) -> MapResult[Any]:
         """Return what succeeded and what failed."""
-        run, kept = await self._run_async(items, arguments, raises=False, drains=True)
-        return run.result(kept)
+        run = await self._afinish(self._begin(items, arguments, "report"), items)
+        return run.result()
 
-    async def _run_async(
-        self, items: Any, arguments: ItemArguments, *, raises: bool, drains: bool = False
-    ) -> tuple[MapRun, list[Batch]]:
-        run = self._begin(items, arguments, collects=True, raises=raises, drains=drains)
-        kept: list[Batch] = []
-        try:
+    async def _afinish(self, run: MapRun, items: Any) -> MapRun:
+        with run.results_in_errors():
             async with aclosing(cast("Any", run_map_async(run, items))) as finished:
                 async for batch in finished:
-                    kept.append(batch)
-                    if run.scheduler.failed is not None:
-                        run.raise_failed(run.scheduler.failed)
-        except MapError as error:
-            error.result = run.result(kept)
-            raise
-        return run, kept
+                    run.keep(batch)
+        return run
 
     async def astream(self, items: Any, arguments: ItemArguments) -> AsyncIterator[Any]:
         """Yield results, running the map as they are consumed."""
-        run = self._begin(
-            items, arguments, collects=False, raises=self.options.on_error == "raise", drains=True
-        )
+        run = self._begin(items, arguments, "stream")
         async with aclosing(cast("Any", run_map_async(run, items))) as finished:
             async for batch in finished:
                 for value in run.each(batch):
@@ -186,11 +162,10 @@ class Mapper:
 
     # --- from options to a run -----------------------------------------------------------------------
 
-    def _begin(
-        self, items: Any, arguments: ItemArguments, *, collects: bool, raises: bool, drains: bool
-    ) -> MapRun:
+    def _begin(self, items: Any, arguments: ItemArguments, returns: Returns) -> MapRun:
         self._check(items)
         options, context = self.options, copy_context()
+        collects = returns != "stream"
         make = recording.get()
         recorder = None if make is None else make(self.pipeline.info.qualname)
         mode = self.mode
@@ -203,11 +178,19 @@ class Mapper:
             ),
             ordered=options.ordered and not collects,
             errors=ErrorPolicy(
-                raises=raises, max_errors=options.max_errors, stop_on=options.stop_on
+                raises=returns != "report" and options.on_error == "raise",
+                max_errors=options.max_errors,
+                stop_on=options.stop_on,
             ),
             recover=Recovery(job),
             in_flight=job.in_flight,
         )
+        recorders: tuple[ItemRecorder, ...] = () if recorder is None else (recorder,)
+        if self._make_key is not None:
+            from opero.concurrency.checkpoint import open_checkpoint
+
+            name = self.pipeline.info.name
+            recorders += (open_checkpoint(name, options, self._make_key, arguments),)
         if self.awaits:
             executor: Any = _make_async_executor(mode, options, context)
         else:
@@ -220,9 +203,9 @@ class Mapper:
             scheduler,
             self._progress(items, keeps=collects),
             cache=self.pipeline.cache,
-            recorders=self._recorders(arguments, recorder),
+            recorders=recorders,
             collects=collects,
-            drains=drains,
+            drains=returns != "list",
         )
 
     def _check(self, items: Any) -> None:
@@ -278,17 +261,6 @@ class Mapper:
             enter=None if recorder is None else recorder.enter,
         )
 
-    def _recorders(
-        self, arguments: ItemArguments, recorder: ItemRecorder | None
-    ) -> tuple[ItemRecorder, ...]:
-        recorders = () if recorder is None else (recorder,)
-        if self._make_key is None:
-            return recorders
-        from opero.concurrency.checkpoint import open_checkpoint
-
-        made = open_checkpoint(self.pipeline.info.name, self.options, self._make_key, arguments)
-        return (*recorders, made)
-
     def _progress(self, items: Any, *, keeps: bool) -> Progress:
         options, wanted, total = self.options, self.options.progress, _total(items)
         name = self.pipeline.info.name
@@ -303,11 +275,21 @@ class Mapper:
 
     def _waits_for(self) -> tuple[str, float] | None:
         """Return what the limiter makes all calls wait for now, and for how many seconds; None for nothing."""
-        limiter: Any = getattr(self._worker.rate_limit, "limiter", None)
-        paused = getattr(limiter, "paused", 0.0)
-        if paused:
-            return f"paused by the service: {format_seconds(round(paused))}", paused
-        return None
+        stage = self._worker.rate_limit
+        if stage is None:
+            return None
+        if paused := stage.limiter.paused:
+            return f"paused by the service: {_coarsely(paused)}", paused
+        wait = stage.limiter.next_free
+        return (f"limit: next in {_coarsely(wait)}", wait) if wait >= 1 else None
+
+
+def _coarsely(seconds: float) -> str:
+    """Return a duration in one rounded unit: "23 h", "5 min", "42 s"."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _worker_options(options: MapOptions) -> Options:
@@ -324,8 +306,8 @@ def _total(items: Any) -> int | None:
         return None
 
 
-def _iterate(run: MapRun, finished: Iterator[Batch]) -> Iterator[Any]:
-    with closing(cast("Any", finished)):
+def _iterate(run: MapRun, items: Any) -> Iterator[Any]:
+    with closing(cast("Any", run_map(run, items))) as finished:
         for batch in finished:
             yield from run.each(batch)
     run.raise_ended()

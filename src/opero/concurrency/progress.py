@@ -82,8 +82,8 @@ class Progress:
 
     def add(self, batch: Batch) -> None:
         """Count finished items."""
-        self._done += len(batch)
-        self.origins[batch.origin] += len(batch)
+        self._done += len(batch.items)
+        self.origins[batch.origin] += len(batch.items)
         for position, outcome in batch.odd.items():
             if outcome.error is None:
                 continue
@@ -119,9 +119,7 @@ class Progress:
             )
 
     def tick(self) -> None:
-        """Show that the map lives although nothing has ended."""
-        if self.interval is None:
-            return
+        """Show that the map lives although nothing has ended; only to be called where there is an `interval`."""
         now = ambient.clock().monotonic()
         waiting = self._waits_for() if now - self._moved >= _IDLE else None
         if self._bar is not None and waiting is not None:

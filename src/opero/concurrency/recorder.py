@@ -52,10 +52,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from opero.concurrency.batches import Batch
 from opero.concurrency.executors.base import ItemOutcome
-from opero.concurrency.steps import BlockingCall, Steps
+from opero.utils.steps import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from opero.utils.steps import StepLogic
 
 __all__ = [
     "Finished",
@@ -111,12 +113,10 @@ recording: Final[ContextVar[MakeRecorder | None]] = ContextVar("opero_recording"
 
 def find_known_items(
     recorder: ItemRecorder, idx: Sequence[int], items: list[Any]
-) -> Steps[tuple[Batch | None, Sequence[int], list[Any]]]:
+) -> StepLogic[tuple[Batch | None, Sequence[int], list[Any]]]:
     """Ask for known items; return these, and the indices and items of the rest."""
     if recorder.blocking:
-        known: Mapping[int, ItemOutcome] = yield BlockingCall(
-            lambda: recorder.find_known(idx, items)
-        )
+        known: Mapping[int, ItemOutcome] = yield in_thread(lambda: recorder.find_known(idx, items))
     else:
         known = recorder.find_known(idx, items)
     if not known:
@@ -130,17 +130,17 @@ def find_known_items(
         {n: outcome for n, outcome in enumerate(outcomes) if outcome.error is not None},
         "resumed",
     )
-    rest = [(index, item) for index, item in zip(idx, items, strict=True) if index not in known]
-    return batch, [index for index, _ in rest], [item for _, item in rest]
+    unknown = [(index, item) for index, item in zip(idx, items, strict=True) if index not in known]
+    return batch, [index for index, _ in unknown], [item for _, item in unknown]
 
 
-def record_items(recorder: ItemRecorder, batches: Iterable[Batch]) -> Steps[None]:
+def record_items(recorder: ItemRecorder, batches: Iterable[Batch]) -> StepLogic[None]:
     """Record what became of items."""
     finished = [one for batch in batches if batch.origin != "resumed" for one in _finished(batch)]
     if not finished:
         return
     if recorder.blocking:
-        yield BlockingCall(lambda: recorder.keep(finished))
+        yield in_thread(lambda: recorder.keep(finished))
     else:
         recorder.keep(finished)
 

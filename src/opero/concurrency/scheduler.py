@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -128,16 +128,6 @@ class _Sleeper(NamedTuple):
     parked: Parked
 
 
-class _Dispatched(ChunkProgress):
-    """A chunk at the executor."""
-
-    __slots__ = ("chunk",)
-
-    def __init__(self, chunk: Chunk) -> None:
-        super().__init__(len(chunk.items))
-        self.chunk: Final = chunk
-
-
 class _ItemQueue:
     """Items that were pulled and not yet dispatched: segments of neighbours."""
 
@@ -177,6 +167,7 @@ class Scheduler:
 
     Attributes:
         errors: As above, with the counters of finished and failed items.
+        enqueue: Queues admitted items that must be computed: their indices, and the items.
         ended: Whether the input is at its end.
         failed: The item that ends the map, once there is one.
         stopped: Why no further item begins, once that is so.
@@ -198,9 +189,11 @@ class Scheduler:
         self._order: InputOrder | CompletionOrder = InputOrder() if ordered else CompletionOrder()
         self._recover = recover
         self._queue = _ItemQueue()
+        self.enqueue: Callable[[Sequence[int], list[Any]], None] = self._queue.put
         self._again: deque[Chunk] = deque()
         self._sleepers: list[_Sleeper] = []
-        self._out: dict[int, _Dispatched] = {}
+        self._out: dict[int, Chunk] = {}
+        self._progress: dict[int, ChunkProgress] = {}
         self._ids = 0
         self.errors: ErrorPolicy = errors
         self.ended: bool = False
@@ -235,10 +228,6 @@ class Scheduler:
         self.open += count
         return range(start, self.pulled)
 
-    def enqueue(self, idx: Sequence[int], items: list[Any]) -> None:
-        """Queue admitted items that must be computed."""
-        self._queue.put(idx, items)
-
     def stop(self, reason: str) -> None:
         """Begin no further item; those at work go on to their end."""
         if self.stopped is None:
@@ -254,7 +243,9 @@ class Scheduler:
 
     def next_chunk(self, slots: int, now: float) -> Chunk | None:
         """Return a chunk to submit, None if there is none or the executor has enough."""
-        if self._ending or self._full(slots):
+        if self._ending:
+            return None
+        if len(self._out) >= slots and (self._in_flight == 1 or self._full_of_items(slots)):
             return None
         if self._sleepers and self._sleepers[0].due <= now:
             return self._wake(now)
@@ -266,12 +257,14 @@ class Scheduler:
         sharers = slots if self.ended else slots - len(self._out)
         return self._send(*self._queue.take(self._size.share(self._queue.length, sharers)))
 
-    def _full(self, slots: int) -> bool:
-        """Return whether the executor has enough: a chunk counts by the part of a worker that it keeps busy."""
-        if self._in_flight == 1 or len(self._out) < slots:
-            return len(self._out) >= slots
-        most = self._in_flight
-        return sum(min(most, out.open) for out in self._out.values()) >= slots * most
+    def _full_of_items(self, slots: int) -> bool:
+        """Return whether the executor has enough, where a chunk counts by the part of a worker that it keeps busy."""
+        most, partial = self._in_flight, self._progress
+        open_items = (
+            partial[number].open if number in partial else len(chunk.items)
+            for number, chunk in self._out.items()
+        )
+        return sum(min(most, count) for count in open_items) >= slots * most
 
     def _resend(self, slots: int) -> Chunk:
         """Send out what came back: suspects as they are, the rest of a slow chunk in parts for all."""
@@ -298,7 +291,7 @@ class Scheduler:
     ) -> Chunk:
         chunk = Chunk(self._ids, idx, items, attempt, parked)
         self._ids += 1
-        self._out[chunk.id] = _Dispatched(chunk)
+        self._out[chunk.id] = chunk
         return chunk
 
     def next_due(self) -> float | None:
@@ -311,21 +304,27 @@ class Scheduler:
         """Digest an executor's reports and return the items that are finished, not yet settled."""
         finished: list[Batch] = []
         for report in reports:
-            dispatched = self._out.get(report.chunk)
-            if dispatched is None:
+            chunk = self._out.get(report.chunk)
+            if chunk is None:
                 continue
-            chunk = dispatched.chunk
             if isinstance(report, Done):
-                dispatched.report(report.places)
                 finished.append(self._done(chunk, report, now))
+                if len(report.values) == len(chunk.items):
+                    del self._out[chunk.id]
+                    continue
+            progress = self._progress.get(chunk.id)
+            if progress is None:
+                progress = self._progress[chunk.id] = ChunkProgress(len(chunk.items))
+            if isinstance(report, Done):
+                progress.report(report.places)
             elif isinstance(report, GaveBack):
                 self._size.gave_back()
-                self._return(chunk, dispatched.cut(report.kept), chunk.attempt)
+                self._return(chunk, progress.cut(report.kept), chunk.attempt)
             else:
-                finished += self._lost(chunk, dispatched.left(), report, now)
-                dispatched.cut(0)
-            if dispatched.over:
-                del self._out[chunk.id]
+                finished += self._lost(chunk, progress.left(), report, now)
+                progress.cut(0)
+            if progress.open <= 0:
+                del self._out[chunk.id], self._progress[chunk.id]
         return finished
 
     def _done(self, chunk: Chunk, done: Done, now: float) -> Batch:
@@ -374,7 +373,7 @@ class Scheduler:
         if lost.why == "stopped" or not left:
             self._return(chunk, left, chunk.attempt)
             return []
-        if not lost.alone:
+        if not lost.only_chunk:
             self._return(chunk, left, chunk.attempt + 1)
             return []
         culprit = left[0] if len(left) == 1 else lost.culprit
@@ -398,7 +397,7 @@ class Scheduler:
 
     def finish(self, batch: Batch) -> None:
         """Count settled items and put them where they are handed out."""
-        count = len(batch)
+        count = len(batch.items)
         if not count:
             return
         self.open -= count
@@ -413,7 +412,9 @@ class Scheduler:
             elif self.failed is None and self.errors.ends(error):
                 self.failed = FailedItem(batch.idx[n], batch.items[n], error)
                 self._ending = True
-        if (reason := self.errors.count(count, failed=failures)) is not None:
+        if not (failures or self.errors.failed):
+            self.errors.finished += count
+        elif (reason := self.errors.count(count, failed=failures)) is not None:
             self.stop(reason)
         self._order.put(batch)
 

@@ -36,6 +36,8 @@ class FailedCall(NamedTuple):
     """One real call that did not give a result.
 
     Attributes:
+        items: Items of a stream that are out.
+        stream: The plain generator whose first item is out; stages register there what they do at its end.
         final_values: Places of the fallback values that a service has answered for good; None while there is none.
         label: Label of the fallback value it was made with (masked if secret), None without fallback.
         error: The exception; a `Rejected` if the result was refused.
@@ -106,6 +108,8 @@ class Call:
     attempt_errors: list[Exception] | None = None
     retry: Any = None
     final_values: set[int] | None = None
+    items = 0
+    stream: Any = None
     label: str | None = None
     value: Any = None
     value_index: int | None = None

@@ -1,13 +1,14 @@
 # this_file: src/opero/core/circuit_breaker.py
-"""The circuit breaker as a stage: asks leave before each real call and tells how it ended.
+"""Ask the circuit breaker before each real call, and report how the call has ended.
 
-`Circuit` stands right before the call. `CircuitCheck` stands before the stages that wait, so that
-nobody queues for a slot only to be refused.
+`Circuit` stands right before the call. `CircuitCheck` stands before the stages that wait, so that no call queues for a
+slot only to be refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -48,10 +49,10 @@ def breaker_of(option: bool | CircuitBreaker) -> CircuitBreaker:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Ear:
-    """One function's listener at a breaker: it hears of the circuit under its function's name.
+class _FunctionListener:
+    """One function's listener at a breaker: it gets the events under its function's name.
 
-    Ears of the same listener and function are equal, so that `with_options` does not double it.
+    Objects of the same listener and function are equal, so that `with_options` does not double it.
     """
 
     function: str
@@ -71,9 +72,9 @@ class Circuit:
     Args:
         breaker: The breaker; with several fallback values the template of theirs.
         emitter: The function's name and listeners.
-        several: Tells whether a call's value is one of several, so that it has a breaker of its
+        several: Returns whether a call's value is one of several, so that it has a breaker of its
             own; None without fallback.
-        label: Gives the label of a call's fallback value, for the name of its breaker.
+        label: Returns the label of a call's fallback value, for the name of its breaker.
 
     Attributes:
         breaker: As given.
@@ -94,11 +95,13 @@ class Circuit:
         self._several = several
         self.only: CircuitBreaker | None = breaker if several is None else None
         self._label = label
-        breaker.guard(emitter.function)
+        breaker.guard(emitter.function, emitter.module)
         for listener in emitter.listeners:
             # A shared breaker outlives its functions and must not keep what they listen with.
-            ear = _Ear(function=emitter.function, listener=listener.handler, subscription=listener)
-            cancel = breaker.subscribe(ear)
+            adapter = _FunctionListener(
+                function=emitter.function, listener=listener.handler, subscription=listener
+            )
+            cancel = breaker.subscribe(adapter)
             finalize(self, cancel).atexit = False
 
     def describe(self) -> str:
@@ -121,7 +124,7 @@ class Circuit:
         return self.breaker.part(key, label or f"value {index}")
 
     def refuses(self, value: object, index: int) -> float | None:
-        """Tell whether the breaker of one of several values would refuse a call now.
+        """Return whether the breaker of one of several values would refuse a call now.
 
         Args:
             value: The value.
@@ -148,7 +151,7 @@ class Circuit:
         return CircuitOpenError(self.breaker.name, soonest if math.isfinite(soonest) else None)
 
     def outlasts(self, call: Call, pause: float) -> str | None:
-        """Tell why a call would still be refused after a pause; None if it might not.
+        """Return why a call would still be refused after a pause; None if it might not.
 
         With several fallback values that is not known: each has a breaker of its own.
         """
@@ -156,16 +159,14 @@ class Circuit:
             return None
         breaker = self.breaker
         wait = breaker.refuses()
-        # While a probe is under way nobody knows how long it takes.
+        # While a probe is under way it is not known how long it takes.
         if wait is None or wait <= pause or breaker.state is CircuitState.HALF_OPEN:
             return None
         more = f" for another {format_seconds(round(wait, 3))}" if math.isfinite(wait) else ""
         return f"circuit {breaker.name!r} is open{more}"
 
     def skips(self, call: Call, error: Exception) -> bool:
-        """Tell whether an error is the refusal of the call's own value, so that the next may be
-        tried.
-        """
+        """Return whether an error is the refusal of the call's own value, so that the next may be tried."""
         return (
             isinstance(error, CircuitOpenError)
             and self._several is not None
@@ -178,11 +179,11 @@ class Circuit:
     def check(self, call: Call) -> None:
         """Raise if the call would be refused now."""
         breaker = self.for_value(call)
-        if breaker.standing is None and call.prior_outcome is None and not ambient.disabled():
+        if breaker.current_permit is None and call.prior_outcome is None and not ambient.disabled():
             breaker.check()
 
     def _acquire(self, breaker: CircuitBreaker, call: Call) -> Permit:
-        """Return a permit where none is standing."""
+        """Return a permit where there is no current one for all calls."""
         # A call that was already made cannot be refused any more.
         return FREE if ambient.disabled() or call.prior_outcome is not None else breaker.acquire()
 
@@ -192,13 +193,22 @@ class Circuit:
         else:
             permit.failure(error)
 
+    def _stream_ended(self, permit: Permit, error: BaseException | None) -> None:
+        """Count a plain generator at its end; one that is dropped counts neither way."""
+        if isinstance(error, Exception):
+            self._failed(permit, error)
+        elif error is not None:
+            permit.release()
+        elif not permit.silent:
+            permit.success(None)
+
     def wrap_sync(self, proceed: Proceed) -> Proceed:
         """Put the stage before `proceed`."""
         only = self.only
 
         def run(call: Call) -> Any:
             breaker = only or self.for_value(call)
-            permit = breaker.standing or self._acquire(breaker, call)
+            permit = breaker.current_permit or self._acquire(breaker, call)
             try:
                 result = proceed(call)
             except Exception as error:
@@ -207,7 +217,9 @@ class Circuit:
             except BaseException:
                 permit.release()
                 raise
-            if not permit.silent:
+            if call.stream is not None:
+                call.stream.at_end(functools.partial(self._stream_ended, permit))
+            elif not permit.silent:
                 permit.success(result)
             return result
 
@@ -219,7 +231,7 @@ class Circuit:
 
         async def run(call: Call) -> Any:
             breaker = only or self.for_value(call)
-            permit = breaker.standing or self._acquire(breaker, call)
+            permit = breaker.current_permit or self._acquire(breaker, call)
             try:
                 result = await proceed(call)
             except Exception as error:
@@ -256,7 +268,7 @@ class CircuitCheck:
         check, only = self._circuit.check, self._circuit.only
 
         def run(call: Call) -> Any:
-            if only is None or only.standing is None:
+            if only is None or only.current_permit is None:
                 check(call)
             return proceed(call)
 
@@ -267,7 +279,7 @@ class CircuitCheck:
         check, only = self._circuit.check, self._circuit.only
 
         async def run(call: Call) -> Any:
-            if only is None or only.standing is None:
+            if only is None or only.current_permit is None:
                 check(call)
             return await proceed(call)
 

@@ -1,16 +1,13 @@
 # this_file: src/opero/core/concurrency_limit.py
-"""Concurrency limit (bulkhead): how many calls may be in flight at once."""
+"""Limit how many calls are in flight at once (a bulkhead)."""
 
 from __future__ import annotations
 
-import sys
-from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from opero import events
 from opero.core.deadline import overdue
 from opero.errors import OperoUsageError
-from opero.limits.circle import held_around
 from opero.utils import ambient
 
 if TYPE_CHECKING:
@@ -18,7 +15,7 @@ if TYPE_CHECKING:
     from opero.core.stats import Stats
     from opero.errors import DeadlineError
     from opero.events.bus import Emitter
-    from opero.limits.concurrency_limit import ConcurrencyLimit
+    from opero.limits.permits import ConcurrencyLimit, Held
 
 __all__ = ["Bulkhead"]
 
@@ -26,8 +23,7 @@ __all__ = ["Bulkhead"]
 class Bulkhead:
     """The stage: a permit before, given back afterwards, however the call ends.
 
-    A synchronous call that timed out goes on in its thread, and holds its permit until it is really
-    over.
+    A synchronous call that timed out goes on in its thread, and holds its permit until it is really over.
 
     Args:
         limit: The permits.
@@ -59,21 +55,18 @@ class Bulkhead:
                 events.LimiterWaited(function=self._emitter.function, seconds=seconds)
             )
 
-    def _refuse_circle(self, code: CodeType) -> None:
-        """Raise if the calls around this one hold all permits.
-
-        Looked for only by those who have to wait, so that nobody else pays for it. `code` is that
-        of the adapter, whose frames are the calls that hold a permit.
+    def _refuse_reentry(self, task: object = None) -> None:
+        """Raise if the calls around this one hold all permits; asked only by a call that has to wait.
 
         Raises:
             OperoUsageError: It would wait for itself.
         """
-        caller = sys._getframe(2)  # noqa: SLF001 - the only way to see who calls
-        if held_around(caller, code, self.limit) >= self.limit.limit:
+        limit = self.limit
+        if limit.held_around(task) >= limit.limit:
             raise OperoUsageError(
                 f"{self._emitter.function}() is called within itself and would wait for a permit "
-                f"of {self.limit.name!r} that the calls around it hold: raise concurrency="
-                f"{self.limit.limit}, or call what is inside without the limit."
+                f"of {limit.name!r} that the calls around it hold: raise concurrency="
+                f"{limit.limit}, or call what is inside without the limit."
             )
 
     @staticmethod
@@ -84,12 +77,24 @@ class Bulkhead:
         self._waited(call, began)
         return overdue(call, self._emitter, "waiting for a permit")
 
-    def _give_back(self, call: Call) -> None:
-        behind, call.orphan_thread = call.orphan_thread, None
-        if behind is None:
+    def _give_back(self, call: Call, held: Held) -> None:
+        """Give the permit back, or have it given back when the stream or the orphan thread ends."""
+        self.limit.end_hold(held)
+        if call.stream is not None:
+            call.stream.at_end(lambda _: self.limit.release())
+            return
+        orphan, call.orphan_thread = call.orphan_thread, None
+        if orphan is None:
             self.limit.release()
-        else:
-            behind.then(self.limit.release)
+            return
+        # The thread still holds the permit, and calls within it must be able to tell.
+        held[0] = self.limit
+
+        def ended() -> None:
+            held[0] = None
+            self.limit.release()
+
+        orphan.then(ended)
 
     # --- adapters ---------------------------------------------------------------------------------
 
@@ -102,37 +107,42 @@ class Bulkhead:
                 return proceed(call)
             began = None
             if not limit.try_acquire():
-                self._refuse_circle(run.__code__)
+                self._refuse_reentry()
                 began = ambient.clock().monotonic()
                 if not limit.acquire(self._left(call, began)):
                     raise self._overdue(call, began)
+            held = limit.hold()
             try:
                 if began is not None:
                     self._waited(call, began)
                 return proceed(call)
             finally:
-                self._give_back(call)
+                self._give_back(call, held)
 
         return run
 
     def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
         """Put the stage before `proceed`, for an event loop."""
-        limit = self.limit
+        from opero.limits.permits import task_getter
+
+        limit, current_task = self.limit, task_getter()
 
         async def run(call: Call) -> Any:
             if ambient.disabled() or isinstance(call.prior_outcome, Exception):
                 return await proceed(call)
             began = None
             if not limit.try_acquire():
-                self._refuse_circle(run.__code__)
+                self._refuse_reentry(current_task())
                 began = ambient.clock().monotonic()
                 if not await limit.wait(self._left(call, began)):
                     raise self._overdue(call, began)
+            held = limit.hold(current_task())
             try:
                 if began is not None:
                     self._waited(call, began)
                 return await proceed(call)
             finally:
+                limit.end_hold(held)
                 limit.release()
 
         return run

@@ -68,7 +68,8 @@ class CallObserver:
                     source=call.source,
                     attempts=call.attempts if made else 0,
                     calls=call.calls,
-                    error=error,
+                    # A stream that is dropped has not failed.
+                    error=None if isinstance(error, GeneratorExit) else error,
                     seconds=elapsed(call) or 0.0,
                     slept=call.slept,
                     waited=call.waited,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -400,6 +401,8 @@ class Report:
         # Where a user's `stop` decides, a single failure may have been enough for it.
         final = is_final(error, [f.error for f in made])
         single = len(made) == 1 and self._retried and not final and not ambient.disabled()
+        if call.items and len(made) == 1:
+            return f"failed after {_many(call.items, 'item')} of the stream"
         if len(made) > 1 or refused or (single and self.needs_start):
             since_first = call.started is None
             begin = call.first_failed if since_first else call.started
@@ -412,12 +415,21 @@ class Report:
                 since_first=since_first,
                 owner=self._owner,
             )
+            if call.items:
+                call.remark = f"{_many(call.items, 'item')} of the stream had come"
             end = f"then {type(error).__name__}: {error}" if refused else call.remark
             return f"{text}\n  {end}" if end else text
         if single:
             kind = type(error).__name__
             return f"was not retried: {call.remark or f'{kind} is not what retry_on asks for'}"
         return ""
+
+    def _stream_ended(self, call: Call, error: BaseException | None) -> None:
+        """Report a plain generator whose first item was out long ago."""
+        if isinstance(error, Exception):
+            self.failed(call, error)
+        elif error is None:
+            self.succeeded(call)
 
     def succeeded(self, call: Call) -> None:
         """Tell listeners of a value that was computed."""
@@ -448,7 +460,9 @@ class Report:
                 if instead is None:
                     raise
             else:
-                if heard or switch.on:
+                if call.stream is not None:
+                    call.stream.at_end(functools.partial(self._stream_ended, call))
+                elif heard or switch.on:
                     self.succeeded(call)
                 return value
             try:

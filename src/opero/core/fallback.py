@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from opero import events
 from opero.caching.keys import Unkeyable, fast_part
 from opero.core.deadline import overdue
+from opero.core.function import used_up
 from opero.core.options import standalone
 from opero.errors import OperoUsageError, RateLimitPausedError, RefusalError
 from opero.utils import ambient
@@ -171,6 +172,7 @@ class ArgFallback:
         self, info: FunctionInfo, options: Options, stats: Stats, emitter: Emitter
     ) -> None:
         name = options.arg_fallback or ""
+        self._info = info
         parameter = info.require_parameter(name, "arg_fallback")
         positional = [
             p.name for p in info.declared.parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD
@@ -325,10 +327,16 @@ class ArgFallback:
 
     def moves_on(self, call: Call, error: Exception) -> bool:
         """Tell whether the next value is tried after this error."""
+        if call.items:
+            return False  # items of a stream are out already
         skipped = self.circuit is not None and self.circuit.skips(call, error)
         if not skipped and (
             is_final(error, call.attempt_errors or ()) or not matches(self._fallback_on, error)
         ):
+            return False
+        name = self._info.single_use_argument(call.args, call.kwargs)
+        if name is not None and not skipped:
+            call.remark = used_up(name)
             return False
         return call.deadline is None or self._in_time(call, call.deadline)
 

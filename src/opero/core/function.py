@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import keyword
 import types
 from collections.abc import Callable
@@ -23,6 +24,7 @@ __all__ = [
     "describe_function",
     "stars",
     "unwrap_partial",
+    "used_up",
 ]
 
 _RECEIVERS: Final = frozenset({"self", "cls", "mcs", "this"})
@@ -75,6 +77,15 @@ class FunctionInfo:
         """Names of the declared parameters, without the stars."""
         return tuple(self.declared.parameters)
 
+    def single_use_argument(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        """Return the name of a parameter whose argument a first call may have used up, None if there is none."""
+        starred = inspect.Parameter.VAR_POSITIONAL
+        positional = [p.name for p in self.declared.parameters.values() if p.kind < starred]
+        for n, value in enumerate(args):
+            if n >= self.bound and _is_single_use(value):
+                return positional[n] if n < len(positional) else f"argument {n + 1}"
+        return next((name for name, value in kwargs.items() if _is_single_use(value)), None)
+
     def require_parameter(self, name: str, option: str) -> inspect.Parameter:
         """Return the declared parameter `name`, or raise an error that lists those that exist."""
         found = self.declared.parameters.get(name)
@@ -86,6 +97,22 @@ class FunctionInfo:
             f"{option}={name!r}: {self.name}() has no parameter {name!r}."
             f"{did_you_mean(name, names)} Its parameters: {', '.join(names) or 'none'}."
         )
+
+
+def _is_single_use(value: object) -> bool:
+    """Whether something is an iterator or an open file: reading it changes it."""
+    kind = type(value)
+    if not (hasattr(kind, "__next__") or hasattr(kind, "__anext__")):
+        return False
+    # Endless ones serve as a source of numbers, and a database's cursor is there to be used again.
+    return kind not in (itertools.count, itertools.cycle, itertools.repeat) and not hasattr(
+        kind, "execute"
+    )
+
+
+def used_up(name: str) -> str:
+    """Say why there is no second call with an argument that can be read only once."""
+    return f"{name} is an iterator or file, which the first call may have used up: give a list, or retries=0"
 
 
 def describe_function(fn: Callable[..., Any]) -> FunctionInfo:

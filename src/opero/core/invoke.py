@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from opero import events
-from opero.core.deadline import require_time
+from opero.core.deadline import require_time, run_until
 from opero.core.failures import raise_again
+from opero.core.stream import read_stream, start_stream
 from opero.utils import ambient
 from opero.utils.matching import Rejected, asks
 
@@ -43,6 +44,8 @@ class Invoke:
         rejects: Predicate that refuses results (`retry_if_result`), or None.
         label: Gives the label of the fallback value of a call, or None without fallback.
         timeout: Limit for each real call, or None.
+        idle_timeout: Limit for each item of a stream after the first; None for `timeout`.
+        stream: Whether the function is a generator function.
     """
 
     def __init__(
@@ -54,7 +57,11 @@ class Invoke:
         rejects: Callable[[Any], object] | None = None,
         label: Callable[[Call], str | None] | None = None,
         timeout: Timeout | None = None,
+        idle_timeout: Timeout | None = None,
+        stream: bool = False,
     ) -> None:
+        self._idle = idle_timeout or timeout
+        self._stream = stream
         self._fn = fn
         self._stats = stats
         self._emitter = emitter
@@ -109,6 +116,8 @@ class Invoke:
         """
         fn, count, judged = self._fn, self._stats.call_counter.count, self._rejects is not None
         probing = probe is not None
+        if self._stream:
+            fn = functools.partial(start_stream, fn)
         timed = None if self._timeout is None else self._timeout.sync(fn)
 
         def run(call: Call) -> Any:
@@ -138,10 +147,62 @@ class Invoke:
                 self._judge(call, result)
             return result
 
+        return self._attached(run) if self._stream else run
+
+    def _attached(self, run: Proceed) -> Proceed:
+        """Return a step that makes a started stream part of its call."""
+        idle = self._idle
+
+        def run_stream(call: Call) -> Any:
+            def step(work: Callable[[], Any]) -> Any:
+                if call.deadline is not None:
+                    require_time(call, self._emitter, "during the stream")
+                if idle is not None:
+                    return idle.run(work, call)
+                return work() if call.deadline is None else run_until(call.deadline, work)
+
+            def ended(error: BaseException | None) -> None:
+                if isinstance(error, Exception) and not call.overdue:
+                    self.failed(call, error)
+
+            stream = run(call)
+            if not stream.ended:
+                stream.attach(call, step)
+                stream.at_end(ended)
+            return stream
+
+        return run_stream
+
+    def _asynchronous_stream(self) -> AsyncProceed:
+        """Return the innermost step for asynchronous generators: it lasts until the last item."""
+        fn, count = self._fn, self._stats.call_counter.count
+
+        async def run(call: Call) -> None:
+            def limited(awaitable: Awaitable[Any]) -> Awaitable[Any]:
+                limit = self._idle if call.items else self._timeout
+                if limit is None:
+                    limit = None if call.deadline is None else self._deadline_only
+                return awaitable if limit is None else limit.within(awaitable, call)
+
+            if call.deadline is not None:
+                require_time(call, self._emitter, "before the call")
+            try:
+                count()
+                call.calls += 1
+                if call.run is not None:
+                    call.tried = ambient.clock().monotonic()
+                await read_stream(fn(*call.args, **call.kwargs), call, limited)
+            except Exception as error:
+                if not call.overdue:
+                    self.failed(call, error)
+                raise
+
         return run
 
     def asynchronous(self) -> AsyncProceed:
         """Return the innermost step for an event loop; a function that returns a plain value is welcome too."""
+        if self._stream:
+            return self._asynchronous_stream()
         fn, count, judged = self._fn, self._stats.call_counter.count, self._rejects is not None
         timeout = self._timeout
 

@@ -57,8 +57,8 @@ if TYPE_CHECKING:
     from opero.core.retry_budget import RetryBudget  # noqa: TC004 - see above
     from opero.events import Event  # noqa: TC004 - see above
     from opero.limits.breaker import CircuitBreaker  # noqa: TC004 - see above
-    from opero.limits.concurrency_limit import ConcurrencyLimit  # noqa: TC004 - see above
     from opero.limits.limiter import RateLimiter  # noqa: TC004 - see above
+    from opero.limits.permits import ConcurrencyLimit  # noqa: TC004 - see above
     from opero.utils.checks import Check
 
 __all__ = ["MODES", "MapOptions", "Options", "StopToken", "option", "standalone"]
@@ -216,6 +216,12 @@ class Options:
         "guard", None, concurrency, "most calls in flight at once, or a shared `ConcurrencyLimit`"
     )
     timeout: Duration | None = option("guard", None, duration_or_none, "limit for each real call")
+    idle_timeout: Duration | None = option(
+        "guard",
+        None,
+        duration_or_none,
+        "limit between two items of a stream, where it shall differ from `timeout`",
+    )
     secret: Iterable[str] = option("any", (), names, "parameter names never shown")
     on_event: Callable[[Event], object] | Iterable[Callable[[Event], object]] | None = option(
         "any", None, handlers, "listener(s) for this function"
@@ -384,7 +390,8 @@ class MapOptions(Options):
         "map",
         None,
         none_or(one_of("fork", "forkserver", "spawn")),
-        'how worker processes begin: "fork", "forkserver" or "spawn"; None: as set in `multiprocessing`, else "forkserver"',
+        'how worker processes begin: "fork", "forkserver" or "spawn"; None: as set in `multiprocessing`, '
+        'else "forkserver"',
     )
     on_result: Callable[[Any], object] | None = option(
         "map", None, callable_or_none, "called with each finished item: an `ItemResult`"

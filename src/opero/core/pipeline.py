@@ -9,7 +9,6 @@ builds a `Pipeline` and wraps it.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Coroutine
 from operator import attrgetter
 from types import CoroutineType
@@ -25,7 +24,7 @@ from opero.core.function import unwrap_partial
 from opero.core.invoke import AwaitableResult, Invoke
 from opero.core.retry import Retry, RetryPolicy
 from opero.core.stats import Stats
-from opero.core.stream import AsyncStarted, Started, astart, start
+from opero.core.stream import AsyncStream, Stream
 from opero.errors import OperoUsageError
 from opero.events.bus import Emitter
 from opero.utils import ambient
@@ -120,14 +119,16 @@ class Pipeline:
         for stage in (self.retry, self.fallback):
             if stage is not None:
                 stage.circuit = self.circuit
-        self.timeout: Timeout | None = self._timeout()
+        self.timeout: Timeout | None = self._limit("timeout")
         self.invoke: Invoke = Invoke(
-            _callable(info),
+            info.fn,
             self.stats,
             emitter,
             rejects=options.retry_if_result,
             label=self.fallback.label if self.fallback else None,
             timeout=self.timeout,
+            idle_timeout=self._limit("idle_timeout"),
+            stream=info.kind in ("generator", "async_generator"),
         )
 
         self.fast_path: FastPath = FastPath(closed=bool(listeners) or info.kind == "sync")
@@ -161,6 +162,8 @@ class Pipeline:
 
     def _retry(self, policy: RetryPolicy) -> Retry:
         options = self.options
+        if options.retry_budget is not None:
+            options.retry_budget.guards(self.info.module, self.info.qualname, "retry_budget")
         retry = Retry(
             policy,
             self.info,
@@ -190,12 +193,13 @@ class Pipeline:
         if wanted is None:
             return None
         from opero.core.concurrency_limit import Bulkhead
-        from opero.limits.concurrency_limit import ConcurrencyLimit
+        from opero.limits.permits import ConcurrencyLimit
 
         shared = origin.concurrency if origin and "concurrency" not in changed else None
         limit = shared.limit if shared else wanted
         if not isinstance(limit, ConcurrencyLimit):
             limit = ConcurrencyLimit(limit)
+        limit.guards(self.info.module, self.info.qualname, "concurrency")
         return Bulkhead(limit, self.stats, self.emitter)
 
     def _circuit(self, origin: Pipeline | None, changed: frozenset[str]) -> Circuit | None:
@@ -205,19 +209,22 @@ class Pipeline:
         from opero.core.circuit_breaker import Circuit, breaker_of
 
         shared = origin.circuit if origin and "circuit_breaker" not in changed else None
+        breaker = shared.breaker if shared else breaker_of(wanted)
+        breaker.guards(self.info.module, self.info.qualname, "circuit_breaker")
         return Circuit(
-            shared.breaker if shared else breaker_of(wanted),
+            breaker,
             self.emitter,
             several=attrgetter("has_alternatives") if self.fallback else None,
             label=self.fallback.label if self.fallback else None,
         )
 
-    def _timeout(self) -> Timeout | None:
-        if self.options.timeout is None:
+    def _limit(self, option: str) -> Timeout | None:
+        seconds = getattr(self.options, option)
+        if seconds is None:
             return None
         from opero.core.timeout import Timeout
 
-        return Timeout(parse_seconds(self.options.timeout, "timeout"), self.emitter)
+        return Timeout(parse_seconds(seconds, option), self.emitter)
 
     def _cache(self, origin: Pipeline | None, changed: frozenset[str]) -> CacheStage | None:
         if not self.options.cache or self.info.kind in ("generator", "async_generator"):
@@ -266,7 +273,9 @@ class Pipeline:
             call.prior_outcome, call.deadline = found.awaitable, None
             return self._finish(call)
         finally:
-            if call.failures is not None:
+            if call.stream is not None:
+                call.stream.at_end(lambda _: call.drop_failures())
+            elif call.failures is not None:
                 call.drop_failures()
 
     def _observed(self, call: Call) -> Any:
@@ -284,7 +293,11 @@ class Pipeline:
             # A plain function that returns awaitables, and this one goes on asynchronously.
             observer.pause()
             return self._observed_finish(call, observer, value)
-        observer.end()
+        if call.stream is not None:
+            call.stream.at_end(observer.end)
+            observer.pause()
+        else:
+            observer.end()
         return value
 
     async def _observed_finish(
@@ -341,9 +354,14 @@ class Pipeline:
         finally:
             if not self.awaits:
                 call.keep_failures = False
-                call.drop_failures()
+                if call.stream is None:
+                    call.drop_failures()
 
     async def _async_receipt(self, call: Call, running: Coroutine[Any, Any, Any]) -> Receipt[Any]:
+        if self.info.kind == "async_generator":
+            stream = AsyncStream(running)
+            await stream.send()
+            return self._receipt(call, stream.iterate())
         try:
             return self._receipt(call, await running)
         finally:
@@ -353,27 +371,21 @@ class Pipeline:
     def _receipt(self, call: Call, value: Any) -> Receipt[Any]:
         if self.fallback is not None:
             call.label = self.fallback.label(call)
-        if isinstance(value, Started | AsyncStarted):
-            value = value.stream()
+        if isinstance(value, Stream):
+            value = value.iterate()
         now = ambient.clock().monotonic()
         seconds = 0.0 if call.started is None else now - call.started
         remaining = None if call.deadline is None else max(0.0, call.deadline - now)
         return Receipt.of(call, value, seconds, remaining)
 
 
-def _callable(info: FunctionInfo) -> Callable[..., Any]:
-    """What the innermost step calls: for generators, a start that gets as far as the first item."""
-    match info.kind:
-        case "generator":
-            return functools.partial(start, info.fn)
-        case "async_generator":
-            return functools.partial(astart, info.fn)
-        case _:
-            return info.fn
-
-
 def _check(info: FunctionInfo, options: Options) -> None:
     """Refuse what can never work, when the function is decorated."""
+    if options.idle_timeout is not None and info.kind not in ("generator", "async_generator"):
+        raise OperoUsageError(
+            f"idle_timeout={options.idle_timeout!r}: {info.name}() is no generator and gives no items one after the "
+            "other. Write timeout= for the limit of a call."
+        )
     if info.kind in ("generator", "async_generator"):
         asked = sorted(name for name in options.given if name.startswith("cache"))
         if options.cache and asked:

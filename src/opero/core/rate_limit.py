@@ -1,20 +1,20 @@
 # this_file: src/opero/core/rate_limit.py
-"""The rate limit stage: a real call starts when its limiter has a slot for it.
+"""Start each real call when its rate limiter has a slot for it.
 
-It also stands around the call, and so hears of each failure first, whether there are retries or
-not: where the service asks to wait, the limiter is paused for all who share it.
+The stage also stands around the call, so that it sees each failure first, whether there are retries or not: where the
+service asks to wait, the limiter is paused for all functions that share it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from opero import events
 from opero.core.options import standalone
 from opero.errors import OperoUsageError, RefusalError
-from opero.limits.limiter import RateLimiter, limiter_of, publish_all
+from opero.limits.limiter import RateLimiter, limiter_of
 from opero.limits.reservation import Reservation
-from opero.limits.waiting_room import Patience
+from opero.limits.waiting import WaitBudget
 from opero.utils import ambient
 from opero.utils.ambient import switch
 from opero.utils.matching import Rejected
@@ -35,7 +35,7 @@ __all__ = [
     "Reservation",
     "get_rate_limit_decorator",
     "limiter_of",
-    "publish_all",
+    "may_be_billed",
     "throttled",
 ]
 
@@ -44,11 +44,10 @@ __all__ = [
 
 
 def throttled(call: Call, error: Exception) -> Hint | None:
-    """Return how long the service asks everybody to wait, None if it does not.
+    """Return how long the service asks all callers to wait, None if it does not.
 
-    It is the service that asks only if its own call has failed just now: the refusal of a guard, of
-    this function or of one that it calls, is nobody's request. With several fallback values it
-    asks those who use this value only.
+    It is the service that asks only if its own call has failed just now: the refusal of a guard, of this function or
+    of one that it calls, asks for nothing. With several fallback values it asks the callers of this value only.
     """
     if call.has_alternatives or isinstance(error, RefusalError):
         return None
@@ -59,6 +58,44 @@ def throttled(call: Call, error: Exception) -> Hint | None:
 
     hint = requested_wait(error.value if isinstance(error, Rejected) else error)
     return hint if hint is not None and hint.seconds > 0 else None
+
+
+_NOT_BILLED: Final = frozenset({401, 403, 404, 429})
+_NO_CONNECTION: Final = frozenset(
+    {
+        "APIConnectionError", "ClientConnectorError", "ConnectError", "ConnectTimeout",
+        "ConnectTimeoutError", "ConnectionError", "ConnectionRefusedError", "EndpointConnectionError",
+        "NewConnectionError", "gaierror",
+    }
+)  # fmt: skip
+"""Errors of the standard library and of HTTP clients that are raised before anything was sent, by their class names."""
+
+
+def may_be_billed(error: BaseException) -> bool:
+    """Return whether a call that ended with this error may cost something.
+
+    It cannot if there was no connection, or if the service has refused it (401, 403, 404, 429) or was out of order
+    (5xx). The error, its response and its causes are looked at.
+    """
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        status = _status_of(cause) or _status_of(getattr(cause, "response", None))
+        if status is not None:
+            return status not in _NOT_BILLED and not 500 <= status <= 599
+        if type(cause).__name__ in _NO_CONNECTION:
+            return False
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return True
+
+
+def _status_of(answer: object) -> int | None:
+    for name in ("status_code", "status", "code"):
+        found = getattr(answer, name, None)
+        if isinstance(found, int) and 100 <= found <= 599:
+            return int(found)
+    return None
 
 
 # --- stage ----------------------------------------------------------------------------------------
@@ -115,6 +152,7 @@ class RateLimit:
                 f"rate_limit={limiter!r}: {info.name}() is a generator and has no single result for "
                 "settle. Take a reservation by hand, and settle it at the end."
             )
+        limiter.guards(info.module, info.qualname, "rate_limit")
         return cls(
             limiter,
             stats,
@@ -129,10 +167,11 @@ class RateLimit:
         limiter.require_sync()
 
         def run(call: Call) -> Any:
-            # A call that is already made has had its slot. Who has to wait, or comes when others
-            # do, stands in line.
-            if call.prior_outcome is None and (switch.on or limiter.tickets or limiter.take_slot()):
-                self._waited(call, limiter.line_up(self._patience(call)))
+            # A call that is already made has had its slot. One that has to wait, or comes while others do, queues.
+            if call.prior_outcome is None and (
+                switch.on or limiter.threads_waiting or limiter.take_slot()
+            ):
+                self._waited(call, limiter.acquire_within(self._budget(call)))
             try:
                 return proceed(call)
             except Exception as error:
@@ -144,7 +183,7 @@ class RateLimit:
                 call.reserved = None
                 if not ambient.disabled():
                     bucket, cost = self._measure(call)
-                    call.reserved = bucket.reserve_within(self._patience(call), cost)
+                    call.reserved = bucket.reserve_within(self._budget(call), cost)
                     self._waited(call, call.reserved.waited)
             made, reservation = call.calls, call.reserved
             try:
@@ -162,8 +201,10 @@ class RateLimit:
         limiter = self.limiter
 
         async def run(call: Call) -> Any:
-            if call.prior_outcome is None and (switch.on or limiter.queues or limiter.take_slot()):
-                self._waited(call, await limiter.queue_up(self._patience(call)))
+            if call.prior_outcome is None and (
+                switch.on or limiter.loops_waiting or limiter.take_slot()
+            ):
+                self._waited(call, await limiter.wait_within(self._budget(call)))
             try:
                 return await proceed(call)
             except Exception as error:
@@ -175,7 +216,7 @@ class RateLimit:
                 call.reserved = None
                 if not ambient.disabled():
                     bucket, cost = self._measure(call)
-                    call.reserved = await bucket.reserve_async_within(self._patience(call), cost)
+                    call.reserved = await bucket.reserve_async_within(self._budget(call), cost)
                     self._waited(call, call.reserved.waited)
             made, reservation = call.calls, call.reserved
             try:
@@ -200,23 +241,27 @@ class RateLimit:
 
     def _settle(self, reservation: Reservation | None, result: object) -> None:
         if reservation is not None:
-            reservation.limiter.settle_with(reservation, result)
+            reservation.limiter.settle_result(reservation, result)
 
     def _ended(
         self, call: Call, made: int, reservation: Reservation | None, error: Exception
     ) -> None:
         """Conclude the reservation of a call that failed, or that was not made at all."""
         if isinstance(error, RefusalError):
-            # A stage further in did not let the call through.
+            # A stage further in did not let the call through, or the call itself met the refusal of another pipeline.
             if reservation is not None and call.calls == made:
                 reservation.refund()
             return
-        if isinstance(error, Rejected):
-            self._settle(reservation, error.value)
+        if reservation is not None:
+            if isinstance(error, Rejected):
+                self._settle(reservation, error.value)
+            else:
+                limiter = reservation.limiter
+                limiter.settle_failure(reservation, error, billed=may_be_billed(error))
         self._failed(call, error, None if reservation is None else reservation.limiter)
 
-    def _patience(self, call: Call) -> Patience:
-        return Patience(call.deadline, self._longest_pause)
+    def _budget(self, call: Call) -> WaitBudget:
+        return WaitBudget(call.deadline, self._longest_pause)
 
     def _waited(self, call: Call, seconds: float) -> None:
         if not seconds:
@@ -228,7 +273,7 @@ class RateLimit:
             emitter.emit(events.LimiterWaited(function=emitter.function, seconds=seconds))
 
     def _failed(self, call: Call, error: Exception, limiter: RateLimiter | None = None) -> None:
-        """Pause the limiter, or the bucket, for everybody if the service asks to wait."""
+        """Pause the limiter, or the bucket, for all callers if the service asks to wait."""
         hint = None if ambient.disabled() else throttled(call, error)
         if hint is None or not (limiter or self.limiter).pause(hint.seconds):
             return
@@ -241,7 +286,7 @@ class RateLimit:
             )
 
     def describe(self) -> str:
-        """Tell the rate, the spacing and who shares it."""
+        """Return the rate, the spacing and which callers share it, for `explain()`."""
         return self.limiter.describe()
 
 

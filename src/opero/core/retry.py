@@ -14,6 +14,7 @@ from opero import events
 from opero.core.call import RetryParked
 from opero.core.deadline import overdue
 from opero.core.failures import inner_of
+from opero.core.function import used_up
 from opero.core.options import standalone
 from opero.core.strategies import is_retry_strategy, state_class, stop_after
 from opero.errors import OperoWarning
@@ -298,6 +299,7 @@ class Retry:
         self.within: dict[str, None] = {}
         self.circuit: Circuit | None = None
         self._nested = nested
+        self._info = info
         self._owner = info.owner
         self._stats = stats
         self._emitter = emitter
@@ -328,7 +330,8 @@ class Retry:
         """Return the pause before the next attempt, or raise `error` when there is none."""
         try:
             inner = self._inner(call, error)
-            if ambient.disabled() or self._asked_too_much(call, error):
+            # What was handed out of a stream cannot be taken back.
+            if call.items or ambient.disabled() or self._asked_too_much(call, error):
                 raise error
             if inner is not None and not self._nested:
                 call.remark = f"{inner}() within it had retried, and retry_nested=False"
@@ -355,7 +358,7 @@ class Retry:
                 elif isinstance(self.policy.retry_on, str) and not self.policy.retries_on(error):
                     call.remark = self._not_wanted(error)
                 raise
-            if self._refused_after(call, delay):
+            if self._used_up(call) or self._refused_after(call, delay):
                 raise error
             if self.budget is not None and not self.budget.withdraw():
                 self._spent(call, self.budget)
@@ -397,6 +400,13 @@ class Retry:
                 self.within[each.name] = None
         last = found[-1]
         return None if last is None or None in found else last.name
+
+    def _used_up(self, call: Call) -> bool:
+        """Note an argument that the first call may have used up; return whether there is one."""
+        name = self._info.single_use_argument(call.args, call.kwargs)
+        if name is not None:
+            call.remark = used_up(name)
+        return name is not None
 
     def _refused_after(self, call: Call, pause: float) -> bool:
         """Take note of a circuit that will be open for longer than a pause; tell whether it will."""
@@ -484,6 +494,8 @@ class Retry:
                     # Asked while the error is handled, because raising it later would replace its context by what the
                     # caller is handling.
                     delay = self.before_next(call, error)
+                    if 0 < delay <= call.park_after:
+                        ambient.require_loop("pause before a retry")
                 if delay > 0:
                     if delay > call.park_after:
                         self.slept(call, delay)

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from opero.errors import OperoUsageError
-from opero.limits.shareable import Shareable
+from opero.limits.state.shared import SharedObject
 from opero.utils import ambient
 from opero.utils.checks import text, whole
 from opero.utils.units import Duration, format_seconds, parse_seconds
 
 if TYPE_CHECKING:
-    from opero.limits.shared_counts import SharedCounts
+    from opero.limits.state.file import StateFile
 
 __all__ = ["RetryBudget"]
 
@@ -28,7 +28,7 @@ Slice = list[int] | memoryview
 _SLICES: Final = 10
 
 
-class RetryBudget(Shareable):
+class RetryBudget(SharedObject):
     """Retries that are left, as a share of the calls in a sliding window plus a fixed number.
 
     In any window `retries <= minimum + ratio · calls`. The idea is that of Finagle's `RetryBudget`
@@ -77,21 +77,21 @@ class RetryBudget(Shareable):
             raise OperoUsageError(f"window={window!r} must be longer than 0.")
         self.name: str = name
         self._width = self.window / _SLICES
-        self._across: SharedCounts | None = None
-        self.begin()
+        self._file: StateFile | None = None
+        self._begin_slices()
         super().__init__((ratio, {"minimum": minimum, "window": self.window}))
+
+    def _begin_slices(self) -> None:
+        # Reentrant, because a signal handler may make a call.
+        self._lock = threading.RLock()
+        # For each slice of time: its number plus one (0: empty), the calls and the retries in it.
+        self._slices: list[Slice] = [[0, 0, 0] for _ in range(_SLICES)]
 
     def begin(self) -> None:
         """Begin anew, as if nothing had been called."""
-        # Reentrant, because a signal handler may make a call.
-        self._lock = threading.RLock()
-        # For each slice of time: its number plus one, the calls and the retries in it.
-        if self._across is None:
-            self._slices: list[Slice] = [[0, 0, 0] for _ in range(_SLICES)]
-            return
-        with self._across.alone():
+        with self._counting():
             for each in self._slices:
-                each[0] = 0
+                each[0] = each[1] = each[2] = 0
 
     def _slice(self, now: int) -> Slice:
         place = self._slices[now % _SLICES]
@@ -104,7 +104,8 @@ class RetryBudget(Shareable):
         return int(ambient.clock().monotonic() / self._width)
 
     def _sums(self, now: int) -> tuple[int, int]:
-        recent = [each for each in self._slices if now - _SLICES < each[0] - 1 <= now]
+        # An empty slice is none of the recent ones, though the machine has just started and its clock reads next to 0.
+        recent = [each for each in self._slices if each[0] and now - _SLICES < each[0] - 1 <= now]
         return sum(each[1] for each in recent), sum(each[2] for each in recent)
 
     def _left(self, calls: int, retries: int) -> int:
@@ -119,7 +120,7 @@ class RetryBudget(Shareable):
             self._slice(self._now())[1] += 1
 
     def withdraw(self) -> bool:
-        """Take leave for one retry; False if there is none left."""
+        """Count a retry; False, and nothing is counted, if there is none left."""
         with self._counting():
             now = self._now()
             if not self._left(*self._sums(now)):
@@ -157,39 +158,38 @@ class RetryBudget(Shareable):
     # --- across processes -----------------------------------------------------------------------------
 
     def _go_to(self, path: str | None, *, create: bool) -> str:
-        from opero.limits.shared_counts import open_counts
-        from opero.limits.shared_file import private_path
+        from opero.limits.state.file import StateFile, private_path
 
         path, create = path or private_path(self), create or path is None
-        across = open_counts(path, 3 * _SLICES, create=create)
-        slices: list[Slice] = [
-            across.words[start : start + 3] for start in range(0, 3 * _SLICES, 3)
-        ]
-        with self._lock, across.alone():
+        empty = [0] * 3 * _SLICES
+        file = StateFile.open(path, "rb", lambda old, _: old or empty, create=create)
+        slices: list[Slice] = [file.cells[start : start + 3] for start in range(0, 3 * _SLICES, 3)]
+        with self._lock, file:
             for ours, theirs in zip(self._slices, slices, strict=True):
                 if ours[0] >= theirs[0]:
                     more = (0, 0) if ours[0] > theirs[0] else (theirs[1], theirs[2])
                     theirs[1], theirs[2] = ours[1] + more[0], ours[2] + more[1]
                     theirs[0] = ours[0]
-            self._across, self._slices = across, slices
+            self._file, self._slices = file, slices
         return path
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
         """Replace locks that another thread may have held, and begin anew if nothing is shared."""
-        super()._after_fork()
-        if self._across is None:
-            self.begin()
+        super().after_fork()
+        if self._file is None:
+            self._begin_slices()
         else:
             self._lock = threading.RLock()
-            self._across.begin()
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
+        if not self.attached:
+            self.attach()
         with self._lock:
-            if self._across is None:
+            if self._file is None:
                 yield
             else:
-                with self._across.alone():
+                with self._file:
                     yield
 
     def __repr__(self) -> str:

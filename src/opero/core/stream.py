@@ -1,98 +1,240 @@
 # this_file: src/opero/core/stream.py
-"""Generators in the pipeline: started and restarted until the first item is out, then left alone."""
+"""Run generators as calls that last until their last item.
+
+A plain generator is started by the stages, which register what they do at its end. An asynchronous
+one is read by a coroutine that runs through all stages and is suspended between two items.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator
-from typing import Any
+import contextvars
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from types import coroutine
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["AsyncStarted", "Started", "astart", "start"]
+if TYPE_CHECKING:
+    from opero.core.call import Call
+
+__all__ = ["AsyncStream", "Stream", "read_stream", "start_stream"]
+
+Step = Callable[[Callable[[], Any]], Any]
+"""Runs one step of a generator, within the limits of time."""
 
 
-class Started:
-    """A generator that has given its first item, or has ended without one.
+# --- plain generators -----------------------------------------------------------------------------
+
+
+class Stream:
+    """A plain generator that has given its first item, or has ended without one.
 
     Attributes:
         source: The generator.
         item: What it yielded last.
-        ended: Whether it has returned.
+        ended: Whether it has returned, failed or been closed.
         value: What it returned.
     """
 
-    __slots__ = ("ended", "item", "source", "value")
+    __slots__ = ("_call", "_callbacks", "_step", "ended", "item", "source", "value")
 
     def __init__(self, source: Generator[Any, Any, Any]) -> None:
         self.source = source
         self.item: Any = None
         self.value: Any = None
         self.ended = False
-        self.advance(next, source)
+        self._call: Call | None = None
+        self._step: Step = lambda work: work()
+        self._callbacks: list[Callable[[BaseException | None], object]] = []
+        self._take(lambda: next(source))
 
-    def advance(self, step: Callable[[Any], Any], given: Any) -> None:
-        """Take the next item by `step(given)`; an error in the generator passes through."""
-        try:
-            self.item = step(given)
-        except StopIteration as end:
-            self.ended, self.item, self.value = True, None, end.value
+    def attach(self, call: Call, step: Step) -> None:
+        """Make the stream part of a call whose steps have limits."""
+        self._call, self._step = call, step
+        call.stream, call.items = self, 1
 
-    def stream(self) -> Generator[Any, Any, Any]:
+    def at_end(self, callback: Callable[[BaseException | None], object]) -> None:
+        """Call `callback` when the stream ends: with its error, a `GeneratorExit` if it is dropped, or None."""
+        self._callbacks.append(callback)
+
+    def iterate(self) -> Generator[Any, Any, Any]:
         """Yield the first item and then all others, passing on what is sent and thrown in (PEP 380)."""
         while not self.ended:
             try:
                 sent = yield self.item
             except GeneratorExit:
-                self.source.close()
+                self.close()
                 raise
             except BaseException as thrown:  # noqa: BLE001 - the generator decides what an exception means
-                self.advance(self.source.throw, thrown)
+                self._advance(self.source.throw, thrown)
             else:
-                self.advance(self.source.send, sent)
+                self._advance(self.source.send, sent)
         return self.value
 
+    def close(self) -> None:
+        """Close the generator; the call counts as neither success nor failure."""
+        if self.ended:
+            return
+        outcome: BaseException = GeneratorExit()
+        try:
+            self.source.close()
+        except BaseException as error:
+            outcome = error
+            raise
+        finally:
+            self._finish(outcome)
 
-class AsyncStarted:
-    """The same for an asynchronous generator, which returns no value.
+    def __del__(self) -> None:
+        # A receipt's stream that nothing has read.
+        self.close()
 
-    The generated wrapper has the loop of `stream()` once more: an asynchronous generator cannot delegate to another.
+    def _advance(self, method: Callable[[Any], Any], given: Any) -> None:
+        try:
+            self._step(lambda: self._take(lambda: method(given)))
+        except BaseException as error:
+            self._finish(error)
+            raise
+        if self.ended:
+            self._finish(None)
+        elif self._call is not None:
+            self._call.items += 1
+
+    def _take(self, work: Callable[[], Any]) -> None:
+        """Take the next item; an error in the generator passes through."""
+        try:
+            self.item = work()
+        except StopIteration as end:
+            self.ended, self.item, self.value = True, None, end.value
+
+    def _finish(self, outcome: BaseException | None) -> None:
+        self.ended, self.item = True, None
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback(outcome)
+
+
+def start_stream(
+    fn: Callable[..., Generator[Any, Any, Any]], /, *args: Any, **kwargs: Any
+) -> Stream:
+    """Call a generator function and take its first item, so that a failure before it can be retried."""
+    return Stream(fn(*args, **kwargs))
+
+
+# --- asynchronous generators ----------------------------------------------------------------------
+
+
+class _Item:
+    """Carries an item from the innermost step to the consumer, past the event loop."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+@coroutine
+def _hand_out(item: Any) -> Generator[Any, Any, Any]:
+    """Suspend the whole call until the consumer asks for the next item; return what it sends."""
+    return (yield _Item(item))
+
+
+async def read_stream(
+    source: AsyncGenerator[Any, Any], call: Call, limited: Callable[[Any], Any]
+) -> None:
+    """Read an asynchronous generator to its end, as the innermost step of a call.
+
+    Args:
+        source: The generator.
+        call: The call; counts the items.
+        limited: Puts the limits of time around the wait for one item.
+    """
+    step: Callable[..., Any] = source.__anext__
+    given: tuple[Any, ...] = ()
+    try:
+        while True:
+            try:
+                item = await limited(step(*given))
+            except StopAsyncIteration:
+                return
+            call.items += 1
+            try:
+                sent = await _hand_out(item)
+            except GeneratorExit:
+                raise
+            except BaseException as thrown:  # noqa: BLE001 - the generator decides what an exception means
+                step, given = source.athrow, (thrown,)
+            else:
+                step, given = source.asend, (sent,)
+            del item
+    finally:
+        await source.aclose()
+
+
+class AsyncStream:
+    """An asynchronous generator's call: a coroutine through all stages, suspended between two items.
+
+    It runs in a copy of the consumer's context, so that its deadline and its run end with it.
+
+    Args:
+        running: The coroutine.
+
+    Attributes:
+        item: What the generator yielded last.
+        ended: Whether the call has ended.
     """
 
-    __slots__ = ("ended", "item", "source")
+    __slots__ = ("_context", "_running", "ended", "item")
 
-    def __init__(self, source: AsyncGenerator[Any, Any]) -> None:
-        self.source = source
+    def __init__(self, running: Coroutine[Any, Any, Any]) -> None:
+        self._running = running
+        self._context = contextvars.copy_context()
         self.item: Any = None
         self.ended = False
 
-    async def advance(self, step: Callable[..., Any], *given: Any) -> None:
-        """Take the next item by `await step(*given)`; an error in the generator passes through."""
+    @coroutine
+    def _advance(self, method: Callable[[Any], Any], given: Any) -> Generator[Any, Any, None]:
+        """Run the call until its next item; what it awaits meanwhile is passed on to the event loop."""
         try:
-            self.item = await step(*given)
-        except StopAsyncIteration:
+            got = self._context.run(method, given)
+            while type(got) is not _Item:
+                try:
+                    answer = yield got
+                except BaseException as thrown:  # noqa: BLE001 - a cancellation, for the call to handle
+                    got = self._context.run(self._running.throw, thrown)
+                else:
+                    got = self._context.run(self._running.send, answer)
+        except StopIteration:
             self.ended, self.item = True, None
+        except BaseException:
+            self.ended, self.item = True, None
+            raise
+        else:
+            self.item = got.value
 
-    async def stream(self) -> AsyncGenerator[Any, Any]:
+    async def send(self, value: Any = None) -> None:
+        """Go on to the next item; the first time, start the call."""
+        await self._advance(self._running.send, value)
+
+    async def throw(self, error: BaseException) -> None:
+        """Throw an exception into the generator."""
+        await self._advance(self._running.throw, error)
+
+    async def close(self) -> None:
+        """Drop the stream: everything is given back, and the call counts as neither success nor failure."""
+        try:
+            await self._advance(self._running.throw, GeneratorExit())
+        except GeneratorExit:
+            return
+        if not self.ended:
+            raise RuntimeError("the asynchronous generator ignored GeneratorExit")
+
+    async def iterate(self) -> AsyncGenerator[Any, Any]:
         """Yield the first item and then all others, passing on what is sent and thrown in (PEP 525)."""
         while not self.ended:
             try:
                 sent = yield self.item
             except GeneratorExit:
-                await self.source.aclose()
+                await self.close()
                 raise
             except BaseException as thrown:  # noqa: BLE001 - the generator decides what an exception means
-                await self.advance(self.source.athrow, thrown)
+                await self.throw(thrown)
             else:
-                await self.advance(self.source.asend, sent)
-
-
-def start(fn: Callable[..., Generator[Any, Any, Any]], /, *args: Any, **kwargs: Any) -> Started:
-    """Call a generator function and take its first item, so that a failure before it can be retried."""
-    return Started(fn(*args, **kwargs))
-
-
-async def astart(
-    fn: Callable[..., AsyncGenerator[Any, Any]], /, *args: Any, **kwargs: Any
-) -> AsyncStarted:
-    """Call an asynchronous generator function and take its first item."""
-    started = AsyncStarted(fn(*args, **kwargs))
-    await started.advance(started.source.__anext__)
-    return started
+                await self.send(sent)

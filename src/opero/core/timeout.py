@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from opero import events
@@ -80,24 +81,23 @@ class Timeout:
 
     def sync(self, fn: Callable[..., Any]) -> Proceed:
         """Return the real call of `fn` with the limit around it."""
+        return lambda call: self.run(functools.partial(fn, *call.args, **call.kwargs), call)
 
-        def run(call: Call) -> Any:
-            work: Callable[..., Any] = fn
-            seconds, by_deadline = self.seconds, False
-            if call.deadline is not None:
-                seconds, by_deadline = self.left(call)
-                # The thread may outlive the caller's block, and so would what it calls in turn.
-                work = functools.partial(run_until, call.deadline, fn)
-            job = ThreadCall(functools.partial(work, *call.args, **call.kwargs))
-            run_in_thread(job)
-            # A stage that holds a permit for the call keeps it until the thread is done.
-            call.orphan_thread = job
-            if not job.wait(seconds):
-                raise self.expired(call if by_deadline else None)
-            call.orphan_thread = None
-            return job.outcome()
-
-        return run
+    def run(self, work: Callable[[], Any], call: Call) -> Any:
+        """Do some work of a call in another thread, and leave that behind when the time is over."""
+        seconds, by_deadline = self.seconds, False
+        if call.deadline is not None:
+            seconds, by_deadline = self.left(call)
+            # The thread may outlive the caller's block, and so would what it calls in turn.
+            work = functools.partial(run_until, call.deadline, work)
+        job = ThreadCall(work)
+        run_in_thread(job)
+        # A stage that holds a permit for the call keeps it until the thread is done.
+        call.orphan_thread = job
+        if not job.wait(seconds):
+            raise self.expired(call if by_deadline else None)
+        call.orphan_thread = None
+        return job.outcome()
 
     def within(self, awaitable: Awaitable[Any], call: Call) -> Awaitable[Any]:
         """Return what waits for a real call that is under way, and cancels it when its time is over."""
@@ -126,10 +126,16 @@ class Timeout:
     async def _limit(
         self, awaitable: Awaitable[Any], seconds: float, bounded: Call | DeadlineScope | None
     ) -> Any:
-        # `asyncio.timeout` does the same, at twice the price. As there, `uncancel` tells whether
-        # somebody else has asked for the cancellation too.
+        # `asyncio.timeout` does the same, at twice the price. As there, `uncancel` returns how many
+        # others have asked for a cancellation too.
         import asyncio
 
+        try:
+            ambient.require_loop("limit the time of a call")
+        except BaseException:
+            if isinstance(awaitable, CoroutineType):
+                awaitable.close()
+            raise
         task = asyncio.current_task()
         if task is None:
             return await awaitable

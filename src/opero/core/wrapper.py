@@ -15,6 +15,7 @@ import itertools
 import linecache
 import time
 from collections.abc import Callable
+from threading import get_ident
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +24,7 @@ from opero.caching.keys.function_keys import short_part
 from opero.core.call import Call
 from opero.core.deadline import leave
 from opero.core.function import stars, unwrap_partial
+from opero.core.stream import AsyncStream
 from opero.utils.ambient import switch
 
 if TYPE_CHECKING:
@@ -49,9 +51,9 @@ if {all_fast}:
     if _opero_entry is not None and _opero_entry.expires > _opero_now():
         _opero_count_hit()
         _opero_entry.visited = True
-        if _opero_entry.thaw is None:
+        if _opero_entry.copier is None:
             return _opero_entry.value
-        return _opero_entry.thaw(_opero_entry.value)
+        return _opero_entry.copier(_opero_entry.value)
     _opero_call = _opero_Call({args}, {kwargs})
     _opero_call.key = _opero_key
     return {wait}_opero_run(_opero_call)
@@ -86,7 +88,8 @@ if not _opero_permit.silent:
 """
 
 # Innermost first. A call that has to wait, or that comes while others do, waits in the stages, without
-# the permit until then. The stage looks for `_opero_held` in the frames of the calls around it.
+# the permit until then. What the thread or task holds is
+# noted for the calls within it.
 _GUARDS: Final = {
     "rate_limit": """\
 if _opero_limiter.{line} or _opero_limiter.take_slot():
@@ -97,15 +100,20 @@ else:
     "concurrency": """\
 if not _opero_limit.try_acquire():
     return {wait}_opero_run(_opero_Call({args}, {kwargs}))
-_opero_held = True
+_opero_caller = _opero_current()
+_opero_depth = _opero_holders.get(_opero_caller, 0)
+_opero_holders[_opero_caller] = _opero_depth + 1
 try:
     {inner}
 finally:
-    _opero_held = False
+    if _opero_depth:
+        _opero_holders[_opero_caller] = _opero_depth
+    else:
+        del _opero_holders[_opero_caller]
     _opero_limit.release()
 """,
     "circuit": """\
-_opero_permit = _opero_breaker.standing
+_opero_permit = _opero_breaker.current_permit
 if _opero_permit is None:
     return {wait}_opero_run(_opero_Call({args}, {kwargs}))
 {inner}
@@ -130,23 +138,24 @@ def _wrapper({parameters}):
 
 _GENERATOR: Final = """\
 def _wrapper({parameters}):
-    return (yield from _opero_run(_opero_Call({args}, {kwargs})).stream())
+    return (yield from _opero_run(_opero_Call({args}, {kwargs})).iterate())
 """
 
-# An asynchronous generator cannot delegate to another: this is the loop of `AsyncStarted.stream`.
+# An asynchronous generator cannot delegate to another: this is the loop of `AsyncStream.iterate`.
 _ASYNC_GENERATOR: Final = """\
 async def _wrapper({parameters}):
-    _opero_started = await _opero_run(_opero_Call({args}, {kwargs}))
-    while not _opero_started.ended:
+    _opero_stream = _opero_AsyncStream(_opero_run(_opero_Call({args}, {kwargs})))
+    await _opero_stream.send()
+    while not _opero_stream.ended:
         try:
-            _opero_sent = yield _opero_started.item
+            _opero_sent = yield _opero_stream.item
         except _opero_GeneratorExit:
-            await _opero_started.source.aclose()
+            await _opero_stream.close()
             raise
         except _opero_BaseException as _opero_thrown:
-            await _opero_started.advance(_opero_started.source.athrow, _opero_thrown)
+            await _opero_stream.throw(_opero_thrown)
         else:
-            await _opero_started.advance(_opero_started.source.asend, _opero_sent)
+            await _opero_stream.send(_opero_sent)
 """
 
 
@@ -222,6 +231,11 @@ def _made(source: str, parameters: list[inspect.Parameter], names: dict[str, Any
 def _names(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> dict[str, Any]:
     """Return the objects that the source refers to."""
     cache, limit, deadline = pipeline.cache, pipeline.rate_limit, pipeline.deadline
+    current: Callable[[], object] = get_ident
+    if pipeline.concurrency is not None and pipeline.awaits:
+        from opero.limits.permits import task_getter
+
+        current = task_getter()
     names: dict[str, Any] = {
         "_opero_switch": switch,
         "_opero_fast_path": pipeline.fast_path,
@@ -231,9 +245,12 @@ def _names(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> dict[str,
         "_opero_Exception": Exception,
         "_opero_BaseException": BaseException,
         "_opero_GeneratorExit": GeneratorExit,
+        "_opero_AsyncStream": AsyncStream,
         "_opero_fn": pipeline.limited_function(),
         "_opero_limiter": limit and limit.limiter,
         "_opero_limit": pipeline.concurrency and pipeline.concurrency.limit,
+        "_opero_holders": pipeline.concurrency and pipeline.concurrency.limit.holders,
+        "_opero_current": current,
         "_opero_breaker": pipeline.circuit and pipeline.circuit.breaker,
         "_opero_begin": deadline and deadline.begin,
         "_opero_budget": deadline and deadline.seconds,
@@ -264,7 +281,7 @@ def _source(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> str:
     blanks |= (
         {"define": "async def", "wait": "await "} if awaited else {"define": "def", "wait": ""}
     )
-    blanks["line"] = "queues" if awaited else "tickets"
+    blanks["line"] = "loops_waiting" if awaited else "threads_waiting"
     if kind == "generator":
         return _GENERATOR.format(**blanks)
     if kind == "async_generator":

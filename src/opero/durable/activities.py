@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from opero.core.call import Call
 from opero.core.decorate import decorate
 from opero.core.options import Options
-from opero.durable.scope import Scope, current, current_scope, is_unknown_thread
-from opero.durable.step import Step, running_step, step_at
+from opero.durable.step import (
+    Scope,
+    Step,
+    current,
+    current_scope,
+    is_unknown_thread,
+    running_step,
+    step_at,
+)
 from opero.durable.values import Parameters
 from opero.errors import OperoUsageError
 from opero.utils import ambient

@@ -23,9 +23,10 @@ from opero.durable.records import (
     Claim,
     Create,
     Drop,
+    JournalStore,
     Move,
     State,
-    Store,
+    Wake,
     WorkflowRecord,
 )
 from opero.durable.run import Ending, EndingKind, WorkflowRun, finalize
@@ -57,7 +58,7 @@ class Engine:
         max_recoveries: Times in a row that a process may die under a workflow without progress.
     """
 
-    def __init__(self, store: Store, max_workers: int, max_recoveries: int) -> None:
+    def __init__(self, store: JournalStore, max_workers: int, max_recoveries: int) -> None:
         self.store: Final = store
         self.journal: Final = Journal(store)
         self.owner: Final = store.join()
@@ -71,6 +72,7 @@ class Engine:
         self._stranded: dict[str, Move] = {}
         self._suspect: WorkflowRun | None = None
         self._unknown: set[str] = set()
+        self._asleep: dict[str, tuple[float, int]] = {}
         self._stopping = False
         self._wanted = threading.Event()
         self._retry_blocked = True
@@ -145,6 +147,7 @@ class Engine:
         run = WorkflowRun(record, steps, self.journal, on_loop=spec.is_async)
         with self._lock:
             self._runs[record.id] = run
+            self._asleep.pop(record.id, None)
             if record.recoveries >= min(_SUSPECT, self._max_recoveries):
                 self._suspect = run
             if self._stopping:
@@ -216,6 +219,9 @@ class Engine:
         ending = run.ending
         if ending is not None and ending.kind is EndingKind.JOURNAL:
             self._strand(run, ending.text or "")
+        if ending is not None and ending.latest is not None:
+            with self._lock:
+                self._asleep[run.id] = ending.latest, run.record.epoch
         # What was put aside may be due by now, and a thread is free.
         self._wanted.set()
 
@@ -245,6 +251,7 @@ class Engine:
     def _poll(self) -> float:
         """Do what there is to do, and return the seconds until the next poll."""
         self._free_stranded()
+        self._wake_overdue()
         for workflow in self.store.cancelled(self.owner):
             self.cancel(workflow)
         with self._lock:
@@ -344,6 +351,16 @@ class Engine:
         if not spec.is_async:
             self._threads.reserve(always=True)
         self._launch(record, spec, new=False)
+
+    def _wake_overdue(self) -> None:
+        """Wake what this engine put aside for a time that has passed, though not by the wall clock."""
+        now = time.monotonic() - _GLANCE
+        with self._lock:
+            overdue = {one: epoch for one, (end, epoch) in self._asleep.items() if end < now}
+            for workflow in overdue:
+                del self._asleep[workflow]
+        for workflow, epoch in overdue.items():
+            self.journal.write(Wake(workflow, epoch))
 
     def _free_stranded(self) -> None:
         with self._lock:

@@ -97,10 +97,13 @@ def unpack_error(text: str) -> Exception:
     """Return the error that `pack_error` has written; an `ActivityError` where it cannot be rebuilt."""
     try:
         return rebuild_error(text)
-    except UnserializableError:
-        kept = json.loads(text)
-        stand_in = ActivityError(kept["type"].rpartition(".")[2], kept["message"])
-        stand_in.__notes__ = kept["notes"]
+    except UnserializableError as reason:
+        try:
+            kept = json.loads(text)
+            stand_in = ActivityError(kept["type"].rpartition(".")[2], kept["message"])
+            stand_in.__notes__ = kept["notes"]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return ActivityError("Error", str(reason))  # the row is damaged
         return stand_in
 
 
@@ -145,6 +148,9 @@ def message_of(text: str | None) -> str | None:
     """Return the message of a packed error, or a plain text as it is."""
     if text is None or not text.startswith("{"):
         return text
-    kept = json.loads(text)
-    name = kept["type"].rpartition(":")[2]
-    return f"{name}: {kept['message']}" if kept["message"] else str(name)
+    try:
+        kept = json.loads(text)
+        name = kept["type"].rpartition(":")[2]
+        return f"{name}: {kept['message']}" if kept["message"] else str(name)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return text  # the row is damaged

@@ -26,10 +26,10 @@ from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from opero.durable.records import Op, PutStep, StepRecord, StepState, Store, Take
+from opero.durable.records import JournalStore, Op, PutStep, StepRecord, StepState, Take
 from opero.errors import NonDeterminismError
 
-__all__ = ["Course", "Journal", "ReplayOrder", "Verdict", "judge", "order_of"]
+__all__ = ["Course", "Journal", "Judgement", "ReplayOrder", "judge", "order_of"]
 
 # --- what a step finds --------------------------------------------------------------------------------------------
 
@@ -44,7 +44,7 @@ class Course(Enum):
 
 
 @dataclass(slots=True)
-class Verdict:
+class Judgement:
     """What to do about a step; not frozen, because a replay makes thousands of them.
 
     Attributes:
@@ -60,7 +60,7 @@ class Verdict:
     wake: float | None = None
 
 
-_FIRST: Final = Verdict(Course.RUN)
+_FIRST: Final = Judgement(Course.RUN)
 
 
 def judge(
@@ -72,7 +72,7 @@ def judge(
     *,
     idempotent: bool = True,
     matches: Callable[[str], bool] | None = None,
-) -> Verdict:
+) -> Judgement:
     """Compare a call with what the journal has at its place.
 
     Args:
@@ -97,13 +97,13 @@ def judge(
         )
     match found.state:
         case StepState.DONE:
-            return Verdict(Course.RETURN, found.value)
+            return Judgement(Course.RETURN, found.value)
         case StepState.FAILED:
-            return Verdict(Course.RAISE, found.value)
+            return Judgement(Course.RAISE, found.value)
         case StepState.STARTED if not idempotent:
-            return Verdict(Course.IN_DOUBT)
+            return Judgement(Course.IN_DOUBT)
         case _:
-            return Verdict(Course.RUN, attempts=found.attempts, wake=found.wake)
+            return Judgement(Course.RUN, attempts=found.attempts, wake=found.wake)
 
 
 def _shown(name: str, digest: str) -> str:
@@ -235,7 +235,7 @@ class Journal:
         store: The store.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: JournalStore) -> None:
         self._store = store
         self._waiting: deque[_Write] = deque()
         self._committing = threading.Lock()

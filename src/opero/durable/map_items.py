@@ -16,7 +16,7 @@ from opero.concurrency.executors.base import ItemOutcome
 from opero.durable.failures import keepable, pack_error, rebuild_error
 from opero.durable.journal import Course, judge
 from opero.durable.records import StepRecord, StepState
-from opero.durable.scope import Scope, current, current_scope
+from opero.durable.step import Scope, current, current_scope
 from opero.durable.values import Parameters, decode, encode
 from opero.errors import NonDeterminismError, UnserializableError
 
@@ -75,15 +75,15 @@ class ItemJournal:
                 continue
             run.unread.discard(found.path)
             try:
-                verdict = judge(run.id, found.path, found, self._name, self._digest(item))
+                judgement = judge(run.id, found.path, found, self._name, self._digest(item))
             except NonDeterminismError as error:
                 run.block(str(error))
                 raise
-            text = verdict.text or "null"
+            text = judgement.text or "null"
             try:
-                if verdict.course is Course.RETURN:
+                if judgement.course is Course.RETURN:
                     known[index] = ItemOutcome(value=decode(text), attempts=0, calls=0)
-                elif verdict.course is Course.RAISE:
+                elif judgement.course is Course.RAISE:
                     failure = self._noted(rebuild_error(text), found.path)
                     known[index] = ItemOutcome(error=failure, attempts=0, calls=0)
             except UnserializableError as reason:

@@ -22,13 +22,13 @@ from opero.durable.records import (
     Cancel,
     Create,
     Fork,
+    JournalStore,
     Op,
     Resolve,
     Resume,
     Send,
     StepRecord,
     StepState,
-    Store,
     WorkflowRecord,
 )
 from opero.durable.report import is_settled, outcome_of, states_of, status_of, step_of
@@ -82,7 +82,7 @@ class Operations:
         store: The journal.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: JournalStore) -> None:
         self.store = store
         self._engine: Engine | None = None
         self._lock = threading.Lock()
@@ -320,7 +320,7 @@ class Orchestrator(Operations):
         db_path: str | os.PathLike[str] = "opero.db",
         max_workers: int = 5,
         *,
-        store: Store | None = None,
+        store: JournalStore | None = None,
         max_recoveries: int = 10,
     ) -> None:
         for name, value in (("max_workers", max_workers), ("max_recoveries", max_recoveries)):
@@ -380,12 +380,12 @@ class Orchestrator(Operations):
         await self.astop()
 
     def invoke_workflow(
-        self, name: str, /, *args: Any, workflow_id: str | None = None, **kwargs: Any
+        self, name: str | None = None, /, *args: Any, workflow_id: str | None = None, **kwargs: Any
     ) -> str:
         """Start a workflow and return its id, once it is recorded.
 
         Args:
-            name: Its name.
+            name: Its name, which may also be given as `name=` if no argument is given by position.
             args: Arguments of its function.
             workflow_id: Its identity; the same id with the same arguments is the same run, so that
                 starting it again starts nothing. None draws one at random.
@@ -404,7 +404,7 @@ class Orchestrator(Operations):
         return _same_run(spec, record, found, args, kwargs)
 
     async def ainvoke_workflow(
-        self, name: str, /, *args: Any, workflow_id: str | None = None, **kwargs: Any
+        self, name: str | None = None, /, *args: Any, workflow_id: str | None = None, **kwargs: Any
     ) -> str:
         """Do what `invoke_workflow` does, without blocking the event loop."""
         spec, record = _new_run(name, args, kwargs, workflow_id)
@@ -464,7 +464,7 @@ class Orchestrator(Operations):
 
     def _wait(self, workflow_id: str, timeout: Duration | None) -> WorkflowRecord:
         """Return a workflow's record once it is settled."""
-        waiting = _Waiting(workflow_id, timeout)
+        waiting = _EndWait(workflow_id, timeout)
         while True:
             ended = threading.Event()
             here = self._on_end(workflow_id, ended.set)
@@ -475,7 +475,7 @@ class Orchestrator(Operations):
 
     async def _await(self, workflow_id: str, timeout: Duration | None) -> WorkflowRecord:  # noqa: ASYNC109
         """Do what `_wait` does, without blocking the event loop."""
-        waiting = _Waiting(workflow_id, timeout)
+        waiting = _EndWait(workflow_id, timeout)
         loop = asyncio.get_running_loop()
         while True:
             ended = asyncio.Event()
@@ -502,7 +502,7 @@ class Orchestrator(Operations):
         return f"<Orchestrator on {self.store!r}, {'running' if self._engine else 'stopped'}>"
 
 
-class _Waiting:
+class _EndWait:
     """The pauses of a wait for a workflow's end.
 
     Args:
@@ -548,7 +548,7 @@ class _Waiting:
 
 
 def _new_run(
-    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], workflow_id: str | None
+    name: str | None, args: tuple[Any, ...], kwargs: dict[str, Any], workflow_id: str | None
 ) -> tuple[WorkflowSpec, WorkflowRecord]:
     """Return the workflow of a name, and the record of a new run.
 
@@ -557,6 +557,10 @@ def _new_run(
         TypeError: The arguments do not fit.
         UnserializableError: The journal cannot keep one of them.
     """
+    if name is None:
+        name = kwargs.pop("name", None)
+    if not isinstance(name, str):
+        raise TypeError(f"invoke_workflow(): the name of a workflow is a str, not {name!r}.")
     spec = workflows.latest(name)
     record = WorkflowRecord(
         id=workflow_id or _draw_id(),

@@ -16,6 +16,7 @@ __all__ = [
     "Create",
     "Drop",
     "Fork",
+    "JournalStore",
     "Move",
     "Op",
     "PutStep",
@@ -25,8 +26,8 @@ __all__ = [
     "State",
     "StepRecord",
     "StepState",
-    "Store",
     "Take",
+    "Wake",
     "WorkflowRecord",
 ]
 
@@ -291,6 +292,18 @@ class Drop(Op):
 
 
 @dataclass(slots=True)
+class Wake(Op):
+    """Let a workflow that sleeps or waits go on now, as if its time had come; answers whether there was one.
+
+    Attributes:
+        epoch: Only if it was not claimed since.
+    """
+
+    workflow: str
+    epoch: int
+
+
+@dataclass(slots=True)
 class Annotate(Op):
     """Note why the workflows of a name are not run; answers with their number.
 
@@ -308,7 +321,7 @@ class Annotate(Op):
 # --- the store ----------------------------------------------------------------------------------------------------
 
 
-class Store(Protocol):
+class JournalStore(Protocol):
     """A journal: it takes writes in batches, each batch whole or not at all.
 
     Methods may be called from any thread, `apply` from one at a time. Every failure is a

@@ -77,11 +77,13 @@ class Ending:
         kind: Why it ends.
         text: The reason, for people.
         wake: Wall-clock seconds at which it goes on, None if no time decides it.
+        latest: The same on the monotonic clock, in case the wall clock was wrong.
     """
 
     kind: EndingKind
     text: str | None = None
     wake: float | None = None
+    latest: float | None = None
 
 
 class WorkflowRun:

@@ -1,24 +1,185 @@
 # this_file: src/opero/durable/step.py
-"""Look a step up in the journal, or record its outcome: what sync and async steps share."""
+"""Locate a call in its workflow, look it up in the journal, or record its outcome.
+
+The key of a step in the journal is its path. A single counter would give concurrent branches numbers in
+the order of their timing. Here every task, and every branch of a parallel group, counts its own steps: "3"
+is the third step of the workflow, "c2/1" the first step of the second task that it created, "4/17/1" the
+first step of branch 17 of the group that is its fourth step. Groups find this through `opero.core.context`.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
+import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from opero.durable.failures import keepable, pack_error, rebuild_error
 from opero.durable.journal import Course, judge
 from opero.durable.records import StepRecord, StepState
 from opero.durable.run import Ending, EndingKind, Unwind, WorkflowRun
 from opero.durable.values import decode, encode
-from opero.errors import NonDeterminismError, UnserializableError
+from opero.errors import NonDeterminismError, OperoUsageError, UnserializableError
+from opero.utils.fork import run_after_fork
 
-if TYPE_CHECKING:
-    from opero.durable.scope import Scope
+__all__ = [
+    "EngineThread",
+    "GroupBranches",
+    "Scope",
+    "Step",
+    "active_runs",
+    "begin_branches",
+    "current",
+    "current_scope",
+    "is_unknown_thread",
+    "running_step",
+    "step_at",
+    "task_factory",
+]
 
-__all__ = ["Step", "running_step", "step_at"]
+# --- places ---------------------------------------------------------------------------------------------------------
+
+current_scope: Final[contextvars.ContextVar[Scope | None]] = contextvars.ContextVar(
+    "opero_durable_scope", default=None
+)
+"""The scope of this context; None outside workflows, and in activities: what they call is no step."""
+
+
+class Scope:
+    """A line of steps that follow each other.
+
+    Args:
+        run: The workflow's run.
+        prefix: What the paths of its steps begin with.
+        of_task: Whether it was made for one task, so that the running task need not be looked up.
+    """
+
+    __slots__ = ("_children", "_of_task", "_steps", "_tasks", "busy", "prefix", "run")
+
+    def __init__(self, run: WorkflowRun, prefix: str = "", *, of_task: bool = False) -> None:
+        self.run: WorkflowRun = run
+        self.prefix: str = prefix
+        self.busy: threading.Lock = threading.Lock()
+        self._of_task = of_task
+        self._steps = 0
+        self._children = 0
+        self._tasks: WeakKeyDictionary[asyncio.Task[Any], Scope] | None = None
+
+    @property
+    def root(self) -> bool:
+        """Whether it is the line of the workflow function itself."""
+        return not self.prefix
+
+    def next_path(self) -> str:
+        """Number the next step."""
+        self._steps += 1
+        return f"{self.prefix}{self._steps}"
+
+    def child(self) -> Scope:
+        """Return the scope of the next task."""
+        self._children += 1
+        return Scope(self.run, f"{self.prefix}c{self._children}/", of_task=True)
+
+    def branch(self, path: str, index: int) -> Scope:
+        """Return the scope of one branch of the group that is the step `path`."""
+        return Scope(self.run, f"{path}/{index}/", of_task=True)
+
+    def attempt(self, number: int) -> Scope:
+        """Return the scope of another attempt at what is done here."""
+        return Scope(self.run, f"{self.prefix}r{number}/", of_task=True)
+
+    def enter(self) -> None:
+        """Begin a step; `leave` ends it.
+
+        Raises:
+            OperoUsageError: Another one is running on this line.
+        """
+        if not self.busy.acquire(blocking=False):
+            raise OperoUsageError(
+                "two steps of a workflow run at once in threads that it made itself, so their order could not be "
+                "repeated: use opero.tasks.Parallel, operomap, or tasks of an asynchronous workflow."
+            )
+
+    def leave(self) -> None:
+        """End a step."""
+        self.busy.release()
+
+    def of_running_task(self) -> Scope:
+        """Return the scope of the running task, on a loop that is not an engine's."""
+        loop = asyncio._get_running_loop()  # noqa: SLF001 - costs a tenth of the error that `current_task` raises
+        task = None if loop is None else asyncio.current_task(loop)
+        if task is None:
+            return self
+        if self._tasks is None:
+            self._tasks = WeakKeyDictionary()
+        found = self._tasks.get(task)
+        if found is None:
+            found = self._tasks[task] = self.child()
+        return found
+
+
+def current() -> Scope | None:
+    """Return the scope of the caller, None outside workflows."""
+    scope = current_scope.get()
+    if scope is None or scope._of_task:  # noqa: SLF001 - a matter of this module
+        return scope
+    return scope.of_running_task()
+
+
+def task_factory(
+    loop: asyncio.AbstractEventLoop,
+    coro: Any,
+    *,
+    context: contextvars.Context | None = None,
+    **more: Any,
+) -> asyncio.Task[Any]:
+    """Make a task with a scope of its own, numbered when it is created, not when it first runs."""
+    scope = current_scope.get() if context is None else context.get(current_scope)
+    if scope is not None:
+        # A context that was given belongs to the caller.
+        context = contextvars.copy_context() if context is None else context.copy()
+        context.run(current_scope.set, scope.child())
+        task = asyncio.Task(coro, loop=loop, context=context, **more)
+        scope.run.tasks.add(task)
+        return task
+    return asyncio.Task(coro, loop=loop, context=context, **more)
+
+
+class GroupBranches:
+    """The branches of one parallel group, known by their numbers.
+
+    Args:
+        scope: The line in which the group was begun; None for a group that is no part of a workflow.
+        path: Its place there.
+    """
+
+    def __init__(self, scope: Scope | None, path: str = "") -> None:
+        self._scope = scope
+        self._path = path
+
+    def enter(self, index: int) -> None:
+        """Make this context the branch of that number."""
+        if self._scope is not None:
+            current_scope.set(self._scope.branch(self._path, index))
+
+    def aside(self) -> None:
+        """Take this context out of the workflow."""
+        current_scope.set(None)
+
+
+def begin_branches() -> GroupBranches:
+    """Begin a group; it counts nothing within an activity, and where a cancelled workflow cleans up."""
+    scope = current()
+    if scope is None or scope.run.cancelling:
+        return GroupBranches(None)
+    scope.run.check()
+    return GroupBranches(scope, scope.next_path())
+
+
+# --- steps ----------------------------------------------------------------------------------------------------------
 
 running_step: Final[contextvars.ContextVar[Step | None]] = contextvars.ContextVar(
     "opero_durable_step", default=None
@@ -66,20 +227,20 @@ class Step:
         self.idempotent: bool = idempotent
         found = run.steps.get(path)
         try:
-            verdict = judge(
+            judgement = judge(
                 run.id, path, found, name, digest, idempotent=idempotent, matches=matches
             )
         except NonDeterminismError as error:
             run.block(str(error))
             raise
-        self.course: Course = verdict.course
-        self.attempt: int = verdict.attempts
-        self._text = verdict.text
-        self._wake = verdict.wake
-        self.recorded: bool = verdict.course is Course.RETURN or verdict.course is Course.RAISE
+        self.course: Course = judgement.course
+        self.attempt: int = judgement.attempts
+        self._text = judgement.text
+        self._wake = judgement.wake
+        self.recorded: bool = judgement.course is Course.RETURN or judgement.course is Course.RAISE
         if found is not None:
             run.unread.discard(path)
-        if verdict.course is Course.IN_DOUBT:
+        if judgement.course is Course.IN_DOUBT:
             text = (
                 f"step {path}, {name}, was running when its process died, and must not run twice: "
                 f"find out what happened and call resolve({run.id!r}, {path!r}, ...)"
@@ -90,7 +251,7 @@ class Step:
             self.record: StepRecord = found
         else:
             self.record = run.new_step(
-                path, name, digest, state=StepState.STARTED, attempts=verdict.attempts
+                path, name, digest, state=StepState.STARTED, attempts=judgement.attempts
             )
 
     def outcome(self) -> Any:
@@ -172,3 +333,42 @@ def step_at(
     """
     scope.run.check()
     return Step(scope.run, scope.next_path(), name, digest, idempotent=idempotent, matches=matches)
+
+
+# --- threads ------------------------------------------------------------------------------------------------------
+
+active_runs: Final[set[WorkflowRun]] = set()
+"""Runs whose workflow function is being executed in this process."""
+
+
+class _MadeInWorkflow(int):
+    """A true value of `Thread.daemon` that marks threads which a workflow function has made."""
+
+
+class EngineThread(threading.Thread):
+    """A daemon thread of an engine, which recognises the threads that workflow functions make in it.
+
+    New threads take `daemon` from the thread that makes them, unless it is given. In a workflow
+    function it has a value of its own, which is inherited by the threads of those threads too.
+    """
+
+    @property
+    def daemon(self) -> bool:
+        """Whether the program may end while the thread runs: always, but see the class."""
+        return True if current_scope.get() is None else _MadeInWorkflow(True)  # type: ignore[return-value] # true
+
+    @daemon.setter
+    def daemon(self, value: bool) -> None:
+        raise RuntimeError("threads of an engine are daemons")
+
+
+def is_unknown_thread() -> bool:
+    """Return whether this thread was made by a workflow function, and is not known to its run."""
+    return bool(active_runs) and isinstance(threading.current_thread().daemon, _MadeInWorkflow)
+
+
+# A child is no part of the workflow that it was forked in.
+@run_after_fork
+def _leave_workflow() -> None:
+    current_scope.set(None)
+    active_runs.clear()

@@ -16,8 +16,7 @@ from typing import Any, Final, TypeVar
 
 from opero.durable.records import Move, State, Take
 from opero.durable.run import Ending, EndingKind
-from opero.durable.scope import Scope, current
-from opero.durable.step import Step, step_at
+from opero.durable.step import Scope, Step, current, step_at
 from opero.errors import OperoUsageError
 from opero.utils import ambient
 from opero.utils.units import Duration, parse_seconds
@@ -103,7 +102,7 @@ def _hold(scope: Scope, step: Step, latest: float) -> None:
     """Wait in this thread for a short pause, or in a branch; else put the workflow aside."""
     wake = step.record.wake or 0.0
     if scope.root and wake - time.time() > _HELD:
-        step.run.end(Ending(EndingKind.SLEEP, wake=wake))
+        step.run.end(Ending(EndingKind.SLEEP, wake=wake, latest=latest))
         step.run.check()
     while (left := _left(wake, latest)) > 0:
         ambient.clock().sleep(min(left, 0.1))
@@ -137,14 +136,20 @@ async def _until(step: Step, wake: float, latest: float) -> None:
         run.post(_move(step, State.RUNNING, None))
 
 
-def _left(wake: float, latest: float) -> float:
+def _left(wake: float, latest: float | None) -> float:
     """Return the seconds until a pause ends.
 
     Args:
         wake: Its end on the wall clock, which also counts what passed while no process ran.
         latest: Its end on the monotonic clock, in case the wall clock was wrong when it began.
     """
-    return min(wake - time.time(), latest - time.monotonic())
+    left = wake - time.time()
+    return left if latest is None else min(left, latest - time.monotonic())
+
+
+def _ends_of(pause: float | None) -> tuple[float | None, float | None]:
+    """Return the end of a pause on the wall clock and on the monotonic one, None without."""
+    return (None, None) if pause is None else (time.time() + pause, time.monotonic() + pause)
 
 
 def _move(step: Step, state: State, wake: float | None) -> Move:
@@ -171,24 +176,25 @@ def wait_for(name: str, timeout: Duration | None = None) -> Any:
         raise OperoUsageError(
             f"wait_for({name!r}) only works in a workflow that an Orchestrator runs."
         )
-    limit = None if timeout is None else time.time() + parse_seconds(timeout, "timeout")
-    return _await_signal(scope, name, limit) if _on_loop() else _receive(scope, name, limit)
+    pause = None if timeout is None else parse_seconds(timeout, "timeout")
+    return _await_signal(scope, name, pause) if _on_loop() else _receive(scope, name, pause)
 
 
-def _receive(scope: Scope, name: str, limit: float | None) -> Any:
+def _receive(scope: Scope, name: str, pause: float | None) -> Any:
     scope.enter()
     try:
+        limit, latest = _ends_of(pause)
         step = _waiting_step(scope, f"wait for {name}", limit)
         if step.recorded:
             return step.outcome()
         run = step.run
         while not _taken(step, run.take(_take(step, name))):
-            if _late(step):
+            if _late(step, latest):
                 failure = step.failed(_timed_out(name))
                 run.write(step.record)
                 raise failure
             if scope.root:
-                run.end(Ending(EndingKind.WAIT, wake=step.record.wake))
+                run.end(Ending(EndingKind.WAIT, wake=step.record.wake, latest=latest))
             else:
                 time.sleep(0.05)
             run.check()
@@ -197,9 +203,10 @@ def _receive(scope: Scope, name: str, limit: float | None) -> Any:
         scope.leave()
 
 
-async def _await_signal(scope: Scope, name: str, limit: float | None) -> Any:
+async def _await_signal(scope: Scope, name: str, pause: float | None) -> Any:
     scope.enter()
     try:
+        limit, latest = _ends_of(pause)
         step = _waiting_step(scope, f"wait for {name}", limit)
         if step.recorded:
             await step.run.in_order(step.record)
@@ -209,13 +216,13 @@ async def _await_signal(scope: Scope, name: str, limit: float | None) -> Any:
         quiet = not run.active
         try:
             while not _taken(step, await run.atake(_take(step, name))):
-                if _late(step):
+                if _late(step, latest):
                     failure = step.failed(_timed_out(name))
                     await run.awrite(step.record)
                     raise failure
                 if quiet:
                     run.post(_move(step, State.WAITING, step.record.wake))
-                await _either(arrived, step.record.wake)
+                await _either(arrived, step.record.wake, latest)
                 arrived.clear()
         finally:
             run.unlisten(name, arrived)
@@ -226,8 +233,8 @@ async def _await_signal(scope: Scope, name: str, limit: float | None) -> Any:
         scope.leave()
 
 
-async def _either(arrived: asyncio.Event, limit: float | None) -> None:
-    left = None if limit is None else max(0.0, min(limit - time.time(), _GLANCE))
+async def _either(arrived: asyncio.Event, limit: float | None, latest: float | None) -> None:
+    left = None if limit is None else max(0.0, min(_left(limit, latest), _GLANCE))
     try:
         async with asyncio.timeout(left):
             await arrived.wait()
@@ -255,8 +262,9 @@ def _taken(step: Step, value: str | None) -> bool:
     return True
 
 
-def _late(step: Step) -> bool:
-    return step.record.wake is not None and step.record.wake <= time.time()
+def _late(step: Step, latest: float | None) -> bool:
+    wake = step.record.wake
+    return wake is not None and _left(wake, latest) <= 0
 
 
 def _timed_out(name: str) -> TimeoutError:

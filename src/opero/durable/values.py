@@ -27,6 +27,7 @@ from types import NoneType
 from typing import Any, Final
 
 from opero.caching.keys import Unkeyable, digest
+from opero.caching.plain_types import BY_NAME, NotPlain, Undecodable, of_type
 from opero.errors import OperoUsageError, UnserializableError
 
 __all__ = ["Parameters", "decode", "encode", "find_class", "register_type"]
@@ -163,6 +164,13 @@ def _pack_named(value: Any, what: str, at: str, depth: int) -> Any:
     if found and isinstance(value, tuple) and hasattr(kind, "_fields"):
         packed = [_pack(item, what, f"{at}[{i}]", depth) for i, item in enumerate(value)]
         return {"$": "named", "t": name, "v": packed}
+    row = of_type(kind)
+    if row is not None and row.number is not None and row.split is not None:
+        try:
+            parts = [_pack(part, what, f"{at}[…]", depth + 1) for part in row.split(value)]
+            return {"$": "plain", "t": row.name, "v": parts}
+        except NotPlain:
+            pass
     hint = (
         "" if found else f" {kind.__qualname__} cannot be found by its name in {kind.__module__}."
     )
@@ -236,6 +244,8 @@ def _unpack(plain: Any) -> Any:
                 "call opero.durable.register_type() first."
             )
         return _custom_readers[name](_unpack(content))
+    if kind == "plain":
+        return _rebuild_plain(name, _unpack(content))
     cls = find_class(name)
     if kind == "enum" and issubclass(cls, enum.Enum):
         return cls[content] if isinstance(content, str) else cls(_unpack(content["value"]))
@@ -244,6 +254,19 @@ def _unpack(plain: Any) -> Any:
     if kind == "data" and dataclasses.is_dataclass(cls):
         return _rebuild_dataclass(cls, {name: _unpack(value) for name, value in content.items()})
     raise UnserializableError(f"{name.replace(':', '.')} is no longer what the journal says.")
+
+
+def _rebuild_plain(name: str, parts: list[Any]) -> Any:
+    """Make a value of a type in the table of plain types from its parts."""
+    row = BY_NAME.get(name)
+    if row is None or row.join is None:
+        raise UnserializableError(
+            f"{name} in the journal is no plain type of this version of opero."
+        )
+    try:
+        return row.join(parts)
+    except Undecodable as error:
+        raise UnserializableError(f"{name} in the journal cannot be read: {error}.") from error
 
 
 def _rebuild_named_tuple(cls: Any, items: list[Any]) -> Any:

@@ -16,7 +16,7 @@ from opero.core.context import fork
 from opero.durable.map_items import record_map
 from opero.durable.records import State
 from opero.durable.run import Unwind, WorkflowRun
-from opero.durable.scope import (
+from opero.durable.step import (
     EngineThread,
     Scope,
     active_runs,

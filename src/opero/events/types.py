@@ -595,7 +595,9 @@ def event_from_dict(mapping: Mapping[str, Any]) -> Event:
         given = {key: mapping[key] for key in own if key in mapping}
         task = mapping["task"]
         name = mapping.get("name", getattr(task, "name", task))
-        rest = {k: v for k, v in mapping.items() if k not in {"type", "task", "name", *own}}
-        return TaskChanged(function=str(name), task=task, details=rest, **{"state": None, **given})
+        remainder = {k: v for k, v in mapping.items() if k not in {"type", "task", "name", *own}}
+        return TaskChanged(
+            function=str(name), task=task, details=remainder, **{"state": None, **given}
+        )
     name = mapping.get("function", mapping.get("name", mapping.get("type", "custom")))
     return CustomEvent(function=str(name), details=dict(mapping))

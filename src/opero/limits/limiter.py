@@ -1,78 +1,85 @@
 # this_file: src/opero/limits/limiter.py
-"""The rate limiter: one slot clock, and how threads and tasks wait for it."""
+"""Limit how many calls start in a period, and what they cost, for threads, tasks and processes."""
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from opero.errors import OperoUsageError
-from opero.limits.joint import is_idle, joined
-from opero.limits.pace import SECOND
-from opero.limits.reservation import Reservation, describe_rule
-from opero.limits.shareable import publish_all
-from opero.limits.slotted import Slotted
-from opero.limits.waiting_room import PATIENT, Patience, WaitingRoom, patience_of
+from opero.limits.gcra import SECOND, Rule
+from opero.limits.keyed import Buckets
+from opero.limits.reservation import Pricing, Reservation, cost_left, describe_rule
+from opero.limits.state.local import LocalState
+from opero.limits.state.shared import SharedObject
+from opero.limits.waiting import UNLIMITED, ExternalLimiter, SlotQueue, WaitBudget, budget_of
+from opero.limits.windows import UNIT, CombinedLimit, SlidingWindow, as_units, combined
 from opero.utils import ambient, checks
 from opero.utils.ambient import switch
-from opero.utils.units import Duration, Window, parse_seconds, parse_windows
+from opero.utils.units import Duration, RateWindow, parse_seconds, parse_windows
 
 if TYPE_CHECKING:
-    import asyncio
+    from asyncio import AbstractEventLoop
 
-    from opero.limits.loop_queue import LoopQueue
-    from opero.limits.pace import Rule
-    from opero.limits.thread_line import Ticket
+    from opero.limits.state.base import LimiterState
+    from opero.utils.ambient import Clock
+    from opero.utils.waiters import FairLock, Waiter
 
-__all__ = ["RateLimiter", "Reservation", "limiter_of", "publish_all"]
+__all__ = ["RateLimiter", "Reservation", "limiter_of"]
 
 _LONGEST_PAUSE: Final = 1e9
 """Seconds, more than 30 years: what a service asks for may be anything."""
-# --- the limiter ----------------------------------------------------------------------------------
+_NO_RULE: Final = SlidingWindow(1, 1)
+"""That of a limiter whose slots are those of its buckets, or of the user's own limiter."""
 
 
-class RateLimiter(Slotted):
+class RateLimiter(SharedObject):
     """A limit on how many calls start in a period; any number of functions may share one.
 
-    At most `N + burst` calls start in any half-open window of the period, from the first second on.
-    It holds across threads, event loops (also successive `asyncio.run`s) and the processes that a
-    limiter is pickled to, or forked to after `share()`. Who waits is served in order of arrival,
-    within an event loop and among the threads.
+    At most `N + burst` calls start in any half-open window of the period, from the first second on. It holds across
+    threads, event loops (also successive `asyncio.run`s) and the processes that a limiter is pickled to, or forked to
+    after `share()`. Callers are served in order of arrival, within an event loop and among the threads.
 
-    A period of up to a minute is smooth: calls are spaced out evenly. A longer one ("1000/day") is
-    a sliding quota: no spacing, and never more than N in any window (N rounded up).
+    A period of up to a minute is smooth: calls are spaced out evenly. A longer one ("1000/day") is a sliding quota: no
+    spacing, and never more than N in any window (N rounded up).
 
     Args:
-        rate: Calls per second, or text such as "100/minute"; several of them with "&" between them
-            hold together ("10/s & 500/minute"): a call starts under all or waits. A word says what
-            is counted ("500 requests/minute & 30000 tokens/minute"): calls, or what they cost.
-            None only with a `cap`. An object with `async wait()` (of asynciolimiter, say) is
-            accepted too, without the other arguments: it limits coroutine functions in one event
-            loop at a time, in its own way.
-        burst: Calls by which a window may exceed N, to make up for a late start. 0 is strict: what
-            starts late is lost, and a fractional N is rounded up.
-        smooth: True spaces calls out whatever the period, False never, None goes by the period, and
-            of several windows spaces the shortest only. A window of cost is never spaced.
-        name: Limiters of one name and rate share a slot among all programs of this user. It lies in
-            `OPERO_STATE_DIR`, by default the user's state directory, and outlives both programs and
-            reboots.
-        cost: What a call costs (tokens, money), a number or a callable of the call's arguments. It
-            is reserved before the call; without a word in `rate`, that is what is counted.
-        settle: Callable of the result that returns the real cost. The difference is given back, or
-            counted as a debt from now on. A call that failed keeps what was reserved, because it
-            may have been billed; one that was never made gets it back.
+        rate: Calls per second, or text such as "100/minute"; several of them with "&" between them hold together
+            ("10/s & 500/minute"): a call starts under all or waits. A word says what is counted ("500 requests/minute
+            & 30000 tokens/minute"): calls, or what they cost. None only with a `cap`. An object with `async wait()`
+            (of asynciolimiter, say) is accepted too, without the other arguments: it limits coroutine functions in one
+            event loop at a time, in its own way.
+        burst: Calls by which a window may exceed N, to make up for a late start. 0 is strict: what starts late is lost,
+            and a fractional N is rounded up.
+        smooth: True spaces calls out whatever the period, False never, None goes by the period, and of several windows
+            spaces the shortest only. A window of cost is never spaced.
+        name: Limiters of one name and rate share a slot among all programs of this user. It lies in `OPERO_STATE_DIR`,
+            by default the user's state directory, outlives programs and reboots, and goes by the wall clock.
+        cost: What a call costs (tokens, money), a number or a callable of the call's arguments. It is reserved before
+            the call; without a word in `rate`, that is what is counted.
+        settle: Callable of the result that returns the real cost. The difference is given back, or counted as a debt
+            from now on.
+        settle_error: Callable of the error that returns the real cost of a call that failed, None to keep what was
+            reserved. Without it a call that cannot have been billed (no connection, 401, 403, 404, 429, 5xx, a refusal
+            of opero's) gives its cost back, and any other failed call keeps it.
         cap: Most cost (calls, without `cost`) in all, until `reset_spent()`: then `SpendCapError`.
-        key: Callable of the call's arguments: one bucket (with all of the above) for each value that
-            it returns, an API key or a host, say. It sees the fallback value in use.
+        key: Callable of the call's arguments: one bucket (with all of the above) for each value that it returns, an API
+            key or a host, say. It sees the fallback value in use.
 
     Raises:
         OperoUsageError: A value cannot work, or the name is in use with another rate.
 
-    A subclass is made where the arguments ask for it: `WeightedLimiter`, `KeyedLimiter`,
-    `GuestLimiter`.
+    Attributes:
+        name: As above.
+        burst: As above.
+        windows: What is counted, how much, in how many seconds.
+        take_slot: Takes a slot and returns 0, or returns the nanoseconds to wait. Whoever calls it must have looked at
+            `threads_waiting` or `loops_waiting`.
+        threads_waiting: Truthy while threads wait.
+        loops_waiting: The event loops in which tasks wait.
+        direct: Whether `take_slot` may be called without any of the verbs, by a wrapper's fast path.
+        measured: Whether calls differ: in what they cost, or in the bucket that they belong to.
 
     Example:
         >>> limiter = RateLimiter("100/minute", burst=0)
@@ -84,33 +91,10 @@ class RateLimiter(Slotted):
         '100 per minute: one call each 0.6 s, shared by all threads'
     """
 
-    direct = True
-    """Whether `take_slot` may be called without any of the verbs, by a wrapper's express lane."""
-
-    measured = False
-    """Whether calls differ: in what they cost, or in the bucket that they belong to."""
-    settles = False
-    """Whether results tell what calls have cost."""
-
-    def __new__(cls, rate: Any = None, **options: Any) -> Self:
-        """Make a limiter of the kind that the arguments ask for."""
-        kind: Any = cls
-        if cls is not RateLimiter:
-            pass
-        elif callable(getattr(rate, "wait", None)):
-            from opero.limits.guest_limiter import GuestLimiter
-
-            kind = GuestLimiter
-        elif options.get("key") is not None:
-            from opero.limits.keyed_limiter import KeyedLimiter
-
-            kind = KeyedLimiter
-        elif rate is None or _weighted(rate, options):
-            from opero.limits.weighted_limiter import WeightedLimiter
-
-            kind = WeightedLimiter
-        made: Self = object.__new__(kind)
-        return made
+    name: str | None
+    take_slot: Callable[[], int]
+    threads_waiting: list[Waiter | None]
+    loops_waiting: dict[AbstractEventLoop, FairLock]
 
     def __init__(
         self,
@@ -121,30 +105,95 @@ class RateLimiter(Slotted):
         name: str | None = None,
         cost: float | Callable[..., float] | None = None,
         settle: Callable[[Any], float] | None = None,
+        settle_error: Callable[[Exception], float | None] | None = None,
         cap: float | None = None,
         key: Callable[..., Any] | None = None,
     ) -> None:
-        check_shape(burst, smooth, name)
-        windows = parse_windows(rate, "rate")
-        rule = joined(windows, burst=burst, smooth=smooth)
-        self._begin(windows, rule, name, (rate, {"burst": burst, "smooth": smooth}))
+        shape: dict[str, Any] = {
+            "burst": burst, "smooth": smooth, "cost": cost, "settle": settle,
+            "settle_error": settle_error, "cap": cap, "key": key,
+        }  # fmt: skip
+        checks.whole(0)("burst", burst)
+        if smooth is not None:
+            checks.boolean("smooth", smooth)
+        checks.text_or_none("name", name)
+        self.name = name
+        self.burst: int = burst
+        self.windows: tuple[RateWindow, ...] = ()
+        self._of_named = False
+        self._external: ExternalLimiter | None = None
+        self._pricing: Pricing | None = None
+        self._buckets: Buckets[RateLimiter] | None = None
+        self._cap = None if cap is None else as_units(cap, "cap")
+        if callable(getattr(rate, "wait", None)):
+            rule = self._use_external(rate, {"name": name, **shape})
+        else:
+            rule = self._use_windows(rate, shape)
+            if key is not None:
+                # What is wrong with a bucket shows now, and not in the first call.
+                shape = {option: value for option, value in shape.items() if value is not None}
+                bucket = {option: value for option, value in shape.items() if option != "key"}
+                self._described = describe_rule(self.windows, rule, burst)
+                self._buckets = Buckets(key, lambda: RateLimiter(rate, **bucket))
+                # Its file shows other processes where those of the buckets are.
+                rule = _NO_RULE
+        self.direct: bool = rule is not _NO_RULE and self._pricing is None
+        self.measured: bool = self._buckets is not None or self._pricing is not None
+        self._rule: Rule = rule
+        self._test: tuple[Clock, LimiterState] | None = None
+        self._state: LimiterState = LocalState(rule)
+        super().__init__((rate, shape))
+        self._use_state(self._state)
+        self._begin_queue()
+        if name is not None:
+            self.share()
 
-    def _begin(
-        self,
-        windows: tuple[Window, ...],
-        rule: Rule,
-        name: str | None,
-        made_from: tuple[Any, dict[str, Any]],
-    ) -> None:
-        self.windows = windows
-        self.burst: int = made_from[1]["burst"]
-        super().__init__(rule, name, made_from)
-        self._nobody_waits()
+    def _use_windows(self, rate: Any, shape: dict[str, Any]) -> Rule:
+        cost, cap = shape["cost"], self._cap
+        if (
+            rate is None
+            and cap is None
+            and any(shape[option] is not None for option in ("cost", "settle", "settle_error"))
+        ):
+            raise OperoUsageError(
+                'rate=None: write a rate such as "100/minute", or a cap on all that is spent.'
+            )
+        if cap == 0:
+            raise OperoUsageError(f"cap={shape['cap']!r} lets nothing through: write more than 0.")
+        priced = any(shape[option] is not None for option in ("cost", "settle", "settle_error"))
+        if rate is not None or cap is None:
+            self.windows = parse_windows(rate, "rate", weighted=cost is not None)
+        rule = combined(self.windows, burst=shape["burst"], smooth=shape["smooth"], cap=cap)
+        weighted = cap is not None or any(window.weighted for window in self.windows)
+        if priced and not weighted:
+            raise OperoUsageError(
+                f"rate={rate!r} counts calls only, so that nothing can cost more or less. "
+                'Say what else is counted, as in "30000 tokens/minute", or give a cap.'
+            )
+        if weighted and isinstance(rule, CombinedLimit):
+            self._pricing = Pricing(
+                rule, self.windows, cost, shape["settle"], shape["settle_error"]
+            )
+        return rule
 
-    def _nobody_waits(self) -> None:
-        self._room = WaitingRoom(self._rule)
-        self.tickets: deque[Ticket] = self._room.tickets
-        self.queues: dict[asyncio.AbstractEventLoop, LoopQueue] = self._room.queues
+    def _use_external(self, limiter: Any, options: dict[str, Any]) -> Rule:
+        given = [
+            option for option, value in options.items()
+            if value != (1 if option == "burst" else None)
+        ]  # fmt: skip
+        if given:
+            raise OperoUsageError(
+                f"{', '.join(given)} cannot be given together with a limiter of your own "
+                f'({limiter!r}), which has its own rules: write RateLimiter("100/minute", ...).'
+            )
+        self.burst = 0
+        self._external = ExternalLimiter(limiter)
+        return _NO_RULE
+
+    def _begin_queue(self) -> None:
+        self._queue = SlotQueue(self._rule)
+        self.threads_waiting = self._queue.threads.held
+        self.loops_waiting = self._queue.loops
 
     # --- verbs ------------------------------------------------------------------------------------
 
@@ -161,9 +210,8 @@ class RateLimiter(Slotted):
         Raises:
             DeadlineError: There is no slot within `timeout`.
         """
-        if switch.on or self.tickets or cost is not None or self.take_slot():
-            self.check_cost(cost)
-            return self.line_up(patience_of(timeout))
+        if switch.on or self.threads_waiting or cost is not None or self.take_slot():
+            return self.acquire_within(budget_of(timeout), cost)
         return 0.0
 
     async def wait(
@@ -184,17 +232,17 @@ class RateLimiter(Slotted):
         Raises:
             DeadlineError: There is no slot within `timeout`.
         """
-        if switch.on or self.queues or cost is not None or self.take_slot():
-            self.check_cost(cost)
-            return await self.queue_up(patience_of(timeout))
+        if switch.on or self.loops_waiting or cost is not None or self.take_slot():
+            return await self.wait_within(budget_of(timeout), cost)
         return 0.0
 
     def try_acquire(self, *, cost: float | None = None) -> bool:
-        """Count a call as started if it may start now and overtakes nobody; tell whether."""
-        self.check_cost(cost)
+        """Count a call as started if it may start now and overtakes no other; return whether."""
         if ambient.disabled():
             return True
-        return not self.tickets and not self.queues and not self._try()
+        self.require_sync("be tried without waiting")
+        take = self._take_with(cost)
+        return not self.threads_waiting and not self.loops_waiting and not take()
 
     def reserve(self, timeout: Duration | None = None, *, cost: float | None = None) -> Reservation:
         """Do what `acquire` does, for a slot that may be given back.
@@ -206,7 +254,7 @@ class RateLimiter(Slotted):
             >>> limiter.try_acquire()
             True
         """
-        return self.reserve_within(patience_of(timeout), cost)
+        return self.reserve_within(budget_of(timeout), cost)
 
     async def reserve_async(
         self,
@@ -215,51 +263,14 @@ class RateLimiter(Slotted):
         cost: float | None = None,
     ) -> Reservation:
         """Do what `wait` does, for a slot that may be given back."""
-        return await self.reserve_async_within(patience_of(timeout), cost)
-
-    def check_cost(self, cost: float | None) -> None:
-        """Raise if a call cannot cost that here; without windows of cost it can cost nothing."""
-        if cost is not None:
-            raise OperoUsageError(
-                f"cost={cost!r}: this limiter counts calls, all alike. Say what is counted, as in "
-                'RateLimiter("30000 tokens/minute").'
-            )
-
-    # --- verbs of the stage -----------------------------------------------------------------------
-
-    def bucket_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RateLimiter:
-        """Return the limiter that a call belongs to: this one, unless there is one for each key."""
-        return self
-
-    def price(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
-        """Return what a call costs, None where calls are counted."""
-        return None
-
-    def settle_with(self, reservation: Reservation, result: object) -> None:
-        """Put right what a call has cost, now that its result is there."""
-
-    def reserve_within(self, patience: Patience, cost: float | None = None) -> Reservation:
-        """Do what `reserve` does, for a caller whose patience has other bounds than a timeout."""
-        reservation = self._reservation(cost)
-        reservation.waited = self._room.stand_in_line(reservation.take, self.current_slot, patience)
-        return reservation
-
-    async def reserve_async_within(
-        self, patience: Patience, cost: float | None = None
-    ) -> Reservation:
-        """Do what `reserve_async` does, likewise."""
-        reservation = self._reservation(cost)
-        reservation.waited = await self._room.queue_up(
-            reservation.take, self.current_slot, patience
-        )
-        return reservation
-
-    def _reservation(self, cost: float | None) -> Reservation:
-        self.check_cost(cost)
-        return Reservation(self, self._rule)
+        return await self.reserve_async_within(budget_of(timeout), cost)
 
     def __enter__(self) -> Self:
         self.acquire()
+        return self
+
+    async def __aenter__(self) -> Self:
+        await self.wait()
         return self
 
     def __exit__(
@@ -270,10 +281,6 @@ class RateLimiter(Slotted):
     ) -> None:
         return None
 
-    async def __aenter__(self) -> Self:
-        await self.wait()
-        return self
-
     async def __aexit__(
         self,
         kind: type[BaseException] | None,
@@ -282,13 +289,177 @@ class RateLimiter(Slotted):
     ) -> None:
         return None
 
+    # --- waiting ----------------------------------------------------------------------------------
+
+    def acquire_within(self, budget: WaitBudget = UNLIMITED, cost: float | None = None) -> float:
+        """Do what `acquire` does, for a caller whose budget has other bounds than a timeout."""
+        if ambient.disabled():
+            return 0.0
+        self.require_sync()
+        return self._queue.wait(self._take_with(cost), self.current_state, budget)
+
+    async def wait_within(self, budget: WaitBudget = UNLIMITED, cost: float | None = None) -> float:
+        """Do what `wait` does, likewise."""
+        if ambient.disabled():
+            return 0.0
+        take = self._take_with(cost)
+        if self._external is not None:
+            return await self._external.wait(self.current_state(), budget)
+        return await self._queue.wait_async(take, self.current_state, budget)
+
+    def reserve_within(self, budget: WaitBudget, cost: float | None = None) -> Reservation:
+        """Do what `reserve` does, likewise."""
+        reservation = self._reservation(cost)
+        if not ambient.disabled():
+            self.require_sync()
+            reservation.waited = self._queue.wait(reservation.take, self.current_state, budget)
+        return reservation
+
+    async def reserve_async_within(
+        self, budget: WaitBudget, cost: float | None = None
+    ) -> Reservation:
+        """Do what `reserve_async` does, likewise."""
+        reservation = self._reservation(cost)
+        if self._external is not None:
+            # It takes nothing back.
+            reservation.waited = await self._external.wait(self.current_state(), budget)
+        else:
+            reservation.waited = await self._queue.wait_async(
+                reservation.take, self.current_state, budget
+            )
+        return reservation
+
+    def _take_with(self, cost: float | None) -> Callable[[], int]:
+        """Return what tries to take a slot for a call of this cost."""
+        if self.measured:
+            return self._reservation(cost).take
+        self.check_cost(cost)
+        return lambda: self.current_state().take()
+
+    def _reservation(self, cost: float | None) -> Reservation:
+        self._require_key()
+        self.check_cost(cost)
+        units = UNIT if self._pricing is None else self._pricing.units(cost)
+        return Reservation(self, self._rule, units)
+
+    # --- buckets and prices -----------------------------------------------------------------------
+
+    def bucket(self, key: object) -> RateLimiter:
+        """Return the bucket of a key, to use, pause or ask it by hand.
+
+        Args:
+            key: Text, a number, or anything else with content.
+
+        Raises:
+            OperoUsageError: The key has no content, or the limiter has no buckets.
+
+        Example:
+            >>> limiter = RateLimiter("1/hour", key=lambda host: host)
+            >>> limiter.bucket("a.example").try_acquire()
+            True
+            >>> limiter.bucket("a.example").try_acquire()
+            False
+            >>> limiter.bucket("b.example").try_acquire()
+            True
+        """
+        if self._buckets is None:
+            raise OperoUsageError("this limiter has no buckets: make it with key=.")
+        return self._buckets.of_key(key)
+
+    def bucket_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RateLimiter:
+        """Return the limiter that a call belongs to: this one, unless there is one for each key.
+
+        Raises:
+            OperoUsageError: `key` raised, or returned what cannot be a key.
+        """
+        return self if self._buckets is None else self._buckets.of_call(args, kwargs)
+
+    def __len__(self) -> int:
+        return 0 if self._buckets is None else len(self._buckets)
+
+    def __bool__(self) -> bool:
+        return True
+
+    @property
+    def settles(self) -> bool:
+        """Whether results tell what calls have cost."""
+        return self._pricing is not None and self._pricing.settles
+
+    def price(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
+        """Return what a call costs, None where calls are counted.
+
+        Raises:
+            OperoUsageError: `cost` raised, or returned no number of 0 or more.
+        """
+        return None if self._pricing is None else self._pricing.price(args, kwargs)
+
+    def settle_result(self, reservation: Reservation, result: object) -> None:
+        """Correct what a call has cost, now that its result is there."""
+        if self._pricing is not None:
+            self._pricing.settle_result(reservation, result)
+
+    def settle_failure(self, reservation: Reservation, error: Exception, *, billed: bool) -> None:
+        """Correct what a call has cost that failed; `billed` is whether it may have been billed."""
+        if self._pricing is not None:
+            self._pricing.settle_failure(reservation, error, billed=billed)
+
+    def check_cost(self, cost: float | None) -> None:
+        """Raise if a call cannot cost that here; without windows of cost it can cost nothing."""
+        if cost is None:
+            return
+        if self._pricing is None:
+            raise OperoUsageError(
+                f"cost={cost!r}: this limiter counts calls, all alike. Say what is counted, as in "
+                'RateLimiter("30000 tokens/minute").'
+            )
+        as_units(cost, "cost")
+
+    def _require_key(self) -> None:
+        if self._buckets is not None and not ambient.disabled():
+            raise OperoUsageError(
+                "this limiter has one bucket for each key: say which, as in "
+                "limiter.bucket(key).acquire()."
+            )
+
+    def require_sync(self, what: str = "limit a function that is not async") -> None:
+        """Raise an error that names the fix if this limiter can only be awaited."""
+        if self._external is not None:
+            raise self._external.refusal(what)
+
+    @property
+    def spent(self) -> float:
+        """Cost that was counted under the `cap` (those of all buckets that are remembered), 0.0 without one."""
+        if self._buckets is not None:
+            return sum(bucket.spent for bucket in self._buckets.all())
+        return self._spent() / UNIT
+
+    @property
+    def left(self) -> float:
+        """Cost that is left under the `cap`, infinity without one."""
+        self._require_key()
+        return cost_left(self._cap, self._spent())
+
+    def _spent(self) -> int:
+        rule = self._rule
+        if self._cap is None or not isinstance(rule, CombinedLimit):
+            return 0
+        return self.current_state().update(lambda cells, pause, now: rule.spent(cells))
+
+    def reset_spent(self) -> None:
+        """Begin the `cap` (those of all buckets) anew: nothing counts as spent."""
+        rule = self._rule
+        for bucket in () if self._buckets is None else self._buckets.all():
+            bucket.reset_spent()
+        if isinstance(rule, CombinedLimit):
+            self.current_state().update(lambda cells, pause, now: rule.forget_spent(cells))
+
     # --- pauses -----------------------------------------------------------------------------------
 
     def pause(self, seconds: Duration) -> bool:
         """Let no call start for a while, in any thread, event loop or process of this limit.
 
-        Who waits keeps its place. After the pause calls come out one by one: spaced as the rate
-        says, or, under a quota, ten in the time that the pause took until nobody waits any more.
+        Callers that wait keep their places. After the pause calls come out one by one: spaced as the rate says, or,
+        under a quota, ten in the time that the pause took until no caller waits any more.
 
         `@opero` does this by itself when a service asks to wait.
 
@@ -308,74 +479,130 @@ class RateLimiter(Slotted):
             >>> limiter.paused
             0.0
         """
+        self._require_key()
         length = round(min(parse_seconds(seconds, "seconds"), _LONGEST_PAUSE) * SECOND)
-        return self.current_slot().pause(length)
+        return self.current_state().pause(length)
 
     def resume(self) -> None:
-        """End a pause before its time; it takes waiters up to a second to notice."""
-        self.current_slot().resume()
+        """End a pause before its time; waiting callers notice within a second."""
+        self._require_key()
+        self.current_state().resume()
 
     @property
     def paused(self) -> float:
         """Seconds that are left of a pause, 0.0 without."""
-        return self.current_slot().paused() / SECOND
-
-    # --- waiting ----------------------------------------------------------------------------------
-
-    def _try(self) -> int:
-        return self.current_slot().take()
-
-    def line_up(self, patience: Patience = PATIENT) -> float:
-        """Do what `acquire` does, for a caller whose patience has other bounds than a timeout."""
-        return self._room.stand_in_line(self._try, self.current_slot, patience)
-
-    async def queue_up(self, patience: Patience = PATIENT) -> float:
-        """Do what `wait` does, for a caller whose patience has other bounds than a timeout."""
-        return await self._room.queue_up(self._try, self.current_slot, patience)
-
-    def _after_fork(self) -> None:
-        self._nobody_waits()
-        super()._after_fork()
-
-    def require_sync(self) -> None:
-        """Raise an error that names the fix if this limiter can only be awaited."""
-
-    # --- telling ----------------------------------------------------------------------------------
+        return self.current_state().paused() / SECOND
 
     @property
-    def spent(self) -> float:
-        """Cost that was counted under the `cap`, 0.0 without one."""
-        return 0.0
+    def next_free(self) -> float:
+        """Seconds until another call may start, 0.0 if that is now; an estimate while others wait."""
+        return self.current_state().wait_for() / SECOND
 
-    @property
-    def left(self) -> float:
-        """Cost that is left under the `cap`, infinity without one."""
-        return math.inf
+    # --- where the state is -----------------------------------------------------------------------
 
-    def reset_spent(self) -> None:
-        """Begin the `cap` anew: nothing counts as spent."""
+    def _use_state(self, state: LimiterState) -> None:
+        self._state = state
+        if self.direct:
+            self.take_slot = state.take if self.attached else self._take_first
+        else:
+            self.take_slot = _not_directly
+
+    def _take_first(self) -> int:
+        """Take the first slot of a worker, whose program may have this limiter too."""
+        return self.current_state().take()
+
+    def current_state(self) -> LimiterState:
+        """Return the state under the clock in force; a test's clock never touches the real one."""
+        clock = ambient.clock()
+        if isinstance(clock, ambient.RealClock):
+            if not self.attached:
+                self.attach()
+            return self._state
+        test = self._test
+        if test is None or test[0] is not clock:
+            test = self._test = (clock, LocalState(self._rule, _nanoseconds_of(clock)))
+        return test[1]
+
+    def _begin_attached(self) -> None:
+        super()._begin_attached()
+        self._use_state(self._state)
+
+    def _go_to(self, path: str | None, *, create: bool) -> str:
+        from opero.limits.state.file import FileState, private_path, state_path
+
+        named, rule = self.name is not None or self._of_named, self._rule
+        create = create or path is None or named
+        if path is None:
+            path = state_path(self.name) if self.name is not None else private_path(self)
+        target = path
+
+        def move(state: Any) -> LimiterState:
+            return FileState(target, rule, create=create, state=state, named=named)
+
+        if isinstance(self._state, LocalState):
+            # A state that goes by another clock has nothing to hand on.
+            self._use_state(self._state.replace(lambda state: move(None if named else state)))
+        else:
+            self._use_state(move(None))
+        if self._buckets is not None:
+
+            def join(bucket: RateLimiter, code: str) -> None:
+                bucket._of_named = named
+                bucket._join(f"{target}-{code}", create=True)
+
+            self._buckets.share((self.name or self.uid).encode(), join)
+        return target
+
+    def share(self) -> bool:
+        """Move the state into a file, for processes that are forked or get this object by pickle.
+
+        The file is private to this user. It is removed with this object or at the end of this process, unless it is
+        that of a limiter with a name.
+
+        Returns:
+            Whether the state is shared now; if it cannot be, one warning has said so.
+        """
+        return self._external is None and super().share()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.require_sync("be sent to another process")
+        return super().__reduce__()
+
+    def after_fork(self) -> None:
+        """Replace locks that another thread of the parent may have held, and forget those that wait there."""
+        super().after_fork()
+        self._begin_queue()
+        self._state.after_fork()
+        if self._buckets is not None:
+            self._buckets.after_fork()
+
+    # --- descriptions -----------------------------------------------------------------------------
 
     def describe(self) -> str:
-        """Tell the limit in one line: rate, spacing and who shares it."""
-        return f"{describe_rule(self.windows, self._rule, self.burst)}, shared by {self._by()}"
-
-    def _by(self) -> str:
-        if not self.shared:
-            return "all threads"
-        if self.name is not None:
-            return f"all programs that name it {self.name!r}"
-        return "all threads and processes"
+        """Describe the limit in one line: rate, spacing and which callers share it."""
+        if self._external is not None:
+            return f"{self._external.limiter!r}, in one event loop at a time"
+        by = "all threads and processes" if self.shared else "all threads"
+        if self.shared and self.name is not None:
+            by = f"all programs that name it {self.name!r}"
+        if self._buckets is not None:
+            return f"{self._described}, for each key by itself, shared by {by}"
+        return f"{describe_rule(self.windows, self._rule, self.burst)}, shared by {by}"
 
     @property
     def idle(self) -> bool:
-        """Whether nobody waits and nothing is remembered that still counts."""
-        if self.tickets or self.queues or self.paused:
+        """Whether no caller waits and nothing is remembered that still counts."""
+        if self.threads_waiting or self.loops_waiting or self.paused:
             return False
-        rule = self._rule
-        return self.current_slot().change(lambda words, now: is_idle(rule, words, now))
+        return self.current_state().is_idle()
 
     def __repr__(self) -> str:
-        wait = self.current_slot().look() / SECOND
+        if self._external is not None:
+            return f"<RateLimiter around {self._external.limiter!r}>"
+        if self._buckets is not None:
+            count = len(self._buckets)
+            return f"<RateLimiter {self.describe()}; {count} bucket{'s' * (count != 1)}>"
+        wait = self.current_state().wait_for() / SECOND
         paused = self.paused
         state = f"paused for {paused:.3g} s" if paused else f"{wait:.3g} s to wait"
         return f"<RateLimiter {self.describe()}; {state if wait or paused else 'free'}>"
@@ -386,15 +613,12 @@ def limiter_of(value: float | str | RateLimiter | Any) -> RateLimiter:
     return value if isinstance(value, RateLimiter) else RateLimiter(value)
 
 
-def _weighted(rate: object, options: dict[str, Any]) -> bool:
-    if any(options.get(name) is not None for name in ("cost", "settle", "cap")):
-        return True
-    return any(window.weighted for window in parse_windows(rate, "rate"))
+def _not_directly() -> int:
+    """Say that there is no slot, so that the caller takes one of the other ways."""
+    return 1
 
 
-def check_shape(burst: object, smooth: object, name: object) -> None:
-    """Refuse what no limiter can be made of."""
-    checks.whole(0)("burst", burst)
-    if smooth is not None:
-        checks.boolean("smooth", smooth)
-    checks.text_or_none("name", name)
+def _nanoseconds_of(clock: Clock) -> Callable[[], int]:
+    # Counted from here: large floats are too coarse to hit the same nanosecond from two sides.
+    zero = clock.monotonic()
+    return lambda: round((clock.monotonic() - zero) * SECOND)

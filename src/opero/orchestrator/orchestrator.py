@@ -19,7 +19,7 @@ from opero.core.strategies import is_retry_error, retry_error
 from opero.core.wrapper import make_wrapper
 from opero.errors import OperoUsageError
 from opero.events.messages import log_event
-from opero.limits.concurrency_limit import ConcurrencyLimit
+from opero.limits.permits import ConcurrencyLimit
 from opero.orchestrator.config import OrchestratorConfig, functions
 from opero.orchestrator.fallback_chain import FallbackChain, name_of
 from opero.utils.async_utils import ensure_async, is_async_function, run_async
@@ -474,7 +474,7 @@ class AsyncOrchestrated(_Named, Protocol[P, R]):
     def __get__(self, instance: object, owner: type | None = None, /) -> Self: ...
 
 
-class _Decorator(Protocol):
+class _OrchestrateDecorator(Protocol):
     """`@orchestrate` once its configuration is given."""
 
     # A coroutine function is a function too: the first overload that fits is meant.
@@ -502,7 +502,7 @@ def orchestrate(
     rate_limit_config: RateLimitConfig | None = None,
     concurrency_config: ConcurrencyConfig | None = None,
     multiprocess_config: MultiprocessConfig | None = None,
-) -> _Decorator: ...
+) -> _OrchestrateDecorator: ...
 def orchestrate(
     function: Callable[..., Any] | None = None,
     /,

@@ -71,7 +71,7 @@ class CircuitGroup(Sequence):
                 f"{next(iter(rules))}= and breaker= exclude each other: give the rule to the CircuitBreaker."
             )
         self.breaker: CircuitBreaker = (
-            CircuitBreaker(self.name, **rules) if breaker is None else breaker
+            CircuitBreaker.unregistered(self.name, **rules) if breaker is None else breaker
         )
         self._guarded = Circuit(self.breaker, Emitter(self.name)).wrap_async(_proceed)
 

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 from opero.errors import OperoError, OperoUsageError, OperoWarning
 from opero.testing.tape import (
     HEADER,
-    Identity,
+    CallIdentity,
     RecordedOutcome,
     Unreadable,
     identify,
@@ -122,7 +122,7 @@ class Recorder:
     def __init__(self, stream: IO[str]) -> None:
         self._stream: IO[str] | None = stream
         self._lock = Lock()
-        self._last: dict[Identity, RecordedOutcome] = {}
+        self._last: dict[CallIdentity, RecordedOutcome] = {}
         self._hidden: set[str] = set()
         stream.write(f"{HEADER}\n")
 
@@ -153,7 +153,11 @@ class Recorder:
         return value
 
     async def _atake(
-        self, pipeline: Pipeline, call: Call, identity: Identity, running: Coroutine[Any, Any, Any]
+        self,
+        pipeline: Pipeline,
+        call: Call,
+        identity: CallIdentity,
+        running: Coroutine[Any, Any, Any],
     ) -> Any:
         try:
             value = await running
@@ -163,14 +167,18 @@ class Recorder:
         self._returned(pipeline, call, identity, value)
         return value
 
-    def _returned(self, pipeline: Pipeline, call: Call, identity: Identity, value: object) -> None:
+    def _returned(
+        self, pipeline: Pipeline, call: Call, identity: CallIdentity, value: object
+    ) -> None:
         self._write(
             pipeline,
             identity,
             RecordedOutcome.of_value(value, self._secrets(pipeline, call), identity),
         )
 
-    def _failed(self, pipeline: Pipeline, call: Call, identity: Identity, error: Exception) -> None:
+    def _failed(
+        self, pipeline: Pipeline, call: Call, identity: CallIdentity, error: Exception
+    ) -> None:
         # A wrong use of opero is no answer of a service.
         if not isinstance(error, OperoUsageError):
             self._write(
@@ -183,7 +191,7 @@ class Recorder:
             self._hidden.update(secrets_of(pipeline.info, pipeline.options, call))
             return sorted(self._hidden, key=len, reverse=True)
 
-    def _write(self, pipeline: Pipeline, identity: Identity, outcome: RecordedOutcome) -> None:
+    def _write(self, pipeline: Pipeline, identity: CallIdentity, outcome: RecordedOutcome) -> None:
         if pipeline.awaits and pipeline.info.kind == "sync":
             outcome = RecordedOutcome(outcome.kind, outcome.data, awaited=True)
         if outcome.kind == "missing":
@@ -230,7 +238,7 @@ class Player:
         name: Of the file, for messages.
     """
 
-    def __init__(self, outcomes: dict[Identity, list[RecordedOutcome]], name: str) -> None:
+    def __init__(self, outcomes: dict[CallIdentity, list[RecordedOutcome]], name: str) -> None:
         self._outcomes = outcomes
         self._name = name
         self._given = dict.fromkeys(outcomes, 0)
@@ -261,12 +269,12 @@ class Player:
         return self._answer(pipeline, identity, outcome)
 
     async def _atake(
-        self, pipeline: Pipeline, identity: Identity, outcome: RecordedOutcome | None
+        self, pipeline: Pipeline, identity: CallIdentity, outcome: RecordedOutcome | None
     ) -> Any:
         return self._answer(pipeline, identity, outcome)
 
     def _answer(
-        self, pipeline: Pipeline, identity: Identity, outcome: RecordedOutcome | None
+        self, pipeline: Pipeline, identity: CallIdentity, outcome: RecordedOutcome | None
     ) -> Any:
         if outcome is None:
             self._miss(pipeline, identity, self._absent(identity))
@@ -282,7 +290,7 @@ class Player:
             # A frame that names an error which passes through it is a reference cycle.
             del error
 
-    def _next(self, pipeline: Pipeline, identity: Identity) -> RecordedOutcome | None:
+    def _next(self, pipeline: Pipeline, identity: CallIdentity) -> RecordedOutcome | None:
         with self._lock:
             recorded, given = self._outcomes.get(identity, ()), self._given.get(identity, 0)
             if given < len(recorded):
@@ -290,7 +298,7 @@ class Player:
                 return recorded[given]
             return recorded[-1] if recorded and pipeline.options.cache else None
 
-    def _absent(self, identity: Identity) -> str:
+    def _absent(self, identity: CallIdentity) -> str:
         recorded = len(self._outcomes.get(identity, ()))
         if recorded:
             times = "once" if recorded == 1 else f"{recorded} times"
@@ -299,7 +307,7 @@ class Player:
         known = f"{others or 'no'} other call{'s' * (others != 1)} of the function"
         return f"{self._name} holds {known}"
 
-    def _miss(self, pipeline: Pipeline, identity: Identity, why: str) -> NoReturn:
+    def _miss(self, pipeline: Pipeline, identity: CallIdentity, why: str) -> NoReturn:
         message = (
             f"{pipeline.info.qualname}() was not recorded: {why} "
             f"(function {identity.function}, call {identity.call})"

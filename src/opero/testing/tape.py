@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HEADER",
-    "Identity",
+    "CallIdentity",
     "RecordedOutcome",
     "Unreadable",
     "identify",
@@ -54,7 +54,7 @@ __all__ = [
 # --- which call -------------------------------------------------------------------------------------------------------
 
 
-class Identity(NamedTuple):
+class CallIdentity(NamedTuple):
     """The name of a call.
 
     Attributes:
@@ -88,7 +88,7 @@ def _function_name(info: FunctionInfo) -> str:
 _names: Final[WeakKeyDictionary[Any, str]] = WeakKeyDictionary()
 
 
-def identify(info: FunctionInfo, options: Options, call: Call) -> Identity | None:
+def identify(info: FunctionInfo, options: Options, call: Call) -> CallIdentity | None:
     """Return the name of a call; None if its arguments do not fit the function.
 
     Args:
@@ -106,7 +106,7 @@ def identify(info: FunctionInfo, options: Options, call: Call) -> Identity | Non
     if options.cache_key is not None:
         made = options.cache_key(*call.args, **call.kwargs)
         try:
-            return Identity(function, digest(made).hex()[:_LENGTH])
+            return CallIdentity(function, digest(made).hex()[:_LENGTH])
         except Unkeyable as signal:
             raise UnkeyableError(
                 f"{info.name}() cannot be recorded: what cache_key returns must have content: {signal}."
@@ -117,7 +117,7 @@ def identify(info: FunctionInfo, options: Options, call: Call) -> Identity | Non
         for name, value in arguments
         if name not in left_out and not looks_secret(name, secret)
     )
-    return Identity(function, digest(list(_digests(kept))).hex()[:_LENGTH])
+    return CallIdentity(function, digest(list(_digests(kept))).hex()[:_LENGTH])
 
 
 def secrets_of(info: FunctionInfo, options: Options, call: Call) -> list[str]:
@@ -216,7 +216,7 @@ class RecordedOutcome:
     awaited: bool = False
 
     @staticmethod
-    def of_value(value: object, secrets: Sequence[str], identity: Identity) -> RecordedOutcome:
+    def of_value(value: object, secrets: Sequence[str], identity: CallIdentity) -> RecordedOutcome:
         """Return the outcome of a call that returned; a "missing" one if the value cannot be written."""
         try:
             return RecordedOutcome("result", _without(json.loads(encode(value)), secrets))
@@ -242,7 +242,7 @@ class RecordedOutcome:
             return RecordedOutcome("missing", "its error holds a secret argument as bytes")
         return RecordedOutcome("error", data)
 
-    def open(self, identity: Identity) -> tuple[Any, Exception | None]:
+    def open(self, identity: CallIdentity) -> tuple[Any, Exception | None]:
         """Return the value anew, or the error.
 
         Raises:
@@ -261,7 +261,7 @@ class RecordedOutcome:
             raise Unreadable(f"it cannot be read{why}") from error
         raise Unreadable(f"it needs {', '.join(missing)}: import that before the replay")
 
-    def _read(self, identity: Identity) -> tuple[Any, Exception | None]:
+    def _read(self, identity: CallIdentity) -> tuple[Any, Exception | None]:
         if self.kind == "error":
             return None, self._error()
         if self.kind == "result":
@@ -275,7 +275,7 @@ class RecordedOutcome:
         return error
 
 
-def write_line(identity: Identity, outcome: RecordedOutcome) -> str:
+def write_line(identity: CallIdentity, outcome: RecordedOutcome) -> str:
     """Return the line for an outcome."""
     data = {"function": identity.function, "call": identity.call, outcome.kind: outcome.data}
     if outcome.awaited:
@@ -283,7 +283,7 @@ def write_line(identity: Identity, outcome: RecordedOutcome) -> str:
     return json.dumps(data, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
 
 
-def _read_line(line: str) -> tuple[Identity, RecordedOutcome]:
+def _read_line(line: str) -> tuple[CallIdentity, RecordedOutcome]:
     """Return what stands in a line.
 
     Raises:
@@ -292,22 +292,22 @@ def _read_line(line: str) -> tuple[Identity, RecordedOutcome]:
     data = json.loads(line)
     for kind in ("result", "error", "encoded", "missing"):
         if kind in data:
-            identity = Identity(str(data["function"]), str(data["call"]))
+            identity = CallIdentity(str(data["function"]), str(data["call"]))
             return identity, RecordedOutcome(kind, data[kind], bool(data.get("awaited")))
     raise ValueError("it holds no outcome")
 
 
-def read_tape(text: str, name: str) -> dict[Identity, list[RecordedOutcome]]:
+def read_tape(text: str, name: str) -> dict[CallIdentity, list[RecordedOutcome]]:
     """Return the outcomes of each call, in the order in which they were recorded.
 
     Raises:
         OperoUsageError: The text is no recording; the message names the file and the line.
     """
-    first, _, rest = text.partition("\n")
+    first, _, remainder = text.partition("\n")
     if first.strip() != HEADER:
         raise OperoUsageError(f"{name} is no recording of opero's: make one with record().")
-    found: dict[Identity, list[RecordedOutcome]] = {}
-    for number, line in enumerate(rest.split("\n"), 2):
+    found: dict[CallIdentity, list[RecordedOutcome]] = {}
+    for number, line in enumerate(remainder.split("\n"), 2):
         if line.strip():
             try:
                 identity, outcome = _read_line(line)
@@ -317,7 +317,7 @@ def read_tape(text: str, name: str) -> dict[Identity, list[RecordedOutcome]]:
     return found
 
 
-def _context(identity: Identity) -> bytes:
+def _context(identity: CallIdentity) -> bytes:
     return f"opero recording {identity}".encode("utf-8", "surrogatepass")
 
 
@@ -380,7 +380,7 @@ def _modules_of(data: Any) -> Iterator[str]:
         for item in data:
             yield from _modules_of(item)
     elif type(data) is dict:
-        if "$" in data and "t" in data:
+        if "$" in data and "t" in data and data["$"] != "plain":
             yield data["t"].partition(":")[0]
         for value in data.values():
             yield from _modules_of(value)

@@ -4,8 +4,13 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
+import warnings
 from typing import Any, Final, Protocol
+
+from opero.errors import OperoUsageError, OperoWarning
+from opero.utils.stack import users_stacklevel
 
 __all__ = [
     "Clock",
@@ -16,23 +21,25 @@ __all__ = [
     "disabled",
     "install_clock",
     "install_tape",
+    "require_loop",
     "set_disabled",
     "switch",
     "tape",
     "wall_offset",
+    "warn_on_loop",
 ]
 
 
 class Switch:
     """A counted flag: on while at least one holder wants it on.
 
-    The express lane of a decorated function reads `switch.on` once per call. Everything that can
+    The fast path of a decorated function reads `switch.on` once per call. Everything that can
     change how calls run from the outside (listeners, the test switch, a fake clock, an ambient
     deadline) holds the switch while it is active, so that a process in which none of them is used
     pays for none of them.
 
     Attributes:
-        on: True while anybody holds it, as an `if` sees it: a list with an item for each holder,
+        on: True while there is a holder, as an `if` sees it: a list with an item for each holder,
             because a list grows and shrinks by single steps of C, which need no lock.
 
     Example:
@@ -88,10 +95,12 @@ class RealClock:
 
     def sleep(self, seconds: float) -> None:
         """Block the calling thread for `seconds`."""
+        warn_on_loop()
         time.sleep(seconds)
 
     async def asleep(self, seconds: float) -> None:
         """Suspend the calling task for `seconds`."""
+        require_loop("wait")
         # Imported here: a synchronous program never pays for asyncio.
         from asyncio import sleep
 
@@ -102,6 +111,42 @@ class RealClock:
 
 
 _REAL = RealClock()
+
+
+def _on_loop() -> bool:
+    """Whether an asyncio event loop runs in this thread."""
+    events = sys.modules.get("asyncio.events")
+    return events is not None and events._get_running_loop() is not None  # noqa: SLF001 - the quick question
+
+
+def require_loop(what: str) -> None:
+    """Raise where opero has to wait in a coroutine and no asyncio event loop runs, as under trio.
+
+    Args:
+        what: What needs the loop, to follow "to".
+
+    Raises:
+        OperoUsageError: There is none.
+    """
+    if not _on_loop():
+        raise OperoUsageError(
+            f"opero needs a running asyncio event loop to {what}, and none runs in this thread. "
+            "Under trio, call the function in asyncio (trio-asyncio, or anyio with its asyncio backend), "
+            "or leave out the options that wait."
+        )
+
+
+def warn_on_loop() -> None:
+    """Warn once if a synchronous call is about to block the thread of a running event loop."""
+    if _ambient.warned or not _on_loop():
+        return
+    _ambient.warned = True
+    warnings.warn(
+        "a synchronous opero function waits on the thread of a running event loop, and blocks all its "
+        "tasks meanwhile: call it with `await asyncio.to_thread(...)`, or make it an `async def`.",
+        OperoWarning,
+        stacklevel=users_stacklevel(),
+    )
 
 
 class Tape(Protocol):
@@ -115,12 +160,13 @@ class Tape(Protocol):
 class _Ambient:
     """Process-wide state; a class only so that readers see one object instead of module globals."""
 
-    __slots__ = ("clock", "disabled", "tape")
+    __slots__ = ("clock", "disabled", "tape", "warned")
 
     def __init__(self) -> None:
         self.clock: Clock = _REAL
         self.disabled = False
         self.tape: Tape | None = None
+        self.warned = False
 
 
 _ambient = _Ambient()
@@ -149,7 +195,7 @@ def wall_offset() -> float:
 
 
 def disabled() -> bool:
-    """Tell whether retries, waits and caches are switched off (`opero.testing`, `OPERO_DISABLE=1`)."""
+    """Return whether retries, waits and caches are switched off (`opero.testing`, `OPERO_DISABLE=1`)."""
     return _ambient.disabled
 
 

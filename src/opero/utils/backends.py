@@ -47,11 +47,11 @@ def backend_of(name: str, text: str) -> str:
         >>> backend_of("cache_backend", "disk:~/answers")
         'disk'
     """
-    scheme, colon, rest = text.partition(":")
+    scheme, colon, remainder = text.partition(":")
     if text == "memory":
         return text
     module = BACKENDS.get(scheme)
-    if module is not None and (rest or (not colon and scheme != "twat")):
+    if module is not None and (remainder or (not colon and scheme != "twat")):
         return module.rpartition(".")[2]
     known = ("memory", "disk", "disk:PATH", "redis", "redis://HOST:PORT/DB")
     raise OperoUsageError(

@@ -74,7 +74,7 @@ def duration_or_none(name: str, value: Any) -> None:
 
 
 def _is_made(name: str, value: Any, *verbs: str) -> bool:
-    """Tell whether a value has these verbs; the class instead of an instance is a trap.
+    """Return whether a value has these methods; a class in place of an instance has not.
 
     Whether it is of our own class is not asked: that would have to be loaded first.
     """
@@ -139,7 +139,7 @@ def strategy(name: str, value: Any) -> None:
 
 
 def _not_async(name: str, value: Any) -> None:
-    # Nobody would await it: it would always say yes.
+    # Its coroutine is not awaited here: it would always be true.
     if value is not None and is_async_function(value):
         raise OperoUsageError(f"{name}={value!r} must be a plain function, not an `async def`.")
 

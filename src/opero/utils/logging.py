@@ -49,7 +49,7 @@ def configure_logging(
         >>> configure_logging("WARNING")
         >>> configure_logging(None)
     """
-    # The listener belongs to a layer above, and is loaded for those who use it only.
+    # The listener belongs to a layer above, and is loaded when it is used.
     import_module("opero.instrumentation.logs").configure(level, to, messages=messages)
 
 

@@ -31,7 +31,7 @@ class Rejected(Exception):  # noqa: N818 - a signal between stages, no error of 
 
 
 def is_final(error: BaseException, attempt_errors: Sequence[BaseException] = ()) -> bool:
-    """Tell whether no retry and no other value can help: a usage error, or a refusal of this very pipeline.
+    """Return whether no retry and no other value can help: a usage error, or a refusal of this very pipeline.
 
     Args:
         error: What ended an attempt.
@@ -44,7 +44,7 @@ def is_final(error: BaseException, attempt_errors: Sequence[BaseException] = ())
 
 
 def matches(wanted: Any, error: Exception) -> bool:
-    """Tell whether an error is one that `retry_on` or `fallback_on` means.
+    """Return whether an error is one that `retry_on` or `fallback_on` means.
 
     Args:
         wanted: A type, a tuple of types, or a predicate. An exception group matches types that all

@@ -178,9 +178,9 @@ def mask_url(text: str) -> str:
     """
     if " " in text and "@" in text and text.count("://") == 1:
         scheme = _patterns()["scheme"].match(text)
-        userinfo, _, rest = text.rpartition("@")
+        userinfo, _, remainder = text.rpartition("@")
         if scheme and " " in userinfo and ":" in userinfo[scheme.end() :]:
-            return mask_text(f"{scheme[0]}{MASK}@{rest}")
+            return mask_text(f"{scheme[0]}{MASK}@{remainder}")
     return mask_text(text)
 
 
@@ -220,9 +220,9 @@ def _mask_user_info(text: str) -> str:
 
 def _mask_one_url(text: str) -> str:
     """Mask the user-info of a text that begins with a scheme and may go on after the URL."""
-    scheme, rest = text.split("://", 1)
-    word = re.split(r"\s", rest, maxsplit=1)[0]
-    after = _patterns()["bare"].sub(_masked_bare, rest[len(word) :])
+    scheme, remainder = text.split("://", 1)
+    word = re.split(r"\s", remainder, maxsplit=1)[0]
+    after = _patterns()["bare"].sub(_masked_bare, remainder[len(word) :])
     host = re.split(r"[/?#]", word, maxsplit=1)[0]
     last = -1
     if "@" in host:

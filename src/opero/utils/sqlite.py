@@ -19,7 +19,6 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Literal, NoReturn
-from urllib.parse import quote
 
 from opero.errors import OperoError, OperoWarning, StoreError
 from opero.utils.fork import reset_after_fork
@@ -504,6 +503,8 @@ def _file_id(path: str) -> FileId | None:
 
 def _address(path: str) -> str:
     """Return the URI of a file that is only read."""
+    from urllib.parse import quote
+
     return f"file:{quote(os.path.abspath(path))}?mode=ro"  # noqa: PTH100 - text for SQLite
 
 

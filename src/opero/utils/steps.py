@@ -8,12 +8,16 @@ generator, whose `except BaseException` and `finally` clauses clean up, and reac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Generator
-from typing import Any, NamedTuple, TypeVar
+import functools
+from collections.abc import Callable, Coroutine, Generator, Iterable
+from typing import Any, Final, NamedTuple, TypeVar
 
-__all__ = ["BlockingStep", "StepLogic", "run_async", "run_sync"]
+__all__ = ["BlockingStep", "StepLogic", "for_each", "in_thread", "run_async", "run_sync"]
 
 T = TypeVar("T")
+
+_AT_ONCE: Final = 32
+"""Most calls of `for_each` that an event loop has open at the same time."""
 
 
 class BlockingStep(NamedTuple):
@@ -32,6 +36,49 @@ class BlockingStep(NamedTuple):
 
 StepLogic = Generator[BlockingStep, Any, T]
 """Yields blocking steps, is sent their outcomes, and returns a result."""
+
+
+def in_thread(work: Callable[[], Any]) -> BlockingStep:
+    """Return the step that calls a function which may block; an event loop calls it in another thread."""
+
+    def wait() -> Coroutine[Any, Any, Any]:
+        from asyncio import to_thread
+
+        return to_thread(work)
+
+    return BlockingStep(work, wait)
+
+
+def for_each(
+    call: Callable[..., Any],
+    acall: Callable[..., Coroutine[Any, Any, Any]],
+    arguments: Iterable[tuple[Any, ...]],
+) -> BlockingStep:
+    """Return the step that calls a function several times; an event loop has many calls open at once.
+
+    Args:
+        call: The function in its blocking form.
+        acall: The form that returns a coroutine.
+        arguments: The arguments of each call.
+    """
+    known = list(arguments)
+
+    def block() -> list[Any]:
+        return [call(*args) for args in known]
+
+    return BlockingStep(block, functools.partial(_wait_for_each, acall, known))
+
+
+async def _wait_for_each(
+    acall: Callable[..., Coroutine[Any, Any, Any]], arguments: list[tuple[Any, ...]]
+) -> list[Any]:
+    from asyncio import gather
+
+    results: list[Any] = []
+    for start in range(0, len(arguments), _AT_ONCE):
+        part = arguments[start : start + _AT_ONCE]
+        results += await gather(*(acall(*args) for args in part))
+    return results
 
 
 def run_sync(logic: StepLogic[T]) -> T:

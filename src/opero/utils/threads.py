@@ -7,16 +7,14 @@ The threads are reused when idle, never exhausted, and never keep the interprete
 from __future__ import annotations
 
 import contextvars
-import sys
 import threading
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 from opero.utils.fork import run_after_fork
 from opero.utils.waiters import ThreadWaiter
 
-__all__ = ["ThreadCall", "job_in", "run_in_thread"]
+__all__ = ["ThreadCall", "run_in_thread"]
 
 _IDLE_SECONDS = 10.0
 """How long an idle thread waits for another call before it ends."""
@@ -30,13 +28,12 @@ class ThreadCall:
     """
 
     __slots__ = (
-        "_abandoned", "_asker", "_callback", "_context", "_done", "_error", "_lock", "_value", "_waiter", "_work",
+        "_abandoned", "_callback", "_context", "_done", "_error", "_lock", "_value", "_waiter", "_work",
     )  # fmt: skip
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self._work: Callable[[], Any] | None = work
         self._context: contextvars.Context | None = contextvars.copy_context()
-        self._asker = threading.get_ident()
         self._waiter = ThreadWaiter()
         self._lock = threading.Lock()
         self._callback: Callable[[], object] | None = None
@@ -96,14 +93,6 @@ class ThreadCall:
         if done:
             callback()
 
-    def calls_then(self, callback: Callable[[], object]) -> bool:
-        """Return whether `callback` is what will be called when the work is over."""
-        return self._callback == callback
-
-    def asker(self) -> FrameType | None:
-        """Return the frame of the thread that waits for the outcome."""
-        return None if self._abandoned else sys._current_frames().get(self._asker)  # noqa: SLF001 - there is no other way
-
     def outcome(self) -> Any:
         """Return the value or raise the error, once; neither is kept."""
         error, self._error = self._error, None
@@ -115,11 +104,6 @@ class ThreadCall:
                 del error
         value, self._value = self._value, None
         return value
-
-
-def job_in(frame: FrameType) -> ThreadCall | None:
-    """Return the call that a frame runs, None if it runs none: what is around it is in another thread."""
-    return frame.f_locals["self"] if frame.f_code is ThreadCall.run.__code__ else None
 
 
 class _Worker:

@@ -13,7 +13,7 @@ from opero.errors import OperoUsageError
 __all__ = [
     "Duration",
     "Rate",
-    "Window",
+    "RateWindow",
     "format_seconds",
     "parse_rate",
     "parse_seconds",
@@ -51,12 +51,12 @@ _SIZES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2*
 class Rate(NamedTuple):
     """`count` calls in each `period` seconds."""
 
-    # Nobody counts what is in a rate, so that a tuple's own `count` is not missed.
+    # A tuple's own method `count` is of no use here.
     count: float  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleMethodOverride]
     period: float
 
 
-class Window(NamedTuple):
+class RateWindow(NamedTuple):
     """One of the limits that a rate names.
 
     Attributes:
@@ -163,7 +163,7 @@ def parse_rate(value: object, option: str = "rate_limit") -> Rate:
 
 def parse_windows(
     value: object, option: str = "rate_limit", *, weighted: bool = False
-) -> tuple[Window, ...]:
+) -> tuple[RateWindow, ...]:
     """Return the limits that a rate names: one, or several with "&" between them.
 
     A word after the number says what is counted: "500 requests/minute & 30000 tokens/minute".
@@ -190,7 +190,7 @@ def parse_windows(
             text = _UNIT.sub(r"\1", text, count=1)
         if unit is None:
             unit = "units" if weighted else "calls"
-        found.append(Window(parse_rate(text, option), "calls" if unit in _CALLS else unit))
+        found.append(RateWindow(parse_rate(text, option), "calls" if unit in _CALLS else unit))
     return tuple(found)
 
 

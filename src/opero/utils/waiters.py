@@ -246,41 +246,42 @@ class WaitQueue:
 class HandoffQueue(WaitQueue):
     """Callers that wait for something that is taken and given back, such as permits.
 
-    Args:
-        take: Takes one if there is one.
-        give_back: Gives one back.
+    A subclass says what: it implements `take` and `put_back`.
     """
 
-    def __init__(self, take: Callable[[], bool], give_back: Callable[[], object]) -> None:
-        super().__init__()
-        self._take = take
-        self._give_back = give_back
+    def take(self) -> bool:
+        """Take one if there is one, without a look at the queue."""
+        raise NotImplementedError
+
+    def put_back(self) -> None:
+        """Put one back without a look at the queue."""
+        raise NotImplementedError
 
     def serve(self) -> None:
         """Hand out what there is, in order, while there are callers."""
         with self.lock:
-            while self.waiting and self._take():
+            while self.waiting and self.take():
                 if self.wake_next() is None:
-                    self._give_back()
+                    self.put_back()
 
     def give_back(self) -> None:
         """Give one back and serve the next caller."""
         # In this order: a caller that queues does it the other way round, so that one of the two sees the other.
-        self._give_back()
+        self.put_back()
         if self.waiting:
             self.serve()
 
-    def wait(self, look_up: LookUp | None = None, budget: Any = None) -> Any:
+    def wait(self, look_up: LookUp | None = None, waiter: ThreadWaiter | None = None) -> Any:
         """Block until one could be taken.
 
         Args:
             look_up: See `LookUp`; None waits for as long as it takes.
-            budget: Kept in the `Waiter`.
+            waiter: A new one, if the caller has to know it.
 
         Returns:
             True, or False when the time was up first; what `wake_all` was given if that ended the wait.
         """
-        waiter = ThreadWaiter(budget)
+        waiter = waiter or ThreadWaiter()
         try:
             self.join(waiter)
             self.serve()
@@ -300,10 +301,13 @@ class HandoffQueue(WaitQueue):
 
         A task whose event loop did not run when its turn came queues again, at the end.
         """
+        join = self.join
         while True:
             waiter = TaskWaiter(budget)
             try:
-                self.join(waiter)
+                join(waiter)
+                # A place that it had is not refused to it.
+                join = super().join
                 self.serve()
                 while True:
                     seconds = None if look_up is None else look_up()
@@ -329,36 +333,48 @@ class FairLock(HandoffQueue):
     `threading.Lock` would let a thread that comes back at once overtake those that are just waking up.
 
     Attributes:
-        held: Truthy while a caller has the turn; a list, because it changes by single steps that need no lock.
+        held: The caller that has the turn; a list, because its truth is a single step that needs no lock. It is never
+            empty while a caller waits.
     """
 
     def __init__(self) -> None:
-        super().__init__(self._take_turn, self._end_turn)
-        self.held: list[None] = []
+        super().__init__()
+        self.held: list[Waiter | None] = []
 
-    def _take_turn(self) -> bool:
-        if self.held:
-            return False
-        self.held.append(None)
-        return True
-
-    def _end_turn(self) -> None:
-        self.held.clear()
-
-    def try_acquire(self) -> bool:
+    def try_acquire(self, holder: Waiter | None = None) -> bool:
         """Take the turn if no caller has it."""
         with self.lock:
-            return self._take_turn()
+            if self.held:
+                return False
+            self.held.append(holder)
+            return True
 
-    def release(self) -> None:
-        """Hand the turn to the next caller."""
+    def serve(self) -> None:
+        """Give the turn to the first caller if it is free."""
         with self.lock:
-            if self.wake_next() is None:
-                self._end_turn()
+            if not self.held and self.waiting:
+                self.give_back()
 
     def give_back(self) -> None:
-        """Hand the turn to the next caller: it is never free while any waits."""
-        self.release()
+        """Hand the turn to the next caller."""
+        with self.lock:
+            following = self.wake_next()
+            if following is None:
+                self.held.clear()
+            else:
+                self.held[:] = [following]
+
+    def release(self, holder: Waiter | None = None) -> None:
+        """End a caller's turn, and its wait for one, in whatever state it is.
+
+        Args:
+            holder: The caller; None for the one that has the turn.
+        """
+        with self.lock:
+            if holder is not None:
+                self.waiting.pop(holder, None)
+            if self.held and holder in (None, self.held[0]):
+                self.give_back()
 
 
 # --- threads of event loops -----------------------------------------------------------------------

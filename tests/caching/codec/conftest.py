@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from opero.caching.codec import secret
+from opero.caching import signing
 
 
 @pytest.fixture(autouse=True)
@@ -15,8 +15,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The configuration folder that the key is kept in; it does not exist yet."""
     folder = tmp_path / "config" / "opero"
     monkeypatch.setenv("XDG_CONFIG_HOME", str(folder.parent))
-    monkeypatch.setattr(secret, "_key_path", lambda: folder / "cache.key")
+    monkeypatch.setattr(signing, "_key_path", lambda: folder / "cache.key")
     monkeypatch.delenv("OPERO_CACHE_SECRET", raising=False)
-    secret._told.cache_clear()
-    secret._of_file.cache_clear()
+    signing._warned_of.cache_clear()
+    signing._of_file.cache_clear()
     return folder

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import datetime as dt
 import enum
 import fractions
@@ -11,28 +12,32 @@ import http
 import ipaddress
 import math
 import pathlib
+import re
 import struct
 import sys
+import types
 import uuid
 import zoneinfo
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+import attrs
 import msgpack
 import numpy as np
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from opero.caching.codec import plain
-from opero.caching.codec.signals import NotPlain
+from opero.caching.codec import read_plain, write_plain
 from opero.caching.keys import encode
+from opero.caching.plain_types import NotPlain, Undecodable
 
 
 def back(value: Any) -> Any:
-    message, buffers = plain.write(value)
-    return plain.read(message, b"".join(buffers))
+    message, buffers = write_plain(value)
+    return read_plain(message, b"".join(buffers))
 
 
 def same(one: Any, other: Any) -> bool:
@@ -130,23 +135,14 @@ def test_order_of_keys_stays() -> None:
 
 def test_large_buffers_stand_behind_the_message() -> None:
     value = {"image": b"x" * 100_000, "vector": np.ones(10_000), "note": (b"y" * 20_000,)}
-    message, buffers = plain.write(value)
+    message, buffers = write_plain(value)
     assert len(message) < 200
     assert buffers[0] is value["image"]
-    assert same(plain.read(message, b"".join(buffers)), value)
-
-
-class Colour(enum.IntEnum):
-    RED = 1
+    assert same(read_plain(message, b"".join(buffers)), value)
 
 
 class Text(str):
     __slots__ = ()
-
-
-class Point(NamedTuple):
-    x: int
-    y: int
 
 
 Dict = type("Dict", (dict,), {})
@@ -159,9 +155,132 @@ deep: list[Any] = []
 for _ in range(100_000):
     deep = [deep]
 
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+class Point(NamedTuple):
+    x: int
+    y: int
+
+
+@dataclasses.dataclass
+class Order:
+    item: str
+    tags: list[Any] = dataclasses.field(default_factory=list)
+    total: Decimal = Decimal(0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    name: str
+    at: Point
+
+
+@attrs.define(slots=False)
+class City:
+    name: str
+    people: int = 0
+
+
+class Rights(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+class Model(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="allow")
+    id: uuid.UUID
+    order: Order | None = None
+    parts: list[Model] = []
+    hidden: int = pydantic.Field(default=0, exclude=True)
+    _seen: int = pydantic.PrivateAttr(default=0)
+
+
+model = Model(
+    id=uuid.UUID(int=1),
+    order=Order("a", ["b"]),
+    parts=[Model(id=uuid.UUID(int=2), more=(1,))],
+    hidden=5,
+)
+model._seen = 7
+
+OBJECTS = [
+    Colour.RED,
+    http.HTTPMethod.GET,
+    Rights.READ,
+    Rights.READ | Rights.WRITE,
+    Point(1, 2),
+    Order("a", [1], Decimal(2)),
+    Place("b", Point(3, 4)),
+    [Place("c", Point(5, 6))] * 2,
+    {Place("d", Point(7, 8)): Colour.RED},
+    model,
+    City("Rome", 3),
+]
+
+
+@pytest.mark.parametrize("value", OBJECTS, ids=repr)
+def test_objects_come_back_field_by_field(value: Any) -> None:
+    made = back(value)
+    assert type(made) is type(value)
+    assert made == value
+
+
+def test_a_model_comes_back_with_what_is_beside_its_fields() -> None:
+    made = back(model)
+    assert made._seen == 7
+    assert made.hidden == 5
+    assert made.parts[0].more == (1,)
+    assert made.model_fields_set == model.model_fields_set
+    assert type(made.order) is Order
+
+
+def test_a_field_that_is_newer_than_the_entry_has_its_default() -> None:
+    head = [msgpack.ExtType(61, b""), f"{__name__}:Order"]
+    assert read_plain(msgpack.packb([*head, {"item": "x"}]), b"") == Order("x", [], Decimal(0))
+    for fields in ({}, {"item": "x", "colour": 1}):
+        with pytest.raises(Undecodable, match=r"field"):
+            read_plain(msgpack.packb([*head, fields]), b"")
+
+
+def test_no_module_is_imported_for_an_object() -> None:
+    for name, why in (
+        ("turtle:Turtle", "not loaded"),
+        ("os:Gone", "any more"),
+        ("os:path.join", "any more"),
+    ):
+        message = msgpack.packb([msgpack.ExtType(61, b""), name, {}])
+        with pytest.raises(Undecodable, match=why):
+            read_plain(message, b"")
+    assert "turtle" not in sys.modules
+    with pytest.raises(Undecodable, match="no dataclass"):
+        read_plain(msgpack.packb([msgpack.ExtType(61, b""), "pathlib:PurePath", {}]), b"")
+
+
+class OwnWays(Order):
+    def __reduce__(self) -> Any:
+        return Order, ("x",)
+
+
+@dataclasses.dataclass
+class Ended:
+    path: str
+
+    def __del__(self) -> None: ...
+
+
+def extra() -> Order:
+    order = Order("x")
+    order.more = 1  # type: ignore[attr-defined]
+    return order
+
+
 # fmt: off
 NOT_PLAIN = [
-    object(), int, len, ValueError("x"), memoryview(b"x"), Colour.RED, http.HTTPMethod.GET, Text("x"), Point(1, 2),
+    OwnWays("x"), Ended("x"), extra(), dataclasses.make_dataclass("Local", ["a"])(1),
+    object(), int, len, ValueError("x"), memoryview(b"x"), Text("x"), re.compile("x"), types.SimpleNamespace(a=1),
     Dict(a=1), Float(1), Date(2026, 1, 1), Impostor(), msgpack.ExtType(1, b""), msgpack.Timestamp(1),
     collections.UserDict(a=1),
     collections.defaultdict(list), dt.datetime(2026, 1, 1, tzinfo=type("Zone", (dt.tzinfo,), {})()), itself, deep,
@@ -175,16 +294,16 @@ NOT_PLAIN = [
 @pytest.mark.parametrize("value", NOT_PLAIN, ids=lambda value: type(value).__name__)
 def test_everything_else_is_not_plain(value: Any, wrap: Any) -> None:
     with pytest.raises(NotPlain):
-        plain.write(wrap(value))
+        write_plain(wrap(value))
 
 
 def read_hostile(message: bytes, behind: bytes) -> None:
     """Read what somebody else wrote: plain data, or an error of whatever kind."""
     try:
-        value = plain.read(message, behind)
-    except Exception:  # noqa: BLE001 - as `plain.read` says
+        value = read_plain(message, behind)
+    except Exception:  # noqa: BLE001 - as `read_plain` says
         return
-    plain.write(value)
+    write_plain(value)
 
 
 @given(st.binary(max_size=60), st.binary(max_size=5))
@@ -194,7 +313,7 @@ def test_garbage_is_plain_data_or_an_error(message: bytes, behind: bytes) -> Non
 
 @given(VALUES, st.data())
 def test_a_changed_message_is_plain_data_or_an_error(value: Any, data: Any) -> None:
-    message = bytearray(plain.write(value)[0])
+    message = bytearray(write_plain(value)[0])
     place = data.draw(st.integers(0, len(message) - 1))
     message[place] ^= data.draw(st.integers(1, 255))
     read_hostile(bytes(message), b"")
@@ -210,6 +329,14 @@ FORGED: dict[str, Any] = {
     "a mark alone": msgpack.ExtType(1, b""),
     "a mark that holds something": [msgpack.ExtType(1, b"x"), 1],
     "a key that cannot be one": {"a": 1},
+    "a bytearray of a number": [msgpack.ExtType(6, b""), 2_000_000_000],
+    "a deque of a range": [msgpack.ExtType(11, b""), [msgpack.ExtType(7, b""), 0, 10**12, 1], 0],
+    "a dict of pairs": [msgpack.ExtType(12, b""), [[1, 2]]],
+    "a date of texts": [msgpack.ExtType(22, b""), "2026", 1, 1],
+    "a shape of texts": [msgpack.ExtType(50, b""), "<f8", ["1"], False, 0, 8],
+    "a shape below zero": [msgpack.ExtType(50, b""), "<f8", [-1, -1], False, 0, 8],
+    "one buffer for two": [[msgpack.ExtType(0, b""), 0, 8], [msgpack.ExtType(0, b""), 0, 8]],
+    "a form of a class": [msgpack.ExtType(60, b""), "os:environ", None, None],
     "a zone by path": [msgpack.ExtType(25, b""), "../../etc/passwd"],
 }
 
@@ -218,7 +345,7 @@ FORGED: dict[str, Any] = {
 def test_forged_messages_are_refused(what: str) -> None:
     message = b"\x81\x90\x01" if what == "a key that cannot be one" else msgpack.packb(FORGED[what])
     with pytest.raises(Exception):  # noqa: B017, PT011 - of whatever kind, as documented
-        plain.read(message, b"12345678")
+        read_plain(message, b"12345678")
 
 
 def test_numpy_is_not_imported_for_data_without_arrays() -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from opero.caching.codec import Coder, Undecodable, Unencodable, secret
+from opero.caching import signing as secret
+from opero.caching.codec import Coder, Undecodable, Unencodable
 from opero.errors import OperoWarning
 
 posix = pytest.mark.skipif(os.name != "posix", reason="permission bits are POSIX")
@@ -62,7 +63,7 @@ def test_another_key_opens_nothing(config: Path) -> None:
 
 def test_processes_that_start_together_make_one_key(config: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from opero.caching.codec import secret\n"
+        "import sys; from pathlib import Path; from opero.caching import signing as secret\n"
         "sys.stdin.readline()\n"
         f"print(secret._of_file(Path({str(config / 'cache.key')!r})).hex())"
     )

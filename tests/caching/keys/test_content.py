@@ -13,13 +13,14 @@ import math
 import pathlib
 import re
 import struct
+import sys
 import types
 import typing
 import zoneinfo
 from array import array
 from collections import Counter, OrderedDict, defaultdict, deque
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import attrs
 import numpy as np
@@ -203,6 +204,19 @@ NAN_WITH_PAYLOAD = struct.unpack("<d", bytes.fromhex("010000000000f8ff"))[0]
 NEW_YEAR = dt.datetime(2024, 1, 1)  # noqa: DTZ001 - a time without a zone is a value too
 
 ALL_DIFFERENT: dict[str, list[Any]] = {
+    "byte order": [np.array([1.5, 2], ">f8"), np.array([1.5, 2], "<f8")],
+    "byte order of fields": [np.array([(1, "a")], ">i4,>U1"), np.array([(1, "a")], "<i4,<U1")],
+    "byte order of dtypes": [np.dtype(">i4"), np.dtype("<i4")],
+    "modules": [math, sys, "math", math.floor],
+    "unions": [
+        int | None,
+        int | str,
+        str | int,
+        list[int | None],
+        int,
+        Literal["a"],
+        Literal["b"],
+    ],
     "ones": [
         1,
         True,
@@ -353,7 +367,7 @@ ALL_DIFFERENT: dict[str, list[Any]] = {
         list[int],
         list[str],
         list,
-        typing.Optional[int],  # noqa: UP045 - the old spelling is a class of its own
+        typing.Optional[str],  # noqa: UP045 - the old spelling is a class of its own before 3.14
         int | None,
         typing.Literal[1],
         typing.Literal[True],
@@ -399,8 +413,7 @@ SAME: dict[str, tuple[Any, Any]] = {
     "path spelling": (Path("a//b/."), Path("a/b")),
     "strides": (np.arange(6).reshape(2, 3).T, np.array([[0, 3], [1, 4], [2, 5]])),
     "slices": (np.arange(10)[::-2], np.array([9, 7, 5, 3, 1])),
-    "byte order": (np.array([1.5, 2], ">f8"), np.array([1.5, 2], "<f8")),
-    "byte order of fields": (np.array([(1, "a")], ">i4,>U1"), np.array([(1, "a")], "<i4,<U1")),
+    "union and optional": (int | None, typing.Optional[int]),  # noqa: UP045 - the old spelling
     "read-only": (np.arange(3), np.frombuffer(np.arange(3).tobytes(), dtype=np.arange(3).dtype)),
     "noncontiguous view": (memoryview(b"abcdef")[::2], memoryview(memoryview(b"abcdef")[::2])),
 }

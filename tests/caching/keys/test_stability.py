@@ -120,7 +120,7 @@ GOLDEN: dict[str, str] = {
     "Point(1, 2).__eq__": "6c1cf33f647738807e8ce9a528d8d5b489dc0d3f",
     "functools.partial(int, base=2)": "a794d8afb73e4ed6d7dbad3602db8d78afd28fc6",
     "list[int] | None": "7d751e60a79d3cdd8d01e42902a4c1d033b1ed1b",
-    'typing.Optional[typing.Literal["a"]]': "c4458853395ac3e443242155aa9d5f446974f6d8",
+    'typing.Optional[typing.Literal["a"]]': "e6db7b804c83c512316c76b282bcf84c7a2285b8",
 }
 
 GOLDEN_WITH_LIBRARIES: dict[str, str] = {
@@ -128,7 +128,7 @@ GOLDEN_WITH_LIBRARIES: dict[str, str] = {
     'np.str_("a")': "9dc02f80385a9ba4d986c57952c42a34eef859fe",
     'np.datetime64("2024-02-29T01", "h")': "b46a4cfa620e493b703a94c11a029f53205d94bb",
     "np.arange(6).reshape(2, 3).T": "542863c5c0ef8108712a69f4274137afbff6d1fc",
-    'np.array([1, math.nan], ">f4")': "466a9e38792561646df3c7952ae226347c38e5b1",
+    'np.array([1, math.nan], ">f4")': "74137b55083ad5959cbc111cae24e47c3d2da745",
     'np.array([(1, "a")], "i2,U3")': "6160b172a06b8112db110f7f457a0ef24e946e22",
     'np.array([1, "a", [2]], dtype=object)': "378085b7b7a3705eb73306a457530e21c06aa4ab",
     "np.ma.masked_array([1.0, 2], [True, False])": "34e822c81eb991b315e8d56b49ef3d94b954998e",

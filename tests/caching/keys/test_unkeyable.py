@@ -7,7 +7,6 @@ import dataclasses
 import enum
 import functools
 import io
-import math
 import pickle
 import socket
 import struct
@@ -147,7 +146,7 @@ UNKEYABLE: dict[str, typing.Callable[[], Any]] = {
     "generator": lambda: (n for n in ()),
     "iterator": lambda: iter([1]),
     "zip": lambda: zip([1], [2], strict=True),
-    "module": lambda: math,
+    "module without a place": lambda: types.ModuleType("nowhere"),
     "object": object,
     "plain instance": Plain,
     "slots instance": Slots,

@@ -25,7 +25,7 @@ from tests.caching.stores.host import run_guarded
 from tests.utils.test_sqlite import descriptors
 
 from opero import opero
-from opero.caching import lease as lease_keeper
+from opero.caching import lease
 from opero.caching.stores import disk
 from opero.caching.stores.disk import DiskStore
 from opero.errors import OperoWarning, StoreError
@@ -395,7 +395,7 @@ def test_many_functions_share_the_descriptors_of_one_store_which_the_last_one_cl
         for thread in threads:
             thread.join()
     assert 0 < descriptors(tmp_path) <= 6
-    lease_keeper._process.keeper.flush()
+    lease._process.renewer.flush()
     del functions, f, threads, thread
     gc.collect()
     assert descriptors(tmp_path) == 0

@@ -386,10 +386,10 @@ class TestInOneProcess:
         monkeypatch.setattr(lease, "_RENEW_AFTER", 0.3)
         with Busy(Face(asynchronous=False), opero(**options)(work)):
             (key,) = set(claims)
-            Crowd.wait_for(lambda: store.claim(key, "its successor", 60))
+            Crowd.wait_for(lambda: store.claim(key, "its successor", 4))
             Crowd.wait_for(lambda: not lease._process.renewer._held)  # a renewal was refused
         Crowd.wait_for(lambda: not lease._process.renewer._ending)
-        assert not store.claim(key, "somebody else", 60)
+        assert not store.claim(key, "a third", 4)
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
     @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

@@ -382,3 +382,37 @@ def test_the_guest_is_not_imported_before_it_is_needed(server: RedisServer) -> N
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "planted", [("SET", "squatter"), ("RPUSH", "squatter")], ids=["text", "list"]
+)
+def test_a_lease_without_an_end_is_not_believed(
+    server: RedisServer, planted: tuple[str, str]
+) -> None:
+    server.do("DEL", "opero:lease:k")
+    verb, value = planted
+    server.do(verb, "opero:lease:k", value)
+    store = RedisStore(server.url)
+    if verb == "SET":
+        server.do("PEXPIRE", "opero:lease:k", 3_600_000)
+        assert store.claim("k", "me", 5)
+        server.do("PERSIST", "opero:lease:k")
+        assert store.claim("k", "another", 5)
+    else:
+        assert store.claim("k", "another", 5)
+    assert not store.claim("k", "me", 5)
+    store.close()
+
+
+def test_an_entry_larger_than_any_may_be_is_not_read(server: RedisServer) -> None:
+    store = RedisStore(server.url)
+    store.set("k", b"x" * 1000, None)
+    store.allow(1000)
+    assert store.get("k") == b"x" * 1000
+    store.allow(1000)
+    store.set("k", b"x" * 1001, None)
+    for read in (lambda: store.get("k"), lambda: store.get_many(["k"])):
+        with pytest.raises(StoreError, match="larger than cache_max_bytes"):
+            read()
+    store.close()

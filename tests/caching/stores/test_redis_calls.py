@@ -18,7 +18,7 @@ from tests.redis_server import RedisServer
 
 from opero import clear_cache, opero
 from opero.caching import get_cache_context
-from opero.caching.codec import secret
+from opero.caching import signing as secret
 from opero.caching.stores import redis
 from opero.caching.stores.base import open_store
 from opero.errors import OperoUsageError, OperoWarning, StoreError
@@ -241,7 +241,7 @@ class TestValues:
         self, face: Any, server: RedisServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("OPERO_CACHE_SECRET")
-        secret._told.cache_clear()
+        secret._warned_of.cache_clear()
         World.value = Point()
         skips = Skips()
         f = opero(cache_backend=server.url, on_event=skips)(face.of(work))

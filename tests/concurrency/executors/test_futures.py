@@ -7,8 +7,10 @@ import asyncio
 import contextvars
 import multiprocessing
 import os
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
@@ -24,7 +26,7 @@ place: contextvars.ContextVar[str] = contextvars.ContextVar("place")
 
 
 class Courier(Executor):
-    """Runs everything at once, in this thread, as far as bytes can tell; loses what it is asked to lose."""
+    """Runs everything at once, in this thread, as far as bytes show; loses what it is asked to lose."""
 
     def __init__(self, lose: Callable[[int], BaseException | None] = lambda n: None) -> None:
         self.sent: list[tuple[Any, ...]] = []
@@ -161,7 +163,7 @@ def test_an_executor_that_breaks_ends_the_map_with_what_is_done() -> None:
             broken([1])
 
 
-def test_a_closed_executor_is_told() -> None:
+def test_a_closed_executor_is_an_error() -> None:
     executor = ThreadPoolExecutor(1)
     executor.shutdown()
     with pytest.raises(MapError, match="shutdown"):
@@ -169,7 +171,7 @@ def test_a_closed_executor_is_told() -> None:
 
 
 def test_a_task_that_the_executor_loses_is_halved_until_the_item_is_known() -> None:
-    # As on a cluster that gives up a task when its workers died of it; nobody says of which item.
+    # As on a cluster that gives up a task when its workers died of it; the item is unknown.
     def lose(n: int) -> BaseException | None:
         payload = courier.sent[-1][-1]
         return RuntimeError("KilledWorker") if b"poison" in payload else None
@@ -188,14 +190,14 @@ def test_a_shared_rate_limit_holds_in_all_of_them(executor: Executor) -> None:
     assert starts[-1] - starts[0] > 0.9 * 10 / 50
 
 
-def test_listeners_hear_of_items_there(executor: Executor) -> None:
-    heard: list[str] = []
-    subscription = event_bus.subscribe(lambda event: heard.append(type(event).__name__))
+def test_events_of_items_reach_listeners_here(executor: Executor) -> None:
+    received: list[str] = []
+    subscription = event_bus.subscribe(lambda event: received.append(type(event).__name__))
     try:
         mapped(executor, lambda x: 1 / x, retries=1, min_delay=0).map([0])
     finally:
         subscription.cancel()
-    assert heard.count("AttemptFailed") == 2
+    assert received.count("AttemptFailed") == 2
 
 
 def test_stopping_leaves_the_rest_undone(threads: Executor) -> None:
@@ -216,3 +218,49 @@ def test_care_of_workers_is_the_executors(threads: Executor) -> None:
 
 def test_the_description_names_the_executor(threads: Executor) -> None:
     assert "in a ThreadPoolExecutor" in str(mapped(threads, abs).explain())
+
+
+class StubbornFuture(Future[Any]):
+    """A future that cannot be cancelled, and says so with an error of its own."""
+
+    def cancel(self) -> bool:
+        raise NotImplementedError
+
+
+class Stubborn(Executor):
+    """Never runs anything."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return StubbornFuture()
+
+
+def test_futures_that_refuse_to_be_cancelled_do_not_keep_a_map_from_ending() -> None:
+    mapped_here = mapped(Stubborn(), abs, workers=1)
+
+    def items() -> Iterator[int]:
+        yield 0
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mapped_here(items())
+
+
+def test_a_pool_of_interpreters_gets_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As from Python 3.14 on, where it is a ThreadPoolExecutor by inheritance.
+    class InterpreterPoolExecutor(ThreadPoolExecutor):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            assert {type(arg) for arg in args} <= {int, str, bytes}
+            return super().submit(fn, *args, **kwargs)
+
+    module = types.ModuleType("concurrent.futures.interpreter")
+    monkeypatch.setattr(module, "InterpreterPoolExecutor", InterpreterPoolExecutor, raising=False)
+    monkeypatch.setitem(sys.modules, "concurrent.futures.interpreter", module)
+
+    class Mine(InterpreterPoolExecutor):
+        pass
+
+    with Mine(2) as executor:
+        assert mapped(executor, lambda x: 2 * x)(range(50)) == [2 * x for x in range(50)]
+        (failure,) = mapped(executor, lambda x: 1 / x, retries=1, min_delay=0).map([0]).failures
+        assert isinstance(failure.error, ZeroDivisionError)
+        assert failure.attempts == 2

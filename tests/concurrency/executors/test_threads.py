@@ -35,22 +35,22 @@ def begun() -> Iterator[Callable[[], int]]:
 
 
 def test_no_thread_starts_before_the_map_waits(begun: Callable[[], int]) -> None:
-    engine = ThreadExecutor(3, copy_context())
-    engine.open(job_of(abs))
-    engine.submit(Chunk(1, [0], [-1]))
+    executor = ThreadExecutor(3, copy_context())
+    executor.open(job_of(abs))
+    executor.submit(Chunk(1, [0], [-1]))
     assert begun() == 0
-    (done,) = engine.poll(10)
+    (done,) = executor.poll(10)
     assert isinstance(done, Done)
     assert done.values == [1]
     assert begun() == 1, "no more threads than items"
-    engine.close(graceful=True, timeout=5)
+    executor.close(graceful=True, timeout=5)
 
 
 def test_a_map_that_is_over_before_it_waits_starts_no_thread(begun: Callable[[], int]) -> None:
-    engine = ThreadExecutor(3, copy_context())
-    engine.open(job_of(abs))
-    engine.submit(Chunk(1, [0], [-1]))
-    engine.close(graceful=False, timeout=5)
+    executor = ThreadExecutor(3, copy_context())
+    executor.open(job_of(abs))
+    executor.submit(Chunk(1, [0], [-1]))
+    executor.close(graceful=False, timeout=5)
     assert begun() == 0
 
 
@@ -65,40 +65,40 @@ def test_threads_end_also_if_their_start_is_interrupted(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(threading.Thread, "start", interrupted)
-    engine = ThreadExecutor(3, copy_context())
-    engine.open(job_of(abs))
-    engine.submit(Chunk(1, [0], [None]))
+    executor = ThreadExecutor(3, copy_context())
+    executor.open(job_of(abs))
+    executor.submit(Chunk(1, [0], [None]))
     with pytest.raises(KeyboardInterrupt):
-        engine.poll(10)
-    engine.close(graceful=False, timeout=5)
+        executor.poll(10)
+    executor.close(graceful=False, timeout=5)
 
 
 def test_idle_threads_help_with_the_chunk_of_another(begun: Callable[[], int]) -> None:
     together = threading.Barrier(2, timeout=10)
-    engine = ThreadExecutor(2, copy_context())
-    engine.open(job_of(lambda _: together.wait()))
-    engine.submit(Chunk(1, range(4), [0] * 4))
-    engine.submit(Chunk(2, [4], [0]))
-    engine.submit(Chunk(3, [5], [0]))
+    executor = ThreadExecutor(2, copy_context())
+    executor.open(job_of(lambda _: together.wait()))
+    executor.submit(Chunk(1, range(4), [0] * 4))
+    executor.submit(Chunk(2, [4], [0]))
+    executor.submit(Chunk(3, [5], [0]))
     done = 0
     while done < 6:
-        for report in engine.poll(10):
+        for report in executor.poll(10):
             assert isinstance(report, Done)
             assert not report.odd, "each item needs another one at the same time"
             done += len(report.values)
-    engine.close(graceful=True, timeout=5)
+    executor.close(graceful=True, timeout=5)
 
 
 def test_finished_items_are_reported_while_a_slow_one_runs() -> None:
     goes_on = threading.Event()
-    engine = ThreadExecutor(1, copy_context())
-    engine.open(job_of(lambda x: x and goes_on.wait(10)))
-    engine.submit(Chunk(1, range(3), [0, 1, 0]))
-    (done,) = engine.poll(10) or engine.poll(10)
+    executor = ThreadExecutor(1, copy_context())
+    executor.open(job_of(lambda x: x and goes_on.wait(10)))
+    executor.submit(Chunk(1, range(3), [0, 1, 0]))
+    (done,) = executor.poll(10) or executor.poll(10)
     assert isinstance(done, Done)
     assert list(done.places) == [0]
     goes_on.set()
-    (done,) = engine.poll(10)
+    (done,) = executor.poll(10)
     assert isinstance(done, Done)
     assert list(done.places) == [1, 2]
-    engine.close(graceful=True, timeout=5)
+    executor.close(graceful=True, timeout=5)

@@ -15,7 +15,7 @@ from opero.durable import SqliteStore
 from opero.durable.stores import sqlite
 
 if TYPE_CHECKING:
-    from opero.durable.records import Store
+    from opero.durable.records import JournalStore
 
 sys.path.insert(0, str(Path(__file__).parent))
 from memory_store import MemoryJournal, MemoryStore
@@ -24,7 +24,7 @@ from memory_store import MemoryJournal, MemoryStore
 class Place(Protocol):
     """Where a journal is kept, for a test."""
 
-    def store(self) -> Store:
+    def store(self) -> JournalStore:
         """Return a store on the journal, as one more process would make it."""
         ...
 
@@ -37,7 +37,7 @@ class InFile:
     def __init__(self, folder: Path) -> None:
         self._path = folder / "journal.db"
 
-    def store(self) -> Store:
+    def store(self) -> JournalStore:
         return SqliteStore(self._path)
 
     def kill(self, owner: str) -> None:
@@ -48,7 +48,7 @@ class InMemory:
     def __init__(self, folder: Path) -> None:
         self._journal = MemoryJournal()
 
-    def store(self) -> Store:
+    def store(self) -> JournalStore:
         return MemoryStore(self._journal)
 
     def kill(self, owner: str) -> None:
@@ -64,11 +64,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 
 
 @pytest.fixture
-def opened(place: Place) -> Iterator[Callable[[], Store]]:
+def opened(place: Place) -> Iterator[Callable[[], JournalStore]]:
     """Make stores on one journal; they are closed at the end."""
-    made: list[Store] = []
+    made: list[JournalStore] = []
 
-    def open_one() -> Store:
+    def open_one() -> JournalStore:
         store = place.store()
         store.open()
         made.append(store)
@@ -80,5 +80,5 @@ def opened(place: Place) -> Iterator[Callable[[], Store]]:
 
 
 @pytest.fixture
-def store(opened: Callable[[], Store]) -> Store:
+def store(opened: Callable[[], JournalStore]) -> JournalStore:
     return opened()

@@ -30,7 +30,7 @@ class MemoryJournal:
 
 
 class MemoryStore:
-    """A `Store`; nothing of it survives the process."""
+    """A `JournalStore`; nothing of it survives the process."""
 
     def __init__(self, journal: MemoryJournal) -> None:
         self._journal = journal
@@ -56,10 +56,15 @@ class MemoryStore:
         with self._data() as data:
             before = copy.deepcopy((data.workflows, data.steps, data.signals))
             try:
-                return [getattr(self, f"_{type(op).__name__.lower()}")(data, op) for op in ops]
+                return [self._write(data, op) for op in ops]
             except BaseException as error:
                 data.workflows, data.steps, data.signals = before
                 raise JournalError(str(error)) from error
+
+    def _write(self, data: MemoryJournal, op: r.Op) -> Any:
+        if type(op).__name__ == "Wake":
+            return self._wakeup(data, op)
+        return getattr(self, f"_{type(op).__name__.lower()}")(data, op)
 
     def _create(self, data: MemoryJournal, op: r.Create) -> WorkflowRecord:
         found = data.workflows.get(op.record.id)
@@ -227,6 +232,18 @@ class MemoryStore:
                 found.state = State.QUEUED
             self._wake(data, found.id)
         return dropped
+
+    def _wakeup(self, data: MemoryJournal, op: r.Wake) -> bool:
+        found, now = data.workflows.get(op.workflow), time.time()
+        if found is None or found.owner is not None or found.epoch != op.epoch:
+            return False
+        if found.state not in (State.SLEEPING, State.WAITING) or (found.wake or 0) <= now:
+            return False
+        found.wake = now
+        for step in data.steps.get(op.workflow, {}).values():
+            if step.state is StepState.PENDING and (step.wake or 0) > now:
+                step.wake = now
+        return True
 
     def _annotate(self, data: MemoryJournal, op: r.Annotate) -> int:
         found = [w for w in self._could_run(data, op.before) if w.name == op.name]

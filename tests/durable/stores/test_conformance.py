@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from opero.durable.records import (
+    Annotate,
     Cancel,
     Claim,
     Create,
@@ -27,12 +28,13 @@ from opero.durable.records import (
     StepRecord,
     StepState,
     Take,
+    Wake,
     WorkflowRecord,
 )
 from opero.errors import JournalError
 
 if TYPE_CHECKING:
-    from opero.durable.records import Store
+    from opero.durable.records import JournalStore
 
 Kill = Callable[[str], None]
 NAMES = ("billing", "mailing")
@@ -44,24 +46,24 @@ def kill(place: Any) -> Kill:
 
 
 @pytest.fixture
-def owner(store: Store) -> Iterator[str]:
+def owner(store: JournalStore) -> Iterator[str]:
     joined = store.join()
     yield joined
     store.leave(joined)
 
 
 @pytest.fixture
-def other(store: Store) -> Iterator[str]:
+def other(store: JournalStore) -> Iterator[str]:
     joined = store.join()
     yield joined
     store.leave(joined)
 
 
-def do(store: Store, op: Op) -> Any:
+def do(store: JournalStore, op: Op) -> Any:
     return store.apply([op])[0]
 
 
-def new(store: Store, name: str = "billing", id: str | None = None, **fields: Any) -> str:
+def new(store: JournalStore, name: str = "billing", id: str | None = None, **fields: Any) -> str:
     """Create a workflow and return its id."""
     number = next(_numbers)
     record = WorkflowRecord(
@@ -75,12 +77,12 @@ def new(store: Store, name: str = "billing", id: str | None = None, **fields: An
 _numbers = itertools.count()
 
 
-def claim(store: Store, owner: str, limit: int = 10, **fields: Any) -> list[WorkflowRecord]:
+def claim(store: JournalStore, owner: str, limit: int = 10, **fields: Any) -> list[WorkflowRecord]:
     found: list[WorkflowRecord] = do(store, Claim(owner, NAMES, limit, **fields))
     return found
 
 
-def running(store: Store, owner: str) -> WorkflowRecord:
+def running(store: JournalStore, owner: str) -> WorkflowRecord:
     new(store)
     return claim(store, owner)[0]
 
@@ -90,17 +92,17 @@ def step(path: str = "1", order: int = 1, **fields: Any) -> StepRecord:
     return StepRecord(path=path, order=order, **{**made, "began": 1.0, **fields})
 
 
-def put(store: Store, run: WorkflowRecord, *steps: StepRecord) -> list[bool]:
+def put(store: JournalStore, run: WorkflowRecord, *steps: StepRecord) -> list[bool]:
     assert run.owner is not None
     return store.apply([PutStep(run.id, run.owner, run.epoch, s) for s in steps])
 
 
-def move(store: Store, run: WorkflowRecord, state: State, **fields: Any) -> bool:
+def move(store: JournalStore, run: WorkflowRecord, state: State, **fields: Any) -> bool:
     assert run.owner is not None
     return bool(do(store, Move(run.id, run.owner, run.epoch, state, **fields)))
 
 
-def got(store: Store, id: str) -> WorkflowRecord:
+def got(store: JournalStore, id: str) -> WorkflowRecord:
     found = store.get(id)
     assert found is not None
     return found
@@ -109,7 +111,7 @@ def got(store: Store, id: str) -> WorkflowRecord:
 # --- workflows ----------------------------------------------------------------------------------------------------
 
 
-def test_workflow_comes_back_as_it_was_created(store: Store) -> None:
+def test_workflow_comes_back_as_it_was_created(store: JournalStore) -> None:
     before = time.time()
     record = WorkflowRecord(
         id="ünïcode 'id'", name="billing", version="2", args='["ä", 1]', hash="h", progress=3
@@ -118,10 +120,10 @@ def test_workflow_comes_back_as_it_was_created(store: Store) -> None:
     found = got(store, "ünïcode 'id'")
     assert before <= found.created == found.updated <= time.time()
     assert found == record
-    assert store.get("nobody") is None
+    assert store.get("unknown") is None
 
 
-def test_second_workflow_of_an_id_is_not_created(store: Store) -> None:
+def test_second_workflow_of_an_id_is_not_created(store: JournalStore) -> None:
     new(store, id="a")
     found = do(
         store, Create(WorkflowRecord(id="a", name="mailing", version=None, args="", hash=""))
@@ -129,7 +131,9 @@ def test_second_workflow_of_an_id_is_not_created(store: Store) -> None:
     assert (found.name, got(store, "a").name) == ("billing", "billing")
 
 
-def test_workflows_are_found_by_name_and_state_the_youngest_first(store: Store, owner: str) -> None:
+def test_workflows_are_found_by_name_and_state_the_youngest_first(
+    store: JournalStore, owner: str
+) -> None:
     ids = [new(store, name) for name in ("billing", "mailing", "billing")]
     claim(store, owner, 1)
     assert [w.id for w in store.find()] == ids[::-1]
@@ -142,9 +146,7 @@ def test_workflows_are_found_by_name_and_state_the_youngest_first(store: Store, 
 # --- claims -------------------------------------------------------------------------------------------------------
 
 
-def test_the_oldest_are_claimed_and_nobody_gets_them_twice(
-    store: Store, owner: str, other: str
-) -> None:
+def test_the_oldest_are_claimed_and_each_once(store: JournalStore, owner: str, other: str) -> None:
     ids = [new(store) for _ in range(3)]
     new(store, "unknown")
     first = claim(store, owner, 2)
@@ -155,12 +157,62 @@ def test_the_oldest_are_claimed_and_nobody_gets_them_twice(
     assert claim(store, owner) == claim(store, other) == []
 
 
-def test_a_claim_can_name_one(store: Store, owner: str) -> None:
+def test_a_claim_can_name_one(store: JournalStore, owner: str) -> None:
     ids = [new(store) for _ in range(2)]
     assert [w.id for w in claim(store, owner, only=ids[1])] == ids[1:]
 
 
-def test_sleepers_are_claimed_when_it_is_time(store: Store, owner: str) -> None:
+def test_a_claim_can_be_limited_to_recoveries(store: JournalStore, kill: Kill, owner: str) -> None:
+    first, second = new(store), new(store)
+    dying = store.join()
+    assert len(claim(store, dying)) == 2
+    kill(dying)
+    third = new(store)
+    assert [run.id for run in claim(store, owner, recoveries=(0, 0))] == [third]
+    assert [run.id for run in claim(store, owner, 1, recoveries=(1, 5))] == [first]
+    assert [run.id for run in claim(store, owner, recoveries=(1, 5))] == [second]
+
+
+def test_a_workflow_that_was_put_aside_has_no_recoveries(
+    store: JournalStore, kill: Kill, owner: str
+) -> None:
+    id = new(store)
+    dying = store.join()
+    claim(store, dying)
+    kill(dying)
+    run = running(store, owner)
+    assert run.recoveries == 1
+    assert move(store, run, State.QUEUED)
+    assert got(store, id).recoveries == 0
+
+
+def test_workflows_that_nothing_claims_can_be_annotated_until_they_are(
+    store: JournalStore, owner: str
+) -> None:
+    first, other = new(store, "billing"), new(store, "shipping")
+    later = time.time() + 1
+    assert store.unclaimed(0.0) == []
+    assert sorted(store.unclaimed(later)) == ["billing", "shipping"]
+    assert do(store, Annotate("billing", later, "unknown here")) == 1
+    assert store.unclaimed(later) == ["shipping"]
+    assert got(store, first).error == "unknown here"
+    assert got(store, other).error is None
+    assert running(store, owner).error is None
+
+
+def test_a_sleeper_can_be_woken_before_its_time(store: JournalStore, owner: str) -> None:
+    new(store)
+    run = running(store, owner)
+    put(store, run, step(state=StepState.PENDING, wake=time.time() + 1000))
+    assert move(store, run, State.SLEEPING, wake=time.time() + 1000)
+    assert not do(store, Wake(run.id, run.epoch + 1))
+    assert do(store, Wake(run.id, run.epoch))
+    assert not do(store, Wake(run.id, run.epoch))
+    assert running(store, owner).id == run.id
+    assert (store.steps(run.id)[0].wake or 0) <= time.time()
+
+
+def test_sleepers_are_claimed_when_it_is_time(store: JournalStore, owner: str) -> None:
     run = running(store, owner)
     assert move(store, run, State.SLEEPING, wake=time.time() + 0.15)
     assert claim(store, owner) == []
@@ -169,7 +221,7 @@ def test_sleepers_are_claimed_when_it_is_time(store: Store, owner: str) -> None:
     assert [(w.id, w.epoch, w.wake) for w in again] == [(run.id, 2, None)]
 
 
-def test_blocked_ones_are_claimed_on_request_only(store: Store, owner: str) -> None:
+def test_blocked_ones_are_claimed_on_request_only(store: JournalStore, owner: str) -> None:
     run = running(store, owner)
     move(store, run, State.BLOCKED, error="changed")
     assert got(store, run.id).error == "changed"
@@ -181,8 +233,8 @@ def test_blocked_ones_are_claimed_on_request_only(store: Store, owner: str) -> N
 @pytest.mark.parametrize(
     "state", [State.DONE, State.FAILED, State.CANCELLED, State.DEAD, State.IN_DOUBT, State.WAITING]
 )
-def test_what_has_ended_or_waits_for_somebody_is_not_claimed(
-    store: Store, owner: str, state: State
+def test_ended_blocked_and_in_doubt_workflows_are_not_claimed(
+    store: JournalStore, owner: str, state: State
 ) -> None:
     move(store, running(store, owner), state)
     assert claim(store, owner, blocked=True) == []
@@ -192,7 +244,7 @@ def test_what_has_ended_or_waits_for_somebody_is_not_claimed(
 
 
 def test_work_of_the_dead_is_taken_over_and_that_of_the_living_never(
-    opened: Callable[[], Store], kill: Kill
+    opened: Callable[[], JournalStore], kill: Kill
 ) -> None:
     one, two = opened(), opened()
     dead, alive = one.join(), two.join()
@@ -207,7 +259,7 @@ def test_work_of_the_dead_is_taken_over_and_that_of_the_living_never(
     two.leave(alive)
 
 
-def test_sleepers_of_the_dead_sleep_on(store: Store, kill: Kill, owner: str) -> None:
+def test_sleepers_of_the_dead_sleep_on(store: JournalStore, kill: Kill, owner: str) -> None:
     dead = store.join()
     run = running(store, dead)
     wake = time.time() + 60
@@ -219,7 +271,7 @@ def test_sleepers_of_the_dead_sleep_on(store: Store, kill: Kill, owner: str) -> 
     assert store.attention(owner) == (False, wake)
 
 
-def test_too_many_deaths_without_progress_end_a_workflow(store: Store, kill: Kill) -> None:
+def test_too_many_deaths_without_progress_end_a_workflow(store: JournalStore, kill: Kill) -> None:
     id = new(store)
     for death, counted in enumerate([0, 1, 1, 2]):
         mortal = store.join()
@@ -236,7 +288,7 @@ def test_too_many_deaths_without_progress_end_a_workflow(store: Store, kill: Kil
     assert "died 3 times in a row" in (found.error or "")
 
 
-def test_a_cancellation_outlives_the_owner(store: Store, kill: Kill, owner: str) -> None:
+def test_a_cancellation_outlives_the_owner(store: JournalStore, kill: Kill, owner: str) -> None:
     dead = store.join()
     run = running(store, dead)
     do(store, Cancel(run.id))
@@ -245,7 +297,7 @@ def test_a_cancellation_outlives_the_owner(store: Store, kill: Kill, owner: str)
     assert got(store, run.id).state is State.CANCELLED
 
 
-def test_who_leaves_lets_go_of_all_but_what_still_runs(store: Store, owner: str) -> None:
+def test_drop_frees_all_workflows_but_those_that_still_run(store: JournalStore, owner: str) -> None:
     busy, asleep, wanted, kept = (running(store, owner) for _ in range(4))
     move(store, asleep, State.SLEEPING, wake=9e9, free=False)
     do(store, Cancel(wanted.id))
@@ -260,7 +312,9 @@ def test_who_leaves_lets_go_of_all_but_what_still_runs(store: Store, owner: str)
 # --- steps --------------------------------------------------------------------------------------------------------
 
 
-def test_steps_come_back_in_the_order_of_their_first_record(store: Store, owner: str) -> None:
+def test_steps_come_back_in_the_order_of_their_first_record(
+    store: JournalStore, owner: str
+) -> None:
     run = running(store, owner)
     texts = ['"ä\\u0000 \'"', "null", '"' + "x" * 100_000 + '"']
     steps = [
@@ -269,10 +323,10 @@ def test_steps_come_back_in_the_order_of_their_first_record(store: Store, owner:
     ]
     assert put(store, run, *steps) == [True] * 3
     assert store.steps(run.id) == steps[::-1]
-    assert store.steps("nobody") == []
+    assert store.steps("unknown") == []
 
 
-def test_a_step_changes_in_place(store: Store, owner: str) -> None:
+def test_a_step_changes_in_place(store: JournalStore, owner: str) -> None:
     run = running(store, owner)
     put(store, run, step(state=StepState.STARTED, value=None), step("2", order=2))
     done = step(state=StepState.DONE, value="5", attempts=3, ended=9.0)
@@ -280,7 +334,7 @@ def test_a_step_changes_in_place(store: Store, owner: str) -> None:
     assert store.steps(run.id)[0] == done
 
 
-def test_writes_of_a_former_owner_are_refused(store: Store, owner: str, other: str) -> None:
+def test_writes_of_a_former_owner_are_refused(store: JournalStore, owner: str, other: str) -> None:
     run = running(store, owner)
     late = WorkflowRecord(**{f: getattr(run, f) for f in WorkflowRecord.__slots__})
     do(store, Drop(owner))
@@ -294,7 +348,7 @@ def test_writes_of_a_former_owner_are_refused(store: Store, owner: str, other: s
     assert got(store, run.id).state is State.RUNNING
 
 
-def test_an_end_is_kept(store: Store, owner: str) -> None:
+def test_an_end_is_kept(store: JournalStore, owner: str) -> None:
     run = running(store, owner)
     assert move(store, run, State.FAILED, error="{}", failed_step="4")
     found = got(store, run.id)
@@ -309,20 +363,20 @@ def test_an_end_is_kept(store: Store, owner: str) -> None:
 # --- stepping in --------------------------------------------------------------------------------------------------
 
 
-def test_what_nobody_runs_is_cancelled_at_once(store: Store) -> None:
+def test_workflow_without_an_owner_is_cancelled_at_once(store: JournalStore) -> None:
     id = new(store)
     assert do(store, Cancel(id)).state is State.CANCELLED
     assert do(store, Cancel(id)).state is State.CANCELLED
-    assert do(store, Cancel("nobody")) is None
+    assert do(store, Cancel("unknown")) is None
 
 
-def test_who_runs_a_workflow_hears_of_its_cancellation(store: Store, owner: str) -> None:
+def test_owner_finds_the_cancellation_of_its_workflow(store: JournalStore, owner: str) -> None:
     run = running(store, owner)
     assert store.cancelled(owner) == []
     found = do(store, Cancel(run.id))
     assert (found.state, found.cancel) == (State.RUNNING, True)
     assert store.cancelled(owner) == [run.id]
-    assert store.cancelled("somebody else") == []
+    assert store.cancelled("another program else") == []
 
 
 @pytest.mark.parametrize(
@@ -333,7 +387,7 @@ def test_who_runs_a_workflow_hears_of_its_cancellation(store: Store, owner: str)
     ],
 )  # fmt: skip
 def test_what_has_ended_without_a_result_can_be_resumed(
-    store: Store, owner: str, state: State, resumes: bool
+    store: JournalStore, owner: str, state: State, resumes: bool
 ) -> None:
     run = running(store, owner)
     put(store, run, step("1"), step("2", order=2, state=StepState.FAILED))
@@ -343,10 +397,10 @@ def test_what_has_ended_without_a_result_can_be_resumed(
         found = got(store, run.id)
         assert (found.state, found.error, found.failed_step) == (State.QUEUED, None, None)
         assert [s.path for s in store.steps(run.id)] == ["1"]
-    assert do(store, Resume("nobody")) is False
+    assert do(store, Resume("unknown")) is False
 
 
-def test_a_fork_has_the_finished_steps_before(store: Store, owner: str) -> None:
+def test_a_fork_has_the_finished_steps_before(store: JournalStore, owner: str) -> None:
     run = running(store, owner)
     steps = [step(str(n), order=n) for n in range(1, 5)]
     steps[1].state = StepState.STARTED
@@ -360,24 +414,24 @@ def test_a_fork_has_the_finished_steps_before(store: Store, owner: str) -> None:
         0,
     )
     assert [s.path for s in store.steps("copy")] == ["1", "3"]
-    assert do(store, Fork("nobody", "none", 1, None)) is None
+    assert do(store, Fork("unknown", "none", 1, None)) is None
 
 
-def test_a_step_in_doubt_is_decided_once(store: Store, owner: str) -> None:
+def test_a_step_in_doubt_is_decided_once(store: JournalStore, owner: str) -> None:
     run = running(store, owner)
     put(store, run, step(state=StepState.STARTED, value=None))
-    told = step(state=StepState.DONE, value="7")
-    assert not do(store, Resolve(run.id, "1", told))
+    decided = step(state=StepState.DONE, value="7")
+    assert not do(store, Resolve(run.id, "1", decided))
     move(store, run, State.IN_DOUBT)
-    assert not do(store, Resolve(run.id, "2", told))
-    assert do(store, Resolve(run.id, "1", told))
+    assert not do(store, Resolve(run.id, "2", decided))
+    assert do(store, Resolve(run.id, "1", decided))
     (found,) = store.steps(run.id)
     assert (found.state, found.value, found.name) == (StepState.DONE, "7", "charge")
     assert got(store, run.id).state is State.QUEUED
     assert not do(store, Resolve(run.id, "1", None))
 
 
-def test_a_step_in_doubt_can_be_forgotten(store: Store, owner: str) -> None:
+def test_a_step_in_doubt_can_be_forgotten(store: JournalStore, owner: str) -> None:
     run = running(store, owner)
     put(store, run, step(state=StepState.STARTED, value=None))
     move(store, run, State.IN_DOUBT)
@@ -388,13 +442,13 @@ def test_a_step_in_doubt_can_be_forgotten(store: Store, owner: str) -> None:
 # --- signals ------------------------------------------------------------------------------------------------------
 
 
-def take(store: Store, run: WorkflowRecord, name: str = "go", **fields: Any) -> Any:
+def take(store: JournalStore, run: WorkflowRecord, name: str = "go", **fields: Any) -> Any:
     assert run.owner is not None
     pending = step(name=f"wait for {name}", state=StepState.PENDING, value=None, **fields)
     return do(store, Take(run.id, run.owner, run.epoch, name, pending, at=5.0))
 
 
-def test_signals_are_taken_in_their_order(store: Store, owner: str) -> None:
+def test_signals_are_taken_in_their_order(store: JournalStore, owner: str) -> None:
     run = running(store, owner)
     sent = [Send(run.id, "go", "1"), Send(run.id, "stop", "2"), Send(run.id, "go", "3")]
     assert store.apply(sent) == [True] * 3
@@ -409,7 +463,7 @@ def test_signals_are_taken_in_their_order(store: Store, owner: str) -> None:
     assert store.signalled(owner) == []
 
 
-def test_a_signal_wakes_who_waits_for_it(store: Store, owner: str) -> None:
+def test_signal_wakes_the_workflow_that_waits_for_it(store: JournalStore, owner: str) -> None:
     run = running(store, owner)
     assert take(store, run) is None
     move(store, run, State.WAITING)
@@ -420,7 +474,7 @@ def test_a_signal_wakes_who_waits_for_it(store: Store, owner: str) -> None:
 
 
 def test_a_signal_that_comes_while_its_workflow_is_put_aside_is_not_overlooked(
-    store: Store, owner: str
+    store: JournalStore, owner: str
 ) -> None:
     run = running(store, owner)
     assert take(store, run) is None
@@ -429,12 +483,12 @@ def test_a_signal_that_comes_while_its_workflow_is_put_aside_is_not_overlooked(
     assert got(store, run.id).state is State.QUEUED
 
 
-def test_what_has_ended_gets_no_signals(store: Store, owner: str) -> None:
+def test_what_has_ended_gets_no_signals(store: JournalStore, owner: str) -> None:
     run = running(store, owner)
     do(store, Send(run.id, "go", "1"))
     move(store, run, State.FAILED)
     assert not do(store, Send(run.id, "go", "1"))
-    assert not do(store, Send("nobody", "go", "1"))
+    assert not do(store, Send("unknown", "go", "1"))
     do(store, Resume(run.id))
     (again,) = claim(store, owner)
     assert take(store, again) is None
@@ -443,7 +497,9 @@ def test_what_has_ended_gets_no_signals(store: Store, owner: str) -> None:
 # --- the watch ----------------------------------------------------------------------------------------------------
 
 
-def test_attention_tells_what_a_claim_would_find(store: Store, owner: str) -> None:
+def test_attention_says_whether_a_claim_would_find_something(
+    store: JournalStore, owner: str
+) -> None:
     assert store.attention(owner) == (False, None)
     new(store)
     assert store.attention(owner)[0]
@@ -461,7 +517,7 @@ class Impossible(Op):
     """No store knows how to write it."""
 
 
-def test_a_batch_is_written_whole_or_not_at_all(store: Store, owner: str) -> None:
+def test_a_batch_is_written_whole_or_not_at_all(store: JournalStore, owner: str) -> None:
     run = running(store, owner)
     record = WorkflowRecord(id="late", name="billing", version=None, args="", hash="")
     with pytest.raises(Exception):  # noqa: B017, PT011 - which one is the store's business
@@ -471,7 +527,7 @@ def test_a_batch_is_written_whole_or_not_at_all(store: Store, owner: str) -> Non
     assert put(store, run, step()) == [True]
 
 
-def test_answers_come_in_the_order_of_the_writes(store: Store, owner: str) -> None:
+def test_answers_come_in_the_order_of_the_writes(store: JournalStore, owner: str) -> None:
     run = running(store, owner)
     ops: list[Op] = [PutStep(run.id, owner, run.epoch, step(str(n), order=n)) for n in range(1, 40)]
     ops.insert(7, PutStep(run.id, owner, 99, step("late", order=50)))
@@ -479,13 +535,13 @@ def test_answers_come_in_the_order_of_the_writes(store: Store, owner: str) -> No
 
 
 def test_several_stores_and_threads_claim_each_workflow_once(
-    opened: Callable[[], Store],
+    opened: Callable[[], JournalStore],
 ) -> None:
     stores = [opened() for _ in range(4)]
     ids = {new(stores[n % 4]) for n in range(40)}
     claimed: list[str] = []
 
-    def work(store: Store) -> None:
+    def work(store: JournalStore) -> None:
         me = store.join()
         while found := claim(store, me, 3):
             for run in found:
@@ -503,7 +559,7 @@ def test_several_stores_and_threads_claim_each_workflow_once(
 
 
 def test_what_is_written_is_there_after_closing_and_opening(
-    opened: Callable[[], Store],
+    opened: Callable[[], JournalStore],
 ) -> None:
     first = opened()
     id = new(first)

@@ -40,7 +40,9 @@ def test_the_worst_window_is_the_fullest_one_of_all_arrivals(
 
 
 @given(times=ticks, limit=st.integers(1, 4))
-def test_a_rejected_call_gets_in_after_the_pause_it_is_told(times: list[float], limit: int) -> None:
+def test_a_rejected_call_is_accepted_after_the_requested_pause(
+    times: list[float], limit: int
+) -> None:
     window = SlidingWindow(Quota(limit, 1.0))
     for now in times:
         wait = window.admit(now)

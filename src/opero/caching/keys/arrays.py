@@ -64,7 +64,8 @@ def _dtype(dtype: Any) -> object:
         item, shape = dtype.subdtype
         return (_dtype(item), shape)
     if dtype.kind in _PLAIN_KINDS:
-        return dtype.newbyteorder("<").str
+        # With its byte order: a function can tell two arrays apart by their bytes.
+        return dtype.str
     # A dtype from elsewhere (bfloat16) tells itself from raw bytes by its name only.
     return (dtype.str, dtype.name)
 
@@ -83,9 +84,6 @@ def _data(np: Any, array: Any) -> object:
         return array.ravel().tolist()
     if dtype.char in "gG" and dtype.itemsize > (8 if dtype.kind == "f" else 16):
         raise Unkeyable(type_name(dtype.type), "pads its items with arbitrary bytes")
-    if dtype.kind in _PLAIN_KINDS:
-        # One byte order for all: pickling changes it too, on the way to a worker.
-        array = array.astype(dtype.newbyteorder("<"), copy=False)
     flat = np.ascontiguousarray(array).reshape(-1)
     if flat.nbytes == 0:
         return b""

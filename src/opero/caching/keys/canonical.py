@@ -57,7 +57,11 @@ def parts_of(value: object) -> list[bytes | memoryview]:
     """
     parts: list[bytes | memoryview] = []
     try:
-        _walk(value, parts.append, 0)
+        leaf = _LEAVES.get(type(value))
+        if leaf is None:
+            _branch(value, parts.append, 0)
+        else:
+            parts.append(leaf(value))
     except (Unkeyable, MemoryError):
         raise
     except Exception as error:

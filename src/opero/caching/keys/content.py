@@ -15,7 +15,16 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from opero.caching.keys.shapes import NAMED, STANDARD, Shape, class_tag, importable, type_name
+from opero.caching.keys.shapes import (
+    NAMED,
+    Shape,
+    Unkeyable,
+    class_tag,
+    importable,
+    module_shape,
+    type_name,
+)
+from opero.caching.plain_types import BY_NAME
 
 __all__ = ["describe"]
 
@@ -37,11 +46,13 @@ def describe(value: Any) -> Shape:
         Shape(tag='range', whole=(0, 3, 1), parts=mappingproxy({}))
     """
     kind = type(value)
-    exact = _KNOWN.get(type_name(kind))
+    exact = _listed(value, kind)
     if exact is not None:
-        return exact(value)
+        return exact
     if issubclass(kind, type):
         return importable(value)
+    if issubclass(kind, types.ModuleType):
+        return module_shape(value)
     if issubclass(kind, enum.Enum):
         return Shape(class_tag(kind), _within(kind, _member(value)))
     base, core = _core(value, kind)
@@ -54,6 +65,19 @@ def describe(value: Any) -> Shape:
     return Shape(class_tag(kind), _within(kind, core), state)
 
 
+def _listed(value: Any, base: type) -> Shape | None:
+    """Describe a value as one of a plain type, or of a type whose values go by their names."""
+    name = type_name(base)
+    row = BY_NAME.get(name)
+    if row is not None and row.key is not None:
+        parts = row.key(value)
+        if parts is None:
+            raise Unkeyable(type_name(type(value)), "has no key: it was read from a file")
+        return Shape(*parts)
+    named = NAMED.get(name)
+    return None if named is None else named(value)
+
+
 # --- subclasses: what the nearest known base says about the value
 
 
@@ -62,9 +86,9 @@ def _core(value: Any, kind: type) -> tuple[type, object]:
         plain = _BUILTINS.get(base)
         if plain is not None:
             return base, plain(value)
-        standard = _KNOWN.get(type_name(base))
-        if standard is not None:
-            return base, standard(value)
+        listed = _listed(value, base)
+        if listed is not None:
+            return base, listed
         library = base.__module__.partition(".")[0]
         if library in ("numpy", "pandas"):
             from opero.caching.keys.arrays import describe_array
@@ -174,7 +198,6 @@ def _member(value: Any) -> tuple[str | None, object]:
     return name, content if plain else None
 
 
-_KNOWN: Final = STANDARD | NAMED
 _SCALARS: Final = frozenset({str, int, float, complex, bytes, bool, types.NoneType})
 
 _BUILTINS: Final[dict[type, Callable[[Any], object]]] = {

@@ -128,9 +128,10 @@ class FunctionKeys:
         self._keyword_only = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
         self._kept = [n for n, name in enumerate(self._names) if name not in self._ignore]
         self._instances = instances if self._kept[:1] == [0] else None
+        self._bare = self._plain and not self._keyword_only
         self._simple = (
-            self._plain
-            and not (self._keyword_only or self._ignore)
+            self._bare
+            and not self._ignore
             and user_key is None
             and prefix is None
             and self._instances is None
@@ -168,7 +169,10 @@ class FunctionKeys:
                 pass  # a metaclass may make its classes unhashable
         if self._user_key is not None:
             return self._from_user(self._user_key, call)
-        values = self._values(call)
+        if self._bare and not call.kwargs and len(call.args) == self._positional:
+            values: tuple[Any, ...] | None = call.args
+        else:
+            values = self._values(call)
         if values is None:
             return None
         if self._instances is not None:
@@ -224,7 +228,17 @@ class FunctionKeys:
                     return tuple(flat)
             except TypeError:
                 pass  # a metaclass may make its classes unhashable
-        found = self._digest(tuple((names[n], values[n]) for n in kept))
+        if len(kept) == len(names):
+            content = tuple(zip(names, values, strict=True))
+        else:
+            content = tuple([(names[n], values[n]) for n in kept])
+        try:
+            found = digest(content)
+        except Unkeyable as signal:
+            # The path begins with the number of the pair and the place of the value in it.
+            path = signal.path or (0,)
+            name = content[int(path[0])][0]
+            raise self._unkeyable(name, _described(name, path[2:], signal)) from None
         return found if self._prefix is None else f"{self._prefix()}{found.hex()}"
 
     def _of_instance(self, values: tuple[Any, ...], instances: InstanceTokens) -> Hashable:
@@ -260,15 +274,6 @@ class FunctionKeys:
                 "Return text, numbers, or a tuple of them."
             ) from None
         return found if self._prefix is None else f"{self._prefix()}{found.hex()}"
-
-    def _digest(self, content: tuple[tuple[str, Any], ...]) -> bytes:
-        try:
-            return digest(content)
-        except Unkeyable as signal:
-            # The path begins with the number of the pair and the place of the value in it.
-            path = signal.path or (0,)
-            name = content[int(path[0])][0]
-            raise self._unkeyable(name, _described(name, path[2:], signal)) from None
 
     def _unkeyable(self, name: str, why: str) -> UnkeyableError:
         return UnkeyableError(

@@ -1,5 +1,5 @@
 # this_file: src/opero/caching/keys/shapes.py
-"""Describe objects in terms of simpler values: types of the standard library, and what goes by its name.
+"""Describe objects in terms of simpler values, or by their names.
 
 Types are recognised by their names, so that nothing has to be imported for it. Tags are our own
 where the library moves its classes about (`pathlib` did between Python 3.11 and 3.13). A name is
@@ -8,14 +8,13 @@ believed only when it leads to the very object.
 
 from __future__ import annotations
 
-import collections
 import sys
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 __all__ = [
-    "NAMED", "STANDARD", "Shape", "Unkeyable", "class_tag", "importable", "module_name", "type_name",
+    "NAMED", "Shape", "Unkeyable", "class_tag", "importable", "module_name", "module_shape", "type_name",
 ]  # fmt: skip
 
 _SHOWN_STEPS: Final = 15
@@ -155,6 +154,24 @@ def _alias(value: Any) -> Shape:
     return Shape("alias", None, {name: getattr(value, name, None) for name in names})
 
 
+def _union(value: Any) -> Shape:
+    # `int | None` and `Optional[int]` are equal, and of one type since Python 3.14.
+    parts = {"__origin__": None, "__metadata__": None, "__unpacked__": None}
+    return Shape("alias", None, parts | {"__args__": value.__args__})
+
+
+def module_shape(value: types.ModuleType) -> Shape:
+    """Describe a module by its name.
+
+    Raises:
+        Unkeyable: It is not the one that is imported by that name.
+    """
+    name: Any = getattr(value, "__name__", None)
+    if type(name) is not str or sys.modules.get(name) is not value:
+        raise Unkeyable("module", "cannot be imported by its name")
+    return Shape("module", module_name(name))
+
+
 def _partial(value: Any) -> Shape:
     parts = {"func": value.func, "args": value.args, "keywords": value.keywords}
     return Shape("partial", None, parts)
@@ -169,124 +186,12 @@ NAMED: Final[dict[str, Callable[[Any], Shape]]] = {
     "wrapper_descriptor": _descriptor,
     "classmethod_descriptor": _descriptor,
     "types.GenericAlias": _alias,
-    "types.UnionType": _alias,
+    "types.UnionType": _union,
+    "typing.Union": _union,
     "typing._GenericAlias": _alias,
-    "typing._UnionGenericAlias": _alias,
+    "typing._UnionGenericAlias": _union,
     "typing._LiteralGenericAlias": _alias,
     "typing._CallableGenericAlias": _alias,
     "typing._AnnotatedAlias": _alias,
 }
-"""By the name of the type, as in `standard`."""
-
-
-# --- types of the standard library, and a few that come with pydantic -----------------------------
-
-
-def _zoned(tag: str, fields: tuple[int, ...], value: Any) -> Shape:
-    zone = value.tzinfo
-    if zone is None:
-        return Shape(tag, fields)
-    # Wall time and offset give the instant; the zone's name tells zones of one offset apart.
-    offset = value.utcoffset()
-    label = getattr(zone, "key", None) or getattr(zone, "zone", None)
-    parts = {
-        "offset": offset,
-        "name": value.tzname(),
-        "zone": label if type(label) is str else None,
-        "class": type_name(type(zone)),
-    }
-    return Shape(tag, fields, parts)
-
-
-def _datetime(value: Any) -> Shape:
-    day = (value.year, value.month, value.day)
-    clock = (value.hour, value.minute, value.second, value.microsecond, value.fold)
-    return _zoned("datetime", day + clock, value)
-
-
-def _time(value: Any) -> Shape:
-    fields = (value.hour, value.minute, value.second, value.microsecond, value.fold)
-    return _zoned("time", fields, value)
-
-
-def _zoneinfo(value: Any) -> Shape:
-    if value.key is None:
-        raise Unkeyable(type_name(type(value)), "has no key: it was read from a file")
-    return Shape("zoneinfo", value.key)
-
-
-def _decimal(value: Any) -> Shape:
-    sign, digits, exponent = value.as_tuple()
-    return Shape("decimal", (sign, "".join(map(str, digits)), exponent))
-
-
-def _path(flavour: str) -> Callable[[Any], Shape]:
-    return lambda value: Shape("path", (flavour, value.as_posix()))
-
-
-def _network(value: Any) -> Shape:
-    return Shape("ip", (type(value).__name__, value.network_address, value.prefixlen))
-
-
-def _interface(value: Any) -> Shape:
-    return Shape("ip", (type(value).__name__, value.ip, value.network.prefixlen))
-
-
-def _view(value: memoryview) -> Shape:
-    return Shape("memoryview", (value.format, value.shape, value.tobytes()))
-
-
-_PATHS: Final = ("PurePath", "PurePosixPath", "PureWindowsPath", "Path", "PosixPath", "WindowsPath")
-
-STANDARD: Final[dict[str, Callable[[Any], Shape]]] = {
-    "bytearray": lambda value: Shape("bytearray", bytes(value)),
-    "memoryview": _view,
-    "range": lambda value: Shape("range", (value.start, value.stop, value.step)),
-    "slice": lambda value: Shape("slice", (value.start, value.stop, value.step)),
-    "mappingproxy": lambda value: Shape("mappingproxy", value.copy()),
-    "types.SimpleNamespace": lambda value: Shape("namespace", None, dict(vars(value))),
-    "array.array": lambda value: Shape("array", (value.typecode, value.tolist())),
-    "collections.deque": lambda value: Shape(
-        "deque", list(collections.deque.__iter__(value)), {"maxlen": value.maxlen}
-    ),
-    "collections.OrderedDict": lambda value: Shape(
-        "ordereddict",
-        dict(dict.items(value)),
-        {"order": list(collections.OrderedDict.__iter__(value))},
-    ),
-    "collections.defaultdict": lambda value: Shape(
-        "defaultdict", dict(dict.items(value)), {"default_factory": value.default_factory}
-    ),
-    "collections.Counter": lambda value: Shape("counter", dict(dict.items(value))),
-    "datetime.datetime": _datetime,
-    "datetime.date": lambda value: Shape("date", (value.year, value.month, value.day)),
-    "datetime.time": _time,
-    "datetime.timedelta": lambda value: Shape(
-        "timedelta", (value.days, value.seconds, value.microseconds)
-    ),
-    "datetime.timezone": lambda value: Shape(
-        "timezone", (value.utcoffset(None), value.tzname(None))
-    ),
-    "zoneinfo.ZoneInfo": _zoneinfo,
-    "decimal.Decimal": _decimal,
-    "fractions.Fraction": lambda value: Shape("fraction", (value.numerator, value.denominator)),
-    "uuid.UUID": lambda value: Shape("uuid", value.int),
-    # As numbers: the text form of mapped IPv6 addresses changed in Python 3.13.
-    "ipaddress.IPv4Address": lambda value: Shape("ip", (4, int(value))),
-    "ipaddress.IPv6Address": lambda value: Shape("ip", (6, int(value), value.scope_id)),
-    "ipaddress.IPv4Network": _network,
-    "ipaddress.IPv6Network": _network,
-    "ipaddress.IPv4Interface": _interface,
-    "ipaddress.IPv6Interface": _interface,
-    "re.Pattern": lambda value: Shape("pattern", (value.pattern, value.flags)),
-    **{
-        f"{module}.{name}": _path(name)
-        for module in ("pathlib", "pathlib._local")
-        for name in _PATHS
-    },
-    "pydantic_core._pydantic_core.Url": lambda value: Shape("url", str(value)),
-    "pydantic_core._pydantic_core.MultiHostUrl": lambda value: Shape("url", str(value)),
-    "pydantic.networks._BaseUrl": lambda value: Shape("url", str(value)),
-    "pydantic.networks._BaseMultiHostUrl": lambda value: Shape("url", str(value)),
-    "pydantic.types._SecretBase": lambda value: Shape("secret", value.get_secret_value()),
-}
+"""By the name of the type, as in the table of plain types."""

@@ -16,9 +16,9 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.caching.codec.signals import Undecodable, Unencodable
-from opero.caching.isolate import Uncopyable, freeze
+from opero.caching.copying import Uncopyable, freeze
 from opero.caching.memory import Entry, Life
+from opero.caching.plain_types import Undecodable, Unencodable
 from opero.caching.stores.base import AsyncByteStore, StoreError, awaitable
 from opero.utils import ambient
 from opero.utils.backends import backend_of
@@ -27,45 +27,12 @@ if TYPE_CHECKING:
     from opero.caching.codec import Coder
     from opero.caching.stores.base import ByteStore
 
-__all__ = ["CodedStore", "open_envelope", "seal"]
+__all__ = ["CodedStore"]
 
 _HEADER: Final = struct.Struct(">2sBdd")
 _MARK: Final = b"op"
 _VERSION: Final = 1
-
-
-def seal(coder: Coder, key: str, value: Any, *, stored: float, expires: float) -> bytes:
-    """Return the bytes to be stored for a value.
-
-    Args:
-        coder: How values become bytes.
-        key: Where they will be stored.
-        value: The value.
-        stored: Now, in seconds since the epoch.
-        expires: When it expires, `math.inf` for never.
-
-    Raises:
-        Unencodable: The value cannot be encoded.
-    """
-    header = _HEADER.pack(_MARK, _VERSION, stored, expires)
-    context = header + key.encode("utf-8", "surrogatepass")
-    return b"".join((header, *coder.encode(value, context)))
-
-
-def open_envelope(coder: Coder, key: str, blob: bytes) -> tuple[Any, float, float]:
-    """Return the value in an envelope, and when it was stored and expires, in seconds since the epoch.
-
-    Raises:
-        Undecodable: It is none, or not the one that was stored under this key.
-    """
-    header = blob[: _HEADER.size]
-    if len(header) < _HEADER.size:
-        raise Undecodable("it is cut short")
-    mark, version, stored, expires = _HEADER.unpack(header)
-    if mark != _MARK or version != _VERSION or math.isnan(expires):
-        raise Undecodable("it is of another version of opero, or not of opero")
-    context = header + key.encode("utf-8", "surrogatepass")
-    return coder.decode(memoryview(blob)[_HEADER.size :], context), stored, expires
+_HEADER_SIZE: Final = _HEADER.size
 
 
 class CodedStore:
@@ -203,16 +170,13 @@ class CodedStore:
         """
         freeze(value, copy=False)  # refuses what can be used only once
         offset = ambient.wall_offset()
+        stored = ambient.clock().monotonic() + offset
+        header = _HEADER.pack(_MARK, _VERSION, stored, expires + offset)
         try:
-            blob = seal(
-                self._coder,
-                key,
-                value,
-                stored=ambient.clock().monotonic() + offset,
-                expires=expires + offset,
-            )
+            pieces = self._coder.encode(value, header + key.encode("utf-8", "surrogatepass"))
         except Unencodable as signal:
             raise Uncopyable(str(signal)) from None
+        blob = b"".join((header, *pieces))
         return Entry(blob, expires, functools.partial(self._decoded, key), len(blob))
 
     def discard(self, key: str, entry: Entry) -> None:
@@ -236,17 +200,29 @@ class CodedStore:
     # --- bytes and entries ------------------------------------------------------------------------
 
     def _entry(self, key: str, blob: bytes) -> Entry:
+        """Return the entry in an envelope.
+
+        Raises:
+            StoreError: It is none, or not the one that was stored under this key.
+        """
+        header = blob[:_HEADER_SIZE]
+        if len(header) < _HEADER_SIZE:
+            raise StoreError("an entry cannot be read: it is cut short")
+        mark, version, stored, expires = _HEADER.unpack(header)
+        if mark != _MARK or version != _VERSION or math.isnan(expires):
+            raise StoreError("an entry cannot be read: it is not of this version of opero")
         try:
-            value, stored, expires = open_envelope(self._coder, key, blob)
+            value = self._decoded(key, blob)
         except Undecodable as signal:
             raise StoreError(f"an entry cannot be read: {signal}") from None
         offset = ambient.wall_offset()
-        expiry = expires - offset
-        life = Life(stored - offset, expiry, expiry)
-        return _ReadEntry(value, life, functools.partial(self._decoded, key), blob)
+        return _ReadEntry(
+            value, stored - offset, expires - offset, functools.partial(self._decoded, key), blob
+        )
 
     def _decoded(self, key: str, blob: bytes) -> Any:
-        return open_envelope(self._coder, key, blob)[0]
+        context = blob[:_HEADER_SIZE] + key.encode("utf-8", "surrogatepass")
+        return self._coder.decode(memoryview(blob)[_HEADER_SIZE:], context)
 
 
 def _stored(entry: Entry) -> tuple[bytes, float | None]:
@@ -260,9 +236,17 @@ class _ReadEntry(Entry):
 
     __slots__ = ("_decoded", "life")
 
-    def __init__(self, value: Any, life: Life, thaw: Callable[[Any], Any], blob: bytes) -> None:
-        super().__init__(blob, life.expiry, thaw, len(blob))
-        self.life: Life | None = life
+    def __init__(
+        self, value: Any, stored: float, expiry: float, copier: Callable[[Any], Any], blob: bytes
+    ) -> None:
+        # All that `Entry` sets, without another call: one for each hit.
+        self.value = blob
+        self.expires = expiry
+        self.copier = copier
+        self.weight = len(blob)
+        self.group = None
+        self.visited = False
+        self.life: Life | None = Life(stored, expiry, expiry)
         self._decoded = [value]
 
     def open(self) -> Any:

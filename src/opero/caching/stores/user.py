@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from opero.caching.isolate import isolated
+from opero.caching.copying import isolated
 from opero.caching.memory import AgingEntry, Entry, Life, Store
 from opero.errors import OperoUsageError
 from opero.utils import ambient
@@ -77,11 +77,11 @@ class UserStore:
             return None
         value, until, *birth = held
         if until is None:
-            return Entry(value, thaw=isolated)
+            return Entry(value, copier=isolated)
         if not all(isinstance(at, int | float) for at in (until, *birth)):
             return None
         offset = ambient.wall_offset()
-        entry = Entry(value, expires=until - offset, thaw=isolated)
+        entry = Entry(value, expires=until - offset, copier=isolated)
         if not birth:
             return entry
         return AgingEntry(entry, Life(birth[0] - offset, entry.expires, entry.expires))

@@ -240,7 +240,7 @@ class Lost(NamedTuple):
         why: Why it ended.
         pid, exitcode: The process, where there was one.
         said: Its last output, for the message.
-        alone: Whether nothing of other chunks was under way in the worker, so that it died of this one.
+        only_chunk: Whether nothing of other chunks was under way in the worker, so that it died of this one.
     """
 
     chunk: int
@@ -249,7 +249,7 @@ class Lost(NamedTuple):
     pid: int | None = None
     exitcode: int | None = None
     said: str = ""
-    alone: bool = True
+    only_chunk: bool = True
 
 
 Report = Done | GaveBack | Lost

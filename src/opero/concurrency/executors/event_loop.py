@@ -68,10 +68,10 @@ class EventLoopExecutor:
 
     async def poll(self, wait: float | None) -> list[Report]:
         """Return what the tasks have reported; wait for the first report."""
-        self._chunks.look()
+        patience = self._chunks.patience(wait)
         if not (self._reports or self._woken.is_set()) and wait != 0:
             try:
-                async with asyncio.timeout(self._chunks.patience(wait)):
+                async with asyncio.timeout(patience):
                     await self._woken.wait()
             except TimeoutError:
                 return []

@@ -92,6 +92,7 @@ class ThreadPoolMapExecutor(ThreadExecutor):
     def __init__(self, executor: ThreadPoolExecutor, workers: int, context: Context) -> None:
         super().__init__(workers, context)
         self._executor = executor
+        self._take = self._take_now
         self._serving: dict[int, Future[None] | None] = {}
         self._numbers = 0
         self._error: BaseException | None = None
@@ -119,7 +120,7 @@ class ThreadPoolMapExecutor(ThreadExecutor):
     def _start_workers(self) -> None:
         """Ask for threads while there are chunks that none has taken."""
         serve = self._serve_async if self._job.pipeline.awaits else self._serve
-        while len(self._serving) < self.workers and not self._inbox.empty():
+        while len(self._serving) < self.workers and not self._waiting.empty():
             self._numbers += 1
             number = self._numbers
             self._serving[number] = None
@@ -140,10 +141,10 @@ class ThreadPoolMapExecutor(ThreadExecutor):
         # A chunk may have come just before the thread was given back.
         self.wake()
 
-    def _take(self) -> LocalChunk | None:
+    def _take_now(self) -> LocalChunk | None:
         """Return a chunk without waiting; None gives the thread back."""
         try:
-            return self._inbox.get_nowait()
+            return self._waiting.get_nowait()
         except Empty:
             return None
 
@@ -183,7 +184,7 @@ class FuturesExecutor:
     def __init__(self, executor: Executor, workers: int) -> None:
         self._executor = executor
         self._workers = workers
-        self._outbox: SimpleQueue[_Ended | None] = SimpleQueue()
+        self._reported: SimpleQueue[_Ended | None] = SimpleQueue()
         self._flying: dict[int, Future[Any]] = {}
 
     def slots(self) -> int:
@@ -211,7 +212,7 @@ class FuturesExecutor:
         except Exception as error:
             raise _broken(error) from error
         self._flying[chunk.id] = future
-        future.add_done_callback(lambda ended: self._outbox.put(_Ended(chunk.id, ended)))
+        future.add_done_callback(lambda ended: self._reported.put(_Ended(chunk.id, ended)))
 
     def poll(self, timeout: float | None) -> list[Report]:
         """Return what was reported.
@@ -221,10 +222,12 @@ class FuturesExecutor:
         """
         reports: list[Report] = []
         with contextlib.suppress(Empty):
-            ended = self._outbox.get_nowait() if timeout == 0 else self._outbox.get(timeout=timeout)
+            ended = (
+                self._reported.get_nowait() if timeout == 0 else self._reported.get(timeout=timeout)
+            )
             while ended is not None:
                 reports += self._reports(ended)
-                ended = self._outbox.get_nowait()
+                ended = self._reported.get_nowait()
         return reports
 
     def _reports(self, ended: _Ended) -> list[Report]:
@@ -245,7 +248,7 @@ class FuturesExecutor:
 
     def wake(self) -> None:
         """End a wait for reports."""
-        self._outbox.put(None)
+        self._reported.put(None)
 
     def close(self, *, graceful: bool, timeout: float) -> None:
         """Take back what has not begun; the executor lives on."""

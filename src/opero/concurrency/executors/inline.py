@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["AsyncInlineExecutor", "InlineExecutor"]
 
 
-class InlineExecutor:
-    """The executor of `sequential=True`."""
-
+class _Inline:
     name = "sequential"
     caps = Caps()
 
@@ -28,7 +26,6 @@ class InlineExecutor:
         self._waiting: deque[LocalChunk] = deque()
         self._reports: list[Report] = []
         self._chunks = LocalChunks(self._reports.append)
-        self._woken = threading.Event()
 
     def slots(self) -> int:
         """Return 1: one item at a time."""
@@ -37,18 +34,29 @@ class InlineExecutor:
     def open(self, job: MapJob) -> None:
         """Prepare."""
         self._runner = ItemRunner(job)
-        self._chunks.flush_s = job.target_s
 
     def submit(self, chunk: Chunk) -> None:
         """Keep a chunk for the next `poll`."""
         self._waiting.append(self._chunks.add(chunk))
 
+    def _take_reports(self) -> list[Report]:
+        reports = self._reports[:]
+        self._reports.clear()
+        return reports
+
+
+class InlineExecutor(_Inline):
+    """The executor of `sequential=True`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._woken = threading.Event()
+
     def poll(self, timeout: float | None) -> list[Report]:
         """Run what was submitted."""
         while self._waiting:
             self._runner.run_chunk(self._waiting.popleft(), self._chunks, self.name)
-        reports = self._reports[:]
-        self._reports.clear()
+        reports = self._take_reports()
         if not reports and timeout != 0 and self._woken.wait(timeout):
             self._woken.clear()
         return reports
@@ -66,38 +74,19 @@ class InlineExecutor:
         self._waiting.clear()
 
 
-class AsyncInlineExecutor:
+class AsyncInlineExecutor(_Inline):
     """The same for coroutine functions."""
 
-    name = "sequential"
-    caps = Caps()
-
     def __init__(self) -> None:
-        self._waiting: deque[LocalChunk] = deque()
-        self._reports: list[Report] = []
-        self._chunks = LocalChunks(self._reports.append)
+        super().__init__()
         self._woken = asyncio.Event()
-
-    def slots(self) -> int:
-        """Return 1: one item at a time."""
-        return 1
-
-    def open(self, job: MapJob) -> None:
-        """Prepare."""
-        self._runner = ItemRunner(job)
-        self._chunks.flush_s = job.target_s
         self._loop = asyncio.get_running_loop()
-
-    def submit(self, chunk: Chunk) -> None:
-        """Keep a chunk for the next `poll`."""
-        self._waiting.append(self._chunks.add(chunk))
 
     async def poll(self, wait: float | None) -> list[Report]:
         """Run what was submitted."""
         while self._waiting:
             await self._runner.run_chunk_async(self._waiting.popleft(), self._chunks, self.name)
-        reports = self._reports[:]
-        self._reports.clear()
+        reports = self._take_reports()
         if wait == 0:
             await asyncio.sleep(0)
         elif not reports:

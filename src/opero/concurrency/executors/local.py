@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Final
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["LocalChunk", "LocalChunks", "PartialResults"]
 
 _LOOK: Final = 0.03
-"""Seconds between two looks at chunks that are under way."""
-_ONLY: Final = range(1)
+"""Seconds after which finished items of a chunk that is under way are reported."""
 
 
 class LocalChunk:
@@ -43,13 +42,15 @@ class LocalChunk:
         self.unreported: int = len(chunk.items)
         self.todo: Final = deque(range(self.unreported))
 
-    def take(self) -> int | None:
-        """Return the next position, None if there is none."""
+    def positions(self) -> Iterator[int]:
+        """Take one position after the other, until none is left."""
+        take = self.todo.popleft
         try:
-            return self.todo.popleft()
+            while True:
+                yield take()
         except IndexError:
             # Asking first would not do: another worker may take the last one in between.
-            return None
+            return
 
 
 class PartialResults:
@@ -61,13 +62,15 @@ class PartialResults:
         owner: Reports it.
     """
 
-    __slots__ = ("_due", "_finished", "_owner", "_since", "local", "worker")
+    __slots__ = ("_due", "_odd", "_owner", "_places", "_since", "_values", "local", "worker")
 
     def __init__(self, local: LocalChunk, worker: str, owner: LocalChunks) -> None:
         self.local: Final = local
         self.worker: Final = worker
         self._owner = owner
-        self._finished: deque[tuple[int, Any, ItemOutcome | None]] = deque()
+        self._places: list[int] = []
+        self._values: list[Any] = []
+        self._odd: dict[int, ItemOutcome] = {}
         self._since = perf_counter()
         self._due = self._since + owner.flush_s
 
@@ -76,26 +79,35 @@ class PartialResults:
 
         Args:
             position: Its position.
-            value: The plain result; ignored where there is an outcome.
+            value: The plain result; None where there is an outcome.
             outcome: What became of the item if that is more than a plain result.
         """
-        self._finished.append((position, value, outcome))
+        if outcome is not None:
+            self._odd[position] = outcome
+            value = None
+        self._places.append(position)
+        # Last, because an item whose value is here counts as done for the thread that reports.
+        self._values.append(value)
         if perf_counter() >= self._due:
             self._owner.report(self)
 
     def drain(self) -> Done | None:
         """Return what is not reported yet, None if that is nothing."""
-        finished = [self._finished.popleft() for _ in range(len(self._finished))]
-        if not finished:
+        count = len(self._values)
+        if not count:
             return None
         now = perf_counter()
         busy, self._since = now - self._since, now
         self._due = now + self._owner.flush_s
-        first, last = finished[0][0], finished[-1][0]
-        together = last - first + 1 == len(finished)
-        places: Sequence[int] = range(first, last + 1) if together else [one[0] for one in finished]
-        values = [value if outcome is None else None for _, value, outcome in finished]
-        odd = {n: outcome for n, (_, _, outcome) in enumerate(finished) if outcome is not None}
+        places: Sequence[int] = self._places[:count]
+        values = self._values[:count]
+        del self._places[:count], self._values[:count]
+        odd: dict[int, ItemOutcome] = {}
+        if self._odd:
+            odd = {n: self._odd.pop(place) for n, place in enumerate(places) if place in self._odd}
+        first, last = places[0], places[-1]
+        if last - first + 1 == count:
+            places = range(first, last + 1)
         return Done(self.local.chunk.id, places, values, odd, busy, self.worker)
 
 
@@ -125,7 +137,7 @@ class LocalChunks:
         return local
 
     def begin(self, local: LocalChunk, worker: str) -> PartialResults:
-        """Return the place for what a worker does of a chunk of several items."""
+        """Return the place for what a worker does of a chunk."""
         partial = self._partial[worker] = PartialResults(local, worker, self)
         return partial
 
@@ -146,27 +158,23 @@ class LocalChunks:
                 self._open.pop(done.chunk, None)
             self._report(done)
 
-    def report_single(
-        self, local: LocalChunk, worker: str, value: Any, outcome: ItemOutcome | None, busy_s: float
-    ) -> None:
-        """Report a chunk of one item."""
-        values, odd = ([value], {}) if outcome is None else ([None], {0: outcome})
-        self._report(Done(local.chunk.id, _ONLY, values, odd, busy_s, worker))
-
     def patience(self, timeout: float | None) -> float | None:
-        """Return how long to wait for reports, at most `timeout` seconds, before the next `look`."""
+        """Report what workers have done while they are busy with slow items, if it is time for that.
+
+        Args:
+            timeout: Longest wait for reports in seconds, None for ever.
+
+        Returns:
+            How long to wait before the next call.
+        """
         if not self._open:
             return timeout
+        if (now := monotonic()) >= self._due:
+            self._due = now + _LOOK
+            # A copy, because workers come and go meanwhile.
+            for partial in list(self._partial.values()):
+                self.report(partial)
         return _LOOK if timeout is None else min(timeout, _LOOK)
-
-    def look(self) -> None:
-        """Report what workers have done while they are busy with slow items, if it is time for that."""
-        if not self._partial or (now := monotonic()) < self._due:
-            return
-        self._due = now + _LOOK
-        # A copy, because workers come and go meanwhile.
-        for partial in list(self._partial.values()):
-            self.report(partial)
 
     def close(self) -> None:
         """Let no further item begin."""

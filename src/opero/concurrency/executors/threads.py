@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from contextvars import Context
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -37,12 +38,13 @@ class ThreadExecutor:
     def __init__(self, workers: int, context: Context) -> None:
         self.workers = workers
         self._context = context
-        self._inbox: SimpleQueue[LocalChunk | None] = SimpleQueue()
-        self._outbox: SimpleQueue[Report | None] = SimpleQueue()
+        self._waiting: SimpleQueue[LocalChunk | None] = SimpleQueue()
+        self._reported: SimpleQueue[Report | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._chunks = LocalChunks(self._outbox.put)
+        self._chunks = LocalChunks(self._reported.put)
         self._items = 0
         self._stopped = False
+        self._take: Callable[[], LocalChunk | None] = self._waiting.get
 
     def slots(self) -> int:
         """Return room for a chunk at work and one at hand for each thread."""
@@ -56,19 +58,18 @@ class ThreadExecutor:
     def submit(self, chunk: Chunk) -> None:
         """Put a chunk into the queue."""
         self._items += len(chunk.items)
-        self._inbox.put(self._chunks.add(chunk))
+        self._waiting.put(self._chunks.add(chunk))
 
     def poll(self, timeout: float | None) -> list[Report]:
         """Return what the threads have reported."""
         self._start_workers()
-        self._chunks.look()
         reports: list[Report] = []
         wait = self._chunks.patience(timeout)
         with contextlib.suppress(Empty):
-            first = self._outbox.get_nowait() if wait == 0 else self._outbox.get(timeout=wait)
+            first = self._reported.get_nowait() if wait == 0 else self._reported.get(timeout=wait)
             while first is not None:
                 reports.append(first)
-                first = self._outbox.get_nowait()
+                first = self._reported.get_nowait()
         return reports
 
     def _start_workers(self) -> None:
@@ -87,7 +88,7 @@ class ThreadExecutor:
 
     def wake(self) -> None:
         """End a wait for reports."""
-        self._outbox.put(None)
+        self._reported.put(None)
 
     def close(self, *, graceful: bool, timeout: float) -> None:
         """Let the threads return; one that is in the middle of an item is left behind when time is up."""
@@ -95,7 +96,7 @@ class ThreadExecutor:
         self._stopped = True
         self._chunks.close()
         for _ in threads:
-            self._inbox.put(None)
+            self._waiting.put(None)
         end = monotonic() + (timeout if graceful else min(timeout, 0.01))
         for thread in threads:
             if thread.ident is not None:
@@ -118,15 +119,11 @@ class ThreadExecutor:
                 loop.run(running, context=self._context.copy())
 
     def _next(self) -> LocalChunk | None:
-        """Return a chunk that has items left; None at the end."""
+        """Wait for a chunk that has items left; return None at the end of the map."""
         while (local := self._take()) is not None and not self._stopped:
             if len(local.todo) > 1:
                 # The next free thread helps with it.
-                self._inbox.put(local)
+                self._waiting.put(local)
             if local.todo:
                 return local
         return None
-
-    def _take(self) -> LocalChunk | None:
-        """Wait for a chunk; None means that the map is over."""
-        return self._inbox.get()

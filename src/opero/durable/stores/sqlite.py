@@ -30,10 +30,11 @@ from opero.durable.records import (
     StepRecord,
     StepState,
     Take,
+    Wake,
     WorkflowRecord,
 )
 from opero.errors import JournalError, OperoUsageError
-from opero.limits.file_lock import try_lock
+from opero.limits.state.file import try_lock
 from opero.utils.fork import run_after_fork
 from opero.utils.sqlite import SqliteFile
 
@@ -340,7 +341,7 @@ def _claim(db: sqlite3.Connection, op: Claim, now: float, owners: Owners) -> lis
     claimed = [_workflow_of(row) for row in db.execute(query, values).fetchall()]
     for record in claimed:
         record.owner, record.state, record.epoch = op.owner, State.RUNNING, record.epoch + 1
-        record.wake, record.updated = None, now
+        record.wake, record.error, record.updated = None, None, now
         db.execute(
             "UPDATE workflow SET owner = ?, state = 'running', epoch = epoch + 1, wake = NULL, updated = ?, "
             "error = NULL, progress = (SELECT count(*) FROM step WHERE workflow = id) WHERE id = ?",
@@ -532,6 +533,20 @@ def _drop(db: sqlite3.Connection, op: Drop, now: float) -> int:
     return len(free)
 
 
+def _wake(db: sqlite3.Connection, op: Wake, now: float) -> bool:
+    changed = db.execute(
+        "UPDATE workflow SET wake = ? WHERE id = ? AND epoch = ? AND owner IS NULL AND wake > ? "
+        "AND state IN ('sleeping', 'waiting')",
+        (now, op.workflow, op.epoch, now),
+    ).rowcount
+    if changed:
+        db.execute(
+            "UPDATE step SET wake = ? WHERE workflow = ? AND state = 'pending' AND wake > ?",
+            (now, op.workflow, now),
+        )
+    return changed == 1
+
+
 def _annotate(db: sqlite3.Connection, op: Annotate, now: float) -> int:
     del now
     return db.execute(
@@ -550,6 +565,7 @@ _WRITERS: Final[dict[type[Op], Callable[..., Any]]] = {
     Take: _take,
     Resolve: _resolve,
     Drop: _drop,
+    Wake: _wake,
     Annotate: _annotate,
 }
 

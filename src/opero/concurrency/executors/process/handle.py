@@ -123,7 +123,7 @@ def judge_all(started: Iterable[tuple[PendingChunk, int | None]], **known: Any) 
     found = [judge(pending, last, **known) for pending, last in started]
     if sum(lost.why != "stopped" for lost in found) < 2:
         return found
-    return [lost._replace(culprit=None, alone=False) for lost in found]
+    return [lost._replace(culprit=None, only_chunk=False) for lost in found]
 
 
 # --- workers --------------------------------------------------------------------------------------

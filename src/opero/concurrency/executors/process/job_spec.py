@@ -26,7 +26,7 @@ from opero.core.options import Options
 from opero.core.pipeline import Pipeline
 from opero.errors import ShippingError
 from opero.events import event_bus
-from opero.limits.shareable import births, inherit
+from opero.limits.state.shared import attach_table, share_all
 from opero.utils import ambient
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class JobSpec:
                 "Make what it needs (a lock, a client, an open file) inside of it, or use "
                 'mode="thread".'
             ) from error
-        return pickle.dumps((import_paths(), sys.argv, births(), packed), 5)
+        return pickle.dumps((import_paths(), sys.argv, share_all(), packed), 5)
 
     def register_classes(self) -> None:
         """Give the classes that the job refers to their identity, before a fork that inherits it.
@@ -116,9 +116,9 @@ class JobSpec:
     @staticmethod
     def open(data: bytes) -> JobSpec:
         """Unpickle in a process with settings of its own."""
-        *_, born, packed = pickle.loads(data)  # noqa: S301 - from the map
+        *_, table, packed = pickle.loads(data)  # noqa: S301 - from the map
         # Before anything of the user's is imported, which makes its limiters.
-        inherit(born)
+        attach_table(table)
         spec: JobSpec = pickle.loads(packed)  # noqa: S301 - from the map
         return spec
 

@@ -44,7 +44,7 @@ from opero.concurrency.executors.process.start import (
 )
 from opero.concurrency.executors.process.worker import worker_main
 from opero.errors import OperoError, WorkerStartError
-from opero.limits.shareable import publish_all
+from opero.limits.state.shared import share_all
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import Chunk, MapJob, Report, Why
@@ -109,7 +109,7 @@ class ProcessPool:
             ShippingError: The job cannot be sent to another process.
         """
         if self._method == "fork":
-            publish_all()
+            share_all()
             self._spec.register_classes()
             return
         # The fresh interpreter begins while the job is pickled.

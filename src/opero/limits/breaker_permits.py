@@ -1,0 +1,271 @@
+# this_file: src/opero/limits/breaker_permits.py
+"""Give calls the right to go through a circuit, notify listeners of its changes, and find breakers by name."""
+
+from __future__ import annotations
+
+import gc
+from collections import deque
+from collections.abc import Callable
+from threading import Lock, RLock
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from weakref import WeakValueDictionary
+
+from opero.errors import OperoUsageError
+from opero.events.bus import Subscription, event_bus
+from opero.events.types import CircuitChanged
+from opero.limits.breaker_state import BreakerRules, Transition
+from opero.utils.fork import run_after_fork
+
+if TYPE_CHECKING:
+    from opero.events.bus import Handler
+
+__all__ = [
+    "FREE",
+    "Listener",
+    "Notifications",
+    "Permit",
+    "SharedCircuitPermit",
+    "SharedPermit",
+    "breaker_names",
+]
+
+Listener = Callable[[CircuitChanged], object]
+"""What is called with each change of state."""
+
+
+# --- permits --------------------------------------------------------------------------------------
+
+
+class Permit:
+    """The right to make a call. Exactly one of its verbs is due when the call has ended.
+
+    As a context manager it sees to that itself, but does not look at results.
+
+    Attributes:
+        generation: The stay in a state in which it was given.
+        steady: Whether a success would change no count at present.
+        silent: Whether a success need not even be reported, because results are not judged either.
+        token: What tells a probe (one of the few calls of a half-open circuit) from others; 0 for other calls.
+        settled: Whether this probe's outcome is known; a second one is not counted.
+    """
+
+    __slots__ = ("_report", "_rules", "generation", "settled", "silent", "steady", "token")
+
+    def __init__(
+        self,
+        rules: BreakerRules,
+        report: Callable[[Permit, bool | None], None],
+        *,
+        generation: int,
+        token: int = 0,
+    ) -> None:
+        self._rules = rules
+        self._report = report
+        self.generation: int = generation
+        self.token: int = token
+        self.steady: bool = False
+        self.silent: bool = False
+        self.settled: bool = False
+
+    @property
+    def probe(self) -> bool:
+        """Whether it is one of the few of a half-open circuit."""
+        return bool(self.token)
+
+    def success(self, result: object = None) -> None:
+        """The call returned."""
+        if self.silent:
+            return
+        if self._rules.counts_result is not None:
+            self._settle(self._rules.blames_result, result)
+        elif not self.steady:
+            self._report(self, False)
+
+    def failure(self, error: Exception) -> None:
+        """The call raised."""
+        self._settle(self._rules.blames, error)
+
+    def release(self) -> None:
+        """The call was given up before it had an outcome: cancelled, interrupted, never made."""
+        if self.token:
+            self._report(self, None)
+
+    def _settle(self, blames: Callable[[Any], bool | None], outcome: object) -> None:
+        try:
+            failed = blames(outcome)
+        except BaseException:
+            self.release()
+            raise
+        if self.token or failed or (failed is not None and not self.steady):
+            self._report(self, failed)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.success()
+        elif isinstance(error, Exception):
+            self.failure(error)
+        else:
+            self.release()
+
+    def __repr__(self) -> str:
+        return f"<Permit {'for a probe' if self.probe else 'of a closed circuit'}>"
+
+
+class _FreePermit(Permit):
+    """What a disabled circuit gives to every call."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(BreakerRules(), lambda permit, failed: None, generation=-1)
+        self.steady = self.silent = True
+
+    def failure(self, error: Exception) -> None:
+        """Count nothing."""
+
+    def __repr__(self) -> str:
+        return "<Permit of a disabled circuit>"
+
+
+FREE: Final[Permit] = _FreePermit()
+"""What a disabled circuit gives to every call."""
+
+
+class SharedPermit(Permit):
+    """The right to make a call through a closed circuit that several processes share.
+
+    Whether a success changes a count is read from the file when it comes.
+    """
+
+    __slots__ = ("_is_steady",)
+
+    def __init__(
+        self,
+        rules: BreakerRules,
+        report: Callable[[Permit, bool | None], None],
+        *,
+        generation: int,
+        is_steady: Callable[[], bool],
+    ) -> None:
+        super().__init__(rules, report, generation=generation)
+        self._is_steady = is_steady
+
+    def success(self, result: object = None) -> None:
+        """The call returned."""
+        self.steady = self._is_steady()
+        super().success(result)
+
+
+class _HasFile(Protocol):
+    def permit_in_file(self) -> Permit | None: ...
+
+
+class SharedCircuitPermit:
+    """`current_permit` of a circuit that several processes share; another circuit has its own attribute of this name.
+
+    No data descriptor, so that such an attribute is found first.
+    """
+
+    def __get__(self, breaker: _HasFile, owner: type | None = None) -> Permit | None:
+        return breaker.permit_in_file()
+
+
+# --- notifications --------------------------------------------------------------------------------
+
+
+class Notifications:
+    """Takes transitions from a queue to listeners and the default event bus, in order.
+
+    Args:
+        transitions: The queue; filled under the breaker's lock, emptied outside it, so that a listener may use the
+            breaker.
+    """
+
+    def __init__(self, transitions: deque[Transition]) -> None:
+        self._transitions = transitions
+        self._listeners: tuple[Subscription, ...] = ()
+        self.renew_locks()
+
+    def renew_locks(self) -> None:
+        """Make new locks, because a thread of a forked child's parent may hold the old ones."""
+        self._lock = RLock()
+        self._delivering = Lock()
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Add a listener and return a function that takes it out again."""
+        made = Subscription(cast("Handler", listener), cancelled=self._remove)
+        with self._lock:
+            self._listeners += (made,)
+        return made.cancel
+
+    def _remove(self, listener: Subscription) -> None:
+        with self._lock:
+            self._listeners = tuple(one for one in self._listeners if one is not listener)
+
+    def hand_on(self, event: CircuitChanged) -> None:
+        """Deliver an event to the listeners; equal ones are called once."""
+        listeners = self._listeners
+        for place, listener in enumerate(listeners):
+            if not any(listener.handler == other.handler for other in listeners[:place]):
+                listener.deliver(event)
+
+    def deliver(self, event_of: Callable[[Transition], CircuitChanged]) -> None:
+        """Deliver what waits. One thread does it at a time, so that the order is kept."""
+        transitions = self._transitions
+        # That thread looks once more after it has released the lock, so nothing stays behind.
+        while transitions and self._delivering.acquire(blocking=False):
+            try:
+                while transitions:
+                    transition = transitions.popleft()
+                    if self._listeners or event_bus.active:
+                        event = event_of(transition)
+                        self.hand_on(event)
+                        event_bus.emit(event)
+            finally:
+                self._delivering.release()
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+class BreakerNames:
+    """The breakers of this process by the names that users gave them."""
+
+    def __init__(self) -> None:
+        self.live: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        self.kept: dict[str, Any] = {}
+        self.renew_lock()
+
+    def renew_lock(self) -> None:
+        """Make a new lock, because a thread of a forked child's parent may hold the old one."""
+        self.lock = RLock()
+
+    def add(self, name: str, breaker: object) -> None:
+        """Register a new breaker.
+
+        Raises:
+            OperoUsageError: There is a live one of its name.
+        """
+        with self.lock:
+            if name in self.live:
+                # One that is used no more may only wait for the collector.
+                gc.collect()
+            if name in self.live:
+                raise OperoUsageError(
+                    f"there is a circuit breaker {name!r} already: write CircuitBreaker.named({name!r}) for that one, "
+                    "or take another name."
+                )
+            self.live[name] = breaker
+
+
+breaker_names: Final = BreakerNames()
+run_after_fork(breaker_names.renew_lock)

@@ -1,0 +1,626 @@
+# this_file: src/opero/limits/breaker_state.py
+"""Decide what a circuit breaker does: its options, what it counts, its states and what leads from one to another; pure.
+
+Readings of the clock are handed in, randomness too; nothing here locks, waits or notifies. Times are seconds of a
+monotonic clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
+
+from opero.errors import OperoUsageError
+from opero.events import CircuitChanged
+from opero.utils.checks import callable_or_none, factor, failure_filter, whole
+from opero.utils.matching import FailureFilter, Rejected, asks, is_final, matches
+from opero.utils.units import Duration, format_seconds, parse_seconds
+
+__all__ = ["BreakerRules", "BreakerState", "CircuitState", "CircuitStats", "Transition"]
+
+# --- what is counted while it is closed -----------------------------------------------------------
+
+STEPS: Final = 20
+"""A time window forgets in steps of a twentieth of its length."""
+
+
+_BITS_OF_CELL: Final = 62
+_BITS: Final = (1 << _BITS_OF_CELL) - 1
+
+
+class OutcomeCounter(Protocol):
+    """The outcomes of one closed period."""
+
+    timed: ClassVar[bool]
+    """Whether it asks for the time of a success."""
+
+    @property
+    def failures(self) -> int:
+        """Failures that it holds at present."""
+        ...
+
+    @property
+    def calls(self) -> int:
+        """Calls that it holds at present."""
+        ...
+
+    @property
+    def steady(self) -> bool:
+        """Whether a success would change nothing."""
+        ...
+
+    def settle(self, now: float) -> None:
+        """Forget what is too old to count."""
+        ...
+
+    def succeeded(self, now: float) -> None:
+        """Count a success."""
+        ...
+
+    def failed(self, now: float) -> bool:
+        """Count a failure and return whether it trips the circuit."""
+        ...
+
+    def dump(self) -> list[int]:
+        """Return what it holds as whole numbers, always as many."""
+        ...
+
+    def load(self, cells: Sequence[int]) -> None:
+        """Hold what another one has dumped."""
+        ...
+
+
+class Streak:
+    """Failures in a row."""
+
+    __slots__ = ("_most", "failures")
+    timed: ClassVar[bool] = False
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.failures = 0
+
+    @property
+    def calls(self) -> int:
+        """As many calls as failures: a success starts afresh."""
+        return self.failures
+
+    @property
+    def steady(self) -> bool:
+        """Whether there is nothing to start afresh from."""
+        return not self.failures
+
+    def settle(self, now: float) -> None:
+        """Forget nothing: only a success ends a row."""
+
+    def succeeded(self, now: float) -> None:
+        """Start afresh."""
+        del now
+        self.failures = 0
+
+    def failed(self, now: float) -> bool:
+        """Count a failure and return whether it is one too many."""
+        del now
+        self.failures += 1
+        return self.failures >= self._most
+
+    def dump(self) -> list[int]:
+        """Return the failures."""
+        return [self.failures]
+
+    def load(self, cells: Sequence[int]) -> None:
+        """Hold so many failures."""
+        self.failures = cells[0]
+
+
+class _Window:
+    """Failures and calls of a stretch of the past. Only a failure can trip the circuit."""
+
+    steady = False
+    timed: ClassVar[bool] = False
+
+    def __init__(self, rate: float, least: int) -> None:
+        self._rate = rate
+        self._least = least
+        self.failures = 0
+        self.calls = 0
+
+    def settle(self, now: float) -> None:
+        """Forget what is too old to count."""
+
+    def succeeded(self, now: float) -> None:
+        """Count a success."""
+        self._count(now, 0)
+
+    def failed(self, now: float) -> bool:
+        """Count a failure and return whether the rate is reached."""
+        self._count(now, 1)
+        return self.calls >= self._least and self.failures / self.calls >= self._rate
+
+    def _count(self, now: float, failures: int) -> None:
+        raise NotImplementedError
+
+
+class CallWindow(_Window):
+    """The last so many calls."""
+
+    def __init__(self, rate: float, least: int, length: int) -> None:
+        super().__init__(rate, least)
+        self._last: deque[int] = deque(maxlen=length)
+
+    def _count(self, now: float, failures: int) -> None:
+        del now
+        last = self._last
+        if len(last) == last.maxlen:
+            self.failures -= last[0]
+        last.append(failures)
+        self.failures += failures
+        self.calls: int = len(last)
+
+    def dump(self) -> list[int]:
+        """Return the number of calls, and their outcomes as bits."""
+        length = self._last.maxlen or 0
+        bits = int("".join(map(str, self._last)) or "0", 2)
+        return [
+            len(self._last),
+            *((bits >> place) & _BITS for place in range(0, length, _BITS_OF_CELL)),
+        ]
+
+    def load(self, cells: Sequence[int]) -> None:
+        """Hold these outcomes."""
+        bits = sum(cell << place * _BITS_OF_CELL for place, cell in enumerate(cells[1:]))
+        count = cells[0]
+        self._last.clear()
+        self._last.extend(int(bit) for bit in (f"{bits:0{count}b}" if count else ""))
+        self.failures, self.calls = sum(self._last), count
+
+
+class TimeWindow(_Window):
+    """The calls of the last so many seconds, counted in `STEPS` steps, the present one included.
+
+    A clock that goes back (a test took its own away) empties it.
+    """
+
+    timed: ClassVar[bool] = True
+
+    def __init__(self, rate: float, least: int, seconds: float) -> None:
+        super().__init__(rate, least)
+        self._width = seconds / STEPS
+        self._steps: deque[list[int]] = deque()  # each: number, calls, failures
+
+    def settle(self, now: float) -> None:
+        """Forget the steps that are too old."""
+        number = math.floor(now / self._width)
+        steps = self._steps
+        while steps and not number - STEPS < steps[0][0] <= number:
+            _, calls, failed = steps.popleft()
+            self.calls -= calls
+            self.failures -= failed
+
+    def _count(self, now: float, failures: int) -> None:
+        self.settle(now)
+        number = math.floor(now / self._width)
+        steps = self._steps
+        if not steps or steps[-1][0] != number:
+            steps.append([number, 0, 0])
+        steps[-1][1] += 1
+        steps[-1][2] += failures
+        self.calls += 1
+        self.failures += failures
+
+    def dump(self) -> list[int]:
+        """Return the steps, empty ones last."""
+        cells = [number for step in self._steps for number in step]
+        return cells + [0] * (3 * (STEPS + 1) - len(cells))
+
+    def load(self, cells: Sequence[int]) -> None:
+        """Hold these steps."""
+        steps = [list(cells[place : place + 3]) for place in range(0, 3 * (STEPS + 1), 3)]
+        self._steps = deque(step for step in steps if step[1])
+        self.calls = sum(step[1] for step in self._steps)
+        self.failures = sum(step[2] for step in self._steps)
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerRules:
+    """The options of a circuit breaker, as given, checked when they are made.
+
+    `CircuitBreaker` says what each of them means.
+    """
+
+    fail_max: int = 5
+    failure_rate: float | None = None
+    window: int | Duration | None = None
+    minimum_calls: int | None = None
+    reset_timeout: Duration = 30
+    backoff: float = 2.0
+    max_reset_timeout: Duration | None = None
+    jitter: float = 0.1
+    half_open_max: int = 1
+    success_threshold: int = 1
+    probe_timeout: Duration = 60
+    counts: FailureFilter = Exception
+    ignore: FailureFilter | None = None
+    counts_result: Callable[[Any], object] | None = None
+    on_change: Callable[[CircuitChanged], object] | None = None
+    draw: Callable[[], float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("fail_max", "half_open_max", "success_threshold"):
+            whole(1)(name, getattr(self, name))
+        for name in ("counts_result", "on_change", "draw"):
+            callable_or_none(name, getattr(self, name))
+        factor("backoff", self.backoff)
+        failure_filter("counts", self.counts)
+        if self.ignore is not None:
+            failure_filter("ignore", self.ignore)
+        _share("jitter", self.jitter, 0 <= _number(self.jitter) < 1, "0 or more and less than 1")
+        self._check_times()
+        self._check_rate()
+
+    def _check_times(self) -> None:
+        if self.probe_seconds <= 0:
+            raise OperoUsageError(f"probe_timeout={self.probe_timeout!r} must be longer than 0.")
+        if self.longest_open < self.first_open:
+            raise OperoUsageError(
+                f"max_reset_timeout={self.max_reset_timeout!r} is shorter than "
+                f"reset_timeout={self.reset_timeout!r}: raise it, or leave it out."
+            )
+
+    def _check_rate(self) -> None:
+        if self.failure_rate is None:
+            for name in ("window", "minimum_calls"):
+                if getattr(self, name) is not None:
+                    raise OperoUsageError(
+                        f"{name}={getattr(self, name)!r} needs failure_rate, a share such as 0.5; "
+                        "without it the circuit counts failures in a row."
+                    )
+            return
+        in_range = 0 < _number(self.failure_rate) <= 1
+        _share("failure_rate", self.failure_rate, in_range, "more than 0, up to 1 (0.5 is half)")
+        if self.minimum_calls is not None:
+            whole(1)("minimum_calls", self.minimum_calls)
+        if self.window_calls is None:
+            if self.window_seconds <= 0:
+                raise OperoUsageError(f"window={self.window!r} must be longer than 0.")
+            return
+        whole(1)("window", self.window_calls)
+        if self.least_calls > self.window_calls:
+            raise OperoUsageError(
+                f"minimum_calls={self.minimum_calls!r} never fit into window={self.window!r}."
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the options by name, as they were given."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def first_open(self) -> float:
+        """Seconds that the circuit stays open when it trips."""
+        return parse_seconds(self.reset_timeout, "reset_timeout")
+
+    @property
+    def longest_open(self) -> float:
+        """Seconds beyond which the open time does not grow."""
+        if self.max_reset_timeout is None:
+            return 10 * self.first_open
+        return parse_seconds(self.max_reset_timeout, "max_reset_timeout")
+
+    @property
+    def probe_seconds(self) -> float:
+        """Seconds after which a probe is given up for lost."""
+        return parse_seconds(self.probe_timeout, "probe_timeout")
+
+    @property
+    def window_calls(self) -> int | None:
+        """Length of a window of calls; None for a window of time."""
+        if self.window is None:
+            return 100
+        return self.window if isinstance(self.window, int) else None
+
+    @property
+    def window_seconds(self) -> float:
+        """Length of a window of time."""
+        return parse_seconds(self.window or 0, "window")
+
+    @property
+    def least_calls(self) -> int:
+        """Calls that a window must hold before their rate means anything."""
+        if self.minimum_calls is not None:
+            return self.minimum_calls
+        return min(10, self.window_calls or 10)
+
+    def blames(self, error: Exception) -> bool | None:
+        """Return what an error says about the service.
+
+        Returns:
+            True: it failed. False: it answered (a result that `retry_if_result` refused is judged
+            by `counts_result` only). None: nothing; that is so for what is not counted or ignored,
+            and for opero's own refusals, because no call was made.
+        """
+        if isinstance(error, Rejected):
+            return self.blames_result(error.value)
+        if is_final(error) or not matches(self.counts, error):
+            return None
+        return None if self.ignore is not None and matches(self.ignore, error) else True
+
+    def blames_result(self, result: object) -> bool:
+        """Return whether a result counts as a failure."""
+        return self.counts_result is not None and asks(self.counts_result, result)
+
+    def counter(self) -> OutcomeCounter:
+        """Return an empty count of what these rules count."""
+        if self.failure_rate is None:
+            return Streak(self.fail_max)
+        if self.window_calls is None:
+            return TimeWindow(self.failure_rate, self.least_calls, self.window_seconds)
+        return CallWindow(self.failure_rate, self.least_calls, self.window_calls)
+
+    def open_seconds(self, failed_recoveries: int, draw: float) -> float:
+        """Return how long the circuit stays open.
+
+        reset_timeout · backoff^n, at most max_reset_timeout, shortened by up to the jitter's share:
+        exponential backoff, spread so that not all clients of a service probe it at once.
+
+        Args:
+            failed_recoveries: How often half-open has gone back to open since it was last closed.
+            draw: Random number from [0, 1).
+
+        Example:
+            >>> [BreakerRules(jitter=0).open_seconds(n, draw=0.5) for n in (0, 1, 2, 10_000)]
+            [30.0, 60.0, 120.0, 300.0]
+        """
+        try:
+            full = min(self.longest_open, self.first_open * self.backoff**failed_recoveries)
+        except OverflowError:
+            full = self.longest_open
+        return full * (1 - self.jitter * draw)
+
+    def __str__(self) -> str:
+        if self.failure_rate is None:
+            opens = f"{self.fail_max} failures in a row"
+        else:
+            length = (
+                f"{self.window_calls} calls"
+                if self.window_calls is not None
+                else format_seconds(self.window_seconds)
+            )
+            share = f"{100 * self.failure_rate:g} %"
+            opens = f"{share} failures in the last {length} ({self.least_calls} calls at least)"
+        first, longest = format_seconds(self.first_open), format_seconds(self.longest_open)
+        grows = f", growing to {longest}" if self.backoff > 1 and longest != first else ""
+        probes = f"{self.half_open_max} probe{'s' * (self.half_open_max != 1)} at once"
+        return f"opens after {opens}, for {first}{grows}, then {probes}"
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    return float(value)
+
+
+def _share(name: str, value: object, in_range: bool, wanted: str) -> None:
+    if not in_range:
+        raise OperoUsageError(f"{name}={value!r} must be a number, {wanted}.")
+
+
+# --- states ---------------------------------------------------------------------------------------
+
+_GRAIN: Final = 1e-6
+"""Who comes so many seconds early is on time: sums of binary fractions drift."""
+
+
+class CircuitState(StrEnum):
+    """What a circuit breaker does with a call.
+
+    Attributes:
+        CLOSED: Calls go through, failures are counted.
+        OPEN: Calls are refused until the open time is over.
+        HALF_OPEN: A few calls go through as probes and decide what comes next.
+        FORCED_OPEN: Calls are refused until the circuit is closed by hand.
+        DISABLED: Calls go through and nothing is counted.
+    """
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+    FORCED_OPEN = "forced_open"
+    DISABLED = "disabled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitStats:
+    """How a circuit stood when it was asked.
+
+    Attributes:
+        state: Its state.
+        failures: Failures that count at present: in a row, or in the window.
+        calls: Calls in the window; as many as failures where these are counted in a row.
+        probes: Probes under way.
+        opened: How often it has opened.
+        refused: Calls it has refused.
+        retry_after: Seconds until it may let a call through; None if it does now, or if it is held
+            open by hand.
+    """
+
+    state: CircuitState
+    failures: int
+    calls: int
+    probes: int
+    opened: int
+    refused: int
+    retry_after: float | None
+
+
+class Transition(NamedTuple):
+    """A step from one state to another, and how long the new one refuses calls, if it is known."""
+
+    old: CircuitState
+    new: CircuitState
+    retry_after: float | None
+
+
+class BreakerState:
+    """The states and what leads from one to the other.
+
+    Each stay in a state is a *generation*: an outcome counts only in the generation in which its
+    call was admitted. A late answer from before the circuit opened neither closes it nor opens it
+    once more.
+
+    Args:
+        rules: The options.
+
+    Attributes:
+        state: Where it stands. An open time that is over is noticed by `settle`.
+        generation: Number of this stay.
+        counter: What was counted in it.
+        probes: Probes under way: token and the time of its start.
+        opened: How often it has opened.
+        transitions: Steps that listeners have not been notified of yet.
+
+    Example:
+        >>> from opero.limits.breaker_state import BreakerRules
+        >>> breaker = BreakerState(BreakerRules(fail_max=1, reset_timeout=30, jitter=0))
+        >>> breaker.failed(breaker.generation, now=0.0)
+        >>> breaker.state, breaker.wait(now=10.0), breaker.wait(now=30.0)
+        (<CircuitState.OPEN: 'open'>, 20.0, None)
+        >>> breaker.state
+        <CircuitState.HALF_OPEN: 'half_open'>
+    """
+
+    def __init__(self, rules: BreakerRules) -> None:
+        self.rules = rules
+        self.generation = 0
+        self.transitions: deque[Transition] = deque()
+        self.opened = 0
+        self.state = CircuitState.CLOSED
+        self._failed_recoveries = 0
+        self._enter(CircuitState.CLOSED)
+
+    def _enter(self, state: CircuitState, *, since: float = 0.0, seconds: float = 0.0) -> None:
+        old, self.state = self.state, state
+        self.generation += 1
+        self.counter = self.rules.counter()
+        self.probes: dict[int, float] = {}
+        self._successes = 0
+        self._since, self._until = since, since + seconds
+        if state is not old:
+            opens = state is CircuitState.OPEN
+            self.opened += opens or state is CircuitState.FORCED_OPEN
+            self.transitions.append(Transition(old, state, seconds if opens else None))
+
+    # --- by hand --------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let calls through and start counting afresh."""
+        self._failed_recoveries = 0
+        self._enter(CircuitState.CLOSED)
+
+    def open(self, now: float) -> None:
+        """Refuse calls for the open time, counted from now."""
+        # Imported here: a circuit that never opens needs no randomness.
+        from random import random
+
+        draw = (self.rules.draw or random)()
+        seconds = self.rules.open_seconds(self._failed_recoveries, draw)
+        self._enter(CircuitState.OPEN, since=now, seconds=seconds)
+
+    def force_open(self) -> None:
+        """Refuse calls until further notice."""
+        self._enter(CircuitState.FORCED_OPEN)
+
+    def disable(self) -> None:
+        """Let all calls through until further notice."""
+        self._enter(CircuitState.DISABLED)
+
+    # --- by calls and time ----------------------------------------------------------------------
+
+    def settle(self, now: float) -> None:
+        """Do what time has brought about: an open time is over, probes are lost, counts too old."""
+        self.counter.settle(now)
+        # A clock that went back belongs to a test that is over; waiting for it could take hours.
+        if self.state is CircuitState.OPEN and not self._since <= now < self._until - _GRAIN:
+            self._enter(CircuitState.HALF_OPEN)
+        if self.state is CircuitState.HALF_OPEN:
+            # Over a list of the keys, because a probe may be given back at any time.
+            for probe in list(self.probes):
+                if not 0 <= now - self.probes.get(probe, now) < self.rules.probe_seconds - _GRAIN:
+                    self.probes.pop(probe, None)
+
+    def wait(self, now: float) -> float | None:
+        """Return the seconds until a call may be let through.
+
+        Returns:
+            None if it may now, infinity if that takes a hand. While probes are under way it is not known: until one
+            of them counts as lost, but no longer than the first open time.
+        """
+        self.settle(now)
+        match self.state:
+            case CircuitState.OPEN:
+                return self._until - now
+            case CircuitState.FORCED_OPEN:
+                return math.inf
+            case CircuitState.HALF_OPEN if len(self.probes) >= self.rules.half_open_max:
+                begun = min(self.probes.get(probe, now) for probe in list(self.probes))
+                return min(begun + self.rules.probe_seconds - now, self.rules.first_open)
+        return None
+
+    def succeeded(self, generation: int, now: float) -> None:
+        """Count a success."""
+        if generation != self.generation:
+            return
+        if self.state is CircuitState.HALF_OPEN:
+            self._successes += 1
+            if self._successes >= self.rules.success_threshold:
+                self.close()
+        else:
+            self.counter.succeeded(now)
+
+    def failed(self, generation: int, now: float) -> None:
+        """Count a failure."""
+        if generation != self.generation:
+            return
+        if self.state is CircuitState.HALF_OPEN:
+            self._failed_recoveries += 1
+            self.open(now)
+        elif self.state is CircuitState.CLOSED and self.counter.failed(now):
+            self.open(now)
+
+    # --- for other processes --------------------------------------------------------------------
+
+    def dump(self) -> list[int]:
+        """Return everything as whole numbers, always as many; times in nanoseconds."""
+        probes = [cell for token, at in self.probes.items() for cell in (token, _nanoseconds(at))]
+        places = 2 * min(self.rules.half_open_max, _MOST_PROBES)
+        return [
+            _STATES.index(self.state), self.generation, self.opened, self._failed_recoveries,
+            self._successes, _nanoseconds(self._since), _nanoseconds(self._until),
+            *(probes + [0] * places)[:places], *self.counter.dump(),
+        ]  # fmt: skip
+
+    def load(self, cells: Sequence[int]) -> None:
+        """Stand where another one has been dumped; no listener is notified of that."""
+        state, self.generation, self.opened, self._failed_recoveries, self._successes = cells[:5]
+        self.state = _STATES[state]
+        self._since, self._until = cells[5] / _SECOND, cells[6] / _SECOND
+        end = _FIRST_PROBE + 2 * min(self.rules.half_open_max, _MOST_PROBES)
+        pairs = zip(cells[_FIRST_PROBE:end:2], cells[_FIRST_PROBE + 1 : end : 2], strict=True)
+        self.probes = {token: at / _SECOND for token, at in pairs if token}
+        self.counter.load(cells[end:])
+
+
+_STATES: Final = tuple(CircuitState)
+_SECOND: Final = 1_000_000_000
+_FIRST_PROBE: Final = 7
+_MOST_PROBES: Final = 1000
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(min(seconds, 1e9) * _SECOND)

@@ -1,0 +1,468 @@
+# this_file: src/opero/limits/state/file.py
+"""Keep a state in a small mapped file that processes of one user share, and that survives the kill of any of them.
+
+- The lock is a record lock, which the kernel takes back from a process that is killed. It belongs to a process, so a
+  forked child does not have it, and closing any descriptor of the file gives it up: each process has one descriptor
+  per file, with a thread lock around it, and keeps it while the file is used.
+- Numbers are stored whole (eight aligned bytes). A change that takes several stores is marked as begun; a process
+  that finds the mark repairs what a killed one has left.
+
+A private file goes by the monotonic clock and is removed with its owner. The file of a name outlives programs and
+reboots, so that it goes by the wall clock.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import re
+import stat
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+from zlib import crc32
+
+from opero.errors import OperoUsageError
+from opero.limits.gcra import NEVER, PAUSE_CELLS, LimitPause, Rule
+from opero.limits.state.base import LimiterState, unless_paused
+from opero.limits.windows import CombinedLimit, part_of
+from opero.utils.fork import reset_after_fork, run_after_fork
+
+__all__ = ["FileState", "StateFile", "lock", "private_path", "state_path", "try_lock", "unlock"]
+
+T = TypeVar("T")
+
+# --- locks that the system takes back from the dead -----------------------------------------------
+
+# Far behind any content: Windows refuses reads of locked bytes.
+_DECISION: Final = 1 << 30
+_USE: Final = _DECISION + 1
+_RETRY: Final = 0.0002
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def lock(fd: int) -> None:
+        """Wait until this process holds the file."""
+        while not try_lock(fd):
+            time.sleep(_RETRY)
+
+    def try_lock(fd: int, place: int = _DECISION) -> bool:
+        """Take the file, or one byte of it, if no other process holds that."""
+        os.lseek(fd, place, os.SEEK_SET)
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EDEADLK):
+                raise
+            return False
+        return True
+
+    def unlock(fd: int, place: int = _DECISION) -> None:
+        """Let the next process have the file, or a byte of it; nothing happens if it is not held."""
+        os.lseek(fd, place, os.SEEK_SET)
+        try:
+            msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+        except OSError:
+            pass
+
+    def _use(fd: int) -> None:
+        """Do nothing: `msvcrt` offers no shared locks."""
+
+    def _only_user(fd: int) -> bool:
+        """Return False: it cannot be known."""
+        return False
+
+else:
+    import fcntl
+
+    def lock(fd: int) -> None:
+        """Wait until this process holds the file."""
+        while True:
+            try:
+                fcntl.lockf(fd, fcntl.LOCK_EX, 1, _DECISION)
+            except OSError as error:
+                # The kernel looks for circles among processes, not threads: two threads in each of two processes may
+                # look like one, although no thread ever holds two files.
+                if error.errno != errno.EDEADLK:
+                    raise
+                time.sleep(_RETRY)
+            else:
+                return
+
+    def try_lock(fd: int, place: int = _DECISION) -> bool:
+        """Take the file, or one byte of it, if no other process holds that."""
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            return False
+        return True
+
+    def unlock(fd: int, place: int = _DECISION) -> None:
+        """Let the next process have the file, or a byte of it; nothing happens if it is not held."""
+        fcntl.lockf(fd, fcntl.LOCK_UN, 1, place)
+
+    def _use(fd: int) -> None:
+        """Show that this process uses the file, until it ends or closes it."""
+        fcntl.lockf(fd, fcntl.LOCK_SH, 1, _USE)
+
+    def _only_user(fd: int) -> bool:
+        """Return whether no other process uses the file; follow with `_use`."""
+        return try_lock(fd, _USE)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+_MAGIC, _CHANGING = 0, 1
+_HEADER: Final = 2
+_VERSION: Final = 2
+
+
+class _OpenFiles:
+    """The files that this process has open, by path."""
+
+    def __init__(self) -> None:
+        self.files: weakref.WeakValueDictionary[str, StateFile] = weakref.WeakValueDictionary()
+        self.kept: list[int] = []
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        self.lock = threading.RLock()
+
+    def close(self, path: str, fd: int) -> None:
+        """Close the descriptor of an object that is gone."""
+        with self.lock:
+            if path in self.files:
+                # The file was opened again before this ran: closing would drop the new one's locks.
+                self.kept.append(fd)
+            else:
+                os.close(fd)
+
+
+_open_files = _OpenFiles()
+run_after_fork(_open_files.after_fork)
+
+
+Make = Callable[[list[int] | None, "StateFile"], list[int]]
+"""Returns the numbers that a file shall hold, given those that it holds (None: it is new) and itself."""
+
+
+class StateFile:
+    """Whole numbers that several processes share: cells of a mapped file, behind a lock.
+
+    Use it as a context manager to keep all other threads and processes out. A process has one object for each file,
+    which `open` returns.
+
+    Attributes:
+        path: The file.
+        fd: The only descriptor of the file in this process.
+        cells: The numbers; to be changed only while the lock is held.
+    """
+
+    __slots__ = ("__weakref__", "_depth", "_header", "cells", "fd", "path", "thread_lock")
+
+    cells: memoryview
+
+    def __init__(self, path: str, kind: str, make: Make, *, create: bool) -> None:
+        self.path = path
+        self._reset()
+        self.fd: int = _open_own(path, create=create)
+        try:
+            with self:
+                magic = int.from_bytes(f"opero{kind:.2}".encode() + bytes([_VERSION]), "big")
+                self._load(magic, make, create)
+                _use(self.fd)
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    @classmethod
+    def open(cls, path: str, kind: str, make: Make, *, create: bool) -> StateFile:
+        """Return this process's object for a file, opening it if need be.
+
+        Args:
+            path: The file.
+            kind: Two letters that say what it holds.
+            make: See `Make`.
+            create: Whether the file may be new.
+
+        Raises:
+            OSError: The file cannot be opened, mapped or locked, or holds something else.
+        """
+        with _open_files.lock:
+            file = _open_files.files.get(path)
+            if file is None:
+                file = _open_files.files[path] = cls(path, kind, make, create=create)
+                reset_after_fork(file)
+                weakref.finalize(file, _open_files.close, path, file.fd).atexit = False
+            return file
+
+    def _load(self, magic: int, make: Make, create: bool) -> None:
+        data = os.read(self.fd, os.fstat(self.fd).st_size)
+        found = list(memoryview(data[: len(data) // 8 * 8]).cast("q"))
+        old = found[_HEADER:] if len(found) >= _HEADER and found[_MAGIC] == magic else None
+        if old is None and not create:
+            raise OSError(f"{self.path} holds no such state")
+        new = make(old, self)
+        missing = 8 * (_HEADER + len(new)) - len(data)
+        if missing > 0:
+            # Zeros, not a hole: a full disk must show here, not as a bus error in a later store.
+            os.write(self.fd, bytes(missing))
+        mapped = mmap.mmap(self.fd, 8 * (_HEADER + len(new)), access=mmap.ACCESS_WRITE)
+        cells = memoryview(mapped).cast("q")
+        self._header = cells[:_HEADER]
+        self.cells = cells[_HEADER:]
+        if new != old:
+            self._header[_MAGIC] = 0
+            for place, number in enumerate(new):
+                self.cells[place] = number
+            self._header[_CHANGING] = 0
+            self._header[_MAGIC] = magic
+
+    @property
+    def only_user(self) -> bool:
+        """Whether no other process uses the file."""
+        return _only_user(self.fd)
+
+    @property
+    def changing(self) -> bool:
+        """Whether a change was begun, and not ended."""
+        return self._header[_CHANGING] != 0
+
+    @changing.setter
+    def changing(self, value: bool) -> None:
+        self._header[_CHANGING] = int(value)
+
+    def __enter__(self) -> Self:
+        self.thread_lock.acquire()
+        self._depth += 1
+        if self._depth == 1:
+            lock(self.fd)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            unlock(self.fd)
+        self.thread_lock.release()
+
+    def _reset(self) -> None:
+        # Reentrant, because a signal handler may make a call.
+        self.thread_lock = threading.RLock()
+        self._depth = 0
+
+    def after_fork(self) -> None:
+        """Drop the parent's thread lock, and show that this process uses the file too."""
+        self._reset()
+        _use(self.fd)
+
+    def __repr__(self) -> str:
+        return f"<StateFile {self.path}>"
+
+
+def _open_own(path: str, *, create: bool) -> int:
+    """Open a file that only this user may have made, and return its descriptor."""
+    flags = os.O_RDWR | (os.O_CREAT if create else 0)
+    for flag in ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW"):
+        flags |= getattr(os, flag, 0)
+    fd = os.open(path, flags, 0o600)
+    about = os.fstat(fd)
+    foreign = hasattr(os, "geteuid") and about.st_uid != os.geteuid()
+    if foreign or not stat.S_ISREG(about.st_mode):
+        os.close(fd)
+        raise PermissionError(f"{path} is no plain file of this user")
+    return fd
+
+
+def private_path(owner: object) -> str:
+    """Return the path of a file to be made for this user only, which is removed with `owner`."""
+    folder = Path(tempfile.mkdtemp(prefix="opero-"))
+    weakref.finalize(owner, _remove, folder, os.getpid())
+    return str(folder / "state")
+
+
+def _remove(folder: Path, creator: int) -> None:
+    # A forked child inherits the finalizer, but not the file.
+    if os.getpid() == creator:
+        try:
+            for file in folder.glob("state*"):
+                file.unlink(missing_ok=True)
+            folder.rmdir()
+        except OSError:
+            pass
+
+
+def state_path(name: str) -> str:
+    """Return the path of a named state, in `OPERO_STATE_DIR` or the user's state directory."""
+    folder = os.environ.get("OPERO_STATE_DIR")
+    if not folder:
+        from platformdirs import user_state_dir
+
+        folder = user_state_dir("opero", appauthor=False)
+    Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+    readable = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:80]
+    return str(Path(folder).resolve() / f"limiter-{readable}-{crc32(name.encode()):08x}.state")
+
+
+# --- the state of a limiter -----------------------------------------------------------------------
+
+_COUNT: Final = PAUSE_CELLS
+_PARTS: Final = PAUSE_CELLS + 1
+_OF_PART: Final = 4
+
+
+class FileState(LimiterState):
+    """The state of one limit in a file.
+
+    The cells are those of the pause, the number of parts of the rule, their signatures, and their states.
+
+    Args:
+        path: The file. If it follows another rule and no process uses it, it is rewritten; what the two rules have in
+            common (a cap, a window of cost of the same length, an equal part) still counts.
+        rule: What decides.
+        create: Whether the file may be new.
+        state: State of the rule that a new file shall begin with.
+        named: Whether the file outlives this boot, so that it goes by the wall clock.
+
+    Raises:
+        OSError: The file cannot be opened, mapped or locked, or holds something else.
+        OperoUsageError: It is in use with another rule.
+    """
+
+    __slots__ = (
+        "_atomic",
+        "_cells",
+        "_longest_wait",
+        "_now",
+        "_pause",
+        "_state",
+        "_take",
+        "file",
+        "rule",
+    )
+
+    def __init__(
+        self, path: str, rule: Rule, *, create: bool, state: Any = None, named: bool = False
+    ) -> None:
+        self.rule = rule
+        signature = list(rule.signature)
+        head = [len(signature) // _OF_PART, *signature]
+        place = PAUSE_CELLS + len(head)
+        fresh = [0] * PAUSE_CELLS + head + _flat(rule, rule.new_state() if state is None else state)
+
+        def make(old: list[int] | None, file: StateFile) -> list[int]:
+            if old is None:
+                return fresh
+            if old[PAUSE_CELLS:place] == head and len(old) == len(fresh):
+                return old
+            if not file.only_user:
+                raise OperoUsageError(_in_use(path, "another program", old, rule))
+            return _inherited(rule, fresh, old)
+
+        self.file: StateFile = StateFile.open(path, "li", make, create=create)
+        self._cells = cells = self.file.cells
+        if list(cells[PAUSE_CELLS:place]) != head:
+            raise OperoUsageError(_in_use(path, "this program", list(cells), rule))
+        self._pause = LimitPause(cells[:PAUSE_CELLS])
+        self._state: Any = _bound(rule, cells[place:])
+        self._take = rule.take
+        self._atomic, self._longest_wait = rule.atomic, rule.longest_wait
+        self._now = time.time_ns if named else time.monotonic_ns
+
+    def take(self) -> int:
+        """Start a call and return 0, or return the nanoseconds to wait."""
+        if not self._atomic:
+            return self.decide(self._take)
+        with self.file:
+            now = self._now()
+            if self._cells[0]:
+                return unless_paused(self._take, self._state, self._pause, now)
+            wait = self._take(self._state, now)
+            if wait <= self._longest_wait:
+                return wait
+            self.rule.repair(self._state, now)
+            return self._take(self._state, now)
+
+    def update(self, change: Callable[[Any, LimitPause, int], T]) -> T:
+        """Do something with the rule's state, the pause and the time while no other caller does."""
+        with self.file as file:
+            now, state, pause = self._now(), self._state, self._pause
+            damaged = self._longest_wait < self.rule.wait_for(state, now) < NEVER
+            if file.changing or (damaged and not pause.on):
+                self.rule.repair(state, now)
+            if self._atomic:
+                return change(state, pause, now)
+            file.changing = True
+            found = change(state, pause, now)
+            file.changing = False
+            return found
+
+    def after_fork(self) -> None:
+        """Do nothing: the file sees to itself."""
+
+    def __repr__(self) -> str:
+        return f"<FileState {self.file.path}>"
+
+
+def _in_use(path: str, by: str, cells: list[int], rule: Rule) -> str:
+    end = _PARTS + _OF_PART * cells[_COUNT]
+    places = range(_PARTS, end, _OF_PART)
+    there = " and ".join(str(part_of(tuple(cells[at : at + _OF_PART]))) for at in places)
+    return (
+        f"{path} is in use by {by}, with {there} and not {rule}: "
+        "give both limiters the same rate, or different names."
+    )
+
+
+def _flat(rule: Rule, state: Any) -> list[int]:
+    """Return the numbers of a rule's state in one list."""
+    if isinstance(rule, CombinedLimit):
+        return [number for cells in state for number in cells]
+    return list(state)
+
+
+def _bound(rule: Rule, cells: memoryview) -> Any:
+    """Return a rule's state whose numbers lie in a file."""
+    if not isinstance(rule, CombinedLimit):
+        return cells
+    found, place = [], 0
+    for part in rule.parts:
+        found.append(cells[place : place + part.size])
+        place += part.size
+    return found
+
+
+def _inherited(rule: Rule, fresh: list[int], old: list[int]) -> list[int]:
+    """Return the cells of a new rule with what an old one, whose cells these are, has in common with it."""
+    known = {}
+    place = _PARTS + _OF_PART * old[_COUNT]
+    for start in range(_PARTS, place, _OF_PART):
+        signature = tuple(old[start : start + _OF_PART])
+        part = part_of(signature)
+        if part is None:
+            return fresh
+        known[_content(signature)] = old[place : place + part.size]
+        place += part.size
+    found = fresh[: _PARTS + _OF_PART * fresh[_COUNT]]
+    place = len(found)
+    for start in range(0, len(rule.signature), _OF_PART):
+        signature = tuple(rule.signature[start : start + _OF_PART])
+        part = part_of(signature)
+        size = 0 if part is None else part.size
+        found += known.get(_content(signature), fresh[place : place + size])
+        place += size
+    return found if len(found) == len(fresh) else fresh
+
+
+def _content(signature: tuple[int, ...]) -> tuple[int, ...]:
+    """Return what tells whether the state of one part means the same to another."""
+    kind, first, *_ = signature
+    return {4: (kind, first), 5: (kind,)}.get(kind, signature)

@@ -1,0 +1,270 @@
+# this_file: src/opero/limits/state/shared.py
+"""Give limits an identity: one object per process, and one state for all processes of a program.
+
+Another process finds the state of an object in one of three ways:
+
+- the object has a name, which is that of a file for all programs of the user (rate limiters);
+- the object is handed over by pickle, which moves its state into a file first;
+- the object is made again by the import of a module. The job of a map carries the table of `share_all`: the files by
+  the functions that the objects guard and the module attributes that hold them. A worker that makes such an object
+  looks it up there when it is used first.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from operator import attrgetter
+from typing import Any, Final, Self, TypeVar
+
+from opero.utils.fork import reset_after_fork, run_after_fork
+
+__all__ = ["SharedObject", "attach_table", "restore", "share_all", "unshared_objects"]
+
+S = TypeVar("S", bound="SharedObject")
+
+
+_NOT_SEARCHED: Final = sys.stdlib_module_names | {"__main__", "opero"}
+
+
+class _Registry:
+    """The shared objects of this process."""
+
+    def __init__(self) -> None:
+        self.objects: weakref.WeakValueDictionary[str, SharedObject] = weakref.WeakValueDictionary()
+        self.table: dict[str, str] = {}
+        self.unshared: list[str] = []
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        self.lock = threading.RLock()
+
+
+_registry: Final = _Registry()
+run_after_fork(_registry.after_fork)
+
+
+class SharedObject:
+    """An object whose state can move into a file, where other processes use it too.
+
+    Pickling moves the state by itself. Unpickling gives the same object in the same process, and in another one a
+    single object however often it arrives. A forked child keeps the object; it shares the state if that was in a
+    file before.
+
+    Args:
+        made_from: Arguments that make such an object, for other processes.
+
+    Attributes:
+        uid: The identity.
+        name: As the class says; it travels with the object.
+        attached: False as long as the state of the program that started this process has not been looked for.
+    """
+
+    uid: str
+    name: Any
+
+    def __init__(self, made_from: tuple[Any, dict[str, Any]]) -> None:
+        self.uid = os.urandom(16).hex()
+        self._made_from = made_from
+        self._path: str | None = None
+        self._cannot_share = False
+        self._moving = threading.Lock()
+        self._addresses: set[str] = set()
+        self.attached: bool = not _registry.table
+        with _registry.lock:
+            _registry.objects[self.uid] = self
+        reset_after_fork(self)
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes can use the state."""
+        return self._path is not None
+
+    def share(self) -> bool:
+        """Move the state into a file, for processes that are forked or get this object by pickle.
+
+        The file is private to this user. It is removed with this object or at the end of this process, unless it is
+        that of a limiter with a name.
+
+        Returns:
+            Whether the state is shared now; if it cannot be, one warning has said so.
+        """
+        with self._moving:
+            if self._path is None and not self._cannot_share:
+                self._move(None)
+            return self.shared
+
+    def guards(self, module: str, qualname: str, option: str) -> None:
+        """Note that a function uses this object, so that the same function in a worker finds its state.
+
+        Args:
+            module: The function's module.
+            qualname: Its qualified name.
+            option: The option that holds the object.
+        """
+        # What is made within a function may be made many times.
+        if module != "__main__" and "<locals>" not in qualname:
+            self._addresses.add(f"{module}:{qualname}#{option}")
+
+    def attach(self) -> bool:
+        """Use the state of the program that started this process, if it has this object too.
+
+        Returns:
+            Whether that was found.
+        """
+        self._begin_attached()
+        table = _registry.table
+        path = next((table[address] for address in self._addresses if address in table), None)
+        path = path or next((table[found] for found in table if _at(found) is self), None)
+        self._join(path)
+        return path is not None
+
+    def _begin_attached(self) -> None:
+        """Begin to work, with a state of this process for the time being."""
+        self.attached = True
+
+    def _join(self, path: str | None, *, create: bool = False) -> None:
+        """Use the state of the process that this object came from."""
+        self._begin_attached()
+        with self._moving:
+            if path is not None and path != self._path and not self._cannot_share:
+                self._move(path, create=create)
+
+    def _move(self, path: str | None, *, create: bool = False) -> None:
+        """Go on in a file (None: a new one) with what is remembered here."""
+        try:
+            self._path = self._go_to(path, create=create)
+        except (OSError, ImportError) as error:
+            self._cannot_share = True
+            _registry.unshared.append(repr(self))
+            warnings.warn(
+                f"{self!r}: no file can be shared between processes, so the limit is per process "
+                f"({type(error).__name__}: {error}).",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    def _go_to(self, path: str | None, *, create: bool) -> str:
+        """Move the state into a file, by default a new one, and return its path.
+
+        Raises:
+            OSError: There can be no such file.
+        """
+        raise NotImplementedError
+
+    def after_fork(self) -> None:
+        """Replace a lock that another thread of the parent may have held."""
+        self._moving = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.share()
+        return _unpickle, (type(self), self.uid, *self._made_from, self.name, self._path)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        # A copy of something that is under this limit is under it still.
+        return self
+
+
+def _unpickle(
+    kind: type[SharedObject],
+    uid: str,
+    first: Any,
+    options: dict[str, Any],
+    name: str | None,
+    path: str | None,
+) -> SharedObject:
+    def make() -> SharedObject:
+        one = kind(first, **options)
+        one.name = name
+        return one
+
+    return restore(uid, path, make)
+
+
+def restore(uid: str, path: str | None, make: Callable[[], S]) -> S:
+    """Return the object of an identity, with the state that lies in a file.
+
+    Args:
+        uid: The identity, from this process or another one.
+        path: The file.
+        make: Makes the object if it is not in this process yet.
+    """
+    with _registry.lock:
+        found: Any = _registry.objects.get(uid)
+        if found is None:
+            found = make()
+            _registry.objects.pop(found.uid, None)
+            found.uid = uid
+            _registry.objects[uid] = found
+    one: S = found
+    one._join(path)  # noqa: SLF001 - one thing with this module
+    return one
+
+
+# --- tables for workers ---------------------------------------------------------------------------
+
+
+def share_all() -> dict[str, str]:
+    """Share all limits of this process, so that workers use their states.
+
+    Returns:
+        The files, by the addresses of the objects that an import will make again in a worker: what `attach_table`
+        takes there.
+    """
+    table: dict[str, str] = {}
+    others: dict[int, str] = {}
+    for one in list(_registry.objects.values()):
+        one.share()
+        addresses, path = one._addresses, one._path  # noqa: SLF001 - one thing with this module
+        if path is not None:
+            table.update(dict.fromkeys(addresses, path))
+            if not addresses:
+                others[id(one)] = path
+    if others:
+        table.update(_held_by_modules(others))
+    return table
+
+
+def _held_by_modules(paths: dict[int, str]) -> Iterator[tuple[str, str]]:
+    """Yield the module attributes that hold objects, given by their ids, with their files."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in _NOT_SEARCHED:
+            continue
+        for attribute, value in list(getattr(module, "__dict__", {}).items()):
+            if id(value) in paths:
+                yield f"{name}:{attribute}", paths[id(value)]
+            elif isinstance(value, type) and value.__module__ == name:
+                for inner, held in list(vars(value).items()):
+                    if id(held) in paths:
+                        yield f"{name}:{attribute}.{inner}", paths[id(held)]
+
+
+def attach_table(table: dict[str, str]) -> None:
+    """Let limits that are made in this process from now on use the states of another one.
+
+    Args:
+        table: What `share_all` returned there.
+    """
+    _registry.table = dict(table)
+
+
+def _at(address: str) -> object:
+    """Return what a module attribute holds; None for the address of a function, or if it is not there yet."""
+    module, _, path = address.partition(":")
+    try:
+        return None if "#" in path else attrgetter(path)(sys.modules[module])
+    except (AttributeError, KeyError):
+        return None
+
+
+def unshared_objects() -> list[str]:
+    """Return, once, how the limits describe themselves whose state this process could not share."""
+    found, _registry.unshared = _registry.unshared, []
+    return found

@@ -1,0 +1,374 @@
+# this_file: src/opero/limits/waiting.py
+"""Wait for the slots of a rate limit, in order of arrival, for as long as a caller is ready to."""
+
+from __future__ import annotations
+
+import math
+import time
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from opero.errors import DeadlineError, OperoUsageError, RateLimitPausedError
+from opero.limits.gcra import SECOND, Rule
+from opero.utils import ambient
+from opero.utils.units import Duration, format_seconds, parse_seconds
+from opero.utils.waiters import FairLock, ThreadWaiter, Waiter, warn_of_blocked_loop
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
+    from opero.limits.state.base import LimiterState
+
+__all__ = [
+    "UNLIMITED",
+    "ExternalLimiter",
+    "SlotQueue",
+    "WaitBudget",
+    "budget_of",
+    "check_budget",
+    "sleep_time",
+]
+
+_LONGEST_SLEEP: Final = SECOND
+"""The first in a queue looks at least so often: another process may have given a slot back, or paused."""
+_LOOP_GRAIN: Final = 1_200_000
+"""How late an event loop's timer may be: selectors round up to whole milliseconds."""
+_THREAD_GRAIN: Final = 80_000
+"""How late a sleeping thread may wake."""
+_LOOK_UP_SECONDS: Final = 1.0
+"""A thread in the queue reads the clock so often, which a test may have set."""
+
+
+# --- decisions ------------------------------------------------------------------------------------
+
+
+class WaitBudget(NamedTuple):
+    """How long a caller is ready to wait.
+
+    Attributes:
+        deadline: Clock reading at which its time is up, None for never.
+        longest_pause: Longest rest of a pause, in seconds, that it waits out.
+    """
+
+    deadline: float | None = None
+    longest_pause: float = math.inf
+
+
+UNLIMITED: Final = WaitBudget()
+"""That of a caller that waits for as long as it takes."""
+
+
+def budget_of(timeout: Duration | None) -> WaitBudget:
+    """Return the budget of a caller that waits so long at most; None for as long as it takes."""
+    if timeout is None:
+        return UNLIMITED
+    return WaitBudget(ambient.clock().monotonic() + parse_seconds(timeout, "timeout"))
+
+
+def sleep_time(wait: int, late: int, grain: int) -> float:
+    """Decide how long to sleep before looking at the slot clock again.
+
+    Args:
+        wait: Nanoseconds until the slot is free.
+        late: Nanoseconds that the sleeper may come late without harm to the rate.
+        grain: Nanoseconds that the timer may be late.
+
+    Returns:
+        Seconds; 0.0 if any sleep would be too long.
+
+    Example:
+        >>> sleep_time(100_000_000, late=100_000_000, grain=1_200_000)
+        0.1
+        >>> sleep_time(100_000, late=100_000, grain=1_200_000)
+        0.0
+    """
+    return max(0, min(wait, _LONGEST_SLEEP) - max(0, grain - late)) / SECOND
+
+
+def check_budget(budget: WaitBudget, now: float, *, wait: int, paused: int) -> None:
+    """Raise if a wait would exceed a caller's budget.
+
+    Args:
+        budget: The budget.
+        now: Clock reading in seconds.
+        wait: Nanoseconds that it will have to wait at least.
+        paused: Nanoseconds that are left of a pause.
+
+    Raises:
+        RateLimitPausedError: The pause is longer than it would wait.
+        DeadlineError: The wait would outlast its deadline.
+
+    Example:
+        >>> check_budget(WaitBudget(deadline=12.0), 10.0, wait=1_500_000_000, paused=0)
+        >>> check_budget(WaitBudget(deadline=11.0), 10.0, wait=1_500_000_000, paused=0)
+        Traceback (most recent call last):
+        ...
+        opero.errors.DeadlineError: the rate limit has no slot for 1.5 s, and the deadline is in 1 s
+    """
+    if paused > budget.longest_pause * SECOND:
+        raise RateLimitPausedError(paused / SECOND)
+    if budget.deadline is None:
+        return
+    left = budget.deadline - now
+    # Readings of the clock are floats, and a wait that ends at the deadline is in time.
+    if wait > left * SECOND + 1000:
+        if left <= 0:
+            raise _too_late()
+        raise DeadlineError(
+            f"the rate limit has no slot for {format_seconds(wait / SECOND)}, "
+            f"and the deadline is in {format_seconds(left)}"
+        )
+
+
+def _too_late() -> DeadlineError:
+    return DeadlineError("the deadline passed while the call waited for the rate limit")
+
+
+# --- the queue ------------------------------------------------------------------------------------
+
+Take = Callable[[], int]
+"""Takes a slot and returns 0, or returns the nanoseconds to wait."""
+
+
+class SlotQueue:
+    """The callers that wait for the slots of one limit: one queue of threads, and one of tasks for each event loop.
+
+    Only the first of each queue looks at the slot clock, so that an event loop that is blocked holds up no other.
+
+    Args:
+        rule: The rule of the limit.
+
+    Attributes:
+        threads: The threads.
+        loops: The tasks, by their event loop; a loop is there only while a task waits in it.
+    """
+
+    __slots__ = ("_rule", "loops", "threads")
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule = rule
+        self.threads = FairLock()
+        self.loops: dict[AbstractEventLoop, FairLock] = {}
+
+    def wait(
+        self, take: Take, state: Callable[[], LimiterState], budget: WaitBudget = UNLIMITED
+    ) -> float:
+        """Block until `take` has got a slot.
+
+        Args:
+            take: See `Take`.
+            state: Returns the state in force.
+            budget: How long the caller is ready to wait.
+
+        Returns:
+            Seconds waited.
+
+        Raises:
+            RateLimitPausedError, DeadlineError: It is not ready to wait so long.
+        """
+        if ambient.disabled():
+            return 0.0
+        queue = self.threads
+        ahead = len(queue.held) + len(queue)
+        wait = state().wait_for() if ahead else take()
+        if not (ahead or wait):
+            return 0.0
+        clock = ambient.clock()
+        real = isinstance(clock, ambient.RealClock)
+        started = clock.monotonic()
+        if budget is not UNLIMITED:
+            _check(state(), budget, started, wait + ahead * self._rule.spacing)
+        warn_of_blocked_loop("a slot of its rate limit")
+        waiter = ThreadWaiter(budget)
+        waited = False
+        # An interrupt may come between any two steps; `release` knows what this caller has.
+        try:
+            if not queue.try_acquire(waiter):
+                waited = True
+                _raise_unless_granted(queue.wait(_look_up(budget, _LOOK_UP_SECONDS), waiter))
+            while wait := take():
+                waited = True
+                if budget is not UNLIMITED:
+                    _dismiss(queue, _check(state(), budget, clock.monotonic(), wait))
+                seconds = (
+                    sleep_time(wait, self._rule.late, _THREAD_GRAIN) if real else wait / SECOND
+                )
+                if seconds:
+                    clock.sleep(seconds)
+                else:
+                    # So short a wait is spent awake, but other threads get the interpreter.
+                    time.sleep(0)
+        finally:
+            queue.release(waiter)
+        return clock.monotonic() - started if waited else 0.0
+
+    async def wait_async(
+        self, take: Take, state: Callable[[], LimiterState], budget: WaitBudget = UNLIMITED
+    ) -> float:
+        """Do what `wait` does, for a task and without blocking its event loop."""
+        if ambient.disabled():
+            return 0.0
+        from asyncio import get_running_loop, sleep
+
+        loop = get_running_loop()
+        queue = self.loops.get(loop)
+        wait = 0 if queue is not None else take()
+        if queue is None and not wait:
+            return 0.0
+        clock = ambient.clock()
+        real = isinstance(clock, ambient.RealClock)
+        started = clock.monotonic()
+        if budget is not UNLIMITED:
+            ahead = len(queue.held) + len(queue) if queue is not None else 0
+            wait = wait or state().wait_for() + ahead * self._rule.spacing
+            _check(state(), budget, started, wait)
+        if queue is None:
+            self._forget_closed_loops()
+            queue = self.loops[loop] = FairLock()
+        try:
+            if not queue.try_acquire():
+                bounded = budget is not UNLIMITED and real
+                look_up = _look_up(budget, math.inf) if bounded else None
+                _raise_unless_granted(await queue.wait_async(look_up, budget))
+            try:
+                while wait := take():
+                    if budget is not UNLIMITED:
+                        _dismiss(queue, _check(state(), budget, clock.monotonic(), wait))
+                    seconds = (
+                        sleep_time(wait, self._rule.late, _LOOP_GRAIN) if real else wait / SECOND
+                    )
+                    # A loop's timer is no finer than a millisecond: without it the loop just turns once.
+                    await (clock.asleep(seconds) if seconds else sleep(0))
+            finally:
+                queue.release()
+        finally:
+            if not queue.held and self.loops.get(loop) is queue:
+                del self.loops[loop]
+        return clock.monotonic() - started
+
+    def _forget_closed_loops(self) -> None:
+        # Tasks that were pending when their loop was closed never get to their `finally`.
+        for loop in list(self.loops):
+            if loop.is_closed():
+                self.loops.pop(loop, None)
+
+
+def _look_up(budget: WaitBudget, longest: float) -> Callable[[], float | None] | None:
+    """Return what tells a caller in the queue how long to wait on; None if there is no end to that."""
+    deadline = budget.deadline
+    if deadline is None:
+        return None
+    return lambda: min(deadline - ambient.clock().monotonic(), longest)
+
+
+def _check(state: LimiterState, budget: WaitBudget, now: float, wait: int) -> int:
+    """Raise if the wait exceeds the budget; return the nanoseconds that are left of a pause."""
+    paused = state.paused()
+    check_budget(budget, now, wait=wait, paused=paused)
+    return paused
+
+
+class _TooLongPause(NamedTuple):
+    """Ends the wait of a caller that would not wait out a pause."""
+
+    seconds: float
+
+
+def _dismiss(queue: FairLock, paused: int) -> None:
+    """End the waits of those that would not wait out the rest of a pause."""
+    if not paused:
+        return
+    seconds = paused / SECOND
+
+    def unwilling(waiter: Waiter) -> bool:
+        budget: WaitBudget | None = waiter.budget
+        return budget is not None and seconds > budget.longest_pause
+
+    queue.wake_all(_TooLongPause(seconds), unwilling)
+
+
+def _raise_unless_granted(outcome: object) -> None:
+    if isinstance(outcome, _TooLongPause):
+        raise RateLimitPausedError(outcome.seconds)
+    if not outcome:
+        raise _too_late()
+
+
+# --- a limiter of the user's ----------------------------------------------------------------------
+
+_UNNOTICED: Final = 0.001
+"""A foreign limiter does not tell whether it waited; what is shorter than so many seconds is not counted."""
+
+
+class ExternalLimiter:
+    """A user's own limiter: an object with `async wait()`, for example of asynciolimiter.
+
+    Such an object belongs to one event loop at a time. Its `reset()`, if it has one, frees it from a loop that has
+    ended, where asynciolimiter would wait for a timer that never fires.
+
+    Args:
+        limiter: The object.
+    """
+
+    __slots__ = ("_loop", "limiter")
+
+    def __init__(self, limiter: Any) -> None:
+        self.limiter = limiter
+        self._loop: weakref.ref[AbstractEventLoop] | None = None
+
+    def refusal(self, what: str) -> OperoUsageError:
+        """Return the error of a caller that asks for more than it can do."""
+        return OperoUsageError(
+            f"{self.limiter!r} can only be awaited in one event loop, so it cannot {what}. "
+            'Write rate_limit="100/minute", or share a RateLimiter("100/minute").'
+        )
+
+    async def wait(self, state: LimiterState, budget: WaitBudget) -> float:
+        """Wait as the user's limiter does, after the end of a pause; return for how many seconds that was."""
+        if ambient.disabled():
+            return 0.0
+        clock = ambient.clock()
+        started = clock.monotonic()
+        while paused := state.paused():
+            check_budget(budget, clock.monotonic(), wait=paused, paused=paused)
+            await clock.asleep(min(1.0, paused / SECOND))
+        await self._in_time(budget)
+        waited = clock.monotonic() - started
+        return waited if waited > _UNNOTICED else 0.0
+
+    async def _in_time(self, budget: WaitBudget) -> None:
+        if budget.deadline is None:
+            await self._wait()
+            return
+        from asyncio import timeout
+
+        now = ambient.clock().monotonic()
+        check_budget(budget, now, wait=0, paused=0)
+        alarm = timeout(budget.deadline - now)
+        try:
+            async with alarm:
+                await self._wait()
+        except TimeoutError:
+            if not alarm.expired():
+                raise  # the limiter's own
+            raise DeadlineError("the deadline passed while the call waited") from None
+
+    async def _wait(self) -> None:
+        from asyncio import get_running_loop
+
+        running = get_running_loop()
+        before = self._loop() if self._loop is not None else running
+        if before is not running:
+            if before is not None and not before.is_closed():
+                raise OperoUsageError(
+                    f"{self.limiter!r} is already used in another event loop that is still open: "
+                    "it can serve one at a time. "
+                    'Write rate_limit="100/minute", or share a RateLimiter("100/minute").'
+                )
+            reset = getattr(self.limiter, "reset", None)
+            if callable(reset):
+                reset()
+        if before is not running or self._loop is None:
+            self._loop = weakref.ref(running)
+        await self.limiter.wait()

@@ -1,0 +1,578 @@
+# this_file: src/opero/limits/windows.py
+"""Decide when calls may start under sliding windows: of calls, of cost, with a cap, and several limits as one; pure.
+
+Costs (tokens, money, bytes) are counted in millionths, as whole numbers, so that no sum drifts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from opero.errors import OperoUsageError
+from opero.limits.gcra import (
+    LONG_AGO,
+    NEVER,
+    SECOND,
+    Cells,
+    Gcra,
+    Snapshot,
+    check_period,
+    gap_after,
+    gcra_for,
+)
+from opero.utils.units import Rate, format_seconds
+
+if TYPE_CHECKING:
+    from opero.limits.gcra import Rule
+    from opero.utils.units import RateWindow
+
+__all__ = [
+    "SPENT",
+    "UNIT",
+    "CombinedLimit",
+    "CostWindow",
+    "SlidingWindow",
+    "SpendCap",
+    "as_units",
+    "combined",
+    "part_of",
+    "rule_for",
+]
+
+LONGEST_SMOOTH: Final = 60.0
+"""Periods up to so many seconds are spaced out by default; longer ones are sliding windows."""
+LARGEST_WINDOW: Final = 1_000_000
+"""A sliding window remembers every start, in eight bytes each."""
+
+UNIT: Final = 1_000_000
+SPENT: Final = NEVER
+"""How long a call has to wait that a cap does not let through: no time will help."""
+_LARGEST: Final = NEVER // (2 * UNIT)
+_GRAINS: Final = 128
+"""Parts of a cost window that are counted together; a start stays counted for one of them too long."""
+
+
+# --- calls ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SlidingWindow:
+    """At most `capacity` calls in any half-open window of `period`, without spacing.
+
+    The state is the time before which nothing starts, the number of starts so far, and a ring of the last `capacity`
+    start times. A call may start when the one `capacity` places before it is `period` old. A `take` that is cut
+    short leaves an entry that is not counted yet; the next one overwrites it.
+
+    Attributes:
+        period: Length of the window.
+        capacity: Calls in it.
+    """
+
+    period: int
+    capacity: int
+
+    atomic = True
+    tolerance = 0
+    spacing = 0
+
+    @property
+    def late(self) -> int:
+        """One per cent of the window, since a late start delays the same one of the next."""
+        return self.period // 128
+
+    @property
+    def longest_wait(self) -> int:
+        """The period."""
+        return self.period
+
+    @property
+    def signature(self) -> tuple[int, ...]:
+        """Kind 2 and its two numbers."""
+        return 2, self.period, self.capacity, 0
+
+    @property
+    def size(self) -> int:
+        """Two cells and the ring."""
+        return 2 + self.capacity
+
+    def new_state(self) -> list[int]:
+        """Return an empty ring."""
+        return [LONG_AGO + self.period, 0, *([LONG_AGO] * self.capacity)]
+
+    def take(self, state: Cells, now: int) -> int:
+        """Start a call if the oldest start in the ring has left the window."""
+        free_from = state[0]
+        if now < free_from:
+            return free_from - now
+        count = state[1]
+        state[2 + count % self.capacity] = now
+        state[0] = state[2 + (count + 1) % self.capacity] + self.period
+        state[1] = count + 1
+        return 0
+
+    def wait_for(self, state: Cells, now: int) -> int:
+        """Return the time until the oldest start leaves the window."""
+        return max(0, state[0] - now)
+
+    def snapshot(self, state: Cells) -> Snapshot:
+        """Return the oldest entry of the ring and the two cells before the ring."""
+        return state[2 + state[1] % self.capacity], state[0], state[1]
+
+    def restore(self, state: Cells, snapshot: Snapshot) -> None:
+        """Put the entry and the two cells back."""
+        oldest, free_from, count = snapshot
+        state[2 + count % self.capacity] = oldest
+        state[0] = free_from
+        state[1] = count
+
+    def is_idle(self, state: Cells, now: int) -> bool:
+        """Return whether all starts have left the window."""
+        return all(
+            state[place] + self.period <= now for place in range(2, 2 + self.capacity)
+        ) and not self.wait_for(state, now)
+
+    def repair(self, state: Cells, now: int) -> None:
+        """Order the starts and take none for later than now."""
+        ring = sorted(min(state[place], now) for place in range(2, 2 + self.capacity))
+        for place, start in enumerate(ring):
+            state[2 + place] = max(LONG_AGO, start)
+        state[1] = 0
+        state[0] = state[2] + self.period
+
+    def before_pause(self, state: Cells, until: int, length: int) -> int:
+        """Ask for a gap, since a window would let all waiting calls out at once."""
+        del state, until
+        return gap_after(length, self.period // self.capacity)
+
+    def end_pause(self, state: Cells, now: int) -> None:
+        """Do nothing: the state holds nothing of the pause."""
+
+    def __str__(self) -> str:
+        return f"{self.capacity} calls in {format_seconds(self.period / SECOND)}"
+
+
+def rule_for(rate: Rate, burst: int, smooth: bool | None) -> Gcra | SlidingWindow:
+    """Choose the rule for a rate of calls.
+
+    Args:
+        rate: So many calls in so many seconds; the number need not be whole.
+        burst: Calls by which a spaced rate may exceed the count of a window.
+        smooth: Space calls out (True), only count them (False), or go by the period (None).
+
+    Raises:
+        OperoUsageError: A window too large to be counted, or times too long for a clock.
+
+    Example:
+        >>> rule_for(Rate(1000, 86400), burst=1, smooth=None)
+        SlidingWindow(period=86400000000000, capacity=1000)
+    """
+    if smooth if smooth is not None else rate.period <= LONGEST_SMOOTH:
+        return gcra_for(rate, burst)
+    period, capacity = check_period(rate, burst), math.ceil(rate.count)
+    if capacity > LARGEST_WINDOW:
+        raise OperoUsageError(
+            f"A quota of {rate.count:g} calls is too large to be counted one by one (at most "
+            f"{LARGEST_WINDOW:,}): write smooth=True to space calls out, or name a shorter period."
+        )
+    # "2.5/hour" is 3 in 72 minutes: never more than 3 in an hour, and 2.5 in the long run.
+    return SlidingWindow(math.ceil(period * (capacity / rate.count)), capacity)
+
+
+# --- costs ----------------------------------------------------------------------------------------
+
+
+def as_units(amount: object, name: str) -> int:
+    """Return an amount in millionths; something is never nothing.
+
+    Raises:
+        OperoUsageError: It is no number of 0 or more.
+
+    Example:
+        >>> as_units(0.0031, "cost"), as_units(1e-9, "cost")
+        (3100, 1)
+    """
+    if (
+        isinstance(amount, bool)
+        or not isinstance(amount, int | float)
+        or not 0 <= amount < _LARGEST
+    ):
+        raise OperoUsageError(f"{name}={amount!r} must be a number, 0 or more.")
+    return max(round(amount * UNIT), 1 if amount else 0)
+
+
+_HEAD, _TOTAL, _RING = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class CostWindow:
+    """At most `capacity` of cost in any half-open window of `period`, without spacing.
+
+    A sliding window that is counted in parts ("grains"): a ring holds what was spent in each of them, and a part
+    counts until its last moment has left the window. So no window is ever overfull, and what is spent stays counted
+    for at most one per cent longer than it must.
+
+    The state is the number of the newest part since time 0, the sum of the ring, and the ring.
+
+    Attributes:
+        period: Length of the window.
+        capacity: Cost in it, in millionths.
+    """
+
+    period: int
+    capacity: int
+
+    @classmethod
+    def of(cls, rate: Rate) -> CostWindow:
+        """Make the window of a rate.
+
+        Raises:
+            OperoUsageError: It is too large to be counted in millionths.
+        """
+        if not UNIT * rate.count < _LARGEST * UNIT:
+            raise OperoUsageError(f"A limit of {rate.count:g} is too large: count in larger units.")
+        return cls(max(1, round(rate.period * SECOND)), max(1, math.floor(rate.count * UNIT)))
+
+    @property
+    def grain(self) -> int:
+        """Length of a part."""
+        return -(-self.period // _GRAINS)
+
+    @property
+    def places(self) -> int:
+        """Parts in the ring: the window, and the part that has begun."""
+        return -(-self.period // self.grain) + 1
+
+    @property
+    def signature(self) -> tuple[int, ...]:
+        """Kind 4 and its two numbers."""
+        return 4, self.period, self.capacity, 0
+
+    @property
+    def size(self) -> int:
+        """Two cells and the ring."""
+        return 2 + self.places
+
+    def new_state(self) -> list[int]:
+        """Return the state of an empty window."""
+        return [LONG_AGO, 0, *([0] * self.places)]
+
+    def used(self, state: Cells, now: int) -> int:
+        """Return what was spent in the window that ends now."""
+        head, places = state[_HEAD], self.places
+        passed = now // self.grain - head
+        if passed <= 0:
+            return state[_TOTAL]
+        if passed >= places:
+            return 0
+        gone = range(head + 1, head + passed + 1)
+        return state[_TOTAL] - sum(state[_RING + grain % places] for grain in gone)
+
+    def wait_for(self, state: Cells, now: int, cost: int) -> int:
+        """Return the time until so much may be spent; at the latest when the window is empty."""
+        over = self.used(state, now) + cost - self.capacity
+        if over <= 0:
+            return 0
+        head, grain, places = state[_HEAD], self.grain, self.places
+        oldest = max(head, now // grain) - places + 1
+        for part in range(oldest, head + 1):
+            over -= state[_RING + part % places]
+            if over <= 0:
+                return (part + places) * grain - now
+        return (head + places) * grain - now
+
+    def add(self, state: Cells, now: int, cost: int) -> None:
+        """Count what is spent."""
+        head, places = state[_HEAD], self.places
+        newest = max(head, now // self.grain)
+        for part in range(max(head, newest - places) + 1, newest + 1):
+            place = _RING + part % places
+            state[_TOTAL] -= state[place]
+            state[place] = 0
+        state[_HEAD] = newest
+        state[_RING + newest % places] += cost
+        state[_TOTAL] += cost
+
+    def correct(self, state: Cells, now: int, at: int, change: int) -> None:
+        """Correct what was counted at a time: a refund takes back, a debt counts from now on."""
+        if change > 0:
+            self.add(state, now, change)
+            return
+        part, head, places = at // self.grain, state[_HEAD], self.places
+        if head - places < part <= head:
+            place = _RING + part % places
+            back = min(-change, state[place])
+            state[place] -= back
+            state[_TOTAL] -= back
+
+    def repair(self, state: Cells, now: int) -> None:
+        """Make the sum true and take nothing for later than now."""
+        head, places = state[_HEAD], self.places
+        if head == LONG_AGO:
+            return
+        ages = [max(0, state[_RING + (head - age) % places]) for age in range(places)]
+        newest = min(head, now // self.grain)
+        for age, spent in enumerate(ages):
+            state[_RING + (newest - age) % places] = spent
+        state[_HEAD], state[_TOTAL] = newest, sum(ages)
+
+    def gap(self, length: int) -> int:
+        """Return how far apart calls start after a pause; what they will cost is not known."""
+        return gap_after(length, self.period // 100)
+
+    def __str__(self) -> str:
+        return f"{self.capacity / UNIT:,.10g} in {format_seconds(self.period / SECOND)}"
+
+
+@dataclass(frozen=True, slots=True)
+class SpendCap:
+    """At most `limit` of cost, once and for all. The only cell of the state is what was spent.
+
+    Attributes:
+        limit: In millionths.
+    """
+
+    limit: int
+
+    period = 0
+    size = 1
+
+    @property
+    def signature(self) -> tuple[int, ...]:
+        """Kind 5 and its number."""
+        return 5, self.limit, 0, 0
+
+    def new_state(self) -> list[int]:
+        """Return the state of an untouched cap."""
+        return [0]
+
+    def used(self, state: Cells, now: int) -> int:
+        """Return what was spent."""
+        del now
+        return state[0]
+
+    def wait_for(self, state: Cells, now: int, cost: int) -> int:
+        """Return 0, or `SPENT` if so much is not left."""
+        del now
+        return SPENT if cost and state[0] + cost > self.limit else 0
+
+    def add(self, state: Cells, now: int, cost: int) -> None:
+        """Count what is spent."""
+        del now
+        state[0] += cost
+
+    def correct(self, state: Cells, now: int, at: int, change: int) -> None:
+        """Correct what was counted."""
+        del now, at
+        state[0] = max(0, state[0] + change)
+
+    def repair(self, state: Cells, now: int) -> None:
+        """Do nothing: a sum knows no clock."""
+
+    def gap(self, length: int) -> int:
+        """Return 0: a cap has no rate."""
+        del length
+        return 0
+
+    def __str__(self) -> str:
+        return f"{self.limit / UNIT:,.10g} in all"
+
+
+# --- several limits as one ------------------------------------------------------------------------
+
+CallPart = Gcra | SlidingWindow
+CostPart = CostWindow | SpendCap
+
+
+@dataclass(frozen=True)
+class CombinedLimit:
+    """Limits that are taken together, so that none of them loses what another refuses.
+
+    The state is a list with the state of each part.
+
+    Attributes:
+        parts: The limits.
+    """
+
+    parts: tuple[CallPart | CostPart, ...]
+
+    @property
+    def signature(self) -> tuple[int, ...]:
+        """The signatures of the parts."""
+        return tuple(number for part in self.parts for number in part.signature)
+
+    @property
+    def atomic(self) -> bool:
+        """Whether all parts are: the sum of a cost window and its ring are not stored at once."""
+        return all(isinstance(part, CallPart) for part in self.parts)
+
+    def new_state(self) -> list[Any]:
+        """Return the states of the parts."""
+        return [part.new_state() for part in self.parts]
+
+    # --- pace -------------------------------------------------------------------------------------
+
+    @property
+    def _call_parts(self) -> list[CallPart]:
+        return [part for part in self.parts if isinstance(part, CallPart)]
+
+    @property
+    def tolerance(self) -> int:
+        """That of the strictest part."""
+        return min((rule.tolerance for rule in self._call_parts), default=0)
+
+    @property
+    def late(self) -> int:
+        """That of the strictest part."""
+        return min((rule.late for rule in self._call_parts), default=self.longest_wait // 128)
+
+    @property
+    def spacing(self) -> int:
+        """That of the widest part."""
+        return max((rule.spacing for rule in self._call_parts), default=0)
+
+    @property
+    def longest_wait(self) -> int:
+        """That of the longest part, and a grain."""
+        return max(
+            part.longest_wait if isinstance(part, CallPart) else part.period + part.period // 32
+            for part in self.parts
+        )
+
+    # --- decisions --------------------------------------------------------------------------------
+
+    def _costs(self, state: Sequence[Cells]) -> Iterator[tuple[CostPart, Cells]]:
+        for part, cells in zip(self.parts, state, strict=True):
+            if not isinstance(part, CallPart):
+                yield part, cells
+
+    def _calls(self, state: Sequence[Cells]) -> Iterator[tuple[CallPart, Cells]]:
+        for part, cells in zip(self.parts, state, strict=True):
+            if isinstance(part, CallPart):
+                yield part, cells
+
+    def wait_for(self, state: Sequence[Cells], now: int, cost: int = 0) -> int:
+        """Return how long a call would have to wait at least, `SPENT` if for ever."""
+        return max(
+            part.wait_for(cells, now)
+            if isinstance(part, CallPart)
+            else part.wait_for(cells, now, cost)
+            for part, cells in zip(self.parts, state, strict=True)
+        )
+
+    def take(self, state: Sequence[Cells], now: int, cost: int = UNIT) -> int:
+        """Start a call under all limits and return 0, or change nothing and return the wait."""
+        wait = self.wait_for(state, now, cost)
+        if wait:
+            return wait
+        for part, cells in zip(self.parts, state, strict=True):
+            if isinstance(part, CallPart):
+                part.take(cells, now)
+            else:
+                part.add(cells, now, cost)
+        return 0
+
+    def snapshot(self, state: Sequence[Cells]) -> Snapshot:
+        """Return what the next `take` will change in the parts that count calls."""
+        return tuple(part.snapshot(cells) for part, cells in self._calls(state))
+
+    def restore(self, state: Sequence[Cells], snapshot: Snapshot) -> None:
+        """Put a snapshot back."""
+        for (part, cells), found in zip(self._calls(state), snapshot, strict=True):
+            part.restore(cells, found)
+
+    def settle(self, state: Sequence[Cells], now: int, at: int, change: int) -> None:
+        """Correct what a call that started at a time has cost.
+
+        Args:
+            state: The state.
+            now: The time.
+            at: When it started.
+            change: What it cost more than was counted, less than 0 for a refund.
+        """
+        for part, cells in self._costs(state):
+            part.correct(cells, now, at, change)
+
+    def spent(self, state: Sequence[Cells]) -> int:
+        """Return what was spent under the cap, 0 without one."""
+        return sum(cells[0] for part, cells in self._costs(state) if isinstance(part, SpendCap))
+
+    def forget_spent(self, state: Sequence[Cells]) -> None:
+        """Begin the cap anew."""
+        for part, cells in self._costs(state):
+            if isinstance(part, SpendCap):
+                cells[0] = 0
+
+    def is_idle(self, state: Sequence[Cells], now: int) -> bool:
+        """Return whether no part remembers anything that still counts."""
+        return all(part.is_idle(cells, now) for part, cells in self._calls(state)) and not any(
+            part.used(cells, now) for part, cells in self._costs(state)
+        )
+
+    def repair(self, state: Sequence[Cells], now: int) -> None:
+        """Make the states of all parts valid."""
+        for part, cells in zip(self.parts, state, strict=True):
+            part.repair(cells, now)
+
+    def before_pause(self, state: Sequence[Cells], until: int, length: int) -> int:
+        """Prepare for a pause: the widest gap that a part asks for."""
+        gaps = [part.before_pause(cells, until, length) for part, cells in self._calls(state)]
+        return max([*gaps, *(part.gap(length) for part, _ in self._costs(state))])
+
+    def end_pause(self, state: Sequence[Cells], now: int) -> None:
+        """Undo `before_pause`."""
+        for part, cells in self._calls(state):
+            part.end_pause(cells, now)
+
+    def __str__(self) -> str:
+        return " and ".join(map(str, self.parts))
+
+
+def combined(
+    windows: Iterable[RateWindow], *, burst: int, smooth: bool | None, cap: int | None = None
+) -> Rule:
+    """Choose the rule for one or several windows.
+
+    Of several windows that count calls only the shortest is spaced by default: it sets the pace, and a longer one
+    that was spaced as well would leave nothing of it.
+
+    Args:
+        windows: What is counted, how much, in how many seconds.
+        burst: As for `rule_for`.
+        smooth: As for `rule_for`, but None spaces the shortest window only.
+        cap: Most cost in all, in millionths.
+
+    Raises:
+        OperoUsageError: A window cannot be kept.
+    """
+    windows = tuple(windows)
+    calls = [window for window in windows if not window.weighted]
+    shortest = min(calls, key=lambda window: window.rate.period, default=None)
+    parts: list[CallPart | CostPart] = []
+    for window in windows:
+        if window.weighted:
+            parts.append(CostWindow.of(window.rate))
+        elif window is shortest or smooth is not None:
+            parts.append(rule_for(window.rate, burst, smooth))
+        else:
+            parts.append(rule_for(window.rate, burst, False))
+    if cap is not None:
+        parts.append(SpendCap(cap))
+    only = parts[0] if len(parts) == 1 else None
+    return only if isinstance(only, CallPart) else CombinedLimit(tuple(parts))
+
+
+def part_of(signature: tuple[int, ...]) -> CallPart | CostPart | None:
+    """Make the part with this signature; None if there is none."""
+    match signature:
+        case (1, period, interval, tolerance) if period > 0 and interval > 0 and tolerance >= 0:
+            return Gcra(period, interval, tolerance)
+        case (2, period, capacity, _) if period > 0 and 0 < capacity <= LARGEST_WINDOW:
+            return SlidingWindow(period, capacity)
+        case (4, period, capacity, _) if period > 0 and capacity > 0:
+            return CostWindow(period, capacity)
+        case (5, limit, _, _) if limit > 0:
+            return SpendCap(limit)
+    return None

@@ -1,0 +1,111 @@
+# this_file: tests/composition/test_event_loops.py
+"""Event loops: coroutines without asyncio, and synchronous calls that would block a running loop."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from opero import opero
+from opero.errors import OperoUsageError, OperoWarning
+from opero.testing import flaky
+from opero.utils import ambient
+
+
+def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine as a foreign event loop does."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("it waits")
+
+
+class OwnError(Exception): ...
+
+
+def failing(calls: list[int]) -> Any:
+    async def fetch() -> None:
+        calls.append(1)
+        raise OwnError
+
+    return fetch
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"retries": 2, "min_delay": 0.01},
+        {"retries": 0, "timeout": 5},
+        {"retries": 0, "deadline": 5},
+        {"retries": 1, "min_delay": 0.01, "deadline": 5, "timeout": 2},
+    ],
+    ids=["retry", "timeout", "deadline", "all"],
+)
+def test_without_asyncio_a_wait_names_it_and_hides_no_error(options: dict[str, Any]) -> None:
+    calls: list[int] = []
+    with pytest.raises(OperoUsageError, match="asyncio") as caught:
+        drive(opero(cache=False, **options)(failing(calls))())
+    if calls:
+        assert isinstance(caught.value.__context__, OwnError)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"cache": False}, {"cache": False, "concurrency": 2, "circuit_breaker": True}]
+)
+def test_without_asyncio_what_needs_no_wait_works(options: dict[str, Any]) -> None:
+    @opero(**options)
+    async def double(x: int) -> int:
+        return 2 * x
+
+    assert drive(double(2)) == 4
+    assert drive(double(2)) == 4
+
+
+def test_without_asyncio_a_retry_without_pause_works() -> None:
+    calls: list[int] = []
+    with pytest.raises(OwnError):
+        drive(opero(cache=False, retries=2, min_delay=0)(failing(calls))())
+    assert len(calls) == 3
+
+
+@pytest.fixture
+def not_yet_warned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ambient._ambient, "warned", False)
+
+
+def seen(call: Any) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return [str(w.message) for w in caught if w.category is OperoWarning]
+
+
+def fetch_twice(*, pause: float) -> None:
+    fetch = opero(cache=False, min_delay=pause, max_delay=max(pause, 0.01))
+    for _ in range(2):
+        fetch(flaky("fine", failures=1))()
+
+
+@pytest.mark.usefixtures("not_yet_warned")
+def test_a_synchronous_pause_on_a_running_loop_warns_once() -> None:
+    async def main() -> None:
+        fetch_twice(pause=0.001)
+
+    messages = seen(lambda: asyncio.run(main()))
+    assert len(messages) == 1
+    assert "await asyncio.to_thread(...)" in messages[0]
+
+
+@pytest.mark.usefixtures("not_yet_warned")
+def test_no_warning_without_a_loop_or_without_a_pause_or_in_a_thread() -> None:
+    async def main() -> None:
+        fetch_twice(pause=0)
+        await asyncio.to_thread(fetch_twice, pause=0.001)
+
+    assert seen(lambda: fetch_twice(pause=0.001)) == []
+    assert seen(lambda: asyncio.run(main())) == []

@@ -1,0 +1,193 @@
+# this_file: tests/concurrency/test_ends_early.py
+"""Maps whose input raises, and maps that `stop_on` ends: what is done is not lost."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from opero import operomap
+from opero.errors import MapStopped, OperoUsageError, RateLimitPausedError
+
+if TYPE_CHECKING:
+    from tests.conftest import Face
+
+    from opero.concurrency import MapResult
+
+
+def broken_input() -> Iterator[int]:
+    yield from range(20)
+    raise ValueError("the input broke")
+
+
+async def broken_async_input() -> AsyncIterator[int]:
+    for n in range(20):
+        yield n
+    raise ValueError("the input broke")
+
+
+def taken(stream: Any) -> tuple[list[int], BaseException | None]:
+    """Return what a stream gives and what it raises."""
+    found: list[int] = []
+    try:
+        if hasattr(stream, "__aiter__"):
+
+            async def take() -> None:
+                async for value in stream:
+                    found.append(value)  # noqa: PERF401 - what comes before an error counts
+
+            asyncio.run(take())
+        else:
+            found.extend(stream)
+    except Exception as error:  # noqa: BLE001 - the test looks at it
+        return found, error
+    return found, None
+
+
+OPTIONS = [
+    {"mode": "thread"},
+    {"mode": "thread", "ordered": False},
+    {"mode": "thread", "cache": True},
+    {"sequential": True},
+    {"mode": "process"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_stream_gives_everything_pulled_before_the_input_raised(
+    options: dict[str, Any], face: Face
+) -> None:
+    given = {"cache": False, "retries": 0, "workers": 2, **options}
+    mapped = operomap(**given)(face.of(lambda x: 2 * x))
+    found, error = taken(mapped.stream(broken_input()))
+    assert sorted(found) == [2 * x for x in range(20)]
+    if options.get("ordered", True):
+        assert found == sorted(found)
+    assert isinstance(error, ValueError)
+
+
+def test_stream_over_an_asynchronous_input_does_so_too() -> None:
+    @operomap(cache=False, retries=0, workers=2)
+    async def double(x: int) -> int:
+        await asyncio.sleep(0.001)
+        return 2 * x
+
+    found, error = taken(double.stream(broken_async_input()))
+    assert found == [2 * x for x in range(20)]
+    assert isinstance(error, ValueError)
+
+
+def test_map_result_holds_what_is_done_and_the_error(face: Face) -> None:
+    mapped = operomap(mode="thread", cache=False, retries=0)(face.of(lambda x: x))
+    result: MapResult[int] = face.run(mapped.map, broken_input())
+    assert (result.status, result.values, result.total) == ("stopped", list(range(20)), None)
+    assert result.reason == "its input raised ValueError: the input broke"
+    assert isinstance(result.input_error, ValueError)
+    with pytest.raises(MapStopped) as raised:
+        result.raise_on_failure()
+    assert raised.value.__cause__ is result.input_error
+
+
+def test_list_of_results_raises_the_error_of_the_input(face: Face) -> None:
+    mapped = operomap(mode="thread", cache=False, retries=0)(face.of(lambda x: x))
+    with pytest.raises(ValueError, match="the input broke"):
+        face.run(mapped, broken_input())
+
+
+def test_interrupt_of_the_input_ends_a_stream_at_once() -> None:
+    def interrupted() -> Iterator[int]:
+        yield 1
+        raise KeyboardInterrupt
+
+    stream = operomap(mode="thread", cache=False)(abs).stream(interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        list(stream)
+
+
+def test_error_of_the_input_leaves_no_reference_cycle() -> None:
+    class BrokenError(Exception):
+        pass
+
+    def items() -> Iterator[int]:
+        yield 1
+        raise BrokenError
+
+    gc.disable()
+    try:
+        mapped = operomap(mode="thread", cache=False)(abs)
+        try:
+            list(mapped.stream(items()))
+        except BrokenError as error:
+            seen = weakref.ref(error)
+        assert seen() is None
+        found = weakref.ref(mapped.map(items()).input_error)  # type: ignore[type-var]
+        assert found() is None
+    finally:
+        gc.enable()
+
+
+# --- stop_on --------------------------------------------------------------------------------------
+
+
+def quota(x: int) -> int:
+    if x >= 5:
+        raise RateLimitPausedError(12.345678901)
+    return x
+
+
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_stop_on_ends_a_map_with_what_is_done(mode: Any, face: Face) -> None:
+    mapped = operomap(
+        mode=mode, cache=False, retries=0, workers=2, chunksize=1, stop_on=RateLimitPausedError
+    )(face.of(quota))
+    result: MapResult[int] = face.run(mapped.map, range(1_000))
+    assert result.status == "stopped"
+    assert result.reason == (
+        "an item failed with RateLimitPausedError, and stop_on ends the map there"
+    )
+    assert result.values == list(range(5))
+    assert 1 <= len(result.failures) < 20
+
+
+def test_list_of_results_raises_map_stopped_with_what_is_done() -> None:
+    mapped = operomap(
+        mode="thread", cache=False, retries=0, chunksize=1, stop_on=(RateLimitPausedError, OSError)
+    )(quota)
+    with pytest.raises(MapStopped, match="stop_on") as raised:
+        mapped(range(1_000))
+    assert raised.value.result.values == list(range(5))
+
+
+@pytest.mark.parametrize("on_error", ["raise", "return", "skip"])
+def test_stream_gives_what_is_done_and_raises_map_stopped(on_error: Any) -> None:
+    mapped = operomap(
+        mode="thread",
+        cache=False,
+        retries=0,
+        workers=1,
+        chunksize=1,
+        on_error=on_error,
+        stop_on=RateLimitPausedError,
+    )(quota)
+    found, error = taken(mapped.stream(range(1_000)))
+    assert [value for value in found if isinstance(value, int)] == list(range(5))
+    assert any(isinstance(value, Exception) for value in found) == (on_error == "return")
+    assert isinstance(error, MapStopped)
+
+
+def test_stop_on_leaves_other_errors_to_on_error() -> None:
+    mapped = operomap(mode="thread", cache=False, retries=0, stop_on=OSError)(quota)
+    with pytest.raises(RateLimitPausedError):
+        mapped(range(10))
+    assert len(mapped.map(range(10)).failures) == 5
+
+
+@pytest.mark.parametrize("wrong", [OSError(), "OSError", (OSError, 5), None])
+def test_stop_on_takes_exception_types_only(wrong: Any) -> None:
+    with pytest.raises(OperoUsageError, match="stop_on="):
+        operomap(stop_on=wrong)(abs)

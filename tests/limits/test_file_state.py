@@ -1,0 +1,383 @@
+# this_file: tests/limits/test_file_state.py
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from opero.errors import OperoUsageError
+from opero.limits.gcra import SECOND, Gcra, Rule
+from opero.limits.state import file as state_file
+from opero.limits.state.file import FileState, private_path, state_path
+from opero.limits.windows import UNIT, CombinedLimit, SlidingWindow, combined
+from opero.utils.units import parse_windows
+
+HOUR = 3600 * SECOND
+MINUTELY = Gcra(60 * SECOND, 60 * SECOND, 0)
+SPACED = Gcra(HOUR // 6, HOUR // 6, 0)
+HOURLY = SlidingWindow(HOUR, 3)
+
+posix = pytest.mark.skipif(os.name != "posix", reason="record locks and signals of POSIX")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "slot")
+
+
+def fresh(path: str, rule: Rule = HOURLY) -> FileState:
+    return FileState(path, rule, create=True)
+
+
+def forget(slot: FileState) -> None:
+    """Close the file as the end of the process would."""
+    state_file._open_files.files.pop(slot.file.path)
+
+
+def run(script: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def most(slot: FileState) -> int:
+    """Count how many calls may start now."""
+    return sum(not slot.take() for _ in range(20))
+
+
+def test_a_file_remembers_what_has_started(path):
+    slot = fresh(path)
+    assert [slot.take() == 0 for _ in range(4)] == [True, True, True, False]
+    forget(slot)
+    again = FileState(path, HOURLY, create=False)
+    assert again is not slot
+    assert HOUR - 10 * SECOND < again.take() <= HOUR
+    assert again.wait_for() <= HOUR
+
+
+def test_a_process_has_one_descriptor_per_file(path):
+    assert fresh(path).file is fresh(path).file
+
+
+def test_a_slot_is_closed_with_its_last_user(path):
+    slot = fresh(path)
+    fd = slot.file.fd
+    del slot
+    gc.collect()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def test_a_descriptor_is_kept_while_the_file_is_open_once_more(path):
+    slot = fresh(path)
+    fd = slot.file.fd
+    forget(slot)
+    again = fresh(path)
+    del slot
+    gc.collect()
+    assert os.fstat(fd)
+    assert state_file._open_files.kept.pop() == fd
+    os.close(fd)
+    assert again.take() == 0
+
+
+def test_a_slot_can_be_given_back(path):
+    slot = fresh(path)
+    wait, mark = slot.take_marked()
+    assert wait == 0
+    assert slot.give_back(mark)
+    assert most(slot) == 3
+    assert not slot.give_back(mark)
+
+
+@posix
+def test_a_file_is_for_its_user_only(path):
+    fresh(path)
+    assert stat.S_IMODE(Path(path).stat().st_mode) == 0o600
+
+
+@posix
+def test_a_link_to_somewhere_else_is_not_followed(path, tmp_path):
+    other = tmp_path / "other"
+    other.write_bytes(b"precious")
+    Path(path).symlink_to(other)
+    with pytest.raises(OSError, match="symbolic links"):
+        fresh(path)
+    assert other.read_bytes() == b"precious"
+
+
+def test_a_folder_is_no_slot(tmp_path):
+    with pytest.raises(OSError, match=r"directory|denied"):
+        fresh(str(tmp_path))
+
+
+def test_what_does_not_exist_cannot_be_joined(path):
+    with pytest.raises(OSError, match="No such file"):
+        FileState(path, HOURLY, create=False)
+
+
+def test_what_is_no_slot_cannot_be_joined(path):
+    Path(path).write_bytes(bytes(500))
+    with pytest.raises(OSError, match="holds no such state"):
+        FileState(path, HOURLY, create=False)
+
+
+# --- killed ---------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys
+from opero.limits.state.file import FileState
+from opero.limits.windows import part_of
+slot = FileState(sys.argv[1], part_of(tuple(map(int, sys.argv[2].split()))), create=True)
+slot.file.__enter__()
+exec(sys.argv[3])
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@posix
+@pytest.mark.parametrize(
+    ("rule", "damage"),
+    [
+        (MINUTELY, "pass"),
+        (MINUTELY, "slot._state[0] = (1 << 61)"),
+        (HOURLY, "slot._state[0] = (1 << 61)"),
+        (HOURLY, "for place in range(5): slot._state[place] = (1 << 61)"),
+        (HOURLY, "slot._state[2 + slot._state[1] % 3] = slot._now()"),
+    ],
+)
+def test_a_holder_that_is_killed_neither_hangs_nor_lifts_the_limit(path, rule, damage):
+    slot = fresh(path, rule)
+    while not slot.take():
+        pass
+    holder = run(HOLDER, path, " ".join(map(str, rule.signature)), damage)
+    assert holder.stdout
+    assert holder.stdout.readline() == "held\n"
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    wait = slot.take()
+    assert 0 < wait <= rule.period
+    assert slot.take() > 0
+
+
+@posix
+def test_a_window_of_cost_is_repaired_after_its_holder_was_killed(path):
+    rule = combined(parse_windows("30 tokens/minute"), burst=1, smooth=None)
+    assert isinstance(rule, CombinedLimit)
+    slot = FileState(path, rule, create=True)
+    assert slot.decide(lambda cells, now: rule.take(cells, now, 20 * UNIT)) == 0
+    # Killed between the ring and the sum.
+    slot.file.changing = True
+    slot._state[0][1] = 0
+    assert slot.decide(lambda cells, now: rule.take(cells, now, 20 * UNIT)) > 0
+    assert slot.decide(lambda cells, now: rule.take(cells, now, 10 * UNIT)) == 0
+
+
+@posix
+def test_others_wait_while_somebody_decides(path):
+    slot = fresh(path)
+    holder = run(HOLDER, path, " ".join(map(str, HOURLY.signature)), "pass")
+    assert holder.stdout
+    holder.stdout.readline()
+    taker = run(
+        "import sys\n"
+        "from opero.limits.state.file import FileState\n"
+        "from opero.limits.windows import SlidingWindow\n"
+        f"slot = FileState({path!r}, SlidingWindow({HOUR}, 3), create=False)\n"
+        "print(slot.take(), flush=True)",
+    )
+    with pytest.raises(subprocess.TimeoutExpired):
+        taker.wait(0.4)
+    holder.communicate("")
+    assert taker.communicate()[0] == "0\n"
+    assert most(slot) == 2
+
+
+# --- clocks ---------------------------------------------------------------------------------------
+
+
+class Clocks:
+    """The two clocks that a state may go by."""
+
+    def __init__(self) -> None:
+        self.monotonic, self.wall = 10**15, 10**18
+
+    def pass_(self, time: int) -> None:
+        self.monotonic += time
+        self.wall += time
+
+    def reboot(self, asleep: int) -> None:
+        self.monotonic = 5 * SECOND
+        self.wall += asleep
+
+    def monotonic_ns(self) -> int:
+        return self.monotonic
+
+    def time_ns(self) -> int:
+        return self.wall
+
+
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
+    made = Clocks()
+    monkeypatch.setattr(state_file, "time", made)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("rule", "asleep", "left"),
+    [
+        (HOURLY, 0, HOUR),
+        (HOURLY, HOUR // 2, HOUR // 2),
+        (HOURLY, 2 * HOUR, 0),
+        (SPACED, HOUR // 8, HOUR // 24),
+        (SPACED, HOUR, 0),
+    ],
+)
+def test_a_named_limit_goes_on_after_a_reboot_by_the_wall_clock(clocks, path, rule, asleep, left):
+    state = FileState(path, rule, create=True, named=True)
+    while not state.take():
+        pass
+    forget(state)
+    clocks.reboot(asleep)
+    assert FileState(path, rule, create=True, named=True).wait_for() == left
+
+
+@pytest.mark.parametrize("rule", [MINUTELY, HOURLY, SPACED], ids=str)
+@pytest.mark.parametrize("hours", [-8, -1])
+def test_a_wall_clock_that_is_set_back_costs_no_more_than_a_period(clocks, path, rule, hours):
+    state = FileState(path, rule, create=True, named=True)
+    while not state.take():
+        pass
+    clocks.wall += hours * HOUR
+    assert 0 < state.take() <= rule.longest_wait
+    clocks.pass_(rule.longest_wait)
+    assert state.take() == 0
+
+
+@pytest.mark.parametrize("rule", [MINUTELY, HOURLY], ids=str)
+def test_a_private_state_holds_on_a_machine_that_has_just_started(clocks, path, rule):
+    clocks.monotonic = 3
+    state = fresh(path, rule)
+    taken = sum(not state.take() for _ in range(10))
+    assert taken == (3 if rule is HOURLY else 1)
+    assert state.pause(SECOND)
+    assert state.paused() == SECOND
+
+
+# --- another rule ---------------------------------------------------------------------------------
+
+
+def test_a_file_that_no_process_uses_takes_another_rule_and_keeps_what_means_the_same(path):
+    old = combined(
+        parse_windows("3 calls/hour & 30 tokens/minute"), burst=1, smooth=None, cap=100 * UNIT
+    )
+    new = combined(
+        parse_windows("5 calls/hour & 25 tokens/minute"), burst=1, smooth=None, cap=50 * UNIT
+    )
+    assert isinstance(old, CombinedLimit)
+    assert isinstance(new, CombinedLimit)
+    state = FileState(path, old, create=True)
+    state.decide(lambda cells, now: old.take(cells, now, 20 * UNIT))
+    forget(state)
+    del state
+    gc.collect()
+    state = FileState(path, new, create=True)
+    assert state.update(lambda cells, pause, now: new.spent(cells)) == 20 * UNIT
+    assert state.decide(lambda cells, now: new.take(cells, now, 10 * UNIT)) > 0
+    assert state.decide(lambda cells, now: new.take(cells, now, 5 * UNIT)) == 0
+
+
+@pytest.mark.parametrize("rule", [MINUTELY, SlidingWindow(HOUR, 1)], ids=str)
+def test_another_rate_begins_anew(path, rule):
+    slot = fresh(path, HOURLY)
+    slot.take()
+    forget(slot)
+    assert fresh(path, rule).take() == 0
+
+
+def test_two_rules_in_one_program_are_an_error_with_the_fix(path):
+    slot = fresh(path)
+    with pytest.raises(OperoUsageError, match=r"3 calls in 1 h.*different names"):
+        fresh(path, MINUTELY)
+    assert slot.take() == 0
+
+
+@posix
+def test_another_rule_while_a_program_uses_the_file_is_an_error_with_the_fix(path):
+    holder = run(HOLDER.replace("slot.file.__enter__()", ""), path, f"2 {HOUR} 3 0", "pass")
+    assert holder.stdout
+    holder.stdout.readline()
+    with pytest.raises(
+        OperoUsageError,
+        match=r"another program, with 3 calls in 1 h and not one call each 60 s.*different names",
+    ):
+        fresh(path, MINUTELY)
+    holder.communicate("")
+    assert fresh(path, MINUTELY).take() == 0
+
+
+# --- where files lie ------------------------------------------------------------------------------
+
+
+class Owner:
+    """Somebody whose file it is."""
+
+
+@posix
+def test_a_private_file_lies_in_a_private_folder_and_goes_with_its_owner():
+    owner = Owner()
+    path = Path(private_path(owner))
+    path.write_bytes(b"")
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert path.parent.name.startswith("opero-")
+    del owner
+    gc.collect()
+    assert not path.parent.exists()
+
+
+@posix
+def test_a_private_file_is_removed_by_the_end_of_its_creator_and_by_no_forked_child():
+    script = """
+import os, sys
+from pathlib import Path
+from opero.limits.state.file import private_path
+class Owner: ...
+owner = Owner()
+path = Path(private_path(owner)); path.touch()
+if not os.fork():
+    sys.exit()
+os.wait()
+print(path.exists(), path.parent)
+"""
+    there, folder = run(script).communicate()[0].split()
+    assert there == "True"
+    assert not Path(folder).exists()
+
+
+def test_named_files_lie_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPERO_STATE_DIR", str(tmp_path / "state"))
+    one, other = Path(state_path("geo/coder")), Path(state_path("geo_coder"))
+    assert one.parent == tmp_path / "state"
+    assert one != other
+    assert one.name.startswith("limiter-geo_coder-")
+
+
+def test_named_files_lie_in_the_users_state_directory_otherwise(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPERO_STATE_DIR", raising=False)
+    monkeypatch.setattr("platformdirs.user_state_dir", lambda *_, **__: str(tmp_path / "home"))
+    assert Path(state_path("x")).parent == tmp_path / "home"
+
+
+def test_taking_is_fast_enough_for_a_clock_that_runs_on(path):
+    assert most(fresh(path, Gcra(SECOND, 1, 0))) == 20

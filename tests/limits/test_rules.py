@@ -1,0 +1,323 @@
+# this_file: tests/limits/test_rules.py
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opero.errors import OperoUsageError
+from opero.limits.gcra import SECOND, Gcra, Rule
+from opero.limits.state.local import LocalState
+from opero.limits.windows import LARGEST_WINDOW, SlidingWindow, part_of, rule_for
+from opero.utils.units import Rate, parse_rate
+
+COUNTS = st.one_of(
+    st.integers(1, 60).map(float),
+    st.sampled_from([0.1, 0.5, 0.9, 1.5, 2.5, 3.7, 99.9, 100.9, 250.25]),
+    st.floats(0.05, 150).map(lambda count: round(count, 3)),
+)
+PERIODS = st.sampled_from([0.05, 1.0, 7.0, 60.0])
+
+
+def most_in_a_window(starts: Sequence[int], period: int) -> int:
+    """Count by brute force: the fullest half-open window begins with a start."""
+    return max((sum(s <= t < s + period for t in starts) for s in starts), default=0)
+
+
+def allowed(count: float, burst: int) -> int:
+    return math.floor(count + burst) if burst else math.ceil(count)
+
+
+class Worst:
+    """A caller that always asks, now and then late, and that takes breaks."""
+
+    def __init__(self, rule: Rule, start: int = 0) -> None:
+        self.rule = rule
+        self.state = rule.new_state()
+        self.now = start
+        self.starts: list[int] = []
+
+    def go_on(self, pause: int, late: int) -> None:
+        self.now += pause
+        wait = self.rule.take(self.state, self.now)
+        if wait:
+            self.now += wait + late
+            assert self.rule.take(self.state, self.now) == 0
+        self.starts.append(self.now)
+
+
+@given(
+    count=COUNTS,
+    period=PERIODS,
+    burst=st.integers(0, 4),
+    steps=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=20, max_size=150),
+    start=st.integers(-(10**9), 10**16),
+)
+@settings(max_examples=150, deadline=None)
+def test_no_window_of_a_spaced_rate_is_overfull(count, period, burst, steps, start):
+    rule = rule_for(Rate(count, period), burst, smooth=True)
+    caller = Worst(rule, start)
+    for pause, late in steps:
+        # Pauses and delays up to two intervals, most of them none at all.
+        pause, late = (max(0, rule.interval * (x - 20) // 10) for x in (pause, late))
+        caller.go_on(pause, late)
+    assert most_in_a_window(caller.starts, round(period * SECOND)) <= allowed(count, burst)
+
+
+@given(
+    count=COUNTS,
+    steps=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=20, max_size=150),
+    start=st.integers(-(10**9), 10**16),
+)
+@settings(max_examples=150, deadline=None)
+def test_no_window_of_a_quota_is_overfull(count, steps, start):
+    rule = rule_for(Rate(count, 3600), 1, smooth=None)
+    caller = Worst(rule, start)
+    for pause, late in steps:
+        pause, late = (max(0, rule.period * (x - 30) // 10) for x in (pause, late))
+        caller.go_on(pause, late)
+    assert most_in_a_window(caller.starts, 3600 * SECOND) <= math.ceil(count)
+
+
+@given(
+    count=COUNTS, burst=st.integers(1, 4), late=st.lists(st.floats(0, 1), min_size=50, max_size=50)
+)
+@settings(max_examples=100, deadline=None)
+def test_who_wakes_late_within_the_tolerance_loses_nothing(count, burst, late):
+    rule = rule_for(Rate(count, 1), burst, smooth=True)
+    caller = Worst(rule)
+    for share in late:
+        caller.go_on(0, int(rule.tolerance * share))
+    assert caller.starts[-1] <= (len(late) - 1) * rule.interval
+
+
+@pytest.mark.parametrize("count", [1, 3, 10, 100, 250.9, 1000, 9999.5, 10_000])
+def test_the_spacing_gives_at_least_99_percent_of_the_rate(count):
+    rule = rule_for(Rate(count, 1), 1, smooth=True)
+    assert 0.99 <= SECOND / rule.interval / count <= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "per_hour"), [("2.5/hour", 2.5), ("0.5/hour", 0.5), ("7/hour", 7)]
+)
+def test_a_quota_that_is_always_asked_for_gives_its_rate(text, per_hour):
+    caller = Worst(rule_for(parse_rate(text), 1, None))
+    for _ in range(100):
+        caller.go_on(0, 0)
+    hours = caller.starts[-1] / 3600 / SECOND
+    assert hours <= len(caller.starts) / per_hour
+
+
+def test_a_quota_lets_all_of_it_start_at_once_and_then_none():
+    rule = rule_for(parse_rate("1000/day"), 1, None)
+    state = rule.new_state()
+    assert [rule.take(state, 5) for _ in range(1000)] == [0] * 1000
+    assert rule.take(state, 5) == 86400 * SECOND
+    assert rule.take(state, 4 + 86400 * SECOND) == 1
+    assert rule.take(state, 5 + 86400 * SECOND) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "smooth", "rule"),
+    [
+        ("10/s", None, Gcra(SECOND, SECOND // 10, SECOND // 10)),
+        ("3/s", None, Gcra(SECOND, 333_333_334, 333_333_334)),
+        ("100/minute", None, Gcra(60 * SECOND, 600_000_000, 600_000_000)),
+        ("2.5/s", None, Gcra(SECOND, 400_000_000, 200_000_000)),
+        ("60/hour", None, SlidingWindow(3600 * SECOND, 60)),
+        ("60/hour", True, Gcra(3600 * SECOND, 60 * SECOND, 60 * SECOND)),
+        ("10/s", False, SlidingWindow(SECOND, 10)),
+        ("2.5/hour", None, SlidingWindow(72 * 60 * SECOND, 3)),
+    ],
+)
+def test_the_rule_follows_from_rate_and_period(text, smooth, rule):
+    assert rule_for(parse_rate(text), 1, smooth) == rule
+
+
+def test_strict_spacing_lets_nothing_catch_up():
+    rule = rule_for(Rate(10, 1), 0, None)
+    state = rule.new_state()
+    assert rule.take(state, 0) == 0
+    assert rule.take(state, 0) == SECOND // 10
+    assert rule.take(state, SECOND) == 0
+    assert rule.take(state, SECOND) == SECOND // 10
+
+
+def test_a_spaced_call_starts_at_its_nanosecond_and_not_before():
+    rule = rule_for(Rate(10, 1), 1, None)
+    state = rule.new_state()
+    assert [rule.take(state, 0) for _ in range(2)] == [0, 0]
+    assert rule.take(state, SECOND // 10 - 1) == 1
+    assert rule.take(state, SECOND // 10) == 0
+
+
+def test_a_large_rate_that_is_not_whole_keeps_its_tolerance():
+    rule = rule_for(Rate(999.9, 1), 1, None)
+    assert rule.tolerance == SECOND // 999 + 1
+
+
+def test_a_rate_that_was_missed_is_not_made_up_for():
+    rule = rule_for(Rate(100, 1), 1, None)
+    state = rule.new_state()
+    rule.take(state, 0)
+    late = SECOND * 8 // 10
+    assert [bool(rule.take(state, late)) for _ in range(4)] == [False, False, True, True]
+
+
+RULES = [
+    Gcra(SECOND, SECOND // 10, SECOND // 10),
+    Gcra(SECOND, SECOND // 10, 0),
+    SlidingWindow(SECOND, 1),
+    SlidingWindow(SECOND, 7),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_refusal_changes_nothing(rule):
+    state = rule.new_state()
+    while not rule.take(state, 0):
+        pass
+    before = list(state)
+    assert rule.take(state, 0) == rule.wait_for(state, 0) > 0
+    assert state == before
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_rule_can_be_made_again_from_its_signature(rule):
+    assert part_of(rule.signature) == rule
+
+
+@pytest.mark.parametrize("signature", [(0, 0, 0, 0), (1, 0, 1, 1), (2, 5, 0, 0), (3, 1, 1, 1)])
+def test_nonsense_is_no_signature(signature):
+    assert part_of(signature) is None
+
+
+class Interrupted(list[int]):
+    """Words whose writer is killed after so many stores."""
+
+    left = 10**9
+
+    def __setitem__(self, place, word):
+        if not self.left:
+            raise SystemExit
+        self.left -= 1
+        super().__setitem__(place, word)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@given(
+    killed=st.lists(st.integers(0, 4), max_size=40),
+    pauses=st.lists(st.integers(0, 12), max_size=40),
+)
+@settings(max_examples=60, deadline=None)
+def test_who_is_killed_between_two_stores_neither_lifts_the_limit_nor_holds_it_up(
+    rule, killed, pauses
+):
+    state = Interrupted(rule.new_state())
+    now, starts = 0, []
+    for stores, pause in zip(killed, pauses, strict=False):
+        now += pause * SECOND // 50
+        state.left = stores
+        try:
+            if not rule.take(state, now):
+                starts.append(now)
+        except SystemExit:
+            pass
+        state.left = 10**9
+        assert rule.wait_for(state, now) <= rule.period
+    assert most_in_a_window(starts, rule.period) <= 11
+
+
+def test_a_quota_too_large_to_count_is_refused():
+    with pytest.raises(OperoUsageError, match="smooth=True"):
+        rule_for(Rate(LARGEST_WINDOW + 1, 86400), 1, None)
+    assert isinstance(rule_for(Rate(LARGEST_WINDOW + 1, 86400), 1, True), Gcra)
+
+
+def test_a_rate_too_slow_for_a_clock_is_refused():
+    with pytest.raises(OperoUsageError, match="too slow"):
+        rule_for(Rate(1e-12, 1), 1, None)
+
+
+# --- slots ----------------------------------------------------------------------------------------
+
+
+class Time:
+    def __init__(self) -> None:
+        self.now = 0
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_slot_given_back_at_once_was_never_taken(rule, time):
+    slot, other = LocalState(rule, time), LocalState(rule, time)
+    for _ in range(15):
+        time.now += SECOND // 20
+        wait, mark = slot.take_marked()
+        if not wait:
+            assert slot.give_back(mark)
+        assert slot.wait_for() == other.wait_for()
+        assert slot.take() == other.take()
+
+
+@pytest.mark.parametrize("rule", [RULES[0], RULES[3]], ids=str)
+def test_a_slot_is_kept_when_somebody_has_started_since(rule, time):
+    slot = LocalState(rule, time)
+    _, mark = slot.take_marked()
+    slot.take()
+    before = slot.wait_for()
+    assert not slot.give_back(mark)
+    assert slot.wait_for() == before
+
+
+@given(steps=st.lists(st.tuples(st.integers(0, 12), st.booleans()), max_size=120))
+@settings(max_examples=150, deadline=None)
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_giving_back_never_lets_one_too_many_into_a_window(rule, steps):
+    time = Time()
+    slot = LocalState(rule, time)
+    starts, marks = [], []
+    for pause, returned in steps:
+        time.now += pause * SECOND // 100
+        if returned and marks:
+            at, mark = marks.pop()
+            if slot.give_back(mark):
+                starts.remove(at)
+        wait, mark = slot.take_marked()
+        if not wait:
+            starts.append(time.now)
+            marks.append((time.now, mark))
+    most = (
+        rule.capacity if isinstance(rule, SlidingWindow) else 10 + rule.tolerance // rule.interval
+    )
+    assert most_in_a_window(starts, rule.period) <= most
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_callers_that_hold_a_state_that_was_replaced_reach_the_new_one(rule, time):
+    old, new = LocalState(rule, time), LocalState(rule, time)
+    take = old.take
+    old.pause(SECOND)
+    assert old.replace(lambda state: new) is new
+    assert take() == new.wait_for() == old.wait_for() > 0
+    old.resume()
+    assert new.paused() == 0
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_damaged_state_is_repaired_within_one_period(rule):
+    state = rule.new_state()
+    for place in range(len(state)):
+        state[place] = 1 << 61
+    rule.repair(state, 5 * SECOND)
+    assert rule.wait_for(state, 5 * SECOND) <= rule.longest_wait

@@ -1,0 +1,89 @@
+# this_file: tests/utils/test_steps.py
+"""Steps that wait on the spot or in an event loop: the same answers, and nothing left open."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from opero.utils.steps import StepLogic, for_each, in_thread, run_async, run_sync
+
+
+def here(steps: StepLogic[Any]) -> Any:
+    return run_sync(steps)
+
+
+def away(steps: StepLogic[Any]) -> Any:
+    return asyncio.run(run_async(steps))
+
+
+both = pytest.mark.parametrize("run", [here, away])
+
+
+async def plus_one(x: int) -> int:
+    await asyncio.sleep(0)
+    return x + 1
+
+
+@both
+def test_logic_gets_the_outcomes_of_its_steps(run: Callable[[StepLogic[Any]], Any]) -> None:
+    def steps() -> StepLogic[list[Any]]:
+        first = yield in_thread(lambda: "one")
+        second = yield for_each(lambda x: x + 1, plus_one, [(n,) for n in range(100)])
+        return [first, second]
+
+    assert run(steps()) == ["one", list(range(1, 101))]
+
+
+@both
+def test_logic_without_steps_is_plain_code(run: Callable[[StepLogic[Any]], Any]) -> None:
+    def steps() -> StepLogic[int]:
+        yield from ()
+        return 5
+
+    assert run(steps()) == 5
+
+
+@both
+def test_an_error_ends_the_steps(run: Callable[[StepLogic[Any]], Any]) -> None:
+    closed = []
+
+    def steps() -> StepLogic[None]:
+        try:
+            yield in_thread(lambda: 1 / 0)
+        finally:
+            closed.append(True)
+
+    with pytest.raises(ZeroDivisionError):
+        run(steps())
+    assert closed == [True]
+
+
+def test_what_blocks_does_so_in_another_thread() -> None:
+    def steps() -> StepLogic[int]:
+        return (yield in_thread(threading.get_ident))
+
+    assert run_sync(steps()) == threading.get_ident()
+    assert asyncio.run(run_async(steps())) != threading.get_ident()
+
+
+def test_a_loop_has_many_questions_open_at_once_but_not_all() -> None:
+    open_now = most = 0
+
+    async def ask(x: int) -> int:
+        nonlocal open_now, most
+        open_now += 1
+        most = max(most, open_now)
+        await asyncio.sleep(0)
+        open_now -= 1
+        return x
+
+    def steps() -> StepLogic[Any]:
+        return (yield for_each(int, ask, [(n,) for n in range(200)]))
+
+    assert asyncio.run(run_async(steps())) == list(range(200))
+    assert 1 < most <= 32
