@@ -41,7 +41,7 @@ def test_explain_shows_the_guards_in_the_order_in_which_they_are_passed() -> Non
 
 
 def test_a_call_that_trips_the_breaker_ends_with_its_own_error(face: Any, clock: Any) -> None:
-    breaker = CircuitBreaker("svc", fail_max=2, jitter=0)
+    breaker = CircuitBreaker.unregistered("svc", fail_max=2, jitter=0)
     fetch = opero(cache=False, retries=5, min_delay=1, circuit_breaker=breaker)(face.of(broken))
     with capture_events(events.RetryScheduled) as told, pytest.raises(ConnectionError) as caught:
         face.run(fetch)
@@ -128,7 +128,7 @@ def test_all_values_open_is_a_refusal_at_once() -> None:
 
 
 def test_nobody_queues_only_to_be_refused(face: Any, clock: Any) -> None:
-    breaker, limiter = CircuitBreaker("svc"), RateLimiter("1/minute")
+    breaker, limiter = CircuitBreaker.unregistered("svc"), RateLimiter("1/minute")
     full = ConcurrencyLimit(1, queue=0)
     assert full.try_acquire()
     limiter.pause(30)
@@ -141,7 +141,7 @@ def test_nobody_queues_only_to_be_refused(face: Any, clock: Any) -> None:
 
 
 def test_a_refused_call_takes_no_slot() -> None:
-    breaker, limiter = CircuitBreaker("svc"), RateLimiter("1/hour")
+    breaker, limiter = CircuitBreaker.unregistered("svc"), RateLimiter("1/hour")
     breaker.force_open()
     fetch = opero(cache=False, retries=0, circuit_breaker=breaker, rate_limit=limiter)(broken)
     with pytest.raises(CircuitOpenError):
@@ -150,7 +150,7 @@ def test_a_refused_call_takes_no_slot() -> None:
 
 
 def test_with_options_keeps_breaker_and_limit_unless_they_change() -> None:
-    breaker, limit = CircuitBreaker("svc", fail_max=1), ConcurrencyLimit(1)
+    breaker, limit = CircuitBreaker.unregistered("svc", fail_max=1), ConcurrencyLimit(1)
     fetch = opero(cache=False, retries=0, circuit_breaker=breaker, concurrency=limit)(broken)
     with pytest.raises(ConnectionError):
         fetch()

@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import re
 import threading
+from collections.abc import Hashable
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ from opero.core.pipeline import Pipeline
 from opero.core.wrapper import has_fast_path, is_unguarded
 from opero.errors import CircuitOpenError, DeadlineError
 from opero.utils.ambient import switch
+
+pytestmark = pytest.mark.internal
 
 GUARDS = {
     "concurrency": lambda: ConcurrencyLimit(1),
@@ -150,15 +153,15 @@ def test_who_finds_no_slot_gives_the_permit_back_and_goes_through_the_stages(fac
 
 
 def stolen(limit: ConcurrencyLimit, monkeypatch: Any) -> None:
-    """Let somebody else take the permit that is given back next."""
-    release = limit.release
+    """Let another caller take the permit that is given back next."""
+    leave = limit.leave
 
-    def give_back() -> None:
+    def give_back(holder: Hashable) -> None:
         monkeypatch.undo()
-        release()
+        leave(holder)
         assert limit.try_acquire()
 
-    monkeypatch.setattr(limit, "release", give_back)
+    monkeypatch.setattr(limit, "leave", give_back)
 
 
 def test_who_has_failed_needs_no_permit_to_say_so(face: Any, monkeypatch: Any) -> None:

@@ -16,6 +16,8 @@ from opero.errors import OperoUsageError
 from opero.limits.limiter import RateLimiter
 from opero.testing import fake_clock
 
+pytestmark = pytest.mark.internal
+
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 WORK = """

@@ -20,6 +20,8 @@ import pytest
 from opero.utils import threads as spare_threads
 from opero.utils.threads import ThreadCall, run_in_thread
 
+pytestmark = pytest.mark.internal
+
 
 def until(condition):
     """Wait until another thread has got there."""
@@ -172,7 +174,7 @@ def test_threads_that_are_about_to_end_lose_no_job(none_idle):
 def test_a_thread_that_is_called_while_it_ends_stays(monkeypatch):
     idle = []
     monkeypatch.setattr(spare_threads, "_idle", idle)
-    spare = spare_threads._Worker()
+    spare = spare_threads._PooledThread()
     tries = []
 
     class Hatch:

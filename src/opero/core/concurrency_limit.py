@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opero import events
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from opero.core.stats import Stats
     from opero.errors import DeadlineError
     from opero.events.bus import Emitter
-    from opero.limits.permits import ConcurrencyLimit, Held
+    from opero.limits.permits import ConcurrencyLimit
 
 __all__ = ["Bulkhead"]
 
@@ -55,7 +57,7 @@ class Bulkhead:
                 events.LimiterWaited(function=self._emitter.function, seconds=seconds)
             )
 
-    def _refuse_reentry(self, task: object = None) -> None:
+    def _refuse_reentry(self, task: Hashable = None) -> None:
         """Raise if the calls around this one hold all permits; asked only by a call that has to wait.
 
         Raises:
@@ -77,24 +79,20 @@ class Bulkhead:
         self._waited(call, began)
         return overdue(call, self._emitter, "waiting for a permit")
 
-    def _give_back(self, call: Call, held: Held) -> None:
-        """Give the permit back, or have it given back when the stream or the orphan thread ends."""
-        self.limit.end_hold(held)
+    def _give_back(self, call: Call, holder: Hashable) -> None:
+        """Give the permit back, or have it given back when the stream or the abandoned thread ends."""
+        limit = self.limit
         if call.stream is not None:
-            call.stream.at_end(lambda _: self.limit.release())
+            limit.end_held(holder)
+            call.stream.at_end(lambda _: limit.release())
             return
         orphan, call.orphan_thread = call.orphan_thread, None
         if orphan is None:
-            self.limit.release()
-            return
-        # The thread still holds the permit, and calls within it must be able to tell.
-        held[0] = self.limit
-
-        def ended() -> None:
-            held[0] = None
-            self.limit.release()
-
-        orphan.then(ended)
+            limit.leave(holder)
+        else:
+            # From now on it is that thread's, until its call is over.
+            limit.end_held(holder)
+            orphan.then(partial(limit.leave, limit.begin_held(orphan.thread)))
 
     # --- adapters ---------------------------------------------------------------------------------
 
@@ -106,18 +104,19 @@ class Bulkhead:
             if ambient.disabled() or isinstance(call.prior_outcome, Exception):
                 return proceed(call)
             began = None
-            if not limit.try_acquire():
+            holder = limit.enter()
+            if holder is None:
                 self._refuse_reentry()
                 began = ambient.clock().monotonic()
                 if not limit.acquire(self._left(call, began)):
                     raise self._overdue(call, began)
-            held = limit.hold()
+                holder = limit.begin_held()
             try:
                 if began is not None:
                     self._waited(call, began)
                 return proceed(call)
             finally:
-                self._give_back(call, held)
+                self._give_back(call, holder)
 
         return run
 
@@ -131,18 +130,18 @@ class Bulkhead:
             if ambient.disabled() or isinstance(call.prior_outcome, Exception):
                 return await proceed(call)
             began = None
-            if not limit.try_acquire():
+            holder = limit.enter(current_task())
+            if holder is None:
                 self._refuse_reentry(current_task())
                 began = ambient.clock().monotonic()
                 if not await limit.wait(self._left(call, began)):
                     raise self._overdue(call, began)
-            held = limit.hold(current_task())
+                holder = limit.begin_held(current_task())
             try:
                 if began is not None:
                     self._waited(call, began)
                 return await proceed(call)
             finally:
-                limit.end_hold(held)
-                limit.release()
+                limit.leave(holder)
 
         return run

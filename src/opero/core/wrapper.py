@@ -15,7 +15,6 @@ import itertools
 import linecache
 import time
 from collections.abc import Callable
-from threading import get_ident
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -88,8 +87,7 @@ if not _opero_permit.silent:
 """
 
 # Innermost first. A call that has to wait, or that comes while others do, waits in the stages, without
-# the permit until then. What the thread or task holds is
-# noted for the calls within it.
+# the permit until then.
 _GUARDS: Final = {
     "rate_limit": """\
 if _opero_limiter.{line} or _opero_limiter.take_slot():
@@ -98,19 +96,13 @@ else:
     {inner}
 """,
     "concurrency": """\
-if not _opero_limit.try_acquire():
+_opero_holder = _opero_limit.enter({task})
+if _opero_holder is None:
     return {wait}_opero_run(_opero_Call({args}, {kwargs}))
-_opero_caller = _opero_current()
-_opero_depth = _opero_holders.get(_opero_caller, 0)
-_opero_holders[_opero_caller] = _opero_depth + 1
 try:
     {inner}
 finally:
-    if _opero_depth:
-        _opero_holders[_opero_caller] = _opero_depth
-    else:
-        del _opero_holders[_opero_caller]
-    _opero_limit.release()
+    _opero_limit.leave(_opero_holder)
 """,
     "circuit": """\
 _opero_permit = _opero_breaker.current_permit
@@ -231,11 +223,11 @@ def _made(source: str, parameters: list[inspect.Parameter], names: dict[str, Any
 def _names(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> dict[str, Any]:
     """Return the objects that the source refers to."""
     cache, limit, deadline = pipeline.cache, pipeline.rate_limit, pipeline.deadline
-    current: Callable[[], object] = get_ident
+    task = None
     if pipeline.concurrency is not None and pipeline.awaits:
         from opero.limits.permits import task_getter
 
-        current = task_getter()
+        task = task_getter()
     names: dict[str, Any] = {
         "_opero_switch": switch,
         "_opero_fast_path": pipeline.fast_path,
@@ -249,8 +241,7 @@ def _names(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> dict[str,
         "_opero_fn": pipeline.limited_function(),
         "_opero_limiter": limit and limit.limiter,
         "_opero_limit": pipeline.concurrency and pipeline.concurrency.limit,
-        "_opero_holders": pipeline.concurrency and pipeline.concurrency.limit.holders,
-        "_opero_current": current,
+        "_opero_task": task,
         "_opero_breaker": pipeline.circuit and pipeline.circuit.breaker,
         "_opero_begin": deadline and deadline.begin,
         "_opero_budget": deadline and deadline.seconds,
@@ -281,6 +272,7 @@ def _source(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> str:
     blanks |= (
         {"define": "async def", "wait": "await "} if awaited else {"define": "def", "wait": ""}
     )
+    blanks["task"] = "_opero_task()" if awaited else ""
     blanks["line"] = "loops_waiting" if awaited else "threads_waiting"
     if kind == "generator":
         return _GENERATOR.format(**blanks)

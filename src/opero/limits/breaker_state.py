@@ -117,7 +117,7 @@ class Streak:
         self.failures = cells[0]
 
 
-class _Window:
+class _OutcomeWindow:
     """Failures and calls of a stretch of the past. Only a failure can trip the circuit."""
 
     steady = False
@@ -145,7 +145,7 @@ class _Window:
         raise NotImplementedError
 
 
-class CallWindow(_Window):
+class CallWindow(_OutcomeWindow):
     """The last so many calls."""
 
     def __init__(self, rate: float, least: int, length: int) -> None:
@@ -179,7 +179,7 @@ class CallWindow(_Window):
         self.failures, self.calls = sum(self._last), count
 
 
-class TimeWindow(_Window):
+class TimeWindow(_OutcomeWindow):
     """The calls of the last so many seconds, counted in `STEPS` steps, the present one included.
 
     A clock that goes back (a test took its own away) empties it.

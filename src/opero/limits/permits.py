@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
-from contextvars import ContextVar, Token
+from collections.abc import Callable, Hashable
 from itertools import repeat
 from random import randrange
 from threading import get_ident
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
+from weakref import ref
 
 from opero.errors import BulkheadFullError, OperoUsageError
 from opero.limits.state.file import StateFile, private_path, try_lock, unlock
 from opero.limits.state.shared import SharedObject
+from opero.utils.threads import waiting_threads
 from opero.utils.waiters import HandoffQueue, Waiter, warn_of_blocked_loop
 
-__all__ = ["ConcurrencyLimit", "Held", "task_getter"]
+__all__ = ["ConcurrencyLimit", "task_getter"]
 
 _MOST: Final = 1_000_000
 """Far more threads or tasks than one process has."""
@@ -31,26 +32,24 @@ _SELDOM: Final = 1.0
 """Seconds between two looks at the permits of other processes, which wake no caller here: shorter at first, then
 longer; and seldom while there are none."""
 
-Held = list[Any]
-"""A permit that a call holds, as the calls within it see it: the limit (None once it was given back), the task that
-holds it (None: the thread), the permit around it, and the token of the context variable."""
-
 _FIRST_PERMIT: Final = 1 << 31
 """The byte that stands for the first permit, far behind any content."""
 
-_held: Final[ContextVar[Held | None]] = ContextVar("opero_permit", default=None)
 
+def task_getter() -> Callable[[], Hashable]:
+    """Return what returns the task that calls it, as a weak reference; None outside of asyncio.
 
-def task_getter() -> Callable[[], object]:
-    """Return what returns the task that calls it; None outside of asyncio."""
+    A stream may outlive the task that has begun it, and must not be kept alive by it.
+    """
     # Imported here: a synchronous program never pays for asyncio.
     from asyncio import current_task
 
-    def task_of_caller() -> object:
+    def task_of_caller() -> Hashable:
         try:
-            return current_task()
+            task = current_task()
         except RuntimeError:
             return None
+        return None if task is None else ref(task)
 
     return task_of_caller
 
@@ -71,10 +70,6 @@ class ConcurrencyLimit(SharedObject):
     Raises:
         OperoUsageError: `limit` or `queue` is no such number.
 
-    Attributes:
-        holders: Permits by the task or the id of the thread whose call holds them, as far as decorated functions
-            have taken them past their stages.
-
     Example:
         >>> limit = ConcurrencyLimit(2)
         >>> with limit:
@@ -88,8 +83,9 @@ class ConcurrencyLimit(SharedObject):
         self.limit: int = _whole(limit, "concurrency", 1)
         self.queue: int | None = None if queue is None else _whole(queue, "queue", 0)
         self.name: str = name or f"at most {limit}"
-        self.holders: Final[dict[object, int]] = {}
         self._permits = _Permits(self)
+        # Each holder changes its own entry only.
+        self._holders: dict[Hashable, int] = {}
         super().__init__((limit, {"queue": queue}))
         if not self.attached:
             # In a worker they are given out when those of its program have been looked for.
@@ -101,7 +97,7 @@ class ConcurrencyLimit(SharedObject):
         if across is not None:
             across.begin()
         self._permits = _Permits(self, across)
-        self.holders.clear()
+        self._holders = {}
         self.attached = True
 
     @property
@@ -181,36 +177,60 @@ class ConcurrencyLimit(SharedObject):
 
     # --- reentrancy -------------------------------------------------------------------------------
 
-    def hold(self, task: object = None) -> Held:
-        """Note that the call in this context holds a permit, so that calls within it can tell.
+    def enter(self, task: Hashable = None) -> Hashable:
+        """Take a permit if there is one now, and note which thread or task holds it.
+
+        This and `leave` are what a call pays that need not wait: all is written out, one call each.
 
         Args:
-            task: The task that runs the call; None for a synchronous call.
+            task: The task that makes the call; None for a synchronous call.
+
+        Returns:
+            The holder, for `leave`; None if there is no permit now.
         """
-        held: Held = [self, task, _held.get(), None]
-        held[3] = _held.set(held)
-        return held
-
-    @staticmethod
-    def end_hold(held: Held) -> None:
-        """Undo `hold` in its context; the permit itself may be kept for longer."""
-        held[0] = None
-        token: Token[Held | None] = held[3]
+        permits = self._permits
+        if permits.waiting or permits.across is not None:
+            return self.begin_held(task) if self.try_acquire() else None
         try:
-            _held.reset(token)
-        except ValueError:
-            # A coroutine that the garbage collector closes ends in another context.
-            return
+            permits.free.pop()
+        except IndexError:
+            return self.begin_held(task) if self.try_acquire() else None
+        holder, holders = get_ident() if task is None else task, self._holders
+        holders[holder] = holders.get(holder, 0) + 1
+        return holder
 
-    def held_around(self, task: object = None) -> int:
-        """Return how many permits the calls around this one hold, in its thread or task."""
-        found, held = self.holders.get(get_ident(), 0), _held.get()
-        if task is not None:
-            found += self.holders.get(task, 0)
-        while held is not None:
-            found += held[0] is self and (held[1] is None or held[1] is task)
-            held = held[2]
-        return found
+    def leave(self, holder: Hashable) -> None:
+        """Give back what `enter` has taken."""
+        holders = self._holders
+        count = holders.pop(holder, 1)
+        if count > 1:
+            holders[holder] = count - 1
+        permits = self._permits
+        if permits.across is None:
+            permits.free.append(None)
+            if permits.waiting:
+                permits.serve()
+        else:
+            permits.give_back()
+
+    def begin_held(self, task: Hashable = None) -> Hashable:
+        """Note the holder of a permit that was waited for, and return it."""
+        holder, holders = get_ident() if task is None else task, self._holders
+        holders[holder] = holders.get(holder, 0) + 1
+        return holder
+
+    def end_held(self, holder: Hashable) -> None:
+        """Forget the holder of a permit that is kept: its call goes on in a thread that was abandoned."""
+        count = self._holders.pop(holder, 1)
+        if count > 1:
+            self._holders[holder] = count - 1
+
+    def held_around(self, task: Hashable = None) -> int:
+        """Return how many permits the calls around this one hold: those of its task, its thread, and of the threads
+        that wait for it because of a `timeout`.
+        """
+        around = {task, get_ident(), *waiting_threads()}
+        return sum(self._holders.get(holder, 0) for holder in around)
 
     # --- several processes ------------------------------------------------------------------------
 

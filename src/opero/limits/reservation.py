@@ -6,18 +6,15 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from opero.errors import OperoUsageError, OperoWarning, RefusalError, SpendCapError
 from opero.limits.gcra import Gcra, LimitPause, Rule
-from opero.limits.state.base import TakenSlot, undo, unless_paused
+from opero.limits.state.base import LimiterState, TakenSlot, undo, unless_paused
 from opero.limits.windows import SPENT, UNIT, CombinedLimit, CostWindow, SpendCap, as_units
 from opero.utils.async_utils import is_async_function
 from opero.utils.stack import users_stacklevel
 from opero.utils.units import Rate, RateWindow, format_seconds
-
-if TYPE_CHECKING:
-    from opero.limits.limiter import RateLimiter
 
 __all__ = ["Pricing", "Reservation", "cost_left", "describe_rate", "describe_rule", "name_of"]
 
@@ -37,8 +34,8 @@ class Reservation:
 
     __slots__ = ("_at", "_rule", "_taken", "_units", "limiter", "waited")
 
-    def __init__(self, limiter: RateLimiter, rule: Rule, units: int = UNIT) -> None:
-        self.limiter: RateLimiter = limiter
+    def __init__(self, limiter: Any, rule: Rule, units: int = UNIT) -> None:
+        self.limiter: Any = limiter
         self.waited: float = 0.0
         self._rule = rule
         self._units = units
@@ -50,13 +47,18 @@ class Reservation:
         """What counts for it now: the reserved cost, or the settled one."""
         return self._units / UNIT
 
+    def _state(self) -> LimiterState:
+        state: LimiterState = self.limiter.current_state()
+        return state
+
     def take(self) -> int:
         """Try to take the slot; return 0, or the nanoseconds to wait.
 
         Raises:
             SpendCapError: The cap has no room for it.
         """
-        state, rule = self.limiter.current_state(), self._rule
+        state = self._state()
+        rule = self._rule
         if not isinstance(rule, CombinedLimit):
             wait, taken = state.take_marked()
         else:
@@ -90,7 +92,7 @@ class Reservation:
         taken, self._taken = self._taken, None
         if taken is None:
             return False
-        rule, state = self._rule, self.limiter.current_state()
+        rule, state = self._rule, self._state()
         if not isinstance(rule, CombinedLimit):
             return state.give_back(taken)
         at, units, self._units = self._at, self._units, 0
@@ -130,9 +132,7 @@ class Reservation:
             return
         change, self._units = units - self._units, units
         if change:
-            self.limiter.current_state().update(
-                lambda cells, pause, now: rule.settle(cells, now, at, change)
-            )
+            self._state().update(lambda cells, pause, now: rule.settle(cells, now, at, change))
 
     def __repr__(self) -> str:
         return f"<Reservation after {self.waited:.3f} s>"

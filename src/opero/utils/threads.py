@@ -14,7 +14,7 @@ from typing import Any
 from opero.utils.fork import run_after_fork
 from opero.utils.waiters import ThreadWaiter
 
-__all__ = ["ThreadCall", "run_in_thread"]
+__all__ = ["ThreadCall", "run_in_thread", "waiting_threads"]
 
 _IDLE_SECONDS = 10.0
 """How long an idle thread waits for another call before it ends."""
@@ -25,26 +25,43 @@ class ThreadCall:
 
     Args:
         work: What to run, in a copy of the caller's context.
+
+    Attributes:
+        thread: The thread that runs it, None before it begins.
     """
 
     __slots__ = (
-        "_abandoned", "_callback", "_context", "_done", "_error", "_lock", "_value", "_waiter", "_work",
+        "_abandoned",
+        "_asker",
+        "_callback",
+        "_context",
+        "_done",
+        "_error",
+        "_lock",
+        "_value",
+        "_waiter",
+        "_work",
+        "thread",
     )  # fmt: skip
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self._work: Callable[[], Any] | None = work
         self._context: contextvars.Context | None = contextvars.copy_context()
+        self._context.run(_calls.set, (*_calls.get(), self))
+        self._asker = threading.get_ident()
         self._waiter = ThreadWaiter()
         self._lock = threading.Lock()
         self._callback: Callable[[], object] | None = None
         self._value: Any = None
         self._error: BaseException | None = None
         self._done = self._abandoned = False
+        self.thread: int | None = None
 
     def run(self) -> None:
         """Do the work; whatever it raises is kept for the caller."""
         work, self._work = self._work, None
         context, self._context = self._context, None
+        self.thread = threading.get_ident()
         try:
             if work is not None and context is not None:
                 self._value = context.run(work)
@@ -106,7 +123,7 @@ class ThreadCall:
         return value
 
 
-class _Worker:
+class _PooledThread:
     """One thread, and the lock that is released when it has a call to run."""
 
     __slots__ = ("_call", "_has_call")
@@ -144,8 +161,18 @@ class _Worker:
         return True
 
 
-_idle: list[_Worker] = []
+_idle: list[_PooledThread] = []
 """Changed by single steps of C only, which need no lock."""
+
+
+_calls: contextvars.ContextVar[tuple[ThreadCall, ...]] = contextvars.ContextVar(
+    "opero_thread_calls", default=()
+)
+
+
+def waiting_threads() -> list[int]:
+    """Return the threads that wait for what this one does as a `ThreadCall`."""
+    return [call._asker for call in _calls.get() if not call._abandoned]  # noqa: SLF001 - one thing with this module
 
 
 def run_in_thread(call: ThreadCall) -> None:
@@ -159,7 +186,7 @@ def run_in_thread(call: ThreadCall) -> None:
     try:
         worker = _idle.pop()
     except IndexError:
-        worker = _Worker()
+        worker = _PooledThread()
         # Daemons: a call that hangs for ever must not keep the interpreter alive.
         threading.Thread(target=worker.serve, name="opero-call", daemon=True).start()
     worker.give(call)

@@ -21,6 +21,8 @@ from opero.concurrency.executors.base import Lost
 if TYPE_CHECKING:
     from tests.concurrency.conftest import Maps
 
+pytestmark = pytest.mark.internal
+
 both = pytest.mark.parametrize("maps", ["fork", "forkserver"], indirect=True)
 posix = pytest.mark.skipif(os.name != "posix", reason="needs signals")
 Span = tuple[float, float]
