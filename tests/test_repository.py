@@ -17,6 +17,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from tests.marks import internal_imports, is_marked
+
+pytestmark = pytest.mark.internal
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(
@@ -24,6 +27,7 @@ MODULES = sorted(
     for path in (ROOT / "src" / "opero").rglob("*.py")
     if path.name != "_version.py"
 )
+TESTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py"))
 DEVELOPERS = {"test", "dev"}
 
 
@@ -224,3 +228,13 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> Non
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     modules = {path.removeprefix("src/") for path in MODULES}
     assert names == modules | {"opero/py.typed", "opero/_version.py"}
+
+
+@pytest.mark.parametrize("path", TESTS)
+def test_a_test_file_is_marked_internal_if_it_imports_internal_names(path: str) -> None:
+    found = internal_imports(ROOT / path)
+    assert is_marked(ROOT / path) == bool(found), (
+        f"write `pytestmark = pytest.mark.internal` into {path} because of {found}"
+        if found
+        else f"remove the mark `internal` from {path}: it uses documented names only"
+    )

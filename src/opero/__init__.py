@@ -11,6 +11,7 @@ from opero.utils.lazy import lazy_exports
 if TYPE_CHECKING:
     from opero.caching import clear_cache
     from opero.core.call import Receipt
+    from opero.core.classify import add_classifier
     from opero.core.deadline import deadline, remaining
     from opero.core.failures import failures
     from opero.core.rate_limit import RateLimiter
@@ -56,6 +57,7 @@ __all__ = [
     "Sequence",
     "Task",
     "TaskState",
+    "add_classifier",
     "clear_cache",
     "deadline",
     "event_bus",
@@ -125,6 +127,7 @@ _lazy, __dir__ = lazy_exports(
         "Sequence": "opero.tasks.task",
         "Task": "opero.tasks.task",
         "TaskState": "opero.tasks.state",
+        "add_classifier": "opero.core.classify",
         "clear_cache": "opero.caching.context",
         "deadline": "opero.core.deadline",
         "event_bus": "opero.events",

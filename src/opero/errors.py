@@ -126,7 +126,7 @@ class WorkerStartError(OperoError):
 
     Attributes:
         said: What the last one wrote to stderr.
-        exitcode: How it ended, negative for a signal; None if nobody can tell.
+        exitcode: How it ended, negative for a signal; None if that is not known.
     """
 
     def __init__(self, said: str, exitcode: int | None) -> None:
@@ -136,8 +136,8 @@ class WorkerStartError(OperoError):
 
     def __str__(self) -> str:
         ended = "" if self.exitcode is None else f" (exit code {self.exitcode})"
-        told = f":\n{self.said}" if self.said else ", and says nothing"
-        return f"a worker process cannot start{ended}{told}"
+        output = f":\n{self.said}" if self.said else ", and says nothing"
+        return f"a worker process cannot start{ended}{output}"
 
 
 class RefusalError(OperoError):
@@ -217,7 +217,7 @@ class StoreError(OperoError):
     """A store behind the cache failed: it is down, busy, full, broken or refused.
 
     Calls of cached functions never raise it: a store that fails is a miss and an event. It is raised
-    to those who manage entries by hand, and by stores. The message says what happened; keys, values
+    to code that manages entries by hand, and by stores. The message says what happened; keys, values
     and passwords are not in it.
     """
 

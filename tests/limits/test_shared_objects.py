@@ -17,6 +17,8 @@ from opero.limits.limiter import RateLimiter
 from opero.limits.state.shared import unshared_objects
 from opero.testing import fake_clock
 
+pytestmark = pytest.mark.internal
+
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 WORK = """

@@ -93,8 +93,8 @@ class Call:
         kept: Whether a receipt will be written, so that the failures are still needed at the end.
         patience: Longest pause between attempts, in seconds, that is slept here; before a longer one the call ends with
             `Pause` and may be run again.
-        run: What its events are stamped with; None if nobody listened when it began.
-        tried: Clock reading at the start of the last real call, where somebody listens.
+        run: What its events are stamped with; None without a listener when it began.
+        tried: Clock reading at the start of the last real call, where there is a listener.
         renews: Whether it shall renew what is stored rather than look it up.
         flight: What such a call leads already, None if nothing.
         taped: Whether it need not be recorded or replayed (any more).

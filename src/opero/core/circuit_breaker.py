@@ -165,7 +165,7 @@ class Circuit:
         more = f" for another {format_seconds(round(wait, 3))}" if math.isfinite(wait) else ""
         return f"circuit {breaker.name!r} is open{more}"
 
-    def skips(self, call: Call, error: Exception) -> bool:
+    def refused_value(self, call: Call, error: Exception) -> bool:
         """Return whether an error is the refusal of the call's own value, so that the next may be tried."""
         return (
             isinstance(error, CircuitOpenError)

@@ -9,6 +9,7 @@ anything when they are read.
 
 from __future__ import annotations
 
+import builtins
 import errno
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Literal, NamedTuple
@@ -23,6 +24,7 @@ __all__ = [
     "read_headers",
     "read_status",
     "safe_get",
+    "says_nothing",
 ]
 
 Kind = Literal["final", "exhausted", "transient", "unknown"]
@@ -234,8 +236,7 @@ def _of_group(group: BaseExceptionGroup[Any], depth: int) -> Verdict:
 
 
 def _of_one(error: BaseException) -> Verdict:
-    kind = type(error)
-    if kind.__module__ == "builtins" and not vars(error):
+    if says_nothing(error):
         return _of_type(error)
     response = safe_get(error, "response")
     places = (error,) if response is None else (error, response)
@@ -321,6 +322,16 @@ def _of_type(error: BaseException) -> Verdict:
 # --- reading foreign objects ----------------------------------------------------------------------
 
 
+def says_nothing(error: object) -> bool:
+    """Whether an error is one of Python's own that carries no attributes: there is nothing to read."""
+    kind = type(error)
+    return (
+        issubclass(kind, BaseException)
+        and getattr(builtins, kind.__name__, None) is kind
+        and not vars(error)
+    )
+
+
 def safe_get(thing: object, name: str) -> Any:
     """Return an attribute, None if there is none or reading it fails."""
     try:
@@ -334,7 +345,7 @@ def read_headers(place: object, wanted: Callable[[str], object] | None = None) -
 
     Args:
         place: The error or response.
-        wanted: Tells which names are kept; None for those that decide about a retry.
+        wanted: Returns whether a name is kept; None for those that decide about a retry.
     """
     found = safe_get(place, "headers")
     if found is None and isinstance(place, Mapping):

@@ -19,7 +19,7 @@ __all__ = ["Branches", "CallObserver", "elapsed", "fork"]
 
 
 def elapsed(call: Call) -> float | None:
-    """Return the seconds since a call began, None if nobody listened then."""
+    """Return the seconds since a call began, None without a listener then."""
     if call.run is None or call.run.started is None:
         return None
     return ambient.clock().monotonic() - call.run.started
@@ -30,7 +30,7 @@ class CallObserver:
 
     Args:
         call: The call; it gets a run.
-        emitter: Where its start and end are told.
+        emitter: Where events of its start and end go.
     """
 
     __slots__ = ("_call", "_emitter", "_started")
@@ -42,7 +42,7 @@ class CallObserver:
         call.run = Run(emitter.function, started=ambient.clock().monotonic())
 
     def begin(self) -> None:
-        """Make the call the current run, and tell once that it has started."""
+        """Make the call the current run, and emit once that it has started."""
         if self._call.run is not None:
             self._call.run.__enter__()
         if not self._started and self._emitter.wants(events.CallStarted):
@@ -55,7 +55,7 @@ class CallObserver:
             self._call.run.__exit__(None, None, None)
 
     def end(self, error: BaseException | None = None) -> None:
-        """Tell how the call has ended."""
+        """Emit how the call has ended."""
         call = self._call
         if call.run is not None and self._emitter.wants(events.CallEnded):
             made = call.source == "fresh"
@@ -91,4 +91,4 @@ class Branches(Protocol):
 
 
 fork: Final[ContextVar[Callable[[], Branches] | None]] = ContextVar("opero_fork", default=None)
-"""Called, once, where a parallel group begins; None where nobody keeps books."""
+"""Called, once, where a parallel group begins; None where no branches are recorded."""

@@ -81,7 +81,7 @@ def _enter(end: float) -> DeadlineScope:
 
 
 def leave(scope: DeadlineScope) -> None:
-    """End a scope, in whatever context: a coroutine that is collected ends in a stranger's."""
+    """End a scope, in whatever context: a collected coroutine ends in another one than its own."""
     if not scope.over:
         scope.over = True
         switch.turn_off()
@@ -195,7 +195,7 @@ def forget_deadlines() -> None:
 
 
 def overdue(call: Call | DeadlineScope, emitter: Emitter, where: str) -> DeadlineError:
-    """Take note that its deadline ends a call, tell listeners, and return the error for it.
+    """Note that its deadline ends a call, notify listeners, and return the error for it.
 
     Args:
         call: The call; its scope, where it has come by the express lane.

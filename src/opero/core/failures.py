@@ -165,7 +165,7 @@ def attach(
         name: Name of the function, for the note.
         text: The note; empty for none.
         earlier: The errors before it, in order.
-        owner: What tells the function from all others.
+        owner: What distinguishes the function from all others.
         attempts: How many it made.
         calls: Real calls in them.
     """
@@ -224,12 +224,12 @@ def chain(last: BaseException, earlier: Sequence[BaseException], *, owner: str) 
     """
     later = last
     for error in reversed(earlier):
-        behind = _reachable(error)
-        if id(later) in behind:
+        reachable = _reachable(error)
+        if id(later) in reachable:
             continue
         node = later
         for link in _links(later):
-            if id(link) in behind:
+            if id(link) in reachable:
                 break
             node = link
         vars(node)[_LINK_KEY] = _Marks((_Link(owner, error, node.__context__),))
@@ -287,7 +287,7 @@ def story(
     since_first: bool,
     owner: str = "",
 ) -> str:
-    """Tell in a few lines what a call died of, without any argument value.
+    """Describe in a few lines how a call failed, without any argument value.
 
     Args:
         failed: The failed real calls.
@@ -356,14 +356,14 @@ class Report:
         return ""
 
     def failed(self, call: Call, error: Exception) -> Exception | None:
-        """Conclude a call that ends with `error`: chain what came before, add the note, count, tell.
+        """Conclude a call that ends with `error`: chain what came before, add the note, count, notify.
 
         Returns:
             What the caller gets instead: where a stage refused to go on after real calls had failed,
             the last call's own error. None if it is `error` itself.
         """
         if isinstance(error, Rejected):
-            # A result is returned in the end, and its receipt tells the errors on the way.
+            # A result is returned in the end, and its receipt has the errors on the way.
             return None
         made = call.failures or []
         real = [f.error for f in made if not isinstance(f.error, Rejected)]
@@ -434,7 +434,7 @@ class Report:
             self.succeeded(call)
 
     def succeeded(self, call: Call) -> None:
-        """Tell listeners of a value that was computed."""
+        """Notify listeners of a value that was computed."""
         if self._emitter.active:
             function = self._emitter.function
             self._emitter.emit(
@@ -450,7 +450,7 @@ class Report:
 
     def wrap_sync(self, proceed: Proceed) -> Proceed:
         """Put the stage before `proceed`."""
-        needs_start, heard = self.needs_start, bool(self._emitter.listeners)
+        needs_start, listened = self.needs_start, bool(self._emitter.listeners)
 
         def run(call: Call) -> Any:
             if needs_start and call.started is None:
@@ -464,7 +464,7 @@ class Report:
             else:
                 if call.stream is not None:
                     call.stream.at_end(functools.partial(self._stream_ended, call))
-                elif heard or switch.on:
+                elif listened or switch.on:
                     self.succeeded(call)
                 return value
             try:
@@ -477,7 +477,7 @@ class Report:
 
     def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
         """Put the stage before `proceed`, for an event loop."""
-        needs_start, heard = self.needs_start, bool(self._emitter.listeners)
+        needs_start, listened = self.needs_start, bool(self._emitter.listeners)
 
         async def run(call: Call) -> Any:
             if needs_start and call.started is None:
@@ -489,7 +489,7 @@ class Report:
                 if instead is None:
                     raise
             else:
-                if heard or switch.on:
+                if listened or switch.on:
                     self.succeeded(call)
                 return value
             try:

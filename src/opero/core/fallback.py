@@ -41,7 +41,7 @@ _MOST: Final = 1000
 
 
 def part_key(value: object, index: int) -> Hashable:
-    """Return what tells one fallback value from the others: its content.
+    """Return the identity of a fallback value: its content.
 
     A value without content (a client, a lambda) goes by its place in the list.
 
@@ -158,7 +158,7 @@ class ValueGuard(Protocol):
         """Return the error for a call all of whose values are refused."""
         ...
 
-    def skips(self, call: Call, error: Exception) -> bool:
+    def refused_value(self, call: Call, error: Exception) -> bool:
         """Whether an error is the refusal of the call's own value."""
         ...
 
@@ -186,7 +186,7 @@ class ArgFallback:
         self._stats = stats
         self._emitter = emitter
         self.circuit: ValueGuard | None = None
-        """Tells which values not to try. The pipeline sets it, because the circuit asks for labels in turn."""
+        """Refuses values for a time. The pipeline sets it, because the circuit asks for labels in turn."""
         self.cooldowns: Cooldowns = Cooldowns()
         """Values whose service asked to wait; shared by all variants of the function."""
         self._longest_cooldown = parse_seconds(options.retry_after_max, "retry_after_max")
@@ -326,10 +326,10 @@ class ArgFallback:
             )
 
     def moves_on(self, call: Call, error: Exception) -> bool:
-        """Tell whether the next value is tried after this error."""
+        """Return whether the next value is tried after this error."""
         if call.items:
             return False  # items of a stream are out already
-        skipped = self.circuit is not None and self.circuit.skips(call, error)
+        skipped = self.circuit is not None and self.circuit.refused_value(call, error)
         if not skipped and (
             is_final(error, call.attempt_errors or ()) or not matches(self._fallback_on, error)
         ):

@@ -59,7 +59,7 @@ class FunctionInfo:
 
     @property
     def owner(self) -> str:
-        """What tells it from all others, also where one decorated function is decorated again."""
+        """Name that distinguishes it from all others, also where one decorated function is decorated again."""
         within = getattr(unwrap_partial(self.fn), "__opero__", None)
         return f"{self.module}.{self.qualname}" if within is None else f"{within.info.owner}'"
 
@@ -67,7 +67,7 @@ class FunctionInfo:
     def bound(self) -> int:
         """How many arguments stand before the caller's own: the instance or class, where there is one.
 
-        A static method stands in a class body too; what tells it apart is the name of its first parameter.
+        A static method stands in a class body too; it differs by the name of its first parameter.
         """
         first = self.parameters[:1]
         return int(self.in_class and bool(first) and first[0].strip("_") in _RECEIVERS)
@@ -116,7 +116,7 @@ def used_up(name: str) -> str:
 
 
 def describe_function(fn: Callable[..., Any]) -> FunctionInfo:
-    """Look at a callable and tell how it must be wrapped.
+    """Inspect a callable and return how it must be wrapped.
 
     Args:
         fn: A function, method, `functools.partial` or object with `__call__` (also `async`).
@@ -185,7 +185,7 @@ def _signature(fn: Callable[..., Any], *, follow_wrapped: bool = True) -> inspec
     try:
         return inspect.signature(fn, follow_wrapped=follow_wrapped)
     except (TypeError, ValueError):
-        # Some builtins tell nothing about their parameters.
+        # Some builtins have no signature.
         return _ANYTHING
 
 
@@ -201,7 +201,7 @@ def _calling(fn: Callable[..., Any]) -> inspect.Signature:
 
 
 def _can_be_declared(name: str) -> bool:
-    """Tell whether generated code may have a parameter of that name; its own names begin so too."""
+    """Return whether generated code may have a parameter of that name; its own names begin so too."""
     return not (keyword.iskeyword(name) or name.startswith("_opero_"))
 
 
@@ -280,7 +280,7 @@ class ClassMethod(_ClassMethod):
 class BoundMethod(functools.partial[Any]):
     """A decorated function bound to an instance or class.
 
-    For everybody who asks it is a method, so that signature, source and kind are the function's.
+    For introspection it is a method, so that signature, source and kind are the function's.
     """
 
     __doc__ = _OfFunction(__doc__, "__doc__")

@@ -50,7 +50,7 @@ from opero.utils.secrets import masked_repr
 from opero.utils.units import Duration
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor  # noqa: TC004 - nobody looks it up at run time, and it is slow to load
+    from concurrent.futures import Executor  # noqa: TC004 - not read at run time, and slow to load
 
     from opero.caching import Store  # noqa: TC004 - see above
     from opero.caching.codec import Codec  # noqa: TC004 - see above
@@ -230,7 +230,7 @@ class Options:
     given: frozenset[str] = dataclasses.field(
         default=frozenset(), init=False, repr=False, compare=False
     )
-    """Names of the options that somebody wrote down, as against those left at their default."""
+    """Names of the options that were given, as against those left at their default."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -272,7 +272,7 @@ class Options:
         """Make options and remember which ones were given.
 
         Args:
-            by: Who asks, for the message: "opero".
+            by: Name of the decorator, for the message: "opero".
             given: Options by name.
 
         Raises:
@@ -291,7 +291,7 @@ class Options:
         """Make options with one stage on and all others off.
 
         Args:
-            by: Who asks, for the message.
+            by: Name of the decorator, for the message.
             stage: The stage whose options may be given.
             given: Its options, and those that belong to any stage.
 
@@ -323,7 +323,7 @@ MODES = ("auto", "process", "thread", "async", "async_process")
 
 
 class StopToken(Protocol):
-    """What tells a map to stop: a `threading.Event`, an `asyncio.Event`, or anything else with `is_set`."""
+    """Stops a map: a `threading.Event`, an `asyncio.Event`, or anything else with `is_set`."""
 
     def is_set(self) -> bool:
         """Whether the map shall begin no further item."""

@@ -279,7 +279,7 @@ class Pipeline:
                 call.drop_failures()
 
     def _observed(self, call: Call) -> Any:
-        """Run a call while somebody listens."""
+        """Run a call that has listeners."""
         observer = CallObserver(call, self.emitter)
         if self.awaits:
             return self._observed_finish(call, observer)

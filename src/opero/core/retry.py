@@ -111,7 +111,7 @@ class RetryPolicy:
         return self.stop is not None
 
     def wants(self, error: Exception, state: Callable[[], Any]) -> bool:
-        """Tell whether one error of an attempt is a reason for another attempt.
+        """Return whether one error of an attempt is a reason for another attempt.
 
         Args:
             error: The error.
@@ -129,7 +129,7 @@ class RetryPolicy:
         return asks(self.retry_on, state())
 
     def retries_on(self, error: Exception) -> bool:
-        """Tell whether an error is one that `retry_on` means, outside of any call."""
+        """Return whether an error is one that `retry_on` means, outside of any call."""
         made = RetryState(self)
         return self.wants(error, lambda: state_class()(made, error, made.started))
 
@@ -181,7 +181,7 @@ class RetryState:
     Attributes:
         policy: The rules.
         attempt: Attempts begun.
-        started: Clock reading at the start of the first attempt, or at its failure where nobody asked for the start.
+        started: Clock reading at the start of the first attempt, or at its failure where the start was not needed.
         slept: Seconds of pauses so far.
         value_index: Place of the fallback value that failed last, None without fallback.
         hints: Seconds that the service asked to wait; the next pause is no shorter than the longest of them.
@@ -279,7 +279,7 @@ class Retry:
 
     Attributes:
         within: Names of such functions, as far as they are known.
-        circuit: Breaker that each call passes, or None; nobody pauses only to be refused by it.
+        circuit: Breaker that each call passes, or None; no pause is made only to be refused by it.
     """
 
     name = "retry"
@@ -409,14 +409,14 @@ class Retry:
         return name is not None
 
     def _refused_after(self, call: Call, pause: float) -> bool:
-        """Take note of a circuit that will be open for longer than a pause; tell whether it will."""
+        """Note a circuit that will be open for longer than a pause; return whether it will."""
         refusal = None if self.circuit is None else self.circuit.outlasts(call, pause)
         if refusal is not None:
             call.remark = refusal
         return refusal is not None
 
     def _spent(self, call: Call, budget: RetryBudget) -> None:
-        """Take note that the call ends because there have been too many retries of late."""
+        """Note that the call ends because there were too many retries in the window."""
         call.remark = f"no retry is left in {budget!r}"
         if self._emitter.active:
             self._emitter.emit(
@@ -430,7 +430,7 @@ class Retry:
         overdue(call, self._emitter, "before the next attempt")
 
     def _asked_too_much(self, call: Call, error: Exception) -> bool:
-        """Take note of the pause that the service asks for; tell whether it is longer than anybody would wait."""
+        """Note the pause that the service asks for; return whether it is longer than `retry_after_max`."""
         call.hint = 0.0
         if call.has_alternatives:
             return False  # the other values need not wait for this one

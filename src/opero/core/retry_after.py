@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
-from opero.core.classify import header_text, read_headers, read_status, safe_get
+from opero.core.classify import header_text, read_headers, read_status, safe_get, says_nothing
 from opero.errors import OperoUsageError
 from opero.utils.units import parse_seconds
 
@@ -103,8 +103,7 @@ def _along_causes(subject: object, now: float | None, depth: int) -> Hint | None
 
 def _read_one(subject: object, now: float | None) -> Hint | None:
     """Read one exception or response."""
-    kind = type(subject)
-    if issubclass(kind, BaseException) and kind.__module__ == "builtins" and not vars(subject):
+    if says_nothing(subject):
         return None
     response = safe_get(subject, "response")
     places = (subject,) if response is None else (subject, response)

@@ -21,7 +21,7 @@ __all__ = [
 
 
 def is_retry_strategy(wanted: object) -> bool:
-    """Tell whether `retry_on` is one of tenacity's retry strategies, which ask for a state instead of an error."""
+    """Return whether `retry_on` is one of tenacity's retry strategies, which ask for a state instead of an error."""
     if isinstance(wanted, type | tuple | str):
         return False
     from tenacity.retry import retry_base
@@ -72,7 +72,7 @@ def retry_error(error: Exception, attempts: int) -> Exception:
 
 
 def is_retry_error(error: Exception) -> bool:
-    """Tell whether an error is tenacity's own, which stands for another one already."""
+    """Return whether an error is tenacity's own, which stands for another one already."""
     from tenacity import RetryError
 
     return isinstance(error, RetryError)
@@ -98,7 +98,7 @@ def state_class() -> type[Any]:
 
         @functools.cached_property
         def outcome(self) -> Future:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
-            # Read-only, other than in the class above: nobody sets the outcome of this state.
+            # Read-only, other than in the class above: nothing sets the outcome of this state.
             future = Future(self.attempt_number)
             if isinstance(self._error, Rejected):
                 future.set_result(self._error.value)

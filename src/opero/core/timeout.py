@@ -2,8 +2,8 @@
 """Timeout: a limit for each real call, and what a deadline leaves of it.
 
 An asynchronous call is cancelled. A synchronous one runs in another thread and is left behind when
-its time is over, because a thread cannot be killed: it goes on until the function returns, without
-anybody waiting for it.
+its time is over, because a thread cannot be killed: it goes on until the function returns, and its
+result is dropped.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Timeout:
         return self.seconds, False
 
     def expired(self, bounded: Call | DeadlineScope | None) -> CallTimeoutError | DeadlineError:
-        """Make the error of a call whose time is over, and tell listeners.
+        """Make the error of a call whose time is over, and notify listeners.
 
         Args:
             bounded: Whose deadline it was that came first; None if it was the timeout.

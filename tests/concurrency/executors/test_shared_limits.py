@@ -22,6 +22,8 @@ from opero.errors import CircuitOpenError
 if TYPE_CHECKING:
     from tests.concurrency.conftest import Maps
 
+pytestmark = pytest.mark.internal
+
 both = pytest.mark.parametrize("maps", ["fork", "forkserver"], indirect=True)
 posix = pytest.mark.skipif(os.name != "posix", reason="needs signals")
 Span = tuple[float, float]
