@@ -458,7 +458,7 @@ class CircuitBreaker(SharedObject):
             return tuple(self._parts.values())
 
     def known_part(self, key: Hashable) -> CircuitBreaker | None:
-        """Return the breaker of a part; None if it has had no call yet, so that it is closed."""
+        """Return the breaker of a part; None if it has had no call yet."""
         return self._parts.get(key)
 
     def part(self, key: Hashable, label: str) -> CircuitBreaker:
@@ -466,9 +466,7 @@ class CircuitBreaker(SharedObject):
 
         Verbs by hand reach all parts, listeners their changes. A new part is closed, held open or disabled as this is.
 
-        Args:
-            key: What tells it from the others.
-            label: What it is called: the part's name is `name[label]`.
+        Its name is `name[label]`; `key` sets it apart from the others.
         """
         found = self._parts.get(key)
         if found is not None:
@@ -509,7 +507,7 @@ class CircuitBreaker(SharedObject):
 
     @property
     def state(self) -> CircuitState:
-        """Its state now; to ask is enough to go from open to half-open when the time has come."""
+        """Its state now, half-open as soon as the open time is over."""
         if self.current_permit is None:
             with self._changing() as core:
                 core.settle(ambient.clock().monotonic())

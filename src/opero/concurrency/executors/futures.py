@@ -290,7 +290,8 @@ class _RemoteJob:
         spec = JobSpec.open(blob)
         self._job: MapJob = spec.job(None, self._events.append)
         # In the map's own process its listeners get every event already.
-        self._relays = spec.listens == "bus" and spec.program != os.getpid()
+        self._foreign = spec.program != os.getpid()
+        self._relays = spec.listens == "bus" and self._foreign
         self._runner = ItemRunner(self._job)
         # A worker may have several threads.
         self._lock = threading.Lock()
@@ -327,7 +328,8 @@ class _RemoteJob:
             stats.reset()
             events, self._events[:] = self._events[:], []
         done = encode_done(chunk.done(), counted, events)
-        return pickle.dumps((done, chunk.given_back, unshared_objects()), 5)
+        unshared = unshared_objects() if self._foreign else []
+        return pickle.dumps((done, chunk.given_back, unshared), 5)
 
 
 class _RemoteChunk:
