@@ -359,7 +359,6 @@ class CircuitBreaker(SharedObject):
         if self._file is None:
             self.current_permit = permit if self.attached else None
         else:
-            # From now on that of the class is found, which reads the file.
             self.__dict__.pop("current_permit", None)
 
     def _mark(self, permit: Permit) -> None:
@@ -579,7 +578,6 @@ class CircuitBreaker(SharedObject):
         Returns:
             Whether the state is shared now; if it cannot be, one warning has said so.
         """
-        # Where a part lies is a matter of the whole.
         return self.shared if self._whole is not None else super().share()
 
     def _begin_attached(self) -> None:
