@@ -1,4 +1,4 @@
-# this_file: src/opero/concurrency/remote_error.py
+# this_file: src/opero/concurrency/executors/process/remote_error.py
 """Encode exceptions for another process: they keep their type wherever that is possible.
 
 Pickle rebuilds an exception by calling its class with `args`, which fails for many constructors, and loses causes and
