@@ -10,6 +10,7 @@ import gc
 import subprocess
 import sys
 import threading
+import types
 import typing
 import weakref
 
@@ -455,3 +456,15 @@ def test_text_keys_are_the_same_in_every_process():
         for seed in ("0", "1", "2")
     }
     assert len(runs) == 1
+
+
+def test_function_that_closes_over_a_module_has_a_name_in_shared_stores():
+    def made(module):
+        def f(x):
+            return module, x
+
+        return function_id(describe_function(f))
+
+    assert made(sys) == made(sys) != made(subprocess)
+    with pytest.raises(UnkeyableError, match="bound to something without content"):
+        made(types.ModuleType("nowhere"))
