@@ -96,8 +96,7 @@ class CircuitBreaker(SharedObject):
         draw: Random numbers from [0, 1) for the jitter; for tests.
 
     Raises:
-        OperoUsageError: A value or a combination cannot work, or another breaker has the name; the message names the
-            fix.
+        OperoUsageError: A value or a combination cannot work, or another breaker has the name.
 
     Attributes:
         rules: The options.
@@ -229,10 +228,8 @@ class CircuitBreaker(SharedObject):
     def guard(self, function: str, module: str | None = None) -> None:
         """Remember a function that it guards, and its module, for its name and its events."""
         with self._lock:
-            if not self._functions:
-                self._module = module
-            elif (function, module) != (self._functions[0], self._module):
-                self._module = None
+            same = not self._functions or (function, module) == (self._functions[0], self._module)
+            self._module = module if same else None
             if function not in self._functions:
                 self._functions += (function,)
         for part in self.parts:
@@ -244,8 +241,7 @@ class CircuitBreaker(SharedObject):
         """Return the right to make a call.
 
         Returns:
-            A permit whose `success(result)`, `failure(error)` or `release()` is due at the end; or use it as a context
-            manager.
+            A permit: end it with `success(result)`, `failure(error)` or `release()`, or use it as a context manager.
 
         Raises:
             CircuitOpenError: The circuit lets no call through at present.
