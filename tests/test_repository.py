@@ -95,6 +95,37 @@ def test_a_command_can_be_executed(path: str) -> None:
     assert os.access(ROOT / path, os.X_OK)
 
 
+def paths_named(page: str) -> list[str]:
+    """Return the files and folders that a page names in code style, such as `core/retry.py`."""
+    text = re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE)
+    spans = re.findall(r"`([^`]+)`", text) + re.findall(r"\]\(([^)#:]+)\)", text)
+    return [span for span in spans if re.fullmatch(r"[\w.-]+(/[\w.-]+)*(/|\.(py|md|toml))", span)]
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_every_path_that_a_page_names_exists(page: str) -> None:
+    named = paths_named((ROOT / page).read_text(encoding="utf-8"))
+    assert len(named) > 5
+    places = (ROOT, ROOT / "src" / "opero")
+    assert [path for path in named if not any((place / path).exists() for place in places)] == []
+
+
+def test_every_module_in_a_drawn_way_exists() -> None:
+    """The drawings of ARCHITECTURE.md name modules without their ending; each names a file of the package."""
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    drawings = [
+        d for d in re.findall(r"^```text\n(.*?)^```", page, re.DOTALL | re.MULTILINE) if "→" in d
+    ]
+    steps = {s.strip() for d in drawings for s in re.split(r"[→⇢\n]|\(miss\)", d)} - {
+        "",
+        "function",
+    }
+    there = {path.removeprefix("src/opero/").removesuffix(".py") for path in MODULES}
+    folders = {str(Path(path).parent) for path in there}
+    known = there | folders
+    assert [s for s in sorted(steps) if not any(f"/{k}".endswith(f"/{s}") for k in known)] == []
+
+
 # --- README ---------------------------------------------------------------------------------------
 
 
