@@ -20,6 +20,8 @@ from opero.errors import WorkerStartError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+pytestmark = pytest.mark.internal
+
 posix = pytest.mark.skipif(os.name != "posix", reason="needs signals and limits")
 
 
