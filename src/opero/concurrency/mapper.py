@@ -136,12 +136,12 @@ class Mapper:
 
     async def acollect(self, items: Any, arguments: ItemArguments) -> list[Any]:
         """Return all results, as `collect` does."""
-        run = await self._afinish(self._begin(items, arguments, "list"), items)
+        run = await self._afinish(self._begin(items, arguments, "list", on_loop=True), items)
         return run.values()
 
     async def areport(self, items: Any, arguments: ItemArguments) -> MapResult[Any]:
         """Return what succeeded and what failed."""
-        run = await self._afinish(self._begin(items, arguments, "report"), items)
+        run = await self._afinish(self._begin(items, arguments, "report", on_loop=True), items)
         return run.result()
 
     async def _afinish(self, run: MapRun, items: Any) -> MapRun:
@@ -153,7 +153,7 @@ class Mapper:
 
     async def astream(self, items: Any, arguments: ItemArguments) -> AsyncIterator[Any]:
         """Yield results, running the map as they are consumed."""
-        run = self._begin(items, arguments, "stream")
+        run = self._begin(items, arguments, "stream", on_loop=True)
         async with aclosing(cast("Any", run_map_async(run, items))) as finished:
             async for batch in finished:
                 for value in run.each(batch):
@@ -162,7 +162,9 @@ class Mapper:
 
     # --- from options to a run -----------------------------------------------------------------------
 
-    def _begin(self, items: Any, arguments: ItemArguments, returns: Returns) -> MapRun:
+    def _begin(
+        self, items: Any, arguments: ItemArguments, returns: Returns, *, on_loop: bool = False
+    ) -> MapRun:
         self._check(items)
         options, context = self.options, copy_context()
         collects = returns != "stream"
@@ -191,7 +193,8 @@ class Mapper:
 
             name = self.pipeline.info.name
             recorders += (open_checkpoint(name, options, self._make_key, arguments),)
-        if self.awaits:
+        # A synchronous function may be mapped from a coroutine, too: `Orchestrator.process` does.
+        if on_loop:
             executor: Any = _make_async_executor(mode, options, context)
         else:
             executor = _make_executor(mode, options, context)
