@@ -121,7 +121,7 @@ def start_stream(
 # --- asynchronous generators ----------------------------------------------------------------------
 
 
-class _Item:
+class _HandedOut:
     """Carries an item from the innermost step to the consumer, past the event loop."""
 
     __slots__ = ("value",)
@@ -133,7 +133,7 @@ class _Item:
 @coroutine
 def _hand_out(item: Any) -> Generator[Any, Any, Any]:
     """Suspend the whole call until the consumer asks for the next item; return what it sends."""
-    return (yield _Item(item))
+    return (yield _HandedOut(item))
 
 
 async def read_stream(
@@ -194,7 +194,7 @@ class AsyncStream:
         """Run the call until its next item; what it awaits meanwhile is passed on to the event loop."""
         try:
             got = self._context.run(method, given)
-            while type(got) is not _Item:
+            while type(got) is not _HandedOut:
                 try:
                     answer = yield got
                 except BaseException as thrown:  # noqa: BLE001 - a cancellation, for the call to handle
