@@ -38,6 +38,7 @@ ROOT = Path(__file__).resolve().parent
 STAMP = "opero-stamp.json"
 REQUIRED = (
     *("README.md", "TODO.md", "LICENSE", "CHANGELOG.md", "pyproject.toml", "cleanup.py"),
+    *("ARCHITECTURE.md", "CONTRIBUTING.md"),
     *(".ci/run", ".gitignore", "src/opero/py.typed"),
 )
 HEADED = (".py", ".pyi", ".toml", ".sh", ".yaml", ".yml", ".md")

@@ -1,5 +1,5 @@
 # this_file: tests/test_cleanup.py
-"""`cleanup.py`: what it installs when, which commands it runs, what it tells on failure."""
+"""`cleanup.py`: what it installs when, which commands it runs, what it prints on failure."""
 
 from __future__ import annotations
 

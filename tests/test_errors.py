@@ -13,6 +13,8 @@ import pytest
 from opero import errors
 from opero.errors import OperoError, OperoUsageError, OperoWarning, did_you_mean
 
+pytestmark = pytest.mark.internal
+
 CLASSES = [
     value
     for value in vars(errors).values()

@@ -35,6 +35,8 @@ from opero.tasks import Task, run_sync
 from opero.testing import capture_events, fake_clock, flaky
 from opero.utils.ambient import switch
 
+pytestmark = pytest.mark.internal
+
 HIT = CacheHit(function="f")
 MISS = CacheMiss(function="f")
 KINDS = [
@@ -249,7 +251,7 @@ def test_an_event_is_frozen() -> None:
         HIT.function = "g"  # type: ignore[misc]
 
 
-# --- what a call tells ----------------------------------------------------------------------------
+# --- events of a call ----------------------------------------------------------------------------
 
 
 def test_events_of_a_call_with_retries_and_fallbacks() -> None:

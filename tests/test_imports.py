@@ -21,10 +21,12 @@ import opero.decorators
 import opero.utils
 from opero.utils.lazy import lazy_exports
 
+pytestmark = pytest.mark.internal
+
 SRC = Path(opero.__file__).resolve().parent.parent
 
 FORBIDDEN = {
-    # guests and extras
+    # dependencies and extras
     *("aiohttp", "asynciolimiter", "attrs", "dask", "httpx", "klepto", "loguru", "multiprocess"),
     *("numpy", "opentelemetry", "pandas", "pathos", "platformdirs", "prometheus_client", "psycopg"),
     *("pydantic", "ray", "redis", "rich", "tenacity", "tqdm", "twat_cache", "twat_mp"),

@@ -17,6 +17,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from tests.marks import internal_imports, is_marked
+
+pytestmark = pytest.mark.internal
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(
@@ -24,6 +27,7 @@ MODULES = sorted(
     for path in (ROOT / "src" / "opero").rglob("*.py")
     if path.name != "_version.py"
 )
+TESTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py"))
 DEVELOPERS = {"test", "dev"}
 
 
@@ -89,6 +93,37 @@ def test_no_module_is_longer_than_650_lines(path: str) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="Windows keeps no executable bit")
 def test_a_command_can_be_executed(path: str) -> None:
     assert os.access(ROOT / path, os.X_OK)
+
+
+def paths_named(page: str) -> list[str]:
+    """Return the files and folders that a page names in code style, such as `core/retry.py`."""
+    text = re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE)
+    spans = re.findall(r"`([^`]+)`", text) + re.findall(r"\]\(([^)#:]+)\)", text)
+    return [span for span in spans if re.fullmatch(r"[\w.-]+(/[\w.-]+)*(/|\.(py|md|toml))", span)]
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_every_path_that_a_page_names_exists(page: str) -> None:
+    named = paths_named((ROOT / page).read_text(encoding="utf-8"))
+    assert len(named) > 5
+    places = (ROOT, ROOT / "src" / "opero")
+    assert [path for path in named if not any((place / path).exists() for place in places)] == []
+
+
+def test_every_module_in_a_drawn_way_exists() -> None:
+    """The drawings of ARCHITECTURE.md name modules without their ending; each names a file of the package."""
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    drawings = [
+        d for d in re.findall(r"^```text\n(.*?)^```", page, re.DOTALL | re.MULTILINE) if "→" in d
+    ]
+    steps = {s.strip() for d in drawings for s in re.split(r"[→⇢\n]|\(miss\)", d)} - {
+        "",
+        "function",
+    }
+    there = {path.removeprefix("src/opero/").removesuffix(".py") for path in MODULES}
+    folders = {str(Path(path).parent) for path in there}
+    known = there | folders
+    assert [s for s in sorted(steps) if not any(f"/{k}".endswith(f"/{s}") for k in known)] == []
 
 
 # --- README ---------------------------------------------------------------------------------------
@@ -224,3 +259,13 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> Non
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     modules = {path.removeprefix("src/") for path in MODULES}
     assert names == modules | {"opero/py.typed", "opero/_version.py"}
+
+
+@pytest.mark.parametrize("path", TESTS)
+def test_a_test_file_is_marked_internal_if_it_imports_internal_names(path: str) -> None:
+    found = internal_imports(ROOT / path)
+    assert is_marked(ROOT / path) == bool(found), (
+        f"write `pytestmark = pytest.mark.internal` into {path} because of {found}"
+        if found
+        else f"remove the mark `internal` from {path}: it uses documented names only"
+    )

@@ -1,5 +1,5 @@
 # this_file: tests/benchmarks/test_durable.py
-"""The rows about durable workflows: a quick turn of opero alone, and how contenders are told that break."""
+"""The rows about durable workflows: a quick turn of opero alone, and how failing contenders are shown."""
 
 from __future__ import annotations
 

@@ -23,6 +23,8 @@ from opero.caching.refresh import FRESH_FAILURE_SECONDS
 from opero.events import CacheRefreshed
 from opero.testing import FakeClock, capture_events
 
+pytestmark = pytest.mark.internal
+
 
 def until(condition: Callable[[], object]) -> None:
     """Wait for something that other threads bring about."""

@@ -13,6 +13,8 @@ from opero import opero
 from opero.caching import clear_cache, get_cache_context
 from opero.errors import OperoUsageError, UnkeyableError
 
+pytestmark = pytest.mark.internal
+
 
 class PrefixStore:
     """A store that can forget the keys of one user."""

@@ -11,6 +11,8 @@ import pytest
 
 from opero.caching.single_flight import SharedFailure, copy_error
 
+pytestmark = pytest.mark.internal
+
 
 class CustomError(Exception):
     def __init__(self, code, *, detail):

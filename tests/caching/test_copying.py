@@ -27,6 +27,8 @@ from hypothesis import strategies as st
 
 from opero.caching.copying import Uncopyable, freeze, isolated
 
+pytestmark = pytest.mark.internal
+
 
 class Colour(enum.Enum):
     RED = 1

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from opero.caching.memory import Entry, MemoryStore
 from opero.utils import ambient
 
+pytestmark = pytest.mark.internal
+
 
 class Clock:
     """Time that a test sets."""

@@ -25,6 +25,8 @@ from opero.durable import values
 from opero.errors import UnserializableError
 from opero.testing import record, replay
 
+pytestmark = pytest.mark.internal
+
 
 class Celsius:
     """A type that no table knows."""

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pytest
 
 from opero.caching.refresh import RecentFailures
 
-if TYPE_CHECKING:
-    import pytest
+pytestmark = pytest.mark.internal
 
 
 def failed(failures: RecentFailures, key: Any, **given: Any) -> None:

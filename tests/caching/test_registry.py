@@ -6,6 +6,8 @@ from __future__ import annotations
 import gc
 import weakref
 
+import pytest
+
 from opero.caching import clear_cache
 from opero.core.cache import CacheStage
 from opero.core.call import Call
@@ -13,6 +15,8 @@ from opero.core.function import describe_function
 from opero.core.options import Options
 from opero.core.stats import Stats
 from opero.events.bus import Emitter
+
+pytestmark = pytest.mark.internal
 
 
 def cached(namespace, *, entries, origin=None):

@@ -21,6 +21,8 @@ from opero.caching.single_flight import (
     take_verdict,
 )
 
+pytestmark = pytest.mark.internal
+
 
 class FakeWaiter:
     """A waiter that notes what happens to it."""

@@ -16,6 +16,8 @@ from opero import opero
 from opero.caching.function_cache import source_digest
 from opero.events import CacheSkipped, FunctionEdited
 
+pytestmark = pytest.mark.internal
+
 BEFORE = """
 def f(x):
     return [x]

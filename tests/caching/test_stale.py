@@ -27,6 +27,8 @@ from opero.events import CacheStale
 from opero.testing import FakeClock, capture_events
 from opero.utils.matching import Rejected
 
+pytestmark = pytest.mark.internal
+
 
 class Dict(dict[str, Any]):
     """A user's store."""

@@ -11,6 +11,8 @@ import pytest
 
 from opero.caching.memory import weigh
 
+pytestmark = pytest.mark.internal
+
 
 @dataclasses.dataclass
 class Loose:

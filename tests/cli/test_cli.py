@@ -22,20 +22,20 @@ from opero.core import get_cache_context
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 
-pytestmark = pytest.mark.timeout(120)  # a process for each command, on machines that may be busy
+pytestmark = [pytest.mark.internal, pytest.mark.timeout(120)]
 
 
 def run(*arguments: str, path: Path | None = None, **environment: str) -> Any:
     """Run a command; return its exit code, stdout and stderr."""
     paths = [str(SRC)] if path is None else [str(path), str(SRC)]
-    told = subprocess.run(
+    received = subprocess.run(
         [sys.executable, "-W", "error", "-m", "opero", *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
         capture_output=True,
         text=True,
         check=False,
     )
-    return told.returncode, told.stdout, told.stderr
+    return received.returncode, received.stdout, received.stderr
 
 
 @pytest.fixture
@@ -81,10 +81,10 @@ def test_wrong_arguments_are_reported_on_stderr(arguments: tuple[str, ...]) -> N
 def test_a_reader_that_has_seen_enough_is_no_error(folder: Path) -> None:
     script = f'"{sys.executable}" -m opero cache list --backend "disk:{folder}" | true'
     environment = {**os.environ, "PYTHONPATH": str(SRC)}
-    told = subprocess.run(
+    received = subprocess.run(
         ["sh", "-c", script], env=environment, capture_output=True, text=True, check=True
     )
-    assert told.stderr == ""
+    assert received.stderr == ""
 
 
 # --- info -----------------------------------------------------------------------------------------
@@ -128,13 +128,13 @@ def test_info_prints_versions_extras_and_folders(tmp_path: Path) -> None:
 def test_info_as_json_hides_passwords(tmp_path: Path) -> None:
     path = installed(tmp_path, opero="9.8.7")
     code, out, _ = run("info", "--json", path=path, OPERO_REDIS_URL="redis://:hunter2@host:6379/0")
-    told = json.loads(out)
+    received = json.loads(out)
     assert code == 0
-    assert told["opero"] == "9.8.7"
-    assert told["extras"]["ray"] == {"missing-thing": None}
-    assert set(told["extras"]) == {"ray", "redis"}
+    assert received["opero"] == "9.8.7"
+    assert received["extras"]["ray"] == {"missing-thing": None}
+    assert set(received["extras"]) == {"ray", "redis"}
     assert "hunter2" not in out
-    assert "host:6379" in told["environment"]["OPERO_REDIS_URL"]
+    assert "host:6379" in received["environment"]["OPERO_REDIS_URL"]
 
 
 def test_info_of_a_copy_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -165,15 +165,18 @@ def test_cache_list_counts_by_namespace(folder: Path) -> None:
 
 def test_cache_list_as_json(folder: Path) -> None:
     _, out, _ = run("cache", "list", "--json", OPERO_CACHE_DIR=str(folder))
-    told = json.loads(out)
-    assert [(one["namespace"], one["entries"]) for one in told] == [("geo:eu", 3), ("prices", 1)]
-    assert all(one["bytes"] > 0 for one in told)
+    received = json.loads(out)
+    assert [(one["namespace"], one["entries"]) for one in received] == [
+        ("geo:eu", 3),
+        ("prices", 1),
+    ]
+    assert all(one["bytes"] > 0 for one in received)
 
 
 def test_cache_clear_empties_one_namespace(folder: Path) -> None:
     backend = f"disk:{folder}"
-    told = run("cache", "clear", "geo:eu", "--backend", backend)
-    assert told == (0, "Removed 3 entries of 'geo:eu'.\n", "")
+    received = run("cache", "clear", "geo:eu", "--backend", backend)
+    assert received == (0, "Removed 3 entries of 'geo:eu'.\n", "")
     assert run("cache", "clear", "geo:eu", "--backend", backend)[1].startswith("Removed 0 entries")
     assert get_cache_context(backend, "prices").get("EUR") == 1.08
 
@@ -184,12 +187,12 @@ def test_cache_commands_reach_a_server() -> None:
         get_cache_context(server.url, "prices").set("EUR", 1.08)
         _, out, _ = run("cache", "list", "--json", "--backend", server.url)
         assert [(one["namespace"], one["entries"]) for one in json.loads(out)] == [("prices", 1)]
-        told = run(
+        received = run(
             "cache", "clear", "prices", OPERO_CACHE_DIR=f"{place}/none", OPERO_REDIS_URL=server.url
         )
-        assert told[1] == "Removed 0 entries of 'prices'.\n"  # those on disk were meant
-        told = run("cache", "clear", "prices", "--backend", "redis", OPERO_REDIS_URL=server.url)
-        assert told == (0, "Removed 1 entry of 'prices'.\n", "")
+        assert received[1] == "Removed 0 entries of 'prices'.\n"  # those on disk were meant
+        received = run("cache", "clear", "prices", "--backend", "redis", OPERO_REDIS_URL=server.url)
+        assert received == (0, "Removed 1 entry of 'prices'.\n", "")
 
 
 def test_to_look_makes_no_folder(tmp_path: Path) -> None:
@@ -201,17 +204,17 @@ def test_to_look_makes_no_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "told"),
+    ("backend", "received"),
     [
         ("memory", "by their own program only"),
         ("dis", "Did you mean 'disk'"),
         ("redis://:hunter2@localhost:1/0", "opero: "),
     ],
 )
-def test_a_store_that_cannot_be_used_is_one_line_on_stderr(backend: str, told: str) -> None:
+def test_a_store_that_cannot_be_used_is_one_line_on_stderr(backend: str, received: str) -> None:
     code, out, err = run("cache", "list", "--backend", backend)
     assert (code, out) == (1, "")
-    assert told in err
+    assert received in err
     assert err.count("\n") == 1
     assert "hunter2" not in err
 

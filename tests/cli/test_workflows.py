@@ -15,6 +15,8 @@ from opero.durable import Orchestrator, activity, wait_for, workflow
 from opero.durable.records import Claim, Move, PutStep, State, StepRecord, StepState
 from opero.durable.workflows import workflows
 
+pytestmark = pytest.mark.internal
+
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -140,11 +142,11 @@ def test_signal_reaches_the_workflow(run: Run, journal: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "status", "value"),
+    ("received", "status", "value"),
     [(["--result", "[7]"], "done", [7]), (["--error", "lost"], "failed", None), (["--again"], None, None)],
 )  # fmt: skip
 def test_step_in_doubt_is_resolved(
-    run: Run, journal: Path, told: list[str], status: str | None, value: Any
+    run: Run, journal: Path, received: list[str], status: str | None, value: Any
 ) -> None:
     with Orchestrator(journal) as desk:
         pass
@@ -157,10 +159,10 @@ def test_step_in_doubt_is_resolved(
     desk.store.leave(me)
     desk.stop()
 
-    assert run("resolve", "c", "1", *told)[0] == 0
+    assert run("resolve", "c", "1", *received)[0] == 0
     steps = json.loads(run("steps", "c", "--json")[1])
     assert [(s["status"], s["output"]) for s in steps] == ([(status, value)] if status else [])
-    assert run("resolve", "c", "1", *told)[0] == 1
+    assert run("resolve", "c", "1", *received)[0] == 1
 
 
 def test_to_look_makes_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,8 @@ from opero.events import CallGaveUp, CallSucceeded, RetryScheduled
 from opero.testing import capture_events, flaky
 from opero.utils import ambient
 
+pytestmark = pytest.mark.internal
+
 
 async def until(condition: Any) -> None:
     while not condition():  # noqa: ASYNC110 - what is waited for knows of no event

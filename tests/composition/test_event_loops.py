@@ -15,6 +15,8 @@ from opero.errors import OperoUsageError, OperoWarning
 from opero.testing import flaky
 from opero.utils import ambient
 
+pytestmark = pytest.mark.internal
+
 
 def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine as a foreign event loop does."""

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,8 @@ from opero.errors import MapStopped
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import ItemOutcome
+
+pytestmark = pytest.mark.internal
 
 ENGINES = [
     ("sync", {"mode": "thread"}),

@@ -16,6 +16,8 @@ from opero import failures, opero
 from opero.testing import capture_events
 from opero.utils.secrets import mask_url
 
+pytestmark = pytest.mark.internal
+
 SECRET = "hunter2-s3cr3t"
 SPARE = "spare-s3cr3t"
 

@@ -14,6 +14,8 @@ from opero import CircuitBreaker, RateLimiter, opero
 from opero.core.retry_after import requested_wait
 from opero.errors import CircuitOpenError
 
+pytestmark = pytest.mark.internal
+
 HOUR = 3600
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from opero.concurrency.batches import Batch, CompletionOrder, InputOrder
 from opero.concurrency.executors.base import ItemOutcome
+
+pytestmark = pytest.mark.internal
 
 
 def batch_of(*indices: int) -> Batch:

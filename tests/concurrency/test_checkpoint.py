@@ -22,6 +22,8 @@ from opero import operomap
 from opero.concurrency.checkpoint import CheckpointFile
 from opero.errors import OperoUsageError, OperoWarning, StoreError
 
+pytestmark = pytest.mark.internal
+
 RAN: list[Any] = []
 
 

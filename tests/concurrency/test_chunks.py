@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from opero.concurrency.chunks import HEAVIEST, LARGEST, ChunkProgress, ChunkSize
+
+pytestmark = pytest.mark.internal
 
 times = st.floats(min_value=0, max_value=100)
 

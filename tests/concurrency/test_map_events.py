@@ -16,6 +16,8 @@ from opero.events.bus import Emitter
 from opero.events.messages import describe_event
 from opero.testing import FakeClock, capture_events
 
+pytestmark = pytest.mark.internal
+
 
 def events_of(run: Any) -> list[Any]:
     with capture_events(MapProgress) as sent:

@@ -12,6 +12,8 @@ from opero.concurrency.mapper import choose_mode
 from opero.core.options import MODES, MapOptions
 from opero.errors import OperoUsageError
 
+pytestmark = pytest.mark.internal
+
 HERE = {"sync": "thread", "async": "async"}
 
 

@@ -13,6 +13,8 @@ import pytest
 from opero import operomap
 from opero.concurrency.progress import make_bar
 
+pytestmark = pytest.mark.internal
+
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:

@@ -16,6 +16,8 @@ from opero import operomap
 from opero.concurrency.executors.base import ItemOutcome
 from opero.concurrency.recorder import Finished, recording
 
+pytestmark = pytest.mark.internal
+
 where: contextvars.ContextVar[list[Any]] = contextvars.ContextVar("where")
 
 

@@ -10,6 +10,8 @@ import pytest
 from opero.concurrency.result import MapFailure, MapResult
 from opero.errors import MapStopped
 
+pytestmark = pytest.mark.internal
+
 
 def result_of(failed: int = 0, **fields: object) -> MapResult[int]:
     failures = [

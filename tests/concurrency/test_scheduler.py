@@ -23,6 +23,8 @@ from opero.concurrency.executors.base import (
 )
 from opero.concurrency.scheduler import ErrorPolicy, Scheduler
 
+pytestmark = pytest.mark.internal
+
 POISON = "poison"
 
 

@@ -16,6 +16,8 @@ import pytest
 
 from opero.concurrency.executors.process.pickling import can_import, dumps, dumps_by_value
 
+pytestmark = pytest.mark.internal
+
 MODULE = """
 import functools, threading
 from opero import RateLimiter, opero

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from tests.concurrency.conftest import Maps
 
+pytestmark = pytest.mark.internal
+
 both = pytest.mark.parametrize("maps", ["fork", "forkserver"], indirect=True)
 
 

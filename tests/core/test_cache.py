@@ -34,6 +34,8 @@ from opero.events.bus import Emitter
 from opero.utils import ambient
 from opero.utils.matching import Rejected
 
+pytestmark = pytest.mark.internal
+
 
 class Cached:
     """A function behind the cache stage alone."""
@@ -557,15 +559,15 @@ def test_refused_results_reach_followers():
 def test_a_leader_that_landed_between_look_and_join_is_not_repeated(monkeypatch):
     f = Cached(fn := counted(lambda: "r"))
     flights = f.cache.single_flight
-    claim, first = flights.claim, [True]
+    start, first = flights.start, [True]
 
     def late(key, flight):
         if first.pop():
-            assert threads(f) == ["r"]  # another caller does it all between our look and our claim
+            assert threads(f) == ["r"]  # another caller does it all between our look and our start
             monkeypatch.undo()
-        return claim(key, flight)
+        return start(key, flight)
 
-    monkeypatch.setattr(flights, "claim", late)
+    monkeypatch.setattr(flights, "start", late)
     run = f.cache.wrap_sync(lambda call: fn())
     call = Call((), {})
     assert run(call) == "r"

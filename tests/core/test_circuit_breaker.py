@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from opero import opero
 from opero.core.call import Call
 from opero.core.circuit_breaker import Circuit, CircuitCheck, breaker_of
 from opero.core.fallback import part_key
@@ -25,6 +26,8 @@ from opero.utils.secrets import show_value
 
 if TYPE_CHECKING:
     from opero.core.call import Stage
+
+pytestmark = pytest.mark.internal
 
 CLOSED, OPEN, HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
 FORCED_OPEN = CircuitState.FORCED_OPEN
@@ -480,3 +483,22 @@ def test_the_repr_counts_the_values(drive: Drive) -> None:
     models = Models("a", "b")
     drive(models.stage, ok, models.call(0))
     assert repr(models.stage.breaker) == "<CircuitBreaker 'ask' closed, 1 part>"
+
+
+def test_guards_of_a_decorated_function_can_be_reached() -> None:
+    @opero(cache=False, circuit_breaker=True, rate_limit="100/s", concurrency=2)
+    def guarded() -> None: ...
+
+    breaker, limiter, limit = guarded.circuit_breaker, guarded.rate_limit, guarded.concurrency
+    assert breaker is not None
+    assert breaker.state is CLOSED
+    assert limiter is not None
+    assert limiter.describe().startswith("100 per second")
+    assert limit is not None
+    assert limit.limit == 2
+    assert guarded.with_options(retries=1).circuit_breaker is guarded.circuit_breaker
+
+    @opero(cache=False)
+    def plain() -> None: ...
+
+    assert (plain.circuit_breaker, plain.rate_limit, plain.concurrency) == (None, None, None)

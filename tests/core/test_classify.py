@@ -18,6 +18,8 @@ from opero.core.fallback import EXHAUSTED_SECONDS
 from opero.errors import CallTimeoutError, OperoUsageError
 from opero.testing import FakeClock, capture_events, fake_clock
 
+pytestmark = pytest.mark.internal
+
 FINAL = (
     *(400, 401, 403, 404, 405, 406, 410, 411, 412, 413, 414, 415, 416, 417),
     *(421, 422, 426, 428, 431, 451, 501, 505),

@@ -35,6 +35,8 @@ from opero.limits.permits import ConcurrencyLimit
 from opero.utils.ambient import set_disabled
 from opero.utils.threads import ThreadCall, run_in_thread
 
+pytestmark = pytest.mark.internal
+
 
 def until(condition):
     """Wait until another thread has got there."""

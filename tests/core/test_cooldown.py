@@ -8,6 +8,8 @@ import pytest
 from opero.core import fallback as cooldown
 from opero.core.fallback import Cooldowns, part_key
 
+pytestmark = pytest.mark.internal
+
 
 def test_values_of_one_content_cool_together_wherever_they_stand():
     resting = Cooldowns()

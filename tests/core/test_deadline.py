@@ -30,6 +30,8 @@ from opero.events.bus import Emitter
 from opero.utils import ambient
 from opero.utils.ambient import switch
 
+pytestmark = pytest.mark.internal
+
 # --- the block ------------------------------------------------------------------------------------
 
 

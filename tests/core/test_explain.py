@@ -16,6 +16,8 @@ from opero.core.call import Explanation
 if TYPE_CHECKING:
     from opero.testing import FakeClock
 
+pytestmark = pytest.mark.internal
+
 THING = object()
 
 

@@ -22,6 +22,8 @@ from opero.core.wrapper import has_fast_path, is_unguarded
 from opero.errors import CircuitOpenError, DeadlineError
 from opero.utils.ambient import switch
 
+pytestmark = pytest.mark.internal
+
 GUARDS = {
     "concurrency": lambda: ConcurrencyLimit(1),
     "rate_limit": lambda: RateLimiter("5/minute", smooth=False, burst=0),

@@ -19,6 +19,8 @@ from opero.errors import DeadlineError, OperoUsageError, OperoWarning
 from opero.testing import flaky
 from opero.utils.matching import Rejected, asks, is_final, matches
 
+pytestmark = pytest.mark.internal
+
 quick: dict[str, Any] = {"cache": False, "min_delay": 0}
 
 

@@ -20,6 +20,8 @@ from opero.events import FallbackUsed
 from opero.testing import FakeClock, capture_events, flaky, set_disabled
 from opero.utils.matching import is_final
 
+pytestmark = pytest.mark.internal
+
 quick: dict[str, Any] = {"cache": False, "min_delay": 0}
 once: dict[str, Any] = {"cache": False, "retries": 0}
 

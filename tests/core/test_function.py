@@ -18,6 +18,8 @@ from opero import opero
 from opero.core.function import describe_function, stars, unwrap_partial
 from opero.errors import OperoUsageError
 
+pytestmark = pytest.mark.internal
+
 
 def plain(x: int, /, y: int = 2, *rest: int, z: int, **more: int) -> int:
     return x

@@ -17,6 +17,8 @@ from opero import operomap
 from opero.core.options import MapOptions, Options
 from opero.errors import OperoUsageError
 
+pytestmark = pytest.mark.internal
+
 NAMES = [name for name in MapOptions.names() if name not in Options.names()]
 
 

@@ -28,6 +28,8 @@ from opero.core.function import BoundMethod
 from opero.errors import OperoUsageError
 from opero.testing import flaky
 
+pytestmark = pytest.mark.internal
+
 quick = opero(cache=False, min_delay=0)
 
 before_313 = pytest.mark.skipif(

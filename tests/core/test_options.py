@@ -20,6 +20,8 @@ from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter, RetryBudget, op
 from opero.core.options import Options
 from opero.errors import OperoUsageError
 
+pytestmark = pytest.mark.internal
+
 NAMES = Options.names()
 
 

@@ -16,6 +16,8 @@ from opero.core.pipeline import Pipeline
 from opero.errors import OperoUsageError
 from opero.testing import FakeClock, capture_events, flaky, set_disabled
 
+pytestmark = pytest.mark.internal
+
 everything: dict[str, Any] = {"arg_fallback": "model", "rate_limit": 1000}
 
 

@@ -16,6 +16,8 @@ from opero.events import LimiterWaited
 from opero.events.bus import Emitter
 from opero.testing import capture_events, fake_clock
 
+pytestmark = pytest.mark.internal
+
 
 def stage_with(limiter: RateLimiter) -> tuple[RateLimit, Stats]:
     stats = Stats()

@@ -13,6 +13,8 @@ from opero import Receipt, opero
 from opero.core.call import Call
 from opero.testing import FakeClock, flaky
 
+pytestmark = pytest.mark.internal
+
 quick: dict[str, Any] = {"cache": False, "min_delay": 0}
 
 

@@ -26,6 +26,8 @@ from opero.testing import FakeClock, flaky, set_disabled
 from opero.utils import ambient
 from opero.utils.matching import Rejected
 
+pytestmark = pytest.mark.internal
+
 # --- decisions: the pauses ------------------------------------------------------------------------
 
 seconds = st.floats(0, 1e9)

@@ -30,6 +30,8 @@ from hypothesis import strategies as st
 
 from opero.core.retry_after import Hint, requested_wait
 
+pytestmark = pytest.mark.internal
+
 SENT = datetime.datetime(2026, 3, 1, 12, 0, 0, tzinfo=datetime.UTC)
 """When the answers of these tests were sent, by the service's clock."""
 

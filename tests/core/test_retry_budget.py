@@ -22,6 +22,8 @@ from opero.errors import OperoUsageError
 from opero.testing import FakeClock
 from opero.utils import ambient
 
+pytestmark = pytest.mark.internal
+
 
 @pytest.mark.parametrize(
     ("given", "name"),

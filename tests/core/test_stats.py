@@ -13,6 +13,8 @@ from opero import opero
 from opero.core.stats import FastCounter, Stats
 from opero.testing import fake_clock, flaky
 
+pytestmark = pytest.mark.internal
+
 
 @pytest.fixture
 def busy_switching() -> Iterator[None]:

@@ -26,6 +26,8 @@ from opero.events import AttemptFailed, CallEnded, CallGaveUp, CallStarted, Call
 from opero.testing import FakeClock, capture_events, fake_clock, set_disabled
 from opero.utils.ambient import switch
 
+pytestmark = pytest.mark.internal
+
 quick: dict[str, Any] = {"cache": False, "min_delay": 0}
 
 

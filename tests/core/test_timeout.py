@@ -19,6 +19,8 @@ from opero.core.timeout import Timeout
 from opero.errors import CallTimeoutError
 from opero.events.bus import Emitter
 
+pytestmark = pytest.mark.internal
+
 
 @pytest.fixture
 def heard():

@@ -18,6 +18,8 @@ from opero.decorators import opero as from_decorators
 from opero.errors import OperoUsageError
 from opero.testing import flaky
 
+pytestmark = pytest.mark.internal
+
 
 def double(x: int) -> int:
     return 2 * x

@@ -22,6 +22,8 @@ from opero.concurrency.result import ItemResult, MapResult
 from opero.errors import MapStopped, OperoUsageError
 from opero.testing import fake_clock, set_disabled
 
+pytestmark = pytest.mark.internal
+
 MODES = [
     pytest.param(("sync", {"mode": "thread"}), id="threads"),
     pytest.param(("sync", {"sequential": True}), id="sequential"),

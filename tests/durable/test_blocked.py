@@ -19,6 +19,8 @@ from opero.durable import Orchestrator, activity, wait_for, workflow
 from opero.durable.values import decode, encode
 from opero.errors import OperoWarning, UnserializableError
 
+pytestmark = pytest.mark.internal
+
 HERE = sys.modules[__name__]
 
 

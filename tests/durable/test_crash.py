@@ -20,6 +20,8 @@ from opero.durable import Orchestrator, SqliteStore
 from opero.durable.records import PutStep, StepRecord, StepState
 from opero.errors import JournalError, OperoWarning
 
+pytestmark = pytest.mark.internal
+
 Start = Callable[..., subprocess.Popen[str]]
 
 PROGRAM = """

@@ -11,6 +11,8 @@ import pytest
 from opero.durable.failures import keepable, message_of, pack_error, unpack_error
 from opero.errors import ActivityError, CircuitOpenError
 
+pytestmark = pytest.mark.internal
+
 
 class OddError(Exception):
     def __init__(self, *, code: int, response: object) -> None:

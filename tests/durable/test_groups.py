@@ -21,6 +21,8 @@ from opero.durable import Orchestrator, activity, uuid, workflow
 from opero.errors import UnserializableError
 from opero.testing import flaky
 
+pytestmark = pytest.mark.internal
+
 Start = Callable[..., subprocess.Popen[str]]
 
 

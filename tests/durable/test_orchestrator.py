@@ -24,6 +24,8 @@ from opero.errors import (
 )
 from opero.testing import capture_events, flaky
 
+pytestmark = pytest.mark.internal
+
 
 def until(true: Callable[[], object]) -> None:
     """Wait for something that other threads bring about."""

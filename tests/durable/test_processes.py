@@ -16,6 +16,8 @@ from opero.durable import Orchestrator, activity, workflow
 from opero.durable.workflows import workflows
 from opero.errors import OperoWarning
 
+pytestmark = pytest.mark.internal
+
 Start = Callable[..., subprocess.Popen[str]]
 
 UNSTOPPED = """

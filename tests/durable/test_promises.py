@@ -20,6 +20,8 @@ from opero.durable import activities as durable
 from opero.durable.records import State
 from opero.errors import IdConflictError, OperoUsageError
 
+pytestmark = pytest.mark.internal
+
 
 def until(true: Callable[[], object], seconds: float = 20) -> None:
     end = time.monotonic() + seconds

@@ -10,6 +10,8 @@ import pytest
 
 from opero.durable.journal import ReplayOrder, order_of
 
+pytestmark = pytest.mark.internal
+
 
 class Outcomes:
     """Futures whose outcomes wait for their turn."""

@@ -23,6 +23,8 @@ from hypothesis import strategies as st
 from opero.durable.values import decode, encode, register_type
 from opero.errors import UnserializableError
 
+pytestmark = pytest.mark.internal
+
 
 class Colour(enum.Enum):
     RED = 1

@@ -20,6 +20,8 @@ from opero.events import CacheHit, Event, EventBus, HandlerFailed, event_bus
 from opero.events.delivery import DeliveryQueue, background_loop
 from opero.testing import flaky
 
+pytestmark = pytest.mark.internal
+
 
 def event(number: int) -> Event:
     return CacheHit(function=str(number))
@@ -31,7 +33,7 @@ def bus() -> EventBus:
 
 
 class Log:
-    """Handlers of several kinds that write down what they hear, the earlier the slower."""
+    """Handlers of several kinds that record their events, the earlier ones slower."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
@@ -210,9 +212,9 @@ async def test_a_handler_that_raises_is_reported_once_and_goes_on(
         assert broken.errors == 3
         assert repr(broken).endswith("raised 3 times>")
     assert log.heard == ["0", "1", "2"]
-    told = capsys.readouterr().err
-    assert told.count("Exception ignored in opero event handler") == 1
-    assert "ValueError: no such thing as 0" in told
+    received = capsys.readouterr().err
+    assert received.count("Exception ignored in opero event handler") == 1
+    assert "ValueError: no such thing as 0" in received
 
 
 @pytest.mark.asyncio
@@ -384,7 +386,7 @@ def test_repr_of_a_delivery_queue() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_starts_with_empty_queues() -> None:
-    told = in_a_process(
+    received = in_a_process(
         """
         import os
         log = []
@@ -402,11 +404,11 @@ def test_a_forked_child_starts_with_empty_queues() -> None:
         os.waitpid(child, 0)
         """
     )
-    assert told == "['parent', 'child']\n"
+    assert received == "['parent', 'child']\n"
 
 
 def test_a_program_that_ends_delivers_what_waits() -> None:
-    told = in_a_process(
+    received = in_a_process(
         """
         async def handler(event):
             await asyncio.sleep(0.01)
@@ -419,7 +421,7 @@ def test_a_program_that_ends_delivers_what_waits() -> None:
         event_bus.emit(CacheHit(function="last"))
         """
     )
-    assert told.split()[-3:] == ["1", "2", "last"]
+    assert received.split()[-3:] == ["1", "2", "last"]
 
 
 def in_a_process(code: str) -> str:

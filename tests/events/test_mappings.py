@@ -52,7 +52,7 @@ def test_keys_are_the_fields_of_an_event(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "received"),
     [
         (Event, "event"),
         (CacheHit, "cache_hit"),
@@ -65,8 +65,8 @@ def test_keys_are_the_fields_of_an_event(name: str) -> None:
         (CustomEvent, "custom"),
     ],
 )
-def test_an_event_has_its_type_as_a_key(kind: type[Event], told: str) -> None:
-    assert kind.type == told
+def test_an_event_has_its_type_as_a_key(kind: type[Event], received: str) -> None:
+    assert kind.type == received
 
 
 def test_a_task_event_has_the_keys_of_its_state() -> None:

@@ -38,6 +38,8 @@ from opero.events import (
 )
 from opero.events.messages import describe_event, log_event
 
+pytestmark = pytest.mark.internal
+
 SECRET = ConnectionError("https://me:hunter2@db/\nmore")
 
 
@@ -139,8 +141,8 @@ def test_an_event_has_a_level_and_a_sentence(event: Event, level: int, text: str
 def test_messages_of_errors_are_shown_on_request_only() -> None:
     event = made(CallGaveUp, attempts=1, calls=1, error=SECRET)
     assert "hunter2" not in describe_event(event)[1]
-    told = describe_event(event, messages=True)[1]
-    assert told.endswith("with ConnectionError: https://***@db/")
+    received = describe_event(event, messages=True)[1]
+    assert received.endswith("with ConnectionError: https://***@db/")
     silent = made(CallGaveUp, attempts=1, calls=1, error=ValueError())
     assert describe_event(silent, messages=True)[1].endswith("with ValueError")
 

@@ -60,22 +60,22 @@ def test_a_forked_child_gives_out_ids_of_its_own() -> None:
         os.write(write, Run("child").id.encode())
         os._exit(0)
     os.waitpid(child, 0)
-    told = os.read(read, 100).decode()
+    received = os.read(read, 100).decode()
     os.close(read)
     os.close(write)
-    assert told.split("-")[0] != Run("parent").id.split("-")[0]
+    assert received.split("-")[0] != Run("parent").id.split("-")[0]
 
 
 def test_all_events_of_a_call_have_its_run(face: Any) -> None:
     fetch = opero(cache=False, min_delay=0)(face.of(flaky("ok", failures=2)))
-    with capture_events(Event) as told:
+    with capture_events(Event) as received:
         face.run(fetch)
         face.run(fetch)
-    assert isinstance(told[0], CallStarted)
-    first, second = dict.fromkeys(e.run_id for e in told)
+    assert isinstance(received[0], CallStarted)
+    first, second = dict.fromkeys(e.run_id for e in received)
     assert first is not None
     assert second is not None
-    assert {e.parent_id for e in told} == {None}
+    assert {e.parent_id for e in received} == {None}
     assert current_run() is None
 
 
@@ -89,9 +89,9 @@ def test_a_call_within_a_call_names_its_parent(face: Any) -> None:
         return await inner()
 
     outer = opero(cache=False)(anested if face.asynchronous else nested)
-    with capture_events(CallStarted) as told:
+    with capture_events(CallStarted) as received:
         face.run(outer)
-    assert told[1].parent_id == told[0].run_id
+    assert received[1].parent_id == received[0].run_id
 
 
 def test_calls_side_by_side_do_not_mix_their_runs() -> None:
@@ -108,9 +108,9 @@ def test_calls_side_by_side_do_not_mix_their_runs() -> None:
     async def main() -> None:
         await asyncio.gather(*(fetch(n) for n in range(5)))
 
-    with capture_events(AttemptFailed, CallSucceeded) as told:
+    with capture_events(AttemptFailed, CallSucceeded) as received:
         asyncio.run(main())
-    runs = [e.run_id for e in told]
+    runs = [e.run_id for e in received]
     assert sorted(runs[:5], key=str) == sorted(runs[5:], key=str)
     assert len(set(runs)) == 5
 
@@ -118,11 +118,11 @@ def test_calls_side_by_side_do_not_mix_their_runs() -> None:
 def test_a_call_takes_its_run_into_the_thread_of_its_timeout() -> None:
     seen: list[Run | None] = []
     fetch = opero(cache=False, timeout=10)(lambda: seen.append(current_run()))
-    with capture_events(CallStarted) as told:
+    with capture_events(CallStarted) as received:
         fetch()
     (run,) = seen
     assert run is not None
-    assert run.id == told[0].run_id
+    assert run.id == received[0].run_id
 
 
 def test_a_function_that_turns_out_to_be_asynchronous_is_one_run() -> None:
@@ -133,10 +133,10 @@ def test_a_function_that_turns_out_to_be_asynchronous_is_one_run() -> None:
     def fetch() -> Any:
         return later()
 
-    with capture_events(Event) as told:
+    with capture_events(Event) as received:
         assert asyncio.run(fetch()) == "later"
-    assert [type(e) for e in told] == [CallStarted, CallSucceeded, CallEnded]
-    assert len({e.run_id for e in told}) == 1
+    assert [type(e) for e in received] == [CallStarted, CallSucceeded, CallEnded]
+    assert len({e.run_id for e in received}) == 1
 
 
 # --- timings and ends -----------------------------------------------------------------------------
@@ -154,10 +154,10 @@ def test_events_have_the_seconds_of_a_call_and_its_attempts(face: Any, clock: Fa
         return "ok"
 
     fetch = opero(cache=False, min_delay=10, jitter=False, backoff_factor=1)(face.of(slow))
-    with capture_events(AttemptFailed, CallSucceeded, CallEnded) as told:
+    with capture_events(AttemptFailed, CallSucceeded, CallEnded) as received:
         face.run(fetch)
-    assert [e["seconds"] for e in told] == [1, 2, 26, 26]
-    end = told[-1]
+    assert [e["seconds"] for e in received] == [1, 2, 26, 26]
+    end = received[-1]
     assert isinstance(end, CallEnded)
     assert (end.source, end.attempts, end.calls, end.slept, end.error) == ("fresh", 3, 3, 20, None)
 
@@ -167,19 +167,19 @@ def test_call_gave_up_has_the_seconds_of_the_call(face: Any, clock: FakeClock) -
     fetch = opero(cache=False, retries=1, min_delay=7, jitter=False)(
         face.of(flaky("ok", failures=9, error=error))
     )
-    with capture_events(CallGaveUp, CallEnded) as told, pytest.raises(ConnectionError):
+    with capture_events(CallGaveUp, CallEnded) as received, pytest.raises(ConnectionError):
         face.run(fetch)
-    assert [e["seconds"] for e in told] == [7, 7]
-    assert [e["error"] for e in told] == [error, error]
+    assert [e["seconds"] for e in received] == [7, 7]
+    assert [e["error"] for e in received] == [error, error]
     assert clock.elapsed == 7
 
 
 def test_a_hit_ends_like_every_call(face: Any) -> None:
     fetch = opero(face.of(lambda: 1))
-    with capture_events(CallEnded) as told:
+    with capture_events(CallEnded) as received:
         face.run(fetch)
         face.run(fetch)
-    assert [(e["source"], e["attempts"], e["calls"]) for e in told] == [
+    assert [(e["source"], e["attempts"], e["calls"]) for e in received] == [
         ("fresh", 1, 1),
         ("hit", 0, 0),
     ]
@@ -196,28 +196,28 @@ def test_a_cancelled_call_ends_too() -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
-    with capture_events(CallEnded) as told:
+    with capture_events(CallEnded) as received:
         asyncio.run(main())
-    assert isinstance(told[0]["error"], asyncio.CancelledError)
+    assert isinstance(received[0]["error"], asyncio.CancelledError)
 
 
 def test_quiet_events_reach_only_handlers_that_name_them() -> None:
     heard: list[Event] = []
     fetch = opero(cache=False, on_event=heard.append)(lambda: 1)
-    with capture_events() as told:
+    with capture_events() as received:
         fetch()
-    assert [type(e) for e in (*told, *heard)] == [CallSucceeded, CallSucceeded]
+    assert [type(e) for e in (*received, *heard)] == [CallSucceeded, CallSucceeded]
 
 
 def test_a_listener_added_during_a_call_gets_its_later_events() -> None:
-    told: list[Event] = []
+    received: list[Event] = []
     with capture_events() as first:
         first.clear()
 
     @opero(cache=False, min_delay=0)
     def fetch() -> str:
         if not subscribed:
-            subscribed.append(event_bus.subscribe(told.append))
+            subscribed.append(event_bus.subscribe(received.append))
             raise ConnectionError
         return "ok"
 
@@ -226,6 +226,10 @@ def test_a_listener_added_during_a_call_gets_its_later_events() -> None:
     subscribed: list[Any] = []
     fetch()
     subscribed[0].cancel()
-    assert [type(e).__name__ for e in told] == ["AttemptFailed", "RetryScheduled", "CallSucceeded"]
-    assert {e.run_id for e in told} == {None}
-    assert told[0]["seconds"] is None
+    assert [type(e).__name__ for e in received] == [
+        "AttemptFailed",
+        "RetryScheduled",
+        "CallSucceeded",
+    ]
+    assert {e.run_id for e in received} == {None}
+    assert received[0]["seconds"] is None

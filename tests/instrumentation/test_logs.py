@@ -21,7 +21,7 @@ from opero.utils import configure_logging
 
 
 @pytest.fixture
-def told() -> Iterator[list[Any]]:
+def received() -> Iterator[list[Any]]:
     """What a sink of the program gets."""
     lines: list[Any] = []
     sink = loguru_logger.add(lines.append, level="DEBUG", format="{level}|{name}|{message}")
@@ -34,42 +34,42 @@ def call() -> None:
     opero(cache=False, min_delay=0, jitter=False)(flaky("ok", failures=1))()
 
 
-def test_opero_logs_nothing_by_default(told: list[Any]) -> None:
+def test_opero_logs_nothing_by_default(received: list[Any]) -> None:
     call()
-    assert told == []
+    assert received == []
 
 
-def test_configure_logging_writes_to_loguru(told: list[Any]) -> None:
+def test_configure_logging_writes_to_loguru(received: list[Any]) -> None:
     configure_logging("INFO")
     call()
-    (failed, retry) = told
+    (failed, retry) = received
     assert failed.startswith("WARNING|opero.instrumentation.logs|flaky: attempt 1 failed with Conn")
     assert retry == "INFO|opero.instrumentation.logs|flaky: attempt 2 in 0 s\n"
     assert isinstance(retry.record["extra"]["event"], RetryScheduled)
 
 
-def test_configure_logging_replaces_and_none_silences(told: list[Any]) -> None:
+def test_configure_logging_replaces_and_none_silences(received: list[Any]) -> None:
     configure_logging("DEBUG")
     configure_logging("WARNING")
     call()
-    assert [line.split("|")[0] for line in told] == ["WARNING"]
+    assert [line.split("|")[0] for line in received] == ["WARNING"]
     configure_logging(None)
     call()
-    assert len(told) == 1
+    assert len(received) == 1
     assert not event_bus.active
 
 
-def test_loguru_can_disable_opero_and_configure_logging_enables_it(told: list[Any]) -> None:
+def test_loguru_can_disable_opero_and_configure_logging_enables_it(received: list[Any]) -> None:
     with log_events(level="INFO"):
         loguru_logger.disable("opero")
         call()
-    assert told == []
+    assert received == []
     with log_events(level="INFO"):
         call()
-    assert len(told) == 2
+    assert len(received) == 2
 
 
-def test_sinks_are_neither_added_nor_removed(told: list[Any]) -> None:
+def test_sinks_are_neither_added_nor_removed(received: list[Any]) -> None:
     before = repr(loguru_logger)
     configure_logging("DEBUG")
     call()

@@ -35,6 +35,8 @@ from opero.limits.breaker_state import STEPS, BreakerRules, BreakerState, Transi
 from opero.testing import FakeClock, capture_events, fake_clock
 from opero.utils.matching import Rejected
 
+pytestmark = pytest.mark.internal
+
 CLOSED, OPEN, HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
 FORCED_OPEN, DISABLED = CircuitState.FORCED_OPEN, CircuitState.DISABLED
 REFUSED = ConnectionRefusedError("refused")

@@ -17,6 +17,8 @@ from opero.events import CircuitChanged
 from opero.limits.breaker import CircuitBreaker, CircuitState, Permit
 from opero.testing import capture_events
 
+pytestmark = pytest.mark.internal
+
 CLOSED = CircuitState.CLOSED
 REFUSED = ConnectionRefusedError("refused")
 

@@ -25,6 +25,8 @@ from opero.limits.windows import (
 )
 from opero.utils.units import Rate, RateWindow, parse_windows
 
+pytestmark = pytest.mark.internal
+
 
 def rule_of_text(text: str, **options: object) -> Rule:
     return combined(parse_windows(text), **{"burst": 1, "smooth": None} | options)

@@ -8,6 +8,8 @@ import pytest
 
 from opero.limits.state import file as file_lock
 
+pytestmark = pytest.mark.internal
+
 fcntl = pytest.importorskip("fcntl")
 
 

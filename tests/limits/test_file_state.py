@@ -18,6 +18,8 @@ from opero.limits.state.file import FileState, private_path, state_path
 from opero.limits.windows import UNIT, CombinedLimit, SlidingWindow, combined
 from opero.utils.units import parse_windows
 
+pytestmark = pytest.mark.internal
+
 HOUR = 3600 * SECOND
 MINUTELY = Gcra(60 * SECOND, 60 * SECOND, 0)
 SPACED = Gcra(HOUR // 6, HOUR // 6, 0)

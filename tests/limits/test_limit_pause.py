@@ -9,6 +9,8 @@ from opero.limits.gcra import PAUSE_CELLS, SECOND, Gcra, LimitPause, Rule
 from opero.limits.state.local import LocalState
 from opero.limits.windows import SlidingWindow
 
+pytestmark = pytest.mark.internal
+
 
 @pytest.fixture
 def pause() -> LimitPause:

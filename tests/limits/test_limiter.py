@@ -20,6 +20,8 @@ from opero.limits.waiting import sleep_time
 from opero.testing import FakeClock, fake_clock, set_disabled
 from opero.utils import ambient
 
+pytestmark = pytest.mark.internal
+
 
 @pytest.fixture
 def clock() -> Iterator[FakeClock]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -16,6 +17,8 @@ from opero.testing import fake_clock
 
 if TYPE_CHECKING:
     from opero.limits.reservation import Reservation
+
+pytestmark = pytest.mark.internal
 
 KINDS: list[tuple[str | None, dict[str, Any]]] = [
     ("10/s", {}),

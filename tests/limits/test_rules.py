@@ -14,6 +14,8 @@ from opero.limits.state.local import LocalState
 from opero.limits.windows import LARGEST_WINDOW, SlidingWindow, part_of, rule_for
 from opero.utils.units import Rate, parse_rate
 
+pytestmark = pytest.mark.internal
+
 COUNTS = st.one_of(
     st.integers(1, 60).map(float),
     st.sampled_from([0.1, 0.5, 0.9, 1.5, 2.5, 3.7, 99.9, 100.9, 250.25]),

@@ -14,7 +14,10 @@ import pytest
 
 from opero.errors import OperoUsageError
 from opero.limits.limiter import RateLimiter
+from opero.limits.state.shared import unshared_objects
 from opero.testing import fake_clock
+
+pytestmark = pytest.mark.internal
 
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -97,6 +100,8 @@ def test_where_nothing_can_be_shared_one_warning_says_so(monkeypatch):
     limiter = RateLimiter("1/hour")
     with pytest.warns(RuntimeWarning, match=r"1 per hour.*per process.*No such file") as caught:
         assert not limiter.share()
+    assert unshared_objects() == [repr(limiter)]
+    assert unshared_objects() == []
     data = pickle.dumps(limiter)
     assert len(caught) == 1
     assert limiter.try_acquire()

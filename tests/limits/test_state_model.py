@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -23,6 +24,8 @@ from opero.utils.units import parse_windows
 
 if TYPE_CHECKING:
     from opero.limits.state.base import TakenSlot
+
+pytestmark = pytest.mark.internal
 
 HOUR = 3600 * SECOND
 RULES = [

@@ -19,6 +19,8 @@ from opero.events.bus import Emitter
 from opero.limits.waiting import WaitBudget, check_budget
 from opero.utils import ambient
 
+pytestmark = pytest.mark.internal
+
 SECOND = 1_000_000_000
 
 

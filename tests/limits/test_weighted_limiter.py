@@ -28,6 +28,8 @@ from opero.errors import (
 from opero.events.bus import Emitter
 from opero.testing import set_disabled
 
+pytestmark = pytest.mark.internal
+
 
 def tokens_of(result: dict[str, int]) -> int:
     return result["tokens"]

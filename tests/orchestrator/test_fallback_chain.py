@@ -131,9 +131,9 @@ def test_fallback_used_is_sent_for_each_next_function(face: Any) -> None:
     chain = FallbackChain(
         face.of(failing(ValueError(1), calls, "a")), face.of(working(1, calls, "b"))
     )
-    with capture_events(FallbackUsed) as told:
+    with capture_events(FallbackUsed) as received:
         run(face, chain)
-    assert [(e.function, e["value"], e["index"]) for e in told] == [("a", "b", 1)]
+    assert [(e.function, e["value"], e["index"]) for e in received] == [("a", "b", 1)]
 
 
 @pytest.mark.parametrize("wrong", [None, 5, "f"])

@@ -72,7 +72,7 @@ def service() -> Service:
 
 
 def test_several_fallbacks_in_order_of_preference(service: Service) -> None:
-    told = run(
+    received = run(
         """
         from opero import Orchestrator, OrchestratorConfig
 
@@ -87,12 +87,12 @@ def test_several_fallbacks_in_order_of_preference(service: Service) -> None:
         fetch_from_backup_api=service.fails("backup"),
         fetch_from_cache=service.works("cache"),
     )
-    assert told["result"] == "cache(item123)"
+    assert received["result"] == "cache(item123)"
     assert [name for name, _ in service.calls] == ["primary", "backup", "cache"]
 
 
 def test_retries_for_quick_and_for_slow_operations(service: Service, clock: FakeClock) -> None:
-    told = run(
+    received = run(
         """
         from opero import OrchestratorConfig, RetryConfig, orchestrate
 
@@ -127,12 +127,12 @@ def test_retries_for_quick_and_for_slow_operations(service: Service, clock: Fake
         slow=service.fails("slow", TimeoutError),
     )
     with pytest.raises(ConnectionError):
-        asyncio.run(told["quick_operation"]())
+        asyncio.run(received["quick_operation"]())
     assert service.count("quick") == 5
     assert clock.sleeps == [1.0, 1.0, 1.0, 1.0]
     clock.sleeps.clear()
     with pytest.raises(TimeoutError):
-        asyncio.run(told["slow_operation"]())
+        asyncio.run(received["slow_operation"]())
     assert service.count("slow") == 3
     assert clock.sleeps == [2.0, 4.0]
 
@@ -141,7 +141,7 @@ def test_retries_for_quick_and_for_slow_operations(service: Service, clock: Fake
 def test_only_specific_exceptions_are_retried(
     service: Service, clock: FakeClock, error: type[Exception], calls: int
 ) -> None:
-    told = run(
+    received = run(
         """
         from opero import OrchestratorConfig, RetryConfig, orchestrate
 
@@ -159,7 +159,7 @@ def test_only_specific_exceptions_are_retried(
         request=service.fails("request", error),
     )
     with pytest.raises(error):
-        asyncio.run(told["network_operation"]())
+        asyncio.run(received["network_operation"]())
     assert service.count("request") == calls
 
 
@@ -167,7 +167,7 @@ def test_only_specific_exceptions_are_retried(
 
 
 def test_ten_operations_at_once(service: Service) -> None:
-    told = run(
+    received = run(
         """
         from opero import Orchestrator, OrchestratorConfig, ConcurrencyConfig
 
@@ -183,12 +183,12 @@ def test_ten_operations_at_once(service: Service) -> None:
         """,
         fetch_url=service.works("fetch"),
     )
-    assert told["results"] == [f"fetch({url})" for url in told["urls"]]
+    assert received["results"] == [f"fetch({url})" for url in received["urls"]]
     assert service.most == 10
 
 
 def test_five_requests_per_second(service: Service, clock: FakeClock) -> None:
-    told = run(
+    received = run(
         """
         from opero import Orchestrator, OrchestratorConfig, RateLimitConfig
 
@@ -204,12 +204,12 @@ def test_five_requests_per_second(service: Service, clock: FakeClock) -> None:
         """,
         api_call=service.works("api"),
     )
-    assert told["results"] == [f"api({n})" for n in range(100)]
+    assert received["results"] == [f"api({n})" for n in range(100)]
     assert 19.5 <= clock.elapsed <= 20
 
 
 def test_several_patterns_together(service: Service, clock: FakeClock) -> None:
-    told = run(
+    received = run(
         """
         from opero import (
             Orchestrator, OrchestratorConfig,
@@ -230,7 +230,7 @@ def test_several_patterns_together(service: Service, clock: FakeClock) -> None:
         fallback_function=service.works("fallback"),
         items=["a", "b", "c"],
     )
-    assert told["results"] == ["fallback(a)", "fallback(b)", "fallback(c)"]
+    assert received["results"] == ["fallback(a)", "fallback(b)", "fallback(c)"]
     assert service.count("primary") == 9
     assert service.most <= 5
     assert clock.elapsed >= 1
@@ -241,7 +241,7 @@ def test_several_patterns_together(service: Service, clock: FakeClock) -> None:
 
 def test_a_logger_of_the_program(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "my_app"):
-        told = run(
+        received = run(
             """
             import logging
             from opero import Orchestrator, OrchestratorConfig
@@ -256,7 +256,7 @@ def test_a_logger_of_the_program(service: Service, caplog: pytest.LogCaptureFixt
             """
         )
         with pytest.raises(ConnectionError):
-            asyncio.run(told["orchestrator"].execute(service.fails("request")))
+            asyncio.run(received["orchestrator"].execute(service.fails("request")))
     assert [(r.name, r.levelname) for r in caplog.records] == [
         ("my_app", "WARNING"),
         ("my_app", "ERROR"),
@@ -323,7 +323,7 @@ def test_logging_utilities() -> None:
 
 
 def test_a_chain_of_operations(service: Service, clock: FakeClock) -> None:
-    told = run(
+    received = run(
         """
         from opero import orchestrate, OrchestratorConfig, RetryConfig
 
@@ -361,11 +361,11 @@ def test_a_chain_of_operations(service: Service, clock: FakeClock) -> None:
         """,
         fetch=service.works("fetch"),
     )
-    assert told["result"] == "saved FETCH(7)"
+    assert received["result"] == "saved FETCH(7)"
 
 
 def test_a_configuration_for_each_item(service: Service, clock: FakeClock) -> None:
-    told = run(
+    received = run(
         """
         from opero import Orchestrator, OrchestratorConfig, RetryConfig
 
@@ -397,7 +397,7 @@ def test_a_configuration_for_each_item(service: Service, clock: FakeClock) -> No
         high_priority_fallback=service.works("high"),
         standard_fallback=service.works("standard"),
     )
-    assert [text.partition("(")[0] for text in told["results"]] == ["high", "standard"]
+    assert [text.partition("(")[0] for text in received["results"]] == ["high", "standard"]
     assert service.count("process") == 5 + 2
 
 
@@ -405,7 +405,7 @@ def test_a_configuration_for_each_item(service: Service, clock: FakeClock) -> No
 
 
 def test_the_orchestrator(service: Service, clock: FakeClock) -> None:
-    told = run(
+    received = run(
         """
         from opero import Orchestrator, OrchestratorConfig, RetryConfig
 
@@ -426,12 +426,12 @@ def test_the_orchestrator(service: Service, clock: FakeClock) -> None:
         kwargs={},
         items=[3, 4],
     )
-    assert told["result"] == "mine(1, 2)"
-    assert told["results"] == ["mine(3)", "mine(4)"]
+    assert received["result"] == "mine(1, 2)"
+    assert received["results"] == ["mine(3)", "mine(4)"]
 
 
 def test_the_fallback_chain(service: Service) -> None:
-    told = run(
+    received = run(
         """
         from opero import FallbackChain
 
@@ -451,12 +451,12 @@ def test_the_fallback_chain(service: Service) -> None:
         args=(1,),
         kwargs={},
     )
-    assert told["results"] == ["fallback(1)", "two(1)"]
-    assert not told["chain3"].has_fallbacks()
+    assert received["results"] == ["fallback(1)", "two(1)"]
+    assert not received["chain3"].has_fallbacks()
 
 
 def test_the_configuration_classes(service: Service) -> None:
-    told = run(
+    received = run(
         """
         from opero import OrchestratorConfig, RetryConfig, RateLimitConfig
         from opero import ConcurrencyConfig, MultiprocessConfig
@@ -480,13 +480,13 @@ def test_the_configuration_classes(service: Service) -> None:
         """,
         backup_function=service.works("backup"),
     )
-    assert told["config"].rate_limit_config.rate == 10
-    assert told["retry_config"].retry_exceptions == (ValueError, KeyError)
-    assert told["multiprocess_config"].max_workers == 4
+    assert received["config"].rate_limit_config.rate == 10
+    assert received["retry_config"].retry_exceptions == (ValueError, KeyError)
+    assert received["multiprocess_config"].max_workers == 4
 
 
 def test_the_decorator(service: Service, clock: FakeClock) -> None:
-    told = run(
+    received = run(
         """
         from opero import orchestrate, OrchestratorConfig, RetryConfig
 
@@ -509,8 +509,8 @@ def test_the_decorator(service: Service, clock: FakeClock) -> None:
         item2=2,
         item3=3,
     )
-    assert told["result"] == "backup(0)"
-    assert told["results"] == ["backup(1)", "backup(2)", "backup(3)"]
+    assert received["result"] == "backup(0)"
+    assert received["results"] == ["backup(1)", "backup(2)", "backup(3)"]
     assert service.count("primary") == 4 * 3
 
 

@@ -28,6 +28,8 @@ from opero.core.wrapper import make_wrapper
 from opero.errors import OperoUsageError
 from opero.testing import FakeClock, flaky
 
+pytestmark = pytest.mark.internal
+
 AT_ONCE = RetryConfig(max_attempts=3, wait_min=0, wait_multiplier=0)
 
 
@@ -164,11 +166,11 @@ def test_a_logger_gets_a_line_for_each_event(face: Any, caplog: pytest.LogCaptur
     )
     with caplog.at_level(logging.INFO, "my_app"):
         execute(face, Orchestrator(config), face.of(flaky("ok", failures=9)))
-    told = [(r.name, r.levelname, r.getMessage().split(" after ")[0]) for r in caplog.records]
+    received = [(r.name, r.levelname, r.getMessage().split(" after ")[0]) for r in caplog.records]
     failed = ("my_app", "WARNING", "flaky: attempt {} failed with ConnectionError")
-    assert told[0] == (*failed[:2], failed[2].format(1))
-    assert told[1] == ("my_app", "INFO", "flaky: attempt 2 in 0 s")
-    assert told[-1][2].startswith("flaky: falls back on ")
+    assert received[0] == (*failed[:2], failed[2].format(1))
+    assert received[1] == ("my_app", "INFO", "flaky: attempt 2 in 0 s")
+    assert received[-1][2].startswith("flaky: falls back on ")
     assert heard
 
 

@@ -155,10 +155,10 @@ def test_the_error_of_an_item_keeps_its_type_and_notes(face: Any) -> None:
     orchestrator = in_processes(retry_config=AT_ONCE, fallbacks=[face.of(odd_fails)])
     with pytest.raises(ConnectionError) as caught:
         process(face, orchestrator, [face.of(odd_fails)], 0, 1)
-    told = "\n".join(caught.value.__notes__)
-    assert "gave up after 2 attempts" in told
-    assert "2 functions" in told
-    assert "failed for item 1" in told
+    received = "\n".join(caught.value.__notes__)
+    assert "gave up after 2 attempts" in received
+    assert "2 functions" in received
+    assert "failed for item 1" in received
 
 
 def test_reraise_false_raises_retry_error_from_workers_too(face: Any) -> None:
@@ -226,8 +226,8 @@ def test_the_bus_gets_events_of_workers() -> None:
     heard: list[Any] = []
     with event_bus.subscribe(heard.append, types=[AttemptFailed, FallbackUsed]):
         in_processes(fallbacks=[str]).process_sync([odd_fails], 1)
-    told = [(type(e), e.function) for e in heard]
-    assert told == [(AttemptFailed, "odd_fails"), (FallbackUsed, "odd_fails")]
+    received = [(type(e), e.function) for e in heard]
+    assert received == [(AttemptFailed, "odd_fails"), (FallbackUsed, "odd_fails")]
 
 
 def test_a_memory_cache_in_workers_is_refused_and_one_on_disk_is_shared(tmp_path: Path) -> None:
@@ -260,11 +260,11 @@ def test_functions_of_a_script_need_no_guard(tmp_path: Path) -> None:
         "print([x for x, _ in found], os.getpid() in [pid for _, pid in found])\n",
         encoding="utf-8",
     )
-    told = subprocess.run(
+    received = subprocess.run(
         [sys.executable, str(script)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (told.stdout, told.stderr) == ("[2, 4, 6] False\n", "")
+    assert (received.stdout, received.stderr) == ("[2, 4, 6] False\n", "")

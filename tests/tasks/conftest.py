@@ -13,7 +13,7 @@ from opero.events import Event, TaskChanged
 from opero.testing import capture_events
 
 
-class Told:
+class Received:
     """The task events of a block."""
 
     def __init__(self, events: list[Event]) -> None:
@@ -29,10 +29,10 @@ class Told:
 
 
 @pytest.fixture
-def told() -> Iterator[Told]:
+def received() -> Iterator[Received]:
     """Listens for task events."""
     with capture_events(TaskChanged) as events:
-        yield Told(events)
+        yield Received(events)
 
 
 async def until(condition: Callable[[], object]) -> None:

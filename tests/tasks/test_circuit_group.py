@@ -15,7 +15,7 @@ from opero.tasks import CircuitGroup, Sequence, Task, run_sync
 from opero.testing import FakeClock, capture_events, flaky, set_disabled
 
 if TYPE_CHECKING:
-    from tests.tasks.conftest import Told
+    from tests.tasks.conftest import Received
 
 
 def failures_of(group: CircuitGroup, runs: int) -> list[str]:
@@ -36,14 +36,14 @@ def test_it_gives_what_a_sequence_gives() -> None:
     assert run_sync(Sequence(group, float)) == [["TEA", 3], 3.0]
 
 
-def test_group_opens_after_fail_max_failures_each_with_its_own_error(told: Told) -> None:
+def test_group_opens_after_fail_max_failures_each_with_its_own_error(received: Received) -> None:
     fetch = flaky("ok", failures=9)
     group = CircuitGroup(fetch, fail_max=2, reset_timeout=10, name="shop")
     assert failures_of(group, 3) == ["ConnectionError", "ConnectionError", "CircuitOpenError"]
     assert fetch.calls == 2  # type: ignore[attr-defined]  # of flaky functions
-    assert told.states("shop") == ["RUNNING", "FAILED"] * 3
-    assert isinstance(told.of("shop")[-1].error, CircuitOpenError)
-    assert len(told.of("flaky")) == 4
+    assert received.states("shop") == ["RUNNING", "FAILED"] * 3
+    assert isinstance(received.of("shop")[-1].error, CircuitOpenError)
+    assert len(received.of("flaky")) == 4
 
 
 def test_group_lets_one_probe_through_after_reset_timeout(clock: FakeClock) -> None:

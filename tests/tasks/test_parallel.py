@@ -21,7 +21,9 @@ from opero.errors import OperoUsageError
 from opero.tasks import Parallel, Sequence, Task, TaskState, run_sync
 
 if TYPE_CHECKING:
-    from tests.tasks.conftest import Told
+    from tests.tasks.conftest import Received
+
+pytestmark = pytest.mark.internal
 
 
 async def fetch(number: int) -> int:
@@ -214,7 +216,7 @@ def test_wrong_arguments_are_refused(make: Callable[[], object], message: str) -
 # --- failures -------------------------------------------------------------------------------------
 
 
-def test_the_first_error_itself_is_raised_when_all_siblings_have_ended(told: Told) -> None:
+def test_the_first_error_itself_is_raised_when_all_siblings_have_ended(received: Received) -> None:
     error = ValueError("no")
     ended = []
 
@@ -234,9 +236,9 @@ def test_the_first_error_itself_is_raised_when_all_siblings_have_ended(told: Tol
     assert caught.value is error
     assert ended == ["slow"]
     assert error.__notes__ == ["opero: both() ended with job 1 (late)"]
-    assert told.states("slow") == ["RUNNING", "CANCELLED"]
-    assert told.states("late") == ["RUNNING", "FAILED"]
-    assert told.states("both") == ["RUNNING", "FAILED"]
+    assert received.states("slow") == ["RUNNING", "CANCELLED"]
+    assert received.states("late") == ["RUNNING", "FAILED"]
+    assert received.states("both") == ["RUNNING", "FAILED"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -264,7 +266,7 @@ def test_errors_after_the_first_stand_behind_it() -> None:
     assert [type(error) for error in failures(caught.value)] == [KeyError, ValueError]
 
 
-def test_on_error_collect_returns_errors_in_their_places(told: Told) -> None:
+def test_on_error_collect_returns_errors_in_their_places(received: Received) -> None:
     error = ValueError("no")
 
     async def given_up() -> None:
@@ -274,10 +276,10 @@ def test_on_error_collect_returns_errors_in_their_places(told: Told) -> None:
     one, two, three, four = run_sync(Parallel(*jobs, on_error="collect", name="all"))
     assert (one, two, four) == (1, error, 2)
     assert isinstance(three, asyncio.CancelledError)
-    assert told.states("all") == ["RUNNING", "SUCCEEDED"]
+    assert received.states("all") == ["RUNNING", "SUCCEEDED"]
 
 
-def test_a_job_that_cancels_itself_ends_it_as_any_failure_does(told: Told) -> None:
+def test_a_job_that_cancels_itself_ends_it_as_any_failure_does(received: Received) -> None:
     async def given_up() -> None:
         raise asyncio.CancelledError("mine")
 
@@ -286,14 +288,14 @@ def test_a_job_that_cancels_itself_ends_it_as_any_failure_does(told: Told) -> No
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(main())
-    assert told.states("given_up") == ["RUNNING", "CANCELLED"]
-    assert told.states("nap") == ["RUNNING", "CANCELLED"]
+    assert received.states("given_up") == ["RUNNING", "CANCELLED"]
+    assert received.states("nap") == ["RUNNING", "CANCELLED"]
 
 
 @pytest.mark.parametrize("on_error", ["raise", "collect"])
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, BaseException])
 def test_what_ends_the_program_is_never_collected(
-    kind: type[BaseException], on_error: Any, told: Told
+    kind: type[BaseException], on_error: Any, received: Received
 ) -> None:
     async def main() -> None:
         nap = Task(asyncio.sleep, 60, name="nap")
@@ -301,8 +303,8 @@ def test_what_ends_the_program_is_never_collected(
 
     with pytest.raises(kind):
         asyncio.run(main())
-    assert told.states("nap") == ["RUNNING", "CANCELLED"]
-    assert told.states("failing") == ["RUNNING", "FAILED"]
+    assert received.states("nap") == ["RUNNING", "CANCELLED"]
+    assert received.states("failing") == ["RUNNING", "FAILED"]
 
 
 def test_no_job_begins_after_a_failure() -> None:
@@ -363,7 +365,7 @@ def test_an_error_object_that_is_raised_again_and_again_gathers_no_notes() -> No
 # --- cancellation ---------------------------------------------------------------------------------
 
 
-def test_a_cancelled_parallel_cancels_and_awaits_its_jobs(told: Told) -> None:
+def test_a_cancelled_parallel_cancels_and_awaits_its_jobs(received: Received) -> None:
     ended = []
 
     async def slow() -> None:
@@ -377,7 +379,7 @@ def test_a_cancelled_parallel_cancels_and_awaits_its_jobs(told: Told) -> None:
 
     async def main() -> None:
         started = parallel.start()
-        await until(lambda: len(told.of("slow")) == 3)
+        await until(lambda: len(received.of("slow")) == 3)
         started.cancel()
         await asyncio.sleep(0)
         started.cancel()  # once more changes nothing
@@ -387,8 +389,8 @@ def test_a_cancelled_parallel_cancels_and_awaits_its_jobs(told: Told) -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(main())
-    assert told.states("slow") == ["RUNNING"] * 3 + ["CANCELLED"] * 3
-    assert told.states("all") == ["RUNNING", "CANCELLED"]
+    assert received.states("slow") == ["RUNNING"] * 3 + ["CANCELLED"] * 3
+    assert received.states("all") == ["RUNNING", "CANCELLED"]
     assert parallel.state is TaskState.CANCELLED
 
 
@@ -478,10 +480,10 @@ def test_jobs_of_one_worker_do_not_see_each_others_variables() -> None:
     assert run_sync(Parallel([look] * 4, limit=1)) == ["mine"] * 4
 
 
-def test_runs_of_jobs_are_children_of_the_parallels(told: Told) -> None:
+def test_runs_of_jobs_are_children_of_the_parallels(received: Received) -> None:
     run_sync(Parallel(Task(fetch, 1), Sequence(Task(fetch, 2), name="inner"), name="outer"))
-    outer, inner = told.of("outer")[0].run_id, told.of("inner")[0]
-    parents = {event.parent_id for event in told.of("fetch")}
+    outer, inner = received.of("outer")[0].run_id, received.of("inner")[0]
+    parents = {event.parent_id for event in received.of("fetch")}
     assert inner.parent_id == outer
     assert parents == {outer, inner.run_id}
 
@@ -528,7 +530,7 @@ def test_a_branch_is_known_by_its_index_whatever_the_timing(limit: int | None) -
         fork.set(books.fork)
         jobs = [Task(where, turns) for turns in (5, 0, 3)]
         places = await Parallel(*jobs, limit=limit).run()
-        assert set(made) == {"nowhere"}  # the workers are nobody's branches
+        assert set(made) == {"nowhere"}  # the workers belong to no branch
         return [places, books.place.get()]
 
     assert asyncio.run(main()) == [["root/1.0", "root/1.1", "root/1.2"], "root"]

@@ -20,7 +20,7 @@ from opero.tasks import CircuitGroup, Parallel, Sequence, Task, TaskState, run, 
 from opero.testing import flaky
 
 if TYPE_CHECKING:
-    from tests.tasks.conftest import Told
+    from tests.tasks.conftest import Received
 
 
 def one() -> int:
@@ -175,7 +175,7 @@ def test_a_sequence_runs_a_hundred_times_at_once() -> None:
 # --- failures and states --------------------------------------------------------------------------
 
 
-def test_the_first_failure_ends_a_sequence_with_its_own_error(told: Told) -> None:
+def test_the_first_failure_ends_a_sequence_with_its_own_error(received: Received) -> None:
     error = ValueError("no")
 
     def fail(before: int) -> None:
@@ -184,35 +184,35 @@ def test_the_first_failure_ends_a_sequence_with_its_own_error(told: Told) -> Non
     with pytest.raises(ValueError, match="no") as caught:
         run_sync(Sequence(one, fail, Task(double, name="never"), name="pipeline"))
     assert caught.value is error
-    assert told.states("pipeline") == ["RUNNING", "FAILED"]
-    assert told.states("fail") == ["RUNNING", "FAILED"]
-    assert told.of("never") == []
-    assert told.of("pipeline")[-1].error is error
+    assert received.states("pipeline") == ["RUNNING", "FAILED"]
+    assert received.states("fail") == ["RUNNING", "FAILED"]
+    assert received.of("never") == []
+    assert received.of("pipeline")[-1].error is error
 
 
-def test_states_after_a_cancellation_are_right(told: Told) -> None:
+def test_states_after_a_cancellation_are_right(received: Received) -> None:
     sequence = Sequence(Task(one, name="done"), Task(asyncio.sleep, 60, name="nap"), name="all")
 
     async def main() -> None:
         started = sequence.start()
-        await until(lambda: told.of("nap"))
+        await until(lambda: received.of("nap"))
         started.cancel()
         with pytest.raises(asyncio.CancelledError):
             await started
 
     asyncio.run(main())
-    assert told.states("done") == ["RUNNING", "SUCCEEDED"]
-    assert told.states("nap") == ["RUNNING", "CANCELLED"]
-    assert told.states("all") == ["RUNNING", "CANCELLED"]
+    assert received.states("done") == ["RUNNING", "SUCCEEDED"]
+    assert received.states("nap") == ["RUNNING", "CANCELLED"]
+    assert received.states("all") == ["RUNNING", "CANCELLED"]
     assert [step.state for step in sequence.steps] == [TaskState.SUCCEEDED, TaskState.CANCELLED]
 
 
-def test_runs_of_steps_are_children_of_the_sequences(told: Told) -> None:
+def test_runs_of_steps_are_children_of_the_sequences(received: Received) -> None:
     run_sync(Sequence(one, Sequence(double, name="inner"), name="outer"))
-    outer, inner = told.of("outer")[0].run_id, told.of("inner")[0].run_id
-    assert told.of("one")[0].parent_id == told.of("inner")[0].parent_id == outer
-    assert told.of("double")[0].parent_id == inner
-    assert told.of("outer")[0].parent_id is None
+    outer, inner = received.of("outer")[0].run_id, received.of("inner")[0].run_id
+    assert received.of("one")[0].parent_id == received.of("inner")[0].parent_id == outer
+    assert received.of("double")[0].parent_id == inner
+    assert received.of("outer")[0].parent_id is None
 
 
 def test_a_retried_call_within_is_part_of_the_steps_run() -> None:

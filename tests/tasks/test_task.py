@@ -1,5 +1,5 @@
 # this_file: tests/tasks/test_task.py
-"""One function with its arguments: how it is called, what its run knows, what it tells."""
+"""One function with its arguments: how it is called, attributes of its run, its events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from opero.tasks.state import NOTHING, carry_out, running_task
 from opero.testing import FakeClock, flaky
 
 if TYPE_CHECKING:
-    from tests.tasks.conftest import Told
+    from tests.tasks.conftest import Received
+
+pytestmark = pytest.mark.internal
 
 
 async def fetch(number: int) -> str:
@@ -314,7 +316,7 @@ def test_a_run_that_fails_has_the_error() -> None:
     assert ended.result is None
 
 
-def test_a_cancelled_run_has_the_state_cancelled(told: Told) -> None:
+def test_a_cancelled_run_has_the_state_cancelled(received: Received) -> None:
     async def main() -> TaskRun:
         started = Task(asyncio.sleep, 60, name="nap").start()
         await asyncio.sleep(0)
@@ -325,8 +327,8 @@ def test_a_cancelled_run_has_the_state_cancelled(told: Told) -> None:
         return started
 
     assert asyncio.run(main()).state is TaskState.CANCELLED
-    assert told.states() == ["RUNNING", "CANCELLED"]
-    assert isinstance(told.events[-1]["error"], asyncio.CancelledError)
+    assert received.states() == ["RUNNING", "CANCELLED"]
+    assert isinstance(received.events[-1]["error"], asyncio.CancelledError)
 
 
 def test_a_cancelled_waiter_cancels_its_run() -> None:
@@ -378,7 +380,7 @@ def test_a_run_without_a_reference_continues() -> None:
     async def main() -> None:
         Task(work).start()
         await until(lambda: waited_for)
-        gc.collect()  # nobody but the run knows its event
+        gc.collect()  # only the run holds its event
         for event in waited_for:
             event.set()
         await until(lambda: done)
@@ -386,7 +388,7 @@ def test_a_run_without_a_reference_continues() -> None:
     asyncio.run(main())
 
 
-def test_a_definition_runs_a_hundred_times_at_once(told: Told) -> None:
+def test_a_definition_runs_a_hundred_times_at_once(received: Received) -> None:
     async def main() -> list[TaskRun]:
         task = Task(fetch)
         runs = [task.start(number) for number in range(100)]
@@ -397,7 +399,7 @@ def test_a_definition_runs_a_hundred_times_at_once(told: Told) -> None:
     assert len({one.id for one in runs}) == 100
     assert [one.result for one in runs] == [f"data_{n}" for n in range(100)]
     for one in runs:
-        states = [e.state.name for e in told.events if e.run_id == one.id]
+        states = [e.state.name for e in received.events if e.run_id == one.id]
         assert states == ["RUNNING", "SUCCEEDED"]
 
 
@@ -430,10 +432,10 @@ def test_a_definition_keeps_neither_results_nor_errors() -> None:
 # --- events ---------------------------------------------------------------------------------------
 
 
-def test_events_of_tasks_read_like_dicts(told: Told) -> None:
+def test_events_of_tasks_read_like_dicts(received: Received) -> None:
     task = Task(upper, "tea", name="shout")
     run_sync(task)
-    first, last = told.events
+    first, last = received.events
     assert (first["type"], first["task"], first["state"]) == ("task", task, TaskState.RUNNING)
     assert "result" not in first
     assert (last["state"], last["result"]) == (TaskState.SUCCEEDED, "TEA")
@@ -496,7 +498,7 @@ def test_nothing_is_cached_or_retried_unless_asked_for() -> None:
 @pytest.mark.parametrize(
     "kind", ["options", "decorated", "decorated with options", "decorated async"]
 )
-def test_retries_are_sent_as_events(kind: str, told: Told) -> None:
+def test_retries_are_sent_as_events(kind: str, received: Received) -> None:
     function = flaky("ok", failures=2)
     if kind == "decorated async":
 
@@ -509,12 +511,12 @@ def test_retries_are_sent_as_events(kind: str, told: Told) -> None:
         function = opero(cache=False, retries=retries, min_delay=0)(function)
     options = {"retries": 2, "min_delay": 0} if "options" in kind else None
     assert run_sync(Task(function, options=options, name="fetch")) == "ok"
-    assert told.states() == ["RUNNING", "RETRYING", "RETRYING", "SUCCEEDED"]
-    assert [e.attempt for e in told.events] == [1, 2, 3, 3]
-    assert [type(e.error) for e in told.events[1:3]] == [ConnectionError, ConnectionError]
-    assert told.events[1]["delay"] == 0
-    assert len({e.run_id for e in told.events}) == 1
-    assert told.events[-1].error is None
+    assert received.states() == ["RUNNING", "RETRYING", "RETRYING", "SUCCEEDED"]
+    assert [e.attempt for e in received.events] == [1, 2, 3, 3]
+    assert [type(e.error) for e in received.events[1:3]] == [ConnectionError, ConnectionError]
+    assert received.events[1]["delay"] == 0
+    assert len({e.run_id for e in received.events}) == 1
+    assert received.events[-1].error is None
 
 
 def test_retries_of_concurrent_runs_are_sent_for_each_run() -> None:
@@ -577,7 +579,7 @@ def test_a_decorated_function_without_retries_is_called_as_it_is() -> None:
     assert run_sync(Task(fetch, "tea", options={"cache": False})) == "TEA"
 
 
-def test_retry_events_outside_of_a_run_change_no_state(told: Told) -> None:
+def test_retry_events_outside_of_a_run_change_no_state(received: Received) -> None:
     event = RetryScheduled(function="fetch", attempt=2, delay=0)
     callee._note_retry(event)
     run = TaskRun(Task(upper, "tea"))
@@ -590,7 +592,7 @@ def test_retry_events_outside_of_a_run_change_no_state(told: Told) -> None:
 
     asyncio.run(main())
     assert run.state is TaskState.SUCCEEDED
-    assert told.states() == ["RUNNING", "SUCCEEDED"]
+    assert received.states() == ["RUNNING", "SUCCEEDED"]
 
 
 def test_listeners_in_options_are_kept() -> None:
@@ -640,7 +642,7 @@ def test_functions_are_not_kept_alive_by_what_is_known_of_them() -> None:
 # --- a policy put in from outside -----------------------------------------------------------------
 
 
-def test_a_policy_may_be_assigned(told: Told) -> None:
+def test_a_policy_may_be_assigned(received: Received) -> None:
     task = Task(flaky(lambda text: text.upper(), failures=2), name="fetch")
     original = task._execute_with_policies
 
@@ -656,7 +658,7 @@ def test_a_policy_may_be_assigned(told: Told) -> None:
 
     task._execute_with_policies = three_times  # type: ignore[method-assign]  # that is the point
     assert run_sync(task, "tea") == "TEA"  # an input reaches the function through the policy
-    assert told.states() == ["RUNNING", "RETRYING", "RETRYING", "SUCCEEDED"]
+    assert received.states() == ["RUNNING", "RETRYING", "RETRYING", "SUCCEEDED"]
 
 
 # --- memory ---------------------------------------------------------------------------------------

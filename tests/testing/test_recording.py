@@ -1,5 +1,5 @@
 # this_file: tests/testing/test_recording.py
-"""What was recorded is replayed, calls nobody, and fails loudly where nothing was recorded."""
+"""Recorded outcomes are replayed without calls; a call that was not recorded fails."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ from opero.errors import OperoError, OperoUsageError, OperoWarning
 from opero.testing import NotRecordedError, fake_clock, flaky, record, replay, set_disabled
 from opero.utils import ambient
 from opero.utils.ambient import switch
+
+pytestmark = pytest.mark.internal
 
 CALLS: list[Any] = []
 
@@ -400,8 +402,8 @@ def test_an_unreadable_outcome_raises_and_executes_nothing(tape: Path, line: str
     with record(tape):
         f(1)
     first = lines(tape)[0]
-    told = line.replace("$f", first["function"]).replace("$c", first["call"])
-    tape.write_text(f'{{"opero recording": 1}}\n{told}\n')
+    received = line.replace("$f", first["function"]).replace("$c", first["call"])
+    tape.write_text(f'{{"opero recording": 1}}\n{received}\n')
     with pytest.raises(NotRecordedError, match=why), replay(tape):
         f(1)
     assert "antigravity" not in sys.modules

@@ -28,6 +28,8 @@ from opero.testing import (
 from opero.utils import ambient
 from opero.utils.ambient import switch
 
+pytestmark = pytest.mark.internal
+
 # --- set_disabled ---------------------------------------------------------------------------------
 
 
@@ -110,14 +112,14 @@ def test_setting_the_same_twice_holds_the_switch_once() -> None:
 )
 def test_the_environment_switches_it_from_outside(value: str, disabled: bool) -> None:
     code = "from opero.testing import is_disabled; print(is_disabled())"
-    told = subprocess.run(
+    received = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OPERO_DISABLE": value},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert told.stdout.strip() == str(disabled)
+    assert received.stdout.strip() == str(disabled)
 
 
 # --- the fake clock, synchronous ------------------------------------------------------------------
@@ -197,42 +199,44 @@ def test_repr_of_a_fake_clock_shows_its_time() -> None:
 # --- the fake clock, asynchronous -----------------------------------------------------------------
 
 
-async def note(clock: FakeClock, told: list[tuple[str, float]], name: str, *pauses: float) -> None:
+async def note(
+    clock: FakeClock, received: list[tuple[str, float]], name: str, *pauses: float
+) -> None:
     for pause in pauses:
         await clock.asleep(pause)
-        told.append((name, clock.elapsed))
+        received.append((name, clock.elapsed))
 
 
 @pytest.mark.asyncio
 async def test_sleepers_wake_in_the_order_of_their_times() -> None:
-    clock, told = FakeClock(), list[tuple[str, float]]()
+    clock, received = FakeClock(), list[tuple[str, float]]()
     await asyncio.gather(
-        note(clock, told, "a", 3, 3),
-        note(clock, told, "b", 1, 1, 5),
-        note(clock, told, "c", 2),
+        note(clock, received, "a", 3, 3),
+        note(clock, received, "b", 1, 1, 5),
+        note(clock, received, "c", 2),
     )
-    assert told == [("b", 1), ("c", 2), ("b", 2), ("a", 3), ("a", 6), ("b", 7)]
+    assert received == [("b", 1), ("c", 2), ("b", 2), ("a", 3), ("a", 6), ("b", 7)]
 
 
 @pytest.mark.asyncio
 async def test_sleepers_with_the_same_time_wake_in_the_order_of_arrival() -> None:
-    clock, told = FakeClock(), list[tuple[str, float]]()
-    await asyncio.gather(*(note(clock, told, name, 5) for name in "abc"))
-    assert [name for name, _ in told] == ["a", "b", "c"]
+    clock, received = FakeClock(), list[tuple[str, float]]()
+    await asyncio.gather(*(note(clock, received, name, 5) for name in "abc"))
+    assert [name for name, _ in received] == ["a", "b", "c"]
     assert clock.elapsed == 5
 
 
 @pytest.mark.asyncio
 async def test_time_stands_still_while_the_loop_has_work() -> None:
-    clock, told = FakeClock(), list[float]()
+    clock, received = FakeClock(), list[float]()
 
     async def work() -> None:
         for _ in range(100):
             await asyncio.sleep(0)
-            told.append(clock.elapsed)
+            received.append(clock.elapsed)
 
     await asyncio.gather(clock.asleep(60), work())
-    assert set(told) == {0.0}
+    assert set(received) == {0.0}
     assert clock.elapsed == 60
 
 
@@ -295,12 +299,12 @@ async def test_retries_of_several_tasks_interleave_as_in_real_time() -> None:
 
 def test_two_loops_in_two_threads_and_successive_loops_work() -> None:
     with fake_clock() as clock:
-        told: list[float] = []
+        received: list[float] = []
 
         async def sleep(pauses: int) -> None:
             for _ in range(pauses):
                 await clock.asleep(1)
-            told.append(clock.elapsed)
+            received.append(clock.elapsed)
 
         def run() -> None:
             asyncio.run(sleep(20))
@@ -311,7 +315,7 @@ def test_two_loops_in_two_threads_and_successive_loops_work() -> None:
             thread.start()
         for thread in threads:
             thread.join(10)
-        assert len(told) == 4
+        assert len(received) == 4
         assert len(clock.sleeps) == 50
         assert 25 <= clock.elapsed <= 50
 

@@ -1,5 +1,5 @@
 # this_file: tests/utils/test_logging.py
-"""Loggers with context: what stands in the lines of whom."""
+"""Loggers with context: which lines have which context."""
 
 from __future__ import annotations
 

@@ -22,6 +22,8 @@ from opero.utils.secrets import (
     show_value,
 )
 
+pytestmark = pytest.mark.internal
+
 
 @pytest.mark.parametrize(
     "name",

@@ -21,6 +21,8 @@ import pytest
 from opero.errors import OperoWarning, StoreError
 from opero.utils.sqlite import SqliteFile, advice
 
+pytestmark = pytest.mark.internal
+
 SCRIPT = "CREATE TABLE Answer (text TEXT); PRAGMA user_version = 7"
 posix = pytest.mark.skipif(os.name != "posix", reason="permissions and forks of POSIX")
 

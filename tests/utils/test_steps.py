@@ -12,6 +12,8 @@ import pytest
 
 from opero.utils.steps import StepLogic, for_each, in_thread, run_async, run_sync
 
+pytestmark = pytest.mark.internal
+
 
 def here(steps: StepLogic[Any]) -> Any:
     return run_sync(steps)

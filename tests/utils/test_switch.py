@@ -6,7 +6,11 @@ from __future__ import annotations
 import sys
 import threading
 
+import pytest
+
 from opero.utils.ambient import Switch
+
+pytestmark = pytest.mark.internal
 
 
 def test_switch_is_on_while_it_is_held() -> None:

@@ -20,6 +20,8 @@ import pytest
 from opero.utils import threads as spare_threads
 from opero.utils.threads import ThreadCall, run_in_thread
 
+pytestmark = pytest.mark.internal
+
 
 def until(condition):
     """Wait until another thread has got there."""

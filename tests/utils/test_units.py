@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from opero.errors import OperoUsageError
 from opero.utils.units import format_seconds, parse_rate, parse_seconds, parse_size
 
+pytestmark = pytest.mark.internal
+
 ANYTHING = st.one_of(
     st.none(),
     st.booleans(),

@@ -16,6 +16,8 @@ from opero.errors import OperoWarning
 from opero.utils import waiters
 from opero.utils.waiters import FairLock, HandoffQueue, TaskWaiter, ThreadWaiter, WaitQueue
 
+pytestmark = pytest.mark.internal
+
 
 def until(condition):
     end = time.monotonic() + 10

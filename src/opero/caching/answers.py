@@ -121,7 +121,7 @@ class CacheAnswers:
         single_flight: What is being computed.
         reader: Finds entries.
         writer: Stores results.
-        skips: Reports what is not cached.
+        skip_reporter: Reports what is not cached.
         leases: Single-flight across processes; None for a store that they do not share.
         freshness: When entries are refreshed early and served late; None if neither was asked for.
         count_miss: Counts a miss.
@@ -143,7 +143,7 @@ class CacheAnswers:
         self.ttl: float | None = ttl
         self.store: EntryStore = entries.store
         self.single_flight: SingleFlight = entries.single_flight
-        self.skips = skips = SkipReporter(emitter)
+        self.skip_reporter = skip_reporter = SkipReporter(emitter)
         self._counters = counters
         self._emitter = emitter
         self._heard = bool(emitter.listeners)  # listeners of the whole program hold the switch
@@ -160,12 +160,12 @@ class CacheAnswers:
 
             self.freshness = Freshness(ttl, stale_ttl or 0.0, share)
             usable, dated = self.freshness.usable, self.freshness.dated
-        self.reader = EntryReader(entries, emitter, skips, usable)
-        self.writer = EntryWriter(entries, copy=copy, skips=skips, dated=dated)
+        self.reader = EntryReader(entries, emitter, skip_reporter, usable)
+        self.writer = EntryWriter(entries, copy=copy, skip_reporter=skip_reporter, dated=dated)
         if self.store.lends:
             from opero.caching.lease import Leases
 
-            self.leases = Leases(self.store, self.reader, skips)
+            self.leases = Leases(self.store, self.reader, skip_reporter)
         if self.freshness is not None and share is not None:
             from opero.caching.refresh import BackgroundRefresh
 
@@ -222,7 +222,7 @@ class CacheAnswers:
         if refresh is None or freshness is None or not freshness.due(key, entry):
             return
         flight = Flight(key)
-        if self.single_flight.claim(key, flight) is flight:
+        if self.single_flight.start(key, flight) is flight:
             refresh.start(self.refresh_work(call, flight, blocking), blocking=blocking)
 
     def refresh_work(self, call: CachedCall, flight: Flight, blocking: bool, /) -> RefreshWork:
@@ -332,14 +332,14 @@ class CacheAnswers:
                 raise Rejected(value)
             return value
         error = copy_error(verdict.error)
-        behind = error.__context__
+        context = error.__context__
         try:
             raise error
         finally:
             # `raise` has put there what the caller is handling just now; what went before matters
             # more.
-            error.__context__ = behind
-            del error, behind, verdict
+            error.__context__ = context
+            del error, context, verdict
 
     # --- what threads and event loops do alike ----------------------------------------------------
 
@@ -372,7 +372,7 @@ class CacheAnswers:
                         self.refresh_if_due(call, key, expired, blocking=blocking)
                     return self.serve(call, expired)
             flight = Flight(key)
-            if flights.claim(key, flight) is not flight:
+            if flights.start(key, flight) is not flight:
                 verdict = yield from flights.follow(key, call.deadline, blocking=blocking)
                 try:
                     if verdict is Instruction.COMPUTE:
@@ -390,7 +390,7 @@ class CacheAnswers:
                 if self.freshness is not None:
                     expired = yield reader.find_step(key)
                 return Leadership(flight, expired)
-            # Another caller may have stored the result between our look and our claim.
+            # Another caller may have stored the result between our look and our start.
             if looked or flights.completed != completed:
                 seen_at = -inf
             if self.leases is not None and call.prior_outcome is None:

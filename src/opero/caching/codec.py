@@ -117,10 +117,10 @@ class Coder:
             Undecodable: It is no entry, or not the one that was written for this context.
         """
         view = memoryview(data)
-        kind = bytes(view[:1])
-        if kind == _SIGNED and self._pickles:
+        kind = view[0] if view else 0
+        if kind == _SIGNED[0] and self._pickles:
             return self._decode_signed(view, context)
-        if kind != (_PLAIN if self._codec is None else _USERS):
+        if kind != (_PLAIN if self._codec is None else _USERS)[0]:
             raise Undecodable("it is of another codec")
         content = view[1 + _CHECK_SIZE :]
         check = crc32(content, crc32(context)).to_bytes(_CHECK_SIZE, "little")
@@ -129,9 +129,8 @@ class Coder:
         if self._codec is not None:
             return self._decode_by_user(self._codec, content)
         try:
-            (length,) = _LENGTH.unpack_from(content)
-            message = content[_LENGTH.size :]
-            return read_plain(message[:length], message[length:])
+            end = _MESSAGE_START + _LENGTH.unpack_from(content)[0]
+            return read_plain(view[_MESSAGE_START:end], view[end:])
         except Undecodable:
             raise
         except Exception as error:
@@ -170,6 +169,7 @@ _SIGNED: Final = b"s"
 _USERS: Final = b"u"
 _CHECK_SIZE: Final = 4
 _LENGTH: Final = struct.Struct("<Q")
+_MESSAGE_START: Final = 1 + _CHECK_SIZE + _LENGTH.size
 
 
 def _check(context: bytes, *pieces: Buffer) -> bytes:

@@ -47,7 +47,7 @@ def freeze(value: Any, *, copy: bool = True) -> tuple[Any, Copier | None]:
 
     Args:
         value: The result; the caller keeps it.
-        copy: False to share the object itself with everybody.
+        copy: False to share the object itself with all callers.
 
     Returns:
         What to store, and the function that makes a caller's copy from it: None if it can be shared

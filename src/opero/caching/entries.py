@@ -104,7 +104,7 @@ class EntryReader:
     Args:
         function_cache: Where they are.
         emitter: Where an event of an edited function goes.
-        skips: Reports a store that cannot be read.
+        skip_reporter: Reports a store that cannot be read.
         usable: Returns whether an expired entry may still be served; None if it never is.
 
     Attributes:
@@ -116,13 +116,13 @@ class EntryReader:
         self,
         function_cache: FunctionCache,
         emitter: Emitter,
-        skips: SkipReporter,
+        skip_reporter: SkipReporter,
         usable: Callable[[Entry, float], bool] | None = None,
     ) -> None:
         self._store = store = function_cache.store
         self._source_change = function_cache.source_change
         self._emitter = emitter
-        self._skips = skips
+        self._skip_reporter = skip_reporter
         self._usable = usable
         self.finds_many: bool = hasattr(store, "find_many")
         # Memory is asked directly: it never fails.
@@ -184,7 +184,7 @@ class EntryReader:
 
     def _failed(self, error: Exception) -> None:
         why = f": {error}" if isinstance(error, StoreError) else f" ({type(error).__name__})"
-        self._skips.report(f"the store could not be read{why}")
+        self._skip_reporter.report(f"the store could not be read{why}")
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ class EntryWriter:
     Args:
         function_cache: Where to.
         copy: Whether mutable results are isolated.
-        skips: Reports what is not stored.
+        skip_reporter: Reports what is not stored.
         dated: Returns an entry that remembers when it was stored; None if nothing depends on that.
 
     Attributes:
@@ -225,13 +225,13 @@ class EntryWriter:
         function_cache: FunctionCache,
         *,
         copy: bool,
-        skips: SkipReporter,
+        skip_reporter: SkipReporter,
         dated: Callable[[Entry, float], Entry] | None = None,
     ) -> None:
         self._store = store = function_cache.store
         self._of_instance = function_cache.keys.of_instance
         self._copy = copy
-        self._skips = skips
+        self._skip_reporter = skip_reporter
         self._dated = dated
         self._encode: Callable[[Any, Any, float], Entry] | None = getattr(store, "entry", None)
         self.stores_many: bool = hasattr(store, "put_many")
@@ -316,14 +316,14 @@ class EntryWriter:
 
     def _too_heavy(self, entry: Entry) -> None:
         size = format_bytes(entry.weight)
-        self._skips.report(f"a result of {size} is heavier than cache_max_bytes")
+        self._skip_reporter.report(f"a result of {size} is heavier than cache_max_bytes")
 
     def _failed(self, error: Exception) -> None:
         if isinstance(error, Uncopyable):
-            self._skips.report(str(error), once=True)
+            self._skip_reporter.report(str(error), once=True)
             return
         why = f": {error}" if isinstance(error, StoreError) else f" ({type(error).__name__})"
-        self._skips.report(f"its result could not be stored{why}")
+        self._skip_reporter.report(f"its result could not be stored{why}")
 
     # --- making entries ---------------------------------------------------------------------------
 

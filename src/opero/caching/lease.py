@@ -132,13 +132,13 @@ class Leases:
     Args:
         store: The function's entries, in a store that lends leases.
         reader: Looks for results.
-        skips: Reports a store that lends none.
+        skip_reporter: Reports a store that lends none.
     """
 
-    def __init__(self, store: EntryStore, reader: EntryReader, skips: SkipReporter) -> None:
+    def __init__(self, store: EntryStore, reader: EntryReader, skip_reporter: SkipReporter) -> None:
         self._store: Any = store  # one with a `backend`
         self._reader = reader
-        self._skips = skips
+        self._skip_reporter = skip_reporter
 
     def take_turn(
         self, flight: Flight, deadline: float | None, seen: Entry | None, seen_at: float
@@ -290,7 +290,7 @@ class Leases:
 
     def _failed(self, error: Exception) -> None:
         why = str(error) if isinstance(error, StoreError) else type(error).__name__
-        self._skips.report(
+        self._skip_reporter.report(
             f"other processes may compute the same: the store lends no lease ({why})", once=True
         )
 

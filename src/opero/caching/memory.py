@@ -22,7 +22,7 @@ from opero.utils import ambient
 
 __all__ = ["AgingEntry", "Entry", "EntryStore", "Life", "MemoryStore", "Store", "weigh"]
 
-_SPARE: Final = 1000
+_STALE_NOTES: Final = 1000
 """Entries that may have left the store before its heap of expiries is tidied."""
 
 Copier = Callable[[Any], Any]
@@ -172,7 +172,7 @@ class EntryStore(Protocol):
         ...
 
     def delete(self, key: Any) -> bool:
-        """Remove `key` and tell whether it was there."""
+        """Remove `key` and return whether it was there."""
         ...
 
     def clear(self) -> int:
@@ -180,7 +180,7 @@ class EntryStore(Protocol):
         ...
 
     def measure(self) -> tuple[int | None, int | None]:
-        """Return the number of entries and their bytes, None where the store cannot tell."""
+        """Return the number of entries and their bytes, None where the store does not know."""
         ...
 
 
@@ -257,7 +257,7 @@ class MemoryStore:
                 self._drop(key, dropped)
 
     def delete(self, key: Hashable) -> bool:
-        """Remove `key` and tell whether it was there."""
+        """Remove `key` and return whether it was there."""
         dropped: list[Entry] = []
         with self._lock:
             self._drop(key, dropped)
@@ -337,7 +337,7 @@ class MemoryStore:
         """Note the expiry of an entry that stands behind entries which expire later."""
         early = self._early
         heappush(early, (expires, next(self._serial), key))
-        if len(early) > 2 * len(self.entries) + _SPARE:
+        if len(early) > 2 * len(self.entries) + _STALE_NOTES:
             live = {key: entry.expires for key, entry in self.entries.items()}
             early[:] = [noted for noted in early if live.get(noted[2]) == noted[0]]
             heapify(early)

@@ -220,7 +220,7 @@ class SingleFlight:
     """The flights of one function, by key.
 
     Attributes:
-        claim: `claim(key, flight)` puts a flight in its key's place, and returns the one that is
+        start: `start(key, flight)` puts a flight in its key's place, and returns the one that is
             there then: another one if that came first.
         completed: How many flights have ended. A look in the store that found nothing is still valid
             if none has ended since.
@@ -236,7 +236,7 @@ class SingleFlight:
 
     def __init__(self) -> None:
         self._open: dict[Hashable, Flight] = {}
-        self.claim: Callable[[Hashable, Flight], Flight] = self._open.setdefault
+        self.start: Callable[[Hashable, Flight], Flight] = self._open.setdefault
         self.completed = 0
         # Reentrant, because the garbage collector may end an abandoned coroutine, and its flight,
         # at any allocation.

@@ -17,7 +17,7 @@ from opero.cli.output import as_json, as_size, as_table
 from opero.errors import OperoUsageError
 
 if TYPE_CHECKING:
-    from opero.caching.stores.base import ByteStore, Item
+    from opero.caching.stores.base import ByteStore, StoredItem
 
 __all__ = ["Namespace", "namespaces", "register"]
 
@@ -59,7 +59,7 @@ def register(commands: Any) -> None:
         )
 
 
-def namespaces(items: Iterable[Item], *, now: float) -> list[Namespace]:
+def namespaces(items: Iterable[StoredItem], *, now: float) -> list[Namespace]:
     """Count entries by namespace, in order of their names; expired entries do not count."""
     entries: Counter[str] = Counter()
     sizes: Counter[str] = Counter()

@@ -21,9 +21,11 @@ from opero.utils.ambient import switch
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from opero.concurrency.executors.base import Lost, MapJob
     from opero.concurrency.executors.local import LocalChunk, LocalChunks
-    from opero.core.pipeline import Pipeline
+    from opero.core.pipeline import FastPath, Pipeline
 
 __all__ = ["ItemRunner", "Recovery"]
 
@@ -122,13 +124,32 @@ class ItemRunner:
             # An item that is cut short takes its task along; for one that has ended this does nothing.
             task.cancel()
 
+    @property
+    def direct(self) -> tuple[Callable[[Any], Any], FastPath, Callable[[], object]] | None:
+        """What a loop needs that calls the function itself: the call, the fast path, and what counts calls.
+
+        The loop may do that while the switch is off and the fast path open; the error of a call goes to `run`. None
+        where each item needs the stages.
+        """
+        return (self._call, self._fast_path, self._count) if self._direct else None
+
     def _copied(self) -> Context:
         return copy_context() if self._context is None else self._context.copy()
 
-    def run(self, item: Any, parked: Parked | None) -> Result:
-        """Run one item of a synchronous function: its plain result, or what became of it."""
-        first_error: Exception | None = None
-        if parked is None and self._direct and not (switch.on or self._fast_path.closed):
+    def run(self, item: Any, parked: Parked | None, first_error: Exception | None = None) -> Result:
+        """Run one item of a synchronous function: its plain result, or what became of it.
+
+        Args:
+            item: The item.
+            parked: What it brings from earlier attempts.
+            first_error: The error of its first real call, if that was made already.
+        """
+        if (
+            first_error is None
+            and parked is None
+            and self._direct
+            and not (switch.on or self._fast_path.closed)
+        ):
             self._count()
             try:
                 return self._call(item), None

@@ -277,7 +277,7 @@ class CacheStage(CacheAnswers):
                 raise
             self.off = True
             reason = str(error)
-        self.skips.report(reason)
+        self.skip_reporter.report(reason)
         warnings.warn(
             f"{reason} Until then its results are not cached.",
             OperoWarning,
@@ -318,7 +318,7 @@ class CacheStage(CacheAnswers):
             reason = f"cache_if raised {type(error).__name__} and was taken as False"
             with contextlib.suppress(OperoWarning):  # where warnings are errors
                 warnings.warn(reason, OperoWarning, stacklevel=users_stacklevel())
-            self.skips.report(reason)
+            self.skip_reporter.report(reason)
             return 0
 
     # --- adapters ---------------------------------------------------------------------------------
@@ -327,7 +327,7 @@ class CacheStage(CacheAnswers):
         """Put the stage before `proceed`."""
         flights, find, is_fresh = self.single_flight, self.reader.find, self.reader.is_fresh
         begin, make_key = self.begin, self.entries.keys.key
-        claim, complete, leases = flights.claim, flights.complete, self.leases
+        start, complete, leases = flights.start, flights.complete, self.leases
         store, ttl, freshness = self.writer.store, self.ttl, self.freshness
         plain, heard = self.condition is None, bool(self._emitter.listeners)
         # Memory takes no waiting, so only what has to wait for another caller runs as steps.
@@ -354,7 +354,7 @@ class CacheStage(CacheAnswers):
             flight, expired, lease = None, None, None
             if direct and not call.renews:
                 flight = Flight(key)
-                if claim(key, flight) is not flight:
+                if start(key, flight) is not flight:
                     flight = None
             if flight is None:
                 found = run_sync(begin(call, key, looked=looked, blocking=True))
@@ -402,7 +402,7 @@ class CacheStage(CacheAnswers):
         """Put the stage before `proceed`, for an event loop."""
         flights, find, is_fresh = self.single_flight, self.reader.find, self.reader.is_fresh
         begin, make_key = self.begin, self.entries.keys.key
-        claim, complete, leases = flights.claim, flights.complete, self.leases
+        start, complete, leases = flights.start, flights.complete, self.leases
         store, ttl, freshness = self.writer.store, self.ttl, self.freshness
         plain, heard = self.condition is None, bool(self._emitter.listeners)
         astore = self.writer.astore if self.store.blocking else None
@@ -429,7 +429,7 @@ class CacheStage(CacheAnswers):
             flight, expired, lease = None, None, None
             if direct and not call.renews:
                 flight = Flight(key)
-                if claim(key, flight) is not flight:
+                if start(key, flight) is not flight:
                     flight = None
             if flight is None:
                 found = await run_async(begin(call, key, looked=looked, blocking=False))

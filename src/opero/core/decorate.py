@@ -88,4 +88,7 @@ def build_function(pipeline: Pipeline, by: str) -> Any:
     wrapper.stats = pipeline.stats
     wrapper.options = pipeline.options
     wrapper.cache = pipeline.cache_handle()
+    wrapper.rate_limit = pipeline.rate_limit and pipeline.rate_limit.limiter
+    wrapper.concurrency = pipeline.concurrency and pipeline.concurrency.limit
+    wrapper.circuit_breaker = pipeline.circuit and pipeline.circuit.breaker
     return wrapper

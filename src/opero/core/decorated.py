@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from opero.core.call import Explanation, Receipt
     from opero.core.options import Options
     from opero.core.stats import Stats
+    from opero.limits.breaker import CircuitBreaker
+    from opero.limits.limiter import RateLimiter
+    from opero.limits.permits import ConcurrencyLimit
 
 __all__ = [
     "AsyncResilient",
@@ -38,6 +41,9 @@ class Attributes(Protocol):
     options: Options
     stats: Stats
     cache: CacheHandle
+    rate_limit: RateLimiter | None
+    concurrency: ConcurrencyLimit | None
+    circuit_breaker: CircuitBreaker | None
 
     def explain(self) -> Explanation:
         """Describe what happens to a call, stage by stage."""

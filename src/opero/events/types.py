@@ -149,7 +149,7 @@ class CallEnded(Event):
         source: "fresh", "hit", ... as on the receipt.
         attempts: Attempts made, 0 where the value was not computed by this call.
         calls: Real calls made.
-        error: What it ended with, cancellation included; None if it returned.
+        error: What it ended with, cancellation included; None if it returned, or was closed before its end.
         seconds: From `CallStarted` to here.
         slept: Seconds of pauses between attempts.
         waited: Seconds in the queues of rate and concurrency limits.

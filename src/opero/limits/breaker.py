@@ -96,8 +96,7 @@ class CircuitBreaker(SharedObject):
         draw: Random numbers from [0, 1) for the jitter; for tests.
 
     Raises:
-        OperoUsageError: A value or a combination cannot work, or another breaker has the name; the message names the
-            fix.
+        OperoUsageError: A value or a combination cannot work, or another breaker has the name.
 
     Attributes:
         rules: The options.
@@ -229,10 +228,8 @@ class CircuitBreaker(SharedObject):
     def guard(self, function: str, module: str | None = None) -> None:
         """Remember a function that it guards, and its module, for its name and its events."""
         with self._lock:
-            if not self._functions:
-                self._module = module
-            elif (function, module) != (self._functions[0], self._module):
-                self._module = None
+            same = not self._functions or (function, module) == (self._functions[0], self._module)
+            self._module = module if same else None
             if function not in self._functions:
                 self._functions += (function,)
         for part in self.parts:
@@ -244,8 +241,7 @@ class CircuitBreaker(SharedObject):
         """Return the right to make a call.
 
         Returns:
-            A permit whose `success(result)`, `failure(error)` or `release()` is due at the end; or use it as a context
-            manager.
+            A permit: end it with `success(result)`, `failure(error)` or `release()`, or use it as a context manager.
 
         Raises:
             CircuitOpenError: The circuit lets no call through at present.
@@ -359,7 +355,6 @@ class CircuitBreaker(SharedObject):
         if self._file is None:
             self.current_permit = permit if self.attached else None
         else:
-            # From now on that of the class is found, which reads the file.
             self.__dict__.pop("current_permit", None)
 
     def _mark(self, permit: Permit) -> None:
@@ -458,7 +453,7 @@ class CircuitBreaker(SharedObject):
             return tuple(self._parts.values())
 
     def known_part(self, key: Hashable) -> CircuitBreaker | None:
-        """Return the breaker of a part; None if it has had no call yet, so that it is closed."""
+        """Return the breaker of a part; None if it has had no call yet."""
         return self._parts.get(key)
 
     def part(self, key: Hashable, label: str) -> CircuitBreaker:
@@ -466,9 +461,7 @@ class CircuitBreaker(SharedObject):
 
         Verbs by hand reach all parts, listeners their changes. A new part is closed, held open or disabled as this is.
 
-        Args:
-            key: What tells it from the others.
-            label: What it is called: the part's name is `name[label]`.
+        Its name is `name[label]`; `key` sets it apart from the others.
         """
         found = self._parts.get(key)
         if found is not None:
@@ -509,7 +502,7 @@ class CircuitBreaker(SharedObject):
 
     @property
     def state(self) -> CircuitState:
-        """Its state now; to ask is enough to go from open to half-open when the time has come."""
+        """Its state now, half-open as soon as the open time is over."""
         if self.current_permit is None:
             with self._changing() as core:
                 core.settle(ambient.clock().monotonic())
@@ -581,7 +574,6 @@ class CircuitBreaker(SharedObject):
         Returns:
             Whether the state is shared now; if it cannot be, one warning has said so.
         """
-        # Where a part lies is a matter of the whole.
         return self.shared if self._whole is not None else super().share()
 
     def _begin_attached(self) -> None:

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from opero.caching.codec import Coder, Undecodable, Unencodable
 
+pytestmark = pytest.mark.internal
+
 OPENED: list[str] = []
 
 

@@ -19,6 +19,8 @@ from tests.caching.codec.test_plain import OBJECTS, VALUES
 
 from opero.caching.codec import Coder, Undecodable, read_plain, write_plain
 
+pytestmark = pytest.mark.internal
+
 FACTOR = 400
 """Bytes of memory for a byte of an entry: the smallest form of a deque takes six bytes."""
 SPARE = 4_000_000

@@ -34,6 +34,8 @@ from opero.caching.codec import read_plain, write_plain
 from opero.caching.keys import encode
 from opero.caching.plain_types import NotPlain, Undecodable
 
+pytestmark = pytest.mark.internal
+
 
 def back(value: Any) -> Any:
     message, buffers = write_plain(value)

@@ -15,6 +15,8 @@ from opero.caching import signing as secret
 from opero.caching.codec import Coder, Undecodable, Unencodable
 from opero.errors import OperoWarning
 
+pytestmark = pytest.mark.internal
+
 posix = pytest.mark.skipif(os.name != "posix", reason="permission bits are POSIX")
 
 

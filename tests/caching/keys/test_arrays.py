@@ -12,6 +12,8 @@ import pytest
 
 from opero.caching.keys import Unkeyable, encode
 
+pytestmark = pytest.mark.internal
+
 ARRAYS: dict[str, list[Any]] = {
     "dtypes": [
         np.zeros(2, t)

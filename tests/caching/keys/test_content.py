@@ -30,6 +30,8 @@ import pytest
 
 from opero.caching.keys import encode
 
+pytestmark = pytest.mark.internal
+
 
 @dataclasses.dataclass
 class Point:

@@ -11,6 +11,8 @@ import pytest
 
 from opero.caching.keys import FAST_TYPES, digest, encode, fast_part
 
+pytestmark = pytest.mark.internal
+
 
 class Text(str):
     """Not exactly a str."""

@@ -10,6 +10,7 @@ import gc
 import subprocess
 import sys
 import threading
+import types
 import typing
 import weakref
 
@@ -20,6 +21,8 @@ from opero.caching.keys.function_keys import FunctionKeys, InstanceTokens, funct
 from opero.core.call import Call
 from opero.core.function import describe_function
 from opero.errors import OperoUsageError, UnkeyableError
+
+pytestmark = pytest.mark.internal
 
 
 def keying(fn, **options) -> FunctionKeys:
@@ -453,3 +456,15 @@ def test_text_keys_are_the_same_in_every_process():
         for seed in ("0", "1", "2")
     }
     assert len(runs) == 1
+
+
+def test_function_that_closes_over_a_module_has_a_name_in_shared_stores():
+    def made(module):
+        def f(x):
+            return module, x
+
+        return function_id(describe_function(f))
+
+    assert made(sys) == made(sys) != made(subprocess)
+    with pytest.raises(UnkeyableError, match="bound to something without content"):
+        made(types.ModuleType("nowhere"))

@@ -8,10 +8,13 @@ import pickle
 import struct
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from opero.caching.keys import digest, encode
+
+pytestmark = pytest.mark.internal
 
 NAN_WITH_PAYLOAD = struct.unpack("<d", bytes.fromhex("010000000000f8ff"))[0]
 

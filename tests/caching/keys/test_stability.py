@@ -16,6 +16,8 @@ import pytest
 import opero.caching.keys
 from opero.caching.keys import digest
 
+pytestmark = pytest.mark.internal
+
 SOURCES = Path(opero.caching.keys.__file__).parents[3]
 
 PRELUDE = """

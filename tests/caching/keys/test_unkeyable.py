@@ -27,6 +27,8 @@ import pytest
 
 from opero.caching.keys import MAX_DEPTH, Unkeyable, digest, encode, fast_part
 
+pytestmark = pytest.mark.internal
+
 
 @dataclasses.dataclass
 class Point:

@@ -12,6 +12,8 @@ from opero.caching.stores.base import Backoff, StoreError, pause_after
 if TYPE_CHECKING:
     from opero.testing import FakeClock
 
+pytestmark = pytest.mark.internal
+
 
 def refused(rest: Backoff) -> bool:
     try:

@@ -17,6 +17,8 @@ from opero.caching.stores import base as stores
 from opero.caching.stores.base import ThreadedStore, awaitable
 from opero.errors import StoreError
 
+pytestmark = pytest.mark.internal
+
 
 def keys(store: Any, prefix: str = "") -> list[str]:
     return sorted(item.key for item in store.scan(prefix))

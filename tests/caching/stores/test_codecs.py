@@ -16,6 +16,8 @@ from opero.events import CacheSkipped
 if TYPE_CHECKING:
     from tests.conftest import Face
 
+pytestmark = pytest.mark.internal
+
 
 class Json:
     """A user's codec."""

@@ -17,6 +17,8 @@ from opero.caching import get_cache_context
 from opero.errors import OperoUsageError, UnkeyableError
 from opero.events import CacheSkipped
 
+pytestmark = pytest.mark.internal
+
 
 class Listener:
     """A function's listener."""

@@ -31,6 +31,8 @@ from opero.caching.stores.disk import DiskStore
 from opero.errors import OperoWarning, StoreError
 from opero.events import CacheSkipped
 
+pytestmark = pytest.mark.internal
+
 CONTENTION_SECONDS = 5.0
 """How long two processes write the same keys; a minute was run by hand."""
 

@@ -15,6 +15,8 @@ from opero.caching.stores.disk import DiskStore, default_folder, locate, prepare
 from opero.errors import OperoWarning, StoreError
 from opero.events import CacheSkipped
 
+pytestmark = pytest.mark.internal
+
 posix = pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
 
 

@@ -22,6 +22,8 @@ from opero.caching import lease
 from opero.errors import DeadlineError, StoreError
 from opero.events import CacheSkipped
 
+pytestmark = pytest.mark.internal
+
 SYNC = """
 @opero(**options)
 def f(x):
@@ -229,6 +231,29 @@ class TestInOneProcess:
         assert len(claims) == 1
         face.run(f, 1)
         assert len(claims) == 1
+
+    def test_miss_reads_the_store_once_where_no_other_process_computes(
+        self, face: Face, options: dict[str, Any], store: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        f = opero(**options)(face.of(work))
+        face.run(f, 1)
+        reads = _counted_reads(store, monkeypatch)
+        # As if the machine were never slow: a look is valid for some milliseconds.
+        monkeypatch.setattr(lease, "_GATHER", 2.0)
+        face.run(f, 2)
+        assert len(reads) == 1
+        face.run(f, 2)
+        assert len(reads) == 2
+
+    def test_look_that_is_too_old_is_repeated_once_the_lease_is_won(
+        self, face: Face, options: dict[str, Any], store: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        f = opero(**options)(face.of(work))
+        face.run(f, 1)
+        reads = _counted_reads(store, monkeypatch)
+        monkeypatch.setattr(lease, "_GATHER", 0.0)
+        face.run(f, 2)
+        assert len(reads) == 2
 
     def test_a_deadline_ends_the_wait(self, face: Face, options: dict[str, Any]) -> None:
         body = face.of(work)
@@ -503,3 +528,20 @@ def _told(claim: Any, wanted: list[str]) -> Any:
         return claim(key, owner, seconds)
 
     return claim_and_tell
+
+
+def _counted_reads(store: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that takes the key of each read."""
+    reads: list[str] = []
+
+    def counted(read: Any) -> Any:
+        def get(key: str) -> Any:
+            reads.append(key)
+            return read(key)
+
+        return get
+
+    for verb in ("get", "aget"):
+        if hasattr(store, verb):
+            monkeypatch.setattr(store, verb, counted(getattr(store, verb)))
+    return reads

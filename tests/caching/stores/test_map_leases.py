@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import Face
 
+pytestmark = pytest.mark.internal
+
 MAPS = """
 from opero import operomap
 

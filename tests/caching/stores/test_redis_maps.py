@@ -18,6 +18,8 @@ from opero.events import CacheSkipped
 if TYPE_CHECKING:
     from tests.redis_server import RedisServer
 
+pytestmark = pytest.mark.internal
+
 MODES = ["thread", "process", "async", "async_process"]
 
 

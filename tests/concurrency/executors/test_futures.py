@@ -22,6 +22,8 @@ from opero import RateLimiter, event_bus, operomap
 from opero.concurrency.executors.futures import PROTOCOL, run_chunk
 from opero.errors import MapError, MapStopped, OperoError, OperoUsageError, WorkerLostError
 
+pytestmark = pytest.mark.internal
+
 place: contextvars.ContextVar[str] = contextvars.ContextVar("place")
 
 

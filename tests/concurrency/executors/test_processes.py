@@ -23,6 +23,8 @@ from opero.errors import RemoteError, ShippingError, WorkerStartError
 if TYPE_CHECKING:
     from tests.concurrency.conftest import Maps
 
+pytestmark = pytest.mark.internal
+
 both = pytest.mark.parametrize("maps", ["fork", "forkserver"], indirect=True)
 every = pytest.mark.parametrize("maps", ["fork", "forkserver", "spawn"], indirect=True)
 posix = pytest.mark.skipif(os.name != "posix", reason="needs signals")

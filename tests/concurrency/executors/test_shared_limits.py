@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from opero import ConcurrencyLimit, RateLimiter, opero, operomap
+from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter, opero, operomap
 from opero.concurrency.executors.base import Lost
+from opero.errors import CircuitOpenError
 
 if TYPE_CHECKING:
     from tests.concurrency.conftest import Maps
+
+pytestmark = pytest.mark.internal
 
 both = pytest.mark.parametrize("maps", ["fork", "forkserver"], indirect=True)
 posix = pytest.mark.skipif(os.name != "posix", reason="needs signals")
@@ -64,6 +67,10 @@ def assert_spaced(found: list[Span], rate: float) -> None:
         later = [s for s in starts[n:] if s < start + 0.5]
         # A worker notes the time a little after its slot was taken.
         assert len(later) <= 0.5 * rate + 2 + 1
+
+
+def refused(x: int) -> str:
+    raise ConnectionError(x)
 
 
 def nap(_: int) -> Span:
@@ -178,6 +185,31 @@ def test_the_map_and_its_workers_share_the_permits(maps: Maps) -> None:
         free = maps(lambda _: sum(limit.try_acquire() for _ in range(5)), [1], workers=1).items
     assert free == [2]
     assert limit.in_flight == 0
+
+
+# --- circuit breaker ------------------------------------------------------------------------------
+
+
+@both
+def test_a_circuit_breaker_is_one_for_all_workers(maps: Maps) -> None:
+    breaker = CircuitBreaker(fail_max=3, jitter=0)
+    inner = opero(cache=False, retries=0, circuit_breaker=breaker)(refused)
+
+    def outer(x: int) -> str:
+        try:
+            return inner(x)
+        except CircuitOpenError:
+            return "open"
+        except ConnectionError:
+            time.sleep(0.005)
+            return "failed"
+
+    found = list(maps(outer, range(24), workers=3).items)
+    # Calls that are under way when the circuit opens end as they do.
+    assert 3 <= found.count("failed") <= 5
+    assert found.count("open") == 24 - found.count("failed")
+    assert breaker.state == "open"
+    assert breaker.stats.opened == 1
 
 
 # --- pauses ---------------------------------------------------------------------------------------

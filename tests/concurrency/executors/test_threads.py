@@ -17,6 +17,8 @@ from opero.core.function import describe_function
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
 
+pytestmark = pytest.mark.internal
+
 
 def job_of(fn: Callable[..., Any]) -> MapJob:
     options = Options.of("test", cache=False, retries=0)

@@ -36,6 +36,8 @@ from opero.errors import JournalError
 if TYPE_CHECKING:
     from opero.durable.records import JournalStore
 
+pytestmark = pytest.mark.internal
+
 Kill = Callable[[str], None]
 NAMES = ("billing", "mailing")
 

@@ -14,6 +14,8 @@ from opero.durable import Orchestrator, activity, sleep, uuid, wait_for, workflo
 from opero.durable.workflows import workflows
 from opero.errors import WorkflowEndedError
 
+pytestmark = pytest.mark.internal
+
 
 @pytest.fixture
 def orchestrators(place: Any) -> Iterator[Callable[[], Orchestrator]]:

@@ -64,9 +64,9 @@ def _dtype(dtype: Any) -> object:
         item, shape = dtype.subdtype
         return (_dtype(item), shape)
     if dtype.kind in _PLAIN_KINDS:
-        # With its byte order: a function can tell two arrays apart by their bytes.
+        # With its byte order: a function can distinguish two arrays by their bytes.
         return dtype.str
-    # A dtype from elsewhere (bfloat16) tells itself from raw bytes by its name only.
+    # A dtype from elsewhere (bfloat16) differs from raw bytes by its name only.
     return (dtype.str, dtype.name)
 
 

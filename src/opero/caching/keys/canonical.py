@@ -70,7 +70,7 @@ def parts_of(value: object) -> list[bytes | memoryview]:
     return parts
 
 
-def _walk(value: object, put: _Put, depth: int) -> None:
+def _put_value(value: object, put: _Put, depth: int) -> None:
     leaf = _LEAVES.get(type(value))
     if leaf is None:
         _branch(value, put, depth)
@@ -212,7 +212,7 @@ def _entries(entries: Mapping[str, object], put: _Put, depth: int) -> None:
 
 def _joined(value: object, depth: int) -> bytes:
     parts: list[bytes | memoryview] = []
-    _walk(value, parts.append, depth)
+    _put_value(value, parts.append, depth)
     return b"".join(parts)
 
 
@@ -228,7 +228,7 @@ def _shape_of(value: object, put: _Put, depth: int) -> None:
 
 def _shape(shape: Shape, put: _Put, depth: int) -> None:
     put(_head(b"@", len(shape.parts)) + _text(shape.tag))
-    _walk(shape.whole, put, depth)
+    _put_value(shape.whole, put, depth)
     _entries(shape.parts, put, depth)
 
 

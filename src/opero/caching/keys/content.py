@@ -123,7 +123,7 @@ def _within(kind: type, core: object) -> object:
     """Add what the enclosing function gave to a class defined inside it.
 
     Two calls of a factory make two classes of one name; the plain values that their methods close
-    over, and their plain class attributes, tell them apart.
+    over, and their plain class attributes, distinguish them.
     """
     given: dict[str, object] = {}
     for owner in kind.__mro__:

@@ -254,8 +254,8 @@ class FunctionKeys:
                     self._names[0],
                     f"{type(instance).__qualname__} has neither content nor weak references",
                 ) from None
-        rest = self._of_content(self._names, values, first=1)
-        return (token, *rest) if isinstance(rest, tuple) else (token, rest)
+        others = self._of_content(self._names, values, first=1)
+        return (token, *others) if isinstance(others, tuple) else (token, others)
 
     def _from_user(self, user_key: Callable[..., object], call: CallArguments) -> Hashable | None:
         try:
@@ -353,7 +353,7 @@ def _escaped(text: str) -> str:
 def function_id(info: FunctionDescription, version: str | int | None = None) -> str:
     """Return what a function is called in stores that outlive or are shared by functions.
 
-    It is made of the module (for a script, its file), the qualified name, and what tells apart two
+    It is made of the module (for a script, its file), the qualified name, and what distinguishes two
     functions of one name: closure contents and what `functools.partial` or a method has bound. Its
     code is no part of it: editing a function keeps its entries.
 

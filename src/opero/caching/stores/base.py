@@ -26,12 +26,25 @@ from opero.utils.backends import BACKENDS, backend_of
 from opero.utils.fork import run_after_fork
 
 __all__ = [
-    "AsyncByteStore", "Backoff", "ByteStore", "Claim", "Item", "Row", "StoreError", "ThreadedStore",
-    "across_hosts", "awaitable", "open_store", "open_stores", "pause_after", "portions", "settle",
+    "AsyncByteStore",
+    "Backoff",
+    "ByteStore",
+    "Claim",
+    "Row",
+    "StoreError",
+    "StoredItem",
+    "ThreadedStore",
+    "across_hosts",
+    "awaitable",
+    "open_store",
+    "open_stores",
+    "pause_after",
+    "portions",
+    "settle",
 ]  # fmt: skip
 
 
-class Item(NamedTuple):
+class StoredItem(NamedTuple):
     """What a store knows of one entry without reading it.
 
     Attributes:
@@ -111,7 +124,7 @@ class ByteStore(Protocol):
         """
         ...
 
-    def scan(self, prefix: str) -> Iterator[Item]:
+    def scan(self, prefix: str) -> Iterator[StoredItem]:
         """Iterate over the keys that begin with a text; what changes meanwhile may be missed."""
         ...
 

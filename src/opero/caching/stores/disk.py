@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from opero.caching.stores.base import LONGEST_LEASE, Backoff, Item, portions
+from opero.caching.stores.base import LONGEST_LEASE, Backoff, StoredItem, portions
 from opero.errors import OperoWarning, StoreError
 from opero.utils.fork import reset_after_fork
 from opero.utils.sqlite import ForeignDatabase, SqliteFile, is_damage, is_lock
@@ -190,7 +190,7 @@ class DiskStore:
         self._file.write("PRAGMA incremental_vacuum")
         return removed
 
-    def scan(self, prefix: str) -> Iterator[Item]:
+    def scan(self, prefix: str) -> Iterator[StoredItem]:
         """Iterate over the keys that begin with a text, in their order."""
         start = prefix
         while True:
@@ -199,7 +199,7 @@ class DiskStore:
                 (start, prefix + _BEYOND),
             )
             for key, size, expires in rows:
-                yield Item(str(key), size, expires)
+                yield StoredItem(str(key), size, expires)
             if not rows:
                 return
             start = f"{rows[-1][0]}\0"  # what comes next after the last one

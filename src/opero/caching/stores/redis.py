@@ -16,7 +16,15 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, urlsplit
 
-from opero.caching.stores.base import LONGEST_LEASE, Backoff, Claim, Item, Row, StoreError, portions
+from opero.caching.stores.base import (
+    LONGEST_LEASE,
+    Backoff,
+    Claim,
+    Row,
+    StoredItem,
+    StoreError,
+    portions,
+)
 from opero.errors import OperoUsageError
 from opero.utils.fork import reset_after_fork
 from opero.utils.secrets import mask_url
@@ -145,7 +153,7 @@ class RedisStore:
         """Remove the keys that begin with a text and return how many there were."""
         return sum(self._ask(("UNLINK", *names)) for names in self._scan(prefix) if names)
 
-    def scan(self, prefix: str) -> Iterator[Item]:
+    def scan(self, prefix: str) -> Iterator[StoredItem]:
         """Iterate over the keys that begin with a text."""
         for names in self._scan(prefix):
             yield from self._items(names)
@@ -298,7 +306,7 @@ class RedisStore:
             if not int(cursor):
                 return
 
-    def _items(self, names: list[bytes]) -> list[Item]:
+    def _items(self, names: list[bytes]) -> list[StoredItem]:
         if not names:
             return []
         import time
@@ -309,7 +317,7 @@ class RedisStore:
         answers = self._ask_many(commands)
         now = time.time()
         return [
-            Item(_key_of(name), size, None if left < 0 else now + left / 1000)
+            StoredItem(_key_of(name), size, None if left < 0 else now + left / 1000)
             for name, size, left in zip(names, answers[::2], answers[1::2], strict=True)
             if left != _GONE
         ]

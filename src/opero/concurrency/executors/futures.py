@@ -14,6 +14,7 @@ import pickle
 import sys
 import threading
 import uuid
+import warnings
 from collections import OrderedDict
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
 from contextvars import Context
@@ -37,6 +38,8 @@ from opero.concurrency.executors.threads import ThreadExecutor
 from opero.concurrency.item_runner import ItemRunner
 from opero.errors import MapError, OperoError
 from opero.events import event_bus
+from opero.limits.state.shared import unshared_objects
+from opero.utils.stack import users_stacklevel
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import ItemOutcome, MapExecutor, Parked, Why
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PROTOCOL", "FuturesExecutor", "ThreadPoolMapExecutor", "executor_for", "run_chunk"]
 
-PROTOCOL: Final = 4
+PROTOCOL: Final = 5
 """Version of the bytes that `run_chunk` takes and returns: map and worker must agree on it."""
 
 _KEPT: Final = 8
@@ -257,8 +260,21 @@ class FuturesExecutor:
             _cancel(future)
 
 
+_reported_limits: Final[set[str]] = set()
+"""How the limits describe themselves that a worker could not share, as far as a warning has said so."""
+
+
 def _open_reports(chunk: int, data: bytes) -> list[Report]:
-    body, kept = pickle.loads(data)  # noqa: S301 - from our own `run_chunk`
+    body, kept, unshared = pickle.loads(data)  # noqa: S301 - from our own `run_chunk`
+    for limit in unshared:
+        if limit not in _reported_limits:
+            _reported_limits.add(limit)
+            warnings.warn(
+                f"{limit} is not shared with all workers of the executor: those on another host limit by themselves. "
+                "Use workers of this host, or a limit that a server keeps.",
+                RuntimeWarning,
+                stacklevel=users_stacklevel(),
+            )
     reports: list[Report] = [decode_done(chunk, body)]
     return reports if kept is None else [*reports, GaveBack(chunk, kept)]
 
@@ -274,7 +290,8 @@ class _RemoteJob:
         spec = JobSpec.open(blob)
         self._job: MapJob = spec.job(None, self._events.append)
         # In the map's own process its listeners get every event already.
-        self._relays = spec.listens == "bus" and spec.program != os.getpid()
+        self._foreign = spec.program != os.getpid()
+        self._relays = spec.listens == "bus" and self._foreign
         self._runner = ItemRunner(self._job)
         # A worker may have several threads.
         self._lock = threading.Lock()
@@ -310,7 +327,9 @@ class _RemoteJob:
             counted = {name: amount for name, amount in stats.as_dict().items() if amount}
             stats.reset()
             events, self._events[:] = self._events[:], []
-        return pickle.dumps((encode_done(chunk.done(), counted, events), chunk.given_back), 5)
+        done = encode_done(chunk.done(), counted, events)
+        unshared = unshared_objects() if self._foreign else []
+        return pickle.dumps((done, chunk.given_back, unshared), 5)
 
 
 class _RemoteChunk:

@@ -1,12 +1,12 @@
 # this_file: src/opero/concurrency/executors/process/__init__.py
-"""The engine of worker processes.
+"""The executor of worker processes.
 
-pool        ProcessEngine: assign chunks to workers, collect results, replace dead workers
-worker      what a worker process does
+pool        start workers, collect their results, replace those that die
+handle      one worker as the pool sees it, and which chunk it gets
 start       start methods and the fork server
-protocol    messages between pool and worker, and the status page that they share
-buffers     shared memory for large buffers
-pickling    functions and values as bytes
+worker      what a worker does with its chunks
+session     the worker's connection to the pool
+protocol    messages, the status page and the buffers that both share
+pickling    functions, values and exceptions as bytes
 job_spec    a job as bytes
-remote_error  exceptions as bytes
 """

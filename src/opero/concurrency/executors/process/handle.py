@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING, Any, Final
 from opero.concurrency.chunks import ChunkProgress
 from opero.concurrency.executors.base import Lost
 from opero.concurrency.executors.process import protocol
-from opero.concurrency.executors.process.buffers import PAGE, BufferPool, shared_file
-from opero.concurrency.executors.process.protocol import WorkerStatus
+from opero.concurrency.executors.process.protocol import (
+    ASK,
+    PAGE,
+    BufferPool,
+    WorkerStatus,
+    shared_file,
+)
 from opero.concurrency.executors.process.start import EXIT_STATUS, close_in_child
-from opero.concurrency.executors.process.worker import ASK
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import Done, Why
-    from opero.concurrency.executors.process.buffers import SharedBuffer
-    from opero.concurrency.executors.process.protocol import Frame
+    from opero.concurrency.executors.process.protocol import Frame, SharedBuffer
     from opero.concurrency.executors.process.start import ForkServer
 
 __all__ = ["PendingChunk", "WorkerHandle", "assign", "judge", "judge_all"]
@@ -73,7 +76,7 @@ class PendingChunk:
 
 def judge(
     pending: PendingChunk,
-    begun: int | None,
+    started: int | None,
     *,
     why: Why,
     desperate: bool = False,
@@ -85,7 +88,7 @@ def judge(
 
     Args:
         pending: The chunk.
-        begun: Position of the item that the worker began last, None if it began none of this chunk.
+        started: Position of the item that the worker began last, None if it began none of this chunk.
         why: What ended the worker.
         desperate: Whether several workers in a row have died without beginning an item, so that it must be the chunk.
         several: Whether it has several items under way at once, so that all that were not reported are suspects.
@@ -95,13 +98,13 @@ def judge(
     Example:
         >>> pending = PendingChunk(7, 5)
         >>> pending.progress.report(range(2))
-        >>> judge(pending, begun=3, why="crash").culprit
+        >>> judge(pending, started=3, why="crash").culprit
         3
-        >>> judge(pending, begun=1, why="crash").why
+        >>> judge(pending, started=1, why="crash").why
         'stopped'
     """
     left = pending.progress.left()
-    last = -1 if begun is None else begun
+    last = -1 if started is None else started
     suspects = [n for n in left if (n <= last if several else n == last)]
     if not suspects and desperate:
         suspects = [*left[:1]]
@@ -110,14 +113,14 @@ def judge(
     return Lost(pending.number, suspects[0] if len(suspects) == 1 else None, why, pid, exitcode)
 
 
-def judge_all(begun: Iterable[tuple[PendingChunk, int | None]], **known: Any) -> list[Lost]:
+def judge_all(started: Iterable[tuple[PendingChunk, int | None]], **known: Any) -> list[Lost]:
     """Decide what becomes of all chunks of a dead worker; where several are suspects, no item is blamed.
 
     Args:
-        begun: The chunks, each with the position of its item that began last.
+        started: The chunks, each with the position of its item that began last.
         **known: As for `judge`.
     """
-    found = [judge(pending, last, **known) for pending, last in begun]
+    found = [judge(pending, last, **known) for pending, last in started]
     if sum(lost.why != "stopped" for lost in found) < 2:
         return found
     return [lost._replace(culprit=None, only_chunk=False) for lost in found]
@@ -159,7 +162,7 @@ class WorkerHandle:
         self.exitcode: int | None = None
         self.failure: str | None = None
         self._turn = 0
-        self._begun = False
+        self._reported_start = False
         self._fd, self._memory = shared_file("worker", PAGE + 2 * size, PAGE)
         self.status = WorkerStatus(self._memory)
         self.status.buffer_size = size
@@ -215,7 +218,7 @@ class WorkerHandle:
         except OSError:
             pass
 
-    def begun(self, pending: PendingChunk) -> int | None:
+    def last_started(self, pending: PendingChunk) -> int | None:
         """Return the position of the item of a chunk that began last, None if none did."""
         turn = self.status.turn
         if pending.turn == turn:
@@ -254,8 +257,8 @@ class WorkerHandle:
         data = os.read(self.sentinel, 4 * EXIT_STATUS.size)
         for start in range(0, len(data), EXIT_STATUS.size):
             self.pid, code = EXIT_STATUS.unpack_from(data, start)
-            # The first says that it has begun, the second that it has ended.
-            self.gone, self._begun = self._begun, True
+            # The first says that it has started, the second that it has ended.
+            self.gone, self._reported_start = self._reported_start, True
             self.exitcode = code if self.gone else None
         if not data:
             self.orphaned = not self.gone

@@ -21,12 +21,6 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from opero.concurrency.executors.base import Caps, GaveBack, Lost
 from opero.concurrency.executors.process import protocol
-from opero.concurrency.executors.process.buffers import (
-    PAGE,
-    BufferPool,
-    buffer_size,
-    shared_file,
-)
 from opero.concurrency.executors.process.handle import (
     PendingChunk,
     WorkerHandle,
@@ -34,7 +28,13 @@ from opero.concurrency.executors.process.handle import (
     judge_all,
 )
 from opero.concurrency.executors.process.job_spec import JobSpec
-from opero.concurrency.executors.process.remote_error import decode_error
+from opero.concurrency.executors.process.pickling import decode_error
+from opero.concurrency.executors.process.protocol import (
+    PAGE,
+    BufferPool,
+    buffer_size,
+    shared_file,
+)
 from opero.concurrency.executors.process.start import (
     ForkServer,
     choose_method,
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 __all__ = ["ProcessEngine", "ProcessPool"]
 
 _FAILED_STARTS: Final = 5
-"""So many workers in a row that died before they were ready, and no other is begun."""
+"""So many workers in a row that died before they were ready, and no other is started."""
 _CHECK: Final = 0.1
 """Seconds between two checks of the memory of workers, or for calls that a deadline ends."""
 _PAGE_SIZE: Final = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -127,15 +127,15 @@ class ProcessPool:
             modules = (
                 modules_to_preload(self._spec.functions) if self._method == "forkserver" else {}
             )
-            return shared_server(modules)
+            return shared_server(worker_main, modules)
         if self._forked is None:
             spec = self._spec
-            self._forked = ForkServer(lambda conn, own, pool: worker_main(conn, own, pool, spec))
+            self._forked = ForkServer(functools.partial(worker_main, spec=spec), fork=True)
         return self._forked
 
     def _begin(self, count: int) -> None:
         """Begin workers; the job is sent when all of them are on their way."""
-        begun: list[WorkerHandle] = []
+        new: list[WorkerHandle] = []
         for _ in range(count):
             try:
                 server = self._server()
@@ -153,9 +153,9 @@ class ProcessPool:
                 break
             self._workers.add(worker)
             self._sources |= {worker.conn: worker, worker.sentinel: worker}
-            begun.append(worker)
+            new.append(worker)
         if self._message:
-            for worker in begun:
+            for worker in new:
                 worker.send(self._message)
 
     def _forget(self, server: ForkServer) -> None:
@@ -338,12 +338,12 @@ class ProcessPool:
         if worker.why in ("timeout", "deadline") and worker.status.due[0] != worker.judged:
             # The late call ended just before the kill; whatever came next is not to blame.
             return [Lost(number, None, "stopped") for number in worker.pending]
-        begun = [(pending, worker.begun(pending)) for pending in worker.pending.values()]
+        started = [(pending, worker.last_started(pending)) for pending in worker.pending.values()]
         self._without_item = (
-            0 if any(last is not None for _, last in begun) else self._without_item + 1
+            0 if any(last is not None for _, last in started) else self._without_item + 1
         )
         return judge_all(
-            begun,
+            started,
             why=worker.why or "crash",
             desperate=self._without_item >= _FAILED_STARTS,
             several=self._job.in_flight > 1,
@@ -458,7 +458,7 @@ class ProcessEngine:
         self._method = method
         self._block: AbstractContextManager[Any] | None = None
         self._pool: ProcessPool | None = None
-        self._closed = False
+        self._entered = self._closed = False
 
     def slots(self) -> int:
         """Return how many chunks it wants to hold: one at work and one at hand for each worker."""
@@ -482,11 +482,12 @@ class ProcessEngine:
     def poll(self, timeout: float | None) -> list[Report]:
         """Return what was reported."""
         pool = self._opened()
-        if self._block is None:
+        if not self._entered:
+            self._entered = True
             # The processes are at work by now, while twat-mp is imported.
-            block = _multi_pool(pool)
-            block.__enter__()
-            self._block = block
+            self._block = _multi_pool(pool)
+            if self._block is not None:
+                self._block.__enter__()
         return pool.poll(timeout)
 
     def kill(self, chunk_id: int, why: Why) -> bool:
@@ -520,14 +521,20 @@ class ProcessEngine:
         return self._pool
 
 
-def _multi_pool(pool: ProcessPool) -> AbstractContextManager[Any]:
-    """Return twat-mp's block around a pool; leaving it closes the pool and waits for its end."""
-    with warnings.catch_warnings():
-        # What these packages say about the Python they meet is not about the user's code.
-        warnings.simplefilter("ignore")
-        from twat_mp import MultiPool
-    # `debug` off: switched on by an environment variable it would look for names that a function has not.
+def _multi_pool(pool: ProcessPool) -> AbstractContextManager[Any] | None:
+    """Return twat-mp's block around a pool; leaving it closes the pool and waits for its end.
+
+    None where twat-mp cannot be imported: what it stands on needs a folder for temporary files.
+    """
+    try:
+        with warnings.catch_warnings():
+            # What these packages say about the Python they meet is not about the user's code.
+            warnings.simplefilter("ignore")
+            from twat_mp import MultiPool
+    except Exception:  # noqa: BLE001 - whatever a package raises while it is imported
+        return None
     pool_class: Any = functools.partial(_same, pool)
+    # `debug` off: switched on by an environment variable it would look for names that a function has not.
     block: AbstractContextManager[Any] = MultiPool(
         pool_class=pool_class, nodes=pool.nodes, debug=False
     )

@@ -11,29 +11,30 @@ import dataclasses
 import mmap
 import os
 import pickle
+import signal
 from collections.abc import Callable, Sequence
-from functools import partial
+from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.executors.base import Done, ItemOutcome, Parked, WorkerFacts
-from opero.concurrency.executors.process.buffers import PAGE
-from opero.concurrency.executors.process.pickling import dumps
-from opero.concurrency.executors.process.remote_error import (
+from opero.concurrency.executors.process.pickling import (
     decode_error,
+    dumps,
     encode_error,
     traceback_of,
 )
+from opero.concurrency.executors.process.start import anonymous_file
 from opero.errors import ShippingError
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import Chunk
-    from opero.concurrency.executors.process.buffers import SharedBuffer, Span
     from opero.events import Event
 
 __all__ = [
-    "CHUNK", "DONE", "FAILED", "GAVE_BACK", "LOG", "PLAIN", "RETIRES", "SLOW_CHUNK", "UP",
-    "Frame", "StartOutput", "WorkerStatus", "decode_done", "decode_parked", "decode_value", "encode_chunk",
-    "encode_done", "encode_value", "unreadable",
+    "ASK", "CHUNK", "DONE", "FAILED", "GAVE_BACK", "ITEM", "LOG", "PAGE", "PLAIN", "RETIRES", "SLOW_CHUNK", "UP",
+    "BufferPool", "Frame", "SharedBuffer", "Span", "StartOutput", "WorkerStatus", "buffer_size", "decode_done",
+    "decode_parked", "decode_value", "encode_chunk", "encode_done", "encode_value", "keep_freed_memory", "shared_file",
+    "unreadable",
 ]  # fmt: skip
 
 Frame = tuple[Any, ...]
@@ -54,6 +55,8 @@ RETIRES: Final = "retires"
 LOG: Final = "log"
 """From a worker: a log record as a dictionary, and its error."""
 
+ASK: Final = getattr(signal, "SIGURG", None)
+"""Asks a worker that is busy with an item to send what is done. A process that does not handle it ignores it."""
 SLOW_CHUNK: Final = 5
 """A chunk that takes so many times its target gives back what has not begun."""
 
@@ -61,9 +64,154 @@ PLAIN: Final = frozenset({int, float, complex, str, bytes, bool, type(None)})
 """Types whose instances can always be pickled and opened again."""
 
 
+# --- shared memory --------------------------------------------------------------------------------
+#
+# New memory is what costs: the kernel clears and maps each of its pages, which takes many times as long as a copy to
+# pages that are there already. So a few buffers of fixed size are used in turn: written by the sender, copied out by
+# the receiver, then written again. What does not fit goes through the pipe. Files without a name lie behind them.
+
+LARGE: Final = 1 << 16
+"""Bytes from which a buffer goes through shared memory."""
+PAGE: Final = 4096
+_BUFFER: Final = 8 << 20
+"""Bytes of a buffer: what is larger goes through the pipe."""
+_MOST: Final = 512 << 20
+"""Bytes of all buffers of a map; those that are never used take no memory."""
+_ALIGNED: Final = 64
+_KEPT: Final = 16 << 20
+
+Span = tuple[int, int]
+"""Where something lies in a buffer: its first byte and its length."""
+
+
+def buffer_size(workers: int) -> int:
+    """Return the bytes of each of the four buffers that a map has for each worker."""
+    return min(_BUFFER, _MOST // (4 * workers) // PAGE * PAGE)
+
+
+def shared_file(name: str, *sizes: int) -> tuple[int, mmap.mmap]:
+    """Return the descriptor of a new file in memory, and the file mapped.
+
+    Args:
+        name: For the list of mappings of a process.
+        sizes: Bytes; where the first are refused (by a limit of files or of addresses), the next are tried.
+
+    Raises:
+        OSError: None of them can be had.
+    """
+    fd = anonymous_file(name)
+    try:
+        for size in sizes:
+            try:
+                os.ftruncate(fd, size)
+                return fd, mmap.mmap(fd, size)
+            except (OSError, ValueError):
+                if size == sizes[-1]:
+                    raise
+    except BaseException:
+        os.close(fd)
+        raise
+    raise ValueError("no size")
+
+
+class SharedBuffer:
+    """Bytes of a sender, one span after the other.
+
+    Args:
+        index: Its number in the pool.
+        view: Its memory.
+
+    Attributes:
+        index: As above.
+        used: Bytes in use.
+    """
+
+    __slots__ = ("_view", "index", "used")
+
+    def __init__(self, index: int, view: memoryview) -> None:
+        self.index = index
+        self._view = view
+        self.used = 0
+
+    def add(self, buffer: PickleBuffer) -> Span | None:
+        """Copy a buffer behind the others; return its place, None if there is no room or it is small."""
+        with buffer.raw() as raw:
+            start, size = self.used, raw.nbytes
+            if size < LARGE or start + size > len(self._view):
+                return None
+            self._view[start : start + size] = raw
+        self.used = start + size + -size % _ALIGNED
+        return start, size
+
+    def release(self) -> None:
+        """Release the memory."""
+        self._view.release()
+
+    def copy(self, span: Span) -> bytearray:
+        """Return a copy of a span for the receiver, which may write to it."""
+        return bytearray(self._view[span[0] : span[0] + span[1]])
+
+
+class BufferPool:
+    """Buffers of the same size in one mapping; those that are not in use are taken in turn.
+
+    Args:
+        mapped: The mapping.
+        start: Where the buffers begin in it.
+        size: Bytes of each.
+        count: How many there are.
+    """
+
+    def __init__(self, mapped: mmap.mmap, start: int, size: int, count: int) -> None:
+        self._view = view = memoryview(mapped)
+        self.buffers: list[SharedBuffer] = []
+        if size and start + count * size <= len(view):
+            for n in range(count):
+                first = start + n * size
+                self.buffers.append(SharedBuffer(n, view[first : first + size]))
+        self._free = list(reversed(self.buffers))
+
+    def take(self) -> SharedBuffer | None:
+        """Return an empty buffer, None if all are in use."""
+        if not self._free:
+            return None
+        buffer = self._free.pop()
+        buffer.used = 0
+        return buffer
+
+    def give_back(self, buffer: SharedBuffer | None) -> None:
+        """Take a buffer back when its receiver has copied everything, or is dead."""
+        if buffer is not None:
+            self._free.append(buffer)
+
+    def close(self) -> None:
+        """Release the memory."""
+        for buffer in self.buffers:
+            buffer.release()
+        self._view.release()
+
+    def reader(self, index: int | None) -> Callable[[Span], bytearray] | None:
+        """Return what copies spans out of a buffer; None for no buffer."""
+        return None if index is None else self.buffers[index].copy
+
+
+def keep_freed_memory() -> None:
+    """Let the allocator keep large blocks that are freed: copies of the next items then go to pages that are there.
+
+    It keeps blocks up to the size of the largest that was freed (mallopt(3), M_MMAP_THRESHOLD); these bytes are never
+    touched.
+    """
+    try:
+        bytes(_KEPT)
+    except MemoryError:
+        pass
+
+
 # --- the page -------------------------------------------------------------------------------------
 
-_TURN, _ITEM, _DUE, _STOP, _COPIED, _SIZE = range(6)
+ITEM: Final = 0
+"""Word of the position of the item that was begun last."""
+_TURN, _DUE, _STOP, _COPIED, _SIZE = range(1, 6)
 _NONE: Final = -1
 
 
@@ -77,21 +225,17 @@ class WorkerStatus:
         mapped: Memory that begins with the page.
 
     Attributes:
-        begin_item: Takes the position of the item that is next.
-        is_stopped: Returns whether no other item shall begin.
+        words: The page; what runs items writes `words[ITEM]` itself.
     """
 
     def __init__(self, mapped: mmap.mmap) -> None:
         self._view = memoryview(mapped)
-        self._words = self._view[:PAGE].cast("q")
-        # Called for each item, so straight into the memory.
-        self.begin_item: Callable[[int], None] = partial(self._words.__setitem__, _ITEM)
-        self.is_stopped: Callable[[], object] = partial(self._words.__getitem__, _STOP)
+        self.words = self._view[:PAGE].cast("q")
 
     def begin_chunk(self, turn: int) -> None:
         """Note that items of the worker's n-th chunk are next, and none of them has begun."""
-        self._words[_ITEM] = _NONE
-        self._words[_TURN] = turn
+        self.words[ITEM] = _NONE
+        self.words[_TURN] = turn
 
     def begin_call(self, due: float, *, deadline: bool = False) -> None:
         """Note that the user's function is called.
@@ -101,58 +245,62 @@ class WorkerStatus:
             deadline: Whether a deadline says so, and not the time that a call may take.
         """
         nanoseconds = int(due * 1e9)
-        self._words[_DUE] = -nanoseconds if deadline else nanoseconds
+        self.words[_DUE] = -nanoseconds if deadline else nanoseconds
 
     def end_call(self) -> None:
         """Note that the user's function has returned."""
-        self._words[_DUE] = 0
+        self.words[_DUE] = 0
 
     def stop(self) -> None:
         """Let the worker begin no other item."""
-        self._words[_STOP] = 1
+        self.words[_STOP] = 1
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the worker begins no other item."""
+        return self.words[_STOP] != 0
 
     def copied(self) -> None:
         """Count a buffer of results that the pool has copied, so that the worker may write it again."""
-        self._words[_COPIED] += 1
+        self.words[_COPIED] += 1
 
     @property
     def copies(self) -> int:
         """How many buffers of results the pool has copied."""
-        return self._words[_COPIED]
+        return self.words[_COPIED]
 
     @property
     def buffer_size(self) -> int:
         """Bytes of each shared buffer for items."""
-        return self._words[_SIZE]
+        return self.words[_SIZE]
 
     @buffer_size.setter
     def buffer_size(self, size: int) -> None:
-        self._words[_SIZE] = size
+        self.words[_SIZE] = size
 
     @property
     def turn(self) -> int:
         """The turn of the chunk that was begun last; 0 if none was."""
-        return self._words[_TURN]
+        return self.words[_TURN]
 
     @property
     def item(self) -> int | None:
         """Position of the item that was begun last, None if none of the chunk was."""
-        position = self._words[_ITEM]
+        position = self.words[ITEM]
         return None if position == _NONE else position
 
     @property
     def due(self) -> tuple[float, bool]:
         """When the call under way must have returned, and whether a deadline says so; 0 if none is under way."""
-        nanoseconds = self._words[_DUE]
+        nanoseconds = self.words[_DUE]
         return abs(nanoseconds) / 1e9, nanoseconds < 0
 
     def freeze(self) -> None:
         """Keep what the page says now, and release the memory."""
-        kept = bytes(self._words[: _SIZE + 1].tobytes())
-        del self.begin_item, self.is_stopped
-        self._words.release()
+        kept = bytes(self.words[: _SIZE + 1].tobytes())
+        self.words.release()
         self._view.release()
-        self._words = memoryview(bytearray(kept)).cast("q")
+        self.words = memoryview(bytearray(kept)).cast("q")
 
 
 # --- values ---------------------------------------------------------------------------------------

@@ -72,7 +72,8 @@ def choose_method(asked: StartMethod | None) -> StartMethod:
         return cast("StartMethod", method)
     if method == "fork" and not any(name in sys.modules for name in _IMPLICIT):
         return "fork"
-    return "forkserver" if sys.executable or getattr(sys, "frozen", False) else "fork"
+    # The executable of a frozen program is the program itself, which would run once more.
+    return "forkserver" if sys.executable and not getattr(sys, "frozen", False) else "fork"
 
 
 # --- what the server imports before it forks ------------------------------------------------------
@@ -173,7 +174,7 @@ def _exactly(sock: socket.socket, size: int, fds: list[int]) -> bytes:
 # --- the server, from the program -----------------------------------------------------------------
 
 
-class _Identity(NamedTuple):
+class _ServerKey(NamedTuple):
     """What must be as it was when the server began; otherwise another one is begun."""
 
     pid: int
@@ -182,7 +183,7 @@ class _Identity(NamedTuple):
     limits: tuple[tuple[int, int], ...]
 
 
-def _identity() -> _Identity:
+def _server_key() -> _ServerKey:
     import resource
 
     kinds = [
@@ -192,35 +193,34 @@ def _identity() -> _Identity:
         resource.RLIMIT_FSIZE,
     ]
     users = (os.getuid(), os.geteuid(), os.getgid(), os.getegid(), *os.getgroups())
-    return _Identity(os.getpid(), sys.executable, users, tuple(map(resource.getrlimit, kinds)))
+    return _ServerKey(os.getpid(), sys.executable, users, tuple(map(resource.getrlimit, kinds)))
 
 
 class ForkServer:
     """A fork server as the program sees it; nothing here waits for it.
 
     Args:
-        worker_main: What workers do if the server is a fork of this process, for one map; None for a fresh
-            interpreter, which lasts as long as the program.
+        worker_main: What workers do. A fresh interpreter imports it.
+        fork: Whether the server is a fork of this process, for one map, and not a fresh interpreter, which lasts as
+            long as the program.
     """
 
-    def __init__(self, worker_main: WorkerMain | None = None) -> None:
-        self.identity = _identity()
+    def __init__(self, worker_main: WorkerMain, *, fork: bool = False) -> None:
+        self.key = _server_key()
         self.preloaded: dict[str, tuple[str, int]] = {}
-        self._inherits = worker_main is not None
+        self._inherits = fork
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._output = -1 if self._inherits else anonymous_file("server")
         self._child = 0
         self._sock, theirs = socket.socketpair()
         close_in_child(self._sock)
-        # Whoever uses it last closes it: the pools that have workers of it, or the program at its end.
+        # Its last user closes it: the pools that have workers of it, or the program at its end.
         self._release = weakref.finalize(self, _release, self._sock, self._output)
         try:
             with theirs:
-                if worker_main is not None:
-                    self._child = _fork(theirs, worker_main)
-                else:
-                    self._child = _begin_interpreter(theirs, self._output)
+                begin = _fork if fork else _begin_interpreter
+                self._child = begin(theirs, worker_main, self._output)
         except BaseException:
             self.close()
             raise
@@ -336,7 +336,7 @@ _shared: Final = _Shared()
 reset_after_fork(_shared)
 
 
-def shared_server(modules: dict[str, tuple[str, int]]) -> ForkServer:
+def shared_server(worker_main: WorkerMain, modules: dict[str, tuple[str, int]]) -> ForkServer:
     """Return the fork server of this program with these modules preloaded; begin it, or begin it anew.
 
     It is begun anew if it has ended, if a module that it has imported has changed on disk since, or if the program
@@ -345,9 +345,9 @@ def shared_server(modules: dict[str, tuple[str, int]]) -> ForkServer:
     with _shared.lock:
         server = _shared.server
         if server is None or not (
-            server.alive and server.identity == _identity() and _unchanged(server.preloaded)
+            server.alive and server.key == _server_key() and _unchanged(server.preloaded)
         ):
-            server = _shared.server = ForkServer()
+            server = _shared.server = ForkServer(worker_main)
         server.preload(modules)
         return server
 
@@ -369,7 +369,7 @@ def _unchanged(modules: dict[str, tuple[str, int]]) -> bool:
     return True
 
 
-def _fork(theirs: socket.socket, worker_main: WorkerMain) -> int:
+def _fork(theirs: socket.socket, worker_main: WorkerMain, _: int) -> int:
     """Fork this process; the child becomes the server. Return its process id."""
     _flush()
     # A Ctrl-C must find the child with its own handlers, or not at all.
@@ -385,24 +385,19 @@ def _fork(theirs: socket.socket, worker_main: WorkerMain) -> int:
     return pid
 
 
-def _begin_interpreter(theirs: socket.socket, output: int) -> int:
+def _begin_interpreter(theirs: socket.socket, worker_main: WorkerMain, output: int) -> int:
     """Begin the server in a fresh interpreter. Return the process id of the one that begins it and ends."""
     from multiprocessing import spawn, util
 
+    executable = spawn.get_executable()
+    if not executable or getattr(sys, "frozen", False):
+        raise WorkerStartError(
+            'a fresh interpreter cannot be started from a frozen program: use start_method="fork"',
+            None,
+        )
     fds = [theirs.fileno(), output]
-    frozen = getattr(sys, "frozen", False)
-    if frozen:
-        # Its own start leads to `multiprocessing.freeze_support()`, which runs what comes through a pipe.
-        ready, feed = os.pipe()
-        command: list[str] = spawn.get_command_line(pipe_handle=ready, tracker_fd=None)
-        os.write(feed, pickle.dumps({}) + pickle.dumps(_Frozen(*fds)))
-        os.close(feed)
-        fds.append(ready)
-    else:
-        executable = spawn.get_executable()
-        if not executable:
-            raise WorkerStartError("this Python does not know its own executable", None)
-        command = [os.fsdecode(executable), *_flags(), "-c", _BEGIN, *map(str, fds), *_paths()]
+    command = [os.fsdecode(executable), *_flags(), "-c", _BEGIN % worker_main.__module__]
+    command += [*map(str, fds), *_paths()]
     # A Ctrl-C must find it with its own handlers.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
@@ -411,21 +406,19 @@ def _begin_interpreter(theirs: socket.socket, output: int) -> int:
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if frozen:
-            os.close(ready)
     return pid
 
 
 _BEGIN: Final = (
     "import os, sys; a = sys.argv; s, o = int(a[1]), int(a[2]); "
     "os.fork() and os._exit(0); os.dup2(o, 1); os.dup2(o, 2); sys.path[:] = a[3:]; "
-    "from opero.concurrency.executors.process.start import serve; serve(s, o)"
+    f"from {__name__} import serve; from %s import worker_main; serve(s, o, worker_main)"
 )
 """The server is no child of the program, whose own `os.wait()` would wait for it."""
 
 _SPAWN: Final = (
     "import sys; a = sys.argv; sys.path[:] = a[4:]; "
-    "from opero.concurrency.executors.process.worker import worker_main; worker_main(*map(int, a[1:4]))"
+    "from %s import worker_main; worker_main(*map(int, a[1:4]))"
 )
 
 
@@ -438,20 +431,6 @@ def _flags() -> list[str]:
 
 def _paths() -> list[str]:
     return [os.getcwd() if path == "" else path for path in sys.path]  # noqa: PTH109 - pathlib is not loaded for it
-
-
-class _Frozen(NamedTuple):
-    """What the program sends to its own executable, where it is frozen."""
-
-    control: int
-    output: int
-
-    def _bootstrap(self, parent_sentinel: int) -> int:
-        if os.fork():
-            os._exit(0)
-        os.dup2(self.output, 1)
-        os.dup2(self.output, 2)
-        serve(self.control, self.output)
 
 
 # --- the server itself ----------------------------------------------------------------------------
@@ -523,7 +502,7 @@ class _Server:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.dup2(others[1], 1)
         os.dup2(others[2], 2)
-        # A sentinel is at its end when the server is; no worker may hold it open.
+        # A sentinel ends with the server: no worker holds it open.
         statuses = [status for _, status in self._workers.values()]
         for fd in (self._woken, self._waker, *others, *statuses):
             os.close(fd)
@@ -531,7 +510,14 @@ class _Server:
         if fresh:
             for fd in given:
                 os.set_inheritable(fd, True)
-            words = [sys.executable, *_flags(), "-c", _SPAWN, *map(str, given), *sys.path]
+            words = [
+                sys.executable,
+                *_flags(),
+                "-c",
+                _SPAWN % self._worker_main.__module__,
+                *map(str, given),
+                *sys.path,
+            ]
             os.execv(sys.executable, words)  # noqa: S606 - this very interpreter
         self._worker_main(*given)
 
@@ -548,22 +534,17 @@ class _Server:
                 os.close(status)
 
 
-def serve(control_fd: int, output: int) -> NoReturn:
+def serve(control_fd: int, output: int, worker_main: WorkerMain) -> NoReturn:
     """Become the fork server in a fresh interpreter.
 
     Args:
         control_fd: Descriptor of the socket to the program.
-        output: Where stdout and stderr of the server go.
+        output: Where stdout and stderr of the server go already.
+        worker_main: What workers do.
     """
     os.close(output)
     control = socket.socket(fileno=control_fd)
-
-    def work() -> None:
-        from opero.concurrency.executors.process.worker import worker_main
-
-        _serve(control, worker_main, None)
-
-    _leave(work)
+    _leave(lambda: _serve(control, worker_main, None))
 
 
 def _serve(control: socket.socket, worker_main: WorkerMain, mask: Any) -> None:

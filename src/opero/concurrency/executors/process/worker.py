@@ -1,5 +1,5 @@
 # this_file: src/opero/concurrency/executors/process/worker.py
-"""Run items in a worker process: get ready, take a chunk, run its items, report, take the next.
+"""Run items in a worker process: take a chunk, run its items, report, take the next.
 
 The user's code has the main thread and the only one, so it may fork, start processes and map again. What is done while
 an item takes long is reported by a signal handler in that thread, when the pool asks for it.
@@ -7,55 +7,35 @@ an item takes long is reported by a signal handler in that thread, when the pool
 
 from __future__ import annotations
 
-import os
-import pickle
+import functools
 import signal
-import sys
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from opero.caching.single_flight import Flight, become_leader
-from opero.concurrency.executors.base import Done, ItemOutcome, MapJob
+from opero.concurrency.executors.base import ItemOutcome
 from opero.concurrency.executors.process import protocol
-from opero.concurrency.executors.process.buffers import (
-    PAGE,
-    BufferPool,
-    keep_freed_memory,
-)
-from opero.concurrency.executors.process.job_spec import JobSpec, loaded_module
-from opero.concurrency.executors.process.pickling import dumps
-from opero.concurrency.executors.process.protocol import PLAIN, StartOutput, WorkerStatus
-from opero.concurrency.executors.process.remote_error import encode_error, traceback_of
-from opero.concurrency.executors.process.start import close_in_child
-from opero.concurrency.item_runner import ItemRunner
-from opero.concurrency.progress import hide_bars
+from opero.concurrency.executors.process.protocol import ITEM, PLAIN, SLOW_CHUNK
+from opero.concurrency.executors.process.session import WorkerSession
 from opero.core.deadline import run_until
-from opero.events import Event, event_bus
-from opero.utils import ambient
+from opero.utils.ambient import switch
 
 if TYPE_CHECKING:
-    import asyncio
-    import logging
+    from asyncio import Future, Task, TimerHandle
 
-    from opero.concurrency.executors.base import Parked
-    from opero.concurrency.executors.process.buffers import SharedBuffer, Span
+    from opero.concurrency.executors.process.job_spec import JobSpec
+    from opero.concurrency.executors.process.session import RunningChunk
 
-__all__ = ["ASK", "RunningChunk", "Worker", "worker_main"]
-
-ASK: Final = getattr(signal, "SIGURG", None)
-"""Asks a worker that is busy with an item to send what is done. A process that does not handle it ignores it."""
+__all__ = ["worker_main"]
 
 FLUSH: Final = 0.02
 """Seconds after which what is done is sent, so that little is lost with a worker."""
-_FULL: Final = 2 << 20
-"""Bytes of large results that are sent at once, so that they stay in the processor's cache."""
-_WAIT: Final = 0.02
-"""Longest wait for a buffer before a result goes through the pipe."""
+_SOON: Final = 0.002
+"""Seconds after which what is done is sent, though the next item may take long."""
+_BEATS: Final = 4
+"""Signs of life within the time that a call may take."""
 
 
 def worker_main(conn_fd: int, own_fd: int, pool_fd: int, spec: JobSpec | None = None) -> None:
@@ -68,512 +48,280 @@ def worker_main(conn_fd: int, own_fd: int, pool_fd: int, spec: JobSpec | None = 
         spec: The job, if this process has inherited it.
     """
     signal.signal(signal.SIGINT, _nothing)
-    worker = Worker(Connection(conn_fd), own_fd, pool_fd)
+    session = WorkerSession(Connection(conn_fd), own_fd, pool_fd)
     try:
-        if worker.prepare(spec):
-            worker.run()
+        if session.prepare(spec):
+            _run_all(session)
     except (ConnectionError, EOFError):
         # The map is over.
         pass
-
-
-class RunningChunk:
-    """A chunk in a worker: what came, and what has become of it.
-
-    Attributes:
-        number: Its id.
-        entries: Items, as encoded.
-        read: Copies large parts of them.
-        parked: What items bring from earlier attempts.
-        turn: How many chunks this worker has had, with this one.
-        kept: Position from which on this worker does nothing.
-        next: Position of the next item; unused where one is done after the other.
-        values: What is done and not reported, encoded, in the order in which it was done.
-        places: Their positions; None where these are in order.
-        odd: Outcomes of these that are more than a plain value, by position in the chunk.
-        reported: Items reported.
-    """
-
-    __slots__ = (
-        "entries", "flushed", "kept", "next", "number", "odd", "parked", "places", "read",
-        "reported", "soon", "turn", "values",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        number: int,
-        entries: list[Any],
-        read: Callable[[Span], Any] | None,
-        parked: dict[int, Parked],
-        turn: int,
-        *,
-        ordered: bool,
-    ) -> None:
-        self.number = number
-        self.entries = entries
-        self.read = read
-        self.parked = parked
-        self.turn = turn
-        self.kept = len(entries)
-        self.next = 0
-        self.values: list[Any] = []
-        self.places: list[int] | None = None if ordered else []
-        self.odd: dict[int, ItemOutcome] = {}
-        self.reported = 0
-        self.flushed = perf_counter()
-        self.soon: asyncio.TimerHandle | None = None
-
-    @property
-    def over(self) -> bool:
-        """Whether every item is done that this worker keeps."""
-        return self.reported + len(self.values) >= self.kept
-
-    def take(self) -> int | None:
-        """Return the position of the next item, None if none is left."""
-        if self.next >= self.kept:
-            return None
-        self.next += 1
-        return self.next - 1
-
-    def done(self, worker: str) -> Done | None:
-        """Return what is done and not reported, None for nothing; it counts as reported then."""
-        if not self.values:
-            return None
-        # In place: a value that is being added while this interrupts it is not lost.
-        values, self.values[:] = self.values[:], []
-        count, now = len(values), perf_counter()
-        places: Sequence[int] = range(self.reported, self.reported + count)
-        if self.places is not None:
-            ranks = sorted(range(count), key=self.places.__getitem__)
-            places, values = [self.places[rank] for rank in ranks], [values[rank] for rank in ranks]
-            self.places = []
-        odd: dict[int, ItemOutcome] = {}
-        if self.odd:
-            odd = {n: self.odd.pop(place) for n, place in enumerate(places) if place in self.odd}
-        self.reported += count
-        done = Done(self.number, places, values, odd, now - self.flushed, worker)
-        self.flushed = now
-        return done
-
-
-class Worker:
-    """The connection to the pool, and what the loops over items share.
-
-    Args:
-        conn: The connection.
-        own_fd: As for `worker_main`.
-        pool_fd: As there.
-
-    Attributes:
-        conn: As above.
-        status: The status page.
-        tasks: Items begun.
-    """
-
-    def __init__(self, conn: Connection[Any, Any], own_fd: int, pool_fd: int) -> None:
-        import mmap
-
-        self.conn = conn
-        close_in_child(conn)
-        self._own_fd = own_fd
-        own = mmap.mmap(own_fd, 0)
-        self.status = WorkerStatus(own)
-        self._results = BufferPool(own, PAGE, (len(own) - PAGE) // 2, 2)
-        items = mmap.mmap(pool_fd, 0)
-        os.close(pool_fd)
-        self._items_memory = items
-        self._items: BufferPool | None = None
-        self._buffer: SharedBuffer | None = None
-        self._filled_by: RunningChunk | None = None
-        self._sent: deque[tuple[int, SharedBuffer]] = deque()
-        self._shipped = 0
-        self._events: list[Event] = []
-        self._name = f"process {os.getpid()}"
-        self._turn = self._noted = self.tasks = 0
-        self._job: MapJob
-        self._most: int | None = None
-        self._runner: ItemRunner
-        self._chunk: RunningChunk | None = None
-        self._sending = threading.Lock()
-        self._asked = False
-
-    # --- getting ready ----------------------------------------------------------------------------
-
-    def prepare(self, spec: JobSpec | None) -> bool:
-        """Take the job and report whether that went well."""
-        output = StartOutput(self._own_fd)
-        try:
-            try:
-                self._take_job(spec)
-            finally:
-                _flush()
-                output.close()
-        except (EOFError, ConnectionError):
-            return False
-        except BaseException as error:  # noqa: BLE001 - also a `sys.exit()` in an imported module
-            self.send(protocol.FAILED, traceback_of(error))
-            return False
-        self.send(protocol.UP, os.getpid())
-        return True
-
-    def _take_job(self, spec: JobSpec | None) -> None:
-        if spec is None:
-            spec = JobSpec.open_in_worker(*pickle.loads(self.conn.recv_bytes()))  # noqa: S301 - from the pool
-        else:
-            _cancel_subscriptions()
-        _reseed()
-        hide_bars()
-        ambient.set_disabled(spec.disabled)
-        if spec.loggers is not None:
-            _forward_logs(spec.loggers, self._log)
-        job = self._job = spec.job(self.status, self._events.append)
-        if job.leads:
-            become_leader(Flight(None))
-        if job.memory_limit is not None:
-            _limit_memory(job.memory_limit)
-        if job.worker_init is not None:
-            job.worker_init()
-        self._most = job.max_tasks_per_worker
-        self._runner = ItemRunner(job)
-        if ASK is not None:
-            signal.signal(ASK, self._answer)
-            # C libraries go on with the calls that it interrupts.
-            signal.siginterrupt(ASK, False)
-
-    # --- messages ---------------------------------------------------------------------------------
-
-    def send(self, *frame: Any) -> None:
-        """Send a message."""
-        data = pickle.dumps(frame, 5)
-        with self._sending:
-            self.conn.send_bytes(data)
-
-    def receive(self) -> RunningChunk:
-        """Wait for a chunk.
-
-        Raises:
-            EOFError: There are no more.
-        """
-        _, number, entries, index, parked = pickle.loads(self.conn.recv_bytes())  # noqa: S301 - from the pool
-        read = None
-        if index is not None:
-            if self._items is None:
-                keep_freed_memory()
-                memory, size = self._items_memory, self.status.buffer_size
-                self._items = BufferPool(memory, 0, size, len(memory) // size)
-            read = self._items.reader(index)
-        self._turn += 1
-        return RunningChunk(
-            number,
-            entries,
-            read,
-            protocol.decode_parked(parked),
-            self._turn,
-            ordered=self._job.in_flight == 1,
-        )
-
-    def flush(self, chunk: RunningChunk, *, facts: bool = True) -> None:
-        """Send what is done of a chunk.
-
-        Args:
-            chunk: The chunk.
-            facts: Whether counters and events go with it, which stand still in the worker's own code only.
-        """
-        done = chunk.done(self._name)
-        if done is None:
-            return
-        index = None
-        if self._buffer is not None and self._filled_by is chunk:
-            index = self._ship()
-        stats, events = (self._stats(), self._take_events()) if facts else (None, ())
-        self.send(protocol.DONE, chunk.number, *protocol.encode_done(done, stats, events, index))
-
-    def end(self, chunk: RunningChunk) -> None:
-        """Send the last results of a chunk, and what is given back of it."""
-        if self.retires():
-            # First, so that the pool sends nothing more when it sees that the chunk is over.
-            self.send(protocol.RETIRES)
-        self.flush(chunk)
-        if chunk.kept < len(chunk.entries):
-            self.send(protocol.GAVE_BACK, chunk.number, chunk.kept)
-        # Nothing that was printed waits for the next chunk.
-        _flush()
-
-    def _answer(self, *_: object) -> None:
-        """Send what is done of a chunk whose present item takes long, and give back what has not begun.
-
-        This interrupts the user's code: nothing here takes a lock or waits.
-        """
-        chunk = self._chunk
-        if chunk is None or not self._sending.acquire(blocking=False):
-            self._asked = True
-            return
-        self._sending.release()
-        present = chunk.reported + len(chunk.values)
-        try:
-            self.flush(chunk, facts=False)
-            if present + 1 < chunk.kept:
-                chunk.kept = present + 1
-                self.send(protocol.GAVE_BACK, chunk.number, chunk.kept)
-        except OSError:
-            # The map is over.
-            pass
-
-    # --- results ----------------------------------------------------------------------------------
-
-    def encode(self, chunk: RunningChunk, value: Any, outcome: ItemOutcome | None) -> Any:
-        """Return what stands for a result in its message; that of an outcome is put there."""
-        result = value if outcome is None else outcome.value
-        if type(result) in PLAIN:
-            return value
-        if self._filled_by is not chunk:
-            # A buffer goes with the results of one chunk.
-            if self._buffer is not None and self._filled_by is not None and self._buffer.used:
-                self.flush(self._filled_by)
-            self._filled_by = chunk
-        if self._buffer is None:
-            self._buffer = self._take_buffer()
-        encoded = protocol.encode_value(result, "result", self._buffer)
-        if outcome is None:
-            return encoded
-        outcome.value = encoded
-        return None
-
-    def add(
-        self, chunk: RunningChunk, position: int, value: Any, outcome: ItemOutcome | None
-    ) -> None:
-        """Note what became of an item of several that are under way."""
-        value = self.encode(chunk, value, outcome)
-        if outcome is not None:
-            chunk.odd[position] = outcome
-        if chunk.places is not None:
-            chunk.places.append(position)
-        chunk.values.append(value)
-
-    def _take_buffer(self) -> SharedBuffer | None:
-        self._collect()
-        if self._sent and len(self._sent) == len(self._results.buffers):
-            end = perf_counter() + _WAIT
-            while perf_counter() < end and len(self._sent) == len(self._results.buffers):
-                time.sleep(0.0002)
-                self._collect()
-        return self._results.take()
-
-    def _collect(self) -> None:
-        """Take back the buffers that the pool has copied."""
-        copies = self.status.copies
-        while self._sent and self._sent[0][0] <= copies:
-            self._results.give_back(self._sent.popleft()[1])
-
-    def _ship(self) -> int | None:
-        """Return the index of the buffer that goes with a message."""
-        buffer = self._buffer
-        if buffer is None or not buffer.used:
-            return None
-        self._buffer = None
-        self._shipped += 1
-        self._sent.append((self._shipped, buffer))
-        return buffer.index
-
-    @property
-    def full(self) -> bool:
-        """Whether the results in the buffer had better be sent."""
-        return self._buffer is not None and self._buffer.used >= _FULL
-
-    def _stats(self) -> dict[str, float]:
-        stats = self._job.pipeline.stats
-        counted = {name: amount for name, amount in stats.as_dict().items() if amount}
-        stats.reset()
-        return counted
-
-    def _take_events(self) -> list[Event]:
-        events, self._events[:] = self._events[:], []
-        return events
-
-    def _log(self, record: dict[str, Any], error: BaseException | None) -> None:
-        """Send a log record, from any thread."""
-        self.send(protocol.LOG, _picklable(record), None if error is None else encode_error(error))
-
-    # --- work -------------------------------------------------------------------------------------
-
-    def run(self) -> None:
-        """Serve under the deadline that holds where the map was called."""
-        job = self._job
-        serve = self.serve
-        if job.pipeline.awaits:
-            from opero.concurrency.executors.process.worker_loop import WorkerLoop
-
-            late = protocol.SLOW_CHUNK * job.target_s
-            loop = WorkerLoop(
-                self, self._runner, in_flight=job.in_flight, limit=job.item_timeout, late=late
-            )
-            serve = loop.run
-        if job.deadline is None:
-            serve()
-        else:
-            run_until(job.deadline, serve)
-
-    def serve(self) -> None:
-        """Run chunks until there are no more, or this worker has done its share."""
-        while not self.retires():
-            try:
-                chunk = self.receive()
-            except (EOFError, OSError):
-                return
-            self.status.begin_chunk(chunk.turn)
-            self._chunk = chunk
-            self._run(chunk)
-            self._chunk = None
-            self.end(chunk)
-
-    def _run(self, chunk: RunningChunk) -> None:
-        begin, stopped, one = self.status.begin_item, self.status.is_stopped, self._runner.run
-        entries, parked, counts = chunk.entries, chunk.parked, self._most is not None
-        now, due = perf_counter, chunk.flushed + FLUSH
-        for position in range(len(entries)):
-            if position >= chunk.kept:
-                return
-            if stopped() or (counts and self.retires()):
-                chunk.kept = position
-                return
-            # Noted before it is opened, because that may be fatal already.
-            begin(position)
-            self.tasks += counts
-            item = entries[position]
-            if type(item) is tuple:
-                try:
-                    item = protocol.decode_value(item, chunk.read)
-                except Exception as error:  # noqa: BLE001 - whatever its class raises then
-                    chunk.odd[position] = protocol.unreadable(error, "item")
-                    chunk.values.append(None)
-                    continue
-            value, outcome = one(item, parked.get(position) if parked else None)
-            # Nothing of it is held while the next item runs, which then gets its memory.
-            del item
-            if outcome is not None or type(value) not in PLAIN:
-                # What fills the buffer is not interrupted.
-                self._chunk = None
-                self.add(chunk, position, value, outcome)
-                self._chunk = chunk
-                if self.full:
-                    due = 0.0
-            else:
-                chunk.values.append(value)
-            if now() >= due or self._asked:
-                self._asked = False
-                if not chunk.over:
-                    self._chunk = None
-                    self.flush(chunk)
-                    self._chunk = chunk
-                due = now() + FLUSH
-
-    def note(self, chunk: RunningChunk, position: int) -> None:
-        """Note that an item of one of several chunks begins."""
-        if chunk.turn != self._noted:
-            self._noted = chunk.turn
-            self.status.begin_chunk(chunk.turn)
-        self.status.begin_item(position)
-
-    def retires(self) -> bool:
-        """Return whether this worker has done its share."""
-        return self._most is not None and self.tasks >= self._most
-
-    @property
-    def stopping(self) -> bool:
-        """Whether this worker begins no other item."""
-        return bool(self.retires() or self.status.is_stopped())
-
-
-# --- the process ----------------------------------------------------------------------------------
 
 
 def _nothing(*_: object) -> None:
     """Handle a Ctrl-C: the map decides what becomes of its workers."""
 
 
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
+def _run_all(session: WorkerSession) -> None:
+    """Run chunks under the deadline that holds where the map was called."""
+    job = session.job
+    serve = _WorkerLoop(session).run if job.pipeline.awaits else functools.partial(_serve, session)
+    if job.deadline is None:
+        serve()
+    else:
+        run_until(job.deadline, serve)
+
+
+# --- one after the other --------------------------------------------------------------------------
+
+
+def _serve(session: WorkerSession) -> None:
+    """Run chunks until there are no more, or this worker has done its share."""
+    while not session.retires():
         try:
-            stream.flush()
-        except Exception:  # noqa: BLE001, S110 - a stream may be None, closed or broken
-            pass
+            chunk = session.receive()
+        except (EOFError, OSError):
+            return
+        session.status.begin_chunk(chunk.turn)
+        session.chunk = chunk
+        _run(session, chunk)
+        session.chunk = None
+        session.end(chunk)
 
 
-def _cancel_subscriptions() -> None:
-    """Cancel the subscriptions of the process that was forked: its listeners get the events there."""
-    for subscription in event_bus.subscriptions:
-        subscription.cancel()
-
-
-def _reseed() -> None:
-    """Give this process random numbers of its own; `random` does so by itself after a fork."""
-    numpy_random: Any = loaded_module("numpy.random")
-    if numpy_random is not None:
-        numpy_random.seed()
-
-
-def _limit_memory(most: int) -> None:
-    """Let the kernel refuse this process more than so many bytes of data: a `MemoryError` where it asks for more.
-
-    Address space that is reserved but never used does not count, as `RLIMIT_AS` would have it.
-    """
-    if sys.platform == "linux":
-        import resource
-
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        if hard != resource.RLIM_INFINITY:
-            most = min(most, hard)
-        resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
-
-
-# --- log records ----------------------------------------------------------------------------------
-
-
-def _forward_logs(
-    levels: dict[str, tuple[int, bool, bool]],
-    send: Callable[[dict[str, Any], BaseException | None], None],
-) -> None:
-    """Let loggers have the levels that they have in the program, and send their records there."""
-    import logging
-
-    process = os.getpid()
-
-    class Forward(logging.Handler):
-        """Sends records to the program, whose loggers handle them."""
-
-        def emit(self, record: logging.LogRecord) -> None:
-            if os.getpid() != process:
-                # A process that the user's code has forked shares the connection, and must not use it.
+def _run(session: WorkerSession, chunk: RunningChunk) -> None:
+    """Run the items of a chunk, one after the other."""
+    status, run, direct = session.status, session.runner.run, session.runner.direct
+    words, parked, most = status.words, chunk.parked, session.most
+    call, fast_path, count = direct or cast("Any", (None, None, None))
+    append, now = chunk.values.append, perf_counter
+    due = chunk.flushed + FLUSH
+    for position, item in enumerate(chunk.entries):
+        if position >= chunk.kept:
+            return
+        if most is not None:
+            if session.tasks >= most:
+                chunk.kept = position
                 return
-            fields = dict(vars(record))
-            info = fields.pop("exc_info", None)
-            fields |= {"msg": record.getMessage(), "args": None, "exc_info": None}
-            if info and not record.exc_text:
-                fields["exc_text"] = logging.Formatter().formatException(info)
+            session.tasks += 1
+        # Noted before it is opened, because that may be fatal already.
+        words[ITEM] = position
+        outcome: ItemOutcome | None = None
+        if type(item) is tuple:
             try:
-                send(fields, info[1] if info else None)
-            except OSError:
-                # The map is over.
-                pass
+                item = protocol.decode_value(item, chunk.read)
+            except Exception as error:  # noqa: BLE001 - whatever its class raises then
+                session.add(chunk, position, None, protocol.unreadable(error, "item"))
+                continue
+        if call is None or count is None or parked or switch.on or fast_path.closed:
+            value, outcome = run(item, parked.get(position))
+        else:
+            # The same as `run` does, without its call.
+            count()
+            try:
+                value = call(item)
+            except Exception as error:  # noqa: BLE001 - the stages decide what comes next
+                value, outcome = run(item, None, error)
+            except BaseException as error:  # noqa: BLE001 - it belongs to the item; the scheduler decides
+                value, outcome = None, ItemOutcome(error=error)
+        # Nothing of it is held while the next item runs, which then gets its memory.
+        item = None
+        if outcome is None and type(value) in PLAIN:
+            append(value)
+        else:
+            # What fills the buffer is not interrupted.
+            session.chunk = None
+            session.add(chunk, position, value, outcome)
+            value = None
+            session.chunk = chunk
+            if session.full or session.asked:
+                due = 0.0
+        if now() < due:
+            continue
+        if not chunk.over:
+            session.chunk, session.asked = None, False
+            session.flush(chunk)
+            session.chunk = chunk
+        if status.stopped:
+            chunk.kept = position + 1
+            return
+        due = now() + FLUSH
 
-    forward = Forward()
-    root = logging.getLogger()
-    for logger in [root, *root.manager.loggerDict.values()]:
-        if isinstance(logger, logging.Logger):
-            logger.handlers[:] = []
-    root.handlers[:] = [forward]
-    for name, (level, propagate, disabled) in levels.items():
-        logger = logging.getLogger(name) if name else root
-        logger.setLevel(level)
-        logger.disabled = disabled
-        if not propagate:
-            logger.propagate = False
-            logger.handlers[:] = [forward]
+
+# --- several at once ------------------------------------------------------------------------------
 
 
-def _picklable(fields: dict[str, Any]) -> dict[str, Any]:
-    try:
-        pickle.loads(dumps(fields))  # noqa: S301 - made here
-    except Exception:  # noqa: BLE001 - whatever a class raises
-        return {name: v if type(v) in PLAIN else repr(v) for name, v in fields.items()}
-    return fields
+class _WorkerLoop:
+    """Runs coroutine functions, all on one loop, so that clients and pools live on between chunks.
+
+    While slow items of one chunk are at work, the next chunk goes on beside them. A call that takes too long is
+    cancelled by its pipeline. One that blocks the loop cannot be: the status page says by when the loop must have
+    turned, and the pool kills a worker whose loop has not.
+
+    Args:
+        session: The connection to the pool.
+    """
+
+    def __init__(self, session: WorkerSession) -> None:
+        self._session = session
+        self._in_flight = session.job.in_flight
+        self._limit = session.job.item_timeout
+        self._chunks: list[RunningChunk] = []
+        self._tasks: set[Task[None]] = set()
+        self._beating: TimerHandle | None = None
+        self._ended = False
+
+    def run(self) -> None:
+        """Run chunks until there are no more, or the worker has done its share."""
+        import asyncio
+
+        with asyncio.Runner() as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        from asyncio import get_running_loop
+
+        self._loop = get_running_loop()
+        self._over: Future[None] = self._loop.create_future()
+        self._loop.add_reader(self._session.conn.fileno(), self._guarded(self._readable))
+        try:
+            await self._over
+        finally:
+            self._loop.remove_reader(self._session.conn.fileno())
+            self._rest()
+
+    def _guarded(self, step: Callable[..., object], *args: Any) -> Callable[[], None]:
+        """Return a callback whose error ends the worker, as it would outside of a loop."""
+
+        @functools.wraps(step)
+        def run() -> None:
+            try:
+                step(*args)
+            except BaseException as error:  # noqa: BLE001 - `_serve` raises it
+                self._fail(error)
+
+        return run
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._over.done():
+            self._over.set_exception(error)
+
+    # --- chunks -----------------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        try:
+            chunk = self._session.receive()
+        except (EOFError, OSError):
+            self._ended = True
+            self._loop.remove_reader(self._session.conn.fileno())
+        else:
+            self._chunks.append(chunk)
+            late = SLOW_CHUNK * self._session.job.target_s
+            self._loop.call_later(late, self._guarded(self._give_back, chunk))
+        self._fill()
+
+    def _fill(self) -> None:
+        """Begin as many items as may be; end what is over."""
+        while len(self._tasks) < self._in_flight and (found := self._next()) is not None:
+            if not self._tasks:
+                self._beat()
+            task = self._loop.create_task(self._pull(*found))
+            self._tasks.add(task)
+            task.add_done_callback(self._pulled)
+        if not self._tasks and (self._ended or self._session.stopping):
+            for chunk in list(self._chunks):
+                chunk.kept = chunk.next
+                self._finish(chunk)
+            if not self._over.done():
+                self._over.set_result(None)
+
+    def _next(self) -> tuple[RunningChunk, int] | None:
+        """Return an item to begin, of the oldest chunk that has one."""
+        if self._session.stopping:
+            return None
+        for chunk in self._chunks:
+            if (position := chunk.take()) is not None:
+                self._session.tasks += 1
+                return chunk, position
+        return None
+
+    def _give_back(self, chunk: RunningChunk) -> None:
+        """Give back what has not begun of a chunk that takes long."""
+        if chunk in self._chunks and chunk.next < chunk.kept:
+            chunk.kept = chunk.next
+            if chunk.over:
+                self._finish(chunk)
+            else:
+                self._session.flush(chunk)
+                self._session.send(protocol.GAVE_BACK, chunk.number, chunk.kept)
+                del chunk.entries[chunk.kept :]
+
+    def _finish(self, chunk: RunningChunk) -> None:
+        self._chunks.remove(chunk)
+        if chunk.soon is not None:
+            chunk.soon.cancel()
+        self._session.end(chunk)
+
+    # --- items ------------------------------------------------------------------------------------
+
+    async def _pull(self, chunk: RunningChunk, position: int) -> None:
+        """Run an item, and others after it as long as there are some."""
+        found: tuple[RunningChunk, int] | None = (chunk, position)
+        while found is not None:
+            chunk, position = found
+            self._session.note(chunk, position)
+            try:
+                item = protocol.decode_value(chunk.entries[position], chunk.read)
+            except Exception as error:  # noqa: BLE001 - whatever its class raises when it is unpickled
+                self._add(chunk, position, None, protocol.unreadable(error, "item"))
+            else:
+                value, outcome = await self._session.runner.run_async(
+                    item, chunk.parked.get(position)
+                )
+                del item
+                self._add(chunk, position, value, outcome)
+            found = self._next()
+
+    def _pulled(self, task: Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            self._fail(ConnectionError("the task of an item was cancelled"))
+        elif (error := task.exception()) is not None:
+            self._fail(error)
+        else:
+            if not self._tasks:
+                self._rest()
+            self._guarded(self._fill)()
+
+    def _add(
+        self, chunk: RunningChunk, position: int, value: Any, outcome: ItemOutcome | None
+    ) -> None:
+        """Note what became of an item, and let it be sent soon."""
+        self._session.add(chunk, position, value, outcome)
+        if chunk.over:
+            self._finish(chunk)
+        elif self._session.full:
+            self._session.flush(chunk)
+        elif chunk.soon is None:
+            chunk.soon = self._loop.call_later(_SOON, self._guarded(self._report, chunk))
+
+    def _report(self, chunk: RunningChunk) -> None:
+        chunk.soon = None
+        self._session.flush(chunk)
+
+    # --- signs of life ----------------------------------------------------------------------------
+
+    def _beat(self) -> None:
+        """Note by when the loop must have turned; repeat that as long as it does."""
+        if self._limit is None:
+            return
+        pause = self._limit / _BEATS
+        # One pause later than the limit, so that no call is taken for late before it is.
+        self._session.status.begin_call(time.monotonic() + self._limit + pause)
+        self._beating = self._loop.call_later(pause, self._beat)
+
+    def _rest(self) -> None:
+        """Note that no call is under way."""
+        if self._beating is not None:
+            self._beating.cancel()
+            self._beating = None
+            self._session.status.end_call()
