@@ -24,6 +24,10 @@ Step = Callable[[Callable[[], Any]], Any]
 # --- plain generators -----------------------------------------------------------------------------
 
 
+def _unlimited(work: Callable[[], Any]) -> Any:
+    return work()
+
+
 class Stream:
     """A plain generator that has given its first item, or has ended without one.
 
@@ -42,7 +46,7 @@ class Stream:
         self.value: Any = None
         self.ended = False
         self._call: Call | None = None
-        self._step: Step = lambda work: work()
+        self._step: Step = _unlimited
         self._callbacks: list[Callable[[BaseException | None], object]] = []
         self._take(lambda: next(source))
 
@@ -81,6 +85,8 @@ class Stream:
             raise
         finally:
             self._finish(outcome)
+            # A frame that names an error which passes through it is a reference cycle.
+            del outcome
 
     def __del__(self) -> None:
         # A receipt's stream that nothing has read.
@@ -109,6 +115,11 @@ class Stream:
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             callback(outcome)
+        # Stream and call refer to each other.
+        if self._call is not None:
+            self._call.stream = None
+            self._call = None
+        self._step = _unlimited
 
 
 def start_stream(
