@@ -100,7 +100,7 @@ ROWS: Mapping[str, Row] = {
         _CHUNKED,
         t.whole(w.trivial, _tiny),
         note=(
-            "a process between the program and its workers makes kills safe, and is one more to "
+            "a server process between the program and its workers makes kills safe, and is one more to "
             "start; items are reported one by one"
         ),
     ),

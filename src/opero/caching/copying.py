@@ -67,7 +67,8 @@ def freeze(value: Any, *, copy: bool = True) -> tuple[Any, Copier | None]:
     """
     if type(value) in ATOMS:
         return value, None
-    _refuse_single_use(value)
+    if type(value) not in _CONTAINERS:
+        _refuse_single_use(value)
     if not copy:
         _refuse_open_parts(value)
         return value, None

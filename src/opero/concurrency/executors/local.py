@@ -14,10 +14,11 @@ from opero.concurrency.executors.base import Done
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import Chunk, ItemOutcome, Report
 
-__all__ = ["LocalChunk", "LocalChunks", "PartialResults"]
+__all__ = ["LocalChunk", "LocalChunks", "PartialResults", "SingleResult"]
 
 _LOOK: Final = 0.03
 """Seconds after which finished items of a chunk that is under way are reported."""
+_ONLY: Final = range(1)
 
 
 class LocalChunk:
@@ -111,6 +112,30 @@ class PartialResults:
         return Done(self.local.chunk.id, places, values, odd, busy, self.worker)
 
 
+class SingleResult:
+    """The result of a chunk of one item, which has no neighbours: it is reported at once.
+
+    Args:
+        number: Id of the chunk.
+        worker: Name of the worker.
+        report: Called with the report.
+    """
+
+    __slots__ = ("_began", "_number", "_report", "_worker")
+
+    def __init__(self, number: int, worker: str, report: Callable[[Report], object]) -> None:
+        self._number = number
+        self._worker = worker
+        self._report = report
+        self._began = perf_counter()
+
+    def add(self, position: int, value: Any, outcome: ItemOutcome | None) -> None:
+        """Report the item; arguments as for several."""
+        values, odd = ([value], {}) if outcome is None else ([None], {position: outcome})
+        busy = perf_counter() - self._began
+        self._report(Done(self._number, _ONLY, values, odd, busy, self._worker))
+
+
 class LocalChunks:
     """The chunks of several items that workers of this process have under way.
 
@@ -136,15 +161,18 @@ class LocalChunks:
             self._open[chunk.id] = local
         return local
 
-    def begin(self, local: LocalChunk, worker: str) -> PartialResults:
+    def begin(self, local: LocalChunk, worker: str) -> PartialResults | SingleResult:
         """Return the place for what a worker does of a chunk."""
+        if len(local.chunk.items) == 1:
+            return SingleResult(local.chunk.id, worker, self._report)
         partial = self._partial[worker] = PartialResults(local, worker, self)
         return partial
 
-    def end(self, partial: PartialResults) -> None:
+    def end(self, partial: PartialResults | SingleResult) -> None:
         """Report what a worker has done; it takes no further item of the chunk."""
-        self.report(partial)
-        self._partial.pop(partial.worker, None)
+        if isinstance(partial, PartialResults):
+            self.report(partial)
+            self._partial.pop(partial.worker, None)
 
     def report(self, partial: PartialResults) -> None:
         """Report what a worker has done so far."""

@@ -256,7 +256,7 @@ class WorkerSession:
 
         Args:
             chunk: The chunk.
-            facts: Whether counters and events go with it, which stand still in the worker's own code only.
+            facts: Whether counters and events go with it; they are consistent between items only.
         """
         done = chunk.done(self._name)
         if done is None:

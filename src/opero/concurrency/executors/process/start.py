@@ -215,7 +215,7 @@ class ForkServer:
         self._child = 0
         self._sock, theirs = socket.socketpair()
         close_in_child(self._sock)
-        # Whoever uses it last closes it: the pools that have workers of it, or the program at its end.
+        # Its last user closes it: the pools that have workers of it, or the program at its end.
         self._release = weakref.finalize(self, _release, self._sock, self._output)
         try:
             with theirs:
