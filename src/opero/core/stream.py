@@ -24,6 +24,10 @@ Step = Callable[[Callable[[], Any]], Any]
 # --- plain generators -----------------------------------------------------------------------------
 
 
+def _unlimited(work: Callable[[], Any]) -> Any:
+    return work()
+
+
 class Stream:
     """A plain generator that has given its first item, or has ended without one.
 
@@ -42,7 +46,7 @@ class Stream:
         self.value: Any = None
         self.ended = False
         self._call: Call | None = None
-        self._step: Step = lambda work: work()
+        self._step: Step = _unlimited
         self._callbacks: list[Callable[[BaseException | None], object]] = []
         self._take(lambda: next(source))
 
@@ -81,6 +85,8 @@ class Stream:
             raise
         finally:
             self._finish(outcome)
+            # A frame that names an error which passes through it is a reference cycle.
+            del outcome
 
     def __del__(self) -> None:
         # A receipt's stream that nothing has read.
@@ -109,6 +115,11 @@ class Stream:
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             callback(outcome)
+        # Stream and call refer to each other.
+        if self._call is not None:
+            self._call.stream = None
+            self._call = None
+        self._step = _unlimited
 
 
 def start_stream(
@@ -121,7 +132,7 @@ def start_stream(
 # --- asynchronous generators ----------------------------------------------------------------------
 
 
-class _Item:
+class _HandedOut:
     """Carries an item from the innermost step to the consumer, past the event loop."""
 
     __slots__ = ("value",)
@@ -133,7 +144,7 @@ class _Item:
 @coroutine
 def _hand_out(item: Any) -> Generator[Any, Any, Any]:
     """Suspend the whole call until the consumer asks for the next item; return what it sends."""
-    return (yield _Item(item))
+    return (yield _HandedOut(item))
 
 
 async def read_stream(
@@ -194,7 +205,7 @@ class AsyncStream:
         """Run the call until its next item; what it awaits meanwhile is passed on to the event loop."""
         try:
             got = self._context.run(method, given)
-            while type(got) is not _Item:
+            while type(got) is not _HandedOut:
                 try:
                     answer = yield got
                 except BaseException as thrown:  # noqa: BLE001 - a cancellation, for the call to handle

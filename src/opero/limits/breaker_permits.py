@@ -46,7 +46,7 @@ class Permit:
         generation: The stay in a state in which it was given.
         steady: Whether a success would change no count at present.
         silent: Whether a success need not even be reported, because results are not judged either.
-        token: What tells a probe (one of the few calls of a half-open circuit) from others; 0 for other calls.
+        token: Identifies a probe (one of the few calls of a half-open circuit); 0 for other calls.
         settled: Whether this probe's outcome is known; a second one is not counted.
     """
 

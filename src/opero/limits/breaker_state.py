@@ -414,7 +414,7 @@ def _share(name: str, value: object, in_range: bool, wanted: str) -> None:
 # --- states ---------------------------------------------------------------------------------------
 
 _GRAIN: Final = 1e-6
-"""Who comes so many seconds early is on time: sums of binary fractions drift."""
+"""A call that comes so many seconds early is on time: sums of binary fractions drift."""
 
 
 class CircuitState(StrEnum):

@@ -80,7 +80,7 @@ class Rule(Protocol):
 
     @property
     def signature(self) -> tuple[int, ...]:
-        """Numbers that tell the rule from others: four for each of its parts."""
+        """Numbers that distinguish the rule from others: four for each of its parts."""
         ...
 
     def new_state(self) -> Any:

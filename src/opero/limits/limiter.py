@@ -74,7 +74,7 @@ class RateLimiter(SharedObject):
         name: As above.
         burst: As above.
         windows: What is counted, how much, in how many seconds.
-        take_slot: Takes a slot and returns 0, or returns the nanoseconds to wait. Whoever calls it must have looked at
+        take_slot: Takes a slot and returns 0, or returns the nanoseconds to wait. Its caller must have looked at
             `threads_waiting` or `loops_waiting`.
         threads_waiting: Truthy while threads wait.
         loops_waiting: The event loops in which tasks wait.
@@ -382,7 +382,7 @@ class RateLimiter(SharedObject):
 
     @property
     def settles(self) -> bool:
-        """Whether results tell what calls have cost."""
+        """Whether the cost of calls is known from their results."""
         return self._pricing is not None and self._pricing.settles
 
     def price(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:

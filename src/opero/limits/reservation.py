@@ -179,7 +179,7 @@ class Pricing:
 
     @property
     def settles(self) -> bool:
-        """Whether results tell what calls have cost."""
+        """Whether the cost of calls is known from their results."""
         return self._settle is not None
 
     def units(self, cost: float | None) -> int:

@@ -255,7 +255,7 @@ class SlotQueue:
 
 
 def _look_up(budget: WaitBudget, longest: float) -> Callable[[], float | None] | None:
-    """Return what tells a caller in the queue how long to wait on; None if there is no end to that."""
+    """Return the function that limits the next pause of a caller in the queue; None if there is no end to that."""
     deadline = budget.deadline
     if deadline is None:
         return None
@@ -298,7 +298,7 @@ def _raise_unless_granted(outcome: object) -> None:
 # --- a limiter of the user's ----------------------------------------------------------------------
 
 _UNNOTICED: Final = 0.001
-"""A foreign limiter does not tell whether it waited; what is shorter than so many seconds is not counted."""
+"""Whether a foreign limiter has waited is not known; what is shorter than so many seconds is not counted."""
 
 
 class ExternalLimiter:

@@ -52,7 +52,7 @@ class Waiter:
     """One waiting caller, as the one that wakes it sees it.
 
     Args:
-        budget: How long the caller is ready to wait, for those that choose whom to wake; never read here.
+        budget: How long the caller is ready to wait, for callers that choose which waiter to wake; never read here.
 
     Attributes:
         budget: As above.
@@ -286,7 +286,7 @@ class HandoffQueue(WaitQueue):
             self.join(waiter)
             self.serve()
             while True:
-                # Never 0, which would look at a clock that stands still without a break.
+                # Never 0, which would look at a clock that does not move without a break.
                 seconds = None if look_up is None else look_up()
                 if waiter.wait(seconds if not seconds else max(seconds, _SHORTEST)):
                     return waiter.value
@@ -393,7 +393,7 @@ def warn_of_blocked_loop(what: str) -> None:
         return
     _warned.add(what)
     warnings.warn(
-        f"a synchronous function waits for {what} in the thread of a running event loop, which stands still meanwhile: "
+        f"a synchronous function waits for {what} in the thread of a running event loop, which is blocked meanwhile: "
         "call it with `await asyncio.to_thread(function, ...)`, or decorate an `async def`",
         OperoWarning,
         stacklevel=users_stacklevel(),

@@ -463,6 +463,6 @@ def _inherited(rule: Rule, fresh: list[int], old: list[int]) -> list[int]:
 
 
 def _content(signature: tuple[int, ...]) -> tuple[int, ...]:
-    """Return what tells whether the state of one part means the same to another."""
+    """Return what is equal for parts whose states mean the same."""
     kind, first, *_ = signature
     return {4: (kind, first), 5: (kind,)}.get(kind, signature)
