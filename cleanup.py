@@ -176,7 +176,8 @@ class Environment:
         """Install opero in editable form together with `requirements`."""
         uv = shutil.which("uv")
         if uv:
-            installer = [uv, "pip", "install", "--quiet", "--python", str(self.python)]
+            installer = [uv, "pip", "install", "--quiet", "--compile-bytecode"]
+            installer += ["--python", str(self.python)]
         else:
             installer = [
                 str(self.python),
