@@ -288,15 +288,20 @@ def test_a_task_that_outlives_the_block_goes_on_without_it() -> None:
     assert seen == [None]
 
 
-def test_a_stream_is_bounded_until_its_first_item(clock: Any) -> None:
+def test_a_deadline_bounds_a_stream_until_its_last_item(clock: Any) -> None:
     @opero(deadline=30, min_delay=10, max_delay=10, jitter=False)
     def read() -> Any:
-        left = remaining()
-        clock.advance(60)
-        yield left
         yield remaining()
+        clock.advance(20)
+        yield remaining()
+        clock.advance(20)
+        yield "late"
+        yield "not asked for"
 
-    assert list(read()) == [pytest.approx(30), None]
+    stream = read()
+    assert [*map(next, [stream] * 3)] == [pytest.approx(30), pytest.approx(10), "late"]
+    with pytest.raises(DeadlineError, match="during the stream"):
+        next(stream)
 
 
 def test_a_stream_that_is_begun_in_a_block_and_read_after_it_is_not_bounded(clock: Any) -> None:

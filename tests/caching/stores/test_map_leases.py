@@ -211,7 +211,7 @@ class Stranger:
         self._store = store
         self._f = f
 
-    def claim(self, item: int, seconds: float = 60) -> bool:
+    def claim(self, item: int, seconds: float = 9) -> bool:
         return bool(self._store.claim(self._f.cache.key(item).key, "a stranger", seconds))
 
     def release(self, item: int) -> None:
