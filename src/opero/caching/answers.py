@@ -127,6 +127,8 @@ class CacheAnswers:
         count_miss: Counts a miss.
     """
 
+    skip_reporter: SkipReporter
+
     def __init__(
         self,
         entries: FunctionCache,
@@ -160,8 +162,10 @@ class CacheAnswers:
 
             self.freshness = Freshness(ttl, stale_ttl or 0.0, share)
             usable, dated = self.freshness.usable, self.freshness.dated
-        self.reader = EntryReader(entries, emitter, skip_reporter, usable)
-        self.writer = EntryWriter(entries, copy=copy, skip_reporter=skip_reporter, dated=dated)
+        self.reader: EntryReader = EntryReader(entries, emitter, skip_reporter, usable)
+        self.writer: EntryWriter = EntryWriter(
+            entries, copy=copy, skip_reporter=skip_reporter, dated=dated
+        )
         if self.store.lends:
             from opero.caching.lease import Leases
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from types import (
     BuiltinFunctionType,
@@ -21,7 +21,7 @@ from types import (
     NoneType,
     NotImplementedType,
 )
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from opero.caching.plain_types import NotPlain, of_type
 
@@ -166,9 +166,9 @@ def _refuse_open_parts(value: object) -> None:
         if not descend:
             continue
         if kind is dict:
-            inner = list(islice(part.values(), _MOST_PARTS))  # type: ignore[attr-defined]
+            inner = list(islice(cast("dict[Any, Any]", part).values(), _MOST_PARTS))
         elif kind in _CONTAINERS and kind is not bytearray:
-            inner = list(islice(part, _MOST_PARTS))  # type: ignore[call-overload]
+            inner = list(islice(cast("Iterable[Any]", part), _MOST_PARTS))
         else:
             inner, descend = list(getattr(part, "__dict__", {}).values()), not _copies_itself(kind)
         if not ATOMS.issuperset(map(type, inner)):

@@ -119,7 +119,7 @@ class FlightWaiter:
     flight: Flight
 
     def __init__(self, deadline: float | None = None, *, blocking: bool) -> None:
-        self.deadline = deadline
+        self.deadline: float | None = deadline
         self.verdict: Verdict | None = None
         if blocking:
             warn_of_blocked_loop("another caller's result")
@@ -237,7 +237,7 @@ class SingleFlight:
     def __init__(self) -> None:
         self._open: dict[Hashable, Flight] = {}
         self.start: Callable[[Hashable, Flight], Flight] = self._open.setdefault
-        self.completed = 0
+        self.completed: int = 0
         # Reentrant, because the garbage collector may end an abandoned coroutine, and its flight,
         # at any allocation.
         self._lock = RLock()

@@ -76,11 +76,11 @@ class InFlightElsewhere:
         arrived: Callable[[InFlightElsewhere], None],
         deadline: float | None = None,
     ) -> None:
-        self.index = index
-        self.item = item
-        self.call = call
-        self.key = key
-        self.flight = Flight(None)
+        self.index: int = index
+        self.item: Any = item
+        self.call: Call = call
+        self.key: Hashable = key
+        self.flight: Flight = Flight(None)
         self.deadline: float | None = deadline
         self.verdict: Verdict | None = None
         self._arrived = arrived

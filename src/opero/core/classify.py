@@ -235,16 +235,26 @@ def _of_group(group: BaseExceptionGroup[Any], depth: int) -> Verdict:
     return verdicts[0] if all(v.kind == "transient" for v in verdicts) else UNKNOWN
 
 
+_KINDS_OF_CODES: Final[tuple[tuple[frozenset[str], Kind], ...]] = (
+    (_EXHAUSTED_CODES, "exhausted"),
+    (_TRANSIENT_CODES, "transient"),
+)
+_KINDS_OF_CLASSES: Final[tuple[tuple[Mapping[str, frozenset[str]], Kind], ...]] = (
+    (_FINAL_CLASSES, "final"),
+    (_TRANSIENT_CLASSES, "transient"),
+)
+
+
 def _of_one(error: BaseException) -> Verdict:
     if says_nothing(error):
         return _of_type(error)
     response = safe_get(error, "response")
     places = (error,) if response is None else (error, response)
     codes = [code for place in (*places, safe_get(error, "body")) for code in _codes(place)]
-    for known, result in ((_EXHAUSTED_CODES, "exhausted"), (_TRANSIENT_CODES, "transient")):
+    for known, kind in _KINDS_OF_CODES:
         for code in codes:
             if code.lower() in known:
-                return Verdict(result, code)  # type: ignore[arg-type]  # one of the two words
+                return Verdict(kind, code)
     return _of_answer(error, places) or _of_driver(error) or _of_type(error)
 
 
@@ -308,10 +318,10 @@ def _of_class(error: BaseException) -> Verdict | None:
 
 def _of_type(error: BaseException) -> Verdict:
     """Classify by class: of client libraries by name, of Python itself."""
-    for table, kind in ((_FINAL_CLASSES, "final"), (_TRANSIENT_CLASSES, "transient")):
+    for table, kind in _KINDS_OF_CLASSES:
         for cls in type(error).__mro__:
             if cls.__name__ in table.get(cls.__module__.partition(".")[0], ()):
-                return Verdict(kind, cls.__name__)  # type: ignore[arg-type]  # one of the two words
+                return Verdict(kind, cls.__name__)
     if issubclass(type(error), (ConnectionError, TimeoutError)):
         return Verdict("transient", type(error).__name__)
     if issubclass(type(error), OSError) and safe_get(error, "errno") in _NETWORK:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from opero import events
 from opero.core.deadline import require_time, run_until
@@ -139,7 +139,7 @@ class Invoke:
                 raise
             if probing:
                 if hasattr(type(result), "__await__"):
-                    raise AwaitableResult(result)
+                    raise AwaitableResult(cast("Awaitable[Any]", result))
                 probing = False
                 if probe is not None:
                     probe()

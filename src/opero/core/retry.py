@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from opero import events
 from opero.core.call import RetryParked
@@ -126,7 +126,7 @@ class RetryPolicy:
             return not verdict.ends_value
         if isinstance(error, Rejected) or not is_retry_strategy(self.retry_on):
             return matches(self.retry_on, error)
-        return asks(self.retry_on, state())
+        return asks(cast("Callable[[Any], object]", self.retry_on), state())
 
     def retries_on(self, error: Exception) -> bool:
         """Return whether an error is one that `retry_on` means, outside of any call."""

@@ -41,10 +41,10 @@ class Stream:
     __slots__ = ("_call", "_callbacks", "_step", "ended", "item", "source", "value")
 
     def __init__(self, source: Generator[Any, Any, Any]) -> None:
-        self.source = source
+        self.source: Generator[Any, Any, Any] = source
         self.item: Any = None
         self.value: Any = None
-        self.ended = False
+        self.ended: bool = False
         self._call: Call | None = None
         self._step: Step = _unlimited
         self._callbacks: list[Callable[[BaseException | None], object]] = []
@@ -198,7 +198,7 @@ class AsyncStream:
         self._running = running
         self._context = contextvars.copy_context()
         self.item: Any = None
-        self.ended = False
+        self.ended: bool = False
 
     @coroutine
     def _advance(self, method: Callable[[Any], Any], given: Any) -> Generator[Any, Any, None]:

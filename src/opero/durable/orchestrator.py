@@ -71,7 +71,7 @@ def _in_thread(
         f"{method.__qualname__.rpartition('.')[0]}.{name}",
     )
     variant.__doc__ = f"Do what `{method.__name__}` does, without blocking the event loop."
-    variant.__wrapped__ = method  # type: ignore[attr-defined] # its signature
+    vars(variant)["__wrapped__"] = method  # its signature
     return variant
 
 

@@ -14,7 +14,7 @@ import contextvars
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
 from opero.durable.failures import keepable, pack_error, rebuild_error
@@ -355,10 +355,10 @@ class EngineThread(threading.Thread):
     @property
     def daemon(self) -> bool:
         """Whether the program may end while the thread runs: always, but see the class."""
-        return True if current_scope.get() is None else _MadeInWorkflow(True)  # type: ignore[return-value] # true
+        return True if current_scope.get() is None else cast("bool", _MadeInWorkflow(True))
 
     @daemon.setter
-    def daemon(self, value: bool) -> None:
+    def daemon(self, value: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         raise RuntimeError("threads of an engine are daemons")
 
 

@@ -150,7 +150,7 @@ def _register(fn: Any, name: str | None, version: str | int | None) -> Any:
         raise OperoUsageError(
             f"workflow {fn.__name__}() is a generator: return its result instead."
         )
-    name = name or fn.__name__
+    name = called = name or fn.__name__
     signature = inspect.signature(fn)
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     for parameter in signature.parameters.values():
@@ -161,7 +161,7 @@ def _register(fn: Any, name: str | None, version: str | int | None) -> Any:
                 "pass it by position."
             )
     spec = WorkflowSpec(
-        name,
+        called,
         None if version is None else str(version),
         fn,
         is_async_function(fn),

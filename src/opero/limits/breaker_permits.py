@@ -148,6 +148,8 @@ class SharedPermit(Permit):
 
     __slots__ = ("_is_steady",)
 
+    steady: bool
+
     def __init__(
         self,
         rules: BreakerRules,
@@ -239,6 +241,8 @@ class Notifications:
 
 class BreakerNames:
     """The breakers of this process by the names that users gave them."""
+
+    lock: RLock
 
     def __init__(self) -> None:
         self.live: WeakValueDictionary[str, Any] = WeakValueDictionary()

@@ -82,7 +82,7 @@ class Streak:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self.failures = 0
+        self.failures: int = 0
 
     @property
     def calls(self) -> int:
@@ -148,6 +148,8 @@ class _OutcomeWindow:
 class CallWindow(_OutcomeWindow):
     """The last so many calls."""
 
+    failures: int
+
     def __init__(self, rate: float, least: int, length: int) -> None:
         super().__init__(rate, least)
         self._last: deque[int] = deque(maxlen=length)
@@ -186,6 +188,9 @@ class TimeWindow(_OutcomeWindow):
     """
 
     timed: ClassVar[bool] = True
+
+    calls: int
+    failures: int
 
     def __init__(self, rate: float, least: int, seconds: float) -> None:
         super().__init__(rate, least)
@@ -495,12 +500,14 @@ class BreakerState:
         <CircuitState.HALF_OPEN: 'half_open'>
     """
 
+    counter: OutcomeCounter
+
     def __init__(self, rules: BreakerRules) -> None:
         self.rules = rules
-        self.generation = 0
+        self.generation: int = 0
         self.transitions: deque[Transition] = deque()
-        self.opened = 0
-        self.state = CircuitState.CLOSED
+        self.opened: int = 0
+        self.state: CircuitState = CircuitState.CLOSED
         self._failed_recoveries = 0
         self._enter(CircuitState.CLOSED)
 

@@ -79,6 +79,8 @@ class ConcurrencyLimit(SharedObject):
         0
     """
 
+    attached: bool
+
     def __init__(self, limit: int, *, queue: int | None = None, name: str | None = None) -> None:
         self.limit: int = _whole(limit, "concurrency", 1)
         self.queue: int | None = None if queue is None else _whole(queue, "queue", 0)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from opero.errors import OperoUsageError, OperoWarning, RefusalError, SpendCapError
 from opero.limits.gcra import Gcra, LimitPause, Rule
@@ -244,7 +244,7 @@ def _settle(
     try:
         cost = cost_of(outcome)
         if cost is not None or option == "settle":
-            reservation.settle(cost)  # type: ignore[arg-type]  # what `settle` returns is checked there
+            reservation.settle(cast("float", cost))  # what `settle=` returns is checked there
     except Exception as error:  # noqa: BLE001 - the call has its own outcome
         warnings.warn(
             f"{option}={name_of(cost_of)} raised {type(error).__name__}: what was reserved counts",

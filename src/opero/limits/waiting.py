@@ -148,7 +148,7 @@ class SlotQueue:
 
     def __init__(self, rule: Rule) -> None:
         self._rule = rule
-        self.threads = FairLock()
+        self.threads: FairLock = FairLock()
         self.loops: dict[AbstractEventLoop, FairLock] = {}
 
     def wait(
@@ -314,7 +314,7 @@ class ExternalLimiter:
     __slots__ = ("_loop", "limiter")
 
     def __init__(self, limiter: Any) -> None:
-        self.limiter = limiter
+        self.limiter: Any = limiter
         self._loop: weakref.ref[AbstractEventLoop] | None = None
 
     def refusal(self, what: str) -> OperoUsageError:

@@ -44,9 +44,9 @@ class Switch:
 
     Example:
         >>> s = Switch()
-        >>> s.hold(); bool(s.on)
+        >>> s.turn_on(); bool(s.on)
         True
-        >>> s.release(); bool(s.on)
+        >>> s.turn_off(); bool(s.on)
         False
     """
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from functools import cache
-from typing import Final
+from typing import Any, Final, cast
 
 __all__ = [
     "hide",
@@ -203,7 +203,7 @@ def masked_repr(value: object, name: str = "") -> str:
         inner = (f"{masked_repr(k)}: {masked_repr(v, str(k))}" for k, v in value.items())
         return f"{{{', '.join(inner)}}}"
     if type(value) in (list, tuple):
-        parts = [masked_repr(item, name) for item in value]  # type: ignore[attr-defined]
+        parts = [masked_repr(item, name) for item in cast("list[Any]", value)]
         if type(value) is list:
             return f"[{', '.join(parts)}]"
         return f"({parts[0]},)" if len(parts) == 1 else f"({', '.join(parts)})"

@@ -112,6 +112,7 @@ class SqliteFile:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> path = Path(tempfile.mkdtemp()) / "answers.db"
         >>> file = SqliteFile(path, script="CREATE TABLE Answer (text TEXT)")
         >>> file.write("INSERT INTO Answer VALUES (?)", ("42",))

@@ -82,6 +82,9 @@ class ThreadWaiter(Waiter):
 
     __slots__ = ("_lock",)
 
+    value: Any
+    granted: bool
+
     def __init__(self, budget: Any = None) -> None:
         super().__init__(budget)
         self._lock = threading.Lock()
@@ -117,6 +120,9 @@ class TaskWaiter(Waiter):
     """A waiting task, in the event loop in which this object was made."""
 
     __slots__ = ("_future", "_loop", "_woken")
+
+    granted: bool
+    value: Any
 
     def __init__(self, budget: Any = None) -> None:
         from asyncio import get_running_loop
@@ -195,7 +201,7 @@ class WaitQueue:
 
     def __init__(self) -> None:
         self.waiting: OrderedDict[Waiter, None] = OrderedDict()
-        self.lock = threading.RLock()
+        self.lock: threading.RLock = threading.RLock()
 
     def __len__(self) -> int:
         return len(self.waiting)

@@ -308,7 +308,7 @@ class Backoff:
     """
 
     def __init__(self) -> None:
-        self.failures = 0
+        self.failures: int = 0
         self._until = 0.0
         self._why = ""
 

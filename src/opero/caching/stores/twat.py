@@ -117,9 +117,10 @@ class EngineStore:
 
     def _engine(self) -> tuple[Any, Any]:
         with self._lock:
-            if self._made is None:
-                self._made = self._make()
-            return self._made
+            made = self._made
+            if made is None:
+                made = self._made = self._make()
+            return made
 
 
 def _entry(key: str) -> Any:

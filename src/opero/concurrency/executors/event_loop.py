@@ -28,7 +28,7 @@ class EventLoopExecutor:
     """
 
     name = "async"
-    caps = Caps()
+    caps: Caps = Caps()
 
     def __init__(self, workers: int, context: Context) -> None:
         self._workers = workers

@@ -182,7 +182,7 @@ class FuturesExecutor:
     """
 
     name = "executor"
-    caps = Caps(remote=True)
+    caps: Caps = Caps(remote=True)
 
     def __init__(self, executor: Executor, workers: int) -> None:
         self._executor = executor

@@ -20,7 +20,7 @@ __all__ = ["AsyncInlineExecutor", "InlineExecutor"]
 
 class _Inline:
     name = "sequential"
-    caps = Caps()
+    caps: Caps = Caps()
 
     def __init__(self) -> None:
         self._waiting: deque[LocalChunk] = deque()

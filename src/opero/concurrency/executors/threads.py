@@ -33,7 +33,7 @@ class ThreadExecutor:
     """
 
     name = "thread"
-    caps = Caps()
+    caps: Caps = Caps()
 
     def __init__(self, workers: int, context: Context) -> None:
         self.workers = workers

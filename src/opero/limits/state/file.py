@@ -171,8 +171,10 @@ class StateFile:
 
     cells: memoryview
 
+    thread_lock: threading.RLock
+
     def __init__(self, path: str, kind: str, make: Make, *, create: bool) -> None:
-        self.path = path
+        self.path: str = path
         self._reset()
         self.fd: int = _open_own(path, create=create)
         try:
@@ -352,7 +354,7 @@ class FileState(LimiterState):
     def __init__(
         self, path: str, rule: Rule, *, create: bool, state: Any = None, named: bool = False
     ) -> None:
-        self.rule = rule
+        self.rule: Rule = rule
         signature = list(rule.signature)
         head = [len(signature) // _OF_PART, *signature]
         place = PAUSE_CELLS + len(head)

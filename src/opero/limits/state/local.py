@@ -27,7 +27,7 @@ class LocalState(LimiterState):
     __slots__ = ("_lock", "_now", "_pause", "_state", "_successor", "_take", "rule")
 
     def __init__(self, rule: Rule, now: Callable[[], int] = time.monotonic_ns) -> None:
-        self.rule = rule
+        self.rule: Rule = rule
         self._now = now
         self._state: Any = rule.new_state()
         self._pause = LimitPause()

@@ -64,14 +64,14 @@ class PendingChunk:
         buffer: SharedBuffer | None = None,
         suspect: bool = False,
     ) -> None:
-        self.number = number
-        self.message = message
-        self.size = len(message)
-        self.progress = ChunkProgress(count)
-        self.buffer = buffer
-        self.suspect = suspect
-        self.turn = 0
-        self.since = 0.0
+        self.number: int = number
+        self.message: bytes = message
+        self.size: int = len(message)
+        self.progress: ChunkProgress = ChunkProgress(count)
+        self.buffer: SharedBuffer | None = buffer
+        self.suspect: bool = suspect
+        self.turn: int = 0
+        self.since: float = 0.0
 
 
 def judge(
@@ -152,26 +152,32 @@ class WorkerHandle:
         failure: Why it could not begin.
     """
 
+    closed: bool
+    gone: bool
+    orphaned: bool
+    number: int
+    sentinel: int
+
     def __init__(self, server: ForkServer, pool_fd: int, size: int, *, fresh: bool = False) -> None:
         self.server = server
-        self.pid = 0
+        self.pid: Any = 0
         self.up = self.retires = self.closed = self.gone = self.orphaned = False
         self.pending: dict[int, PendingChunk] = {}
         self.why: Why | None = None
-        self.judged = 0.0
+        self.judged: float = 0.0
         self.exitcode: int | None = None
         self.failure: str | None = None
         self._turn = 0
         self._reported_start = False
         self._fd, self._memory = shared_file("worker", PAGE + 2 * size, PAGE)
-        self.status = WorkerStatus(self._memory)
+        self.status: WorkerStatus = WorkerStatus(self._memory)
         self.status.buffer_size = size
         half = (len(self._memory) - PAGE) // 2
         self._results = BufferPool(self._memory, PAGE, half, 2)
         try:
             ours, theirs = socket.socketpair()
             with theirs:
-                self.conn = Connection(ours.detach())
+                self.conn: Connection[Any, Any] = Connection(ours.detach())
                 close_in_child(self.conn)
                 fds = (theirs.fileno(), self._fd, pool_fd)
                 self.number, self.sentinel = server.start(fds, fresh=fresh)

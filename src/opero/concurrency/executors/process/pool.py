@@ -77,9 +77,9 @@ class ProcessPool:
     """
 
     def __init__(self, nodes: int, *, job: MapJob, method: StartMethod) -> None:
-        self.nodes = nodes
-        self.graceful = False
-        self.timeout = 1.0
+        self.nodes: int = nodes
+        self.graceful: bool = False
+        self.timeout: float = 1.0
         self._job = job
         self._method: StartMethod = method
         self._spec = JobSpec.of(job)
@@ -137,10 +137,13 @@ class ProcessPool:
         """Begin workers; the job is sent when all of them are on their way."""
         new: list[WorkerHandle] = []
         for _ in range(count):
+            server = None
             try:
                 server = self._server()
                 worker = WorkerHandle(server, self._fd, self._size, fresh=self._method == "spawn")
             except BrokenPipeError:
+                if server is None:
+                    raise
                 self._forget(server)
                 self._count_failed_start(server.said(), None)
                 continue
@@ -451,11 +454,11 @@ class ProcessEngine:
     """
 
     name = "process"
-    caps = Caps(remote=True, kills=True, attributes_crash=True)
+    caps: Caps = Caps(remote=True, kills=True, attributes_crash=True)
 
     def __init__(self, workers: int, *, method: StartMethod | None = None) -> None:
         self.workers = workers
-        self._method = method
+        self._method: StartMethod | None = method
         self._block: AbstractContextManager[Any] | None = None
         self._pool: ProcessPool | None = None
         self._entered = self._closed = False

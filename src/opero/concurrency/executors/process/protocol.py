@@ -129,9 +129,9 @@ class SharedBuffer:
     __slots__ = ("_view", "index", "used")
 
     def __init__(self, index: int, view: memoryview) -> None:
-        self.index = index
+        self.index: int = index
         self._view = view
-        self.used = 0
+        self.used: int = 0
 
     def add(self, buffer: PickleBuffer) -> Span | None:
         """Copy a buffer behind the others; return its place, None if there is no room or it is small."""
@@ -230,7 +230,7 @@ class WorkerStatus:
 
     def __init__(self, mapped: mmap.mmap) -> None:
         self._view = memoryview(mapped)
-        self.words = self._view[:PAGE].cast("q")
+        self.words: memoryview[int] = self._view[:PAGE].cast("q")
 
     def begin_chunk(self, turn: int) -> None:
         """Note that items of the worker's n-th chunk are next, and none of them has begun."""

@@ -83,18 +83,18 @@ class RunningChunk:
         *,
         ordered: bool,
     ) -> None:
-        self.number = number
-        self.entries = entries
-        self.read = read
-        self.parked = parked
-        self.turn = turn
-        self.kept = len(entries)
-        self.next = 0
+        self.number: int = number
+        self.entries: list[Any] = entries
+        self.read: Callable[[Span], Any] | None = read
+        self.parked: dict[int, Parked] = parked
+        self.turn: int = turn
+        self.kept: int = len(entries)
+        self.next: int = 0
         self.values: list[Any] = []
         self.places: list[int] | None = None if ordered else []
         self.odd: dict[int, ItemOutcome] = {}
-        self.reported = 0
-        self.flushed = perf_counter()
+        self.reported: int = 0
+        self.flushed: float = perf_counter()
         self.soon: asyncio.TimerHandle | None = None
 
     @property
@@ -156,7 +156,7 @@ class WorkerSession:
         close_in_child(conn)
         self._own_fd = own_fd
         own = mmap.mmap(own_fd, 0)
-        self.status = WorkerStatus(own)
+        self.status: WorkerStatus = WorkerStatus(own)
         self._results = BufferPool(own, PAGE, (len(own) - PAGE) // 2, 2)
         items = mmap.mmap(pool_fd, 0)
         os.close(pool_fd)
@@ -174,7 +174,7 @@ class WorkerSession:
         self.runner: ItemRunner
         self.chunk: RunningChunk | None = None
         self._sending = threading.Lock()
-        self.asked = False
+        self.asked: bool = False
 
     # --- getting ready ----------------------------------------------------------------------------
 

@@ -206,7 +206,7 @@ class ForkServer:
     """
 
     def __init__(self, worker_main: WorkerMain, *, fork: bool = False) -> None:
-        self.key = _server_key()
+        self.key: _ServerKey = _server_key()
         self.preloaded: dict[str, tuple[str, int]] = {}
         self._inherits = fork
         self._numbers = itertools.count(1)
