@@ -100,8 +100,9 @@ def test_where_nothing_can_be_shared_one_warning_says_so(monkeypatch):
     limiter = RateLimiter("1/hour")
     with pytest.warns(RuntimeWarning, match=r"1 per hour.*per process.*No such file") as caught:
         assert not limiter.share()
-    assert unshared_objects() == [repr(limiter)]
-    assert unshared_objects() == []
+    # Objects of other tests may be alive as well.
+    assert repr(limiter) in unshared_objects()
+    assert repr(limiter) not in unshared_objects()
     data = pickle.dumps(limiter)
     assert len(caught) == 1
     assert limiter.try_acquire()

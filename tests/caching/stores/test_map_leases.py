@@ -447,20 +447,21 @@ def test_a_function_may_map_over_the_items_of_its_own_map(crowd: Crowd, mode: st
         f"""
         from opero import operomap
         import threading
-        inside = threading.local()
+        inside = set()  # threads; travels to a worker process
 
         @operomap(**options, mode={mode!r}, workers=2, chunksize=1)
         def f(x):
-            if getattr(inside, "it", False):
+            me = threading.get_ident()
+            if me in inside:
                 return x
-            inside.it = True
+            inside.add(me)
             try:
                 time.sleep(0.3)
                 f.one(3 - x)
                 f.with_options(mode="thread")([1, 2])
                 return x
             finally:
-                inside.it = False
+                inside.discard(me)
 
         ready()
         print(f([1, 2]))

@@ -65,8 +65,8 @@ def test_redis_by_name(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         f(7)
         assert "twat:redis" in str(f.explain())
         found: Any = server.do("KEYS", "*squares*")
-        ttl: Any = server.do("TTL", found[0])
-        assert 50 < ttl <= 61
+        lifetimes: list[Any] = [server.do("TTL", key) for key in found]
+        assert any(50 < seconds <= 61 for seconds in lifetimes)
 
 
 def test_an_entry_expires(home: Path) -> None:
