@@ -366,7 +366,7 @@ def test_ctrl_c_ends_the_program_and_its_workers(tmp_path: Any) -> None:
         from opero import operomap
         @operomap(cache=False, workers=2)
         def slow(x):
-            print(os.getpid(), flush=True)
+            os.write(1, b"%d\\n" % os.getpid())  # in one piece, beside the other worker's
             time.sleep(60)
         slow([1, 2])
         """)
