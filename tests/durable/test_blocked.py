@@ -126,7 +126,7 @@ def test_field_with_a_default_may_be_added_to_a_dataclass(monkeypatch: pytest.Mo
     more = dataclasses.make_dataclass(
         "Receipt",
         ["id", ("cents", int, 0), ("notes", list, dataclasses.field(default_factory=list))],
-        module=__name__,
+        namespace={"__module__": __name__},
     )
     monkeypatch.setattr(HERE, "Receipt", more)
     assert decode(text) == more("r1", 0, [])
@@ -140,7 +140,9 @@ def test_other_changes_of_a_dataclass_are_named(
 ) -> None:
     text = as_written(Receipt, "r1")
     monkeypatch.setattr(
-        HERE, "Receipt", dataclasses.make_dataclass("Receipt", fields, module=__name__)
+        HERE,
+        "Receipt",
+        dataclasses.make_dataclass("Receipt", fields, namespace={"__module__": __name__}),
     )
     with pytest.raises(UnserializableError, match=reported):
         decode(text)
