@@ -16,6 +16,7 @@ import json
 import os
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
@@ -101,8 +102,12 @@ def count(word: str) -> dict[str, Any]:
 @operomap(mode="process", workers=3, cache=False, retries=5, min_delay="20ms", rate_limit="50/s")
 def tile(number: int, url: str) -> int:
     """Fetch and draw a tile, in one of three processes; tile 13 crashes the library that draws."""
-    with urllib.request.urlopen(f"{url}/tile?number={number}", timeout=5) as answer:  # noqa: S310 - our own server
-        found: str = json.load(answer)["query"]
+    try:
+        with urllib.request.urlopen(f"{url}/tile?number={number}", timeout=5) as answer:  # noqa: S310 - our own server
+            found: str = json.load(answer)["query"]
+    except urllib.error.HTTPError as refused:
+        refused.close()  # it holds the connection, and may live as long as its traceback
+        raise
     if number == 13:
         os._exit(11)
     return int(found.partition("=")[2])
