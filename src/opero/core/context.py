@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, Protocol
 
 from opero import events
-from opero.events.run import Run
+from opero.events.runs import Run
 from opero.utils import ambient
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from opero.durable.step import (
 )
 from opero.durable.values import decode
 from opero.errors import JournalError, NonDeterminismError, UnserializableError
-from opero.events.run import Run
+from opero.events.runs import Run
 
 if TYPE_CHECKING:
     from opero.durable.workflows import WorkflowSpec
