@@ -27,7 +27,7 @@ from opero.core.stats import Stats
 from opero.core.stream import AsyncStream, Stream
 from opero.errors import OperoUsageError, Rejected
 from opero.events.bus import Emitter
-from opero.events.run import Run
+from opero.events.runs import Run
 from opero.utils import ambient
 from opero.utils.ambient import switch
 from opero.utils.units import parse_seconds

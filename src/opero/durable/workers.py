@@ -25,7 +25,7 @@ from opero.durable.step import (
 )
 from opero.durable.values import decode
 from opero.errors import JournalError, NonDeterminismError, UnserializableError
-from opero.events.run import Run
+from opero.events.runs import Run
 from opero.utils.ambient import fork
 
 if TYPE_CHECKING:

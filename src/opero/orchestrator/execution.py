@@ -1,4 +1,4 @@
-# this_file: src/opero/orchestrator/orchestrator.py
+# this_file: src/opero/orchestrator/execution.py
 """Call functions as a configuration says: `Orchestrator`, and the decorator `@orchestrate`."""
 
 from __future__ import annotations
