@@ -15,9 +15,16 @@ import pytest
 from opero import failures, opero
 from opero.core.call import FailedCall
 from opero.core.failures import story
-from opero.errors import DeadlineError, OperoUsageError, OperoWarning
+from opero.errors import (
+    DeadlineError,
+    OperoUsageError,
+    OperoWarning,
+    Rejected,
+    asks,
+    is_final,
+    matches,
+)
 from opero.testing import flaky
-from opero.utils.matching import Rejected, asks, is_final, matches
 
 pytestmark = pytest.mark.internal
 

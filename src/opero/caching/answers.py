@@ -24,10 +24,10 @@ from opero.caching.single_flight import (
     copy_error,
     notify,
 )
+from opero.errors import Rejected
 from opero.events import CacheHit, CacheMiss, CacheRefreshed, CacheStale
 from opero.utils import ambient
 from opero.utils.ambient import switch
-from opero.utils.matching import Rejected
 from opero.utils.steps import BlockingStep
 
 if TYPE_CHECKING:
