@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 
 from opero.errors import StoreError
 from opero.utils import ambient
-from opero.utils.backends import BACKENDS, backend_of
+from opero.utils.checks import BACKENDS, backend_of
 from opero.utils.fork import run_after_fork
 
 __all__ = [

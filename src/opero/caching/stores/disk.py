@@ -14,17 +14,15 @@ import sqlite3
 import stat
 import threading
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from opero.caching.stores.base import LONGEST_LEASE, Backoff, StoredItem, portions
-from opero.errors import OperoWarning, StoreError
+from opero.errors import StoreError, warn_user
 from opero.utils.fork import reset_after_fork
 from opero.utils.sqlite import ForeignDatabase, SqliteFile, is_damage, is_lock
-from opero.utils.stack import users_stacklevel
 
 if TYPE_CHECKING:
     from opero.caching.stores.base import KeyOwner, Row
@@ -399,19 +397,15 @@ class DiskStore:
             # Users that asked for a disk cache should know why each call is computed.
             if not self._warned:
                 self._warned = True
-                warnings.warn(
-                    f"There is no disk cache: {error}.", OperoWarning, stacklevel=users_stacklevel()
-                )
+                warn_user(f"There is no disk cache: {error}.")
             raise
 
     def _verify(self, connection: sqlite3.Connection) -> None:
         if self._file.read_only:
             if not self._warned:
                 self._warned = True
-                warnings.warn(
-                    f"The disk cache {self.folder} is read-only: what it holds is used, and nothing is added.",
-                    OperoWarning,
-                    stacklevel=users_stacklevel(),
+                warn_user(
+                    f"The disk cache {self.folder} is read-only: what it holds is used, and nothing is added."
                 )
             if _version(connection) != (_APPLICATION, 1):
                 raise StoreError(f"{self.folder} was written by another version of opero")
@@ -457,10 +451,8 @@ class DiskStore:
         finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-        warnings.warn(
-            f"The disk cache {self.folder} of an earlier version of opero was taken over: {taken} entries.",
-            OperoWarning,
-            stacklevel=users_stacklevel(),
+        warn_user(
+            f"The disk cache {self.folder} of an earlier version of opero was taken over: {taken} entries."
         )
 
     def _sweep(self, connection: sqlite3.Connection, before: float) -> None:

@@ -14,7 +14,6 @@ import pickle
 import sys
 import threading
 import uuid
-import warnings
 from collections import OrderedDict
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
 from contextvars import Context
@@ -36,10 +35,9 @@ from opero.concurrency.executors.process.protocol import (
 )
 from opero.concurrency.executors.threads import ThreadExecutor
 from opero.concurrency.item_runner import ItemRunner
-from opero.errors import MapError, OperoError
+from opero.errors import MapError, OperoError, warn_user
 from opero.events import event_bus
 from opero.limits.state.shared import unshared_objects
-from opero.utils.stack import users_stacklevel
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import ItemOutcome, MapExecutor, Parked, Why
@@ -269,11 +267,10 @@ def _open_reports(chunk: int, data: bytes) -> list[Report]:
     for limit in unshared:
         if limit not in _reported_limits:
             _reported_limits.add(limit)
-            warnings.warn(
+            warn_user(
                 f"{limit} is not shared with all workers of the executor: those on another host limit by themselves. "
                 "Use workers of this host, or a limit that a server keeps.",
                 RuntimeWarning,
-                stacklevel=users_stacklevel(),
             )
     reports: list[Report] = [decode_done(chunk, body)]
     return reports if kept is None else [*reports, GaveBack(chunk, kept)]

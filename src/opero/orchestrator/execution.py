@@ -1,4 +1,4 @@
-# this_file: src/opero/orchestrator/orchestrator.py
+# this_file: src/opero/orchestrator/execution.py
 """Call functions as a configuration says: `Orchestrator`, and the decorator `@orchestrate`."""
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from opero.core.pipeline import Pipeline
 from opero.core.rate_limit import limiter_of
 from opero.core.strategies import is_retry_error, retry_error
 from opero.core.wrapper import make_wrapper
-from opero.errors import OperoUsageError
+from opero.errors import OperoUsageError, is_final, matches
 from opero.events.messages import log_event
 from opero.limits.permits import ConcurrencyLimit
 from opero.orchestrator.config import OrchestratorConfig, functions
 from opero.orchestrator.fallback_chain import FallbackChain, name_of
 from opero.utils.async_utils import ensure_async, is_async_function, run_async
-from opero.utils.matching import is_final, matches
 
 if TYPE_CHECKING:
     from opero.core.call import Explanation
