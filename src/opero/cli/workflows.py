@@ -12,7 +12,7 @@ from opero.cli.output import as_json, as_table
 from opero.errors import ActivityError, JournalError, OperoUsageError
 
 if TYPE_CHECKING:
-    from opero.durable.orchestrator import Operations
+    from opero.durable.operations import Operations
 
 __all__ = ["register"]
 
@@ -63,8 +63,8 @@ def register(commands: Any) -> None:
 
 
 def _journal(given: argparse.Namespace) -> Operations:
-    from opero.durable.orchestrator import Operations
-    from opero.durable.stores.sqlite import SqliteStore
+    from opero.durable.operations import Operations
+    from opero.durable.sqlite_store import SqliteStore
 
     # A look must not create a journal.
     if not Path(given.db).exists():
@@ -100,7 +100,8 @@ def _list(given: argparse.Namespace) -> int:
 
 def _show(given: argparse.Namespace) -> int:
     journal = _journal(given)
-    found = {**journal.get_workflow_status(given.id), "state": journal.state(given.id)}
+    state = journal.state(given.id)
+    found = {**(journal.get_workflow_status(given.id) or {}), "state": state}
     if given.json:
         print(as_json(_plain(found)))
     else:

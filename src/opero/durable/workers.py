@@ -15,7 +15,6 @@ from opero.concurrency.recorder import recording
 from opero.core.context import fork
 from opero.durable.map_items import record_map
 from opero.durable.records import State
-from opero.durable.run import Unwind, WorkflowRun
 from opero.durable.step import (
     EngineThread,
     Scope,
@@ -25,11 +24,12 @@ from opero.durable.step import (
     task_factory,
 )
 from opero.durable.values import decode
+from opero.durable.workflow_run import Unwind, WorkflowRun
 from opero.errors import JournalError, NonDeterminismError, UnserializableError
 from opero.events.run import Run
 
 if TYPE_CHECKING:
-    from opero.durable.workflows import WorkflowSpec
+    from opero.durable.decorators import WorkflowSpec
 
 __all__ = ["LoopThread", "WorkerThreads", "ainvoke", "end_tasks", "invoke"]
 
