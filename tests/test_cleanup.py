@@ -187,6 +187,15 @@ def test_a_missing_program_is_reported_with_a_way_to_install_it(
         env.resolve(["ruff", "check"])
 
 
+def test_commands_keep_what_they_compile(
+    cleanup: ModuleType, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    variables = cleanup.Environment(home / ".venv", sys.executable, "3.11").variables()
+    assert "PYTHONDONTWRITEBYTECODE" not in variables
+    assert variables["VIRTUAL_ENV"] == str(home / ".venv")
+
+
 @pytest.mark.parametrize(("codes", "first"), [([0, 0], 0), ([3, 0], 3), ([0, 4], 4), ([3, 4], 3)])
 def test_a_script_runs_to_its_end_and_returns_its_first_failure(
     cleanup: ModuleType, home: Path, monkeypatch: pytest.MonkeyPatch, codes: list[int], first: int
@@ -245,6 +254,35 @@ def test_test_passes_its_arguments_to_pytest(
     monkeypatch.setattr(cleanup.Environment, "run", lambda _, name, args: ran.append((name, args)))
     cleanup.main(["test", "-k", "retry and not slow", "-x"])
     assert ran == [("test", ["-k", "retry and not slow", "-x"])]
+
+
+@pytest.mark.parametrize("permitted", [True, False])
+def test_test_all_runs_again_on_a_clock_that_has_just_started(
+    cleanup: ModuleType,
+    installer: Installer,
+    monkeypatch: pytest.MonkeyPatch,
+    permitted: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    under = ["unshare", "--time"] if permitted else []
+    ran: list[object] = []
+    monkeypatch.setattr(
+        cleanup.Environment, "run", lambda *_, **options: ran.append(options.get("under"))
+    )
+    monkeypatch.setattr(cleanup, "other_environments", lambda: iter(()))
+    monkeypatch.setattr(cleanup, "just_started", lambda: under)
+    cleanup.main(["test", "--all"])
+    assert ran == [None, *([under] if permitted else [])]
+    assert ("not permitted, skipped" in capsys.readouterr().err) is not permitted
+
+
+def test_a_command_under_the_fresh_clock_sees_seconds_of_uptime(cleanup: ModuleType) -> None:
+    under = cleanup.just_started()
+    if not under:
+        pytest.skip("this machine permits no time namespace")
+    ask = "import time; print(time.monotonic())"
+    seen = subprocess.run([*under, sys.executable, "-c", ask], capture_output=True, check=True)
+    assert 10 < float(seen.stdout) < 42
 
 
 def test_an_old_python_is_refused_with_a_message() -> None:

@@ -105,7 +105,7 @@ _lazy, __dir__ = lazy_exports(
     __name__,
     {
         "CircuitBreaker": "opero.limits.breaker",
-        "CircuitGroup": "opero.tasks.circuit_group",
+        "CircuitGroup": "opero.tasks.task",
         "CircuitState": "opero.limits.breaker",
         "ConcurrencyConfig": "opero.orchestrator.config",
         "ConcurrencyLimit": "opero.limits.permits",

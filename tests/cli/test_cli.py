@@ -17,7 +17,7 @@ import pytest
 from tests.redis_server import RedisServer
 
 from opero import opero
-from opero.cli.main import COMMANDS, main
+from opero.cli.main import main
 from opero.core import get_cache_context
 
 SRC = Path(__file__).resolve().parents[2] / "src"
@@ -68,7 +68,7 @@ def test_the_script_is_declared(root: Path) -> None:
 def test_help_names_all_commands() -> None:
     code, out, err = run("--help")
     assert (code, err) == (0, "")
-    assert set(COMMANDS) <= set(out.split())
+    assert {"info", "cache", "workflows"} <= set(out.split())
 
 
 @pytest.mark.parametrize("arguments", [(), ("cache",), ("cach",), ("cache", "clear")])

@@ -23,7 +23,7 @@ from opero.caching.memory import Entry, EntryStore, MemoryStore, Store, weigh
 from opero.errors import OperoUsageError, StoreError, UnkeyableError, did_you_mean
 from opero.events.bus import Emitter
 from opero.utils import ambient, checks
-from opero.utils.backends import BACKENDS
+from opero.utils.checks import BACKENDS
 from opero.utils.fork import run_after_fork
 from opero.utils.units import Duration, parse_seconds, parse_size
 

@@ -11,23 +11,16 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 from opero.caching.stores.disk import default_folder
-from opero.cli.output import as_json, as_table
+from opero.cli.commands import add_cache_commands, add_workflow_commands, as_json, as_table
 from opero.errors import OperoError, OperoWarning
 from opero.utils.secrets import mask_url
 
-__all__ = ["COMMANDS", "Info", "collect_info", "main"]
-
-COMMANDS: Final = ("cache", "workflows")
-"""Modules of this package whose commands follow `info`; each has a function `register(commands)`.
-
-It adds parsers to `commands`, which is what `ArgumentParser.add_subparsers` returns, and sets the default `run` of
-each to a function that takes the parsed arguments and returns the exit code.
-"""
+__all__ = ["Info", "collect_info", "main"]
 
 _FAILED: Final = 1
 _INTERRUPTED: Final = 130  # as in shells: 128 + SIGINT
@@ -70,8 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="versions, installed extras, cache folder")
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(run=_info)
-    for name in COMMANDS:
-        import_module(f"opero.cli.{name}").register(commands)
+    add_cache_commands(commands)
+    add_workflow_commands(commands)
     return parser
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from opero.events.bus import EventBus, Handler, Subscription, event_bus
-from opero.events.run import Run, current_run
+from opero.events.runs import Run, current_run
 from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:

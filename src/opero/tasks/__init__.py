@@ -6,9 +6,8 @@ run is a `TaskRun`, and changes of its state are events on the default `event_bu
 
     state          TaskState and TaskRun
     callee         how a task calls its function: arguments, threads, options
-    task           Task, Sequence, `run` and `run_sync`
+    task           Task, Sequence, CircuitGroup, `run` and `run_sync`
     parallel       Parallel and its worker tasks
-    circuit_group  a sequence behind a breaker
 """
 
 from __future__ import annotations
@@ -20,10 +19,9 @@ from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from opero.events import EventBus, event_bus
-    from opero.tasks.circuit_group import CircuitGroup
     from opero.tasks.parallel import Parallel
     from opero.tasks.state import TaskRun, TaskState
-    from opero.tasks.task import Sequence, Task, run, run_sync
+    from opero.tasks.task import CircuitGroup, Sequence, Task, run, run_sync
 
 __all__ = [
     "CircuitGroup",
@@ -43,7 +41,7 @@ __dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "CircuitGroup": "opero.tasks.circuit_group",
+        "CircuitGroup": "opero.tasks.task",
         "EventBus": "opero.events",
         "Parallel": "opero.tasks.parallel",
         "Sequence": "opero.tasks.task",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from opero.errors import OperoUsageError
 from opero.events import event_bus
-from opero.events.run import Run
+from opero.events.runs import Run
 from opero.utils import ambient
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from opero.caching.memory import Entry, Life
 from opero.caching.plain_types import Undecodable, Unencodable
 from opero.caching.stores.base import AsyncByteStore, StoreError, awaitable
 from opero.utils import ambient
-from opero.utils.backends import backend_of
+from opero.utils.checks import backend_of
 
 if TYPE_CHECKING:
     from opero.caching.codec import Coder

@@ -1,4 +1,4 @@
-# this_file: src/opero/events/run.py
+# this_file: src/opero/events/runs.py
 """Identify executions: a run has an id and a parent, and events are stamped with both.
 
 A call has a run only where there is a listener. The run is kept in a context variable, so that tasks

@@ -1,0 +1,357 @@
+# this_file: src/opero/cli/commands.py
+"""Manage what opero stores: `opero cache ...` for disk and redis caches, `opero workflows ...` for a journal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from opero.caching.context import clear_cache
+from opero.caching.keys.function_keys import namespace_of
+from opero.caching.stores.base import open_store, settle
+from opero.errors import ActivityError, JournalError, OperoUsageError
+from opero.utils.secrets import looks_secret, mask_text
+
+if TYPE_CHECKING:
+    from opero.caching.stores.base import ByteStore, StoredItem
+    from opero.durable.orchestrator import Operations
+
+__all__ = [
+    "Namespace",
+    "add_cache_commands",
+    "add_workflow_commands",
+    "as_json",
+    "as_size",
+    "as_table",
+    "namespaces",
+]
+
+# --- opero cache ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """Contents of a store for one `cache_namespace`.
+
+    Attributes:
+        namespace: Its name.
+        functions: How many functions and contexts have entries.
+        entries, bytes: Number and total size of the entries.
+    """
+
+    namespace: str
+    functions: int
+    entries: int
+    bytes: int
+
+
+def add_cache_commands(commands: Any) -> None:
+    """Add `opero cache` and its verbs to a parser."""
+    parser = commands.add_parser("cache", help="list and clear disk and redis caches")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    listing = verbs.add_parser("list", help="namespaces with their entries and bytes")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(run=_list_cache)
+
+    clearing = verbs.add_parser("clear", help="remove all entries of a namespace")
+    clearing.add_argument("namespace", metavar="NAMESPACE", help="the cache_namespace of functions")
+    clearing.set_defaults(run=_clear_cache)
+
+    for verb in (listing, clearing):
+        verb.add_argument(
+            "--backend",
+            default="disk",
+            help='"disk" (the default), "disk:PATH", "redis" or "redis://HOST:PORT/DB"',
+        )
+
+
+def namespaces(items: Iterable[StoredItem], *, now: float) -> list[Namespace]:
+    """Count entries by namespace, in order of their names; expired entries do not count."""
+    entries: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    functions: dict[str, set[str]] = {}
+    for item in items:
+        if item.key.startswith("~") or (item.expires is not None and item.expires <= now):
+            continue
+        name = namespace_of(item.key)
+        entries[name] += 1
+        sizes[name] += item.size
+        functions.setdefault(name, set()).add(item.key.rpartition(":")[0])
+    return [
+        Namespace(name, len(functions[name]), entries[name], sizes[name])
+        for name in sorted(entries)
+    ]
+
+
+def _store(backend: str) -> ByteStore | None:
+    """Return a store, None for a folder that does not exist: listing must not create it."""
+    if backend == "memory":
+        raise OperoUsageError(
+            "--backend memory: results in memory can be seen by their own program only."
+        )
+    store = open_store(settle(backend))
+    folder = getattr(store, "folder", None)
+    return None if folder is not None and not folder.exists() else store
+
+
+def _list_cache(given: argparse.Namespace) -> int:
+    store = _store(given.backend)
+    found = [] if store is None else namespaces(store.scan(""), now=time.time())
+    if given.json:
+        print(as_json([asdict(one) for one in found]))
+    elif not found:
+        print("No entries.")
+    else:
+        rows = [(one.namespace, one.functions, one.entries, as_size(one.bytes)) for one in found]
+        print(as_table([("namespace", "functions", "entries", "size"), *rows]))
+    return 0
+
+
+def _clear_cache(given: argparse.Namespace) -> int:
+    removed = 0
+    if _store(given.backend) is not None:
+        removed = clear_cache(given.namespace, backend=given.backend)
+    print(f"Removed {removed} {'entry' if removed == 1 else 'entries'} of {given.namespace!r}.")
+    return 0
+
+
+# --- opero workflows --------------------------------------------------------------------------------
+
+_WIDEST: Final = 60
+"""Characters of a value in a table."""
+_LIMIT: Final = 50
+
+
+def add_workflow_commands(commands: Any) -> None:
+    """Add `opero workflows` and its verbs to a parser."""
+    parser = commands.add_parser("workflows", help="inspect and control durable workflows")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    def verb(name: str, run: Callable[[argparse.Namespace], int], about: str) -> Any:
+        made = verbs.add_parser(name, help=about)
+        made.add_argument("--db", default="opero.db", metavar="FILE", help="the journal (opero.db)")
+        made.set_defaults(run=run)
+        return made
+
+    listing = verb("list", _list_workflows, "workflows, the youngest first")
+    showing = verb("show", _show_workflow, "one workflow with its result or error")
+    steps = verb("steps", _list_steps, "its steps in order")
+    cancel = verb("cancel", _cancel, "end it, wherever it runs")
+    resume = verb("resume", _resume, "continue after a failure, a cancellation, a block")
+    fork = verb("fork", _fork, "start a copy that keeps the steps before one")
+    signal = verb("signal", _signal, "send it a signal")
+    resolve = verb("resolve", _resolve, "record the outcome of a step in doubt")
+
+    listing.add_argument("--name", help="only those of this name")
+    listing.add_argument("--status", help="processing, done, failed, or a state such as sleeping")
+    listing.add_argument(
+        "--limit", type=int, default=_LIMIT, help=f"most workflows that are listed ({_LIMIT})"
+    )
+    for parser in (showing, steps, cancel, resume, fork, signal, resolve):
+        parser.add_argument("id", metavar="ID", help="the workflow's id")
+    fork.add_argument("step", metavar="STEP", help="first step to run again: its number or path")
+    fork.add_argument("--id", dest="new", metavar="ID", help="id of the copy")
+    signal.add_argument("name", metavar="NAME", help="what the workflow waits for")
+    signal.add_argument("value", metavar="JSON", nargs="?", default="null", help="its value (null)")
+    resolve.add_argument("step", metavar="STEP", help="the step's path, as `steps` shows it")
+    outcome = resolve.add_mutually_exclusive_group(required=True)
+    outcome.add_argument("--result", metavar="JSON", help="it was done, with this result")
+    outcome.add_argument("--error", metavar="TEXT", help="it was done, and failed")
+    outcome.add_argument("--again", action="store_true", help="it was not done: run it")
+    for parser in (listing, showing, steps):
+        parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _journal(given: argparse.Namespace) -> Operations:
+    from opero.durable.orchestrator import Operations
+    from opero.durable.stores.sqlite import SqliteStore
+
+    # A look must not create a journal.
+    if not Path(given.db).exists():
+        raise JournalError(f"there is no journal {given.db}: name one with --db FILE.")
+    return Operations(SqliteStore(given.db))
+
+
+def _list_workflows(given: argparse.Namespace) -> int:
+    journal = _journal(given)
+    found = journal.list_workflows(given.name, given.status, given.limit)
+    if given.json:
+        print(as_json([_plain(one) for one in found]))
+    elif not found:
+        print("No workflows.")
+    else:
+        rows = [
+            (
+                one["id"],
+                one["name"],
+                journal.state(one["id"]),
+                one["current_activity"] or "",
+                _when(one["updated_at"]),
+                _short(one["error_message"] or ""),
+            )
+            for one in found
+        ]
+        print(as_table([("id", "name", "state", "activity", "updated (UTC)", "error"), *rows]))
+    return 0
+
+
+def _show_workflow(given: argparse.Namespace) -> int:
+    journal = _journal(given)
+    found = {**journal.get_workflow_status(given.id), "state": journal.state(given.id)}
+    if given.json:
+        print(as_json(_plain(found)))
+    else:
+        output = found.pop("output")
+        rows = [(key, "" if value is None else value) for key, value in found.items()]
+        if found["status"] == "done":
+            rows.append(("output", repr(output)))
+        print(as_table(rows))
+    return 0
+
+
+def _list_steps(given: argparse.Namespace) -> int:
+    found = _journal(given).steps(given.id)
+    if given.json:
+        print(as_json([_plain(one) for one in found]))
+    elif not found:
+        print("No steps.")
+    else:
+        rows = [
+            (
+                one["step"],
+                one["path"],
+                one["name"],
+                one["status"],
+                one["attempts"],
+                _when(one["began_at"]),
+                _short(one["error_message"] or repr(one["output"])) if one["ended_at"] else "",
+            )
+            for one in found
+        ]
+        head = ("step", "path", "name", "status", "attempts", "began (UTC)", "outcome")
+        print(as_table([head, *rows]))
+    return 0
+
+
+def _cancel(given: argparse.Namespace) -> int:
+    if _journal(given).cancel(given.id):
+        print(f"{given.id} is being cancelled.")
+        return 0
+    print(f"{given.id} has ended already.")
+    return 1
+
+
+def _resume(given: argparse.Namespace) -> int:
+    if _journal(given).resume(given.id):
+        print(f"{given.id} continues as soon as a program runs it.")
+        return 0
+    print(f"{given.id} is not failed, cancelled, dead or blocked.")
+    return 1
+
+
+def _fork(given: argparse.Namespace) -> int:
+    step = int(given.step) if given.step.isdecimal() else given.step
+    print(_journal(given).fork(given.id, step, workflow_id_new=given.new))
+    return 0
+
+
+def _signal(given: argparse.Namespace) -> int:
+    _journal(given).signal(given.id, given.name, _value(given.value))
+    print(f"{given.id} has received the signal {given.name!r}.")
+    return 0
+
+
+def _resolve(given: argparse.Namespace) -> int:
+    journal = _journal(given)
+    if given.again:
+        journal.resolve(given.id, given.step, again=True)
+    elif given.error is not None:
+        journal.resolve(given.id, given.step, error=ActivityError("Error", given.error))
+    else:
+        journal.resolve(given.id, given.step, result=_value(given.result))
+    print(f"{given.id} continues as soon as a program runs it.")
+    return 0
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise OperoUsageError(
+            f"{text!r} is no JSON ({error}): quote texts, '\"like this\"'."
+        ) from None
+
+
+def _plain(found: dict[str, Any]) -> dict[str, Any]:
+    """Return a dict that JSON can express; other values become their `repr`."""
+    return {key: json.loads(json.dumps(value, default=repr)) for key, value in found.items()}
+
+
+def _when(iso: str) -> str:
+    return iso[:19].replace("T", " ")
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _WIDEST else f"{line[: _WIDEST - 1]}…"
+
+
+# --- output: columns of text or JSON, with secrets masked -------------------------------------------
+
+
+def as_table(rows: Iterable[Sequence[object]], *, indent: str = "") -> str:
+    """Return rows as left-aligned columns, two spaces apart, with secrets masked; the last column may be of any length.
+
+    Example:
+        >>> print(as_table([("name", "entries"), ("geo", 12)]))
+        name  entries
+        geo   12
+    """
+    cells = [[mask_text(str(cell)) for cell in row] for row in rows]
+    columns = max((len(row) for row in cells), default=0)
+    widths = [
+        max((len(row[n]) for row in cells if n < len(row)), default=0) for n in range(columns)
+    ]
+    lines = (
+        indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
+        for row in cells
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def as_size(n_bytes: int | None) -> str:
+    """Return a number of bytes in a readable unit.
+
+    Example:
+        >>> as_size(999), as_size(1_500_000), as_size(None)
+        ('999 B', '1.5 MB', '?')
+    """
+    if n_bytes is None:
+        return "?"
+    size, units = float(n_bytes), iter(("B", "kB", "MB", "GB"))
+    unit = next(units)
+    while size >= 1000 and unit != "GB":
+        size, unit = size / 1000, next(units)
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def as_json(facts: object) -> str:
+    """Return facts as indented JSON, with secrets masked."""
+    return json.dumps(_masked(facts), indent=2, ensure_ascii=False)
+
+
+def _masked(facts: Any, name: str = "") -> Any:
+    if isinstance(facts, str):
+        return "***" if looks_secret(name) else mask_text(facts)
+    if isinstance(facts, dict):
+        return {key: _masked(value, str(key)) for key, value in facts.items()}
+    if isinstance(facts, list | tuple):
+        return [_masked(item, name) for item in facts]
+    return facts
