@@ -97,13 +97,13 @@ else:
     {body}
 """,
     "concurrency": """\
-_opero_holder = _opero_limit.enter({task})
-if _opero_holder is None:
+_opero_held = _opero_limit.enter({task})
+if _opero_held is None:
     {stages}
 try:
     {body}
 finally:
-    _opero_limit.leave(_opero_holder)
+    _opero_limit.leave(_opero_held)
 """,
     "circuit": """\
 _opero_permit = _opero_breaker.current_permit
@@ -212,9 +212,12 @@ def _names(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> dict[str,
         "leave": leave,
     }
     if (bulkhead := pipeline.concurrency) is not None:
-        from opero.limits.permits import task_getter
+        names["limit"] = bulkhead.limit
+        if pipeline.awaits:
+            # Imported here: a synchronous program never pays for asyncio.
+            from asyncio import current_task
 
-        names |= {"limit": bulkhead.limit, "task": task_getter() if pipeline.awaits else None}
+            names["current_task"] = current_task
     if (deadline := pipeline.deadline) is not None:
         names |= {"begin": deadline.begin, "budget": deadline.seconds}
     if (cache := pipeline.cache) is not None:
@@ -235,7 +238,7 @@ def _source(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> str:
     parts = write_parameters(parameters) | {
         "define": "async def" if awaits else "def",
         "wait": "await " if awaits else "",
-        "task": "_opero_task()" if awaits else "",
+        "task": "_opero_current_task" if awaits else "",
         "line": "loops_waiting" if awaits else "threads_waiting",
         "late": "" if pipeline.deadline is None else _LATE,
         "succeeded": "" if pipeline.circuit is None else _SUCCEEDED,

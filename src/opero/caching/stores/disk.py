@@ -25,7 +25,7 @@ from opero.utils.fork import reset_after_fork
 from opero.utils.sqlite import ForeignDatabase, SqliteFile, is_damage, is_lock
 
 if TYPE_CHECKING:
-    from opero.caching.stores.base import Claim, Row
+    from opero.caching.stores.base import KeyOwner, Row
 
 __all__ = ["DiskStore", "default_folder", "locate", "open_at", "prepare_folder", "settle"]
 
@@ -70,7 +70,7 @@ _GET: Final = (
     " WHERE key = ? AND (expires IS NULL OR expires > ?)"
 )
 _SET: Final = "INSERT OR REPLACE INTO Cache VALUES (?, ?, ?, ?, ?)"
-_CLAIM: Final = (
+_ACQUIRE: Final = (
     "INSERT INTO Lease VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE"
     " SET owner = excluded.owner, until = excluded.until"
     " WHERE Lease.owner = excluded.owner OR Lease.until <= ? OR Lease.until > ?"
@@ -213,30 +213,30 @@ class DiskStore:
 
     # --- leases -----------------------------------------------------------------------------------
 
-    def claim(self, key: str, owner: str, seconds: float) -> bool:
+    def acquire(self, key: str, owner: str, seconds: float) -> bool:
         """Take or extend the lease of a key."""
-        return self.claim_many([(key, owner)], seconds)[0]
+        return self.acquire_many([(key, owner)], seconds)[0]
 
-    def claim_many(self, claims: Sequence[Claim], seconds: float) -> list[bool]:
+    def acquire_many(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
         """Take or extend leases: one statement each, so that one of several owners gets it."""
         now = time.time()
         times = (now, now + LONGEST_LEASE + seconds)
-        if len(claims) == 1:
-            return [self._write(_CLAIM, (*claims[0], now + seconds, *times)) == 1]
+        if len(owners) == 1:
+            return [self._write(_ACQUIRE, (*owners[0], now + seconds, *times)) == 1]
         with self._transaction() as connection:
             return [
-                connection.execute(_CLAIM, (*claim, now + seconds, *times)).rowcount == 1
-                for claim in claims
+                connection.execute(_ACQUIRE, (*acquire, now + seconds, *times)).rowcount == 1
+                for acquire in owners
             ]
 
     def release(self, key: str, owner: str) -> None:
         """Give a lease back."""
         self._write("DELETE FROM Lease WHERE key = ? AND owner = ?", (key, owner))
 
-    def release_many(self, claims: Sequence[Claim]) -> None:
+    def release_many(self, owners: Sequence[KeyOwner]) -> None:
         """Give many leases back."""
         with self._transaction() as connection:
-            connection.executemany("DELETE FROM Lease WHERE key = ? AND owner = ?", claims)
+            connection.executemany("DELETE FROM Lease WHERE key = ? AND owner = ?", owners)
 
     # --- upkeep -----------------------------------------------------------------------------------
 
