@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from opero.orchestrator.fallback_chain import FallbackChain
 from opero.orchestrator.execution import Orchestrator, orchestrate
+from opero.orchestrator.fallback_chain import FallbackChain
 
 __all__ = ["FallbackChain", "Orchestrator", "orchestrate"]
