@@ -258,6 +258,11 @@ def opero_cache(function: Function) -> Function:
     return opero(retries=0)(function)
 
 
+def opero_cache_of_text(function: Function) -> Function:
+    """What an isolated dict is compared with: the hit of a value that needs no copy."""
+    return opero_cache(lambda x: str(function(x)))
+
+
 def cachebox_ttl(function: Function) -> Function:
     import cachebox
 

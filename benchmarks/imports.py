@@ -11,10 +11,12 @@ from random import Random
 from time import perf_counter
 
 from benchmarks.harness import USERS_ENVIRONMENT, Effort, missing, significant
-from benchmarks.results import Bar, Cell, RowResult, at_most
+from benchmarks.results import Bar, Cell, RowResult, at_most_times
 
 BARE = "bare interpreter"
 _CALL = "\ndef f(x): return x\nf(1)"
+_IN_A_NEW_FOLDER = "import tempfile\nnew = tempfile.TemporaryDirectory()"
+_DISK = ("import-first-disk-call",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +28,14 @@ class Program:
         requires: Top-level modules that must be installed.
         imports: The import line.
         decorator: The decorator line.
+        rows: The rows that it takes part in.
     """
 
     name: str
     requires: tuple[str, ...]
     imports: str
     decorator: str
+    rows: tuple[str, ...] = ("import", "import-first-call")
 
 
 PROGRAMS = (
@@ -57,28 +61,73 @@ PROGRAMS = (
         "import cachetools, tenacity",
         "@cachetools.cached(cachetools.TTLCache(10000, 3600))\n@tenacity.retry",
     ),
+    Program(
+        "opero",
+        ("opero",),
+        "from opero import opero",
+        "@opero(cache_backend='disk:' + new.name)",
+        _DISK,
+    ),
+    Program(
+        "diskcache",
+        ("diskcache",),
+        "import diskcache",
+        "@diskcache.Cache(new.name).memoize()",
+        _DISK,
+    ),
 )
 
-ROWS: Mapping[str, tuple[str, Bar | None, Callable[[Program], str]]] = {
-    "import": ("import alone, over the bare interpreter", None, lambda program: program.imports),
-    "import-first-call": (
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the page.
+
+    Attributes:
+        title: In words.
+        source: Makes the program's source.
+        peer: The library of the comparison.
+        bar: What opero is held to.
+    """
+
+    title: str
+    source: Callable[[Program], str]
+    peer: str | None = None
+    bar: Bar | None = None
+
+
+def _first_call(program: Program) -> str:
+    return f"{program.imports}\n{program.decorator}{_CALL}"
+
+
+ROWS: Mapping[str, Row] = {
+    "import": Row("import alone, over the bare interpreter", lambda program: program.imports),
+    "import-first-call": Row(
         "import, decorate, first sync call, over the bare interpreter",
-        at_most(30),
-        lambda program: f"{program.imports}\n{program.decorator}{_CALL}",
+        _first_call,
+        peer="nopanic",
+        bar=at_most_times(0.6),
+    ),
+    "import-first-disk-call": Row(
+        "the same with a cache on disk in a new folder",
+        lambda program: f"{_IN_A_NEW_FOLDER}\n{_first_call(program)}",
+        peer="diskcache",
+        bar=at_most_times(2),
     ),
 }
 
 
 def measure(name: str, effort: Effort, random: Random) -> RowResult:
     """Start every program afresh in every round; the bare one's time of the round is taken off."""
-    title, bar, source = ROWS[name]
+    row = ROWS[name]
     cells: dict[str, Cell] = {}
-    sources = {BARE: _CALL}
+    sources = {BARE: f"{_IN_A_NEW_FOLDER}{_CALL}" if name in _DISK else _CALL}
     for program in PROGRAMS:
+        if name not in program.rows:
+            continue
         absent = missing(program.requires)
         cells[program.name] = {"status": "not installed" if absent else "ok", "samples": []}
         if not absent:
-            sources[program.name] = source(program)
+            sources[program.name] = row.source(program)
     for contender, text in list(sources.items()):
         # The first start also writes the bytecode; an error is shown in its own cell.
         failure = _first_run(text)
@@ -93,7 +142,13 @@ def measure(name: str, effort: Effort, random: Random) -> RowResult:
             if contender != BARE:
                 over = (seconds[contender] - seconds[BARE]) * 1e3
                 cells[contender]["samples"].append(significant(over))
-    return {"title": title, "unit": "ms", "peer": None, "bar": bar, "candidates": cells}
+    return {
+        "title": row.title,
+        "unit": "ms",
+        "peer": row.peer,
+        "bar": row.bar,
+        "candidates": cells,
+    }
 
 
 def _start(source: str) -> float:

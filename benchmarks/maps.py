@@ -70,7 +70,7 @@ ROWS: Mapping[str, Row] = {
         e.PROCESSES,
         _tiny_turn,
         peer="joblib",
-        bar=at_most_times(0.6),
+        bar=at_most_times(0.4),
         note=(
             "it starts and ends its processes with each map (some 10 ms), so that no stale function "
             "can run and nothing is left between maps; it reports each item by itself"
@@ -81,14 +81,14 @@ ROWS: Mapping[str, Row] = {
         _only(e.PROCESSES, "mpire"),
         _tiny_turn,
         peer="mpire",
-        bar=at_most_times(0.3),
+        bar=at_most_times(0.25),
     ),
     "map-tiny-pool": Row(
         "process map, 20,000 trivial items, beside multiprocessing (static shares, no outcomes)",
         _only(e.PROCESSES, "multiprocessing"),
         _tiny_turn,
         peer="multiprocessing",
-        bar=at_most_times(7),
+        bar=at_most_times(3.5),
         note=(
             "it starts and ends its processes with each map (some 10 ms), so that no stale function "
             "can run and nothing is left between maps; multiprocessing cuts the list into 8 static "
@@ -117,7 +117,7 @@ ROWS: Mapping[str, Row] = {
         e.PROCESSES,
         t.once(w.double, lambda: w.arrays(200)),
         peer="loky",
-        bar=at_most_times(0.5),
+        bar=at_most_times(0.6),
         note="the start of the processes is part of the map",
     ),
     "map-skew": Row(
@@ -125,7 +125,7 @@ ROWS: Mapping[str, Row] = {
         _CHUNKED,
         t.skew,
         unit="%",
-        bar=at_most(125),
+        bar=at_most(110),
         note=(
             "what is dispatched one by one has no tail, and costs many times as much for tiny items"
         ),
@@ -134,8 +134,16 @@ ROWS: Mapping[str, Row] = {
         "process map of one item, first in its program, imports and end included",
         e.PROCESSES,
         t.cold,
-        bar=at_most(100),
-        note="opero is imported, and a process begun between the program and its workers",
+        peer="multiprocessing",
+        bar=at_most_times(2.5),
+        note="opero is imported, and a server process begun from which the workers are forked",
+    ),
+    "map-second": Row(
+        "process map of one item, second in its program, beside a new pool",
+        _only(e.PROCESSES, "multiprocessing"),
+        t.whole(w.trivial, lambda: range(1)),
+        peer="multiprocessing",
+        bar=at_most_times(1.2),
     ),
     "map-threads": Row(
         "thread map, 200 × 20 ms of sleep, 16 threads",
@@ -150,7 +158,7 @@ ROWS: Mapping[str, Row] = {
         e.LOOPS,
         t.once(w.nap_async, lambda: range(2_000)),
         peer="tasklane",
-        bar=at_most_times(1.05),
+        bar=at_most_times(1.03),
         note="each item is a chunk with a report of its own, which a retry or a stop could ask for",
     ),
     "map-async-pyarallel": Row(
@@ -172,7 +180,8 @@ ROWS: Mapping[str, Row] = {
         "stream over a generator of 1,000,000 ints, processes",
         s.STREAMS,
         t.stream,
-        bar=at_most(1_000),
+        peer="multiprocessing",
+        bar=at_most_times(1.2),
         note=(
             "chunks are measured and small results sent every 2 ms, so that a crash loses little; the "
             "others were given chunks of 1,000 by hand"
@@ -198,21 +207,21 @@ ROWS: Mapping[str, Row] = {
         "one crash among 8 items",
         _only(e.PROCESSES, "pebble", "concurrent.futures", "loky", "joblib", "mpire"),
         map_faults.crash,
-        bar=at_most(600),
+        bar=at_most(150),
         note="a new process is begun, and the processes of the map are ended with it",
     ),
     "map-timeout": Row(
         "one of 8 items hangs, timeout of 1 s",
         _only(e.PROCESSES, "pebble", "joblib", "mpire"),
         map_faults.timeout,
-        bar=at_most(1_300),
+        bar=at_most(1_100),
         note="as for the crash",
     ),
     "map-interrupt": Row(
         "Ctrl-C to the end of the program, with nothing left behind",
         _CHUNKED,
         map_faults.interrupt,
-        bar=at_most(500),
+        bar=at_most(150),
         note="the map ends its workers itself and waits until they are gone",
     ),
     "map-rate": Row(

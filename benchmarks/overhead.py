@@ -18,7 +18,7 @@ from benchmarks import candidates as c
 from benchmarks.candidates import Candidate, Function
 from benchmarks.guards import GUARDS
 from benchmarks.harness import Effort, Timer, interleaved, make_timer, missing, significant
-from benchmarks.results import Bar, Cell, RowResult, at_most, at_most_times
+from benchmarks.results import Bar, Cell, RowResult, at_most_times
 from benchmarks.stores import STORES
 
 
@@ -109,6 +109,7 @@ _CACHE_ASYNC = (
 
 _CACHE_DICT = (
     Candidate("opero", ("opero",), c.opero_cache),
+    Candidate("opero, a str", ("opero",), c.opero_cache_of_text),
     Candidate("lru_cache + deepcopy", (), c.functools_lru_deepcopy),
     Candidate("lru_cache + pickle.loads", (), c.functools_lru_pickle),
     Candidate("cachebox TTL + deepcopy", ("cachebox",), c.cachebox_deepcopy),
@@ -177,7 +178,7 @@ def _hit_rows() -> Iterator[Row]:
                 body_async if is_async else body,
                 contenders,
                 peer="cachebox TTL",
-                bar=at_most_times(1.0),
+                bar=at_most_times(0.7),
                 executions=0,
                 is_async=is_async,
             )
@@ -194,7 +195,7 @@ def _guard_rows() -> Iterator[Row]:
                 bodies.identity_async if is_async else bodies.identity,
                 (_BARE, *contenders),
                 peer=" or ".join(contender.name for contender in contenders[1:]),
-                bar=at_most_times(1.0),
+                bar=at_most_times(0.8),
                 is_async=is_async,
                 in_threads=not is_async and slug in ("timeout", "deadline", "stack"),
             )
@@ -208,7 +209,7 @@ ROWS: tuple[Row, ...] = (
         bodies.identity,
         _RETRY,
         peer="nopanic retry",
-        bar=at_most_times(1.2),
+        bar=at_most_times(0.6),
     ),
     Row(
         "retry-async",
@@ -217,7 +218,7 @@ ROWS: tuple[Row, ...] = (
         bodies.identity_async,
         _RETRY,
         peer="nopanic retry",
-        bar=at_most_times(1.0),
+        bar=at_most_times(0.6),
         is_async=True,
     ),
     *_hit_rows(),
@@ -227,7 +228,8 @@ ROWS: tuple[Row, ...] = (
         "f(1)",
         bodies.small_dict,
         _CACHE_DICT,
-        bar=at_most(1500),
+        peer="opero, a str",
+        bar=at_most_times(3),
         executions=0,
     ),
     Row(
@@ -237,7 +239,7 @@ ROWS: tuple[Row, ...] = (
         bodies.model_call,
         (*_STACK, _HAND_STACK),
         peer="nopanic cache+retry+limit",
-        bar=at_most_times(0.6),
+        bar=at_most_times(0.8),
         distinct=True,
     ),
     Row(
@@ -247,7 +249,7 @@ ROWS: tuple[Row, ...] = (
         bodies.model_call_async,
         (*_STACK, _HAND_STACK_ASYNC),
         peer="nopanic cache+retry+limit",
-        bar=at_most_times(0.6),
+        bar=at_most_times(1.0),
         distinct=True,
         is_async=True,
     ),
@@ -258,7 +260,7 @@ ROWS: tuple[Row, ...] = (
         bodies.identity,
         _LIMIT,
         peer="nopanic rate_limit",
-        bar=at_most_times(1.0),
+        bar=at_most_times(0.8),
     ),
     Row(
         "limiter-async",
@@ -267,7 +269,7 @@ ROWS: tuple[Row, ...] = (
         bodies.identity_async,
         _LIMIT_ASYNC,
         peer="nopanic rate_limit",
-        bar=at_most_times(1.0),
+        bar=at_most_times(0.8),
         is_async=True,
     ),
     *_guard_rows(),

@@ -293,7 +293,7 @@ STORES: tuple[dict[str, Any], ...] = (
         Candidate("diskcache memoize", ("diskcache",), diskcache_memoize),
         Candidate("diskcache Cache.get, plain", ("diskcache",), diskcache_get),
         peer="diskcache memoize",
-        bar=at_most_times(1.0),
+        bar=at_most_times(0.9),
         executions=0,
     ),
     _row(
@@ -340,7 +340,7 @@ STORES: tuple[dict[str, Any], ...] = (
         Candidate("opero", _REDIS, opero_redis),
         Candidate("redis-py get, plain", _REDIS, redis_get),
         peer="redis-py get, plain",
-        bar=at_most_times(1.3),
+        bar=at_most_times(1.0),
         executions=0,
     ),
     _row(
@@ -352,7 +352,7 @@ STORES: tuple[dict[str, Any], ...] = (
         Candidate("aiocache", ("aiocache", *_REDIS), aiocache_redis),
         Candidate("cashews", ("cashews", *_REDIS), cashews_redis),
         peer="redis-py get, plain",
-        bar=at_most_times(1.3),
+        bar=at_most_times(1.0),
         executions=0,
     ),
     _row(

@@ -19,6 +19,8 @@ CLASSES = [
     value
     for value in vars(errors).values()
     if inspect.isclass(value) and value.__module__ == errors.__name__
+    # No caller ever sees it: a signal between stages.
+    if value is not errors.Rejected
 ]
 
 

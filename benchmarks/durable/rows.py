@@ -53,32 +53,32 @@ _ASYNC = (OPERO, DBOS)
 
 ROWS: dict[str, Row] = {
     "durable-workflows": Row(
-        "workflows of one step, one after another", "sequential", _ALL, DBOS, at_most_times(0.5), (50, 10)
+        "workflows of one step, one after another", "sequential", _ALL, DBOS, at_most_times(0.2), (50, 10)
     ),
     "durable-sync-steps": Row(
-        "steps of one synchronous workflow", "sync_steps", _ALL, DBOS, at_most_times(0.5), (200, 20)
+        "steps of one synchronous workflow", "sync_steps", _ALL, DBOS, at_most_times(0.2), (200, 20)
     ),
     "durable-sync-steps-2": Row(
         "the same, by py-orchestrate's bar", "sync_steps", (OPERO, PY_ORCHESTRATE), PY_ORCHESTRATE,
         at_most_times(0.2), (200, 20),
     ),
     "durable-async-steps": Row(
-        "steps of one coroutine, one after another", "async_steps", _ASYNC, DBOS, at_most_times(0.5), (200, 20)
+        "steps of one coroutine, one after another", "async_steps", _ASYNC, DBOS, at_most_times(0.2), (200, 20)
     ),
     "durable-gather": Row(
-        "steps of one coroutine, gathered", "gather", _ASYNC, DBOS, at_most_times(0.1), (200, 40)
+        "steps of one coroutine, gathered", "gather", _ASYNC, DBOS, at_most_times(0.2), (200, 40)
     ),
     "durable-concurrent": Row(
-        "steps of many workflows at once, twenty each", "concurrent", _ALL, DBOS, at_most_times(0.1), (400, 60)
+        "steps of many workflows at once, twenty each", "concurrent", _ALL, DBOS, at_most_times(0.2), (400, 60)
     ),
     "durable-replay": Row(
-        "replay of 5,000 steps of a synchronous workflow", "replay", _ASYNC, None, at_most(200), (5000, 500), "ms"
+        "replay of 5,000 steps of a synchronous workflow", "replay", _ASYNC, None, at_most(60), (5000, 500), "ms"
     ),
     "durable-replay-async": Row(
-        "replay of 5,000 steps of a coroutine", "replay_async", (OPERO,), None, at_most(200), (5000, 500), "ms"
+        "replay of 5,000 steps of a coroutine", "replay_async", (OPERO,), None, at_most(60), (5000, 500), "ms"
     ),
     "durable-replay-gather": Row(
-        "replay of 5,000 gathered steps", "replay_gather", (OPERO,), None, at_most(200), (5000, 500), "ms"
+        "replay of 5,000 gathered steps", "replay_gather", (OPERO,), None, at_most(60), (5000, 500), "ms"
     ),
 }  # fmt: skip
 

@@ -34,8 +34,11 @@ A call that fails raises *its own* exception; what stands here is only raised wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from types import FrameType
+from typing import Any, Literal
 
 from opero.utils.secrets import mask_urls
 
@@ -403,9 +406,89 @@ class OperoWarning(UserWarning):
         super().__init__(*(mask_urls(a) if isinstance(a, str) else a for a in args))
 
 
+def warn_user(message: str, category: type[Warning] = OperoWarning) -> None:
+    """Warn, at the line of the user's own code that called opero."""
+    level = 2
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - what `warnings` itself uses
+    while frame is not None and frame.f_back is not None and _is_ours(frame):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
+def _is_ours(frame: FrameType) -> bool:
+    name = frame.f_globals.get("__name__", "")
+    return name.startswith("opero.") or frame.f_code.co_filename.startswith("<opero wrapper")
+
+
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the nearest known name, or an empty string."""
     import difflib
 
     near = difflib.get_close_matches(wrong, list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+# --- which errors an option means ------------------------------------------------------------------
+
+FailureFilter = (
+    type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
+)
+"""An exception type, a tuple of types, or a predicate on the exception."""
+
+
+RetryFilter = FailureFilter | Literal["default", "transient"]
+"""What `retry_on` takes: a filter, or the name of one of opero's own."""
+
+
+class Rejected(Exception):
+    """A result that `retry_if_result` refused travels like a failure; no caller ever sees this."""
+
+    def __init__(self, value: object) -> None:
+        super().__init__()
+        self.value = value
+
+
+def is_final(error: BaseException, attempt_errors: Sequence[BaseException] = ()) -> bool:
+    """Return whether no retry and no other value can help: a usage error, or a refusal of this very pipeline.
+
+    Args:
+        error: What ended an attempt.
+        attempt_errors: The errors of the attempt's real calls. A refusal among them came from another
+            pipeline further in, and is a failure like any other here.
+    """
+    if isinstance(error, OperoUsageError):
+        return True
+    return isinstance(error, RefusalError) and all(error is not e for e in attempt_errors)
+
+
+def matches(wanted: Any, error: Exception) -> bool:
+    """Return whether an error is one that `retry_on` or `fallback_on` means.
+
+    Args:
+        wanted: A type, a tuple of types, or a predicate. An exception group matches types that all
+            its members match.
+        error: The error. A `Rejected` result always matches: its own predicate has already spoken.
+    """
+    if isinstance(error, Rejected):
+        return True
+    if isinstance(wanted, type | tuple):
+        return isinstance(error, wanted) or _all_members_match(wanted, error)
+    return asks(wanted, error)
+
+
+def _all_members_match(wanted: Any, error: BaseException) -> bool:
+    # Asked of the type: an object may lie about its class, or raise.
+    return issubclass(type(error), BaseExceptionGroup) and all(
+        isinstance(e, wanted) or _all_members_match(wanted, e)
+        for e in getattr(error, "exceptions", ())
+    )
+
+
+def asks(predicate: Callable[[Any], object], subject: object) -> bool:
+    """Ask a user's predicate; one that raises warns and counts as "no", and never hides the call's own outcome."""
+    try:
+        return bool(predicate(subject))
+    except Exception as error:  # noqa: BLE001 - whatever it raises, the call's own outcome goes first
+        name = getattr(predicate, "__qualname__", type(predicate).__name__)
+        warn_user(f"predicate {name} raised {type(error).__name__} and was taken as False")
+        return False

@@ -22,10 +22,10 @@ from opero.errors import (
     DeadlineError,
     OperoUsageError,
     RateLimitPausedError,
+    Rejected,
 )
 from opero.events import CacheStale
 from opero.testing import FakeClock, capture_events
-from opero.utils.matching import Rejected
 
 pytestmark = pytest.mark.internal
 

@@ -80,7 +80,7 @@ def test_who_finds_the_circuit_open_after_a_pause_ends_with_the_last_real_error(
     assert (len(clock.sleeps), fetch.stats.calls) == (1, 1)
 
 
-def test_the_express_lane_of_a_closed_circuit_counts_like_the_stage(face: Any) -> None:
+def test_the_fast_path_of_a_closed_circuit_counts_like_the_stage(face: Any) -> None:
     breaker = CircuitBreaker(failure_rate=0.5, window=4, minimum_calls=4)
     answers = iter([True, True, False, False])
 

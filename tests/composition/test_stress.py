@@ -41,7 +41,7 @@ class Backend:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("way", ["stages", "express lane"])
+@pytest.mark.parametrize("way", ["stages", "fast path"])
 def test_no_permit_is_lost_or_doubled(seed: int, way: str) -> None:
     by_stages = way == "stages"
     backend = Backend(seed)
@@ -60,7 +60,7 @@ def test_no_permit_is_lost_or_doubled(seed: int, way: str) -> None:
         "circuit_breaker": breaker,
     }
     if by_stages:
-        # Deadlines of others close the express lane too.
+        # Deadlines of others close the fast path too.
         options["retry_budget"] = budget
         bounded = 0.3
     else:

@@ -28,11 +28,10 @@ from opero.core.call import Call
 from opero.core.function import describe_function
 from opero.core.options import Options
 from opero.core.stats import Stats
-from opero.errors import OperoUsageError, OperoWarning, UnkeyableError
+from opero.errors import OperoUsageError, OperoWarning, Rejected, UnkeyableError
 from opero.events import CacheHit, CacheMiss, CacheSkipped
 from opero.events.bus import Emitter
 from opero.utils import ambient
-from opero.utils.matching import Rejected
 
 pytestmark = pytest.mark.internal
 

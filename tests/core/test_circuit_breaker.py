@@ -16,12 +16,11 @@ from opero import opero
 from opero.core.call import Call
 from opero.core.circuit_breaker import Circuit, CircuitCheck, breaker_of
 from opero.core.fallback import part_key
-from opero.errors import CircuitOpenError, DeadlineError
+from opero.errors import CircuitOpenError, DeadlineError, Rejected
 from opero.events import CircuitChanged, Event
 from opero.events.bus import Emitter
 from opero.limits.breaker import CircuitBreaker, CircuitState
 from opero.testing import FakeClock, capture_events, set_disabled
-from opero.utils.matching import Rejected
 from opero.utils.secrets import show_value
 
 if TYPE_CHECKING:

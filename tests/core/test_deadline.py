@@ -115,7 +115,7 @@ def test_a_block_that_is_left_by_an_error_is_left():
     assert bool(switch.on) is before
 
 
-def test_express_lanes_are_closed_while_a_block_is_open():
+def test_fast_paths_are_closed_while_a_block_is_open():
     before = bool(switch.on)
     with deadline(30):
         assert switch.on

@@ -15,9 +15,16 @@ import pytest
 from opero import failures, opero
 from opero.core.call import FailedCall
 from opero.core.failures import story
-from opero.errors import DeadlineError, OperoUsageError, OperoWarning
+from opero.errors import (
+    DeadlineError,
+    OperoUsageError,
+    OperoWarning,
+    Rejected,
+    asks,
+    is_final,
+    matches,
+)
 from opero.testing import flaky
-from opero.utils.matching import Rejected, asks, is_final, matches
 
 pytestmark = pytest.mark.internal
 
@@ -256,7 +263,7 @@ def test_what_the_caller_was_handling_stays_at_the_end(
             raise ValueError("outer")  # noqa: B904 - the implicit context is what is tested
 
     fetch = opero(retries=retries, retry_on=wanted, **quick)(face.of(body))
-    # The first result opens the express lane, whose first call is made outside the stages.
+    # The first result opens the fast path, whose first call is made outside the stages.
     face.run(fetch)
     warm = False
     handled = OSError("the caller's")

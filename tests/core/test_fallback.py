@@ -15,10 +15,9 @@ import pytest
 from opero import opero
 from opero.core import get_fallback_decorator
 from opero.core.fallback import values_of
-from opero.errors import DeadlineError, OperoUsageError, OperoWarning
+from opero.errors import DeadlineError, OperoUsageError, OperoWarning, is_final
 from opero.events import FallbackUsed
 from opero.testing import FakeClock, capture_events, flaky, set_disabled
-from opero.utils.matching import is_final
 
 pytestmark = pytest.mark.internal
 

@@ -21,10 +21,16 @@ from hypothesis import strategies as st
 
 from opero import opero
 from opero.core.retry import RetryPolicy, RetryState, pause_bounds
-from opero.errors import DeadlineError, OperoUsageError, OperoWarning, RefusalError, UnkeyableError
+from opero.errors import (
+    DeadlineError,
+    OperoUsageError,
+    OperoWarning,
+    RefusalError,
+    Rejected,
+    UnkeyableError,
+)
 from opero.testing import FakeClock, flaky, set_disabled
 from opero.utils import ambient
-from opero.utils.matching import Rejected
 
 pytestmark = pytest.mark.internal
 

@@ -170,7 +170,7 @@ def test_a_generators_parameter_may_be_called_like_a_builtin() -> None:
         assert list(quick(scope["stream"])(1)) == [1]
 
 
-def test_a_function_with_such_a_parameter_is_retried_from_the_express_lane() -> None:
+def test_a_function_with_such_a_parameter_is_retried_from_the_fast_path() -> None:
     made = []
 
     @quick
@@ -541,7 +541,7 @@ def test_a_generators_wrapper_is_one_too() -> None:
 
 
 @pytest.mark.parametrize("values", [("a", "b"), ["a", "b"], (), [], (1, None, b"x")])
-def test_a_default_of_several_values_has_the_same_key_in_the_express_lane(values: Any) -> None:
+def test_a_default_of_several_values_has_the_same_key_in_the_fast_path(values: Any) -> None:
     @opero(retries=0, cache_copy=False)
     def ask(prompt: str, model: Any = values) -> object:
         return object()

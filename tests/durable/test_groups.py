@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from opero import operomap
-from opero.core.context import fork
 from opero.durable import Orchestrator, activity, uuid, workflow
 from opero.errors import UnserializableError
 from opero.testing import flaky
+from opero.utils.ambient import fork
 
 pytestmark = pytest.mark.internal
 

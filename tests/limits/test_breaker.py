@@ -28,12 +28,12 @@ from opero.errors import (
     OperoError,
     OperoUsageError,
     OperoWarning,
+    Rejected,
 )
 from opero.events import CircuitChanged, Event
 from opero.limits.breaker import FREE, CircuitBreaker, CircuitState
 from opero.limits.breaker_state import STEPS, BreakerRules, BreakerState, Transition
 from opero.testing import FakeClock, capture_events, fake_clock
-from opero.utils.matching import Rejected
 
 pytestmark = pytest.mark.internal
 

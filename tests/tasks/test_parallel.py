@@ -16,9 +16,9 @@ import pytest
 from tests.tasks.conftest import until
 
 from opero import failures
-from opero.core.context import fork
 from opero.errors import OperoUsageError
 from opero.tasks import Parallel, Sequence, Task, TaskState, run_sync
+from opero.utils.ambient import fork
 
 if TYPE_CHECKING:
     from tests.tasks.conftest import Received

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from opero.errors import OperoWarning
 from opero.utils import waiters
 from opero.utils.waiters import FairLock, HandoffQueue, TaskWaiter, ThreadWaiter, WaitQueue
 
@@ -401,18 +400,3 @@ def test_threads_and_two_loops_with_cancellations_lose_and_double_nothing(seed):
     assert served > 20
     assert cancelled > 20
     assert (len(permits.free), len(permits), out) == (count, 0, 0)
-
-
-# --- waits in the thread of a loop ----------------------------------------------------------------
-
-
-def test_a_synchronous_wait_in_the_thread_of_a_running_loop_warns_once(monkeypatch):
-    monkeypatch.setattr(waiters, "_warned", set())
-    waiters.warn_of_blocked_loop("a permit")
-
-    async def main():
-        with pytest.warns(OperoWarning, match=r"waits for a permit.*asyncio.to_thread"):
-            waiters.warn_of_blocked_loop("a permit")
-        waiters.warn_of_blocked_loop("a permit")
-
-    asyncio.run(main())

@@ -13,6 +13,7 @@ from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from opero import events
 from opero.caching.copying import Uncopyable
 from opero.caching.entries import EntryReader, EntryWriter, SkipReporter
 from opero.caching.single_flight import (
@@ -24,10 +25,9 @@ from opero.caching.single_flight import (
     copy_error,
     notify,
 )
-from opero.events import CacheHit, CacheMiss, CacheRefreshed, CacheStale
+from opero.errors import Rejected
 from opero.utils import ambient
 from opero.utils.ambient import switch
-from opero.utils.matching import Rejected
 from opero.utils.steps import BlockingStep
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class CacheAnswers:
         call.source = "hit"
         self._count_hit()
         if (self._heard or switch.on) and self._emitter.active:
-            self._emitter.emit(CacheHit(function=self._emitter.function))
+            self._emitter.emit(events.CacheHit(function=self._emitter.function))
         return entry.open()
 
     def serve_stale(self, call: CachedCall, entry: Entry, error: Exception | None = None) -> Any:
@@ -200,7 +200,7 @@ class CacheAnswers:
         if self._emitter.active:
             expired = ambient.clock().monotonic() - entry.expiry
             self._emitter.emit(
-                CacheStale(function=self._emitter.function, expired=expired, error=error)
+                events.CacheStale(function=self._emitter.function, expired=expired, error=error)
             )
         return entry.open()
 
@@ -237,7 +237,7 @@ class CacheAnswers:
         if self._emitter.active:
             renewed = error is None and not work.rejected
             name = self._emitter.function
-            self._emitter.emit(CacheRefreshed(function=name, renewed=renewed, error=error))
+            self._emitter.emit(events.CacheRefreshed(function=name, renewed=renewed, error=error))
 
     def late(self, call: CachedCall, expired: Entry | None) -> Any:
         """End a call whose deadline comes before the outcome that it waits for.
@@ -264,7 +264,7 @@ class CacheAnswers:
     def missed(self) -> None:
         """Notify listeners of a miss."""
         if self._emitter.active:
-            self._emitter.emit(CacheMiss(function=self._emitter.function))
+            self._emitter.emit(events.CacheMiss(function=self._emitter.function))
 
     def computed(self, call: CachedCall, key: Hashable) -> None:
         """Count a miss that might have ended with an expired entry, and did not."""

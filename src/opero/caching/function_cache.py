@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from opero import events
 from opero.caching.keys.function_keys import (
     FunctionKeys,
     InstanceTokens,
@@ -18,7 +19,6 @@ from opero.caching.keys.function_keys import (
 from opero.caching.memory import EntryStore, MemoryStore, Store
 from opero.caching.single_flight import SingleFlight
 from opero.errors import StoreError
-from opero.events import FunctionEdited
 
 if TYPE_CHECKING:
     from opero.caching.codec import Codec
@@ -184,4 +184,4 @@ class SourceChange:
         except StoreError:
             return
         if then is not None and emitter.active:
-            emitter.emit(FunctionEdited(function=emitter.function))
+            emitter.emit(events.FunctionEdited(function=emitter.function))

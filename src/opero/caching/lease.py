@@ -235,13 +235,13 @@ class Leases:
         """
         store = leases[0].store
         try:
-            won = store.claim_many([(lease.key, lease.owner) for lease in leases], SECONDS)
+            won = store.acquire_many([(lease.key, lease.owner) for lease in leases], SECONDS)
             outcomes: list[bool | None] = list(won)
             ours = [place for place, mine in enumerate(won) if mine]
             if again and ours:
                 flags = [(flag(leases[place].key), leases[place].owner) for place in ours]
                 # As a single call: a caller that has waited in vain does not make others wait.
-                for place, mine in zip(ours, store.claim_many(flags, _A_MOMENT), strict=True):
+                for place, mine in zip(ours, store.acquire_many(flags, _A_MOMENT), strict=True):
                     if not mine:
                         release(leases[place])
                         outcomes[place] = None
@@ -271,7 +271,7 @@ class Leases:
     def _claim(self, key: str, lease: Lease) -> bool | None:
         """Return whether a key is ours now or another caller's; None to do without."""
         try:
-            mine = lease.store.claim(key, lease.owner, _span(key, lease))
+            mine = lease.store.acquire(key, lease.owner, _span(key, lease))
             if not mine and key == lease.key and held_here(lease):
                 return None
             return _claimed(key, lease, mine=mine)
@@ -282,7 +282,7 @@ class Leases:
     async def _aclaim(self, key: str, lease: Lease) -> bool | None:
         """Do the same for an event loop."""
         try:
-            mine = await self._store.abackend.aclaim(key, lease.owner, _span(key, lease))
+            mine = await self._store.abackend.aacquire(key, lease.owner, _span(key, lease))
             return _claimed(key, lease, mine=mine)
         except Exception as error:  # noqa: BLE001 - as above
             self._failed(error)
@@ -437,7 +437,7 @@ class _LeaseRenewer:
             return
         try:
             claims = [(lease.key, lease.owner) for lease in leases]
-            still = leases[0].store.claim_many(claims, SECONDS)
+            still = leases[0].store.acquire_many(claims, SECONDS)
         except Exception:  # noqa: BLE001 - the store may be back at the next try
             still = [True] * len(leases)
         with self._changed:
@@ -465,7 +465,7 @@ def _end(leases: list[Lease], without_result: list[Lease]) -> None:
     store = leases[0].store
     try:
         if without_result:
-            store.claim_many(
+            store.acquire_many(
                 [(flag(lease.key), lease.owner) for lease in without_result], _FLAG_SECONDS
             )
         store.release_many([(lease.key, lease.owner) for lease in leases])

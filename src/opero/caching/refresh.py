@@ -17,10 +17,10 @@ from opero.errors import (
     OperoUsageError,
     RateLimitPausedError,
     RefusalError,
+    Rejected,
 )
 from opero.utils import ambient
 from opero.utils.fork import run_after_fork
-from opero.utils.matching import Rejected
 from opero.utils.steps import BlockingStep, run_async, run_sync
 from opero.utils.threads import ThreadCall, run_in_thread
 from opero.utils.units import format_seconds

@@ -14,15 +14,13 @@ import hmac
 import os
 import pickle
 import stat
-import warnings
 from hashlib import blake2b
 from pathlib import Path
 from secrets import token_bytes
 from typing import Any, Final
 
 from opero.caching.plain_types import Buffer, Undecodable, Unencodable
-from opero.errors import OperoWarning
-from opero.utils.stack import users_stacklevel
+from opero.errors import warn_user
 
 __all__ = ["SIGNATURE_SIZE", "find_secret", "read_signed", "write_signed"]
 
@@ -116,11 +114,7 @@ def find_secret(*, shared: bool) -> tuple[bytes | None, str]:
 @functools.cache
 def _warned_of(reason: str) -> str:
     """Warn of a reason the first time it is met, and return it."""
-    warnings.warn(
-        f"Some results are not cached, because {reason} {_WAYS_OUT}",
-        OperoWarning,
-        stacklevel=users_stacklevel(),
-    )
+    warn_user(f"Some results are not cached, because {reason} {_WAYS_OUT}")
     return reason
 
 

@@ -19,8 +19,9 @@ from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 from opero.utils import ambient
+from opero.utils.ambient import warn_on_loop
 from opero.utils.steps import BlockingStep
-from opero.utils.waiters import TaskWaiter, ThreadWaiter, warn_of_blocked_loop
+from opero.utils.waiters import TaskWaiter, ThreadWaiter
 
 if TYPE_CHECKING:
     from opero.caching.memory import Entry
@@ -122,7 +123,7 @@ class FlightWaiter:
         self.deadline: float | None = deadline
         self.verdict: Verdict | None = None
         if blocking:
-            warn_of_blocked_loop("another caller's result")
+            warn_on_loop("another caller's result")
         self._waiter: Any = ThreadWaiter() if blocking else TaskWaiter()
 
     @property

@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 import os
 import sqlite3
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,9 +13,8 @@ from opero.caching.codec import Coder, Undecodable, Unencodable
 from opero.caching.keys.function_keys import FunctionKeys, function_id
 from opero.concurrency.executors.base import ItemOutcome
 from opero.core.call import Call
-from opero.errors import OperoUsageError, OperoWarning, StoreError, UnkeyableError
+from opero.errors import OperoUsageError, StoreError, UnkeyableError, warn_user
 from opero.utils.sqlite import SqliteFile
-from opero.utils.stack import users_stacklevel
 
 if TYPE_CHECKING:
     from opero.concurrency.recorder import Finished
@@ -145,11 +143,9 @@ class Checkpoint:
     def _warn(self, why: str) -> None:
         if not self._warned:
             self._warned = True
-            warnings.warn(
+            warn_user(
                 f"{self._name}(): some results cannot be written to the checkpoint, so a later run computes "
-                f"them again: {why}.",
-                OperoWarning,
-                stacklevel=users_stacklevel(),
+                f"them again: {why}."
             )
 
     def close(self) -> None:

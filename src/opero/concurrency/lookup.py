@@ -25,9 +25,8 @@ from opero.concurrency.batches import BatchesByOrigin
 from opero.concurrency.dedupe import InFlightElsewhere, LeadItem, RemoteLeases, ResultStore
 from opero.concurrency.executors.base import ItemOutcome
 from opero.core.call import Call
-from opero.errors import DeadlineError
+from opero.errors import DeadlineError, Rejected
 from opero.utils import ambient
-from opero.utils.matching import Rejected
 from opero.utils.steps import for_each, in_thread
 from opero.utils.units import parse_seconds
 

@@ -9,7 +9,6 @@ look in the store → hit
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Hashable, Mapping
 from datetime import timedelta
 from types import CoroutineType, MappingProxyType
@@ -32,10 +31,9 @@ from opero.caching.single_flight import (
 from opero.core.call import Call, Receipt
 from opero.core.deadline import forget_deadlines, overdue
 from opero.core.options import standalone
-from opero.errors import OperoWarning, StoreError, UnkeyableError
+from opero.errors import OperoWarning, StoreError, UnkeyableError, warn_user
 from opero.utils import ambient
 from opero.utils.ambient import switch
-from opero.utils.stack import users_stacklevel
 from opero.utils.steps import run_async, run_sync
 from opero.utils.units import format_seconds, parse_seconds, parse_size
 
@@ -278,11 +276,7 @@ class CacheStage(CacheAnswers):
             self.off = True
             reason = str(error)
         self.skip_reporter.report(reason)
-        warnings.warn(
-            f"{reason} Until then its results are not cached.",
-            OperoWarning,
-            stacklevel=users_stacklevel(),
-        )
+        warn_user(f"{reason} Until then its results are not cached.")
         return None
 
     def key_of(self, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Hashable | None:
@@ -317,7 +311,7 @@ class CacheStage(CacheAnswers):
         except Exception as error:  # noqa: BLE001 - whatever it raises, the result goes first
             reason = f"cache_if raised {type(error).__name__} and was taken as False"
             with contextlib.suppress(OperoWarning):  # where warnings are errors
-                warnings.warn(reason, OperoWarning, stacklevel=users_stacklevel())
+                warn_user(reason)
             self.skip_reporter.report(reason)
             return 0
 

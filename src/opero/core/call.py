@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
-from opero.utils.matching import Rejected
+from opero.errors import Rejected
+from opero.utils import ambient
 
 if TYPE_CHECKING:
     from opero.events import Run
@@ -156,6 +157,12 @@ class Call:
         """Forget the failures: they hold tracebacks, those hold frames, and frames hold this call."""
         if not self.keep_failures:
             self.failures = self.attempt_errors = None
+
+    def elapsed(self) -> float | None:
+        """Return the seconds since the call began, None without a listener then."""
+        if self.run is None or self.run.started is None:
+            return None
+        return ambient.clock().monotonic() - self.run.started
 
     def __repr__(self) -> str:
         # Arguments may be secret, so they are not shown.

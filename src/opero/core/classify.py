@@ -14,7 +14,7 @@ import errno
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Literal, NamedTuple
 
-from opero.utils.matching import Rejected
+from opero.errors import Rejected
 
 __all__ = [
     "Verdict",

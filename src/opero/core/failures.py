@@ -9,12 +9,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from opero import events
-from opero.core.context import elapsed
 from opero.core.deadline import overdue
-from opero.errors import DeadlineError, RateLimitPausedError, RefusalError, SpendCapError
+from opero.errors import (
+    DeadlineError,
+    RateLimitPausedError,
+    RefusalError,
+    Rejected,
+    SpendCapError,
+    is_final,
+)
 from opero.utils import ambient
 from opero.utils.ambient import switch
-from opero.utils.matching import Rejected, is_final
 from opero.utils.units import format_seconds
 
 if TYPE_CHECKING:
@@ -393,7 +398,7 @@ class Report:
                     attempts=call.attempts,
                     calls=call.calls,
                     error=final,
-                    seconds=elapsed(call),
+                    seconds=call.elapsed(),
                 )
             )
         return None if final is error else final
@@ -442,7 +447,7 @@ class Report:
                     function=function,
                     attempts=call.attempts,
                     calls=call.calls,
-                    seconds=elapsed(call),
+                    seconds=call.elapsed(),
                 )
             )
 

@@ -13,9 +13,15 @@ from opero.caching.keys import Unkeyable, fast_part
 from opero.core.deadline import overdue
 from opero.core.function import used_up
 from opero.core.options import standalone
-from opero.errors import OperoUsageError, RateLimitPausedError, RefusalError
+from opero.errors import (
+    OperoUsageError,
+    RateLimitPausedError,
+    RefusalError,
+    Rejected,
+    is_final,
+    matches,
+)
 from opero.utils import ambient
-from opero.utils.matching import Rejected, is_final, matches
 from opero.utils.secrets import looks_secret, show_value
 from opero.utils.units import parse_seconds
 

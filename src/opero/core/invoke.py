@@ -11,8 +11,8 @@ from opero import events
 from opero.core.deadline import require_time, run_until
 from opero.core.failures import raise_again
 from opero.core.stream import read_stream, start_stream
+from opero.errors import Rejected, asks
 from opero.utils import ambient
-from opero.utils.matching import Rejected, asks
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
-from opero.errors import OperoUsageError, did_you_mean
+from opero.errors import FailureFilter, OperoUsageError, RetryFilter, did_you_mean
 from opero.utils import units
 from opero.utils.checks import (
     boolean,
@@ -45,7 +45,6 @@ from opero.utils.checks import (
     version,
     whole,
 )
-from opero.utils.matching import FailureFilter, RetryFilter
 from opero.utils.secrets import masked_repr
 from opero.utils.units import Duration
 

@@ -14,9 +14,9 @@ from operator import attrgetter
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+from opero import events
 from opero.core.cache import CacheStage, make_handle
 from opero.core.call import AsyncProceed, Call, Proceed, Receipt
-from opero.core.context import CallObserver
 from opero.core.deadline import Deadline, current_deadline
 from opero.core.failures import Report
 from opero.core.fallback import ArgFallback
@@ -25,11 +25,11 @@ from opero.core.invoke import AwaitableResult, Invoke
 from opero.core.retry import Retry, RetryPolicy
 from opero.core.stats import Stats
 from opero.core.stream import AsyncStream, Stream
-from opero.errors import OperoUsageError
+from opero.errors import OperoUsageError, Rejected
 from opero.events.bus import Emitter
+from opero.events.runs import Run
 from opero.utils import ambient
 from opero.utils.ambient import switch
-from opero.utils.matching import Rejected
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
@@ -58,6 +58,59 @@ class FastPath:
 
     def __init__(self, *, closed: bool) -> None:
         self.closed: bool = closed
+
+
+class CallObserver:
+    """One watched call.
+
+    Args:
+        call: The call; it gets a run.
+        emitter: Where events of its start and end go.
+    """
+
+    __slots__ = ("_call", "_emitter", "_started")
+
+    def __init__(self, call: Call, emitter: Emitter) -> None:
+        self._call = call
+        self._emitter = emitter
+        self._started = False
+        call.run = Run(emitter.function, started=ambient.clock().monotonic())
+
+    def begin(self) -> None:
+        """Make the call the current run, and emit once that it has started."""
+        if self._call.run is not None:
+            self._call.run.__enter__()
+        if not self._started and self._emitter.wants(events.CallStarted):
+            self._emitter.emit(events.CallStarted(function=self._emitter.function))
+        self._started = True
+
+    def pause(self) -> None:
+        """The call goes on later, and maybe elsewhere: it is not the current run until the next `begin`."""
+        if self._call.run is not None:
+            self._call.run.__exit__(None, None, None)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Emit how the call has ended."""
+        call = self._call
+        if call.run is not None and self._emitter.wants(events.CallEnded):
+            made = call.source == "fresh"
+            self._emitter.emit(
+                events.CallEnded(
+                    function=self._emitter.function,
+                    # A coroutine that is closed ends in another context, where its run is not the current one.
+                    run_id=call.run.id,
+                    parent_id=call.run.parent_id,
+                    source=call.source,
+                    attempts=call.attempts if made else 0,
+                    calls=call.calls,
+                    # A stream that is dropped has not failed.
+                    error=None if isinstance(error, GeneratorExit) else error,
+                    seconds=call.elapsed() or 0.0,
+                    slept=call.slept,
+                    waited=call.waited,
+                )
+            )
+        self.pause()
 
 
 class Pipeline:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from opero import events
 from opero.core.options import standalone
-from opero.errors import OperoUsageError, RefusalError
+from opero.errors import OperoUsageError, RefusalError, Rejected
 from opero.limits.limiter import RateLimiter, limiter_of
 from opero.limits.reservation import Reservation
 from opero.limits.waiting import WaitBudget
 from opero.utils import ambient
 from opero.utils.ambient import switch
-from opero.utils.matching import Rejected
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:

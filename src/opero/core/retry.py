@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -17,10 +16,8 @@ from opero.core.failures import inner_of
 from opero.core.function import used_up
 from opero.core.options import standalone
 from opero.core.strategies import is_retry_strategy, state_class, stop_after
-from opero.errors import OperoWarning
+from opero.errors import Rejected, asks, is_final, matches, warn_user
 from opero.utils import ambient
-from opero.utils.matching import Rejected, asks, is_final, matches
-from opero.utils.stack import users_stacklevel
 from opero.utils.units import format_seconds, parse_seconds
 
 if TYPE_CHECKING:
@@ -31,8 +28,8 @@ if TYPE_CHECKING:
     from opero.core.options import Options
     from opero.core.retry_budget import RetryBudget
     from opero.core.stats import Stats
+    from opero.errors import RetryFilter
     from opero.events.bus import Emitter
-    from opero.utils.matching import RetryFilter
     from opero.utils.units import Duration
 
 __all__ = ["Retry", "RetryPolicy", "RetryState", "get_retry_decorator", "grown", "pause_bounds"]
@@ -167,11 +164,7 @@ def _finite(seconds: float) -> float:
 
 
 def _warn_of(option: str, error: Exception, consequence: str) -> None:
-    warnings.warn(
-        f"the {option} strategy raised {type(error).__name__}: {consequence}",
-        OperoWarning,
-        stacklevel=users_stacklevel(),
-    )
+    warn_user(f"the {option} strategy raised {type(error).__name__}: {consequence}")
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from opero.utils.matching import Rejected
+from opero.errors import Rejected
 
 __all__ = [
     "ExponentialWait",

@@ -4,7 +4,7 @@
 The key of a step in the journal is its path. A single counter would give concurrent branches numbers in
 the order of their timing. Here every task, and every branch of a parallel group, counts its own steps: "3"
 is the third step of the workflow, "c2/1" the first step of the second task that it created, "4/17/1" the
-first step of branch 17 of the group that is its fourth step. Groups find this through `opero.core.context`.
+first step of branch 17 of the group that is its fourth step. Groups find this through `opero.utils.ambient`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.recorder import recording
-from opero.core.context import fork
 from opero.durable.map_items import record_map
 from opero.durable.records import State
 from opero.durable.run import Unwind, WorkflowRun
@@ -27,6 +26,7 @@ from opero.durable.step import (
 from opero.durable.values import decode
 from opero.errors import JournalError, NonDeterminismError, UnserializableError
 from opero.events.runs import Run
+from opero.utils.ambient import fork
 
 if TYPE_CHECKING:
     from opero.durable.workflows import WorkflowSpec

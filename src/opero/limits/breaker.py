@@ -40,8 +40,8 @@ from opero.utils.checks import text_or_none
 from opero.utils.units import Duration, format_seconds
 
 if TYPE_CHECKING:
+    from opero.errors import FailureFilter
     from opero.limits.state.file import StateFile
-    from opero.utils.matching import FailureFilter
 
 __all__ = ["FREE", "CircuitBreaker", "CircuitState", "CircuitStats", "Permit"]
 

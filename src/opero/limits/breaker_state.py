@@ -14,10 +14,9 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
-from opero.errors import OperoUsageError
+from opero.errors import FailureFilter, OperoUsageError, Rejected, asks, is_final, matches
 from opero.events import CircuitChanged
 from opero.utils.checks import callable_or_none, factor, failure_filter, whole
-from opero.utils.matching import FailureFilter, Rejected, asks, is_final, matches
 from opero.utils.units import Duration, format_seconds, parse_seconds
 
 __all__ = ["BreakerRules", "BreakerState", "CircuitState", "CircuitStats", "Transition"]

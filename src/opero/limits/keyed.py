@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import threading
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from opero.errors import OperoUsageError, OperoWarning
+from opero.errors import OperoUsageError, warn_user
 from opero.limits.reservation import name_of
 from opero.utils.async_utils import is_async_function
-from opero.utils.stack import users_stacklevel
 
 __all__ = ["Buckets"]
 
@@ -105,11 +103,9 @@ class Buckets(Generic[B]):
             del self._buckets[part]
         if len(self._buckets) >= _MOST:
             self._buckets.popitem(last=False)
-            warnings.warn(
+            warn_user(
                 f"a limiter has more than {_MOST:,} keys in use at once; the bucket that was not "
-                "used for the longest time is forgotten",
-                OperoWarning,
-                stacklevel=users_stacklevel(),
+                "used for the longest time is forgotten"
             )
         self._sweep_at = min(_MOST, max(_SWEEP_FROM, 2 * len(self._buckets)))
 

@@ -19,8 +19,9 @@ from weakref import ref
 from opero.errors import BulkheadFullError, OperoUsageError
 from opero.limits.state.file import StateFile, private_path, try_lock, unlock
 from opero.limits.state.shared import SharedObject
+from opero.utils.ambient import warn_on_loop
 from opero.utils.threads import waiting_threads
-from opero.utils.waiters import HandoffQueue, Waiter, warn_of_blocked_loop
+from opero.utils.waiters import HandoffQueue, Waiter
 
 __all__ = ["ConcurrencyLimit", "task_getter"]
 
@@ -141,7 +142,7 @@ class ConcurrencyLimit(SharedObject):
         """
         if self.try_acquire():
             return True
-        warn_of_blocked_loop("a permit")
+        warn_on_loop("a permit")
         return bool(self._permits.wait(_Watch(self._permits, timeout)))
 
     async def wait(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - as in `acquire`

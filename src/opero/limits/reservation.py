@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, Final, cast
 
-from opero.errors import OperoUsageError, OperoWarning, RefusalError, SpendCapError
+from opero.errors import OperoUsageError, RefusalError, SpendCapError, warn_user
 from opero.limits.gcra import Gcra, LimitPause, Rule
 from opero.limits.state.base import LimiterState, TakenSlot, undo, unless_paused
 from opero.limits.windows import SPENT, UNIT, CombinedLimit, CostWindow, SpendCap, as_units
 from opero.utils.async_utils import is_async_function
-from opero.utils.stack import users_stacklevel
 from opero.utils.units import Rate, RateWindow, format_seconds
 
 __all__ = ["Pricing", "Reservation", "cost_left", "describe_rate", "describe_rule", "name_of"]
@@ -246,10 +244,8 @@ def _settle(
         if cost is not None or option == "settle":
             reservation.settle(cast("float", cost))  # what `settle=` returns is checked there
     except Exception as error:  # noqa: BLE001 - the call has its own outcome
-        warnings.warn(
-            f"{option}={name_of(cost_of)} raised {type(error).__name__}: what was reserved counts",
-            OperoWarning,
-            stacklevel=users_stacklevel(),
+        warn_user(
+            f"{option}={name_of(cost_of)} raised {type(error).__name__}: what was reserved counts"
         )
 
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from opero.errors import DeadlineError, OperoUsageError, RateLimitPausedError
 from opero.limits.gcra import SECOND, Rule
 from opero.utils import ambient
+from opero.utils.ambient import warn_on_loop
 from opero.utils.units import Duration, format_seconds, parse_seconds
-from opero.utils.waiters import FairLock, ThreadWaiter, Waiter, warn_of_blocked_loop
+from opero.utils.waiters import FairLock, ThreadWaiter, Waiter
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -179,7 +180,7 @@ class SlotQueue:
         started = clock.monotonic()
         if budget is not UNLIMITED:
             _check(state(), budget, started, wait + ahead * self._rule.spacing)
-        warn_of_blocked_loop("a slot of its rate limit")
+        warn_on_loop("a slot of its rate limit")
         waiter = ThreadWaiter(budget)
         waited = False
         # An interrupt may come between any two steps; `release` knows what this caller has.

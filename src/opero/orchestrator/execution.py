@@ -9,7 +9,8 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overload
 
-from opero.concurrency.mapper import ItemArguments, Mapper
+from opero.concurrency.loop import run_map, run_map_async
+from opero.concurrency.mapper import Mapper
 from opero.core.explain import explain
 from opero.core.function import ClassMethod, Method, describe_function
 from opero.core.options import MapOptions, Options
@@ -17,13 +18,12 @@ from opero.core.pipeline import Pipeline
 from opero.core.rate_limit import limiter_of
 from opero.core.strategies import is_retry_error, retry_error
 from opero.core.wrapper import make_wrapper
-from opero.errors import OperoUsageError
+from opero.errors import OperoUsageError, is_final, matches
 from opero.events.messages import log_event
 from opero.limits.permits import ConcurrencyLimit
 from opero.orchestrator.config import OrchestratorConfig, functions
 from opero.orchestrator.fallback_chain import FallbackChain, name_of
 from opero.utils.async_utils import ensure_async, is_async_function, run_async
-from opero.utils.matching import is_final, matches
 
 if TYPE_CHECKING:
     from opero.core.call import Explanation
@@ -295,7 +295,10 @@ async def _process(
     """
     mapper, inputs = _mapper(chains, given, items, kwargs, before, on_a_loop=True)
     try:
-        return await mapper.acollect(inputs, ItemArguments())
+        found: list[Any] = await run_map_async(
+            functools.partial(mapper.begin, inputs, on_loop=True)
+        )
+        return found
     except Exception as error:
         if chains.replaces(error):
             raise chains.replacement(error) from error
@@ -315,7 +318,8 @@ def _process_sync(
     if mapper.awaits:
         return run_async(_process(chains, given, items, kwargs, before=before))
     try:
-        return mapper.collect(inputs, ItemArguments())
+        found: list[Any] = run_map(mapper.begin(inputs))
+        return found
     except Exception as error:
         if chains.replaces(error):
             raise chains.replacement(error) from error

@@ -10,15 +10,15 @@ from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, 
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from opero.core.context import fork
 from opero.core.failures import attach, raise_again
 from opero.errors import OperoUsageError
 from opero.tasks.state import NOTHING, TaskRun, carry_out
 from opero.tasks.task import Runnable, as_runnable
+from opero.utils.ambient import fork
 from opero.utils.checks import whole
 
 if TYPE_CHECKING:
-    from opero.core.context import Branches
+    from opero.utils.ambient import Branches
 
 __all__ = ["OnError", "Parallel", "WorkerTasks"]
 

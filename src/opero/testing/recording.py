@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from opero.errors import OperoError, OperoUsageError, OperoWarning
+from opero.errors import OperoError, OperoUsageError, warn_user
 from opero.testing.tape import (
     HEADER,
     CallIdentity,
@@ -22,7 +21,6 @@ from opero.testing.tape import (
     write_line,
 )
 from opero.utils import ambient
-from opero.utils.stack import users_stacklevel
 
 if TYPE_CHECKING:
     import os
@@ -195,11 +193,7 @@ class Recorder:
         if pipeline.awaits and pipeline.info.kind == "sync":
             outcome = RecordedOutcome(outcome.kind, outcome.data, awaited=True)
         if outcome.kind == "missing":
-            warnings.warn(
-                f"{pipeline.info.name}() is not recorded: {outcome.data}.",
-                OperoWarning,
-                stacklevel=users_stacklevel(),
-            )
+            warn_user(f"{pipeline.info.name}() is not recorded: {outcome.data}.")
         with self._lock:
             # A result from the cache is no further outcome.
             if pipeline.options.cache and self._last.get(identity) == outcome:

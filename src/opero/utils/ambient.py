@@ -1,24 +1,28 @@
 # this_file: src/opero/utils/ambient.py
-"""Hold what surrounds every call: the clock of all waits, the test switch, and the flag that leaves the fast path."""
+"""Hold what surrounds every call: the clock of all waits, test switches, the branch of a parallel group, and the flag
+that leaves the fast path.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-import warnings
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, Final, Protocol
 
-from opero.errors import OperoUsageError, OperoWarning
-from opero.utils.stack import users_stacklevel
+from opero.errors import OperoUsageError, warn_user
 
 __all__ = [
+    "Branches",
     "Clock",
     "RealClock",
     "Switch",
     "Tape",
     "clock",
     "disabled",
+    "fork",
     "install_clock",
     "install_tape",
     "require_loop",
@@ -95,7 +99,7 @@ class RealClock:
 
     def sleep(self, seconds: float) -> None:
         """Block the calling thread for `seconds`."""
-        warn_on_loop()
+        warn_on_loop("a pause")
         time.sleep(seconds)
 
     async def asleep(self, seconds: float) -> None:
@@ -136,16 +140,21 @@ def require_loop(what: str) -> None:
         )
 
 
-def warn_on_loop() -> None:
-    """Warn once if a synchronous call is about to block the thread of a running event loop."""
-    if _ambient.warned or not _on_loop():
+_warned: Final[set[str]] = set()
+
+
+def warn_on_loop(what: str) -> None:
+    """Warn, once for each kind of wait, if a synchronous call is about to block the thread of a running event loop.
+
+    Args:
+        what: What is waited for.
+    """
+    if what in _warned or not _on_loop():
         return
-    _ambient.warned = True
-    warnings.warn(
-        "a synchronous opero function waits on the thread of a running event loop, and blocks all its "
-        "tasks meanwhile: call it with `await asyncio.to_thread(...)`, or make it an `async def`.",
-        OperoWarning,
-        stacklevel=users_stacklevel(),
+    _warned.add(what)
+    warn_user(
+        f"a synchronous function waits for {what} in the thread of a running event loop, which is blocked "
+        "meanwhile: call it with `await asyncio.to_thread(function, ...)`, or decorate an `async def`"
     )
 
 
@@ -160,16 +169,31 @@ class Tape(Protocol):
 class _Ambient:
     """Process-wide state; a class only so that readers see one object instead of module globals."""
 
-    __slots__ = ("clock", "disabled", "tape", "warned")
+    __slots__ = ("clock", "disabled", "tape")
 
     def __init__(self) -> None:
         self.clock: Clock = _REAL
         self.disabled = False
         self.tape: Tape | None = None
-        self.warned = False
 
 
 _ambient = _Ambient()
+
+
+class Branches(Protocol):
+    """The branches of one parallel group. Both verbs change the calling context, which must be a copy."""
+
+    def enter(self, index: int) -> object:
+        """From now on this context belongs to the branch of that number, from 0."""
+        ...
+
+    def aside(self) -> object:
+        """From now on this context belongs to what only serves the branches, a worker say, and is itself none."""
+        ...
+
+
+fork: Final[ContextVar[Callable[[], Branches] | None]] = ContextVar("opero_fork", default=None)
+"""Called, once, where a parallel group begins; None where no branches are recorded."""
 
 
 def clock() -> Clock:

@@ -14,15 +14,13 @@ import sqlite3
 import stat
 import threading
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Literal, NoReturn
 
-from opero.errors import OperoError, OperoWarning, StoreError
+from opero.errors import OperoError, StoreError, warn_user
 from opero.utils.fork import reset_after_fork
-from opero.utils.stack import users_stacklevel
 
 __all__ = ["Damage", "ForeignDatabase", "Loss", "SqliteFile", "advice", "is_damage", "is_lock"]
 
@@ -421,10 +419,8 @@ class SqliteFile:
             raise self._error(
                 f"{self._name}: {error}, and it cannot be set aside ({reason})."
             ) from error
-        warnings.warn(
-            f"{self._name} was damaged ({error}). It was set aside as {aside}, and a new one is begun.",
-            OperoWarning,
-            stacklevel=users_stacklevel(),
+        warn_user(
+            f"{self._name} was damaged ({error}). It was set aside as {aside}, and a new one is begun."
         )
 
     def _raise(self, error: sqlite3.Error) -> NoReturn:

@@ -12,16 +12,11 @@ on what it was given. A task whose event loop does not run is skipped, and queue
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
-
-from opero.errors import OperoWarning
-from opero.utils.stack import users_stacklevel
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
@@ -33,7 +28,6 @@ __all__ = [
     "ThreadWaiter",
     "WaitQueue",
     "Waiter",
-    "warn_of_blocked_loop",
 ]
 
 LookUp = Callable[[], float | None]
@@ -381,26 +375,3 @@ class FairLock(HandoffQueue):
                 self.waiting.pop(holder, None)
             if self.held and holder in (None, self.held[0]):
                 self.give_back()
-
-
-# --- threads of event loops -----------------------------------------------------------------------
-
-_warned: Final[set[str]] = set()
-
-
-def warn_of_blocked_loop(what: str) -> None:
-    """Warn, once for each kind of wait, of a synchronous wait in the thread of a running event loop.
-
-    Args:
-        what: What is waited for.
-    """
-    asyncio: Any = sys.modules.get("asyncio")
-    if what in _warned or asyncio is None or asyncio._get_running_loop() is None:  # noqa: SLF001 - it raises nothing
-        return
-    _warned.add(what)
-    warnings.warn(
-        f"a synchronous function waits for {what} in the thread of a running event loop, which is blocked meanwhile: "
-        "call it with `await asyncio.to_thread(function, ...)`, or decorate an `async def`",
-        OperoWarning,
-        stacklevel=users_stacklevel(),
-    )

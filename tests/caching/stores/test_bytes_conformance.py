@@ -110,36 +110,36 @@ def test_sizes_are_told(store):
 
 def test_one_of_many_that_claim_gets_the_lease(store):
     with ThreadPoolExecutor(16) as pool:
-        got = list(pool.map(lambda n: store.claim("a:k", f"owner {n}", 30), range(64)))
+        got = list(pool.map(lambda n: store.acquire("a:k", f"owner {n}", 30), range(64)))
     assert sum(got) == 1
 
 
 def test_a_lease_is_kept_extended_and_given_back_by_its_owner_only(store):
-    assert store.claim("a:k", "me", 30)
-    assert not store.claim("a:k", "you", 30)
+    assert store.acquire("a:k", "me", 30)
+    assert not store.acquire("a:k", "you", 30)
     store.release("a:k", "you")
-    assert not store.claim("a:k", "you", 30)
-    assert store.claim("a:k", "me", 30)
+    assert not store.acquire("a:k", "you", 30)
+    assert store.acquire("a:k", "me", 30)
     store.release("a:k", "me")
     store.release("a:k", "me")
-    assert store.claim("a:k", "you", 30)
+    assert store.acquire("a:k", "you", 30)
 
 
 def test_a_lease_ends_by_itself(store):
-    assert store.claim("a:k", "me", 0.05)
+    assert store.acquire("a:k", "me", 0.05)
     end = time.monotonic() + 5
-    while not store.claim("a:k", "you", 30):
+    while not store.acquire("a:k", "you", 30):
         assert time.monotonic() < end
         time.sleep(0.01)
-    assert not store.claim("a:k", "me", 30)
+    assert not store.acquire("a:k", "me", 30)
 
 
 def test_leases_are_no_entries(store):
-    store.claim("a:k", "me", 30)
+    store.acquire("a:k", "me", 30)
     assert store.get("a:k") is None
     assert keys(store) == []
     store.clear("")
-    assert not store.claim("a:k", "you", 30)
+    assert not store.acquire("a:k", "you", 30)
 
 
 SIZES = [1, 10, 40_000, 300_000, 20]
@@ -159,25 +159,27 @@ def test_many_are_stored_and_found_at_once(store):
 
 
 def test_each_of_many_leases_is_claimed_on_its_own(store):
-    assert store.claim("a:2", "you", 30)
-    claims = [(f"a:{n}", "me") for n in range(5)]
-    assert store.claim_many(claims, 30) == [True, True, False, True, True]
-    assert store.claim_many(claims[:2], 30) == [True, True]
+    assert store.acquire("a:2", "you", 30)
+    owners = [(f"a:{n}", "me") for n in range(5)]
+    assert store.acquire_many(owners, 30) == [True, True, False, True, True]
+    assert store.acquire_many(owners[:2], 30) == [True, True]
     store.release_many([("a:0", "me"), ("a:2", "me"), ("a:3", "you")])
-    told = [store.claim(f"a:{n}", "she", 30) for n in range(5)]
+    told = [store.acquire(f"a:{n}", "she", 30) for n in range(5)]
     assert told == [True, False, False, False, False]
 
 
 def test_those_who_claim_many_in_any_order_share_them(store):
     keys = [f"a:{n}" for n in range(200)]
 
-    def claim(n: int) -> list[bool]:
+    def acquire(n: int) -> list[bool]:
         order = keys[::-1] if n % 2 else keys
-        told = dict(zip(order, store.claim_many([(k, f"me {n}") for k in order], 30), strict=True))
+        told = dict(
+            zip(order, store.acquire_many([(k, f"me {n}") for k in order], 30), strict=True)
+        )
         return [told[key] for key in keys]
 
     with ThreadPoolExecutor(8) as pool:
-        got = list(pool.map(claim, range(8)))
+        got = list(pool.map(acquire, range(8)))
     assert [sum(told) for told in zip(*got, strict=True)] == [1] * 200
 
 
@@ -232,10 +234,10 @@ def test_event_loops_have_the_same_verbs(store):
         await verbs.aset("a:k", b"x", 60)
         assert await verbs.aget("a:k") == b"x"
         assert await verbs.aget("a:j") is None
-        assert await verbs.aclaim("a:k", "me", 30)
-        assert not await verbs.aclaim("a:k", "you", 30)
+        assert await verbs.aacquire("a:k", "me", 30)
+        assert not await verbs.aacquire("a:k", "you", 30)
         await verbs.arelease("a:k", "me")
-        assert await verbs.aclaim("a:k", "you", 30)
+        assert await verbs.aacquire("a:k", "you", 30)
         assert await verbs.adelete("a:k")
         await verbs.aset("a:k", b"x", None)
         assert await verbs.aclear("a:") == 1

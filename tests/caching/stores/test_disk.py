@@ -319,8 +319,8 @@ def test_a_lease_that_never_ends_is_not_believed(store):
     rows_of = DiskStore(store.folder)
     rows_of.set("a:k", b"x", None)
     rows(rows_of, "INSERT INTO Lease VALUES ('a:k', 'squatter', 1e300)")
-    assert store.claim("a:k", "me", 5)
-    assert not store.claim("a:k", "you", 5)
+    assert store.acquire("a:k", "me", 5)
+    assert not store.acquire("a:k", "you", 5)
 
 
 def test_an_entry_larger_than_any_may_be_is_not_read(store):
@@ -366,7 +366,7 @@ def test_the_folder_of_an_earlier_version_is_taken_over(tmp_path):
     assert len(warned) == 1
     assert next(item.expires for item in store.scan("a:s")) is not None
     store.set("a:large", b"new", None)
-    store.claim("a:k", "me", 5)
+    store.acquire("a:k", "me", 5)
     assert limit(store) == 7_000_000
     assert files(store) == []
     store.close()
@@ -421,7 +421,7 @@ def test_a_locked_folder_is_read_all_the_same_and_writers_fail_fast(tmp_path, im
         store.set("a:k", b"y" * LARGE, None)
     assert files(store) == [], "what could not be stored is not left behind"
     with pytest.raises(StoreError, match="keep its folder locked"):
-        store.claim("a:k", "me", 30)
+        store.acquire("a:k", "me", 30)
     lock.execute("ROLLBACK")
     lock.close()
     store.close()

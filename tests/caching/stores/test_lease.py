@@ -215,22 +215,22 @@ class TestInOneProcess:
         return {"cache_backend": place, "cache_namespace": "lease", "retries": 0}
 
     @pytest.fixture
-    def claims(self, store: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    def owners(self, store: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         """Keys for which a lease was wanted."""
         wanted: list[str] = []
-        monkeypatch.setattr(store, "claim", _told(store.claim, wanted))
-        if hasattr(store, "aclaim"):
-            monkeypatch.setattr(store, "aclaim", _told(store.aclaim, wanted))
+        monkeypatch.setattr(store, "acquire", _told(store.acquire, wanted))
+        if hasattr(store, "aacquire"):
+            monkeypatch.setattr(store, "aacquire", _told(store.aacquire, wanted))
         return wanted
 
     def test_a_hit_costs_nothing_and_a_miss_one_claim(
-        self, face: Face, options: dict[str, Any], claims: list[str]
+        self, face: Face, options: dict[str, Any], owners: list[str]
     ) -> None:
         f = opero(**options)(face.of(work))
         face.run(f, 1)
-        assert len(claims) == 1
+        assert len(owners) == 1
         face.run(f, 1)
-        assert len(claims) == 1
+        assert len(owners) == 1
 
     def test_miss_reads_the_store_once_where_no_other_process_computes(
         self, face: Face, options: dict[str, Any], store: Any, monkeypatch: pytest.MonkeyPatch
@@ -403,23 +403,23 @@ class TestInOneProcess:
         self,
         options: dict[str, Any],
         store: Any,
-        claims: list[str],
+        owners: list[str],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Neither when it renews its lease nor when it gives it back."""
         monkeypatch.setattr(lease, "SECONDS", 0.1)
         monkeypatch.setattr(lease, "_RENEW_AFTER", 0.3)
         with Busy(Face(asynchronous=False), opero(**options)(work)):
-            (key,) = set(claims)
-            Crowd.wait_for(lambda: store.claim(key, "its successor", 4))
+            (key,) = set(owners)
+            Crowd.wait_for(lambda: store.acquire(key, "its successor", 4))
             Crowd.wait_for(lambda: not lease._process.renewer._held)  # a renewal was refused
         Crowd.wait_for(lambda: not lease._process.renewer._ending)
-        assert not store.claim(key, "a third", 4)
+        assert not store.acquire(key, "a third", 4)
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
     @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
     def test_a_forked_child_gives_back_nothing_of_its_parent(
-        self, options: dict[str, Any], store: Any, claims: list[str]
+        self, options: dict[str, Any], store: Any, owners: list[str]
     ) -> None:
         parent = os.getpid()
 
@@ -427,7 +427,7 @@ class TestInOneProcess:
             World.value = child = os.fork()
             if child:
                 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-                assert not store.claim(claims[0], "somebody else", 60)
+                assert not store.acquire(owners[0], "somebody else", 60)
             return x
 
         World.body = body
@@ -490,18 +490,18 @@ class TestInOneProcess:
         first, second = opero(**options)(work), opero(**options)(work)
         first(1)
         time.sleep(0.11)
-        claim, claimed = store.claim, threading.Event()
+        acquire, acquired = store.acquire, threading.Event()
 
         def renew_before(key: str, owner: str, seconds: float) -> bool:
-            monkeypatch.setattr(store, "claim", claim)
+            monkeypatch.setattr(store, "acquire", acquire)
             second.cache.refresh(1)
-            mine = claim(key, owner, seconds)
-            claimed.set()
+            mine = acquire(key, owner, seconds)
+            acquired.set()
             return bool(mine)
 
-        monkeypatch.setattr(store, "claim", renew_before)
+        monkeypatch.setattr(store, "acquire", renew_before)
         assert first(1) == 2
-        assert claimed.wait(10)
+        assert acquired.wait(10)
         time.sleep(0.05)
         assert World.calls == 2
 
@@ -511,9 +511,9 @@ class TestInOneProcess:
         def refuse(*given: object) -> bool:
             raise StoreError("the server takes no writes")
 
-        monkeypatch.setattr(store, "claim", refuse)
-        if hasattr(store, "aclaim"):
-            monkeypatch.setattr(store, "aclaim", refuse)
+        monkeypatch.setattr(store, "acquire", refuse)
+        if hasattr(store, "aacquire"):
+            monkeypatch.setattr(store, "aacquire", refuse)
         heard: list[Any] = []
         f = opero(**options, on_event=heard.append)(face.of(work))
         assert [face.run(f, n) for n in (1, 2)] == [2, 4]
@@ -522,12 +522,12 @@ class TestInOneProcess:
         assert "the server takes no writes" in told[0]
 
 
-def _told(claim: Any, wanted: list[str]) -> Any:
-    def claim_and_tell(key: str, owner: str, seconds: float) -> Any:
+def _told(acquire: Any, wanted: list[str]) -> Any:
+    def acquire_and_note(key: str, owner: str, seconds: float) -> Any:
         wanted.append(key)
-        return claim(key, owner, seconds)
+        return acquire(key, owner, seconds)
 
-    return claim_and_tell
+    return acquire_and_note
 
 
 def _counted_reads(store: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -211,8 +211,8 @@ class Stranger:
         self._store = store
         self._f = f
 
-    def claim(self, item: int, seconds: float = 9) -> bool:
-        return bool(self._store.claim(self._f.cache.key(item).key, "a stranger", seconds))
+    def acquire(self, item: int, seconds: float = 9) -> bool:
+        return bool(self._store.acquire(self._f.cache.key(item).key, "a stranger", seconds))
 
     def release(self, item: int) -> None:
         self._store.release(self._f.cache.key(item).key, "a stranger")
@@ -236,7 +236,7 @@ def stranger(store: Any, f: Any) -> Stranger:
 
 def test_items_that_wait_take_no_place_from_others(f: Any, face: Face, stranger: Stranger) -> None:
     for item in range(20):
-        assert stranger.claim(item)
+        assert stranger.acquire(item)
 
     def saw(one: Any) -> None:
         if len(World.calls) == 20 and max(World.calls) == 39:
@@ -249,14 +249,14 @@ def test_items_that_wait_take_no_place_from_others(f: Any, face: Face, stranger:
 
 
 def test_equal_items_wait_together(f: Any, face: Face, stranger: Stranger) -> None:
-    stranger.claim(1)
+    stranger.acquire(1)
     threading.Timer(0.3, stranger.release, [1]).start()
     result = face.run(f.map, [1, 1, 2, 1])
     assert (result.values, result.shared, World.calls) == ([[1], [1], [2], [1]], 2, [2, 1])
 
 
 def test_what_was_computed_elsewhere_is_found(f: Any, face: Face, stranger: Stranger) -> None:
-    stranger.claim(1)
+    stranger.acquire(1)
 
     def saw(one: Any) -> None:
         if one.item == 2:
@@ -272,7 +272,7 @@ def test_what_was_computed_elsewhere_is_found(f: Any, face: Face, stranger: Stra
 def test_a_deadline_ends_the_wait(
     options: dict[str, Any], face: Face, stranger: Stranger, around: bool
 ) -> None:
-    stranger.claim(1)
+    stranger.acquire(1)
     f = operomap(**options, **({} if around else {"deadline": 0.3}))(face.of(work))
     face.run(f, [3])  # what is slow for the first time
     with deadline(0.5) if around else nullcontext():
@@ -289,13 +289,13 @@ def test_an_old_result_stands_in_when_the_deadline_ends_the_wait(
     f = operomap(**options)(face.of(work))
     face.run(f, [1])
     time.sleep(0.06)
-    Stranger(f.cache._cache.store.backend, f).claim(1)
+    Stranger(f.cache._cache.store.backend, f).acquire(1)
     result = face.run(f.map, [1])
     assert (result.values, result.stale, World.calls) == ([[1]], 1, [1])
 
 
 def test_a_stop_token_ends_the_wait(f: Any, face: Face, stranger: Stranger) -> None:
-    stranger.claim(1)
+    stranger.acquire(1)
     token = threading.Event()
     result = face.run(
         f.with_options(stop_token=token, on_result=lambda one: token.set()).map, [1, 2]
@@ -304,7 +304,7 @@ def test_a_stop_token_ends_the_wait(f: Any, face: Face, stranger: Stranger) -> N
 
 
 def test_a_failing_item_ends_the_wait(f: Any, face: Face, stranger: Stranger) -> None:
-    stranger.claim(1)
+    stranger.acquire(1)
 
     def body(x: int) -> Any:
         raise KeyError(x)
@@ -320,18 +320,18 @@ def test_a_cancelled_map_gives_its_leases_back(
 ) -> None:
     f = operomap(**options | {"mode": "async", "workers": 2})(asleep)
     stranger = Stranger(store, f)
-    stranger.claim(1)
+    stranger.acquire(1)
 
     async def main() -> None:
         mapping = asyncio.ensure_future(f([1, 2]))
         while not World.calls:  # noqa: ASYNC110 - a global tells, not an event
             await asyncio.sleep(0.01)
-        assert not stranger.claim(2)
+        assert not stranger.acquire(2)
         mapping.cancel()
         await asyncio.gather(mapping, return_exceptions=True)
 
     asyncio.run(main())
-    Crowd.wait_for(lambda: stranger.claim(2))
+    Crowd.wait_for(lambda: stranger.acquire(2))
     assert World.calls == [2]
 
 
@@ -342,21 +342,21 @@ async def asleep(x: int) -> Any:
 
 def test_an_item_that_failed_keeps_nobody_waiting(f: Any, face: Face, stranger: Stranger) -> None:
     def body(x: int) -> Any:
-        assert not stranger.claim(x)
+        assert not stranger.acquire(x)
         raise KeyError(x)
 
     World.body = body
     assert len(face.run(f.map, [1, 2]).failures) == 2
-    Crowd.wait_for(lambda: stranger.claim(1))
+    Crowd.wait_for(lambda: stranger.acquire(1))
 
 
 def test_a_stopped_server_of_leases_keeps_nobody_waiting(
     f: Any, face: Face, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def down(*claims: Any) -> Any:
+    def down(*owners: Any) -> Any:
         raise StoreError("down")
 
-    monkeypatch.setattr(store, "claim_many", down)
+    monkeypatch.setattr(store, "acquire_many", down)
     assert face.run(f, [1, 2]) == [[1], [2]]
 
 
@@ -369,7 +369,7 @@ def test_leases_of_a_long_map_are_renewed_together(
 
     def body(x: int) -> Any:
         time.sleep(1.5)
-        taken.append(stranger.claim(x))
+        taken.append(stranger.acquire(x))
 
     World.body = body
     face.run(f, [1])
@@ -380,13 +380,13 @@ def test_hits_need_no_lease(
     f: Any, face: Face, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    claim_many = store.claim_many
+    acquire_many = store.acquire_many
 
-    def told(claims: Any, seconds: float) -> Any:
-        asked.append(len(claims))
-        return claim_many(claims, seconds)
+    def told(owners: Any, seconds: float) -> Any:
+        asked.append(len(owners))
+        return acquire_many(owners, seconds)
 
-    monkeypatch.setattr(store, "claim_many", told)
+    monkeypatch.setattr(store, "acquire_many", told)
     face.run(f, range(50))
     assert sum(asked) == 50
     face.run(f, range(50))
@@ -409,7 +409,7 @@ def test_a_map_that_takes_over_from_a_cancelled_call_takes_a_lease_too(
         return await mapping
 
     taken: list[bool] = []
-    World.body = lambda x: taken.append(stranger.claim(x))
+    World.body = lambda x: taken.append(stranger.acquire(x))
     assert asyncio.run(main()) == [1]
     assert (World.calls, taken) == ([1, 1], [False])
 
@@ -430,10 +430,10 @@ def test_a_stream_waits_for_nobody_and_keeps_nobody_waiting(
     """It stands still when its consumer does."""
     f = operomap(**options | {"mode": "thread"})(work)
     stranger = Stranger(f.cache._cache.store.backend, f)
-    assert stranger.claim(1)
+    assert stranger.acquire(1)
     stream = f.stream([1, 2, 3])
     assert next(stream) == [1]
-    assert stranger.claim(2)
+    assert stranger.acquire(2)
     assert list(stream) == [[2], [3]]
 
 

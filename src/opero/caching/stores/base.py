@@ -29,7 +29,7 @@ __all__ = [
     "AsyncByteStore",
     "Backoff",
     "ByteStore",
-    "Claim",
+    "KeyOwner",
     "Row",
     "StoreError",
     "StoredItem",
@@ -59,7 +59,7 @@ class StoredItem(NamedTuple):
     expires: float | None = None
 
 
-Claim = tuple[str, str]
+KeyOwner = tuple[str, str]
 """The key of a lease, and its owner."""
 
 
@@ -132,7 +132,7 @@ class ByteStore(Protocol):
         """Return number and bytes of those keys, None where it would be too costly to know."""
         ...
 
-    def claim(self, key: str, owner: str, seconds: float) -> bool:
+    def acquire(self, key: str, owner: str, seconds: float) -> bool:
         """Take or extend the lease of a key.
 
         Leases lie beside the entries: they are neither found by `get` nor removed by `clear`.
@@ -143,21 +143,21 @@ class ByteStore(Protocol):
             seconds: After so long the lease ends by itself.
 
         Returns:
-            True if `owner` has the lease now, False if another one does. Of several that claim
+            True if `owner` has the lease now, False if another one does. Of several that ask for it
             at the same time exactly one gets it. A lease that would last longer than `LONGEST_LEASE`
             counts as free: opero grants none like that.
         """
         ...
 
-    def claim_many(self, claims: Sequence[Claim], seconds: float) -> list[bool]:
-        """Do what `claim` does for many keys, each on its own, in as few trips as the backend can."""
+    def acquire_many(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
+        """Do what `acquire` does for many keys, each on its own, in as few trips as the backend can."""
         ...
 
     def release(self, key: str, owner: str) -> None:
         """Give a lease back; nothing happens if `owner` does not hold it (any more)."""
         ...
 
-    def release_many(self, claims: Sequence[Claim]) -> None:
+    def release_many(self, owners: Sequence[KeyOwner]) -> None:
         """Do what `release` does for many keys."""
         ...
 
@@ -186,8 +186,8 @@ class AsyncByteStore(Protocol):
         """As `clear`."""
         ...
 
-    async def aclaim(self, key: str, owner: str, seconds: float) -> bool:
-        """As `claim`."""
+    async def aacquire(self, key: str, owner: str, seconds: float) -> bool:
+        """As `acquire`."""
         ...
 
     async def arelease(self, key: str, owner: str) -> None:
@@ -231,11 +231,11 @@ class ThreadedStore:
 
         return await to_thread(self._store.clear, prefix)
 
-    async def aclaim(self, key: str, owner: str, seconds: float) -> bool:
-        """As `claim`."""
+    async def aacquire(self, key: str, owner: str, seconds: float) -> bool:
+        """As `acquire`."""
         from asyncio import to_thread
 
-        return await to_thread(self._store.claim, key, owner, seconds)
+        return await to_thread(self._store.acquire, key, owner, seconds)
 
     async def arelease(self, key: str, owner: str) -> None:
         """As `release`."""

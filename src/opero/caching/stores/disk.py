@@ -14,20 +14,18 @@ import sqlite3
 import stat
 import threading
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from opero.caching.stores.base import LONGEST_LEASE, Backoff, StoredItem, portions
-from opero.errors import OperoWarning, StoreError
+from opero.errors import StoreError, warn_user
 from opero.utils.fork import reset_after_fork
 from opero.utils.sqlite import ForeignDatabase, SqliteFile, is_damage, is_lock
-from opero.utils.stack import users_stacklevel
 
 if TYPE_CHECKING:
-    from opero.caching.stores.base import Claim, Row
+    from opero.caching.stores.base import KeyOwner, Row
 
 __all__ = ["DiskStore", "default_folder", "locate", "open_at", "prepare_folder", "settle"]
 
@@ -72,7 +70,7 @@ _GET: Final = (
     " WHERE key = ? AND (expires IS NULL OR expires > ?)"
 )
 _SET: Final = "INSERT OR REPLACE INTO Cache VALUES (?, ?, ?, ?, ?)"
-_CLAIM: Final = (
+_ACQUIRE: Final = (
     "INSERT INTO Lease VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE"
     " SET owner = excluded.owner, until = excluded.until"
     " WHERE Lease.owner = excluded.owner OR Lease.until <= ? OR Lease.until > ?"
@@ -215,30 +213,30 @@ class DiskStore:
 
     # --- leases -----------------------------------------------------------------------------------
 
-    def claim(self, key: str, owner: str, seconds: float) -> bool:
+    def acquire(self, key: str, owner: str, seconds: float) -> bool:
         """Take or extend the lease of a key."""
-        return self.claim_many([(key, owner)], seconds)[0]
+        return self.acquire_many([(key, owner)], seconds)[0]
 
-    def claim_many(self, claims: Sequence[Claim], seconds: float) -> list[bool]:
+    def acquire_many(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
         """Take or extend leases: one statement each, so that one of several owners gets it."""
         now = time.time()
         times = (now, now + LONGEST_LEASE + seconds)
-        if len(claims) == 1:
-            return [self._write(_CLAIM, (*claims[0], now + seconds, *times)) == 1]
+        if len(owners) == 1:
+            return [self._write(_ACQUIRE, (*owners[0], now + seconds, *times)) == 1]
         with self._transaction() as connection:
             return [
-                connection.execute(_CLAIM, (*claim, now + seconds, *times)).rowcount == 1
-                for claim in claims
+                connection.execute(_ACQUIRE, (*acquire, now + seconds, *times)).rowcount == 1
+                for acquire in owners
             ]
 
     def release(self, key: str, owner: str) -> None:
         """Give a lease back."""
         self._write("DELETE FROM Lease WHERE key = ? AND owner = ?", (key, owner))
 
-    def release_many(self, claims: Sequence[Claim]) -> None:
+    def release_many(self, owners: Sequence[KeyOwner]) -> None:
         """Give many leases back."""
         with self._transaction() as connection:
-            connection.executemany("DELETE FROM Lease WHERE key = ? AND owner = ?", claims)
+            connection.executemany("DELETE FROM Lease WHERE key = ? AND owner = ?", owners)
 
     # --- upkeep -----------------------------------------------------------------------------------
 
@@ -399,19 +397,15 @@ class DiskStore:
             # Users that asked for a disk cache should know why each call is computed.
             if not self._warned:
                 self._warned = True
-                warnings.warn(
-                    f"There is no disk cache: {error}.", OperoWarning, stacklevel=users_stacklevel()
-                )
+                warn_user(f"There is no disk cache: {error}.")
             raise
 
     def _verify(self, connection: sqlite3.Connection) -> None:
         if self._file.read_only:
             if not self._warned:
                 self._warned = True
-                warnings.warn(
-                    f"The disk cache {self.folder} is read-only: what it holds is used, and nothing is added.",
-                    OperoWarning,
-                    stacklevel=users_stacklevel(),
+                warn_user(
+                    f"The disk cache {self.folder} is read-only: what it holds is used, and nothing is added."
                 )
             if _version(connection) != (_APPLICATION, 1):
                 raise StoreError(f"{self.folder} was written by another version of opero")
@@ -457,10 +451,8 @@ class DiskStore:
         finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-        warnings.warn(
-            f"The disk cache {self.folder} of an earlier version of opero was taken over: {taken} entries.",
-            OperoWarning,
-            stacklevel=users_stacklevel(),
+        warn_user(
+            f"The disk cache {self.folder} of an earlier version of opero was taken over: {taken} entries."
         )
 
     def _sweep(self, connection: sqlite3.Connection, before: float) -> None:

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 from opero.caching.stores.base import (
     LONGEST_LEASE,
     Backoff,
-    Claim,
+    KeyOwner,
     Row,
     StoredItem,
     StoreError,
@@ -169,21 +169,21 @@ class RedisStore:
             size += sum(item.size for item in items)
         return count, size
 
-    def claim(self, key: str, owner: str, seconds: float) -> bool:
+    def acquire(self, key: str, owner: str, seconds: float) -> bool:
         """Take or extend the lease of a key."""
-        return bool(self._ask(_claim(key, owner, seconds)))
+        return bool(self._ask(_acquire(key, owner, seconds)))
 
-    def claim_many(self, claims: Sequence[Claim], seconds: float) -> list[bool]:
+    def acquire_many(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
         """Take or extend many leases, in one trip."""
-        return [bool(answer) for answer in self._ask_many([_claim(*c, seconds) for c in claims])]
+        return [bool(answer) for answer in self._ask_many([_acquire(*c, seconds) for c in owners])]
 
     def release(self, key: str, owner: str) -> None:
         """Give a lease back."""
         self._ask(_release(key, owner))
 
-    def release_many(self, claims: Sequence[Claim]) -> None:
+    def release_many(self, owners: Sequence[KeyOwner]) -> None:
         """Give many leases back, in one trip."""
-        self._ask_many([_release(*claim) for claim in claims])
+        self._ask_many([_release(*acquire) for acquire in owners])
 
     # --- for event loops --------------------------------------------------------------------------
 
@@ -210,9 +210,9 @@ class RedisStore:
             if not int(cursor):
                 return removed
 
-    async def aclaim(self, key: str, owner: str, seconds: float) -> bool:
-        """As `claim`."""
-        return bool(await self._aask(_claim(key, owner, seconds)))
+    async def aacquire(self, key: str, owner: str, seconds: float) -> bool:
+        """As `acquire`."""
+        return bool(await self._aask(_acquire(key, owner, seconds)))
 
     async def arelease(self, key: str, owner: str) -> None:
         """As `release`."""
@@ -348,7 +348,7 @@ _inherited: Final[list[object]] = []
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 # A key without an end, or with one that is too far away, is no lease of opero's.
-_CLAIM: Final = """\
+_ACQUIRE: Final = """\
 local holder = redis.pcall('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then
   local left = redis.call('PTTL', KEYS[1])
@@ -392,10 +392,10 @@ def _scan_from(cursor: Any, prefix: str) -> Command:
     return "SCAN", cursor, "MATCH", pattern, "COUNT", _BATCH
 
 
-def _claim(key: str, owner: str, seconds: float) -> Command:
+def _acquire(key: str, owner: str, seconds: float) -> Command:
     """Take or extend a lease; the answer is 1 if `owner` has it."""
     longest = _milliseconds(LONGEST_LEASE + seconds)
-    return "EVAL", _CLAIM, 1, _lease(key), owner, _milliseconds(seconds), longest
+    return "EVAL", _ACQUIRE, 1, _lease(key), owner, _milliseconds(seconds), longest
 
 
 def _release(key: str, owner: str) -> Command:

@@ -14,7 +14,6 @@ import pickle
 import sys
 import threading
 import uuid
-import warnings
 from collections import OrderedDict
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
 from contextvars import Context
@@ -23,7 +22,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opero.caching.single_flight import Flight, become_leader, stop_leading
-from opero.concurrency.executors.base import Caps, Chunk, Done, GaveBack, Lost, MapJob, Report
+from opero.concurrency.executors.base import Chunk, Done, GaveBack, Lost, MapJob, Report
 from opero.concurrency.executors.process.job_spec import JobSpec
 from opero.concurrency.executors.process.protocol import (
     decode_done,
@@ -36,13 +35,12 @@ from opero.concurrency.executors.process.protocol import (
 )
 from opero.concurrency.executors.threads import ThreadExecutor
 from opero.concurrency.item_runner import ItemRunner
-from opero.errors import MapError, OperoError
+from opero.errors import MapError, OperoError, warn_user
 from opero.events import event_bus
 from opero.limits.state.shared import unshared_objects
-from opero.utils.stack import users_stacklevel
 
 if TYPE_CHECKING:
-    from opero.concurrency.executors.base import ItemOutcome, MapExecutor, Parked, Why
+    from opero.concurrency.executors.base import ItemOutcome, MapExecutor, Parked
     from opero.concurrency.executors.local import LocalChunk
     from opero.events import Event
 
@@ -182,7 +180,6 @@ class FuturesExecutor:
     """
 
     name = "executor"
-    caps: Caps = Caps(remote=True)
 
     def __init__(self, executor: Executor, workers: int) -> None:
         self._executor = executor
@@ -245,10 +242,6 @@ class FuturesExecutor:
             return [Lost(number, None, "crash", said=said)]
         return _open_reports(number, future.result())
 
-    def kill(self, chunk_id: int, why: Why) -> bool:
-        """Return False: executors cannot be asked to stop what runs."""
-        return False
-
     def wake(self) -> None:
         """End a wait for reports."""
         self._reported.put(None)
@@ -269,11 +262,10 @@ def _open_reports(chunk: int, data: bytes) -> list[Report]:
     for limit in unshared:
         if limit not in _reported_limits:
             _reported_limits.add(limit)
-            warnings.warn(
+            warn_user(
                 f"{limit} is not shared with all workers of the executor: those on another host limit by themselves. "
                 "Use workers of this host, or a limit that a server keeps.",
                 RuntimeWarning,
-                stacklevel=users_stacklevel(),
             )
     reports: list[Report] = [decode_done(chunk, body)]
     return reports if kept is None else [*reports, GaveBack(chunk, kept)]

@@ -33,7 +33,7 @@ from opero.concurrency.executors.process.protocol import (
 from opero.concurrency.executors.process.start import close_in_child
 from opero.concurrency.item_runner import ItemRunner
 from opero.concurrency.progress import hide_bars
-from opero.events import Event, event_bus
+from opero.events import event_bus
 from opero.utils import ambient
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from opero.concurrency.executors.base import Parked
     from opero.concurrency.executors.process.protocol import SharedBuffer, Span
+    from opero.events import Event
 
 __all__ = ["RunningChunk", "WorkerSession"]
 

@@ -1,4 +1,4 @@
-# this_file: tests/core/test_cooldown.py
+# this_file: tests/core/test_value_cooldown.py
 """Cooldowns: by content of the value, for as long as asked, within bounds."""
 
 from __future__ import annotations

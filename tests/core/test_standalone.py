@@ -1,4 +1,4 @@
-# this_file: tests/core/test_alone.py
+# this_file: tests/core/test_standalone.py
 """The stages as decorators of their own."""
 
 from __future__ import annotations

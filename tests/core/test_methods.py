@@ -1,4 +1,4 @@
-# this_file: tests/core/test_method.py
+# this_file: tests/core/test_methods.py
 """Decorated functions in class bodies: bound like methods, in any class, in any order of decorators."""
 
 from __future__ import annotations

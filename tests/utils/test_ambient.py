@@ -1,13 +1,16 @@
-# this_file: tests/utils/test_switch.py
-"""One flag that several holders keep on."""
+# this_file: tests/utils/test_ambient.py
+"""What surrounds every call: a flag that several holders keep on, a warning for waits that block a loop."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 
 import pytest
 
+from opero.errors import OperoWarning
+from opero.utils import ambient
 from opero.utils.ambient import Switch
 
 pytestmark = pytest.mark.internal
@@ -46,3 +49,15 @@ def test_holders_in_many_threads_are_all_counted() -> None:
 
 def test_repr_of_a_switch_shows_its_state() -> None:
     assert repr(Switch()) == "<Switch off, 0 holders>"
+
+
+def test_a_synchronous_wait_in_the_thread_of_a_running_loop_warns_once(monkeypatch) -> None:
+    monkeypatch.setattr(ambient, "_warned", set())
+    ambient.warn_on_loop("a permit")
+
+    async def main():
+        with pytest.warns(OperoWarning, match=r"waits for a permit.*asyncio.to_thread"):
+            ambient.warn_on_loop("a permit")
+        ambient.warn_on_loop("a permit")
+
+    asyncio.run(main())

@@ -1,5 +1,5 @@
-# this_file: tests/core/test_report.py
-"""What a call tells in the end: notes on its error, events, counters."""
+# this_file: tests/core/test_call_reports.py
+"""Notes on the error of a failed call, its events, its counters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-# this_file: tests/core/test_map_options.py
+# this_file: tests/concurrency/test_map_options.py
 """Every option of a map: what it refuses and what it takes."""
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-# this_file: tests/core/test_express.py
-"""The express lane past the guards: quicker than the stages, and otherwise the same."""
+# this_file: tests/core/test_fast_path.py
+"""The fast path past the guards: quicker than the stages, and otherwise the same."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_it_is_there_for_every_set_of_guards(face: Any, names: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "express"),
+    ("options", "fast"),
     [
         ({}, True),
         ({"retries": 0}, True),
@@ -135,10 +135,10 @@ def test_it_is_there_for_every_set_of_guards(face: Any, names: Any) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, dict) else str(value),
 )
 def test_it_is_for_functions_with_retries_and_guards_only(
-    options: dict[str, Any], express: bool
+    options: dict[str, Any], fast: bool
 ) -> None:
     made = Options.of("test", **{"cache": False, **options})
-    assert has_fast_path(Pipeline(describe_function(lambda model: None), made)) is express
+    assert has_fast_path(Pipeline(describe_function(lambda model: None), made)) is fast
 
 
 def test_who_finds_no_slot_gives_the_permit_back_and_goes_through_the_stages(face: Any) -> None:
