@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from opero.core.options import Options
 from opero.core.strategies import ExponentialWait
@@ -35,9 +35,6 @@ Backend = Literal["pathos", "multiprocessing", "process", "aiomultiprocess"]
 class _Checked:
     """Base of the configurations: a change is checked like a new object, and undone if it is wrong."""
 
-    changes: ClassVar[int] = 0
-    """How often any configuration was changed: an orchestrator compares it before it looks closer."""
-
     def check(self) -> None:
         """Refuse values that cannot work.
 
@@ -54,8 +51,8 @@ class _Checked:
         if not getattr(self, "_complete", False):
             object.__setattr__(self, name, value)
             return
-        if name not in {f.name for f in dataclasses.fields(cast("Any", self))}:
-            known = [f.name for f in dataclasses.fields(cast("Any", self))]
+        known = [f.name for f in dataclasses.fields(cast("Any", self))]
+        if name not in known:
             raise OperoUsageError(
                 f"{type(self).__name__} has no {name!r}.{did_you_mean(name, known)}"
             )
@@ -66,7 +63,6 @@ class _Checked:
         except BaseException:
             object.__setattr__(self, name, before)
             raise
-        _Checked.changes += 1
 
 
 @dataclass(unsafe_hash=True)
@@ -221,12 +217,13 @@ class MultiprocessConfig(_Checked):
         return {"mode": mode, "workers": self.workers}
 
 
-_OWN_CLASSES: Mapping[str, type] = {
+PARTS: Mapping[str, type] = {
     "retry_config": RetryConfig,
     "rate_limit_config": RateLimitConfig,
     "concurrency_config": ConcurrencyConfig,
     "multiprocess_config": MultiprocessConfig,
 }
+"""The parts of an `OrchestratorConfig` that are configurations themselves."""
 
 _CACHE_SETTINGS = ("cache_ttl", "cache_backend", "cache_key", "cache_namespace")
 _PLACES = {
@@ -274,7 +271,7 @@ class OrchestratorConfig(_Checked):
 
     def check(self) -> None:
         """Refuse values that cannot work."""
-        for name, kind in _OWN_CLASSES.items():
+        for name, kind in PARTS.items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
                 raise OperoUsageError(
@@ -339,11 +336,7 @@ def functions(name: str, given: Any) -> tuple[Callable[..., Any], ...]:
     """
     if given is None:
         return ()
-    several: tuple[Any, ...] = (given,) if callable(given) else _all_of(given)
+    several = tuple(given) if isinstance(given, Iterable) and not callable(given) else (given,)
     if not all(callable(function) for function in several):
         raise OperoUsageError(f"{name}={given!r} must be a function or a list of functions.")
     return several
-
-
-def _all_of(given: Any) -> tuple[Any, ...]:
-    return tuple(given) if isinstance(given, Iterable) else (given,)
