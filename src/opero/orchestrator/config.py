@@ -14,6 +14,7 @@ from opero.core.options import Options
 from opero.core.strategies import ExponentialWait
 from opero.errors import OperoUsageError, did_you_mean
 from opero.utils import checks
+from opero.utils.secrets import masked_repr
 from opero.utils.units import Duration, parse_seconds
 
 if TYPE_CHECKING:
@@ -317,7 +318,7 @@ class OrchestratorConfig(_Checked):
 
     def __repr__(self) -> str:
         shown = ", ".join(
-            f"{f.name}={getattr(self, f.name)!r}"
+            f"{f.name}={masked_repr(getattr(self, f.name), f.name)}"
             for f in dataclasses.fields(self)
             if self._differs(f)
         )
