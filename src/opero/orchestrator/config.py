@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from opero.core.options import Options
-from opero.core.strategies import ExponentialWait
+from opero.core.retry import grown
 from opero.errors import OperoUsageError, did_you_mean
 from opero.utils import checks
 from opero.utils.secrets import masked_repr
@@ -64,6 +64,24 @@ class _Checked:
         except BaseException:
             object.__setattr__(self, name, before)
             raise
+
+
+@dataclass(frozen=True, slots=True)
+class _ExponentialWait:
+    """tenacity's `wait_exponential`: min(high, multiplier · 2^(n-1)), and at least low, before retry n.
+
+    Attributes:
+        multiplier: Seconds before the first retry; it is no growth factor, each pause is twice the one before.
+        low, high: Shortest and longest pause in seconds.
+    """
+
+    multiplier: float
+    low: float
+    high: float
+
+    def __call__(self, state: Any) -> float:
+        """Return the seconds before the next attempt."""
+        return max(self.low, grown(self.multiplier, self.high, 2, state.attempt_number - 1))
 
 
 @dataclass(unsafe_hash=True)
@@ -119,7 +137,7 @@ class RetryConfig(_Checked):
 
     def as_options(self) -> dict[str, Any]:
         """Return the options of `@opero` that do this."""
-        wait = ExponentialWait(
+        wait = _ExponentialWait(
             self.wait_multiplier,
             parse_seconds(self.wait_min, "wait_min"),
             parse_seconds(self.wait_max, "wait_max"),

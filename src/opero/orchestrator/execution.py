@@ -17,7 +17,7 @@ from opero.core.function import ClassMethod, Method, describe_function
 from opero.core.options import MapOptions, Options
 from opero.core.pipeline import Pipeline
 from opero.core.rate_limit import limiter_of
-from opero.core.strategies import is_retry_error, retry_error
+from opero.core.retry import is_retry_error, retry_error
 from opero.core.wrapper import make_wrapper
 from opero.errors import OperoUsageError, is_final, matches
 from opero.events.messages import log_event
