@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from opero.concurrency.chunks import ChunkProgress
-from opero.concurrency.executors.base import Chunk, Done, GaveBack, MapJob, Report
+from opero.concurrency.executors.base import Chunk, ChunkProgress, Done, GaveBack, MapJob, Report
 from opero.concurrency.executors.process.pool import ProcessEngine
 from opero.core.function import describe_function
 from opero.core.options import Options

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opero.concurrency.batches import Batch, CompletionOrder, InputOrder
+from opero.concurrency.batches import Batch
 from opero.concurrency.executors.base import ItemOutcome
+from opero.concurrency.scheduler import FinishedItems
 
 pytestmark = pytest.mark.internal
 
@@ -19,7 +20,7 @@ def batch_of(*indices: int) -> Batch:
     return Batch(list(indices), [f"item {n}" for n in indices], [10 * n for n in indices])
 
 
-def taken(order: InputOrder | CompletionOrder) -> list[int]:
+def taken(order: FinishedItems) -> list[int]:
     found: list[int] = []
     while (batch := order.take()) is not None:
         found += batch.idx
@@ -31,7 +32,7 @@ def taken(order: InputOrder | CompletionOrder) -> list[int]:
 def test_in_order_hands_out_everything_in_order(sizes: list[int], rng: random.Random) -> None:
     indices = list(range(sum(sizes)))
     rng.shuffle(indices)
-    order, seen, start = InputOrder(), [], 0
+    order, seen, start = FinishedItems(ordered=True), [], 0
     for size in sizes:
         order.put(batch_of(*sorted(indices[start : start + size])))
         start += size
@@ -41,7 +42,7 @@ def test_in_order_hands_out_everything_in_order(sizes: list[int], rng: random.Ra
 
 
 def test_what_is_out_of_order_waits() -> None:
-    order = InputOrder()
+    order = FinishedItems(ordered=True)
     order.put(batch_of(1, 2))
     assert order.take() is None
     assert order.held == 2
@@ -51,7 +52,7 @@ def test_what_is_out_of_order_waits() -> None:
 
 
 def test_when_the_rest_will_not_come_gaps_are_jumped() -> None:
-    order = InputOrder()
+    order = FinishedItems(ordered=True)
     order.put(batch_of(7))
     order.put(batch_of(2, 3))
     order.skip_missing()
@@ -59,7 +60,7 @@ def test_when_the_rest_will_not_come_gaps_are_jumped() -> None:
 
 
 def test_completion_order_hands_out_at_once() -> None:
-    order = CompletionOrder()
+    order = FinishedItems(ordered=False)
     order.put(batch_of(5))
     order.put(batch_of(1, 9))
     assert (taken(order), order.held) == ([5, 1, 9], 0)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opero.concurrency.chunks import HEAVIEST, LARGEST, ChunkProgress, ChunkSize
+from opero.concurrency.executors.base import ChunkProgress
+from opero.concurrency.scheduler import HEAVIEST, LARGEST, ChunkSize
 
 pytestmark = pytest.mark.internal
 

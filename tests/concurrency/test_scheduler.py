@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opero.concurrency.chunks import ChunkProgress, ChunkSize
 from opero.concurrency.executors.base import (
     Chunk,
+    ChunkProgress,
     Done,
     GaveBack,
     ItemOutcome,
@@ -21,7 +21,7 @@ from opero.concurrency.executors.base import (
     Parked,
     Report,
 )
-from opero.concurrency.scheduler import ErrorPolicy, Scheduler
+from opero.concurrency.scheduler import ChunkSize, ErrorPolicy, Scheduler
 
 pytestmark = pytest.mark.internal
 

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 
 import pytest
 from hypothesis import settings
@@ -150,7 +149,7 @@ def test_nobody_overtakes_the_queue():
     first = StubWaiter()
     queue_up(limit, first)
     # It is back, but not handed on yet.
-    limit._permits.free.append(None)
+    limit._permits.put_back()
     assert not limit.try_acquire()
     limit._permits.serve()
     assert first.granted
@@ -489,7 +488,7 @@ def test_tasks_that_can_never_come_do_not_fill_the_queue():
     loop._ready.clear()
     loop.close()
     # Its permit comes while nobody looks at the queue.
-    limit._permits.free.append(None)
+    limit._permits.put_back()
     assert limit.acquire(timeout=0)
     task._log_destroy_pending = False
     task.get_coro().close()
@@ -574,14 +573,15 @@ TestLimits = Limits.TestCase
 TestLimits.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-class Nosy(deque):
+class Nosy(list):
     """A permit that comes back, from a coroutine that is collected, while another is handed out."""
 
     def pop(self):
-        super().pop()
+        permit = super().pop()
         again, self.again = self.again, None
         if again is not None:
             again()
+        return permit
 
 
 @pytest.mark.parametrize("others", [0, 1, 2])
@@ -590,7 +590,7 @@ def test_a_permit_that_comes_back_while_another_is_handed_out(others):
     gates = [StubWaiter() for _ in range(1 + others)]
     for gate in gates:
         queue_up(limit, gate)
-    limit._permits.free = Nosy((), 2)
+    limit._permits.free = Nosy()
     limit._permits.free.again = limit.release
     limit.release()
     assert [gate.granted for gate in gates] == [True, True, False][: 1 + others]

@@ -6,8 +6,10 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, overload
 
+from opero.concurrency.loop import run_map, run_map_async, stream_map, stream_map_async
 from opero.concurrency.mapper import ItemArguments, Mapper
 from opero.core.decorate import build_function, decorate, place_in_class, with_changes
 from opero.core.decorated import AsyncResilient, Attributes, Resilient
@@ -16,6 +18,7 @@ from opero.core.pipeline import Pipeline
 from opero.utils import ambient
 
 if TYPE_CHECKING:
+    from opero.concurrency.loop import MapRun, Returns
     from opero.concurrency.result import MapResult
     from opero.core.call import Explanation
     from opero.core.options import MapOptions
@@ -36,11 +39,35 @@ def build_map_function(pipeline: Pipeline, by: str) -> Any:
     """Build the function that maps, with its attributes."""
     mapper = Mapper(pipeline)
     one = build_function(pipeline, by)
-    split = _splitter(mapper)
-    wrapper: Any = _caller(split, awaits=mapper.awaits)
-    functools.update_wrapper(wrapper, one)
-    vars(wrapper).update(vars(one))
-    wrapper.__signature__ = _signature(pipeline)
+    first, name = pipeline.info.bound, pipeline.info.name
+
+    def begin(
+        returns: Returns, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Callable[[], MapRun]:
+        """Return what begins a run for the arguments of a call."""
+        if len(args) <= first:
+            raise TypeError(f"{name}() maps over items and got none: write {name}([…])")
+        now = mapper if ambient.tape() is None else _under_replay(mapper)
+        given = ItemArguments(args[:first], args[first + 1 :], kwargs)
+        return partial(now.begin, args[first], given, returns, on_loop=mapper.awaits)
+
+    def collected(*args: Any, **kwargs: Any) -> list[Any]:
+        found: list[Any] = run_map(begin("list", args, kwargs)())
+        return found
+
+    async def acollected(*args: Any, **kwargs: Any) -> list[Any]:
+        found: list[Any] = await run_map_async(begin("list", args, kwargs))
+        return found
+
+    def stream(*args: Any, **kwargs: Any) -> Any:
+        """Return a lazy, closable iterator of results; it reads the input only as far as it must."""
+        start = begin("stream", args, kwargs)
+        return stream_map_async(start) if mapper.awaits else stream_map(start())
+
+    def report(*args: Any, **kwargs: Any) -> Any:
+        """Run all items and return a `MapResult`: what succeeded, what failed, and whether that is all."""
+        start = begin("report", args, kwargs)
+        return run_map_async(start) if mapper.awaits else run_map(start())
 
     def explain_map() -> Explanation:
         """Describe what happens to each item, stage by stage."""
@@ -54,13 +81,16 @@ def build_map_function(pipeline: Pipeline, by: str) -> Any:
         """
         return place_in_class(with_changes(pipeline, by, changes), by, build_map_function)
 
+    report.__name__ = "map"
+    wrapper: Any = acollected if mapper.awaits else collected
+    functools.update_wrapper(wrapper, one)
+    vars(wrapper).update(vars(one))
+    wrapper.__signature__ = _signature(pipeline)
     # Also how a copy is made in another process.
     wrapper.__opero_map__ = rebuild_map
     wrapper.explain = explain_map
     wrapper.with_options = with_options
-    wrapper.one = one
-    wrapper.stream = _streamer(split)
-    wrapper.map = _reporter(split)
+    wrapper.one, wrapper.stream, wrapper.map = one, stream, report
     return wrapper
 
 
@@ -73,65 +103,12 @@ def _under_replay(mapper: Mapper) -> Mapper:
     """Return the mapper for calls that are recorded or replayed: inline, so that all items pass the tape."""
     # A process of its own would have no tape, and what a map finds in a cache it does not call.
     pipeline = mapper.pipeline
-    changes: dict[str, Any] = {"sequential": True}
-    if pipeline.options.cache_backend != "memory":
-        changes["cache_backend"] = "memory"
+    changes: dict[str, Any] = {"sequential": True, "cache_backend": "memory"}
+    if pipeline.options.cache_backend == "memory":
+        del changes["cache_backend"]
     options = pipeline.options.replace("operomap", **changes)
     replaced = frozenset({"sequential", "cache_backend"})
-    return type(mapper)(Pipeline(pipeline.info, options, origin=pipeline, changed=replaced))
-
-
-Split = Callable[[tuple[Any, ...], dict[str, Any]], tuple[Mapper, Any, ItemArguments]]
-"""Returns, for the arguments of a call, the mapper in force, the items, and what the function gets beside each."""
-
-
-def _splitter(mapper: Mapper) -> Split:
-    info = mapper.pipeline.info
-    first = info.bound
-
-    def split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Mapper, Any, ItemArguments]:
-        if len(args) <= first:
-            name = info.name
-            raise TypeError(f"{name}() maps over items and got none: write {name}([…])")
-        now = mapper if ambient.tape() is None else _under_replay(mapper)
-        return now, args[first], ItemArguments(args[:first], args[first + 1 :], kwargs)
-
-    return split
-
-
-def _caller(split: Split, *, awaits: bool) -> Callable[..., Any]:
-    if awaits:
-
-        async def acollected(*args: Any, **kwargs: Any) -> list[Any]:
-            mapper, items, arguments = split(args, kwargs)
-            return await mapper.acollect(items, arguments)
-
-        return acollected
-
-    def collected(*args: Any, **kwargs: Any) -> list[Any]:
-        mapper, items, arguments = split(args, kwargs)
-        return mapper.collect(items, arguments)
-
-    return collected
-
-
-def _streamer(split: Split) -> Callable[..., Any]:
-    def stream(*args: Any, **kwargs: Any) -> Any:
-        """Return a lazy, closable iterator of results; it reads the input only as far as it must."""
-        mapper, items, arguments = split(args, kwargs)
-        return (mapper.astream if mapper.awaits else mapper.stream)(items, arguments)
-
-    return stream
-
-
-def _reporter(split: Split) -> Callable[..., Any]:
-    def report(*args: Any, **kwargs: Any) -> Any:
-        """Run all items and return a `MapResult`: what succeeded, what failed, and whether that is all."""
-        mapper, items, arguments = split(args, kwargs)
-        return (mapper.areport if mapper.awaits else mapper.report)(items, arguments)
-
-    report.__name__ = "map"
-    return report
+    return Mapper(Pipeline(pipeline.info, options, origin=pipeline, changed=replaced))
 
 
 def _signature(pipeline: Pipeline) -> inspect.Signature:

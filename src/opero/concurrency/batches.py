@@ -1,16 +1,15 @@
 # this_file: src/opero/concurrency/batches.py
-"""Hold finished items in batches, and hand them out in the order of the input or of completion."""
+"""Hold finished items in batches."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from opero.concurrency.executors.base import ItemOutcome
 
-__all__ = ["Batch", "BatchesByOrigin", "CompletionOrder", "InputOrder", "Origin"]
+__all__ = ["Batch", "BatchesByOrigin", "Origin"]
 
 Origin = Literal["fresh", "hit", "shared", "stale", "resumed"]
 """Where a result came from: computed by this map, found in the cache, computed by another caller or for an equal item,
@@ -104,66 +103,3 @@ class BatchesByOrigin:
         idx.append(index)
         batch.items.append(item)
         batch.values.append(result.value if isinstance(result, ItemOutcome) else result)
-
-
-class CompletionOrder:
-    """Hands finished items out at once.
-
-    Attributes:
-        held: Items that are not handed out yet.
-    """
-
-    def __init__(self) -> None:
-        self.held: int = 0
-        self._ready: deque[Batch] = deque()
-
-    def put(self, batch: Batch) -> None:
-        """Add finished items."""
-        self._ready.append(batch)
-        self.held += len(batch.items)
-
-    def take(self) -> Batch | None:
-        """Return the next ones to hand out."""
-        if not self._ready:
-            return None
-        batch = self._ready.popleft()
-        self.held -= len(batch.items)
-        return batch
-
-    def skip_missing(self) -> None:
-        """Do nothing: no item waits for another one."""
-
-
-class InputOrder:
-    """Hands finished items out after all that come before them in the input.
-
-    Attributes:
-        held: Items that are not handed out yet.
-    """
-
-    def __init__(self) -> None:
-        self.held: int = 0
-        self._next = 0
-        self._runs: dict[int, Batch] = {}
-        self._gaps = False
-
-    def put(self, batch: Batch) -> None:
-        """Add finished items."""
-        for run in batch.runs():
-            if run:
-                self._runs[run.idx[0]] = run
-                self.held += len(run)
-
-    def take(self) -> Batch | None:
-        """Return the next ones to hand out; None while one before them is missing."""
-        if self._gaps and self._runs and self._next not in self._runs:
-            self._next = min(self._runs)
-        run = self._runs.pop(self._next, None)
-        if run is not None:
-            self._next += len(run)
-            self.held -= len(run)
-        return run
-
-    def skip_missing(self) -> None:
-        """Hand out the rest with gaps: missing items will not come any more."""
-        self._gaps = True

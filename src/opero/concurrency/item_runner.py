@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from opero.concurrency.executors.local import LocalChunk, LocalChunks
     from opero.core.pipeline import FastPath, Pipeline
 
-__all__ = ["ItemRunner", "Recovery"]
+__all__ = ["ItemRunner", "judge_lost"]
 
 Result = tuple[Any, ItemOutcome | None]
 """A plain result, or what became of the item instead."""
@@ -275,68 +275,51 @@ def _release(call: Call) -> None:
 # --- items whose worker died ----------------------------------------------------------------------
 
 
-class Recovery:
-    """Judges lost items by the retry options of their map: each counts as one failed call.
+def judge_lost(
+    job: MapJob, item: Any, parked: Parked | None, lost: Lost, now: float, /
+) -> ItemOutcome:
+    """Judge a lost item by the retry options of its map: it counts as one failed call.
 
-    Args:
-        job: The job.
+    Returns:
+        A pause before the item's next attempt, or the error it ends with.
     """
-
-    def __init__(self, job: MapJob) -> None:
-        self._job = job
-
-    def __call__(self, item: Any, parked: Parked | None, lost: Lost, now: float, /) -> ItemOutcome:
-        """Return a pause before the item's next attempt, or the error it ends with."""
-        job, pipeline = self._job, self._job.pipeline
-        before = parked or Parked()
-        error = self._error(lost)
-        pipeline.stats.merge({"calls": 1, "failures": 1})
-        if pipeline.emitter.active:
-            name = pipeline.emitter.function
-            attempt = before.attempts
-            pipeline.emitter.emit(
-                events.AttemptFailed(function=name, attempt=attempt, value=None, error=error)
+    pipeline, before = job.pipeline, parked or Parked()
+    error = _lost_error(job, lost)
+    pipeline.stats.merge({"calls": 1, "failures": 1})
+    if pipeline.emitter.active:
+        name, attempt = pipeline.emitter.function, before.attempts
+        pipeline.emitter.emit(
+            events.AttemptFailed(function=name, attempt=attempt, value=None, error=error)
+        )
+    failures = (*before.failures, (None, error))
+    call = Call((*job.before, item, *job.after), job.kwargs)
+    call.attempts, call.calls, call.slept = before.attempts, before.calls + 1, before.slept
+    call.started = now - before.elapsed
+    own = job.options.deadline
+    ends = [job.deadline, None if own is None else call.started + parse_seconds(own, "deadline")]
+    call.deadline = min((end for end in ends if end is not None), default=None)
+    final: Exception = error
+    if pipeline.retry is not None:
+        try:
+            delay = pipeline.retry.before_next(call, error)
+        except Exception as refused:  # noqa: BLE001 - raised where no attempt is left
+            final = refused
+        else:
+            pipeline.retry.slept(call, delay)
+            elapsed = before.elapsed + delay
+            after = Parked(call.attempts, call.calls, call.slept, elapsed, failures)
+            return ItemOutcome(
+                attempts=call.attempts, calls=call.calls, retry_in=delay, parked=after
             )
-        failures = (*before.failures, (None, error))
-        call = Call((*job.before, item, *job.after), job.kwargs)
-        call.attempts, call.calls, call.slept = before.attempts, before.calls + 1, before.slept
-        call.started = now - before.elapsed
-        call.deadline = self._deadline(call.started)
-        final: Exception = error
-        retry = pipeline.retry
-        if retry is not None:
-            try:
-                delay = retry.before_next(call, error)
-            except Exception as refused:  # noqa: BLE001 - raised where no attempt is left
-                final = refused
-            else:
-                retry.slept(call, delay)
-                after = Parked(
-                    attempts=call.attempts,
-                    calls=call.calls,
-                    slept=call.slept,
-                    elapsed=before.elapsed + delay,
-                    failures=failures,
-                )
-                return ItemOutcome(
-                    attempts=call.attempts, calls=call.calls, retry_in=delay, parked=after
-                )
-        call.failures = [FailedCall(label, known) for label, known in failures]
-        instead = pipeline.report.failed(call, final)
-        return ItemOutcome(error=instead or final, attempts=call.attempts, calls=call.calls)
+    call.failures = [FailedCall(label, known) for label, known in failures]
+    instead = pipeline.report.failed(call, final)
+    return ItemOutcome(error=instead or final, attempts=call.attempts, calls=call.calls)
 
-    def _deadline(self, started: float) -> float | None:
-        """Return the clock reading at which the item must be done, None for never."""
-        own = self._job.options.deadline
-        ends = [] if own is None else [started + parse_seconds(own, "deadline")]
-        if self._job.deadline is not None:
-            ends.append(self._job.deadline)
-        return min(ends, default=None)
 
-    def _error(self, lost: Lost) -> OperoError:
-        name = self._job.pipeline.info.name
-        if lost.why == "deadline":
-            return DeadlineError(f"{name}() ran out of time in its worker process")
-        if lost.why == "timeout":
-            return CallTimeoutError(name, self._job.item_timeout or 0.0)
-        return WorkerLostError(name, lost.why, lost.pid, lost.exitcode, lost.said)
+def _lost_error(job: MapJob, lost: Lost) -> OperoError:
+    name = job.pipeline.info.name
+    if lost.why == "deadline":
+        return DeadlineError(f"{name}() ran out of time in its worker process")
+    if lost.why == "timeout":
+        return CallTimeoutError(name, job.item_timeout or 0.0)
+    return WorkerLostError(name, lost.why, lost.pid, lost.exitcode, lost.said)

@@ -4,31 +4,33 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextvars import Context
 from operator import attrgetter
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self
 
 from opero.concurrency.batches import Batch
 from opero.concurrency.executors.base import Done
-from opero.concurrency.lookup import CacheLookup
 from opero.concurrency.recorder import ItemRecorder, find_known_items, record_items
 from opero.concurrency.result import MapResult, Status
-from opero.concurrency.scheduler import FailedItem, Scheduler
 from opero.errors import MapError, MapStopped
 from opero.utils import ambient
-from opero.utils.steps import in_thread, run_async, run_sync
+from opero.utils.steps import BlockingStep, in_thread, run_async, run_sync
 
 if TYPE_CHECKING:
-    from opero.concurrency.executors.base import AsyncMapExecutor, MapExecutor, MapJob, Report
+    from opero.concurrency.executors.base import MapJob, Report
+    from opero.concurrency.lookup import CacheLookup
     from opero.concurrency.progress import Progress
+    from opero.concurrency.scheduler import Scheduler
     from opero.core.cache import CacheStage
     from opero.core.options import MapOptions
     from opero.utils.steps import StepLogic
 
-__all__ = ["MapRun", "run_map", "run_map_async"]
+__all__ = ["MapRun", "Returns", "run_map", "run_map_async", "stream_map", "stream_map_async"]
+
+Returns = Literal["list", "report", "stream"]
+"""What the caller gets: all results, a `MapResult`, or an iterator."""
 
 _GLANCE: Final = 0.05
 """Seconds after which a waiting map looks at its stop token."""
@@ -42,27 +44,27 @@ _GRACE: Final = 5.0
 
 
 class MapRun:
-    """The state of a map and every step of it that does not wait.
+    """One run of a map; as a context manager, blocking or asynchronous, it ends everything that it has begun.
 
     Args:
+        items: The input.
         job: What is done with each item.
         options: The map's options.
-        executor: Runs the items.
+        executor: Runs the items; its `poll` and `close` are coroutine functions for a map on an event loop.
         context: Context in which the workers run.
         scheduler: Decides what is next.
         progress: Takes every finished item.
         cache: The function's cache stage, None if it has none.
         recorders: Remember what became of items.
-        collects: Whether all results are kept, so that they need not wait for each other.
-        drains: Whether what was pulled before the input raised is finished first.
+        returns: What the caller gets.
 
     Attributes:
-        job, options, executor, scheduler, drains: As above.
-        input_error: What the input has raised, None if nothing.
+        executor, scheduler: As above.
     """
 
     def __init__(
         self,
+        items: Any,
         job: MapJob,
         options: MapOptions,
         executor: Any,
@@ -72,35 +74,67 @@ class MapRun:
         *,
         cache: CacheStage | None,
         recorders: tuple[ItemRecorder, ...],
-        collects: bool,
-        drains: bool,
+        returns: Returns,
     ) -> None:
-        self.job = job
-        self.options = options
+        self._items = items
+        self._job = job
+        self._options = options
         self.executor = executor
         self.scheduler = scheduler
-        self.drains = drains
-        self.input_error: Exception | None = None
         self._progress = progress
         self._recorders = recorders
-        self._token = options.stop_token
-        self._cancelled = False
+        self._returns: Returns = returns
+        self._source: _Source | _AsyncSource | None = None
+        self._input_error: Exception | None = None
+        self._graceful = self._cancelled = False
         self._kept: list[Batch] = []
         self._began = perf_counter()
         self._lookup: CacheLookup | None = None
         if cache is not None and not cache.off and not ambient.disabled():
+            from opero.concurrency.lookup import CacheLookup
+
+            shares = returns != "stream"
             self._lookup = CacheLookup(
-                cache, job, shares=collects, wake=executor.wake, context=context
+                cache, job, shares=shares, wake=executor.wake, context=context
             )
 
-    # --- one turn ------------------------------------------------------------------------------------
+    # --- turns ---------------------------------------------------------------------------------------
+
+    def complete(self) -> StepLogic[None]:
+        """Run the map to its end and keep what is finished.
+
+        Raises:
+            BaseException: The error of the item that ends the map.
+        """
+        while (batch := (yield from self.next_batch())) is not None:
+            self._kept.append(batch)
+            del batch  # it may hold the error that is raised now
+            if self.scheduler.failed is not None:
+                self._raise_failed(self.scheduler.failed.index, self.scheduler.failed.error)
+
+    def next_batch(self) -> StepLogic[Batch | None]:
+        """Run the map until something is finished, and return that; None at its end."""
+        scheduler, source = self.scheduler, self._source
+        if source is None:
+            self.executor.open(self._job)
+            later = isinstance(self._items, AsyncIterable)
+            source = self._source = (_AsyncSource if later else _Source)(self, self._items)
+        while True:
+            yield from source.pull()
+            self._dispatch()
+            if (batch := scheduler.hand_out()) is not None:
+                return batch
+            if scheduler.done:
+                self._graceful = True
+                return None
+            yield from self._absorb((yield self._wait()) or ())
 
     def room(self) -> int:
         """Return how many items to pull now."""
-        lookup = self._lookup
+        lookup, slots = self._lookup, self.executor.slots()
         if lookup is None:
-            return self.scheduler.room(self.executor.slots())
-        room = self.scheduler.room(self.executor.slots(), lookup.waiting)
+            return self.scheduler.room(slots)
+        room = self.scheduler.room(slots, lookup.waiting)
         return max(room, lookup.ahead) if room else 0
 
     def admit(self, items: list[Any]) -> StepLogic[None]:
@@ -114,60 +148,73 @@ class MapRun:
             if items:
                 self.scheduler.enqueue(idx, items)
             return
-        yield from self._finish((yield from self._lookup.sort(idx, items, self.scheduler.enqueue)))
+        found = yield from self._lookup.sort(idx, items, self.scheduler.enqueue)
+        yield from self._finish(found)
 
     def end_input(self, error: BaseException | None = None) -> None:
         """Note that no further item will come.
 
         Args:
-            error: What the input has raised; raised here unless what was pulled is to be finished first.
+            error: What the input has raised. A list is not finished then; else that is raised after the last result.
         """
         if error is not None:
-            if not (self.drains and isinstance(error, Exception)):
+            if self._returns == "list" or not isinstance(error, Exception):
                 raise error
             trace = error.__traceback__
             # Without the frame that caught it, which is none of the caller's.
-            self.input_error = error.with_traceback(trace and trace.tb_next)
+            self._input_error = error.with_traceback(trace and trace.tb_next)
         self.scheduler.ended = True
 
-    def dispatch(self) -> None:
+    def _dispatch(self) -> None:
         """Submit as many chunks as the executor wants."""
-        scheduler, executor = self.scheduler, self.executor
-        if self._token is not None and scheduler.stopped is None and self._token.is_set():
+        scheduler, token = self.scheduler, self._options.stop_token
+        if token is not None and scheduler.stopped is None and token.is_set():
             self._cancelled = True
             scheduler.stop("its stop_token was set")
-        slots, now = executor.slots(), ambient.clock().monotonic()
+        slots, now = self.executor.slots(), ambient.clock().monotonic()
         while (chunk := scheduler.next_chunk(slots, now)) is not None:
-            executor.submit(chunk)
+            self.executor.submit(chunk)
 
-    def absorb(self, reports: Iterable[Report]) -> StepLogic[None]:
+    def _wait(self) -> BlockingStep:
+        """Return the step that waits for reports; there are none where it waits for the clock alone."""
+        scheduler, lookup, poll = self.scheduler, self._lookup, self.executor.poll
+        later = isinstance(self._source, _AsyncSource)
+        if not later and self.room() > 0:
+            return BlockingStep(poll, poll, (0,))
+        wait = self._progress.interval if self._options.stop_token is None else _GLANCE
+        dues = [scheduler.next_due(), None if lookup is None else lookup.next_due()]
+        if known := [due for due in dues if due is not None]:
+            clock = ambient.clock()
+            left = max(0.0, min(known) - clock.monotonic())
+            wait = left if wait is None else min(wait, left)
+            awaited = later or scheduler.in_flight or (lookup is not None and lookup.following)
+            if wait and not awaited:
+                return BlockingStep(clock.sleep, clock.asleep, (wait,))
+        return BlockingStep(poll, poll, (wait,))
+
+    def _absorb(self, reports: Sequence[Report]) -> StepLogic[None]:
         """Take the executor's reports."""
-        lookup, fresh = self._lookup, self.scheduler.enqueue
+        scheduler, progress, lookup = self.scheduler, self._progress, self._lookup
+        pipeline = self._job.pipeline
         finished: list[Batch] = []
         if lookup is not None:
-            finished += yield from lookup.arrivals(fresh)
+            finished = yield from lookup.arrivals(scheduler.enqueue)
         for report in reports:
-            if isinstance(report, Done):
-                self._progress.busy += report.busy_s
-                if report.facts is not None:
-                    self._add_facts(report)
-        computed = self.scheduler.take(reports, ambient.clock().monotonic())
+            if not isinstance(report, Done):
+                continue
+            progress.busy += report.busy_s
+            if (facts := report.facts) is not None:
+                # What happened in a worker belongs to the map's own counters and events.
+                pipeline.stats.merge(facts.stats)
+                if pipeline.emitter.active:
+                    for event in facts.events:
+                        pipeline.emitter.emit(event)
+        computed = scheduler.take(reports, ambient.clock().monotonic())
         if lookup is not None and computed:
-            equal = yield from lookup.settle(computed, fresh)
-            finished += equal
+            finished += yield from lookup.settle(computed, scheduler.enqueue)
         yield from self._finish(computed + finished)
-        if self._progress.interval is not None:
-            self._progress.tick()
-
-    def _add_facts(self, report: Done) -> None:
-        """Add what happened in a worker to the map's own counters and events."""
-        pipeline, facts = self.job.pipeline, report.facts
-        if facts is None:
-            return
-        pipeline.stats.merge(facts.stats)
-        if pipeline.emitter.active:
-            for event in facts.events:
-                pipeline.emitter.emit(event)
+        if progress.interval is not None:
+            progress.tick()
 
     def _finish(self, batches: list[Batch]) -> StepLogic[None]:
         for recorder in self._recorders:
@@ -176,25 +223,46 @@ class MapRun:
             self.scheduler.finish(batch)
             self._progress.add(batch)
 
-    # --- waiting -------------------------------------------------------------------------------------
-
-    def patience(self) -> tuple[float | None, bool]:
-        """Return how long to wait for reports, None for as long as it takes, and whether only the clock can end that.
-
-        The clock alone is waited for where every item pauses before its next attempt.
-        """
-        scheduler, lookup = self.scheduler, self._lookup
-        due = scheduler.next_due()
-        following = lookup is not None and lookup.following
-        if lookup is not None and (other := lookup.next_due()) is not None:
-            due = other if due is None else min(due, other)
-        wait = self._progress.interval if self._token is None else _GLANCE
-        if due is not None:
-            left = max(0.0, due - ambient.clock().monotonic())
-            wait = left if wait is None else min(wait, left)
-        return wait, due is not None and not (scheduler.in_flight or following)
-
     # --- the end -------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.executor.close(graceful=self._graceful, timeout=_GRACE)
+        finally:
+            run_sync(self._release(error))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if isinstance(self._source, _AsyncSource):
+                await self._source.close()
+        finally:
+            try:
+                await self.executor.close(graceful=self._graceful, grace=_GRACE)
+            finally:
+                await run_async(self._release(error))
+
+    def _release(self, error: BaseException | None) -> StepLogic[None]:
+        """Release what the map holds, but for the executor; an error of the map itself gets what is done."""
+        self._source = None
+        if self._lookup is not None:
+            self._lookup.close()
+        self._progress.close()
+        for recorder in self._recorders:
+            if recorder.blocking:
+                yield in_thread(recorder.close)
+            else:
+                recorder.close()
+        if isinstance(error, MapError) and error.result is None:
+            error.result = self.result()
+        if error is not None:
+            # The frames that it has passed know this object: what that holds would be a reference cycle.
+            vars(self).clear()
 
     def each(self, batch: Batch) -> Iterator[Any]:
         """Yield what the caller gets of a batch: results, and errors as `on_error` says.
@@ -202,48 +270,23 @@ class MapRun:
         Raises:
             BaseException: The error of an item that ends the map.
         """
-        if not batch.odd:
-            yield from batch.values
-            return
-        errors, on_error = self.scheduler.errors, self.options.on_error
+        errors, returned = self.scheduler.errors, self._options.on_error == "return"
         for position, value in enumerate(batch.values):
             outcome = batch.odd.get(position)
             error = None if outcome is None else outcome.error
             if error is None:
                 yield value
-            elif errors.stops(error):
-                if on_error == "return":
-                    yield error
-            elif errors.ends(error):
-                self.raise_failed(FailedItem(batch.idx[position], batch.items[position], error))
-            elif on_error == "return":
+            elif errors.ends(error) and not errors.stops(error):
+                del outcome, error  # as in `_raise_failed`
+                self._raise_failed(batch.idx[position], batch.odd.pop(position).error)
+            elif returned:
                 yield error
 
-    def keep(self, batch: Batch) -> None:
-        """Keep a batch for `values` or `result`.
-
-        Raises:
-            BaseException: The error of the item that ends the map.
-        """
-        self._kept.append(batch)
-        if self.scheduler.failed is not None:
-            self.raise_failed(self.scheduler.failed)
-
-    @contextmanager
-    def results_in_errors(self) -> Iterator[None]:
-        """Give an error of the map itself what is done."""
-        try:
-            yield
-        except MapError as error:
-            error.result = self.result()
-            raise
-
-    def raise_failed(self, failed: FailedItem) -> None:
+    def _raise_failed(self, index: int, error: Any) -> NoReturn:
         """Raise the error that ends a map, with a note of its item's index."""
-        error = failed.error
         try:
-            name = self.job.pipeline.info.name
-            note = f"opero: {name}() failed for item {failed.index} of the map"
+            name = self._job.pipeline.info.name
+            note = f"opero: {name}() failed for item {index} of the map"
             if note not in getattr(error, "__notes__", ()):
                 error.add_note(note)
         except Exception:  # noqa: BLE001, S110 - the user's exception matters, the note does not
@@ -252,13 +295,13 @@ class MapRun:
             raise error
         finally:
             # A frame that names an error which passes through it is a reference cycle.
-            del error, failed
+            del error
 
     def raise_ended(self) -> None:
-        """Raise what a stream ends with, if that is not the end of its input."""
+        """Raise what a map ends with instead of its results, if it did not run to its end."""
         if self.scheduler.stopped is not None:
             raise MapStopped(self.scheduler.stopped, self.result())
-        error, self.input_error = self.input_error, None
+        error, self._input_error = self._input_error, None
         if error is not None:
             try:
                 raise error
@@ -277,7 +320,7 @@ class MapRun:
                     values.append(batch.values[n])
         scheduler, progress = self.scheduler, self._progress
         # Its traceback leads to frames that know this object: kept here it would be a reference cycle.
-        broken, self.input_error = self.input_error, None
+        broken, self._input_error = self._input_error, None
         status: Status = "complete"
         reason = scheduler.stopped
         if reason is not None:
@@ -287,7 +330,7 @@ class MapRun:
         return MapResult(
             values=values,
             indices=indices,
-            failures=sorted(progress.failures, key=lambda failure: failure.index),
+            failures=sorted(progress.failures, key=attrgetter("index")),
             status=status,
             reason=reason,
             total=scheduler.pulled if scheduler.ended and broken is None else None,
@@ -300,50 +343,46 @@ class MapRun:
             input_error=broken,
         )
 
-    def values(self) -> list[Any]:
-        """Return the list that the caller gets.
+    def outcome(self) -> list[Any] | MapResult[Any]:
+        """Return what the caller gets of a map that was run to its end.
 
         Raises:
-            MapStopped: The map did not run to its end.
+            MapStopped: It was to be a list, and the map was stopped before.
         """
-        if self.scheduler.stopped is not None:
-            raise MapStopped(self.scheduler.stopped, self.result())
+        if self._returns == "report":
+            return self.result()
+        self.raise_ended()
         found: list[Any] = []
         for batch in self._arranged():
             found += self.each(batch) if batch.odd else batch.values
         return found
 
     def _arranged(self) -> list[Batch]:
-        if not self.options.ordered:
+        if not self._options.ordered:
             return self._kept
         runs = itertools.chain.from_iterable(map(Batch.runs, self._kept))
         return sorted(runs, key=attrgetter("idx.start"))
 
-    def close(self) -> StepLogic[None]:
-        """Release what the map holds, but for the executor."""
-        if self._lookup is not None:
-            self._lookup.close()
-        self._progress.close()
-        for recorder in self._recorders:
-            if recorder.blocking:
-                yield in_thread(recorder.close)
-            else:
-                recorder.close()
+
+# --- input ----------------------------------------------------------------------------------------
 
 
 class _Source:
     """Items of an iterable, in portions that do not hold up the map.
 
     Args:
+        run: The map.
         items: The input.
     """
 
-    def __init__(self, items: Iterable[Any]) -> None:
+    def __init__(self, run: MapRun, items: Iterable[Any]) -> None:
+        self._run = run
         self._items = iter(items)
         self._step = 1
 
-    def pull(self, run: MapRun) -> StepLogic[None]:
+    def pull(self) -> StepLogic[None]:
         """Pull as much as there is room for, but not for long."""
+        run = self._run
         while (room := run.room()) > 0:
             wanted = min(self._step, room)
             began = perf_counter()
@@ -361,9 +400,7 @@ class _Source:
                 try:
                     run.end_input(broken)
                 finally:
-                    del (
-                        broken
-                    )  # a frame that names an error which passes through it is a reference cycle
+                    del broken  # as in `MapRun._raise_failed`
                 return
             if slow:
                 self._step = max(1, self._step // 4)
@@ -375,64 +412,19 @@ class _Source:
             self._step = min(2 * self._step, _MOST)
 
 
-# --- in a thread ----------------------------------------------------------------------------------
-
-
-def run_map(run: MapRun, items: Iterable[Any]) -> Iterator[Batch]:
-    """Run a map and yield what is finished; closing the iterator ends the map."""
-    scheduler = run.scheduler
-    executor: MapExecutor = run.executor
-    graceful = False
-    try:
-        executor.open(run.job)
-        source = _Source(items)
-        while True:
-            run_sync(source.pull(run))
-            run.dispatch()
-            handed = False
-            while (batch := scheduler.hand_out()) is not None:
-                handed = True
-                yield batch
-            if handed:
-                continue
-            if scheduler.done:
-                graceful = True
-                return
-            run_sync(run.absorb(_wait(run, executor)))
-    finally:
-        try:
-            executor.close(graceful=graceful, timeout=_GRACE)
-        finally:
-            run_sync(run.close())
-
-
-def _wait(run: MapRun, executor: MapExecutor) -> list[Report]:
-    if run.room() > 0:
-        return executor.poll(0)
-    patience, pauses = run.patience()
-    if pauses and patience is not None:
-        if patience > 0:
-            ambient.clock().sleep(patience)
-        return []
-    return executor.poll(patience)
-
-
-# --- on an event loop -----------------------------------------------------------------------------
-
-
 class _AsyncSource:
     """Items of an asynchronous iterable: a task of its own waits for them.
 
     Args:
+        run: The map.
         items: The input.
-        executor: Its wait ends when something has come.
     """
 
-    def __init__(self, items: AsyncIterable[Any], executor: AsyncMapExecutor) -> None:
+    def __init__(self, run: MapRun, items: AsyncIterable[Any]) -> None:
         import asyncio
 
+        self._run = run
         self._items = items
-        self._executor = executor
         self._found: list[Any] = []
         self._wanted = 0
         self._more = asyncio.Event()
@@ -443,15 +435,16 @@ class _AsyncSource:
             await self._more.wait()
             async for item in self._items:
                 self._found.append(item)
-                self._executor.wake()
+                self._run.executor.wake()
                 while len(self._found) >= self._wanted:
                     self._more.clear()
                     await self._more.wait()
         finally:
-            self._executor.wake()
+            self._run.executor.wake()
 
-    def pull(self, run: MapRun) -> StepLogic[None]:
+    def pull(self) -> StepLogic[None]:
         """Take what has come."""
+        run = self._run
         room = run.room()
         if self._found and room > 0:
             found, self._found = self._found[:room], self._found[room:]
@@ -476,53 +469,35 @@ class _AsyncSource:
             self._task.exception()  # asked for, so that asyncio does not report it
 
 
-async def run_map_async(
-    run: MapRun, items: Iterable[Any] | AsyncIterable[Any]
-) -> AsyncIterator[Batch]:
-    """Run a map in an event loop, as `run_map` does in a thread."""
-    scheduler = run.scheduler
-    executor: AsyncMapExecutor = run.executor
-    graceful = False
-    source: _Source | _AsyncSource | None = None
-    try:
-        executor.open(run.job)
-        later = isinstance(items, AsyncIterable)
-        source = (
-            _AsyncSource(items, executor) if isinstance(items, AsyncIterable) else _Source(items)
-        )
-        while True:
-            await run_async(source.pull(run))
-            run.dispatch()
-            handed = False
-            while (batch := scheduler.hand_out()) is not None:
-                handed = True
-                yield batch
-            if handed:
-                continue
-            if scheduler.done:
-                graceful = True
-                return
-            await run_async(run.absorb(await _wait_async(run, executor, later=later)))
-    finally:
-        try:
-            if isinstance(source, _AsyncSource):
-                await source.close()
-        finally:
-            try:
-                await executor.close(graceful=graceful, grace=_GRACE)
-            finally:
-                await run_async(run.close())
+# --- what callers get -----------------------------------------------------------------------------
 
 
-async def _wait_async(run: MapRun, executor: AsyncMapExecutor, *, later: bool) -> list[Report]:
-    """Wait for reports; `later` says that input may come meanwhile."""
-    if later:
-        return await executor.poll(run.patience()[0])
-    if run.room() > 0:
-        return await executor.poll(0)
-    patience, pauses = run.patience()
-    if pauses and patience is not None:
-        if patience > 0:
-            await ambient.clock().asleep(patience)
-        return []
-    return await executor.poll(patience)
+def run_map(run: MapRun) -> Any:
+    """Run a map to its end; return its list or `MapResult`."""
+    with run:
+        run_sync(run.complete())
+    return run.outcome()
+
+
+async def run_map_async(begin: Callable[[], MapRun]) -> Any:
+    """Begin a map and run it to its end, as `run_map` does in a thread."""
+    async with begin() as run:
+        await run_async(run.complete())
+    return run.outcome()
+
+
+def stream_map(run: MapRun) -> Iterator[Any]:
+    """Yield results, running the map as they are consumed; closing the iterator ends the map."""
+    with run:
+        while (batch := run_sync(run.next_batch())) is not None:
+            yield from run.each(batch) if batch.odd else batch.values
+    run.raise_ended()
+
+
+async def stream_map_async(begin: Callable[[], MapRun]) -> AsyncIterator[Any]:
+    """Begin a map and yield results, as `stream_map` does in a thread."""
+    async with begin() as run:
+        while (batch := await run_async(run.next_batch())) is not None:
+            for value in run.each(batch) if batch.odd else batch.values:
+                yield value
+    run.raise_ended()

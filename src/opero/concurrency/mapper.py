@@ -4,19 +4,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import aclosing, closing
 from contextvars import Context, copy_context
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
-from opero.concurrency.chunks import ChunkSize
 from opero.concurrency.executors.base import MapJob
-from opero.concurrency.item_runner import Recovery
-from opero.concurrency.loop import MapRun, run_map, run_map_async
+from opero.concurrency.item_runner import judge_lost
+from opero.concurrency.loop import MapRun
 from opero.concurrency.progress import Progress, make_bar
-from opero.concurrency.recorder import ItemRecorder, recording
-from opero.concurrency.scheduler import ErrorPolicy, Scheduler
+from opero.concurrency.recorder import recording
+from opero.concurrency.scheduler import ChunkSize, ErrorPolicy, Scheduler
 from opero.core.deadline import current_deadline
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
@@ -25,16 +23,14 @@ from opero.utils.units import parse_seconds, parse_size
 
 if TYPE_CHECKING:
     from opero.concurrency.checkpoint import MakeKey
-    from opero.concurrency.executors.base import AsyncMapExecutor, MapExecutor
-    from opero.concurrency.result import MapResult
+    from opero.concurrency.executors.base import MapExecutor
+    from opero.concurrency.loop import Returns
+    from opero.concurrency.recorder import ItemRecorder
     from opero.core.options import MapOptions
 
 __all__ = ["IN_FLIGHT", "ItemArguments", "Mapper", "Mode", "choose_mode"]
 
 Mode = Literal["sequential", "thread", "async", "process", "async_process", "executor"]
-
-Returns = Literal["list", "report", "stream"]
-"""What the caller gets: all results, a `MapResult`, or an iterator."""
 
 IN_FLIGHT: Final = 32
 """Coroutines that each worker process of `mode="async_process"` has under way at once."""
@@ -67,6 +63,9 @@ class ItemArguments(NamedTuple):
     kwargs: dict[str, Any] = {}  # noqa: RUF012 - a default that is never changed
 
 
+_NO_ARGUMENTS: Final = ItemArguments()
+
+
 class Mapper:
     """Maps one function, by its pipeline's options.
 
@@ -86,7 +85,6 @@ class Mapper:
                 "return a list, or use @opero."
             )
         self.pipeline = pipeline
-        self._relays_all = relays_all
         self.options: MapOptions = cast("MapOptions", pipeline.options)
         self.awaits: bool = info.kind == "async"
         self.mode: Mode = choose_mode(self.options, awaits=self.awaits)
@@ -96,8 +94,24 @@ class Mapper:
             from opero.concurrency.checkpoint import key_maker
 
             self._make_key = key_maker(info, self.options)
-        bare = _worker_options(self.options)
+        options = self.options
+        # The pipeline beside the function: no cache, and nothing of the map's.
+        names = {name for name in Options.names() if not name.startswith("cache")}
+        kept = {name: getattr(options, name) for name in options.given & names}
+        bare = Options.of("operomap", cache=False, **kept)
         self._worker = Pipeline(info, bare, origin=pipeline, changed=frozenset({"cache"}))
+        limit, timeout = options.memory_limit, options.timeout
+        self._job: dict[str, Any] = {
+            "function": info.fn,
+            "options": bare,
+            "pipeline": self._worker,
+            "item_timeout": None if timeout is None else parse_seconds(timeout, "timeout"),
+            "details": options.cache_if is not None and self._worker.fallback is not None,
+            "worker_init": options.worker_init,
+            "memory_limit": None if limit is None else parse_size(limit, "memory_limit"),
+            "max_tasks_per_worker": options.max_tasks_per_worker,
+            "relays_all": relays_all,
+        }
 
     def describe(self) -> str:
         """Return one line for `explain()`."""
@@ -107,165 +121,109 @@ class Mapper:
         bound = "" if options.max_errors is None else f", max_errors={options.max_errors:g}"
         return f"{where}, {order}, on_error={options.on_error}{bound}"
 
-    # --- synchronous ---------------------------------------------------------------------------------
-
-    def collect(self, items: Any, arguments: ItemArguments) -> list[Any]:
-        """Return all results.
-
-        Raises:
-            Exception: The error of the first item that failed.
-            MapStopped: The map did not run to its end.
-        """
-        return self._finish(self._begin(items, arguments, "list"), items).values()
-
-    def report(self, items: Any, arguments: ItemArguments) -> MapResult[Any]:
-        """Return what succeeded and what failed."""
-        return self._finish(self._begin(items, arguments, "report"), items).result()
-
-    def _finish(self, run: MapRun, items: Any) -> MapRun:
-        with run.results_in_errors(), closing(cast("Any", run_map(run, items))) as finished:
-            for batch in finished:
-                run.keep(batch)
-        return run
-
-    def stream(self, items: Any, arguments: ItemArguments) -> Iterator[Any]:
-        """Return an iterator of results that runs the map as it is consumed."""
-        return _iterate(self._begin(items, arguments, "stream"), items)
-
-    # --- asynchronous --------------------------------------------------------------------------------
-
-    async def acollect(self, items: Any, arguments: ItemArguments) -> list[Any]:
-        """Return all results, as `collect` does."""
-        run = await self._afinish(self._begin(items, arguments, "list", on_loop=True), items)
-        return run.values()
-
-    async def areport(self, items: Any, arguments: ItemArguments) -> MapResult[Any]:
-        """Return what succeeded and what failed."""
-        run = await self._afinish(self._begin(items, arguments, "report", on_loop=True), items)
-        return run.result()
-
-    async def _afinish(self, run: MapRun, items: Any) -> MapRun:
-        with run.results_in_errors():
-            async with aclosing(cast("Any", run_map_async(run, items))) as finished:
-                async for batch in finished:
-                    run.keep(batch)
-        return run
-
-    async def astream(self, items: Any, arguments: ItemArguments) -> AsyncIterator[Any]:
-        """Yield results, running the map as they are consumed."""
-        run = self._begin(items, arguments, "stream", on_loop=True)
-        async with aclosing(cast("Any", run_map_async(run, items))) as finished:
-            async for batch in finished:
-                for value in run.each(batch):
-                    yield value
-        run.raise_ended()
-
     # --- from options to a run -----------------------------------------------------------------------
 
-    def _begin(
-        self, items: Any, arguments: ItemArguments, returns: Returns, *, on_loop: bool = False
+    def check(self, items: Any) -> None:
+        """Refuse what is no input.
+
+        Raises:
+            OperoUsageError: A text, something that is not iterable, or an asynchronous iterator for a synchronous map.
+        """
+        name, kind = self.pipeline.info.name, type(items).__name__
+        if isinstance(items, str | bytes | bytearray):
+            raise OperoUsageError(
+                f"{name}() maps over items, and a {kind} would be taken apart: write {name}([…]) for "
+                f"a single one, {name}.one(…) for a single call, list(…) if its parts are meant."
+            )
+        if hasattr(items, "__aiter__"):
+            if not self.awaits:
+                raise OperoUsageError(
+                    f"{name}() is synchronous and cannot wait for an asynchronous iterator: "
+                    "make it an `async def`, or collect the items first."
+                )
+        elif not hasattr(items, "__iter__") and not hasattr(items, "__getitem__"):
+            raise OperoUsageError(
+                f"{name}() maps over items, and {kind} is not iterable: write "
+                f"{name}([…]), or {name}.one(…) for a single call."
+            )
+
+    def begin(
+        self,
+        items: Any,
+        arguments: ItemArguments = _NO_ARGUMENTS,
+        returns: Returns = "list",
+        *,
+        on_loop: bool = False,
     ) -> MapRun:
-        self._check(items)
-        options, context = self.options, copy_context()
+        """Begin a run of the map.
+
+        Args:
+            items: The input.
+            arguments: What the function gets beside each item.
+            returns: What the caller gets.
+            on_loop: Whether it runs on an event loop, as a synchronous function may too.
+        """
+        self.check(items)
+        options, context, cache = self.options, copy_context(), self.pipeline.cache
         collects = returns != "stream"
-        make = recording.get()
-        recorder = None if make is None else make(self.pipeline.info.qualname)
-        mode = self.mode
-        if recorder is not None:
-            mode = choose_mode(options, awaits=self.awaits, recorded=True)
-        job = self._job(arguments, mode, recorder, collects=collects)
+        mode, enter = self.mode, None
+        recorders: tuple[ItemRecorder, ...] = ()
+        if (make := recording.get()) is not None:
+            recorder = make(self.pipeline.info.qualname)
+            if recorder is not None:
+                recorders, enter = (recorder,), recorder.enter
+                mode = choose_mode(options, awaits=self.awaits, recorded=True)
+        if self._make_key is not None:
+            from opero.concurrency.checkpoint import open_checkpoint
+
+            name = self.pipeline.info.name
+            checkpoint = open_checkpoint(name, options, self._make_key, arguments)
+            recorders = (*recorders, checkpoint)
+        # A call with a deadline of its own, and one that is being debugged, sleeps where it is.
+        stays = options.deadline is not None or mode == "sequential"
+        job = MapJob(
+            **self._job,
+            before=arguments.before,
+            after=arguments.after,
+            kwargs=arguments.kwargs,
+            target_s=_TARGETS[mode],
+            parks=inf if stays else 0.05,
+            deadline=current_deadline(),
+            in_flight=IN_FLIGHT if mode == "async_process" else 1,
+            leads=collects and cache is not None and cache.leases is not None,
+            enter=enter,
+        )
+        make_executor = _make_async_executor if on_loop else _make_executor
         scheduler = Scheduler(
-            size=ChunkSize(
-                target_s=job.target_s, fixed=_fixed_size(options, job, mode), least=job.in_flight
-            ),
+            size=ChunkSize(job.target_s, _fixed_size(options, job, mode), job.in_flight),
             ordered=options.ordered and not collects,
             errors=ErrorPolicy(
                 raises=returns != "report" and options.on_error == "raise",
                 max_errors=options.max_errors,
                 stop_on=options.stop_on,
             ),
-            recover=Recovery(job),
+            recover=partial(judge_lost, job),
             in_flight=job.in_flight,
         )
-        recorders: tuple[ItemRecorder, ...] = () if recorder is None else (recorder,)
-        if self._make_key is not None:
-            from opero.concurrency.checkpoint import open_checkpoint
-
-            name = self.pipeline.info.name
-            recorders += (open_checkpoint(name, options, self._make_key, arguments),)
-        # A synchronous function may be mapped from a coroutine, too: `Orchestrator.process` does.
-        if on_loop:
-            executor: Any = _make_async_executor(mode, options, context)
-        else:
-            executor = _make_executor(mode, options, context)
         return MapRun(
+            items,
             job,
             options,
-            executor,
+            make_executor(mode, options, context),
             context,
             scheduler,
             self._progress(items, keeps=collects),
-            cache=self.pipeline.cache,
+            cache=cache,
             recorders=recorders,
-            collects=collects,
-            drains=returns != "list",
-        )
-
-    def _check(self, items: Any) -> None:
-        name = self.pipeline.info.name
-        if isinstance(items, str | bytes | bytearray):
-            kind = type(items).__name__
-            raise OperoUsageError(
-                f"{name}() maps over items, and a {kind} would be taken apart: write {name}([…]) for "
-                f"a single one, {name}.one(…) for a single call, list(…) if its parts are meant."
-            )
-        if hasattr(items, "__aiter__"):
-            if self.awaits:
-                return
-            raise OperoUsageError(
-                f"{name}() is synchronous and cannot wait for an asynchronous iterator: "
-                "make it an `async def`, or collect the items first."
-            )
-        if not isinstance(items, Iterable) and not hasattr(items, "__getitem__"):
-            raise OperoUsageError(
-                f"{name}() maps over items, and {type(items).__name__} is not iterable: write "
-                f"{name}([…]), or {name}.one(…) for a single call."
-            )
-
-    def _job(
-        self, arguments: ItemArguments, mode: Mode, recorder: ItemRecorder | None, *, collects: bool
-    ) -> MapJob:
-        options, worker = self.options, self._worker
-        cache = self.pipeline.cache
-        # A call with a deadline of its own, and one that is being debugged, sleeps where it is.
-        stays = options.deadline is not None or mode == "sequential"
-        return MapJob(
-            function=self.pipeline.info.fn,
-            options=worker.options,
-            pipeline=worker,
-            before=arguments.before,
-            after=arguments.after,
-            kwargs=arguments.kwargs,
-            item_timeout=None
-            if options.timeout is None
-            else parse_seconds(options.timeout, "timeout"),
-            target_s=_TARGETS[mode],
-            parks=inf if stays else 0.05,
-            details=options.cache_if is not None and worker.fallback is not None,
-            worker_init=options.worker_init,
-            memory_limit=None
-            if options.memory_limit is None
-            else parse_size(options.memory_limit, "memory_limit"),
-            max_tasks_per_worker=options.max_tasks_per_worker,
-            deadline=current_deadline(),
-            in_flight=IN_FLIGHT if mode == "async_process" else 1,
-            relays_all=self._relays_all,
-            leads=collects and cache is not None and cache.leases is not None,
-            enter=None if recorder is None else recorder.enter,
+            returns=returns,
         )
 
     def _progress(self, items: Any, *, keeps: bool) -> Progress:
-        options, wanted, total = self.options, self.options.progress, _total(items)
+        options, wanted = self.options, self.options.progress
+        try:
+            total: int | None = len(items)
+        except Exception:  # noqa: BLE001 - items without a length are no error
+            total = None
         name = self.pipeline.info.name
         return Progress(
             self.pipeline.emitter,
@@ -293,27 +251,6 @@ def _coarsely(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _worker_options(options: MapOptions) -> Options:
-    """Return the options of the pipeline beside the function: no cache, and nothing of the map's."""
-    names = {name for name in Options.names() if not name.startswith("cache")}
-    kept = {name: getattr(options, name) for name in options.given & names}
-    return Options.of("operomap", cache=False, **kept)
-
-
-def _total(items: Any) -> int | None:
-    try:
-        return len(items)
-    except Exception:  # noqa: BLE001 - items without a length are no error
-        return None
-
-
-def _iterate(run: MapRun, items: Any) -> Iterator[Any]:
-    with closing(cast("Any", run_map(run, items))) as finished:
-        for batch in finished:
-            yield from run.each(batch)
-    run.raise_ended()
 
 
 def _fixed_size(options: MapOptions, job: MapJob, mode: Mode) -> int | None:
@@ -426,7 +363,7 @@ def _executor_workers(options: MapOptions) -> int:
     return found if isinstance(found, int) and "workers" not in options.given else options.workers
 
 
-def _make_async_executor(mode: Mode, options: MapOptions, context: Context) -> AsyncMapExecutor:
+def _make_async_executor(mode: Mode, options: MapOptions, context: Context) -> Any:
     """Return the executor for a map in an event loop."""
     if mode == "sequential":
         from opero.concurrency.executors.inline import AsyncInlineExecutor

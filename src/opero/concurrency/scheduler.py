@@ -19,24 +19,53 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from math import ceil
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from opero.concurrency.batches import Batch, CompletionOrder, InputOrder
-from opero.concurrency.chunks import ChunkProgress, ChunkSize
-from opero.concurrency.executors.base import Chunk, Done, GaveBack, ItemOutcome, Lost, Parked
+from opero.concurrency.batches import Batch
+from opero.concurrency.executors.base import (
+    Chunk,
+    ChunkProgress,
+    Done,
+    GaveBack,
+    ItemOutcome,
+    Lost,
+    Parked,
+)
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import Report
 
-__all__ = ["ErrorPolicy", "FailedItem", "Recover", "Scheduler"]
+__all__ = [
+    "HEAVIEST",
+    "LARGEST",
+    "ChunkSize",
+    "ErrorPolicy",
+    "FailedItem",
+    "FinishedItems",
+    "Recover",
+    "Scheduler",
+]
 
 _SLEEPERS: Final = 1_000
 """Items that may wait beside the window, for their next attempt or for another caller's result, so that pauses do not
 starve the workers."""
+LARGEST: Final = 5_000
+"""Most items of a chunk."""
+
+HEAVIEST: Final = 1 << 21
+"""Most bytes of a chunk's large buffers, if it is not a single item: few enough to stay in the processor's cache."""
+_GROWTH: Final = 4
+"""A chunk is at most so many times as large as the last one that was measured."""
+_LEAP: Final = 16
+"""The same, while even that many items would take less than a quarter of the target."""
+_SMALLEST: Final = 32
+"""Towards the end of the input chunks get smaller, down to this part of their size."""
 _SAMPLE: Final = 20
 """Finished items from which on a share of failures says anything."""
 
 
+@dataclass
 class ErrorPolicy:
     """What failed items mean for a map: it goes on, stops with what is done, or ends with the error.
 
@@ -58,58 +87,120 @@ class ErrorPolicy:
         'an item failed with TimeoutError, and stop_on ends the map there'
     """
 
-    def __init__(
-        self,
-        *,
-        raises: bool = True,
-        max_errors: float | None = None,
-        stop_on: type[BaseException] | tuple[type[BaseException], ...] = (),
-    ) -> None:
-        self._raises = raises
-        self._max_errors = max_errors
-        self._stop_on = stop_on
-        self.finished: int = 0
-        self.failed: int = 0
+    raises: bool = True
+    max_errors: float | None = None
+    stop_on: type[BaseException] | tuple[type[BaseException], ...] = ()
+    finished: int = 0
+    failed: int = 0
 
     def stops(self, error: BaseException) -> str | None:
         """Return why an item's error stops the map, None if it does not.
 
         The text names the type only, so that equal ends can be counted.
         """
-        if not isinstance(error, self._stop_on):
+        if not isinstance(error, self.stop_on):
             return None
         return f"an item failed with {type(error).__name__}, and stop_on ends the map there"
 
     def ends(self, error: BaseException) -> bool:
         """Return whether the map ends with an item's error."""
-        return self._raises or not isinstance(error, Exception)
+        return self.raises or not isinstance(error, Exception)
 
     def count(self, items: int, *, failed: int) -> str | None:
         """Count items; return why the map must stop, or None."""
         self.finished += items
         self.failed += failed
-        if self._max_errors is None or not self.failed:
+        if self.max_errors is None or not self.failed:
             return None
-        if isinstance(self._max_errors, int):
-            if self.failed < self._max_errors:
+        if isinstance(self.max_errors, int):
+            if self.failed < self.max_errors:
                 return None
             return (
-                f"{self.failed} items failed, and max_errors={self._max_errors} ends the map there"
+                f"{self.failed} items failed, and max_errors={self.max_errors} ends the map there"
             )
-        if self.finished < _SAMPLE or self.failed <= self._max_errors * self.finished:
+        if self.finished < _SAMPLE or self.failed <= self.max_errors * self.finished:
             return None
         return (
             f"{self.failed} of {self.finished} items failed, more than "
-            f"max_errors={self._max_errors:g} allows"
+            f"max_errors={self.max_errors:g} allows"
         )
 
 
-class Recover(Protocol):
-    """Decides about an item that was lost with its worker."""
+Recover = Callable[[Any, Parked | None, Lost, float], ItemOutcome]
+"""Judges an item that was lost with its worker, from the item, what it brought along, how it was lost and the clock
+reading: returns its error, or a pause before its next attempt."""
 
-    def __call__(self, item: Any, parked: Parked | None, lost: Lost, now: float, /) -> ItemOutcome:
-        """Return its error, or a pause before its next attempt."""
-        ...
+
+@dataclass
+class ChunkSize:
+    """The size of the next chunk, from the time that items took so far.
+
+    It starts with single items and grows towards chunks that take `target_s`.
+
+    Args:
+        target_s: Seconds of work that a chunk should hold.
+        fixed: Size that the user wants; None to measure.
+        least: Smallest size, for workers that run several items at once.
+
+    Attributes:
+        size: Items of the next chunk.
+
+    Example:
+        >>> chunks = ChunkSize(target_s=0.03)
+        >>> for _ in range(3):
+        ...     chunks.measured(chunks.size, 0.001 * chunks.size)  # each item takes 1 ms
+        >>> chunks.size
+        30
+    """
+
+    target_s: float
+    fixed: int | None = None
+    least: int = 1
+
+    def __post_init__(self) -> None:
+        self.size: int = self.fixed or self.least
+        self._most = LARGEST
+        self._wanted = 0
+
+    def measured(self, items: int, busy_s: float) -> None:
+        """Learn how long some items took; a small sample may shrink the size, not raise it."""
+        if self.fixed or not items:
+            return
+        # Compared before it is divided: a time may be so short that the quotient is infinite.
+        short = busy_s * _SMALLEST * LARGEST <= self.target_s * items
+        fitting = _SMALLEST * LARGEST if short else int(self.target_s * items / busy_s)
+        self._wanted = fitting
+        wanted = max(self.least, min(self._most, fitting))
+        if wanted < self.size:
+            self.size = wanted
+        elif items >= self.size:
+            leap = _LEAP if 4 * _LEAP * self.size <= wanted else _GROWTH
+            self.size = min(wanted, leap * self.size)
+
+    def weighed(self, items: int, size: int) -> None:
+        """Learn how many bytes some items took that travel beside their frame."""
+        self._most = min(LARGEST, max(self.least, HEAVIEST * items // size))
+        if not self.fixed:
+            self.size = min(self.size, self._most)
+
+    def gave_back(self) -> None:
+        """Learn that a chunk took far longer than it should: start again with single items."""
+        self.size = self.fixed or self.least
+
+    def part(self, left: int, slots: int) -> int:
+        """Return the size of a part of what was given back: it is shared out, whatever size the user wants."""
+        return max(1, min(self.size, ceil(left / max(1, slots))))
+
+    def share(self, left: int, slots: int) -> int:
+        """Return the size that spreads the last `left` items evenly.
+
+        As in guided self-scheduling (C. Polychronopoulos and D. Kuck, 1987), chunks become smaller
+        towards the end.
+        """
+        # Of the quickest items a chunk holds less than it might, and a part of it would be nothing.
+        whole = self._wanted if self.size == LARGEST else self.size
+        least = max(1, min(self.size, whole // _SMALLEST))
+        return self.fixed or max(least, min(self.size, ceil(left / max(1, slots))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +246,46 @@ class _ItemQueue:
         return idx, items
 
 
+class FinishedItems:
+    """Finished items on their way out: at once, or after all that come before them in the input.
+
+    Attributes:
+        held: Items that are not handed out yet.
+    """
+
+    def __init__(self, *, ordered: bool) -> None:
+        self.held: int = 0
+        self._ready: deque[Batch] = deque()
+        self._next = 0 if ordered else None
+        self._early: dict[int, Batch] = {}
+
+    def put(self, batch: Batch) -> None:
+        """Add finished items."""
+        self.held += len(batch.items)
+        if self._next is None:
+            self._ready.append(batch)
+            return
+        self._early.update((run.idx[0], run) for run in batch.runs() if run)
+        while (run := self._early.pop(self._next, None)) is not None:
+            self._ready.append(run)
+            self._next += len(run)
+
+    def take(self) -> Batch | None:
+        """Return the next ones to hand out; None while one before them is missing."""
+        if not self._ready:
+            return None
+        batch = self._ready.popleft()
+        self.held -= len(batch.items)
+        return batch
+
+    def skip_missing(self) -> None:
+        """Hand out the rest with gaps: missing items will not come any more."""
+        for index in sorted(self._early):
+            run = self._early.pop(index)
+            self._ready.append(run)
+            self._next = index + len(run)
+
+
 class Scheduler:
     """The state of one map.
 
@@ -186,7 +317,7 @@ class Scheduler:
     ) -> None:
         self._size = size
         self._in_flight = in_flight
-        self._order: InputOrder | CompletionOrder = InputOrder() if ordered else CompletionOrder()
+        self._order = FinishedItems(ordered=ordered)
         self._recover = recover
         self._queue = _ItemQueue()
         self.enqueue: Callable[[Sequence[int], list[Any]], None] = self._queue.put

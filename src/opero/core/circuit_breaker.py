@@ -176,12 +176,6 @@ class Circuit:
 
     # --- adapters -------------------------------------------------------------------------------
 
-    def check(self, call: Call) -> None:
-        """Raise if the call would be refused now."""
-        breaker = self.for_value(call)
-        if breaker.current_permit is None and call.prior_outcome is None and not ambient.disabled():
-            breaker.check()
-
     def _acquire(self, breaker: CircuitBreaker, call: Call) -> Permit:
         """Return a permit where there is no current one for all calls."""
         # A call that was already made cannot be refused any more.
@@ -263,24 +257,32 @@ class CircuitCheck:
         """Return nothing: `Circuit` has its line in `explain()`."""
         return ""
 
+    @staticmethod
+    def _check(breaker: CircuitBreaker, call: Call) -> None:
+        """Raise if the call would be refused now."""
+        if call.prior_outcome is None and not ambient.disabled():
+            breaker.check()
+
     def wrap_sync(self, proceed: Proceed) -> Proceed:
         """Put the stage before `proceed`."""
-        check, only = self._circuit.check, self._circuit.only
+        circuit, only = self._circuit, self._circuit.only
 
         def run(call: Call) -> Any:
-            if only is None or only.current_permit is None:
-                check(call)
+            breaker = only or circuit.for_value(call)
+            if breaker.current_permit is None:
+                self._check(breaker, call)
             return proceed(call)
 
         return run
 
     def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
         """Put the stage before `proceed`, for an event loop."""
-        check, only = self._circuit.check, self._circuit.only
+        circuit, only = self._circuit, self._circuit.only
 
         async def run(call: Call) -> Any:
-            if only is None or only.current_permit is None:
-                check(call)
+            breaker = only or circuit.for_value(call)
+            if breaker.current_permit is None:
+                self._check(breaker, call)
             return await proceed(call)
 
         return run

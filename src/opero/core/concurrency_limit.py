@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +10,14 @@ from opero import events
 from opero.core.deadline import overdue
 from opero.errors import OperoUsageError
 from opero.utils import ambient
+from opero.utils.ambient import switch
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
     from opero.core.stats import Stats
     from opero.errors import DeadlineError
     from opero.events.bus import Emitter
-    from opero.limits.permits import ConcurrencyLimit
+    from opero.limits.permits import ConcurrencyLimit, CurrentTask, Permit
 
 __all__ = ["Bulkhead"]
 
@@ -31,11 +31,15 @@ class Bulkhead:
         limit: The permits.
         stats: Counters of the function.
         emitter: Where events go.
+        streams: Whether the calls are asynchronous generators, which may outlive the task that begins them.
     """
 
     name = "concurrency"
 
-    def __init__(self, limit: ConcurrencyLimit, stats: Stats, emitter: Emitter) -> None:
+    def __init__(
+        self, limit: ConcurrencyLimit, stats: Stats, emitter: Emitter, *, streams: bool = False
+    ) -> None:
+        self._streams = streams
         self.limit = limit
         self._stats = stats
         self._emitter = emitter
@@ -57,14 +61,14 @@ class Bulkhead:
                 events.LimiterWaited(function=self._emitter.function, seconds=seconds)
             )
 
-    def _refuse_reentry(self, task: Hashable = None) -> None:
+    def _refuse_reentry(self, current_task: CurrentTask | None = None) -> None:
         """Raise if the calls around this one hold all permits; asked only by a call that has to wait.
 
         Raises:
             OperoUsageError: It would wait for itself.
         """
         limit = self.limit
-        if limit.held_around(task) >= limit.limit:
+        if limit.held_around(current_task) >= limit.limit:
             raise OperoUsageError(
                 f"{self._emitter.function}() is called within itself and would wait for a permit "
                 f"of {limit.name!r} that the calls around it hold: raise concurrency="
@@ -79,20 +83,17 @@ class Bulkhead:
         self._waited(call, began)
         return overdue(call, self._emitter, "waiting for a permit")
 
-    def _give_back(self, call: Call, holder: Hashable) -> None:
-        """Give the permit back, or have it given back when the stream or the abandoned thread ends."""
-        limit = self.limit
+    def _keep(self, call: Call, permit: Permit) -> None:
+        """Have a permit given back at the end of the stream, or of the abandoned thread, that goes on."""
+        leave = partial(self.limit.leave, permit)
         if call.stream is not None:
-            limit.end_held(holder)
-            call.stream.at_end(lambda _: limit.release())
-            return
-        orphan, call.orphan_thread = call.orphan_thread, None
-        if orphan is None:
-            limit.leave(holder)
+            permit.holder = None
+            call.stream.at_end(lambda _: leave())
         else:
+            orphan, call.orphan_thread = call.orphan_thread, None
             # From now on it is that thread's, until its call is over.
-            limit.end_held(holder)
-            orphan.then(partial(limit.leave, limit.begin_held(orphan.thread)))
+            permit.holder = orphan.thread
+            orphan.then(leave)
 
     # --- adapters ---------------------------------------------------------------------------------
 
@@ -101,47 +102,51 @@ class Bulkhead:
         limit = self.limit
 
         def run(call: Call) -> Any:
-            if ambient.disabled() or isinstance(call.prior_outcome, Exception):
+            if (switch.on and ambient.disabled()) or isinstance(call.prior_outcome, Exception):
                 return proceed(call)
-            began = None
-            holder = limit.enter()
-            if holder is None:
+            began, permit = None, limit.enter()
+            if permit is None:
                 self._refuse_reentry()
                 began = ambient.clock().monotonic()
                 if not limit.acquire(self._left(call, began)):
                     raise self._overdue(call, began)
-                holder = limit.begin_held()
+                permit = limit.hold()
             try:
                 if began is not None:
                     self._waited(call, began)
                 return proceed(call)
             finally:
-                self._give_back(call, holder)
+                if call.stream is None and call.orphan_thread is None:
+                    limit.leave(permit)
+                else:
+                    self._keep(call, permit)
 
         return run
 
     def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
         """Put the stage before `proceed`, for an event loop."""
-        from opero.limits.permits import task_getter
+        from asyncio import current_task
 
-        limit, current_task = self.limit, task_getter()
+        limit, streams = self.limit, self._streams
 
         async def run(call: Call) -> Any:
-            if ambient.disabled() or isinstance(call.prior_outcome, Exception):
+            if (switch.on and ambient.disabled()) or isinstance(call.prior_outcome, Exception):
                 return await proceed(call)
-            began = None
-            holder = limit.enter(current_task())
-            if holder is None:
-                self._refuse_reentry(current_task())
+            began, permit = None, limit.enter(current_task)
+            if permit is None:
+                ambient.require_loop("wait for a permit")
+                self._refuse_reentry(current_task)
                 began = ambient.clock().monotonic()
                 if not await limit.wait(self._left(call, began)):
                     raise self._overdue(call, began)
-                holder = limit.begin_held(current_task())
+                permit = limit.hold(current_task)
             try:
+                if streams:
+                    permit.note_holder(current_task, outlived=True)
                 if began is not None:
                     self._waited(call, began)
                 return await proceed(call)
             finally:
-                limit.leave(holder)
+                limit.leave(permit)
 
         return run

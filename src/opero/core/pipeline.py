@@ -253,7 +253,8 @@ class Pipeline:
         if not isinstance(limit, ConcurrencyLimit):
             limit = ConcurrencyLimit(limit)
         limit.guards(self.info.module, self.info.qualname, "concurrency")
-        return Bulkhead(limit, self.stats, self.emitter)
+        streams = self.info.kind == "async_generator"
+        return Bulkhead(limit, self.stats, self.emitter, streams=streams)
 
     def _circuit(self, origin: Pipeline | None, changed: frozenset[str]) -> Circuit | None:
         wanted = self.options.circuit_breaker

@@ -96,13 +96,13 @@ else:
     {inner}
 """,
     "concurrency": """\
-_opero_holder = _opero_limit.enter({task})
-if _opero_holder is None:
+_opero_held = _opero_limit.enter({task})
+if _opero_held is None:
     return {wait}_opero_run(_opero_Call({args}, {kwargs}))
 try:
     {inner}
 finally:
-    _opero_limit.leave(_opero_holder)
+    _opero_limit.leave(_opero_held)
 """,
     "circuit": """\
 _opero_permit = _opero_breaker.current_permit
@@ -223,11 +223,12 @@ def _made(source: str, parameters: list[inspect.Parameter], names: dict[str, Any
 def _names(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> dict[str, Any]:
     """Return the objects that the source refers to."""
     cache, limit, deadline = pipeline.cache, pipeline.rate_limit, pipeline.deadline
-    task = None
+    current_task: Any = None
     if pipeline.concurrency is not None and pipeline.awaits:
-        from opero.limits.permits import task_getter
+        # Imported here: a synchronous program never pays for asyncio.
+        import asyncio
 
-        task = task_getter()
+        current_task = asyncio.current_task
     names: dict[str, Any] = {
         "_opero_switch": switch,
         "_opero_fast_path": pipeline.fast_path,
@@ -241,7 +242,7 @@ def _names(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> dict[str,
         "_opero_fn": pipeline.limited_function(),
         "_opero_limiter": limit and limit.limiter,
         "_opero_limit": pipeline.concurrency and pipeline.concurrency.limit,
-        "_opero_task": task,
+        "_opero_current_task": current_task,
         "_opero_breaker": pipeline.circuit and pipeline.circuit.breaker,
         "_opero_begin": deadline and deadline.begin,
         "_opero_budget": deadline and deadline.seconds,
@@ -272,7 +273,7 @@ def _source(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> str:
     blanks |= (
         {"define": "async def", "wait": "await "} if awaited else {"define": "def", "wait": ""}
     )
-    blanks["task"] = "_opero_task()" if awaited else ""
+    blanks["task"] = "_opero_current_task" if awaited else ""
     blanks["line"] = "loops_waiting" if awaited else "threads_waiting"
     if kind == "generator":
         return _GENERATOR.format(**blanks)

@@ -7,23 +7,20 @@ All threads and event loops count together, and so do the worker processes of a 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Hashable
-from itertools import repeat
 from random import randrange
 from threading import get_ident
-from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final
 from weakref import ref
 
 from opero.errors import BulkheadFullError, OperoUsageError
 from opero.limits.state.file import StateFile, private_path, try_lock, unlock
-from opero.limits.state.shared import SharedObject
+from opero.limits.state.shared import SharedGuard
 from opero.utils.ambient import warn_on_loop
 from opero.utils.threads import waiting_threads
 from opero.utils.waiters import HandoffQueue, Waiter
 
-__all__ = ["ConcurrencyLimit", "task_getter"]
+__all__ = ["ConcurrencyLimit", "Permit"]
 
 _MOST: Final = 1_000_000
 """Far more threads or tasks than one process has."""
@@ -36,26 +33,49 @@ longer; and seldom while there are none."""
 _FIRST_PERMIT: Final = 1 << 31
 """The byte that stands for the first permit, far behind any content."""
 
+CurrentTask = Callable[[], object]
+"""`asyncio.current_task`, handed in by asynchronous callers: a synchronous program never pays for asyncio."""
 
-def task_getter() -> Callable[[], Hashable]:
-    """Return what returns the task that calls it, as a weak reference; None outside of asyncio.
 
-    A stream may outlive the task that has begun it, and must not be kept alive by it.
+class Permit:
+    """The right to be in flight.
+
+    Attributes:
+        holder: The thread (its ident) or task (its id, or a weak reference) whose call it is; None if it is free, or
+            taken by a caller that is not known.
     """
-    # Imported here: a synchronous program never pays for asyncio.
-    from asyncio import current_task
 
-    def task_of_caller() -> Hashable:
-        try:
-            task = current_task()
-        except RuntimeError:
-            return None
-        return None if task is None else ref(task)
+    __slots__ = ("holder", "permits")
 
-    return task_of_caller
+    def __init__(self, permits: _Permits) -> None:
+        self.holder: Hashable = None
+        self.permits = permits
+
+    def note_holder(self, current_task: CurrentTask | None, *, outlived: bool = False) -> None:
+        """Note which thread or task holds it.
+
+        Args:
+            current_task: See `CurrentTask`; None for a synchronous call.
+            outlived: Whether the call may outlive its task, as a stream does, so that the task must be told from one
+                with the same id.
+        """
+        task = None if current_task is None else _task(current_task)
+        self.holder = get_ident() if task is None else ref(task) if outlived else id(task)
+
+    def is_held_by(self, callers: set[Hashable], task: object) -> bool:
+        """Return whether it is one of these callers, or this task, that holds it."""
+        holder = self.holder
+        return holder in callers if not isinstance(holder, ref) else holder() is task is not None
 
 
-class ConcurrencyLimit(SharedObject):
+def _task(current_task: CurrentTask) -> Any:
+    try:
+        return current_task()
+    except RuntimeError:
+        return None  # no event loop of asyncio runs
+
+
+class ConcurrencyLimit(SharedGuard):
     """Permits for calls in flight: first come, first served.
 
     It may be shared by functions, threads, event loops, and by processes: the workers of a map, and those that it is
@@ -87,12 +107,9 @@ class ConcurrencyLimit(SharedObject):
         self.queue: int | None = None if queue is None else _whole(queue, "queue", 0)
         self.name: str = name or f"at most {limit}"
         self._permits = _Permits(self)
-        # Each holder changes its own entry only.
-        self._holders: dict[Hashable, int] = {}
         super().__init__((limit, {"queue": queue}))
-        if not self.attached:
-            # In a worker they are given out when those of its program have been looked for.
-            self._permits.free.clear()
+        # In a worker permits are given out when those of its program have been looked for.
+        self._permits.most = self.limit if self.attached else 0
 
     def begin(self) -> None:
         """Start with all permits and an empty queue; what was taken before does not count."""
@@ -100,13 +117,12 @@ class ConcurrencyLimit(SharedObject):
         if across is not None:
             across.begin()
         self._permits = _Permits(self, across)
-        self._holders = {}
         self.attached = True
 
     @property
     def in_flight(self) -> int:
         """Permits that are out in this process."""
-        return self.limit - len(self._permits.free) if self.attached else 0
+        return self._permits.out
 
     @property
     def waiting(self) -> int:
@@ -115,16 +131,15 @@ class ConcurrencyLimit(SharedObject):
 
     def try_acquire(self) -> bool:
         """Take a permit if there is one now; no caller in the queue is overtaken."""
-        permits = self._permits
-        return not permits.waiting and (permits.take() or (not self.attached and self._try_again()))
-
-    def _try_again(self) -> bool:
-        self.attach()
-        return self._permits.take()
+        if not self.attached:
+            self.attach()
+        return not self._permits.waiting and self._permits.take()
 
     def release(self) -> None:
         """Give a permit back; it goes to the first in the queue."""
         self._permits.give_back()
+
+    _end_block = release
 
     # --- waiting ----------------------------------------------------------------------------------
 
@@ -154,94 +169,67 @@ class ConcurrencyLimit(SharedObject):
             return True
         return bool(await self._permits.wait_async(_Watch(self._permits, timeout)))
 
-    def __enter__(self) -> Self:
-        self.acquire()
-        return self
+    # --- permits of calls -------------------------------------------------------------------------
 
-    async def __aenter__(self) -> Self:
-        await self.wait()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.release()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.release()
-
-    # --- reentrancy -------------------------------------------------------------------------------
-
-    def enter(self, task: Hashable = None) -> Hashable:
+    def enter(self, current_task: CurrentTask | None = None) -> Permit | None:
         """Take a permit if there is one now, and note which thread or task holds it.
 
-        This and `leave` are what a call pays that need not wait: all is written out, one call each.
+        This and `leave` are what a call pays that need not wait.
 
         Args:
-            task: The task that makes the call; None for a synchronous call.
+            current_task: See `CurrentTask`; None for a synchronous call.
 
         Returns:
-            The holder, for `leave`; None if there is no permit now.
+            The permit, for `leave`; None if there is none now.
         """
         permits = self._permits
         if permits.waiting or permits.across is not None:
-            return self.begin_held(task) if self.try_acquire() else None
+            return self.hold(current_task) if self.try_acquire() else None
         try:
-            permits.free.pop()
+            permit = permits.free.pop()
         except IndexError:
-            return self.begin_held(task) if self.try_acquire() else None
-        holder, holders = get_ident() if task is None else task, self._holders
-        holders[holder] = holders.get(holder, 0) + 1
-        return holder
-
-    def leave(self, holder: Hashable) -> None:
-        """Give back what `enter` has taken."""
-        holders = self._holders
-        count = holders.pop(holder, 1)
-        if count > 1:
-            holders[holder] = count - 1
-        permits = self._permits
-        if permits.across is None:
-            permits.free.append(None)
-            if permits.waiting:
-                permits.serve()
+            return self.hold(current_task) if self.try_acquire() else None
+        # What `note_holder` does, without another call.
+        if current_task is None:
+            permit.holder = get_ident()
         else:
-            permits.give_back()
+            try:
+                permit.holder = id(current_task())
+            except RuntimeError:
+                permit.holder = get_ident()
+        return permit
 
-    def begin_held(self, task: Hashable = None) -> Hashable:
-        """Note the holder of a permit that was waited for, and return it."""
-        holder, holders = get_ident() if task is None else task, self._holders
-        holders[holder] = holders.get(holder, 0) + 1
-        return holder
+    def hold(self, current_task: CurrentTask | None = None) -> Permit:
+        """Return the permit that `acquire` or `wait` has got, held by the caller from now on."""
+        permit = self._permits.claimed()
+        permit.note_holder(current_task)
+        return permit
 
-    def end_held(self, holder: Hashable) -> None:
-        """Forget the holder of a permit that is kept: its call goes on in a thread that was abandoned."""
-        count = self._holders.pop(holder, 1)
-        if count > 1:
-            self._holders[holder] = count - 1
+    def leave(self, permit: Permit) -> None:
+        """Give a permit back."""
+        permit.holder = None
+        permits = permit.permits
+        if permits.across is not None:
+            permits.across.give_back()
+        permits.free.append(permit)
+        if permits.waiting:
+            permits.serve()
 
-    def held_around(self, task: Hashable = None) -> int:
+    def held_around(self, current_task: CurrentTask | None = None) -> int:
         """Return how many permits the calls around this one hold: those of its task, its thread, and of the threads
         that wait for it because of a `timeout`.
         """
-        around = {task, get_ident(), *waiting_threads()}
-        return sum(self._holders.get(holder, 0) for holder in around)
+        task = None if current_task is None else _task(current_task)
+        around: set[Hashable] = {get_ident(), *waiting_threads()}
+        if task is not None:
+            around.add(id(task))
+        return sum(permit.is_held_by(around, task) for permit in list(self._permits.made))
 
     # --- several processes ------------------------------------------------------------------------
 
     def _begin_attached(self) -> None:
-        with self._permits.lock:
-            if not self.attached:
-                self.attached = True
-                self._permits.free.extend(repeat(None, self.limit))
+        self.attached = True
+        self._permits.most = self.limit
 
     def _go_to(self, path: str | None, *, create: bool) -> str:
         path, create = path or private_path(self), create or path is None
@@ -268,17 +256,26 @@ class _Permits(HandoffQueue):
         across: The permits of all processes.
 
     Attributes:
-        free: Those that are here. Taken and given back by single steps of C, which need no lock; a permit that comes
-            back twice finds no room.
+        most: How many there are.
+        made: Those that were needed so far.
+        free: Those of them that are here. Taken and given back by single steps of C, which need no lock.
+        taken: Those that callers have which are not noted as holders.
         across: As above; None as long as no other process shares them.
     """
 
     def __init__(self, limit: ConcurrencyLimit, across: _FilePermits | None = None) -> None:
         super().__init__()
-        self.free: deque[None] = deque(repeat(None, limit.limit), limit.limit)
+        self.most: int = limit.limit
+        self.made: list[Permit] = []
+        self.free: list[Permit] = []
+        self.taken: list[Permit] = []
         self.across = across
-        self._bound = limit.queue
-        self._name = limit.name
+        self._limit = limit
+
+    @property
+    def out(self) -> int:
+        """How many are out."""
+        return len(self.made) - len(self.free)
 
     def join(self, waiter: Waiter) -> None:
         """Put a caller at the end of the queue.
@@ -287,56 +284,63 @@ class _Permits(HandoffQueue):
             BulkheadFullError: The queue is full, and there is no permit now.
         """
         with self.lock:
-            bound = self._bound
+            bound = self._limit.queue
             if bound is not None and len(self) >= bound:
                 if not self.take():
-                    raise BulkheadFullError(self._name, self.free.maxlen or 0, bound)
+                    raise BulkheadFullError(self._limit.name, self._limit.limit, bound)
                 self.put_back()
             super().join(waiter)
 
     def take(self) -> bool:
         """Take a permit of this process, and one of all processes."""
         try:
-            self.free.pop()
+            permit = self.free.pop()
         except IndexError:
-            return False
+            with self.lock:
+                if len(self.made) >= self.most:
+                    return False
+                permit = Permit(self)
+                self.made.append(permit)
         if self.across is None or self.across.take():
+            self.taken.append(permit)
             return True
-        self.free.append(None)
+        self.free.append(permit)
         return False
 
-    def put_back(self) -> None:
-        """Put a permit back."""
-        if self.across is not None:
-            self.across.give_back()
-        self.free.append(None)
+    def claimed(self) -> Permit:
+        """Return a permit that `take` has taken, which is its caller's now."""
+        try:
+            return self.taken.pop()
+        except IndexError:
+            # It was given back once too often: this one comes back to a queue that no caller uses.
+            return Permit(_Permits(self._limit))
 
-    def give_back(self) -> None:
-        """Put a permit back and serve the next caller: what the base class does, in one step."""
+    def put_back(self) -> None:
+        """Put a permit back; nothing happens if it has come back before."""
+        try:
+            permit = self.taken.pop()
+        except IndexError:
+            return
         if self.across is not None:
             self.across.give_back()
-        self.free.append(None)
-        if self.waiting:
-            self.serve()
+        self.free.append(permit)
 
     def move(self, across: _FilePermits) -> None:
         """Share the permits from now on; those that are out are taken there too."""
-        limit = self.free.maxlen or 0
         with self.lock:
-            # While there is none left, no caller can take one past the file.
-            kept = 0
+            # While there is none left, and none is made, no caller can take one past the file.
+            kept = []
             try:
                 while True:
-                    self.free.pop()
-                    kept += 1
+                    kept.append(self.free.pop())
             except IndexError:
                 pass
-            for _ in range(limit - kept):
+            for _ in range(self.out - len(kept)):
                 across.take()
             self.across = across
-            self.free.extend(repeat(None, kept))
+            self.free.extend(kept)
             # Given back meanwhile, when the file was not yet in use.
-            for _ in range(across.held - (limit - len(self.free))):
+            for _ in range(across.held - self.out):
                 across.give_back()
         self.serve()
 

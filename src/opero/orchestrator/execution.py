@@ -9,7 +9,8 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overload
 
-from opero.concurrency.mapper import ItemArguments, Mapper
+from opero.concurrency.loop import run_map, run_map_async
+from opero.concurrency.mapper import Mapper
 from opero.core.explain import explain
 from opero.core.function import ClassMethod, Method, describe_function
 from opero.core.options import MapOptions, Options
@@ -294,7 +295,10 @@ async def _process(
     """
     mapper, inputs = _mapper(chains, given, items, kwargs, before, on_a_loop=True)
     try:
-        return await mapper.acollect(inputs, ItemArguments())
+        found: list[Any] = await run_map_async(
+            functools.partial(mapper.begin, inputs, on_loop=True)
+        )
+        return found
     except Exception as error:
         if chains.replaces(error):
             raise chains.replacement(error) from error
@@ -314,7 +318,8 @@ def _process_sync(
     if mapper.awaits:
         return run_async(_process(chains, given, items, kwargs, before=before))
     try:
-        return mapper.collect(inputs, ItemArguments())
+        found: list[Any] = run_map(mapper.begin(inputs))
+        return found
     except Exception as error:
         if chains.replaces(error):
             raise chains.replacement(error) from error

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from opero.utils.fork import run_after_fork
-from opero.utils.waiters import ThreadWaiter
+from opero.utils.waiters import locked, wait_for_release
 
 __all__ = ["ThreadCall", "run_in_thread", "waiting_threads"]
 
@@ -38,8 +38,8 @@ class ThreadCall:
         "_done",
         "_error",
         "_lock",
+        "_over",
         "_value",
-        "_waiter",
         "_work",
         "thread",
     )  # fmt: skip
@@ -49,8 +49,8 @@ class ThreadCall:
         self._context: contextvars.Context | None = contextvars.copy_context()
         self._context.run(_calls.set, (*_calls.get(), self))
         self._asker = threading.get_ident()
-        self._waiter = ThreadWaiter()
         self._lock = threading.Lock()
+        self._over = locked()
         self._callback: Callable[[], object] | None = None
         self._value: Any = None
         self._error: BaseException | None = None
@@ -77,7 +77,7 @@ class ThreadCall:
             self._done, callback, self._callback = True, self._callback, None
             if self._abandoned:
                 self._value = self._error = None
-        self._waiter.wake()
+        self._over.release()
         if callback is not None:
             callback()
 
@@ -88,7 +88,7 @@ class ThreadCall:
         """
         in_time = False
         try:
-            in_time = self._waiter.wait(seconds)
+            in_time = wait_for_release(self._over, seconds)
         finally:
             if not in_time:
                 self.abandon()
@@ -129,8 +129,7 @@ class _PooledThread:
     __slots__ = ("_call", "_has_call")
 
     def __init__(self) -> None:
-        self._has_call = threading.Lock()
-        self._has_call.acquire()
+        self._has_call = locked()
         self._call: ThreadCall | None = None
 
     def give(self, call: ThreadCall) -> None:

@@ -18,6 +18,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from opero.utils.ambient import require_loop
+
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
 
@@ -28,6 +30,8 @@ __all__ = [
     "ThreadWaiter",
     "WaitQueue",
     "Waiter",
+    "locked",
+    "wait_for_release",
 ]
 
 LookUp = Callable[[], float | None]
@@ -40,6 +44,27 @@ _SHORTEST: Final = 0.0005
 
 
 # --- one waiting caller ---------------------------------------------------------------------------
+
+
+def locked() -> threading.Lock:
+    """Return a lock that is held, for `wait_for_release`."""
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
+def wait_for_release(lock: threading.Lock, seconds: float | None) -> bool:
+    """Block until another thread releases a lock; False if the time was up first."""
+    if seconds is None:
+        while not lock.acquire(timeout=_CHECK_SECONDS):
+            pass
+        return True
+    end = time.monotonic() + seconds
+    while not lock.acquire(timeout=min(_CHECK_SECONDS, max(0.0, seconds))):
+        seconds = end - time.monotonic()
+        if seconds <= 0:
+            return False
+    return True
 
 
 class Waiter:
@@ -81,8 +106,7 @@ class ThreadWaiter(Waiter):
 
     def __init__(self, budget: Any = None) -> None:
         super().__init__(budget)
-        self._lock = threading.Lock()
-        self._lock.acquire()
+        self._lock = locked()
 
     @property
     def ready(self) -> bool:
@@ -97,17 +121,7 @@ class ThreadWaiter(Waiter):
 
     def wait(self, seconds: float | None = None) -> bool:
         """Block until `wake`; False if the time was up first."""
-        acquire = self._lock.acquire
-        if seconds is None:
-            while not acquire(timeout=_CHECK_SECONDS):
-                pass
-            return True
-        end = time.monotonic() + seconds
-        while not acquire(timeout=min(_CHECK_SECONDS, max(0.0, seconds))):
-            seconds = end - time.monotonic()
-            if seconds <= 0:
-                return False
-        return True
+        return wait_for_release(self._lock, seconds)
 
 
 class TaskWaiter(Waiter):
@@ -121,6 +135,7 @@ class TaskWaiter(Waiter):
     def __init__(self, budget: Any = None) -> None:
         from asyncio import get_running_loop
 
+        require_loop("wait in line")
         super().__init__(budget)
         self._woken = False
         self._loop: AbstractEventLoop = get_running_loop()

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from opero.events import Event  # noqa: TC004 - loaded when the first one is sent
 
 __all__ = [
-    "AsyncMapExecutor",
-    "Caps",
     "Chunk",
+    "ChunkProgress",
     "Done",
     "GaveBack",
     "ItemOutcome",
@@ -36,23 +35,6 @@ __all__ = [
 Why = Literal["crash", "timeout", "deadline", "memory", "stopped"]
 """What ended a worker: it died, its item took too long (for its own limit, or for a deadline) or too much memory, or it
 ended through no fault of an item."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caps:
-    """What the scheduler may rely on.
-
-    Attributes:
-        remote: Items and results leave the process, so everything must be picklable.
-        kills: A running item can be stopped; such an executor enforces `MapJob.item_timeout` itself.
-        attributes_crash: `Lost` names the item that a worker died of; otherwise the scheduler bisects.
-        max_payload: Most bytes of one chunk that cannot block or spill; None for no limit.
-    """
-
-    remote: bool = False
-    kills: bool = False
-    attributes_crash: bool = False
-    max_payload: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -178,6 +160,68 @@ class Chunk:
         return len(self.items)
 
 
+class ChunkProgress:
+    """What is reported of a chunk: everything up to some position, and what came early.
+
+    Args:
+        count: Its items.
+
+    Attributes:
+        kept: Position from which on its worker does nothing.
+        open: How many items are still to be reported.
+
+    Example:
+        >>> progress = ChunkProgress(5)
+        >>> progress.report([0, 2])
+        >>> progress.cut(4)
+        range(4, 5)
+        >>> progress.left(), progress.open
+        ([1, 3], 2)
+    """
+
+    __slots__ = ("_early", "_next", "kept", "open")
+
+    def __init__(self, count: int) -> None:
+        self.kept: int = count
+        self.open: int = count
+        self._next = 0
+        self._early: set[int] | None = None
+
+    def report(self, places: Sequence[int]) -> None:
+        """Note that items are done."""
+        self.open -= len(places)
+        if isinstance(places, range) and places.start == self._next:
+            self._next = places.stop
+        else:
+            self._early = {*places} if self._early is None else self._early | {*places}
+        early = self._early
+        while early and self._next in early:
+            early.remove(self._next)
+            self._next += 1
+
+    def cut(self, kept: int) -> range:
+        """Note that the worker does nothing from a position on; return the positions that are free now."""
+        free = range(min(kept, self.kept), self.kept)
+        self.kept = free.start
+        self.open = max(0, self.kept - self._next) - sum(n < self.kept for n in self._early or ())
+        return free
+
+    def has(self, position: int) -> bool:
+        """Tell whether an item is reported."""
+        return position < self._next or (self._early is not None and position in self._early)
+
+    @property
+    def over(self) -> bool:
+        """Whether everything is reported."""
+        return self.open <= 0
+
+    def left(self) -> Sequence[int]:
+        """Return the positions that are still to be reported."""
+        open_places = range(self._next, self.kept)
+        early = self._early
+        return [n for n in open_places if n not in early] if early else open_places
+
+
 @dataclass(slots=True)
 class WorkerFacts:
     """What happened in a worker that does not share the map's counters and listeners.
@@ -257,10 +301,11 @@ Report = Done | GaveBack | Lost
 
 
 class MapExecutor(Protocol):
-    """Workers of one kind. All methods but `wake` are called from one thread at a time."""
+    """Workers of one kind. All methods but `wake` are called from one thread at a time.
 
-    name: str
-    caps: Caps
+    An executor of an event loop has the same methods, but `poll` and `close` (with `grace` for `timeout`) are coroutine
+    functions.
+    """
 
     def slots(self) -> int:
         """Return how many chunks it wants to hold, those at work included; asked before each turn."""
@@ -292,10 +337,6 @@ class MapExecutor(Protocol):
         """
         ...
 
-    def kill(self, chunk_id: int, why: Why) -> bool:
-        """Stop the worker of a chunk, which is then reported as `Lost`; False where that is impossible."""
-        ...
-
     def wake(self) -> None:
         """Let a `poll` under way return, or the next one; from any thread, also after `close`."""
         ...
@@ -307,32 +348,4 @@ class MapExecutor(Protocol):
             graceful: Let running items finish; otherwise stop them where that is possible.
             timeout: Longest wait in seconds.
         """
-        ...
-
-
-class AsyncMapExecutor(Protocol):
-    """The same for an event loop; all methods as in `MapExecutor`."""
-
-    def slots(self) -> int:
-        """Return how many chunks it wants to hold."""
-        ...
-
-    def open(self, job: MapJob) -> None:
-        """Get ready for a job."""
-        ...
-
-    def submit(self, chunk: Chunk) -> None:
-        """Take a chunk."""
-        ...
-
-    async def poll(self, wait: float | None) -> list[Report]:
-        """Return what was reported."""
-        ...
-
-    def wake(self) -> None:
-        """Let a `poll` under way return, or the next one."""
-        ...
-
-    async def close(self, *, graceful: bool, grace: float) -> None:
-        """End all workers."""
         ...

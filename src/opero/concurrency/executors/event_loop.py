@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from typing import TYPE_CHECKING
 
-from opero.concurrency.executors.base import Caps
 from opero.concurrency.executors.local import LocalChunk, LocalChunks
 from opero.concurrency.item_runner import ItemRunner
 
@@ -26,9 +25,6 @@ class EventLoopExecutor:
         workers: Tasks, so many items are in flight at once.
         context: Context of which each task gets a copy.
     """
-
-    name = "async"
-    caps: Caps = Caps()
 
     def __init__(self, workers: int, context: Context) -> None:
         self._workers = workers
@@ -127,8 +123,6 @@ class ExecutorBridge:
     def __init__(self, engine: MapExecutor) -> None:
         self._engine = engine
         self._waiter: ThreadPoolExecutor | None = None
-        self.name: str = engine.name
-        self.caps: Caps = engine.caps
 
     def slots(self) -> int:
         """Return what the executor says."""

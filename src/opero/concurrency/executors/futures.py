@@ -22,7 +22,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opero.caching.single_flight import Flight, become_leader, stop_leading
-from opero.concurrency.executors.base import Caps, Chunk, Done, GaveBack, Lost, MapJob, Report
+from opero.concurrency.executors.base import Chunk, Done, GaveBack, Lost, MapJob, Report
 from opero.concurrency.executors.process.job_spec import JobSpec
 from opero.concurrency.executors.process.protocol import (
     decode_done,
@@ -40,7 +40,7 @@ from opero.events import event_bus
 from opero.limits.state.shared import unshared_objects
 
 if TYPE_CHECKING:
-    from opero.concurrency.executors.base import ItemOutcome, MapExecutor, Parked, Why
+    from opero.concurrency.executors.base import ItemOutcome, MapExecutor, Parked
     from opero.concurrency.executors.local import LocalChunk
     from opero.events import Event
 
@@ -180,7 +180,6 @@ class FuturesExecutor:
     """
 
     name = "executor"
-    caps: Caps = Caps(remote=True)
 
     def __init__(self, executor: Executor, workers: int) -> None:
         self._executor = executor
@@ -242,10 +241,6 @@ class FuturesExecutor:
             said = "" if future.cancelled() else repr(error)
             return [Lost(number, None, "crash", said=said)]
         return _open_reports(number, future.result())
-
-    def kill(self, chunk_id: int, why: Why) -> bool:
-        """Return False: executors cannot be asked to stop what runs."""
-        return False
 
     def wake(self) -> None:
         """End a wait for reports."""

@@ -8,19 +8,17 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
-from opero.concurrency.executors.base import Caps
 from opero.concurrency.executors.local import LocalChunk, LocalChunks
 from opero.concurrency.item_runner import ItemRunner
 
 if TYPE_CHECKING:
-    from opero.concurrency.executors.base import Chunk, MapJob, Report, Why
+    from opero.concurrency.executors.base import Chunk, MapJob, Report
 
 __all__ = ["AsyncInlineExecutor", "InlineExecutor"]
 
 
 class _Inline:
     name = "sequential"
-    caps: Caps = Caps()
 
     def __init__(self) -> None:
         self._waiting: deque[LocalChunk] = deque()
@@ -60,10 +58,6 @@ class InlineExecutor(_Inline):
         if not reports and timeout != 0 and self._woken.wait(timeout):
             self._woken.clear()
         return reports
-
-    def kill(self, chunk_id: int, why: Why) -> bool:
-        """Return False: no item is under way between two polls."""
-        return False
 
     def wake(self) -> None:
         """End a wait for what other callers compute."""

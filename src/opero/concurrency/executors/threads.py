@@ -11,12 +11,11 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from opero.concurrency.executors.base import Caps
 from opero.concurrency.executors.local import LocalChunk, LocalChunks
 from opero.concurrency.item_runner import ItemRunner
 
 if TYPE_CHECKING:
-    from opero.concurrency.executors.base import Chunk, MapJob, Report, Why
+    from opero.concurrency.executors.base import Chunk, MapJob, Report
 
 __all__ = ["ThreadExecutor"]
 
@@ -33,7 +32,6 @@ class ThreadExecutor:
     """
 
     name = "thread"
-    caps: Caps = Caps()
 
     def __init__(self, workers: int, context: Context) -> None:
         self.workers = workers
@@ -81,10 +79,6 @@ class ThreadExecutor:
             # Noted first: a start that is interrupted may have made it already.
             self._threads.append(thread)
             thread.start()
-
-    def kill(self, chunk_id: int, why: Why) -> bool:
-        """Return False: threads cannot be killed."""
-        return False
 
     def wake(self) -> None:
         """End a wait for reports."""

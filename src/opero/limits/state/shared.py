@@ -23,7 +23,14 @@ from typing import Any, Final, Self, TypeVar
 
 from opero.utils.fork import reset_after_fork, run_after_fork
 
-__all__ = ["SharedObject", "attach_table", "restore", "share_all", "unshared_objects"]
+__all__ = [
+    "SharedGuard",
+    "SharedObject",
+    "attach_table",
+    "restore",
+    "share_all",
+    "unshared_objects",
+]
 
 S = TypeVar("S", bound="SharedObject")
 
@@ -170,6 +177,35 @@ class SharedObject:
     def __deepcopy__(self, memo: object) -> Self:
         # A copy of something that is under this limit is under it still.
         return self
+
+
+class SharedGuard(SharedObject):
+    """A shared object that a `with` or `async with` block may be put under."""
+
+    def acquire(self) -> object:
+        """Block until the block may begin."""
+        raise NotImplementedError
+
+    async def wait(self) -> object:
+        """Wait in a task until the block may begin."""
+        raise NotImplementedError
+
+    def _end_block(self) -> None:
+        """Do nothing, unless a block has to give back what it had."""
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    async def __aenter__(self) -> Self:
+        await self.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_block()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._end_block()
 
 
 def _unpickle(

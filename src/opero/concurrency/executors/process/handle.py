@@ -13,8 +13,7 @@ from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.concurrency.chunks import ChunkProgress
-from opero.concurrency.executors.base import Lost
+from opero.concurrency.executors.base import ChunkProgress, Lost
 from opero.concurrency.executors.process import protocol
 from opero.concurrency.executors.process.protocol import (
     ASK,

@@ -19,7 +19,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from opero.concurrency.executors.base import Caps, GaveBack, Lost
+from opero.concurrency.executors.base import GaveBack, Lost
 from opero.concurrency.executors.process import protocol
 from opero.concurrency.executors.process.handle import (
     PendingChunk,
@@ -454,7 +454,6 @@ class ProcessEngine:
     """
 
     name = "process"
-    caps: Caps = Caps(remote=True, kills=True, attributes_crash=True)
 
     def __init__(self, workers: int, *, method: StartMethod | None = None) -> None:
         self.workers = workers
