@@ -13,7 +13,8 @@ covers all of it and the key, so that nothing can be cut off, changed or put und
 
 Keys are text, `namespace:function:digest`. What begins with `~` is kept beside the entries, and is
 no entry. A text such as "disk:~/answers" becomes an open store here: one for each place and
-process, whatever function uses it, closed when the last one is gone. `UserStore` stands in front of a user's own object.
+process, whatever function uses it, closed when the last one is gone. `UserStore` stands in front of a
+user's own object.
 """
 
 from __future__ import annotations
