@@ -468,7 +468,7 @@ class _AsyncSource:
     def _end(self) -> BaseException | None:
         """Return what the input has raised; a task that is still known then would be a reference cycle."""
         task, self._task = self._task, None
-        return task and task.exception()  # raises what has cancelled it
+        return None if task is None else task.exception()  # raises what has cancelled it
 
     async def close(self) -> None:
         """Wait for no more input."""
