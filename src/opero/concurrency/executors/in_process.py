@@ -36,6 +36,7 @@ __all__ = [
 
 _LOOK: Final = 0.03
 """Seconds after which finished items of a chunk that is under way are reported."""
+_ONLY: Final = range(1)
 
 
 # --- chunks that workers share --------------------------------------------------------------------
@@ -69,13 +70,28 @@ class PartialResults:
         local: The chunk.
         worker: Name of the worker.
         owner: Reports it.
+
+    Attributes:
+        local, worker: As above.
+        alone: Whether the chunk is a single item, which is reported at once.
     """
 
-    __slots__ = ("_due", "_odd", "_owner", "_places", "_since", "_values", "local", "worker")
+    __slots__ = (
+        "_due",
+        "_odd",
+        "_owner",
+        "_places",
+        "_since",
+        "_values",
+        "alone",
+        "local",
+        "worker",
+    )
 
     def __init__(self, local: LocalChunk, worker: str, owner: LocalChunks) -> None:
         self.local: Final = local
         self.worker: Final = worker
+        self.alone: Final = len(local.chunk.items) == 1
         self._owner = owner
         self._places: list[int] = []
         self._values: list[Any] = []
@@ -92,8 +108,14 @@ class PartialResults:
             outcome: What became of the item if that is more than a plain result.
         """
         if outcome is not None:
-            self._odd[position] = outcome
             value = None
+        if self.alone:
+            odd = {} if outcome is None else {0: outcome}
+            busy = perf_counter() - self._since
+            self._owner.put(Done(self.local.chunk.id, _ONLY, [value], odd, busy, self.worker))
+            return
+        if outcome is not None:
+            self._odd[position] = outcome
         self._places.append(position)
         # Last, because an item whose value is here counts as done for the thread that reports.
         self._values.append(value)
@@ -127,12 +149,13 @@ class LocalChunks:
         report: Called with each report, from any worker.
 
     Attributes:
+        put: As `report`.
         flush_s: Seconds after which a worker reports what it has done.
     """
 
     def __init__(self, report: Callable[[Report], object]) -> None:
         self.flush_s: float = 0.0
-        self._report = report
+        self.put: Final = report
         self._lock = threading.Lock()
         self._open: dict[int, LocalChunk] = {}
         self._partial: dict[str, PartialResults] = {}
@@ -147,13 +170,16 @@ class LocalChunks:
 
     def begin(self, local: LocalChunk, worker: str) -> PartialResults:
         """Return the place for what a worker does of a chunk."""
-        partial = self._partial[worker] = PartialResults(local, worker, self)
+        partial = PartialResults(local, worker, self)
+        if not partial.alone:
+            self._partial[worker] = partial
         return partial
 
     def end(self, partial: PartialResults) -> None:
         """Report what a worker has done; it takes no further item of the chunk."""
-        self.report(partial)
-        self._partial.pop(partial.worker, None)
+        if not partial.alone:
+            self.report(partial)
+            self._partial.pop(partial.worker, None)
 
     def report(self, partial: PartialResults) -> None:
         """Report what a worker has done so far."""
@@ -165,7 +191,7 @@ class LocalChunks:
             local.unreported -= len(done.values)
             if not local.unreported:
                 self._open.pop(done.chunk, None)
-            self._report(done)
+            self.put(done)
 
     def patience(self, timeout: float | None) -> float | None:
         """Report what workers have done while they are busy with slow items, if it is time for that.
