@@ -80,7 +80,7 @@ class WorkflowRun:
         unread: Paths of steps whose recorded outcome the workflow has not asked for yet.
         ending: Set once no further step may begin.
         cancelling: Whether the workflow function has received its cancellation; from then on nothing is journaled.
-        progressed: Whether a step was recorded since the workflow was claimed.
+        progressed: Whether a step was recorded since the workflow was acquired.
         failed: The last errors of steps that were raised in the workflow, and the steps' paths.
         tasks: Tasks that a coroutine has made.
         unwind: Ends the workflow function from outside; set by the engine for coroutines.
