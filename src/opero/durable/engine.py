@@ -372,23 +372,20 @@ class Engine:
 
     def cancel(self, workflow: str) -> None:
         """Cancel a workflow that runs here."""
-        with self._lock:
-            run = self._runs.get(workflow)
+        run = self._runs.get(workflow)
         if run is not None and run.cancel() and run.unwind is not None:
             run.cancelling = True
             run.unwind()
 
     def signalled(self, workflow: str, name: str) -> None:
         """Wake a workflow that runs here and waits for a signal."""
-        with self._lock:
-            run = self._runs.get(workflow)
+        run = self._runs.get(workflow)
         if run is not None:
             run.signalled(name)
 
     def active(self, workflow: str) -> str | None:
         """Return the name of the activity that a workflow is running, None if it does not run here."""
-        with self._lock:
-            run = self._runs.get(workflow)
+        run = self._runs.get(workflow)
         steps = [] if run is None else run.active
         return steps[-1].name if steps else None
 

@@ -9,29 +9,10 @@ from enum import StrEnum
 from typing import Any, Final, Protocol
 
 __all__ = [
-    "ENDED",
-    "RECORDED",
-    "Acquire",
-    "Annotate",
-    "Cancel",
-    "Create",
-    "Drop",
-    "Fork",
-    "JournalStore",
-    "Move",
-    "Op",
-    "PutStep",
-    "Resolve",
-    "Resume",
-    "Send",
-    "State",
-    "StepRecord",
-    "StepState",
-    "Take",
-    "Wake",
-    "WorkflowRecord",
+    "ENDED", "RECORDED", "Acquire", "Annotate", "Cancel", "Create", "Drop", "Fork", "JournalStore", "Move", "Op",
+    "PutStep", "Resolve", "Resume", "Send", "State", "StepRecord", "StepState", "Take", "Wake", "WorkflowRecord",
     "WorkflowStatus",
-]
+]  # fmt: skip
 
 
 class WorkflowStatus(StrEnum):
