@@ -13,7 +13,7 @@ A call that fails raises *its own* exception; what stands here is only raised wh
     │   ├── JournalError                          the journal cannot be read or written
     │   ├── NonDeterminismError                   the program is no longer the one that was journaled
     │   ├── IdConflictError                       the id belongs to a run with other arguments
-    │   ├── UnknownWorkflowError (LookupError)    no such workflow
+    │   ├── UnknownWorkflowError (LookupError, ValueError)    no such workflow
     │   ├── UnserializableError (TypeError)       a value that the journal cannot keep
     │   ├── ActivityError                         stands for an error that cannot be kept as it is
     │   └── WorkflowEndedError                    it was cancelled, or given up as dead: no result
@@ -342,7 +342,7 @@ class IdConflictError(DurableError):
     """A workflow id is taken by a run with another name or other arguments."""
 
 
-class UnknownWorkflowError(DurableError, LookupError):
+class UnknownWorkflowError(DurableError, LookupError, ValueError):
     """No workflow of that name is registered, or none of that id is in the journal."""
 
 

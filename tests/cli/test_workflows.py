@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from opero.cli.main import main
-from opero.durable import Orchestrator, activity, wait_for, workflow
+from opero.durable import Orchestrator, activity, get_registry, wait_for, workflow
 from opero.durable.records import Claim, Move, PutStep, State, StepRecord, StepState
-from opero.durable.workflows import workflows
 
 pytestmark = pytest.mark.internal
 
@@ -22,9 +21,12 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(autouse=True)
 def registry() -> Iterator[None]:
-    before, workflows._known = workflows._known, {}
+    workflows = get_registry().workflows
+    before = dict(workflows)
+    workflows.clear()
     yield
-    workflows._known = before
+    workflows.clear()
+    workflows.update(before)
 
 
 @pytest.fixture

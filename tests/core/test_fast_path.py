@@ -18,7 +18,6 @@ from opero.core.deadline import current_deadline
 from opero.core.function import describe_function
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
-from opero.core.wrapper import has_fast_path, is_unguarded
 from opero.errors import CircuitOpenError, DeadlineError
 from opero.utils.ambient import switch
 
@@ -116,8 +115,8 @@ def test_a_call_ends_as_it_does_in_the_stages(face: Any, names: Any, errors: Any
 def test_it_is_there_for_every_set_of_guards(face: Any, names: Any) -> None:
     fetch = decorated(face, body, names)
     expected = face.asynchronous or "timeout" not in names
-    assert has_fast_path(fetch.__opero__) is expected
-    assert is_unguarded(fetch.__opero__) is (not names)
+    assert fetch.__opero__.has_fast_path is expected
+    assert fetch.__opero__.is_unguarded is (not names)
     assert ("_opero_count" in fetch.__code__.co_names) is expected
 
 
@@ -138,7 +137,7 @@ def test_it_is_for_functions_with_retries_and_guards_only(
     options: dict[str, Any], fast: bool
 ) -> None:
     made = Options.of("test", **{"cache": False, **options})
-    assert has_fast_path(Pipeline(describe_function(lambda model: None), made)) is fast
+    assert Pipeline(describe_function(lambda model: None), made).has_fast_path is fast
 
 
 def test_who_finds_no_slot_gives_the_permit_back_and_goes_through_the_stages(face: Any) -> None:

@@ -28,12 +28,12 @@ def pipeline_of(fn: Any, **options: Any) -> Pipeline:
 @pytest.mark.parametrize(
     ("options", "names"),
     [
-        ({}, ["cache", "report", "retry"]),
-        ({"cache": False}, ["report", "retry"]),
-        ({"cache": False, "retries": 0}, ["report"]),
-        (everything, ["cache", "report", "retry", "fallback", "rate limit"]),
-        ({**everything, "cache": False, "retries": 0}, ["report", "fallback", "rate limit"]),
-        ({"cache": False, "retries": 0, "stop": stop_never}, ["report", "retry"]),
+        ({}, ["cache", "retry"]),
+        ({"cache": False}, ["retry"]),
+        ({"cache": False, "retries": 0}, ["retry"]),
+        (everything, ["cache", "retry", "fallback", "rate limit"]),
+        ({**everything, "cache": False, "retries": 0}, ["retry", "fallback", "rate limit"]),
+        ({"cache": False, "retries": 0, "stop": stop_never}, ["retry"]),
     ],
     ids=lambda value: None if isinstance(value, list) else " ".join(value) or "default",
 )

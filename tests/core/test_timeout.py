@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import gc
 import threading
 import time
@@ -59,6 +60,11 @@ def no_collector():
     gc.enable()
 
 
+def limited(timeout, fn):
+    """The real call of `fn` with the limit around it."""
+    return lambda call: timeout.run(functools.partial(fn, *call.args, **call.kwargs), call)
+
+
 def gone(watch):
     end = time.monotonic() + 10
     while watch() is not None and time.monotonic() < end:
@@ -81,7 +87,7 @@ def test_our_error_is_a_timeout_error_with_name_and_limit():
 
 
 def test_a_quick_call_gives_its_value(limit, heard):
-    run = limit(10).sync(lambda a, *, b: (a, b))
+    run = limited(limit(10), lambda a, *, b: (a, b))
     call = Call((1,), {"b": 2})
     assert run(call) == (1, 2)
     assert call.orphan_thread is None
@@ -97,7 +103,7 @@ def test_an_error_of_the_function_stays_itself(limit, heard, kind):
 
     call = Call((), {})
     with pytest.raises(kind) as caught:
-        limit(10).sync(fail)(call)
+        limited(limit(10), fail)(call)
     assert caught.value is error
     assert call.orphan_thread is None
     assert heard == []
@@ -106,7 +112,7 @@ def test_an_error_of_the_function_stays_itself(limit, heard, kind):
 def test_a_hung_call_is_left_behind(limit, heard, hang):
     call = Call((), {})
     with pytest.raises(CallTimeoutError) as caught:
-        limit(0.005).sync(hang)(call)
+        limited(limit(0.005), hang)(call)
     assert (caught.value.function, caught.value.seconds) == ("f", 0.005)
     (event,) = heard
     assert isinstance(event, events.CallTimedOut)
@@ -121,22 +127,22 @@ def test_a_hung_call_is_left_behind(limit, heard, hang):
 
 
 def test_ten_hung_calls_do_not_stop_the_eleventh(limit, hang):
-    run = limit(0.002).sync(hang)
+    run = limited(limit(0.002), hang)
     for _ in range(10):
         with pytest.raises(CallTimeoutError):
             run(Call((), {}))
-    assert limit(10).sync(lambda: "done")(Call((), {})) == "done"
+    assert limited(limit(10), lambda: "done")(Call((), {})) == "done"
 
 
 def test_context_variables_reach_the_function(limit):
     variable = contextvars.ContextVar("variable")
     variable.set("mine")
-    assert limit(10).sync(variable.get)(Call((), {})) == "mine"
+    assert limited(limit(10), variable.get)(Call((), {})) == "mine"
 
 
 def test_nested_limits_keep_to_the_tighter_one(limit, hang):
-    inner = Timeout(0.005, Emitter("inner")).sync(hang)
-    outer = limit(10).sync(lambda: inner(Call((), {})))
+    inner = limited(Timeout(0.005, Emitter("inner")), hang)
+    outer = limited(limit(10), lambda: inner(Call((), {})))
     with pytest.raises(CallTimeoutError) as caught:
         outer(Call((), {}))
     assert caught.value.function == "inner"
@@ -154,7 +160,7 @@ def test_arguments_die_with_the_call(limit, fails, no_collector):
 
     # By hand, because pytest keeps what it catches.
     with contextlib.suppress(KeyError):
-        limit(10).sync(work)(Call((argument,), {}))
+        limited(limit(10), work)(Call((argument,), {}))
     del argument
     assert gone(watch)
 
@@ -172,7 +178,7 @@ def test_arguments_die_with_the_thread_that_was_left_behind(limit, hang, fails, 
 
     call = Call((argument,), {})
     with contextlib.suppress(CallTimeoutError):
-        limit(0.005).sync(work)(call)
+        limited(limit(0.005), work)(call)
     behind = call.orphan_thread
     del argument, call
     assert watch() is not None
@@ -188,7 +194,7 @@ def test_no_thread_means_no_call_behind(limit, monkeypatch):
     monkeypatch.setattr("opero.core.timeout.run_in_thread", refuse)
     call = Call((), {})
     with pytest.raises(RuntimeError, match="can't start"):
-        limit(10).sync(int)(call)
+        limited(limit(10), int)(call)
     assert call.orphan_thread is None
 
 

@@ -15,16 +15,18 @@ from typing import Any
 import pytest
 
 import opero
-from opero.durable import Orchestrator
-from opero.durable.workflows import workflows
+from opero.durable import Orchestrator, get_registry
 
 
 @pytest.fixture(autouse=True)
 def registry() -> Iterator[None]:
     """Each test has names of its own."""
-    before, workflows._known = workflows._known, {}
+    workflows = get_registry().workflows
+    before = dict(workflows)
+    workflows.clear()
     yield
-    workflows._known = before
+    workflows.clear()
+    workflows.update(before)
 
 
 @pytest.fixture

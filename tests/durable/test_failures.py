@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from opero.durable.failures import keepable, message_of, pack_error, unpack_error
+from opero.durable.values import keepable, message_of, pack_error, unpack_error
 from opero.errors import ActivityError, CircuitOpenError
 
 pytestmark = pytest.mark.internal

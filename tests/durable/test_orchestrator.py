@@ -274,8 +274,11 @@ def test_unknown_names_and_ids_are_errors(orchestrator: Orchestrator) -> None:
 
     with pytest.raises(UnknownWorkflowError, match="Did you mean 'billing'"):
         orchestrator.invoke_workflow("biling")
+    with pytest.raises(ValueError, match="no workflow 'biling' is registered"):
+        orchestrator.invoke_workflow("biling")
     with pytest.raises(UnknownWorkflowError, match="no workflow with the id 'unknown'"):
-        orchestrator.get_workflow_status("unknown")
+        orchestrator.wait("unknown")
+    assert orchestrator.get_workflow_status("unknown") is None
 
 
 def test_arguments_that_do_not_fit_are_an_error_at_once(orchestrator: Orchestrator) -> None:

@@ -12,11 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from opero.durable import Orchestrator, activity, workflow
-from opero.durable.workflows import workflows
+from opero.durable import Orchestrator, activity, get_registry, workflow
 from opero.errors import OperoWarning
-
-pytestmark = pytest.mark.internal
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -185,7 +182,7 @@ def test_workflow_that_no_program_knows_waits_and_says_so(
     desk = Orchestrator(journal)
     found = desk.invoke_workflow("nightly")
     desk.stop()
-    workflows._known.clear()
+    get_registry().workflows.clear()
     with Orchestrator(journal) as other:
         with pytest.warns(OperoWarning, match="registered the workflow 'nightly'"):
             until(lambda: other.get_workflow_status(found)["error_message"], 10)

@@ -16,7 +16,6 @@ import pytest
 
 from opero import CircuitBreaker, RateLimiter
 from opero.durable import Orchestrator, activity, now, sleep, timers, uuid, wait_for, workflow
-from opero.durable import activities as durable
 from opero.durable.records import State
 from opero.errors import IdConflictError, OperoUsageError
 
@@ -65,7 +64,7 @@ def test_decorators_come_with_and_without_parentheses_and_names(
 
 def test_results_of_activities_are_never_cached() -> None:
     with pytest.raises(OperoUsageError, match="takes no cache_ttl: results of activities are"):
-        durable.activity(cache_ttl=5)(lambda: 1)
+        activity(cache_ttl=5)(lambda: 1)
 
 
 # --- changed programs --------------------------------------------------------------------------------------------

@@ -218,7 +218,7 @@ def test_methods_builtins_partials_and_unhashable_objects_are_functions(face: An
 
 
 def test_a_function_is_decorated_once(face: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from opero.orchestrator import orchestrator as chains
+    from opero.orchestrator import execution as chains
 
     made: list[Any] = []
     monkeypatch.setattr(chains, "make_wrapper", lambda p: made.append(p) or make_wrapper(p))

@@ -101,22 +101,9 @@ def shared_store(
     Raises:
         OperoUsageError: The text names no backend, or the object does not fit.
     """
-    if not isinstance(backend, str) or backend.startswith("twat:"):
-        from opero.caching.stores.user import open_user_store
+    from opero.caching.stores.base import open_entries
 
-        return open_user_store(backend, prefix)
-    from opero.caching.codec import Coder
-    from opero.caching.stores.base import across_hosts, open_store, settle
-    from opero.caching.stores.coded import CodedStore
-
-    settled = settle(backend)
-    return CodedStore(
-        settled,
-        lambda: open_store(settled),
-        prefix=prefix,
-        coder=Coder(codec, shared=across_hosts(settled)),
-        max_bytes=max_bytes,
-    )
+    return open_entries(backend, prefix, max_bytes, codec)
 
 
 # --- functions that were edited since their results were stored -----------------------------------

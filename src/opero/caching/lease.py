@@ -282,7 +282,7 @@ class Leases:
     async def _aclaim(self, key: str, lease: Lease) -> bool | None:
         """Do the same for an event loop."""
         try:
-            mine = await self._store.abackend.aacquire(key, lease.owner, _span(key, lease))
+            mine = await self._store.aacquire(key, lease.owner, _span(key, lease))
             return _claimed(key, lease, mine=mine)
         except Exception as error:  # noqa: BLE001 - as above
             self._failed(error)

@@ -20,7 +20,7 @@ from opero.utils.secrets import looks_secret, mask_text
 
 if TYPE_CHECKING:
     from opero.caching.stores.base import ByteStore, StoredItem
-    from opero.durable.orchestrator import Operations
+    from opero.durable.operations import Operations
 
 __all__ = [
     "Namespace",
@@ -170,8 +170,8 @@ def add_workflow_commands(commands: Any) -> None:
 
 
 def _journal(given: argparse.Namespace) -> Operations:
-    from opero.durable.orchestrator import Operations
-    from opero.durable.stores.sqlite import SqliteStore
+    from opero.durable.operations import Operations
+    from opero.durable.sqlite_store import SqliteStore
 
     # A look must not create a journal.
     if not Path(given.db).exists():
@@ -204,7 +204,8 @@ def _list_workflows(given: argparse.Namespace) -> int:
 
 def _show_workflow(given: argparse.Namespace) -> int:
     journal = _journal(given)
-    found = {**journal.get_workflow_status(given.id), "state": journal.state(given.id)}
+    state = journal.state(given.id)
+    found = {**(journal.get_workflow_status(given.id) or {}), "state": state}
     if given.json:
         print(as_json(_plain(found)))
     else:

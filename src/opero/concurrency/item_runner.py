@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from opero import events
 from opero.concurrency.executors.base import ItemOutcome, Parked
 from opero.core.call import Call, FailedCall, RetryParked
-from opero.core.wrapper import is_unguarded
 from opero.errors import CallTimeoutError, DeadlineError, OperoError, WorkerLostError
 from opero.utils import ambient
 from opero.utils.ambient import switch
@@ -51,7 +50,7 @@ class ItemRunner:
         self._context = context
         fn = job.function
         self._call = fn if not (job.before or job.after or job.kwargs) else self._bound
-        self._direct = is_unguarded(pipeline) and not job.details
+        self._direct = pipeline.is_unguarded and not job.details
         self._fast_path = pipeline.fast_path
         self._count = pipeline.stats.call_counter.count
 
@@ -299,18 +298,15 @@ def judge_lost(
     ends = [job.deadline, None if own is None else call.started + parse_seconds(own, "deadline")]
     call.deadline = min((end for end in ends if end is not None), default=None)
     final: Exception = error
-    if pipeline.retry is not None:
-        try:
-            delay = pipeline.retry.before_next(call, error)
-        except Exception as refused:  # noqa: BLE001 - raised where no attempt is left
-            final = refused
-        else:
-            pipeline.retry.slept(call, delay)
-            elapsed = before.elapsed + delay
-            after = Parked(call.attempts, call.calls, call.slept, elapsed, failures)
-            return ItemOutcome(
-                attempts=call.attempts, calls=call.calls, retry_in=delay, parked=after
-            )
+    try:
+        delay = pipeline.retry.before_next(call, error)
+    except Exception as refused:  # noqa: BLE001 - raised where no attempt is left
+        final = refused
+    else:
+        pipeline.retry.slept(call, delay)
+        elapsed = before.elapsed + delay
+        after = Parked(call.attempts, call.calls, call.slept, elapsed, failures)
+        return ItemOutcome(attempts=call.attempts, calls=call.calls, retry_in=delay, parked=after)
     call.failures = [FailedCall(label, known) for label, known in failures]
     instead = pipeline.report.failed(call, final)
     return ItemOutcome(error=instead or final, attempts=call.attempts, calls=call.calls)

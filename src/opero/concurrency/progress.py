@@ -67,7 +67,7 @@ class Progress:
         self._bar = bar
         self._keeps = keeps
         self._waits_for = waits_for
-        self._sends = emitter.active and emitter.hears(events.MapProgress)
+        self._sends = emitter.active and emitter.wants(events.MapProgress)
         self._done = 0
         self._failed = 0
         self.failures: list[MapFailure] = []

@@ -77,7 +77,7 @@ class _Worst(NamedTuple):
 
 
 def _worst(pipeline: Pipeline) -> _Worst:
-    policy = pipeline.retry.policy if pipeline.retry else None
+    policy = pipeline.retry.policy
     attempts = 1 + policy.retries if policy else 1
     values, per_value = 1, False
     if pipeline.fallback is not None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -19,11 +18,10 @@ from opero.errors import (
     is_final,
 )
 from opero.utils import ambient
-from opero.utils.ambient import switch
 from opero.utils.units import format_seconds
 
 if TYPE_CHECKING:
-    from opero.core.call import AsyncProceed, Call, FailedCall, Proceed
+    from opero.core.call import Call, FailedCall
     from opero.core.function import FunctionInfo
     from opero.core.stats import Stats
     from opero.events.bus import Emitter
@@ -330,15 +328,13 @@ def _many(count: int, noun: str) -> str:
 
 
 class Report:
-    """The stage just inside the cache: it sees each computed call once, from its first attempt to its end.
+    """Reports how calls of one function have ended.
 
     Args:
         info: The function.
         retried: Whether failures are retried, so that a single failed call deserves an explanation.
         needs_start: Whether the clock must be read before the first attempt.
     """
-
-    name = "report"
 
     def __init__(
         self,
@@ -356,12 +352,18 @@ class Report:
         self._retried = retried
         self.needs_start = needs_start
 
-    def describe(self) -> str:
-        """Report has no line of its own in `explain()`."""
-        return ""
+    def conclude(self, call: Call, error: Exception) -> None:
+        """Report a call that ends with `error`, and raise what its caller gets instead, if it is another error."""
+        instead = self.failed(call, error)
+        try:
+            if instead is not None:
+                raise_again(instead)
+        finally:
+            # A frame that names an error which passes through it is a reference cycle.
+            del instead, error
 
     def failed(self, call: Call, error: Exception) -> Exception | None:
-        """Conclude a call that ends with `error`: chain what came before, add the note, count, notify.
+        """Report a call that ends with `error`: chain what came before, add the note, count, notify.
 
         Returns:
             What the caller gets instead: where a stage refused to go on after real calls had failed,
@@ -431,7 +433,7 @@ class Report:
             return f"was not retried: {call.remark or f'{kind} is not what retry_on asks for'}"
         return ""
 
-    def _stream_ended(self, call: Call, error: BaseException | None) -> None:
+    def stream_ended(self, call: Call, error: BaseException | None) -> None:
         """Report a plain generator whose first item was out long ago."""
         if isinstance(error, Exception):
             self.failed(call, error)
@@ -450,57 +452,3 @@ class Report:
                     seconds=call.elapsed(),
                 )
             )
-
-    # --- adapters ----------------------------------------------------------------------------------------------------
-
-    def wrap_sync(self, proceed: Proceed) -> Proceed:
-        """Put the stage before `proceed`."""
-        needs_start, listened = self.needs_start, bool(self._emitter.listeners)
-
-        def run(call: Call) -> Any:
-            if needs_start and call.started is None:
-                call.started = ambient.clock().monotonic()
-            try:
-                value = proceed(call)
-            except Exception as error:
-                instead = self.failed(call, error)
-                if instead is None:
-                    raise
-            else:
-                if call.stream is not None:
-                    call.stream.at_end(functools.partial(self._stream_ended, call))
-                elif listened or switch.on:
-                    self.succeeded(call)
-                return value
-            try:
-                raise_again(instead)
-            finally:
-                # A frame that names an error which passes through it is a reference cycle.
-                del instead
-
-        return run
-
-    def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
-        """Put the stage before `proceed`, for an event loop."""
-        needs_start, listened = self.needs_start, bool(self._emitter.listeners)
-
-        async def run(call: Call) -> Any:
-            if needs_start and call.started is None:
-                call.started = ambient.clock().monotonic()
-            try:
-                value = await proceed(call)
-            except Exception as error:
-                instead = self.failed(call, error)
-                if instead is None:
-                    raise
-            else:
-                if listened or switch.on:
-                    self.succeeded(call)
-                return value
-            try:
-                raise_again(instead)
-            finally:
-                # A frame that names an error which passes through it is a reference cycle.
-                del instead
-
-        return run

@@ -25,6 +25,7 @@ __all__ = [
     "stars",
     "unwrap_partial",
     "used_up",
+    "write_parameters",
 ]
 
 _RECEIVERS: Final = frozenset({"self", "cls", "mcs", "this"})
@@ -152,6 +153,34 @@ def stars(parameter: inspect.Parameter) -> str:
     if parameter.kind is parameter.VAR_POSITIONAL:
         return "*"
     return "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+
+
+class _Name(str):
+    """A default that a signature shows by name."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def write_parameters(parameters: list[inspect.Parameter]) -> dict[str, str]:
+    """Write parameters as in a `def`, without annotations and with defaults by reference, and as arguments."""
+    bare = [
+        p.replace(
+            annotation=p.empty,
+            default=p.empty if p.default is p.empty else _Name(f"_opero_default_{n}"),
+        )
+        for n, p in enumerate(parameters)
+    ]
+    positional = [stars(p) + p.name for p in parameters if p.kind < p.KEYWORD_ONLY]
+    keyword = [p for p in parameters if p.kind >= p.KEYWORD_ONLY]
+    items = [f"**{p.name}" if stars(p) else f"{p.name!r}: {p.name}" for p in keyword]
+    pairs = [f"**{p.name}" if stars(p) else f"{p.name}={p.name}" for p in keyword]
+    return {
+        "parameters": str(inspect.Signature(bare))[1:-1],
+        "args": f"({', '.join(positional)}{',' * (len(positional) == 1)})",
+        "kwargs": f"{{{', '.join(items)}}}",
+        "forward": ", ".join([*positional, *pairs]),
+    }
 
 
 def unwrap_partial(fn: Callable[..., Any]) -> Any:

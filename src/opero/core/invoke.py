@@ -118,7 +118,7 @@ class Invoke:
         probing = probe is not None
         if self._stream:
             fn = functools.partial(start_stream, fn)
-        timed = None if self._timeout is None else self._timeout.sync(fn)
+        timeout = self._timeout
 
         def run(call: Call) -> Any:
             nonlocal probing
@@ -131,7 +131,10 @@ class Invoke:
                 call.calls += 1
                 if call.run is not None:
                     call.tried = ambient.clock().monotonic()
-                result = fn(*call.args, **call.kwargs) if timed is None else timed(call)
+                if timeout is None:
+                    result = fn(*call.args, **call.kwargs)
+                else:
+                    result = timeout.run(functools.partial(fn, *call.args, **call.kwargs), call)
             except Exception as error:
                 # What the deadline cuts short has not failed by itself.
                 if not call.overdue:

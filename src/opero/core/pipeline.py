@@ -1,7 +1,7 @@
 # this_file: src/opero/core/pipeline.py
 """The fixed order of the stages, and what runs a call through them.
 
-    deadline → cache → report → retry → fallback → concurrency → rate limit → circuit → invoke → timeout → function
+    deadline → cache → retry → fallback → concurrency → rate limit → circuit → invoke → timeout → function
 
 This is the only module that knows all stages; everything that makes a function dependable (decorators, helpers, tasks)
 builds a `Pipeline` and wraps it.
@@ -160,7 +160,7 @@ class Pipeline:
         self.report: Report = Report(
             info, self.stats, emitter, retried=retries, needs_start=policy.needs_start
         )
-        self.retry: Retry | None = self._retry(policy) if retries else None
+        self.retry: Retry = self._retry(policy if retries else None)
         self.fallback: ArgFallback | None = (
             ArgFallback(info, options, self.stats, emitter) if options.arg_fallback else None
         )
@@ -169,9 +169,9 @@ class Pipeline:
         self.rate_limit: RateLimit | None = self._rate_limit(origin, changed)
         self.concurrency: Bulkhead | None = self._concurrency(origin, changed)
         self.circuit: Circuit | None = self._circuit(origin, changed)
-        for stage in (self.retry, self.fallback):
-            if stage is not None:
-                stage.circuit = self.circuit
+        self.retry.circuit = self.circuit
+        if self.fallback is not None:
+            self.fallback.circuit = self.circuit
         self.timeout: Timeout | None = self._limit("timeout")
         self.invoke: Invoke = Invoke(
             info.fn,
@@ -199,9 +199,7 @@ class Pipeline:
     def stages(self) -> tuple[Stage, ...]:
         """The stages that are switched on, outermost first."""
         return tuple(
-            s
-            for s in (self.deadline, self.cache, self.report, self.retry, *self._guards())
-            if s is not None
+            s for s in (self.deadline, self.cache, self.retry, *self._guards()) if s is not None
         )
 
     def _guards(self) -> tuple[Stage | None, ...]:
@@ -213,7 +211,7 @@ class Pipeline:
             check = CircuitCheck(self.circuit)
         return (self.fallback, check, self.concurrency, self.rate_limit, self.circuit)
 
-    def _retry(self, policy: RetryPolicy) -> Retry:
+    def _retry(self, policy: RetryPolicy | None) -> Retry:
         options = self.options
         if options.retry_budget is not None:
             options.retry_budget.guards(self.info.module, self.info.qualname, "retry_budget")
@@ -222,11 +220,12 @@ class Pipeline:
             self.info,
             self.stats,
             self.emitter,
+            self.report,
             budget=options.retry_budget,
             nested=options.retry_nested,
         )
         inner = getattr(unwrap_partial(self.info.fn), "__opero__", None)
-        if inner is not None and inner.retry is not None:
+        if inner is not None and inner.retry.policy is not None:
             retry.within[inner.info.name] = None
         return retry
 
@@ -303,6 +302,30 @@ class Pipeline:
     def _probed(self) -> None:
         """The first result of a plain function was no awaitable: from now on its express lane may be used."""
         self.fast_path.closed = self._listened
+
+    @property
+    def has_fast_path(self) -> bool:
+        """Whether a wrapper may make the first call before any stage runs: only retry and guards are on.
+
+        A synchronous call with a timeout is made in a thread by its stage.
+        """
+        options, limit = self.options, self.rate_limit
+        return (
+            self.cache is None
+            and self.fallback is None
+            and options.retry_budget is None
+            and options.retry_if_result is None
+            and not self.report.needs_start
+            and (limit is None or limit.limiter.direct)
+            and self.info.kind in ("sync", "async")
+            and (self.timeout is None or self.awaits)
+        )
+
+    @property
+    def is_unguarded(self) -> bool:
+        """Whether the fast path is nothing but the first call itself."""
+        guards = (self.deadline, self.circuit, self.concurrency, self.rate_limit, self.timeout)
+        return self.has_fast_path and not any(guards)
 
     # --- running -----------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
 # this_file: src/opero/core/retry.py
-"""Retry: make another attempt after a failed one, after a pause."""
+"""Retry: make another attempt after a failed one, after a pause, and report how the call has ended."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from opero.core.deadline import overdue
 from opero.core.failures import inner_of
 from opero.core.function import used_up
 from opero.core.options import standalone
-from opero.core.strategies import is_retry_strategy, state_class, stop_after
 from opero.errors import Rejected, asks, is_final, matches, warn_user
 from opero.utils import ambient
+from opero.utils.ambient import switch
 from opero.utils.units import format_seconds, parse_seconds
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
     from opero.core.circuit_breaker import Circuit
     from opero.core.decorated import Decorate
+    from opero.core.failures import Report
     from opero.core.function import FunctionInfo
     from opero.core.options import Options
     from opero.core.retry_budget import RetryBudget
@@ -32,7 +33,16 @@ if TYPE_CHECKING:
     from opero.events.bus import Emitter
     from opero.utils.units import Duration
 
-__all__ = ["Retry", "RetryPolicy", "RetryState", "get_retry_decorator", "grown", "pause_bounds"]
+__all__ = [
+    "Retry",
+    "RetryPolicy",
+    "RetryState",
+    "get_retry_decorator",
+    "grown",
+    "is_retry_error",
+    "pause_bounds",
+    "retry_error",
+]
 
 
 def pause_bounds(retry: int, low: float, high: float, factor: float) -> tuple[float, float]:
@@ -121,14 +131,14 @@ class RetryPolicy:
             if self.retry_on == "transient":
                 return verdict.kind == "transient"
             return not verdict.ends_value
-        if isinstance(error, Rejected) or not is_retry_strategy(self.retry_on):
+        if isinstance(error, Rejected) or not _is_strategy(self.retry_on):
             return matches(self.retry_on, error)
         return asks(cast("Callable[[Any], object]", self.retry_on), state())
 
     def retries_on(self, error: Exception) -> bool:
         """Return whether an error is one that `retry_on` means, outside of any call."""
         made = RetryState(self)
-        return self.wants(error, lambda: state_class()(made, error, made.started))
+        return self.wants(error, lambda: _state_class()(made, error, made.started))
 
     def pause(self, state: Any) -> float:
         """Seconds before the next attempt; takes a `tenacity.RetryCallState`, so it is a wait strategy itself."""
@@ -145,16 +155,10 @@ class RetryPolicy:
 
     def pauses(self) -> tuple[float, float]:
         """Shortest and longest sum of all pauses of a call that fails to the end, in seconds."""
-        bounds = [
-            pause_bounds(n, self.low, self.high, self.factor)
-            for n in range(1, min(self.retries, 1000) + 1)
-        ]
-        if not self.jitter:
-            total = sum(
-                grown(self.low, self.high, self.factor, n) for n in range(min(self.retries, 1000))
-            )
-            return total, total
-        return sum(b[0] for b in bounds), sum(b[1] for b in bounds)
+        first = 1 if self.jitter else 0
+        exponents = range(first, first + min(self.retries, 1000))
+        longest = [grown(self.low, self.high, self.factor, n) for n in exponents]
+        return self.low * len(longest) if self.jitter else sum(longest), sum(longest)
 
 
 def _finite(seconds: float) -> float:
@@ -223,13 +227,12 @@ class RetryState:
         """Return the pause before the next attempt, None if there is none."""
         if is_final(error, attempt_errors):
             return None
-        state = self._tenacity_state(error, now)
-        errors = (
-            attempt_errors if any(e is error for e in attempt_errors) else (*attempt_errors, error)
-        )
-        if not any(
-            self.policy.wants(e, functools.partial(self._tenacity_state, e, now)) for e in errors
-        ):
+        state = _state_class()(self, error, now)
+        errors = [*attempt_errors]
+        if all(each is not error for each in errors):
+            errors.append(error)
+        wants = self.policy.wants
+        if not any(wants(e, functools.partial(_state_class(), self, e, now)) for e in errors):
             return None
         # As in tenacity, the pause comes first: `stop_before_delay` asks whether it still fits.
         state.upcoming_sleep = max(0.0, self.policy.pause(state), *self.hints)
@@ -248,24 +251,93 @@ class RetryState:
             except Exception as error:  # noqa: BLE001 - the call's own outcome goes before a broken strategy
                 _warn_of("stop", error, "no more attempts are made")
                 return True
-        return bool(stop_after(self.policy.retries + 1)(state))
+        return bool(_stop_after(self.policy.retries + 1)(state))
 
-    def _tenacity_state(self, error: Exception, now: float) -> Any:
-        return state_class()(self, error, now)
 
+# --- tenacity, which is loaded when the first call fails -----------------------------------------
+
+
+def _is_strategy(wanted: object) -> bool:
+    """Return whether `retry_on` is one of tenacity's retry strategies, which ask for a state instead of an error."""
+    if isinstance(wanted, type | tuple | str):
+        return False
+    from tenacity.retry import retry_base
+
+    return isinstance(wanted, retry_base)
+
+
+@functools.cache
+def _stop_after(attempts: int) -> Callable[[Any], bool]:
+    """Return the stop strategy of so many attempts."""
+    from tenacity.stop import stop_after_attempt
+
+    return stop_after_attempt(attempts)
+
+
+def retry_error(error: Exception, attempts: int) -> Exception:
+    """Return the `tenacity.RetryError` that stands for the last error of so many attempts."""
+    from tenacity import Future, RetryError
+
+    last = Future(attempts)
+    last.set_exception(error)
+    return RetryError(last)
+
+
+def is_retry_error(error: Exception) -> bool:
+    """Return whether an error is tenacity's own, which stands for another one already."""
+    from tenacity import RetryError
+
+    return isinstance(error, RetryError)
+
+
+@functools.cache
+def _state_class() -> Callable[[Any, Exception, float], Any]:
+    """Return the class of the state that tenacity's strategies read."""
+    from tenacity import Future, RetryCallState
+
+    class State(RetryCallState):
+        """It knows no arguments of the call, which may be secret, and makes its outcome when a strategy looks at it."""
+
+        def __init__(self, retry: Any, error: Exception, now: float) -> None:
+            self.retry_object = self.fn = self.next_action = None  # type: ignore[assignment]  # there is no Retrying
+            self.args, self.kwargs = (), {}
+            self.attempt_number = retry.attempt
+            self.start_time = retry.started
+            self.outcome_timestamp = now
+            self.idle_for = retry.slept
+            self.upcoming_sleep = 0.0
+            self._error = error
+
+        @functools.cached_property
+        def outcome(self) -> Future:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
+            # Read-only, other than in the class above: nothing sets the outcome of this state.
+            future = Future(self.attempt_number)
+            if isinstance(self._error, Rejected):
+                future.set_result(self._error.value)
+            else:
+                future.set_exception(self._error)
+            return future
+
+    return State
+
+
+# --- stage ----------------------------------------------------------------------------------------
 
 _MOST_NAMES: Final = 5
 """Functions within that `explain()` names."""
 
 
 class Retry:
-    """The stage: runs an attempt and, only if it failed, asks the policy what comes next.
+    """The stage: runs attempts until one succeeds or the policy ends the call, and reports how it has ended.
+
+    It stands just inside the cache, so that it sees each computed call once. Without retries it only reports.
 
     Args:
-        policy: The rules.
+        policy: The rules; None for a single attempt.
         info: The function.
         stats: Its counters.
         emitter: Where its events go.
+        report: Reports how calls have ended.
         budget: Retries that it shares with other functions, or None.
         nested: Whether to retry what another opero function, called by this one, has retried in
             vain.
@@ -279,10 +351,11 @@ class Retry:
 
     def __init__(
         self,
-        policy: RetryPolicy,
+        policy: RetryPolicy | None,
         info: FunctionInfo,
         stats: Stats,
         emitter: Emitter,
+        report: Report,
         *,
         budget: RetryBudget | None = None,
         nested: bool = True,
@@ -291,24 +364,26 @@ class Retry:
         self.budget = budget
         self.within: dict[str, None] = {}
         self.circuit: Circuit | None = None
+        self._report = report
         self._nested = nested
         self._info = info
-        self._owner = info.owner
         self._stats = stats
         self._emitter = emitter
 
     def describe(self) -> str:
-        """Return the line for `explain()`."""
+        """Return the line for `explain()`, nothing without retries."""
         policy = self.policy
+        if policy is None:
+            return ""
         often = "until the given stop" if policy.stop else f"1 + {policy.retries} attempts"
         if policy.wait:
             pauses = "pauses by the given wait"
         elif policy.low == 0:
             pauses = "no pauses"
         else:
-            bounds = [pause_bounds(n, policy.low, policy.high, policy.factor)[1] for n in (1, 2, 3)]
-            fixed = [grown(policy.low, policy.high, policy.factor, n) for n in (0, 1, 2)]
-            shown = (bounds if policy.jitter else fixed)[: policy.retries]
+            first = 1 if policy.jitter else 0
+            shown = [grown(policy.low, policy.high, policy.factor, first + n) for n in range(3)]
+            shown = shown[: policy.retries]
             lead = f"{policy.low:.3g} s to " if policy.jitter else ""
             more = ", …" if policy.retries > len(shown) else ""
             pauses = f"pause {lead}{', '.join(f'{s:.3g}' for s in shown)}{more} s"
@@ -322,19 +397,21 @@ class Retry:
     def before_next(self, call: Call, error: Exception) -> float:
         """Return the pause before the next attempt, or raise `error` when there is none."""
         try:
-            inner = self._inner(call, error)
+            policy = self.policy
             # What was handed out of a stream cannot be taken back.
-            if call.items or ambient.disabled() or self._asked_too_much(call, error):
+            if policy is None or call.items or ambient.disabled():
                 raise error
+            inner = self._inner(call, error)
+            self._refuse(call, error, self._asked_too_much(call, error, policy))
             if inner is not None and not self._nested:
-                call.remark = f"{inner}() within it had retried, and retry_nested=False"
-                raise error
+                remark = f"{inner}() within it had retried, and retry_nested=False"
+                self._refuse(call, error, remark)
             now = ambient.clock().monotonic()
             state: RetryState | None = call.retry
             if state is None:
                 started = call.started if call.started is not None else now
                 state = call.retry = RetryState(
-                    self.policy,
+                    policy,
                     attempt=call.attempts,
                     started=started,
                     slept=call.slept,
@@ -348,73 +425,56 @@ class Retry:
             except Exception:
                 if state.pause_refused is not None:
                     self._overdue(call, state.pause_refused)
-                elif isinstance(self.policy.retry_on, str) and not self.policy.retries_on(error):
-                    call.remark = self._not_wanted(error)
+                elif isinstance(policy.retry_on, str) and not policy.retries_on(error):
+                    call.remark = _not_wanted(error)
                 raise
-            if self._used_up(call) or self._refused_after(call, delay):
-                raise error
-            if self.budget is not None and not self.budget.withdraw():
-                self._spent(call, self.budget)
-                raise error
+            name = self._info.single_use_argument(call.args, call.kwargs)
+            self._refuse(call, error, None if name is None else used_up(name))
+            if self.circuit is not None:
+                self._refuse(call, error, self.circuit.outlasts(call, delay))
+            if self.budget is not None:
+                self._refuse(call, error, self._spent(self.budget))
         finally:
             del error
         call.attempts = state.attempt
         call.attempt_errors = None
         self._stats.add(retries=1)
-        if self._emitter.active:
+        emitter = self._emitter
+        if emitter.active:
+            name = emitter.function
             if inner is not None:
-                self._emitter.emit(
-                    events.RetriesNested(function=self._emitter.function, inner=inner)
-                )
-            self._emitter.emit(
-                events.RetryScheduled(
-                    function=self._emitter.function, attempt=state.attempt, delay=delay
-                )
-            )
+                emitter.emit(events.RetriesNested(function=name, inner=inner))
+            emitter.emit(events.RetryScheduled(function=name, attempt=state.attempt, delay=delay))
         return delay
 
-    def _not_wanted(self, error: Exception) -> str | None:
-        """Say why opero's own rules make no other attempt after an error, and how to ask for one."""
-        from opero.core.classify import classify
-
-        verdict = classify(error)
-        if verdict.kind == "unknown":
-            return f'{type(error).__name__} is not known to pass, and retry_on="transient"'
-        answer = (
-            "says that the budget is spent" if verdict.kind == "exhausted" else "is a final answer"
-        )
-        return f"{verdict.reason} {answer}; retry_on=Exception retries that too"
+    @staticmethod
+    def _refuse(call: Call, error: Exception, remark: str | None) -> None:
+        """Raise `error` if there is a reason against another attempt, and leave that in the call."""
+        if remark is not None:
+            call.remark = remark
+            try:
+                raise error
+            finally:
+                del error
 
     def _inner(self, call: Call, error: Exception) -> str | None:
         """Return the name of an opero function that has retried in vain in each call of this attempt."""
-        found = [inner_of(e, self._owner) for e in call.attempt_errors or (error,)]
+        found = [inner_of(e, self._info.owner) for e in call.attempt_errors or (error,)]
         for each in found:
             if each is not None and len(self.within) < _MOST_NAMES:
                 self.within[each.name] = None
         last = found[-1]
         return None if last is None or None in found else last.name
 
-    def _used_up(self, call: Call) -> bool:
-        """Note an argument that the first call may have used up; return whether there is one."""
-        name = self._info.single_use_argument(call.args, call.kwargs)
-        if name is not None:
-            call.remark = used_up(name)
-        return name is not None
-
-    def _refused_after(self, call: Call, pause: float) -> bool:
-        """Note a circuit that will be open for longer than a pause; return whether it will."""
-        refusal = None if self.circuit is None else self.circuit.outlasts(call, pause)
-        if refusal is not None:
-            call.remark = refusal
-        return refusal is not None
-
-    def _spent(self, call: Call, budget: RetryBudget) -> None:
-        """Note that the call ends because there were too many retries in the window."""
-        call.remark = f"no retry is left in {budget!r}"
+    def _spent(self, budget: RetryBudget) -> str | None:
+        """Take a retry out of the budget; return why there is none."""
+        if budget.withdraw():
+            return None
         if self._emitter.active:
             self._emitter.emit(
                 events.RetryBudgetSpent(function=self._emitter.function, budget=budget.name)
             )
+        return f"no retry is left in {budget!r}"
 
     def _overdue(self, call: Call, pause: float) -> None:
         """Take note that the call ends because of its deadline, and why."""
@@ -422,81 +482,119 @@ class Retry:
         call.remark = f"the deadline comes before {before if pause else 'the next attempt'}"
         overdue(call, self._emitter, "before the next attempt")
 
-    def _asked_too_much(self, call: Call, error: Exception) -> bool:
-        """Note the pause that the service asks for; return whether it is longer than `retry_after_max`."""
+    @staticmethod
+    def _asked_too_much(call: Call, error: Exception, policy: RetryPolicy) -> str | None:
+        """Note the pause that the service asks for; return why it is too long."""
         call.hint = 0.0
         if call.has_alternatives:
-            return False  # the other values need not wait for this one
+            return None  # the other values need not wait for this one
         # Loaded at the first failure.
         from opero.core.retry_after import requested_wait
 
         hint = requested_wait(error.value if isinstance(error, Rejected) else error)
         if hint is None:
-            return False
+            return None
         call.hint = hint.seconds
-        if hint.seconds <= self.policy.longest_hint:
-            return False
-        call.remark = (
+        if hint.seconds <= policy.longest_hint:
+            return None
+        return (
             f"the service asks to wait {format_seconds(hint.seconds)} ({hint.source}), longer than "
-            f"retry_after_max={format_seconds(self.policy.longest_hint)}"
+            f"retry_after_max={format_seconds(policy.longest_hint)}"
         )
-        return True
 
     def slept(self, call: Call, seconds: float) -> None:
         """Take note of a pause that is over."""
         call.slept += seconds
         self._stats.add(slept=seconds)
 
-    # --- adapters ----------------------------------------------------------------------------------------------------
+    def _park(self, call: Call, delay: float) -> None:
+        """Raise if the pause is not to be made here."""
+        if delay > call.park_after:
+            self.slept(call, delay)
+            raise RetryParked(delay)
+
+    # --- adapters -----------------------------------------------------------------------------------
+
+    def _begin(self, call: Call) -> None:
+        """Take note of a call that begins; one that was parked in a pause has been counted."""
+        if self._report.needs_start and call.started is None:
+            call.started = ambient.clock().monotonic()
+        if self.budget is not None and call.attempts == 1:
+            self.budget.deposit()
 
     def wrap_sync(self, proceed: Proceed) -> Proceed:
         """Put the stage before `proceed`."""
-        budget = self.budget
+        report, begins = self._report, self._report.needs_start or self.budget is not None
+        listened = bool(self._emitter.listeners)
 
         def run(call: Call) -> Any:
-            # A call that was parked in a pause has been counted.
-            if budget is not None and call.attempts == 1:
-                budget.deposit()
-            while True:
-                try:
-                    return proceed(call)
-                except Exception as error:  # noqa: BLE001 - the policy decides which ones are retried
-                    # Asked while the error is handled, because raising it later would replace its context by what the
-                    # caller is handling.
-                    delay = self.before_next(call, error)
-                if delay > 0:
-                    if delay > call.park_after:
+            if begins:
+                self._begin(call)
+            try:
+                while True:
+                    try:
+                        value = proceed(call)
+                        break
+                    except Exception as error:  # noqa: BLE001 - the policy decides which ones are retried
+                        # Asked while the error is handled, because raising it later would replace its context by what
+                        # the caller is handling.
+                        delay = self.before_next(call, error)
+                    if delay > 0:
+                        self._park(call, delay)
+                        ambient.clock().sleep(delay)
                         self.slept(call, delay)
-                        raise RetryParked(delay)
-                    ambient.clock().sleep(delay)
-                    self.slept(call, delay)
+            except Exception as error:
+                report.conclude(call, error)
+                raise
+            if call.stream is not None:
+                call.stream.at_end(functools.partial(report.stream_ended, call))
+            elif listened or switch.on:
+                report.succeeded(call)
+            return value
 
         return run
 
     def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
         """Put the stage before `proceed`, for an event loop."""
-        budget = self.budget
+        report, begins = self._report, self._report.needs_start or self.budget is not None
+        listened = bool(self._emitter.listeners)
 
         async def run(call: Call) -> Any:
-            if budget is not None and call.attempts == 1:
-                budget.deposit()
-            while True:
-                try:
-                    return await proceed(call)
-                except Exception as error:  # noqa: BLE001 - the policy decides which ones are retried
-                    # Asked while the error is handled, because raising it later would replace its context by what the
-                    # caller is handling.
-                    delay = self.before_next(call, error)
-                    if 0 < delay <= call.park_after:
-                        ambient.require_loop("pause before a retry")
-                if delay > 0:
-                    if delay > call.park_after:
+            if begins:
+                self._begin(call)
+            try:
+                while True:
+                    try:
+                        value = await proceed(call)
+                        break
+                    except Exception as error:  # noqa: BLE001 - the policy decides which ones are retried
+                        # As above.
+                        delay = self.before_next(call, error)
+                        if 0 < delay <= call.park_after:
+                            ambient.require_loop("pause before a retry")
+                    if delay > 0:
+                        self._park(call, delay)
+                        await ambient.clock().asleep(delay)
                         self.slept(call, delay)
-                        raise RetryParked(delay)
-                    await ambient.clock().asleep(delay)
-                    self.slept(call, delay)
+            except Exception as error:
+                report.conclude(call, error)
+                raise
+            if listened or switch.on:
+                report.succeeded(call)
+            return value
 
         return run
+
+
+def _not_wanted(error: Exception) -> str:
+    """Say why opero's own rules make no other attempt after an error, and how to ask for one."""
+    from opero.core.classify import classify
+
+    verdict = classify(error)
+    if verdict.kind == "unknown":
+        return f'{type(error).__name__} is not known to pass, and retry_on="transient"'
+    answer = "says that the budget is spent" if verdict.kind == "exhausted" else "is a final answer"
+    return f"{verdict.reason} {answer}; retry_on=Exception retries that too"
 
 
 def _named(wanted: Any) -> str:
@@ -509,7 +607,7 @@ def _named(wanted: Any) -> str:
     return f"what {getattr(wanted, '__name__', type(wanted).__name__)} accepts"
 
 
-# --- on its own ------------------------------------------------------------------------------------------------------
+# --- on its own ------------------------------------------------------------------------------------
 
 
 def get_retry_decorator(

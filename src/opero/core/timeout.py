@@ -23,7 +23,7 @@ from opero.utils.units import format_seconds
 if TYPE_CHECKING:
     from asyncio import Task
 
-    from opero.core.call import Call, Proceed
+    from opero.core.call import Call
     from opero.core.deadline import DeadlineScope
     from opero.errors import DeadlineError
     from opero.events.bus import Emitter
@@ -78,10 +78,6 @@ class Timeout:
         return CallTimeoutError(self._emitter.function, seconds)
 
     # --- adapters ---------------------------------------------------------------------------------
-
-    def sync(self, fn: Callable[..., Any]) -> Proceed:
-        """Return the real call of `fn` with the limit around it."""
-        return lambda call: self.run(functools.partial(fn, *call.args, **call.kwargs), call)
 
     def run(self, work: Callable[[], Any], call: Call) -> Any:
         """Do some work of a call in another thread, and leave that behind when the time is over."""

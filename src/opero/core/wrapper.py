@@ -13,6 +13,7 @@ import functools
 import inspect
 import itertools
 import linecache
+import re
 import time
 from collections.abc import Callable
 from types import CodeType, FunctionType
@@ -22,22 +23,22 @@ from opero.caching.keys import FAST_TYPES
 from opero.caching.keys.function_keys import short_part
 from opero.core.call import Call
 from opero.core.deadline import leave
-from opero.core.function import stars, unwrap_partial
+from opero.core.function import unwrap_partial, write_parameters
 from opero.core.stream import AsyncStream
 from opero.utils.ambient import switch
 
 if TYPE_CHECKING:
     from opero.core.pipeline import Pipeline
 
-__all__ = ["has_fast_path", "is_unguarded", "make_call", "make_wrapper"]
+__all__ = ["make_call", "make_wrapper"]
 
-# --- templates: the function, and what stands in place of {inner} ---------------------------------
+# --- templates: the function, and what stands in place of {body} ----------------------------------
 
 _FUNCTION: Final = """\
 {define} _wrapper({parameters}):
     if _opero_switch.on or _opero_fast_path.closed:
-        return {wait}_opero_run(_opero_Call({args}, {kwargs}))
-    {inner}
+        {stages}
+    {body}
 """
 
 _STAGES: Final = "return {wait}_opero_run(_opero_Call({args}, {kwargs}))\n"
@@ -56,7 +57,7 @@ if {all_fast}:
     _opero_call = _opero_Call({args}, {kwargs})
     _opero_call.key = _opero_key
     return {wait}_opero_run(_opero_call)
-return {wait}_opero_run(_opero_Call({args}, {kwargs}))
+{stages}
 """
 
 # No name keeps the error: a frame that does, and that the error has passed through, is a reference
@@ -93,33 +94,31 @@ _GUARDS: Final = {
 if _opero_limiter.{line} or _opero_limiter.take_slot():
     _opero_call = _opero_Call({args}, {kwargs})
 else:
-    {inner}
+    {body}
 """,
     "concurrency": """\
 _opero_held = _opero_limit.enter({task})
 if _opero_held is None:
-    return {wait}_opero_run(_opero_Call({args}, {kwargs}))
+    {stages}
 try:
-    {inner}
+    {body}
 finally:
     _opero_limit.leave(_opero_held)
 """,
     "circuit": """\
 _opero_permit = _opero_breaker.current_permit
 if _opero_permit is None:
-    return {wait}_opero_run(_opero_Call({args}, {kwargs}))
-{inner}
+    {stages}
+{body}
 """,
     "deadline": """\
 _opero_scope = _opero_begin()
 try:
-    {inner}
+    {body}
 finally:
     _opero_leave(_opero_scope)
 """,
 }
-
-_CONTINUE: Final = "return {wait}_opero_run(_opero_call)\n"
 
 # It has the function's own parameters, so that a missing argument is a TypeError at once and no
 # failure to be retried.
@@ -150,32 +149,11 @@ async def _wrapper({parameters}):
             await _opero_stream.send(_opero_sent)
 """
 
-
-# --- decisions ------------------------------------------------------------------------------------
-
-
-def has_fast_path(pipeline: Pipeline) -> bool:
-    """Whether a wrapper may make the first call before any stage runs: only retry and guards are on.
-
-    A synchronous call with a timeout is made in a thread by its stage.
-    """
-    options, limit = pipeline.options, pipeline.rate_limit
-    return (
-        pipeline.cache is None
-        and pipeline.fallback is None
-        and options.retry_budget is None
-        and options.retry_if_result is None
-        and not pipeline.report.needs_start
-        and (limit is None or limit.limiter.direct)
-        and pipeline.info.kind in ("sync", "async")
-        and (pipeline.timeout is None or pipeline.awaits)
-    )
-
-
-def is_unguarded(pipeline: Pipeline) -> bool:
-    """Whether the fast path is nothing but the first call itself."""
-    guards = (*_GUARDS, "timeout")
-    return has_fast_path(pipeline) and all(getattr(pipeline, name) is None for name in guards)
+_SHARED: Final[tuple[Any, ...]] = (
+    *(AsyncStream, BaseException, Call, Exception, GeneratorExit, id, type),
+    *FAST_TYPES,
+)
+"""What the source of every function may refer to."""
 
 
 # --- functions ------------------------------------------------------------------------------------
@@ -204,8 +182,8 @@ def make_call(pipeline: Pipeline) -> Callable[..., Any]:
     """Return the function's `.call(...)`, which takes its arguments and gives a receipt."""
     info = pipeline.info
     parameters = list(info.calling.parameters.values())
-    names = {"_opero_receipt": pipeline.receipt, "_opero_Call": Call}
-    call = _made(_RECEIPT.format(**_written(parameters)), parameters, names)
+    source = _fill(_RECEIPT, write_parameters(parameters))
+    call = _made(source, parameters, {"_opero_receipt": pipeline.receipt})
     call.__name__, call.__qualname__, call.__module__ = "call", f"{info.qualname}.call", info.module
     call.__doc__ = f"Call `{info.name}` and return a `Receipt`: the value and how it came about."
     return call
@@ -214,128 +192,89 @@ def make_call(pipeline: Pipeline) -> Callable[..., Any]:
 def _made(source: str, parameters: list[inspect.Parameter], names: dict[str, Any]) -> FunctionType:
     """Make a function of its source, its parameters' defaults and the names that it uses."""
     defaults = {f"_opero_default_{n}": p.default for n, p in enumerate(parameters)}
+    shared = {f"_opero_{thing.__name__}": thing for thing in _SHARED}
     scope: dict[str, Any] = {}
-    exec(_compiled(source), names | defaults, scope)  # noqa: S102 - our template, names only
+    exec(_compiled(source), shared | names | defaults, scope)  # noqa: S102 - our template, names only
     made: FunctionType = scope["_wrapper"]
     return made
 
 
 def _names(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> dict[str, Any]:
-    """Return the objects that the source refers to."""
-    cache, limit, deadline = pipeline.cache, pipeline.rate_limit, pipeline.deadline
-    current_task: Any = None
-    if pipeline.concurrency is not None and pipeline.awaits:
-        # Imported here: a synchronous program never pays for asyncio.
-        import asyncio
-
-        current_task = asyncio.current_task
+    """Return the objects of this function that the source refers to."""
     names: dict[str, Any] = {
-        "_opero_switch": switch,
-        "_opero_fast_path": pipeline.fast_path,
-        "_opero_run": pipeline.run,
-        "_opero_Call": Call,
-        "_opero_count": pipeline.stats.call_counter.count,
-        "_opero_Exception": Exception,
-        "_opero_BaseException": BaseException,
-        "_opero_GeneratorExit": GeneratorExit,
-        "_opero_AsyncStream": AsyncStream,
-        "_opero_fn": pipeline.limited_function(),
-        "_opero_limiter": limit and limit.limiter,
-        "_opero_limit": pipeline.concurrency and pipeline.concurrency.limit,
-        "_opero_current_task": current_task,
-        "_opero_breaker": pipeline.circuit and pipeline.circuit.breaker,
-        "_opero_begin": deadline and deadline.begin,
-        "_opero_budget": deadline and deadline.seconds,
-        "_opero_leave": leave,
+        "switch": switch,
+        "fast_path": pipeline.fast_path,
+        "run": pipeline.run,
+        "count": pipeline.stats.call_counter.count,
+        "fn": pipeline.limited_function(),
+        "limiter": pipeline.rate_limit and pipeline.rate_limit.limiter,
+        "breaker": pipeline.circuit and pipeline.circuit.breaker,
+        "leave": leave,
     }
-    if cache is not None:
-        names |= {
-            "_opero_get": cache.fast_get,
-            "_opero_now": time.monotonic,
-            "_opero_count_hit": pipeline.stats.hit_counter.count,
-            "_opero_type": type,
-            "_opero_id": id,
-            "_opero_token": cache.token_get,
-        }
-        names |= {f"_opero_{kind.__name__}": kind for kind in FAST_TYPES}
+    if (bulkhead := pipeline.concurrency) is not None:
+        names["limit"] = bulkhead.limit
+        if pipeline.awaits:
+            # Imported here: a synchronous program never pays for asyncio.
+            from asyncio import current_task
+
+            names["current_task"] = current_task
+    if (deadline := pipeline.deadline) is not None:
+        names |= {"begin": deadline.begin, "budget": deadline.seconds}
+    if (cache := pipeline.cache) is not None:
+        names |= {"get": cache.fast_get, "now": time.monotonic, "token": cache.token_get}
+        names["count_hit"] = pipeline.stats.hit_counter.count
         for n, part in _default_parts(parameters).items():
-            names |= {f"_opero_part_{n}": part, f"_opero_copy_{n}": list(part[1])}
-    return names
+            names |= {f"part_{n}": part, f"copy_{n}": list(part[1])}
+    return {f"_opero_{name}": value for name, value in names.items()}
 
 
 # --- source text ----------------------------------------------------------------------------------
 
 
 def _source(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> str:
+    """Write the function of a pipeline."""
     kind, cache = pipeline.info.kind, pipeline.cache
-    blanks = _written(parameters)
-    awaited = kind == "async"
-    blanks |= (
-        {"define": "async def", "wait": "await "} if awaited else {"define": "def", "wait": ""}
-    )
-    blanks["task"] = "_opero_current_task" if awaited else ""
-    blanks["line"] = "loops_waiting" if awaited else "threads_waiting"
+    awaits = kind == "async"
+    parts = write_parameters(parameters) | {
+        "define": "async def" if awaits else "def",
+        "wait": "await " if awaits else "",
+        "task": "_opero_current_task" if awaits else "",
+        "line": "loops_waiting" if awaits else "threads_waiting",
+        "late": "" if pipeline.deadline is None else _LATE,
+        "succeeded": "" if pipeline.circuit is None else _SUCCEEDED,
+        "stages": _STAGES,
+    }
     if kind == "generator":
-        return _GENERATOR.format(**blanks)
+        return _fill(_GENERATOR, parts)
     if kind == "async_generator":
-        return _ASYNC_GENERATOR.format(**blanks)
-    body = _guarded_call(pipeline) if has_fast_path(pipeline) else _STAGES
+        return _fill(_ASYNC_GENERATOR, parts)
+    body = _STAGES
+    if pipeline.has_fast_path:
+        body = _FIRST_CALL
+        for name, guard in _GUARDS.items():
+            if getattr(pipeline, name) is not None:
+                body = _fill(guard, {"body": body})
+        body += "return {wait}_opero_run(_opero_call)\n"
     if cache is not None and cache.fast_parameters:
         body = _HIT
-        blanks |= _key(cache.fast_parameters, parameters, of_instance=cache.of_instance)
-    return _put(_FUNCTION, inner=body).format(**blanks)
+        parts |= _key(cache.fast_parameters, parameters, of_instance=cache.of_instance)
+    return _fill(_FUNCTION, parts | {"body": body})
 
 
-def _guarded_call(pipeline: Pipeline) -> str:
-    """Write the first call, within the guards that are on."""
-    body = _put(
-        _FIRST_CALL,
-        late="" if pipeline.deadline is None else _LATE,
-        succeeded="" if pipeline.circuit is None else _SUCCEEDED,
-    )
-    for name, guard in _GUARDS.items():
-        if getattr(pipeline, name) is not None:
-            body = _put(guard, inner=body)
-    return body + _CONTINUE
+def _fill(template: str, parts: dict[str, str]) -> str:
+    """Put parts in place of their `{names}`, and of the names within the parts; leave unknown names.
 
+    A part whose name has a line to itself is indented as that, and leaves no line if it is empty.
+    """
 
-def _put(template: str, **blocks: str) -> str:
-    """Replace lines that are nothing but the name of a block by the block, indented as they are."""
-    lines: list[str] = []
-    for line in template.splitlines(keepends=True):
-        margin, name = line[: line.find("{")], line.strip("{} \n")
-        if f"{{{name}}}" == line.strip() and name in blocks:
-            lines += [margin + inner for inner in blocks[name].splitlines(keepends=True)]
-        else:
-            lines.append(line)
-    return "".join(lines)
+    def block(found: re.Match[str]) -> str:
+        part = parts.get(found[2])
+        return found[0] if part is None else "".join(f"{found[1]}{s}\n" for s in part.splitlines())
 
-
-def _written(parameters: list[inspect.Parameter]) -> dict[str, str]:
-    """Write parameters as in a `def`, without annotations and with defaults by reference, and as arguments."""
-    declared, names, items, pairs = list[str](), list[str](), list[str](), list[str]()
-    kinds = [p.kind for p in parameters]
-    for n, p in enumerate(parameters):
-        if p.kind is p.KEYWORD_ONLY:
-            if p.VAR_POSITIONAL not in kinds and kinds.index(p.KEYWORD_ONLY) == n:
-                declared.append("*")
-            items.append(f"{p.name!r}: {p.name}")
-            pairs.append(f"{p.name}={p.name}")
-        elif p.kind is p.VAR_KEYWORD:
-            items.append(f"**{p.name}")
-            pairs.append(f"**{p.name}")
-        else:
-            names.append(stars(p) + p.name)
-        default = "" if p.default is p.empty else f"=_opero_default_{n}"
-        declared.append(stars(p) + p.name + default)
-        if p.kind is p.POSITIONAL_ONLY and kinds[n + 1 : n + 2] != [p.POSITIONAL_ONLY]:
-            declared.append("/")
-    return {
-        "parameters": ", ".join(declared),
-        "args": f"({', '.join(names)}{',' * (len(names) == 1)})",
-        "kwargs": f"{{{', '.join(items)}}}",
-        "forward": ", ".join([*names, *pairs]),
-    }
+    before = ""
+    while before != template:
+        before, template = template, re.sub(r"(?m)^( *)\{(\w+)\}\n", block, template)
+    return re.sub(r"\{(\w+)\}", lambda found: parts.get(found[1], found[0]), template)
 
 
 _BY_FREQUENCY = (str, int, *sorted(FAST_TYPES - {str, int}, key=lambda kind: kind.__name__))

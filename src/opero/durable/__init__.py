@@ -8,6 +8,7 @@ Activities run at least once; their results are recorded exactly once.
     sleep, wait_for      pauses that survive restarts
     now, uuid, random    time, ids and random numbers that replay alike
     register_type        lets the journal keep values of your classes
+    get_registry         what is decorated in this process, for tests that clear it
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ from typing import TYPE_CHECKING, Any
 from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from opero.durable.activities import activity
+    from opero.durable.decorators import activity, get_registry, workflow
     from opero.durable.orchestrator import Orchestrator
-    from opero.durable.stores.sqlite import SqliteStore
+    from opero.durable.records import WorkflowStatus
+    from opero.durable.sqlite_store import SqliteStore
     from opero.durable.timers import now, random, sleep, uuid, wait_for
     from opero.durable.values import register_type
-    from opero.durable.workflows import workflow
 
 __all__ = [
     "Orchestrator",
     "SqliteStore",
+    "WorkflowStatus",
     "activity",
+    "get_registry",
     "now",
     "random",
     "register_type",
@@ -43,15 +46,11 @@ __dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        **dict.fromkeys(("activity", "get_registry", "workflow"), "opero.durable.decorators"),
+        **dict.fromkeys(("now", "random", "sleep", "uuid", "wait_for"), "opero.durable.timers"),
         "Orchestrator": "opero.durable.orchestrator",
-        "SqliteStore": "opero.durable.stores.sqlite",
-        "activity": "opero.durable.activities",
-        "now": "opero.durable.timers",
-        "random": "opero.durable.timers",
+        "SqliteStore": "opero.durable.sqlite_store",
+        "WorkflowStatus": "opero.durable.records",
         "register_type": "opero.durable.values",
-        "sleep": "opero.durable.timers",
-        "uuid": "opero.durable.timers",
-        "wait_for": "opero.durable.timers",
-        "workflow": "opero.durable.workflows",
     },
 )

@@ -15,8 +15,9 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from opero.durable.decorators import WorkflowSpec, get_registry
 from opero.durable.journal import Journal
 from opero.durable.records import (
     Annotate,
@@ -29,10 +30,10 @@ from opero.durable.records import (
     Wake,
     WorkflowRecord,
 )
-from opero.durable.run import Ending, EndingKind, WorkflowRun, finalize
 from opero.durable.workers import LoopThread, WorkerThreads, ainvoke, end_tasks, invoke
-from opero.durable.workflows import WorkflowSpec, workflows
+from opero.durable.workflow_run import Ending, WorkflowRun, finalize
 from opero.errors import JournalError, OperoWarning
+from opero.utils.steps import BlockingStep, StepLogic
 
 __all__ = ["Engine"]
 
@@ -89,43 +90,26 @@ class Engine:
 
     # --- starting workflows ---------------------------------------------------------------------------------------
 
-    def create(self, record: WorkflowRecord, spec: WorkflowSpec) -> WorkflowRecord:
+    def create(self, record: WorkflowRecord, spec: WorkflowSpec) -> StepLogic[WorkflowRecord]:
         """Record a new workflow and run it, at once if a thread is free; return the record under its id."""
         mine = self._reserve(spec)
         if mine:
             record.owner, record.epoch, record.state = self.owner, 1, State.RUNNING
         try:
-            found: WorkflowRecord = self.journal.write(Create(record))
+            found = yield BlockingStep(self.journal.write, self.journal.submit, (Create(record),))
         except BaseException:
             if mine:
                 self._release(spec)
+                # A caller that is cancelled does not take its write back.
+                self.journal.post(Move(record.id, self.owner, 1, State.QUEUED))
             raise
-        return self._created(record, found, spec, mine)
-
-    async def acreate(self, record: WorkflowRecord, spec: WorkflowSpec) -> WorkflowRecord:
-        """Do the same without blocking the event loop."""
-        mine = self._reserve(spec)
-        if mine:
-            record.owner, record.epoch, record.state = self.owner, 1, State.RUNNING
-        try:
-            found: WorkflowRecord = await self.journal.submit(Create(record))
-        except BaseException:
-            if mine:
-                self._release(spec)
-            raise
-        return self._created(record, found, spec, mine)
-
-    def _created(
-        self, record: WorkflowRecord, found: WorkflowRecord, spec: WorkflowSpec, mine: bool
-    ) -> WorkflowRecord:
-        if found is not record:
-            if mine:
-                self._release(spec)
-        elif mine:
+        if mine and found is record:
             self._launch(record, spec, new=True)
-        else:
+        elif mine:
+            self._release(spec)
+        elif found is record:
             self._wanted.set()
-        return found
+        return cast("WorkflowRecord", found)
 
     def _reserve(self, spec: WorkflowSpec) -> bool:
         if self._stopping or self._is_isolated():
@@ -151,7 +135,7 @@ class Engine:
             if record.recoveries >= min(_SUSPECT, self._max_recoveries):
                 self._suspect = run
             if self._stopping:
-                run.ending = Ending(EndingKind.STOP)
+                run.ending = Ending(State.QUEUED)
         if spec.is_async:
             self._loop.run(self._run_async(run, spec))
         else:
@@ -217,7 +201,7 @@ class Engine:
         for callback in callbacks:
             callback()
         ending = run.ending
-        if ending is not None and ending.kind is EndingKind.JOURNAL:
+        if ending is not None and ending.stranded:
             self._strand(run, ending.text or "")
         if ending is not None and ending.latest is not None:
             with self._lock:
@@ -274,9 +258,10 @@ class Engine:
         A workflow under which processes have died is claimed apart: one such at a time, and at its last
         chance nothing else begins beside it. So it is given up for what it does itself.
         """
-        names = workflows.names()
-        coroutines = tuple(name for name in names if workflows.latest(name).is_async)
-        functions = tuple(name for name in names if not workflows.latest(name).is_async)
+        registry = get_registry()
+        names = tuple(registry.workflows)
+        coroutines = tuple(name for name in names if registry.latest(name).is_async)
+        functions = tuple(name for name in names if name not in coroutines)
         if self._stopping or self._is_isolated():
             self._claim_some((), 0)  # frees what dead owners had
             return False
@@ -323,9 +308,8 @@ class Engine:
     def _note_unknown(self) -> None:
         """Note on workflows that no program claims, because this one does not know them, what they wait for."""
         before = time.time() - _UNCLAIMED
-        known = workflows.names()
         for name in self.store.unclaimed(before):
-            if name in known:
+            if name in get_registry().workflows:
                 continue
             reason = f"no running program has registered the workflow {name!r}: import the module that defines it"
             self.journal.write(Annotate(name, before, reason))
@@ -335,11 +319,13 @@ class Engine:
 
     def _adopt(self, record: WorkflowRecord) -> None:
         """Run a workflow that was claimed, if the version that started it is known here."""
-        spec = workflows.get(record.name, record.version)
+        registry = get_registry()
+        versions = registry.workflows.get(record.name, {})
+        spec = versions.get(record.version)
         if spec is None and record.version is None:
-            spec = workflows.latest(record.name)
+            spec = registry.latest(record.name)
         if spec is None:
-            known = ", ".join(repr(v) for v in workflows.versions(record.name))
+            known = ", ".join(map(repr, versions))
             text = (
                 f"it was started by version {record.version!r} of {record.name!r}, and this program has {known}: "
                 "bring that version back, or fork the workflow"
@@ -422,7 +408,7 @@ class Engine:
             runs = list(self._runs.values())
         self._wanted.set()
         for run in runs:
-            run.end(Ending(EndingKind.STOP))
+            run.end(Ending(State.QUEUED))
         with self._idle:
             clean = self._idle.wait_for(lambda: not self._runs, timeout)
             left = tuple(self._runs)

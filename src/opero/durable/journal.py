@@ -1,5 +1,5 @@
 # this_file: src/opero/durable/journal.py
-"""Write steps in group commits, hand out outcomes in their recorded order, and judge what a replay finds.
+"""Write steps in group commits, and hand out outcomes in their recorded order.
 
 Group commit: all writes that wait are one transaction, so that many cost little more than one. A thread
 that writes commits itself, with everything that others have queued meanwhile; tasks of an event loop leave
@@ -20,95 +20,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from opero.durable.records import JournalStore, Op, PutStep, StepRecord, StepState, Take
-from opero.errors import NonDeterminismError
+from opero.durable.records import JournalStore, Op, PutStep, Take
 
-__all__ = ["Course", "Journal", "Judgement", "ReplayOrder", "judge", "order_of"]
-
-# --- what a step finds --------------------------------------------------------------------------------------------
-
-
-class Course(Enum):
-    """What to do about a step."""
-
-    RUN = "run"
-    RETURN = "return"
-    RAISE = "raise"
-    IN_DOUBT = "in doubt"
-
-
-@dataclass(slots=True)
-class Judgement:
-    """What to do about a step; not frozen, because a replay makes thousands of them.
-
-    Attributes:
-        course: What to do.
-        text: The recorded result or error.
-        attempts: Number of the attempt to begin with.
-        wake: Wall-clock seconds before which it must not begin, None for at once.
-    """
-
-    course: Course
-    text: str | None = None
-    attempts: int = 1
-    wake: float | None = None
-
-
-_FIRST: Final = Judgement(Course.RUN)
-
-
-def judge(
-    workflow: str,
-    path: str,
-    found: StepRecord | None,
-    name: str,
-    digest: str,
-    *,
-    idempotent: bool = True,
-    matches: Callable[[str], bool] | None = None,
-) -> Judgement:
-    """Compare a call with what the journal has at its place.
-
-    Args:
-        workflow: Id of the run, for the error.
-        path: Place of the step.
-        found: What the journal has there.
-        name: What the program calls.
-        digest: Digest of the arguments it calls it with.
-        idempotent: Whether a call that may have happened may happen again.
-        matches: Returns whether another digest is that of the same call, spelled differently.
-
-    Raises:
-        NonDeterminismError: It has something else there.
-    """
-    if found is None:
-        return _FIRST
-    if found.name != name or (
-        found.hash != digest and not (matches is not None and matches(found.hash))
-    ):
-        raise NonDeterminismError(
-            workflow, path, _shown(found.name, found.hash), _shown(name, digest)
-        )
-    match found.state:
-        case StepState.DONE:
-            return Judgement(Course.RETURN, found.value)
-        case StepState.FAILED:
-            return Judgement(Course.RAISE, found.value)
-        case StepState.STARTED if not idempotent:
-            return Judgement(Course.IN_DOUBT)
-        case _:
-            return Judgement(Course.RUN, attempts=found.attempts, wake=found.wake)
-
-
-def _shown(name: str, digest: str) -> str:
-    return f"{name}({digest[:6]})" if digest else name
-
+__all__ = ["Journal", "ReplayOrder", "order_of"]
 
 # --- replay order -------------------------------------------------------------------------------------------------
 

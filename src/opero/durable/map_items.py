@@ -13,12 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.executors.base import ItemOutcome
-from opero.durable.failures import keepable, pack_error, rebuild_error
-from opero.durable.journal import Course, judge
-from opero.durable.records import StepRecord, StepState
+from opero.durable.records import RECORDED, StepRecord, StepState
 from opero.durable.step import Scope, current, current_scope
-from opero.durable.values import Parameters, decode, encode
-from opero.errors import NonDeterminismError, UnserializableError
+from opero.durable.values import Parameters, encode, keepable, pack_error
 
 if TYPE_CHECKING:
     from opero.concurrency.recorder import Finished
@@ -65,29 +62,20 @@ class ItemJournal:
 
         Raises:
             NonDeterminismError: The journal has other items; the workflow is blocked.
-            Unwind: The workflow is being put aside, so that no further item may begin.
+            Unwind: The workflow is being put aside, so that no further item may begin, or an outcome cannot be
+            rebuilt.
         """
         run, known = self._run, {}
         run.check()
         for index, item in zip(idx, items, strict=True):
-            found = run.steps.get(f"{self._path}/{index}")
-            if found is None:
+            path = f"{self._path}/{index}"
+            if path not in run.steps:
                 continue
-            run.unread.discard(found.path)
-            try:
-                judgement = judge(run.id, found.path, found, self._name, self._digest(item))
-            except NonDeterminismError as error:
-                run.block(str(error))
-                raise
-            text = judgement.text or "null"
-            try:
-                if judgement.course is Course.RETURN:
-                    known[index] = ItemOutcome(value=decode(text), attempts=0, calls=0)
-                elif judgement.course is Course.RAISE:
-                    failure = self._noted(rebuild_error(text), found.path)
-                    known[index] = ItemOutcome(error=failure, attempts=0, calls=0)
-            except UnserializableError as reason:
-                raise run.block(f"step {found.path}, {self._name}: {reason}") from reason
+            found = run.find(path, self._name, self._digest(item))
+            if found is not None and found.state in RECORDED:
+                outcome, done = run.outcome(found), found.state is StepState.DONE
+                value, error = (outcome, None) if done else (None, outcome)
+                known[index] = ItemOutcome(value=value, error=error, attempts=0, calls=0)
         return known
 
     def keep(self, finished: Sequence[Finished], /) -> None:
@@ -117,15 +105,11 @@ class ItemJournal:
         )
         if isinstance(outcome.error, Exception):
             # The first run gets the type that a replay will get.
-            outcome.error = self._noted(keepable(outcome.error), step.path)
+            outcome.error = self._run.note_failure(keepable(outcome.error), step)
             step.state, step.value = StepState.FAILED, pack_error(outcome.error)
         else:
             step.value = encode(outcome.value, f"result of {self._name}() for item {index}")
         return step
-
-    def _noted(self, error: Exception, path: str) -> Exception:
-        self._run.failed.append((error, path))
-        return error
 
     def _digest(self, item: Any) -> str:
         return self._item.digest((item,), {})

@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 
 __all__ = [
     "ENDED",
+    "RECORDED",
     "Annotate",
     "Cancel",
     "Claim",
@@ -29,11 +30,20 @@ __all__ = [
     "Take",
     "Wake",
     "WorkflowRecord",
+    "WorkflowStatus",
 ]
 
 
+class WorkflowStatus(StrEnum):
+    """Status of a workflow, as users see it."""
+
+    PROCESSING = "processing"
+    DONE = "done"
+    FAILED = "failed"
+
+
 class State(StrEnum):
-    """State of a workflow; the `status` in the tables that users see is coarser (`WorkflowRecord.status`)."""
+    """State of a workflow, more exact than its status."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -61,6 +71,10 @@ class StepState(StrEnum):
     FAILED = "failed"
 
 
+RECORDED: Final = frozenset({StepState.DONE, StepState.FAILED})
+"""States of steps whose outcome is in the journal."""
+
+
 @dataclass(slots=True, kw_only=True)
 class WorkflowRecord:
     """One run of a workflow.
@@ -73,7 +87,7 @@ class WorkflowRecord:
         hash: Digest of name and arguments.
         state: Its state.
         output: The result as JSON, None before the end.
-        error: The error that ended it, as `failures.pack_error` writes it, or why it cannot go on.
+        error: The error that ended it, as `values.pack_error` writes it, or why it cannot go on.
         failed_step: Path of the step whose error ended it.
         owner: The engine that runs it, None without.
         epoch: Number of claims; a write with an older one is refused.
@@ -103,11 +117,11 @@ class WorkflowRecord:
     updated: float = 0.0
 
     @property
-    def status(self) -> str:
-        """Return the state in coarser words: "processing", "done" or "failed"."""
+    def status(self) -> WorkflowStatus:
+        """The state in coarser words."""
         if self.state is State.DONE:
-            return "done"
-        return "failed" if self.state in ENDED else "processing"
+            return WorkflowStatus.DONE
+        return WorkflowStatus.FAILED if self.state in ENDED else WorkflowStatus.PROCESSING
 
 
 @dataclass(slots=True, kw_only=True)

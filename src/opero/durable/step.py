@@ -17,12 +17,10 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
-from opero.durable.failures import keepable, pack_error, rebuild_error
-from opero.durable.journal import Course, judge
-from opero.durable.records import StepRecord, StepState
-from opero.durable.run import Ending, EndingKind, Unwind, WorkflowRun
-from opero.durable.values import decode, encode
-from opero.errors import NonDeterminismError, OperoUsageError, UnserializableError
+from opero.durable.records import RECORDED, State, StepRecord, StepState
+from opero.durable.values import encode, keepable, pack_error
+from opero.durable.workflow_run import Ending, Unwind, WorkflowRun
+from opero.errors import OperoUsageError
 from opero.utils.fork import run_after_fork
 
 __all__ = [
@@ -36,7 +34,6 @@ __all__ = [
     "current_scope",
     "is_unknown_thread",
     "running_step",
-    "step_at",
     "task_factory",
 ]
 
@@ -49,7 +46,7 @@ current_scope: Final[contextvars.ContextVar[Scope | None]] = contextvars.Context
 
 
 class Scope:
-    """A line of steps that follow each other.
+    """A line of steps that follow each other; a step is taken within a `with` block of it.
 
     Args:
         run: The workflow's run.
@@ -57,12 +54,12 @@ class Scope:
         of_task: Whether it was made for one task, so that the running task need not be looked up.
     """
 
-    __slots__ = ("_children", "_of_task", "_steps", "_tasks", "busy", "prefix", "run")
+    __slots__ = ("_busy", "_children", "_of_task", "_steps", "_tasks", "prefix", "run")
 
     def __init__(self, run: WorkflowRun, prefix: str = "", *, of_task: bool = False) -> None:
         self.run: WorkflowRun = run
         self.prefix: str = prefix
-        self.busy: threading.Lock = threading.Lock()
+        self._busy = threading.Lock()
         self._of_task = of_task
         self._steps = 0
         self._children = 0
@@ -91,21 +88,21 @@ class Scope:
         """Return the scope of another attempt at what is done here."""
         return Scope(self.run, f"{self.prefix}r{number}/", of_task=True)
 
-    def enter(self) -> None:
-        """Begin a step; `leave` ends it.
+    def __enter__(self) -> None:
+        """Begin a step.
 
         Raises:
             OperoUsageError: Another one is running on this line.
         """
-        if not self.busy.acquire(blocking=False):
+        if not self._busy.acquire(blocking=False):
             raise OperoUsageError(
                 "two steps of a workflow run at once in threads that it made itself, so their order could not be "
                 "repeated: use opero.tasks.Parallel, operomap, or tasks of an asynchronous workflow."
             )
 
-    def leave(self) -> None:
-        """End a step."""
-        self.busy.release()
+    def __exit__(self, *_: object) -> None:
+        """End the step."""
+        self._busy.release()
 
     def of_running_task(self) -> Scope:
         """Return the scope of the running task, on a loop that is not an engine's."""
@@ -188,11 +185,10 @@ running_step: Final[contextvars.ContextVar[Step | None]] = contextvars.ContextVa
 
 
 class Step:
-    """A step at its place.
+    """The next step of a line. A `with` block of it is a call of its activity.
 
     Args:
-        run: The workflow's run.
-        path: The place.
+        scope: The line.
         name: What is called.
         digest: Of its arguments, "" without.
         idempotent: Whether a call that may have happened may happen again.
@@ -205,54 +201,61 @@ class Step:
 
     Raises:
         NonDeterminismError: The journal has something else at this place; the run is blocked.
-        Unwind: It is unknown whether it has happened, and it must not happen twice.
+        Unwind: The run is over, or it is unknown whether the step has happened, and it must not happen twice.
     """
 
     __slots__ = (
-        "_text", "_wake", "attempt", "course", "idempotent", "name", "record", "recorded", "run",
+        "_outer", "_wake", "attempt", "idempotent", "name", "record", "recorded", "run",
     )  # fmt: skip
 
     def __init__(
         self,
-        run: WorkflowRun,
-        path: str,
+        scope: Scope,
         name: str,
-        digest: str,
+        digest: str = "",
         *,
         idempotent: bool = True,
         matches: Callable[[str], bool] | None = None,
     ) -> None:
-        self.run: WorkflowRun = run
+        self.run: WorkflowRun = scope.run
+        run = scope.run
+        run.check()
+        path = scope.next_path()
         self.name: str = name
         self.idempotent: bool = idempotent
-        found = run.steps.get(path)
-        try:
-            judgement = judge(
-                run.id, path, found, name, digest, idempotent=idempotent, matches=matches
-            )
-        except NonDeterminismError as error:
-            run.block(str(error))
-            raise
-        self.course: Course = judgement.course
-        self.attempt: int = judgement.attempts
-        self._text = judgement.text
-        self._wake = judgement.wake
-        self.recorded: bool = judgement.course is Course.RETURN or judgement.course is Course.RAISE
-        if found is not None:
-            run.unread.discard(path)
-        if judgement.course is Course.IN_DOUBT:
-            text = (
-                f"step {path}, {name}, was running when its process died, and must not run twice: "
-                f"find out what happened and call resolve({run.id!r}, {path!r}, ...)"
-            )
-            run.end(Ending(EndingKind.IN_DOUBT, text))
-            raise Unwind(text)
-        if found is not None and self.recorded:
+        self.recorded: bool = False
+        self.attempt: int = 1
+        self._wake: float | None = None
+        found = run.find(path, name, digest, matches)
+        if found is not None and found.state in RECORDED:
+            self.recorded = True
             self.record: StepRecord = found
-        else:
-            self.record = run.new_step(
-                path, name, digest, state=StepState.STARTED, attempts=judgement.attempts
-            )
+            return
+        if found is not None:
+            if found.state is StepState.STARTED and not idempotent:
+                text = (
+                    f"step {path}, {name}, was running when its process died, and must not run twice: "
+                    f"find out what happened and call resolve({run.id!r}, {path!r}, ...)"
+                )
+                run.end(Ending(State.IN_DOUBT, text))
+                raise Unwind(text)
+            self.attempt, self._wake = found.attempts, found.wake
+        self.record = run.new_step(
+            path, name, digest, state=StepState.STARTED, attempts=self.attempt
+        )
+
+    def __enter__(self) -> None:
+        """Begin an activity: what it calls is no step."""
+        self.run.begin(self.record)
+        self.run.notify_step(self.record)
+        self._outer = current_scope.set(None), running_step.set(self)
+
+    def __exit__(self, *_: object) -> None:
+        """End the activity."""
+        scope, step = self._outer
+        running_step.reset(step)
+        current_scope.reset(scope)
+        self.run.finish(self.record)
 
     def outcome(self) -> Any:
         """Return or raise what is recorded.
@@ -261,18 +264,12 @@ class Step:
             Exception: The recorded error.
             Unwind: The record cannot be rebuilt; the run is blocked.
         """
-        text = self._text or "null"
-        try:
-            if self.course is Course.RETURN:
-                value = decode(text)
-                self.run.notify_step(self.record, replayed=True)
-                return value
-            error = rebuild_error(text)
-        except UnserializableError as reason:
-            raise self.run.block(f"step {self.record.path}, {self.name}: {reason}") from reason
-        self.run.failed.append((error, self.record.path))
-        self.run.notify_step(self.record, replayed=True, error=error)
-        raise error
+        outcome = self.run.outcome(self.record)
+        failed = self.record.state is StepState.FAILED
+        self.run.notify_step(self.record, replayed=True, error=outcome if failed else None)
+        if failed:
+            raise outcome
+        return outcome
 
     def pause(self) -> float:
         """Return the seconds that are left, by the wall clock, of the pause in which its process died."""
@@ -282,10 +279,6 @@ class Step:
         """Make it a step that waits, until a time; one that was waiting before a crash keeps its time."""
         self.record.wake = wake if self._wake is None else self._wake
         self.record.state = StepState.PENDING
-
-    def received(self, text: str) -> None:
-        """Take a signal's value, which is recorded already."""
-        self.course, self._text = Course.RETURN, text
 
     def succeeded(self, value: object) -> None:
         """Take the result; it still has to be written.
@@ -299,8 +292,7 @@ class Step:
         """Take an error, which still has to be written, and return what the workflow gets."""
         error = keepable(error)
         self._end(StepState.FAILED, pack_error(error), error)
-        self.run.failed.append((error, self.record.path))
-        return error
+        return self.run.note_failure(error, self.record)
 
     def retries(self, attempt: int, delay: float) -> None:
         """Record, before it begins, that another attempt follows: a crash must not give it back."""
@@ -315,24 +307,6 @@ class Step:
         record.state, record.value = state, text
         record.wake, record.ended = None, time.time()
         self.run.notify_step(record, error=error)
-
-
-def step_at(
-    scope: Scope,
-    name: str,
-    digest: str = "",
-    *,
-    idempotent: bool = True,
-    matches: Callable[[str], bool] | None = None,
-) -> Step:
-    """Return the next step of a scope.
-
-    Raises:
-        NonDeterminismError: As for `Step`.
-        Unwind: As for `Step`, or the run is over.
-    """
-    scope.run.check()
-    return Step(scope.run, scope.next_path(), name, digest, idempotent=idempotent, matches=matches)
 
 
 # --- threads ------------------------------------------------------------------------------------------------------

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import math
 import random as chance
 import time
 import uuid as ids
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
-from opero.durable.records import Move, State, Take
-from opero.durable.run import Ending, EndingKind
-from opero.durable.step import Scope, Step, current, step_at
+from opero.durable.records import Move, State, StepRecord, StepState, Take
+from opero.durable.step import Scope, Step, current
+from opero.durable.workflow_run import Ending
 from opero.errors import OperoUsageError
 from opero.utils import ambient
+from opero.utils.steps import BlockingStep, StepLogic, run_async, run_sync
 from opero.utils.units import Duration, parse_seconds
 
 __all__ = ["now", "random", "sleep", "uuid", "wait_for"]
@@ -50,9 +53,8 @@ def _fact(name: str, make: Callable[[], T]) -> T:
     scope = current()
     if scope is None or scope.run.cancelling:
         return make()
-    scope.enter()
-    try:
-        step = step_at(scope, name)
+    with scope:
+        step = Step(scope, name)
         if step.recorded:
             found: T = step.outcome()
             return found
@@ -60,8 +62,9 @@ def _fact(name: str, make: Callable[[], T]) -> T:
         step.succeeded(value)
         step.run.write_soon(step.record)
         return value
-    finally:
-        scope.leave()
+
+
+# --- pauses -------------------------------------------------------------------------------------------------------
 
 
 def sleep(seconds: Duration) -> Any:
@@ -79,82 +82,84 @@ def sleep(seconds: Duration) -> Any:
     """
     pause = parse_seconds(seconds, "sleep")
     scope = current()
-    plain = scope is None or scope.run.cancelling
-    if _on_loop():
-        return asyncio.sleep(pause) if plain or scope is None else _asleep(scope, pause)
-    if plain or scope is None:
-        time.sleep(pause)
-        return None
-    scope.enter()
-    try:
-        step = _waiting_step(scope, "sleep", time.time() + pause)
-        if not step.recorded:
-            step.run.write(step.record)
-            _hold(scope, step, time.monotonic() + pause)
-            step.succeeded(None)
-            step.run.write(step.record)
-    finally:
-        scope.leave()
-    return None
+    if scope is None or scope.run.cancelling:
+        return asyncio.sleep(pause) if _on_loop() else time.sleep(pause)
+    return _drive(_sleep(scope, pause))
 
 
-def _hold(scope: Scope, step: Step, latest: float) -> None:
-    """Wait in this thread for a short pause, or in a branch; else put the workflow aside."""
-    wake = step.record.wake or 0.0
-    if scope.root and wake - time.time() > _HELD:
-        step.run.end(Ending(EndingKind.SLEEP, wake=wake, latest=latest))
-        step.run.check()
-    while (left := _left(wake, latest)) > 0:
-        ambient.clock().sleep(min(left, 0.1))
-        step.run.check()
-
-
-async def _asleep(scope: Scope, pause: float) -> None:
-    scope.enter()
-    try:
-        step = _waiting_step(scope, "sleep", time.time() + pause)
+def _sleep(scope: Scope, pause: float) -> StepLogic[None]:
+    with scope:
+        step = Step(scope, "sleep")
         if step.recorded:
-            await step.run.in_order(step.record)
+            yield _in_order(step)
             return
-        await step.run.awrite(step.record)
-        await _until(step, step.record.wake or 0.0, time.monotonic() + pause)
+        wait = _Wait(scope, step, pause)
+        yield _written(step)
+        yield BlockingStep(wait.hold, wait.ahold)
         step.succeeded(None)
-        await step.run.awrite(step.record)
-    finally:
-        scope.leave()
+        yield _written(step)
 
 
-async def _until(step: Step, wake: float, latest: float) -> None:
-    """Wait for a time on the wall clock; the workflow counts as sleeping if nothing else of it runs."""
-    run = step.run
-    quiet = not run.active
-    if quiet:
-        run.post(_move(step, State.SLEEPING, wake))
-    while (left := _left(wake, latest)) > 0:
-        await ambient.clock().asleep(min(left, _GLANCE))
-    if quiet:
-        run.post(_move(step, State.RUNNING, None))
-
-
-def _left(wake: float, latest: float | None) -> float:
-    """Return the seconds until a pause ends.
+class _Wait:
+    """A step that waits until a time on the wall clock, which also counts what passes while no process runs.
 
     Args:
-        wake: Its end on the wall clock, which also counts what passed while no process ran.
-        latest: Its end on the monotonic clock, in case the wall clock was wrong when it began.
+        scope: The line that waits.
+        step: The step; one that was waiting before a crash keeps its time.
+        pause: Seconds from now on, None for ever.
     """
-    left = wake - time.time()
-    return left if latest is None else min(left, latest - time.monotonic())
+
+    def __init__(self, scope: Scope, step: Step, pause: float | None) -> None:
+        step.wait_until(None if pause is None else time.time() + pause)
+        self.run = scope.run
+        self._in_branch = not scope.root
+        self._quiet = not scope.run.active
+        self._wake = step.record.wake
+        # In case the wall clock was wrong when the pause began.
+        self._latest = None if pause is None else time.monotonic() + pause
+
+    def left(self) -> float:
+        """Return the seconds until then."""
+        if self._wake is None:
+            return math.inf
+        left = self._wake - time.time()
+        return left if self._latest is None else min(left, self._latest - time.monotonic())
+
+    def put_aside(self, state: State) -> None:
+        """Unwind the workflow until then, unless this is only a branch of it.
+
+        Raises:
+            Unwind: As it says.
+        """
+        if not self._in_branch:
+            self.run.end(Ending(state, wake=self._wake, latest=self._latest))
+            self.run.check()
+
+    def move(self, state: State) -> None:
+        """Show the workflow in another state if nothing else of it runs."""
+        if self._quiet:
+            record = self.run.record
+            wake = None if state is State.RUNNING else self._wake
+            owner = record.owner or ""
+            self.run.post(Move(record.id, owner, record.epoch, state, wake=wake, free=False))
+
+    def hold(self) -> None:
+        """Wait in this thread for a short pause, or in a branch; else put the workflow aside."""
+        if (self._wake or 0.0) - time.time() > _HELD:
+            self.put_aside(State.SLEEPING)
+        while (left := self.left()) > 0:
+            ambient.clock().sleep(min(left, 0.1))
+            self.run.check()
+
+    async def ahold(self) -> None:
+        """Wait; the workflow counts as sleeping if nothing else of it runs."""
+        self.move(State.SLEEPING)
+        while (left := self.left()) > 0:
+            await ambient.clock().asleep(min(left, _GLANCE))
+        self.move(State.RUNNING)
 
 
-def _ends_of(pause: float | None) -> tuple[float | None, float | None]:
-    """Return the end of a pause on the wall clock and on the monotonic one, None without."""
-    return (None, None) if pause is None else (time.time() + pause, time.monotonic() + pause)
-
-
-def _move(step: Step, state: State, wake: float | None) -> Move:
-    record = step.run.record
-    return Move(record.id, record.owner or "", record.epoch, state, wake=wake, free=False)
+# --- signals ------------------------------------------------------------------------------------------------------
 
 
 def wait_for(name: str, timeout: Duration | None = None) -> Any:
@@ -177,103 +182,70 @@ def wait_for(name: str, timeout: Duration | None = None) -> Any:
             f"wait_for({name!r}) only works in a workflow that an Orchestrator runs."
         )
     pause = None if timeout is None else parse_seconds(timeout, "timeout")
-    return _await_signal(scope, name, pause) if _on_loop() else _receive(scope, name, pause)
+    return _drive(_receive(scope, name, pause))
 
 
-def _receive(scope: Scope, name: str, pause: float | None) -> Any:
-    scope.enter()
-    try:
-        limit, latest = _ends_of(pause)
-        step = _waiting_step(scope, f"wait for {name}", limit)
+def _receive(scope: Scope, name: str, pause: float | None) -> StepLogic[Any]:
+    with scope:
+        step = Step(scope, f"wait for {name}")
         if step.recorded:
+            yield _in_order(step)
             return step.outcome()
-        run = step.run
-        while not _taken(step, run.take(_take(step, name))):
-            if _late(step, latest):
-                failure = step.failed(_timed_out(name))
-                run.write(step.record)
-                raise failure
-            if scope.root:
-                run.end(Ending(EndingKind.WAIT, wake=step.record.wake, latest=latest))
-            else:
-                time.sleep(0.05)
-            run.check()
-        return step.outcome()
-    finally:
-        scope.leave()
-
-
-async def _await_signal(scope: Scope, name: str, pause: float | None) -> Any:
-    scope.enter()
-    try:
-        limit, latest = _ends_of(pause)
-        step = _waiting_step(scope, f"wait for {name}", limit)
-        if step.recorded:
-            await step.run.in_order(step.record)
-            return step.outcome()
-        run = step.run
-        arrived = run.listen(name)
-        quiet = not run.active
+        run, workflow, wait = step.run, step.run.record, _Wait(scope, step, pause)
+        take = Take(workflow.id, workflow.owner or "", workflow.epoch, name, step.record)
+        arrived = run.listen(name) if _on_loop() else None
         try:
-            while not _taken(step, await run.atake(_take(step, name))):
-                if _late(step, latest):
-                    failure = step.failed(_timed_out(name))
-                    await run.awrite(step.record)
+            while (value := (yield BlockingStep(run.apply, run.aapply, (take,)))) is None:
+                if wait.left() <= 0:
+                    failure = step.failed(TimeoutError(f"signal {name!r} has not come in time"))
+                    yield _written(step)
                     raise failure
-                if quiet:
-                    run.post(_move(step, State.WAITING, step.record.wake))
-                await _either(arrived, step.record.wake, latest)
-                arrived.clear()
+                yield BlockingStep(_wait_aside, _wait_for_signal, (wait, arrived))
         finally:
-            run.unlisten(name, arrived)
-        if quiet:
-            run.post(_move(step, State.RUNNING, None))
+            if arrived is not None:
+                run.unlisten(name, arrived)
+        if arrived is not None:
+            wait.move(State.RUNNING)
+        step.record.state, step.record.value = StepState.DONE, value
         return step.outcome()
-    finally:
-        scope.leave()
 
 
-async def _either(arrived: asyncio.Event, limit: float | None, latest: float | None) -> None:
-    left = None if limit is None else max(0.0, min(_left(limit, latest), _GLANCE))
-    try:
-        async with asyncio.timeout(left):
+def _wait_aside(wait: _Wait, arrived: None) -> None:
+    """Put the workflow aside until the signal comes; a branch of it looks again soon."""
+    del arrived
+    wait.put_aside(State.WAITING)
+    time.sleep(0.05)
+    wait.run.check()
+
+
+async def _wait_for_signal(wait: _Wait, arrived: asyncio.Event) -> None:
+    wait.move(State.WAITING)
+    left = wait.left()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(None if left == math.inf else max(0.0, min(left, _GLANCE))):
             await arrived.wait()
-    except TimeoutError:
-        pass
+    arrived.clear()
 
 
-def _waiting_step(scope: Scope, name: str, wake: float | None) -> Step:
-    """Return a step that is not done at once; one that was waiting before a crash keeps its time."""
-    step = step_at(scope, name)
-    if not step.recorded:
-        step.wait_until(wake)
-    return step
-
-
-def _take(step: Step, name: str) -> Take:
-    record = step.run.record
-    return Take(record.id, record.owner or "", record.epoch, name, step.record)
-
-
-def _taken(step: Step, value: str | None) -> bool:
-    if value is None:
-        return False
-    step.received(value)
-    return True
-
-
-def _late(step: Step, latest: float | None) -> bool:
-    wake = step.record.wake
-    return wake is not None and _left(wake, latest) <= 0
-
-
-def _timed_out(name: str) -> TimeoutError:
-    return TimeoutError(f"signal {name!r} has not come in time")
+# --- in a thread and on an event loop -----------------------------------------------------------------------------
 
 
 def _on_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
+    return asyncio._get_running_loop() is not None  # noqa: SLF001 - costs a tenth of an error
+
+
+def _drive(logic: StepLogic[Any]) -> Any:
+    """Run it here, or return a coroutine that does where there is an event loop."""
+    return run_async(logic) if _on_loop() else run_sync(logic)
+
+
+def _written(step: Step) -> BlockingStep:
+    return BlockingStep(step.run.write, step.run.awrite, (step.record,))
+
+
+def _in_order(step: Step) -> BlockingStep:
+    return BlockingStep(_at_once, step.run.in_order, (step.record,))
+
+
+def _at_once(record: StepRecord) -> None:
+    """A synchronous workflow has one line, whose steps are in order."""

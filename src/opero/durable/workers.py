@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 from opero.concurrency.recorder import recording
 from opero.durable.map_items import record_map
 from opero.durable.records import State
-from opero.durable.run import Unwind, WorkflowRun
 from opero.durable.step import (
     EngineThread,
     Scope,
@@ -24,12 +23,13 @@ from opero.durable.step import (
     task_factory,
 )
 from opero.durable.values import decode
+from opero.durable.workflow_run import Unwind, WorkflowRun
 from opero.errors import JournalError, NonDeterminismError, UnserializableError
 from opero.events.runs import Run
 from opero.utils.ambient import fork
 
 if TYPE_CHECKING:
-    from opero.durable.workflows import WorkflowSpec
+    from opero.durable.decorators import WorkflowSpec
 
 __all__ = ["LoopThread", "WorkerThreads", "ainvoke", "end_tasks", "invoke"]
 

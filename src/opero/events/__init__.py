@@ -1,4 +1,5 @@
 # this_file: src/opero/events/__init__.py
+# ruff: noqa: F405 - the event classes are loaded at their first use
 """Report what happens inside a call as typed events, delivered by a bus.
 
 Without listeners no event is built or sent. Events carry no argument values, except
@@ -15,37 +16,7 @@ from opero.events.runs import Run, current_run
 from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from opero.events.types import (
-        AttemptFailed,
-        CacheHit,
-        CacheMiss,
-        CacheRefreshed,
-        CacheSkipped,
-        CacheStale,
-        CallEnded,
-        CallGaveUp,
-        CallStarted,
-        CallSucceeded,
-        CallTimedOut,
-        CircuitChanged,
-        CustomEvent,
-        DeadlinePassed,
-        Event,
-        FallbackUsed,
-        FunctionEdited,
-        HandlerFailed,
-        LimiterPaused,
-        LimiterWaited,
-        MapProgress,
-        MapWaiting,
-        RetriesNested,
-        RetryBudgetSpent,
-        RetryScheduled,
-        StepChanged,
-        TaskChanged,
-        ValueCooling,
-        WorkflowChanged,
-    )
+    from opero.events.types import *  # noqa: F403 - the classes, for type checkers; `__all__` names them
 
 __all__ = [
     "AttemptFailed",

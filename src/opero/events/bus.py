@@ -42,13 +42,14 @@ class Subscription:
 
     Attributes:
         errors: How often the handler has raised.
+        queue: The queue of an asynchronous handler; None of a plain one.
 
     Raises:
         OperoUsageError: `handler` cannot be called, or the queue has no place.
     """
 
     __slots__ = (
-        "__weakref__", "_cancelled", "_queue", "_reported", "_size", "errors", "handler", "live", "types"
+        "__weakref__", "_cancelled", "_reported", "_size", "errors", "handler", "live", "queue", "types"
     )  # fmt: skip
 
     def __init__(
@@ -72,19 +73,14 @@ class Subscription:
         self._cancelled = cancelled
         self._size = queue
         self._reported: set[type] = set()
-        self._queue: DeliveryQueue | None = None
+        self.queue: DeliveryQueue | None = None
         if _needs_a_loop(handler):
             self._become_asynchronous()
 
     @property
     def dropped(self) -> int:
         """Events that an asynchronous handler has lost, because its queue was full or its loop ended."""
-        return 0 if self._queue is None else self._queue.dropped
-
-    @property
-    def queue(self) -> DeliveryQueue | None:
-        """The queue of an asynchronous handler."""
-        return self._queue
+        return 0 if self.queue is None else self.queue.dropped
 
     def wants(self, kind: type[Event]) -> bool:
         """Return whether events of a class reach the handler."""
@@ -94,8 +90,8 @@ class Subscription:
         """Call the handler with an event if it wants it; report whatever the handler raises."""
         if not self.live or not (isinstance(event, self.types) if self.types else not event.quiet):
             return
-        if self._queue is not None:
-            self._queue.put(functools.partial(self.handler, event), event)
+        if self.queue is not None:
+            self.queue.put(functools.partial(self.handler, event), event)
             return
         try:
             result = self.handler(event)
@@ -109,20 +105,19 @@ class Subscription:
     def cancel(self) -> None:
         """Stop at once and discard events that wait for the handler. May be called twice."""
         self.live = False
-        if self._queue is not None:
-            self._queue.clear()
+        if self.queue is not None:
+            self.queue.clear()
         cancelled, self._cancelled = self._cancelled, None
         if cancelled is not None:
             cancelled(self)
 
     def _become_asynchronous(self, awaitable: Any = None) -> DeliveryQueue:
         # Loaded here: most handlers are plain.
-        from opero.events.delivery import DeliveryQueue, drain_at_exit, running_loop
+        from opero.events.delivery import DeliveryQueue, running_loop
 
         get_loop = getattr(awaitable, "get_loop", running_loop)
-        drain_at_exit()
         queue = DeliveryQueue(self._size, self._failed, get_loop())
-        self._queue = queue
+        self.queue = queue
         return queue
 
     def _failed(self, error: Exception, event: Event) -> None:
@@ -219,8 +214,6 @@ class EventBus:
                 return True
         return False
 
-    hears = wants  # its former name
-
     def subscribe(
         self, handler: Handler, types: Iterable[type[Event]] = (), *, queue: int = 10_000
     ) -> Subscription:
@@ -243,6 +236,8 @@ class EventBus:
         made = Subscription(handler, tuple(types), queue=queue, cancelled=self._remove)
         with self._lock:
             self.subscriptions += (made,)
+        if self is event_bus:
+            switch.turn_on()
         return made
 
     def unsubscribe(self, handler: Handler) -> int:
@@ -262,6 +257,8 @@ class EventBus:
     def _remove(self, subscription: Subscription) -> None:
         with self._lock:
             self.subscriptions = tuple(s for s in self.subscriptions if s is not subscription)
+        if self is event_bus:
+            switch.turn_off()
 
     def emit(self, event: Event | dict[str, Any]) -> _Emitted:
         """Send an event, or a dict that becomes one, to all handlers that want it.
@@ -304,34 +301,19 @@ class EventBus:
         return drain_sync(self._queues(), timeout)
 
     def _queues(self) -> list[DeliveryQueue]:
+        if self is event_bus:
+            # Listeners of single functions (`on_event=`) are waited for as well: they have no bus that could do it.
+            from opero.events.delivery import delivery_queues
+
+            return delivery_queues()
         return [s.queue for s in self.subscriptions if s.queue is not None]
 
     def __repr__(self) -> str:
         return f"<EventBus with {len(self.subscriptions)} subscriptions>"
 
 
-class _DefaultBus(EventBus):
-    """The bus that all decorated functions send to: with a subscription, they leave their fast paths."""
-
-    def subscribe(
-        self, handler: Handler, types: Iterable[type[Event]] = (), *, queue: int = 10_000
-    ) -> Subscription:
-        made = super().subscribe(handler, types, queue=queue)
-        switch.turn_on()
-        return made
-
-    def _remove(self, subscription: Subscription) -> None:
-        super()._remove(subscription)
-        switch.turn_off()
-
-    def _queues(self) -> list[DeliveryQueue]:
-        # Listeners of single functions (`on_event=`) are waited for as well: they have no bus that could do it.
-        from opero.events.delivery import delivery_queues
-
-        return delivery_queues()
-
-
-event_bus: Final[EventBus] = _DefaultBus()
+event_bus: Final[EventBus] = EventBus()
+"""The bus that all decorated functions send to: while it has a subscription, they leave their fast paths."""
 
 
 class Emitter:
@@ -366,8 +348,6 @@ class Emitter:
             if listener.wants(kind):
                 return True
         return event_bus.wants(kind)
-
-    hears = wants  # its former name
 
     def emit(self, event: Event) -> None:
         """Deliver an event; never raises."""

@@ -9,7 +9,6 @@ last, else on a background loop in a thread of its own.
 from __future__ import annotations
 
 import atexit
-import functools
 import sys
 import threading
 from collections import deque
@@ -21,9 +20,12 @@ from weakref import WeakSet
 
 from opero.errors import OperoUsageError
 from opero.utils.fork import reset_after_fork
+from opero.utils.waiters import TaskWaiter, ThreadWaiter
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop, Future
+    from asyncio import AbstractEventLoop
+
+    from opero.utils.waiters import Waiter
 
 __all__ = [
     "BackgroundLoop",
@@ -31,7 +33,6 @@ __all__ = [
     "background_loop",
     "delivery_queues",
     "drain",
-    "drain_at_exit",
     "drain_sync",
     "running_loop",
 ]
@@ -60,24 +61,45 @@ class BackgroundLoop:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._loop: AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._loop: Any = None
         reset_after_fork(self)
 
     def get(self) -> AbstractEventLoop:
         """Return the loop; it is running."""
         with self._lock:
             if self._loop is None or self._thread is None or not self._thread.is_alive():
-                self._loop, self._thread = _start_loop()
-            return self._loop
+                ready = threading.Event()
+                # A daemon, so that a handler which never ends does not keep the interpreter alive.
+                self._thread = threading.Thread(
+                    target=self._run, args=(ready,), name="opero-event-handlers", daemon=True
+                )
+                self._thread.start()
+                ready.wait()
+            loop: AbstractEventLoop = self._loop
+            return loop
+
+    def _run(self, ready: threading.Event) -> None:
+        import asyncio
+
+        loop = self._loop = asyncio.new_event_loop()
+        loop.call_soon(ready.set)
+        loop.run_forever()
+        # As `asyncio.run` does, which starts a thread for it: the interpreter refuses that at its end.
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            loop.run_until_complete(asyncio.wait(tasks, timeout=0.5))
+        loop.close()
 
     def stop(self, timeout: float = 1.0) -> None:
         """End the loop and wait for its thread for `timeout` seconds at most; a later `get` starts another."""
         with self._lock:
-            loop, thread, self._loop = self._loop, self._thread, None
-        if loop is not None and thread is not None and thread.is_alive():
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join(timeout)
+            loop, self._loop = self._loop, None
+            if loop is not None and self._thread is not None and self._thread.is_alive():
+                loop.call_soon_threadsafe(loop.stop)
+                self._thread.join(timeout)
 
     def after_fork(self) -> None:
         """Forget the loop: its thread is not there in a forked child."""
@@ -86,36 +108,6 @@ class BackgroundLoop:
 
     def __repr__(self) -> str:
         return f"<BackgroundLoop {'not started' if self._loop is None else 'running'}>"
-
-
-def _start_loop() -> tuple[AbstractEventLoop, threading.Thread]:
-    import asyncio
-
-    loop = asyncio.new_event_loop()
-    ready = threading.Event()
-    loop.call_soon(ready.set)
-    # A daemon, so that a handler which never ends does not keep the interpreter alive.
-    thread = threading.Thread(
-        target=_run_loop, args=(loop,), name="opero-event-handlers", daemon=True
-    )
-    thread.start()
-    ready.wait()
-    return loop, thread
-
-
-def _run_loop(loop: AbstractEventLoop) -> None:
-    import asyncio
-
-    asyncio.set_event_loop(loop)
-    try:
-        loop.run_forever()
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            loop.run_until_complete(asyncio.wait(tasks, timeout=0.5))
-    finally:
-        loop.close()
 
 
 background_loop: Final = BackgroundLoop()
@@ -147,7 +139,7 @@ class DeliveryQueue:
         self._home = home
         self._context = copy_context()
         self._items: deque[tuple[Callable[[], Any], Any]] = deque()
-        self._waiters: list[tuple[int, Callable[[], object]]] = []
+        self._waiters: list[tuple[int, Waiter]] = []
         self._loop: AbstractEventLoop | None = None  # where a consumer is active
         self._last: AbstractEventLoop | None = None
         self._generation = 0
@@ -173,16 +165,16 @@ class DeliveryQueue:
             self._items.clear()
         self._notify()
 
-    def when_done(self, number: int, notify: Callable[[], object]) -> bool:
-        """Call `notify`, in any thread, when that many items are processed, or to have the caller look again.
+    def wait_for(self, number: int, waiter: Waiter) -> bool:
+        """Wake a waiter when that many items are processed, or to have it look again.
 
         Returns:
-            False if there is nothing to wait for; `notify` is not called then.
+            False if there is nothing to wait for; the waiter is not woken then.
         """
         with self._lock:
             if self._done >= number or id(self) in _consuming.get():
                 return False
-            self._waiters.append((number, notify))
+            self._waiters.append((number, waiter))
         self._start()
         return True
 
@@ -201,8 +193,8 @@ class DeliveryQueue:
             done, waiters = self._done, self._waiters
             self._waiters = [w for w in waiters if w[0] > done and not all_of_them]
             due = [w for w in waiters if w not in self._waiters]
-        for _, notify in due:
-            notify()
+        for _, waiter in due:
+            waiter.wake()
 
     # --- the consumer ------------------------------------------------------------------------------------------------
 
@@ -308,15 +300,9 @@ def delivery_queues() -> list[DeliveryQueue]:
 
 async def drain(queues: Iterable[DeliveryQueue]) -> None:
     """Wait until the items that are in these queues now are processed."""
-    from asyncio import get_running_loop
-
-    loop = get_running_loop()
     for queue, number in [(queue, queue.sent) for queue in queues]:
-        while True:
-            done: Future[None] = loop.create_future()
-            if not queue.when_done(number, functools.partial(_settle, loop, done)):
-                break
-            await done
+        while queue.wait_for(number, waiter := TaskWaiter()):
+            await waiter.wait()
 
 
 def drain_sync(queues: Iterable[DeliveryQueue], timeout: float | None = None) -> bool:
@@ -332,31 +318,14 @@ def drain_sync(queues: Iterable[DeliveryQueue], timeout: float | None = None) ->
         raise OperoUsageError("drain_sync() would block the event loop: write `await bus.drain()`.")
     end = None if timeout is None else monotonic() + timeout
     for queue, number in [(queue, queue.sent) for queue in queues]:
-        while queue.when_done(number, (done := threading.Event()).set):
-            if not done.wait(None if end is None else max(0.0, end - monotonic())):
+        while queue.wait_for(number, waiter := ThreadWaiter()):
+            if not waiter.wait(None if end is None else max(0.0, end - monotonic())):
                 return False
     return True
 
 
-def _settle(loop: AbstractEventLoop, done: Future[None]) -> None:
-    try:
-        loop.call_soon_threadsafe(_set, done)
-    except RuntimeError:
-        pass  # the loop is closed: there is no waiter any more
-
-
-def _set(done: Future[None]) -> None:
-    if not done.done():
-        done.set_result(None)
-
-
-@functools.cache
-def drain_at_exit() -> None:
-    """Process what waits when the program ends; the second call does nothing."""
-    atexit.register(_at_exit)
-
-
-def _at_exit() -> None:
+@atexit.register
+def _drain_at_exit() -> None:
     """Process what waits at the end of the program, on a loop in this thread where no other one runs any more."""
     waiting = [queue for queue in delivery_queues() if queue.waiting]
     if waiting and running_loop() is None:

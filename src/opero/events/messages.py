@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, Protocol
 
 from opero.utils.secrets import mask_text, mask_urls, masked_repr
 
@@ -44,13 +44,12 @@ def describe_event(event: Event, *, messages: bool = False) -> tuple[int, str]:
         >>> describe_event(RetryScheduled(function="fetch", attempt=2, delay=0.25))
         (20, 'fetch: attempt 2 in 0.25 s')
     """
-    entry = _SENTENCES.get(type(event).__name__)
-    if entry is None:
-        return DEBUG, f"{event.function}: {_anything(event, messages=messages)}"
-    level, sentence = entry
-    error = event.get("error")
-    text = f"{event.function}: {sentence(event, _error(error, messages=messages))}"
-    return level, mask_urls(text)
+    level, sentence = _SENTENCES.get(type(event).__name__, (DEBUG, ""))
+    if sentence:
+        text = sentence.format(e=event, **_phrases(event, messages=messages))
+    else:
+        text = _anything(event, messages=messages)
+    return level, mask_urls(f"{event.function}: {text}")
 
 
 def log_event(logger: EventLogger, event: Event, *, messages: bool = False) -> None:
@@ -70,27 +69,22 @@ def _error(error: object, *, messages: bool) -> str:
     return text
 
 
-def _seconds(event: Event) -> str:
-    seconds = event.get("seconds")
-    return "" if seconds is None else f" after {seconds:.3f} s"
-
-
-def _with(event: Event) -> str:
-    value = event.get("value")
-    return f" with {value}" if value else ""
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
-def _state(event: Event) -> str:
-    state = event["state"]
-    return str(getattr(state, "name", state)).lower()
-
-
-def _changed(event: Event, error: str) -> str:
-    return f"{event['type']} {_state(event)}{_seconds(event)}{f' with {error}' if error else ''}"
+def _phrases(event: Event, *, messages: bool) -> dict[str, str]:
+    """Return the parts of sentences that depend on more than one value."""
+    error = _error(event.get("error"), messages=messages)
+    attempts, seconds, state = event.get("attempts"), event.get("seconds"), event.get("state")
+    total, reason, value = event.get("total"), event.get("reason"), event.get("value")
+    return {
+        "after": "" if seconds is None else f" after {seconds:.3f} s",
+        "attempts": f"{attempts} attempt{'s' * (attempts != 1)}",
+        "error": error,
+        "of_total": "" if total is None else f" of {total}",
+        "outcome": f"failed with {error}" if error else "gave a rejected result",
+        "reason": "" if reason is None else f", {reason}",
+        "state": str(getattr(state, "name", state)).lower(),
+        "with_error": f" with {error}" if error else "",
+        "with_value": f" with {value}" if value else "",
+    }
 
 
 def _anything(event: Event, *, messages: bool) -> str:
@@ -105,57 +99,30 @@ def _anything(event: Event, *, messages: bool) -> str:
     return " ".join([event.type, *parts])
 
 
+_CHANGED = "{e.type} {state}{after}{with_error}"
+
 # By name, so that the classes are not loaded for it.
-_SENTENCES: dict[str, tuple[int, Callable[[Any, str], str]]] = {
-    "AttemptFailed": (
-        WARNING,
-        lambda e, error: (
-            f"attempt {e.attempt}{_with(e)} "
-            f"{f'failed with {error}' if error else 'gave a rejected result'}{_seconds(e)}"
-        ),
-    ),
-    "RetryScheduled": (INFO, lambda e, _: f"attempt {e.attempt} in {e.delay:.3g} s"),
-    "FallbackUsed": (INFO, lambda e, _: f"falls back on {e.value}"),
-    "LimiterWaited": (DEBUG, lambda e, _: f"waited {e.seconds:.3g} s for a limit"),
-    "MapWaiting": (
-        WARNING,
-        lambda e, _: (
-            f"the map stands at {e.done}{'' if e.total is None else f' of {e.total}'} items"
-            f"{'' if e.reason is None else f', {e.reason}'}{_seconds(e)}"
-        ),
-    ),
-    "LimiterPaused": (
-        WARNING,
-        lambda e, _: f"the service asks for a pause of {e.seconds:.3g} s ({e.source})",
-    ),
-    "ValueCooling": (
-        WARNING,
-        lambda e, _: f"skips {e.value} for {e.seconds:.3g} s ({e.source})",
-    ),
-    "RetriesNested": (
-        WARNING,
-        lambda e, _: f"retries a call of {e.inner}, which has used up its own retries",
-    ),
-    "RetryBudgetSpent": (WARNING, lambda e, _: f"retry budget {e.budget!r} is spent"),
-    "DeadlinePassed": (WARNING, lambda e, _: f"the deadline passed {e.where}"),
-    "CircuitChanged": (
-        WARNING,
-        lambda e, _: f"circuit {e.circuit!r} went from {e.old_state} to {e.new_state}",
-    ),
-    "CallTimedOut": (WARNING, lambda e, _: f"a call took longer than {e.seconds:.3g} s"),
-    "CacheHit": (DEBUG, lambda e, _: "served from the cache"),
-    "CacheMiss": (DEBUG, lambda e, _: "not in the cache"),
-    "CacheSkipped": (WARNING, lambda e, _: f"cache: {e.reason}"),
-    "CallSucceeded": (
-        DEBUG,
-        lambda e, _: f"succeeded{_seconds(e)} in {_count(e.attempts, 'attempt')}",
-    ),
-    "CallGaveUp": (
-        ERROR,
-        lambda e, error: f"gave up{_seconds(e)} and {_count(e.attempts, 'attempt')} with {error}",
-    ),
-    "TaskChanged": (INFO, _changed),
-    "WorkflowChanged": (INFO, _changed),
-    "StepChanged": (DEBUG, _changed),
-    "HandlerFailed": (ERROR, lambda e, error: f"the event handler raised {error}"),
+_SENTENCES: Final[dict[str, tuple[int, str]]] = {
+    "AttemptFailed": (WARNING, "attempt {e.attempt}{with_value} {outcome}{after}"),
+    "RetryScheduled": (INFO, "attempt {e.attempt} in {e.delay:.3g} s"),
+    "FallbackUsed": (INFO, "falls back on {e.value}"),
+    "LimiterWaited": (DEBUG, "waited {e.seconds:.3g} s for a limit"),
+    "MapWaiting": (WARNING, "the map stands at {e.done}{of_total} items{reason}{after}"),
+    "LimiterPaused": (WARNING, "the service asks for a pause of {e.seconds:.3g} s ({e.source})"),
+    "ValueCooling": (WARNING, "skips {e.value} for {e.seconds:.3g} s ({e.source})"),
+    "RetriesNested": (WARNING, "retries a call of {e.inner}, which has used up its own retries"),
+    "RetryBudgetSpent": (WARNING, "retry budget {e.budget!r} is spent"),
+    "DeadlinePassed": (WARNING, "the deadline passed {e.where}"),
+    "CircuitChanged": (WARNING, "circuit {e.circuit!r} went from {e.old_state} to {e.new_state}"),
+    "CallTimedOut": (WARNING, "a call took longer than {e.seconds:.3g} s"),
+    "CacheHit": (DEBUG, "served from the cache"),
+    "CacheMiss": (DEBUG, "not in the cache"),
+    "CacheSkipped": (WARNING, "cache: {e.reason}"),
+    "CallSucceeded": (DEBUG, "succeeded{after} in {attempts}"),
+    "CallGaveUp": (ERROR, "gave up{after} and {attempts} with {error}"),
+    "TaskChanged": (INFO, _CHANGED),
+    "WorkflowChanged": (INFO, _CHANGED),
+    "StepChanged": (DEBUG, _CHANGED),
+    "HandlerFailed": (ERROR, "the event handler raised {error}"),
 }
+"""Level and sentence by event; `e` is the event, the other names are those of `_phrases`."""

@@ -17,39 +17,6 @@ from typing import Any, ClassVar
 from opero.events.runs import parent_run_id, run_id
 from opero.utils.secrets import mask_text, masked_repr
 
-__all__ = [
-    "AttemptFailed",
-    "CacheHit",
-    "CacheMiss",
-    "CacheRefreshed",
-    "CacheSkipped",
-    "CacheStale",
-    "CallEnded",
-    "CallGaveUp",
-    "CallStarted",
-    "CallSucceeded",
-    "CallTimedOut",
-    "CircuitChanged",
-    "CustomEvent",
-    "DeadlinePassed",
-    "Event",
-    "FallbackUsed",
-    "FunctionEdited",
-    "HandlerFailed",
-    "LimiterPaused",
-    "LimiterWaited",
-    "MapProgress",
-    "MapWaiting",
-    "RetriesNested",
-    "RetryBudgetSpent",
-    "RetryScheduled",
-    "StepChanged",
-    "TaskChanged",
-    "ValueCooling",
-    "WorkflowChanged",
-    "event_from_dict",
-]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Event:
@@ -445,7 +412,7 @@ class _DetailedEvent(Event):
     def __getitem__(self, key: str) -> Any:
         if key not in self.keys():
             raise KeyError(key)
-        return getattr(self, key) if hasattr(type(self), key) else self.details[key]
+        return getattr(self, key) if key in Event.keys(self) else self.details[key]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

@@ -8,12 +8,13 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from opero.core.options import Options
-from opero.core.strategies import ExponentialWait
+from opero.core.retry import grown
 from opero.errors import OperoUsageError, did_you_mean
 from opero.utils import checks
+from opero.utils.secrets import masked_repr
 from opero.utils.units import Duration, parse_seconds
 
 if TYPE_CHECKING:
@@ -35,9 +36,6 @@ Backend = Literal["pathos", "multiprocessing", "process", "aiomultiprocess"]
 class _Checked:
     """Base of the configurations: a change is checked like a new object, and undone if it is wrong."""
 
-    changes: ClassVar[int] = 0
-    """How often any configuration was changed: an orchestrator compares it before it looks closer."""
-
     def check(self) -> None:
         """Refuse values that cannot work.
 
@@ -54,8 +52,8 @@ class _Checked:
         if not getattr(self, "_complete", False):
             object.__setattr__(self, name, value)
             return
-        if name not in {f.name for f in dataclasses.fields(cast("Any", self))}:
-            known = [f.name for f in dataclasses.fields(cast("Any", self))]
+        known = [f.name for f in dataclasses.fields(cast("Any", self))]
+        if name not in known:
             raise OperoUsageError(
                 f"{type(self).__name__} has no {name!r}.{did_you_mean(name, known)}"
             )
@@ -66,7 +64,24 @@ class _Checked:
         except BaseException:
             object.__setattr__(self, name, before)
             raise
-        _Checked.changes += 1
+
+
+@dataclass(frozen=True, slots=True)
+class _ExponentialWait:
+    """tenacity's `wait_exponential`: min(high, multiplier · 2^(n-1)), and at least low, before retry n.
+
+    Attributes:
+        multiplier: Seconds before the first retry; it is no growth factor, each pause is twice the one before.
+        low, high: Shortest and longest pause in seconds.
+    """
+
+    multiplier: float
+    low: float
+    high: float
+
+    def __call__(self, state: Any) -> float:
+        """Return the seconds before the next attempt."""
+        return max(self.low, grown(self.multiplier, self.high, 2, state.attempt_number - 1))
 
 
 @dataclass(unsafe_hash=True)
@@ -122,7 +137,7 @@ class RetryConfig(_Checked):
 
     def as_options(self) -> dict[str, Any]:
         """Return the options of `@opero` that do this."""
-        wait = ExponentialWait(
+        wait = _ExponentialWait(
             self.wait_multiplier,
             parse_seconds(self.wait_min, "wait_min"),
             parse_seconds(self.wait_max, "wait_max"),
@@ -221,12 +236,13 @@ class MultiprocessConfig(_Checked):
         return {"mode": mode, "workers": self.workers}
 
 
-_OWN_CLASSES: Mapping[str, type] = {
+PARTS: Mapping[str, type] = {
     "retry_config": RetryConfig,
     "rate_limit_config": RateLimitConfig,
     "concurrency_config": ConcurrencyConfig,
     "multiprocess_config": MultiprocessConfig,
 }
+"""The parts of an `OrchestratorConfig` that are configurations themselves."""
 
 _CACHE_SETTINGS = ("cache_ttl", "cache_backend", "cache_key", "cache_namespace")
 _PLACES = {
@@ -274,7 +290,7 @@ class OrchestratorConfig(_Checked):
 
     def check(self) -> None:
         """Refuse values that cannot work."""
-        for name, kind in _OWN_CLASSES.items():
+        for name, kind in PARTS.items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
                 raise OperoUsageError(
@@ -320,7 +336,7 @@ class OrchestratorConfig(_Checked):
 
     def __repr__(self) -> str:
         shown = ", ".join(
-            f"{f.name}={getattr(self, f.name)!r}"
+            f"{f.name}={masked_repr(getattr(self, f.name), f.name)}"
             for f in dataclasses.fields(self)
             if self._differs(f)
         )
@@ -339,11 +355,7 @@ def functions(name: str, given: Any) -> tuple[Callable[..., Any], ...]:
     """
     if given is None:
         return ()
-    several: tuple[Any, ...] = (given,) if callable(given) else _all_of(given)
+    several = tuple(given) if isinstance(given, Iterable) and not callable(given) else (given,)
     if not all(callable(function) for function in several):
         raise OperoUsageError(f"{name}={given!r} must be a function or a list of functions.")
     return several
-
-
-def _all_of(given: Any) -> tuple[Any, ...]:
-    return tuple(given) if isinstance(given, Iterable) else (given,)

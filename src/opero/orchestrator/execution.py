@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overload
 
@@ -16,12 +17,12 @@ from opero.core.function import ClassMethod, Method, describe_function
 from opero.core.options import MapOptions, Options
 from opero.core.pipeline import Pipeline
 from opero.core.rate_limit import limiter_of
-from opero.core.strategies import is_retry_error, retry_error
+from opero.core.retry import is_retry_error, retry_error
 from opero.core.wrapper import make_wrapper
 from opero.errors import OperoUsageError, is_final, matches
 from opero.events.messages import log_event
 from opero.limits.permits import ConcurrencyLimit
-from opero.orchestrator.config import OrchestratorConfig, functions
+from opero.orchestrator.config import PARTS, OrchestratorConfig, functions
 from opero.orchestrator.fallback_chain import FallbackChain, name_of
 from opero.utils.async_utils import ensure_async, is_async_function, run_async
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
         RetryConfig,
     )
 
-__all__ = ["AsyncOrchestrated", "Chains", "Orchestrated", "Orchestrator", "orchestrate"]
+__all__ = ["Chains", "Orchestrated", "Orchestrator", "orchestrate"]
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -44,6 +45,8 @@ T = TypeVar("T")
 V = TypeVar("V")
 T_contra = TypeVar("T_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
+L = TypeVar("L")
+L_co = TypeVar("L_co", covariant=True)
 
 Function = Callable[..., Any]
 
@@ -79,15 +82,12 @@ class Orchestrator:
             )
         self.config: OrchestratorConfig = config or OrchestratorConfig()
         self._chains = Chains(_frozen(self.config))
-        self._changes = OrchestratorConfig.changes
 
     @property
     def chains(self) -> Chains:
-        """The pipelines that the configuration makes of functions."""
-        if self._changes != OrchestratorConfig.changes:
-            self._changes = OrchestratorConfig.changes
-            if self.config != self._chains.config:
-                self._chains = Chains(_frozen(self.config))
+        """The pipelines that the configuration, as it is now, makes of functions."""
+        if self.config != self._chains.config:
+            self._chains = Chains(_frozen(self.config))
         return self._chains
 
     async def execute(self, function: Function, /, *args: Any, **kwargs: Any) -> Any:
@@ -122,13 +122,13 @@ class Orchestrator:
             >>> Orchestrator().process_sync([min, max], [1, 2], [3, 4])
             [1, 3, 2, 4]
         """
-        return await _process(self.chains, functions, items, kwargs)
+        return await self.chains.process(functions, items, kwargs)
 
     def process_sync(
         self, functions: Function | Iterable[Function], /, *items: Any, **kwargs: Any
     ) -> list[Any]:
         """Do what `process` does, for callers without an event loop."""
-        return _process_sync(self.chains, functions, items, kwargs)
+        return self.chains.process_sync(functions, items, kwargs)
 
     def explain(self, function: Function) -> Explanation:
         """Describe what happens to a call of a function, stage by stage."""
@@ -140,17 +140,11 @@ class Orchestrator:
 
 def _frozen(config: OrchestratorConfig) -> OrchestratorConfig:
     """Return a copy that later changes do not reach."""
-    parts = (
-        "retry_config",
-        "rate_limit_config",
-        "concurrency_config",
-        "multiprocess_config",
-        "options",
-    )
+    parts = (*PARTS, "options")
     return replace(config, **{name: copy.copy(getattr(config, name)) for name in parts})
 
 
-# --- single calls -----------------------------------------------------------------------------------------------------
+# --- what a configuration makes of functions --------------------------------------------------------------------------
 
 
 class Chains:
@@ -167,45 +161,103 @@ class Chains:
         self._listener = None if logger is None else functools.partial(log_event, logger)
         self._options = _with_shared_limits(config, self._listener) if options is None else options
         self.made: Callable[..., Any] = _cached(self._make)
-        self.chain: Callable[..., Any] = _cached(self._make_chain)
+        self.chain: Callable[..., FallbackChain] = _cached(self._make_chain)
 
     async def execute(
         self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Call a function, and its fallbacks with the same arguments if it fails."""
-        chain: FallbackChain = self.chain(function, True)
-        try:
-            return await chain.execute(*args, **kwargs)
-        except Exception as error:
-            if self.replaces(error):
-                raise self.replacement(error) from error
-            raise
+        with self._errors():
+            return await self.chain(function, True).execute(*args, **kwargs)
 
     def execute_sync(
         self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Do the same without an event loop."""
-        chain: FallbackChain = self.chain(function, False)
-        if chain.awaits:
-            return run_async(self.execute(function, args, kwargs))
+        with self._errors():
+            return self.chain(function, False).execute_sync(*args, **kwargs)
+
+    async def process(
+        self,
+        given: Any,
+        items: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        before: tuple[Any, ...] = (),
+    ) -> list[Any]:
+        """Return the results of a function, or of several, for each item.
+
+        Args:
+            given: The functions.
+            items: The items.
+            kwargs: Keyword arguments of all calls.
+            before: Arguments before each item: the instance or class of a method.
+        """
+        mapper, inputs = self._mapper(given, items, kwargs, before, on_a_loop=True)
+        with self._errors():
+            begin = functools.partial(mapper.begin, inputs, on_loop=True)
+            results: list[Any] = await run_map_async(begin)
+            return results
+
+    def process_sync(
+        self,
+        given: Any,
+        items: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        before: tuple[Any, ...] = (),
+    ) -> list[Any]:
+        """Do the same without an event loop."""
+        mapper, inputs = self._mapper(given, items, kwargs, before)
+        if mapper.awaits:
+            return run_async(self.process(given, items, kwargs, before))
+        with self._errors():
+            results: list[Any] = run_map(mapper.begin(inputs))
+            return results
+
+    def _mapper(
+        self,
+        given: Any,
+        items: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        before: tuple[Any, ...],
+        *,
+        on_a_loop: bool = False,
+    ) -> tuple[Mapper, Iterable[Any]]:
+        """Return the map and its inputs; only workers are on, because the functions have their own pipelines."""
+        several = functions("functions", given)
+        if len(several) == 0:
+            raise OperoUsageError("process() needs a function: write process([function], *items).")
+        inputs: Iterable[Any] = items
+        if len(several) > 1:
+            inputs = [(number, item) for number in range(len(several)) for item in items]
+        workers = _workers(self.config)
+        # Without workers, a synchronous function runs in a thread, so that the loop is free.
+        awaits = on_a_loop and workers.get("sequential", False)
+        awaits = awaits or any(self.chain(function, False).awaits for function in several)
+        chains, own = self, f"{name_of(several[0])}.process"
+        listeners: list[Handler] = []
+        if "process" in workers["mode"]:
+            # Events of the functions come back with the results; events of the map itself are not asked for.
+            chains, listeners = self._for_workers(), [_without(own, one) for one in self._listeners]
+        call = _call_async if awaits else _call
+        work = functools.partial(call, chains, several, before, kwargs)
+        options = MapOptions.of(
+            "process", cache=False, retries=0, progress=False, on_event=listeners or None, **workers
+        )
+        info = replace(describe_function(work), name=name_of(several[0]), qualname=own)
+        return Mapper(Pipeline(info, options), relays_all=bool(listeners)), inputs
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Replace the error of a block by a `tenacity.RetryError` where the configuration asks for that."""
+        retry = self.config.retry_config
         try:
-            return chain.execute_sync(*args, **kwargs)
+            yield
         except Exception as error:
-            if self.replaces(error):
-                raise self.replacement(error) from error
-            raise
-
-    def replaces(self, error: Exception) -> bool:
-        """Return whether the configuration asks for a `RetryError` in place of this error."""
-        retry = self.config.retry_config
-        if retry is None or retry.reraise or is_final(error) or is_retry_error(error):
-            return False
-        return matches(retry.retry_exceptions, error)
-
-    def replacement(self, error: Exception) -> Exception:
-        """Return that `RetryError`."""
-        retry = self.config.retry_config
-        return retry_error(error, 1 if retry is None else retry.max_attempts)
+            if retry is None or retry.reraise or is_final(error) or is_retry_error(error):
+                raise
+            if not matches(retry.retry_exceptions, error):
+                raise
+            raise retry_error(error, retry.max_attempts) from error
 
     def _make_chain(self, function: Function, awaits: bool) -> FallbackChain:
         several = (function, *functions("fallbacks", self.config.fallbacks))
@@ -220,12 +272,11 @@ class Chains:
         return pipeline, make_wrapper(pipeline)
 
     @property
-    def listeners(self) -> tuple[Handler, ...]:
-        """The listeners that the configuration names."""
+    def _listeners(self) -> tuple[Handler, ...]:
         given = self._options.on_event
         return () if given is None else tuple(given) if isinstance(given, Iterable) else (given,)
 
-    def for_workers(self) -> Chains:
+    def _for_workers(self) -> Chains:
         """Return an equivalent for worker processes, which shares the rate limit.
 
         It has no listeners, and raises errors unchanged, because both are applied in the caller's process. It has
@@ -242,6 +293,21 @@ class Chains:
 
     def __reduce__(self) -> Any:
         return Chains, (self.config, self._options)
+
+
+def _call(
+    chains: Chains, several: tuple[Function, ...], before: tuple[Any, ...], kwargs: Any, item: Any
+) -> Any:
+    """Call one function with one item; with several functions an item is a pair: number and argument."""
+    number, argument = item if len(several) > 1 else (0, item)
+    return chains.execute_sync(several[number], (*before, argument), kwargs)
+
+
+async def _call_async(
+    chains: Chains, several: tuple[Function, ...], before: tuple[Any, ...], kwargs: Any, item: Any
+) -> Any:
+    number, argument = item if len(several) > 1 else (0, item)
+    return await chains.execute(several[number], (*before, argument), kwargs)
 
 
 def _cached(make: Callable[..., Any]) -> Callable[..., Any]:
@@ -273,130 +339,6 @@ def _with_shared_limits(config: OrchestratorConfig, listener: Any) -> Options:
     return Options.of("Orchestrator", **made)
 
 
-# --- many items -------------------------------------------------------------------------------------------------------
-
-
-async def _process(
-    chains: Chains,
-    given: Any,
-    items: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    *,
-    before: tuple[Any, ...] = (),
-) -> list[Any]:
-    """Return the results of some functions for each item: a map with the options of the configuration.
-
-    Args:
-        chains: Calls the functions.
-        given: A function or several.
-        items: The items.
-        kwargs: Keyword arguments of all calls.
-        before: Arguments before each item: the instance or class of a method.
-    """
-    mapper, inputs = _mapper(chains, given, items, kwargs, before, on_a_loop=True)
-    try:
-        found: list[Any] = await run_map_async(
-            functools.partial(mapper.begin, inputs, on_loop=True)
-        )
-        return found
-    except Exception as error:
-        if chains.replaces(error):
-            raise chains.replacement(error) from error
-        raise
-
-
-def _process_sync(
-    chains: Chains,
-    given: Any,
-    items: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    *,
-    before: tuple[Any, ...] = (),
-) -> list[Any]:
-    """Do the same without an event loop."""
-    mapper, inputs = _mapper(chains, given, items, kwargs, before)
-    if mapper.awaits:
-        return run_async(_process(chains, given, items, kwargs, before=before))
-    try:
-        found: list[Any] = run_map(mapper.begin(inputs))
-        return found
-    except Exception as error:
-        if chains.replaces(error):
-            raise chains.replacement(error) from error
-        raise
-
-
-class _Work:
-    """A call for one item: an object, not a closure, so that it can be pickled.
-
-    With several functions an item is a pair: the number of the function, and the argument.
-    """
-
-    def __init__(
-        self,
-        chains: Chains,
-        several: tuple[Function, ...],
-        kwargs: dict[str, Any],
-        before: tuple[Any, ...],
-    ) -> None:
-        self.__name__ = name_of(several[0])
-        self.__qualname__ = f"{self.__name__}.process"
-        self.chains = chains
-        self.several = several
-        self.kwargs = kwargs
-        self.before = before
-
-    def split(self, item: Any) -> tuple[Function, tuple[Any, ...]]:
-        """Return the function and the positional arguments for an item."""
-        number, argument = item if len(self.several) > 1 else (0, item)
-        return self.several[number], (*self.before, argument)
-
-    def __call__(self, item: Any) -> Any:
-        function, args = self.split(item)
-        return self.chains.execute_sync(function, args, self.kwargs)
-
-
-class _AsyncWork(_Work):
-    """The same for functions that are awaited."""
-
-    async def __call__(self, item: Any) -> Any:
-        function, args = self.split(item)
-        return await self.chains.execute(function, args, self.kwargs)
-
-
-def _mapper(
-    chains: Chains,
-    given: Any,
-    items: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    before: tuple[Any, ...],
-    *,
-    on_a_loop: bool = False,
-) -> tuple[Mapper, Iterable[Any]]:
-    """Return the map and its inputs; only workers are on, because the functions have their own pipelines."""
-    several = functions("functions", given)
-    if not several:
-        raise OperoUsageError("process() needs a function: write process([function], *items).")
-    inputs: Iterable[Any] = items
-    if len(several) > 1:
-        inputs = [(number, item) for number in range(len(several)) for item in items]
-    workers = _workers(chains.config)
-    # Without workers, a synchronous function runs in a thread, so that the loop is free.
-    awaits = on_a_loop and workers.get("sequential", False)
-    awaits = awaits or any(chains.chain(function, False).awaits for function in several)
-    kind = _AsyncWork if awaits else _Work
-    off: dict[str, Any] = {"cache": False, "retries": 0, "progress": False}
-    if "process" not in workers["mode"]:
-        work = kind(chains, several, kwargs, before)
-        options = MapOptions.of("process", **off, **workers)
-        return Mapper(Pipeline(describe_function(work), options)), inputs
-    work = kind(chains.for_workers(), several, kwargs, before)
-    # Events of the functions come back with the results; events of the map itself are not asked for.
-    wanted = [_without(work.__qualname__, listener) for listener in chains.listeners]
-    options = MapOptions.of("process", **off, **workers, on_event=wanted or None)
-    return Mapper(Pipeline(describe_function(work), options), relays_all=bool(wanted)), inputs
-
-
 def _without(own: str, listener: Handler) -> Handler:
     def listen(event: Event) -> object:
         return None if event.function == own else listener(event)
@@ -421,29 +363,26 @@ def _workers(config: OrchestratorConfig) -> dict[str, Any]:
 # --- the decorator ----------------------------------------------------------------------------------------------------
 
 
-class _FirstParameter(Protocol[T_contra, Q, R_co]):
-    """A function whose first parameter has a certain type."""
+class _FirstParameter(Protocol[T_contra, Q, R_co, L_co]):
+    """An orchestrated function whose first parameter has a certain type."""
 
     def __call__(self, first: T_contra, /, *args: Q.args, **kwargs: Q.kwargs) -> R_co: ...
+    def process(self, *items: Any, **kwargs: Any) -> L_co: ...
 
 
-class _Named(Protocol):
-    """Attributes of both kinds."""
+class Orchestrated(Protocol[P, R_co, L_co]):
+    """A function decorated with `@orchestrate`: a coroutine function, with a `process` of this kind, if it was one."""
 
     __name__: str
     __qualname__: str
     __wrapped__: Callable[..., Any]
     orchestrator: Orchestrator
 
-
-class Orchestrated(_Named, Protocol[P, R]):
-    """A synchronous function decorated with `@orchestrate`."""
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Call the function through its orchestrator."""
         ...
 
-    def process(self, *items: Any, **kwargs: Any) -> list[R]:
+    def process(self, *items: Any, **kwargs: Any) -> L_co:
         """Call it with each item and return the results in order."""
         ...
 
@@ -451,29 +390,8 @@ class Orchestrated(_Named, Protocol[P, R]):
     def __get__(self, instance: None, owner: type, /) -> Self: ...
     @overload
     def __get__(
-        self: _FirstParameter[T, Q, V], instance: T, owner: type[T], /
-    ) -> Orchestrated[Q, V]: ...
-    @overload
-    def __get__(self, instance: object, owner: type | None = None, /) -> Self: ...
-
-
-class AsyncOrchestrated(_Named, Protocol[P, R]):
-    """A coroutine function decorated with `@orchestrate`."""
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
-        """Call the function through its orchestrator."""
-        ...
-
-    def process(self, *items: Any, **kwargs: Any) -> Coroutine[Any, Any, list[R]]:
-        """Call it with each item and return the results in order."""
-        ...
-
-    @overload
-    def __get__(self, instance: None, owner: type, /) -> Self: ...
-    @overload
-    def __get__(
-        self: _FirstParameter[T, Q, Coroutine[Any, Any, V]], instance: T, owner: type[T], /
-    ) -> AsyncOrchestrated[Q, V]: ...
+        self: _FirstParameter[T, Q, V, L], instance: T, owner: type[T], /
+    ) -> Orchestrated[Q, V, L]: ...
     @overload
     def __get__(self, instance: object, owner: type | None = None, /) -> Self: ...
 
@@ -485,18 +403,18 @@ class _OrchestrateDecorator(Protocol):
     @overload
     def __call__(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
         self, function: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> AsyncOrchestrated[P, R]: ...
+    ) -> Orchestrated[P, Coroutine[Any, Any, R], Coroutine[Any, Any, list[R]]]: ...
     @overload
-    def __call__(self, function: Callable[P, R], /) -> Orchestrated[P, R]: ...
+    def __call__(self, function: Callable[P, R], /) -> Orchestrated[P, R, list[R]]: ...
 
 
 # As above.
 @overload
 def orchestrate(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
     function: Callable[P, Coroutine[Any, Any, R]], /
-) -> AsyncOrchestrated[P, R]: ...
+) -> Orchestrated[P, Coroutine[Any, Any, R], Coroutine[Any, Any, list[R]]]: ...
 @overload
-def orchestrate(function: Callable[P, R], /) -> Orchestrated[P, R]: ...
+def orchestrate(function: Callable[P, R], /) -> Orchestrated[P, R, list[R]]: ...
 @overload
 def orchestrate(
     *,
@@ -575,9 +493,7 @@ def _wrapped(function: Callable[..., Any], orchestrator: Orchestrator) -> Any:
 
         async def aprocess(*items: Any, **kwargs: Any) -> list[Any]:
             """Call the function with each item and return the results in order."""
-            return await _process(
-                orchestrator.chains, function, items[bound:], kwargs, before=items[:bound]
-            )
+            return await orchestrator.chains.process(function, items[bound:], kwargs, items[:bound])
 
         made, made.process = acall, aprocess
     else:
@@ -588,9 +504,7 @@ def _wrapped(function: Callable[..., Any], orchestrator: Orchestrator) -> Any:
 
         def sprocess(*items: Any, **kwargs: Any) -> list[Any]:
             """Call the function with each item and return the results in order."""
-            return _process_sync(
-                orchestrator.chains, function, items[bound:], kwargs, before=items[:bound]
-            )
+            return orchestrator.chains.process_sync(function, items[bound:], kwargs, items[:bound])
 
         made, made.process = call, sprocess
     made.process.__name__ = "process"

@@ -91,18 +91,17 @@ class FallbackChain:
         Raises:
             Exception: The last function's own error.
         """
-        attempts: _Attempts | None = None
+        errors: list[Exception] = []
         try:
             for function in self._asynchronous:
                 try:
                     return await function(*args, **kwargs)
                 except Exception as error:
-                    attempts = attempts or _Attempts(self.functions, self._emitter)
-                    if attempts.ends_with(error):
+                    if not self._goes_on(errors, error):
                         raise
         finally:
-            if attempts is not None:
-                attempts.errors.clear()
+            # Errors hold tracebacks, those hold frames, and frames hold the list.
+            errors.clear()
 
     def execute_sync(self, /, *args: Any, **kwargs: Any) -> Any:
         """Do what `execute` does, for callers without an event loop, or in the middle of one.
@@ -112,56 +111,45 @@ class FallbackChain:
         """
         if self.awaits:
             return run_async(self.execute(*args, **kwargs))
-        attempts: _Attempts | None = None
+        errors: list[Exception] = []
         try:
             for function in self.functions:
                 try:
                     return function(*args, **kwargs)
                 except Exception as error:
-                    attempts = attempts or _Attempts(self.functions, self._emitter)
-                    if attempts.ends_with(error):
+                    if not self._goes_on(errors, error):
                         raise
         finally:
-            if attempts is not None:
-                attempts.errors.clear()
+            errors.clear()  # as above
         return None
+
+    def _goes_on(self, earlier: list[Exception], error: Exception) -> bool:
+        """Record a failure and return whether another function is called; if not, put the earlier ones behind it."""
+        failed = [*earlier, error]
+        if len(failed) < len(self.functions) and not isinstance(
+            error, DeadlineError | OperoUsageError
+        ):
+            earlier.append(error)
+            if self._emitter.active:
+                self._emitter.emit(
+                    events.FallbackUsed(
+                        function=self._emitter.function,
+                        value=name_of(self.functions[len(failed)]),
+                        index=len(failed),
+                    )
+                )
+            return True
+        if earlier:
+            name = name_of(self.primary)
+            lines = [f"and its fallbacks failed, {len(failed)} functions"]
+            for function, one in zip(self.functions, failed, strict=False):
+                lines.append(f"  {name_of(function)}: {type(one).__name__}")
+            owner = f"{getattr(self.primary, '__module__', '')}.{name} and fallbacks"
+            attach(error, name, "\n".join(lines), earlier, owner=owner)
+        return False
 
     def __repr__(self) -> str:
         return f"<FallbackChain {' → '.join(name_of(function) for function in self.functions)}>"
-
-
-class _Attempts:
-    """Decide for one call, synchronous or not, whether another function follows."""
-
-    def __init__(self, functions: tuple[Callable[..., Any], ...], emitter: Emitter) -> None:
-        # To be cleared in the end: errors hold tracebacks, those hold frames, and frames hold this.
-        self.errors: list[Exception] = []
-        self._functions = functions
-        self._emitter = emitter
-
-    def ends_with(self, error: Exception) -> bool:
-        """Record a failure and return whether it ends the call; if so, add the earlier ones to the error."""
-        place = len(self.errors) + 1
-        if place == len(self._functions) or isinstance(error, DeadlineError | OperoUsageError):
-            if self.errors:
-                self._explain(error)
-            return True
-        self.errors.append(error)
-        if self._emitter.active:
-            name = name_of(self._functions[place])
-            self._emitter.emit(
-                events.FallbackUsed(function=self._emitter.function, value=name, index=place)
-            )
-        return False
-
-    def _explain(self, error: Exception) -> None:
-        failed = [*self.errors, error]
-        names = [name_of(function) for function in self._functions]
-        lines = [f"{name}: {type(e).__name__}" for name, e in zip(names, failed, strict=False)]
-        text = f"and its fallbacks failed, {len(failed)} functions\n  " + "\n  ".join(lines)
-        primary = self._functions[0]
-        owner = f"{getattr(primary, '__module__', '')}.{names[0]} and fallbacks"
-        attach(error, names[0], text, self.errors, owner=owner)
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -30,8 +30,7 @@ from weakref import WeakKeyDictionary
 
 from opero.caching.codec import Coder, Undecodable, Unencodable
 from opero.caching.keys import Unkeyable, digest
-from opero.durable.failures import pack_error, unpack_error
-from opero.durable.values import decode, encode
+from opero.durable.values import decode, encode, pack_error, unpack_error
 from opero.errors import ActivityError, OperoUsageError, UnkeyableError, UnserializableError
 from opero.utils.secrets import hide, looks_secret, mask_text
 

@@ -9,7 +9,7 @@ generator, whose `except BaseException` and `finally` clauses clean up, and reac
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from typing import Any, Final, NamedTuple, TypeVar
 
 __all__ = ["BlockingStep", "StepLogic", "for_each", "in_thread", "run_async", "run_sync"]
@@ -25,12 +25,12 @@ class BlockingStep(NamedTuple):
 
     Attributes:
         block: Does it in a thread that may wait.
-        wait: Returns a coroutine that does it in an event loop.
+        wait: Returns what is awaited for it in an event loop.
         args: The arguments of both.
     """
 
     block: Callable[..., Any]
-    wait: Callable[..., Coroutine[Any, Any, Any]]
+    wait: Callable[..., Awaitable[Any]]
     args: tuple[Any, ...] = ()
 
 

@@ -108,7 +108,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     lease._process.renewer.flush()  # a store that is closed would be opened again
     for store in stores.open_stores():
         store.close()
-    stores._opened.stores.clear()
+    stores._opened.clear()
 
 
 @pytest.fixture

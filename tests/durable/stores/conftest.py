@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import pytest
 
-from opero.durable import SqliteStore
-from opero.durable.stores import sqlite
+from opero.durable import SqliteStore, sqlite_store
 
 if TYPE_CHECKING:
     from opero.durable.records import JournalStore
@@ -41,7 +40,7 @@ class InFile:
         return SqliteStore(self._path)
 
     def kill(self, owner: str) -> None:
-        os.close(sqlite._descriptors.pop(owner))
+        os.close(sqlite_store._descriptors.pop(owner))
 
 
 class InMemory:

@@ -10,11 +10,8 @@ from typing import Any
 
 import pytest
 
-from opero.durable import Orchestrator, activity, sleep, uuid, wait_for, workflow
-from opero.durable.workflows import workflows
+from opero.durable import Orchestrator, activity, get_registry, sleep, uuid, wait_for, workflow
 from opero.errors import WorkflowEndedError
-
-pytestmark = pytest.mark.internal
 
 
 @pytest.fixture
@@ -92,7 +89,7 @@ def test_the_work_of_one_goes_on_in_another(
 ) -> None:
     one = orchestrators()
     found = one.invoke_workflow("endless")
-    assert "endless" in workflows.names()
+    assert "endless" in get_registry().workflows
     two = orchestrators()
     one.stop()
     until = time.monotonic() + 10

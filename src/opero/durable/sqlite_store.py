@@ -1,4 +1,4 @@
-# this_file: src/opero/durable/stores/sqlite.py
+# this_file: src/opero/durable/sqlite_store.py
 """Keep a journal in one SQLite file that all engines and processes of one host share."""
 
 from __future__ import annotations

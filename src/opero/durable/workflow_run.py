@@ -1,4 +1,4 @@
-# this_file: src/opero/durable/run.py
+# this_file: src/opero/durable/workflow_run.py
 """Hold the state of one run of a workflow, from its start or last crash to its end or next pause."""
 
 from __future__ import annotations
@@ -10,35 +10,25 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
-from typing import Any, Final, NoReturn, cast
+from typing import Any, Final, NoReturn
 from weakref import WeakSet
 
-from opero.durable.failures import keepable, pack_error
 from opero.durable.journal import Journal, order_of
 from opero.durable.records import (
+    RECORDED,
     Move,
     Op,
     PutStep,
     State,
     StepRecord,
     StepState,
-    Take,
     WorkflowRecord,
 )
-from opero.durable.values import encode
-from opero.errors import ActivityError, JournalError, UnserializableError
+from opero.durable.values import decode, encode, keepable, pack_error, rebuild_error
+from opero.errors import ActivityError, JournalError, NonDeterminismError, UnserializableError
 from opero.events.bus import event_bus
 
-__all__ = [
-    "Ending",
-    "EndingKind",
-    "LostOwnership",
-    "Unwind",
-    "WorkflowCancelled",
-    "WorkflowRun",
-    "finalize",
-]
+__all__ = ["Ending", "Unwind", "WorkflowCancelled", "WorkflowRun", "finalize"]
 
 
 _FAILURES: Final = 100
@@ -49,24 +39,8 @@ class Unwind(BaseException):
     """Ends a workflow function that goes on later, or elsewhere; no `except Exception` stops it."""
 
 
-class LostOwnership(Unwind):
-    """The workflow belongs to another engine by now: nothing that this one does counts any more."""
-
-
 class WorkflowCancelled(BaseException):
     """Raised at the next step of a synchronous workflow that was cancelled."""
-
-
-class EndingKind(Enum):
-    """Why a run ends before its function has returned."""
-
-    SLEEP = "sleep"
-    WAIT = "wait"
-    STOP = "stop"
-    BLOCKED = "blocked"
-    IN_DOUBT = "in doubt"
-    LOST = "lost"
-    JOURNAL = "journal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +48,19 @@ class Ending:
     """The end of a run before its function has returned.
 
     Attributes:
-        kind: Why it ends.
+        state: What the workflow becomes; None if nothing that this run does counts any more: it belongs
+            to another engine, or its journal cannot be written.
         text: The reason, for people.
         wake: Wall-clock seconds at which it goes on, None if no time decides it.
         latest: The same on the monotonic clock, in case the wall clock was wrong.
+        stranded: Whether the journal cannot be written.
     """
 
-    kind: EndingKind
+    state: State | None
     text: str | None = None
     wake: float | None = None
     latest: float | None = None
+    stranded: bool = False
 
 
 class WorkflowRun:
@@ -144,11 +121,56 @@ class WorkflowRun:
     def check(self) -> None:
         """Raise what ends the workflow function, if something does."""
         if self.ending is not None:
-            lost = self.ending.kind is EndingKind.LOST
-            raise LostOwnership if lost else Unwind(self.ending.text)
+            raise Unwind(self.ending.text)
         if self._cancel_requested and not self.cancelling:
             self.cancelling = True
             raise WorkflowCancelled(f"workflow {self.id!r} was cancelled")
+
+    def find(
+        self, path: str, name: str, digest: str, matches: Callable[[str], bool] | None = None
+    ) -> StepRecord | None:
+        """Return what the journal has at the place of a call, None if it has nothing.
+
+        Args:
+            path: The place.
+            name: What the program calls.
+            digest: Digest of the arguments it calls it with.
+            matches: Returns whether another digest is that of the same call, spelled differently.
+
+        Raises:
+            NonDeterminismError: The journal has something else there; the run is blocked.
+        """
+        found = self.steps.get(path)
+        if found is None:
+            return None
+        if found.name != name or (
+            found.hash != digest and not (matches is not None and matches(found.hash))
+        ):
+            recorded, called = _shown(found.name, found.hash), _shown(name, digest)
+            error = NonDeterminismError(self.id, path, recorded, called)
+            self.block(str(error))
+            raise error
+        self.unread.discard(path)
+        return found
+
+    def outcome(self, step: StepRecord) -> Any:
+        """Return the recorded result of a step, or its error.
+
+        Raises:
+            Unwind: It cannot be rebuilt; the run is blocked.
+        """
+        text = step.value or "null"
+        try:
+            if step.state is StepState.DONE:
+                return decode(text)
+            return self.note_failure(rebuild_error(text), step)
+        except UnserializableError as reason:
+            raise self.block(f"step {step.path}, {step.name}: {reason}") from reason
+
+    def note_failure(self, error: Exception, step: StepRecord) -> Exception:
+        """Remember whose error it is, in case it ends the workflow, and return it."""
+        self.failed.append((error, step.path))
+        return error
 
     def new_step(self, path: str, name: str, digest: str, **fields: Any) -> StepRecord:
         """Return a record for a step that begins now, or goes on after a crash."""
@@ -188,7 +210,7 @@ class WorkflowRun:
 
     def block(self, reason: str) -> Unwind:
         """End the run as blocked, its journal untouched, and return what unwinds the workflow function."""
-        self.end(Ending(EndingKind.BLOCKED, reason))
+        self.end(Ending(State.BLOCKED, reason))
         return Unwind(reason)
 
     def cancel(self) -> bool:
@@ -207,47 +229,46 @@ class WorkflowRun:
         return [
             step
             for path in self.unread
-            if (step := self.steps[path]).state in (StepState.DONE, StepState.FAILED)
+            if (step := self.steps[path]).state in RECORDED
             and not any(parent in self.steps for parent in _parents(path))
         ]
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
     def write(self, step: StepRecord) -> None:
-        """Record a step, durably.
-
-        Raises:
-            LostOwnership: The workflow belongs to another engine.
-            Unwind: It could not be written.
-        """
-        if self.cancelling:
-            return
-        try:
-            answer = self._journal.write(self._put(step))
-        except JournalError as error:
-            self._unwritten(error)
-        if answer is False:
-            self.lose()
-        self.progressed = True
+        """Record a step, durably; raises as `apply` does."""
+        if not self.cancelling:
+            self.apply(self._put(step))
+            self.progressed = True
 
     async def awrite(self, step: StepRecord) -> None:
-        """Record a step, durably, without blocking the event loop; raises as `write` does."""
-        if self.cancelling:
-            return
+        """Record a step, durably, without blocking the event loop; raises as `apply` does."""
+        if not self.cancelling:
+            await self.aapply(self._put(step))
+            self.progressed = True
+
+    def apply(self, op: Op) -> Any:
+        """Write, durably, and return the answer.
+
+        Raises:
+            Unwind: The workflow belongs to another engine, or it could not be written.
+        """
         try:
-            answer = await self._journal.submit(self._put(step), self)
+            return self._verify(self._journal.write(op))
         except JournalError as error:
-            self._unwritten(error)
-        if answer is False:
-            self.lose()
-        self.progressed = True
+            self._strand(error)
+
+    async def aapply(self, op: Op) -> Any:
+        """Do what `apply` does without blocking the event loop."""
+        try:
+            return self._verify(await self._journal.submit(op, self))
+        except JournalError as error:
+            self._strand(error)
 
     def write_soon(self, step: StepRecord) -> None:
         """Record a fact: on an event loop without waiting; no activity begins before it is durable.
 
-        Raises:
-            LostOwnership: The workflow belongs to another engine.
-            Unwind: It could not be written.
+        Raises as `apply` does.
         """
         try:
             asyncio.get_running_loop()
@@ -257,33 +278,30 @@ class WorkflowRun:
             self._facts.append((self._journal.submit(self._put(step)), step))
 
     async def asettle(self) -> None:
-        """Wait until all facts are durable; raises as `write` does."""
+        """Wait until all facts are durable; raises as `apply` does."""
         while self._facts:
             written, _ = self._facts[0]
             try:
                 answer = await asyncio.shield(written)  # several branches may wait for it
             except JournalError as error:
-                self._unwritten(error)
+                self._strand(error)
             self._facts = [fact for fact in self._facts if fact[0] is not written]
-            if answer is False:
-                self.lose()
+            self._verify(answer)
 
     def settle(self) -> None:
-        """Make all facts durable now; raises as `write` does."""
+        """Make all facts durable now; raises as `apply` does."""
         if self._facts:
             facts, self._facts = self._facts, []
             self.write_all([step for _, step in facts])
 
     def write_all(self, steps: Sequence[StepRecord]) -> None:
-        """Record steps, all of them in one transaction; raises as `write` does."""
+        """Record steps, all of them in one transaction; raises as `apply` does."""
         if self.cancelling:
             return
         try:
-            answers = self._journal.write_all([self._put(step) for step in steps])
+            self._verify(all(self._journal.write_all([self._put(step) for step in steps])))
         except JournalError as error:
-            self._unwritten(error)
-        if not all(answers):
-            self.lose()
+            self._strand(error)
 
     async def in_order(self, step: StepRecord) -> None:
         """Wait until a recorded step's outcome is the next in replay order."""
@@ -296,26 +314,6 @@ class WorkflowRun:
 
         order_of(loop).queue(self, step.ended or 0.0, hand_out)
         await reached
-
-    def take(self, op: Take) -> str | None:
-        """Record a waiting step, with a signal's value if one is there, and return that; raises as `write` does."""
-        try:
-            answer = self._journal.write(op)
-        except JournalError as error:
-            self._unwritten(error)
-        if answer is False:
-            self.lose()
-        return cast("str | None", answer)
-
-    async def atake(self, op: Take) -> str | None:
-        """Do what `take` does without blocking the event loop."""
-        try:
-            answer = await self._journal.submit(op, self)
-        except JournalError as error:
-            self._unwritten(error)
-        if answer is False:
-            self.lose()
-        return cast("str | None", answer)
 
     def post(self, op: Op) -> None:
         """Queue a write that nothing waits for."""
@@ -331,18 +329,16 @@ class WorkflowRun:
                 if step.state is StepState.STARTED and step.order:
                     self.post(self._put(replace(step)))
 
-    def lose(self) -> NoReturn:
-        """End the run because the workflow belongs to another engine.
+    def _verify(self, answer: Any) -> Any:
+        """Return the answer of a write; end the run if the workflow belongs to another engine."""
+        if answer is False:
+            self.end(Ending(None))
+            raise Unwind(self.id)
+        return answer
 
-        Raises:
-            LostOwnership: Always.
-        """
-        self.end(Ending(EndingKind.LOST))
-        raise LostOwnership(self.id)
-
-    def _unwritten(self, error: JournalError) -> NoReturn:
+    def _strand(self, error: JournalError) -> NoReturn:
         """End the run: a step that is not recorded must not be followed by another one."""
-        self.end(Ending(EndingKind.JOURNAL, str(error)))
+        self.end(Ending(None, str(error), stranded=True))
         raise Unwind(str(error)) from error
 
     def _put(self, step: StepRecord) -> PutStep:
@@ -418,6 +414,10 @@ class WorkflowRun:
             )
 
 
+def _shown(name: str, digest: str) -> str:
+    return f"{name}({digest[:6]})" if digest else name
+
+
 def _parents(path: str) -> Iterable[str]:
     """Return the paths of the steps that a step may be part of: "4/17" and "4" for "4/17/1"."""
     parts = path.split("/")
@@ -425,14 +425,6 @@ def _parents(path: str) -> Iterable[str]:
 
 
 # --- the end ------------------------------------------------------------------------------------------------------
-
-_STATES: Final = {
-    EndingKind.SLEEP: State.SLEEPING,
-    EndingKind.WAIT: State.WAITING,
-    EndingKind.STOP: State.QUEUED,
-    EndingKind.BLOCKED: State.BLOCKED,
-    EndingKind.IN_DOUBT: State.IN_DOUBT,
-}
 
 
 def finalize(run: WorkflowRun, value: Any, error: BaseException | None) -> Move | None:
@@ -450,10 +442,10 @@ def finalize(run: WorkflowRun, value: Any, error: BaseException | None) -> Move 
     move = Move(record.id, record.owner or "", record.epoch, State.DONE)
     over = error is None or isinstance(error, Exception)
     # A function that has come to its end needs no further step, so a stop in the meantime changes nothing.
-    if ending is not None and not (over and ending.kind is EndingKind.STOP):
-        if ending.kind not in _STATES:
+    if ending is not None and not (over and ending.state is State.QUEUED):
+        if ending.state is None:
             return None
-        move.state, move.error, move.wake = _STATES[ending.kind], ending.text, ending.wake
+        move.state, move.error, move.wake = ending.state, ending.text, ending.wake
         return move
     if run.cancelling and isinstance(error, WorkflowCancelled | asyncio.CancelledError):
         move.state = State.CANCELLED
