@@ -35,7 +35,7 @@ from opero.durable.records import (
     WorkflowRecord,
 )
 from opero.errors import JournalError, OperoUsageError
-from opero.limits.state.file import try_lock
+from opero.limits.state_file import try_lock
 from opero.utils.fork import run_after_fork
 from opero.utils.sqlite import SqliteFile
 
