@@ -159,13 +159,13 @@ def test_plain_values_are_pickled_plainly() -> None:
 
 
 def test_a_limiter_that_an_import_makes_again_is_the_same_one(module: Any) -> None:
-    from opero.limits.state.shared import share_all
+    from opero.limits.shared import share_all
 
     table = share_all()
     for _ in range(3):
         module.limiter.acquire()
     code = f"""
-from opero.limits.state.shared import attach_table
+from opero.limits.shared import attach_table
 attach_table({table!r})
 import shipped_module
 print([shipped_module.limiter.try_acquire() for _ in range(6)])
