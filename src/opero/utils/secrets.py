@@ -301,7 +301,7 @@ def _is_secret_field(match: re.Match[str], *, only_urls: bool) -> bool:
         not only_urls
         and looks_secret(name)
         and name.lower() not in ("key", "keys", "sig", "signature")
-        and (match["flag"] or not value.startswith(("(", "[", "{", "<", MASK)))
+        and (bool(match["flag"]) or not value.startswith(("(", "[", "{", "<", MASK)))
     )
 
 
