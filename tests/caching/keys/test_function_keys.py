@@ -176,7 +176,7 @@ def test_a_key_of_the_users_own_gets_the_calls_arguments():
     assert made.fast_parameters == ()
 
 
-def test_a_key_of_the_users_own_is_told_apart_by_type():
+def test_keys_of_the_users_own_differ_by_type():
     made = keying(plain, user_key=lambda x: x)
     assert len({made.key(Call((x,), {})) for x in (1, True, 1.0, "1")}) == 4
 
@@ -264,7 +264,7 @@ def method():
     return made, instances, gone
 
 
-def test_instances_without_content_are_told_apart_by_identity(method):
+def test_instances_without_content_differ_by_identity(method):
     made, instances, _ = method
     one, two = Client(), Client()
     first = made.key(Call((one, "a"), {}))
@@ -324,7 +324,7 @@ def test_instances_with_content_share(method, one, same, other):
     assert not instances.tokens
 
 
-def test_classes_are_told_apart(method):
+def test_classes_differ(method):
     made, instances, _ = method
 
     class Sub(Client):
@@ -393,11 +393,11 @@ def factory(n):
     return inner
 
 
-def test_closures_are_told_apart_by_what_they_close_over():
+def test_closures_differ_by_what_they_close_over():
     assert named(factory(1)) == named(factory(1)) != named(factory(2))
 
 
-def test_partials_are_told_apart_by_what_they_bind():
+def test_partials_differ_by_what_they_bind():
     one, two = functools.partial(plain, 1), functools.partial(plain, 2)
     assert named(one) == named(functools.partial(plain, 1)) != named(two)
     assert named(one) != named(plain)

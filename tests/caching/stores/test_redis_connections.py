@@ -150,7 +150,7 @@ def test_threads_that_go_on_after_a_close_leave_nothing_open(
     raise AssertionError("connections are left")
 
 
-def test_a_refusal_among_many_answers_is_told_and_the_connection_goes_on(
+def test_a_refusal_among_many_answers_is_raised_and_the_connection_goes_on(
     store: RedisStore, server: RedisServer
 ) -> None:
     store.set("k", b"1", None)
