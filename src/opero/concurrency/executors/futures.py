@@ -45,7 +45,7 @@ from opero.concurrency.executors.process.protocol import (
 from opero.concurrency.item_runner import ItemRunner
 from opero.errors import MapError, OperoError, OperoUsageError, warn_user
 from opero.events import event_bus
-from opero.limits.state.shared import unshared_objects
+from opero.limits.shared import unshared_objects
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import ItemOutcome, MapExecutor, Parked
