@@ -57,6 +57,7 @@ from opero.utils.secrets import masked_repr
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
+    from contextlib import AbstractContextManager
 
     from opero.caching import Store
     from opero.caching.codec import Codec
@@ -422,8 +423,11 @@ class MapOptions(Options):
         "map", None, error_bound, "stop the map after this many failed items, or this share of them"
     )
     chunksize: int | Literal["auto"] = option("map", "auto", chunks, "items per dispatch")
-    executor: Executor | None = option(
-        "map", None, executor, "any `concurrent.futures.Executor` instead of `mode`"
+    executor: Executor | AbstractContextManager[Any] | Callable[[], Any] | None = option(
+        "map",
+        None,
+        executor,
+        "any `concurrent.futures.Executor`, a function that makes one, or a pool of twat-mp",
     )
     sequential: bool = option(
         "map", False, boolean, "run inline, for debugging with real stack traces"

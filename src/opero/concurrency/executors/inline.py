@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from typing import TYPE_CHECKING
@@ -54,10 +55,10 @@ class InlineExecutor(_Inline):
         """Run what was submitted."""
         while self._waiting:
             self._runner.run_chunk(self._waiting.popleft(), self._chunks, self.name)
-        reports = self._take_reports()
-        if not reports and timeout != 0 and self._woken.wait(timeout):
+        if not self._reports and timeout != 0 and self._woken.wait(timeout):
             self._woken.clear()
-        return reports
+        # No name for them here: a traceback of an item leads to this frame, and would be a reference cycle.
+        return self._take_reports()
 
     def wake(self) -> None:
         """End a wait for what other callers compute."""
@@ -80,17 +81,14 @@ class AsyncInlineExecutor(_Inline):
         """Run what was submitted."""
         while self._waiting:
             await self._runner.run_chunk_async(self._waiting.popleft(), self._chunks, self.name)
-        reports = self._take_reports()
         if wait == 0:
             await asyncio.sleep(0)
-        elif not reports:
-            try:
+        elif not self._reports:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._woken.wait()
-            except TimeoutError:
-                return reports
             self._woken.clear()
-        return reports
+        return self._take_reports()  # as above
 
     def wake(self) -> None:
         """End a wait for input, or for what other callers compute; from any thread."""

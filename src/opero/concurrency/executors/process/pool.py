@@ -44,7 +44,7 @@ from opero.concurrency.executors.process.start import (
 )
 from opero.concurrency.executors.process.worker import worker_main
 from opero.errors import OperoError, WorkerStartError
-from opero.limits.state.shared import share_all
+from opero.limits.shared import share_all
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import Chunk, MapJob, Report, Why
