@@ -352,7 +352,7 @@ def _make_executor(mode: Mode, options: MapOptions, context: Context) -> MapExec
         from opero.concurrency.executors.futures import executor_for
 
         return executor_for(options.executor, _executor_workers(options), context)
-    from opero.concurrency.executors.process.pool import ProcessEngine
+    from opero.concurrency.executors.process.worker_pool import ProcessEngine
 
     return ProcessEngine(options.workers, method=options.start_method)
 

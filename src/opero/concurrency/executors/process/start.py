@@ -24,14 +24,14 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal, NamedTuple, NoReturn, cast
+from typing import Any, Final, Literal, NoReturn, cast
 
 from opero.errors import WorkerStartError
 from opero.utils.fork import reset_after_fork
 
 __all__ = [
-    "EXIT_STATUS", "ForkServer", "StartMethod", "anonymous_file", "choose_method", "close_in_child", "forget_server",
-    "modules_to_preload", "shared_server",
+    "EXIT_STATUS", "ForkServer", "StartMethod", "anonymous_file", "choose_method", "close_in_child", "flush_output",
+    "forget_server", "import_paths", "modules_to_preload", "shared_server",
 ]  # fmt: skip
 
 StartMethod = Literal["fork", "forkserver", "spawn"]
@@ -79,12 +79,16 @@ def choose_method(asked: StartMethod | None) -> StartMethod:
 # --- what the server imports before it forks ------------------------------------------------------
 
 
+_LIBRARY: Final = (os.sep + "site-packages" + os.sep, os.sep + "dist-packages" + os.sep)
+_STANDARD_LIBRARY: Final = os.__file__.removesuffix("os.py")
+
+
 def modules_to_preload(functions: Sequence[Any]) -> dict[str, tuple[str, int]]:
-    """Return the installed packages that functions and their modules refer to, with file and time of change.
+    """Return the installed modules that functions and their modules refer to, with file and time of change.
 
     Modules of the program itself are left to the workers, which import them afresh for each map.
     """
-    names = {"cloudpickle"}
+    names = {"cloudpickle"} & sys.modules.keys()
     for function in functions:
         module = sys.modules.get(getattr(function, "__module__", None) or "")
         for value in [*getattr(function, "__globals__", vars(module) if module else {}).values()]:
@@ -92,16 +96,22 @@ def modules_to_preload(functions: Sequence[Any]) -> dict[str, tuple[str, int]]:
                 value.__name__ if type(value) is type(sys) else getattr(value, "__module__", None)
             )
             if isinstance(name, str):
-                names.add(name.partition(".")[0])
+                names |= {name, name.partition(".")[0]}
     found: dict[str, tuple[str, int]] = {}
-    for name in names - {"opero"}:
+    for name in names:
         file = getattr(sys.modules.get(name), "__file__", None) or ""
-        if "site-packages" in file or "dist-packages" in file:
+        installed = file.startswith(_STANDARD_LIBRARY) or any(part in file for part in _LIBRARY)
+        if installed and name.partition(".")[0] != "opero":
             try:
                 found[name] = file, os.stat(file).st_mtime_ns  # noqa: PTH116 - faster than a Path
             except OSError:
                 pass
     return found
+
+
+def import_paths() -> list[str]:
+    """Return where modules are looked for, so that another process finds the same ones."""
+    return [os.getcwd() if path == "" else path for path in sys.path]  # noqa: PTH109 - pathlib is not loaded for it
 
 
 # --- descriptors ----------------------------------------------------------------------------------
@@ -174,26 +184,14 @@ def _exactly(sock: socket.socket, size: int, fds: list[int]) -> bytes:
 # --- the server, from the program -----------------------------------------------------------------
 
 
-class _ServerKey(NamedTuple):
-    """What must be as it was when the server began; otherwise another one is begun."""
-
-    pid: int
-    executable: str | None
-    users: tuple[int, ...]
-    limits: tuple[tuple[int, int], ...]
-
-
-def _server_key() -> _ServerKey:
+def _surroundings() -> tuple[Any, ...]:
+    """Return what must be as it was when the server began; otherwise another one is begun."""
     import resource
 
-    kinds = [
-        resource.RLIMIT_AS,
-        resource.RLIMIT_DATA,
-        resource.RLIMIT_NOFILE,
-        resource.RLIMIT_FSIZE,
-    ]
-    users = (os.getuid(), os.geteuid(), os.getgid(), os.getegid(), *os.getgroups())
-    return _ServerKey(os.getpid(), sys.executable, users, tuple(map(resource.getrlimit, kinds)))
+    users = os.getuid(), os.geteuid(), os.getgid(), os.getegid(), os.getgroups()
+    kinds = "RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_NOFILE", "RLIMIT_FSIZE"
+    limits = [resource.getrlimit(getattr(resource, kind)) for kind in kinds]
+    return os.getpid(), sys.executable, users, limits
 
 
 class ForkServer:
@@ -206,7 +204,7 @@ class ForkServer:
     """
 
     def __init__(self, worker_main: WorkerMain, *, fork: bool = False) -> None:
-        self.key: _ServerKey = _server_key()
+        self.surroundings: tuple[Any, ...] = _surroundings()
         self.preloaded: dict[str, tuple[str, int]] = {}
         self._inherits = fork
         self._numbers = itertools.count(1)
@@ -240,7 +238,7 @@ class ForkServer:
         names = [name for name in modules if name not in self.preloaded]
         if names:
             self.preloaded |= {name: modules[name] for name in names}
-            self._request(("preload", names, [*sys.path]))
+            self._request(("preload", names, import_paths()))
 
     def start(self, fds: Sequence[int], *, fresh: bool = False) -> tuple[int, int]:
         """Begin a worker.
@@ -345,7 +343,7 @@ def shared_server(worker_main: WorkerMain, modules: dict[str, tuple[str, int]]) 
     with _shared.lock:
         server = _shared.server
         if server is None or not (
-            server.alive and server.key == _server_key() and _unchanged(server.preloaded)
+            server.alive and server.surroundings == _surroundings() and _unchanged(server.preloaded)
         ):
             server = _shared.server = ForkServer(worker_main)
         server.preload(modules)
@@ -371,7 +369,7 @@ def _unchanged(modules: dict[str, tuple[str, int]]) -> bool:
 
 def _fork(theirs: socket.socket, worker_main: WorkerMain, _: int) -> int:
     """Fork this process; the child becomes the server. Return its process id."""
-    _flush()
+    flush_output()
     # A Ctrl-C must find the child with its own handlers, or not at all.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
@@ -397,7 +395,7 @@ def _begin_interpreter(theirs: socket.socket, worker_main: WorkerMain, output: i
         )
     fds = [theirs.fileno(), output]
     command = [os.fsdecode(executable), *_flags(), "-c", _BEGIN % worker_main.__module__]
-    command += [*map(str, fds), *_paths()]
+    command += [*map(str, fds), *import_paths()]
     # A Ctrl-C must find it with its own handlers.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
@@ -427,10 +425,6 @@ def _flags() -> list[str]:
 
     flags: list[str] = vars(subprocess)["_args_from_interpreter_flags"]()  # as multiprocessing does
     return flags
-
-
-def _paths() -> list[str]:
-    return [os.getcwd() if path == "" else path for path in sys.path]  # noqa: PTH109 - pathlib is not loaded for it
 
 
 # --- the server itself ----------------------------------------------------------------------------
@@ -482,6 +476,8 @@ class _Server:
             *given, status, stdout, stderr = fds
             pid = 0
             try:
+                # What is here lives on: a collection in the worker must not touch, and so copy, its pages.
+                gc.freeze()
                 pid = os.fork()
                 if not pid:
                     _leave(lambda: self._live(given, fds[len(given) :], fresh=fresh))
@@ -590,11 +586,12 @@ def _leave(last: Callable[[], Any]) -> NoReturn:
 
         traceback.print_exc()
     finally:
-        _flush()
+        flush_output()
         os._exit(code)
 
 
-def _flush() -> None:
+def flush_output() -> None:
+    """Write out what was printed."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
