@@ -501,6 +501,14 @@ def do_bench(_: argparse.Namespace, extra: list[str]) -> int:
     return own_environment().ensure("test", "bench").run("bench", extra)
 
 
+def do_mutate(_: argparse.Namespace, extra: list[str]) -> int:
+    """Change one operator after the other and see whether a test fails; takes an hour.
+
+    An argument such as "opero.limits.gcra*" chooses what is changed.
+    """
+    return own_environment().ensure("test", "mutate").run("mutate", extra)
+
+
 def do_lint(_: argparse.Namespace, __: list[str]) -> int:
     """Check format, lint, types and layers; the exit code counts the checks that failed."""
     env, failed = own_environment().ensure(*WORKSHOP), []
@@ -576,13 +584,14 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "demo": do_demo,
     "test": do_test,
     "bench": do_bench,
+    "mutate": do_mutate,
     "lint": do_lint,
     "fix": do_fix,
     "status": do_status,
     "update": do_update,
     "push": do_push,
 }
-PASS_ON = ("demo", "test", "bench")
+PASS_ON = ("demo", "test", "bench", "mutate")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -44,7 +44,7 @@ def _places() -> Iterator[None]:
     if stores is not None:
         for store in stores.open_stores():
             store.close()
-        stores._opened.stores.clear()
+        stores._opened.clear()
     gc.collect()
     gc.freeze()
 

@@ -117,7 +117,7 @@ except ValueError as error:
     assert elsewhere(fails, f"exec({code!r})") == "3 fails"
 
 
-def test_a_module_that_nobody_else_can_import_travels_by_value(tmp_path: Path) -> None:
+def test_a_module_that_no_other_process_can_import_travels_by_value(tmp_path: Path) -> None:
     file = tmp_path / "only_here.py"
     file.write_text("base = 10\nclass Point:\n    pass\ndef add(x):\n    return base + x\n")
     spec = importlib.util.spec_from_file_location("only_here", file)
@@ -159,13 +159,13 @@ def test_plain_values_are_pickled_plainly() -> None:
 
 
 def test_a_limiter_that_an_import_makes_again_is_the_same_one(module: Any) -> None:
-    from opero.limits.state.shared import share_all
+    from opero.limits.shared import share_all
 
     table = share_all()
     for _ in range(3):
         module.limiter.acquire()
     code = f"""
-from opero.limits.state.shared import attach_table
+from opero.limits.shared import attach_table
 attach_table({table!r})
 import shipped_module
 print([shipped_module.limiter.try_acquire() for _ in range(6)])

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from opero.limits.state import file as file_lock
+from opero.limits import state_file as file_lock
 
 pytestmark = pytest.mark.internal
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from opero.errors import OperoUsageError
+from opero.limits import limiter_state, state_file
 from opero.limits.gcra import SECOND, Gcra, Rule
-from opero.limits.state import file as state_file
-from opero.limits.state.file import FileState, private_path, state_path
+from opero.limits.limiter_state import FileState
+from opero.limits.state_file import private_path, state_path
 from opero.limits.windows import UNIT, CombinedLimit, SlidingWindow, combined
 from opero.utils.units import parse_windows
 
@@ -137,7 +138,7 @@ def test_what_is_no_slot_cannot_be_joined(path):
 
 HOLDER = """
 import sys
-from opero.limits.state.file import FileState
+from opero.limits.limiter_state import FileState
 from opero.limits.windows import part_of
 slot = FileState(sys.argv[1], part_of(tuple(map(int, sys.argv[2].split()))), create=True)
 slot.file.__enter__()
@@ -177,23 +178,23 @@ def test_a_window_of_cost_is_repaired_after_its_holder_was_killed(path):
     rule = combined(parse_windows("30 tokens/minute"), burst=1, smooth=None)
     assert isinstance(rule, CombinedLimit)
     slot = FileState(path, rule, create=True)
-    assert slot.decide(lambda cells, now: rule.take(cells, now, 20 * UNIT)) == 0
+    assert slot.take_marked(20 * UNIT)[0] == 0
     # Killed between the ring and the sum.
     slot.file.changing = True
     slot._state[0][1] = 0
-    assert slot.decide(lambda cells, now: rule.take(cells, now, 20 * UNIT)) > 0
-    assert slot.decide(lambda cells, now: rule.take(cells, now, 10 * UNIT)) == 0
+    assert slot.take_marked(20 * UNIT)[0] > 0
+    assert slot.take_marked(10 * UNIT)[0] == 0
 
 
 @posix
-def test_others_wait_while_somebody_decides(path):
+def test_others_wait_while_one_holder_decides(path):
     slot = fresh(path)
     holder = run(HOLDER, path, " ".join(map(str, HOURLY.signature)), "pass")
     assert holder.stdout
     holder.stdout.readline()
     taker = run(
         "import sys\n"
-        "from opero.limits.state.file import FileState\n"
+        "from opero.limits.limiter_state import FileState\n"
         "from opero.limits.windows import SlidingWindow\n"
         f"slot = FileState({path!r}, SlidingWindow({HOUR}, 3), create=False)\n"
         "print(slot.take(), flush=True)",
@@ -232,7 +233,7 @@ class Clocks:
 @pytest.fixture
 def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
     made = Clocks()
-    monkeypatch.setattr(state_file, "time", made)
+    monkeypatch.setattr(limiter_state, "time", made)
     return made
 
 
@@ -290,14 +291,16 @@ def test_a_file_that_no_process_uses_takes_another_rule_and_keeps_what_means_the
     assert isinstance(old, CombinedLimit)
     assert isinstance(new, CombinedLimit)
     state = FileState(path, old, create=True)
-    state.decide(lambda cells, now: old.take(cells, now, 20 * UNIT))
+    state.take_marked(20 * UNIT)
     forget(state)
     del state
     gc.collect()
     state = FileState(path, new, create=True)
-    assert state.update(lambda cells, pause, now: new.spent(cells)) == 20 * UNIT
-    assert state.decide(lambda cells, now: new.take(cells, now, 10 * UNIT)) > 0
-    assert state.decide(lambda cells, now: new.take(cells, now, 5 * UNIT)) == 0
+    assert state.update(lambda cells, pause, now: [one[0] for one in new.caps(cells)]) == [
+        20 * UNIT
+    ]
+    assert state.take_marked(10 * UNIT)[0] > 0
+    assert state.take_marked(5 * UNIT)[0] == 0
 
 
 @pytest.mark.parametrize("rule", [MINUTELY, SlidingWindow(HOUR, 1)], ids=str)
@@ -353,7 +356,7 @@ def test_a_private_file_is_removed_by_the_end_of_its_creator_and_by_no_forked_ch
     script = """
 import os, sys
 from pathlib import Path
-from opero.limits.state.file import private_path
+from opero.limits.state_file import private_path
 class Owner: ...
 owner = Owner()
 path = Path(private_path(owner)); path.touch()

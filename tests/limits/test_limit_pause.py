@@ -6,7 +6,7 @@ import itertools
 import pytest
 
 from opero.limits.gcra import PAUSE_CELLS, SECOND, Gcra, LimitPause, Rule
-from opero.limits.state.local import LocalState
+from opero.limits.limiter_state import LimiterState
 from opero.limits.windows import SlidingWindow
 
 pytestmark = pytest.mark.internal
@@ -29,7 +29,7 @@ def test_a_pause_only_ever_becomes_longer(pause):
     assert pause.left(40) == pause.wait_for(40) == 70
 
 
-def test_calls_come_out_of_a_pause_one_by_one_until_nobody_waits(pause):
+def test_calls_come_out_of_a_pause_one_by_one_until_none_waits(pause):
     gap = SECOND // 5
     pause.begin(SECOND, gap)
     assert pause.wait_for(SECOND) == 0
@@ -54,7 +54,7 @@ class Time:
 RULES = [Gcra(SECOND, SECOND // 10, SECOND // 2), SlidingWindow(3600 * SECOND, 50)]
 
 
-def starts_by(slot: LocalState, time: Time, end: int, step: int = SECOND // 100) -> list[int]:
+def starts_by(slot: LimiterState, time: Time, end: int, step: int = SECOND // 100) -> list[int]:
     """Ask all the time and return when calls started."""
     found = []
     while time.now < end:
@@ -66,9 +66,9 @@ def starts_by(slot: LocalState, time: Time, end: int, step: int = SECOND // 100)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_nothing_starts_during_a_pause_and_nobody_stampedes_after_it(rule: Rule):
+def test_nothing_starts_during_a_pause_and_no_stampede_follows(rule: Rule):
     time = Time()
-    slot = LocalState(rule, time)
+    slot = LimiterState(rule, time)
     assert slot.take() == 0
     assert slot.pause(2 * SECOND)
     assert not slot.pause(SECOND)
@@ -80,9 +80,9 @@ def test_nothing_starts_during_a_pause_and_nobody_stampedes_after_it(rule: Rule)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_a_slot_that_was_paused_is_as_quick_as_before_once_nobody_waits(rule: Rule):
+def test_a_slot_that_was_paused_is_as_quick_as_before_once_no_call_waits(rule: Rule):
     time = Time()
-    slot = LocalState(rule, time)
+    slot = LimiterState(rule, time)
     slot.pause(SECOND)
     time.now = 100 * SECOND
     assert sum(not slot.take() for _ in range(100)) == (
@@ -94,7 +94,7 @@ def test_a_slot_that_was_paused_is_as_quick_as_before_once_nobody_waits(rule: Ru
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_a_pause_is_ended_by_hand(rule: Rule):
     time = Time()
-    slot = LocalState(rule, time)
+    slot = LimiterState(rule, time)
     slot.take()
     slot.pause(3600 * SECOND)
     slot.resume()
@@ -105,7 +105,7 @@ def test_a_pause_is_ended_by_hand(rule: Rule):
 
 def test_resuming_lifts_no_limit():
     time = Time()
-    slot = LocalState(Gcra(SECOND, SECOND, 0), time)
+    slot = LimiterState(Gcra(SECOND, SECOND, 0), time)
     slot.take()
     slot.pause(SECOND)
     slot.resume()
@@ -114,7 +114,7 @@ def test_resuming_lifts_no_limit():
 
 def test_a_slot_taken_after_a_pause_can_be_given_back():
     time = Time()
-    slot = LocalState(SlidingWindow(SECOND, 1), time)
+    slot = LimiterState(SlidingWindow(SECOND, 1), time)
     slot.pause(SECOND)
     wait, _ = slot.take_marked()
     assert wait == SECOND

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from opero.errors import OperoUsageError
 from opero.limits.gcra import SECOND, Gcra, Rule
-from opero.limits.state.local import LocalState
+from opero.limits.limiter_state import LimiterState
 from opero.limits.windows import LARGEST_WINDOW, SlidingWindow, part_of, rule_for
 from opero.utils.units import Rate, parse_rate
 
@@ -88,7 +88,7 @@ def test_no_window_of_a_quota_is_overfull(count, steps, start):
     count=COUNTS, burst=st.integers(1, 4), late=st.lists(st.floats(0, 1), min_size=50, max_size=50)
 )
 @settings(max_examples=100, deadline=None)
-def test_who_wakes_late_within_the_tolerance_loses_nothing(count, burst, late):
+def test_a_waiter_that_wakes_late_within_the_tolerance_loses_nothing(count, burst, late):
     rule = rule_for(Rate(count, 1), burst, smooth=True)
     caller = Worst(rule)
     for share in late:
@@ -215,9 +215,7 @@ class Interrupted(list[int]):
     pauses=st.lists(st.integers(0, 12), max_size=40),
 )
 @settings(max_examples=60, deadline=None)
-def test_who_is_killed_between_two_stores_neither_lifts_the_limit_nor_holds_it_up(
-    rule, killed, pauses
-):
+def test_a_kill_between_two_stores_neither_lifts_the_limit_nor_stops_it(rule, killed, pauses):
     state = Interrupted(rule.new_state())
     now, starts = 0, []
     for stores, pause in zip(killed, pauses, strict=False):
@@ -262,7 +260,7 @@ def time() -> Time:
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_a_slot_given_back_at_once_was_never_taken(rule, time):
-    slot, other = LocalState(rule, time), LocalState(rule, time)
+    slot, other = LimiterState(rule, time), LimiterState(rule, time)
     for _ in range(15):
         time.now += SECOND // 20
         wait, mark = slot.take_marked()
@@ -273,8 +271,8 @@ def test_a_slot_given_back_at_once_was_never_taken(rule, time):
 
 
 @pytest.mark.parametrize("rule", [RULES[0], RULES[3]], ids=str)
-def test_a_slot_is_kept_when_somebody_has_started_since(rule, time):
-    slot = LocalState(rule, time)
+def test_a_slot_is_kept_when_another_call_has_started_since(rule, time):
+    slot = LimiterState(rule, time)
     _, mark = slot.take_marked()
     slot.take()
     before = slot.wait_for()
@@ -287,7 +285,7 @@ def test_a_slot_is_kept_when_somebody_has_started_since(rule, time):
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_giving_back_never_lets_one_too_many_into_a_window(rule, steps):
     time = Time()
-    slot = LocalState(rule, time)
+    slot = LimiterState(rule, time)
     starts, marks = [], []
     for pause, returned in steps:
         time.now += pause * SECOND // 100
@@ -307,7 +305,7 @@ def test_giving_back_never_lets_one_too_many_into_a_window(rule, steps):
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_callers_that_hold_a_state_that_was_replaced_reach_the_new_one(rule, time):
-    old, new = LocalState(rule, time), LocalState(rule, time)
+    old, new = LimiterState(rule, time), LimiterState(rule, time)
     take = old.take
     old.pause(SECOND)
     assert old.replace(lambda state: new) is new

@@ -14,7 +14,7 @@ import pytest
 
 from opero.errors import OperoUsageError
 from opero.limits.limiter import RateLimiter
-from opero.limits.state.shared import unshared_objects
+from opero.limits.shared import unshared_objects
 from opero.testing import fake_clock
 
 pytestmark = pytest.mark.internal
@@ -73,7 +73,7 @@ def test_sharing_keeps_what_has_started():
     assert [limiter.try_acquire() for _ in range(3)] == [True, True, False]
 
 
-def test_who_still_holds_the_old_slot_takes_the_new_one():
+def test_a_holder_of_the_old_slot_takes_the_new_one():
     limiter = RateLimiter("3/hour")
     old = limiter.take_slot
     limiter.share()
@@ -170,7 +170,7 @@ def test_a_pickle_that_outlives_its_slot_limits_per_process_and_warns():
 
 def test_publishing_shares_every_limiter():
     answer = script(
-        "from opero.limits.limiter import RateLimiter\nfrom opero.limits.state.shared import share_all\n"
+        "from opero.limits.limiter import RateLimiter\nfrom opero.limits.shared import share_all\n"
         "limiters = [RateLimiter(5), RateLimiter('5/day')]\n"
         "share_all()\n"
         "print(json.dumps([limiter.shared for limiter in limiters]))"
@@ -184,7 +184,7 @@ def test_forked_processes_share_one_limit():
         """
 import os
 from opero.limits.limiter import RateLimiter
-from opero.limits.state.shared import share_all
+from opero.limits.shared import share_all
 limiter = RateLimiter(200)
 limiter.acquire()
 share_all()

@@ -8,22 +8,17 @@ import shutil
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from opero.limits import limiter_state, state_file
 from opero.limits.gcra import SECOND
-from opero.limits.state import file as state_file
-from opero.limits.state.file import FileState
-from opero.limits.state.local import LocalState
+from opero.limits.limiter_state import FileState, LimiterState, TakenSlot
 from opero.limits.windows import UNIT, CombinedLimit, combined
 from opero.utils.units import parse_windows
-
-if TYPE_CHECKING:
-    from opero.limits.state.base import TakenSlot
 
 pytestmark = pytest.mark.internal
 
@@ -46,8 +41,8 @@ class InAFileAndInMemory(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now, self.wall = 10**15, 10**18
-        self.real_time = state_file.time
-        state_file.time = SimpleNamespace(  # type: ignore[assignment]  # the two readings it takes
+        self.real_time = limiter_state.time
+        limiter_state.time = SimpleNamespace(  # type: ignore[assignment]  # the two readings it takes
             monotonic_ns=lambda: self.now, time_ns=lambda: self.wall
         )
         self.folder = Path(tempfile.mkdtemp(prefix="opero-model-"))
@@ -57,7 +52,7 @@ class InAFileAndInMemory(RuleBasedStateMachine):
     @initialize(rule=st.sampled_from(RULES))
     def start(self, rule: object) -> None:
         self.rule = rule
-        self.memory = LocalState(rule, lambda: self.now)  # type: ignore[arg-type]  # one of RULES
+        self.memory = LimiterState(rule, lambda: self.now)  # type: ignore[arg-type]  # one of RULES
         self.file: FileState = self.opened()
 
     def opened(self) -> FileState:
@@ -95,20 +90,14 @@ class InAFileAndInMemory(RuleBasedStateMachine):
 
     @rule(cost=st.integers(0, 20), real=st.integers(0, 30))
     def spend_and_settle(self, cost: int, real: int) -> None:
-        combined_limit = self.rule
-        if not isinstance(combined_limit, CombinedLimit):
+        if not isinstance(self.rule, CombinedLimit):
             return
-        waits = [
-            slot.decide(lambda state, now: combined_limit.take(state, now, cost * UNIT))
-            for slot in (self.file, self.memory)
-        ]
+        waits = [slot.take_marked(cost * UNIT)[0] for slot in (self.file, self.memory)]
         assert waits[0] == waits[1]
         if not waits[0]:
             change = (real - cost) * UNIT
             for slot in (self.file, self.memory):
-                slot.update(
-                    lambda state, pause, now: combined_limit.settle(state, now, now, change)
-                )
+                slot.settle(TakenSlot(self.now, None), change)
 
     @rule(length=st.integers(1, 500))
     def pause(self, length: int) -> None:
@@ -129,7 +118,7 @@ class InAFileAndInMemory(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "file"):
             del self.file
-        state_file.time = self.real_time
+        limiter_state.time = self.real_time
         gc.collect(0)
         shutil.rmtree(self.folder)
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -444,15 +444,161 @@ def test_a_result_that_cannot_be_kept_reaches_its_caller_and_is_missed_later(tap
         f()
 
 
-def test_generators_are_not_recorded(tape: Path) -> None:
+# --- streams --------------------------------------------------------------------------------------
+
+
+def counting(face: Any) -> Any:
+    """Return a generator function of either kind that gives numbers, fails at three, and gives back what is sent."""
+
+    def count(n: int, api_key: str = "sk-real") -> Iterator[Any]:
+        CALLS.append(n)
+        for number in range(n):
+            sent = yield {"number": number, "key": api_key}
+            if sent:
+                yield sent
+        if n == 3:
+            raise ConnectionError("torn")
+
+    async def acount(n: int, api_key: str = "sk-real") -> AsyncIterator[Any]:
+        for item in count(n, api_key):
+            await asyncio.sleep(0)
+            yield item
+
+    return opero(cache=False, retries=0)(acount if face.asynchronous else count)
+
+
+def read(face: Any, stream: Any, most: int = 99) -> list[Any]:
+    """Return the numbers of a stream, of the first `most` items if it has more, and its error at the end."""
+
+    async def aread() -> list[Any]:
+        numbers: list[Any] = []
+        try:
+            async for item in stream:
+                numbers.append(item["number"])
+                if len(numbers) == most:
+                    await stream.aclose()
+                    break
+        except ConnectionError as error:
+            numbers.append(str(error))
+        return numbers
+
+    def sread() -> list[Any]:
+        numbers: list[Any] = []
+        try:
+            for item in stream:
+                numbers.append(item["number"])
+                if len(numbers) == most:
+                    break
+        except ConnectionError as error:
+            numbers.append(str(error))
+        return numbers
+
+    return asyncio.run(aread()) if face.asynchronous else sread()
+
+
+def test_a_stream_is_replayed_item_by_item_with_its_error(face: Any, tape: Path) -> None:
+    count = counting(face)
+    with record(tape):
+        assert read(face, count(2)) == [0, 1]
+        assert read(face, count(3)) == [0, 1, 2, "torn"]
+    CALLS.clear()
+    with replay(tape):
+        assert read(face, count(3, api_key="none")) == [0, 1, 2, "torn"]
+        assert read(face, count(2, api_key="none")) == [0, 1]
+    assert CALLS == []
+    assert "sk-real" not in tape.read_text()
+
+
+def test_a_stream_that_was_dropped_is_replayed_as_far_as_it_was_read(face: Any, tape: Path) -> None:
+    count = counting(face)
+    with record(tape):
+        assert read(face, count(9), most=2) == [0, 1]
+    with replay(tape):
+        assert read(face, count(9), most=2) == [0, 1]
+    with pytest.raises(NotRecordedError, match="its consumer left the stream"), replay(tape):
+        read(face, count(9))
+
+
+def test_a_stream_that_is_open_when_the_block_ends_is_recorded_so_far(tape: Path) -> None:
     @opero(cache=False)
     def count() -> Iterator[int]:
-        yield from range(3)
+        yield from range(9)
 
-    with pytest.warns(OperoWarning, match="generators are not recorded"), record(tape):
-        assert list(count()) == [0, 1, 2]
-    with pytest.raises(NotRecordedError, match="generators"), replay(tape):
-        list(count())
+    with record(tape):
+        stream = count()
+        assert [next(stream), next(stream)] == [0, 1]
+    assert next(stream) == 2
+    stream.close()
+    (line,) = lines(tape)
+    assert [part.get("result") for part in line["stream"]] == [0, 1, None]
+    with replay(tape):
+        stream = count()
+        assert [next(stream), next(stream)] == [0, 1]
+
+
+def test_a_stream_is_replayed_with_what_its_generator_returned(tape: Path) -> None:
+    @opero(cache=False)
+    def count() -> Generator[int, str, str]:
+        sent = yield 1
+        return sent
+
+    def run() -> list[Any]:
+        stream = count()
+        first = next(stream)
+        with pytest.raises(StopIteration) as end:
+            stream.send("sent")
+        return [first, end.value.value]
+
+    with record(tape):
+        assert run() == [1, "sent"]
+    with replay(tape):
+        assert run() == [1, "sent"]
+
+
+def test_items_that_cannot_be_kept_are_missed_where_they_come(tape: Path) -> None:
+    @opero(cache=False)
+    def give() -> Iterator[Any]:
+        yield 1
+        yield threading.Lock()
+
+    with pytest.warns(OperoWarning, match=r"give\(\) is not recorded: .*lock"), record(tape):
+        assert len(list(give())) == 2
+    received: list[Any] = []
+    with pytest.raises(NotRecordedError, match="cannot be pickled"), replay(tape):
+        received.extend(give())
+    assert received == [1]
+
+
+def test_a_cancelled_stream_is_recorded_so_far(tape: Path) -> None:
+    @opero(cache=False)
+    async def count() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.sleep(60)
+
+    async def main() -> None:
+        async def consume() -> None:
+            async for _ in count():
+                pass
+
+        task = asyncio.create_task(consume())
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    with record(tape):
+        asyncio.run(main())
+    (line,) = lines(tape)
+    assert line["stream"][0] == {"result": 1}
+    assert list(line["stream"][1]) == ["missing"]
+
+
+@pytest.mark.parametrize("stream", ["[]", "[{}]", "5", '[{"result": 1}, {"speed": 2}]'])
+def test_a_stream_that_cannot_be_meant_is_no_recording(tape: Path, stream: str) -> None:
+    tape.write_text(
+        f'{{"opero recording": 1}}\n{{"function": "f", "call": "c", "stream": {stream}}}\n'
+    )
+    with pytest.raises(OperoUsageError, match="line 2, cannot be read"), replay(tape):
+        pass
 
 
 # --- nested, concurrent, other ways to call -------------------------------------------------------

@@ -115,6 +115,8 @@ class MapRun:
     def next_batch(self) -> StepLogic[Batch | None]:
         """Run the map until something is finished, and return that; None at its end."""
         scheduler, source = self.scheduler, self._source
+        if (batch := scheduler.hand_out()) is not None:
+            return batch
         if source is None:
             self.executor.open(self._job)
             later = isinstance(self._items, AsyncIterable)
@@ -159,7 +161,10 @@ class MapRun:
         """
         if error is not None:
             if self._returns == "list" or not isinstance(error, Exception):
-                raise error
+                try:
+                    raise error
+                finally:
+                    del error  # as in `_raise_failed`
             trace = error.__traceback__
             # Without the frame that caught it, which is none of the caller's.
             self._input_error = error.with_traceback(trace and trace.tb_next)
@@ -261,8 +266,11 @@ class MapRun:
         if isinstance(error, MapError) and error.result is None:
             error.result = self.result()
         if error is not None:
-            # The frames that it has passed know this object: what that holds would be a reference cycle.
-            vars(self).clear()
+            self.forget()
+
+    def forget(self) -> None:
+        """Forget everything: the frames that an error has passed know this object, which would be a reference cycle."""
+        vars(self).clear()
 
     def each(self, batch: Batch) -> Iterator[Any]:
         """Yield what the caller gets of a batch: results, and errors as `on_error` says.
@@ -299,10 +307,10 @@ class MapRun:
 
     def raise_ended(self) -> None:
         """Raise what a map ends with instead of its results, if it did not run to its end."""
-        if self.scheduler.stopped is not None:
-            raise MapStopped(self.scheduler.stopped, self.result())
-        error, self._input_error = self._input_error, None
+        stopped = self.scheduler.stopped
+        error = self._input_error if stopped is None else MapStopped(stopped, self.result())
         if error is not None:
+            self.forget()
             try:
                 raise error
             finally:
@@ -350,11 +358,14 @@ class MapRun:
             MapStopped: It was to be a list, and the map was stopped before.
         """
         if self._returns == "report":
-            return self.result()
+            result = self.result()
+            self.forget()
+            return result
         self.raise_ended()
         found: list[Any] = []
         for batch in self._arranged():
             found += self.each(batch) if batch.odd else batch.values
+        self.forget()
         return found
 
     def _arranged(self) -> list[Batch]:
@@ -428,7 +439,7 @@ class _AsyncSource:
         self._found: list[Any] = []
         self._wanted = 0
         self._more = asyncio.Event()
-        self._task = asyncio.ensure_future(self._fetch())
+        self._task: asyncio.Task[None] | None = asyncio.ensure_future(self._fetch())
 
     async def _fetch(self) -> None:
         try:
@@ -453,20 +464,23 @@ class _AsyncSource:
         self._wanted = max(room, 0)
         if self._wanted > len(self._found):
             self._more.set()
-        if self._task.done() and not self._found:
-            if self._task.cancelled():
-                self._task.result()
-            if not run.scheduler.ended:
-                run.end_input(self._task.exception())
+        if self._task is not None and self._task.done() and not self._found:
+            run.end_input(self._end())
+
+    def _end(self) -> BaseException | None:
+        """Return what the input has raised; a task that is still known then would be a reference cycle."""
+        task, self._task = self._task, None
+        return None if task is None else task.exception()  # raises what has cancelled it
 
     async def close(self) -> None:
         """Wait for no more input."""
         import asyncio
 
-        self._task.cancel()
-        await asyncio.wait({self._task})
-        if not self._task.cancelled():
-            self._task.exception()  # asked for, so that asyncio does not report it
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+            if not self._task.cancelled():
+                self._end()  # asked for, so that asyncio does not report it
 
 
 # --- what callers get -----------------------------------------------------------------------------
@@ -492,6 +506,7 @@ def stream_map(run: MapRun) -> Iterator[Any]:
         while (batch := run_sync(run.next_batch())) is not None:
             yield from run.each(batch) if batch.odd else batch.values
     run.raise_ended()
+    run.forget()
 
 
 async def stream_map_async(begin: Callable[[], MapRun]) -> AsyncIterator[Any]:
@@ -501,3 +516,4 @@ async def stream_map_async(begin: Callable[[], MapRun]) -> AsyncIterator[Any]:
             for value in run.each(batch) if batch.odd else batch.values:
                 yield value
     run.raise_ended()
+    run.forget()

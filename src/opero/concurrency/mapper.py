@@ -329,7 +329,7 @@ def _describe_mode(mode: Mode, options: MapOptions) -> str:
     workers = options.workers
     several = "es" * (workers != 1)
     return {
-        "executor": f"in a {type(options.executor).__name__}",
+        "executor": f"in {_name_executor(options.executor)}",
         "async": f"{workers} at once on the event loop",
         "thread": f"{workers} thread{'s' * (workers != 1)}",
         "process": f"{workers} process{several}",
@@ -338,39 +338,43 @@ def _describe_mode(mode: Mode, options: MapOptions) -> str:
     }[mode]
 
 
+def _name_executor(executor: Any) -> str:
+    if hasattr(executor, "submit") or not callable(executor):
+        return f"a {type(executor).__name__}"
+    return f"an executor that {getattr(executor, '__name__', type(executor).__name__)}() makes"
+
+
 def _make_executor(mode: Mode, options: MapOptions, context: Context) -> MapExecutor:
     """Return the executor for a map that may block."""
     if mode == "sequential":
-        from opero.concurrency.executors.inline import InlineExecutor
+        from opero.concurrency.executors.in_process import InlineExecutor
 
         return InlineExecutor()
     if mode == "thread":
-        from opero.concurrency.executors.threads import ThreadExecutor
+        from opero.concurrency.executors.in_process import ThreadExecutor
 
         return ThreadExecutor(options.workers, context)
     if options.executor is not None and mode == "executor":
         from opero.concurrency.executors.futures import executor_for
 
-        return executor_for(options.executor, _executor_workers(options), context)
+        # Unless `workers` was given, the executor says how many it has.
+        workers = options.workers if "workers" in options.given else None
+        return executor_for(options.executor, workers, context)
     from opero.concurrency.executors.process.worker_pool import ProcessEngine
 
     return ProcessEngine(options.workers, method=options.start_method)
 
 
-def _executor_workers(options: MapOptions) -> int:
-    """Return how many workers the user's executor has: what it says, unless `workers` was given."""
-    found = getattr(options.executor, "_max_workers", None)
-    return found if isinstance(found, int) and "workers" not in options.given else options.workers
-
-
 def _make_async_executor(mode: Mode, options: MapOptions, context: Context) -> Any:
     """Return the executor for a map in an event loop."""
+    from opero.concurrency.executors.event_loop import (
+        AsyncInlineExecutor,
+        EventLoopExecutor,
+        ExecutorBridge,
+    )
+
     if mode == "sequential":
-        from opero.concurrency.executors.inline import AsyncInlineExecutor
-
         return AsyncInlineExecutor()
-    from opero.concurrency.executors.event_loop import EventLoopExecutor, ExecutorBridge
-
     if mode == "async":
         return EventLoopExecutor(options.workers, context)
     return ExecutorBridge(_make_executor(mode, options, context))

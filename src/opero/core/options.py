@@ -50,6 +50,7 @@ from opero.utils.units import Duration
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor  # noqa: TC004 - not read at run time, and slow to load
+    from contextlib import AbstractContextManager  # noqa: TC004 - see below
 
     from opero.caching import Store  # noqa: TC004 - see above
     from opero.caching.codec import Codec  # noqa: TC004 - see above
@@ -364,8 +365,11 @@ class MapOptions(Options):
         "map", None, error_bound, "stop the map after this many failed items, or this share of them"
     )
     chunksize: int | Literal["auto"] = option("map", "auto", chunks, "items per dispatch")
-    executor: Executor | None = option(
-        "map", None, executor, "any `concurrent.futures.Executor` instead of `mode`"
+    executor: Executor | AbstractContextManager[Any] | Callable[[], Any] | None = option(
+        "map",
+        None,
+        executor,
+        "any `concurrent.futures.Executor`, a function that makes one, or a pool of twat-mp",
     )
     sequential: bool = option(
         "map", False, boolean, "run inline, for debugging with real stack traces"

@@ -170,7 +170,7 @@ class RateLimit:
             if call.prior_outcome is None and (
                 switch.on or limiter.threads_waiting or limiter.take_slot()
             ):
-                self._waited(call, limiter.acquire_within(self._budget(call)))
+                self._waited(call, limiter.fill(Reservation(limiter), self._budget(call)))
             try:
                 return proceed(call)
             except Exception as error:
@@ -179,21 +179,21 @@ class RateLimit:
 
         def run_reserved(call: Call) -> Any:
             if call.prior_outcome is None:
-                call.reserved = None
-                if not ambient.disabled():
-                    bucket, cost = self._measure(call)
-                    call.reserved = bucket.reserve_within(self._budget(call), cost)
-                    self._waited(call, call.reserved.waited)
-            made, reservation = call.calls, call.reserved
+                slot = call.reserved = self._reservation(call) if measured else Reservation(limiter)
+                if switch.on or slot.limiter.threads_waiting or slot.take():
+                    self._waited(call, slot.limiter.fill(slot, self._budget(call)))
+            made = call.calls
             try:
                 result = proceed(call)
             except Exception as error:
-                self._ended(call, made, reservation, error)
+                self._ended(call, made, error)
                 raise
-            self._settle(reservation, result)
+            if measured:
+                self._settle(call, result)
             return result
 
-        return run_reserved if self._reserves else run
+        measured = limiter.measured
+        return run_reserved if self._refused_within or measured else run
 
     def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
         """Wait before `proceed` until a slot is free."""
@@ -203,7 +203,8 @@ class RateLimit:
             if call.prior_outcome is None and (
                 switch.on or limiter.loops_waiting or limiter.take_slot()
             ):
-                self._waited(call, await limiter.wait_within(self._budget(call)))
+                budget = self._budget(call)
+                self._waited(call, await limiter.fill_async(Reservation(limiter), budget))
             try:
                 return await proceed(call)
             except Exception as error:
@@ -212,40 +213,37 @@ class RateLimit:
 
         async def run_reserved(call: Call) -> Any:
             if call.prior_outcome is None:
-                call.reserved = None
-                if not ambient.disabled():
-                    bucket, cost = self._measure(call)
-                    call.reserved = await bucket.reserve_async_within(self._budget(call), cost)
-                    self._waited(call, call.reserved.waited)
-            made, reservation = call.calls, call.reserved
+                slot = call.reserved = self._reservation(call) if measured else Reservation(limiter)
+                if switch.on or external or slot.limiter.loops_waiting or slot.take():
+                    self._waited(call, await slot.limiter.fill_async(slot, self._budget(call)))
+            made = call.calls
             try:
                 result = await proceed(call)
             except Exception as error:
-                self._ended(call, made, reservation, error)
+                self._ended(call, made, error)
                 raise
-            self._settle(reservation, result)
+            if measured:
+                self._settle(call, result)
             return result
 
-        return run_reserved if self._reserves else run
+        measured = limiter.measured
+        external = not measured and not limiter.direct
+        return run_reserved if self._refused_within or measured else run
 
-    @property
-    def _reserves(self) -> bool:
-        """Whether a call's slot may have to be given back or settled."""
-        return self._refused_within or self.limiter.measured
-
-    def _measure(self, call: Call) -> tuple[RateLimiter, float | None]:
-        """Return the bucket that a call belongs to, and what it costs there."""
+    def _reservation(self, call: Call) -> Reservation:
+        """Return a reservation for what a call costs, in the bucket that it belongs to."""
+        if ambient.disabled():
+            return Reservation(self.limiter)
         bucket = self.limiter.bucket_for(call.args, call.kwargs)
-        return bucket, bucket.price(call.args, call.kwargs)
+        return bucket.reservation(bucket.price(call.args, call.kwargs))
 
-    def _settle(self, reservation: Reservation | None, result: object) -> None:
-        if reservation is not None:
-            reservation.limiter.settle_result(reservation, result)
+    def _settle(self, call: Call, result: object) -> None:
+        if call.reserved is not None and not ambient.disabled():
+            call.reserved.limiter.settle_result(call.reserved, result)
 
-    def _ended(
-        self, call: Call, made: int, reservation: Reservation | None, error: Exception
-    ) -> None:
+    def _ended(self, call: Call, made: int, error: Exception) -> None:
         """Conclude the reservation of a call that failed, or that was not made at all."""
+        reservation = None if ambient.disabled() else call.reserved
         if isinstance(error, RefusalError):
             # A stage further in did not let the call through, or the call itself met the refusal of another pipeline.
             if reservation is not None and call.calls == made:
@@ -253,7 +251,7 @@ class RateLimit:
             return
         if reservation is not None:
             if isinstance(error, Rejected):
-                self._settle(reservation, error.value)
+                self._settle(call, error.value)
             else:
                 limiter = reservation.limiter
                 limiter.settle_failure(reservation, error, billed=may_be_billed(error))

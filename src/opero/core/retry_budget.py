@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from opero.errors import OperoUsageError
-from opero.limits.state.shared import SharedObject
+from opero.limits.shared import SharedObject
 from opero.utils import ambient
 from opero.utils.checks import text, whole
 from opero.utils.units import Duration, format_seconds, parse_seconds
 
 if TYPE_CHECKING:
-    from opero.limits.state.file import StateFile
+    from opero.limits.state_file import StateFile
 
 __all__ = ["RetryBudget"]
 
@@ -158,7 +158,7 @@ class RetryBudget(SharedObject):
     # --- across processes -----------------------------------------------------------------------------
 
     def _go_to(self, path: str | None, *, create: bool) -> str:
-        from opero.limits.state.file import StateFile, private_path
+        from opero.limits.state_file import StateFile, private_path
 
         path, create = path or private_path(self), create or path is None
         empty = [0] * 3 * _SLICES

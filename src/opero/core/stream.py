@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from opero.core.call import Call
 
-__all__ = ["AsyncStream", "Stream", "read_stream", "start_stream"]
+__all__ = ["AsyncStream", "HandedOut", "Stream", "read_stream", "start_stream"]
 
 Step = Callable[[Callable[[], Any]], Any]
 """Runs one step of a generator, within the limits of time."""
@@ -132,7 +132,7 @@ def start_stream(
 # --- asynchronous generators ----------------------------------------------------------------------
 
 
-class _HandedOut:
+class HandedOut:
     """Carries an item from the innermost step to the consumer, past the event loop."""
 
     __slots__ = ("value",)
@@ -144,7 +144,7 @@ class _HandedOut:
 @coroutine
 def _hand_out(item: Any) -> Generator[Any, Any, Any]:
     """Suspend the whole call until the consumer asks for the next item; return what it sends."""
-    return (yield _HandedOut(item))
+    return (yield HandedOut(item))
 
 
 async def read_stream(
@@ -205,7 +205,7 @@ class AsyncStream:
         """Run the call until its next item; what it awaits meanwhile is passed on to the event loop."""
         try:
             got = self._context.run(method, given)
-            while type(got) is not _HandedOut:
+            while type(got) is not HandedOut:
                 try:
                     answer = yield got
                 except BaseException as thrown:  # noqa: BLE001 - a cancellation, for the call to handle

@@ -34,14 +34,14 @@ from opero.limits.breaker_state import (
     CircuitStats,
     Transition,
 )
-from opero.limits.state.shared import SharedObject, restore
+from opero.limits.shared import SharedObject, restore
 from opero.utils import ambient
 from opero.utils.checks import text_or_none
 from opero.utils.units import Duration, format_seconds
 
 if TYPE_CHECKING:
     from opero.errors import FailureFilter
-    from opero.limits.state.file import StateFile
+    from opero.limits.state_file import StateFile
 
 __all__ = ["FREE", "CircuitBreaker", "CircuitState", "CircuitStats", "Permit"]
 
@@ -582,7 +582,7 @@ class CircuitBreaker(SharedObject):
             self._publish_state()
 
     def _go_to(self, path: str | None, *, create: bool) -> str:
-        from opero.limits.state.file import StateFile, private_path
+        from opero.limits.state_file import StateFile, private_path
 
         path, create = path or private_path(self), create or path is None
         with self._lock:

@@ -23,7 +23,7 @@ __all__ = [
     "Gcra",
     "LimitPause",
     "Rule",
-    "Snapshot",
+    "Stamp",
     "check_period",
     "gap_after",
     "gcra_for",
@@ -35,8 +35,8 @@ LONG_AGO: Final = -NEVER
 _LONGEST: Final = 1 << 60
 _WHOLE_FROM: Final = 100
 
-Snapshot = tuple[Any, ...]
-"""What the next `take` of a rule would change; to be compared and restored."""
+Stamp = Any
+"""What tells whether anything has started since; to be compared."""
 
 
 class Cells(Protocol):
@@ -46,70 +46,69 @@ class Cells(Protocol):
     def __setitem__(self, index: int, value: int, /) -> None: ...
 
 
-class Rule(Protocol):
+class Rule:
     """Decides when calls may start. Its state is `Cells`, or a list of them for rules that combine others.
 
     A process may be killed between any two stores into the state; each store leaves a valid one, or one that
     `repair` puts right.
     """
 
-    @property
-    def tolerance(self) -> int:
-        """How far ahead of the clock a remembered start may lie."""
-        ...
-
-    @property
-    def late(self) -> int:
-        """How late a waiter may wake without costing more than one per cent of the rate."""
-        ...
-
-    @property
-    def spacing(self) -> int:
-        """How far apart calls start at least while there is a queue."""
-        ...
-
-    @property
-    def longest_wait(self) -> int:
-        """The longest wait that a valid state can ask for; a longer one takes `repair`."""
-        ...
+    __slots__ = ()
 
     @property
     def atomic(self) -> bool:
         """Whether a `take` that is cut short leaves a valid state."""
-        ...
+        return True
+
+    @property
+    def spacing(self) -> int:
+        """How far apart calls start at least while there is a queue."""
+        return 0
+
+    @property
+    def longest_wait(self) -> int:
+        """The longest wait that a valid state can ask for; a longer one takes `repair`."""
+        raise NotImplementedError
+
+    @property
+    def late(self) -> int:
+        """How late a waiter may wake: less than one per cent of the wait, which is what it costs of the rate."""
+        return self.longest_wait // 128
 
     @property
     def signature(self) -> tuple[int, ...]:
         """Numbers that distinguish the rule from others: four for each of its parts."""
-        ...
+        raise NotImplementedError
 
     def new_state(self) -> Any:
         """Return the state of a limit under which nothing has started."""
-        ...
+        raise NotImplementedError
 
-    def take(self, state: Any, now: int, /) -> int:
-        """Start a call and return 0, or change nothing and return how long to wait."""
-        ...
+    def take(self, state: Any, now: int, units: int = 0) -> int:
+        """Start a call that costs so much and return 0, or change nothing and return how long to wait."""
+        raise NotImplementedError
 
-    def wait_for(self, state: Any, now: int, /) -> int:
+    def wait_for(self, state: Any, now: int, units: int = 0) -> int:
         """Return how long the next call would have to wait."""
-        ...
+        raise NotImplementedError
 
-    def snapshot(self, state: Any) -> Snapshot:
-        """Return what the next `take` will change."""
-        ...
+    def stamp(self, state: Any) -> Stamp:
+        """Return what changes with each call that starts."""
+        del state
+        return 0
 
-    def restore(self, state: Any, snapshot: Snapshot) -> None:
-        """Put a snapshot back."""
-        ...
+    def undo(self, state: Any) -> None:
+        """Take back the last `take`, but not its cost; nothing may have started since."""
+
+    def settle(self, state: Any, now: int, at: int, change: int) -> None:
+        """Correct what a call that started `at` has cost; a `change` less than 0 is a refund."""
 
     def is_idle(self, state: Any, now: int) -> bool:
         """Return whether the state remembers nothing that still counts."""
-        ...
+        raise NotImplementedError
 
     def repair(self, state: Any, now: int) -> None:
         """Make a state valid that was damaged, or written under a clock that has gone back since."""
-        ...
 
     def before_pause(self, state: Any, until: int, length: int) -> int:
         """Prepare for a pause of `length` that ends at `until`.
@@ -117,15 +116,15 @@ class Rule(Protocol):
         Returns:
             How far apart calls have to be kept after it; 0 if the state sees to that.
         """
-        ...
+        del state, until, length
+        return 0
 
     def end_pause(self, state: Any, now: int) -> None:
         """Undo `before_pause`, because the pause is over early."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Gcra:
+class Gcra(Rule):
     """One call each `interval`; a call that comes late may catch up by `tolerance`.
 
     This is the generic cell rate algorithm (GCRA) in its virtual scheduling form, as described in ITU-T
@@ -149,18 +148,17 @@ class Gcra:
     interval: int
     tolerance: int
 
-    atomic = True
     size = 1
-
-    @property
-    def late(self) -> int:
-        """What the tolerance makes up for, and a little."""
-        return self.tolerance + self.interval // 128
 
     @property
     def spacing(self) -> int:
         """The interval."""
         return self.interval
+
+    @property
+    def late(self) -> int:
+        """What the tolerance makes up for, and a little."""
+        return self.tolerance + self.interval // 128
 
     @property
     def longest_wait(self) -> int:
@@ -176,7 +174,7 @@ class Gcra:
         """Return a `tat` that is long over."""
         return [LONG_AGO]
 
-    def take(self, state: Cells, now: int) -> int:
+    def take(self, state: Cells, now: int, units: int = 0) -> int:
         """Start a call if it conforms."""
         # Read once: in a mapped file each reading of a cell costs as much as a sum.
         tat = state[0]
@@ -189,17 +187,17 @@ class Gcra:
         state[0] = tat + self.interval
         return 0
 
-    def wait_for(self, state: Cells, now: int) -> int:
+    def wait_for(self, state: Cells, now: int, units: int = 0) -> int:
         """Return the time until a call conforms."""
         return max(0, state[0] - now - self.tolerance)
 
-    def snapshot(self, state: Cells) -> Snapshot:
+    def stamp(self, state: Cells) -> int:
         """Return `tat`."""
-        return (state[0],)
+        return state[0]
 
-    def restore(self, state: Cells, snapshot: Snapshot) -> None:
-        """Put `tat` back."""
-        state[0] = snapshot[0]
+    def undo(self, state: Cells) -> None:
+        """Go back by an increment. What was over before it is over still, whatever it was."""
+        state[0] -= self.interval
 
     def is_idle(self, state: Cells, now: int) -> bool:
         """Return whether `tat` is over."""
@@ -320,6 +318,13 @@ class LimitPause:
             self.end()
         else:
             cells[_NEXT] = now + gap
+
+    def take(self, rule: Rule, state: Any, now: int, units: int = 0) -> int:
+        """Start a call if the rule lets it and there is no pause; return 0 or the wait."""
+        wait = self.wait_for(now) or rule.take(state, now, units)
+        if not wait and self.on:
+            self.started(now)
+        return wait
 
     def end(self) -> None:
         """Forget the pause."""

@@ -4,17 +4,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from math import inf
+from typing import TYPE_CHECKING, Any, Final
 
 from opero.errors import OperoUsageError
 from opero.limits.gcra import SECOND, Rule
 from opero.limits.keyed import Buckets
-from opero.limits.reservation import Pricing, Reservation, cost_left, describe_rule
-from opero.limits.state.local import LocalState
-from opero.limits.state.shared import SharedObject
+from opero.limits.limiter_state import LimiterState
+from opero.limits.reservation import Pricing, Reservation
+from opero.limits.shared import SharedGuard
 from opero.limits.waiting import UNLIMITED, ExternalLimiter, SlotQueue, WaitBudget, budget_of
-from opero.limits.windows import UNIT, CombinedLimit, SlidingWindow, as_units, combined
+from opero.limits.windows import (
+    UNIT,
+    CombinedLimit,
+    SlidingWindow,
+    as_units,
+    combined,
+    describe_rule,
+)
 from opero.utils import ambient, checks
 from opero.utils.ambient import switch
 from opero.utils.units import Duration, RateWindow, parse_seconds, parse_windows
@@ -22,7 +29,7 @@ from opero.utils.units import Duration, RateWindow, parse_seconds, parse_windows
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
-    from opero.limits.state.base import LimiterState
+    from opero.limits.gcra import Cells
     from opero.utils.ambient import Clock
     from opero.utils.waiters import FairLock, Waiter
 
@@ -34,7 +41,7 @@ _NO_RULE: Final = SlidingWindow(1, 1)
 """That of a limiter whose slots are those of its buckets, or of the user's own limiter."""
 
 
-class RateLimiter(SharedObject):
+class RateLimiter(SharedGuard):
     """A limit on how many calls start in a period; any number of functions may share one.
 
     At most `N + burst` calls start in any half-open window of the period, from the first second on. It holds across
@@ -124,7 +131,7 @@ class RateLimiter(SharedObject):
         self._external: ExternalLimiter | None = None
         self._pricing: Pricing | None = None
         self._buckets: Buckets[RateLimiter] | None = None
-        self._cap = None if cap is None else as_units(cap, "cap")
+        self.cap: float | None = cap
         if callable(getattr(rate, "wait", None)):
             rule = self._use_external(rate, {"name": name, **shape})
         else:
@@ -141,7 +148,7 @@ class RateLimiter(SharedObject):
         self.measured: bool = self._buckets is not None or self._pricing is not None
         self._rule: Rule = rule
         self._test: tuple[Clock, LimiterState] | None = None
-        self._state: LimiterState = LocalState(rule)
+        self._state: LimiterState = LimiterState(rule)
         super().__init__((rate, shape))
         self._use_state(self._state)
         self._begin_queue()
@@ -149,21 +156,18 @@ class RateLimiter(SharedObject):
             self.share()
 
     def _use_windows(self, rate: Any, shape: dict[str, Any]) -> Rule:
-        cost, cap = shape["cost"], self._cap
-        if (
-            rate is None
-            and cap is None
-            and any(shape[option] is not None for option in ("cost", "settle", "settle_error"))
-        ):
+        cost, cap = shape["cost"], shape["cap"]
+        most = None if cap is None else as_units(cap, "cap")
+        priced = any(shape[option] is not None for option in ("cost", "settle", "settle_error"))
+        if rate is None and cap is None and priced:
             raise OperoUsageError(
                 'rate=None: write a rate such as "100/minute", or a cap on all that is spent.'
             )
-        if cap == 0:
-            raise OperoUsageError(f"cap={shape['cap']!r} lets nothing through: write more than 0.")
-        priced = any(shape[option] is not None for option in ("cost", "settle", "settle_error"))
+        if most == 0:
+            raise OperoUsageError(f"cap={cap!r} lets nothing through: write more than 0.")
         if rate is not None or cap is None:
             self.windows = parse_windows(rate, "rate", weighted=cost is not None)
-        rule = combined(self.windows, burst=shape["burst"], smooth=shape["smooth"], cap=cap)
+        rule = combined(self.windows, burst=shape["burst"], smooth=shape["smooth"], cap=most)
         weighted = cap is not None or any(window.weighted for window in self.windows)
         if priced and not weighted:
             raise OperoUsageError(
@@ -211,7 +215,7 @@ class RateLimiter(SharedObject):
             DeadlineError: There is no slot within `timeout`.
         """
         if switch.on or self.threads_waiting or cost is not None or self.take_slot():
-            return self.acquire_within(budget_of(timeout), cost)
+            return self.reserve_within(budget_of(timeout), cost).waited
         return 0.0
 
     async def wait(
@@ -233,7 +237,7 @@ class RateLimiter(SharedObject):
             DeadlineError: There is no slot within `timeout`.
         """
         if switch.on or self.loops_waiting or cost is not None or self.take_slot():
-            return await self.wait_within(budget_of(timeout), cost)
+            return (await self.reserve_async_within(budget_of(timeout), cost)).waited
         return 0.0
 
     def try_acquire(self, *, cost: float | None = None) -> bool:
@@ -241,8 +245,8 @@ class RateLimiter(SharedObject):
         if ambient.disabled():
             return True
         self.require_sync("be tried without waiting")
-        take = self._take_with(cost)
-        return not self.threads_waiting and not self.loops_waiting and not take()
+        reservation = self.reservation(cost)
+        return not self.threads_waiting and not self.loops_waiting and not reservation.take()
 
     def reserve(self, timeout: Duration | None = None, *, cost: float | None = None) -> Reservation:
         """Do what `acquire` does, for a slot that may be given back.
@@ -265,82 +269,46 @@ class RateLimiter(SharedObject):
         """Do what `wait` does, for a slot that may be given back."""
         return await self.reserve_async_within(budget_of(timeout), cost)
 
-    def __enter__(self) -> Self:
-        self.acquire()
-        return self
-
-    async def __aenter__(self) -> Self:
-        await self.wait()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        return None
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        return None
-
     # --- waiting ----------------------------------------------------------------------------------
 
-    def acquire_within(self, budget: WaitBudget = UNLIMITED, cost: float | None = None) -> float:
-        """Do what `acquire` does, for a caller whose budget has other bounds than a timeout."""
-        if ambient.disabled():
-            return 0.0
-        self.require_sync()
-        return self._queue.wait(self._take_with(cost), self.current_state, budget)
-
-    async def wait_within(self, budget: WaitBudget = UNLIMITED, cost: float | None = None) -> float:
-        """Do what `wait` does, likewise."""
-        if ambient.disabled():
-            return 0.0
-        take = self._take_with(cost)
-        if self._external is not None:
-            return await self._external.wait(self.current_state(), budget)
-        return await self._queue.wait_async(take, self.current_state, budget)
-
     def reserve_within(self, budget: WaitBudget, cost: float | None = None) -> Reservation:
-        """Do what `reserve` does, likewise."""
-        reservation = self._reservation(cost)
-        if not ambient.disabled():
-            self.require_sync()
-            reservation.waited = self._queue.wait(reservation.take, self.current_state, budget)
+        """Do what `reserve` does, for a caller whose budget has other bounds than a timeout."""
+        reservation = self.reservation(cost)
+        self.fill(reservation, budget)
         return reservation
 
     async def reserve_async_within(
         self, budget: WaitBudget, cost: float | None = None
     ) -> Reservation:
         """Do what `reserve_async` does, likewise."""
-        reservation = self._reservation(cost)
-        if self._external is not None:
-            # It takes nothing back.
-            reservation.waited = await self._external.wait(self.current_state(), budget)
-        else:
-            reservation.waited = await self._queue.wait_async(
-                reservation.take, self.current_state, budget
-            )
+        reservation = self.reservation(cost)
+        await self.fill_async(reservation, budget)
         return reservation
 
-    def _take_with(self, cost: float | None) -> Callable[[], int]:
-        """Return what tries to take a slot for a call of this cost."""
-        if self.measured:
-            return self._reservation(cost).take
-        self.check_cost(cost)
-        return lambda: self.current_state().take()
+    def fill(self, reservation: Reservation, budget: WaitBudget = UNLIMITED) -> float:
+        """Block until a reservation has its slot; return the seconds waited."""
+        if not ambient.disabled():
+            self.require_sync()
+            reservation.waited = self._queue.wait(reservation.take, self.current_state, budget)
+        return reservation.waited
 
-    def _reservation(self, cost: float | None) -> Reservation:
+    async def fill_async(self, reservation: Reservation, budget: WaitBudget = UNLIMITED) -> float:
+        """Do what `fill` does, for a task and without blocking its event loop."""
+        if not ambient.disabled():
+            state = self.current_state
+            reservation.waited = (
+                await self._queue.wait_async(reservation.take, state, budget)
+                if self._external is None
+                else await self._external.wait(state(), budget)  # it takes nothing back
+            )
+        return reservation.waited
+
+    def reservation(self, cost: float | None = None) -> Reservation:
+        """Return a reservation that has no slot yet, to be filled."""
         self._require_key()
         self.check_cost(cost)
         units = UNIT if self._pricing is None else self._pricing.units(cost)
-        return Reservation(self, self._rule, units)
+        return Reservation(self, units)
 
     # --- buckets and prices -----------------------------------------------------------------------
 
@@ -383,7 +351,7 @@ class RateLimiter(SharedObject):
     @property
     def settles(self) -> bool:
         """Whether the cost of calls is known from their results."""
-        return self._pricing is not None and self._pricing.settles
+        return self._pricing is not None and self._pricing.settle is not None
 
     def price(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
         """Return what a call costs, None where calls are counted.
@@ -437,21 +405,25 @@ class RateLimiter(SharedObject):
     def left(self) -> float:
         """Cost that is left under the `cap`, infinity without one."""
         self._require_key()
-        return cost_left(self._cap, self._spent())
+        return inf if self.cap is None else max(0, as_units(self.cap, "cap") - self._spent()) / UNIT
 
     def _spent(self) -> int:
-        rule = self._rule
-        if self._cap is None or not isinstance(rule, CombinedLimit):
-            return 0
-        return self.current_state().update(lambda cells, pause, now: rule.spent(cells))
+        return sum(self._with_caps(lambda cells: cells[0]))
 
     def reset_spent(self) -> None:
         """Begin the `cap` (those of all buckets) anew: nothing counts as spent."""
-        rule = self._rule
         for bucket in () if self._buckets is None else self._buckets.all():
             bucket.reset_spent()
-        if isinstance(rule, CombinedLimit):
-            self.current_state().update(lambda cells, pause, now: rule.forget_spent(cells))
+        self._with_caps(lambda cells: cells.__setitem__(0, 0))
+
+    def _with_caps(self, do: Callable[[Cells], Any]) -> list[Any]:
+        """Return what comes out for the state of the `cap`; nothing without one."""
+        rule = self._rule
+        if not isinstance(rule, CombinedLimit):
+            return []
+        return self.current_state().update(
+            lambda state, pause, now: [do(cells) for cells in rule.caps(state)]
+        )
 
     # --- pauses -----------------------------------------------------------------------------------
 
@@ -513,6 +485,8 @@ class RateLimiter(SharedObject):
 
     def current_state(self) -> LimiterState:
         """Return the state under the clock in force; a test's clock never touches the real one."""
+        if self.attached and not switch.on:
+            return self._state
         clock = ambient.clock()
         if isinstance(clock, ambient.RealClock):
             if not self.attached:
@@ -520,7 +494,7 @@ class RateLimiter(SharedObject):
             return self._state
         test = self._test
         if test is None or test[0] is not clock:
-            test = self._test = (clock, LocalState(self._rule, _nanoseconds_of(clock)))
+            test = self._test = (clock, LimiterState(self._rule, _nanoseconds_of(clock)))
         return test[1]
 
     def _begin_attached(self) -> None:
@@ -528,7 +502,8 @@ class RateLimiter(SharedObject):
         self._use_state(self._state)
 
     def _go_to(self, path: str | None, *, create: bool) -> str:
-        from opero.limits.state.file import FileState, private_path, state_path
+        from opero.limits.limiter_state import FileState
+        from opero.limits.state_file import private_path, state_path
 
         named, rule = self.name is not None or self._of_named, self._rule
         create = create or path is None or named
@@ -539,7 +514,7 @@ class RateLimiter(SharedObject):
         def move(state: Any) -> LimiterState:
             return FileState(target, rule, create=create, state=state, named=named)
 
-        if isinstance(self._state, LocalState):
+        if not isinstance(self._state, FileState):
             # A state that goes by another clock has nothing to hand on.
             self._use_state(self._state.replace(lambda state: move(None if named else state)))
         else:

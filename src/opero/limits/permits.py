@@ -14,8 +14,8 @@ from typing import Any, Final
 from weakref import ref
 
 from opero.errors import BulkheadFullError, OperoUsageError
-from opero.limits.state.file import StateFile, private_path, try_lock, unlock
-from opero.limits.state.shared import SharedGuard
+from opero.limits.shared import SharedGuard
+from opero.limits.state_file import StateFile, private_path, try_lock, unlock
 from opero.utils.ambient import warn_on_loop
 from opero.utils.threads import waiting_threads
 from opero.utils.waiters import HandoffQueue, Waiter

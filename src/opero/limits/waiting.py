@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opero.errors import DeadlineError, OperoUsageError, RateLimitPausedError
@@ -14,12 +14,12 @@ from opero.limits.gcra import SECOND, Rule
 from opero.utils import ambient
 from opero.utils.ambient import warn_on_loop
 from opero.utils.units import Duration, format_seconds, parse_seconds
-from opero.utils.waiters import FairLock, ThreadWaiter, Waiter
+from opero.utils.waiters import FairLock, ThreadWaiter
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
-    from opero.limits.state.base import LimiterState
+    from opero.limits.limiter_state import LimiterState
 
 __all__ = [
     "UNLIMITED",
@@ -168,18 +168,14 @@ class SlotQueue:
         Raises:
             RateLimitPausedError, DeadlineError: It is not ready to wait so long.
         """
-        if ambient.disabled():
-            return 0.0
         queue = self.threads
         ahead = len(queue.held) + len(queue)
         wait = state().wait_for() if ahead else take()
         if not (ahead or wait):
             return 0.0
         clock = ambient.clock()
-        real = isinstance(clock, ambient.RealClock)
         started = clock.monotonic()
-        if budget is not UNLIMITED:
-            _check(state(), budget, started, wait + ahead * self._rule.spacing)
+        _check(state(), budget, wait + ahead * self._rule.spacing)
         warn_on_loop("a slot of its rate limit")
         waiter = ThreadWaiter(budget)
         waited = False
@@ -188,18 +184,10 @@ class SlotQueue:
             if not queue.try_acquire(waiter):
                 waited = True
                 _raise_unless_granted(queue.wait(_look_up(budget, _LOOK_UP_SECONDS), waiter))
-            while wait := take():
+            for seconds in self._pauses(queue, take, state, budget, _THREAD_GRAIN):
                 waited = True
-                if budget is not UNLIMITED:
-                    _dismiss(queue, _check(state(), budget, clock.monotonic(), wait))
-                seconds = (
-                    sleep_time(wait, self._rule.late, _THREAD_GRAIN) if real else wait / SECOND
-                )
-                if seconds:
-                    clock.sleep(seconds)
-                else:
-                    # So short a wait is spent awake, but other threads get the interpreter.
-                    time.sleep(0)
+                # So short a wait is spent awake, but other threads get the interpreter.
+                (clock.sleep if seconds else time.sleep)(seconds)
         finally:
             queue.release(waiter)
         return clock.monotonic() - started if waited else 0.0
@@ -208,8 +196,7 @@ class SlotQueue:
         self, take: Take, state: Callable[[], LimiterState], budget: WaitBudget = UNLIMITED
     ) -> float:
         """Do what `wait` does, for a task and without blocking its event loop."""
-        if ambient.disabled():
-            return 0.0
+        ambient.require_loop("wait for a slot of its rate limit")
         from asyncio import get_running_loop, sleep
 
         loop = get_running_loop()
@@ -218,27 +205,22 @@ class SlotQueue:
         if queue is None and not wait:
             return 0.0
         clock = ambient.clock()
-        real = isinstance(clock, ambient.RealClock)
         started = clock.monotonic()
-        if budget is not UNLIMITED:
-            ahead = len(queue.held) + len(queue) if queue is not None else 0
-            wait = wait or state().wait_for() + ahead * self._rule.spacing
-            _check(state(), budget, started, wait)
         if queue is None:
+            _check(state(), budget, wait)
             self._forget_closed_loops()
             queue = self.loops[loop] = FairLock()
+        else:
+            ahead = len(queue.held) + len(queue)
+            _check(state(), budget, state().wait_for() + ahead * self._rule.spacing)
         try:
             if not queue.try_acquire():
-                bounded = budget is not UNLIMITED and real
-                look_up = _look_up(budget, math.inf) if bounded else None
+                # A test's clock moves in one step: what wakes the caller then is the first in the queue.
+                real = isinstance(clock, ambient.RealClock)
+                look_up = _look_up(budget, math.inf) if real else None
                 _raise_unless_granted(await queue.wait_async(look_up, budget))
             try:
-                while wait := take():
-                    if budget is not UNLIMITED:
-                        _dismiss(queue, _check(state(), budget, clock.monotonic(), wait))
-                    seconds = (
-                        sleep_time(wait, self._rule.late, _LOOP_GRAIN) if real else wait / SECOND
-                    )
+                for seconds in self._pauses(queue, take, state, budget, _LOOP_GRAIN):
                     # A loop's timer is no finer than a millisecond: without it the loop just turns once.
                     await (clock.asleep(seconds) if seconds else sleep(0))
             finally:
@@ -247,6 +229,22 @@ class SlotQueue:
             if not queue.held and self.loops.get(loop) is queue:
                 del self.loops[loop]
         return clock.monotonic() - started
+
+    def _pauses(
+        self,
+        queue: FairLock,
+        take: Take,
+        state: Callable[[], LimiterState],
+        budget: WaitBudget,
+        grain: int,
+    ) -> Iterator[float]:
+        """Yield how many seconds the first in a queue has to sleep before it looks again, until it has a slot."""
+        real = isinstance(ambient.clock(), ambient.RealClock)
+        while wait := take():
+            paused = _check(state(), budget, wait)
+            if paused:
+                _dismiss(queue, paused)
+            yield sleep_time(wait, self._rule.late, grain) if real else wait / SECOND
 
     def _forget_closed_loops(self) -> None:
         # Tasks that were pending when their loop was closed never get to their `finally`.
@@ -263,10 +261,12 @@ def _look_up(budget: WaitBudget, longest: float) -> Callable[[], float | None] |
     return lambda: min(deadline - ambient.clock().monotonic(), longest)
 
 
-def _check(state: LimiterState, budget: WaitBudget, now: float, wait: int) -> int:
-    """Raise if the wait exceeds the budget; return the nanoseconds that are left of a pause."""
+def _check(state: LimiterState, budget: WaitBudget, wait: int) -> int:
+    """Raise if a wait exceeds a budget; return the nanoseconds that are left of a pause."""
+    if budget is UNLIMITED:
+        return 0
     paused = state.paused()
-    check_budget(budget, now, wait=wait, paused=paused)
+    check_budget(budget, ambient.clock().monotonic(), wait=wait, paused=paused)
     return paused
 
 
@@ -278,15 +278,11 @@ class _TooLongPause(NamedTuple):
 
 def _dismiss(queue: FairLock, paused: int) -> None:
     """End the waits of those that would not wait out the rest of a pause."""
-    if not paused:
-        return
     seconds = paused / SECOND
-
-    def unwilling(waiter: Waiter) -> bool:
-        budget: WaitBudget | None = waiter.budget
-        return budget is not None and seconds > budget.longest_pause
-
-    queue.wake_all(_TooLongPause(seconds), unwilling)
+    queue.wake_all(
+        _TooLongPause(seconds),
+        lambda waiter: waiter.budget is not None and seconds > waiter.budget.longest_pause,
+    )
 
 
 def _raise_unless_granted(outcome: object) -> None:

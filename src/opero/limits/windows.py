@@ -18,7 +18,8 @@ from opero.limits.gcra import (
     SECOND,
     Cells,
     Gcra,
-    Snapshot,
+    Rule,
+    Stamp,
     check_period,
     gap_after,
     gcra_for,
@@ -26,7 +27,6 @@ from opero.limits.gcra import (
 from opero.utils.units import Rate, format_seconds
 
 if TYPE_CHECKING:
-    from opero.limits.gcra import Rule
     from opero.utils.units import RateWindow
 
 __all__ = [
@@ -38,6 +38,8 @@ __all__ = [
     "SpendCap",
     "as_units",
     "combined",
+    "describe_rate",
+    "describe_rule",
     "part_of",
     "rule_for",
 ]
@@ -59,7 +61,7 @@ _GRAINS: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
-class SlidingWindow:
+class SlidingWindow(Rule):
     """At most `capacity` calls in any half-open window of `period`, without spacing.
 
     The state is the time before which nothing starts, the number of starts so far, and a ring of the last `capacity`
@@ -73,15 +75,6 @@ class SlidingWindow:
 
     period: int
     capacity: int
-
-    atomic = True
-    tolerance = 0
-    spacing = 0
-
-    @property
-    def late(self) -> int:
-        """One per cent of the window, since a late start delays the same one of the next."""
-        return self.period // 128
 
     @property
     def longest_wait(self) -> int:
@@ -102,7 +95,7 @@ class SlidingWindow:
         """Return an empty ring."""
         return [LONG_AGO + self.period, 0, *([LONG_AGO] * self.capacity)]
 
-    def take(self, state: Cells, now: int) -> int:
+    def take(self, state: Cells, now: int, units: int = 0) -> int:
         """Start a call if the oldest start in the ring has left the window."""
         free_from = state[0]
         if now < free_from:
@@ -113,20 +106,19 @@ class SlidingWindow:
         state[1] = count + 1
         return 0
 
-    def wait_for(self, state: Cells, now: int) -> int:
+    def wait_for(self, state: Cells, now: int, units: int = 0) -> int:
         """Return the time until the oldest start leaves the window."""
         return max(0, state[0] - now)
 
-    def snapshot(self, state: Cells) -> Snapshot:
-        """Return the oldest entry of the ring and the two cells before the ring."""
-        return state[2 + state[1] % self.capacity], state[0], state[1]
+    def stamp(self, state: Cells) -> int:
+        """Return the number of starts."""
+        return state[1]
 
-    def restore(self, state: Cells, snapshot: Snapshot) -> None:
-        """Put the entry and the two cells back."""
-        oldest, free_from, count = snapshot
-        state[2 + count % self.capacity] = oldest
-        state[0] = free_from
-        state[1] = count
+    def undo(self, state: Cells) -> None:
+        """Free the newest place. The start that was there before had left the window."""
+        count = state[1] = state[1] - 1
+        state[0] = LONG_AGO + self.period
+        state[2 + count % self.capacity] = LONG_AGO
 
     def is_idle(self, state: Cells, now: int) -> bool:
         """Return whether all starts have left the window."""
@@ -146,9 +138,6 @@ class SlidingWindow:
         """Ask for a gap, since a window would let all waiting calls out at once."""
         del state, until
         return gap_after(length, self.period // self.capacity)
-
-    def end_pause(self, state: Cells, now: int) -> None:
-        """Do nothing: the state holds nothing of the pause."""
 
     def __str__(self) -> str:
         return f"{self.capacity} calls in {format_seconds(self.period / SECOND)}"
@@ -207,7 +196,7 @@ _HEAD, _TOTAL, _RING = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
-class CostWindow:
+class CostWindow(Rule):
     """At most `capacity` of cost in any half-open window of `period`, without spacing.
 
     A sliding window that is counted in parts ("grains"): a ring holds what was spent in each of them, and a part
@@ -223,6 +212,8 @@ class CostWindow:
 
     period: int
     capacity: int
+
+    atomic = False
 
     @classmethod
     def of(cls, rate: Rate) -> CostWindow:
@@ -244,6 +235,11 @@ class CostWindow:
     def places(self) -> int:
         """Parts in the ring: the window, and the part that has begun."""
         return -(-self.period // self.grain) + 1
+
+    @property
+    def longest_wait(self) -> int:
+        """The period, and a grain or two."""
+        return self.period + self.period // 32
 
     @property
     def signature(self) -> tuple[int, ...]:
@@ -270,9 +266,9 @@ class CostWindow:
         gone = range(head + 1, head + passed + 1)
         return state[_TOTAL] - sum(state[_RING + grain % places] for grain in gone)
 
-    def wait_for(self, state: Cells, now: int, cost: int) -> int:
+    def wait_for(self, state: Cells, now: int, units: int = 0) -> int:
         """Return the time until so much may be spent; at the latest when the window is empty."""
-        over = self.used(state, now) + cost - self.capacity
+        over = self.used(state, now) + units - self.capacity
         if over <= 0:
             return 0
         head, grain, places = state[_HEAD], self.grain, self.places
@@ -283,8 +279,14 @@ class CostWindow:
                 return (part + places) * grain - now
         return (head + places) * grain - now
 
-    def add(self, state: Cells, now: int, cost: int) -> None:
-        """Count what is spent."""
+    def take(self, state: Cells, now: int, units: int = 0) -> int:
+        """Spend so much if the window has room for it."""
+        wait = self.wait_for(state, now, units)
+        if not wait:
+            self._add(state, now, units)
+        return wait
+
+    def _add(self, state: Cells, now: int, units: int) -> None:
         head, places = state[_HEAD], self.places
         newest = max(head, now // self.grain)
         for part in range(max(head, newest - places) + 1, newest + 1):
@@ -292,13 +294,13 @@ class CostWindow:
             state[_TOTAL] -= state[place]
             state[place] = 0
         state[_HEAD] = newest
-        state[_RING + newest % places] += cost
-        state[_TOTAL] += cost
+        state[_RING + newest % places] += units
+        state[_TOTAL] += units
 
-    def correct(self, state: Cells, now: int, at: int, change: int) -> None:
+    def settle(self, state: Cells, now: int, at: int, change: int) -> None:
         """Correct what was counted at a time: a refund takes back, a debt counts from now on."""
         if change > 0:
-            self.add(state, now, change)
+            self._add(state, now, change)
             return
         part, head, places = at // self.grain, state[_HEAD], self.places
         if head - places < part <= head:
@@ -318,8 +320,13 @@ class CostWindow:
             state[_RING + (newest - age) % places] = spent
         state[_HEAD], state[_TOTAL] = newest, sum(ages)
 
-    def gap(self, length: int) -> int:
-        """Return how far apart calls start after a pause; what they will cost is not known."""
+    def is_idle(self, state: Cells, now: int) -> bool:
+        """Return whether nothing of what was spent counts any more."""
+        return not self.used(state, now)
+
+    def before_pause(self, state: Cells, until: int, length: int) -> int:
+        """Ask for a gap: what calls will cost is not known."""
+        del state, until
         return gap_after(length, self.period // 100)
 
     def __str__(self) -> str:
@@ -327,7 +334,7 @@ class CostWindow:
 
 
 @dataclass(frozen=True, slots=True)
-class SpendCap:
+class SpendCap(Rule):
     """At most `limit` of cost, once and for all. The only cell of the state is what was spent.
 
     Attributes:
@@ -336,8 +343,9 @@ class SpendCap:
 
     limit: int
 
-    period = 0
     size = 1
+    late = NEVER
+    longest_wait = 0
 
     @property
     def signature(self) -> tuple[int, ...]:
@@ -348,33 +356,27 @@ class SpendCap:
         """Return the state of an untouched cap."""
         return [0]
 
-    def used(self, state: Cells, now: int) -> int:
-        """Return what was spent."""
-        del now
-        return state[0]
-
-    def wait_for(self, state: Cells, now: int, cost: int) -> int:
+    def wait_for(self, state: Cells, now: int, units: int = 0) -> int:
         """Return 0, or `SPENT` if so much is not left."""
         del now
-        return SPENT if cost and state[0] + cost > self.limit else 0
+        return SPENT if units and state[0] + units > self.limit else 0
 
-    def add(self, state: Cells, now: int, cost: int) -> None:
-        """Count what is spent."""
-        del now
-        state[0] += cost
+    def take(self, state: Cells, now: int, units: int = 0) -> int:
+        """Spend so much if it is left."""
+        wait = self.wait_for(state, now, units)
+        if not wait:
+            state[0] += units
+        return wait
 
-    def correct(self, state: Cells, now: int, at: int, change: int) -> None:
+    def settle(self, state: Cells, now: int, at: int, change: int) -> None:
         """Correct what was counted."""
         del now, at
         state[0] = max(0, state[0] + change)
 
-    def repair(self, state: Cells, now: int) -> None:
-        """Do nothing: a sum knows no clock."""
-
-    def gap(self, length: int) -> int:
-        """Return 0: a cap has no rate."""
-        del length
-        return 0
+    def is_idle(self, state: Cells, now: int) -> bool:
+        """Return whether nothing was spent."""
+        del now
+        return not state[0]
 
     def __str__(self) -> str:
         return f"{self.limit / UNIT:,.10g} in all"
@@ -382,12 +384,11 @@ class SpendCap:
 
 # --- several limits as one ------------------------------------------------------------------------
 
-CallPart = Gcra | SlidingWindow
-CostPart = CostWindow | SpendCap
+Part = Gcra | SlidingWindow | CostWindow | SpendCap
 
 
 @dataclass(frozen=True)
-class CombinedLimit:
+class CombinedLimit(Rule):
     """Limits that are taken together, so that none of them loses what another refuses.
 
     The state is a list with the state of each part.
@@ -396,7 +397,7 @@ class CombinedLimit:
         parts: The limits.
     """
 
-    parts: tuple[CallPart | CostPart, ...]
+    parts: tuple[Part, ...]
 
     @property
     def signature(self) -> tuple[int, ...]:
@@ -406,124 +407,81 @@ class CombinedLimit:
     @property
     def atomic(self) -> bool:
         """Whether all parts are: the sum of a cost window and its ring are not stored at once."""
-        return all(isinstance(part, CallPart) for part in self.parts)
+        return all(part.atomic for part in self.parts)
+
+    @property
+    def spacing(self) -> int:
+        """That of the widest part."""
+        return max(part.spacing for part in self.parts)
+
+    @property
+    def late(self) -> int:
+        """That of the strictest part."""
+        return min(part.late for part in self.parts)
+
+    @property
+    def longest_wait(self) -> int:
+        """That of the longest part."""
+        return max(part.longest_wait for part in self.parts)
+
+    @property
+    def size(self) -> int:
+        """Cells of all parts."""
+        return sum(part.size for part in self.parts)
 
     def new_state(self) -> list[Any]:
         """Return the states of the parts."""
         return [part.new_state() for part in self.parts]
 
-    # --- pace -------------------------------------------------------------------------------------
+    def _with(self, state: Sequence[Cells]) -> Iterator[tuple[Part, Cells]]:
+        return zip(self.parts, state, strict=True)
 
-    @property
-    def _call_parts(self) -> list[CallPart]:
-        return [part for part in self.parts if isinstance(part, CallPart)]
-
-    @property
-    def tolerance(self) -> int:
-        """That of the strictest part."""
-        return min((rule.tolerance for rule in self._call_parts), default=0)
-
-    @property
-    def late(self) -> int:
-        """That of the strictest part."""
-        return min((rule.late for rule in self._call_parts), default=self.longest_wait // 128)
-
-    @property
-    def spacing(self) -> int:
-        """That of the widest part."""
-        return max((rule.spacing for rule in self._call_parts), default=0)
-
-    @property
-    def longest_wait(self) -> int:
-        """That of the longest part, and a grain."""
-        return max(
-            part.longest_wait if isinstance(part, CallPart) else part.period + part.period // 32
-            for part in self.parts
-        )
-
-    # --- decisions --------------------------------------------------------------------------------
-
-    def _costs(self, state: Sequence[Cells]) -> Iterator[tuple[CostPart, Cells]]:
-        for part, cells in zip(self.parts, state, strict=True):
-            if not isinstance(part, CallPart):
-                yield part, cells
-
-    def _calls(self, state: Sequence[Cells]) -> Iterator[tuple[CallPart, Cells]]:
-        for part, cells in zip(self.parts, state, strict=True):
-            if isinstance(part, CallPart):
-                yield part, cells
-
-    def wait_for(self, state: Sequence[Cells], now: int, cost: int = 0) -> int:
+    def wait_for(self, state: Sequence[Cells], now: int, units: int = 0) -> int:
         """Return how long a call would have to wait at least, `SPENT` if for ever."""
-        return max(
-            part.wait_for(cells, now)
-            if isinstance(part, CallPart)
-            else part.wait_for(cells, now, cost)
-            for part, cells in zip(self.parts, state, strict=True)
-        )
+        return max(part.wait_for(cells, now, units) for part, cells in self._with(state))
 
-    def take(self, state: Sequence[Cells], now: int, cost: int = UNIT) -> int:
+    def take(self, state: Sequence[Cells], now: int, units: int = UNIT) -> int:
         """Start a call under all limits and return 0, or change nothing and return the wait."""
-        wait = self.wait_for(state, now, cost)
-        if wait:
-            return wait
-        for part, cells in zip(self.parts, state, strict=True):
-            if isinstance(part, CallPart):
-                part.take(cells, now)
-            else:
-                part.add(cells, now, cost)
-        return 0
+        wait = self.wait_for(state, now, units)
+        if not wait:
+            for part, cells in self._with(state):
+                part.take(cells, now, units)
+        return wait
 
-    def snapshot(self, state: Sequence[Cells]) -> Snapshot:
-        """Return what the next `take` will change in the parts that count calls."""
-        return tuple(part.snapshot(cells) for part, cells in self._calls(state))
+    def stamp(self, state: Sequence[Cells]) -> Stamp:
+        """Return the stamps of the parts."""
+        return [part.stamp(cells) for part, cells in self._with(state)]
 
-    def restore(self, state: Sequence[Cells], snapshot: Snapshot) -> None:
-        """Put a snapshot back."""
-        for (part, cells), found in zip(self._calls(state), snapshot, strict=True):
-            part.restore(cells, found)
+    def undo(self, state: Sequence[Cells]) -> None:
+        """Take back the last start in all parts."""
+        for part, cells in self._with(state):
+            part.undo(cells)
 
     def settle(self, state: Sequence[Cells], now: int, at: int, change: int) -> None:
-        """Correct what a call that started at a time has cost.
+        """Correct what a call has cost in all parts."""
+        for part, cells in self._with(state):
+            part.settle(cells, now, at, change)
 
-        Args:
-            state: The state.
-            now: The time.
-            at: When it started.
-            change: What it cost more than was counted, less than 0 for a refund.
-        """
-        for part, cells in self._costs(state):
-            part.correct(cells, now, at, change)
-
-    def spent(self, state: Sequence[Cells]) -> int:
-        """Return what was spent under the cap, 0 without one."""
-        return sum(cells[0] for part, cells in self._costs(state) if isinstance(part, SpendCap))
-
-    def forget_spent(self, state: Sequence[Cells]) -> None:
-        """Begin the cap anew."""
-        for part, cells in self._costs(state):
-            if isinstance(part, SpendCap):
-                cells[0] = 0
+    def caps(self, state: Sequence[Cells]) -> list[Cells]:
+        """Return the states of the caps among the parts."""
+        return [cells for part, cells in self._with(state) if isinstance(part, SpendCap)]
 
     def is_idle(self, state: Sequence[Cells], now: int) -> bool:
         """Return whether no part remembers anything that still counts."""
-        return all(part.is_idle(cells, now) for part, cells in self._calls(state)) and not any(
-            part.used(cells, now) for part, cells in self._costs(state)
-        )
+        return all(part.is_idle(cells, now) for part, cells in self._with(state))
 
     def repair(self, state: Sequence[Cells], now: int) -> None:
         """Make the states of all parts valid."""
-        for part, cells in zip(self.parts, state, strict=True):
+        for part, cells in self._with(state):
             part.repair(cells, now)
 
     def before_pause(self, state: Sequence[Cells], until: int, length: int) -> int:
         """Prepare for a pause: the widest gap that a part asks for."""
-        gaps = [part.before_pause(cells, until, length) for part, cells in self._calls(state)]
-        return max([*gaps, *(part.gap(length) for part, _ in self._costs(state))])
+        return max(part.before_pause(cells, until, length) for part, cells in self._with(state))
 
     def end_pause(self, state: Sequence[Cells], now: int) -> None:
         """Undo `before_pause`."""
-        for part, cells in self._calls(state):
+        for part, cells in self._with(state):
             part.end_pause(cells, now)
 
     def __str__(self) -> str:
@@ -550,21 +508,21 @@ def combined(
     windows = tuple(windows)
     calls = [window for window in windows if not window.weighted]
     shortest = min(calls, key=lambda window: window.rate.period, default=None)
-    parts: list[CallPart | CostPart] = []
-    for window in windows:
-        if window.weighted:
-            parts.append(CostWindow.of(window.rate))
-        elif window is shortest or smooth is not None:
-            parts.append(rule_for(window.rate, burst, smooth))
-        else:
-            parts.append(rule_for(window.rate, burst, False))
+    parts: list[Part] = [
+        CostWindow.of(window.rate)
+        if window.weighted
+        else rule_for(
+            window.rate, burst, False if smooth is None and window is not shortest else smooth
+        )
+        for window in windows
+    ]
     if cap is not None:
         parts.append(SpendCap(cap))
     only = parts[0] if len(parts) == 1 else None
-    return only if isinstance(only, CallPart) else CombinedLimit(tuple(parts))
+    return only if isinstance(only, Gcra | SlidingWindow) else CombinedLimit(tuple(parts))
 
 
-def part_of(signature: tuple[int, ...]) -> CallPart | CostPart | None:
+def part_of(signature: tuple[int, ...]) -> Part | None:
     """Make the part with this signature; None if there is none."""
     match signature:
         case (1, period, interval, tolerance) if period > 0 and interval > 0 and tolerance >= 0:
@@ -576,3 +534,39 @@ def part_of(signature: tuple[int, ...]) -> CallPart | CostPart | None:
         case (5, limit, _, _) if limit > 0:
             return SpendCap(limit)
     return None
+
+
+# --- descriptions ---------------------------------------------------------------------------------
+
+_PERIODS: Final = {1.0: "second", 60.0: "minute", 3600.0: "hour", 86400.0: "day", 604800.0: "week"}
+
+
+def describe_rate(rate: Rate, unit: str = "") -> str:
+    """Write a rate for people.
+
+    Example:
+        >>> describe_rate(Rate(100, 60)), describe_rate(Rate(5, 10), "tokens")
+        ('100 per minute', '5 tokens per 10 s')
+    """
+    what = unit and f" {unit}"
+    return f"{rate.count:g}{what} per {_PERIODS.get(rate.period) or format_seconds(rate.period)}"
+
+
+def describe_rule(windows: tuple[RateWindow, ...], rule: Rule, burst: int) -> str:
+    """Write a whole limit for people, window by window."""
+    parts: tuple[object, ...] = rule.parts if isinstance(rule, CombinedLimit) else (rule,)
+    # Where all windows count calls, the unit says nothing.
+    mixed = any(window.weighted for window in windows)
+    lines = [
+        f"{describe_rate(window.rate, window.unit if mixed else '')}: {_spacing(part, burst)}"
+        for window, part in zip(windows, parts, strict=False)
+    ]
+    lines += [str(part) for part in parts[len(windows) :]]
+    return " & ".join(lines)
+
+
+def _spacing(part: object, burst: int) -> str:
+    if not isinstance(part, Gcra):
+        return "no spacing"
+    at_once = f", {burst + 1} at once after a pause" if burst > 1 else ""
+    return f"{part}{at_once}"

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from types import coroutine
+from typing import IO, TYPE_CHECKING, Any, Final, NoReturn
 
+from opero.core.stream import HandedOut, Stream
 from opero.errors import OperoError, OperoUsageError, warn_user
 from opero.testing.tape import (
     HEADER,
@@ -38,7 +40,8 @@ def record(path: str | os.PathLike[str]) -> Iterator[None]:
 
     It holds for the whole process: in threads, tasks and maps, and also where the cache is off. The
     outcome is what the caller gets at the end: a result, possibly from the cache, or the last error. It
-    is written at once, so that a block that is interrupted keeps what was paid for.
+    is written at once, so that a block that is interrupted keeps what was paid for. Of a generator the items are
+    written when it has ended, has been left early, or the block ends.
 
     Args:
         path: The file; one that is there is written anew. Arguments are not in it, only a digest of
@@ -109,6 +112,8 @@ def _installed(tape: ambient.Tape) -> Iterator[None]:
 
 # --- recording --------------------------------------------------------------------------------------
 
+_LEFT: Final = RecordedOutcome("missing", "its consumer left the stream here when it was recorded")
+
 
 class Recorder:
     """Runs calls as usual and records their outcomes.
@@ -122,10 +127,13 @@ class Recorder:
         self._lock = Lock()
         self._last: dict[CallIdentity, RecordedOutcome] = {}
         self._hidden: set[str] = set()
+        self._read: dict[int, tuple[Pipeline, CallIdentity, list[RecordedOutcome]]] = {}
         stream.write(f"{HEADER}\n")
 
     def stop(self) -> None:
-        """Write no more: a call that outlives the block is not recorded."""
+        """Write no more: a call that outlives the block is not recorded, of a stream what has been read."""
+        for key in list(self._read):
+            self._ended(key, _LEFT)
         with self._lock:
             self._stream = None
 
@@ -135,11 +143,10 @@ class Recorder:
         identity = identify(pipeline.info, pipeline.options, call)
         if identity is None:
             return pipeline.run(call)
-        if pipeline.info.kind in ("generator", "async_generator"):
-            self._write(
-                pipeline, identity, RecordedOutcome("missing", "generators are not recorded")
-            )
-            return pipeline.run(call)
+        if pipeline.info.kind == "generator":
+            return Stream(self._listen(pipeline, call, identity))
+        if pipeline.info.kind == "async_generator":
+            return self._listen(pipeline, call, identity)
         try:
             value = pipeline.run(call)
         except Exception as error:
@@ -147,7 +154,7 @@ class Recorder:
             raise
         if pipeline.awaits:
             return self._atake(pipeline, call, identity, value)
-        self._returned(pipeline, call, identity, value)
+        self._write(pipeline, identity, self._value(pipeline, call, identity, value))
         return value
 
     async def _atake(
@@ -162,26 +169,63 @@ class Recorder:
         except Exception as error:
             self._failed(pipeline, call, identity, error)
             raise
-        self._returned(pipeline, call, identity, value)
+        self._write(pipeline, identity, self._value(pipeline, call, identity, value))
         return value
 
-    def _returned(
+    @coroutine
+    def _listen(
+        self, pipeline: Pipeline, call: Call, identity: CallIdentity
+    ) -> Generator[Any, Any, Any]:
+        """Run the call of a generator, of either kind, and write down its items when it ends."""
+        parts: list[RecordedOutcome] = []
+        end = _LEFT
+        self._read[id(parts)] = (pipeline, identity, parts)
+        given: Any = None
+        try:
+            running = pipeline.run(call)
+            source: Any = running if pipeline.awaits else running.iterate()
+            step = source.send
+            while True:
+                got = step(given)
+                if not pipeline.awaits:
+                    parts.append(self._value(pipeline, call, identity, got))
+                elif type(got) is HandedOut:  # anything else is for the event loop
+                    parts.append(self._value(pipeline, call, identity, got.value))
+                try:
+                    given, step = (yield got), source.send
+                except BaseException as thrown:  # noqa: BLE001 - it is for the generator
+                    given, step = thrown, source.throw
+        except StopIteration as stop:
+            end = self._value(pipeline, call, identity, stop.value)
+            return stop.value
+        except Exception as error:
+            end = self._error(pipeline, call, error)
+            raise
+        finally:
+            self._ended(id(parts), end)
+            # A frame that names an error which passes through it is a reference cycle.
+            given = None
+
+    def _ended(self, key: int, end: RecordedOutcome) -> None:
+        """Write down a stream, unless that is done."""
+        pipeline, identity, parts = self._read.pop(key, (None, None, None))
+        if pipeline is not None and identity is not None and parts is not None:
+            self._write(pipeline, identity, RecordedOutcome.of_stream([*parts, end]))
+
+    def _value(
         self, pipeline: Pipeline, call: Call, identity: CallIdentity, value: object
-    ) -> None:
-        self._write(
-            pipeline,
-            identity,
-            RecordedOutcome.of_value(value, self._secrets(pipeline, call), identity),
-        )
+    ) -> RecordedOutcome:
+        return RecordedOutcome.of_value(value, self._secrets(pipeline, call), identity)
+
+    def _error(self, pipeline: Pipeline, call: Call, error: Exception) -> RecordedOutcome:
+        return RecordedOutcome.of_error(error, self._secrets(pipeline, call))
 
     def _failed(
         self, pipeline: Pipeline, call: Call, identity: CallIdentity, error: Exception
     ) -> None:
         # A wrong use of opero is no answer of a service.
         if not isinstance(error, OperoUsageError):
-            self._write(
-                pipeline, identity, RecordedOutcome.of_error(error, self._secrets(pipeline, call))
-            )
+            self._write(pipeline, identity, self._error(pipeline, call, error))
 
     def _secrets(self, pipeline: Pipeline, call: Call) -> list[str]:
         """Return the secrets of all calls so far, the longest first: a function hands its own to others."""
@@ -192,8 +236,10 @@ class Recorder:
     def _write(self, pipeline: Pipeline, identity: CallIdentity, outcome: RecordedOutcome) -> None:
         if pipeline.awaits and pipeline.info.kind == "sync":
             outcome = RecordedOutcome(outcome.kind, outcome.data, awaited=True)
-        if outcome.kind == "missing":
-            warn_user(f"{pipeline.info.name}() is not recorded: {outcome.data}.")
+        for part in outcome.parts if outcome.kind == "stream" else [outcome]:
+            if part.kind == "missing" and part != _LEFT:
+                warn_user(f"{pipeline.info.name}() is not recorded: {part.data}.")
+                break
         with self._lock:
             # A result from the cache is no further outcome.
             if pipeline.options.cache and self._last.get(identity) == outcome:
@@ -258,6 +304,10 @@ class Player:
         outcome = self._next(pipeline, identity)
         if outcome is not None and outcome.awaited:
             pipeline.awaits = pipeline.fast_path.closed = True
+        if pipeline.info.kind == "generator":
+            return Stream(self._play(pipeline, identity, outcome))
+        if pipeline.info.kind == "async_generator":
+            return self._play(pipeline, identity, outcome)
         if pipeline.awaits:
             return self._atake(pipeline, identity, outcome)
         return self._answer(pipeline, identity, outcome)
@@ -266,6 +316,17 @@ class Player:
         self, pipeline: Pipeline, identity: CallIdentity, outcome: RecordedOutcome | None
     ) -> Any:
         return self._answer(pipeline, identity, outcome)
+
+    @coroutine
+    def _play(
+        self, pipeline: Pipeline, identity: CallIdentity, outcome: RecordedOutcome | None
+    ) -> Generator[Any, Any, Any]:
+        """Give out the items of a stream, of either kind, and its end."""
+        parts = [outcome] if outcome is None or outcome.kind != "stream" else outcome.parts
+        for part in parts[:-1]:
+            item = self._answer(pipeline, identity, part)
+            yield HandedOut(item) if pipeline.awaits else item
+        return self._answer(pipeline, identity, parts[-1])
 
     def _answer(
         self, pipeline: Pipeline, identity: CallIdentity, outcome: RecordedOutcome | None

@@ -5,6 +5,7 @@
     {"function": "shop:price", "call": "4f0c…", "result": {"EUR": 12.5}}
     {"function": "shop:price", "call": "93b1…", "error": {"type": "builtins:ConnectionError", …}}
     {"function": "shop:chart", "call": "07aa…", "encoded": "b3AB…"}
+    {"function": "shop:ask", "call": "1be8…", "stream": [{"result": "Hel"}, {"result": "lo"}, {"result": null}]}
     {"function": "shop:open", "call": "cc02…", "missing": "its result (socket) cannot be pickled"}
 
 A call is identified by its function and a digest of its arguments. A recording is made on one machine, perhaps
@@ -20,7 +21,7 @@ from __future__ import annotations
 import base64
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -188,7 +189,7 @@ def _bound_to(fn: Any) -> Iterator[tuple[str, Any]]:
 
 HEADER: Final = '{"opero recording": 1}'
 
-_HIDDEN: Final = "***"
+_KINDS: Final = ("result", "error", "encoded", "missing", "stream")
 _coder: Final = Coder("auto")
 
 
@@ -205,14 +206,24 @@ class RecordedOutcome:
     """Outcome of one call.
 
     Attributes:
-        kind: "result", "error", "encoded" or "missing".
-        data: It, in the form of the file.
+        kind: One of `_KINDS`.
+        data: It, in the form of the file; of a "stream" those of its items and of its end, as `{kind: data}` each.
         awaited: Whether a plain function returned an awaitable.
     """
 
     kind: str
     data: Any
     awaited: bool = False
+
+    @property
+    def parts(self) -> list[RecordedOutcome]:
+        """The outcomes that a stream consists of: its items, then its end."""
+        return [RecordedOutcome(*found) for part in self.data for found in part.items()]
+
+    @staticmethod
+    def of_stream(parts: Iterable[RecordedOutcome]) -> RecordedOutcome:
+        """Return the outcome of a call of a generator."""
+        return RecordedOutcome("stream", [{part.kind: part.data} for part in parts])
 
     @staticmethod
     def of_value(value: object, secrets: Sequence[str], identity: CallIdentity) -> RecordedOutcome:
@@ -247,8 +258,8 @@ class RecordedOutcome:
         Raises:
             Unreadable: It cannot be restored here; the message says why.
         """
-        if self.kind == "missing":
-            raise Unreadable(self.data)
+        if self.kind in ("missing", "stream"):
+            raise Unreadable(self.data if self.kind == "missing" else "it is a stream")
         try:
             missing = sorted({name for name in _modules(self) if name not in sys.modules})
             if not missing:
@@ -289,11 +300,18 @@ def _read_line(line: str) -> tuple[CallIdentity, RecordedOutcome]:
         ValueError: It is no line of a recording.
     """
     data = json.loads(line)
-    for kind in ("result", "error", "encoded", "missing"):
-        if kind in data:
-            identity = CallIdentity(str(data["function"]), str(data["call"]))
-            return identity, RecordedOutcome(kind, data[kind], bool(data.get("awaited")))
-    raise ValueError("it holds no outcome")
+    identity = CallIdentity(str(data["function"]), str(data["call"]))
+    kind = _kind(data)
+    if kind == "stream" and not (data[kind] and all(_kind(part) for part in data[kind])):
+        raise ValueError("it holds a stream without an end")
+    return identity, RecordedOutcome(kind, data[kind], bool(data.get("awaited")))
+
+
+def _kind(data: dict[str, Any]) -> str:
+    kind = next((kind for kind in _KINDS if kind in data), None)
+    if kind is None:
+        raise ValueError("it holds no outcome")
+    return kind
 
 
 def read_tape(text: str, name: str) -> dict[CallIdentity, list[RecordedOutcome]]:

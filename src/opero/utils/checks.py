@@ -295,14 +295,16 @@ def none_or(check: Check) -> Check:
 
 
 def executor(name: str, value: Any) -> None:
-    """Something like a `concurrent.futures.Executor`, or None; its class is a trap."""
+    """Something like a `concurrent.futures.Executor`, what makes one, a pool of pathos or twat-mp, or None."""
     if value is None:
         return
     if isinstance(value, type):
         raise OperoUsageError(f"{name}={value!r} is a class: write {name}={value.__name__}(…).")
-    if not callable(getattr(value, "submit", None)):
+    pool = any(hasattr(value, method) for method in ("apipe", "pool_class"))
+    if not (callable(value) or pool or callable(getattr(value, "submit", None))):
         raise OperoUsageError(
-            f"{name}={value!r} must have submit(), as a concurrent.futures.Executor has; None means by mode=."
+            f"{name}={value!r} must have submit(), as a concurrent.futures.Executor has, be a function that makes one, "
+            "or be a pool of twat-mp; None means by mode=."
         )
 
 

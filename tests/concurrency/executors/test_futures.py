@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import multiprocessing
 import os
@@ -12,11 +13,19 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import twat_mp
 
 from opero import RateLimiter, event_bus, operomap
 from opero.concurrency.executors.futures import PROTOCOL, run_chunk
@@ -66,7 +75,7 @@ def executor(request: pytest.FixtureRequest) -> Executor:
     return found
 
 
-def mapped(executor: Executor, body: Callable[..., Any], **options: Any) -> Any:
+def mapped(executor: Any, body: Callable[..., Any], **options: Any) -> Any:
     given = {"executor": executor, "cache": False, "retries": 0, **options}
     return operomap(**given)(body)
 
@@ -245,6 +254,117 @@ def test_futures_that_refuse_to_be_cancelled_do_not_keep_a_map_from_ending() -> 
 
     with pytest.raises(KeyboardInterrupt):
         mapped_here(items())
+
+
+# --- executors that a map makes for itself --------------------------------------------------------
+
+
+def fresh_processes() -> Executor:
+    return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("forkserver"))
+
+
+def test_a_factory_makes_an_executor_for_each_map_which_ends_with_it() -> None:
+    made: list[ThreadPoolExecutor] = []
+
+    def pool() -> ThreadPoolExecutor:
+        made.append(ThreadPoolExecutor(3))
+        return made[-1]
+
+    double = mapped(pool, lambda x: 2 * x)
+    assert "in an executor that pool() makes" in str(double.explain())
+    assert double(range(20)) == double(range(20)) == [2 * x for x in range(20)]
+    assert len(made) == 2
+    for executor in made:
+        with pytest.raises(RuntimeError, match="shutdown"):
+            executor.submit(abs, 1)
+
+
+def test_a_broken_executor_of_a_factory_is_replaced_and_costs_the_guilty_items_alone() -> None:
+    def fatal(x: int) -> int:
+        if x in (3, 11):
+            os._exit(1)
+        return 2 * x
+
+    result = mapped(fresh_processes, fatal, workers=2, chunksize=4).map(range(20))
+    assert result.by_index() == {x: 2 * x for x in range(20) if x not in (3, 11)}
+    assert [failure.index for failure in result.failures] == [3, 11]
+    assert {type(failure.error) for failure in result.failures} == {WorkerLostError}
+    assert result.status == "complete"
+
+
+def test_an_item_that_breaks_an_executor_is_retried_in_the_next_one(tmp_path: Path) -> None:
+    mark = tmp_path / "broken"
+
+    def fatal_once(x: int) -> int:
+        if x == 2 and not mark.exists():
+            mark.touch()
+            os._exit(1)
+        return x
+
+    assert mapped(fresh_processes, fatal_once, retries=1)(range(5)) == list(range(5))
+
+
+def test_a_broken_executor_of_a_factory_is_replaced_also_where_it_takes_no_task() -> None:
+    made: list[Executor] = []
+
+    class Breaks(Courier):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            if len(made) == 1 and self.sent:
+                raise BrokenExecutor
+            future = super().submit(fn, *args, **kwargs)
+            return Future() if len(made) == 1 else future
+
+    def pool() -> Executor:
+        made.append(Breaks())
+        return made[-1]
+
+    assert mapped(pool, lambda x: -x, chunksize=1)(range(5)) == [0, -1, -2, -3, -4]
+    assert len(made) == 2
+
+
+def test_what_a_factory_makes_must_be_an_executor() -> None:
+    with pytest.raises(OperoUsageError, match="is no executor"):
+        mapped(lambda: 5, abs)([1])
+    with pytest.raises(OperoUsageError, match="a function that makes one"):
+        mapped(5, abs)
+
+
+@pytest.mark.parametrize("kind", ["ProcessPool", "ThreadPool"])
+@pytest.mark.parametrize("entered", [True, False])
+def test_pools_of_twat_mp_are_executors_entered_or_not(kind: str, entered: bool) -> None:
+    block = getattr(twat_mp, kind)(nodes=2)
+    with block if entered else contextlib.nullcontext(block) as pool:
+        double = mapped(pool, lambda x, y: 2 * x + y, chunksize=3)
+        assert double(range(50), 1) == [2 * x + 1 for x in range(50)]
+        (failure,) = mapped(pool, lambda x: 1 / x, retries=1, min_delay=0).map([1, 0]).failures
+        assert isinstance(failure.error, ZeroDivisionError)
+        assert failure.attempts == 2
+        if entered:
+            assert list(pool.map(abs, [-1])) == [1], "it lives on"
+    assert block.pool is None
+
+
+def test_context_variables_reach_the_threads_of_twat_mp() -> None:
+    token = place.set("here")
+    try:
+        assert mapped(twat_mp.ThreadPool(nodes=2), lambda x: place.get())([1]) == ["here"]
+    finally:
+        place.reset(token)
+
+
+@pytest.mark.parametrize("entered", [True, False])
+def test_a_killed_process_of_twat_mp_costs_its_item_and_the_pool_still_ends(entered: bool) -> None:
+    def fatal(x: int) -> int:
+        if x == 3:
+            os._exit(1)
+        return 2 * x
+
+    block = twat_mp.ProcessPool(nodes=2)
+    with block if entered else contextlib.nullcontext(block) as pool:
+        result = mapped(pool, fatal, chunksize=2).map(range(9))
+        assert result.by_index() == {x: 2 * x for x in range(9) if x != 3}
+        (failure,) = result.failures
+        assert isinstance(failure.error, WorkerLostError)
 
 
 def test_a_pool_of_interpreters_gets_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,46 +1,49 @@
 # this_file: src/opero/caching/stores/base.py
-"""What a store that outlives a process does: keep bytes by key, and grant leases.
+"""Keep the entries of one function in a store that functions share, and open each such store once.
 
-A store knows nothing of values, of expiry in opero's sense, of functions or of listeners; all that is
-done once, in front of it (`coded`). It keeps three outcomes apart: bytes, None for "not there", and a
-`StoreError` for "the backend failed". Whether what it returns has expired, or belongs to this key at
-all, is judged by the envelope around the value.
+A `ByteStore` (disk, redis) keeps bytes by key and grants leases. It knows nothing of values, of expiry in
+opero's sense, of functions or of listeners. It keeps three outcomes apart: bytes, None for "not there",
+and a `StoreError` for "the backend failed". `CodedStore`, in front of it, encodes each entry in an envelope:
+
+    mark  version  stored  expires  value as the codec wrote it
+
+So None is a value like any other, and what the store should have dropped is not served. Times are
+seconds since the epoch, because processes and machines share them. The codec's check or signature
+covers all of it and the key, so that nothing can be cut off, changed or put under another key.
 
 Keys are text, `namespace:function:digest`. What begins with `~` is kept beside the entries, and is
 no entry. A text such as "disk:~/answers" becomes an open store here: one for each place and
-process, whatever function uses it, closed when the last one is gone.
+process, whatever function uses it, closed when the last one is gone. `UserStore` stands in front of a
+user's own object.
 """
 
 from __future__ import annotations
 
 import atexit
+import functools
+import inspect
+import math
+import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
-from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
-from opero.errors import StoreError
+from opero.caching.copying import Uncopyable, freeze, isolated
+from opero.caching.memory import AgingEntry, Entry, Life, Store
+from opero.caching.plain_types import Undecodable, Unencodable
+from opero.errors import OperoUsageError, StoreError
 from opero.utils import ambient
 from opero.utils.checks import BACKENDS, backend_of
 from opero.utils.fork import run_after_fork
 
+if TYPE_CHECKING:
+    from opero.caching.codec import Codec, Coder
+
 __all__ = [
-    "AsyncByteStore",
-    "Backoff",
-    "ByteStore",
-    "KeyOwner",
-    "Row",
-    "StoreError",
-    "StoredItem",
-    "ThreadedStore",
-    "across_hosts",
-    "awaitable",
-    "open_store",
-    "open_stores",
-    "pause_after",
-    "portions",
-    "settle",
+    "Backoff", "ByteStore", "CodedStore", "KeyOwner", "Row", "StoreError", "StoredItem", "UserStore", "open_entries",
+    "open_store", "open_stores", "pause_after", "portions", "settle",
 ]  # fmt: skip
 
 
@@ -73,6 +76,9 @@ class ByteStore(Protocol):
     Every verb may be called from any thread, and raises `StoreError` if the backend fails. It
     fails fast: a caller waits for a second at most, not for a minute of retries. One object serves
     a place in a process for as long as it runs, so that a backend which comes back is used again.
+
+    A store that event loops need no thread for has coroutines beside `get`, `set` and `acquire`: `aget`, `aset`
+    and `aacquire`.
     """
 
     @property
@@ -166,89 +172,6 @@ class ByteStore(Protocol):
         ...
 
 
-@runtime_checkable
-class AsyncByteStore(Protocol):
-    """The verbs that a call needs, for event loops. A store that has them is an asynchronous one."""
-
-    async def aget(self, key: str) -> bytes | None:
-        """As `get`."""
-        ...
-
-    async def aset(self, key: str, blob: bytes, ttl: float | None) -> None:
-        """As `set`."""
-        ...
-
-    async def adelete(self, key: str) -> bool:
-        """As `delete`."""
-        ...
-
-    async def aclear(self, prefix: str) -> int:
-        """As `clear`."""
-        ...
-
-    async def aacquire(self, key: str, owner: str, seconds: float) -> bool:
-        """As `acquire`."""
-        ...
-
-    async def arelease(self, key: str, owner: str) -> None:
-        """As `release`."""
-        ...
-
-
-class ThreadedStore:
-    """The asynchronous verbs of a store that has none: each call runs in a thread.
-
-    Args:
-        store: The store.
-    """
-
-    __slots__ = ("_store",)
-
-    def __init__(self, store: ByteStore) -> None:
-        self._store = store
-
-    async def aget(self, key: str) -> bytes | None:
-        """As `get`."""
-        from asyncio import to_thread
-
-        return await to_thread(self._store.get, key)
-
-    async def aset(self, key: str, blob: bytes, ttl: float | None) -> None:
-        """As `set`."""
-        from asyncio import to_thread
-
-        await to_thread(self._store.set, key, blob, ttl)
-
-    async def adelete(self, key: str) -> bool:
-        """As `delete`."""
-        from asyncio import to_thread
-
-        return await to_thread(self._store.delete, key)
-
-    async def aclear(self, prefix: str) -> int:
-        """As `clear`."""
-        from asyncio import to_thread
-
-        return await to_thread(self._store.clear, prefix)
-
-    async def aacquire(self, key: str, owner: str, seconds: float) -> bool:
-        """As `acquire`."""
-        from asyncio import to_thread
-
-        return await to_thread(self._store.acquire, key, owner, seconds)
-
-    async def arelease(self, key: str, owner: str) -> None:
-        """As `release`."""
-        from asyncio import to_thread
-
-        await to_thread(self._store.release, key, owner)
-
-
-def awaitable(store: ByteStore) -> AsyncByteStore:
-    """Return a store's verbs for event loops: its own if it has any, otherwise threads."""
-    return store if isinstance(store, AsyncByteStore) else ThreadedStore(store)
-
-
 LONGEST_LEASE: Final = 10.0
 """Seconds beyond which no lease of opero's lasts unless it is extended."""
 
@@ -339,15 +262,9 @@ class Backoff:
 # --- open stores ------------------------------------------------------------------------------------------------------
 
 
-class _OpenStores:
-    """The stores that this process has open and that are in use."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.stores: WeakValueDictionary[tuple[str, str], ByteStore] = WeakValueDictionary()
-
-
-_opened: Final = _OpenStores()
+_lock = threading.RLock()
+_opened: Final[WeakValueDictionary[tuple[str, str], ByteStore]] = WeakValueDictionary()
+"""The stores that this process has open and that are in use."""
 
 
 def settle(text: str) -> str:
@@ -367,11 +284,6 @@ def settle(text: str) -> str:
     return settled
 
 
-def across_hosts(text: str) -> bool:
-    """Whether other hosts may read and write what a text names."""
-    return bool(_module(text).ACROSS_HOSTS)
-
-
 def open_store(text: str) -> ByteStore:
     """Return this process's store for a place.
 
@@ -383,18 +295,18 @@ def open_store(text: str) -> ByteStore:
     """
     module = _module(text)
     place = module.locate(text)
-    with _opened.lock:
+    with _lock:
         key = module.__name__, place
-        store = _opened.stores.get(key)
+        store = _opened.get(key)
         if store is None:
-            store = _opened.stores[key] = module.open_at(place)
+            store = _opened[key] = module.open_at(place)
         return store
 
 
 def open_stores() -> list[ByteStore]:
     """Return the stores that this process has open and in use."""
-    with _opened.lock:
-        return list(_opened.stores.values())
+    with _lock:
+        return list(_opened.values())
 
 
 def _module(text: str) -> Any:
@@ -410,4 +322,330 @@ def _close_all() -> None:
 
 @run_after_fork
 def _after_fork() -> None:
-    _opened.lock = threading.RLock()
+    global _lock  # noqa: PLW0603 - a lock that a vanished thread holds can only be replaced
+    _lock = threading.RLock()
+
+
+# --- the entries of one function --------------------------------------------------------------------------------------
+
+
+def open_entries(
+    backend: str | Store, prefix: Callable[[], str], max_bytes: int, codec: str | Codec
+) -> CodedStore | UserStore:
+    """Return the entries of a function in a store that functions share.
+
+    Args:
+        backend: Its text, which is not "memory", or a user's object.
+        prefix: Returns what the keys of the function begin with.
+        max_bytes: Most bytes of one entry; what the place as a whole may take is at least as much.
+        codec: The option `cache_codec`; a user's object gets the values themselves.
+
+    Raises:
+        OperoUsageError: The text names no backend, or the object does not fit.
+    """
+    if isinstance(backend, str) and not backend.startswith("twat:"):
+        from opero.caching.codec import Coder
+
+        text = settle(backend)
+        coder = Coder(codec, shared=_module(text).ACROSS_HOSTS)
+        return CodedStore(text, prefix=prefix, coder=coder, max_bytes=max_bytes)
+    if isinstance(backend, str):
+        opened: Any = open_store(settle(backend))
+        return UserStore(opened, prefix, backend)
+    store: Store = backend
+    if any(kind.__module__.startswith("twat_cache.") for kind in type(backend).__mro__):
+        store = import_module(BACKENDS["twat"]).open_engine(backend)
+    return UserStore(store, prefix)
+
+
+_HEADER: Final = struct.Struct(">2sBdd")
+_MARK: Final = b"op"
+_VERSION: Final = 1
+_HEADER_SIZE: Final = _HEADER.size
+
+
+class CodedStore:
+    """Entries by key in a `ByteStore`, encoded in envelopes.
+
+    Args:
+        text: The backend, as `settle` returned it. It is opened at the first lookup, because places may be named
+            by the environment.
+        prefix: Returns what the keys of the function begin with.
+        coder: How values become bytes.
+        max_bytes: Most bytes of one entry, and how large the place may become.
+
+    Attributes:
+        name: Name of the backend, "disk".
+        text: As above.
+    """
+
+    blocking = True
+    lends = True
+
+    def __init__(
+        self, text: str, *, prefix: Callable[[], str], coder: Coder, max_bytes: int
+    ) -> None:
+        self.name: str = backend_of("cache_backend", text)
+        self.text = text
+        self._prefix = prefix
+        self._coder = coder
+        self._max_bytes = max_bytes
+        self._backend: Any = None
+
+    @property
+    def backend(self) -> Any:
+        """The `ByteStore` behind."""
+        store = self._backend
+        if store is None:
+            store = open_store(self.text)
+            if hasattr(store, "allow"):
+                store.allow(self._max_bytes)
+            self._backend = store
+        return store
+
+    @property
+    def native(self) -> bool:
+        """Whether the store has verbs of its own for event loops."""
+        return hasattr(self._backend or self.backend, "aget")
+
+    # --- as the stage's store ---------------------------------------------------------------------
+
+    def find(self, key: str) -> Entry | None:
+        """Return the entry of `key`, even if it has expired."""
+        blob = (self._backend or self.backend).get(key)
+        return None if blob is None else self._entry(key, blob)
+
+    def find_many(
+        self, keys: Sequence[str], failed: Callable[[Exception], object]
+    ) -> list[Entry | None]:
+        """Find the entries of many keys in as few trips as the store can; `failed` gets what cannot be read."""
+        entries: list[Entry | None] = []
+        for key, blob in zip(keys, self.backend.get_many(keys), strict=True):
+            try:
+                entries.append(None if blob is None else self._entry(key, blob))
+            except StoreError as error:
+                failed(error)
+                entries.append(None)
+        return entries
+
+    async def afind(self, key: str) -> Entry | None:
+        """Do what `find` does with a store that is `native`."""
+        blob = await (self._backend or self.backend).aget(key)
+        return None if blob is None else self._entry(key, blob)
+
+    def put(self, key: str, entry: Entry) -> bool:
+        """Store an entry that `entry` has made; False if it is too heavy."""
+        row = self._row(key, entry)
+        if row is not None:
+            self.backend.set(*row)
+        return entry.weight <= self._max_bytes
+
+    def put_many(self, entries: Sequence[tuple[str, Entry]]) -> list[bool]:
+        """Store entries that `entry` has made in as few trips as the store can; False for each that is too heavy."""
+        rows = [self._row(key, entry) for key, entry in entries]
+        self.backend.set_many([row for row in rows if row is not None])
+        return [entry.weight <= self._max_bytes for _, entry in entries]
+
+    async def aput(self, key: str, entry: Entry) -> bool:
+        """Do what `put` does with a store that is `native`."""
+        row = self._row(key, entry)
+        if row is not None:
+            await self.backend.aset(*row)
+        return entry.weight <= self._max_bytes
+
+    async def aacquire(self, key: str, owner: str, seconds: float) -> bool:
+        """Take or extend the lease of a key, without holding up the event loop."""
+        if self.native:
+            acquired: bool = await self.backend.aacquire(key, owner, seconds)
+            return acquired
+        from asyncio import to_thread
+
+        return await to_thread(self.backend.acquire, key, owner, seconds)
+
+    def entry(self, key: str, value: Any, expires: float) -> Entry:
+        """Return a result in the form in which it is stored: bytes, from which each caller gets a copy.
+
+        Args:
+            key: Its key.
+            value: The result.
+            expires: Clock reading at which it expires, `math.inf` for never.
+
+        Raises:
+            Uncopyable: It can be used only once, or cannot be encoded.
+        """
+        freeze(value, copy=False)  # refuses what can be used only once
+        offset = ambient.wall_offset()
+        stored = ambient.clock().monotonic() + offset
+        header = _HEADER.pack(_MARK, _VERSION, stored, expires + offset)
+        try:
+            pieces = self._coder.encode(value, header + key.encode("utf-8", "surrogatepass"))
+        except Unencodable as signal:
+            raise Uncopyable(str(signal)) from None
+        blob = b"".join((header, *pieces))
+        return Entry(blob, expires, functools.partial(self._decoded, key), len(blob))
+
+    def discard(self, key: str, entry: Entry) -> None:
+        """Remove nothing: what has expired is the store's business, and may be newer by now."""
+
+    def delete(self, key: str) -> bool:
+        """Remove `key` and return whether it was there."""
+        deleted: bool = self.backend.delete(key)
+        return deleted
+
+    def clear(self) -> int:
+        """Remove the function's entries and return how many there were."""
+        removed: int = self.backend.clear(self._prefix())
+        return removed
+
+    def measure(self) -> tuple[int | None, int | None]:
+        """Return the number of the function's entries and their bytes."""
+        measured: tuple[int | None, int | None] = self.backend.measure(self._prefix())
+        return measured
+
+    def __repr__(self) -> str:
+        return f"<CodedStore {self.name}>"
+
+    # --- bytes and entries ------------------------------------------------------------------------
+
+    def _row(self, key: str, entry: Entry) -> Row | None:
+        """Return what is stored of an entry; None if it is too heavy, or has expired."""
+        keep = entry.keep
+        ttl = None if keep == math.inf else keep - ambient.clock().monotonic()
+        stored = entry.weight <= self._max_bytes and (ttl is None or ttl > 0)
+        return (key, entry.value, ttl) if stored else None
+
+    def _entry(self, key: str, blob: bytes) -> Entry:
+        """Return the entry in an envelope.
+
+        Raises:
+            StoreError: It is none, or not the one that was stored under this key.
+        """
+        if len(blob) < _HEADER_SIZE:
+            raise StoreError("an entry cannot be read: it is cut short")
+        mark, version, stored, expires = _HEADER.unpack_from(blob)
+        if mark != _MARK or version != _VERSION or math.isnan(expires):
+            raise StoreError("an entry cannot be read: it is not of this version of opero")
+        try:
+            value = self._decoded(key, blob)
+        except Undecodable as signal:
+            raise StoreError(f"an entry cannot be read: {signal}") from None
+        offset = ambient.wall_offset()
+        return _ReadEntry(
+            value, stored - offset, expires - offset, functools.partial(self._decoded, key), blob
+        )
+
+    def _decoded(self, key: str, blob: bytes) -> Any:
+        context = blob[:_HEADER_SIZE] + key.encode("utf-8", "surrogatepass")
+        return self._coder.decode(memoryview(blob)[_HEADER_SIZE:], context)
+
+
+class _ReadEntry(Entry):
+    """An entry that was read: the first caller gets the value that was decoded, others their own."""
+
+    __slots__ = ("_decoded", "life")
+
+    def __init__(
+        self, value: Any, stored: float, expiry: float, copier: Callable[[Any], Any], blob: bytes
+    ) -> None:
+        # All that `Entry` sets, without another call: one for each hit.
+        self.value = blob
+        self.expires = expiry
+        self.copier = copier
+        self.weight = len(blob)
+        self.group = None
+        self.visited = False
+        self.life: Life | None = Life(stored, expiry, expiry)
+        self._decoded = [value]
+
+    def open(self) -> Any:
+        """Return the result; of several callers at once, one gets the value that is there already."""
+        try:
+            return self._decoded.pop()
+        except IndexError:
+            return super().open()
+
+
+class UserStore:
+    """Entries of one function in a store that has get, set, delete and clear.
+
+    What is stored is `(value, expiry)`, or `(value, expiry, birth)` where the age of an entry
+    matters: times of the wall clock, because the store may be shared by processes. Values are
+    isolated on their way in and out, whether the store copies them or not. Anything else found
+    under a key counts as a miss.
+
+    Args:
+        store: The user's object.
+        prefix: Gives what the keys of the function begin with.
+        name: Its name in `info()` and `explain()`; the name of its class by default.
+
+    Raises:
+        OperoUsageError: The store's methods are coroutines.
+    """
+
+    lends = False
+
+    def __init__(self, store: Store, prefix: Callable[[], str], name: str | None = None) -> None:
+        for verb in ("get", "set", "delete", "clear"):
+            if inspect.iscoroutinefunction(getattr(store, verb)):
+                raise OperoUsageError(
+                    f"cache_backend={store!r}: {verb}() is a coroutine. "
+                    "Give a store with plain methods."
+                )
+        self.name: str = name or type(store).__name__
+        self.blocking: bool = bool(getattr(store, "blocking", False))
+        self._store = store
+        self._prefix = prefix
+
+    def find(self, key: Any) -> Entry | None:
+        """Return the entry of `key`, even if it has expired."""
+        held = self._store.get(key)
+        if not (isinstance(held, tuple | list) and len(held) in (2, 3)):
+            return None
+        value, until, *birth = held
+        if until is None:
+            return Entry(value, copier=isolated)
+        if not all(isinstance(at, int | float) for at in (until, *birth)):
+            return None
+        offset = ambient.wall_offset()
+        entry = Entry(value, expires=until - offset, copier=isolated)
+        if not birth:
+            return entry
+        return AgingEntry(entry, Life(birth[0] - offset, entry.expires, entry.expires))
+
+    def put(self, key: Any, entry: Entry) -> bool:
+        """Store an entry in place of any other."""
+        if entry.expiry == math.inf:
+            self._store.set(key, (entry.open(), None), None)
+            return True
+        now = ambient.clock().monotonic()
+        offset = ambient.wall_offset()
+        birth = () if entry.life is None else (entry.life.born + offset,)
+        held = (entry.open(), entry.expiry + offset, *birth)
+        self._store.set(key, held, max(0.0, entry.keep - now))
+        return True
+
+    def discard(self, key: Any, entry: Entry) -> None:
+        """Remove nothing: an expired entry is the store's business, and it may be newer by now."""
+
+    def delete(self, key: Any) -> bool:
+        """Remove `key` and return whether it was there."""
+        return bool(self._store.delete(key))
+
+    def clear(self) -> int:
+        """Remove the function's entries, or all of the store if it takes no prefixes."""
+        clear: Any = self._store.clear
+        removed = clear(prefix=self._prefix()) if _takes_prefix(clear) else clear()
+        return removed if isinstance(removed, int) else 0
+
+    def measure(self) -> tuple[int | None, int | None]:
+        """Return the number of entries in the whole store if it has a length, and no bytes."""
+        size: Any = getattr(self._store, "__len__", None)
+        count: Any = size() if callable(size) else None
+        return count, None
+
+
+def _takes_prefix(clear: Any) -> bool:
+    try:
+        return "prefix" in inspect.signature(clear).parameters
+    except (TypeError, ValueError):
+        return False

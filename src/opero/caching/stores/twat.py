@@ -50,6 +50,11 @@ def open_at(place: str) -> EngineStore:
     return EngineStore(functools.partial(_make_engine, place), f"twat:{place}")
 
 
+def open_engine(engine: Any) -> EngineStore:
+    """Return the store of a user's engine object."""
+    return EngineStore(lambda: (engine, None), type(engine).__name__)
+
+
 class EngineStore:
     """A store like a user's own, on an engine, which has no lifetimes per entry and no `delete`.
 

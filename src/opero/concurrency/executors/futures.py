@@ -1,7 +1,7 @@
 # this_file: src/opero/concurrency/executors/futures.py
 """Run items in a user's `concurrent.futures.Executor`: the standard library's, or one that a cluster offers.
 
-A `ThreadPoolExecutor` runs items as threads of our own do. To all others chunks travel as bytes, so that an executor
+A pool of threads runs items as threads of our own do. To all others chunks travel as bytes, so that an executor
 need not know how to pickle anything, and a cluster that looks at tasks finds nothing to import but `run_chunk`.
 """
 
@@ -14,15 +14,24 @@ import pickle
 import sys
 import threading
 import uuid
-from collections import OrderedDict
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import (
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    InvalidStateError,
+    ThreadPoolExecutor,
+)
 from contextvars import Context
 from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from opero.caching.single_flight import Flight, become_leader, stop_leading
 from opero.concurrency.executors.base import Chunk, Done, GaveBack, Lost, MapJob, Report
+from opero.concurrency.executors.in_process import ThreadExecutor
 from opero.concurrency.executors.process.job_spec import JobSpec
 from opero.concurrency.executors.process.protocol import (
     decode_done,
@@ -32,15 +41,14 @@ from opero.concurrency.executors.process.protocol import (
     encode_value,
     unreadable,
 )
-from opero.concurrency.executors.threads import ThreadExecutor
 from opero.concurrency.item_runner import ItemRunner
-from opero.errors import MapError, OperoError, warn_user
+from opero.errors import MapError, OperoError, OperoUsageError, warn_user
 from opero.events import event_bus
-from opero.limits.state.shared import unshared_objects
+from opero.limits.shared import unshared_objects
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import ItemOutcome, MapExecutor, Parked
-    from opero.concurrency.executors.local import LocalChunk
+    from opero.concurrency.executors.in_process import LocalChunk
     from opero.events import Event
 
 __all__ = ["PROTOCOL", "FuturesExecutor", "ThreadPoolMapExecutor", "executor_for", "run_chunk"]
@@ -50,21 +58,29 @@ PROTOCOL: Final = 6
 
 _KEPT: Final = 8
 """Jobs that a worker remembers."""
+WORKERS: Final = 4
+"""Workers of an executor that does not say how many it has."""
 _SLOW: Final = 5
 """A chunk that takes so many times its target gives back what has not begun."""
 
 
-def executor_for(executor: Executor, workers: int, context: Context) -> MapExecutor:
-    """Return what runs a map in a user's executor.
+def executor_for(given: Any, workers: int | None, context: Context) -> MapExecutor:
+    """Return what runs a map in the executor that a user has named.
 
     Args:
-        executor: The executor. It is neither started nor shut down here.
-        workers: Chunks that it runs at the same time.
+        given: A `concurrent.futures.Executor`, a function that makes one, or a pool of pathos or twat-mp.
+        workers: Chunks that it runs at the same time; None for what the executor says.
         context: Context of which each item in a thread gets a copy.
     """
-    if isinstance(executor, ThreadPoolExecutor) and not _has_interpreters(executor):
-        return ThreadPoolMapExecutor(executor, workers, context)
-    return FuturesExecutor(executor, workers)
+    pool = _Pool(given)
+    executor = pool.executor
+    if workers is None:
+        found = getattr(executor, "_max_workers", None)
+        workers = found if isinstance(found, int) else WORKERS
+    threads = isinstance(executor, ThreadPoolExecutor) and not _has_interpreters(executor)
+    if threads or (isinstance(executor, _PathosExecutor) and executor.threads):
+        return ThreadPoolMapExecutor(pool, workers, context)
+    return FuturesExecutor(pool, workers)
 
 
 def _has_interpreters(executor: Executor) -> bool:
@@ -78,20 +94,138 @@ def _broken(error: BaseException) -> MapError:
     return MapError(f"the executor takes no more items ({type(error).__name__}: {error})")
 
 
-class ThreadPoolMapExecutor(ThreadExecutor):
-    """Items in the threads of a user's `ThreadPoolExecutor`; each is given back when it has nothing to do.
+class _Pool:
+    """The executor of a map: the user's own, or one that is made for the map and ends with it.
 
     Args:
-        executor: The executor.
+        given: What the user has named.
+
+    Attributes:
+        executor: What takes tasks.
+        renews: Whether there can be another one when it has broken.
+
+    Raises:
+        OperoUsageError: What a factory has made is no executor.
+    """
+
+    def __init__(self, given: Any) -> None:
+        self._given = given
+        self._begin()
+
+    def _begin(self) -> None:
+        made = self._given
+        self._ends = self.renews = not hasattr(made, "submit") and callable(made)
+        if self.renews:
+            made = made()
+        self._made = made
+        if hasattr(made, "pool_class"):  # a block of twat-mp's
+            if made.pool is None:
+                made.__enter__()
+                self._ends = True
+            made = made.pool
+        if hasattr(made, "apipe"):
+            made = _PathosExecutor(made)
+            self.renews = True
+        if not hasattr(made, "submit"):
+            raise OperoUsageError(
+                f"executor={self._given!r} has made {made!r}, which is no executor."
+            )
+        self.executor: Any = made
+
+    def renew(self) -> None:
+        """Replace an executor that has broken."""
+        if self._ends:
+            self.end(graceful=False)
+            self._begin()
+        else:
+            self.executor.restart()
+
+    def end(self, *, graceful: bool) -> None:
+        """End the executor if it was made for the map."""
+        if not self._ends:
+            return
+        if isinstance(self.executor, _PathosExecutor):
+            self.executor.end(graceful=graceful)
+            if hasattr(self._made, "pool_class"):
+                self._made.__exit__(None, None, None)
+        else:
+            self.executor.shutdown(wait=graceful, cancel_futures=True)
+
+
+class _PathosExecutor:
+    """A pool of pathos, such as twat-mp makes them, with the methods of an executor that a map needs.
+
+    Its processes are replaced when they die, but what they were at is never reported, and a pool that waits for that
+    never ends.
+
+    Args:
+        pool: The pool.
+
+    Attributes:
+        threads: Whether its workers are threads.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self._max_workers: int = pool.nodes
+        self._flying: set[Future[Any]] = set()
+        self._workers = self._running()
+        self.threads: bool = any(isinstance(worker, threading.Thread) for worker in self._workers)
+
+    def _running(self) -> set[Any]:
+        """Return its workers; those that have died are taken out of this list ten times a second."""
+        return set(self._pool._serve()._pool)  # noqa: SLF001 - there is no public way
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
+        """Let a worker call a function."""
+        future: Future[Any] = Future()
+        self._flying.add(future)
+        future.add_done_callback(self._flying.discard)
+        future.set_running_or_notify_cancel()
+
+        def end(settle: Callable[[Any], object], outcome: Any) -> None:
+            with contextlib.suppress(InvalidStateError):  # given up meanwhile
+                settle(outcome)
+
+        done, failed = (
+            functools.partial(end, f) for f in (future.set_result, future.set_exception)
+        )
+        self._pool._serve().apply_async(fn, args, {}, done, failed)  # noqa: SLF001 - `apipe` takes no callbacks
+        return future
+
+    def check(self) -> None:
+        """Give up what is under way if a process has died: nobody knows which task was in it."""
+        running = self._running()
+        if not self.threads and self._workers - running:
+            for future in list(self._flying):
+                with contextlib.suppress(InvalidStateError):
+                    future.set_exception(BrokenExecutor("a process of the pool has died"))
+        self._workers = running
+
+    def restart(self) -> None:
+        """End all processes; the pool begins others at its next use."""
+        self.end(graceful=False)
+        self._workers = self._running()
+
+    def end(self, *, graceful: bool) -> None:
+        """End the pool."""
+        (self._pool.close if graceful else self._pool.terminate)()
+        self._pool.join()
+        self._pool.clear()
+
+
+class ThreadPoolMapExecutor(ThreadExecutor):
+    """Items in the threads of a user's pool; each is given back when it has nothing to do.
+
+    Args:
+        pool: The pool.
         workers: Threads to use at once.
         context: Context of which each item gets a copy.
     """
 
-    name = "executor"
-
-    def __init__(self, executor: ThreadPoolExecutor, workers: int, context: Context) -> None:
+    def __init__(self, pool: _Pool, workers: int, context: Context) -> None:
         super().__init__(workers, context)
-        self._executor = executor
+        self._pool = pool
         self._take = self._take_now
         self._serving: dict[int, Future[None] | None] = {}
         self._numbers = 0
@@ -125,7 +259,7 @@ class ThreadPoolMapExecutor(ThreadExecutor):
             number = self._numbers
             self._serving[number] = None
             try:
-                future = self._executor.submit(serve, f"executor-{number}")
+                future = self._pool.executor.submit(serve, f"executor-{number}")
             except Exception as error:
                 self._serving.pop(number, None)
                 raise _broken(error) from error
@@ -149,10 +283,11 @@ class ThreadPoolMapExecutor(ThreadExecutor):
             return None
 
     def close(self, *, graceful: bool, timeout: float) -> None:
-        """Take back what has not begun; the executor lives on."""
+        """Take back what has not begun; an executor of the user's own lives on."""
         super().close(graceful=graceful, timeout=timeout)
         for future in list(self._serving.values()):
             _cancel(future)
+        self._pool.end(graceful=graceful)
 
 
 def _cancel(future: Future[Any] | None) -> None:
@@ -165,26 +300,25 @@ def _cancel(future: Future[Any] | None) -> None:
 # --- foreign workers ------------------------------------------------------------------------------
 
 
-class _Ended(NamedTuple):
-    number: int
-    future: Future[Any]
+_CHECK: Final = 0.1
+"""Seconds between two checks of the processes of a pool that does not report their death."""
 
 
 class FuturesExecutor:
     """Chunks as bytes in the workers of a user's executor, through `run_chunk`.
 
     Args:
-        executor: The executor.
+        pool: The executor.
         workers: Chunks that it runs at the same time.
     """
 
-    name = "executor"
-
-    def __init__(self, executor: Executor, workers: int) -> None:
-        self._executor = executor
+    def __init__(self, pool: _Pool, workers: int) -> None:
+        self._pool = pool
         self._workers = workers
-        self._reported: SimpleQueue[_Ended | None] = SimpleQueue()
+        self._waiting: deque[Chunk] = deque()
         self._flying: dict[int, Future[Any]] = {}
+        self._suspect = False
+        self._ended: SimpleQueue[int | None] = SimpleQueue()
 
     def slots(self) -> int:
         """Return room for a chunk at work and one at hand for each worker."""
@@ -200,56 +334,95 @@ class FuturesExecutor:
         self._blob = JobSpec.of(job).pickled()
 
     def submit(self, chunk: Chunk) -> None:
-        """Submit a chunk to the executor.
+        """Submit a chunk to the executor, at once or when it may.
 
         Raises:
             MapError: It takes none any more.
         """
+        self._waiting.append(chunk)
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Submit what waits; a chunk that may have broken the last executor is alone in the next one."""
+        while self._waiting:
+            suspect = self._pool.renews and self._waiting[0].attempt > 0
+            if self._flying and (suspect or self._suspect):
+                return
+            self._suspect = suspect
+            self._send(self._waiting.popleft())
+
+    def _send(self, chunk: Chunk) -> None:
         payload = pickle.dumps(encode_chunk(chunk), 5)
         try:
-            future = self._executor.submit(run_chunk, PROTOCOL, self._number, self._blob, payload)
+            submit = self._pool.executor.submit
+            future = submit(run_chunk, PROTOCOL, self._number, self._blob, payload)
         except Exception as error:
-            raise _broken(error) from error
+            if not (self._pool.renews and isinstance(error, BrokenExecutor) and self._flying):
+                raise _broken(error) from error
+            # What it has under way will be reported as lost, this chunk with it.
+            future = Future()
+            future.set_exception(error)
         self._flying[chunk.id] = future
-        future.add_done_callback(lambda ended: self._reported.put(_Ended(chunk.id, ended)))
+        future.add_done_callback(lambda _: self._ended.put(chunk.id))
 
     def poll(self, timeout: float | None) -> list[Report]:
         """Return what was reported.
 
         Raises:
-            MapError: The executor is broken.
+            MapError: The executor is broken, and there is no other.
         """
         reports: list[Report] = []
+        if isinstance(self._pool.executor, _PathosExecutor):
+            self._pool.executor.check()
+            timeout = _CHECK if timeout is None else min(timeout, _CHECK)
         with contextlib.suppress(Empty):
-            ended = (
-                self._reported.get_nowait() if timeout == 0 else self._reported.get(timeout=timeout)
-            )
+            ended = self._ended.get_nowait() if timeout == 0 else self._ended.get(timeout=timeout)
             while ended is not None:
                 reports += self._reports(ended)
-                ended = self._reported.get_nowait()
+                ended = self._ended.get_nowait()
+        self._dispatch()
         return reports
 
-    def _reports(self, ended: _Ended) -> list[Report]:
-        number, future = ended
-        self._flying.pop(number, None)
+    def _reports(self, number: int) -> list[Report]:
+        future = self._flying.get(number)
+        if future is None:
+            return []
         error = CancelledError() if future.cancelled() else future.exception()
         if isinstance(error, BrokenExecutor):
-            raise _broken(error) from error
+            return self._replace(error)
+        del self._flying[number]
         if error is not None:
             # What the function raises comes back as outcomes: this is the executor's own failure.
             said = "" if future.cancelled() else repr(error)
             return [Lost(number, None, "crash", said=said)]
         return _open_reports(number, future.result())
 
+    def _replace(self, error: BrokenExecutor) -> list[Report]:
+        """Go on with another executor; return what became of all that the broken one had."""
+        if not self._pool.renews:
+            raise _broken(error) from error
+        flying, self._flying = self._flying, {}
+        self._pool.renew()
+        reports: list[Report] = []
+        for number, future in flying.items():
+            if future.done() and not future.cancelled() and future.exception() is None:
+                reports += _open_reports(number, future.result())
+            else:
+                lost = Lost(number, None, "crash", said=repr(error), only_chunk=len(flying) == 1)
+                reports.append(lost)
+        return reports
+
     def wake(self) -> None:
         """End a wait for reports."""
-        self._reported.put(None)
+        self._ended.put(None)
 
     def close(self, *, graceful: bool, timeout: float) -> None:
-        """Take back what has not begun; the executor lives on."""
+        """Take back what has not begun; an executor of the user's own lives on."""
+        self._waiting.clear()
         flying, self._flying = self._flying, {}
         for future in flying.values():
             _cancel(future)
+        self._pool.end(graceful=graceful)
 
 
 _reported_limits: Final[set[str]] = set()

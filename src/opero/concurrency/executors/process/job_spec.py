@@ -28,7 +28,7 @@ from opero.core.options import Options
 from opero.core.pipeline import Pipeline
 from opero.errors import ShippingError
 from opero.events import event_bus
-from opero.limits.state.shared import attach_table, share_all
+from opero.limits.shared import attach_table, share_all
 from opero.utils import ambient
 
 __all__ = ["JobSpec", "loaded_module"]

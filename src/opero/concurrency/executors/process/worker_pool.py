@@ -35,7 +35,7 @@ from opero.concurrency.executors.process.start import (
 from opero.concurrency.executors.process.worker import worker_main
 from opero.concurrency.executors.process.worker_handle import PendingChunk, WorkerHandle
 from opero.errors import WorkerStartError
-from opero.limits.state.shared import share_all
+from opero.limits.shared import share_all
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import Chunk, MapJob, Report, Why

@@ -1,4 +1,4 @@
-# this_file: src/opero/limits/state/file.py
+# this_file: src/opero/limits/state_file.py
 """Keep a state in a small mapped file that processes of one user share, and that survives the kill of any of them.
 
 - The lock is a record lock, which the kernel takes back from a process that is killed. It belongs to a process, so a
@@ -25,16 +25,12 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Final, Self, TypeVar
 from zlib import crc32
 
-from opero.errors import OperoUsageError
-from opero.limits.gcra import NEVER, PAUSE_CELLS, LimitPause, Rule
-from opero.limits.state.base import LimiterState, unless_paused
-from opero.limits.windows import CombinedLimit, part_of
 from opero.utils.fork import reset_after_fork, run_after_fork
 
-__all__ = ["FileState", "StateFile", "lock", "private_path", "state_path", "try_lock", "unlock"]
+__all__ = ["StateFile", "lock", "private_path", "state_path", "try_lock", "unlock"]
 
 T = TypeVar("T")
 
@@ -312,159 +308,3 @@ def state_path(name: str) -> str:
     Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
     readable = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:80]
     return str(Path(folder).resolve() / f"limiter-{readable}-{crc32(name.encode()):08x}.state")
-
-
-# --- the state of a limiter -----------------------------------------------------------------------
-
-_COUNT: Final = PAUSE_CELLS
-_PARTS: Final = PAUSE_CELLS + 1
-_OF_PART: Final = 4
-
-
-class FileState(LimiterState):
-    """The state of one limit in a file.
-
-    The cells are those of the pause, the number of parts of the rule, their signatures, and their states.
-
-    Args:
-        path: The file. If it follows another rule and no process uses it, it is rewritten; what the two rules have in
-            common (a cap, a window of cost of the same length, an equal part) still counts.
-        rule: What decides.
-        create: Whether the file may be new.
-        state: State of the rule that a new file shall begin with.
-        named: Whether the file outlives this boot, so that it goes by the wall clock.
-
-    Raises:
-        OSError: The file cannot be opened, mapped or locked, or holds something else.
-        OperoUsageError: It is in use with another rule.
-    """
-
-    __slots__ = (
-        "_atomic",
-        "_cells",
-        "_longest_wait",
-        "_now",
-        "_pause",
-        "_state",
-        "_take",
-        "file",
-        "rule",
-    )
-
-    def __init__(
-        self, path: str, rule: Rule, *, create: bool, state: Any = None, named: bool = False
-    ) -> None:
-        self.rule: Rule = rule
-        signature = list(rule.signature)
-        head = [len(signature) // _OF_PART, *signature]
-        place = PAUSE_CELLS + len(head)
-        fresh = [0] * PAUSE_CELLS + head + _flat(rule, rule.new_state() if state is None else state)
-
-        def make(old: list[int] | None, file: StateFile) -> list[int]:
-            if old is None:
-                return fresh
-            if old[PAUSE_CELLS:place] == head and len(old) == len(fresh):
-                return old
-            if not file.only_user:
-                raise OperoUsageError(_in_use(path, "another program", old, rule))
-            return _inherited(rule, fresh, old)
-
-        self.file: StateFile = StateFile.open(path, "li", make, create=create)
-        self._cells = cells = self.file.cells
-        if list(cells[PAUSE_CELLS:place]) != head:
-            raise OperoUsageError(_in_use(path, "this program", list(cells), rule))
-        self._pause = LimitPause(cells[:PAUSE_CELLS])
-        self._state: Any = _bound(rule, cells[place:])
-        self._take = rule.take
-        self._atomic, self._longest_wait = rule.atomic, rule.longest_wait
-        self._now = time.time_ns if named else time.monotonic_ns
-
-    def take(self) -> int:
-        """Start a call and return 0, or return the nanoseconds to wait."""
-        if not self._atomic:
-            return self.decide(self._take)
-        with self.file:
-            now = self._now()
-            if self._cells[0]:
-                return unless_paused(self._take, self._state, self._pause, now)
-            wait = self._take(self._state, now)
-            if wait <= self._longest_wait:
-                return wait
-            self.rule.repair(self._state, now)
-            return self._take(self._state, now)
-
-    def update(self, change: Callable[[Any, LimitPause, int], T]) -> T:
-        """Do something with the rule's state, the pause and the time while no other caller does."""
-        with self.file as file:
-            now, state, pause = self._now(), self._state, self._pause
-            damaged = self._longest_wait < self.rule.wait_for(state, now) < NEVER
-            if file.changing or (damaged and not pause.on):
-                self.rule.repair(state, now)
-            if self._atomic:
-                return change(state, pause, now)
-            file.changing = True
-            found = change(state, pause, now)
-            file.changing = False
-            return found
-
-    def after_fork(self) -> None:
-        """Do nothing: the file sees to itself."""
-
-    def __repr__(self) -> str:
-        return f"<FileState {self.file.path}>"
-
-
-def _in_use(path: str, by: str, cells: list[int], rule: Rule) -> str:
-    end = _PARTS + _OF_PART * cells[_COUNT]
-    places = range(_PARTS, end, _OF_PART)
-    there = " and ".join(str(part_of(tuple(cells[at : at + _OF_PART]))) for at in places)
-    return (
-        f"{path} is in use by {by}, with {there} and not {rule}: "
-        "give both limiters the same rate, or different names."
-    )
-
-
-def _flat(rule: Rule, state: Any) -> list[int]:
-    """Return the numbers of a rule's state in one list."""
-    if isinstance(rule, CombinedLimit):
-        return [number for cells in state for number in cells]
-    return list(state)
-
-
-def _bound(rule: Rule, cells: memoryview) -> Any:
-    """Return a rule's state whose numbers lie in a file."""
-    if not isinstance(rule, CombinedLimit):
-        return cells
-    found, place = [], 0
-    for part in rule.parts:
-        found.append(cells[place : place + part.size])
-        place += part.size
-    return found
-
-
-def _inherited(rule: Rule, fresh: list[int], old: list[int]) -> list[int]:
-    """Return the cells of a new rule with what an old one, whose cells these are, has in common with it."""
-    known = {}
-    place = _PARTS + _OF_PART * old[_COUNT]
-    for start in range(_PARTS, place, _OF_PART):
-        signature = tuple(old[start : start + _OF_PART])
-        part = part_of(signature)
-        if part is None:
-            return fresh
-        known[_content(signature)] = old[place : place + part.size]
-        place += part.size
-    found = fresh[: _PARTS + _OF_PART * fresh[_COUNT]]
-    place = len(found)
-    for start in range(0, len(rule.signature), _OF_PART):
-        signature = tuple(rule.signature[start : start + _OF_PART])
-        part = part_of(signature)
-        size = 0 if part is None else part.size
-        found += known.get(_content(signature), fresh[place : place + size])
-        place += size
-    return found if len(found) == len(fresh) else fresh
-
-
-def _content(signature: tuple[int, ...]) -> tuple[int, ...]:
-    """Return what is equal for parts whose states mean the same."""
-    kind, first, *_ = signature
-    return {4: (kind, first), 5: (kind,)}.get(kind, signature)

@@ -1,4 +1,4 @@
-# this_file: src/opero/limits/state/shared.py
+# this_file: src/opero/limits/shared.py
 """Give limits an identity: one object per process, and one state for all processes of a program.
 
 Another process finds the state of an object in one of three ways:

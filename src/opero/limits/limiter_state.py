@@ -1,0 +1,300 @@
+# this_file: src/opero/limits/limiter_state.py
+"""Keep the state of a rate limit: in the memory of this process, or in a file that several processes share.
+
+No slot is ever promised for later: a caller that must wait looks again when it wakes, so that a thread or an event
+loop that was held up cannot release at once what it has missed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+from opero.errors import OperoUsageError
+from opero.limits.gcra import NEVER, PAUSE_CELLS, LimitPause, Rule, Stamp
+from opero.limits.windows import UNIT, CombinedLimit, part_of
+
+if TYPE_CHECKING:
+    from opero.limits.state_file import StateFile
+
+__all__ = ["FileState", "LimiterState", "TakenSlot"]
+
+T = TypeVar("T")
+
+
+class TakenSlot(NamedTuple):
+    """What is needed to give a slot back.
+
+    Attributes:
+        at: When it was taken.
+        stamp: What the rule's state said just after; something else there now means that another call has started.
+    """
+
+    at: int
+    stamp: Stamp
+
+
+class LimiterState:
+    """The state of one limit in the memory of this process, safe to use from all threads.
+
+    Args:
+        rule: What decides.
+        now: The clock, in nanoseconds.
+    """
+
+    __slots__ = ("_lock", "_now", "_pause", "_state", "_successor", "_take", "rule")
+
+    def __init__(self, rule: Rule, now: Callable[[], int] = time.monotonic_ns) -> None:
+        self.rule: Rule = rule
+        self._now = now
+        self._state: Any = rule.new_state()
+        self._pause = LimitPause()
+        # Without a pause no call pays for the possibility of one.
+        self._take: Callable[..., int] = rule.take
+        self._successor: LimiterState | None = None
+        self._lock = threading.Lock()
+
+    def take(self) -> int:
+        """Start a call and return 0, or return the nanoseconds to wait."""
+        with self._lock:
+            return self._take(self._state, self._now())
+
+    def take_marked(self, units: int = UNIT) -> tuple[int, TakenSlot]:
+        """Do what `take` does for a call that costs so much, and return what `give_back` needs too."""
+        with self._lock:
+            if self._successor is not None:
+                return self._successor.take_marked(units)
+            now, state = self._now(), self._state
+            return self._take(state, now, units), TakenSlot(now, self.rule.stamp(state))
+
+    def _take_paused(self, state: Any, now: int, units: int = UNIT) -> int:
+        wait = self._pause.take(self.rule, state, now, units)
+        if not self._pause.on:
+            self._take = self.rule.take
+        return wait
+
+    def update(self, change: Callable[[Any, LimitPause, int], T]) -> T:
+        """Do something with the rule's state, the pause and the time while no other caller does.
+
+        Returns:
+            What `change` returned.
+        """
+        with self._lock:
+            if self._successor is not None:
+                return self._successor.update(change)
+            found = change(self._state, self._pause, self._now())
+            self._take = self._take_paused if self._pause.on else self.rule.take
+            return found
+
+    def replace(self, make: Callable[[Any], LimiterState]) -> LimiterState:
+        """Move the state elsewhere; callers that still hold this object reach it there.
+
+        Args:
+            make: Makes the new state from the rule's state.
+        """
+        with self._lock:
+            successor = self._successor = make(self._state)
+            self._take = lambda state, now: successor.take()
+        paused = self._pause.left(self._now())
+        if paused:
+            successor.pause(paused)
+        return successor
+
+    def after_fork(self) -> None:
+        """Drop a lock that a thread of the parent may have held."""
+        self._lock = threading.Lock()
+
+    # --- wherever it lies -------------------------------------------------------------------------
+
+    def give_back(self, taken: TakenSlot, units: int = 0) -> bool:
+        """Give back what a `take_marked` has taken; False if another call has started since, and only its cost came."""
+        rule = self.rule
+
+        def change(state: Any, pause: LimitPause, now: int) -> bool:
+            del pause
+            if units:
+                rule.settle(state, now, taken.at, -units)
+            if rule.stamp(state) != taken.stamp:
+                return False
+            rule.undo(state)
+            return True
+
+        return self.update(change)
+
+    def settle(self, taken: TakenSlot, change: int) -> None:
+        """Correct what a call has cost."""
+        self.update(lambda state, pause, now: self.rule.settle(state, now, taken.at, change))
+
+    def wait_for(self) -> int:
+        """Return the nanoseconds that the next call would have to wait."""
+        return self.update(
+            lambda state, pause, now: max(pause.wait_for(now), self.rule.wait_for(state, now))
+        )
+
+    def is_idle(self) -> bool:
+        """Return whether nothing is remembered that still counts."""
+        return self.update(lambda state, pause, now: self.rule.is_idle(state, now))
+
+    def pause(self, length: int) -> bool:
+        """Let nothing start for so many nanoseconds; False if a pause already lasts that long."""
+
+        def change(state: Any, pause: LimitPause, now: int) -> bool:
+            until = now + min(length, NEVER // 4)
+            if pause.left(now) >= until - now:
+                return False
+            return pause.begin(until, self.rule.before_pause(state, until, length))
+
+        return self.update(change)
+
+    def resume(self) -> None:
+        """End a pause now."""
+
+        def change(state: Any, pause: LimitPause, now: int) -> None:
+            if pause.on:
+                self.rule.end_pause(state, now)
+                pause.end()
+
+        self.update(change)
+
+    def paused(self) -> int:
+        """Return the nanoseconds that are left of a pause."""
+        return self.update(lambda state, pause, now: pause.left(now))
+
+
+# --- in a file ------------------------------------------------------------------------------------
+
+_COUNT: Final = PAUSE_CELLS
+_PARTS: Final = PAUSE_CELLS + 1
+_OF_PART: Final = 4
+
+
+class FileState(LimiterState):
+    """The state of one limit in a file.
+
+    The cells are those of the pause, the number of parts of the rule, their signatures, and their states.
+
+    Args:
+        path: The file. If it follows another rule and no process uses it, it is rewritten; what the two rules have in
+            common (a cap, a window of cost of the same length, an equal part) still counts.
+        rule: What decides.
+        create: Whether the file may be new.
+        state: State of the rule that a new file shall begin with.
+        named: Whether the file outlives this boot, so that it goes by the wall clock.
+
+    Raises:
+        OSError: The file cannot be opened, mapped or locked, or holds something else.
+        OperoUsageError: It is in use with another rule.
+    """
+
+    __slots__ = ("_atomic", "_cells", "_longest_wait", "file")
+
+    def __init__(
+        self, path: str, rule: Rule, *, create: bool, state: Any = None, named: bool = False
+    ) -> None:
+        from opero.limits.state_file import StateFile
+
+        super().__init__(rule, time.time_ns if named else time.monotonic_ns)
+        signature = list(rule.signature)
+        head = [len(signature) // _OF_PART, *signature]
+        place = PAUSE_CELLS + len(head)
+        numbers = self._state if state is None else state
+        if isinstance(rule, CombinedLimit):
+            numbers = [number for cells in numbers for number in cells]
+        fresh: list[int] = [0] * PAUSE_CELLS + head + numbers
+
+        def make(old: list[int] | None, file: StateFile) -> list[int]:
+            if old is None:
+                return fresh
+            if old[PAUSE_CELLS:place] == head and len(old) == len(fresh):
+                return old
+            if not file.only_user:
+                raise OperoUsageError(_in_use(path, "another program", old, rule))
+            return _inherited(fresh, old)
+
+        self.file: StateFile = StateFile.open(path, "li", make, create=create)
+        self._cells = cells = self.file.cells
+        if list(cells[PAUSE_CELLS:place]) != head:
+            raise OperoUsageError(_in_use(path, "this program", list(cells), rule))
+        self._pause = LimitPause(cells[:PAUSE_CELLS])
+        self._state = cells[place:]
+        if isinstance(rule, CombinedLimit):
+            self._state = [cells[begin:end] for _, begin, end in _parts_of(cells)]
+        self._atomic, self._longest_wait = rule.atomic, rule.longest_wait
+
+    def take(self) -> int:
+        """Start a call and return 0, or return the nanoseconds to wait."""
+        with self.file:
+            if self._atomic and not self._cells[0]:
+                wait = self._take(self._state, self._now())
+                if wait <= self._longest_wait:
+                    return wait
+            return self.take_marked()[0]
+
+    def take_marked(self, units: int = UNIT) -> tuple[int, TakenSlot]:
+        """Do what `take` does for a call that costs so much, and return what `give_back` needs too."""
+
+        def change(state: Any, pause: LimitPause, now: int) -> tuple[int, TakenSlot]:
+            wait = pause.take(self.rule, state, now, units)
+            return wait, TakenSlot(now, self.rule.stamp(state))
+
+        return self.update(change)
+
+    def update(self, change: Callable[[Any, LimitPause, int], T]) -> T:
+        """Do something with the rule's state, the pause and the time while no other caller does."""
+        with self.file as file:
+            now, state, pause = self._now(), self._state, self._pause
+            damaged = self._longest_wait < self.rule.wait_for(state, now) < NEVER
+            if file.changing or (damaged and not pause.on):
+                self.rule.repair(state, now)
+            if self._atomic:
+                return change(state, pause, now)
+            file.changing = True
+            found = change(state, pause, now)
+            file.changing = False
+            return found
+
+    def after_fork(self) -> None:
+        """Do nothing: the file sees to itself."""
+
+    def __repr__(self) -> str:
+        return f"<FileState {self.file.path}>"
+
+
+def _parts_of(cells: Any) -> list[tuple[tuple[int, ...], int, int]]:
+    """Return the signatures of the parts in a file, and where their states begin and end."""
+    found = []
+    begin = _PARTS + _OF_PART * cells[_COUNT]
+    for place in range(_PARTS, begin, _OF_PART):
+        signature = tuple(cells[place : place + _OF_PART])
+        part = part_of(signature)
+        end = begin + (0 if part is None else part.size)
+        found.append((signature, begin, end))
+        begin = end
+    return found
+
+
+def _in_use(path: str, by: str, cells: list[int], rule: Rule) -> str:
+    there = " and ".join(str(part_of(signature)) for signature, _, _ in _parts_of(cells))
+    return (
+        f"{path} is in use by {by}, with {there} and not {rule}: "
+        "give both limiters the same rate, or different names."
+    )
+
+
+def _inherited(fresh: list[int], old: list[int]) -> list[int]:
+    """Return the cells of a new rule with what an old one, whose cells these are, has in common with it."""
+    known = {_content(signature): old[begin:end] for signature, begin, end in _parts_of(old)}
+    found = list(fresh)
+    for signature, begin, end in _parts_of(fresh):
+        there = known.get(_content(signature), [])
+        if len(there) == end - begin:
+            found[begin:end] = there
+    return found
+
+
+def _content(signature: tuple[int, ...]) -> tuple[int, ...]:
+    """Return what is equal for parts whose states mean the same."""
+    kind, first, *_ = signature
+    return {4: (kind, first), 5: (kind,)}.get(kind, signature)
