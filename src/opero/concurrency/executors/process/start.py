@@ -30,8 +30,8 @@ from opero.errors import WorkerStartError
 from opero.utils.fork import reset_after_fork
 
 __all__ = [
-    "EXIT_STATUS", "ForkServer", "StartMethod", "anonymous_file", "choose_method", "close_in_child", "flush_output",
-    "forget_server", "import_paths", "modules_to_preload", "shared_server",
+    "EXIT_STATUS", "ForkServer", "StartMethod", "anonymous_file", "begin_early", "choose_method", "close_in_child",
+    "flush_output", "forget_server", "import_paths", "modules_to_preload", "shared_server",
 ]  # fmt: skip
 
 StartMethod = Literal["fork", "forkserver", "spawn"]
@@ -198,15 +198,14 @@ class ForkServer:
     """A fork server as the program sees it; nothing here waits for it.
 
     Args:
-        worker_main: What workers do. A fresh interpreter imports it.
-        fork: Whether the server is a fork of this process, for one map, and not a fresh interpreter, which lasts as
-            long as the program.
+        worker_main: What workers do, if the server is a fork of this process, for one map. None for a fresh
+            interpreter, which imports that and lasts as long as the program.
     """
 
-    def __init__(self, worker_main: WorkerMain, *, fork: bool = False) -> None:
+    def __init__(self, worker_main: WorkerMain | None = None) -> None:
         self.surroundings: tuple[Any, ...] = _surroundings()
         self.preloaded: dict[str, tuple[str, int]] = {}
-        self._inherits = fork
+        self._inherits = worker_main is not None
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._output = -1 if self._inherits else anonymous_file("server")
@@ -217,8 +216,10 @@ class ForkServer:
         self._release = weakref.finalize(self, _release, self._sock, self._output)
         try:
             with theirs:
-                begin = _fork if fork else _begin_interpreter
-                self._child = begin(theirs, worker_main, self._output)
+                if worker_main is not None:
+                    self._child = _fork(theirs, worker_main)
+                else:
+                    self._child = _begin_interpreter(theirs, self._output)
         except BaseException:
             self.close()
             raise
@@ -334,7 +335,7 @@ _shared: Final = _Shared()
 reset_after_fork(_shared)
 
 
-def shared_server(worker_main: WorkerMain, modules: dict[str, tuple[str, int]]) -> ForkServer:
+def shared_server(modules: dict[str, tuple[str, int]]) -> ForkServer:
     """Return the fork server of this program with these modules preloaded; begin it, or begin it anew.
 
     It is begun anew if it has ended, if a module that it has imported has changed on disk since, or if the program
@@ -345,9 +346,19 @@ def shared_server(worker_main: WorkerMain, modules: dict[str, tuple[str, int]]) 
         if server is None or not (
             server.alive and server.surroundings == _surroundings() and _unchanged(server.preloaded)
         ):
-            server = _shared.server = ForkServer(worker_main)
+            server = _shared.server = ForkServer()
         server.preload(modules)
         return server
+
+
+def begin_early(asked: StartMethod | None) -> None:
+    """Let the fork server begin while this process imports what it needs to use it."""
+    if choose_method(asked) != "fork":
+        try:
+            shared_server({})
+        except (OSError, WorkerStartError):
+            # Whoever needs it says so.
+            pass
 
 
 def forget_server(server: ForkServer) -> None:
@@ -367,7 +378,7 @@ def _unchanged(modules: dict[str, tuple[str, int]]) -> bool:
     return True
 
 
-def _fork(theirs: socket.socket, worker_main: WorkerMain, _: int) -> int:
+def _fork(theirs: socket.socket, worker_main: WorkerMain) -> int:
     """Fork this process; the child becomes the server. Return its process id."""
     flush_output()
     # A Ctrl-C must find the child with its own handlers, or not at all.
@@ -383,7 +394,7 @@ def _fork(theirs: socket.socket, worker_main: WorkerMain, _: int) -> int:
     return pid
 
 
-def _begin_interpreter(theirs: socket.socket, worker_main: WorkerMain, output: int) -> int:
+def _begin_interpreter(theirs: socket.socket, output: int) -> int:
     """Begin the server in a fresh interpreter. Return the process id of the one that begins it and ends."""
     from multiprocessing import spawn, util
 
@@ -394,7 +405,7 @@ def _begin_interpreter(theirs: socket.socket, worker_main: WorkerMain, output: i
             None,
         )
     fds = [theirs.fileno(), output]
-    command = [os.fsdecode(executable), *_flags(), "-c", _BEGIN % worker_main.__module__]
+    command = [os.fsdecode(executable), *_flags(), "-c", _BEGIN]
     command += [*map(str, fds), *import_paths()]
     # A Ctrl-C must find it with its own handlers.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
@@ -410,13 +421,13 @@ def _begin_interpreter(theirs: socket.socket, worker_main: WorkerMain, output: i
 _BEGIN: Final = (
     "import os, sys; a = sys.argv; s, o = int(a[1]), int(a[2]); "
     "os.fork() and os._exit(0); os.dup2(o, 1); os.dup2(o, 2); sys.path[:] = a[3:]; "
-    f"from {__name__} import serve; from %s import worker_main; serve(s, o, worker_main)"
+    f"from {__name__} import serve; from {__package__}.worker import worker_main; serve(s, o, worker_main)"
 )
 """The server is no child of the program, whose own `os.wait()` would wait for it."""
 
 _SPAWN: Final = (
     "import sys; a = sys.argv; sys.path[:] = a[4:]; "
-    "from %s import worker_main; worker_main(*map(int, a[1:4]))"
+    f"from {__package__}.worker import worker_main; worker_main(*map(int, a[1:4]))"
 )
 
 
@@ -510,7 +521,7 @@ class _Server:
                 sys.executable,
                 *_flags(),
                 "-c",
-                _SPAWN % self._worker_main.__module__,
+                _SPAWN,
                 *map(str, given),
                 *sys.path,
             ]

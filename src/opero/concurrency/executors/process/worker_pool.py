@@ -66,6 +66,7 @@ class ProcessEngine:
         self._most = workers
         self._asked: StartMethod | None = method
         self._message = b""
+        self._modules: dict[str, tuple[str, int]] = {}
         self._forked: ForkServer | None = None
         self._workers: set[WorkerHandle] = set()
         self._sources: dict[Any, WorkerHandle | None] = {}
@@ -115,6 +116,8 @@ class ProcessEngine:
         # The fresh interpreter begins while the job is pickled.
         self._server()
         blob = self._spec.pickled()
+        if self._method == "forkserver":
+            self._modules = modules_to_preload(self._spec.functions)
         try:
             folder: str | None = os.getcwd()  # noqa: PTH109 - pathlib would not be faster
         except OSError:
@@ -123,13 +126,10 @@ class ProcessEngine:
         self._message = pickle.dumps((blob, folder, dict(os.environ)), 5)
 
     def _server(self) -> ForkServer:
-        if self._method == "forkserver":
-            return shared_server(worker_main, modules_to_preload(self._spec.functions))
-        if self._method == "spawn":
-            return shared_server(worker_main, {})
+        if self._method != "fork":
+            return shared_server(self._modules)
         if self._forked is None:
-            main = functools.partial(worker_main, spec=self._spec)
-            self._forked = ForkServer(main, fork=True)
+            self._forked = ForkServer(functools.partial(worker_main, spec=self._spec))
         return self._forked
 
     def _begin(self, count: int) -> None:
