@@ -128,7 +128,7 @@ _lazy, __dir__ = lazy_exports(
         "Task": "opero.tasks.task",
         "TaskState": "opero.tasks.state",
         "add_classifier": "opero.core.classify",
-        "clear_cache": "opero.caching.context",
+        "clear_cache": "opero.caching.handles",
         "deadline": "opero.core.deadline",
         "event_bus": "opero.events",
         "failures": "opero.core.failures",

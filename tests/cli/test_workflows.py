@@ -12,7 +12,7 @@ import pytest
 
 from opero.cli.main import main
 from opero.durable import Orchestrator, activity, get_registry, wait_for, workflow
-from opero.durable.records import Claim, Move, PutStep, State, StepRecord, StepState
+from opero.durable.records import Acquire, Move, PutStep, State, StepRecord, StepState
 
 pytestmark = pytest.mark.internal
 
@@ -154,7 +154,7 @@ def test_step_in_doubt_is_resolved(
         pass
     desk.store.open()
     me = desk.store.join()
-    (found,) = desk.store.apply([Claim(me, ("asking",), 1)])[0]
+    (found,) = desk.store.apply([Acquire(me, ("asking",), 1)])[0]
     step = StepRecord(path="1", name="pay", hash="", state=StepState.STARTED, began=1.0, order=1)
     doubt = Move("c", me, found.epoch, State.IN_DOUBT)
     assert desk.store.apply([PutStep("c", me, found.epoch, step), doubt]) == [True, True]

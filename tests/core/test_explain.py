@@ -81,7 +81,7 @@ def test_with_one_stage_alone() -> None:
     )
 
 
-def test_strategies_of_the_users_are_not_foretold() -> None:
+def test_strategies_of_the_users_are_not_predicted() -> None:
     @opero(cache=False, stop=tenacity.stop_after_delay(60), wait=tenacity.wait_fixed(1))
     def fetch() -> None: ...
 

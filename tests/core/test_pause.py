@@ -201,7 +201,7 @@ def test_nothing_is_paused_while_opero_is_disabled(face):
 # --- longer than anybody would wait ---------------------------------------------------------------
 
 
-def test_who_meets_a_pause_that_is_too_long_fails_at_once(face, clock):
+def test_a_call_that_meets_a_pause_that_is_too_long_fails_at_once(face, clock):
     limiter = RateLimiter("10/s")
     limiter.pause(120)
     fetch = opero(cache=False, retries=3, rate_limit=limiter)(face.of(lambda: 1))

@@ -543,7 +543,7 @@ def test_switched_off_there_is_one_call_and_no_note(face: Any) -> None:
     ],
     ids=lambda value: " ".join(value) or "default" if isinstance(value, dict) else None,
 )
-def test_explain_tells_the_numbers(options: dict[str, Any], line: str) -> None:
+def test_explain_prints_the_numbers(options: dict[str, Any], line: str) -> None:
     assert line in opero(cache=False, **options)(lambda: None).explain()
 
 

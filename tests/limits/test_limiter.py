@@ -83,7 +83,7 @@ def test_a_limiter_describes_itself(rate, options, text):
     assert repr(limiter) == f"<RateLimiter {text}, shared by all threads; free>"
 
 
-def test_the_repr_tells_how_long_one_would_wait(clock):
+def test_the_repr_shows_how_long_a_call_would_wait(clock):
     limiter = RateLimiter("1/minute", burst=0)
     limiter.acquire()
     assert repr(limiter).endswith("; 60 s to wait>")
@@ -298,7 +298,7 @@ async def test_a_task_that_waits_is_not_overtaken(clock):
 
 
 @pytest.mark.asyncio
-async def test_a_task_that_comes_when_a_slot_is_free_goes_behind_those_who_wait(monkeypatch):
+async def test_a_task_that_comes_when_a_slot_is_free_goes_behind_the_waiters(monkeypatch):
     monkeypatch.setattr("opero.limits.waiting._LONGEST_SLEEP", 20_000_000)
     limiter = RateLimiter("1/hour")
     reservation = await limiter.reserve_async()
@@ -572,7 +572,7 @@ def test_what_an_asynciolimiter_cannot_do_is_an_error_with_the_fix(use):
         use(RateLimiter(asynciolimiter.Limiter(50)))
 
 
-def test_an_asynciolimiter_is_left_alone_while_opero_is_disabled():
+def test_an_asynciolimiter_is_not_used_while_opero_is_disabled():
     limiter = RateLimiter(asynciolimiter.Limiter(0.001))
     with set_disabled():
         assert limiter.acquire() == 0

@@ -138,7 +138,7 @@ class RemoteLeases:
         claims = [lease for _, lease in wanted]
         again, blocking = wanted[0][0].wait is not None, not self._awaits
         granted: list[bool | None] = yield in_thread(
-            lambda: self._leases.claim_many(claims, again=again, blocking=blocking)
+            lambda: self._leases.acquire_many(claims, again=again, blocking=blocking)
         )
         self._leases.keep([lease for lease, mine in zip(claims, granted, strict=True) if mine])
         for (lead, _), mine in zip(wanted, granted, strict=True):
@@ -187,7 +187,8 @@ class RemoteLeases:
         """End the leases of items, without waiting for the store."""
         for lead in leads:
             lease, lead.lease = lead.lease, None
-            self._leases.release(lease, lead.flight)
+            if lease is not None:
+                lease.release(lead.flight)
 
     def close(self) -> None:
         """Wait for no item any more."""
@@ -289,20 +290,20 @@ class ResultStore:
             self._share(lead, value, entry, fresh, known)
 
     def _keep(self, keeps: list[tuple[Call, Flight, Any, float]]) -> StepLogic[list[Entry | None]]:
-        cache, writer = self._cache, self._cache.writer
+        cache, entries = self._cache, self._cache.entries
         wanted = [
             (flight, value, cache.lifetime(call, value, began))
             for call, flight, value, began in keeps
         ]
-        if not (self._slow and writer.stores_many and keeps):
-            storing = for_each(writer.store, writer.astore, wanted)
+        if not (self._slow and entries.takes_many and keeps):
+            storing = for_each(entries.store, entries.astore, wanted)
             several: list[Entry | None] = (
                 (yield storing) if self._slow and keeps else storing.block()
             )
             return several
-        stored: list[Stored] = yield in_thread(lambda: writer.store_many(wanted))
+        stored: list[Stored] = yield in_thread(lambda: entries.store_many(wanted))
         return [
-            writer.report(flight, one) for (flight, _, _), one in zip(wanted, stored, strict=True)
+            entries.report(flight, one) for (flight, _, _), one in zip(wanted, stored, strict=True)
         ]
 
     def _share(
@@ -344,7 +345,7 @@ class ResultStore:
         if old is not None:
             notify(waiters, SharedResult(old, stale=True))
             for index, item in ((lead.index, lead.item), *lead.followers):
-                known.add("stale", index, item, cache.serve_stale(call, old, error))
+                known.add("stale", index, item, cache.entries.serve_stale(call, old, error))
             return True
         if waiters:
             notify(waiters, SharedFailure(copy_error(error)))

@@ -165,7 +165,7 @@ class CacheLookup:
             return
         entry = None
         if not self._slow:
-            entry = cache.reader.find(key)
+            entry = cache.entries.find(key)
             if entry is not None and self._serve(index, item, call, entry, known):
                 return
         flight = self._join(index, item, call)
@@ -215,11 +215,11 @@ class CacheLookup:
         cache = self._cache
         fresh = cache.answers(call.key, entry)
         if fresh:
-            known.add("hit", index, item, cache.serve(call, entry))
+            known.add("hit", index, item, cache.entries.serve(call, entry))
             if cache.freshness is not None:
                 self._refreshes.append((call, entry))
         elif fresh is not None:
-            known.add("stale", index, item, cache.serve_stale(call, entry))
+            known.add("stale", index, item, cache.entries.serve_stale(call, entry))
         return fresh is not None
 
     def _refresh(self) -> None:
@@ -253,12 +253,12 @@ class CacheLookup:
         """Answer claimed items with what the cache has; return the others."""
         if not leads:
             return leads
-        reader = self._cache.reader
+        cached = self._cache.entries
         keys = [lead.flight.key for lead in leads]
         entries: list[Entry | None] = yield (
-            in_thread(lambda: reader.find_many(keys))
-            if reader.finds_many
-            else for_each(reader.find, reader.afind, [(key,) for key in keys])
+            in_thread(lambda: cached.find_many(keys))
+            if cached.takes_many
+            else for_each(cached.find, cached.afind, [(key,) for key in keys])
         )
         missing: list[LeadItem] = []
         for lead, entry in zip(leads, entries, strict=True):

@@ -115,6 +115,8 @@ class MapRun:
     def next_batch(self) -> StepLogic[Batch | None]:
         """Run the map until something is finished, and return that; None at its end."""
         scheduler, source = self.scheduler, self._source
+        if (batch := scheduler.hand_out()) is not None:
+            return batch
         if source is None:
             self.executor.open(self._job)
             later = isinstance(self._items, AsyncIterable)

@@ -33,7 +33,7 @@ from opero.utils.ambient import switch
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
-    from opero.caching.handle import CacheHandle
+    from opero.caching.handles import CacheHandle
     from opero.core.call import Stage
     from opero.core.circuit_breaker import Circuit
     from opero.core.concurrency_limit import Bulkhead

@@ -24,12 +24,10 @@ from opero.utils.async_utils import is_async_function
 if TYPE_CHECKING:
     from opero.events import Event
 
-__all__ = ["RESERVED", "WorkflowRegistry", "WorkflowSpec", "activity", "get_registry", "workflow"]
+__all__ = ["WorkflowRegistry", "WorkflowSpec", "activity", "get_registry", "workflow"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-RESERVED: Final = ("workflow_id",)
-"""Keywords of `invoke_workflow`, which no workflow can have as a parameter that is given by name."""
 _GLANCE: Final = 5.0
 """Longest wait before the wall clock is read again: it may have been wrong."""
 
@@ -175,14 +173,13 @@ def _make_workflow(version: str | None, fn: Any, name: str | None) -> Any:
         )
     name = name or fn.__name__
     signature = inspect.signature(fn)
-    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    for parameter in signature.parameters.values():
-        if parameter.name in RESERVED and parameter.kind in by_name:
-            raise OperoUsageError(
-                f"workflow {name!r} has a parameter {parameter.name!r}, which invoke_workflow() takes for the id of "
-                "the run: give the parameter another name, or make it positional-only (put a / behind it) and "
-                "pass it by position."
-            )
+    taken = signature.parameters.get("workflow_id")
+    if taken is not None and taken.kind in (taken.POSITIONAL_OR_KEYWORD, taken.KEYWORD_ONLY):
+        raise OperoUsageError(
+            f"workflow {name!r} has a parameter 'workflow_id', which invoke_workflow() takes for the id of "
+            "the run: give the parameter another name, or make it positional-only (put a / behind it) and "
+            "pass it by position."
+        )
     parameters = Parameters(signature, f"workflow {name}()")
     _registry.add(WorkflowSpec(str(name), version, fn, is_async_function(fn), parameters))
     return fn

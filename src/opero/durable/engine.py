@@ -1,7 +1,7 @@
 # this_file: src/opero/durable/engine.py
-"""Claim workflows, run them in threads or on the event loop, and write down how they end.
+"""Acquire workflows, run them in threads or on the event loop, and write down how they end.
 
-claim → replay and run → end, or put aside (asleep, waiting, blocked, in doubt)
+acquire → replay and run → end, or put aside (asleep, waiting, blocked, in doubt)
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any, Final, cast
 from opero.durable.decorators import WorkflowSpec, get_registry
 from opero.durable.journal import Journal
 from opero.durable.records import (
+    Acquire,
     Annotate,
-    Claim,
     Create,
     Drop,
     JournalStore,
@@ -42,10 +42,10 @@ _GLANCE: Final = 0.5
 _GRACE: Final = 1.0
 """Seconds that running steps get to end when the program ends without a stop."""
 _MANY: Final = 200
-"""Coroutines that are claimed at once; more follow at once."""
+"""Coroutines that are acquired at once; more follow at once."""
 _SUSPECT: Final = 2
 """Recoveries without progress from which a workflow may be what kills its processes."""
-_UNCLAIMED: Final = 1.5
+_UNOWNED: Final = 1.5
 """Seconds for which a workflow may be without a program that knows it before that is noted."""
 _ANY: Final = 1 << 30
 
@@ -246,16 +246,16 @@ class Engine:
         for run in runs:
             run.note_long(time.time() - _GLANCE)
         found, wake = self.store.attention(self.owner)
-        if (found or self._retry_blocked) and self._claim():
+        if (found or self._retry_blocked) and self._acquire():
             return 0.0
         if found:
             self._note_unknown()
         return _GLANCE if wake is None else min(_GLANCE, max(0.0, wake - time.time()))
 
-    def _claim(self) -> bool:
-        """Claim as many workflows as there are threads free; return whether there may be more.
+    def _acquire(self) -> bool:
+        """Acquire as many workflows as there are threads free; return whether there may be more.
 
-        A workflow under which processes have died is claimed apart: one such at a time, and at its last
+        A workflow under which processes have died is acquired apart: one such at a time, and at its last
         chance nothing else begins beside it. So it is given up for what it does itself.
         """
         registry = get_registry()
@@ -263,23 +263,23 @@ class Engine:
         coroutines = tuple(name for name in names if registry.latest(name).is_async)
         functions = tuple(name for name in names if name not in coroutines)
         if self._stopping or self._is_isolated():
-            self._claim_some((), 0)  # frees what dead owners had
+            self._acquire_some((), 0)  # frees what dead owners had
             return False
         blocked, self._retry_blocked = self._retry_blocked, False
         known = names if self._threads.free > 0 else coroutines
         suspect_from = min(_SUSPECT, self._max_recoveries)
         if self._suspect is None or self._suspect.progressed:
             last_chance = (self._max_recoveries, _ANY)
-            if self._is_idle() and self._claim_some(known, 1, last_chance, blocked=blocked):
+            if self._is_idle() and self._acquire_some(known, 1, last_chance, blocked=blocked):
                 return False
-            self._claim_some(known, 1, (suspect_from, self._max_recoveries - 1), blocked=blocked)
+            self._acquire_some(known, 1, (suspect_from, self._max_recoveries - 1), blocked=blocked)
         trusted = (0, suspect_from - 1)
-        found = self._claim_some(coroutines, _MANY, trusted, blocked=blocked)
+        found = self._acquire_some(coroutines, _MANY, trusted, blocked=blocked)
         if self._threads.free > 0:
-            self._claim_some(functions, self._threads.free, trusted, blocked=blocked)
+            self._acquire_some(functions, self._threads.free, trusted, blocked=blocked)
         return found == _MANY
 
-    def _claim_some(
+    def _acquire_some(
         self,
         names: tuple[str, ...],
         limit: int,
@@ -287,11 +287,11 @@ class Engine:
         *,
         blocked: bool = False,
     ) -> int:
-        claim = Claim(self.owner, names, limit, blocked, None, self._max_recoveries, recoveries)
-        claimed: list[WorkflowRecord] = self.journal.write(claim)
-        for record in claimed:
+        op = Acquire(self.owner, names, limit, blocked, None, self._max_recoveries, recoveries)
+        acquired: list[WorkflowRecord] = self.journal.write(op)
+        for record in acquired:
             self._adopt(record)
-        return len(claimed)
+        return len(acquired)
 
     def _is_idle(self) -> bool:
         """Return whether nothing runs here but coroutines that wait."""
@@ -306,9 +306,9 @@ class Engine:
         )
 
     def _note_unknown(self) -> None:
-        """Note on workflows that no program claims, because this one does not know them, what they wait for."""
-        before = time.time() - _UNCLAIMED
-        for name in self.store.unclaimed(before):
+        """Note on workflows that no program acquires, because this one does not know them, what they wait for."""
+        before = time.time() - _UNOWNED
+        for name in self.store.unowned(before):
             if name in get_registry().workflows:
                 continue
             reason = f"no running program has registered the workflow {name!r}: import the module that defines it"
@@ -318,7 +318,7 @@ class Engine:
                 _warn(f"{self.store!r} has workflows to run, but {reason}.")
 
     def _adopt(self, record: WorkflowRecord) -> None:
-        """Run a workflow that was claimed, if the version that started it is known here."""
+        """Run a workflow that was acquired, if the version that started it is known here."""
         registry = get_registry()
         versions = registry.workflows.get(record.name, {})
         spec = versions.get(record.version)
@@ -372,23 +372,20 @@ class Engine:
 
     def cancel(self, workflow: str) -> None:
         """Cancel a workflow that runs here."""
-        with self._lock:
-            run = self._runs.get(workflow)
+        run = self._runs.get(workflow)
         if run is not None and run.cancel() and run.unwind is not None:
             run.cancelling = True
             run.unwind()
 
     def signalled(self, workflow: str, name: str) -> None:
         """Wake a workflow that runs here and waits for a signal."""
-        with self._lock:
-            run = self._runs.get(workflow)
+        run = self._runs.get(workflow)
         if run is not None:
             run.signalled(name)
 
     def active(self, workflow: str) -> str | None:
         """Return the name of the activity that a workflow is running, None if it does not run here."""
-        with self._lock:
-            run = self._runs.get(workflow)
+        run = self._runs.get(workflow)
         steps = [] if run is None else run.active
         return steps[-1].name if steps else None
 

@@ -9,29 +9,10 @@ from enum import StrEnum
 from typing import Any, Final, Protocol
 
 __all__ = [
-    "ENDED",
-    "RECORDED",
-    "Annotate",
-    "Cancel",
-    "Claim",
-    "Create",
-    "Drop",
-    "Fork",
-    "JournalStore",
-    "Move",
-    "Op",
-    "PutStep",
-    "Resolve",
-    "Resume",
-    "Send",
-    "State",
-    "StepRecord",
-    "StepState",
-    "Take",
-    "Wake",
-    "WorkflowRecord",
+    "ENDED", "RECORDED", "Acquire", "Annotate", "Cancel", "Create", "Drop", "Fork", "JournalStore", "Move", "Op",
+    "PutStep", "Resolve", "Resume", "Send", "State", "StepRecord", "StepState", "Take", "Wake", "WorkflowRecord",
     "WorkflowStatus",
-]
+]  # fmt: skip
 
 
 class WorkflowStatus(StrEnum):
@@ -90,9 +71,9 @@ class WorkflowRecord:
         error: The error that ended it, as `values.pack_error` writes it, or why it cannot go on.
         failed_step: Path of the step whose error ended it.
         owner: The engine that runs it, None without.
-        epoch: Number of claims; a write with an older one is refused.
-        recoveries: Claims from dead owners since the last progress.
-        progress: Steps that were recorded at the last claim.
+        epoch: How often it was acquired; a write with an older one is refused.
+        recoveries: Times it was acquired from a dead owner since the last progress.
+        progress: Steps that were recorded when it was last acquired.
         wake: Wall-clock seconds at which a sleep or a wait ends, None without.
         cancel: Whether a cancellation was requested.
         created, updated: Wall-clock seconds.
@@ -124,7 +105,7 @@ class WorkflowRecord:
         return WorkflowStatus.FAILED if self.state in ENDED else WorkflowStatus.PROCESSING
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class StepRecord:
     """One step of a workflow.
 
@@ -168,11 +149,11 @@ class Create(Op):
 
 
 @dataclass(slots=True)
-class Claim(Op):
+class Acquire(Op):
     """Take over workflows that have no owner, the oldest first; answers with their records.
 
     Frees the workflows of dead owners first. One that was running then, and had recorded no step since it
-    was claimed, has one more recovery.
+    was acquired, has one more recovery.
 
     Attributes:
         owner: The engine.
@@ -310,7 +291,7 @@ class Wake(Op):
     """Let a workflow that sleeps or waits go on now, as if its time had come; answers whether there was one.
 
     Attributes:
-        epoch: Only if it was not claimed since.
+        epoch: Only if it was not acquired since.
     """
 
     workflow: str
@@ -324,7 +305,7 @@ class Annotate(Op):
     Attributes:
         name: The name.
         before: Only those that could run since before this time, and have neither an owner nor a reason.
-        error: The reason, until they are claimed.
+        error: The reason, until they are acquired.
     """
 
     name: str
@@ -380,13 +361,13 @@ class JournalStore(Protocol):
         ...
 
     def attention(self, owner: str) -> tuple[bool, float | None]:
-        """Return, cheaply, whether a claim may find something, and when the next sleeper wakes.
+        """Return, cheaply, whether an owner may find something, and when the next sleeper wakes.
 
         The time is in wall-clock seconds, None without sleepers.
         """
         ...
 
-    def unclaimed(self, before: float) -> list[str]:
+    def unowned(self, before: float) -> list[str]:
         """Return the names of workflows that could run since before a time, and have neither an owner nor a reason."""
         ...
 

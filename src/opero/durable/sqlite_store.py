@@ -9,14 +9,15 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
 from opero.durable.records import (
     ENDED,
+    Acquire,
     Annotate,
     Cancel,
-    Claim,
     Create,
     Drop,
     Fork,
@@ -38,7 +39,7 @@ from opero.limits.state_file import try_lock
 from opero.utils.fork import run_after_fork
 from opero.utils.sqlite import SqliteFile
 
-__all__ = ["Owners", "SqliteStore"]
+__all__ = ["SqliteStore"]
 
 _VERSION: Final = 1
 
@@ -70,6 +71,7 @@ _COULD_RUN: Final = (
     "owner IS NULL AND error IS NULL AND ((state = 'queued' AND updated <= ?) "
     "OR (state IN ('sleeping', 'waiting') AND wake <= ?))"
 )
+_OTHER_OWNERS: Final = "SELECT DISTINCT owner FROM workflow WHERE owner IS NOT NULL AND owner <> ?"
 _STEP_STATES: Final = {state.value: state for state in StepState}
 
 
@@ -111,7 +113,6 @@ class SqliteStore:
             raise OperoUsageError(f'synchronous={synchronous!r} must be "FULL" or "NORMAL".')
         self.path: Path = Path(path).absolute()
         self._is_open = False
-        self._owners = Owners(self.path)
         self._file = SqliteFile(
             self.path, script=_SCHEMA, verify=_verify, error=JournalError, synchronous=synchronous
         )
@@ -138,16 +139,50 @@ class SqliteStore:
         self._is_open = False
         self._file.close()
 
+    # --- owners -------------------------------------------------------------------------------------------------
+
     def join(self) -> str:
-        """Become an owner, by a lock that the kernel holds for this process; return its id."""
+        """Become an owner, by a lock that the kernel takes back when this process dies; return its id.
+
+        No clock is read and no lease expires: a live process keeps its work, however long it is
+        suspended, and a dead one's can be taken over at once.
+        """
+        owner = uuid.uuid4().hex
         try:
-            return self._owners.join()
+            fd = os.open(self._owner_file(owner), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            try_lock(fd)
         except OSError as error:
             raise self._failure(error) from error
+        with _descriptors_lock:
+            _descriptors[owner] = fd
+        return owner
 
     def leave(self, owner: str) -> None:
         """Stop being an owner."""
-        self._owners.leave(owner)
+        with _descriptors_lock:
+            fd = _descriptors.pop(owner, None)
+        if fd is not None:
+            self._owner_file(owner).unlink(missing_ok=True)
+            os.close(fd)
+
+    def _is_dead(self, owner: str) -> bool:
+        """Return whether an owner's process has died, or has left."""
+        with _descriptors_lock:
+            if owner in _descriptors:
+                return False
+            try:
+                fd = os.open(self._owner_file(owner), os.O_RDWR)
+            except FileNotFoundError:
+                return True
+            try:
+                return try_lock(fd)
+            finally:
+                os.close(fd)
+
+    def _owner_file(self, owner: str) -> Path:
+        return self.path.with_name(f"{self.path.name}.own-{owner}")
+
+    # --- writing and reading ------------------------------------------------------------------------------------
 
     def apply(self, ops: Sequence[Op]) -> list[Any]:
         """Write in one transaction and answer each write as its class says.
@@ -168,9 +203,16 @@ class SqliteStore:
             raise self._failure(error) from error
 
     def _write(self, db: sqlite3.Connection, op: Op, now: float) -> Any:
-        if type(op) is Claim:
-            return _claim(db, op, now, self._owners)
+        if type(op) is Acquire:
+            self._free_the_dead(db, op, now)
         return _WRITERS[type(op)](db, op, now)
+
+    def _free_the_dead(self, db: sqlite3.Connection, op: Acquire, now: float) -> None:
+        for (owner,) in db.execute(_OTHER_OWNERS, (op.owner,)).fetchall():
+            if self._is_dead(owner):
+                for record in _select(db, "WHERE owner = ?", (owner,)):
+                    _recover(db, record, now, op.max_recoveries)
+                self._owner_file(owner).unlink(missing_ok=True)
 
     def _read(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         self._check_open()
@@ -190,8 +232,8 @@ class SqliteStore:
 
     def get(self, workflow: str) -> WorkflowRecord | None:
         """Return one workflow."""
-        rows = self._read(f"{_SELECT_WORKFLOW} WHERE id = ?", (workflow,))
-        return _workflow_of(rows[0]) if rows else None
+        rows = self._read(f"{_SELECT} WHERE id = ?", (workflow,))
+        return _record_of(rows[0]) if rows else None
 
     def find(
         self,
@@ -200,21 +242,14 @@ class SqliteStore:
         limit: int | None = None,
     ) -> list[WorkflowRecord]:
         """Return workflows, the youngest first."""
-        wanted = [str(state) for state in states]
-        where: list[str] = []
-        values: list[Any] = []
-        if name is not None:
-            where.append("name = ?")
-            values.append(name)
+        wanted = tuple(states)
+        conditions = ["name = ?"] * (name is not None)
         if wanted:
-            where.append(f"state IN ({', '.join('?' * len(wanted))})")
-            values += wanted
-        condition = f" WHERE {' AND '.join(where)}" if where else ""
-        values.append(-1 if limit is None else limit)
-        rows = self._read(
-            f"{_SELECT_WORKFLOW}{condition} ORDER BY created DESC, id LIMIT ?", values
-        )
-        return [_workflow_of(row) for row in rows]
+            conditions.append(f"state IN ({_marks(wanted)})")
+        where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
+        values = (*(() if name is None else (name,)), *wanted, -1 if limit is None else limit)
+        rows = self._read(f"{_SELECT} {where}ORDER BY created DESC, id LIMIT ?", values)
+        return [_record_of(row) for row in rows]
 
     def steps(self, workflow: str) -> list[StepRecord]:
         """Return a workflow's steps in the order of their first record."""
@@ -224,27 +259,22 @@ class SqliteStore:
             (workflow,),
         )
         return [
-            StepRecord(
-                path=path, name=name, hash=digest, state=_STEP_STATES[state], value=value, attempts=attempts,
-                wake=wake, began=began, ended=ended, order=order,
-            )
-            for path, name, digest, state, value, attempts, wake, began, ended, order in rows
-        ]  # fmt: skip
+            StepRecord(path, name, digest, _STEP_STATES[state], *others)
+            for path, name, digest, state, *others in rows
+        ]
 
     def attention(self, owner: str) -> tuple[bool, float | None]:
-        """Return whether a claim may find something, and when the next sleeper wakes."""
+        """Return whether an owner may find something, and when the next sleeper wakes."""
         now = time.time()
         queued = self._read("SELECT 1 FROM workflow WHERE state = 'queued' LIMIT 1")
-        others = self._read(
-            "SELECT DISTINCT owner FROM workflow WHERE owner IS NOT NULL AND owner <> ?", (owner,)
-        )
+        others = self._read(_OTHER_OWNERS, (owner,))
         wake = self._read(
             "SELECT min(wake) FROM workflow WHERE state IN ('sleeping', 'waiting') AND owner IS NULL"
         )[0][0]
         ready = bool(queued) or (wake is not None and wake <= now)
-        return ready or any(self._owners.dead(other) for (other,) in others), wake
+        return ready or any(self._is_dead(other) for (other,) in others), wake
 
-    def unclaimed(self, before: float) -> list[str]:
+    def unowned(self, before: float) -> list[str]:
         """Return the names of workflows that could run since before a time, and have neither an owner nor a reason."""
         rows = self._read(
             f"SELECT DISTINCT name FROM workflow WHERE {_COULD_RUN}",  # noqa: S608 - fixed text
@@ -268,13 +298,16 @@ class SqliteStore:
 
 # --- writes ---------------------------------------------------------------------------------------------------------
 
-_COLUMNS: Final = (
-    "id", "name", "version", "args", "hash", "state", "output", "error", "failed_step", "owner", "epoch",
-    "recoveries", "progress", "wake", "cancel", "created", "updated",
-)  # fmt: skip
-_SELECT_WORKFLOW: Final = f"SELECT {', '.join(_COLUMNS)} FROM workflow"  # noqa: S608 - fixed names
-_INSERT_WORKFLOW: Final = (
-    f"INSERT INTO workflow ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 - as above
+
+def _marks(values: Sequence[Any]) -> str:
+    """Return a question mark for each value."""
+    return ", ".join("?" * len(values))
+
+
+_COLUMNS: Final = tuple(column.name for column in fields(WorkflowRecord))
+_SELECT: Final = f"SELECT {', '.join(_COLUMNS)} FROM workflow"  # noqa: S608 - fixed names
+_SAVE: Final = (
+    f"INSERT OR REPLACE INTO workflow ({', '.join(_COLUMNS)}) VALUES ({_marks(_COLUMNS)})"  # noqa: S608 - as above
 )
 # A step counts only while the workflow is its owner's.
 _PUT_STEP: Final = (
@@ -286,12 +319,24 @@ _PUT_STEP: Final = (
 )
 
 
-def _workflow_of(row: tuple[Any, ...]) -> WorkflowRecord:
-    """Return the record in a row of `_SELECT_WORKFLOW`."""
-    found = dict(zip(_COLUMNS, row, strict=True))
-    found["state"] = State(found["state"])
-    found["cancel"] = bool(found["cancel"])
-    return WorkflowRecord(**found)
+def _record_of(row: tuple[Any, ...]) -> WorkflowRecord:
+    """Return the record in a row of `_SELECT`."""
+    record = WorkflowRecord(**dict(zip(_COLUMNS, row, strict=True)))
+    record.state, record.cancel = State(record.state), bool(record.cancel)
+    return record
+
+
+def _select(db: sqlite3.Connection, where: str, values: Sequence[Any]) -> list[WorkflowRecord]:
+    return [_record_of(row) for row in db.execute(f"{_SELECT} {where}", values).fetchall()]
+
+
+def _get(db: sqlite3.Connection, workflow: str) -> WorkflowRecord | None:
+    return next(iter(_select(db, "WHERE id = ?", (workflow,))), None)
+
+
+def _save(db: sqlite3.Connection, record: WorkflowRecord, now: float) -> None:
+    record.updated = now
+    db.execute(_SAVE, [getattr(record, name) for name in _COLUMNS])
 
 
 def _put_step(db: sqlite3.Connection, op: PutStep | Take) -> bool:
@@ -303,111 +348,74 @@ def _put_step(db: sqlite3.Connection, op: PutStep | Take) -> bool:
     return db.execute(_PUT_STEP, values).rowcount == 1
 
 
-def _get(db: sqlite3.Connection, workflow: str) -> WorkflowRecord | None:
-    row = db.execute(f"{_SELECT_WORKFLOW} WHERE id = ?", (workflow,)).fetchone()
-    return None if row is None else _workflow_of(row)
-
-
-def _insert(db: sqlite3.Connection, record: WorkflowRecord) -> None:
-    db.execute(_INSERT_WORKFLOW, [_plain(getattr(record, name)) for name in _COLUMNS])
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, State) else value
-
-
 def _create(db: sqlite3.Connection, op: Create, now: float) -> WorkflowRecord:
     found = _get(db, op.record.id)
     if found is not None:
         return found
-    op.record.created = op.record.updated = now
-    _insert(db, op.record)
+    op.record.created = now
+    _save(db, op.record, now)
     return op.record
 
 
-def _claim(db: sqlite3.Connection, op: Claim, now: float, owners: Owners) -> list[WorkflowRecord]:
-    _free_the_dead(db, op, now, owners)
+def _acquire(db: sqlite3.Connection, op: Acquire, now: float) -> list[WorkflowRecord]:
     states = "'queued', 'blocked'" if op.blocked else "'queued'"
-    names = ", ".join("?" * len(op.names))
-    only = "" if op.only is None else " AND id = ?"
     least, most = op.recoveries
-    order = "recoveries, created" if least else "created"
-    query = (
-        f"{_SELECT_WORKFLOW} WHERE name IN ({names}) AND owner IS NULL AND (state IN ({states}) "
-        f"OR (state IN ('sleeping', 'waiting') AND wake <= ?)){only} AND recoveries BETWEEN ? AND ? "
-        f"ORDER BY {order} LIMIT ?"
+    where = (
+        f"WHERE name IN ({_marks(op.names)}) AND owner IS NULL AND (state IN ({states}) "
+        f"OR (state IN ('sleeping', 'waiting') AND wake <= ?)){'' if op.only is None else ' AND id = ?'} "
+        f"AND recoveries BETWEEN ? AND ? ORDER BY {'recoveries, ' if least else ''}created LIMIT ?"
     )
-    values = (*op.names, now, *(() if op.only is None else (op.only,)), least, most, op.limit)
-    claimed = [_workflow_of(row) for row in db.execute(query, values).fetchall()]
-    for record in claimed:
+    only = () if op.only is None else (op.only,)
+    acquired = _select(db, where, (*op.names, now, *only, least, most, op.limit))
+    for record in acquired:
         record.owner, record.state, record.epoch = op.owner, State.RUNNING, record.epoch + 1
-        record.wake, record.error, record.updated = None, None, now
-        db.execute(
-            "UPDATE workflow SET owner = ?, state = 'running', epoch = epoch + 1, wake = NULL, updated = ?, "
-            "error = NULL, progress = (SELECT count(*) FROM step WHERE workflow = id) WHERE id = ?",
-            (op.owner, now, record.id),
-        )
-    return claimed
+        record.wake, record.error, record.progress = None, None, _count_steps(db, record)
+        _save(db, record, now)
+    return acquired
 
 
-def _free_the_dead(db: sqlite3.Connection, op: Claim, now: float, owners: Owners) -> None:
-    rows = db.execute(
-        "SELECT DISTINCT owner FROM workflow WHERE owner IS NOT NULL AND owner <> ?", (op.owner,)
-    )
-    for owner in [row[0] for row in rows.fetchall()]:
-        if owners.dead(owner):
-            for row in db.execute(f"{_SELECT_WORKFLOW} WHERE owner = ?", (owner,)).fetchall():
-                _recover(db, _workflow_of(row), now, op.max_recoveries)
-            owners.remove_dead(owner)
+def _count_steps(db: sqlite3.Connection, record: WorkflowRecord) -> int:
+    found = db.execute("SELECT count(*) FROM step WHERE workflow = ?", (record.id,)).fetchone()
+    return int(found[0])
 
 
 def _recover(db: sqlite3.Connection, record: WorkflowRecord, now: float, most: int) -> None:
     """Free a workflow whose owner has died; one that has killed its owners too often is dead."""
-    recoveries, state, error = record.recoveries, record.state, record.error
     if record.cancel:
-        state = State.CANCELLED
-    elif state is State.RUNNING:
-        count = db.execute("SELECT count(*) FROM step WHERE workflow = ?", (record.id,)).fetchone()[
-            0
-        ]
-        recoveries = 1 if count > record.progress else recoveries + 1
-        state = State.QUEUED
-        if recoveries > most:
-            state = State.DEAD
-            error = f"given up: its process has died {most + 1} times in a row before another step was recorded"
-    db.execute(
-        "UPDATE workflow SET owner = NULL, epoch = epoch + 1, state = ?, recoveries = ?, error = ?, updated = ? "
-        "WHERE id = ?",
-        (str(state), recoveries, error, now, record.id),
-    )
+        record.state = State.CANCELLED
+    elif record.state is State.RUNNING:
+        progressed = _count_steps(db, record) > record.progress
+        record.recoveries = 1 if progressed else record.recoveries + 1
+        record.state = State.QUEUED
+        if record.recoveries > most:
+            record.state = State.DEAD
+            record.error = f"given up: its process has died {most + 1} times in a row before another step was recorded"
+    _free(db, record, now)
+
+
+def _free(db: sqlite3.Connection, record: WorkflowRecord, now: float) -> None:
+    """Save a workflow without an owner, whose writes count no more."""
+    record.owner, record.epoch = None, record.epoch + 1
+    _save(db, record, now)
     _wake_waiting(db, record.id)
 
 
 def _move(db: sqlite3.Connection, op: Move, now: float) -> bool:
-    changed = db.execute(
-        "UPDATE workflow SET state = ?, output = ?, error = ?, failed_step = ?, wake = ?, owner = ?, updated = ?, "
+    record = _get(db, op.workflow)
+    if record is None or (record.owner, record.epoch) != (op.owner, op.epoch):
+        return False
+    record.state, record.output, record.error = op.state, op.output, op.error
+    record.failed_step, record.wake = op.failed_step, op.wake
+    if op.free:
         # Its process has survived this run.
-        "recoveries = CASE WHEN ? THEN 0 ELSE recoveries END WHERE id = ? AND owner = ? AND epoch = ?",
-        (
-            str(op.state),
-            op.output,
-            op.error,
-            op.failed_step,
-            op.wake,
-            None if op.free else op.owner,
-            now,
-            op.free,
-            op.workflow,
-            op.owner,
-            op.epoch,
-        ),
-    ).rowcount
-    if changed and op.state in ENDED:
+        record.owner, record.recoveries = None, 0
+    _save(db, record, now)
+    if op.state in ENDED:
         db.execute("DELETE FROM signal WHERE workflow = ?", (op.workflow,))
-    elif changed and op.free and op.state is State.WAITING:
+    elif op.state is State.WAITING:
         # A signal that came while it was being put aside must not be overlooked.
         _wake_waiting(db, op.workflow)
-    return changed == 1
+    return True
 
 
 def _wake_waiting(db: sqlite3.Connection, workflow: str) -> None:
@@ -424,15 +432,12 @@ def _cancel(db: sqlite3.Connection, op: Cancel, now: float) -> WorkflowRecord | 
     if record is None or record.state in ENDED:
         return record
     if record.owner is None:
-        db.execute(
-            "UPDATE workflow SET state = 'cancelled', cancel = 0, wake = NULL, epoch = epoch + 1, updated = ? "
-            "WHERE id = ?",
-            (now, op.workflow),
-        )
+        record.state, record.wake, record.epoch = State.CANCELLED, None, record.epoch + 1
         db.execute("DELETE FROM signal WHERE workflow = ?", (op.workflow,))
     else:
-        db.execute("UPDATE workflow SET cancel = 1, updated = ? WHERE id = ?", (now, op.workflow))
-    return _get(db, op.workflow)
+        record.cancel = True
+    _save(db, record, now)
+    return record
 
 
 def _resume(db: sqlite3.Connection, op: Resume, now: float) -> bool:
@@ -441,14 +446,11 @@ def _resume(db: sqlite3.Connection, op: Resume, now: float) -> bool:
     if record is None or record.state not in again:
         return False
     if record.failed_step is not None:
-        db.execute(
-            "DELETE FROM step WHERE workflow = ? AND path = ?", (op.workflow, record.failed_step)
-        )
-    db.execute(
-        "UPDATE workflow SET state = 'queued', error = NULL, failed_step = NULL, output = NULL, cancel = 0, "
-        "recoveries = 0, epoch = epoch + 1, updated = ? WHERE id = ?",
-        (now, op.workflow),
-    )
+        key = (record.id, record.failed_step)
+        db.execute("DELETE FROM step WHERE workflow = ? AND path = ?", key)
+    record.state, record.output, record.error, record.failed_step = State.QUEUED, None, None, None
+    record.cancel, record.recoveries, record.epoch = False, 0, record.epoch + 1
+    _save(db, record, now)
     return True
 
 
@@ -457,9 +459,9 @@ def _fork(db: sqlite3.Connection, op: Fork, now: float) -> WorkflowRecord | None
     if record is None:
         return None
     made = WorkflowRecord(
-        id=op.new, name=record.name, version=op.version, args=record.args, hash=record.hash, created=now, updated=now
+        id=op.new, name=record.name, version=op.version, args=record.args, hash=record.hash, created=now
     )  # fmt: skip
-    _insert(db, made)
+    _save(db, made, now)
     db.execute(
         "INSERT INTO step SELECT ?, path, name, hash, state, value, attempts, wake, began, ended, place "
         "FROM step WHERE workflow = ? AND place < ? AND state IN ('done', 'failed')",
@@ -496,59 +498,51 @@ def _take(db: sqlite3.Connection, op: Take, now: float) -> str | bool | None:
 
 
 def _resolve(db: sqlite3.Connection, op: Resolve, now: float) -> bool:
-    key = (op.workflow, op.path)
-    found = db.execute(
-        "SELECT 1 FROM step JOIN workflow ON workflow.id = step.workflow WHERE step.workflow = ? AND path = ? "
-        "AND step.state = 'started' AND workflow.state = 'in_doubt'",
-        key,
-    ).fetchone()
-    if found is None:
+    record = _get(db, op.workflow)
+    if record is None or record.state is not State.IN_DOUBT:
         return False
+    where, key = "WHERE workflow = ? AND path = ? AND state = 'started'", (op.workflow, op.path)
     if op.step is None:
-        db.execute("DELETE FROM step WHERE workflow = ? AND path = ?", key)
+        changed = db.execute(f"DELETE FROM step {where}", key)  # noqa: S608 - fixed text
     else:
-        step: StepRecord = op.step
-        db.execute(
-            "UPDATE step SET state = ?, value = ?, ended = ? WHERE workflow = ? AND path = ?",
-            (str(step.state), step.value, now, *key),
+        changed = db.execute(
+            f"UPDATE step SET state = ?, value = ?, ended = ? {where}",  # noqa: S608 - fixed text
+            (op.step.state, op.step.value, now, *key),
         )
-    db.execute(
-        "UPDATE workflow SET state = 'queued', error = NULL, epoch = epoch + 1, updated = ? WHERE id = ?",
-        (now, op.workflow),
-    )
+    if changed.rowcount == 0:
+        return False
+    record.state, record.error, record.epoch = State.QUEUED, None, record.epoch + 1
+    _save(db, record, now)
     return True
 
 
 def _drop(db: sqlite3.Connection, op: Drop, now: float) -> int:
-    rows = db.execute("SELECT id FROM workflow WHERE owner = ?", (op.owner,)).fetchall()
-    free = [row[0] for row in rows if row[0] not in op.keep]
-    for workflow in free:
-        db.execute(
-            "UPDATE workflow SET owner = NULL, epoch = epoch + 1, "
-            "state = CASE WHEN cancel = 1 THEN 'cancelled' WHEN state = 'running' THEN 'queued' ELSE state END, "
-            "updated = ? WHERE id = ?",
-            (now, workflow),
-        )
-        _wake_waiting(db, workflow)
-    return len(free)
+    found = [one for one in _select(db, "WHERE owner = ?", (op.owner,)) if one.id not in op.keep]
+    for record in found:
+        if record.cancel:
+            record.state = State.CANCELLED
+        elif record.state is State.RUNNING:
+            record.state = State.QUEUED
+        _free(db, record, now)
+    return len(found)
 
 
 def _wake(db: sqlite3.Connection, op: Wake, now: float) -> bool:
-    changed = db.execute(
-        "UPDATE workflow SET wake = ? WHERE id = ? AND epoch = ? AND owner IS NULL AND wake > ? "
-        "AND state IN ('sleeping', 'waiting')",
-        (now, op.workflow, op.epoch, now),
-    ).rowcount
-    if changed:
-        db.execute(
-            "UPDATE step SET wake = ? WHERE workflow = ? AND state = 'pending' AND wake > ?",
-            (now, op.workflow, now),
-        )
-    return changed == 1
+    record = _get(db, op.workflow)
+    if record is None or record.owner is not None or record.epoch != op.epoch:
+        return False
+    if record.state not in (State.SLEEPING, State.WAITING) or not (record.wake or 0.0) > now:
+        return False
+    record.wake = now
+    _save(db, record, now)
+    db.execute(
+        "UPDATE step SET wake = ? WHERE workflow = ? AND state = 'pending' AND wake > ?",
+        (now, op.workflow, now),
+    )
+    return True
 
 
 def _annotate(db: sqlite3.Connection, op: Annotate, now: float) -> int:
-    del now
     return db.execute(
         f"UPDATE workflow SET error = ? WHERE name = ? AND {_COULD_RUN}",  # noqa: S608 - fixed text
         (op.error, op.name, op.before, op.before),
@@ -556,6 +550,7 @@ def _annotate(db: sqlite3.Connection, op: Annotate, now: float) -> int:
 
 
 _WRITERS: Final[dict[type[Op], Callable[..., Any]]] = {
+    Acquire: _acquire,
     Create: _create,
     Move: _move,
     Cancel: _cancel,
@@ -576,58 +571,6 @@ _descriptors: Final[dict[str, int]] = {}
 """Descriptors of the owners of this process, which must not be opened again: closing any descriptor of a file
 drops the process's locks on it."""
 _descriptors_lock = threading.Lock()
-
-
-class Owners:
-    """The owners of one journal: each holds a lock that the kernel takes back when its process dies.
-
-    No clock is read and no lease expires: a live process keeps its work, however long it is suspended, and
-    a dead one's can be taken over at once.
-
-    Args:
-        journal: Path of the journal; an owner's file stands beside it.
-    """
-
-    def __init__(self, journal: Path) -> None:
-        self._journal = journal
-
-    def join(self) -> str:
-        """Become an owner and return its id."""
-        owner = uuid.uuid4().hex
-        fd = os.open(self._path(owner), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        try_lock(fd)
-        with _descriptors_lock:
-            _descriptors[owner] = fd
-        return owner
-
-    def leave(self, owner: str) -> None:
-        """Stop being that owner."""
-        with _descriptors_lock:
-            fd = _descriptors.pop(owner, None)
-        if fd is not None:
-            self._path(owner).unlink(missing_ok=True)
-            os.close(fd)
-
-    def dead(self, owner: str) -> bool:
-        """Return whether an owner's process has died, or has left."""
-        with _descriptors_lock:
-            if owner in _descriptors:
-                return False
-            try:
-                fd = os.open(self._path(owner), os.O_RDWR)
-            except FileNotFoundError:
-                return True
-            try:
-                return try_lock(fd)
-            finally:
-                os.close(fd)
-
-    def remove_dead(self, owner: str) -> None:
-        """Remove the file of a dead owner."""
-        self._path(owner).unlink(missing_ok=True)
-
-    def _path(self, owner: str) -> Path:
-        return self._journal.with_name(f"{self._journal.name}.own-{owner}")
 
 
 def _after_fork() -> None:

@@ -203,7 +203,7 @@ def _receive(scope: Scope, name: str, pause: float | None) -> StepLogic[Any]:
                 yield BlockingStep(_wait_aside, _wait_for_signal, (wait, arrived))
         finally:
             if arrived is not None:
-                run.unlisten(name, arrived)
+                run.unlisten(arrived)
         if arrived is not None:
             wait.move(State.RUNNING)
         step.record.state, step.record.value = StepState.DONE, value

@@ -18,7 +18,6 @@ import itertools
 import json
 import math
 import pathlib
-import sys
 import uuid
 import zoneinfo
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from types import NoneType
 from typing import Any, Final
 
 from opero.caching.keys import Unkeyable, digest
-from opero.caching.plain_types import BY_NAME, NotPlain, Undecodable, of_type
+from opero.caching.plain_types import BY_NAME, BY_NUMBER, NotPlain, Undecodable, find_class, of_type
 from opero.errors import ActivityError, OperoUsageError, UnserializableError
 
 __all__ = [
@@ -135,9 +134,8 @@ def _pack(value: Any, what: str, at: str, depth: int) -> Any:
     if kind in _SEQUENCES:
         packed = [_pack(item, what, f"{at}[…]", deeper) for item in value]
         return {"$": _SEQUENCES[kind], "v": packed}
-    if kind in _SCALARS:
-        name, write = _SCALARS[kind]
-        return {"$": name, "v": write(value)}
+    if kind is bytes:
+        return {"$": "bytes", "v": base64.b64encode(value).decode()}
     if kind in _custom:
         name, to_plain = _custom[kind]
         return {"$": "type", "t": name, "v": _pack(to_plain(value), what, at, deeper)}
@@ -153,7 +151,7 @@ def _pack_named(value: Any, what: str, at: str, depth: int) -> Any:
     name = f"{kind.__module__}:{kind.__qualname__}"
     try:
         found = find_class(name) is kind
-    except UnserializableError:
+    except Undecodable:
         found = False
     if found and isinstance(value, enum.Enum):
         return {"$": "enum", "t": name, "v": _pack_enum(value, what, at, depth)}
@@ -190,40 +188,7 @@ def _pack_enum(value: enum.Enum, what: str, at: str, depth: int) -> Any:
     return {"value": _pack(value.value, what, at, depth)}
 
 
-def _datetime(value: dt.datetime) -> Any:
-    zone = value.tzinfo
-    if isinstance(zone, zoneinfo.ZoneInfo) and zone.key is not None:
-        naive = value.replace(tzinfo=None, fold=0).isoformat()
-        return [naive, zone.key, value.fold]
-    if zone is not None and type(zone) is not dt.timezone:
-        raise UnserializableError(
-            f"a datetime in {type(zone).__name__} cannot be kept: use datetime.timezone or zoneinfo."
-        )
-    return [value.replace(fold=0).isoformat(), None, value.fold]
-
-
-def _time(value: dt.time) -> Any:
-    if value.tzinfo is not None and type(value.tzinfo) is not dt.timezone:
-        raise UnserializableError(
-            f"a time in {type(value.tzinfo).__name__} cannot be kept: use datetime.timezone."
-        )
-    return value.isoformat()
-
-
 _SEQUENCES: Final[dict[type, str]] = {tuple: "tuple", set: "set", frozenset: "frozenset"}
-
-_SCALARS: Final[dict[type, tuple[str, _Pack]]] = {
-    bytes: ("bytes", lambda v: base64.b64encode(v).decode()),
-    bytearray: ("bytearray", lambda v: base64.b64encode(v).decode()),
-    dt.datetime: ("datetime", _datetime),
-    dt.date: ("date", dt.date.isoformat),
-    dt.time: ("time", _time),
-    dt.timedelta: ("timedelta", lambda v: [v.days, v.seconds, v.microseconds]),
-    decimal.Decimal: ("Decimal", str),
-    uuid.UUID: ("UUID", str),
-    complex: ("complex", lambda v: [repr(v.real), repr(v.imag)]),
-    range: ("range", lambda v: [v.start, v.stop, v.step]),
-}
 
 # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -249,7 +214,7 @@ def _unpack(plain: Any) -> Any:
         return _custom_readers[name](_unpack(content))
     if kind == "plain":
         return _rebuild_plain(name, _unpack(content))
-    cls = find_class(name)
+    cls = _find_class(name)
     if kind == "enum" and issubclass(cls, enum.Enum):
         return cls[content] if isinstance(content, str) else cls(_unpack(content["value"]))
     if kind == "named" and issubclass(cls, tuple) and hasattr(cls, "_fields"):
@@ -261,7 +226,8 @@ def _unpack(plain: Any) -> Any:
 
 def _rebuild_plain(name: str, parts: list[Any]) -> Any:
     """Make a value of a type in the table of plain types from its parts."""
-    row = BY_NAME.get(name)
+    # Some builtins have a number only.
+    row = BY_NAME.get(name) or next((r for r in BY_NUMBER.values() if r.name == name), None)
     if row is None or row.join is None:
         raise UnserializableError(
             f"{name} in the journal is no plain type of this version of opero."
@@ -307,27 +273,19 @@ def _changed(cls: type, then: str, now: str) -> UnserializableError:
     )
 
 
-def find_class(name: str) -> type:
+def _find_class(name: str) -> type:
     """Return the class of a name "module:Qualified.Name"; nothing is imported.
 
     Raises:
         UnserializableError: Its module is not loaded, or has no such class.
     """
-    module, _, qualname = name.partition(":")
-    if module not in sys.modules:
+    try:
+        return find_class(name)
+    except Undecodable as reason:
         raise UnserializableError(
-            f"{name.replace(':', '.')} of a journaled value cannot be found: import the module {module!r} "
-            "before the Orchestrator is started, if it is still there."
-        )
-    found: Any = sys.modules[module]
-    for part in qualname.split("."):
-        # A lazy attribute of a module is an import too.
-        found = getattr(found, "__dict__", {}).get(part)
-    if not isinstance(found, type):
-        raise UnserializableError(
-            f"{name.replace(':', '.')} of a journaled value is gone: it was renamed, moved or removed."
-        )
-    return found
+            f"{name.replace(':', '.')} of a journaled value cannot be found: {reason}. Unless it is gone (renamed, "
+            f"moved, removed), import the module {name.partition(':')[0]!r} before the Orchestrator is started."
+        ) from reason
 
 
 def _read_datetime(content: Any) -> dt.datetime:
@@ -337,6 +295,7 @@ def _read_datetime(content: Any) -> dt.datetime:
 
 
 _READERS: Final[dict[str, _Pack]] = {
+    # Recordings and journals of former versions have all of these; the scalars are rows of the table by now.
     "int": lambda v: int(v, 16),
     "float": float,
     "dict": lambda v: {_unpack(key): _unpack(value) for key, value in v},
@@ -566,7 +525,7 @@ def rebuild_error(text: str) -> Exception:
 
 
 def _rebuilt(kept: dict[str, Any]) -> Exception:
-    cls = find_class(kept["type"])
+    cls = _find_class(kept["type"])
     if not issubclass(cls, Exception):
         raise UnserializableError(f"{kept['type'].replace(':', '.')} is no longer an error.")
     members = [_rebuilt(member) for member in kept.get("members", ())]

@@ -42,21 +42,22 @@ _GRACE: Final = 1.0
 
 def invoke(run: WorkflowRun, spec: WorkflowSpec) -> Any:
     """Call a synchronous workflow."""
-    with _within(run, spec):
-        args, kwargs = _arguments(run)
+    with _within(run, spec) as (args, kwargs):
         return spec.fn(*args, **kwargs)
 
 
 async def ainvoke(run: WorkflowRun, spec: WorkflowSpec) -> Any:
     """Call a workflow that is a coroutine function."""
-    with _within(run, spec):
-        args, kwargs = _arguments(run)
+    with _within(run, spec) as (args, kwargs):
         return await spec.fn(*args, **kwargs)
 
 
 @contextmanager
-def _within(run: WorkflowRun, spec: WorkflowSpec) -> Iterator[None]:
-    """Make this context the workflow's: steps, maps and parallel branches find its journal through it."""
+def _within(run: WorkflowRun, spec: WorkflowSpec) -> Iterator[Any]:
+    """Make this context the workflow's, and return its arguments.
+
+    Steps, maps and parallel branches find its journal through the context.
+    """
     current_scope.set(Scope(run, of_task=run.on_loop))
     recording.set(record_map)
     fork.set(begin_branches)
@@ -64,16 +65,13 @@ def _within(run: WorkflowRun, spec: WorkflowSpec) -> Iterator[None]:
     try:
         with Run(spec.name, id=run.id):
             run.notify_state(State.RUNNING)
-            yield
+            try:
+                arguments = decode(run.record.args)
+            except UnserializableError as reason:
+                raise run.block(f"arguments of {run.record.name}(): {reason}") from reason
+            yield arguments
     finally:
         active_runs.discard(run)
-
-
-def _arguments(run: WorkflowRun) -> Any:
-    try:
-        return decode(run.record.args)
-    except UnserializableError as reason:
-        raise run.block(f"arguments of {run.record.name}(): {reason}") from reason
 
 
 async def end_tasks(run: WorkflowRun) -> None:

@@ -80,7 +80,7 @@ class WorkflowRun:
         unread: Paths of steps whose recorded outcome the workflow has not asked for yet.
         ending: Set once no further step may begin.
         cancelling: Whether the workflow function has received its cancellation; from then on nothing is journaled.
-        progressed: Whether a step was recorded since the workflow was claimed.
+        progressed: Whether a step was recorded since the workflow was acquired.
         failed: The last errors of steps that were raised in the workflow, and the steps' paths.
         tasks: Tasks that a coroutine has made.
         unwind: Ends the workflow function from outside; set by the engine for coroutines.
@@ -111,7 +111,7 @@ class WorkflowRun:
         self._active: dict[str, StepRecord] = {}
         self._noted: set[str] = set()
         self._facts: list[tuple[asyncio.Future[Any], StepRecord]] = []
-        self._listeners: dict[str, list[tuple[asyncio.AbstractEventLoop, asyncio.Event]]] = {}
+        self._listeners: dict[asyncio.Event, tuple[str, asyncio.AbstractEventLoop]] = {}
         last = max((step.order for step in self.steps.values()), default=0)
         self._order = itertools.count(last + 1)
         journal.not_before(max((step.ended or 0.0 for step in self.steps.values()), default=0.0))
@@ -350,28 +350,23 @@ class WorkflowRun:
     def listen(self, name: str) -> asyncio.Event:
         """Return an event of the running loop that is set when a signal of that name has come."""
         arrived = asyncio.Event()
-        with self._lock:
-            self._listeners.setdefault(name, []).append((asyncio.get_running_loop(), arrived))
+        self._listeners[arrived] = name, asyncio.get_running_loop()
         return arrived
 
-    def unlisten(self, name: str, arrived: asyncio.Event) -> None:
+    def unlisten(self, arrived: asyncio.Event) -> None:
         """Stop setting it."""
-        with self._lock:
-            self._listeners[name] = [
-                pair for pair in self._listeners[name] if pair[1] is not arrived
-            ]
+        del self._listeners[arrived]
 
     def signalled(self, name: str) -> None:
         """Wake what waits for a signal of that name."""
-        with self._lock:
-            listeners = list(self._listeners.get(name, ()))
-        for loop, arrived in listeners:
-            loop.call_soon_threadsafe(arrived.set)
+        for arrived, (wanted, loop) in self._listeners.copy().items():
+            if wanted == name:
+                loop.call_soon_threadsafe(arrived.set)
 
     @property
     def listening(self) -> bool:
         """Whether a signal is waited for."""
-        return any(self._listeners.values())
+        return bool(self._listeners)
 
     # --- notifications ----------------------------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ def test_a_relative_folder_from_the_environment_is_made_absolute(monkeypatch, tm
 
 @posix
 @pytest.mark.parametrize("umask", [0o022, 0o000, 0o077], ids=oct)
-def test_nobody_else_can_read_anything(tmp_path, umask):
+def test_no_other_user_can_read_anything(tmp_path, umask):
     old = os.umask(umask)
     try:
         store = DiskStore(tmp_path / "a" / "b")
@@ -109,7 +109,7 @@ def test_a_file_is_no_folder(tmp_path):
 
 
 @posix
-def test_a_folder_of_somebody_else_is_refused(tmp_path, monkeypatch):
+def test_a_folder_of_another_user_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(folders.os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(StoreError, match="belongs to another user"):
         prepare_folder(tmp_path / "c")
@@ -117,7 +117,7 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path, monkeypatch):
 
 @posix
 @pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="only root can give away links")
-def test_a_link_of_somebody_else_is_refused(tmp_path):
+def test_a_link_of_another_user_is_refused(tmp_path):
     prepare_folder(tmp_path / "c")
     (tmp_path / "link").symlink_to(tmp_path / "c")
     prepare_folder(tmp_path / "link")

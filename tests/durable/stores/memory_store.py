@@ -74,13 +74,13 @@ class MemoryStore:
         data.workflows[op.record.id] = replace(op.record)
         return op.record
 
-    def _claim(self, data: MemoryJournal, op: r.Claim) -> list[WorkflowRecord]:
+    def _acquire(self, data: MemoryJournal, op: r.Acquire) -> list[WorkflowRecord]:
         for found in data.workflows.values():
             if found.owner is not None and found.owner not in data.living:
                 self._recover(data, found, op.max_recoveries)
         wanted = {State.QUEUED, State.BLOCKED} if op.blocked else {State.QUEUED}
         now = time.time()
-        claimed = []
+        acquired = []
         least, most = op.recoveries
         for found in sorted(
             data.workflows.values(), key=lambda w: (w.recoveries if least else 0, w.created)
@@ -91,12 +91,12 @@ class MemoryStore:
             )
             mine = found.name in op.names and op.only in (None, found.id)
             mine = mine and least <= found.recoveries <= most
-            if len(claimed) < op.limit and mine and ready and found.owner is None:
+            if len(acquired) < op.limit and mine and ready and found.owner is None:
                 found.owner, found.state, found.epoch = op.owner, State.RUNNING, found.epoch + 1
                 found.wake, found.error, found.updated = None, None, now
                 found.progress = len(data.steps.get(found.id, ()))
-                claimed.append(replace(found))
-        return claimed
+                acquired.append(replace(found))
+        return acquired
 
     def _recover(self, data: MemoryJournal, found: WorkflowRecord, most: int) -> None:
         found.owner, found.epoch = None, found.epoch + 1
@@ -296,7 +296,7 @@ class MemoryStore:
         wake = min(asleep, default=None)
         return queued or orphaned or (wake is not None and wake <= time.time()), wake
 
-    def unclaimed(self, before: float) -> list[str]:
+    def unowned(self, before: float) -> list[str]:
         with self._data() as data:
             return list({w.name: 0 for w in self._could_run(data, before)})
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from opero.durable.records import (
+    Acquire,
     Annotate,
     Cancel,
-    Claim,
     Create,
     Drop,
     Fork,
@@ -79,14 +79,16 @@ def new(store: JournalStore, name: str = "billing", id: str | None = None, **fie
 _numbers = itertools.count()
 
 
-def claim(store: JournalStore, owner: str, limit: int = 10, **fields: Any) -> list[WorkflowRecord]:
-    found: list[WorkflowRecord] = do(store, Claim(owner, NAMES, limit, **fields))
+def acquire(
+    store: JournalStore, owner: str, limit: int = 10, **fields: Any
+) -> list[WorkflowRecord]:
+    found: list[WorkflowRecord] = do(store, Acquire(owner, NAMES, limit, **fields))
     return found
 
 
 def running(store: JournalStore, owner: str) -> WorkflowRecord:
     new(store)
-    return claim(store, owner)[0]
+    return acquire(store, owner)[0]
 
 
 def step(path: str = "1", order: int = 1, **fields: Any) -> StepRecord:
@@ -137,7 +139,7 @@ def test_workflows_are_found_by_name_and_state_the_youngest_first(
     store: JournalStore, owner: str
 ) -> None:
     ids = [new(store, name) for name in ("billing", "mailing", "billing")]
-    claim(store, owner, 1)
+    acquire(store, owner, 1)
     assert [w.id for w in store.find()] == ids[::-1]
     assert [w.id for w in store.find("billing")] == [ids[2], ids[0]]
     assert [w.id for w in store.find(states=[State.RUNNING, State.DONE])] == [ids[0]]
@@ -145,34 +147,36 @@ def test_workflows_are_found_by_name_and_state_the_youngest_first(
     assert [w.id for w in store.find(limit=2)] == [ids[2], ids[1]]
 
 
-# --- claims -------------------------------------------------------------------------------------------------------
+# --- owners -------------------------------------------------------------------------------------------------------
 
 
-def test_the_oldest_are_claimed_and_each_once(store: JournalStore, owner: str, other: str) -> None:
+def test_the_oldest_are_acquired_and_each_once(store: JournalStore, owner: str, other: str) -> None:
     ids = [new(store) for _ in range(3)]
     new(store, "unknown")
-    first = claim(store, owner, 2)
+    first = acquire(store, owner, 2)
     assert [w.id for w in first] == ids[:2]
     assert {(w.owner, w.epoch, w.state) for w in first} == {(owner, 1, State.RUNNING)}
     assert [got(store, w.id) for w in first] == first
-    assert [w.id for w in claim(store, other)] == ids[2:]
-    assert claim(store, owner) == claim(store, other) == []
+    assert [w.id for w in acquire(store, other)] == ids[2:]
+    assert acquire(store, owner) == acquire(store, other) == []
 
 
-def test_a_claim_can_name_one(store: JournalStore, owner: str) -> None:
+def test_an_acquisition_can_name_one(store: JournalStore, owner: str) -> None:
     ids = [new(store) for _ in range(2)]
-    assert [w.id for w in claim(store, owner, only=ids[1])] == ids[1:]
+    assert [w.id for w in acquire(store, owner, only=ids[1])] == ids[1:]
 
 
-def test_a_claim_can_be_limited_to_recoveries(store: JournalStore, kill: Kill, owner: str) -> None:
+def test_an_acquisition_can_be_limited_to_recoveries(
+    store: JournalStore, kill: Kill, owner: str
+) -> None:
     first, second = new(store), new(store)
     dying = store.join()
-    assert len(claim(store, dying)) == 2
+    assert len(acquire(store, dying)) == 2
     kill(dying)
     third = new(store)
-    assert [run.id for run in claim(store, owner, recoveries=(0, 0))] == [third]
-    assert [run.id for run in claim(store, owner, 1, recoveries=(1, 5))] == [first]
-    assert [run.id for run in claim(store, owner, recoveries=(1, 5))] == [second]
+    assert [run.id for run in acquire(store, owner, recoveries=(0, 0))] == [third]
+    assert [run.id for run in acquire(store, owner, 1, recoveries=(1, 5))] == [first]
+    assert [run.id for run in acquire(store, owner, recoveries=(1, 5))] == [second]
 
 
 def test_a_workflow_that_was_put_aside_has_no_recoveries(
@@ -180,7 +184,7 @@ def test_a_workflow_that_was_put_aside_has_no_recoveries(
 ) -> None:
     id = new(store)
     dying = store.join()
-    claim(store, dying)
+    acquire(store, dying)
     kill(dying)
     run = running(store, owner)
     assert run.recoveries == 1
@@ -188,15 +192,15 @@ def test_a_workflow_that_was_put_aside_has_no_recoveries(
     assert got(store, id).recoveries == 0
 
 
-def test_workflows_that_nothing_claims_can_be_annotated_until_they_are(
+def test_workflows_that_nothing_acquires_can_be_annotated_until_they_are(
     store: JournalStore, owner: str
 ) -> None:
     first, other = new(store, "billing"), new(store, "shipping")
     later = time.time() + 1
-    assert store.unclaimed(0.0) == []
-    assert sorted(store.unclaimed(later)) == ["billing", "shipping"]
+    assert store.unowned(0.0) == []
+    assert sorted(store.unowned(later)) == ["billing", "shipping"]
     assert do(store, Annotate("billing", later, "unknown here")) == 1
-    assert store.unclaimed(later) == ["shipping"]
+    assert store.unowned(later) == ["shipping"]
     assert got(store, first).error == "unknown here"
     assert got(store, other).error is None
     assert running(store, owner).error is None
@@ -214,32 +218,32 @@ def test_a_sleeper_can_be_woken_before_its_time(store: JournalStore, owner: str)
     assert (store.steps(run.id)[0].wake or 0) <= time.time()
 
 
-def test_sleepers_are_claimed_when_it_is_time(store: JournalStore, owner: str) -> None:
+def test_sleepers_are_acquired_when_it_is_time(store: JournalStore, owner: str) -> None:
     run = running(store, owner)
     assert move(store, run, State.SLEEPING, wake=time.time() + 0.15)
-    assert claim(store, owner) == []
+    assert acquire(store, owner) == []
     time.sleep(0.2)
-    again = claim(store, owner)
+    again = acquire(store, owner)
     assert [(w.id, w.epoch, w.wake) for w in again] == [(run.id, 2, None)]
 
 
-def test_blocked_ones_are_claimed_on_request_only(store: JournalStore, owner: str) -> None:
+def test_blocked_ones_are_acquired_on_request_only(store: JournalStore, owner: str) -> None:
     run = running(store, owner)
     move(store, run, State.BLOCKED, error="changed")
     assert got(store, run.id).error == "changed"
-    assert claim(store, owner) == []
-    assert [w.id for w in claim(store, owner, blocked=True)] == [run.id]
+    assert acquire(store, owner) == []
+    assert [w.id for w in acquire(store, owner, blocked=True)] == [run.id]
     assert got(store, run.id).error is None
 
 
 @pytest.mark.parametrize(
     "state", [State.DONE, State.FAILED, State.CANCELLED, State.DEAD, State.IN_DOUBT, State.WAITING]
 )
-def test_ended_blocked_and_in_doubt_workflows_are_not_claimed(
+def test_ended_blocked_and_in_doubt_workflows_are_not_acquired(
     store: JournalStore, owner: str, state: State
 ) -> None:
     move(store, running(store, owner), state)
-    assert claim(store, owner, blocked=True) == []
+    assert acquire(store, owner, blocked=True) == []
 
 
 # --- owners -------------------------------------------------------------------------------------------------------
@@ -252,10 +256,10 @@ def test_work_of_the_dead_is_taken_over_and_that_of_the_living_never(
     dead, alive = one.join(), two.join()
     run = running(one, dead)
     assert two.attention(alive) == (False, None)
-    assert claim(two, alive) == []
+    assert acquire(two, alive) == []
     kill(dead)
     assert two.attention(alive)[0]
-    taken = claim(two, alive)
+    taken = acquire(two, alive)
     assert [(w.id, w.owner, w.recoveries) for w in taken] == [(run.id, alive, 1)]
     assert taken[0].epoch > run.epoch
     two.leave(alive)
@@ -267,7 +271,7 @@ def test_sleepers_of_the_dead_sleep_on(store: JournalStore, kill: Kill, owner: s
     wake = time.time() + 60
     move(store, run, State.SLEEPING, wake=wake, free=False)
     kill(dead)
-    assert claim(store, owner) == []
+    assert acquire(store, owner) == []
     found = got(store, run.id)
     assert (found.state, found.wake, found.owner) == (State.SLEEPING, wake, None)
     assert store.attention(owner) == (False, wake)
@@ -277,13 +281,13 @@ def test_too_many_deaths_without_progress_end_a_workflow(store: JournalStore, ki
     id = new(store)
     for death, counted in enumerate([0, 1, 1, 2]):
         mortal = store.join()
-        (run,) = claim(store, mortal, max_recoveries=2)
+        (run,) = acquire(store, mortal, max_recoveries=2)
         assert run.recoveries == counted
         if death == 1:
             put(store, run, step())  # progress: the count begins again
         kill(mortal)
     last = store.join()
-    assert claim(store, last, max_recoveries=2) == []
+    assert acquire(store, last, max_recoveries=2) == []
     store.leave(last)
     found = got(store, id)
     assert found.state is State.DEAD
@@ -295,7 +299,7 @@ def test_a_cancellation_outlives_the_owner(store: JournalStore, kill: Kill, owne
     run = running(store, dead)
     do(store, Cancel(run.id))
     kill(dead)
-    assert claim(store, owner) == []
+    assert acquire(store, owner) == []
     assert got(store, run.id).state is State.CANCELLED
 
 
@@ -340,7 +344,7 @@ def test_writes_of_a_former_owner_are_refused(store: JournalStore, owner: str, o
     run = running(store, owner)
     late = WorkflowRecord(**{f: getattr(run, f) for f in WorkflowRecord.__slots__})
     do(store, Drop(owner))
-    (again,) = claim(store, owner)
+    (again,) = acquire(store, owner)
     assert put(store, again, step()) == [True]
     assert put(store, late, step("2", order=2)) == [False]
     assert not move(store, late, State.DONE, output="1")
@@ -492,20 +496,20 @@ def test_what_has_ended_gets_no_signals(store: JournalStore, owner: str) -> None
     assert not do(store, Send(run.id, "go", "1"))
     assert not do(store, Send("unknown", "go", "1"))
     do(store, Resume(run.id))
-    (again,) = claim(store, owner)
+    (again,) = acquire(store, owner)
     assert take(store, again) is None
 
 
 # --- the watch ----------------------------------------------------------------------------------------------------
 
 
-def test_attention_says_whether_a_claim_would_find_something(
+def test_attention_says_whether_an_owner_would_find_something(
     store: JournalStore, owner: str
 ) -> None:
     assert store.attention(owner) == (False, None)
     new(store)
     assert store.attention(owner)[0]
-    (run,) = claim(store, owner)
+    (run,) = acquire(store, owner)
     assert store.attention(owner) == (False, None)
     wake = time.time() + 60
     move(store, run, State.SLEEPING, wake=wake)
@@ -536,20 +540,20 @@ def test_answers_come_in_the_order_of_the_writes(store: JournalStore, owner: str
     assert store.apply(ops) == [True] * 7 + [False] + [True] * 32
 
 
-def test_several_stores_and_threads_claim_each_workflow_once(
+def test_several_stores_and_threads_acquire_each_workflow_once(
     opened: Callable[[], JournalStore],
 ) -> None:
     stores = [opened() for _ in range(4)]
     ids = {new(stores[n % 4]) for n in range(40)}
-    claimed: list[str] = []
+    acquired: list[str] = []
 
     def work(store: JournalStore) -> None:
         me = store.join()
-        while found := claim(store, me, 3):
+        while found := acquire(store, me, 3):
             for run in found:
                 assert put(store, run, step()) == [True]
                 assert move(store, run, State.DONE, output="1")
-                claimed.append(run.id)
+                acquired.append(run.id)
         store.leave(me)
 
     threads = [threading.Thread(target=work, args=(store,)) for store in stores]
@@ -557,7 +561,7 @@ def test_several_stores_and_threads_claim_each_workflow_once(
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(claimed) == sorted(ids)
+    assert sorted(acquired) == sorted(ids)
 
 
 def test_what_is_written_is_there_after_closing_and_opening(
