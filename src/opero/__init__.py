@@ -10,11 +10,11 @@ from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from opero.caching import clear_cache
-    from opero.core.call import Receipt
     from opero.core.classify import add_classifier
     from opero.core.deadline import deadline, remaining
     from opero.core.failures import failures
     from opero.core.rate_limit import RateLimiter
+    from opero.core.receipt import Receipt
     from opero.core.retry_budget import RetryBudget
     from opero.decorators.opero import opero
     from opero.decorators.operomap import operomap
@@ -121,7 +121,7 @@ _lazy, __dir__ = lazy_exports(
         "Parallel": "opero.tasks.parallel",
         "RateLimitConfig": "opero.orchestrator.config",
         "RateLimiter": "opero.core.rate_limit",
-        "Receipt": "opero.core.call",
+        "Receipt": "opero.core.receipt",
         "RetryBudget": "opero.core.retry_budget",
         "RetryConfig": "opero.orchestrator.config",
         "Sequence": "opero.tasks.task",

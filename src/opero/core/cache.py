@@ -34,7 +34,7 @@ from opero.caching.single_flight import (
     notify,
     stop_leading,
 )
-from opero.core.call import Call, Receipt
+from opero.core.call import Call
 from opero.core.deadline import forget_deadlines, overdue
 from opero.core.options import standalone
 from opero.errors import OperoWarning, warn_user
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Proceed
     from opero.core.function import FunctionInfo
     from opero.core.options import Options
+    from opero.core.receipt import Receipt
     from opero.core.stats import Stats
     from opero.events.bus import Emitter
     from opero.utils.units import Duration
@@ -276,7 +277,7 @@ class CacheStage(FunctionCache):
             return self.ttl
         try:
             seconds = ambient.clock().monotonic() - began
-            return allowed_ttl(self.condition(value, Receipt.of(call, value, seconds)), self.ttl)
+            return allowed_ttl(self.condition(value, call.receipt(value, seconds)), self.ttl)
         except Exception as error:  # noqa: BLE001 - whatever it raises, the result goes first
             reason = f"cache_if raised {type(error).__name__} and was taken as False"
             with contextlib.suppress(OperoWarning):  # where warnings are errors
