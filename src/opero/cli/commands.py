@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.caching.context import clear_cache
+from opero.caching.handles import clear_cache
 from opero.caching.keys.function_keys import namespace_of
 from opero.caching.stores.base import open_store, settle
 from opero.errors import ActivityError, JournalError, OperoUsageError

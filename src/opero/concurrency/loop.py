@@ -10,8 +10,7 @@ from operator import attrgetter
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self
 
-from opero.concurrency.batches import Batch
-from opero.concurrency.executors.base import Done
+from opero.concurrency.executors.base import Batch, Done
 from opero.concurrency.recorder import ItemRecorder, find_known_items, record_items
 from opero.concurrency.result import MapResult, Status
 from opero.errors import MapError, MapStopped
@@ -95,7 +94,12 @@ class MapRun:
 
             shares = returns != "stream"
             self._lookup = CacheLookup(
-                cache, job, shares=shares, wake=executor.wake, context=context
+                cache,
+                job,
+                shares=shares,
+                compute=scheduler.enqueue,
+                wake=executor.wake,
+                context=context,
             )
 
     # --- turns ---------------------------------------------------------------------------------------
@@ -115,6 +119,8 @@ class MapRun:
     def next_batch(self) -> StepLogic[Batch | None]:
         """Run the map until something is finished, and return that; None at its end."""
         scheduler, source = self.scheduler, self._source
+        if (batch := scheduler.hand_out()) is not None:
+            return batch
         if source is None:
             self.executor.open(self._job)
             later = isinstance(self._items, AsyncIterable)
@@ -148,7 +154,7 @@ class MapRun:
             if items:
                 self.scheduler.enqueue(idx, items)
             return
-        found = yield from self._lookup.sort(idx, items, self.scheduler.enqueue)
+        found = yield from self._lookup.sort(idx, items)
         yield from self._finish(found)
 
     def end_input(self, error: BaseException | None = None) -> None:
@@ -201,7 +207,7 @@ class MapRun:
         pipeline = self._job.pipeline
         finished: list[Batch] = []
         if lookup is not None:
-            finished = yield from lookup.arrivals(scheduler.enqueue)
+            finished = yield from lookup.arrivals()
         for report in reports:
             if not isinstance(report, Done):
                 continue
@@ -214,7 +220,7 @@ class MapRun:
                         pipeline.emitter.emit(event)
         computed = scheduler.take(reports, ambient.clock().monotonic())
         if lookup is not None and computed:
-            finished += yield from lookup.settle(computed, scheduler.enqueue)
+            finished += yield from lookup.settle(computed)
         yield from self._finish(computed + finished)
         if progress.interval is not None:
             progress.tick()

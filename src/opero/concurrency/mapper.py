@@ -347,11 +347,11 @@ def _name_executor(executor: Any) -> str:
 def _make_executor(mode: Mode, options: MapOptions, context: Context) -> MapExecutor:
     """Return the executor for a map that may block."""
     if mode == "sequential":
-        from opero.concurrency.executors.inline import InlineExecutor
+        from opero.concurrency.executors.in_process import InlineExecutor
 
         return InlineExecutor()
     if mode == "thread":
-        from opero.concurrency.executors.threads import ThreadExecutor
+        from opero.concurrency.executors.in_process import ThreadExecutor
 
         return ThreadExecutor(options.workers, context)
     if options.executor is not None and mode == "executor":
@@ -367,12 +367,14 @@ def _make_executor(mode: Mode, options: MapOptions, context: Context) -> MapExec
 
 def _make_async_executor(mode: Mode, options: MapOptions, context: Context) -> Any:
     """Return the executor for a map in an event loop."""
+    from opero.concurrency.executors.event_loop import (
+        AsyncInlineExecutor,
+        EventLoopExecutor,
+        ExecutorBridge,
+    )
+
     if mode == "sequential":
-        from opero.concurrency.executors.inline import AsyncInlineExecutor
-
         return AsyncInlineExecutor()
-    from opero.concurrency.executors.event_loop import EventLoopExecutor, ExecutorBridge
-
     if mode == "async":
         return EventLoopExecutor(options.workers, context)
     return ExecutorBridge(_make_executor(mode, options, context))

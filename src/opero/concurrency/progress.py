@@ -20,7 +20,7 @@ from opero.concurrency.result import ItemResult, MapFailure
 from opero.utils import ambient
 
 if TYPE_CHECKING:
-    from opero.concurrency.batches import Batch
+    from opero.concurrency.executors.base import Batch
     from opero.events.bus import Emitter
 
 __all__ = ["Bar", "Progress", "hide_bars", "make_bar"]

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from opero.concurrency.batches import Batch
 from opero.concurrency.executors.base import (
+    Batch,
     Chunk,
     ChunkProgress,
     Done,

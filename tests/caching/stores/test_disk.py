@@ -397,7 +397,7 @@ def test_many_functions_share_the_descriptors_of_one_store_which_the_last_one_cl
         for thread in threads:
             thread.join()
     assert 0 < descriptors(tmp_path) <= 6
-    lease._process.renewer.flush()
+    lease._renewer.flush()
     del functions, f, threads, thread
     gc.collect()
     assert descriptors(tmp_path) == 0

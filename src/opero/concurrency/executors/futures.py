@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opero.caching.single_flight import Flight, become_leader, stop_leading
 from opero.concurrency.executors.base import Chunk, Done, GaveBack, Lost, MapJob, Report
+from opero.concurrency.executors.in_process import ThreadExecutor
 from opero.concurrency.executors.process.job_spec import JobSpec
 from opero.concurrency.executors.process.protocol import (
     decode_done,
@@ -41,7 +42,6 @@ from opero.concurrency.executors.process.protocol import (
     encode_value,
     unreadable,
 )
-from opero.concurrency.executors.threads import ThreadExecutor
 from opero.concurrency.item_runner import ItemRunner
 from opero.errors import MapError, OperoError, OperoUsageError, warn_user
 from opero.events import event_bus
@@ -49,7 +49,7 @@ from opero.limits.shared import unshared_objects
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import ItemOutcome, MapExecutor, Parked
-    from opero.concurrency.executors.local import LocalChunk
+    from opero.concurrency.executors.in_process import LocalChunk
     from opero.events import Event
 
 __all__ = ["PROTOCOL", "FuturesExecutor", "ThreadPoolMapExecutor", "executor_for", "run_chunk"]

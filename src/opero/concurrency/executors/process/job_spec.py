@@ -149,11 +149,11 @@ class JobSpec:
         limit = fields["item_timeout"]
         if status is not None and limit is not None and info.kind == "sync":
             # The pool kills a worker whose call takes too long; a thread could only be left behind.
-            options = _changed(options, timeout=None)
+            options = options.with_values(timeout=None)
             fields["function"] = _timed(info.fn, status, limit)
             info = dataclasses.replace(info, fn=fields["function"])
         if self.listens == "function":
-            options = _changed(options, on_event=emit)
+            options = options.with_values(on_event=emit)
         elif self.listens == "bus" and status is not None:
             event_bus.subscribe(emit)
         pipeline = Pipeline(info, options)
@@ -179,12 +179,6 @@ def _levels() -> LoggerLevels | None:
         ):
             found[name] = logger.level, logger.propagate, logger.disabled
     return found
-
-
-def _changed(options: Options, **changes: Any) -> Options:
-    changed = dataclasses.replace(options, **changes)
-    object.__setattr__(changed, "given", options.given)
-    return changed
 
 
 def _timed(fn: Callable[..., Any], status: WorkerStatus, limit: float) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-# this_file: tests/concurrency/test_batches.py
+# this_file: tests/concurrency/test_finished_items.py
 """The order in which finished items leave."""
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opero.concurrency.batches import Batch
-from opero.concurrency.executors.base import ItemOutcome
+from opero.concurrency.executors.base import Batch, ItemOutcome
 from opero.concurrency.scheduler import FinishedItems
 
 pytestmark = pytest.mark.internal
