@@ -103,13 +103,13 @@ def _blinker_send(function: Function, receivers: int) -> Function:
 # calls that are listened to
 
 
-def opero_heard(function: Function) -> Function:
+def opero_one_listener(function: Function) -> Function:
     from opero import opero
 
     return opero(cache=False, on_event=_ignore)(function)
 
 
-def opero_heard_by_ten(function: Function) -> Function:
+def opero_ten_listeners(function: Function) -> Function:
     from opero import opero
 
     return opero(cache=False, on_event=[_ignore] * 10)(function)

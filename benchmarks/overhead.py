@@ -140,8 +140,8 @@ _LIMIT_ASYNC = (
 
 _HEARD = (
     Candidate("opero", ("opero",), c.opero_retry),
-    Candidate("opero, 1 listener", ("opero",), c.opero_heard),
-    Candidate("opero, 10 listeners", ("opero",), c.opero_heard_by_ten),
+    Candidate("opero, 1 listener", ("opero",), c.opero_one_listener),
+    Candidate("opero, 10 listeners", ("opero",), c.opero_ten_listeners),
 )
 
 _ORCHESTRATORS = (
@@ -323,14 +323,14 @@ ROWS: tuple[Row, ...] = (
         executions=10,
     ),
     Row(
-        "heard-sync",
+        "listeners-sync",
         "a call while nobody, 1, 10 listen: one event, sync",
         "f(1)",
         bodies.identity,
         _HEARD,
     ),
     Row(
-        "heard-async",
+        "listeners-async",
         "a call while nobody, 1, 10 listen: one event, async",
         "f(1)",
         bodies.identity_async,

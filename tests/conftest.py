@@ -1,5 +1,5 @@
 # this_file: tests/conftest.py
-"""What the whole suite shares: a clean environment, `cleanup.py` as a module, both colours of functions, a clock."""
+"""What the whole suite shares: a clean environment, `cleanup.py` as a module, sync and async functions, a clock."""
 
 from __future__ import annotations
 

@@ -67,64 +67,67 @@ def nobody_is_left_on_the_default_bus() -> Any:
 
 
 def test_handlers_get_events_in_the_order_of_subscription(bus: EventBus) -> None:
-    heard: list[str] = []
-    with bus.subscribe(lambda e: heard.append("a")), bus.subscribe(lambda e: heard.append("b")):
+    received: list[str] = []
+    with (
+        bus.subscribe(lambda e: received.append("a")),
+        bus.subscribe(lambda e: received.append("b")),
+    ):
         bus.emit(HIT)
-    assert heard == ["a", "b"]
+    assert received == ["a", "b"]
 
 
 def test_a_handler_gets_its_types_and_their_subclasses(bus: EventBus) -> None:
-    heard: list[Event] = []
-    with bus.subscribe(heard.append, types=[CacheHit, RetryScheduled]):
+    received: list[Event] = []
+    with bus.subscribe(received.append, types=[CacheHit, RetryScheduled]):
         bus.emit(HIT)
         bus.emit(MISS)
-    assert heard == [HIT]
-    with bus.subscribe(heard.append, types=[Event]):
+    assert received == [HIT]
+    with bus.subscribe(received.append, types=[Event]):
         bus.emit(MISS)
-    assert heard == [HIT, MISS]
+    assert received == [HIT, MISS]
 
 
 def test_a_cancelled_subscription_gets_no_event(bus: EventBus) -> None:
-    heard: list[Event] = []
-    subscription = bus.subscribe(heard.append)
+    received: list[Event] = []
+    subscription = bus.subscribe(received.append)
     subscription.cancel()
     subscription.cancel()
     bus.emit(HIT)
-    assert heard == []
+    assert received == []
     assert not bus.active
 
 
 def test_one_handler_may_subscribe_twice_and_leave_once(bus: EventBus) -> None:
-    heard: list[Event] = []
-    first, second = bus.subscribe(heard.append), bus.subscribe(heard.append)
+    received: list[Event] = []
+    first, second = bus.subscribe(received.append), bus.subscribe(received.append)
     first.cancel()
     bus.emit(HIT)
-    assert heard == [HIT]
+    assert received == [HIT]
     second.cancel()
 
 
 def test_a_handler_may_unsubscribe_itself(bus: EventBus) -> None:
-    heard: list[Event] = []
+    received: list[Event] = []
 
     def once(event: Event) -> None:
         subscription.cancel()
-        heard.append(event)
+        received.append(event)
 
     subscription = bus.subscribe(once)
-    with bus.subscribe(heard.append):
+    with bus.subscribe(received.append):
         bus.emit(HIT)
         bus.emit(MISS)
-    assert heard == [HIT, HIT, MISS]
+    assert received == [HIT, HIT, MISS]
 
 
 def test_a_handler_may_subscribe_another(bus: EventBus) -> None:
-    heard: list[Event] = []
+    received: list[Event] = []
     made: list[Any] = []
-    with bus.subscribe(lambda e: made.append(bus.subscribe(heard.append)) if not made else None):
+    with bus.subscribe(lambda e: made.append(bus.subscribe(received.append)) if not made else None):
         bus.emit(HIT)
         bus.emit(MISS)
     made[0].cancel()
-    assert heard == [MISS]
+    assert received == [MISS]
 
 
 def test_a_handler_that_raises_is_reported_and_affects_no_other(
@@ -133,14 +136,14 @@ def test_a_handler_that_raises_is_reported_and_affects_no_other(
     def broken(event: Event) -> None:
         raise ValueError("no such thing")
 
-    heard: list[Event] = []
-    with bus.subscribe(broken), bus.subscribe(heard.append):
+    received: list[Event] = []
+    with bus.subscribe(broken), bus.subscribe(received.append):
         bus.emit(HIT)
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert "Exception ignored in opero event handler <function" in told.err
-    assert "ValueError: no such thing" in told.err
-    assert heard == [HIT]
+    reported = capsys.readouterr()
+    assert reported.out == ""
+    assert "Exception ignored in opero event handler <function" in reported.err
+    assert "ValueError: no such thing" in reported.err
+    assert received == [HIT]
 
 
 def test_a_handler_whose_repr_raises_affects_no_call(bus: EventBus) -> None:
@@ -261,11 +264,11 @@ def test_events_of_a_call_with_retries_and_fallbacks() -> None:
             raise ConnectionError(model)
         return model
 
-    with fake_clock(), capture_events() as told:
+    with fake_clock(), capture_events() as reported:
         ask(["big", "small"])
         ask(["big", "small"])
-    heard = [type(e) for e in told if not isinstance(e, LimiterWaited)]
-    assert heard == [
+    received = [type(e) for e in reported if not isinstance(e, LimiterWaited)]
+    assert received == [
         CacheMiss,
         AttemptFailed,
         FallbackUsed,
@@ -274,22 +277,22 @@ def test_events_of_a_call_with_retries_and_fallbacks() -> None:
         CallSucceeded,
         CacheHit,
     ]
-    by_kind = {type(e): dataclasses.asdict(e) for e in told}
+    by_kind = {type(e): dataclasses.asdict(e) for e in reported}
     assert by_kind[FallbackUsed]["value"] == "model='small'"
     assert by_kind[FallbackUsed]["index"] == 1
     assert by_kind[RetryScheduled]["attempt"] == 2
     assert by_kind[RetryScheduled]["delay"] == 0.1
     assert by_kind[CallSucceeded]["calls"] == 3
     assert by_kind[LimiterWaited]["seconds"] > 0
-    assert {e.function for e in told} == {ask.__qualname__}
+    assert {e.function for e in reported} == {ask.__qualname__}
 
 
 def test_call_gave_up_has_the_error() -> None:
     error = ConnectionError("gone")
     fetch = opero(cache=False, retries=1, min_delay=0)(flaky("ok", failures=9, error=error))
-    with capture_events(CallGaveUp) as told, pytest.raises(ConnectionError):
+    with capture_events(CallGaveUp) as reported, pytest.raises(ConnectionError):
         fetch()
-    (event,) = told
+    (event,) = reported
     assert isinstance(event, CallGaveUp)
     assert (event.attempts, event.calls) == (2, 2)
     assert event.error is error
@@ -300,19 +303,19 @@ def test_no_event_holds_a_secret() -> None:
     def fetch(api_key: object) -> None:
         raise ConnectionError
 
-    with capture_events() as told, pytest.raises(ConnectionError):
+    with capture_events() as reported, pytest.raises(ConnectionError):
         fetch(["hunter-1", "hunter-2"])
-    assert told
-    assert "hunter" not in repr(told)
+    assert reported
+    assert "hunter" not in repr(reported)
 
 
 # --- listeners of one function --------------------------------------------------------------------
 
 
 def test_on_event_gets_events_of_its_function_only() -> None:
-    heard: list[Event] = []
+    received: list[Event] = []
 
-    @opero(on_event=heard.append)
+    @opero(on_event=received.append)
     def mine(x: int) -> int:
         return x
 
@@ -323,8 +326,8 @@ def test_on_event_gets_events_of_its_function_only() -> None:
     mine(1)
     other(1)
     mine(1)
-    assert [type(e) for e in heard] == [CacheMiss, CallSucceeded, CacheHit]
-    assert {e.function for e in heard} == {mine.__qualname__}
+    assert [type(e) for e in received] == [CacheMiss, CallSucceeded, CacheHit]
+    assert {e.function for e in received} == {mine.__qualname__}
 
 
 def test_several_listeners_and_the_bus_get_events() -> None:

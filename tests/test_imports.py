@@ -85,15 +85,15 @@ str(double.explain()), repr(double.stats), repr(double.cache)
 
 def run(code: str) -> Any:
     """Run code in a bare interpreter that has opero and nothing else; return what it prints."""
-    told = subprocess.run(
+    reported = subprocess.run(
         [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(SRC)!r})\n{code}"],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert told.returncode == 0, told.stderr
-    assert told.stderr == ""
-    return json.loads(told.stdout)
+    assert reported.returncode == 0, reported.stderr
+    assert reported.stderr == ""
+    return json.loads(reported.stdout)
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -1,5 +1,5 @@
 # this_file: tests/caching/test_copy_error.py
-"""Copies of exceptions, one for each who waited."""
+"""Copies of exceptions, one for each waiter."""
 
 from __future__ import annotations
 

@@ -45,11 +45,11 @@ def load(tmp_path: Path):
 
 def call(face: Any, fn: Any, place: str, **options: Any) -> tuple[Any, list[type], Any]:
     """Call a function as a new process would; return its result, the events, and the function."""
-    heard: list[Any] = []
-    f = opero(cache_backend=place, on_event=heard.append, **options)(face.of(fn))
+    received: list[Any] = []
+    f = opero(cache_backend=place, on_event=received.append, **options)(face.of(fn))
     results = [face.run(f, 1), face.run(f, 1)]
-    assert not [event for event in heard if isinstance(event, CacheSkipped)]
-    return results[0], [type(event) for event in heard].count(FunctionEdited), f.stats.misses
+    assert not [event for event in received if isinstance(event, CacheSkipped)]
+    return results[0], [type(event) for event in received].count(FunctionEdited), f.stats.misses
 
 
 def test_an_edited_function_keeps_its_entries_and_says_so_once(load, tmp_path):

@@ -399,7 +399,7 @@ def test_a_call_that_runs_out_of_time_gets_the_expired_result(
     with deadline(30):
         assert face.run(fetch.call).source == "stale"
     assert source.calls == 2
-    # His lack of time is nobody else's.
+    # A lack of time of one caller is not that of others.
     face.run(fetch)
     assert source.calls == 6
 

@@ -20,7 +20,7 @@ class ThrottledError(Exception):
 
 
 class Service:
-    """Answers for each model, unless it was told how long that model is throttled."""
+    """Answers for each model, unless the test has said how long that model is throttled."""
 
     def __init__(self, clock: Any, **throttled: float) -> None:
         self.clock = clock
@@ -117,9 +117,9 @@ def test_a_wait_beyond_the_deadline_is_refused_at_once(face: Any, clock: Any) ->
         with deadline(5):
             return ask()
 
-    with capture_events(events.DeadlinePassed) as heard, pytest.raises(RateLimitPausedError):
+    with capture_events(events.DeadlinePassed) as received, pytest.raises(RateLimitPausedError):
         face.run(begin)
-    assert [event.where for event in heard] == ["waiting for a value that cools down"]
+    assert [event.where for event in received] == ["waiting for a value that cools down"]
     assert clock.elapsed == 0
 
 
@@ -155,9 +155,9 @@ def test_secret_values_are_not_shown(clock: Any) -> None:
             raise ThrottledError(20)
         return "ok"
 
-    with capture_events(events.ValueCooling) as heard:
+    with capture_events(events.ValueCooling) as received:
         opero(cache=False, arg_fallback="api_key")(ask)()
-    assert [(event.value, event.seconds, event.source) for event in heard] == [
+    assert [(event.value, event.seconds, event.source) for event in received] == [
         ("api_key[0]", 20, "retry_after")
     ]
 

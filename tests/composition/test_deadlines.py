@@ -50,14 +50,17 @@ def bounded(request: pytest.FixtureRequest, face: Any) -> Any:
 
 
 def test_no_pause_is_begun_that_would_outlast_it(bounded: Any, clock: Any) -> None:
-    with pytest.raises(ConnectionError) as caught, capture_events(events.DeadlinePassed) as heard:
+    with (
+        pytest.raises(ConnectionError) as caught,
+        capture_events(events.DeadlinePassed) as received,
+    ):
         bounded(25, fail, retries=9, min_delay=10, max_delay=10)
     assert clock.elapsed == 20
     assert len(failures(caught.value)) == 3
     (note,) = caught.value.__notes__
     assert note.startswith("opero: fail() gave up after 3 attempts, 3 calls")
     assert note.endswith("\n  the deadline comes before the end of a pause of 10 s")
-    assert [event.where for event in heard] == ["before the next attempt"]
+    assert [event.where for event in received] == ["before the next attempt"]
 
 
 def test_a_service_that_asks_for_more_time_than_there_is_ends_it_at_once(
@@ -135,12 +138,12 @@ def test_an_asynchronous_call_is_cancelled() -> None:
             cancelled.append(True)
             raise
 
-    with capture_events(events.DeadlinePassed) as heard, pytest.raises(DeadlineError) as caught:
+    with capture_events(events.DeadlinePassed) as received, pytest.raises(DeadlineError) as caught:
         asyncio.run(opero(cache=False, deadline=0.01)(hang)())
     assert cancelled == [True]
     assert str(caught.value).endswith("hang() ran out of time during the call")
     assert isinstance(caught.value, TimeoutError)
-    assert [event.where for event in heard] == ["during the call"]
+    assert [event.where for event in received] == ["during the call"]
 
 
 def test_after_a_real_failure_that_failure_is_what_the_caller_gets() -> None:
@@ -221,7 +224,7 @@ def test_of_timeout_and_deadline_the_smaller_one_ends_the_call(
 
 
 def test_what_a_thread_that_was_left_behind_calls_ends_with_the_deadline() -> None:
-    end, told = threading.Event(), []
+    end, reported = threading.Event(), []
     inner = opero(cache=False, retries=9, min_delay=60, max_delay=60)(fail)
 
     def work() -> None:
@@ -229,14 +232,14 @@ def test_what_a_thread_that_was_left_behind_calls_ends_with_the_deadline() -> No
         try:
             inner()
         except DeadlineError as error:
-            told.append(error)
+            reported.append(error)
 
     with pytest.raises(DeadlineError):
         opero(cache=False, timeout=10, deadline=0.01)(work)()
     end.set()
-    while not told:
+    while not reported:
         time.sleep(0.001)
-    assert isinstance(told[0], DeadlineError)
+    assert isinstance(reported[0], DeadlineError)
 
 
 # --- what is around and within ----------------------------------------------------------------------
@@ -334,11 +337,11 @@ def test_the_receipt_says_what_is_left(face: Any, clock: Any) -> None:
 def test_explain_shows_it_first_and_counts_with_it() -> None:
     shown = opero(cache=False, deadline="5s", min_delay=10, max_delay=10, jitter=False)(fail)
     lines = shown.explain().splitlines()
-    told = "5 s for the whole call, waits included"
-    late = f"{told}; without timeout= a call under way is not cut short"
+    reported = "5 s for the whole call, waits included"
+    late = f"{reported}; without timeout= a call under way is not cut short"
     assert lines[1].split(None, 2)[1:] == ["deadline", late]
     limited = shown.with_options(timeout=1).explain().splitlines()
-    assert limited[1].split(None, 2)[1:] == ["deadline", told]
+    assert limited[1].split(None, 2)[1:] == ["deadline", reported]
     assert lines[-1].endswith("worst case 4 calls and 5 s of pauses, then the last error")
 
 

@@ -43,11 +43,14 @@ def test_explain_shows_the_guards_in_the_order_in_which_they_are_passed() -> Non
 def test_a_call_that_trips_the_breaker_ends_with_its_own_error(face: Any, clock: Any) -> None:
     breaker = CircuitBreaker.unregistered("svc", fail_max=2, jitter=0)
     fetch = opero(cache=False, retries=5, min_delay=1, circuit_breaker=breaker)(face.of(broken))
-    with capture_events(events.RetryScheduled) as told, pytest.raises(ConnectionError) as caught:
+    with (
+        capture_events(events.RetryScheduled) as reported,
+        pytest.raises(ConnectionError) as caught,
+    ):
         face.run(fetch)
     assert len(failures(caught.value)) == 2
     # Nobody pauses only to be refused.
-    assert len(clock.sleeps) == len(told) == 1
+    assert len(clock.sleeps) == len(reported) == 1
     assert "circuit 'svc' is open for another 30 s" in caught.value.__notes__[0]
     with pytest.raises(CircuitOpenError):
         face.run(fetch)
@@ -173,11 +176,11 @@ def test_a_call_that_timed_out_is_retried_and_holds_its_permit_until_it_is_over(
         return "late"
 
     with (
-        capture_events() as told,
+        capture_events() as reported,
         pytest.raises(CallTimeoutError, match=r"took longer than 0\.02 s"),
     ):
         fetch()
-    assert [type(e).__name__ for e in told].count("CallTimedOut") == 2
+    assert [type(e).__name__ for e in reported].count("CallTimedOut") == 2
     assert limit.in_flight == 2
     may_end.set()
     assert ended.wait(5)
@@ -289,7 +292,7 @@ def test_a_call_that_was_left_behind_does_not_wait_for_its_own_permit() -> None:
             left_behind.wait(5)
             try:
                 again(depth - 1)
-            except Exception as error:  # noqa: BLE001 - whatever comes is told
+            except Exception as error:  # noqa: BLE001 - whatever comes is reported
                 ended.put(str(error))
 
     with pytest.raises(CallTimeoutError):

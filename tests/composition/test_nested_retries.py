@@ -52,9 +52,9 @@ def test_the_note_says_that_calls_multiplied(face: Any, nested: Any) -> None:
 
 def test_an_event_says_so_when_it_happens(face: Any, nested: Any) -> None:
     outer, _ = nested()
-    with capture_events(events.RetriesNested) as heard, pytest.raises(ConnectionError):
+    with capture_events(events.RetriesNested) as received, pytest.raises(ConnectionError):
         face.run(outer)
-    assert [(e.function.rpartition(".")[2], e.inner) for e in heard] == [(name(face), "fail")]
+    assert [(e.function.rpartition(".")[2], e.inner) for e in received] == [(name(face), "fail")]
 
 
 def test_explain_says_so_once_it_is_known(face: Any, nested: Any) -> None:
@@ -103,10 +103,13 @@ def test_a_function_that_is_decorated_twice_is_nested_too() -> None:
 def test_an_empty_budget_makes_a_failure_final(face: Any) -> None:
     budget = RetryBudget(ratio=0, minimum=1, name="svc")
     fetch = opero(cache=False, retries=9, min_delay=0, retry_budget=budget)(face.of(fail))
-    with capture_events(events.RetryBudgetSpent) as heard, pytest.raises(ConnectionError) as caught:
+    with (
+        capture_events(events.RetryBudgetSpent) as received,
+        pytest.raises(ConnectionError) as caught,
+    ):
         face.run(fetch)
     assert fetch.stats.calls == 2
-    assert [event.budget for event in heard] == ["svc"]
+    assert [event.budget for event in received] == ["svc"]
     assert (
         "no retry is left in <RetryBudget 'svc': 1 retry for 1 call in" in caught.value.__notes__[0]
     )

@@ -20,7 +20,7 @@ from opero.testing import FakeClock, capture_events, flaky
 
 
 class Service:
-    """Answers as told, by model; remembers when it was asked."""
+    """Answers by model as the test says; remembers when it was asked."""
 
     def __init__(self, clock: FakeClock, **outcomes: list[Any]) -> None:
         self.clock = clock
@@ -156,7 +156,7 @@ def test_the_stages_stacked_by_hand_do_the_same(face: Any, clock: FakeClock) -> 
 
 def test_explain_prints_the_order(face: Any) -> None:
     ask = opero(arg_fallback="model", rate_limit="10/s")(face.of(lambda model=("a", "b"): None))
-    told = ask.explain()
-    places = [told.index(f"─ {name} ") for name in ("cache", "retry", "fallback", "rate limit")]
+    reported = ask.explain()
+    places = [reported.index(f"─ {name} ") for name in ("cache", "retry", "fallback", "rate limit")]
     assert places == sorted(places)
-    assert "worst case 8 calls" in told
+    assert "worst case 8 calls" in reported

@@ -20,7 +20,7 @@ EXPECTED = (OperoError, ConnectionError)
 
 
 class Backend:
-    """Counts who is in it, and fails now and then."""
+    """Counts the calls in it, and fails now and then."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -120,7 +120,7 @@ def test_no_permit_is_lost_or_doubled(seed: int, way: str) -> None:
         thread.start()
     for thread in threads:
         thread.join(25)
-    assert not any(thread.is_alive() for thread in threads), "somebody waits for ever"
+    assert not any(thread.is_alive() for thread in threads), "a thread waits for ever"
 
     assert len(backend.starts) > 100
     assert backend.inside == 0

@@ -22,7 +22,7 @@ MODULE = """
 import functools, threading
 from opero import RateLimiter, opero
 
-lock = threading.Lock()          # whoever brings the module along by value stumbles over this
+lock = threading.Lock()          # bringing the module along by value stumbles over this
 limiter = RateLimiter("7/hour")
 
 def plain(x):

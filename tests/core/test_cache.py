@@ -1194,7 +1194,7 @@ def test_describe_says_what_will_be_done():
         cache_copy=False,
         cache_if=lambda result, receipt: True,
     )
-    told = f.cache.describe()
+    reported = f.cache.describe()
     for part in (
         "memory, for ever",
         "10,000 entries, 256 MB",
@@ -1202,7 +1202,7 @@ def test_describe_says_what_will_be_done():
         "cache_if",
         "not copied",
     ):
-        assert part in told
+        assert part in reported
 
 
 def test_caches_of_one_function_can_share_their_store():

@@ -159,7 +159,7 @@ def test_the_first_calls_error_shows_where_it_was_raised(face: Any) -> None:
 # --- events ---------------------------------------------------------------------------------------
 
 
-def told(event: Event) -> tuple[Any, ...]:
+def reported(event: Event) -> tuple[Any, ...]:
     """An event as a tuple, without its time."""
     match event:
         case AttemptFailed():
@@ -188,7 +188,7 @@ def test_events_come_in_order_with_the_right_numbers(face: Any, clock: FakeClock
     fetch = opero(cache=False, min_delay=2, jitter=False, arg_fallback="model")(face.of(body))
     with capture_events() as events:
         face.run(fetch, ["a", "b"])
-    assert [told(e) for e in events] == [
+    assert [reported(e) for e in events] == [
         ("failed", 1, "model='a'", "OSError"),
         ("fallback", "model='b'", 1),
         ("failed", 1, "model='b'", "KeyError"),
@@ -203,7 +203,7 @@ def test_giving_up_is_the_last_event_and_carries_the_error(face: Any, clock: Fak
     fetch = opero(cache=False, retries=1, min_delay=1, jitter=False)(face.of(always(OSError)))
     with capture_events() as events:
         error = caught(face, fetch)
-    assert [told(e) for e in events] == [
+    assert [reported(e) for e in events] == [
         ("failed", 1, None, "OSError"),
         ("retry", 2, 1.0),
         ("failed", 2, None, "OSError"),
@@ -223,7 +223,7 @@ def test_a_rejected_result_is_a_failed_attempt_without_an_error(
     )
     with capture_events(AttemptFailed, CallSucceeded) as events:
         face.run(fetch)
-    assert [told(e) for e in events] == [("failed", 1, None, "NoneType"), ("succeeded", 2, 2)]
+    assert [reported(e) for e in events] == [("failed", 1, None, "NoneType"), ("succeeded", 2, 2)]
 
 
 def test_an_event_names_the_function_by_its_qualified_name(face: Any) -> None:
@@ -234,12 +234,12 @@ def test_an_event_names_the_function_by_its_qualified_name(face: Any) -> None:
 
 
 def test_a_functions_own_listener_gets_its_own_calls_only(face: Any) -> None:
-    heard: list[Event] = []
-    mine = opero(cache=False, on_event=heard.append)(face.of(flaky("fine", failures=0)))
+    received: list[Event] = []
+    mine = opero(cache=False, on_event=received.append)(face.of(flaky("fine", failures=0)))
     face.run(opero(cache=False)(face.of(flaky("fine", failures=0))))
-    assert heard == []
+    assert received == []
     face.run(mine)
-    assert [told(e) for e in heard] == [("succeeded", 1, 1)]
+    assert [reported(e) for e in received] == [("succeeded", 1, 1)]
 
 
 def test_a_listener_that_raises_breaks_nothing(
@@ -274,5 +274,5 @@ def test_a_refusal_before_the_first_call_is_given_up_without_a_note(face: Any) -
         error = caught(face, fetch, [])
     assert isinstance(error, OperoUsageError)
     assert not hasattr(error, "__notes__")
-    assert [told(e) for e in events] == [("gave up", 1, 0, "OperoUsageError")]
+    assert [reported(e) for e in events] == [("gave up", 1, 0, "OperoUsageError")]
     assert fetch.stats.gave_up == 1

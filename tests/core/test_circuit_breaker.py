@@ -230,7 +230,7 @@ def test_an_unnamed_breaker_takes_the_name_of_the_first_function_it_guards() -> 
     assert breaker.name == "fetch"
 
 
-def heard(events: list[Event]) -> list[tuple[str, str, str]]:
+def received(events: list[Event]) -> list[tuple[str, str, str]]:
     return [(e.function, e.circuit, e.new_state) for e in events if isinstance(e, CircuitChanged)]
 
 
@@ -243,9 +243,9 @@ def test_functions_hear_of_their_shared_circuit_by_their_own_name() -> None:
     ]
     with capture_events(CircuitChanged) as on_bus:
         breaker.open()
-    assert heard(of_fetch) == [("fetch", "api", "open")]
-    assert heard(of_post) == [("post", "api", "open")]
-    assert heard(on_bus) == [("api", "api", "open")]
+    assert received(of_fetch) == [("fetch", "api", "open")]
+    assert received(of_post) == [("post", "api", "open")]
+    assert received(on_bus) == [("api", "api", "open")]
     del stages
 
 
@@ -253,18 +253,18 @@ def test_the_bus_gets_the_function_if_it_is_the_only_one() -> None:
     stage = circuit(name="api")
     with capture_events(CircuitChanged) as on_bus:
         stage.breaker.open()
-    assert heard(on_bus) == [("fetch", "api", "open")]
+    assert received(on_bus) == [("fetch", "api", "open")]
 
 
 def test_a_function_with_other_options_does_not_hear_twice() -> None:
-    told: list[Event] = []
-    breaker, emitter = CircuitBreaker(), Emitter("fetch", [told.append])
-    stages = [Circuit(breaker, emitter), Circuit(breaker, Emitter("fetch", [told.append]))]
+    reported: list[Event] = []
+    breaker, emitter = CircuitBreaker(), Emitter("fetch", [reported.append])
+    stages = [Circuit(breaker, emitter), Circuit(breaker, Emitter("fetch", [reported.append]))]
     breaker.open()
-    assert len(told) == 1
+    assert len(reported) == 1
     del stages[0]
     breaker.close()
-    assert len(told) == 2
+    assert len(reported) == 2
 
 
 def test_a_shared_breaker_does_not_keep_the_listeners_of_functions_that_are_gone() -> None:
@@ -290,10 +290,10 @@ class Models:
     def __init__(self, *values: Any, secret: bool = False, **options: Any) -> None:
         self.values = values
         self.secret = secret
-        self.told: list[Event] = []
+        self.reported: list[Event] = []
         self.stage = Circuit(
             CircuitBreaker(**{"fail_max": 1, "jitter": 0, **options}),
-            Emitter("ask", [self.told.append]),
+            Emitter("ask", [self.reported.append]),
             several=lambda call: len(self.values) > 1,
             label=self.label,
         )
@@ -357,7 +357,7 @@ def test_secret_values_are_named_by_their_place_only(drive: Drive) -> None:
     models.fail(drive, 1)
     (part,) = models.stage.breaker.parts
     assert part.name == "ask[model[1]]"
-    assert "sk-" not in repr((part, models.stage.breaker, models.told))
+    assert "sk-" not in repr((part, models.stage.breaker, models.reported))
 
 
 def test_the_fallback_can_ask_whether_a_value_is_refused(drive: Drive, clock: FakeClock) -> None:
@@ -432,7 +432,7 @@ def test_a_new_value_is_held_open_before_any_call_can_meet_it(
         seen: list[Event] = []
         monkeypatch.setattr(CircuitBreaker, "_make_room", lambda self: seen.extend(events))
         breaker.part("key", "a")
-    assert heard(seen) == [("ask[a]", "ask[a]", "forced_open")]
+    assert received(seen) == [("ask[a]", "ask[a]", "forced_open")]
 
 
 def test_changes_of_values_reach_the_listeners_of_function_and_breaker(drive: Drive) -> None:
@@ -440,8 +440,8 @@ def test_changes_of_values_reach_the_listeners_of_function_and_breaker(drive: Dr
     models = Models("a", "b", on_change=on_change.append)
     with capture_events(CircuitChanged) as on_bus:
         models.fail(drive, 0)
-    assert heard(models.told) == [("ask", "ask[model='a']", "open")]
-    assert heard(list(on_change)) == heard(on_bus) == heard(models.told)
+    assert received(models.reported) == [("ask", "ask[model='a']", "open")]
+    assert received(list(on_change)) == received(on_bus) == received(models.reported)
 
 
 def test_functions_that_share_a_breaker_share_those_of_its_values(drive: Drive) -> None:
@@ -455,7 +455,7 @@ def test_functions_that_share_a_breaker_share_those_of_its_values(drive: Drive) 
     (part,) = models.stage.breaker.parts
     with capture_events(CircuitChanged) as on_bus:
         part.close()
-    assert heard(on_bus) == [(part.name, part.name, "closed")]
+    assert received(on_bus) == [(part.name, part.name, "closed")]
 
 
 def test_values_without_failures_are_forgotten_when_there_are_too_many(

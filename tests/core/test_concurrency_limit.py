@@ -487,7 +487,7 @@ def test_tasks_that_can_never_come_do_not_fill_the_queue():
     (task,) = waiting_in(loop, limit)
     loop._ready.clear()
     loop.close()
-    # Its permit comes while nobody looks at the queue.
+    # Its permit comes while no thread looks at the queue.
     limit._permits.put_back()
     assert limit.acquire(timeout=0)
     task._log_destroy_pending = False
@@ -685,13 +685,13 @@ assert (limit.in_flight, limit.waiting) == (2, 1)
 
 
 @pytest.fixture
-def heard():
+def received():
     return []
 
 
 @pytest.fixture
-def stage(heard):
-    return Bulkhead(ConcurrencyLimit(1), Stats(), Emitter("f", [heard.append]))
+def stage(received):
+    return Bulkhead(ConcurrencyLimit(1), Stats(), Emitter("f", [received.append]))
 
 
 def test_it_describes_itself():
@@ -703,24 +703,24 @@ def test_it_describes_itself():
     assert line(queue=0) == "at most 4 calls in flight; others are refused"
 
 
-def test_a_call_holds_its_permit_until_it_ends(stage, heard):
+def test_a_call_holds_its_permit_until_it_ends(stage, received):
     seen = []
     run = stage.wrap_sync(lambda call: seen.append(stage.limit.in_flight) or "value")
     assert run(Call((), {})) == "value"
     assert seen == [1]
     assert stage.limit.in_flight == 0
-    assert heard == []
+    assert received == []
 
 
 @pytest.mark.asyncio
-async def test_an_asynchronous_call_holds_its_permit_until_it_ends(stage, heard):
+async def test_an_asynchronous_call_holds_its_permit_until_it_ends(stage, received):
     async def proceed(call):
         await asyncio.sleep(0)
         return stage.limit.in_flight
 
     assert await stage.wrap_async(proceed)(Call((), {})) == 1
     assert stage.limit.in_flight == 0
-    assert heard == []
+    assert received == []
 
 
 @pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt, asyncio.CancelledError])
@@ -739,20 +739,20 @@ def test_a_call_that_fails_gives_its_permit_back(stage, error):
     assert stage.limit.in_flight == 0
 
 
-def test_waiting_is_counted_and_reported(stage, heard):
+def test_waiting_is_counted_and_reported(stage, received):
     stage.limit.acquire()
     in_thread(lambda: (until(lambda: stage.limit.waiting), stage.limit.release()))
     call = Call((), {})
     stage.wrap_sync(lambda call: None)(call)
     assert call.waited > 0
     assert stage._stats.waited == call.waited
-    (event,) = heard
+    (event,) = received
     assert isinstance(event, events.LimiterWaited)
     assert event.seconds == call.waited
 
 
 @pytest.mark.asyncio
-async def test_waiting_in_a_task_is_counted_and_reported(stage, heard):
+async def test_waiting_in_a_task_is_counted_and_reported(stage, received):
     async def proceed(call):
         return None
 
@@ -763,7 +763,7 @@ async def test_waiting_in_a_task_is_counted_and_reported(stage, heard):
     stage.limit.release()
     await task
     assert call.waited > 0
-    assert [event.seconds for event in heard] == [call.waited]
+    assert [event.seconds for event in received] == [call.waited]
 
 
 def call_with(seconds):

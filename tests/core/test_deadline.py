@@ -256,8 +256,8 @@ def test_generators_that_end_in_any_order_leave_no_mark(clock):
 
 
 def test_a_call_whose_time_is_up_says_so_once(clock):
-    heard = []
-    emitter = Emitter("f", [heard.append])
+    received = []
+    emitter = Emitter("f", [received.append])
     call = Call((), {})
     call.deadline = ambient.clock().monotonic() + 10
     require_time(call, emitter, "before the call")
@@ -267,7 +267,7 @@ def test_a_call_whose_time_is_up_says_so_once(clock):
         require_time(call, emitter, "before the call")
     assert call.overdue
     overdue(call, emitter, "later")
-    (event,) = heard
+    (event,) = received
     assert isinstance(event, events.DeadlinePassed)
     assert (event.function, event.where) == ("f", "before the call")
 
@@ -294,9 +294,9 @@ def run_stage(face, stage, body, call):
 
 
 def test_it_describes_itself():
-    told = "90 s for the whole call, waits included"
-    assert Deadline(90).describe() == told
-    late = f"{told}; without timeout= a call under way is not cut short"
+    reported = "90 s for the whole call, waits included"
+    assert Deadline(90).describe() == reported
+    late = f"{reported}; without timeout= a call under way is not cut short"
     assert Deadline(90, cuts=False).describe() == late
 
 

@@ -231,7 +231,7 @@ def test_it_is_text_that_shows_itself_in_a_notebook() -> None:
     @opero(cache=False)
     def fetch() -> None: ...
 
-    told = fetch.explain()
-    assert isinstance(told, str)
-    assert repr(told) == str(told)
+    reported = fetch.explain()
+    assert isinstance(reported, str)
+    assert repr(reported) == str(reported)
     assert repr(Explanation("a\nb")) == "a\nb"

@@ -138,8 +138,8 @@ def test_the_story_groups_by_value_and_kind() -> None:
         FailedCall("m='a'", KeyError()),
         FailedCall("m='a'", ValueError()),
     ]
-    told = story(made, attempts=2, calls=4, seconds=1.25, since_first=False)
-    assert told == (
+    reported = story(made, attempts=2, calls=4, seconds=1.25, since_first=False)
+    assert reported == (
         "gave up after 2 attempts, 4 calls in 1.25 s\n"
         "  m='a': ValueError ×2, KeyError ×1\n"
         "  m='b': rejected result ×1"
@@ -159,8 +159,8 @@ def test_the_note_shows_the_time_it_knows(
     seconds: float | None, since_first: bool, expected: str
 ) -> None:
     made = [FailedCall(None, ValueError())]
-    told = story(made, attempts=1, calls=1, seconds=seconds, since_first=since_first)
-    assert told == expected + "  ValueError ×1"
+    reported = story(made, attempts=1, calls=1, seconds=seconds, since_first=since_first)
+    assert reported == expected + "  ValueError ×1"
 
 
 # --- the object that comes out --------------------------------------------------------------------

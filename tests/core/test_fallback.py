@@ -414,6 +414,6 @@ def test_explain_shows_the_values_of_the_default(default: Any, line: str) -> Non
 
 
 def test_explain_counts_the_worst_case() -> None:
-    told = opero(arg_fallback="model", **quick)(lambda model=("a", "b", "c"): None).explain()
-    assert "worst case 12 calls" in told
+    reported = opero(arg_fallback="model", **quick)(lambda model=("a", "b", "c"): None).explain()
+    assert "worst case 12 calls" in reported
     assert "4 × values" in opero(arg_fallback="model", **quick)(lambda model: None).explain()

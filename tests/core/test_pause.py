@@ -1,5 +1,5 @@
 # this_file: tests/core/test_pause.py
-"""A service that asks one caller to wait is left alone by all who share the limiter."""
+"""A service that asks one caller to wait is spared by all callers that share the limiter."""
 
 from __future__ import annotations
 
@@ -129,14 +129,14 @@ def test_one_throttled_call_pauses_the_limiter_for_other_functions(face, clock, 
     limiter = RateLimiter("10/s")
     throttled = opero(cache=False, retries=retries, rate_limit=limiter)(face.of(failing_once(2)))
     other = opero(cache=False, rate_limit=limiter)(face.of(lambda: clock.elapsed))
-    with capture_events(LimiterPaused) as told:
+    with capture_events(LimiterPaused) as reported:
         if retries:
             face.run(throttled)
         else:
             with pytest.raises(TooManyError):
                 face.run(throttled)
     assert face.run(other) >= 2
-    (event,) = told
+    (event,) = reported
     assert (event.seconds, event.source) == (2, "retry-after")
     assert event.function == throttled.__qualname__
 
@@ -198,7 +198,7 @@ def test_nothing_is_paused_while_opero_is_disabled(face):
     assert limiter.paused == 0
 
 
-# --- longer than anybody would wait ---------------------------------------------------------------
+# --- longer than a caller would wait ---------------------------------------------------------------
 
 
 def test_a_call_that_meets_a_pause_that_is_too_long_fails_at_once(face, clock):

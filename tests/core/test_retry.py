@@ -221,7 +221,7 @@ def test_the_default_pauses_bridge_about_half_a_second(face: Any, clock: FakeClo
 
 
 class NoSleepClock:
-    """A clock on which nobody may sleep."""
+    """A clock on which no call may sleep."""
 
     monotonic = staticmethod(time.monotonic)
 

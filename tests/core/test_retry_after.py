@@ -1,5 +1,5 @@
 # this_file: tests/core/test_retry_after.py
-"""A service's request to wait, as real client libraries hand it on, and as strangers garble it."""
+"""A service's request to wait, as real client libraries hand it on, and as foreign objects garble it."""
 
 from __future__ import annotations
 
@@ -74,8 +74,12 @@ class Service:
                 self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 body = json.dumps(service.body).encode()
                 self.send_response_only(service.status)
-                told = {"Date": http_date(0), "Content-Type": "application/json", **service.headers}
-                for name, value in told.items():
+                reported = {
+                    "Date": http_date(0),
+                    "Content-Type": "application/json",
+                    **service.headers,
+                }
+                for name, value in reported.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(body)))
                 self.send_header("Connection", "close")
@@ -795,7 +799,7 @@ def test_one_broken_part_does_not_hide_the_others():
     assert requested_wait(HalfError()) == Hint(3.0, "retry-after")
 
     class BrokenError(Exception):
-        headers = {"Retry-After": TrapError()}  # noqa: RUF012 - a stranger's class
+        headers = {"Retry-After": TrapError()}  # noqa: RUF012 - a foreign class
         response = Answer({"retry-after-ms": "250"})
 
     assert requested_wait(BrokenError()) == Hint(0.25, "retry-after-ms")

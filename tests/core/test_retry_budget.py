@@ -118,14 +118,14 @@ print([budget.withdraw() for _ in range(4)])
 def test_another_process_that_gets_it_counts_with_it():
     budget = RetryBudget(0.2, 3, 3600, name="svc")
     budget.withdraw()
-    told = subprocess.run(
+    reported = subprocess.run(
         [sys.executable, "-c", OTHER],
         input=pickle.dumps(budget),
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         check=True,
     )
-    assert told.stdout.decode().split("\n")[:2] == [
+    assert reported.stdout.decode().split("\n")[:2] == [
         "0.2 3 3600.0 svc 1",
         "[True, True, True, True]",
     ]

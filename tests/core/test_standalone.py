@@ -79,14 +79,14 @@ def test_a_wrong_value_is_refused_when_the_decorator_is_made(stage: str) -> None
 @pytest.mark.parametrize("stage", HELPERS)
 def test_options_that_belong_to_no_stage_are_taken_by_all(stage: str) -> None:
     helper, own = HELPERS[stage]
-    heard: list[object] = []
+    received: list[object] = []
 
-    @helper(**own, secret=("x",), on_event=heard.append)
+    @helper(**own, secret=("x",), on_event=received.append)
     def fetch(x: object = (1, 2)) -> object:
         return x
 
     fetch()
-    assert heard
+    assert received
 
 
 def test_cache_alone_does_not_retry() -> None:

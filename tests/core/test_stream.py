@@ -98,13 +98,13 @@ def driver(request: pytest.FixtureRequest) -> Any:
 
 
 class Source:
-    """Counts its starts; fails before the first item as often as told."""
+    """Counts its starts; fails before the first item as often as the test says."""
 
     def __init__(self, failures: int = 0) -> None:
         self.failures = failures
         self.starts = 0
         self.closed = 0
-        self.heard: list[Any] = []
+        self.received: list[Any] = []
 
     def __call__(self, *items: Any) -> Generator[Any, Any, Any]:
         self.starts += 1
@@ -115,9 +115,9 @@ class Source:
                 if isinstance(item, Exception):
                     raise item
                 try:
-                    self.heard.append((yield item))
+                    self.received.append((yield item))
                 except LookupError as error:
-                    self.heard.append(type(error))
+                    self.received.append(type(error))
         finally:
             self.closed += 1
 
@@ -209,7 +209,7 @@ def test_sent_values_come_through(driver: Driver) -> None:
     assert driver.send(stream, "one") == 2
     with pytest.raises(driver.end):
         driver.send(stream, "two")
-    assert source.heard == ["one", "two"]
+    assert source.received == ["one", "two"]
 
 
 def test_a_thrown_error_reaches_the_generator_that_may_go_on(driver: Driver) -> None:
@@ -217,7 +217,7 @@ def test_a_thrown_error_reaches_the_generator_that_may_go_on(driver: Driver) -> 
     stream = opero(**quick)(driver.of(source.body()))(1, 2)
     assert driver.send(stream) == 1
     assert driver.throw(stream, KeyError("handled inside")) == 2
-    assert source.heard == [KeyError]
+    assert source.received == [KeyError]
 
 
 def test_a_thrown_error_that_is_not_handled_comes_back(driver: Driver) -> None:
@@ -342,7 +342,7 @@ def test_a_receipt_holds_the_stream_and_how_it_started(driver: Driver) -> None:
     assert driver.send(receipt.value, "one") == 2
     with pytest.raises(driver.end):
         driver.send(receipt.value, "two")
-    assert source.heard == ["one", "two"]
+    assert source.received == ["one", "two"]
 
 
 def test_a_receipts_stream_passes_on_errors_and_closing(driver: Driver) -> None:
@@ -352,7 +352,7 @@ def test_a_receipts_stream_passes_on_errors_and_closing(driver: Driver) -> None:
     assert driver.send(stream) == 1
     assert driver.throw(stream, KeyError()) == 2
     driver.close(stream)
-    assert (source.heard, source.closed) == ([KeyError], 1)
+    assert (source.received, source.closed) == ([KeyError], 1)
 
 
 def test_it_is_never_cached_though_the_cache_is_on_by_default(driver: Driver) -> None:

@@ -24,14 +24,14 @@ pytestmark = pytest.mark.internal
 
 
 @pytest.fixture
-def heard():
+def received():
     return []
 
 
 @pytest.fixture
-def limit(heard):
+def limit(received):
     """So many seconds as limit for a function named `f`."""
-    return lambda seconds: Timeout(seconds, Emitter("f", [heard.append]))
+    return lambda seconds: Timeout(seconds, Emitter("f", [received.append]))
 
 
 @pytest.fixture
@@ -86,16 +86,16 @@ def test_our_error_is_a_timeout_error_with_name_and_limit():
 # --- threads --------------------------------------------------------------------------------------
 
 
-def test_a_quick_call_gives_its_value(limit, heard):
+def test_a_quick_call_gives_its_value(limit, received):
     run = limited(limit(10), lambda a, *, b: (a, b))
     call = Call((1,), {"b": 2})
     assert run(call) == (1, 2)
     assert call.orphan_thread is None
-    assert heard == []
+    assert received == []
 
 
 @pytest.mark.parametrize("kind", [KeyError, TimeoutError, KeyboardInterrupt, SystemExit])
-def test_an_error_of_the_function_stays_itself(limit, heard, kind):
+def test_an_error_of_the_function_stays_itself(limit, received, kind):
     error = kind("so")
 
     def fail():
@@ -106,23 +106,23 @@ def test_an_error_of_the_function_stays_itself(limit, heard, kind):
         limited(limit(10), fail)(call)
     assert caught.value is error
     assert call.orphan_thread is None
-    assert heard == []
+    assert received == []
 
 
-def test_a_hung_call_is_left_behind(limit, heard, hang):
+def test_a_hung_call_is_left_behind(limit, received, hang):
     call = Call((), {})
     with pytest.raises(CallTimeoutError) as caught:
         limited(limit(0.005), hang)(call)
     assert (caught.value.function, caught.value.seconds) == ("f", 0.005)
-    (event,) = heard
+    (event,) = received
     assert isinstance(event, events.CallTimedOut)
     assert (event.function, event.seconds) == ("f", 0.005)
     # Who holds something for the call learns of its real end.
-    told = threading.Event()
-    call.orphan_thread.then(told.set)
-    assert not told.is_set()
+    reported = threading.Event()
+    call.orphan_thread.then(reported.set)
+    assert not reported.is_set()
     hang.end.set()
-    assert told.wait(10)
+    assert reported.wait(10)
     assert hang.ended.is_set()
 
 
@@ -206,13 +206,13 @@ async def forever():
 
 
 @pytest.mark.asyncio
-async def test_a_quick_task_gives_its_value(limit, heard):
+async def test_a_quick_task_gives_its_value(limit, received):
     async def quick():
         await asyncio.sleep(0)
         return "value"
 
     assert await limit(10).within(quick(), Call((), {})) == "value"
-    assert heard == []
+    assert received == []
 
 
 @pytest.mark.asyncio
@@ -230,7 +230,7 @@ async def test_anything_awaitable_will_do(limit):
 
 
 @pytest.mark.asyncio
-async def test_a_hung_task_is_cancelled(limit, heard):
+async def test_a_hung_task_is_cancelled(limit, received):
     seen = []
 
     async def hung():
@@ -244,7 +244,7 @@ async def test_a_hung_task_is_cancelled(limit, heard):
         await limit(0.005).within(hung(), Call((), {}))
     assert (caught.value.function, caught.value.seconds) == ("f", 0.005)
     assert seen == ["cancelled"]
-    assert [type(event) for event in heard] == [events.CallTimedOut]
+    assert [type(event) for event in received] == [events.CallTimedOut]
     # The task that called goes on as if nothing had happened.
     assert not asyncio.current_task().cancelling()
     await asyncio.sleep(0)
@@ -252,7 +252,7 @@ async def test_a_hung_task_is_cancelled(limit, heard):
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("kind", [KeyError, TimeoutError, SystemError])
-async def test_an_error_of_the_coroutine_stays_itself(limit, heard, kind):
+async def test_an_error_of_the_coroutine_stays_itself(limit, received, kind):
     error = kind("so")
 
     async def fail():
@@ -261,11 +261,11 @@ async def test_an_error_of_the_coroutine_stays_itself(limit, heard, kind):
     with pytest.raises(kind) as caught:
         await limit(10).within(fail(), Call((), {}))
     assert caught.value is error
-    assert heard == []
+    assert received == []
 
 
 @pytest.mark.asyncio
-async def test_an_inner_timeout_stays_itself(limit, heard):
+async def test_an_inner_timeout_stays_itself(limit, received):
     async def inner():
         async with asyncio.timeout(0.002):
             await forever()
@@ -277,7 +277,7 @@ async def test_an_inner_timeout_stays_itself(limit, heard):
     with pytest.raises(CallTimeoutError) as caught:
         await limit(10).within(inner_limit.within(forever(), Call((), {})), Call((), {}))
     assert caught.value.function == "inner"
-    assert heard == []
+    assert received == []
 
 
 @pytest.mark.asyncio
@@ -310,18 +310,18 @@ async def test_a_value_that_comes_in_spite_of_the_cancellation_is_kept(limit):
 
 
 @pytest.mark.asyncio
-async def test_cancellation_from_outside_is_not_swallowed(limit, heard):
+async def test_cancellation_from_outside_is_not_swallowed(limit, received):
     task = asyncio.create_task(limit(10).within(forever(), Call((), {})))
     await asyncio.sleep(0)
     task.cancel("outside")
     with pytest.raises(asyncio.CancelledError):
         await task
     assert task.cancelled()
-    assert heard == []
+    assert received == []
 
 
 @pytest.mark.asyncio
-async def test_cancellation_from_outside_that_comes_together_with_the_end_wins(limit, heard):
+async def test_cancellation_from_outside_that_comes_together_with_the_end_wins(limit, received):
     async def slow_to_leave():
         try:
             await forever()
@@ -335,7 +335,7 @@ async def test_cancellation_from_outside_that_comes_together_with_the_end_wins(l
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert heard == []
+    assert received == []
 
 
 @pytest.mark.asyncio

@@ -61,7 +61,7 @@ class SlowStore:
 
 
 class Face:
-    """A map of one colour, which waits for its end."""
+    """A sync or async map, which waits for its end."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind

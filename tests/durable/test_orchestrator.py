@@ -568,7 +568,7 @@ def test_error_of_a_changed_program_cannot_be_swallowed(journal: Path) -> None:
     def swallowing() -> None:
         try:
             step(2 if changed else 1)
-        except Exception:  # noqa: BLE001 - code that nobody should write
+        except Exception:  # noqa: BLE001 - code that one should not write
             pass
         sleep(1.5)
 
@@ -736,15 +736,17 @@ def test_listeners_get_events_of_workflows_and_steps(orchestrator: Orchestrator)
     def watched() -> int:
         return one()
 
-    with capture_events() as heard:
+    with capture_events() as received:
         found = orchestrator.invoke_workflow("watched")
         orchestrator.wait(found)
-        until(lambda: str(heard[-1].get("state")) == "done" and heard[-1]["type"] == "workflow")
-    reported = [(e["type"], e.name, str(e["state"])) for e in heard if "workflow_id" in e]
+        until(
+            lambda: str(received[-1].get("state")) == "done" and received[-1]["type"] == "workflow"
+        )
+    reported = [(e["type"], e.name, str(e["state"])) for e in received if "workflow_id" in e]
     assert reported == [
         ("workflow", "watched", "running"),
         ("step", "step one", "started"),
         ("step", "step one", "done"),
         ("workflow", "watched", "done"),
     ]
-    assert {e["workflow_id"] for e in heard if "workflow_id" in e} == {found}
+    assert {e["workflow_id"] for e in received if "workflow_id" in e} == {found}

@@ -36,14 +36,14 @@ class Log:
     """Handlers of several kinds that record their events, the earlier ones slower."""
 
     def __init__(self) -> None:
-        self.heard: list[str] = []
+        self.caught_events: list[str] = []
         self.loops: set[asyncio.AbstractEventLoop] = set()
         self.tasks: list[asyncio.Task[None]] = []
 
     async def slowly(self, event: Event) -> None:
         for _ in range(20 - int(event.function)):
             await asyncio.sleep(0)
-        self.heard.append(event.function)
+        self.caught_events.append(event.function)
         self.loops.add(asyncio.get_running_loop())
 
     def task_later(self, event: Event) -> asyncio.Task[None]:
@@ -77,7 +77,7 @@ async def test_each_event_waits_until_the_one_before_is_dealt_with(
         for number in range(10):
             bus.emit(event(number))
         await bus.drain()
-    assert log.heard == [str(n) for n in range(10)]
+    assert log.caught_events == [str(n) for n in range(10)]
     assert log.loops == {asyncio.get_running_loop()}
 
 
@@ -92,7 +92,7 @@ async def test_an_event_of_another_thread_is_handled_on_the_handlers_own_loop(
         await bus.drain()
         await asyncio.to_thread(lambda: [bus.emit(event(n)) for n in range(1, 5)])
         await bus.drain()
-    assert log.heard == [str(n) for n in range(5)]
+    assert log.caught_events == [str(n) for n in range(5)]
     assert log.loops == {asyncio.get_running_loop()}
 
 
@@ -106,7 +106,7 @@ def test_the_documents_lambda_may_be_subscribed_before_any_loop_runs(bus: EventB
 
     with bus.subscribe(lambda e: asyncio.create_task(log.slowly(e))):
         asyncio.run(main())
-    assert log.heard == ["1", "2"]
+    assert log.caught_events == ["1", "2"]
 
 
 def test_a_handler_survives_the_loops_that_it_ran_on(bus: EventBus) -> None:
@@ -122,7 +122,7 @@ def test_a_handler_survives_the_loops_that_it_ran_on(bus: EventBus) -> None:
     with asyncio.run(subscribe()):
         for number in range(3):
             asyncio.run(main(number))
-    assert log.heard == ["0", "1", "2"]
+    assert log.caught_events == ["0", "1", "2"]
     assert len(log.loops) == 3
 
 
@@ -136,8 +136,8 @@ def test_what_a_loop_leaves_behind_is_dealt_with_later(bus: EventBus) -> None:
     with bus.subscribe(log.slowly) as subscription:
         asyncio.run(main())
         assert bus.drain_sync(10)
-        assert len(log.heard) + subscription.dropped == 3
-        assert log.heard[-2:] == ["1", "2"]
+        assert len(log.caught_events) + subscription.dropped == 3
+        assert log.caught_events[-2:] == ["1", "2"]
 
 
 def test_a_program_without_a_loop_uses_the_background_loop(bus: EventBus) -> None:
@@ -146,7 +146,7 @@ def test_a_program_without_a_loop_uses_the_background_loop(bus: EventBus) -> Non
         bus.emit(event(1))
         bus.emit(event(2))
         assert bus.drain_sync(10)
-    assert log.heard == ["1", "2"]
+    assert log.caught_events == ["1", "2"]
     assert log.loops == {background_loop.get()}
 
 
@@ -163,10 +163,10 @@ def test_the_background_loop_starts_again_after_stop() -> None:
 @pytest.mark.asyncio
 async def test_the_oldest_are_dropped_when_a_slow_handler_has_a_full_queue(bus: EventBus) -> None:
     go_on = asyncio.Event()
-    heard: list[str] = []
+    caught_events: list[str] = []
 
     async def slow(event: Event) -> None:
-        heard.append(event.function)
+        caught_events.append(event.function)
         await go_on.wait()
 
     with bus.subscribe(slow, queue=2) as subscription:
@@ -177,21 +177,21 @@ async def test_the_oldest_are_dropped_when_a_slow_handler_has_a_full_queue(bus: 
             bus.emit(event(number))
         go_on.set()
         await bus.drain()
-        assert heard == ["0", "4", "5"]
+        assert caught_events == ["0", "4", "5"]
         assert subscription.dropped == 3
         assert repr(subscription).endswith("to all events, 3 dropped>")
 
 
 @pytest.mark.asyncio
 async def test_a_slow_handler_delays_no_other(bus: EventBus) -> None:
-    heard: list[str] = []
+    caught_events: list[str] = []
     with (
         bus.subscribe(lambda e: asyncio.create_task(asyncio.sleep(60))),
-        bus.subscribe(lambda e: heard.append(e.function)),
+        bus.subscribe(lambda e: caught_events.append(e.function)),
     ):
         for number in range(3):
             bus.emit(event(number))
-    assert heard == ["0", "1", "2"]
+    assert caught_events == ["0", "1", "2"]
 
 
 @pytest.mark.asyncio
@@ -211,7 +211,7 @@ async def test_a_handler_that_raises_is_reported_once_and_goes_on(
         await bus.drain()
         assert broken.errors == 3
         assert repr(broken).endswith("raised 3 times>")
-    assert log.heard == ["0", "1", "2"]
+    assert log.caught_events == ["0", "1", "2"]
     received = capsys.readouterr().err
     assert received.count("Exception ignored in opero event handler") == 1
     assert "ValueError: no such thing as 0" in received
@@ -221,16 +221,16 @@ async def test_a_handler_that_raises_is_reported_once_and_goes_on(
 async def test_a_listener_for_failed_handlers_gets_them_instead_of_stderr(
     bus: EventBus, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    heard: list[Any] = []
+    caught_events: list[Any] = []
 
     async def broken(event: Event) -> None:
         raise ValueError("no such thing")
 
     sent = event(1)
-    with event_bus.subscribe(heard.append, [HandlerFailed]), bus.subscribe(broken):
+    with event_bus.subscribe(caught_events.append, [HandlerFailed]), bus.subscribe(broken):
         bus.emit(sent)
         await bus.drain()
-    (failed,) = heard
+    (failed,) = caught_events
     assert failed.handler is broken
     assert failed.event is sent
     assert str(failed["error"]) == "no such thing"
@@ -239,10 +239,10 @@ async def test_a_listener_for_failed_handlers_gets_them_instead_of_stderr(
 
 @pytest.mark.asyncio
 async def test_a_handler_whose_task_is_cancelled_goes_on_with_the_next(bus: EventBus) -> None:
-    heard: list[str] = []
+    caught_events: list[str] = []
 
     async def first_is_cancelled(event: Event) -> None:
-        heard.append(event.function)
+        caught_events.append(event.function)
         if event.function == "0":
             raise asyncio.CancelledError
 
@@ -250,22 +250,22 @@ async def test_a_handler_whose_task_is_cancelled_goes_on_with_the_next(bus: Even
         bus.emit(event(0))
         bus.emit(event(1))
         await bus.drain()
-    assert heard == ["0", "1"]
+    assert caught_events == ["0", "1"]
 
 
 @pytest.mark.asyncio
 async def test_an_asynchronous_handler_may_unsubscribe_itself(bus: EventBus) -> None:
-    heard: list[str] = []
+    caught_events: list[str] = []
 
     async def once(event: Event) -> None:
         subscription.cancel()
-        heard.append(event.function)
+        caught_events.append(event.function)
 
     subscription = bus.subscribe(once)
     for number in range(3):
         bus.emit(event(number))
     await asyncio.sleep(0.01)
-    assert heard == ["0"]
+    assert caught_events == ["0"]
     assert not bus.active
 
 
@@ -275,7 +275,7 @@ async def test_a_handler_that_drains_does_not_wait_for_itself(bus: EventBus) -> 
 
     async def draining(event: Event) -> None:
         await bus.drain()
-        assert other.heard == ["1"]
+        assert other.caught_events == ["1"]
 
     with bus.subscribe(draining) as subscription, bus.subscribe(other.slowly):
         bus.emit(event(1))
@@ -315,42 +315,42 @@ def test_draining_synchronously_gives_up_in_time(bus: EventBus) -> None:
 
 @pytest.mark.asyncio
 async def test_the_default_bus_drains_listeners_of_functions_too() -> None:
-    heard: list[str] = []
+    caught_events: list[str] = []
 
     async def listen(event: Event) -> None:
         await asyncio.sleep(0)
-        heard.append(type(event).__name__)
+        caught_events.append(type(event).__name__)
 
     fetch = opero(cache=False, min_delay=0, on_event=listen)(flaky("ok", failures=1))
     fetch()
     await event_bus.drain()
-    assert heard == ["AttemptFailed", "RetryScheduled", "CallSucceeded"]
+    assert caught_events == ["AttemptFailed", "RetryScheduled", "CallSucceeded"]
 
 
 @pytest.mark.asyncio
 async def test_a_handlers_task_is_not_collected_while_it_waits(bus: EventBus) -> None:
-    heard: list[str] = []
+    caught_events: list[str] = []
 
     async def forgets_itself(event: Event) -> None:
         waiting = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().call_later(0.01, waiting.set_result, None)
         await waiting
-        heard.append(event.function)
+        caught_events.append(event.function)
 
     with bus.subscribe(lambda e: asyncio.create_task(forgets_itself(e))):
         bus.emit(event(1))
         await asyncio.sleep(0)
         gc.collect()
         await bus.drain()
-    assert heard == ["1"]
+    assert caught_events == ["1"]
 
 
 @pytest.mark.asyncio
 async def test_emit_may_be_awaited_and_takes_a_dict(bus: EventBus) -> None:
-    heard: list[Event] = []
-    with bus.subscribe(heard.append):
+    caught_events: list[Event] = []
+    with bus.subscribe(caught_events.append):
         await bus.emit({"type": "mine", "speed": 3})
-    assert (heard[0]["type"], heard[0]["speed"]) == ("mine", 3)
+    assert (caught_events[0]["type"], caught_events[0]["speed"]) == ("mine", 3)
 
 
 def test_many_threads_lose_no_event(bus: EventBus) -> None:
@@ -370,7 +370,7 @@ def test_many_threads_lose_no_event(bus: EventBus) -> None:
             assert bus.drain_sync(30)
     finally:
         sys.setswitchinterval(before)
-    assert len(log.heard) == 800
+    assert len(log.caught_events) == 800
 
 
 def test_a_queue_without_a_place_is_refused(bus: EventBus) -> None:

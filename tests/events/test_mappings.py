@@ -91,24 +91,28 @@ def test_a_dict_about_a_task_reaches_handlers_of_task_events() -> None:
     class Named:
         name = "Flaky"
 
-    task, heard, bus = Named(), [], EventBus()
-    with bus.subscribe(heard.append, [TaskChanged]):
+    task, caught_events, bus = Named(), [], EventBus()
+    with bus.subscribe(caught_events.append, [TaskChanged]):
         bus.emit({"type": "task", "task": task, "state": "RETRYING", "tries": 2, "wait": 0.1})
         bus.emit({"type": "circuit", "circuit": task})
-    (event,) = heard
+    (event,) = caught_events
     assert (event.name, event.task, event.state) == ("Flaky", task, "RETRYING")
     assert (event["type"], event["tries"], event["wait"]) == ("task", 2, 0.1)
 
 
 def test_any_other_dict_is_an_event_of_its_own() -> None:
-    heard: list[Event] = []
+    caught_events: list[Event] = []
     bus = EventBus()
-    with bus.subscribe(heard.append):
+    with bus.subscribe(caught_events.append):
         bus.emit({"type": "order", "name": "basket", "total": 3})
         bus.emit({})
-    assert isinstance(heard[0], CustomEvent)
-    assert (heard[0].name, heard[0]["type"], heard[0]["total"]) == ("basket", "order", 3)
-    assert (heard[1].name, heard[1]["type"]) == ("custom", "custom")
+    assert isinstance(caught_events[0], CustomEvent)
+    assert (caught_events[0].name, caught_events[0]["type"], caught_events[0]["total"]) == (
+        "basket",
+        "order",
+        3,
+    )
+    assert (caught_events[1].name, caught_events[1]["type"]) == ("custom", "custom")
 
 
 def test_a_dict_costs_nothing_without_a_subscription() -> None:

@@ -202,11 +202,11 @@ def test_a_cancelled_call_ends_too() -> None:
 
 
 def test_quiet_events_reach_only_handlers_that_name_them() -> None:
-    heard: list[Event] = []
-    fetch = opero(cache=False, on_event=heard.append)(lambda: 1)
+    caught_events: list[Event] = []
+    fetch = opero(cache=False, on_event=caught_events.append)(lambda: 1)
     with capture_events() as received:
         fetch()
-    assert [type(e) for e in (*received, *heard)] == [CallSucceeded, CallSucceeded]
+    assert [type(e) for e in (*received, *caught_events)] == [CallSucceeded, CallSucceeded]
 
 
 def test_a_listener_added_during_a_call_gets_its_later_events() -> None:

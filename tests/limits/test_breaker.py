@@ -596,9 +596,9 @@ def changes(events: list[Event]) -> list[tuple[str, str]]:
 
 
 def test_every_change_is_reported_in_order(clock: FakeClock) -> None:
-    told: list[Event] = []
+    reported: list[Event] = []
     with capture_events(CircuitChanged) as events:
-        breaker = CircuitBreaker("geocoder", fail_max=1, jitter=0, on_change=told.append)
+        breaker = CircuitBreaker("geocoder", fail_max=1, jitter=0, on_change=reported.append)
         fail(breaker)
         clock.advance(30)
         fail(breaker)
@@ -617,7 +617,7 @@ def test_every_change_is_reported_in_order(clock: FakeClock) -> None:
         ("forced_open", "disabled"),
         ("disabled", "closed"),
     ]
-    assert told == events
+    assert reported == events
     first, _, again, *_ = events
     assert isinstance(first, CircuitChanged)
     assert isinstance(again, CircuitChanged)
@@ -634,46 +634,46 @@ def test_no_change_no_event() -> None:
 
 
 def test_a_listener_may_use_the_breaker() -> None:
-    told: list[tuple[str, str]] = []
+    reported: list[tuple[str, str]] = []
 
     def react(event: CircuitChanged) -> None:
-        told.append((event.old_state, event.new_state))
+        reported.append((event.old_state, event.new_state))
         if event.new_state == OPEN:
             breaker.force_open()
-            told.append(("after", breaker.state))
+            reported.append(("after", breaker.state))
 
     breaker = CircuitBreaker(fail_max=1, on_change=react)
     fail(breaker)
-    assert told == [("closed", "open"), ("after", "forced_open"), ("open", "forced_open")]
+    assert reported == [("closed", "open"), ("after", "forced_open"), ("open", "forced_open")]
 
 
 def test_a_listener_that_raises_disturbs_no_call(capsys: pytest.CaptureFixture[str]) -> None:
-    told: list[CircuitChanged] = []
+    reported: list[CircuitChanged] = []
 
     def broken(event: CircuitChanged) -> None:
         raise RuntimeError(event.circuit)
 
     breaker = CircuitBreaker(fail_max=1, on_change=broken)
-    breaker.subscribe(told.append)
+    breaker.subscribe(reported.append)
     fail(breaker)
-    assert len(told) == 1
+    assert len(reported) == 1
     assert "RuntimeError" in capsys.readouterr().err
 
 
 def test_a_cancelled_listener_gets_no_more_events() -> None:
-    told: list[CircuitChanged] = []
+    reported: list[CircuitChanged] = []
     breaker = CircuitBreaker()
-    cancel = breaker.subscribe(told.append)
+    cancel = breaker.subscribe(reported.append)
     breaker.open()
     cancel()
     cancel()
     breaker.close()
-    assert changes(list(told)) == [("closed", "open")]
+    assert changes(list(reported)) == [("closed", "open")]
 
 
 def test_a_change_that_comes_while_the_notifier_leaves_is_delivered_too() -> None:
-    told: list[CircuitChanged] = []
-    breaker = CircuitBreaker(on_change=told.append)
+    reported: list[CircuitChanged] = []
+    breaker = CircuitBreaker(on_change=reported.append)
     late = [Transition(OPEN, CLOSED, None)]
 
     class Door:
@@ -686,7 +686,7 @@ def test_a_change_that_comes_while_the_notifier_leaves_is_delivered_too() -> Non
 
     breaker._notifying = Door()  # type: ignore[assignment]  # as much of a lock as is used
     breaker.open()
-    assert changes(list(told)) == [("closed", "open"), ("open", "closed")]
+    assert changes(list(reported)) == [("closed", "open"), ("open", "closed")]
 
 
 # --- sharing ------------------------------------------------------------------------------------
@@ -835,10 +835,10 @@ def test_a_forked_child_has_free_locks_and_no_probes(clock: FakeClock) -> None:
         code = 1
         try:
             signal.alarm(10)
-            told: list[CircuitChanged] = []
-            breaker.subscribe(told.append)
+            reported: list[CircuitChanged] = []
+            breaker.subscribe(reported.append)
             breaker.acquire().success()
-            code = int(changes(list(told)) != [("half_open", "closed")])
+            code = int(changes(list(reported)) != [("half_open", "closed")])
         finally:
             os._exit(code)
     done.set()

@@ -42,9 +42,9 @@ class Crowd:
         self.probing: dict[int, int] = {}
         self.at_once = 0
         self.closings = 0
-        self.breaker.subscribe(self.heard)
+        self.breaker.subscribe(self.received)
 
-    def heard(self, event: CircuitChanged) -> None:
+    def received(self, event: CircuitChanged) -> None:
         self.closings += event.new_state == CLOSED
 
     def note(self, permit: Permit, step: int) -> None:
@@ -150,8 +150,8 @@ def test_concurrent_failures_open_it_once() -> None:
 
 
 def test_events_of_many_threads_tell_one_story() -> None:
-    told: list[CircuitChanged] = []
-    breaker = CircuitBreaker(on_change=told.append)
+    reported: list[CircuitChanged] = []
+    breaker = CircuitBreaker(on_change=reported.append)
 
     def turn() -> None:
         for _ in range(100):
@@ -159,6 +159,6 @@ def test_events_of_many_threads_tell_one_story() -> None:
             breaker.close()
 
     in_threads(4, turn)
-    states = [(e.old_state, e.new_state) for e in told]
+    states = [(e.old_state, e.new_state) for e in reported]
     assert all(one[1] == next_[0] for one, next_ in itertools.pairwise(states))
     assert states[0][0] == states[-1][1] == "closed"

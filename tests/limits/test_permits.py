@@ -35,7 +35,7 @@ print(limit.in_flight, flush=True)
 
 @contextmanager
 def holder(limit: ConcurrencyLimit, wanted: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process that holds permits of a limit until it is told to give them back."""
+    """Run a process that holds permits of a limit until it is asked to give them back."""
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", HOLDER.format(wanted=wanted)],
         stdin=subprocess.PIPE,
@@ -54,7 +54,7 @@ def holder(limit: ConcurrencyLimit, wanted: int) -> Iterator[subprocess.Popen[by
         process.stdout.close()
 
 
-def told(process: subprocess.Popen[bytes]) -> int:
+def reported(process: subprocess.Popen[bytes]) -> int:
     assert process.stdout
     return int(process.stdout.readline())
 
@@ -67,11 +67,11 @@ def give_back(process: subprocess.Popen[bytes]) -> None:
 def test_permits_that_another_process_holds_are_gone_here() -> None:
     limit = ConcurrencyLimit(3)
     with holder(limit, 2) as process:
-        assert told(process) == 2
+        assert reported(process) == 2
         assert limit.try_acquire()
         assert not limit.try_acquire()
         give_back(process)
-        assert told(process) == 0
+        assert reported(process) == 0
         assert limit.try_acquire()
 
 
@@ -80,7 +80,7 @@ def test_permits_that_were_out_before_are_not_given_twice() -> None:
     assert limit.try_acquire()
     assert limit.try_acquire()
     with holder(limit, 3) as process:
-        assert told(process) == 1
+        assert reported(process) == 1
         limit.release()
         limit.release()
         assert limit.in_flight == 0
@@ -90,7 +90,7 @@ def test_permits_that_were_out_before_are_not_given_twice() -> None:
 def test_a_killed_holder_gives_its_permits_back() -> None:
     limit = ConcurrencyLimit(2)
     with holder(limit, 2) as process:
-        assert told(process) == 2
+        assert reported(process) == 2
         assert not limit.try_acquire()
         process.kill()
         assert limit.acquire(timeout=10)
@@ -100,7 +100,7 @@ def test_a_killed_holder_gives_its_permits_back() -> None:
 def test_a_thread_that_waits_gets_what_another_process_gives_back() -> None:
     limit = ConcurrencyLimit(1)
     with holder(limit, 1) as process:
-        assert told(process) == 1
+        assert reported(process) == 1
         threading.Timer(0.05, give_back, [process]).start()
         assert limit.acquire(timeout=10)
 
@@ -109,7 +109,7 @@ def test_a_thread_that_waits_gets_what_another_process_gives_back() -> None:
 async def test_a_task_that_waits_gets_what_another_process_gives_back() -> None:
     limit = ConcurrencyLimit(1)
     with holder(limit, 1) as process:
-        assert told(process) == 1
+        assert reported(process) == 1
         asyncio.get_running_loop().call_later(0.05, give_back, process)
         assert await limit.wait(timeout=10)
         assert limit.in_flight == 1
@@ -124,7 +124,7 @@ def test_waiters_from_before_the_permits_were_shared_are_served_too() -> None:
     while not limit.waiting:
         pass
     with holder(limit, 0) as process:
-        assert told(process) == 0
+        assert reported(process) == 0
         limit.release()
         thread.join()
     assert got == [True]
@@ -133,18 +133,18 @@ def test_waiters_from_before_the_permits_were_shared_are_served_too() -> None:
 def test_no_call_queues_behind_another_process_where_the_queue_is_closed() -> None:
     limit = ConcurrencyLimit(1, queue=0)
     with holder(limit, 1) as process:
-        assert told(process) == 1
+        assert reported(process) == 1
         with pytest.raises(BulkheadFullError):
             limit.acquire()
         give_back(process)
-        assert told(process) == 0
+        assert reported(process) == 0
         assert limit.acquire()
 
 
 def test_a_wait_for_another_process_ends_in_time() -> None:
     limit = ConcurrencyLimit(1)
     with holder(limit, 1) as process:
-        assert told(process) == 1
+        assert reported(process) == 1
         assert not limit.acquire(timeout=0.03)
         assert limit.in_flight == limit.waiting == 0
 

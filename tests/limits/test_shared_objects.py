@@ -48,7 +48,7 @@ def result(process: subprocess.Popen[bytes], data: bytes = b"") -> object:
 
 
 def assert_together(lists: list[list[float]], rate: float) -> None:
-    """All lists together keep the limit, and everybody has a part."""
+    """All lists together keep the limit, and each has a part."""
     starts = sorted(start for starts in lists for start in starts)
     # A process notes the time a little after its slot was taken, so single steps are not judged.
     assert 10 < len(starts) <= rate * (starts[-1] - starts[0] + 0.05) + 2

@@ -157,12 +157,12 @@ def test_other_options_and_the_cache_can_be_given(face: Any) -> None:
 
 
 def test_a_logger_gets_a_line_for_each_event(face: Any, caplog: pytest.LogCaptureFixture) -> None:
-    heard: list[Any] = []
+    caught_events: list[Any] = []
     config = OrchestratorConfig(
         retry_config=RetryConfig(2, 0, 0, 0),
         fallbacks=[face.of(lambda: "backup")],
         logger=logging.getLogger("my_app"),
-        options={"on_event": heard.append},
+        options={"on_event": caught_events.append},
     )
     with caplog.at_level(logging.INFO, "my_app"):
         execute(face, Orchestrator(config), face.of(flaky("ok", failures=9)))
@@ -171,7 +171,7 @@ def test_a_logger_gets_a_line_for_each_event(face: Any, caplog: pytest.LogCaptur
     assert received[0] == (*failed[:2], failed[2].format(1))
     assert received[1] == ("my_app", "INFO", "flaky: attempt 2 in 0 s")
     assert received[-1][2].startswith("flaky: falls back on ")
-    assert heard
+    assert caught_events
 
 
 def test_a_cancelled_call_does_not_fall_back() -> None:

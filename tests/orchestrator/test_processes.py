@@ -223,10 +223,10 @@ def test_the_logger_of_this_process_gets_events_of_workers(
 
 
 def test_the_bus_gets_events_of_workers() -> None:
-    heard: list[Any] = []
-    with event_bus.subscribe(heard.append, types=[AttemptFailed, FallbackUsed]):
+    caught_events: list[Any] = []
+    with event_bus.subscribe(caught_events.append, types=[AttemptFailed, FallbackUsed]):
         in_processes(fallbacks=[str]).process_sync([odd_fails], 1)
-    received = [(type(e), e.function) for e in heard]
+    received = [(type(e), e.function) for e in caught_events]
     assert received == [(AttemptFailed, "odd_fails"), (FallbackUsed, "odd_fails")]
 
 

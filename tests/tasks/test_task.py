@@ -453,10 +453,10 @@ def test_tasks_run_without_a_listener() -> None:
 def test_a_subscriber_that_raises_unsubscribes_or_is_slow_affects_no_task(
     failing: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    heard = []
+    caught_events = []
 
     def listen(event: Any) -> None:
-        heard.append(event)
+        caught_events.append(event)
         if failing:
             raise RuntimeError("no")
         subscription.cancel()
@@ -475,7 +475,7 @@ def test_a_subscriber_that_raises_unsubscribes_or_is_slow_affects_no_task(
 
     with event_bus.subscribe(listen) as subscription:
         assert asyncio.run(main()) == "TEA"
-    assert len(heard) == (2 if failing else 1)
+    assert len(caught_events) == (2 if failing else 1)
     assert slowly == ["RUNNING", "SUCCEEDED"]
     assert ("RuntimeError: no" in capsys.readouterr().err) is failing
 
@@ -564,12 +564,12 @@ def test_a_timeout_leaves_a_synchronous_function_behind() -> None:
 
 
 def test_options_of_a_decorated_function_are_kept_and_its_listeners_too() -> None:
-    heard = []
-    fetch = opero(retries=1, min_delay=0, on_event=heard.append)(flaky("ok", failures=1))
+    caught_events = []
+    fetch = opero(retries=1, min_delay=0, on_event=caught_events.append)(flaky("ok", failures=1))
     task = Task(fetch)
     assert [run_sync(task), run_sync(Task(fetch))] == ["ok", "ok"]
     assert fetch.stats.hits == 1
-    assert {type(event).__name__ for event in heard} >= {"RetryScheduled", "CacheHit"}
+    assert {type(event).__name__ for event in caught_events} >= {"RetryScheduled", "CacheHit"}
 
 
 def test_a_decorated_function_without_retries_is_called_as_it_is() -> None:
@@ -596,10 +596,10 @@ def test_retry_events_outside_of_a_run_change_no_state(received: Received) -> No
 
 
 def test_listeners_in_options_are_kept() -> None:
-    heard: list[Any] = []
-    options = {"retries": 1, "min_delay": 0, "on_event": [heard.append]}
+    caught_events: list[Any] = []
+    options = {"retries": 1, "min_delay": 0, "on_event": [caught_events.append]}
     assert run_sync(Task(flaky("ok", failures=1), options=options)) == "ok"
-    assert {type(event).__name__ for event in heard} >= {"AttemptFailed", "RetryScheduled"}
+    assert {type(event).__name__ for event in caught_events} >= {"AttemptFailed", "RetryScheduled"}
 
 
 def test_equal_tasks_share_what_listens_to_their_function() -> None:

@@ -612,7 +612,7 @@ def test_a_call_within_a_call_is_recorded_too(face: Any, tape: Path) -> None:
             return ["outer", await inner(x)]
     else:
 
-        def body_of_outer(x: int) -> Any:  # type: ignore[misc]  # the other colour
+        def body_of_outer(x: int) -> Any:  # type: ignore[misc]  # async beside sync
             return ["outer", inner(x)]
 
     outer = opero(cache=False)(body_of_outer)

@@ -255,14 +255,14 @@ def check_protocols(client: Client) -> Fetches:
 # --- the rest of the front door -------------------------------------------------------------------
 
 
-def heard(event: Event) -> None:
+def received(event: Event) -> None:
     if isinstance(event, RetryScheduled):
         assert_type(event.delay, float)
         assert_type(event.function, str)
 
 
 def check_events() -> None:
-    with event_bus.subscribe(heard, types=[CacheHit]) as subscription:
+    with event_bus.subscribe(received, types=[CacheHit]) as subscription:
         subscription.cancel()
     with capture_events(CacheHit) as events:
         assert_type(events, list[Event])

@@ -31,7 +31,7 @@ def run(checker: str, *arguments: str) -> str:
     """Run a type checker in this interpreter and return what it prints."""
     if importlib.util.find_spec(checker) is None:
         pytest.skip(f"{checker} is not installed")
-    told = subprocess.run(
+    reported = subprocess.run(
         [sys.executable, "-m", checker, *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"},
@@ -39,25 +39,25 @@ def run(checker: str, *arguments: str) -> str:
         text=True,
         check=False,
     )
-    assert told.stdout, told.stderr
-    return told.stdout
+    assert reported.stdout, reported.stderr
+    return reported.stdout
 
 
 @pytest.fixture(scope="session")
 def mypy() -> set[tuple[str, int]]:
     """File names and lines of which mypy complains."""
-    told = run("mypy", "--no-pretty", "--hide-error-context", str(HERE))
-    found = re.findall(r"^(.+?\.py):(\d+): error: ", told, re.MULTILINE)
+    reported = run("mypy", "--no-pretty", "--hide-error-context", str(HERE))
+    found = re.findall(r"^(.+?\.py):(\d+): error: ", reported, re.MULTILINE)
     return {(Path(file).name, int(line)) for file, line in found if "typing" in file}
 
 
 @pytest.fixture(scope="session")
 def pyright() -> set[tuple[str, int]]:
     """File names and lines of which pyright complains."""
-    told = json.loads(run("pyright", "--outputjson", str(RIGHT), str(WRONG)))
+    reported = json.loads(run("pyright", "--outputjson", str(RIGHT), str(WRONG)))
     return {
         (Path(found["file"]).name, found["range"]["start"]["line"] + 1)
-        for found in told["generalDiagnostics"]
+        for found in reported["generalDiagnostics"]
     }
 
 
@@ -82,8 +82,10 @@ def test_every_wrong_use_is_expected_of_both_checkers() -> None:
 def symbols() -> list[dict[str, Any]]:
     """What pyright knows of all symbols of the package."""
     # Outside the repository's own configuration: the package is looked at as an installed one.
-    told = json.loads(run("pyright", "--verifytypes", "opero", "--ignoreexternal", "--outputjson"))
-    found: list[dict[str, Any]] = told["typeCompleteness"]["symbols"]
+    reported = json.loads(
+        run("pyright", "--verifytypes", "opero", "--ignoreexternal", "--outputjson")
+    )
+    found: list[dict[str, Any]] = reported["typeCompleteness"]["symbols"]
     return found
 
 

@@ -24,7 +24,7 @@ class Lines(logging.Handler):
         self.records.append(record)
 
     @property
-    def told(self) -> list[str]:
+    def reported(self) -> list[str]:
         return [record.getMessage() for record in self.records]
 
 
@@ -48,7 +48,7 @@ def test_the_document_runs_as_written(lines: Lines) -> None:
         logger.info("Completed batch processing")
     logger.info("Continuing with other operations")
     service = "service=api_service version=1.0.0"
-    assert lines.told == [
+    assert lines.reported == [
         f"Starting service [{service}]",
         f"Starting batch processing [{service} operation=batch_process batch_id=123]",
         f"Completed batch processing [{service} operation=batch_process batch_id=123]",
@@ -71,7 +71,7 @@ def test_context_reaches_a_plain_logger_and_the_record(lines: Lines) -> None:
     with log_context(logger, batch=1):
         logger.info("works")
     logger.info("rests")
-    assert lines.told == ["works [batch=1]", "rests"]
+    assert lines.reported == ["works [batch=1]", "rests"]
     assert lines.records[0].context == {"batch": 1}  # type: ignore[attr-defined]
 
 
@@ -86,7 +86,7 @@ def test_an_adapters_context_can_be_changed_and_removed(lines: Lines) -> None:
     assert repr(logger) == "<ContextAdapter my_app [b=2]>"
     logger.remove_context()
     logger.info("none")
-    assert lines.told == ["three, two [a=3 b=2]", "two [b=2]", "none"]
+    assert lines.reported == ["three, two [a=3 b=2]", "two [b=2]", "none"]
     assert repr(logger) == "<ContextAdapter my_app>"
 
 
@@ -97,7 +97,7 @@ def test_inner_context_takes_precedence(lines: Lines) -> None:
             logger.info("1")
         logger.info("2")
     logger.info("3", extra={"context": {"who": "line"}, "other": 5})
-    assert lines.told == ["1 [who=inner a=1 b=2]", "2 [who=outer a=1 b=2]", "3 [who=line a=1]"]
+    assert lines.reported == ["1 [who=inner a=1 b=2]", "2 [who=outer a=1 b=2]", "3 [who=line a=1]"]
     assert lines.records[2].other == 5  # type: ignore[attr-defined]
 
 
@@ -105,7 +105,7 @@ def test_arguments_and_percent_signs_are_no_trouble(lines: Lines) -> None:
     logger = ContextAdapter(get_logger("my_app", level=logging.DEBUG), {"done": "50%"})
     logger.info("%s of %d", "one", 2)
     logger.info("100%")
-    assert lines.told == ["one of 2 [done=50%]", "100% [done=50%]"]
+    assert lines.reported == ["one of 2 [done=50%]", "100% [done=50%]"]
 
 
 def test_a_line_names_the_place_where_it_was_written(lines: Lines) -> None:
@@ -117,7 +117,7 @@ def test_a_record_context_of_other_code_is_not_changed(lines: Lines) -> None:
     logger = get_logger("my_app", level=logging.DEBUG)
     with log_context(logger, a=1):
         logger.info("works", extra={"context": "theirs"})
-    assert lines.told == ["works"]
+    assert lines.reported == ["works"]
 
 
 def test_work_at_the_same_time_does_not_see_the_context_of_others(lines: Lines) -> None:
@@ -134,7 +134,7 @@ def test_work_at_the_same_time_does_not_see_the_context_of_others(lines: Lines) 
         logger.info("main")
 
     asyncio.run(main())
-    assert sorted(lines.told) == [
+    assert sorted(lines.reported) == [
         "main",
         "task [n=1]",
         "task [n=2]",
@@ -150,7 +150,7 @@ def test_a_thread_with_a_copy_of_the_context_has_it_too(lines: Lines) -> None:
         thread = threading.Thread(target=copied.run, args=(logger.info, "copied"))
         thread.start()
         thread.join()
-    assert lines.told == ["copied [n=1]"]
+    assert lines.reported == ["copied [n=1]"]
 
 
 def test_a_level_that_is_off_formats_nothing(lines: Lines) -> None:
@@ -160,13 +160,13 @@ def test_a_level_that_is_off_formats_nothing(lines: Lines) -> None:
 
     logger = ContextAdapter(get_logger("my_app", level=logging.WARNING), {"a": Loud()})
     logger.info("%s", Loud())
-    assert lines.told == []
+    assert lines.reported == []
 
 
 def test_context_belongs_to_one_logger(lines: Lines) -> None:
     with log_context(get_logger("another_app"), a=1):
         get_logger("my_app", level=logging.DEBUG).info("mine")
-    assert lines.told == ["mine"]
+    assert lines.reported == ["mine"]
 
 
 def test_an_error_in_the_block_takes_the_context_away(lines: Lines) -> None:
@@ -174,4 +174,4 @@ def test_an_error_in_the_block_takes_the_context_away(lines: Lines) -> None:
     with pytest.raises(KeyError), log_context(logger, a=1):
         raise KeyError
     logger.info("after")
-    assert lines.told == ["after"]
+    assert lines.reported == ["after"]

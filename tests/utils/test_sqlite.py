@@ -242,16 +242,16 @@ def test_a_file_in_a_read_only_folder_is_read(path, open_elsewhere):
         if os.geteuid() == 0:  # without root's right to write against the modes
             ctypes.CDLL(None).prctl(24, 1)
 
-    told = subprocess.run(
+    reported = subprocess.run(
         [sys.executable, "-c", READER, str(path)],
         capture_output=True, text=True, timeout=20, preexec_fn=obey_modes, check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     path.parent.chmod(0o700)
-    if "False" in told.stdout:
+    if "False" in reported.stdout:
         pytest.skip("folders cannot be made read-only here")
-    assert told.stdout.splitlines()[0] == "['x'] True", told.stderr
-    assert "read-only" in told.stdout.splitlines()[1]
+    assert reported.stdout.splitlines()[0] == "['x'] True", reported.stderr
+    assert "read-only" in reported.stdout.splitlines()[1]
 
 
 def test_a_full_disk_is_named(path):
@@ -284,8 +284,8 @@ def test_programs_that_begin_files_at_once_wait_for_no_other(tmp_path):
         )
         for n in range(3)
     ]
-    told = [child.communicate(timeout=25)[1] for child in children]
-    assert [child.returncode for child in children] == [0, 0, 0], told
+    reported = [child.communicate(timeout=25)[1] for child in children]
+    assert [child.returncode for child in children] == [0, 0, 0], reported
     for n in range(20):
         file = make(tmp_path / f"{n}.db")
         assert sorted(texts(file)) == ["0", "1", "2"]

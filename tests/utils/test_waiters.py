@@ -1,5 +1,5 @@
 # this_file: tests/utils/test_waiters.py
-"""Waiters and queues: whoever waits is served once, and nothing that is handed over is lost."""
+"""Waiters and queues: each waiter is served once, and nothing that is handed over is lost."""
 
 from __future__ import annotations
 

@@ -300,7 +300,7 @@ def test_everything_else_is_not_plain(value: Any, wrap: Any) -> None:
 
 
 def read_hostile(message: bytes, behind: bytes) -> None:
-    """Read what somebody else wrote: plain data, or an error of whatever kind."""
+    """Read what another program wrote: plain data, or an error of whatever kind."""
     try:
         value = read_plain(message, behind)
     except Exception:  # noqa: BLE001 - as `read_plain` says

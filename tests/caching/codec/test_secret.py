@@ -158,19 +158,22 @@ class TestOfTheEnvironment:
 
     def test_one_that_could_be_guessed_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OPERO_CACHE_SECRET", "hunter2")
-        with pytest.warns(OperoWarning, match="16 characters") as told, pytest.raises(Unencodable):
+        with (
+            pytest.warns(OperoWarning, match="16 characters") as reported,
+            pytest.raises(Unencodable),
+        ):
             sign()
-        assert "hunter2" not in str(told[0].message)
+        assert "hunter2" not in str(reported[0].message)
 
 
 class TestSharedWithoutASecret:
     def test_pickles_are_not_stored_and_one_warning_says_why(self, config: Path) -> None:
         # One block for three calls, because only the first one warns.
-        with pytest.warns(OperoWarning, match="Set OPERO_CACHE_SECRET") as told:  # noqa: PT031
+        with pytest.warns(OperoWarning, match="Set OPERO_CACHE_SECRET") as reported:  # noqa: PT031
             for _ in range(3):
                 with pytest.raises(Unencodable, match="Point"):
                     sign(shared=True)
-        assert len(told) == 1
+        assert len(reported) == 1
         assert not config.exists()
 
     def test_pickles_are_not_read(self) -> None:

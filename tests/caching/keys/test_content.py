@@ -180,7 +180,7 @@ def weight_in(unit: str) -> type[Any]:
 
 
 class Zone(dt.tzinfo):
-    """A zone that nobody knows, with one name for all its offsets."""
+    """A zone that no database knows, with one name for all its offsets."""
 
     def __init__(self, hours: int) -> None:
         self.hours = hours

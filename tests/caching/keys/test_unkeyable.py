@@ -1,5 +1,5 @@
 # this_file: tests/caching/keys/test_unkeyable.py
-"""What has no key, and how it is told."""
+"""What has no key, and how that is reported."""
 
 from __future__ import annotations
 

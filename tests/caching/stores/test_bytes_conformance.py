@@ -163,8 +163,8 @@ def test_each_of_many_leases_is_claimed_on_its_own(store):
     assert store.acquire_many(owners, 30) == [True, True, False, True, True]
     assert store.acquire_many(owners[:2], 30) == [True, True]
     store.release_many([("a:0", "me"), ("a:2", "me"), ("a:3", "you")])
-    told = [store.acquire(f"a:{n}", "she", 30) for n in range(5)]
-    assert told == [True, False, False, False, False]
+    reported = [store.acquire(f"a:{n}", "she", 30) for n in range(5)]
+    assert reported == [True, False, False, False, False]
 
 
 def test_callers_that_acquire_many_in_any_order_share_them(store):
@@ -172,14 +172,14 @@ def test_callers_that_acquire_many_in_any_order_share_them(store):
 
     def acquire(n: int) -> list[bool]:
         order = keys[::-1] if n % 2 else keys
-        told = dict(
+        reported = dict(
             zip(order, store.acquire_many([(k, f"me {n}") for k in order], 30), strict=True)
         )
-        return [told[key] for key in keys]
+        return [reported[key] for key in keys]
 
     with ThreadPoolExecutor(8) as pool:
         got = list(pool.map(acquire, range(8)))
-    assert [sum(told) for told in zip(*got, strict=True)] == [1] * 200
+    assert [sum(reported) for reported in zip(*got, strict=True)] == [1] * 200
 
 
 def test_a_closed_store_opens_again(store):

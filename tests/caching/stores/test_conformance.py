@@ -24,14 +24,14 @@ class Listener:
     """A function's listener."""
 
     def __init__(self) -> None:
-        self.heard: list[Any] = []
+        self.received: list[Any] = []
 
     def __call__(self, event: Any) -> None:
-        self.heard.append(event)
+        self.received.append(event)
 
     @property
     def skips(self) -> list[str]:
-        return [event.reason for event in self.heard if isinstance(event, CacheSkipped)]
+        return [event.reason for event in self.received if isinstance(event, CacheSkipped)]
 
 
 class World:
@@ -78,9 +78,9 @@ def calls(monkeypatch):
 def make(face: Any, body: Any, backend: Any, **options: Any) -> tuple[Any, Listener]:
     """Return a cached function and its listener."""
     World.body = staticmethod(body)
-    heard = Listener()
-    options = {"cache_namespace": "conformance", "retries": 0, "on_event": heard, **options}
-    return opero(cache_backend=backend, **options)(face.of(first)), heard
+    received = Listener()
+    options = {"cache_namespace": "conformance", "retries": 0, "on_event": received, **options}
+    return opero(cache_backend=backend, **options)(face.of(first)), received
 
 
 @pytest.fixture(autouse=True)
@@ -120,11 +120,11 @@ def same(one: Any, other: Any) -> bool:
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_any_result_is_a_hit_the_second_time(face, backend, value, calls):
-    f, heard = make(face, lambda x: value, backend)
+    f, received = make(face, lambda x: value, backend)
     first, second = face.run(f, 1), face.run(f, 1)
     assert same(first, value)
     assert same(second, value)
-    assert (len(calls), f.stats.hits) == (1, 1), heard.skips
+    assert (len(calls), f.stats.hits) == (1, 1), received.skips
 
 
 def test_arguments_of_different_types_are_different_calls(face, backend, calls):
@@ -179,19 +179,19 @@ def test_a_failure_is_not_stored(face, backend, calls):
 
 
 def test_a_result_that_cannot_be_stored_reaches_its_caller(face, backend, calls):
-    f, heard = make(face, lambda x: iter([x]), backend)
+    f, received = make(face, lambda x: iter([x]), backend)
     assert [next(face.run(f, 1)) for _ in range(2)] == [1, 1]
     assert len(calls) == 2
-    assert len(heard.skips) == 1, "told once"
+    assert len(received.skips) == 1, "reported once"
 
 
 def test_a_result_that_is_too_heavy_is_not_stored(face, backend, calls):
     if not isinstance(backend, str):
         pytest.skip("a user's store has bounds of its own")
-    f, heard = make(face, lambda x: b"x" * 5000, backend, cache_max_bytes=4000)
+    f, received = make(face, lambda x: b"x" * 5000, backend, cache_max_bytes=4000)
     face.run(f, 1), face.run(f, 1)
     assert len(calls) == 2
-    assert "heavier than cache_max_bytes" in heard.skips[0]
+    assert "heavier than cache_max_bytes" in received.skips[0]
 
 
 def test_management(face, backend, calls):
@@ -412,7 +412,7 @@ def test_a_cancelled_task_leaves_the_key_to_others(backend, calls):
 @pytest.mark.parametrize("size", [1_000, 20_000_000, 60_000_000])
 def test_big_values(face, backend, size):
     if size > 10**6 and backend != "memory" and not isinstance(backend, str):
-        pytest.skip("copied by nobody but opero")
+        pytest.skip("copied by opero alone")
     value = bytes(size)
     f, _ = make(face, lambda x: value, backend)
     assert face.run(f) == value

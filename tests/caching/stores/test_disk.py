@@ -206,11 +206,11 @@ def large(x: int) -> str:
 def test_what_was_tampered_with_is_a_miss_and_an_event(tmp_path, tamper):
     secret = tmp_path / "secret.val"
     secret.write_text("not yours")
-    heard: list[str] = []
+    received: list[str] = []
 
     def listen(event: object) -> None:
         if isinstance(event, CacheSkipped):
-            heard.append(event.reason)
+            received.append(event.reason)
 
     f = opero(cache_backend=f"disk:{tmp_path / 'cache'}", on_event=listen)(large)
     f(1), f(2)
@@ -221,8 +221,8 @@ def test_what_was_tampered_with_is_a_miss_and_an_event(tmp_path, tamper):
     tamper(rows_of)
     assert f(1) == "1" * LARGE
     assert f.stats.hits == 0
-    assert any("could not be read: an entry" in reason for reason in heard), heard
-    assert all("passwd" not in reason for reason in heard)
+    assert any("could not be read: an entry" in reason for reason in received), received
+    assert all("passwd" not in reason for reason in received)
     assert f(1) == "1" * LARGE
     assert f.stats.hits == 1, "it was stored anew"
     f.cache.clear()
@@ -498,9 +498,9 @@ def start(tmp_path: Path, *arguments: object, source: str = WRITER) -> subproces
 @pytest.mark.timeout(90)
 def test_two_processes_that_write_the_same_keys_lose_and_corrupt_nothing(tmp_path):
     writers = [start(tmp_path, tmp_path / "cache", CONTENTION_SECONDS, n) for n in "ab"]
-    told = [writer.communicate(timeout=CONTENTION_SECONDS + 60)[0] for writer in writers]
-    assert [writer.returncode for writer in writers] == [0, 0], told
-    for text in told:
+    reported = [writer.communicate(timeout=CONTENTION_SECONDS + 60)[0] for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 0], reported
+    for text in reported:
         written, lost, busy = map(int, text.split())
         assert written > 100
         assert lost == 0
@@ -555,7 +555,7 @@ print(costly(1), costly.stats.hits)
 
 def test_results_survive_the_process_and_are_found_by_the_next(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    told = []
+    reported = []
     for seed in ("0", "1", "random"):
         done = subprocess.run(
             [sys.executable, "script.py", str(tmp_path / "cache")],
@@ -566,8 +566,8 @@ def test_results_survive_the_process_and_are_found_by_the_next(tmp_path):
             timeout=60,
             check=False,
         )
-        told.append(done.stdout.strip() or done.stderr)
-    assert told == ["{1: ['m']} 0", "{1: ['m']} 1", "{1: ['m']} 1"]
+        reported.append(done.stdout.strip() or done.stderr)
+    assert reported == ["{1: ['m']} 0", "{1: ['m']} 1", "{1: ['m']} 1"]
 
 
 def test_the_host_program_notices_nothing(tmp_path):

@@ -132,18 +132,18 @@ def answer(x: int) -> int:
 
 def test_a_refused_folder_is_a_miss_an_event_and_one_warning(tmp_path):
     (tmp_path / "thesis.tex").write_text("text")
-    heard: list[str] = []
+    received: list[str] = []
 
     def listen(event: object) -> None:
         if isinstance(event, CacheSkipped):
-            heard.append(event.reason)
+            received.append(event.reason)
 
     f = opero(cache_backend=f"disk:{tmp_path}", on_event=listen)(answer)
     with pytest.warns(OperoWarning, match="no disk cache: .*holds other files") as warned:
         assert (f(1), f(1)) == (1, 1)
     assert len(warned) == 1
     assert warned[0].filename == __file__
-    assert sum("holds other files" in reason for reason in heard) >= 3
+    assert sum("holds other files" in reason for reason in received) >= 3
     with pytest.raises(StoreError, match="holds other files"):
         f.cache.clear()
     assert f.cache.info().size is None

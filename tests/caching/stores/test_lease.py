@@ -514,12 +514,12 @@ class TestInOneProcess:
         monkeypatch.setattr(store, "acquire", refuse)
         if hasattr(store, "aacquire"):
             monkeypatch.setattr(store, "aacquire", refuse)
-        heard: list[Any] = []
-        f = opero(**options, on_event=heard.append)(face.of(work))
+        received: list[Any] = []
+        f = opero(**options, on_event=received.append)(face.of(work))
         assert [face.run(f, n) for n in (1, 2)] == [2, 4]
-        told = [event.reason for event in heard if isinstance(event, CacheSkipped)]
-        assert len(told) == 1
-        assert "the server takes no writes" in told[0]
+        reported = [event.reason for event in received if isinstance(event, CacheSkipped)]
+        assert len(reported) == 1
+        assert "the server takes no writes" in reported[0]
 
 
 def _told(acquire: Any, wanted: list[str]) -> Any:

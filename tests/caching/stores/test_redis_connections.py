@@ -29,9 +29,9 @@ def store(server: RedisServer) -> RedisStore:
 
 def clients(server: RedisServer) -> int:
     """How many connections there are, beside the one that asks."""
-    told = server.do("INFO", "clients")
-    assert isinstance(told, dict)
-    return int(told["connected_clients"]) - 1
+    reported = server.do("INFO", "clients")
+    assert isinstance(reported, dict)
+    return int(reported["connected_clients"]) - 1
 
 
 def test_one_thread_uses_one_connection(store: RedisStore, server: RedisServer) -> None:
@@ -62,14 +62,14 @@ def test_a_connection_that_has_been_idle_for_long_is_not_trusted(
 ) -> None:
     """What stands in between may have forgotten it, and would swallow what is sent."""
     store.set("k", b"1", None)
-    told = server.do("INFO", "stats")
+    reported = server.do("INFO", "stats")
     monkeypatch.setattr(redis, "FRESH_SECONDS", 0.0)
     assert store.get("k") == b"1"
     now = server.do("INFO", "stats")
-    assert isinstance(told, dict)
+    assert isinstance(reported, dict)
     assert isinstance(now, dict)
     # One connection is that which asks.
-    assert now["total_connections_received"] - told["total_connections_received"] == 2
+    assert now["total_connections_received"] - reported["total_connections_received"] == 2
     store.close()
 
 

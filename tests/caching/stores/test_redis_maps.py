@@ -31,9 +31,9 @@ class Commands:
         server.do("CONFIG", "RESETSTAT")
 
     def __call__(self, name: str) -> int:
-        told = self._server.do("INFO", "commandstats")
-        assert isinstance(told, dict)
-        return int(told.get(f"cmdstat_{name}", {}).get("calls", 0))
+        reported = self._server.do("INFO", "commandstats")
+        assert isinstance(reported, dict)
+        return int(reported.get(f"cmdstat_{name}", {}).get("calls", 0))
 
 
 def note(folder: str, x: int) -> None:
@@ -63,8 +63,8 @@ def mapped(mode: str, server: RedisServer, **options: Any) -> Any:
 
 
 def run(f: Any, *given: Any) -> Any:
-    told = f(*given)
-    return asyncio.run(told) if asyncio.iscoroutine(told) else told
+    reported = f(*given)
+    return asyncio.run(reported) if asyncio.iscoroutine(reported) else reported
 
 
 @pytest.mark.parametrize("mode", MODES)

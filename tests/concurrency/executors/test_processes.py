@@ -216,7 +216,7 @@ def test_no_array_changes_when_others_come_after_it(maps: Maps) -> None:
             assert 2 * distinct >= len(spread)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="nobody can tell")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_the_memory_of_a_map_is_that_of_what_is_under_way(maps: Maps) -> None:
     """However many large items and results have passed through it."""
     resident: list[int] = []

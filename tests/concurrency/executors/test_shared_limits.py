@@ -1,5 +1,5 @@
 # this_file: tests/concurrency/executors/test_shared_limits.py
-"""One rate limit and one concurrency limit for all worker processes, whoever of them is killed."""
+"""One rate limit and one concurrency limit for all worker processes, whichever of them is killed."""
 
 from __future__ import annotations
 
