@@ -207,18 +207,6 @@ def test_rejected_results_are_not_cached():
     assert fn.calls == 2
 
 
-def test_a_result_that_was_marked_as_rejected_is_not_cached():
-    f = Cached(lambda: None)
-
-    def proceed(call):
-        call.rejected = True
-        return 1
-
-    run = f.cache.wrap_sync(proceed)
-    assert run(Call((), {})) == 1
-    assert f.handle.info().size == 0
-
-
 def test_wrong_arguments_are_left_to_the_function():
     def fn(x):
         return x
@@ -1039,7 +1027,7 @@ def test_an_instance_dies_with_its_entries():
     del one
     assert watch() is None
     assert f.handle.info().size == 1
-    assert not f.cache.entries.instances.tokens.keys() - {id(two)}
+    assert not f.cache.keys.instances.tokens.keys() - {id(two)}
 
 
 def test_a_method_that_returns_its_instance_keeps_nothing_alive(no_gc):
@@ -1255,7 +1243,7 @@ def test_a_wrapper_finds_the_entry_of_a_method_by_its_token():
 
 def test_a_plain_function_has_no_tokens():
     f = Cached(lambda x: x)
-    assert f.cache.entries.instances is None
+    assert f.cache.keys.instances is None
     assert f.cache.token_get(1) is None
     assert not f.cache.of_instance
 

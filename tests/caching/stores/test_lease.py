@@ -412,8 +412,8 @@ class TestInOneProcess:
         with Busy(Face(asynchronous=False), opero(**options)(work)):
             (key,) = set(owners)
             Crowd.wait_for(lambda: store.acquire(key, "its successor", 4))
-            Crowd.wait_for(lambda: not lease._process.renewer._held)  # a renewal was refused
-        Crowd.wait_for(lambda: not lease._process.renewer._ending)
+            Crowd.wait_for(lambda: not lease._renewer._held)  # a renewal was refused
+        Crowd.wait_for(lambda: not lease._renewer._ending)
         assert not store.acquire(key, "a third", 4)
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

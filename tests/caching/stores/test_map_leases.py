@@ -262,7 +262,7 @@ def test_what_was_computed_elsewhere_is_found(f: Any, face: Face, stranger: Stra
         if one.item == 2:
             key = f.cache.key(1)
             cache = f.cache._cache
-            cache.store.put(key.key, cache.writer.entry(key.key, ["theirs"], 60))
+            cache.store.put(key.key, cache.entries.entry(key.key, ["theirs"], 60))
 
     result = face.run(f.with_options(on_result=saw).map, [1, 1, 2])
     assert (result.values, result.hits, World.calls) == ([["theirs"], ["theirs"], [2]], 2, [2])
