@@ -674,7 +674,7 @@ def test_a_cancelled_listener_gets_no_more_events() -> None:
 def test_a_change_that_comes_while_the_notifier_leaves_is_delivered_too() -> None:
     told: list[CircuitChanged] = []
     breaker = CircuitBreaker(on_change=told.append)
-    news, late = breaker._notifications, [Transition(OPEN, CLOSED, None)]
+    late = [Transition(OPEN, CLOSED, None)]
 
     class Door:
         def acquire(self, *, blocking: bool) -> bool:
@@ -682,9 +682,9 @@ def test_a_change_that_comes_while_the_notifier_leaves_is_delivered_too() -> Non
 
         def release(self) -> None:
             if late:
-                news._transitions.append(late.pop())
+                breaker._core.transitions.append(late.pop())
 
-    news._delivering = Door()  # type: ignore[assignment]  # as much of a lock as is used
+    breaker._notifying = Door()  # type: ignore[assignment]  # as much of a lock as is used
     breaker.open()
     assert changes(list(told)) == [("closed", "open"), ("open", "closed")]
 
@@ -823,7 +823,7 @@ def test_a_forked_child_has_free_locks_and_no_probes(clock: FakeClock) -> None:
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with breaker._lock, breaker._notifications._lock, breaker._notifications._delivering:
+        with breaker._lock, breaker._notifying:
             held.set()
             done.wait(10)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import asynciolimiter
 import pytest
 
+from opero import opero
 from opero.errors import OperoUsageError
 from opero.limits.limiter import RateLimiter, limiter_of
 from opero.limits.waiting import sleep_time
@@ -504,6 +505,36 @@ async def test_an_asynciolimiter_is_a_limiter_of_ones_own():
     assert not limiter.share()
     assert "asynciolimiter.Limiter(rate=100)" in limiter.describe()
     assert repr(limiter) == "<RateLimiter around asynciolimiter.Limiter(rate=100)>"
+
+
+@pytest.mark.parametrize(
+    "limiter",
+    [
+        asynciolimiter.Limiter(100, max_burst=1),
+        asynciolimiter.StrictLimiter(100),
+        asynciolimiter.LeakyBucketLimiter(100, capacity=1),
+    ],
+    ids=lambda limiter: type(limiter).__name__,
+)
+def test_limiters_of_asynciolimiter_are_accepted_as_rate_limit(limiter):
+    @opero(cache=False, rate_limit=limiter)
+    async def ping(n):
+        return n, time.monotonic()
+
+    async def main():
+        return await asyncio.gather(*map(ping, range(6)))
+
+    for _ in range(2):  # also in a later event loop
+        answers = asyncio.run(main())
+        assert [n for n, _ in answers] == list(range(6))
+        times = sorted(at for _, at in answers)
+        assert times[-1] - times[0] > 0.025
+
+    with pytest.raises(OperoUsageError, match=r"not async.*\"100/minute\""):
+
+        @opero(cache=False, rate_limit=limiter)
+        def plain(n):
+            return n
 
 
 def test_an_asynciolimiter_survives_successive_runs():
