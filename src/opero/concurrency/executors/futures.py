@@ -494,10 +494,12 @@ class _RemoteJob:
                 value, outcome = yield BlockingStep(
                     run.run, run.run_async, (item, parked.get(position))
                 )
-            if outcome is not None:
-                odd[position] = outcome
+            if outcome is None:
+                values.append(encode_value(value, "result", None))
+            else:
                 outcome.value = encode_value(outcome.value, "result", None)
-            values.append(None if outcome else encode_value(value, "result", None))
+                odd[position] = outcome
+                values.append(None)
         done = Done(0, range(len(values)), values, odd, perf_counter() - began, "executor")
         with self._lock:
             stats = self._job.pipeline.stats
