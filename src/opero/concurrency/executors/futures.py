@@ -50,6 +50,7 @@ from opero.utils.steps import BlockingStep, run_async, run_sync
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import ItemOutcome, MapExecutor, Parked
     from opero.concurrency.executors.in_process import LocalChunk
+    from opero.concurrency.item_runner import Result
     from opero.events import Event
     from opero.utils.steps import StepLogic
 
@@ -482,6 +483,7 @@ class _RemoteJob:
         values: list[Any] = []
         odd: dict[int, ItemOutcome] = {}
         given_back: int | None = None
+        result: Result
         for position, entry in enumerate(entries):
             if position and perf_counter() > began + _SLOW * self._job.target_s:
                 given_back = position
@@ -489,11 +491,10 @@ class _RemoteJob:
             try:
                 item = decode_value(entry, None)
             except Exception as error:  # noqa: BLE001 - whatever its class raises when it is unpickled
-                value, outcome = None, unreadable(error, "item")
+                result = None, unreadable(error, "item")
             else:
-                value, outcome = yield BlockingStep(
-                    run.run, run.run_async, (item, parked.get(position))
-                )
+                result = yield BlockingStep(run.run, run.run_async, (item, parked.get(position)))
+            value, outcome = result
             if outcome is None:
                 values.append(encode_value(value, "result", None))
             else:
