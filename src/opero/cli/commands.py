@@ -98,7 +98,7 @@ def _store(backend: str) -> ByteStore | None:
         )
     store = open_store(settle(backend))
     folder = getattr(store, "folder", None)
-    return None if folder is not None and not folder.exists() else store
+    return None if folder is not None and not Path(folder).is_dir() else store
 
 
 def _list_cache(given: argparse.Namespace) -> int:

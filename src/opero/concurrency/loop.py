@@ -151,8 +151,7 @@ class MapRun:
             if known is not None:
                 yield from self._finish([known])
         if self._lookup is None:
-            if items:
-                self.scheduler.enqueue(idx, items)
+            self.scheduler.enqueue(idx, items)
             return
         found = yield from self._lookup.sort(idx, items)
         yield from self._finish(found)
@@ -270,11 +269,8 @@ class MapRun:
         if isinstance(error, MapError) and error.result is None:
             error.result = self.result()
         if error is not None:
-            self.forget()
-
-    def forget(self) -> None:
-        """Forget everything: the frames that an error has passed know this object, which would be a reference cycle."""
-        vars(self).clear()
+            # The frames that an error has passed know this object: what that holds would be a reference cycle.
+            vars(self).clear()
 
     def each(self, batch: Batch) -> Iterator[Any]:
         """Yield what the caller gets of a batch: results, and errors as `on_error` says.
@@ -314,7 +310,7 @@ class MapRun:
         stopped = self.scheduler.stopped
         error = self._input_error if stopped is None else MapStopped(stopped, self.result())
         if error is not None:
-            self.forget()
+            vars(self).clear()  # as in `_release`
             try:
                 raise error
             finally:
@@ -355,27 +351,28 @@ class MapRun:
             input_error=broken,
         )
 
-    def outcome(self) -> list[Any] | MapResult[Any]:
+    def outcome(self) -> Any:
         """Return what the caller gets of a map that was run to its end.
 
         Raises:
             MapStopped: It was to be a list, and the map was stopped before.
         """
         if self._returns == "report":
-            result = self.result()
-            self.forget()
-            return result
-        self.raise_ended()
-        found: list[Any] = []
-        for batch in self._arranged():
-            found += self.each(batch) if batch.odd else batch.values
-        self.forget()
+            found: Any = self.result()
+        else:
+            self.raise_ended()
+            found = []
+            for batch in self._arranged():
+                found += self.each(batch) if batch.odd else batch.values
+        vars(self).clear()  # as in `_release`
         return found
 
     def _arranged(self) -> list[Batch]:
         if not self._options.ordered:
             return self._kept
-        runs = itertools.chain.from_iterable(map(Batch.runs, self._kept))
+        runs: list[Batch] = []
+        for batch in self._kept:
+            runs += (batch,) if isinstance(batch.idx, range) else batch.runs()
         return sorted(runs, key=attrgetter("idx.start"))
 
 
@@ -510,7 +507,7 @@ def stream_map(run: MapRun) -> Iterator[Any]:
         while (batch := run_sync(run.next_batch())) is not None:
             yield from run.each(batch) if batch.odd else batch.values
     run.raise_ended()
-    run.forget()
+    vars(run).clear()  # as in `_release`
 
 
 async def stream_map_async(begin: Callable[[], MapRun]) -> AsyncIterator[Any]:
@@ -520,4 +517,4 @@ async def stream_map_async(begin: Callable[[], MapRun]) -> AsyncIterator[Any]:
             for value in run.each(batch) if batch.odd else batch.values:
                 yield value
     run.raise_ended()
-    run.forget()
+    vars(run).clear()  # as in `_release`

@@ -360,7 +360,10 @@ def _make_executor(mode: Mode, options: MapOptions, context: Context) -> MapExec
         # Unless `workers` was given, the executor says how many it has.
         workers = options.workers if "workers" in options.given else None
         return executor_for(options.executor, workers, context)
-    from opero.concurrency.executors.process.pool import ProcessEngine
+    from opero.concurrency.executors.process.start import begin_early
+
+    begin_early(options.start_method)
+    from opero.concurrency.executors.process.worker_pool import ProcessEngine
 
     return ProcessEngine(options.workers, method=options.start_method)
 

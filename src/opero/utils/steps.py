@@ -87,11 +87,12 @@ def run_sync(logic: StepLogic[T]) -> T:
         block, _, args = next(logic)
         while True:
             try:
-                outcome = block(*args)
+                outcome = [block(*args)]
             except BaseException as error:  # noqa: BLE001 - the logic decides
                 block, _, args = logic.throw(error)
             else:
-                block, _, args = logic.send(outcome)
+                # Popped: an error that it holds and that is raised now would be in a reference cycle with this frame.
+                block, _, args = logic.send(outcome.pop())
     except StopIteration as end:
         result: T = end.value
         return result
@@ -105,11 +106,11 @@ async def run_async(logic: StepLogic[T]) -> T:
         _, wait, args = next(logic)
         while True:
             try:
-                outcome = await wait(*args)
+                outcome = [await wait(*args)]
             except BaseException as error:  # noqa: BLE001 - as above
                 _, wait, args = logic.throw(error)
             else:
-                _, wait, args = logic.send(outcome)
+                _, wait, args = logic.send(outcome.pop())
     except StopIteration as end:
         result: T = end.value
         return result
