@@ -113,7 +113,7 @@ class _BackgroundCall(RefreshCall):
 
     def unchanged(self) -> bool:
         """Return whether the arguments still have the key of the entry."""
-        self.key = self._stage.keys.key(self.args, self.kwargs)
+        self.key: Any = self._stage.keys.key(self.args, self.kwargs)
         return bool(self.key == self.flight.key)
 
     def compute(self) -> Any:

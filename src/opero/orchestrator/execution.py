@@ -356,7 +356,9 @@ class _FirstParameter(Protocol[T_contra, Q, R_co, L_co]):
     """An orchestrated function whose first parameter has a certain type."""
 
     def __call__(self, first: T_contra, /, *args: Q.args, **kwargs: Q.kwargs) -> R_co: ...
-    def process(self, *items: Any, **kwargs: Any) -> L_co: ...
+    def process(self, *items: Any, **kwargs: Any) -> L_co:
+        """Call it with each item."""
+        ...
 
 
 class Orchestrated(Protocol[P, R_co, L_co]):

@@ -83,7 +83,7 @@ class FunctionKeys:
         self._positional = sum(p.kind <= p.POSITIONAL_OR_KEYWORD for p in parameters)
         self._keyword_only = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
         self._kept = [n for n, name in enumerate(self._names) if name not in self._ignore]
-        self.instances = instances if self._kept[:1] == [0] else None
+        self.instances: InstanceTokens | None = instances if self._kept[:1] == [0] else None
         self._bare = self._plain and not self._keyword_only
 
     @property
