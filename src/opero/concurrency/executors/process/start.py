@@ -88,7 +88,8 @@ def modules_to_preload(functions: Sequence[Any]) -> dict[str, tuple[str, int]]:
 
     Modules of the program itself are left to the workers, which import them afresh for each map.
     """
-    names = {"cloudpickle"} & sys.modules.keys()
+    # Beside them, what workers import themselves where the program has it.
+    names = {"cloudpickle", "logging"} & sys.modules.keys()
     for function in functions:
         module = sys.modules.get(getattr(function, "__module__", None) or "")
         for value in [*getattr(function, "__globals__", vars(module) if module else {}).values()]:

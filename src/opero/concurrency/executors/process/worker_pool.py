@@ -423,10 +423,13 @@ class ProcessEngine:
                 self._wait(end, lambda: any(worker.pending for worker in self._workers))
         finally:
             self._most = 0
+            # What is idle is killed at once, and the server sees to it.
+            busy = not self._graceful or any(worker.pending for worker in self._workers)
             for worker in self._workers:
                 worker.kill("stopped")
             try:
-                self._wait(max(end, time.monotonic() + 0.05), lambda: bool(self._workers))
+                if busy:
+                    self._wait(max(end, time.monotonic() + 0.05), lambda: bool(self._workers))
             finally:
                 self._release()
 
