@@ -132,7 +132,7 @@ class WorkerHandle:
     @property
     def open(self) -> int:
         """How many items of it are still to be reported."""
-        return sum(pending.progress.open for pending in self.pending.values())
+        return sum([pending.progress.open for pending in self.pending.values()])
 
     def has_room(self, pending: PendingChunk, in_flight: int) -> bool:
         """Return whether it could take a chunk now.

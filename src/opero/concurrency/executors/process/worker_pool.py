@@ -115,7 +115,7 @@ class ProcessEngine:
             return
         # The fresh interpreter begins while the job is pickled.
         self._server()
-        blob = self._spec.pickled()
+        blob = self._spec.pickled('start_method="fork" or mode="thread"')
         if self._method == "forkserver":
             self._modules = modules_to_preload(self._spec.functions)
         try:
@@ -176,11 +176,8 @@ class ProcessEngine:
 
     def submit(self, chunk: Chunk) -> None:
         """Encode a chunk and send it to an idle worker, or keep it until there is one."""
-        buffer = self._items.take()
-        message = pickle.dumps((chunk.id, *protocol.encode_chunk(chunk, buffer)), 5)
-        if buffer is not None and not buffer.used:
-            self._items.give_back(buffer)
-            buffer = None
+        content, buffer = protocol.encode_chunk(chunk, self._items)
+        message = pickle.dumps((chunk.id, *content), 5)
         progress, suspect = ChunkProgress(len(chunk.items)), chunk.attempt > 0
         pending = PendingChunk(chunk.id, message, progress, buffer, suspect, size=len(message))
         self._waiting.append(pending)
@@ -204,7 +201,7 @@ class ProcessEngine:
                 break
             elif ready:
                 ready.remove(min(ready, key=_load))
-        coming = sum(not worker.up for worker in self._workers)
+        coming = [worker.up for worker in self._workers].count(False)
         wanted = min(len(self._waiting) - coming, self._most - len(self._workers))
         if wanted > 0:
             self._begin(wanted)
@@ -286,9 +283,10 @@ class ProcessEngine:
         if kept < progress.kept:
             progress.cut(kept)
             self._reports.append(GaveBack(number, kept))
-        if progress.over:
+        if progress.open <= 0:
             del worker.pending[number]
-            self._items.give_back(pending.buffer)
+            if pending.buffer is not None:
+                self._items.give_back(pending.buffer)
 
     def kill(self, number: int, why: Why) -> bool:
         """End the worker that has this chunk."""
