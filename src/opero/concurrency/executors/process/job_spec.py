@@ -72,12 +72,6 @@ class JobSpec:
         options = shared_options(job.pipeline)
         return cls(fields, options, listens, _levels(), ambient.disabled(), os.getpid())
 
-    @property
-    def functions(self) -> list[Any]:
-        """The functions that workers call."""
-        found = [self.fields["function"], self.fields["worker_init"]]
-        return [one for one in found if one is not None]
-
     def pickled(self, way_out: str = 'mode="thread"') -> bytes:
         """Pickle for an interpreter that has nothing of this program.
 

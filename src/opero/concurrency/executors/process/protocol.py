@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ASK", "COPIED", "DONE", "DUE", "FAILED", "ITEM", "LOG", "NONE", "PAGE", "PLAIN", "SLOW_CHUNK", "STOP", "TURN",
     "UP", "BufferPool", "Frame", "SharedBuffer", "Span", "buffer_size", "copy_span", "decode_done", "decode_value",
-    "encode_chunk", "encode_done", "encode_value", "open_page", "shared_file", "unreadable",
+    "encode_chunk", "encode_done", "encode_value", "shared_file", "unreadable",
 ]  # fmt: skip
 
 Frame = tuple[Any, ...]
@@ -178,11 +178,6 @@ ITEM, TURN, DUE, STOP, COPIED = range(5)
 call under way must have returned (`time.monotonic` in ns, negative where a deadline says so, 0 if none is under way);
 whether it begins no other item; how many buffers of results the pool has copied."""
 NONE: Final = -1
-
-
-def open_page(mapped: mmap.mmap) -> memoryview[int]:
-    """Return the words of the page with which a mapping begins."""
-    return memoryview(mapped)[:PAGE].cast("q")
 
 
 # --- values ---------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def choose_method(asked: StartMethod | None) -> StartMethod:
 _STANDARD_LIBRARY: Final = os.__file__.removesuffix("os.py")
 
 
-def modules_to_preload(functions: Sequence[Any]) -> dict[str, tuple[str, int]]:
+def modules_to_preload(*functions: Any) -> dict[str, tuple[str, int]]:
     """Return the installed modules that functions and their modules refer to, with file and time of change.
 
     Modules of the program itself are left to the workers, which import them afresh for each map.
@@ -230,7 +230,7 @@ class ForkServer:
         names = [name for name in modules if name not in self.preloaded]
         if names:
             self.preloaded |= {name: modules[name] for name in names}
-            self._request(("preload", names, import_paths()))
+            self.request(("preload", names, import_paths()))
 
     def start(self, fds: Sequence[int], *, fresh: bool = False) -> tuple[int, int]:
         """Begin a worker.
@@ -240,7 +240,7 @@ class ForkServer:
             fresh: Whether it is a fresh interpreter ("spawn").
 
         Returns:
-            Its number, for `kill`, and the descriptor of its sentinel (see `EXIT_STATUS`).
+            Its number, for a request to kill it, and the descriptor of its sentinel (see `EXIT_STATUS`).
 
         Raises:
             OSError: The server is gone, or no descriptor is left.
@@ -250,7 +250,7 @@ class ForkServer:
         mine = [status]
         try:
             mine += [_output(1), _output(2)]
-            self._request(("start", number, fresh), [*fds, *mine])
+            self.request(("start", number, fresh), [*fds, *mine])
         except BaseException:
             os.close(sentinel)
             raise
@@ -259,15 +259,12 @@ class ForkServer:
                 os.close(fd)
         return number, sentinel
 
-    def kill(self, number: int) -> None:
-        """Kill a worker, whatever it does; one that has ended already is left alone.
+    def request(self, message: tuple[Any, ...], fds: Sequence[int] = ()) -> None:
+        """Ask it for something: `("kill", number)` ends a worker, whatever it does, if it has not ended already.
 
         Raises:
             OSError: The server is gone.
         """
-        self._request(("kill", number))
-
-    def _request(self, message: tuple[Any, ...], fds: Sequence[int] = ()) -> None:
         data = pickle.dumps(message)
         frame = _HEAD.pack(len(data)) + data
         with self._lock:

@@ -117,7 +117,8 @@ class ProcessEngine:
         self._server()
         blob = self._spec.pickled('start_method="fork" or mode="thread"')
         if self._method == "forkserver":
-            self._modules = modules_to_preload(self._spec.functions)
+            fields = self._spec.fields
+            self._modules = modules_to_preload(fields["function"], fields["worker_init"])
         try:
             folder: str | None = os.getcwd()  # noqa: PTH109 - pathlib would not be faster
         except OSError:
@@ -418,24 +419,32 @@ class ProcessEngine:
             if self._graceful:
                 for worker in self._workers:
                     worker.page[STOP] = 1
-                self._wait(end, lambda: any(worker.pending for worker in self._workers))
+                while self._busy() and self._wait(end):
+                    pass
         finally:
             self._most = 0
             # What is idle is killed at once, and the server sees to it.
-            busy = not self._graceful or any(worker.pending for worker in self._workers)
+            waits = not self._graceful or self._busy()
+            end = max(end, time.monotonic() + 0.05)
             for worker in self._workers:
                 worker.kill("stopped")
             try:
-                if busy:
-                    self._wait(max(end, time.monotonic() + 0.05), lambda: bool(self._workers))
+                while waits and self._workers and self._wait(end):
+                    pass
             finally:
                 self._release()
 
-    def _wait(self, end: float, lasts: Callable[[], bool]) -> None:
-        while lasts() and (left := end - time.monotonic()) > 0:
+    def _busy(self) -> bool:
+        return bool([worker for worker in self._workers if worker.pending])
+
+    def _wait(self, end: float) -> bool:
+        """Handle what comes next, which no one wants any more; return whether there was time left for it."""
+        left = end - time.monotonic()
+        if left > 0:
             with suppress(WorkerStartError):
                 self._turn(left)
             self._reports.clear()
+        return left > 0
 
     def _release(self) -> None:
         for worker in self._workers:
