@@ -360,7 +360,8 @@ class MapRun:
         if self._returns == "report":
             found: Any = self.result()
         else:
-            self.raise_ended()
+            if self.scheduler.stopped is not None:
+                self.raise_ended()
             found = []
             for batch in self._arranged():
                 found += self.each(batch) if batch.odd else batch.values
