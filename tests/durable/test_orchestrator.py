@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import pickle
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,18 @@ from typing import Any
 
 import pytest
 
-from opero.durable import Orchestrator, activity, now, random, sleep, uuid, wait_for, workflow
+from opero.durable import (
+    Orchestrator,
+    WorkflowStatus,
+    activity,
+    get_registry,
+    now,
+    random,
+    sleep,
+    uuid,
+    wait_for,
+    workflow,
+)
 from opero.errors import (
     DurableError,
     IdConflictError,
@@ -279,6 +291,37 @@ def test_unknown_names_and_ids_are_errors(orchestrator: Orchestrator) -> None:
     with pytest.raises(UnknownWorkflowError, match="no workflow with the id 'unknown'"):
         orchestrator.wait("unknown")
     assert orchestrator.get_workflow_status("unknown") is None
+
+
+def test_registry_names_what_is_decorated_and_can_be_cleared(orchestrator: Orchestrator) -> None:
+    @activity("post")
+    def post() -> None: ...
+
+    @workflow("mailing")
+    def mailing() -> None: ...
+
+    registry = get_registry()
+    assert registry.activities["post"] is post
+    assert registry.latest("mailing").fn is mailing
+    registry.workflows.clear()
+    registry.activities.clear()
+    with pytest.raises(UnknownWorkflowError):
+        orchestrator.invoke_workflow("mailing")
+
+
+def test_status_words_are_those_of_a_status(orchestrator: Orchestrator) -> None:
+    @workflow
+    def quick() -> None: ...
+
+    found = orchestrator.wait(orchestrator.invoke_workflow("quick"), 10)
+    assert found["status"] == WorkflowStatus.DONE == WorkflowStatus.DONE.value == "done"
+    assert type(found["status"]) is str
+    assert len(orchestrator.list_workflows(status=WorkflowStatus.DONE)) == 1
+
+
+def test_class_keeps_its_public_name() -> None:
+    assert repr(Orchestrator("x.db")).startswith("<Orchestrator on ")
+    assert pickle.loads(pickle.dumps(Orchestrator)) is Orchestrator
 
 
 def test_arguments_that_do_not_fit_are_an_error_at_once(orchestrator: Orchestrator) -> None:
@@ -715,6 +758,26 @@ async def test_async_variants_of_operations(journal: Path) -> None:
     with pytest.raises(OperoUsageError, match="not in doubt"):
         await orchestrator.aresolve(again, "1", again=True)
     assert await orchestrator.astop(10)
+
+
+@pytest.mark.asyncio
+async def test_cancelled_invocation_leaves_a_workflow_that_runs_or_none(journal: Path) -> None:
+    @workflow
+    def short(n: int) -> int:
+        return n
+
+    async with Orchestrator(journal) as orchestrator:
+        for n in range(20):
+            invoking = asyncio.ensure_future(
+                orchestrator.ainvoke_workflow("short", n, workflow_id=str(n))
+            )
+            for _ in range(n % 3):
+                await asyncio.sleep(0)
+            invoking.cancel()
+            await asyncio.wait([invoking])
+        await orchestrator.ainvoke_workflow("short", 20, workflow_id="20")
+        for found in await orchestrator.alist_workflows():
+            assert await orchestrator.aresult(found["id"], 20) == int(found["id"])
 
 
 def test_each_operation_has_an_async_variant() -> None:
