@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import os
 import re
 import shutil
@@ -137,26 +136,23 @@ def test_readme_names_the_command(readme: str, command: str) -> None:
 def test_readme_lists_every_option_in_order_with_its_default(readme: str) -> None:
     from opero.core.options import Options
 
-    fields = [field for field in dataclasses.fields(Options) if "doc" in field.metadata]
     rows = table(readme, "option")
-    assert [row[0].strip("`") for row in rows] == [field.name for field in fields]
+    assert [row[0].strip("`") for row in rows] == list(Options.declared)
     assert [
-        f"{field.name}: {row[1]} stands for {field.default!r}"
-        for field, row in zip(fields, rows, strict=True)
-        if not means(row[1], field.default)
+        f"{name}: {row[1]} stands for {option.default!r}"
+        for (name, option), row in zip(Options.declared.items(), rows, strict=True)
+        if not means(row[1], option.default)
     ] == []
 
 
 def test_readme_lists_every_map_option_in_order_with_its_default(readme: str) -> None:
     from opero.core.options import MapOptions, Options
 
-    known = Options.names()
-    fields = [
-        field for field in dataclasses.fields(MapOptions) if field.init and field.name not in known
-    ]
+    names = [name for name in MapOptions.declared if name not in Options.declared]
     rows = table(readme, "map option")
-    assert [row[0].strip("`") for row in rows] == [field.name for field in fields]
-    assert all(means(row[1], field.default) for field, row in zip(fields, rows, strict=True))
+    assert [row[0].strip("`") for row in rows] == names
+    defaults = [MapOptions.declared[name].default for name in names]
+    assert all(means(row[1], default) for default, row in zip(defaults, rows, strict=True))
 
 
 def test_readme_names_every_extra_and_no_other(readme: str, project: dict[str, Any]) -> None:

@@ -10,11 +10,11 @@ from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from opero.caching import clear_cache
-    from opero.core.call import Receipt
     from opero.core.classify import add_classifier
     from opero.core.deadline import deadline, remaining
     from opero.core.failures import failures
     from opero.core.rate_limit import RateLimiter
+    from opero.core.receipt import Receipt
     from opero.core.retry_budget import RetryBudget
     from opero.decorators.opero import opero
     from opero.decorators.operomap import operomap
@@ -121,14 +121,14 @@ _lazy, __dir__ = lazy_exports(
         "Parallel": "opero.tasks.parallel",
         "RateLimitConfig": "opero.orchestrator.config",
         "RateLimiter": "opero.core.rate_limit",
-        "Receipt": "opero.core.call",
+        "Receipt": "opero.core.receipt",
         "RetryBudget": "opero.core.retry_budget",
         "RetryConfig": "opero.orchestrator.config",
         "Sequence": "opero.tasks.task",
         "Task": "opero.tasks.task",
         "TaskState": "opero.tasks.state",
         "add_classifier": "opero.core.classify",
-        "clear_cache": "opero.caching.context",
+        "clear_cache": "opero.caching.handles",
         "deadline": "opero.core.deadline",
         "event_bus": "opero.events",
         "failures": "opero.core.failures",

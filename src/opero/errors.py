@@ -291,7 +291,7 @@ class RateLimitPausedError(RefusalError):
         >>> raise RateLimitPausedError(120.0)
         Traceback (most recent call last):
         ...
-        opero.errors.RateLimitPausedError: the rate limiter is paused for another 120 s
+        opero.errors.RateLimitPausedError: the rate limiter is paused, because the service asked to wait
     """
 
     def __init__(self, retry_after: float, what: str = "the rate limiter") -> None:
@@ -300,10 +300,8 @@ class RateLimitPausedError(RefusalError):
         self.what = what
 
     def __str__(self) -> str:
-        seconds = (
-            f"{self.retry_after:.3g}" if self.retry_after < 1000 else f"{self.retry_after:.0f}"
-        )
-        return mask_urls(f"{self.what} is paused for another {seconds} s")
+        # The same for all calls that meet one pause, so that they can be counted; `retry_after` says how long.
+        return mask_urls(f"{self.what} is paused, because the service asked to wait")
 
 
 class DurableError(OperoError):

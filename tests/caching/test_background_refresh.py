@@ -118,7 +118,7 @@ def test_tasks_are_served_at_once_and_one_task_renews(clock: FakeClock) -> None:
 
 
 @pytest.mark.parametrize("error", [ConnectionError, ValueError])
-def test_a_renewal_that_fails_keeps_the_old_result_and_is_not_tried_by_everybody(
+def test_a_renewal_that_fails_keeps_the_old_result_and_is_not_tried_by_all(
     body: Gated, clock: FakeClock, error: type[Exception]
 ) -> None:
     fetch = decorated(body, retry_on=ConnectionError)
@@ -150,7 +150,7 @@ def test_a_rejected_renewal_keeps_the_old_result(body: Gated, clock: FakeClock) 
     assert [event.renewed for event in events] == [False]
 
 
-def test_who_comes_after_the_expiry_waits_for_the_renewal(body: Gated, clock: FakeClock) -> None:
+def test_a_call_after_the_expiry_waits_for_the_renewal(body: Gated, clock: FakeClock) -> None:
     fetch = decorated(body)
     fetch()
     clock.advance(81)
@@ -261,7 +261,9 @@ def double(x: int) -> int:
 
 
 @pytest.mark.parametrize("kind", ["user's store", "disk"])
-def test_a_store_that_is_shared_tells_the_age(clock: FakeClock, tmp_path: Path, kind: str) -> None:
+def test_a_store_that_is_shared_reports_the_age(
+    clock: FakeClock, tmp_path: Path, kind: str
+) -> None:
     backend: Any = Dict() if kind != "disk" else f"disk:{tmp_path}"
     stored = opero(cache_ttl=100, cache_refresh=0.8, cache_backend=backend)(double)
     stored(1)

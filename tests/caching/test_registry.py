@@ -50,7 +50,7 @@ def test_clear_cache_counts_a_shared_store_once():
     assert second.info().size == 0
 
 
-def test_a_cache_that_nobody_holds_is_forgotten():
+def test_a_cache_without_references_is_forgotten():
     gone = weakref.ref(cached("forgotten", entries=1))
     gc.collect()
     assert gone() is None

@@ -163,7 +163,7 @@ def test_an_invalidated_flight_is_replaced_by_the_next_caller():
     assert len(flights) == 1
 
 
-def test_nobody_takes_over_an_invalidated_flight():
+def test_no_waiter_takes_over_an_invalidated_flight():
     flights, waiter = SingleFlight(), FakeWaiter()
     flight = waiting(flights, waiter)
     flights.invalidate_all()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from opero import opero
-from opero.caching.function_cache import source_digest
+from opero.caching.entries import source_digest
 from opero.events import CacheSkipped, FunctionEdited
 
 pytestmark = pytest.mark.internal

@@ -188,7 +188,7 @@ def test_one_error_of_several_values_that_is_retried_is_enough(face: Any, clock:
     assert (receipt.source, receipt.fallback) == ("stale", None)
 
 
-def test_while_a_failure_is_fresh_nobody_tries_again(
+def test_while_a_failure_is_fresh_no_call_tries_again(
     face: Any, clock: FakeClock, backend: Any
 ) -> None:
     source = Source("old", ConnectionError())
@@ -250,7 +250,7 @@ def test_failures_that_come_through_are_misses(face: Any, clock: FakeClock) -> N
     assert (fetch.stats.misses, fetch.stats.stale) == (2, 0)
 
 
-def test_a_refresh_that_fails_tells_and_keeps_the_old_result(
+def test_a_refresh_that_fails_is_reported_and_keeps_the_old_result(
     face: Any, clock: FakeClock, backend: Any
 ) -> None:
     fetch = decorated(face, Source("old", ConnectionError("down")), backend)
@@ -388,7 +388,7 @@ def test_waiters_for_a_refresh_that_fails_get_the_expired_result(clock: FakeCloc
     assert receipt.source == "stale"
 
 
-def test_who_runs_out_of_time_gets_the_expired_result(
+def test_a_call_that_runs_out_of_time_gets_the_expired_result(
     face: Any, clock: FakeClock, backend: Any
 ) -> None:
     source = Source("old", ConnectionError())
@@ -404,7 +404,7 @@ def test_who_runs_out_of_time_gets_the_expired_result(
     assert source.calls == 6
 
 
-def test_who_waits_for_another_and_runs_out_of_time_gets_the_expired_result(
+def test_a_waiter_that_runs_out_of_time_gets_the_expired_result(
     clock: FakeClock,
 ) -> None:
     async def main() -> None:
@@ -467,7 +467,7 @@ def test_a_tenacity_strategy_as_retry_on_is_asked(face: Any, clock: FakeClock) -
         face.run(fetch)
 
 
-def test_explain_tells_how_long() -> None:
+def test_explain_says_how_long() -> None:
     @opero(cache_stale_ttl="1d", cache_refresh=0.8)
     def fetch() -> None: ...
 

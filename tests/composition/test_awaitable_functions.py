@@ -200,7 +200,7 @@ def test_a_call_that_another_one_overtook_is_closed(kind: Any) -> None:
     assert fetch.stats.hits == 1
 
 
-def test_its_events_are_told_once(kind: Any, clock: FakeClock) -> None:
+def test_its_events_are_sent_once(kind: Any, clock: FakeClock) -> None:
     fetch = opero(cache=False)(kind(flaky("fine", failures=1)))
     with capture_events() as events:
         run(fetch, 1)

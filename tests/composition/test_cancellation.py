@@ -122,7 +122,7 @@ async def test_a_cancelled_receipt_is_cancelled_too() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_cancelled_leader_leaves_its_retries_to_nobody() -> None:
+async def test_a_cancelled_leader_hands_over_no_retries() -> None:
     """The waiter begins with a full set of attempts of its own."""
     body = flaky("fine", failures=2)
 

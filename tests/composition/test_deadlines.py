@@ -321,7 +321,7 @@ def test_a_hit_of_the_cache_takes_no_time_even_if_there_is_none() -> None:
         assert fetch() == "value"
 
 
-def test_the_receipt_tells_what_is_left(face: Any, clock: Any) -> None:
+def test_the_receipt_says_what_is_left(face: Any, clock: Any) -> None:
     def fetch() -> str:
         clock.advance(10)
         return "value"
@@ -354,11 +354,11 @@ def test_a_wait_for_a_permit_ends_with_it(bounded: Any) -> None:
     assert (limit.in_flight, limit.waiting) == (0, 0)
 
 
-def test_who_finds_a_permit_free_does_not_wait(bounded: Any) -> None:
+def test_a_call_that_finds_a_permit_free_does_not_wait(bounded: Any) -> None:
     assert bounded(10, lambda: "value", concurrency=ConcurrencyLimit(1, queue=0)) == "value"
 
 
-def test_a_full_queue_is_told_before_the_deadline_is() -> None:
+def test_a_full_queue_is_reported_before_the_deadline() -> None:
     limit = ConcurrencyLimit(1, queue=0)
     fetch = opero(cache=False, deadline=5, concurrency=limit)(lambda: "value")
     with limit, pytest.raises(BulkheadFullError):
@@ -459,7 +459,7 @@ def test_a_leader_that_does_not_begin_a_pause_hands_over_too(clock: Any) -> None
     assert len(calls) == 2
 
 
-def test_nobody_takes_over_from_a_leader_that_failed_by_itself() -> None:
+def test_no_waiter_takes_over_from_a_leader_that_failed_by_itself() -> None:
     calls = []
 
     @opero(retries=0)

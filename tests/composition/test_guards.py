@@ -62,9 +62,7 @@ def test_a_pause_that_a_circuit_does_not_outlast_is_made(face: Any, clock: Any) 
     assert breaker.state == "closed"
 
 
-def test_who_finds_the_circuit_open_after_a_pause_ends_with_the_last_real_error(
-    face: Any, clock: Any
-) -> None:
+def test_a_circuit_open_after_a_pause_ends_with_the_last_real_error(face: Any, clock: Any) -> None:
     # Two live breakers of one name are an error, and the other case's may not be collected yet.
     name = f"service {next(NUMBERS)}"
     breaker = CircuitBreaker(name, fail_max=9)
@@ -127,7 +125,7 @@ def test_all_values_open_is_a_refusal_at_once() -> None:
     assert ask.stats.calls == 2
 
 
-def test_nobody_queues_only_to_be_refused(face: Any, clock: Any) -> None:
+def test_no_call_queues_only_to_be_refused(face: Any, clock: Any) -> None:
     breaker, limiter = CircuitBreaker.unregistered("svc"), RateLimiter("1/minute")
     full = ConcurrencyLimit(1, queue=0)
     assert full.try_acquire()
@@ -254,7 +252,7 @@ def test_a_request_to_wait_of_one_value_does_not_hold_up_the_others() -> None:
 # --- a function within itself -----------------------------------------------------------------------
 
 
-def test_a_function_that_waits_for_its_own_permit_is_told_so(face: Any) -> None:
+def test_a_function_that_waits_for_its_own_permit_gets_an_error(face: Any) -> None:
     def again(depth: int) -> Any:
         return fetch(depth - 1) if depth else "end"
 
@@ -269,7 +267,7 @@ def test_a_function_that_waits_for_its_own_permit_is_told_so(face: Any) -> None:
     assert fetch.__opero__.concurrency.limit.in_flight == 0
 
 
-def test_a_function_that_waits_for_its_own_permit_is_told_so_through_the_threads_of_a_timeout() -> (
+def test_a_function_that_waits_for_its_own_permit_gets_an_error_through_the_threads_of_a_timeout() -> (
     None
 ):
     @opero(cache=False, retries=0, concurrency=2, timeout=5)
@@ -300,7 +298,7 @@ def test_a_call_that_was_left_behind_does_not_wait_for_its_own_permit() -> None:
     assert "is called within itself" in ended.get(timeout=5)
 
 
-def test_who_waits_for_somebody_elses_permit_waits(face: Any) -> None:
+def test_a_call_that_waits_for_the_permit_of_another_waits(face: Any) -> None:
     limit = ConcurrencyLimit(1)
     inner = opero(cache=False, concurrency=limit)(lambda: "value")
 

@@ -131,7 +131,7 @@ def test_arguments_of_nested_functions_are_freed(face: Any) -> None:
     assert use()() is None
 
 
-def test_arguments_are_freed_while_events_are_heard(face: Any) -> None:
+def test_arguments_are_freed_while_listeners_are_there(face: Any) -> None:
     fetch = opero(retries=1, **quick)(face.of(ends(bad)))
 
     def use() -> weakref.ref[Big]:
@@ -143,7 +143,7 @@ def test_arguments_are_freed_while_events_are_heard(face: Any) -> None:
     assert use()() is None
 
 
-def test_arguments_live_as_long_as_the_error_that_somebody_keeps() -> None:
+def test_arguments_live_as_long_as_the_error_that_is_kept() -> None:
     fetch = opero(retries=1, **quick)(ends(bad))
 
     def use() -> tuple[weakref.ref[Big], BaseException]:

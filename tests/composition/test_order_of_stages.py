@@ -110,7 +110,7 @@ def test_a_result_that_a_retry_brought_is_cached(face: Any, clock: FakeClock) ->
     assert len(service.asked) == 3
 
 
-def test_the_cache_keeps_the_final_error_of_nobody(face: Any, clock: FakeClock) -> None:
+def test_the_cache_keeps_no_final_error(face: Any, clock: FakeClock) -> None:
     """With the cache on, the caller still gets the last call's own object."""
     errors = [OSError(n) for n in range(4)]
     service = Service(clock, a=list(errors))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from opero.concurrency.executors.base import Chunk, ChunkProgress, Done, GaveBack, MapJob, Report
-from opero.concurrency.executors.process.pool import ProcessEngine
+from opero.concurrency.executors.process.worker_pool import ProcessEngine
 from opero.core.function import describe_function
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
@@ -87,6 +87,10 @@ class Maps:
         self.method: StartMethod = method
         self._engines: list[ProcessEngine] = []
 
+    def __reduce__(self) -> tuple[type[Maps], tuple[StartMethod]]:
+        # A function that maps takes it along to its worker.
+        return Maps, (self.method,)
+
     def engine(self, workers: int) -> ProcessEngine:
         """Make an engine."""
         engine = ProcessEngine(workers, method=self.method)
@@ -114,8 +118,7 @@ class Maps:
 
     def workers(self) -> list[int]:
         """Return the worker processes of the engines that are open."""
-        pools = [pool for engine in self._engines if (pool := vars(engine)["_pool"]) is not None]
-        handles = [handle for pool in pools for handle in list(vars(pool)["_workers"])]
+        handles = [handle for engine in self._engines for handle in list(vars(engine)["_workers"])]
         return [handle.pid for handle in handles if handle.pid]
 
     def servers(self) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from opero import RateLimiter, operomap
-from opero.concurrency.batches import Batch
+from opero.concurrency.executors.base import Batch
 from opero.concurrency.progress import Progress
 from opero.events import MapProgress, MapWaiting
 from opero.events.bus import Emitter

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -106,10 +105,9 @@ def test_all_options_of_opero_come_first() -> None:
 
 
 def test_every_option_has_a_meaning_and_a_check() -> None:
-    for field in dataclasses.fields(MapOptions):
-        if field.init:
-            assert set(field.metadata) == {"stage", "check", "doc"}
-            field.metadata["check"](field.name, field.default)
+    for name, option in MapOptions.declared.items():
+        assert option.doc
+        option.check(name, option.default)
 
 
 @pytest.mark.parametrize(

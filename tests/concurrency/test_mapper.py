@@ -27,7 +27,9 @@ HERE = {"sync": "thread", "async": "async"}
         ("async_process", "process", "async_process"),
     ],
 )
-def test_each_mode_means_something_for_both_colours(mode: Any, of_sync: str, of_async: str) -> None:
+def test_each_mode_means_something_for_sync_and_async(
+    mode: Any, of_sync: str, of_async: str
+) -> None:
     options = MapOptions(mode=mode)
     assert choose_mode(options, awaits=False) == of_sync
     assert choose_mode(options, awaits=True) == of_async

@@ -117,7 +117,7 @@ except ValueError as error:
     assert elsewhere(fails, f"exec({code!r})") == "3 fails"
 
 
-def test_a_module_that_nobody_else_can_import_travels_by_value(tmp_path: Path) -> None:
+def test_a_module_that_no_other_process_can_import_travels_by_value(tmp_path: Path) -> None:
     file = tmp_path / "only_here.py"
     file.write_text("base = 10\nclass Point:\n    pass\ndef add(x):\n    return base + x\n")
     spec = importlib.util.spec_from_file_location("only_here", file)

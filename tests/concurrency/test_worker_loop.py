@@ -105,7 +105,7 @@ def test_a_loop_that_turns_lives_longer_than_its_limit(maps: Maps) -> None:
     assert len(set(pids.items)) == 1
 
 
-def test_of_several_under_way_nobody_is_blamed_without_proof(maps: Maps) -> None:
+def test_of_several_under_way_none_is_blamed_without_proof(maps: Maps) -> None:
     async def fetch(x: int) -> int:
         await asyncio.sleep(0.01)
         if x == 2:

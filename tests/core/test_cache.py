@@ -207,18 +207,6 @@ def test_rejected_results_are_not_cached():
     assert fn.calls == 2
 
 
-def test_a_result_that_was_marked_as_rejected_is_not_cached():
-    f = Cached(lambda: None)
-
-    def proceed(call):
-        call.rejected = True
-        return 1
-
-    run = f.cache.wrap_sync(proceed)
-    assert run(Call((), {})) == 1
-    assert f.handle.info().size == 0
-
-
 def test_wrong_arguments_are_left_to_the_function():
     def fn(x):
         return x
@@ -365,7 +353,7 @@ def test_a_result_heavier_than_the_bound_is_returned_but_not_stored():
 # --- isolation ------------------------------------------------------------------------------------
 
 
-def test_what_callers_do_to_a_result_reaches_nobody():
+def test_what_callers_do_to_a_result_reaches_no_other():
     f = Cached(lambda: {"tags": ["a"]})
     for _ in range(3):
         result = f()
@@ -374,7 +362,7 @@ def test_what_callers_do_to_a_result_reaches_nobody():
         result["more"] = 1
 
 
-def test_what_the_function_does_to_its_result_afterwards_reaches_nobody():
+def test_what_the_function_does_to_its_result_afterwards_reaches_no_caller():
     kept: list[int] = []
     f = Cached(lambda: kept)
     f()
@@ -410,7 +398,7 @@ def test_leader_and_followers_share_nothing():
     assert f.stats.shared == 3
 
 
-def test_what_cannot_be_copied_is_returned_and_not_stored_and_told_once():
+def test_what_cannot_be_copied_is_returned_and_not_stored_and_reported_once():
     f = Cached(counted(threading.Lock))
     assert f() is not f()
     assert f.handle.info().size == 0
@@ -471,7 +459,7 @@ class CustomError(Exception):
         self.code = code
 
 
-def test_a_failure_reaches_everybody_each_with_a_traceback_of_its_own():
+def test_a_failure_reaches_all_waiters_each_with_a_traceback_of_its_own():
     error = CustomError(5, detail="d")
     error.add_note("noted")
 
@@ -628,7 +616,7 @@ def test_crossing_leaders_of_each_others_keys_do_not_hang():
     assert [result[0] for result in results] == [1, 2]
 
 
-def test_a_waiting_thread_that_is_interrupted_disturbs_nobody():
+def test_a_waiting_thread_that_is_interrupted_disturbs_no_other():
     f, fn, go = gated()
     results: list[Any] = []
     leader = threading.Thread(target=lambda: results.append(f()))
@@ -730,7 +718,7 @@ async def test_all_callers_cancelled_leave_nothing_behind():
 
 
 @pytest.mark.asyncio
-async def test_a_cancelled_waiter_disturbs_nobody_and_is_not_leaked():
+async def test_a_cancelled_waiter_disturbs_no_other_and_is_not_leaked():
     gate = Gate()
     f = gate.cached()
     leader, follower, other = await tasks(f, 3)
@@ -1039,7 +1027,7 @@ def test_an_instance_dies_with_its_entries():
     del one
     assert watch() is None
     assert f.handle.info().size == 1
-    assert not f.cache.entries.instances.tokens.keys() - {id(two)}
+    assert not f.cache.keys.instances.tokens.keys() - {id(two)}
 
 
 def test_a_method_that_returns_its_instance_keeps_nothing_alive(no_gc):
@@ -1072,7 +1060,7 @@ def test_an_unkeyable_argument_is_an_error_where_the_cache_was_asked_for():
     assert fn.calls == 0
 
 
-def test_an_unkeyable_argument_switches_a_cache_off_that_nobody_asked_for():
+def test_an_unkeyable_argument_switches_a_default_cache_off():
     f = Cached(fn := counted(lambda x: "r"), retries=2)
     assert not f.cache.asked
     f(1)
@@ -1112,7 +1100,7 @@ def test_invalidate_refuses_arguments_that_do_not_fit():
         Cached(lambda x: x).handle.invalidate()
 
 
-def test_clear_tells_how_many_there_were():
+def test_clear_returns_how_many_there_were():
     f = Cached(lambda x: x)
     f(1), f(2)
     assert f.handle.clear() == 2
@@ -1180,7 +1168,7 @@ async def test_refresh_of_a_coroutine_function_is_awaitable():
     assert [await f(), await f.handle.refresh(), await f()] == ["a", "b", "b"]
 
 
-def test_info_tells_what_there_is():
+def test_info_describes_what_there_is():
     f = Cached(lambda x: "r" * 1000, cache_ttl="1h", cache_maxsize=5, cache_namespace="geo")
     f(1), f(1)
     info = f.handle.info()
@@ -1198,7 +1186,7 @@ def test_info_tells_what_there_is():
     assert "cache of" in repr(f.handle)
 
 
-def test_describe_tells_what_will_be_done():
+def test_describe_says_what_will_be_done():
     f = Cached(
         lambda x, client: x,
         cache_ttl=None,
@@ -1255,7 +1243,7 @@ def test_a_wrapper_finds_the_entry_of_a_method_by_its_token():
 
 def test_a_plain_function_has_no_tokens():
     f = Cached(lambda x: x)
-    assert f.cache.entries.instances is None
+    assert f.cache.keys.instances is None
     assert f.cache.token_get(1) is None
     assert not f.cache.of_instance
 

@@ -46,7 +46,7 @@ def always(*kinds: type[Exception]) -> Callable[..., Any]:
 # --- notes ----------------------------------------------------------------------------------------
 
 
-def test_the_note_tells_attempts_calls_and_time(face: Any, clock: FakeClock) -> None:
+def test_the_note_names_attempts_calls_and_time(face: Any, clock: FakeClock) -> None:
     fetch = opero(cache=False, retries=2, min_delay=60, max_delay=60)(face.of(always(OSError)))
     assert caught(face, fetch).__notes__ == [
         (
@@ -74,7 +74,7 @@ def test_where_the_start_is_known_the_note_counts_from_there(
     assert note.splitlines()[0] == "opero: charge() gave up after 3 attempts, 3 calls in 40 s"
 
 
-def test_the_note_tells_for_each_value_what_it_died_of(face: Any, clock: FakeClock) -> None:
+def test_the_note_names_for_each_value_its_error(face: Any, clock: FakeClock) -> None:
     body = always(ConnectionError, TimeoutError, KeyError, TimeoutError)
     fetch = opero(cache=False, retries=1, min_delay=0, arg_fallback="model")(face.of(body))
     (note,) = caught(face, fetch, ["a", "b"]).__notes__
@@ -119,7 +119,7 @@ def test_an_error_that_stop_ended_at_once_does_not_blame_retry_on(face: Any) -> 
 @pytest.mark.parametrize(
     "options", [{"retries": 0}, {"retries": 0, "arg_fallback": "model"}], ids=len
 )
-def test_a_single_call_that_nobody_retries_has_no_note(face: Any, options: Any) -> None:
+def test_a_single_call_without_retries_has_no_note(face: Any, options: Any) -> None:
     assert not hasattr(
         caught(face, opero(cache=False, **options)(face.of(always(OSError)))), "__notes__"
     )
@@ -233,7 +233,7 @@ def test_an_event_names_the_function_by_its_qualified_name(face: Any) -> None:
     assert {e.function for e in events} == {"always.<locals>.charge"}
 
 
-def test_a_functions_own_listener_hears_its_own_calls_only(face: Any) -> None:
+def test_a_functions_own_listener_gets_its_own_calls_only(face: Any) -> None:
     heard: list[Event] = []
     mine = opero(cache=False, on_event=heard.append)(face.of(flaky("fine", failures=0)))
     face.run(opero(cache=False)(face.of(flaky("fine", failures=0))))

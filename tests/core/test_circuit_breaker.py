@@ -249,7 +249,7 @@ def test_functions_hear_of_their_shared_circuit_by_their_own_name() -> None:
     del stages
 
 
-def test_the_bus_hears_of_the_function_if_it_is_the_only_one() -> None:
+def test_the_bus_gets_the_function_if_it_is_the_only_one() -> None:
     stage = circuit(name="api")
     with capture_events(CircuitChanged) as on_bus:
         stage.breaker.open()
@@ -423,7 +423,7 @@ def test_a_hand_that_comes_in_between_reaches_a_new_value_too(
     assert breaker.part("key", "a").state is FORCED_OPEN
 
 
-def test_a_new_value_is_held_open_before_anybody_can_meet_it(
+def test_a_new_value_is_held_open_before_any_call_can_meet_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     breaker = CircuitBreaker("ask")
@@ -474,7 +474,7 @@ def test_values_without_failures_are_forgotten_when_there_are_too_many(
     assert models.refused() == [5, 6, 7]
 
 
-def test_explain_tells_that_values_are_guarded_one_by_one() -> None:
+def test_explain_says_that_values_are_guarded_one_by_one() -> None:
     assert Models("a", "b").stage.describe().endswith("for each value by itself")
 
 

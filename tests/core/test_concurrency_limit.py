@@ -91,7 +91,7 @@ def test_a_queue_is_a_whole_number(value):
         ConcurrencyLimit(1, queue=value)
 
 
-def test_it_tells_its_state():
+def test_it_shows_its_state():
     limit = full(2, name="db")
     assert repr(limit) == "<ConcurrencyLimit db: 2 of 2 in flight, 0 waiting>"
     limit.release()
@@ -144,7 +144,7 @@ def test_threads_come_through_in_order_of_arrival():
     assert (limit.in_flight, limit.waiting) == (0, 0)
 
 
-def test_nobody_overtakes_the_queue():
+def test_no_waiter_overtakes_the_queue():
     limit = full()
     first = StubWaiter()
     queue_up(limit, first)
@@ -155,7 +155,7 @@ def test_nobody_overtakes_the_queue():
     assert first.granted
 
 
-def test_nobody_overtakes_a_thread_that_is_served_but_not_awake():
+def test_no_waiter_overtakes_a_thread_that_is_served_but_not_awake():
     limit = full()
     waiting = threading.Event()
     thread = in_thread(lambda: (limit.acquire(), waiting.wait(10)))
@@ -334,7 +334,7 @@ def waiting_in(loop, limit, count=1):
     return loop.run_until_complete(start())
 
 
-def test_a_loop_that_stands_still_holds_nobody_up_and_its_tasks_ask_again():
+def test_a_blocked_loop_delays_no_other_and_its_tasks_ask_again():
     limit, loop = full(), asyncio.new_event_loop()
     (stalled,) = waiting_in(loop, limit)
     limit.release()
@@ -362,7 +362,7 @@ def test_a_task_that_asks_again_is_not_refused():
     loop.close()
 
 
-def test_a_closed_loop_holds_nobody_up():
+def test_a_closed_loop_delays_no_other():
     limit, loop = full(), asyncio.new_event_loop()
     tasks = waiting_in(loop, limit, 3)
     loop._ready.clear()
@@ -739,7 +739,7 @@ def test_a_call_that_fails_gives_its_permit_back(stage, error):
     assert stage.limit.in_flight == 0
 
 
-def test_waiting_is_counted_and_told(stage, heard):
+def test_waiting_is_counted_and_reported(stage, heard):
     stage.limit.acquire()
     in_thread(lambda: (until(lambda: stage.limit.waiting), stage.limit.release()))
     call = Call((), {})
@@ -752,7 +752,7 @@ def test_waiting_is_counted_and_told(stage, heard):
 
 
 @pytest.mark.asyncio
-async def test_waiting_in_a_task_is_counted_and_told(stage, heard):
+async def test_waiting_in_a_task_is_counted_and_reported(stage, heard):
     async def proceed(call):
         return None
 
@@ -783,7 +783,7 @@ def test_a_deadline_ends_the_wait(stage):
     assert (stage.limit.in_flight, stage.limit.waiting) == (1, 0)
 
 
-def test_a_deadline_that_is_over_refuses_only_those_who_have_to_wait(stage):
+def test_a_deadline_that_is_over_refuses_only_calls_that_have_to_wait(stage):
     assert stage.wrap_sync(lambda call: "value")(call_with(-1)) == "value"
 
 
@@ -852,7 +852,7 @@ def test_a_call_whose_thread_is_over_by_then_gives_its_permit_back_at_once(stage
     assert stage.limit.in_flight == 0
 
 
-def test_nobody_waits_where_waits_are_switched_off(stage):
+def test_no_call_waits_where_waits_are_switched_off(stage):
     async def proceed(call):
         return "value"
 

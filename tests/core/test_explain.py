@@ -11,7 +11,7 @@ import tenacity
 
 from opero import RateLimiter, opero
 from opero.core import get_retry_decorator
-from opero.core.call import Explanation
+from opero.core.receipt import Explanation
 
 if TYPE_CHECKING:
     from opero.testing import FakeClock
@@ -81,7 +81,7 @@ def test_with_one_stage_alone() -> None:
     )
 
 
-def test_strategies_of_the_users_are_not_foretold() -> None:
+def test_strategies_of_the_users_are_not_predicted() -> None:
     @opero(cache=False, stop=tenacity.stop_after_delay(60), wait=tenacity.wait_fixed(1))
     def fetch() -> None: ...
 

@@ -155,7 +155,7 @@ def test_the_story_groups_by_value_and_kind() -> None:
         (120.0, False, "gave up after 1 attempt, 1 call in 2 min\n"),
     ],
 )
-def test_the_story_tells_the_time_it_knows(
+def test_the_note_shows_the_time_it_knows(
     seconds: float | None, since_first: bool, expected: str
 ) -> None:
     made = [FailedCall(None, ValueError())]

@@ -295,7 +295,7 @@ def test_a_refusal_of_another_pipeline_moves_on_and_is_retried(face: Any, clock:
     assert fetch.stats.retries == 3
 
 
-def test_a_usage_error_from_further_in_is_nobodys_to_repair(face: Any) -> None:
+def test_a_usage_error_from_further_in_is_not_repaired(face: Any) -> None:
     tried = []
 
     def body(model: str) -> None:

@@ -140,7 +140,7 @@ def test_it_is_for_functions_with_retries_and_guards_only(
     assert Pipeline(describe_function(lambda model: None), made).has_fast_path is fast
 
 
-def test_who_finds_no_slot_gives_the_permit_back_and_goes_through_the_stages(face: Any) -> None:
+def test_a_call_without_a_slot_gives_the_permit_back_and_goes_through_the_stages(face: Any) -> None:
     fetch = decorated(face, body, ("concurrency", "rate_limit"))
     for _ in range(4):
         face.run(fetch, None)
@@ -163,7 +163,7 @@ def stolen(limit: ConcurrencyLimit, monkeypatch: Any) -> None:
     monkeypatch.setattr(limit, "leave", give_back)
 
 
-def test_who_has_failed_needs_no_permit_to_say_so(face: Any, monkeypatch: Any) -> None:
+def test_a_failed_call_needs_no_permit_to_report(face: Any, monkeypatch: Any) -> None:
     def broken(errors: Any) -> None:
         if errors is not None:
             raise KeyError
@@ -176,7 +176,7 @@ def test_who_has_failed_needs_no_permit_to_say_so(face: Any, monkeypatch: Any) -
         face.run(fetch, [])
 
 
-def test_who_has_failed_does_not_wait_for_itself(face: Any, monkeypatch: Any) -> None:
+def test_a_failed_call_does_not_wait_for_itself(face: Any, monkeypatch: Any) -> None:
     fetch = decorated(face, body, ("concurrency",))
     limit = fetch.__opero__.concurrency.limit
     timer = threading.Timer(0.02, limit.release)

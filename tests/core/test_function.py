@@ -94,7 +94,7 @@ class AsyncGenerator:
         (opero(cache=False)(coroutine), "async"),
     ],
 )
-def test_the_kind_tells_how_it_is_called(fn: Callable[..., Any], kind: str) -> None:
+def test_the_kind_says_how_it_is_called(fn: Callable[..., Any], kind: str) -> None:
     assert describe_function(fn).kind == kind
 
 
@@ -150,7 +150,7 @@ def test_a_signature_that_a_function_claims_is_declared_and_its_code_is_called()
 
 
 @pytest.mark.parametrize("fn", [{}.pop, dict.fromkeys, print, random.random, max, type, iter])
-def test_a_builtin_that_tells_nothing_takes_anything(fn: Callable[..., Any]) -> None:
+def test_a_builtin_without_signature_takes_anything(fn: Callable[..., Any]) -> None:
     assert describe_function(fn).calling is not None
 
 

@@ -158,7 +158,7 @@ def test_a_class_method_sees_the_class_it_is_asked_of(name: str, owner: Any) -> 
 
 @pytest.mark.parametrize("name", STATIC_METHODS)
 @pytest.mark.parametrize("owner", [Client, client])
-def test_a_static_method_sees_nobody(name: str, owner: Any) -> None:
+def test_a_static_method_sees_no_instance(name: str, owner: Any) -> None:
     assert getattr(owner, name)(4) == 8
     assert getattr(owner, name).call(4).value == 8
 

@@ -201,11 +201,13 @@ def test_nothing_is_paused_while_opero_is_disabled(face):
 # --- longer than anybody would wait ---------------------------------------------------------------
 
 
-def test_who_meets_a_pause_that_is_too_long_fails_at_once(face, clock):
+def test_a_call_that_meets_a_pause_that_is_too_long_fails_at_once(face, clock):
     limiter = RateLimiter("10/s")
     limiter.pause(120)
     fetch = opero(cache=False, retries=3, rate_limit=limiter)(face.of(lambda: 1))
-    with pytest.raises(RateLimitPausedError, match="paused for another 120 s") as caught:
+    with pytest.raises(
+        RateLimitPausedError, match="paused, because the service asked to wait"
+    ) as caught:
         face.run(fetch)
     assert caught.value.retry_after == pytest.approx(120)
     assert (clock.elapsed, fetch.stats.calls, fetch.stats.retries) == (0, 0, 0)

@@ -48,7 +48,7 @@ def test_a_call_that_finds_a_slot_leaves_no_trace(kind):
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_a_call_that_waits_tells_for_how_long(kind):
+def test_a_call_that_waits_says_for_how_long(kind):
     stage, stats = stage_with(RateLimiter("1/minute", burst=0))
     with fake_clock(), capture_events() as events:
         run(stage, kind, Call((), {}))
@@ -62,7 +62,7 @@ def test_a_call_that_waits_tells_for_how_long(kind):
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_an_unheard_wait_builds_no_event(kind, monkeypatch):
+def test_a_wait_without_listeners_builds_no_event(kind, monkeypatch):
     monkeypatch.setattr("opero.events.LimiterWaited", None)
     stage, stats = stage_with(RateLimiter("1/minute", burst=0))
     with fake_clock():

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.internal
 quick: dict[str, Any] = {"cache": False, "min_delay": 0}
 
 
-def test_a_first_success_is_told_as_such(face: Any, clock: FakeClock) -> None:
+def test_a_first_success_is_recorded_as_such(face: Any, clock: FakeClock) -> None:
     def body() -> str:
         clock.advance(2)
         return "fine"

@@ -143,7 +143,7 @@ def test_a_parked_state_goes_on_where_it_was() -> None:
     state = RetryState(RetryPolicy(retries=3, low=1.0, factor=2.0, jitter=False), value_index=1)
     state.next_delay(ValueError(), now=0.0)
     parked = pickle.loads(pickle.dumps(state))
-    assert parked == state
+    assert (parked.attempt, parked.value_index) == (2, 1)
     assert [parked.next_delay(ValueError(), now=0.0) for _ in range(2)] == [2.0, 4.0]
     with pytest.raises(ValueError, match=r"^$"):
         parked.next_delay(ValueError(), now=0.0)
@@ -543,7 +543,7 @@ def test_switched_off_there_is_one_call_and_no_note(face: Any) -> None:
     ],
     ids=lambda value: " ".join(value) or "default" if isinstance(value, dict) else None,
 )
-def test_explain_tells_the_numbers(options: dict[str, Any], line: str) -> None:
+def test_explain_prints_the_numbers(options: dict[str, Any], line: str) -> None:
     assert line in opero(cache=False, **options)(lambda: None).explain()
 
 

@@ -760,7 +760,7 @@ STRANGERS = {
 
 
 @pytest.mark.parametrize("make", STRANGERS.values(), ids=STRANGERS)
-def test_strangers_may_do_anything(make):
+def test_foreign_objects_may_do_anything(make):
     assert requested_wait(make()) is None
 
 
@@ -806,7 +806,7 @@ def test_a_number_beyond_all_bounds_does_not_hide_the_others():
     assert wait_of(headers) == Hint(3.0, "retry-after")
 
 
-def test_an_interrupt_while_a_stranger_is_asked_passes():
+def test_an_interrupt_while_a_foreign_object_is_asked_passes():
     class SlowError(Exception):
         @property
         def headers(self):

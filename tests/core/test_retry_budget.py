@@ -136,7 +136,7 @@ def test_another_process_that_gets_it_counts_with_it():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_child_that_is_killed_while_it_counts_holds_up_nobody():
+def test_a_child_that_is_killed_while_it_counts_delays_no_other():
     budget = RetryBudget(ratio=0, minimum=2, window=3600)
     budget.deposit()
     assert budget.share()

@@ -220,7 +220,7 @@ def test_a_thrown_error_reaches_the_generator_that_may_go_on(driver: Driver) -> 
     assert source.heard == [KeyError]
 
 
-def test_a_thrown_error_that_nobody_handles_comes_back(driver: Driver) -> None:
+def test_a_thrown_error_that_is_not_handled_comes_back(driver: Driver) -> None:
     source = Source()
     stream = opero(**quick)(driver.of(source.body()))(1, 2)
     driver.send(stream)

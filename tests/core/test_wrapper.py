@@ -382,7 +382,7 @@ def test_a_copy_is_the_function_itself() -> None:
     assert copy.deepcopy([documented])[0] is documented
 
 
-def test_a_function_can_be_referred_to_weakly_and_goes_when_nobody_needs_it() -> None:
+def test_a_function_can_be_referred_to_weakly_and_goes_with_its_last_reference() -> None:
     fetch = quick(lambda: 1)
     assert fetch() == 1
     gone = weakref.ref(fetch)
@@ -468,7 +468,7 @@ def test_a_builtin_works(fn: Callable[..., Any], args: tuple[Any, ...], result: 
     assert wrapped.call(*args).value == result
 
 
-def test_keywords_reach_a_builtin_that_tells_nothing() -> None:
+def test_keywords_reach_a_builtin_without_signature() -> None:
     assert quick(dict)(a=1) == {"a": 1}
 
 

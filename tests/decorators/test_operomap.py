@@ -623,7 +623,7 @@ def test_a_synchronous_map_works_inside_a_running_loop() -> None:
 # --- what a decorated function is -----------------------------------------------------------------
 
 
-def test_colour_name_and_signature_are_kept(mode: MapMode) -> None:
+def test_kind_name_and_signature_are_kept(mode: MapMode) -> None:
     def fetch(item: int, model: str = "a") -> int:
         """Fetch it."""
         return item

@@ -83,7 +83,7 @@ async def test_each_event_waits_until_the_one_before_is_dealt_with(
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("kind", HANDLERS)
-async def test_an_event_of_another_thread_is_heard_on_the_handlers_own_loop(
+async def test_an_event_of_another_thread_is_handled_on_the_handlers_own_loop(
     kind: str, bus: EventBus
 ) -> None:
     log = Log()
@@ -183,7 +183,7 @@ async def test_the_oldest_are_dropped_when_a_slow_handler_has_a_full_queue(bus: 
 
 
 @pytest.mark.asyncio
-async def test_a_slow_handler_holds_nobody_back(bus: EventBus) -> None:
+async def test_a_slow_handler_delays_no_other(bus: EventBus) -> None:
     heard: list[str] = []
     with (
         bus.subscribe(lambda e: asyncio.create_task(asyncio.sleep(60))),
@@ -218,7 +218,7 @@ async def test_a_handler_that_raises_is_reported_once_and_goes_on(
 
 
 @pytest.mark.asyncio
-async def test_who_listens_for_failed_handlers_hears_of_them_instead_of_stderr(
+async def test_a_listener_for_failed_handlers_gets_them_instead_of_stderr(
     bus: EventBus, capsys: pytest.CaptureFixture[str]
 ) -> None:
     heard: list[Any] = []

@@ -567,7 +567,7 @@ def test_reset_forgets_the_statistics_too() -> None:
 # --- permits as context managers ----------------------------------------------------------------
 
 
-def test_a_with_block_tells_how_it_ended() -> None:
+def test_a_with_block_reports_its_outcome() -> None:
     breaker = CircuitBreaker(fail_max=2)
     with pytest.raises(ConnectionError), breaker.acquire():
         raise REFUSED
@@ -595,7 +595,7 @@ def changes(events: list[Event]) -> list[tuple[str, str]]:
     return [(e.old_state, e.new_state) for e in events if isinstance(e, CircuitChanged)]
 
 
-def test_every_change_is_told_in_order(clock: FakeClock) -> None:
+def test_every_change_is_reported_in_order(clock: FakeClock) -> None:
     told: list[Event] = []
     with capture_events(CircuitChanged) as events:
         breaker = CircuitBreaker("geocoder", fail_max=1, jitter=0, on_change=told.append)
@@ -647,7 +647,7 @@ def test_a_listener_may_use_the_breaker() -> None:
     assert told == [("closed", "open"), ("after", "forced_open"), ("open", "forced_open")]
 
 
-def test_a_listener_that_raises_disturbs_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_listener_that_raises_disturbs_no_call(capsys: pytest.CaptureFixture[str]) -> None:
     told: list[CircuitChanged] = []
 
     def broken(event: CircuitChanged) -> None:
@@ -660,7 +660,7 @@ def test_a_listener_that_raises_disturbs_nobody(capsys: pytest.CaptureFixture[st
     assert "RuntimeError" in capsys.readouterr().err
 
 
-def test_a_cancelled_listener_hears_no_more() -> None:
+def test_a_cancelled_listener_gets_no_more_events() -> None:
     told: list[CircuitChanged] = []
     breaker = CircuitBreaker()
     cancel = breaker.subscribe(told.append)
@@ -674,7 +674,7 @@ def test_a_cancelled_listener_hears_no_more() -> None:
 def test_a_change_that_comes_while_the_notifier_leaves_is_delivered_too() -> None:
     told: list[CircuitChanged] = []
     breaker = CircuitBreaker(on_change=told.append)
-    news, late = breaker._notifications, [Transition(OPEN, CLOSED, None)]
+    late = [Transition(OPEN, CLOSED, None)]
 
     class Door:
         def acquire(self, *, blocking: bool) -> bool:
@@ -682,9 +682,9 @@ def test_a_change_that_comes_while_the_notifier_leaves_is_delivered_too() -> Non
 
         def release(self) -> None:
             if late:
-                news._transitions.append(late.pop())
+                breaker._core.transitions.append(late.pop())
 
-    news._delivering = Door()  # type: ignore[assignment]  # as much of a lock as is used
+    breaker._notifying = Door()  # type: ignore[assignment]  # as much of a lock as is used
     breaker.open()
     assert changes(list(told)) == [("closed", "open"), ("open", "closed")]
 
@@ -823,7 +823,7 @@ def test_a_forked_child_has_free_locks_and_no_probes(clock: FakeClock) -> None:
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with breaker._lock, breaker._notifications._lock, breaker._notifications._delivering:
+        with breaker._lock, breaker._notifying:
             held.set()
             done.wait(10)
 
@@ -858,7 +858,7 @@ def test_an_unused_breaker_can_be_collected() -> None:
 # --- what is shown ------------------------------------------------------------------------------
 
 
-def test_the_repr_tells_how_it_stands(clock: FakeClock) -> None:
+def test_the_repr_shows_the_state(clock: FakeClock) -> None:
     breaker = CircuitBreaker("geocoder", fail_max=2, jitter=0)
     assert repr(breaker) == "<CircuitBreaker 'geocoder' closed>"
     fail(breaker)

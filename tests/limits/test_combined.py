@@ -142,7 +142,7 @@ COSTS = st.one_of(st.integers(0, 100), st.floats(0, 100).map(lambda cost: round(
     start=st.integers(-(10**9), 10**16),
 )
 @settings(max_examples=120)
-def test_no_window_of_cost_is_overfull_and_nobody_waits_longer_than_one(steps, period, start):
+def test_no_window_of_cost_is_overfull_and_no_wait_is_longer_than_one(steps, period, start):
     window = CostWindow.of(Rate(100, period))
     state, now, spent = window.new_state(), start, []
     for pause, cost, late in steps:

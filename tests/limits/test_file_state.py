@@ -187,7 +187,7 @@ def test_a_window_of_cost_is_repaired_after_its_holder_was_killed(path):
 
 
 @posix
-def test_others_wait_while_somebody_decides(path):
+def test_others_wait_while_one_holder_decides(path):
     slot = fresh(path)
     holder = run(HOLDER, path, " ".join(map(str, HOURLY.signature)), "pass")
     assert holder.stdout

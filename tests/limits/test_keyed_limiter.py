@@ -83,7 +83,7 @@ def test_each_bucket_has_costs_and_a_cap_of_its_own(face, clock):
     assert limiter.spent == 0
 
 
-def test_keys_are_told_apart_by_type_and_content(clock):
+def test_keys_differ_by_type_and_content(clock):
     limiter = RateLimiter("1/hour", burst=0, key=host_of)
     for key in (1, True, 1.0, "1", b"1", None, ("a", 1), frozenset({1})):
         assert limiter.bucket(key).try_acquire()
@@ -110,7 +110,7 @@ def test_a_bucket_in_which_something_counts_is_kept(clock):
     assert limiter.bucket("paused").paused > 0
 
 
-def test_a_bucket_in_somebodys_hands_stays_the_one(clock):
+def test_a_bucket_in_use_stays_the_one(clock):
     limiter = RateLimiter("3/hour", key=host_of)
     bucket = limiter.bucket("a")
     for number in range(500):

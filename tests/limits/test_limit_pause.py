@@ -29,7 +29,7 @@ def test_a_pause_only_ever_becomes_longer(pause):
     assert pause.left(40) == pause.wait_for(40) == 70
 
 
-def test_calls_come_out_of_a_pause_one_by_one_until_nobody_waits(pause):
+def test_calls_come_out_of_a_pause_one_by_one_until_none_waits(pause):
     gap = SECOND // 5
     pause.begin(SECOND, gap)
     assert pause.wait_for(SECOND) == 0
@@ -66,7 +66,7 @@ def starts_by(slot: LimiterState, time: Time, end: int, step: int = SECOND // 10
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_nothing_starts_during_a_pause_and_nobody_stampedes_after_it(rule: Rule):
+def test_nothing_starts_during_a_pause_and_no_stampede_follows(rule: Rule):
     time = Time()
     slot = LimiterState(rule, time)
     assert slot.take() == 0
@@ -80,7 +80,7 @@ def test_nothing_starts_during_a_pause_and_nobody_stampedes_after_it(rule: Rule)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_a_slot_that_was_paused_is_as_quick_as_before_once_nobody_waits(rule: Rule):
+def test_a_slot_that_was_paused_is_as_quick_as_before_once_no_call_waits(rule: Rule):
     time = Time()
     slot = LimiterState(rule, time)
     slot.pause(SECOND)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import asynciolimiter
 import pytest
 
+from opero import opero
 from opero.errors import OperoUsageError
 from opero.limits.limiter import RateLimiter, limiter_of
 from opero.limits.waiting import sleep_time
@@ -82,7 +83,7 @@ def test_a_limiter_describes_itself(rate, options, text):
     assert repr(limiter) == f"<RateLimiter {text}, shared by all threads; free>"
 
 
-def test_the_repr_tells_how_long_one_would_wait(clock):
+def test_the_repr_shows_how_long_a_call_would_wait(clock):
     limiter = RateLimiter("1/minute", burst=0)
     limiter.acquire()
     assert repr(limiter).endswith("; 60 s to wait>")
@@ -297,7 +298,7 @@ async def test_a_task_that_waits_is_not_overtaken(clock):
 
 
 @pytest.mark.asyncio
-async def test_a_task_that_comes_when_a_slot_is_free_goes_behind_those_who_wait(monkeypatch):
+async def test_a_task_that_comes_when_a_slot_is_free_goes_behind_the_waiters(monkeypatch):
     monkeypatch.setattr("opero.limits.waiting._LONGEST_SLEEP", 20_000_000)
     limiter = RateLimiter("1/hour")
     reservation = await limiter.reserve_async()
@@ -506,6 +507,36 @@ async def test_an_asynciolimiter_is_a_limiter_of_ones_own():
     assert repr(limiter) == "<RateLimiter around asynciolimiter.Limiter(rate=100)>"
 
 
+@pytest.mark.parametrize(
+    "limiter",
+    [
+        asynciolimiter.Limiter(100, max_burst=1),
+        asynciolimiter.StrictLimiter(100),
+        asynciolimiter.LeakyBucketLimiter(100, capacity=1),
+    ],
+    ids=lambda limiter: type(limiter).__name__,
+)
+def test_limiters_of_asynciolimiter_are_accepted_as_rate_limit(limiter):
+    @opero(cache=False, rate_limit=limiter)
+    async def ping(n):
+        return n, time.monotonic()
+
+    async def main():
+        return await asyncio.gather(*map(ping, range(6)))
+
+    for _ in range(2):  # also in a later event loop
+        answers = asyncio.run(main())
+        assert [n for n, _ in answers] == list(range(6))
+        times = sorted(at for _, at in answers)
+        assert times[-1] - times[0] > 0.025
+
+    with pytest.raises(OperoUsageError, match=r"not async.*\"100/minute\""):
+
+        @opero(cache=False, rate_limit=limiter)
+        def plain(n):
+            return n
+
+
 def test_an_asynciolimiter_survives_successive_runs():
     limiter = RateLimiter(asynciolimiter.Limiter(50))
 
@@ -541,7 +572,7 @@ def test_what_an_asynciolimiter_cannot_do_is_an_error_with_the_fix(use):
         use(RateLimiter(asynciolimiter.Limiter(50)))
 
 
-def test_an_asynciolimiter_is_left_alone_while_opero_is_disabled():
+def test_an_asynciolimiter_is_not_used_while_opero_is_disabled():
     limiter = RateLimiter(asynciolimiter.Limiter(0.001))
     with set_disabled():
         assert limiter.acquire() == 0

@@ -115,7 +115,7 @@ async def test_a_task_that_waits_gets_what_another_process_gives_back() -> None:
         assert limit.in_flight == 1
 
 
-def test_who_waited_before_the_permits_were_shared_is_served_too() -> None:
+def test_waiters_from_before_the_permits_were_shared_are_served_too() -> None:
     limit = ConcurrencyLimit(1)
     limit.acquire()
     got: list[bool] = []
@@ -130,7 +130,7 @@ def test_who_waited_before_the_permits_were_shared_is_served_too() -> None:
     assert got == [True]
 
 
-def test_nobody_may_queue_behind_another_process_where_the_queue_is_closed() -> None:
+def test_no_call_queues_behind_another_process_where_the_queue_is_closed() -> None:
     limit = ConcurrencyLimit(1, queue=0)
     with holder(limit, 1) as process:
         assert told(process) == 1

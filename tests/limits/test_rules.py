@@ -88,7 +88,7 @@ def test_no_window_of_a_quota_is_overfull(count, steps, start):
     count=COUNTS, burst=st.integers(1, 4), late=st.lists(st.floats(0, 1), min_size=50, max_size=50)
 )
 @settings(max_examples=100, deadline=None)
-def test_who_wakes_late_within_the_tolerance_loses_nothing(count, burst, late):
+def test_a_waiter_that_wakes_late_within_the_tolerance_loses_nothing(count, burst, late):
     rule = rule_for(Rate(count, 1), burst, smooth=True)
     caller = Worst(rule)
     for share in late:
@@ -215,9 +215,7 @@ class Interrupted(list[int]):
     pauses=st.lists(st.integers(0, 12), max_size=40),
 )
 @settings(max_examples=60, deadline=None)
-def test_who_is_killed_between_two_stores_neither_lifts_the_limit_nor_holds_it_up(
-    rule, killed, pauses
-):
+def test_a_kill_between_two_stores_neither_lifts_the_limit_nor_stops_it(rule, killed, pauses):
     state = Interrupted(rule.new_state())
     now, starts = 0, []
     for stores, pause in zip(killed, pauses, strict=False):
@@ -273,7 +271,7 @@ def test_a_slot_given_back_at_once_was_never_taken(rule, time):
 
 
 @pytest.mark.parametrize("rule", [RULES[0], RULES[3]], ids=str)
-def test_a_slot_is_kept_when_somebody_has_started_since(rule, time):
+def test_a_slot_is_kept_when_another_call_has_started_since(rule, time):
     slot = LimiterState(rule, time)
     _, mark = slot.take_marked()
     slot.take()

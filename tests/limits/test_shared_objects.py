@@ -73,7 +73,7 @@ def test_sharing_keeps_what_has_started():
     assert [limiter.try_acquire() for _ in range(3)] == [True, True, False]
 
 
-def test_who_still_holds_the_old_slot_takes_the_new_one():
+def test_a_holder_of_the_old_slot_takes_the_new_one():
     limiter = RateLimiter("3/hour")
     old = limiter.take_slot
     limiter.share()

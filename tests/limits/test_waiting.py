@@ -73,7 +73,7 @@ def test_a_call_waits_no_longer_than_its_deadline(face, clock):
     assert second.waited == pytest.approx(60)
 
 
-def test_who_is_before_one_in_line_counts_when_a_thread_comes():
+def test_the_waiters_ahead_count_when_a_thread_comes():
     limiter = RateLimiter("1/s", burst=0)
     limiter.acquire()
     threads = [threading.Thread(target=limiter.acquire, daemon=True) for _ in range(3)]
@@ -89,7 +89,7 @@ def test_who_is_before_one_in_line_counts_when_a_thread_comes():
 
 
 @pytest.mark.asyncio
-async def test_who_is_before_one_in_line_counts_when_a_task_comes(clock):
+async def test_the_waiters_ahead_count_when_a_task_comes(clock):
     limiter = RateLimiter("1/s", burst=0)
     await limiter.wait()
     waiting = [asyncio.create_task(limiter.wait()) for _ in range(3)]

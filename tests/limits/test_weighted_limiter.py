@@ -298,7 +298,7 @@ def test_a_thread_that_waits_for_much_is_not_overtaken_by_one_that_needs_little(
     assert not limiter.try_acquire(cost=1)
 
 
-def test_a_settle_that_fails_costs_nobody_a_result(face, clock):
+def test_a_settle_that_fails_costs_no_result(face, clock):
     limiter = RateLimiter("100/minute", cost=60, settle=tokens_of)
     ask = opero(cache=False, rate_limit=limiter)(face.of(lambda: {"characters": 5}))
     with pytest.warns(OperoWarning, match=r"settle=tokens_of raised KeyError"):
@@ -460,7 +460,7 @@ def test_a_named_cap_outlives_the_program(tmp_path, monkeypatch):
     assert (raised.spent, raised.left) == (15, 15)
 
 
-def test_who_waits_in_line_learns_that_the_cap_is_spent(clock):
+def test_waiters_in_line_learn_that_the_cap_is_spent(clock):
     limiter = RateLimiter("1 call/minute", burst=0, cap=2)
     assert limiter.acquire() == 0
     assert limiter.acquire() == pytest.approx(60)

@@ -241,7 +241,7 @@ async def test_time_stands_still_while_the_loop_has_work() -> None:
 
 
 @pytest.mark.asyncio
-async def test_somebody_who_polls_does_not_stop_time_for_ever() -> None:
+async def test_a_thread_that_polls_does_not_stop_time_for_ever() -> None:
     clock = FakeClock()
     sleeping = asyncio.create_task(clock.asleep(60))
     while not sleeping.done():  # noqa: ASYNC110 - what is tested

@@ -274,7 +274,7 @@ for n in range(20):
 """
 
 
-def test_programs_that_begin_files_at_once_wait_for_nobody(tmp_path):
+def test_programs_that_begin_files_at_once_wait_for_no_other(tmp_path):
     children = [
         subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(BEGINNERS), str(tmp_path), str(n)],

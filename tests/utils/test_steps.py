@@ -51,6 +51,17 @@ def test_logic_without_steps_is_plain_code(run: Callable[[StepLogic[Any]], Any])
 
 
 @both
+def test_logic_may_catch_the_error_of_a_step(run: Callable[[StepLogic[Any]], Any]) -> None:
+    def steps() -> StepLogic[Any]:
+        try:
+            yield in_thread(lambda: 1 / 0)
+        except ZeroDivisionError:
+            return (yield in_thread(lambda: "instead"))
+
+    assert run(steps()) == "instead"
+
+
+@both
 def test_an_error_ends_the_steps(run: Callable[[StepLogic[Any]], Any]) -> None:
     closed = []
 

@@ -210,7 +210,7 @@ def test_a_thread_that_is_called_while_it_ends_stays(monkeypatch):
     assert not idle
 
 
-def test_without_a_thread_the_caller_is_told(none_idle, monkeypatch):
+def test_without_a_thread_the_caller_gets_an_error(none_idle, monkeypatch):
     def start(thread):
         raise RuntimeError("can't start new thread")
 
@@ -253,7 +253,7 @@ def test_a_callback_is_called_once_however_the_end_and_the_request_meet():
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals between threads")
-def test_an_interrupt_reaches_who_waits():
+def test_an_interrupt_reaches_the_waiter():
     me, end = threading.main_thread().ident, threading.Event()
 
     def interrupt():

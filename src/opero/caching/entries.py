@@ -1,196 +1,67 @@
 # this_file: src/opero/caching/entries.py
-"""Find and store the entries of one function, and report what is not cached."""
+"""Find, serve and store the entries of one function, and report what is not cached."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Hashable, Sequence
 from sys import getsizeof
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from opero import events
 from opero.caching.copying import ATOMS, Uncopyable, freeze
-from opero.caching.handle import format_bytes
 from opero.caching.memory import Entry, MemoryStore, weigh
 from opero.errors import StoreError
 from opero.utils import ambient
 from opero.utils.ambient import switch
 from opero.utils.steps import BlockingStep
+from opero.utils.units import format_bytes
 
 if TYPE_CHECKING:
-    from opero.caching.function_cache import FunctionCache
+    from opero.caching.keys.function_keys import FunctionKeys
     from opero.caching.memory import EntryStore
+    from opero.caching.refresh import Freshness
     from opero.caching.single_flight import Flight
     from opero.events.bus import Emitter
 
-__all__ = ["EntryReader", "EntryWriter", "SkipReporter", "Stored", "afind", "aput"]
-
-
-class SkipReporter:
-    """Notifies listeners that a result is not cached, and why.
-
-    Args:
-        emitter: Where the events go.
-    """
-
-    __slots__ = ("_emitter", "_reported")
-
-    def __init__(self, emitter: Emitter) -> None:
-        self._emitter = emitter
-        self._reported: set[str] = set()
-
-    def report(self, reason: str, *, once: bool = False) -> None:
-        """Emit a `CacheSkipped`.
-
-        Args:
-            reason: Why.
-            once: Whether the same reason is reported only once.
-        """
-        if not self._emitter.active or reason in self._reported:
-            return
-        if once:
-            self._reported.add(reason)
-        self._emitter.emit(events.CacheSkipped(function=self._emitter.function, reason=reason))
-
-
-# --- stores and event loops -----------------------------------------------------------------------
-
-
-async def afind(store: EntryStore, key: Any) -> Entry | None:
-    """Return the entry of `key`, even if it has expired, without holding up the event loop."""
-    if getattr(store, "native", False):
-        native: Any = store
-        found: Entry | None = await native.afind(key)
-        return found
-    from asyncio import to_thread
-
-    return await to_thread(store.find, key)
-
-
-async def aput(
-    store: EntryStore, key: Any, make: Callable[[], Entry], *, unless: Callable[[], bool]
-) -> tuple[Entry, bool]:
-    """Make an entry and store it, without holding up the event loop.
-
-    Args:
-        store: Where.
-        key: Its key.
-        make: Makes the entry, which may take as long as storing it.
-        unless: Whether it must not be stored after all.
-
-    Returns:
-        The entry, and whether all is well: False if it was too heavy.
-    """
-    if getattr(store, "native", False):
-        native: Any = store
-        entry = make()
-        return entry, unless() or await native.aput(key, entry)
-    from asyncio import to_thread
-
-    def work() -> tuple[Entry, bool]:
-        made = make()
-        return made, unless() or store.put(key, made)
-
-    return await to_thread(work)
-
-
-# --- reading --------------------------------------------------------------------------------------
-
-
-class EntryReader:
-    """Finds the entries of one function; a store that fails is a miss and an event.
-
-    Args:
-        function_cache: Where they are.
-        emitter: Where an event of an edited function goes.
-        skip_reporter: Reports a store that cannot be read.
-        usable: Returns whether an expired entry may still be served; None if it never is.
-
-    Attributes:
-        find: Finds an entry by its key; never raises.
-        finds_many: Whether the store can be asked for many keys at once.
-    """
-
-    def __init__(
-        self,
-        function_cache: FunctionCache,
-        emitter: Emitter,
-        skip_reporter: SkipReporter,
-        usable: Callable[[Entry, float], bool] | None = None,
-    ) -> None:
-        self._store = store = function_cache.store
-        self._source_change = function_cache.source_change
-        self._emitter = emitter
-        self._skip_reporter = skip_reporter
-        self._usable = usable
-        self.finds_many: bool = hasattr(store, "find_many")
-        # Memory is asked directly: it never fails.
-        self.find: Callable[[Any], Entry | None] = (
-            store.find if isinstance(store, MemoryStore) else self._find
-        )
-
-    def is_fresh(self, key: Hashable, entry: Entry) -> bool:
-        """Return whether an entry has not expired; one that is of no use any more is dropped."""
-        now = ambient.clock().monotonic() if switch.on else monotonic()
-        if entry.expires > now or entry.expiry > now:
-            return True
-        usable = self._usable
-        if entry.keep <= now and not (usable is not None and usable(entry, now)):
-            self._store.discard(key, entry)
-        return False
-
-    def find_step(self, key: Hashable) -> BlockingStep:
-        """Return the step that finds an entry."""
-        return BlockingStep(self.find, self.afind, (key,))
-
-    def find_many(self, keys: Sequence[Any]) -> list[Entry | None]:
-        """Find entries in a store that can be asked for many; never raises."""
-        store: Any = self._store
-        change = self._source_change
-        try:
-            if change is not None and not change.looked:
-                change.look(self._emitter)
-            found: list[Entry | None] = store.find_many(keys, self._failed)
-        except Exception as error:  # noqa: BLE001 - a broken store is a miss
-            self._failed(error)
-            return [None] * len(keys)
-        return found
-
-    def _find(self, key: Hashable) -> Entry | None:
-        change = self._source_change
-        try:
-            if change is not None and not change.looked:
-                change.look(self._emitter)
-            return self._store.find(key)
-        except Exception as error:  # noqa: BLE001 - a broken store is a miss
-            self._failed(error)
-            return None
-
-    async def afind(self, key: Hashable) -> Entry | None:
-        """Find an entry without holding up the event loop; never raises."""
-        if not self._store.blocking:
-            return self.find(key)
-        change = self._source_change
-        try:
-            if change is not None and not change.looked:
-                from asyncio import to_thread
-
-                await to_thread(change.look, self._emitter)
-            return await afind(self._store, key)
-        except Exception as error:  # noqa: BLE001 - as above
-            self._failed(error)
-            return None
-
-    def _failed(self, error: Exception) -> None:
-        why = f": {error}" if isinstance(error, StoreError) else f" ({type(error).__name__})"
-        self._skip_reporter.report(f"the store could not be read{why}")
-
-
-# --- writing --------------------------------------------------------------------------------------
+__all__ = ["CachedCall", "Entries", "Stored", "edit_detector", "report_skipped",
+    "source_digest",
+]  # fmt: skip
 
 _ENTRY_BYTES: Final = 250
 """What an entry costs beside its value and the arguments in its key."""
+
+
+class CachedCall(Protocol):
+    """A call as its cache sees it.
+
+    Attributes:
+        args, kwargs: Its arguments.
+        key: Its key once it is known.
+        source: Where its value came from: "fresh", "hit", "shared" or "stale".
+        deadline: Clock reading by which it must be over, None if there is none.
+        overdue: Whether its deadline ends it.
+        renews: Whether its result is to be stored without a look in the cache.
+        flight: What such a call leads already, None if nothing.
+        prior_outcome: What a real call that is already made has given; None if none is.
+        attempt_errors: Errors of its last attempt.
+        hint: Seconds that the service asked to wait.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    key: Any
+    source: Any
+    deadline: float | None
+    overdue: bool
+    renews: bool
+    flight: Any
+    prior_outcome: Any
+    attempt_errors: list[Exception] | None
+    hint: float
 
 
 class Stored(NamedTuple):
@@ -207,34 +78,144 @@ class Stored(NamedTuple):
     fits: bool = True
 
 
-class EntryWriter:
-    """Stores the results of one function; whatever happens here, the caller gets the result.
+def report_skipped(emitter: Emitter, reason: str) -> None:
+    """Notify listeners that a result is not cached, and why."""
+    if emitter.active:
+        emitter.emit(events.CacheSkipped(function=emitter.function, reason=reason))
+
+
+class Entries:
+    """The entries of one function.
+
+    A store that fails is a miss and an event; whatever happens while a result is stored, the caller gets it.
 
     Args:
-        function_cache: Where to.
+        store: Where they are.
         copy: Whether mutable results are isolated.
-        skip_reporter: Reports what is not stored.
-        dated: Returns an entry that remembers when it was stored; None if nothing depends on that.
+        of_instance: Whether keys may begin with the token of an instance, which the entry must not outlive.
+        freshness: When entries are refreshed early and served late; None if neither was asked for.
+        look_for_edits: Compares the function with the one whose results are stored; None not to.
+        counters: The function's counters (`core.stats.Stats`).
+        emitter: Where its events go.
 
     Attributes:
-        stores_many: Whether the store takes many results at once.
+        find: Finds an entry by its key, even if it has expired; never raises.
+        takes_many: Whether the store can be asked for many keys at once, and takes many results.
     """
 
     def __init__(
         self,
-        function_cache: FunctionCache,
+        store: EntryStore,
         *,
-        copy: bool,
-        skip_reporter: SkipReporter,
-        dated: Callable[[Entry, float], Entry] | None = None,
+        copy: bool = True,
+        of_instance: bool = False,
+        freshness: Freshness | None = None,
+        look_for_edits: Callable[[Emitter], None] | None = None,
+        counters: Any,
+        emitter: Emitter,
     ) -> None:
-        self._store = store = function_cache.store
-        self._of_instance = function_cache.keys.of_instance
+        self._store = store
         self._copy = copy
-        self._skip_reporter = skip_reporter
-        self._dated = dated
-        self._encode: Callable[[Any, Any, float], Entry] | None = getattr(store, "entry", None)
-        self.stores_many: bool = hasattr(store, "put_many")
+        self._of_instance = of_instance
+        self._freshness = freshness
+        self._look_for_edits = look_for_edits
+        self._count_hit: Callable[[], object] = counters.hit_counter.count
+        self._counters = counters
+        self._emitter = emitter
+        self._heard = bool(emitter.listeners)  # listeners of the whole program hold the switch
+        self._reported: set[str] = set()
+        self._encode: Callable[[Any, Any, float], Entry] = getattr(store, "entry", self.plain_entry)
+        self.takes_many: bool = hasattr(store, "find_many")
+        # Memory is asked directly: it never fails.
+        in_memory = isinstance(store, MemoryStore)
+        self.find: Callable[[Any], Entry | None] = store.find if in_memory else self._find
+
+    # --- finding ----------------------------------------------------------------------------------
+
+    def is_fresh(self, key: Hashable, entry: Entry) -> bool:
+        """Return whether an entry has not expired; one that is of no use any more is dropped."""
+        now = ambient.clock().monotonic() if switch.on else monotonic()
+        if entry.expires > now or entry.expiry > now:
+            return True
+        freshness = self._freshness
+        if entry.keep <= now and (freshness is None or not freshness.usable(entry, now)):
+            self._store.discard(key, entry)
+        return False
+
+    def find_step(self, key: Hashable) -> BlockingStep:
+        """Return the step that finds an entry."""
+        return BlockingStep(self.find, self.afind, (key,))
+
+    def find_many(self, keys: Sequence[Any]) -> list[Entry | None]:
+        """Find entries in a store that can be asked for many; never raises."""
+        store: Any = self._store
+        try:
+            self._look()
+            found: list[Entry | None] = store.find_many(keys, self._unreadable)
+        except Exception as error:  # noqa: BLE001 - a broken store is a miss
+            self._unreadable(error)
+            return [None] * len(keys)
+        return found
+
+    def _find(self, key: Hashable) -> Entry | None:
+        try:
+            if self._look_for_edits is not None:
+                self._look()
+            return self._store.find(key)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._unreadable(error)
+            return None
+
+    async def afind(self, key: Hashable) -> Entry | None:
+        """Find an entry without holding up the event loop; never raises."""
+        store: Any = self._store
+        if not store.blocking:
+            return self.find(key)
+        from asyncio import to_thread
+
+        try:
+            if self._look_for_edits is not None:
+                await to_thread(self._look)
+            native = getattr(store, "native", False)
+            found: Entry | None = await (store.afind(key) if native else to_thread(store.find, key))
+        except Exception as error:  # noqa: BLE001 - as above
+            self._unreadable(error)
+            return None
+        return found
+
+    def _look(self) -> None:
+        look, self._look_for_edits = self._look_for_edits, None
+        if look is not None:
+            look(self._emitter)
+
+    # --- serving ----------------------------------------------------------------------------------
+
+    def serve(self, call: CachedCall, entry: Entry) -> Any:
+        """Return the caller's own copy of what an entry holds."""
+        entry.visited = True
+        call.source = "hit"
+        self._count_hit()
+        if (self._heard or switch.on) and self._emitter.active:
+            self._emitter.emit(events.CacheHit(function=self._emitter.function))
+        return entry.open()
+
+    def serve_stale(self, call: CachedCall, entry: Entry, error: Exception | None = None) -> Any:
+        """Return the caller's own copy of what an expired entry holds.
+
+        Args:
+            call: The call.
+            entry: The entry.
+            error: What the call failed with; None if it was not tried, because another has just failed.
+        """
+        entry.visited = True
+        call.source = "stale"
+        self._counters.add(stale=1)
+        if self._emitter.active:
+            name, expired = self._emitter.function, ambient.clock().monotonic() - entry.expiry
+            self._emitter.emit(events.CacheStale(function=name, expired=expired, error=error))
+        return entry.open()
+
+    # --- storing ----------------------------------------------------------------------------------
 
     def store(self, flight: Flight, value: Any, ttl: float | None) -> Entry | None:
         """Store the result of a flight, and return its entry.
@@ -245,85 +226,94 @@ class EntryWriter:
             ttl: Its lifetime in seconds: 0 for not to be stored, None for ever.
         """
         entry = None
-        if ttl != 0:
-            try:
+        try:
+            if ttl != 0:
                 entry = self.entry(flight.key, value, ttl)
                 if flight.invalidated or self._store.put(flight.key, entry):
                     return entry
                 self._too_heavy(entry)
-            except Exception as error:  # noqa: BLE001 - as above
-                self._failed(error)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._not_stored(error)
         flight.without_result = True
         return entry
 
     async def astore(self, flight: Flight, value: Any, ttl: float | None) -> Entry | None:
         """Do the same without holding up the event loop."""
-        entry = None
-        if ttl != 0:
-            try:
-                entry, well = await aput(
-                    self._store,
-                    flight.key,
-                    lambda: self.entry(flight.key, value, ttl),
-                    unless=lambda: flight.invalidated,
-                )
-                if well:
-                    return entry
-                self._too_heavy(entry)
-            except Exception as error:  # noqa: BLE001 - as above
-                self._failed(error)
-        flight.without_result = True
-        return entry
+        store: Any = self._store
+        if not getattr(store, "native", False):
+            from asyncio import to_thread
+
+            (stored,) = await to_thread(self.store_many, [(flight, value, ttl)])
+            return self.report(flight, stored)
+        entry = error = None
+        fits = True
+        try:
+            if ttl != 0:
+                entry = self.entry(flight.key, value, ttl)
+                fits = flight.invalidated or await store.aput(flight.key, entry)
+        except Exception as caught:  # noqa: BLE001 - as above
+            error = caught
+        return self.report(flight, Stored(entry, error, fits))
 
     def store_many(self, wanted: Sequence[tuple[Flight, Any, float | None]]) -> list[Stored]:
         """Store results, in whatever thread; `report` has to be called with each outcome."""
         stored: list[Stored] = []
-        entries: list[tuple[Any, Entry]] = []
-        places: list[int] = []
+        entries: dict[int, tuple[Any, Entry]] = {}
         for place, (flight, value, ttl) in enumerate(wanted):
             entry = trouble = None
             try:
                 if ttl != 0:
                     entry = self.entry(flight.key, value, ttl)
                     if not flight.invalidated:
-                        entries.append((flight.key, entry))
-                        places.append(place)
+                        entries[place] = flight.key, entry
             except Exception as error:  # noqa: BLE001 - as above
                 trouble = error
             stored.append(Stored(entry, trouble))
         store: Any = self._store
         try:
-            fits: list[bool] = store.put_many(entries) if entries else []
+            together = len(entries) > 1
+            fits = (
+                store.put_many(list(entries.values()))
+                if together
+                else [store.put(key, entry) for key, entry in entries.values()]
+            )
+            outcomes: list[tuple[Exception | None, bool]] = [(None, well) for well in fits]
         except Exception as error:  # noqa: BLE001 - as above
-            for place in places:
-                stored[place] = Stored(stored[place].entry, error)
-        else:
-            for place, well in zip(places, fits, strict=True):
-                if not well:
-                    stored[place] = Stored(stored[place].entry, fits=False)
+            outcomes = [(error, True)] * len(entries)
+        for (place, (_, entry)), (failure, well) in zip(entries.items(), outcomes, strict=True):
+            stored[place] = Stored(entry, failure, well)
         return stored
 
     def report(self, flight: Flight, stored: Stored) -> Entry | None:
         """Report a result that was not stored, and return the entry."""
-        if stored.error is not None:
-            self._failed(stored.error)
-        elif stored.entry is not None and not stored.fits:
-            self._too_heavy(stored.entry)
-        elif stored.entry is not None:
-            return stored.entry
+        entry, error, fits = stored
+        if error is not None:
+            self._not_stored(error)
+        elif entry is not None and fits:
+            return entry
+        elif entry is not None:
+            self._too_heavy(entry)
         flight.without_result = True
-        return stored.entry
+        return entry
+
+    def skipped(self, reason: str, *, once: bool = False) -> None:
+        """Notify listeners that a result is not cached; perhaps only once for the same reason."""
+        if self._emitter.active and reason not in self._reported:
+            if once:
+                self._reported.add(reason)
+            report_skipped(self._emitter, reason)
+
+    def _unreadable(self, error: Exception) -> None:
+        self.skipped(f"the store could not be read{_why(error)}")
 
     def _too_heavy(self, entry: Entry) -> None:
-        size = format_bytes(entry.weight)
-        self._skip_reporter.report(f"a result of {size} is heavier than cache_max_bytes")
+        self.skipped(f"a result of {format_bytes(entry.weight)} is heavier than cache_max_bytes")
 
-    def _failed(self, error: Exception) -> None:
+    def _not_stored(self, error: Exception) -> None:
         if isinstance(error, Uncopyable):
-            self._skip_reporter.report(str(error), once=True)
-            return
-        why = f": {error}" if isinstance(error, StoreError) else f" ({type(error).__name__})"
-        self._skip_reporter.report(f"its result could not be stored{why}")
+            self.skipped(str(error), once=True)
+        else:
+            self.skipped(f"its result could not be stored{_why(error)}")
 
     # --- making entries ---------------------------------------------------------------------------
 
@@ -340,10 +330,9 @@ class EntryWriter:
         """
         # An installed clock holds the switch; otherwise the machine's is read without a detour.
         now = ambient.clock().monotonic() if switch.on else monotonic()
-        expires = math.inf if ttl is None else now + ttl
-        encode = self._encode or self.plain_entry
-        entry = encode(key, value, expires)
-        return entry if self._dated is None or ttl is None else self._dated(entry, now)
+        entry = self._encode(key, value, math.inf if ttl is None else now + ttl)
+        freshness = self._freshness
+        return entry if freshness is None or ttl is None else freshness.dated(entry, now)
 
     def plain_entry(self, key: Any, value: Any, expires: float = math.inf) -> Entry:
         """Return a result in a form in memory from which several callers can be served.
@@ -365,3 +354,66 @@ class EntryWriter:
             return Entry(value, expires, None, weight + getsizeof(value), group)
         stored, copier = freeze(value, copy=self._copy)
         return Entry(stored, expires, copier, weight + weigh(stored), group)
+
+
+def _why(error: Exception) -> str:
+    return f": {error}" if isinstance(error, StoreError) else f" ({type(error).__name__})"
+
+
+# --- functions that were edited since their results were stored -----------------------------------
+
+
+def source_digest(fn: Any) -> bytes | None:
+    """Return a digest of a function's source, None if there is none to be had.
+
+    What stands before its `def` does not count: changing the options of a decorator is no edit.
+    """
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    if not (inspect.isroutine(fn) or inspect.isclass(fn)):
+        fn = type(fn).__call__
+    code = getattr(fn, "__code__", None)
+    if code is not None and code.co_filename == "<string>":
+        # Python 3.13 may take the program of `python -c` for it, from wherever the function came.
+        return None
+    try:
+        lines, _ = inspect.getsourcelines(fn)
+    except (OSError, TypeError):
+        return None
+    for number, line in enumerate(lines):
+        if line.lstrip().startswith(("def ", "async def ")):
+            lines = lines[number:]
+            break
+    from hashlib import blake2b
+    from textwrap import dedent
+
+    text = dedent("".join(lines)).rstrip()
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest().encode()
+
+
+def edit_detector(keys: FunctionKeys, store: Any) -> Callable[[Emitter], None]:
+    """Return what notifies listeners if a function was edited since its entries were stored.
+
+    The entries are kept, because a batch that is resumed after a small change must not pay twice. A digest
+    of the source lies beside the entries.
+
+    Args:
+        keys: The function's keys.
+        store: The `CodedStore` where the entries are.
+    """
+
+    def look(emitter: Emitter) -> None:
+        now = source_digest(keys.function.fn)
+        if now is None or keys.prefix is None:
+            return
+        key = f"~source:{keys.prefix()}"
+        try:
+            then = store.backend.get(key)
+            if then != now:
+                store.backend.set(key, now, None)
+        except StoreError:  # the lookup reports a store that fails
+            return
+        if then not in (now, None) and emitter.active:
+            emitter.emit(events.FunctionEdited(function=emitter.function))
+
+    return look

@@ -1,174 +1,552 @@
 # this_file: src/opero/caching/function_cache.py
-"""Hold what the caches of one function share: the store, the making of keys, the flights."""
+"""Answer the calls of one function: from an entry, with another caller's outcome, or by letting the caller lead.
+
+What is decided here is written once for threads and event loops; the adapters of `opero.core.cache`
+only serve hits and compute.
+"""
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from math import inf
+from threading import get_ident
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opero import events
-from opero.caching.keys.function_keys import (
-    FunctionKeys,
-    InstanceTokens,
-    function_id,
-    namespace_prefix,
+from opero.caching.copying import Uncopyable
+from opero.caching.entries import Entries, edit_detector
+from opero.caching.memory import MemoryStore
+from opero.caching.single_flight import (
+    Flight,
+    Instruction,
+    SharedFailure,
+    SharedResult,
+    SingleFlight,
+    copy_error,
+    forget_leadership,
+    notify,
 )
-from opero.caching.memory import EntryStore, MemoryStore, Store
-from opero.caching.single_flight import SingleFlight
-from opero.errors import StoreError
+from opero.errors import Rejected, StoreError, UnkeyableError, warn_user
+from opero.utils import ambient
+from opero.utils.ambient import switch
+from opero.utils.steps import BlockingStep
+from opero.utils.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from opero.caching.codec import Codec
-    from opero.caching.keys.function_keys import FunctionDescription
+    from opero.caching.entries import CachedCall
+    from opero.caching.keys.function_keys import FunctionKeys
+    from opero.caching.lease import Lease, Leases
+    from opero.caching.memory import Entry, EntryStore
+    from opero.caching.refresh import Freshness
+    from opero.caching.single_flight import Verdict
     from opero.events.bus import Emitter
+    from opero.utils.steps import StepLogic
 
-__all__ = ["FunctionCache", "SourceChange", "make_function_cache", "shared_store", "source_digest"]
+__all__ = ["CacheInfo", "FunctionCache", "Leadership", "Look"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class FunctionCache:
-    """The entries of one function and what belongs to them.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheInfo:
+    """What a function's cache holds and has done.
 
     Attributes:
-        store: Where they are.
-        keys: From a call to a key.
-        single_flight: What is being computed.
-        instances: Numbers of instances, for a method in memory; None otherwise.
-        source_change: Notices that the function was edited; None in memory and in users' stores.
+        hits: Results served from the cache.
+        misses: Calls that found nothing fresh.
+        stale: Calls that got an expired result, because the function failed; neither hits nor misses.
+        size: Entries; None if the store does not know.
+        bytes: Their estimated bytes; None if the store does not know.
+        maxsize: Most entries.
+        max_bytes: Most bytes.
+        ttl: Lifetime of an entry in seconds, None for ever.
+        backend: Where they are.
+        namespace: The `cache_namespace`.
     """
 
-    store: EntryStore
-    keys: FunctionKeys
-    single_flight: SingleFlight
-    instances: InstanceTokens | None = None
-    source_change: SourceChange | None = None
+    hits: int = 0
+    misses: int = 0
+    stale: int = 0
+    size: int | None = 0
+    bytes: int | None = 0
+    maxsize: int = 0
+    max_bytes: int = 0
+    ttl: float | None = None
+    backend: str = "off"
+    namespace: str = ""
+
+    def __repr__(self) -> str:
+        size = "?" if self.size is None else f"{self.size:,}"
+        weight = "" if self.bytes is None else f", {format_bytes(self.bytes)}"
+        looked = self.hits + self.misses + self.stale
+        stale = f", {self.stale:,} stale" if self.stale else ""
+        share = f" ({self.hits / looked:.0%})" if looked else ""
+        lasts = "no expiry" if self.ttl is None else f"ttl {format_seconds(self.ttl)}"
+        return (
+            f"<CacheInfo {self.backend} {self.namespace!r}: {size} entries{weight}, "
+            f"{self.hits:,} hits{share}, {self.misses:,} misses{stale}, {lasts}>"
+        )
+
+
+class Look(NamedTuple):
+    """A look in a store that takes its time.
+
+    Attributes:
+        completed: How many flights had ended when it began.
+        at: Machine time at which it began.
+        entry: What was found, nothing fresh.
+    """
+
+    completed: int
+    at: float
+    entry: Entry | None
+
+
+class Leadership(NamedTuple):
+    """What a caller that has to compute knows.
+
+    Attributes:
+        flight: The flight that it leads.
+        expired: An expired entry that may stand in if it fails; None if there is none.
+        lease: The lease that it has to release; None without one.
+    """
+
+    flight: Flight
+    expired: Entry | None = None
+    lease: Lease | None = None
+
+
+class FunctionCache:
+    """The cache of one function.
+
+    Args:
+        namespace: The `cache_namespace`.
+        store: Where the entries are.
+        keys: Makes the keys.
+        single_flight: What is being computed.
+        asked: Whether any cache option was given. If not, an argument that cannot be keyed switches the
+            cache off.
+        bounds: Most entries, and most bytes, for `info`.
+        ttl: Lifetime of an entry in seconds, None for ever.
+        stale_ttl: Seconds for which an expired entry may be served; None for not at all.
+        share: Part of its lifetime after which an entry is refreshed; None if it is not.
+        copy: Whether mutable results are isolated.
+        counters: The function's counters (`core.stats.Stats`).
+        emitter: Where its events go.
+        overdue: Marks a call as ended by its deadline, and returns the error for it.
+
+    Attributes:
+        namespace, store, keys, single_flight, asked, bounds, ttl: As above.
+        function: The function's name.
+        off: Whether an argument that cannot be keyed has switched the cache off.
+        entries: Finds, serves and stores entries.
+        leases: Single-flight across processes; None for a store that they do not share.
+        freshness: When entries are refreshed early and served late; None if neither was asked for.
+        count_miss: Counts a miss.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        store: EntryStore,
+        keys: FunctionKeys,
+        single_flight: SingleFlight,
+        *,
+        asked: bool,
+        bounds: tuple[int, int],
+        ttl: float | None,
+        stale_ttl: float | None,
+        share: float | None,
+        copy: bool,
+        counters: Any,
+        emitter: Emitter,
+        overdue: Callable[[Any], Exception],
+    ) -> None:
+        self.function: str = keys.function.qualname
+        self.namespace: str = namespace
+        self.store: EntryStore = store
+        self.keys: FunctionKeys = keys
+        self.single_flight: SingleFlight = single_flight
+        self.asked: bool = asked
+        self.bounds: tuple[int, int] = bounds
+        self.ttl: float | None = ttl
+        self.off: bool = False
+        self._counters = counters
+        self._emitter = emitter
+        self._overdue = overdue
+        self.count_miss: Callable[[], object] = counters.miss_counter.count
+        self.freshness: Freshness | None = None
+        self.leases: Leases | None = None
+        # What few functions need is loaded where it is asked for: importing opero must stay cheap.
+        if stale_ttl is not None or share is not None:
+            from opero.caching.refresh import Freshness
+
+            self.freshness = Freshness(ttl, stale_ttl or 0.0, share)
+        self.entries: Entries = Entries(
+            store,
+            copy=copy,
+            of_instance=keys.of_instance,
+            freshness=self.freshness,
+            look_for_edits=edit_detector(keys, store) if store.lends else None,
+            counters=counters,
+            emitter=emitter,
+        )
+        if store.lends:
+            from opero.caching.lease import Leases
+
+            self.leases = Leases(store, self.entries)
+
+    # --- keys -------------------------------------------------------------------------------------
+
+    def key(self, call: CachedCall) -> Hashable | None:
+        """Return the key of a call that is made; None if it is not to be cached.
+
+        Raises:
+            UnkeyableError: The cache was asked for, and an argument has no content.
+        """
+        if self.off or (switch.on and ambient.disabled()):
+            return None
+        try:
+            return call.key or self.keys.key(call.args, call.kwargs)
+        except UnkeyableError as error:
+            if self.asked:
+                raise
+            self.off = True
+            reason = str(error)
+        self.entries.skipped(reason)
+        warn_user(f"{reason} Until then its results are not cached.")
+        return None
+
+    def key_of(self, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Hashable | None:
+        """Return the key of arguments; None if one has no content and the cache was not asked for.
+
+        Raises:
+            TypeError: The arguments do not fit the function.
+            UnkeyableError: The cache was asked for, and an argument has no content.
+        """
+        try:
+            key = self.keys.key(args, kwargs)
+        except UnkeyableError:
+            if self.asked:
+                raise
+            return None
+        if key is None:
+            self.keys.function.declared.bind(*args, **kwargs)  # raises: they do not fit
+        return key
+
+    # --- refreshing -------------------------------------------------------------------------------
+
+    def answers(self, key: Hashable, entry: Entry) -> bool | None:
+        """Return how an entry answers a call: True fresh, False expired but served, None not at all."""
+        if self.entries.is_fresh(key, entry):
+            return True
+        freshness = self.freshness
+        return False if freshness is not None and freshness.served_at_once(key, entry) else None
+
+    def refresh_if_due(
+        self, call: CachedCall, key: Hashable, entry: Entry, *, blocking: bool
+    ) -> None:
+        """Begin to compute a fresh entry anew in the background, if it is due and no caller is at it.
+
+        Args:
+            call: A call that was answered with it.
+            key: Its key.
+            entry: The entry.
+            blocking: Whether on a thread; otherwise in a task of the running event loop.
+        """
+        freshness = self.freshness
+        if freshness is None or not freshness.due(key, entry):
+            return
+        flight = Flight(key)
+        if self.single_flight.start(key, flight) is flight:
+            from opero.caching.refresh import start_in_background
+
+            work = self.refresh_work(call, flight, blocking)
+            start_in_background(self._refresh(work, flight, freshness, blocking), blocking=blocking)
+
+    def refresh_work(self, call: CachedCall, flight: Flight, blocking: bool, /) -> Any:
+        """Return the call that refreshes an entry in the background and leads its flight.
+
+        Its method `unchanged` returns whether its arguments, which may be mutable, still have the key of the
+        entry; `compute` stores the result, and returns a coroutine if the function is asynchronous.
+        """
+        raise NotImplementedError
+
+    def _refresh(
+        self, work: Any, flight: Flight, freshness: Freshness, blocking: bool
+    ) -> StepLogic[None]:
+        forget_leadership()
+        if not work.unchanged():
+            return
+        turn = failure = None
+        try:
+            if self.leases is not None:
+                turn = yield from self.leases.try_turn(flight, blocking=blocking)
+                if turn is None:
+                    freshness.leave_to_others(flight.key)
+                    return
+                if turn.entry is not None and not freshness.due(flight.key, turn.entry):
+                    return
+            yield BlockingStep(work.compute, work.compute)
+        except Exception as error:  # noqa: BLE001 - the old result stays, and listeners are notified
+            failure = error
+        finally:
+            if turn is not None and turn.lease is not None:
+                turn.lease.release(flight)
+        if self._emitter.active:
+            name, renewed = self._emitter.function, failure is None and not work.rejected
+            self._emitter.emit(events.CacheRefreshed(function=name, renewed=renewed, error=failure))
+        del failure  # its traceback holds this frame
+
+    # --- outcomes ---------------------------------------------------------------------------------
+
+    def missed(self) -> None:
+        """Notify listeners of a miss."""
+        if self._emitter.active:
+            self._emitter.emit(events.CacheMiss(function=self._emitter.function))
+
+    def computed(self, call: CachedCall, key: Hashable) -> None:
+        """Count a miss that might have ended with an expired entry, and did not."""
+        if self.freshness is not None:
+            if not call.renews:
+                self.count_miss()
+            self.freshness.recent_failures.forget(key)
+
+    def verdict(self, value: Any, entry: Entry | None, *, rejected: bool = False) -> Verdict:
+        """Return what waiters are handed of a result.
+
+        Args:
+            value: The result.
+            entry: It as it was stored; None if it was not.
+            rejected: Whether `retry_if_result` refused it.
+        """
+        try:
+            return SharedResult(entry or self.entries.plain_entry((), value), rejected)
+        except Uncopyable:
+            return Instruction.COMPUTE
+
+    def late(self, call: CachedCall, expired: Entry | None) -> Any:
+        """End a call whose deadline comes before the outcome that it waits for.
+
+        Args:
+            call: The call.
+            expired: An expired entry that it gets then, if it may be served.
+
+        Raises:
+            DeadlineError: There is none.
+        """
+        error = self._overdue(call)
+        try:
+            now, freshness = ambient.clock().monotonic(), self.freshness
+            if expired is None or freshness is None or not freshness.usable(expired, now):
+                raise error
+            return self.entries.serve_stale(call, expired, error)
+        finally:
+            # A frame that names an error which passes through it is a reference cycle.
+            del error
+
+    def stand_in(
+        self, call: CachedCall, flight: Flight, entry: Entry | None, error: Exception
+    ) -> Entry | None:
+        """Return the expired entry that callers get because a call failed; if none, count the miss."""
+        if self.freshness is not None and entry is not None:
+            excused = self.freshness.stands_in(
+                flight.key,
+                entry,
+                error,
+                attempt=call.attempt_errors or (),
+                overdue=call.overdue,
+                asked_pause=call.hint,
+            )
+            # What was invalidated meanwhile is not wanted any more.
+            if excused and not flight.invalidated:
+                return entry
+        if not call.renews:
+            self.count_miss()
+        return None
+
+    def failed(
+        self, call: CachedCall, flight: Flight, entry: Entry | None, error: BaseException
+    ) -> Entry | None:
+        """End the lead of a call that failed; return the expired entry that its caller gets instead."""
+        flights = self.single_flight
+        if not isinstance(error, Exception):
+            flights.abandon(flight)
+            return None
+        old = None if self.freshness is None else self.stand_in(call, flight, entry, error)
+        # A caller that was short of time says nothing about what the next one will achieve.
+        flight.without_result = not call.overdue
+        if call.overdue and flights.abandon_late(flight, call.deadline):
+            pass
+        elif old is not None:
+            notify(flights.complete(flight), SharedResult(old, stale=True))
+        elif waiters := flights.complete(flight):
+            if isinstance(error, Rejected):
+                notify(waiters, self.verdict(error.value, None, rejected=True))
+            else:
+                notify(waiters, SharedFailure(copy_error(error)))
+        return None if call.renews else old
+
+    def share(self, call: CachedCall, verdict: Any) -> Any:
+        """Return or raise a waiter's own copy of the outcome that it was handed."""
+        if isinstance(verdict, SharedResult) and verdict.stale:
+            return self.entries.serve_stale(call, verdict.entry)
+        call.source = "shared"
+        self._counters.add(shared=1)
+        if isinstance(verdict, SharedResult):
+            value = verdict.entry.open()
+            if verdict.rejected:
+                raise Rejected(value)
+            return value
+        error = copy_error(verdict.error)
+        context = error.__context__
+        try:
+            raise error
+        finally:
+            # `raise` has put there what the caller is handling just now; what went before matters
+            # more.
+            error.__context__ = context
+            del error, context, verdict
+
+    # --- what threads and event loops do alike ----------------------------------------------------
+
+    def begin(
+        self, call: CachedCall, key: Hashable, look: Look | None, *, blocking: bool
+    ) -> StepLogic[Any]:
+        """Look for a result, wait for another caller's, or become the one that computes it.
+
+        Args:
+            call: The call.
+            key: Its key.
+            look: What it has found in the store; None if it has not looked.
+            blocking: Whether waiting blocks the thread.
+
+        Returns:
+            The result; a `Leadership` if it has to be computed and stored, `Instruction.COMPUTE` if it
+            has to be computed and cannot be shared.
+        """
+        flights, entries = self.single_flight, self.entries
+        if call.renews:
+            flight = call.flight or flights.replace(key)
+        else:
+            if look is None:
+                look = Look(flights.completed, monotonic(), (yield entries.find_step(key)))
+                found = look.entry
+                if found is not None and (fresh := self.answers(key, found)) is not None:
+                    if not fresh:
+                        return entries.serve_stale(call, found)
+                    self.refresh_if_due(call, key, found, blocking=blocking)
+                    return entries.serve(call, found)
+            flight = Flight(key)
+            if flights.start(key, flight) is not flight:
+                verdict = yield from flights.follow(key, call.deadline, blocking=blocking)
+                try:
+                    if verdict is Instruction.COMPUTE:
+                        return verdict
+                    if verdict is Instruction.LATE:
+                        return self.late(call, look.entry)
+                    if not isinstance(verdict, Flight):
+                        return self.share(call, verdict)
+                    flight = verdict
+                finally:
+                    del verdict
+        flight.thread, expired, lease = get_ident(), None, None
+        try:
+            if look is None:
+                if self.freshness is not None:
+                    expired = yield entries.find_step(key)
+                return Leadership(flight, expired)
+            # Another caller may have stored the result between our look and our start.
+            seen_at = look.at if flights.completed == look.completed else -inf
+            expired = look.entry
+            if self.leases is not None and call.prior_outcome is None:
+                expired, lease, late = yield from self.leases.take_turn(
+                    flight, call.deadline, expired, seen_at, blocking=blocking
+                )
+                if late:
+                    return self._late_leader(call, flight, expired)
+            elif seen_at == -inf:
+                expired = yield entries.find_step(key)
+            if expired is None or not entries.is_fresh(key, expired):
+                kept, lease = lease, None
+                return Leadership(flight, expired, kept)
+            value = entries.serve(call, expired)
+            notify(flights.complete(flight), SharedResult(expired))
+            return value
+        except BaseException:
+            flights.abandon(flight)
+            raise
+        finally:
+            if lease is not None:
+                lease.release(flight)
+
+    def _late_leader(self, call: CachedCall, flight: Flight, expired: Entry | None) -> Any:
+        error = self._overdue(call)
+        try:
+            old = self.failed(call, flight, expired, error)
+            if old is None:
+                raise error
+            return self.entries.serve_stale(call, old, error)
+        finally:
+            del error
+
+    # --- management --------------------------------------------------------------------------------
+
+    def clear(self) -> int:
+        """Remove all entries and return how many there were.
+
+        What is being computed now will not be stored.
+        """
+        self.single_flight.invalidate_all()
+        if self.freshness is not None:
+            self.freshness.recent_failures.clear()
+        return self.store.clear()
+
+    def invalidate(self, key: Hashable) -> bool:
+        """Remove an entry and return whether there was one; a computation under way is not stored."""
+        self._forget(key)
+        return self.store.delete(key)
+
+    def replacement(self, key: Hashable, value: Any, ttl: float | None, /) -> Entry:
+        """Return the entry of a result that a user sets; a computation under way will not replace it.
+
+        Raises:
+            Uncopyable: It cannot be isolated, or cannot be encoded.
+        """
+        self._forget(key)
+        return self.entries.entry(key, value, ttl)
+
+    def _forget(self, key: Hashable) -> None:
+        self.single_flight.invalidate(key)
+        if self.freshness is not None:
+            self.freshness.recent_failures.forget(key)
+
+    def info(self) -> CacheInfo:
+        """Return counters and bounds."""
+        try:
+            size, weight = self.store.measure()
+        except StoreError:
+            size = weight = None
+        counters = self._counters
+        return CacheInfo(
+            hits=counters.hits,
+            misses=counters.misses,
+            stale=counters.stale,
+            size=size,
+            bytes=weight,
+            maxsize=self.bounds[0],
+            max_bytes=self.bounds[1],
+            ttl=self.ttl,
+            backend=self.store.name,
+            namespace=self.namespace,
+        )
 
     def after_fork(self) -> None:
-        """Forget the flights and lock owners of threads that do not exist in a forked child."""
+        """Forget what other threads of the parent process were doing: they do not exist in a forked child."""
         self.single_flight.after_fork()
         if isinstance(self.store, MemoryStore):
             self.store.after_fork()
-        if self.instances is not None:
-            self.instances.after_fork()
-
-
-def make_function_cache(
-    function: FunctionDescription,
-    *,
-    backend: str | Store,
-    namespace: str,
-    version: str | int | None,
-    ignore: Iterable[str],
-    user_key: Callable[..., object] | None,
-    maxsize: int,
-    max_bytes: int,
-    codec: str | Codec,
-) -> FunctionCache:
-    """Return the cache of a function; the arguments are its `cache_...` options.
-
-    Raises:
-        OperoUsageError: `ignore` names no parameter, or the store does not fit.
-    """
-    if backend != "memory":
-        # Made at the first call, because closures are complete only then.
-        prefix = functools.cache(
-            lambda: f"{namespace_prefix(namespace)}{function_id(function, version)}:"
-        )
-        keys = FunctionKeys(function, ignore=ignore, user_key=user_key, prefix=prefix)
-        store = shared_store(backend, prefix, max_bytes, codec)
-        change = SourceChange(function.fn, store, prefix) if store.lends else None
-        return FunctionCache(store, keys, SingleFlight(), source_change=change)
-    memory = MemoryStore(maxsize, max_bytes)
-    instances = InstanceTokens(forget=memory.drop_group) if function.in_class else None
-    keys = FunctionKeys(function, ignore=ignore, user_key=user_key, instances=instances)
-    return FunctionCache(memory, keys, SingleFlight(), instances)
-
-
-def shared_store(
-    backend: str | Store, prefix: Callable[[], str], max_bytes: int, codec: str | Codec
-) -> EntryStore:
-    """Return entries in a store that functions share.
-
-    Args:
-        backend: Its text, which is not "memory", or a user's object.
-        prefix: Returns what the keys begin with.
-        max_bytes: Most bytes of one entry; what the place as a whole may take is at least as much.
-        codec: The option `cache_codec`; a user's object gets the values themselves.
-
-    Raises:
-        OperoUsageError: The text names no backend, or the object does not fit.
-    """
-    from opero.caching.stores.base import open_entries
-
-    return open_entries(backend, prefix, max_bytes, codec)
-
-
-# --- functions that were edited since their results were stored -----------------------------------
-
-
-def source_digest(fn: Any) -> bytes | None:
-    """Return a digest of a function's source, None if there is none to be had.
-
-    What stands before its `def` does not count: changing the options of a decorator is no edit.
-    """
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    if not (inspect.isroutine(fn) or inspect.isclass(fn)):
-        fn = type(fn).__call__
-    code = getattr(fn, "__code__", None)
-    if code is not None and code.co_filename == "<string>":
-        # Python 3.13 may take the program of `python -c` for it, from wherever the function came.
-        return None
-    try:
-        lines, _ = inspect.getsourcelines(fn)
-    except (OSError, TypeError):
-        return None
-    for number, line in enumerate(lines):
-        if line.lstrip().startswith(("def ", "async def ")):
-            lines = lines[number:]
-            break
-    from hashlib import blake2b
-    from textwrap import dedent
-
-    text = dedent("".join(lines)).rstrip()
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest().encode()
-
-
-class SourceChange:
-    """Notices, once in a process, that a function was edited since its entries were stored.
-
-    The entries are kept, because a batch that is resumed after a small change must not pay twice;
-    listeners are notified once. A digest of the source lies beside the entries.
-
-    Args:
-        fn: The function.
-        store: The `CodedStore` where the entries are.
-        prefix: Returns what their keys begin with.
-    """
-
-    def __init__(self, fn: Any, store: Any, prefix: Callable[[], str]) -> None:
-        self.looked: bool = False
-        self._fn = fn
-        self._store = store
-        self._prefix = prefix
-
-    def look(self, emitter: Emitter) -> None:
-        """Compare with what the last process has left; the lookup reports a store that fails."""
-        self.looked = True
-        now = source_digest(self._fn)
-        if now is None:
-            return
-        key = f"~source:{self._prefix()}"
-        try:
-            backend = self._store.backend
-            then = backend.get(key)
-            if then == now:
-                return
-            backend.set(key, now, None)
-        except StoreError:
-            return
-        if then is not None and emitter.active:
-            emitter.emit(events.FunctionEdited(function=emitter.function))
+        if self.keys.instances is not None:
+            self.keys.instances.after_fork()
+        if self.freshness is not None:
+            self.freshness.recent_failures.after_fork()

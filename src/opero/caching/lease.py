@@ -1,10 +1,10 @@
 # this_file: src/opero/caching/lease.py
 """Compute the same key only once at a time across processes: of those that miss it, one computes.
 
-    claim → won  → compute → store → release
-          → lost → look → pause → claim again
+    acquire → won  → compute → store → release
+            → lost → look → pause → acquire again
 
-The leader of a flight claims a lease in the store that its process shares with others. A process that
+The leader of a flight acquires a lease in the store that its process shares with others. A process that
 does not get it looks for the result, with growing pauses. The lease of a killed leader runs out after
 seconds. A leader that ends without a result leaves a flag: processes that have waited for it compute
 then, all at once, instead of waiting for each other.
@@ -38,18 +38,16 @@ from opero.utils.fork import run_after_fork
 from opero.utils.steps import BlockingStep
 
 if TYPE_CHECKING:
-    from opero.caching.entries import EntryReader, SkipReporter
+    from opero.caching.entries import Entries
     from opero.caching.memory import Entry, EntryStore
     from opero.caching.single_flight import Flight
     from opero.caching.stores.base import ByteStore
     from opero.utils.steps import StepLogic
 
-__all__ = [
-    "SECONDS", "Lease", "LeaseWait", "Leases", "Turn", "flag", "keep", "longest_pauses", "new_lease", "release",
-]  # fmt: skip
+__all__ = ["SECONDS", "Lease", "LeaseWait", "Leases", "Turn"]
 
 SECONDS: Final = 5.0
-"""For how long a lease is claimed, and how long a killed holder can keep others waiting."""
+"""For how long a lease is acquired, and how long a killed holder can keep others waiting."""
 
 _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 0.5
@@ -63,26 +61,14 @@ _RENEW_AFTER: Final = 1.5
 _IDLE: Final = 10.0
 _FLAG_SECONDS: Final = 2.0
 _GATHER: Final = 0.02
-"""Seconds for which an ended lease is kept, to be released together with others. A look in the store that was begun
-less than that before a claim is won is still valid: had another process stored a result, it would hold its lease."""
+"""Seconds for which an ended lease is kept, to be released together with others. A look in the store that
+was begun less than that before a lease is acquired is still valid: had another process stored a result, it
+would hold its lease."""
 _AT_ONCE: Final = 500
 """Leases that are renewed or released in one go, so that other callers need not wait for the store for long."""
 
 
 # --- taking turns ---------------------------------------------------------------------------------
-
-
-def longest_pauses() -> Iterator[float]:
-    """Yield the most seconds between two looks for another process's result.
-
-    Example:
-        >>> [round(pause, 3) for pause, _ in zip(longest_pauses(), range(4))]
-        [0.01, 0.015, 0.022, 0.034]
-    """
-    pause = _FIRST_PAUSE
-    while True:
-        yield pause
-        pause = min(pause * _GROWTH, _LONGEST_PAUSE)
 
 
 class Turn(NamedTuple):
@@ -108,7 +94,7 @@ class LeaseWait:
 
     def __init__(self, deadline: float | None) -> None:
         self._deadline = deadline
-        self._pauses = longest_pauses()
+        self._longest = _FIRST_PAUSE
         self._patient_until = ambient.clock().monotonic() + _PATIENCE
 
     @property
@@ -122,7 +108,8 @@ class LeaseWait:
         if self.late or now >= self._patient_until:
             return None
         # Drawn, so that callers which began together do not ask together.
-        pause = next(self._pauses) * random.uniform(0.5, 1)
+        pause = self._longest * random.uniform(0.5, 1)
+        self._longest = min(self._longest * _GROWTH, _LONGEST_PAUSE)
         return pause if self._deadline is None else min(pause, self._deadline - now)
 
 
@@ -131,17 +118,21 @@ class Leases:
 
     Args:
         store: The function's entries, in a store that lends leases.
-        reader: Looks for results.
-        skip_reporter: Reports a store that lends none.
+        entries: Finds results, and reports a store that lends none.
     """
 
-    def __init__(self, store: EntryStore, reader: EntryReader, skip_reporter: SkipReporter) -> None:
+    def __init__(self, store: EntryStore, entries: Entries) -> None:
         self._store: Any = store  # one with a `backend`
-        self._reader = reader
-        self._skip_reporter = skip_reporter
+        self._entries = entries
 
     def take_turn(
-        self, flight: Flight, deadline: float | None, seen: Entry | None, seen_at: float
+        self,
+        flight: Flight,
+        deadline: float | None,
+        seen: Entry | None,
+        seen_at: float,
+        *,
+        blocking: bool,
     ) -> StepLogic[Turn]:
         """Wait while another process computes a key.
 
@@ -150,17 +141,18 @@ class Leases:
             deadline: Clock reading at which it stops waiting, None for never.
             seen: What the caller has found in the store.
             seen_at: Machine time at which it began to look; `-math.inf` if that does not count.
+            blocking: Whether waiting blocks the thread.
         """
-        find, key, lease, wait = self._reader.find_step, flight.key, None, None
+        find, key, lease, wait = self._entries.find_step, flight.key, None, None
         if leads_others(flight) or (lease := self.new(key)) is None:
             return Turn((yield find(key)))
         try:
             while True:
-                mine = yield self._claiming(lease.key, lease)
+                mine = yield from self._acquire(lease, blocking=blocking)
                 if not (mine and monotonic() - seen_at < _GATHER / 2):
                     seen = yield find(key)
                 seen_at = -_PATIENCE
-                if seen is not None and self._reader.is_fresh(key, seen):
+                if seen is not None and self._entries.is_fresh(key, seen):
                     return Turn(seen, lease if mine else None)
                 if mine is not False:
                     break
@@ -170,41 +162,29 @@ class Leases:
                     return Turn(seen, late=wait.late)
                 yield BlockingStep(ambient.clock().sleep, ambient.clock().asleep, (pause,))
             # A caller that has waited in vain does not make others wait for it in turn.
-            if mine and wait and (yield self._claiming(flag(lease.key), lease)) is False:
-                release(lease)
+            if mine and wait and (yield from self._acquire_flag(lease)) is False:
+                _renewer.release(lease)
                 mine = None
         except BaseException:
-            # Perhaps it was lent, though nothing came of the claim.
-            release(lease)
+            # Perhaps it was lent, though nothing came of it.
+            _renewer.release(lease)
             raise
         return Turn(seen, lease if mine else None)
 
-    def try_turn(self, flight: Flight) -> StepLogic[Turn | None]:
+    def try_turn(self, flight: Flight, *, blocking: bool) -> StepLogic[Turn | None]:
         """Return None instead of waiting if another process computes a key."""
         lease = self.new(flight.key)
         if lease is None:
             return Turn(None)
-        ours = ends_here(lease)  # afterwards it may have been released
+        ours = _renewer.ends(lease)  # afterwards it may have been released
         try:
-            mine = yield self._claiming(lease.key, lease)
+            mine = yield from self._acquire(lease, blocking=blocking)
             if mine is False and not ours:
                 return None
-            return Turn((yield self._reader.find_step(flight.key)), lease if mine else None)
+            return Turn((yield self._entries.find_step(flight.key)), lease if mine else None)
         except BaseException:
-            release(lease)
+            _renewer.release(lease)
             raise
-
-    def release(self, lease: Lease | None, flight: Flight) -> None:
-        """End a lease, without waiting for the store.
-
-        Args:
-            lease: The lease, None for none.
-            flight: What was computed with it.
-        """
-        if lease is not None:
-            release(lease, without_result=flight.without_result or flight.invalidated)
-
-    # --- for maps: many at once -------------------------------------------------------------------
 
     def new(self, key: Any) -> Lease | None:
         """Return the lease of a key, which is not held yet; None if the store lends none.
@@ -212,18 +192,19 @@ class Leases:
         It is made in the thread that is going to wait, because no thread may wait for itself.
         """
         try:
-            return new_lease(self._store.backend, key)
+            owner = f"{_renewer.token}-{next(_renewer.serial)}"
+            return Lease(self._store.backend, key, owner, _renewer.pid, get_ident())
         except Exception as error:  # noqa: BLE001 - without leases the call goes on, too
             self._failed(error)
             return None
 
-    def claim_many(
+    def acquire_many(
         self, leases: Sequence[Lease], *, again: bool, blocking: bool
     ) -> list[bool | None]:
-        """Claim leases of one store.
+        """Acquire leases of one store.
 
-        Those that were won must be kept with `keep`. A caller that is cancelled before that keeps others waiting for
-        seconds only.
+        Those that were acquired must be kept with `keep`. A caller that is cancelled before that keeps
+        others waiting for seconds only.
 
         Args:
             leases: As `new` has made them.
@@ -239,74 +220,61 @@ class Leases:
             outcomes: list[bool | None] = list(won)
             ours = [place for place, mine in enumerate(won) if mine]
             if again and ours:
-                flags = [(flag(leases[place].key), leases[place].owner) for place in ours]
+                flags = [(_flag(leases[place].key), leases[place].owner) for place in ours]
                 # As a single call: a caller that has waited in vain does not make others wait.
                 for place, mine in zip(ours, store.acquire_many(flags, _A_MOMENT), strict=True):
                     if not mine:
-                        release(leases[place])
+                        _renewer.release(leases[place])
                         outcomes[place] = None
         except Exception as error:  # noqa: BLE001 - as above
             self._failed(error)
             for lease in leases:
-                release(lease)
+                _renewer.release(lease)
             return [None] * len(leases)
         if blocking and len(ours) < len(leases):
-            lost = [lease for lease, mine in zip(leases, won, strict=True) if not mine]
-            mine_too = held_here_of(lost)
-            for place, lease in enumerate(leases):
-                if lease in mine_too:
-                    outcomes[place] = None
+            held = _renewer.held(
+                [lease for lease, mine in zip(leases, won, strict=True) if not mine]
+            )
+            return [
+                None if lease in held else outcome
+                for lease, outcome in zip(leases, outcomes, strict=True)
+            ]
         return outcomes
 
     @staticmethod
-    def keep(leases: Sequence[Lease]) -> None:
+    def keep(leases: Iterable[Lease]) -> None:
         """Keep leases until they are released."""
-        keep(leases)
+        _renewer.keep(leases)
 
-    # --- asking the store -------------------------------------------------------------------------
-
-    def _claiming(self, key: str, lease: Lease) -> BlockingStep:
-        return BlockingStep(self._claim, self._aclaim, (key, lease))
-
-    def _claim(self, key: str, lease: Lease) -> bool | None:
+    def _acquire(self, lease: Lease, *, blocking: bool) -> StepLogic[bool | None]:
         """Return whether a key is ours now or another caller's; None to do without."""
-        try:
-            mine = lease.store.acquire(key, lease.owner, _span(key, lease))
-            if not mine and key == lease.key and held_here(lease):
-                return None
-            return _claimed(key, lease, mine=mine)
-        except Exception as error:  # noqa: BLE001 - as above
-            self._failed(error)
+        mine = yield from self._ask(lease.key, lease, SECONDS)
+        if mine:
+            _renewer.keep((lease,))
+        elif _renewer.ends(lease) or (blocking and lease in _renewer.held((lease,))):
+            # A thread that waited for what another one of its own tasks holds would wait for itself.
             return None
+        return mine
 
-    async def _aclaim(self, key: str, lease: Lease) -> bool | None:
-        """Do the same for an event loop."""
+    def _acquire_flag(self, lease: Lease) -> StepLogic[bool | None]:
+        # A flag that is not there is raised for a moment only, to see that.
+        return (yield from self._ask(_flag(lease.key), lease, _A_MOMENT))
+
+    def _ask(self, key: str, lease: Lease, seconds: float) -> StepLogic[bool | None]:
         try:
-            mine = await self._store.aacquire(key, lease.owner, _span(key, lease))
-            return _claimed(key, lease, mine=mine)
+            mine: bool = yield BlockingStep(
+                lease.store.acquire, self._store.aacquire, (key, lease.owner, seconds)
+            )
         except Exception as error:  # noqa: BLE001 - as above
             self._failed(error)
             return None
+        return mine
 
     def _failed(self, error: Exception) -> None:
         why = str(error) if isinstance(error, StoreError) else type(error).__name__
-        self._skip_reporter.report(
+        self._entries.skipped(
             f"other processes may compute the same: the store lends no lease ({why})", once=True
         )
-
-
-def _claimed(key: str, lease: Lease, *, mine: bool) -> bool | None:
-    if key == lease.key:
-        if mine:
-            keep((lease,))
-        elif ends_here(lease):
-            return None
-    return mine
-
-
-def _span(key: str, lease: Lease) -> float:
-    """Return for how long to claim: a flag that is not there is raised only to see that."""
-    return SECONDS if key == lease.key else _A_MOMENT
 
 
 # --- leases of this process -----------------------------------------------------------------------
@@ -318,8 +286,8 @@ class Lease(NamedTuple):
     Attributes:
         store: Where it is noted.
         key: What it is for.
-        owner: Text that is unique for this claim, whatever process or machine.
-        process: Identifier of the process that claimed it.
+        owner: Text that is unique for this lease, whatever process or machine.
+        process: Identifier of the process that acquired it.
         thread: Identifier of the thread that did.
     """
 
@@ -329,20 +297,24 @@ class Lease(NamedTuple):
     process: int
     thread: int
 
+    def release(self, flight: Flight) -> None:
+        """End it soon, without waiting for the store; `flight` is what was computed with it."""
+        without_result = flight.without_result or flight.invalidated
+        _renewer.release(self, without_result=without_result)
 
-def new_lease(store: ByteStore, key: str) -> Lease:
-    """Return a lease that is not held yet."""
-    process = _process
-    return Lease(store, key, f"{process.token}-{next(process.serial)}", process.pid, get_ident())
 
-
-def flag(key: str) -> str:
-    """Return what is claimed for a moment to show that a holder ended without a result."""
+def _flag(key: str) -> str:
+    """Return what is acquired for a moment to show that a holder ended without a result."""
     return f"{key}!"
 
 
 class _LeaseRenewer:
+    """Keeps and releases the leases of this process; made anew in a forked child."""
+
     def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.token = os.urandom(12).hex()  # `secrets` would import a dozen modules
+        self.serial = itertools.count()
         self._held: dict[Lease, float] = {}  # in the order in which they are to be renewed
         self._ending: dict[Lease, tuple[float, bool]] = {}  # since when, and whether without result
         # Reentrant, because the garbage collector may end an abandoned coroutine at any allocation.
@@ -351,30 +323,36 @@ class _LeaseRenewer:
         self._flushing = threading.Lock()
 
     def keep(self, leases: Iterable[Lease]) -> None:
+        """Keep leases until `release`."""
         with self._changed:
             due = monotonic() + _RENEW_AFTER
             for lease in leases:
                 self._held[lease] = due
             self._start()
 
-    def release(self, lease: Lease, *, without_result: bool) -> None:
-        with self._changed:
-            self._held.pop(lease, None)
-            self._ending[lease] = monotonic(), without_result
-            self._start()
-            self._changed.notify()
+    def release(self, lease: Lease, *, without_result: bool = False) -> None:
+        """End a lease soon.
 
-    def holds(self, wanted: Lease) -> bool:
-        with self._changed:
-            return any(
-                _same(lease, wanted) and lease.thread == wanted.thread for lease in self._held
-            )
+        Args:
+            lease: The lease; one of the parent process is not touched.
+            without_result: Whether there is no result for the processes that wait.
+        """
+        if lease.process == self.pid:
+            with self._changed:
+                self._held.pop(lease, None)
+                self._ending[lease] = monotonic(), without_result
+                self._start()
+                self._changed.notify()
 
     def ends(self, wanted: Lease) -> bool:
+        """Whether this process is just releasing another lease of the same key."""
         with self._changed:
-            return any(_same(lease, wanted) for lease in self._ending)
+            return any(
+                lease.key == wanted.key and lease.store is wanted.store for lease in self._ending
+            )
 
     def held(self, wanted: Collection[Lease]) -> set[Lease]:
+        """Return those whose thread holds another lease of the same key, as a task of the event loop there."""
         threads = {lease.thread for lease in wanted}
         with self._changed:
             held = {(lease.key, id(lease.store)) for lease in self._held if lease.thread in threads}
@@ -436,8 +414,8 @@ class _LeaseRenewer:
         if not leases:
             return
         try:
-            claims = [(lease.key, lease.owner) for lease in leases]
-            still = leases[0].store.acquire_many(claims, SECONDS)
+            wanted = [(lease.key, lease.owner) for lease in leases]
+            still = leases[0].store.acquire_many(wanted, SECONDS)
         except Exception:  # noqa: BLE001 - the store may be back at the next try
             still = [True] * len(leases)
         with self._changed:
@@ -446,10 +424,6 @@ class _LeaseRenewer:
                 # What is not ours any more had run out, because this process stood still.
                 if self._held.pop(lease, None) is not None and ours:
                     self._held[lease] = due
-
-
-def _same(lease: Lease, wanted: Lease) -> bool:
-    return lease.key == wanted.key and lease.store is wanted.store
 
 
 def _portions(leases: Iterable[Lease]) -> Iterator[list[Lease]]:
@@ -466,69 +440,25 @@ def _end(leases: list[Lease], without_result: list[Lease]) -> None:
     try:
         if without_result:
             store.acquire_many(
-                [(flag(lease.key), lease.owner) for lease in without_result], _FLAG_SECONDS
+                [(_flag(lease.key), lease.owner) for lease in without_result], _FLAG_SECONDS
             )
         store.release_many([(lease.key, lease.owner) for lease in leases])
     except Exception:  # noqa: BLE001 - they run out by themselves
         return
 
 
-class _Process:
-    """What belongs to this process, and is made anew in a forked child."""
-
-    def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.token = os.urandom(12).hex()  # `secrets` would import a dozen modules
-        self.serial = itertools.count()
-        self.renewer = _LeaseRenewer()
-
-
-_process = _Process()
-
-
-def keep(leases: Iterable[Lease]) -> None:
-    """Keep leases until `release`."""
-    _process.renewer.keep(leases)
-
-
-def held_here(lease: Lease) -> bool:
-    """Whether the thread of a lease holds another one of the same key, so that waiting would be for itself.
-
-    That is so if an event loop runs there: one of its tasks has it.
-    """
-    return _process.renewer.holds(lease)
-
-
-def held_here_of(wanted: Collection[Lease]) -> set[Lease]:
-    """Return those of many leases for which `held_here` is true."""
-    return _process.renewer.held(wanted)
-
-
-def ends_here(lease: Lease) -> bool:
-    """Whether this process is just releasing another one of the same key."""
-    return _process.renewer.ends(lease)
-
-
-def release(lease: Lease, *, without_result: bool = False) -> None:
-    """End a lease soon.
-
-    Args:
-        lease: The lease; one of the parent process is not touched.
-        without_result: Whether there is no result for the processes that wait.
-    """
-    if lease.process == _process.pid:
-        _process.renewer.release(lease, without_result=without_result)
+_renewer = _LeaseRenewer()
 
 
 @run_after_fork
 def _after_fork() -> None:
-    global _process  # noqa: PLW0603 - the parent's leases are not ours
-    _process = _Process()
+    global _renewer  # noqa: PLW0603 - the parent's leases are not ours
+    _renewer = _LeaseRenewer()
 
 
 def _at_exit() -> None:
     # Before the stores are closed: they would be opened again.
-    _process.renewer.flush()
+    _renewer.flush()
 
 
 atexit.register(_at_exit)

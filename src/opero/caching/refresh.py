@@ -1,16 +1,15 @@
 # this_file: src/opero/caching/refresh.py
-"""Decide when entries are refreshed before they expire or served afterwards, and refresh them in the background."""
+"""Decide when entries are refreshed before they expire or served afterwards; run refreshes in the background."""
 
 from __future__ import annotations
 
 import atexit
 import math
-from collections.abc import Callable, Coroutine, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from threading import Condition, Lock
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from opero.caching.memory import AgingEntry, Entry, Life
-from opero.caching.single_flight import Flight, forget_leadership
 from opero.errors import (
     CircuitOpenError,
     DeadlineError,
@@ -21,23 +20,22 @@ from opero.errors import (
 )
 from opero.utils import ambient
 from opero.utils.fork import run_after_fork
-from opero.utils.steps import BlockingStep, run_async, run_sync
+from opero.utils.steps import run_async, run_sync
 from opero.utils.threads import ThreadCall, run_in_thread
 from opero.utils.units import format_seconds
 
 if TYPE_CHECKING:
     from asyncio import Task
 
-    from opero.caching.lease import Leases
     from opero.utils.steps import StepLogic
 
-__all__ = [
-    "FRESH_FAILURE_SECONDS", "BackgroundRefresh", "Freshness", "RecentFailures", "RefreshWork", "excuses",
-    "refresh_time", "start_task", "start_thread",
-]  # fmt: skip
+__all__ = ["FRESH_FAILURE_SECONDS", "Freshness", "RecentFailures", "excuses", "start_in_background"]
 
 FRESH_FAILURE_SECONDS: Final = 5.0
 """Seconds for which a failure counts as fresh. The service's own request to wait may make it longer."""
+
+_ELSEWHERE_SECONDS: Final = 1.0
+"""Seconds for which this process leaves an entry to another one that is refreshing it."""
 
 
 # --- failures -------------------------------------------------------------------------------------
@@ -66,11 +64,6 @@ def excuses(
     return any(retried(e) for e in errors)
 
 
-class _RecentFailure(NamedTuple):
-    until: float
-    excused: bool
-
-
 class RecentFailures:
     """Keys whose last call has just failed: for a while they need not be tried again.
 
@@ -85,7 +78,7 @@ class RecentFailures:
     """Keys that are remembered; beyond it the oldest are forgotten early."""
 
     def __init__(self) -> None:
-        self._failures: dict[Hashable, _RecentFailure] = {}
+        self._failures: dict[Hashable, tuple[float, bool]] = {}  # until when, and whether excused
         self._lock = Lock()
 
     def add(self, key: Hashable, now: float, seconds: float, *, excused: bool) -> None:
@@ -100,22 +93,22 @@ class RecentFailures:
         with self._lock:
             failures = self._failures
             failures.pop(key, None)
-            failures[key] = _RecentFailure(now + seconds, excused)
+            failures[key] = now + seconds, excused
             # They stand in the order in which they were added, so those that are over come first.
             while failures:
                 oldest = next(iter(failures))
-                if len(failures) <= self.MOST and now < failures[oldest].until:
+                if len(failures) <= self.MOST and now < failures[oldest][0]:
                     break
                 del failures[oldest]
 
     def fresh(self, key: Hashable, now: float) -> bool:
         """Return whether the last failure is still fresh."""
-        return self._current(key, now) is not None
+        return now < self._failures.get(key, _NONE)[0]
 
     def excused(self, key: Hashable, now: float) -> bool:
         """Return whether it is, and an expired entry may be served for it."""
-        failure = self._current(key, now)
-        return failure is not None and failure.excused
+        until, excused = self._failures.get(key, _NONE)
+        return excused and now < until
 
     def forget(self, key: Hashable) -> None:
         """Forget the failure of a key."""
@@ -135,22 +128,11 @@ class RecentFailures:
     def __len__(self) -> int:
         return len(self._failures)
 
-    def _current(self, key: Hashable, now: float) -> _RecentFailure | None:
-        failure = self._failures.get(key)
-        return failure if failure is not None and now < failure.until else None
+
+_NONE: Final = (-math.inf, False)
 
 
 # --- freshness ------------------------------------------------------------------------------------
-
-
-def refresh_time(born: float, expiry: float, share: float) -> float:
-    """Return the time from which an entry is to be refreshed.
-
-    Example:
-        >>> refresh_time(born=100.0, expiry=200.0, share=0.8)
-        180.0
-    """
-    return born + share * (expiry - born)
 
 
 class Freshness:
@@ -182,7 +164,7 @@ class Freshness:
         do not serve it themselves from then on.
         """
         expiry = entry.expires
-        soft = expiry if self.share is None else refresh_time(now, expiry, self.share)
+        soft = expiry if self.share is None else now + self.share * (expiry - now)
         return AgingEntry(entry, Life(now, expiry, expiry + self.stale_ttl), soft)
 
     def due(self, key: Hashable, entry: Entry) -> bool:
@@ -192,8 +174,13 @@ class Freshness:
         # The program that stored it may have had no need of that time.
         born = entry.expiry - self._ttl if entry.life is None else entry.life.born
         now = ambient.clock().monotonic()
-        due = refresh_time(born, entry.expiry, self.share) <= now
+        due = born + self.share * (entry.expiry - born) <= now
         return due and not self.recent_failures.fresh(key, now)
+
+    def leave_to_others(self, key: Hashable) -> None:
+        """Leave an entry for a moment to another process that is refreshing it."""
+        now = ambient.clock().monotonic()
+        self.recent_failures.add(key, now, _ELSEWHERE_SECONDS, excused=False)
 
     def usable(self, entry: Entry, now: float) -> bool:
         """Return whether an expired entry may still be served."""
@@ -242,92 +229,6 @@ class Freshness:
         return parts
 
 
-# --- refreshing in the background -----------------------------------------------------------------
-
-_ELSEWHERE_SECONDS: Final = 1.0
-"""Seconds for which this process leaves an entry to another one that is refreshing it."""
-
-
-class RefreshWork(Protocol):
-    """A call that refreshes an entry, for no caller in particular.
-
-    Attributes:
-        flight: What it leads.
-        rejected: Whether `retry_if_result` refused its result.
-    """
-
-    flight: Flight
-    rejected: bool
-
-    def unchanged(self) -> bool:
-        """Return whether its arguments, which may be mutable, still have the key of the entry."""
-        ...
-
-    def compute(self) -> Any:
-        """Compute and store the result; return a coroutine if the function is asynchronous."""
-        ...
-
-
-class BackgroundRefresh:
-    """Refreshes the entries of one function, each by one call at a time.
-
-    Args:
-        freshness: When entries are due.
-        leases: Single-flight across processes; None for a store that they do not share.
-        report: Called with each refresh that has ended, and its error.
-    """
-
-    def __init__(
-        self,
-        freshness: Freshness,
-        leases: Leases | None,
-        report: Callable[[RefreshWork, Exception | None], object],
-    ) -> None:
-        self._freshness = freshness
-        self._leases = leases
-        self._report = report
-
-    def start(self, work: RefreshWork, *, blocking: bool) -> None:
-        """Begin on another thread, or in another task of the running event loop."""
-        if blocking:
-            start_thread(lambda: self._run(work))
-        else:
-            start_task(self._arun(work))
-
-    def _run(self, work: RefreshWork) -> None:
-        try:
-            run_sync(self._logic(work))
-        except Exception as error:  # noqa: BLE001 - the old result stays, and listeners are notified
-            self._report(work, error)
-
-    async def _arun(self, work: RefreshWork) -> None:
-        try:
-            await run_async(self._logic(work))
-        except Exception as error:  # noqa: BLE001 - as above
-            self._report(work, error)
-
-    def _logic(self, work: RefreshWork) -> StepLogic[None]:
-        forget_leadership()
-        if not work.unchanged():
-            return
-        flight, leases, turn = work.flight, self._leases, None
-        try:
-            if leases is not None:
-                turn = yield from leases.try_turn(flight)
-                if turn is None:
-                    # Another process is at it: for a moment there is no need to ask again.
-                    now, failures = ambient.clock().monotonic(), self._freshness.recent_failures
-                    failures.add(flight.key, now, _ELSEWHERE_SECONDS, excused=False)
-                    return
-                if turn.entry is not None and not self._freshness.due(flight.key, turn.entry):
-                    return
-            yield BlockingStep(work.compute, work.compute)
-            self._report(work, None)
-        finally:
-            if leases is not None and turn is not None:
-                leases.release(turn.lease, flight)
-
-
 # --- threads and tasks that no caller waits for ---------------------------------------------------
 
 _MOST_THREADS: Final = 8
@@ -345,19 +246,31 @@ class _BackgroundThreads:
         self._working = 0
         self._drains = False
 
-    def enter(self) -> bool:
-        """Take a place; False if all are taken."""
+    def start(self, logic: StepLogic[None]) -> None:
+        """Run logic on a daemon thread, unless all are busy or the system has no more.
+
+        Nothing is queued, because what waits behind a call that hangs would hang as well.
+        """
         with self._changed:
             if not self._drains:
+                # Not before: what is registered last runs first, and stores are closed at the exit, too.
                 self._drains = True
                 atexit.register(self.drain)
             if self._working >= _MOST_THREADS:
-                return False
+                return
             self._working += 1
-        return True
+        try:
+            run_in_thread(ThreadCall(lambda: self._run(logic)))
+        except RuntimeError:
+            self._leave()
 
-    def leave(self) -> None:
-        """Give the place back."""
+    def _run(self, logic: StepLogic[None]) -> None:
+        try:
+            run_sync(logic)
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
         with self._changed:
             self._working -= 1
             self._changed.notify_all()
@@ -378,45 +291,20 @@ _tasks: set[Task[Any]] = set()
 """An event loop holds its tasks by weak references only."""
 
 
-def start_thread(work: Callable[[], object]) -> bool:
-    """Run `work` in a copy of the caller's context, on a daemon thread.
-
-    Nothing is queued, because what waits behind a call that hangs would hang as well.
+def start_in_background(logic: StepLogic[None], *, blocking: bool) -> None:
+    """Run logic in a copy of the caller's context, if there is room.
 
     Args:
-        work: What to run; it must not raise.
-
-    Returns:
-        False if all threads are busy or the system has no more: then nothing runs.
+        logic: What to run; it must not raise.
+        blocking: Whether on a thread; otherwise in a task of the running event loop, which is cancelled with
+            the loop's other tasks when `asyncio.run` ends.
     """
-    if not _threads.enter():
-        return False
-
-    def run() -> None:
-        try:
-            work()
-        finally:
-            _threads.leave()
-
-    try:
-        run_in_thread(ThreadCall(run))
-    except RuntimeError:
-        _threads.leave()
-        return False
-    return True
-
-
-def start_task(work: Coroutine[Any, Any, object]) -> None:
-    """Run `work` as a task of the running event loop, in a copy of the caller's context.
-
-    It is cancelled with the loop's other tasks when `asyncio.run` ends.
-
-    Args:
-        work: A coroutine that does not raise.
-    """
+    if blocking:
+        _threads.start(logic)
+        return
     from asyncio import get_running_loop
 
-    task = get_running_loop().create_task(work)
+    task = get_running_loop().create_task(run_async(logic))
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.caching.context import clear_cache
+from opero.caching.handles import clear_cache
 from opero.caching.keys.function_keys import namespace_of
 from opero.caching.stores.base import open_store, settle
 from opero.errors import ActivityError, JournalError, OperoUsageError
@@ -98,7 +98,7 @@ def _store(backend: str) -> ByteStore | None:
         )
     store = open_store(settle(backend))
     folder = getattr(store, "folder", None)
-    return None if folder is not None and not folder.exists() else store
+    return None if folder is not None and not Path(folder).is_dir() else store
 
 
 def _list_cache(given: argparse.Namespace) -> int:

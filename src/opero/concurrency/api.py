@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Self, T
 
 from opero.concurrency.loop import run_map, run_map_async, stream_map, stream_map_async
 from opero.concurrency.mapper import ItemArguments, Mapper
-from opero.core.decorate import build_function, decorate, place_in_class, with_changes
+from opero.core.decorate import build_function, decorate, explain, place_in_class, with_changes
 from opero.core.decorated import AsyncResilient, Attributes, Resilient
-from opero.core.explain import explain
 from opero.core.pipeline import Pipeline
 from opero.utils import ambient
 
 if TYPE_CHECKING:
     from opero.concurrency.loop import MapRun, Returns
     from opero.concurrency.result import MapResult
-    from opero.core.call import Explanation
     from opero.core.options import MapOptions
+    from opero.core.receipt import Explanation
 
 __all__ = [
     "AsyncMapped",

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 from opero.caching.codec import Coder, Undecodable, Unencodable
 from opero.caching.keys.function_keys import FunctionKeys, function_id
 from opero.concurrency.executors.base import ItemOutcome
-from opero.core.call import Call
 from opero.errors import OperoUsageError, StoreError, UnkeyableError, warn_user
 from opero.utils.sqlite import SqliteFile
 
@@ -71,10 +70,10 @@ def key_maker(info: FunctionInfo, options: MapOptions) -> MakeKey:
 
     def make(arguments: Any, item: Any) -> str:
         what = item if identify is None else identify(item)
-        call = Call((*arguments.before, what, *arguments.after), dict(arguments.kwargs))
+        args = (*arguments.before, what, *arguments.after)
         try:
             # Arguments that do not fit are the function's to refuse.
-            key = keying.key(call)
+            key = keying.key(args, dict(arguments.kwargs))
             return "" if key is None else str(key)
         except UnkeyableError as error:
             why = str(error).partition(". ")[0]

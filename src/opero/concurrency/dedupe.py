@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opero.caching.memory import Entry
 from opero.caching.single_flight import Flight, SharedFailure, SharedResult, copy_error, notify
-from opero.concurrency.batches import Batch, BatchesByOrigin
-from opero.concurrency.executors.base import ItemOutcome
+from opero.concurrency.executors.base import Batch, ItemOutcome, Origin
 from opero.core.call import Call
 from opero.errors import DeadlineError
 from opero.utils import ambient
@@ -32,15 +31,15 @@ if TYPE_CHECKING:
         Leases,
         LeaseWait,
     )
-    from opero.caching.single_flight import Verdict
+    from opero.caching.single_flight import Verdict  # noqa: TC004 - not read at run time
     from opero.concurrency.executors.base import MapJob
     from opero.core.cache import CacheStage
     from opero.utils.steps import StepLogic
 
-__all__ = ["AddFresh", "InFlightElsewhere", "LeadItem", "RemoteLeases", "ResultStore"]
+__all__ = ["Compute", "InFlightElsewhere", "LeadItem", "RemoteLeases", "ResultStore"]
 
-AddFresh = Callable[[list[int], list[Any]], object]
-"""Called with indices and items that must be computed."""
+Compute = Callable[[list[int], list[Any]], object]
+"""Queues indices and items that must be computed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -62,28 +61,19 @@ class LeadItem:
     """Whether it waits for that now."""
 
 
+@dataclass(slots=True, eq=False)
 class InFlightElsewhere:
     """An item that another caller of this process computes now: a waiter of that flight."""
 
-    __slots__ = ("_arrived", "call", "deadline", "flight", "index", "item", "key", "verdict")
-
-    def __init__(
-        self,
-        index: int,
-        item: Any,
-        call: Call,
-        key: Hashable,
-        arrived: Callable[[InFlightElsewhere], None],
-        deadline: float | None = None,
-    ) -> None:
-        self.index: int = index
-        self.item: Any = item
-        self.call: Call = call
-        self.key: Hashable = key
-        self.flight: Flight = Flight(None)
-        self.deadline: float | None = deadline
-        self.verdict: Verdict | None = None
-        self._arrived = arrived
+    index: int
+    item: Any
+    call: Call
+    key: Hashable
+    arrived: Callable[[InFlightElsewhere], None]
+    """Takes the verdict to the map; called from any thread."""
+    deadline: float | None = None
+    flight: Flight = field(default_factory=lambda: Flight(None))
+    verdict: Verdict | None = None
 
     @property
     def ready(self) -> bool:
@@ -91,9 +81,47 @@ class InFlightElsewhere:
         return True
 
     def wake(self) -> bool:
-        """Pass the verdict to the map; called from any thread."""
-        self._arrived(self)
+        """Pass the verdict to the map."""
+        self.arrived(self)
         return True
+
+
+class BatchesByOrigin:
+    """Finished items that the map did not compute for themselves, in a batch for each origin.
+
+    Example:
+        >>> found = BatchesByOrigin()
+        >>> found.add("hit", 3, "item", "result")
+        >>> found.take()
+        [Batch(idx=[3], items=['item'], values=['result'], odd={}, origin='hit')]
+    """
+
+    def __init__(self) -> None:
+        self._batches: dict[Origin, Batch] = {}
+
+    def take(self) -> list[Batch]:
+        """Take out the batches so far."""
+        batches, self._batches = list(self._batches.values()), {}
+        return batches
+
+    def add(self, origin: Origin, index: int, item: Any, result: Any) -> None:
+        """Add a finished item.
+
+        Args:
+            origin: Where its result came from.
+            index: Its place in the input.
+            item: The item.
+            result: Its result, or an `ItemOutcome`.
+        """
+        batch = self._batches.get(origin)
+        if batch is None:
+            batch = self._batches[origin] = Batch([], [], [], {}, origin)
+        idx: Any = batch.idx
+        if isinstance(result, ItemOutcome):
+            batch.odd[len(batch.items)] = result
+        idx.append(index)
+        batch.items.append(item)
+        batch.values.append(result.value if isinstance(result, ItemOutcome) else result)
 
 
 # --- other processes ------------------------------------------------------------------------------
@@ -138,7 +166,7 @@ class RemoteLeases:
         claims = [lease for _, lease in wanted]
         again, blocking = wanted[0][0].wait is not None, not self._awaits
         granted: list[bool | None] = yield in_thread(
-            lambda: self._leases.claim_many(claims, again=again, blocking=blocking)
+            lambda: self._leases.acquire_many(claims, again=again, blocking=blocking)
         )
         self._leases.keep([lease for lease, mine in zip(claims, granted, strict=True) if mine])
         for (lead, _), mine in zip(wanted, granted, strict=True):
@@ -187,7 +215,8 @@ class RemoteLeases:
         """End the leases of items, without waiting for the store."""
         for lead in leads:
             lease, lead.lease = lead.lease, None
-            self._leases.release(lease, lead.flight)
+            if lease is not None:
+                lease.release(lead.flight)
 
     def close(self) -> None:
         """Wait for no item any more."""
@@ -204,37 +233,28 @@ class ResultStore:
     Args:
         cache: The function's cache stage.
         job: How an item becomes a call.
-        led: What is computed, by its key; taken out when it ends.
-        keys: Keys of the items that are computed, by index; likewise.
         shares: Whether other callers may wait for these items.
-        leases: The leases of the items, None without any.
+        compute: Queues items that must be computed after all.
     """
 
-    def __init__(
-        self,
-        cache: CacheStage,
-        job: MapJob,
-        *,
-        led: dict[Hashable, LeadItem],
-        keys: dict[int, Hashable],
-        shares: bool,
-        leases: RemoteLeases | None,
-    ) -> None:
+    def __init__(self, cache: CacheStage, job: MapJob, *, shares: bool, compute: Compute) -> None:
         self._cache = cache
         self._job = job
-        self._led = led
-        self._keys = keys
         self._shares = shares
-        self._leases = leases
+        self._compute = compute
+        self._known = BatchesByOrigin()
         self._flights = cache.single_flight
         self._slow: bool = cache.store.blocking
+        # What is computed, by its key, and the keys of these items by index; taken out when they end.
+        self._led: dict[Hashable, LeadItem] = {}
+        self._keys: dict[int, Hashable] = {}
+        self._remote: RemoteLeases | None = None
 
-    def settle(self, batches: list[Batch], fresh: AddFresh) -> StepLogic[list[Batch]]:
+    def settle(self, batches: list[Batch]) -> StepLogic[list[Batch]]:
         """Store results, notify waiters, and return the results of equal items.
 
         An item that failed and gets an expired result instead moves from its batch to one of those.
         """
-        known = BatchesByOrigin()
         landed: list[tuple[LeadItem, Any]] = []
         keeps: list[tuple[Call, Flight, Any, float]] = []
         moved: dict[int, set[int]] = {}
@@ -253,27 +273,25 @@ class ResultStore:
                     landed.append((lead, value))
                     keeps.append((lead.call, lead.flight, value, _fill_in(lead.call, outcome)))
                 elif isinstance(error, Exception):
-                    if self._crash(lead, error, known):
+                    if self._crash(lead, error):
                         moved.setdefault(number, set()).add(position)
                 else:
                     self._flights.abandon(lead.flight)
                     for follower in lead.followers:
-                        fresh([follower[0]], [follower[1]])
+                        self._compute([follower[0]], [follower[1]])
         for number, positions in moved.items():
             batches[number] = batches[number].without(positions)
         try:
-            yield from self._store(landed, keeps, fresh, known)
+            yield from self._store(landed, keeps)
         finally:
-            if self._leases is not None:
-                self._leases.give_back(ended)
-        return known.batches
+            if self._remote is not None:
+                self._remote.give_back(ended)
+        return self._known.take()
 
     def _store(
         self,
         landed: list[tuple[LeadItem, Any]],
         keeps: list[tuple[Call, Flight, Any, float]],
-        fresh: AddFresh,
-        known: BatchesByOrigin,
     ) -> StepLogic[None]:
         """Store results, then notify those that wait for them."""
         try:
@@ -286,33 +304,26 @@ class ResultStore:
         for (lead, value), entry in zip(landed, entries, strict=True):
             if self._cache.freshness is not None:
                 self._cache.computed(lead.call, lead.flight.key)
-            self._share(lead, value, entry, fresh, known)
+            self._share(lead, value, entry)
 
     def _keep(self, keeps: list[tuple[Call, Flight, Any, float]]) -> StepLogic[list[Entry | None]]:
-        cache, writer = self._cache, self._cache.writer
+        cache, entries = self._cache, self._cache.entries
         wanted = [
             (flight, value, cache.lifetime(call, value, began))
             for call, flight, value, began in keeps
         ]
-        if not (self._slow and writer.stores_many and keeps):
-            storing = for_each(writer.store, writer.astore, wanted)
+        if not (self._slow and entries.takes_many and keeps):
+            storing = for_each(entries.store, entries.astore, wanted)
             several: list[Entry | None] = (
                 (yield storing) if self._slow and keeps else storing.block()
             )
             return several
-        stored: list[Stored] = yield in_thread(lambda: writer.store_many(wanted))
+        stored: list[Stored] = yield in_thread(lambda: entries.store_many(wanted))
         return [
-            writer.report(flight, one) for (flight, _, _), one in zip(wanted, stored, strict=True)
+            entries.report(flight, one) for (flight, _, _), one in zip(wanted, stored, strict=True)
         ]
 
-    def _share(
-        self,
-        lead: LeadItem,
-        value: Any,
-        entry: Entry | None,
-        fresh: AddFresh,
-        known: BatchesByOrigin,
-    ) -> None:
+    def _share(self, lead: LeadItem, value: Any, entry: Entry | None) -> None:
         call = lead.call
         waiters = self._flights.complete(lead.flight) if self._shares else ()
         if not (waiters or lead.followers):
@@ -328,11 +339,11 @@ class ResultStore:
                     if call.rejected
                     else copy
                 )
-                known.add("shared", index, item, result)
+                self._known.add("shared", index, item, result)
             else:
-                fresh([index], [item])
+                self._compute([index], [item])
 
-    def _crash(self, lead: LeadItem, error: Exception, known: BatchesByOrigin) -> bool:
+    def _crash(self, lead: LeadItem, error: Exception) -> bool:
         """Share a failure; True if all, the item itself too, get an expired result instead."""
         cache, call = self._cache, lead.call
         # A caller short of time says nothing about what the next one will achieve.
@@ -344,12 +355,12 @@ class ResultStore:
         if old is not None:
             notify(waiters, SharedResult(old, stale=True))
             for index, item in ((lead.index, lead.item), *lead.followers):
-                known.add("stale", index, item, cache.serve_stale(call, old, error))
+                self._known.add("stale", index, item, cache.entries.serve_stale(call, old, error))
             return True
         if waiters:
             notify(waiters, SharedFailure(copy_error(error)))
         for index, item in lead.followers:
-            known.add(
+            self._known.add(
                 "shared", index, item, ItemOutcome(error=copy_error(error), attempts=0, calls=0)
             )
         return False

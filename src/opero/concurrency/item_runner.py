@@ -7,7 +7,6 @@ plain pipeline is called directly, as decorated functions do it, and the stages 
 
 from __future__ import annotations
 
-from contextvars import Context, copy_context
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from opero.concurrency.executors.base import Lost, MapJob
-    from opero.concurrency.executors.local import LocalChunk, LocalChunks
     from opero.core.pipeline import FastPath, Pipeline
 
-__all__ = ["ItemRunner", "judge_lost"]
+__all__ = ["ItemRunner", "Result", "judge_lost"]
 
 Result = tuple[Any, ItemOutcome | None]
 """A plain result, or what became of the item instead."""
@@ -38,16 +36,11 @@ class ItemRunner:
     Args:
         job: The job.
         pipeline: The pipeline of this worker; None for the job's own.
-        context: Context of which each item of a synchronous function gets a copy, so that none sees
-            what another one set; None where the worker's own will do.
     """
 
-    def __init__(
-        self, job: MapJob, pipeline: Pipeline | None = None, *, context: Context | None = None
-    ) -> None:
+    def __init__(self, job: MapJob, pipeline: Pipeline | None = None) -> None:
         self._job = job
         self._pipeline = pipeline = job.pipeline if pipeline is None else pipeline
-        self._context = context
         fn = job.function
         self._call = fn if not (job.before or job.after or job.kwargs) else self._bound
         self._direct = pipeline.is_unguarded and not job.details
@@ -58,70 +51,7 @@ class ItemRunner:
         job = self._job
         return job.function(*job.before, item, *job.after, **job.kwargs)
 
-    # --- a chunk of this process ---------------------------------------------------------------------
-
-    def run_chunk(self, local: LocalChunk, chunks: LocalChunks, worker: str) -> None:
-        """Run the items of a chunk of a synchronous function that no other worker has taken.
-
-        Args:
-            local: The chunk.
-            chunks: Reports what is done.
-            worker: Name of the worker.
-        """
-        chunk, partial = local.chunk, chunks.begin(local, worker)
-        items, parked, add = chunk.items, chunk.parked or {}, partial.add
-        run = self.run if self._context is None else self._run_in_copy
-        enters = self._job.enter is not None
-        try:
-            for position in local.positions():
-                item, known = items[position], parked.get(position) if parked else None
-                if enters:
-                    add(position, *self._run_entered(chunk.idx[position], item, known))
-                else:
-                    add(position, *run(item, known))
-        finally:
-            chunks.end(partial)
-
-    async def run_chunk_async(self, local: LocalChunk, chunks: LocalChunks, worker: str) -> None:
-        """Run a chunk of a coroutine function, as `run_chunk` does."""
-        chunk, partial = local.chunk, chunks.begin(local, worker)
-        items, parked, add = chunk.items, chunk.parked or {}, partial.add
-        run, enters = self.run_async, self._job.enter is not None
-        try:
-            for position in local.positions():
-                item, known = items[position], parked.get(position) if parked else None
-                if enters:
-                    add(position, *await self._run_entered_async(chunk.idx[position], item, known))
-                else:
-                    add(position, *await run(item, known))
-        finally:
-            chunks.end(partial)
-
     # --- an item -------------------------------------------------------------------------------------
-
-    def _run_in_copy(self, item: Any, parked: Parked | None) -> Result:
-        return self._copied().run(self.run, item, parked)
-
-    def _run_entered(self, index: int, item: Any, parked: Parked | None) -> Result:
-        """Run one item in a context that the map's recorder has prepared."""
-        context = self._copied()
-        if self._job.enter is not None:
-            context.run(self._job.enter, index, item)
-        return context.run(self.run, item, parked)
-
-    async def _run_entered_async(self, index: int, item: Any, parked: Parked | None) -> Result:
-        """Do the same in an event loop, where only a task has a context of its own."""
-        from asyncio import create_task
-
-        context = self._copied()
-        if self._job.enter is not None:
-            context.run(self._job.enter, index, item)
-        task = create_task(self.run_async(item, parked), context=context)
-        try:
-            return await task
-        finally:
-            # An item that is cut short takes its task along; for one that has ended this does nothing.
-            task.cancel()
 
     @property
     def direct(self) -> tuple[Callable[[Any], Any], FastPath, Callable[[], object]] | None:
@@ -131,9 +61,6 @@ class ItemRunner:
         where each item needs the stages.
         """
         return (self._call, self._fast_path, self._count) if self._direct else None
-
-    def _copied(self) -> Context:
-        return copy_context() if self._context is None else self._context.copy()
 
     def run(self, item: Any, parked: Parked | None, first_error: Exception | None = None) -> Result:
         """Run one item of a synchronous function: its plain result, or what became of it.
@@ -168,9 +95,10 @@ class ItemRunner:
         except RetryParked as pause:
             return None, self._parked(call, pause.seconds, began)
         except BaseException as error:  # noqa: BLE001 - as above
-            return None, self._failed(call, error, began)
+            return None, self._outcome(call, began, error=error)
         finally:
-            _release(call)
+            call.keep_failures = False
+            call.drop_failures()
         return value, self._succeeded(call, value, began)
 
     async def run_async(self, item: Any, parked: Parked | None) -> Result:
@@ -196,9 +124,10 @@ class ItemRunner:
         except BaseException as error:
             if _ends_the_worker(error):
                 raise
-            return None, self._failed(call, error, began)
+            return None, self._outcome(call, began, error=error)
         finally:
-            _release(call)
+            call.keep_failures = False
+            call.drop_failures()
         return value, self._succeeded(call, value, began)
 
     def _begin(self, item: Any, parked: Parked | None, first_error: Exception | None) -> Call:
@@ -218,31 +147,15 @@ class ItemRunner:
     def _parked(self, call: Call, seconds: float, began: float) -> ItemOutcome:
         since = call.started if call.started is not None else call.first_failed
         elapsed = 0.0 if since is None else ambient.clock().monotonic() - since
-        parked = Parked(
-            attempts=call.attempts,
-            calls=call.calls,
-            slept=call.slept,
-            elapsed=elapsed + seconds,
-            failures=tuple(call.failures or ()),
-        )
-        outcome = self._outcome(call, began)
-        outcome.retry_in, outcome.parked = seconds, parked
-        return outcome
-
-    def _failed(self, call: Call, error: BaseException, began: float) -> ItemOutcome:
-        outcome = self._outcome(call, began)
-        outcome.error = error
-        return outcome
+        failures = tuple(call.failures or ())
+        parked = Parked(call.attempts, call.calls, call.slept, elapsed + seconds, failures)
+        return self._outcome(call, began, retry_in=seconds, parked=parked)
 
     def _succeeded(self, call: Call, value: Any, began: float) -> ItemOutcome | None:
         plain = call.attempts == 1 and call.calls <= 1 and not call.rejected
-        if plain and not self._job.details:
-            return None
-        outcome = self._outcome(call, began)
-        outcome.value = value
-        return outcome
+        return None if plain and not self._job.details else self._outcome(call, began, value=value)
 
-    def _outcome(self, call: Call, began: float) -> ItemOutcome:
+    def _outcome(self, call: Call, began: float, **made: Any) -> ItemOutcome:
         fallback = self._pipeline.fallback
         return ItemOutcome(
             attempts=call.attempts,
@@ -253,6 +166,7 @@ class ItemRunner:
             label=None if fallback is None else fallback.label(call),
             fallback=call.value,
             rejected=call.rejected,
+            **made,
         )
 
 
@@ -264,11 +178,6 @@ def _ends_the_worker(error: BaseException) -> bool:
 
     task = current_task()
     return isinstance(error, CancelledError) and task is not None and task.cancelling() > 0
-
-
-def _release(call: Call) -> None:
-    call.keep_failures = False
-    call.drop_failures()
 
 
 # --- items whose worker died ----------------------------------------------------------------------

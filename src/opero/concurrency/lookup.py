@@ -7,7 +7,7 @@ The map uses the store, keys and flights of the function's own cache stage. The 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
@@ -21,7 +21,6 @@ from opero.caching.single_flight import (
     notify,
     take_verdict,
 )
-from opero.concurrency.batches import BatchesByOrigin
 from opero.concurrency.dedupe import InFlightElsewhere, LeadItem, RemoteLeases, ResultStore
 from opero.concurrency.executors.base import ItemOutcome
 from opero.core.call import Call
@@ -32,9 +31,8 @@ from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
     from opero.caching.memory import Entry
-    from opero.concurrency.batches import Batch
-    from opero.concurrency.dedupe import AddFresh
-    from opero.concurrency.executors.base import MapJob
+    from opero.concurrency.dedupe import Compute
+    from opero.concurrency.executors.base import Batch, MapJob
     from opero.core.cache import CacheStage
     from opero.utils.steps import StepLogic
 
@@ -44,7 +42,7 @@ _AHEAD: Final = 64
 """Most items that are looked up ahead: those that turn out not to be there must not be many more than fit."""
 
 
-class CacheLookup:
+class CacheLookup(ResultStore):
     """The map's side of a function's cache.
 
     Args:
@@ -52,6 +50,7 @@ class CacheLookup:
         job: How an item becomes a call.
         shares: Whether other callers may wait for items of this map. Only a map that runs to its end by
             itself may promise that: a stream pauses when its consumer does.
+        compute: Queues items that must be computed.
         wake: Ends the map's wait for reports; called from any thread.
         context: Context in which the workers run: there, the map counts as leader, so that the
             function's own calls of itself do not wait for the map that waits for them.
@@ -59,7 +58,6 @@ class CacheLookup:
     Attributes:
         ahead: How many items to look up at once, though there is room for fewer, because those before were in a
             store that takes its time, all of them.
-        settle: Stores results, notifies waiters, and returns the results of equal items.
     """
 
     def __init__(
@@ -68,38 +66,25 @@ class CacheLookup:
         job: MapJob,
         *,
         shares: bool,
+        compute: Compute,
         wake: Callable[[], object],
         context: Context,
     ) -> None:
-        self._cache = cache
-        self._job = job
-        self._shares = shares
+        super().__init__(cache, job, shares=shares, compute=compute)
         self._wake = wake
-        self._flights = cache.single_flight
-        self._led: dict[Hashable, LeadItem] = {}
-        self._keys: dict[int, Hashable] = {}
         self._followers: set[InFlightElsewhere] = set()
         self._arrived: deque[InFlightElsewhere] = deque()
+        self._new: list[LeadItem] = []
         self._refreshes: list[tuple[Call, Entry]] = []
-        self._slow: bool = cache.store.blocking
         self._awaits = job.pipeline.awaits
         self.ahead: int = 0
         self._marker = Flight(None)
         deadline = job.options.deadline
         self._seconds = None if deadline is None else parse_seconds(deadline, "deadline")
-        self._remote = self._leases() if shares else None
-        store = ResultStore(
-            cache, job, led=self._led, keys=self._keys, shares=shares, leases=self._remote
-        )
-        self.settle: Callable[[list[Batch], AddFresh], StepLogic[list[Batch]]] = store.settle
+        # A map that leads others must not wait for another caller.
+        if shares and cache.leases is not None and not leads_others(self._marker):
+            self._remote = RemoteLeases(cache.leases, awaits=self._awaits, limit=self._limit)
         context.run(become_leader, self._marker)
-
-    def _leases(self) -> RemoteLeases | None:
-        """Return the map's leases; None if its store has none, or if the map must not wait for another caller."""
-        leases = self._cache.leases
-        if leases is None or leads_others(self._marker):
-            return None
-        return RemoteLeases(leases, awaits=self._awaits, limit=self._limit)
 
     def _limit(self) -> float | None:
         """Return the clock reading at which a wait for another caller that begins now must end."""
@@ -127,34 +112,26 @@ class CacheLookup:
 
     # --- before the dispatch -------------------------------------------------------------------------
 
-    def sort(self, idx: Sequence[int], items: list[Any], fresh: AddFresh) -> StepLogic[list[Batch]]:
+    def sort(self, idx: Sequence[int], items: list[Any]) -> StepLogic[list[Batch]]:
         """Sort pulled items: return what is known, hand on what must be computed, keep what waits."""
-        known = BatchesByOrigin()
-        claimed: list[LeadItem] = []
         for index, item in zip(idx, items, strict=True):
-            self._sort_one(index, item, fresh, known, claimed)
-        missing = yield from self._look_up(claimed, fresh, known)
-        if claimed and self._shares:
-            self.ahead = 0 if missing else min(2 * max(len(claimed), self.ahead), _AHEAD)
-        return known.batches
+            self._sort_one(index, item)
+        leads, self._new = self._new, []
+        missing = yield from self._look_up(leads)
+        if leads and self._shares:
+            self.ahead = 0 if missing else min(2 * max(len(leads), self.ahead), _AHEAD)
+        return self._known.take()
 
-    def _sort_one(
-        self,
-        index: int,
-        item: Any,
-        fresh: AddFresh,
-        known: BatchesByOrigin,
-        claimed: list[LeadItem],
-    ) -> None:
+    def _sort_one(self, index: int, item: Any) -> None:
         cache, job = self._cache, self._job
         call = Call((*job.before, item, *job.after), dict(job.kwargs))
         try:
-            key = None if cache.off or ambient.disabled() else self._key(call)
+            key = None if cache.off or ambient.disabled() else cache.key(call)
         except Exception as error:  # noqa: BLE001 - what a user's `cache_key` raises is the item's error
-            known.add("fresh", index, item, ItemOutcome(error=error, attempts=0, calls=0))
+            self._known.add("fresh", index, item, ItemOutcome(error=error, attempts=0, calls=0))
             return
         if key is None:
-            fresh([index], [item])
+            self._compute([index], [item])
             return
         call.key = key
         lead = self._led.get(key)
@@ -165,22 +142,19 @@ class CacheLookup:
             return
         entry = None
         if not self._slow:
-            entry = cache.reader.find(key)
-            if entry is not None and self._serve(index, item, call, entry, known):
+            entry = cache.entries.find(key)
+            if entry is not None and self._serve(index, item, call, entry):
                 return
         flight = self._join(index, item, call)
         if flight is None:
             return
         lead = self._lead(index, item, call, flight)
         if self._slow:
-            # Claimed first and looked up then: no result can come between, and one look is enough.
-            claimed.append(lead)
+            # Led first and looked up then: no result can come between, and one look is enough.
+            self._new.append(lead)
         else:
             lead.old = entry
-            self._begin(lead, fresh)
-
-    def _key(self, call: Call) -> Hashable | None:
-        return self._cache.key(call)
+            self._begin(lead)
 
     def _join(self, index: int, item: Any, call: Call) -> Flight | None:
         """Return a flight to lead; None if the item waits for the one of another caller."""
@@ -201,83 +175,76 @@ class CacheLookup:
         self._keys[index] = flight.key
         return lead
 
-    def _begin(self, lead: LeadItem, fresh: AddFresh) -> None:
+    def _begin(self, lead: LeadItem) -> None:
         """Let an item be computed."""
         if self._cache.freshness is None:
             self._cache.count_miss()
         self._cache.missed()
-        fresh([lead.index], [lead.item])
+        self._compute([lead.index], [lead.item])
 
-    def _serve(
-        self, index: int, item: Any, call: Call, entry: Entry, known: BatchesByOrigin
-    ) -> bool:
+    def _serve(self, index: int, item: Any, call: Call, entry: Entry) -> bool:
         """Answer an item with what the cache has, if that will do."""
         cache = self._cache
         fresh = cache.answers(call.key, entry)
         if fresh:
-            known.add("hit", index, item, cache.serve(call, entry))
+            self._known.add("hit", index, item, cache.entries.serve(call, entry))
             if cache.freshness is not None:
                 self._refreshes.append((call, entry))
         elif fresh is not None:
-            known.add("stale", index, item, cache.serve_stale(call, entry))
+            self._known.add("stale", index, item, cache.entries.serve_stale(call, entry))
         return fresh is not None
 
-    def _refresh(self) -> None:
-        while self._refreshes:
-            call, entry = self._refreshes.pop()
-            self._cache.refresh_if_due(call, call.key, entry, blocking=not self._awaits)
-
-    def _look_up(
-        self, claimed: list[LeadItem], fresh: AddFresh, known: BatchesByOrigin
-    ) -> StepLogic[int]:
-        """Look many claimed items up in a store that takes its time; begin those that no other caller computes.
+    def _look_up(self, leads: list[LeadItem]) -> StepLogic[int]:
+        """Look many items up in a store that takes its time; begin those that no other caller computes.
 
         Returns:
             How many were not there.
         """
-        missing = yield from self._found(claimed, known)
+        missing = yield from self._found(leads)
         unknown = len(missing)
         if missing and self._remote is not None:
             late: list[LeadItem] = []
             free = yield from self._remote.acquire(missing, late)
             for lead in late:
-                self._end_late(lead, known)
-            # The previous holder of a lease may have stored the result between the look and the claim.
-            missing = yield from self._found(free, known)
+                self._end_late(lead)
+            # The previous holder of a lease may have stored the result before this one was acquired.
+            missing = yield from self._found(free)
         for lead in missing:
-            self._begin(lead, fresh)
-        self._refresh()
+            self._begin(lead)
+        while self._refreshes:
+            call, entry = self._refreshes.pop()
+            self._cache.refresh_if_due(call, call.key, entry, blocking=not self._awaits)
         return unknown
 
-    def _found(self, leads: list[LeadItem], known: BatchesByOrigin) -> StepLogic[list[LeadItem]]:
-        """Answer claimed items with what the cache has; return the others."""
+    def _found(self, leads: list[LeadItem]) -> StepLogic[list[LeadItem]]:
+        """Answer items with what the cache has; return the others."""
         if not leads:
             return leads
-        reader = self._cache.reader
+        cached = self._cache.entries
         keys = [lead.flight.key for lead in leads]
         entries: list[Entry | None] = yield (
-            in_thread(lambda: reader.find_many(keys))
-            if reader.finds_many
-            else for_each(reader.find, reader.afind, [(key,) for key in keys])
+            in_thread(lambda: cached.find_many(keys))
+            if cached.takes_many
+            else for_each(cached.find, cached.afind, [(key,) for key in keys])
         )
         missing: list[LeadItem] = []
         for lead, entry in zip(leads, entries, strict=True):
-            if entry is None or not self._serve(lead.index, lead.item, lead.call, entry, known):
+            if entry is None or not self._serve(lead.index, lead.item, lead.call, entry):
                 lead.old = entry
                 missing.append(lead)
                 continue
             del self._led[lead.flight.key], self._keys[lead.index]
-            self._share_entry(lead, entry, known)
+            self._share_entry(lead, entry)
         return missing
 
-    def _share_entry(self, lead: LeadItem, entry: Entry, known: BatchesByOrigin) -> None:
+    def _share_entry(self, lead: LeadItem, entry: Entry) -> None:
         """Give the cached result to those that came while it was looked up."""
         if self._remote is not None:
             self._remote.give_back([lead])
         if self._shares:
             notify(self._flights.complete(lead.flight), SharedResult(entry))
         for index, item in lead.followers:
-            self._serve(index, item, lead.call, entry, known)
+            self._serve(index, item, lead.call, entry)
 
     # --- while others compute ------------------------------------------------------------------------
 
@@ -285,13 +252,11 @@ class CacheLookup:
         self._arrived.append(follower)
         self._wake()
 
-    def arrivals(self, fresh: AddFresh) -> StepLogic[list[Batch]]:
+    def arrivals(self) -> StepLogic[list[Batch]]:
         """Take what other callers have computed for this map, here or in other processes."""
-        known = BatchesByOrigin()
-        claimed: list[LeadItem] = []
         if self._remote is not None:
-            yield from self._look_up(self._remote.due(), fresh, known)
-        self._leave_late(known)
+            yield from self._look_up(self._remote.due())
+        self._leave_late()
         while self._arrived:
             follower = self._arrived.popleft()
             self._followers.discard(follower)
@@ -299,27 +264,28 @@ class CacheLookup:
             if verdict is Instruction.LEAD:
                 lead = self._lead(index, item, follower.call, follower.flight)
                 if self._remote is None:
-                    self._begin(lead, fresh)
+                    self._begin(lead)
                 else:  # its leader has given the lease back
-                    claimed.append(lead)
+                    self._new.append(lead)
             elif verdict is Instruction.COMPUTE:
-                fresh([index], [item])
+                self._compute([index], [item])
             elif isinstance(verdict, Instruction):
-                self._sort_one(index, item, fresh, known, claimed)
+                self._sort_one(index, item)
             else:
                 stale = isinstance(verdict, SharedResult) and verdict.stale
                 result = self._shared(follower)
-                known.add("stale" if stale else "shared", index, item, result)
-        yield from self._look_up(claimed, fresh, known)
-        return known.batches
+                self._known.add("stale" if stale else "shared", index, item, result)
+        leads, self._new = self._new, []
+        yield from self._look_up(leads)
+        return self._known.take()
 
-    def _leave_late(self, known: BatchesByOrigin) -> None:
+    def _leave_late(self) -> None:
         """Give up results of other callers for which there is no more time."""
         for follower in self._timed():
             now = ambient.clock().monotonic()
             if (follower.deadline or 0.0) <= now and self._flights.leave(follower):
                 self._followers.discard(follower)
-                self._late(follower.index, follower.item, follower.call, None, known)
+                self._late(follower.index, follower.item, follower.call, None)
 
     def _timed(self) -> list[InFlightElsewhere]:
         """Return the items that wait for a caller of this process, and not for ever."""
@@ -327,22 +293,20 @@ class CacheLookup:
             return []
         return [follower for follower in self._followers if follower.deadline is not None]
 
-    def _end_late(self, lead: LeadItem, known: BatchesByOrigin) -> None:
+    def _end_late(self, lead: LeadItem) -> None:
         """Give up an item that another process computes for too long."""
         del self._led[lead.flight.key], self._keys[lead.index]
         self._flights.abandon(lead.flight)
         for index, item in ((lead.index, lead.item), *lead.followers):
-            self._late(index, item, lead.call, lead.old, known)
+            self._late(index, item, lead.call, lead.old)
 
-    def _late(
-        self, index: int, item: Any, call: Call, old: Entry | None, known: BatchesByOrigin
-    ) -> None:
+    def _late(self, index: int, item: Any, call: Call, old: Entry | None) -> None:
         try:
             result = self._cache.late(call, old)
         except DeadlineError as error:
-            known.add("fresh", index, item, ItemOutcome(error=error, attempts=0, calls=0))
+            self._known.add("fresh", index, item, ItemOutcome(error=error, attempts=0, calls=0))
         else:
-            known.add("stale", index, item, result)
+            self._known.add("stale", index, item, result)
 
     def _shared(self, follower: InFlightElsewhere) -> Any:
         try:

@@ -10,8 +10,7 @@ from operator import attrgetter
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self
 
-from opero.concurrency.batches import Batch
-from opero.concurrency.executors.base import Done
+from opero.concurrency.executors.base import Batch, Done
 from opero.concurrency.recorder import ItemRecorder, find_known_items, record_items
 from opero.concurrency.result import MapResult, Status
 from opero.errors import MapError, MapStopped
@@ -95,7 +94,12 @@ class MapRun:
 
             shares = returns != "stream"
             self._lookup = CacheLookup(
-                cache, job, shares=shares, wake=executor.wake, context=context
+                cache,
+                job,
+                shares=shares,
+                compute=scheduler.enqueue,
+                wake=executor.wake,
+                context=context,
             )
 
     # --- turns ---------------------------------------------------------------------------------------
@@ -115,6 +119,8 @@ class MapRun:
     def next_batch(self) -> StepLogic[Batch | None]:
         """Run the map until something is finished, and return that; None at its end."""
         scheduler, source = self.scheduler, self._source
+        if (batch := scheduler.hand_out()) is not None:
+            return batch
         if source is None:
             self.executor.open(self._job)
             later = isinstance(self._items, AsyncIterable)
@@ -145,10 +151,9 @@ class MapRun:
             if known is not None:
                 yield from self._finish([known])
         if self._lookup is None:
-            if items:
-                self.scheduler.enqueue(idx, items)
+            self.scheduler.enqueue(idx, items)
             return
-        found = yield from self._lookup.sort(idx, items, self.scheduler.enqueue)
+        found = yield from self._lookup.sort(idx, items)
         yield from self._finish(found)
 
     def end_input(self, error: BaseException | None = None) -> None:
@@ -201,7 +206,7 @@ class MapRun:
         pipeline = self._job.pipeline
         finished: list[Batch] = []
         if lookup is not None:
-            finished = yield from lookup.arrivals(scheduler.enqueue)
+            finished = yield from lookup.arrivals()
         for report in reports:
             if not isinstance(report, Done):
                 continue
@@ -214,7 +219,7 @@ class MapRun:
                         pipeline.emitter.emit(event)
         computed = scheduler.take(reports, ambient.clock().monotonic())
         if lookup is not None and computed:
-            finished += yield from lookup.settle(computed, scheduler.enqueue)
+            finished += yield from lookup.settle(computed)
         yield from self._finish(computed + finished)
         if progress.interval is not None:
             progress.tick()
@@ -264,11 +269,8 @@ class MapRun:
         if isinstance(error, MapError) and error.result is None:
             error.result = self.result()
         if error is not None:
-            self.forget()
-
-    def forget(self) -> None:
-        """Forget everything: the frames that an error has passed know this object, which would be a reference cycle."""
-        vars(self).clear()
+            # The frames that an error has passed know this object: what that holds would be a reference cycle.
+            vars(self).clear()
 
     def each(self, batch: Batch) -> Iterator[Any]:
         """Yield what the caller gets of a batch: results, and errors as `on_error` says.
@@ -308,7 +310,7 @@ class MapRun:
         stopped = self.scheduler.stopped
         error = self._input_error if stopped is None else MapStopped(stopped, self.result())
         if error is not None:
-            self.forget()
+            vars(self).clear()  # as in `_release`
             try:
                 raise error
             finally:
@@ -349,27 +351,28 @@ class MapRun:
             input_error=broken,
         )
 
-    def outcome(self) -> list[Any] | MapResult[Any]:
+    def outcome(self) -> Any:
         """Return what the caller gets of a map that was run to its end.
 
         Raises:
             MapStopped: It was to be a list, and the map was stopped before.
         """
         if self._returns == "report":
-            result = self.result()
-            self.forget()
-            return result
-        self.raise_ended()
-        found: list[Any] = []
-        for batch in self._arranged():
-            found += self.each(batch) if batch.odd else batch.values
-        self.forget()
+            found: Any = self.result()
+        else:
+            self.raise_ended()
+            found = []
+            for batch in self._arranged():
+                found += self.each(batch) if batch.odd else batch.values
+        vars(self).clear()  # as in `_release`
         return found
 
     def _arranged(self) -> list[Batch]:
         if not self._options.ordered:
             return self._kept
-        runs = itertools.chain.from_iterable(map(Batch.runs, self._kept))
+        runs: list[Batch] = []
+        for batch in self._kept:
+            runs += (batch,) if isinstance(batch.idx, range) else batch.runs()
         return sorted(runs, key=attrgetter("idx.start"))
 
 
@@ -504,7 +507,7 @@ def stream_map(run: MapRun) -> Iterator[Any]:
         while (batch := run_sync(run.next_batch())) is not None:
             yield from run.each(batch) if batch.odd else batch.values
     run.raise_ended()
-    run.forget()
+    vars(run).clear()  # as in `_release`
 
 
 async def stream_map_async(begin: Callable[[], MapRun]) -> AsyncIterator[Any]:
@@ -514,4 +517,4 @@ async def stream_map_async(begin: Callable[[], MapRun]) -> AsyncIterator[Any]:
             for value in run.each(batch) if batch.odd else batch.values:
                 yield value
     run.raise_ended()
-    run.forget()
+    vars(run).clear()  # as in `_release`

@@ -347,11 +347,11 @@ def _name_executor(executor: Any) -> str:
 def _make_executor(mode: Mode, options: MapOptions, context: Context) -> MapExecutor:
     """Return the executor for a map that may block."""
     if mode == "sequential":
-        from opero.concurrency.executors.inline import InlineExecutor
+        from opero.concurrency.executors.in_process import InlineExecutor
 
         return InlineExecutor()
     if mode == "thread":
-        from opero.concurrency.executors.threads import ThreadExecutor
+        from opero.concurrency.executors.in_process import ThreadExecutor
 
         return ThreadExecutor(options.workers, context)
     if options.executor is not None and mode == "executor":
@@ -360,19 +360,24 @@ def _make_executor(mode: Mode, options: MapOptions, context: Context) -> MapExec
         # Unless `workers` was given, the executor says how many it has.
         workers = options.workers if "workers" in options.given else None
         return executor_for(options.executor, workers, context)
-    from opero.concurrency.executors.process.pool import ProcessEngine
+    from opero.concurrency.executors.process.start import begin_early
+
+    begin_early(options.start_method)
+    from opero.concurrency.executors.process.worker_pool import ProcessEngine
 
     return ProcessEngine(options.workers, method=options.start_method)
 
 
 def _make_async_executor(mode: Mode, options: MapOptions, context: Context) -> Any:
     """Return the executor for a map in an event loop."""
+    from opero.concurrency.executors.event_loop import (
+        AsyncInlineExecutor,
+        EventLoopExecutor,
+        ExecutorBridge,
+    )
+
     if mode == "sequential":
-        from opero.concurrency.executors.inline import AsyncInlineExecutor
-
         return AsyncInlineExecutor()
-    from opero.concurrency.executors.event_loop import EventLoopExecutor, ExecutorBridge
-
     if mode == "async":
         return EventLoopExecutor(options.workers, context)
     return ExecutorBridge(_make_executor(mode, options, context))

@@ -13,14 +13,14 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from opero import events
 from opero.concurrency.result import ItemResult, MapFailure
 from opero.utils import ambient
 
 if TYPE_CHECKING:
-    from opero.concurrency.batches import Batch
+    from opero.concurrency.executors.base import Batch
     from opero.events.bus import Emitter
 
 __all__ = ["Bar", "Progress", "hide_bars", "make_bar"]
@@ -140,12 +140,8 @@ class Progress:
 
     def _show(self, now: float) -> None:
         if self._bar is not None:
-            self._bar.show(
-                self._done,
-                failed=self._failed,
-                hits=self.origins["hit"],
-                resumed=self.origins["resumed"],
-            )
+            hits, resumed = self.origins["hit"], self.origins["resumed"]
+            self._bar.show(self._done, failed=self._failed, cached=hits, resumed=resumed)
         if self._sends and now - self._sent >= _REFRESH and self._done != self._sent_done:
             self._send(now)
 
@@ -172,22 +168,6 @@ class Progress:
 
 
 # --- the bar --------------------------------------------------------------------------------------
-
-
-class Bar(Protocol):
-    """A progress bar."""
-
-    def show(self, done: int, *, failed: int, hits: int, resumed: int) -> None:
-        """Show so many items as done."""
-        ...
-
-    def waits(self, reason: str) -> None:
-        """Show what the map waits for, until another item is done."""
-        ...
-
-    def close(self) -> None:
-        """Show the last state and end."""
-        ...
 
 
 _drawing = threading.RLock()
@@ -232,14 +212,53 @@ def _in_notebook() -> bool:
     return running is not None and "IPKernelApp" in getattr(running, "config", {})
 
 
-def _facts(counts: tuple[int, int, int], reason: str | None) -> dict[str, Any]:
-    """Return what is worth showing beside the count, by its name."""
-    failed, hits, resumed = counts
-    facts = {"failed": failed, "cached": hits, "resumed": resumed, "waiting": reason}
-    return {name: fact for name, fact in facts.items() if fact}
+class Bar:
+    """A progress bar: what is to be drawn, and when."""
+
+    def __init__(self) -> None:
+        self.began: float = monotonic()
+        self.done: int = 0
+        self._drawn = self.began
+        self._counts: dict[str, int] = {}
+        self._reason: str | None = None
+
+    def show(self, done: int, **counts: int) -> None:
+        """Show so many items as done, and of these some by what has become of them."""
+        if done > self.done:
+            self._reason = None
+        self.done, self._counts = done, counts
+        now = monotonic()
+        if now - self._drawn >= _REFRESH:
+            self._drawn = now
+            with _drawing:
+                self.draw()
+
+    def waits(self, reason: str) -> None:
+        """Show what the map waits for, until another item is done."""
+        self._reason = reason
+
+    def close(self) -> None:
+        """Show the last state and end."""
+        self._reason = None
+        with _drawing:
+            self.draw()
+            self.end()
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is worth showing beside the count, by its name."""
+        facts: dict[str, Any] = {**self._counts, "waiting": self._reason}
+        return {name: fact for name, fact in facts.items() if fact}
+
+    def draw(self) -> None:
+        """Draw it."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Leave the last picture behind."""
+        raise NotImplementedError
 
 
-class _TqdmBar:
+class _TqdmBar(Bar):
     """A bar of tqdm's: text on stderr, a widget in a notebook."""
 
     def __init__(self, name: str, total: int | None) -> None:
@@ -250,46 +269,26 @@ class _TqdmBar:
             )
             # Whatever tqdm's own delay is: the map is under way.
             self._bar.refresh()
-        self._drawn = monotonic()
-        self._done = 0
-        self._counts = (0, 0, 0)
-        self._reason: str | None = None
+        super().__init__()
 
-    def show(self, done: int, *, failed: int, hits: int, resumed: int) -> None:
-        """Show so many items as done."""
-        if done > self._done:
-            self._reason = None
-        self._done, self._counts = done, (failed, hits, resumed)
-        now = monotonic()
-        if now - self._drawn >= _REFRESH:
-            self._drawn = now
-            self._draw()
+    def draw(self) -> None:
+        """Draw it."""
+        self._bar.set_postfix(self.facts(), refresh=False)
+        self._bar.update(self.done - self._bar.n)
+        self._bar.refresh()
 
-    def waits(self, reason: str) -> None:
-        """Show what the map waits for."""
-        self._reason = reason
-
-    def _draw(self) -> None:
-        with _drawing:
-            self._bar.set_postfix(_facts(self._counts, self._reason), refresh=False)
-            self._bar.update(self._done - self._bar.n)
-            self._bar.refresh()
-
-    def close(self) -> None:
-        """Show the last state and end."""
-        self._reason = None
-        with _drawing:
-            self._draw()
-            bar = self._bar
-            if bar.gui:
-                bar.close()
-                return
-            # tqdm would leave it among the others, which then draw over it or leave a copy of themselves behind.
-            last = bar.format_meter(**{**bar.format_dict, "rate": None})
-            bar.leave = False
+    def end(self) -> None:
+        """Leave the last picture behind."""
+        bar = self._bar
+        if bar.gui:
             bar.close()
-            # Which leaves the cursor where the line of a bar further down ended.
-            bar.write(f"\r{last}", file=bar.fp)
+            return
+        # tqdm would leave it among the others, which then draw over it or leave a copy of themselves behind.
+        last = bar.format_meter(**{**bar.format_dict, "rate": None})
+        bar.leave = False
+        bar.close()
+        # Which leaves the cursor where the line of a bar further down ended.
+        bar.write(f"\r{last}", file=bar.fp)
 
 
 @functools.cache
@@ -316,7 +315,7 @@ def _tqdm(*, notebook: bool) -> type[Any]:
     return type("Bar", (base,), own)
 
 
-class _RichBar:
+class _RichBar(Bar):
     """A bar of rich's, in one picture with those of other maps.
 
     The picture is drawn here and under a lock. The thread with which rich would draw it can come between the parts of
@@ -326,9 +325,7 @@ class _RichBar:
     _running: ClassVar[Any] = None
 
     def __init__(self, name: str, total: int | None) -> None:
-        self._began = self._drawn = monotonic()
-        self._done = 0
-        self._reason: str | None = None
+        super().__init__()
         with _drawing:
             new = _RichBar._running is None
             self._picture: Any = _rich_picture() if new else _RichBar._running
@@ -337,64 +334,44 @@ class _RichBar:
                 self._picture.start()
                 _RichBar._running = self._picture
 
-    def show(self, done: int, *, failed: int, hits: int, resumed: int) -> None:
-        """Show so many items as done."""
-        now = monotonic()
-        rate = done / max(now - self._began, 1e-9)
-        if done > self._done:
-            self._reason = None
-        self._done = done
-        facts = [f"{rate:,.2f} item/s"]
-        for name, fact in _facts((failed, hits, resumed), self._reason).items():
+    def draw(self) -> None:
+        """Draw it."""
+        facts = [f"{self.done / max(monotonic() - self.began, 1e-9):,.2f} item/s"]
+        for name, fact in self.facts().items():
             facts.append(f"{name}: {fact}" if isinstance(fact, str) else f"{fact} {name}")
-        self._picture.update(self._task, completed=done, facts=", ".join(facts))
-        if now - self._drawn >= _REFRESH:
-            self._drawn = now
-            with _drawing:
-                self._picture.refresh()
+        self._picture.update(self._task, completed=self.done, facts=", ".join(facts))
+        self._picture.refresh()
 
-    def waits(self, reason: str) -> None:
-        """Show what the map waits for."""
-        self._reason = reason
-
-    def close(self) -> None:
-        """Show the last state and end."""
-        with _drawing:
-            tasks = self._picture.tasks
-            if len(tasks) == 1:
-                _RichBar._running = None
-                self._picture.stop()
-                return
-            own = self._picture.make_tasks_table([task for task in tasks if task.id == self._task])
-            self._picture.remove_task(self._task)
-            self._picture.console.print(own)
-            self._picture.refresh()
+    def end(self) -> None:
+        """Leave the last picture behind."""
+        tasks = self._picture.tasks
+        if len(tasks) == 1:
+            _RichBar._running = None
+            self._picture.stop()
+            return
+        own = self._picture.make_tasks_table([task for task in tasks if task.id == self._task])
+        self._picture.remove_task(self._task)
+        self._picture.console.print(own)
+        self._picture.refresh()
 
 
 def _rich_picture() -> Any:
-    from opero.errors import OperoUsageError
-
     try:
+        from rich import progress
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
     except ImportError:
+        from opero.errors import OperoUsageError
+
         raise OperoUsageError(
             'progress="rich" needs rich, which is not installed: pip install "opero[rich]"'
         ) from None
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[facts]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[facts]}"),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
         console=Console(stderr=True),
         auto_refresh=False,
     )

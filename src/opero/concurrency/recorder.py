@@ -50,8 +50,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from opero.concurrency.batches import Batch
-from opero.concurrency.executors.base import ItemOutcome
+from opero.concurrency.executors.base import Batch, ItemOutcome
 from opero.utils.steps import in_thread
 
 if TYPE_CHECKING:

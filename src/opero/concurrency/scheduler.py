@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from opero.concurrency.batches import Batch
 from opero.concurrency.executors.base import (
+    Batch,
     Chunk,
     ChunkProgress,
     Done,
@@ -219,43 +219,17 @@ class _Sleeper(NamedTuple):
     parked: Parked
 
 
-class _ItemQueue:
-    """Items that were pulled and not yet dispatched: segments of neighbours."""
-
-    def __init__(self) -> None:
-        self._segments: deque[tuple[Sequence[int], list[Any]]] = deque()
-        self.length: int = 0
-
-    def put(self, idx: Sequence[int], items: list[Any]) -> None:
-        if self._segments and isinstance(idx, range):
-            last, known = self._segments[-1]
-            if isinstance(last, range) and last.stop == idx.start:
-                known += items
-                self._segments[-1] = range(last.start, idx.stop), known
-                self.length += len(items)
-                return
-        self._segments.append((idx, items))
-        self.length += len(items)
-
-    def take(self, most: int) -> tuple[Sequence[int], list[Any]]:
-        idx, items = self._segments.popleft()
-        if len(items) > most:
-            self._segments.appendleft((idx[most:], items[most:]))
-            idx, items = idx[:most], items[:most]
-        self.length -= len(items)
-        return idx, items
-
-
 class FinishedItems:
     """Finished items on their way out: at once, or after all that come before them in the input.
 
     Attributes:
         held: Items that are not handed out yet.
+        ready: Those that wait for no other one.
     """
 
     def __init__(self, *, ordered: bool) -> None:
         self.held: int = 0
-        self._ready: deque[Batch] = deque()
+        self.ready: deque[Batch] = deque()
         self._next = 0 if ordered else None
         self._early: dict[int, Batch] = {}
 
@@ -263,26 +237,18 @@ class FinishedItems:
         """Add finished items."""
         self.held += len(batch.items)
         if self._next is None:
-            self._ready.append(batch)
+            self.ready.append(batch)
             return
         self._early.update((run.idx[0], run) for run in batch.runs() if run)
         while (run := self._early.pop(self._next, None)) is not None:
-            self._ready.append(run)
+            self.ready.append(run)
             self._next += len(run)
-
-    def take(self) -> Batch | None:
-        """Return the next ones to hand out; None while one before them is missing."""
-        if not self._ready:
-            return None
-        batch = self._ready.popleft()
-        self.held -= len(batch.items)
-        return batch
 
     def skip_missing(self) -> None:
         """Hand out the rest with gaps: missing items will not come any more."""
         for index in sorted(self._early):
             run = self._early.pop(index)
-            self._ready.append(run)
+            self.ready.append(run)
             self._next = index + len(run)
 
 
@@ -298,7 +264,6 @@ class Scheduler:
 
     Attributes:
         errors: As above, with the counters of finished and failed items.
-        enqueue: Queues admitted items that must be computed: their indices, and the items.
         ended: Whether the input is at its end.
         failed: The item that ends the map, once there is one.
         stopped: Why no further item begins, once that is so.
@@ -319,8 +284,9 @@ class Scheduler:
         self._in_flight = in_flight
         self._order = FinishedItems(ordered=ordered)
         self._recover = recover
-        self._queue = _ItemQueue()
-        self.enqueue: Callable[[Sequence[int], list[Any]], None] = self._queue.put
+        # Items that were pulled and not yet dispatched: runs of neighbours.
+        self._queue: deque[tuple[Sequence[int], list[Any]]] = deque()
+        self._queued = 0
         self._again: deque[Chunk] = deque()
         self._sleepers: list[_Sleeper] = []
         self._out: dict[int, Chunk] = {}
@@ -359,6 +325,19 @@ class Scheduler:
         self.open += count
         return range(start, self.pulled)
 
+    def enqueue(self, idx: Sequence[int], items: list[Any]) -> None:
+        """Queue admitted items that must be computed."""
+        if not items:
+            return
+        self._queued += len(items)
+        if self._queue and isinstance(idx, range):
+            last, known = self._queue[-1]
+            if isinstance(last, range) and last.stop == idx.start:
+                known += items
+                self._queue[-1] = range(last.start, idx.stop), known
+                return
+        self._queue.append((idx, items))
+
     def stop(self, reason: str) -> None:
         """Begin no further item; those at work go on to their end."""
         if self.stopped is None:
@@ -382,11 +361,17 @@ class Scheduler:
             return self._wake(now)
         if self._again:
             return self._resend(slots)
-        if not self._queue.length:
+        if not self._queue:
             return None
         # The end of the input is shared by all; before that, items go to the workers that have none.
         sharers = slots if self.ended else slots - len(self._out)
-        return self._send(*self._queue.take(self._size.share(self._queue.length, sharers)))
+        most = self._size.share(self._queued, sharers)
+        idx, items = self._queue.popleft()
+        if len(items) > most:
+            self._queue.appendleft((idx[most:], items[most:]))
+            idx, items = idx[:most], items[:most]
+        self._queued -= len(items)
+        return self._send(idx, items)
 
     def _full_of_items(self, slots: int) -> bool:
         """Return whether the executor has enough, where a chunk counts by the part of a worker that it keeps busy."""
@@ -462,9 +447,9 @@ class Scheduler:
         count = len(done.values)
         self._size.measured(count, done.busy_s)
         if done.weight:
-            self._size.weighed(len(chunk), done.weight)
+            self._size.weighed(len(chunk.items), done.weight)
         idx, items = chunk.idx, chunk.items
-        if count < len(chunk):
+        if count < len(chunk.items):
             idx, items = _at(idx, done.places), _at(items, done.places)
         if not done.odd:
             return Batch(idx, items, done.values)
@@ -551,9 +536,14 @@ class Scheduler:
 
     def hand_out(self) -> Batch | None:
         """Return the next finished items, None if there are none yet."""
+        order = self._order
         if self._ending and not self._out:
-            self._order.skip_missing()
-        return self._order.take()
+            order.skip_missing()
+        if not order.ready:
+            return None
+        batch = order.ready.popleft()
+        order.held -= len(batch.items)
+        return batch
 
     @property
     def done(self) -> bool:

@@ -29,8 +29,8 @@ __dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "clear_cache": "opero.caching.context",
-        "get_cache_context": "opero.caching.context",
+        "clear_cache": "opero.caching.handles",
+        "get_cache_context": "opero.caching.handles",
         "get_cache_decorator": "opero.core.cache",
         "get_fallback_decorator": "opero.core.fallback",
         "get_rate_limit_decorator": "opero.core.rate_limit",

@@ -9,41 +9,47 @@ look in the store → hit
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Mapping
+import functools
+from collections.abc import Callable
 from datetime import timedelta
-from types import CoroutineType, MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from time import monotonic
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any
 
-from opero.caching.answers import CacheAnswers, Leadership
-from opero.caching.context import clear_cache, get_cache_context, register
 from opero.caching.copying import Uncopyable, isolated
-from opero.caching.function_cache import FunctionCache, make_function_cache
-from opero.caching.handle import CacheHandle, CacheInfo, format_bytes
-from opero.caching.memory import Entry, MemoryStore
+from opero.caching.function_cache import FunctionCache, Leadership, Look
+from opero.caching.handles import CacheHandle, clear_cache, get_cache_context, register
+from opero.caching.keys.function_keys import (
+    FunctionKeys,
+    InstanceTokens,
+    function_id,
+    namespace_prefix,
+)
+from opero.caching.memory import MemoryStore
 from opero.caching.single_flight import (
     Flight,
     Instruction,
-    SharedResult,
+    SingleFlight,
     become_leader,
     notify,
     stop_leading,
 )
-from opero.core.call import Call, Receipt
+from opero.core.call import Call
 from opero.core.deadline import forget_deadlines, overdue
 from opero.core.options import standalone
-from opero.errors import OperoWarning, StoreError, UnkeyableError, warn_user
+from opero.errors import OperoWarning, warn_user
 from opero.utils import ambient
 from opero.utils.ambient import switch
 from opero.utils.steps import run_async, run_sync
-from opero.utils.units import format_seconds, parse_seconds, parse_size
+from opero.utils.units import format_bytes, format_seconds, parse_seconds, parse_size
 
 if TYPE_CHECKING:
-    from opero.caching.answers import CachedCall
-    from opero.caching.memory import Store
-    from opero.caching.refresh import RefreshWork
+    from opero.caching.entries import CachedCall
+    from opero.caching.memory import Entry, EntryStore, Store
     from opero.core.call import AsyncProceed, Proceed
     from opero.core.function import FunctionInfo
     from opero.core.options import Options
+    from opero.core.receipt import Receipt
     from opero.core.stats import Stats
     from opero.events.bus import Emitter
     from opero.utils.units import Duration
@@ -83,11 +89,6 @@ def allowed_ttl(answer: object, ttl: float | None) -> float | None:
     return wanted if ttl is None else min(wanted, ttl)
 
 
-_MISS: Final = object()
-_NO_ENTRIES: Final[Mapping[Any, Entry]] = MappingProxyType({})
-_NO_TOKENS: Final[Mapping[int, int]] = MappingProxyType({})
-
-
 class RefreshCall(Call):
     """A call that does not look in the cache, but whose result is stored."""
 
@@ -112,7 +113,7 @@ class _BackgroundCall(RefreshCall):
 
     def unchanged(self) -> bool:
         """Return whether the arguments still have the key of the entry."""
-        self.key = self._stage.entries.keys.key(self)
+        self.key = self._stage.keys.key(self.args, self.kwargs)
         return bool(self.key == self.flight.key)
 
     def compute(self) -> Any:
@@ -150,21 +151,27 @@ def _seconds(options: Options, name: str) -> float | None:
     return None if value is None else parse_seconds(value, name)
 
 
-def _entries(info: FunctionInfo, options: Options, max_bytes: int) -> FunctionCache:
-    return make_function_cache(
-        info,
-        backend=options.cache_backend,
-        namespace=options.cache_namespace,
-        version=options.cache_version,
-        ignore=options.cache_ignore,
-        user_key=options.cache_key,
-        maxsize=options.cache_maxsize,
-        max_bytes=max_bytes,
-        codec=options.cache_codec,
+def _open(info: FunctionInfo, options: Options, max_bytes: int) -> tuple[EntryStore, FunctionKeys]:
+    """Return where a function's entries are, and what makes their keys."""
+    given: dict[str, Any] = {"ignore": options.cache_ignore, "user_key": options.cache_key}
+    if options.cache_backend == "memory":
+        memory = MemoryStore(options.cache_maxsize, max_bytes)
+        instances = InstanceTokens(forget=memory.drop_group) if info.in_class else None
+        return memory, FunctionKeys(info, instances=instances, **given)
+    # Loaded where it is asked for: importing opero must stay cheap.
+    from opero.caching.stores.base import open_entries
+
+    # Made at the first call, because closures are complete only then.
+    prefix = functools.cache(
+        lambda: (
+            f"{namespace_prefix(options.cache_namespace)}{function_id(info, options.cache_version)}:"
+        )
     )
+    keys = FunctionKeys(info, prefix=prefix, **given)
+    return open_entries(options.cache_backend, prefix, max_bytes, options.cache_codec), keys
 
 
-class CacheStage(CacheAnswers):
+class CacheStage(FunctionCache):
     """The cache around one function.
 
     Args:
@@ -176,9 +183,6 @@ class CacheStage(CacheAnswers):
             condition, whose entries it shares.
 
     Attributes:
-        asked: Whether any cache option was given. If not, an argument that cannot be keyed switches
-            the cache off.
-        off: Whether that has happened.
         condition: The option `cache_if`.
         rerun: Runs a call through the whole pipeline, this stage included; returns a coroutine if the
             function is asynchronous.
@@ -198,18 +202,17 @@ class CacheStage(CacheAnswers):
         emitter: Emitter,
         origin: CacheStage | None = None,
     ) -> None:
-        self.function: str = info.qualname
-        self.namespace: str = options.cache_namespace
-        self.asked: bool = any(name.startswith("cache") for name in options.given)
-        self.off: bool = False
-        self._info = info
-        self._options = options
-        self._stats = stats
-        self._max_bytes = parse_size(options.cache_max_bytes, "cache_max_bytes")
-        self.condition: Callable[[Any, Receipt[Any]], object] | None = options.cache_if
-        self.rerun: Callable[[Call], Any] = lambda call: None
+        max_bytes = parse_size(options.cache_max_bytes, "cache_max_bytes")
+        store, keys = (
+            _open(info, options, max_bytes) if origin is None else (origin.store, origin.keys)
+        )
         super().__init__(
-            _entries(info, options, self._max_bytes) if origin is None else origin.entries,
+            options.cache_namespace,
+            store,
+            keys,
+            SingleFlight() if origin is None else origin.single_flight,
+            asked=any(name.startswith("cache") for name in options.given),
+            bounds=(options.cache_maxsize, max_bytes),
             ttl=_seconds(options, "cache_ttl"),
             stale_ttl=_seconds(options, "cache_stale_ttl"),
             share=options.cache_refresh,
@@ -218,6 +221,9 @@ class CacheStage(CacheAnswers):
             emitter=emitter,
             overdue=lambda call: overdue(call, emitter, "waiting for another caller's result"),
         )
+        self._options = options
+        self.condition: Callable[[Any, Receipt[Any]], object] | None = options.cache_if
+        self.rerun: Callable[[Call], Any] = lambda call: None
         register(self)
 
     def connect(self, retried: Callable[[Exception], bool], rerun: Callable[[Call], Any]) -> None:
@@ -236,65 +242,29 @@ class CacheStage(CacheAnswers):
     @property
     def fast_get(self) -> Callable[[Any], Entry | None]:
         """Find an entry by its key in memory, at C speed; find nothing in other stores."""
-        return self.store.entries.get if isinstance(self.store, MemoryStore) else _NO_ENTRIES.get
+        found: dict[Any, Entry] = {}
+        return (self.store.entries if isinstance(self.store, MemoryStore) else found).get
 
     @property
     def fast_parameters(self) -> tuple[str, ...]:
         """Names of the parameters from whose values a wrapper may build the key; empty if it may not."""
-        return self.entries.keys.fast_parameters
+        return self.keys.fast_parameters
 
     @property
     def of_instance(self) -> bool:
         """Whether such a key begins with the token of an instance."""
-        return self.entries.keys.of_instance
+        return self.keys.of_instance
 
     @property
     def token_get(self) -> Callable[[int], int | None]:
         """Find the token of an instance by its id, at C speed."""
-        instances = self.entries.instances
-        return _NO_TOKENS.get if instances is None else instances.tokens.get
+        instances = self.keys.instances
+        found: dict[int, int] = {}
+        return (found if instances is None else instances.tokens).get
 
-    def refresh_work(self, call: CachedCall, flight: Flight, blocking: bool, /) -> RefreshWork:
+    def refresh_work(self, call: CachedCall, flight: Flight, blocking: bool, /) -> _BackgroundCall:
         """Return the call that refreshes an entry in the background and leads its flight."""
         return _BackgroundCall(self, call, flight, blocking)
-
-    # --- keys -------------------------------------------------------------------------------------
-
-    def key(self, call: Call) -> Hashable | None:
-        """Return the key of a call that is made; None if it is not to be cached.
-
-        Raises:
-            UnkeyableError: The cache was asked for, and an argument has no content.
-        """
-        if self.off or (switch.on and ambient.disabled()):
-            return None
-        try:
-            return call.key or self.entries.keys.key(call)
-        except UnkeyableError as error:
-            if self.asked:
-                raise
-            self.off = True
-            reason = str(error)
-        self.skip_reporter.report(reason)
-        warn_user(f"{reason} Until then its results are not cached.")
-        return None
-
-    def key_of(self, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Hashable | None:
-        """Return the key of arguments; None if one has no content and the cache was not asked for.
-
-        Raises:
-            TypeError: The arguments do not fit the function.
-            UnkeyableError: The cache was asked for, and an argument has no content.
-        """
-        try:
-            key = self.entries.keys.key(Call(args, kwargs))
-        except UnkeyableError:
-            if self.asked:
-                raise
-            return None
-        if key is None:
-            self._info.declared.bind(*args, **kwargs)  # raises: they do not fit
-        return key
 
     def lifetime(self, call: Call, value: Any, began: float) -> float | None:
         """Return for how long to store a result: 0 for not at all, None for ever.
@@ -307,62 +277,58 @@ class CacheStage(CacheAnswers):
             return self.ttl
         try:
             seconds = ambient.clock().monotonic() - began
-            return allowed_ttl(self.condition(value, Receipt.of(call, value, seconds)), self.ttl)
+            return allowed_ttl(self.condition(value, call.receipt(value, seconds)), self.ttl)
         except Exception as error:  # noqa: BLE001 - whatever it raises, the result goes first
             reason = f"cache_if raised {type(error).__name__} and was taken as False"
             with contextlib.suppress(OperoWarning):  # where warnings are errors
                 warn_user(reason)
-            self.skip_reporter.report(reason)
+            self.entries.skipped(reason)
             return 0
+
+    def computed_in(self, call: Call, key: Any, value: Any, began: float) -> float | None:
+        """Return for how long to store a result that was computed, and count it."""
+        self.computed(call, key)
+        return self.lifetime(call, value, began)
 
     # --- adapters ---------------------------------------------------------------------------------
 
     def wrap_sync(self, proceed: Proceed) -> Proceed:
         """Put the stage before `proceed`."""
-        flights, find, is_fresh = self.single_flight, self.reader.find, self.reader.is_fresh
-        begin, make_key = self.begin, self.entries.keys.key
-        start, complete, leases = flights.start, flights.complete, self.leases
-        store, ttl, freshness = self.writer.store, self.ttl, self.freshness
-        plain, heard = self.condition is None, bool(self._emitter.listeners)
-        # Memory takes no waiting, so only what has to wait for another caller runs as steps.
-        direct = isinstance(self.store, MemoryStore) and freshness is None
+        flights, entries, freshness = self.single_flight, self.entries, self.freshness
+        start, complete, begin = flights.start, flights.complete, self.begin
+        find, is_fresh, serve, store = entries.find, entries.is_fresh, entries.serve, entries.store
+        ttl, plain = self.ttl, self.condition is None and freshness is None
+        heard, in_memory = bool(self._emitter.listeners), isinstance(self.store, MemoryStore)
 
         def run(call: Call) -> Any:
             key = call.key
-            looked = key is not None
-            if self.off or switch.on:
-                key = self.key(call)
-            elif not looked:
-                try:
-                    key = make_key(call)
-                except UnkeyableError:
-                    key = self.key(call)  # raises, or switches the cache off
-            if not looked or key is None:
+            if key is None or self.off or switch.on:
+                key = call.key = self.key(call)
                 if key is None:
                     return proceed(call)
-                call.key = key
-                if direct and not call.renews:
-                    looked, entry = True, find(key)
-                    if entry is not None and is_fresh(key, entry):
-                        return self.serve(call, entry)
-            flight, expired, lease = None, None, None
-            if direct and not call.renews:
-                flight = Flight(key)
-                if start(key, flight) is not flight:
+            flight = expired = lease = look = None
+            if freshness is None and not call.renews:
+                before = None if in_memory else (flights.completed, monotonic())
+                entry = find(key)
+                if entry is not None and is_fresh(key, entry):
+                    return serve(call, entry)
+                if before is not None:
+                    look = Look(*before, entry)
+                elif start(key, flight := Flight(key)) is not flight:
+                    flight = None
+                elif (
+                    find(key) is not None
+                ):  # another caller has stored it between our look and our start
+                    flights.abandon(flight)
                     flight = None
             if flight is None:
-                found = run_sync(begin(call, key, looked=looked, blocking=True))
+                found = run_sync(begin(call, key, look, blocking=True))
                 if type(found) is not Leadership:
                     return proceed(call) if found is Instruction.COMPUTE else found
                 flight, expired, lease = found
             token = become_leader(flight)
             try:
-                if direct and not call.renews:
-                    expired = find(key)
-                    if expired is not None and is_fresh(key, expired):
-                        value = self.serve(call, expired)
-                        notify(complete(flight), SharedResult(expired))
-                        return value
+                # A call that is already made (`Call.prior_outcome`) was counted before it was made.
                 if call.prior_outcome is None and not call.renews:
                     if freshness is None:
                         self.count_miss()
@@ -370,74 +336,60 @@ class CacheStage(CacheAnswers):
                         self.missed()
                 began = 0.0 if plain else ambient.clock().monotonic()
                 value = proceed(call)
-                if freshness is not None:
-                    self.computed(call, key)
-                lasts = ttl if plain and not call.rejected else self.lifetime(call, value, began)
+                lasts = ttl if plain else self.computed_in(call, key, value, began)
                 entry = store(flight, value, lasts)
                 if waiters := complete(flight):
-                    notify(waiters, self.verdict(value, entry, rejected=call.rejected))
+                    notify(waiters, self.verdict(value, entry))
                 return value
-            except Exception as error:
+            except BaseException as error:
                 old = self.failed(call, flight, expired, error)
-                if old is None:
+                if old is None or not isinstance(error, Exception):
                     raise
-                return self.serve_stale(call, old, error)
-            except BaseException:
-                flights.abandon(flight)
-                raise
+                return entries.serve_stale(call, old, error)
             finally:
                 stop_leading(token)
-                if leases is not None:
-                    leases.release(lease, flight)
+                if lease is not None:
+                    lease.release(flight)
 
         return run
 
     def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
         """Put the stage before `proceed`, for an event loop."""
-        flights, find, is_fresh = self.single_flight, self.reader.find, self.reader.is_fresh
-        begin, make_key = self.begin, self.entries.keys.key
-        start, complete, leases = flights.start, flights.complete, self.leases
-        store, ttl, freshness = self.writer.store, self.ttl, self.freshness
-        plain, heard = self.condition is None, bool(self._emitter.listeners)
-        astore = self.writer.astore if self.store.blocking else None
-        direct = isinstance(self.store, MemoryStore) and freshness is None
+        flights, entries, freshness = self.single_flight, self.entries, self.freshness
+        start, complete, begin = flights.start, flights.complete, self.begin
+        find, is_fresh, serve, store = entries.find, entries.is_fresh, entries.serve, entries.store
+        afind, astore, blocking = entries.afind, entries.astore, self.store.blocking
+        ttl, plain = self.ttl, self.condition is None and freshness is None
+        heard, in_memory = bool(self._emitter.listeners), isinstance(self.store, MemoryStore)
 
         async def run(call: Call) -> Any:
             key = call.key
-            looked = key is not None
-            if self.off or switch.on:
-                key = self.key(call)
-            elif not looked:
-                try:
-                    key = make_key(call)
-                except UnkeyableError:
-                    key = self.key(call)  # raises, or switches the cache off
-            if not looked or key is None:
+            if key is None or self.off or switch.on:
+                key = call.key = self.key(call)
                 if key is None:
                     return await proceed(call)
-                call.key = key
-                if direct and not call.renews:
-                    looked, entry = True, find(key)
-                    if entry is not None and is_fresh(key, entry):
-                        return self.serve(call, entry)
-            flight, expired, lease = None, None, None
-            if direct and not call.renews:
-                flight = Flight(key)
-                if start(key, flight) is not flight:
+            flight = expired = lease = look = None
+            if freshness is None and not call.renews:
+                before = None if in_memory else (flights.completed, monotonic())
+                entry = await afind(key) if blocking else find(key)
+                if entry is not None and is_fresh(key, entry):
+                    return serve(call, entry)
+                if before is not None:
+                    look = Look(*before, entry)
+                elif start(key, flight := Flight(key)) is not flight:
+                    flight = None
+                elif (
+                    find(key) is not None
+                ):  # another caller has stored it between our look and our start
+                    flights.abandon(flight)
                     flight = None
             if flight is None:
-                found = await run_async(begin(call, key, looked=looked, blocking=False))
+                found = await run_async(begin(call, key, look, blocking=False))
                 if type(found) is not Leadership:
                     return await proceed(call) if found is Instruction.COMPUTE else found
                 flight, expired, lease = found
             token = become_leader(flight)
             try:
-                if direct and not call.renews:
-                    expired = find(key)
-                    if expired is not None and is_fresh(key, expired):
-                        value = self.serve(call, expired)
-                        notify(complete(flight), SharedResult(expired))
-                        return value
                 # A call that is already made (`Call.prior_outcome`) was counted before it was made.
                 if call.prior_outcome is None and not call.renews:
                     if freshness is None:
@@ -446,55 +398,26 @@ class CacheStage(CacheAnswers):
                         self.missed()
                 began = 0.0 if plain else ambient.clock().monotonic()
                 value = await proceed(call)
-                if freshness is not None:
-                    self.computed(call, key)
-                lasts = ttl if plain and not call.rejected else self.lifetime(call, value, began)
+                lasts = ttl if plain else self.computed_in(call, key, value, began)
                 entry = (
-                    await astore(flight, value, lasts) if astore else store(flight, value, lasts)
+                    await astore(flight, value, lasts) if blocking else store(flight, value, lasts)
                 )
                 if waiters := complete(flight):
-                    notify(waiters, self.verdict(value, entry, rejected=call.rejected))
+                    notify(waiters, self.verdict(value, entry))
                 return value
-            except Exception as error:
+            except BaseException as error:
                 old = self.failed(call, flight, expired, error)
-                if old is None:
+                if old is None or not isinstance(error, Exception):
                     raise
-                return self.serve_stale(call, old, error)
-            except BaseException:
-                flights.abandon(flight)
-                raise
+                return entries.serve_stale(call, old, error)
             finally:
                 stop_leading(token)
-                if leases is not None:
-                    leases.release(lease, flight)
+                if lease is not None:
+                    lease.release(flight)
 
         return run
 
     # --- management -------------------------------------------------------------------------------
-
-    def invalidate(self, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> bool:
-        """Remove the entry of a call and return whether there was one."""
-        key = self.key_of(args, kwargs)
-        return key is not None and self.remove(key)
-
-    def info(self) -> CacheInfo:
-        """Return counters and bounds."""
-        try:
-            size, weight = self.store.measure()
-        except StoreError:
-            size = weight = None
-        return CacheInfo(
-            hits=self._stats.hits,
-            misses=self._stats.misses,
-            stale=self._stats.stale,
-            size=size,
-            bytes=weight,
-            maxsize=self._options.cache_maxsize,
-            max_bytes=self._max_bytes,
-            ttl=self.ttl,
-            backend=self.store.name,
-            namespace=self.namespace,
-        )
 
     def describe(self) -> str:
         """Return the line for `explain()`."""
@@ -504,7 +427,7 @@ class CacheStage(CacheAnswers):
         if self.freshness is not None:
             parts += self.freshness.describe()
         if isinstance(self.store, MemoryStore):
-            most = f"at most {options.cache_maxsize:,} entries, {format_bytes(self._max_bytes)}"
+            most = f"at most {options.cache_maxsize:,} entries, {format_bytes(self.bounds[1])}"
             parts.append(most)
         if options.cache_ignore:
             parts.append(f"without {', '.join(options.cache_ignore)}")

@@ -1,36 +1,29 @@
 # this_file: src/opero/core/call.py
-"""Carry one call through the stages, and write the receipt it leaves."""
+"""Carry one call through the stages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from opero.errors import Rejected
 from opero.utils import ambient
 
 if TYPE_CHECKING:
+    from opero.core.receipt import Receipt, Source
     from opero.events import Run
 
 __all__ = [
     "AsyncProceed",
     "Call",
-    "Explanation",
     "FailedCall",
     "Proceed",
-    "Receipt",
     "RetryParked",
-    "Source",
     "Stage",
 ]
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-Source = Literal["fresh", "hit", "shared", "stale"]
-"""Where a value came from: this call computed it, the cache had it, another caller was just computing it, or the cache
-had it and it has expired, but computing it failed."""
 
 
 class FailedCall(NamedTuple):
@@ -158,6 +151,27 @@ class Call:
         if not self.keep_failures:
             self.failures = self.attempt_errors = None
 
+    def receipt(self, value: T, seconds: float, remaining: float | None = None) -> Receipt[T]:
+        """Write the receipt of the call, which ended with `value`."""
+        # Loaded with the first receipt.
+        from opero.core.receipt import Receipt
+
+        made, stale = self.source == "fresh", self.source == "stale"
+        return Receipt(
+            value=value,
+            source=self.source,
+            attempts=self.attempts if made or self.calls else 0,
+            calls=self.calls,
+            fallback=None if stale else self.value,
+            label=None if stale else self.label,
+            slept=self.slept,
+            waited=self.waited,
+            seconds=seconds,
+            remaining=remaining,
+            rejected=self.rejected,
+            errors=tuple(f.error for f in self.failures or () if not isinstance(f.error, Rejected)),
+        )
+
     def elapsed(self) -> float | None:
         """Return the seconds since the call began, None without a listener then."""
         if self.run is None or self.run.started is None:
@@ -174,81 +188,6 @@ Proceed = Callable[[Call], Any]
 
 AsyncProceed = Callable[[Call], Coroutine[Any, Any, Any]]
 """The same for an asynchronous stage."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt(Generic[T_co]):
-    """What `f.call(...)` returns: the value and how it came about.
-
-    Attributes:
-        value: The function's result.
-        source: "fresh" (this call made it), "hit" (cache), "shared" (another caller was already computing it) or
-            "stale" (expired, but computing it anew failed).
-        attempts: Attempts made, 0 for a hit.
-        calls: Real calls of the function, 0 for a hit.
-        fallback: The fallback value that gave the result; None without `arg_fallback` or for a hit.
-        label: How opero shows that value: itself, or `api_key[1]` if it is a secret.
-        slept: Seconds of pauses between attempts.
-        waited: Seconds in the rate limiter.
-        seconds: Seconds from start to end.
-        remaining: Seconds that were left of the deadline; None without one.
-        rejected: Whether `retry_if_result` refused the value and all was spent.
-        errors: The exceptions of the calls that failed on the way.
-    """
-
-    value: T_co
-    source: Source = "fresh"
-    attempts: int = 0
-    calls: int = 0
-    fallback: Any = None
-    label: str | None = None
-    slept: float = 0.0
-    waited: float = 0.0
-    seconds: float = 0.0
-    remaining: float | None = None
-    rejected: bool = False
-    errors: tuple[Exception, ...] = ()
-
-    @staticmethod
-    def of(call: Call, value: T, seconds: float, remaining: float | None = None) -> Receipt[T]:
-        """Write the receipt of a call that ended with `value`."""
-        made, stale = call.source == "fresh", call.source == "stale"
-        return Receipt(
-            value=value,
-            source=call.source,
-            attempts=call.attempts if made or call.calls else 0,
-            calls=call.calls,
-            fallback=None if stale else call.value,
-            label=None if stale else call.label,
-            slept=call.slept,
-            waited=call.waited,
-            seconds=seconds,
-            remaining=remaining,
-            rejected=call.rejected,
-            errors=tuple(f.error for f in call.failures or () if not isinstance(f.error, Rejected)),
-        )
-
-    def __repr__(self) -> str:
-        parts: list[str] = [self.source]
-        if self.attempts:
-            parts.append(f"{self.attempts} attempt{'s' * (self.attempts != 1)}")
-            parts.append(f"{self.calls} call{'s' * (self.calls != 1)}")
-        if self.label is not None:
-            parts.append(f"with {self.label}")
-        if self.slept or self.waited:
-            parts.append(f"{self.slept + self.waited:.3f} s of waiting")
-        if self.rejected:
-            parts.append("rejected")
-        return f"<Receipt {type(self.value).__name__}: {', '.join(parts)} in {self.seconds:.3f} s>"
-
-
-class Explanation(str):
-    """Text that shows itself as it is in a REPL and a notebook."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
 
 
 class Stage(Protocol):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overl
 
 if TYPE_CHECKING:
     from opero.caching import CacheHandle
-    from opero.core.call import Explanation, Receipt
     from opero.core.options import Options
+    from opero.core.receipt import Explanation, Receipt
     from opero.core.stats import Stats
     from opero.limits.breaker import CircuitBreaker
     from opero.limits.limiter import RateLimiter

@@ -32,7 +32,7 @@ _RECEIVERS: Final = frozenset({"self", "cls", "mcs", "this"})
 Kind = Literal["sync", "async", "generator", "async_generator"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(eq=False, repr=False)  # no more: each method is compiled when opero is imported
 class FunctionInfo:
     """A function to be decorated.
 

@@ -5,10 +5,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Protocol,
+    Self,
+    dataclass_transform,
+)
 
 from opero.errors import FailureFilter, OperoUsageError, RetryFilter, did_you_mean
 from opero.utils import units
@@ -46,20 +54,20 @@ from opero.utils.checks import (
     whole,
 )
 from opero.utils.secrets import masked_repr
-from opero.utils.units import Duration
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor  # noqa: TC004 - not read at run time, and slow to load
-    from contextlib import AbstractContextManager  # noqa: TC004 - see below
+    from concurrent.futures import Executor
+    from contextlib import AbstractContextManager
 
-    from opero.caching import Store  # noqa: TC004 - see above
-    from opero.caching.codec import Codec  # noqa: TC004 - see above
-    from opero.core.retry_budget import RetryBudget  # noqa: TC004 - see above
-    from opero.events import Event  # noqa: TC004 - see above
-    from opero.limits.breaker import CircuitBreaker  # noqa: TC004 - see above
-    from opero.limits.limiter import RateLimiter  # noqa: TC004 - see above
-    from opero.limits.permits import ConcurrencyLimit  # noqa: TC004 - see above
+    from opero.caching import Store
+    from opero.caching.codec import Codec
+    from opero.core.retry_budget import RetryBudget
+    from opero.events import Event
+    from opero.limits.breaker import CircuitBreaker
+    from opero.limits.limiter import RateLimiter
+    from opero.limits.permits import ConcurrencyLimit
     from opero.utils.checks import Check
+    from opero.utils.units import Duration
 
 __all__ = ["MODES", "MapOptions", "Options", "StopToken", "option", "standalone"]
 
@@ -75,13 +83,84 @@ _ALSO_STANDALONE: dict[StageName, frozenset[str]] = {
 """Options of another stage that mean something to a stage which stands alone."""
 
 
+class Option(NamedTuple):
+    """How one option is declared.
+
+    Attributes:
+        stage: The stage that it belongs to.
+        default: Its default.
+        check: Raises if a value cannot be meant.
+        doc: Its meaning.
+    """
+
+    stage: StageName
+    default: Any
+    check: Check
+    doc: str
+
+
 def option(stage: StageName, default: Any, check: Check, doc: str) -> Any:
-    """Declare one option: its stage, its default, the check of its value and its meaning."""
-    return dataclasses.field(default=default, metadata={"stage": stage, "check": check, "doc": doc})
+    """Declare one option; to type checkers it is the default of a field."""
+    return Option(stage, default, check, doc)
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Options:
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class _Declared:
+    """Values of declared options: a frozen dataclass, but for the methods that `dataclasses` compiles for each class.
+
+    These took longer than all else that is done when opero is imported.
+
+    Attributes:
+        declared: All options by name, in the order of their declaration.
+        given: Names of the options that were given, as against those left at their default.
+    """
+
+    declared: ClassVar[Mapping[str, Option]] = {}
+    given: frozenset[str]
+
+    def __init_subclass__(cls) -> None:
+        own = {name: value for name, value in vars(cls).items() if isinstance(value, Option)}
+        cls.declared = {**cls.declared, **own}
+        for name, one in own.items():
+            setattr(cls, name, one.default)
+
+    def __init__(self, **values: Any) -> None:
+        for name, value in values.items():
+            if name not in self.declared:
+                raise TypeError(f"{type(self).__name__}() has no option {name!r}")
+            self.declared[name].check(name, value)
+        vars(self).update(values, given=frozenset(values))
+        self.__post_init__()
+
+    def __post_init__(self) -> None:
+        """Check how the values fit each other."""
+
+    def with_values(self, **values: Any) -> Self:
+        """Return a copy with other values, which are neither checked nor noted as given."""
+        copied = object.__new__(type(self))
+        vars(copied).update(vars(self), **values)
+        return copied
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self.as_dict() == other.as_dict()
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.as_dict().values()))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all values by name."""
+        return {name: getattr(self, name) for name in self.declared}
+
+    def __repr__(self) -> str:
+        # Fields of the caches and names may hold addresses with passwords.
+        shown = ", ".join(f"{name}={masked_repr(v)}" for name, v in self.as_dict().items())
+        return f"{type(self).__name__}({shown})"
+
+
+class Options(_Declared):
     """The options of `@opero`, as given, checked when they are made.
 
     Raises:
@@ -227,15 +306,7 @@ class Options:
         "any", None, handlers, "listener(s) for this function"
     )
 
-    given: frozenset[str] = dataclasses.field(
-        default=frozenset(), init=False, repr=False, compare=False
-    )
-    """Names of the options that were given, as against those left at their default."""
-
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if "check" in field.metadata:
-                field.metadata["check"](field.name, getattr(self, field.name))
         low, high = (
             units.parse_seconds(self.min_delay, "min_delay"),
             units.parse_seconds(self.max_delay, "max_delay"),
@@ -253,23 +324,14 @@ class Options:
                     "give a cache_ttl other than None, or leave it out."
                 )
 
-    def __repr__(self) -> str:
-        # Fields of the caches and names may hold addresses with passwords.
-        shown = ", ".join(
-            f"{f.name}={masked_repr(getattr(self, f.name))}"
-            for f in dataclasses.fields(self)
-            if f.repr
-        )
-        return f"{type(self).__name__}({shown})"
-
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """Names of all options, in the order of their declaration."""
-        return tuple(f.name for f in dataclasses.fields(cls) if f.init)
+        return tuple(cls.declared)
 
     @classmethod
     def of(cls, by: str, /, **given: Any) -> Self:
-        """Make options and remember which ones were given.
+        """Make options.
 
         Args:
             by: Name of the decorator, for the message: "opero".
@@ -278,13 +340,11 @@ class Options:
         Raises:
             OperoUsageError: An unknown name (with the nearest known one) or a wrong value.
         """
-        known = cls.names()
         for name in given:
-            if name not in known:
-                raise OperoUsageError(f"{by}() has no option {name!r}.{did_you_mean(name, known)}")
-        made = cls(**given)
-        object.__setattr__(made, "given", frozenset(given))
-        return made
+            if name not in cls.declared:
+                near = did_you_mean(name, cls.declared)
+                raise OperoUsageError(f"{by}() has no option {name!r}.{near}")
+        return cls(**given)
 
     @classmethod
     def for_stage(cls, by: str, stage: StageName, /, **given: Any) -> Self:
@@ -298,9 +358,8 @@ class Options:
         Raises:
             OperoUsageError: An option of another stage, an unknown name or a wrong value.
         """
-        allowed = {
-            f.name for f in dataclasses.fields(cls) if f.metadata.get("stage") in (stage, "any")
-        } | _ALSO_STANDALONE.get(stage, frozenset())
+        own = {name for name, one in cls.declared.items() if one.stage in (stage, "any")}
+        allowed = own | _ALSO_STANDALONE.get(stage, frozenset())
         for name in given:
             if name not in allowed:
                 raise OperoUsageError(
@@ -330,7 +389,6 @@ class StopToken(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
 class MapOptions(Options):
     """The options of `@operomap`, as given, checked when they are made.
 

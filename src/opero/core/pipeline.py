@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from opero import events
 from opero.core.cache import CacheStage, make_handle
-from opero.core.call import AsyncProceed, Call, Proceed, Receipt
 from opero.core.deadline import Deadline, current_deadline
 from opero.core.failures import Report
 from opero.core.fallback import ArgFallback
@@ -33,13 +32,14 @@ from opero.utils.ambient import switch
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
-    from opero.caching.handle import CacheHandle
-    from opero.core.call import Stage
+    from opero.caching.handles import CacheHandle
+    from opero.core.call import AsyncProceed, Call, Proceed, Stage
     from opero.core.circuit_breaker import Circuit
     from opero.core.concurrency_limit import Bulkhead
     from opero.core.function import FunctionInfo
     from opero.core.options import Options
     from opero.core.rate_limit import RateLimit
+    from opero.core.receipt import Receipt
     from opero.core.timeout import Timeout
 
 __all__ = ["FastPath", "Pipeline"]
@@ -453,7 +453,7 @@ class Pipeline:
         now = ambient.clock().monotonic()
         seconds = 0.0 if call.started is None else now - call.started
         remaining = None if call.deadline is None else max(0.0, call.deadline - now)
-        return Receipt.of(call, value, seconds, remaining)
+        return call.receipt(value, seconds, remaining)
 
 
 def _check(info: FunctionInfo, options: Options) -> None:

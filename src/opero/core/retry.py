@@ -74,7 +74,7 @@ def grown(low: float, high: float, factor: float, exponent: int) -> float:
         return high if low else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)  # no more: each method is compiled when opero is imported
 class RetryPolicy:
     """When to try again and how long to wait, as tenacity strategies where they matter.
 
@@ -171,7 +171,7 @@ def _warn_of(option: str, error: Exception, consequence: str) -> None:
     warn_user(f"the {option} strategy raised {type(error).__name__}: {consequence}")
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class RetryState:
     """What a retry knows: small and picklable, so that a map can park it and a journal can keep it.
 

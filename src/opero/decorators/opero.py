@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 from collections.abc import Callable
+from inspect import Parameter, Signature, get_annotations
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, cast
 
 from opero.core.decorate import decorate
@@ -48,8 +47,14 @@ def decorator_of(
     decorator.__name__ = decorator.__qualname__ = name
     decorator.__module__ = "opero"
     decorator.__doc__ = _doc(options_class, name)
-    decorator.__signature__ = inspect.signature(options_class).replace(
-        return_annotation=inspect.Signature.empty
+    hints = {
+        name: hint for each in options_class.__mro__ for name, hint in get_annotations(each).items()
+    }
+    decorator.__signature__ = Signature(
+        [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=option.default, annotation=hints[name])
+            for name, option in options_class.declared.items()
+        ]
     )
     return cast("Decorator[O]", decorator)
 
@@ -61,9 +66,8 @@ def _doc(kind: type[Options], name: str) -> str:
         "Options:",
     ]
     lines += [
-        f"    {f.name} ({getattr(f.default, '__name__', repr(f.default))}): {f.metadata['doc']}"
-        for f in dataclasses.fields(kind)
-        if f.init
+        f"    {name} ({getattr(one.default, '__name__', repr(one.default))}): {one.doc}"
+        for name, one in kind.declared.items()
     ]
     return "\n".join(lines)
 

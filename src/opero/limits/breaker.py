@@ -12,21 +12,14 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
-from threading import RLock
+from contextlib import contextmanager, nullcontext
+from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from opero.errors import CircuitOpenError, OperoUsageError
+from opero.events.bus import Subscription, event_bus
 from opero.events.types import CircuitChanged
-from opero.limits.breaker_permits import (
-    FREE,
-    Listener,
-    Notifications,
-    Permit,
-    SharedCircuitPermit,
-    SharedPermit,
-    breaker_names,
-)
+from opero.limits.breaker_permits import FREE, Permit, breaker_names
 from opero.limits.breaker_state import (
     BreakerRules,
     BreakerState,
@@ -41,6 +34,7 @@ from opero.utils.units import Duration, format_seconds
 
 if TYPE_CHECKING:
     from opero.errors import FailureFilter
+    from opero.events.bus import Handler
     from opero.limits.state_file import StateFile
 
 __all__ = ["FREE", "CircuitBreaker", "CircuitState", "CircuitStats", "Permit"]
@@ -56,6 +50,10 @@ _tokens = itertools.count(1)
 # Cells of a shared circuit: what calls read without a lock, the refused calls, and the rest as `BreakerState.dump`.
 _STATUS, _REFUSED, _DUMP = 0, 1, 2
 _CLOSED, _STEADY, _GENERATION = 1, 2, 2
+
+
+def _status(generation: int, *, closed: bool, steady: bool) -> int:
+    return generation << _GENERATION | (closed and steady) * _STEADY | closed * _CLOSED
 
 
 class CircuitBreaker(SharedObject):
@@ -117,7 +115,7 @@ class CircuitBreaker(SharedObject):
         opero.errors.CircuitOpenError: circuit 'geocoder' is open: try again in 30 s
     """
 
-    current_permit: Permit | None = cast("Any", SharedCircuitPermit())
+    current_permit: Permit | None
     _shared_permit: Permit | None = None
 
     def __init__(
@@ -174,7 +172,8 @@ class CircuitBreaker(SharedObject):
         self._core = BreakerState(rules)
         self._refused = 0
         self._file: StateFile | None = None
-        self._notifications = Notifications(self._core.transitions)
+        self._listeners: tuple[Subscription, ...] = ()
+        self._notifying = Lock()
         self.current_permit = None
         # Reentrant: the garbage collector may end an abandoned coroutine, and its probe, at any allocation.
         self._lock = RLock()
@@ -246,7 +245,7 @@ class CircuitBreaker(SharedObject):
         Raises:
             CircuitOpenError: The circuit lets no call through at present.
         """
-        return self.current_permit or self._probe()
+        return self.current_permit or self._permit_in_file() or self._probe()
 
     def check(self) -> None:
         """Raise as `acquire` would now, but take no permit."""
@@ -260,7 +259,7 @@ class CircuitBreaker(SharedObject):
         Returns:
             None if it would not, else the seconds until one may be let through; infinity if that takes a hand.
         """
-        if self.current_permit is not None:
+        if self.current_permit is not None or self._permit_in_file() is not None:
             return None
         with self._changing() as core:
             return core.wait(ambient.clock().monotonic())
@@ -290,15 +289,8 @@ class CircuitBreaker(SharedObject):
 
     def _report(self, permit: Permit, failed: bool | None) -> None:
         """Take the outcome of a call; None if it has none."""
-        if permit is self.current_permit and failed is False:
-            with self._lock:
-                core = self._core
-                if permit.generation == core.generation and self._file is None:
-                    # Nothing moves but the count: the success path of a window.
-                    counter = core.counter
-                    counter.succeeded(ambient.clock().monotonic() if counter.timed else 0.0)
-                    self._mark(permit)
-                    return
+        if failed is False and not permit.token and self._took_success(permit):
+            return
         with self._changing() as core:
             if permit.token:
                 if permit.settled:
@@ -309,6 +301,18 @@ class CircuitBreaker(SharedObject):
                 step = core.failed if failed else core.succeeded
                 step(permit.generation, ambient.clock().monotonic())
 
+    def _took_success(self, permit: Permit) -> bool:
+        """Count a success of a closed circuit where nothing moves but the count; False if there is more to do."""
+        if self._file is not None:
+            return self._file.cells[_STATUS] == _status(permit.generation, closed=True, steady=True)
+        with self._lock:
+            core, counter = self._core, self._core.counter
+            if permit is not self.current_permit or permit.generation != core.generation:
+                return False
+            counter.succeeded(ambient.clock().monotonic() if counter.timed else 0.0)
+            self._permit_for_all(core)
+            return True
+
     # --- the state ------------------------------------------------------------------------------
 
     @contextmanager
@@ -317,21 +321,14 @@ class CircuitBreaker(SharedObject):
         if not self.attached:
             self.attach()
         try:
-            with self._lock:
-                if self._file is None:
-                    try:
-                        yield self._core
-                    finally:
-                        self._publish_state()
-                else:
-                    with self._file as file:
-                        self._load(file)
-                        try:
-                            yield self._core
-                        finally:
-                            self._store(file)
+            with self._lock, self._file or nullcontext():
+                self._load()
+                try:
+                    yield self._core
+                finally:
+                    self._store()
         finally:
-            self._notifications.deliver(self._event)
+            self._notify()
 
     def _permit_for_all(self, core: BreakerState) -> Permit | None:
         """Return the permit that every call gets in the present state; None if each needs one of its own."""
@@ -339,31 +336,34 @@ class CircuitBreaker(SharedObject):
             return FREE
         if core.state is not CircuitState.CLOSED:
             return None
-        if self._file is not None:
-            return self.permit_in_file()
-        permit = self._shared_permit
-        if permit is None or permit.generation != core.generation:
-            permit = self._shared_permit = Permit(
-                self.rules, self._report, generation=core.generation
-            )
-        self._mark(permit)
+        permit = self._permit_of(core.generation)
+        # In a file the count may change at any time by a call of another process.
+        permit.steady = core.counter.steady and self._file is None
+        permit.silent = permit.steady and self.rules.counts_result is None
         return permit
 
+    def _permit_of(self, generation: int) -> Permit:
+        """Return the permit that all calls of a closed period share."""
+        permit = self._shared_permit
+        if permit is None or permit.generation != generation:
+            permit = self._shared_permit = Permit(self.rules, self._report, generation=generation)
+        return permit
+
+    def _permit_in_file(self) -> Permit | None:
+        """Return the permit for all calls of a shared circuit that is closed, by one number of its file."""
+        status = 0 if self._file is None else self._file.cells[_STATUS]
+        return self._permit_of(status >> _GENERATION) if status & _CLOSED else None
+
     def _publish_state(self) -> None:
-        """Set what calls read without a lock."""
+        """Set what calls read without a lock; where several processes share the circuit they read the file."""
         permit = self._permit_for_all(self._core)
-        if self._file is None:
-            self.current_permit = permit if self.attached else None
-        else:
-            self.__dict__.pop("current_permit", None)
+        self.current_permit = permit if self.attached and self._file is None else None
 
-    def _mark(self, permit: Permit) -> None:
-        # In a file the count may change at any time by a call of another process.
-        steady = self._core.counter.steady and self._file is None
-        permit.steady = steady
-        permit.silent = steady and self.rules.counts_result is None
-
-    def _load(self, file: StateFile) -> None:
+    def _load(self) -> None:
+        """Go on where another process has stopped."""
+        file = self._file
+        if file is None:
+            return
         if file.changing:
             # A process was killed while it stored: the circuit begins anew, in a generation of its own.
             self._core.generation = max(self._core.generation, file.cells[_DUMP + 1])
@@ -373,71 +373,50 @@ class CircuitBreaker(SharedObject):
             self._core.load(file.cells[_DUMP:])
         self._refused = file.cells[_REFUSED]
 
-    def _store(self, file: StateFile) -> None:
-        core, cells = self._core, file.cells
-        dump = core.dump()
+    def _store(self) -> None:
+        """Show the state to calls, and to other processes."""
+        file, core = self._file, self._core
+        if file is None:
+            self._publish_state()
+            return
+        cells, dump = file.cells, core.dump()
         if dump == list(cells[_DUMP:]) and not file.changing:
             return
         file.changing = True
         for place, number in enumerate(dump, _DUMP):
             cells[place] = number
         closed = core.state is CircuitState.CLOSED
-        steady = closed and core.counter.steady
-        cells[_STATUS] = core.generation << _GENERATION | steady * _STEADY | closed * _CLOSED
+        cells[_STATUS] = _status(core.generation, closed=closed, steady=core.counter.steady)
         file.changing = False
-
-    def permit_in_file(self) -> Permit | None:
-        """Return the permit for all calls of a shared circuit that is closed, by one number of its file."""
-        if self._file is None:
-            return None
-        cells = self._file.cells
-        status = cells[_STATUS]
-        if not status & _CLOSED:
-            return None
-        permit, generation = self._shared_permit, status >> _GENERATION
-        if permit is None or permit.generation != generation or type(permit) is Permit:
-            permit = self._shared_permit = SharedPermit(
-                self.rules,
-                self._report,
-                generation=generation,
-                is_steady=lambda: bool(cells[_STATUS] & _STEADY),
-            )
-        return permit
 
     # --- by hand --------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Refuse calls for the open time, as if too many had failed."""
-        with self._changing() as core:
-            core.open(ambient.clock().monotonic())
-        for part in self.parts:
-            part.open()
+        self._by_hand(lambda core: core.open(ambient.clock().monotonic()))
 
     def force_open(self) -> None:
         """Refuse calls until `close` or `reset`."""
-        with self._changing() as core:
-            core.force_open()
-        for part in self.parts:
-            part.force_open()
+        self._by_hand(BreakerState.force_open)
 
     def close(self) -> None:
         """Let calls through, with all counts at zero and the open time as at first."""
-        with self._changing() as core:
-            core.close()
-        for part in self.parts:
-            part.close()
+        self._by_hand(BreakerState.close)
 
     def disable(self) -> None:
         """Let all calls through and count nothing, until `close` or `reset`."""
+        self._by_hand(BreakerState.disable)
+
+    def _by_hand(self, change: Callable[[BreakerState], None]) -> None:
         with self._changing() as core:
-            core.disable()
+            change(core)
         for part in self.parts:
-            part.disable()
+            part._by_hand(change)  # noqa: SLF001 - its own class
 
     def reset(self) -> None:
         """Close it and forget its statistics too."""
-        self.close()
         with self._changing() as core:
+            core.close()
             self._refused = core.opened = 0
             if self._file is not None:
                 self._file.cells[_REFUSED] = 0
@@ -466,12 +445,11 @@ class CircuitBreaker(SharedObject):
         found = self._parts.get(key)
         if found is not None:
             return found
-        rules = BreakerRules(**{**self.rules.as_dict(), "on_change": None})
-        part = CircuitBreaker.unregistered(f"{self.name}[{label}]", rules)
+        part = CircuitBreaker.unregistered(f"{self.name}[{label}]", self.rules.without_listener())
         part._whole = self  # noqa: SLF001 - its own class
         for function in self._functions:
             part.guard(function, self._module)
-        part.subscribe(self._notifications.hand_on)
+        part.subscribe(self._hand_on)
         self._pass_on_to(part)
         with self._lock:
             self._make_room()
@@ -493,7 +471,7 @@ class CircuitBreaker(SharedObject):
         if len(parts) < _MOST_PARTS:
             return
         for key, part in list(parts.items()):
-            if part.current_permit is not None and part.current_permit.steady:
+            if part.state is CircuitState.CLOSED and part._core.counter.steady:  # noqa: SLF001 - its own class
                 del parts[key]
         if len(parts) >= _MOST_PARTS:
             del parts[next(iter(parts))]
@@ -512,18 +490,9 @@ class CircuitBreaker(SharedObject):
     def stats(self) -> CircuitStats:
         """Its counts now, as a snapshot."""
         with self._changing() as core:
-            wait = core.wait(ambient.clock().monotonic())
-            return CircuitStats(
-                state=core.state,
-                failures=core.counter.failures,
-                calls=core.counter.calls,
-                probes=len(core.probes),
-                opened=core.opened,
-                refused=self._refused,
-                retry_after=wait if wait is not None and math.isfinite(wait) else None,
-            )
+            return core.stats(ambient.clock().monotonic(), self._refused)
 
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
+    def subscribe(self, listener: Callable[[CircuitChanged], object]) -> Callable[[], None]:
         """Call `listener` with each change of state from now on, in order, outside all locks.
 
         The default event bus gets the same events. Equal listeners are called once.
@@ -531,7 +500,35 @@ class CircuitBreaker(SharedObject):
         Returns:
             A function that ends it.
         """
-        return self._notifications.subscribe(listener)
+        made = Subscription(cast("Handler", listener), cancelled=self._unsubscribe)
+        with self._lock:
+            self._listeners += (made,)
+        return made.cancel
+
+    def _unsubscribe(self, listener: Subscription) -> None:
+        with self._lock:
+            self._listeners = tuple(one for one in self._listeners if one is not listener)
+
+    def _notify(self) -> None:
+        """Notify listeners of the transitions that wait. One thread does it at a time, so that the order is kept."""
+        transitions = self._core.transitions
+        # That thread looks once more after it has released the lock, so nothing stays behind.
+        while transitions and self._notifying.acquire(blocking=False):
+            try:
+                while transitions:
+                    transition = transitions.popleft()
+                    if self._listeners or event_bus.active:
+                        event = self._event(transition)
+                        self._hand_on(event)
+                        event_bus.emit(event)
+            finally:
+                self._notifying.release()
+
+    def _hand_on(self, event: CircuitChanged) -> None:
+        listeners = self._listeners
+        for place, listener in enumerate(listeners):
+            if not any(listener.handler == other.handler for other in listeners[:place]):
+                listener.deliver(event)
 
     def _event(self, transition: Transition) -> CircuitChanged:
         return CircuitChanged(
@@ -554,16 +551,14 @@ class CircuitBreaker(SharedObject):
         stats = self.stats
         facts = [_words(stats.state)]
         if stats.failures:
-            facts.append(f"{stats.failures} failure{'s' * (stats.failures != 1)}")
-            facts[-1] += (
-                f" of {stats.calls}" if self.rules.failure_rate is not None else " in a row"
-            )
+            of = f" of {stats.calls}" if self.rules.failure_rate is not None else " in a row"
+            facts.append(_many(stats.failures, "failure") + of)
         if stats.probes:
-            facts.append(f"{stats.probes} probe{'s' * (stats.probes != 1)} under way")
+            facts.append(f"{_many(stats.probes, 'probe')} under way")
         elif stats.retry_after is not None:
             facts.append(f"again in {format_seconds(round(stats.retry_after, 3))}")
         if self._parts:
-            facts.append(f"{len(self._parts)} part{'s' * (len(self._parts) != 1)}")
+            facts.append(_many(len(self._parts), "part"))
         return f"<CircuitBreaker {self.name!r} {', '.join(facts)}>"
 
     # --- several processes ----------------------------------------------------------------------
@@ -593,9 +588,9 @@ class CircuitBreaker(SharedObject):
 
             self._file = StateFile.open(path, "cb", make, create=create)
             with self._file as file:
-                self._load(file)
+                self._load()
                 file.changing = True
-                self._store(file)
+                self._store()
             self._path = path
             self._publish_state()
             for key, part in self._parts.items():
@@ -614,32 +609,39 @@ class CircuitBreaker(SharedObject):
     def __reduce__(self) -> tuple[Any, ...]:
         """In its own process it is found again; elsewhere there is one, with the same state. Listeners stay behind."""
         self.share()
-        options = {**self.rules.as_dict(), "on_change": None}
         registered = self._name is not None and breaker_names.live.get(self._name) is self
-        return _unpickle, (self.uid, self._path, self._name or self.name, registered, options)
+        rules = self.rules.without_listener()
+        return _unpickle, (self.uid, self._path, self._name or self.name, registered, rules)
 
     def after_fork(self) -> None:
         """Replace locks that another thread may have held, and forget probes: their calls are in the parent."""
         super().after_fork()
         self._lock = RLock()
-        self._notifications.renew_locks()
+        self._notifying = Lock()
         self._core.probes.clear()
         self._publish_state()
 
 
 def _unpickle(
-    uid: str, path: str | None, name: str, registered: bool, options: dict[str, Any]
+    uid: str, path: str | None, name: str, registered: bool, rules: BreakerRules
 ) -> CircuitBreaker:
     """Find a pickled breaker, or make its counterpart in this process."""
 
     def make() -> CircuitBreaker:
-        if not registered:
-            return CircuitBreaker.unregistered(name, **options)
         with breaker_names.lock:
-            found = breaker_names.live.get(name)
-            return CircuitBreaker(name, **options) if found is None else found
+            found = breaker_names.live.get(name) if registered else None
+            if found is None:
+                found = CircuitBreaker.unregistered(name, rules)
+                if registered:
+                    breaker_names.add(name, found)
+            made: CircuitBreaker = found
+            return made
 
     return restore(uid, path, make)
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _words(state: CircuitState) -> str:

@@ -1,38 +1,20 @@
 # this_file: src/opero/limits/breaker_permits.py
-"""Give calls the right to go through a circuit, notify listeners of its changes, and find breakers by name."""
+"""Give calls the right to go through a circuit, and find breakers by name."""
 
 from __future__ import annotations
 
 import gc
-from collections import deque
 from collections.abc import Callable
-from threading import Lock, RLock
+from threading import RLock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from opero.errors import OperoUsageError
-from opero.events.bus import Subscription, event_bus
-from opero.events.types import CircuitChanged
-from opero.limits.breaker_state import BreakerRules, Transition
+from opero.limits.breaker_state import BreakerRules
 from opero.utils.fork import run_after_fork
 
-if TYPE_CHECKING:
-    from opero.events.bus import Handler
-
-__all__ = [
-    "FREE",
-    "Listener",
-    "Notifications",
-    "Permit",
-    "SharedCircuitPermit",
-    "SharedPermit",
-    "breaker_names",
-]
-
-Listener = Callable[[CircuitChanged], object]
-"""What is called with each change of state."""
-
+__all__ = ["FREE", "Permit", "breaker_names"]
 
 # --- permits --------------------------------------------------------------------------------------
 
@@ -138,102 +120,6 @@ class _FreePermit(Permit):
 
 FREE: Final[Permit] = _FreePermit()
 """What a disabled circuit gives to every call."""
-
-
-class SharedPermit(Permit):
-    """The right to make a call through a closed circuit that several processes share.
-
-    Whether a success changes a count is read from the file when it comes.
-    """
-
-    __slots__ = ("_is_steady",)
-
-    steady: bool
-
-    def __init__(
-        self,
-        rules: BreakerRules,
-        report: Callable[[Permit, bool | None], None],
-        *,
-        generation: int,
-        is_steady: Callable[[], bool],
-    ) -> None:
-        super().__init__(rules, report, generation=generation)
-        self._is_steady = is_steady
-
-    def success(self, result: object = None) -> None:
-        """The call returned."""
-        self.steady = self._is_steady()
-        super().success(result)
-
-
-class _HasFile(Protocol):
-    def permit_in_file(self) -> Permit | None: ...
-
-
-class SharedCircuitPermit:
-    """`current_permit` of a circuit that several processes share; another circuit has its own attribute of this name.
-
-    No data descriptor, so that such an attribute is found first.
-    """
-
-    def __get__(self, breaker: _HasFile, owner: type | None = None) -> Permit | None:
-        return breaker.permit_in_file()
-
-
-# --- notifications --------------------------------------------------------------------------------
-
-
-class Notifications:
-    """Takes transitions from a queue to listeners and the default event bus, in order.
-
-    Args:
-        transitions: The queue; filled under the breaker's lock, emptied outside it, so that a listener may use the
-            breaker.
-    """
-
-    def __init__(self, transitions: deque[Transition]) -> None:
-        self._transitions = transitions
-        self._listeners: tuple[Subscription, ...] = ()
-        self.renew_locks()
-
-    def renew_locks(self) -> None:
-        """Make new locks, because a thread of a forked child's parent may hold the old ones."""
-        self._lock = RLock()
-        self._delivering = Lock()
-
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Add a listener and return a function that takes it out again."""
-        made = Subscription(cast("Handler", listener), cancelled=self._remove)
-        with self._lock:
-            self._listeners += (made,)
-        return made.cancel
-
-    def _remove(self, listener: Subscription) -> None:
-        with self._lock:
-            self._listeners = tuple(one for one in self._listeners if one is not listener)
-
-    def hand_on(self, event: CircuitChanged) -> None:
-        """Deliver an event to the listeners; equal ones are called once."""
-        listeners = self._listeners
-        for place, listener in enumerate(listeners):
-            if not any(listener.handler == other.handler for other in listeners[:place]):
-                listener.deliver(event)
-
-    def deliver(self, event_of: Callable[[Transition], CircuitChanged]) -> None:
-        """Deliver what waits. One thread does it at a time, so that the order is kept."""
-        transitions = self._transitions
-        # That thread looks once more after it has released the lock, so nothing stays behind.
-        while transitions and self._delivering.acquire(blocking=False):
-            try:
-                while transitions:
-                    transition = transitions.popleft()
-                    if self._listeners or event_bus.active:
-                        event = event_of(transition)
-                        self.hand_on(event)
-                        event_bus.emit(event)
-            finally:
-                self._delivering.release()
 
 
 # --- names ----------------------------------------------------------------------------------------

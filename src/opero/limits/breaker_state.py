@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, ClassVar, Final, NamedTuple, Protocol
+from typing import Any, ClassVar, Final, NamedTuple
 
 from opero.errors import FailureFilter, OperoUsageError, Rejected, asks, is_final, matches
 from opero.events import CircuitChanged
@@ -31,80 +31,58 @@ _BITS_OF_CELL: Final = 62
 _BITS: Final = (1 << _BITS_OF_CELL) - 1
 
 
-class OutcomeCounter(Protocol):
-    """The outcomes of one closed period."""
+class OutcomeCounter:
+    """The outcomes of one closed period.
 
-    timed: ClassVar[bool]
-    """Whether it asks for the time of a success."""
+    Attributes:
+        timed: Whether it asks for the time of a success.
+        steady: Whether a success would change nothing.
+        failures: Failures that it holds at present.
+        calls: Calls that it holds at present.
+    """
 
-    @property
-    def failures(self) -> int:
-        """Failures that it holds at present."""
-        ...
-
-    @property
-    def calls(self) -> int:
-        """Calls that it holds at present."""
-        ...
-
-    @property
-    def steady(self) -> bool:
-        """Whether a success would change nothing."""
-        ...
+    timed: ClassVar[bool] = False
+    steady: bool = False
+    failures: int = 0
+    calls: int = 0
 
     def settle(self, now: float) -> None:
         """Forget what is too old to count."""
-        ...
 
     def succeeded(self, now: float) -> None:
         """Count a success."""
-        ...
+        raise NotImplementedError
 
     def failed(self, now: float) -> bool:
         """Count a failure and return whether it trips the circuit."""
-        ...
+        raise NotImplementedError
 
     def dump(self) -> list[int]:
         """Return what it holds as whole numbers, always as many."""
-        ...
+        raise NotImplementedError
 
     def load(self, cells: Sequence[int]) -> None:
         """Hold what another one has dumped."""
-        ...
+        raise NotImplementedError
 
 
-class Streak:
-    """Failures in a row."""
+class Streak(OutcomeCounter):
+    """Failures in a row: as many calls as failures, because a success starts afresh."""
 
-    __slots__ = ("_most", "failures")
-    timed: ClassVar[bool] = False
+    steady = True
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self.failures: int = 0
-
-    @property
-    def calls(self) -> int:
-        """As many calls as failures: a success starts afresh."""
-        return self.failures
-
-    @property
-    def steady(self) -> bool:
-        """Whether there is nothing to start afresh from."""
-        return not self.failures
-
-    def settle(self, now: float) -> None:
-        """Forget nothing: only a success ends a row."""
 
     def succeeded(self, now: float) -> None:
         """Start afresh."""
         del now
-        self.failures = 0
+        self.load([0])
 
     def failed(self, now: float) -> bool:
         """Count a failure and return whether it is one too many."""
         del now
-        self.failures += 1
+        self.load([self.failures + 1])
         return self.failures >= self._most
 
     def dump(self) -> list[int]:
@@ -113,23 +91,16 @@ class Streak:
 
     def load(self, cells: Sequence[int]) -> None:
         """Hold so many failures."""
-        self.failures = cells[0]
+        self.failures = self.calls = cells[0]
+        self.steady = not self.failures
 
 
-class _OutcomeWindow:
+class _OutcomeWindow(OutcomeCounter):
     """Failures and calls of a stretch of the past. Only a failure can trip the circuit."""
-
-    steady = False
-    timed: ClassVar[bool] = False
 
     def __init__(self, rate: float, least: int) -> None:
         self._rate = rate
         self._least = least
-        self.failures = 0
-        self.calls = 0
-
-    def settle(self, now: float) -> None:
-        """Forget what is too old to count."""
 
     def succeeded(self, now: float) -> None:
         """Count a success."""
@@ -145,39 +116,29 @@ class _OutcomeWindow:
 
 
 class CallWindow(_OutcomeWindow):
-    """The last so many calls."""
-
-    failures: int
+    """The last so many calls: one bit for each, set for a failure, the newest one lowest."""
 
     def __init__(self, rate: float, least: int, length: int) -> None:
         super().__init__(rate, least)
-        self._last: deque[int] = deque(maxlen=length)
+        self._length = length
+        self._bits = 0
 
     def _count(self, now: float, failures: int) -> None:
         del now
-        last = self._last
-        if len(last) == last.maxlen:
-            self.failures -= last[0]
-        last.append(failures)
-        self.failures += failures
-        self.calls: int = len(last)
+        self.calls = min(self.calls + 1, self._length)
+        self._bits = (self._bits << 1 | failures) & ((1 << self._length) - 1)
+        self.failures = self._bits.bit_count()
 
     def dump(self) -> list[int]:
-        """Return the number of calls, and their outcomes as bits."""
-        length = self._last.maxlen or 0
-        bits = int("".join(map(str, self._last)) or "0", 2)
-        return [
-            len(self._last),
-            *((bits >> place) & _BITS for place in range(0, length, _BITS_OF_CELL)),
-        ]
+        """Return the number of calls, and the bits."""
+        places = range(0, self._length, _BITS_OF_CELL)
+        return [self.calls, *(self._bits >> place & _BITS for place in places)]
 
     def load(self, cells: Sequence[int]) -> None:
         """Hold these outcomes."""
-        bits = sum(cell << place * _BITS_OF_CELL for place, cell in enumerate(cells[1:]))
-        count = cells[0]
-        self._last.clear()
-        self._last.extend(int(bit) for bit in (f"{bits:0{count}b}" if count else ""))
-        self.failures, self.calls = sum(self._last), count
+        self.calls = cells[0]
+        self._bits = sum(cell << place * _BITS_OF_CELL for place, cell in enumerate(cells[1:]))
+        self.failures = self._bits.bit_count()
 
 
 class TimeWindow(_OutcomeWindow):
@@ -186,10 +147,7 @@ class TimeWindow(_OutcomeWindow):
     A clock that goes back (a test took its own away) empties it.
     """
 
-    timed: ClassVar[bool] = True
-
-    calls: int
-    failures: int
+    timed = True
 
     def __init__(self, rate: float, least: int, seconds: float) -> None:
         super().__init__(rate, least)
@@ -301,9 +259,9 @@ class BreakerRules:
                 f"minimum_calls={self.minimum_calls!r} never fit into window={self.window!r}."
             )
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the options by name, as they were given."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+    def without_listener(self) -> BreakerRules:
+        """Return them for another breaker, whose changes are its own."""
+        return replace(self, on_change=None)
 
     @property
     def first_open(self) -> float:
@@ -598,6 +556,19 @@ class BreakerState:
             self.open(now)
         elif self.state is CircuitState.CLOSED and self.counter.failed(now):
             self.open(now)
+
+    def stats(self, now: float, refused: int) -> CircuitStats:
+        """Return how it stands, and how many calls it has refused so far."""
+        wait = self.wait(now)
+        return CircuitStats(
+            state=self.state,
+            failures=self.counter.failures,
+            calls=self.counter.calls,
+            probes=len(self.probes),
+            opened=self.opened,
+            refused=refused,
+            retry_after=wait if wait is not None and math.isfinite(wait) else None,
+        )
 
     # --- for other processes --------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ class Permit:
 
     def __init__(self, permits: _Permits) -> None:
         self.holder: Hashable = None
-        self.permits = permits
+        self.permits: _Permits = permits
 
     def note_holder(self, current_task: CurrentTask | None, *, outlived: bool = False) -> None:
         """Note which thread or task holds it.

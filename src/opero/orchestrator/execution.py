@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overl
 
 from opero.concurrency.loop import run_map, run_map_async
 from opero.concurrency.mapper import Mapper
-from opero.core.explain import explain
+from opero.core.decorate import explain
 from opero.core.function import ClassMethod, Method, describe_function
 from opero.core.options import MapOptions, Options
 from opero.core.pipeline import Pipeline
@@ -27,7 +27,7 @@ from opero.orchestrator.fallback_chain import FallbackChain, name_of
 from opero.utils.async_utils import ensure_async, is_async_function, run_async
 
 if TYPE_CHECKING:
-    from opero.core.call import Explanation
+    from opero.core.receipt import Explanation
     from opero.events import Event, Handler
     from opero.orchestrator.config import (
         ConcurrencyConfig,

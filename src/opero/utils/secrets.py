@@ -37,27 +37,33 @@ _WORDS: Final = frozenset(
         *("signingkey", "encryptionkey", "sshkey", "licensekey", "accountkey", "storagekey"),
         *("appkey", "consumerkey", "passkey", "subscriptionkey", "functionkey", "hostkey"),
         *("deploykey", "sessionid", "sessionkey", "connectionstring", "connstr", "databaseurl"),
-        *("dburl", "webhookurl", "webhook"),
+        *("dburl", "webhookurl", "webhook", "dbpass", "userpass", "privkey", "sharedaccesskey"),
+        *("pincode", "contrasena", "wachtwoord", "haslo"),
     }
 )
 """Words of a name that make it secret, also in the plural."""
 
-_LAST_WORDS: Final = frozenset({"pass", "pin"})
-"""Words that do so at the end of a name only: `smtp_pass` and `pin`, but not `pass_rate` and `pin_memory`."""
+_LAST_WORDS: Final = frozenset({"pass", "pat", "pin"})
+"""Words that do so at the end of a name only: `smtp_pass`, `github_pat`, `pin`, but not `pass_rate`, `pin_memory`."""
 
-_PARTS: Final = ("password", "passwd", "passphrase", "credential", "apikey")
+_PARTS: Final = ("password", "passwd", "passphrase", "credential", "apikey", "sessid", "sessionid")
 """Parts of a word that make it secret: `dbpassword`."""
 
 _ENDS: Final = ("token", "tokens", "secret", "secrets")
 """Ends of a word that do: `authtoken`, `clientsecret`."""
 
+_SERVERS: Final = (
+    *("amqp", "broker", "celery", "connection", "database", "db", "jdbc", "mongo", "mongodb"),
+    *("mysql", "postgres", "rabbitmq", "redis", "sqlalchemy"),
+)
+"""Whose URLs hold a password as a rule."""
+
 _PAIRS: Final = frozenset(
     {
         *(("session", "id"), ("connection", "string"), ("conn", "string"), ("conn", "str")),
-        *(("connection", "str"), ("database", "url"), ("db", "url"), ("database", "uri")),
-        *(("db", "uri"), ("connection", "url"), ("connection", "uri"), ("webhook", "url")),
-        *(("pin", "code"), ("seed", "phrase"), ("recovery", "code"), ("backup", "code")),
-        *(("verification", "code"), ("security", "code")),
+        *(("connection", "str"), ("hook", "url"), ("card", "number"), ("seed", "phrase")),
+        *((word, "code") for word in ("pin", "recovery", "backup", "verification", "security")),
+        *((word, ending) for word in _SERVERS for ending in ("url", "uri")),
     }
 )
 """Pairs of neighbouring words that do."""
@@ -123,18 +129,27 @@ def _patterns() -> dict[str, re.Pattern[str]]:
             r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]*(?::/+|/+(?=[^\s/@]*:)))?"
             r"(?P<user>[^\s'\"{}()\[\],;=@:/]*):(?P<password>[^\s'\"{}()\[\],;]+)@(?=[\w\[])"
         ),
-        # ?name=value, &name=value, #name=value; and name=value or name: "value" elsewhere.
+        # ?name=value, &name=value, #name=value; --name value; and name=value or name: "value" elsewhere.
         "field": re.compile(
-            r"(?P<before>[?&#;]|(?<![\w.%-])[\"']?)(?P<name>[A-Za-z_][\w.%~-]*)"
-            r"(?P<between>[\"']?\s?(?:=\s?|:(?!//)\s?))(?P<value>\"[^\"]*\"|'[^']*'|[^&#;,\s'\"<>)}\]]+)"
+            r"(?P<before>[?&#;]|(?<![\w.%-])[\"']?(?P<flag>--)?)(?P<name>[A-Za-z_][\w.%~-]*(?:\[[\w.%~-]*\])*)"
+            r"(?P<between>(?:\\*[\"'])?\s?(?:=\s?|:(?!//)\s?|(?(flag),?\s+|(?!))))"
+            r"(?P<value>\\*\"[^\"]*\"|'[^']*'|[^&#;,\s'\"<>)}\]]+)"
         ),
+        # API key provided: value; <name>value</name>
+        "prose": re.compile(
+            r"(?P<before>\b(?:api|access|secret) key(?: \w+)?:\s*)\S+", re.IGNORECASE
+        ),
+        # A URL within a URL.
+        "quoted": re.compile(r"(?<=%3A%2F%2F)[^\s&]+?(?=%40)", re.IGNORECASE),
+        "element": re.compile(r"<(?P<name>[\w:.-]+)>[^<>]+(?=</(?P=name)>)"),
         "authorization": re.compile(
             r"\b(?P<kind>bearer|basic|digest|negotiate)(?P<space>\s+)[\w.~+/=:-]{4,}", re.IGNORECASE
         ),
         "token": re.compile(
             r"\b(?:sk|rk|pk)[-_][\w-]{16,}|\bgh[pousr]_\w{16,}|\bgithub_pat_\w{16,}|\bglpat-[\w-]{16,}"
             r"|\bxox[abeoprs]-[\w-]{8,}|\bA[KS]IA[0-9A-Z]{16}\b|\bAIza[\w-]{30,}|\bhf_[A-Za-z0-9]{16,}"
-            r"|\bnpm_\w{16,}|\beyJ[\w-]{6,}\.[\w-]{6,}\.[\w-]*"
+            r"|(?<=hooks\.slack\.com/services/)[\w/-]+|(?<=/api/webhooks/)\d+/[\w-]+"
+            r"|(?<=api\.telegram\.org/bot)[\w:-]+|\bnpm_\w{16,}|\beyJ[\w-]{6,}\.[\w-]{6,}\.[\w-]*"
             r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
         ),
     }
@@ -149,6 +164,8 @@ def mask_urls(text: str) -> str:
     """
     if "@" in text:
         text = _mask_user_info(text)
+    if "%40" in text:
+        text = _patterns()["quoted"].sub(MASK, text)
     if "=" in text:
         text = _mask_fields(text, only_urls=True)
     return _patterns()["token"].sub(MASK, text)
@@ -164,8 +181,10 @@ def mask_text(text: str) -> str:
         'no secret here'
     """
     text = _patterns()["authorization"].sub(rf"\g<kind>\g<space>{MASK}", text)
-    if "=" in text or ":" in text:
-        text = _mask_fields(text)
+    if "=" in text or ":" in text or "--" in text:
+        text = _patterns()["prose"].sub(rf"\g<before>{MASK}", _mask_fields(text))
+    if "</" in text:
+        text = _patterns()["element"].sub(_masked_element, text)
     return mask_urls(text)
 
 
@@ -221,6 +240,8 @@ def _mask_user_info(text: str) -> str:
 def _mask_one_url(text: str) -> str:
     """Mask the user-info of a text that begins with a scheme and may go on after the URL."""
     scheme, remainder = text.split("://", 1)
+    # A slash too many: `https:///me:hunter2@host`, which is no path.
+    remainder = re.sub(r"^/+(?=[^\s/@:]*:[^\s/]*@)", "", remainder)
     word = re.split(r"\s", remainder, maxsplit=1)[0]
     after = _patterns()["bare"].sub(_masked_bare, remainder[len(word) :])
     host = re.split(r"[/?#]", word, maxsplit=1)[0]
@@ -243,6 +264,10 @@ def _masked_bare(match: re.Match[str]) -> str:
     if (scheme or match["user"]).lower().rstrip(":/") in ("mailto", "acct", "sip", "xmpp"):
         return match[0]
     return f"{scheme}{MASK}@"
+
+
+def _masked_element(match: re.Match[str]) -> str:
+    return f"<{match['name']}>{MASK}" if looks_secret(match["name"]) else match[0]
 
 
 def _mask_fields(text: str, *, only_urls: bool = False) -> str:
@@ -276,7 +301,7 @@ def _is_secret_field(match: re.Match[str], *, only_urls: bool) -> bool:
         not only_urls
         and looks_secret(name)
         and name.lower() not in ("key", "keys", "sig", "signature")
-        and not value.startswith(("(", "[", "{", "<", MASK))
+        and (bool(match["flag"]) or not value.startswith(("(", "[", "{", "<", MASK)))
     )
 
 

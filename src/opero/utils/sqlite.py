@@ -48,6 +48,18 @@ class ForeignDatabase(sqlite3.DatabaseError):
     """What `verify` or `adapt` raises to have a file of another program or version treated like a damaged one."""
 
 
+_ADVICE: Final = {
+    "SQLITE_FULL": "the disk is full. Nothing recorded so far is lost: make room and start again.",
+    "SQLITE_READONLY": "the file cannot be written. Check its permissions and those of its folder.",
+    "SQLITE_CORRUPT": "the file is damaged ({error}). Restore a copy of it.",
+    "SQLITE_NOTADB": "the file is damaged, or no SQLite database ({error}). Restore a copy of it.",
+    "SQLITE_BUSY": "another program held the file for more than {timeout:.0f} s.",
+    "SQLITE_CANTOPEN": "the file cannot be opened ({error}). Check the path and its permissions.",
+    "SQLITE_IOERR": "the disk failed ({error}).",
+}
+"""By the beginning of the name of an error."""
+
+
 def advice(error: sqlite3.Error, timeout: float = 0.0) -> str:
     """Say what an error of SQLite means for the user.
 
@@ -55,34 +67,24 @@ def advice(error: sqlite3.Error, timeout: float = 0.0) -> str:
         error: The error.
         timeout: For how many seconds a locked file was waited for.
     """
-    name = getattr(error, "sqlite_errorname", None) or ""
-    if name.startswith("SQLITE_FULL"):
-        return "the disk is full. Nothing recorded so far is lost: make room and start again."
-    if name.startswith("SQLITE_READONLY"):
-        return "the file cannot be written. Check its permissions and those of its folder."
-    if is_damage(error):
-        return f"the file is damaged, or no SQLite database ({error}). Restore a copy of it."
-    if name.startswith("SQLITE_BUSY"):
-        return f"another program held the file for more than {timeout:.0f} s."
-    if name.startswith("SQLITE_CANTOPEN"):
-        return f"the file cannot be opened ({error}). Check the path and its permissions."
-    if name.startswith("SQLITE_IOERR"):
-        return f"the disk failed ({error})."
-    return str(error)
+    name = _error_name(error)
+    found = [text for start, text in _ADVICE.items() if name.startswith(start)]
+    return found[0].format(error=error, timeout=timeout) if found else str(error)
 
 
-def is_damage(error: BaseException) -> bool:
+def is_damage(error: BaseException | None) -> bool:
     """Whether an error says that the content of a file is damaged, or is no database."""
-    name = getattr(error, "sqlite_errorname", None) or ""
-    return name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or isinstance(
-        error, ForeignDatabase
-    )
+    damaged = _error_name(error).startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
+    return damaged or isinstance(error, ForeignDatabase)
 
 
-def is_lock(error: BaseException) -> bool:
+def is_lock(error: BaseException | None) -> bool:
     """Whether an error says that other programs keep a file locked."""
-    name = getattr(error, "sqlite_errorname", None) or ""
-    return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL"))
+    return _error_name(error).startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL"))
+
+
+def _error_name(error: BaseException | None) -> str:
+    return getattr(error, "sqlite_errorname", None) or ""
 
 
 class SqliteFile:
@@ -94,11 +96,9 @@ class SqliteFile:
     Args:
         path: Where it is; its folder must be there.
         script: SQL that makes the tables of a new file.
-        verify: Looks at a file when it is opened, before anything is changed: raises whatever should
-            reach the caller if the file is of another program or version.
+        verify: Gets each connection when it is opened, before anything is changed: raises whatever should
+            reach the caller if the file is of another program or version, or brings an older layout up to date.
         prepare: Called before the file is opened or made: makes its folder, say, and checks it.
-        adapt: Called with each connection to a file that this process may write, after `verify`: brings
-            an older layout up to date, say.
         error: The class of errors that are raised in place of those of SQLite.
         name: What messages call it: "checkpoint 'run.db'".
         timeout: Seconds to wait for other writers.
@@ -127,7 +127,6 @@ class SqliteFile:
         script: str,
         verify: Callable[[sqlite3.Connection], object] | None = None,
         prepare: Callable[[], object] | None = None,
-        adapt: Callable[[sqlite3.Connection], object] | None = None,
         error: type[OperoError] = StoreError,
         name: str | None = None,
         timeout: float = 30.0,
@@ -141,7 +140,6 @@ class SqliteFile:
         self._script = script
         self._verify = verify
         self._prepare = prepare
-        self._adapt = adapt
         self._error = error
         self._name = name or self.path
         self._synchronous = synchronous
@@ -165,8 +163,14 @@ class SqliteFile:
         connections = self._connections
         try:
             with connections.reading:
-                reader = connections.reader or self._open_reader()
-                return reader.execute(statement, values).fetchall()
+                # Taken while it is in use, because a destructor may read at any allocation.
+                cursor, connections.cursor = connections.cursor, None
+                if cursor is None:
+                    cursor = self._open_reader().cursor()
+                rows = cursor.execute(statement, values).fetchall()
+                if cursor.connection is connections.reader:
+                    connections.cursor = cursor
+                return rows
         except sqlite3.Error as error:
             self._recover(error)
         return self.read(statement, values)
@@ -259,11 +263,9 @@ class SqliteFile:
                 try:
                     if self._prepare is not None:
                         self._prepare()
-                    found = _file_id(self.path)
-                    if found is None:
+                    if _file_id(self.path) is None:
                         self._create()
-                        found = _file_id(self.path)
-                    connections.latest = found
+                    connections.latest = found = _file_id(self.path)
                     made = self._connect(writing=writing)
                 except OSError as error:
                     reason = error.strerror or type(error).__name__
@@ -277,24 +279,23 @@ class SqliteFile:
                 made.close()  # another process has put another file there meanwhile
 
     def _connect(self, *, writing: bool) -> _Connection:
-        connections = self._connections
-        connections.read_only = not _is_writable(self.path)
-        if writing and connections.read_only:
+        read_only = self._connections.read_only = not _is_writable(self.path)
+        if writing and read_only:
             raise self._error(f"{self._name}: the file or its folder is read-only.")
-        empty = os.path.getsize(self.path) == 0  # noqa: PTH202 - text
+        empty = os.path.getsize(self.path) == 0
         if self._lasts and not empty:
             self._verify_untouched()
-        made = self._open_unwritable() if connections.read_only else self._raw(self.path)
+        made = self._open_unwritable() if read_only else self._raw(self.path)
         try:
-            if empty and not connections.read_only:
+            if empty and not read_only:
                 self._fill(made)
             if self._verify is not None:
                 self._verify(made)
-            if not connections.read_only:
+            if not read_only:
                 _close_to_others(self.path)
-                self._settle(made)
-                if self._adapt is not None:
-                    self._adapt(made)
+            if writing:
+                made.execute(f"PRAGMA synchronous={self._synchronous}")
+                self._use_log(made)
         except BaseException:
             made.close()
             raise
@@ -312,7 +313,7 @@ class SqliteFile:
 
     def _verify_untouched(self) -> None:
         """Refuse a file of another program before SQLite writes anything beside or into it."""
-        if self._verify is None or os.path.exists(self.path + "-wal"):  # noqa: PTH110 - text
+        if self._verify is None or os.path.exists(self.path + "-wal"):
             return
         connection = self._raw(f"{_address(self.path)}&immutable=1", uri=True)
         try:
@@ -338,8 +339,7 @@ class SqliteFile:
             raise
         return made
 
-    def _settle(self, connection: sqlite3.Connection) -> None:
-        connection.execute(f"PRAGMA synchronous={self._synchronous}")
+    def _use_log(self, connection: sqlite3.Connection) -> None:
         if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             try:
                 connection.execute("PRAGMA journal_mode=WAL")
@@ -349,19 +349,17 @@ class SqliteFile:
 
     def _open_unwritable(self) -> _Connection:
         """Open a file that this process may only read."""
-        address = _address(self.path)
-        try:
-            if not os.path.exists(self.path + "-wal"):  # noqa: PTH110 - as above
-                return self._raw(f"{address}&immutable=1", uri=True)
-            return self._raw(address, uri=True)
-        except sqlite3.OperationalError:
-            # The write-ahead log cannot be read without writing: go without what stands only there.
-            return self._raw(f"{address}&immutable=1", uri=True)
+        if os.path.exists(self.path + "-wal"):
+            try:
+                return self._raw(_address(self.path), uri=True)
+            except sqlite3.OperationalError:
+                pass  # it cannot be read without writing: go without what stands only there
+        return self._raw(f"{_address(self.path)}&immutable=1", uri=True)
 
     def _create(self) -> None:
         """Make the file, or leave it to the process that is quicker."""
         folder, name = os.path.split(self.path)
-        draft = os.path.join(folder, f".{name}.{os.getpid()}.{os.urandom(4).hex()}")  # noqa: PTH118 - text
+        draft = os.path.join(folder, f".{name}.{os.getpid()}.{os.urandom(4).hex()}")
         _move_leftovers(self.path)
         try:
             os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
@@ -404,14 +402,14 @@ class SqliteFile:
     def _set_aside(self, damaged: FileId, error: sqlite3.Error) -> None:
         aside = f"{self.path}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
         try:
-            os.rename(self.path, aside)  # noqa: PTH104 - text
+            os.rename(self.path, aside)
             if _file_id(aside) != damaged:  # another process was quicker: this is its new file
                 _put_in_place(aside, self.path)
                 _unlink(aside)
                 return
             for ending in _BESIDE:
                 try:
-                    os.rename(self.path + ending, aside + ending)  # noqa: PTH104 - as above
+                    os.rename(self.path + ending, aside + ending)
                 except FileNotFoundError:
                     pass
         except OSError as problem:
@@ -447,7 +445,7 @@ class _Connections:
     """The open connections of one file, apart from it so that they can be closed when it is gone."""
 
     __slots__ = (
-        "file_id", "latest", "opening", "read_only", "reader", "reading", "writer", "writing",
+        "cursor", "file_id", "latest", "opening", "read_only", "reader", "reading", "writer", "writing",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -460,6 +458,7 @@ class _Connections:
         self.reading = threading.RLock()
         self.opening = threading.RLock()
         self.reader: _Connection | None = None
+        self.cursor: sqlite3.Cursor | None = None  # of the reader, while nobody uses it
         self.writer: _Connection | None = None
         self.file_id: FileId | None = None
         self.latest: FileId | None = None
@@ -467,21 +466,26 @@ class _Connections:
 
     def forsake(self) -> None:
         """In a forked child: keep the connections of the parent, and never use them."""
-        _inherited.extend((self.reader, self.writer))
+        _inherited.extend((self.reader, self.cursor, self.writer))
         self.forget()
 
     def close(self) -> None:
         """Close both connections, when no other thread is using them."""
-        for lock, name in ((self.writing, "writer"), (self.reading, "reader")):
-            with lock:
-                connection: _Connection | None = getattr(self, name)
-                setattr(self, name, None)
-                if connection is not None:
-                    try:
-                        connection.close()
-                    except sqlite3.Error:
-                        pass
+        with self.writing:
+            writer, self.writer = self.writer, None
+            _close(writer)
+        with self.reading:
+            reader, self.reader, self.cursor = self.reader, None, None
+            _close(reader)
         self.file_id = None
+
+
+def _close(connection: _Connection | None) -> None:
+    if connection is not None:
+        try:
+            connection.close()
+        except sqlite3.Error:
+            pass
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -490,10 +494,8 @@ class _Connections:
 def _file_id(path: str) -> FileId | None:
     """Return what identifies a file whatever its name, None if there is none."""
     try:
-        found = os.stat(path)  # noqa: PTH116 - for each read
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_dev, found.st_ino
 
@@ -502,32 +504,32 @@ def _address(path: str) -> str:
     """Return the URI of a file that is only read."""
     from urllib.parse import quote
 
-    return f"file:{quote(os.path.abspath(path))}?mode=ro"  # noqa: PTH100 - text for SQLite
+    return f"file:{quote(os.path.abspath(path))}?mode=ro"
 
 
 def _is_writable(path: str) -> bool:
-    return os.access(path, os.W_OK) and os.access(os.path.dirname(path) or ".", os.W_OK)  # noqa: PTH120 - text
+    return os.access(path, os.W_OK) and os.access(os.path.dirname(path) or ".", os.W_OK)
 
 
 def _close_to_others(path: str) -> None:
     """Take permissions from group and others where the file is this user's."""
     if os.name == "posix":
-        found = os.stat(path)  # noqa: PTH116 - text
+        found = os.stat(path)
         if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & 0o077:
-            os.chmod(path, stat.S_IMODE(found.st_mode) & 0o700)  # noqa: PTH101 - text
+            os.chmod(path, stat.S_IMODE(found.st_mode) & 0o700)
 
 
 def _looks_like_one(path: str) -> bool:
     """Whether a file is empty or begins like a database."""
-    with open(path, "rb") as file:  # noqa: PTH123 - text
+    with open(path, "rb") as file:
         return file.read(len(_HEADER)) in (b"", _HEADER)
 
 
 def _move_leftovers(path: str) -> None:
     """Move what stands beside a database that is gone: SQLite would read it into the new one."""
     # In this order: what another process has just begun is no leftover.
-    found = [path + ending for ending in _BESIDE if os.path.exists(path + ending)]  # noqa: PTH110 - text
-    if found and not os.path.exists(path):  # noqa: PTH110 - text
+    found = [path + ending for ending in _BESIDE if os.path.exists(path + ending)]
+    if found and not os.path.exists(path):
         for leftover in found:
             _unlink(leftover)
 
@@ -539,12 +541,12 @@ def _put_in_place(draft: str, path: str) -> None:
     except FileExistsError:
         pass
     except OSError:  # a file system without links
-        if not os.path.exists(path):  # noqa: PTH110 - text
-            os.rename(draft, path)  # noqa: PTH104 - text
+        if not os.path.exists(path):
+            os.rename(draft, path)
 
 
 def _unlink(path: str) -> None:
     try:
-        os.unlink(path)  # noqa: PTH108 - text
+        os.unlink(path)
     except OSError:
         pass

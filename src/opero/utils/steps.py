@@ -2,8 +2,8 @@
 """Run logic that is written once for threads and event loops.
 
 The logic is a generator: where it has to wait it yields a `BlockingStep`, and goes on with its outcome. One
-driver blocks, the other one awaits. An error, a cancellation or Ctrl-C in a step closes the
-generator, whose `except BaseException` and `finally` clauses clean up, and reaches the caller.
+driver blocks, the other one awaits. An error, a cancellation or Ctrl-C in a step is raised where the
+generator has yielded it, so that its `except` and `finally` clauses work as in plain code.
 """
 
 from __future__ import annotations
@@ -86,7 +86,13 @@ def run_sync(logic: StepLogic[T]) -> T:
     try:
         block, _, args = next(logic)
         while True:
-            block, _, args = logic.send(block(*args))
+            try:
+                outcome = [block(*args)]
+            except BaseException as error:  # noqa: BLE001 - the logic decides
+                block, _, args = logic.throw(error)
+            else:
+                # Popped: an error that it holds and that is raised now would be in a reference cycle with this frame.
+                block, _, args = logic.send(outcome.pop())
     except StopIteration as end:
         result: T = end.value
         return result
@@ -99,7 +105,12 @@ async def run_async(logic: StepLogic[T]) -> T:
     try:
         _, wait, args = next(logic)
         while True:
-            _, wait, args = logic.send(await wait(*args))
+            try:
+                outcome = [await wait(*args)]
+            except BaseException as error:  # noqa: BLE001 - as above
+                _, wait, args = logic.throw(error)
+            else:
+                _, wait, args = logic.send(outcome.pop())
     except StopIteration as end:
         result: T = end.value
         return result

@@ -14,6 +14,7 @@ __all__ = [
     "Duration",
     "Rate",
     "RateWindow",
+    "format_bytes",
     "format_seconds",
     "parse_rate",
     "parse_seconds",
@@ -227,3 +228,16 @@ def format_seconds(seconds: float) -> str:
         if seconds >= size and not seconds % size and seconds >= 2 * size - (unit != "min") * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.3g} s" if seconds < 100 else f"{seconds:.0f} s"
+
+
+def format_bytes(size: int) -> str:
+    """Write a number of bytes for people.
+
+    Example:
+        >>> format_bytes(256_000_000), format_bytes(1_500), format_bytes(12)
+        ('256 MB', '1.5 kB', '12 B')
+    """
+    for unit, step in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= step:
+            return f"{size / step:.3g} {unit}"
+    return f"{size} B"

@@ -150,7 +150,7 @@ def test_a_pickle_that_does_not_open_is_no_entry(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     "value", [lambda: 1, (n for n in ()), Lock()], ids=["lambda", "generator", "lock"]
 )
-def test_what_cannot_be_pickled_is_told_without_its_content(value: Any) -> None:
+def test_what_cannot_be_pickled_is_named_without_its_content(value: Any) -> None:
     with pytest.raises(Unencodable, match=r"its result \(\w+\) cannot be pickled \(\w+\)"):
         Coder().encode(value, b"key")
 

@@ -106,7 +106,7 @@ def test_a_folder_that_others_can_write_to_is_refused(config: Path) -> None:
 
 
 @posix
-def test_a_link_to_somebody_elses_file_is_refused(config: Path, tmp_path: Path) -> None:
+def test_a_link_to_the_file_of_another_user_is_refused(config: Path, tmp_path: Path) -> None:
     (tmp_path / "planted").write_bytes(b"x" * 32)
     (tmp_path / "planted").chmod(0o600)
     config.mkdir(parents=True, mode=0o700)
@@ -132,7 +132,7 @@ def test_a_cut_key_is_refused(config: Path) -> None:
         sign()
 
 
-def test_a_folder_that_cannot_be_made_is_told(config: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_reported(config: Path) -> None:
     config.parent.write_text("in the way")
     with pytest.warns(OperoWarning, match="OPERO_CACHE_SECRET"), pytest.raises(Unencodable):
         sign()

@@ -107,7 +107,7 @@ def test_keys_are_equal_exactly_when_content_and_types_are(left: Any, right: Any
 
 
 @given(st.lists(SCALARS, max_size=3), st.lists(SCALARS, max_size=3))
-def test_near_misses_are_told_apart(left: list[Any], right: list[Any]) -> None:
+def test_near_misses_differ(left: list[Any], right: list[Any]) -> None:
     for shape in (list, tuple, lambda items: dict(enumerate(items)), lambda items: [items, items]):
         assert (encode(shape(left)) == encode(shape(right))) == same(shape(left), shape(right))
 

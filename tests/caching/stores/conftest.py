@@ -105,7 +105,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Hosts share a secret, and stores are closed and forgotten after each test."""
     monkeypatch.setenv("OPERO_CACHE_SECRET", "of all hosts, and of no other test")
     yield
-    lease._process.renewer.flush()  # a store that is closed would be opened again
+    lease._renewer.flush()  # a store that is closed would be opened again
     for store in stores.open_stores():
         store.close()
     stores._opened.clear()

@@ -97,7 +97,7 @@ def test_an_empty_prefix_means_everything(store):
     assert keys(store) == []
 
 
-def test_sizes_are_told(store):
+def test_sizes_are_reported(store):
     store.set("a:1", b"x" * 100, None)
     store.set("a:2", b"x" * 100_000, None)
     store.set("b:1", b"x", None)
@@ -167,7 +167,7 @@ def test_each_of_many_leases_is_claimed_on_its_own(store):
     assert told == [True, False, False, False, False]
 
 
-def test_those_who_claim_many_in_any_order_share_them(store):
+def test_callers_that_acquire_many_in_any_order_share_them(store):
     keys = [f"a:{n}" for n in range(200)]
 
     def acquire(n: int) -> list[bool]:

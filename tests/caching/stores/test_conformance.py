@@ -223,7 +223,7 @@ def test_management_from_an_event_loop(face, backend, calls):
     asyncio.run(main())
 
 
-def test_info_tells_of_bytes_and_backend(face, backend, calls):
+def test_info_names_bytes_and_backend(face, backend, calls):
     f, _ = make(face, lambda x: b"x" * 10_000, backend)
     face.run(f, 1), face.run(f, 1)
     info = f.cache.info()

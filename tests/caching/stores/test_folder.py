@@ -29,7 +29,7 @@ def test_the_environment_says_where_it_is(monkeypatch, tmp_path):
     assert locate("disk") == str(tmp_path / "mine")
     monkeypatch.delenv("OPERO_CACHE_DIR")
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: str(tmp_path / "caches"))
-    assert default_folder() == tmp_path / "caches" / "results"
+    assert default_folder() == str(tmp_path / "caches" / "results")
 
 
 def test_a_path_does_not_move_with_the_working_directory(monkeypatch, tmp_path):
@@ -44,12 +44,12 @@ def test_a_path_does_not_move_with_the_working_directory(monkeypatch, tmp_path):
 def test_a_relative_folder_from_the_environment_is_made_absolute(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPERO_CACHE_DIR", "answers")
-    assert default_folder() == tmp_path / "answers"
+    assert default_folder() == str(tmp_path / "answers")
 
 
 @posix
 @pytest.mark.parametrize("umask", [0o022, 0o000, 0o077], ids=oct)
-def test_nobody_else_can_read_anything(tmp_path, umask):
+def test_no_other_user_can_read_anything(tmp_path, umask):
     old = os.umask(umask)
     try:
         store = DiskStore(tmp_path / "a" / "b")
@@ -104,12 +104,12 @@ def test_the_tag_of_another_program_does_not_count(tmp_path):
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "f").write_text("")
-    with pytest.raises(StoreError, match="cannot be used"):
+    with pytest.raises(StoreError, match="not a folder"):
         prepare_folder(tmp_path / "f")
 
 
 @posix
-def test_a_folder_of_somebody_else_is_refused(tmp_path, monkeypatch):
+def test_a_folder_of_another_user_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(folders.os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(StoreError, match="belongs to another user"):
         prepare_folder(tmp_path / "c")
@@ -117,7 +117,7 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path, monkeypatch):
 
 @posix
 @pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="only root can give away links")
-def test_a_link_of_somebody_else_is_refused(tmp_path):
+def test_a_link_of_another_user_is_refused(tmp_path):
     prepare_folder(tmp_path / "c")
     (tmp_path / "link").symlink_to(tmp_path / "c")
     prepare_folder(tmp_path / "link")

@@ -297,7 +297,7 @@ class TestInOneProcess:
 
         assert asyncio.run(main()) == [1, 1]
 
-    def test_it_finds_what_somebody_else_has_computed(
+    def test_it_finds_what_another_process_has_computed(
         self, face: Face, options: dict[str, Any]
     ) -> None:
         body = face.of(work)
@@ -349,7 +349,7 @@ class TestInOneProcess:
         assert World.calls == 1
 
     @pytest.mark.parametrize("outcome", ["a failure", "one that cannot be stored", "a heavy one"])
-    def test_those_who_waited_for_nothing_do_not_wait_for_each_other(
+    def test_callers_that_waited_for_nothing_do_not_wait_for_each_other(
         self, options: dict[str, Any], outcome: str
     ) -> None:
         options["cache_max_bytes"] = 1000
@@ -412,8 +412,8 @@ class TestInOneProcess:
         with Busy(Face(asynchronous=False), opero(**options)(work)):
             (key,) = set(owners)
             Crowd.wait_for(lambda: store.acquire(key, "its successor", 4))
-            Crowd.wait_for(lambda: not lease._process.renewer._held)  # a renewal was refused
-        Crowd.wait_for(lambda: not lease._process.renewer._ending)
+            Crowd.wait_for(lambda: not lease._renewer._held)  # a renewal was refused
+        Crowd.wait_for(lambda: not lease._renewer._ending)
         assert not store.acquire(key, "a third", 4)
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -505,7 +505,7 @@ class TestInOneProcess:
         time.sleep(0.05)
         assert World.calls == 2
 
-    def test_a_store_that_lends_no_leases_is_told_of_once(
+    def test_a_store_without_leases_is_reported_once(
         self, face: Face, options: dict[str, Any], store: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def refuse(*given: object) -> bool:

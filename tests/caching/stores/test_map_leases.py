@@ -84,7 +84,7 @@ def test_a_single_call_waits_for_an_item_of_a_map(crowd: Crowd, mode: str) -> No
     assert crowd.calls() == 2
 
 
-def test_a_map_works_on_other_items_while_somebody_computes_one(crowd: Crowd) -> None:
+def test_a_map_works_on_other_items_while_another_computes_one(crowd: Crowd) -> None:
     program = MAPS.format(mode="thread")
     until = 'while "call 4" not in (folder / "calls").read_text(): time.sleep(0.01)'
     crowd.start(program.replace("time.sleep(0.03)", until) + "\nready()\nprint(f.one(1))")
@@ -161,7 +161,7 @@ def test_a_killed_run_resumes_and_pays_for_nothing_twice(
     assert {calls[f"call {x}"] for x in range(60)} == {1}
 
 
-def test_ctrl_c_ends_the_wait_for_somebody_else(crowd: Crowd) -> None:
+def test_ctrl_c_ends_the_wait_for_another_process(crowd: Crowd) -> None:
     (holder,) = crowd.start(
         MAPS.format(mode="thread").replace("0.03", "600") + "\nready()\nf.one(1)"
     )
@@ -262,7 +262,7 @@ def test_what_was_computed_elsewhere_is_found(f: Any, face: Face, stranger: Stra
         if one.item == 2:
             key = f.cache.key(1)
             cache = f.cache._cache
-            cache.store.put(key.key, cache.writer.entry(key.key, ["theirs"], 60))
+            cache.store.put(key.key, cache.entries.entry(key.key, ["theirs"], 60))
 
     result = face.run(f.with_options(on_result=saw).map, [1, 1, 2])
     assert (result.values, result.hits, World.calls) == ([["theirs"], ["theirs"], [2]], 2, [2])
@@ -340,7 +340,7 @@ async def asleep(x: int) -> Any:
     await asyncio.sleep(60)
 
 
-def test_an_item_that_failed_keeps_nobody_waiting(f: Any, face: Face, stranger: Stranger) -> None:
+def test_an_item_that_failed_keeps_no_other_waiting(f: Any, face: Face, stranger: Stranger) -> None:
     def body(x: int) -> Any:
         assert not stranger.acquire(x)
         raise KeyError(x)
@@ -350,7 +350,7 @@ def test_an_item_that_failed_keeps_nobody_waiting(f: Any, face: Face, stranger: 
     Crowd.wait_for(lambda: stranger.acquire(1))
 
 
-def test_a_stopped_server_of_leases_keeps_nobody_waiting(
+def test_a_stopped_server_of_leases_keeps_no_caller_waiting(
     f: Any, face: Face, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def down(*owners: Any) -> Any:
@@ -424,7 +424,7 @@ async def nap(x: int) -> int:
     return x
 
 
-def test_a_stream_waits_for_nobody_and_keeps_nobody_waiting(
+def test_a_stream_waits_for_no_other_and_keeps_no_other_waiting(
     options: dict[str, Any], place: str
 ) -> None:
     """It stands still when its consumer does."""
@@ -471,7 +471,7 @@ def test_a_function_may_map_over_the_items_of_its_own_map(crowd: Crowd, mode: st
     assert crowd.outputs() == ["[1, 2]"]
 
 
-def test_what_a_map_tells_may_map_again(options: dict[str, Any], place: str) -> None:
+def test_a_listener_of_a_map_may_map_again(options: dict[str, Any], place: str) -> None:
     """`on_result` runs in the map's own thread, which must not wait for itself."""
     f = operomap(**options | {"mode": "thread", "workers": 2})(work)
     World.body = lambda x: time.sleep(0.2 * x) or [x]

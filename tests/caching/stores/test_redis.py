@@ -237,7 +237,7 @@ class TestBadDays:
         way.get(store)
         assert store._backoff.failures == 0
 
-    def test_wrong_passwords_are_told_and_not_shown(self, way: Ways) -> None:
+    def test_wrong_passwords_are_reported_and_not_shown(self, way: Ways) -> None:
         with (
             tempfile.TemporaryDirectory(prefix="r-") as folder,
             RedisServer(Path(folder), "--requirepass", "right") as server,
@@ -335,7 +335,7 @@ class TestEventLoops:
         assert asyncio.run(main()) > 10
         own_server.thaw()
 
-    def test_an_answer_that_nobody_waits_for_reaches_nobody_else(
+    def test_an_answer_without_a_waiter_reaches_no_other(
         self, store: RedisStore, own_server: RedisServer
     ) -> None:
         store = RedisStore(own_server.url)
@@ -375,7 +375,7 @@ def test_a_forked_child_has_connections_of_its_own(store: RedisStore) -> None:
     assert store.get("child") == b"1"
 
 
-def test_the_guest_is_not_imported_before_it_is_needed(server: RedisServer) -> None:
+def test_the_adapter_is_not_imported_before_it_is_needed(server: RedisServer) -> None:
     import subprocess
     import sys
 

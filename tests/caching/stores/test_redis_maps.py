@@ -76,7 +76,7 @@ def test_hits_are_looked_up_together_and_never_dispatched(
     result = run(f.map, range(400), str(tmp_path))
     assert result.values == [[x] for x in range(400)]
     assert (result.hits, sorted(noted(tmp_path))) == (200, list(range(400)))
-    lease._process.renewer.flush()
+    lease._renewer.flush()
     asked = Commands(server)
     assert run(f.map, range(400), str(tmp_path)).hits == 400
     assert (asked("get"), asked("eval"), asked("set")) == (0, 0, 0)  # hits need no leases either

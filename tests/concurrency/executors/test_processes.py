@@ -317,7 +317,7 @@ def test_an_exception_that_holds_a_lock_comes_without_it(maps: Maps) -> None:
     assert error.args[0] == "held"
 
 
-def test_an_exception_that_refuses_to_be_made_again_is_told(maps: Maps) -> None:
+def test_an_exception_that_refuses_to_be_made_again_is_described(maps: Maps) -> None:
     def fail(_: int) -> None:
         class StubbornError(Exception):
             def __new__(cls, *args: Any) -> Any:
@@ -579,7 +579,7 @@ def test_a_chunk_can_be_killed_by_its_number(maps: Maps) -> None:
 
 
 @both
-def test_an_initialiser_that_raises_is_told(maps: Maps) -> None:
+def test_an_initialiser_that_raises_is_reported(maps: Maps) -> None:
     def begin() -> None:
         raise ValueError("no licence")
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -237,3 +238,49 @@ def test_an_item_that_pauses_long_gives_its_worker_to_others(tmp_path: Path) -> 
     )(work)
     assert mapped(range(6)) == list(range(6))
     assert ended == [1, 2, 3, 4, 5, 0]
+
+
+# --- other hosts ----------------------------------------------------------------------------------
+
+ELSEWHERE = """
+import multiprocessing, os, sys, tempfile, warnings
+from concurrent.futures import ProcessPoolExecutor
+from opero import ConcurrencyLimit, RateLimiter, operomap
+
+def move_to_another_host(folder):
+    def without(path, *arguments, opens=os.open, **options):
+        if os.fspath(path).startswith(folder):
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return opens(path, *arguments, **options)
+
+    os.open = without
+
+def warnings_of(initializer, options):
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(2, context, initializer, (tempfile.gettempdir(),))
+    with warnings.catch_warnings(record=True) as seen, pool:
+        warnings.simplefilter("always")
+        operomap(executor=pool, workers=2, cache=False, retries=0, progress=False, **options)(abs)(range(10))
+    return [str(one.message) for one in seen if "not shared with all workers" in str(one.message)]
+
+if __name__ == "__main__":
+    rate, permits = {"rate_limit": RateLimiter("500/s")}, {"concurrency": ConcurrencyLimit(3)}
+    options = rate if sys.argv[1] == "rate" else permits
+    print(len(warnings_of(print, options)), len(warnings_of(move_to_another_host, options)))
+"""
+
+
+@posix
+@pytest.mark.parametrize("limit", ["rate", "permits"])
+def test_the_program_is_warned_once_of_workers_on_another_host(tmp_path: Path, limit: str) -> None:
+    script = tmp_path / "elsewhere.py"
+    script.write_text(ELSEWHERE)
+    out = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), limit],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=120,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    ).stdout
+    assert out.split()[-2:] == ["0", "1"]

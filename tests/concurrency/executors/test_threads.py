@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from opero.concurrency.executors.base import Chunk, Done, MapJob
-from opero.concurrency.executors.threads import ThreadExecutor
+from opero.concurrency.executors.in_process import ThreadExecutor
 from opero.core.function import describe_function
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline

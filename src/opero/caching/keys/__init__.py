@@ -6,14 +6,13 @@ on every supported Python; different content or types give different bytes.
 
     function_keys   from the arguments of a call to the key of its result; names of functions
     canonical       builtins to bytes, and their digest
-    content         describes every other object by builtins
-    shapes          describes types of the standard library, and what goes by its name
+    content         describes every other object by builtins, or by its name
     arrays          describes numpy and pandas values
 """
 
 from __future__ import annotations
 
 from opero.caching.keys.canonical import FAST_TYPES, MAX_DEPTH, digest, encode, fast_part
-from opero.caching.keys.shapes import Unkeyable
+from opero.caching.keys.content import Unkeyable
 
 __all__ = ["FAST_TYPES", "MAX_DEPTH", "Unkeyable", "digest", "encode", "fast_part"]

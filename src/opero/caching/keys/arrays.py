@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any, Final
 
-from opero.caching.keys.shapes import Shape, Unkeyable, type_name
+from opero.caching.keys.content import Shape, Unkeyable, type_name
 
 __all__ = ["describe_array"]
 

@@ -14,8 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from types import EllipsisType, NoneType, NotImplementedType
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.caching.keys.content import describe
-from opero.caching.keys.shapes import Shape, Unkeyable, type_name
+from opero.caching.keys.content import Shape, Unkeyable, describe, type_name
 
 if TYPE_CHECKING:
     from hashlib import blake2b

@@ -27,20 +27,13 @@ from types import CellType, FunctionType, MethodType
 from typing import Any, Final, Protocol
 
 from opero.caching.keys.canonical import FAST_TYPES, digest
-from opero.caching.keys.shapes import Unkeyable
+from opero.caching.keys.content import Unkeyable
 from opero.errors import UnkeyableError
 
 __all__ = [
-    "CallArguments", "FunctionDescription", "FunctionKeys", "InstanceTokens", "function_id", "namespace_of",
+    "FunctionDescription", "FunctionKeys", "InstanceTokens", "function_id", "namespace_of",
     "namespace_prefix", "short_part",
 ]  # fmt: skip
-
-
-class CallArguments(Protocol):
-    """The arguments of a call."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 class FunctionDescription(Protocol):
@@ -98,6 +91,10 @@ class FunctionKeys:
         prefix: Gives the text before the digest, for a store that functions share; None: keys for
             memory.
 
+    Attributes:
+        function: What is known of the function.
+        prefix, instances: As above; no instances where keys do not begin with one.
+
     Raises:
         OperoUsageError: `ignore` names no parameter.
     """
@@ -112,14 +109,14 @@ class FunctionKeys:
         prefix: Callable[[], str] | None = None,
     ) -> None:
         parameters = tuple(info.declared.parameters.values())
-        self._info = info
+        self.function = info
         self._ignore = frozenset(ignore)
         self._any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters)
         if not self._any_keyword:
             for name in self._ignore:
                 info.require_parameter(name, "cache_ignore")
         self._user_key = user_key
-        self._prefix = prefix
+        self.prefix = prefix
         self._names = tuple(p.name for p in parameters)
         kinds = {p.kind for p in parameters}
         # A wrapper hands all arguments on in full; then nothing needs to be bound.
@@ -127,84 +124,54 @@ class FunctionKeys:
         self._positional = sum(p.kind <= p.POSITIONAL_OR_KEYWORD for p in parameters)
         self._keyword_only = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
         self._kept = [n for n, name in enumerate(self._names) if name not in self._ignore]
-        self._instances = instances if self._kept[:1] == [0] else None
+        self.instances = instances if self._kept[:1] == [0] else None
         self._bare = self._plain and not self._keyword_only
-        self._simple = (
-            self._bare
-            and not self._ignore
-            and user_key is None
-            and prefix is None
-            and self._instances is None
-        )
 
     @property
     def of_instance(self) -> bool:
         """Whether keys begin with the token of an instance, unless it has content."""
-        return self._instances is not None
+        return self.instances is not None
 
     @property
     def fast_parameters(self) -> tuple[str, ...]:
         """Names of the parameters from which a wrapper may build a key itself; empty if none."""
-        if not self._plain or self._user_key is not None or self._prefix is not None:
+        if not self._plain or self._user_key is not None or self.prefix is not None:
             return ()
         return tuple(self._names[n] for n in self._kept)
 
-    def key(self, call: CallArguments) -> Hashable | None:
+    def key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable | None:
         """Return the key of a call, None if its arguments do not fit the function.
 
         Raises:
             UnkeyableError: An argument has no content; the message names it and the ways out.
         """
-        if self._simple and not call.kwargs and len(call.args) == self._positional:
-            # What wrappers send for most functions.
-            flat: list[Any] = []
-            try:
-                for value in call.args:
-                    kind = type(value)
-                    if kind not in FAST_TYPES:
-                        return self._of_content(self._names, call.args)
-                    flat += kind, value
-                return tuple(flat)
-            except TypeError:
-                pass  # a metaclass may make its classes unhashable
         if self._user_key is not None:
-            return self._from_user(self._user_key, call)
-        if self._bare and not call.kwargs and len(call.args) == self._positional:
-            values: tuple[Any, ...] | None = call.args
+            return self._from_user(self._user_key, args, kwargs)
+        if self._bare and not kwargs and len(args) == self._positional:
+            values: tuple[Any, ...] | None = args
         else:
-            values = self._values(call)
+            values = self._bound(args, kwargs)
         if values is None:
             return None
-        if self._instances is not None:
-            return self._of_instance(values, self._instances)
+        if self.instances is not None:
+            return self._of_instance(values, self.instances)
         return self._of_content(self._names, values)
 
-    # --- binding ----------------------------------------------------------------------------------
-
-    def _values(self, call: CallArguments) -> tuple[Any, ...] | None:
-        args, kwargs = call.args, call.kwargs
-        if self._plain and len(args) == self._positional:
-            if not (kwargs or self._keyword_only):
-                return args
-            if kwargs.keys() == set(self._keyword_only):
-                return (*args, *(kwargs[name] for name in self._keyword_only))
-        return self._bound(call)
-
-    def _bound(self, call: CallArguments) -> tuple[Any, ...] | None:
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+        """Return the values of all parameters, None if the arguments do not fit."""
+        sent = self._plain and len(args) == self._positional  # by a wrapper, in full
+        if sent and kwargs.keys() == set(self._keyword_only):
+            return (*args, *(kwargs[name] for name in self._keyword_only))
         try:
-            bound = self._info.declared.bind(*call.args, **call.kwargs)
+            bound = self.function.declared.bind(*args, **kwargs)
         except TypeError:
             return None
         bound.apply_defaults()
-        parameters = self._info.declared.parameters
-        return tuple(
-            self._ordered(parameters[name], value) for name, value in bound.arguments.items()
-        )
-
-    def _ordered(self, parameter: Parameter, value: Any) -> Any:
-        if parameter.kind is not parameter.VAR_KEYWORD:
-            return value
-        return {name: item for name, item in value.items() if name not in self._ignore}
+        values = bound.arguments
+        if self._any_keyword:
+            given = values[self._names[-1]]
+            values[self._names[-1]] = {n: v for n, v in given.items() if n not in self._ignore}
+        return tuple(values.values())
 
     # --- shapes -----------------------------------------------------------------------------------
 
@@ -213,7 +180,7 @@ class FunctionKeys:
     ) -> Hashable:
         """Return the key of the arguments from number `first` on."""
         kept = self._kept[first:] if first else self._kept
-        if self._prefix is None:
+        if self.prefix is None:
             flat: list[Any] = []
             try:
                 for n in kept:
@@ -239,7 +206,7 @@ class FunctionKeys:
             path = signal.path or (0,)
             name = content[int(path[0])][0]
             raise self._unkeyable(name, _described(name, path[2:], signal)) from None
-        return found if self._prefix is None else f"{self._prefix()}{found.hex()}"
+        return found if self.prefix is None else f"{self.prefix()}{found.hex()}"
 
     def _of_instance(self, values: tuple[Any, ...], instances: InstanceTokens) -> Hashable:
         instance = values[0]
@@ -257,27 +224,29 @@ class FunctionKeys:
         others = self._of_content(self._names, values, first=1)
         return (token, *others) if isinstance(others, tuple) else (token, others)
 
-    def _from_user(self, user_key: Callable[..., object], call: CallArguments) -> Hashable | None:
+    def _from_user(
+        self, user_key: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Hashable | None:
         try:
-            made = user_key(*call.args, **call.kwargs)
+            made = user_key(*args, **kwargs)
         except TypeError:
-            if self._bound(call) is None:
+            if self._bound(args, kwargs) is None:
                 return None  # the function itself raises what is wrong with its arguments
             raise
-        if self._prefix is None and _is_fast(type(made)):
+        if self.prefix is None and _is_fast(type(made)):
             return type(made), made
         try:
             found = digest(made)
         except Unkeyable as signal:
             raise UnkeyableError(
-                f"{self._info.name}(): cache_key returned what cannot be a key: {signal}. "
+                f"{self.function.name}(): cache_key returned what cannot be a key: {signal}. "
                 "Return text, numbers, or a tuple of them."
             ) from None
-        return found if self._prefix is None else f"{self._prefix()}{found.hex()}"
+        return found if self.prefix is None else f"{self.prefix()}{found.hex()}"
 
     def _unkeyable(self, name: str, why: str) -> UnkeyableError:
         return UnkeyableError(
-            f"{self._info.name}(): the argument {name!r} cannot be part of a cache key: {why}. "
+            f"{self.function.name}(): the argument {name!r} cannot be part of a cache key: {why}. "
             f"Leave it out with cache_ignore=({name!r},), build the key yourself with cache_key=…, "
             "or switch the cache off with cache=False."
         )

@@ -15,8 +15,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from opero.caching.stores.base import LONGEST_LEASE, Backoff, StoredItem, portions
@@ -45,6 +44,7 @@ _BYTES_WRITTEN: Final = 262_144
 _UNWATCHED: Final = 0.05
 """Seconds for which hits go on without a look whether the folder is still there."""
 
+_DATABASE: Final = "cache.db"
 _DAY: Final = 86_400.0
 _HOUR: Final = 3_600.0
 
@@ -61,8 +61,9 @@ CREATE INDEX CacheExpires ON Cache (expires) WHERE expires IS NOT NULL;
 CREATE INDEX CacheFiles ON Cache (size) WHERE filename IS NOT NULL;
 CREATE TABLE IF NOT EXISTS Lease
     (key TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID;
-CREATE TABLE Setting (key TEXT PRIMARY KEY, value) WITHOUT ROWID
-"""
+CREATE TABLE Setting (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+INSERT INTO Setting VALUES ('swept', strftime('%s', 'now'))
+"""  # noqa: S608 - fixed
 
 # What is larger than any entry may be is not read: its length is.
 _GET: Final = (
@@ -80,17 +81,31 @@ _ACQUIRE: Final = (
 def settle(text: str) -> str:
     """Return "disk", or "disk:" and an absolute path."""
     path = text.partition(":")[2]
-    return f"disk:{Path(path).expanduser().absolute()}" if path else "disk"
+    return f"disk:{_absolute(path)}" if path else "disk"
 
 
 def locate(text: str) -> str:
     """Return the path of the folder."""
-    return text.partition(":")[2] or str(default_folder())
+    return text.partition(":")[2] or default_folder()
 
 
 def open_at(place: str) -> DiskStore:
     """Return the store of a folder."""
-    return DiskStore(Path(place))
+    return DiskStore(place)
+
+
+def default_folder() -> str:
+    """Return `OPERO_CACHE_DIR`, or a folder among the user's caches."""
+    folder = os.environ.get("OPERO_CACHE_DIR")
+    if folder:
+        return _absolute(folder)
+    from platformdirs import user_cache_dir
+
+    return os.path.join(user_cache_dir("opero", appauthor=False), "results")
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 class DiskStore:
@@ -103,9 +118,13 @@ class DiskStore:
     Args:
         folder: Absolute path.
 
+    Attributes:
+        folder: As text.
+        max_bytes: The largest bound that a function of this process has asked for.
+
     Example:
         >>> import tempfile
-        >>> store = DiskStore(Path(tempfile.mkdtemp()) / "cache")
+        >>> store = DiskStore(tempfile.mkdtemp() + "/cache")
         >>> store.set("key", b"value", ttl=60)
         >>> store.get("key"), store.get("other"), store.clear("k"), store.get("key")
         (b'value', None, 1, None)
@@ -115,15 +134,14 @@ class DiskStore:
     name = "disk"
     blocking = True
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder: str = os.fspath(folder)
         self.max_bytes: int | None = None
         self._file = SqliteFile(
-            folder / "cache.db",
+            os.path.join(self.folder, _DATABASE),
             script=_SCRIPT,
             verify=self._verify,
             prepare=self._prepare,
-            adapt=self._adapt,
             name=f"the disk cache {folder}",
             timeout=_TIMEOUT,
             on_damage="replace",
@@ -220,18 +238,13 @@ class DiskStore:
     def acquire_many(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
         """Take or extend leases: one statement each, so that one of several owners gets it."""
         now = time.time()
-        times = (now, now + LONGEST_LEASE + seconds)
-        if len(owners) == 1:
-            return [self._write(_ACQUIRE, (*owners[0], now + seconds, *times)) == 1]
+        times = (now + seconds, now, now + LONGEST_LEASE + seconds)
         with self._transaction() as connection:
-            return [
-                connection.execute(_ACQUIRE, (*acquire, now + seconds, *times)).rowcount == 1
-                for acquire in owners
-            ]
+            return [connection.execute(_ACQUIRE, (*o, *times)).rowcount == 1 for o in owners]
 
     def release(self, key: str, owner: str) -> None:
         """Give a lease back."""
-        self._write("DELETE FROM Lease WHERE key = ? AND owner = ?", (key, owner))
+        self.release_many([(key, owner)])
 
     def release_many(self, owners: Sequence[KeyOwner]) -> None:
         """Give many leases back."""
@@ -261,9 +274,9 @@ class DiskStore:
             places = [self._place(blob, made) for _, blob, _ in rows]
             with self._transaction() as connection:
                 replaced = [
-                    filename
+                    found
                     for key, _, _ in rows
-                    for (filename,) in connection.execute(
+                    for found in connection.execute(
                         "SELECT filename FROM Cache WHERE key = ? AND filename IS NOT NULL", (key,)
                     )
                 ]
@@ -275,7 +288,7 @@ class DiskStore:
                     ],
                 )
         except BaseException:
-            self._delete_files(made)
+            self._delete_files((filename,) for filename in made)
             raise
         self._delete_files(replaced)
         self._writes += len(rows)
@@ -306,7 +319,11 @@ class DiskStore:
         try:
             self._writes = self._written = 0
             with self._transaction() as connection:
-                removed = _remove_expired(connection)
+                removed = _remove_rows(
+                    connection,
+                    "rowid IN (SELECT rowid FROM Cache WHERE expires IS NOT NULL AND expires < ? LIMIT 100)",
+                    (time.time(),),
+                )
                 limit = _agree_on_limit(connection, self.max_bytes)
                 while _used(connection) > limit:
                     oldest = _remove_rows(
@@ -315,7 +332,7 @@ class DiskStore:
                     if not oldest:
                         break
                     removed += oldest
-            self._delete_files(filename for (filename,) in removed)
+            self._delete_files(removed)
         finally:
             self._room.release()
 
@@ -324,68 +341,59 @@ class DiskStore:
             with self._transaction() as connection:
                 removed = _remove_rows(connection, where, values)
         except StoreError as error:
-            if error.__cause__ is not None and is_damage(error.__cause__):
+            if is_damage(error.__cause__):
                 return 0  # all is gone with the damaged file
             raise
-        self._delete_files(filename for (filename,) in removed)
+        self._delete_files(removed)
         return len(removed)
-
-    def _write(self, statement: str, values: tuple[object, ...]) -> int:
-        with self._attempt():
-            return self._file.write(statement, values)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._attempt(), self._file.transaction() as connection:
-            yield connection
-
-    @contextmanager
-    def _attempt(self) -> Iterator[None]:
         """Return a block that writes; after one that waited for a lock in vain, the next ones fail at once.
 
         A writer that was stopped while it wrote must not cost every call as much as the first.
         """
-        if self._backoff.failures:
-            self._backoff.check()
+        self._backoff.check()
         try:
-            yield
+            with self._file.transaction() as connection:
+                yield connection
         except StoreError as error:
-            if error.__cause__ is not None and is_lock(error.__cause__):
+            if is_lock(error.__cause__):
                 self._backoff.failed(_BUSY)
                 raise StoreError(_BUSY) from error
             raise
-        if self._backoff.failures:
-            self._backoff.over()
+        self._backoff.over()
 
     # --- files beside the database ----------------------------------------------------------------
 
     def _write_file(self, blob: bytes) -> str:
         name = os.urandom(16).hex()
         filename = f"{name[:2]}/{name[2:]}.val"
-        path = self.folder / filename
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path = f"{self.folder}/{filename}"
+        os.makedirs(f"{self.folder}/{name[:2]}", mode=0o700, exist_ok=True)
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _FLAGS, 0o600)
         try:
-            with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
+            with open(descriptor, "wb") as file:
                 file.write(blob)
         except BaseException:
-            self._delete_files([filename])
+            self._delete_files([(filename,)])
             raise
         return filename
 
     def _read_file(self, filename: str, largest: int) -> bytes:
         path = f"{self.folder}/{filename}"
-        with open(os.open(path, os.O_RDONLY | _FLAGS), "rb") as file:  # noqa: PTH123 - a descriptor
+        with open(os.open(path, os.O_RDONLY | _FLAGS), "rb") as file:
             found = file.read(largest + 1)
         if len(found) > largest:
             raise StoreError("an entry in its folder is larger than cache_max_bytes")
         return found
 
-    def _delete_files(self, filenames: Iterable[object]) -> None:
+    def _delete_files(self, rows: Iterable[tuple[object]]) -> None:
         """Delete the files of rows that are gone; another process may have done so."""
-        for filename in filenames:
+        for (filename,) in rows:
             if type(filename) is str and _NAME.fullmatch(filename):
-                (self.folder / filename).unlink(missing_ok=True)
+                with suppress(FileNotFoundError):
+                    os.unlink(f"{self.folder}/{filename}")
 
     # --- opening ----------------------------------------------------------------------------------
 
@@ -395,33 +403,31 @@ class DiskStore:
             prepare_folder(self.folder)
         except StoreError as error:
             # Users that asked for a disk cache should know why each call is computed.
-            if not self._warned:
-                self._warned = True
-                warn_user(f"There is no disk cache: {error}.")
+            self._warn(f"There is no disk cache: {error}.")
             raise
 
-    def _verify(self, connection: sqlite3.Connection) -> None:
-        if self._file.read_only:
-            if not self._warned:
-                self._warned = True
-                warn_user(
-                    f"The disk cache {self.folder} is read-only: what it holds is used, and nothing is added."
-                )
-            if _version(connection) != (_APPLICATION, 1):
-                raise StoreError(f"{self.folder} was written by another version of opero")
+    def _warn(self, text: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warn_user(text)
 
-    def _adapt(self, connection: sqlite3.Connection) -> None:
+    def _verify(self, connection: sqlite3.Connection) -> None:
         """Take over the file of an earlier version, and clean up once a day."""
-        if _version(connection) != (_APPLICATION, 1):
+        known = _version(connection) == (_APPLICATION, 1)
+        if self._file.read_only:
+            self._warn(
+                f"The disk cache {self.folder} is read-only: what it holds is used, and nothing is added."
+            )
+            if not known:
+                raise StoreError(f"{self.folder} was written by another version of opero")
+            return
+        if not known:
             self._take_over(connection)
-        marker, now = self.folder / "swept", time.time()
-        try:
-            if marker.stat().st_mtime > now - _DAY:
-                return
-        except FileNotFoundError:
-            pass
-        marker.touch(mode=0o600)
-        self._sweep(connection, now - _HOUR)
+        swept = _setting(connection, "swept")
+        now = time.time()
+        if swept < now - _DAY:
+            _set(connection, "swept", int(now))
+            self._sweep(connection, now - _HOUR)
 
     def _take_over(self, connection: sqlite3.Connection) -> None:
         """Move the entries of the layout that opero had with the library diskcache into the own one."""
@@ -432,8 +438,9 @@ class DiskStore:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
             if not {"Cache", "Settings"} <= tables:
                 raise ForeignDatabase("it is of another program or version")
-            limit = "SELECT value FROM Settings WHERE key = 'size_limit'"
-            bounds = connection.execute(limit).fetchall()
+            bounds = connection.execute(
+                "SELECT value FROM Settings WHERE key = 'size_limit'"
+            ).fetchall()
             connection.execute("ALTER TABLE Cache RENAME TO Former")
             for statement in _SCRIPT.split(";"):
                 connection.execute(statement)
@@ -459,17 +466,19 @@ class DiskStore:
         """Delete the files that killed writers have left, and leases that ended long ago."""
         connection.execute("DELETE FROM Lease WHERE until < ?", (before,))
         known = {
-            name
-            for (name,) in connection.execute(
+            filename
+            for (filename,) in connection.execute(
                 "SELECT filename FROM Cache WHERE filename IS NOT NULL"
             )
         }
-        for path in (*self.folder.glob("[0-9a-f][0-9a-f]/*.val"), *self.folder.glob(".cache.db.*")):
-            try:
-                if f"{path.parent.name}/{path.name}" not in known and path.stat().st_mtime < before:
-                    path.unlink()
-            except OSError:
-                pass  # another process was quicker
+        for folder in ("", *(name for name in os.listdir(self.folder) if len(name) == 2)):
+            for name in os.listdir(f"{self.folder}/{folder}"):
+                filename = f"{folder}/{name}"
+                ours = _NAME.fullmatch(filename) or filename.startswith(f"/.{_DATABASE}.")
+                path = f"{self.folder}/{filename}"
+                with suppress(OSError):  # another process was quicker
+                    if ours and filename not in known and os.path.getmtime(path) < before:
+                        os.unlink(path)
 
 
 _BUSY: Final = "other processes keep its folder locked"
@@ -495,33 +504,33 @@ def _remove_rows(
     return found
 
 
-def _remove_expired(connection: sqlite3.Connection) -> list[tuple[str | None]]:
-    chosen = (
-        "rowid IN (SELECT rowid FROM Cache WHERE expires IS NOT NULL AND expires < ? LIMIT 100)"
-    )
-    return _remove_rows(connection, chosen, (time.time(),))
+def _setting(connection: sqlite3.Connection, key: str) -> int:
+    """Return a number that the folder remembers, 0 if there is none."""
+    found = connection.execute("SELECT value FROM Setting WHERE key = ?", (key,)).fetchall()
+    return int(found[0][0]) if found else 0
+
+
+def _set(connection: sqlite3.Connection, key: str, value: int) -> None:
+    connection.execute("INSERT OR REPLACE INTO Setting VALUES (?, ?)", (key, value))
 
 
 def _agree_on_limit(connection: sqlite3.Connection, wanted: int | None) -> int:
     """Return the largest bound that any function has asked for, now or earlier."""
-    found = connection.execute("SELECT value FROM Setting WHERE key = 'size_limit'").fetchall()
-    known = int(found[0][0]) if found else 0
+    known = _setting(connection, "size_limit")
     if wanted is not None and wanted > known:
-        connection.execute("INSERT OR REPLACE INTO Setting VALUES ('size_limit', ?)", (wanted,))
+        _set(connection, "size_limit", wanted)
         return wanted
     return known or _MAX_BYTES
 
 
 def _used(connection: sqlite3.Connection) -> int:
     """Return how many bytes the entries take, in the database and in files."""
-    (pages,) = connection.execute("PRAGMA page_count").fetchone()
-    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
-    (page_size,) = connection.execute("PRAGMA page_size").fetchone()
-    (in_files,) = connection.execute(
-        "SELECT coalesce(sum(size), 0) FROM Cache WHERE filename IS NOT NULL"
+    (used,) = connection.execute(
+        "SELECT (SELECT page_count FROM pragma_page_count) * page_size - freelist_count * page_size"
+        " + coalesce((SELECT sum(size) FROM Cache WHERE filename IS NOT NULL), 0)"
+        " FROM pragma_page_size, pragma_freelist_count"
     ).fetchone()
-    used: int = (pages - free) * page_size + in_files
-    return used
+    return int(used)
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
@@ -533,17 +542,7 @@ Signature: 8a477f597d28d172789f06886806bc55
 """
 
 
-def default_folder() -> Path:
-    """Return `OPERO_CACHE_DIR`, or a folder among the user's caches."""
-    folder = os.environ.get("OPERO_CACHE_DIR")
-    if folder:
-        return Path(folder).expanduser().absolute()
-    from platformdirs import user_cache_dir
-
-    return Path(user_cache_dir("opero", appauthor=False)) / "results"
-
-
-def prepare_folder(folder: Path) -> None:
+def prepare_folder(folder: str) -> None:
     """Make a folder ready to hold a cache: there, this user's own, closed to all others.
 
     A folder that this user may only read is as good if it belongs to root: an image layer, say.
@@ -556,7 +555,7 @@ def prepare_folder(folder: Path) -> None:
         _make(folder)
         about = _owned(folder)
         tagged = _tagged(folder)
-        if not tagged and any(folder.iterdir()) and not _tagged(folder):
+        if not tagged and os.listdir(folder) and not _tagged(folder):
             raise StoreError(f"{folder} holds other files: give the cache a folder of its own")
         if os.name == "posix":
             _refuse_open_parents(folder)
@@ -565,72 +564,69 @@ def prepare_folder(folder: Path) -> None:
                     raise StoreError(
                         f"others can write to {folder}, so what it holds cannot be trusted: delete it"
                     )
-                folder.chmod(0o700)
+                os.chmod(folder, 0o700)
         if not tagged:
-            _tag(folder)
+            with (
+                suppress(FileExistsError),
+                open(os.path.join(folder, _TAG), "xb", opener=_open_closed) as file,
+            ):
+                file.write(_SIGNATURE)
     except OSError as error:
         raise StoreError(f"{folder} cannot be used ({type(error).__name__})") from error
 
 
-def _make(folder: Path) -> None:
+def _open_closed(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _make(folder: str) -> None:
     """Make a folder and those above it, all closed to others."""
-    if not folder.is_dir():
-        if folder.parent != folder:
-            _make(folder.parent)
-        folder.mkdir(mode=0o700, exist_ok=True)
+    if not os.path.isdir(folder):
+        if os.path.dirname(folder) != folder:
+            _make(os.path.dirname(folder))
+        with suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
 
 
-def _owned(folder: Path) -> os.stat_result:
+def _owned(folder: str) -> os.stat_result:
     """Return what is known about a folder that is ours, as are its database and the link that may lead to it."""
-    about = folder.stat()
+    about = os.stat(folder)
     if not stat.S_ISDIR(about.st_mode):
         raise StoreError(f"{folder} is not a folder")
     if hasattr(os, "geteuid"):
         ours = os.geteuid()
         trusted = {ours} if os.access(folder, os.W_OK) else {ours, 0}
         # The system's own links, like /tmp on macOS, are as good as ours.
-        if about.st_uid not in trusted or folder.lstat().st_uid not in {ours, 0}:
+        if about.st_uid not in trusted or os.lstat(folder).st_uid not in {ours, 0}:
             raise StoreError(
                 f"{folder} belongs to another user: give the cache a folder of your own, "
                 'with OPERO_CACHE_DIR or cache_backend="disk:PATH"'
             )
+        path = os.path.join(folder, _DATABASE)
         try:
-            database = (folder / "cache.db").lstat()
+            database = os.lstat(path)
         except FileNotFoundError:
             return about
         if not stat.S_ISREG(database.st_mode) or database.st_uid not in trusted:
-            raise StoreError(
-                f"{folder / 'cache.db'} is a link, or belongs to another user: delete it"
-            )
+            raise StoreError(f"{path} is a link, or belongs to another user: delete it")
     return about
 
 
-def _refuse_open_parents(folder: Path) -> None:
+def _refuse_open_parents(folder: str) -> None:
     """Refuse a folder that other users could replace by one of their own."""
-    for parent in folder.resolve().parents:
-        about = parent.stat()
+    parent = os.path.realpath(folder)
+    while (parent := os.path.dirname(path := parent)) != path:
+        about = os.stat(parent)
         if about.st_mode & stat.S_IWOTH and not about.st_mode & stat.S_ISVTX:
             raise StoreError(
                 f"others can write to {parent}, and so replace {folder}: give the cache another folder"
             )
 
 
-def _tagged(folder: Path) -> bool:
+def _tagged(folder: str) -> bool:
     try:
-        found = (folder / _TAG).read_bytes()
+        with open(os.path.join(folder, _TAG), "rb") as file:
+            # Another process may just be writing it.
+            return _SIGNATURE.startswith(file.read(1000))
     except FileNotFoundError:
         return False
-    # Another process may just be writing it.
-    return _SIGNATURE.startswith(found)
-
-
-def _tag(folder: Path) -> None:
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
-    try:
-        fd = os.open(folder / _TAG, flags, 0o600)
-    except FileExistsError:
-        return
-    try:
-        os.write(fd, _SIGNATURE)
-    finally:
-        os.close(fd)

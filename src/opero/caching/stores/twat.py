@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -160,7 +161,7 @@ def _make_engine(name: str) -> tuple[Any, Any]:
         from opero.caching.stores.disk import default_folder
 
         # Absolute: another one is also made in the current directory.
-        config.folder_name = str(default_folder().with_name("twat-joblib"))
+        config.folder_name = str(Path(default_folder()).with_name("twat-joblib"))
     elif url := os.environ.get("OPERO_REDIS_URL"):
         parts = urlsplit(url)
         config.redis_host, config.redis_port = parts.hostname or "localhost", parts.port or 6379

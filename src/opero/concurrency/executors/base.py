@@ -7,7 +7,7 @@ it takes chunks, runs their items and reports. It decides nothing, keeps nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from opero.events import Event  # noqa: TC004 - loaded when the first one is sent
 
 __all__ = [
+    "Batch",
     "Chunk",
     "ChunkProgress",
     "Done",
@@ -26,6 +27,7 @@ __all__ = [
     "Lost",
     "MapExecutor",
     "MapJob",
+    "Origin",
     "Parked",
     "Report",
     "Why",
@@ -349,3 +351,61 @@ class MapExecutor(Protocol):
             timeout: Longest wait in seconds.
         """
         ...
+
+
+# --- finished items -------------------------------------------------------------------------------
+
+Origin = Literal["fresh", "hit", "shared", "stale", "resumed"]
+"""Where a result came from: computed by this map, found in the cache, computed by another caller or for an equal item,
+found expired in the cache while computing it failed, or found in the checkpoint."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """Finished items.
+
+    Attributes:
+        idx: Their indices in the input; a `range` where they are neighbours.
+        items: The items.
+        values: Their results; None where there is none.
+        odd: What is more than a plain result, by position.
+        origin: Where the results came from.
+    """
+
+    idx: Sequence[int]
+    items: list[Any]
+    values: list[Any]
+    odd: dict[int, ItemOutcome] = field(default_factory=dict)
+    origin: Origin = "fresh"
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def without(self, positions: Collection[int]) -> Batch:
+        """Return the items at all other positions."""
+        kept = [n for n in range(len(self)) if n not in positions]
+        return Batch(
+            [self.idx[n] for n in kept],
+            [self.items[n] for n in kept],
+            [self.values[n] for n in kept],
+            {place: self.odd[n] for place, n in enumerate(kept) if n in self.odd},
+            self.origin,
+        )
+
+    def runs(self) -> Iterator[Batch]:
+        """Split into runs of neighbours."""
+        if isinstance(self.idx, range):
+            yield self
+            return
+        start = 0
+        for end in range(1, len(self.idx) + 1):
+            if end < len(self.idx) and self.idx[end] == self.idx[end - 1] + 1:
+                continue
+            yield Batch(
+                range(self.idx[start], self.idx[start] + end - start),
+                self.items[start:end],
+                self.values[start:end],
+                {n - start: self.odd[n] for n in range(start, end) if n in self.odd},
+                self.origin,
+            )
+            start = end

@@ -6,16 +6,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import Context
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING
 
-from opero.concurrency.executors.local import LocalChunk, LocalChunks
-from opero.concurrency.item_runner import ItemRunner
+from opero.concurrency.executors.in_process import LocalChunk, LocalChunks, LocalRunner
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import Chunk, MapExecutor, MapJob, Report
 
-__all__ = ["EventLoopExecutor", "ExecutorBridge"]
+__all__ = ["AsyncInlineExecutor", "EventLoopExecutor", "ExecutorBridge"]
 
 
 class EventLoopExecutor:
@@ -42,7 +41,7 @@ class EventLoopExecutor:
 
     def open(self, job: MapJob) -> None:
         """Prepare; tasks are made when there is something for them to do."""
-        self._runner = ItemRunner(job)
+        self._runner = LocalRunner(job)
         self._chunks.flush_s = job.target_s
         self._loop = asyncio.get_running_loop()
 
@@ -111,6 +110,27 @@ class EventLoopExecutor:
     def _take_report(self, report: Report) -> None:
         self._reports.append(report)
         self._woken.set()
+
+
+class AsyncInlineExecutor(EventLoopExecutor):
+    """The executor of `sequential=True` for coroutine functions: each item runs in the caller's task."""
+
+    def __init__(self) -> None:
+        super().__init__(1, copy_context())
+
+    def slots(self) -> int:
+        """Return 1: one item at a time."""
+        return 1
+
+    def submit(self, chunk: Chunk) -> None:
+        """Keep a chunk for the next `poll`."""
+        self._inbox.append(self._chunks.add(chunk))
+
+    async def poll(self, wait: float | None) -> list[Report]:
+        """Run what was submitted."""
+        while self._inbox:
+            await self._runner.run_chunk_async(self._inbox.popleft(), self._chunks, "sequential")
+        return await super().poll(wait)
 
 
 class ExecutorBridge:

@@ -31,17 +31,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opero.caching.single_flight import Flight, become_leader, stop_leading
 from opero.concurrency.executors.base import Chunk, Done, GaveBack, Lost, MapJob, Report
+from opero.concurrency.executors.in_process import ThreadExecutor
 from opero.concurrency.executors.process.job_spec import JobSpec
 from opero.concurrency.executors.process.protocol import (
     decode_done,
-    decode_parked,
     decode_value,
     encode_chunk,
     encode_done,
     encode_value,
     unreadable,
 )
-from opero.concurrency.executors.threads import ThreadExecutor
 from opero.concurrency.item_runner import ItemRunner
 from opero.errors import MapError, OperoError, OperoUsageError, warn_user
 from opero.events import event_bus
@@ -49,12 +48,12 @@ from opero.limits.shared import unshared_objects
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import ItemOutcome, MapExecutor, Parked
-    from opero.concurrency.executors.local import LocalChunk
+    from opero.concurrency.executors.in_process import LocalChunk
     from opero.events import Event
 
 __all__ = ["PROTOCOL", "FuturesExecutor", "ThreadPoolMapExecutor", "executor_for", "run_chunk"]
 
-PROTOCOL: Final = 5
+PROTOCOL: Final = 6
 """Version of the bytes that `run_chunk` takes and returns: map and worker must agree on it."""
 
 _KEPT: Final = 8
@@ -505,8 +504,8 @@ class _RemoteChunk:
     """
 
     def __init__(self, payload: bytes, job: MapJob) -> None:
-        self._entries, _, parked = pickle.loads(payload)  # noqa: S301 - from the map
-        self._parked: dict[int, Parked] = decode_parked(parked)
+        self._entries, parked = pickle.loads(payload)  # noqa: S301 - from the map
+        self._parked: dict[int, Parked] = pickle.loads(parked) if parked else {}  # noqa: S301 - as above
         self._began = perf_counter()
         self._late = self._began + _SLOW * job.target_s
         self._values: list[Any] = []

@@ -1,12 +1,12 @@
 # this_file: src/opero/concurrency/executors/process/__init__.py
 """The executor of worker processes.
 
-pool        start workers, collect their results, replace those that die
-handle      one worker as the pool sees it, and which chunk it gets
-start       start methods and the fork server
-worker      what a worker does with its chunks
-session     the worker's connection to the pool
-protocol    messages, the status page and the buffers that both share
-pickling    functions, values and exceptions as bytes
-job_spec    a job as bytes
+worker_pool    start workers, send them chunks, collect their results, replace those that die
+worker_handle  one worker as the pool sees it
+start          start methods and the fork server
+worker         what a worker does with its chunks
+session        the worker's connection to the pool
+protocol       messages, the status page and the buffers that both share
+pickling       functions, values and exceptions as bytes
+job_spec       a job as bytes
 """

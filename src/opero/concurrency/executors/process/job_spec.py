@@ -11,15 +11,17 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from opero.concurrency.executors.base import MapJob
 from opero.concurrency.executors.process.pickling import (
     can_be_named,
     dumps_by_value,
-    import_paths,
+    dumps_job,
     shared_options,
 )
+from opero.concurrency.executors.process.protocol import DUE
+from opero.concurrency.executors.process.start import import_paths
 from opero.core.deadline import current_deadline
 from opero.core.function import describe_function
 from opero.core.options import Options
@@ -28,9 +30,6 @@ from opero.errors import ShippingError
 from opero.events import event_bus
 from opero.limits.shared import attach_table, share_all
 from opero.utils import ambient
-
-if TYPE_CHECKING:
-    from opero.concurrency.executors.process.protocol import WorkerStatus
 
 __all__ = ["JobSpec", "loaded_module"]
 
@@ -87,7 +86,7 @@ class JobSpec:
             ShippingError: The function, or what it needs, cannot be pickled.
         """
         try:
-            packed = dumps_by_value(self)
+            packed = dumps_job(self)
         except Exception as error:
             function = getattr(self.fields["function"], "__qualname__", "the function")
             raise ShippingError(
@@ -137,24 +136,24 @@ class JobSpec:
             os.environ.update(environ)
         return JobSpec.open(data)
 
-    def job(self, status: WorkerStatus | None, emit: Callable[[Any], object]) -> MapJob:
+    def job(self, page: memoryview[int] | None, emit: Callable[[Any], object]) -> MapJob:
         """Make the worker's own job: the same function with a pipeline of this process.
 
         Args:
-            status: Where calls are noted that may take too long; None where nothing can end them.
-            emit: Takes the events of this function; those of all, if all are wanted and `status` is there.
+            page: Where calls are noted that may take too long; None where nothing can end them.
+            emit: Takes the events of this function; those of all, if all are wanted and `page` is there.
         """
         options, fields = self.options, dict(self.fields)
         info = describe_function(fields["function"])
         limit = fields["item_timeout"]
-        if status is not None and limit is not None and info.kind == "sync":
+        if page is not None and limit is not None and info.kind == "sync":
             # The pool kills a worker whose call takes too long; a thread could only be left behind.
-            options = _changed(options, timeout=None)
-            fields["function"] = _timed(info.fn, status, limit)
+            options = options.with_values(timeout=None)
+            fields["function"] = _timed(info.fn, page, limit)
             info = dataclasses.replace(info, fn=fields["function"])
         if self.listens == "function":
-            options = _changed(options, on_event=emit)
-        elif self.listens == "bus" and status is not None:
+            options = options.with_values(on_event=emit)
+        elif self.listens == "bus" and page is not None:
             event_bus.subscribe(emit)
         pipeline = Pipeline(info, options)
         return MapJob(pipeline=pipeline, options=options, **fields)
@@ -181,25 +180,18 @@ def _levels() -> LoggerLevels | None:
     return found
 
 
-def _changed(options: Options, **changes: Any) -> Options:
-    changed = dataclasses.replace(options, **changes)
-    object.__setattr__(changed, "given", options.given)
-    return changed
-
-
-def _timed(fn: Callable[..., Any], status: WorkerStatus, limit: float) -> Callable[..., Any]:
+def _timed(fn: Callable[..., Any], page: memoryview[int], limit: float) -> Callable[..., Any]:
     """Return a function that notes when each call begins and by when it must end."""
-    begin, end, now = status.begin_call, status.end_call, time.monotonic
+    now = time.monotonic
 
     def call(*args: Any, **kwargs: Any) -> Any:
         due, end_of_all = now() + limit, current_deadline()
-        if end_of_all is None or due < end_of_all:
-            begin(due)
-        else:
-            begin(end_of_all, deadline=True)
+        page[DUE] = (
+            int(due * 1e9) if end_of_all is None or due < end_of_all else -int(end_of_all * 1e9)
+        )
         try:
             return fn(*args, **kwargs)
         finally:
-            end()
+            page[DUE] = 0
 
     return functools.update_wrapper(call, fn, updated=())

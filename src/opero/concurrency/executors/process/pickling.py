@@ -15,7 +15,7 @@ import os
 import pickle
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from os.path import realpath
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
@@ -25,14 +25,12 @@ from opero.core.function import ClassMethod, Method
 from opero.errors import RemoteError, ShippingError
 
 if TYPE_CHECKING:
-    from cloudpickle import Pickler
-
     from opero.core.options import Options
     from opero.core.pipeline import Pipeline
 
 __all__ = [
-    "can_be_named", "can_import", "decode_error", "dumps", "dumps_by_value", "encode_error", "import_paths",
-    "shared_options", "traceback_of",
+    "can_be_named", "can_import", "dumps", "dumps_by_value", "dumps_job", "dumps_with_errors", "shared_options",
+    "traceback_of",
 ]  # fmt: skip
 
 _PROTOCOL: Final = 5
@@ -81,9 +79,17 @@ def dumps_by_value(
         home: As in `dumps`.
     """
     file = _Nowhere() if nowhere else io.BytesIO()
-    pickler = _pickler()(file, _PROTOCOL, buffer_callback=stays)
-    vars(pickler)["opero_returns"] = home
-    pickler.dump(value)
+    _value_pickler()(file, home, _PROTOCOL, buffer_callback=stays).dump(value)
+    return file.getvalue()
+
+
+def dumps_job(value: object) -> bytes:
+    """Pickle a job: by name if that can be done, for which cloudpickle need not be loaded on either side."""
+    file = io.BytesIO()
+    try:
+        _NamePickler(file, _PROTOCOL).dump(value)
+    except Exception:  # noqa: BLE001 - by value it may work
+        return dumps_by_value(value)
     return file.getvalue()
 
 
@@ -93,42 +99,49 @@ class _Nowhere(io.BytesIO):
         return len(data)
 
 
-_made: list[type[Pickler]] = []
+class _NamePickler(pickle.Pickler):
+    """Pickles by name; refuses what has no name that another process knows."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, FunctionType | type) and not _is_known(obj.__module__):
+            raise pickle.PicklingError(f"{obj!r} has no name in another process")
+        return _reduce(obj)
 
 
-def _pickler() -> type[Pickler]:
+@functools.cache
+def _value_pickler() -> Callable[..., Any]:
     """Return our subclass of cloudpickle's pickler, which is imported only if something is pickled by value."""
-    if not _made:
-        import cloudpickle
+    import cloudpickle
 
-        # Whether cloudpickle has types depends on its release.
-        class OperoPickler(cloudpickle.Pickler):  # type: ignore[misc,name-defined,unused-ignore]
-            opero_returns = False
+    # Whether cloudpickle has types depends on its release.
+    class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc,name-defined,unused-ignore]
+        def __init__(self, file: io.BytesIO, home: bool, protocol: int, **given: Any) -> None:
+            super().__init__(file, protocol, **given)
+            self._home = home
 
-            def reducer_override(self, obj: Any) -> Any:
-                kind = type(obj)
-                if kind is Method:
-                    return _method, (obj.func,)
-                if kind is ClassMethod:
-                    return _class_method, (obj.__func__,)
-                if self.opero_returns and isinstance(obj, type):
-                    number = _number_in_program(obj, cloudpickle.cloudpickle)
-                    if number is not None:
-                        return _class_in_program, (number,)
-                if isinstance(obj, FunctionType | type):
-                    if not can_import(obj.__module__):
-                        _by_value(obj.__module__, cloudpickle)
-                    if type(obj) is FunctionType and (reduced := _reduce_function(obj)) is not None:
-                        return _with_names(*reduced)
-                return super().reducer_override(obj)
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, type) and self._home:
+                number = _number_in_program(obj, cloudpickle.cloudpickle)
+                if number is not None:
+                    return _class_in_program, (number,)
+            if isinstance(obj, FunctionType | type) and not can_import(obj.__module__):
+                _by_value(obj.__module__, cloudpickle)
+            reduced = _reduce(obj)
+            return super().reducer_override(obj) if reduced is NotImplemented else reduced
 
-        _made.append(OperoPickler)
-    return _made[0]
+    return ValuePickler
 
 
-def import_paths() -> list[str]:
-    """Return where modules are looked for, so that another process finds the same ones."""
-    return [os.getcwd() if path == "" else path for path in sys.path]  # noqa: PTH109 - pathlib is not loaded for it
+def _reduce(obj: Any) -> Any:
+    """Return how a function of opero's, or one inside of it, is rebuilt; `NotImplemented` for all others."""
+    kind = type(obj)
+    if kind is Method:
+        return _method, (obj.func,)
+    if kind is ClassMethod:
+        return _class_method, (obj.__func__,)
+    if kind is FunctionType and (reduced := _reduce_function(obj)) is not None:
+        return _with_names(*reduced)
+    return NotImplemented
 
 
 # --- modules that exist in this process only -----------------------------------------------------------------
@@ -158,6 +171,11 @@ def can_import(name: str | None) -> bool:
         return not spec.has_location or realpath(spec.origin or "") == here
     folders = [realpath(place) + os.sep for place in spec.submodule_search_locations or ()]
     return here.startswith((*folders,))
+
+
+def _is_known(module: str | None) -> bool:
+    """Return whether names of a module mean the same in another process."""
+    return module is not None and module.encode() not in _unknown and can_import(module)
 
 
 def _by_value(name: str, cloudpickle: Any) -> None:
@@ -198,13 +216,12 @@ def _class_in_program(number: str) -> Any:
 
 def can_be_named(function: Any) -> bool:
     """Return whether a function can be pickled by name, its own or that of its decorator."""
-    if type(function) is not FunctionType or not can_import(function.__module__):
-        return False
-    module: str | None = function.__module__
-    if module is None or module.encode() in _unknown:
-        return False
-    named = _named(module, function.__qualname__) is function
-    return named or _inside(function) is not None
+    return (
+        type(function) is FunctionType
+        and _is_known(function.__module__)
+        # The first of what it is inside of is the function of this name itself.
+        and _inside(function) is not None
+    )
 
 
 def _reduce_function(function: FunctionType) -> Any:
@@ -255,6 +272,7 @@ def _make_again(make: Callable[..., Any], arguments: tuple[Any, ...], names: dic
 
 
 def _method(function: Any) -> Method:
+    # The class itself has no name for pickle: its module is that of an instance's function.
     return Method(function)
 
 
@@ -330,8 +348,6 @@ _DEEP: Final = 20
 _LONG: Final = 2000
 """Characters of text that stand for what cannot be pickled."""
 
-Record = dict[str, Any]
-
 
 def traceback_of(error: BaseException) -> str:
     """Return the traceback as Python prints it."""
@@ -340,75 +356,72 @@ def traceback_of(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))
 
 
-def encode_error(error: BaseException) -> Record:
-    """Return a record of an exception: texts, bytes, numbers and such records only."""
-    return _encode(error, {}, _DEEP)
+def dumps_with_errors(value: object) -> bytes:
+    """Pickle a value of ours with the exceptions in it, whatever their classes are like; `pickle.loads` opens it.
+
+    Raises:
+        Exception: It contains something else that cannot be pickled.
+    """
+    file = io.BytesIO()
+    _ErrorPickler(file, _PROTOCOL).dump(value)
+    return file.getvalue()
 
 
-def _encode(error: BaseException, seen: dict[int, int], depth: int) -> Record:
-    seen[id(error)] = len(seen)
-    kind = type(error)
-    record: Record = {
-        "number": seen[id(error)],
-        "name": f"{kind.__module__}.{kind.__qualname__}",
-        "text": _safe(str, error),
-        "args": _safe(repr, error.args),
-        "ways": _ways(error),
-        "suppress": error.__suppress_context__,
-    }
-    if isinstance(error, BaseExceptionGroup):
-        record["members"] = [_link(e, seen, depth) for e in error.exceptions]
-        record["message"] = error.message
-    for name in ("__cause__", "__context__"):
-        linked = getattr(error, name)
-        if linked is not None:
-            record[name] = _link(linked, seen, depth)
-    # After the causes, which hold most of the earlier errors already.
-    record["marks"] = [
-        (owner, note, [_link(e, seen, depth) for e in earlier], inner)
-        for owner, note, earlier, inner in read_marks(error)
-    ]
-    return record
+class _ErrorPickler(pickle.Pickler):
+    """Pickles exceptions with their causes, contexts and earlier errors."""
+
+    def __init__(self, file: io.BytesIO, protocol: int) -> None:
+        super().__init__(file, protocol)
+        self._depths: dict[int, int] = {}
+        self._groups: set[int] = set()
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Return how an exception is rebuilt; all else is pickled as always."""
+        if not isinstance(obj, BaseException):
+            return NotImplemented
+        kind = type(obj)
+        message: str | None = None
+        members: tuple[BaseException, ...] = ()
+        if isinstance(obj, BaseExceptionGroup):
+            # It is made from its members, so none of them may lead back to it.
+            self._groups.add(id(obj))
+            message, members = obj.message, self._linked(obj, obj.exceptions)
+        texts = f"{kind.__module__}.{kind.__qualname__}", _safe(str, obj), _safe(repr, obj.args)
+        causes = [self._linked(obj, [one]) for one in (obj.__cause__, obj.__context__)]
+        marks = [
+            (owner, note, self._linked(obj, earlier), inner)
+            for owner, note, earlier, inner in read_marks(obj)
+        ]
+        state = causes, obj.__suppress_context__, marks
+        return _rebuild, (_way(obj), texts, message, members), state, None, None, _link
+
+    def _linked(
+        self, error: BaseException, others: Iterable[BaseException | None]
+    ) -> tuple[BaseException, ...]:
+        """Return which other exceptions go along with one; chains without end are cut off."""
+        depth = self._depths.get(id(error), 0) + 1
+        found = [one for one in others if one is not None and id(one) not in self._groups]
+        return tuple(one for one in found if self._depths.setdefault(id(one), depth) <= _DEEP)
 
 
-def _link(error: BaseException, seen: dict[int, int], depth: int) -> Record:
-    if id(error) in seen or not depth:
-        return {"same": seen.get(id(error))}
-    return _encode(error, seen, depth - 1)
-
-
-def _safe(show: Callable[[Any], str], value: object) -> str:
+def _way(error: BaseException) -> bytes:
+    """Return a pickle from which an exception can be rebuilt; empty if there is none."""
+    group = isinstance(error, BaseExceptionGroup)
     try:
-        return show(value)[:_LONG]
-    except Exception as error:  # noqa: BLE001 - a class may refuse anything
-        return f"<{show.__name__}() raised {type(error).__name__}>"
-
-
-def _ways(error: BaseException) -> list[bytes]:
-    """Return pickles from which the exception can be rebuilt, the best first."""
-    kind = type(error)
-    ways = []
-    if not isinstance(error, BaseExceptionGroup):
-        try:
+        if not group:
             data = dumps(error)
             copied = pickle.loads(data)  # noqa: S301 - made here
             # A constructor that writes its message would do so twice.
-            if type(copied) is kind and str(copied) == str(error):
-                ways.append(data)
-        except Exception:  # noqa: BLE001, S110 - the other way is tried
-            pass
-    if not ways:
-        args = (
-            ()
-            if isinstance(error, BaseExceptionGroup)
-            else tuple(map(_picklable_or_text, error.args))
-        )
-        state = {name: v for name, v in vars(error).items() if _picklable(v)}
-        try:
-            ways.append(dumps((kind, args, state)))
-        except Exception:  # noqa: BLE001, S110 - a class that cannot be pickled: its text remains
-            pass
-    return ways
+            if type(copied) is type(error) and str(copied) == str(error):
+                return data
+    except Exception:  # noqa: BLE001, S110 - the other way is tried
+        pass
+    args = () if group else tuple(a if _picklable(a) else _safe(repr, a) for a in error.args)
+    state = {name: value for name, value in vars(error).items() if _picklable(value)}
+    try:
+        return dumps((type(error), args, state))
+    except Exception:  # noqa: BLE001 - a class that cannot be pickled: its text remains
+        return b""
 
 
 def _picklable(value: object) -> bool:
@@ -419,53 +432,43 @@ def _picklable(value: object) -> bool:
     return True
 
 
-def _picklable_or_text(value: object) -> object:
-    return value if _picklable(value) else _safe(repr, value)
+def _safe(show: Callable[[Any], str], value: object) -> str:
+    try:
+        return show(value)[:_LONG]
+    except Exception as error:  # noqa: BLE001 - a class may refuse anything
+        return f"<{show.__name__}() raised {type(error).__name__}>"
 
 
-def decode_error(record: Record) -> BaseException:
+def _rebuild(
+    way: bytes,
+    texts: tuple[str, str, str],
+    message: str | None,
+    members: tuple[BaseException, ...],
+) -> BaseException:
     """Rebuild an exception; a `RemoteError` with its text if that cannot be done."""
-    return _decode(record, {})
-
-
-def _decode(record: Record, made: dict[int, BaseException]) -> BaseException:
-    members = [m for m in (_follow(r, made) for r in record.get("members", ())) if m is not None]
-    error = _rebuilt(record, members)
-    made[record["number"]] = error
-    for name in ("__cause__", "__context__"):
-        if name in record:
-            # Past the class's own `__setattr__`, as the interpreter does it.
-            BaseException.__setattr__(error, name, _follow(record[name], made))
-    BaseException.__setattr__(error, "__suppress_context__", record["suppress"])
-    marks = [
-        (owner, note, tuple(e for e in (_follow(r, made) for r in earlier) if e is not None), inner)
-        for owner, note, earlier, inner in record["marks"]
-    ]
-    restore_marks(error, marks)
+    try:
+        found = pickle.loads(way)  # noqa: S301 - from our own worker
+        if isinstance(found, BaseException):
+            return found
+        kind, args, state = found
+        error: BaseException
+        if issubclass(kind, BaseExceptionGroup):
+            error = kind.__new__(kind, message, members)
+        else:
+            error = kind.__new__(kind, *args)
+            error.args = args
+        vars(error).update(state)
+    except Exception:  # noqa: BLE001 - a module that is missing here, say
+        return RemoteError(*texts)
     return error
 
 
-def _follow(record: Record, made: dict[int, BaseException]) -> BaseException | None:
-    if "same" in record:
-        return made.get(record["same"])
-    return _decode(record, made)
-
-
-def _rebuilt(record: Record, members: list[BaseException]) -> BaseException:
-    for data in record["ways"]:
-        try:
-            found = pickle.loads(data)  # noqa: S301 - from our own worker
-            if isinstance(found, BaseException):
-                return found
-            kind, args, state = found
-            error: BaseException
-            if issubclass(kind, BaseExceptionGroup):
-                error = kind.__new__(kind, record["message"], members)
-            else:
-                error = kind.__new__(kind, *args)
-                error.args = args
-            vars(error).update(state)
-            return error
-        except Exception:  # noqa: BLE001, S110 - a module that is missing here, say
-            pass
-    return RemoteError(record["name"], record["text"], record["args"])
+def _link(error: BaseException, state: tuple[Any, bool, Any]) -> None:
+    """Give a rebuilt exception its causes."""
+    causes, suppress, marks = state
+    for name, found in zip(("__cause__", "__context__"), causes, strict=True):
+        if found:
+            # Past the class's own `__setattr__`, as the interpreter does it.
+            BaseException.__setattr__(error, name, found[0])
+    BaseException.__setattr__(error, "__suppress_context__", suppress)
+    restore_marks(error, marks)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import signal
@@ -19,18 +20,21 @@ from opero.caching.single_flight import Flight, become_leader
 from opero.concurrency.executors.base import Done, ItemOutcome, MapJob
 from opero.concurrency.executors.process import protocol
 from opero.concurrency.executors.process.job_spec import JobSpec, loaded_module
-from opero.concurrency.executors.process.pickling import dumps, encode_error, traceback_of
+from opero.concurrency.executors.process.pickling import dumps, dumps_with_errors, traceback_of
 from opero.concurrency.executors.process.protocol import (
     ASK,
+    COPIED,
     ITEM,
+    NONE,
     PAGE,
     PLAIN,
+    STOP,
+    TURN,
     BufferPool,
-    StartOutput,
-    WorkerStatus,
-    keep_freed_memory,
+    copy_span,
+    open_page,
 )
-from opero.concurrency.executors.process.start import close_in_child
+from opero.concurrency.executors.process.start import close_in_child, flush_output
 from opero.concurrency.item_runner import ItemRunner
 from opero.concurrency.progress import hide_bars
 from opero.events import event_bus
@@ -50,6 +54,7 @@ _FULL: Final = 2 << 20
 """Bytes of large results that are sent at once, so that they stay in the processor's cache."""
 _WAIT: Final = 0.02
 """Longest wait for a buffer before a result goes through the pipe."""
+_KEPT: Final = 16 << 20
 
 
 class RunningChunk:
@@ -58,27 +63,29 @@ class RunningChunk:
     Attributes:
         number: Its id.
         entries: Items, as encoded.
-        read: Copies large parts of them.
         parked: What items bring from earlier attempts.
         turn: How many chunks this worker has had, with this one.
         kept: Position from which on this worker does nothing.
         next: Position of the next item; unused where one is done after the other.
-        values: What is done and not reported, encoded, in the order in which it was done.
+        values: What is done and not reported, in the order in which it was done.
         places: Their positions; None where these are in order.
-        odd: Outcomes of these that are more than a plain value, by position in the chunk.
+        encoded: How many of them are encoded; what comes behind stands as the function returned it.
+        odd: Outcomes that are more than a plain value, by position in the chunk.
         reported: Items reported.
+        flushed: When that was.
+        told: What the pool knows of this worker: `kept`, and whether it takes no other chunk.
+        soon: Reports what is done, where several items are under way.
     """
 
     __slots__ = (
-        "entries", "flushed", "kept", "next", "number", "odd", "parked", "places", "read",
-        "reported", "soon", "turn", "values",
+        "encoded", "entries", "flushed", "kept", "next", "number", "odd", "parked", "places", "reported", "soon",
+        "told", "turn", "values",
     )  # fmt: skip
 
     def __init__(
         self,
         number: int,
         entries: list[Any],
-        read: Callable[[Span], Any] | None,
         parked: dict[int, Parked],
         turn: int,
         *,
@@ -86,16 +93,17 @@ class RunningChunk:
     ) -> None:
         self.number: int = number
         self.entries: list[Any] = entries
-        self.read: Callable[[Span], Any] | None = read
         self.parked: dict[int, Parked] = parked
         self.turn: int = turn
         self.kept: int = len(entries)
         self.next: int = 0
         self.values: list[Any] = []
+        self.encoded: int = 0
         self.places: list[int] | None = None if ordered else []
         self.odd: dict[int, ItemOutcome] = {}
         self.reported: int = 0
         self.flushed: float = perf_counter()
+        self.told: tuple[int, bool] = (self.kept, False)
         self.soon: asyncio.TimerHandle | None = None
 
     @property
@@ -103,28 +111,29 @@ class RunningChunk:
         """Whether every item is done that this worker keeps."""
         return self.reported + len(self.values) >= self.kept
 
-    def take(self) -> int | None:
-        """Return the position of the next item, None if none is left."""
-        if self.next >= self.kept:
-            return None
-        self.next += 1
-        return self.next - 1
+    def cut(self, kept: int) -> None:
+        """Do nothing from a position on."""
+        self.kept = min(kept, self.kept)
+        # A loop over the entries ends there, too.
+        del self.entries[self.kept :]
 
-    def done(self, worker: str) -> Done | None:
-        """Return what is done and not reported, None for nothing; it counts as reported then."""
-        if not self.values:
-            return None
+    def done(self, worker: str) -> Done:
+        """Return what is done and not reported; it counts as reported then."""
         # In place: a value that is being added while this interrupts it is not lost.
-        values, self.values[:] = self.values[:], []
+        values = self.values[: self.encoded]
+        del self.values[: self.encoded]
+        self.encoded = 0
         count, now = len(values), perf_counter()
         places: Sequence[int] = range(self.reported, self.reported + count)
         if self.places is not None:
             ranks = sorted(range(count), key=self.places.__getitem__)
             places, values = [self.places[rank] for rank in ranks], [values[rank] for rank in ranks]
             self.places = []
-        odd: dict[int, ItemOutcome] = {}
-        if self.odd:
-            odd = {n: self.odd.pop(place) for n, place in enumerate(places) if place in self.odd}
+        odd = {
+            n: self.odd.pop(place)
+            for n, place in enumerate(places)
+            if self.odd and place in self.odd
+        }
         self.reported += count
         done = Done(self.number, places, values, odd, now - self.flushed, worker)
         self.flushed = now
@@ -141,11 +150,12 @@ class WorkerSession:
 
     Attributes:
         conn: As above.
-        status: The status page.
+        page: The words that say what this worker does.
         tasks: Items begun.
         most: Items after which the worker ends; None for no such limit.
         job: What is done with each item.
         runner: Does it.
+        copy: Copies large parts of items out of the shared buffers.
         chunk: The chunk under way, while a signal may interrupt the work on it.
         asked: Whether the pool has asked for what is done when that could not be sent.
     """
@@ -156,13 +166,11 @@ class WorkerSession:
         self.conn = conn
         close_in_child(conn)
         self._own_fd = own_fd
-        own = mmap.mmap(own_fd, 0)
-        self.status: WorkerStatus = WorkerStatus(own)
-        self._results = BufferPool(own, PAGE, (len(own) - PAGE) // 2, 2)
-        items = mmap.mmap(pool_fd, 0)
+        own, items = mmap.mmap(own_fd, 0), mmap.mmap(pool_fd, 0)
         os.close(pool_fd)
-        self._items_memory = items
-        self._items: BufferPool | None = None
+        self.page: memoryview[int] = open_page(own)
+        self._results = BufferPool(own, PAGE, (len(own) - PAGE) // 2, 2)
+        self.copy: Callable[[Span], Any] = functools.partial(copy_span, items)
         self._buffer: SharedBuffer | None = None
         self._filled_by: RunningChunk | None = None
         self._sent: deque[tuple[int, SharedBuffer]] = deque()
@@ -181,13 +189,19 @@ class WorkerSession:
 
     def prepare(self, spec: JobSpec | None) -> bool:
         """Take the job and report whether that went well."""
-        output = StartOutput(self._own_fd)
+        start, before = os.lseek(self._own_fd, 0, os.SEEK_END), os.dup(2)
+        # What it writes to stderr until it is ready stands where the pool can read it after its death.
+        os.dup2(self._own_fd, 2)
         try:
             try:
                 self._take_job(spec)
             finally:
-                _flush()
-                output.close()
+                flush_output()
+                os.dup2(before, 2)
+                os.close(before)
+                if said := os.pread(self._own_fd, 1 << 20, start):
+                    os.write(2, said)
+                os.ftruncate(self._own_fd, start)
         except (EOFError, ConnectionError):
             return False
         except BaseException as error:  # noqa: BLE001 - also a `sys.exit()` in an imported module
@@ -200,13 +214,18 @@ class WorkerSession:
         if spec is None:
             spec = JobSpec.open_in_worker(*pickle.loads(self.conn.recv_bytes()))  # noqa: S301 - from the pool
         else:
-            _cancel_subscriptions()
-        _reseed()
+            # Listeners of the process that was forked get the events there.
+            for subscription in event_bus.subscriptions:
+                subscription.cancel()
+        numpy_random: Any = loaded_module("numpy.random")
+        if numpy_random is not None:
+            # Random numbers of its own; `random` does so by itself after a fork.
+            numpy_random.seed()
         hide_bars()
         ambient.set_disabled(spec.disabled)
         if spec.loggers is not None:
-            _forward_logs(spec.loggers, self._log)
-        job = self.job = spec.job(self.status, self._events.append)
+            _forward_logs(spec.loggers, self.send)
+        job = self.job = spec.job(self.page, self._events.append)
         if job.leads:
             become_leader(Flight(None))
         if job.memory_limit is not None:
@@ -223,7 +242,7 @@ class WorkerSession:
     # --- messages ---------------------------------------------------------------------------------
 
     def send(self, *frame: Any) -> None:
-        """Send a message."""
+        """Send a message, from any thread."""
         data = pickle.dumps(frame, 5)
         with self._sending:
             self.conn.send_bytes(data)
@@ -234,77 +253,92 @@ class WorkerSession:
         Raises:
             EOFError: There are no more.
         """
-        _, number, entries, index, parked = pickle.loads(self.conn.recv_bytes())  # noqa: S301 - from the pool
-        read = None
-        if index is not None:
-            if self._items is None:
-                keep_freed_memory()
-                memory, size = self._items_memory, self.status.buffer_size
-                self._items = BufferPool(memory, 0, size, len(memory) // size)
-            read = self._items.reader(index)
+        number, entries, parked = pickle.loads(self.conn.recv_bytes())  # noqa: S301 - from the pool
+        if not self._turn and tuple in set(map(type, entries)):
+            _keep_freed_memory()
         self._turn += 1
-        return RunningChunk(
-            number,
-            entries,
-            read,
-            protocol.decode_parked(parked),
-            self._turn,
-            ordered=self.job.in_flight == 1,
-        )
+        known = pickle.loads(parked) if parked else {}  # noqa: S301 - from the pool
+        return RunningChunk(number, entries, known, self._turn, ordered=self.job.in_flight == 1)
 
-    def flush(self, chunk: RunningChunk, *, facts: bool = True) -> None:
-        """Send what is done of a chunk.
+    def flush(self, chunk: RunningChunk, *, interrupts: bool = False) -> None:
+        """Send what is done of a chunk, and from where on it is given back.
 
         Args:
             chunk: The chunk.
-            facts: Whether counters and events go with it; they are consistent between items only.
+            interrupts: Whether an item is under way: counters and events are consistent between items only.
         """
-        done = chunk.done(self._name)
-        if done is None:
+        if not interrupts:
+            self.encode(chunk)
+        told = chunk.kept, self.retires()
+        if not chunk.values and chunk.told == told:
             return
-        index = None
-        if self._buffer is not None and self._filled_by is chunk:
-            index = self._ship()
-        stats, events = (self._stats(), self._take_events()) if facts else (None, ())
-        self.send(protocol.DONE, chunk.number, *protocol.encode_done(done, stats, events, index))
+        chunk.told, done = told, chunk.done(self._name)
+        stats: dict[str, float] | None = None
+        events: list[Event] = []
+        if not interrupts:
+            counters = self.job.pipeline.stats
+            stats = {name: amount for name, amount in counters.as_dict().items() if amount}
+            counters.reset()
+            events, self._events[:] = self._events[:], []
+        buffer, shared = self._buffer, False
+        if buffer is not None and buffer.used and self._filled_by is chunk:
+            self._buffer, shared = None, True
+            self._shipped += 1
+            self._sent.append((self._shipped, buffer))
+        content = protocol.encode_done(done, stats, events)
+        self.send(protocol.DONE, chunk.number, *told, shared, *content)
 
     def end(self, chunk: RunningChunk) -> None:
-        """Send the last results of a chunk, and what is given back of it."""
-        if self.retires():
-            # First, so that the pool sends nothing more when it sees that the chunk is over.
-            self.send(protocol.RETIRES)
+        """Send the last results of a chunk."""
         self.flush(chunk)
-        if chunk.kept < len(chunk.entries):
-            self.send(protocol.GAVE_BACK, chunk.number, chunk.kept)
         # Nothing that was printed waits for the next chunk.
-        _flush()
+        flush_output()
 
     def _answer(self, *_: object) -> None:
         """Send what is done of a chunk whose present item takes long, and give back what has not begun.
 
-        This interrupts the user's code: nothing here takes a lock or waits.
+        This interrupts the user's code: nothing here takes a lock or waits, and nothing of the user's is pickled.
         """
         chunk = self.chunk
         if chunk is None or not self._sending.acquire(blocking=False):
             self.asked = True
             return
         self._sending.release()
-        present = chunk.reported + len(chunk.values)
+        chunk.cut(chunk.reported + len(chunk.values) + 1)
+        if set(map(type, chunk.values[chunk.encoded :])) <= PLAIN:
+            chunk.encoded = len(chunk.values)
         try:
-            self.flush(chunk, facts=False)
-            if present + 1 < chunk.kept:
-                chunk.kept = present + 1
-                self.send(protocol.GAVE_BACK, chunk.number, chunk.kept)
+            self.flush(chunk, interrupts=True)
         except OSError:
             # The map is over.
             pass
 
     # --- results ----------------------------------------------------------------------------------
 
-    def encode(self, chunk: RunningChunk, value: Any, outcome: ItemOutcome | None) -> Any:
-        """Return what stands for a result in its message; that of an outcome is put there."""
-        result = value if outcome is None else outcome.value
-        if type(result) in PLAIN:
+    def add(
+        self, chunk: RunningChunk, position: int, value: Any, outcome: ItemOutcome | None
+    ) -> None:
+        """Note what became of an item."""
+        self.encode(chunk)
+        if outcome is None:
+            value = self._encode(chunk, value)
+        else:
+            outcome.value, value = self._encode(chunk, outcome.value), None
+            chunk.odd[position] = outcome
+        if chunk.places is not None:
+            chunk.places.append(position)
+        chunk.values.append(value)
+        chunk.encoded += 1
+
+    def encode(self, chunk: RunningChunk) -> None:
+        """Encode the results that stand as the function returned them."""
+        values, begin = chunk.values, chunk.encoded
+        if not set(map(type, values[begin:])) <= PLAIN:
+            values[begin:] = [self._encode(chunk, value) for value in values[begin:]]
+        chunk.encoded = len(values)
+
+    def _encode(self, chunk: RunningChunk, value: Any) -> Any:
+        if type(value) in PLAIN:
             return value
         if self._filled_by is not chunk:
             # A buffer goes with the results of one chunk.
@@ -313,73 +347,35 @@ class WorkerSession:
             self._filled_by = chunk
         if self._buffer is None:
             self._buffer = self._take_buffer()
-        encoded = protocol.encode_value(result, "result", self._buffer)
-        if outcome is None:
-            return encoded
-        outcome.value = encoded
-        return None
-
-    def add(
-        self, chunk: RunningChunk, position: int, value: Any, outcome: ItemOutcome | None
-    ) -> None:
-        """Note what became of an item of several that are under way."""
-        value = self.encode(chunk, value, outcome)
-        if outcome is not None:
-            chunk.odd[position] = outcome
-        if chunk.places is not None:
-            chunk.places.append(position)
-        chunk.values.append(value)
+        return protocol.encode_value(value, "result", self._buffer)
 
     def _take_buffer(self) -> SharedBuffer | None:
-        self._collect()
-        if self._sent and len(self._sent) == len(self._results.buffers):
-            end = perf_counter() + _WAIT
-            while perf_counter() < end and len(self._sent) == len(self._results.buffers):
-                time.sleep(0.0002)
-                self._collect()
-        return self._results.take()
-
-    def _collect(self) -> None:
-        """Take back the buffers that the pool has copied."""
-        copies = self.status.copies
-        while self._sent and self._sent[0][0] <= copies:
-            self._results.give_back(self._sent.popleft()[1])
-
-    def _ship(self) -> int | None:
-        """Return the index of the buffer that goes with a message."""
-        buffer = self._buffer
-        if buffer is None or not buffer.used:
-            return None
-        self._buffer = None
-        self._shipped += 1
-        self._sent.append((self._shipped, buffer))
-        return buffer.index
+        """Return an empty buffer; wait a little until the pool has copied one."""
+        end = perf_counter() + _WAIT
+        while True:
+            while self._sent and self._sent[0][0] <= self.page[COPIED]:
+                self._results.give_back(self._sent.popleft()[1])
+            buffer = self._results.take()
+            if buffer is not None or not self._sent or perf_counter() > end:
+                return buffer
+            time.sleep(0.0002)
 
     @property
     def full(self) -> bool:
         """Whether the results in the buffer had better be sent."""
         return self._buffer is not None and self._buffer.used >= _FULL
 
-    def _stats(self) -> dict[str, float]:
-        stats = self.job.pipeline.stats
-        counted = {name: amount for name, amount in stats.as_dict().items() if amount}
-        stats.reset()
-        return counted
-
-    def _take_events(self) -> list[Event]:
-        events, self._events[:] = self._events[:], []
-        return events
-
-    def _log(self, record: dict[str, Any], error: BaseException | None) -> None:
-        """Send a log record, from any thread."""
-        self.send(protocol.LOG, _picklable(record), None if error is None else encode_error(error))
-
     def note(self, chunk: RunningChunk, position: int) -> None:
         """Note that an item of one of several chunks begins."""
         if chunk.turn != self._noted:
             self._noted = chunk.turn
-            self.status.begin_chunk(chunk.turn)
-        self.status.words[ITEM] = position
+            self.begin(chunk)
+        self.page[ITEM] = position
+
+    def begin(self, chunk: RunningChunk) -> None:
+        """Note that items of a chunk are next, and none of them has begun."""
+        self.page[ITEM] = NONE
+        self.page[TURN] = chunk.turn
 
     def retires(self) -> bool:
         """Return whether this worker has done its share."""
@@ -388,31 +384,22 @@ class WorkerSession:
     @property
     def stopping(self) -> bool:
         """Whether this worker begins no other item."""
-        return bool(self.retires() or self.status.stopped)
+        return bool(self.retires() or self.page[STOP])
 
 
 # --- the process ----------------------------------------------------------------------------------
 
 
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except Exception:  # noqa: BLE001, S110 - a stream may be None, closed or broken
-            pass
+def _keep_freed_memory() -> None:
+    """Let the allocator keep large blocks that are freed: copies of the next items then go to pages that are there.
 
-
-def _cancel_subscriptions() -> None:
-    """Cancel the subscriptions of the process that was forked: its listeners get the events there."""
-    for subscription in event_bus.subscriptions:
-        subscription.cancel()
-
-
-def _reseed() -> None:
-    """Give this process random numbers of its own; `random` does so by itself after a fork."""
-    numpy_random: Any = loaded_module("numpy.random")
-    if numpy_random is not None:
-        numpy_random.seed()
+    It keeps blocks up to the size of the largest that was freed (mallopt(3), M_MMAP_THRESHOLD); these bytes are never
+    touched.
+    """
+    try:
+        bytes(_KEPT)
+    except MemoryError:
+        pass
 
 
 def _limit_memory(most: int) -> None:
@@ -432,10 +419,7 @@ def _limit_memory(most: int) -> None:
 # --- log records ----------------------------------------------------------------------------------
 
 
-def _forward_logs(
-    levels: dict[str, tuple[int, bool, bool]],
-    send: Callable[[dict[str, Any], BaseException | None], None],
-) -> None:
+def _forward_logs(levels: dict[str, tuple[int, bool, bool]], send: Callable[..., object]) -> None:
     """Let loggers have the levels that they have in the program, and send their records there."""
     import logging
 
@@ -454,7 +438,8 @@ def _forward_logs(
             if info and not record.exc_text:
                 fields["exc_text"] = logging.Formatter().formatException(info)
             try:
-                send(fields, info[1] if info else None)
+                error = dumps_with_errors(info[1]) if info else None
+                send(protocol.LOG, _dump_fields(fields), error)
             except OSError:
                 # The map is over.
                 pass
@@ -474,9 +459,9 @@ def _forward_logs(
             logger.handlers[:] = [forward]
 
 
-def _picklable(fields: dict[str, Any]) -> dict[str, Any]:
+def _dump_fields(fields: dict[str, Any]) -> bytes:
     try:
-        pickle.loads(dumps(fields))  # noqa: S301 - made here
+        pickle.loads(data := dumps(fields))  # noqa: S301 - made here
     except Exception:  # noqa: BLE001 - whatever a class raises
-        return {name: v if type(v) in PLAIN else repr(v) for name, v in fields.items()}
-    return fields
+        return dumps({name: v if type(v) in PLAIN else repr(v) for name, v in fields.items()})
+    return data

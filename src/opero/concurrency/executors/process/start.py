@@ -24,14 +24,14 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal, NamedTuple, NoReturn, cast
+from typing import Any, Final, Literal, NoReturn, cast
 
 from opero.errors import WorkerStartError
 from opero.utils.fork import reset_after_fork
 
 __all__ = [
-    "EXIT_STATUS", "ForkServer", "StartMethod", "anonymous_file", "choose_method", "close_in_child", "forget_server",
-    "modules_to_preload", "shared_server",
+    "EXIT_STATUS", "ForkServer", "StartMethod", "anonymous_file", "begin_early", "choose_method", "close_in_child",
+    "flush_output", "forget_server", "import_paths", "modules_to_preload", "shared_server",
 ]  # fmt: skip
 
 StartMethod = Literal["fork", "forkserver", "spawn"]
@@ -79,12 +79,16 @@ def choose_method(asked: StartMethod | None) -> StartMethod:
 # --- what the server imports before it forks ------------------------------------------------------
 
 
+_LIBRARY: Final = (os.sep + "site-packages" + os.sep, os.sep + "dist-packages" + os.sep)
+_STANDARD_LIBRARY: Final = os.__file__.removesuffix("os.py")
+
+
 def modules_to_preload(functions: Sequence[Any]) -> dict[str, tuple[str, int]]:
-    """Return the installed packages that functions and their modules refer to, with file and time of change.
+    """Return the installed modules that functions and their modules refer to, with file and time of change.
 
     Modules of the program itself are left to the workers, which import them afresh for each map.
     """
-    names = {"cloudpickle"}
+    names = {"cloudpickle"} & sys.modules.keys()
     for function in functions:
         module = sys.modules.get(getattr(function, "__module__", None) or "")
         for value in [*getattr(function, "__globals__", vars(module) if module else {}).values()]:
@@ -92,16 +96,22 @@ def modules_to_preload(functions: Sequence[Any]) -> dict[str, tuple[str, int]]:
                 value.__name__ if type(value) is type(sys) else getattr(value, "__module__", None)
             )
             if isinstance(name, str):
-                names.add(name.partition(".")[0])
+                names |= {name, name.partition(".")[0]}
     found: dict[str, tuple[str, int]] = {}
-    for name in names - {"opero"}:
+    for name in names:
         file = getattr(sys.modules.get(name), "__file__", None) or ""
-        if "site-packages" in file or "dist-packages" in file:
+        installed = file.startswith(_STANDARD_LIBRARY) or any(part in file for part in _LIBRARY)
+        if installed and name.partition(".")[0] != "opero":
             try:
                 found[name] = file, os.stat(file).st_mtime_ns  # noqa: PTH116 - faster than a Path
             except OSError:
                 pass
     return found
+
+
+def import_paths() -> list[str]:
+    """Return where modules are looked for, so that another process finds the same ones."""
+    return [os.getcwd() if path == "" else path for path in sys.path]  # noqa: PTH109 - pathlib is not loaded for it
 
 
 # --- descriptors ----------------------------------------------------------------------------------
@@ -174,41 +184,28 @@ def _exactly(sock: socket.socket, size: int, fds: list[int]) -> bytes:
 # --- the server, from the program -----------------------------------------------------------------
 
 
-class _ServerKey(NamedTuple):
-    """What must be as it was when the server began; otherwise another one is begun."""
-
-    pid: int
-    executable: str | None
-    users: tuple[int, ...]
-    limits: tuple[tuple[int, int], ...]
-
-
-def _server_key() -> _ServerKey:
+def _surroundings() -> tuple[Any, ...]:
+    """Return what must be as it was when the server began; otherwise another one is begun."""
     import resource
 
-    kinds = [
-        resource.RLIMIT_AS,
-        resource.RLIMIT_DATA,
-        resource.RLIMIT_NOFILE,
-        resource.RLIMIT_FSIZE,
-    ]
-    users = (os.getuid(), os.geteuid(), os.getgid(), os.getegid(), *os.getgroups())
-    return _ServerKey(os.getpid(), sys.executable, users, tuple(map(resource.getrlimit, kinds)))
+    users = os.getuid(), os.geteuid(), os.getgid(), os.getegid(), os.getgroups()
+    kinds = "RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_NOFILE", "RLIMIT_FSIZE"
+    limits = [resource.getrlimit(getattr(resource, kind)) for kind in kinds]
+    return os.getpid(), sys.executable, users, limits
 
 
 class ForkServer:
     """A fork server as the program sees it; nothing here waits for it.
 
     Args:
-        worker_main: What workers do. A fresh interpreter imports it.
-        fork: Whether the server is a fork of this process, for one map, and not a fresh interpreter, which lasts as
-            long as the program.
+        worker_main: What workers do, if the server is a fork of this process, for one map. None for a fresh
+            interpreter, which imports that and lasts as long as the program.
     """
 
-    def __init__(self, worker_main: WorkerMain, *, fork: bool = False) -> None:
-        self.key: _ServerKey = _server_key()
+    def __init__(self, worker_main: WorkerMain | None = None) -> None:
+        self.surroundings: tuple[Any, ...] = _surroundings()
         self.preloaded: dict[str, tuple[str, int]] = {}
-        self._inherits = fork
+        self._inherits = worker_main is not None
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._output = -1 if self._inherits else anonymous_file("server")
@@ -219,8 +216,10 @@ class ForkServer:
         self._release = weakref.finalize(self, _release, self._sock, self._output)
         try:
             with theirs:
-                begin = _fork if fork else _begin_interpreter
-                self._child = begin(theirs, worker_main, self._output)
+                if worker_main is not None:
+                    self._child = _fork(theirs, worker_main)
+                else:
+                    self._child = _begin_interpreter(theirs, self._output)
         except BaseException:
             self.close()
             raise
@@ -240,7 +239,7 @@ class ForkServer:
         names = [name for name in modules if name not in self.preloaded]
         if names:
             self.preloaded |= {name: modules[name] for name in names}
-            self._request(("preload", names, [*sys.path]))
+            self._request(("preload", names, import_paths()))
 
     def start(self, fds: Sequence[int], *, fresh: bool = False) -> tuple[int, int]:
         """Begin a worker.
@@ -336,7 +335,7 @@ _shared: Final = _Shared()
 reset_after_fork(_shared)
 
 
-def shared_server(worker_main: WorkerMain, modules: dict[str, tuple[str, int]]) -> ForkServer:
+def shared_server(modules: dict[str, tuple[str, int]]) -> ForkServer:
     """Return the fork server of this program with these modules preloaded; begin it, or begin it anew.
 
     It is begun anew if it has ended, if a module that it has imported has changed on disk since, or if the program
@@ -345,11 +344,21 @@ def shared_server(worker_main: WorkerMain, modules: dict[str, tuple[str, int]]) 
     with _shared.lock:
         server = _shared.server
         if server is None or not (
-            server.alive and server.key == _server_key() and _unchanged(server.preloaded)
+            server.alive and server.surroundings == _surroundings() and _unchanged(server.preloaded)
         ):
-            server = _shared.server = ForkServer(worker_main)
+            server = _shared.server = ForkServer()
         server.preload(modules)
         return server
+
+
+def begin_early(asked: StartMethod | None) -> None:
+    """Let the fork server begin while this process imports what it needs to use it."""
+    if choose_method(asked) != "fork":
+        try:
+            shared_server({})
+        except (OSError, WorkerStartError):
+            # Whoever needs it says so.
+            pass
 
 
 def forget_server(server: ForkServer) -> None:
@@ -369,9 +378,9 @@ def _unchanged(modules: dict[str, tuple[str, int]]) -> bool:
     return True
 
 
-def _fork(theirs: socket.socket, worker_main: WorkerMain, _: int) -> int:
+def _fork(theirs: socket.socket, worker_main: WorkerMain) -> int:
     """Fork this process; the child becomes the server. Return its process id."""
-    _flush()
+    flush_output()
     # A Ctrl-C must find the child with its own handlers, or not at all.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
@@ -385,7 +394,7 @@ def _fork(theirs: socket.socket, worker_main: WorkerMain, _: int) -> int:
     return pid
 
 
-def _begin_interpreter(theirs: socket.socket, worker_main: WorkerMain, output: int) -> int:
+def _begin_interpreter(theirs: socket.socket, output: int) -> int:
     """Begin the server in a fresh interpreter. Return the process id of the one that begins it and ends."""
     from multiprocessing import spawn, util
 
@@ -396,8 +405,8 @@ def _begin_interpreter(theirs: socket.socket, worker_main: WorkerMain, output: i
             None,
         )
     fds = [theirs.fileno(), output]
-    command = [os.fsdecode(executable), *_flags(), "-c", _BEGIN % worker_main.__module__]
-    command += [*map(str, fds), *_paths()]
+    command = [os.fsdecode(executable), *_flags(), "-c", _BEGIN]
+    command += [*map(str, fds), *import_paths()]
     # A Ctrl-C must find it with its own handlers.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
@@ -412,13 +421,13 @@ def _begin_interpreter(theirs: socket.socket, worker_main: WorkerMain, output: i
 _BEGIN: Final = (
     "import os, sys; a = sys.argv; s, o = int(a[1]), int(a[2]); "
     "os.fork() and os._exit(0); os.dup2(o, 1); os.dup2(o, 2); sys.path[:] = a[3:]; "
-    f"from {__name__} import serve; from %s import worker_main; serve(s, o, worker_main)"
+    f"from {__name__} import serve; from {__package__}.worker import worker_main; serve(s, o, worker_main)"
 )
 """The server is no child of the program, whose own `os.wait()` would wait for it."""
 
 _SPAWN: Final = (
     "import sys; a = sys.argv; sys.path[:] = a[4:]; "
-    "from %s import worker_main; worker_main(*map(int, a[1:4]))"
+    f"from {__package__}.worker import worker_main; worker_main(*map(int, a[1:4]))"
 )
 
 
@@ -427,10 +436,6 @@ def _flags() -> list[str]:
 
     flags: list[str] = vars(subprocess)["_args_from_interpreter_flags"]()  # as multiprocessing does
     return flags
-
-
-def _paths() -> list[str]:
-    return [os.getcwd() if path == "" else path for path in sys.path]  # noqa: PTH109 - pathlib is not loaded for it
 
 
 # --- the server itself ----------------------------------------------------------------------------
@@ -482,6 +487,8 @@ class _Server:
             *given, status, stdout, stderr = fds
             pid = 0
             try:
+                # What is here lives on: a collection in the worker must not touch, and so copy, its pages.
+                gc.freeze()
                 pid = os.fork()
                 if not pid:
                     _leave(lambda: self._live(given, fds[len(given) :], fresh=fresh))
@@ -514,7 +521,7 @@ class _Server:
                 sys.executable,
                 *_flags(),
                 "-c",
-                _SPAWN % self._worker_main.__module__,
+                _SPAWN,
                 *map(str, given),
                 *sys.path,
             ]
@@ -590,11 +597,12 @@ def _leave(last: Callable[[], Any]) -> NoReturn:
 
         traceback.print_exc()
     finally:
-        _flush()
+        flush_output()
         os._exit(code)
 
 
-def _flush() -> None:
+def flush_output() -> None:
+    """Write out what was printed."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -11,13 +11,14 @@ import functools
 import signal
 import time
 from collections.abc import Callable
+from itertools import islice
 from multiprocessing.connection import Connection
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from opero.concurrency.executors.base import ItemOutcome
+from opero.concurrency.executors.base import ItemOutcome, Parked
 from opero.concurrency.executors.process import protocol
-from opero.concurrency.executors.process.protocol import ITEM, PLAIN, SLOW_CHUNK
+from opero.concurrency.executors.process.protocol import DUE, ITEM, PLAIN, SLOW_CHUNK, STOP
 from opero.concurrency.executors.process.session import WorkerSession
 from opero.core.deadline import run_until
 from opero.utils.ambient import switch
@@ -27,11 +28,16 @@ if TYPE_CHECKING:
 
     from opero.concurrency.executors.process.job_spec import JobSpec
     from opero.concurrency.executors.process.session import RunningChunk
+    from opero.concurrency.item_runner import Result
 
 __all__ = ["worker_main"]
 
 FLUSH: Final = 0.02
 """Seconds after which what is done is sent, so that little is lost with a worker."""
+_QUICK: Final = 0.001
+"""Seconds that a block of items takes at least, if it is not of the largest size."""
+_LARGEST: Final = 1024
+"""Most items of a block."""
 _SOON: Final = 0.002
 """Seconds after which what is done is sent, though the next item may take long."""
 _BEATS: Final = 4
@@ -81,70 +87,82 @@ def _serve(session: WorkerSession) -> None:
             chunk = session.receive()
         except (EOFError, OSError):
             return
-        session.status.begin_chunk(chunk.turn)
+        if session.most is not None:
+            chunk.cut(session.most - session.tasks)
+        session.begin(chunk)
         session.chunk = chunk
         _run(session, chunk)
         session.chunk = None
+        session.tasks += chunk.reported + len(chunk.values)
         session.end(chunk)
 
 
 def _run(session: WorkerSession, chunk: RunningChunk) -> None:
-    """Run the items of a chunk, one after the other."""
-    status, run, direct = session.status, session.runner.run, session.runner.direct
-    words, parked, most = status.words, chunk.parked, session.most
-    call, fast_path, count = direct or cast("Any", (None, None, None))
-    append, now = chunk.values.append, perf_counter
-    due = chunk.flushed + FLUSH
-    for position, item in enumerate(chunk.entries):
-        if position >= chunk.kept:
-            return
-        if most is not None:
-            if session.tasks >= most:
-                chunk.kept = position
-                return
-            session.tasks += 1
-        # Noted before it is opened, because that may be fatal already.
-        words[ITEM] = position
-        outcome: ItemOutcome | None = None
-        if type(item) is tuple:
-            try:
-                item = protocol.decode_value(item, chunk.read)
-            except Exception as error:  # noqa: BLE001 - whatever its class raises then
-                session.add(chunk, position, None, protocol.unreadable(error, "item"))
-                continue
-        if call is None or count is None or parked or switch.on or fast_path.closed:
-            value, outcome = run(item, parked.get(position))
-        else:
+    """Run the items of a chunk, one after the other; the clock is read after each block of them."""
+    page, run, values, append = session.page, session.runner.run, chunk.values, chunk.values.append
+    call, fast_path, _ = session.runner.direct or cast("Any", (None, None, None))
+    entries, now, count = enumerate(chunk.entries), perf_counter, session.job.pipeline.stats.merge
+    plain = call is not None and not chunk.parked and tuple not in set(map(type, chunk.entries))
+    block, due, position = 1, chunk.flushed + FLUSH, -1
+    while position + 1 < chunk.kept:
+        began, first = now(), position + 1
+        failed: BaseException | None = None
+        # What an item is at stands on the page before it is opened, because that may be fatal already.
+        if plain and not (switch.on or fast_path.closed):
             # The same as `run` does, without its call.
-            count()
             try:
-                value = call(item)
-            except Exception as error:  # noqa: BLE001 - the stages decide what comes next
-                value, outcome = run(item, None, error)
-            except BaseException as error:  # noqa: BLE001 - it belongs to the item; the scheduler decides
-                value, outcome = None, ItemOutcome(error=error)
-        # Nothing of it is held while the next item runs, which then gets its memory.
-        item = None
-        if outcome is None and type(value) in PLAIN:
-            append(value)
+                for position, item in islice(entries, block):
+                    page[ITEM] = position
+                    append(call(item))
+            except BaseException as error:  # noqa: BLE001 - it belongs to the item
+                failed = error
+            count({"calls": position + 1 - first})
+            if failed is not None:
+                result: Result = None, ItemOutcome(error=failed)
+                if isinstance(failed, Exception):
+                    # The stages decide what comes next.
+                    result = run(item, None, failed)
+                # A frame that names an error which passes through it is a reference cycle.
+                failed = None
+                _add(session, chunk, position, result)
+            elif values and type(values[-1]) not in PLAIN:
+                session.chunk = None
+                session.encode(chunk)
+                session.chunk = chunk
         else:
-            # What fills the buffer is not interrupted.
-            session.chunk = None
-            session.add(chunk, position, value, outcome)
-            value = None
-            session.chunk = chunk
-            if session.full or session.asked:
-                due = 0.0
-        if now() < due:
-            continue
-        if not chunk.over:
+            for position, item in islice(entries, block):
+                page[ITEM] = position
+                _add(
+                    session, chunk, position, _run_entry(session, item, chunk.parked.get(position))
+                )
+                if session.full or session.asked:
+                    break
+        ended = now()
+        if ended >= due or session.full or session.asked:
             session.chunk, session.asked = None, False
-            session.flush(chunk)
+            if not chunk.over:
+                session.flush(chunk)
             session.chunk = chunk
-        if status.stopped:
-            chunk.kept = position + 1
-            return
-        due = now() + FLUSH
+            if page[STOP]:
+                chunk.cut(position + 1)
+            due = now() + FLUSH
+        block = min(4 * block, _LARGEST) if ended - began < _QUICK else max(1, block // 8)
+
+
+def _run_entry(session: WorkerSession, entry: Any, parked: Parked | None) -> Result:
+    """Open an item and run it."""
+    try:
+        item = protocol.decode_value(entry, session.copy)
+    except Exception as error:  # noqa: BLE001 - whatever its class raises then
+        return None, protocol.unreadable(error, "item")
+    return session.runner.run(item, parked)
+
+
+def _add(session: WorkerSession, chunk: RunningChunk, position: int, result: Result) -> None:
+    """Note what became of an item; what fills the buffer is not interrupted."""
+    session.chunk = None
+    session.add(chunk, position, *result)
+    session.chunk = chunk
 
 
 # --- several at once ------------------------------------------------------------------------------
@@ -229,7 +247,7 @@ class _WorkerLoop:
             task.add_done_callback(self._pulled)
         if not self._tasks and (self._ended or self._session.stopping):
             for chunk in list(self._chunks):
-                chunk.kept = chunk.next
+                chunk.cut(chunk.next)
                 self._finish(chunk)
             if not self._over.done():
                 self._over.set_result(None)
@@ -239,21 +257,20 @@ class _WorkerLoop:
         if self._session.stopping:
             return None
         for chunk in self._chunks:
-            if (position := chunk.take()) is not None:
+            if chunk.next < chunk.kept:
                 self._session.tasks += 1
-                return chunk, position
+                chunk.next += 1
+                return chunk, chunk.next - 1
         return None
 
     def _give_back(self, chunk: RunningChunk) -> None:
         """Give back what has not begun of a chunk that takes long."""
         if chunk in self._chunks and chunk.next < chunk.kept:
-            chunk.kept = chunk.next
+            chunk.cut(chunk.next)
             if chunk.over:
                 self._finish(chunk)
             else:
                 self._session.flush(chunk)
-                self._session.send(protocol.GAVE_BACK, chunk.number, chunk.kept)
-                del chunk.entries[chunk.kept :]
 
     def _finish(self, chunk: RunningChunk) -> None:
         self._chunks.remove(chunk)
@@ -270,7 +287,7 @@ class _WorkerLoop:
             chunk, position = found
             self._session.note(chunk, position)
             try:
-                item = protocol.decode_value(chunk.entries[position], chunk.read)
+                item = protocol.decode_value(chunk.entries[position], self._session.copy)
             except Exception as error:  # noqa: BLE001 - whatever its class raises when it is unpickled
                 self._add(chunk, position, None, protocol.unreadable(error, "item"))
             else:
@@ -316,7 +333,7 @@ class _WorkerLoop:
             return
         pause = self._limit / _BEATS
         # One pause later than the limit, so that no call is taken for late before it is.
-        self._session.status.begin_call(time.monotonic() + self._limit + pause)
+        self._session.page[DUE] = int((time.monotonic() + self._limit + pause) * 1e9)
         self._beating = self._loop.call_later(pause, self._beat)
 
     def _rest(self) -> None:
@@ -324,4 +341,4 @@ class _WorkerLoop:
         if self._beating is not None:
             self._beating.cancel()
             self._beating = None
-            self._session.status.end_call()
+            self._session.page[DUE] = 0

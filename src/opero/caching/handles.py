@@ -1,5 +1,5 @@
-# this_file: src/opero/caching/context.py
-"""Use caches by hand: contexts with keys of one's own, and `clear_cache` for all caches of the process."""
+# this_file: src/opero/caching/handles.py
+"""What users hold of caches: `f.cache`, contexts with keys of one's own, and `clear_cache` for all of the process."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ import math
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from opero.caching.copying import Uncopyable, freeze
-from opero.caching.entries import SkipReporter, afind, aput
-from opero.caching.function_cache import shared_store
-from opero.caching.handle import CallKey
+from opero.caching.entries import report_skipped
+from opero.caching.function_cache import CacheInfo
 from opero.caching.keys.canonical import digest, fast_part
+from opero.caching.keys.content import Unkeyable
 from opero.caching.keys.function_keys import namespace_prefix
-from opero.caching.keys.shapes import Unkeyable
 from opero.caching.memory import Entry, EntryStore, MemoryStore, Store, weigh
 from opero.errors import OperoUsageError, StoreError, UnkeyableError, did_you_mean
 from opero.events.bus import Emitter
@@ -28,11 +27,146 @@ from opero.utils.fork import run_after_fork
 from opero.utils.units import Duration, parse_seconds, parse_size
 
 if TYPE_CHECKING:
-    from opero.caching.handle import ManagedCache
+    from opero.caching.function_cache import FunctionCache
 
-__all__ = ["CacheContext", "clear_cache", "get_cache_context", "register"]
+__all__ = ["CacheContext", "CacheHandle", "CallKey", "clear_cache", "get_cache_context", "register"]
 
+T = TypeVar("T")
 _DEFAULT: Final[Any] = object()
+
+
+# --- one function's cache -------------------------------------------------------------------------
+
+
+class CallKey:
+    """What the result of one call is stored under, for a `CacheContext`.
+
+    Attributes:
+        cache: The function's cache.
+        key: The key in its store.
+    """
+
+    __slots__ = ("cache", "key")
+
+    def __init__(self, cache: FunctionCache, key: Hashable) -> None:
+        self.cache: FunctionCache = cache
+        self.key: Hashable = key
+
+    def __repr__(self) -> str:
+        return f"<key of a call of {self.cache.function}>"
+
+
+class CacheHandle:
+    """Look into a function's cache, empty it, renew an entry.
+
+    Arguments are those of the function; for a method, the instance comes first
+    (`Client.fetch.cache.invalidate(client, 1)`), or ask the bound method
+    (`client.fetch.cache.invalidate(1)`).
+
+    Args:
+        cache: The stage; None for a function that is not cached, which has nothing to remove or to look up.
+        refresh: Computes the result of a call anew and stores it; returns a coroutine if the function
+            is asynchronous.
+
+    Example:
+        >>> from opero import opero
+        >>> @opero
+        ... def double(x):
+        ...     return 2 * x
+        >>> double(1), double(2), double.cache.info().size
+        (2, 4, 2)
+        >>> double.cache.invalidate(x=1), double.cache.invalidate(x=1)
+        (True, False)
+        >>> double.cache.clear()
+        1
+    """
+
+    __slots__ = ("_cache", "_refresh")
+
+    def __init__(
+        self,
+        cache: FunctionCache | None,
+        refresh: Callable[[tuple[Any, ...], dict[str, Any]], Any],
+    ) -> None:
+        self._cache = cache
+        self._refresh = refresh
+
+    @property
+    def _store(self) -> EntryStore | None:
+        return None if self._cache is None else self._cache.store
+
+    def clear(self) -> int:
+        """Remove all results of the function and return how many there were."""
+        return 0 if self._cache is None else self._cache.clear()
+
+    def invalidate(self, /, *args: Any, **kwargs: Any) -> bool:
+        """Remove the result of one call and return whether there was one.
+
+        A computation of it that is under way will not be stored, since it may have begun with what
+        is outdated now.
+
+        Raises:
+            TypeError: The arguments do not fit the function.
+            UnkeyableError: The cache was asked for, and an argument has no content.
+        """
+        if self._cache is None:
+            return False
+        key = self._cache.key_of(args, kwargs)
+        return key is not None and self._cache.invalidate(key)
+
+    def refresh(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Compute one result anew, store and return it; awaitable if the function is asynchronous.
+
+        Until it is there, other callers get the old one; it also stays if the computation fails.
+        """
+        return self._refresh(args, kwargs)
+
+    def key(self, /, *args: Any, **kwargs: Any) -> CallKey:
+        """Return the key of one call, with which a context gets, sets or deletes its result.
+
+        Raises:
+            TypeError: The arguments do not fit the function.
+            OperoUsageError: The function is not cached, or an argument has no content.
+
+        Example:
+            >>> from opero import opero
+            >>> from opero.core import get_cache_context
+            >>> @opero(cache_namespace="places")
+            ... def locate(city):
+            ...     raise ConnectionError
+            >>> with get_cache_context(cache_namespace="places") as cache:
+            ...     cache.set(locate.cache.key("Rome"), (41.9, 12.5))
+            >>> locate("Rome")
+            (41.9, 12.5)
+        """
+        key = None if self._cache is None else self._cache.key_of(args, kwargs)
+        if self._cache is None or key is None:
+            raise OperoUsageError("The function is not cached, so its calls have no keys.")
+        return CallKey(self._cache, key)
+
+    async def aclear(self) -> int:
+        """Do what `clear` does without holding up the event loop."""
+        return await _aside(self._store, self.clear)
+
+    async def ainvalidate(self, /, *args: Any, **kwargs: Any) -> bool:
+        """Do what `invalidate` does without holding up the event loop."""
+        return await _aside(self._store, self.invalidate, *args, **kwargs)
+
+    async def ainfo(self) -> CacheInfo:
+        """Do what `info` does without holding up the event loop."""
+        return await _aside(self._store, self.info)
+
+    def info(self) -> CacheInfo:
+        """Return counters and bounds; those of a backend named "off" for a function that is not cached."""
+        return CacheInfo() if self._cache is None else self._cache.info()
+
+    def __repr__(self) -> str:
+        if self._cache is None:
+            return "<cache off>"
+        return repr(self._cache.info()).replace("CacheInfo", f"cache of {self._cache.function}:", 1)
+
+
+# --- keys of one's own ----------------------------------------------------------------------------
 
 
 class CacheContext:
@@ -68,7 +202,7 @@ class CacheContext:
 
     def get(self, key: object, default: Any = None) -> Any:
         """Return the value of `key`, or `default`."""
-        entry = self._entry(*self._place(key))
+        entry = self._entry(key)
         return default if entry is None else entry.open()
 
     def set(self, key: object, value: Any, ttl: Duration | None = _DEFAULT) -> None:
@@ -107,43 +241,22 @@ class CacheContext:
 
     async def aget(self, key: object, default: Any = None) -> Any:
         """Do what `get` does without holding up the event loop."""
-        if not self._store.blocking:
-            return self.get(key, default)
-        store, made = self._place(key)
-        try:
-            entry = self._alive(store, made, await afind(store, made))
-        except StoreError as error:
-            self._failed(error)
-            return default
-        return default if entry is None else entry.open()
+        return await _aside(self._store, self.get, key, default)
 
     async def aset(self, key: object, value: Any, ttl: Duration | None = _DEFAULT) -> None:
         """Do what `set` does without holding up the event loop."""
-        if not self._store.blocking:
-            self.set(key, value, ttl)
-            return
-        store, made = self._place(key)
-        await aput(
-            store,
-            made,
-            lambda: self._made(made, key, value, ttl),
-            unless=lambda: False,
-        )
+        await _aside(self._store, self.set, key, value, ttl)
 
     async def adelete(self, key: object) -> bool:
         """Do what `delete` does without holding up the event loop."""
-        from asyncio import to_thread
-
-        return await to_thread(self.delete, key)
+        return await _aside(self._store, self.delete, key)
 
     async def aclear(self) -> int:
         """Do what `clear` does without holding up the event loop."""
-        from asyncio import to_thread
-
-        return await to_thread(self.clear)
+        return await _aside(self._store, self.clear)
 
     def __contains__(self, key: object) -> bool:
-        return self._entry(*self._place(key)) is not None
+        return self._entry(key) is not None
 
     def __enter__(self) -> Self:
         return self
@@ -196,26 +309,31 @@ class CacheContext:
             raise OperoUsageError(f"A value cannot be cached: {signal}.") from None
         return Entry(stored, expires=expires, copier=copier, weight=weigh(value) + weigh(key))
 
-    def _entry(self, store: EntryStore, key: Any) -> Entry | None:
+    def _entry(self, key: object) -> Entry | None:
+        store, made = self._place(key)
         try:
-            return self._alive(store, key, store.find(key))
-        except StoreError as error:
-            self._failed(error)
+            entry = store.find(made)
+        except StoreError as error:  # it counts as empty
+            emitter = Emitter(f"get_cache_context({self._namespace!r})")
+            report_skipped(emitter, f"the store could not be read: {error}")
             return None
-
-    @staticmethod
-    def _alive(store: EntryStore, key: Any, entry: Entry | None) -> Entry | None:
         now = ambient.clock().monotonic()
         if entry is None or entry.expiry > now:
             return entry
         if entry.keep <= now:
-            store.discard(key, entry)
+            store.discard(made, entry)
         return None
 
-    def _failed(self, error: StoreError) -> None:
-        """Notify listeners of a store that cannot be read; it counts as empty."""
-        emitter = Emitter(f"get_cache_context({self._namespace!r})")
-        SkipReporter(emitter).report(f"the store could not be read: {error}")
+
+async def _aside(
+    store: EntryStore | None, verb: Callable[..., T], /, *args: Any, **kwargs: Any
+) -> T:
+    """Call a verb; if its store blocks, in a thread, so that the event loop is not held up."""
+    if store is None or not store.blocking:
+        return verb(*args, **kwargs)
+    from asyncio import to_thread
+
+    return await to_thread(verb, *args, **kwargs)
 
 
 _context_stores: dict[str, MemoryStore] = {}
@@ -264,9 +382,11 @@ def get_cache_context(
     if cache_backend == "memory":
         memory = MemoryStore(given["cache_maxsize"], size)
         return CacheContext(_context_stores.setdefault(cache_namespace, memory), **common)
+    from opero.caching.stores.base import open_entries
+
     # Functions have a name between the colons.
     prefix = f"{namespace_prefix(cache_namespace)}:"
-    store = shared_store(cache_backend, lambda: prefix, size, given["cache_codec"])
+    store = open_entries(cache_backend, lambda: prefix, size, given["cache_codec"])
     return CacheContext(store, prefix=prefix, **common)
 
 
@@ -282,11 +402,11 @@ _OPTIONS: Final[dict[str, tuple[Any, checks.Check]]] = {
 
 # --- all caches of the process --------------------------------------------------------------------
 
-_registry: Final[weakref.WeakSet[ManagedCache]] = weakref.WeakSet()
+_registry: Final[weakref.WeakSet[FunctionCache]] = weakref.WeakSet()
 _lock = threading.RLock()
 
 
-def register(cache: ManagedCache) -> None:
+def register(cache: FunctionCache) -> None:
     """Let `clear_cache` and forked children reach a cache for as long as its function lives."""
     with _lock:
         _registry.add(cache)
@@ -372,7 +492,7 @@ def _names(store: EntryStore) -> tuple[str, ...]:
     return store.name, getattr(store, "text", store.name)
 
 
-def _caches() -> list[ManagedCache]:
+def _caches() -> list[FunctionCache]:
     with _lock:
         return list(_registry)
 

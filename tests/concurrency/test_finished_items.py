@@ -1,4 +1,4 @@
-# this_file: tests/concurrency/test_batches.py
+# this_file: tests/concurrency/test_finished_items.py
 """The order in which finished items leave."""
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opero.concurrency.batches import Batch
-from opero.concurrency.executors.base import ItemOutcome
+from opero.concurrency.executors.base import Batch, ItemOutcome
 from opero.concurrency.scheduler import FinishedItems
 
 pytestmark = pytest.mark.internal
@@ -22,7 +21,9 @@ def batch_of(*indices: int) -> Batch:
 
 def taken(order: FinishedItems) -> list[int]:
     found: list[int] = []
-    while (batch := order.take()) is not None:
+    while order.ready:
+        batch = order.ready.popleft()
+        order.held -= len(batch)
         found += batch.idx
         assert batch.values == [10 * n for n in batch.idx]
     return found
@@ -44,7 +45,7 @@ def test_in_order_hands_out_everything_in_order(sizes: list[int], rng: random.Ra
 def test_what_is_out_of_order_waits() -> None:
     order = FinishedItems(ordered=True)
     order.put(batch_of(1, 2))
-    assert order.take() is None
+    assert not order.ready
     assert order.held == 2
     order.put(batch_of(0))
     assert taken(order) == [0, 1, 2]

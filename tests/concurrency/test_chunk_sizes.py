@@ -1,4 +1,4 @@
-# this_file: tests/concurrency/test_chunks.py
+# this_file: tests/concurrency/test_chunk_sizes.py
 """The size of chunks."""
 
 from __future__ import annotations

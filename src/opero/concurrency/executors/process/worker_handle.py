@@ -1,0 +1,247 @@
+# this_file: src/opero/concurrency/executors/process/worker_handle.py
+"""Track one worker process: its connection, the chunks that it has, and how it ends."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any, Final
+
+from opero.concurrency.executors.base import ChunkProgress
+from opero.concurrency.executors.process.protocol import (
+    ASK,
+    COPIED,
+    ITEM,
+    NONE,
+    PAGE,
+    TURN,
+    SharedBuffer,
+    copy_span,
+    decode_done,
+    open_page,
+    shared_file,
+)
+from opero.concurrency.executors.process.start import EXIT_STATUS, close_in_child
+from opero.utils.secrets import mask_text
+
+if TYPE_CHECKING:
+    from opero.concurrency.executors.base import Done, Why
+    from opero.concurrency.executors.process.protocol import Frame
+    from opero.concurrency.executors.process.start import ForkServer
+
+__all__ = ["PendingChunk", "WorkerHandle"]
+
+_PIPE: Final = 1 << 16
+"""Bytes that a pipe takes in any case while its reader is busy."""
+_LAST_SAID: Final = 16_384
+
+
+@dataclass(eq=False)
+class PendingChunk:
+    """A chunk, encoded, on its way to a worker or in it.
+
+    Attributes:
+        number: Its id.
+        message: What is sent; empty once that is done.
+        progress: What of it was reported.
+        buffer: Where its large parts lie.
+        suspect: Whether nothing else may be in its worker, because a worker has died of these items.
+        turn: Of the chunks that its worker was given, which this is.
+        since: When it was sent, or its worker was asked for what is done.
+        size: Bytes of the message.
+    """
+
+    number: int
+    message: bytes
+    progress: ChunkProgress
+    buffer: SharedBuffer | None
+    suspect: bool
+    turn: int = 0
+    since: float = 0.0
+    size: int = 0
+
+
+class WorkerHandle:
+    """One worker process as the pool sees it.
+
+    Args:
+        server: The fork server that begins it.
+        pool_fd: File with the buffers for items.
+        size: Bytes of each of its two buffers for results.
+        fresh: Whether it is a fresh interpreter.
+
+    Attributes:
+        server: As above.
+        conn: The connection.
+        sentinel: Descriptor of what the server says of it.
+        page: The words that say what it does.
+        pid: Its process, 0 before it is known.
+        up: Whether it is ready.
+        pending: The chunks that it works on, by number, in the order in which they were sent.
+        retires: Whether it takes no other.
+        why: Why it is to be killed; None if it is not.
+        judged: What the page said when a call was found to take too long.
+        closed: Whether its connection is at its end.
+        gone: Whether the process has ended.
+        orphaned: Whether its server has ended before it, so that its exit code is not known.
+        exitcode: How it ended, None if not known.
+        failure: Why it could not begin.
+    """
+
+    def __init__(self, server: ForkServer, pool_fd: int, size: int, *, fresh: bool = False) -> None:
+        self.server = server
+        self.pid: int = 0
+        self.up: bool = False
+        self.pending: dict[int, PendingChunk] = {}
+        self.retires: bool = False
+        self.why: Why | None = None
+        self.judged: int = 0
+        self.closed: bool = False
+        self.gone: bool = False
+        self.orphaned: bool = False
+        self.exitcode: int | None = None
+        self.failure: str | None = None
+        self._turn = 0
+        self._started = False
+        self._fd, self._memory = shared_file("worker", PAGE + 2 * size, PAGE)
+        self._copy = functools.partial(copy_span, self._memory)
+        self.page: memoryview[int] = open_page(self._memory)
+        ours, theirs = socket.socketpair()
+        self.conn: Connection[Any, Any] = Connection(ours.detach())
+        close_in_child(self.conn)
+        self.sentinel: int = -1
+        try:
+            with theirs:
+                fds = (theirs.fileno(), self._fd, pool_fd)
+                self._number, self.sentinel = server.start(fds, fresh=fresh)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes chunks at all."""
+        return self.up and not (self.retires or self.closed or self.why)
+
+    @property
+    def open(self) -> int:
+        """How many items of it are still to be reported."""
+        return sum(pending.progress.open for pending in self.pending.values())
+
+    def has_room(self, pending: PendingChunk, in_flight: int) -> bool:
+        """Return whether it could take a chunk now.
+
+        An item of it would begin at once, the pipe has room, and one that a worker has died of would be alone.
+
+        Args:
+            pending: The chunk.
+            in_flight: Items that it can have under way at once.
+        """
+        return not self.pending or (
+            not pending.suspect
+            and self.open < in_flight
+            and not any(other.suspect for other in self.pending.values())
+            and pending.size + sum(other.size for other in self.pending.values()) < _PIPE
+        )
+
+    def take(self, pending: PendingChunk) -> None:
+        """Send it a chunk."""
+        self._turn += 1
+        pending.turn, pending.since = self._turn, time.monotonic()
+        self.pending[pending.number] = pending
+        message, pending.message = pending.message, b""
+        self.send(message)
+
+    def send(self, message: bytes) -> None:
+        """Send it a message; if it is dead, that is noticed when it is read from."""
+        try:
+            self.conn.send_bytes(message)
+        except OSError:
+            pass
+
+    def last_started(self, pending: PendingChunk) -> int:
+        """Return the position of the item of a chunk that began last, `NONE` if none did."""
+        turn = self.page[TURN]
+        if pending.turn == turn:
+            return self.page[ITEM]
+        # Chunks begin in their turn, so those before are begun as a whole.
+        return pending.progress.kept - 1 if pending.turn < turn else NONE
+
+    def receive(self) -> Frame | None:
+        """Return a message; None if the connection is at its end."""
+        try:
+            frame: Frame = pickle.loads(self.conn.recv_bytes())  # noqa: S301 - from our own worker
+        except (EOFError, OSError):
+            self.closed = True
+            return None
+        return frame
+
+    def decode(self, pending: PendingChunk, content: Frame, *, shared: bool) -> Done:
+        """Return results; `shared` says that parts of them lie in a buffer, which is free then."""
+        weight = 0 if pending.buffer is None else pending.buffer.used
+        done = decode_done(pending.number, content, self._copy, weight=weight)
+        if shared:
+            self.page[COPIED] += 1
+        return done
+
+    def ended(self) -> bool:
+        """Read the sentinel; return whether it is at its end."""
+        data = os.read(self.sentinel, 4 * EXIT_STATUS.size)
+        for pid, code in EXIT_STATUS.iter_unpack(data):
+            # The first says that it has started, the second that it has ended.
+            self.gone, self._started = self._started, True
+            self.pid, self.exitcode = pid, code if self.gone else None
+        if not data:
+            self.orphaned = not self.gone
+        return not data
+
+    def kill(self, why: Why | None) -> None:
+        """End the process, whatever it does."""
+        self.why = why
+        if not self.orphaned:
+            try:
+                self.server.kill(self._number)
+            except OSError:
+                self.orphaned = True
+        if self.orphaned and not self.closed:
+            # Its new parent reaps it.
+            self._signal(signal.SIGKILL)
+
+    def ask(self) -> None:
+        """Let it send what is done, and give back what has not begun."""
+        if ASK is not None and not self.gone:
+            self._signal(ASK)
+
+    def _signal(self, number: int) -> None:
+        try:
+            if self.pid:
+                os.kill(self.pid, number)
+        except ProcessLookupError:
+            pass
+
+    @property
+    def said(self) -> str:
+        """The end of what it wrote to stderr while it began."""
+        size, start = os.fstat(self._fd).st_size, len(self._memory)
+        begin = max(start, size - _LAST_SAID)
+        return mask_text(os.pread(self._fd, size - begin, begin).decode(errors="replace").strip())
+
+    def close(self) -> None:
+        """Release everything."""
+        self.closed = True
+        self.conn.close()
+        self.page.release()
+        self._memory.close()
+        os.close(self._fd)
+        if self.sentinel >= 0:
+            os.close(self.sentinel)
+
+    def __repr__(self) -> str:
+        state = "busy" if self.pending else "idle" if self.up else "starting"
+        return f"<WorkerHandle: process {self.pid or '?'}, {'gone' if self.gone else state}>"

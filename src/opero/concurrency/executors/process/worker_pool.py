@@ -1,0 +1,513 @@
+# this_file: src/opero/concurrency/executors/process/worker_pool.py
+"""Assign chunks to worker processes, collect their results, and replace those that die.
+
+One thread, no locks: a connection to each worker, and one place where all of them are waited for. A message goes to a
+worker only if it is idle, or if all that it has not answered fits into the pipe, so neither ever waits for the other
+to read.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from multiprocessing.connection import wait
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from opero.concurrency.executors.base import ChunkProgress, GaveBack, Lost
+from opero.concurrency.executors.process import protocol
+from opero.concurrency.executors.process.job_spec import JobSpec
+from opero.concurrency.executors.process.protocol import DUE, PAGE, STOP, BufferPool
+from opero.concurrency.executors.process.start import (
+    ForkServer,
+    choose_method,
+    forget_server,
+    modules_to_preload,
+    shared_server,
+)
+from opero.concurrency.executors.process.worker import worker_main
+from opero.concurrency.executors.process.worker_handle import PendingChunk, WorkerHandle
+from opero.errors import WorkerStartError
+from opero.limits.shared import share_all
+
+if TYPE_CHECKING:
+    from opero.concurrency.executors.base import Chunk, MapJob, Report, Why
+    from opero.concurrency.executors.process.protocol import Frame
+    from opero.concurrency.executors.process.start import StartMethod
+
+__all__ = ["ProcessEngine"]
+
+_FAILED_STARTS: Final = 5
+"""So many workers in a row that died before they were ready, and no other is started."""
+_CHECK: Final = 0.1
+"""Seconds between two checks of the memory of workers, or for calls that a deadline ends."""
+_PAGE_SIZE: Final = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+
+class ProcessEngine:
+    """Worker processes: a dead one costs the item that it was on, and an item that takes too long its worker.
+
+    Args:
+        workers: Most processes at once; they begin when there is something to do.
+        method: How they begin; None for what the program has set, else a fork server.
+    """
+
+    name = "process"
+
+    def __init__(self, workers: int, *, method: StartMethod | None = None) -> None:
+        self.workers = workers
+        self._most = workers
+        self._asked: StartMethod | None = method
+        self._message = b""
+        self._modules: dict[str, tuple[str, int]] = {}
+        self._forked: ForkServer | None = None
+        self._workers: set[WorkerHandle] = set()
+        self._sources: dict[Any, WorkerHandle | None] = {}
+        self._waiting: deque[PendingChunk] = deque()
+        self._reports: list[Report] = []
+        self._failed_starts = self._without_item = 0
+        self._block: AbstractContextManager[Any] | None = None
+        self._entered = False
+        self._graceful, self._timeout = False, 0.0
+        self._waker = -1
+        self._open = False
+
+    def slots(self) -> int:
+        """Return how many chunks it wants to hold: one at work and one at hand for each worker."""
+        return 2 * self.workers
+
+    # --- beginning --------------------------------------------------------------------------------
+
+    def open(self, job: MapJob) -> None:
+        """Prepare for workers; they begin when there are chunks.
+
+        Raises:
+            ShippingError: The job cannot be sent to another process.
+        """
+        self._job = job
+        self._method = choose_method(self._asked)
+        self._spec = JobSpec.of(job)
+        size = protocol.buffer_size(self.workers)
+        self._fd, self._memory = protocol.shared_file("pool", 2 * self.workers * size, PAGE)
+        self._size = size if len(self._memory) > PAGE else 0
+        self._items = BufferPool(self._memory, 0, self._size, 2 * self.workers)
+        self._woken, self._waker = os.pipe()
+        os.set_blocking(self._waker, False)
+        self._sources[self._woken] = None
+        self._open = True
+        try:
+            self._prepare()
+        except BaseException:
+            self._end()
+            raise
+
+    def _prepare(self) -> None:
+        if self._method == "fork":
+            share_all()
+            self._spec.register_classes()
+            return
+        # The fresh interpreter begins while the job is pickled.
+        self._server()
+        blob = self._spec.pickled()
+        if self._method == "forkserver":
+            self._modules = modules_to_preload(self._spec.functions)
+        try:
+            folder: str | None = os.getcwd()  # noqa: PTH109 - pathlib would not be faster
+        except OSError:
+            # It was removed.
+            folder = None
+        self._message = pickle.dumps((blob, folder, dict(os.environ)), 5)
+
+    def _server(self) -> ForkServer:
+        if self._method != "fork":
+            return shared_server(self._modules)
+        if self._forked is None:
+            self._forked = ForkServer(functools.partial(worker_main, spec=self._spec))
+        return self._forked
+
+    def _begin(self, count: int) -> None:
+        """Begin workers; the job is sent when all of them are on their way."""
+        new: list[WorkerHandle] = []
+        for _ in range(count):
+            server = None
+            try:
+                server = self._server()
+                worker = WorkerHandle(server, self._fd, self._size, fresh=self._method == "spawn")
+            except BrokenPipeError:
+                if server is None:
+                    raise
+                self._forget(server)
+                self._count_failed_start(server.said(), None)
+                continue
+            except OSError as error:
+                if not self._workers:
+                    self._count_failed_start(f"{type(error).__name__}: {error}", None)
+                    continue
+                # No process or descriptor is left: those that are there do.
+                self._most = len(self._workers)
+                break
+            self._workers.add(worker)
+            self._sources |= {worker.conn: worker, worker.sentinel: worker}
+            new.append(worker)
+        if self._message:
+            for worker in new:
+                worker.send(self._message)
+
+    def _forget(self, server: ForkServer) -> None:
+        """Begin other workers from another server: this one has ended."""
+        forget_server(server)
+        if self._forked is server:
+            self._forked = None
+            server.close()
+
+    def _count_failed_start(self, said: str, exitcode: int | None) -> None:
+        self._failed_starts += 1
+        if self._failed_starts >= _FAILED_STARTS:
+            raise WorkerStartError(said, exitcode)
+
+    # --- chunks and reports -----------------------------------------------------------------------
+
+    def submit(self, chunk: Chunk) -> None:
+        """Encode a chunk and send it to an idle worker, or keep it until there is one."""
+        buffer = self._items.take()
+        message = pickle.dumps((chunk.id, *protocol.encode_chunk(chunk, buffer)), 5)
+        if buffer is not None and not buffer.used:
+            self._items.give_back(buffer)
+            buffer = None
+        progress, suspect = ChunkProgress(len(chunk.items)), chunk.attempt > 0
+        pending = PendingChunk(chunk.id, message, progress, buffer, suspect, size=len(message))
+        self._waiting.append(pending)
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Send waiting chunks to workers that have room, the emptiest first; begin workers for the rest.
+
+        A chunk that must be alone waits for a worker that has nothing else; the emptiest is given nothing more
+        meanwhile.
+        """
+        if not self._waiting:
+            return
+        ready = [worker for worker in self._workers if worker.ready]
+        for pending in list(self._waiting):
+            able = [worker for worker in ready if worker.has_room(pending, self._job.in_flight)]
+            if able:
+                self._waiting.remove(pending)
+                min(able, key=_load).take(pending)
+            elif not pending.suspect:
+                break
+            elif ready:
+                ready.remove(min(ready, key=_load))
+        coming = sum(not worker.up for worker in self._workers)
+        wanted = min(len(self._waiting) - coming, self._most - len(self._workers))
+        if wanted > 0:
+            self._begin(wanted)
+
+    def poll(self, timeout: float | None) -> list[Report]:
+        """Return what workers have reported; wait for it if there is nothing yet.
+
+        Raises:
+            WorkerStartError: Workers die before they are ready.
+        """
+        if not self._entered:
+            self._entered = True
+            # The processes are at work by now, while twat-mp is imported.
+            self._block = _multi_pool(self._end, self.workers)
+        end = None if timeout is None else time.monotonic() + timeout
+        while not self._reports:
+            left = None if end is None else max(0.0, end - time.monotonic())
+            if self._turn(left) or left == 0:
+                break
+        reports, self._reports = self._reports, []
+        return reports
+
+    def _turn(self, left: float | None) -> bool:
+        """Wait once, for so many seconds at most, and handle what has come; return whether it was a `wake`."""
+        woken = False
+        limits = [seconds for seconds in (left, self._check()) if seconds is not None]
+        for source in wait(list(self._sources), min(limits, default=None)):
+            worker = self._sources.get(source)
+            if worker is None:
+                woken = woken or (source == self._woken and bool(os.read(self._woken, 4096)))
+                continue
+            if source is worker.conn:
+                frame = worker.receive()
+                if frame is not None:
+                    self._handle(worker, frame)
+                over = frame is None
+            else:
+                over = worker.ended()
+            if over:
+                del self._sources[source]
+            if worker.gone or (worker.orphaned and worker.closed):
+                self._remove(worker)
+        self._dispatch()
+        return woken
+
+    def _handle(self, worker: WorkerHandle, frame: Frame) -> None:
+        kind, *content = frame
+        if kind == protocol.UP:
+            worker.up, worker.pid = True, content[0]
+            self._failed_starts = 0
+        elif kind == protocol.FAILED:
+            worker.failure = content[0]
+        elif kind == protocol.LOG:
+            _handle_log(*content)
+        else:
+            self._take_results(worker, *content)
+
+    def _take_results(
+        self,
+        worker: WorkerHandle,
+        number: int,
+        kept: int,
+        retires: bool,
+        shared: bool,
+        *content: Any,
+    ) -> None:
+        worker.retires |= retires
+        pending = worker.pending.get(number)
+        if pending is None:
+            # It was over already.
+            return
+        progress = pending.progress
+        done = worker.decode(pending, content, shared=shared)
+        if done.values:
+            progress.report(done.places)
+            # While something is done, a new worker is worth a try.
+            self._without_item = self._failed_starts = 0
+            self._reports.append(done)
+        if kept < progress.kept:
+            progress.cut(kept)
+            self._reports.append(GaveBack(number, kept))
+        if progress.over:
+            del worker.pending[number]
+            self._items.give_back(pending.buffer)
+
+    def kill(self, number: int, why: Why) -> bool:
+        """End the worker that has this chunk."""
+        for pending in self._waiting:
+            if pending.number == number:
+                self._waiting.remove(pending)
+                self._items.give_back(pending.buffer)
+                self._reports.append(Lost(number, None, why))
+                return True
+        for worker in self._workers:
+            if number in worker.pending:
+                worker.kill(why)
+                return True
+        return False
+
+    def wake(self) -> None:
+        """Let `poll` return."""
+        # A pipe that is full wakes as well; closed, it has nobody to wake.
+        with suppress(OSError):
+            os.write(self._waker, b"w")
+
+    # --- time and memory --------------------------------------------------------------------------
+
+    def _check(self) -> float | None:
+        """Kill what takes too long or too much; return the seconds until the next check, None for no need of one."""
+        job, now = self._job, time.monotonic()
+        checks: list[float] = []
+        for worker in self._workers:
+            if not worker.pending or worker.why or worker.closed:
+                continue
+            if job.item_timeout is not None:
+                checks.append(self._check_time(worker, now, job.item_timeout))
+            if job.memory_limit is not None:
+                if _resident(worker.pid) > job.memory_limit:
+                    worker.kill("memory")
+                checks.append(_CHECK)
+            if not job.pipeline.awaits:
+                late = protocol.SLOW_CHUNK * job.target_s
+                for pending in worker.pending.values():
+                    if pending.progress.open > 1:
+                        if now - pending.since >= late:
+                            pending.since = now
+                            worker.ask()
+                        checks.append(pending.since + late - now)
+        return min(checks, default=None)
+
+    def _check_time(self, worker: WorkerHandle, now: float, limit: float) -> float:
+        due = worker.page[DUE]
+        if due:
+            left = abs(due) / 1e9 - now
+            if left <= 0:
+                worker.judged = due
+                worker.kill("deadline" if due < 0 else "timeout")
+            return max(left, 0.001)
+        # A call that begins later cannot be late before a whole limit has passed, but a deadline may end it sooner.
+        bounded = self._job.deadline is not None or self._job.options.deadline is not None
+        return min(limit, _CHECK) if bounded else limit
+
+    # --- what a dead worker leaves ----------------------------------------------------------------
+
+    def _remove(self, worker: WorkerHandle) -> None:
+        """Report what a dead worker leaves, once."""
+        if worker not in self._workers:
+            return
+        self._workers.remove(worker)
+        while not worker.closed and worker.conn.poll():
+            if (frame := worker.receive()) is not None:
+                self._handle(worker, frame)
+        self._sources.pop(worker.conn, None)
+        self._sources.pop(worker.sentinel, None)
+        said = worker.said
+        if worker.up:
+            self._reports += self._judge(worker)
+        worker.close()
+        for pending in worker.pending.values():
+            self._items.give_back(pending.buffer)
+        if worker.orphaned:
+            self._forget(worker.server)
+        if worker.failure is not None:
+            raise WorkerStartError(worker.failure, worker.exitcode)
+        if not worker.up:
+            self._count_failed_start(said or worker.server.said(), worker.exitcode)
+
+    def _judge(self, worker: WorkerHandle) -> list[Lost]:
+        """Decide what becomes of the chunks of a dead worker: which item is to blame, if any."""
+        started = {pending: worker.last_started(pending) for pending in worker.pending.values()}
+        if worker.why in ("timeout", "deadline") and worker.page[DUE] != worker.judged:
+            # The late call ended just before the kill; whatever came next is not to blame.
+            started = {}
+        elif started:
+            idle = all(last == protocol.NONE for last in started.values())
+            self._without_item = self._without_item + 1 if idle else 0
+        found: list[Lost] = []
+        for pending in worker.pending.values():
+            left, last = pending.progress.left(), started.get(pending, protocol.NONE)
+            # Of several that are under way at once, all that were not reported are suspects.
+            several = self._job.in_flight > 1
+            suspects = [n for n in left if (n <= last if several else n == last)]
+            if not suspects and started and self._without_item >= _FAILED_STARTS:
+                # Several workers in a row have died without beginning an item, so it must be the chunk.
+                suspects = [*left[:1]]
+            culprit = suspects[0] if len(suspects) == 1 else None
+            why: Why = (worker.why or "crash") if suspects else "stopped"
+            found.append(Lost(pending.number, culprit, why, worker.pid, worker.exitcode))
+        if sum(lost.why != "stopped" for lost in found) > 1:
+            # It died of one of several chunks, and no item of them is blamed.
+            found = [lost._replace(culprit=None, only_chunk=False) for lost in found]
+        return found
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def close(self, *, graceful: bool, timeout: float) -> None:
+        """End all processes."""
+        self._graceful, self._timeout = graceful, timeout
+        block, self._block = self._block, None
+        if block is not None:
+            # With any other argument MultiPool only logs more.
+            block.__exit__(None, None, None)
+        self._end()
+
+    def _end(self) -> None:
+        """Wait for the end of all items if that is to be, as long as may be; then end all workers."""
+        if not self._open:
+            return
+        self._open = False
+        self._waiting.clear()
+        end = time.monotonic() + self._timeout
+        try:
+            if self._graceful:
+                for worker in self._workers:
+                    worker.page[STOP] = 1
+                self._wait(end, lambda: any(worker.pending for worker in self._workers))
+        finally:
+            self._most = 0
+            for worker in self._workers:
+                worker.kill("stopped")
+            try:
+                self._wait(max(end, time.monotonic() + 0.05), lambda: bool(self._workers))
+            finally:
+                self._release()
+
+    def _wait(self, end: float, lasts: Callable[[], bool]) -> None:
+        while lasts() and (left := end - time.monotonic()) > 0:
+            with suppress(WorkerStartError):
+                self._turn(left)
+            self._reports.clear()
+
+    def _release(self) -> None:
+        for worker in self._workers:
+            worker.close()
+        self._workers.clear()
+        if self._forked is not None:
+            self._forked.close()
+        self._memory.close()
+        for fd in (self._fd, self._woken, self._waker):
+            os.close(fd)
+        self._waker = -1
+
+
+_load: Final = attrgetter("open")
+
+
+def _handle_log(data: bytes, raised: bytes | None) -> None:
+    """Let the program's logger of the same name handle a worker's record."""
+    import logging
+
+    record = logging.makeLogRecord(pickle.loads(data))  # noqa: S301 - from our own worker
+    if raised is not None:
+        error = pickle.loads(raised)  # noqa: S301 - as above
+        record.exc_info = (type(error), error, error.__traceback__)
+    logger = logging.getLogger(record.name)
+    if logger.isEnabledFor(record.levelno):
+        logger.handle(record)
+
+
+def _resident(pid: int) -> int:
+    """Return the bytes of memory that a process really uses; 0 where that is not known."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * _PAGE_SIZE
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+# --- twat-mp --------------------------------------------------------------------------------------
+
+
+class _Guest:
+    """The workers as `twat_mp.MultiPool` sees them: a pool that is entered and left as pathos' pools are."""
+
+    def __init__(self, end: Callable[[], None], nodes: int) -> None:
+        self.nodes, self.join = nodes, end
+
+    def map(self, *_: Any) -> Any:
+        """Refuse: `MultiPool` puts a `map` of its own over this one, but the scheduler sends chunks."""
+        raise NotImplementedError("a pool of workers takes chunks: submit() and poll()")
+
+    def close(self) -> None:
+        """Do nothing: all is done at its end."""
+
+    terminate = clear = close
+
+
+def _multi_pool(end: Callable[[], None], workers: int) -> AbstractContextManager[Any] | None:
+    """Return twat-mp's block around the workers, entered; leaving it ends them.
+
+    None where twat-mp cannot be imported: what it stands on needs a folder for temporary files.
+    """
+    try:
+        with warnings.catch_warnings():
+            # What these packages say about the Python they meet is not about the user's code.
+            warnings.simplefilter("ignore")
+            from twat_mp import MultiPool
+    except Exception:  # noqa: BLE001 - whatever a package raises while it is imported
+        return None
+
+    pool_class: Any = functools.partial(_Guest, end)
+    # `debug` off: switched on by an environment variable it would look for names that a function has not.
+    block: AbstractContextManager[Any] = MultiPool(
+        pool_class=pool_class, nodes=workers, debug=False
+    )
+    block.__enter__()
+    return block
