@@ -419,11 +419,21 @@ class Scheduler:
     def take(self, reports: Iterable[Report], now: float) -> list[Batch]:
         """Digest an executor's reports and return the items that are finished, not yet settled."""
         finished: list[Batch] = []
+        idx: list[int] = []
+        singles, busy_s = Batch(idx, [], []), 0.0
         for report in reports:
             chunk = self._out.get(report.chunk)
             if chunk is None:
                 continue
             if isinstance(report, Done):
+                if len(chunk.items) == 1 and not (report.odd or report.weight):
+                    # Slow items, as a rule, of which many may be done at once.
+                    idx += chunk.idx
+                    singles.items += chunk.items
+                    singles.values += report.values
+                    busy_s += report.busy_s
+                    del self._out[chunk.id]
+                    continue
                 finished.append(self._done(chunk, report, now))
                 if len(report.values) == len(chunk.items):
                     del self._out[chunk.id]
@@ -441,6 +451,9 @@ class Scheduler:
                 progress.cut(0)
             if progress.open <= 0:
                 del self._out[chunk.id], self._progress[chunk.id]
+        if idx:
+            self._size.measured(len(idx), busy_s)
+            finished.append(singles)
         return finished
 
     def _done(self, chunk: Chunk, done: Done, now: float) -> Batch:

@@ -7,7 +7,7 @@ service asks to wait, the limiter is paused for all functions that share it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from opero import events
 from opero.core.options import standalone
@@ -34,7 +34,6 @@ __all__ = [
     "Reservation",
     "get_rate_limit_decorator",
     "limiter_of",
-    "may_be_billed",
     "throttled",
 ]
 
@@ -57,44 +56,6 @@ def throttled(call: Call, error: Exception) -> Hint | None:
 
     hint = requested_wait(error.value if isinstance(error, Rejected) else error)
     return hint if hint is not None and hint.seconds > 0 else None
-
-
-_NOT_BILLED: Final = frozenset({401, 403, 404, 429})
-_NO_CONNECTION: Final = frozenset(
-    {
-        "APIConnectionError", "ClientConnectorError", "ConnectError", "ConnectTimeout",
-        "ConnectTimeoutError", "ConnectionError", "ConnectionRefusedError", "EndpointConnectionError",
-        "NewConnectionError", "gaierror",
-    }
-)  # fmt: skip
-"""Errors of the standard library and of HTTP clients that are raised before anything was sent, by their class names."""
-
-
-def may_be_billed(error: BaseException) -> bool:
-    """Return whether a call that ended with this error may cost something.
-
-    It cannot if there was no connection, or if the service has refused it (401, 403, 404, 429) or was out of order
-    (5xx). The error, its response and its causes are looked at.
-    """
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        status = _status_of(cause) or _status_of(getattr(cause, "response", None))
-        if status is not None:
-            return status not in _NOT_BILLED and not 500 <= status <= 599
-        if type(cause).__name__ in _NO_CONNECTION:
-            return False
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-    return True
-
-
-def _status_of(answer: object) -> int | None:
-    for name in ("status_code", "status", "code"):
-        found = getattr(answer, name, None)
-        if isinstance(found, int) and 100 <= found <= 599:
-            return int(found)
-    return None
 
 
 # --- stage ----------------------------------------------------------------------------------------
@@ -253,6 +214,9 @@ class RateLimit:
             if isinstance(error, Rejected):
                 self._settle(call, error.value)
             else:
+                # Loaded at the first failure.
+                from opero.core.classify import may_be_billed
+
                 limiter = reservation.limiter
                 limiter.settle_failure(reservation, error, billed=may_be_billed(error))
         self._failed(call, error, None if reservation is None else reservation.limiter)
