@@ -20,7 +20,7 @@ from opero import (
     operomap,
     orchestrate,
 )
-from opero.caching import CacheInfo
+from opero.caching.function_cache import CacheInfo
 from opero.concurrency import MapResult, get_parallel_executor, get_parallel_map_decorator
 from opero.core import get_fallback_decorator, get_retry_decorator
 from opero.core.options import Options

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from opero import events
 from opero.caching.copying import Uncopyable
 from opero.caching.entries import Entries, edit_detector
-from opero.caching.memory import MemoryStore
 from opero.caching.single_flight import (
     Flight,
     Instruction,
@@ -28,9 +27,8 @@ from opero.caching.single_flight import (
     forget_leadership,
     notify,
 )
-from opero.errors import Rejected, StoreError, UnkeyableError, warn_user
+from opero.errors import Rejected, StoreError, UnkeyableError
 from opero.utils import ambient
-from opero.utils.ambient import switch
 from opero.utils.steps import BlockingStep
 from opero.utils.units import format_bytes, format_seconds
 
@@ -197,25 +195,6 @@ class FunctionCache:
             self.leases = Leases(store, self.entries)
 
     # --- keys -------------------------------------------------------------------------------------
-
-    def key(self, call: CachedCall) -> Hashable | None:
-        """Return the key of a call that is made; None if it is not to be cached.
-
-        Raises:
-            UnkeyableError: The cache was asked for, and an argument has no content.
-        """
-        if self.off or (switch.on and ambient.disabled()):
-            return None
-        try:
-            return call.key or self.keys.key(call.args, call.kwargs)
-        except UnkeyableError as error:
-            if self.asked:
-                raise
-            self.off = True
-            reason = str(error)
-        self.entries.skipped(reason)
-        warn_user(f"{reason} Until then its results are not cached.")
-        return None
 
     def key_of(self, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Hashable | None:
         """Return the key of arguments; None if one has no content and the cache was not asked for.
@@ -540,13 +519,3 @@ class FunctionCache:
             backend=self.store.name,
             namespace=self.namespace,
         )
-
-    def after_fork(self) -> None:
-        """Forget what other threads of the parent process were doing: they do not exist in a forked child."""
-        self.single_flight.after_fork()
-        if isinstance(self.store, MemoryStore):
-            self.store.after_fork()
-        if self.keys.instances is not None:
-            self.keys.instances.after_fork()
-        if self.freshness is not None:
-            self.freshness.recent_failures.after_fork()

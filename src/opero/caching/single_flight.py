@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 from opero.utils import ambient
 from opero.utils.ambient import warn_on_loop
+from opero.utils.fork import reset_after_fork
 from opero.utils.steps import BlockingStep
 from opero.utils.waiters import TaskWaiter, ThreadWaiter
 
@@ -214,7 +215,8 @@ def forget_leadership() -> None:
 
 def leads_others(flight: Flight | None = None) -> bool:
     """Whether this context leads another flight than this one."""
-    return any(other is not flight and not other.done for other in _led.get())
+    led = _led.get()
+    return bool(led) and any(other is not flight and not other.done for other in led)
 
 
 class SingleFlight:
@@ -242,6 +244,7 @@ class SingleFlight:
         # Reentrant, because the garbage collector may end an abandoned coroutine, and its flight,
         # at any allocation.
         self._lock = RLock()
+        reset_after_fork(self)
 
     def join(self, key: Hashable, *, blocking: bool = True) -> Flight | None:
         """Return a flight to lead, or None if the caller has to wait.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overload
 
 if TYPE_CHECKING:
-    from opero.caching import CacheHandle
+    from opero.caching.handles import CacheHandle
     from opero.core.options import Options
     from opero.core.receipt import Explanation, Receipt
     from opero.core.stats import Stats

@@ -59,8 +59,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
 
-    from opero.caching import Store
     from opero.caching.codec import Codec
+    from opero.caching.memory import Store
     from opero.core.retry_budget import RetryBudget
     from opero.events import Event
     from opero.limits.breaker import CircuitBreaker

@@ -255,9 +255,9 @@ def _source(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> str:
             if getattr(pipeline, name) is not None:
                 body = _fill(guard, {"body": body})
         body += "return {wait}_opero_run(_opero_call)\n"
-    if cache is not None and cache.fast_parameters:
+    if cache is not None and cache.keys.fast_parameters:
         body = _HIT
-        parts |= _key(cache.fast_parameters, parameters, of_instance=cache.of_instance)
+        parts |= _key(cache.keys.fast_parameters, parameters, of_instance=cache.keys.of_instance)
     return _fill(_FUNCTION, parts | {"body": body})
 
 

@@ -20,70 +20,28 @@ import functools
 import sys
 import weakref
 from collections.abc import Callable, Hashable, Iterable
-from inspect import Parameter, Signature
+from inspect import Parameter
 from itertools import count
 from threading import RLock
 from types import CellType, FunctionType, MethodType
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from opero.caching.keys.canonical import FAST_TYPES, digest
 from opero.caching.keys.content import Unkeyable
 from opero.errors import UnkeyableError
+from opero.utils.fork import reset_after_fork
 
 __all__ = [
-    "FunctionDescription", "FunctionKeys", "InstanceTokens", "function_id", "namespace_of",
+    "FunctionKeys", "InstanceTokens", "function_id", "namespace_of",
     "namespace_prefix", "short_part",
 ]  # fmt: skip
-
-
-class FunctionDescription(Protocol):
-    """What is known of a function whose results are cached."""
-
-    @property
-    def fn(self) -> Callable[..., Any]:
-        """The function itself."""
-        ...
-
-    @property
-    def name(self) -> str:
-        """Its short name, for messages."""
-        ...
-
-    @property
-    def module(self) -> str:
-        """The module that defines it."""
-        ...
-
-    @property
-    def qualname(self) -> str:
-        """Its qualified name."""
-        ...
-
-    @property
-    def calling(self) -> Signature:
-        """The signature with which `fn` is called."""
-        ...
-
-    @property
-    def declared(self) -> Signature:
-        """The signature that users see."""
-        ...
-
-    @property
-    def in_class(self) -> bool:
-        """Whether it was defined in a class body."""
-        ...
-
-    def require_parameter(self, name: str, option: str, /) -> object:
-        """Raise an `OperoUsageError` if there is no declared parameter of that name."""
-        ...
 
 
 class FunctionKeys:
     """Make the keys of one function's results.
 
     Args:
-        info: The function.
+        info: The function, as `core.function` describes it.
         ignore: Parameters left out.
         user_key: Gets the call's arguments and returns the whole key, or None.
         instances: Numbers the instances that have no content, for a method in memory; None: they
@@ -101,7 +59,7 @@ class FunctionKeys:
 
     def __init__(
         self,
-        info: FunctionDescription,
+        info: Any,
         *,
         ignore: Iterable[str] = (),
         user_key: Callable[..., object] | None = None,
@@ -258,7 +216,7 @@ _SHORT: Final = 16
 _STARRED: Final = frozenset({Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD})
 
 
-def _called_as_declared(info: FunctionDescription) -> bool:
+def _called_as_declared(info: Any) -> bool:
     declared, calling = info.declared.parameters.values(), info.calling.parameters.values()
     # Signatures compare defaults with `==`, which arrays refuse to answer.
     return len(declared) == len(calling) and all(
@@ -319,7 +277,7 @@ def _escaped(text: str) -> str:
     return text.translate(_SPECIAL).encode("utf-8", "backslashreplace").decode()
 
 
-def function_id(info: FunctionDescription, version: str | int | None = None) -> str:
+def function_id(info: Any, version: str | int | None = None) -> str:
     """Return what a function is called in stores that outlive or are shared by functions.
 
     It is made of the module (for a script, its file), the qualified name, and what distinguishes two
@@ -327,7 +285,7 @@ def function_id(info: FunctionDescription, version: str | int | None = None) -> 
     code is no part of it: editing a function keeps its entries.
 
     Args:
-        info: The function.
+        info: The function, as above.
         version: `cache_version`.
 
     Raises:
@@ -426,6 +384,7 @@ class InstanceTokens:
         self._numbers = count(1)
         self._forget = forget
         self._lock = RLock()
+        reset_after_fork(self)
         # The references would otherwise keep this object in a cycle.
         myself = weakref.ref(self)
 
