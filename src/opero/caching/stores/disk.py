@@ -48,7 +48,7 @@ _DATABASE: Final = "cache.db"
 _DAY: Final = 86_400.0
 _HOUR: Final = 3_600.0
 
-_NAME: Final = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}\.val")
+_NAME: Final = r"[0-9a-f]{2}/[0-9a-f]{30}\.val"
 _BEYOND: Final = chr(0x10FFFF)
 _FLAGS: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
@@ -175,7 +175,7 @@ class DiskStore:
             return value
         if type(value) is int:
             raise StoreError("an entry in its folder is larger than cache_max_bytes")
-        if value is not None or type(filename) is not str or not _NAME.fullmatch(filename):
+        if value is not None or type(filename) is not str or not re.fullmatch(_NAME, filename):
             raise StoreError("an entry in its folder is not of opero")
         try:
             return self._read_file(filename, largest)
@@ -391,7 +391,7 @@ class DiskStore:
     def _delete_files(self, rows: Iterable[tuple[object]]) -> None:
         """Delete the files of rows that are gone; another process may have done so."""
         for (filename,) in rows:
-            if type(filename) is str and _NAME.fullmatch(filename):
+            if type(filename) is str and re.fullmatch(_NAME, filename):
                 with suppress(FileNotFoundError):
                     os.unlink(f"{self.folder}/{filename}")
 
@@ -474,7 +474,7 @@ class DiskStore:
         for folder in ("", *(name for name in os.listdir(self.folder) if len(name) == 2)):
             for name in os.listdir(f"{self.folder}/{folder}"):
                 filename = f"{folder}/{name}"
-                ours = _NAME.fullmatch(filename) or filename.startswith(f"/.{_DATABASE}.")
+                ours = re.fullmatch(_NAME, filename) or filename.startswith(f"/.{_DATABASE}.")
                 path = f"{self.folder}/{filename}"
                 with suppress(OSError):  # another process was quicker
                     if ours and filename not in known and os.path.getmtime(path) < before:
