@@ -197,7 +197,7 @@ class _PathosExecutor:
         return future
 
     def check(self) -> None:
-        """Give up what is under way if a process has died: nobody knows which task was in it."""
+        """Give up what is under way if a process has died: which task was in it is not known."""
         running = self._running()
         if not self.threads and self._workers - running:
             for future in list(self._flying):
