@@ -410,7 +410,7 @@ _TEXT: Final = 52
 dtype, their shape and their bytes, never a pickle. Arrays of objects or records, of extended precision, or
 of a subclass are not plain."""
 
-_DTYPE: Final = re.compile(r"[<>|][biufcmMSU]\d+(\[\d*(generic|[YMWDhmsunpfa]s?)\])?")
+_DTYPE: Final = r"[<>|][biufcmMSU]\d+(\[\d*(generic|[YMWDhmsunpfa]s?)\])?"
 
 
 _SIDES: Final = 64
@@ -454,7 +454,7 @@ def _is_plain_dtype(dtype: Any) -> bool:
         and dtype.char not in "gG"
         and dtype.metadata is None
         and dtype.itemsize > 0
-        and _DTYPE.fullmatch(dtype.str) is not None
+        and re.fullmatch(_DTYPE, dtype.str) is not None
     )
 
 
@@ -468,7 +468,7 @@ def _numpy() -> Any:
 
 def _dtype(text: Any) -> Any:
     # numpy reads much more than what it writes for plain types.
-    if type(text) is not str or len(text) > _LONGEST_DTYPE or _DTYPE.fullmatch(text) is None:
+    if type(text) is not str or len(text) > _LONGEST_DTYPE or re.fullmatch(_DTYPE, text) is None:
         raise ValueError("no plain dtype")
     return _numpy().dtype(text)
 

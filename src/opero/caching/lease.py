@@ -24,7 +24,6 @@ import atexit
 import itertools
 import math
 import os
-import random
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from threading import get_ident
@@ -108,6 +107,8 @@ class LeaseWait:
         if self.late or now >= self._patient_until:
             return None
         # Drawn, so that callers which began together do not ask together.
+        import random
+
         pause = self._longest * random.uniform(0.5, 1)
         self._longest = min(self._longest * _GROWTH, _LONGEST_PAUSE)
         return pause if self._deadline is None else min(pause, self._deadline - now)

@@ -107,7 +107,11 @@ class RateLimit:
             OperoUsageError: The limiter cannot limit this function.
         """
         limiter = limiter_of(wanted)
-        if limiter.settles and info.kind in ("generator", "async_generator"):
+        if (
+            limiter.pricing
+            and limiter.pricing.settle
+            and info.kind in ("generator", "async_generator")
+        ):
             raise OperoUsageError(
                 f"rate_limit={limiter!r}: {info.name}() is a generator and has no single result for "
                 "settle. Take a reservation by hand, and settle it at the end."
@@ -195,12 +199,12 @@ class RateLimit:
         """Return a reservation for what a call costs, in the bucket that it belongs to."""
         if ambient.disabled():
             return Reservation(self.limiter)
-        bucket = self.limiter.bucket_for(call.args, call.kwargs)
-        return bucket.reservation(bucket.price(call.args, call.kwargs))
+        return self.limiter.reservation_for(call.args, call.kwargs)
 
     def _settle(self, call: Call, result: object) -> None:
-        if call.reserved is not None and not ambient.disabled():
-            call.reserved.limiter.settle_result(call.reserved, result)
+        slot = call.reserved
+        if slot is not None and slot.limiter.pricing is not None and not ambient.disabled():
+            slot.limiter.pricing.settle_result(slot, result)
 
     def _ended(self, call: Call, made: int, error: Exception) -> None:
         """Conclude the reservation of a call that failed, or that was not made at all."""
@@ -213,12 +217,11 @@ class RateLimit:
         if reservation is not None:
             if isinstance(error, Rejected):
                 self._settle(call, error.value)
-            else:
+            elif (pricing := reservation.limiter.pricing) is not None:
                 # Loaded at the first failure.
                 from opero.core.classify import may_be_billed
 
-                limiter = reservation.limiter
-                limiter.settle_failure(reservation, error, billed=may_be_billed(error))
+                pricing.settle_failure(reservation, error, billed=may_be_billed(error))
         self._failed(call, error, None if reservation is None else reservation.limiter)
 
     def _budget(self, call: Call) -> WaitBudget:

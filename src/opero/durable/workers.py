@@ -8,8 +8,8 @@ import contextvars
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
 
 from opero.concurrency.recorder import recording
 from opero.durable.map_items import record_map
@@ -87,11 +87,9 @@ async def end_tasks(run: WorkflowRun) -> None:
 
 # --- threads ------------------------------------------------------------------------------------------------------
 
-Job = Callable[[], object]
-
 
 class WorkerThreads:
-    """Threads for synchronous workflows: as many as run at once, never more than `size`.
+    """Threads for synchronous workflows: one for each while it runs, never more than `size`.
 
     Args:
         size: Most jobs at once.
@@ -100,10 +98,8 @@ class WorkerThreads:
     def __init__(self, size: int) -> None:
         self.size: Final = size
         self._lock = threading.Lock()
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._reserved = 0
-        self._idle = 0
-        self._threads: list[threading.Thread] = []
+        self._threads: WeakSet[threading.Thread] = WeakSet()
 
     @property
     def free(self) -> int:
@@ -123,33 +119,18 @@ class WorkerThreads:
         with self._lock:
             self._reserved -= 1
 
-    def run(self, job: Job) -> None:
-        """Run a job that has a reservation, in a thread that is idle or a new one."""
+    def run(self, job: Callable[[], object]) -> None:
+        """Run a job that has a reservation, in a thread and a context of its own."""
+        work = contextvars.Context().run
+        thread = EngineThread(target=work, args=(job,), name="opero-workflow", daemon=True)
         with self._lock:
-            # A thread that has done its job, but has not counted itself as idle yet, takes the next one too.
-            if self._idle > 0 or len(self._threads) >= self.size:
-                self._idle -= 1
-                self._jobs.put(job)
-                return
-            name = f"opero-workflow-{len(self._threads) + 1}"
-            thread = EngineThread(target=self._serve, args=(job,), name=name, daemon=True)
-            self._threads.append(thread)
+            self._threads.add(thread)
         thread.start()
 
-    def _serve(self, job: Job | None) -> None:
-        while job is not None:
-            # Context variables that one workflow sets must not reach the next one.
-            contextvars.Context().run(job)
-            with self._lock:
-                self._idle += 1
-            job = self._jobs.get()
-
     def close(self) -> None:
-        """End the threads; none of them has a job any more."""
+        """Wait for the threads, whose jobs are done."""
         with self._lock:
-            threads, self._threads = self._threads, []
-        for _ in threads:
-            self._jobs.put(None)
+            threads = list(self._threads)
         for thread in threads:
             thread.join()
 

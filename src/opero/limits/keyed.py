@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final
 
 from opero.errors import OperoUsageError, warn_user
 from opero.limits.reservation import name_of
@@ -20,15 +20,7 @@ _MOST: Final = 10_000
 _SWEEP_FROM: Final = 64
 
 
-class _Bucket(Protocol):
-    @property
-    def idle(self) -> bool: ...
-
-
-B = TypeVar("B", bound=_Bucket)
-
-
-class Buckets(Generic[B]):
+class Buckets:
     """The limiters of single keys.
 
     A bucket in which nothing is remembered that still counts is dropped. Keys may be secrets: they are never shown,
@@ -42,19 +34,19 @@ class Buckets(Generic[B]):
         join: Lets a bucket use the file with the given ending; None as long as no process shares the buckets.
     """
 
-    def __init__(self, key: Any, make: Callable[[], B]) -> None:
+    def __init__(self, key: Any, make: Callable[[], Any]) -> None:
         if not callable(key) or is_async_function(key):
             raise OperoUsageError(f"key={key!r} must be a plain function of the call's arguments.")
         self._key: Callable[..., Any] = key
         self._make = make
-        self.join: Callable[[B, str], None] | None = None
+        self.join: Callable[[Any, str], None] | None = None
         self._secret = b""
-        self._buckets: OrderedDict[Hashable, B] = OrderedDict()
-        self._all: weakref.WeakValueDictionary[Hashable, B] = weakref.WeakValueDictionary()
+        self._buckets: OrderedDict[Hashable, Any] = OrderedDict()
+        self._all: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
         self._sweep_at = _SWEEP_FROM
         self._lock = threading.RLock()
 
-    def of_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> B:
+    def of_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the bucket that a call with these arguments belongs to.
 
         Raises:
@@ -69,7 +61,7 @@ class Buckets(Generic[B]):
             ) from error
         return self.of_key(key)
 
-    def of_key(self, key: object) -> B:
+    def of_key(self, key: object) -> Any:
         """Return the bucket of a key.
 
         Raises:
@@ -109,12 +101,12 @@ class Buckets(Generic[B]):
             )
         self._sweep_at = min(_MOST, max(_SWEEP_FROM, 2 * len(self._buckets)))
 
-    def all(self) -> list[B]:
+    def all(self) -> list[Any]:
         """Return the buckets that are remembered."""
         with self._lock:
             return list(self._buckets.values())
 
-    def share(self, secret: bytes, join: Callable[[B, str], None]) -> None:
+    def share(self, secret: bytes, join: Callable[[Any, str], None]) -> None:
         """Share all buckets with other processes from now on.
 
         Args:
@@ -126,7 +118,7 @@ class Buckets(Generic[B]):
             for part, bucket in list(self._all.items()):
                 self._join(part, bucket)
 
-    def _join(self, part: Hashable, bucket: B) -> None:
+    def _join(self, part: Hashable, bucket: Any) -> None:
         if self.join is None:
             return
         from hashlib import blake2b

@@ -106,7 +106,7 @@ class ConcurrencyLimit(SharedGuard):
         self.limit: int = _whole(limit, "concurrency", 1)
         self.queue: int | None = None if queue is None else _whole(queue, "queue", 0)
         self.name: str = name or f"at most {limit}"
-        self._permits = _Permits(self)
+        self._use(_Permits(self))
         super().__init__((limit, {"queue": queue}))
         # In a worker permits are given out when those of its program have been looked for.
         self._permits.most = self.limit if self.attached else 0
@@ -116,8 +116,14 @@ class ConcurrencyLimit(SharedGuard):
         across = self._permits.across
         if across is not None:
             across.begin()
-        self._permits = _Permits(self, across)
+        self._use(_Permits(self, across))
         self.attached = True
+
+    def _use(self, permits: _Permits) -> None:
+        self._permits = permits
+        # What `enter` looks at: whether a caller may not just take one that is free.
+        self._free = permits.free
+        self._busy: object = permits.waiting if permits.across is None else permits
 
     @property
     def in_flight(self) -> int:
@@ -182,11 +188,10 @@ class ConcurrencyLimit(SharedGuard):
         Returns:
             The permit, for `leave`; None if there is none now.
         """
-        permits = self._permits
-        if permits.waiting or permits.across is not None:
+        if self._busy:
             return self.hold(current_task) if self.try_acquire() else None
         try:
-            permit = permits.free.pop()
+            permit = self._free.pop()
         except IndexError:
             return self.hold(current_task) if self.try_acquire() else None
         # What `note_holder` does, without another call.
@@ -233,7 +238,10 @@ class ConcurrencyLimit(SharedGuard):
 
     def _go_to(self, path: str | None, *, create: bool) -> str:
         path, create = path or private_path(self), create or path is None
-        self._permits.move(_FilePermits(path, self.limit, create=create))
+        file = _FilePermits(path, self.limit, create=create)
+        # From here on `enter` asks the queue, which looks at the file as soon as that is in use.
+        self._busy = self._permits
+        self._permits.move(file)
         return path
 
     def after_fork(self) -> None:
@@ -271,6 +279,9 @@ class _Permits(HandoffQueue):
         self.taken: list[Permit] = []
         self.across = across
         self._limit = limit
+
+    def __bool__(self) -> bool:
+        return True
 
     @property
     def out(self) -> int:

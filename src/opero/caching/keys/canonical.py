@@ -19,7 +19,7 @@ from opero.caching.keys.content import Shape, Unkeyable, describe, type_name
 if TYPE_CHECKING:
     from hashlib import blake2b
 
-__all__ = ["FAST_TYPES", "MAX_DEPTH", "digest", "encode", "fast_part", "parts_of"]
+__all__ = ["FAST_TYPES", "MAX_DEPTH", "digest", "encode", "fast_part", "load_blake2b", "parts_of"]
 
 FAST_TYPES: Final[frozenset[type]] = frozenset({str, int, bytes, bool, NoneType})
 """Exact types whose values are their own content: `(type(value), value)` is safe within a key."""
@@ -303,7 +303,7 @@ def digest(value: object) -> bytes:
         20
     """
     parts = parts_of(value)
-    hasher = _blake2b()
+    hasher = load_blake2b()
     if sum(map(len, parts)) < _STREAM_FROM:
         return hasher(b"".join(parts), digest_size=_DIGEST_SIZE).digest()
     state = hasher(digest_size=_DIGEST_SIZE)
@@ -337,8 +337,10 @@ def fast_part(value: object) -> tuple[type, object] | bytes:
 
 
 @functools.cache
-def _blake2b() -> type[blake2b]:
-    # `import opero` has to stay cheap, and most keys never need a hash.
-    from hashlib import blake2b
-
+def load_blake2b() -> type[blake2b]:
+    """Return the hash function, without OpenSSL: `import opero` has to stay cheap, and most keys need no hash."""
+    try:
+        from _blake2 import blake2b
+    except ImportError:  # of another Python than CPython
+        from hashlib import blake2b
     return blake2b

@@ -17,6 +17,7 @@ digest.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import weakref
 from collections.abc import Callable, Hashable, Iterable
@@ -294,9 +295,8 @@ def function_id(info: Any, version: str | int | None = None) -> str:
     module = info.module
     if module in ("__main__", "__mp_main__"):
         script = getattr(sys.modules["__main__"], "__file__", None)
-        from pathlib import Path
-
-        module = str(Path(script).resolve()) if script else module
+        # Not by pathlib, which is costly to import.
+        module = os.path.realpath(script) if script else module
     name = f"{_escaped(module)}:{info.qualname}"
     bound = _bound_to(info.fn)
     if bound:
