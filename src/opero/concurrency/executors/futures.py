@@ -355,7 +355,7 @@ class FuturesExecutor:
             self._send(self._waiting.popleft())
 
     def _send(self, chunk: Chunk) -> None:
-        payload = pickle.dumps(encode_chunk(chunk), 5)
+        payload = pickle.dumps(encode_chunk(chunk)[0], 5)
         try:
             submit = self._pool.executor.submit
             future = submit(run_chunk, PROTOCOL, self._number, self._blob, payload)
