@@ -9,7 +9,7 @@ In memory, entries belong to the function object, and a key is one of:
     (7, str, "a")             a method: the token of the instance, then as above
     (7, b"…20 bytes…")
 
-Wrappers build the first and the third shape themselves (`core.wrapper`), so both places must agree.
+Wrappers build the first and the third shape by source text of `key_source`, so both places must agree.
 Stores that functions share get text: namespace, the function's persistent identity, and always the
 digest.
 """
@@ -33,7 +33,7 @@ from opero.errors import UnkeyableError
 from opero.utils.fork import reset_after_fork
 
 __all__ = [
-    "FunctionKeys", "InstanceTokens", "function_id", "namespace_of",
+    "FunctionKeys", "InstanceTokens", "default_parts", "function_id", "key_source", "namespace_of",
     "namespace_prefix", "short_part",
 ]  # fmt: skip
 
@@ -421,3 +421,49 @@ class InstanceTokens:
             del self._references[reference.number]
             del self.tokens[reference.number]
         self._forget(reference.token)
+
+
+# --- the same as source text ----------------------------------------------------------------------
+
+_BY_FREQUENCY = (str, int, *sorted(FAST_TYPES - {str, int}, key=lambda kind: kind.__name__))
+
+
+def default_parts(parameters: list[Parameter]) -> dict[int, Any]:
+    """Return the key parts of defaults that are short lists or tuples, such as the values of a fallback, by place."""
+    found = {}
+    for n, p in enumerate(parameters):
+        part = short_part(type(p.default), p.default) if type(p.default) in (list, tuple) else None
+        if part is not None:
+            found[n] = part
+    return found
+
+
+def key_source(
+    names: tuple[str, ...], parameters: list[Parameter], *, of_instance: bool
+) -> dict[str, str]:
+    """Write, for a generated wrapper, the key of a hit and the test that it may be used.
+
+    Names other than the parameters' begin with `_opero_`: the type of parameter n, its default, the default's key part.
+    """
+    tests, parts = [], []
+    places = {p.name: n for n, p in enumerate(parameters)}
+    of_defaults = default_parts(parameters)
+    for name in names:
+        n = places[name]
+        # Compared one by one: a metaclass may make its classes unhashable, and `in` a set fail.
+        kinds = [f"_opero_type_{n} is _opero_{kind.__name__}" for kind in _BY_FREQUENCY]
+        kinds[0] = f"(_opero_type_{n} := _opero_type({name})) is _opero_{_BY_FREQUENCY[0].__name__}"
+        part = name
+        if n in of_defaults:
+            # Only the default itself: its items need no comparison, unless it is a list, which may be changed.
+            same = f"{name} is _opero_default_{n}"
+            if type(parameters[n].default) is list:
+                same += f" and {name} == _opero_copy_{n}"
+            kinds.append(f"({same})")
+            part = f"_opero_part_{n} if {name} is _opero_default_{n} else {name}"
+        tests.append(f"({' or '.join(kinds)})")
+        parts.append(f"_opero_type_{n}, {part}")
+    if of_instance:
+        tests[0] = f"(_opero_instance := _opero_token(_opero_id({names[0]}))) is not None"
+        parts[0] = "_opero_instance"
+    return {"all_fast": " and ".join(tests), "key": ", ".join(parts)}
