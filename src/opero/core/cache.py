@@ -325,9 +325,8 @@ class CacheStage(FunctionCache):
                     look = Look(*before, entry)
                 elif start(key, flight := Flight(key)) is not flight:
                     flight = None
-                elif (
-                    find(key) is not None
-                ):  # another caller has stored it between our look and our start
+                elif find(key) is not None:
+                    # Another caller has stored it between our look and our start.
                     flights.abandon(flight)
                     flight = None
             if flight is None:
@@ -387,9 +386,8 @@ class CacheStage(FunctionCache):
                     look = Look(*before, entry)
                 elif start(key, flight := Flight(key)) is not flight:
                     flight = None
-                elif (
-                    find(key) is not None
-                ):  # another caller has stored it between our look and our start
+                elif find(key) is not None:
+                    # Another caller has stored it between our look and our start.
                     flights.abandon(flight)
                     flight = None
             if flight is None:
