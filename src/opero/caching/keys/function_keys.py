@@ -27,7 +27,7 @@ from threading import RLock
 from types import CellType, FunctionType, MethodType
 from typing import Any, Final
 
-from opero.caching.keys.canonical import FAST_TYPES, digest, pair_head, pairs_digest
+from opero.caching.keys.canonical import FAST_TYPES, digest, fast_part, pair_head, pairs_digest
 from opero.caching.keys.content import Unkeyable
 from opero.errors import UnkeyableError
 from opero.utils.fork import reset_after_fork
@@ -84,7 +84,7 @@ class FunctionKeys:
         self._keyword_only = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
         self._kept = [n for n, name in enumerate(self._names) if name not in self._ignore]
         self._heads = [pair_head(self._names[n]) for n in self._kept]
-        self.instances = instances if self._kept[:1] == [0] else None
+        self.instances: InstanceTokens | None = instances if self._kept[:1] == [0] else None
         self._bare = self._plain and not self._keyword_only
 
     @property
@@ -186,16 +186,15 @@ class FunctionKeys:
             if self._bound(args, kwargs) is None:
                 return None  # the function itself raises what is wrong with its arguments
             raise
-        if self.prefix is None and _is_fast(type(made)):
-            return type(made), made
         try:
-            found = digest(made)
+            if self.prefix is None:
+                return fast_part(made)
+            return f"{self.prefix()}{digest(made).hex()}"
         except Unkeyable as signal:
             raise UnkeyableError(
                 f"{self.function.name}(): cache_key returned what cannot be a key: {signal}. "
                 "Return text, numbers, or a tuple of them."
             ) from None
-        return found if self.prefix is None else f"{self.prefix()}{found.hex()}"
 
     def _unkeyable(self, name: str, why: str) -> UnkeyableError:
         return UnkeyableError(
@@ -218,13 +217,6 @@ def _called_as_declared(info: Any) -> bool:
         d.name == c.name and d.kind == c.kind and d.default is c.default
         for d, c in zip(declared, calling, strict=True)
     )
-
-
-def _is_fast(kind: type) -> bool:
-    try:
-        return kind in FAST_TYPES
-    except TypeError:  # a metaclass may make its classes unhashable
-        return False
 
 
 def _has_content(instance: object) -> bool:

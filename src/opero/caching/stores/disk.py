@@ -271,7 +271,10 @@ class DiskStore:
         now = time.time()
         made: list[tuple[object]] = []
         try:
-            places = [self._place(blob, made) for _, blob, _ in rows]
+            places = [
+                (None, blob) if len(blob) < _FILE_FROM else (self._write_file(blob, made), None)
+                for _, blob, _ in rows
+            ]
             with self._transaction() as connection:
                 replaced = [
                     found
@@ -290,16 +293,15 @@ class DiskStore:
         except BaseException:
             self._delete_files(made)
             raise
-        self._delete_files(replaced)
+        if replaced:
+            self._delete_files(replaced)
         self._writes += len(rows)
-        self._written += sum(len(blob) for _, blob, _ in rows)
+        self._written += sum([len(blob) for _, blob, _ in rows])
         if self._writes >= _SMALL_WRITES or self._written >= _BYTES_WRITTEN:
             self._make_room()
 
-    def _place(self, blob: bytes, made: list[tuple[object]]) -> tuple[str | None, bytes | None]:
-        """Return file name and value of a row; the file is written, and noted in `made`."""
-        if len(blob) < _FILE_FROM:
-            return None, blob
+    def _write_file(self, blob: bytes, made: list[tuple[object]]) -> str:
+        """Return the name of a file with a large value, which is noted in `made`."""
         name = os.urandom(16).hex()
         filename = f"{name[:2]}/{name[2:]}.val"
         try:
@@ -314,7 +316,7 @@ class DiskStore:
             raise StoreError(
                 f"the disk cache {self.folder} cannot be written ({reason})"
             ) from error
-        return filename, None
+        return filename
 
     def _make_room(self) -> None:
         """Remove what has expired, and what was stored first while there is too much."""
@@ -357,7 +359,8 @@ class DiskStore:
 
         A writer that was stopped while it wrote must not cost every call as much as the first.
         """
-        self._backoff.check()
+        if self._backoff.failures:
+            self._backoff.check()
         try:
             with self._file.transaction() as connection:
                 yield connection
@@ -366,7 +369,8 @@ class DiskStore:
                 self._backoff.failed(_BUSY)
                 raise StoreError(_BUSY) from error
             raise
-        self._backoff.over()
+        if self._backoff.failures:
+            self._backoff.over()
 
     # --- files beside the database ----------------------------------------------------------------
 
