@@ -304,20 +304,26 @@ class FunctionCache:
         except Uncopyable:
             return Instruction.COMPUTE
 
-    def late(self, call: CachedCall, expired: Entry | None) -> Any:
+    def late(self, call: CachedCall, expired: Entry | None, flight: Flight | None = None) -> Any:
         """End a call whose deadline comes before the outcome that it waits for.
 
         Args:
             call: The call.
             expired: An expired entry that it gets then, if it may be served.
+            flight: What it leads; None if it waits for the leader.
 
         Raises:
             DeadlineError: There is none.
         """
-        error = self._overdue(call)
+        error, freshness = self._overdue(call), self.freshness
         try:
-            now, freshness = ambient.clock().monotonic(), self.freshness
-            if expired is None or freshness is None or not freshness.usable(expired, now):
+            if flight is not None:
+                expired = self.failed(call, flight, expired, error)
+            elif expired is not None and not (
+                freshness and freshness.usable(expired, ambient.clock().monotonic())
+            ):
+                expired = None
+            if expired is None:
                 raise error
             return self.entries.serve_stale(call, expired, error)
         finally:
@@ -443,7 +449,7 @@ class FunctionCache:
                     flight, call.deadline, expired, seen_at, blocking=blocking
                 )
                 if late:
-                    return self._late_leader(call, flight, expired)
+                    return self.late(call, expired, flight)
             elif seen_at == -inf:
                 expired = yield entries.find_step(key)
             if expired is None or not entries.is_fresh(key, expired):
@@ -458,16 +464,6 @@ class FunctionCache:
         finally:
             if lease is not None:
                 lease.release(flight)
-
-    def _late_leader(self, call: CachedCall, flight: Flight, expired: Entry | None) -> Any:
-        error = self._overdue(call)
-        try:
-            old = self.failed(call, flight, expired, error)
-            if old is None:
-                raise error
-            return self.entries.serve_stale(call, old, error)
-        finally:
-            del error
 
     # --- management --------------------------------------------------------------------------------
 

@@ -54,7 +54,7 @@ class LeadItem:
     old: Entry | None = None
     """What the cache had, if it has expired."""
     lease: Lease | None = None
-    """What keeps other processes from computing it, once it is claimed."""
+    """What keeps other processes from computing it, once that is acquired."""
     wait: LeaseWait | None = None
     """The wait for the process that computes it, while one does or after one did."""
     parked: bool = False
@@ -163,12 +163,12 @@ class RemoteLeases:
         wanted = [(lead, lead.lease) for lead in leads if lead.lease is not None]
         if not wanted:
             return list(leads)
-        claims = [lease for _, lease in wanted]
+        leases = [lease for _, lease in wanted]
         again, blocking = wanted[0][0].wait is not None, not self._awaits
         granted: list[bool | None] = yield in_thread(
-            lambda: self._leases.acquire_many(claims, again=again, blocking=blocking)
+            lambda: self._leases.acquire_many(leases, again=again, blocking=blocking)
         )
-        self._leases.keep([lease for lease, mine in zip(claims, granted, strict=True) if mine])
+        self._leases.keep([lease for lease, mine in zip(leases, granted, strict=True) if mine])
         for (lead, _), mine in zip(wanted, granted, strict=True):
             if mine is None:
                 lead.lease = None

@@ -18,7 +18,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -219,37 +219,41 @@ class _Sleeper(NamedTuple):
     parked: Parked
 
 
+@dataclass(slots=True)
 class FinishedItems:
     """Finished items on their way out: at once, or after all that come before them in the input.
 
     Attributes:
+        ordered: Whether items wait for those before them.
         held: Items that are not handed out yet.
         ready: Those that wait for no other one.
+        early: Those that do, in runs of neighbours, by the first index.
+        next: Index of the item that the first of them waits for.
     """
 
-    def __init__(self, *, ordered: bool) -> None:
-        self.held: int = 0
-        self.ready: deque[Batch] = deque()
-        self._next = 0 if ordered else None
-        self._early: dict[int, Batch] = {}
+    ordered: bool
+    held: int = 0
+    ready: deque[Batch] = field(default_factory=deque)
+    early: dict[int, Batch] = field(default_factory=dict)
+    next: int = 0
 
     def put(self, batch: Batch) -> None:
         """Add finished items."""
         self.held += len(batch.items)
-        if self._next is None:
+        if not self.ordered:
             self.ready.append(batch)
             return
-        self._early.update((run.idx[0], run) for run in batch.runs() if run)
-        while (run := self._early.pop(self._next, None)) is not None:
+        self.early.update((run.idx[0], run) for run in batch.runs() if run)
+        while (run := self.early.pop(self.next, None)) is not None:
             self.ready.append(run)
-            self._next += len(run)
+            self.next += len(run)
 
     def skip_missing(self) -> None:
         """Hand out the rest with gaps: missing items will not come any more."""
-        for index in sorted(self._early):
-            run = self._early.pop(index)
+        for index in sorted(self.early):
+            run = self.early.pop(index)
             self.ready.append(run)
-            self._next = index + len(run)
+            self.next = index + len(run)
 
 
 class Scheduler:

@@ -113,7 +113,7 @@ class _BackgroundCall(RefreshCall):
 
     def unchanged(self) -> bool:
         """Return whether the arguments still have the key of the entry."""
-        self.key = self._stage.keys.key(self.args, self.kwargs)
+        self.key: Any = self._stage.keys.key(self.args, self.kwargs)
         return bool(self.key == self.flight.key)
 
     def compute(self) -> Any:
@@ -325,9 +325,8 @@ class CacheStage(FunctionCache):
                     look = Look(*before, entry)
                 elif start(key, flight := Flight(key)) is not flight:
                     flight = None
-                elif (
-                    find(key) is not None
-                ):  # another caller has stored it between our look and our start
+                elif find(key) is not None:
+                    # Another caller has stored it between our look and our start.
                     flights.abandon(flight)
                     flight = None
             if flight is None:
@@ -387,9 +386,8 @@ class CacheStage(FunctionCache):
                     look = Look(*before, entry)
                 elif start(key, flight := Flight(key)) is not flight:
                     flight = None
-                elif (
-                    find(key) is not None
-                ):  # another caller has stored it between our look and our start
+                elif find(key) is not None:
+                    # Another caller has stored it between our look and our start.
                     flights.abandon(flight)
                     flight = None
             if flight is None:

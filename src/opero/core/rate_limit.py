@@ -13,7 +13,7 @@ from opero import events
 from opero.core.options import standalone
 from opero.errors import OperoUsageError, RefusalError, Rejected
 from opero.limits.limiter import RateLimiter, limiter_of
-from opero.limits.reservation import Reservation
+from opero.limits.limiter_state import Reservation
 from opero.limits.waiting import WaitBudget
 from opero.utils import ambient
 from opero.utils.ambient import switch

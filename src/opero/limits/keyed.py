@@ -1,5 +1,5 @@
 # this_file: src/opero/limits/keyed.py
-"""Keep one bucket for each key: an API key, a host, a tenant."""
+"""Tell calls apart: one bucket for each key (an API key, a host, a tenant), and what a call costs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from opero.errors import OperoUsageError, warn_user
-from opero.limits.reservation import name_of
+from opero.errors import OperoUsageError, RefusalError, warn_user
+from opero.limits.windows import CombinedLimit, CostWindow, as_units, describe_rate
 from opero.utils.async_utils import is_async_function
 
-__all__ = ["Buckets"]
+if TYPE_CHECKING:
+    from opero.limits.limiter_state import Reservation
+    from opero.utils.units import RateWindow
+
+__all__ = ["Buckets", "Pricing"]
 
 _MOST: Final = 10_000
 """Buckets that are kept; as many keys within one period are no keys any more, but requests."""
@@ -134,3 +138,126 @@ class Buckets:
 
     def __len__(self) -> int:
         return len(self._buckets)
+
+
+# --- prices ---------------------------------------------------------------------------------------
+
+
+class Pricing:
+    """What calls cost before they are made, and what they have cost afterwards.
+
+    Args:
+        rule: The limits, of which one counts cost.
+        windows: The windows of it.
+        cost: A number, or a callable of the call's arguments.
+        settle: Callable of the result that returns the real cost.
+        settle_error: Callable of the error that returns the real cost of a failed call.
+
+    Attributes:
+        settle: As above.
+    """
+
+    def __init__(
+        self,
+        rule: CombinedLimit,
+        windows: tuple[RateWindow, ...],
+        cost: float | Callable[..., float] | None,
+        settle: Callable[[Any], float] | None,
+        settle_error: Callable[[Exception], float | None] | None,
+    ) -> None:
+        _check_callable("cost", cost, number=True)
+        _check_callable("settle", settle)
+        _check_callable("settle_error", settle_error)
+        self._cost = 1.0 if cost is None else cost
+        if not callable(self._cost):
+            as_units(self._cost, "cost")
+        self.settle = settle
+        self._settle_error = settle_error
+        # A cap without costs counts calls, and a call that failed was one.
+        self._refunds = cost is not None or any(window.weighted for window in windows)
+        self._bounds = [
+            (window, part.capacity)
+            for window, part in zip(windows, rule.parts, strict=False)
+            if isinstance(part, CostWindow)
+        ]
+
+    def units(self, cost: float | None) -> int:
+        """Return a cost in millionths; that of every call where none is given.
+
+        Raises:
+            OperoUsageError: It is no cost, or more than the limit will ever allow.
+        """
+        if cost is None:
+            if callable(self._cost):
+                raise OperoUsageError("say what the call costs: acquire(cost=...).")
+            cost = self._cost
+        units = as_units(cost, "cost")
+        for window, capacity in self._bounds:
+            if units > capacity:
+                raise OperoUsageError(
+                    f"cost={cost:g} is more than {describe_rate(window.rate, window.unit)} will "
+                    "ever allow: split the call, or raise the rate."
+                )
+        return units
+
+    def price(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+        """Return what a call with these arguments costs.
+
+        Raises:
+            OperoUsageError: `cost` raised, or returned no number of 0 or more.
+        """
+        if not callable(self._cost):
+            return self._cost
+        try:
+            cost = self._cost(*args, **kwargs)
+        except Exception as error:
+            raise OperoUsageError(
+                f"cost={name_of(self._cost)} raised {type(error).__name__}. "
+                "It gets the call's arguments and returns a number."
+            ) from error
+        as_units(cost, "cost")
+        return cost
+
+    def settle_result(self, reservation: Reservation, result: object) -> None:
+        """Correct what a call has cost; a `settle` that fails costs no caller a result."""
+        if self.settle is not None:
+            _settle(reservation, "settle", self.settle, result)
+
+    def settle_failure(self, reservation: Reservation, error: Exception, *, billed: bool) -> None:
+        """Correct what a failed call has cost.
+
+        Args:
+            reservation: What was reserved for it.
+            error: What it raised.
+            billed: Whether it may have been billed; where `settle_error` is not given, the cost is given back if not.
+        """
+        if self._settle_error is not None and not isinstance(error, RefusalError):
+            _settle(reservation, "settle_error", self._settle_error, error)
+        elif self._refunds and not billed:
+            reservation.settle(0)
+
+
+def _settle(
+    reservation: Reservation, option: str, cost_of: Callable[[Any], float | None], outcome: object
+) -> None:
+    try:
+        cost = cost_of(outcome)
+        if cost is not None or option == "settle":
+            reservation.settle(cast("float", cost))  # what `settle=` returns is checked there
+    except Exception as error:  # noqa: BLE001 - the call has its own outcome
+        warn_user(
+            f"{option}={name_of(cost_of)} raised {type(error).__name__}: what was reserved counts"
+        )
+
+
+def name_of(function: object) -> str:
+    """Return how a user's function is called in messages."""
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def _check_callable(option: str, value: object, *, number: bool = False) -> None:
+    if value is None or (number and isinstance(value, int | float)):
+        return
+    if not callable(value) or is_async_function(value):
+        either = "a number or " if number else ""
+        raise OperoUsageError(f"{option}={value!r} must be {either}a plain function, or None.")

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opero.errors import OperoUsageError
 from opero.limits.gcra import SECOND, Rule
-from opero.limits.keyed import Buckets
-from opero.limits.limiter_state import LimiterState
-from opero.limits.reservation import Pricing, Reservation
+from opero.limits.keyed import Buckets, Pricing
+from opero.limits.limiter_state import LimiterState, Reservation
 from opero.limits.shared import SharedGuard
 from opero.limits.waiting import UNLIMITED, ExternalLimiter, SlotQueue, WaitBudget, budget_of
 from opero.limits.windows import (

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from types import coroutine
-from typing import IO, TYPE_CHECKING, Any, Final, NoReturn
+from typing import IO, TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from opero.core.stream import HandedOut, Stream
 from opero.errors import OperoError, OperoUsageError, warn_user
@@ -145,7 +145,7 @@ class Recorder:
             return pipeline.run(call)
         recorded = _RecordedCall(self, pipeline, call, identity)
         if pipeline.info.kind == "generator":
-            return Stream(recorded.listen())
+            return Stream(cast("Generator[Any, Any, Any]", recorded.listen()))
         if pipeline.info.kind == "async_generator":
             return recorded.listen()
         try:
@@ -317,7 +317,7 @@ class Player:
         if outcome is not None and outcome.awaited:
             pipeline.awaits = pipeline.fast_path.closed = True
         if pipeline.info.kind == "generator":
-            return Stream(self._play(pipeline, identity, outcome))
+            return Stream(cast("Generator[Any, Any, Any]", self._play(pipeline, identity, outcome)))
         if pipeline.info.kind == "async_generator":
             return self._play(pipeline, identity, outcome)
         if pipeline.awaits:

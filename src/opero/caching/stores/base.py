@@ -25,6 +25,7 @@ import inspect
 import math
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
@@ -526,10 +527,11 @@ class CodedStore:
         if mark != _MARK or version != _VERSION or math.isnan(expires):
             raise StoreError("an entry cannot be read: it is not of this version of opero")
         try:
-            value = self._decoded(key, blob)
+            context = blob[:_HEADER_SIZE] + key.encode("utf-8", "surrogatepass")
+            value = self._coder.decode(memoryview(blob)[_HEADER_SIZE:], context)
         except Undecodable as signal:
             raise StoreError(f"an entry cannot be read: {signal}") from None
-        offset = ambient.wall_offset()
+        offset = time.time() - time.monotonic()  # as `ambient.wall_offset`
         return _ReadEntry(
             value, stored - offset, expires - offset, functools.partial(self._decoded, key), blob
         )

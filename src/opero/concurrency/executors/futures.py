@@ -197,7 +197,7 @@ class _PathosExecutor:
         return future
 
     def check(self) -> None:
-        """Give up what is under way if a process has died: nobody knows which task was in it."""
+        """Give up what is under way if a process has died: which task was in it is not known."""
         running = self._running()
         if not self.threads and self._workers - running:
             for future in list(self._flying):
@@ -355,7 +355,7 @@ class FuturesExecutor:
             self._send(self._waiting.popleft())
 
     def _send(self, chunk: Chunk) -> None:
-        payload = pickle.dumps(encode_chunk(chunk), 5)
+        payload = pickle.dumps(encode_chunk(chunk)[0], 5)
         try:
             submit = self._pool.executor.submit
             future = submit(run_chunk, PROTOCOL, self._number, self._blob, payload)
