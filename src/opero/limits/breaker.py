@@ -531,7 +531,6 @@ class CircuitBreaker(SharedObject):
                 listener.deliver(event)
 
     def _event(self, transition: Transition) -> CircuitChanged:
-        # Loaded here: to define all classes of events costs milliseconds.
         from opero.events.types import CircuitChanged
 
         return CircuitChanged(
