@@ -52,7 +52,7 @@ _STORE_OPTIONS = frozenset({
 
 
 class FastPath:
-    """Whether a wrapper's express lane is closed, so that every call goes through the stages."""
+    """Whether a wrapper's fast path is closed, so that every call goes through the stages."""
 
     __slots__ = ("closed",)
 
@@ -306,7 +306,7 @@ class Pipeline:
         return innermost
 
     def _probed(self) -> None:
-        """The first result of a plain function was no awaitable: from now on its express lane may be used."""
+        """The first result of a plain function was no awaitable: from now on its fast path may be used."""
         self.fast_path.closed = self._listened
 
     @property

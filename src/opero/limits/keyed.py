@@ -1,5 +1,5 @@
 # this_file: src/opero/limits/keyed.py
-"""Tell calls apart: one bucket for each key (an API key, a host, a tenant), and what a call costs."""
+"""Distinguish calls: one bucket for each key (an API key, a host, a tenant), and what a call costs."""
 
 from __future__ import annotations
 

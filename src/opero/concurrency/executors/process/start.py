@@ -481,22 +481,18 @@ class _Server:
         else:
             _, number, fresh = message
             *given, status, stdout, stderr = fds
-            pid = 0
             try:
                 # What is here lives on: a collection in the worker must not touch, and so copy, its pages.
                 gc.freeze()
                 pid = os.fork()
+            except OSError as error:
+                os.write(stderr, f"a worker cannot start: {error}\n".encode())
+                os.close(status)
+            else:
                 if not pid:
                     _leave(lambda: self._live(given, fds[len(given) :], fresh=fresh))
-                os.write(status, EXIT_STATUS.pack(pid, 0))
                 self._workers[number] = pid, status
-            except OSError as error:
-                # No process is left, or the program has forgotten this worker already.
-                os.write(stderr, f"a worker cannot start: {error}\n".encode())
-                if pid:
-                    self._workers[number] = pid, status
-                else:
-                    os.close(status)
+                _report(status, pid, 0)
             for fd in (*given, stdout, stderr):
                 os.close(fd)
 
@@ -522,12 +518,16 @@ class _Server:
             ended, code = os.waitpid(pid, os.WNOHANG)
             if ended:
                 del self._workers[number]
-                try:
-                    os.write(status, EXIT_STATUS.pack(pid, os.waitstatus_to_exitcode(code)))
-                except OSError:
-                    # The map is over.
-                    pass
+                _report(status, pid, os.waitstatus_to_exitcode(code))
                 os.close(status)
+
+
+def _report(status: int, pid: int, code: int) -> None:
+    try:
+        os.write(status, EXIT_STATUS.pack(pid, code))
+    except OSError:
+        # The map is over, and nobody waits for this worker.
+        pass
 
 
 def serve(control_fd: int, output: int, worker_main: WorkerMain) -> NoReturn:
