@@ -44,15 +44,19 @@ class Store(Protocol):
 
     def get(self, key: Any, /) -> Any:
         """Return what was stored under `key`, or None if there is nothing."""
+        ...
 
     def set(self, key: Any, value: Any, ttl: float | None, /) -> Any:
         """Store `value` for `ttl` seconds (None: for good)."""
+        ...
 
     def delete(self, key: Any, /) -> Any:
         """Remove one key; the answer is true if it was there."""
+        ...
 
     def clear(self) -> Any:
         """Remove everything; with a parameter named `prefix`, only the keys that begin with it."""
+        ...
 
 
 class Life(NamedTuple):
@@ -158,21 +162,27 @@ class EntryStore(Protocol):
 
     def find(self, key: Any, /) -> Entry | None:
         """Return the entry of `key`, even if it has expired."""
+        ...
 
     def put(self, key: Any, entry: Entry) -> bool:
         """Store an entry in place of any other; False if it is too heavy."""
+        ...
 
     def discard(self, key: Any, entry: Entry) -> None:
         """Remove `key` if it still holds this very entry."""
+        ...
 
     def delete(self, key: Any) -> bool:
         """Remove `key` and return whether it was there."""
+        ...
 
     def clear(self) -> int:
         """Remove everything of the function and return how much, as far as the store knows."""
+        ...
 
     def measure(self) -> tuple[int | None, int | None]:
         """Return the number of entries and their bytes, None where the store does not know."""
+        ...
 
 
 class MemoryStore:

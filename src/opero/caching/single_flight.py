@@ -90,9 +90,11 @@ class Waiting(Protocol):
     @property
     def ready(self) -> bool:
         """Whether it would go on at once if it were woken."""
+        ...
 
     def wake(self) -> bool:
         """Let it go on; False if it cannot now, because it was cancelled or its loop does not run."""
+        ...
 
 
 class FlightWaiter:

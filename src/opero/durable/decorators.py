@@ -365,8 +365,5 @@ class _Activity:
 
     def _step(self, scope: Scope, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
         digest = self.parameters.digest(args, kwargs)
-
-        def matches(recorded: str) -> bool:
-            return self.parameters.matches(recorded, args, kwargs)
-
+        matches = functools.partial(self.parameters.matches, args=args, kwargs=kwargs)
         return Step(scope, self.name, digest, idempotent=self.idempotent, matches=matches)

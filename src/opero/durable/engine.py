@@ -257,36 +257,30 @@ class Engine:
         A workflow under which processes have died is acquired apart: one such at a time, and at its last
         chance nothing else begins beside it. So it is given up for what it does itself.
         """
-        coroutines, functions = (
-            get_registry().names(is_async=True),
-            get_registry().names(is_async=False),
-        )
+        coroutines = get_registry().names(is_async=True)
+        functions = get_registry().names(is_async=False)
         if self._stopping or self._is_isolated():
             self._acquire_some((), 0)  # frees what dead owners had
             return False
-        blocked, self._retry_blocked = self._retry_blocked, False
         known = coroutines + functions if self._threads.free > 0 else coroutines
         suspect_from = min(_SUSPECT, self._max_recoveries)
         if self._suspect is None or self._suspect.progressed:
             last_chance = (self._max_recoveries, _ANY)
-            if self._is_idle() and self._acquire_some(known, 1, last_chance, blocked=blocked):
+            if self._is_idle() and self._acquire_some(known, 1, last_chance):
                 return False
-            self._acquire_some(known, 1, (suspect_from, self._max_recoveries - 1), blocked=blocked)
+            self._acquire_some(known, 1, (suspect_from, self._max_recoveries - 1))
         trusted = (0, suspect_from - 1)
-        found = self._acquire_some(coroutines, _MANY, trusted, blocked=blocked)
+        found = self._acquire_some(coroutines, _MANY, trusted)
         if self._threads.free > 0:
-            self._acquire_some(functions, self._threads.free, trusted, blocked=blocked)
+            self._acquire_some(functions, self._threads.free, trusted)
+        self._retry_blocked = False
         return found == _MANY
 
     def _acquire_some(
-        self,
-        names: tuple[str, ...],
-        limit: int,
-        recoveries: tuple[int, int] = (0, _ANY),
-        *,
-        blocked: bool = False,
+        self, names: tuple[str, ...], limit: int, recoveries: tuple[int, int] = (0, _ANY)
     ) -> int:
-        op = Acquire(self.owner, names, limit, blocked, None, self._max_recoveries, recoveries)
+        blocked, most = self._retry_blocked, self._max_recoveries
+        op = Acquire(self.owner, names, limit, blocked, most, recoveries)
         acquired: list[WorkflowRecord] = self.journal.write(op)
         for record in acquired:
             self._adopt(record)
@@ -356,13 +350,8 @@ class Engine:
 
     # --- from outside -----------------------------------------------------------------------------------------------
 
-    def poll_now(self, *, blocked: bool = False) -> None:
-        """Poll at once.
-
-        Args:
-            blocked: Whether blocked workflows are tried again.
-        """
-        self._retry_blocked = self._retry_blocked or blocked
+    def poll_now(self) -> None:
+        """Poll at once."""
         self._wanted.set()
 
     def cancel(self, workflow: str) -> None:

@@ -10,7 +10,7 @@ import time
 import uuid
 import warnings
 from concurrent.futures import Future
-from concurrent.futures import wait as wait_for_futures
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Self
 
@@ -268,7 +268,8 @@ Orchestrator = DurableOrchestrator
 
 
 def _wait(ended: Future[None], limit: float | None) -> None:
-    wait_for_futures([ended], limit)
+    with suppress(TimeoutError):
+        ended.result(limit)
 
 
 async def _await(ended: Future[None], limit: float | None) -> None:

@@ -160,7 +160,6 @@ class Acquire(Op):
         names: Workflows that it can run.
         limit: Most workflows.
         blocked: Whether blocked ones are tried again.
-        only: A single id, None for any.
         max_recoveries: A workflow with more recoveries is dead.
         recoveries: Only workflows with at least so many recoveries, and at most so many; those with the
             fewest come first where there is a choice.
@@ -170,7 +169,6 @@ class Acquire(Op):
     names: tuple[str, ...]
     limit: int
     blocked: bool = False
-    only: str | None = None
     max_recoveries: int = 10
     recoveries: tuple[int, int] = (0, 1 << 30)
 
@@ -342,10 +340,7 @@ class JournalStore(Protocol):
         """Return one workflow."""
 
     def find(
-        self,
-        name: str | None = None,
-        states: Iterable[State] = (),
-        limit: int | None = None,
+        self, name: str | None = None, states: Iterable[State] = (), limit: int | None = None
     ) -> list[WorkflowRecord]:
         """Return workflows, the youngest first."""
 

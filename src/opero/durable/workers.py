@@ -8,8 +8,8 @@ import contextvars
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakSet
 
 from opero.concurrency.recorder import recording
 from opero.durable.map_items import record_map
@@ -89,7 +89,7 @@ async def end_tasks(run: WorkflowRun) -> None:
 
 
 class WorkerThreads:
-    """Threads for synchronous workflows: one for each while it runs, never more than `size`.
+    """Threads for synchronous workflows: as many as run at once, never more than `size`.
 
     Args:
         size: Most jobs at once.
@@ -99,7 +99,8 @@ class WorkerThreads:
         self.size: Final = size
         self._lock = threading.Lock()
         self._reserved = 0
-        self._threads: WeakSet[threading.Thread] = WeakSet()
+        self._threads: list[threading.Thread] = []
+        self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
 
     @property
     def free(self) -> int:
@@ -120,18 +121,25 @@ class WorkerThreads:
             self._reserved -= 1
 
     def run(self, job: Callable[[], object]) -> None:
-        """Run a job that has a reservation, in a thread and a context of its own."""
-        work = contextvars.Context().run
-        thread = EngineThread(target=work, args=(job,), name="opero-workflow", daemon=True)
+        """Run a job that has a reservation, in a thread that is idle or a new one."""
+        self._jobs.put(job)
         with self._lock:
-            self._threads.add(thread)
+            if len(self._threads) >= self._reserved:
+                return
+            thread = EngineThread(target=self._serve, name="opero-workflow", daemon=True)
+            self._threads.append(thread)
         thread.start()
 
+    def _serve(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            # Context variables that one workflow sets must not reach the next one.
+            contextvars.Context().run(job)
+
     def close(self) -> None:
-        """Wait for the threads, whose jobs are done."""
-        with self._lock:
-            threads = list(self._threads)
-        for thread in threads:
+        """End the threads; none of them has a job any more."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
             thread.join()
 
 
