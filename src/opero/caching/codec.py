@@ -210,12 +210,12 @@ def write_plain(value: Any) -> tuple[bytes, list[Buffer]]:
         raise NotPlain from error
 
 
-def read_plain(message: Buffer, behind: Buffer) -> Any:
+def read_plain(message: Buffer, buffers: Buffer) -> Any:
     """Return the value of a message.
 
     Args:
         message: The message.
-        behind: The buffers, joined.
+        buffers: What stands after it, joined.
 
     Raises:
         Exception: Of whatever kind, if it is not what `write_plain` makes.
@@ -224,7 +224,7 @@ def read_plain(message: Buffer, behind: Buffer) -> Any:
         _scan(message)
     if _EXTENSION.search(message) is None:  # no form can be in it
         return msgpack.unpackb(message, strict_map_key=False, unicode_errors="surrogatepass")
-    reader = _Reader(memoryview(behind))
+    reader = _Reader(memoryview(buffers))
     value = msgpack.unpackb(
         message,
         ext_hook=reader.extension,
@@ -333,11 +333,11 @@ def _beyond_64_bits(value: Any) -> msgpack.ExtType:
 
 
 class _Reader:
-    __slots__ = ("_behind", "_forms", "_hashes", "_unused", "marks")
+    __slots__ = ("_buffers", "_forms", "_hashes", "_unused", "marks")
 
-    def __init__(self, behind: memoryview) -> None:
-        self._behind = behind
-        self._unused = len(behind)
+    def __init__(self, buffers: memoryview) -> None:
+        self._buffers = buffers
+        self._unused = len(buffers)
         self._forms = 0
         self._hashes: dict[int, tuple[Any, int]] = {}
         self.marks = 0
@@ -386,7 +386,7 @@ class _Reader:
             raise TypeError("a buffer stands at a number")
         # Each buffer belongs to one value: what is read twice would be copied twice.
         self._unused -= size
-        data = self._behind[start : start + size]
+        data = self._buffers[start : start + size]
         if len(data) != size or self._unused < 0:
             raise ValueError("a buffer is not there")
         return data

@@ -124,7 +124,7 @@ _LARGEST_NUMBER: Final = 1 << 100_000
 
 
 def _check(parts: Sequence[Any], *kinds: type | tuple[type, ...]) -> Sequence[Any]:
-    """Return parts if they are of exactly these types, and no larger than anybody makes them."""
+    """Return parts if they are of exactly these types, and no larger than any that is written."""
     if len(parts) != len(kinds):
         raise ValueError("another number of parts")
     for part, kind in zip(parts, kinds, strict=True):

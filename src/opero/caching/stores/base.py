@@ -603,16 +603,16 @@ class UserStore:
         held = self._store.get(key)
         if not (isinstance(held, tuple | list) and len(held) in (2, 3)):
             return None
-        value, until, *birth = held
+        value, until, *born = held
         if until is None:
             return Entry(value, copier=isolated)
-        if not all(isinstance(at, int | float) for at in (until, *birth)):
+        if not all(isinstance(at, int | float) for at in (until, *born)):
             return None
         offset = ambient.wall_offset()
         entry = Entry(value, expires=until - offset, copier=isolated)
-        if not birth:
+        if not born:
             return entry
-        return AgingEntry(entry, Life(birth[0] - offset, entry.expires, entry.expires))
+        return AgingEntry(entry, Life(born[0] - offset, entry.expires, entry.expires))
 
     def put(self, key: Any, entry: Entry) -> bool:
         """Store an entry in place of any other."""
@@ -621,8 +621,8 @@ class UserStore:
             return True
         now = ambient.clock().monotonic()
         offset = ambient.wall_offset()
-        birth = () if entry.life is None else (entry.life.born + offset,)
-        held = (entry.open(), entry.expiry + offset, *birth)
+        born = () if entry.life is None else (entry.life.born + offset,)
+        held = (entry.open(), entry.expiry + offset, *born)
         self._store.set(key, held, max(0.0, entry.keep - now))
         return True
 
