@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from opero.caching import clear_cache
+    from opero.caching.handles import clear_cache
     from opero.core.classify import add_classifier
     from opero.core.deadline import deadline, remaining
     from opero.core.failures import failures

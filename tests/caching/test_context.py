@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from opero import opero
-from opero.caching import clear_cache, get_cache_context
+from opero.caching.handles import clear_cache, get_cache_context
 from opero.errors import OperoUsageError, UnkeyableError
 
 pytestmark = pytest.mark.internal

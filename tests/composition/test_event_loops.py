@@ -77,7 +77,7 @@ def test_without_asyncio_a_retry_without_pause_works() -> None:
 
 @pytest.fixture
 def not_yet_warned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ambient._ambient, "warned", False)
+    monkeypatch.setattr(ambient, "_warned", set())
 
 
 def seen(call: Any) -> list[str]:
@@ -100,7 +100,7 @@ def test_a_synchronous_pause_on_a_running_loop_warns_once() -> None:
 
     messages = seen(lambda: asyncio.run(main()))
     assert len(messages) == 1
-    assert "await asyncio.to_thread(...)" in messages[0]
+    assert "await asyncio.to_thread(function, ...)" in messages[0]
 
 
 @pytest.mark.usefixtures("not_yet_warned")

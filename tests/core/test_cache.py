@@ -1219,7 +1219,7 @@ def test_caches_of_one_function_can_share_their_store():
 def test_a_wrapper_finds_the_entry_by_types_and_values():
     f = Cached(lambda x, y=2: [x, y])
     f("a")
-    assert f.cache.fast_parameters == ("x", "y")
+    assert f.cache.keys.fast_parameters == ("x", "y")
     get = f.cache.fast_get
     entry = get((str, "a", int, 2))
     assert entry.expires > time.monotonic()
@@ -1236,8 +1236,8 @@ def test_a_wrapper_finds_the_entry_of_a_method_by_its_token():
     token_get = f.cache.token_get
     assert token_get(id(one)) is None
     f(one, 1)
-    assert f.cache.of_instance
-    assert f.cache.fast_parameters == ("self", "x")
+    assert f.cache.keys.of_instance
+    assert f.cache.keys.fast_parameters == ("self", "x")
     assert f.cache.fast_get((token_get(id(one)), int, 1)).value == ["one", 1]
 
 
@@ -1245,7 +1245,7 @@ def test_a_plain_function_has_no_tokens():
     f = Cached(lambda x: x)
     assert f.cache.keys.instances is None
     assert f.cache.token_get(1) is None
-    assert not f.cache.of_instance
+    assert not f.cache.keys.of_instance
 
 
 # --- a user's own store ---------------------------------------------------------------------------
@@ -1300,7 +1300,7 @@ def test_a_users_store_holds_text_keys_and_isolated_values():
     assert key.startswith(f"opero:{__name__}:module_function:")
     assert store.ttls == [pytest.approx(60, abs=1)]
     assert f.handle.info().backend == "DictStore"
-    assert f.cache.fast_parameters == ()
+    assert f.cache.keys.fast_parameters == ()
     assert f.cache.fast_get("anything") is None
 
 

@@ -82,6 +82,20 @@ def test_a_long_silence_leaves_nothing_behind(clock):
     assert budget.calls == 0
 
 
+@pytest.mark.parametrize("uptime", [0.0, 0.4, 12.0])
+def test_a_budget_counts_on_a_machine_that_has_just_started(uptime, monkeypatch):
+    monkeypatch.setattr(ambient.RealClock, "monotonic", lambda _: uptime)
+    budget = RetryBudget(ratio=0.5, minimum=1, window=10)
+    assert (budget.calls, budget.retries, budget.left) == (0, 0, 1)
+    budget.begin()
+    for _ in range(4):
+        budget.deposit()
+    assert [budget.withdraw() for _ in range(4)] == [True, True, True, False]
+    assert (budget.calls, budget.retries, budget.left) == (4, 3, 0)
+    uptime += 10.5
+    assert (budget.calls, budget.retries, budget.left) == (0, 0, 1)
+
+
 def test_threads_never_get_more_than_there_is():
     budget = RetryBudget(ratio=0.5, minimum=0, window=3600)
     for _ in range(100):

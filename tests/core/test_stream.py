@@ -585,3 +585,25 @@ def test_idle_timeout_is_for_generators() -> None:
         @opero(idle_timeout=5)
         def fetch() -> int:
             return 1
+
+
+@pytest.mark.parametrize("option", ["timeout", "idle_timeout", "deadline"])
+def test_without_an_event_loop_of_asyncio_a_limited_stream_refuses_before_it_begins(
+    option: str,
+) -> None:
+    begun = []
+
+    @opero(**{option: 5})
+    async def numbers() -> AsyncGenerator[int]:
+        begun.append(True)
+        yield 1
+
+    async def consume() -> None:
+        async for _ in numbers():
+            pass
+
+    # As another event loop would begin it.
+    with pytest.raises(OperoUsageError, match="needs a running asyncio event loop"):
+        consume().send(None)
+    gc.collect()
+    assert begun == []

@@ -18,6 +18,14 @@ import opero
 from opero.durable import Orchestrator, get_registry
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Many start programs, which takes its time on a busy machine."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(150))
+
+
 @pytest.fixture(autouse=True)
 def registry() -> Iterator[None]:
     """Each test has names of its own."""
@@ -70,7 +78,7 @@ def program(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 def until() -> Callable[..., None]:
     """Wait until something holds."""
 
-    def wait(holds: Callable[[], object], seconds: float = 20) -> None:
+    def wait(holds: Callable[[], object], seconds: float = 60) -> None:
         end = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < end, "it did not happen in time"

@@ -91,13 +91,13 @@ def test_class_that_is_gone_blocks_the_run_until_it_is_back(
     with monkeypatch.context() as patch, Orchestrator(journal) as two:
         patch.delattr(HERE, name)
         two.signal(run, "go")
-        status = two.wait(run, timeout=10)
+        status = two.wait(run, timeout=60)
         assert two.state(run) == "blocked"
         assert name in status["error_message"]
         assert ("arguments of" if kind == "argument" else "step 1") in status["error_message"]
     assert steps_in(journal) == before
     with Orchestrator(journal) as three:
-        assert three.result(run, timeout=10) == "shipped"
+        assert three.result(run, timeout=60) == "shipped"
 
 
 def test_damaged_row_blocks_the_run(journal: Path, until: Callable[..., None]) -> None:
@@ -110,7 +110,7 @@ def test_damaged_row_blocks_the_run(journal: Path, until: Callable[..., None]) -
         db.commit()
     with Orchestrator(journal) as two:
         two.signal(run, "go")
-        assert "step 1, charge" in two.wait(run, timeout=10)["error_message"]
+        assert "step 1, charge" in two.wait(run, timeout=60)["error_message"]
         assert two.state(run) == "blocked"
 
 
@@ -186,5 +186,5 @@ def test_recorded_steps_that_are_not_asked_for_are_reported(
         steps = 1
         with pytest.warns(OperoWarning, match=r"for 2 recorded steps: 2 \(part\), 3 \(part\)"):  # noqa: PT031 - what happens in the engine
             one.signal(run, "go")
-            assert one.result(run, timeout=10) == [0]
+            assert one.result(run, timeout=60) == [0]
             until(lambda: not one._engine._runs)  # type: ignore[union-attr]

@@ -66,4 +66,4 @@ def test_programs_run_with_only_the_import_line_changed(
     for orchestrator in [v for v in vars(module).values() if isinstance(v, Orchestrator)]:
         orchestrator.start()
         for run in orchestrator.list_workflows():
-            assert orchestrator.wait(run["id"], timeout=20)["status"] in ("done", "failed")
+            assert orchestrator.wait(run["id"], timeout=60)["status"] in ("done", "failed")

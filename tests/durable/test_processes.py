@@ -86,15 +86,15 @@ def test_forked_child_hands_its_workflows_to_its_parent(journal: Path, program: 
             assert orchestrator.result(orchestrator.invoke_workflow("where")) == parent
             child = os.fork()
             if not child:
-                found = orchestrator.result(orchestrator.invoke_workflow("where"), timeout=10)
+                found = orchestrator.result(orchestrator.invoke_workflow("where"), timeout=60)
                 os._exit(0 if found == parent else 1)
             assert os.waitpid(child, 0)[1] == 0
-            assert orchestrator.result(orchestrator.invoke_workflow("forking"), timeout=10) == 0
+            assert orchestrator.result(orchestrator.invoke_workflow("forking"), timeout=60) == 0
             assert orchestrator.result(orchestrator.invoke_workflow("where")) == parent
         print("well")
         """.replace("\n        ", "\n")
     )
-    reported, _ = process.communicate(timeout=20)
+    reported, _ = process.communicate(timeout=60)
     assert reported == "well\n"
 
 
@@ -113,8 +113,8 @@ def test_several_engines_in_one_process(tmp_path: Path) -> None:
         Orchestrator(tmp_path / "c.db") as c,
     ):
         found = [o.invoke_workflow("counted", n) for n in range(20) for o in (a, b)]
-        assert [b.result(f, timeout=20) for f in found[::2]] == [n + 2 for n in range(20)]
-        assert [a.result(f, timeout=20) for f in found[1::2]] == [n + 2 for n in range(20)]
+        assert [b.result(f, timeout=60) for f in found[::2]] == [n + 2 for n in range(20)]
+        assert [a.result(f, timeout=60) for f in found[1::2]] == [n + 2 for n in range(20)]
         assert c.list_workflows() == []
         assert len(a.list_workflows()) == 40
 
@@ -185,7 +185,7 @@ def test_workflow_that_no_program_knows_waits_and_says_so(
     get_registry().workflows.clear()
     with Orchestrator(journal) as other:
         with pytest.warns(OperoWarning, match="registered the workflow 'nightly'"):
-            until(lambda: other.get_workflow_status(found)["error_message"], 10)
+            until(lambda: other.get_workflow_status(found)["error_message"])
         assert other.state(found) == "queued"
         with (
             pytest.warns(OperoWarning, match="waits: no running program"),
@@ -193,7 +193,7 @@ def test_workflow_that_no_program_knows_waits_and_says_so(
         ):
             other.wait(found, timeout=0.3)
         workflow("nightly")(nightly)
-        until(lambda: other.state(found) == "done", 10)
+        until(lambda: other.state(found) == "done")
         assert other.get_workflow_status(found)["error_message"] is None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from opero.durable import Orchestrator, activity, sleep, workflow
+from opero.durable import Orchestrator, activity, sleep, wait_for, workflow
 
 
 @pytest.fixture
@@ -21,10 +21,10 @@ def draw() -> chance.Random:
 def replayed(orchestrator: Orchestrator, name: str, *args: Any) -> tuple[Any, Any]:
     """Run a workflow, then a copy of which every step is recorded; return both results."""
     found = orchestrator.invoke_workflow(name, *args)
-    first = orchestrator.result(found, timeout=20)
+    first = orchestrator.result(found, timeout=60)
     steps = orchestrator.steps(found)
     copy = orchestrator.fork(found, len(steps) + 1)
-    return first, orchestrator.result(copy, timeout=20)
+    return first, orchestrator.result(copy, timeout=60)
 
 
 @pytest.fixture
@@ -77,9 +77,9 @@ def test_replay_keeps_the_order_of_a_race(orchestrator: Orchestrator, name: str)
 @pytest.mark.usefixtures("racers")
 def test_races_of_workflows_beside_each_other_keep_their_order(orchestrator: Orchestrator) -> None:
     found = [orchestrator.invoke_workflow("first_wins", 12) for _ in range(20)]
-    first = [orchestrator.result(f, timeout=20) for f in found]
+    first = [orchestrator.result(f, timeout=60) for f in found]
     copies = [orchestrator.fork(f, 13) for f in found]
-    assert [orchestrator.result(copy, timeout=20) for copy in copies] == first
+    assert [orchestrator.result(copy, timeout=60) for copy in copies] == first
 
 
 def test_winner_stays_the_winner_though_the_loser_was_recorded_too(journal: Path) -> None:
@@ -100,15 +100,16 @@ def test_winner_stays_the_winner_though_the_loser_was_recorded_too(journal: Path
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         winners = [task.result() for task in done]
         await asyncio.wait(tasks)
-        await sleep(1.2)
+        await wait_for("go")
         return winners
 
     with Orchestrator(journal) as one:
         found = one.invoke_workflow("race")
-        while one.state(found) != "sleeping":
+        while one.state(found) != "waiting":
             pass
     with Orchestrator(journal) as two:
-        assert two.result(found, timeout=10) == ["quick"]
+        two.signal(found, "go")
+        assert two.result(found, timeout=60) == ["quick"]
 
 
 def test_tasks_that_a_workflow_leaves_behind_are_ended(orchestrator: Orchestrator) -> None:
@@ -127,5 +128,5 @@ def test_tasks_that_a_workflow_leaves_behind_are_ended(orchestrator: Orchestrato
         return "done" if not forgetting.done() else "?"
 
     found = orchestrator.invoke_workflow("careless")
-    assert orchestrator.result(found, timeout=10) == "done"
+    assert orchestrator.result(found, timeout=60) == "done"
     assert cleaned == ["clean"]

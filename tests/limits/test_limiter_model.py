@@ -16,9 +16,9 @@ from opero.errors import DeadlineError, SpendCapError
 from opero.testing import fake_clock
 
 if TYPE_CHECKING:
-    from opero.limits.reservation import Reservation
+    from opero.limits.limiter_state import Reservation
 
-pytestmark = pytest.mark.internal
+pytestmark = [pytest.mark.internal, pytest.mark.timeout(120)]
 
 KINDS: list[tuple[str | None, dict[str, Any]]] = [
     ("10/s", {}),

@@ -6,15 +6,16 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import types
 
 import asynciolimiter
 import pytest
 
-from opero import RateLimiter
+from opero import ConcurrencyLimit, RateLimiter, opero
 from opero.core.call import Call
 from opero.core.rate_limit import RateLimit
 from opero.core.stats import Stats
-from opero.errors import DeadlineError, RateLimitPausedError
+from opero.errors import DeadlineError, OperoUsageError, RateLimitPausedError
 from opero.events.bus import Emitter
 from opero.limits.waiting import WaitBudget, check_budget
 from opero.utils import ambient
@@ -171,3 +172,52 @@ def test_a_timeout_that_is_no_duration_is_refused(face):
     acquire(face, limiter)
     with pytest.raises(ValueError, match="timeout='soon' is no duration"):
         acquire(face, limiter, "soon")
+
+
+# --- without an event loop of asyncio, as under trio ----------------------------------------------
+
+
+def outcome_without_a_loop(coroutine):
+    """Drive a coroutine by hand, as another library would, to its first suspension at most."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    finally:
+        coroutine.close()
+    raise AssertionError("it waits for what never comes")
+
+
+def test_who_need_not_wait_needs_no_event_loop():
+    assert outcome_without_a_loop(RateLimiter("1/hour").wait()) == 0
+    assert outcome_without_a_loop(ConcurrencyLimit(1).wait()) is True
+
+
+@pytest.mark.parametrize("options", [{"rate_limit": "1/hour"}, {"concurrency": 1}])
+def test_who_has_to_wait_is_told_at_once_that_asyncio_is_needed(options):
+    called = []
+
+    @opero(cache=False, retries=0, **options)
+    async def inner(n):
+        called.append(n)
+        await suspended()
+
+    first, second = inner(1), inner(2)
+    first.send(None)
+    with pytest.raises(OperoUsageError, match="needs a running asyncio event loop"):
+        second.send(None)
+    first.close()
+    assert called == [1]
+
+
+@types.coroutine
+def suspended():
+    yield
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: asynciolimiter.Limiter(10), lambda: asynciolimiter.StrictLimiter(10)]
+)
+def test_an_own_limiter_is_not_even_asked_without_asyncio(make):
+    with pytest.raises(OperoUsageError, match="needs a running asyncio event loop"):
+        outcome_without_a_loop(RateLimiter(make()).wait())

@@ -20,7 +20,7 @@ from opero import (
     operomap,
     orchestrate,
 )
-from opero.caching import CacheInfo
+from opero.caching.function_cache import CacheInfo
 from opero.concurrency import MapResult, get_parallel_executor, get_parallel_map_decorator
 from opero.core import get_fallback_decorator, get_retry_decorator
 from opero.core.options import Options
@@ -74,6 +74,16 @@ def generic(x: T, times: int) -> list[T]:
 
 
 @opero
+def same(x: T) -> T:
+    return x
+
+
+@opero
+async def asame(x: T) -> list[T]:
+    return [x]
+
+
+@opero
 def generator(n: int) -> Iterator[int]:
     yield n
 
@@ -97,14 +107,16 @@ def check_functions() -> None:
     assert_type(bare(x=1), list[int])
     assert_type(empty(1), str)
     assert_type(with_options(1), str)
-    _ = assert_type(coroutine(1), Coroutine[Any, Any, str])
     assert_type(list(generator(1)), list[int])
     assert_type(generic("a", 2), list[str])
     assert_type(generic(1, times=2), list[int])
+    assert_type(same("a"), str)
+    assert_type(same(x=1), int)
 
 
 async def check_coroutines() -> None:
     assert_type(await coroutine(1), str)
+    assert_type(await asame(1), list[int])
     assert_type(await coroutine.call(1), Receipt[str])
     assert_type((await coroutine.call(x=1)).value, str)
     assert_type(await returns_awaitable(1), int)
@@ -148,7 +160,8 @@ def check_other_callables() -> None:
     assert_type(opero(Client)("a"), Client)
     assert_type(get_retry_decorator(retries=2)(len)("abc"), int)
     fetch = get_fallback_decorator(arg_fallback="x")(coroutine_of)
-    _ = assert_type(fetch(1), Coroutine[Any, Any, int])
+    fetches: Coroutine[Any, Any, int] = fetch(1)
+    fetches.close()
 
 
 # --- methods --------------------------------------------------------------------------------------

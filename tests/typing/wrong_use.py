@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from opero import event_bus, opero, operomap
 from opero.core import get_retry_decorator
 from opero.events import RetryScheduled
@@ -70,8 +72,16 @@ def wrong_options() -> None:
     opero(retry_on=OSError())  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     opero(secret=5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     opero(on_event=5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
-    opero(5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    opero(5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     opero(fetch, retries=5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+
+
+T = TypeVar("T")
+
+
+@opero
+def same(x: T) -> T:
+    return x
 
 
 def wrong_attributes() -> None:
@@ -79,7 +89,8 @@ def wrong_attributes() -> None:
     fetch.cache.purge()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     fetch.stats.reset(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     fetch.explain(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    get_retry_decorator()(5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    get_retry_decorator()(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    same()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 def wrong_events() -> None:

@@ -91,20 +91,26 @@ class Coder:
         Raises:
             Unencodable: It cannot be encoded; the message says why.
         """
+        kind = type(value).__qualname__
         if self._codec is not None:
-            return self._encode_by_user(self._codec, value, context)
+            try:
+                data = memoryview(self._codec.encode(value)).cast("B")
+            except Exception as error:
+                why = f"cache_codec raised {type(error).__name__}"
+                raise Unencodable(f"its result ({kind}): {why}") from error
+            return _checked(_USERS, context, data)
         try:
             message, buffers = write_plain(value)
         except NotPlain:
             if self._pickles:
-                return self._encode_signed(value, context)
-            kind = type(value).__qualname__
+                from opero.caching.signing import write_signed
+
+                return [_SIGNED, *write_signed(value, context, shared=self._shared)]
             raise Unencodable(
                 f'its result ({kind}) is no plain data: cache_codec="plain"'
             ) from None
         length = _LENGTH.pack(len(message))
-        check = _check(context, length, message, *buffers)
-        return [_PLAIN + check, length, message, *buffers]
+        return _checked(_PLAIN, context, length, message, *buffers)
 
     def decode(self, data: Buffer, context: bytes) -> Any:
         """Return the value of an entry.
@@ -117,66 +123,45 @@ class Coder:
             Undecodable: It is no entry, or not the one that was written for this context.
         """
         view = memoryview(data)
-        kind = view[0] if view else 0
-        if kind == _SIGNED[0] and self._pickles:
-            return self._decode_signed(view, context)
-        if kind != (_PLAIN if self._codec is None else _USERS)[0]:
+        kind, check = _HEAD.unpack_from(view) if len(view) >= _HEAD.size else (b"", 0)
+        if kind == _SIGNED and self._pickles:
+            from opero.caching.signing import read_signed
+
+            return read_signed(view[1:], context, shared=self._shared)
+        if kind != (_PLAIN if self._codec is None else _USERS):
             raise Undecodable("it is of another codec")
-        content = view[1 + _CHECK_SIZE :]
-        check = crc32(content, crc32(context)).to_bytes(_CHECK_SIZE, "little")
-        if check != view[1 : 1 + _CHECK_SIZE]:
+        content = view[_HEAD.size :]
+        if crc32(content, crc32(context)) != check:
             raise Undecodable("it was written for another key, or changed")
-        if self._codec is not None:
-            return self._decode_by_user(self._codec, content)
         try:
+            if self._codec is not None:
+                return self._codec.decode(bytes(content))
             end = _MESSAGE_START + _LENGTH.unpack_from(content)[0]
             return read_plain(view[_MESSAGE_START:end], view[end:])
         except Undecodable:
             raise
         except Exception as error:
             # An attacker's, or of a later opero: the check says that nothing was cut off.
-            raise Undecodable(f"it is no plain data ({type(error).__name__})") from error
-
-    def _encode_signed(self, value: Any, context: bytes) -> list[Buffer]:
-        from opero.caching.signing import write_signed
-
-        signature, data = write_signed(value, context, shared=self._shared)
-        return [_SIGNED, signature, data]
-
-    def _decode_signed(self, view: memoryview, context: bytes) -> Any:
-        from opero.caching.signing import SIGNATURE_SIZE, read_signed
-
-        start = 1 + SIGNATURE_SIZE
-        return read_signed(view[1:start], view[start:], context, shared=self._shared)
-
-    def _encode_by_user(self, codec: Codec, value: Any, context: bytes) -> list[Buffer]:
-        try:
-            data = memoryview(codec.encode(value)).cast("B")
-        except Exception as error:
-            why = f"cache_codec raised {type(error).__name__}"
-            raise Unencodable(f"its result ({type(value).__qualname__}): {why}") from error
-        return [_USERS + _check(context, data), data]
-
-    def _decode_by_user(self, codec: Codec, data: memoryview) -> Any:
-        try:
-            return codec.decode(bytes(data))
-        except Exception as error:
-            raise Undecodable(f"cache_codec raised {type(error).__name__}") from error
+            name = type(error).__name__
+            plain = self._codec is None
+            why = f"it is no plain data ({name})" if plain else f"cache_codec raised {name}"
+            raise Undecodable(why) from error
 
 
 _PLAIN: Final = b"p"
 _SIGNED: Final = b"s"
 _USERS: Final = b"u"
-_CHECK_SIZE: Final = 4
+_HEAD: Final = struct.Struct("<cI")
 _LENGTH: Final = struct.Struct("<Q")
-_MESSAGE_START: Final = 1 + _CHECK_SIZE + _LENGTH.size
+_MESSAGE_START: Final = _HEAD.size + _LENGTH.size
 
 
-def _check(context: bytes, *pieces: Buffer) -> bytes:
+def _checked(kind: bytes, context: bytes, *pieces: Buffer) -> list[Buffer]:
+    """Return an entry of a kind: its head with the check, and the pieces."""
     check = crc32(context)
     for piece in pieces:
         check = crc32(piece, check)
-    return check.to_bytes(_CHECK_SIZE, "little")
+    return [_HEAD.pack(kind, check), *pieces]
 
 
 # --- plain data ------------------------------------------------------------------------------------------------------
@@ -225,12 +210,12 @@ def write_plain(value: Any) -> tuple[bytes, list[Buffer]]:
         raise NotPlain from error
 
 
-def read_plain(message: Buffer, behind: Buffer) -> Any:
+def read_plain(message: Buffer, buffers: Buffer) -> Any:
     """Return the value of a message.
 
     Args:
         message: The message.
-        behind: The buffers, joined.
+        buffers: What stands after it, joined.
 
     Raises:
         Exception: Of whatever kind, if it is not what `write_plain` makes.
@@ -239,7 +224,7 @@ def read_plain(message: Buffer, behind: Buffer) -> Any:
         _scan(message)
     if _EXTENSION.search(message) is None:  # no form can be in it
         return msgpack.unpackb(message, strict_map_key=False, unicode_errors="surrogatepass")
-    reader = _Reader(memoryview(behind))
+    reader = _Reader(memoryview(buffers))
     value = msgpack.unpackb(
         message,
         ext_hook=reader.extension,
@@ -348,11 +333,11 @@ def _beyond_64_bits(value: Any) -> msgpack.ExtType:
 
 
 class _Reader:
-    __slots__ = ("_behind", "_forms", "_hashes", "_unused", "marks")
+    __slots__ = ("_buffers", "_forms", "_hashes", "_unused", "marks")
 
-    def __init__(self, behind: memoryview) -> None:
-        self._behind = behind
-        self._unused = len(behind)
+    def __init__(self, buffers: memoryview) -> None:
+        self._buffers = buffers
+        self._unused = len(buffers)
         self._forms = 0
         self._hashes: dict[int, tuple[Any, int]] = {}
         self.marks = 0
@@ -401,7 +386,7 @@ class _Reader:
             raise TypeError("a buffer stands at a number")
         # Each buffer belongs to one value: what is read twice would be copied twice.
         self._unused -= size
-        data = self._behind[start : start + size]
+        data = self._buffers[start : start + size]
         if len(data) != size or self._unused < 0:
             raise ValueError("a buffer is not there")
         return data
@@ -425,19 +410,11 @@ _TEXT: Final = 52
 dtype, their shape and their bytes, never a pickle. Arrays of objects or records, of extended precision, or
 of a subclass are not plain."""
 
-_DTYPE: Final = re.compile(r"[<>|][biufcmMSU]\d+(\[\d*(generic|[YMWDhmsunpfa]s?)\])?")
+_DTYPE: Final = r"[<>|][biufcmMSU]\d+(\[\d*(generic|[YMWDhmsunpfa]s?)\])?"
 
 
 _SIDES: Final = 64
 _LONGEST_DTYPE: Final = 40
-
-
-def _numpy() -> Any:
-    """Return numpy if the program has loaded it: an entry is no reason to."""
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        raise Undecodable("it needs numpy, which is not loaded")
-    return numpy
 
 
 def _split_numpy(value: Any) -> tuple[int, Sequence[Any], Buffer | None] | None:
@@ -458,7 +435,9 @@ def _split_numpy(value: Any) -> tuple[int, Sequence[Any], Buffer | None] | None:
         # Arrays that lie in memory column by column stay so.
         columns = value.flags.f_contiguous and not value.flags.c_contiguous
         flat = value.ravel(order="F" if columns else "C")
-        return _ARRAY, (dtype.str, value.shape, columns), _bytes_of(np, flat)
+        # Dates have no buffer of their own, and an empty array none that can be cast.
+        data = memoryview(flat.view(np.uint8)) if flat.nbytes else b""
+        return _ARRAY, (dtype.str, value.shape, columns), data
     if kind is np.str_ or kind is np.bytes_:
         return _TEXT, (str(value) if kind is np.str_ else bytes(value),), None
     if issubclass(kind, np.generic) and _is_plain_dtype(value.dtype):
@@ -475,27 +454,29 @@ def _is_plain_dtype(dtype: Any) -> bool:
         and dtype.char not in "gG"
         and dtype.metadata is None
         and dtype.itemsize > 0
-        and _DTYPE.fullmatch(dtype.str) is not None
+        and re.fullmatch(_DTYPE, dtype.str) is not None
     )
 
 
-def _bytes_of(np: Any, flat: Any) -> Buffer:
-    # Dates have no buffer of their own, and an empty array none that can be cast.
-    return memoryview(flat.view(np.uint8)) if flat.nbytes else b""
+def _numpy() -> Any:
+    """Return numpy if the program has loaded it: an entry is no reason to."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        raise Undecodable("it needs numpy, which is not loaded")
+    return numpy
 
 
-def _dtype(np: Any, text: Any) -> Any:
+def _dtype(text: Any) -> Any:
     # numpy reads much more than what it writes for plain types.
-    if type(text) is not str or len(text) > _LONGEST_DTYPE or _DTYPE.fullmatch(text) is None:
+    if type(text) is not str or len(text) > _LONGEST_DTYPE or re.fullmatch(_DTYPE, text) is None:
         raise ValueError("no plain dtype")
-    return np.dtype(text)
+    return _numpy().dtype(text)
 
 
 def _join_array(parts: Sequence[Any]) -> Any:
     """Put an array together that owns its memory and can be written to."""
-    np = _numpy()
     text, shape, columns, data = parts
-    dtype = _dtype(np, text)
+    np, dtype = _numpy(), _dtype(text)
     if any(type(side) is not int or side < 0 for side in shape) or len(shape) > _SIDES:
         raise ValueError("no shape")
     if math.prod(shape) * dtype.itemsize != len(data):
@@ -509,23 +490,21 @@ def _join_array(parts: Sequence[Any]) -> Any:
 
 def _join_scalar(parts: Sequence[Any]) -> Any:
     """Put one of numpy's numbers or times together."""
-    np = _numpy()
     text, data = parts
-    dtype = _dtype(np, text)
+    dtype = _dtype(text)
     if type(data) is not bytes or len(data) != dtype.itemsize:
         raise ValueError("a number of another size")
-    return np.frombuffer(data, dtype)[0]
+    return _numpy().frombuffer(data, dtype)[0]
 
 
 def _join_text(parts: Sequence[Any]) -> Any:
     """Put numpy's text or bytes together."""
-    np = _numpy()
     (content,) = parts
     if type(content) is bytes:
-        return np.bytes_(content)
+        return _numpy().bytes_(content)
     if type(content) is not str:
         raise TypeError("no text")
-    return np.str_(content)
+    return _numpy().str_(content)
 
 
 _NUMPY: Final[dict[int, Any]] = {_SCALAR: _join_scalar, _TEXT: _join_text}

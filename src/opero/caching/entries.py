@@ -384,11 +384,14 @@ def source_digest(fn: Any) -> bytes | None:
         if line.lstrip().startswith(("def ", "async def ")):
             lines = lines[number:]
             break
-    from hashlib import blake2b
     from textwrap import dedent
 
+    from opero.caching.keys.canonical import load_blake2b
+
     text = dedent("".join(lines)).rstrip()
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest().encode()
+    return (
+        load_blake2b()(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest().encode()
+    )
 
 
 def edit_detector(keys: FunctionKeys, store: Any) -> Callable[[Emitter], None]:

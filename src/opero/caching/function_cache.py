@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from opero import events
 from opero.caching.copying import Uncopyable
 from opero.caching.entries import Entries, edit_detector
-from opero.caching.memory import MemoryStore
 from opero.caching.single_flight import (
     Flight,
     Instruction,
@@ -28,9 +27,8 @@ from opero.caching.single_flight import (
     forget_leadership,
     notify,
 )
-from opero.errors import Rejected, StoreError, UnkeyableError, warn_user
+from opero.errors import Rejected, StoreError, UnkeyableError
 from opero.utils import ambient
-from opero.utils.ambient import switch
 from opero.utils.steps import BlockingStep
 from opero.utils.units import format_bytes, format_seconds
 
@@ -198,25 +196,6 @@ class FunctionCache:
 
     # --- keys -------------------------------------------------------------------------------------
 
-    def key(self, call: CachedCall) -> Hashable | None:
-        """Return the key of a call that is made; None if it is not to be cached.
-
-        Raises:
-            UnkeyableError: The cache was asked for, and an argument has no content.
-        """
-        if self.off or (switch.on and ambient.disabled()):
-            return None
-        try:
-            return call.key or self.keys.key(call.args, call.kwargs)
-        except UnkeyableError as error:
-            if self.asked:
-                raise
-            self.off = True
-            reason = str(error)
-        self.entries.skipped(reason)
-        warn_user(f"{reason} Until then its results are not cached.")
-        return None
-
     def key_of(self, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Hashable | None:
         """Return the key of arguments; None if one has no content and the cache was not asked for.
 
@@ -325,20 +304,26 @@ class FunctionCache:
         except Uncopyable:
             return Instruction.COMPUTE
 
-    def late(self, call: CachedCall, expired: Entry | None) -> Any:
+    def late(self, call: CachedCall, expired: Entry | None, flight: Flight | None = None) -> Any:
         """End a call whose deadline comes before the outcome that it waits for.
 
         Args:
             call: The call.
             expired: An expired entry that it gets then, if it may be served.
+            flight: What it leads; None if it waits for the leader.
 
         Raises:
             DeadlineError: There is none.
         """
-        error = self._overdue(call)
+        error, freshness = self._overdue(call), self.freshness
         try:
-            now, freshness = ambient.clock().monotonic(), self.freshness
-            if expired is None or freshness is None or not freshness.usable(expired, now):
+            if flight is not None:
+                expired = self.failed(call, flight, expired, error)
+            elif expired is not None and not (
+                freshness and freshness.usable(expired, ambient.clock().monotonic())
+            ):
+                expired = None
+            if expired is None:
                 raise error
             return self.entries.serve_stale(call, expired, error)
         finally:
@@ -464,7 +449,7 @@ class FunctionCache:
                     flight, call.deadline, expired, seen_at, blocking=blocking
                 )
                 if late:
-                    return self._late_leader(call, flight, expired)
+                    return self.late(call, expired, flight)
             elif seen_at == -inf:
                 expired = yield entries.find_step(key)
             if expired is None or not entries.is_fresh(key, expired):
@@ -479,16 +464,6 @@ class FunctionCache:
         finally:
             if lease is not None:
                 lease.release(flight)
-
-    def _late_leader(self, call: CachedCall, flight: Flight, expired: Entry | None) -> Any:
-        error = self._overdue(call)
-        try:
-            old = self.failed(call, flight, expired, error)
-            if old is None:
-                raise error
-            return self.entries.serve_stale(call, old, error)
-        finally:
-            del error
 
     # --- management --------------------------------------------------------------------------------
 
@@ -540,13 +515,3 @@ class FunctionCache:
             backend=self.store.name,
             namespace=self.namespace,
         )
-
-    def after_fork(self) -> None:
-        """Forget what other threads of the parent process were doing: they do not exist in a forked child."""
-        self.single_flight.after_fork()
-        if isinstance(self.store, MemoryStore):
-            self.store.after_fork()
-        if self.keys.instances is not None:
-            self.keys.instances.after_fork()
-        if self.freshness is not None:
-            self.freshness.recent_failures.after_fork()

@@ -407,7 +407,7 @@ _lock = threading.RLock()
 
 
 def register(cache: FunctionCache) -> None:
-    """Let `clear_cache` and forked children reach a cache for as long as its function lives."""
+    """Let `clear_cache` reach a cache for as long as its function lives."""
     with _lock:
         _registry.add(cache)
 
@@ -439,7 +439,7 @@ def clear_cache(namespace: str | None = None, backend: str | None = None) -> int
     """
     removed = 0
     failed: StoreError | None = None
-    for clear in _clears(namespace, _settled(backend)):
+    for clear in _clears(namespace, backend):
         try:
             removed += clear()
         except StoreError as error:
@@ -449,60 +449,38 @@ def clear_cache(namespace: str | None = None, backend: str | None = None) -> int
     return removed
 
 
-def _settled(backend: str | None) -> str | None:
-    """Return a backend as stores name theirs."""
-    if backend is None or backend.partition(":")[0] not in BACKENDS:
-        return backend
-    from opero.caching.stores.base import settle
-
-    return settle(backend)
-
-
 def _clears(namespace: str | None, backend: str | None) -> Iterator[Callable[[], int]]:
     """Yield what empties each of the caches in question; memory first, because it never fails."""
+    named = backend is not None and backend.partition(":")[0] in BACKENDS
+    if named:
+        from opero.caching.stores.base import settle
+
+        backend = settle(str(backend))  # as stores name theirs
+    with _lock:
+        caches = list(_registry)
     found = [
         cache
-        for cache in _caches()
-        if namespace in (None, cache.namespace) and backend in (None, *_names(cache.store))
+        for cache in caches
+        if namespace in (None, cache.namespace)
+        and backend in (None, cache.store.name, getattr(cache.store, "text", None))
     ]
     yield from (cache.clear for cache in sorted(found, key=lambda cache: cache.store.blocking))
     if backend in (None, "memory"):
         stores = list(_context_stores.items())
         yield from (store.clear for name, store in stores if namespace in (None, name))
     # No place has been opened without loading this.
-    if backend in BACKENDS or (backend and ":" in backend) or _STORES in sys.modules:
-        yield from _clears_of_places(namespace, backend)
+    if named or "opero.caching.stores.base" in sys.modules:
+        from opero.caching.stores.base import open_store, open_stores
 
-
-def _clears_of_places(namespace: str | None, backend: str | None) -> Iterator[Callable[[], int]]:
-    from opero.caching.stores.base import open_store, open_stores
-
-    places = [store for store in open_stores() if backend in (None, store.name)]
-    if backend is not None and backend.partition(":")[0] in BACKENDS:
-        named = open_store(backend)
-        places = [named, *(store for store in places if store is not named)]
-    prefix = "" if namespace is None else namespace_prefix(namespace)
-    yield from (functools.partial(store.clear, prefix) for store in places)
-
-
-_STORES: Final = "opero.caching.stores.base"
-
-
-def _names(store: EntryStore) -> tuple[str, ...]:
-    return store.name, getattr(store, "text", store.name)
-
-
-def _caches() -> list[FunctionCache]:
-    with _lock:
-        return list(_registry)
+        places = [store for store in open_stores() if backend in (None, store.name)]
+        if named:
+            here = open_store(str(backend))
+            places = [here, *(store for store in places if store is not here)]
+        prefix = "" if namespace is None else namespace_prefix(namespace)
+        yield from (functools.partial(store.clear, prefix) for store in places)
 
 
 @run_after_fork
 def _after_fork() -> None:
-    """Forget what other threads of the parent were doing: they do not exist in the child."""
     global _lock  # noqa: PLW0603 - a lock that a vanished thread holds can only be replaced
     _lock = threading.RLock()
-    for cache in _caches():
-        cache.after_fork()
-    for store in _context_stores.values():
-        store.after_fork()

@@ -24,7 +24,6 @@ import atexit
 import itertools
 import math
 import os
-import random
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from threading import get_ident
@@ -108,6 +107,8 @@ class LeaseWait:
         if self.late or now >= self._patient_until:
             return None
         # Drawn, so that callers which began together do not ask together.
+        import random
+
         pause = self._longest * random.uniform(0.5, 1)
         self._longest = min(self._longest * _GROWTH, _LONGEST_PAUSE)
         return pause if self._deadline is None else min(pause, self._deadline - now)
@@ -162,7 +163,11 @@ class Leases:
                     return Turn(seen, late=wait.late)
                 yield BlockingStep(ambient.clock().sleep, ambient.clock().asleep, (pause,))
             # A caller that has waited in vain does not make others wait for it in turn.
-            if mine and wait and (yield from self._acquire_flag(lease)) is False:
+            if (
+                mine
+                and wait
+                and (yield from self._acquire(lease, blocking=blocking, flag=True)) is False
+            ):
                 _renewer.release(lease)
                 mine = None
         except BaseException:
@@ -246,25 +251,22 @@ class Leases:
         """Keep leases until they are released."""
         _renewer.keep(leases)
 
-    def _acquire(self, lease: Lease, *, blocking: bool) -> StepLogic[bool | None]:
-        """Return whether a key is ours now or another caller's; None to do without."""
-        mine = yield from self._ask(lease.key, lease, SECONDS)
-        if mine:
-            _renewer.keep((lease,))
-        elif _renewer.ends(lease) or (blocking and lease in _renewer.held((lease,))):
-            # A thread that waited for what another one of its own tasks holds would wait for itself.
-            return None
-        return mine
-
-    def _acquire_flag(self, lease: Lease) -> StepLogic[bool | None]:
+    def _acquire(
+        self, lease: Lease, *, blocking: bool, flag: bool = False
+    ) -> StepLogic[bool | None]:
+        """Return whether a key, or its flag, is ours now or another caller's; None to do without."""
         # A flag that is not there is raised for a moment only, to see that.
-        return (yield from self._ask(_flag(lease.key), lease, _A_MOMENT))
-
-    def _ask(self, key: str, lease: Lease, seconds: float) -> StepLogic[bool | None]:
+        key, seconds = (_flag(lease.key), _A_MOMENT) if flag else (lease.key, SECONDS)
         try:
-            mine: bool = yield BlockingStep(
-                lease.store.acquire, self._store.aacquire, (key, lease.owner, seconds)
-            )
+            args = key, lease.owner, seconds
+            mine: bool = yield BlockingStep(lease.store.acquire, self._store.aacquire, args)
+            if flag:
+                return mine
+            if mine:
+                _renewer.keep((lease,))
+            elif _renewer.ends(lease) or (blocking and _renewer.held((lease,))):
+                # A thread must not wait for what another task of its own event loop holds.
+                return None
         except Exception as error:  # noqa: BLE001 - as above
             self._failed(error)
             return None
@@ -328,7 +330,8 @@ class _LeaseRenewer:
             due = monotonic() + _RENEW_AFTER
             for lease in leases:
                 self._held[lease] = due
-            self._start()
+            if self._thread is None:
+                self._start()
 
     def release(self, lease: Lease, *, without_result: bool = False) -> None:
         """End a lease soon.
@@ -341,7 +344,8 @@ class _LeaseRenewer:
             with self._changed:
                 self._held.pop(lease, None)
                 self._ending[lease] = monotonic(), without_result
-                self._start()
+                if self._thread is None:
+                    self._start()
                 self._changed.notify()
 
     def ends(self, wanted: Lease) -> bool:
@@ -374,8 +378,6 @@ class _LeaseRenewer:
                         self._ending.pop(lease, None)
 
     def _start(self) -> None:
-        if self._thread is not None:
-            return
         # A daemon, so that a call that never ends does not keep the program alive.
         thread = threading.Thread(target=self._run, name="opero-leases", daemon=True)
         try:
@@ -397,16 +399,13 @@ class _LeaseRenewer:
                 elif now - idle_since > _IDLE:
                     self._thread = None
                     return
-                due, ending = self._due(now), bool(self._ending)
+                due = [lease for lease, at in self._held.items() if at <= now]
+                ending = bool(self._ending)
             if ending:
                 sleep(_GATHER)
                 self.flush(now)
             for leases in _portions(due):
                 self._renew(leases)
-
-    def _due(self, now: float) -> list[Lease]:
-        found = itertools.takewhile(lambda held: held[1] <= now, self._held.items())
-        return [lease for lease, _ in found]
 
     def _renew(self, leases: list[Lease]) -> None:
         with self._changed:  # some may just have been released

@@ -19,6 +19,7 @@ from threading import RLock
 from typing import Any, Final, NamedTuple, Protocol
 
 from opero.utils import ambient
+from opero.utils.fork import reset_after_fork
 
 __all__ = ["AgingEntry", "Entry", "EntryStore", "Life", "MemoryStore", "Store", "weigh"]
 
@@ -220,6 +221,7 @@ class MemoryStore:
         self._latest = -math.inf
         self._serial = count()
         self._lock = RLock()
+        reset_after_fork(self)
 
     def put(self, key: Hashable, entry: Entry) -> bool:
         """Store an entry in place of any other under its key.
@@ -231,13 +233,15 @@ class MemoryStore:
         dropped: list[Entry] = []
         lock.acquire()  # half the cost of `with`, and every miss comes along here
         try:
-            if key in entries:
-                self._drop(key, dropped)
             if len(entries) >= self.maxsize or self.weight + weight > self.max_bytes:
+                if key in entries:
+                    self._drop(key, dropped)
                 if weight > self.max_bytes:
                     return False
                 self._make_room(weight, dropped)
-            entries[key] = entry
+            if entries.setdefault(key, entry) is not entry:  # one search for most keys
+                self._drop(key, dropped)
+                entries[key] = entry
             self.weight += weight
             if entry.group is not None:
                 self._groups.setdefault(entry.group, set()).add(key)
@@ -314,8 +318,10 @@ class MemoryStore:
     def _make_room(self, weight: int, dropped: list[Entry]) -> None:
         """Evict until one more entry fits: the expired ones, then the oldest without a hit."""
         entries, early = self.entries, self._early
-        now = ambient.clock().monotonic()
+        now = 0.0
         while entries and (len(entries) >= self.maxsize or self.weight + weight > self.max_bytes):
+            if early and not now:  # mostly there are none, and the clock need not be read
+                now = ambient.clock().monotonic()
             if early and early[0][0] <= now:
                 expires, _, key = heappop(early)
                 entry = entries.get(key)
@@ -374,44 +380,40 @@ def weigh(value: Any) -> int:
 def _weigh(value: Any, budget: list[int], depth: int) -> float:
     budget[0] -= 1
     kind = type(value)
-    size: float = _own_size(value)
+    size = float(_asked(getsizeof, value, _UNKNOWN))
     if budget[0] < 0 or depth > _DEPTH or kind in (str, bytes, int, float, bool, type(None)):
         return size
-    if isinstance(value, dict):
-        pairs = list(islice(value.items(), _SAMPLE))
-        parts = [part for pair in pairs for part in pair]
-        share = len(value) / max(1, len(pairs))
-    elif isinstance(value, list | tuple):
-        parts = list(value[:: len(value) // _SAMPLE + 1])
+    share = 1.0
+    if isinstance(value, dict | list | tuple | set | frozenset):
+        if isinstance(value, list | tuple):
+            parts = list(value[:: len(value) // _SAMPLE + 1])
+        else:
+            parts = list(islice(value.items() if isinstance(value, dict) else value, _SAMPLE))
         share = len(value) / max(1, len(parts))
-    elif isinstance(value, set | frozenset):
-        parts = list(islice(value, _SAMPLE))
-        share = len(value) / max(1, len(parts))
+        if isinstance(value, dict):
+            parts = [part for pair in parts for part in pair]
     elif kind.__module__ == "builtins":
         return size
     else:
-        size, parts, share = max(size, _reported_size(value)), _state(value), 1
+        size, parts = max(size, _asked(_reported_size, value, 0)), _state(value)
     return size + sum(_weigh(part, budget, depth + 1) for part in parts) * share
 
 
-def _own_size(value: Any) -> int:
+def _asked(ask: Callable[[Any], int], value: Any, otherwise: int) -> int:
     try:
-        return getsizeof(value)
+        return ask(value)
     except Exception:  # noqa: BLE001 - a class may compute its size wrongly
-        return _UNKNOWN
+        return otherwise
 
 
 def _reported_size(value: Any) -> int:
     """Return the size that arrays (`nbytes`) and data frames (`memory_usage`) report."""
-    try:
-        usage: Any = getattr(value, "memory_usage", None)
-        if callable(usage):
-            used: Any = usage(deep=True)
-            return int(used.sum()) if hasattr(used, "sum") else int(used)
-        size = getattr(value, "nbytes", 0)
-        return size if isinstance(size, int) else 0
-    except Exception:  # noqa: BLE001 - as above
-        return 0
+    usage: Any = getattr(value, "memory_usage", None)
+    if callable(usage):
+        used: Any = usage(deep=True)
+        return int(used.sum()) if hasattr(used, "sum") else int(used)
+    size = getattr(value, "nbytes", 0)
+    return size if isinstance(size, int) else 0
 
 
 def _state(value: Any) -> list[Any]:

@@ -17,9 +17,10 @@ import enum
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module
-from types import EllipsisType, MemberDescriptorType, NotImplementedType
+from types import EllipsisType, MemberDescriptorType, NoneType, NotImplementedType
 from typing import Any, Final, NamedTuple
 
 __all__ = [
@@ -69,7 +70,6 @@ class PlainType(NamedTuple):
 BY_NAME: Final[dict[str, PlainType]] = {}
 """The rows by the names of their types; a type may have several."""
 BY_NUMBER: Final[dict[int, PlainType]] = {}
-_BUILTINS: Final[dict[type, PlainType]] = {}
 
 
 def add(row: PlainType, *names: str) -> None:
@@ -109,43 +109,38 @@ def of_type(kind: type) -> PlainType | None:
         return row
     row = BY_NAME.get(f"{kind.__module__}.{kind.__qualname__}")
     if row is not None:
-        return (
-            row if getattr(sys.modules.get(kind.__module__), kind.__name__, None) is kind else None
-        )
-    row = _of_class(kind)
-    # A class may have been defined anew meanwhile.
-    return row if row is not None and _is_findable(kind) else None
+        known = getattr(sys.modules.get(kind.__module__), kind.__name__, None) is kind
+    else:
+        row = _of_class(kind)
+        known = row is not None and _is_findable(kind)  # it may have been defined anew meanwhile
+    return row if known else None
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
-
-
-def _check(parts: Sequence[Any], *kinds: type | tuple[type, ...]) -> Sequence[Any]:
-    """Return parts if they are of exactly these types."""
-    if len(parts) != len(kinds):
-        raise ValueError("another number of parts")
-    for part, kind in zip(parts, kinds, strict=True):
-        if type(part) not in (kind if type(kind) is tuple else (kind,)):
-            raise TypeError("a part of another type")
-    return parts
-
 
 _LONGEST_TEXT: Final = 100_000
 _LARGEST_NUMBER: Final = 1 << 100_000
 """Beyond that, arithmetic on forged numbers would take longer than reading them."""
 
 
+def _check(parts: Sequence[Any], *kinds: type | tuple[type, ...]) -> Sequence[Any]:
+    """Return parts if they are of exactly these types, and no larger than any that is written."""
+    if len(parts) != len(kinds):
+        raise ValueError("another number of parts")
+    for part, kind in zip(parts, kinds, strict=True):
+        if type(part) not in (kind if type(kind) is tuple else (kind,)):
+            raise TypeError("a part of another type")
+        if type(part) is str and len(part) > _LONGEST_TEXT:
+            raise ValueError("text of no such value")
+        if type(part) is int and not -_LARGEST_NUMBER <= part <= _LARGEST_NUMBER:
+            raise ValueError("too large")
+    return parts
+
+
 def _calls(name: str, *kinds: type | tuple[type, ...]) -> Callable[[Sequence[Any]], Any]:
     """Return what makes a value by calling a type of the standard library with checked parts."""
     module, _, attribute = name.rpartition(".")
-
-    def join(parts: Sequence[Any]) -> Any:
-        checked = _check(parts, *kinds)
-        if type(checked[0]) is str and len(checked[0]) > _LONGEST_TEXT:
-            raise ValueError("text of no such value")
-        return getattr(import_module(module), attribute)(*checked)
-
-    return join
+    return lambda parts: getattr(import_module(module), attribute)(*_check(parts, *kinds))
 
 
 def _text(value: object) -> tuple[str]:
@@ -155,45 +150,11 @@ def _text(value: object) -> tuple[str]:
     return (text,)
 
 
-def _nothing(value: object) -> tuple[()]:
-    return ()
-
-
-def _same(value: Iterable[Any]) -> Iterable[Any]:
-    return value
-
-
-# --- builtins ---------------------------------------------------------------------------------------------------------
+# --- values of the standard library -----------------------------------------------------------------------------------
 
 
 def _span(value: Any) -> tuple[Any, Any, Any]:
     return value.start, value.stop, value.step
-
-
-_BUILTIN_ROWS: Final[list[tuple[type, int, bool, Any, Any, Any]]] = [
-    # Tuples and frozen sets are immutable as far as their items are.
-    (tuple, 1, False, _same, tuple, None),
-    (set, 2, False, _same, set, None),
-    (frozenset, 3, False, _same, frozenset, None),
-    (complex, 5, True, lambda v: (v.real, v.imag), lambda p: complex(*_check(p, float, float)), None),
-    (
-        bytearray, 6, False, lambda v: (bytes(v),), lambda p: bytearray(*_check(p, bytes)),
-        lambda v: ("bytearray", bytes(v)),
-    ),
-    (range, 7, True, _span, lambda p: range(*_check(p, int, int, int)), lambda v: ("range", _span(v))),
-    (slice, 8, False, _span, lambda p: slice(*_check(p, *map(type, p[:3]))), lambda v: ("slice", _span(v))),
-    (EllipsisType, 9, True, _nothing, lambda p: [..., *_check(p)][0], None),
-    (NotImplementedType, 10, True, _nothing, lambda p: [NotImplemented, *_check(p)][0], None),
-]  # fmt: skip
-
-for _kind, _number, _immutable, _split, _join, _key in _BUILTIN_ROWS:
-    _row = PlainType(_kind.__qualname__, _number, _immutable, _split, _join, _key)
-    _BUILTINS[_kind] = BY_NUMBER[_number] = _row
-    if _key is not None:
-        BY_NAME[_row.name] = _row
-
-
-# --- the standard library ---------------------------------------------------------------------------------------------
 
 
 def _zoned(tag: str, fields: tuple[int, ...], value: Any) -> KeyParts:
@@ -222,6 +183,10 @@ def _clock(value: Any) -> tuple[int, ...]:
     return value.hour, value.minute, value.second, value.microsecond, value.fold
 
 
+def _duration(value: Any) -> tuple[int, int, int]:
+    return value.days, value.seconds, value.microseconds
+
+
 def _join_moment(name: str, numbers: int) -> Callable[[Sequence[Any]], Any]:
     def join(parts: Sequence[Any]) -> Any:
         import datetime
@@ -233,6 +198,13 @@ def _join_moment(name: str, numbers: int) -> Callable[[Sequence[Any]], Any]:
         return getattr(datetime, name)(*fields, tzinfo=zone, fold=fold)
 
     return join
+
+
+def _join_timezone(parts: Sequence[Any]) -> Any:
+    import datetime
+
+    kinds: list[type] = [datetime.timedelta, str]
+    return datetime.timezone(*_check(parts, *kinds[: max(1, len(parts))]))
 
 
 def _split_zone(value: Any) -> tuple[str]:
@@ -251,46 +223,23 @@ def _split_ratio(value: Any) -> tuple[int, int]:
     return _ratio(value)
 
 
-def _join_ratio(parts: Sequence[Any]) -> Any:
-    from fractions import Fraction
-
-    numerator, denominator = _check(parts, int, int)
-    if max(abs(numerator), abs(denominator)) > _LARGEST_NUMBER:
-        raise ValueError("too large")
-    return Fraction(numerator, denominator)
-
-
 def _decimal_key(value: Any) -> KeyParts:
     sign, digits, exponent = value.as_tuple()
     return "decimal", (sign, "".join(map(str, digits)), exponent)
 
 
 def _join_id(parts: Sequence[Any]) -> Any:
-    from uuid import UUID
-
-    return UUID(bytes=_check(parts, bytes)[0])
+    return import_module("uuid").UUID(bytes=_check(parts, bytes)[0])
 
 
 def _path_key(name: str) -> Callable[[Any], KeyParts]:
     return lambda v: ("path", (name, v.as_posix()))
 
 
-def _add_address(number: int, version: int) -> None:
-    plain: dict[str, Callable[[Any], KeyParts]] = {
-        # As numbers: the text form of mapped IPv6 addresses changed in Python 3.13.
-        "Address": (lambda v: ("ip", (4, int(v))))
-        if version == 4
-        else (lambda v: ("ip", (6, int(v), v.scope_id))),
-        "Network": lambda v: ("ip", (type(v).__name__, v.network_address, v.prefixlen)),
-        "Interface": lambda v: ("ip", (type(v).__name__, v.ip, v.network.prefixlen)),
-    }
-    for offset, (form, key) in enumerate(plain.items()):
-        name = f"ipaddress.IPv{version}{form}"
-        add(PlainType(name=name, number=number + offset, split=_text, join=_calls(name, str), key=key))  # fmt: skip
-
-
-def _secret_value(value: Any) -> KeyParts:
-    return "secret", value.get_secret_value()
+def _address_key(value: Any) -> KeyParts:
+    # As numbers: the text form of mapped IPv6 addresses changed in Python 3.13.
+    scope = (value.scope_id,) if value.version == 6 else ()
+    return "ip", (value.version, int(value), *scope)
 
 
 def _url(value: Any) -> KeyParts:
@@ -329,10 +278,9 @@ def find_class(name: object) -> type:
 
 
 def _is_findable(kind: type) -> bool:
-    try:
+    with suppress(Undecodable):
         return find_class(class_name(kind)) is kind
-    except Undecodable:
-        return False
+    return False
 
 
 @lru_cache(maxsize=1000)
@@ -366,25 +314,25 @@ def _field_names(kind: Any) -> Mapping[str, Any] | None:
     return None
 
 
-_OWN_WAYS: Final = (
+_OWN_WAYS: Final = {
     "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__getnewargs__", "__getnewargs_ex__",
     "__copy__", "__deepcopy__", "__del__",
-)  # fmt: skip
+}  # fmt: skip
 
 
 def _holds_only_fields(kind: type) -> bool:
     """Whether instances are what their fields say, with no own way to be pickled, copied or ended."""
-    for base in kind.__mro__[:-1]:
-        if not base.__flags__ & _HEAP_TYPE:
-            return False
-        if base.__module__.partition(".")[0] in ("pydantic", "typing", "abc", "attr", "attrs"):
-            continue
-        for name in _OWN_WAYS:
-            method = vars(base).get(name)
-            generated = getattr(method, "__module__", None) in ("dataclasses", "attr._make")
-            if method is not None and not generated:
-                return False
-    return True
+    bases = kind.__mro__[:-1]
+    own = (
+        method
+        for base in bases
+        if base.__module__.partition(".")[0] not in ("pydantic", "typing", "abc", "attr", "attrs")
+        for name, method in vars(base).items()
+        if name in _OWN_WAYS and method is not None
+    )
+    return all(base.__flags__ & _HEAP_TYPE for base in bases) and all(
+        getattr(method, "__module__", None) in ("dataclasses", "attr._make") for method in own
+    )
 
 
 _HEAP_TYPE: Final = 1 << 9
@@ -407,29 +355,42 @@ def _own_dict(value: Any) -> dict[str, Any]:
     return found
 
 
-def _split_record(value: Any) -> tuple[str, dict[str, Any]]:
+_MODEL_PARTS: Final = ("__pydantic_extra__", "__pydantic_private__", "__pydantic_fields_set__")
+
+
+def _split_fields(value: Any) -> tuple[Any, ...]:
+    """Take an instance of a dataclass, attrs class or model apart: name of its class, fields, further parts."""
     kind = type(value)
     names = _field_names(kind) or {}
-    held = _own_dict(value)
+    held, slots = _own_dict(value), _slots(kind)
+    fields = {
+        name: held[name] if name in held else slots[name].__get__(value)
+        for name in names
+        if name in held or name in slots
+    }
     if not held.keys() <= names.keys():
         raise NotPlain  # it carries more than its fields
-    slots = _slots(kind)
-    fields = {}
-    for name in names:
-        if name in held:
-            fields[name] = held[name]
-        elif name in slots:
-            fields[name] = slots[name].__get__(value)
-        else:
+    if not _is_model(kind):
+        if len(fields) < len(names):
             raise NotPlain
-    return class_name(kind), fields
+        return class_name(kind), fields
+    extra, private, given = (getattr(value, name, None) for name in _MODEL_PARTS)
+    if private is not None:
+        private = {
+            name: item
+            for name, item in private.items()
+            if type(item).__name__ != "PydanticUndefinedType"
+        }
+    return class_name(kind), fields, extra, private, set(given or ())
 
 
-def _join_record(parts: Sequence[Any]) -> Any:
-    name, given = _check(parts, str, dict)
+def _join_fields(parts: Sequence[Any]) -> Any:
+    """Make an instance without running its code."""
+    name, given = _check(parts[:2], str, dict)
+    further = parts[2:] and _check(parts[2:], (dict, NoneType), (dict, NoneType), set)
     kind = find_class(name)
-    if _of_class(kind) is not RECORD:
-        raise Undecodable(f"{name} is no dataclass any more")
+    if _of_class(kind) is not (MODEL if further else RECORD):
+        raise Undecodable(f"{name} is no dataclass or model any more")
     made: Any = object.__new__(kind)
     slots, held = _slots(kind), _own_dict(made)
     for field, value in _completed(kind, given).items():
@@ -437,6 +398,8 @@ def _join_record(parts: Sequence[Any]) -> Any:
             slots[field].__set__(made, value)
         else:
             held[field] = value
+    for part, value in zip(_MODEL_PARTS, further, strict=False):
+        object.__setattr__(made, part, value)
     return made
 
 
@@ -467,39 +430,6 @@ def _default(kind: type, field: Any) -> Any:
     )
 
 
-_MODEL_PARTS: Final = ("__pydantic_extra__", "__pydantic_private__", "__pydantic_fields_set__")
-
-
-def _split_model(value: Any) -> tuple[Any, ...]:
-    kind = type(value)
-    names = _field_names(kind) or {}
-    held = _own_dict(value)
-    if not held.keys() <= names.keys():
-        raise NotPlain
-    extra, private, given = (getattr(value, name, None) for name in _MODEL_PARTS)
-    if private is not None:
-        private = {
-            name: item
-            for name, item in private.items()
-            if type(item).__name__ != "PydanticUndefinedType"
-        }
-    return class_name(kind), dict(held), extra, private, set(given or ())
-
-
-def _join_model(parts: Sequence[Any]) -> Any:
-    name, given, extra, private, chosen = _check(
-        parts, str, dict, (dict, type(None)), (dict, type(None)), set
-    )
-    kind: Any = find_class(name)
-    if _of_class(kind) is not MODEL:
-        raise Undecodable(f"{name} is no model any more")
-    made = object.__new__(kind)
-    object.__setattr__(made, "__dict__", _completed(kind, given))
-    for field, value in zip(_MODEL_PARTS, (extra, private, chosen), strict=True):
-        object.__setattr__(made, field, value)
-    return made
-
-
 def _split_enum(value: Any) -> tuple[str, str | None, Any]:
     kind = type(value)
     if kind.__members__.get(value.name) is value:
@@ -527,113 +457,118 @@ def _join_named_tuple(parts: Sequence[Any]) -> Any:
     return tuple.__new__(kind, items)
 
 
-ENUM: Final = PlainType(name="an enum", number=60, split=_split_enum, join=_join_enum)
-RECORD: Final = PlainType(
-    name="a dataclass", number=61, immutable=False, split=_split_record, join=_join_record
-)
+ENUM: Final = PlainType("an enum", 60, True, _split_enum, _join_enum)
+RECORD: Final = PlainType("a dataclass", 61, False, _split_fields, _join_fields)
 NAMED_TUPLE: Final = PlainType(
-    name="a named tuple",
-    number=62,
-    immutable=False,
-    split=lambda v: (class_name(type(v)), list(v)),
-    join=_join_named_tuple,
+    "a named tuple", 62, False, lambda v: (class_name(type(v)), list(v)), _join_named_tuple
 )
-MODEL: Final = PlainType(
-    name="a model", number=63, immutable=False, split=_split_model, join=_join_model
-)
+MODEL: Final = PlainType("a model", 63, False, _split_fields, _join_fields)
 """A model of pydantic, taken apart by its fields; nothing of it runs."""
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
-_COLLECTIONS: Final[list[tuple[str, int | None, Any, Any, Any]]] = [
-    (
-        "collections.deque", 11, lambda v: (list(v), v.maxlen),
-        _calls("collections.deque", list, (int, type(None))),
+# Tuples and frozen sets are immutable as far as their items are.
+_BUILTINS: Final[dict[type, PlainType]] = {
+    tuple: PlainType("tuple", 1, False, iter, tuple),
+    set: PlainType("set", 2, False, iter, set),
+    frozenset: PlainType("frozenset", 3, False, iter, frozenset),
+    complex: PlainType(
+        "complex", 5, True, lambda v: (v.real, v.imag), _calls("builtins.complex", float, float)
+    ),
+    bytearray: PlainType(
+        "bytearray", 6, False, lambda v: (bytes(v),), _calls("builtins.bytearray", bytes),
+        lambda v: ("bytearray", bytes(v)),
+    ),
+    range: PlainType(
+        "range", 7, True, _span, _calls("builtins.range", int, int, int), lambda v: ("range", _span(v))
+    ),
+    slice: PlainType(
+        "slice", 8, False, _span, lambda p: slice(*_check(p, *map(type, p[:3]))), lambda v: ("slice", _span(v))
+    ),
+    EllipsisType: PlainType("ellipsis", 9, True, lambda v: (), lambda p: [..., *_check(p)][0]),
+    NotImplementedType: PlainType(
+        "NotImplementedType", 10, True, lambda v: (), lambda p: [NotImplemented, *_check(p)][0]
+    ),
+}  # fmt: skip
+
+_ROWS: Final[list[PlainType]] = [
+    ENUM, RECORD, NAMED_TUPLE, MODEL,
+    PlainType(
+        "collections.deque", 11, False, lambda v: (list(v), v.maxlen),
+        _calls("collections.deque", list, (int, NoneType)),
         lambda v: ("deque", list(deque.__iter__(v)), {"maxlen": v.maxlen}),
     ),
-    (
-        "collections.OrderedDict", 12, lambda v: (dict(v),), _calls("collections.OrderedDict", dict),
+    PlainType(
+        "collections.OrderedDict", 12, False, lambda v: (dict(v),), _calls("collections.OrderedDict", dict),
         lambda v: ("ordereddict", dict(dict.items(v)), {"order": list(OrderedDict.__iter__(v))}),
     ),
-    (
-        "collections.Counter", 13, lambda v: (dict(v),), _calls("collections.Counter", dict),
+    PlainType(
+        "collections.Counter", 13, False, lambda v: (dict(v),), _calls("collections.Counter", dict),
         lambda v: ("counter", dict(dict.items(v))),
     ),
-    (
-        "collections.defaultdict", None, None, None,
-        lambda v: ("defaultdict", dict(dict.items(v)), {"default_factory": v.default_factory}),
+    PlainType(
+        "collections.defaultdict", immutable=False,
+        key=lambda v: ("defaultdict", dict(dict.items(v)), {"default_factory": v.default_factory}),
     ),
-    ("array.array", None, None, None, lambda v: ("array", (v.typecode, v.tolist()))),
-    ("types.SimpleNamespace", None, None, None, lambda v: ("namespace", None, dict(vars(v)))),
-    ("mappingproxy", None, None, None, lambda v: ("mappingproxy", v.copy())),
-    ("memoryview", None, None, None, lambda v: ("memoryview", (v.format, v.shape, v.tobytes()))),
-]  # fmt: skip
-
-_VALUES: Final[list[tuple[str, int | None, Any, Any, Any]]] = [
-    (
-        "datetime.datetime", 20, lambda v: (*_day(v), *_clock(v), v.tzinfo), _join_moment("datetime", 7),
+    PlainType("array.array", immutable=False, key=lambda v: ("array", (v.typecode, v.tolist()))),
+    PlainType("types.SimpleNamespace", immutable=False, key=lambda v: ("namespace", None, dict(vars(v)))),
+    PlainType("mappingproxy", immutable=False, key=lambda v: ("mappingproxy", v.copy())),
+    PlainType("memoryview", immutable=False, key=lambda v: ("memoryview", (v.format, v.shape, v.tobytes()))),
+    PlainType(
+        "datetime.datetime", 20, True, lambda v: (*_day(v), *_clock(v), v.tzinfo), _join_moment("datetime", 7),
         lambda v: _zoned("datetime", _day(v) + _clock(v), v),
     ),
-    (
-        "datetime.time", 21, lambda v: (*_clock(v), v.tzinfo), _join_moment("time", 4),
+    PlainType(
+        "datetime.time", 21, True, lambda v: (*_clock(v), v.tzinfo), _join_moment("time", 4),
         lambda v: _zoned("time", _clock(v), v),
     ),
-    ("datetime.date", 22, _day, _calls("datetime.date", int, int, int), lambda v: ("date", _day(v))),
-    (
-        "datetime.timedelta", 23, lambda v: (v.days, v.seconds, v.microseconds),
-        _calls("datetime.timedelta", int, int, int),
-        lambda v: ("timedelta", (v.days, v.seconds, v.microseconds)),
+    PlainType("datetime.date", 22, True, _day, _calls("datetime.date", int, int, int), lambda v: ("date", _day(v))),
+    PlainType(
+        "datetime.timedelta", 23, True, _duration, _calls("datetime.timedelta", int, int, int),
+        lambda v: ("timedelta", _duration(v)),
     ),
-    (
-        "zoneinfo.ZoneInfo", 25, _split_zone, _calls("zoneinfo.ZoneInfo", str),
+    PlainType(
+        "datetime.timezone", 24, True, lambda v: v.__getinitargs__(), _join_timezone,
+        lambda v: ("timezone", (v.utcoffset(None), v.tzname(None))),
+    ),
+    PlainType(
+        "zoneinfo.ZoneInfo", 25, True, _split_zone, _calls("zoneinfo.ZoneInfo", str),
         lambda v: None if v.key is None else ("zoneinfo", v.key),
     ),
-    ("decimal.Decimal", 30, _text, _calls("decimal.Decimal", str), _decimal_key),
-    ("fractions.Fraction", 31, _split_ratio, _join_ratio, lambda v: ("fraction", _ratio(v))),
-    ("uuid.UUID", 32, lambda v: (v.bytes,), _join_id, lambda v: ("uuid", v.int)),
-    ("re.Pattern", None, None, None, lambda v: ("pattern", (v.pattern, v.flags))),
-    *((f"pydantic_core._pydantic_core.{name}", None, None, None, _url) for name in ("Url", "MultiHostUrl")),
-    *((f"pydantic.networks.{name}", None, None, None, _url) for name in ("_BaseUrl", "_BaseMultiHostUrl")),
+    PlainType("decimal.Decimal", 30, True, _text, _calls("decimal.Decimal", str), _decimal_key),
+    PlainType(
+        "fractions.Fraction", 31, True, _split_ratio, _calls("fractions.Fraction", int, int),
+        lambda v: ("fraction", _ratio(v)),
+    ),
+    PlainType("uuid.UUID", 32, True, lambda v: (v.bytes,), _join_id, lambda v: ("uuid", v.int)),
+    *(
+        PlainType(name, number + 3 * (version == 6), True, _text, _calls(name, str), key)
+        for version in (4, 6)
+        for number, form, key in (
+            (33, "Address", _address_key),
+            (34, "Network", lambda v: ("ip", (type(v).__name__, v.network_address, v.prefixlen))),
+            (35, "Interface", lambda v: ("ip", (type(v).__name__, v.ip, v.network.prefixlen))),
+        )
+        if (name := f"ipaddress.IPv{version}{form}")
+    ),
+    *(
+        PlainType(f"pathlib.{name}", number, True, _text, _calls(f"pathlib.{name}", str), _path_key(name))
+        for number, name in enumerate(("PurePosixPath", "PureWindowsPath", "PosixPath", "WindowsPath"), 40)
+    ),
+    *(PlainType(f"pathlib.{name}", key=_path_key(name)) for name in ("PurePath", "Path")),
+    PlainType("re.Pattern", key=lambda v: ("pattern", (v.pattern, v.flags))),
+    *(PlainType(f"pydantic_core._pydantic_core.{name}", key=_url) for name in ("Url", "MultiHostUrl")),
+    *(PlainType(f"pydantic.networks.{name}", key=_url) for name in ("_BaseUrl", "_BaseMultiHostUrl")),
+    PlainType(
+        "pydantic.types._SecretBase", immutable=False, key=lambda v: ("secret", v.get_secret_value())
+    ),
 ]  # fmt: skip
 
-
-def _fill() -> None:
-    for immutable, rows in ((False, _COLLECTIONS), (True, _VALUES)):
-        for name, number, split, join, key in rows:
-            add(PlainType(name=name, number=number, immutable=immutable, split=split, join=join, key=key))  # fmt: skip
-    for row in (ENUM, RECORD, NAMED_TUPLE, MODEL):
-        add(row)
-    _add_address(33, 4)
-    _add_address(36, 6)
-    for number, name in (
-        (40, "PurePosixPath"), (41, "PureWindowsPath"), (42, "PosixPath"), (43, "WindowsPath"),
-        (None, "PurePath"), (None, "Path"),
-    ):  # fmt: skip
-        full = f"pathlib.{name}"
-        path = PlainType(name=full, key=_path_key(name))
-        if number is not None:
-            join = _calls(full, str)
-            path = path._replace(number=number, split=_text, join=join)
-        # Python 3.13 moved the classes, and their public name stayed.
-        add(path, f"pathlib._local.{name}")
-    add(PlainType(name="pydantic.types._SecretBase", immutable=False, key=_secret_value))
-
-    def join_timezone(parts: Sequence[Any]) -> Any:
-        import datetime
-
-        kinds: list[type] = [datetime.timedelta, str]
-        return datetime.timezone(*_check(parts, *kinds[: max(1, len(parts))]))
-
-    add(
-        PlainType(
-            name="datetime.timezone",
-            number=24,
-            split=lambda v: v.__getinitargs__(),
-            join=join_timezone,
-            key=lambda v: ("timezone", (v.utcoffset(None), v.tzname(None))),
-        )
-    )
-
-
-_fill()
+for _row in _BUILTINS.values():
+    BY_NUMBER[_row.number or 0] = _row
+    if _row.key is not None:
+        BY_NAME[_row.name] = _row
+for _row in _ROWS:
+    # Python 3.13 moved the paths, and their public name stayed.
+    add(_row, _row.name.replace("pathlib.", "pathlib._local."))

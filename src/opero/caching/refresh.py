@@ -19,7 +19,7 @@ from opero.errors import (
     Rejected,
 )
 from opero.utils import ambient
-from opero.utils.fork import run_after_fork
+from opero.utils.fork import reset_after_fork, run_after_fork
 from opero.utils.steps import run_async, run_sync
 from opero.utils.threads import ThreadCall, run_in_thread
 from opero.utils.units import format_seconds
@@ -80,6 +80,7 @@ class RecentFailures:
     def __init__(self) -> None:
         self._failures: dict[Hashable, tuple[float, bool]] = {}  # until when, and whether excused
         self._lock = Lock()
+        reset_after_fork(self)
 
     def add(self, key: Hashable, now: float, seconds: float, *, excused: bool) -> None:
         """Remember a failure.

@@ -22,9 +22,9 @@ from typing import Any, Final
 from opero.caching.plain_types import Buffer, Undecodable, Unencodable
 from opero.errors import warn_user
 
-__all__ = ["SIGNATURE_SIZE", "find_secret", "read_signed", "write_signed"]
+__all__ = ["find_secret", "read_signed", "write_signed"]
 
-SIGNATURE_SIZE: Final = 32
+_SIGNATURE_SIZE: Final = 32
 """Bytes of a signature: BLAKE2b with a key (RFC 7693)."""
 
 _PROTOCOL: Final = 5
@@ -55,8 +55,8 @@ def write_signed(value: Any, context: bytes, *, shared: bool) -> tuple[bytes, by
     return _sign(secret, context, data), data
 
 
-def read_signed(signature: Buffer, data: Buffer, context: bytes, *, shared: bool) -> Any:
-    """Check the signature of a pickle, and only then open it.
+def read_signed(signed: memoryview, context: bytes, *, shared: bool) -> Any:
+    """Check the signature before a pickle, and only then open it.
 
     Raises:
         Undecodable: The signature does not fit, or the pickle does not open.
@@ -64,6 +64,7 @@ def read_signed(signature: Buffer, data: Buffer, context: bytes, *, shared: bool
     secret, why = find_secret(shared=shared)
     if secret is None:
         raise Undecodable(f"it is signed, and {why}")
+    signature, data = signed[:_SIGNATURE_SIZE], signed[_SIGNATURE_SIZE:]
     if not hmac.compare_digest(_sign(secret, context, data), signature):
         raise Undecodable(
             "its signature does not fit: another secret, another key, or tampered with"
@@ -75,7 +76,7 @@ def read_signed(signature: Buffer, data: Buffer, context: bytes, *, shared: bool
 
 
 def _sign(secret: bytes, context: bytes, data: Buffer) -> bytes:
-    signer = blake2b(key=secret, digest_size=SIGNATURE_SIZE, person=b"opero.cache.1")
+    signer = blake2b(key=secret, digest_size=_SIGNATURE_SIZE, person=b"opero.cache.1")
     signer.update(len(context).to_bytes(8, "little"))
     signer.update(context)
     signer.update(data)

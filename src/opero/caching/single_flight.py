@@ -11,6 +11,7 @@ comes.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Hashable, Iterable
 from contextvars import ContextVar, Token
 from enum import Enum
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 from opero.utils import ambient
 from opero.utils.ambient import warn_on_loop
+from opero.utils.fork import reset_after_fork
 from opero.utils.steps import BlockingStep
 from opero.utils.waiters import TaskWaiter, ThreadWaiter
 
@@ -28,20 +30,8 @@ if TYPE_CHECKING:
     from opero.utils.steps import StepLogic
 
 __all__ = [
-    "Flight",
-    "FlightWaiter",
-    "Instruction",
-    "SharedFailure",
-    "SharedResult",
-    "SingleFlight",
-    "Waiting",
-    "become_leader",
-    "copy_error",
-    "forget_leadership",
-    "leads_others",
-    "notify",
-    "stop_leading",
-    "take_verdict",
+    "Flight", "FlightWaiter", "Instruction", "SharedFailure", "SharedResult", "SingleFlight", "Waiting",
+    "become_leader", "copy_error", "forget_leadership", "leads_others", "notify", "stop_leading", "take_verdict",
 ]  # fmt: skip
 
 
@@ -214,7 +204,8 @@ def forget_leadership() -> None:
 
 def leads_others(flight: Flight | None = None) -> bool:
     """Whether this context leads another flight than this one."""
-    return any(other is not flight and not other.done for other in _led.get())
+    led = _led.get()
+    return bool(led) and any(other is not flight and not other.done for other in led)
 
 
 class SingleFlight:
@@ -242,6 +233,7 @@ class SingleFlight:
         # Reentrant, because the garbage collector may end an abandoned coroutine, and its flight,
         # at any allocation.
         self._lock = RLock()
+        reset_after_fork(self)
 
     def join(self, key: Hashable, *, blocking: bool = True) -> Flight | None:
         """Return a flight to lead, or None if the caller has to wait.
@@ -443,8 +435,11 @@ def _carry_over(error: BaseException, made: BaseException) -> None:
     put = BaseException.__setattr__
     for owner in type(error).__mro__:
         for member in vars(owner).values():
-            if isinstance(member, MemberDescriptorType):
-                _carry_member(member, error, made)
+            value = _read(member, error)
+            # An empty C member reads as None too, and would not be empty once None were written to it.
+            if value is not _ABSENT and value is not _read(member, made):
+                with contextlib.suppress(AttributeError, TypeError):  # only `__new__` sets some
+                    member.__set__(made, value)
     state: dict[str, Any] = dict(error.__dict__)
     notes = state.get("__notes__")
     if isinstance(notes, list):
@@ -457,22 +452,12 @@ def _carry_over(error: BaseException, made: BaseException) -> None:
     put(made, "__traceback__", error.__traceback__)
 
 
-def _carry_member(member: MemberDescriptorType, error: BaseException, made: BaseException) -> None:
-    value = _read(member, error)
-    # An empty C member reads as None too, and would not be empty once None were written to it.
-    if value is _ABSENT or value is _read(member, made):
-        return
-    try:
-        member.__set__(made, value)
-    except (AttributeError, TypeError):
-        return  # one that only `__new__` sets
-
-
-def _read(member: MemberDescriptorType, error: BaseException) -> object:
-    try:
-        return member.__get__(error)
-    except AttributeError:
-        return _ABSENT
+def _read(member: Any, error: BaseException) -> object:
+    """Return what a member in C or a slot holds; `_ABSENT` if it is empty, or something else."""
+    if isinstance(member, MemberDescriptorType):
+        with contextlib.suppress(AttributeError):
+            return member.__get__(error)
+    return _ABSENT
 
 
 _ABSENT: Final = object()

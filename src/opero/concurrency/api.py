@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Self, T
 from opero.concurrency.loop import run_map, run_map_async, stream_map, stream_map_async
 from opero.concurrency.mapper import ItemArguments, Mapper
 from opero.core.decorate import build_function, decorate, explain, place_in_class, with_changes
-from opero.core.decorated import AsyncResilient, Attributes, Resilient
+from opero.core.decorated import Attributes, Resilient
 from opero.core.pipeline import Pipeline
 from opero.utils import ambient
 
@@ -191,7 +191,7 @@ class AsyncMapped(Attributes, Protocol[T_contra, P, R]):  # pyright: ignore[repo
     """A coroutine function over many items."""
 
     @property
-    def one(self) -> AsyncResilient[Concatenate[T_contra, P], R]:
+    def one(self) -> Resilient[Concatenate[T_contra, P], Coroutine[Any, Any, R]]:
         """The function for a single item, through the same pipeline."""
         ...
 

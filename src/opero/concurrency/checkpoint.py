@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from opero.core.function import FunctionInfo
     from opero.core.options import MapOptions
 
-__all__ = ["Checkpoint", "CheckpointFile", "MakeKey", "key_maker", "open_checkpoint"]
+__all__ = ["Checkpoint", "CheckpointFile", "OpenCheckpoint", "checkpoints_of"]
 
 _LAYOUT: Final = 1
 _APPLICATION: Final = 0x6F706A6D  # "opjm"
@@ -33,42 +33,21 @@ PRAGMA user_version = {_LAYOUT};
 CREATE TABLE results (key TEXT PRIMARY KEY, result BLOB) WITHOUT ROWID
 """
 
-MakeKey = Callable[[Any, Any], str]
-"""From the `ItemArguments` of a map and an item to the item's key."""
+OpenCheckpoint = Callable[[Any], "Checkpoint"]
+"""From the `ItemArguments` of one run of a map to its checkpoint."""
 
 
-def open_checkpoint(
-    name: str, options: MapOptions, make_key: MakeKey, arguments: Any
-) -> Checkpoint:
-    """Return the checkpoint of one run of a map.
+def checkpoints_of(info: FunctionInfo, options: MapOptions) -> OpenCheckpoint:
+    """Return the function that opens the checkpoint of a run of a map.
 
-    Args:
-        name: The function's name, for messages.
-        options: Options of the map, with `checkpoint`.
-        make_key: Made by `key_maker`.
-        arguments: What the function gets beside each item.
+    The key of an item is made of the function (its module or script, its name, what it closes over), `cache_version`,
+    the item or what `item_key` makes of it, and the further arguments without those that `cache_ignore` names.
     """
-    file = CheckpointFile(os.fspath(options.checkpoint or ""))
-    return Checkpoint(name, file, functools.partial(make_key, arguments))
-
-
-def key_maker(info: FunctionInfo, options: MapOptions) -> MakeKey:
-    """Return the function that makes the keys of a function's items.
-
-    A key is made of the function (its module or script, its name, what it closes over), `cache_version`, the item or
-    what `item_key` makes of it, and the further arguments without those that `cache_ignore` names.
-    """
-    name: list[str] = []
-
-    def prefix() -> str:
-        if not name:
-            name.append(function_id(info, options.cache_version) + ":")
-        return name[0]
-
+    prefix = functools.cache(lambda: function_id(info, options.cache_version) + ":")
     keying = FunctionKeys(info, ignore=options.cache_ignore, prefix=prefix)
     identify = options.item_key
 
-    def make(arguments: Any, item: Any) -> str:
+    def key_of(arguments: Any, item: Any) -> str:
         what = item if identify is None else identify(item)
         args = (*arguments.before, what, *arguments.after)
         try:
@@ -82,7 +61,11 @@ def key_maker(info: FunctionInfo, options: MapOptions) -> MakeKey:
                 "item is with item_key=…, and leave clients and the like out with cache_ignore=(…)."
             ) from error
 
-    return make
+    def open_one(arguments: Any) -> Checkpoint:
+        file = CheckpointFile(os.fspath(options.checkpoint or ""))
+        return Checkpoint(info.name, file, functools.partial(key_of, arguments))
+
+    return open_one
 
 
 class Checkpoint:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from opero.core.cache import CacheStage
     from opero.utils.steps import StepLogic
 
-__all__ = ["Compute", "InFlightElsewhere", "LeadItem", "RemoteLeases", "ResultStore"]
+__all__ = ["Compute", "InFlightElsewhere", "LeadItem", "RemoteLeases", "ResultStore", "uncalled"]
 
 Compute = Callable[[list[int], list[Any]], object]
 """Queues indices and items that must be computed."""
@@ -54,7 +54,7 @@ class LeadItem:
     old: Entry | None = None
     """What the cache had, if it has expired."""
     lease: Lease | None = None
-    """What keeps other processes from computing it, once it is claimed."""
+    """What keeps other processes from computing it, once that is acquired."""
     wait: LeaseWait | None = None
     """The wait for the process that computes it, while one does or after one did."""
     parked: bool = False
@@ -163,12 +163,12 @@ class RemoteLeases:
         wanted = [(lead, lead.lease) for lead in leads if lead.lease is not None]
         if not wanted:
             return list(leads)
-        claims = [lease for _, lease in wanted]
+        leases = [lease for _, lease in wanted]
         again, blocking = wanted[0][0].wait is not None, not self._awaits
         granted: list[bool | None] = yield in_thread(
-            lambda: self._leases.acquire_many(claims, again=again, blocking=blocking)
+            lambda: self._leases.acquire_many(leases, again=again, blocking=blocking)
         )
-        self._leases.keep([lease for lease, mine in zip(claims, granted, strict=True) if mine])
+        self._leases.keep([lease for lease, mine in zip(leases, granted, strict=True) if mine])
         for (lead, _), mine in zip(wanted, granted, strict=True):
             if mine is None:
                 lead.lease = None
@@ -255,73 +255,63 @@ class ResultStore:
 
         An item that failed and gets an expired result instead moves from its batch to one of those.
         """
-        landed: list[tuple[LeadItem, Any]] = []
-        keeps: list[tuple[Call, Flight, Any, float]] = []
-        moved: dict[int, set[int]] = {}
+        landed: list[tuple[LeadItem, Any, float]] = []
         ended: list[LeadItem] = []
         for number, batch in enumerate(batches):
+            stale: set[int] = set()
             for position, index in enumerate(batch.idx):
                 key = self._keys.pop(index, None)
-                lead = None if key is None else self._led.pop(key)
-                if lead is None:
+                if key is None:
                     continue
+                lead = self._led.pop(key)
                 ended.append(lead)
                 outcome = batch.odd.get(position)
                 error = None if outcome is None else outcome.error
                 if error is None:
-                    value = batch.values[position]
-                    landed.append((lead, value))
-                    keeps.append((lead.call, lead.flight, value, _fill_in(lead.call, outcome)))
+                    landed.append((lead, batch.values[position], _fill_in(lead.call, outcome)))
                 elif isinstance(error, Exception):
                     if self._crash(lead, error):
-                        moved.setdefault(number, set()).add(position)
+                        stale.add(position)
                 else:
                     self._flights.abandon(lead.flight)
-                    for follower in lead.followers:
-                        self._compute([follower[0]], [follower[1]])
-        for number, positions in moved.items():
-            batches[number] = batches[number].without(positions)
+                    for follower, item in lead.followers:
+                        self._compute([follower], [item])
+            if stale:
+                batches[number] = batch.without(stale)
         try:
-            yield from self._store(landed, keeps)
+            yield from self._store(landed)
         finally:
             if self._remote is not None:
                 self._remote.give_back(ended)
         return self._known.take()
 
-    def _store(
-        self,
-        landed: list[tuple[LeadItem, Any]],
-        keeps: list[tuple[Call, Flight, Any, float]],
-    ) -> StepLogic[None]:
+    def _store(self, landed: list[tuple[LeadItem, Any, float]]) -> StepLogic[None]:
         """Store results, then notify those that wait for them."""
+        cache, entries = self._cache, self._cache.entries
         try:
-            entries = yield from self._keep(keeps)
+            wanted = [
+                (lead.flight, value, cache.lifetime(lead.call, value, began))
+                for lead, value, began in landed
+            ]
+            kept: list[Entry | None]
+            if self._slow and entries.takes_many and wanted:
+                stored: list[Stored] = yield in_thread(lambda: entries.store_many(wanted))
+                kept = [
+                    entries.report(lead.flight, one)
+                    for (lead, _, _), one in zip(landed, stored, strict=True)
+                ]
+            else:
+                storing = for_each(entries.store, entries.astore, wanted)
+                kept = (yield storing) if self._slow and wanted else storing.block()
         except BaseException:
             # The map is cancelled, and nothing else will end these flights.
-            for lead, _ in landed:
+            for lead, _, _ in landed:
                 self._flights.abandon(lead.flight)
             raise
-        for (lead, value), entry in zip(landed, entries, strict=True):
-            if self._cache.freshness is not None:
-                self._cache.computed(lead.call, lead.flight.key)
+        for (lead, value, _), entry in zip(landed, kept, strict=True):
+            if cache.freshness is not None:
+                cache.computed(lead.call, lead.flight.key)
             self._share(lead, value, entry)
-
-    def _keep(self, keeps: list[tuple[Call, Flight, Any, float]]) -> StepLogic[list[Entry | None]]:
-        cache, entries = self._cache, self._cache.entries
-        wanted = [
-            (flight, value, cache.lifetime(call, value, began))
-            for call, flight, value, began in keeps
-        ]
-        if not (self._slow and entries.takes_many and keeps):
-            storing = for_each(entries.store, entries.astore, wanted)
-            several: list[Entry | None] = (
-                (yield storing) if self._slow and keeps else storing.block()
-            )
-            return several
-        stored: list[Stored] = yield in_thread(lambda: entries.store_many(wanted))
-        return [
-            entries.report(flight, one) for (flight, _, _), one in zip(wanted, stored, strict=True)
-        ]
 
     def _share(self, lead: LeadItem, value: Any, entry: Entry | None) -> None:
         call = lead.call
@@ -334,11 +324,7 @@ class ResultStore:
             if isinstance(verdict, SharedResult):
                 copy = verdict.entry.open()
                 self._job.pipeline.stats.add(shared=1)
-                result = (
-                    ItemOutcome(value=copy, rejected=True, attempts=0, calls=0)
-                    if call.rejected
-                    else copy
-                )
+                result = uncalled(value=copy, rejected=True) if call.rejected else copy
                 self._known.add("shared", index, item, result)
             else:
                 self._compute([index], [item])
@@ -360,10 +346,13 @@ class ResultStore:
         if waiters:
             notify(waiters, SharedFailure(copy_error(error)))
         for index, item in lead.followers:
-            self._known.add(
-                "shared", index, item, ItemOutcome(error=copy_error(error), attempts=0, calls=0)
-            )
+            self._known.add("shared", index, item, uncalled(error=copy_error(error)))
         return False
+
+
+def uncalled(**made: Any) -> ItemOutcome:
+    """Return the outcome of an item for which nothing was called."""
+    return ItemOutcome(attempts=0, calls=0, **made)
 
 
 def _fill_in(call: Call, outcome: ItemOutcome | None) -> float:

@@ -21,8 +21,13 @@ from opero.caching.single_flight import (
     notify,
     take_verdict,
 )
-from opero.concurrency.dedupe import InFlightElsewhere, LeadItem, RemoteLeases, ResultStore
-from opero.concurrency.executors.base import ItemOutcome
+from opero.concurrency.dedupe import (
+    InFlightElsewhere,
+    LeadItem,
+    RemoteLeases,
+    ResultStore,
+    uncalled,
+)
 from opero.core.call import Call
 from opero.errors import DeadlineError, Rejected
 from opero.utils import ambient
@@ -128,7 +133,7 @@ class CacheLookup(ResultStore):
         try:
             key = None if cache.off or ambient.disabled() else cache.key(call)
         except Exception as error:  # noqa: BLE001 - what a user's `cache_key` raises is the item's error
-            self._known.add("fresh", index, item, ItemOutcome(error=error, attempts=0, calls=0))
+            self._known.add("fresh", index, item, uncalled(error=error))
             return
         if key is None:
             self._compute([index], [item])
@@ -304,7 +309,7 @@ class CacheLookup(ResultStore):
         try:
             result = self._cache.late(call, old)
         except DeadlineError as error:
-            self._known.add("fresh", index, item, ItemOutcome(error=error, attempts=0, calls=0))
+            self._known.add("fresh", index, item, uncalled(error=error))
         else:
             self._known.add("stale", index, item, result)
 
@@ -312,9 +317,9 @@ class CacheLookup(ResultStore):
         try:
             return self._cache.share(follower.call, take_verdict(follower))
         except Rejected as rejected:
-            return ItemOutcome(value=rejected.value, rejected=True, attempts=0, calls=0)
+            return uncalled(value=rejected.value, rejected=True)
         except Exception as error:  # noqa: BLE001 - the other's failure is this item's as well
-            return ItemOutcome(error=error, attempts=0, calls=0)
+            return uncalled(error=error)
 
     # --- the end ------------------------------------------------------------------------------------
 

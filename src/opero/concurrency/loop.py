@@ -11,11 +11,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self
 
 from opero.concurrency.executors.base import Batch, Done
-from opero.concurrency.recorder import ItemRecorder, find_known_items, record_items
+from opero.concurrency.recorder import ItemRecorder, ask, find_known_items, record_items
 from opero.concurrency.result import MapResult, Status
 from opero.errors import MapError, MapStopped
 from opero.utils import ambient
-from opero.utils.steps import BlockingStep, in_thread, run_async, run_sync
+from opero.utils.steps import BlockingStep, run_async, run_sync
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import MapJob, Report
@@ -262,10 +262,7 @@ class MapRun:
             self._lookup.close()
         self._progress.close()
         for recorder in self._recorders:
-            if recorder.blocking:
-                yield in_thread(recorder.close)
-            else:
-                recorder.close()
+            yield from ask(recorder, recorder.close)
         if isinstance(error, MapError) and error.result is None:
             error.result = self.result()
         if error is not None:
@@ -360,7 +357,8 @@ class MapRun:
         if self._returns == "report":
             found: Any = self.result()
         else:
-            self.raise_ended()
+            if self.scheduler.stopped is not None:
+                self.raise_ended()
             found = []
             for batch in self._arranged():
                 found += self.each(batch) if batch.odd else batch.values

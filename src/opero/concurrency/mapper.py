@@ -22,7 +22,7 @@ from opero.errors import OperoUsageError
 from opero.utils.units import parse_seconds, parse_size
 
 if TYPE_CHECKING:
-    from opero.concurrency.checkpoint import MakeKey
+    from opero.concurrency.checkpoint import OpenCheckpoint
     from opero.concurrency.executors.base import MapExecutor
     from opero.concurrency.loop import Returns
     from opero.concurrency.recorder import ItemRecorder
@@ -89,12 +89,12 @@ class Mapper:
         self.awaits: bool = info.kind == "async"
         self.mode: Mode = choose_mode(self.options, awaits=self.awaits)
         _check_mode(self.options, self.mode, info.name)
-        self._make_key: MakeKey | None = None
-        if self.options.checkpoint is not None:
-            from opero.concurrency.checkpoint import key_maker
-
-            self._make_key = key_maker(info, self.options)
         options = self.options
+        self._open_checkpoint: OpenCheckpoint | None = None
+        if options.checkpoint is not None:
+            from opero.concurrency.checkpoint import checkpoints_of
+
+            self._open_checkpoint = checkpoints_of(info, options)
         # The pipeline beside the function: no cache, and nothing of the map's.
         names = {name for name in Options.names() if not name.startswith("cache")}
         kept = {name: getattr(options, name) for name in options.given & names}
@@ -173,12 +173,8 @@ class Mapper:
             if recorder is not None:
                 recorders, enter = (recorder,), recorder.enter
                 mode = choose_mode(options, awaits=self.awaits, recorded=True)
-        if self._make_key is not None:
-            from opero.concurrency.checkpoint import open_checkpoint
-
-            name = self.pipeline.info.name
-            checkpoint = open_checkpoint(name, options, self._make_key, arguments)
-            recorders = (*recorders, checkpoint)
+        if self._open_checkpoint is not None:
+            recorders = (*recorders, self._open_checkpoint(arguments))
         # A call with a deadline of its own, and one that is being debugged, sleeps where it is.
         stays = options.deadline is not None or mode == "sequential"
         job = MapJob(

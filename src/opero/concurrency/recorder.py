@@ -48,7 +48,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from opero.concurrency.executors.base import Batch, ItemOutcome
 from opero.utils.steps import in_thread
@@ -62,10 +62,13 @@ __all__ = [
     "Finished",
     "ItemRecorder",
     "MakeRecorder",
+    "ask",
     "find_known_items",
     "record_items",
     "recording",
 ]
+
+T = TypeVar("T")
 
 Finished = tuple[int, Any, ItemOutcome]
 """Index, item and what became of it."""
@@ -110,14 +113,19 @@ recording: Final[ContextVar[MakeRecorder | None]] = ContextVar("opero_recording"
 # --- the map's side -------------------------------------------------------------------------------
 
 
+def ask(recorder: ItemRecorder, call: Callable[[], T]) -> StepLogic[T]:
+    """Call a recorder's method; in an event loop in another thread, if it may take long."""
+    if not recorder.blocking:
+        return call()
+    found: T = yield in_thread(call)
+    return found
+
+
 def find_known_items(
     recorder: ItemRecorder, idx: Sequence[int], items: list[Any]
 ) -> StepLogic[tuple[Batch | None, Sequence[int], list[Any]]]:
     """Ask for known items; return these, and the indices and items of the rest."""
-    if recorder.blocking:
-        known: Mapping[int, ItemOutcome] = yield in_thread(lambda: recorder.find_known(idx, items))
-    else:
-        known = recorder.find_known(idx, items)
+    known = yield from ask(recorder, lambda: recorder.find_known(idx, items))
     if not known:
         return None, idx, items
     found = [(index, item) for index, item in zip(idx, items, strict=True) if index in known]
@@ -136,12 +144,8 @@ def find_known_items(
 def record_items(recorder: ItemRecorder, batches: Iterable[Batch]) -> StepLogic[None]:
     """Record what became of items."""
     finished = [one for batch in batches if batch.origin != "resumed" for one in _finished(batch)]
-    if not finished:
-        return
-    if recorder.blocking:
-        yield in_thread(lambda: recorder.keep(finished))
-    else:
-        recorder.keep(finished)
+    if finished:
+        yield from ask(recorder, lambda: recorder.keep(finished))
 
 
 def _finished(batch: Batch) -> Iterable[Finished]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -219,37 +219,41 @@ class _Sleeper(NamedTuple):
     parked: Parked
 
 
+@dataclass(slots=True)
 class FinishedItems:
     """Finished items on their way out: at once, or after all that come before them in the input.
 
     Attributes:
+        ordered: Whether items wait for those before them.
         held: Items that are not handed out yet.
         ready: Those that wait for no other one.
+        early: Those that do, in runs of neighbours, by the first index.
+        next: Index of the item that the first of them waits for.
     """
 
-    def __init__(self, *, ordered: bool) -> None:
-        self.held: int = 0
-        self.ready: deque[Batch] = deque()
-        self._next = 0 if ordered else None
-        self._early: dict[int, Batch] = {}
+    ordered: bool
+    held: int = 0
+    ready: deque[Batch] = field(default_factory=deque)
+    early: dict[int, Batch] = field(default_factory=dict)
+    next: int = 0
 
     def put(self, batch: Batch) -> None:
         """Add finished items."""
         self.held += len(batch.items)
-        if self._next is None:
+        if not self.ordered:
             self.ready.append(batch)
             return
-        self._early.update((run.idx[0], run) for run in batch.runs() if run)
-        while (run := self._early.pop(self._next, None)) is not None:
+        self.early.update((run.idx[0], run) for run in batch.runs() if run)
+        while (run := self.early.pop(self.next, None)) is not None:
             self.ready.append(run)
-            self._next += len(run)
+            self.next += len(run)
 
     def skip_missing(self) -> None:
         """Hand out the rest with gaps: missing items will not come any more."""
-        for index in sorted(self._early):
-            run = self._early.pop(index)
+        for index in sorted(self.early):
+            run = self.early.pop(index)
             self.ready.append(run)
-            self._next = index + len(run)
+            self.next = index + len(run)
 
 
 class Scheduler:
@@ -419,11 +423,21 @@ class Scheduler:
     def take(self, reports: Iterable[Report], now: float) -> list[Batch]:
         """Digest an executor's reports and return the items that are finished, not yet settled."""
         finished: list[Batch] = []
+        idx: list[int] = []
+        singles, busy_s = Batch(idx, [], []), 0.0
         for report in reports:
             chunk = self._out.get(report.chunk)
             if chunk is None:
                 continue
             if isinstance(report, Done):
+                if len(chunk.items) == 1 and not (report.odd or report.weight):
+                    # Slow items, as a rule, of which many may be done at once.
+                    idx += chunk.idx
+                    singles.items += chunk.items
+                    singles.values += report.values
+                    busy_s += report.busy_s
+                    del self._out[chunk.id]
+                    continue
                 finished.append(self._done(chunk, report, now))
                 if len(report.values) == len(chunk.items):
                     del self._out[chunk.id]
@@ -441,6 +455,9 @@ class Scheduler:
                 progress.cut(0)
             if progress.open <= 0:
                 del self._out[chunk.id], self._progress[chunk.id]
+        if idx:
+            self._size.measured(len(idx), busy_s)
+            finished.append(singles)
         return finished
 
     def _done(self, chunk: Chunk, done: Done, now: float) -> Batch:

@@ -6,10 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+# Whichever stage is imported first, its decorator needs the pipeline.
+import opero.core.decorate  # noqa: F401
 from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from opero.caching import clear_cache, get_cache_context
+    from opero.caching.handles import clear_cache, get_cache_context
     from opero.core.cache import get_cache_decorator
     from opero.core.fallback import get_fallback_decorator
     from opero.core.rate_limit import get_rate_limit_decorator

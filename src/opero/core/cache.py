@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from datetime import timedelta
 from time import monotonic
 from types import CoroutineType
@@ -37,7 +37,7 @@ from opero.caching.single_flight import (
 from opero.core.call import Call
 from opero.core.deadline import forget_deadlines, overdue
 from opero.core.options import standalone
-from opero.errors import OperoWarning, warn_user
+from opero.errors import OperoWarning, UnkeyableError, warn_user
 from opero.utils import ambient
 from opero.utils.ambient import switch
 from opero.utils.steps import run_async, run_sync
@@ -113,7 +113,7 @@ class _BackgroundCall(RefreshCall):
 
     def unchanged(self) -> bool:
         """Return whether the arguments still have the key of the entry."""
-        self.key = self._stage.keys.key(self.args, self.kwargs)
+        self.key: Any = self._stage.keys.key(self.args, self.kwargs)
         return bool(self.key == self.flight.key)
 
     def compute(self) -> Any:
@@ -246,16 +246,6 @@ class CacheStage(FunctionCache):
         return (self.store.entries if isinstance(self.store, MemoryStore) else found).get
 
     @property
-    def fast_parameters(self) -> tuple[str, ...]:
-        """Names of the parameters from whose values a wrapper may build the key; empty if it may not."""
-        return self.keys.fast_parameters
-
-    @property
-    def of_instance(self) -> bool:
-        """Whether such a key begins with the token of an instance."""
-        return self.keys.of_instance
-
-    @property
     def token_get(self) -> Callable[[int], int | None]:
         """Find the token of an instance by its id, at C speed."""
         instances = self.keys.instances
@@ -265,6 +255,25 @@ class CacheStage(FunctionCache):
     def refresh_work(self, call: CachedCall, flight: Flight, blocking: bool, /) -> _BackgroundCall:
         """Return the call that refreshes an entry in the background and leads its flight."""
         return _BackgroundCall(self, call, flight, blocking)
+
+    def key(self, call: Call) -> Hashable | None:
+        """Return the key of a call that is made; None if it is not to be cached.
+
+        Raises:
+            UnkeyableError: The cache was asked for, and an argument has no content.
+        """
+        if self.off or (switch.on and ambient.disabled()):
+            return None
+        try:
+            return call.key or self.keys.key(call.args, call.kwargs)
+        except UnkeyableError as error:
+            if self.asked:
+                raise
+            self.off = True
+            reason = str(error)
+        self.entries.skipped(reason)
+        warn_user(f"{reason} Until then its results are not cached.")
+        return None
 
     def lifetime(self, call: Call, value: Any, began: float) -> float | None:
         """Return for how long to store a result: 0 for not at all, None for ever.
@@ -316,9 +325,8 @@ class CacheStage(FunctionCache):
                     look = Look(*before, entry)
                 elif start(key, flight := Flight(key)) is not flight:
                     flight = None
-                elif (
-                    find(key) is not None
-                ):  # another caller has stored it between our look and our start
+                elif find(key) is not None:
+                    # Another caller has stored it between our look and our start.
                     flights.abandon(flight)
                     flight = None
             if flight is None:
@@ -378,9 +386,8 @@ class CacheStage(FunctionCache):
                     look = Look(*before, entry)
                 elif start(key, flight := Flight(key)) is not flight:
                     flight = None
-                elif (
-                    find(key) is not None
-                ):  # another caller has stored it between our look and our start
+                elif find(key) is not None:
+                    # Another caller has stored it between our look and our start.
                     flights.abandon(flight)
                     flight = None
             if flight is None:

@@ -30,9 +30,6 @@ class FailedCall(NamedTuple):
     """One real call that did not give a result.
 
     Attributes:
-        items: Items of a stream that are out.
-        stream: The plain generator whose first item is out; stages register there what they do at its end.
-        final_values: Places of the fallback values that a service has answered for good; None while there is none.
         label: Label of the fallback value it was made with (masked if secret), None without fallback.
         error: The exception; a `Rejected` if the result was refused.
     """
@@ -42,7 +39,7 @@ class FailedCall(NamedTuple):
 
 
 class RetryParked(BaseException):
-    """The pause before the next attempt is longer than the call's `patience`: the caller runs it again later.
+    """The pause before the next attempt is longer than the call's `park_after`: the caller runs it again later.
 
     A BaseException, so that no stage takes it for a failure.
 
@@ -67,26 +64,30 @@ class Call:
         attempts: Attempts begun.
         calls: Real calls made.
         failures: Every failed real call in order, None while there is none.
-        walk: Errors of the present attempt, what `retry_on` is asked about.
+        attempt_errors: Errors of the present attempt, what `retry_on` is asked about.
         retry: State of the retry stage, None before the first failure.
+        final_values: Places of the fallback values that a service has answered for good; None while there is none.
+        items: Items of a stream that are out.
+        stream: The plain generator whose first item is out; stages register there what they do at its end.
         label: Label of the fallback value in use.
-        value_index: Its place in the list.
-        several: Whether there is more than one value to try.
+        value, value_index: That value, and its place in the list.
+        has_alternatives: Whether there is more than one value to try.
         slept: Seconds of pauses between attempts.
         waited: Seconds in the rate limiter.
         rejected: Whether the value is one that `retry_if_result` refused.
         started: Clock reading at the start; None if no option needed it.
         first_failed: Clock reading at the first failure.
-        begun: What a real call that is already made has given so far: its awaitable, or its error; None otherwise.
+        prior_outcome: What a real call that is already made has given so far: its awaitable, or its error; None
+            otherwise.
         hint: Seconds that the service asked to wait after the last failure.
         remark: Why the call ends before all is spent; one more line of the note.
         reserved: The slot of the real call that is being made, where it may be given back or settled.
-        behind: The thread that a call which timed out goes on in, None if there is none.
+        orphan_thread: The thread that a call which timed out goes on in, None if there is none.
         deadline: Clock reading by which it must be over, None if there is none.
         overdue: Whether it ends because of that deadline.
-        kept: Whether a receipt will be written, so that the failures are still needed at the end.
-        patience: Longest pause between attempts, in seconds, that is slept here; before a longer one the call ends with
-            `Pause` and may be run again.
+        keep_failures: Whether a receipt will be written, so that the failures are still needed at the end.
+        park_after: Longest pause between attempts, in seconds, that is slept here; before a longer one the call ends
+            with `RetryParked` and may be run again.
         run: What its events are stamped with; None without a listener when it began.
         tried: Clock reading at the start of the last real call, where there is a listener.
         renews: Whether it shall renew what is stored rather than look it up.

@@ -21,6 +21,7 @@ __all__ = [
     "add_classifier",
     "classify",
     "header_text",
+    "may_be_billed",
     "read_headers",
     "read_status",
     "safe_get",
@@ -174,6 +175,12 @@ _MAX_MEMBERS: Final = 64
 _MAX_TEXT: Final = 128
 """Characters of a header or code; no date is longer, and patterns may be slow on very long text."""
 
+_UNBILLED_STATUSES: Final = frozenset((401, 403, 404, 429, *range(500, 600)))
+# Raised before anything was sent, by the standard library and by HTTP clients.
+_NO_CONNECTION: Final = _words(
+    "APIConnectionError ClientConnectorError ConnectError ConnectTimeout ConnectTimeoutError",
+    "ConnectionError ConnectionRefusedError EndpointConnectionError NewConnectionError gaierror",
+)
 _STATUS_NAMES: Final = ("status_code", "status", "http_status", "code")
 
 
@@ -224,6 +231,26 @@ def _along_causes(error: BaseException, depth: int) -> Verdict:
         if not issubclass(type(node), BaseException):
             break
     return UNKNOWN
+
+
+def may_be_billed(error: BaseException) -> bool:
+    """Return whether a call that ended with this error may cost something.
+
+    It cannot if there was no connection, or if the service has refused it (401, 403, 404, 429) or was out of order
+    (5xx). The error, its response and what lies behind it are looked at.
+    """
+    node: Any = error
+    for _ in range(_MAX_CAUSES):
+        status = read_status((node, safe_get(node, "response")))
+        if status is not None:
+            return status not in _UNBILLED_STATUSES
+        if type(node).__name__ in _NO_CONNECTION:
+            return False
+        behind = None if safe_get(node, "__suppress_context__") else safe_get(node, "__context__")
+        node = safe_get(node, "__cause__") or behind
+        if node is None:
+            break
+    return True
 
 
 def _of_group(group: BaseExceptionGroup[Any], depth: int) -> Verdict:

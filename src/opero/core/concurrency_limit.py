@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from opero.core.stats import Stats
     from opero.errors import DeadlineError
     from opero.events.bus import Emitter
-    from opero.limits.permits import ConcurrencyLimit, CurrentTask, Permit
+    from opero.limits.permits import ConcurrencyLimit, ConcurrencyPermit, CurrentTask
 
 __all__ = ["Bulkhead"]
 
@@ -83,7 +83,7 @@ class Bulkhead:
         self._waited(call, began)
         return overdue(call, self._emitter, "waiting for a permit")
 
-    def _keep(self, call: Call, permit: Permit) -> None:
+    def _keep(self, call: Call, permit: ConcurrencyPermit) -> None:
         """Have a permit given back at the end of the stream, or of the abandoned thread, that goes on."""
         leave = partial(self.limit.leave, permit)
         if call.stream is not None:
@@ -110,7 +110,7 @@ class Bulkhead:
                 began = ambient.clock().monotonic()
                 if not limit.acquire(self._left(call, began)):
                     raise self._overdue(call, began)
-                permit = limit.hold()
+                permit = limit.register()
             try:
                 if began is not None:
                     self._waited(call, began)
@@ -139,7 +139,7 @@ class Bulkhead:
                 began = ambient.clock().monotonic()
                 if not await limit.wait(self._left(call, began)):
                     raise self._overdue(call, began)
-                permit = limit.hold(current_task)
+                permit = limit.register(current_task)
             try:
                 if streams:
                     permit.note_holder(current_task, outlived=True)

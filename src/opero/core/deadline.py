@@ -75,7 +75,7 @@ def _enter(end: float) -> DeadlineScope:
     outer = _innermost.get()
     scope = DeadlineScope(end, outer if outer is None else _live(outer))
     _innermost.set(scope)
-    # The express lanes know no deadline.
+    # Fast paths know no deadline.
     switch.turn_on()
     return scope
 
@@ -198,7 +198,7 @@ def overdue(call: Call | DeadlineScope, emitter: Emitter, where: str) -> Deadlin
     """Note that its deadline ends a call, notify listeners, and return the error for it.
 
     Args:
-        call: The call; its scope, where it has come by the express lane.
+        call: The call; its scope, where it has come by the fast path.
         emitter: The function's name and listeners.
         where: Where the call was then, to follow "ran out of time".
     """
@@ -241,7 +241,7 @@ class Deadline:
         return f"{format_seconds(self.seconds)} for the whole call, waits included{late}"
 
     def begin(self) -> DeadlineScope:
-        """Enter the deadline of a call that begins now, on the express lane."""
+        """Enter the deadline of a call that begins now, on the fast path."""
         return _enter(monotonic() + self.seconds)
 
     def _begin(self, call: Call) -> DeadlineScope:

@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from opero.core.fallback import values_of
 from opero.core.function import ClassMethod, Method, describe_function, stars, unwrap_partial
+from opero.core.options import decoration
 from opero.core.pipeline import Pipeline
 from opero.core.wrapper import make_call, make_wrapper
 from opero.errors import OperoUsageError
@@ -61,6 +61,9 @@ def decorate(
     if isinstance(fn, property):
         raise OperoUsageError(f"@{by} cannot decorate a property: write @property above @{by}.")
     return place_in_class(Pipeline(describe_function(fn), options), by, build or build_function)
+
+
+decoration.make = decorate
 
 
 def place_in_class(pipeline: Pipeline, by: str, build: BuildFunction) -> Any:
@@ -172,6 +175,8 @@ def _worst(pipeline: Pipeline) -> _Worst:
     attempts = 1 + policy.retries if policy else 1
     values, per_value = 1, False
     if pipeline.fallback is not None:
+        from opero.core.fallback import values_of
+
         parameter = pipeline.fallback.parameter
         per_value = parameter.default is inspect.Parameter.empty
         values = 1 if per_value else len(values_of(parameter.default, parameter.name))

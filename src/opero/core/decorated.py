@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overload
 
 if TYPE_CHECKING:
-    from opero.caching import CacheHandle
+    from opero.caching.handles import CacheHandle
     from opero.core.options import Options
     from opero.core.receipt import Explanation, Receipt
     from opero.core.stats import Stats
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from opero.limits.permits import ConcurrencyLimit
 
 __all__ = [
-    "AsyncResilient",
     "Attributes",
     "Decorate",
     "Decorator",
@@ -61,15 +60,18 @@ class _AcceptsFirst(Protocol[T_contra, Q, R_co]):
 
 
 class Resilient(Attributes, Protocol[P, R_co]):
-    """A decorated synchronous function."""
+    """A decorated function; one that is asynchronous returns a coroutine."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Call the function through its pipeline."""
         ...
 
-    def call(self, *args: P.args, **kwargs: P.kwargs) -> Receipt[R_co]:
-        """Call the function and return a receipt."""
-        ...
+    @overload
+    def call(  # type: ignore[overload-overlap]  # a coroutine is a result too
+        self: Resilient[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, Receipt[T]]: ...
+    @overload
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> Receipt[R_co]: ...
 
     # As the interpreter does it: class methods get the class, methods the instance, others nothing.
     @overload
@@ -86,45 +88,12 @@ class Resilient(Attributes, Protocol[P, R_co]):
     def __get__(self, instance: object, owner: type | None = None, /) -> Self: ...
 
 
-class AsyncResilient(Attributes, Protocol[P, R_co]):
-    """A decorated coroutine function."""
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
-        """Call the function through its pipeline."""
-        ...
-
-    def call(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, Receipt[R_co]]:
-        """Call the function and return a receipt."""
-        ...
-
-    # As the interpreter does it: class methods get the class, methods the instance, others nothing.
-    @overload
-    def __get__(
-        self: _AcceptsFirst[type[T], Q, Coroutine[Any, Any, R]],
-        instance: T | None,
-        owner: type[T],
-        /,
-    ) -> AsyncResilient[Q, R]: ...
-    @overload
-    def __get__(self, instance: None, owner: type, /) -> Self: ...
-    @overload
-    def __get__(
-        self: _AcceptsFirst[T, Q, Coroutine[Any, Any, R]], instance: T, owner: type[T], /
-    ) -> AsyncResilient[Q, R]: ...
-    @overload
-    def __get__(self, instance: object, owner: type | None = None, /) -> Self: ...
-
-
 class Decorate(Protocol):
     """A decorator whose options are set."""
 
-    # A coroutine function is a function too: the first overload that fits is meant.
-    @overload
-    def __call__(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
-        self, fn: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> AsyncResilient[P, R]: ...
-    @overload
-    def __call__(self, fn: Callable[P, R], /) -> Resilient[P, R]: ...
+    def __call__(self, fn: Callable[P, R], /) -> Resilient[P, R]:
+        """Decorate a function."""
+        ...
 
 
 class Decorator(Protocol[O]):
@@ -132,11 +101,7 @@ class Decorator(Protocol[O]):
 
     # Options are keyword-only, so that a positional argument is always the function.
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
-        self, fn: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> AsyncResilient[P, R]: ...
-    @overload
-    def __call__(  # type: ignore[overload-overlap]  # see above
+    def __call__(  # type: ignore[overload-overlap]  # as `O` is not known here
         self, fn: Callable[P, R], /
     ) -> Resilient[P, R]: ...
     @overload

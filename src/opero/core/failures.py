@@ -117,14 +117,14 @@ def _collected(error: BaseException, seen: set[int]) -> list[BaseException]:
 
 
 def read_marks(error: BaseException) -> list[tuple[str, str, tuple[BaseException, ...], Inner]]:
-    """Return what opero left on an error, for a copy of it in another process: see `tell_again`."""
+    """Return what opero left on an error, for a copy of it in another process: see `restore_marks`."""
     return [tuple(marked) for marked in _marks(error, _MARKS_KEY)]
 
 
 def restore_marks(
     error: BaseException, marked: Iterable[tuple[str, str, tuple[BaseException, ...], Inner]]
 ) -> None:
-    """Leave on the copy of an error what `told_of` has read, with copies of the earlier errors."""
+    """Leave on the copy of an error what `read_marks` has read, with copies of the earlier errors."""
     marks = _Marks(_Mark(*one) for one in marked)
     if marks:
         try:

@@ -187,6 +187,8 @@ class Invoke:
                     limit = None if call.deadline is None else self._deadline_only
                 return awaitable if limit is None else limit.within(awaitable, call)
 
+            if self._idle is not None or call.deadline is not None:
+                ambient.require_loop("limit the time of a call")
             if call.deadline is not None:
                 require_time(call, self._emitter, "before the call")
             try:

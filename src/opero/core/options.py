@@ -6,11 +6,11 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
-from importlib import import_module
 from typing import (
     TYPE_CHECKING,
     Any,
     ClassVar,
+    Final,
     Literal,
     NamedTuple,
     Protocol,
@@ -59,8 +59,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
 
-    from opero.caching import Store
     from opero.caching.codec import Codec
+    from opero.caching.memory import Store
     from opero.core.retry_budget import RetryBudget
     from opero.events import Event
     from opero.limits.breaker import CircuitBreaker
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from opero.utils.checks import Check
     from opero.utils.units import Duration
 
-__all__ = ["MODES", "MapOptions", "Options", "StopToken", "option", "standalone"]
+__all__ = ["MODES", "MapOptions", "Options", "StopToken", "decoration", "option", "standalone"]
 
 
 StageName = Literal["cache", "retry", "fallback", "rate limit", "guard", "map", "any"]
@@ -480,6 +480,18 @@ class MapOptions(Options):
             )
 
 
+class _Decoration:
+    """How a function gets its pipeline.
+
+    `opero.core.decorate` provides it, because that knows every stage, and no stage may import it in turn.
+    """
+
+    make: Callable[..., Any]
+
+
+decoration: Final = _Decoration()
+
+
 def standalone(by: str, stage: StageName, /, **options: Any) -> Any:
     """Return a decorator with one stage on and all others off.
 
@@ -494,9 +506,4 @@ def standalone(by: str, stage: StageName, /, **options: Any) -> Any:
         OperoUsageError: An option of another stage, an unknown name or a wrong value.
     """
     made = Options.for_stage(by, stage, **options)
-
-    def decorator(function: Any) -> Any:
-        # By name: what decorates knows every stage, so no stage can import it.
-        return import_module("opero.core.decorate").decorate(function, made, by=by)
-
-    return decorator
+    return lambda function: decoration.make(function, made, by=by)

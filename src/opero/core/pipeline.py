@@ -18,7 +18,6 @@ from opero import events
 from opero.core.cache import CacheStage, make_handle
 from opero.core.deadline import Deadline, current_deadline
 from opero.core.failures import Report
-from opero.core.fallback import ArgFallback
 from opero.core.function import unwrap_partial
 from opero.core.invoke import AwaitableResult, Invoke
 from opero.core.retry import Retry, RetryPolicy
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed, Stage
     from opero.core.circuit_breaker import Circuit
     from opero.core.concurrency_limit import Bulkhead
+    from opero.core.fallback import ArgFallback
     from opero.core.function import FunctionInfo
     from opero.core.options import Options
     from opero.core.rate_limit import RateLimit
@@ -52,7 +52,7 @@ _STORE_OPTIONS = frozenset({
 
 
 class FastPath:
-    """Whether a wrapper's express lane is closed, so that every call goes through the stages."""
+    """Whether a wrapper's fast path is closed, so that every call goes through the stages."""
 
     __slots__ = ("closed",)
 
@@ -161,11 +161,7 @@ class Pipeline:
             info, self.stats, emitter, retried=retries, needs_start=policy.needs_start
         )
         self.retry: Retry = self._retry(policy if retries else None)
-        self.fallback: ArgFallback | None = (
-            ArgFallback(info, options, self.stats, emitter) if options.arg_fallback else None
-        )
-        if self.fallback and origin and origin.fallback:
-            self.fallback.cooldowns = origin.fallback.cooldowns
+        self.fallback: ArgFallback | None = self._fallback(origin)
         self.rate_limit: RateLimit | None = self._rate_limit(origin, changed)
         self.concurrency: Bulkhead | None = self._concurrency(origin, changed)
         self.circuit: Circuit | None = self._circuit(origin, changed)
@@ -229,7 +225,17 @@ class Pipeline:
             retry.within[inner.info.name] = None
         return retry
 
-    # Guards are loaded where they are asked for: most functions have none of them, and importing opero must stay cheap.
+    # These are loaded where they are asked for: most functions have none of them, and importing opero must stay cheap.
+
+    def _fallback(self, origin: Pipeline | None) -> ArgFallback | None:
+        if not self.options.arg_fallback:
+            return None
+        from opero.core.fallback import ArgFallback
+
+        fallback = ArgFallback(self.info, self.options, self.stats, self.emitter)
+        if origin and origin.fallback:
+            fallback.cooldowns = origin.fallback.cooldowns
+        return fallback
 
     def _rate_limit(self, origin: Pipeline | None, changed: frozenset[str]) -> RateLimit | None:
         if self.options.rate_limit is None:
@@ -300,7 +306,7 @@ class Pipeline:
         return innermost
 
     def _probed(self) -> None:
-        """The first result of a plain function was no awaitable: from now on its express lane may be used."""
+        """The first result of a plain function was no awaitable: from now on its fast path may be used."""
         self.fast_path.closed = self._listened
 
     @property

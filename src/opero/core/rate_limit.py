@@ -7,13 +7,13 @@ service asks to wait, the limiter is paused for all functions that share it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from opero import events
 from opero.core.options import standalone
 from opero.errors import OperoUsageError, RefusalError, Rejected
 from opero.limits.limiter import RateLimiter, limiter_of
-from opero.limits.reservation import Reservation
+from opero.limits.limiter_state import Reservation
 from opero.limits.waiting import WaitBudget
 from opero.utils import ambient
 from opero.utils.ambient import switch
@@ -34,7 +34,6 @@ __all__ = [
     "Reservation",
     "get_rate_limit_decorator",
     "limiter_of",
-    "may_be_billed",
     "throttled",
 ]
 
@@ -57,44 +56,6 @@ def throttled(call: Call, error: Exception) -> Hint | None:
 
     hint = requested_wait(error.value if isinstance(error, Rejected) else error)
     return hint if hint is not None and hint.seconds > 0 else None
-
-
-_NOT_BILLED: Final = frozenset({401, 403, 404, 429})
-_NO_CONNECTION: Final = frozenset(
-    {
-        "APIConnectionError", "ClientConnectorError", "ConnectError", "ConnectTimeout",
-        "ConnectTimeoutError", "ConnectionError", "ConnectionRefusedError", "EndpointConnectionError",
-        "NewConnectionError", "gaierror",
-    }
-)  # fmt: skip
-"""Errors of the standard library and of HTTP clients that are raised before anything was sent, by their class names."""
-
-
-def may_be_billed(error: BaseException) -> bool:
-    """Return whether a call that ended with this error may cost something.
-
-    It cannot if there was no connection, or if the service has refused it (401, 403, 404, 429) or was out of order
-    (5xx). The error, its response and its causes are looked at.
-    """
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        status = _status_of(cause) or _status_of(getattr(cause, "response", None))
-        if status is not None:
-            return status not in _NOT_BILLED and not 500 <= status <= 599
-        if type(cause).__name__ in _NO_CONNECTION:
-            return False
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-    return True
-
-
-def _status_of(answer: object) -> int | None:
-    for name in ("status_code", "status", "code"):
-        found = getattr(answer, name, None)
-        if isinstance(found, int) and 100 <= found <= 599:
-            return int(found)
-    return None
 
 
 # --- stage ----------------------------------------------------------------------------------------
@@ -146,7 +107,11 @@ class RateLimit:
             OperoUsageError: The limiter cannot limit this function.
         """
         limiter = limiter_of(wanted)
-        if limiter.settles and info.kind in ("generator", "async_generator"):
+        if (
+            limiter.pricing
+            and limiter.pricing.settle
+            and info.kind in ("generator", "async_generator")
+        ):
             raise OperoUsageError(
                 f"rate_limit={limiter!r}: {info.name}() is a generator and has no single result for "
                 "settle. Take a reservation by hand, and settle it at the end."
@@ -234,12 +199,12 @@ class RateLimit:
         """Return a reservation for what a call costs, in the bucket that it belongs to."""
         if ambient.disabled():
             return Reservation(self.limiter)
-        bucket = self.limiter.bucket_for(call.args, call.kwargs)
-        return bucket.reservation(bucket.price(call.args, call.kwargs))
+        return self.limiter.reservation_for(call.args, call.kwargs)
 
     def _settle(self, call: Call, result: object) -> None:
-        if call.reserved is not None and not ambient.disabled():
-            call.reserved.limiter.settle_result(call.reserved, result)
+        slot = call.reserved
+        if slot is not None and slot.limiter.pricing is not None and not ambient.disabled():
+            slot.limiter.pricing.settle_result(slot, result)
 
     def _ended(self, call: Call, made: int, error: Exception) -> None:
         """Conclude the reservation of a call that failed, or that was not made at all."""
@@ -252,9 +217,11 @@ class RateLimit:
         if reservation is not None:
             if isinstance(error, Rejected):
                 self._settle(call, error.value)
-            else:
-                limiter = reservation.limiter
-                limiter.settle_failure(reservation, error, billed=may_be_billed(error))
+            elif (pricing := reservation.limiter.pricing) is not None:
+                # Loaded at the first failure.
+                from opero.core.classify import may_be_billed
+
+                pricing.settle_failure(reservation, error, billed=may_be_billed(error))
         self._failed(call, error, None if reservation is None else reservation.limiter)
 
     def _budget(self, call: Call) -> WaitBudget:

@@ -12,7 +12,7 @@ __all__ = ["FastCounter", "Stats"]
 
 
 class FastCounter:
-    """A counter for the express lane: one C call to count, no lock.
+    """A counter for the fast path: one C call to count, no lock.
 
     `count()` is the bound `__next__` of an `itertools.count`, which is atomic. Its state is read
     from its `repr`, because copying or pickling a count is deprecated since Python 3.12.
@@ -33,7 +33,7 @@ class FastCounter:
 
     def reset(self) -> None:
         """Count from zero again."""
-        # Express lanes hold `count`, so the zero moves instead of the counter.
+        # Fast paths hold `count`, so the zero moves instead of the counter.
         self._zero = self._total()
 
     def add(self, amount: int) -> None:
@@ -118,7 +118,7 @@ class Stats:
         return self.miss_counter.value
 
     def add(self, **amounts: float) -> None:
-        """Add to several counters at once; off the express lane only."""
+        """Add to several counters at once; off the fast path only."""
         with self._lock:
             for name, amount in amounts.items():
                 setattr(self, name, getattr(self, name) + amount)

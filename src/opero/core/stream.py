@@ -138,7 +138,7 @@ class HandedOut:
     __slots__ = ("value",)
 
     def __init__(self, value: Any) -> None:
-        self.value = value
+        self.value: Any = value
 
 
 @coroutine

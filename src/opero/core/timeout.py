@@ -107,7 +107,7 @@ class Timeout:
     def fast_path(
         self, fn: Callable[..., Awaitable[Any]], budget: float | None
     ) -> Callable[..., Any]:
-        """Return the real call of `fn` with the limit around it, for an express lane.
+        """Return the real call of `fn` with the limit around it, for a fast path.
 
         Args:
             fn: The function.

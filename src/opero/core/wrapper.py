@@ -20,7 +20,7 @@ from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.caching.keys import FAST_TYPES
-from opero.caching.keys.function_keys import short_part
+from opero.caching.keys.function_keys import default_parts, key_source
 from opero.core.call import Call
 from opero.core.deadline import leave
 from opero.core.function import unwrap_partial, write_parameters
@@ -223,7 +223,7 @@ def _names(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> dict[str,
     if (cache := pipeline.cache) is not None:
         names |= {"get": cache.fast_get, "now": time.monotonic, "token": cache.token_get}
         names["count_hit"] = pipeline.stats.hit_counter.count
-        for n, part in _default_parts(parameters).items():
+        for n, part in default_parts(parameters).items():
             names |= {f"part_{n}": part, f"copy_{n}": list(part[1])}
     return {f"_opero_{name}": value for name, value in names.items()}
 
@@ -255,9 +255,11 @@ def _source(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> str:
             if getattr(pipeline, name) is not None:
                 body = _fill(guard, {"body": body})
         body += "return {wait}_opero_run(_opero_call)\n"
-    if cache is not None and cache.fast_parameters:
+    if cache is not None and cache.keys.fast_parameters:
         body = _HIT
-        parts |= _key(cache.fast_parameters, parameters, of_instance=cache.of_instance)
+        parts |= key_source(
+            cache.keys.fast_parameters, parameters, of_instance=cache.keys.of_instance
+        )
     return _fill(_FUNCTION, parts | {"body": body})
 
 
@@ -275,47 +277,6 @@ def _fill(template: str, parts: dict[str, str]) -> str:
     while before != template:
         before, template = template, re.sub(r"(?m)^( *)\{(\w+)\}\n", block, template)
     return re.sub(r"\{(\w+)\}", lambda found: parts.get(found[1], found[0]), template)
-
-
-_BY_FREQUENCY = (str, int, *sorted(FAST_TYPES - {str, int}, key=lambda kind: kind.__name__))
-
-
-def _default_parts(parameters: list[inspect.Parameter]) -> dict[int, Any]:
-    """Return the key parts of defaults that are short lists or tuples, such as the values of a fallback, by place."""
-    found = {}
-    for n, p in enumerate(parameters):
-        part = short_part(type(p.default), p.default) if type(p.default) in (list, tuple) else None
-        if part is not None:
-            found[n] = part
-    return found
-
-
-def _key(
-    names: tuple[str, ...], parameters: list[inspect.Parameter], *, of_instance: bool
-) -> dict[str, str]:
-    """Write the key of a hit and the test that it may be used; its shape is `opero.caching.keys.function_keys`'s."""
-    tests, parts = [], []
-    places = {p.name: n for n, p in enumerate(parameters)}
-    of_defaults = _default_parts(parameters)
-    for name in names:
-        n = places[name]
-        # Compared one by one: a metaclass may make its classes unhashable, and `in` a set fail.
-        kinds = [f"_opero_type_{n} is _opero_{kind.__name__}" for kind in _BY_FREQUENCY]
-        kinds[0] = f"(_opero_type_{n} := _opero_type({name})) is _opero_{_BY_FREQUENCY[0].__name__}"
-        part = name
-        if n in of_defaults:
-            # Only the default itself: its items need no comparison, unless it is a list, which may be changed.
-            same = f"{name} is _opero_default_{n}"
-            if type(parameters[n].default) is list:
-                same += f" and {name} == _opero_copy_{n}"
-            kinds.append(f"({same})")
-            part = f"_opero_part_{n} if {name} is _opero_default_{n} else {name}"
-        tests.append(f"({' or '.join(kinds)})")
-        parts.append(f"_opero_type_{n}, {part}")
-    if of_instance:
-        tests[0] = f"(_opero_instance := _opero_token(_opero_id({names[0]}))) is not None"
-        parts[0] = "_opero_instance"
-    return {"all_fast": " and ".join(tests), "key": ", ".join(parts)}
 
 
 @functools.lru_cache(maxsize=512)

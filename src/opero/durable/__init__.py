@@ -27,19 +27,9 @@ if TYPE_CHECKING:
     from opero.durable.values import register_type
 
 __all__ = [
-    "Orchestrator",
-    "SqliteStore",
-    "WorkflowStatus",
-    "activity",
-    "get_registry",
-    "now",
-    "random",
-    "register_type",
-    "sleep",
-    "uuid",
-    "wait_for",
-    "workflow",
-]
+    "Orchestrator", "SqliteStore", "WorkflowStatus", "activity", "get_registry", "now", "random", "register_type",
+    "sleep", "uuid", "wait_for", "workflow",
+]  # fmt: skip
 
 __getattr__: Callable[[str], Any]
 __dir__: Callable[[], list[str]]

@@ -88,19 +88,29 @@ class WorkflowRegistry:
             versions.pop(spec.version, None)
             versions[spec.version] = spec
 
+    def find(self, name: str, version: str | None) -> WorkflowSpec | None:
+        """Return that version of a workflow, for a run without one the youngest; None if there is none."""
+        versions = self.workflows.get(name, {})
+        youngest = next(reversed(versions.values()), None) if version is None else None
+        return versions.get(version, youngest)
+
     def latest(self, name: str) -> WorkflowSpec:
         """Return the youngest version of a workflow.
 
         Raises:
             UnknownWorkflowError: There is none.
         """
-        versions = self.workflows.get(name)
-        if not versions:
-            raise UnknownWorkflowError(
-                f"no workflow {name!r} is registered.{did_you_mean(name, self.workflows)} "
-                "Import the module that defines it."
-            )
-        return next(reversed(versions.values()))
+        for spec in reversed(self.workflows.get(name, {}).values()):
+            return spec
+        raise UnknownWorkflowError(
+            f"no workflow {name!r} is registered.{did_you_mean(name, self.workflows)} "
+            "Import the module that defines it."
+        )
+
+    def names(self, *, is_async: bool) -> tuple[str, ...]:
+        """Return the names of the workflows whose youngest versions are coroutine functions, or are none."""
+        latest = [spec for one in self.workflows.copy().values() for spec in [*one.values()][-1:]]
+        return tuple(spec.name for spec in latest if spec.is_async is is_async)
 
 
 def _place(fn: Callable[..., Any]) -> str:
@@ -355,8 +365,5 @@ class _Activity:
 
     def _step(self, scope: Scope, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
         digest = self.parameters.digest(args, kwargs)
-
-        def matches(recorded: str) -> bool:
-            return self.parameters.matches(recorded, args, kwargs)
-
+        matches = functools.partial(self.parameters.matches, args=args, kwargs=kwargs)
         return Step(scope, self.name, digest, idempotent=self.idempotent, matches=matches)

@@ -126,7 +126,7 @@ class Engine:
             steps = () if new else self.store.steps(record.id)
         except JournalError as error:
             self._release(spec)
-            self._strand(WorkflowRun(record, (), self.journal, on_loop=False), str(error))
+            self._strand(record, str(error))
             return
         run = WorkflowRun(record, steps, self.journal, on_loop=spec.is_async)
         with self._lock:
@@ -155,7 +155,7 @@ class Engine:
             try:
                 self.journal.write(move)
             except JournalError as failure:
-                self._strand(run, str(failure), move)
+                self._strand(run.record, str(failure), move)
         self._release(spec)
         self._leave(run, move, value, error)
 
@@ -179,7 +179,7 @@ class Engine:
             try:
                 await self.journal.submit(move)
             except JournalError as failure:
-                self._strand(run, str(failure), move)
+                self._strand(run.record, str(failure), move)
         self._leave(run, move, value, error)
 
     def _leave(
@@ -202,16 +202,15 @@ class Engine:
             callback()
         ending = run.ending
         if ending is not None and ending.stranded:
-            self._strand(run, ending.text or "")
+            self._strand(run.record, ending.text or "")
         if ending is not None and ending.latest is not None:
             with self._lock:
                 self._asleep[run.id] = ending.latest, run.record.epoch
         # What was put aside may be due by now, and a thread is free.
         self._wanted.set()
 
-    def _strand(self, run: WorkflowRun, text: str, move: Move | None = None) -> None:
+    def _strand(self, record: WorkflowRecord, text: str, move: Move | None = None) -> None:
         """Remember what could not be written; it is tried at each poll."""
-        record = run.record
         with self._lock:
             new = record.id not in self._stranded
             self._stranded[record.id] = move or Move(
@@ -258,36 +257,30 @@ class Engine:
         A workflow under which processes have died is acquired apart: one such at a time, and at its last
         chance nothing else begins beside it. So it is given up for what it does itself.
         """
-        registry = get_registry()
-        names = tuple(registry.workflows)
-        coroutines = tuple(name for name in names if registry.latest(name).is_async)
-        functions = tuple(name for name in names if name not in coroutines)
+        coroutines = get_registry().names(is_async=True)
+        functions = get_registry().names(is_async=False)
         if self._stopping or self._is_isolated():
             self._acquire_some((), 0)  # frees what dead owners had
             return False
-        blocked, self._retry_blocked = self._retry_blocked, False
-        known = names if self._threads.free > 0 else coroutines
+        known = coroutines + functions if self._threads.free > 0 else coroutines
         suspect_from = min(_SUSPECT, self._max_recoveries)
         if self._suspect is None or self._suspect.progressed:
             last_chance = (self._max_recoveries, _ANY)
-            if self._is_idle() and self._acquire_some(known, 1, last_chance, blocked=blocked):
+            if self._is_idle() and self._acquire_some(known, 1, last_chance):
                 return False
-            self._acquire_some(known, 1, (suspect_from, self._max_recoveries - 1), blocked=blocked)
+            self._acquire_some(known, 1, (suspect_from, self._max_recoveries - 1))
         trusted = (0, suspect_from - 1)
-        found = self._acquire_some(coroutines, _MANY, trusted, blocked=blocked)
+        found = self._acquire_some(coroutines, _MANY, trusted)
         if self._threads.free > 0:
-            self._acquire_some(functions, self._threads.free, trusted, blocked=blocked)
+            self._acquire_some(functions, self._threads.free, trusted)
+        self._retry_blocked = False
         return found == _MANY
 
     def _acquire_some(
-        self,
-        names: tuple[str, ...],
-        limit: int,
-        recoveries: tuple[int, int] = (0, _ANY),
-        *,
-        blocked: bool = False,
+        self, names: tuple[str, ...], limit: int, recoveries: tuple[int, int] = (0, _ANY)
     ) -> int:
-        op = Acquire(self.owner, names, limit, blocked, None, self._max_recoveries, recoveries)
+        blocked, most = self._retry_blocked, self._max_recoveries
+        op = Acquire(self.owner, names, limit, blocked, most, recoveries)
         acquired: list[WorkflowRecord] = self.journal.write(op)
         for record in acquired:
             self._adopt(record)
@@ -319,13 +312,9 @@ class Engine:
 
     def _adopt(self, record: WorkflowRecord) -> None:
         """Run a workflow that was acquired, if the version that started it is known here."""
-        registry = get_registry()
-        versions = registry.workflows.get(record.name, {})
-        spec = versions.get(record.version)
-        if spec is None and record.version is None:
-            spec = registry.latest(record.name)
+        spec = get_registry().find(record.name, record.version)
         if spec is None:
-            known = ", ".join(map(repr, versions))
+            known = ", ".join(map(repr, get_registry().workflows.get(record.name, ())))
             text = (
                 f"it was started by version {record.version!r} of {record.name!r}, and this program has {known}: "
                 "bring that version back, or fork the workflow"
@@ -361,13 +350,8 @@ class Engine:
 
     # --- from outside -----------------------------------------------------------------------------------------------
 
-    def poll_now(self, *, blocked: bool = False) -> None:
-        """Poll at once.
-
-        Args:
-            blocked: Whether blocked workflows are tried again.
-        """
-        self._retry_blocked = self._retry_blocked or blocked
+    def poll_now(self) -> None:
+        """Poll at once."""
         self._wanted.set()
 
     def cancel(self, workflow: str) -> None:

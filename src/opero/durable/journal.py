@@ -20,6 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -130,20 +131,16 @@ _TICK: Final = 1e-6
 """Seconds between two steps that end in one commit."""
 
 
+@dataclass(slots=True, eq=False)
 class _Write:
     """One write that waits for its answer."""
 
-    __slots__ = ("answer", "done", "error", "future", "line", "op")
-
-    def __init__(
-        self, op: Op, future: asyncio.Future[Any] | None = None, line: object = None
-    ) -> None:
-        self.op = op
-        self.future = future
-        self.line = line
-        self.done = False
-        self.answer: Any = None
-        self.error: Exception | None = None
+    op: Op
+    future: asyncio.Future[Any] | None = None
+    line: object = None
+    done: bool = False
+    answer: Any = None
+    error: Exception | None = None
 
 
 class Journal:

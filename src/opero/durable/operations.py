@@ -42,7 +42,7 @@ from opero.utils.fork import reset_after_fork
 if TYPE_CHECKING:
     from opero.durable.engine import Engine
 
-__all__ = ["Operations", "in_thread_of", "is_settled", "outcome_of"]
+__all__ = ["SETTLED", "Operations", "in_thread_of", "outcome_of"]
 
 P = ParamSpec("P")
 S = TypeVar("S")
@@ -207,7 +207,9 @@ class Operations:
         new = workflow_id_new or str(uuid.uuid4())
         if self.store.get(new) is not None:
             raise IdConflictError(f"workflow id {new!r} is taken.")
-        self._apply(Fork(workflow_id, new, before, _present_version(record)))
+        # The present code runs the copy: its youngest version comes last.
+        version = [*get_registry().workflows.get(record.name, [record.version])][-1]
+        self._apply(Fork(workflow_id, new, before, version))
         self._poll()
         return new
 
@@ -300,14 +302,6 @@ def _place_of(steps: list[StepRecord], wanted: int | str, workflow_id: str) -> i
     )
 
 
-def _present_version(record: WorkflowRecord) -> str | None:
-    """Return the version of the present code, which runs a copy."""
-    try:
-        return get_registry().latest(record.name).version
-    except UnknownWorkflowError:
-        return record.version
-
-
 def _resolution(path: str, result: Any, error: Exception | None, again: bool) -> StepRecord | None:
     """Return what a step in doubt becomes, None to run it again.
 
@@ -327,17 +321,13 @@ def _resolution(path: str, result: Any, error: Exception | None, again: bool) ->
 
 # --- reports ---
 
-_SETTLED: Final = ENDED | {State.BLOCKED, State.IN_DOUBT}
+SETTLED: Final = ENDED | {State.BLOCKED, State.IN_DOUBT}
+"""States of workflows that have ended, or can go on only with help from outside."""
 _OF_STATUS: Final[dict[str, tuple[State, ...]]] = {
     WorkflowStatus.PROCESSING: tuple(state for state in State if state not in ENDED),
     WorkflowStatus.DONE: (State.DONE,),
     WorkflowStatus.FAILED: (State.FAILED, State.CANCELLED, State.DEAD),
 }
-
-
-def is_settled(record: WorkflowRecord) -> bool:
-    """Return whether a workflow has ended, or can go on only with help from outside."""
-    return record.state in _SETTLED
 
 
 def _states_of(status: str | None) -> tuple[State, ...]:

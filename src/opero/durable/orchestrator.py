@@ -10,13 +10,13 @@ import time
 import uuid
 import warnings
 from concurrent.futures import Future
-from concurrent.futures import wait as wait_for_futures
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Self
 
 from opero.durable.decorators import get_registry
 from opero.durable.engine import Engine
-from opero.durable.operations import Operations, in_thread_of, is_settled, outcome_of
+from opero.durable.operations import SETTLED, Operations, in_thread_of, outcome_of
 from opero.durable.records import Create, JournalStore, WorkflowRecord
 from opero.durable.sqlite_store import SqliteStore
 from opero.durable.values import encode
@@ -243,7 +243,7 @@ class DurableOrchestrator(Operations):
                 workflow_id, partial(ended.set_result, None)
             )
             record: WorkflowRecord = yield in_thread(partial(self._record, workflow_id))
-            if is_settled(record):
+            if record.state in SETTLED:
                 return record
             if record.error and not warned:
                 warned = True
@@ -268,7 +268,8 @@ Orchestrator = DurableOrchestrator
 
 
 def _wait(ended: Future[None], limit: float | None) -> None:
-    wait_for_futures([ended], limit)
+    with suppress(TimeoutError):
+        ended.result(limit)
 
 
 async def _await(ended: Future[None], limit: float | None) -> None:

@@ -236,10 +236,7 @@ class SqliteStore:
         return _record_of(rows[0]) if rows else None
 
     def find(
-        self,
-        name: str | None = None,
-        states: Iterable[State] = (),
-        limit: int | None = None,
+        self, name: str | None = None, states: Iterable[State] = (), limit: int | None = None
     ) -> list[WorkflowRecord]:
         """Return workflows, the youngest first."""
         wanted = tuple(states)
@@ -362,11 +359,10 @@ def _acquire(db: sqlite3.Connection, op: Acquire, now: float) -> list[WorkflowRe
     least, most = op.recoveries
     where = (
         f"WHERE name IN ({_marks(op.names)}) AND owner IS NULL AND (state IN ({states}) "
-        f"OR (state IN ('sleeping', 'waiting') AND wake <= ?)){'' if op.only is None else ' AND id = ?'} "
+        f"OR (state IN ('sleeping', 'waiting') AND wake <= ?)) "
         f"AND recoveries BETWEEN ? AND ? ORDER BY {'recoveries, ' if least else ''}created LIMIT ?"
     )
-    only = () if op.only is None else (op.only,)
-    acquired = _select(db, where, (*op.names, now, *only, least, most, op.limit))
+    acquired = _select(db, where, (*op.names, now, least, most, op.limit))
     for record in acquired:
         record.owner, record.state, record.epoch = op.owner, State.RUNNING, record.epoch + 1
         record.wake, record.error, record.progress = None, None, _count_steps(db, record)
@@ -401,21 +397,19 @@ def _free(db: sqlite3.Connection, record: WorkflowRecord, now: float) -> None:
 
 
 def _move(db: sqlite3.Connection, op: Move, now: float) -> bool:
-    record = _get(db, op.workflow)
-    if record is None or (record.owner, record.epoch) != (op.owner, op.epoch):
-        return False
-    record.state, record.output, record.error = op.state, op.output, op.error
-    record.failed_step, record.wake = op.failed_step, op.wake
-    if op.free:
-        # Its process has survived this run.
-        record.owner, record.recoveries = None, 0
-    _save(db, record, now)
-    if op.state in ENDED:
+    # A process that frees a workflow has survived it.
+    free = ", owner = NULL, recoveries = 0" if op.free else ""
+    changed = db.execute(
+        "UPDATE workflow SET state = ?, output = ?, error = ?, failed_step = ?, wake = ?, updated = ?"  # noqa: S608 - fixed
+        f"{free} WHERE id = ? AND owner = ? AND epoch = ?",
+        (str(op.state), op.output, op.error, op.failed_step, op.wake, now, op.workflow, op.owner, op.epoch),
+    ).rowcount  # fmt: skip
+    if changed and op.state in ENDED:
         db.execute("DELETE FROM signal WHERE workflow = ?", (op.workflow,))
-    elif op.state is State.WAITING:
+    elif changed and op.free and op.state is State.WAITING:
         # A signal that came while it was being put aside must not be overlooked.
         _wake_waiting(db, op.workflow)
-    return True
+    return changed == 1
 
 
 def _wake_waiting(db: sqlite3.Connection, workflow: str) -> None:

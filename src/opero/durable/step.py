@@ -205,7 +205,7 @@ class Step:
     """
 
     __slots__ = (
-        "_outer", "_wake", "attempt", "idempotent", "name", "record", "recorded", "run",
+        "_outer", "_wake", "attempt", "idempotent", "record", "recorded", "run",
     )  # fmt: skip
 
     def __init__(
@@ -221,7 +221,6 @@ class Step:
         run = scope.run
         run.check()
         path = scope.next_path()
-        self.name: str = name
         self.idempotent: bool = idempotent
         self.recorded: bool = False
         self.attempt: int = 1
@@ -286,7 +285,7 @@ class Step:
         Raises:
             UnserializableError: The journal cannot keep it.
         """
-        self._end(StepState.DONE, encode(value, f"result of {self.name}()"), None)
+        self._end(StepState.DONE, encode(value, f"result of {self.record.name}()"), None)
 
     def failed(self, error: Exception) -> Exception:
         """Take an error, which still has to be written, and return what the workflow gets."""

@@ -87,8 +87,6 @@ async def end_tasks(run: WorkflowRun) -> None:
 
 # --- threads ------------------------------------------------------------------------------------------------------
 
-Job = Callable[[], object]
-
 
 class WorkerThreads:
     """Threads for synchronous workflows: as many as run at once, never more than `size`.
@@ -100,10 +98,9 @@ class WorkerThreads:
     def __init__(self, size: int) -> None:
         self.size: Final = size
         self._lock = threading.Lock()
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._reserved = 0
-        self._idle = 0
         self._threads: list[threading.Thread] = []
+        self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
 
     @property
     def free(self) -> int:
@@ -123,34 +120,26 @@ class WorkerThreads:
         with self._lock:
             self._reserved -= 1
 
-    def run(self, job: Job) -> None:
+    def run(self, job: Callable[[], object]) -> None:
         """Run a job that has a reservation, in a thread that is idle or a new one."""
+        self._jobs.put(job)
         with self._lock:
-            # A thread that has done its job, but has not counted itself as idle yet, takes the next one too.
-            if self._idle > 0 or len(self._threads) >= self.size:
-                self._idle -= 1
-                self._jobs.put(job)
+            if len(self._threads) >= self._reserved:
                 return
-            name = f"opero-workflow-{len(self._threads) + 1}"
-            thread = EngineThread(target=self._serve, args=(job,), name=name, daemon=True)
+            thread = EngineThread(target=self._serve, name="opero-workflow", daemon=True)
             self._threads.append(thread)
         thread.start()
 
-    def _serve(self, job: Job | None) -> None:
-        while job is not None:
+    def _serve(self) -> None:
+        while (job := self._jobs.get()) is not None:
             # Context variables that one workflow sets must not reach the next one.
             contextvars.Context().run(job)
-            with self._lock:
-                self._idle += 1
-            job = self._jobs.get()
 
     def close(self) -> None:
         """End the threads; none of them has a job any more."""
-        with self._lock:
-            threads, self._threads = self._threads, []
-        for _ in threads:
+        for _ in self._threads:
             self._jobs.put(None)
-        for thread in threads:
+        for thread in self._threads:
             thread.join()
 
 

@@ -302,6 +302,7 @@ class WorkflowRun:
             self._verify(all(self._journal.write_all([self._put(step) for step in steps])))
         except JournalError as error:
             self._strand(error)
+        self.progressed = True
 
     async def in_order(self, step: StepRecord) -> None:
         """Wait until a recorded step's outcome is the next in replay order."""

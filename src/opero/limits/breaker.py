@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from opero.errors import CircuitOpenError, OperoUsageError
 from opero.events.bus import Subscription, event_bus
-from opero.events.types import CircuitChanged
 from opero.limits.breaker_permits import FREE, Permit, breaker_names
 from opero.limits.breaker_state import (
     BreakerRules,
@@ -35,6 +34,7 @@ from opero.utils.units import Duration, format_seconds
 if TYPE_CHECKING:
     from opero.errors import FailureFilter
     from opero.events.bus import Handler
+    from opero.events.types import CircuitChanged
     from opero.limits.state_file import StateFile
 
 __all__ = ["FREE", "CircuitBreaker", "CircuitState", "CircuitStats", "Permit"]
@@ -531,6 +531,8 @@ class CircuitBreaker(SharedObject):
                 listener.deliver(event)
 
     def _event(self, transition: Transition) -> CircuitChanged:
+        from opero.events.types import CircuitChanged
+
         return CircuitChanged(
             function=self._functions[0] if len(self._functions) == 1 else self.name,
             module=self._module,

@@ -99,27 +99,13 @@ class Permit:
             self.release()
 
     def __repr__(self) -> str:
-        return f"<Permit {'for a probe' if self.probe else 'of a closed circuit'}>"
+        state = "disabled" if self.generation < 0 else "closed"
+        return f"<Permit {'for a probe' if self.probe else f'of a {state} circuit'}>"
 
 
-class _FreePermit(Permit):
-    """What a disabled circuit gives to every call."""
-
-    __slots__ = ()
-
-    def __init__(self) -> None:
-        super().__init__(BreakerRules(), lambda permit, failed: None, generation=-1)
-        self.steady = self.silent = True
-
-    def failure(self, error: Exception) -> None:
-        """Count nothing."""
-
-    def __repr__(self) -> str:
-        return "<Permit of a disabled circuit>"
-
-
-FREE: Final[Permit] = _FreePermit()
+FREE: Final = Permit(BreakerRules(), lambda permit, failed: None, generation=-1)
 """What a disabled circuit gives to every call."""
+FREE.steady = FREE.silent = True
 
 
 # --- names ----------------------------------------------------------------------------------------

@@ -69,7 +69,9 @@ class OutcomeCounter:
 class Streak(OutcomeCounter):
     """Failures in a row: as many calls as failures, because a success starts afresh."""
 
-    steady = True
+    steady: bool = True
+    failures: int
+    calls: int
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -118,6 +120,9 @@ class _OutcomeWindow(OutcomeCounter):
 class CallWindow(_OutcomeWindow):
     """The last so many calls: one bit for each, set for a failure, the newest one lowest."""
 
+    failures: int
+    calls: int
+
     def __init__(self, rate: float, least: int, length: int) -> None:
         super().__init__(rate, least)
         self._length = length
@@ -148,6 +153,8 @@ class TimeWindow(_OutcomeWindow):
     """
 
     timed = True
+    failures: int
+    calls: int
 
     def __init__(self, rate: float, least: int, seconds: float) -> None:
         super().__init__(rate, least)

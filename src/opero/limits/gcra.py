@@ -36,7 +36,7 @@ _LONGEST: Final = 1 << 60
 _WHOLE_FROM: Final = 100
 
 Stamp = Any
-"""What tells whether anything has started since; to be compared."""
+"""What shows whether anything has started since; to be compared."""
 
 
 class Cells(Protocol):

@@ -1,5 +1,5 @@
 # this_file: src/opero/limits/keyed.py
-"""Keep one bucket for each key: an API key, a host, a tenant."""
+"""Distinguish calls: one bucket for each key (an API key, a host, a tenant), and what a call costs."""
 
 from __future__ import annotations
 
@@ -7,28 +7,24 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from opero.errors import OperoUsageError, warn_user
-from opero.limits.reservation import name_of
+from opero.errors import OperoUsageError, RefusalError, warn_user
+from opero.limits.windows import CombinedLimit, CostWindow, as_units, describe_rate
 from opero.utils.async_utils import is_async_function
 
-__all__ = ["Buckets"]
+if TYPE_CHECKING:
+    from opero.limits.limiter_state import Reservation
+    from opero.utils.units import RateWindow
+
+__all__ = ["Buckets", "Pricing"]
 
 _MOST: Final = 10_000
 """Buckets that are kept; as many keys within one period are no keys any more, but requests."""
 _SWEEP_FROM: Final = 64
 
 
-class _Bucket(Protocol):
-    @property
-    def idle(self) -> bool: ...
-
-
-B = TypeVar("B", bound=_Bucket)
-
-
-class Buckets(Generic[B]):
+class Buckets:
     """The limiters of single keys.
 
     A bucket in which nothing is remembered that still counts is dropped. Keys may be secrets: they are never shown,
@@ -42,19 +38,19 @@ class Buckets(Generic[B]):
         join: Lets a bucket use the file with the given ending; None as long as no process shares the buckets.
     """
 
-    def __init__(self, key: Any, make: Callable[[], B]) -> None:
+    def __init__(self, key: Any, make: Callable[[], Any]) -> None:
         if not callable(key) or is_async_function(key):
             raise OperoUsageError(f"key={key!r} must be a plain function of the call's arguments.")
         self._key: Callable[..., Any] = key
         self._make = make
-        self.join: Callable[[B, str], None] | None = None
+        self.join: Callable[[Any, str], None] | None = None
         self._secret = b""
-        self._buckets: OrderedDict[Hashable, B] = OrderedDict()
-        self._all: weakref.WeakValueDictionary[Hashable, B] = weakref.WeakValueDictionary()
+        self._buckets: OrderedDict[Hashable, Any] = OrderedDict()
+        self._all: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
         self._sweep_at = _SWEEP_FROM
         self._lock = threading.RLock()
 
-    def of_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> B:
+    def of_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the bucket that a call with these arguments belongs to.
 
         Raises:
@@ -69,7 +65,7 @@ class Buckets(Generic[B]):
             ) from error
         return self.of_key(key)
 
-    def of_key(self, key: object) -> B:
+    def of_key(self, key: object) -> Any:
         """Return the bucket of a key.
 
         Raises:
@@ -109,12 +105,12 @@ class Buckets(Generic[B]):
             )
         self._sweep_at = min(_MOST, max(_SWEEP_FROM, 2 * len(self._buckets)))
 
-    def all(self) -> list[B]:
+    def all(self) -> list[Any]:
         """Return the buckets that are remembered."""
         with self._lock:
             return list(self._buckets.values())
 
-    def share(self, secret: bytes, join: Callable[[B, str], None]) -> None:
+    def share(self, secret: bytes, join: Callable[[Any, str], None]) -> None:
         """Share all buckets with other processes from now on.
 
         Args:
@@ -126,7 +122,7 @@ class Buckets(Generic[B]):
             for part, bucket in list(self._all.items()):
                 self._join(part, bucket)
 
-    def _join(self, part: Hashable, bucket: B) -> None:
+    def _join(self, part: Hashable, bucket: Any) -> None:
         if self.join is None:
             return
         from hashlib import blake2b
@@ -142,3 +138,126 @@ class Buckets(Generic[B]):
 
     def __len__(self) -> int:
         return len(self._buckets)
+
+
+# --- prices ---------------------------------------------------------------------------------------
+
+
+class Pricing:
+    """What calls cost before they are made, and what they have cost afterwards.
+
+    Args:
+        rule: The limits, of which one counts cost.
+        windows: The windows of it.
+        cost: A number, or a callable of the call's arguments.
+        settle: Callable of the result that returns the real cost.
+        settle_error: Callable of the error that returns the real cost of a failed call.
+
+    Attributes:
+        settle: As above.
+    """
+
+    def __init__(
+        self,
+        rule: CombinedLimit,
+        windows: tuple[RateWindow, ...],
+        cost: float | Callable[..., float] | None,
+        settle: Callable[[Any], float] | None,
+        settle_error: Callable[[Exception], float | None] | None,
+    ) -> None:
+        _check_callable("cost", cost, number=True)
+        _check_callable("settle", settle)
+        _check_callable("settle_error", settle_error)
+        self._cost = 1.0 if cost is None else cost
+        if not callable(self._cost):
+            as_units(self._cost, "cost")
+        self.settle = settle
+        self._settle_error = settle_error
+        # A cap without costs counts calls, and a call that failed was one.
+        self._refunds = cost is not None or any(window.weighted for window in windows)
+        self._bounds = [
+            (window, part.capacity)
+            for window, part in zip(windows, rule.parts, strict=False)
+            if isinstance(part, CostWindow)
+        ]
+
+    def units(self, cost: float | None) -> int:
+        """Return a cost in millionths; that of every call where none is given.
+
+        Raises:
+            OperoUsageError: It is no cost, or more than the limit will ever allow.
+        """
+        if cost is None:
+            if callable(self._cost):
+                raise OperoUsageError("say what the call costs: acquire(cost=...).")
+            cost = self._cost
+        units = as_units(cost, "cost")
+        for window, capacity in self._bounds:
+            if units > capacity:
+                raise OperoUsageError(
+                    f"cost={cost:g} is more than {describe_rate(window.rate, window.unit)} will "
+                    "ever allow: split the call, or raise the rate."
+                )
+        return units
+
+    def price(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+        """Return what a call with these arguments costs.
+
+        Raises:
+            OperoUsageError: `cost` raised, or returned no number of 0 or more.
+        """
+        if not callable(self._cost):
+            return self._cost
+        try:
+            cost = self._cost(*args, **kwargs)
+        except Exception as error:
+            raise OperoUsageError(
+                f"cost={name_of(self._cost)} raised {type(error).__name__}. "
+                "It gets the call's arguments and returns a number."
+            ) from error
+        as_units(cost, "cost")
+        return cost
+
+    def settle_result(self, reservation: Reservation, result: object) -> None:
+        """Correct what a call has cost; a `settle` that fails costs no caller a result."""
+        if self.settle is not None:
+            _settle(reservation, "settle", self.settle, result)
+
+    def settle_failure(self, reservation: Reservation, error: Exception, *, billed: bool) -> None:
+        """Correct what a failed call has cost.
+
+        Args:
+            reservation: What was reserved for it.
+            error: What it raised.
+            billed: Whether it may have been billed; where `settle_error` is not given, the cost is given back if not.
+        """
+        if self._settle_error is not None and not isinstance(error, RefusalError):
+            _settle(reservation, "settle_error", self._settle_error, error)
+        elif self._refunds and not billed:
+            reservation.settle(0)
+
+
+def _settle(
+    reservation: Reservation, option: str, cost_of: Callable[[Any], float | None], outcome: object
+) -> None:
+    try:
+        cost = cost_of(outcome)
+        if cost is not None or option == "settle":
+            reservation.settle(cast("float", cost))  # what `settle=` returns is checked there
+    except Exception as error:  # noqa: BLE001 - the call has its own outcome
+        warn_user(
+            f"{option}={name_of(cost_of)} raised {type(error).__name__}: what was reserved counts"
+        )
+
+
+def name_of(function: object) -> str:
+    """Return how a user's function is called in messages."""
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def _check_callable(option: str, value: object, *, number: bool = False) -> None:
+    if value is None or (number and isinstance(value, int | float)):
+        return
+    if not callable(value) or is_async_function(value):
+        either = "a number or " if number else ""
+        raise OperoUsageError(f"{option}={value!r} must be {either}a plain function, or None.")

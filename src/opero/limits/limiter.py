@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opero.errors import OperoUsageError
 from opero.limits.gcra import SECOND, Rule
-from opero.limits.keyed import Buckets
-from opero.limits.limiter_state import LimiterState
-from opero.limits.reservation import Pricing, Reservation
+from opero.limits.keyed import Buckets, Pricing
+from opero.limits.limiter_state import LimiterState, Reservation
 from opero.limits.shared import SharedGuard
 from opero.limits.waiting import UNLIMITED, ExternalLimiter, SlotQueue, WaitBudget, budget_of
 from opero.limits.windows import (
@@ -86,6 +85,7 @@ class RateLimiter(SharedGuard):
         threads_waiting: Truthy while threads wait.
         loops_waiting: The event loops in which tasks wait.
         direct: Whether `take_slot` may be called without any of the verbs, by a wrapper's fast path.
+        pricing: What calls cost, None where they are counted.
         measured: Whether calls differ: in what they cost, or in the bucket that they belong to.
 
     Example:
@@ -129,8 +129,8 @@ class RateLimiter(SharedGuard):
         self.windows: tuple[RateWindow, ...] = ()
         self._of_named = False
         self._external: ExternalLimiter | None = None
-        self._pricing: Pricing | None = None
-        self._buckets: Buckets[RateLimiter] | None = None
+        self.pricing: Pricing | None = None
+        self._buckets: Buckets | None = None
         self.cap: float | None = cap
         if callable(getattr(rate, "wait", None)):
             rule = self._use_external(rate, {"name": name, **shape})
@@ -144,8 +144,8 @@ class RateLimiter(SharedGuard):
                 self._buckets = Buckets(key, lambda: RateLimiter(rate, **bucket))
                 # Its file shows other processes where those of the buckets are.
                 rule = _NO_RULE
-        self.direct: bool = rule is not _NO_RULE and self._pricing is None
-        self.measured: bool = self._buckets is not None or self._pricing is not None
+        self.direct: bool = rule is not _NO_RULE and self.pricing is None
+        self.measured: bool = self._buckets is not None or self.pricing is not None
         self._rule: Rule = rule
         self._test: tuple[Clock, LimiterState] | None = None
         self._state: LimiterState = LimiterState(rule)
@@ -175,9 +175,7 @@ class RateLimiter(SharedGuard):
                 'Say what else is counted, as in "30000 tokens/minute", or give a cap.'
             )
         if weighted and isinstance(rule, CombinedLimit):
-            self._pricing = Pricing(
-                rule, self.windows, cost, shape["settle"], shape["settle_error"]
-            )
+            self.pricing = Pricing(rule, self.windows, cost, shape["settle"], shape["settle_error"])
         return rule
 
     def _use_external(self, limiter: Any, options: dict[str, Any]) -> Rule:
@@ -304,10 +302,10 @@ class RateLimiter(SharedGuard):
         return reservation.waited
 
     def reservation(self, cost: float | None = None) -> Reservation:
-        """Return a reservation that has no slot yet, to be filled."""
+        """Return a reservation for a call that costs so much, to be filled."""
         self._require_key()
         self.check_cost(cost)
-        units = UNIT if self._pricing is None else self._pricing.units(cost)
+        units = UNIT if self.pricing is None else self.pricing.units(cost)
         return Reservation(self, units)
 
     # --- buckets and prices -----------------------------------------------------------------------
@@ -332,15 +330,20 @@ class RateLimiter(SharedGuard):
         """
         if self._buckets is None:
             raise OperoUsageError("this limiter has no buckets: make it with key=.")
-        return self._buckets.of_key(key)
+        bucket: RateLimiter = self._buckets.of_key(key)
+        return bucket
 
-    def bucket_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RateLimiter:
-        """Return the limiter that a call belongs to: this one, unless there is one for each key.
+    def reservation_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reservation:
+        """Return a reservation for a call, to be filled: in the bucket that it belongs to, for what it costs.
 
         Raises:
-            OperoUsageError: `key` raised, or returned what cannot be a key.
+            OperoUsageError: `key` or `cost` raised, or returned what cannot be one.
         """
-        return self if self._buckets is None else self._buckets.of_call(args, kwargs)
+        limiter: RateLimiter = (
+            self if self._buckets is None else self._buckets.of_call(args, kwargs)
+        )
+        pricing = limiter.pricing
+        return limiter.reservation(None if pricing is None else pricing.price(args, kwargs))
 
     def __len__(self) -> int:
         return 0 if self._buckets is None else len(self._buckets)
@@ -348,34 +351,11 @@ class RateLimiter(SharedGuard):
     def __bool__(self) -> bool:
         return True
 
-    @property
-    def settles(self) -> bool:
-        """Whether the cost of calls is known from their results."""
-        return self._pricing is not None and self._pricing.settle is not None
-
-    def price(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
-        """Return what a call costs, None where calls are counted.
-
-        Raises:
-            OperoUsageError: `cost` raised, or returned no number of 0 or more.
-        """
-        return None if self._pricing is None else self._pricing.price(args, kwargs)
-
-    def settle_result(self, reservation: Reservation, result: object) -> None:
-        """Correct what a call has cost, now that its result is there."""
-        if self._pricing is not None:
-            self._pricing.settle_result(reservation, result)
-
-    def settle_failure(self, reservation: Reservation, error: Exception, *, billed: bool) -> None:
-        """Correct what a call has cost that failed; `billed` is whether it may have been billed."""
-        if self._pricing is not None:
-            self._pricing.settle_failure(reservation, error, billed=billed)
-
     def check_cost(self, cost: float | None) -> None:
         """Raise if a call cannot cost that here; without windows of cost it can cost nothing."""
         if cost is None:
             return
-        if self._pricing is None:
+        if self.pricing is None:
             raise OperoUsageError(
                 f"cost={cost!r}: this limiter counts calls, all alike. Say what is counted, as in "
                 'RateLimiter("30000 tokens/minute").'
@@ -398,7 +378,7 @@ class RateLimiter(SharedGuard):
     def spent(self) -> float:
         """Cost that was counted under the `cap` (those of all buckets that are remembered), 0.0 without one."""
         if self._buckets is not None:
-            return sum(bucket.spent for bucket in self._buckets.all())
+            return float(sum(bucket.spent for bucket in self._buckets.all()))
         return self._spent() / UNIT
 
     @property

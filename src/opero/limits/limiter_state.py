@@ -1,5 +1,5 @@
 # this_file: src/opero/limits/limiter_state.py
-"""Keep the state of a rate limit: in the memory of this process, or in a file that several processes share.
+"""Keep the state of a rate limit, in the memory of this process or in a file that several share, and reserve its slots.
 
 No slot is ever promised for later: a caller that must wait looks again when it wakes, so that a thread or an event
 loop that was held up cannot release at once what it has missed.
@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from opero.errors import OperoUsageError
+from opero.errors import OperoUsageError, SpendCapError
 from opero.limits.gcra import NEVER, PAUSE_CELLS, LimitPause, Rule, Stamp
-from opero.limits.windows import UNIT, CombinedLimit, part_of
+from opero.limits.windows import SPENT, UNIT, CombinedLimit, as_units, part_of
 
 if TYPE_CHECKING:
     from opero.limits.state_file import StateFile
 
-__all__ = ["FileState", "LimiterState", "TakenSlot"]
+__all__ = ["FileState", "LimiterState", "Reservation", "TakenSlot"]
 
 T = TypeVar("T")
 
@@ -161,6 +161,95 @@ class LimiterState:
     def paused(self) -> int:
         """Return the nanoseconds that are left of a pause."""
         return self.update(lambda state, pause, now: pause.left(now))
+
+
+# --- slots that may be given back ------------------------------------------------------------------
+
+
+class Reservation:
+    """A slot that was taken and may be given back.
+
+    Args:
+        limiter: The limiter that it is of.
+        units: Cost in millionths.
+
+    Attributes:
+        limiter: As above.
+        waited: Seconds that it took to get it.
+    """
+
+    __slots__ = ("_taken", "_units", "limiter", "waited")
+
+    def __init__(self, limiter: Any, units: int = UNIT) -> None:
+        self.limiter: Any = limiter
+        self.waited: float = 0.0
+        self._units = units
+        self._taken: TakenSlot | None = None
+
+    @property
+    def cost(self) -> float:
+        """What counts for it now: the reserved cost, or the settled one."""
+        return self._units / UNIT
+
+    def take(self) -> int:
+        """Try to take the slot; return 0, or the nanoseconds to wait.
+
+        Raises:
+            SpendCapError: The cap has no room for it.
+        """
+        limiter = self.limiter
+        wait, taken = limiter.current_state().take_marked(self._units)
+        if not wait:
+            self._taken = taken
+        elif wait == SPENT:
+            raise SpendCapError(self.cost, limiter.spent, limiter.cap)
+        return int(wait)
+
+    def refund(self) -> bool:
+        """Give the slot back, because the call was not made after all.
+
+        What it costs is given back in any case.
+
+        Returns:
+            True if the limiter is now as if the slot had never been taken. False if another call has started since: to
+            count this one out might let one too many into some window.
+        """
+        taken, self._taken = self._taken, None
+        if taken is None:
+            return False
+        units, self._units = self._units, 0
+        return bool(self.limiter.current_state().give_back(taken, units))
+
+    def settle(self, cost: float) -> None:
+        """Correct what the call has cost: the difference is given back, or becomes a debt.
+
+        That is final: a slot that was settled or given back stays so.
+
+        Args:
+            cost: The real cost.
+
+        Raises:
+            OperoUsageError: It is no number of 0 or more, or the limiter counts calls.
+
+        Example:
+            >>> from opero import RateLimiter
+            >>> limiter = RateLimiter("1000 tokens/minute")
+            >>> reservation = limiter.reserve(cost=900)
+            >>> limiter.try_acquire(cost=900)
+            False
+            >>> reservation.settle(100)
+            >>> limiter.try_acquire(cost=900)
+            True
+        """
+        self.limiter.check_cost(cost)
+        units = as_units(cost, "cost")
+        taken, self._taken = self._taken, None
+        if taken is not None:
+            change, self._units = units - self._units, units
+            self.limiter.current_state().settle(taken, change)
+
+    def __repr__(self) -> str:
+        return f"<Reservation after {self.waited:.3f} s>"
 
 
 # --- in a file ------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from opero.utils.ambient import warn_on_loop
 from opero.utils.threads import waiting_threads
 from opero.utils.waiters import HandoffQueue, Waiter
 
-__all__ = ["ConcurrencyLimit", "Permit"]
+__all__ = ["ConcurrencyLimit", "ConcurrencyPermit"]
 
 _MOST: Final = 1_000_000
 """Far more threads or tasks than one process has."""
@@ -37,7 +37,7 @@ CurrentTask = Callable[[], object]
 """`asyncio.current_task`, handed in by asynchronous callers: a synchronous program never pays for asyncio."""
 
 
-class Permit:
+class ConcurrencyPermit:
     """The right to be in flight.
 
     Attributes:
@@ -56,8 +56,7 @@ class Permit:
 
         Args:
             current_task: See `CurrentTask`; None for a synchronous call.
-            outlived: Whether the call may outlive its task, as a stream does, so that the task must be told from one
-                with the same id.
+            outlived: Whether the call may outlive its task, as a stream does; a later task may have the same id then.
         """
         task = None if current_task is None else _task(current_task)
         self.holder = get_ident() if task is None else ref(task) if outlived else id(task)
@@ -106,7 +105,7 @@ class ConcurrencyLimit(SharedGuard):
         self.limit: int = _whole(limit, "concurrency", 1)
         self.queue: int | None = None if queue is None else _whole(queue, "queue", 0)
         self.name: str = name or f"at most {limit}"
-        self._permits = _Permits(self)
+        self._use(_Permits(self))
         super().__init__((limit, {"queue": queue}))
         # In a worker permits are given out when those of its program have been looked for.
         self._permits.most = self.limit if self.attached else 0
@@ -116,8 +115,14 @@ class ConcurrencyLimit(SharedGuard):
         across = self._permits.across
         if across is not None:
             across.begin()
-        self._permits = _Permits(self, across)
+        self._use(_Permits(self, across))
         self.attached = True
+
+    def _use(self, permits: _Permits) -> None:
+        self._permits = permits
+        # What `enter` looks at: whether a caller may not just take one that is free.
+        self._free = permits.free
+        self._busy: object = permits.waiting if permits.across is None else permits
 
     @property
     def in_flight(self) -> int:
@@ -171,7 +176,7 @@ class ConcurrencyLimit(SharedGuard):
 
     # --- permits of calls -------------------------------------------------------------------------
 
-    def enter(self, current_task: CurrentTask | None = None) -> Permit | None:
+    def enter(self, current_task: CurrentTask | None = None) -> ConcurrencyPermit | None:
         """Take a permit if there is one now, and note which thread or task holds it.
 
         This and `leave` are what a call pays that need not wait.
@@ -182,13 +187,12 @@ class ConcurrencyLimit(SharedGuard):
         Returns:
             The permit, for `leave`; None if there is none now.
         """
-        permits = self._permits
-        if permits.waiting or permits.across is not None:
-            return self.hold(current_task) if self.try_acquire() else None
+        if self._busy:
+            return self.register(current_task) if self.try_acquire() else None
         try:
-            permit = permits.free.pop()
+            permit = self._free.pop()
         except IndexError:
-            return self.hold(current_task) if self.try_acquire() else None
+            return self.register(current_task) if self.try_acquire() else None
         # What `note_holder` does, without another call.
         if current_task is None:
             permit.holder = get_ident()
@@ -199,13 +203,13 @@ class ConcurrencyLimit(SharedGuard):
                 permit.holder = get_ident()
         return permit
 
-    def hold(self, current_task: CurrentTask | None = None) -> Permit:
+    def register(self, current_task: CurrentTask | None = None) -> ConcurrencyPermit:
         """Return the permit that `acquire` or `wait` has got, held by the caller from now on."""
-        permit = self._permits.claimed()
+        permit = self._permits.last_taken()
         permit.note_holder(current_task)
         return permit
 
-    def leave(self, permit: Permit) -> None:
+    def leave(self, permit: ConcurrencyPermit) -> None:
         """Give a permit back."""
         permit.holder = None
         permits = permit.permits
@@ -233,7 +237,10 @@ class ConcurrencyLimit(SharedGuard):
 
     def _go_to(self, path: str | None, *, create: bool) -> str:
         path, create = path or private_path(self), create or path is None
-        self._permits.move(_FilePermits(path, self.limit, create=create))
+        file = _FilePermits(path, self.limit, create=create)
+        # From here on `enter` asks the queue, which looks at the file as soon as that is in use.
+        self._busy = self._permits
+        self._permits.move(file)
         return path
 
     def after_fork(self) -> None:
@@ -266,11 +273,14 @@ class _Permits(HandoffQueue):
     def __init__(self, limit: ConcurrencyLimit, across: _FilePermits | None = None) -> None:
         super().__init__()
         self.most: int = limit.limit
-        self.made: list[Permit] = []
-        self.free: list[Permit] = []
-        self.taken: list[Permit] = []
+        self.made: list[ConcurrencyPermit] = []
+        self.free: list[ConcurrencyPermit] = []
+        self.taken: list[ConcurrencyPermit] = []
         self.across = across
         self._limit = limit
+
+    def __bool__(self) -> bool:
+        return True
 
     @property
     def out(self) -> int:
@@ -299,7 +309,7 @@ class _Permits(HandoffQueue):
             with self.lock:
                 if len(self.made) >= self.most:
                     return False
-                permit = Permit(self)
+                permit = ConcurrencyPermit(self)
                 self.made.append(permit)
         if self.across is None or self.across.take():
             self.taken.append(permit)
@@ -307,13 +317,13 @@ class _Permits(HandoffQueue):
         self.free.append(permit)
         return False
 
-    def claimed(self) -> Permit:
+    def last_taken(self) -> ConcurrencyPermit:
         """Return a permit that `take` has taken, which is its caller's now."""
         try:
             return self.taken.pop()
         except IndexError:
             # It was given back once too often: this one comes back to a queue that no caller uses.
-            return Permit(_Permits(self._limit))
+            return ConcurrencyPermit(_Permits(self._limit))
 
     def put_back(self) -> None:
         """Put a permit back; nothing happens if it has come back before."""

@@ -323,26 +323,17 @@ class ExternalLimiter:
 
     async def wait(self, state: LimiterState, budget: WaitBudget) -> float:
         """Wait as the user's limiter does, after the end of a pause; return for how many seconds that was."""
-        if ambient.disabled():
-            return 0.0
+        ambient.require_loop("await a limiter")
+        from asyncio import timeout
+
         clock = ambient.clock()
         started = clock.monotonic()
         while paused := state.paused():
             check_budget(budget, clock.monotonic(), wait=paused, paused=paused)
             await clock.asleep(min(1.0, paused / SECOND))
-        await self._in_time(budget)
-        waited = clock.monotonic() - started
-        return waited if waited > _UNNOTICED else 0.0
-
-    async def _in_time(self, budget: WaitBudget) -> None:
-        if budget.deadline is None:
-            await self._wait()
-            return
-        from asyncio import timeout
-
-        now = ambient.clock().monotonic()
+        now, end = clock.monotonic(), budget.deadline
         check_budget(budget, now, wait=0, paused=0)
-        alarm = timeout(budget.deadline - now)
+        alarm = timeout(None if end is None else end - now)
         try:
             async with alarm:
                 await self._wait()
@@ -350,6 +341,8 @@ class ExternalLimiter:
             if not alarm.expired():
                 raise  # the limiter's own
             raise DeadlineError("the deadline passed while the call waited") from None
+        waited = clock.monotonic() - started
+        return waited if waited > _UNNOTICED else 0.0
 
     async def _wait(self) -> None:
         from asyncio import get_running_loop

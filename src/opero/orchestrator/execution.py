@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, Self, TypeVar, overload
 
 from opero.concurrency.loop import run_map, run_map_async
 from opero.concurrency.mapper import Mapper
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         RetryConfig,
     )
 
-__all__ = ["Chains", "Orchestrated", "Orchestrator", "orchestrate"]
+__all__ = ["Chains", "Job", "Orchestrated", "Orchestrator", "orchestrate"]
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -122,13 +122,13 @@ class Orchestrator:
             >>> Orchestrator().process_sync([min, max], [1, 2], [3, 4])
             [1, 3, 2, 4]
         """
-        return await self.chains.process(functions, items, kwargs)
+        return await self.chains.process(Job(functions, items, kwargs))
 
     def process_sync(
         self, functions: Function | Iterable[Function], /, *items: Any, **kwargs: Any
     ) -> list[Any]:
         """Do what `process` does, for callers without an event loop."""
-        return self.chains.process_sync(functions, items, kwargs)
+        return self.chains.process_sync(Job(functions, items, kwargs))
 
     def explain(self, function: Function) -> Explanation:
         """Describe what happens to a call of a function, stage by stage."""
@@ -145,6 +145,22 @@ def _frozen(config: OrchestratorConfig) -> OrchestratorConfig:
 
 
 # --- what a configuration makes of functions --------------------------------------------------------------------------
+
+
+class Job(NamedTuple):
+    """What `process` does.
+
+    Attributes:
+        given: A function, or several.
+        items: What it is called with, item by item.
+        kwargs: Keyword arguments of all calls.
+        before: Arguments before each item: the instance or class of a method.
+    """
+
+    given: Any
+    items: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    before: tuple[Any, ...] = ()
 
 
 class Chains:
@@ -177,58 +193,31 @@ class Chains:
         with self._errors():
             return self.chain(function, False).execute_sync(*args, **kwargs)
 
-    async def process(
-        self,
-        given: Any,
-        items: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        before: tuple[Any, ...] = (),
-    ) -> list[Any]:
-        """Return the results of a function, or of several, for each item.
-
-        Args:
-            given: The functions.
-            items: The items.
-            kwargs: Keyword arguments of all calls.
-            before: Arguments before each item: the instance or class of a method.
-        """
-        mapper, inputs = self._mapper(given, items, kwargs, before, on_a_loop=True)
+    async def process(self, job: Job) -> list[Any]:
+        """Return the results of a function, or of several, for each item."""
+        mapper, inputs = self._mapper(job, on_a_loop=True)
         with self._errors():
             begin = functools.partial(mapper.begin, inputs, on_loop=True)
             results: list[Any] = await run_map_async(begin)
             return results
 
-    def process_sync(
-        self,
-        given: Any,
-        items: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        before: tuple[Any, ...] = (),
-    ) -> list[Any]:
+    def process_sync(self, job: Job) -> list[Any]:
         """Do the same without an event loop."""
-        mapper, inputs = self._mapper(given, items, kwargs, before)
+        mapper, inputs = self._mapper(job)
         if mapper.awaits:
-            return run_async(self.process(given, items, kwargs, before))
+            return run_async(self.process(job))
         with self._errors():
             results: list[Any] = run_map(mapper.begin(inputs))
             return results
 
-    def _mapper(
-        self,
-        given: Any,
-        items: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        before: tuple[Any, ...],
-        *,
-        on_a_loop: bool = False,
-    ) -> tuple[Mapper, Iterable[Any]]:
+    def _mapper(self, job: Job, *, on_a_loop: bool = False) -> tuple[Mapper, Iterable[Any]]:
         """Return the map and its inputs; only workers are on, because the functions have their own pipelines."""
-        several = functions("functions", given)
+        several = functions("functions", job.given)
         if len(several) == 0:
             raise OperoUsageError("process() needs a function: write process([function], *items).")
-        inputs: Iterable[Any] = items
+        inputs: Iterable[Any] = job.items
         if len(several) > 1:
-            inputs = [(number, item) for number in range(len(several)) for item in items]
+            inputs = [(number, item) for number in range(len(several)) for item in job.items]
         workers = _workers(self.config)
         # Without workers, a synchronous function runs in a thread, so that the loop is free.
         awaits = on_a_loop and workers.get("sequential", False)
@@ -239,7 +228,7 @@ class Chains:
             # Events of the functions come back with the results; events of the map itself are not asked for.
             chains, listeners = self._for_workers(), [_without(own, one) for one in self._listeners]
         call = _call_async if awaits else _call
-        work = functools.partial(call, chains, several, before, kwargs)
+        work = functools.partial(call, chains, several, job.before, job.kwargs)
         options = MapOptions.of(
             "process", cache=False, retries=0, progress=False, on_event=listeners or None, **workers
         )
@@ -367,7 +356,9 @@ class _FirstParameter(Protocol[T_contra, Q, R_co, L_co]):
     """An orchestrated function whose first parameter has a certain type."""
 
     def __call__(self, first: T_contra, /, *args: Q.args, **kwargs: Q.kwargs) -> R_co: ...
-    def process(self, *items: Any, **kwargs: Any) -> L_co: ...
+    def process(self, *items: Any, **kwargs: Any) -> L_co:
+        """Call it with each item."""
+        ...
 
 
 class Orchestrated(Protocol[P, R_co, L_co]):
@@ -482,6 +473,10 @@ def _wrapped(function: Callable[..., Any], orchestrator: Orchestrator) -> Any:
     # A configuration that does not fit is reported now, not at the first call.
     orchestrator.explain(function)
     bound = describe_function(function).bound
+
+    def job(items: tuple[Any, ...], kwargs: dict[str, Any]) -> Job:
+        return Job(function, items[bound:], kwargs, items[:bound])
+
     made: Any
     # Without the function's own attributes: `.call` or `.stats` of a decorated one would show only a part.
     wraps = functools.wraps(function, updated=())
@@ -493,7 +488,7 @@ def _wrapped(function: Callable[..., Any], orchestrator: Orchestrator) -> Any:
 
         async def aprocess(*items: Any, **kwargs: Any) -> list[Any]:
             """Call the function with each item and return the results in order."""
-            return await orchestrator.chains.process(function, items[bound:], kwargs, items[:bound])
+            return await orchestrator.chains.process(job(items, kwargs))
 
         made, made.process = acall, aprocess
     else:
@@ -504,7 +499,7 @@ def _wrapped(function: Callable[..., Any], orchestrator: Orchestrator) -> Any:
 
         def sprocess(*items: Any, **kwargs: Any) -> list[Any]:
             """Call the function with each item and return the results in order."""
-            return orchestrator.chains.process_sync(function, items[bound:], kwargs, items[:bound])
+            return orchestrator.chains.process_sync(job(items, kwargs))
 
         made, made.process = call, sprocess
     made.process.__name__ = "process"

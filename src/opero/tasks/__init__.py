@@ -12,16 +12,10 @@ run is a `TaskRun`, and changes of its state are events on the default `event_bu
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-from opero.utils.lazy import lazy_exports
-
-if TYPE_CHECKING:
-    from opero.events import EventBus, event_bus
-    from opero.tasks.parallel import Parallel
-    from opero.tasks.state import TaskRun, TaskState
-    from opero.tasks.task import CircuitGroup, Sequence, Task, run, run_sync
+from opero.events import EventBus, event_bus
+from opero.tasks.parallel import Parallel
+from opero.tasks.state import TaskRun, TaskState
+from opero.tasks.task import CircuitGroup, Sequence, Task, run, run_sync
 
 __all__ = [
     "CircuitGroup",
@@ -35,21 +29,3 @@ __all__ = [
     "run",
     "run_sync",
 ]
-
-__getattr__: Callable[[str], Any]
-__dir__: Callable[[], list[str]]
-__getattr__, __dir__ = lazy_exports(
-    __name__,
-    {
-        "CircuitGroup": "opero.tasks.task",
-        "EventBus": "opero.events",
-        "Parallel": "opero.tasks.parallel",
-        "Sequence": "opero.tasks.task",
-        "Task": "opero.tasks.task",
-        "TaskRun": "opero.tasks.state",
-        "TaskState": "opero.tasks.state",
-        "event_bus": "opero.events",
-        "run": "opero.tasks.task",
-        "run_sync": "opero.tasks.task",
-    },
-)

@@ -182,35 +182,28 @@ async def in_thread(call: Callable[[], Any]) -> Any:
     if slots is None:
         slots = _slots[loop] = asyncio.Semaphore(MOST_THREADS)
     await slots.acquire()
+    ended: asyncio.Future[None] = loop.create_future()
+    ended.add_done_callback(lambda _: slots.release())
     job = ThreadCall(call)
     try:
         run_in_thread(job)
     except BaseException:
-        slots.release()
+        ended.set_result(None)
         raise
-    ended = loop.create_future()
-    job.then(functools.partial(_notify, loop, slots, ended))
+    job.then(functools.partial(_notify, loop, ended))
     try:
-        await ended
+        await asyncio.shield(ended)
     except BaseException:
         job.abandon()
         raise
     return job.outcome()
 
 
-def _notify(
-    loop: asyncio.AbstractEventLoop, slots: asyncio.Semaphore, ended: asyncio.Future[None]
-) -> None:
+def _notify(loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None]) -> None:
     try:
-        loop.call_soon_threadsafe(_release, slots, ended)
+        loop.call_soon_threadsafe(ended.set_result, None)
     except RuntimeError:
         pass  # the loop is closed: there is no waiter
-
-
-def _release(slots: asyncio.Semaphore, ended: asyncio.Future[None]) -> None:
-    slots.release()
-    if not ended.done():
-        ended.set_result(None)
 
 
 def off_loop(fn: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:

@@ -7,6 +7,7 @@ import asyncio
 import inspect
 import types
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sized
+from contextlib import suppress
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -184,19 +185,18 @@ class WorkerTasks:
         self._results: list[Any] = []
         self._failures: list[_JobError] = []
         self._closed = False
-        self._ended = self._loop.create_future()
 
     async def run(self) -> list[Any]:
         """Run all jobs; return their results in order, or raise the first error when all workers have ended."""
         self._add_worker()
         try:
-            try:
-                if self._tasks:
-                    await self._ended
-            except asyncio.CancelledError:
-                self._stop()
-                await self._wait_for_all()
-                raise
+            await self._join()
+        except asyncio.CancelledError:
+            self._stop()
+            while self._tasks:  # however often that is cancelled
+                with suppress(asyncio.CancelledError):
+                    await self._join()
+            raise
         finally:
             self._close()
             failures, self._failures = self._failures, []
@@ -210,14 +210,10 @@ class WorkerTasks:
                 failures.clear()
         return self._results
 
-    async def _wait_for_all(self) -> None:
-        """Wait for the workers, however often that is cancelled."""
+    async def _join(self) -> None:
+        """Wait for the workers, also for those that are added meanwhile."""
         while self._tasks:
-            self._ended = self._loop.create_future()
-            try:
-                await self._ended
-            except asyncio.CancelledError:
-                continue
+            await asyncio.wait(self._tasks)
 
     # --- workers --------------------------------------------------------------------------------------
 
@@ -227,12 +223,7 @@ class WorkerTasks:
             return
         task = self._worker_context.copy().run(self._loop.create_task, self._serve())
         self._tasks.add(task)
-        task.add_done_callback(self._worker_ended)
-
-    def _worker_ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not (self._tasks or self._ended.done()):
-            self._ended.set_result(None)
+        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self) -> None:
         if asyncio.current_task() not in self._tasks:

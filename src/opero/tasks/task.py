@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from opero.core.call import Call
-from opero.core.circuit_breaker import Circuit
 from opero.errors import OperoUsageError
 from opero.events.bus import Emitter
-from opero.limits.breaker import CircuitBreaker
 from opero.tasks.callee import callee_of, off_loop, with_policies
 from opero.tasks.state import NOTHING, TaskRun, TaskState, carry_out, running_task
 from opero.utils.async_utils import run_async
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable
 
-    from opero.limits.breaker import CircuitState
+    from opero.limits.breaker import CircuitBreaker, CircuitState
     from opero.utils.units import Duration
 
 __all__ = [
@@ -345,6 +343,10 @@ class CircuitGroup(Sequence):
         returns: Returns = "all",
         name: str | None = None,
     ) -> None:
+        # Loaded here: tasks without a breaker need neither.
+        from opero.core.circuit_breaker import Circuit
+        from opero.limits.breaker import CircuitBreaker
+
         super().__init__(*steps, returns=returns, name=name)
         rules: dict[str, Any] = {"fail_max": fail_max, "reset_timeout": reset_timeout}
         rules = {rule: value for rule, value in rules.items() if value is not None}

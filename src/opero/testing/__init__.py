@@ -15,8 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from opero.testing.clock import FakeClock, fake_clock
-from opero.testing.switches import capture_events, flaky, is_disabled, set_disabled
+from opero.testing.controls import (
+    FakeClock,
+    capture_events,
+    fake_clock,
+    flaky,
+    is_disabled,
+    set_disabled,
+)
 from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:

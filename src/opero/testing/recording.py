@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from types import coroutine
-from typing import IO, TYPE_CHECKING, Any, Final, NoReturn
+from typing import IO, TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from opero.core.stream import HandedOut, Stream
 from opero.errors import OperoError, OperoUsageError, warn_user
@@ -126,14 +126,14 @@ class Recorder:
         self._stream: IO[str] | None = stream
         self._lock = Lock()
         self._last: dict[CallIdentity, RecordedOutcome] = {}
-        self._hidden: set[str] = set()
-        self._read: dict[int, tuple[Pipeline, CallIdentity, list[RecordedOutcome]]] = {}
+        self._secrets: set[str] = set()
+        self._open: set[_RecordedCall] = set()
         stream.write(f"{HEADER}\n")
 
     def stop(self) -> None:
         """Write no more: a call that outlives the block is not recorded, of a stream what has been read."""
-        for key in list(self._read):
-            self._ended(key, _LEFT)
+        for recorded in list(self._open):
+            self.end_stream(recorded, _LEFT)
         with self._lock:
             self._stream = None
 
@@ -143,97 +143,41 @@ class Recorder:
         identity = identify(pipeline.info, pipeline.options, call)
         if identity is None:
             return pipeline.run(call)
+        recorded = _RecordedCall(self, pipeline, call, identity)
         if pipeline.info.kind == "generator":
-            return Stream(self._listen(pipeline, call, identity))
+            return Stream(cast("Generator[Any, Any, Any]", recorded.listen()))
         if pipeline.info.kind == "async_generator":
-            return self._listen(pipeline, call, identity)
+            return recorded.listen()
         try:
             value = pipeline.run(call)
         except Exception as error:
-            self._failed(pipeline, call, identity, error)
+            recorded.failed(error)
             raise
         if pipeline.awaits:
-            return self._atake(pipeline, call, identity, value)
-        self._write(pipeline, identity, self._value(pipeline, call, identity, value))
+            return recorded.finish(value)
+        self.write(recorded, recorded.value(value))
         return value
 
-    async def _atake(
-        self,
-        pipeline: Pipeline,
-        call: Call,
-        identity: CallIdentity,
-        running: Coroutine[Any, Any, Any],
-    ) -> Any:
-        try:
-            value = await running
-        except Exception as error:
-            self._failed(pipeline, call, identity, error)
-            raise
-        self._write(pipeline, identity, self._value(pipeline, call, identity, value))
-        return value
-
-    @coroutine
-    def _listen(
-        self, pipeline: Pipeline, call: Call, identity: CallIdentity
-    ) -> Generator[Any, Any, Any]:
-        """Run the call of a generator, of either kind, and write down its items when it ends."""
-        parts: list[RecordedOutcome] = []
-        end = _LEFT
-        self._read[id(parts)] = (pipeline, identity, parts)
-        given: Any = None
-        try:
-            running = pipeline.run(call)
-            source: Any = running if pipeline.awaits else running.iterate()
-            step = source.send
-            while True:
-                got = step(given)
-                if not pipeline.awaits:
-                    parts.append(self._value(pipeline, call, identity, got))
-                elif type(got) is HandedOut:  # anything else is for the event loop
-                    parts.append(self._value(pipeline, call, identity, got.value))
-                try:
-                    given, step = (yield got), source.send
-                except BaseException as thrown:  # noqa: BLE001 - it is for the generator
-                    given, step = thrown, source.throw
-        except StopIteration as stop:
-            end = self._value(pipeline, call, identity, stop.value)
-            return stop.value
-        except Exception as error:
-            end = self._error(pipeline, call, error)
-            raise
-        finally:
-            self._ended(id(parts), end)
-            # A frame that names an error which passes through it is a reference cycle.
-            given = None
-
-    def _ended(self, key: int, end: RecordedOutcome) -> None:
-        """Write down a stream, unless that is done."""
-        pipeline, identity, parts = self._read.pop(key, (None, None, None))
-        if pipeline is not None and identity is not None and parts is not None:
-            self._write(pipeline, identity, RecordedOutcome.of_stream([*parts, end]))
-
-    def _value(
-        self, pipeline: Pipeline, call: Call, identity: CallIdentity, value: object
-    ) -> RecordedOutcome:
-        return RecordedOutcome.of_value(value, self._secrets(pipeline, call), identity)
-
-    def _error(self, pipeline: Pipeline, call: Call, error: Exception) -> RecordedOutcome:
-        return RecordedOutcome.of_error(error, self._secrets(pipeline, call))
-
-    def _failed(
-        self, pipeline: Pipeline, call: Call, identity: CallIdentity, error: Exception
-    ) -> None:
-        # A wrong use of opero is no answer of a service.
-        if not isinstance(error, OperoUsageError):
-            self._write(pipeline, identity, self._error(pipeline, call, error))
-
-    def _secrets(self, pipeline: Pipeline, call: Call) -> list[str]:
+    def secrets(self, recorded: _RecordedCall) -> list[str]:
         """Return the secrets of all calls so far, the longest first: a function hands its own to others."""
+        found = secrets_of(recorded.pipeline.info, recorded.pipeline.options, recorded.call)
         with self._lock:
-            self._hidden.update(secrets_of(pipeline.info, pipeline.options, call))
-            return sorted(self._hidden, key=len, reverse=True)
+            self._secrets.update(found)
+            return sorted(self._secrets, key=len, reverse=True)
 
-    def _write(self, pipeline: Pipeline, identity: CallIdentity, outcome: RecordedOutcome) -> None:
+    def begin_stream(self, recorded: _RecordedCall) -> None:
+        """Note that the items of a call come one by one."""
+        self._open.add(recorded)
+
+    def end_stream(self, recorded: _RecordedCall, end: RecordedOutcome) -> None:
+        """Write down the items of a call and their end, unless that is done."""
+        if recorded in self._open:
+            self._open.discard(recorded)
+            self.write(recorded, RecordedOutcome.of_stream([*recorded.items, end]))
+
+    def write(self, recorded: _RecordedCall, outcome: RecordedOutcome) -> None:
+        """Write down the outcome of a call."""
+        pipeline, identity = recorded.pipeline, recorded.identity
         if pipeline.awaits and pipeline.info.kind == "sync":
             outcome = RecordedOutcome(outcome.kind, outcome.data, awaited=True)
         for part in outcome.parts if outcome.kind == "stream" else [outcome]:
@@ -248,6 +192,74 @@ class Recorder:
             if self._stream is not None:
                 self._stream.write(f"{write_line(identity, outcome)}\n")
                 self._stream.flush()
+
+
+class _RecordedCall:
+    """A call whose outcome is recorded.
+
+    Attributes:
+        items: Those of a generator, so far.
+    """
+
+    def __init__(
+        self, recorder: Recorder, pipeline: Pipeline, call: Call, identity: CallIdentity
+    ) -> None:
+        self._recorder = recorder
+        self.pipeline = pipeline
+        self.call = call
+        self.identity = identity
+        self.items: list[RecordedOutcome] = []
+
+    def value(self, value: object) -> RecordedOutcome:
+        """Return a value as it is written."""
+        return RecordedOutcome.of_value(value, self._recorder.secrets(self), self.identity)
+
+    def failed(self, error: Exception) -> None:
+        """Write down an error; a wrong use of opero is no answer of a service."""
+        if not isinstance(error, OperoUsageError):
+            outcome = RecordedOutcome.of_error(error, self._recorder.secrets(self))
+            self._recorder.write(self, outcome)
+
+    async def finish(self, running: Coroutine[Any, Any, Any]) -> Any:
+        """Await a call and write down its outcome."""
+        try:
+            value = await running
+        except Exception as error:
+            self.failed(error)
+            raise
+        self._recorder.write(self, self.value(value))
+        return value
+
+    @coroutine
+    def listen(self) -> Generator[Any, Any, Any]:
+        """Run the call of a generator, of either kind, and write down its items when it ends."""
+        awaits, end = self.pipeline.awaits, _LEFT
+        given: Any = None
+        self._recorder.begin_stream(self)
+        try:
+            running = self.pipeline.run(self.call)
+            source: Any = running if awaits else running.iterate()
+            step = source.send
+            while True:
+                got = step(given)
+                if not awaits:
+                    self.items.append(self.value(got))
+                elif type(got) is HandedOut:  # anything else is for the event loop
+                    self.items.append(self.value(got.value))
+                try:
+                    given, step = (yield got), source.send
+                except BaseException as thrown:  # noqa: BLE001 - it is for the generator
+                    given, step = thrown, source.throw
+        except StopIteration as stop:
+            end = self.value(stop.value)
+            return stop.value
+        except Exception as error:
+            end = RecordedOutcome.of_error(error, self._recorder.secrets(self))
+            raise
+        finally:
+            self._recorder.end_stream(self, end)
+            # A frame that names an error which passes through it is a reference cycle.
+            given = None
 
 
 # --- replaying --------------------------------------------------------------------------------------
@@ -305,7 +317,7 @@ class Player:
         if outcome is not None and outcome.awaited:
             pipeline.awaits = pipeline.fast_path.closed = True
         if pipeline.info.kind == "generator":
-            return Stream(self._play(pipeline, identity, outcome))
+            return Stream(cast("Generator[Any, Any, Any]", self._play(pipeline, identity, outcome)))
         if pipeline.info.kind == "async_generator":
             return self._play(pipeline, identity, outcome)
         if pipeline.awaits:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import base64
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,8 +30,8 @@ from weakref import WeakKeyDictionary
 
 from opero.caching.codec import Coder, Undecodable, Unencodable
 from opero.caching.keys import Unkeyable, digest
-from opero.durable.values import decode, encode, pack_error, unpack_error
-from opero.errors import ActivityError, OperoUsageError, UnkeyableError, UnserializableError
+from opero.durable.values import decode, encode, pack_error, rebuild_error
+from opero.errors import OperoUsageError, UnkeyableError, UnserializableError
 from opero.utils.secrets import hide, looks_secret, mask_text
 
 if TYPE_CHECKING:
@@ -261,28 +260,20 @@ class RecordedOutcome:
         if self.kind in ("missing", "stream"):
             raise Unreadable(self.data if self.kind == "missing" else "it is a stream")
         try:
-            missing = sorted({name for name in _modules(self) if name not in sys.modules})
-            if not missing:
-                return self._read(identity)
-        except Unreadable:
-            raise
+            return self._read(identity)
+        except UnserializableError as error:
+            # It names the class, and speaks of a journal.
+            raise Unreadable(f"it cannot be read: {error.__cause__ or error}") from error
         except Exception as error:
             why = f": {error}" if isinstance(error, Undecodable) else f" ({type(error).__name__})"
             raise Unreadable(f"it cannot be read{why}") from error
-        raise Unreadable(f"it needs {', '.join(missing)}: import that before the replay")
 
     def _read(self, identity: CallIdentity) -> tuple[Any, Exception | None]:
         if self.kind == "error":
-            return None, self._error()
+            return None, rebuild_error(json.dumps(self.data))
         if self.kind == "result":
             return decode(json.dumps(self.data)), None
         return _coder.decode(base64.b64decode(self.data), _context(identity)), None
-
-    def _error(self) -> Exception:
-        error = unpack_error(json.dumps(self.data))
-        if isinstance(error, ActivityError) and not self.data["type"].endswith(":ActivityError"):
-            raise Unreadable(f"its error ({error.type}) cannot be made again")
-        return error
 
 
 def write_line(identity: CallIdentity, outcome: RecordedOutcome) -> str:
@@ -379,25 +370,3 @@ def _hides_bytes(node: dict[str, Any], secrets: Sequence[str]) -> bool:
     except (TypeError, ValueError):
         return False
     return hide(text, secrets) != text
-
-
-def _modules(outcome: RecordedOutcome) -> Iterator[str]:
-    """Return the modules whose classes are named."""
-    if outcome.kind == "result":
-        yield from _modules_of(outcome.data)
-    elif outcome.kind == "error":
-        yield outcome.data["type"].partition(":")[0]
-        data = outcome.data
-        for text in (*data["made_from"], *data["args"], *data["attributes"].values()):
-            yield from _modules_of(json.loads(text))
-
-
-def _modules_of(data: Any) -> Iterator[str]:
-    if type(data) is list:
-        for item in data:
-            yield from _modules_of(item)
-    elif type(data) is dict:
-        if "$" in data and "t" in data and data["$"] != "plain":
-            yield data["t"].partition(":")[0]
-        for value in data.values():
-            yield from _modules_of(value)

@@ -60,11 +60,11 @@ class Switch:
         self.on: Final[list[None]] = []
 
     def turn_on(self) -> None:
-        """Turn the flag on until the matching `release`."""
+        """Turn the flag on until the matching `turn_off`."""
         self.on.append(None)
 
     def turn_off(self) -> None:
-        """Undo one `hold`; the flag goes off with the last one."""
+        """Undo one `turn_on`; the flag goes off with the last one."""
         self.on.pop()
 
     def __repr__(self) -> str:

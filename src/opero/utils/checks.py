@@ -36,48 +36,66 @@ it needs only when that is used. Its constant `ACROSS_HOSTS` says whether other 
 """
 
 
-def boolean(name: str, value: Any) -> None:
-    """True or False, and nothing that merely looks like it."""
-    if not isinstance(value, bool):
-        raise OperoUsageError(f"{name}={value!r} must be True or False.")
-
-
-def text(name: str, value: Any) -> None:
-    """Text that is not empty."""
-    if not (isinstance(value, str) and value):
-        raise OperoUsageError(f"{name}={value!r} must be text that is not empty.")
-
-
-def text_or_none(name: str, value: Any) -> None:
-    """Text or None."""
-    if value is not None:
-        text(name, value)
-
-
-def version(name: str, value: Any) -> None:
-    """Text, a whole number or None."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
-        raise OperoUsageError(
-            f'{name}={value!r} must be text, a whole number or None, for example "2".'
-        )
-
-
-def whole(least: int) -> Check:
-    """Return a check for whole numbers of at least `least`."""
+def must_be(what: str, fits: Callable[[Any], object]) -> Check:
+    """Return a check whose error says what the value must be."""
 
     def check(name: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise OperoUsageError(f"{name}={value!r} must be a whole number, {least} or more.")
+        if not fits(value):
+            raise OperoUsageError(f"{name}={value!r} must be {what}.")
 
     return check
 
 
-def factor(name: str, value: Any) -> None:
-    """A finite number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (1 <= value < math.inf):
-        raise OperoUsageError(
-            f"{name}={value!r} must be a number, 1 or more (1 keeps the pauses equal)."
-        )
+def none_or(check: Check) -> Check:
+    """Return a check that lets None pass too."""
+
+    def checked(name: str, value: Any) -> None:
+        if value is not None:
+            check(name, value)
+
+    return checked
+
+
+def _is_whole(value: Any, least: float) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+boolean = must_be("True or False", lambda value: isinstance(value, bool))
+text = must_be("text that is not empty", lambda value: isinstance(value, str) and value)
+text_or_none = none_or(text)
+version = must_be(
+    'text, a whole number or None, for example "2"',
+    lambda value: value is None or isinstance(value, str) or _is_whole(value, -math.inf),
+)
+factor = must_be(
+    "a number, 1 or more (1 keeps the pauses equal)",
+    lambda value: _is_number(value) and 1 <= value < math.inf,
+)
+share = must_be(
+    "a number between 0 and 1, such as 0.8",
+    lambda value: value is None or (_is_number(value) and 0 < value < 1),
+)
+progress = must_be(
+    'True, False or "rich"', lambda value: isinstance(value, bool) or value == "rich"
+)
+chunks = must_be(
+    '"auto" or a whole number, 1 or more', lambda value: value == "auto" or _is_whole(value, 1)
+)
+error_bound = must_be(
+    "a whole number of items, 1 or more, or a share of them between 0 and 1, such as 0.1",
+    lambda value: (
+        value is None or _is_whole(value, 1) or (isinstance(value, float) and 0 < value < 1)
+    ),
+)
+
+
+def whole(least: int) -> Check:
+    """Return a check for whole numbers of at least `least`."""
+    return must_be(f"a whole number, {least} or more", lambda value: _is_whole(value, least))
 
 
 def duration(name: str, value: Any) -> None:
@@ -133,14 +151,6 @@ def budget(name: str, value: Any) -> None:
 def size(name: str, value: Any) -> None:
     """A size in bytes."""
     parse_size(value, name)
-
-
-def share(name: str, value: Any) -> None:
-    """A number between 0 and 1, or None."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise OperoUsageError(f"{name}={value!r} must be a number between 0 and 1, such as 0.8.")
 
 
 def callable_or_none(name: str, value: Any) -> None:
@@ -284,16 +294,6 @@ def one_of(*known: str) -> Check:
     return check
 
 
-def none_or(check: Check) -> Check:
-    """Return a check that lets None pass too."""
-
-    def checked(name: str, value: Any) -> None:
-        if value is not None:
-            check(name, value)
-
-    return checked
-
-
 def executor(name: str, value: Any) -> None:
     """Something like a `concurrent.futures.Executor`, what makes one, a pool of pathos or twat-mp, or None."""
     if value is None:
@@ -313,33 +313,6 @@ def path(name: str, value: Any) -> None:
     found = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not (isinstance(found, str) and found) or found.endswith(os.sep):
         raise OperoUsageError(f'{name}={value!r} must be the path of a file, such as "run.db".')
-
-
-def progress(name: str, value: Any) -> None:
-    """True, False or "rich"."""
-    if not isinstance(value, bool) and value != "rich":
-        raise OperoUsageError(f'{name}={value!r} must be True, False or "rich".')
-
-
-def chunks(name: str, value: Any) -> None:
-    """The word "auto", or a whole number of items."""
-    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise OperoUsageError(f'{name}={value!r} must be "auto" or a whole number, 1 or more.')
-
-
-def error_bound(name: str, value: Any) -> None:
-    """A number of items, a share of them, or None."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        fits = False
-    else:
-        fits = value >= 1 if isinstance(value, int) else 0 < value < 1
-    if not fits:
-        raise OperoUsageError(
-            f"{name}={value!r} must be a whole number of items, 1 or more, or a share of them "
-            "between 0 and 1, such as 0.1."
-        )
 
 
 def error_types(name: str, value: Any) -> None:

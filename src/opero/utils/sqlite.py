@@ -458,7 +458,7 @@ class _Connections:
         self.reading = threading.RLock()
         self.opening = threading.RLock()
         self.reader: _Connection | None = None
-        self.cursor: sqlite3.Cursor | None = None  # of the reader, while nobody uses it
+        self.cursor: sqlite3.Cursor | None = None  # of the reader, while it is not in use
         self.writer: _Connection | None = None
         self.file_id: FileId | None = None
         self.latest: FileId | None = None

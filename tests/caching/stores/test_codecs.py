@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from opero import opero
-from opero.caching import get_cache_context
+from opero.caching.handles import get_cache_context
 from opero.errors import OperoUsageError
 from opero.events import CacheSkipped
 

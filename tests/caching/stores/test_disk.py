@@ -575,7 +575,7 @@ def test_the_host_program_notices_nothing(tmp_path):
         """
         import asyncio
         from opero import opero, clear_cache
-        from opero.caching import get_cache_context
+        from opero.caching.handles import get_cache_context
 
         @opero(cache_backend="disk")
         def f(x):

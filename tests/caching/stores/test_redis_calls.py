@@ -17,8 +17,8 @@ from tests.caching.stores.host import run_guarded
 from tests.redis_server import RedisServer
 
 from opero import clear_cache, opero
-from opero.caching import get_cache_context
 from opero.caching import signing as secret
+from opero.caching.handles import get_cache_context
 from opero.caching.stores import redis
 from opero.caching.stores.base import open_store
 from opero.errors import OperoUsageError, OperoWarning, StoreError
@@ -294,7 +294,7 @@ def test_the_host_program_notices_nothing(tmp_path: Path, transport: str) -> Non
             """
             import asyncio
             from opero import opero, clear_cache
-            from opero.caching import get_cache_context
+            from opero.caching.handles import get_cache_context
             from opero.errors import StoreError
 
             @opero(cache_backend="redis")

@@ -88,7 +88,7 @@ def test_method_that_a_pool_has_set_by_its_use_is_not(tmp_path: Path) -> None:
 
 
 def test_packages_of_functions_are_preloaded_and_modules_of_the_program_are_not() -> None:
-    found = modules_to_preload([run])
+    found = modules_to_preload(run)
     assert "pytest" in found
     assert "tests" not in found
     assert "opero" not in found

@@ -89,8 +89,7 @@ class MemoryStore:
             ready = found.state in wanted or (
                 found.state in (State.SLEEPING, State.WAITING) and due
             )
-            mine = found.name in op.names and op.only in (None, found.id)
-            mine = mine and least <= found.recoveries <= most
+            mine = found.name in op.names and least <= found.recoveries <= most
             if len(acquired) < op.limit and mine and ready and found.owner is None:
                 found.owner, found.state, found.epoch = op.owner, State.RUNNING, found.epoch + 1
                 found.wake, found.error, found.updated = None, None, now

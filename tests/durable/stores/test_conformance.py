@@ -161,11 +161,6 @@ def test_the_oldest_are_acquired_and_each_once(store: JournalStore, owner: str, 
     assert acquire(store, owner) == acquire(store, other) == []
 
 
-def test_an_acquisition_can_name_one(store: JournalStore, owner: str) -> None:
-    ids = [new(store) for _ in range(2)]
-    assert [w.id for w in acquire(store, owner, only=ids[1])] == ids[1:]
-
-
 def test_an_acquisition_can_be_limited_to_recoveries(
     store: JournalStore, kill: Kill, owner: str
 ) -> None:

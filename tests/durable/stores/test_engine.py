@@ -61,8 +61,8 @@ def program() -> None:
 
 def test_workflows_run(orchestrators: Callable[[], Orchestrator]) -> None:
     one = orchestrators()
-    assert one.result(one.invoke_workflow("counted", 30), 20) == tuple(range(1, 31))
-    assert one.result(one.invoke_workflow("gathered", 30), 20) == list(range(1, 31))
+    assert one.result(one.invoke_workflow("counted", 30), 60) == tuple(range(1, 31))
+    assert one.result(one.invoke_workflow("gathered", 30), 60) == list(range(1, 31))
     assert len(one.list_workflows(status="done")) == 2
     assert {w.state for w in one.store.find()} == {"done"}
 
@@ -71,7 +71,7 @@ def test_sleepers_and_signals(orchestrators: Callable[[], Orchestrator]) -> None
     one, two = orchestrators(), orchestrators()
     found = one.invoke_workflow("patient")
     two.signal(found, "go", {"by": "two"})
-    assert two.result(found, 20) == (4, {"by": "two"})
+    assert two.result(found, 60) == (4, {"by": "two"})
 
 
 def test_cancelled_from_elsewhere(orchestrators: Callable[[], Orchestrator]) -> None:
@@ -80,8 +80,8 @@ def test_cancelled_from_elsewhere(orchestrators: Callable[[], Orchestrator]) -> 
     began = time.monotonic()
     two.cancel(found)
     with pytest.raises(WorkflowEndedError):
-        two.result(found, 10)
-    assert time.monotonic() - began < 3
+        two.result(found, 60)
+    assert time.monotonic() - began < 30
 
 
 def test_the_work_of_one_goes_on_in_another(
@@ -92,7 +92,7 @@ def test_the_work_of_one_goes_on_in_another(
     assert "endless" in get_registry().workflows
     two = orchestrators()
     one.stop()
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while two.state(found) != "sleeping" or two.store.get(found).owner is None:  # type: ignore[union-attr]
         assert time.monotonic() < until
         time.sleep(0.01)

@@ -6,8 +6,7 @@ on every supported Python; different content or types give different bytes.
 
     function_keys   from the arguments of a call to the key of its result; names of functions
     canonical       builtins to bytes, and their digest
-    content         describes every other object by builtins, or by its name
-    arrays          describes numpy and pandas values
+    content         describes every other object by builtins, or by its name; numpy and pandas values too
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import struct
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import EllipsisType, NoneType, NotImplementedType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +19,9 @@ from opero.caching.keys.content import Shape, Unkeyable, describe, type_name
 if TYPE_CHECKING:
     from hashlib import blake2b
 
-__all__ = ["FAST_TYPES", "MAX_DEPTH", "digest", "encode", "fast_part", "parts_of"]
+__all__ = [
+    "FAST_TYPES", "MAX_DEPTH", "digest", "encode", "fast_part", "load_blake2b", "pair_head", "pairs_digest", "parts_of",
+]  # fmt: skip
 
 FAST_TYPES: Final[frozenset[type]] = frozenset({str, int, bytes, bool, NoneType})
 """Exact types whose values are their own content: `(type(value), value)` is safe within a key."""
@@ -302,8 +304,54 @@ def digest(value: object) -> bytes:
         >>> len(digest(None))
         20
     """
-    parts = parts_of(value)
-    hasher = _blake2b()
+    return _hashed(parts_of(value))
+
+
+def pair_head(name: str) -> bytes:
+    """Return what the canonical bytes of a tuple `(name, value)` begin with."""
+    return _head(b"t", 2) + _text(name)
+
+
+def pairs_digest(heads: Sequence[bytes], values: Sequence[object]) -> bytes:
+    """Return the digest of a tuple of pairs, `((name, value), ...)`.
+
+    Args:
+        heads: The `pair_head` of each name.
+        values: The values, as for `encode`.
+
+    Raises:
+        Unkeyable: As for `encode`; the path begins with the number of the value.
+
+    Example:
+        >>> pairs_digest([pair_head("x")], [1]) == digest((("x", 1),))
+        True
+    """
+    parts: list[bytes | memoryview] = [_head(b"t", len(heads))]
+    index = 0
+    try:
+        for head in heads:
+            parts.append(head)
+            value = values[index]
+            leaf = _LEAVES.get(type(value))
+            if leaf is None:
+                _branch(value, parts.append, 2)
+            else:
+                parts.append(leaf(value))
+            index += 1
+    except Unkeyable as signal:
+        signal.inside(index)
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:
+        unreadable = Unkeyable(type_name(type(values[index])), _unreadable(error))
+        unreadable.inside(index)
+        raise unreadable from error
+    return _hashed(parts)
+
+
+def _hashed(parts: list[bytes | memoryview]) -> bytes:
+    hasher = load_blake2b()
     if sum(map(len, parts)) < _STREAM_FROM:
         return hasher(b"".join(parts), digest_size=_DIGEST_SIZE).digest()
     state = hasher(digest_size=_DIGEST_SIZE)
@@ -337,8 +385,10 @@ def fast_part(value: object) -> tuple[type, object] | bytes:
 
 
 @functools.cache
-def _blake2b() -> type[blake2b]:
-    # `import opero` has to stay cheap, and most keys never need a hash.
-    from hashlib import blake2b
-
+def load_blake2b() -> type[blake2b]:
+    """Return the hash function, without OpenSSL: `import opero` has to stay cheap, and most keys need no hash."""
+    try:
+        from _blake2 import blake2b
+    except ImportError:  # of another Python than CPython
+        from hashlib import blake2b
     return blake2b

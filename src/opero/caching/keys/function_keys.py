@@ -9,7 +9,7 @@ In memory, entries belong to the function object, and a key is one of:
     (7, str, "a")             a method: the token of the instance, then as above
     (7, b"…20 bytes…")
 
-Wrappers build the first and the third shape themselves (`core.wrapper`), so both places must agree.
+Wrappers build the first and the third shape by source text of `key_source`, so both places must agree.
 Stores that functions share get text: namespace, the function's persistent identity, and always the
 digest.
 """
@@ -17,73 +17,32 @@ digest.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import weakref
 from collections.abc import Callable, Hashable, Iterable
-from inspect import Parameter, Signature
+from inspect import Parameter
 from itertools import count
 from threading import RLock
 from types import CellType, FunctionType, MethodType
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from opero.caching.keys.canonical import FAST_TYPES, digest
+from opero.caching.keys.canonical import FAST_TYPES, digest, fast_part, pair_head, pairs_digest
 from opero.caching.keys.content import Unkeyable
 from opero.errors import UnkeyableError
+from opero.utils.fork import reset_after_fork
 
 __all__ = [
-    "FunctionDescription", "FunctionKeys", "InstanceTokens", "function_id", "namespace_of",
+    "FunctionKeys", "InstanceTokens", "default_parts", "function_id", "key_source", "namespace_of",
     "namespace_prefix", "short_part",
 ]  # fmt: skip
-
-
-class FunctionDescription(Protocol):
-    """What is known of a function whose results are cached."""
-
-    @property
-    def fn(self) -> Callable[..., Any]:
-        """The function itself."""
-        ...
-
-    @property
-    def name(self) -> str:
-        """Its short name, for messages."""
-        ...
-
-    @property
-    def module(self) -> str:
-        """The module that defines it."""
-        ...
-
-    @property
-    def qualname(self) -> str:
-        """Its qualified name."""
-        ...
-
-    @property
-    def calling(self) -> Signature:
-        """The signature with which `fn` is called."""
-        ...
-
-    @property
-    def declared(self) -> Signature:
-        """The signature that users see."""
-        ...
-
-    @property
-    def in_class(self) -> bool:
-        """Whether it was defined in a class body."""
-        ...
-
-    def require_parameter(self, name: str, option: str, /) -> object:
-        """Raise an `OperoUsageError` if there is no declared parameter of that name."""
-        ...
 
 
 class FunctionKeys:
     """Make the keys of one function's results.
 
     Args:
-        info: The function.
+        info: The function, as `core.function` describes it.
         ignore: Parameters left out.
         user_key: Gets the call's arguments and returns the whole key, or None.
         instances: Numbers the instances that have no content, for a method in memory; None: they
@@ -101,7 +60,7 @@ class FunctionKeys:
 
     def __init__(
         self,
-        info: FunctionDescription,
+        info: Any,
         *,
         ignore: Iterable[str] = (),
         user_key: Callable[..., object] | None = None,
@@ -124,7 +83,8 @@ class FunctionKeys:
         self._positional = sum(p.kind <= p.POSITIONAL_OR_KEYWORD for p in parameters)
         self._keyword_only = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
         self._kept = [n for n, name in enumerate(self._names) if name not in self._ignore]
-        self.instances = instances if self._kept[:1] == [0] else None
+        self._heads = [pair_head(self._names[n]) for n in self._kept]
+        self.instances: InstanceTokens | None = instances if self._kept[:1] == [0] else None
         self._bare = self._plain and not self._keyword_only
 
     @property
@@ -155,7 +115,7 @@ class FunctionKeys:
             return None
         if self.instances is not None:
             return self._of_instance(values, self.instances)
-        return self._of_content(self._names, values)
+        return self._of_content(values)
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
         """Return the values of all parameters, None if the arguments do not fit."""
@@ -175,9 +135,7 @@ class FunctionKeys:
 
     # --- shapes -----------------------------------------------------------------------------------
 
-    def _of_content(
-        self, names: tuple[str, ...], values: tuple[Any, ...], first: int = 0
-    ) -> Hashable:
+    def _of_content(self, values: tuple[Any, ...], first: int = 0) -> Hashable:
         """Return the key of the arguments from number `first` on."""
         kept = self._kept[first:] if first else self._kept
         if self.prefix is None:
@@ -195,17 +153,12 @@ class FunctionKeys:
                     return tuple(flat)
             except TypeError:
                 pass  # a metaclass may make its classes unhashable
-        if len(kept) == len(names):
-            content = tuple(zip(names, values, strict=True))
-        else:
-            content = tuple([(names[n], values[n]) for n in kept])
+        heads = self._heads
         try:
-            found = digest(content)
+            found = pairs_digest(heads[first:] if first else heads, [values[n] for n in kept])
         except Unkeyable as signal:
-            # The path begins with the number of the pair and the place of the value in it.
-            path = signal.path or (0,)
-            name = content[int(path[0])][0]
-            raise self._unkeyable(name, _described(name, path[2:], signal)) from None
+            name = self._names[kept[int(signal.path[0])]]
+            raise self._unkeyable(name, _described(name, signal.path[1:], signal)) from None
         return found if self.prefix is None else f"{self.prefix()}{found.hex()}"
 
     def _of_instance(self, values: tuple[Any, ...], instances: InstanceTokens) -> Hashable:
@@ -213,7 +166,7 @@ class FunctionKeys:
         token = instances.tokens.get(id(instance))
         if token is None:
             if not isinstance(instance, type) and _has_content(instance):
-                return self._of_content(self._names, values)
+                return self._of_content(values)
             try:
                 token = instances.token(instance)
             except TypeError:
@@ -221,7 +174,7 @@ class FunctionKeys:
                     self._names[0],
                     f"{type(instance).__qualname__} has neither content nor weak references",
                 ) from None
-        others = self._of_content(self._names, values, first=1)
+        others = self._of_content(values, first=1)
         return (token, *others) if isinstance(others, tuple) else (token, others)
 
     def _from_user(
@@ -233,16 +186,15 @@ class FunctionKeys:
             if self._bound(args, kwargs) is None:
                 return None  # the function itself raises what is wrong with its arguments
             raise
-        if self.prefix is None and _is_fast(type(made)):
-            return type(made), made
         try:
-            found = digest(made)
+            if self.prefix is None:
+                return fast_part(made)
+            return f"{self.prefix()}{digest(made).hex()}"
         except Unkeyable as signal:
             raise UnkeyableError(
                 f"{self.function.name}(): cache_key returned what cannot be a key: {signal}. "
                 "Return text, numbers, or a tuple of them."
             ) from None
-        return found if self.prefix is None else f"{self.prefix()}{found.hex()}"
 
     def _unkeyable(self, name: str, why: str) -> UnkeyableError:
         return UnkeyableError(
@@ -258,20 +210,13 @@ _SHORT: Final = 16
 _STARRED: Final = frozenset({Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD})
 
 
-def _called_as_declared(info: FunctionDescription) -> bool:
+def _called_as_declared(info: Any) -> bool:
     declared, calling = info.declared.parameters.values(), info.calling.parameters.values()
     # Signatures compare defaults with `==`, which arrays refuse to answer.
     return len(declared) == len(calling) and all(
         d.name == c.name and d.kind == c.kind and d.default is c.default
         for d, c in zip(declared, calling, strict=True)
     )
-
-
-def _is_fast(kind: type) -> bool:
-    try:
-        return kind in FAST_TYPES
-    except TypeError:  # a metaclass may make its classes unhashable
-        return False
 
 
 def _has_content(instance: object) -> bool:
@@ -319,7 +264,7 @@ def _escaped(text: str) -> str:
     return text.translate(_SPECIAL).encode("utf-8", "backslashreplace").decode()
 
 
-def function_id(info: FunctionDescription, version: str | int | None = None) -> str:
+def function_id(info: Any, version: str | int | None = None) -> str:
     """Return what a function is called in stores that outlive or are shared by functions.
 
     It is made of the module (for a script, its file), the qualified name, and what distinguishes two
@@ -327,7 +272,7 @@ def function_id(info: FunctionDescription, version: str | int | None = None) -> 
     code is no part of it: editing a function keeps its entries.
 
     Args:
-        info: The function.
+        info: The function, as above.
         version: `cache_version`.
 
     Raises:
@@ -336,9 +281,8 @@ def function_id(info: FunctionDescription, version: str | int | None = None) -> 
     module = info.module
     if module in ("__main__", "__mp_main__"):
         script = getattr(sys.modules["__main__"], "__file__", None)
-        from pathlib import Path
-
-        module = str(Path(script).resolve()) if script else module
+        # Not by pathlib, which is costly to import.
+        module = os.path.realpath(script) if script else module
     name = f"{_escaped(module)}:{info.qualname}"
     bound = _bound_to(info.fn)
     if bound:
@@ -426,6 +370,7 @@ class InstanceTokens:
         self._numbers = count(1)
         self._forget = forget
         self._lock = RLock()
+        reset_after_fork(self)
         # The references would otherwise keep this object in a cycle.
         myself = weakref.ref(self)
 
@@ -468,3 +413,49 @@ class InstanceTokens:
             del self._references[reference.number]
             del self.tokens[reference.number]
         self._forget(reference.token)
+
+
+# --- the same as source text ----------------------------------------------------------------------
+
+_BY_FREQUENCY = (str, int, *sorted(FAST_TYPES - {str, int}, key=lambda kind: kind.__name__))
+
+
+def default_parts(parameters: list[Parameter]) -> dict[int, Any]:
+    """Return the key parts of defaults that are short lists or tuples, such as the values of a fallback, by place."""
+    found = {}
+    for n, p in enumerate(parameters):
+        part = short_part(type(p.default), p.default) if type(p.default) in (list, tuple) else None
+        if part is not None:
+            found[n] = part
+    return found
+
+
+def key_source(
+    names: tuple[str, ...], parameters: list[Parameter], *, of_instance: bool
+) -> dict[str, str]:
+    """Write, for a generated wrapper, the key of a hit and the test that it may be used.
+
+    Names other than the parameters' begin with `_opero_`: the type of parameter n, its default, the default's key part.
+    """
+    tests, parts = [], []
+    places = {p.name: n for n, p in enumerate(parameters)}
+    of_defaults = default_parts(parameters)
+    for name in names:
+        n = places[name]
+        # Compared one by one: a metaclass may make its classes unhashable, and `in` a set fail.
+        kinds = [f"_opero_type_{n} is _opero_{kind.__name__}" for kind in _BY_FREQUENCY]
+        kinds[0] = f"(_opero_type_{n} := _opero_type({name})) is _opero_{_BY_FREQUENCY[0].__name__}"
+        part = name
+        if n in of_defaults:
+            # Only the default itself: its items need no comparison, unless it is a list, which may be changed.
+            same = f"{name} is _opero_default_{n}"
+            if type(parameters[n].default) is list:
+                same += f" and {name} == _opero_copy_{n}"
+            kinds.append(f"({same})")
+            part = f"_opero_part_{n} if {name} is _opero_default_{n} else {name}"
+        tests.append(f"({' or '.join(kinds)})")
+        parts.append(f"_opero_type_{n}, {part}")
+    if of_instance:
+        tests[0] = f"(_opero_instance := _opero_token(_opero_id({names[0]}))) is not None"
+        parts[0] = "_opero_instance"
+    return {"all_fast": " and ".join(tests), "key": ", ".join(parts)}

@@ -11,10 +11,9 @@ So None is a value like any other, and what the store should have dropped is not
 seconds since the epoch, because processes and machines share them. The codec's check or signature
 covers all of it and the key, so that nothing can be cut off, changed or put under another key.
 
-Keys are text, `namespace:function:digest`. What begins with `~` is kept beside the entries, and is
-no entry. A text such as "disk:~/answers" becomes an open store here: one for each place and
-process, whatever function uses it, closed when the last one is gone. `UserStore` stands in front of a
-user's own object.
+Keys are text, `namespace:function:digest`. What begins with `~` is kept beside the entries, and is no entry. A
+text such as "disk:~/answers" becomes an open store here: one for each place and process, whatever function uses it,
+closed when the last one is gone. `UserStore` stands in front of a user's own object.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ import inspect
 import math
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
@@ -53,8 +53,7 @@ class StoredItem(NamedTuple):
     Attributes:
         key: Its whole key.
         size: Bytes of what is stored; 0 if that would be costly to know.
-        expires: Seconds since the epoch at which the store itself drops it, None for never or
-            unknown.
+        expires: Seconds since the epoch at which the store itself drops it, None for never or unknown.
     """
 
     key: str
@@ -88,9 +87,7 @@ class ByteStore(Protocol):
 
     @property
     def blocking(self) -> bool:
-        """Whether an event loop must not call it: it is called in a thread then, or through its
-        own asynchronous verbs.
-        """
+        """Whether an event loop must not call it, but in a thread, or through its asynchronous verbs."""
         ...
 
     def get(self, key: str) -> bytes | None:
@@ -526,10 +523,11 @@ class CodedStore:
         if mark != _MARK or version != _VERSION or math.isnan(expires):
             raise StoreError("an entry cannot be read: it is not of this version of opero")
         try:
-            value = self._decoded(key, blob)
+            context = blob[:_HEADER_SIZE] + key.encode("utf-8", "surrogatepass")
+            value = self._coder.decode(memoryview(blob)[_HEADER_SIZE:], context)
         except Undecodable as signal:
             raise StoreError(f"an entry cannot be read: {signal}") from None
-        offset = ambient.wall_offset()
+        offset = time.time() - time.monotonic()  # as `ambient.wall_offset`
         return _ReadEntry(
             value, stored - offset, expires - offset, functools.partial(self._decoded, key), blob
         )
@@ -601,16 +599,16 @@ class UserStore:
         held = self._store.get(key)
         if not (isinstance(held, tuple | list) and len(held) in (2, 3)):
             return None
-        value, until, *birth = held
+        value, until, *born = held
         if until is None:
             return Entry(value, copier=isolated)
-        if not all(isinstance(at, int | float) for at in (until, *birth)):
+        if not all(isinstance(at, int | float) for at in (until, *born)):
             return None
         offset = ambient.wall_offset()
         entry = Entry(value, expires=until - offset, copier=isolated)
-        if not birth:
+        if not born:
             return entry
-        return AgingEntry(entry, Life(birth[0] - offset, entry.expires, entry.expires))
+        return AgingEntry(entry, Life(born[0] - offset, entry.expires, entry.expires))
 
     def put(self, key: Any, entry: Entry) -> bool:
         """Store an entry in place of any other."""
@@ -619,8 +617,8 @@ class UserStore:
             return True
         now = ambient.clock().monotonic()
         offset = ambient.wall_offset()
-        birth = () if entry.life is None else (entry.life.born + offset,)
-        held = (entry.open(), entry.expiry + offset, *birth)
+        born = () if entry.life is None else (entry.life.born + offset,)
+        held = (entry.open(), entry.expiry + offset, *born)
         self._store.set(key, held, max(0.0, entry.keep - now))
         return True
 

@@ -48,7 +48,7 @@ _DATABASE: Final = "cache.db"
 _DAY: Final = 86_400.0
 _HOUR: Final = 3_600.0
 
-_NAME: Final = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}\.val")
+_NAME: Final = r"[0-9a-f]{2}/[0-9a-f]{30}\.val"
 _BEYOND: Final = chr(0x10FFFF)
 _FLAGS: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
@@ -175,7 +175,7 @@ class DiskStore:
             return value
         if type(value) is int:
             raise StoreError("an entry in its folder is larger than cache_max_bytes")
-        if value is not None or type(filename) is not str or not _NAME.fullmatch(filename):
+        if value is not None or type(filename) is not str or not re.fullmatch(_NAME, filename):
             raise StoreError("an entry in its folder is not of opero")
         try:
             return self._read_file(filename, largest)
@@ -269,9 +269,12 @@ class DiskStore:
     def _store(self, rows: Sequence[Row]) -> None:
         """Write rows in one transaction, and make room for them now and then."""
         now = time.time()
-        made: list[str] = []
+        made: list[tuple[object]] = []
         try:
-            places = [self._place(blob, made) for _, blob, _ in rows]
+            places = [
+                (None, blob) if len(blob) < _FILE_FROM else (self._write_file(blob, made), None)
+                for _, blob, _ in rows
+            ]
             with self._transaction() as connection:
                 replaced = [
                     found
@@ -288,29 +291,32 @@ class DiskStore:
                     ],
                 )
         except BaseException:
-            self._delete_files((filename,) for filename in made)
+            self._delete_files(made)
             raise
-        self._delete_files(replaced)
+        if replaced:
+            self._delete_files(replaced)
         self._writes += len(rows)
-        self._written += sum(len(blob) for _, blob, _ in rows)
+        self._written += sum([len(blob) for _, blob, _ in rows])
         if self._writes >= _SMALL_WRITES or self._written >= _BYTES_WRITTEN:
             self._make_room()
 
-    def _place(self, blob: bytes, made: list[str]) -> tuple[str | None, bytes | None]:
-        """Return file name and value of a row; the file is written, and noted in `made`."""
-        if len(blob) < _FILE_FROM:
-            return None, blob
+    def _write_file(self, blob: bytes, made: list[tuple[object]]) -> str:
+        """Return the name of a file with a large value, which is noted in `made`."""
+        name = os.urandom(16).hex()
+        filename = f"{name[:2]}/{name[2:]}.val"
         try:
             self._file.watch()
             self._prepare()
-            filename = self._write_file(blob)
+            os.makedirs(f"{self.folder}/{name[:2]}", mode=0o700, exist_ok=True)
+            made.append((filename,))
+            with open(f"{self.folder}/{filename}", "xb", opener=_open_closed) as file:
+                file.write(blob)
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise StoreError(
                 f"the disk cache {self.folder} cannot be written ({reason})"
             ) from error
-        made.append(filename)
-        return filename, None
+        return filename
 
     def _make_room(self) -> None:
         """Remove what has expired, and what was stored first while there is too much."""
@@ -353,7 +359,8 @@ class DiskStore:
 
         A writer that was stopped while it wrote must not cost every call as much as the first.
         """
-        self._backoff.check()
+        if self._backoff.failures:
+            self._backoff.check()
         try:
             with self._file.transaction() as connection:
                 yield connection
@@ -362,27 +369,13 @@ class DiskStore:
                 self._backoff.failed(_BUSY)
                 raise StoreError(_BUSY) from error
             raise
-        self._backoff.over()
+        if self._backoff.failures:
+            self._backoff.over()
 
     # --- files beside the database ----------------------------------------------------------------
 
-    def _write_file(self, blob: bytes) -> str:
-        name = os.urandom(16).hex()
-        filename = f"{name[:2]}/{name[2:]}.val"
-        path = f"{self.folder}/{filename}"
-        os.makedirs(f"{self.folder}/{name[:2]}", mode=0o700, exist_ok=True)
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _FLAGS, 0o600)
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(blob)
-        except BaseException:
-            self._delete_files([(filename,)])
-            raise
-        return filename
-
     def _read_file(self, filename: str, largest: int) -> bytes:
-        path = f"{self.folder}/{filename}"
-        with open(os.open(path, os.O_RDONLY | _FLAGS), "rb") as file:
+        with open(f"{self.folder}/{filename}", "rb", opener=_open_closed) as file:
             found = file.read(largest + 1)
         if len(found) > largest:
             raise StoreError("an entry in its folder is larger than cache_max_bytes")
@@ -391,7 +384,7 @@ class DiskStore:
     def _delete_files(self, rows: Iterable[tuple[object]]) -> None:
         """Delete the files of rows that are gone; another process may have done so."""
         for (filename,) in rows:
-            if type(filename) is str and _NAME.fullmatch(filename):
+            if type(filename) is str and re.fullmatch(_NAME, filename):
                 with suppress(FileNotFoundError):
                     os.unlink(f"{self.folder}/{filename}")
 
@@ -423,10 +416,9 @@ class DiskStore:
             return
         if not known:
             self._take_over(connection)
-        swept = _setting(connection, "swept")
         now = time.time()
-        if swept < now - _DAY:
-            _set(connection, "swept", int(now))
+        if _setting(connection, "swept") < now - _DAY:
+            connection.execute("INSERT OR REPLACE INTO Setting VALUES ('swept', ?)", (int(now),))
             self._sweep(connection, now - _HOUR)
 
     def _take_over(self, connection: sqlite3.Connection) -> None:
@@ -474,7 +466,7 @@ class DiskStore:
         for folder in ("", *(name for name in os.listdir(self.folder) if len(name) == 2)):
             for name in os.listdir(f"{self.folder}/{folder}"):
                 filename = f"{folder}/{name}"
-                ours = _NAME.fullmatch(filename) or filename.startswith(f"/.{_DATABASE}.")
+                ours = re.fullmatch(_NAME, filename) or filename.startswith(f"/.{_DATABASE}.")
                 path = f"{self.folder}/{filename}"
                 with suppress(OSError):  # another process was quicker
                     if ours and filename not in known and os.path.getmtime(path) < before:
@@ -510,17 +502,15 @@ def _setting(connection: sqlite3.Connection, key: str) -> int:
     return int(found[0][0]) if found else 0
 
 
-def _set(connection: sqlite3.Connection, key: str, value: int) -> None:
-    connection.execute("INSERT OR REPLACE INTO Setting VALUES (?, ?)", (key, value))
-
-
 def _agree_on_limit(connection: sqlite3.Connection, wanted: int | None) -> int:
     """Return the largest bound that any function has asked for, now or earlier."""
-    known = _setting(connection, "size_limit")
-    if wanted is not None and wanted > known:
-        _set(connection, "size_limit", wanted)
-        return wanted
-    return known or _MAX_BYTES
+    if wanted is not None:
+        connection.execute(
+            "INSERT INTO Setting VALUES ('size_limit', ?)"
+            " ON CONFLICT (key) DO UPDATE SET value = max(value, excluded.value)",
+            (wanted,),
+        )
+    return _setting(connection, "size_limit") or _MAX_BYTES
 
 
 def _used(connection: sqlite3.Connection) -> int:
@@ -576,7 +566,7 @@ def prepare_folder(folder: str) -> None:
 
 
 def _open_closed(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    return os.open(path, flags | _FLAGS, 0o600)
 
 
 def _make(folder: str) -> None:

@@ -429,7 +429,7 @@ def _pieces(connection: Any, commands: Sequence[Command]) -> Iterable[Buffer]:
     yield b"".join(short)
 
 
-class _Pool:
+class _IdleConnections:
     """Connections to one server: each is used by one caller at a time, and kept for the next.
 
     Args:
@@ -453,7 +453,7 @@ class _Pool:
         self._idle.append((connection, time.monotonic()))
 
 
-class _ThreadPool(_Pool):
+class _ThreadPool(_IdleConnections):
     """The connections of threads."""
 
     _closed = False
@@ -487,7 +487,7 @@ class _ThreadPool(_Pool):
             self.take()[0].disconnect()
 
 
-class _LoopPool(_Pool):
+class _LoopPool(_IdleConnections):
     """The connections of one event loop.
 
     Args:

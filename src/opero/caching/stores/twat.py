@@ -75,23 +75,21 @@ class EngineStore:
     def get(self, key: str) -> Any:
         """Return what is stored, None if there is nothing."""
         engine, _ = self._engine()
-        if hasattr(engine, "_memory"):  # joblib's: keeps results of calls, not values
-            entry = engine.cache(_entry)
-            return entry(key) if entry.check_call_in_cache(key) else None
-        return engine.get(key)
+        if not hasattr(engine, "_memory"):
+            return engine.get(key)
+        entry = engine.cache(_entry)  # joblib's engine keeps results of calls, not values
+        return entry(key) if entry.check_call_in_cache(key) else None
 
     def set(self, key: str, value: Any, ttl: float | None) -> None:
         """Store a value."""
         engine, config = self._engine()
-        if hasattr(engine, "_memory"):
-            self.delete(key)
-            _pending.value = value
-            try:
-                engine.cache(_entry)(key)
-            finally:
-                del _pending.value
-            return
         with self._lock:
+            if hasattr(engine, "_memory"):
+                self.delete(key)
+                _pending.value = value
+                engine.cache(_entry)(key)
+                del _pending.value
+                return
             if config is not None:  # whole seconds; the exact time stands in the value
                 config.ttl = None if ttl is None else max(1, math.ceil(ttl))
             engine.set(key, value)
@@ -99,14 +97,11 @@ class EngineStore:
     def delete(self, key: str) -> bool:
         """Remove a key and return whether it was there."""
         engine, _ = self._engine()
+        there = self.get(key) is not None
         if not hasattr(engine, "_memory"):
-            there = engine.get(key) is not None
             engine.set(key, None)
-            return there
-        entry = engine.cache(_entry)
-        there = bool(entry.check_call_in_cache(key))
-        if there:
-            entry.call_and_shelve(key).clear()
+        elif there:
+            engine.cache(_entry).call_and_shelve(key).clear()
         return there
 
     def clear(self, prefix: str = "") -> int:
@@ -123,9 +118,7 @@ class EngineStore:
 
     def _engine(self) -> tuple[Any, Any]:
         with self._lock:
-            made = self._made
-            if made is None:
-                made = self._made = self._make()
+            made = self._made = self._made or self._make()
             return made
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING
 
-from opero.concurrency.executors.in_process import LocalChunk, LocalChunks, LocalRunner
+from opero.concurrency.executors.in_process import LocalChunk, LocalChunks, LocalWorker
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import Chunk, MapExecutor, MapJob, Report
@@ -41,7 +41,7 @@ class EventLoopExecutor:
 
     def open(self, job: MapJob) -> None:
         """Prepare; tasks are made when there is something for them to do."""
-        self._runner = LocalRunner(job)
+        self._job = job
         self._chunks.flush_s = job.target_s
         self._loop = asyncio.get_running_loop()
 
@@ -95,6 +95,7 @@ class EventLoopExecutor:
     # --- in a task -----------------------------------------------------------------------------------
 
     async def _serve(self, name: str) -> None:
+        worker = LocalWorker(self._job, self._chunks, name)
         while True:
             while not self._inbox:
                 sleeper = self._loop.create_future()
@@ -105,7 +106,7 @@ class EventLoopExecutor:
                 # The next free task helps with it.
                 self._offer(local)
             if local.todo:
-                await self._runner.run_chunk_async(local, self._chunks, name)
+                await worker.run_chunk_async(local)
 
     def _take_report(self, report: Report) -> None:
         self._reports.append(report)
@@ -128,8 +129,9 @@ class AsyncInlineExecutor(EventLoopExecutor):
 
     async def poll(self, wait: float | None) -> list[Report]:
         """Run what was submitted."""
+        worker = LocalWorker(self._job, self._chunks, "sequential")
         while self._inbox:
-            await self._runner.run_chunk_async(self._inbox.popleft(), self._chunks, "sequential")
+            await worker.run_chunk_async(self._inbox.popleft())
         return await super().poll(wait)
 
 

@@ -45,11 +45,14 @@ from opero.concurrency.item_runner import ItemRunner
 from opero.errors import MapError, OperoError, OperoUsageError, warn_user
 from opero.events import event_bus
 from opero.limits.shared import unshared_objects
+from opero.utils.steps import BlockingStep, run_async, run_sync
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import ItemOutcome, MapExecutor, Parked
     from opero.concurrency.executors.in_process import LocalChunk
+    from opero.concurrency.item_runner import Result
     from opero.events import Event
+    from opero.utils.steps import StepLogic
 
 __all__ = ["PROTOCOL", "FuturesExecutor", "ThreadPoolMapExecutor", "executor_for", "run_chunk"]
 
@@ -194,7 +197,7 @@ class _PathosExecutor:
         return future
 
     def check(self) -> None:
-        """Give up what is under way if a process has died: nobody knows which task was in it."""
+        """Give up what is under way if a process has died: which task was in it is not known."""
         running = self._running()
         if not self.threads and self._workers - running:
             for future in list(self._flying):
@@ -352,7 +355,7 @@ class FuturesExecutor:
             self._send(self._waiting.popleft())
 
     def _send(self, chunk: Chunk) -> None:
-        payload = pickle.dumps(encode_chunk(chunk), 5)
+        payload = pickle.dumps(encode_chunk(chunk)[0], 5)
         try:
             submit = self._pool.executor.submit
             future = submit(run_chunk, PROTOCOL, self._number, self._blob, payload)
@@ -468,76 +471,44 @@ class _RemoteJob:
             if self._job.leads:
                 stack.callback(stop_leading, become_leader(Flight(None)))
             if not self._job.pipeline.awaits:
-                return self._run(payload)
-            from opero.utils import run_async
+                return run_sync(self._work(payload))
+            from opero.utils.async_utils import run_async as run_in_thread
 
-            return run_async(self._run_async(payload))
+            return run_in_thread(run_async(self._work(payload)))
 
-    def _run(self, payload: bytes) -> bytes:
-        chunk = _RemoteChunk(payload, self._job)
-        for position, item, parked in chunk:
-            chunk.add(position, *self._runner.run(item, parked))
-        return self._packed(chunk)
-
-    async def _run_async(self, payload: bytes) -> bytes:
-        chunk = _RemoteChunk(payload, self._job)
-        for position, item, parked in chunk:
-            chunk.add(position, *await self._runner.run_async(item, parked))
-        return self._packed(chunk)
-
-    def _packed(self, chunk: _RemoteChunk) -> bytes:
+    def _work(self, payload: bytes) -> StepLogic[bytes]:
+        entries, encoded = pickle.loads(payload)  # noqa: S301 - from the map
+        parked: dict[int, Parked] = pickle.loads(encoded) if encoded else {}  # noqa: S301 - as above
+        run, began = self._runner, perf_counter()
+        values: list[Any] = []
+        odd: dict[int, ItemOutcome] = {}
+        given_back: int | None = None
+        result: Result
+        for position, entry in enumerate(entries):
+            if position and perf_counter() > began + _SLOW * self._job.target_s:
+                given_back = position
+                break
+            try:
+                item = decode_value(entry, None)
+            except Exception as error:  # noqa: BLE001 - whatever its class raises when it is unpickled
+                result = None, unreadable(error, "item")
+            else:
+                result = yield BlockingStep(run.run, run.run_async, (item, parked.get(position)))
+            value, outcome = result
+            if outcome is None:
+                values.append(encode_value(value, "result", None))
+            else:
+                outcome.value = encode_value(outcome.value, "result", None)
+                odd[position] = outcome
+                values.append(None)
+        done = Done(0, range(len(values)), values, odd, perf_counter() - began, "executor")
         with self._lock:
             stats = self._job.pipeline.stats
             counted = {name: amount for name, amount in stats.as_dict().items() if amount}
             stats.reset()
             events, self._events[:] = self._events[:], []
-        done = encode_done(chunk.done(), counted, events)
         unshared = unshared_objects() if self._foreign else []
-        return pickle.dumps((done, chunk.given_back, unshared), 5)
-
-
-class _RemoteChunk:
-    """The items of a chunk in a foreign worker, and what has become of them.
-
-    Attributes:
-        given_back: Position from which on the chunk goes back, because it is slow; None if it does not.
-    """
-
-    def __init__(self, payload: bytes, job: MapJob) -> None:
-        self._entries, parked = pickle.loads(payload)  # noqa: S301 - from the map
-        self._parked: dict[int, Parked] = pickle.loads(parked) if parked else {}  # noqa: S301 - as above
-        self._began = perf_counter()
-        self._late = self._began + _SLOW * job.target_s
-        self._values: list[Any] = []
-        self._odd: dict[int, ItemOutcome] = {}
-        self.given_back: int | None = None
-
-    def __iter__(self) -> Any:
-        """Yield position, item, and what it takes with it, for each item that can be unpickled."""
-        for position in range(len(self._entries)):
-            if position and perf_counter() > self._late:
-                self.given_back = position
-                return
-            try:
-                item = decode_value(self._entries[position], None)
-            except Exception as error:  # noqa: BLE001 - whatever its class raises when it is unpickled
-                self.add(position, None, unreadable(error, "item"))
-            else:
-                yield position, item, self._parked.get(position)
-
-    def add(self, position: int, value: Any, outcome: ItemOutcome | None) -> None:
-        """Note what became of an item."""
-        if outcome is None:
-            self._values.append(encode_value(value, "result", None))
-            return
-        outcome.value = encode_value(outcome.value, "result", None)
-        self._odd[position] = outcome
-        self._values.append(None)
-
-    def done(self) -> Done:
-        """Return the results."""
-        places = range(len(self._values))
-        return Done(0, places, self._values, self._odd, perf_counter() - self._began, "executor")
+        return pickle.dumps((encode_done(done, counted, events), given_back, unshared), 5)
 
 
 _jobs: OrderedDict[str, _RemoteJob] = OrderedDict()

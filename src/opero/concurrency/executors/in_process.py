@@ -29,8 +29,7 @@ __all__ = [
     "InlineExecutor",
     "LocalChunk",
     "LocalChunks",
-    "LocalRunner",
-    "PartialResults",
+    "LocalWorker",
     "ThreadExecutor",
 ]
 
@@ -63,85 +62,6 @@ class LocalChunk:
         self.todo: Final = deque(range(self.unreported))
 
 
-class PartialResults:
-    """What one worker has done of a chunk and not reported yet.
-
-    Args:
-        local: The chunk.
-        worker: Name of the worker.
-        owner: Reports it.
-
-    Attributes:
-        local, worker: As above.
-        alone: Whether the chunk is a single item, which is reported at once.
-    """
-
-    __slots__ = (
-        "_due",
-        "_odd",
-        "_owner",
-        "_places",
-        "_since",
-        "_values",
-        "alone",
-        "local",
-        "worker",
-    )
-
-    def __init__(self, local: LocalChunk, worker: str, owner: LocalChunks) -> None:
-        self.local: Final = local
-        self.worker: Final = worker
-        self.alone: Final = len(local.chunk.items) == 1
-        self._owner = owner
-        self._places: list[int] = []
-        self._values: list[Any] = []
-        self._odd: dict[int, ItemOutcome] = {}
-        self._since = perf_counter()
-        self._due = self._since + owner.flush_s
-
-    def add(self, position: int, value: Any, outcome: ItemOutcome | None) -> None:
-        """Add a finished item, and report what is done when it is time for that.
-
-        Args:
-            position: Its position.
-            value: The plain result; None where there is an outcome.
-            outcome: What became of the item if that is more than a plain result.
-        """
-        if outcome is not None:
-            value = None
-        if self.alone:
-            odd = {} if outcome is None else {0: outcome}
-            busy = perf_counter() - self._since
-            self._owner.put(Done(self.local.chunk.id, _ONLY, [value], odd, busy, self.worker))
-            return
-        if outcome is not None:
-            self._odd[position] = outcome
-        self._places.append(position)
-        # Last, because an item whose value is here counts as done for the thread that reports.
-        self._values.append(value)
-        if perf_counter() >= self._due:
-            self._owner.report(self)
-
-    def drain(self) -> Done | None:
-        """Return what is not reported yet, None if that is nothing."""
-        count = len(self._values)
-        if not count:
-            return None
-        now = perf_counter()
-        busy, self._since = now - self._since, now
-        self._due = now + self._owner.flush_s
-        places: Sequence[int] = self._places[:count]
-        values = self._values[:count]
-        del self._places[:count], self._values[:count]
-        odd: dict[int, ItemOutcome] = {}
-        if self._odd:
-            odd = {n: self._odd.pop(place) for n, place in enumerate(places) if place in self._odd}
-        first, last = places[0], places[-1]
-        if last - first + 1 == count:
-            places = range(first, last + 1)
-        return Done(self.local.chunk.id, places, values, odd, busy, self.worker)
-
-
 class LocalChunks:
     """The chunks that workers of this process have under way.
 
@@ -149,16 +69,17 @@ class LocalChunks:
         report: Called with each report, from any worker.
 
     Attributes:
-        put: As `report`.
         flush_s: Seconds after which a worker reports what it has done.
+        busy: Workers at a chunk of several items.
+        report: As above.
     """
 
     def __init__(self, report: Callable[[Report], object]) -> None:
         self.flush_s: float = 0.0
-        self.put: Final = report
+        self.busy: Final[set[LocalWorker]] = set()
+        self.report: Final = report
         self._lock = threading.Lock()
         self._open: dict[int, LocalChunk] = {}
-        self._partial: dict[str, PartialResults] = {}
         self._due = 0.0
 
     def add(self, chunk: Chunk) -> LocalChunk:
@@ -168,30 +89,15 @@ class LocalChunks:
             self._open[chunk.id] = local
         return local
 
-    def begin(self, local: LocalChunk, worker: str) -> PartialResults:
-        """Return the place for what a worker does of a chunk."""
-        partial = PartialResults(local, worker, self)
-        if not partial.alone:
-            self._partial[worker] = partial
-        return partial
-
-    def end(self, partial: PartialResults) -> None:
-        """Report what a worker has done; it takes no further item of the chunk."""
-        if not partial.alone:
-            self.report(partial)
-            self._partial.pop(partial.worker, None)
-
-    def report(self, partial: PartialResults) -> None:
+    def flush(self, worker: LocalWorker) -> None:
         """Report what a worker has done so far."""
         with self._lock:
-            done = partial.drain()
-            if done is None:
-                return
-            local = partial.local
-            local.unreported -= len(done.values)
-            if not local.unreported:
-                self._open.pop(done.chunk, None)
-            self.put(done)
+            if (done := worker.drain()) is not None:
+                local = worker.local
+                local.unreported -= len(done.values)
+                if not local.unreported:
+                    self._open.pop(done.chunk, None)
+                self.report(done)
 
     def patience(self, timeout: float | None) -> float | None:
         """Report what workers have done while they are busy with slow items, if it is time for that.
@@ -207,8 +113,8 @@ class LocalChunks:
         if (now := monotonic()) >= self._due:
             self._due = now + _LOOK
             # A copy, because workers come and go meanwhile.
-            for partial in list(self._partial.values()):
-                self.report(partial)
+            for worker in self.busy.copy():
+                self.flush(worker)
         return _LOOK if timeout is None else min(timeout, _LOOK)
 
     def close(self) -> None:
@@ -217,58 +123,115 @@ class LocalChunks:
             local.todo.clear()
 
 
-class LocalRunner(ItemRunner):
-    """Runs items of chunks that it shares with other workers of this process.
+class LocalWorker(ItemRunner):
+    """A worker that shares chunks with others of this process.
 
     Args:
         job: The job.
+        chunks: Reports what is done.
+        name: Its name.
         context: Context of which each item of a synchronous function gets a copy, so that none sees what another one
             set; None where the worker's own will do.
+
+    Attributes:
+        local: The chunk that it is at.
     """
 
-    def __init__(self, job: MapJob, context: Context | None = None) -> None:
+    local: LocalChunk
+
+    def __init__(
+        self, job: MapJob, chunks: LocalChunks, name: str, context: Context | None = None
+    ) -> None:
         super().__init__(job)
+        self._chunks = chunks
+        self._name = name
         self._context = context
+        self._copies = context is not None or job.enter is not None
+        # What is done of the chunk and not reported yet.
+        self._places: list[int] = []
+        self._values: list[Any] = []
+        self._odd: dict[int, ItemOutcome] = {}
 
-    def run_chunk(self, local: LocalChunk, chunks: LocalChunks, worker: str) -> None:
-        """Run the items of a chunk of a synchronous function that no other worker has taken.
-
-        Args:
-            local: The chunk.
-            chunks: Reports what is done.
-            worker: Name of the worker.
-        """
-        chunk, partial = local.chunk, chunks.begin(local, worker)
-        items, parked, add = chunk.items, chunk.parked or {}, partial.add
-        take, enter = local.todo.popleft, self._job.enter
-        copies = self._context is not None or enter is not None
+    def run_chunk(self, local: LocalChunk) -> None:
+        """Run the items of a chunk of a synchronous function that no other worker has taken."""
+        chunk, add = local.chunk, self._begin_chunk(local)
+        items, parked, take = chunk.items, chunk.parked or {}, local.todo.popleft
         try:
             # Asking first would not do: another worker may take the last one in between.
             while (position := _next(take)) is not None:
                 item, known = items[position], parked.get(position)
-                if copies:
+                if self._copies:
                     context = self._copied(chunk.idx[position], item)
                     add(position, *context.run(self.run, item, known))
                 else:
                     add(position, *self.run(item, known))
         finally:
-            chunks.end(partial)
+            self._end_chunk()
 
-    async def run_chunk_async(self, local: LocalChunk, chunks: LocalChunks, worker: str) -> None:
+    async def run_chunk_async(self, local: LocalChunk) -> None:
         """Run a chunk of a coroutine function, as `run_chunk` does."""
-        chunk, partial = local.chunk, chunks.begin(local, worker)
-        items, parked, add = chunk.items, chunk.parked or {}, partial.add
-        take, enter = local.todo.popleft, self._job.enter
+        chunk, add = local.chunk, self._begin_chunk(local)
+        items, parked, take = chunk.items, chunk.parked or {}, local.todo.popleft
         try:
             while (position := _next(take)) is not None:
                 item, known = items[position], parked.get(position)
-                if enter is not None:
+                if self._copies:
                     context = self._copied(chunk.idx[position], item)
                     add(position, *await self._run_in_task(context, item, known))
                 else:
                     add(position, *await self.run_async(item, known))
         finally:
-            chunks.end(partial)
+            self._end_chunk()
+
+    def _begin_chunk(self, local: LocalChunk) -> Callable[..., None]:
+        """Begin a chunk; return what takes its finished items."""
+        self.local = local
+        self._since = perf_counter()
+        if len(local.chunk.items) == 1:
+            return self._add_only
+        self._due = self._since + self._chunks.flush_s
+        self._chunks.busy.add(self)
+        return self._add
+
+    def _end_chunk(self) -> None:
+        if self in self._chunks.busy:
+            self._chunks.flush(self)
+            self._chunks.busy.discard(self)
+
+    def _add_only(self, _: int, value: Any, outcome: ItemOutcome | None) -> None:
+        """Report the only item of a chunk."""
+        odd = {} if outcome is None else {0: outcome}
+        busy = perf_counter() - self._since
+        self._chunks.report(Done(self.local.chunk.id, _ONLY, [value], odd, busy, self._name))
+
+    def _add(self, position: int, value: Any, outcome: ItemOutcome | None) -> None:
+        """Add a finished item, and report what is done when it is time for that."""
+        if outcome is not None:
+            self._odd[position] = outcome
+        self._places.append(position)
+        # Last, because an item whose value is here counts as done for the thread that reports.
+        self._values.append(value)
+        if perf_counter() >= self._due:
+            self._chunks.flush(self)
+
+    def drain(self) -> Done | None:
+        """Return what is not reported yet, None if that is nothing."""
+        count = len(self._values)
+        if not count:
+            return None
+        now = perf_counter()
+        busy, self._since = now - self._since, now
+        self._due = now + self._chunks.flush_s
+        places: Sequence[int] = self._places[:count]
+        values = self._values[:count]
+        del self._places[:count], self._values[:count]
+        odd: dict[int, ItemOutcome] = {}
+        if self._odd:
+            odd = {n: self._odd.pop(place) for n, place in enumerate(places) if place in self._odd}
+        first, last = places[0], places[-1]
+        if last - first + 1 == count:
+            places = range(first, last + 1)
+        return Done(self.local.chunk.id, places, values, odd, busy, self._name)
 
     def _copied(self, index: int, item: Any) -> Context:
         """Return the context of an attempt at an item, which the map's recorder may prepare."""
@@ -380,18 +343,17 @@ class ThreadExecutor:
     # --- in a thread ---------------------------------------------------------------------------------
 
     def _serve(self, name: str) -> None:
-        runner = LocalRunner(self._job, self._context)
+        worker = LocalWorker(self._job, self._chunks, name, self._context)
         while (local := self._next()) is not None:
-            runner.run_chunk(local, self._chunks, name)
+            worker.run_chunk(local)
 
     def _serve_async(self, name: str) -> None:
         import asyncio
 
-        runner, context = LocalRunner(self._job), self._context
+        worker, context = LocalWorker(self._job, self._chunks, name), self._context
         with asyncio.Runner() as loop:
             while (local := self._next()) is not None:
-                running = runner.run_chunk_async(local, self._chunks, name)
-                loop.run(running, context=context and context.copy())
+                loop.run(worker.run_chunk_async(local), context=context and context.copy())
 
     def _next(self) -> LocalChunk | None:
         """Wait for a chunk that has items left; return None at the end of the map."""
@@ -417,9 +379,9 @@ class InlineExecutor(ThreadExecutor):
     def open(self, job: MapJob) -> None:
         """Prepare."""
         super().open(job)
-        self._runner = LocalRunner(job)
+        self._worker = LocalWorker(job, self._chunks, "sequential")
 
     def _start_workers(self) -> None:
         """Run what was submitted."""
         while not self._waiting.empty() and (local := self._waiting.get()) is not None:
-            self._runner.run_chunk(local, self._chunks, "sequential")
+            self._worker.run_chunk(local)

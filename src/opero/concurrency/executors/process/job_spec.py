@@ -10,13 +10,12 @@ import pickle
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from opero.concurrency.executors.base import MapJob
 from opero.concurrency.executors.process.pickling import (
-    can_be_named,
-    dumps_by_value,
     dumps_job,
     shared_options,
 )
@@ -73,14 +72,11 @@ class JobSpec:
         options = shared_options(job.pipeline)
         return cls(fields, options, listens, _levels(), ambient.disabled(), os.getpid())
 
-    @property
-    def functions(self) -> list[Any]:
-        """The functions that workers call."""
-        found = [self.fields["function"], self.fields["worker_init"]]
-        return [one for one in found if one is not None]
-
-    def pickled(self) -> bytes:
+    def pickled(self, way_out: str = 'mode="thread"') -> bytes:
         """Pickle for an interpreter that has nothing of this program.
+
+        Args:
+            way_out: Options with which it need not be pickled, for the message about one that cannot be.
 
         Raises:
             ShippingError: The function, or what it needs, cannot be pickled.
@@ -91,8 +87,7 @@ class JobSpec:
             function = getattr(self.fields["function"], "__qualname__", "the function")
             raise ShippingError(
                 f"{function} cannot travel to a worker process ({type(error).__name__}: {error}). "
-                "Make what it needs (a lock, a client, an open file) inside of it, or use "
-                'mode="thread".'
+                f"Make what it needs (a lock, a client, an open file) inside of it, or use {way_out}."
             ) from error
         return pickle.dumps((import_paths(), sys.argv, share_all(), packed), 5)
 
@@ -102,15 +97,8 @@ class JobSpec:
         A class of `__main__`, or of a function, is the same on both sides only if both know its number; cloudpickle
         gives it one when it is pickled first.
         """
-        if can_be_named(self.fields["function"]) and not any(
-            self.fields[name] for name in ("before", "after", "kwargs", "worker_init")
-        ):
-            # What an importable function makes can be imported too.
-            return
-        try:
-            dumps_by_value(self, lambda _: False, nowhere=True)
-        except Exception:  # noqa: BLE001, S110 - a fork needs no pickle
-            pass
+        with suppress(Exception):  # a fork needs no pickle
+            dumps_job(self, nowhere=True)
 
     @staticmethod
     def open(data: bytes) -> JobSpec:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from opero.core.pipeline import Pipeline
 
 __all__ = [
-    "can_be_named", "can_import", "dumps", "dumps_by_value", "dumps_job", "dumps_with_errors", "shared_options",
+    "can_import", "dumps", "dumps_by_value", "dumps_job", "dumps_with_errors", "shared_options",
     "traceback_of",
 ]  # fmt: skip
 
@@ -75,21 +75,28 @@ def dumps_by_value(
     Args:
         value: The value.
         stays: As in `dumps`.
-        nowhere: Whether the pickle is thrown away.
+        nowhere: As in `dumps_job`.
         home: As in `dumps`.
     """
     file = _Nowhere() if nowhere else io.BytesIO()
-    _value_pickler()(file, home, _PROTOCOL, buffer_callback=stays).dump(value)
+    pickler = _value_pickler()(file, _PROTOCOL, buffer_callback=stays)
+    pickler.home = home
+    pickler.dump(value)
     return file.getvalue()
 
 
-def dumps_job(value: object) -> bytes:
-    """Pickle a job: by name if that can be done, for which cloudpickle need not be loaded on either side."""
-    file = io.BytesIO()
+def dumps_job(value: object, *, nowhere: bool = False) -> bytes:
+    """Pickle a job: by name if that can be done, for which cloudpickle need not be loaded on either side.
+
+    Args:
+        value: The job.
+        nowhere: Whether the pickle is thrown away.
+    """
+    file, stays = (_Nowhere(), lambda _: False) if nowhere else (io.BytesIO(), None)
     try:
-        _NamePickler(file, _PROTOCOL).dump(value)
+        _NamePickler(file, _PROTOCOL, buffer_callback=stays).dump(value)
     except Exception:  # noqa: BLE001 - by value it may work
-        return dumps_by_value(value)
+        return dumps_by_value(value, stays, nowhere=nowhere)
     return file.getvalue()
 
 
@@ -115,12 +122,10 @@ def _value_pickler() -> Callable[..., Any]:
 
     # Whether cloudpickle has types depends on its release.
     class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc,name-defined,unused-ignore]
-        def __init__(self, file: io.BytesIO, home: bool, protocol: int, **given: Any) -> None:
-            super().__init__(file, protocol, **given)
-            self._home = home
+        home = False
 
         def reducer_override(self, obj: Any) -> Any:
-            if isinstance(obj, type) and self._home:
+            if isinstance(obj, type) and self.home:
                 number = _number_in_program(obj, cloudpickle.cloudpickle)
                 if number is not None:
                     return _class_in_program, (number,)
@@ -130,18 +135,6 @@ def _value_pickler() -> Callable[..., Any]:
             return super().reducer_override(obj) if reduced is NotImplemented else reduced
 
     return ValuePickler
-
-
-def _reduce(obj: Any) -> Any:
-    """Return how a function of opero's, or one inside of it, is rebuilt; `NotImplemented` for all others."""
-    kind = type(obj)
-    if kind is Method:
-        return _method, (obj.func,)
-    if kind is ClassMethod:
-        return _class_method, (obj.__func__,)
-    if kind is FunctionType and (reduced := _reduce_function(obj)) is not None:
-        return _with_names(*reduced)
-    return NotImplemented
 
 
 # --- modules that exist in this process only -----------------------------------------------------------------
@@ -214,59 +207,50 @@ def _class_in_program(number: str) -> Any:
 # --- functions ------------------------------------------------------------------------------------
 
 
-def can_be_named(function: Any) -> bool:
-    """Return whether a function can be pickled by name, its own or that of its decorator."""
-    return (
-        type(function) is FunctionType
-        and _is_known(function.__module__)
-        # The first of what it is inside of is the function of this name itself.
-        and _inside(function) is not None
-    )
-
-
-def _reduce_function(function: FunctionType) -> Any:
-    """Return how opero's functions, and those inside of them, are rebuilt; None for all others."""
+def _reduce(obj: Any) -> Any:
+    """Return how a function of opero's, or one inside of it, is rebuilt; `NotImplemented` for all others."""
+    kind = type(obj)
+    if kind is Method:
+        return _method, (obj.func,)
+    if kind is ClassMethod:
+        return _class_method, (obj.__func__,)
+    if kind is not FunctionType:
+        return NotImplemented
     # What was made by `exec` may have no module.
-    module: str | None = function.__module__
-    if module is None or module.encode() in _unknown:
-        return _reduce_wrapper(function)
-    if _named(function.__module__, function.__qualname__) is function:
-        return None
-    return _inside(function) or _reduce_wrapper(function)
-
-
-def _reduce_wrapper(function: FunctionType) -> Any:
-    pipeline: Pipeline | None = vars(function).get("__opero__")
-    if pipeline is None:
-        return None
-    options = shared_options(pipeline)
-    if (map_again := vars(function).get("__opero_map__")) is not None:
-        # Objects that watch a map and stop it stay in their process.
-        watching = dict.fromkeys({"on_result", "stop_token", "executor"} & options.given)
-        return map_again, (pipeline.info.fn, options.replace("operomap", **watching))
-    from opero.core.decorate import decorate
-
-    return decorate, (pipeline.info.fn, options)
+    module: str | None = obj.__module__
+    if module is not None and module.encode() not in _unknown:
+        if _named(module, obj.__qualname__) is obj:
+            return NotImplemented
+        if (inside := _inside(obj)) is not None:
+            return inside
+    return _reduce_wrapper(obj)
 
 
 _NAMES: Final = ("__module__", "__qualname__", "__kwdefaults__", "__annotations__")
 
 
-def _with_names(make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """Send the names along on which the decoration of the function depends.
+def _reduce_wrapper(function: FunctionType) -> Any:
+    pipeline: Pipeline | None = vars(function).get("__opero__")
+    if pipeline is None:
+        return NotImplemented
+    fn, options = pipeline.info.fn, shared_options(pipeline)
+    make = vars(function).get("__opero_map__")
+    if make is not None:
+        # Objects that watch a map and stop it stay in their process.
+        watching = dict.fromkeys({"on_result", "stop_token", "executor"} & options.given)
+        options = options.replace("operomap", **watching)
+    else:
+        from opero.core.decorate import decorate as make
+    # While its class is being unpickled, the function may be there as no more than code, and its decoration depends
+    # on its names.
+    names = {name: getattr(fn, name) for name in _NAMES} if type(fn) is FunctionType else {}
+    return _make_again, (make, fn, options, names)
 
-    While its class is being unpickled, the function may be there as no more than code.
-    """
-    fn = arguments[0]
-    if type(fn) is not FunctionType:
-        return make, arguments
-    return _make_again, (make, arguments, {name: getattr(fn, name) for name in _NAMES})
 
-
-def _make_again(make: Callable[..., Any], arguments: tuple[Any, ...], names: dict[str, Any]) -> Any:
+def _make_again(make: Callable[..., Any], fn: Any, options: Options, names: dict[str, Any]) -> Any:
     for name, value in names.items():
-        setattr(arguments[0], name, value)
-    made = make(*arguments)
+        setattr(fn, name, value)
+    made = make(fn, options)
     # A class holds the function below the descriptor, which is rebuilt there.
     return made.func if type(made) is Method else made
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ASK", "COPIED", "DONE", "DUE", "FAILED", "ITEM", "LOG", "NONE", "PAGE", "PLAIN", "SLOW_CHUNK", "STOP", "TURN",
     "UP", "BufferPool", "Frame", "SharedBuffer", "Span", "buffer_size", "copy_span", "decode_done", "decode_value",
-    "encode_chunk", "encode_done", "encode_value", "open_page", "shared_file", "unreadable",
+    "encode_chunk", "encode_done", "encode_value", "shared_file", "unreadable",
 ]  # fmt: skip
 
 Frame = tuple[Any, ...]
@@ -180,11 +180,6 @@ whether it begins no other item; how many buffers of results the pool has copied
 NONE: Final = -1
 
 
-def open_page(mapped: mmap.mmap) -> memoryview[int]:
-    """Return the words of the page with which a mapping begins."""
-    return memoryview(mapped)[:PAGE].cast("q")
-
-
 # --- values ---------------------------------------------------------------------------------------
 
 
@@ -260,12 +255,21 @@ def unreadable(error: Exception, what: str) -> ItemOutcome:
 # --- chunks and results ---------------------------------------------------------------------------
 
 
-def encode_chunk(chunk: Chunk, buffer: SharedBuffer | None = None) -> Frame:
-    """Return the content of a chunk: entries, and what items bring from earlier attempts, pickled."""
-    entries = chunk.items
+def encode_chunk(
+    chunk: Chunk, buffers: BufferPool | None = None
+) -> tuple[Frame, SharedBuffer | None]:
+    """Return the content of a chunk, and the buffer in which large parts of it lie.
+
+    The content is the entries, and what items bring from earlier attempts, pickled.
+    """
+    entries, buffer = chunk.items, None
     if not set(map(type, entries)) <= PLAIN:
+        buffer = buffers.take() if buffers is not None else None
         entries = [encode_value(item, "item", buffer) for item in entries]
-    return entries, dumps_with_errors(chunk.parked) if chunk.parked else None
+        if buffers is not None and buffer is not None and not buffer.used:
+            buffers.give_back(buffer)
+            buffer = None
+    return (entries, dumps_with_errors(chunk.parked) if chunk.parked else None), buffer
 
 
 def encode_done(done: Done, stats: dict[str, float] | None, events: Iterable[Event]) -> Frame:
@@ -323,7 +327,7 @@ def decode_done(
                 outcome.fallback = None
     facts = None
     if stats or events:
-        loaded = tuple(pickle.loads(event) for event in events)  # noqa: S301 - as above
+        loaded = tuple(map(pickle.loads, events))
         facts = WorkerFacts(stats=stats or {}, events=loaded)
     return Done(chunk, places, values, odd, busy_s, worker, facts, weight)
 

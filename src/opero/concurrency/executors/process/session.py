@@ -12,12 +12,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.caching.single_flight import Flight, become_leader
-from opero.concurrency.executors.base import Done, ItemOutcome, MapJob
+from opero.concurrency.executors.base import Done, ItemOutcome, MapJob, Parked
 from opero.concurrency.executors.process import protocol
 from opero.concurrency.executors.process.job_spec import JobSpec, loaded_module
 from opero.concurrency.executors.process.pickling import dumps, dumps_with_errors, traceback_of
@@ -32,7 +33,6 @@ from opero.concurrency.executors.process.protocol import (
     TURN,
     BufferPool,
     copy_span,
-    open_page,
 )
 from opero.concurrency.executors.process.start import close_in_child, flush_output
 from opero.concurrency.item_runner import ItemRunner
@@ -41,10 +41,8 @@ from opero.events import event_bus
 from opero.utils import ambient
 
 if TYPE_CHECKING:
-    import asyncio
     import logging
 
-    from opero.concurrency.executors.base import Parked
     from opero.concurrency.executors.process.protocol import SharedBuffer, Span
     from opero.events import Event
 
@@ -57,6 +55,7 @@ _WAIT: Final = 0.02
 _KEPT: Final = 16 << 20
 
 
+@dataclass(eq=False)
 class RunningChunk:
     """A chunk in a worker: what came, and what has become of it.
 
@@ -77,34 +76,22 @@ class RunningChunk:
         soon: Reports what is done, where several items are under way.
     """
 
-    __slots__ = (
-        "encoded", "entries", "flushed", "kept", "next", "number", "odd", "parked", "places", "reported", "soon",
-        "told", "turn", "values",
-    )  # fmt: skip
+    number: int
+    entries: list[Any]
+    parked: dict[int, Parked]
+    turn: int
+    places: list[int] | None
+    next: int = 0
+    values: list[Any] = field(default_factory=list)
+    encoded: int = 0
+    odd: dict[int, ItemOutcome] = field(default_factory=dict)
+    reported: int = 0
+    flushed: float = field(default_factory=perf_counter)
+    soon: Any = None
 
-    def __init__(
-        self,
-        number: int,
-        entries: list[Any],
-        parked: dict[int, Parked],
-        turn: int,
-        *,
-        ordered: bool,
-    ) -> None:
-        self.number: int = number
-        self.entries: list[Any] = entries
-        self.parked: dict[int, Parked] = parked
-        self.turn: int = turn
-        self.kept: int = len(entries)
-        self.next: int = 0
-        self.values: list[Any] = []
-        self.encoded: int = 0
-        self.places: list[int] | None = None if ordered else []
-        self.odd: dict[int, ItemOutcome] = {}
-        self.reported: int = 0
-        self.flushed: float = perf_counter()
+    def __post_init__(self) -> None:
+        self.kept: int = len(self.entries)
         self.told: tuple[int, bool] = (self.kept, False)
-        self.soon: asyncio.TimerHandle | None = None
 
     @property
     def over(self) -> bool:
@@ -168,7 +155,7 @@ class WorkerSession:
         self._own_fd = own_fd
         own, items = mmap.mmap(own_fd, 0), mmap.mmap(pool_fd, 0)
         os.close(pool_fd)
-        self.page: memoryview[int] = open_page(own)
+        self.page: memoryview[int] = memoryview(own)[:PAGE].cast("q")
         self._results = BufferPool(own, PAGE, (len(own) - PAGE) // 2, 2)
         self.copy: Callable[[Span], Any] = functools.partial(copy_span, items)
         self._buffer: SharedBuffer | None = None
@@ -258,7 +245,8 @@ class WorkerSession:
             _keep_freed_memory()
         self._turn += 1
         known = pickle.loads(parked) if parked else {}  # noqa: S301 - from the pool
-        return RunningChunk(number, entries, known, self._turn, ordered=self.job.in_flight == 1)
+        places: list[int] | None = None if self.job.in_flight == 1 else []
+        return RunningChunk(number, entries, known, self._turn, places)
 
     def flush(self, chunk: RunningChunk, *, interrupts: bool = False) -> None:
         """Send what is done of a chunk, and from where on it is given back.

@@ -79,16 +79,16 @@ def choose_method(asked: StartMethod | None) -> StartMethod:
 # --- what the server imports before it forks ------------------------------------------------------
 
 
-_LIBRARY: Final = (os.sep + "site-packages" + os.sep, os.sep + "dist-packages" + os.sep)
 _STANDARD_LIBRARY: Final = os.__file__.removesuffix("os.py")
 
 
-def modules_to_preload(functions: Sequence[Any]) -> dict[str, tuple[str, int]]:
+def modules_to_preload(*functions: Any) -> dict[str, tuple[str, int]]:
     """Return the installed modules that functions and their modules refer to, with file and time of change.
 
     Modules of the program itself are left to the workers, which import them afresh for each map.
     """
-    names = {"cloudpickle"} & sys.modules.keys()
+    # Beside them, what workers import themselves where the program has it.
+    names = {"cloudpickle", "logging"} & sys.modules.keys()
     for function in functions:
         module = sys.modules.get(getattr(function, "__module__", None) or "")
         for value in [*getattr(function, "__globals__", vars(module) if module else {}).values()]:
@@ -100,8 +100,8 @@ def modules_to_preload(functions: Sequence[Any]) -> dict[str, tuple[str, int]]:
     found: dict[str, tuple[str, int]] = {}
     for name in names:
         file = getattr(sys.modules.get(name), "__file__", None) or ""
-        installed = file.startswith(_STANDARD_LIBRARY) or any(part in file for part in _LIBRARY)
-        if installed and name.partition(".")[0] != "opero":
+        packaged = "site-packages" in file or "dist-packages" in file
+        if (packaged or file.startswith(_STANDARD_LIBRARY)) and not name.startswith("opero"):
             try:
                 found[name] = file, os.stat(file).st_mtime_ns  # noqa: PTH116 - faster than a Path
             except OSError:
@@ -147,15 +147,6 @@ def _output(fd: int) -> int:
 
 _HEAD: Final = struct.Struct("<I")
 _MOST_FDS: Final = 8
-
-
-def _send(sock: socket.socket, message: tuple[Any, ...], fds: Sequence[int] = ()) -> None:
-    """Send a message and descriptors in one system call, so that an interrupted map never sends a part of it."""
-    data = pickle.dumps(message)
-    frame = _HEAD.pack(len(data)) + data
-    sent = socket.send_fds(sock, [frame], fds) if fds else sock.send(frame)
-    if sent < len(frame):
-        sock.sendall(frame[sent:])
 
 
 def _receive(sock: socket.socket) -> tuple[tuple[Any, ...], list[int]]:
@@ -239,7 +230,7 @@ class ForkServer:
         names = [name for name in modules if name not in self.preloaded]
         if names:
             self.preloaded |= {name: modules[name] for name in names}
-            self._request(("preload", names, import_paths()))
+            self.request(("preload", names, import_paths()))
 
     def start(self, fds: Sequence[int], *, fresh: bool = False) -> tuple[int, int]:
         """Begin a worker.
@@ -249,7 +240,7 @@ class ForkServer:
             fresh: Whether it is a fresh interpreter ("spawn").
 
         Returns:
-            Its number, for `kill`, and the descriptor of its sentinel (see `EXIT_STATUS`).
+            Its number, for a request to kill it, and the descriptor of its sentinel (see `EXIT_STATUS`).
 
         Raises:
             OSError: The server is gone, or no descriptor is left.
@@ -259,7 +250,7 @@ class ForkServer:
         mine = [status]
         try:
             mine += [_output(1), _output(2)]
-            self._request(("start", number, fresh), [*fds, *mine])
+            self.request(("start", number, fresh), [*fds, *mine])
         except BaseException:
             os.close(sentinel)
             raise
@@ -268,17 +259,19 @@ class ForkServer:
                 os.close(fd)
         return number, sentinel
 
-    def kill(self, number: int) -> None:
-        """Kill a worker, whatever it does; one that has ended already is left alone.
+    def request(self, message: tuple[Any, ...], fds: Sequence[int] = ()) -> None:
+        """Ask it for something: `("kill", number)` ends a worker, whatever it does, if it has not ended already.
 
         Raises:
             OSError: The server is gone.
         """
-        self._request(("kill", number))
-
-    def _request(self, message: tuple[Any, ...], fds: Sequence[int] = ()) -> None:
+        data = pickle.dumps(message)
+        frame = _HEAD.pack(len(data)) + data
         with self._lock:
-            _send(self._sock, message, fds)
+            # In one system call, so that an interrupted map never sends a part of it.
+            sent = socket.send_fds(self._sock, [frame], fds) if fds else self._sock.send(frame)
+            if sent < len(frame):
+                self._sock.sendall(frame[sent:])
         self._reap()
 
     def said(self) -> str:
@@ -405,8 +398,11 @@ def _begin_interpreter(theirs: socket.socket, output: int) -> int:
             None,
         )
     fds = [theirs.fileno(), output]
-    command = [os.fsdecode(executable), *_flags(), "-c", _BEGIN]
-    command += [*map(str, fds), *import_paths()]
+    command = [
+        *_interpreter(os.fsdecode(executable), _BEGIN),
+        *map(str, fds),
+        *import_paths(),
+    ]
     # A Ctrl-C must find it with its own handlers.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
@@ -431,11 +427,11 @@ _SPAWN: Final = (
 )
 
 
-def _flags() -> list[str]:
+def _interpreter(executable: str, code: str) -> list[str]:
+    """Return the command of an interpreter that runs some code, with the flags of this one."""
     import subprocess
 
-    flags: list[str] = vars(subprocess)["_args_from_interpreter_flags"]()  # as multiprocessing does
-    return flags
+    return [executable, *vars(subprocess)["_args_from_interpreter_flags"](), "-c", code]
 
 
 # --- the server itself ----------------------------------------------------------------------------
@@ -485,22 +481,18 @@ class _Server:
         else:
             _, number, fresh = message
             *given, status, stdout, stderr = fds
-            pid = 0
             try:
                 # What is here lives on: a collection in the worker must not touch, and so copy, its pages.
                 gc.freeze()
                 pid = os.fork()
+            except OSError as error:
+                os.write(stderr, f"a worker cannot start: {error}\n".encode())
+                os.close(status)
+            else:
                 if not pid:
                     _leave(lambda: self._live(given, fds[len(given) :], fresh=fresh))
-                os.write(status, EXIT_STATUS.pack(pid, 0))
                 self._workers[number] = pid, status
-            except OSError as error:
-                # No process is left, or the program has forgotten this worker already.
-                os.write(stderr, f"a worker cannot start: {error}\n".encode())
-                if pid:
-                    self._workers[number] = pid, status
-                else:
-                    os.close(status)
+                _report(status, pid, 0)
             for fd in (*given, stdout, stderr):
                 os.close(fd)
 
@@ -517,14 +509,7 @@ class _Server:
         if fresh:
             for fd in given:
                 os.set_inheritable(fd, True)
-            words = [
-                sys.executable,
-                *_flags(),
-                "-c",
-                _SPAWN,
-                *map(str, given),
-                *sys.path,
-            ]
+            words = [*_interpreter(sys.executable, _SPAWN), *map(str, given), *sys.path]
             os.execv(sys.executable, words)  # noqa: S606 - this very interpreter
         self._worker_main(*given)
 
@@ -533,12 +518,16 @@ class _Server:
             ended, code = os.waitpid(pid, os.WNOHANG)
             if ended:
                 del self._workers[number]
-                try:
-                    os.write(status, EXIT_STATUS.pack(pid, os.waitstatus_to_exitcode(code)))
-                except OSError:
-                    # The map is over.
-                    pass
+                _report(status, pid, os.waitstatus_to_exitcode(code))
                 os.close(status)
+
+
+def _report(status: int, pid: int, code: int) -> None:
+    try:
+        os.write(status, EXIT_STATUS.pack(pid, code))
+    except OSError:
+        # The map is over, and nobody waits for this worker.
+        pass
 
 
 def serve(control_fd: int, output: int, worker_main: WorkerMain) -> NoReturn:

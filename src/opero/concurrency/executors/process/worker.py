@@ -103,7 +103,7 @@ def _run(session: WorkerSession, chunk: RunningChunk) -> None:
     call, fast_path, _ = session.runner.direct or cast("Any", (None, None, None))
     entries, now, count = enumerate(chunk.entries), perf_counter, session.job.pipeline.stats.merge
     plain = call is not None and not chunk.parked and tuple not in set(map(type, chunk.entries))
-    block, due, position = 1, chunk.flushed + FLUSH, -1
+    block, largest, due, position = 1, _LARGEST, chunk.flushed + FLUSH, -1
     while position + 1 < chunk.kept:
         began, first = now(), position + 1
         failed: BaseException | None = None
@@ -126,6 +126,8 @@ def _run(session: WorkerSession, chunk: RunningChunk) -> None:
                 failed = None
                 _add(session, chunk, position, result)
             elif values and type(values[-1]) not in PLAIN:
+                # Encoded before the next item begins, which may be slow: `_answer` sends what is encoded alone.
+                largest = 1
                 session.chunk = None
                 session.encode(chunk)
                 session.chunk = chunk
@@ -146,7 +148,7 @@ def _run(session: WorkerSession, chunk: RunningChunk) -> None:
             if page[STOP]:
                 chunk.cut(position + 1)
             due = now() + FLUSH
-        block = min(4 * block, _LARGEST) if ended - began < _QUICK else max(1, block // 8)
+        block = min(4 * block, largest) if ended - began < _QUICK else max(1, block // 8)
 
 
 def _run_entry(session: WorkerSession, entry: Any, parked: Parked | None) -> Result:

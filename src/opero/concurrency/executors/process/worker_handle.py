@@ -24,7 +24,6 @@ from opero.concurrency.executors.process.protocol import (
     SharedBuffer,
     copy_span,
     decode_done,
-    open_page,
     shared_file,
 )
 from opero.concurrency.executors.process.start import EXIT_STATUS, close_in_child
@@ -111,7 +110,7 @@ class WorkerHandle:
         self._started = False
         self._fd, self._memory = shared_file("worker", PAGE + 2 * size, PAGE)
         self._copy = functools.partial(copy_span, self._memory)
-        self.page: memoryview[int] = open_page(self._memory)
+        self.page: memoryview[int] = memoryview(self._memory)[:PAGE].cast("q")
         ours, theirs = socket.socketpair()
         self.conn: Connection[Any, Any] = Connection(ours.detach())
         close_in_child(self.conn)
@@ -132,7 +131,7 @@ class WorkerHandle:
     @property
     def open(self) -> int:
         """How many items of it are still to be reported."""
-        return sum(pending.progress.open for pending in self.pending.values())
+        return sum([pending.progress.open for pending in self.pending.values()])
 
     def has_room(self, pending: PendingChunk, in_flight: int) -> bool:
         """Return whether it could take a chunk now.
@@ -206,7 +205,7 @@ class WorkerHandle:
         self.why = why
         if not self.orphaned:
             try:
-                self.server.kill(self._number)
+                self.server.request(("kill", self._number))
             except OSError:
                 self.orphaned = True
         if self.orphaned and not self.closed:

@@ -115,9 +115,10 @@ class ProcessEngine:
             return
         # The fresh interpreter begins while the job is pickled.
         self._server()
-        blob = self._spec.pickled()
+        blob = self._spec.pickled('start_method="fork" or mode="thread"')
         if self._method == "forkserver":
-            self._modules = modules_to_preload(self._spec.functions)
+            fields = self._spec.fields
+            self._modules = modules_to_preload(fields["function"], fields["worker_init"])
         try:
             folder: str | None = os.getcwd()  # noqa: PTH109 - pathlib would not be faster
         except OSError:
@@ -176,11 +177,8 @@ class ProcessEngine:
 
     def submit(self, chunk: Chunk) -> None:
         """Encode a chunk and send it to an idle worker, or keep it until there is one."""
-        buffer = self._items.take()
-        message = pickle.dumps((chunk.id, *protocol.encode_chunk(chunk, buffer)), 5)
-        if buffer is not None and not buffer.used:
-            self._items.give_back(buffer)
-            buffer = None
+        content, buffer = protocol.encode_chunk(chunk, self._items)
+        message = pickle.dumps((chunk.id, *content), 5)
         progress, suspect = ChunkProgress(len(chunk.items)), chunk.attempt > 0
         pending = PendingChunk(chunk.id, message, progress, buffer, suspect, size=len(message))
         self._waiting.append(pending)
@@ -204,7 +202,7 @@ class ProcessEngine:
                 break
             elif ready:
                 ready.remove(min(ready, key=_load))
-        coming = sum(not worker.up for worker in self._workers)
+        coming = [worker.up for worker in self._workers].count(False)
         wanted = min(len(self._waiting) - coming, self._most - len(self._workers))
         if wanted > 0:
             self._begin(wanted)
@@ -286,9 +284,10 @@ class ProcessEngine:
         if kept < progress.kept:
             progress.cut(kept)
             self._reports.append(GaveBack(number, kept))
-        if progress.over:
+        if progress.open <= 0:
             del worker.pending[number]
-            self._items.give_back(pending.buffer)
+            if pending.buffer is not None:
+                self._items.give_back(pending.buffer)
 
     def kill(self, number: int, why: Why) -> bool:
         """End the worker that has this chunk."""
@@ -420,21 +419,32 @@ class ProcessEngine:
             if self._graceful:
                 for worker in self._workers:
                     worker.page[STOP] = 1
-                self._wait(end, lambda: any(worker.pending for worker in self._workers))
+                while self._busy() and self._wait(end):
+                    pass
         finally:
             self._most = 0
+            # What is idle is killed at once, and the server sees to it.
+            waits = not self._graceful or self._busy()
+            end = max(end, time.monotonic() + 0.05)
             for worker in self._workers:
                 worker.kill("stopped")
             try:
-                self._wait(max(end, time.monotonic() + 0.05), lambda: bool(self._workers))
+                while waits and self._workers and self._wait(end):
+                    pass
             finally:
                 self._release()
 
-    def _wait(self, end: float, lasts: Callable[[], bool]) -> None:
-        while lasts() and (left := end - time.monotonic()) > 0:
+    def _busy(self) -> bool:
+        return bool([worker for worker in self._workers if worker.pending])
+
+    def _wait(self, end: float) -> bool:
+        """Handle what comes next, which no one wants any more; return whether there was time left for it."""
+        left = end - time.monotonic()
+        if left > 0:
             with suppress(WorkerStartError):
                 self._turn(left)
             self._reports.clear()
+        return left > 0
 
     def _release(self) -> None:
         for worker in self._workers:
