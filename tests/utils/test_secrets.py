@@ -38,10 +38,9 @@ pytestmark = pytest.mark.internal
             "jsessionid",
         ),
         *(
-            "redis_url",
-            "MONGO_URI",
-            "celery_broker_url",
-            "sqlalchemy_url",
+            "DATABASE_URI",
+            "db_url",
+            "hook_url",
             "card_number",
             "pincode",
         ),

@@ -52,18 +52,12 @@ _PARTS: Final = ("password", "passwd", "passphrase", "credential", "apikey", "se
 _ENDS: Final = ("token", "tokens", "secret", "secrets")
 """Ends of a word that do: `authtoken`, `clientsecret`."""
 
-_SERVERS: Final = (
-    *("amqp", "broker", "celery", "connection", "database", "db", "jdbc", "mongo", "mongodb"),
-    *("mysql", "postgres", "rabbitmq", "redis", "sqlalchemy"),
-)
-"""Whose URLs hold a password as a rule."""
-
 _PAIRS: Final = frozenset(
     {
         *(("session", "id"), ("connection", "string"), ("conn", "string"), ("conn", "str")),
         *(("connection", "str"), ("hook", "url"), ("card", "number"), ("seed", "phrase")),
         *((word, "code") for word in ("pin", "recovery", "backup", "verification", "security")),
-        *((word, ending) for word in _SERVERS for ending in ("url", "uri")),
+        *((word, ending) for word in ("connection", "database", "db") for ending in ("url", "uri")),
     }
 )
 """Pairs of neighbouring words that do."""

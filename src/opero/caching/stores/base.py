@@ -11,10 +11,9 @@ So None is a value like any other, and what the store should have dropped is not
 seconds since the epoch, because processes and machines share them. The codec's check or signature
 covers all of it and the key, so that nothing can be cut off, changed or put under another key.
 
-Keys are text, `namespace:function:digest`. What begins with `~` is kept beside the entries, and is
-no entry. A text such as "disk:~/answers" becomes an open store here: one for each place and
-process, whatever function uses it, closed when the last one is gone. `UserStore` stands in front of a
-user's own object.
+Keys are text, `namespace:function:digest`. What begins with `~` is kept beside the entries, and is no entry. A
+text such as "disk:~/answers" becomes an open store here: one for each place and process, whatever function uses it,
+closed when the last one is gone. `UserStore` stands in front of a user's own object.
 """
 
 from __future__ import annotations
@@ -54,8 +53,7 @@ class StoredItem(NamedTuple):
     Attributes:
         key: Its whole key.
         size: Bytes of what is stored; 0 if that would be costly to know.
-        expires: Seconds since the epoch at which the store itself drops it, None for never or
-            unknown.
+        expires: Seconds since the epoch at which the store itself drops it, None for never or unknown.
     """
 
     key: str
@@ -89,9 +87,7 @@ class ByteStore(Protocol):
 
     @property
     def blocking(self) -> bool:
-        """Whether an event loop must not call it: it is called in a thread then, or through its
-        own asynchronous verbs.
-        """
+        """Whether an event loop must not call it, but in a thread, or through its asynchronous verbs."""
         ...
 
     def get(self, key: str) -> bytes | None:
