@@ -395,8 +395,8 @@ class CodedStore:
         store = self._backend
         if store is None:
             store = open_store(self.text)
-            if hasattr(store, "allow"):
-                store.allow(self._max_bytes)
+            if (allow := getattr(store, "allow", None)) is not None:
+                allow(self._max_bytes)
             self._backend = store
         return store
 
