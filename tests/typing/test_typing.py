@@ -89,6 +89,12 @@ def symbols() -> list[dict[str, Any]]:
     return found
 
 
+def test_the_type_of_each_symbol_is_known(symbols: list[dict[str, Any]]) -> None:
+    assert len(symbols) > 2000
+    vague = [s["name"] for s in symbols if not s["isTypeKnown"] or s["isTypeAmbiguous"]]
+    assert vague == []
+
+
 def test_the_types_of_the_front_door_are_complete(symbols: list[dict[str, Any]]) -> None:
     seen = [s for s in symbols if s["isExported"] and FRONT_DOOR.fullmatch(s["name"])]
     assert len(seen) > 200

@@ -553,7 +553,7 @@ _ROWS: Final[list[PlainType]] = [
             (34, "Network", lambda v: ("ip", (type(v).__name__, v.network_address, v.prefixlen))),
             (35, "Interface", lambda v: ("ip", (type(v).__name__, v.ip, v.network.prefixlen))),
         )
-        if (name := f"ipaddress.IPv{version}{form}")
+        for name in (f"ipaddress.IPv{version}{form}",)
     ),
     *(
         PlainType(f"pathlib.{name}", number, True, _text, _calls(f"pathlib.{name}", str), _path_key(name))

@@ -64,28 +64,28 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-boolean = must_be("True or False", lambda value: isinstance(value, bool))
-text = must_be("text that is not empty", lambda value: isinstance(value, str) and value)
-text_or_none = none_or(text)
-version = must_be(
+boolean: Check = must_be("True or False", lambda value: isinstance(value, bool))
+text: Check = must_be("text that is not empty", lambda value: isinstance(value, str) and value)
+text_or_none: Check = none_or(text)
+version: Check = must_be(
     'text, a whole number or None, for example "2"',
     lambda value: value is None or isinstance(value, str) or _is_whole(value, -math.inf),
 )
-factor = must_be(
+factor: Check = must_be(
     "a number, 1 or more (1 keeps the pauses equal)",
     lambda value: _is_number(value) and 1 <= value < math.inf,
 )
-share = must_be(
+share: Check = must_be(
     "a number between 0 and 1, such as 0.8",
     lambda value: value is None or (_is_number(value) and 0 < value < 1),
 )
-progress = must_be(
+progress: Check = must_be(
     'True, False or "rich"', lambda value: isinstance(value, bool) or value == "rich"
 )
-chunks = must_be(
+chunks: Check = must_be(
     '"auto" or a whole number, 1 or more', lambda value: value == "auto" or _is_whole(value, 1)
 )
-error_bound = must_be(
+error_bound: Check = must_be(
     "a whole number of items, 1 or more, or a share of them between 0 and 1, such as 0.1",
     lambda value: (
         value is None or _is_whole(value, 1) or (isinstance(value, float) and 0 < value < 1)

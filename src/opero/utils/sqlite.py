@@ -154,14 +154,29 @@ class SqliteFile:
 
     # --- reading and writing ----------------------------------------------------------------------
 
-    def read(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
-        """Return the rows of a query."""
+    def read(
+        self, statement: str, values: Sequence[object] = (), *, brief: bool = False
+    ) -> list[Any]:
+        """Return the rows of a query.
+
+        Args:
+            statement: The query.
+            values: Its parameters.
+            brief: Whether it is over so soon that a writer may wait for it. Then the connection that writes
+                is asked if it is free: the other one reads anew from disk what was just written.
+        """
         now = time.monotonic()
         if now - self._watched >= self._unwatched:
             self.watch()
             self._watched = now
         connections = self._connections
         try:
+            if brief and connections.writer is not None and connections.writing.acquire(False):
+                try:
+                    if (writer := connections.writer) is not None:
+                        return writer.execute(statement, values).fetchall()
+                finally:
+                    connections.writing.release()
             with connections.reading:
                 # Taken while it is in use, because a destructor may read at any allocation.
                 cursor, connections.cursor = connections.cursor, None

@@ -70,6 +70,7 @@ _GET: Final = (
     "SELECT CASE WHEN length(value) <= ? THEN value ELSE length(value) END, filename FROM Cache"
     " WHERE key = ? AND (expires IS NULL OR expires > ?)"
 )
+_ADD: Final = "INSERT INTO Cache VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING"
 _SET: Final = "INSERT OR REPLACE INTO Cache VALUES (?, ?, ?, ?, ?)"
 _ACQUIRE: Final = (
     "INSERT INTO Lease VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE"
@@ -165,10 +166,8 @@ class DiskStore:
     def get(self, key: str) -> bytes | None:
         """Return what was stored last, None if there is nothing."""
         largest = self.max_bytes or _MAX_BYTES
-        rows = self._file.read(_GET, (largest, key, time.time()))
+        rows = self._file.read(_GET, (largest, key, time.time()), brief=True)
         if not rows:
-            # A row that is not there may have been deleted with its folder.
-            self._file.watch()
             return None
         value, filename = rows[0]
         if type(value) is bytes and filename is None:
@@ -189,6 +188,13 @@ class DiskStore:
 
     def set(self, key: str, blob: bytes, ttl: float | None) -> None:
         """Store bytes in place of any others."""
+        size, now = len(blob), time.time()
+        if size < _FILE_FROM:
+            # Mostly there are none, and one statement is half the cost of a transaction of several.
+            expires = None if ttl is None else now + ttl
+            if self._write(_ADD, (key, expires, size, None, blob)):
+                self._count(1, size)
+                return
         self._store([(key, blob, ttl)])
 
     def set_many(self, rows: Sequence[Row]) -> None:
@@ -233,12 +239,11 @@ class DiskStore:
 
     def acquire(self, key: str, owner: str, seconds: float) -> bool:
         """Take or extend the lease of a key."""
-        return self.acquire_many([(key, owner)], seconds)[0]
+        return self._write(_ACQUIRE, (key, owner, *_lease_times(seconds))) == 1
 
     def acquire_many(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
         """Take or extend leases: one statement each, so that one of several owners gets it."""
-        now = time.time()
-        times = (now + seconds, now, now + LONGEST_LEASE + seconds)
+        times = _lease_times(seconds)
         with self._transaction() as connection:
             return [connection.execute(_ACQUIRE, (*o, *times)).rowcount == 1 for o in owners]
 
@@ -295,8 +300,12 @@ class DiskStore:
             raise
         if replaced:
             self._delete_files(replaced)
-        self._writes += len(rows)
-        self._written += sum([len(blob) for _, blob, _ in rows])
+        self._count(len(rows), sum([len(blob) for _, blob, _ in rows]))
+
+    def _count(self, rows: int, size: int) -> None:
+        """Count what was written, and make room now and then."""
+        self._writes += rows
+        self._written += size
         if self._writes >= _SMALL_WRITES or self._written >= _BYTES_WRITTEN:
             self._make_room()
 
@@ -353,24 +362,40 @@ class DiskStore:
         self._delete_files(removed)
         return len(removed)
 
+    def _write(self, statement: str, values: tuple[object, ...]) -> int:
+        """Execute one statement and return the number of rows that it changed.
+
+        After a write that waited for a lock in vain, the next ones fail at once: a writer that was stopped
+        while it wrote must not cost every call as much as the first.
+        """
+        if self._backoff.failures:
+            self._backoff.check()
+        try:
+            changed = self._file.write(statement, values)
+        except StoreError as error:
+            raise self._failed(error) from error.__cause__
+        if self._backoff.failures:
+            self._backoff.over()
+        return changed
+
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Return a block that writes; after one that waited for a lock in vain, the next ones fail at once.
-
-        A writer that was stopped while it wrote must not cost every call as much as the first.
-        """
+        """Return a block of several statements; it fails like `_write`."""
         if self._backoff.failures:
             self._backoff.check()
         try:
             with self._file.transaction() as connection:
                 yield connection
         except StoreError as error:
-            if is_lock(error.__cause__):
-                self._backoff.failed(_BUSY)
-                raise StoreError(_BUSY) from error
-            raise
+            raise self._failed(error) from error.__cause__
         if self._backoff.failures:
             self._backoff.over()
+
+    def _failed(self, error: StoreError) -> StoreError:
+        if not is_lock(error.__cause__):
+            return error
+        self._backoff.failed(_BUSY)
+        return StoreError(_BUSY)
 
     # --- files beside the database ----------------------------------------------------------------
 
@@ -474,6 +499,12 @@ class DiskStore:
 
 
 _BUSY: Final = "other processes keep its folder locked"
+
+
+def _lease_times(seconds: float) -> tuple[float, float, float]:
+    """Return when a lease ends that begins now, and before and after which times others count as free."""
+    now = time.time()
+    return now + seconds, now, now + LONGEST_LEASE + seconds
 
 
 # --- rows ---------------------------------------------------------------------------------------------------
