@@ -33,15 +33,9 @@ if TYPE_CHECKING:
     from opero.utils.units import Duration
 
 __all__ = [
-    "Retry",
-    "RetryPolicy",
-    "RetryState",
-    "get_retry_decorator",
-    "grown",
-    "is_retry_error",
-    "pause_bounds",
+    "Retry", "RetryPolicy", "RetryState", "get_retry_decorator", "grown", "is_retry_error", "pause_bounds",
     "retry_error",
-]
+]  # fmt: skip
 
 
 def pause_bounds(retry: int, low: float, high: float, factor: float) -> tuple[float, float]:
