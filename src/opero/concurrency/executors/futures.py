@@ -256,13 +256,12 @@ class ThreadPoolMapExecutor(ThreadExecutor):
 
     def _start_workers(self) -> None:
         """Ask for threads while there are chunks that none has taken."""
-        serve = self._serve_async if self._job.pipeline.awaits else self._serve
         while len(self._serving) < self.workers and not self._waiting.empty():
             self._numbers += 1
             number = self._numbers
             self._serving[number] = None
             try:
-                future = self._pool.executor.submit(serve, f"executor-{number}")
+                future = self._pool.executor.submit(self._serve)
             except Exception as error:
                 self._serving.pop(number, None)
                 raise _broken(error) from error

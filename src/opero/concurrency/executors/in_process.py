@@ -16,14 +16,14 @@ from queue import Empty, SimpleQueue
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.concurrency.executors.base import Done
+from opero.concurrency.executors.base import Done, ItemOutcome
 from opero.concurrency.item_runner import ItemRunner
 
 if TYPE_CHECKING:
+    from asyncio import Runner
     from collections.abc import Sequence
 
-    from opero.concurrency.executors.base import Chunk, ItemOutcome, MapJob, Parked, Report
-    from opero.concurrency.item_runner import Result
+    from opero.concurrency.executors.base import Chunk, MapJob, Parked, Report
 
 __all__ = [
     "InlineExecutor",
@@ -31,11 +31,15 @@ __all__ = [
     "LocalChunks",
     "LocalWorker",
     "ThreadExecutor",
+    "as_range",
+    "context_for",
+    "only_done",
 ]
 
 _LOOK: Final = 0.03
 """Seconds after which finished items of a chunk that is under way are reported."""
 _ONLY: Final = range(1)
+_Add = Callable[[int, Any, ItemOutcome | None], None]
 
 
 # --- chunks that workers share --------------------------------------------------------------------
@@ -129,9 +133,9 @@ class LocalWorker(ItemRunner):
     Args:
         job: The job.
         chunks: Reports what is done.
-        name: Its name.
-        context: Context of which each item of a synchronous function gets a copy, so that none sees what another one
-            set; None where the worker's own will do.
+        context: Context of which each item gets a copy, so that none sees what another one set; None where the
+            worker's own will do.
+        loop: Runs the items of a coroutine function, None for a synchronous one.
 
     Attributes:
         local: The chunk that it is at.
@@ -140,69 +144,70 @@ class LocalWorker(ItemRunner):
     local: LocalChunk
 
     def __init__(
-        self, job: MapJob, chunks: LocalChunks, name: str, context: Context | None = None
+        self,
+        job: MapJob,
+        chunks: LocalChunks,
+        context: Context | None = None,
+        loop: Runner | None = None,
     ) -> None:
         super().__init__(job)
         self._chunks = chunks
-        self._name = name
         self._context = context
-        self._copies = context is not None or job.enter is not None
+        self._loop = loop
+        self._plain = context is None and job.enter is None and loop is None
         # What is done of the chunk and not reported yet.
         self._places: list[int] = []
         self._values: list[Any] = []
         self._odd: dict[int, ItemOutcome] = {}
 
     def run_chunk(self, local: LocalChunk) -> None:
-        """Run the items of a chunk of a synchronous function that no other worker has taken."""
-        chunk, add = local.chunk, self._begin_chunk(local)
+        """Run the items of a chunk that no other worker has taken."""
+        self.local = local
+        chunk, busy = local.chunk, self._chunks.busy
         items, parked, take = chunk.items, chunk.parked or {}, local.todo.popleft
+        self._since = perf_counter()
+        add: _Add = self._add_only
+        if len(items) > 1:
+            self._due = self._since + self._chunks.flush_s
+            busy.add(self)
+            add = self._add
         try:
             # Asking first would not do: another worker may take the last one in between.
             while (position := _next(take)) is not None:
                 item, known = items[position], parked.get(position)
-                if self._copies:
-                    context = self._copied(chunk.idx[position], item)
+                if self._plain:
+                    add(position, *self.run(item, known))
+                    continue
+                context = context_for(self._job, self._context, chunk.idx[position], item)
+                if self._loop is None:
                     add(position, *context.run(self.run, item, known))
                 else:
-                    add(position, *self.run(item, known))
+                    self._run_in_loop(self._loop, context, add, (position, item, known))
         finally:
-            self._end_chunk()
+            if self in busy:
+                self._chunks.flush(self)
+                busy.discard(self)
 
-    async def run_chunk_async(self, local: LocalChunk) -> None:
-        """Run a chunk of a coroutine function, as `run_chunk` does."""
-        chunk, add = local.chunk, self._begin_chunk(local)
-        items, parked, take = chunk.items, chunk.parked or {}, local.todo.popleft
+    def _run_in_loop(
+        self, loop: Runner, context: Context, add: _Add, what: tuple[int, Any, Parked | None]
+    ) -> None:
+        from asyncio import CancelledError
+
+        position, item, known = what
+
+        async def run() -> None:
+            # Nothing is returned: the loop's frames would name the task with the result, and an error lead to them.
+            add(position, *await self.run_async(item, known))
+
         try:
-            while (position := _next(take)) is not None:
-                item, known = items[position], parked.get(position)
-                if self._copies:
-                    context = self._copied(chunk.idx[position], item)
-                    add(position, *await self._run_in_task(context, item, known))
-                else:
-                    add(position, *await self.run_async(item, known))
-        finally:
-            self._end_chunk()
-
-    def _begin_chunk(self, local: LocalChunk) -> Callable[..., None]:
-        """Begin a chunk; return what takes its finished items."""
-        self.local = local
-        self._since = perf_counter()
-        if len(local.chunk.items) == 1:
-            return self._add_only
-        self._due = self._since + self._chunks.flush_s
-        self._chunks.busy.add(self)
-        return self._add
-
-    def _end_chunk(self) -> None:
-        if self in self._chunks.busy:
-            self._chunks.flush(self)
-            self._chunks.busy.discard(self)
+            loop.run(run(), context=context)
+        except CancelledError as error:  # the function has cancelled the task that runs it
+            add(position, None, ItemOutcome(error=error))
 
     def _add_only(self, _: int, value: Any, outcome: ItemOutcome | None) -> None:
         """Report the only item of a chunk."""
-        odd = {} if outcome is None else {0: outcome}
-        busy = perf_counter() - self._since
-        self._chunks.report(Done(self.local.chunk.id, _ONLY, [value], odd, busy, self._name))
+        busy_s = perf_counter() - self._since
+        self._chunks.report(only_done(self.local.chunk, value, outcome, busy_s))
 
     def _add(self, position: int, value: Any, outcome: ItemOutcome | None) -> None:
         """Add a finished item, and report what is done when it is time for that."""
@@ -222,34 +227,12 @@ class LocalWorker(ItemRunner):
         now = perf_counter()
         busy, self._since = now - self._since, now
         self._due = now + self._chunks.flush_s
-        places: Sequence[int] = self._places[:count]
-        values = self._values[:count]
+        places, values = self._places[:count], self._values[:count]
         del self._places[:count], self._values[:count]
         odd: dict[int, ItemOutcome] = {}
         if self._odd:
             odd = {n: self._odd.pop(place) for n, place in enumerate(places) if place in self._odd}
-        first, last = places[0], places[-1]
-        if last - first + 1 == count:
-            places = range(first, last + 1)
-        return Done(self.local.chunk.id, places, values, odd, busy, self._name)
-
-    def _copied(self, index: int, item: Any) -> Context:
-        """Return the context of an attempt at an item, which the map's recorder may prepare."""
-        context = copy_context() if self._context is None else self._context.copy()
-        if self._job.enter is not None:
-            context.run(self._job.enter, index, item)
-        return context
-
-    async def _run_in_task(self, context: Context, item: Any, parked: Parked | None) -> Result:
-        """Run an item in a context; in an event loop only a task has one of its own."""
-        from asyncio import create_task
-
-        task = create_task(self.run_async(item, parked), context=context)
-        try:
-            return await task
-        finally:
-            # An item that is cut short takes its task along; for one that has ended this does nothing.
-            task.cancel()
+        return Done(self.local.chunk.id, as_range(places), values, odd, busy, "thread")
 
 
 def _next(take: Callable[[], int]) -> int | None:
@@ -258,6 +241,25 @@ def _next(take: Callable[[], int]) -> int | None:
         return take()
     except IndexError:
         return None
+
+
+def context_for(job: MapJob, context: Context | None, index: int, item: Any) -> Context:
+    """Return the context of an attempt at an item, which the map's recorder may prepare."""
+    own = copy_context() if context is None else context.copy()
+    if job.enter is not None:
+        own.run(job.enter, index, item)
+    return own
+
+
+def only_done(chunk: Chunk, value: Any, outcome: ItemOutcome | None, busy_s: float) -> Done:
+    """Return the report of a chunk of one item."""
+    return Done(chunk.id, _ONLY, [value], {} if outcome is None else {0: outcome}, busy_s, "thread")
+
+
+def as_range(places: list[int]) -> Sequence[int]:
+    """Return ascending positions, as a range where they are neighbours."""
+    first, last = places[0], places[-1]
+    return range(first, last + 1) if last - first + 1 == len(places) else places
 
 
 # --- threads --------------------------------------------------------------------------------------
@@ -316,10 +318,9 @@ class ThreadExecutor:
 
     def _start_workers(self) -> None:
         """Start a thread for each item so far, up to the number of workers."""
-        serve = self._serve_async if self._job.pipeline.awaits else self._serve
         while len(self._threads) < min(self.workers, self._items):
-            name = f"thread-{len(self._threads)}"
-            thread = threading.Thread(target=serve, args=(name,), name=f"opero-{name}", daemon=True)
+            name = f"opero-thread-{len(self._threads)}"
+            thread = threading.Thread(target=self._serve, name=name, daemon=True)
             # Noted first: a start that is interrupted may have made it already.
             self._threads.append(thread)
             thread.start()
@@ -342,18 +343,16 @@ class ThreadExecutor:
 
     # --- in a thread ---------------------------------------------------------------------------------
 
-    def _serve(self, name: str) -> None:
-        worker = LocalWorker(self._job, self._chunks, name, self._context)
-        while (local := self._next()) is not None:
-            worker.run_chunk(local)
+    def _serve(self) -> None:
+        with contextlib.ExitStack() as stack:
+            loop: Runner | None = None
+            if self._job.pipeline.awaits:
+                import asyncio
 
-    def _serve_async(self, name: str) -> None:
-        import asyncio
-
-        worker, context = LocalWorker(self._job, self._chunks, name), self._context
-        with asyncio.Runner() as loop:
+                loop = stack.enter_context(asyncio.Runner())
+            worker = LocalWorker(self._job, self._chunks, self._context, loop)
             while (local := self._next()) is not None:
-                loop.run(worker.run_chunk_async(local), context=context and context.copy())
+                worker.run_chunk(local)
 
     def _next(self) -> LocalChunk | None:
         """Wait for a chunk that has items left; return None at the end of the map."""
@@ -379,7 +378,7 @@ class InlineExecutor(ThreadExecutor):
     def open(self, job: MapJob) -> None:
         """Prepare."""
         super().open(job)
-        self._worker = LocalWorker(job, self._chunks, "sequential")
+        self._worker = LocalWorker(job, self._chunks)
 
     def _start_workers(self) -> None:
         """Run what was submitted."""
