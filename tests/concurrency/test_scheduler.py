@@ -117,9 +117,15 @@ def charge(item: Any, parked: Parked | None, lost: Lost, now: float) -> ItemOutc
 kinds = st.sampled_from(["fine", "fine", "fine", "fails", "parks", POISON])
 
 
-def scheduler_of(*, ordered: bool, raises: bool = False, most: float | None = None) -> Scheduler:
+def scheduler_of(
+    *,
+    ordered: bool,
+    raises: bool = False,
+    most: float | None = None,
+    size: ChunkSize | None = None,
+) -> Scheduler:
     return Scheduler(
-        size=ChunkSize(target_s=0.03),
+        size=size or ChunkSize(target_s=0.03),
         ordered=ordered,
         errors=ErrorPolicy(raises=raises, max_errors=most),
         recover=charge,
@@ -136,14 +142,15 @@ def scheduler_of(*, ordered: bool, raises: bool = False, most: float | None = No
 def test_every_index_ends_exactly_once_within_the_window(
     items: list[str], ordered: bool, names_culprit: bool, slots: int, rng: random.Random
 ) -> None:
-    scheduler = scheduler_of(ordered=ordered)
+    size = ChunkSize(target_s=0.03)
+    scheduler = scheduler_of(ordered=ordered, size=size)
     executor = RandomExecutor(rng, names_culprit=names_culprit)
     handed: list[int] = []
     failed: list[int] = []
     source, now = list(items), 0.0
     for _ in range(20_000):
         room = scheduler.room(slots)
-        assert room <= scheduler.window(slots), "I2"
+        assert room <= slots * size.size, "I2"
         pulled, source = source[:room], source[room:]
         scheduler.ended = not source
         idx = scheduler.admit(len(pulled))
