@@ -170,7 +170,7 @@ class LocalWorker(ItemRunner):
         odd: dict[int, ItemOutcome] = {}
         if self._odd:
             odd = {n: self._odd.pop(place) for n, place in enumerate(places) if place in self._odd}
-        return Done(self.local.chunk.id, as_range(places), values, odd, busy, "thread")
+        return Done(self.local.chunk.id, as_range(places), values, odd, busy)
 
 
 def _next(take: Callable[[], int]) -> int | None:
@@ -191,7 +191,7 @@ def context_for(job: MapJob, context: Context | None, index: int, item: Any) -> 
 
 def only_done(chunk: Chunk, value: Any, outcome: ItemOutcome | None, busy_s: float) -> Done:
     """Return the report of a chunk of one item."""
-    return Done(chunk.id, _ONLY, [value], {} if outcome is None else {0: outcome}, busy_s, "thread")
+    return Done(chunk.id, _ONLY, [value], {} if outcome is None else {0: outcome}, busy_s)
 
 
 def as_range(places: list[int]) -> Sequence[int]:
