@@ -84,7 +84,7 @@ class EventLoopExecutor:
             part.sort(key=itemgetter(0))
             odd = {n: outcome for n, (_, _, outcome, _) in enumerate(part) if outcome is not None}
             places, values = as_range([one[0] for one in part]), [one[1] for one in part]
-            reports.append(Done(number, places, values, odd, sum(one[3] for one in part), "task"))
+            reports.append(Done(number, places, values, odd, sum(one[3] for one in part)))
         return reports
 
     def wake(self) -> None:

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PROTOCOL", "FuturesExecutor", "ThreadPoolMapExecutor", "executor_for", "run_chunk"]
 
-PROTOCOL: Final = 6
+PROTOCOL: Final = 7
 """Version of the bytes that `run_chunk` takes and returns: map and worker must agree on it."""
 
 _KEPT: Final = 8
@@ -500,7 +500,7 @@ class _RemoteJob:
                 outcome.value = encode_value(outcome.value, "result", None)
                 odd[position] = outcome
                 values.append(None)
-        done = Done(0, range(len(values)), values, odd, perf_counter() - began, "executor")
+        done = Done(0, range(len(values)), values, odd, perf_counter() - began)
         with self._lock:
             stats = self._job.pipeline.stats
             counted = {name: amount for name, amount in stats.as_dict().items() if amount}

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = [
     "InlineExecutor",
     "LocalChunk",
-    "LocalChunks",
     "LocalWorker",
     "ThreadExecutor",
     "as_range",
@@ -66,73 +65,12 @@ class LocalChunk:
         self.todo: Final = deque(range(self.unreported))
 
 
-class LocalChunks:
-    """The chunks that workers of this process have under way.
-
-    Args:
-        report: Called with each report, from any worker.
-
-    Attributes:
-        flush_s: Seconds after which a worker reports what it has done.
-        busy: Workers at a chunk of several items.
-        report: As above.
-    """
-
-    def __init__(self, report: Callable[[Report], object]) -> None:
-        self.flush_s: float = 0.0
-        self.busy: Final[set[LocalWorker]] = set()
-        self.report: Final = report
-        self._lock = threading.Lock()
-        self._open: dict[int, LocalChunk] = {}
-        self._due = 0.0
-
-    def add(self, chunk: Chunk) -> LocalChunk:
-        """Return a chunk for workers to take."""
-        local = LocalChunk(chunk)
-        if local.unreported > 1:
-            self._open[chunk.id] = local
-        return local
-
-    def flush(self, worker: LocalWorker) -> None:
-        """Report what a worker has done so far."""
-        with self._lock:
-            if (done := worker.drain()) is not None:
-                local = worker.local
-                local.unreported -= len(done.values)
-                if not local.unreported:
-                    self._open.pop(done.chunk, None)
-                self.report(done)
-
-    def patience(self, timeout: float | None) -> float | None:
-        """Report what workers have done while they are busy with slow items, if it is time for that.
-
-        Args:
-            timeout: Longest wait for reports in seconds, None for ever.
-
-        Returns:
-            How long to wait before the next call.
-        """
-        if not self._open:
-            return timeout
-        if (now := monotonic()) >= self._due:
-            self._due = now + _LOOK
-            # A copy, because workers come and go meanwhile.
-            for worker in self.busy.copy():
-                self.flush(worker)
-        return _LOOK if timeout is None else min(timeout, _LOOK)
-
-    def close(self) -> None:
-        """Let no further item begin."""
-        for local in list(self._open.values()):
-            local.todo.clear()
-
-
 class LocalWorker(ItemRunner):
     """A worker that shares chunks with others of this process.
 
     Args:
         job: The job.
-        chunks: Reports what is done.
+        executor: Takes what is done.
         context: Context of which each item gets a copy, so that none sees what another one set; None where the
             worker's own will do.
         loop: Runs the items of a coroutine function, None for a synchronous one.
@@ -146,12 +84,12 @@ class LocalWorker(ItemRunner):
     def __init__(
         self,
         job: MapJob,
-        chunks: LocalChunks,
+        executor: ThreadExecutor,
         context: Context | None = None,
         loop: Runner | None = None,
     ) -> None:
         super().__init__(job)
-        self._chunks = chunks
+        self._executor = executor
         self._context = context
         self._loop = loop
         self._plain = context is None and job.enter is None and loop is None
@@ -163,12 +101,12 @@ class LocalWorker(ItemRunner):
     def run_chunk(self, local: LocalChunk) -> None:
         """Run the items of a chunk that no other worker has taken."""
         self.local = local
-        chunk, busy = local.chunk, self._chunks.busy
+        chunk, busy = local.chunk, self._executor.busy
         items, parked, take = chunk.items, chunk.parked or {}, local.todo.popleft
         self._since = perf_counter()
         add: _Add = self._add_only
         if len(items) > 1:
-            self._due = self._since + self._chunks.flush_s
+            self._due = self._since + self._job.target_s
             busy.add(self)
             add = self._add
         try:
@@ -185,7 +123,7 @@ class LocalWorker(ItemRunner):
                     self._run_in_loop(self._loop, context, add, (position, item, known))
         finally:
             if self in busy:
-                self._chunks.flush(self)
+                self._executor.flush(self)
                 busy.discard(self)
 
     def _run_in_loop(
@@ -207,7 +145,7 @@ class LocalWorker(ItemRunner):
     def _add_only(self, _: int, value: Any, outcome: ItemOutcome | None) -> None:
         """Report the only item of a chunk."""
         busy_s = perf_counter() - self._since
-        self._chunks.report(only_done(self.local.chunk, value, outcome, busy_s))
+        self._executor.report(only_done(self.local.chunk, value, outcome, busy_s))
 
     def _add(self, position: int, value: Any, outcome: ItemOutcome | None) -> None:
         """Add a finished item, and report what is done when it is time for that."""
@@ -217,7 +155,7 @@ class LocalWorker(ItemRunner):
         # Last, because an item whose value is here counts as done for the thread that reports.
         self._values.append(value)
         if perf_counter() >= self._due:
-            self._chunks.flush(self)
+            self._executor.flush(self)
 
     def drain(self) -> Done | None:
         """Return what is not reported yet, None if that is nothing."""
@@ -226,13 +164,13 @@ class LocalWorker(ItemRunner):
             return None
         now = perf_counter()
         busy, self._since = now - self._since, now
-        self._due = now + self._chunks.flush_s
+        self._due = now + self._job.target_s
         places, values = self._places[:count], self._values[:count]
         del self._places[:count], self._values[:count]
         odd: dict[int, ItemOutcome] = {}
         if self._odd:
             odd = {n: self._odd.pop(place) for n, place in enumerate(places) if place in self._odd}
-        return Done(self.local.chunk.id, as_range(places), values, odd, busy, "thread")
+        return Done(self.local.chunk.id, as_range(places), values, odd, busy)
 
 
 def _next(take: Callable[[], int]) -> int | None:
@@ -253,7 +191,7 @@ def context_for(job: MapJob, context: Context | None, index: int, item: Any) -> 
 
 def only_done(chunk: Chunk, value: Any, outcome: ItemOutcome | None, busy_s: float) -> Done:
     """Return the report of a chunk of one item."""
-    return Done(chunk.id, _ONLY, [value], {} if outcome is None else {0: outcome}, busy_s, "thread")
+    return Done(chunk.id, _ONLY, [value], {} if outcome is None else {0: outcome}, busy_s)
 
 
 def as_range(places: list[int]) -> Sequence[int]:
@@ -274,6 +212,10 @@ class ThreadExecutor:
     Args:
         workers: Most threads.
         context: Context of which each item gets a copy; None where each runs in that of its thread.
+
+    Attributes:
+        report: Takes a report, from any worker.
+        busy: Workers at a chunk of several items.
     """
 
     def __init__(self, workers: int, context: Context | None) -> None:
@@ -282,10 +224,14 @@ class ThreadExecutor:
         self._waiting: SimpleQueue[LocalChunk | None] = SimpleQueue()
         self._reported: SimpleQueue[Report | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._chunks = LocalChunks(self._reported.put)
+        self._lock = threading.Lock()
+        self._open: dict[int, LocalChunk] = {}
+        self._due = 0.0
         self._items = 0
         self._stopped = False
         self._take: Callable[[], LocalChunk | None] = self._waiting.get
+        self.report: Final[Callable[[Report], object]] = self._reported.put
+        self.busy: Final[set[LocalWorker]] = set()
 
     def slots(self) -> int:
         """Return room for a chunk at work and one at hand for each thread."""
@@ -294,18 +240,41 @@ class ThreadExecutor:
     def open(self, job: MapJob) -> None:
         """Prepare; threads start with the first `poll`, so that each finds its chunk waiting."""
         self._job = job
-        self._chunks.flush_s = job.target_s
 
     def submit(self, chunk: Chunk) -> None:
         """Put a chunk into the queue."""
         self._items += len(chunk.items)
-        self._waiting.put(self._chunks.add(chunk))
+        local = LocalChunk(chunk)
+        if local.unreported > 1:
+            self._open[chunk.id] = local
+        self._waiting.put(local)
 
     def poll(self, timeout: float | None) -> list[Report]:
         """Return what the threads have reported."""
         self._start_workers()
         # No name for reports here: a traceback of an item may lead to this frame, and would be a reference cycle.
-        return self._reports(self._chunks.patience(timeout))
+        return self._reports(self._patience(timeout))
+
+    def _patience(self, timeout: float | None) -> float | None:
+        """Let busy workers report, if it is time for that; return how long to wait before the next look."""
+        if not self._open:
+            return timeout
+        if (now := monotonic()) >= self._due:
+            self._due = now + _LOOK
+            # A copy, because workers come and go meanwhile.
+            for worker in self.busy.copy():
+                self.flush(worker)
+        return _LOOK if timeout is None else min(timeout, _LOOK)
+
+    def flush(self, worker: LocalWorker) -> None:
+        """Report what a worker has done so far."""
+        with self._lock:
+            if (done := worker.drain()) is not None:
+                local = worker.local
+                local.unreported -= len(done.values)
+                if not local.unreported:
+                    self._open.pop(done.chunk, None)
+                self.report(done)
 
     def _reports(self, wait: float | None) -> list[Report]:
         reports: list[Report] = []
@@ -333,7 +302,8 @@ class ThreadExecutor:
         """Let the threads return; one that is in the middle of an item is left behind when time is up."""
         threads, self._threads = self._threads, []
         self._stopped = True
-        self._chunks.close()
+        for local in list(self._open.values()):
+            local.todo.clear()
         for _ in threads:
             self._waiting.put(None)
         end = monotonic() + (timeout if graceful else min(timeout, 0.01))
@@ -350,7 +320,7 @@ class ThreadExecutor:
                 import asyncio
 
                 loop = stack.enter_context(asyncio.Runner())
-            worker = LocalWorker(self._job, self._chunks, self._context, loop)
+            worker = LocalWorker(self._job, self, self._context, loop)
             while (local := self._next()) is not None:
                 worker.run_chunk(local)
 
@@ -378,7 +348,7 @@ class InlineExecutor(ThreadExecutor):
     def open(self, job: MapJob) -> None:
         """Prepare."""
         super().open(job)
-        self._worker = LocalWorker(job, self._chunks)
+        self._worker = LocalWorker(job, self)
 
     def _start_workers(self) -> None:
         """Run what was submitted."""
