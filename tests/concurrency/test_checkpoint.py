@@ -195,19 +195,23 @@ def test_checkpoint_in_a_missing_folder_is_an_error(tmp_path: Path) -> None:
         over(tmp_path / "nowhere" / "run.db")([1])
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    written=st.dictionaries(st.text(max_size=5), st.binary(max_size=20), max_size=20),
-    asked=st.lists(st.text(max_size=5), max_size=20),
-)
-def test_a_journal_gives_back_exactly_what_was_written(
-    tmp_path_factory: pytest.TempPathFactory, written: dict[str, bytes], asked: list[str]
-) -> None:
-    journal = CheckpointFile(tmp_path_factory.mktemp("journal") / "run.db")
-    journal.write(written.items())
-    journal.close()
-    keys = [*asked, *written]
-    assert journal.find(keys) == {key: written[key] for key in keys if key in written}
+def test_a_journal_gives_back_exactly_what_was_written(run: Path) -> None:
+    journal, numbers = CheckpointFile(run), itertools.count()
+
+    # One file for all examples: a new one costs the disk's time.
+    @settings(max_examples=40, deadline=None)
+    @given(
+        written=st.dictionaries(st.text(max_size=5), st.binary(max_size=20), max_size=20),
+        asked=st.lists(st.text(max_size=5), max_size=20),
+    )
+    def check(written: dict[str, bytes], asked: list[str]) -> None:
+        example = next(numbers)
+        rows = {f"{example}:{key}": blob for key, blob in written.items()}
+        journal.write(rows.items())
+        keys = [*(f"{example}:{key}" for key in asked), *rows]
+        assert journal.find(keys) == {key: rows[key] for key in keys if key in rows}
+
+    check()
     journal.close()
 
 

@@ -191,3 +191,22 @@ def test_stop_on_leaves_other_errors_to_on_error() -> None:
 def test_stop_on_takes_exception_types_only(wrong: Any) -> None:
     with pytest.raises(OperoUsageError, match="stop_on="):
         operomap(stop_on=wrong)(abs)
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "thread"}, {"chunksize": 5}], ids=str)
+def test_an_item_that_cancels_its_own_task_ends_the_map(options: dict[str, Any]) -> None:
+    @operomap(workers=2, cache=False, retries=0, progress=False, **options)
+    async def fetch(number: int) -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        if number == 3:
+            task.cancel()
+        await asyncio.sleep(0)
+        return number
+
+    async def run() -> list[int]:
+        async with asyncio.timeout(20):
+            return await fetch(range(10))
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(run())

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import random
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from opero.concurrency.executors.base import Batch, ItemOutcome
-from opero.concurrency.scheduler import FinishedItems
+from opero.concurrency.scheduler import ChunkSize, ErrorPolicy, Scheduler
 
 pytestmark = pytest.mark.internal
 
@@ -19,11 +20,13 @@ def batch_of(*indices: int) -> Batch:
     return Batch(list(indices), [f"item {n}" for n in indices], [10 * n for n in indices])
 
 
-def taken(order: FinishedItems) -> list[int]:
+def scheduler_of(*, ordered: bool) -> Scheduler:
+    return Scheduler(size=ChunkSize(1.0), ordered=ordered, errors=ErrorPolicy(), recover=Mock())
+
+
+def taken(scheduler: Scheduler) -> list[int]:
     found: list[int] = []
-    while order.ready:
-        batch = order.ready.popleft()
-        order.held -= len(batch)
+    while (batch := scheduler.hand_out()) is not None:
         found += batch.idx
         assert batch.values == [10 * n for n in batch.idx]
     return found
@@ -33,38 +36,39 @@ def taken(order: FinishedItems) -> list[int]:
 def test_in_order_hands_out_everything_in_order(sizes: list[int], rng: random.Random) -> None:
     indices = list(range(sum(sizes)))
     rng.shuffle(indices)
-    order, seen, start = FinishedItems(ordered=True), [], 0
+    scheduler, seen, start = scheduler_of(ordered=True), [], 0
+    scheduler.admit(len(indices))
     for size in sizes:
-        order.put(batch_of(*sorted(indices[start : start + size])))
+        scheduler.finish(batch_of(*sorted(indices[start : start + size])))
         start += size
-        seen += taken(order)
-        assert order.held == start - len(seen)
+        seen += taken(scheduler)
+        # What is held back leaves no room beside it.
+        open_or_held = scheduler.open + start - len(seen)
+        assert scheduler.room(100) == max(0, 100 - open_or_held)
     assert seen == list(range(sum(sizes)))
 
 
 def test_what_is_out_of_order_waits() -> None:
-    order = FinishedItems(ordered=True)
-    order.put(batch_of(1, 2))
-    assert not order.ready
-    assert order.held == 2
-    order.put(batch_of(0))
-    assert taken(order) == [0, 1, 2]
-    assert order.held == 0
+    scheduler = scheduler_of(ordered=True)
+    scheduler.finish(batch_of(1, 2))
+    assert scheduler.hand_out() is None
+    scheduler.finish(batch_of(0))
+    assert taken(scheduler) == [0, 1, 2]
 
 
 def test_when_the_rest_will_not_come_gaps_are_jumped() -> None:
-    order = FinishedItems(ordered=True)
-    order.put(batch_of(7))
-    order.put(batch_of(2, 3))
-    order.skip_missing()
-    assert taken(order) == [2, 3, 7]
+    scheduler = scheduler_of(ordered=True)
+    scheduler.finish(batch_of(7))
+    scheduler.finish(batch_of(2, 3))
+    scheduler.stop("enough")
+    assert taken(scheduler) == [2, 3, 7]
 
 
 def test_completion_order_hands_out_at_once() -> None:
-    order = FinishedItems(ordered=False)
-    order.put(batch_of(5))
-    order.put(batch_of(1, 9))
-    assert (taken(order), order.held) == ([5, 1, 9], 0)
+    scheduler = scheduler_of(ordered=False)
+    scheduler.finish(batch_of(5))
+    scheduler.finish(batch_of(1, 9))
+    assert taken(scheduler) == [5, 1, 9]
 
 
 def test_a_run_keeps_what_is_odd_about_its_items() -> None:

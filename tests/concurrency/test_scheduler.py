@@ -103,7 +103,7 @@ class RandomExecutor:
                     assert chunk.parked
                     assert chunk.parked[place].attempts == 2
                 values.append(index)
-        return Done(chunk.id, places, values, odd, 0.0, "w")
+        return Done(chunk.id, places, values, odd, 0.0)
 
 
 def charge(item: Any, parked: Parked | None, lost: Lost, now: float) -> ItemOutcome:
@@ -117,9 +117,15 @@ def charge(item: Any, parked: Parked | None, lost: Lost, now: float) -> ItemOutc
 kinds = st.sampled_from(["fine", "fine", "fine", "fails", "parks", POISON])
 
 
-def scheduler_of(*, ordered: bool, raises: bool = False, most: float | None = None) -> Scheduler:
+def scheduler_of(
+    *,
+    ordered: bool,
+    raises: bool = False,
+    most: float | None = None,
+    size: ChunkSize | None = None,
+) -> Scheduler:
     return Scheduler(
-        size=ChunkSize(target_s=0.03),
+        size=size or ChunkSize(target_s=0.03),
         ordered=ordered,
         errors=ErrorPolicy(raises=raises, max_errors=most),
         recover=charge,
@@ -136,14 +142,15 @@ def scheduler_of(*, ordered: bool, raises: bool = False, most: float | None = No
 def test_every_index_ends_exactly_once_within_the_window(
     items: list[str], ordered: bool, names_culprit: bool, slots: int, rng: random.Random
 ) -> None:
-    scheduler = scheduler_of(ordered=ordered)
+    size = ChunkSize(target_s=0.03)
+    scheduler = scheduler_of(ordered=ordered, size=size)
     executor = RandomExecutor(rng, names_culprit=names_culprit)
     handed: list[int] = []
     failed: list[int] = []
     source, now = list(items), 0.0
     for _ in range(20_000):
         room = scheduler.room(slots)
-        assert room <= scheduler.window(slots), "I2"
+        assert room <= slots * size.size, "I2"
         pulled, source = source[:room], source[room:]
         scheduler.ended = not source
         idx = scheduler.admit(len(pulled))
@@ -189,7 +196,7 @@ def feed(scheduler: Scheduler, items: list[Any]) -> None:
 
 
 def done(chunk: Chunk, odd: dict[int, ItemOutcome] | None = None) -> Done:
-    return Done(chunk.id, range(len(chunk)), list(chunk.items), odd or {}, 0.0, "w")
+    return Done(chunk.id, range(len(chunk)), list(chunk.items), odd or {}, 0.0)
 
 
 def test_a_chunk_lost_without_culprit_is_halved_until_one_item_stands_alone() -> None:
@@ -215,7 +222,7 @@ def test_a_known_culprit_costs_no_other_item_anything() -> None:
     scheduler._size.size = 4
     feed(scheduler, ["a", "b", POISON, "d"])
     chunk = run_chunk(scheduler)
-    partial = Done(chunk.id, range(1), ["a"], {}, 0.0, "w")
+    partial = Done(chunk.id, range(1), ["a"], {}, 0.0)
     (first,) = scheduler.take([partial, Lost(chunk.id, 2, "crash")], 0.0)
     assert first.items == ["a"]
     assert [run_chunk(scheduler, slots=3).items for _ in range(2)] == [["b"], ["d"]]
@@ -320,7 +327,7 @@ def test_a_chunk_counts_by_the_part_of_a_worker_that_it_keeps_busy() -> None:
     feed(scheduler, list(range(24)))
     first, _ = run_chunk(scheduler, 2), run_chunk(scheduler, 2)
     assert scheduler.next_chunk(2, 0.0) is None
-    scheduler.take([Done(first.id, [0, 1, 3], [0, 1, 3], {}, 10.0, "w")], 0.0)
+    scheduler.take([Done(first.id, [0, 1, 3], [0, 1, 3], {}, 10.0)], 0.0)
     assert len(run_chunk(scheduler, 2)) == 4
     assert scheduler.next_chunk(2, 0.0) is None
 
@@ -333,7 +340,7 @@ def test_what_comes_back_of_a_slow_chunk_is_shared_out_whatever_size_is_wanted()
     scheduler.take([GaveBack(chunk.id, 1)], 0.0)
     assert scheduler.in_flight == 1, "its first item is at work still"
     assert [run_chunk(scheduler, 4).items for _ in range(3)] == [[1, 2], [3, 4], [5]]
-    scheduler.take([Done(chunk.id, range(1), [0], {}, 0.0, "w")], 0.0)
+    scheduler.take([Done(chunk.id, range(1), [0], {}, 0.0)], 0.0)
     assert scheduler.in_flight == 3
 
 

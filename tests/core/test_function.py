@@ -15,8 +15,9 @@ from unittest import mock
 import pytest
 
 from opero import opero
-from opero.core.function import describe_function, stars, unwrap_partial
+from opero.core.function import describe_function, unwrap_partial
 from opero.errors import OperoUsageError
+from opero.utils.parameters import ANYTHING, NoDefault, stars, write_parameters
 
 pytestmark = pytest.mark.internal
 
@@ -135,8 +136,8 @@ def test_the_declared_signature_is_that_of_the_innermost_function() -> None:
 
     info = describe_function(wrapped)
     assert info.declared == inspect.signature(plain)
-    assert list(info.calling.parameters) == ["args", "kwargs"]
-    assert info.parameters == ("x", "y", "rest", "z", "more")
+    assert info.calling == ANYTHING
+    assert tuple(p.name for p in info.parameters) == ("x", "y", "rest", "z", "more")
 
 
 def test_a_signature_that_a_function_claims_is_declared_and_its_code_is_called() -> None:
@@ -145,8 +146,8 @@ def test_a_signature_that_a_function_claims_is_declared_and_its_code_is_called()
     honest.__signature__ = inspect.signature(lambda x: ...)  # type: ignore[attr-defined]
     info = describe_function(honest)
     assert str(info.declared) == "(x)"
-    assert list(info.calling.parameters) == ["client", "x", "y"]
-    assert info.calling.parameters["y"].default == 3
+    assert [p.name for p in info.calling] == ["client", "x", "y"]
+    assert info.calling[2].default == 3
 
 
 @pytest.mark.parametrize("fn", [{}.pop, dict.fromkeys, print, random.random, max, type, iter])
@@ -159,8 +160,8 @@ def test_a_parameter_that_cannot_be_written_down_makes_the_wrapper_take_anything
         return _opero_run
 
     info = describe_function(fetch)
-    assert list(info.calling.parameters) == ["args", "kwargs"]
-    assert list(info.declared.parameters) == ["_opero_run"]
+    assert info.calling == ANYTHING
+    assert [p.name for p in info.parameters] == ["_opero_run"]
 
 
 def in_a_function() -> type:
@@ -186,8 +187,41 @@ def test_a_function_from_a_class_body_is_known_as_such() -> None:
     assert not describe_function(functools.partial(Plain.method)).in_class
 
 
+@pytest.mark.parametrize(
+    "fn",
+    [
+        plain,
+        coroutine,
+        lambda: 1,
+        lambda x, /: x,
+        lambda *, z: z,
+        lambda x=1, *, y, z=2: x,
+        lambda x, /, *, z=0: x,
+        lambda *rest, z=0: z,
+        lambda x=(), /, y=[], **more: x,
+        Plain.method,
+    ],
+)
+def test_a_plain_function_has_the_parameters_that_inspect_finds(fn: Callable[..., Any]) -> None:
+    info = describe_function(fn)
+    assert info.calling == info.parameters
+    assert [
+        (p.name, p.kind, inspect.Parameter.empty if p.default is NoDefault else p.default)
+        for p in info.parameters
+    ] == [(p.name, p.kind, p.default) for p in inspect.signature(fn).parameters.values()]
+    unannotated = info.declared.replace(
+        parameters=[
+            p.replace(annotation=p.empty, default=p.empty)
+            for p in info.declared.parameters.values()
+        ],
+        return_annotation=inspect.Signature.empty,
+    )
+    bare = [p._replace(default=NoDefault) for p in info.parameters]
+    assert f"({write_parameters(bare)['parameters']})" == str(unannotated)
+
+
 def test_stars_are_those_of_a_def() -> None:
-    shown = [stars(p) for p in inspect.signature(plain).parameters.values()]
+    shown = [stars(p) for p in describe_function(plain).parameters]
     assert shown == ["", "", "*", "", "**"]
 
 

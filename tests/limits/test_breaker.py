@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import datetime
 import gc
+import inspect
 import math
 import os
 import pickle
@@ -186,7 +188,7 @@ def test_a_count_window_trips_exactly_when_brute_force_does(
     least = min(least, length)
     state = BreakerState(BreakerRules(failure_rate=rate, window=length, minimum_calls=least))
     for place, failed in enumerate(outcomes):
-        (state.failed if failed else state.succeeded)(1, 0.0)
+        state.ended(1, 0.0, failed=failed)
         last = outcomes[: place + 1][-length:]
         trips = failed and len(last) >= least and sum(last) / len(last) >= rate
         assert (state.state is OPEN) is trips
@@ -210,7 +212,7 @@ def test_a_time_window_trips_exactly_when_brute_force_does(
     for ticks, failed in steps:
         now += ticks / 16
         seen.append((now, failed))
-        (state.failed if failed else state.succeeded)(1, now)
+        state.ended(1, now, failed=failed)
         last = [bad for at, bad in seen if at // width > now // width - STEPS]
         trips = failed and len(last) >= least and sum(last) / len(last) >= rate
         assert (state.state is OPEN) is trips
@@ -316,7 +318,7 @@ def test_retry_after_is_when_it_really_lets_a_call_through(clock: FakeClock) -> 
 
 def test_what_rounding_takes_from_the_clock_does_not_matter() -> None:
     state = BreakerState(BreakerRules(fail_max=1, reset_timeout=30, jitter=0))
-    state.failed(state.generation, now=0.0)
+    state.ended(state.generation, now=0.0, failed=True)
     assert state.wait(now=sum([0.1] * 300) - 1e-9) is None
 
 
@@ -908,6 +910,13 @@ def test_the_snapshot_is_frozen(clock: FakeClock) -> None:
     assert (stats.state, stats.opened, stats.refused) == (HALF_OPEN, 1, 0)
     with pytest.raises(AttributeError):
         stats.opened = 2  # type: ignore[misc]
+
+
+def test_all_options_are_handed_on_with_the_defaults_that_the_signature_shows() -> None:
+    assert CircuitBreaker().rules == BreakerRules()
+    options = inspect.signature(CircuitBreaker).parameters.values()
+    shown = {option.name: option.default for option in options if option.name != "name"}
+    assert shown == {field.name: field.default for field in dataclasses.fields(BreakerRules)}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 from collections.abc import Callable, Hashable, Sequence
 from sys import getsizeof
@@ -368,6 +367,8 @@ def source_digest(fn: Any) -> bytes | None:
 
     What stands before its `def` does not count: changing the options of a decorator is no edit.
     """
+    import inspect
+
     while isinstance(fn, functools.partial):
         fn = fn.func
     if not (inspect.isroutine(fn) or inspect.isclass(fn)):

@@ -8,7 +8,6 @@ only serve hits and compute.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from math import inf
 from threading import get_ident
 from time import monotonic
@@ -45,8 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["CacheInfo", "FunctionCache", "Leadership", "Look"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheInfo:
+class CacheInfo(NamedTuple):
     """What a function's cache holds and has done.
 
     Attributes:

@@ -12,7 +12,6 @@ program are found among the modules that are loaded, their fields set without ru
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import sys
 from collections import OrderedDict, deque
@@ -308,6 +307,8 @@ def _field_names(kind: Any) -> Mapping[str, Any] | None:
         names: Mapping[str, Any] | None = getattr(kind, "__pydantic_fields__", None)
         return vars(kind).get("model_fields") if names is None else names
     if "__dataclass_fields__" in vars(kind):
+        import dataclasses
+
         return {field.name: field for field in dataclasses.fields(kind)}
     if "__attrs_attrs__" in vars(kind):
         return {field.name: field for field in kind.__attrs_attrs__}
@@ -412,6 +413,8 @@ def _completed(kind: type, given: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _default(kind: type, field: Any) -> Any:
+    import dataclasses
+
     if hasattr(field, "get_default"):  # of pydantic
         if not field.is_required():
             return field.get_default(call_default_factory=True)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -42,7 +42,6 @@ __all__ = [
     "ChunkSize",
     "ErrorPolicy",
     "FailedItem",
-    "FinishedItems",
     "Recover",
     "Scheduler",
 ]
@@ -219,43 +218,6 @@ class _Sleeper(NamedTuple):
     parked: Parked
 
 
-@dataclass(slots=True)
-class FinishedItems:
-    """Finished items on their way out: at once, or after all that come before them in the input.
-
-    Attributes:
-        ordered: Whether items wait for those before them.
-        held: Items that are not handed out yet.
-        ready: Those that wait for no other one.
-        early: Those that do, in runs of neighbours, by the first index.
-        next: Index of the item that the first of them waits for.
-    """
-
-    ordered: bool
-    held: int = 0
-    ready: deque[Batch] = field(default_factory=deque)
-    early: dict[int, Batch] = field(default_factory=dict)
-    next: int = 0
-
-    def put(self, batch: Batch) -> None:
-        """Add finished items."""
-        self.held += len(batch.items)
-        if not self.ordered:
-            self.ready.append(batch)
-            return
-        self.early.update((run.idx[0], run) for run in batch.runs() if run)
-        while (run := self.early.pop(self.next, None)) is not None:
-            self.ready.append(run)
-            self.next += len(run)
-
-    def skip_missing(self) -> None:
-        """Hand out the rest with gaps: missing items will not come any more."""
-        for index in sorted(self.early):
-            run = self.early.pop(index)
-            self.ready.append(run)
-            self.next = index + len(run)
-
-
 class Scheduler:
     """The state of one map.
 
@@ -286,7 +248,13 @@ class Scheduler:
     ) -> None:
         self._size = size
         self._in_flight = in_flight
-        self._order = FinishedItems(ordered=ordered)
+        self._ordered = ordered
+        # Finished items on their way out: how many, those that wait for no other one, and those that do, in runs of
+        # neighbours, by the first index. The first of them waits for the item `_next`.
+        self._held = 0
+        self._ready: deque[Batch] = deque()
+        self._early: dict[int, Batch] = {}
+        self._next = 0
         self._recover = recover
         # Items that were pulled and not yet dispatched: runs of neighbours.
         self._queue: deque[tuple[Sequence[int], list[Any]]] = deque()
@@ -316,11 +284,9 @@ class Scheduler:
         if self.ended or self._ending:
             return 0
         awake = self.open - min(len(self._sleepers) + elsewhere, _SLEEPERS)
-        return max(0, self.window(slots) - awake - self._order.held)
-
-    def window(self, slots: int) -> int:
-        """Return the most items that may be in flight or held back: a chunk for each slot, or what fills it."""
-        return max(1, slots) * max(self._size.size, self._in_flight)
+        # In flight or held back are at most a chunk for each slot, or what fills it.
+        window = max(1, slots) * max(self._size.size, self._in_flight)
+        return max(0, window - awake - self._held)
 
     def admit(self, count: int) -> range:
         """Give the next pulled items their indices."""
@@ -549,17 +515,27 @@ class Scheduler:
             self.errors.finished += count
         elif (reason := self.errors.count(count, failed=failures)) is not None:
             self.stop(reason)
-        self._order.put(batch)
+        self._held += count
+        if not self._ordered:
+            self._ready.append(batch)
+            return
+        self._early.update((run.idx[0], run) for run in batch.runs())
+        while (run := self._early.pop(self._next, None)) is not None:
+            self._ready.append(run)
+            self._next += len(run)
 
     def hand_out(self) -> Batch | None:
         """Return the next finished items, None if there are none yet."""
-        order = self._order
         if self._ending and not self._out:
-            order.skip_missing()
-        if not order.ready:
+            # What is missing will not come any more.
+            for index in sorted(self._early):
+                run = self._early.pop(index)
+                self._ready.append(run)
+                self._next = index + len(run)
+        if not self._ready:
             return None
-        batch = order.ready.popleft()
-        order.held -= len(batch.items)
+        batch = self._ready.popleft()
+        self._held -= len(batch.items)
         return batch
 
     @property

@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from opero.core.function import ClassMethod, Method, describe_function, stars, unwrap_partial
+from opero.core.function import ClassMethod, Method, describe_function, unwrap_partial
 from opero.core.options import decoration
 from opero.core.pipeline import Pipeline
 from opero.core.wrapper import make_call, make_wrapper
 from opero.errors import OperoUsageError
+from opero.utils.parameters import NoDefault, stars
 from opero.utils.secrets import looks_secret, mask_url
 from opero.utils.units import format_seconds
 
@@ -137,9 +137,9 @@ def explain(pipeline: Pipeline, *, outside: tuple[tuple[str, str], ...] = ()) ->
 def _signature(pipeline: Pipeline) -> str:
     """The call, with defaults that are short and no secret."""
     shown = []
-    for p in pipeline.info.declared.parameters.values():
+    for p in pipeline.info.parameters:
         text = stars(p) + p.name
-        if p.default is not inspect.Parameter.empty:
+        if p.default is not NoDefault:
             secret = looks_secret(p.name, tuple(pipeline.options.secret))
             default = mask_url(repr(p.default)) if _is_plain(p.default) else "…"
             text += "=…" if secret or len(default) > 40 else f"={default}"
@@ -178,7 +178,7 @@ def _worst(pipeline: Pipeline) -> _Worst:
         from opero.core.fallback import values_of
 
         parameter = pipeline.fallback.parameter
-        per_value = parameter.default is inspect.Parameter.empty
+        per_value = parameter.default is NoDefault
         values = 1 if per_value else len(values_of(parameter.default, parameter.name))
     low, high = policy.pauses() if policy else (0.0, 0.0)
     if policy and (policy.wait or policy.stop):

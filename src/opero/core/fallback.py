@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Hashable, Iterable, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -22,6 +21,7 @@ from opero.errors import (
     matches,
 )
 from opero.utils import ambient
+from opero.utils.parameters import POSITIONAL_OR_KEYWORD, NoDefault
 from opero.utils.secrets import looks_secret, show_value
 from opero.utils.units import parse_seconds
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from opero.core.options import Options
     from opero.core.stats import Stats
     from opero.events.bus import Emitter
+    from opero.utils.parameters import Parameter
 
 __all__ = [
     "ArgFallback",
@@ -140,7 +141,7 @@ class FallbackParameter:
 
     __slots__ = ("default", "name", "position")
 
-    def __init__(self, parameter: inspect.Parameter, position: int | None) -> None:
+    def __init__(self, parameter: Parameter, position: int | None) -> None:
         self.name: str = parameter.name
         self.position: int | None = position
         self.default: Any = parameter.default
@@ -180,9 +181,7 @@ class ArgFallback:
         name = options.arg_fallback or ""
         self._info = info
         parameter = info.require_parameter(name, "arg_fallback")
-        positional = [
-            p.name for p in info.declared.parameters.values() if p.kind <= p.POSITIONAL_OR_KEYWORD
-        ]
+        positional = [p.name for p in info.parameters if p.kind <= POSITIONAL_OR_KEYWORD]
         self.parameter: FallbackParameter = FallbackParameter(
             parameter, positional.index(name) if name in positional else None
         )
@@ -196,13 +195,13 @@ class ArgFallback:
         self.cooldowns: Cooldowns = Cooldowns()
         """Values whose service asked to wait; shared by all variants of the function."""
         self._longest_cooldown = parse_seconds(options.retry_after_max, "retry_after_max")
-        if parameter.default is not parameter.empty:
+        if parameter.default is not NoDefault:
             values_of(parameter.default, name)
 
     def describe(self) -> str:
         """Return the line for `explain()`."""
         name, default = self.parameter.name, self.parameter.default
-        if default is inspect.Parameter.empty:
+        if default is NoDefault:
             return f"{name}: the values of the list that the caller gives, in order"
         values = values_of(default, name)
         shown = (
@@ -234,7 +233,7 @@ class ArgFallback:
             given = args[place]
         else:
             given = call.kwargs.get(self.parameter.name, self.parameter.default)
-            if given is inspect.Parameter.empty:
+            if given is NoDefault:
                 return (), (), 0.0  # a missing argument is the function's own TypeError, not ours
         whole = type(given) in (tuple, list) and given
         values = tuple(given) if whole else values_of(given, self.parameter.name)

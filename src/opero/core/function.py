@@ -4,16 +4,25 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
-import keyword
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from opero.errors import OperoUsageError, did_you_mean
 from opero.utils.async_utils import is_async_function
+from opero.utils.parameters import (
+    POSITIONAL_OR_KEYWORD,
+    VAR_KEYWORD,
+    VAR_POSITIONAL,
+    Parameter,
+    called_parameters,
+    is_bare,
+    shown_parameters,
+)
+
+if TYPE_CHECKING:
+    import inspect
 
 __all__ = [
     "BoundMethod",
@@ -22,17 +31,14 @@ __all__ = [
     "Kind",
     "Method",
     "describe_function",
-    "stars",
     "unwrap_partial",
     "used_up",
-    "write_parameters",
 ]
 
 _RECEIVERS: Final = frozenset({"self", "cls", "mcs", "this"})
 Kind = Literal["sync", "async", "generator", "async_generator"]
 
 
-@dataclass(eq=False, repr=False)  # no more: each method is compiled when opero is imported
 class FunctionInfo:
     """A function to be decorated.
 
@@ -42,21 +48,42 @@ class FunctionInfo:
         name: Short name, for messages ("call_llm").
         module: Module it was defined in.
         qualname: Qualified name ("Client.call_llm").
-        calling: Signature with which `fn` is really called.
-        declared: Signature that users see: that of the innermost wrapped function. Names of
-            parameters (fallback, cache keys, secrets) refer to it.
+        calling: Parameters with which `fn` is really called.
+        parameters: Parameters that users see: those of the innermost wrapped function. Names of
+            parameters (fallback, cache keys, secrets) refer to them.
         in_class: Whether it was defined in a class body, so that its first parameter is an
             instance or class.
     """
 
-    fn: Callable[..., Any]
-    kind: Kind
-    name: str
-    module: str
-    qualname: str
-    calling: inspect.Signature
-    declared: inspect.Signature
-    in_class: bool
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        kind: Kind,
+        name: str,
+        module: str,
+        qualname: str,
+        in_class: bool,
+    ) -> None:
+        self.fn: Callable[..., Any] = fn
+        self.kind: Kind = kind
+        self.name: str = name
+        self.module: str = module
+        self.qualname: str = qualname
+        self.calling: tuple[Parameter, ...] = called_parameters(fn)
+        self.parameters: tuple[Parameter, ...] = shown_parameters(fn)
+        self.in_class: bool = in_class
+        self._described = fn
+
+    @functools.cached_property
+    def declared(self) -> inspect.Signature:
+        """The parameters that users see, as a signature that binds arguments and knows the annotations."""
+        import inspect
+
+        try:
+            return inspect.signature(self._described)
+        except (TypeError, ValueError):
+            return inspect.signature(lambda *args, **kwargs: None)  # some builtins have none
 
     @property
     def owner(self) -> str:
@@ -71,32 +98,24 @@ class FunctionInfo:
         A static method stands in a class body too; it differs by the name of its first parameter.
         """
         first = self.parameters[:1]
-        return int(self.in_class and bool(first) and first[0].strip("_") in _RECEIVERS)
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """Names of the declared parameters, without the stars."""
-        return tuple(self.declared.parameters)
+        return int(self.in_class and bool(first) and first[0].name.strip("_") in _RECEIVERS)
 
     def single_use_argument(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         """Return the name of a parameter whose argument a first call may have used up, None if there is none."""
-        starred = inspect.Parameter.VAR_POSITIONAL
-        positional = [p.name for p in self.declared.parameters.values() if p.kind < starred]
+        positional = [p.name for p in self.parameters if p.kind <= POSITIONAL_OR_KEYWORD]
         for n, value in enumerate(args):
             if n >= self.bound and _is_single_use(value):
                 return positional[n] if n < len(positional) else f"argument {n + 1}"
         return next((name for name, value in kwargs.items() if _is_single_use(value)), None)
 
-    def require_parameter(self, name: str, option: str) -> inspect.Parameter:
+    def require_parameter(self, name: str, option: str) -> Parameter:
         """Return the declared parameter `name`, or raise an error that lists those that exist."""
-        found = self.declared.parameters.get(name)
-        if found is not None and found.kind not in (found.VAR_POSITIONAL, found.VAR_KEYWORD):
-            return found
-        starred = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        names = [p.name for p in self.declared.parameters.values() if p.kind not in starred]
+        named = {p.name: p for p in self.parameters if p.kind not in (VAR_POSITIONAL, VAR_KEYWORD)}
+        if name in named:
+            return named[name]
         raise OperoUsageError(
             f"{option}={name!r}: {self.name}() has no parameter {name!r}."
-            f"{did_you_mean(name, names)} Its parameters: {', '.join(names) or 'none'}."
+            f"{did_you_mean(name, named)} Its parameters: {', '.join(named) or 'none'}."
         )
 
 
@@ -142,45 +161,10 @@ def describe_function(fn: Callable[..., Any]) -> FunctionInfo:
         name=getattr(named, "__name__", type(named).__name__),
         module=getattr(named, "__module__", None) or type(named).__module__,
         qualname=qualname,
-        calling=_calling(fn),
-        declared=_signature(fn),
-        in_class=inspect.isfunction(fn) and bool(owner) and not owner.endswith("<locals>"),
+        in_class=isinstance(fn, types.FunctionType)
+        and bool(owner)
+        and not owner.endswith("<locals>"),
     )
-
-
-def stars(parameter: inspect.Parameter) -> str:
-    """Return what stands before a parameter's name in a `def`."""
-    if parameter.kind is parameter.VAR_POSITIONAL:
-        return "*"
-    return "**" if parameter.kind is parameter.VAR_KEYWORD else ""
-
-
-class _Name(str):
-    """A default that a signature shows by name."""
-
-    __slots__ = ()
-    __repr__ = str.__str__
-
-
-def write_parameters(parameters: list[inspect.Parameter]) -> dict[str, str]:
-    """Write parameters as in a `def`, without annotations and with defaults by reference, and as arguments."""
-    bare = [
-        p.replace(
-            annotation=p.empty,
-            default=p.empty if p.default is p.empty else _Name(f"_opero_default_{n}"),
-        )
-        for n, p in enumerate(parameters)
-    ]
-    positional = [stars(p) + p.name for p in parameters if p.kind < p.KEYWORD_ONLY]
-    keyword = [p for p in parameters if p.kind >= p.KEYWORD_ONLY]
-    items = [f"**{p.name}" if stars(p) else f"{p.name!r}: {p.name}" for p in keyword]
-    pairs = [f"**{p.name}" if stars(p) else f"{p.name}={p.name}" for p in keyword]
-    return {
-        "parameters": str(inspect.Signature(bare))[1:-1],
-        "args": f"({', '.join(positional)}{',' * (len(positional) == 1)})",
-        "kwargs": f"{{{', '.join(items)}}}",
-        "forward": ", ".join([*positional, *pairs]),
-    }
 
 
 def unwrap_partial(fn: Callable[..., Any]) -> Any:
@@ -190,8 +174,17 @@ def unwrap_partial(fn: Callable[..., Any]) -> Any:
     return fn
 
 
+_KINDS: Final[dict[int, Kind]] = {0x20: "generator", 0x80: "async", 0x200: "async_generator"}
+"""By the flag of the code (`inspect.CO_GENERATOR`, `CO_COROUTINE`, `CO_ASYNC_GENERATOR`)."""
+
+
 def _kind(fn: Callable[..., Any]) -> Kind:
     target = unwrap_partial(fn)
+    if is_bare(target):
+        flags = target.__code__.co_flags
+        return next((kind for flag, kind in _KINDS.items() if flags & flag), "sync")
+    import inspect
+
     if not (inspect.isroutine(target) or inspect.isclass(target)):
         # An object is called through its class, so that is where `async def __call__` shows.
         target = type(target).__call__
@@ -200,38 +193,6 @@ def _kind(fn: Callable[..., Any]) -> Kind:
     if inspect.isgeneratorfunction(target):
         return "generator"
     return "async" if is_async_function(fn) else "sync"
-
-
-_ANYTHING = inspect.Signature(
-    [
-        inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL),
-        inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
-    ]
-)
-
-
-def _signature(fn: Callable[..., Any], *, follow_wrapped: bool = True) -> inspect.Signature:
-    try:
-        return inspect.signature(fn, follow_wrapped=follow_wrapped)
-    except (TypeError, ValueError):
-        # Some builtins have no signature.
-        return _ANYTHING
-
-
-def _calling(fn: Callable[..., Any]) -> inspect.Signature:
-    """The signature that the wrapper gets and passes the arguments on with."""
-    if isinstance(fn, types.FunctionType) and hasattr(fn, "__signature__"):
-        # What a function says of itself may hide parameters; what is called is its code.
-        bare = types.FunctionType(fn.__code__, {}, fn.__name__, fn.__defaults__, fn.__closure__)
-        bare.__kwdefaults__ = fn.__kwdefaults__
-        fn = bare
-    found = _signature(fn, follow_wrapped=False)
-    return found if all(_can_be_declared(name) for name in found.parameters) else _ANYTHING
-
-
-def _can_be_declared(name: str) -> bool:
-    """Return whether generated code may have a parameter of that name; its own names begin so too."""
-    return not (keyword.iskeyword(name) or name.startswith("_opero_"))
 
 
 if TYPE_CHECKING:

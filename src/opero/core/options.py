@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import (
@@ -56,6 +55,7 @@ from opero.utils.checks import (
 from opero.utils.secrets import masked_repr
 
 if TYPE_CHECKING:
+    import inspect
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
 
@@ -104,6 +104,23 @@ def option(stage: StageName, default: Any, check: Check, doc: str) -> Any:
     return Option(stage, default, check, doc)
 
 
+class _OptionsSignature:
+    """The signature of a class of options, made when it is asked for."""
+
+    def __get__(self, instance: object, owner: type[_Declared]) -> inspect.Signature:
+        from inspect import Parameter, Signature, get_annotations
+
+        hints = {
+            name: hint for each in owner.__mro__ for name, hint in get_annotations(each).items()
+        }
+        return Signature(
+            [
+                Parameter(name, Parameter.KEYWORD_ONLY, default=one.default, annotation=hints[name])
+                for name, one in owner.declared.items()
+            ]
+        )
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class _Declared:
     """Values of declared options: a frozen dataclass, but for the methods that `dataclasses` compiles for each class.
@@ -116,6 +133,7 @@ class _Declared:
     """
 
     declared: ClassVar[Mapping[str, Option]] = {}
+    __signature__: ClassVar[Any] = _OptionsSignature()
     given: frozenset[str]
 
     def __init_subclass__(cls) -> None:
@@ -142,7 +160,9 @@ class _Declared:
         return copied
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+        from dataclasses import FrozenInstanceError
+
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and self.as_dict() == other.as_dict()

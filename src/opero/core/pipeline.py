@@ -28,6 +28,7 @@ from opero.events.bus import Emitter
 from opero.events.runs import Run
 from opero.utils import ambient
 from opero.utils.ambient import switch
+from opero.utils.parameters import VAR_KEYWORD
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
@@ -481,7 +482,7 @@ def _check(info: FunctionInfo, options: Options) -> None:
                 f"retry_if_result={options.retry_if_result!r}: {info.name}() is a generator and has no single result. "
                 "Raise an error inside it instead."
             )
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in info.declared.parameters.values())
+    takes_any = any(p.kind == VAR_KEYWORD for p in info.parameters)
     for option in ("secret", "cache_ignore"):
         for name in getattr(options, option):
             if not takes_any:

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from opero import events
 from opero.core.call import RetryParked
@@ -34,15 +33,9 @@ if TYPE_CHECKING:
     from opero.utils.units import Duration
 
 __all__ = [
-    "Retry",
-    "RetryPolicy",
-    "RetryState",
-    "get_retry_decorator",
-    "grown",
-    "is_retry_error",
-    "pause_bounds",
+    "Retry", "RetryPolicy", "RetryState", "get_retry_decorator", "grown", "is_retry_error", "pause_bounds",
     "retry_error",
-]
+]  # fmt: skip
 
 
 def pause_bounds(retry: int, low: float, high: float, factor: float) -> tuple[float, float]:
@@ -74,8 +67,7 @@ def grown(low: float, high: float, factor: float, exponent: int) -> float:
         return high if low else 0.0
 
 
-@dataclass(eq=False, repr=False)  # no more: each method is compiled when opero is imported
-class RetryPolicy:
+class RetryPolicy(NamedTuple):
     """When to try again and how long to wait, as tenacity strategies where they matter.
 
     Attributes:
@@ -171,7 +163,6 @@ def _warn_of(option: str, error: Exception, consequence: str) -> None:
     warn_user(f"the {option} strategy raised {type(error).__name__}: {consequence}")
 
 
-@dataclass(eq=False, repr=False)
 class RetryState:
     """What a retry knows: small and picklable, so that a map can park it and a journal can keep it.
 
@@ -186,14 +177,25 @@ class RetryState:
         pause_refused: The pause, in seconds, that was not begun for that reason.
     """
 
-    policy: RetryPolicy
-    attempt: int = 1
-    started: float = 0.0
-    slept: float = 0.0
-    value_index: int | None = None
-    hints: list[float] = field(default_factory=list)
-    deadline: float | None = None
-    pause_refused: float | None = None
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        attempt: int = 1,
+        started: float = 0.0,
+        slept: float = 0.0,
+        *,
+        value_index: int | None = None,
+        hints: Iterable[float] = (),
+        deadline: float | None = None,
+    ) -> None:
+        self.policy: RetryPolicy = policy
+        self.attempt: int = attempt
+        self.started: float = started
+        self.slept: float = slept
+        self.value_index: int | None = value_index
+        self.hints: list[float] = [*hints]
+        self.deadline: float | None = deadline
+        self.pause_refused: float | None = None
 
     def next_delay(
         self, error: Exception, *, now: float, attempt_errors: Sequence[Exception] = ()

@@ -10,7 +10,6 @@ tracebacks. Names in it begin with `_opero_`, because a parameter may have the n
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 import linecache
 import re
@@ -23,9 +22,10 @@ from opero.caching.keys import FAST_TYPES
 from opero.caching.keys.function_keys import default_parts, key_source
 from opero.core.call import Call
 from opero.core.deadline import leave
-from opero.core.function import unwrap_partial, write_parameters
+from opero.core.function import unwrap_partial
 from opero.core.stream import AsyncStream
 from opero.utils.ambient import switch
+from opero.utils.parameters import Parameter, write_parameters
 
 if TYPE_CHECKING:
     from opero.core.pipeline import Pipeline
@@ -166,22 +166,25 @@ def make_wrapper(pipeline: Pipeline) -> Callable[..., Any]:
     function, generator function or asynchronous generator function exactly if the original is one.
     """
     info = pipeline.info
-    parameters = list(info.calling.parameters.values())
+    parameters = list(info.calling)
     wrapper = _made(_source(pipeline, parameters), parameters, _names(pipeline, parameters))
     wrapper.__code__ = wrapper.__code__.replace(co_name=info.name, co_qualname=info.qualname)
     wrapper.__name__, wrapper.__qualname__ = info.name, info.qualname
     wrapper.__module__ = info.module
-    if inspect.isroutine(info.fn):
-        return functools.update_wrapper(wrapper, info.fn)
-    # What a class, an object or a partial carries is its own and not the function's.
-    wrapper.__doc__ = unwrap_partial(info.fn).__doc__
-    return functools.update_wrapper(wrapper, info.fn, assigned=(), updated=())
+    if not isinstance(info.fn, FunctionType):
+        import inspect
+
+        if not inspect.isroutine(info.fn):
+            # What a class, an object or a partial carries is its own and not the function's.
+            wrapper.__doc__ = unwrap_partial(info.fn).__doc__
+            return functools.update_wrapper(wrapper, info.fn, assigned=(), updated=())
+    return functools.update_wrapper(wrapper, info.fn)
 
 
 def make_call(pipeline: Pipeline) -> Callable[..., Any]:
     """Return the function's `.call(...)`, which takes its arguments and gives a receipt."""
     info = pipeline.info
-    parameters = list(info.calling.parameters.values())
+    parameters = list(info.calling)
     source = _fill(_RECEIPT, write_parameters(parameters))
     call = _made(source, parameters, {"_opero_receipt": pipeline.receipt})
     call.__name__, call.__qualname__, call.__module__ = "call", f"{info.qualname}.call", info.module
@@ -189,7 +192,7 @@ def make_call(pipeline: Pipeline) -> Callable[..., Any]:
     return call
 
 
-def _made(source: str, parameters: list[inspect.Parameter], names: dict[str, Any]) -> FunctionType:
+def _made(source: str, parameters: list[Parameter], names: dict[str, Any]) -> FunctionType:
     """Make a function of its source, its parameters' defaults and the names that it uses."""
     defaults = {f"_opero_default_{n}": p.default for n, p in enumerate(parameters)}
     shared = {f"_opero_{thing.__name__}": thing for thing in _SHARED}
@@ -199,7 +202,7 @@ def _made(source: str, parameters: list[inspect.Parameter], names: dict[str, Any
     return made
 
 
-def _names(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> dict[str, Any]:
+def _names(pipeline: Pipeline, parameters: list[Parameter]) -> dict[str, Any]:
     """Return the objects of this function that the source refers to."""
     names: dict[str, Any] = {
         "switch": switch,
@@ -231,7 +234,7 @@ def _names(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> dict[str,
 # --- source text ----------------------------------------------------------------------------------
 
 
-def _source(pipeline: Pipeline, parameters: list[inspect.Parameter]) -> str:
+def _source(pipeline: Pipeline, parameters: list[Parameter]) -> str:
     """Write the function of a pipeline."""
     kind, cache = pipeline.info.kind, pipeline.cache
     awaits = kind == "async"

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from inspect import Parameter, Signature, get_annotations
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, cast
 
 from opero.core.decorate import decorate
@@ -43,19 +42,13 @@ def decorator_of(
             return lambda function: decorate(function, made, by=name, build=build)
         return decorate(fn, made, by=name, build=build)
 
-    decorator: Any = decorate_with  # mypy knows no `__signature__` on functions
+    decorator: Any = decorate_with  # mypy knows no `__wrapped__` on functions
     decorator.__name__ = decorator.__qualname__ = name
     decorator.__module__ = "opero"
     decorator.__doc__ = _doc(options_class, name)
-    hints = {
-        name: hint for each in options_class.__mro__ for name, hint in get_annotations(each).items()
-    }
-    decorator.__signature__ = Signature(
-        [
-            Parameter(name, Parameter.KEYWORD_ONLY, default=option.default, annotation=hints[name])
-            for name, option in options_class.declared.items()
-        ]
-    )
+    # Whoever inspects it sees the options as its parameters.
+    decorator.__wrapped__ = options_class
+    decorator.__annotations__ = {}
     return cast("Decorator[O]", decorator)
 
 

@@ -8,25 +8,30 @@ circuit, each call reads one number of the file instead.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import os
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import fields, replace
+from functools import partial
 from threading import Lock, RLock
-from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from opero.errors import CircuitOpenError, OperoUsageError
 from opero.events.bus import Subscription, event_bus
-from opero.limits.breaker_permits import FREE, Permit, breaker_names
 from opero.limits.breaker_state import (
+    FREE,
+    SETTLED,
     BreakerRules,
     BreakerState,
     CircuitState,
     CircuitStats,
+    Permit,
     Transition,
 )
-from opero.limits.shared import SharedObject, restore
+from opero.limits.shared import SharedObject, registry, restore
 from opero.utils import ambient
 from opero.utils.checks import text_or_none
 from opero.utils.units import Duration, format_seconds
@@ -45,10 +50,8 @@ _MOST_PARTS: Final = 1000
 _tokens = itertools.count(1)
 
 
-# --- the breaker ----------------------------------------------------------------------------------
-
-# Cells of a shared circuit: what calls read without a lock, the refused calls, and the rest as `BreakerState.dump`.
-_STATUS, _REFUSED, _DUMP = 0, 1, 2
+# The cells of a shared circuit: what calls read without a lock, and what `BreakerState.dump` returns.
+_STATUS, _DUMP = 0, 1
 _CLOSED, _STEADY, _GENERATION = 1, 2, 2
 
 
@@ -139,28 +142,12 @@ class CircuitBreaker(SharedObject):
         on_change: Callable[[CircuitChanged], object] | None = None,
         draw: Callable[[], float] | None = None,
     ) -> None:
+        options = locals()
         text_or_none("name", name)
-        rules = BreakerRules(
-            fail_max=fail_max,
-            failure_rate=failure_rate,
-            window=window,
-            minimum_calls=minimum_calls,
-            reset_timeout=reset_timeout,
-            backoff=backoff,
-            max_reset_timeout=max_reset_timeout,
-            jitter=jitter,
-            half_open_max=half_open_max,
-            success_threshold=success_threshold,
-            probe_timeout=probe_timeout,
-            counts=counts,
-            ignore=ignore,
-            counts_result=counts_result,
-            on_change=on_change,
-            draw=draw,
-        )
+        rules = BreakerRules(**{field.name: options[field.name] for field in fields(BreakerRules)})
         self._begin(name, rules)
         if name is not None:
-            breaker_names.add(name, self)
+            _register(name, self)
 
     def _begin(self, name: str | None, rules: BreakerRules) -> None:
         self.rules = rules
@@ -170,7 +157,6 @@ class CircuitBreaker(SharedObject):
         self._parts: dict[Hashable, CircuitBreaker] = {}
         self._whole: CircuitBreaker | None = None
         self._core = BreakerState(rules)
-        self._refused = 0
         self._file: StateFile | None = None
         self._listeners: tuple[Subscription, ...] = ()
         self._notifying = Lock()
@@ -207,9 +193,9 @@ class CircuitBreaker(SharedObject):
             >>> CircuitBreaker.named("maps", fail_max=3) is CircuitBreaker.named("maps")
             True
         """
-        with breaker_names.lock:
-            found = breaker_names.live.get(name)
-            found = breaker_names.kept[name] = cls(name, **options) if found is None else found
+        with registry.lock:
+            found = registry.named.get(name)
+            found = registry.kept[name] = cls(name, **options) if found is None else found
         for option, value in options.items():
             there = getattr(found.rules, option)
             if there != value:
@@ -251,7 +237,9 @@ class CircuitBreaker(SharedObject):
         """Raise as `acquire` would now, but take no permit."""
         wait = self.refuses()
         if wait is not None:
-            self._refuse(wait)
+            with self._changing() as core:
+                core.refused += 1
+            raise self._refusal(wait)
 
     def refuses(self) -> float | None:
         """Return whether a call would be refused now.
@@ -269,7 +257,9 @@ class CircuitBreaker(SharedObject):
         with self._changing() as core:
             now = ambient.clock().monotonic()
             wait = core.wait(now)
-            if wait is None:
+            if wait is not None:
+                core.refused += 1
+            else:
                 permit = self._permit_for_all(core)
                 if permit is None:
                     token = os.getpid() << 32 | next(_tokens) % (1 << 32)
@@ -277,29 +267,24 @@ class CircuitBreaker(SharedObject):
                         self.rules, self._report, generation=core.generation, token=token
                     )
                     core.probes[token] = now
-        return self._refuse(wait or 0.0) if permit is None else permit
+        if permit is None:
+            raise self._refusal(wait or 0.0)
+        return permit
 
-    def _refuse(self, wait: float) -> NoReturn:
-        with self._lock:
-            self._refused += 1
-            if self._file is not None:
-                with self._file:
-                    self._file.cells[_REFUSED] += 1
-        raise CircuitOpenError(self.name, wait if math.isfinite(wait) else None)
+    def _refusal(self, wait: float) -> CircuitOpenError:
+        return CircuitOpenError(self.name, wait if math.isfinite(wait) else None)
 
     def _report(self, permit: Permit, failed: bool | None) -> None:
         """Take the outcome of a call; None if it has none."""
         if failed is False and not permit.token and self._took_success(permit):
             return
         with self._changing() as core:
+            generation = permit.generation
             if permit.token:
-                if permit.settled:
-                    return
-                permit.settled = True
+                permit.generation = SETTLED
                 core.probes.pop(permit.token, None)
             if failed is not None:
-                step = core.failed if failed else core.succeeded
-                step(permit.generation, ambient.clock().monotonic())
+                core.ended(generation, ambient.clock().monotonic(), failed=failed)
 
     def _took_success(self, permit: Permit) -> bool:
         """Count a success of a closed circuit where nothing moves but the count; False if there is more to do."""
@@ -309,7 +294,7 @@ class CircuitBreaker(SharedObject):
             core, counter = self._core, self._core.counter
             if permit is not self.current_permit or permit.generation != core.generation:
                 return False
-            counter.succeeded(ambient.clock().monotonic() if counter.timed else 0.0)
+            counter.count(ambient.clock().monotonic() if counter.timed else 0.0, failed=False)
             self._permit_for_all(core)
             return True
 
@@ -371,7 +356,6 @@ class CircuitBreaker(SharedObject):
             self._core.transitions.clear()
         else:
             self._core.load(file.cells[_DUMP:])
-        self._refused = file.cells[_REFUSED]
 
     def _store(self) -> None:
         """Show the state to calls, and to other processes."""
@@ -379,14 +363,15 @@ class CircuitBreaker(SharedObject):
         if file is None:
             self._publish_state()
             return
-        cells, dump = file.cells, core.dump()
-        if dump == list(cells[_DUMP:]) and not file.changing:
-            return
-        file.changing = True
-        for place, number in enumerate(dump, _DUMP):
-            cells[place] = number
         closed = core.state is CircuitState.CLOSED
-        cells[_STATUS] = _status(core.generation, closed=closed, steady=core.counter.steady)
+        status = _status(core.generation, closed=closed, steady=core.counter.steady)
+        numbers = [status, *core.dump()]
+        changes = [place for place, number in enumerate(file.cells) if number != numbers[place]]
+        # One number is stored at once, and needs no mark.
+        if len(changes) > 1:
+            file.changing = True
+        for place in changes:
+            file.cells[place] = numbers[place]
         file.changing = False
 
     # --- by hand --------------------------------------------------------------------------------
@@ -415,13 +400,7 @@ class CircuitBreaker(SharedObject):
 
     def reset(self) -> None:
         """Close it and forget its statistics too."""
-        with self._changing() as core:
-            core.close()
-            self._refused = core.opened = 0
-            if self._file is not None:
-                self._file.cells[_REFUSED] = 0
-        for part in self.parts:
-            part.reset()
+        self._by_hand(BreakerState.reset)
 
     # --- parts ----------------------------------------------------------------------------------
 
@@ -445,7 +424,9 @@ class CircuitBreaker(SharedObject):
         found = self._parts.get(key)
         if found is not None:
             return found
-        part = CircuitBreaker.unregistered(f"{self.name}[{label}]", self.rules.without_listener())
+        part = CircuitBreaker.unregistered(
+            f"{self.name}[{label}]", replace(self.rules, on_change=None)
+        )
         part._whole = self  # noqa: SLF001 - its own class
         for function in self._functions:
             part.guard(function, self._module)
@@ -490,7 +471,7 @@ class CircuitBreaker(SharedObject):
     def stats(self) -> CircuitStats:
         """Its counts now, as a snapshot."""
         with self._changing() as core:
-            return core.stats(ambient.clock().monotonic(), self._refused)
+            return core.stats(ambient.clock().monotonic())
 
     def subscribe(self, listener: Callable[[CircuitChanged], object]) -> Callable[[], None]:
         """Call `listener` with each change of state from now on, in order, outside all locks.
@@ -583,15 +564,14 @@ class CircuitBreaker(SharedObject):
 
         path, create = path or private_path(self), create or path is None
         with self._lock:
-            fresh = [0, self._refused, *self._core.dump()]
+            fresh = [0, *self._core.dump()]
 
             def make(old: list[int] | None, file: StateFile) -> list[int]:
                 return old if old is not None and len(old) == len(fresh) else fresh
 
             self._file = StateFile.open(path, "cb", make, create=create)
-            with self._file as file:
+            with self._file:
                 self._load()
-                file.changing = True
                 self._store()
             self._path = path
             self._publish_state()
@@ -602,18 +582,18 @@ class CircuitBreaker(SharedObject):
     def _share_part(self, key: Hashable, part: CircuitBreaker) -> None:
         if self._path is None:
             return
-        from hashlib import blake2b
+        from opero.limits.state_file import path_beside
 
-        # Keyed, because a part may stand for a secret; its file shows only a hash.
-        code = blake2b(repr(key).encode(), key=self.uid.encode()[:64], digest_size=16).hexdigest()
-        part._join(f"{self._path}-{code}", create=True)
+        part._join(path_beside(self._path, self.uid.encode(), repr(key).encode()), create=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In its own process it is found again; elsewhere there is one, with the same state. Listeners stay behind."""
         self.share()
-        registered = self._name is not None and breaker_names.live.get(self._name) is self
-        rules = self.rules.without_listener()
-        return _unpickle, (self.uid, self._path, self._name or self.name, registered, rules)
+        registered = self._name is not None and registry.named.get(self._name) is self
+        make = partial(
+            _counterpart, self._name or self.name, registered, replace(self.rules, on_change=None)
+        )
+        return restore, (self.uid, self._path, make)
 
     def after_fork(self) -> None:
         """Replace locks that another thread may have held, and forget probes: their calls are in the parent."""
@@ -624,22 +604,34 @@ class CircuitBreaker(SharedObject):
         self._publish_state()
 
 
-def _unpickle(
-    uid: str, path: str | None, name: str, registered: bool, rules: BreakerRules
-) -> CircuitBreaker:
-    """Find a pickled breaker, or make its counterpart in this process."""
+def _counterpart(name: str, registered: bool, rules: BreakerRules) -> CircuitBreaker:
+    """Return what a pickled breaker is in this process."""
+    with registry.lock:
+        found = registry.named.get(name) if registered else None
+        if found is None:
+            found = CircuitBreaker.unregistered(name, rules)
+            if registered:
+                _register(name, found)
+        made: CircuitBreaker = found
+        return made
 
-    def make() -> CircuitBreaker:
-        with breaker_names.lock:
-            found = breaker_names.live.get(name) if registered else None
-            if found is None:
-                found = CircuitBreaker.unregistered(name, rules)
-                if registered:
-                    breaker_names.add(name, found)
-            made: CircuitBreaker = found
-            return made
 
-    return restore(uid, path, make)
+def _register(name: str, breaker: CircuitBreaker) -> None:
+    """Let `CircuitBreaker.named` find a new breaker.
+
+    Raises:
+        OperoUsageError: There is a live one of its name.
+    """
+    with registry.lock:
+        if name in registry.named:
+            # One that is used no more may only wait for the collector.
+            gc.collect()
+        if name in registry.named:
+            raise OperoUsageError(
+                f"there is a circuit breaker {name!r} already: write CircuitBreaker.named({name!r}) for that one, "
+                "or take another name."
+            )
+        registry.named[name] = breaker
 
 
 def _many(count: int, noun: str) -> str:

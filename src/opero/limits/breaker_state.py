@@ -10,29 +10,40 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
+from types import TracebackType
 from typing import Any, ClassVar, Final, NamedTuple
 
 from opero.errors import FailureFilter, OperoUsageError, Rejected, asks, is_final, matches
 from opero.events import CircuitChanged
-from opero.utils.checks import callable_or_none, factor, failure_filter, whole
+from opero.utils import checks
 from opero.utils.units import Duration, format_seconds, parse_seconds
 
-__all__ = ["BreakerRules", "BreakerState", "CircuitState", "CircuitStats", "Transition"]
+__all__ = [
+    "FREE",
+    "SETTLED",
+    "BreakerRules",
+    "BreakerState",
+    "CircuitState",
+    "CircuitStats",
+    "Permit",
+    "Transition",
+]
 
 # --- what is counted while it is closed -----------------------------------------------------------
 
 STEPS: Final = 20
 """A time window forgets in steps of a twentieth of its length."""
-
-
 _BITS_OF_CELL: Final = 62
-_BITS: Final = (1 << _BITS_OF_CELL) - 1
 
 
 class OutcomeCounter:
-    """The outcomes of one closed period.
+    """The outcomes of one closed period: failures, and calls, of which so large a share trips the circuit.
+
+    Args:
+        rate: The share.
+        least: Calls that it must hold before that means anything.
 
     Attributes:
         timed: Whether it asks for the time of a success.
@@ -46,15 +57,19 @@ class OutcomeCounter:
     failures: int = 0
     calls: int = 0
 
+    def __init__(self, rate: float, least: int) -> None:
+        self._rate = rate
+        self._least = least
+
+    def count(self, now: float, *, failed: bool) -> bool:
+        """Count a call and return whether it trips the circuit; only a failure can."""
+        self._add(now, int(failed))
+        return failed and self.calls >= self._least and self.failures / self.calls >= self._rate
+
     def settle(self, now: float) -> None:
         """Forget what is too old to count."""
 
-    def succeeded(self, now: float) -> None:
-        """Count a success."""
-        raise NotImplementedError
-
-    def failed(self, now: float) -> bool:
-        """Count a failure and return whether it trips the circuit."""
+    def _add(self, now: float, failures: int) -> None:
         raise NotImplementedError
 
     def dump(self) -> list[int]:
@@ -67,25 +82,12 @@ class OutcomeCounter:
 
 
 class Streak(OutcomeCounter):
-    """Failures in a row: as many calls as failures, because a success starts afresh."""
+    """Failures in a row: all calls that it holds have failed, because a success starts afresh."""
 
     steady: bool = True
-    failures: int
-    calls: int
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-
-    def succeeded(self, now: float) -> None:
-        """Start afresh."""
-        del now
-        self.load([0])
-
-    def failed(self, now: float) -> bool:
-        """Count a failure and return whether it is one too many."""
-        del now
-        self.load([self.failures + 1])
-        return self.failures >= self._most
+    def _add(self, now: float, failures: int) -> None:
+        self.load([self.failures + 1 if failures else 0])
 
     def dump(self) -> list[int]:
         """Return the failures."""
@@ -97,39 +99,15 @@ class Streak(OutcomeCounter):
         self.steady = not self.failures
 
 
-class _OutcomeWindow(OutcomeCounter):
-    """Failures and calls of a stretch of the past. Only a failure can trip the circuit."""
-
-    def __init__(self, rate: float, least: int) -> None:
-        self._rate = rate
-        self._least = least
-
-    def succeeded(self, now: float) -> None:
-        """Count a success."""
-        self._count(now, 0)
-
-    def failed(self, now: float) -> bool:
-        """Count a failure and return whether the rate is reached."""
-        self._count(now, 1)
-        return self.calls >= self._least and self.failures / self.calls >= self._rate
-
-    def _count(self, now: float, failures: int) -> None:
-        raise NotImplementedError
-
-
-class CallWindow(_OutcomeWindow):
+class CallWindow(OutcomeCounter):
     """The last so many calls: one bit for each, set for a failure, the newest one lowest."""
-
-    failures: int
-    calls: int
 
     def __init__(self, rate: float, least: int, length: int) -> None:
         super().__init__(rate, least)
         self._length = length
         self._bits = 0
 
-    def _count(self, now: float, failures: int) -> None:
-        del now
+    def _add(self, now: float, failures: int) -> None:
         self.calls = min(self.calls + 1, self._length)
         self._bits = (self._bits << 1 | failures) & ((1 << self._length) - 1)
         self.failures = self._bits.bit_count()
@@ -137,7 +115,8 @@ class CallWindow(_OutcomeWindow):
     def dump(self) -> list[int]:
         """Return the number of calls, and the bits."""
         places = range(0, self._length, _BITS_OF_CELL)
-        return [self.calls, *(self._bits >> place & _BITS for place in places)]
+        one = (1 << _BITS_OF_CELL) - 1
+        return [self.calls, *(self._bits >> place & one for place in places)]
 
     def load(self, cells: Sequence[int]) -> None:
         """Hold these outcomes."""
@@ -146,15 +125,10 @@ class CallWindow(_OutcomeWindow):
         self.failures = self._bits.bit_count()
 
 
-class TimeWindow(_OutcomeWindow):
-    """The calls of the last so many seconds, counted in `STEPS` steps, the present one included.
-
-    A clock that goes back (a test took its own away) empties it.
-    """
+class TimeWindow(OutcomeCounter):
+    """The calls of the last so many seconds, counted in `STEPS` steps; a clock that goes back (a test's) empties it."""
 
     timed = True
-    failures: int
-    calls: int
 
     def __init__(self, rate: float, least: int, seconds: float) -> None:
         super().__init__(rate, least)
@@ -170,7 +144,7 @@ class TimeWindow(_OutcomeWindow):
             self.calls -= calls
             self.failures -= failed
 
-    def _count(self, now: float, failures: int) -> None:
+    def _add(self, now: float, failures: int) -> None:
         self.settle(now)
         number = math.floor(now / self._width)
         steps = self._steps
@@ -223,18 +197,13 @@ class BreakerRules:
 
     def __post_init__(self) -> None:
         for name in ("fail_max", "half_open_max", "success_threshold"):
-            whole(1)(name, getattr(self, name))
+            checks.whole(1)(name, getattr(self, name))
         for name in ("counts_result", "on_change", "draw"):
-            callable_or_none(name, getattr(self, name))
-        factor("backoff", self.backoff)
-        failure_filter("counts", self.counts)
-        if self.ignore is not None:
-            failure_filter("ignore", self.ignore)
-        _share("jitter", self.jitter, 0 <= _number(self.jitter) < 1, "0 or more and less than 1")
-        self._check_times()
-        self._check_rate()
-
-    def _check_times(self) -> None:
+            checks.callable_or_none(name, getattr(self, name))
+        checks.factor("backoff", self.backoff)
+        checks.failure_filter("counts", self.counts)
+        checks.none_or(checks.failure_filter)("ignore", self.ignore)
+        checks.jitter("jitter", self.jitter)
         if self.probe_seconds <= 0:
             raise OperoUsageError(f"probe_timeout={self.probe_timeout!r} must be longer than 0.")
         if self.longest_open < self.first_open:
@@ -242,33 +211,28 @@ class BreakerRules:
                 f"max_reset_timeout={self.max_reset_timeout!r} is shorter than "
                 f"reset_timeout={self.reset_timeout!r}: raise it, or leave it out."
             )
+        if self.failure_rate is not None:
+            self._check_rate()
+            return
+        for name in ("window", "minimum_calls"):
+            if getattr(self, name) is not None:
+                raise OperoUsageError(
+                    f"{name}={getattr(self, name)!r} needs failure_rate, a share such as 0.5; "
+                    "without it the circuit counts failures in a row."
+                )
 
     def _check_rate(self) -> None:
-        if self.failure_rate is None:
-            for name in ("window", "minimum_calls"):
-                if getattr(self, name) is not None:
-                    raise OperoUsageError(
-                        f"{name}={getattr(self, name)!r} needs failure_rate, a share such as 0.5; "
-                        "without it the circuit counts failures in a row."
-                    )
-            return
-        in_range = 0 < _number(self.failure_rate) <= 1
-        _share("failure_rate", self.failure_rate, in_range, "more than 0, up to 1 (0.5 is half)")
-        if self.minimum_calls is not None:
-            whole(1)("minimum_calls", self.minimum_calls)
+        checks.failure_rate("failure_rate", self.failure_rate)
+        checks.none_or(checks.whole(1))("minimum_calls", self.minimum_calls)
         if self.window_calls is None:
             if self.window_seconds <= 0:
                 raise OperoUsageError(f"window={self.window!r} must be longer than 0.")
             return
-        whole(1)("window", self.window_calls)
+        checks.whole(1)("window", self.window_calls)
         if self.least_calls > self.window_calls:
             raise OperoUsageError(
                 f"minimum_calls={self.minimum_calls!r} never fit into window={self.window!r}."
             )
-
-    def without_listener(self) -> BreakerRules:
-        """Return them for another breaker, whose changes are its own."""
-        return replace(self, on_change=None)
 
     @property
     def first_open(self) -> float:
@@ -302,17 +266,14 @@ class BreakerRules:
     @property
     def least_calls(self) -> int:
         """Calls that a window must hold before their rate means anything."""
-        if self.minimum_calls is not None:
-            return self.minimum_calls
-        return min(10, self.window_calls or 10)
+        return self.minimum_calls or min(10, self.window_calls or 10)
 
     def blames(self, error: Exception) -> bool | None:
         """Return what an error says about the service.
 
         Returns:
-            True: it failed. False: it answered (a result that `retry_if_result` refused is judged
-            by `counts_result` only). None: nothing; that is so for what is not counted or ignored,
-            and for opero's own refusals, because no call was made.
+            True: it failed. False: it answered (a refused result is judged by `counts_result` only). None: nothing, as
+            for what is not counted or ignored, and for opero's own refusals.
         """
         if isinstance(error, Rejected):
             return self.blames_result(error.value)
@@ -327,7 +288,7 @@ class BreakerRules:
     def counter(self) -> OutcomeCounter:
         """Return an empty count of what these rules count."""
         if self.failure_rate is None:
-            return Streak(self.fail_max)
+            return Streak(1.0, self.fail_max)
         if self.window_calls is None:
             return TimeWindow(self.failure_rate, self.least_calls, self.window_seconds)
         return CallWindow(self.failure_rate, self.least_calls, self.window_calls)
@@ -356,11 +317,9 @@ class BreakerRules:
         if self.failure_rate is None:
             opens = f"{self.fail_max} failures in a row"
         else:
-            length = (
-                f"{self.window_calls} calls"
-                if self.window_calls is not None
-                else format_seconds(self.window_seconds)
-            )
+            length = f"{self.window_calls} calls"
+            if self.window_calls is None:
+                length = format_seconds(self.window_seconds)
             share = f"{100 * self.failure_rate:g} %"
             opens = f"{share} failures in the last {length} ({self.least_calls} calls at least)"
         first, longest = format_seconds(self.first_open), format_seconds(self.longest_open)
@@ -369,15 +328,96 @@ class BreakerRules:
         return f"opens after {opens}, for {first}{grows}, then {probes}"
 
 
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return math.nan
-    return float(value)
+# --- permits --------------------------------------------------------------------------------------
 
 
-def _share(name: str, value: object, in_range: bool, wanted: str) -> None:
-    if not in_range:
-        raise OperoUsageError(f"{name}={value!r} must be a number, {wanted}.")
+class Permit:
+    """The right to make a call. Exactly one of its verbs is due when the call has ended.
+
+    As a context manager it sees to that itself, but does not look at results.
+
+    Attributes:
+        generation: The stay in a state in which it was given; `SETTLED` for a probe whose outcome is known.
+        steady: Whether a success would change no count at present.
+        silent: Whether a success need not even be reported, because results are not judged either.
+        token: Identifies a probe (one of the few calls of a half-open circuit); 0 for other calls.
+    """
+
+    __slots__ = ("_report", "_rules", "generation", "silent", "steady", "token")
+
+    def __init__(
+        self,
+        rules: BreakerRules,
+        report: Callable[[Permit, bool | None], None],
+        *,
+        generation: int,
+        token: int = 0,
+    ) -> None:
+        self._rules = rules
+        self._report = report
+        self.generation: int = generation
+        self.token: int = token
+        self.steady: bool = False
+        self.silent: bool = False
+
+    @property
+    def probe(self) -> bool:
+        """Whether it is one of the few of a half-open circuit."""
+        return bool(self.token)
+
+    def success(self, result: object = None) -> None:
+        """The call returned."""
+        if self.silent:
+            return
+        if self._rules.counts_result is not None:
+            self._settle(self._rules.blames_result, result)
+        elif not self.steady:
+            self._report(self, False)
+
+    def failure(self, error: Exception) -> None:
+        """The call raised."""
+        self._settle(self._rules.blames, error)
+
+    def release(self) -> None:
+        """The call was given up before it had an outcome: cancelled, interrupted, never made."""
+        if self.token:
+            self._report(self, None)
+
+    def _settle(self, blames: Callable[[Any], bool | None], outcome: object) -> None:
+        try:
+            failed = blames(outcome)
+        except BaseException:
+            self.release()
+            raise
+        if self.token or failed or (failed is not None and not self.steady):
+            self._report(self, failed)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.success()
+        elif isinstance(error, Exception):
+            self.failure(error)
+        else:
+            self.release()
+
+    def __repr__(self) -> str:
+        state = "disabled" if self is FREE else "closed"
+        return f"<Permit {'for a probe' if self.probe else f'of a {state} circuit'}>"
+
+
+SETTLED: Final = -1
+"""No generation, so that nothing more is counted."""
+FREE: Final = Permit(BreakerRules(), lambda permit, failed: None, generation=SETTLED)
+"""What a disabled circuit gives to every call."""
+FREE.steady = FREE.silent = True
 
 
 # --- states ---------------------------------------------------------------------------------------
@@ -415,8 +455,7 @@ class CircuitStats:
         probes: Probes under way.
         opened: How often it has opened.
         refused: Calls it has refused.
-        retry_after: Seconds until it may let a call through; None if it does now, or if it is held
-            open by hand.
+        retry_after: Seconds until it may let a call through; None if it does now, or is held open by hand.
     """
 
     state: CircuitState
@@ -439,9 +478,8 @@ class Transition(NamedTuple):
 class BreakerState:
     """The states and what leads from one to the other.
 
-    Each stay in a state is a *generation*: an outcome counts only in the generation in which its
-    call was admitted. A late answer from before the circuit opened neither closes it nor opens it
-    once more.
+    Each stay in a state is a *generation*: an outcome counts only in the generation in which its call was admitted. A
+    late answer from before the circuit opened neither closes it nor opens it once more.
 
     Args:
         rules: The options.
@@ -452,12 +490,12 @@ class BreakerState:
         counter: What was counted in it.
         probes: Probes under way: token and the time of its start.
         opened: How often it has opened.
+        refused: How many calls it has refused.
         transitions: Steps that listeners have not been notified of yet.
 
     Example:
-        >>> from opero.limits.breaker_state import BreakerRules
         >>> breaker = BreakerState(BreakerRules(fail_max=1, reset_timeout=30, jitter=0))
-        >>> breaker.failed(breaker.generation, now=0.0)
+        >>> breaker.ended(breaker.generation, now=0.0, failed=True)
         >>> breaker.state, breaker.wait(now=10.0), breaker.wait(now=30.0)
         (<CircuitState.OPEN: 'open'>, 20.0, None)
         >>> breaker.state
@@ -471,6 +509,7 @@ class BreakerState:
         self.generation: int = 0
         self.transitions: deque[Transition] = deque()
         self.opened: int = 0
+        self.refused: int = 0
         self.state: CircuitState = CircuitState.CLOSED
         self._failed_recoveries = 0
         self._enter(CircuitState.CLOSED)
@@ -493,6 +532,11 @@ class BreakerState:
         """Let calls through and start counting afresh."""
         self._failed_recoveries = 0
         self._enter(CircuitState.CLOSED)
+
+    def reset(self) -> None:
+        """Close it and forget its statistics too."""
+        self.close()
+        self.opened = self.refused = 0
 
     def open(self, now: float) -> None:
         """Refuse calls for the open time, counted from now."""
@@ -543,29 +587,22 @@ class BreakerState:
                 return min(begun + self.rules.probe_seconds - now, self.rules.first_open)
         return None
 
-    def succeeded(self, generation: int, now: float) -> None:
-        """Count a success."""
+    def ended(self, generation: int, now: float, *, failed: bool) -> None:
+        """Count a call of a generation."""
         if generation != self.generation:
             return
-        if self.state is CircuitState.HALF_OPEN:
+        if self.state is CircuitState.HALF_OPEN and failed:
+            self._failed_recoveries += 1
+            self.open(now)
+        elif self.state is CircuitState.HALF_OPEN:
             self._successes += 1
             if self._successes >= self.rules.success_threshold:
                 self.close()
-        else:
-            self.counter.succeeded(now)
-
-    def failed(self, generation: int, now: float) -> None:
-        """Count a failure."""
-        if generation != self.generation:
-            return
-        if self.state is CircuitState.HALF_OPEN:
-            self._failed_recoveries += 1
-            self.open(now)
-        elif self.state is CircuitState.CLOSED and self.counter.failed(now):
+        elif self.state is CircuitState.CLOSED and self.counter.count(now, failed=failed):
             self.open(now)
 
-    def stats(self, now: float, refused: int) -> CircuitStats:
-        """Return how it stands, and how many calls it has refused so far."""
+    def stats(self, now: float) -> CircuitStats:
+        """Return how it stands."""
         wait = self.wait(now)
         return CircuitStats(
             state=self.state,
@@ -573,7 +610,7 @@ class BreakerState:
             calls=self.counter.calls,
             probes=len(self.probes),
             opened=self.opened,
-            refused=refused,
+            refused=self.refused,
             retry_after=wait if wait is not None and math.isfinite(wait) else None,
         )
 
@@ -584,16 +621,17 @@ class BreakerState:
         probes = [cell for token, at in self.probes.items() for cell in (token, _nanoseconds(at))]
         places = 2 * min(self.rules.half_open_max, _MOST_PROBES)
         return [
-            _STATES.index(self.state), self.generation, self.opened, self._failed_recoveries,
-            self._successes, _nanoseconds(self._since), _nanoseconds(self._until),
+            _STATES.index(self.state), self.generation, self.opened, self.refused,
+            self._failed_recoveries, self._successes, _nanoseconds(self._since), _nanoseconds(self._until),
             *(probes + [0] * places)[:places], *self.counter.dump(),
         ]  # fmt: skip
 
     def load(self, cells: Sequence[int]) -> None:
         """Stand where another one has been dumped; no listener is notified of that."""
-        state, self.generation, self.opened, self._failed_recoveries, self._successes = cells[:5]
+        state, self.generation, self.opened, self.refused = cells[:4]
+        self._failed_recoveries, self._successes = cells[4:6]
         self.state = _STATES[state]
-        self._since, self._until = cells[5] / _SECOND, cells[6] / _SECOND
+        self._since, self._until = cells[6] / _SECOND, cells[7] / _SECOND
         end = _FIRST_PROBE + 2 * min(self.rules.half_open_max, _MOST_PROBES)
         pairs = zip(cells[_FIRST_PROBE:end:2], cells[_FIRST_PROBE + 1 : end : 2], strict=True)
         self.probes = {token: at / _SECOND for token, at in pairs if token}
@@ -602,7 +640,7 @@ class BreakerState:
 
 _STATES: Final = tuple(CircuitState)
 _SECOND: Final = 1_000_000_000
-_FIRST_PROBE: Final = 7
+_FIRST_PROBE: Final = 8
 _MOST_PROBES: Final = 1000
 
 

@@ -51,34 +51,20 @@ class Rule:
 
     A process may be killed between any two stores into the state; each store leaves a valid one, or one that
     `repair` puts right.
+
+    Attributes:
+        atomic: Whether a `take` that is cut short leaves a valid state.
+        spacing: How far apart calls start at least while there is a queue.
+        longest_wait: The longest wait that a valid state can ask for; a longer one takes `repair`.
+        late: How late a waiter may wake: less than one per cent of the wait, which is what it costs of the rate.
+        signature: Numbers that distinguish the rule from others: four for each of its parts, the first one its kind.
     """
 
-    __slots__ = ()
-
-    @property
-    def atomic(self) -> bool:
-        """Whether a `take` that is cut short leaves a valid state."""
-        return True
-
-    @property
-    def spacing(self) -> int:
-        """How far apart calls start at least while there is a queue."""
-        return 0
-
-    @property
-    def longest_wait(self) -> int:
-        """The longest wait that a valid state can ask for; a longer one takes `repair`."""
-        raise NotImplementedError
-
-    @property
-    def late(self) -> int:
-        """How late a waiter may wake: less than one per cent of the wait, which is what it costs of the rate."""
-        return self.longest_wait // 128
-
-    @property
-    def signature(self) -> tuple[int, ...]:
-        """Numbers that distinguish the rule from others: four for each of its parts."""
-        raise NotImplementedError
+    atomic: bool = True
+    spacing: int = 0
+    longest_wait: int
+    late: int
+    signature: tuple[int, ...]
 
     def new_state(self) -> Any:
         """Return the state of a limit under which nothing has started."""
@@ -94,7 +80,6 @@ class Rule:
 
     def stamp(self, state: Any) -> Stamp:
         """Return what changes with each call that starts."""
-        del state
         return 0
 
     def undo(self, state: Any) -> None:
@@ -116,14 +101,13 @@ class Rule:
         Returns:
             How far apart calls have to be kept after it; 0 if the state sees to that.
         """
-        del state, until, length
         return 0
 
     def end_pause(self, state: Any, now: int) -> None:
         """Undo `before_pause`, because the pause is over early."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(unsafe_hash=True)
 class Gcra(Rule):
     """One call each `interval`; a call that comes late may catch up by `tolerance`.
 
@@ -148,27 +132,11 @@ class Gcra(Rule):
     interval: int
     tolerance: int
 
-    size = 1
-
-    @property
-    def spacing(self) -> int:
-        """The interval."""
-        return self.interval
-
-    @property
-    def late(self) -> int:
-        """What the tolerance makes up for, and a little."""
-        return self.tolerance + self.interval // 128
-
-    @property
-    def longest_wait(self) -> int:
-        """One interval."""
-        return self.interval
-
-    @property
-    def signature(self) -> tuple[int, ...]:
-        """Kind 1 and its three numbers."""
-        return 1, self.period, self.interval, self.tolerance
+    def __post_init__(self) -> None:
+        self.spacing = self.longest_wait = self.interval
+        # What the tolerance makes up for, and a little.
+        self.late = self.tolerance + self.interval // 128
+        self.signature = 1, self.period, self.interval, self.tolerance
 
     def new_state(self) -> list[int]:
         """Return a `tat` that is long over."""
@@ -209,7 +177,6 @@ class Gcra(Rule):
 
     def before_pause(self, state: Cells, until: int, length: int) -> int:
         """Let the first call conform at the end of the pause, and none of those missed catch up."""
-        del length
         state[0] = max(state[0], until + self.tolerance)
         return 0
 

@@ -35,7 +35,7 @@ class Buckets:
         make: Makes the bucket of a new key.
 
     Attributes:
-        join: Lets a bucket use the file with the given ending; None as long as no process shares the buckets.
+        join: Lets a bucket use the file at the given path; None as long as no process shares the buckets.
     """
 
     def __init__(self, key: Any, make: Callable[[], Any]) -> None:
@@ -44,7 +44,7 @@ class Buckets:
         self._key: Callable[..., Any] = key
         self._make = make
         self.join: Callable[[Any, str], None] | None = None
-        self._secret = b""
+        self._path, self._secret = "", b""
         self._buckets: OrderedDict[Hashable, Any] = OrderedDict()
         self._all: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
         self._sweep_at = _SWEEP_FROM
@@ -110,27 +110,26 @@ class Buckets:
         with self._lock:
             return list(self._buckets.values())
 
-    def share(self, secret: bytes, join: Callable[[Any, str], None]) -> None:
+    def share(self, path: str, secret: bytes, join: Callable[[Any, str], None]) -> None:
         """Share all buckets with other processes from now on.
 
         Args:
-            secret: Keys the hashes in the names of files, so that likely keys cannot be tried out without it.
+            path: The file of the limiter; those of its buckets lie beside it.
+            secret: Keys the hashes in their names.
             join: See the attribute.
         """
         with self._lock:
-            self._secret, self.join = secret[:64], join
+            self._path, self._secret, self.join = path, secret, join
             for part, bucket in list(self._all.items()):
                 self._join(part, bucket)
 
     def _join(self, part: Hashable, bucket: Any) -> None:
         if self.join is None:
             return
-        from hashlib import blake2b
-
         from opero.caching.keys import encode
+        from opero.limits.state_file import path_beside
 
-        code = blake2b(encode(part), key=self._secret, digest_size=16).hexdigest()
-        self.join(bucket, code)
+        self.join(bucket, path_beside(self._path, self._secret, encode(part)))
 
     def after_fork(self) -> None:
         """Replace a lock that another thread of the parent may have held."""

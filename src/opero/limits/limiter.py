@@ -501,11 +501,11 @@ class RateLimiter(SharedGuard):
             self._use_state(move(None))
         if self._buckets is not None:
 
-            def join(bucket: RateLimiter, code: str) -> None:
+            def join(bucket: RateLimiter, beside: str) -> None:
                 bucket._of_named = named
-                bucket._join(f"{target}-{code}", create=True)
+                bucket._join(beside, create=True)
 
-            self._buckets.share((self.name or self.uid).encode(), join)
+            self._buckets.share(target, (self.name or self.uid).encode(), join)
         return target
 
     def share(self) -> bool:

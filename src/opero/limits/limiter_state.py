@@ -113,7 +113,6 @@ class LimiterState:
         rule = self.rule
 
         def change(state: Any, pause: LimitPause, now: int) -> bool:
-            del pause
             if units:
                 rule.settle(state, now, taken.at, -units)
             if rule.stamp(state) != taken.stamp:
@@ -358,7 +357,7 @@ def _parts_of(cells: Any) -> list[tuple[tuple[int, ...], int, int]]:
     for place in range(_PARTS, begin, _OF_PART):
         signature = tuple(cells[place : place + _OF_PART])
         part = part_of(signature)
-        end = begin + (0 if part is None else part.size)
+        end = begin + (0 if part is None else len(part.new_state()))
         found.append((signature, begin, end))
         begin = end
     return found

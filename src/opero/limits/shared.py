@@ -18,6 +18,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from operator import attrgetter
 from typing import Any, Final, Self, TypeVar
 
@@ -27,6 +28,7 @@ __all__ = [
     "SharedGuard",
     "SharedObject",
     "attach_table",
+    "registry",
     "restore",
     "share_all",
     "unshared_objects",
@@ -39,20 +41,33 @@ _NOT_SEARCHED: Final = sys.stdlib_module_names | {"__main__", "opero"}
 
 
 class _Registry:
-    """The shared objects of this process."""
+    """The shared objects of this process.
+
+    Attributes:
+        objects: All of them, by identity.
+        named: The circuit breakers, by the names that users gave them.
+        kept: Those of them that have no other owner.
+        table: What `attach_table` was given.
+        unshared: What `unshared_objects` returns next.
+    """
+
+    lock: threading.RLock
 
     def __init__(self) -> None:
         self.objects: weakref.WeakValueDictionary[str, SharedObject] = weakref.WeakValueDictionary()
+        self.named: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+        self.kept: dict[str, Any] = {}
         self.table: dict[str, str] = {}
         self.unshared: list[str] = []
         self.after_fork()
 
     def after_fork(self) -> None:
+        """Make a new lock, because a thread of a forked child's parent may hold the old one."""
         self.lock = threading.RLock()
 
 
-_registry: Final = _Registry()
-run_after_fork(_registry.after_fork)
+registry: Final = _Registry()
+run_after_fork(registry.after_fork)
 
 
 class SharedObject:
@@ -81,9 +96,9 @@ class SharedObject:
         self._cannot_share = False
         self._moving = threading.Lock()
         self._addresses: set[str] = set()
-        self.attached: bool = not _registry.table
-        with _registry.lock:
-            _registry.objects[self.uid] = self
+        self.attached: bool = not registry.table
+        with registry.lock:
+            registry.objects[self.uid] = self
         reset_after_fork(self)
 
     @property
@@ -124,7 +139,7 @@ class SharedObject:
             Whether that was found.
         """
         self._begin_attached()
-        table = _registry.table
+        table = registry.table
         path = next((table[address] for address in self._addresses if address in table), None)
         path = path or next((table[found] for found in table if _at(found) is self), None)
         self._join(path)
@@ -147,7 +162,7 @@ class SharedObject:
             self._path = self._go_to(path, create=create)
         except (OSError, ImportError) as error:
             self._cannot_share = True
-            _registry.unshared.append(repr(self))
+            registry.unshared.append(repr(self))
             warnings.warn(
                 f"{self!r}: no file can be shared between processes, so the limit is per process "
                 f"({type(error).__name__}: {error}).",
@@ -169,7 +184,8 @@ class SharedObject:
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.share()
-        return _unpickle, (type(self), self.uid, *self._made_from, self.name, self._path)
+        make = partial(_made_again, type(self), *self._made_from, self.name)
+        return restore, (self.uid, self._path, make)
 
     def __copy__(self) -> Self:
         return self
@@ -208,20 +224,10 @@ class SharedGuard(SharedObject):
         self._end_block()
 
 
-def _unpickle(
-    kind: type[SharedObject],
-    uid: str,
-    first: Any,
-    options: dict[str, Any],
-    name: str | None,
-    path: str | None,
-) -> SharedObject:
-    def make() -> SharedObject:
-        one = kind(first, **options)
-        one.name = name
-        return one
-
-    return restore(uid, path, make)
+def _made_again(kind: Callable[..., S], first: Any, options: dict[str, Any], name: str | None) -> S:
+    one = kind(first, **options)
+    one.name = name
+    return one
 
 
 def restore(uid: str, path: str | None, make: Callable[[], S]) -> S:
@@ -232,13 +238,13 @@ def restore(uid: str, path: str | None, make: Callable[[], S]) -> S:
         path: The file.
         make: Makes the object if it is not in this process yet.
     """
-    with _registry.lock:
-        found: Any = _registry.objects.get(uid)
+    with registry.lock:
+        found: Any = registry.objects.get(uid)
         if found is None:
             found = make()
-            _registry.objects.pop(found.uid, None)
+            registry.objects.pop(found.uid, None)
             found.uid = uid
-            _registry.objects[uid] = found
+            registry.objects[uid] = found
     one: S = found
     one._join(path)  # noqa: SLF001 - one thing with this module
     return one
@@ -256,7 +262,7 @@ def share_all() -> dict[str, str]:
     """
     table: dict[str, str] = {}
     others: dict[int, str] = {}
-    for one in list(_registry.objects.values()):
+    for one in list(registry.objects.values()):
         one.share()
         addresses, path = one._addresses, one._path  # noqa: SLF001 - one thing with this module
         if path is not None:
@@ -288,7 +294,7 @@ def attach_table(table: dict[str, str]) -> None:
     Args:
         table: What `share_all` returned there.
     """
-    _registry.table = dict(table)
+    registry.table = dict(table)
 
 
 def _at(address: str) -> object:
@@ -302,5 +308,5 @@ def _at(address: str) -> object:
 
 def unshared_objects() -> list[str]:
     """Return, once, how the limits describe themselves whose state this process could not share."""
-    found, _registry.unshared = _registry.unshared, []
+    found, registry.unshared = registry.unshared, []
     return found

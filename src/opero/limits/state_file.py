@@ -30,7 +30,7 @@ from zlib import crc32
 
 from opero.utils.fork import reset_after_fork, run_after_fork
 
-__all__ = ["StateFile", "lock", "private_path", "state_path", "try_lock", "unlock"]
+__all__ = ["StateFile", "lock", "path_beside", "private_path", "state_path", "try_lock", "unlock"]
 
 T = TypeVar("T")
 
@@ -308,3 +308,13 @@ def state_path(name: str) -> str:
     Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
     readable = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:80]
     return str(Path(folder).resolve() / f"limiter-{readable}-{crc32(name.encode()):08x}.state")
+
+
+def path_beside(path: str, secret: bytes, content: bytes) -> str:
+    """Return the path of a file for a part of what lies at `path`.
+
+    The hash in its name is keyed, so that likely contents, which may be secrets, cannot be tried out.
+    """
+    from hashlib import blake2b
+
+    return f"{path}-{blake2b(content, key=secret[:64], digest_size=16).hexdigest()}"

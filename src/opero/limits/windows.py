@@ -60,7 +60,7 @@ _GRAINS: Final = 128
 # --- calls ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(unsafe_hash=True)
 class SlidingWindow(Rule):
     """At most `capacity` calls in any half-open window of `period`, without spacing.
 
@@ -76,20 +76,9 @@ class SlidingWindow(Rule):
     period: int
     capacity: int
 
-    @property
-    def longest_wait(self) -> int:
-        """The period."""
-        return self.period
-
-    @property
-    def signature(self) -> tuple[int, ...]:
-        """Kind 2 and its two numbers."""
-        return 2, self.period, self.capacity, 0
-
-    @property
-    def size(self) -> int:
-        """Two cells and the ring."""
-        return 2 + self.capacity
+    def __post_init__(self) -> None:
+        self.longest_wait, self.late = self.period, self.period // 128
+        self.signature = 2, self.period, self.capacity, 0
 
     def new_state(self) -> list[int]:
         """Return an empty ring."""
@@ -136,7 +125,6 @@ class SlidingWindow(Rule):
 
     def before_pause(self, state: Cells, until: int, length: int) -> int:
         """Ask for a gap, since a window would let all waiting calls out at once."""
-        del state, until
         return gap_after(length, self.period // self.capacity)
 
     def __str__(self) -> str:
@@ -195,7 +183,7 @@ def as_units(amount: object, name: str) -> int:
 _HEAD, _TOTAL, _RING = 0, 1, 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(unsafe_hash=True)
 class CostWindow(Rule):
     """At most `capacity` of cost in any half-open window of `period`, without spacing.
 
@@ -208,12 +196,23 @@ class CostWindow(Rule):
     Attributes:
         period: Length of the window.
         capacity: Cost in it, in millionths.
+        grain: Length of a part.
+        places: Parts in the ring.
     """
 
     period: int
     capacity: int
 
     atomic = False
+
+    def __post_init__(self) -> None:
+        self.grain: int = -(-self.period // _GRAINS)
+        # The window, and the part that has begun.
+        self.places: int = -(-self.period // self.grain) + 1
+        # A grain or two more.
+        self.longest_wait = self.period + self.period // 32
+        self.late = self.longest_wait // 128
+        self.signature = 4, self.period, self.capacity, 0
 
     @classmethod
     def of(cls, rate: Rate) -> CostWindow:
@@ -225,31 +224,6 @@ class CostWindow(Rule):
         if not UNIT * rate.count < _LARGEST * UNIT:
             raise OperoUsageError(f"A limit of {rate.count:g} is too large: count in larger units.")
         return cls(max(1, round(rate.period * SECOND)), max(1, math.floor(rate.count * UNIT)))
-
-    @property
-    def grain(self) -> int:
-        """Length of a part."""
-        return -(-self.period // _GRAINS)
-
-    @property
-    def places(self) -> int:
-        """Parts in the ring: the window, and the part that has begun."""
-        return -(-self.period // self.grain) + 1
-
-    @property
-    def longest_wait(self) -> int:
-        """The period, and a grain or two."""
-        return self.period + self.period // 32
-
-    @property
-    def signature(self) -> tuple[int, ...]:
-        """Kind 4 and its two numbers."""
-        return 4, self.period, self.capacity, 0
-
-    @property
-    def size(self) -> int:
-        """Two cells and the ring."""
-        return 2 + self.places
 
     def new_state(self) -> list[int]:
         """Return the state of an empty window."""
@@ -326,14 +300,13 @@ class CostWindow(Rule):
 
     def before_pause(self, state: Cells, until: int, length: int) -> int:
         """Ask for a gap: what calls will cost is not known."""
-        del state, until
         return gap_after(length, self.period // 100)
 
     def __str__(self) -> str:
         return f"{self.capacity / UNIT:,.10g} in {format_seconds(self.period / SECOND)}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(unsafe_hash=True)
 class SpendCap(Rule):
     """At most `limit` of cost, once and for all. The only cell of the state is what was spent.
 
@@ -343,14 +316,11 @@ class SpendCap(Rule):
 
     limit: int
 
-    size = 1
     late = NEVER
     longest_wait = 0
 
-    @property
-    def signature(self) -> tuple[int, ...]:
-        """Kind 5 and its number."""
-        return 5, self.limit, 0, 0
+    def __post_init__(self) -> None:
+        self.signature = 5, self.limit, 0, 0
 
     def new_state(self) -> list[int]:
         """Return the state of an untouched cap."""
@@ -358,7 +328,6 @@ class SpendCap(Rule):
 
     def wait_for(self, state: Cells, now: int, units: int = 0) -> int:
         """Return 0, or `SPENT` if so much is not left."""
-        del now
         return SPENT if units and state[0] + units > self.limit else 0
 
     def take(self, state: Cells, now: int, units: int = 0) -> int:
@@ -370,12 +339,10 @@ class SpendCap(Rule):
 
     def settle(self, state: Cells, now: int, at: int, change: int) -> None:
         """Correct what was counted."""
-        del now, at
         state[0] = max(0, state[0] + change)
 
     def is_idle(self, state: Cells, now: int) -> bool:
         """Return whether nothing was spent."""
-        del now
         return not state[0]
 
     def __str__(self) -> str:
@@ -387,7 +354,7 @@ class SpendCap(Rule):
 Part = Gcra | SlidingWindow | CostWindow | SpendCap
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class CombinedLimit(Rule):
     """Limits that are taken together, so that none of them loses what another refuses.
 
@@ -399,35 +366,13 @@ class CombinedLimit(Rule):
 
     parts: tuple[Part, ...]
 
-    @property
-    def signature(self) -> tuple[int, ...]:
-        """The signatures of the parts."""
-        return tuple(number for part in self.parts for number in part.signature)
-
-    @property
-    def atomic(self) -> bool:
-        """Whether all parts are: the sum of a cost window and its ring are not stored at once."""
-        return all(part.atomic for part in self.parts)
-
-    @property
-    def spacing(self) -> int:
-        """That of the widest part."""
-        return max(part.spacing for part in self.parts)
-
-    @property
-    def late(self) -> int:
-        """That of the strictest part."""
-        return min(part.late for part in self.parts)
-
-    @property
-    def longest_wait(self) -> int:
-        """That of the longest part."""
-        return max(part.longest_wait for part in self.parts)
-
-    @property
-    def size(self) -> int:
-        """Cells of all parts."""
-        return sum(part.size for part in self.parts)
+    def __post_init__(self) -> None:
+        self.signature = tuple(number for part in self.parts for number in part.signature)
+        # The sum of a cost window and its ring are not stored at once.
+        self.atomic = all(part.atomic for part in self.parts)
+        self.spacing = max(part.spacing for part in self.parts)
+        self.late = min(part.late for part in self.parts)
+        self.longest_wait = max(part.longest_wait for part in self.parts)
 
     def new_state(self) -> list[Any]:
         """Return the states of the parts."""

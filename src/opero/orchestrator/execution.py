@@ -232,7 +232,8 @@ class Chains:
         options = MapOptions.of(
             "process", cache=False, retries=0, progress=False, on_event=listeners or None, **workers
         )
-        info = replace(describe_function(work), name=name_of(several[0]), qualname=own)
+        info = describe_function(work)
+        info.name, info.qualname = name_of(several[0]), own
         return Mapper(Pipeline(info, options), relays_all=bool(listeners)), inputs
 
     @contextmanager

@@ -8,10 +8,9 @@ behave alike.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 import types
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
@@ -23,10 +22,12 @@ from opero.core.options import Options
 from opero.core.pipeline import Pipeline
 from opero.errors import OperoUsageError
 from opero.tasks.state import running_task
+from opero.utils.parameters import NoDefault
 from opero.utils.threads import ThreadCall, run_in_thread
 
 if TYPE_CHECKING:
     from opero.events import Event
+    from opero.utils.parameters import Parameter as OwnParameter
 
 __all__ = [
     "MOST_THREADS",
@@ -59,7 +60,7 @@ class Callee:
         self.module: str | None = info.module
         self.is_async: bool = info.kind == "async"
         # The signature that a decorator shows need not be the one that it can be called with.
-        self._signatures = (info.declared, info.calling)
+        self._signatures = (info.declared, _signature(info.calling))
         self._input = input_parameter(info.declared)
         self._counts = _positional(info.declared)
 
@@ -97,6 +98,27 @@ class Callee:
             f"Task({self.name}, ...) cannot be called: {refused}{' in addition to its input' * takes}. "
             f"Give all arguments that {self.name}() needs: Task({self.name}, value, key=value)."
         )
+
+
+_KINDS: Final = (
+    Parameter.POSITIONAL_ONLY,
+    Parameter.POSITIONAL_OR_KEYWORD,
+    Parameter.VAR_POSITIONAL,
+    Parameter.KEYWORD_ONLY,
+    Parameter.VAR_KEYWORD,
+)
+
+
+def _signature(parameters: Iterable[OwnParameter]) -> Signature:
+    """Return parameters as a signature, which binds arguments."""
+    return Signature(
+        [
+            Parameter(
+                p.name, _KINDS[p.kind], default=Parameter.empty if p.default is NoDefault else None
+            )
+            for p in parameters
+        ]
+    )
 
 
 def input_parameter(signature: Signature) -> str | None:
@@ -239,7 +261,7 @@ def with_policies(
     info = describe_function(fn)
     if not callee.is_async:
         # On the loop, so that a pause between attempts holds no thread.
-        info = dataclasses.replace(info, fn=off_loop(fn), kind="async")
+        info.fn, info.kind = off_loop(fn), "async"
     pipeline = Pipeline(info, made)
 
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar, cast
+
+from opero.utils.parameters import is_bare
 
 __all__ = ["ensure_async", "is_async_function", "run_async"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+_IS_COROUTINE = 0x80
+"""Flag of the code of an `async def` (`inspect.CO_COROUTINE`)."""
 
 
 def is_async_function(fn: Callable[..., Any]) -> bool:
@@ -26,6 +31,10 @@ def is_async_function(fn: Callable[..., Any]) -> bool:
     """
     while isinstance(fn, functools.partial):
         fn = fn.func
+    if is_bare(fn):
+        return bool(cast("Any", fn).__code__.co_flags & _IS_COROUTINE)
+    import inspect
+
     if inspect.iscoroutinefunction(fn):
         return True
     is_plain = inspect.isroutine(fn) or inspect.isclass(fn)
@@ -48,6 +57,7 @@ def ensure_async(fn: Callable[P, R | Awaitable[R]]) -> Callable[P, Coroutine[Any
     @functools.wraps(fn)
     async def run(*args: P.args, **kwargs: P.kwargs) -> R:
         import asyncio
+        import inspect
 
         result: Any = await asyncio.to_thread(fn, *args, **kwargs)
         return cast("R", await result if inspect.isawaitable(result) else result)

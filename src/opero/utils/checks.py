@@ -79,6 +79,13 @@ share: Check = must_be(
     "a number between 0 and 1, such as 0.8",
     lambda value: value is None or (_is_number(value) and 0 < value < 1),
 )
+jitter: Check = must_be(
+    "a number, 0 or more and less than 1", lambda value: _is_number(value) and 0 <= value < 1
+)
+failure_rate: Check = must_be(
+    "a number, more than 0, up to 1 (0.5 is half)",
+    lambda value: _is_number(value) and 0 < value <= 1,
+)
 progress: Check = must_be(
     'True, False or "rich"', lambda value: isinstance(value, bool) or value == "rich"
 )

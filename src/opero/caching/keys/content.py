@@ -11,7 +11,6 @@ only when it leads to the very object.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import enum
 import sys
 import types
@@ -329,6 +328,8 @@ def _closed_over(owner: type, item: object) -> Iterator[tuple[str, object]]:
 
 def _declared(value: Any, kind: type) -> dict[str, object] | None:
     if hasattr(kind, "__dataclass_fields__"):
+        import dataclasses  # loaded already, as there is one
+
         compared = {field.name: field.compare for field in dataclasses.fields(kind)}
         return _fields(value, compared, own="__dataclass_fields__" in vars(kind))
     if hasattr(kind, "__attrs_attrs__"):

@@ -21,7 +21,6 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Hashable, Iterable
-from inspect import Parameter
 from itertools import count
 from threading import RLock
 from types import CellType, FunctionType, MethodType
@@ -31,6 +30,13 @@ from opero.caching.keys.canonical import FAST_TYPES, digest, fast_part, pair_hea
 from opero.caching.keys.content import Unkeyable
 from opero.errors import UnkeyableError
 from opero.utils.fork import reset_after_fork
+from opero.utils.parameters import (
+    KEYWORD_ONLY,
+    POSITIONAL_OR_KEYWORD,
+    VAR_KEYWORD,
+    VAR_POSITIONAL,
+    Parameter,
+)
 
 __all__ = [
     "FunctionKeys", "InstanceTokens", "default_parts", "function_id", "key_source", "namespace_of",
@@ -67,10 +73,10 @@ class FunctionKeys:
         instances: InstanceTokens | None = None,
         prefix: Callable[[], str] | None = None,
     ) -> None:
-        parameters = tuple(info.declared.parameters.values())
+        parameters: tuple[Parameter, ...] = info.parameters
         self.function = info
         self._ignore = frozenset(ignore)
-        self._any_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self._any_keyword = any(p.kind == VAR_KEYWORD for p in parameters)
         if not self._any_keyword:
             for name in self._ignore:
                 info.require_parameter(name, "cache_ignore")
@@ -80,8 +86,8 @@ class FunctionKeys:
         kinds = {p.kind for p in parameters}
         # A wrapper hands all arguments on in full; then nothing needs to be bound.
         self._plain = _called_as_declared(info) and not kinds & _STARRED
-        self._positional = sum(p.kind <= p.POSITIONAL_OR_KEYWORD for p in parameters)
-        self._keyword_only = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+        self._positional = sum(p.kind <= POSITIONAL_OR_KEYWORD for p in parameters)
+        self._keyword_only = tuple(p.name for p in parameters if p.kind == KEYWORD_ONLY)
         self._kept = [n for n, name in enumerate(self._names) if name not in self._ignore]
         self._heads = [pair_head(self._names[n]) for n in self._kept]
         self.instances: InstanceTokens | None = instances if self._kept[:1] == [0] else None
@@ -207,12 +213,12 @@ class FunctionKeys:
 _SHORT: Final = 16
 """Longest list or tuple that is not worth a digest."""
 
-_STARRED: Final = frozenset({Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD})
+_STARRED: Final = frozenset({VAR_POSITIONAL, VAR_KEYWORD})
 
 
 def _called_as_declared(info: Any) -> bool:
-    declared, calling = info.declared.parameters.values(), info.calling.parameters.values()
-    # Signatures compare defaults with `==`, which arrays refuse to answer.
+    declared, calling = info.parameters, info.calling
+    # As a whole they would compare defaults with `==`, which arrays refuse to answer.
     return len(declared) == len(calling) and all(
         d.name == c.name and d.kind == c.kind and d.default is c.default
         for d, c in zip(declared, calling, strict=True)

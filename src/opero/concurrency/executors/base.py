@@ -250,7 +250,6 @@ class Done(NamedTuple):
         odd: What is more than a plain value of a first attempt, by position in `values`, where None
             stands for it.
         busy_s: Seconds of work on these items.
-        worker: Name of the worker.
         facts: Counters and events of workers elsewhere.
         weight: Bytes that the items of the whole chunk took beside its frame.
     """
@@ -260,7 +259,6 @@ class Done(NamedTuple):
     values: list[Any]
     odd: dict[int, ItemOutcome]
     busy_s: float
-    worker: str
     facts: WorkerFacts | None = None
     weight: int = 0
 

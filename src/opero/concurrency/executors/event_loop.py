@@ -4,21 +4,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING
+from operator import itemgetter
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
 
-from opero.concurrency.executors.in_process import LocalChunk, LocalChunks, LocalWorker
+from opero.concurrency.executors.base import Done, ItemOutcome
+from opero.concurrency.executors.in_process import as_range, context_for, only_done
+from opero.concurrency.item_runner import ItemRunner
 
 if TYPE_CHECKING:
-    from opero.concurrency.executors.base import Chunk, MapExecutor, MapJob, Report
+    from opero.concurrency.executors.base import Chunk, MapExecutor, MapJob, Parked, Report
+    from opero.concurrency.item_runner import Result
 
 __all__ = ["AsyncInlineExecutor", "EventLoopExecutor", "ExecutorBridge"]
 
+_Finished = tuple[int, Any, ItemOutcome | None, float]
+_NONE: Final[dict[int, Any]] = {}
+
 
 class EventLoopExecutor:
-    """The executor of `mode="async"`, for coroutine functions: tasks that take chunks from one queue.
+    """The executor of `mode="async"`, for coroutine functions: tasks that take items from one queue.
 
     Args:
         workers: Tasks, so many items are in flight at once.
@@ -28,12 +37,15 @@ class EventLoopExecutor:
     def __init__(self, workers: int, context: Context) -> None:
         self._workers = workers
         self._context = context
-        self._inbox: deque[LocalChunk] = deque()
+        self._waiting: deque[tuple[Chunk, int]] = deque()
         self._reports: list[Report] = []
-        self._chunks = LocalChunks(self._take_report)
+        # What is done of chunks of several items, and not reported yet: place, value, outcome and seconds of work.
+        self._parts: dict[int, list[_Finished]] = {}
+        self._timed = False
         self._woken = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
-        self._idle: deque[asyncio.Future[None]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._serving = 0
+        self._closed = False
 
     def slots(self) -> int:
         """Return room for a chunk at work and one at hand for each task."""
@@ -42,96 +54,117 @@ class EventLoopExecutor:
     def open(self, job: MapJob) -> None:
         """Prepare; tasks are made when there is something for them to do."""
         self._job = job
-        self._chunks.flush_s = job.target_s
+        self._runner = ItemRunner(job)
         self._loop = asyncio.get_running_loop()
 
     def submit(self, chunk: Chunk) -> None:
-        """Queue a chunk, and let a task take it up."""
-        self._offer(self._chunks.add(chunk))
-
-    def _offer(self, local: LocalChunk) -> None:
-        self._inbox.append(local)
-        while self._idle:
-            sleeper = self._idle.popleft()
-            if not sleeper.done():
-                sleeper.set_result(None)
-                return
-        if len(self._tasks) < self._workers:
-            name = f"task-{len(self._tasks)}"
-            running = self._loop.create_task(self._serve(name), context=self._context.copy())
-            self._tasks.append(running)
+        """Queue the items of a chunk, for tasks that end when the queue is empty."""
+        count = len(chunk.items)
+        self._waiting += [(chunk, place) for place in range(count)]
+        for _ in range(min(count, self._workers - self._serving)):
+            self._serving += 1
+            task = self._loop.create_task(self._serve(), context=self._context.copy())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def poll(self, wait: float | None) -> list[Report]:
         """Return what the tasks have reported; wait for the first report."""
-        patience = self._chunks.patience(wait)
-        if not (self._reports or self._woken.is_set()) and wait != 0:
-            try:
-                async with asyncio.timeout(patience):
-                    await self._woken.wait()
-            except TimeoutError:
-                return []
-        elif wait == 0:
+        if wait == 0:
             # The tasks must run even if the map does not wait for them.
             await asyncio.sleep(0)
+        elif not self._woken.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._woken.wait()
         self._woken.clear()
+        self._timed = False
         reports, self._reports = self._reports, []
+        parts, self._parts = self._parts, {}
+        for number, part in parts.items():
+            part.sort(key=itemgetter(0))
+            odd = {n: outcome for n, (_, _, outcome, _) in enumerate(part) if outcome is not None}
+            places, values = as_range([one[0] for one in part]), [one[1] for one in part]
+            reports.append(Done(number, places, values, odd, sum(one[3] for one in part)))
         return reports
 
     def wake(self) -> None:
         """End a wait for reports, from any thread."""
-        try:
+        # Once the loop is closed there is no wait left.
+        with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._woken.set)
-        except RuntimeError:  # the loop is closed, so no wait is left
-            return
 
     async def close(self, *, graceful: bool, grace: float) -> None:
         """Cancel all tasks and wait until they have ended."""
-        tasks, self._tasks = self._tasks, []
+        self._closed = True
+        tasks = [*self._tasks]
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # --- in a task -----------------------------------------------------------------------------------
 
-    async def _serve(self, name: str) -> None:
-        worker = LocalWorker(self._job, self._chunks, name)
-        while True:
-            while not self._inbox:
-                sleeper = self._loop.create_future()
-                self._idle.append(sleeper)
-                await sleeper
-            local = self._inbox.popleft()
-            if len(local.todo) > 1:
-                # The next free task helps with it.
-                self._offer(local)
-            if local.todo:
-                await worker.run_chunk_async(local)
+    async def _serve(self) -> None:
+        """Run items until none is left."""
+        waiting, run, apart = self._waiting, self._runner.run_async, self._job.enter is not None
+        try:
+            while waiting:
+                chunk, place = waiting.popleft()
+                item, parked = chunk.items[place], (chunk.parked or _NONE).get(place)
+                began = perf_counter()
+                # No names for results: a traceback leads to this frame, and would be a reference cycle.
+                if apart:
+                    result = self._run_apart(chunk.idx[place], item, parked)
+                    self._add(chunk, place, began, *await result)
+                else:
+                    self._add(chunk, place, began, *await run(item, parked))
+        except asyncio.CancelledError as error:
+            if not self._closed:  # the function has cancelled the task that runs it
+                self._add(chunk, place, began, None, ItemOutcome(error=error))
+            raise
+        finally:
+            self._serving -= 1
 
-    def _take_report(self, report: Report) -> None:
-        self._reports.append(report)
-        self._woken.set()
+    def _add(
+        self, chunk: Chunk, place: int, began: float, value: Any, outcome: ItemOutcome | None
+    ) -> None:
+        """Add a finished item; quick ones are reported many at once."""
+        busy_s = perf_counter() - began
+        if len(chunk.items) == 1:
+            self._reports.append(only_done(chunk, value, outcome, busy_s))
+            self._woken.set()
+            return
+        self._parts.setdefault(chunk.id, []).append((place, value, outcome, busy_s))
+        if not self._waiting:
+            self._woken.set()
+        elif not self._timed:
+            self._timed = True
+            self._loop.call_later(self._job.target_s, self._woken.set)
+
+    async def _run_apart(self, index: int, item: Any, parked: Parked | None) -> Result:
+        """Run an item in a context of its own; in an event loop only a task has one."""
+        context = context_for(self._job, None, index, item)
+        task = self._loop.create_task(self._runner.run_async(item, parked), context=context)
+        try:
+            return await task
+        finally:
+            # An item that is cut short takes its task along; for one that has ended this does nothing.
+            task.cancel()
 
 
 class AsyncInlineExecutor(EventLoopExecutor):
     """The executor of `sequential=True` for coroutine functions: each item runs in the caller's task."""
 
     def __init__(self) -> None:
-        super().__init__(1, copy_context())
+        super().__init__(0, copy_context())
 
     def slots(self) -> int:
         """Return 1: one item at a time."""
         return 1
 
-    def submit(self, chunk: Chunk) -> None:
-        """Keep a chunk for the next `poll`."""
-        self._inbox.append(self._chunks.add(chunk))
-
     async def poll(self, wait: float | None) -> list[Report]:
         """Run what was submitted."""
-        worker = LocalWorker(self._job, self._chunks, "sequential")
-        while self._inbox:
-            await worker.run_chunk_async(self._inbox.popleft())
+        self._serving += 1
+        await self._serve()
         return await super().poll(wait)
 
 

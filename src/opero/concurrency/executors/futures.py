@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PROTOCOL", "FuturesExecutor", "ThreadPoolMapExecutor", "executor_for", "run_chunk"]
 
-PROTOCOL: Final = 6
+PROTOCOL: Final = 7
 """Version of the bytes that `run_chunk` takes and returns: map and worker must agree on it."""
 
 _KEPT: Final = 8
@@ -256,13 +256,12 @@ class ThreadPoolMapExecutor(ThreadExecutor):
 
     def _start_workers(self) -> None:
         """Ask for threads while there are chunks that none has taken."""
-        serve = self._serve_async if self._job.pipeline.awaits else self._serve
         while len(self._serving) < self.workers and not self._waiting.empty():
             self._numbers += 1
             number = self._numbers
             self._serving[number] = None
             try:
-                future = self._pool.executor.submit(serve, f"executor-{number}")
+                future = self._pool.executor.submit(self._serve)
             except Exception as error:
                 self._serving.pop(number, None)
                 raise _broken(error) from error
@@ -501,7 +500,7 @@ class _RemoteJob:
                 outcome.value = encode_value(outcome.value, "result", None)
                 odd[position] = outcome
                 values.append(None)
-        done = Done(0, range(len(values)), values, odd, perf_counter() - began, "executor")
+        done = Done(0, range(len(values)), values, odd, perf_counter() - began)
         with self._lock:
             stats = self._job.pipeline.stats
             counted = {name: amount for name, amount in stats.as_dict().items() if amount}

@@ -16,26 +16,29 @@ from queue import Empty, SimpleQueue
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.concurrency.executors.base import Done
+from opero.concurrency.executors.base import Done, ItemOutcome
 from opero.concurrency.item_runner import ItemRunner
 
 if TYPE_CHECKING:
+    from asyncio import Runner
     from collections.abc import Sequence
 
-    from opero.concurrency.executors.base import Chunk, ItemOutcome, MapJob, Parked, Report
-    from opero.concurrency.item_runner import Result
+    from opero.concurrency.executors.base import Chunk, MapJob, Parked, Report
 
 __all__ = [
     "InlineExecutor",
     "LocalChunk",
-    "LocalChunks",
     "LocalWorker",
     "ThreadExecutor",
+    "as_range",
+    "context_for",
+    "only_done",
 ]
 
 _LOOK: Final = 0.03
 """Seconds after which finished items of a chunk that is under way are reported."""
 _ONLY: Final = range(1)
+_Add = Callable[[int, Any, ItemOutcome | None], None]
 
 
 # --- chunks that workers share --------------------------------------------------------------------
@@ -62,76 +65,15 @@ class LocalChunk:
         self.todo: Final = deque(range(self.unreported))
 
 
-class LocalChunks:
-    """The chunks that workers of this process have under way.
-
-    Args:
-        report: Called with each report, from any worker.
-
-    Attributes:
-        flush_s: Seconds after which a worker reports what it has done.
-        busy: Workers at a chunk of several items.
-        report: As above.
-    """
-
-    def __init__(self, report: Callable[[Report], object]) -> None:
-        self.flush_s: float = 0.0
-        self.busy: Final[set[LocalWorker]] = set()
-        self.report: Final = report
-        self._lock = threading.Lock()
-        self._open: dict[int, LocalChunk] = {}
-        self._due = 0.0
-
-    def add(self, chunk: Chunk) -> LocalChunk:
-        """Return a chunk for workers to take."""
-        local = LocalChunk(chunk)
-        if local.unreported > 1:
-            self._open[chunk.id] = local
-        return local
-
-    def flush(self, worker: LocalWorker) -> None:
-        """Report what a worker has done so far."""
-        with self._lock:
-            if (done := worker.drain()) is not None:
-                local = worker.local
-                local.unreported -= len(done.values)
-                if not local.unreported:
-                    self._open.pop(done.chunk, None)
-                self.report(done)
-
-    def patience(self, timeout: float | None) -> float | None:
-        """Report what workers have done while they are busy with slow items, if it is time for that.
-
-        Args:
-            timeout: Longest wait for reports in seconds, None for ever.
-
-        Returns:
-            How long to wait before the next call.
-        """
-        if not self._open:
-            return timeout
-        if (now := monotonic()) >= self._due:
-            self._due = now + _LOOK
-            # A copy, because workers come and go meanwhile.
-            for worker in self.busy.copy():
-                self.flush(worker)
-        return _LOOK if timeout is None else min(timeout, _LOOK)
-
-    def close(self) -> None:
-        """Let no further item begin."""
-        for local in list(self._open.values()):
-            local.todo.clear()
-
-
 class LocalWorker(ItemRunner):
     """A worker that shares chunks with others of this process.
 
     Args:
         job: The job.
-        chunks: Reports what is done.
-        name: Its name.
-        context: Context of which each item of a synchronous function gets a copy, so that none sees what another one
-            set; None where the worker's own will do.
+        executor: Takes what is done.
+        context: Context of which each item gets a copy, so that none sees what another one set; None where the
+            worker's own will do.
+        loop: Runs the items of a coroutine function, None for a synchronous one.
 
     Attributes:
         local: The chunk that it is at.
@@ -140,69 +82,70 @@ class LocalWorker(ItemRunner):
     local: LocalChunk
 
     def __init__(
-        self, job: MapJob, chunks: LocalChunks, name: str, context: Context | None = None
+        self,
+        job: MapJob,
+        executor: ThreadExecutor,
+        context: Context | None = None,
+        loop: Runner | None = None,
     ) -> None:
         super().__init__(job)
-        self._chunks = chunks
-        self._name = name
+        self._executor = executor
         self._context = context
-        self._copies = context is not None or job.enter is not None
+        self._loop = loop
+        self._plain = context is None and job.enter is None and loop is None
         # What is done of the chunk and not reported yet.
         self._places: list[int] = []
         self._values: list[Any] = []
         self._odd: dict[int, ItemOutcome] = {}
 
     def run_chunk(self, local: LocalChunk) -> None:
-        """Run the items of a chunk of a synchronous function that no other worker has taken."""
-        chunk, add = local.chunk, self._begin_chunk(local)
+        """Run the items of a chunk that no other worker has taken."""
+        self.local = local
+        chunk, busy = local.chunk, self._executor.busy
         items, parked, take = chunk.items, chunk.parked or {}, local.todo.popleft
+        self._since = perf_counter()
+        add: _Add = self._add_only
+        if len(items) > 1:
+            self._due = self._since + self._job.target_s
+            busy.add(self)
+            add = self._add
         try:
             # Asking first would not do: another worker may take the last one in between.
             while (position := _next(take)) is not None:
                 item, known = items[position], parked.get(position)
-                if self._copies:
-                    context = self._copied(chunk.idx[position], item)
+                if self._plain:
+                    add(position, *self.run(item, known))
+                    continue
+                context = context_for(self._job, self._context, chunk.idx[position], item)
+                if self._loop is None:
                     add(position, *context.run(self.run, item, known))
                 else:
-                    add(position, *self.run(item, known))
+                    self._run_in_loop(self._loop, context, add, (position, item, known))
         finally:
-            self._end_chunk()
+            if self in busy:
+                self._executor.flush(self)
+                busy.discard(self)
 
-    async def run_chunk_async(self, local: LocalChunk) -> None:
-        """Run a chunk of a coroutine function, as `run_chunk` does."""
-        chunk, add = local.chunk, self._begin_chunk(local)
-        items, parked, take = chunk.items, chunk.parked or {}, local.todo.popleft
+    def _run_in_loop(
+        self, loop: Runner, context: Context, add: _Add, what: tuple[int, Any, Parked | None]
+    ) -> None:
+        from asyncio import CancelledError
+
+        position, item, known = what
+
+        async def run() -> None:
+            # Nothing is returned: the loop's frames would name the task with the result, and an error lead to them.
+            add(position, *await self.run_async(item, known))
+
         try:
-            while (position := _next(take)) is not None:
-                item, known = items[position], parked.get(position)
-                if self._copies:
-                    context = self._copied(chunk.idx[position], item)
-                    add(position, *await self._run_in_task(context, item, known))
-                else:
-                    add(position, *await self.run_async(item, known))
-        finally:
-            self._end_chunk()
-
-    def _begin_chunk(self, local: LocalChunk) -> Callable[..., None]:
-        """Begin a chunk; return what takes its finished items."""
-        self.local = local
-        self._since = perf_counter()
-        if len(local.chunk.items) == 1:
-            return self._add_only
-        self._due = self._since + self._chunks.flush_s
-        self._chunks.busy.add(self)
-        return self._add
-
-    def _end_chunk(self) -> None:
-        if self in self._chunks.busy:
-            self._chunks.flush(self)
-            self._chunks.busy.discard(self)
+            loop.run(run(), context=context)
+        except CancelledError as error:  # the function has cancelled the task that runs it
+            add(position, None, ItemOutcome(error=error))
 
     def _add_only(self, _: int, value: Any, outcome: ItemOutcome | None) -> None:
         """Report the only item of a chunk."""
-        odd = {} if outcome is None else {0: outcome}
-        busy = perf_counter() - self._since
-        self._chunks.report(Done(self.local.chunk.id, _ONLY, [value], odd, busy, self._name))
+        busy_s = perf_counter() - self._since
+        self._executor.report(only_done(self.local.chunk, value, outcome, busy_s))
 
     def _add(self, position: int, value: Any, outcome: ItemOutcome | None) -> None:
         """Add a finished item, and report what is done when it is time for that."""
@@ -212,7 +155,7 @@ class LocalWorker(ItemRunner):
         # Last, because an item whose value is here counts as done for the thread that reports.
         self._values.append(value)
         if perf_counter() >= self._due:
-            self._chunks.flush(self)
+            self._executor.flush(self)
 
     def drain(self) -> Done | None:
         """Return what is not reported yet, None if that is nothing."""
@@ -221,35 +164,13 @@ class LocalWorker(ItemRunner):
             return None
         now = perf_counter()
         busy, self._since = now - self._since, now
-        self._due = now + self._chunks.flush_s
-        places: Sequence[int] = self._places[:count]
-        values = self._values[:count]
+        self._due = now + self._job.target_s
+        places, values = self._places[:count], self._values[:count]
         del self._places[:count], self._values[:count]
         odd: dict[int, ItemOutcome] = {}
         if self._odd:
             odd = {n: self._odd.pop(place) for n, place in enumerate(places) if place in self._odd}
-        first, last = places[0], places[-1]
-        if last - first + 1 == count:
-            places = range(first, last + 1)
-        return Done(self.local.chunk.id, places, values, odd, busy, self._name)
-
-    def _copied(self, index: int, item: Any) -> Context:
-        """Return the context of an attempt at an item, which the map's recorder may prepare."""
-        context = copy_context() if self._context is None else self._context.copy()
-        if self._job.enter is not None:
-            context.run(self._job.enter, index, item)
-        return context
-
-    async def _run_in_task(self, context: Context, item: Any, parked: Parked | None) -> Result:
-        """Run an item in a context; in an event loop only a task has one of its own."""
-        from asyncio import create_task
-
-        task = create_task(self.run_async(item, parked), context=context)
-        try:
-            return await task
-        finally:
-            # An item that is cut short takes its task along; for one that has ended this does nothing.
-            task.cancel()
+        return Done(self.local.chunk.id, as_range(places), values, odd, busy)
 
 
 def _next(take: Callable[[], int]) -> int | None:
@@ -258,6 +179,25 @@ def _next(take: Callable[[], int]) -> int | None:
         return take()
     except IndexError:
         return None
+
+
+def context_for(job: MapJob, context: Context | None, index: int, item: Any) -> Context:
+    """Return the context of an attempt at an item, which the map's recorder may prepare."""
+    own = copy_context() if context is None else context.copy()
+    if job.enter is not None:
+        own.run(job.enter, index, item)
+    return own
+
+
+def only_done(chunk: Chunk, value: Any, outcome: ItemOutcome | None, busy_s: float) -> Done:
+    """Return the report of a chunk of one item."""
+    return Done(chunk.id, _ONLY, [value], {} if outcome is None else {0: outcome}, busy_s)
+
+
+def as_range(places: list[int]) -> Sequence[int]:
+    """Return ascending positions, as a range where they are neighbours."""
+    first, last = places[0], places[-1]
+    return range(first, last + 1) if last - first + 1 == len(places) else places
 
 
 # --- threads --------------------------------------------------------------------------------------
@@ -272,6 +212,10 @@ class ThreadExecutor:
     Args:
         workers: Most threads.
         context: Context of which each item gets a copy; None where each runs in that of its thread.
+
+    Attributes:
+        report: Takes a report, from any worker.
+        busy: Workers at a chunk of several items.
     """
 
     def __init__(self, workers: int, context: Context | None) -> None:
@@ -280,10 +224,14 @@ class ThreadExecutor:
         self._waiting: SimpleQueue[LocalChunk | None] = SimpleQueue()
         self._reported: SimpleQueue[Report | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._chunks = LocalChunks(self._reported.put)
+        self._lock = threading.Lock()
+        self._open: dict[int, LocalChunk] = {}
+        self._due = 0.0
         self._items = 0
         self._stopped = False
         self._take: Callable[[], LocalChunk | None] = self._waiting.get
+        self.report: Final[Callable[[Report], object]] = self._reported.put
+        self.busy: Final[set[LocalWorker]] = set()
 
     def slots(self) -> int:
         """Return room for a chunk at work and one at hand for each thread."""
@@ -292,18 +240,41 @@ class ThreadExecutor:
     def open(self, job: MapJob) -> None:
         """Prepare; threads start with the first `poll`, so that each finds its chunk waiting."""
         self._job = job
-        self._chunks.flush_s = job.target_s
 
     def submit(self, chunk: Chunk) -> None:
         """Put a chunk into the queue."""
         self._items += len(chunk.items)
-        self._waiting.put(self._chunks.add(chunk))
+        local = LocalChunk(chunk)
+        if local.unreported > 1:
+            self._open[chunk.id] = local
+        self._waiting.put(local)
 
     def poll(self, timeout: float | None) -> list[Report]:
         """Return what the threads have reported."""
         self._start_workers()
         # No name for reports here: a traceback of an item may lead to this frame, and would be a reference cycle.
-        return self._reports(self._chunks.patience(timeout))
+        return self._reports(self._patience(timeout))
+
+    def _patience(self, timeout: float | None) -> float | None:
+        """Let busy workers report, if it is time for that; return how long to wait before the next look."""
+        if not self._open:
+            return timeout
+        if (now := monotonic()) >= self._due:
+            self._due = now + _LOOK
+            # A copy, because workers come and go meanwhile.
+            for worker in self.busy.copy():
+                self.flush(worker)
+        return _LOOK if timeout is None else min(timeout, _LOOK)
+
+    def flush(self, worker: LocalWorker) -> None:
+        """Report what a worker has done so far."""
+        with self._lock:
+            if (done := worker.drain()) is not None:
+                local = worker.local
+                local.unreported -= len(done.values)
+                if not local.unreported:
+                    self._open.pop(done.chunk, None)
+                self.report(done)
 
     def _reports(self, wait: float | None) -> list[Report]:
         reports: list[Report] = []
@@ -316,10 +287,9 @@ class ThreadExecutor:
 
     def _start_workers(self) -> None:
         """Start a thread for each item so far, up to the number of workers."""
-        serve = self._serve_async if self._job.pipeline.awaits else self._serve
         while len(self._threads) < min(self.workers, self._items):
-            name = f"thread-{len(self._threads)}"
-            thread = threading.Thread(target=serve, args=(name,), name=f"opero-{name}", daemon=True)
+            name = f"opero-thread-{len(self._threads)}"
+            thread = threading.Thread(target=self._serve, name=name, daemon=True)
             # Noted first: a start that is interrupted may have made it already.
             self._threads.append(thread)
             thread.start()
@@ -332,7 +302,8 @@ class ThreadExecutor:
         """Let the threads return; one that is in the middle of an item is left behind when time is up."""
         threads, self._threads = self._threads, []
         self._stopped = True
-        self._chunks.close()
+        for local in list(self._open.values()):
+            local.todo.clear()
         for _ in threads:
             self._waiting.put(None)
         end = monotonic() + (timeout if graceful else min(timeout, 0.01))
@@ -342,18 +313,16 @@ class ThreadExecutor:
 
     # --- in a thread ---------------------------------------------------------------------------------
 
-    def _serve(self, name: str) -> None:
-        worker = LocalWorker(self._job, self._chunks, name, self._context)
-        while (local := self._next()) is not None:
-            worker.run_chunk(local)
+    def _serve(self) -> None:
+        with contextlib.ExitStack() as stack:
+            loop: Runner | None = None
+            if self._job.pipeline.awaits:
+                import asyncio
 
-    def _serve_async(self, name: str) -> None:
-        import asyncio
-
-        worker, context = LocalWorker(self._job, self._chunks, name), self._context
-        with asyncio.Runner() as loop:
+                loop = stack.enter_context(asyncio.Runner())
+            worker = LocalWorker(self._job, self, self._context, loop)
             while (local := self._next()) is not None:
-                loop.run(worker.run_chunk_async(local), context=context and context.copy())
+                worker.run_chunk(local)
 
     def _next(self) -> LocalChunk | None:
         """Wait for a chunk that has items left; return None at the end of the map."""
@@ -379,7 +348,7 @@ class InlineExecutor(ThreadExecutor):
     def open(self, job: MapJob) -> None:
         """Prepare."""
         super().open(job)
-        self._worker = LocalWorker(job, self._chunks, "sequential")
+        self._worker = LocalWorker(job, self)
 
     def _start_workers(self) -> None:
         """Run what was submitted."""

@@ -138,7 +138,7 @@ class JobSpec:
             # The pool kills a worker whose call takes too long; a thread could only be left behind.
             options = options.with_values(timeout=None)
             fields["function"] = _timed(info.fn, page, limit)
-            info = dataclasses.replace(info, fn=fields["function"])
+            info.fn = fields["function"]
         if self.listens == "function":
             options = options.with_values(on_event=emit)
         elif self.listens == "bus" and page is not None:

@@ -290,7 +290,7 @@ def encode_done(done: Done, stats: dict[str, float] | None, events: Iterable[Eve
             outcome.fallback = dumps(None)
     odd = dumps_with_errors(done.odd) if done.odd else None
     return (
-        done.places, done.values, odd, done.busy_s, done.worker, stats or None, [*map(_dump_event, events)]
+        done.places, done.values, odd, done.busy_s, stats or None, [*map(_dump_event, events)]
     )  # fmt: skip
 
 
@@ -305,7 +305,7 @@ def decode_done(
         copy: Copies parts of values out of the shared buffer.
         weight: Bytes that its items took beside their message.
     """
-    places, values, pickled, busy_s, worker, stats, events = content
+    places, values, pickled, busy_s, stats, events = content
     odd: dict[int, ItemOutcome] = pickle.loads(pickled) if pickled else {}  # noqa: S301 - from our own worker
     if tuple in set(map(type, values)):
         for n, entry in enumerate(values):
@@ -329,7 +329,7 @@ def decode_done(
     if stats or events:
         loaded = tuple(map(pickle.loads, events))
         facts = WorkerFacts(stats=stats or {}, events=loaded)
-    return Done(chunk, places, values, odd, busy_s, worker, facts, weight)
+    return Done(chunk, places, values, odd, busy_s, facts, weight)
 
 
 def _dump_event(event: Event) -> bytes:

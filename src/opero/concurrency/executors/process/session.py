@@ -104,7 +104,7 @@ class RunningChunk:
         # A loop over the entries ends there, too.
         del self.entries[self.kept :]
 
-    def done(self, worker: str) -> Done:
+    def done(self) -> Done:
         """Return what is done and not reported; it counts as reported then."""
         # In place: a value that is being added while this interrupts it is not lost.
         values = self.values[: self.encoded]
@@ -122,7 +122,7 @@ class RunningChunk:
             if self.odd and place in self.odd
         }
         self.reported += count
-        done = Done(self.number, places, values, odd, now - self.flushed, worker)
+        done = Done(self.number, places, values, odd, now - self.flushed)
         self.flushed = now
         return done
 
@@ -163,7 +163,6 @@ class WorkerSession:
         self._sent: deque[tuple[int, SharedBuffer]] = deque()
         self._shipped = 0
         self._events: list[Event] = []
-        self._name = f"process {os.getpid()}"
         self._turn = self._noted = self.tasks = 0
         self.job: MapJob
         self.most: int | None = None
@@ -260,7 +259,7 @@ class WorkerSession:
         told = chunk.kept, self.retires()
         if not chunk.values and chunk.told == told:
             return
-        chunk.told, done = told, chunk.done(self._name)
+        chunk.told, done = told, chunk.done()
         stats: dict[str, float] | None = None
         events: list[Event] = []
         if not interrupts:
