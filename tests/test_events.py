@@ -364,7 +364,7 @@ def test_no_event_is_built_without_a_listener(monkeypatch: pytest.MonkeyPatch) -
     assert built == []
 
 
-def test_the_express_lane_is_back_when_the_last_listener_leaves() -> None:
+def test_the_fast_path_is_back_when_the_last_listener_leaves() -> None:
     seen: list[int] = []
 
     @opero(cache=False)

@@ -87,7 +87,7 @@ def test_an_old_entry_is_served_at_once_and_renewed_by_one_call(
     assert body.calls == 2
 
 
-def test_the_express_lane_notices_the_age_with_the_real_clock(body: Gated) -> None:
+def test_the_fast_path_notices_the_age_with_the_real_clock(body: Gated) -> None:
     fetch = decorated(body, cache_ttl=100, cache_refresh=1e-9)
     body.gate.set()
     fetch()

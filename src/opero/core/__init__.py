@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-# Whichever stage is imported first, its decorator needs the pipeline.
-import opero.core.decorate  # noqa: F401
 from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import finalize
 
 from opero.core.fallback import part_key
@@ -36,6 +36,8 @@ __all__ = [
     "breaker_of",
 ]
 
+
+T = TypeVar("T")
 
 # --- decisions ----------------------------------------------------------------------------------
 
@@ -257,32 +259,21 @@ class CircuitCheck:
         """Return nothing: `Circuit` has its line in `explain()`."""
         return ""
 
-    @staticmethod
-    def _check(breaker: CircuitBreaker, call: Call) -> None:
-        """Raise if the call would be refused now."""
-        if call.prior_outcome is None and not ambient.disabled():
-            breaker.check()
-
-    def wrap_sync(self, proceed: Proceed) -> Proceed:
+    def wrap_sync(self, proceed: Callable[[Call], T]) -> Callable[[Call], T]:
         """Put the stage before `proceed`."""
         circuit, only = self._circuit, self._circuit.only
 
-        def run(call: Call) -> Any:
+        def run(call: Call) -> T:
             breaker = only or circuit.for_value(call)
-            if breaker.current_permit is None:
-                self._check(breaker, call)
+            if (
+                breaker.current_permit is None
+                and call.prior_outcome is None
+                and not ambient.disabled()
+            ):
+                breaker.check()
             return proceed(call)
 
         return run
 
-    def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
-        """Put the stage before `proceed`, for an event loop."""
-        circuit, only = self._circuit, self._circuit.only
-
-        async def run(call: Call) -> Any:
-            breaker = only or circuit.for_value(call)
-            if breaker.current_permit is None:
-                self._check(breaker, call)
-            return await proceed(call)
-
-        return run
+    # Nothing follows the call, so that it need not be awaited here.
+    wrap_async = wrap_sync

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opero.core.function import ClassMethod, Method, describe_function, unwrap_partial
-from opero.core.options import decoration
 from opero.core.pipeline import Pipeline
 from opero.core.wrapper import make_call, make_wrapper
 from opero.errors import OperoUsageError
@@ -61,9 +60,6 @@ def decorate(
     if isinstance(fn, property):
         raise OperoUsageError(f"@{by} cannot decorate a property: write @property above @{by}.")
     return place_in_class(Pipeline(describe_function(fn), options), by, build or build_function)
-
-
-decoration.make = decorate
 
 
 def place_in_class(pipeline: Pipeline, by: str, build: BuildFunction) -> Any:

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
 from typing import (
     TYPE_CHECKING,
     Any,
     ClassVar,
-    Final,
     Literal,
     NamedTuple,
     Protocol,
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from opero.utils.checks import Check
     from opero.utils.units import Duration
 
-__all__ = ["MODES", "MapOptions", "Options", "StopToken", "decoration", "option", "standalone"]
+__all__ = ["MODES", "MapOptions", "Options", "StopToken", "option", "standalone"]
 
 
 StageName = Literal["cache", "retry", "fallback", "rate limit", "guard", "map", "any"]
@@ -500,18 +500,6 @@ class MapOptions(Options):
             )
 
 
-class _Decoration:
-    """How a function gets its pipeline.
-
-    `opero.core.decorate` provides it, because that knows every stage, and no stage may import it in turn.
-    """
-
-    make: Callable[..., Any]
-
-
-decoration: Final = _Decoration()
-
-
 def standalone(by: str, stage: StageName, /, **options: Any) -> Any:
     """Return a decorator with one stage on and all others off.
 
@@ -526,4 +514,9 @@ def standalone(by: str, stage: StageName, /, **options: Any) -> Any:
         OperoUsageError: An option of another stage, an unknown name or a wrong value.
     """
     made = Options.for_stage(by, stage, **options)
-    return lambda function: decoration.make(function, made, by=by)
+
+    def decorate(function: Any) -> Any:
+        # Found by name: it knows every stage, and no stage may import it in turn.
+        return import_module("opero.core.decorate").decorate(function, made, by=by)
+
+    return decorate

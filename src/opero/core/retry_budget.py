@@ -157,10 +157,9 @@ class RetryBudget(SharedObject):
 
     # --- across processes -----------------------------------------------------------------------------
 
-    def _go_to(self, path: str | None, *, create: bool) -> str:
-        from opero.limits.state_file import StateFile, private_path
+    def _go_to(self, path: str, *, create: bool) -> None:
+        from opero.limits.state_file import StateFile
 
-        path, create = path or private_path(self), create or path is None
         empty = [0] * 3 * _SLICES
         file = StateFile.open(path, "rb", lambda old, _: old or empty, create=create)
         slices: list[Slice] = [file.cells[start : start + 3] for start in range(0, 3 * _SLICES, 3)]
@@ -171,7 +170,6 @@ class RetryBudget(SharedObject):
                     theirs[1], theirs[2] = ours[1] + more[0], ours[2] + more[1]
                     theirs[0] = ours[0]
             self._file, self._slices = file, slices
-        return path
 
     def after_fork(self) -> None:
         """Replace locks that another thread may have held, and begin anew if nothing is shared."""

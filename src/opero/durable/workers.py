@@ -89,7 +89,7 @@ async def end_tasks(run: WorkflowRun) -> None:
 
 
 class WorkerThreads:
-    """Threads for synchronous workflows: as many as run at once, never more than `size`.
+    """Threads for synchronous workflows: as many as run at once, at most `size`.
 
     Args:
         size: Most jobs at once.
@@ -108,7 +108,11 @@ class WorkerThreads:
         return self.size - self._reserved
 
     def reserve(self, *, always: bool = False) -> bool:
-        """Reserve a thread for one job if there is one; with `always`, for one that is known to fit."""
+        """Reserve a thread for one job if there is one.
+
+        With `always`, for a job that was acquired when there was one. Should another have taken it since, the job
+        waits in `run`.
+        """
         with self._lock:
             if self._reserved >= self.size and not always:
                 return False
@@ -124,7 +128,7 @@ class WorkerThreads:
         """Run a job that has a reservation, in a thread that is idle or a new one."""
         self._jobs.put(job)
         with self._lock:
-            if len(self._threads) >= self._reserved:
+            if len(self._threads) >= min(self._reserved, self.size):
                 return
             thread = EngineThread(target=self._serve, name="opero-workflow", daemon=True)
             self._threads.append(thread)

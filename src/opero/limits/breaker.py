@@ -559,10 +559,9 @@ class CircuitBreaker(SharedObject):
         with self._lock:
             self._publish_state()
 
-    def _go_to(self, path: str | None, *, create: bool) -> str:
-        from opero.limits.state_file import StateFile, private_path
+    def _go_to(self, path: str, *, create: bool) -> None:
+        from opero.limits.state_file import StateFile
 
-        path, create = path or private_path(self), create or path is None
         with self._lock:
             fresh = [0, *self._core.dump()]
 
@@ -577,7 +576,6 @@ class CircuitBreaker(SharedObject):
             self._publish_state()
             for key, part in self._parts.items():
                 self._share_part(key, part)
-        return path
 
     def _share_part(self, key: Hashable, part: CircuitBreaker) -> None:
         if self._path is None:

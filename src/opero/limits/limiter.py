@@ -150,6 +150,7 @@ class RateLimiter(SharedGuard):
         self._test: tuple[Clock, LimiterState] | None = None
         self._state: LimiterState = LimiterState(rule)
         super().__init__((rate, shape))
+        self._cannot_share = self._external is not None
         self._use_state(self._state)
         self._begin_queue()
         if name is not None:
@@ -213,7 +214,7 @@ class RateLimiter(SharedGuard):
             DeadlineError: There is no slot within `timeout`.
         """
         if switch.on or self.threads_waiting or cost is not None or self.take_slot():
-            return self.reserve_within(budget_of(timeout), cost).waited
+            return self.reserve(timeout, cost=cost).waited
         return 0.0
 
     async def wait(
@@ -235,7 +236,7 @@ class RateLimiter(SharedGuard):
             DeadlineError: There is no slot within `timeout`.
         """
         if switch.on or self.loops_waiting or cost is not None or self.take_slot():
-            return (await self.reserve_async_within(budget_of(timeout), cost)).waited
+            return (await self.reserve_async(timeout, cost=cost)).waited
         return 0.0
 
     def try_acquire(self, *, cost: float | None = None) -> bool:
@@ -256,7 +257,9 @@ class RateLimiter(SharedGuard):
             >>> limiter.try_acquire()
             True
         """
-        return self.reserve_within(budget_of(timeout), cost)
+        reservation = self.reservation(cost)
+        self.fill(reservation, budget_of(timeout))
+        return reservation
 
     async def reserve_async(
         self,
@@ -265,23 +268,11 @@ class RateLimiter(SharedGuard):
         cost: float | None = None,
     ) -> Reservation:
         """Do what `wait` does, for a slot that may be given back."""
-        return await self.reserve_async_within(budget_of(timeout), cost)
+        reservation = self.reservation(cost)
+        await self.fill_async(reservation, budget_of(timeout))
+        return reservation
 
     # --- waiting ----------------------------------------------------------------------------------
-
-    def reserve_within(self, budget: WaitBudget, cost: float | None = None) -> Reservation:
-        """Do what `reserve` does, for a caller whose budget has other bounds than a timeout."""
-        reservation = self.reservation(cost)
-        self.fill(reservation, budget)
-        return reservation
-
-    async def reserve_async_within(
-        self, budget: WaitBudget, cost: float | None = None
-    ) -> Reservation:
-        """Do what `reserve_async` does, likewise."""
-        reservation = self.reservation(cost)
-        await self.fill_async(reservation, budget)
-        return reservation
 
     def fill(self, reservation: Reservation, budget: WaitBudget = UNLIMITED) -> float:
         """Block until a reservation has its slot; return the seconds waited."""
@@ -481,18 +472,18 @@ class RateLimiter(SharedGuard):
         super()._begin_attached()
         self._use_state(self._state)
 
-    def _go_to(self, path: str | None, *, create: bool) -> str:
+    def _new_path(self) -> str:
+        from opero.limits.state_file import state_path
+
+        return super()._new_path() if self.name is None else state_path(self.name)
+
+    def _go_to(self, path: str, *, create: bool) -> None:
         from opero.limits.limiter_state import FileState
-        from opero.limits.state_file import private_path, state_path
 
         named, rule = self.name is not None or self._of_named, self._rule
-        create = create or path is None or named
-        if path is None:
-            path = state_path(self.name) if self.name is not None else private_path(self)
-        target = path
 
         def move(state: Any) -> LimiterState:
-            return FileState(target, rule, create=create, state=state, named=named)
+            return FileState(path, rule, create=create or named, state=state, named=named)
 
         if not isinstance(self._state, FileState):
             # A state that goes by another clock has nothing to hand on.
@@ -505,19 +496,7 @@ class RateLimiter(SharedGuard):
                 bucket._of_named = named
                 bucket._join(beside, create=True)
 
-            self._buckets.share(target, (self.name or self.uid).encode(), join)
-        return target
-
-    def share(self) -> bool:
-        """Move the state into a file, for processes that are forked or get this object by pickle.
-
-        The file is private to this user. It is removed with this object or at the end of this process, unless it is
-        that of a limiter with a name.
-
-        Returns:
-            Whether the state is shared now; if it cannot be, one warning has said so.
-        """
-        return self._external is None and super().share()
+            self._buckets.share(path, (self.name or self.uid).encode(), join)
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.require_sync("be sent to another process")

@@ -15,7 +15,7 @@ from weakref import ref
 
 from opero.errors import BulkheadFullError, OperoUsageError
 from opero.limits.shared import SharedGuard
-from opero.limits.state_file import StateFile, private_path, try_lock, unlock
+from opero.limits.state_file import StateFile, try_lock, unlock
 from opero.utils.ambient import warn_on_loop
 from opero.utils.threads import waiting_threads
 from opero.utils.waiters import HandoffQueue, Waiter
@@ -235,13 +235,11 @@ class ConcurrencyLimit(SharedGuard):
         self.attached = True
         self._permits.most = self.limit
 
-    def _go_to(self, path: str | None, *, create: bool) -> str:
-        path, create = path or private_path(self), create or path is None
+    def _go_to(self, path: str, *, create: bool) -> None:
         file = _FilePermits(path, self.limit, create=create)
         # From here on `enter` asks the queue, which looks at the file as soon as that is in use.
         self._busy = self._permits
         self._permits.move(file)
-        return path
 
     def after_fork(self) -> None:
         """Start with all permits: the calls that are in flight go on in the parent only."""

@@ -159,7 +159,9 @@ class SharedObject:
     def _move(self, path: str | None, *, create: bool = False) -> None:
         """Go on in a file (None: a new one) with what is remembered here."""
         try:
-            self._path = self._go_to(path, create=create)
+            target = path or self._new_path()
+            self._go_to(target, create=create or path is None)
+            self._path = target
         except (OSError, ImportError) as error:
             self._cannot_share = True
             registry.unshared.append(repr(self))
@@ -170,8 +172,14 @@ class SharedObject:
                 stacklevel=4,
             )
 
-    def _go_to(self, path: str | None, *, create: bool) -> str:
-        """Move the state into a file, by default a new one, and return its path.
+    def _new_path(self) -> str:
+        """Return the path of a new file for the state."""
+        from opero.limits.state_file import private_path
+
+        return private_path(self)
+
+    def _go_to(self, path: str, *, create: bool) -> None:
+        """Move the state into a file, which may be new if `create` says so.
 
         Raises:
             OSError: There can be no such file.

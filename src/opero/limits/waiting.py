@@ -270,26 +270,20 @@ def _check(state: LimiterState, budget: WaitBudget, wait: int) -> int:
     return paused
 
 
-class _TooLongPause(NamedTuple):
-    """Ends the wait of a caller that would not wait out a pause."""
-
-    seconds: float
-
-
 def _dismiss(queue: FairLock, paused: int) -> None:
-    """End the waits of those that would not wait out the rest of a pause."""
+    """End the waits of those that would not wait out the rest of a pause: they get its seconds."""
     seconds = paused / SECOND
     queue.wake_all(
-        _TooLongPause(seconds),
+        seconds,
         lambda waiter: waiter.budget is not None and seconds > waiter.budget.longest_pause,
     )
 
 
-def _raise_unless_granted(outcome: object) -> None:
-    if isinstance(outcome, _TooLongPause):
-        raise RateLimitPausedError(outcome.seconds)
-    if not outcome:
+def _raise_unless_granted(outcome: bool | float) -> None:
+    if outcome is False:
         raise _too_late()
+    if outcome is not True:
+        raise RateLimitPausedError(outcome)
 
 
 # --- a limiter of the user's ----------------------------------------------------------------------

@@ -70,7 +70,7 @@ _COUNTS: Final = frozenset(
 )
 """Words before a plural that make it a number: `max_tokens`."""
 
-_WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+_WORD: Final = r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])"
 
 
 def looks_secret(name: str, declared: Collection[str] = ()) -> bool:
@@ -88,7 +88,7 @@ def looks_secret(name: str, declared: Collection[str] = ()) -> bool:
     """
     if name in declared:
         return True
-    words = [word.lower() for word in _WORD.findall(name)]
+    words = [word.lower() for word in re.findall(_WORD, name)]
     for place, word in enumerate(words):
         counted = place > 0 and words[place - 1] in _COUNTS and word.endswith("s")
         if not counted and _is_secret_word(word):
@@ -107,8 +107,8 @@ def _is_secret_word(word: str) -> bool:
 
 # --- texts ------------------------------------------------------------------------------------------------------------
 
-_PATH_SCHEMES: Final = re.compile(
-    r"(?:.*\+)?(?:https?|wss?|s3|gs|gcs|az|abfss?|file|sqlite|git|ssh|hg|svn)", re.IGNORECASE
+_PATH_SCHEMES: Final = (
+    r"(?i)(?:.*\+)?(?:https?|wss?|s3|gs|gcs|az|abfss?|file|sqlite|git|ssh|hg|svn)"
 )
 """Schemes whose paths may hold an "@" without user-info before it: `https://host/logo@2x.png`."""
 
@@ -243,12 +243,12 @@ def _mask_one_url(text: str) -> str:
     if "@" in host:
         # Also a password that holds "/" and "@": up to the query, in which an "@" may well stand.
         last = re.split(r"[?#]", word, maxsplit=1)[0].rfind("@")
-        if _PATH_SCHEMES.fullmatch(scheme):
+        if re.fullmatch(_PATH_SCHEMES, scheme):
             last = host.rfind("@")
     elif "@" in word:
         # The password holds "/", "?" or "#", or the "@" belongs to the path. A port is a number.
         user, colon, port = host.partition(":")
-        if (colon and (not user or not port.isdigit())) or not _PATH_SCHEMES.fullmatch(scheme):
+        if (colon and (not user or not port.isdigit())) or not re.fullmatch(_PATH_SCHEMES, scheme):
             last = word.rfind("@")
     return f"{scheme}://{MASK}{word[last:]}{after}" if last >= 0 else f"{scheme}://{word}{after}"
 

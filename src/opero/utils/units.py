@@ -40,11 +40,12 @@ _UNITS = {
     "w": 604800.0,
     "week": 604800.0,
 }
-_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([a-z]+)\s*", re.IGNORECASE)
-_RATE = re.compile(
-    r"\s*(\d+(?:\.\d+)?)\s*(?:/|\bper\b)\s*(\d+(?:\.\d+)?)?\s*([a-z]+)\s*", re.IGNORECASE
-)
-_UNIT = re.compile(r"(\d)\s*([a-z$€£_]+)(?=\s*(?:/|per\b))", re.IGNORECASE)
+
+# Compiled when the first text is read: most durations are numbers.
+_AMOUNT = r"(?i)\s*(\d+(?:\.\d+)?|\.\d+)\s*([a-z]+)\s*"
+_RATE = r"(?i)\s*(\d+(?:\.\d+)?)\s*(?:/|\bper\b)\s*(\d+(?:\.\d+)?)?\s*([a-z]+)\s*"
+_UNIT = r"(?i)(\d)\s*([a-z$€£_]+)(?=\s*(?:/|per\b))"
+
 _CALLS = frozenset({"call", "calls", "request", "requests", "req"})
 _SIZES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -113,7 +114,7 @@ def _float(value: float) -> float:
 
 def _text_seconds(text: str) -> float:
     total, place = 0.0, 0
-    for match in _AMOUNT.finditer(text):
+    for match in re.finditer(_AMOUNT, text):
         unit = _unit(match[2])
         if match.start() != place or unit is None:
             return math.nan
@@ -142,7 +143,7 @@ def parse_rate(value: object, option: str = "rate_limit") -> Rate:
     """
     rate = Rate(math.nan, math.nan)
     if isinstance(value, str):
-        match = _RATE.fullmatch(value)
+        match = re.fullmatch(_RATE, value)
         unit = _unit(match[3]) if match else None
         if match and unit:
             rate = Rate(float(match[1]), float(match[2] or 1) * unit)
@@ -185,10 +186,10 @@ def parse_windows(
     """
     found = []
     for text in value.split("&") if isinstance(value, str) else [value]:
-        word = _UNIT.search(text) if isinstance(text, str) else None
+        word = re.search(_UNIT, text) if isinstance(text, str) else None
         unit = word[2].lower() if word and word[2].lower() != "per" else None
         if isinstance(text, str) and unit is not None:
-            text = _UNIT.sub(r"\1", text, count=1)
+            text = re.sub(_UNIT, r"\1", text, count=1)
         if unit is None:
             unit = "units" if weighted else "calls"
         found.append(RateWindow(parse_rate(text, option), "calls" if unit in _CALLS else unit))
@@ -203,7 +204,7 @@ def parse_size(value: object, option: str) -> int:
     """
     found = 0
     if isinstance(value, str):
-        match = _AMOUNT.fullmatch(value)
+        match = re.fullmatch(_AMOUNT, value)
         amount = float(match[1]) * _SIZES.get(match[2].lower(), 0) if match else 0.0
         found = int(amount) if math.isfinite(amount) else 0
     elif isinstance(value, int) and not isinstance(value, bool):
