@@ -85,17 +85,23 @@ class CacheInfo(NamedTuple):
 
 
 class Look(NamedTuple):
-    """A look in a store that takes its time.
+    """A look in a store that takes its time, and what its caller has begun since.
 
     Attributes:
         completed: How many flights had ended when it began.
         at: Machine time at which it began.
         entry: What was found, nothing fresh.
+        flight: What the caller leads already; None if nothing.
+        lease: The lease that it holds for it; None for none.
+        valid: Whether nothing can have been stored since, so that the caller has to compute.
     """
 
     completed: int
     at: float
     entry: Entry | None
+    flight: Flight | None = None
+    lease: Lease | None = None
+    valid: bool = False
 
 
 class Leadership(NamedTuple):
@@ -401,7 +407,7 @@ class FunctionCache:
         Args:
             call: The call.
             key: Its key.
-            look: What it has found in the store; None if it has not looked.
+            look: What it has found in the store, and begun; None if it has not looked.
             blocking: Whether waiting blocks the thread.
 
         Returns:
@@ -420,8 +426,8 @@ class FunctionCache:
                         return entries.serve_stale(call, found)
                     self.refresh_if_due(call, key, found, blocking=blocking)
                     return entries.serve(call, found)
-            flight = Flight(key)
-            if flights.start(key, flight) is not flight:
+            flight = look.flight or Flight(key)
+            if look.flight is None and flights.start(key, flight) is not flight:
                 verdict = yield from flights.follow(key, call.deadline, blocking=blocking)
                 try:
                     if verdict is Instruction.COMPUTE:
@@ -433,7 +439,7 @@ class FunctionCache:
                     flight = verdict
                 finally:
                     del verdict
-        flight.thread, expired, lease = get_ident(), None, None
+        flight.thread, expired, lease = get_ident(), None, look and look.lease
         try:
             if look is None:
                 if self.freshness is not None:
@@ -444,7 +450,7 @@ class FunctionCache:
             expired = look.entry
             if self.leases is not None and call.prior_outcome is None:
                 expired, lease, late = yield from self.leases.take_turn(
-                    flight, call.deadline, expired, seen_at, blocking=blocking
+                    flight, call.deadline, expired, seen_at, held=lease, blocking=blocking
                 )
                 if late:
                     return self.late(call, expired, flight)

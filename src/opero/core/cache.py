@@ -12,6 +12,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Hashable
 from datetime import timedelta
+from threading import get_ident
 from time import monotonic
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
@@ -301,6 +302,20 @@ class CacheStage(FunctionCache):
 
     # --- adapters ---------------------------------------------------------------------------------
 
+    def _begin_at_once(self, key: Hashable, look: Look) -> Look:
+        """Begin a flight with a lease where no other caller, of whatever process, computes the same."""
+        flights, flight = self.single_flight, Flight(key)
+        if self.leases is None or flights.start(key, flight) is not flight:
+            return look
+        flight.thread = get_ident()
+        try:
+            lease, recent = self.leases.acquire_at_once(flight, look.at)
+        except BaseException:
+            flights.abandon(flight)
+            raise
+        valid = recent and flights.completed == look.completed
+        return Look(look.completed, look.at, look.entry, flight, lease, valid)
+
     def wrap_sync(self, proceed: Proceed) -> Proceed:
         """Put the stage before `proceed`."""
         flights, entries, freshness = self.single_flight, self.entries, self.freshness
@@ -323,6 +338,10 @@ class CacheStage(FunctionCache):
                     return serve(call, entry)
                 if before is not None:
                     look = Look(*before, entry)
+                    if call.prior_outcome is None:
+                        look = self._begin_at_once(key, look)
+                    if look.valid:
+                        flight, expired, lease = look.flight, entry, look.lease
                 elif start(key, flight := Flight(key)) is not flight:
                     flight = None
                 elif find(key) is not None:

@@ -30,11 +30,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
-from opero.caching.copying import Uncopyable, freeze, isolated
+from opero.caching.copying import ATOMS, Uncopyable, freeze, isolated
 from opero.caching.memory import AgingEntry, Entry, Life, Store
 from opero.caching.plain_types import Undecodable, Unencodable
 from opero.errors import OperoUsageError, StoreError
 from opero.utils import ambient
+from opero.utils.ambient import switch
 from opero.utils.checks import BACKENDS, backend_of
 from opero.utils.fork import run_after_fork
 
@@ -470,16 +471,17 @@ class CodedStore:
         Raises:
             Uncopyable: It can be used only once, or cannot be encoded.
         """
-        freeze(value, copy=False)  # refuses what can be used only once
-        offset = ambient.wall_offset()
-        stored = ambient.clock().monotonic() + offset
+        if type(value) not in ATOMS:
+            freeze(value, copy=False)  # refuses what can be used only once
+        offset = time.time() - time.monotonic()  # as `ambient.wall_offset`
+        stored = offset + (ambient.clock().monotonic() if switch.on else time.monotonic())
         header = _HEADER.pack(_MARK, _VERSION, stored, expires + offset)
         try:
             pieces = self._coder.encode(value, header + key.encode("utf-8", "surrogatepass"))
         except Unencodable as signal:
             raise Uncopyable(str(signal)) from None
         blob = b"".join((header, *pieces))
-        return Entry(blob, expires, functools.partial(self._decoded, key), len(blob))
+        return _CodedEntry(blob, expires, functools.partial(self._decoded, key))
 
     def discard(self, key: str, entry: Entry) -> None:
         """Remove nothing: what has expired is the store's business, and may be newer by now."""
@@ -506,8 +508,9 @@ class CodedStore:
 
     def _row(self, key: str, entry: Entry) -> Row | None:
         """Return what is stored of an entry; None if it is too heavy, or has expired."""
-        keep = entry.keep
-        ttl = None if keep == math.inf else keep - ambient.clock().monotonic()
+        keep = entry.expires if entry.life is None else entry.life.keep
+        now = ambient.clock().monotonic() if switch.on else time.monotonic()
+        ttl = None if keep == math.inf else keep - now
         stored = entry.weight <= self._max_bytes and (ttl is None or ttl > 0)
         return (key, entry.value, ttl) if stored else None
 
@@ -527,33 +530,38 @@ class CodedStore:
             value = self._coder.decode(memoryview(blob)[_HEADER_SIZE:], context)
         except Undecodable as signal:
             raise StoreError(f"an entry cannot be read: {signal}") from None
-        offset = time.time() - time.monotonic()  # as `ambient.wall_offset`
-        return _ReadEntry(
-            value, stored - offset, expires - offset, functools.partial(self._decoded, key), blob
-        )
+        offset = time.time() - time.monotonic()
+        expiry = expires - offset
+        life = Life(stored - offset, expiry, expiry)
+        return _CodedEntry(blob, expiry, functools.partial(self._decoded, key), life, value)
 
     def _decoded(self, key: str, blob: bytes) -> Any:
         context = blob[:_HEADER_SIZE] + key.encode("utf-8", "surrogatepass")
         return self._coder.decode(memoryview(blob)[_HEADER_SIZE:], context)
 
 
-class _ReadEntry(Entry):
-    """An entry that was read: the first caller gets the value that was decoded, others their own."""
+class _CodedEntry(Entry):
+    """An entry in bytes. If it was read, the first caller gets the value that was decoded, others their own."""
 
     __slots__ = ("_decoded", "life")
 
     def __init__(
-        self, value: Any, stored: float, expiry: float, copier: Callable[[Any], Any], blob: bytes
+        self,
+        blob: bytes,
+        expiry: float,
+        copier: Callable[[Any], Any],
+        life: Life | None = None,
+        *decoded: Any,
     ) -> None:
-        # All that `Entry` sets, without another call: one for each hit.
+        # All that `Entry` sets, without another call: one for each hit and each miss.
         self.value = blob
         self.expires = expiry
         self.copier = copier
         self.weight = len(blob)
         self.group = None
         self.visited = False
-        self.life: Life | None = Life(stored, expiry, expiry)
-        self._decoded = [value]
+        self.life: Life | None = life
+        self._decoded = list(decoded)
 
     def open(self) -> Any:
         """Return the result; of several callers at once, one gets the value that is there already."""
