@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 from opero.errors import OperoUsageError
@@ -183,12 +183,8 @@ class RetryBudget(SharedObject):
     def _counting(self) -> Iterator[None]:
         if not self.attached:
             self.attach()
-        with self._lock:
-            if self._file is None:
-                yield
-            else:
-                with self._file:
-                    yield
+        with self._lock, self._file or nullcontext():
+            yield
 
     def __repr__(self) -> str:
         return (
