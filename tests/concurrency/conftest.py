@@ -103,7 +103,7 @@ class Maps:
         of_job = {name: given.pop(name) for name in list(given) if name in OF_THE_JOB}
         options = Options.of("test", **{"cache": False, "retries": 0, **given})
         pipeline = Pipeline(describe_function(fn), options)
-        return MapJob(**{"function": fn, "options": options, "pipeline": pipeline, **of_job})
+        return MapJob(**{"function": fn, "pipeline": pipeline, **of_job})
 
     @staticmethod
     def children(pid: int | str = "self") -> list[int]:

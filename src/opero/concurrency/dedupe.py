@@ -113,9 +113,7 @@ class BatchesByOrigin:
             item: The item.
             result: Its result, or an `ItemOutcome`.
         """
-        batch = self._batches.get(origin)
-        if batch is None:
-            batch = self._batches[origin] = Batch([], [], [], {}, origin)
+        batch = self._batches.setdefault(origin, Batch([], [], [], {}, origin))
         idx: Any = batch.idx
         if isinstance(result, ItemOutcome):
             batch.odd[len(batch.items)] = result

@@ -54,13 +54,13 @@ class ItemRunner:
     # --- an item -------------------------------------------------------------------------------------
 
     @property
-    def direct(self) -> tuple[Callable[[Any], Any], FastPath, Callable[[], object]] | None:
-        """What a loop needs that calls the function itself: the call, the fast path, and what counts calls.
+    def direct(self) -> tuple[Callable[[Any], Any], FastPath] | None:
+        """What a loop needs that calls the function itself and counts the calls: the call, and the fast path.
 
         The loop may do that while the switch is off and the fast path open; the error of a call goes to `run`. None
         where each item needs the stages.
         """
-        return (self._call, self._fast_path, self._count) if self._direct else None
+        return (self._call, self._fast_path) if self._direct else None
 
     def run(self, item: Any, parked: Parked | None, first_error: Exception | None = None) -> Result:
         """Run one item of a synchronous function: its plain result, or what became of it.
@@ -88,10 +88,6 @@ class ItemRunner:
         began = perf_counter()
         try:
             value = self._pipeline.run(call)
-            if self._pipeline.awaits:
-                from opero.utils import run_async
-
-                value = run_async(value)
         except RetryParked as pause:
             return None, self._parked(call, pause.seconds, began)
         except BaseException as error:  # noqa: BLE001 - as above
@@ -203,7 +199,7 @@ def judge_lost(
     call = Call((*job.before, item, *job.after), job.kwargs)
     call.attempts, call.calls, call.slept = before.attempts, before.calls + 1, before.slept
     call.started = now - before.elapsed
-    own = job.options.deadline
+    own = pipeline.options.deadline
     ends = [job.deadline, None if own is None else call.started + parse_seconds(own, "deadline")]
     call.deadline = min((end for end in ends if end is not None), default=None)
     final: Exception = error

@@ -84,7 +84,7 @@ class CacheLookup(ResultStore):
         self._awaits = job.pipeline.awaits
         self.ahead: int = 0
         self._marker = Flight(None)
-        deadline = job.options.deadline
+        deadline = job.pipeline.options.deadline
         self._seconds = None if deadline is None else parse_seconds(deadline, "deadline")
         # A map that leads others must not wait for another caller.
         if shares and cache.leases is not None and not leads_others(self._marker):

@@ -303,11 +303,11 @@ class MapRun:
             del error
 
     def raise_ended(self) -> None:
-        """Raise what a map ends with instead of its results, if it did not run to its end."""
+        """End a map; raise what it ends with instead of its results, if it did not run to its end."""
         stopped = self.scheduler.stopped
         error = self._input_error if stopped is None else MapStopped(stopped, self.result())
+        vars(self).clear()  # as in `_release`
         if error is not None:
-            vars(self).clear()  # as in `_release`
             try:
                 raise error
             finally:
@@ -505,7 +505,6 @@ def stream_map(run: MapRun) -> Iterator[Any]:
         while (batch := run_sync(run.next_batch())) is not None:
             yield from run.each(batch) if batch.odd else batch.values
     run.raise_ended()
-    vars(run).clear()  # as in `_release`
 
 
 async def stream_map_async(begin: Callable[[], MapRun]) -> AsyncIterator[Any]:
@@ -515,4 +514,3 @@ async def stream_map_async(begin: Callable[[], MapRun]) -> AsyncIterator[Any]:
             for value in run.each(batch) if batch.odd else batch.values:
                 yield value
     run.raise_ended()
-    vars(run).clear()  # as in `_release`

@@ -103,7 +103,6 @@ class Mapper:
         limit, timeout = options.memory_limit, options.timeout
         self._job: dict[str, Any] = {
             "function": info.fn,
-            "options": bare,
             "pipeline": self._worker,
             "item_timeout": None if timeout is None else parse_seconds(timeout, "timeout"),
             "details": options.cache_if is not None and self._worker.fallback is not None,

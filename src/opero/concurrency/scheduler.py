@@ -335,7 +335,7 @@ class Scheduler:
             return None
         # The end of the input is shared by all; before that, items go to the workers that have none.
         sharers = slots if self.ended else slots - len(self._out)
-        most = self._size.share(self._queued, sharers)
+        most = 1 if self._size.size == 1 else self._size.share(self._queued, sharers)
         idx, items = self._queue.popleft()
         if len(items) > most:
             self._queue.appendleft((idx[most:], items[most:]))

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.internal
 
 def job_of(fn: Callable[..., Any]) -> MapJob:
     options = Options.of("test", cache=False, retries=0)
-    return MapJob(function=fn, options=options, pipeline=Pipeline(describe_function(fn), options))
+    return MapJob(function=fn, pipeline=Pipeline(describe_function(fn), options))
 
 
 @pytest.fixture

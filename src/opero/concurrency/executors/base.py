@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from opero.core.options import Options
 from opero.core.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -45,9 +44,8 @@ class MapJob:
 
     Attributes:
         function: The user's function itself.
-        options: Options of the pipeline around it in a worker: those of the map without its cache.
-        pipeline: That pipeline, for executors in this process; its counters, limiter and listeners are
-            the map's own.
+        pipeline: The pipeline around it, without the map's cache, for executors in this process; its counters, limiter
+            and listeners are the map's own.
         before, after, kwargs: Arguments around the item, the same for all: `function(*before, item,
             *after, **kwargs)`; `before` is the instance of a method.
         item_timeout: Longest time of one real call in seconds, for executors that can kill.
@@ -69,7 +67,6 @@ class MapJob:
     """
 
     function: Callable[..., Any]
-    options: Options
     pipeline: Pipeline
     before: tuple[Any, ...] = ()
     after: tuple[Any, ...] = ()

@@ -32,8 +32,6 @@ from opero.utils import ambient
 
 __all__ = ["JobSpec", "loaded_module"]
 
-_OF_THE_PROCESS = frozenset({"pipeline", "options"})
-
 LoggerLevels = dict[str, tuple[int, bool, bool]]
 """Of each logger with settings of its own: its level, whether it propagates, and whether it is disabled."""
 
@@ -63,9 +61,7 @@ class JobSpec:
         """Describe a job."""
         emitter = job.pipeline.emitter
         fields = {
-            f.name: getattr(job, f.name)
-            for f in dataclasses.fields(job)
-            if f.name not in _OF_THE_PROCESS
+            f.name: getattr(job, f.name) for f in dataclasses.fields(job) if f.name != "pipeline"
         }
         everything = event_bus.active or job.relays_all
         listens = "bus" if everything else "function" if emitter.active else None
@@ -143,8 +139,7 @@ class JobSpec:
             options = options.with_values(on_event=emit)
         elif self.listens == "bus" and page is not None:
             event_bus.subscribe(emit)
-        pipeline = Pipeline(info, options)
-        return MapJob(pipeline=pipeline, options=options, **fields)
+        return MapJob(pipeline=Pipeline(info, options), **fields)
 
 
 def loaded_module(name: str) -> Any:

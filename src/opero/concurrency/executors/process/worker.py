@@ -100,7 +100,7 @@ def _serve(session: WorkerSession) -> None:
 def _run(session: WorkerSession, chunk: RunningChunk) -> None:
     """Run the items of a chunk, one after the other; the clock is read after each block of them."""
     page, run, values, append = session.page, session.runner.run, chunk.values, chunk.values.append
-    call, fast_path, _ = session.runner.direct or cast("Any", (None, None, None))
+    call, fast_path = session.runner.direct or cast("Any", (None, None))
     entries, now, count = enumerate(chunk.entries), perf_counter, session.job.pipeline.stats.merge
     plain = call is not None and not chunk.parked and tuple not in set(map(type, chunk.entries))
     block, largest, due, position = 1, _LARGEST, chunk.flushed + FLUSH, -1

@@ -343,7 +343,7 @@ class ProcessEngine:
                 worker.kill("deadline" if due < 0 else "timeout")
             return max(left, 0.001)
         # A call that begins later cannot be late before a whole limit has passed, but a deadline may end it sooner.
-        bounded = self._job.deadline is not None or self._job.options.deadline is not None
+        bounded = self._job.deadline is not None or self._job.pipeline.options.deadline is not None
         return min(limit, _CHECK) if bounded else limit
 
     # --- what a dead worker leaves ----------------------------------------------------------------
