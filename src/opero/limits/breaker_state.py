@@ -95,7 +95,8 @@ class Streak(OutcomeCounter):
 
     def load(self, cells: Sequence[int]) -> None:
         """Hold so many failures."""
-        self.failures = self.calls = cells[0]
+        self.failures: int = cells[0]
+        self.calls: int = cells[0]
         self.steady = not self.failures
 
 
@@ -120,9 +121,9 @@ class CallWindow(OutcomeCounter):
 
     def load(self, cells: Sequence[int]) -> None:
         """Hold these outcomes."""
-        self.calls = cells[0]
+        self.calls: int = cells[0]
         self._bits = sum(cell << place * _BITS_OF_CELL for place, cell in enumerate(cells[1:]))
-        self.failures = self._bits.bit_count()
+        self.failures: int = self._bits.bit_count()
 
 
 class TimeWindow(OutcomeCounter):
@@ -164,8 +165,8 @@ class TimeWindow(OutcomeCounter):
         """Hold these steps."""
         steps = [list(cells[place : place + 3]) for place in range(0, 3 * (STEPS + 1), 3)]
         self._steps = deque(step for step in steps if step[1])
-        self.calls = sum(step[1] for step in self._steps)
-        self.failures = sum(step[2] for step in self._steps)
+        self.calls: int = sum(step[1] for step in self._steps)
+        self.failures: int = sum(step[2] for step in self._steps)
 
 
 # --- options --------------------------------------------------------------------------------------

@@ -133,10 +133,11 @@ class Gcra(Rule):
     tolerance: int
 
     def __post_init__(self) -> None:
-        self.spacing = self.longest_wait = self.interval
+        self.spacing: int = self.interval
+        self.longest_wait: int = self.interval
         # What the tolerance makes up for, and a little.
-        self.late = self.tolerance + self.interval // 128
-        self.signature = 1, self.period, self.interval, self.tolerance
+        self.late: int = self.tolerance + self.interval // 128
+        self.signature: tuple[int, ...] = 1, self.period, self.interval, self.tolerance
 
     def new_state(self) -> list[int]:
         """Return a `tat` that is long over."""

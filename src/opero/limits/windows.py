@@ -77,8 +77,9 @@ class SlidingWindow(Rule):
     capacity: int
 
     def __post_init__(self) -> None:
-        self.longest_wait, self.late = self.period, self.period // 128
-        self.signature = 2, self.period, self.capacity, 0
+        self.longest_wait: int = self.period
+        self.late: int = self.period // 128
+        self.signature: tuple[int, ...] = 2, self.period, self.capacity, 0
 
     def new_state(self) -> list[int]:
         """Return an empty ring."""
@@ -210,9 +211,9 @@ class CostWindow(Rule):
         # The window, and the part that has begun.
         self.places: int = -(-self.period // self.grain) + 1
         # A grain or two more.
-        self.longest_wait = self.period + self.period // 32
-        self.late = self.longest_wait // 128
-        self.signature = 4, self.period, self.capacity, 0
+        self.longest_wait: int = self.period + self.period // 32
+        self.late: int = self.longest_wait // 128
+        self.signature: tuple[int, ...] = 4, self.period, self.capacity, 0
 
     @classmethod
     def of(cls, rate: Rate) -> CostWindow:
@@ -320,7 +321,7 @@ class SpendCap(Rule):
     longest_wait = 0
 
     def __post_init__(self) -> None:
-        self.signature = 5, self.limit, 0, 0
+        self.signature: tuple[int, ...] = 5, self.limit, 0, 0
 
     def new_state(self) -> list[int]:
         """Return the state of an untouched cap."""
@@ -367,12 +368,14 @@ class CombinedLimit(Rule):
     parts: tuple[Part, ...]
 
     def __post_init__(self) -> None:
-        self.signature = tuple(number for part in self.parts for number in part.signature)
+        self.signature: tuple[int, ...] = tuple(
+            number for part in self.parts for number in part.signature
+        )
         # The sum of a cost window and its ring are not stored at once.
-        self.atomic = all(part.atomic for part in self.parts)
-        self.spacing = max(part.spacing for part in self.parts)
-        self.late = min(part.late for part in self.parts)
-        self.longest_wait = max(part.longest_wait for part in self.parts)
+        self.atomic: bool = all(part.atomic for part in self.parts)
+        self.spacing: int = max(part.spacing for part in self.parts)
+        self.late: int = min(part.late for part in self.parts)
+        self.longest_wait: int = max(part.longest_wait for part in self.parts)
 
     def new_state(self) -> list[Any]:
         """Return the states of the parts."""
