@@ -256,7 +256,7 @@ class Scheduler:
         self._early: dict[int, Batch] = {}
         self._next = 0
         self._recover = recover
-        # Items that were pulled and not yet dispatched: runs of neighbours.
+        # Items that were pulled and not yet dispatched: runs of neighbours, in lists of the scheduler's own.
         self._queue: deque[tuple[Sequence[int], list[Any]]] = deque()
         self._queued = 0
         self._again: deque[Chunk] = deque()
@@ -296,7 +296,7 @@ class Scheduler:
         return range(start, self.pulled)
 
     def enqueue(self, idx: Sequence[int], items: list[Any]) -> None:
-        """Queue admitted items that must be computed."""
+        """Queue admitted items that must be computed; the list is the scheduler's from now on."""
         if not items:
             return
         self._queued += len(items)
@@ -337,9 +337,11 @@ class Scheduler:
         sharers = slots if self.ended else slots - len(self._out)
         most = 1 if self._size.size == 1 else self._size.share(self._queued, sharers)
         idx, items = self._queue.popleft()
-        if len(items) > most:
-            self._queue.appendleft((idx[most:], items[most:]))
-            idx, items = idx[:most], items[:most]
+        if rest := idx[most:]:
+            waiting, idx, items = items, idx[:most], items[:most]
+            # In place: a copy for each of many small chunks would cost more than all the rest.
+            del waiting[:most]
+            self._queue.appendleft((rest, waiting))
         self._queued -= len(items)
         return self._send(idx, items)
 

@@ -56,14 +56,7 @@ class Buckets:
         Raises:
             OperoUsageError: `key` raised, or returned what cannot be a key.
         """
-        try:
-            key = self._key(*args, **kwargs)
-        except Exception as error:
-            raise OperoUsageError(
-                f"key={name_of(self._key)} raised {type(error).__name__}. It gets the call's "
-                "arguments and returns what has a bucket of its own."
-            ) from error
-        return self.of_key(key)
+        return self.of_key(_asked("key", self._key, args, kwargs, "what has a bucket of its own"))
 
     def of_key(self, key: object) -> Any:
         """Return the bucket of a key.
@@ -207,13 +200,7 @@ class Pricing:
         """
         if not callable(self._cost):
             return self._cost
-        try:
-            cost = self._cost(*args, **kwargs)
-        except Exception as error:
-            raise OperoUsageError(
-                f"cost={name_of(self._cost)} raised {type(error).__name__}. "
-                "It gets the call's arguments and returns a number."
-            ) from error
+        cost: float = _asked("cost", self._cost, args, kwargs, "a number")
         as_units(cost, "cost")
         return cost
 
@@ -247,6 +234,17 @@ def _settle(
         warn_user(
             f"{option}={name_of(cost_of)} raised {type(error).__name__}: what was reserved counts"
         )
+
+
+def _asked(option: str, function: Callable[..., Any], args: Any, kwargs: Any, answer: str) -> Any:
+    """Return what a user's function says about a call."""
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        raise OperoUsageError(
+            f"{option}={name_of(function)} raised {type(error).__name__}. "
+            f"It gets the call's arguments and returns {answer}."
+        ) from error
 
 
 def name_of(function: object) -> str:

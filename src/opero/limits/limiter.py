@@ -344,14 +344,11 @@ class RateLimiter(SharedGuard):
 
     def check_cost(self, cost: float | None) -> None:
         """Raise if a call cannot cost that here; without windows of cost it can cost nothing."""
-        if cost is None:
-            return
-        if self.pricing is None:
+        if cost is not None and self.pricing is None:
             raise OperoUsageError(
                 f"cost={cost!r}: this limiter counts calls, all alike. Say what is counted, as in "
                 'RateLimiter("30000 tokens/minute").'
             )
-        as_units(cost, "cost")
 
     def _require_key(self) -> None:
         if self._buckets is not None and not ambient.disabled():

@@ -6,6 +6,7 @@ All threads and event loops count together, and so do the worker processes of a 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Hashable
 from random import randrange
@@ -122,7 +123,7 @@ class ConcurrencyLimit(SharedGuard):
         self._permits = permits
         # What `enter` looks at: whether a caller may not just take one that is free.
         self._free = permits.free
-        self._busy: object = permits.waiting if permits.across is None else permits
+        self._busy: object = permits.waiting if permits.across is None else True
 
     @property
     def in_flight(self) -> int:
@@ -163,7 +164,7 @@ class ConcurrencyLimit(SharedGuard):
         if self.try_acquire():
             return True
         warn_on_loop("a permit")
-        return bool(self._permits.wait(_Watch(self._permits, timeout)))
+        return bool(self._permits.wait(_watch(self._permits, timeout)))
 
     async def wait(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - as in `acquire`
         """Wait for a permit in a task; the same as `acquire` otherwise.
@@ -172,7 +173,7 @@ class ConcurrencyLimit(SharedGuard):
         """
         if self.try_acquire():
             return True
-        return bool(await self._permits.wait_async(_Watch(self._permits, timeout)))
+        return bool(await self._permits.wait_async(_watch(self._permits, timeout)))
 
     # --- permits of calls -------------------------------------------------------------------------
 
@@ -238,7 +239,7 @@ class ConcurrencyLimit(SharedGuard):
     def _go_to(self, path: str, *, create: bool) -> None:
         file = _FilePermits(path, self.limit, create=create)
         # From here on `enter` asks the queue, which looks at the file as soon as that is in use.
-        self._busy = self._permits
+        self._busy = True
         self._permits.move(file)
 
     def after_fork(self) -> None:
@@ -276,9 +277,6 @@ class _Permits(HandoffQueue):
         self.taken: list[ConcurrencyPermit] = []
         self.across = across
         self._limit = limit
-
-    def __bool__(self) -> bool:
-        return True
 
     @property
     def out(self) -> int:
@@ -348,27 +346,27 @@ class _Permits(HandoffQueue):
             self.across = across
             self.free.extend(kept)
             # Given back meanwhile, when the file was not yet in use.
-            for _ in range(across.held - self.out):
+            for _ in range(len(across.held) - self.out):
                 across.give_back()
         self.serve()
 
 
-class _Watch:
-    """Looks for permits that other processes have given back, between the pauses of a waiting caller."""
+def _watch(permits: _Permits, timeout: float | None) -> Callable[[], float]:
+    """Look for permits that other processes have given back, between the pauses of a waiting caller.
 
-    __slots__ = ("_end", "_pause", "_permits")
+    Returns:
+        What serves the queue and returns the seconds until the next look; 0 or less if the time is up.
+    """
+    end = math.inf if timeout is None else time.monotonic() + timeout
+    pause = _SOON
 
-    def __init__(self, permits: _Permits, timeout: float | None) -> None:
-        self._permits = permits
-        self._end = None if timeout is None else time.monotonic() + timeout
-        self._pause = _SOON
+    def look() -> float:
+        nonlocal pause
+        permits.serve()
+        pause = _SELDOM if permits.across is None else min(2 * pause, _LATER)
+        return min(pause, end - time.monotonic())
 
-    def __call__(self) -> float:
-        """Serve the queue and return the seconds until the next look; 0 or less if the time is up."""
-        self._permits.serve()
-        shared = self._permits.across is not None
-        self._pause = min(2 * self._pause, _LATER) if shared else _SELDOM
-        return self._pause if self._end is None else min(self._pause, self._end - time.monotonic())
+    return look
 
 
 class _FilePermits:
@@ -381,6 +379,9 @@ class _FilePermits:
         path: The file.
         limit: How many there are.
         create: Whether the file may be new.
+
+    Attributes:
+        held: The bytes whose permits this process has.
     """
 
     def __init__(self, path: str, limit: int, *, create: bool) -> None:
@@ -390,21 +391,16 @@ class _FilePermits:
 
     def begin(self) -> None:
         """Hold nothing: a forked child has none of its parent's locks."""
-        self._held: list[int] = []
+        self.held: list[int] = []
         self._last = _FIRST_PERMIT + randrange(self._limit)
-
-    @property
-    def held(self) -> int:
-        """How many this process holds."""
-        return len(self._held)
 
     def take(self) -> bool:
         """Take a permit if any is free, in whatever process."""
         with self._file.thread_lock:
             for step in range(self._limit):
                 place = _FIRST_PERMIT + (self._last - _FIRST_PERMIT + step) % self._limit
-                if place not in self._held and try_lock(self._file.fd, place):
-                    self._held.append(place)
+                if place not in self.held and try_lock(self._file.fd, place):
+                    self.held.append(place)
                     self._last = place
                     return True
             return False
@@ -412,8 +408,8 @@ class _FilePermits:
     def give_back(self) -> None:
         """Give a permit back; nothing happens if this process holds none."""
         with self._file.thread_lock:
-            if self._held:
-                unlock(self._file.fd, self._held.pop())
+            if self.held:
+                unlock(self._file.fd, self.held.pop())
 
 
 def _whole(value: object, option: str, least: int) -> int:

@@ -311,7 +311,7 @@ class ExternalLimiter:
     def refusal(self, what: str) -> OperoUsageError:
         """Return the error of a caller that asks for more than it can do."""
         return OperoUsageError(
-            f"{self.limiter!r} can only be awaited in one event loop, so it cannot {what}. "
+            f"{self.limiter!r} can only be awaited in one event loop at a time, so it cannot {what}. "
             'Write rate_limit="100/minute", or share a RateLimiter("100/minute").'
         )
 
@@ -345,11 +345,7 @@ class ExternalLimiter:
         before = self._loop() if self._loop is not None else running
         if before is not running:
             if before is not None and not before.is_closed():
-                raise OperoUsageError(
-                    f"{self.limiter!r} is already used in another event loop that is still open: "
-                    "it can serve one at a time. "
-                    'Write rate_limit="100/minute", or share a RateLimiter("100/minute").'
-                )
+                raise self.refusal("serve another event loop while the first is open")
             reset = getattr(self.limiter, "reset", None)
             if callable(reset):
                 reset()

@@ -18,14 +18,13 @@ from weakref import WeakKeyDictionary
 from opero import events
 from opero.core.call import Call
 from opero.core.function import FunctionInfo, describe_function
-from opero.core.options import Options
-from opero.core.pipeline import Pipeline
 from opero.errors import OperoUsageError
 from opero.tasks.state import running_task
 from opero.utils.parameters import NoDefault
 from opero.utils.threads import ThreadCall, run_in_thread
 
 if TYPE_CHECKING:
+    from opero.core.options import Options
     from opero.events import Event
     from opero.utils.parameters import Parameter as OwnParameter
 
@@ -255,6 +254,10 @@ def with_policies(
     if hasattr(fn, "__opero__"):
         decorated = _variant(fn, given)
         return decorated if callee.is_async else off_loop(decorated)
+    # Loaded with the first task that has options: the others run without a pipeline.
+    from opero.core.options import Options
+    from opero.core.pipeline import Pipeline
+
     made = Options.of("Task", **{"cache": False, "retries": 0, **given})
     if made.retries or made.stop:
         made = made.replace("Task", on_event=[*_listeners(made), _note_retry])
