@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from contextvars import Context
 from operator import attrgetter
 from time import perf_counter
@@ -83,7 +83,8 @@ class MapRun:
         self._progress = progress
         self._recorders = recorders
         self._returns: Returns = returns
-        self._source: _Source | _AsyncSource | None = None
+        self._source: Iterator[Any] | _AsyncSource | None = None
+        self._step = 1
         self._input_error: Exception | None = None
         self._graceful = self._cancelled = False
         self._kept: list[Batch] = []
@@ -114,7 +115,7 @@ class MapRun:
             self._kept.append(batch)
             del batch  # it may hold the error that is raised now
             if self.scheduler.failed is not None:
-                self._raise_failed(self.scheduler.failed.index, self.scheduler.failed.error)
+                self._raise_failed(*self.scheduler.failed)
 
     def next_batch(self) -> StepLogic[Batch | None]:
         """Run the map until something is finished, and return that; None at its end."""
@@ -124,9 +125,10 @@ class MapRun:
         if source is None:
             self.executor.open(self._job)
             later = isinstance(self._items, AsyncIterable)
-            source = self._source = (_AsyncSource if later else _Source)(self, self._items)
+            source = _AsyncSource(self, self._items) if later else iter(self._items)
+            self._source = source
         while True:
-            yield from source.pull()
+            yield from source.pull() if isinstance(source, _AsyncSource) else self._pull(source)
             self._dispatch()
             if (batch := scheduler.hand_out()) is not None:
                 return batch
@@ -134,6 +136,36 @@ class MapRun:
                 self._graceful = True
                 return None
             yield from self._absorb((yield self._wait()) or ())
+
+    def _pull(self, source: Iterator[Any]) -> StepLogic[None]:
+        """Pull as much of the input as there is room for, but not for long."""
+        while (room := self.room()) > 0:
+            wanted = min(self._step, room)
+            began = perf_counter()
+            found: list[Any] = []
+            broken: BaseException | None = None
+            try:
+                # In place, so that what came before an error is not lost.
+                found.extend(itertools.islice(source, wanted))
+            except BaseException as error:  # noqa: BLE001 - raised by `end_input`
+                broken = error
+            slow = perf_counter() - began > _PULL_S
+            if found:
+                yield from self.admit(found)
+            if len(found) < wanted:
+                try:
+                    self.end_input(broken)
+                finally:
+                    del broken  # as in `_raise_failed`
+                return
+            if slow:
+                self._step = max(1, self._step // 4)
+                return
+            if perf_counter() - began > _PULL_S:
+                # Not the input but a store is slow: it is better asked about many at once.
+                self._step = min(2 * self._step, _ASKED)
+                return
+            self._step = min(2 * self._step, _MOST)
 
     def room(self) -> int:
         """Return how many items to pull now."""
@@ -375,51 +407,6 @@ class MapRun:
 
 
 # --- input ----------------------------------------------------------------------------------------
-
-
-class _Source:
-    """Items of an iterable, in portions that do not hold up the map.
-
-    Args:
-        run: The map.
-        items: The input.
-    """
-
-    def __init__(self, run: MapRun, items: Iterable[Any]) -> None:
-        self._run = run
-        self._items = iter(items)
-        self._step = 1
-
-    def pull(self) -> StepLogic[None]:
-        """Pull as much as there is room for, but not for long."""
-        run = self._run
-        while (room := run.room()) > 0:
-            wanted = min(self._step, room)
-            began = perf_counter()
-            found: list[Any] = []
-            broken: BaseException | None = None
-            try:
-                # In place, so that what came before an error is not lost.
-                found.extend(itertools.islice(self._items, wanted))
-            except BaseException as error:  # noqa: BLE001 - raised by `end_input`
-                broken = error
-            slow = perf_counter() - began > _PULL_S
-            if found:
-                yield from run.admit(found)
-            if len(found) < wanted:
-                try:
-                    run.end_input(broken)
-                finally:
-                    del broken  # as in `MapRun._raise_failed`
-                return
-            if slow:
-                self._step = max(1, self._step // 4)
-                return
-            if perf_counter() - began > _PULL_S:
-                # Not the input but a store is slow: it is better asked about many at once.
-                self._step = min(2 * self._step, _ASKED)
-                return
-            self._step = min(2 * self._step, _MOST)
 
 
 class _AsyncSource:
