@@ -75,7 +75,7 @@ def drive(
                     left.remove(at)
                 waiting = [part[n] for n in left] + waiting
                 tally.cut(0)
-            if tally.over:
+            if tally.open <= 0:
                 del flying[report.chunk]
     return ran
 

@@ -68,6 +68,21 @@ def test_what_is_written_is_read_by_the_next_one(path):
     assert [entry.name for entry in path.parent.iterdir() if entry.name.startswith(".")] == []
 
 
+def test_a_brief_read_asks_the_connection_that_writes_and_never_waits_for_it(path):
+    file = make(path)
+    put(file)
+    query = "SELECT text FROM Answer"
+    assert file.read(query, brief=True) == [("x",)]
+    found: list[Any] = []
+    with file.transaction() as connection:
+        connection.execute("INSERT INTO Answer VALUES ('y')")
+        reader = threading.Thread(target=lambda: found.extend(file.read(query, brief=True)))
+        reader.start()
+        reader.join(10)
+        assert found == [("x",)]
+    assert file.read(query, brief=True) == [("x",), ("y",)]
+
+
 def test_a_transaction_is_written_as_a_whole_or_not_at_all(path):
     file = make(path)
     with pytest.raises(StoreError, match="bindings"), file.transaction() as connection:

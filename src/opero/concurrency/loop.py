@@ -115,7 +115,7 @@ class MapRun:
             self._kept.append(batch)
             del batch  # it may hold the error that is raised now
             if self.scheduler.failed is not None:
-                self._raise_failed(self.scheduler.failed.index, self.scheduler.failed.error)
+                self._raise_failed(*self.scheduler.failed)
 
     def next_batch(self) -> StepLogic[Batch | None]:
         """Run the map until something is finished, and return that; None at its end."""

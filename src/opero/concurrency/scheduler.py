@@ -41,7 +41,6 @@ __all__ = [
     "LARGEST",
     "ChunkSize",
     "ErrorPolicy",
-    "FailedItem",
     "Recover",
     "Scheduler",
 ]
@@ -202,15 +201,6 @@ class ChunkSize:
         return self.fixed or max(least, min(self.size, ceil(left / max(1, slots))))
 
 
-@dataclass(frozen=True, slots=True)
-class FailedItem:
-    """The item that ends the map."""
-
-    index: int
-    item: Any
-    error: BaseException
-
-
 class _Sleeper(NamedTuple):
     due: float
     place: int
@@ -231,7 +221,7 @@ class Scheduler:
     Attributes:
         errors: As above, with the counters of finished and failed items.
         ended: Whether the input is at its end.
-        failed: The item that ends the map, once there is one.
+        failed: Index and error of the item that ends the map, once there is one.
         stopped: Why no further item begins, once that is so.
         pulled: Items pulled from the input.
         open: Items pulled and not finished.
@@ -266,7 +256,7 @@ class Scheduler:
         self._ids = 0
         self.errors: ErrorPolicy = errors
         self.ended: bool = False
-        self.failed: FailedItem | None = None
+        self.failed: tuple[int, BaseException] | None = None
         self.stopped: str | None = None
         self._ending = False
         self.pulled: int = 0
@@ -511,7 +501,7 @@ class Scheduler:
             if (reason := self.errors.stops(error)) is not None:
                 self.stop(reason)
             elif self.failed is None and self.errors.ends(error):
-                self.failed = FailedItem(batch.idx[n], batch.items[n], error)
+                self.failed = batch.idx[n], error
                 self._ending = True
         if not (failures or self.errors.failed):
             self.errors.finished += count
@@ -544,12 +534,6 @@ class Scheduler:
     def done(self) -> bool:
         """Whether nothing more will be handed out once `hand_out` is empty."""
         return not self._out and (self._ending or (self.ended and not self.open))
-
-    def __repr__(self) -> str:
-        return (
-            f"<Scheduler {self.pulled} pulled, {self.open} open, {len(self._out)} chunks in flight, "
-            f"{len(self._sleepers)} pausing, {self.errors.failed} failed>"
-        )
 
 
 def _at(entries: Sequence[Any], places: Sequence[int]) -> Any:

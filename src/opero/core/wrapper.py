@@ -14,7 +14,7 @@ import itertools
 import linecache
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -149,10 +149,10 @@ async def _wrapper({parameters}):
             await _opero_stream.send(_opero_sent)
 """
 
-_SHARED: Final[tuple[Any, ...]] = (
-    *(AsyncStream, BaseException, Call, Exception, GeneratorExit, id, type),
-    *FAST_TYPES,
-)
+_SHARED: Final[dict[str, Any]] = {
+    f"_opero_{kind.__name__}": kind
+    for kind in (AsyncStream, BaseException, Call, Exception, GeneratorExit, type, *FAST_TYPES)
+} | {"_opero_id": id}
 """What the source of every function may refer to."""
 
 
@@ -166,8 +166,7 @@ def make_wrapper(pipeline: Pipeline) -> Callable[..., Any]:
     function, generator function or asynchronous generator function exactly if the original is one.
     """
     info = pipeline.info
-    parameters = list(info.calling)
-    wrapper = _made(_source(pipeline, parameters), parameters, _names(pipeline, parameters))
+    wrapper = _made(_source(pipeline), info.calling, _names(pipeline))
     wrapper.__code__ = wrapper.__code__.replace(co_name=info.name, co_qualname=info.qualname)
     wrapper.__name__, wrapper.__qualname__ = info.name, info.qualname
     wrapper.__module__ = info.module
@@ -184,25 +183,23 @@ def make_wrapper(pipeline: Pipeline) -> Callable[..., Any]:
 def make_call(pipeline: Pipeline) -> Callable[..., Any]:
     """Return the function's `.call(...)`, which takes its arguments and gives a receipt."""
     info = pipeline.info
-    parameters = list(info.calling)
-    source = _fill(_RECEIPT, write_parameters(parameters))
-    call = _made(source, parameters, {"_opero_receipt": pipeline.receipt})
+    source = _fill(_RECEIPT, write_parameters(info.calling))
+    call = _made(source, info.calling, {"_opero_receipt": pipeline.receipt})
     call.__name__, call.__qualname__, call.__module__ = "call", f"{info.qualname}.call", info.module
     call.__doc__ = f"Call `{info.name}` and return a `Receipt`: the value and how it came about."
     return call
 
 
-def _made(source: str, parameters: list[Parameter], names: dict[str, Any]) -> FunctionType:
+def _made(source: str, parameters: Sequence[Parameter], names: dict[str, Any]) -> FunctionType:
     """Make a function of its source, its parameters' defaults and the names that it uses."""
     defaults = {f"_opero_default_{n}": p.default for n, p in enumerate(parameters)}
-    shared = {f"_opero_{thing.__name__}": thing for thing in _SHARED}
     scope: dict[str, Any] = {}
-    exec(_compiled(source), shared | names | defaults, scope)  # noqa: S102 - our template, names only
+    exec(_compiled(source), _SHARED | names | defaults, scope)  # noqa: S102 - our template, names only
     made: FunctionType = scope["_wrapper"]
     return made
 
 
-def _names(pipeline: Pipeline, parameters: list[Parameter]) -> dict[str, Any]:
+def _names(pipeline: Pipeline) -> dict[str, Any]:
     """Return the objects of this function that the source refers to."""
     names: dict[str, Any] = {
         "switch": switch,
@@ -226,7 +223,7 @@ def _names(pipeline: Pipeline, parameters: list[Parameter]) -> dict[str, Any]:
     if (cache := pipeline.cache) is not None:
         names |= {"get": cache.fast_get, "now": time.monotonic, "token": cache.token_get}
         names["count_hit"] = pipeline.stats.hit_counter.count
-        for n, part in default_parts(parameters).items():
+        for n, part in default_parts(pipeline.info.calling).items():
             names |= {f"part_{n}": part, f"copy_{n}": list(part[1])}
     return {f"_opero_{name}": value for name, value in names.items()}
 
@@ -234,9 +231,9 @@ def _names(pipeline: Pipeline, parameters: list[Parameter]) -> dict[str, Any]:
 # --- source text ----------------------------------------------------------------------------------
 
 
-def _source(pipeline: Pipeline, parameters: list[Parameter]) -> str:
+def _source(pipeline: Pipeline) -> str:
     """Write the function of a pipeline."""
-    kind, cache = pipeline.info.kind, pipeline.cache
+    kind, parameters, cache = pipeline.info.kind, pipeline.info.calling, pipeline.cache
     awaits = kind == "async"
     parts = write_parameters(parameters) | {
         "define": "async def" if awaits else "def",

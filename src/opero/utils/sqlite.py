@@ -90,8 +90,8 @@ def _error_name(error: BaseException | None) -> str:
 class SqliteFile:
     """One SQLite file, opened when it is first used, for all threads of this process.
 
-    One connection reads, another one writes, so that readers never wait for writers. Both belong to
-    this process: a forked child opens its own. They are closed with the object.
+    One connection reads, another one writes, so that readers never wait for writers; a brief read takes
+    whichever is free. Both belong to this process: a forked child opens its own. They are closed with the object.
 
     Args:
         path: Where it is; its folder must be there.

@@ -116,11 +116,11 @@ def test_one_of_many_that_claim_gets_the_lease(store):
 def test_a_lease_is_kept_extended_and_given_back_by_its_owner_only(store):
     assert store.acquire("a:k", "me", 30)
     assert not store.acquire("a:k", "you", 30)
-    store.release("a:k", "you")
+    store.release_many([("a:k", "you")])
     assert not store.acquire("a:k", "you", 30)
     assert store.acquire("a:k", "me", 30)
-    store.release("a:k", "me")
-    store.release("a:k", "me")
+    store.release_many([("a:k", "me")])
+    store.release_many([("a:k", "me")])
     assert store.acquire("a:k", "you", 30)
 
 
@@ -240,7 +240,7 @@ def test_event_loops_have_the_same_verbs(store):
 
     for _ in range(3):  # in one loop after the other
         asyncio.run(main())
-        store.release("a:k", "me")
+        store.release_many([("a:k", "me")])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -69,6 +69,12 @@ def files(store: DiskStore) -> list[Path]:
 # --- bounds ---------------------------------------------------------------------------------------
 
 
+def test_what_is_stored_anew_counts_as_the_newest(store):
+    for key in ("a:1", "a:2", "a:1"):
+        store.set(key, key.encode(), 60)
+    assert rows(store, "SELECT key FROM Cache ORDER BY rowid") == [("a:2",), ("a:1",)]
+
+
 def test_a_folder_stays_within_its_bytes(store):
     store.allow(4_000_000)
     for n in range(60):

@@ -255,6 +255,41 @@ class TestInOneProcess:
         face.run(f, 2)
         assert len(reads) == 2
 
+    def test_result_that_was_stored_between_look_and_lease_is_served(
+        self, options: dict[str, Any], store: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        f, other = opero(**options)(work), opero(**options)(work)
+        acquire = store.acquire
+
+        def late(*args: Any) -> bool:
+            monkeypatch.setattr(store, "acquire", acquire)
+            other(1)
+            lease._renewer.flush()
+            time.sleep(lease._GATHER)
+            return bool(acquire(*args))
+
+        monkeypatch.setattr(store, "acquire", late)
+        receipt = f.call(1)
+        assert (receipt.value, receipt.source, World.calls) == (2, "hit", 1)
+        assert not lease._renewer._held
+
+    def test_an_interrupted_caller_keeps_neither_flight_nor_lease(
+        self, options: dict[str, Any], store: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        f, acquire = opero(**options)(work), store.acquire
+
+        def interrupted(*args: Any) -> bool:
+            acquire(*args)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "acquire", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                f(1)
+        lease._renewer.flush()
+        assert opero(**options)(work)(1) == f(1) == 2
+        assert (World.calls, lease._renewer._held) == (1, {})
+
     def test_a_deadline_ends_the_wait(self, face: Face, options: dict[str, Any]) -> None:
         body = face.of(work)
         with Busy(face, opero(**options)(body)):

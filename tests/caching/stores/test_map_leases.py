@@ -215,7 +215,7 @@ class Stranger:
         return bool(self._store.acquire(self._f.cache.key(item).key, "another process", seconds))
 
     def release(self, item: int) -> None:
-        self._store.release(self._f.cache.key(item).key, "another process")
+        self._store.release_many([(self._f.cache.key(item).key, "another process")])
 
 
 @pytest.fixture

@@ -143,9 +143,9 @@ class TestLeases:
 
     def test_only_its_holder_gives_it_back(self, store: RedisStore) -> None:
         assert store.acquire("k", "me", 60)
-        store.release("k", "you")
+        store.release_many([("k", "you")])
         assert not store.acquire("k", "you", 60)
-        store.release("k", "me")
+        store.release_many([("k", "me")])
         assert store.acquire("k", "you", 60)
 
     def test_of_many_exactly_one_gets_it(self, store: RedisStore) -> None:

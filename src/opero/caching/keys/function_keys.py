@@ -20,7 +20,7 @@ import functools
 import os
 import sys
 import weakref
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import count
 from threading import RLock
 from types import CellType, FunctionType, MethodType
@@ -426,7 +426,7 @@ class InstanceTokens:
 _BY_FREQUENCY = (str, int, *sorted(FAST_TYPES - {str, int}, key=lambda kind: kind.__name__))
 
 
-def default_parts(parameters: list[Parameter]) -> dict[int, Any]:
+def default_parts(parameters: Sequence[Parameter]) -> dict[int, Any]:
     """Return the key parts of defaults that are short lists or tuples, such as the values of a fallback, by place."""
     found = {}
     for n, p in enumerate(parameters):
@@ -437,7 +437,7 @@ def default_parts(parameters: list[Parameter]) -> dict[int, Any]:
 
 
 def key_source(
-    names: tuple[str, ...], parameters: list[Parameter], *, of_instance: bool
+    names: tuple[str, ...], parameters: Sequence[Parameter], *, of_instance: bool
 ) -> dict[str, str]:
     """Write, for a generated wrapper, the key of a hit and the test that it may be used.
 

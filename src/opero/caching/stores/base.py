@@ -157,12 +157,8 @@ class ByteStore(Protocol):
         """Do what `acquire` does for many keys, each on its own, in as few trips as the backend can."""
         ...
 
-    def release(self, key: str, owner: str) -> None:
-        """Give a lease back; nothing happens if `owner` does not hold it (any more)."""
-        ...
-
     def release_many(self, owners: Sequence[KeyOwner]) -> None:
-        """Do what `release` does for many keys."""
+        """Give leases back; nothing happens where the owner does not hold one (any more)."""
         ...
 
     def close(self) -> None:

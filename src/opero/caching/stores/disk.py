@@ -247,12 +247,8 @@ class DiskStore:
         with self._transaction() as connection:
             return [connection.execute(_ACQUIRE, (*o, *times)).rowcount == 1 for o in owners]
 
-    def release(self, key: str, owner: str) -> None:
-        """Give a lease back."""
-        self.release_many([(key, owner)])
-
     def release_many(self, owners: Sequence[KeyOwner]) -> None:
-        """Give many leases back."""
+        """Give leases back."""
         with self._transaction() as connection:
             connection.executemany("DELETE FROM Lease WHERE key = ? AND owner = ?", owners)
 

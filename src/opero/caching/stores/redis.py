@@ -181,12 +181,8 @@ class RedisStore:
         """Take or extend many leases, in one trip."""
         return [bool(answer) for answer in self._ask(*(_acquire(*o, seconds) for o in owners))]
 
-    def release(self, key: str, owner: str) -> None:
-        """Give a lease back."""
-        self._ask(_release(key, owner))
-
     def release_many(self, owners: Sequence[KeyOwner]) -> None:
-        """Give many leases back, in one trip."""
+        """Give leases back, in one trip."""
         self._ask(*(_release(*owner) for owner in owners))
 
     # --- for event loops --------------------------------------------------------------------------

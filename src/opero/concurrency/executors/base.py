@@ -205,15 +205,6 @@ class ChunkProgress:
         self.open = max(0, self.kept - self._next) - sum(n < self.kept for n in self._early or ())
         return free
 
-    def has(self, position: int) -> bool:
-        """Tell whether an item is reported."""
-        return position < self._next or (self._early is not None and position in self._early)
-
-    @property
-    def over(self) -> bool:
-        """Whether everything is reported."""
-        return self.open <= 0
-
     def left(self) -> Sequence[int]:
         """Return the positions that are still to be reported."""
         open_places = range(self._next, self.kept)

@@ -230,8 +230,7 @@ class ThreadPoolMapExecutor(ThreadExecutor):
         super().__init__(workers, context)
         self._pool = pool
         self._take = self._take_now
-        self._serving: dict[int, Future[None] | None] = {}
-        self._numbers = 0
+        self._serving: set[Future[None]] = set()
         self._error: BaseException | None = None
 
     def submit(self, chunk: Chunk) -> None:
@@ -257,20 +256,16 @@ class ThreadPoolMapExecutor(ThreadExecutor):
     def _start_workers(self) -> None:
         """Ask for threads while there are chunks that none has taken."""
         while len(self._serving) < self.workers and not self._waiting.empty():
-            self._numbers += 1
-            number = self._numbers
-            self._serving[number] = None
             try:
                 future = self._pool.executor.submit(self._serve)
             except Exception as error:
-                self._serving.pop(number, None)
                 raise _broken(error) from error
-            if number in self._serving:
-                self._serving[number] = future
-            future.add_done_callback(functools.partial(self._ended, number))
+            # Noted first: one that has ended already calls back at once.
+            self._serving.add(future)
+            future.add_done_callback(self._ended)
 
-    def _ended(self, number: int, future: Future[None]) -> None:
-        self._serving.pop(number, None)
+    def _ended(self, future: Future[None]) -> None:
+        self._serving.discard(future)
         error = CancelledError() if future.cancelled() else future.exception()
         if error is not None and not self._stopped:
             self._error = error
@@ -287,16 +282,15 @@ class ThreadPoolMapExecutor(ThreadExecutor):
     def close(self, *, graceful: bool, timeout: float) -> None:
         """Take back what has not begun; an executor of the user's own lives on."""
         super().close(graceful=graceful, timeout=timeout)
-        for future in list(self._serving.values()):
+        for future in list(self._serving):
             _cancel(future)
         self._pool.end(graceful=graceful)
 
 
-def _cancel(future: Future[Any] | None) -> None:
+def _cancel(future: Future[Any]) -> None:
     # Not every executor's futures can be cancelled, and some refuse with an error of their own.
     with contextlib.suppress(Exception):
-        if future is not None:
-            future.cancel()
+        future.cancel()
 
 
 # --- foreign workers ------------------------------------------------------------------------------
