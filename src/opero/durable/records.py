@@ -323,41 +323,53 @@ class JournalStore(Protocol):
 
     def open(self) -> None:
         """Open files and connections; does nothing if they are open."""
+        ...
 
     def close(self) -> None:
         """Close files and connections."""
+        ...
 
     def join(self) -> str:
         """Become an owner, which is alive until `leave` or until this process dies; return its id."""
+        ...
 
     def leave(self, owner: str) -> None:
         """Stop being an owner."""
+        ...
 
     def apply(self, ops: Sequence[Op]) -> list[Any]:
         """Write, durably when it returns, and answer each write as its class says."""
+        ...
 
     def get(self, workflow: str) -> WorkflowRecord | None:
         """Return one workflow."""
+        ...
 
     def find(
         self, name: str | None = None, states: Iterable[State] = (), limit: int | None = None
     ) -> list[WorkflowRecord]:
         """Return workflows, the youngest first."""
+        ...
 
     def steps(self, workflow: str) -> list[StepRecord]:
         """Return a workflow's steps in the order of their first record."""
+        ...
 
     def attention(self, owner: str) -> tuple[bool, float | None]:
         """Return, cheaply, whether an owner may find something, and when the next sleeper wakes.
 
         The time is in wall-clock seconds, None without sleepers.
         """
+        ...
 
     def unowned(self, before: float) -> list[str]:
         """Return the names of workflows that could run since before a time, and have neither an owner nor a reason."""
+        ...
 
     def cancelled(self, owner: str) -> list[str]:
         """Return the ids of an owner's workflows whose cancellation was requested."""
+        ...
 
     def signalled(self, owner: str) -> list[tuple[str, str]]:
         """Return id and name of signals that are stored for an owner's workflows."""
+        ...

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar, copy_context
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from weakref import WeakSet
 
 from opero.errors import OperoUsageError
@@ -76,8 +76,7 @@ class BackgroundLoop:
                 )
                 self._thread.start()
                 ready.wait()
-            loop: AbstractEventLoop = self._loop
-            return loop
+            return cast("AbstractEventLoop", self._loop)
 
     def _run(self, ready: threading.Event) -> None:
         import asyncio

@@ -77,8 +77,7 @@ class ByteStore(Protocol):
     fails fast: a caller waits for a second at most, not for a minute of retries. One object serves
     a place in a process for as long as it runs, so that a backend which comes back is used again.
 
-    A store that event loops need no thread for has coroutines beside `get`, `set` and `acquire`: `aget`, `aset`
-    and `aacquire`.
+    A store that event loops need no thread for has coroutines too: `aget`, `aset` and `aacquire`.
     """
 
     @property
@@ -191,7 +190,6 @@ def portions(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
 
 # --- servers that do not answer ---------------------------------------------------------------------------------------
 
-_SHORTEST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 15.0
 
 
@@ -202,7 +200,7 @@ def pause_after(failures: int) -> float:
         >>> [pause_after(failures) for failures in (1, 2, 3, 50)]
         [1.0, 2.0, 4.0, 15.0]
     """
-    return min(_SHORTEST_PAUSE * 2.0 ** min(failures - 1, 10), _LONGEST_PAUSE)
+    return min(2.0 ** min(failures - 1, 10), _LONGEST_PAUSE)
 
 
 class Backoff:
@@ -254,7 +252,6 @@ class Backoff:
 
 
 # --- open stores ------------------------------------------------------------------------------------------------------
-
 
 _lock = threading.RLock()
 _opened: Final[WeakValueDictionary[tuple[str, str], ByteStore]] = WeakValueDictionary()

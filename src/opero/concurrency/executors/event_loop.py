@@ -111,16 +111,17 @@ class EventLoopExecutor:
                 chunk, place = waiting.popleft()
                 item, parked = chunk.items[place], (chunk.parked or _NONE).get(place)
                 began = perf_counter()
-                # No names for results: a traceback leads to this frame, and would be a reference cycle.
-                if apart:
-                    result = self._run_apart(chunk.idx[place], item, parked)
-                    self._add(chunk, place, began, *await result)
-                else:
-                    self._add(chunk, place, began, *await run(item, parked))
-        except asyncio.CancelledError as error:
-            if not self._closed:  # the function has cancelled the task that runs it
-                self._add(chunk, place, began, None, ItemOutcome(error=error))
-            raise
+                try:
+                    # No names for results: a traceback leads to this frame, and would be a reference cycle.
+                    if apart:
+                        result = self._run_apart(chunk.idx[place], item, parked)
+                        self._add(chunk, place, began, *await result)
+                    else:
+                        self._add(chunk, place, began, *await run(item, parked))
+                except asyncio.CancelledError as error:
+                    if not self._closed:  # the function has cancelled the task that runs it
+                        self._add(chunk, place, began, None, ItemOutcome(error=error))
+                    raise
         finally:
             self._serving -= 1
 

@@ -116,11 +116,10 @@ class _Pool:
         self._begin()
 
     def _begin(self) -> None:
-        made = self._given
-        self._ends = self.renews = not hasattr(made, "submit") and callable(made)
-        if self.renews:
-            made = made()
-        self._made = made
+        given = self._given
+        self._ends = self.renews = not hasattr(given, "submit") and callable(given)
+        self._made: Any = given() if self.renews else given
+        made = self._made
         if hasattr(made, "pool_class"):  # a block of twat-mp's
             if made.pool is None:
                 made.__enter__()

@@ -437,7 +437,7 @@ def _rebuild(
         kind, args, state = found
         error: BaseException
         if issubclass(kind, BaseExceptionGroup):
-            error = kind.__new__(kind, message, members)
+            error = kind.__new__(kind, message or "", members)
         else:
             error = kind.__new__(kind, *args)
             error.args = args

@@ -102,13 +102,14 @@ def _run(session: WorkerSession, chunk: RunningChunk) -> None:
     page, run, values, append = session.page, session.runner.run, chunk.values, chunk.values.append
     call, fast_path = session.runner.direct or cast("Any", (None, None))
     entries, now, count = enumerate(chunk.entries), perf_counter, session.job.pipeline.stats.merge
-    plain = call is not None and not chunk.parked and tuple not in set(map(type, chunk.entries))
+    plain = not chunk.parked and tuple not in set(map(type, chunk.entries))
+    item: Any = None
     block, largest, due, position = 1, _LARGEST, chunk.flushed + FLUSH, -1
     while position + 1 < chunk.kept:
         began, first = now(), position + 1
         failed: BaseException | None = None
         # What an item is at stands on the page before it is opened, because that may be fatal already.
-        if plain and not (switch.on or fast_path.closed):
+        if call is not None and plain and not (switch.on or fast_path.closed):
             # The same as `run` does, without its call.
             try:
                 for position, item in islice(entries, block):
