@@ -110,6 +110,20 @@ def test_where_nothing_can_be_shared_one_warning_says_so(monkeypatch):
     assert not limiter.try_acquire()
 
 
+@posix
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_child_does_not_report_what_its_parent_could_not_share(monkeypatch):
+    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: "/nowhere/at/all")
+    limiter = RateLimiter("1/hour")
+    with pytest.warns(RuntimeWarning, match="per process"):
+        limiter.share()
+    child = os.fork()
+    if not child:
+        os._exit(len(unshared_objects()))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert repr(limiter) in unshared_objects()
+
+
 # --- several processes ----------------------------------------------------------------------------
 
 

@@ -58,12 +58,12 @@ class _Registry:
         self.named: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         self.kept: dict[str, Any] = {}
         self.table: dict[str, str] = {}
-        self.unshared: list[str] = []
         self.after_fork()
 
     def after_fork(self) -> None:
-        """Make a new lock, because a thread of a forked child's parent may hold the old one."""
+        """Make a new lock, because a thread of a forked child's parent may hold the old one; reports are the parent's."""
         self.lock = threading.RLock()
+        self.unshared: list[str] = []
 
 
 registry: Final = _Registry()
