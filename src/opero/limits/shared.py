@@ -61,7 +61,7 @@ class _Registry:
         self.after_fork()
 
     def after_fork(self) -> None:
-        """Make a new lock, because a thread of a forked child's parent may hold the old one; reports are the parent's."""
+        """Make a new lock, because a thread of a forked child's parent may hold the old one; drop its reports."""
         self.lock = threading.RLock()
         self.unshared: list[str] = []
 
