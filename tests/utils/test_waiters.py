@@ -80,8 +80,9 @@ def test_a_thread_that_checks_for_interrupts_still_ends_in_time(monkeypatch):
 @pytest.mark.parametrize("seconds", [None, 20])
 def test_an_interrupt_reaches_a_waiting_thread(seconds):
     me = threading.main_thread().ident
-    later(lambda: signal.pthread_kill(me, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
+        # In here: the interrupt may come before the wait begins.
+        later(lambda: signal.pthread_kill(me, signal.SIGINT))
         ThreadWaiter().wait(seconds)
 
 
