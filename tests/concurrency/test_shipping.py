@@ -166,7 +166,7 @@ def test_a_limiter_that_an_import_makes_again_is_the_same_one(module: Any) -> No
         module.limiter.acquire()
     code = f"""
 from opero.limits.shared import attach_table
-attach_table({table!r})
+attach_table({table!r}, "another one")
 import shipped_module
 print([shipped_module.limiter.try_acquire() for _ in range(6)])
 """

@@ -49,6 +49,7 @@ class _Registry:
         kept: Those of them that have no other owner.
         table: What `attach_table` was given.
         unshared: What `unshared_objects` returns next.
+        uid: Text that names this interpreter: another process has another one, and so has another interpreter in it.
     """
 
     lock: threading.RLock
@@ -64,6 +65,7 @@ class _Registry:
         """Make a new lock, because a thread of a forked child's parent may hold the old one; drop its reports."""
         self.lock = threading.RLock()
         self.unshared: list[str] = []
+        self.uid: str = os.urandom(16).hex()
 
 
 registry: Final = _Registry()
@@ -296,13 +298,15 @@ def _held_by_modules(paths: dict[int, str]) -> Iterator[tuple[str, str]]:
                         yield f"{name}:{attribute}.{inner}", paths[id(held)]
 
 
-def attach_table(table: dict[str, str]) -> None:
-    """Let limits that are made in this process from now on use the states of another one.
+def attach_table(table: dict[str, str], interpreter: str) -> None:
+    """Let limits that are made in this interpreter from now on use the states of another one.
 
     Args:
         table: What `share_all` returned there.
+        interpreter: The `registry.uid` there. A map's own program is not attached to itself: what it makes is new.
     """
-    registry.table = dict(table)
+    if interpreter != registry.uid:
+        registry.table = dict(table)
 
 
 def _at(address: str) -> object:

@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 import twat_mp
 
-from opero import RateLimiter, event_bus, operomap
+from opero import RateLimiter, event_bus, opero, operomap
 from opero.concurrency.executors.futures import PROTOCOL, run_chunk
 from opero.errors import MapError, MapStopped, OperoError, OperoUsageError, WorkerLostError
 
@@ -386,3 +386,18 @@ def test_a_pool_of_interpreters_gets_bytes(monkeypatch: pytest.MonkeyPatch) -> N
         (failure,) = mapped(executor, lambda x: 1 / x, retries=1, min_delay=0).map([0]).failures
         assert isinstance(failure.error, ZeroDivisionError)
         assert failure.attempts == 2
+
+
+def test_an_executor_within_the_program_does_not_attach_the_program_to_itself() -> None:
+    def made() -> RateLimiter:
+        limiter = RateLimiter("1/hour")
+        opero(rate_limit=limiter, cache=False)(abs)
+        return limiter
+
+    first = made()
+    assert first.try_acquire()
+    assert operomap(executor=Courier(), cache=False)(abs)([1, -2]) == [1, 2]
+    assert first.shared
+    # A function that is decorated again has a limiter of its own, and what is made later works at once.
+    assert made().try_acquire()
+    assert made().attached

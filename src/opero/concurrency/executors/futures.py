@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import pickle
 import sys
 import threading
@@ -44,7 +43,7 @@ from opero.concurrency.executors.process.protocol import (
 from opero.concurrency.item_runner import ItemRunner
 from opero.errors import MapError, OperoError, OperoUsageError, warn_user
 from opero.events import event_bus
-from opero.limits.shared import unshared_objects
+from opero.limits.shared import registry, unshared_objects
 from opero.utils.steps import BlockingStep, run_async, run_sync
 
 if TYPE_CHECKING:
@@ -448,8 +447,8 @@ class _RemoteJob:
         self._events: list[Event] = []
         spec = JobSpec.open(blob)
         self._job: MapJob = spec.job(None, self._events.append)
-        # In the map's own process its listeners get every event already.
-        self._foreign = spec.program != os.getpid()
+        # In the map's own interpreter its listeners get every event already.
+        self._foreign = spec.interpreter != registry.uid
         self._relays = spec.listens == "bus" and self._foreign
         self._runner = ItemRunner(self._job)
         # A worker may have several threads.

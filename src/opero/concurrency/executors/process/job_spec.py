@@ -27,7 +27,7 @@ from opero.core.options import Options
 from opero.core.pipeline import Pipeline
 from opero.errors import ShippingError
 from opero.events import event_bus
-from opero.limits.shared import attach_table, share_all
+from opero.limits.shared import attach_table, registry, share_all
 from opero.utils import ambient
 
 __all__ = ["JobSpec", "loaded_module"]
@@ -46,7 +46,7 @@ class JobSpec:
         listens: Which events the map's process wants: "bus" (all), "function" or None.
         loggers: Settings of its loggers; None if it has not loaded `logging`.
         disabled: Whether retries, waits and caches are switched off.
-        program: Its process id.
+        interpreter: The `registry.uid` of the map.
     """
 
     fields: dict[str, Any]
@@ -54,7 +54,7 @@ class JobSpec:
     listens: str | None
     loggers: LoggerLevels | None = None
     disabled: bool = False
-    program: int = 0
+    interpreter: str = ""
 
     @classmethod
     def of(cls, job: MapJob) -> JobSpec:
@@ -66,7 +66,7 @@ class JobSpec:
         everything = event_bus.active or job.relays_all
         listens = "bus" if everything else "function" if emitter.active else None
         options = shared_options(job.pipeline)
-        return cls(fields, options, listens, _levels(), ambient.disabled(), os.getpid())
+        return cls(fields, options, listens, _levels(), ambient.disabled(), registry.uid)
 
     def pickled(self, way_out: str = 'mode="thread"') -> bytes:
         """Pickle for an interpreter that has nothing of this program.
@@ -85,7 +85,7 @@ class JobSpec:
                 f"{function} cannot travel to a worker process ({type(error).__name__}: {error}). "
                 f"Make what it needs (a lock, a client, an open file) inside of it, or use {way_out}."
             ) from error
-        return pickle.dumps((import_paths(), sys.argv, share_all(), packed), 5)
+        return pickle.dumps((import_paths(), sys.argv, registry.uid, share_all(), packed), 5)
 
     def register_classes(self) -> None:
         """Give the classes that the job refers to their identity, before a fork that inherits it.
@@ -99,16 +99,16 @@ class JobSpec:
     @staticmethod
     def open(data: bytes) -> JobSpec:
         """Unpickle in a process with settings of its own."""
-        *_, table, packed = pickle.loads(data)  # noqa: S301 - from the map
+        *_, interpreter, table, packed = pickle.loads(data)  # noqa: S301 - from the map
         # Before anything of the user's is imported, which makes its limiters.
-        attach_table(table)
+        attach_table(table, interpreter)
         spec: JobSpec = pickle.loads(packed)  # noqa: S301 - from the map
         return spec
 
     @staticmethod
     def open_in_worker(data: bytes, folder: str | None, environ: dict[str, str]) -> JobSpec:
         """Unpickle in a worker process, which gets the paths, folder and environment of the program first."""
-        sys.path[:], sys.argv, _, _ = pickle.loads(data)  # noqa: S301 - from the map
+        sys.path[:], sys.argv, *_ = pickle.loads(data)  # noqa: S301 - from the map
         if folder is not None:
             try:
                 os.chdir(folder)
