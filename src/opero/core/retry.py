@@ -138,9 +138,12 @@ class RetryState:
         remark: Why there is no other attempt, where opero's own rules say so; one more line of the note.
     """
 
-    fn = retry_object = next_action = remark = None
+    fn: None = None
+    retry_object: None = None
+    next_action: None = None
     args: tuple[Any, ...] = ()
-    upcoming_sleep = 0.0
+    upcoming_sleep: float = 0.0
+    remark: str | None = None
 
     def __init__(
         self,
