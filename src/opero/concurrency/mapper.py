@@ -184,7 +184,7 @@ class Mapper:
             target_s=_TARGETS[mode],
             parks=inf if stays else 0.05,
             deadline=current_deadline(),
-            in_flight=IN_FLIGHT if mode == "async_process" else 1,
+            in_flight={"async": options.workers, "async_process": IN_FLIGHT}.get(mode, 1),
             leads=collects and cache is not None and cache.leases is not None,
             enter=enter,
         )
@@ -254,7 +254,7 @@ def _fixed_size(options: MapOptions, job: MapJob, mode: Mode) -> int | None:
         return options.chunksize
     if mode == "sequential":
         return 1
-    if mode == "async_process":
+    if mode in ("async", "async_process"):
         # Its items wait side by side, so none of them keeps another one from a free worker.
         return None
     waits = options.rate_limit is not None or (

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from queue import Empty, SimpleQueue
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, sleep
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.executors.base import Done, ItemOutcome
@@ -37,6 +37,8 @@ __all__ = [
 
 _LOOK: Final = 0.03
 """Seconds after which finished items of a chunk that is under way are reported."""
+_TOGETHER: Final = 0.001
+"""Seconds within which finished items are reported together, while the threads have others at hand."""
 _ONLY: Final = range(1)
 _Add = Callable[[int, Any, ItemOutcome | None], None]
 
@@ -194,7 +196,7 @@ def only_done(chunk: Chunk, value: Any, outcome: ItemOutcome | None, busy_s: flo
     return Done(chunk.id, _ONLY, [value], {} if outcome is None else {0: outcome}, busy_s)
 
 
-def as_range(places: list[int]) -> Sequence[int]:
+def as_range(places: Sequence[int]) -> Sequence[int]:
     """Return ascending positions, as a range where they are neighbours."""
     first, last = places[0], places[-1]
     return range(first, last + 1) if last - first + 1 == len(places) else places
@@ -280,6 +282,9 @@ class ThreadExecutor:
         reports: list[Report] = []
         with contextlib.suppress(Empty):
             first = self._reported.get_nowait() if wait == 0 else self._reported.get(timeout=wait)
+            if wait != 0 and first is not None and not self._waiting.empty():
+                # The threads have work at hand: what others of them finish now is taken in the same turn.
+                sleep(_TOGETHER)
             while first is not None:
                 reports.append(first)
                 first = self._reported.get_nowait()
