@@ -16,6 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from opero import events
+from opero.concurrency.executors.base import worker_process
 from opero.concurrency.result import ItemResult, MapFailure
 from opero.utils import ambient
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from opero.concurrency.executors.base import Batch
     from opero.events.bus import Emitter
 
-__all__ = ["Bar", "Progress", "hide_bars", "make_bar"]
+__all__ = ["Bar", "Progress", "make_bar"]
 
 _REFRESH: Final = 0.1
 """Seconds between two pictures of the bar, and between two events, while items end."""
@@ -172,12 +173,6 @@ class Progress:
 
 _drawing = threading.RLock()
 """Bars are begun and ended one after the other: neither library lets several threads do that at once."""
-_hidden: list[bool] = []
-
-
-def hide_bars() -> None:
-    """Draw no bar in this process: it shares its terminal with the map that it works for."""
-    _hidden.append(True)
 
 
 def make_bar(name: str, total: int | None, *, rich: bool = False) -> Bar | None:
@@ -191,7 +186,7 @@ def make_bar(name: str, total: int | None, *, rich: bool = False) -> Bar | None:
     Raises:
         OperoUsageError: rich is wanted and not installed.
     """
-    if _hidden or not (_at_terminal() or _in_notebook()):
+    if worker_process or not (_at_terminal() or _in_notebook()):
         return None
     return _RichBar(name, total) if rich else _TqdmBar(name, total)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from opero.core.pipeline import Pipeline
 
@@ -31,7 +31,11 @@ __all__ = [
     "Report",
     "Why",
     "WorkerFacts",
+    "worker_process",
 ]
+
+worker_process: Final[list[bool]] = []
+"""Not empty in a worker process, which shares its terminal with the map that it works for and draws no bar."""
 
 Why = Literal["crash", "timeout", "deadline", "memory", "stopped"]
 """What ended a worker: it died, its item took too long (for its own limit, or for a deadline) or too much memory, or it

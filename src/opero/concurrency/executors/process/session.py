@@ -13,12 +13,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.caching.single_flight import Flight, become_leader
-from opero.concurrency.executors.base import Done, ItemOutcome, MapJob, Parked
+from opero.concurrency.executors.base import Done, ItemOutcome, MapJob, Parked, worker_process
 from opero.concurrency.executors.process import protocol
 from opero.concurrency.executors.process.job_spec import JobSpec, loaded_module
 from opero.concurrency.executors.process.pickling import dumps, dumps_with_errors, traceback_of
@@ -34,9 +32,8 @@ from opero.concurrency.executors.process.protocol import (
     BufferPool,
     copy_span,
 )
-from opero.concurrency.executors.process.start import close_in_child, flush_output
+from opero.concurrency.executors.process.start import Channel, flush_output
 from opero.concurrency.item_runner import ItemRunner
-from opero.concurrency.progress import hide_bars
 from opero.events import event_bus
 from opero.utils import ambient
 
@@ -147,11 +144,10 @@ class WorkerSession:
         asked: Whether the pool has asked for what is done when that could not be sent.
     """
 
-    def __init__(self, conn: Connection[Any, Any], own_fd: int, pool_fd: int) -> None:
+    def __init__(self, conn: Channel, own_fd: int, pool_fd: int) -> None:
         import mmap
 
         self.conn = conn
-        close_in_child(conn)
         self._own_fd = own_fd
         own, items = mmap.mmap(own_fd, 0), mmap.mmap(pool_fd, 0)
         os.close(pool_fd)
@@ -198,7 +194,7 @@ class WorkerSession:
 
     def _take_job(self, spec: JobSpec | None) -> None:
         if spec is None:
-            spec = JobSpec.open_in_worker(*pickle.loads(self.conn.recv_bytes()))  # noqa: S301 - from the pool
+            spec = JobSpec.open_in_worker(*pickle.loads(self.conn.receive()[0]))  # noqa: S301 - from the pool
         else:
             # Listeners of the process that was forked get the events there.
             for subscription in event_bus.subscriptions:
@@ -207,12 +203,14 @@ class WorkerSession:
         if numpy_random is not None:
             # Random numbers of its own; `random` does so by itself after a fork.
             numpy_random.seed()
-        hide_bars()
+        worker_process.append(True)
         ambient.set_disabled(spec.disabled)
         if spec.loggers is not None:
             _forward_logs(spec.loggers, self.send)
         job = self.job = spec.job(self.page, self._events.append)
         if job.leads:
+            from opero.caching.single_flight import Flight, become_leader
+
             become_leader(Flight(None))
         if job.memory_limit is not None:
             _limit_memory(job.memory_limit)
@@ -231,7 +229,7 @@ class WorkerSession:
         """Send a message, from any thread."""
         data = pickle.dumps(frame, 5)
         with self._sending:
-            self.conn.send_bytes(data)
+            self.conn.send(data)
 
     def receive(self) -> RunningChunk:
         """Wait for a chunk.
@@ -239,7 +237,7 @@ class WorkerSession:
         Raises:
             EOFError: There are no more.
         """
-        number, entries, parked = pickle.loads(self.conn.recv_bytes())  # noqa: S301 - from the pool
+        number, entries, parked = pickle.loads(self.conn.receive()[0])  # noqa: S301 - from the pool
         if not self._turn and tuple in set(map(type, entries)):
             _keep_freed_memory()
         self._turn += 1
