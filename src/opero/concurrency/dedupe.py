@@ -92,8 +92,8 @@ class BatchesByOrigin:
     Example:
         >>> found = BatchesByOrigin()
         >>> found.add("hit", 3, "item", "result")
-        >>> found.take()
-        [Batch(idx=[3], items=['item'], values=['result'], odd={}, origin='hit')]
+        >>> [(batch.idx, batch.values, batch.origin) for batch in found.take()]
+        [([3], ['result'], 'hit')]
     """
 
     def __init__(self) -> None:

@@ -12,7 +12,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -52,7 +51,6 @@ _WAIT: Final = 0.02
 _KEPT: Final = 16 << 20
 
 
-@dataclass(eq=False)
 class RunningChunk:
     """A chunk in a worker: what came, and what has become of it.
 
@@ -69,26 +67,33 @@ class RunningChunk:
         odd: Outcomes that are more than a plain value, by position in the chunk.
         reported: Items reported.
         flushed: When that was.
-        told: What the pool knows of this worker: `kept`, and whether it takes no other chunk.
+        known: What the pool knows of this worker: `kept`, and whether it takes no other chunk.
         soon: Reports what is done, where several items are under way.
     """
 
-    number: int
-    entries: list[Any]
-    parked: dict[int, Parked]
-    turn: int
-    places: list[int] | None
-    next: int = 0
-    values: list[Any] = field(default_factory=list)
-    encoded: int = 0
-    odd: dict[int, ItemOutcome] = field(default_factory=dict)
-    reported: int = 0
-    flushed: float = field(default_factory=perf_counter)
-    soon: Any = None
-
-    def __post_init__(self) -> None:
-        self.kept: int = len(self.entries)
-        self.told: tuple[int, bool] = (self.kept, False)
+    def __init__(
+        self,
+        number: int,
+        entries: list[Any],
+        parked: dict[int, Parked],
+        turn: int,
+        *,
+        ordered: bool,
+    ) -> None:
+        self.number: int = number
+        self.entries: list[Any] = entries
+        self.parked: dict[int, Parked] = parked
+        self.turn: int = turn
+        self.kept: int = len(entries)
+        self.next: int = 0
+        self.values: list[Any] = []
+        self.places: list[int] | None = None if ordered else []
+        self.encoded: int = 0
+        self.odd: dict[int, ItemOutcome] = {}
+        self.reported: int = 0
+        self.flushed: float = perf_counter()
+        self.known: tuple[int, bool] = (self.kept, False)
+        self.soon: Any = None
 
     @property
     def over(self) -> bool:
@@ -242,8 +247,7 @@ class WorkerSession:
             _keep_freed_memory()
         self._turn += 1
         known = pickle.loads(parked) if parked else {}  # noqa: S301 - from the pool
-        places: list[int] | None = None if self.job.in_flight == 1 else []
-        return RunningChunk(number, entries, known, self._turn, places)
+        return RunningChunk(number, entries, known, self._turn, ordered=self.job.in_flight == 1)
 
     def flush(self, chunk: RunningChunk, *, interrupts: bool = False) -> None:
         """Send what is done of a chunk, and from where on it is given back.
@@ -254,10 +258,10 @@ class WorkerSession:
         """
         if not interrupts:
             self.encode(chunk)
-        told = chunk.kept, self.retires()
-        if not chunk.values and chunk.told == told:
+        known = chunk.kept, self.retires()
+        if not chunk.values and chunk.known == known:
             return
-        chunk.told, done = told, chunk.done()
+        chunk.known, done = known, chunk.done()
         stats: dict[str, float] | None = None
         events: list[Event] = []
         if not interrupts:
@@ -271,7 +275,7 @@ class WorkerSession:
             self._shipped += 1
             self._sent.append((self._shipped, buffer))
         content = protocol.encode_done(done, stats, events)
-        self.send(protocol.DONE, chunk.number, *told, shared, *content)
+        self.send(protocol.DONE, chunk.number, *known, shared, *content)
 
     def end(self, chunk: RunningChunk) -> None:
         """Send the last results of a chunk."""
