@@ -160,8 +160,8 @@ class Channel:
         # Not so where the program has set a default timeout.
         sock.setblocking(True)
         self._sock = sock
-        self.fileno = sock.fileno
-        self.close = sock.close
+        self.fileno: Callable[[], int] = sock.fileno
+        self.close: Callable[[], None] = sock.close
         _own.add(self)
 
     def send(self, message: bytes, fds: Sequence[int] = ()) -> None:
