@@ -551,6 +551,7 @@ SINGLE_USE: dict[str, Callable[[], object]] = {
     "map": lambda: map(str, [1, 2]),
     "file": lambda: io.StringIO("text"),
     "async generator": _items,
+    "file in a dict": lambda: {"files": [("a.txt", io.BytesIO(b"text"))]},
 }
 REUSABLE: dict[str, object] = {
     "list": [1, 2],

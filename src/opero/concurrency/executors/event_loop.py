@@ -9,12 +9,11 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, copy_context
 from itertools import repeat
-from operator import itemgetter
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.concurrency.executors.base import Done, ItemOutcome
-from opero.concurrency.executors.in_process import as_range, context_for
+from opero.concurrency.executors.base import ItemOutcome
+from opero.concurrency.executors.in_process import Finished, context_for, reports_of
 from opero.concurrency.item_runner import ItemRunner
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncInlineExecutor", "EventLoopExecutor", "ExecutorBridge"]
 
-_Finished = tuple[int, Any, ItemOutcome | None, float]
 _NONE: Final[dict[int, Any]] = {}
 
 
@@ -39,8 +37,7 @@ class EventLoopExecutor:
         self._workers = workers
         self._context = context
         self._waiting: deque[tuple[Chunk, int]] = deque()
-        # What is done and not reported yet, by chunk: place, value, outcome and seconds of work.
-        self._parts: dict[int, list[_Finished]] = {}
+        self._finished: list[Finished] = []
         self._timed = False
         self._woken = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -78,8 +75,8 @@ class EventLoopExecutor:
                     await self._woken.wait()
         self._woken.clear()
         self._timed = False
-        parts, self._parts = self._parts, {}
-        return [_report(number, part) for number, part in parts.items()]
+        finished, self._finished = self._finished, []
+        return reports_of(finished)
 
     def wake(self) -> None:
         """End a wait for reports, from any thread."""
@@ -123,8 +120,7 @@ class EventLoopExecutor:
         self, chunk: Chunk, place: int, began: float, value: Any, outcome: ItemOutcome | None
     ) -> None:
         """Add a finished item; while others wait for a task, what is done is reported many at once."""
-        finished = place, value, outcome, perf_counter() - began
-        self._parts.setdefault(chunk.id, []).append(finished)
+        self._finished.append((chunk, place, value, outcome, perf_counter() - began))
         if outcome is not None or not self._waiting:
             self._woken.set()
         elif not self._timed:
@@ -140,14 +136,6 @@ class EventLoopExecutor:
         finally:
             # An item that is cut short takes its task along; for one that has ended this does nothing.
             task.cancel()
-
-
-def _report(chunk: int, part: list[_Finished]) -> Done:
-    """Return the report of finished items of a chunk."""
-    part.sort(key=itemgetter(0))
-    places, values, outcomes, busy = zip(*part, strict=True)
-    odd = {n: outcome for n, outcome in enumerate(outcomes) if outcome is not None}
-    return Done(chunk, as_range(places), list(values), odd, sum(busy))
 
 
 class AsyncInlineExecutor(EventLoopExecutor):
@@ -172,24 +160,20 @@ class ExecutorBridge:
 
     Args:
         engine: The executor.
+
+    Attributes:
+        slots, submit, wake: The executor's own, which never block.
     """
 
     def __init__(self, engine: MapExecutor) -> None:
         self._engine = engine
         self._waiter: ThreadPoolExecutor | None = None
-
-    def slots(self) -> int:
-        """Return what the executor says."""
-        return self._engine.slots()
+        self.slots, self.submit, self.wake = engine.slots, engine.submit, engine.wake
 
     def open(self, job: MapJob) -> None:
         """Open the executor."""
         self._engine.open(job)
         self._waiter = ThreadPoolExecutor(1, thread_name_prefix="opero-map")
-
-    def submit(self, chunk: Chunk) -> None:
-        """Submit a chunk; that never blocks."""
-        self._engine.submit(chunk)
 
     async def poll(self, wait: float | None) -> list[Report]:
         """Wait for reports in a thread; a cancelled wait ends the thread's wait too."""
@@ -204,10 +188,6 @@ class ExecutorBridge:
             self._engine.wake()
             await asyncio.wait({polling})
             raise
-
-    def wake(self) -> None:
-        """End a wait for reports."""
-        self._engine.wake()
 
     async def close(self, *, graceful: bool, grace: float) -> None:
         """Close the executor in the thread, so that the loop goes on meanwhile."""
