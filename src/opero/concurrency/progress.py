@@ -154,7 +154,7 @@ class Progress:
 
 
 _drawing = threading.RLock()
-"""Bars are begun and ended one after the other: neither library lets several threads do that at once."""
+"""Bars are started and ended one after the other: neither library lets several threads do that at once."""
 _hidden: list[bool] = []
 
 
