@@ -278,6 +278,12 @@ def test_sharing_on_request_copies_nothing():
     assert freeze(value, copy=False)[0] is value
 
 
+@pytest.mark.parametrize("value", [[io.BytesIO()], {"rows": iter([1])}, (1, (n for n in ()))])
+def test_sharing_on_request_is_refused_for_what_holds_an_iterator_or_file(value):
+    with pytest.raises(Uncopyable, match="only once"):
+        freeze(value, copy=False)
+
+
 def test_records_of_one_shape_share_one_plan():
     from opero.caching.copying import _plan
 

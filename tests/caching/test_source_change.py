@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from opero import opero
-from opero.caching.entries import source_digest
+from opero.caching.keys.function_keys import code_digest
 from opero.events import CacheSkipped, FunctionEdited
 
 pytestmark = pytest.mark.internal
@@ -95,7 +95,7 @@ def place_of_edits(tmp_path: Path):
 
     def forge() -> None:
         store = stores.open_store(place)
-        (mark,) = [item.key for item in store.scan("~source:")]
+        (mark,) = [item.key for item in store.scan("~code:")]
         store.set(mark, b"another", None)
 
     return place, forge
@@ -108,7 +108,7 @@ def test_marks_are_no_entries(tmp_path):
     assert f.cache.clear() == 1
 
 
-def test_options_and_place_are_no_part_of_the_source():
+def test_options_and_place_are_no_part_of_the_code():
     def plain() -> ModuleType:
         return {}  # type: ignore[return-value]
 
@@ -123,9 +123,9 @@ def test_options_and_place_are_no_part_of_the_source():
     def other(x: int) -> int:
         return x + 1
 
-    digests = [source_digest(fn.__wrapped__) for fn in (one, other.__wrapped__)]
+    digests = [code_digest(fn.__wrapped__) for fn in (one, other.__wrapped__)]
     assert digests[0] != digests[1], "the name is"
-    assert source_digest(functools.partial(plain)) == source_digest(plain)
+    assert code_digest(functools.partial(plain)) == code_digest(plain)
 
 
 class Callable:
@@ -133,7 +133,7 @@ class Callable:
         return x
 
 
-def test_what_has_no_source_is_never_edited():
-    assert source_digest(len) is None
-    assert source_digest(Callable()) is not None
-    assert source_digest(eval("lambda x: x")) is None
+def test_what_is_not_written_in_python_is_never_edited():
+    assert code_digest(len) is None
+    assert code_digest(Callable()) is not None
+    assert code_digest(eval("lambda x: x")) == code_digest(lambda x: x)

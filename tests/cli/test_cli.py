@@ -17,7 +17,7 @@ import pytest
 from tests.redis_server import RedisServer
 
 from opero import opero
-from opero.cli.main import main
+from opero.cli import main
 from opero.core import get_cache_context
 
 SRC = Path(__file__).resolve().parents[2] / "src"

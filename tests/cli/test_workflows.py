@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from opero.cli.main import main
+from opero.cli import main
 from opero.durable import Orchestrator, activity, get_registry, wait_for, workflow
 from opero.durable.records import Acquire, Move, PutStep, State, StepRecord, StepState
 

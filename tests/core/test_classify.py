@@ -314,6 +314,34 @@ def test_a_value_with_a_final_answer_is_not_called_again() -> None:
     assert calls == ["bad", "busy", "busy", "busy"]
 
 
+@pytest.mark.parametrize("library", ["httpx", "requests"])
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b'{"error": {"code": "insufficient_quota"}}', "exhausted"),
+        (b'{"errors": [{"reason": "dailyLimitExceeded"}]}', "exhausted"),
+        (b'{"error": "slow down"}', "transient"),
+        (b'{"error', "transient"),
+        (b'{"error": ' + b"[" * 60_000, "transient"),
+        (None, "transient"),
+    ],
+)
+def test_codes_in_the_body_of_an_answer_that_was_read(
+    library: str, body: bytes | None, kind: str
+) -> None:
+    module: Any = pytest.importorskip(library)
+    if library == "httpx":
+        response = module.Response(429, request=module.Request("GET", "http://h"))
+    else:
+        response = module.Response()
+        response.status_code = 429
+    if body is not None:
+        response._content = body
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - of the library
+        response.raise_for_status()
+    assert classify(caught.value).kind == kind
+
+
 def test_an_exhausted_value_cools_down_for_later_calls() -> None:
     calls: list[str] = []
 

@@ -152,11 +152,11 @@ def test_a_program_without_a_loop_uses_the_background_loop(bus: EventBus) -> Non
 
 def test_the_background_loop_starts_again_after_stop() -> None:
     first = background_loop.get()
-    assert repr(background_loop) == "<BackgroundLoop running>"
+    assert repr(background_loop) == "<LoopThread opero-event-handlers, running>"
     background_loop.stop()
     background_loop.stop()
     assert first.is_closed()
-    assert repr(background_loop) == "<BackgroundLoop not started>"
+    assert repr(background_loop) == "<LoopThread opero-event-handlers, not started>"
     assert background_loop.get() is not first
 
 

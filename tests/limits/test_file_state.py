@@ -14,7 +14,7 @@ import pytest
 from opero.errors import OperoUsageError
 from opero.limits import limiter_state, state_file
 from opero.limits.gcra import SECOND, Gcra, Rule
-from opero.limits.limiter_state import FileState
+from opero.limits.limiter_state import LimiterState
 from opero.limits.state_file import private_path, state_path
 from opero.limits.windows import UNIT, CombinedLimit, SlidingWindow, combined
 from opero.utils.units import parse_windows
@@ -34,11 +34,15 @@ def path(tmp_path: Path) -> str:
     return str(tmp_path / "slot")
 
 
-def fresh(path: str, rule: Rule = HOURLY) -> FileState:
-    return FileState(path, rule, create=True)
+def fresh(path: str, rule: Rule = HOURLY, *, named: bool = False) -> LimiterState:
+    return LimiterState(rule).move(path, create=True, named=named)
 
 
-def forget(slot: FileState) -> None:
+def joined(path: str, rule: Rule = HOURLY) -> LimiterState:
+    return LimiterState(rule).move(path, create=False)
+
+
+def forget(slot: LimiterState) -> None:
     """Close the file as the end of the process would."""
     state_file._open_files.files.pop(slot.file.path)
 
@@ -52,18 +56,18 @@ def run(script: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def most(slot: FileState) -> int:
+def most(slot: LimiterState) -> int:
     """Count how many calls may start now."""
-    return sum(not slot.take() for _ in range(20))
+    return sum(not slot.take_in_file() for _ in range(20))
 
 
 def test_a_file_remembers_what_has_started(path):
     slot = fresh(path)
-    assert [slot.take() == 0 for _ in range(4)] == [True, True, True, False]
+    assert [slot.take_in_file() == 0 for _ in range(4)] == [True, True, True, False]
     forget(slot)
-    again = FileState(path, HOURLY, create=False)
+    again = joined(path)
     assert again is not slot
-    assert HOUR - 10 * SECOND < again.take() <= HOUR
+    assert HOUR - 10 * SECOND < again.take_in_file() <= HOUR
     assert again.wait_for() <= HOUR
 
 
@@ -90,7 +94,7 @@ def test_a_descriptor_is_kept_while_the_file_is_open_once_more(path):
     assert os.fstat(fd)
     assert state_file._open_files.kept.pop() == fd
     os.close(fd)
-    assert again.take() == 0
+    assert again.take_in_file() == 0
 
 
 def test_a_slot_can_be_given_back(path):
@@ -100,6 +104,20 @@ def test_a_slot_can_be_given_back(path):
     assert slot.give_back(mark)
     assert most(slot) == 3
     assert not slot.give_back(mark)
+
+
+@pytest.mark.parametrize("rule", [MINUTELY, HOURLY], ids=str)
+def test_a_caller_that_holds_a_state_while_it_moves_looks_again(path, rule):
+    slot = LimiterState(rule)
+    take = slot.take
+    while not take():
+        pass
+    assert slot.pause(2 * HOUR)
+    slot.move(path, create=True)
+    assert take() > 0
+    assert HOUR < slot.wait_for() <= 2 * HOUR
+    slot.resume()
+    assert 0 < slot.take_marked()[0] <= rule.period
 
 
 @posix
@@ -125,22 +143,22 @@ def test_a_folder_is_no_slot(tmp_path):
 
 def test_what_does_not_exist_cannot_be_joined(path):
     with pytest.raises(OSError, match="No such file"):
-        FileState(path, HOURLY, create=False)
+        joined(path)
 
 
 def test_what_is_no_slot_cannot_be_joined(path):
     Path(path).write_bytes(bytes(500))
     with pytest.raises(OSError, match="holds no such state"):
-        FileState(path, HOURLY, create=False)
+        joined(path)
 
 
 # --- killed ---------------------------------------------------------------------------------------
 
 HOLDER = """
 import sys
-from opero.limits.limiter_state import FileState
+from opero.limits.limiter_state import LimiterState
 from opero.limits.windows import part_of
-slot = FileState(sys.argv[1], part_of(tuple(map(int, sys.argv[2].split()))), create=True)
+slot = LimiterState(part_of(tuple(map(int, sys.argv[2].split())))).move(sys.argv[1], create=True)
 slot.file.__enter__()
 exec(sys.argv[3])
 print("held", flush=True)
@@ -161,23 +179,23 @@ sys.stdin.read()
 )
 def test_a_holder_that_is_killed_neither_hangs_nor_lifts_the_limit(path, rule, damage):
     slot = fresh(path, rule)
-    while not slot.take():
+    while not slot.take_in_file():
         pass
     holder = run(HOLDER, path, " ".join(map(str, rule.signature)), damage)
     assert holder.stdout
     assert holder.stdout.readline() == "held\n"
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
-    wait = slot.take()
+    wait = slot.take_in_file()
     assert 0 < wait <= rule.period
-    assert slot.take() > 0
+    assert slot.take_in_file() > 0
 
 
 @posix
 def test_a_window_of_cost_is_repaired_after_its_holder_was_killed(path):
     rule = combined(parse_windows("30 tokens/minute"), burst=1, smooth=None)
     assert isinstance(rule, CombinedLimit)
-    slot = FileState(path, rule, create=True)
+    slot = fresh(path, rule)
     assert slot.take_marked(20 * UNIT)[0] == 0
     # Killed between the ring and the sum.
     slot.file.changing = True
@@ -194,10 +212,10 @@ def test_others_wait_while_one_holder_decides(path):
     holder.stdout.readline()
     taker = run(
         "import sys\n"
-        "from opero.limits.limiter_state import FileState\n"
+        "from opero.limits.limiter_state import LimiterState\n"
         "from opero.limits.windows import SlidingWindow\n"
-        f"slot = FileState({path!r}, SlidingWindow({HOUR}, 3), create=False)\n"
-        "print(slot.take(), flush=True)",
+        f"slot = LimiterState(SlidingWindow({HOUR}, 3)).move({path!r}, create=False)\n"
+        "print(slot.take_in_file(), flush=True)",
     )
     with pytest.raises(subprocess.TimeoutExpired):
         taker.wait(0.4)
@@ -248,31 +266,31 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
     ],
 )
 def test_a_named_limit_goes_on_after_a_reboot_by_the_wall_clock(clocks, path, rule, asleep, left):
-    state = FileState(path, rule, create=True, named=True)
-    while not state.take():
+    state = fresh(path, rule, named=True)
+    while not state.take_in_file():
         pass
     forget(state)
     clocks.reboot(asleep)
-    assert FileState(path, rule, create=True, named=True).wait_for() == left
+    assert fresh(path, rule, named=True).wait_for() == left
 
 
 @pytest.mark.parametrize("rule", [MINUTELY, HOURLY, SPACED], ids=str)
 @pytest.mark.parametrize("hours", [-8, -1])
 def test_a_wall_clock_that_is_set_back_costs_no_more_than_a_period(clocks, path, rule, hours):
-    state = FileState(path, rule, create=True, named=True)
-    while not state.take():
+    state = fresh(path, rule, named=True)
+    while not state.take_in_file():
         pass
     clocks.wall += hours * HOUR
-    assert 0 < state.take() <= rule.longest_wait
+    assert 0 < state.take_in_file() <= rule.longest_wait
     clocks.pass_(rule.longest_wait)
-    assert state.take() == 0
+    assert state.take_in_file() == 0
 
 
 @pytest.mark.parametrize("rule", [MINUTELY, HOURLY], ids=str)
 def test_a_private_state_holds_on_a_machine_that_has_just_started(clocks, path, rule):
     clocks.monotonic = 3
     state = fresh(path, rule)
-    taken = sum(not state.take() for _ in range(10))
+    taken = sum(not state.take_in_file() for _ in range(10))
     assert taken == (3 if rule is HOURLY else 1)
     assert state.pause(SECOND)
     assert state.paused() == SECOND
@@ -290,12 +308,12 @@ def test_a_file_that_no_process_uses_takes_another_rule_and_keeps_what_means_the
     )
     assert isinstance(old, CombinedLimit)
     assert isinstance(new, CombinedLimit)
-    state = FileState(path, old, create=True)
+    state = fresh(path, old)
     state.take_marked(20 * UNIT)
     forget(state)
     del state
     gc.collect()
-    state = FileState(path, new, create=True)
+    state = fresh(path, new)
     assert state.update(lambda cells, pause, now: [one[0] for one in new.caps(cells)]) == [
         20 * UNIT
     ]
@@ -306,16 +324,16 @@ def test_a_file_that_no_process_uses_takes_another_rule_and_keeps_what_means_the
 @pytest.mark.parametrize("rule", [MINUTELY, SlidingWindow(HOUR, 1)], ids=str)
 def test_another_rate_begins_anew(path, rule):
     slot = fresh(path, HOURLY)
-    slot.take()
+    slot.take_in_file()
     forget(slot)
-    assert fresh(path, rule).take() == 0
+    assert fresh(path, rule).take_in_file() == 0
 
 
 def test_two_rules_in_one_program_are_an_error_with_the_fix(path):
     slot = fresh(path)
     with pytest.raises(OperoUsageError, match=r"3 calls in 1 h.*different names"):
         fresh(path, MINUTELY)
-    assert slot.take() == 0
+    assert slot.take_in_file() == 0
 
 
 @posix
@@ -329,7 +347,7 @@ def test_another_rule_while_a_program_uses_the_file_is_an_error_with_the_fix(pat
     ):
         fresh(path, MINUTELY)
     holder.communicate("")
-    assert fresh(path, MINUTELY).take() == 0
+    assert fresh(path, MINUTELY).take_in_file() == 0
 
 
 # --- where files lie ------------------------------------------------------------------------------

@@ -304,17 +304,6 @@ def test_giving_back_never_lets_one_too_many_into_a_window(rule, steps):
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_callers_that_hold_a_state_that_was_replaced_reach_the_new_one(rule, time):
-    old, new = LimiterState(rule, time), LimiterState(rule, time)
-    take = old.take
-    old.pause(SECOND)
-    assert old.replace(lambda state: new) is new
-    assert take() == new.wait_for() == old.wait_for() > 0
-    old.resume()
-    assert new.paused() == 0
-
-
-@pytest.mark.parametrize("rule", RULES, ids=str)
 def test_a_damaged_state_is_repaired_within_one_period(rule):
     state = rule.new_state()
     for place in range(len(state)):

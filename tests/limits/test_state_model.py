@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from opero.limits import limiter_state, state_file
 from opero.limits.gcra import SECOND
-from opero.limits.limiter_state import FileState, LimiterState, TakenSlot
+from opero.limits.limiter_state import LimiterState, TakenSlot
 from opero.limits.windows import UNIT, CombinedLimit, combined
 from opero.utils.units import parse_windows
 
@@ -53,10 +53,10 @@ class InAFileAndInMemory(RuleBasedStateMachine):
     def start(self, rule: object) -> None:
         self.rule = rule
         self.memory = LimiterState(rule, lambda: self.now)  # type: ignore[arg-type]  # one of RULES
-        self.file: FileState = self.opened()
+        self.file: LimiterState = self.opened()
 
-    def opened(self) -> FileState:
-        return FileState(self.path, self.rule, create=True)  # type: ignore[arg-type]  # as above
+    def opened(self) -> LimiterState:
+        return LimiterState(self.rule).move(self.path, create=True)  # type: ignore[arg-type]  # as above
 
     @rule(pause=st.integers(0, 200))
     def time_passes(self, pause: int) -> None:
@@ -73,7 +73,7 @@ class InAFileAndInMemory(RuleBasedStateMachine):
 
     @rule()
     def take(self) -> None:
-        assert self.file.take() == self.memory.take()
+        assert self.file.take_in_file() == self.memory.take()
 
     @rule()
     def take_marked(self) -> None:

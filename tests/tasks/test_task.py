@@ -19,9 +19,9 @@ from opero import event_bus, opero
 from opero.errors import CallTimeoutError, OperoUsageError
 from opero.events import RetryScheduled
 from opero.tasks import Task, TaskRun, TaskState, callee, run, run_sync
-from opero.tasks.callee import MOST_THREADS
 from opero.tasks.state import NOTHING, carry_out, running_task
 from opero.testing import FakeClock, flaky
+from opero.utils.async_utils import MOST_THREADS
 
 if TYPE_CHECKING:
     from tests.tasks.conftest import Received
@@ -268,7 +268,7 @@ def test_a_slot_is_given_back_when_no_thread_can_be_started(
 
     async def main() -> str:
         with monkeypatch.context() as patch:
-            patch.setattr(callee, "run_in_thread", refuse)
+            patch.setattr("opero.utils.threads.run_in_thread", refuse)
             for _ in range(MOST_THREADS + 1):
                 with pytest.raises(RuntimeError, match="new thread"):
                     await Task(upper, "tea").run()
@@ -604,8 +604,8 @@ def test_listeners_in_options_are_kept() -> None:
 
 def test_equal_tasks_share_what_listens_to_their_function() -> None:
     fetch = opero(cache=False)(upper)
-    assert Task(fetch, "a")._call.__closure__[0].cell_contents is (  # type: ignore[attr-defined]  # white box
-        Task(fetch, "b")._call.__closure__[0].cell_contents  # type: ignore[attr-defined]  # white box
+    assert Task(fetch, "a")._call.args[0] is (  # type: ignore[attr-defined]  # white box
+        Task(fetch, "b")._call.args[0]  # type: ignore[attr-defined]  # white box
     )
 
 

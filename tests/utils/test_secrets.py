@@ -79,6 +79,8 @@ pytestmark = pytest.mark.internal
             "X-Api-Key",
             "X-Amz-Signature",
         ),
+        *("redis_url", "MONGODB_URI", "celery_broker_url", "postgres_url", "rootpw", "access_code"),
+        *("recovery_phrase", "one_time_code", "credit_card", "service_account_json", "pfx"),
         *("seed_phrase", "recovery_codes", "private_key_pem", "oauth2_token", "Set-Cookie", "pins"),
     ],
 )
@@ -92,6 +94,7 @@ def test_a_name_with_such_a_word_is_secret(name: str) -> None:
         *("max_tokens", "maxTokens", "min_tokens", "num_tokens", "n_tokens", "prompt_tokens"),
         *("completion_tokens", "input_tokens", "total_tokens", "author", "authors", "keyboard"),
         *("monkey", "tokenizer", "model", "x", "_", "secretary", "compass", "keyword", "données"),
+        *("max_new_tokens", "cached_tokens", "tokens_used", "tokens_per_minute", "tokens_limit"),
         *("pass_rate", "passing", "pin_memory", "pinned", "session", "database", "url", "powder"),
         *("spec", "code", "webpage", "design", "assign", "state", "authority", "hostname"),
     ],
@@ -195,6 +198,13 @@ def test_secret_fields_of_urls_are_masked_and_others_stay(name: str, mask: Any) 
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
+        ("connect(api_key=b'hunter2', x=1)", "connect(api_key='***', x=1)"),
+        ("password => hunter2", "password => ***"),
+        ("[('x-api-key', 'hunter2'), ('a', 'b')]", "[('x-api-key', '***'), ('a', 'b')]"),
+        ("(b'authorization', b'a \"hunter2')", "(b'authorization', b'***')"),
+        ("('password', 'user', 'host')", "('password', 'user', 'host')"),
+        ("Signature=9f86d081884c7d659a2f", "Signature=***"),
+        ("sorted(x, key=len)", "sorted(x, key=len)"),
         ("host=x password=hunter2 user=y", "host=x password=*** user=y"),
         ("mysql --password=hunter2 --host h", "mysql --password=*** --host h"),
         ("mysql --password hunter2 --host h", "mysql --password *** --host h"),

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from opero.utils import waiters
+from opero.utils import threads
 from opero.utils.waiters import FairLock, HandoffQueue, TaskWaiter, ThreadWaiter, WaitQueue
 
 pytestmark = pytest.mark.internal
@@ -65,14 +65,14 @@ def test_time_that_is_up_does_not_matter_once_woken():
 
 @pytest.mark.parametrize("seconds", [None, 5])
 def test_a_thread_that_checks_for_interrupts_goes_on_waiting(seconds, monkeypatch):
-    monkeypatch.setattr(waiters, "_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr(threads, "_CHECK_SECONDS", 0.001)
     waiter = ThreadWaiter()
     later(waiter.wake)
     assert waiter.wait(seconds)
 
 
 def test_a_thread_that_checks_for_interrupts_still_ends_in_time(monkeypatch):
-    monkeypatch.setattr(waiters, "_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr(threads, "_CHECK_SECONDS", 0.001)
     assert not ThreadWaiter().wait(0.01)
 
 

@@ -70,14 +70,14 @@ def freeze(value: Any, *, copy: bool = True) -> tuple[Any, Copier | None]:
     if type(value) not in _CONTAINERS:
         _refuse_single_use(value)
     if not copy:
-        _refuse_open_parts(value)
+        _refuse_parts(value, _is_single_use)
         return value, None
     if type(value).__module__.partition(".")[0] == "pandas":
         return _pickled(value)
     try:
         copier = _plan(value, set(), {})
     except (NotPlain, RecursionError):
-        _refuse_open_parts(value)
+        _refuse_parts(value, _is_open)
         copier = _deep_copy()
     if copier is None:
         return value, None
@@ -114,15 +114,19 @@ def _why(error: Exception) -> str:
 
 
 def _refuse_single_use(value: object) -> None:
+    if _is_single_use(value):
+        raise Uncopyable(f"its result, {_named(value)}, can be used only once")
+
+
+def _is_single_use(value: object) -> bool:
     kind = type(value)
-    if (
+    return (
         hasattr(kind, "__next__")
         or hasattr(kind, "__await__")
         or hasattr(kind, "__anext__")
         or isinstance(value, io.IOBase)
         or _is_open(value)
-    ):
-        raise Uncopyable(f"its result, {_named(value)}, can be used only once")
+    )
 
 
 _READS: Final = ("read", "aread", "recv", "readinto", "cursor", "iter_content", "__aiter__")
@@ -147,8 +151,8 @@ def _is_open(value: object) -> bool:
         return False
 
 
-def _refuse_open_parts(value: object) -> None:
-    """Raise if a result holds something that is open, in containers or in attributes.
+def _refuse_parts(value: object, refused: Callable[[object], bool]) -> None:
+    """Raise if a result holds something that is refused, in containers or in attributes.
 
     A class that says how it is copied may leave that out of the copy, which is of no use then: httpx
     and requests do. Of such an object only its own attributes count.
@@ -160,7 +164,7 @@ def _refuse_open_parts(value: object) -> None:
         if kind in ATOMS or isinstance(part, type) or id(part) in seen:
             continue
         seen.add(id(part))
-        if _is_open(part):
+        if refused(part):
             within = "" if part is value else f" holds {_named(part)} that"
             raise Uncopyable(f"its result, {_named(value)},{within} can be used only once")
         if not descend:

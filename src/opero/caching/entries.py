@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from sys import getsizeof
@@ -20,15 +19,12 @@ from opero.utils.steps import BlockingStep
 from opero.utils.units import format_bytes
 
 if TYPE_CHECKING:
-    from opero.caching.keys.function_keys import FunctionKeys
     from opero.caching.memory import EntryStore
     from opero.caching.refresh import Freshness
     from opero.caching.single_flight import Flight
     from opero.events.bus import Emitter
 
-__all__ = ["CachedCall", "Entries", "Stored", "edit_detector", "report_skipped",
-    "source_digest",
-]  # fmt: skip
+__all__ = ["CachedCall", "Entries", "Stored", "report_skipped"]
 
 _ENTRY_BYTES: Final = 250
 """What an entry costs beside its value and the arguments in its key."""
@@ -93,7 +89,7 @@ class Entries:
         copy: Whether mutable results are isolated.
         of_instance: Whether keys may begin with the token of an instance, which the entry must not outlive.
         freshness: When entries are refreshed early and served late; None if neither was asked for.
-        look_for_edits: Compares the function with the one whose results are stored; None not to.
+        look_for_edits: Returns whether the function was edited since its results were stored; None not to.
         counters: The function's counters (`core.stats.Stats`).
         emitter: Where its events go.
 
@@ -109,7 +105,7 @@ class Entries:
         copy: bool = True,
         of_instance: bool = False,
         freshness: Freshness | None = None,
-        look_for_edits: Callable[[Emitter], None] | None = None,
+        look_for_edits: Callable[[], bool] | None = None,
         counters: Any,
         emitter: Emitter,
     ) -> None:
@@ -184,8 +180,8 @@ class Entries:
 
     def _look(self) -> None:
         look, self._look_for_edits = self._look_for_edits, None
-        if look is not None:
-            look(self._emitter)
+        if look is not None and look() and self._emitter.active:
+            self._emitter.emit(events.FunctionEdited(function=self._emitter.function))
 
     # --- serving ----------------------------------------------------------------------------------
 
@@ -359,67 +355,3 @@ class Entries:
 
 def _why(error: Exception) -> str:
     return f": {error}" if isinstance(error, StoreError) else f" ({type(error).__name__})"
-
-
-# --- functions that were edited since their results were stored -----------------------------------
-
-
-def source_digest(fn: Any) -> bytes | None:
-    """Return a digest of a function's source, None if there is none to be had.
-
-    What stands before its `def` does not count: changing the options of a decorator is no edit.
-    """
-    import inspect
-
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    if not (inspect.isroutine(fn) or inspect.isclass(fn)):
-        fn = type(fn).__call__
-    code = getattr(fn, "__code__", None)
-    if code is not None and code.co_filename == "<string>":
-        # Python 3.13 may take the program of `python -c` for it, from wherever the function came.
-        return None
-    try:
-        lines, _ = inspect.getsourcelines(fn)
-    except (OSError, TypeError):
-        return None
-    for number, line in enumerate(lines):
-        if line.lstrip().startswith(("def ", "async def ")):
-            lines = lines[number:]
-            break
-    from textwrap import dedent
-
-    from opero.caching.keys.canonical import load_blake2b
-
-    text = dedent("".join(lines)).rstrip()
-    return (
-        load_blake2b()(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest().encode()
-    )
-
-
-def edit_detector(keys: FunctionKeys, store: Any) -> Callable[[Emitter], None]:
-    """Return what notifies listeners if a function was edited since its entries were stored.
-
-    The entries are kept, because a batch that is resumed after a small change must not pay twice. A digest
-    of the source lies beside the entries.
-
-    Args:
-        keys: The function's keys.
-        store: The `CodedStore` where the entries are.
-    """
-
-    def look(emitter: Emitter) -> None:
-        now = source_digest(keys.function.fn)
-        if now is None or keys.prefix is None:
-            return
-        key = f"~source:{keys.prefix()}"
-        try:
-            then = store.backend.get(key)
-            if then != now:
-                store.backend.set(key, now, None)
-        except StoreError:  # the lookup reports a store that fails
-            return
-        if then not in (now, None) and emitter.active:
-            emitter.emit(events.FunctionEdited(function=emitter.function))
-
-    return look

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opero import events
 from opero.caching.copying import Uncopyable
-from opero.caching.entries import Entries, edit_detector
+from opero.caching.entries import Entries
 from opero.caching.single_flight import (
     Flight,
     Instruction,
@@ -189,7 +189,7 @@ class FunctionCache:
             copy=copy,
             of_instance=keys.of_instance,
             freshness=self.freshness,
-            look_for_edits=edit_detector(keys, store) if store.lends else None,
+            look_for_edits=keys.edit_detector(store) if store.lends else None,
             counters=counters,
             emitter=emitter,
         )

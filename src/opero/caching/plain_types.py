@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple
 
 __all__ = [
     "BY_NAME", "BY_NUMBER", "Buffer", "NotPlain", "PlainType", "Undecodable", "Unencodable", "add", "class_name",
-    "find_class", "of_type", "remove",
+    "find_class", "make_instance", "of_type", "remove",
 ]  # fmt: skip
 
 Buffer = bytes | bytearray | memoryview
@@ -392,27 +392,39 @@ def _join_fields(parts: Sequence[Any]) -> Any:
     kind = find_class(name)
     if _of_class(kind) is not (MODEL if further else RECORD):
         raise Undecodable(f"{name} is no dataclass or model any more")
-    made: Any = object.__new__(kind)
-    slots, held = _slots(kind), _own_dict(made)
-    for field, value in _completed(kind, given).items():
-        if field in slots:
-            slots[field].__set__(made, value)
-        else:
-            held[field] = value
+    made = make_instance(kind, given, _field_names(kind) or {})
     for part, value in zip(_MODEL_PARTS, further, strict=False):
         object.__setattr__(made, part, value)
     return made
 
 
-def _completed(kind: type, given: dict[Any, Any]) -> dict[str, Any]:
-    """Return the values of all fields; those that are newer than the entry have their defaults."""
-    names = _field_names(kind) or {}
-    if not given.keys() <= names.keys():
-        raise Undecodable(f"{kind.__qualname__} has other fields now")
-    return {name: given[name] if name in given else _default(kind, field) for name, field in names.items()}  # fmt: skip
+def make_instance(kind: type, given: dict[Any, Any], fields: Mapping[str, Any]) -> Any:
+    """Make an instance without running its code; fields that are newer than what was stored have their defaults.
+
+    Args:
+        kind: Its class.
+        given: The stored values by field.
+        fields: The fields that the class has now.
+
+    Raises:
+        Undecodable: The class has other fields now; the message names one.
+    """
+    if unknown := given.keys() - fields.keys():
+        raise Undecodable(f"{kind.__qualname__} has no field {min(unknown)!r} any more")
+    made: Any = object.__new__(kind)
+    slots, held = _slots(kind), _own_dict(made)
+    for name, field in fields.items():
+        if name not in given and not getattr(field, "init", True):
+            continue  # it had not been set
+        value = given[name] if name in given else _default(kind, name, field)
+        if name in slots:
+            slots[name].__set__(made, value)
+        else:
+            held[name] = value
+    return made
 
 
-def _default(kind: type, field: Any) -> Any:
+def _default(kind: type, name: str, field: Any) -> Any:
     import dataclasses
 
     if hasattr(field, "get_default"):  # of pydantic
@@ -428,9 +440,7 @@ def _default(kind: type, field: Any) -> Any:
             return field.default.factory()
     elif type(field.default).__qualname__ != "_Nothing":
         return field.default
-    raise Undecodable(
-        f"{kind.__qualname__} has a new field {getattr(field, 'name', '')} without a default"
-    )
+    raise Undecodable(f"{kind.__qualname__} has a new field {name!r} without a default")
 
 
 def _split_enum(value: Any) -> tuple[str, str | None, Any]:

@@ -202,19 +202,15 @@ def judge_lost(
     own = pipeline.options.deadline
     ends = [job.deadline, None if own is None else call.started + parse_seconds(own, "deadline")]
     call.deadline = min((end for end in ends if end is not None), default=None)
-    final: Exception = error
-    try:
-        delay = pipeline.retry.before_next(call, error)
-    except Exception as refused:  # noqa: BLE001 - raised where no attempt is left
-        final = refused
-    else:
+    delay = pipeline.retry.before_next(call, error)
+    if delay is not None:
         pipeline.retry.slept(call, delay)
         elapsed = before.elapsed + delay
         after = Parked(call.attempts, call.calls, call.slept, elapsed, failures)
         return ItemOutcome(attempts=call.attempts, calls=call.calls, retry_in=delay, parked=after)
     call.failures = [FailedCall(label, known) for label, known in failures]
-    instead = pipeline.report.failed(call, final)
-    return ItemOutcome(error=instead or final, attempts=call.attempts, calls=call.calls)
+    instead = pipeline.report.failed(call, error)
+    return ItemOutcome(error=instead or error, attempts=call.attempts, calls=call.calls)
 
 
 def _lost_error(job: MapJob, lost: Lost) -> OperoError:

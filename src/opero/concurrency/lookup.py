@@ -2,32 +2,38 @@
 """Look items up before they are computed: in the cache, among calls under way, and among equal items.
 
 The map uses the store, keys and flights of the function's own cache stage. The workers have no cache.
+
+An item that the cache does not have is computed by the process that has its lease. Leases are acquired for many items
+at once, when these are about to be dispatched, and given back when their results are stored. Items that another process
+has leased are parked: they are looked up again after growing pauses, and neither reach a worker nor take the place of
+others. The map computes the items whose leases it has, whatever it waits for, so that two maps never wait for each
+other.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextvars import Context
+from dataclasses import dataclass, field
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
+from opero.caching.memory import Entry
 from opero.caching.single_flight import (
     Flight,
     Instruction,
+    SharedFailure,
     SharedResult,
     become_leader,
+    copy_error,
     leads_others,
     notify,
     take_verdict,
 )
-from opero.concurrency.dedupe import (
-    InFlightElsewhere,
-    LeadItem,
-    RemoteLeases,
-    ResultStore,
-    uncalled,
-)
+from opero.concurrency.executors.base import Batch, ItemOutcome, Origin
 from opero.core.call import Call
 from opero.errors import DeadlineError, Rejected
 from opero.utils import ambient
@@ -35,9 +41,14 @@ from opero.utils.steps import for_each, in_thread
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
-    from opero.caching.memory import Entry
-    from opero.concurrency.dedupe import Compute
-    from opero.concurrency.executors.base import Batch, MapJob
+    from opero.caching.entries import Stored
+    from opero.caching.lease import (  # noqa: TC004 - loaded with the first store that lends leases
+        Lease,
+        Leases,
+        LeaseWait,
+    )
+    from opero.caching.single_flight import Verdict, Waiting  # noqa: TC004 - not read at run time
+    from opero.concurrency.executors.base import MapJob
     from opero.core.cache import CacheStage
     from opero.utils.steps import StepLogic
 
@@ -47,7 +58,149 @@ _AHEAD: Final = 64
 """Most items that are looked up ahead: those that turn out not to be there must not be many more than fit."""
 
 
-class CacheLookup(ResultStore):
+@dataclass(slots=True, eq=False)
+class LeadItem:
+    """An item that this map computes, and the equal ones that wait for it."""
+
+    flight: Flight
+    call: Call
+    index: int
+    item: Any
+    followers: list[tuple[int, Any]] = field(default_factory=list)
+    old: Entry | None = None
+    """What the cache had, if it has expired."""
+    lease: Lease | None = None
+    """What keeps other processes from computing it, once that is acquired."""
+    wait: LeaseWait | None = None
+    """The wait for the process that computes it, while one does or after one did."""
+    parked: bool = False
+    """Whether it waits for that now."""
+
+
+@dataclass(slots=True, eq=False)
+class InFlightElsewhere:
+    """An item that another caller of this process computes now: a waiter of that flight."""
+
+    index: int
+    item: Any
+    call: Call
+    key: Hashable
+    arrived: Callable[[InFlightElsewhere], None]
+    """Takes the verdict to the map; called from any thread."""
+    deadline: float | None = None
+    flight: Flight = field(default_factory=lambda: Flight(None))
+    verdict: Verdict | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Return True: a map can always take over."""
+        return True
+
+    def wake(self) -> bool:
+        """Pass the verdict to the map."""
+        self.arrived(self)
+        return True
+
+
+# --- other processes ------------------------------------------------------------------------------
+
+_TOGETHER: Final = 0.005
+"""Items that are due so many seconds later are looked up with those that are due now."""
+
+
+class RemoteLeases:
+    """The leases of a map's items, and the items that other processes compute.
+
+    Args:
+        leases: The leases of the function's keys.
+        awaits: Whether the map runs in an event loop.
+        limit: Returns the clock reading at which a wait that begins now must end, None for never.
+
+    Attributes:
+        waiting: How many items are parked, equal ones included.
+    """
+
+    def __init__(self, leases: Leases, *, awaits: bool, limit: Callable[[], float | None]) -> None:
+        self._leases = leases
+        self._awaits = awaits
+        self._limit = limit
+        self._parked: list[tuple[float, int, LeadItem]] = []
+        self._serial = itertools.count()
+        self.waiting: int = 0
+
+    def acquire(self, leads: Sequence[LeadItem], late: list[LeadItem]) -> StepLogic[list[LeadItem]]:
+        """Acquire the leases of items and return those that may be computed now; park the others.
+
+        Args:
+            leads: The items, all of them new, or all of them parked before.
+            late: Takes those whose deadline has come.
+        """
+        new = self._leases.new
+        for lead in leads:
+            lead.lease = lead.lease or new(lead.flight.key)
+        wanted = [(lead, lead.lease) for lead in leads if lead.lease is not None]
+        if not wanted:
+            return list(leads)
+        leases = [lease for _, lease in wanted]
+        again, blocking = wanted[0][0].wait is not None, not self._awaits
+        granted: list[bool | None] = yield in_thread(
+            lambda: self._leases.acquire_many(leases, again=again, blocking=blocking)
+        )
+        self._leases.keep([lease for lease, mine in zip(leases, granted, strict=True) if mine])
+        for (lead, _), mine in zip(wanted, granted, strict=True):
+            if mine is None:
+                lead.lease = None
+            elif not mine:
+                self._park(lead, late)
+        return [lead for lead in leads if not lead.parked and lead not in late]
+
+    def _park(self, lead: LeadItem, late: list[LeadItem]) -> None:
+        from opero.caching.lease import LeaseWait
+
+        lead.wait = wait = lead.wait or LeaseWait(self._limit())
+        pause = wait.next()
+        if pause is not None:
+            lead.parked = True
+            self.waiting += 1 + len(lead.followers)
+            due = ambient.clock().monotonic() + pause
+            heapq.heappush(self._parked, (due, next(self._serial), lead))
+            return
+        lead.lease = None  # it was never ours
+        if wait.late:
+            late.append(lead)
+
+    def next_due(self) -> float | None:
+        """Return the clock reading at which parked items are to be looked up, None without any."""
+        return self._parked[0][0] if self._parked else None
+
+    def due(self) -> list[LeadItem]:
+        """Take out the items that are to be looked up now."""
+        found: list[LeadItem] = []
+        if self._parked and self._parked[0][0] <= (now := ambient.clock().monotonic()):
+            while self._parked and self._parked[0][0] <= now + _TOGETHER:
+                lead = heapq.heappop(self._parked)[2]
+                lead.parked = False
+                self.waiting -= 1 + len(lead.followers)
+                found.append(lead)
+        return found
+
+    def give_back(self, leads: Iterable[LeadItem]) -> None:
+        """End the leases of items, without waiting for the store."""
+        for lead in leads:
+            lease, lead.lease = lead.lease, None
+            if lease is not None:
+                lease.release(lead.flight)
+
+    def close(self) -> None:
+        """Wait for no item any more."""
+        self._parked.clear()
+        self.waiting = 0
+
+
+# --- the map's side of a cache --------------------------------------------------------------------
+
+
+class CacheLookup:
     """The map's side of a function's cache.
 
     Args:
@@ -55,7 +208,7 @@ class CacheLookup(ResultStore):
         job: How an item becomes a call.
         shares: Whether other callers may wait for items of this map. Only a map that runs to its end by
             itself may promise that: a stream pauses when its consumer does.
-        compute: Queues items that must be computed.
+        compute: Queues indices and items that must be computed.
         wake: Ends the map's wait for reports; called from any thread.
         context: Context in which the workers run: there, the map counts as leader, so that the
             function's own calls of itself do not wait for the map that waits for them.
@@ -71,21 +224,32 @@ class CacheLookup(ResultStore):
         job: MapJob,
         *,
         shares: bool,
-        compute: Compute,
+        compute: Callable[[list[int], list[Any]], object],
         wake: Callable[[], object],
         context: Context,
     ) -> None:
-        super().__init__(cache, job, shares=shares, compute=compute)
+        self._cache = cache
+        self._job = job
+        self._shares = shares
+        self._compute = compute
         self._wake = wake
-        self._followers: set[InFlightElsewhere] = set()
-        self._arrived: deque[InFlightElsewhere] = deque()
+        self._awaits = job.pipeline.awaits
+        self._flights = cache.single_flight
+        self._slow: bool = cache.store.blocking
+        # Finished items that the map did not compute for themselves.
+        self._known: dict[Origin, Batch] = {}
+        # What is computed, by key and by index; taken out when it ends.
+        self._led: dict[Hashable, LeadItem] = {}
+        self._leads: dict[int, LeadItem] = {}
         self._new: list[LeadItem] = []
         self._refreshes: list[tuple[Call, Entry]] = []
-        self._awaits = job.pipeline.awaits
+        self._followers: set[InFlightElsewhere] = set()
+        self._arrived: deque[InFlightElsewhere] = deque()
         self.ahead: int = 0
         self._marker = Flight(None)
         deadline = job.pipeline.options.deadline
         self._seconds = None if deadline is None else parse_seconds(deadline, "deadline")
+        self._remote: RemoteLeases | None = None
         # A map that leads others must not wait for another caller.
         if shares and cache.leases is not None and not leads_others(self._marker):
             self._remote = RemoteLeases(cache.leases, awaits=self._awaits, limit=self._limit)
@@ -125,7 +289,7 @@ class CacheLookup(ResultStore):
         missing = yield from self._look_up(leads)
         if leads and self._shares:
             self.ahead = 0 if missing else min(2 * max(len(leads), self.ahead), _AHEAD)
-        return self._known.take()
+        return self._take_known()
 
     def _sort_one(self, index: int, item: Any) -> None:
         cache, job = self._cache, self._job
@@ -133,7 +297,7 @@ class CacheLookup(ResultStore):
         try:
             key = None if cache.off or ambient.disabled() else cache.key(call)
         except Exception as error:  # noqa: BLE001 - what a user's `cache_key` raises is the item's error
-            self._known.add("fresh", index, item, uncalled(error=error))
+            self._add("fresh", index, item, _uncalled(error=error))
             return
         if key is None:
             self._compute([index], [item])
@@ -142,8 +306,8 @@ class CacheLookup(ResultStore):
         lead = self._led.get(key)
         if lead is not None:
             lead.followers.append((index, item))
-            if self._remote is not None:
-                self._remote.follow(lead)
+            if self._remote is not None and lead.parked:
+                self._remote.waiting += 1
             return
         entry = None
         if not self._slow:
@@ -176,9 +340,12 @@ class CacheLookup(ResultStore):
     def _lead(self, index: int, item: Any, call: Call, flight: Flight) -> LeadItem:
         # A call in this very thread, from `on_result` for instance, must not wait for this map.
         flight.thread = get_ident()
-        lead = self._led[flight.key] = LeadItem(flight, call, index, item)
-        self._keys[index] = flight.key
+        lead = LeadItem(flight, call, index, item)
+        self._led[flight.key] = self._leads[index] = lead
         return lead
+
+    def _drop(self, lead: LeadItem) -> None:
+        del self._led[lead.flight.key], self._leads[lead.index]
 
     def _begin(self, lead: LeadItem) -> None:
         """Let an item be computed."""
@@ -192,11 +359,11 @@ class CacheLookup(ResultStore):
         cache = self._cache
         fresh = cache.answers(call.key, entry)
         if fresh:
-            self._known.add("hit", index, item, cache.entries.serve(call, entry))
+            self._add("hit", index, item, cache.entries.serve(call, entry))
             if cache.freshness is not None:
                 self._refreshes.append((call, entry))
         elif fresh is not None:
-            self._known.add("stale", index, item, cache.entries.serve_stale(call, entry))
+            self._add("stale", index, item, cache.entries.serve_stale(call, entry))
         return fresh is not None
 
     def _look_up(self, leads: list[LeadItem]) -> StepLogic[int]:
@@ -238,18 +405,14 @@ class CacheLookup(ResultStore):
                 lead.old = entry
                 missing.append(lead)
                 continue
-            del self._led[lead.flight.key], self._keys[lead.index]
-            self._share_entry(lead, entry)
+            self._drop(lead)
+            if self._remote is not None:
+                self._remote.give_back([lead])
+            # Those that came while it was looked up get the same.
+            notify(self._complete(lead), SharedResult(entry))
+            for index, item in lead.followers:
+                self._serve(index, item, lead.call, entry)
         return missing
-
-    def _share_entry(self, lead: LeadItem, entry: Entry) -> None:
-        """Give the cached result to those that came while it was looked up."""
-        if self._remote is not None:
-            self._remote.give_back([lead])
-        if self._shares:
-            notify(self._flights.complete(lead.flight), SharedResult(entry))
-        for index, item in lead.followers:
-            self._serve(index, item, lead.call, entry)
 
     # --- while others compute ------------------------------------------------------------------------
 
@@ -272,17 +435,13 @@ class CacheLookup(ResultStore):
                     self._begin(lead)
                 else:  # its leader has given the lease back
                     self._new.append(lead)
-            elif verdict is Instruction.COMPUTE:
-                self._compute([index], [item])
-            elif isinstance(verdict, Instruction):
+            elif verdict is Instruction.LOOK_AGAIN:
                 self._sort_one(index, item)
             else:
-                stale = isinstance(verdict, SharedResult) and verdict.stale
-                result = self._shared(follower)
-                self._known.add("stale" if stale else "shared", index, item, result)
+                self._share(index, item, follower.call, take_verdict(follower))
         leads, self._new = self._new, []
         yield from self._look_up(leads)
-        return self._known.take()
+        return self._take_known()
 
     def _leave_late(self) -> None:
         """Give up results of other callers for which there is no more time."""
@@ -300,7 +459,7 @@ class CacheLookup(ResultStore):
 
     def _end_late(self, lead: LeadItem) -> None:
         """Give up an item that another process computes for too long."""
-        del self._led[lead.flight.key], self._keys[lead.index]
+        self._drop(lead)
         self._flights.abandon(lead.flight)
         for index, item in ((lead.index, lead.item), *lead.followers):
             self._late(index, item, lead.call, lead.old)
@@ -309,17 +468,138 @@ class CacheLookup(ResultStore):
         try:
             result = self._cache.late(call, old)
         except DeadlineError as error:
-            self._known.add("fresh", index, item, uncalled(error=error))
+            self._add("fresh", index, item, _uncalled(error=error))
         else:
-            self._known.add("stale", index, item, result)
+            self._add("stale", index, item, result)
 
-    def _shared(self, follower: InFlightElsewhere) -> Any:
+    # --- items that are not computed -----------------------------------------------------------------
+
+    def _take_known(self) -> list[Batch]:
+        batches, self._known = list(self._known.values()), {}
+        return batches
+
+    def _add(self, origin: Origin, index: int, item: Any, result: Any) -> None:
+        """Add an item that is finished with a result or an `ItemOutcome`."""
+        batch = self._known.setdefault(origin, Batch([], [], [], {}, origin))
+        idx: Any = batch.idx
+        if isinstance(result, ItemOutcome):
+            batch.odd[len(batch.items)] = result
+        idx.append(index)
+        batch.items.append(item)
+        batch.values.append(result.value if isinstance(result, ItemOutcome) else result)
+
+    def _share(self, index: int, item: Any, call: Call, verdict: Verdict) -> None:
+        """Give an item the outcome of an equal one."""
+        if isinstance(verdict, Instruction):
+            self._compute([index], [item])
+            return
+        stale = isinstance(verdict, SharedResult) and verdict.stale
+        self._add("stale" if stale else "shared", index, item, self._shared(call, verdict))
+
+    def _shared(self, call: Call, verdict: Verdict) -> Any:
         try:
-            return self._cache.share(follower.call, take_verdict(follower))
+            return self._cache.share(call, verdict)
         except Rejected as rejected:
-            return uncalled(value=rejected.value, rejected=True)
+            return _uncalled(value=rejected.value, rejected=True)
         except Exception as error:  # noqa: BLE001 - the other's failure is this item's as well
-            return uncalled(error=error)
+            return _uncalled(error=error)
+        finally:
+            del verdict  # a frame that names an error which passes through it is a reference cycle
+
+    # --- results -------------------------------------------------------------------------------------
+
+    def settle(self, batches: list[Batch]) -> StepLogic[list[Batch]]:
+        """Store results, notify those that wait for them, and return the results of equal items.
+
+        An item that failed and gets an expired result instead moves from its batch to one of those.
+        """
+        computed: list[tuple[LeadItem, Any, float]] = []
+        ended: list[LeadItem] = []
+        for number, batch in enumerate(batches):
+            stale: set[int] = set()
+            for position, index in enumerate(batch.idx):
+                lead = self._leads.pop(index, None)
+                if lead is None:
+                    continue
+                del self._led[lead.flight.key]
+                ended.append(lead)
+                outcome = batch.odd.get(position)
+                if outcome is None or outcome.error is None:
+                    computed.append((lead, batch.values[position], _fill_in(lead.call, outcome)))
+                elif self._failed(lead, outcome.error):
+                    stale.add(position)
+            if stale:
+                batches[number] = batch.without(stale)
+        try:
+            yield from self._store(computed)
+        finally:
+            if self._remote is not None:
+                self._remote.give_back(ended)
+        return self._take_known()
+
+    def _store(self, computed: list[tuple[LeadItem, Any, float]]) -> StepLogic[None]:
+        """Store results, then notify those that wait for them."""
+        if not computed:
+            return
+        cache, entries = self._cache, self._cache.entries
+        kept: list[Entry | None]
+        try:
+            wanted = [
+                (lead.flight, value, cache.lifetime(lead.call, value, began))
+                for lead, value, began in computed
+            ]
+            if not self._slow:
+                kept = [entries.store(*one) for one in wanted]
+            elif entries.takes_many:
+                stored: list[Stored] = yield in_thread(lambda: entries.store_many(wanted))
+                flights = (lead.flight for lead, _, _ in computed)
+                kept = [entries.report(*one) for one in zip(flights, stored, strict=True)]
+            else:
+                kept = yield for_each(entries.store, entries.astore, wanted)
+        except BaseException:
+            # The map is cancelled, and nothing else will end these flights.
+            for lead, _, _ in computed:
+                self._flights.abandon(lead.flight)
+            raise
+        for (lead, value, _), entry in zip(computed, kept, strict=True):
+            cache.computed(lead.call, lead.flight.key)
+            waiters = self._complete(lead)
+            if waiters or lead.followers:
+                verdict = cache.verdict(value, entry, rejected=lead.call.rejected)
+                notify(waiters, verdict)
+                for index, item in lead.followers:
+                    self._share(index, item, lead.call, verdict)
+
+    def _failed(self, lead: LeadItem, error: BaseException) -> bool:
+        """Share a failure; True if all, the item itself too, get an expired result instead."""
+        cache, call = self._cache, lead.call
+        if not isinstance(error, Exception):
+            self._flights.abandon(lead.flight)
+            self._compute(
+                [index for index, _ in lead.followers], [one for _, one in lead.followers]
+            )
+            return False
+        # A caller short of time says nothing about what the next one will achieve.
+        lead.flight.without_result = not isinstance(error, DeadlineError)
+        old = None
+        if cache.freshness is not None:
+            old = cache.stand_in(call, lead.flight, lead.old, error)
+        waiters = self._complete(lead)
+        if old is not None:
+            notify(waiters, SharedResult(old, stale=True))
+            for index, item in ((lead.index, lead.item), *lead.followers):
+                self._add("stale", index, item, cache.entries.serve_stale(call, old, error))
+            return True
+        if waiters or lead.followers:
+            verdict = SharedFailure(copy_error(error))
+            notify(waiters, verdict)
+            for index, item in lead.followers:
+                self._share(index, item, call, verdict)
+        return False
+
+    def _complete(self, lead: LeadItem) -> Iterable[Waiting]:
+        """End the flight of an item; return the callers that wait for it."""
+        return self._flights.complete(lead.flight) if self._shares else ()
 
     # --- the end ------------------------------------------------------------------------------------
 
@@ -330,10 +610,25 @@ class CacheLookup(ResultStore):
             self._remote.give_back(self._led.values())
             self._remote.close()
         for lead in self._led.values():
-            if self._shares:
-                self._flights.abandon(lead.flight)
+            self._flights.abandon(lead.flight)
         self._led.clear()
-        self._keys.clear()
+        self._leads.clear()
         for follower in list(self._followers):
             self._flights.leave(follower)
         self._followers.clear()
+
+
+def _uncalled(**made: Any) -> ItemOutcome:
+    """Return the outcome of an item for which nothing was called."""
+    return ItemOutcome(attempts=0, calls=0, **made)
+
+
+def _fill_in(call: Call, outcome: ItemOutcome | None) -> float:
+    """Write on a call how it went; return the clock reading at its start."""
+    began = ambient.clock().monotonic()
+    if outcome is None:
+        call.calls = 1
+        return began
+    call.attempts, call.calls, call.rejected = outcome.attempts, outcome.calls, outcome.rejected
+    call.label, call.value, call.slept = outcome.label, outcome.fallback, outcome.slept
+    return began - outcome.seconds

@@ -6,24 +6,25 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from contextvars import Context
+from dataclasses import InitVar, dataclass
 from operator import attrgetter
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self
 
-from opero.concurrency.executors.base import Batch, Done
+from opero.concurrency.executors.base import Batch, Done, MapJob
+from opero.concurrency.progress import Progress
 from opero.concurrency.recorder import ItemRecorder, ask, find_known_items, record_items
 from opero.concurrency.result import MapResult, Status
+from opero.concurrency.scheduler import Scheduler
+from opero.core.options import MapOptions
 from opero.errors import MapError, MapStopped
 from opero.utils import ambient
 from opero.utils.steps import BlockingStep, run_async, run_sync
 
 if TYPE_CHECKING:
-    from opero.concurrency.executors.base import MapJob, Report
-    from opero.concurrency.lookup import CacheLookup
-    from opero.concurrency.progress import Progress
-    from opero.concurrency.scheduler import Scheduler
-    from opero.core.cache import CacheStage
-    from opero.core.options import MapOptions
+    from opero.concurrency.executors.base import Report
+    from opero.concurrency.lookup import CacheLookup  # noqa: TC004 - loaded with the first cache
+    from opero.core.cache import CacheStage  # noqa: TC004 - as above
     from opero.utils.steps import StepLogic
 
 __all__ = ["MapRun", "Returns", "run_map", "run_map_async", "stream_map", "stream_map_async"]
@@ -42,6 +43,7 @@ _GRACE: Final = 5.0
 """Seconds that workers get to end by themselves after the last item."""
 
 
+@dataclass(eq=False)
 class MapRun:
     """One run of a map; as a context manager, blocking or asynchronous, it ends everything that it has begun.
 
@@ -50,56 +52,43 @@ class MapRun:
         job: What is done with each item.
         options: The map's options.
         executor: Runs the items; its `poll` and `close` are coroutine functions for a map on an event loop.
-        context: Context in which the workers run.
         scheduler: Decides what is next.
         progress: Takes every finished item.
-        cache: The function's cache stage, None if it has none.
         recorders: Remember what became of items.
         returns: What the caller gets.
-
-    Attributes:
-        executor, scheduler: As above.
+        cache: The function's cache stage, None if it has none.
+        context: Context in which the workers run.
     """
 
-    def __init__(
-        self,
-        items: Any,
-        job: MapJob,
-        options: MapOptions,
-        executor: Any,
-        context: Context,
-        scheduler: Scheduler,
-        progress: Progress,
-        *,
-        cache: CacheStage | None,
-        recorders: tuple[ItemRecorder, ...],
-        returns: Returns,
-    ) -> None:
-        self._items = items
-        self._job = job
-        self._options = options
-        self.executor = executor
-        self.scheduler = scheduler
-        self._progress = progress
-        self._recorders = recorders
-        self._returns: Returns = returns
-        self._source: Iterator[Any] | _AsyncSource | None = None
-        self._step = 1
-        self._input_error: Exception | None = None
-        self._graceful = self._cancelled = False
+    items: Any
+    job: MapJob
+    options: MapOptions
+    executor: Any
+    scheduler: Scheduler
+    progress: Progress
+    recorders: tuple[ItemRecorder, ...]
+    returns: Returns
+    cache: InitVar[CacheStage | None]
+    context: InitVar[Context]
+    _source: Iterator[Any] | _AsyncSource | None = None
+    _step: int = 1
+    _input_error: Exception | None = None
+    _graceful: bool = False
+    _cancelled: bool = False
+    _lookup: CacheLookup | None = None
+
+    def __post_init__(self, cache: CacheStage | None, context: Context) -> None:
         self._kept: list[Batch] = []
         self._began = perf_counter()
-        self._lookup: CacheLookup | None = None
         if cache is not None and not cache.off and not ambient.disabled():
             from opero.concurrency.lookup import CacheLookup
 
-            shares = returns != "stream"
             self._lookup = CacheLookup(
                 cache,
-                job,
-                shares=shares,
-                compute=scheduler.enqueue,
-                wake=executor.wake,
+                self.job,
+                shares=self.returns != "stream",
+                compute=self.scheduler.enqueue,
+                wake=self.executor.wake,
                 context=context,
             )
 
@@ -123,9 +112,9 @@ class MapRun:
         if (batch := scheduler.hand_out()) is not None:
             return batch
         if source is None:
-            self.executor.open(self._job)
-            later = isinstance(self._items, AsyncIterable)
-            source = _AsyncSource(self, self._items) if later else iter(self._items)
+            self.executor.open(self.job)
+            later = isinstance(self.items, AsyncIterable)
+            source = _AsyncSource(self, self.items) if later else iter(self.items)
             self._source = source
         while True:
             yield from source.pull() if isinstance(source, _AsyncSource) else self._pull(source)
@@ -178,7 +167,7 @@ class MapRun:
     def admit(self, items: list[Any]) -> StepLogic[None]:
         """Take pulled items."""
         idx: Sequence[int] = self.scheduler.admit(len(items))
-        for recorder in self._recorders:
+        for recorder in self.recorders:
             known, idx, items = yield from find_known_items(recorder, idx, items)
             if known is not None:
                 yield from self._finish([known])
@@ -195,7 +184,7 @@ class MapRun:
             error: What the input has raised. A list is not finished then; else that is raised after the last result.
         """
         if error is not None:
-            if self._returns == "list" or not isinstance(error, Exception):
+            if self.returns == "list" or not isinstance(error, Exception):
                 try:
                     raise error
                 finally:
@@ -207,7 +196,7 @@ class MapRun:
 
     def _dispatch(self) -> None:
         """Submit as many chunks as the executor wants."""
-        scheduler, token = self.scheduler, self._options.stop_token
+        scheduler, token = self.scheduler, self.options.stop_token
         if token is not None and scheduler.stopped is None and token.is_set():
             self._cancelled = True
             scheduler.stop("its stop_token was set")
@@ -221,7 +210,7 @@ class MapRun:
         later = isinstance(self._source, _AsyncSource)
         if not later and self.room() > 0:
             return BlockingStep(poll, poll, (0,))
-        wait = self._progress.interval if self._options.stop_token is None else _GLANCE
+        wait = self.progress.interval if self.options.stop_token is None else _GLANCE
         dues = [scheduler.next_due(), None if lookup is None else lookup.next_due()]
         if known := [due for due in dues if due is not None]:
             clock = ambient.clock()
@@ -234,8 +223,8 @@ class MapRun:
 
     def _absorb(self, reports: Sequence[Report]) -> StepLogic[None]:
         """Take the executor's reports."""
-        scheduler, progress, lookup = self.scheduler, self._progress, self._lookup
-        pipeline = self._job.pipeline
+        scheduler, progress, lookup = self.scheduler, self.progress, self._lookup
+        pipeline = self.job.pipeline
         finished: list[Batch] = []
         if lookup is not None:
             finished = yield from lookup.arrivals()
@@ -257,11 +246,11 @@ class MapRun:
             progress.tick()
 
     def _finish(self, batches: list[Batch]) -> StepLogic[None]:
-        for recorder in self._recorders:
+        for recorder in self.recorders:
             yield from record_items(recorder, batches)
         for batch in batches:
             self.scheduler.finish(batch)
-            self._progress.add(batch)
+            self.progress.add(batch)
 
     # --- the end -------------------------------------------------------------------------------------
 
@@ -292,8 +281,8 @@ class MapRun:
         self._source = None
         if self._lookup is not None:
             self._lookup.close()
-        self._progress.close()
-        for recorder in self._recorders:
+        self.progress.close()
+        for recorder in self.recorders:
             yield from ask(recorder, recorder.close)
         if isinstance(error, MapError) and error.result is None:
             error.result = self.result()
@@ -307,7 +296,7 @@ class MapRun:
         Raises:
             BaseException: The error of an item that ends the map.
         """
-        errors, returned = self.scheduler.errors, self._options.on_error == "return"
+        errors, returned = self.scheduler.errors, self.options.on_error == "return"
         for position, value in enumerate(batch.values):
             outcome = batch.odd.get(position)
             error = None if outcome is None else outcome.error
@@ -322,7 +311,7 @@ class MapRun:
     def _raise_failed(self, index: int, error: Any) -> NoReturn:
         """Raise the error that ends a map, with a note of its item's index."""
         try:
-            name = self._job.pipeline.info.name
+            name = self.job.pipeline.info.name
             note = f"opero: {name}() failed for item {index} of the map"
             if note not in getattr(error, "__notes__", ()):
                 error.add_note(note)
@@ -355,7 +344,7 @@ class MapRun:
                 if n not in failed:
                     indices.append(index)
                     values.append(batch.values[n])
-        scheduler, progress = self.scheduler, self._progress
+        scheduler, progress = self.scheduler, self.progress
         # Its traceback leads to frames that know this object: kept here it would be a reference cycle.
         broken, self._input_error = self._input_error, None
         status: Status = "complete"
@@ -386,7 +375,7 @@ class MapRun:
         Raises:
             MapStopped: It was to be a list, and the map was stopped before.
         """
-        if self._returns == "report":
+        if self.returns == "report":
             found: Any = self.result()
         else:
             if self.scheduler.stopped is not None:
@@ -398,7 +387,7 @@ class MapRun:
         return found
 
     def _arranged(self) -> list[Batch]:
-        if not self._options.ordered:
+        if not self.options.ordered:
             return self._kept
         runs: list[Batch] = []
         for batch in self._kept:

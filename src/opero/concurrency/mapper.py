@@ -1,9 +1,12 @@
 # this_file: src/opero/concurrency/mapper.py
-"""Map a function: from its options and some items to a run, and to what the caller gets."""
+"""Build the functions that users call to map: from a function's options and some items to a run."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
+from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import partial
 from math import inf
@@ -11,24 +14,27 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
 from opero.concurrency.executors.base import MapJob
 from opero.concurrency.item_runner import judge_lost
-from opero.concurrency.loop import MapRun
+from opero.concurrency.loop import MapRun, run_map, run_map_async, stream_map, stream_map_async
 from opero.concurrency.progress import Progress, make_bar
 from opero.concurrency.recorder import recording
 from opero.concurrency.scheduler import ChunkSize, ErrorPolicy, Scheduler
 from opero.core.deadline import current_deadline
+from opero.core.decorate import build_function, decorate, explain, place_in_class, with_changes
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
 from opero.errors import OperoUsageError
+from opero.utils import ambient
+from opero.utils.ambient import switch
 from opero.utils.units import parse_seconds, parse_size
 
 if TYPE_CHECKING:
     from opero.concurrency.checkpoint import OpenCheckpoint
-    from opero.concurrency.executors.base import MapExecutor
     from opero.concurrency.loop import Returns
     from opero.concurrency.recorder import ItemRecorder
     from opero.core.options import MapOptions
+    from opero.core.receipt import Explanation
 
-__all__ = ["IN_FLIGHT", "ItemArguments", "Mapper", "Mode", "choose_mode"]
+__all__ = ["ItemArguments", "Mapper", "Mode", "build_map_function", "choose_mode", "rebuild_map"]
 
 Mode = Literal["sequential", "thread", "async", "process", "async_process", "executor"]
 
@@ -101,16 +107,17 @@ class Mapper:
         bare = Options.of("operomap", cache=False, **kept)
         self._worker = Pipeline(info, bare, origin=pipeline, changed=frozenset({"cache"}))
         limit, timeout = options.memory_limit, options.timeout
-        self._job: dict[str, Any] = {
-            "function": info.fn,
-            "pipeline": self._worker,
-            "item_timeout": None if timeout is None else parse_seconds(timeout, "timeout"),
-            "details": options.cache_if is not None and self._worker.fallback is not None,
-            "worker_init": options.worker_init,
-            "memory_limit": None if limit is None else parse_size(limit, "memory_limit"),
-            "max_tasks_per_worker": options.max_tasks_per_worker,
-            "relays_all": relays_all,
-        }
+        self._job = partial(
+            MapJob,
+            function=info.fn,
+            pipeline=self._worker,
+            item_timeout=None if timeout is None else parse_seconds(timeout, "timeout"),
+            details=options.cache_if is not None and self._worker.fallback is not None,
+            worker_init=options.worker_init,
+            memory_limit=None if limit is None else parse_size(limit, "memory_limit"),
+            max_tasks_per_worker=options.max_tasks_per_worker,
+            relays_all=relays_all,
+        )
 
     def describe(self) -> str:
         """Return one line for `explain()`."""
@@ -176,19 +183,17 @@ class Mapper:
             recorders = (*recorders, self._open_checkpoint(arguments))
         # A call with a deadline of its own, and one that is being debugged, sleeps where it is.
         stays = options.deadline is not None or mode == "sequential"
-        job = MapJob(
-            **self._job,
+        job = self._job(
             before=arguments.before,
             after=arguments.after,
             kwargs=arguments.kwargs,
             target_s=_TARGETS[mode],
             parks=inf if stays else 0.05,
-            deadline=current_deadline(),
-            in_flight=IN_FLIGHT if mode == "async_process" else 1,
+            deadline=current_deadline() if switch.on else None,
+            in_flight={"async": options.workers, "async_process": IN_FLIGHT}.get(mode, 1),
             leads=collects and cache is not None and cache.leases is not None,
             enter=enter,
         )
-        make_executor = _make_async_executor if on_loop else _make_executor
         scheduler = Scheduler(
             size=ChunkSize(job.target_s, _fixed_size(options, job, mode), job.in_flight),
             ordered=options.ordered and not collects,
@@ -204,13 +209,13 @@ class Mapper:
             items,
             job,
             options,
-            make_executor(mode, options, context),
-            context,
+            _make_executor(mode, options, context, on_loop=on_loop),
             scheduler,
             self._progress(items, keeps=collects),
-            cache=cache,
-            recorders=recorders,
-            returns=returns,
+            recorders,
+            returns,
+            cache,
+            context,
         )
 
     def _progress(self, items: Any, *, keeps: bool) -> Progress:
@@ -254,7 +259,7 @@ def _fixed_size(options: MapOptions, job: MapJob, mode: Mode) -> int | None:
         return options.chunksize
     if mode == "sequential":
         return 1
-    if mode == "async_process":
+    if mode in ("async", "async_process"):
         # Its items wait side by side, so none of them keeps another one from a free worker.
         return None
     waits = options.rate_limit is not None or (
@@ -339,16 +344,26 @@ def _name_executor(executor: Any) -> str:
     return f"an executor that {getattr(executor, '__name__', type(executor).__name__)}() makes"
 
 
-def _make_executor(mode: Mode, options: MapOptions, context: Context) -> MapExecutor:
-    """Return the executor for a map that may block."""
-    if mode == "sequential":
-        from opero.concurrency.executors.in_process import InlineExecutor
+def _make_executor(mode: Mode, options: MapOptions, context: Context, *, on_loop: bool) -> Any:
+    """Return the executor for a map that may block, or for one on an event loop."""
+    if on_loop:
+        from opero.concurrency.executors.event_loop import (
+            AsyncInlineExecutor,
+            EventLoopExecutor,
+            ExecutorBridge,
+        )
 
-        return InlineExecutor()
-    if mode == "thread":
-        from opero.concurrency.executors.in_process import ThreadExecutor
+        if mode == "sequential":
+            return AsyncInlineExecutor()
+        if mode == "async":
+            return EventLoopExecutor(options.workers, context)
+        return ExecutorBridge(_make_executor(mode, options, context, on_loop=False))
+    if mode in ("sequential", "thread"):
+        from opero.concurrency.executors.in_process import InlineExecutor, ThreadExecutor
 
-        return ThreadExecutor(options.workers, context)
+        return (
+            InlineExecutor() if mode == "sequential" else ThreadExecutor(options.workers, context)
+        )
     if options.executor is not None and mode == "executor":
         from opero.concurrency.executors.futures import executor_for
 
@@ -363,16 +378,94 @@ def _make_executor(mode: Mode, options: MapOptions, context: Context) -> MapExec
     return ProcessEngine(options.workers, method=options.start_method)
 
 
-def _make_async_executor(mode: Mode, options: MapOptions, context: Context) -> Any:
-    """Return the executor for a map in an event loop."""
-    from opero.concurrency.executors.event_loop import (
-        AsyncInlineExecutor,
-        EventLoopExecutor,
-        ExecutorBridge,
-    )
+# --- the function ---------------------------------------------------------------------------------
 
-    if mode == "sequential":
-        return AsyncInlineExecutor()
-    if mode == "async":
-        return EventLoopExecutor(options.workers, context)
-    return ExecutorBridge(_make_executor(mode, options, context))
+
+def build_map_function(pipeline: Pipeline, by: str) -> Any:
+    """Build the function that maps, with its attributes."""
+    mapper = Mapper(pipeline)
+    one = build_function(pipeline, by)
+    first, name = pipeline.info.bound, pipeline.info.name
+
+    def begin(
+        returns: Returns, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Callable[[], MapRun]:
+        """Return what begins a run for the arguments of a call."""
+        if len(args) <= first:
+            raise TypeError(f"{name}() maps over items and got none: write {name}([…])")
+        now = mapper if ambient.tape() is None else _under_replay(mapper)
+        given = ItemArguments(args[:first], args[first + 1 :], kwargs)
+        return partial(now.begin, args[first], given, returns, on_loop=mapper.awaits)
+
+    def collected(*args: Any, **kwargs: Any) -> list[Any]:
+        found: list[Any] = run_map(begin("list", args, kwargs)())
+        return found
+
+    async def acollected(*args: Any, **kwargs: Any) -> list[Any]:
+        found: list[Any] = await run_map_async(begin("list", args, kwargs))
+        return found
+
+    def stream(*args: Any, **kwargs: Any) -> Any:
+        """Return a lazy, closable iterator of results; it reads the input only as far as it must."""
+        start = begin("stream", args, kwargs)
+        return stream_map_async(start) if mapper.awaits else stream_map(start())
+
+    def report(*args: Any, **kwargs: Any) -> Any:
+        """Run all items and return a `MapResult`: what succeeded, what failed, and whether that is all."""
+        start = begin("report", args, kwargs)
+        return run_map_async(start) if mapper.awaits else run_map(start())
+
+    def explain_map() -> Explanation:
+        """Describe what happens to each item, stage by stage."""
+        return explain(pipeline, outside=(("map", mapper.describe()),))
+
+    def with_options(**changes: Any) -> Any:
+        """Return the same map with other options.
+
+        Limiter, cache entries and counters are shared with the original, unless that very option
+        changes.
+        """
+        return place_in_class(with_changes(pipeline, by, changes), by, build_map_function)
+
+    report.__name__ = "map"
+    wrapper: Any = acollected if mapper.awaits else collected
+    functools.update_wrapper(wrapper, one)
+    vars(wrapper).update(vars(one))
+    wrapper.__signature__ = _signature(pipeline)
+    # Also how a copy is made in another process.
+    wrapper.__opero_map__ = rebuild_map
+    wrapper.explain = explain_map
+    wrapper.with_options = with_options
+    wrapper.one, wrapper.stream, wrapper.map = one, stream, report
+    return wrapper
+
+
+def rebuild_map(fn: Callable[..., Any], options: MapOptions) -> Any:
+    """Build the map of a function again, in the process that it was sent to."""
+    return decorate(fn, options, by="operomap", build=build_map_function)
+
+
+def _under_replay(mapper: Mapper) -> Mapper:
+    """Return the mapper for calls that are recorded or replayed: inline, so that all items pass the tape."""
+    # A process of its own would have no tape, and what a map finds in a cache it does not call.
+    pipeline = mapper.pipeline
+    changes: dict[str, Any] = {"sequential": True, "cache_backend": "memory"}
+    if pipeline.options.cache_backend == "memory":
+        del changes["cache_backend"]
+    options = pipeline.options.replace("operomap", **changes)
+    replaced = frozenset({"sequential", "cache_backend"})
+    return Mapper(Pipeline(pipeline.info, options, origin=pipeline, changed=replaced))
+
+
+def _signature(pipeline: Pipeline) -> inspect.Signature:
+    """The function's own signature, with the items in the item's place."""
+    info = pipeline.info
+    found = list(info.declared.parameters.values())
+    place = info.bound
+    fits = len(found) > place and found[place].kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD
+    items = inspect.Parameter("items", inspect.Parameter.POSITIONAL_ONLY)
+    before = [p.replace(kind=inspect.Parameter.POSITIONAL_ONLY) for p in found[:place]]
+    others = found[place + 1 :] if fits else found[place:]
+    return info.declared.replace(
+        parameters=[*before, items, *others], return_annotation=inspect.Signature.empty
+    )

@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from opero.concurrency.api import build_map_function
+from opero.concurrency.mapper import build_map_function
 from opero.core.decorate import decorate
 from opero.core.options import MapOptions
 from opero.errors import OperoUsageError
 
 if TYPE_CHECKING:
-    from opero.concurrency.api import MapDecorate
+    from opero.concurrency.api import Items, Later, MapDecorate
     from opero.concurrency.result import MapResult
 
 __all__ = ["ParallelExecutor", "get_parallel_executor", "get_parallel_map_decorator"]
@@ -89,13 +89,8 @@ class ParallelExecutor:
     # A coroutine function is a function too: the first overload that fits is meant.
     @overload
     def __call__(
-        self,
-        fn: Callable[..., Coroutine[Any, Any, R]],
-        items: Iterable[Any] | AsyncIterable[Any],
-        /,
-        *more: Any,
-        **named: Any,
-    ) -> Coroutine[Any, Any, list[R]]: ...
+        self, fn: Callable[..., Later[R]], items: Items[Any], /, *more: Any, **named: Any
+    ) -> Later[list[R]]: ...
     @overload
     def __call__(
         self, fn: Callable[..., R], items: Iterable[Any], /, *more: Any, **named: Any
@@ -106,12 +101,7 @@ class ParallelExecutor:
 
     @overload
     def stream(
-        self,
-        fn: Callable[..., Coroutine[Any, Any, R]],
-        items: Iterable[Any] | AsyncIterable[Any],
-        /,
-        *more: Any,
-        **named: Any,
+        self, fn: Callable[..., Later[R]], items: Items[Any], /, *more: Any, **named: Any
     ) -> AsyncIterator[R]: ...
     @overload
     def stream(
@@ -123,13 +113,8 @@ class ParallelExecutor:
 
     @overload
     def map(
-        self,
-        fn: Callable[..., Coroutine[Any, Any, R]],
-        items: Iterable[Any] | AsyncIterable[Any],
-        /,
-        *more: Any,
-        **named: Any,
-    ) -> Coroutine[Any, Any, MapResult[R]]: ...
+        self, fn: Callable[..., Later[R]], items: Items[Any], /, *more: Any, **named: Any
+    ) -> Later[MapResult[R]]: ...
     @overload
     def map(
         self, fn: Callable[..., R], items: Iterable[Any], /, *more: Any, **named: Any

@@ -252,6 +252,8 @@ class Scheduler:
         self._again: deque[Chunk] = deque()
         self._sleepers: list[_Sleeper] = []
         self._out: dict[int, Chunk] = {}
+        # Items at the executor, where a chunk counts by the part of a worker that it keeps busy.
+        self._load = 0
         self._progress: dict[int, ChunkProgress] = {}
         self._ids = 0
         self.errors: ErrorPolicy = errors
@@ -315,7 +317,7 @@ class Scheduler:
         """Return a chunk to submit, None if there is none or the executor has enough."""
         if self._ending:
             return None
-        if len(self._out) >= slots and (self._in_flight == 1 or self._full_of_items(slots)):
+        if self._load >= slots * self._in_flight:
             return None
         if self._sleepers and self._sleepers[0].due <= now:
             return self._wake(now)
@@ -334,15 +336,6 @@ class Scheduler:
             self._queue.appendleft((rest, waiting))
         self._queued -= len(items)
         return self._send(idx, items)
-
-    def _full_of_items(self, slots: int) -> bool:
-        """Return whether the executor has enough, where a chunk counts by the part of a worker that it keeps busy."""
-        most, partial = self._in_flight, self._progress
-        open_items = (
-            partial[number].open if number in partial else len(chunk.items)
-            for number, chunk in self._out.items()
-        )
-        return sum(min(most, count) for count in open_items) >= slots * most
 
     def _resend(self, slots: int) -> Chunk:
         """Send out what came back: suspects as they are, the rest of a slow chunk in parts for all."""
@@ -370,6 +363,7 @@ class Scheduler:
         chunk = Chunk(self._ids, idx, items, attempt, parked)
         self._ids += 1
         self._out[chunk.id] = chunk
+        self._load += min(self._in_flight, len(items))
         return chunk
 
     def next_due(self) -> float | None:
@@ -380,6 +374,7 @@ class Scheduler:
 
     def take(self, reports: Iterable[Report], now: float) -> list[Batch]:
         """Digest an executor's reports and return the items that are finished, not yet settled."""
+        most = self._in_flight
         finished: list[Batch] = []
         idx: list[int] = []
         singles, busy_s = Batch(idx, [], []), 0.0
@@ -387,22 +382,26 @@ class Scheduler:
             chunk = self._out.get(report.chunk)
             if chunk is None:
                 continue
+            whole = len(chunk.items)
             if isinstance(report, Done):
-                if len(chunk.items) == 1 and not (report.odd or report.weight):
+                if whole == 1 and not (report.odd or report.weight):
                     # Slow items, as a rule, of which many may be done at once.
                     idx += chunk.idx
                     singles.items += chunk.items
                     singles.values += report.values
                     busy_s += report.busy_s
                     del self._out[chunk.id]
+                    self._load -= 1
                     continue
                 finished.append(self._done(chunk, report, now))
-                if len(report.values) == len(chunk.items):
+                if len(report.values) == whole:
                     del self._out[chunk.id]
+                    self._load -= min(most, whole)
                     continue
             progress = self._progress.get(chunk.id)
             if progress is None:
-                progress = self._progress[chunk.id] = ChunkProgress(len(chunk.items))
+                progress = self._progress[chunk.id] = ChunkProgress(whole)
+            self._load -= min(most, progress.open)
             if isinstance(report, Done):
                 progress.report(report.places)
             elif isinstance(report, GaveBack):
@@ -411,6 +410,7 @@ class Scheduler:
             else:
                 finished += self._lost(chunk, progress.left(), report, now)
                 progress.cut(0)
+            self._load += min(most, progress.open)
             if progress.open <= 0:
                 del self._out[chunk.id], self._progress[chunk.id]
         if idx:

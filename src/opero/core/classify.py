@@ -175,6 +175,9 @@ _MAX_MEMBERS: Final = 64
 _MAX_TEXT: Final = 128
 """Characters of a header or code; no date is longer, and patterns may be slow on very long text."""
 
+_MAX_BODY: Final = 1 << 16
+"""Bytes of a body that is read for codes."""
+
 _UNBILLED_STATUSES: Final = frozenset((401, 403, 404, 429, *range(500, 600)))
 # Raised before anything was sent, by the standard library and by HTTP clients.
 _NO_CONNECTION: Final = _words(
@@ -277,7 +280,8 @@ def _of_one(error: BaseException) -> Verdict:
         return _of_type(error)
     response = safe_get(error, "response")
     places = (error,) if response is None else (error, response)
-    codes = [code for place in (*places, safe_get(error, "body")) for code in _codes(place)]
+    bodies = safe_get(error, "body"), _body_of(response)
+    codes = [code for place in (*places, *bodies) for code in _codes(place)]
     for known, kind in _KINDS_OF_CODES:
         for code in codes:
             if code.lower() in known:
@@ -464,6 +468,19 @@ def _codes(place: object) -> Iterator[str]:
             for each in details[:_MAX_CAUSES]:
                 if isinstance(each, Mapping):
                     yield from _codes(each)
+
+
+def _body_of(response: object) -> object:
+    """Return the JSON body of an answer, if httpx or requests have read it already."""
+    content = safe_get(response, "_content")  # `content` would read it from the network
+    if type(content) is not bytes or len(content) > _MAX_BODY or b'"error' not in content:
+        return None
+    import json
+
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _text_of(error: BaseException) -> str:

@@ -104,9 +104,9 @@ class FunctionInfo:
         """Return the name of a parameter whose argument a first call may have used up, None if there is none."""
         positional = [p.name for p in self.parameters if p.kind <= POSITIONAL_OR_KEYWORD]
         for n, value in enumerate(args):
-            if n >= self.bound and _is_single_use(value):
+            if n >= self.bound and _holds_single_use(value):
                 return positional[n] if n < len(positional) else f"argument {n + 1}"
-        return next((name for name, value in kwargs.items() if _is_single_use(value)), None)
+        return next((name for name, value in kwargs.items() if _holds_single_use(value)), None)
 
     def require_parameter(self, name: str, option: str) -> Parameter:
         """Return the declared parameter `name`, or raise an error that lists those that exist."""
@@ -117,6 +117,24 @@ class FunctionInfo:
             f"{option}={name!r}: {self.name}() has no parameter {name!r}."
             f"{did_you_mean(name, named)} Its parameters: {', '.join(named) or 'none'}."
         )
+
+
+_MOST_PARTS: Final = 1000
+"""Parts of an argument that are looked at."""
+
+
+def _holds_single_use(value: object) -> bool:
+    """Whether an argument is an iterator or an open file, or a list, tuple or dict with one in it."""
+    parts, seen = [value], 0
+    while parts and seen < _MOST_PARTS:
+        part = parts.pop()
+        seen += 1
+        if type(part) in (list, tuple, dict):
+            inner: Any = part.values() if isinstance(part, dict) else part
+            parts += itertools.islice(inner, _MOST_PARTS)
+        elif _is_single_use(part):
+            return True
+    return False
 
 
 def _is_single_use(value: object) -> bool:

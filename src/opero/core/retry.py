@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from opero import events
@@ -33,33 +34,17 @@ if TYPE_CHECKING:
     from opero.utils.units import Duration
 
 __all__ = [
-    "Retry", "RetryPolicy", "RetryState", "get_retry_decorator", "grown", "is_retry_error", "pause_bounds",
-    "retry_error",
+    "Retry", "RetryPolicy", "RetryState", "get_retry_decorator", "grown", "is_retry_error", "retry_error",
 ]  # fmt: skip
 
 
-def pause_bounds(retry: int, low: float, high: float, factor: float) -> tuple[float, float]:
-    """Return the bounds of the pause before retry number `retry`, from 1.
-
-    The pause is drawn uniformly from [low, min(high, low · factor^retry)]: exponential backoff
-    whose lower bound keeps a minimum distance, after
-    "Exponential Backoff And Jitter" (M. Brooker, AWS Architecture Blog, 2015).
-
-    Args:
-        retry: Number of the retry, from 1.
-        low: Shortest pause in seconds.
-        high: Longest pause in seconds.
-        factor: Growth from one retry to the next.
+def grown(low: float, high: float, factor: float, exponent: int) -> float:
+    """Return `low` after so many steps of growth, at most `high`.
 
     Example:
-        >>> pause_bounds(2, low=1.0, high=30.0, factor=2.0)
-        (1.0, 4.0)
+        >>> grown(1.0, high=30.0, factor=2.0, exponent=2)
+        4.0
     """
-    return low, grown(low, high, factor, retry)
-
-
-def grown(low: float, high: float, factor: float, exponent: int) -> float:
-    """Return `low` after so many steps of growth, at most `high`."""
     try:
         return min(high, low * factor**exponent)
     except OverflowError:
@@ -109,163 +94,181 @@ class RetryPolicy(NamedTuple):
         """Whether the clock must be read before the first attempt, because `stop` may ask for the time spent."""
         return self.stop is not None
 
-    def wants(self, error: Exception, state: Callable[[], Any]) -> bool:
-        """Return whether one error of an attempt is a reason for another attempt.
-
-        Args:
-            error: The error.
-            state: Makes the state in which a tenacity strategy looks for it.
-        """
-        if isinstance(self.retry_on, str) and not isinstance(error, Rejected):
-            from opero.core.classify import classify
-
-            verdict = classify(error)
-            if self.retry_on == "transient":
-                return verdict.kind == "transient"
-            return not verdict.ends_value
-        if isinstance(error, Rejected) or not _is_strategy(self.retry_on):
-            return matches(self.retry_on, error)
-        return asks(cast("Callable[[Any], object]", self.retry_on), state())
-
     def retries_on(self, error: Exception) -> bool:
         """Return whether an error is one that `retry_on` means, outside of any call."""
-        made = RetryState(self)
-        return self.wants(error, lambda: _state_class()(made, error, made.started))
+        return RetryState(self).wants(error)
 
-    def pause(self, state: Any) -> float:
-        """Seconds before the next attempt; takes a `tenacity.RetryCallState`, so it is a wait strategy itself."""
-        if self.wait is not None:
-            try:
-                return _finite(float(self.wait(state)))
-            except Exception as error:  # noqa: BLE001 - the call's own outcome goes before a broken strategy
-                _warn_of("wait", error, "the usual pauses are used instead")
+    def longest_pause(self, retry: int) -> float:
+        """Return the longest pause before retry number `retry`, from 1, in seconds."""
+        return grown(self.low, self.high, self.factor, retry if self.jitter else retry - 1)
+
+    def pause(self, retry: int) -> float:
+        """Return the pause before retry number `retry`, from 1, in seconds.
+
+        It is drawn uniformly from [low, min(high, low · factor^retry)]: exponential backoff whose
+        lower bound keeps a minimum distance, after "Exponential Backoff And Jitter" (M. Brooker,
+        AWS Architecture Blog, 2015). Without jitter it is min(high, low · factor^(retry-1)).
+        """
+        longest = self.longest_pause(retry)
         if not self.jitter:
-            return grown(self.low, self.high, self.factor, state.attempt_number - 1)
+            return longest
         import random
 
-        return random.uniform(*pause_bounds(state.attempt_number, self.low, self.high, self.factor))
+        return random.uniform(self.low, longest)
 
     def pauses(self) -> tuple[float, float]:
         """Shortest and longest sum of all pauses of a call that fails to the end, in seconds."""
-        first = 1 if self.jitter else 0
-        exponents = range(first, first + min(self.retries, 1000))
-        longest = [grown(self.low, self.high, self.factor, n) for n in exponents]
+        longest = [self.longest_pause(1 + n) for n in range(min(self.retries, 1000))]
         return self.low * len(longest) if self.jitter else sum(longest), sum(longest)
-
-
-def _finite(seconds: float) -> float:
-    if math.isfinite(seconds):
-        return seconds
-    raise ValueError(seconds)
-
-
-def _warn_of(option: str, error: Exception, consequence: str) -> None:
-    warn_user(f"the {option} strategy raised {type(error).__name__}: {consequence}")
 
 
 class RetryState:
     """What a retry knows: small and picklable, so that a map can park it and a journal can keep it.
 
+    tenacity's strategies read it as their own `RetryCallState`, whose names it has. It knows no
+    arguments of the call, which may be secret.
+
     Attributes:
         policy: The rules.
-        attempt: Attempts begun.
-        started: Clock reading at the start of the first attempt, or at its failure where the start was not needed.
-        slept: Seconds of pauses so far.
-        value_index: Place of the fallback value that failed last, None without fallback.
-        hints: Seconds that the service asked to wait; the next pause is no shorter than the longest of them.
-        deadline: Clock reading by which the call must be over; no pause is begun that would outlast it.
-        pause_refused: The pause, in seconds, that was not begun for that reason.
+        attempt_number: Attempts begun.
+        start_time: Clock reading at the start of the first attempt, or at its failure where the start was not needed.
+        outcome_timestamp: Clock reading at the end of the last attempt.
+        idle_for: Seconds of pauses so far.
+        upcoming_sleep: The pause that `stop` is asked about, in seconds.
+        remark: Why there is no other attempt, where opero's own rules say so; one more line of the note.
     """
+
+    fn: None = None
+    retry_object: None = None
+    next_action: None = None
+    args: tuple[Any, ...] = ()
+    upcoming_sleep: float = 0.0
+    remark: str | None = None
 
     def __init__(
         self,
         policy: RetryPolicy,
-        attempt: int = 1,
-        started: float = 0.0,
-        slept: float = 0.0,
-        *,
-        value_index: int | None = None,
-        hints: Iterable[float] = (),
-        deadline: float | None = None,
+        attempt_number: int = 1,
+        start_time: float = 0.0,
+        idle_for: float = 0.0,
     ) -> None:
         self.policy: RetryPolicy = policy
-        self.attempt: int = attempt
-        self.started: float = started
-        self.slept: float = slept
-        self.value_index: int | None = value_index
-        self.hints: list[float] = [*hints]
-        self.deadline: float | None = deadline
-        self.pause_refused: float | None = None
+        self.attempt_number: int = attempt_number
+        self.start_time: float = start_time
+        self.outcome_timestamp: float = start_time
+        self.idle_for: float = idle_for
+        self.kwargs: dict[str, Any] = {}
+        self._error: Exception | None = None
+
+    @property
+    def seconds_since_start(self) -> float:
+        """Seconds from the start of the first attempt to the end of the last one."""
+        return self.outcome_timestamp - self.start_time
+
+    @property
+    def outcome(self) -> Any:
+        """How the last attempt has ended, as a `tenacity.Future`."""
+        from tenacity import Future
+
+        future = Future(self.attempt_number)
+        if isinstance(self._error, Rejected):
+            future.set_result(self._error.value)
+        else:
+            future.set_exception(self._error)
+        return future
+
+    def wants(self, error: Exception) -> bool:
+        """Return whether one error of an attempt is a reason for another attempt."""
+        wanted = self.policy.retry_on
+        if isinstance(error, Rejected):
+            return True
+        if isinstance(wanted, str):
+            from opero.core.classify import classify
+
+            verdict = classify(error)
+            return verdict.kind == "transient" if wanted == "transient" else not verdict.ends_value
+        # A strategy of tenacity's asks for a state. Where there is one, tenacity is loaded.
+        if isinstance(wanted, getattr(sys.modules.get("tenacity.retry"), "retry_base", ())):
+            self._error = error
+            return asks(cast("Callable[[Any], object]", wanted), self)
+        return matches(wanted, error)
 
     def next_delay(
-        self, error: Exception, *, now: float, attempt_errors: Sequence[Exception] = ()
-    ) -> float:
-        """Begin another attempt: count it and return the pause before it, in seconds.
+        self,
+        error: Exception,
+        *,
+        now: float,
+        attempt_errors: Sequence[Exception] = (),
+        hint: float = 0.0,
+    ) -> float | None:
+        """Begin another attempt: count it and return the pause before it, in seconds; None if there is none.
 
         Args:
             error: What the attempt ended with.
             now: Clock reading.
             attempt_errors: All errors of the attempt, where it tried several values; one that matches
                 `retry_on` is enough.
-
-        Raises:
-            Exception: `error` itself, when nothing more is to be tried.
+            hint: Seconds that the service asked to wait; the pause is no shorter.
         """
-        delay = self._decide(error, now, attempt_errors)
-        if delay is None:
-            try:
-                raise error
-            finally:
-                # A frame that names an error which passes through it is a reference cycle.
-                del error, attempt_errors
-        self.attempt += 1
-        self.slept += delay
-        self.hints.clear()
-        return delay
-
-    def _decide(
-        self, error: Exception, now: float, attempt_errors: Sequence[Exception]
-    ) -> float | None:
-        """Return the pause before the next attempt, None if there is none."""
         if is_final(error, attempt_errors):
             return None
-        state = _state_class()(self, error, now)
-        errors = [*attempt_errors]
-        if all(each is not error for each in errors):
-            errors.append(error)
-        wants = self.policy.wants
-        if not any(wants(e, functools.partial(_state_class(), self, e, now)) for e in errors):
-            return None
-        # As in tenacity, the pause comes first: `stop_before_delay` asks whether it still fits.
-        state.upcoming_sleep = max(0.0, self.policy.pause(state), *self.hints)
-        pause: float = state.upcoming_sleep
-        if self._spent(state):
-            return None
-        if self.deadline is not None and now + pause >= self.deadline:
-            self.pause_refused = pause
-            return None
-        return pause
+        known = attempt_errors and attempt_errors[-1] is error
+        errors = attempt_errors if known else [*attempt_errors, error]
+        self.outcome_timestamp = now
+        try:
+            if not any(map(self.wants, errors)):
+                self.remark = _not_wanted(self.policy.retry_on, error)
+                return None
+            self._error = error
+            # As in tenacity, the pause comes first: `stop_before_delay` asks whether it still fits.
+            self.upcoming_sleep = max(0.0, hint, self._pause())
+            if self._spent():
+                return None
+        finally:
+            # The error's traceback leads to the call, and that to this state: a reference cycle.
+            self._error = None
+            del error, attempt_errors, errors
+        self.attempt_number += 1
+        self.idle_for += self.upcoming_sleep
+        return self.upcoming_sleep
 
-    def _spent(self, state: Any) -> bool:
-        if self.policy.stop is not None:
+    def _pause(self) -> float:
+        if self.policy.wait is not None:
             try:
-                return bool(self.policy.stop(state))
+                seconds = float(self.policy.wait(self))
+                if math.isfinite(seconds):
+                    return seconds
+                raise ValueError(seconds)  # noqa: TRY301 - one fault of a strategy like the others
             except Exception as error:  # noqa: BLE001 - the call's own outcome goes before a broken strategy
-                _warn_of("stop", error, "no more attempts are made")
-                return True
-        return bool(_stop_after(self.policy.retries + 1)(state))
+                _warn_of("wait", error, "the usual pauses are used instead")
+        return self.policy.pause(self.attempt_number)
+
+    def _spent(self) -> bool:
+        try:
+            return bool((self.policy.stop or _stop_after(self.policy.retries + 1))(self))
+        except Exception as error:  # noqa: BLE001 - the call's own outcome goes before a broken strategy
+            _warn_of("stop", error, "no more attempts are made")
+            return True
+
+
+def _warn_of(option: str, error: Exception, consequence: str) -> None:
+    warn_user(f"the {option} strategy raised {type(error).__name__}: {consequence}")
+
+
+def _not_wanted(wanted: object, error: Exception) -> str | None:
+    """Say why opero's own rules make no other attempt after an error, and how to ask for one."""
+    if not isinstance(wanted, str):
+        return None
+    from opero.core.classify import classify
+
+    verdict = classify(error)
+    if verdict.kind == "unknown":
+        return f'{type(error).__name__} is not known to pass, and retry_on="transient"'
+    answer = "says that the budget is spent" if verdict.kind == "exhausted" else "is a final answer"
+    return f"{verdict.reason} {answer}; retry_on=Exception retries that too"
 
 
 # --- tenacity, which is loaded when the first call fails -----------------------------------------
-
-
-def _is_strategy(wanted: object) -> bool:
-    """Return whether `retry_on` is one of tenacity's retry strategies, which ask for a state instead of an error."""
-    if isinstance(wanted, type | tuple | str):
-        return False
-    from tenacity.retry import retry_base
-
-    return isinstance(wanted, retry_base)
 
 
 @functools.cache
@@ -290,37 +293,6 @@ def is_retry_error(error: Exception) -> bool:
     from tenacity import RetryError
 
     return isinstance(error, RetryError)
-
-
-@functools.cache
-def _state_class() -> Callable[[Any, Exception, float], Any]:
-    """Return the class of the state that tenacity's strategies read."""
-    from tenacity import Future, RetryCallState
-
-    class State(RetryCallState):
-        """It knows no arguments of the call, which may be secret, and makes its outcome when a strategy looks at it."""
-
-        def __init__(self, retry: Any, error: Exception, now: float) -> None:
-            self.retry_object = self.fn = self.next_action = None  # type: ignore[assignment]  # there is no Retrying
-            self.args, self.kwargs = (), {}
-            self.attempt_number = retry.attempt
-            self.start_time = retry.started
-            self.outcome_timestamp = now
-            self.idle_for = retry.slept
-            self.upcoming_sleep = 0.0
-            self._error = error
-
-        @functools.cached_property
-        def outcome(self) -> Future:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
-            # Read-only, other than in the class above: nothing sets the outcome of this state.
-            future = Future(self.attempt_number)
-            if isinstance(self._error, Rejected):
-                future.set_result(self._error.value)
-            else:
-                future.set_exception(self._error)
-            return future
-
-    return State
 
 
 # --- stage ----------------------------------------------------------------------------------------
@@ -369,6 +341,7 @@ class Retry:
         self._report = report
         self._nested = nested
         self._info = info
+        self._owner = info.owner
         self._stats = stats
         self._emitter = emitter
 
@@ -383,9 +356,7 @@ class Retry:
         elif policy.low == 0:
             pauses = "no pauses"
         else:
-            first = 1 if policy.jitter else 0
-            shown = [grown(policy.low, policy.high, policy.factor, first + n) for n in range(3)]
-            shown = shown[: policy.retries]
+            shown = [policy.longest_pause(1 + n) for n in range(min(3, policy.retries))]
             lead = f"{policy.low:.3g} s to " if policy.jitter else ""
             more = ", …" if policy.retries > len(shown) else ""
             pauses = f"pause {lead}{', '.join(f'{s:.3g}' for s in shown)}{more} s"
@@ -396,49 +367,29 @@ class Retry:
             more += f"; {names} within it retries too, {then}"
         return f"{often} on {_named(policy.retry_on)}, {pauses}{more}"
 
-    def before_next(self, call: Call, error: Exception) -> float:
-        """Return the pause before the next attempt, or raise `error` when there is none."""
-        try:
-            policy = self.policy
-            # What was handed out of a stream cannot be taken back.
-            if policy is None or call.items or ambient.disabled():
-                raise error
-            inner = self._inner(call, error)
-            self._refuse(call, error, self._asked_too_much(call, error, policy))
-            if inner is not None and not self._nested:
-                remark = f"{inner}() within it had retried, and retry_nested=False"
-                self._refuse(call, error, remark)
-            now = ambient.clock().monotonic()
-            state: RetryState | None = call.retry
-            if state is None:
-                started = call.started if call.started is not None else now
-                state = call.retry = RetryState(
-                    policy,
-                    attempt=call.attempts,
-                    started=started,
-                    slept=call.slept,
-                    deadline=call.deadline,
-                )
-            state.value_index = call.value_index
-            if call.hint:
-                state.hints.append(call.hint)
-            try:
-                delay = state.next_delay(error, now=now, attempt_errors=call.attempt_errors or ())
-            except Exception:
-                if state.pause_refused is not None:
-                    self._overdue(call, state.pause_refused)
-                elif isinstance(policy.retry_on, str) and not policy.retries_on(error):
-                    call.remark = _not_wanted(error)
-                raise
-            name = self._info.single_use_argument(call.args, call.kwargs)
-            self._refuse(call, error, None if name is None else used_up(name))
-            if self.circuit is not None:
-                self._refuse(call, error, self.circuit.outlasts(call, delay))
-            if self.budget is not None:
-                self._refuse(call, error, self._spent(self.budget))
-        finally:
-            del error
-        call.attempts = state.attempt
+    def before_next(self, call: Call, error: Exception) -> float | None:
+        """Return the pause before the next attempt; None if there is none, and then the call's remark may say why."""
+        policy = self.policy
+        # What was handed out of a stream cannot be taken back.
+        if policy is None or call.items or ambient.disabled():
+            return None
+        inner, now = self._inner(call, error), ambient.clock().monotonic()
+        state: RetryState | None = call.retry
+        if state is None:
+            started = now if call.started is None else call.started
+            state = call.retry = RetryState(policy, call.attempts, started, call.slept)
+        delay, remark = None, self._asked_too_much(call, error, policy.longest_hint)
+        if remark is None and inner is not None and not self._nested:
+            remark = f"{inner}() within it had retried, and retry_nested=False"
+        if remark is None:
+            errors = call.attempt_errors or ()
+            delay = state.next_delay(error, now=now, attempt_errors=errors, hint=call.hint)
+            remark = state.remark if delay is None else self._obstacle(call, delay, now)
+        if remark is not None:
+            call.remark = remark
+        if delay is None or remark is not None:
+            return None
+        call.attempts = state.attempt_number
         call.attempt_errors = None
         self._stats.add(retries=1)
         emitter = self._emitter
@@ -446,46 +397,20 @@ class Retry:
             name = emitter.function
             if inner is not None:
                 emitter.emit(events.RetriesNested(function=name, inner=inner))
-            emitter.emit(events.RetryScheduled(function=name, attempt=state.attempt, delay=delay))
+            emitter.emit(events.RetryScheduled(function=name, attempt=call.attempts, delay=delay))
         return delay
-
-    @staticmethod
-    def _refuse(call: Call, error: Exception, remark: str | None) -> None:
-        """Raise `error` if there is a reason against another attempt, and leave that in the call."""
-        if remark is not None:
-            call.remark = remark
-            try:
-                raise error
-            finally:
-                del error
 
     def _inner(self, call: Call, error: Exception) -> str | None:
         """Return the name of an opero function that has retried in vain in each call of this attempt."""
-        found = [inner_of(e, self._info.owner) for e in call.attempt_errors or (error,)]
+        found = [inner_of(e, self._owner) for e in call.attempt_errors or (error,)]
         for each in found:
             if each is not None and len(self.within) < _MOST_NAMES:
                 self.within[each.name] = None
         last = found[-1]
         return None if last is None or None in found else last.name
 
-    def _spent(self, budget: RetryBudget) -> str | None:
-        """Take a retry out of the budget; return why there is none."""
-        if budget.withdraw():
-            return None
-        if self._emitter.active:
-            self._emitter.emit(
-                events.RetryBudgetSpent(function=self._emitter.function, budget=budget.name)
-            )
-        return f"no retry is left in {budget!r}"
-
-    def _overdue(self, call: Call, pause: float) -> None:
-        """Take note that the call ends because of its deadline, and why."""
-        before = f"the end of a pause of {format_seconds(round(pause, 3))}"
-        call.remark = f"the deadline comes before {before if pause else 'the next attempt'}"
-        overdue(call, self._emitter, "before the next attempt")
-
     @staticmethod
-    def _asked_too_much(call: Call, error: Exception, policy: RetryPolicy) -> str | None:
+    def _asked_too_much(call: Call, error: Exception, longest: float) -> str | None:
         """Note the pause that the service asks for; return why it is too long."""
         call.hint = 0.0
         if call.has_alternatives:
@@ -497,12 +422,30 @@ class Retry:
         if hint is None:
             return None
         call.hint = hint.seconds
-        if hint.seconds <= policy.longest_hint:
+        if hint.seconds <= longest:
             return None
         return (
             f"the service asks to wait {format_seconds(hint.seconds)} ({hint.source}), longer than "
-            f"retry_after_max={format_seconds(policy.longest_hint)}"
+            f"retry_after_max={format_seconds(longest)}"
         )
+
+    def _obstacle(self, call: Call, delay: float, now: float) -> str | None:
+        """Return why there is no other attempt, although it is wanted; else take it out of the budget."""
+        if call.deadline is not None and now + delay >= call.deadline:
+            overdue(call, self._emitter, "before the next attempt")
+            end = f"the end of a pause of {format_seconds(round(delay, 3))}"
+            return f"the deadline comes before {end if delay else 'the next attempt'}"
+        name = self._info.single_use_argument(call.args, call.kwargs)
+        if name is not None:
+            return used_up(name)
+        refused = None if self.circuit is None else self.circuit.outlasts(call, delay)
+        if refused is not None or self.budget is None or self.budget.withdraw():
+            return refused
+        if self._emitter.active:
+            self._emitter.emit(
+                events.RetryBudgetSpent(function=self._emitter.function, budget=self.budget.name)
+            )
+        return f"no retry is left in {self.budget!r}"
 
     def slept(self, call: Call, seconds: float) -> None:
         """Take note of a pause that is over."""
@@ -537,10 +480,11 @@ class Retry:
                     try:
                         value = proceed(call)
                         break
-                    except Exception as error:  # noqa: BLE001 - the policy decides which ones are retried
-                        # Asked while the error is handled, because raising it later would replace its context by what
-                        # the caller is handling.
-                        delay = self.before_next(call, error)
+                    except Exception as error:
+                        # Raised while it is handled: later, its context would be replaced by what the caller is
+                        # handling.
+                        if (delay := self.before_next(call, error)) is None:
+                            raise
                     if delay > 0:
                         self._park(call, delay)
                         ambient.clock().sleep(delay)
@@ -569,9 +513,10 @@ class Retry:
                     try:
                         value = await proceed(call)
                         break
-                    except Exception as error:  # noqa: BLE001 - the policy decides which ones are retried
+                    except Exception as error:
                         # As above.
-                        delay = self.before_next(call, error)
+                        if (delay := self.before_next(call, error)) is None:
+                            raise
                         if 0 < delay <= call.park_after:
                             ambient.require_loop("pause before a retry")
                     if delay > 0:
@@ -586,17 +531,6 @@ class Retry:
             return value
 
         return run
-
-
-def _not_wanted(error: Exception) -> str:
-    """Say why opero's own rules make no other attempt after an error, and how to ask for one."""
-    from opero.core.classify import classify
-
-    verdict = classify(error)
-    if verdict.kind == "unknown":
-        return f'{type(error).__name__} is not known to pass, and retry_on="transient"'
-    answer = "says that the budget is spent" if verdict.kind == "exhausted" else "is a final answer"
-    return f"{verdict.reason} {answer}; retry_on=Exception retries that too"
 
 
 def _named(wanted: Any) -> str:

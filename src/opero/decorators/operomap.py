@@ -21,7 +21,7 @@ O = ParamSpec("O")  # noqa: E741 - the options of a decorator
 
 def _build(pipeline: Pipeline, by: str) -> Any:
     # Loaded with the first map, so that a program without maps does not pay for it.
-    from opero.concurrency.api import build_map_function
+    from opero.concurrency.mapper import build_map_function
 
     return build_map_function(pipeline, by)
 

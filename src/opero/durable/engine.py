@@ -30,7 +30,7 @@ from opero.durable.records import (
     Wake,
     WorkflowRecord,
 )
-from opero.durable.workers import LoopThread, WorkerThreads, ainvoke, end_tasks, invoke
+from opero.durable.workers import WorkerThreads, ainvoke, end_tasks, invoke, workflow_loop
 from opero.durable.workflow_run import Ending, WorkflowRun, finalize
 from opero.errors import JournalError, OperoWarning
 from opero.utils.steps import BlockingStep, StepLogic
@@ -64,7 +64,7 @@ class Engine:
         self.journal: Final = Journal(store)
         self.owner: Final = store.join()
         self._threads = WorkerThreads(max_workers)
-        self._loop = LoopThread()
+        self._loop = workflow_loop()
         self._max_recoveries = max_recoveries
         self._lock = threading.Lock()
         self._runs: dict[str, WorkflowRun] = {}
@@ -137,7 +137,7 @@ class Engine:
             if self._stopping:
                 run.ending = Ending(State.QUEUED)
         if spec.is_async:
-            self._loop.run(self._run_async(run, spec))
+            asyncio.run_coroutine_threadsafe(self._run_async(run, spec), self._loop.get())
         else:
             self._threads.run(partial(self._run_sync, run, spec))
 
@@ -401,7 +401,7 @@ class Engine:
         if clean:
             self.journal.close()
             self._threads.close()
-            self._loop.close()
+            self._loop.stop()
             self.store.leave(self.owner)
         return clean
 

@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import datetime as dt
-import decimal
 import enum
 import inspect
 import itertools
 import json
 import math
 import pathlib
-import uuid
-import zoneinfo
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from json.encoder import encode_basestring_ascii as _quoted
@@ -27,7 +23,15 @@ from types import NoneType
 from typing import Any, Final
 
 from opero.caching.keys import Unkeyable, digest
-from opero.caching.plain_types import BY_NAME, BY_NUMBER, NotPlain, Undecodable, find_class, of_type
+from opero.caching.plain_types import (
+    BY_NAME,
+    BY_NUMBER,
+    NotPlain,
+    Undecodable,
+    find_class,
+    make_instance,
+    of_type,
+)
 from opero.errors import ActivityError, OperoUsageError, UnserializableError
 
 __all__ = [
@@ -226,7 +230,8 @@ def _unpack(plain: Any) -> Any:
     if kind == "named" and issubclass(cls, tuple) and hasattr(cls, "_fields"):
         return _rebuild_named_tuple(cls, _unpack(content))
     if kind == "data" and dataclasses.is_dataclass(cls):
-        return _rebuild_dataclass(cls, {name: _unpack(value) for name, value in content.items()})
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        return make_instance(cls, {n: _unpack(value) for n, value in content.items()}, fields)
     raise UnserializableError(f"{name.replace(':', '.')} is no longer what the journal says.")
 
 
@@ -235,48 +240,18 @@ def _rebuild_plain(name: str, parts: list[Any]) -> Any:
     # Some builtins have a number only.
     row = BY_NAME.get(name) or next((r for r in BY_NUMBER.values() if r.name == name), None)
     if row is None or row.join is None:
-        raise UnserializableError(
-            f"{name} in the journal is no plain type of this version of opero."
-        )
-    try:
-        return row.join(parts)
-    except Undecodable as error:
-        raise UnserializableError(f"{name} in the journal cannot be read: {error}.") from error
+        raise Undecodable("it is no plain type of this version of opero")
+    return row.join(parts)
 
 
 def _rebuild_named_tuple(cls: Any, items: list[Any]) -> Any:
     """Make a named tuple; fields that were added at the end get their defaults."""
     missing = cls._fields[len(items) :]
     if len(items) > len(cls._fields) or any(name not in cls._field_defaults for name in missing):
-        raise _changed(cls, f"{len(items)} fields", f"{len(cls._fields)}")
+        raise Undecodable(
+            f"it has {len(items)} fields in the journal, and {len(cls._fields)} in its class"
+        )
     return tuple.__new__(cls, (*items, *(cls._field_defaults[name] for name in missing)))
-
-
-def _rebuild_dataclass(cls: type, content: dict[str, Any]) -> Any:
-    """Make an instance without calling its code; fields that are new in the class get their defaults."""
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    if unknown := content.keys() - fields.keys():
-        raise _changed(cls, f"a field {min(unknown)!r}", "none")
-    made: Any = object.__new__(cls)
-    for name, field in fields.items():
-        if name in content:
-            value = content[name]
-        elif field.default is not dataclasses.MISSING:
-            value = field.default
-        elif field.default_factory is not dataclasses.MISSING:
-            value = field.default_factory()
-        elif field.init:
-            raise _changed(cls, f"no field {name!r}", "one without a default")
-        else:
-            continue  # it had not been set
-        object.__setattr__(made, name, value)
-    return made
-
-
-def _changed(cls: type, then: str, now: str) -> UnserializableError:
-    return UnserializableError(
-        f"{cls.__module__}.{cls.__qualname__} has changed: the journal has {then}, the class has {now}."
-    )
 
 
 def _find_class(name: str) -> type:
@@ -294,14 +269,7 @@ def _find_class(name: str) -> type:
         ) from reason
 
 
-def _read_datetime(content: Any) -> dt.datetime:
-    text, zone, fold = content
-    value = dt.datetime.fromisoformat(text).replace(fold=fold)
-    return value if zone is None else value.replace(tzinfo=zoneinfo.ZoneInfo(zone))
-
-
 _READERS: Final[dict[str, _Pack]] = {
-    # Recordings and journals of former versions have all of these; the scalars are rows of the table by now.
     "int": lambda v: int(v, 16),
     "float": float,
     "dict": lambda v: {_unpack(key): _unpack(value) for key, value in v},
@@ -309,15 +277,6 @@ _READERS: Final[dict[str, _Pack]] = {
     "set": lambda v: {_unpack(item) for item in v},
     "frozenset": lambda v: frozenset(_unpack(item) for item in v),
     "bytes": base64.b64decode,
-    "bytearray": lambda v: bytearray(base64.b64decode(v)),
-    "datetime": _read_datetime,
-    "date": dt.date.fromisoformat,
-    "time": dt.time.fromisoformat,
-    "timedelta": lambda v: dt.timedelta(days=v[0], seconds=v[1], microseconds=v[2]),
-    "Decimal": decimal.Decimal,
-    "UUID": uuid.UUID,
-    "complex": lambda v: complex(float(v[0]), float(v[1])),
-    "range": lambda v: range(*v),
     "Path": pathlib.Path,
     "PurePath": pathlib.PurePath,
     "PurePosixPath": pathlib.PurePosixPath,

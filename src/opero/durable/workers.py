@@ -6,13 +6,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.recorder import recording
-from opero.durable.map_items import record_map
 from opero.durable.records import State
 from opero.durable.step import (
     EngineThread,
@@ -20,6 +19,7 @@ from opero.durable.step import (
     active_runs,
     begin_branches,
     current_scope,
+    record_map,
     task_factory,
 )
 from opero.durable.values import decode
@@ -27,11 +27,12 @@ from opero.durable.workflow_run import Unwind, WorkflowRun
 from opero.errors import JournalError, NonDeterminismError, UnserializableError
 from opero.events.runs import Run
 from opero.utils.ambient import fork
+from opero.utils.async_utils import LoopThread
 
 if TYPE_CHECKING:
     from opero.durable.decorators import WorkflowSpec
 
-__all__ = ["LoopThread", "WorkerThreads", "ainvoke", "end_tasks", "invoke"]
+__all__ = ["WorkerThreads", "ainvoke", "end_tasks", "invoke", "workflow_loop"]
 
 _GRACE: Final = 1.0
 """Seconds that tasks which a workflow has left running get to end."""
@@ -147,36 +148,14 @@ class WorkerThreads:
             thread.join()
 
 
-class LoopThread:
-    """A thread with an event loop whose tasks have scopes; started by the first coroutine."""
+def workflow_loop() -> LoopThread:
+    """Return a thread with an event loop whose tasks have scopes."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
+    def prepare(loop: asyncio.AbstractEventLoop) -> None:
+        loop.set_task_factory(task_factory)
+        loop.set_exception_handler(_report_unhandled)
 
-    def run(self, coro: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine on the loop."""
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._loop.set_task_factory(task_factory)
-                self._loop.set_exception_handler(_report_unhandled)
-                self._thread = EngineThread(
-                    target=self._loop.run_forever, name="opero-workflows", daemon=True
-                )
-                self._thread.start()
-        asyncio.run_coroutine_threadsafe(coro, self._loop)
-
-    def close(self) -> None:
-        """End the loop and its thread; nothing runs there any more."""
-        loop, thread = self._loop, self._thread
-        if loop is not None and thread is not None:
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.run_until_complete(loop.shutdown_default_executor())
-            loop.close()
+    return LoopThread("opero-workflows", thread=EngineThread, prepare=prepare)
 
 
 def _report_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

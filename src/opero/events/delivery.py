@@ -15,10 +15,11 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar, copy_context
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from opero.errors import OperoUsageError
+from opero.utils.async_utils import LoopThread
 from opero.utils.fork import reset_after_fork
 from opero.utils.waiters import TaskWaiter, ThreadWaiter
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from opero.utils.waiters import Waiter
 
 __all__ = [
-    "BackgroundLoop",
     "DeliveryQueue",
     "background_loop",
     "delivery_queues",
@@ -53,63 +53,8 @@ def running_loop() -> AbstractEventLoop | None:
         return None
 
 
-# --- the background loop ----------------------------------------------------------------------------------------------
-
-
-class BackgroundLoop:
-    """An event loop in a thread of its own, started at the first use, for programs or threads without one."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._loop: Any = None
-        reset_after_fork(self)
-
-    def get(self) -> AbstractEventLoop:
-        """Return the loop; it is running."""
-        with self._lock:
-            if self._loop is None or self._thread is None or not self._thread.is_alive():
-                ready = threading.Event()
-                # A daemon, so that a handler which never ends does not keep the interpreter alive.
-                self._thread = threading.Thread(
-                    target=self._run, args=(ready,), name="opero-event-handlers", daemon=True
-                )
-                self._thread.start()
-                ready.wait()
-            return cast("AbstractEventLoop", self._loop)
-
-    def _run(self, ready: threading.Event) -> None:
-        import asyncio
-
-        loop = self._loop = asyncio.new_event_loop()
-        loop.call_soon(ready.set)
-        loop.run_forever()
-        # As `asyncio.run` does, which starts a thread for it: the interpreter refuses that at its end.
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            loop.run_until_complete(asyncio.wait(tasks, timeout=0.5))
-        loop.close()
-
-    def stop(self, timeout: float = 1.0) -> None:
-        """End the loop and wait for its thread for `timeout` seconds at most; a later `get` starts another."""
-        with self._lock:
-            loop, self._loop = self._loop, None
-            if loop is not None and self._thread is not None and self._thread.is_alive():
-                loop.call_soon_threadsafe(loop.stop)
-                self._thread.join(timeout)
-
-    def after_fork(self) -> None:
-        """Forget the loop: its thread is not there in a forked child."""
-        self._lock = threading.Lock()
-        self._loop = self._thread = None
-
-    def __repr__(self) -> str:
-        return f"<BackgroundLoop {'not started' if self._loop is None else 'running'}>"
-
-
-background_loop: Final = BackgroundLoop()
+background_loop: Final = LoopThread("opero-event-handlers")
+"""For programs and threads without an event loop."""
 
 
 # --- queues -----------------------------------------------------------------------------------------------------------
@@ -334,4 +279,4 @@ def _drain_at_exit() -> None:
             asyncio.run(asyncio.wait_for(drain(waiting), _SECONDS_AT_EXIT))
         except TimeoutError:
             pass  # a handler that hangs must not keep the interpreter alive
-    background_loop.stop()
+    background_loop.stop(1.0)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import os
 from contextvars import ContextVar, Token
-from types import TracebackType
 from typing import Final, Self
 
 from opero.utils.fork import run_after_fork
@@ -55,12 +54,7 @@ class Run:
         self._token = _current.set(self)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         token, self._token = self._token, None
         if token is not None:
             try:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import threading
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from opero.events import CallEnded, CallGaveUp, CallStarted, CallSucceeded, event_bus
@@ -53,12 +52,7 @@ class Timeline:
         self._subscription = self._bus.subscribe(self._record, types=[Event])
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._subscription is not None:
             self._subscription.cancel()
 

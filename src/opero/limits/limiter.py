@@ -87,6 +87,7 @@ class RateLimiter(SharedGuard):
         direct: Whether `take_slot` may be called without any of the verbs, by a wrapper's fast path.
         pricing: What calls cost, None where they are counted.
         measured: Whether calls differ: in what they cost, or in the bucket that they belong to.
+        state: The state under the real clock; None in a worker that has not looked for that of its program yet.
 
     Example:
         >>> limiter = RateLimiter("100/minute", burst=0)
@@ -102,6 +103,7 @@ class RateLimiter(SharedGuard):
     take_slot: Callable[[], int]
     threads_waiting: list[Waiter | None]
     loops_waiting: dict[AbstractEventLoop, FairLock]
+    state: LimiterState | None
 
     def __init__(
         self,
@@ -151,7 +153,7 @@ class RateLimiter(SharedGuard):
         self._state: LimiterState = LimiterState(rule)
         super().__init__((rate, shape))
         self._cannot_share = self._external is not None
-        self._use_state(self._state)
+        self._publish_state()
         self._begin_queue()
         if name is not None:
             self.share()
@@ -440,16 +442,20 @@ class RateLimiter(SharedGuard):
 
     # --- where the state is -----------------------------------------------------------------------
 
-    def _use_state(self, state: LimiterState) -> None:
-        self._state = state
-        if self.direct:
-            self.take_slot = state.take if self.attached else self._take_first
-        else:
+    def _publish_state(self) -> None:
+        state = self._state
+        self.state = state if self.attached else None
+        if not self.direct:
             self.take_slot = _not_directly
+        elif not self.attached:
+            self.take_slot = self._take_first
+        else:
+            self.take_slot = state.take if state.file is None else state.take_in_file
 
     def _take_first(self) -> int:
         """Take the first slot of a worker, whose program may have this limiter too."""
-        return self.current_state().take()
+        self.current_state()
+        return self.take_slot()
 
     def current_state(self) -> LimiterState:
         """Return the state under the clock in force; a test's clock never touches the real one."""
@@ -467,7 +473,7 @@ class RateLimiter(SharedGuard):
 
     def _begin_attached(self) -> None:
         super()._begin_attached()
-        self._use_state(self._state)
+        self._publish_state()
 
     def _new_path(self) -> str:
         from opero.limits.state_file import state_path
@@ -475,18 +481,9 @@ class RateLimiter(SharedGuard):
         return super()._new_path() if self.name is None else state_path(self.name)
 
     def _go_to(self, path: str, *, create: bool) -> None:
-        from opero.limits.limiter_state import FileState
-
-        named, rule = self.name is not None or self._of_named, self._rule
-
-        def move(state: Any) -> LimiterState:
-            return FileState(path, rule, create=create or named, state=state, named=named)
-
-        if not isinstance(self._state, FileState):
-            # A state that goes by another clock has nothing to hand on.
-            self._use_state(self._state.replace(lambda state: move(None if named else state)))
-        else:
-            self._use_state(move(None))
+        named = self.name is not None or self._of_named
+        self._state.move(path, create=create or named, named=named)
+        self._publish_state()
         if self._buckets is not None:
 
             def join(bucket: RateLimiter, beside: str) -> None:

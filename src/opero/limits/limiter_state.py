@@ -10,16 +10,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 from opero.errors import OperoUsageError, SpendCapError
 from opero.limits.gcra import NEVER, PAUSE_CELLS, LimitPause, Rule, Stamp
 from opero.limits.windows import SPENT, UNIT, CombinedLimit, as_units, part_of
+from opero.utils.ambient import switch
 
 if TYPE_CHECKING:
     from opero.limits.state_file import StateFile
 
-__all__ = ["FileState", "LimiterState", "Reservation", "TakenSlot"]
+__all__ = ["LimiterState", "Reservation", "TakenSlot"]
 
 T = TypeVar("T")
 
@@ -37,37 +38,57 @@ class TakenSlot(NamedTuple):
 
 
 class LimiterState:
-    """The state of one limit in the memory of this process, safe to use from all threads.
+    """The state of one limit, safe to use from all threads; `move` puts it into a file that several processes share.
 
     Args:
         rule: What decides.
         now: The clock, in nanoseconds.
+
+    Attributes:
+        rule: As above.
+        file: The file; None as long as the state is in the memory of this process.
     """
 
-    __slots__ = ("_lock", "_now", "_pause", "_state", "_successor", "_take", "rule")
+    __slots__ = ("_lock", "_now", "_pause", "_state", "_take", "file", "rule")
 
     def __init__(self, rule: Rule, now: Callable[[], int] = time.monotonic_ns) -> None:
         self.rule: Rule = rule
+        self.file: StateFile | None = None
         self._now = now
         self._state: Any = rule.new_state()
         self._pause = LimitPause()
         # Without a pause no call pays for the possibility of one.
         self._take: Callable[..., int] = rule.take
-        self._successor: LimiterState | None = None
         self._lock = threading.Lock()
 
     def take(self) -> int:
-        """Start a call and return 0, or return the nanoseconds to wait."""
+        """Start a call and return 0, or return the nanoseconds to wait; in memory only."""
         with self._lock:
             return self._take(self._state, self._now())
 
+    def take_in_file(self) -> int:
+        """Do what `take` does in memory."""
+        file: Any = self.file
+        with file:
+            if self.rule.atomic and file is self.file and not self._pause.on:
+                wait = self.rule.take(self._state, self._now())
+                if wait <= self.rule.longest_wait:
+                    return wait
+            return self.take_marked()[0]
+
     def take_marked(self, units: int = UNIT) -> tuple[int, TakenSlot]:
         """Do what `take` does for a call that costs so much, and return what `give_back` needs too."""
-        with self._lock:
-            if self._successor is not None:
-                return self._successor.take_marked(units)
-            now, state = self._now(), self._state
-            return self._take(state, now, units), TakenSlot(now, self.rule.stamp(state))
+        if self.file is None:
+            with self._lock:
+                if self.file is None:
+                    now, state = self._now(), self._state
+                    return self._take(state, now, units), TakenSlot(now, self.rule.stamp(state))
+
+        def change(state: Any, pause: LimitPause, now: int) -> tuple[int, TakenSlot]:
+            wait = pause.take(self.rule, state, now, units)
+            return wait, TakenSlot(now, self.rule.stamp(state))
+
+        return self.update(change)
 
     def _take_paused(self, state: Any, now: int, units: int = UNIT) -> int:
         wait = self._pause.take(self.rule, state, now, units)
@@ -81,32 +102,82 @@ class LimiterState:
         Returns:
             What `change` returned.
         """
+        while (file := self.file) is not None:
+            with file:
+                if file is self.file:
+                    return self._update_in_file(file, change)
         with self._lock:
-            if self._successor is not None:
-                return self._successor.update(change)
-            found = change(self._state, self._pause, self._now())
-            self._take = self._take_paused if self._pause.on else self.rule.take
-            return found
+            # It may have moved while this caller waited.
+            if self.file is None:
+                found = change(self._state, self._pause, self._now())
+                self._take = self._take_paused if self._pause.on else self.rule.take
+                return found
+        return self.update(change)
 
-    def replace(self, make: Callable[[Any], LimiterState]) -> LimiterState:
-        """Move the state elsewhere; callers that still hold this object reach it there.
+    def _update_in_file(self, file: StateFile, change: Callable[[Any, LimitPause, int], T]) -> T:
+        rule, now, state, pause = self.rule, self._now(), self._state, self._pause
+        damaged = rule.longest_wait < rule.wait_for(state, now) < NEVER
+        if file.changing or (damaged and not pause.on):
+            rule.repair(state, now)
+        file.changing = not rule.atomic
+        found = change(state, pause, now)
+        file.changing = False
+        return found
+
+    def move(self, path: str, *, create: bool, named: bool = False) -> Self:
+        """Go on in a file.
+
+        Its cells are those of the pause, the number of parts of the rule, their signatures, and their states.
 
         Args:
-            make: Makes the new state from the rule's state.
+            path: The file. If it follows another rule and no process uses it, it is rewritten; what the two rules have
+                in common (a cap, a window of cost of the same length, an equal part) still counts.
+            create: Whether the file may be new. It begins with the present state.
+            named: Whether the file outlives this boot, so that it goes by the wall clock and begins afresh.
+
+        Raises:
+            OSError: The file cannot be opened, mapped or locked, or holds something else.
+            OperoUsageError: It is in use with another rule.
         """
-        with self._lock:
-            successor = self._successor = make(self._state)
-            self._take = lambda state, now: successor.take()
-        paused = self._pause.left(self._now())
+        from opero.limits.state_file import StateFile
+
+        rule = self.rule
+        head = [len(rule.signature) // _OF_PART, *rule.signature]
+        place = PAUSE_CELLS + len(head)
+
+        def make(old: list[int] | None, file: StateFile) -> list[int]:
+            state = rule.new_state() if named or self.file is not None else self._state
+            if isinstance(rule, CombinedLimit):
+                state = [number for cells in state for number in cells]
+            fresh: list[int] = [0] * PAUSE_CELLS + head + state
+            if old is None:
+                return fresh
+            if old[PAUSE_CELLS:place] == head and len(old) == len(fresh):
+                return old
+            if not file.only_user:
+                raise OperoUsageError(_in_use(path, "another program", old, rule))
+            return _inherited(fresh, old)
+
+        with self.file or self._lock:
+            paused = self._pause.left(self._now())
+            file = StateFile.open(path, "li", make, create=create)
+            cells = file.cells
+            if list(cells[PAUSE_CELLS:place]) != head:
+                raise OperoUsageError(_in_use(path, "this program", list(cells), rule))
+            self._now = time.time_ns if named else time.monotonic_ns
+            self._pause = LimitPause(cells[:PAUSE_CELLS])
+            self._state = cells[place:]
+            if isinstance(rule, CombinedLimit):
+                self._state = [cells[begin:end] for _, begin, end in _parts_of(cells)]
+            # Last, because it shows others that have not the lock that the other attributes are those of the file.
+            self.file, self._take = file, _look_again
         if paused:
-            successor.pause(paused)
-        return successor
+            self.pause(paused)
+        return self
 
     def after_fork(self) -> None:
         """Drop a lock that a thread of the parent may have held."""
         self._lock = threading.Lock()
-
-    # --- wherever it lies -------------------------------------------------------------------------
 
     def give_back(self, taken: TakenSlot, units: int = 0) -> bool:
         """Give back what a `take_marked` has taken; False if another call has started since, and only its cost came."""
@@ -197,7 +268,8 @@ class Reservation:
             SpendCapError: The cap has no room for it.
         """
         limiter = self.limiter
-        wait, taken = limiter.current_state().take_marked(self._units)
+        state = None if switch.on else limiter.state
+        wait, taken = (state or limiter.current_state()).take_marked(self._units)
         if not wait:
             self._taken = taken
         elif wait == SPENT:
@@ -251,103 +323,16 @@ class Reservation:
         return f"<Reservation after {self.waited:.3f} s>"
 
 
-# --- in a file ------------------------------------------------------------------------------------
+def _look_again(state: object, now: int) -> int:
+    """Return a wait to a caller that comes too late: the state has moved."""
+    return 1
+
+
+# --- its parts in a file ---------------------------------------------------------------------------
 
 _COUNT: Final = PAUSE_CELLS
 _PARTS: Final = PAUSE_CELLS + 1
 _OF_PART: Final = 4
-
-
-class FileState(LimiterState):
-    """The state of one limit in a file.
-
-    The cells are those of the pause, the number of parts of the rule, their signatures, and their states.
-
-    Args:
-        path: The file. If it follows another rule and no process uses it, it is rewritten; what the two rules have in
-            common (a cap, a window of cost of the same length, an equal part) still counts.
-        rule: What decides.
-        create: Whether the file may be new.
-        state: State of the rule that a new file shall begin with.
-        named: Whether the file outlives this boot, so that it goes by the wall clock.
-
-    Raises:
-        OSError: The file cannot be opened, mapped or locked, or holds something else.
-        OperoUsageError: It is in use with another rule.
-    """
-
-    __slots__ = ("_atomic", "_cells", "_longest_wait", "file")
-
-    def __init__(
-        self, path: str, rule: Rule, *, create: bool, state: Any = None, named: bool = False
-    ) -> None:
-        from opero.limits.state_file import StateFile
-
-        super().__init__(rule, time.time_ns if named else time.monotonic_ns)
-        signature = list(rule.signature)
-        head = [len(signature) // _OF_PART, *signature]
-        place = PAUSE_CELLS + len(head)
-        numbers = self._state if state is None else state
-        if isinstance(rule, CombinedLimit):
-            numbers = [number for cells in numbers for number in cells]
-        fresh: list[int] = [0] * PAUSE_CELLS + head + numbers
-
-        def make(old: list[int] | None, file: StateFile) -> list[int]:
-            if old is None:
-                return fresh
-            if old[PAUSE_CELLS:place] == head and len(old) == len(fresh):
-                return old
-            if not file.only_user:
-                raise OperoUsageError(_in_use(path, "another program", old, rule))
-            return _inherited(fresh, old)
-
-        self.file: StateFile = StateFile.open(path, "li", make, create=create)
-        self._cells = cells = self.file.cells
-        if list(cells[PAUSE_CELLS:place]) != head:
-            raise OperoUsageError(_in_use(path, "this program", list(cells), rule))
-        self._pause = LimitPause(cells[:PAUSE_CELLS])
-        self._state = cells[place:]
-        if isinstance(rule, CombinedLimit):
-            self._state = [cells[begin:end] for _, begin, end in _parts_of(cells)]
-        self._atomic, self._longest_wait = rule.atomic, rule.longest_wait
-
-    def take(self) -> int:
-        """Start a call and return 0, or return the nanoseconds to wait."""
-        with self.file:
-            if self._atomic and not self._cells[0]:
-                wait = self._take(self._state, self._now())
-                if wait <= self._longest_wait:
-                    return wait
-            return self.take_marked()[0]
-
-    def take_marked(self, units: int = UNIT) -> tuple[int, TakenSlot]:
-        """Do what `take` does for a call that costs so much, and return what `give_back` needs too."""
-
-        def change(state: Any, pause: LimitPause, now: int) -> tuple[int, TakenSlot]:
-            wait = pause.take(self.rule, state, now, units)
-            return wait, TakenSlot(now, self.rule.stamp(state))
-
-        return self.update(change)
-
-    def update(self, change: Callable[[Any, LimitPause, int], T]) -> T:
-        """Do something with the rule's state, the pause and the time while no other caller does."""
-        with self.file as file:
-            now, state, pause = self._now(), self._state, self._pause
-            damaged = self._longest_wait < self.rule.wait_for(state, now) < NEVER
-            if file.changing or (damaged and not pause.on):
-                self.rule.repair(state, now)
-            if self._atomic:
-                return change(state, pause, now)
-            file.changing = True
-            found = change(state, pause, now)
-            file.changing = False
-            return found
-
-    def after_fork(self) -> None:
-        """Do nothing: the file sees to itself."""
-
-    def __repr__(self) -> str:
-        return f"<FileState {self.file.path}>"
 
 
 def _parts_of(cells: Any) -> list[tuple[tuple[int, ...], int, int]]:

@@ -7,7 +7,6 @@ behave alike.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import types
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
@@ -20,8 +19,8 @@ from opero.core.call import Call
 from opero.core.function import FunctionInfo, describe_function
 from opero.errors import OperoUsageError
 from opero.tasks.state import running_task
+from opero.utils.async_utils import call_in_thread
 from opero.utils.parameters import NoDefault
-from opero.utils.threads import ThreadCall, run_in_thread
 
 if TYPE_CHECKING:
     from opero.core.options import Options
@@ -29,13 +28,10 @@ if TYPE_CHECKING:
     from opero.utils.parameters import Parameter as OwnParameter
 
 __all__ = [
-    "MOST_THREADS",
     "Callee",
     "callee_of",
-    "in_thread",
     "input_parameter",
     "is_plain",
-    "off_loop",
     "with_policies",
 ]
 
@@ -183,60 +179,6 @@ def callee_of(fn: Callable[..., Any]) -> Callee:
     return found
 
 
-# --- synchronous functions: in threads ---------------------------------------------------------------
-
-MOST_THREADS: Final = 64
-"""Most synchronous tasks of one event loop that run at once; the others wait in order."""
-
-# One for each loop: a function in a thread may run tasks on a loop of its own, and must not wait for itself.
-_slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
-
-
-async def in_thread(call: Callable[[], Any]) -> Any:
-    """Call a function in another thread, with a copy of the context, and return its result.
-
-    A cancelled caller waits no longer. The thread runs until the function returns, because it cannot be
-    killed, and keeps its slot; it never keeps the interpreter alive.
-    """
-    loop = asyncio.get_running_loop()
-    slots = _slots.get(loop)
-    if slots is None:
-        slots = _slots[loop] = asyncio.Semaphore(MOST_THREADS)
-    await slots.acquire()
-    ended: asyncio.Future[None] = loop.create_future()
-    ended.add_done_callback(lambda _: slots.release())
-    job = ThreadCall(call)
-    try:
-        run_in_thread(job)
-    except BaseException:
-        ended.set_result(None)
-        raise
-    job.then(functools.partial(_notify, loop, ended))
-    try:
-        await asyncio.shield(ended)
-    except BaseException:
-        job.abandon()
-        raise
-    return job.outcome()
-
-
-def _notify(loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None]) -> None:
-    try:
-        loop.call_soon_threadsafe(ended.set_result, None)
-    except RuntimeError:
-        pass  # the loop is closed: there is no waiter
-
-
-def off_loop(fn: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    """Return a coroutine function that calls `fn` in a thread and awaits the result if that is awaitable."""
-
-    async def called(*args: Any, **kwargs: Any) -> Any:
-        result = await in_thread(functools.partial(fn, *args, **kwargs))
-        return await result if hasattr(type(result), "__await__") else result
-
-    return called
-
-
 # --- options ----------------------------------------------------------------------------------------
 
 
@@ -253,7 +195,7 @@ def with_policies(
     given = dict(options or {})
     if hasattr(fn, "__opero__"):
         decorated = _variant(fn, given)
-        return decorated if callee.is_async else off_loop(decorated)
+        return decorated if callee.is_async else functools.partial(call_in_thread, decorated)
     # Loaded with the first task that has options: the others run without a pipeline.
     from opero.core.options import Options
     from opero.core.pipeline import Pipeline
@@ -264,7 +206,7 @@ def with_policies(
     info = describe_function(fn)
     if not callee.is_async:
         # On the loop, so that a pause between attempts holds no thread.
-        info.fn, info.kind = off_loop(fn), "async"
+        info.fn, info.kind = functools.partial(call_in_thread, fn), "async"
     pipeline = Pipeline(info, made)
 
     def call(*args: Any, **kwargs: Any) -> Any:

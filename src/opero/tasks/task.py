@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -10,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from opero.core.call import Call
 from opero.errors import OperoUsageError
 from opero.events.bus import Emitter
-from opero.tasks.callee import callee_of, off_loop, with_policies
+from opero.tasks.callee import callee_of, with_policies
 from opero.tasks.state import NOTHING, TaskRun, TaskState, carry_out, running_task
-from opero.utils.async_utils import run_async
+from opero.utils.async_utils import call_in_thread, run_async
 from opero.utils.checks import text_or_none
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ class Task(Runnable):
         if options is not None or hasattr(fn, "__opero__"):
             self._call = with_policies(fn, callee, options)
         else:
-            self._call = fn if callee.is_async else off_loop(fn)
+            self._call = fn if callee.is_async else functools.partial(call_in_thread, fn)
 
     async def execute(self, run: TaskRun) -> Any:
         """Do the work of a run."""

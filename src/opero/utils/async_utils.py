@@ -1,15 +1,28 @@
 # this_file: src/opero/utils/async_utils.py
-"""Distinguish synchronous and asynchronous functions, and call one kind from the other."""
+"""Distinguish synchronous and asynchronous functions, and call one kind from the other, in threads and on loops."""
 
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
+from weakref import WeakKeyDictionary
 
+from opero.utils.fork import reset_after_fork
 from opero.utils.parameters import is_bare
 
-__all__ = ["ensure_async", "is_async_function", "run_async"]
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, Future, Semaphore
+
+__all__ = [
+    "MOST_THREADS",
+    "LoopThread",
+    "call_in_thread",
+    "ensure_async",
+    "is_async_function",
+    "run_async",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,7 +57,7 @@ def is_async_function(fn: Callable[..., Any]) -> bool:
 def ensure_async(fn: Callable[P, R | Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
     """Return `fn` as an async function.
 
-    A synchronous one runs in a worker thread with the caller's context.
+    A synchronous one runs in a thread with the caller's context, as `call_in_thread` does it.
 
     Example:
         >>> import asyncio
@@ -56,13 +69,57 @@ def ensure_async(fn: Callable[P, R | Awaitable[R]]) -> Callable[P, Coroutine[Any
 
     @functools.wraps(fn)
     async def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        import asyncio
-        import inspect
-
-        result: Any = await asyncio.to_thread(fn, *args, **kwargs)
-        return cast("R", await result if inspect.isawaitable(result) else result)
+        result: R = await call_in_thread(fn, *args, **kwargs)
+        return result
 
     return run
+
+
+MOST_THREADS: Final = 64
+"""Most calls of one event loop that `call_in_thread` runs at once; the others wait in order."""
+
+# One for each loop: a function in a thread may run a loop of its own, and must not wait for itself.
+_slots: Final[WeakKeyDictionary[AbstractEventLoop, Semaphore]] = WeakKeyDictionary()
+
+
+async def call_in_thread(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Call a function in another thread, with a copy of the context, and await the result if that is awaitable.
+
+    A cancelled caller waits no longer. The thread runs until the function returns, because it cannot be
+    killed, and keeps its slot; it never keeps the interpreter alive.
+    """
+    import asyncio
+
+    from opero.utils.threads import ThreadCall, run_in_thread
+
+    loop = asyncio.get_running_loop()
+    slots = _slots.get(loop)
+    if slots is None:
+        slots = _slots[loop] = asyncio.Semaphore(MOST_THREADS)
+    await slots.acquire()
+    ended: asyncio.Future[None] = loop.create_future()
+    ended.add_done_callback(lambda _: slots.release())
+    job = ThreadCall(functools.partial(fn, *args, **kwargs))
+    try:
+        run_in_thread(job)
+    except BaseException:
+        ended.set_result(None)
+        raise
+    job.then(functools.partial(_notify, loop, ended))
+    try:
+        await asyncio.shield(ended)
+    except BaseException:
+        job.abandon()
+        raise
+    result = job.outcome()
+    return await result if hasattr(type(result), "__await__") else result
+
+
+def _notify(loop: AbstractEventLoop, ended: Future[None]) -> None:
+    try:
+        loop.call_soon_threadsafe(ended.set_result, None)
+    except RuntimeError:
+        pass  # the loop is closed: there is no waiter
 
 
 def run_async(awaitable: Awaitable[R]) -> R:
@@ -95,3 +152,77 @@ def run_async(awaitable: Awaitable[R]) -> R:
     context = contextvars.copy_context()
     with ThreadPoolExecutor(1, thread_name_prefix="opero-run-async") as pool:
         return pool.submit(context.run, asyncio.run, main()).result()
+
+
+class LoopThread:
+    """An event loop in a thread of its own, started at the first use and after each stop.
+
+    Args:
+        name: The thread's.
+        thread: Makes the thread: a daemon, so that what never ends does not keep the interpreter alive.
+        prepare: Called with each loop before it runs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        thread: Callable[..., threading.Thread] = threading.Thread,
+        prepare: Callable[[AbstractEventLoop], object] | None = None,
+    ) -> None:
+        self._name = name
+        self._make_thread = thread
+        self._prepare = prepare
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._loop: AbstractEventLoop | None = None
+        reset_after_fork(self)
+
+    def get(self) -> AbstractEventLoop:
+        """Return the loop; it is running."""
+        with self._lock:
+            if self._loop is None or self._thread is None or not self._thread.is_alive():
+                import asyncio
+
+                ready = threading.Event()
+                loop = self._loop = asyncio.new_event_loop()
+                if self._prepare is not None:
+                    self._prepare(loop)
+                loop.call_soon(ready.set)
+                self._thread = self._make_thread(
+                    target=_run_loop, args=(loop,), name=self._name, daemon=True
+                )
+                self._thread.start()
+                ready.wait()
+            return self._loop
+
+    def stop(self, timeout: float | None = None) -> None:
+        """End the loop and wait for its thread, for `timeout` seconds at most."""
+        with self._lock:
+            loop, self._loop = self._loop, None
+            if loop is not None and self._thread is not None and self._thread.is_alive():
+                loop.call_soon_threadsafe(loop.stop)
+                self._thread.join(timeout)
+
+    def after_fork(self) -> None:
+        """Forget the loop: its thread is not there in a forked child."""
+        self._lock = threading.Lock()
+        self._loop = self._thread = None
+
+    def __repr__(self) -> str:
+        return f"<LoopThread {self._name}, {'not started' if self._loop is None else 'running'}>"
+
+
+def _run_loop(loop: AbstractEventLoop) -> None:
+    """Run a loop until it is stopped, then end its tasks as `asyncio.run` does."""
+    import asyncio
+
+    loop.run_forever()
+    # Not by `asyncio.run`, which starts a thread for it: the interpreter refuses that at its end.
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=0.5))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()

@@ -38,7 +38,8 @@ _WORDS: Final = frozenset(
         *("appkey", "consumerkey", "passkey", "subscriptionkey", "functionkey", "hostkey"),
         *("deploykey", "sessionid", "sessionkey", "connectionstring", "connstr", "databaseurl"),
         *("dburl", "webhookurl", "webhook", "dbpass", "userpass", "privkey", "sharedaccesskey"),
-        *("pincode", "contrasena", "wachtwoord", "haslo"),
+        *("pincode", "contrasena", "wachtwoord", "haslo", "pfx", "samlresponse", "iban"),
+        *("rootpw", "userpw", "adminpw", "dbpw", "pwhash", "accesscode"),
     }
 )
 """Words of a name that make it secret, also in the plural."""
@@ -52,12 +53,20 @@ _PARTS: Final = ("password", "passwd", "passphrase", "credential", "apikey", "se
 _ENDS: Final = ("token", "tokens", "secret", "secrets")
 """Ends of a word that do: `authtoken`, `clientsecret`."""
 
+_SERVERS: Final = (
+    *("connection", "database", "db", "redis", "mongo", "mongodb", "postgres", "postgresql"),
+    *("mysql", "mariadb", "broker", "amqp", "rabbitmq", "jdbc"),
+)
+"""Words before "url" or "uri": such addresses hold a password."""
+
 _PAIRS: Final = frozenset(
     {
         *(("session", "id"), ("connection", "string"), ("conn", "string"), ("conn", "str")),
         *(("connection", "str"), ("hook", "url"), ("card", "number"), ("seed", "phrase")),
+        *(("recovery", "phrase"), ("credit", "card"), ("service", "account")),
         *((word, "code") for word in ("pin", "recovery", "backup", "verification", "security")),
-        *((word, ending) for word in ("connection", "database", "db") for ending in ("url", "uri")),
+        *((word, "code") for word in ("access", "unlock", "time", "login")),
+        *((word, ending) for word in _SERVERS for ending in ("url", "uri")),
     }
 )
 """Pairs of neighbouring words that do."""
@@ -67,8 +76,9 @@ _FIELDS: Final = frozenset({"code", "sid"})
 
 _COUNTS: Final = frozenset(
     {"max", "min", "num", "n", "count", "total", "prompt", "completion", "input", "output"}
+    | {"new", "cached", "reasoning", "used", "per", "limit"}
 )
-"""Words before a plural that make it a number: `max_tokens`."""
+"""Words beside a plural that make it a number: `max_tokens`, `tokens_used`."""
 
 _WORD: Final = r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])"
 
@@ -90,7 +100,8 @@ def looks_secret(name: str, declared: Collection[str] = ()) -> bool:
         return True
     words = [word.lower() for word in re.findall(_WORD, name)]
     for place, word in enumerate(words):
-        counted = place > 0 and words[place - 1] in _COUNTS and word.endswith("s")
+        beside = words[max(place - 1, 0) : place + 2]
+        counted = word.endswith("s") and not _COUNTS.isdisjoint(beside)
         if not counted and _is_secret_word(word):
             return True
         if place > 0 and _PAIRS & {(words[place - 1], word), (words[place - 1], word.rstrip("s"))}:
@@ -126,8 +137,13 @@ def _patterns() -> dict[str, re.Pattern[str]]:
         # ?name=value, &name=value, #name=value; --name value; and name=value or name: "value" elsewhere.
         "field": re.compile(
             r"(?P<before>[?&#;]|(?<![\w.%-])[\"']?(?P<flag>--)?)(?P<name>[A-Za-z_][\w.%~-]*(?:\[[\w.%~-]*\])*)"
-            r"(?P<between>(?:\\*[\"'])?\s?(?:=\s?|:(?!//)\s?|(?(flag),?\s+|(?!))))"
-            r"(?P<value>\\*\"[^\"]*\"|'[^']*'|[^&#;,\s'\"<>)}\]]+)"
+            r"(?P<between>(?:\\*[\"'])?\s?(?:=>?\s?|:(?!//)\s?|(?(flag),?\s+|(?!))))"
+            r"(?P<value>b?\\*\"[^\"]*\"|b?'[^']*'|[^&#;,\s'\"<>)}\]]+)"
+        ),
+        # ("name", "value"), as lists of headers and parameters hold them.
+        "pair": re.compile(
+            r"(?P<before>[(\[]b?[\"'](?P<name>[\w.-]+)[\"'],\s?b?(?P<quote>[\"']))"
+            r"(?P<value>(?:(?!(?P=quote)).)+)(?=(?P=quote)[)\]])"
         ),
         # API key provided: value; <name>value</name>
         "prose": re.compile(
@@ -177,6 +193,8 @@ def mask_text(text: str) -> str:
     text = _patterns()["authorization"].sub(rf"\g<kind>\g<space>{MASK}", text)
     if "=" in text or ":" in text or "--" in text:
         text = _patterns()["prose"].sub(rf"\g<before>{MASK}", _mask_fields(text))
+    if '",' in text or "'," in text:
+        text = _patterns()["pair"].sub(_masked_pair, text)
     if "</" in text:
         text = _patterns()["element"].sub(_masked_element, text)
     return mask_urls(text)
@@ -260,6 +278,10 @@ def _masked_bare(match: re.Match[str]) -> str:
     return f"{scheme}{MASK}@"
 
 
+def _masked_pair(match: re.Match[str]) -> str:
+    return f"{match['before']}{MASK}" if looks_secret(match["name"]) else match[0]
+
+
 def _masked_element(match: re.Match[str]) -> str:
     return f"<{match['name']}>{MASK}" if looks_secret(match["name"]) else match[0]
 
@@ -273,7 +295,8 @@ def _mask_fields(text: str, *, only_urls: bool = False) -> str:
             place = match.start("value")
             continue
         value, end = match["value"], match.end()
-        quote = value[0] if value[0] in "'\"" else ""
+        inner = value.removeprefix("b")
+        quote = inner[0] if inner and inner[0] in "'\"" else ""
         if not quote and match["name"].lower().endswith(("authorization", "cookie")):
             line_end = text.find("\n", end)  # a header
             end = len(text) if line_end < 0 else line_end
@@ -294,7 +317,10 @@ def _is_secret_field(match: re.Match[str], *, only_urls: bool) -> bool:
     return (
         not only_urls
         and looks_secret(name)
-        and name.lower() not in ("key", "keys", "sig", "signature")
+        and (
+            name.lower() not in ("key", "keys", "sig", "signature")
+            or re.fullmatch(r"(?=\D*\d)[\w+/=-]{16,}", value) is not None
+        )
         and (bool(match["flag"]) or not value.startswith(("(", "[", "{", "<", MASK)))
     )
 

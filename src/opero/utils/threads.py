@@ -1,23 +1,46 @@
 # this_file: src/opero/utils/threads.py
-"""Run calls that may have to be abandoned in threads of their own.
+"""Block a thread until another one goes on, and run calls that may have to be abandoned in threads of their own.
 
-The threads are reused when idle, never exhausted, and never keep the interpreter from exiting.
+The threads of calls are reused when idle, never exhausted, and never keep the interpreter from exiting.
 """
 
 from __future__ import annotations
 
 import contextvars
 import threading
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from opero.utils.fork import run_after_fork
-from opero.utils.waiters import locked, wait_for_release
 
-__all__ = ["ThreadCall", "run_in_thread", "waiting_threads"]
+__all__ = ["ThreadCall", "locked", "run_in_thread", "wait_for_release", "waiting_threads"]
 
-_IDLE_SECONDS = 10.0
+_CHECK_SECONDS: Final = 1.0
+"""A waiting thread wakes so often, so that Ctrl-C reaches it on every platform."""
+_IDLE_SECONDS: Final = 10.0
 """How long an idle thread waits for another call before it ends."""
+
+
+def locked() -> threading.Lock:
+    """Return a lock that is held, for `wait_for_release`."""
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
+def wait_for_release(lock: threading.Lock, seconds: float | None) -> bool:
+    """Block until another thread releases a lock; False if the time was up first."""
+    if seconds is None:
+        while not lock.acquire(timeout=_CHECK_SECONDS):
+            pass
+        return True
+    end = time.monotonic() + seconds
+    while not lock.acquire(timeout=min(_CHECK_SECONDS, max(0.0, seconds))):
+        seconds = end - time.monotonic()
+        if seconds <= 0:
+            return False
+    return True
 
 
 class ThreadCall:

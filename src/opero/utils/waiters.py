@@ -13,12 +13,12 @@ on what it was given. A task whose event loop does not run is skipped, and queue
 from __future__ import annotations
 
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.utils.ambient import require_loop
+from opero.utils.threads import locked, wait_for_release
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
@@ -30,41 +30,16 @@ __all__ = [
     "ThreadWaiter",
     "WaitQueue",
     "Waiter",
-    "locked",
-    "wait_for_release",
 ]
 
 LookUp = Callable[[], float | None]
 """Called before each pause of a waiting caller. Returns how many seconds to pause at most (None: until woken; 0 or
 less: the time is up), or raises to end the wait."""
 
-_CHECK_SECONDS: Final = 1.0
-"""A waiting thread wakes so often, so that Ctrl-C reaches it on every platform."""
 _SHORTEST: Final = 0.0005
 
 
 # --- one waiting caller ---------------------------------------------------------------------------
-
-
-def locked() -> threading.Lock:
-    """Return a lock that is held, for `wait_for_release`."""
-    lock = threading.Lock()
-    lock.acquire()
-    return lock
-
-
-def wait_for_release(lock: threading.Lock, seconds: float | None) -> bool:
-    """Block until another thread releases a lock; False if the time was up first."""
-    if seconds is None:
-        while not lock.acquire(timeout=_CHECK_SECONDS):
-            pass
-        return True
-    end = time.monotonic() + seconds
-    while not lock.acquire(timeout=min(_CHECK_SECONDS, max(0.0, seconds))):
-        seconds = end - time.monotonic()
-        if seconds <= 0:
-            return False
-    return True
 
 
 class Waiter:

@@ -340,52 +340,26 @@ def test_an_entry_larger_than_any_may_be_is_not_read(store):
         store.get("a:k")
 
 
-def former(folder: Path) -> dict[str, bytes]:
-    """Make a folder as an earlier version of opero left it, and return its entries."""
+def other_program(path: Path) -> None:
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE Theirs (n)")
+    other.close()
+
+
+def earlier_version(path: Path) -> None:
+    """Make the database that opero had with the library diskcache."""
     import diskcache
 
-    disk.prepare_folder(folder)
-    entries = {"a:small": b"s" * 100, "a:large": os.urandom(100_000), "b:k": b"b"}
-    (folder / "ab").mkdir()
-    (folder / "ab" / f"{'0' * 30}.val").write_bytes(entries["a:large"])
-    with diskcache.Cache(str(folder), size_limit=7_000_000) as cache:
-        for key, value in entries.items():
-            cache.set(key, value, expire=1000 if key == "a:small" else None)
-        cache._sql(
-            "UPDATE Cache SET value = NULL, filename = ?, mode = 2 WHERE key = 'a:large'",
-            (f"ab/{'0' * 30}.val",),
-        )
-        cache._sql(
-            "CREATE TABLE Lease (key TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID"
-        )
-    return entries
+    with diskcache.Cache(str(path.parent)) as cache:
+        cache.set("a:k", b"x")
 
 
-def test_the_folder_of_an_earlier_version_is_taken_over(tmp_path):
-    entries = former(tmp_path / "cache")
-    store = DiskStore(tmp_path / "cache")
-    with pytest.warns(
-        OperoWarning, match=r"earlier version of opero was taken over: 3 entries"
-    ) as warned:
-        found = {key: store.get(key) for key in entries}
-    assert found == entries
-    assert len(warned) == 1
-    assert next(item.expires for item in store.scan("a:s")) is not None
-    store.set("a:large", b"new", None)
-    store.acquire("a:k", "me", 5)
-    assert limit(store) == 7_000_000
-    assert files(store) == []
-    store.close()
-    assert DiskStore(tmp_path / "cache").get("a:small") == entries["a:small"]
-
-
-def test_the_database_of_another_program_is_set_aside(store):
+@pytest.mark.parametrize("make", [other_program, earlier_version])
+def test_the_database_of_another_program_or_version_is_set_aside(store, make):
     store.set("a:k", b"x", None)
     store.close()
     (Path(store.folder) / "cache.db").unlink()
-    with sqlite3.connect(Path(store.folder) / "cache.db") as other:
-        other.execute("CREATE TABLE Theirs (n)")
-    other.close()
+    make(Path(store.folder) / "cache.db")
     with pytest.warns(OperoWarning, match="another program or version.*set aside"):
         assert store.get("a:k") is None
 

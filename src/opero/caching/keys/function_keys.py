@@ -23,12 +23,12 @@ import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import count
 from threading import RLock
-from types import CellType, FunctionType, MethodType
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any, Final
 
 from opero.caching.keys.canonical import FAST_TYPES, digest, fast_part, pair_head, pairs_digest
 from opero.caching.keys.content import Unkeyable
-from opero.errors import UnkeyableError
+from opero.errors import StoreError, UnkeyableError
 from opero.utils.fork import reset_after_fork
 from opero.utils.parameters import (
     KEYWORD_ONLY,
@@ -39,7 +39,7 @@ from opero.utils.parameters import (
 )
 
 __all__ = [
-    "FunctionKeys", "InstanceTokens", "default_parts", "function_id", "key_source", "namespace_of",
+    "FunctionKeys", "InstanceTokens", "code_digest", "default_parts", "function_id", "key_source", "namespace_of",
     "namespace_prefix", "short_part",
 ]  # fmt: skip
 
@@ -138,6 +138,31 @@ class FunctionKeys:
             given = values[self._names[-1]]
             values[self._names[-1]] = {n: v for n, v in given.items() if n not in self._ignore}
         return tuple(values.values())
+
+    def edit_detector(self, store: Any) -> Callable[[], bool]:
+        """Return the check whether the function was edited since its entries were stored.
+
+        The entries are kept, because a batch that is resumed after a small change must not pay twice. A digest
+        of the code lies beside the entries, one for each version of Python.
+
+        Args:
+            store: The `CodedStore` where the entries are.
+        """
+
+        def look() -> bool:
+            now = code_digest(self.function.fn)
+            if now is None or self.prefix is None:
+                return False
+            key = f"~code:{sys.hexversion:x}.{sys.flags.optimize}:{self.prefix()}"
+            try:
+                then = store.backend.get(key)
+                if then != now:
+                    store.backend.set(key, now, None)
+            except StoreError:  # the lookup reports a store that fails
+                return False
+            return then not in (now, None)
+
+        return look
 
     # --- shapes -----------------------------------------------------------------------------------
 
@@ -322,6 +347,25 @@ def _bound_to(fn: Any) -> list[Any]:
     cells.pop(fn.__name__, None)
     held = {name: cell.cell_contents for name, cell in cells.items() if cell != _EMPTY_CELL}
     return [*found, held] if held else found
+
+
+def code_digest(fn: Any) -> bytes | None:
+    """Return a digest of what a function does, None if it is not written in Python.
+
+    Neither comments nor the decorators before its `def` count.
+    """
+    while True:
+        inner = fn.func if isinstance(fn, functools.partial) else getattr(fn, "__wrapped__", None)
+        if inner is None:
+            break
+        fn = inner
+    code = getattr(fn if hasattr(fn, "__code__") else type(fn).__call__, "__code__", None)
+    return None if code is None else digest(_code_parts(code)).hex().encode()
+
+
+def _code_parts(code: CodeType) -> tuple[Any, ...]:
+    constants = [_code_parts(c) if isinstance(c, CodeType) else c for c in code.co_consts]
+    return code.co_name, code.co_code, code.co_names, code.co_varnames, constants
 
 
 def short_part(kind: type, value: Any) -> Hashable | None:

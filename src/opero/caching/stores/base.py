@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import inspect
 import math
 import struct
 import threading
@@ -584,6 +583,8 @@ class UserStore:
     lends = False
 
     def __init__(self, store: Store, prefix: Callable[[], str], name: str | None = None) -> None:
+        import inspect
+
         for verb in ("get", "set", "delete", "clear"):
             if inspect.iscoroutinefunction(getattr(store, verb)):
                 raise OperoUsageError(
@@ -644,6 +645,8 @@ class UserStore:
 
 
 def _takes_prefix(clear: Any) -> bool:
+    import inspect
+
     try:
         return "prefix" in inspect.signature(clear).parameters
     except (TypeError, ValueError):

@@ -52,15 +52,14 @@ _NAME: Final = r"[0-9a-f]{2}/[0-9a-f]{30}\.val"
 _BEYOND: Final = chr(0x10FFFF)
 _FLAGS: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
-_APPLICATION: Final = 0x6F706463  # "opdc"
+_FORMAT: Final = [0x6F706463, 1]  # "opdc", and the version of the tables
 _SCRIPT: Final = f"""
-PRAGMA application_id = {_APPLICATION};
-PRAGMA user_version = 1;
+PRAGMA application_id = {_FORMAT[0]};
+PRAGMA user_version = {_FORMAT[1]};
 CREATE TABLE Cache (key TEXT PRIMARY KEY, expires REAL, size INTEGER NOT NULL, filename TEXT, value BLOB);
 CREATE INDEX CacheExpires ON Cache (expires) WHERE expires IS NOT NULL;
 CREATE INDEX CacheFiles ON Cache (size) WHERE filename IS NOT NULL;
-CREATE TABLE IF NOT EXISTS Lease
-    (key TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE Lease (key TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE Setting (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 INSERT INTO Setting VALUES ('swept', strftime('%s', 'now'))
 """  # noqa: S608 - fixed
@@ -426,8 +425,9 @@ class DiskStore:
             warn_user(text)
 
     def _verify(self, connection: sqlite3.Connection) -> None:
-        """Take over the file of an earlier version, and clean up once a day."""
-        known = _version(connection) == (_APPLICATION, 1)
+        """Refuse the file of another program or version, and clean up once a day."""
+        names = ("application_id", "user_version")
+        known = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names] == _FORMAT
         if self._file.read_only:
             self._warn(
                 f"The disk cache {self.folder} is read-only: what it holds is used, and nothing is added."
@@ -436,44 +436,11 @@ class DiskStore:
                 raise StoreError(f"{self.folder} was written by another version of opero")
             return
         if not known:
-            self._take_over(connection)
+            raise ForeignDatabase("it is of another program or version")
         now = time.time()
         if _setting(connection, "swept") < now - _DAY:
             connection.execute("INSERT OR REPLACE INTO Setting VALUES ('swept', ?)", (int(now),))
             self._sweep(connection, now - _HOUR)
-
-    def _take_over(self, connection: sqlite3.Connection) -> None:
-        """Move the entries of the layout that opero had with the library diskcache into the own one."""
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            if _version(connection) == (_APPLICATION, 1):  # another process was quicker
-                return
-            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-            if not {"Cache", "Settings"} <= tables:
-                raise ForeignDatabase("it is of another program or version")
-            bounds = connection.execute(
-                "SELECT value FROM Settings WHERE key = 'size_limit'"
-            ).fetchall()
-            connection.execute("ALTER TABLE Cache RENAME TO Former")
-            for statement in _SCRIPT.split(";"):
-                connection.execute(statement)
-            connection.execute(
-                "INSERT OR REPLACE INTO Cache SELECT key, expire_time,"
-                " CASE WHEN filename IS NULL THEN length(value) ELSE size END, filename, value FROM Former"
-                " WHERE raw = 1 AND typeof(key) = 'text' AND typeof(value) IN ('blob', 'null')"
-                " ORDER BY store_time"
-            )
-            connection.executemany("INSERT INTO Setting VALUES ('size_limit', ?)", bounds)
-            ((taken,),) = connection.execute("SELECT count(*) FROM Cache").fetchall()
-            connection.execute("DROP TABLE Former")
-            connection.execute("DROP TABLE Settings")
-            connection.execute("COMMIT")
-        finally:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-        warn_user(
-            f"The disk cache {self.folder} of an earlier version of opero was taken over: {taken} entries."
-        )
 
     def _sweep(self, connection: sqlite3.Connection, before: float) -> None:
         """Delete the files that killed writers have left, and leases that ended long ago."""
@@ -504,13 +471,6 @@ def _lease_times(seconds: float) -> tuple[float, float, float]:
 
 
 # --- rows ---------------------------------------------------------------------------------------------------
-
-
-def _version(connection: sqlite3.Connection) -> tuple[int, int]:
-    """Return which program a database belongs to, and the version of its tables."""
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    return application, version
 
 
 def _remove_rows(

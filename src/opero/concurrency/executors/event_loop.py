@@ -8,12 +8,12 @@ import contextlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, copy_context
-from operator import itemgetter
+from itertools import repeat
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.concurrency.executors.base import Done, ItemOutcome
-from opero.concurrency.executors.in_process import as_range, context_for, only_done
+from opero.concurrency.executors.base import ItemOutcome
+from opero.concurrency.executors.in_process import Finished, context_for, reports_of
 from opero.concurrency.item_runner import ItemRunner
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncInlineExecutor", "EventLoopExecutor", "ExecutorBridge"]
 
-_Finished = tuple[int, Any, ItemOutcome | None, float]
 _NONE: Final[dict[int, Any]] = {}
 
 
@@ -38,9 +37,7 @@ class EventLoopExecutor:
         self._workers = workers
         self._context = context
         self._waiting: deque[tuple[Chunk, int]] = deque()
-        self._reports: list[Report] = []
-        # What is done of chunks of several items, and not reported yet: place, value, outcome and seconds of work.
-        self._parts: dict[int, list[_Finished]] = {}
+        self._finished: list[Finished] = []
         self._timed = False
         self._woken = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -48,8 +45,8 @@ class EventLoopExecutor:
         self._closed = False
 
     def slots(self) -> int:
-        """Return room for a chunk at work and one at hand for each task."""
-        return 2 * self._workers
+        """Return 2: as many items at work as there are tasks, and as many at hand."""
+        return 2
 
     def open(self, job: MapJob) -> None:
         """Prepare; tasks are made when there is something for them to do."""
@@ -60,7 +57,7 @@ class EventLoopExecutor:
     def submit(self, chunk: Chunk) -> None:
         """Queue the items of a chunk, for tasks that end when the queue is empty."""
         count = len(chunk.items)
-        self._waiting += [(chunk, place) for place in range(count)]
+        self._waiting.extend(zip(repeat(chunk), range(count)))
         for _ in range(min(count, self._workers - self._serving)):
             self._serving += 1
             task = self._loop.create_task(self._serve(), context=self._context.copy())
@@ -78,14 +75,8 @@ class EventLoopExecutor:
                     await self._woken.wait()
         self._woken.clear()
         self._timed = False
-        reports, self._reports = self._reports, []
-        parts, self._parts = self._parts, {}
-        for number, part in parts.items():
-            part.sort(key=itemgetter(0))
-            odd = {n: outcome for n, (_, _, outcome, _) in enumerate(part) if outcome is not None}
-            places, values = as_range([one[0] for one in part]), [one[1] for one in part]
-            reports.append(Done(number, places, values, odd, sum(one[3] for one in part)))
-        return reports
+        finished, self._finished = self._finished, []
+        return reports_of(finished)
 
     def wake(self) -> None:
         """End a wait for reports, from any thread."""
@@ -128,14 +119,9 @@ class EventLoopExecutor:
     def _add(
         self, chunk: Chunk, place: int, began: float, value: Any, outcome: ItemOutcome | None
     ) -> None:
-        """Add a finished item; quick ones are reported many at once."""
-        busy_s = perf_counter() - began
-        if len(chunk.items) == 1:
-            self._reports.append(only_done(chunk, value, outcome, busy_s))
-            self._woken.set()
-            return
-        self._parts.setdefault(chunk.id, []).append((place, value, outcome, busy_s))
-        if not self._waiting:
+        """Add a finished item; while others wait for a task, what is done is reported many at once."""
+        self._finished.append((chunk, place, value, outcome, perf_counter() - began))
+        if outcome is not None or not self._waiting:
             self._woken.set()
         elif not self._timed:
             self._timed = True

@@ -48,7 +48,7 @@ from opero.utils.steps import BlockingStep, run_async, run_sync
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import ItemOutcome, MapExecutor, Parked
-    from opero.concurrency.executors.in_process import LocalChunk
+    from opero.concurrency.executors.in_process import SharedChunk
     from opero.concurrency.item_runner import Result
     from opero.events import Event
     from opero.utils.steps import StepLogic
@@ -270,7 +270,7 @@ class ThreadPoolMapExecutor(ThreadExecutor):
         # A chunk may have come just before the thread was given back.
         self.wake()
 
-    def _take_now(self) -> LocalChunk | None:
+    def _take_now(self) -> SharedChunk | None:
         """Return a chunk without waiting; None gives the thread back."""
         try:
             return self._waiting.get_nowait()

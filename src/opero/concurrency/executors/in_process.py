@@ -1,8 +1,8 @@
 # this_file: src/opero/concurrency/executors/in_process.py
 """Run items in threads of this process, or where the map was called.
 
-Workers of this process, threads or tasks, share the items of a chunk: each takes one item at a time, and one that is
-idle helps with the chunk of another, so that a slow item never keeps its neighbours from a free worker.
+The threads share the items of a chunk: each takes one item at a time, and one that is idle helps with the chunk of
+another, so that a slow item never keeps its neighbours from a free thread.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context, copy_context
+from operator import itemgetter
 from queue import Empty, SimpleQueue
-from time import monotonic, perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from time import monotonic, perf_counter, sleep
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opero.concurrency.executors.base import Done, ItemOutcome
 from opero.concurrency.item_runner import ItemRunner
@@ -26,159 +27,41 @@ if TYPE_CHECKING:
     from opero.concurrency.executors.base import Chunk, MapJob, Parked, Report
 
 __all__ = [
+    "Finished",
     "InlineExecutor",
-    "LocalChunk",
-    "LocalWorker",
+    "SharedChunk",
     "ThreadExecutor",
-    "as_range",
     "context_for",
-    "only_done",
+    "reports_of",
 ]
 
 _LOOK: Final = 0.03
 """Seconds after which finished items of a chunk that is under way are reported."""
-_ONLY: Final = range(1)
-_Add = Callable[[int, Any, ItemOutcome | None], None]
+_TOGETHER: Final = 0.001
+"""Seconds within which finished items are reported together, while the threads have others at hand."""
+
+# --- finished items -------------------------------------------------------------------------------
+
+Finished = tuple["Chunk", int, Any, ItemOutcome | None, float]
+"""Chunk and position of an item, its value, what it is more than a plain value, and seconds of work."""
 
 
-# --- chunks that workers share --------------------------------------------------------------------
+def reports_of(finished: Sequence[Finished]) -> list[Report]:
+    """Return reports of finished items, one for each chunk."""
+    parts: dict[int, list[Finished]] = {}
+    for one in finished:
+        parts.setdefault(one[0].id, []).append(one)
+    return [_report(number, part) for number, part in parts.items()]
 
 
-class LocalChunk:
-    """A chunk whose items are taken one at a time, by one worker or by several.
-
-    Args:
-        chunk: The chunk.
-
-    Attributes:
-        chunk: As above.
-        todo: Positions that no worker has taken. The steps of a deque are atomic: no item is run twice, and none pays
-            for a lock.
-        unreported: How many items are still to be reported.
-    """
-
-    __slots__ = ("chunk", "todo", "unreported")
-
-    def __init__(self, chunk: Chunk) -> None:
-        self.chunk: Final = chunk
-        self.unreported: int = len(chunk.items)
-        self.todo: Final = deque(range(self.unreported))
-
-
-class LocalWorker(ItemRunner):
-    """A worker that shares chunks with others of this process.
-
-    Args:
-        job: The job.
-        executor: Takes what is done.
-        context: Context of which each item gets a copy, so that none sees what another one set; None where the
-            worker's own will do.
-        loop: Runs the items of a coroutine function, None for a synchronous one.
-
-    Attributes:
-        local: The chunk that it is at.
-    """
-
-    local: LocalChunk
-
-    def __init__(
-        self,
-        job: MapJob,
-        executor: ThreadExecutor,
-        context: Context | None = None,
-        loop: Runner | None = None,
-    ) -> None:
-        super().__init__(job)
-        self._executor = executor
-        self._context = context
-        self._loop = loop
-        self._plain = context is None and job.enter is None and loop is None
-        # What is done of the chunk and not reported yet.
-        self._places: list[int] = []
-        self._values: list[Any] = []
-        self._odd: dict[int, ItemOutcome] = {}
-
-    def run_chunk(self, local: LocalChunk) -> None:
-        """Run the items of a chunk that no other worker has taken."""
-        self.local = local
-        chunk, busy = local.chunk, self._executor.busy
-        items, parked, take = chunk.items, chunk.parked or {}, local.todo.popleft
-        self._since = perf_counter()
-        add: _Add = self._add_only
-        if len(items) > 1:
-            self._due = self._since + self._job.target_s
-            busy.add(self)
-            add = self._add
-        try:
-            # Asking first would not do: another worker may take the last one in between.
-            while (position := _next(take)) is not None:
-                item, known = items[position], parked.get(position)
-                if self._plain:
-                    add(position, *self.run(item, known))
-                    continue
-                context = context_for(self._job, self._context, chunk.idx[position], item)
-                if self._loop is None:
-                    add(position, *context.run(self.run, item, known))
-                else:
-                    self._run_in_loop(self._loop, context, add, (position, item, known))
-        finally:
-            if self in busy:
-                self._executor.flush(self)
-                busy.discard(self)
-
-    def _run_in_loop(
-        self, loop: Runner, context: Context, add: _Add, what: tuple[int, Any, Parked | None]
-    ) -> None:
-        from asyncio import CancelledError
-
-        position, item, known = what
-
-        async def run() -> None:
-            # Nothing is returned: the loop's frames would name the task with the result, and an error lead to them.
-            add(position, *await self.run_async(item, known))
-
-        try:
-            loop.run(run(), context=context)
-        except CancelledError as error:  # the function has cancelled the task that runs it
-            add(position, None, ItemOutcome(error=error))
-
-    def _add_only(self, _: int, value: Any, outcome: ItemOutcome | None) -> None:
-        """Report the only item of a chunk."""
-        busy_s = perf_counter() - self._since
-        self._executor.report(only_done(self.local.chunk, value, outcome, busy_s))
-
-    def _add(self, position: int, value: Any, outcome: ItemOutcome | None) -> None:
-        """Add a finished item, and report what is done when it is time for that."""
-        if outcome is not None:
-            self._odd[position] = outcome
-        self._places.append(position)
-        # Last, because an item whose value is here counts as done for the thread that reports.
-        self._values.append(value)
-        if perf_counter() >= self._due:
-            self._executor.flush(self)
-
-    def drain(self) -> Done | None:
-        """Return what is not reported yet, None if that is nothing."""
-        count = len(self._values)
-        if not count:
-            return None
-        now = perf_counter()
-        busy, self._since = now - self._since, now
-        self._due = now + self._job.target_s
-        places, values = self._places[:count], self._values[:count]
-        del self._places[:count], self._values[:count]
-        odd: dict[int, ItemOutcome] = {}
-        if self._odd:
-            odd = {n: self._odd.pop(place) for n, place in enumerate(places) if place in self._odd}
-        return Done(self.local.chunk.id, as_range(places), values, odd, busy)
-
-
-def _next(take: Callable[[], int]) -> int | None:
-    """Return a position that no other worker has taken, None if there is none left."""
-    try:
-        return take()
-    except IndexError:
-        return None
+def _report(chunk: int, part: list[Finished]) -> Done:
+    part.sort(key=itemgetter(1))
+    _, places, values, outcomes, busy = zip(*part, strict=True)
+    first, last = places[0], places[-1]
+    neighbours = last - first + 1 == len(places)
+    odd = {n: outcome for n, outcome in enumerate(outcomes) if outcome is not None}
+    ran = range(first, last + 1) if neighbours else places
+    return Done(chunk, ran, list(values), odd, sum(busy))
 
 
 def context_for(job: MapJob, context: Context | None, index: int, item: Any) -> Context:
@@ -189,18 +72,20 @@ def context_for(job: MapJob, context: Context | None, index: int, item: Any) -> 
     return own
 
 
-def only_done(chunk: Chunk, value: Any, outcome: ItemOutcome | None, busy_s: float) -> Done:
-    """Return the report of a chunk of one item."""
-    return Done(chunk.id, _ONLY, [value], {} if outcome is None else {0: outcome}, busy_s)
-
-
-def as_range(places: list[int]) -> Sequence[int]:
-    """Return ascending positions, as a range where they are neighbours."""
-    first, last = places[0], places[-1]
-    return range(first, last + 1) if last - first + 1 == len(places) else places
-
-
 # --- threads --------------------------------------------------------------------------------------
+
+
+class SharedChunk(NamedTuple):
+    """A chunk whose items are taken one at a time, by one thread or by several.
+
+    Attributes:
+        chunk: The chunk.
+        todo: Positions that no thread has taken. The steps of a deque are atomic: no item is run twice, and none pays
+            for a lock.
+    """
+
+    chunk: Chunk
+    todo: deque[int]
 
 
 class ThreadExecutor:
@@ -211,27 +96,23 @@ class ThreadExecutor:
 
     Args:
         workers: Most threads.
-        context: Context of which each item gets a copy; None where each runs in that of its thread.
-
-    Attributes:
-        report: Takes a report, from any worker.
-        busy: Workers at a chunk of several items.
+        context: Context of which each item gets a copy, so that none sees what another one set; None where each runs
+            in that of its thread.
     """
 
     def __init__(self, workers: int, context: Context | None) -> None:
         self.workers = workers
         self._context = context
-        self._waiting: SimpleQueue[LocalChunk | None] = SimpleQueue()
-        self._reported: SimpleQueue[Report | None] = SimpleQueue()
-        self._threads: list[threading.Thread] = []
-        self._lock = threading.Lock()
-        self._open: dict[int, LocalChunk] = {}
+        self._waiting: SimpleQueue[SharedChunk | None] = SimpleQueue()
+        self._take: Callable[[], SharedChunk | None] = self._waiting.get
+        self._finished: list[Finished] = []
+        self._woken: SimpleQueue[None] = SimpleQueue()
         self._due = 0.0
+        self._threads: list[threading.Thread] = []
         self._items = 0
+        # How many of them are in chunks of several and not reported.
+        self._partial = 0
         self._stopped = False
-        self._take: Callable[[], LocalChunk | None] = self._waiting.get
-        self.report: Final[Callable[[Report], object]] = self._reported.put
-        self.busy: Final[set[LocalWorker]] = set()
 
     def slots(self) -> int:
         """Return room for a chunk at work and one at hand for each thread."""
@@ -240,50 +121,41 @@ class ThreadExecutor:
     def open(self, job: MapJob) -> None:
         """Prepare; threads start with the first `poll`, so that each finds its chunk waiting."""
         self._job = job
+        self._runner = ItemRunner(job)
+        self._plain = self._context is None and job.enter is None
 
     def submit(self, chunk: Chunk) -> None:
         """Put a chunk into the queue."""
-        self._items += len(chunk.items)
-        local = LocalChunk(chunk)
-        if local.unreported > 1:
-            self._open[chunk.id] = local
-        self._waiting.put(local)
+        count = len(chunk.items)
+        self._items += count
+        if count > 1:
+            self._partial += count
+        self._waiting.put(SharedChunk(chunk, deque(range(count))))
 
     def poll(self, timeout: float | None) -> list[Report]:
-        """Return what the threads have reported."""
+        """Return what the threads have finished."""
         self._start_workers()
-        # No name for reports here: a traceback of an item may lead to this frame, and would be a reference cycle.
-        return self._reports(self._patience(timeout))
-
-    def _patience(self, timeout: float | None) -> float | None:
-        """Let busy workers report, if it is time for that; return how long to wait before the next look."""
-        if not self._open:
-            return timeout
-        if (now := monotonic()) >= self._due:
-            self._due = now + _LOOK
-            # A copy, because workers come and go meanwhile.
-            for worker in self.busy.copy():
-                self.flush(worker)
-        return _LOOK if timeout is None else min(timeout, _LOOK)
-
-    def flush(self, worker: LocalWorker) -> None:
-        """Report what a worker has done so far."""
-        with self._lock:
-            if (done := worker.drain()) is not None:
-                local = worker.local
-                local.unreported -= len(done.values)
-                if not local.unreported:
-                    self._open.pop(done.chunk, None)
-                self.report(done)
-
-    def _reports(self, wait: float | None) -> list[Report]:
-        reports: list[Report] = []
+        if self._partial:
+            timeout = _LOOK if timeout is None else min(timeout, _LOOK)
         with contextlib.suppress(Empty):
-            first = self._reported.get_nowait() if wait == 0 else self._reported.get(timeout=wait)
-            while first is not None:
-                reports.append(first)
-                first = self._reported.get_nowait()
-        return reports
+            if timeout != 0:
+                self._woken.get(timeout=timeout)
+                if not self._waiting.empty():
+                    # The threads have work at hand: what others of them finish now is taken in the same turn.
+                    sleep(_TOGETHER)
+            while True:
+                self._woken.get_nowait()
+        self._due = perf_counter() + self._job.target_s
+        # No name for reports here: a traceback of an item may lead to this frame, and would be a reference cycle.
+        return reports_of(self._collect())
+
+    def _collect(self) -> list[Finished]:
+        """Take out what is finished so far."""
+        count = len(self._finished)
+        found = self._finished[:count]
+        del self._finished[:count]
+        self._partial -= sum(len(one[0].items) > 1 for one in found)
+        return found
 
     def _start_workers(self) -> None:
         """Start a thread for each item so far, up to the number of workers."""
@@ -296,14 +168,12 @@ class ThreadExecutor:
 
     def wake(self) -> None:
         """End a wait for reports."""
-        self._reported.put(None)
+        self._woken.put(None)
 
     def close(self, *, graceful: bool, timeout: float) -> None:
         """Let the threads return; one that is in the middle of an item is left behind when time is up."""
         threads, self._threads = self._threads, []
         self._stopped = True
-        for local in list(self._open.values()):
-            local.todo.clear()
         for _ in threads:
             self._waiting.put(None)
         end = monotonic() + (timeout if graceful else min(timeout, 0.01))
@@ -320,19 +190,67 @@ class ThreadExecutor:
                 import asyncio
 
                 loop = stack.enter_context(asyncio.Runner())
-            worker = LocalWorker(self._job, self, self._context, loop)
-            while (local := self._next()) is not None:
-                worker.run_chunk(local)
+            while (shared := self._next()) is not None:
+                self._run_chunk(shared, loop)
 
-    def _next(self) -> LocalChunk | None:
+    def _next(self) -> SharedChunk | None:
         """Wait for a chunk that has items left; return None at the end of the map."""
-        while (local := self._take()) is not None and not self._stopped:
-            if len(local.todo) > 1:
+        while (shared := self._take()) is not None and not self._stopped:
+            if len(shared.todo) > 1:
                 # The next free thread helps with it.
-                self._waiting.put(local)
-            if local.todo:
-                return local
+                self._waiting.put(shared)
+            if shared.todo:
+                return shared
         return None
+
+    def _run_chunk(self, shared: SharedChunk, loop: Runner | None) -> None:
+        """Run the items of a chunk that no other thread has taken."""
+        (chunk, todo), run, add = shared, self._runner.run, self._add
+        known = chunk.parked or {}
+        while not self._stopped:
+            try:
+                # Asking first would not do: another thread may take the last one in between.
+                place = todo.popleft()
+            except IndexError:
+                return
+            item, parked, began = chunk.items[place], known.get(place), perf_counter()
+            # No names for results: a traceback leads to this frame, and would be a reference cycle.
+            if loop is None and self._plain:
+                add(shared, place, began, *run(item, parked))
+                continue
+            context = context_for(self._job, self._context, chunk.idx[place], item)
+            if loop is None:
+                add(shared, place, began, *context.run(run, item, parked))
+            else:
+                self._run_in_loop(loop, context, (shared, place, began), item, parked)
+
+    def _run_in_loop(
+        self,
+        loop: Runner,
+        context: Context,
+        what: tuple[SharedChunk, int, float],
+        item: Any,
+        parked: Parked | None,
+    ) -> None:
+        from asyncio import CancelledError
+
+        async def run() -> None:
+            # Nothing is returned: the loop's frames would name the task with the result, and an error lead to them.
+            self._add(*what, *await self._runner.run_async(item, parked))
+
+        try:
+            loop.run(run(), context=context)
+        except CancelledError as error:  # the function has cancelled the task that runs it
+            self._add(*what, None, ItemOutcome(error=error))
+
+    def _add(
+        self, shared: SharedChunk, place: int, began: float, value: Any, outcome: ItemOutcome | None
+    ) -> None:
+        """Add a finished item, and end the wait for reports when it is time for that."""
+        now = perf_counter()
+        self._finished.append((shared.chunk, place, value, outcome, now - began))
+        if outcome is not None or not shared.todo or now >= self._due:
+            self.wake()
 
 
 class InlineExecutor(ThreadExecutor):
@@ -345,12 +263,7 @@ class InlineExecutor(ThreadExecutor):
         """Return 1: one item at a time."""
         return 1
 
-    def open(self, job: MapJob) -> None:
-        """Prepare."""
-        super().open(job)
-        self._worker = LocalWorker(job, self)
-
     def _start_workers(self) -> None:
         """Run what was submitted."""
-        while not self._waiting.empty() and (local := self._waiting.get()) is not None:
-            self._worker.run_chunk(local)
+        while not self._waiting.empty() and (shared := self._waiting.get()) is not None:
+            self._run_chunk(shared, None)

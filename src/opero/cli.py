@@ -1,36 +1,208 @@
-# this_file: src/opero/cli/commands.py
-"""Manage what opero stores: `opero cache ...` for disk and redis caches, `opero workflows ...` for a journal."""
+# this_file: src/opero/cli.py
+"""Run the command line: `opero COMMAND`, also as `python -m opero COMMAND`.
+
+`opero info` says what is installed, `opero cache ...` manages disk and redis caches, and `opero workflows ...`
+a journal. Errors of opero's become exit codes.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
+import re
+import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.caching.handles import clear_cache
 from opero.caching.keys.function_keys import namespace_of
 from opero.caching.stores.base import open_store, settle
-from opero.errors import ActivityError, JournalError, OperoUsageError
-from opero.utils.secrets import looks_secret, mask_text
+from opero.caching.stores.disk import default_folder
+from opero.errors import ActivityError, JournalError, OperoError, OperoUsageError, OperoWarning
+from opero.utils.secrets import looks_secret, mask_text, mask_url
 
 if TYPE_CHECKING:
     from opero.caching.stores.base import ByteStore, StoredItem
     from opero.durable.operations import Operations
 
 __all__ = [
+    "Info",
     "Namespace",
-    "add_cache_commands",
-    "add_workflow_commands",
     "as_json",
     "as_size",
     "as_table",
+    "collect_info",
+    "main",
     "namespaces",
 ]
+
+_FAILED: Final = 1
+_INTERRUPTED: Final = 130  # as in shells: 128 + SIGINT
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: Those after `opero`; None for those of this process.
+
+    Returns:
+        The exit code: 0, or 1 for an error of opero's, which is written to stderr. Wrong arguments end in
+        `SystemExit(2)`, as with every argparse program.
+    """
+    given = _parser().parse_args(arguments)
+    try:
+        with warnings.catch_warnings():
+            # A warning for programs that continue is an error of a command.
+            warnings.simplefilter("ignore", OperoWarning)
+            code: int = given.run(given)
+        sys.stdout.flush()
+    except OperoError as error:
+        sys.stderr.write(f"opero: {error}\n")
+        return _FAILED
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader has closed the pipe (`opero cache list | head`); the interpreter must not complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="opero", description="Inspect and manage what opero stores on this machine."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    info = commands.add_parser("info", help="versions, installed extras, cache folder")
+    info.add_argument("--json", action="store_true", help="print JSON")
+    info.set_defaults(run=_info)
+    _add_cache_commands(commands)
+    _add_workflow_commands(commands)
+    return parser
+
+
+# --- opero info -------------------------------------------------------------------------------------
+
+_HIDDEN: Final = frozenset({"all", "dev", "test"})
+"""Extras without a feature of their own."""
+
+_VARIABLES: Final = ("OPERO_CACHE_DIR", "OPERO_REDIS_URL", "OPERO_DISABLE")
+
+_REQUIREMENT: Final = re.compile(r"([A-Za-z0-9][\w.-]*).*?(?:;.*extra\s*==\s*['\"]([\w-]+)['\"])?")
+
+
+@dataclass(frozen=True)
+class Info:
+    """Facts about this installation.
+
+    Attributes:
+        opero: Its version; None for a copy of the source that is not installed.
+        python: Version and implementation of the interpreter, and the system.
+        location: Folder of the package.
+        cache_folder: Where `cache_backend="disk"` keeps its entries.
+        cache_exists: Whether that folder exists.
+        environment: Variables that opero reads, as far as they are set.
+        needs: Version of each library that opero needs, None for a missing one.
+        extras: The same for the libraries of each extra.
+    """
+
+    opero: str | None
+    python: str
+    location: str
+    cache_folder: str
+    cache_exists: bool
+    environment: dict[str, str]
+    needs: dict[str, str | None]
+    extras: dict[str, dict[str, str | None]]
+
+
+def collect_info() -> Info:
+    """Return the facts about this installation."""
+    import opero
+
+    folder = default_folder()
+    needs, extras = _requirements()
+    return Info(
+        opero=_version("opero"),
+        python=f"{platform.python_version()} ({platform.python_implementation()}, {platform.system()})",
+        location=str(Path(opero.__file__).parent),
+        cache_folder=folder,
+        cache_exists=Path(folder).is_dir(),
+        environment={name: mask_url(os.environ[name]) for name in _VARIABLES if name in os.environ},
+        needs={name: _version(name) for name in needs},
+        extras={extra: {name: _version(name) for name in names} for extra, names in extras.items()},
+    )
+
+
+def _info(given: argparse.Namespace) -> int:
+    info = collect_info()
+    print(as_json(asdict(info)) if given.json else _text(info))
+    return 0
+
+
+def _text(info: Info) -> str:
+    exists = "" if info.cache_exists else " (nothing there yet)"
+    parts = [
+        as_table(
+            [
+                ("opero", info.opero or "not installed: a copy of the source"),
+                ("python", info.python),
+                ("location", info.location),
+                ("cache folder", f"{info.cache_folder}{exists}"),
+                *info.environment.items(),
+            ]
+        )
+    ]
+    if info.needs:
+        rows = [(name, version or "MISSING") for name, version in info.needs.items()]
+        parts += ["\nneeds", as_table(rows, indent="  ")]
+    if info.extras:
+        rows = [(extra, _installed(extra, found)) for extra, found in info.extras.items()]
+        parts += ["\nextras", as_table(rows, indent="  ")]
+    return "\n".join(parts)
+
+
+def _installed(extra: str, found: dict[str, str | None]) -> str:
+    if all(found.values()):
+        return ", ".join(f"{name} {version}" for name, version in found.items())
+    return f"not installed: pip install 'opero[{extra}]'"
+
+
+def _requirements() -> tuple[list[str], dict[str, list[str]]]:
+    """Return names of the libraries that opero needs, and of those of each extra."""
+    needs: list[str] = []
+    extras: dict[str, list[str]] = {}
+    try:
+        required = metadata.requires("opero") or []
+    except metadata.PackageNotFoundError:
+        required = []
+    for line in required:
+        found = _REQUIREMENT.fullmatch(line.strip())
+        if found is None:
+            continue
+        name, extra = found.groups()
+        if extra is None:
+            needs.append(name)
+        elif extra not in _HIDDEN:
+            extras.setdefault(extra, []).append(name)
+    return sorted(needs, key=str.lower), dict(sorted(extras.items()))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
 
 # --- opero cache ------------------------------------------------------------------------------------
 
@@ -51,7 +223,7 @@ class Namespace:
     bytes: int
 
 
-def add_cache_commands(commands: Any) -> None:
+def _add_cache_commands(commands: Any) -> None:
     """Add `opero cache` and its verbs to a parser."""
     parser = commands.add_parser("cache", help="list and clear disk and redis caches")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
@@ -104,14 +276,9 @@ def _store(backend: str) -> ByteStore | None:
 def _list_cache(given: argparse.Namespace) -> int:
     store = _store(given.backend)
     found = [] if store is None else namespaces(store.scan(""), now=time.time())
-    if given.json:
-        print(as_json([asdict(one) for one in found]))
-    elif not found:
-        print("No entries.")
-    else:
-        rows = [(one.namespace, one.functions, one.entries, as_size(one.bytes)) for one in found]
-        print(as_table([("namespace", "functions", "entries", "size"), *rows]))
-    return 0
+    rows = [(one.namespace, one.functions, one.entries, as_size(one.bytes)) for one in found]
+    head = ("namespace", "functions", "entries", "size")
+    return _show(given, [asdict(one) for one in found], "No entries.", head, rows)
 
 
 def _clear_cache(given: argparse.Namespace) -> int:
@@ -129,7 +296,7 @@ _WIDEST: Final = 60
 _LIMIT: Final = 50
 
 
-def add_workflow_commands(commands: Any) -> None:
+def _add_workflow_commands(commands: Any) -> None:
     """Add `opero workflows` and its verbs to a parser."""
     parser = commands.add_parser("workflows", help="inspect and control durable workflows")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
@@ -182,24 +349,19 @@ def _journal(given: argparse.Namespace) -> Operations:
 def _list_workflows(given: argparse.Namespace) -> int:
     journal = _journal(given)
     found = journal.list_workflows(given.name, given.status, given.limit)
-    if given.json:
-        print(as_json([_plain(one) for one in found]))
-    elif not found:
-        print("No workflows.")
-    else:
-        rows = [
-            (
-                one["id"],
-                one["name"],
-                journal.state(one["id"]),
-                one["current_activity"] or "",
-                _when(one["updated_at"]),
-                _short(one["error_message"] or ""),
-            )
-            for one in found
-        ]
-        print(as_table([("id", "name", "state", "activity", "updated (UTC)", "error"), *rows]))
-    return 0
+    rows = (
+        (
+            one["id"],
+            one["name"],
+            journal.state(one["id"]),
+            one["current_activity"] or "",
+            _when(one["updated_at"]),
+            _short(one["error_message"] or ""),
+        )
+        for one in found
+    )
+    head = ("id", "name", "state", "activity", "updated (UTC)", "error")
+    return _show(given, found, "No workflows.", head, rows)
 
 
 def _show_workflow(given: argparse.Namespace) -> int:
@@ -207,7 +369,7 @@ def _show_workflow(given: argparse.Namespace) -> int:
     state = journal.state(given.id)
     found = {**(journal.get_workflow_status(given.id) or {}), "state": state}
     if given.json:
-        print(as_json(_plain(found)))
+        print(as_json(found))
     else:
         output = found.pop("output")
         rows = [(key, "" if value is None else value) for key, value in found.items()]
@@ -219,26 +381,20 @@ def _show_workflow(given: argparse.Namespace) -> int:
 
 def _list_steps(given: argparse.Namespace) -> int:
     found = _journal(given).steps(given.id)
-    if given.json:
-        print(as_json([_plain(one) for one in found]))
-    elif not found:
-        print("No steps.")
-    else:
-        rows = [
-            (
-                one["step"],
-                one["path"],
-                one["name"],
-                one["status"],
-                one["attempts"],
-                _when(one["began_at"]),
-                _short(one["error_message"] or repr(one["output"])) if one["ended_at"] else "",
-            )
-            for one in found
-        ]
-        head = ("step", "path", "name", "status", "attempts", "began (UTC)", "outcome")
-        print(as_table([head, *rows]))
-    return 0
+    rows = (
+        (
+            one["step"],
+            one["path"],
+            one["name"],
+            one["status"],
+            one["attempts"],
+            _when(one["began_at"]),
+            _short(one["error_message"] or repr(one["output"])) if one["ended_at"] else "",
+        )
+        for one in found
+    )
+    head = ("step", "path", "name", "status", "attempts", "began (UTC)", "outcome")
+    return _show(given, found, "No steps.", head, rows)
 
 
 def _cancel(given: argparse.Namespace) -> int:
@@ -290,11 +446,6 @@ def _value(text: str) -> Any:
         ) from None
 
 
-def _plain(found: dict[str, Any]) -> dict[str, Any]:
-    """Return a dict that JSON can express; other values become their `repr`."""
-    return {key: json.loads(json.dumps(value, default=repr)) for key, value in found.items()}
-
-
 def _when(iso: str) -> str:
     return iso[:19].replace("T", " ")
 
@@ -305,6 +456,21 @@ def _short(text: str) -> str:
 
 
 # --- output: columns of text or JSON, with secrets masked -------------------------------------------
+
+
+def _show(
+    given: argparse.Namespace,
+    facts: Sequence[object],
+    empty: str,
+    head: Sequence[str],
+    rows: Iterable[Sequence[object]],
+) -> int:
+    """Print facts as JSON if that is asked for, else rows as a table, or that there are none."""
+    if given.json:
+        print(as_json(facts))
+    else:
+        print(as_table([head, *rows]) if facts else empty)
+    return 0
 
 
 def as_table(rows: Iterable[Sequence[object]], *, indent: str = "") -> str:
@@ -344,8 +510,9 @@ def as_size(n_bytes: int | None) -> str:
 
 
 def as_json(facts: object) -> str:
-    """Return facts as indented JSON, with secrets masked."""
-    return json.dumps(_masked(facts), indent=2, ensure_ascii=False)
+    """Return facts as indented JSON, with secrets masked; what JSON cannot express is shown by its `repr`."""
+    plain = json.loads(json.dumps(facts, default=repr))
+    return json.dumps(_masked(plain), indent=2, ensure_ascii=False)
 
 
 def _masked(facts: Any, name: str = "") -> Any:
@@ -353,6 +520,6 @@ def _masked(facts: Any, name: str = "") -> Any:
         return "***" if looks_secret(name) else mask_text(facts)
     if isinstance(facts, dict):
         return {key: _masked(value, str(key)) for key, value in facts.items()}
-    if isinstance(facts, list | tuple):
+    if isinstance(facts, list):
         return [_masked(item, name) for item in facts]
     return facts
