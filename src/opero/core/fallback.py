@@ -226,10 +226,9 @@ class ArgFallback:
         """Return the value of a first call; `NoDefault` where the stage has to look at the values."""
         if not isinstance(given, _SEVERAL):
             return given
-        undecided = not given or (
-            len(given) > 1 and (self.circuit is not None or self.cooldowns.until)
-        )
-        return NoDefault if undecided else given[0]
+        if given and (len(given) == 1 or (self.circuit is None and not self.cooldowns.until)):
+            return given[0]
+        return NoDefault
 
     def begin(self, call: Call) -> tuple[tuple[Any, ...], Sequence[int], float]:
         """Return a call's values, the places of those to try now, and how long to wait if there are none.
