@@ -41,7 +41,7 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (
         MultiprocessConfig,
         {"backend": "patos"},
-        "backend='patos' is not known. Did you mean 'pathos'",
+        "backend='patos' must be one of .*Did you mean 'pathos'",
     ),
     (OrchestratorConfig, {"retry_config": 3}, "retry_config=3 must be a RetryConfig: write"),
     (OrchestratorConfig, {"fallbacks": [5]}, r"fallbacks=\[5\] must be a function or a list"),

@@ -604,8 +604,11 @@ def test_listeners_in_options_are_kept() -> None:
 
 def test_equal_tasks_share_what_listens_to_their_function() -> None:
     fetch = opero(cache=False)(upper)
-    assert Task(fetch, "a")._call.args[0] is (  # type: ignore[attr-defined]  # white box
-        Task(fetch, "b")._call.args[0]  # type: ignore[attr-defined]  # white box
+    assert (
+        Task(fetch, "a")._call.args[0]
+        is (  # type: ignore[attr-defined]  # white box
+            Task(fetch, "b")._call.args[0]  # type: ignore[attr-defined]  # white box
+        )
     )
 
 

@@ -340,10 +340,9 @@ class MapRun:
         indices: list[int] = []
         for batch in self._arranged():
             failed = {n for n, o in batch.odd.items() if o.error is not None}
-            for n, index in enumerate(batch.idx):
-                if n not in failed:
-                    indices.append(index)
-                    values.append(batch.values[n])
+            kept = batch.without(failed) if failed else batch
+            indices += kept.idx
+            values += kept.values
         scheduler, progress = self.scheduler, self.progress
         # Its traceback leads to frames that know this object: kept here it would be a reference cycle.
         broken, self._input_error = self._input_error, None

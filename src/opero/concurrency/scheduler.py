@@ -426,25 +426,15 @@ class Scheduler:
         idx, items = chunk.idx, chunk.items
         if count < len(chunk.items):
             idx, items = _at(idx, done.places), _at(items, done.places)
-        if not done.odd:
-            return Batch(idx, items, done.values)
-        kept: list[int] = []
-        odd: dict[int, ItemOutcome] = {}
-        for n in range(count):
-            outcome = done.odd.get(n)
-            if outcome is not None and outcome.retry_in is not None:
+        batch = Batch(idx, items, done.values, done.odd)
+        paused: set[int] = set()
+        for n, outcome in done.odd.items():
+            if outcome.retry_in is not None:
                 self._sleep(chunk, done.places[n], outcome, now)
-                continue
-            if outcome is not None:
-                odd[len(kept)] = outcome
-                if outcome.error is None:
-                    done.values[n] = outcome.value
-            kept.append(n)
-        if len(kept) == count:
-            return Batch(idx, items, done.values, odd)
-        return Batch(
-            [idx[n] for n in kept], [items[n] for n in kept], [done.values[n] for n in kept], odd
-        )
+                paused.add(n)
+            elif outcome.error is None:
+                done.values[n] = outcome.value
+        return batch.without(paused) if paused else batch
 
     def _sleep(self, chunk: Chunk, position: int, outcome: ItemOutcome, now: float) -> None:
         sleeper = _Sleeper(

@@ -103,10 +103,12 @@ def register_type(cls: type, to_plain: _Pack, from_plain: _Pack) -> None:
         from_plain: Turns that back.
 
     Example:
-        >>> from fractions import Fraction
-        >>> register_type(Fraction, lambda f: (f.numerator, f.denominator), lambda p: Fraction(*p))
-        >>> decode(encode(Fraction(1, 3)))
-        Fraction(1, 3)
+        >>> class Celsius:
+        ...     def __init__(self, degrees):
+        ...         self.degrees = degrees
+        >>> register_type(Celsius, lambda value: value.degrees, Celsius)
+        >>> decode(encode(Celsius(21.5))).degrees
+        21.5
     """
     if not isinstance(cls, type):
         raise OperoUsageError(f"register_type({cls!r}): give a class.")

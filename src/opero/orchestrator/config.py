@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 from opero.core.options import Options
 from opero.core.retry import grown
@@ -36,13 +36,17 @@ Backend = Literal["pathos", "multiprocessing", "process", "aiomultiprocess"]
 class _Checked:
     """Base of the configurations: a change is checked like a new object, and undone if it is wrong."""
 
+    _checks: ClassVar[Mapping[str, checks.Check]] = {}
+    """How each field is checked."""
+
     def check(self) -> None:
         """Refuse values that cannot work.
 
         Raises:
             OperoUsageError: A value cannot work.
         """
-        raise NotImplementedError
+        for name, check in self._checks.items():
+            check(name, getattr(self, name))
 
     def __post_init__(self) -> None:
         self.check()
@@ -104,6 +108,18 @@ class RetryConfig(_Checked):
         2
     """
 
+    _checks: ClassVar[Mapping[str, checks.Check]] = {
+        "max_attempts": checks.whole(1),
+        "wait_min": checks.duration,
+        "wait_max": checks.duration,
+        "wait_multiplier": checks.must_be(
+            "a number of seconds, 0 or more",
+            lambda v: type(v) in (int, float) and 0 <= v < math.inf,
+        ),
+        "retry_exceptions": checks.failure_filter,
+        "reraise": checks.boolean,
+    }
+
     max_attempts: int = 3
     wait_min: Duration = 1.0
     wait_max: Duration = 60.0
@@ -113,35 +129,22 @@ class RetryConfig(_Checked):
 
     def check(self) -> None:
         """Refuse values that cannot work."""
-        checks.whole(1)("max_attempts", self.max_attempts)
-        low, high = (
-            parse_seconds(self.wait_min, "wait_min"),
-            parse_seconds(self.wait_max, "wait_max"),
-        )
-        if low > high:
+        if isinstance(wanted := cast("Any", self.retry_exceptions), list):
+            object.__setattr__(self, "retry_exceptions", tuple(wanted))
+        super().check()
+        if parse_seconds(self.wait_min, "wait_min") > parse_seconds(self.wait_max, "wait_max"):
             raise OperoUsageError(
                 f"wait_min={self.wait_min!r} is longer than wait_max={self.wait_max!r}: "
                 "raise wait_max or lower wait_min."
             )
-        multiplier: Any = self.wait_multiplier
-        known = isinstance(multiplier, int | float) and not isinstance(multiplier, bool)
-        if not (known and 0 <= multiplier < math.inf):
-            raise OperoUsageError(
-                f"wait_multiplier={multiplier!r} must be a number of seconds, 0 or more."
-            )
-        wanted: Any = self.retry_exceptions
-        if isinstance(wanted, list):
-            object.__setattr__(self, "retry_exceptions", tuple(wanted))
-        checks.failure_filter("retry_exceptions", self.retry_exceptions)
-        checks.boolean("reraise", self.reraise)
 
     def as_options(self) -> dict[str, Any]:
         """Return the options of `@opero` that do this."""
-        wait = _ExponentialWait(
-            self.wait_multiplier,
+        low, high = (
             parse_seconds(self.wait_min, "wait_min"),
             parse_seconds(self.wait_max, "wait_max"),
         )
+        wait = _ExponentialWait(self.wait_multiplier, low, high)
         return {"retries": self.max_attempts - 1, "retry_on": self.retry_exceptions, "wait": wait}
 
 
@@ -157,6 +160,8 @@ class RateLimitConfig(_Checked):
         {'rate_limit': 10.0}
     """
 
+    _checks: ClassVar[Mapping[str, checks.Check]] = {"rate": checks.rate}
+
     rate: Any
 
     def check(self) -> None:
@@ -165,7 +170,7 @@ class RateLimitConfig(_Checked):
             raise OperoUsageError(
                 "rate=None limits nothing: give calls per second, or leave it out."
             )
-        checks.rate("rate", self.rate)
+        super().check()
 
     def as_options(self) -> dict[str, Any]:
         """Return the options of `@opero` that do this."""
@@ -184,12 +189,9 @@ class ConcurrencyConfig(_Checked):
         {'concurrency': 5}
     """
 
-    limit: int | None = None
+    _checks: ClassVar[Mapping[str, checks.Check]] = {"limit": checks.none_or(checks.whole(1))}
 
-    def check(self) -> None:
-        """Refuse values that cannot work."""
-        if self.limit is not None:
-            checks.whole(1)("limit", self.limit)
+    limit: int | None = None
 
     def as_options(self) -> dict[str, Any]:
         """Return the options of `@opero` that do this."""
@@ -211,6 +213,11 @@ class MultiprocessConfig(_Checked):
         {'mode': 'process', 'workers': 2}
     """
 
+    _checks: ClassVar[Mapping[str, checks.Check]] = {
+        "max_workers": checks.none_or(checks.whole(1)),
+        "backend": checks.none_or(checks.one_of(*get_args(Backend))),
+    }
+
     max_workers: int | None = 4
     backend: Backend | None = "pathos"
 
@@ -218,17 +225,6 @@ class MultiprocessConfig(_Checked):
     def workers(self) -> int:
         """Number of worker processes."""
         return self.max_workers or os.cpu_count() or 1
-
-    def check(self) -> None:
-        """Refuse values that cannot work."""
-        if self.max_workers is not None:
-            checks.whole(1)("max_workers", self.max_workers)
-        known = get_args(Backend)
-        if self.backend is not None and self.backend not in known:
-            raise OperoUsageError(
-                f"backend={self.backend!r} is not known.{did_you_mean(str(self.backend), known)} "
-                f"Backends: {', '.join(known)}."
-            )
 
     def as_options(self) -> dict[str, Any]:
         """Return the options of `@operomap` that do this."""

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overload
 
 from opero.concurrency.loop import run_map, run_map_async
 from opero.concurrency.mapper import Mapper
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         RetryConfig,
     )
 
-__all__ = ["Chains", "Job", "Orchestrated", "Orchestrator", "orchestrate"]
+__all__ = ["Chains", "Orchestrated", "Orchestrator", "orchestrate"]
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -45,10 +45,9 @@ T = TypeVar("T")
 V = TypeVar("V")
 T_contra = TypeVar("T_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
-L = TypeVar("L")
-L_co = TypeVar("L_co", covariant=True)
 
 Function = Callable[..., Any]
+Args = tuple[Any, ...]
 
 _KEPT = 256
 """Functions whose pipelines are kept: to make one costs a hundred times a call."""
@@ -122,13 +121,13 @@ class Orchestrator:
             >>> Orchestrator().process_sync([min, max], [1, 2], [3, 4])
             [1, 3, 2, 4]
         """
-        return await self.chains.process(Job(functions, items, kwargs))
+        return await self.chains.process(functions, items, kwargs)
 
     def process_sync(
         self, functions: Function | Iterable[Function], /, *items: Any, **kwargs: Any
     ) -> list[Any]:
         """Do what `process` does, for callers without an event loop."""
-        return self.chains.process_sync(Job(functions, items, kwargs))
+        return self.chains.process_sync(functions, items, kwargs)
 
     def explain(self, function: Function) -> Explanation:
         """Describe what happens to a call of a function, stage by stage."""
@@ -145,22 +144,6 @@ def _frozen(config: OrchestratorConfig) -> OrchestratorConfig:
 
 
 # --- what a configuration makes of functions --------------------------------------------------------------------------
-
-
-class Job(NamedTuple):
-    """What `process` does.
-
-    Attributes:
-        given: A function, or several.
-        items: What it is called with, item by item.
-        kwargs: Keyword arguments of all calls.
-        before: Arguments before each item: the instance or class of a method.
-    """
-
-    given: Any
-    items: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    before: tuple[Any, ...] = ()
 
 
 class Chains:
@@ -193,31 +176,48 @@ class Chains:
         with self._errors():
             return self.chain(function, False).execute_sync(*args, **kwargs)
 
-    async def process(self, job: Job) -> list[Any]:
-        """Return the results of a function, or of several, for each item."""
-        mapper, inputs = self._mapper(job, on_a_loop=True)
+    async def process(
+        self, given: Any, items: Args, kwargs: dict[str, Any], before: Args = ()
+    ) -> list[Any]:
+        """Return the results of a function, or of several, for each item.
+
+        Args:
+            given: A function, or several.
+            items: What it is called with, item by item.
+            kwargs: Keyword arguments of all calls.
+            before: Arguments before each item: the instance or class of a method.
+        """
+        mapper, inputs = self._mapper(given, items, kwargs, before, on_a_loop=True)
         with self._errors():
             begin = functools.partial(mapper.begin, inputs, on_loop=True)
             results: list[Any] = await run_map_async(begin)
             return results
 
-    def process_sync(self, job: Job) -> list[Any]:
+    def process_sync(
+        self, given: Any, items: Args, kwargs: dict[str, Any], before: Args = ()
+    ) -> list[Any]:
         """Do the same without an event loop."""
-        mapper, inputs = self._mapper(job)
+        mapper, inputs = self._mapper(given, items, kwargs, before)
         if mapper.awaits:
-            return run_async(self.process(job))
+            return run_async(self.process(given, items, kwargs, before))
         with self._errors():
             results: list[Any] = run_map(mapper.begin(inputs))
             return results
 
-    def _mapper(self, job: Job, *, on_a_loop: bool = False) -> tuple[Mapper, Iterable[Any]]:
+    def _mapper(
+        self,
+        given: Any,
+        items: Args,
+        kwargs: dict[str, Any],
+        before: Args,
+        *,
+        on_a_loop: bool = False,
+    ) -> tuple[Mapper, Iterable[Any]]:
         """Return the map and its inputs; only workers are on, because the functions have their own pipelines."""
-        several = functions("functions", job.given)
+        several = functions("functions", given)
         if len(several) == 0:
             raise OperoUsageError("process() needs a function: write process([function], *items).")
-        inputs: Iterable[Any] = job.items
-        if len(several) > 1:
-            inputs = [(number, item) for number in range(len(several)) for item in job.items]
+        inputs = [(number, item) for number in range(len(several)) for item in items]
         workers = _workers(self.config)
         # Without workers, a synchronous function runs in a thread, so that the loop is free.
         awaits = on_a_loop and workers.get("sequential", False)
@@ -228,7 +228,7 @@ class Chains:
             # Events of the functions come back with the results; events of the map itself are not asked for.
             chains, listeners = self._for_workers(), [_without(own, one) for one in self._listeners]
         call = _call_async if awaits else _call
-        work = functools.partial(call, chains, several, job.before, job.kwargs)
+        work = functools.partial(call, chains, several, before, kwargs)
         options = MapOptions.of(
             "process", cache=False, retries=0, progress=False, on_event=listeners or None, **workers
         )
@@ -286,17 +286,17 @@ class Chains:
 
 
 def _call(
-    chains: Chains, several: tuple[Function, ...], before: tuple[Any, ...], kwargs: Any, item: Any
+    chains: Chains, several: tuple[Function, ...], before: Args, kwargs: Any, item: Any
 ) -> Any:
-    """Call one function with one item; with several functions an item is a pair: number and argument."""
-    number, argument = item if len(several) > 1 else (0, item)
+    """Call one function; an item of the map is a pair: the function's number, and its argument."""
+    number, argument = item
     return chains.execute_sync(several[number], (*before, argument), kwargs)
 
 
 async def _call_async(
-    chains: Chains, several: tuple[Function, ...], before: tuple[Any, ...], kwargs: Any, item: Any
+    chains: Chains, several: tuple[Function, ...], before: Args, kwargs: Any, item: Any
 ) -> Any:
-    number, argument = item if len(several) > 1 else (0, item)
+    number, argument = item
     return await chains.execute(several[number], (*before, argument), kwargs)
 
 
@@ -353,16 +353,14 @@ def _workers(config: OrchestratorConfig) -> dict[str, Any]:
 # --- the decorator ----------------------------------------------------------------------------------------------------
 
 
-class _FirstParameter(Protocol[T_contra, Q, R_co, L_co]):
-    """An orchestrated function whose first parameter has a certain type."""
+class _AcceptsFirst(Protocol[T_contra, Q, R_co]):
+    """What has a first parameter of a certain type."""
 
     def __call__(self, first: T_contra, /, *args: Q.args, **kwargs: Q.kwargs) -> R_co: ...
-    def process(self, *items: Any, **kwargs: Any) -> L_co:
-        """Call it with each item."""
-        ...
 
 
-class Orchestrated(Protocol[P, R_co, L_co]):
+# Each list of results is its receiver's own, so that a wider type does no harm.
+class Orchestrated(Protocol[P, R_co]):  # type: ignore[misc]  # pyright: ignore[reportInvalidTypeVarUse]
     """A function decorated with `@orchestrate`: a coroutine function, with a `process` of this kind, if it was one."""
 
     __name__: str
@@ -374,16 +372,19 @@ class Orchestrated(Protocol[P, R_co, L_co]):
         """Call the function through its orchestrator."""
         ...
 
-    def process(self, *items: Any, **kwargs: Any) -> L_co:
-        """Call it with each item and return the results in order."""
-        ...
+    @overload
+    def process(
+        self: Orchestrated[..., Coroutine[Any, Any, T]], *items: Any, **kwargs: Any
+    ) -> Coroutine[Any, Any, list[T]]: ...
+    @overload
+    def process(self, *items: Any, **kwargs: Any) -> list[R_co]: ...
 
     @overload
     def __get__(self, instance: None, owner: type, /) -> Self: ...
     @overload
     def __get__(
-        self: _FirstParameter[T, Q, V, L], instance: T, owner: type[T], /
-    ) -> Orchestrated[Q, V, L]: ...
+        self: _AcceptsFirst[T, Q, V], instance: T, owner: type[T], /
+    ) -> Orchestrated[Q, V]: ...
     @overload
     def __get__(self, instance: object, owner: type | None = None, /) -> Self: ...
 
@@ -391,22 +392,11 @@ class Orchestrated(Protocol[P, R_co, L_co]):
 class _OrchestrateDecorator(Protocol):
     """`@orchestrate` once its configuration is given."""
 
-    # A coroutine function is a function too: the first overload that fits is meant.
-    @overload
-    def __call__(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
-        self, function: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> Orchestrated[P, Coroutine[Any, Any, R], Coroutine[Any, Any, list[R]]]: ...
-    @overload
-    def __call__(self, function: Callable[P, R], /) -> Orchestrated[P, R, list[R]]: ...
+    def __call__(self, function: Callable[P, R], /) -> Orchestrated[P, R]: ...
 
 
-# As above.
 @overload
-def orchestrate(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
-    function: Callable[P, Coroutine[Any, Any, R]], /
-) -> Orchestrated[P, Coroutine[Any, Any, R], Coroutine[Any, Any, list[R]]]: ...
-@overload
-def orchestrate(function: Callable[P, R], /) -> Orchestrated[P, R, list[R]]: ...
+def orchestrate(function: Callable[P, R], /) -> Orchestrated[P, R]: ...
 @overload
 def orchestrate(
     *,
@@ -475,9 +465,6 @@ def _wrapped(function: Callable[..., Any], orchestrator: Orchestrator) -> Any:
     orchestrator.explain(function)
     bound = describe_function(function).bound
 
-    def job(items: tuple[Any, ...], kwargs: dict[str, Any]) -> Job:
-        return Job(function, items[bound:], kwargs, items[:bound])
-
     made: Any
     # Without the function's own attributes: `.call` or `.stats` of a decorated one would show only a part.
     wraps = functools.wraps(function, updated=())
@@ -489,7 +476,8 @@ def _wrapped(function: Callable[..., Any], orchestrator: Orchestrator) -> Any:
 
         async def aprocess(*items: Any, **kwargs: Any) -> list[Any]:
             """Call the function with each item and return the results in order."""
-            return await orchestrator.chains.process(job(items, kwargs))
+            before, items = items[:bound], items[bound:]
+            return await orchestrator.chains.process(function, items, kwargs, before)
 
         made, made.process = acall, aprocess
     else:
@@ -500,7 +488,8 @@ def _wrapped(function: Callable[..., Any], orchestrator: Orchestrator) -> Any:
 
         def sprocess(*items: Any, **kwargs: Any) -> list[Any]:
             """Call the function with each item and return the results in order."""
-            return orchestrator.chains.process_sync(job(items, kwargs))
+            before, items = items[:bound], items[bound:]
+            return orchestrator.chains.process_sync(function, items, kwargs, before)
 
         made, made.process = call, sprocess
     made.process.__name__ = "process"

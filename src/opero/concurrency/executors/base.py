@@ -367,6 +367,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.items)
 
+    def outcome(self, position: int) -> ItemOutcome:
+        """Return what became of an item."""
+        if (outcome := self.odd.get(position)) is not None:
+            return outcome
+        calls = 1 if self.origin == "fresh" else 0
+        return ItemOutcome(value=self.values[position], attempts=calls, calls=calls)
+
     def without(self, positions: Collection[int]) -> Batch:
         """Return the items at all other positions."""
         kept = [n for n in range(len(self)) if n not in positions]

@@ -231,15 +231,6 @@ class ThreadPoolMapExecutor(ThreadExecutor):
         self._serving: set[Future[None]] = set()
         self._error: BaseException | None = None
 
-    def submit(self, chunk: Chunk) -> None:
-        """Queue a chunk and ask for a thread.
-
-        Raises:
-            MapError: The executor takes none any more.
-        """
-        super().submit(chunk)
-        self._start_workers()
-
     def poll(self, timeout: float | None) -> list[Report]:
         """Return what the threads have reported.
 
