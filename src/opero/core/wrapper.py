@@ -187,7 +187,16 @@ async def _wrapper({parameters}):
 
 _SHARED: Final[dict[str, Any]] = {
     f"_opero_{kind.__name__}": kind
-    for kind in (AsyncStream, BaseException, Call, Exception, GeneratorExit, NoDefault, type, *FAST_TYPES)
+    for kind in (
+        AsyncStream,
+        BaseException,
+        Call,
+        Exception,
+        GeneratorExit,
+        NoDefault,
+        type,
+        *FAST_TYPES,
+    )
 } | {"_opero_id": id}
 """What the source of every function may refer to."""
 
