@@ -17,6 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from opero import events
+from opero.concurrency.executors.base import worker_process
 from opero.concurrency.result import ItemResult, MapFailure
 from opero.events.bus import Emitter
 from opero.utils import ambient
@@ -24,7 +25,7 @@ from opero.utils import ambient
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import Batch
 
-__all__ = ["Bar", "Progress", "hide_bars", "make_bar"]
+__all__ = ["Bar", "Progress", "make_bar"]
 
 _REFRESH: Final = 0.1
 """Seconds between two pictures of the bar, and between two events, while items end."""
@@ -155,12 +156,6 @@ class Progress:
 
 _drawing = threading.RLock()
 """Bars are begun and ended one after the other: neither library lets several threads do that at once."""
-_hidden: list[bool] = []
-
-
-def hide_bars() -> None:
-    """Draw no bar in this process: it shares its terminal with the map that it works for."""
-    _hidden.append(True)
 
 
 def make_bar(name: str, total: int | None, *, rich: bool = False) -> Bar | None:
@@ -174,7 +169,7 @@ def make_bar(name: str, total: int | None, *, rich: bool = False) -> Bar | None:
     Raises:
         OperoUsageError: rich is wanted and not installed.
     """
-    if _hidden or not (_at_terminal() or _in_notebook()):
+    if worker_process or not (_at_terminal() or _in_notebook()):
         return None
     return _RichBar(name, total) if rich else _TqdmBar(name, total)
 

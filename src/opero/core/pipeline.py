@@ -15,7 +15,6 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from opero import events
-from opero.core.cache import CacheStage, make_handle
 from opero.core.deadline import Deadline, current_deadline
 from opero.core.failures import Report
 from opero.core.function import unwrap_partial
@@ -33,6 +32,7 @@ from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
     from opero.caching.handles import CacheHandle
+    from opero.core.cache import CacheStage
     from opero.core.call import AsyncProceed, Call, Proceed, Stage
     from opero.core.circuit_breaker import Circuit
     from opero.core.concurrency_limit import Bulkhead
@@ -289,6 +289,8 @@ class Pipeline:
     def _cache(self, origin: Pipeline | None, changed: frozenset[str]) -> CacheStage | None:
         if not self.options.cache or self.info.kind in ("generator", "async_generator"):
             return None
+        from opero.core.cache import CacheStage
+
         shared = origin.cache if origin and not changed & _STORE_OPTIONS else None
         return CacheStage(
             self.info, self.options, stats=self.stats, emitter=self.emitter, origin=shared
@@ -430,6 +432,8 @@ class Pipeline:
 
     def cache_handle(self) -> CacheHandle:
         """Return what users get as `f.cache`."""
+        from opero.core.cache import make_handle
+
         return make_handle(self.cache, self.run)
 
     def receipt(self, call: Call) -> Any:
