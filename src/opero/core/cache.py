@@ -443,6 +443,8 @@ class CacheStage(FunctionCache):
             flight, expired, lease, look = call.flight, None, None, None
             if flight is None and freshness is None and not call.renews:
                 before = None if in_memory else (flights.completed, monotonic())
+                if blocking:
+                    ambient.require_loop("use a cache that blocks")
                 entry = await afind(key) if blocking else find(key)
                 if entry is not None and is_fresh(key, entry):
                     return serve(call, entry)

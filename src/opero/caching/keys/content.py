@@ -517,7 +517,8 @@ def _column(pd: Any, array: Any) -> object:
         return ("category", dtype.ordered, dtype.categories, array.codes)
     if isinstance(dtype, pd.DatetimeTZDtype):
         return (str(dtype), array.tz_convert(None).to_numpy())
-    if not isinstance(dtype, pd.api.extensions.ExtensionDtype):
+    plain = getattr(pd.arrays, "NumpyExtensionArray", None)
+    if type(array) is plain or not isinstance(dtype, pd.api.extensions.ExtensionDtype):
         return array.to_numpy()
     return (str(dtype), array.to_numpy(dtype=object).tolist())
 

@@ -585,7 +585,7 @@ def _owned(folder: str) -> os.stat_result:
         except FileNotFoundError:
             return about
         if not stat.S_ISREG(database.st_mode) or database.st_uid not in trusted:
-            raise StoreError(f"{path} is a link, or belongs to another user: delete it")
+            raise StoreError(f"{path} is no plain file, or belongs to another user: delete it")
     return about
 
 
