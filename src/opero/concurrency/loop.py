@@ -469,6 +469,7 @@ def run_map(run: MapRun) -> Any:
 
 async def run_map_async(begin: Callable[[], MapRun]) -> Any:
     """Begin a map and run it to its end, as `run_map` does in a thread."""
+    ambient.require_loop("run a map")
     async with begin() as run:
         await run_async(run.complete())
     return run.outcome()
@@ -484,6 +485,7 @@ def stream_map(run: MapRun) -> Iterator[Any]:
 
 async def stream_map_async(begin: Callable[[], MapRun]) -> AsyncIterator[Any]:
     """Begin a map and yield results, as `stream_map` does in a thread."""
+    ambient.require_loop("run a map")
     async with begin() as run:
         while (batch := await run_async(run.next_batch())) is not None:
             for value in run.each(batch) if batch.odd else batch.values:

@@ -92,13 +92,17 @@ class ErrorPolicy:
     failed: int = 0
 
     def stops(self, error: BaseException) -> str | None:
-        """Return why an item's error stops the map, None if it does not.
+        """Return why an item's error, or a member of an exception group, stops the map; None if it does not.
 
         The text names the type only, so that equal ends can be counted.
         """
-        if not isinstance(error, self.stop_on):
+        found: BaseException | None = error
+        while isinstance(found, BaseExceptionGroup) and not isinstance(found, self.stop_on):
+            inner = found.subgroup(self.stop_on)
+            found = inner and inner.exceptions[0]
+        if not isinstance(found, self.stop_on):
             return None
-        return f"an item failed with {type(error).__name__}, and stop_on ends the map there"
+        return f"an item failed with {type(found).__name__}, and stop_on ends the map there"
 
     def ends(self, error: BaseException) -> bool:
         """Return whether the map ends with an item's error."""
