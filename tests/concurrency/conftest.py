@@ -26,7 +26,7 @@ from opero.core.pipeline import Pipeline
 if TYPE_CHECKING:
     from opero.concurrency.executors.process.start import StartMethod
 
-OF_THE_JOB = frozenset(MapJob.__dataclass_fields__)
+OF_THE_JOB = frozenset(MapJob._fields)
 
 
 @dataclass

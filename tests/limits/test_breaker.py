@@ -874,10 +874,10 @@ def test_the_repr_shows_the_state(clock: FakeClock) -> None:
     assert repr(probe) == "<Permit for a probe>"
     breaker.force_open()
     assert repr(breaker) == "<CircuitBreaker 'geocoder' forced open>"
-    rated = CircuitBreaker("maps", failure_rate=0.5)
+    rated = CircuitBreaker("routes", failure_rate=0.5)
     succeed(rated)
     fail(rated)
-    assert repr(rated) == "<CircuitBreaker 'maps' closed, 1 failure of 2>"
+    assert repr(rated) == "<CircuitBreaker 'routes' closed, 1 failure of 2>"
     assert "closed" in repr(rated.acquire())
     assert "disabled" in repr(FREE)
 

@@ -333,6 +333,7 @@ async def _aside(
         return verb(*args, **kwargs)
     from asyncio import to_thread
 
+    ambient.require_loop("use a cache that blocks")
     return await to_thread(verb, *args, **kwargs)
 
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import math
+import operator
 import os
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -151,32 +152,26 @@ class Leases:
             return Turn((yield find(key)))
         try:
             while True:
-                mine = held is not None or (yield from self._acquire(lease, blocking=blocking))
+                mine: bool | None = True
+                if held is None:
+                    again = wait is not None
+                    (mine,) = yield from self.acquire(
+                        (lease,), again=again, blocking=blocking, patient=False
+                    )
                 if not (mine and monotonic() - seen_at < _GATHER / 2):
                     seen = yield find(key)
-                seen_at = -_PATIENCE
-                if seen is not None and self._entries.is_fresh(key, seen):
+                seen_at = -math.inf
+                if mine is not False or (seen is not None and self._entries.is_fresh(key, seen)):
                     return Turn(seen, lease if mine else None)
-                if mine is not False:
-                    break
                 wait = wait or LeaseWait(deadline)
                 pause = wait.next()
                 if pause is None:
                     return Turn(seen, late=wait.late)
                 yield BlockingStep(ambient.clock().sleep, ambient.clock().asleep, (pause,))
-            # A caller that has waited in vain does not make others wait for it in turn.
-            if (
-                mine
-                and wait
-                and (yield from self._acquire(lease, blocking=blocking, flag=True)) is False
-            ):
-                _renewer.release(lease)
-                mine = None
         except BaseException:
             # Perhaps it was lent, though nothing came of it.
             _renewer.release(lease)
             raise
-        return Turn(seen, lease if mine else None)
 
     def acquire_at_once(self, flight: Flight, seen_at: float) -> tuple[Lease | None, bool]:
         """Acquire the lease of a key if it is free; if not, `take_turn` has to decide what is to be done.
@@ -207,11 +202,10 @@ class Leases:
         lease = self.new(flight.key)
         if lease is None:
             return Turn(None)
-        ours = _renewer.ends(lease)  # afterwards it may have been released
+        (mine,) = yield from self.acquire((lease,), again=False, blocking=blocking, patient=False)
+        if mine is False:
+            return None
         try:
-            mine = yield from self._acquire(lease, blocking=blocking)
-            if mine is False and not ours:
-                return None
             return Turn((yield self._entries.find_step(flight.key)), lease if mine else None)
         except BaseException:
             _renewer.release(lease)
@@ -229,74 +223,55 @@ class Leases:
             self._failed(error)
             return None
 
-    def acquire_many(
-        self, leases: Sequence[Lease], *, again: bool, blocking: bool
-    ) -> list[bool | None]:
-        """Acquire leases of one store.
-
-        Those that were acquired must be kept with `keep`. A caller that is cancelled before that keeps
-        others waiting for seconds only.
+    def acquire(
+        self,
+        leases: Sequence[Lease],
+        *,
+        again: bool,
+        blocking: bool,
+        patient: bool = True,
+    ) -> StepLogic[list[bool | None]]:
+        """Acquire leases of one store, and keep those that are ours then.
 
         Args:
             leases: As `new` has made them.
             again: Whether other processes had them, and this caller has waited.
             blocking: Whether waiting would block the thread that wants them.
+            patient: Whether to wait until this process has released another lease of the same key.
 
         Returns:
             For each, whether it is ours now or another caller's; None to go without.
         """
-        store = leases[0].store
         try:
-            won = store.acquire_many([(lease.key, lease.owner) for lease in leases], SECONDS)
-            outcomes: list[bool | None] = list(won)
-            ours = [place for place, mine in enumerate(won) if mine]
+            granted: dict[Lease, bool | None] = dict(
+                zip(leases, (yield self._asking(leases, SECONDS)), strict=True)
+            )
+            ours = [lease for lease in leases if granted[lease]]
+            _renewer.keep(ours)
             if again and ours:
-                flags = [(_flag(leases[place].key), leases[place].owner) for place in ours]
-                # As a single call: a caller that has waited in vain does not make others wait.
-                for place, mine in zip(ours, store.acquire_many(flags, _A_MOMENT), strict=True):
-                    if not mine:
-                        _renewer.release(leases[place])
-                        outcomes[place] = None
-        except Exception as error:  # noqa: BLE001 - as above
-            self._failed(error)
+                # A caller that has waited in vain does not make others wait for it in turn. A flag that is not
+                # there is raised for a moment only, to see that.
+                unflagged = yield self._asking(ours, _A_MOMENT, flags=True)
+                for lease in itertools.compress(ours, map(operator.not_, unflagged)):
+                    _renewer.release(lease)
+                    granted[lease] = None
+        except BaseException as error:
             for lease in leases:
                 _renewer.release(lease)
+            if not isinstance(error, Exception):
+                raise
+            self._failed(error)  # without leases the call goes on, too
             return [None] * len(leases)
-        if blocking and len(ours) < len(leases):
-            held = _renewer.held(
-                [lease for lease, mine in zip(leases, won, strict=True) if not mine]
-            )
-            return [
-                None if lease in held else outcome
-                for lease, outcome in zip(leases, outcomes, strict=True)
-            ]
-        return outcomes
+        lost = [lease for lease in leases if granted[lease] is False]
+        granted |= dict.fromkeys(_renewer.own(lost, blocking=blocking, patient=patient))
+        return [granted[lease] for lease in leases]
 
-    @staticmethod
-    def keep(leases: Iterable[Lease]) -> None:
-        """Keep leases until they are released."""
-        _renewer.keep(leases)
-
-    def _acquire(
-        self, lease: Lease, *, blocking: bool, flag: bool = False
-    ) -> StepLogic[bool | None]:
-        """Return whether a key, or its flag, is ours now or another caller's; None to do without."""
-        # A flag that is not there is raised for a moment only, to see that.
-        key, seconds = (_flag(lease.key), _A_MOMENT) if flag else (lease.key, SECONDS)
-        try:
-            args = key, lease.owner, seconds
-            mine: bool = yield BlockingStep(lease.store.acquire, self._store.aacquire, args)
-            if flag:
-                return mine
-            if mine:
-                _renewer.keep((lease,))
-            elif _renewer.ends(lease) or (blocking and _renewer.held((lease,))):
-                # A thread must not wait for what another task of its own event loop holds.
-                return None
-        except Exception as error:  # noqa: BLE001 - as above
-            self._failed(error)
-            return None
-        return mine
+    def _asking(
+        self, leases: Sequence[Lease], seconds: float, *, flags: bool = False
+    ) -> BlockingStep:
+        """Return the step that acquires leases, or their flags."""
+        owners = [(_flag(lease.key) if flags else lease.key, lease.owner) for lease in leases]
+        return BlockingStep(self._store.acquire, self._store.aacquire, (owners, seconds))
 
     def _failed(self, error: Exception) -> None:
         why = str(error) if isinstance(error, StoreError) else type(error).__name__
@@ -374,19 +349,18 @@ class _LeaseRenewer:
                     self._start()
                 self._changed.notify()
 
-    def ends(self, wanted: Lease) -> bool:
-        """Whether this process is just releasing another lease of the same key."""
-        with self._changed:
-            return any(
-                lease.key == wanted.key and lease.store is wanted.store for lease in self._ending
-            )
+    def own(self, lost: Collection[Lease], *, blocking: bool, patient: bool) -> list[Lease]:
+        """Return those for which no caller can wait, because this process has another lease of their key.
 
-    def held(self, wanted: Collection[Lease]) -> set[Lease]:
-        """Return those whose thread holds another lease of the same key, as a task of the event loop there."""
-        threads = {lease.thread for lease in wanted}
+        That is so where it is just releasing that one, and where a blocked thread would wait for a task of its
+        own event loop.
+        """
+        threads = {lease.thread for lease in lost} if blocking else set[int]()
         with self._changed:
-            held = {(lease.key, id(lease.store)) for lease in self._held if lease.thread in threads}
-        return {lease for lease in wanted if (lease.key, id(lease.store)) in held}
+            ours = [lease for lease in self._held if lease.thread in threads]
+            ours += () if patient else self._ending
+            known = {(lease.key, id(lease.store)) for lease in ours}
+        return [lease for lease in lost if (lease.key, id(lease.store)) in known]
 
     def flush(self, before: float = math.inf) -> None:
         """Release the leases that had ended at a machine time; afterwards no thread is at it any more."""

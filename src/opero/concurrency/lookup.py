@@ -143,10 +143,7 @@ class RemoteLeases:
             return list(leads)
         leases = [lease for _, lease in wanted]
         again, blocking = wanted[0][0].wait is not None, not self._awaits
-        granted: list[bool | None] = yield in_thread(
-            lambda: self._leases.acquire_many(leases, again=again, blocking=blocking)
-        )
-        self._leases.keep([lease for lease, mine in zip(leases, granted, strict=True) if mine])
+        granted = yield from self._leases.acquire(leases, again=again, blocking=blocking)
         for (lead, _), mine in zip(wanted, granted, strict=True):
             if mine is None:
                 lead.lease = None
@@ -604,7 +601,7 @@ class CacheLookup:
     # --- the end ------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Give back what was begun: other callers take over, and none waits for this map any more."""
+        """Give back what was started: other callers take over, and none waits for this map any more."""
         self._marker.done = True
         if self._remote is not None:
             self._remote.give_back(self._led.values())

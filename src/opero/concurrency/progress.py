@@ -12,18 +12,20 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from opero import events
+from opero.concurrency.executors.base import worker_process
 from opero.concurrency.result import ItemResult, MapFailure
+from opero.events.bus import Emitter
 from opero.utils import ambient
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import Batch
-    from opero.events.bus import Emitter
 
-__all__ = ["Bar", "Progress", "hide_bars", "make_bar"]
+__all__ = ["Bar", "Progress", "make_bar"]
 
 _REFRESH: Final = 0.1
 """Seconds between two pictures of the bar, and between two events, while items end."""
@@ -33,6 +35,7 @@ _LONG: Final = 60.0
 """Seconds of standing still after which a map says so."""
 
 
+@dataclass(eq=False)
 class Progress:
     """Takes each finished item once.
 
@@ -51,30 +54,22 @@ class Progress:
         interval: Seconds after which `tick` is to be called though nothing has ended; None for never.
     """
 
-    def __init__(
-        self,
-        emitter: Emitter,
-        total: int | None,
-        *,
-        on_result: Callable[[ItemResult], object] | None,
-        bar: Bar | None,
-        keeps: bool,
-        waits_for: Callable[[], tuple[str, float] | None] = lambda: None,
-    ) -> None:
-        self._emitter = emitter
-        self._total = total
-        self._on_result = on_result
-        self._bar = bar
-        self._keeps = keeps
-        self._waits_for = waits_for
-        self._sends = emitter.active and emitter.wants(events.MapProgress)
-        self._done = 0
-        self._failed = 0
+    emitter: Emitter
+    total: int | None
+    _: KW_ONLY
+    on_result: Callable[[ItemResult], object] | None
+    bar: Bar | None
+    keeps: bool
+    waits_for: Callable[[], tuple[str, float] | None] = lambda: None
+
+    def __post_init__(self) -> None:
+        self._done = self._failed = 0
         self.failures: list[MapFailure] = []
         self.origins: Counter[str] = Counter()
         self.busy: float = 0.0
         self.interval: float | None = None
-        if bar is not None or emitter.active:
+        self._sends = self.emitter.active and self.emitter.wants(events.MapProgress)
+        if self.bar is not None or self.emitter.active:
             self.interval = _IDLE
             self._began = self._sent = self._moved = ambient.clock().monotonic()
             self._sent_done = 0
@@ -88,7 +83,7 @@ class Progress:
             if outcome.error is None:
                 continue
             self._failed += 1
-            if self._keeps:
+            if self.keeps:
                 failure = MapFailure(
                     index=batch.idx[position],
                     item=batch.items[position],
@@ -100,58 +95,47 @@ class Progress:
         if self.interval is not None:
             self._moved = ambient.clock().monotonic()
             self._show(self._moved)
-        if self._on_result is not None:
-            self._report(batch, self._on_result)
-
-    def _report(self, batch: Batch, on_result: Callable[[ItemResult], object]) -> None:
-        plain = 1 if batch.origin == "fresh" else 0
-        for position, index in enumerate(batch.idx):
-            outcome = batch.odd.get(position)
-            on_result(
-                ItemResult(
-                    index,
-                    batch.items[position],
-                    batch.values[position],
-                    None if outcome is None else outcome.error,
-                    plain if outcome is None else outcome.attempts,
-                    batch.origin,
+        if self.on_result is not None:
+            for n, (index, item) in enumerate(zip(batch.idx, batch.items, strict=True)):
+                one = batch.outcome(n)
+                self.on_result(
+                    ItemResult(index, item, batch.values[n], one.error, one.attempts, batch.origin)
                 )
-            )
 
     def tick(self) -> None:
         """Show that the map lives although nothing has ended; only to be called where there is an `interval`."""
         now = ambient.clock().monotonic()
-        waiting = self._waits_for() if now - self._moved >= _IDLE else None
-        if self._bar is not None and waiting is not None:
-            self._bar.waits(waiting[0])
+        waiting = self.waits_for() if now - self._moved >= _IDLE else None
+        if self.bar is not None and waiting is not None:
+            self.bar.waits(waiting[0])
         self._show(now)
         standing = max(now - self._moved, 0.0 if waiting is None else waiting[1])
-        if standing >= _LONG and not self._said and self._emitter.active:
+        if standing >= _LONG and not self._said and self.emitter.active:
             self._said = True
-            self._emitter.emit(
+            self.emitter.emit(
                 events.MapWaiting(
-                    function=self._emitter.function,
+                    function=self.emitter.function,
                     done=self._done,
-                    total=self._total,
+                    total=self.total,
                     reason=None if waiting is None else waiting[0],
                     seconds=now - self._moved,
                 )
             )
 
     def _show(self, now: float) -> None:
-        if self._bar is not None:
+        if self.bar is not None:
             hits, resumed = self.origins["hit"], self.origins["resumed"]
-            self._bar.show(self._done, failed=self._failed, cached=hits, resumed=resumed)
+            self.bar.show(self._done, failed=self._failed, cached=hits, resumed=resumed)
         if self._sends and now - self._sent >= _REFRESH and self._done != self._sent_done:
             self._send(now)
 
     def _send(self, now: float, *, finished: bool = False) -> None:
         self._sent, self._sent_done = now, self._done
-        self._emitter.emit(
+        self.emitter.emit(
             events.MapProgress(
-                function=self._emitter.function,
+                function=self.emitter.function,
                 done=self._done,
-                total=self._total,
+                total=self.total,
                 failed=self._failed,
                 cached=self.origins["hit"],
                 seconds=now - self._began,
@@ -161,8 +145,8 @@ class Progress:
 
     def close(self) -> None:
         """Show the last state."""
-        if self._bar is not None:
-            self._bar.close()
+        if self.bar is not None:
+            self.bar.close()
         if self._sends:
             self._send(ambient.clock().monotonic(), finished=True)
 
@@ -171,13 +155,7 @@ class Progress:
 
 
 _drawing = threading.RLock()
-"""Bars are begun and ended one after the other: neither library lets several threads do that at once."""
-_hidden: list[bool] = []
-
-
-def hide_bars() -> None:
-    """Draw no bar in this process: it shares its terminal with the map that it works for."""
-    _hidden.append(True)
+"""Bars are started and ended one after the other: neither library lets several threads do that at once."""
 
 
 def make_bar(name: str, total: int | None, *, rich: bool = False) -> Bar | None:
@@ -191,7 +169,7 @@ def make_bar(name: str, total: int | None, *, rich: bool = False) -> Bar | None:
     Raises:
         OperoUsageError: rich is wanted and not installed.
     """
-    if _hidden or not (_at_terminal() or _in_notebook()):
+    if worker_process or not (_at_terminal() or _in_notebook()):
         return None
     return _RichBar(name, total) if rich else _TqdmBar(name, total)
 

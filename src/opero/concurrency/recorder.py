@@ -124,7 +124,7 @@ def ask(recorder: ItemRecorder, call: Callable[[], T]) -> StepLogic[T]:
 def find_known_items(
     recorder: ItemRecorder, idx: Sequence[int], items: list[Any]
 ) -> StepLogic[tuple[Batch | None, Sequence[int], list[Any]]]:
-    """Ask for known items; return these, and the indices and items of the rest."""
+    """Ask for known items; return these, and the indices and items of the others."""
     known = yield from ask(recorder, lambda: recorder.find_known(idx, items))
     if not known:
         return None, idx, items
@@ -149,10 +149,7 @@ def record_items(recorder: ItemRecorder, batches: Iterable[Batch]) -> StepLogic[
 
 
 def _finished(batch: Batch) -> Iterable[Finished]:
-    plain = 1 if batch.origin == "fresh" else 0
     for n, (index, item) in enumerate(zip(batch.idx, batch.items, strict=True)):
-        outcome = batch.odd.get(n)
-        if outcome is None:
-            outcome = ItemOutcome(value=batch.values[n], attempts=plain, calls=plain)
+        outcome = batch.outcome(n)
         if outcome.error is None or isinstance(outcome.error, Exception):
             yield index, item, outcome

@@ -103,10 +103,12 @@ def register_type(cls: type, to_plain: _Pack, from_plain: _Pack) -> None:
         from_plain: Turns that back.
 
     Example:
-        >>> from fractions import Fraction
-        >>> register_type(Fraction, lambda f: (f.numerator, f.denominator), lambda p: Fraction(*p))
-        >>> decode(encode(Fraction(1, 3)))
-        Fraction(1, 3)
+        >>> class Celsius:
+        ...     def __init__(self, degrees):
+        ...         self.degrees = degrees
+        >>> register_type(Celsius, lambda value: value.degrees, Celsius)
+        >>> decode(encode(Celsius(21.5))).degrees
+        21.5
     """
     if not isinstance(cls, type):
         raise OperoUsageError(f"register_type({cls!r}): give a class.")
@@ -313,7 +315,7 @@ class Parameters:
         what: The function, for errors ("activity charge()").
     """
 
-    __slots__ = ("_least", "_names", "_signature", "_what")
+    __slots__ = ("_heads", "_least", "_names", "_signature", "_what")
 
     def __init__(self, signature: inspect.Signature, what: str) -> None:
         self._signature = signature
@@ -321,6 +323,7 @@ class Parameters:
         known = signature.parameters.values()
         plain = all(p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for p in known)
         self._names: tuple[str, ...] = tuple(signature.parameters) if plain else ()
+        self._heads = {name: f"{_quoted(name)}:" for name in signature.parameters}
         # Without names no call has this few arguments, and each is bound by the signature.
         self._least = sum(p.default is inspect.Parameter.empty for p in known) if plain else 1
 
@@ -360,7 +363,8 @@ class Parameters:
     def _digest(self, given: dict[str, Any]) -> str:
         try:
             # Most arguments are such; JSON keeps their types apart, and costs a tenth.
-            content = [f"{_quoted(n)}:{_PLAIN[type(v)](v)}" for n, v in given.items()]
+            heads = self._heads
+            content = [heads[n] + _PLAIN[type(v)](v) for n, v in given.items()]
         except LookupError:
             pass
         else:

@@ -34,6 +34,7 @@ from opero.limits.breaker_state import (
 from opero.limits.shared import SharedObject, registry, restore
 from opero.utils import ambient
 from opero.utils.checks import text_or_none
+from opero.utils.secrets import mask_urls
 from opero.utils.units import Duration, format_seconds
 
 if TYPE_CHECKING:
@@ -542,7 +543,7 @@ class CircuitBreaker(SharedObject):
             facts.append(f"again in {format_seconds(round(stats.retry_after, 3))}")
         if self._parts:
             facts.append(_many(len(self._parts), "part"))
-        return f"<CircuitBreaker {self.name!r} {', '.join(facts)}>"
+        return mask_urls(f"<CircuitBreaker {self.name!r} {', '.join(facts)}>")
 
     # --- several processes ----------------------------------------------------------------------
 

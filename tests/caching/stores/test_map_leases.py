@@ -360,7 +360,8 @@ def test_a_stopped_server_of_leases_keeps_no_caller_waiting(
     def down(*owners: Any) -> Any:
         raise StoreError("down")
 
-    monkeypatch.setattr(store, "acquire_many", down)
+    for verb in ("acquire", "acquire_many"):
+        monkeypatch.setattr(store, verb, down)
     assert face.run(f, [1, 2]) == [[1], [2]]
 
 
@@ -380,17 +381,16 @@ def test_leases_of_a_long_map_are_renewed_together(
     assert taken == [False]
 
 
-def test_hits_need_no_lease(
-    f: Any, face: Face, store: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hits_need_no_lease(f: Any, face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    acquire_many = store.acquire_many
+    leases = f.cache._cache.leases
+    acquire = leases.acquire
 
-    def reported(owners: Any, seconds: float) -> Any:
-        asked.append(len(owners))
-        return acquire_many(owners, seconds)
+    def reported(wanted: Any, **how: Any) -> Any:
+        asked.append(len(wanted))
+        return acquire(wanted, **how)
 
-    monkeypatch.setattr(store, "acquire_many", reported)
+    monkeypatch.setattr(leases, "acquire", reported)
     face.run(f, range(50))
     assert sum(asked) == 50
     face.run(f, range(50))

@@ -443,14 +443,21 @@ class CodedStore:
             await self.backend.aset(*row)
         return entry.weight <= self._max_bytes
 
-    async def aacquire(self, key: str, owner: str, seconds: float) -> bool:
-        """Take or extend the lease of a key, without holding up the event loop."""
-        if self.native:
-            acquired: bool = await self.backend.aacquire(key, owner, seconds)
-            return acquired
+    def acquire(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
+        """Take or extend leases, in as few trips as the store can."""
+        store = self.backend
+        if len(owners) == 1:
+            return [store.acquire(*owners[0], seconds)]
+        acquired: list[bool] = store.acquire_many(owners, seconds)
+        return acquired
+
+    async def aacquire(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
+        """Do the same without holding up the event loop."""
+        if self.native and len(owners) == 1:
+            return [await self.backend.aacquire(*owners[0], seconds)]
         from asyncio import to_thread
 
-        return await to_thread(self.backend.acquire, key, owner, seconds)
+        return await to_thread(self.acquire, owners, seconds)
 
     def entry(self, key: str, value: Any, expires: float) -> Entry:
         """Return a result in the form in which it is stored: bytes, from which each caller gets a copy.

@@ -3,18 +3,19 @@
 
 The scheduler owns every policy: window, order, chunks, cache, retries that wait long, errors. An executor owns workers:
 it takes chunks, runs their items and reports. It decides nothing, keeps nothing, and never calls the scheduler.
+
+None of the classes is a dataclass: `dataclasses` and what it imports would take a third of the time in which a fresh
+worker process is ready.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
-
-from opero.core.pipeline import Pipeline
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from opero.events import Event  # noqa: TC004 - loaded when the first one is sent
+    from opero.core.pipeline import Pipeline
+    from opero.events import Event
 
 __all__ = [
     "Batch",
@@ -31,15 +32,18 @@ __all__ = [
     "Report",
     "Why",
     "WorkerFacts",
+    "worker_process",
 ]
+
+worker_process: Final[list[bool]] = []
+"""Not empty in a worker process, which shares its terminal with the map that it works for and draws no bar."""
 
 Why = Literal["crash", "timeout", "deadline", "memory", "stopped"]
 """What ended a worker: it died, its item took too long (for its own limit, or for a deadline) or too much memory, or it
 ended through no fault of an item."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class MapJob:
+class MapJob(NamedTuple):
     """What is done with each item.
 
     Attributes:
@@ -50,7 +54,7 @@ class MapJob:
             *after, **kwargs)`; `before` is the instance of a method.
         item_timeout: Longest time of one real call in seconds, for executors that can kill.
         target_s: Work that one chunk should hold, in seconds; one that takes 5 times as long gives back what has not
-            begun.
+            started.
         parks: Longest pause before a retry, in seconds, that a worker sleeps itself; before a longer
             one it reports the item with `ItemOutcome.retry_in` and takes the next.
         details: Whether plain successes too are wanted as `ItemOutcome`s.
@@ -70,7 +74,7 @@ class MapJob:
     pipeline: Pipeline
     before: tuple[Any, ...] = ()
     after: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    kwargs: dict[str, Any] = {}  # noqa: RUF012 - a default that is never changed
     item_timeout: float | None = None
     target_s: float = 0.03
     parks: float = 0.05
@@ -85,12 +89,11 @@ class MapJob:
     enter: Callable[[int, Any], object] | None = None
 
 
-@dataclass(slots=True)
-class Parked:
+class Parked(NamedTuple):
     """What an unfinished call takes with it to its next attempt; small and picklable.
 
     Attributes:
-        attempts: Attempts begun, the coming one included.
+        attempts: Attempts started, the coming one included.
         calls: Real calls made.
         slept: Seconds of pauses, the coming one included.
         elapsed: Seconds since the call began, the coming pause included.
@@ -104,7 +107,6 @@ class Parked:
     failures: tuple[tuple[str | None, Exception], ...] = ()
 
 
-@dataclass(slots=True)
 class ItemOutcome:
     """What became of one item: a value, an error, or a pause before its next attempt.
 
@@ -122,22 +124,42 @@ class ItemOutcome:
         parked: What that next attempt must know.
     """
 
-    value: Any = None
-    error: BaseException | None = None
-    attempts: int = 1
-    calls: int = 1
-    seconds: float = 0.0
-    slept: float = 0.0
-    waited: float = 0.0
-    label: str | None = None
-    fallback: Any = None
-    rejected: bool = False
-    trace: str | None = None
-    retry_in: float | None = None
-    parked: Parked | None = None
+    __slots__ = (
+        "attempts", "calls", "error", "fallback", "label", "parked", "rejected", "retry_in", "seconds", "slept",
+        "trace", "value", "waited",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        value: Any = None,
+        error: BaseException | None = None,
+        *,
+        attempts: int = 1,
+        calls: int = 1,
+        seconds: float = 0.0,
+        slept: float = 0.0,
+        waited: float = 0.0,
+        label: str | None = None,
+        fallback: Any = None,
+        rejected: bool = False,
+        retry_in: float | None = None,
+        parked: Parked | None = None,
+    ) -> None:
+        self.value: Any = value
+        self.error: BaseException | None = error
+        self.attempts: int = attempts
+        self.calls: int = calls
+        self.seconds: float = seconds
+        self.slept: float = slept
+        self.waited: float = waited
+        self.label: str | None = label
+        self.fallback: Any = fallback
+        self.rejected: bool = rejected
+        self.trace: str | None = None
+        self.retry_in: float | None = retry_in
+        self.parked: Parked | None = parked
 
 
-@dataclass(slots=True)
 class Chunk:
     """Some items on their way to a worker.
 
@@ -149,11 +171,21 @@ class Chunk:
         parked: What items that were tried before take with them, by position.
     """
 
-    id: int
-    idx: Sequence[int]
-    items: list[Any]
-    attempt: int = 0
-    parked: dict[int, Parked] | None = None
+    __slots__ = ("attempt", "id", "idx", "items", "parked")
+
+    def __init__(
+        self,
+        id: int,
+        idx: Sequence[int],
+        items: list[Any],
+        attempt: int = 0,
+        parked: dict[int, Parked] | None = None,
+    ) -> None:
+        self.id: int = id
+        self.idx: Sequence[int] = idx
+        self.items: list[Any] = items
+        self.attempt: int = attempt
+        self.parked: dict[int, Parked] | None = parked
 
     def __len__(self) -> int:
         return len(self.items)
@@ -212,8 +244,7 @@ class ChunkProgress:
         return [n for n in open_places if n not in early] if early else open_places
 
 
-@dataclass(slots=True)
-class WorkerFacts:
+class WorkerFacts(NamedTuple):
     """What happened in a worker that does not share the map's counters and listeners.
 
     Attributes:
@@ -221,7 +252,7 @@ class WorkerFacts:
         events: Events, in order.
     """
 
-    stats: dict[str, float] = field(default_factory=dict)
+    stats: dict[str, float]
     events: tuple[Event, ...] = ()
 
 
@@ -346,7 +377,6 @@ Origin = Literal["fresh", "hit", "shared", "stale", "resumed"]
 found expired in the cache while computing it failed, or found in the checkpoint."""
 
 
-@dataclass(slots=True)
 class Batch:
     """Finished items.
 
@@ -358,14 +388,31 @@ class Batch:
         origin: Where the results came from.
     """
 
-    idx: Sequence[int]
-    items: list[Any]
-    values: list[Any]
-    odd: dict[int, ItemOutcome] = field(default_factory=dict)
-    origin: Origin = "fresh"
+    __slots__ = ("idx", "items", "odd", "origin", "values")
+
+    def __init__(
+        self,
+        idx: Sequence[int],
+        items: list[Any],
+        values: list[Any],
+        odd: dict[int, ItemOutcome] | None = None,
+        origin: Origin = "fresh",
+    ) -> None:
+        self.idx: Sequence[int] = idx
+        self.items: list[Any] = items
+        self.values: list[Any] = values
+        self.odd: dict[int, ItemOutcome] = {} if odd is None else odd
+        self.origin: Origin = origin
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def outcome(self, position: int) -> ItemOutcome:
+        """Return what became of an item."""
+        if (outcome := self.odd.get(position)) is not None:
+            return outcome
+        calls = 1 if self.origin == "fresh" else 0
+        return ItemOutcome(value=self.values[position], attempts=calls, calls=calls)
 
     def without(self, positions: Collection[int]) -> Batch:
         """Return the items at all other positions."""

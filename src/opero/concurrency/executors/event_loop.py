@@ -160,24 +160,20 @@ class ExecutorBridge:
 
     Args:
         engine: The executor.
+
+    Attributes:
+        slots, submit, wake: The executor's own, which never block.
     """
 
     def __init__(self, engine: MapExecutor) -> None:
         self._engine = engine
         self._waiter: ThreadPoolExecutor | None = None
-
-    def slots(self) -> int:
-        """Return what the executor says."""
-        return self._engine.slots()
+        self.slots, self.submit, self.wake = engine.slots, engine.submit, engine.wake
 
     def open(self, job: MapJob) -> None:
         """Open the executor."""
         self._engine.open(job)
         self._waiter = ThreadPoolExecutor(1, thread_name_prefix="opero-map")
-
-    def submit(self, chunk: Chunk) -> None:
-        """Submit a chunk; that never blocks."""
-        self._engine.submit(chunk)
 
     async def poll(self, wait: float | None) -> list[Report]:
         """Wait for reports in a thread; a cancelled wait ends the thread's wait too."""
@@ -192,10 +188,6 @@ class ExecutorBridge:
             self._engine.wake()
             await asyncio.wait({polling})
             raise
-
-    def wake(self) -> None:
-        """End a wait for reports."""
-        self._engine.wake()
 
     async def close(self, *, graceful: bool, grace: float) -> None:
         """Close the executor in the thread, so that the loop goes on meanwhile."""

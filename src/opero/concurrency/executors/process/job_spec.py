@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import pickle
@@ -11,8 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opero.concurrency.executors.base import MapJob
 from opero.concurrency.executors.process.pickling import (
@@ -23,12 +21,14 @@ from opero.concurrency.executors.process.protocol import DUE
 from opero.concurrency.executors.process.start import import_paths
 from opero.core.deadline import current_deadline
 from opero.core.function import describe_function
-from opero.core.options import Options
 from opero.core.pipeline import Pipeline
 from opero.errors import ShippingError
 from opero.events import event_bus
 from opero.limits.shared import attach_table, registry, share_all
 from opero.utils import ambient
+
+if TYPE_CHECKING:
+    from opero.core.options import Options
 
 __all__ = ["JobSpec", "loaded_module"]
 
@@ -36,8 +36,7 @@ LoggerLevels = dict[str, tuple[int, bool, bool]]
 """Of each logger with settings of its own: its level, whether it propagates, and whether it is disabled."""
 
 
-@dataclass(frozen=True, slots=True)
-class JobSpec:
+class JobSpec(NamedTuple):
     """What a worker must know of a job; a fork inherits it, and others get it pickled.
 
     Attributes:
@@ -60,9 +59,8 @@ class JobSpec:
     def of(cls, job: MapJob) -> JobSpec:
         """Describe a job."""
         emitter = job.pipeline.emitter
-        fields = {
-            f.name: getattr(job, f.name) for f in dataclasses.fields(job) if f.name != "pipeline"
-        }
+        fields = job._asdict()
+        del fields["pipeline"]
         everything = event_bus.active or job.relays_all
         listens = "bus" if everything else "function" if emitter.active else None
         options = shared_options(job.pipeline)

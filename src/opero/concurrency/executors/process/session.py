@@ -12,13 +12,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.caching.single_flight import Flight, become_leader
-from opero.concurrency.executors.base import Done, ItemOutcome, MapJob, Parked
+from opero.concurrency.executors.base import Done, ItemOutcome, MapJob, Parked, worker_process
 from opero.concurrency.executors.process import protocol
 from opero.concurrency.executors.process.job_spec import JobSpec, loaded_module
 from opero.concurrency.executors.process.pickling import dumps, dumps_with_errors, traceback_of
@@ -34,9 +31,8 @@ from opero.concurrency.executors.process.protocol import (
     BufferPool,
     copy_span,
 )
-from opero.concurrency.executors.process.start import close_in_child, flush_output
+from opero.concurrency.executors.process.start import Channel, flush_output
 from opero.concurrency.item_runner import ItemRunner
-from opero.concurrency.progress import hide_bars
 from opero.events import event_bus
 from opero.utils import ambient
 
@@ -55,7 +51,6 @@ _WAIT: Final = 0.02
 _KEPT: Final = 16 << 20
 
 
-@dataclass(eq=False)
 class RunningChunk:
     """A chunk in a worker: what came, and what has become of it.
 
@@ -72,26 +67,33 @@ class RunningChunk:
         odd: Outcomes that are more than a plain value, by position in the chunk.
         reported: Items reported.
         flushed: When that was.
-        told: What the pool knows of this worker: `kept`, and whether it takes no other chunk.
+        known: What the pool knows of this worker: `kept`, and whether it takes no other chunk.
         soon: Reports what is done, where several items are under way.
     """
 
-    number: int
-    entries: list[Any]
-    parked: dict[int, Parked]
-    turn: int
-    places: list[int] | None
-    next: int = 0
-    values: list[Any] = field(default_factory=list)
-    encoded: int = 0
-    odd: dict[int, ItemOutcome] = field(default_factory=dict)
-    reported: int = 0
-    flushed: float = field(default_factory=perf_counter)
-    soon: Any = None
-
-    def __post_init__(self) -> None:
-        self.kept: int = len(self.entries)
-        self.told: tuple[int, bool] = (self.kept, False)
+    def __init__(
+        self,
+        number: int,
+        entries: list[Any],
+        parked: dict[int, Parked],
+        turn: int,
+        *,
+        ordered: bool,
+    ) -> None:
+        self.number: int = number
+        self.entries: list[Any] = entries
+        self.parked: dict[int, Parked] = parked
+        self.turn: int = turn
+        self.kept: int = len(entries)
+        self.next: int = 0
+        self.values: list[Any] = []
+        self.places: list[int] | None = None if ordered else []
+        self.encoded: int = 0
+        self.odd: dict[int, ItemOutcome] = {}
+        self.reported: int = 0
+        self.flushed: float = perf_counter()
+        self.known: tuple[int, bool] = (self.kept, False)
+        self.soon: Any = None
 
     @property
     def over(self) -> bool:
@@ -147,11 +149,10 @@ class WorkerSession:
         asked: Whether the pool has asked for what is done when that could not be sent.
     """
 
-    def __init__(self, conn: Connection[Any, Any], own_fd: int, pool_fd: int) -> None:
+    def __init__(self, conn: Channel, own_fd: int, pool_fd: int) -> None:
         import mmap
 
         self.conn = conn
-        close_in_child(conn)
         self._own_fd = own_fd
         own, items = mmap.mmap(own_fd, 0), mmap.mmap(pool_fd, 0)
         os.close(pool_fd)
@@ -198,7 +199,7 @@ class WorkerSession:
 
     def _take_job(self, spec: JobSpec | None) -> None:
         if spec is None:
-            spec = JobSpec.open_in_worker(*pickle.loads(self.conn.recv_bytes()))  # noqa: S301 - from the pool
+            spec = JobSpec.open_in_worker(*pickle.loads(self.conn.receive()[0]))  # noqa: S301 - from the pool
         else:
             # Listeners of the process that was forked get the events there.
             for subscription in event_bus.subscriptions:
@@ -207,12 +208,14 @@ class WorkerSession:
         if numpy_random is not None:
             # Random numbers of its own; `random` does so by itself after a fork.
             numpy_random.seed()
-        hide_bars()
+        worker_process.append(True)
         ambient.set_disabled(spec.disabled)
         if spec.loggers is not None:
             _forward_logs(spec.loggers, self.send)
         job = self.job = spec.job(self.page, self._events.append)
         if job.leads:
+            from opero.caching.single_flight import Flight, become_leader
+
             become_leader(Flight(None))
         if job.memory_limit is not None:
             _limit_memory(job.memory_limit)
@@ -231,7 +234,7 @@ class WorkerSession:
         """Send a message, from any thread."""
         data = pickle.dumps(frame, 5)
         with self._sending:
-            self.conn.send_bytes(data)
+            self.conn.send(data)
 
     def receive(self) -> RunningChunk:
         """Wait for a chunk.
@@ -239,13 +242,12 @@ class WorkerSession:
         Raises:
             EOFError: There are no more.
         """
-        number, entries, parked = pickle.loads(self.conn.recv_bytes())  # noqa: S301 - from the pool
+        number, entries, parked = pickle.loads(self.conn.receive()[0])  # noqa: S301 - from the pool
         if not self._turn and tuple in set(map(type, entries)):
             _keep_freed_memory()
         self._turn += 1
         known = pickle.loads(parked) if parked else {}  # noqa: S301 - from the pool
-        places: list[int] | None = None if self.job.in_flight == 1 else []
-        return RunningChunk(number, entries, known, self._turn, places)
+        return RunningChunk(number, entries, known, self._turn, ordered=self.job.in_flight == 1)
 
     def flush(self, chunk: RunningChunk, *, interrupts: bool = False) -> None:
         """Send what is done of a chunk, and from where on it is given back.
@@ -256,10 +258,10 @@ class WorkerSession:
         """
         if not interrupts:
             self.encode(chunk)
-        told = chunk.kept, self.retires()
-        if not chunk.values and chunk.told == told:
+        known = chunk.kept, self.retires()
+        if not chunk.values and chunk.known == known:
             return
-        chunk.told, done = told, chunk.done()
+        chunk.known, done = known, chunk.done()
         stats: dict[str, float] | None = None
         events: list[Event] = []
         if not interrupts:
@@ -273,7 +275,7 @@ class WorkerSession:
             self._shipped += 1
             self._sent.append((self._shipped, buffer))
         content = protocol.encode_done(done, stats, events)
-        self.send(protocol.DONE, chunk.number, *told, shared, *content)
+        self.send(protocol.DONE, chunk.number, *known, shared, *content)
 
     def end(self, chunk: RunningChunk) -> None:
         """Send the last results of a chunk."""

@@ -23,14 +23,18 @@ import sys
 import threading
 import warnings
 import weakref
+from array import array
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, cast
 
 from opero.errors import WorkerStartError
 from opero.utils.fork import reset_after_fork
 
+if TYPE_CHECKING:
+    import subprocess
+
 __all__ = [
-    "EXIT_STATUS", "ForkServer", "StartMethod", "anonymous_file", "begin_early", "choose_method", "close_in_child",
+    "EXIT_STATUS", "Channel", "ForkServer", "StartMethod", "anonymous_file", "begin_early", "choose_method",
     "flush_output", "forget_server", "import_paths", "modules_to_preload", "shared_server",
 ]  # fmt: skip
 
@@ -116,15 +120,9 @@ def import_paths() -> list[str]:
 
 # --- descriptors ----------------------------------------------------------------------------------
 
-_own: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
-
-
-def close_in_child(one: Any) -> None:
-    """Close a socket or connection in each process that is forked from this one.
-
-    A copy there would keep workers alive when this process has closed its own or has ended.
-    """
-    _own.add(one)
+_own: Final[weakref.WeakSet[Channel]] = weakref.WeakSet()
+"""Closed in each process that is forked from this one: a copy there would keep workers alive when this process has
+closed its own or has ended."""
 
 
 def anonymous_file(name: str) -> int:
@@ -145,31 +143,66 @@ def _output(fd: int) -> int:
         return os.open(os.devnull, os.O_WRONLY)
 
 
-_HEAD: Final = struct.Struct("<I")
+_HEAD: Final = struct.Struct("<Q")
 _MOST_FDS: Final = 8
 
 
-def _receive(sock: socket.socket) -> tuple[tuple[Any, ...], list[int]]:
-    """Return a message and its descriptors.
+class Channel:
+    """One end of a connection without a name: messages of bytes, and descriptors with them.
 
-    Raises:
-        EOFError: The program has ended, or wants no more workers.
+    `multiprocessing.connection` would cost each fresh interpreter a fifth of the time in which it is ready.
+
+    Args:
+        sock: The socket; it is closed in processes that are forked from this one.
     """
-    fds: list[int] = []
-    head = _exactly(sock, _HEAD.size, fds)
-    data = _exactly(sock, _HEAD.unpack(head)[0], fds)
-    return pickle.loads(data), fds  # noqa: S301 - from the program
 
+    def __init__(self, sock: socket.socket) -> None:
+        # Not so where the program has set a default timeout.
+        sock.setblocking(True)
+        self._sock = sock
+        self.fileno: Callable[[], int] = sock.fileno
+        self.close: Callable[[], None] = sock.close
+        _own.add(self)
 
-def _exactly(sock: socket.socket, size: int, fds: list[int]) -> bytes:
-    data = b""
-    while len(data) < size:
-        part, found, _, _ = socket.recv_fds(sock, size - len(data), _MOST_FDS)
-        fds += found
-        if not part:
+    def send(self, message: bytes, fds: Sequence[int] = ()) -> None:
+        """Send a message, in one system call if it is short, so that no interrupt leaves a part of it.
+
+        Raises:
+            OSError: The other end is closed.
+        """
+        head = _HEAD.pack(len(message))
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+        sent = self._sock.sendmsg([head, message], rights)
+        if sent < len(head) + len(message):
+            self._sock.sendall((head + message)[sent:])
+
+    def receive(self) -> tuple[bytearray, list[int]]:
+        """Wait for a message; return it and its descriptors.
+
+        Raises:
+            EOFError: The other end is closed.
+        """
+        head, fds, _, _ = socket.recv_fds(self._sock, _HEAD.size, _MOST_FDS, socket.MSG_WAITALL)
+        if len(head) < _HEAD.size:
             raise EOFError
-        data += part
-    return data
+        message = bytearray(_HEAD.unpack(head)[0])
+        done = 0
+        while done < len(message):
+            with memoryview(message)[done:] as left:
+                count = self._sock.recv_into(left, 0, socket.MSG_WAITALL)
+            if not count:
+                raise EOFError
+            done += count
+        return message, fds
+
+    def peek(self) -> bytes | None:
+        """Return the first byte of what has come, none at the end, and None if nothing has come yet."""
+        try:
+            return self._sock.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
 
 
 # --- the server, from the program -----------------------------------------------------------------
@@ -196,34 +229,29 @@ class ForkServer:
     def __init__(self, worker_main: WorkerMain | None = None) -> None:
         self.surroundings: tuple[Any, ...] = _surroundings()
         self.preloaded: dict[str, tuple[str, int]] = {}
-        self._inherits = worker_main is not None
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
-        self._output = -1 if self._inherits else anonymous_file("server")
-        self._child = 0
-        self._sock, theirs = socket.socketpair()
-        close_in_child(self._sock)
-        # Its last user closes it: the pools that have workers of it, or the program at its end.
-        self._release = weakref.finalize(self, _release, self._sock, self._output)
+        self._forked = 0
+        self._output = -1 if worker_main is not None else anonymous_file("server")
+        ours, theirs = socket.socketpair()
+        self._channel = Channel(ours)
+        self._beginner: subprocess.Popen[bytes] | None = None
         try:
             with theirs:
                 if worker_main is not None:
-                    self._child = _fork(theirs, worker_main)
+                    self._forked = _fork(theirs, worker_main)
                 else:
-                    self._child = _begin_interpreter(theirs, self._output)
-        except BaseException:
-            self.close()
-            raise
+                    self._beginner = _begin_interpreter(theirs, self._output)
+        finally:
+            # Its last user closes it: the pools that have workers of it, or the program at its end.
+            self._release = weakref.finalize(self, _release, ours, self._output, self._beginner)
+            if not self._forked and self._beginner is None:
+                self._release()
 
     @property
     def alive(self) -> bool:
         """Whether the server still reads requests, as far as can be seen without waiting."""
-        try:
-            return self._sock.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) != b""
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
+        return self._channel.peek() != b""
 
     def preload(self, modules: dict[str, tuple[str, int]]) -> None:
         """Let it import modules before it forks the next worker."""
@@ -265,14 +293,10 @@ class ForkServer:
         Raises:
             OSError: The server is gone.
         """
-        data = pickle.dumps(message)
-        frame = _HEAD.pack(len(data)) + data
         with self._lock:
-            # In one system call, so that an interrupted map never sends a part of it.
-            sent = socket.send_fds(self._sock, [frame], fds) if fds else self._sock.send(frame)
-            if sent < len(frame):
-                self._sock.sendall(frame[sent:])
-        self._reap()
+            self._channel.send(pickle.dumps(message), fds)
+        if self._beginner is not None:
+            self._beginner.poll()
 
     def said(self) -> str:
         """Return the end of what the server itself wrote to stderr."""
@@ -283,32 +307,24 @@ class ForkServer:
             os.pread(self._output, 16_384, max(0, size - 16_384)).decode(errors="replace").strip()
         )
 
-    def _reap(self) -> None:
-        """Collect the exit status of the process that has begun a fresh interpreter and ended at once."""
-        if self._child and not self._inherits:
-            try:
-                if os.waitpid(self._child, os.WNOHANG)[0]:
-                    self._child = 0
-            except ChildProcessError:
-                # The program ignores SIGCHLD, or waits for all its children.
-                self._child = 0
-
     def close(self) -> None:
         """Let the server kill its workers and end; a fork of this process is waited for."""
         self._release()
-        if self._child and self._inherits:
+        if self._forked:
             try:
-                os.waitpid(self._child, 0)
+                os.waitpid(self._forked, 0)
             except ChildProcessError:
+                # The program ignores SIGCHLD, or waits for all its children.
                 pass
-            self._child = 0
-        self._reap()
+            self._forked = 0
 
 
-def _release(sock: socket.socket, output: int) -> None:
+def _release(sock: socket.socket, output: int, beginner: subprocess.Popen[bytes] | None) -> None:
     sock.close()
     if output >= 0:
         os.close(output)
+    if beginner is not None:
+        beginner.wait()
 
 
 class _Shared:
@@ -387,11 +403,13 @@ def _fork(theirs: socket.socket, worker_main: WorkerMain) -> int:
     return pid
 
 
-def _begin_interpreter(theirs: socket.socket, output: int) -> int:
-    """Begin the server in a fresh interpreter. Return the process id of the one that begins it and ends."""
-    from multiprocessing import spawn, util
+def _begin_interpreter(theirs: socket.socket, output: int) -> subprocess.Popen[bytes]:
+    """Begin the server in a fresh interpreter. Return the process that begins it and ends."""
+    import subprocess
 
-    executable = spawn.get_executable()
+    # What `multiprocessing.set_executable` was given.
+    spawn = sys.modules.get("multiprocessing.spawn")
+    executable = sys.executable if spawn is None else spawn.get_executable()
     if not executable or getattr(sys, "frozen", False):
         raise WorkerStartError(
             'a fresh interpreter cannot be started from a frozen program: use start_method="fork"',
@@ -406,12 +424,9 @@ def _begin_interpreter(theirs: socket.socket, output: int) -> int:
     # A Ctrl-C must find it with its own handlers.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
-        pid: int = vars(util)["spawnv_passfds"](
-            os.fsencode(command[0]), [os.fsencode(word) for word in command], sorted(fds)
-        )
+        return subprocess.Popen(command, pass_fds=fds)  # noqa: S603 - this very interpreter
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return pid
 
 
 _BEGIN: Final = (
@@ -438,7 +453,7 @@ def _interpreter(executable: str, code: str) -> list[str]:
 
 
 class _Server:
-    def __init__(self, control: socket.socket, worker_main: WorkerMain) -> None:
+    def __init__(self, control: Channel, worker_main: WorkerMain) -> None:
         self._control = control
         self._worker_main = worker_main
         self._workers: dict[int, tuple[int, int]] = {}
@@ -453,7 +468,7 @@ class _Server:
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _nothing)
         poller = select.poll()
-        poller.register(self._control, select.POLLIN)
+        poller.register(self._control.fileno(), select.POLLIN)
         poller.register(self._woken, select.POLLIN)
         try:
             while True:
@@ -462,7 +477,7 @@ class _Server:
                         os.read(self._woken, 4096)
                         self._reap()
                     else:
-                        self._obey(*_receive(self._control))
+                        self._obey(*self._control.receive())
         except (EOFError, ConnectionError):
             pass
         finally:
@@ -471,7 +486,8 @@ class _Server:
             for pid, _ in self._workers.values():
                 os.waitpid(pid, 0)
 
-    def _obey(self, message: tuple[Any, ...], fds: list[int]) -> None:
+    def _obey(self, data: bytearray, fds: list[int]) -> None:
+        message: tuple[Any, ...] = pickle.loads(data)  # noqa: S301 - from the program
         if message[0] == "kill":
             pid, _ = self._workers.get(message[1], (0, 0))
             if pid:
@@ -561,7 +577,7 @@ def _serve(control: socket.socket, worker_main: WorkerMain, mask: Any) -> None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - open until the end
     except OSError:
         pass
-    _Server(control, worker_main).run()
+    _Server(Channel(control), worker_main).run()
 
 
 def _preload(names: list[str], paths: list[str]) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import functools
 import signal
+import socket
 import time
 from collections.abc import Callable
 from itertools import islice
-from multiprocessing.connection import Connection
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -20,6 +20,7 @@ from opero.concurrency.executors.base import ItemOutcome, Parked
 from opero.concurrency.executors.process import protocol
 from opero.concurrency.executors.process.protocol import DUE, ITEM, PLAIN, SLOW_CHUNK, STOP
 from opero.concurrency.executors.process.session import WorkerSession
+from opero.concurrency.executors.process.start import Channel
 from opero.core.deadline import run_until
 from opero.utils.ambient import switch
 
@@ -54,7 +55,7 @@ def worker_main(conn_fd: int, own_fd: int, pool_fd: int, spec: JobSpec | None = 
         spec: The job, if this process has inherited it.
     """
     signal.signal(signal.SIGINT, _nothing)
-    session = WorkerSession(Connection(conn_fd), own_fd, pool_fd)
+    session = WorkerSession(Channel(socket.socket(fileno=conn_fd)), own_fd, pool_fd)
     try:
         if session.prepare(spec):
             _run_all(session)

@@ -10,8 +10,7 @@ import signal
 import socket
 import time
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from opero.concurrency.executors.base import ChunkProgress
 from opero.concurrency.executors.process.protocol import (
@@ -26,7 +25,7 @@ from opero.concurrency.executors.process.protocol import (
     decode_done,
     shared_file,
 )
-from opero.concurrency.executors.process.start import EXIT_STATUS, close_in_child
+from opero.concurrency.executors.process.start import EXIT_STATUS, Channel
 from opero.utils.secrets import mask_text
 
 if TYPE_CHECKING:
@@ -112,8 +111,7 @@ class WorkerHandle:
         self._copy = functools.partial(copy_span, self._memory)
         self.page: memoryview[int] = memoryview(self._memory)[:PAGE].cast("q")
         ours, theirs = socket.socketpair()
-        self.conn: Connection[Any, Any] = Connection(ours.detach())
-        close_in_child(self.conn)
+        self.conn: Channel = Channel(ours)
         self.sentinel: int = -1
         try:
             with theirs:
@@ -160,7 +158,7 @@ class WorkerHandle:
     def send(self, message: bytes) -> None:
         """Send it a message; if it is dead, that is noticed when it is read from."""
         try:
-            self.conn.send_bytes(message)
+            self.conn.send(message)
         except OSError:
             pass
 
@@ -175,7 +173,7 @@ class WorkerHandle:
     def receive(self) -> Frame | None:
         """Return a message; None if the connection is at its end."""
         try:
-            frame: Frame = pickle.loads(self.conn.recv_bytes())  # noqa: S301 - from our own worker
+            frame: Frame = pickle.loads(self.conn.receive()[0])  # noqa: S301 - from our own worker
         except (EOFError, OSError):
             self.closed = True
             return None

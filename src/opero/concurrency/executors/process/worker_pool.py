@@ -9,14 +9,15 @@ to read.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import pickle
+import select
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from multiprocessing.connection import wait
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -69,7 +70,8 @@ class ProcessEngine:
         self._modules: dict[str, tuple[str, int]] = {}
         self._forked: ForkServer | None = None
         self._workers: set[WorkerHandle] = set()
-        self._sources: dict[Any, WorkerHandle | None] = {}
+        self._sources: dict[int, WorkerHandle | None] = {}
+        self._poller = select.poll()
         self._waiting: deque[PendingChunk] = deque()
         self._reports: list[Report] = []
         self._failed_starts = self._without_item = 0
@@ -100,7 +102,7 @@ class ProcessEngine:
         self._items = BufferPool(self._memory, 0, self._size, 2 * self.workers)
         self._woken, self._waker = os.pipe()
         os.set_blocking(self._waker, False)
-        self._sources[self._woken] = None
+        self._watch(self._woken, None)
         self._open = True
         try:
             self._prepare()
@@ -155,11 +157,20 @@ class ProcessEngine:
                 self._most = len(self._workers)
                 break
             self._workers.add(worker)
-            self._sources |= {worker.conn: worker, worker.sentinel: worker}
+            self._watch(worker.conn.fileno(), worker)
+            self._watch(worker.sentinel, worker)
             new.append(worker)
         if self._message:
             for worker in new:
                 worker.send(self._message)
+
+    def _watch(self, source: int, worker: WorkerHandle | None) -> None:
+        self._sources[source] = worker
+        self._poller.register(source, select.POLLIN)
+
+    def _unwatch(self, source: int) -> None:
+        if self._sources.pop(source, None) is not None:
+            self._poller.unregister(source)
 
     def _forget(self, server: ForkServer) -> None:
         """Begin other workers from another server: this one has ended."""
@@ -229,12 +240,13 @@ class ProcessEngine:
         """Wait once, for so many seconds at most, and handle what has come; return whether it was a `wake`."""
         woken = False
         limits = [seconds for seconds in (left, self._check()) if seconds is not None]
-        for source in wait(list(self._sources), min(limits, default=None)):
+        milliseconds = math.ceil(min(limits) * 1e3) if limits else None
+        for source, _ in self._poller.poll(milliseconds):
             worker = self._sources.get(source)
             if worker is None:
                 woken = woken or (source == self._woken and bool(os.read(self._woken, 4096)))
                 continue
-            if source is worker.conn:
+            if source != worker.sentinel:
                 frame = worker.receive()
                 if frame is not None:
                     self._handle(worker, frame)
@@ -242,7 +254,7 @@ class ProcessEngine:
             else:
                 over = worker.ended()
             if over:
-                del self._sources[source]
+                self._unwatch(source)
             if worker.gone or (worker.orphaned and worker.closed):
                 self._remove(worker)
         self._dispatch()
@@ -353,11 +365,11 @@ class ProcessEngine:
         if worker not in self._workers:
             return
         self._workers.remove(worker)
-        while not worker.closed and worker.conn.poll():
+        while not worker.closed and worker.conn.peek() is not None:
             if (frame := worker.receive()) is not None:
                 self._handle(worker, frame)
-        self._sources.pop(worker.conn, None)
-        self._sources.pop(worker.sentinel, None)
+        self._unwatch(worker.conn.fileno())
+        self._unwatch(worker.sentinel)
         said = worker.said
         if worker.up:
             self._reports += self._judge(worker)
