@@ -84,7 +84,7 @@ def wrong_options() -> None:
     opero(retry_on=OSError())  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     opero(secret=5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     opero(on_event=5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
-    opero(5)  # type: ignore[call-overload]  # pyright: ignore
+    opero(5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     opero(fetch, retries=5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 
 
@@ -101,7 +101,7 @@ def wrong_attributes() -> None:
     fetch.cache.purge()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     fetch.stats.reset(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     fetch.explain(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    get_retry_decorator()(5)  # type: ignore[call-overload]  # pyright: ignore
+    get_retry_decorator()(5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     same()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
