@@ -127,7 +127,7 @@ _lazy, __dir__ = lazy_exports(
         "RetryConfig": "opero.orchestrator.config",
         "Sequence": "opero.tasks.task",
         "Task": "opero.tasks.task",
-        "TaskState": "opero.tasks.state",
+        "TaskState": "opero.tasks.task",
         "add_classifier": "opero.core.classify",
         "clear_cache": "opero.caching.handles",
         "deadline": "opero.core.deadline",
