@@ -236,13 +236,16 @@ class ForkServer:
         ours, theirs = socket.socketpair()
         self._channel = Channel(ours)
         self._beginner: subprocess.Popen[bytes] | None = None
+        # A Ctrl-C must find the child with its own handlers, or not at all.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             with theirs:
                 if worker_main is not None:
-                    self._forked = _fork(theirs, worker_main)
+                    self._forked = _fork(theirs, worker_main, mask)
                 else:
                     self._beginner = _begin_interpreter(theirs, self._output)
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             # Its last user closes it: the pools that have workers of it, or the program at its end.
             self._release = weakref.finalize(self, _release, ours, self._output, self._beginner)
             if not self._forked and self._beginner is None:
@@ -387,19 +390,14 @@ def _unchanged(modules: dict[str, tuple[str, int]]) -> bool:
     return True
 
 
-def _fork(theirs: socket.socket, worker_main: WorkerMain) -> int:
+def _fork(theirs: socket.socket, worker_main: WorkerMain, mask: Any) -> int:
     """Fork this process; the child becomes the server. Return its process id."""
     flush_output()
-    # A Ctrl-C must find the child with its own handlers, or not at all.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        pid = os.fork()
-        if not pid:
-            # What is garbage here belongs to the parent, and so do its finalizers.
-            gc.freeze()
-            _leave(lambda: _serve(theirs, worker_main, before))
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    pid = os.fork()
+    if not pid:
+        # What is garbage here belongs to the parent, and so do its finalizers.
+        gc.freeze()
+        _leave(lambda: _serve(theirs, worker_main, mask))
     return pid
 
 
@@ -421,12 +419,7 @@ def _begin_interpreter(theirs: socket.socket, output: int) -> subprocess.Popen[b
         *map(str, fds),
         *import_paths(),
     ]
-    # A Ctrl-C must find it with its own handlers.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        return subprocess.Popen(command, pass_fds=fds)  # noqa: S603 - this very interpreter
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return subprocess.Popen(command, pass_fds=fds)  # noqa: S603 - this very interpreter
 
 
 _BEGIN: Final = (
@@ -521,7 +514,6 @@ class _Server:
         statuses = [status for _, status in self._workers.values()]
         for fd in (self._woken, self._waker, *others, *statuses):
             os.close(fd)
-        self._control.close()
         if fresh:
             for fd in given:
                 os.set_inheritable(fd, True)

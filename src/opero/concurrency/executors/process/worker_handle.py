@@ -9,6 +9,7 @@ import pickle
 import signal
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -153,14 +154,8 @@ class WorkerHandle:
         pending.turn, pending.since = self._turn, time.monotonic()
         self.pending[pending.number] = pending
         message, pending.message = pending.message, b""
-        self.send(message)
-
-    def send(self, message: bytes) -> None:
-        """Send it a message; if it is dead, that is noticed when it is read from."""
-        try:
+        with suppress(OSError):  # it is dead, which its sentinel shows
             self.conn.send(message)
-        except OSError:
-            pass
 
     def last_started(self, pending: PendingChunk) -> int:
         """Return the position of the item of a chunk that began last, `NONE` if none did."""

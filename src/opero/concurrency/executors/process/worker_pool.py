@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.executors.base import ChunkProgress, GaveBack, Lost
@@ -162,7 +163,8 @@ class ProcessEngine:
             new.append(worker)
         if self._message:
             for worker in new:
-                worker.send(self._message)
+                with suppress(OSError):  # it is dead, which its sentinel shows
+                    worker.conn.send(self._message)
 
     def _watch(self, source: int, worker: WorkerHandle | None) -> None:
         self._sources[source] = worker
@@ -301,20 +303,6 @@ class ProcessEngine:
             if pending.buffer is not None:
                 self._items.give_back(pending.buffer)
 
-    def kill(self, number: int, why: Why) -> bool:
-        """End the worker that has this chunk."""
-        for pending in self._waiting:
-            if pending.number == number:
-                self._waiting.remove(pending)
-                self._items.give_back(pending.buffer)
-                self._reports.append(Lost(number, None, why))
-                return True
-        for worker in self._workers:
-            if number in worker.pending:
-                worker.kill(why)
-                return True
-        return False
-
     def wake(self) -> None:
         """Let `poll` return."""
         # A pipe that is full wakes as well; closed, it has nobody to wake.
@@ -444,7 +432,15 @@ class ProcessEngine:
                 while waits and self._workers and self._wait(end):
                     pass
             finally:
-                self._release()
+                for worker in self._workers:
+                    worker.close()
+                self._workers.clear()
+                if self._forked is not None:
+                    self._forked.close()
+                self._memory.close()
+                for fd in (self._fd, self._woken, self._waker):
+                    os.close(fd)
+                self._waker = -1
 
     def _busy(self) -> bool:
         return bool([worker for worker in self._workers if worker.pending])
@@ -457,17 +453,6 @@ class ProcessEngine:
                 self._turn(left)
             self._reports.clear()
         return left > 0
-
-    def _release(self) -> None:
-        for worker in self._workers:
-            worker.close()
-        self._workers.clear()
-        if self._forked is not None:
-            self._forked.close()
-        self._memory.close()
-        for fd in (self._fd, self._woken, self._waker):
-            os.close(fd)
-        self._waker = -1
 
 
 _load: Final = attrgetter("open")
@@ -497,22 +482,6 @@ def _resident(pid: int) -> int:
 # --- twat-mp --------------------------------------------------------------------------------------
 
 
-class _Guest:
-    """The workers as `twat_mp.MultiPool` sees them: a pool that is entered and left as pathos' pools are."""
-
-    def __init__(self, end: Callable[[], None], nodes: int) -> None:
-        self.nodes, self.join = nodes, end
-
-    def map(self, *_: Any) -> Any:
-        """Refuse: `MultiPool` puts a `map` of its own over this one, but the scheduler sends chunks."""
-        raise NotImplementedError("a pool of workers takes chunks: submit() and poll()")
-
-    def close(self) -> None:
-        """Do nothing: all is done at its end."""
-
-    terminate = clear = close
-
-
 def _multi_pool(end: Callable[[], None], workers: int) -> AbstractContextManager[Any] | None:
     """Return twat-mp's block around the workers, entered; leaving it ends them.
 
@@ -526,7 +495,13 @@ def _multi_pool(end: Callable[[], None], workers: int) -> AbstractContextManager
     except Exception:  # noqa: BLE001 - whatever a package raises while it is imported
         return None
 
-    pool_class: Any = functools.partial(_Guest, end)
+    def nothing() -> None:
+        """All is done by `join`."""
+
+    # A pool that is entered and left as pathos' pools are; the scheduler sends chunks, so nothing is mapped by it.
+    pool_class: Any = functools.partial(
+        SimpleNamespace, map=None, join=end, close=nothing, terminate=nothing, clear=nothing
+    )
     # `debug` off: switched on by an environment variable it would look for names that a function has not.
     block: AbstractContextManager[Any] = MultiPool(
         pool_class=pool_class, nodes=workers, debug=False
