@@ -6,14 +6,16 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from opero import opero
+from opero import Orchestrator, opero, operomap
 from opero.errors import OperoUsageError, OperoWarning
+from opero.tasks import Parallel, Sequence, Task
 from opero.testing import flaky
-from opero.utils import ambient
+from opero.utils import ambient, ensure_async
 
 pytestmark = pytest.mark.internal
 
@@ -111,3 +113,45 @@ def test_no_warning_without_a_loop_or_without_a_pause_or_in_a_thread() -> None:
 
     assert seen(lambda: fetch_twice(pause=0.001)) == []
     assert seen(lambda: asyncio.run(main())) == []
+
+
+# --- without an event loop of asyncio, as under trio ----------------------------------------------
+
+
+async def _collect(stream: Any) -> list[Any]:
+    return [value async for value in stream]
+
+
+def test_what_needs_asyncio_says_so_before_anything_runs(tmp_path: Path) -> None:
+    called: list[int] = []
+
+    async def work(x: int = 1) -> int:
+        called.append(x)
+        return x
+
+    def plain() -> int:
+        called.append(1)
+        return 1
+
+    mapped = operomap(progress=False)(work)
+    for begin in (
+        lambda: opero(cache_backend=f"disk:{tmp_path}", retries=0)(work)(1),
+        lambda: mapped([1, 2]),
+        lambda: mapped.map([1, 2]),
+        lambda: _collect(mapped.stream([1, 2])),
+        lambda: Parallel(work, work).run(),
+        lambda: Task(plain).run(),
+        lambda: Orchestrator().process([work], 1, 2),
+        ensure_async(plain),
+    ):
+        with pytest.raises(OperoUsageError, match="needs a running asyncio event loop"):
+            drive(begin())
+    assert called == []
+
+
+def test_what_need_not_wait_needs_no_asyncio() -> None:
+    async def work(x: int = 1) -> int:
+        return x
+
+    assert drive(opero(work)(2)) == 2
+    assert drive(Sequence(work, work).run()) == [1, 1]

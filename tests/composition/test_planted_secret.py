@@ -17,7 +17,16 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry, generate_latest
 
-from opero import CircuitBreaker, Orchestrator, OrchestratorConfig, failures, opero
+from opero import (
+    CircuitBreaker,
+    ConcurrencyLimit,
+    Orchestrator,
+    OrchestratorConfig,
+    RateLimiter,
+    failures,
+    opero,
+    operomap,
+)
 from opero.cli import main
 from opero.durable import Orchestrator as Durable
 from opero.durable import activity, workflow
@@ -155,6 +164,25 @@ def test_tasks_and_orchestrators_show_no_secret() -> None:
                 call()
             assert holds_secret(getattr(caught.value, "__notes__", [])) == []
     assert holds_secret(list(events)) == []
+
+
+def test_results_of_maps_show_no_secret() -> None:
+    mapped = operomap(mode="thread", cache=False, retries=0, progress=False)(fails)
+    result = mapped.map([URL])
+    output = [result, result._repr_html_(), result.failures, str(result.failures[0])]
+    assert [one for one in output if holds_secret(one)] == []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        CircuitBreaker,
+        lambda name: ConcurrencyLimit(2, name=name),
+        lambda name: RateLimiter(5, name=name),
+    ],
+)
+def test_a_guard_that_an_address_names_shows_no_secret(make: Any) -> None:
+    assert holds_secret(make(URL)) == []
 
 
 @activity

@@ -386,6 +386,13 @@ def test_stop_on_stops_with_a_text_that_can_be_counted() -> None:
     assert policy.stops(TimeoutError("1.123456789 s")) == policy.stops(TimeoutError("2.3 s"))
 
 
+def test_stop_on_looks_into_exception_groups() -> None:
+    policy = ErrorPolicy(stop_on=(OSError, KeyError))
+    inner = ExceptionGroup("inner", [KeyError("x")])
+    assert policy.stops(ExceptionGroup("g", [ValueError()])) is None
+    assert policy.stops(ExceptionGroup("g", [ValueError(), inner])) == policy.stops(KeyError())
+
+
 def test_what_is_no_exception_ends_every_map() -> None:
     assert ErrorPolicy(raises=False).ends(KeyboardInterrupt())
     assert not ErrorPolicy(raises=False).ends(ValueError())

@@ -220,6 +220,30 @@ def test_a_file_that_is_gone_is_an_error_where_nothing_may_be_lost(path, change)
     put(file)
 
 
+class BrokenConnection:
+    """A connection whose disk fails."""
+
+    def cursor(self) -> Any:
+        return self
+
+    def execute(self, *_: Any) -> Any:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorname = "SQLITE_IOERR_SHORT_READ"
+        raise error
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_connection_that_meets_an_error_of_the_disk_is_opened_anew(path):
+    file = make(path, on_loss="recreate", on_damage="replace")
+    put(file)
+    file._connections.reader = BrokenConnection()  # type: ignore[assignment]
+    with pytest.raises(StoreError, match="the disk failed"):
+        texts(file)
+    assert texts(file) == ["x"]
+
+
 def test_what_was_beside_a_deleted_file_is_not_read_into_the_new_one(path):
     file = make(path)
     put(file)

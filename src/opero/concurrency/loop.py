@@ -35,7 +35,7 @@ Returns = Literal["list", "report", "stream"]
 _GLANCE: Final = 0.05
 """Seconds after which a waiting map looks at its stop token."""
 _PULL_S: Final = 0.002
-"""Seconds after which input that comes slowly has to let the rest of the map go on."""
+"""Seconds after which input that comes slowly has to let the map go on otherwise."""
 _MOST: Final = 4096
 _ASKED: Final = 256
 """Most items that are looked up in a slow store at once."""
@@ -45,7 +45,7 @@ _GRACE: Final = 5.0
 
 @dataclass(eq=False)
 class MapRun:
-    """One run of a map; as a context manager, blocking or asynchronous, it ends everything that it has begun.
+    """One run of a map; as a context manager, blocking or asynchronous, it ends everything that it has started.
 
     Args:
         items: The input.
@@ -469,6 +469,7 @@ def run_map(run: MapRun) -> Any:
 
 async def run_map_async(begin: Callable[[], MapRun]) -> Any:
     """Begin a map and run it to its end, as `run_map` does in a thread."""
+    ambient.require_loop("run a map")
     async with begin() as run:
         await run_async(run.complete())
     return run.outcome()
@@ -484,6 +485,7 @@ def stream_map(run: MapRun) -> Iterator[Any]:
 
 async def stream_map_async(begin: Callable[[], MapRun]) -> AsyncIterator[Any]:
     """Begin a map and yield results, as `stream_map` does in a thread."""
+    ambient.require_loop("run a map")
     async with begin() as run:
         while (batch := await run_async(run.next_batch())) is not None:
             for value in run.each(batch) if batch.odd else batch.values:

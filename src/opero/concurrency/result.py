@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
+from opero.utils.secrets import mask_text
 from opero.utils.units import format_seconds
 
 __all__ = ["ItemResult", "MapFailure", "MapResult", "Status"]
@@ -42,7 +43,7 @@ class ItemResult:
     origin: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class MapFailure:
     """One item that failed.
 
@@ -55,13 +56,17 @@ class MapFailure:
     """
 
     index: int
-    item: Any = field(repr=False)
+    item: Any
     error: BaseException
     attempts: int
-    trace: str | None = field(default=None, repr=False)
+    trace: str | None = None
+
+    def __repr__(self) -> str:
+        error = mask_text(repr(self.error))
+        return f"MapFailure(index={self.index}, error={error}, attempts={self.attempts})"
 
     def __str__(self) -> str:
-        text = str(self.error).partition("\n")[0]
+        text = mask_text(str(self.error).partition("\n")[0])
         kind = type(self.error).__name__
         return f"item {self.index}: {kind}{f': {text}' if text else ''}"
 
@@ -177,7 +182,7 @@ class MapResult(Generic[R_co]):
             text += f"; {html.escape(self.reason)}"
         rows = "".join(
             f"<tr><td>{f.index}</td><td>{html.escape(type(f.error).__name__)}</td>"
-            f"<td>{html.escape(str(f.error).partition(chr(10))[0])}</td><td>{f.attempts}</td></tr>"
+            f"<td>{html.escape(mask_text(str(f.error).partition(chr(10))[0]))}</td><td>{f.attempts}</td></tr>"
             for f in self.failures[: 2 * _SHOWN]
         )
         head = "<tr><th>item</th><th>error</th><th></th><th>attempts</th></tr>"

@@ -37,6 +37,7 @@ from opero.errors import (
     WorkflowEndedError,
     did_you_mean,
 )
+from opero.utils.ambient import require_loop
 from opero.utils.fork import reset_after_fork
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def in_thread_of(
     """Return the asynchronous variant of a method: the same in a thread, so that the event loop is not blocked."""
 
     async def variant(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        require_loop("read or write the journal")
         return await asyncio.to_thread(method, self, *args, **kwargs)
 
     name = f"a{method.__name__}"

@@ -23,6 +23,7 @@ from opero.limits.windows import (
 )
 from opero.utils import ambient, checks
 from opero.utils.ambient import switch
+from opero.utils.secrets import mask_urls
 from opero.utils.units import Duration, RateWindow, parse_seconds, parse_windows
 
 if TYPE_CHECKING:
@@ -512,7 +513,7 @@ class RateLimiter(SharedGuard):
             return f"{self._external.limiter!r}, in one event loop at a time"
         by = "all threads and processes" if self.shared else "all threads"
         if self.shared and self.name is not None:
-            by = f"all programs that name it {self.name!r}"
+            by = f"all programs that name it {mask_urls(repr(self.name))}"
         if self._buckets is not None:
             return f"{self._described}, for each key by itself, shared by {by}"
         return f"{describe_rule(self.windows, self._rule, self.burst)}, shared by {by}"

@@ -18,6 +18,7 @@ from opero.errors import BulkheadFullError, OperoUsageError
 from opero.limits.shared import SharedGuard
 from opero.limits.state_file import StateFile, try_lock, unlock
 from opero.utils.ambient import warn_on_loop
+from opero.utils.secrets import mask_urls
 from opero.utils.threads import waiting_threads
 from opero.utils.waiters import HandoffQueue, Waiter
 
@@ -248,7 +249,7 @@ class ConcurrencyLimit(SharedGuard):
         self.begin()
 
     def __repr__(self) -> str:
-        return (
+        return mask_urls(
             f"<ConcurrencyLimit {self.name}: {self.in_flight} of {self.limit} in flight, "
             f"{self.waiting} waiting>"
         )

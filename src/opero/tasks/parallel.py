@@ -15,7 +15,7 @@ from opero.core.failures import attach, raise_again
 from opero.errors import OperoUsageError
 from opero.tasks.state import NOTHING, TaskRun, carry_out
 from opero.tasks.task import Runnable, as_runnable
-from opero.utils.ambient import fork
+from opero.utils.ambient import fork, require_loop
 from opero.utils.checks import whole
 
 if TYPE_CHECKING:
@@ -174,6 +174,7 @@ class WorkerTasks:
         self._limit = limit
         self._collect = collect
         self._given = given
+        require_loop("run branches at once")
         self._loop = asyncio.get_running_loop()
         self._context = copy_context()  # copied for each job
         self._worker_context = copy_context()  # copied for each worker

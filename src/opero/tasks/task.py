@@ -13,6 +13,7 @@ from opero.errors import OperoUsageError
 from opero.events.bus import Emitter
 from opero.tasks.callee import callee_of, with_policies
 from opero.tasks.state import NOTHING, TaskRun, TaskState, carry_out, running_task
+from opero.utils.ambient import require_loop
 from opero.utils.async_utils import call_in_thread, run_async
 from opero.utils.checks import text_or_none
 
@@ -78,6 +79,7 @@ class Runnable:
         """
         from asyncio import get_running_loop
 
+        require_loop("start a run")
         run = self.new_run(value)
         carrier = get_running_loop().create_task(carry_out(run), name=run.name)
         run.carrier = carrier

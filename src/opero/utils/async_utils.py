@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
 from weakref import WeakKeyDictionary
 
+from opero.utils.ambient import require_loop
 from opero.utils.fork import reset_after_fork
 from opero.utils.parameters import is_bare
 
@@ -92,6 +93,7 @@ async def call_in_thread(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -
 
     from opero.utils.threads import ThreadCall, run_in_thread
 
+    require_loop("call a synchronous function in a thread")
     loop = asyncio.get_running_loop()
     slots = _slots.get(loop)
     if slots is None:

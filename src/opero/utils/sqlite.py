@@ -400,9 +400,12 @@ class SqliteFile:
 
     def _recover(self, error: sqlite3.Error) -> None:
         """Replace a damaged file; return if the operation is worth another try."""
-        if not is_damage(error) or self._on_damage == "raise":
-            self._raise(error)
         connections = self._connections
+        if not is_damage(error) or self._on_damage == "raise":
+            if _error_name(error).startswith("SQLITE_IOERR") and self._on_loss != "raise":
+                with connections.writing, connections.reading:
+                    connections.close()  # the next operation opens the file anew
+            self._raise(error)
         with connections.writing, connections.reading:
             damaged = connections.latest
             connections.close()

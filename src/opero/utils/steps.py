@@ -12,6 +12,8 @@ import functools
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from typing import Any, Final, NamedTuple, TypeVar
 
+from opero.utils.ambient import require_loop
+
 __all__ = ["BlockingStep", "StepLogic", "for_each", "in_thread", "run_async", "run_sync"]
 
 T = TypeVar("T")
@@ -44,6 +46,7 @@ def in_thread(work: Callable[[], Any]) -> BlockingStep:
     def wait() -> Coroutine[Any, Any, Any]:
         from asyncio import to_thread
 
+        require_loop("wait for what blocks")
         return to_thread(work)
 
     return BlockingStep(work, wait)

@@ -208,6 +208,10 @@ NEW_YEAR = dt.datetime(2024, 1, 1)  # noqa: DTZ001 - a time without a zone is a 
 ALL_DIFFERENT: dict[str, list[Any]] = {
     "byte order": [np.array([1.5, 2], ">f8"), np.array([1.5, 2], "<f8")],
     "byte order of fields": [np.array([(1, "a")], ">i4,>U1"), np.array([(1, "a")], "<i4,<U1")],
+    "byte order of columns": [
+        *(pd.DataFrame({"x": np.array([1, 2], order)}) for order in (">i4", "<i4"))
+    ],
+    "byte order of series": [pd.Series(np.array([1], ">f8")), pd.Series(np.array([1], "<f8"))],
     "byte order of dtypes": [np.dtype(">i4"), np.dtype("<i4")],
     "modules": [math, sys, "math", math.floor],
     "unions": [
