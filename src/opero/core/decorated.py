@@ -57,7 +57,9 @@ class Attributes(Protocol):
 class AcceptsFirst(Protocol[T_contra, Q, R_co]):
     """What has a first parameter of a certain type."""
 
-    def __call__(self, first: T_contra, /, *args: Q.args, **kwargs: Q.kwargs) -> R_co: ...
+    def __call__(self, first: T_contra, /, *args: Q.args, **kwargs: Q.kwargs) -> R_co:
+        """Call it with its first argument and the others."""
+        ...
 
 
 class Resilient(Attributes, Protocol[P, R_co]):
