@@ -179,10 +179,16 @@ _MAX_BODY: Final = 1 << 16
 """Bytes of a body that is read for codes."""
 
 _UNBILLED_STATUSES: Final = frozenset((401, 403, 404, 429, *range(500, 600)))
-# Raised before anything was sent, by the standard library and by HTTP clients.
+# Raised before anything was sent, by the standard library and by HTTP clients, or by what was raised there.
 _NO_CONNECTION: Final = _words(
     "APIConnectionError ClientConnectorError ConnectError ConnectTimeout ConnectTimeoutError",
     "ConnectionError ConnectionRefusedError EndpointConnectionError NewConnectionError gaierror",
+    "PoolTimeout",
+)
+# Raised when something had been sent.
+_SENT: Final = _words(
+    "BrokenPipeError ConnectionAbortedError ConnectionResetError ProtocolError ReadError",
+    "ReadTimeout ReadTimeoutError RemoteDisconnected RemoteProtocolError WriteError WriteTimeout",
 )
 _STATUS_NAMES: Final = ("status_code", "status", "http_status", "code")
 
@@ -240,20 +246,33 @@ def may_be_billed(error: BaseException) -> bool:
     """Return whether a call that ended with this error may cost something.
 
     It cannot if there was no connection, or if the service has refused it (401, 403, 404, 429) or was out of order
-    (5xx). The error, its response and what lies behind it are looked at.
+    (5xx). The error, its response, what lies behind it and the members of an exception group are looked at.
     """
+    return _may_be_billed(error, 0)
+
+
+def _may_be_billed(error: BaseException, depth: int) -> bool:
     node: Any = error
-    for _ in range(_MAX_CAUSES):
+    connected = True
+    for _ in range(_MAX_CAUSES - depth):
+        if issubclass(type(node), BaseExceptionGroup):
+            return any(_may_be_billed(e, depth + 1) for e in node.exceptions[:_MAX_MEMBERS])
         status = read_status((node, safe_get(node, "response")))
         if status is not None:
             return status not in _UNBILLED_STATUSES
-        if type(node).__name__ in _NO_CONNECTION:
-            return False
+        if type(node).__name__ in _SENT:
+            return True
+        connected = connected and type(node).__name__ not in _NO_CONNECTION
+        reason = safe_get(node, "reason")
         behind = None if safe_get(node, "__suppress_context__") else safe_get(node, "__context__")
-        node = safe_get(node, "__cause__") or behind
+        node = (
+            reason
+            if issubclass(type(reason), BaseException)
+            else safe_get(node, "__cause__") or behind
+        )
         if node is None:
             break
-    return True
+    return connected
 
 
 def _of_group(group: BaseExceptionGroup[Any], depth: int) -> Verdict:
