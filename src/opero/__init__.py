@@ -79,6 +79,7 @@ _GONE = {
     "`RetryConfig(reraise=False)` raises a `tenacity.RetryError`",
     "FallbackError": "a call that fails for good raises the last error itself; "
     "`opero.failures(error)` returns all errors",
+    "exceptions": "errors are in `opero.errors`",
     "opmap": "write `from opero import operomap`",
     "logger": "write `opero.get_logger('opero')` for a logger, or `opero.utils.configure_logging()` for opero's lines",
     **{

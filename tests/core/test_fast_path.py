@@ -127,13 +127,17 @@ def test_it_is_there_for_every_set_of_guards(face: Any, names: Any) -> None:
         ({"retries": 0}, True),
         ({"retry_if_result": bool}, False),
         ({"stop": stop_never}, False),
-        ({"arg_fallback": "model"}, False),
+        ({"arg_fallback": "model"}, True),
+        ({"cache": True}, True),
+        ({"cache": True, "cache_if": lambda result, receipt: True}, False),
+        ({"cache": True, "cache_stale_ttl": 60}, False),
+        ({"cache": True, "cache_refresh": 0.5}, False),
         ({"rate_limit": RateLimiter("5/s", cost=2)}, False),
         ({"rate_limit": RateLimiter("5/s", key=lambda model: model)}, False),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else str(value),
 )
-def test_it_is_for_functions_with_retries_and_guards_only(
+def test_it_is_for_functions_whose_first_call_needs_no_stage(
     options: dict[str, Any], fast: bool
 ) -> None:
     made = Options.of("test", **{"cache": False, **options})

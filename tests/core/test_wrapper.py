@@ -217,8 +217,9 @@ def test_own_names_are_all_marked() -> None:
         "x",
         "__builtins__",
         *("on", "closed", "expires", "visited", "copier", "value", "calls", "prior_outcome", "key"),
+        "flight",
         *("iterate", "ended", "item", "send", "throw", "close"),
-        *("tickets", "queues", "take_slot"),
+        *("threads_waiting", "loops_waiting", "take_slot"),
     }
 
 

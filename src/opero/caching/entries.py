@@ -338,11 +338,13 @@ class Entries:
         weight, group = _ENTRY_BYTES, None
         if type(key) is tuple:
             for part in key:
-                if type(part) is str or type(part) is bytes:
+                kind = type(part)
+                if kind is str or kind is bytes:
                     weight += len(part)
-                elif type(part) is tuple:  # types and values of a short list
+                elif kind is tuple:  # types and values of a short list
                     for item in part[1]:
-                        weight += len(item) if type(item) is str or type(item) is bytes else 16
+                        kind = type(item)
+                        weight += len(item) if kind is str or kind is bytes else 16
             if self._of_instance and key and type(key[0]) is int:
                 group = key[0]
         if type(value) in ATOMS:

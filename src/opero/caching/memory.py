@@ -10,8 +10,7 @@ entries go first.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from heapq import heapify, heappop, heappush
 from itertools import count, islice
 from sys import getsizeof
@@ -25,6 +24,9 @@ __all__ = ["AgingEntry", "Entry", "EntryStore", "Life", "MemoryStore", "Store", 
 
 _STALE_NOTES: Final = 1000
 """Entries that may have left the store before its heap of expiries is tidied."""
+
+_SHARE: Final = 128
+"""This part of a store is evicted at once where it is full: it costs less than one by one."""
 
 Copier = Callable[[Any], Any]
 """Makes an isolated copy of what is stored."""
@@ -211,7 +213,7 @@ class MemoryStore:
     def __init__(self, maxsize: int = 10_000, max_bytes: int = 256_000_000) -> None:
         self.maxsize = maxsize
         self.max_bytes = max_bytes
-        self.entries: OrderedDict[Hashable, Entry] = OrderedDict()
+        self.entries: dict[Hashable, Entry] = {}
         """Never replaced, so that its `get` can be kept."""
         self.weight: int = 0
         self.find: Callable[[Any], Entry | None] = self.entries.get
@@ -316,10 +318,16 @@ class MemoryStore:
                     del self._groups[entry.group]
 
     def _make_room(self, weight: int, dropped: list[Entry]) -> None:
-        """Evict until one more entry fits: the expired ones, then the oldest without a hit."""
+        """Evict until one more entry fits, and some more: the expired ones, then the oldest without a hit.
+
+        Some more, because the way to the oldest entry leads past the places of those that were evicted before.
+        """
         entries, early = self.entries, self._early
+        most = self.maxsize - self.maxsize // _SHARE
+        heaviest = self.max_bytes - self.max_bytes // _SHARE - weight
         now = 0.0
-        while entries and (len(entries) >= self.maxsize or self.weight + weight > self.max_bytes):
+        oldest: Iterator[Hashable] = iter(())
+        while entries and (len(entries) >= most or self.weight > heaviest):
             if early and not now:  # mostly there are none, and the clock need not be read
                 now = ambient.clock().monotonic()
             if early and early[0][0] <= now:
@@ -329,11 +337,13 @@ class MemoryStore:
                 if entry is not None and entry.expires == expires:
                     self._drop(key, dropped)
                 continue
-            key = next(iter(entries))
-            entry = entries[key]
-            if entry.visited:
+            key = next(oldest, None)
+            entry = entries.get(key)
+            if entry is None:
+                oldest = iter(list(islice(entries, _SHARE)))
+            elif entry.visited:
                 entry.visited = False
-                entries.move_to_end(key)
+                entries[key] = entries.pop(key)
                 if entry.expires != math.inf:
                     self._expect(entry.expires, key)
             else:

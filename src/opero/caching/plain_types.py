@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple
 
 __all__ = [
     "BY_NAME", "BY_NUMBER", "Buffer", "NotPlain", "PlainType", "Undecodable", "Unencodable", "add", "class_name",
-    "find_class", "make_instance", "of_type", "remove",
+    "field_names", "find_class", "make_instance", "module_name", "of_type", "own_dict", "remove", "slots_of",
 ]  # fmt: skip
 
 Buffer = bytes | bytearray | memoryview
@@ -249,9 +249,13 @@ def _url(value: Any) -> KeyParts:
 
 
 def class_name(kind: type) -> str:
-    """Return "module:qualname"; a script is `__main__` in its workers, too."""
-    module = "__main__" if kind.__module__ == "__mp_main__" else kind.__module__
-    return f"{module}:{kind.__qualname__}"
+    """Return "module:qualname"."""
+    return f"{module_name(kind.__module__)}:{kind.__qualname__}"
+
+
+def module_name(name: str) -> str:
+    """Return the name of a module; a spawned worker imports the script under another one."""
+    return "__main__" if name == "__mp_main__" else name
 
 
 def find_class(name: object) -> type:
@@ -291,7 +295,7 @@ def _of_class(kind: type) -> PlainType | None:
         return ENUM
     if kind.__base__ is tuple and hasattr(kind, "_fields"):
         return NAMED_TUPLE
-    names = _field_names(kind)
+    names = field_names(kind)
     if names is None or not _holds_only_fields(kind):
         return None
     return MODEL if hasattr(kind, "__pydantic_validator__") and _is_model(kind) else RECORD
@@ -301,7 +305,7 @@ def _is_model(kind: type) -> bool:
     return any(base.__module__ == "pydantic.main" for base in kind.__mro__)
 
 
-def _field_names(kind: Any) -> Mapping[str, Any] | None:
+def field_names(kind: Any) -> Mapping[str, Any] | None:
     """Return the declared fields of a class: name and field."""
     if _is_model(kind):
         names: Mapping[str, Any] | None = getattr(kind, "__pydantic_fields__", None)
@@ -339,16 +343,18 @@ def _holds_only_fields(kind: type) -> bool:
 _HEAP_TYPE: Final = 1 << 9
 
 
-def _slots(kind: type) -> dict[str, Any]:
+def slots_of(classes: Iterable[type]) -> dict[str, Any]:
+    """Return the descriptors of slots by name."""
     return {
         name: member
-        for base in kind.__mro__
+        for base in classes
         for name, member in vars(base).items()
         if type(member) is MemberDescriptorType
     }
 
 
-def _own_dict(value: Any) -> dict[str, Any]:
+def own_dict(value: Any) -> dict[str, Any]:
+    """Return the dict of an instance itself, whatever its class says; empty without one."""
     try:
         found: dict[str, Any] = object.__getattribute__(value, "__dict__")
     except AttributeError:
@@ -362,8 +368,8 @@ _MODEL_PARTS: Final = ("__pydantic_extra__", "__pydantic_private__", "__pydantic
 def _split_fields(value: Any) -> tuple[Any, ...]:
     """Take an instance of a dataclass, attrs class or model apart: name of its class, fields, further parts."""
     kind = type(value)
-    names = _field_names(kind) or {}
-    held, slots = _own_dict(value), _slots(kind)
+    names = field_names(kind) or {}
+    held, slots = own_dict(value), slots_of(kind.__mro__)
     fields = {
         name: held[name] if name in held else slots[name].__get__(value)
         for name in names
@@ -392,7 +398,7 @@ def _join_fields(parts: Sequence[Any]) -> Any:
     kind = find_class(name)
     if _of_class(kind) is not (MODEL if further else RECORD):
         raise Undecodable(f"{name} is no dataclass or model any more")
-    made = make_instance(kind, given, _field_names(kind) or {})
+    made = make_instance(kind, given, field_names(kind) or {})
     for part, value in zip(_MODEL_PARTS, further, strict=False):
         object.__setattr__(made, part, value)
     return made
@@ -412,7 +418,7 @@ def make_instance(kind: type, given: dict[Any, Any], fields: Mapping[str, Any]) 
     if unknown := given.keys() - fields.keys():
         raise Undecodable(f"{kind.__qualname__} has no field {min(unknown)!r} any more")
     made: Any = object.__new__(kind)
-    slots, held = _slots(kind), _own_dict(made)
+    slots, held = slots_of(kind.__mro__), own_dict(made)
     for name, field in fields.items():
         if name not in given and getattr(field, "init", True) is False:
             continue  # it had not been set

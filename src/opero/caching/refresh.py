@@ -6,7 +6,8 @@ from __future__ import annotations
 import atexit
 import math
 from collections.abc import Callable, Hashable, Sequence
-from threading import Condition, Lock
+from threading import Lock, Semaphore
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.caching.memory import AgingEntry, Entry, Life
@@ -240,11 +241,10 @@ _DRAIN_SECONDS: Final = 2.0
 
 
 class _BackgroundThreads:
-    """Counts the threads at work; they never keep the interpreter alive for longer than it drains."""
+    """Room for the threads at work; they never keep the interpreter alive for longer than it drains."""
 
     def __init__(self) -> None:
-        self._changed = Condition()
-        self._working = 0
+        self.after_fork()
         self._drains = False
 
     def start(self, logic: StepLogic[None]) -> None:
@@ -252,39 +252,38 @@ class _BackgroundThreads:
 
         Nothing is queued, because what waits behind a call that hangs would hang as well.
         """
-        with self._changed:
-            if not self._drains:
-                # Not before: what is registered last runs first, and stores are closed at the exit, too.
-                self._drains = True
-                atexit.register(self.drain)
-            if self._working >= _MOST_THREADS:
-                return
-            self._working += 1
+        room = self._room
+        if not self._drains:
+            # Not before: what is registered last runs first, and stores are closed at the exit, too.
+            self._drains = True
+            atexit.register(self.drain)
+        if not room.acquire(blocking=False):
+            return
+
+        def run() -> None:
+            try:
+                run_sync(logic)
+            finally:
+                room.release()
+
         try:
-            run_in_thread(ThreadCall(lambda: self._run(logic)))
+            run_in_thread(ThreadCall(run))
         except RuntimeError:
-            self._leave()
-
-    def _run(self, logic: StepLogic[None]) -> None:
-        try:
-            run_sync(logic)
-        finally:
-            self._leave()
-
-    def _leave(self) -> None:
-        with self._changed:
-            self._working -= 1
-            self._changed.notify_all()
+            room.release()
 
     def drain(self, seconds: float = _DRAIN_SECONDS) -> bool:
         """Wait until no thread works any more; False if time ran out first."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._working, seconds)
+        ends, room = monotonic() + seconds, self._room
+        free = 0
+        while free < _MOST_THREADS and room.acquire(timeout=max(0.0, ends - monotonic())):
+            free += 1
+        if free:
+            room.release(free)
+        return free == _MOST_THREADS
 
     def after_fork(self) -> None:
         """Start afresh: the threads of the parent do not exist here."""
-        self._changed = Condition()
-        self._working = 0
+        self._room = Semaphore(_MOST_THREADS)
 
 
 _threads = _BackgroundThreads()

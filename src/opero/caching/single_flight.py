@@ -159,6 +159,7 @@ class Flight:
         invalidated: Whether its key was invalidated meanwhile, so that its result must not be stored.
         without_result: Whether it has ended with nothing that other processes could find in the store.
         waiters: The callers that wait, in order of arrival; None while there are none.
+        token: What ends the lead of a wrapper's fast path, until the stages go on with the flight; None without one.
     """
 
     # Defaults are class attributes, so that a lone leader sets next to nothing.
@@ -167,6 +168,7 @@ class Flight:
     invalidated = False
     without_result = False
     waiters: dict[Waiting, None] | None = None
+    token: Token[tuple[Flight, ...]] | None = None
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
@@ -188,10 +190,11 @@ def become_leader(flight: Flight) -> Token[tuple[Flight, ...]]:
     return _led.set((*(f for f in led if not f.done), flight) if led else (flight,))
 
 
-def stop_leading(token: Token[tuple[Flight, ...]]) -> None:
-    """Undo `become_leader`."""
+def stop_leading(token: Token[tuple[Flight, ...]] | None) -> None:
+    """Undo `become_leader`; None for one that was not led by this caller."""
     try:
-        _led.reset(token)
+        if token is not None:
+            _led.reset(token)
     except ValueError:
         # A coroutine that the garbage collector closes ends in another context.
         return

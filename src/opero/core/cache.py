@@ -223,6 +223,7 @@ class CacheStage(FunctionCache):
             overdue=lambda call: overdue(call, emitter, "waiting for another caller's result"),
         )
         self._options = options
+        self.in_memory: bool = isinstance(store, MemoryStore)
         self.condition: Callable[[Any, Receipt[Any]], object] | None = options.cache_if
         self.rerun: Callable[[Call], Any] = lambda call: None
         register(self)
@@ -241,10 +242,59 @@ class CacheStage(FunctionCache):
     # --- for wrappers -----------------------------------------------------------------------------
 
     @property
+    def leads_fast(self) -> bool:
+        """Whether a wrapper may lead flights: results need no more than to be put into memory."""
+        return self.in_memory and self.condition is None and self.freshness is None
+
+    @property
     def fast_get(self) -> Callable[[Any], Entry | None]:
         """Find an entry by its key in memory, at C speed; find nothing in other stores."""
         found: dict[Any, Entry] = {}
         return (self.store.entries if isinstance(self.store, MemoryStore) else found).get
+
+    def fast_key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable | None:
+        """Return the key of a call; None where the stage has to look at it."""
+        try:
+            return None if self.off else self.keys.key(args, kwargs)
+        except UnkeyableError:
+            return None
+
+    def lead(self, key: Hashable | None) -> Flight | None:
+        """Become the leader for a key that was not found in memory; None where the stage has to look at it.
+
+        The caller lands the flight, gives it up, or runs a call that has it through the stages.
+        """
+        flight = self._start(key)
+        if flight is not None:
+            self.count_miss()
+            flight.token = become_leader(flight)
+        return flight
+
+    def _start(self, key: Hashable | None) -> Flight | None:
+        flights, flight = self.single_flight, Flight(key)
+        if key is None or self.off or flights.start(key, flight) is not flight:
+            return None
+        if self.entries.find(key) is None:
+            return flight
+        # It has expired, or another caller has stored it between the look and the start.
+        flights.abandon(flight)
+        return None
+
+    def land(self, flight: Flight, value: Any) -> None:
+        """Store the result of a flight that a wrapper leads, and share it."""
+        self._land(flight, value, self.entries.store(flight, value, self.ttl))
+        stop_leading(flight.token)
+
+    def give_up(self, flight: Flight) -> None:
+        """Let another caller lead a flight, because the wrapper that leads it was interrupted."""
+        token, flight.token = flight.token, None
+        stop_leading(token)
+        self.single_flight.abandon(flight)
+
+    def _land(self, flight: Flight, value: Any, entry: Entry | None) -> None:
+        """Share a result, which was stored as that entry, with the callers that wait for it."""
+        if waiters := self.single_flight.complete(flight):
+            notify(waiters, self.verdict(value, entry))
 
     @property
     def token_get(self) -> Callable[[int], int | None]:
@@ -319,19 +369,19 @@ class CacheStage(FunctionCache):
     def wrap_sync(self, proceed: Proceed) -> Proceed:
         """Put the stage before `proceed`."""
         flights, entries, freshness = self.single_flight, self.entries, self.freshness
-        start, complete, begin = flights.start, flights.complete, self.begin
+        start, begin = self._start, self.begin
         find, is_fresh, serve, store = entries.find, entries.is_fresh, entries.serve, entries.store
         ttl, plain = self.ttl, self.condition is None and freshness is None
-        heard, in_memory = bool(self._emitter.listeners), isinstance(self.store, MemoryStore)
+        heard, in_memory = bool(self._emitter.listeners), self.in_memory
 
         def run(call: Call) -> Any:
             key = call.key
-            if key is None or self.off or switch.on:
+            if call.flight is None and (key is None or self.off or switch.on):
                 key = call.key = self.key(call)
                 if key is None:
                     return proceed(call)
-            flight = expired = lease = look = None
-            if freshness is None and not call.renews:
+            flight, expired, lease, look = call.flight, None, None, None
+            if flight is None and freshness is None and not call.renews:
                 before = None if in_memory else (flights.completed, monotonic())
                 entry = find(key)
                 if entry is not None and is_fresh(key, entry):
@@ -342,21 +392,17 @@ class CacheStage(FunctionCache):
                         look = self._begin_at_once(key, look)
                     if look.valid:
                         flight, expired, lease = look.flight, entry, look.lease
-                elif start(key, flight := Flight(key)) is not flight:
-                    flight = None
-                elif find(key) is not None:
-                    # Another caller has stored it between our look and our start.
-                    flights.abandon(flight)
-                    flight = None
-            if flight is None:
+                else:
+                    flight = start(key)
+            if flight is None or call.renews:
                 found = run_sync(begin(call, key, look, blocking=True))
                 if type(found) is not Leadership:
                     return proceed(call) if found is Instruction.COMPUTE else found
                 flight, expired, lease = found
-            token = become_leader(flight)
+            token, flight.token = flight.token or become_leader(flight), None
             try:
-                # A call that is already made (`Call.prior_outcome`) was counted before it was made.
-                if call.prior_outcome is None and not call.renews:
+                # A call that is already made, or leads a flight already, was counted before that.
+                if call.prior_outcome is None and call.flight is None and not call.renews:
                     if freshness is None:
                         self.count_miss()
                     if heard or switch.on:
@@ -365,8 +411,7 @@ class CacheStage(FunctionCache):
                 value = proceed(call)
                 lasts = ttl if plain else self.computed_in(call, key, value, began)
                 entry = store(flight, value, lasts)
-                if waiters := complete(flight):
-                    notify(waiters, self.verdict(value, entry))
+                self._land(flight, value, entry)
                 return value
             except BaseException as error:
                 old = self.failed(call, flight, expired, error)
@@ -383,20 +428,20 @@ class CacheStage(FunctionCache):
     def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
         """Put the stage before `proceed`, for an event loop."""
         flights, entries, freshness = self.single_flight, self.entries, self.freshness
-        start, complete, begin = flights.start, flights.complete, self.begin
+        start, begin = self._start, self.begin
         find, is_fresh, serve, store = entries.find, entries.is_fresh, entries.serve, entries.store
         afind, astore, blocking = entries.afind, entries.astore, self.store.blocking
         ttl, plain = self.ttl, self.condition is None and freshness is None
-        heard, in_memory = bool(self._emitter.listeners), isinstance(self.store, MemoryStore)
+        heard, in_memory = bool(self._emitter.listeners), self.in_memory
 
         async def run(call: Call) -> Any:
             key = call.key
-            if key is None or self.off or switch.on:
+            if call.flight is None and (key is None or self.off or switch.on):
                 key = call.key = self.key(call)
                 if key is None:
                     return await proceed(call)
-            flight = expired = lease = look = None
-            if freshness is None and not call.renews:
+            flight, expired, lease, look = call.flight, None, None, None
+            if flight is None and freshness is None and not call.renews:
                 before = None if in_memory else (flights.completed, monotonic())
                 if blocking:
                     ambient.require_loop("use a cache that blocks")
@@ -405,21 +450,17 @@ class CacheStage(FunctionCache):
                     return serve(call, entry)
                 if before is not None:
                     look = Look(*before, entry)
-                elif start(key, flight := Flight(key)) is not flight:
-                    flight = None
-                elif find(key) is not None:
-                    # Another caller has stored it between our look and our start.
-                    flights.abandon(flight)
-                    flight = None
-            if flight is None:
+                else:
+                    flight = start(key)
+            if flight is None or call.renews:
                 found = await run_async(begin(call, key, look, blocking=False))
                 if type(found) is not Leadership:
                     return await proceed(call) if found is Instruction.COMPUTE else found
                 flight, expired, lease = found
-            token = become_leader(flight)
+            token, flight.token = flight.token or become_leader(flight), None
             try:
-                # A call that is already made (`Call.prior_outcome`) was counted before it was made.
-                if call.prior_outcome is None and not call.renews:
+                # A call that is already made, or leads a flight already, was counted before that.
+                if call.prior_outcome is None and call.flight is None and not call.renews:
                     if freshness is None:
                         self.count_miss()
                     if heard or switch.on:
@@ -430,8 +471,7 @@ class CacheStage(FunctionCache):
                 entry = (
                     await astore(flight, value, lasts) if blocking else store(flight, value, lasts)
                 )
-                if waiters := complete(flight):
-                    notify(waiters, self.verdict(value, entry))
+                self._land(flight, value, entry)
                 return value
             except BaseException as error:
                 old = self.failed(call, flight, expired, error)

@@ -43,6 +43,8 @@ __all__ = [
     "values_of",
 ]
 
+_SEVERAL: Final = (list, tuple)
+
 _MOST: Final = 1000
 """Values that are remembered; beyond it the one that is ready soonest is forgotten."""
 
@@ -63,7 +65,10 @@ def part_key(value: object, index: int) -> Hashable:
 
 
 class Cooldowns:
-    """Until when each of the values of one function is left alone.
+    """Until when each of the values of one function is skipped.
+
+    Attributes:
+        until: Clock readings by value. The success path only asks whether there are any.
 
     Example:
         >>> resting = Cooldowns()
@@ -72,39 +77,35 @@ class Cooldowns:
         (5.0, 0.0)
     """
 
-    __slots__ = ("_lock", "_until")
+    __slots__ = ("_lock", "until")
 
     def __init__(self) -> None:
-        self._until: dict[Hashable, float] = {}
+        self.until: dict[Hashable, float] = {}
         self._lock = Lock()
-
-    def __bool__(self) -> bool:
-        """Whether any value may be cooling; the success path asks nothing else."""
-        return bool(self._until)
 
     def begin(self, value: object, index: int, until: float) -> None:
         """Leave a value alone until a clock reading, or longer if it is so already."""
         key = part_key(value, index)
         with self._lock:
-            if len(self._until) >= _MOST and key not in self._until:
-                del self._until[min(self._until, key=self._until.__getitem__)]
-            self._until[key] = max(until, self._until.get(key, until))
+            if len(self.until) >= _MOST and key not in self.until:
+                del self.until[min(self.until, key=self.until.__getitem__)]
+            self.until[key] = max(until, self.until.get(key, until))
 
     def left(self, value: object, index: int, now: float) -> float:
         """Return the seconds for which a value is still left alone."""
         key = part_key(value, index)
-        until = self._until.get(key)
+        until = self.until.get(key)
         if until is None:
             return 0.0
         if until > now:
             return until - now
         with self._lock:
-            if self._until.get(key) == until:
-                del self._until[key]
+            if self.until.get(key) == until:
+                del self.until[key]
         return 0.0
 
     def __len__(self) -> int:
-        return len(self._until)
+        return len(self.until)
 
 
 # --- decisions -------------------------------------------------------------------------------------------------------
@@ -221,6 +222,14 @@ class ArgFallback:
             return None
         return show_value(self.parameter.name, call.value_index, call.value, secret=self.secret)
 
+    def first(self, given: Any) -> Any:
+        """Return the value of a first call; `NoDefault` where the stage has to look at the values."""
+        if not isinstance(given, _SEVERAL):
+            return given
+        if given and (len(given) == 1 or (self.circuit is None and not self.cooldowns.until)):
+            return given[0]
+        return NoDefault
+
     def begin(self, call: Call) -> tuple[tuple[Any, ...], Sequence[int], float]:
         """Return a call's values, the places of those to try now, and how long to wait if there are none.
 
@@ -242,7 +251,7 @@ class ArgFallback:
             # A call that is already made goes on with the value that it was made with.
             return values, range(call.value_index or 0, len(values)), 0.0
         if not call.has_alternatives or (
-            self.circuit is None and not self.cooldowns and call.final_values is None
+            self.circuit is None and not self.cooldowns.until and call.final_values is None
         ):
             return values, range(len(values)), 0.0
         return values, *self._candidates(call, values)

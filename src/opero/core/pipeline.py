@@ -27,7 +27,7 @@ from opero.events.bus import Emitter
 from opero.events.runs import Run
 from opero.utils import ambient
 from opero.utils.ambient import switch
-from opero.utils.parameters import VAR_KEYWORD
+from opero.utils.parameters import VAR_KEYWORD, stars
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
@@ -319,9 +319,10 @@ class Pipeline:
         A synchronous call with a timeout is made in a thread by its stage.
         """
         options, limit = self.options, self.rate_limit
+        named = [p.name for p in self.info.calling if not stars(p)]
         return (
-            self.cache is None
-            and self.fallback is None
+            (self.cache is None or self.cache.leads_fast)
+            and (self.fallback is None or self.fallback.parameter.name in named)
             and options.retry_budget is None
             and options.retry_if_result is None
             and not self.report.needs_start
@@ -333,14 +334,17 @@ class Pipeline:
     @property
     def is_unguarded(self) -> bool:
         """Whether the fast path is nothing but the first call itself."""
-        guards = (self.deadline, self.circuit, self.concurrency, self.rate_limit, self.timeout)
+        guards = (
+            self.cache, self.fallback, self.deadline, self.circuit, self.concurrency, self.rate_limit,
+            self.timeout,
+        )  # fmt: skip
         return self.has_fast_path and not any(guards)
 
     # --- running -----------------------------------------------------------------------------------------------------
 
     def run(self, call: Call) -> Any:
         """Run a call to its end and return its value; for an asynchronous function, a coroutine that does."""
-        if switch.on and not call.taped and (tape := ambient.tape()) is not None:
+        if switch.on and not (call.taped or call.flight) and (tape := ambient.tape()) is not None:
             return tape.take(self, call)
         if (switch.on or self._listened) and call.run is None and self.emitter.active:
             return self._observed(call)

@@ -25,7 +25,7 @@ from opero.core.deadline import leave
 from opero.core.function import unwrap_partial
 from opero.core.stream import AsyncStream
 from opero.utils.ambient import switch
-from opero.utils.parameters import Parameter, write_parameters
+from opero.utils.parameters import NoDefault, Parameter, write_parameters
 
 if TYPE_CHECKING:
     from opero.core.pipeline import Pipeline
@@ -41,23 +41,50 @@ _FUNCTION: Final = """\
     {body}
 """
 
+_CALL: Final = "_opero_call = _opero_Call({args}, {kwargs})\n"
+_RUN: Final = "return {wait}_opero_run(_opero_call)\n"
 _STAGES: Final = "return {wait}_opero_run(_opero_Call({args}, {kwargs}))\n"
+_RETURN: Final = "return _opero_result\n"
 
 # The types of all arguments are compared before their values: 1, True and 1.0 are different calls.
-_HIT: Final = """\
+_FAST_KEY: Final = """\
 if {all_fast}:
     _opero_key = ({key},)
-    _opero_entry = _opero_get(_opero_key)
-    if _opero_entry is not None and _opero_entry.expires > _opero_now():
-        _opero_count_hit()
-        _opero_entry.visited = True
-        if _opero_entry.copier is None:
-            return _opero_entry.value
-        return _opero_entry.copier(_opero_entry.value)
-    _opero_call = _opero_Call({args}, {kwargs})
-    _opero_call.key = _opero_key
-    return {wait}_opero_run(_opero_call)
-{stages}
+else:
+    {slow_key}
+"""
+
+_SLOW_KEY: Final = "_opero_key = _opero_key_of({args}, {kwargs})\n"
+
+_LOOK_UP: Final = """\
+{find_key}
+_opero_entry = _opero_get(_opero_key)
+if _opero_entry is not None and _opero_entry.expires > _opero_now():
+    _opero_count_hit()
+    _opero_entry.visited = True
+    if _opero_entry.copier is None:
+        return _opero_entry.value
+    return _opero_entry.copier(_opero_entry.value)
+{miss}
+_opero_call.key = _opero_key
+return {wait}_opero_run(_opero_call)
+"""
+
+# What a caller leads it completes, hands over to the stages, or gives up, however its first call ends.
+_LEAD: Final = """\
+_opero_flight = _opero_lead(_opero_key)
+if _opero_flight is None:
+    {call}
+else:
+    try:
+        {body}
+        if _opero_call is None:
+            _opero_land(_opero_flight, _opero_result)
+            return _opero_result
+    except _opero_BaseException:
+        _opero_give_up(_opero_flight)
+        raise
+    _opero_call.flight = _opero_flight
 """
 
 # No name keeps the error: a frame that does, and that the error has passed through, is a reference
@@ -67,13 +94,13 @@ _opero_count()
 try:
     _opero_result = {wait}_opero_fn({forward})
 except _opero_Exception as _opero_error:
-    _opero_call = _opero_Call({args}, {kwargs})
+    {call}
     _opero_call.calls = 1
     _opero_call.prior_outcome = _opero_error
     {late}
 else:
     {succeeded}
-    return _opero_result
+    {done}
 """
 
 _LATE: Final = """\
@@ -92,24 +119,33 @@ if not _opero_permit.silent:
 _GUARDS: Final = {
     "rate_limit": """\
 if _opero_limiter.{line} or _opero_limiter.take_slot():
-    _opero_call = _opero_Call({args}, {kwargs})
+    {call}
 else:
     {body}
 """,
     "concurrency": """\
 _opero_held = _opero_limit.enter({task})
 if _opero_held is None:
-    {stages}
-try:
-    {body}
-finally:
-    _opero_limit.leave(_opero_held)
+    {call}
+else:
+    try:
+        {body}
+    finally:
+        _opero_limit.leave(_opero_held)
 """,
     "circuit": """\
 _opero_permit = _opero_breaker.current_permit
 if _opero_permit is None:
-    {stages}
-{body}
+    {call}
+else:
+    {body}
+""",
+    "fallback": """\
+_opero_value = _opero_first({parameter})
+if _opero_value is _opero_NoDefault:
+    {call}
+else:
+    {body}
 """,
     "deadline": """\
 _opero_scope = _opero_begin()
@@ -151,7 +187,16 @@ async def _wrapper({parameters}):
 
 _SHARED: Final[dict[str, Any]] = {
     f"_opero_{kind.__name__}": kind
-    for kind in (AsyncStream, BaseException, Call, Exception, GeneratorExit, type, *FAST_TYPES)
+    for kind in (
+        AsyncStream,
+        BaseException,
+        Call,
+        Exception,
+        GeneratorExit,
+        NoDefault,
+        type,
+        *FAST_TYPES,
+    )
 } | {"_opero_id": id}
 """What the source of every function may refer to."""
 
@@ -218,11 +263,21 @@ def _names(pipeline: Pipeline) -> dict[str, Any]:
             from asyncio import current_task
 
             names["current_task"] = current_task
+    if (fallback := pipeline.fallback) is not None:
+        names["first"] = fallback.first
     if (deadline := pipeline.deadline) is not None:
         names |= {"begin": deadline.begin, "budget": deadline.seconds}
     if (cache := pipeline.cache) is not None:
-        names |= {"get": cache.fast_get, "now": time.monotonic, "token": cache.token_get}
-        names["count_hit"] = pipeline.stats.hit_counter.count
+        names |= {
+            "get": cache.fast_get,
+            "now": time.monotonic,
+            "token": cache.token_get,
+            "count_hit": pipeline.stats.hit_counter.count,
+            "key_of": cache.fast_key,
+            "lead": cache.lead,
+            "land": cache.land,
+            "give_up": cache.give_up,
+        }
         for n, part in default_parts(pipeline.info.calling).items():
             names |= {f"part_{n}": part, f"copy_{n}": list(part[1])}
     return {f"_opero_{name}": value for name, value in names.items()}
@@ -235,13 +290,16 @@ def _source(pipeline: Pipeline) -> str:
     """Write the function of a pipeline."""
     kind, parameters, cache = pipeline.info.kind, pipeline.info.calling, pipeline.cache
     awaits = kind == "async"
-    parts = write_parameters(parameters) | {
+    name = pipeline.fallback.parameter.name if pipeline.fallback else ""
+    parts = write_parameters(parameters, {name: "_opero_value"}) | {
         "define": "async def" if awaits else "def",
         "wait": "await " if awaits else "",
         "task": "_opero_current_task" if awaits else "",
         "line": "loops_waiting" if awaits else "threads_waiting",
         "late": "" if pipeline.deadline is None else _LATE,
         "succeeded": "" if pipeline.circuit is None else _SUCCEEDED,
+        "parameter": name,
+        "call": _CALL,
         "stages": _STAGES,
     }
     if kind == "generator":
@@ -250,16 +308,16 @@ def _source(pipeline: Pipeline) -> str:
         return _fill(_ASYNC_GENERATOR, parts)
     body = _STAGES
     if pipeline.has_fast_path:
-        body = _FIRST_CALL
-        for name, guard in _GUARDS.items():
-            if getattr(pipeline, name) is not None:
+        body = _fill(_FIRST_CALL, {"done": _RETURN if cache is None else "_opero_call = None"})
+        for option, guard in _GUARDS.items():
+            if getattr(pipeline, option) is not None:
                 body = _fill(guard, {"body": body})
-        body += "return {wait}_opero_run(_opero_call)\n"
-    if cache is not None and cache.keys.fast_parameters:
-        body = _HIT
-        parts |= key_source(
-            cache.keys.fast_parameters, parameters, of_instance=cache.keys.of_instance
-        )
+        body = body + _RUN if cache is None else _fill(_LEAD, {"body": body})
+    if cache is not None and cache.in_memory:
+        names = cache.keys.fast_parameters
+        parts |= key_source(names, parameters, of_instance=cache.keys.of_instance) if names else {}
+        parts |= {"find_key": _FAST_KEY if names else _SLOW_KEY, "slow_key": _SLOW_KEY}
+        body = _fill(_LOOK_UP, {"miss": body if pipeline.has_fast_path else _CALL})
     return _fill(_FUNCTION, parts | {"body": body})
 
 

@@ -315,7 +315,7 @@ class Parameters:
         what: The function, for errors ("activity charge()").
     """
 
-    __slots__ = ("_least", "_names", "_signature", "_what")
+    __slots__ = ("_heads", "_least", "_names", "_signature", "_what")
 
     def __init__(self, signature: inspect.Signature, what: str) -> None:
         self._signature = signature
@@ -323,6 +323,7 @@ class Parameters:
         known = signature.parameters.values()
         plain = all(p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for p in known)
         self._names: tuple[str, ...] = tuple(signature.parameters) if plain else ()
+        self._heads = {name: f"{_quoted(name)}:" for name in signature.parameters}
         # Without names no call has this few arguments, and each is bound by the signature.
         self._least = sum(p.default is inspect.Parameter.empty for p in known) if plain else 1
 
@@ -362,7 +363,8 @@ class Parameters:
     def _digest(self, given: dict[str, Any]) -> str:
         try:
             # Most arguments are such; JSON keeps their types apart, and costs a tenth.
-            content = [f"{_quoted(n)}:{_PLAIN[type(v)](v)}" for n, v in given.items()]
+            heads = self._heads
+            content = [heads[n] + _PLAIN[type(v)](v) for n, v in given.items()]
         except LookupError:
             pass
         else:

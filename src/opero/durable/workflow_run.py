@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, NoReturn
 from weakref import WeakSet
 
@@ -304,17 +305,12 @@ class WorkflowRun:
             self._strand(error)
         self.progressed = True
 
-    async def in_order(self, step: StepRecord) -> None:
-        """Wait until a recorded step's outcome is the next in replay order."""
+    def in_order(self, step: StepRecord) -> asyncio.Future[None]:
+        """Return what is to be awaited until a recorded step's outcome is the next in replay order."""
         loop = asyncio.get_running_loop()
-        reached = loop.create_future()
-
-        def hand_out() -> None:
-            if not reached.done():
-                reached.set_result(None)
-
-        order_of(loop).queue(self, step.ended or 0.0, hand_out)
-        await reached
+        reached: asyncio.Future[None] = loop.create_future()
+        order_of(loop).queue(self, step.ended or 0.0, partial(_reach, reached))
+        return reached
 
     def post(self, op: Op) -> None:
         """Queue a write that nothing waits for."""
@@ -408,6 +404,11 @@ class WorkflowRun:
                     seconds=None if step.ended is None else step.ended - step.began,
                 )
             )
+
+
+def _reach(reached: asyncio.Future[None]) -> None:
+    if not reached.done():
+        reached.set_result(None)
 
 
 def _shown(name: str, digest: str) -> str:

@@ -8,10 +8,11 @@ behave alike.
 from __future__ import annotations
 
 import functools
+import inspect
 import types
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from inspect import Parameter, Signature
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from opero import events
@@ -20,12 +21,10 @@ from opero.core.function import FunctionInfo, describe_function
 from opero.errors import OperoUsageError
 from opero.tasks.state import running_task
 from opero.utils.async_utils import call_in_thread
-from opero.utils.parameters import NoDefault
 
 if TYPE_CHECKING:
     from opero.core.options import Options
     from opero.events import Event
-    from opero.utils.parameters import Parameter as OwnParameter
 
 __all__ = [
     "Callee",
@@ -54,8 +53,7 @@ class Callee:
         self.name: str = info.name
         self.module: str | None = info.module
         self.is_async: bool = info.kind == "async"
-        # The signature that a decorator shows need not be the one that it can be called with.
-        self._signatures = (info.declared, _signature(info.calling))
+        self._signatures = (info.declared, *_called_with(info.fn))
         self._input = input_parameter(info.declared)
         self._counts = _positional(info.declared)
 
@@ -95,25 +93,12 @@ class Callee:
         )
 
 
-_KINDS: Final = (
-    Parameter.POSITIONAL_ONLY,
-    Parameter.POSITIONAL_OR_KEYWORD,
-    Parameter.VAR_POSITIONAL,
-    Parameter.KEYWORD_ONLY,
-    Parameter.VAR_KEYWORD,
-)
-
-
-def _signature(parameters: Iterable[OwnParameter]) -> Signature:
-    """Return parameters as a signature, which binds arguments."""
-    return Signature(
-        [
-            Parameter(
-                p.name, _KINDS[p.kind], default=Parameter.empty if p.default is NoDefault else None
-            )
-            for p in parameters
-        ]
-    )
+def _called_with(fn: Callable[..., Any]) -> tuple[Signature, ...]:
+    """Return the signature that a function can be called with, where its decorator shows another one."""
+    try:
+        return (inspect.signature(fn, follow_wrapped=False),)
+    except (TypeError, ValueError):
+        return ()  # a builtin without one
 
 
 def input_parameter(signature: Signature) -> str | None:

@@ -8,7 +8,7 @@ Those of a plain function are read from its code. Everything else that can be ca
 from __future__ import annotations
 
 import keyword
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import CodeType, FunctionType
 from typing import Any, Final, NamedTuple
 
@@ -122,8 +122,16 @@ def stars(parameter: Parameter) -> str:
     return {VAR_POSITIONAL: "*", VAR_KEYWORD: "**"}.get(parameter.kind, "")
 
 
-def write_parameters(parameters: Sequence[Parameter]) -> dict[str, str]:
-    """Write parameters as in a `def`, without annotations and with defaults by reference, and as arguments."""
+def write_parameters(
+    parameters: Sequence[Parameter], sent: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Write parameters as in a `def`, without annotations and with defaults by reference, and as arguments.
+
+    Args:
+        parameters: The parameters.
+        sent: What the call gets for some of them, by name, instead of what was given.
+    """
+    given = {p.name: p.name for p in parameters} | dict(sent or {})
     declared: list[str] = []
     before = POSITIONAL_OR_KEYWORD
     for n, p in enumerate(parameters):
@@ -139,10 +147,11 @@ def write_parameters(parameters: Sequence[Parameter]) -> dict[str, str]:
     positional = [stars(p) + p.name for p in parameters if p.kind < KEYWORD_ONLY]
     keywords = [p for p in parameters if p.kind >= KEYWORD_ONLY]
     items = [f"**{p.name}" if stars(p) else f"{p.name!r}: {p.name}" for p in keywords]
-    pairs = [f"**{p.name}" if stars(p) else f"{p.name}={p.name}" for p in keywords]
+    forward = [stars(p) + given[p.name] for p in parameters if p.kind < KEYWORD_ONLY]
+    forward += [f"**{p.name}" if stars(p) else f"{p.name}={given[p.name]}" for p in keywords]
     return {
         "parameters": ", ".join(declared),
         "args": f"({', '.join(positional)}{',' * (len(positional) == 1)})",
         "kwargs": f"{{{', '.join(items)}}}",
-        "forward": ", ".join([*positional, *pairs]),
+        "forward": ", ".join(forward),
     }

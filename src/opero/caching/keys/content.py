@@ -17,7 +17,14 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from opero.caching.plain_types import BY_NAME
+from opero.caching.plain_types import (
+    BY_NAME,
+    class_name,
+    field_names,
+    module_name,
+    own_dict,
+    slots_of,
+)
 
 __all__ = ["Shape", "Unkeyable", "describe", "type_name"]
 
@@ -81,17 +88,6 @@ def type_name(kind: type) -> str:
     return name if module == "builtins" else f"{module}.{name}"
 
 
-def class_tag(kind: type) -> str:
-    """Return a class's name for keys: "module:qualname", the script always being `__main__`."""
-    return f"{module_name(kind.__module__)}:{kind.__qualname__}"
-
-
-def module_name(name: str) -> str:
-    """Return a module's name for keys."""
-    # A spawned worker imports the script under another name.
-    return "__main__" if name == "__mp_main__" else name
-
-
 # --- what goes by name: functions, classes, methods and type hints --------------------------------
 
 
@@ -135,7 +131,7 @@ def _method(value: Any) -> Shape:
     for base in owner.__mro__:
         item = vars(base).get(name)
         if getattr(item, "__func__", item) is function:
-            return Shape("method", f"{class_tag(base)}.{name}", {"__self__": holder})
+            return Shape("method", f"{class_name(base)}.{name}", {"__self__": holder})
     return Shape("method", None, {"__func__": function, "__self__": holder})
 
 
@@ -229,15 +225,15 @@ def describe(value: Any) -> Shape:
     if issubclass(kind, types.ModuleType):
         return module_shape(value)
     if issubclass(kind, enum.Enum):
-        return Shape(class_tag(kind), _within(kind, _member(value)))
+        return Shape(class_name(kind), _within(kind, _member(value)))
     base, core = _core(value, kind)
     if core is not None and base is kind:
-        return core if type(core) is Shape else Shape(class_tag(kind), core)
+        return core if type(core) is Shape else Shape(class_name(kind), core)
     declared = _declared(value, kind)
     if declared is None and core is None:
         return importable(value)
     state = _state(value, kind, base) if declared is None else declared
-    return Shape(class_tag(kind), _within(kind, core), state)
+    return Shape(class_name(kind), _within(kind, core), state)
 
 
 def _listed(value: Any, base: type) -> Shape | None:
@@ -275,21 +271,10 @@ def _core(value: Any, kind: type) -> tuple[type, object]:
 def _state(value: Any, kind: type, base: type) -> dict[str, object]:
     """What a subclass adds to its base: the instance's dict and slots."""
     state: dict[str, object] = {}
-    for owner in kind.__mro__[: kind.__mro__.index(base)]:
-        for name, member in vars(owner).items():
-            if type(member) is types.MemberDescriptorType:
-                with contextlib.suppress(AttributeError):  # a slot may be empty
-                    state[name] = member.__get__(value)
-    state.update(_own_dict(value))
-    return state
-
-
-def _own_dict(value: Any) -> dict[str, object]:
-    try:
-        found = object.__getattribute__(value, "__dict__")
-    except AttributeError:
-        return {}
-    return dict(found)
+    for name, member in slots_of(kind.__mro__[: kind.__mro__.index(base)]).items():
+        with contextlib.suppress(AttributeError):  # a slot may be empty
+            state[name] = member.__get__(value)
+    return state | own_dict(value)
 
 
 def _within(kind: type, core: object) -> object:
@@ -346,20 +331,16 @@ def _fields(value: Any, compared: dict[str, bool], *, own: bool) -> dict[str, ob
     content = {name: item for name, item in found.items() if item is not absent}
     if not own:
         # A subclass that is no dataclass itself keeps what it adds outside the fields.
-        content |= {name: item for name, item in _own_dict(value).items() if name not in compared}
+        content |= {name: item for name, item in own_dict(value).items() if name not in compared}
     return content
 
 
 def _pydantic(value: Any, kind: type) -> dict[str, object]:
-    names = getattr(kind, "__pydantic_fields__", None)
-    if names is None:  # before pydantic 2.10
-        names = vars(kind).get("model_fields", {})
-    held = _own_dict(value)
-    content = {name: held[name] for name in names if name in held}
+    held = own_dict(value)
+    content = {name: held[name] for name in field_names(kind) or () if name in held}
     for extra in ("__pydantic_extra__", "__pydantic_private__"):
         # Both take part in pydantic's own equality.
-        added = getattr(value, extra, None)
-        if added:
+        if added := getattr(value, extra, None):
             content[extra] = dict(added)
     return content
 

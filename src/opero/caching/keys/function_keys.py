@@ -385,14 +385,6 @@ def short_part(kind: type, value: Any) -> Hashable | None:
 # --- instances, for methods in memory -------------------------------------------------------------
 
 
-class _Reference(weakref.ref[object]):
-    """A weak reference that remembers what it stood for."""
-
-    __slots__ = ("number", "token")
-    number: int
-    token: int
-
-
 class InstanceTokens:
     """Tokens of live objects, by identity: an object's own `__eq__` and `__hash__` are never called.
 
@@ -416,20 +408,11 @@ class InstanceTokens:
 
     def __init__(self, forget: Callable[[int], object]) -> None:
         self.tokens: dict[int, int] = {}
-        self._references: dict[int, _Reference] = {}
+        self._references: dict[int, weakref.ref[object]] = {}
         self._numbers = count(1)
         self._forget = forget
         self._lock = RLock()
         reset_after_fork(self)
-        # The references would otherwise keep this object in a cycle.
-        myself = weakref.ref(self)
-
-        def gone(reference: _Reference) -> None:
-            me = myself()
-            if me is not None:
-                me._gone(reference)  # noqa: SLF001 - its own method, reached weakly
-
-        self._callback = gone
 
     def token(self, instance: object) -> int:
         """Return the number of an object, a new one when it is first seen.
@@ -438,31 +421,29 @@ class InstanceTokens:
             TypeError: The object cannot be weakly referenced.
         """
         number = id(instance)
-        known = self.tokens.get(number)
-        if known is not None:
-            return known
-        reference = _Reference(instance, self._callback)
-        reference.number = number
         with self._lock:
-            token = self.tokens.get(number)
-            if token is None:
-                token = next(self._numbers)
-                reference.token = token
-                self._references[number] = reference
-                self.tokens[number] = token
-        return token
+            if number not in self.tokens:
+                # Weakly: the references would otherwise keep this object in a cycle.
+                gone = functools.partial(_drop_token, weakref.ref(self), number)
+                self._references[number] = weakref.ref(instance, gone)
+                self.tokens[number] = next(self._numbers)
+            return self.tokens[number]
 
     def after_fork(self) -> None:
         """Replace the lock: the thread that held it may not exist in a forked child."""
         self._lock = RLock()
 
-    def _gone(self, reference: _Reference) -> None:
+    def drop(self, number: int) -> None:
+        """Forget the object with an id, which is gone."""
         with self._lock:
-            if self._references.get(reference.number) is not reference:
-                return  # one that lost the race in `token`
-            del self._references[reference.number]
-            del self.tokens[reference.number]
-        self._forget(reference.token)
+            del self._references[number]
+            token = self.tokens.pop(number)
+        self._forget(token)
+
+
+def _drop_token(owner: weakref.ref[InstanceTokens], number: int, _: object) -> None:
+    if (tokens := owner()) is not None:
+        tokens.drop(number)
 
 
 # --- the same as source text ----------------------------------------------------------------------

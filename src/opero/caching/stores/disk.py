@@ -358,7 +358,19 @@ class DiskStore:
         return len(removed)
 
     def _write(self, statement: str, values: tuple[object, ...]) -> int:
-        """Execute one statement and return the number of rows that it changed.
+        """Execute one statement and return the number of rows that it changed."""
+        with self._guarded():
+            return self._file.write(statement, values)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Return a block of several statements."""
+        with self._guarded(), self._file.transaction() as connection:
+            yield connection
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Return a block that writes.
 
         After a write that waited for a lock in vain, the next ones fail at once: a writer that was stopped
         while it wrote must not cost every call as much as the first.
@@ -366,31 +378,14 @@ class DiskStore:
         if self._backoff.failures:
             self._backoff.check()
         try:
-            changed = self._file.write(statement, values)
+            yield
         except StoreError as error:
-            raise self._failed(error) from error.__cause__
+            if not is_lock(error.__cause__):
+                raise
+            self._backoff.failed(_BUSY)
+            raise StoreError(_BUSY) from error.__cause__
         if self._backoff.failures:
             self._backoff.over()
-        return changed
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Return a block of several statements; it fails like `_write`."""
-        if self._backoff.failures:
-            self._backoff.check()
-        try:
-            with self._file.transaction() as connection:
-                yield connection
-        except StoreError as error:
-            raise self._failed(error) from error.__cause__
-        if self._backoff.failures:
-            self._backoff.over()
-
-    def _failed(self, error: StoreError) -> StoreError:
-        if not is_lock(error.__cause__):
-            return error
-        self._backoff.failed(_BUSY)
-        return StoreError(_BUSY)
 
     # --- files beside the database ----------------------------------------------------------------
 
