@@ -356,7 +356,10 @@ def shared_server(modules: dict[str, tuple[str, int]]) -> ForkServer:
             server.alive and server.surroundings == _surroundings() and _unchanged(server.preloaded)
         ):
             server = _shared.server = ForkServer()
-        server.preload(modules)
+        try:
+            server.preload(modules)
+        except OSError:
+            pass  # it has just ended: a worker that is begun there begins another one
         return server
 
 
@@ -425,6 +428,12 @@ def _begin_interpreter(theirs: socket.socket, output: int) -> subprocess.Popen[b
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         return subprocess.Popen(command, pass_fds=fds)  # noqa: S603 - this very interpreter
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        raise WorkerStartError(
+            f"sys.executable is {executable!r} ({error.strerror}): let it name a Python that has opero, "
+            'or use start_method="fork"',
+            None,
+        ) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
