@@ -158,7 +158,7 @@ def test_a_child_that_is_killed_while_it_counts_delays_no_other():
     pid = os.fork()
     if pid == 0:
         budget.withdraw()
-        with budget._counting():
+        with budget._locked():
             os.write(writer, b"x")
             time.sleep(60)
         os._exit(0)

@@ -188,13 +188,13 @@ def test_a_count_window_trips_exactly_when_brute_force_does(
     least = min(least, length)
     state = BreakerState(BreakerRules(failure_rate=rate, window=length, minimum_calls=least))
     for place, failed in enumerate(outcomes):
-        state.ended(1, 0.0, failed=failed)
+        state.ended(state.generation, 0.0, failed=failed)
         last = outcomes[: place + 1][-length:]
         trips = failed and len(last) >= least and sum(last) / len(last) >= rate
         assert (state.state is OPEN) is trips
         if trips:
             return
-        assert (state.counter.calls, state.counter.failures) == (len(last), sum(last))
+        assert state.counter.sums(0.0) == (len(last), sum(last))
 
 
 @given(
@@ -212,13 +212,13 @@ def test_a_time_window_trips_exactly_when_brute_force_does(
     for ticks, failed in steps:
         now += ticks / 16
         seen.append((now, failed))
-        state.ended(1, now, failed=failed)
+        state.ended(state.generation, now, failed=failed)
         last = [bad for at, bad in seen if at // width > now // width - STEPS]
         trips = failed and len(last) >= least and sum(last) / len(last) >= rate
         assert (state.state is OPEN) is trips
         if trips:
             return
-        assert (state.counter.calls, state.counter.failures) == (len(last), sum(last))
+        assert state.counter.sums(now) == (len(last), sum(last))
 
 
 def test_a_time_window_forgets_without_calls(clock: FakeClock) -> None:

@@ -601,7 +601,7 @@ class CacheLookup:
     # --- the end ------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Give back what was begun: other callers take over, and none waits for this map any more."""
+        """Give back what was started: other callers take over, and none waits for this map any more."""
         self._marker.done = True
         if self._remote is not None:
             self._remote.give_back(self._led.values())

@@ -35,7 +35,7 @@ Returns = Literal["list", "report", "stream"]
 _GLANCE: Final = 0.05
 """Seconds after which a waiting map looks at its stop token."""
 _PULL_S: Final = 0.002
-"""Seconds after which input that comes slowly has to let the rest of the map go on."""
+"""Seconds after which input that comes slowly has to let the map go on otherwise."""
 _MOST: Final = 4096
 _ASKED: Final = 256
 """Most items that are looked up in a slow store at once."""
@@ -45,7 +45,7 @@ _GRACE: Final = 5.0
 
 @dataclass(eq=False)
 class MapRun:
-    """One run of a map; as a context manager, blocking or asynchronous, it ends everything that it has begun.
+    """One run of a map; as a context manager, blocking or asynchronous, it ends everything that it has started.
 
     Args:
         items: The input.

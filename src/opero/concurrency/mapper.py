@@ -205,33 +205,31 @@ class Mapper:
             recover=partial(judge_lost, job),
             in_flight=job.in_flight,
         )
-        return MapRun(
-            items,
-            job,
-            options,
-            _make_executor(mode, options, context, on_loop=on_loop),
-            scheduler,
-            self._progress(items, keeps=collects),
-            recorders,
-            returns,
-            cache,
-            context,
-        )
-
-    def _progress(self, items: Any, *, keeps: bool) -> Progress:
-        options, wanted = self.options, self.options.progress
+        executor = _make_executor(mode, options, context, on_loop=on_loop)
         try:
             total: int | None = len(items)
         except Exception:  # noqa: BLE001 - items without a length are no error
             total = None
-        name = self.pipeline.info.name
-        return Progress(
-            self.pipeline.emitter,
-            total,
-            on_result=options.on_result,
-            bar=None if wanted is False else make_bar(name, total, rich=wanted == "rich"),
-            keeps=keeps,
-            waits_for=self._waits_for,
+        name, wanted = self.pipeline.info.name, options.progress
+        bar = None if wanted is False else make_bar(name, total, rich=wanted == "rich")
+        return MapRun(
+            items,
+            job,
+            options,
+            executor,
+            scheduler,
+            Progress(
+                self.pipeline.emitter,
+                total,
+                on_result=options.on_result,
+                bar=bar,
+                keeps=collects,
+                waits_for=self._waits_for,
+            ),
+            recorders,
+            returns,
+            cache,
+            context,
         )
 
     def _waits_for(self) -> tuple[str, float] | None:

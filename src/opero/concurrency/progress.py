@@ -155,7 +155,7 @@ class Progress:
 
 
 _drawing = threading.RLock()
-"""Bars are begun and ended one after the other: neither library lets several threads do that at once."""
+"""Bars are started and ended one after the other: neither library lets several threads do that at once."""
 
 
 def make_bar(name: str, total: int | None, *, rich: bool = False) -> Bar | None:

@@ -124,7 +124,7 @@ def ask(recorder: ItemRecorder, call: Callable[[], T]) -> StepLogic[T]:
 def find_known_items(
     recorder: ItemRecorder, idx: Sequence[int], items: list[Any]
 ) -> StepLogic[tuple[Batch | None, Sequence[int], list[Any]]]:
-    """Ask for known items; return these, and the indices and items of the rest."""
+    """Ask for known items; return these, and the indices and items of the others."""
     known = yield from ask(recorder, lambda: recorder.find_known(idx, items))
     if not known:
         return None, idx, items

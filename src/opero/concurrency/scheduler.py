@@ -333,16 +333,16 @@ class Scheduler:
         sharers = slots if self.ended else slots - len(self._out)
         most = 1 if self._size.size == 1 else self._size.share(self._queued, sharers)
         idx, items = self._queue.popleft()
-        if rest := idx[most:]:
+        if later := idx[most:]:
             waiting, idx, items = items, idx[:most], items[:most]
-            # In place: a copy for each of many small chunks would cost more than all the rest.
+            # In place: a copy for each of many small chunks would cost more than all else.
             del waiting[:most]
-            self._queue.appendleft((rest, waiting))
+            self._queue.appendleft((later, waiting))
         self._queued -= len(items)
         return self._send(idx, items)
 
     def _resend(self, slots: int) -> Chunk:
-        """Send out what came back: suspects as they are, the rest of a slow chunk in parts for all."""
+        """Send out what came back: suspects as they are, what a slow chunk gave back in parts for all."""
         waiting = self._again.popleft()
         most = len(waiting) if waiting.attempt else self._size.part(len(waiting), slots)
         if most < len(waiting):

@@ -7,28 +7,21 @@ budget stops that where counting attempts of single calls cannot.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from opero.errors import OperoUsageError
-from opero.limits.shared import SharedObject
+from opero.limits.shared import SharedCells
+from opero.limits.windows import StepWindow, new_cells
 from opero.utils import ambient
 from opero.utils.checks import text, whole
 from opero.utils.units import Duration, format_seconds, parse_seconds
 
-if TYPE_CHECKING:
-    from opero.limits.state_file import StateFile
-
 __all__ = ["RetryBudget"]
 
-Slice = list[int] | memoryview
-
-_SLICES: Final = 10
+_STEPS: Final = 10
 
 
-class RetryBudget(SharedObject):
+class RetryBudget(SharedCells):
     """Retries that are left, as a share of the calls in a sliding window plus a fixed number.
 
     In any window `retries <= minimum + ratio · calls`. The idea is that of Finagle's `RetryBudget`
@@ -59,6 +52,8 @@ class RetryBudget(SharedObject):
         <RetryBudget 'retry budget': 2 retries for 4 calls in 10 s, 0 left>
     """
 
+    kind = "rb"
+
     def __init__(
         self,
         ratio: float = 0.1,
@@ -76,77 +71,53 @@ class RetryBudget(SharedObject):
         if not self.window > 0:
             raise OperoUsageError(f"window={window!r} must be longer than 0.")
         self.name: str = name
-        self._width = self.window / _SLICES
-        self._file: StateFile | None = None
-        self._begin_slices()
+        self._steps = StepWindow(self.window, _STEPS)
+        self._counts = new_cells(self._steps.size)
         super().__init__((ratio, {"minimum": minimum, "window": self.window}))
-
-    def _begin_slices(self) -> None:
-        # Reentrant, because a signal handler may make a call.
-        self._lock = threading.RLock()
-        # For each slice of time: its number plus one (0: empty), the calls and the retries in it.
-        self._slices: list[Slice] = [[0, 0, 0] for _ in range(_SLICES)]
 
     def begin(self) -> None:
         """Begin anew, as if nothing had been called."""
-        with self._counting():
-            for each in self._slices:
-                each[0] = each[1] = each[2] = 0
+        with self._locked():
+            self._counts[:] = new_cells(self._steps.size)
 
-    def _slice(self, now: int) -> Slice:
-        place = self._slices[now % _SLICES]
-        if place[0] != now + 1:
-            place[1] = place[2] = 0
-            place[0] = now + 1
-        return place
-
-    def _now(self) -> int:
-        return int(ambient.clock().monotonic() / self._width)
-
-    def _sums(self, now: int) -> tuple[int, int]:
-        # An empty slice is none of the recent ones, though the machine has just started and its clock reads next to 0.
-        recent = [each for each in self._slices if each[0] and now - _SLICES < each[0] - 1 <= now]
-        return sum(each[1] for each in recent), sum(each[2] for each in recent)
-
-    def _left(self, calls: int, retries: int) -> int:
-        # A hair more, because 0.1 of thirty is three.
-        return max(0, int(self.minimum + self.ratio * calls - retries + 1e-9))
+    def _sums(self) -> tuple[int, int]:
+        """Return the calls and the retries in the window."""
+        with self._locked():
+            return self._steps.sums(self._counts, ambient.clock().monotonic())
 
     # --- verbs ----------------------------------------------------------------------------------------
 
     def deposit(self) -> None:
         """Count a call; its retries are not counted here."""
-        with self._counting():
-            self._slice(self._now())[1] += 1
+        with self._locked():
+            self._steps.add(self._counts, ambient.clock().monotonic(), 1, 0)
 
     def withdraw(self) -> bool:
         """Count a retry; False, and nothing is counted, if there is none left."""
-        with self._counting():
-            now = self._now()
-            if not self._left(*self._sums(now)):
-                return False
-            self._slice(now)[2] += 1
-            return True
+        with self._locked():
+            some = self.left > 0
+            if some:
+                self._steps.add(self._counts, ambient.clock().monotonic(), 0, 1)
+            return some
 
     # --- what is seen -------------------------------------------------------------------------------
 
     @property
     def calls(self) -> int:
         """Calls in the window."""
-        with self._counting():
-            return self._sums(self._now())[0]
+        return self._sums()[0]
 
     @property
     def retries(self) -> int:
         """Retries in the window."""
-        with self._counting():
-            return self._sums(self._now())[1]
+        return self._sums()[1]
 
     @property
     def left(self) -> int:
         """Retries that may be made now."""
-        with self._counting():
-            return self._left(*self._sums(self._now()))
+        calls, retries = self._sums()
+        # A hair more, because 0.1 of thirty is three.
+        return max(0, int(self.minimum + self.ratio * calls - retries + 1e-9))
 
     def describe(self) -> str:
         """Return its rule, for `explain()`."""
@@ -157,45 +128,25 @@ class RetryBudget(SharedObject):
 
     # --- across processes -----------------------------------------------------------------------------
 
-    def _go_to(self, path: str, *, create: bool) -> None:
-        from opero.limits.state_file import StateFile
+    def _cells(self) -> memoryview:
+        return self._counts
 
-        empty = [0] * 3 * _SLICES
-        file = StateFile.open(path, "rb", lambda old, _: old or empty, create=create)
-        slices: list[Slice] = [file.cells[start : start + 3] for start in range(0, 3 * _SLICES, 3)]
-        with self._lock, file:
-            for ours, theirs in zip(self._slices, slices, strict=True):
-                if ours[0] >= theirs[0]:
-                    more = (0, 0) if ours[0] > theirs[0] else (theirs[1], theirs[2])
-                    theirs[1], theirs[2] = ours[1] + more[0], ours[2] + more[1]
-                    theirs[0] = ours[0]
-            self._file, self._slices = file, slices
+    def _use(self, cells: memoryview) -> None:
+        self._steps.merge(self._counts, cells)
+        self._counts = cells
 
     def after_fork(self) -> None:
         """Replace locks that another thread may have held, and begin anew if nothing is shared."""
         super().after_fork()
         if self._file is None:
-            self._begin_slices()
-        else:
-            self._lock = threading.RLock()
-
-    @contextmanager
-    def _counting(self) -> Iterator[None]:
-        if not self.attached:
-            self.attach()
-        with self._lock, self._file or nullcontext():
-            yield
+            self._counts = new_cells(self._steps.size)
 
     def __repr__(self) -> str:
+        calls, retries = self._sums()
         return (
-            f"<RetryBudget {self.name!r}: {_many(self.retries, 'retry', 'retries')} for "
-            f"{_many(self.calls, 'call', 'calls')} in "
-            f"{format_seconds(self.window)}, {self.left} left>"
+            f"<RetryBudget {self.name!r}: {retries} {'retry' if retries == 1 else 'retries'} for "
+            f"{calls} call{'s' * (calls != 1)} in {format_seconds(self.window)}, {self.left} left>"
         )
-
-
-def _many(count: int, one: str, more: str) -> str:
-    return f"{count} {one if count == 1 else more}"
 
 
 def _share(name: str, value: object) -> None:

@@ -13,10 +13,10 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
-from threading import Lock, RLock
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from opero.errors import CircuitOpenError, OperoUsageError
@@ -31,7 +31,7 @@ from opero.limits.breaker_state import (
     Permit,
     Transition,
 )
-from opero.limits.shared import SharedObject, registry, restore
+from opero.limits.shared import SharedCells, registry, restore
 from opero.utils import ambient
 from opero.utils.checks import text_or_none
 from opero.utils.secrets import mask_urls
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from opero.errors import FailureFilter
     from opero.events.bus import Handler
     from opero.events.types import CircuitChanged
-    from opero.limits.state_file import StateFile
 
 __all__ = ["FREE", "CircuitBreaker", "CircuitState", "CircuitStats", "Permit"]
 
@@ -51,16 +50,7 @@ _MOST_PARTS: Final = 1000
 _tokens = itertools.count(1)
 
 
-# The cells of a shared circuit: what calls read without a lock, and what `BreakerState.dump` returns.
-_STATUS, _DUMP = 0, 1
-_CLOSED, _STEADY, _GENERATION = 1, 2, 2
-
-
-def _status(generation: int, *, closed: bool, steady: bool) -> int:
-    return generation << _GENERATION | (closed and steady) * _STEADY | closed * _CLOSED
-
-
-class CircuitBreaker(SharedObject):
+class CircuitBreaker(SharedCells):
     """Stops calling a service that keeps failing, and lets a probe through now and then.
 
     One breaker may guard any number of functions, synchronous and asynchronous, in all threads and event loops of a
@@ -119,6 +109,7 @@ class CircuitBreaker(SharedObject):
         opero.errors.CircuitOpenError: circuit 'geocoder' is open: try again in 30 s
     """
 
+    kind = "cb"
     current_permit: Permit | None
     _shared_permit: Permit | None = None
 
@@ -158,15 +149,11 @@ class CircuitBreaker(SharedObject):
         self._parts: dict[Hashable, CircuitBreaker] = {}
         self._whole: CircuitBreaker | None = None
         self._core = BreakerState(rules)
-        self._file: StateFile | None = None
         self._listeners: tuple[Subscription, ...] = ()
         self._notifying = Lock()
         self.current_permit = None
-        # Reentrant: the garbage collector may end an abandoned coroutine, and its probe, at any allocation.
-        self._lock = RLock()
         super().__init__((name, {}))
-        with self._lock:
-            self._publish_state()
+        self._publish_state()
         if rules.on_change is not None:
             self.subscribe(rules.on_change)
 
@@ -239,7 +226,7 @@ class CircuitBreaker(SharedObject):
         wait = self.refuses()
         if wait is not None:
             with self._changing() as core:
-                core.refused += 1
+                core.refuse()
             raise self._refusal(wait)
 
     def refuses(self) -> float | None:
@@ -259,7 +246,7 @@ class CircuitBreaker(SharedObject):
             now = ambient.clock().monotonic()
             wait = core.wait(now)
             if wait is not None:
-                core.refused += 1
+                core.refuse()
             else:
                 permit = self._permit_for_all(core)
                 if permit is None:
@@ -267,7 +254,7 @@ class CircuitBreaker(SharedObject):
                     permit = Permit(
                         self.rules, self._report, generation=core.generation, token=token
                     )
-                    core.probes[token] = now
+                    core.add_probe(token, now)
         if permit is None:
             raise self._refusal(wait or 0.0)
         return permit
@@ -283,19 +270,21 @@ class CircuitBreaker(SharedObject):
             generation = permit.generation
             if permit.token:
                 permit.generation = SETTLED
-                core.probes.pop(permit.token, None)
+                core.end_probe(permit.token)
             if failed is not None:
                 core.ended(generation, ambient.clock().monotonic(), failed=failed)
 
     def _took_success(self, permit: Permit) -> bool:
         """Count a success of a closed circuit where nothing moves but the count; False if there is more to do."""
+        core = self._core
         if self._file is not None:
-            return self._file.cells[_STATUS] == _status(permit.generation, closed=True, steady=True)
+            return permit.generation == core.closed_generation and core.counter.steady
         with self._lock:
-            core, counter = self._core, self._core.counter
             if permit is not self.current_permit or permit.generation != core.generation:
                 return False
-            counter.count(ambient.clock().monotonic() if counter.timed else 0.0, failed=False)
+            core.counter.count(
+                ambient.clock().monotonic() if core.counter.timed else 0.0, failed=False
+            )
             self._permit_for_all(core)
             return True
 
@@ -304,15 +293,21 @@ class CircuitBreaker(SharedObject):
     @contextmanager
     def _changing(self) -> Iterator[BreakerState]:
         """Yield the state while no other thread or process changes it; then publish it and notify listeners."""
-        if not self.attached:
-            self.attach()
         try:
-            with self._lock, self._file or nullcontext():
-                self._load()
-                try:
-                    yield self._core
-                finally:
-                    self._store()
+            with self._locked() as file:
+                core = self._core
+                if file is None:
+                    try:
+                        yield core
+                    finally:
+                        self._publish_state()
+                    return
+                with file.change() as whole:
+                    if not whole:
+                        # A process was killed while it changed the state: the circuit begins anew.
+                        core.close()
+                        core.transitions.clear()
+                    yield core
         finally:
             self._notify()
 
@@ -337,43 +332,13 @@ class CircuitBreaker(SharedObject):
 
     def _permit_in_file(self) -> Permit | None:
         """Return the permit for all calls of a shared circuit that is closed, by one number of its file."""
-        status = 0 if self._file is None else self._file.cells[_STATUS]
-        return self._permit_of(status >> _GENERATION) if status & _CLOSED else None
+        generation = None if self._file is None else self._core.closed_generation
+        return None if generation is None else self._permit_of(generation)
 
     def _publish_state(self) -> None:
         """Set what calls read without a lock; where several processes share the circuit they read the file."""
         permit = self._permit_for_all(self._core)
         self.current_permit = permit if self.attached and self._file is None else None
-
-    def _load(self) -> None:
-        """Go on where another process has stopped."""
-        file = self._file
-        if file is None:
-            return
-        if file.changing:
-            # A process was killed while it stored: the circuit begins anew, in a generation of its own.
-            self._core.generation = max(self._core.generation, file.cells[_DUMP + 1])
-            self._core.close()
-            self._core.transitions.clear()
-        else:
-            self._core.load(file.cells[_DUMP:])
-
-    def _store(self) -> None:
-        """Show the state to calls, and to other processes."""
-        file, core = self._file, self._core
-        if file is None:
-            self._publish_state()
-            return
-        closed = core.state is CircuitState.CLOSED
-        status = _status(core.generation, closed=closed, steady=core.counter.steady)
-        numbers = [status, *core.dump()]
-        changes = [place for place, number in enumerate(file.cells) if number != numbers[place]]
-        # One number is stored at once, and needs no mark.
-        if len(changes) > 1:
-            file.changing = True
-        for place in changes:
-            file.cells[place] = numbers[place]
-        file.changing = False
 
     # --- by hand --------------------------------------------------------------------------------
 
@@ -561,22 +526,20 @@ class CircuitBreaker(SharedObject):
             self._publish_state()
 
     def _go_to(self, path: str, *, create: bool) -> None:
-        from opero.limits.state_file import StateFile
-
         with self._lock:
-            fresh = [0, *self._core.dump()]
-
-            def make(old: list[int] | None, file: StateFile) -> list[int]:
-                return old if old is not None and len(old) == len(fresh) else fresh
-
-            self._file = StateFile.open(path, "cb", make, create=create)
-            with self._file:
-                self._load()
-                self._store()
+            super()._go_to(path, create=create)
             self._path = path
             self._publish_state()
             for key, part in self._parts.items():
                 self._share_part(key, part)
+
+    def _cells(self) -> memoryview:
+        return self._core.cells
+
+    def _use(self, cells: memoryview) -> None:
+        if not any(cells):
+            cells[:] = self._core.cells
+        self._core.use(cells)
 
     def _share_part(self, key: Hashable, part: CircuitBreaker) -> None:
         if self._path is None:
@@ -597,9 +560,9 @@ class CircuitBreaker(SharedObject):
     def after_fork(self) -> None:
         """Replace locks that another thread may have held, and forget probes: their calls are in the parent."""
         super().after_fork()
-        self._lock = RLock()
         self._notifying = Lock()
-        self._core.probes.clear()
+        if self._file is None:
+            self._core.lose_probes()
         self._publish_state()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from opero.errors import FailureFilter, OperoUsageError, Rejected, asks, is_final, matches
 from opero.events import CircuitChanged
+from opero.limits.windows import StepWindow, new_cells
 from opero.utils import checks
 from opero.utils.units import Duration, format_seconds, parse_seconds
 
@@ -46,127 +47,93 @@ class OutcomeCounter:
         least: Calls that it must hold before that means anything.
 
     Attributes:
+        size: How many cells it needs.
+        cells: Those that it has, all 0 at first.
         timed: Whether it asks for the time of a success.
-        steady: Whether a success would change nothing.
-        failures: Failures that it holds at present.
-        calls: Calls that it holds at present.
     """
 
+    cells: memoryview
+    size: int = 1
     timed: ClassVar[bool] = False
-    steady: bool = False
-    failures: int = 0
-    calls: int = 0
 
     def __init__(self, rate: float, least: int) -> None:
         self._rate = rate
         self._least = least
 
+    @property
+    def steady(self) -> bool:
+        """Whether a success would change nothing."""
+        return False
+
     def count(self, now: float, *, failed: bool) -> bool:
         """Count a call and return whether it trips the circuit; only a failure can."""
         self._add(now, int(failed))
-        return failed and self.calls >= self._least and self.failures / self.calls >= self._rate
-
-    def settle(self, now: float) -> None:
-        """Forget what is too old to count."""
+        if not failed:
+            return False
+        calls, failures = self.sums(now)
+        return calls >= self._least and failures / calls >= self._rate
 
     def _add(self, now: float, failures: int) -> None:
         raise NotImplementedError
 
-    def dump(self) -> list[int]:
-        """Return what it holds as whole numbers, always as many."""
-        raise NotImplementedError
-
-    def load(self, cells: Sequence[int]) -> None:
-        """Hold what another one has dumped."""
+    def sums(self, now: float) -> tuple[int, int]:
+        """Return the calls and the failures that it holds."""
         raise NotImplementedError
 
 
 class Streak(OutcomeCounter):
     """Failures in a row: all calls that it holds have failed, because a success starts afresh."""
 
-    steady: bool = True
+    @property
+    def steady(self) -> bool:
+        """Whether the last call was a success."""
+        return not self.cells[0]
 
     def _add(self, now: float, failures: int) -> None:
-        self.load([self.failures + 1 if failures else 0])
+        self.cells[0] = self.cells[0] + 1 if failures else 0
 
-    def dump(self) -> list[int]:
-        """Return the failures."""
-        return [self.failures]
-
-    def load(self, cells: Sequence[int]) -> None:
-        """Hold so many failures."""
-        self.failures: int = cells[0]
-        self.calls: int = cells[0]
-        self.steady = not self.failures
+    def sums(self, now: float) -> tuple[int, int]:
+        """Return the failures twice."""
+        return self.cells[0], self.cells[0]
 
 
 class CallWindow(OutcomeCounter):
-    """The last so many calls: one bit for each, set for a failure, the newest one lowest."""
+    """The last so many calls: their number since the start, the failures, and a ring of one bit for each."""
 
     def __init__(self, rate: float, least: int, length: int) -> None:
         super().__init__(rate, least)
         self._length = length
-        self._bits = 0
+        self.size: int = 2 - -length // _BITS_OF_CELL
 
     def _add(self, now: float, failures: int) -> None:
-        self.calls = min(self.calls + 1, self._length)
-        self._bits = (self._bits << 1 | failures) & ((1 << self._length) - 1)
-        self.failures = self._bits.bit_count()
+        cells = self.cells
+        cell, bit = divmod(cells[0] % self._length, _BITS_OF_CELL)
+        oldest = cells[2 + cell] >> bit & 1
+        cells[0] += 1
+        cells[1] += failures - oldest
+        cells[2 + cell] ^= (failures ^ oldest) << bit
 
-    def dump(self) -> list[int]:
-        """Return the number of calls, and the bits."""
-        places = range(0, self._length, _BITS_OF_CELL)
-        one = (1 << _BITS_OF_CELL) - 1
-        return [self.calls, *(self._bits >> place & one for place in places)]
-
-    def load(self, cells: Sequence[int]) -> None:
-        """Hold these outcomes."""
-        self.calls: int = cells[0]
-        self._bits = sum(cell << place * _BITS_OF_CELL for place, cell in enumerate(cells[1:]))
-        self.failures: int = self._bits.bit_count()
+    def sums(self, now: float) -> tuple[int, int]:
+        """Return the calls and failures of the window."""
+        return min(self.cells[0], self._length), self.cells[1]
 
 
 class TimeWindow(OutcomeCounter):
-    """The calls of the last so many seconds, counted in `STEPS` steps; a clock that goes back (a test's) empties it."""
+    """The calls of the last so many seconds."""
 
     timed = True
 
     def __init__(self, rate: float, least: int, seconds: float) -> None:
         super().__init__(rate, least)
-        self._width = seconds / STEPS
-        self._steps: deque[list[int]] = deque()  # each: number, calls, failures
-
-    def settle(self, now: float) -> None:
-        """Forget the steps that are too old."""
-        number = math.floor(now / self._width)
-        steps = self._steps
-        while steps and not number - STEPS < steps[0][0] <= number:
-            _, calls, failed = steps.popleft()
-            self.calls -= calls
-            self.failures -= failed
+        self._window = StepWindow(seconds, STEPS)
+        self.size: int = self._window.size
 
     def _add(self, now: float, failures: int) -> None:
-        self.settle(now)
-        number = math.floor(now / self._width)
-        steps = self._steps
-        if not steps or steps[-1][0] != number:
-            steps.append([number, 0, 0])
-        steps[-1][1] += 1
-        steps[-1][2] += failures
-        self.calls += 1
-        self.failures += failures
+        self._window.add(self.cells, now, 1, failures)
 
-    def dump(self) -> list[int]:
-        """Return the steps, empty ones last."""
-        cells = [number for step in self._steps for number in step]
-        return cells + [0] * (3 * (STEPS + 1) - len(cells))
-
-    def load(self, cells: Sequence[int]) -> None:
-        """Hold these steps."""
-        steps = [list(cells[place : place + 3]) for place in range(0, 3 * (STEPS + 1), 3)]
-        self._steps = deque(step for step in steps if step[1])
-        self.calls: int = sum(step[1] for step in self._steps)
-        self.failures: int = sum(step[2] for step in self._steps)
+    def sums(self, now: float) -> tuple[int, int]:
+        """Return the calls and failures of the window."""
+        return self._window.sums(self.cells, now)
 
 
 # --- options --------------------------------------------------------------------------------------
@@ -423,6 +390,7 @@ FREE.steady = FREE.silent = True
 
 # --- states ---------------------------------------------------------------------------------------
 
+_SECOND: Final = 1_000_000_000
 _GRAIN: Final = 1e-6
 """A call that comes so many seconds early is on time: sums of binary fractions drift."""
 
@@ -476,22 +444,28 @@ class Transition(NamedTuple):
     retry_after: float | None
 
 
+_STATES: Final = tuple(CircuitState)
+_STATUS, _OPENED, _REFUSED, _RECOVERIES, _SUCCESSES, _SINCE, _UNTIL = range(7)
+_PROBES: Final = 7
+_MOST_PROBES: Final = 1000
+_STATE_BITS: Final = 3
+
+
 class BreakerState:
     """The states and what leads from one to the other.
 
     Each stay in a state is a *generation*: an outcome counts only in the generation in which its call was admitted. A
     late answer from before the circuit opened neither closes it nor opens it once more.
 
+    Everything is in whole numbers (cells), in memory or in a mapped file: the state and the generation in one of them,
+    so that both can be read at once; times in nanoseconds; token and start of each probe; and those of the counter.
+
     Args:
         rules: The options.
 
     Attributes:
-        state: Where it stands. An open time that is over is noticed by `settle`.
-        generation: Number of this stay.
-        counter: What was counted in it.
-        probes: Probes under way: token and the time of its start.
-        opened: How often it has opened.
-        refused: How many calls it has refused.
+        cells: As above, all 0 at first.
+        counter: What was counted in this generation.
         transitions: Steps that listeners have not been notified of yet.
 
     Example:
@@ -503,41 +477,59 @@ class BreakerState:
         <CircuitState.HALF_OPEN: 'half_open'>
     """
 
-    counter: OutcomeCounter
-
     def __init__(self, rules: BreakerRules) -> None:
         self.rules = rules
-        self.generation: int = 0
         self.transitions: deque[Transition] = deque()
-        self.opened: int = 0
-        self.refused: int = 0
-        self.state: CircuitState = CircuitState.CLOSED
-        self._failed_recoveries = 0
-        self._enter(CircuitState.CLOSED)
+        self.counter: OutcomeCounter = rules.counter()
+        self._most_probes = min(rules.half_open_max, _MOST_PROBES)
+        self._end = _PROBES + 2 * self._most_probes
+        self.use(new_cells(self._end + self.counter.size))
+
+    def use(self, cells: memoryview) -> None:
+        """Go on with the state in other cells."""
+        self.cells: memoryview = cells
+        self.counter.cells = cells[self._end :]
+
+    @property
+    def state(self) -> CircuitState:
+        """Where it stands. An open time that is over is noticed by `settle`."""
+        return _STATES[self.cells[_STATUS] % (1 << _STATE_BITS)]
+
+    @property
+    def generation(self) -> int:
+        """Number of this stay."""
+        return self.cells[_STATUS] >> _STATE_BITS
+
+    @property
+    def closed_generation(self) -> int | None:
+        """The generation if the circuit is closed; may be asked without a lock."""
+        status = self.cells[_STATUS]
+        return None if status % (1 << _STATE_BITS) else status >> _STATE_BITS
 
     def _enter(self, state: CircuitState, *, since: float = 0.0, seconds: float = 0.0) -> None:
-        old, self.state = self.state, state
-        self.generation += 1
-        self.counter = self.rules.counter()
-        self.probes: dict[int, float] = {}
-        self._successes = 0
-        self._since, self._until = since, since + seconds
+        cells, old = self.cells, self.state
+        opens = state is CircuitState.OPEN
+        # A process that is killed after this store leaves a new generation, closed where that is the old state.
+        cells[_STATUS] = self.generation + 1 << _STATE_BITS | _STATES.index(state)
+        cells[_SINCE], cells[_UNTIL] = _nanoseconds(since), _nanoseconds(since + seconds)
+        cells[_SUCCESSES] = 0
+        for place in range(_PROBES, len(cells)):
+            cells[place] = 0
         if state is not old:
-            opens = state is CircuitState.OPEN
-            self.opened += opens or state is CircuitState.FORCED_OPEN
+            cells[_OPENED] += opens or state is CircuitState.FORCED_OPEN
             self.transitions.append(Transition(old, state, seconds if opens else None))
 
     # --- by hand --------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Let calls through and start counting afresh."""
-        self._failed_recoveries = 0
+        self.cells[_RECOVERIES] = 0
         self._enter(CircuitState.CLOSED)
 
     def reset(self) -> None:
         """Close it and forget its statistics too."""
         self.close()
-        self.opened = self.refused = 0
+        self.cells[_OPENED] = self.cells[_REFUSED] = 0
 
     def open(self, now: float) -> None:
         """Refuse calls for the open time, counted from now."""
@@ -545,7 +537,7 @@ class BreakerState:
         from random import random
 
         draw = (self.rules.draw or random)()
-        seconds = self.rules.open_seconds(self._failed_recoveries, draw)
+        seconds = self.rules.open_seconds(self.cells[_RECOVERIES], draw)
         self._enter(CircuitState.OPEN, since=now, seconds=seconds)
 
     def force_open(self) -> None:
@@ -558,17 +550,42 @@ class BreakerState:
 
     # --- by calls and time ----------------------------------------------------------------------
 
+    def _probes(self) -> dict[int, float]:
+        """Return the probes under way: the cells of each, and when it started."""
+        places = range(_PROBES, self._end, 2) if self.state is CircuitState.HALF_OPEN else ()
+        return {place: self.cells[place + 1] / _SECOND for place in places if self.cells[place]}
+
+    def add_probe(self, token: int, now: float) -> None:
+        """Note a probe that starts; `wait` must have let it through."""
+        cells = self.cells
+        place = next(place for place in range(_PROBES, self._end, 2) if not cells[place])
+        cells[place + 1] = _nanoseconds(now)
+        cells[place] = token
+
+    def end_probe(self, token: int) -> None:
+        """Give the place of a probe back; nothing happens if it has none any more."""
+        for place in range(_PROBES, self._end, 2):
+            if self.cells[place] == token:
+                self.cells[place] = 0
+
+    def lose_probes(self) -> None:
+        """Give the places of all probes back."""
+        for place in range(_PROBES, self._end, 2):
+            self.cells[place] = 0
+
+    def refuse(self) -> None:
+        """Count a call that was refused."""
+        self.cells[_REFUSED] += 1
+
     def settle(self, now: float) -> None:
-        """Do what time has brought about: an open time is over, probes are lost, counts too old."""
-        self.counter.settle(now)
+        """Do what time has brought about: an open time is over, probes are lost."""
+        since, until = self.cells[_SINCE] / _SECOND, self.cells[_UNTIL] / _SECOND
         # A clock that went back belongs to a test that is over; waiting for it could take hours.
-        if self.state is CircuitState.OPEN and not self._since <= now < self._until - _GRAIN:
+        if self.state is CircuitState.OPEN and not since - _GRAIN <= now < until - _GRAIN:
             self._enter(CircuitState.HALF_OPEN)
-        if self.state is CircuitState.HALF_OPEN:
-            # Over a list of the keys, because a probe may be given back at any time.
-            for probe in list(self.probes):
-                if not 0 <= now - self.probes.get(probe, now) < self.rules.probe_seconds - _GRAIN:
-                    self.probes.pop(probe, None)
+        for place, started in self._probes().items():
+            if not -_GRAIN <= now - started < self.rules.probe_seconds - _GRAIN:
+                self.cells[place] = 0
 
     def wait(self, now: float) -> float | None:
         """Return the seconds until a call may be let through.
@@ -580,69 +597,45 @@ class BreakerState:
         self.settle(now)
         match self.state:
             case CircuitState.OPEN:
-                return self._until - now
+                return self.cells[_UNTIL] / _SECOND - now
             case CircuitState.FORCED_OPEN:
                 return math.inf
-            case CircuitState.HALF_OPEN if len(self.probes) >= self.rules.half_open_max:
-                begun = min(self.probes.get(probe, now) for probe in list(self.probes))
-                return min(begun + self.rules.probe_seconds - now, self.rules.first_open)
+            case CircuitState.HALF_OPEN:
+                probes = self._probes()
+                if len(probes) < self._most_probes:
+                    return None
+                left = min(probes.values()) + self.rules.probe_seconds - now
+                return min(left, self.rules.first_open)
         return None
 
     def ended(self, generation: int, now: float, *, failed: bool) -> None:
         """Count a call of a generation."""
         if generation != self.generation:
             return
-        if self.state is CircuitState.HALF_OPEN and failed:
-            self._failed_recoveries += 1
+        cells, state = self.cells, self.state
+        if state is CircuitState.HALF_OPEN and failed:
+            cells[_RECOVERIES] += 1
             self.open(now)
-        elif self.state is CircuitState.HALF_OPEN:
-            self._successes += 1
-            if self._successes >= self.rules.success_threshold:
+        elif state is CircuitState.HALF_OPEN:
+            cells[_SUCCESSES] += 1
+            if cells[_SUCCESSES] >= self.rules.success_threshold:
                 self.close()
-        elif self.state is CircuitState.CLOSED and self.counter.count(now, failed=failed):
+        elif state is CircuitState.CLOSED and self.counter.count(now, failed=failed):
             self.open(now)
 
     def stats(self, now: float) -> CircuitStats:
         """Return how it stands."""
         wait = self.wait(now)
+        calls, failures = self.counter.sums(now)
         return CircuitStats(
             state=self.state,
-            failures=self.counter.failures,
-            calls=self.counter.calls,
-            probes=len(self.probes),
-            opened=self.opened,
-            refused=self.refused,
+            failures=failures,
+            calls=calls,
+            probes=len(self._probes()),
+            opened=self.cells[_OPENED],
+            refused=self.cells[_REFUSED],
             retry_after=wait if wait is not None and math.isfinite(wait) else None,
         )
-
-    # --- for other processes --------------------------------------------------------------------
-
-    def dump(self) -> list[int]:
-        """Return everything as whole numbers, always as many; times in nanoseconds."""
-        probes = [cell for token, at in self.probes.items() for cell in (token, _nanoseconds(at))]
-        places = 2 * min(self.rules.half_open_max, _MOST_PROBES)
-        return [
-            _STATES.index(self.state), self.generation, self.opened, self.refused,
-            self._failed_recoveries, self._successes, _nanoseconds(self._since), _nanoseconds(self._until),
-            *(probes + [0] * places)[:places], *self.counter.dump(),
-        ]  # fmt: skip
-
-    def load(self, cells: Sequence[int]) -> None:
-        """Stand where another one has been dumped; no listener is notified of that."""
-        state, self.generation, self.opened, self.refused = cells[:4]
-        self._failed_recoveries, self._successes = cells[4:6]
-        self.state = _STATES[state]
-        self._since, self._until = cells[6] / _SECOND, cells[7] / _SECOND
-        end = _FIRST_PROBE + 2 * min(self.rules.half_open_max, _MOST_PROBES)
-        pairs = zip(cells[_FIRST_PROBE:end:2], cells[_FIRST_PROBE + 1 : end : 2], strict=True)
-        self.probes = {token: at / _SECOND for token, at in pairs if token}
-        self.counter.load(cells[end:])
-
-
-_STATES: Final = tuple(CircuitState)
-_SECOND: Final = 1_000_000_000
-_FIRST_PROBE: Final = 8
-_MOST_PROBES: Final = 1000
 
 
 def _nanoseconds(seconds: float) -> int:

@@ -18,13 +18,18 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from operator import attrgetter
-from typing import Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar
 
 from opero.utils.fork import reset_after_fork, run_after_fork
 
+if TYPE_CHECKING:
+    from opero.limits.state_file import StateFile
+
 __all__ = [
+    "SharedCells",
     "SharedGuard",
     "SharedObject",
     "attach_table",
@@ -203,6 +208,58 @@ class SharedObject:
     def __deepcopy__(self, memo: object) -> Self:
         # A copy of something that is under this limit is under it still.
         return self
+
+
+class SharedCells(SharedObject):
+    """A shared object whose state is a row of whole numbers, all 0 at first.
+
+    Attributes:
+        kind: Two letters that say what is in its file.
+    """
+
+    kind: ClassVar[str]
+    _file: StateFile | None = None
+
+    def __init__(self, made_from: tuple[Any, dict[str, Any]]) -> None:
+        # Reentrant: the garbage collector may end an abandoned coroutine, and a signal handler may make a call.
+        self._lock = threading.RLock()
+        super().__init__(made_from)
+
+    @contextmanager
+    def _locked(self) -> Iterator[StateFile | None]:
+        """Keep other threads and processes out; yield the file, if the state is in one."""
+        if not self.attached:
+            self.attach()
+        with self._lock, self._file or nullcontext() as file:
+            yield file
+
+    def _go_to(self, path: str, *, create: bool) -> None:
+        from opero.limits.state_file import StateFile
+
+        with self._lock:
+            empty = [0] * len(self._cells())
+            file = StateFile.open(
+                path,
+                self.kind,
+                lambda old, _: old if old is not None and len(old) == len(empty) else empty,
+                create=create,
+            )
+            with file:
+                self._use(file.cells)
+            self._file = file
+
+    def _cells(self) -> memoryview:
+        """Return the state."""
+        raise NotImplementedError
+
+    def _use(self, cells: memoryview) -> None:
+        """Go on with other cells, which may be empty."""
+        raise NotImplementedError
+
+    def after_fork(self) -> None:
+        """Replace locks that another thread of the parent may have held."""
+        super().after_fork()
+        self._lock = threading.RLock()
 
 
 class SharedGuard(SharedObject):

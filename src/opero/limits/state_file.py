@@ -23,7 +23,8 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Self, TypeVar
 from zlib import crc32
@@ -238,6 +239,21 @@ class StateFile:
     @changing.setter
     def changing(self, value: bool) -> None:
         self._header[_CHANGING] = int(value)
+
+    @contextmanager
+    def change(self) -> Iterator[bool]:
+        """Mark a change that takes several stores, while the lock is held.
+
+        Yields:
+            False if a killed process has left the last one half done.
+        """
+        nested = self._depth > 1
+        whole = nested or not self.changing
+        self.changing = True
+        try:
+            yield whole
+        finally:
+            self.changing = nested
 
     def __enter__(self) -> Self:
         self.thread_lock.acquire()

@@ -36,10 +36,12 @@ __all__ = [
     "CostWindow",
     "SlidingWindow",
     "SpendCap",
+    "StepWindow",
     "as_units",
     "combined",
     "describe_rate",
     "describe_rule",
+    "new_cells",
     "part_of",
     "rule_for",
 ]
@@ -348,6 +350,62 @@ class SpendCap(Rule):
 
     def __str__(self) -> str:
         return f"{self.limit / UNIT:,.10g} in all"
+
+
+# --- counts ---------------------------------------------------------------------------------------
+
+
+def new_cells(size: int) -> memoryview:
+    """Return so many whole numbers in memory, all 0; as in a mapped file, a slice of them is no copy."""
+    return memoryview(bytearray(8 * size)).cast("q")
+
+
+class StepWindow:
+    """Two counts over a sliding time, which is forgotten in steps.
+
+    The cells of a step are its number plus one (0 if nothing was ever counted in it) and its counts.
+
+    Args:
+        seconds: Length of the window.
+        steps: Steps in it.
+
+    Attributes:
+        size: Cells that it needs, all 0 at first.
+    """
+
+    def __init__(self, seconds: float, steps: int) -> None:
+        self._width = seconds / steps
+        self._steps = steps
+        self.size: int = 3 * steps
+
+    def add(self, cells: memoryview, now: float, first: int, second: int) -> None:
+        """Count something at a time."""
+        number = math.floor(now / self._width)
+        place = number % self._steps * 3
+        if cells[place] != number + 1:
+            cells[place + 1] = cells[place + 2] = 0
+            cells[place] = number + 1
+        cells[place + 1] += first
+        cells[place + 2] += second
+
+    def sums(self, cells: memoryview, now: float) -> tuple[int, int]:
+        """Return the counts of the window that ends now; a clock that goes back (a test's) empties it."""
+        newest = math.floor(now / self._width) + 1
+        recent = [
+            place for place in range(0, self.size, 3)
+            # What is empty is not recent, though the machine has just started and its clock reads next to 0.
+            if cells[place] and newest - self._steps < cells[place] <= newest
+        ]  # fmt: skip
+        return sum(cells[place + 1] for place in recent), sum(cells[place + 2] for place in recent)
+
+    def merge(self, cells: memoryview, into: memoryview) -> None:
+        """Add the counts of other cells."""
+        for place in range(0, self.size, 3):
+            if cells[place] > into[place]:
+                into[place : place + 3] = cells[place : place + 3]
+            elif cells[place] == into[place]:
+                into[place + 1] += cells[place + 1]
+                into[place + 2] += cells[place + 2]
 
 
 # --- several limits as one ------------------------------------------------------------------------

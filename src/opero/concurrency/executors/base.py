@@ -54,7 +54,7 @@ class MapJob(NamedTuple):
             *after, **kwargs)`; `before` is the instance of a method.
         item_timeout: Longest time of one real call in seconds, for executors that can kill.
         target_s: Work that one chunk should hold, in seconds; one that takes 5 times as long gives back what has not
-            begun.
+            started.
         parks: Longest pause before a retry, in seconds, that a worker sleeps itself; before a longer
             one it reports the item with `ItemOutcome.retry_in` and takes the next.
         details: Whether plain successes too are wanted as `ItemOutcome`s.
@@ -93,7 +93,7 @@ class Parked(NamedTuple):
     """What an unfinished call takes with it to its next attempt; small and picklable.
 
     Attributes:
-        attempts: Attempts begun, the coming one included.
+        attempts: Attempts started, the coming one included.
         calls: Real calls made.
         slept: Seconds of pauses, the coming one included.
         elapsed: Seconds since the call began, the coming pause included.

@@ -63,7 +63,7 @@ _KEPT: Final = 8
 WORKERS: Final = 4
 """Workers of an executor that does not say how many it has."""
 _SLOW: Final = 5
-"""A chunk that takes so many times its target gives back what has not begun."""
+"""A chunk that takes so many times its target gives back what has not started."""
 
 
 def executor_for(given: Any, workers: int | None, context: Context) -> MapExecutor:
@@ -143,14 +143,10 @@ class _Pool:
 
     def end(self, *, graceful: bool) -> None:
         """End the executor if it was made for the map."""
-        if not self._ends:
-            return
-        if isinstance(self.executor, _PathosExecutor):
-            self.executor.end(graceful=graceful)
+        if self._ends:
+            self.executor.shutdown(wait=graceful, cancel_futures=True)
             if hasattr(self._made, "pool_class"):
                 self._made.__exit__(None, None, None)
-        else:
-            self.executor.shutdown(wait=graceful, cancel_futures=True)
 
 
 class _PathosExecutor:
@@ -205,12 +201,12 @@ class _PathosExecutor:
 
     def restart(self) -> None:
         """End all processes; the pool begins others at its next use."""
-        self.end(graceful=False)
+        self.shutdown(wait=False)
         self._workers = self._running()
 
-    def end(self, *, graceful: bool) -> None:
+    def shutdown(self, *, wait: bool, cancel_futures: bool = True) -> None:
         """End the pool."""
-        (self._pool.close if graceful else self._pool.terminate)()
+        (self._pool.close if wait else self._pool.terminate)()
         self._pool.join()
         self._pool.clear()
 
@@ -269,7 +265,7 @@ class ThreadPoolMapExecutor(ThreadExecutor):
             return None
 
     def close(self, *, graceful: bool, timeout: float) -> None:
-        """Take back what has not begun; an executor of the user's own lives on."""
+        """Take back what has not started; an executor of the user's own lives on."""
         super().close(graceful=graceful, timeout=timeout)
         for future in list(self._serving):
             _cancel(future)
@@ -402,7 +398,7 @@ class FuturesExecutor:
         self._ended.put(None)
 
     def close(self, *, graceful: bool, timeout: float) -> None:
-        """Take back what has not begun; an executor of the user's own lives on."""
+        """Take back what has not started; an executor of the user's own lives on."""
         self._waiting.clear()
         flying, self._flying = self._flying, {}
         for future in flying.values():
