@@ -106,7 +106,7 @@ def test_a_map_works_on_other_items_while_another_computes_one(crowd: Crowd) -> 
 @pytest.mark.parametrize("mode", ["thread", "process"])
 def test_a_killed_map_delays_others_by_seconds_at_most(crowd: Crowd, mode: str) -> None:
     forever = MAPS.format(mode=mode).replace("0.03", "600")
-    (holder,) = crowd.start(f"{forever}\nready()\nrun([1])")
+    (holder,) = crowd.start(f"short_leases()\n{forever}\nready()\nrun([1])")
     crowd.go()
     crowd.wait_for(lambda: crowd.calls("call 1") == 1)
     (waiting,) = crowd.start(f"{MAPS.format(mode='thread')}\nready()\nprint(run([1, 2]))")
@@ -123,6 +123,8 @@ def test_a_killed_run_resumes_and_pays_for_nothing_twice(
     program = f"""
         from opero import operomap
         from pathlib import Path
+
+        short_leases()
 
         def body(x):
             if x == 30 and not (folder / "again").exists():
