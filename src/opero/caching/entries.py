@@ -15,7 +15,7 @@ from opero.caching.memory import Entry, MemoryStore, weigh
 from opero.errors import StoreError
 from opero.utils import ambient
 from opero.utils.ambient import switch
-from opero.utils.steps import BlockingStep
+from opero.utils.steps import BlockingStep, in_thread
 from opero.utils.units import format_bytes
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Entries:
         of_instance: Whether keys may begin with the token of an instance, which the entry must not outlive.
         freshness: When entries are refreshed early and served late; None if neither was asked for.
         look_for_edits: Returns whether the function was edited since its results were stored; None not to.
-        counters: The function's counters (`core.stats.Stats`).
+        counters: The function's counters (`core.stats.Stats`); None where no calls are served.
         emitter: Where its events go.
 
     Attributes:
@@ -106,7 +106,7 @@ class Entries:
         of_instance: bool = False,
         freshness: Freshness | None = None,
         look_for_edits: Callable[[], bool] | None = None,
-        counters: Any,
+        counters: Any = None,
         emitter: Emitter,
     ) -> None:
         self._store = store
@@ -114,7 +114,7 @@ class Entries:
         self._of_instance = of_instance
         self._freshness = freshness
         self._look_for_edits = look_for_edits
-        self._count_hit: Callable[[], object] = counters.hit_counter.count
+        self._count_hit: Callable[[], object] = counters and counters.hit_counter.count
         self._counters = counters
         self._emitter = emitter
         self._heard = bool(emitter.listeners)  # listeners of the whole program hold the switch
@@ -166,13 +166,12 @@ class Entries:
         store: Any = self._store
         if not store.blocking:
             return self.find(key)
-        from asyncio import to_thread
-
         try:
             if self._look_for_edits is not None:
-                await to_thread(self._look)
+                await in_thread(self._look).wait()
             native = getattr(store, "native", False)
-            found: Entry | None = await (store.afind(key) if native else to_thread(store.find, key))
+            finding = store.afind(key) if native else in_thread(lambda: store.find(key)).wait()
+            found: Entry | None = await finding
         except Exception as error:  # noqa: BLE001 - as above
             self._unreadable(error)
             return None

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import sys
 import threading
 import weakref
@@ -12,13 +11,13 @@ from collections.abc import Callable, Hashable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-from opero.caching.copying import Uncopyable, freeze
-from opero.caching.entries import report_skipped
+from opero.caching.copying import Uncopyable
+from opero.caching.entries import Entries
 from opero.caching.function_cache import CacheInfo
 from opero.caching.keys.canonical import digest, fast_part
 from opero.caching.keys.content import Unkeyable
 from opero.caching.keys.function_keys import namespace_prefix
-from opero.caching.memory import Entry, EntryStore, MemoryStore, Store, weigh
+from opero.caching.memory import Entry, EntryStore, MemoryStore, Store
 from opero.errors import OperoUsageError, StoreError, UnkeyableError, did_you_mean
 from opero.events.bus import Emitter
 from opero.utils import ambient, checks
@@ -197,8 +196,10 @@ class CacheContext:
         self._store = store
         self._namespace = namespace
         self._ttl = ttl
-        self._copy = copy
         self._prefix = prefix
+        self._entries = Entries(
+            store, copy=copy, emitter=Emitter(f"get_cache_context({namespace!r})")
+        )
 
     def get(self, key: object, default: Any = None) -> Any:
         """Return the value of `key`, or `default`."""
@@ -219,8 +220,18 @@ class CacheContext:
                 server.
             StoreError: The store failed.
         """
-        store, made = self._place(key)
-        store.put(made, self._made(made, key, value, ttl))
+        store, entries, made = self._place(key)
+        lasts = self._ttl if ttl is _DEFAULT else None if ttl is None else parse_seconds(ttl, "ttl")
+        try:
+            if isinstance(key, CallKey):
+                entry = key.cache.replacement(
+                    made, value, key.cache.ttl if ttl is _DEFAULT else lasts
+                )
+            else:
+                entry = entries.entry(made, value, lasts)
+        except Uncopyable as signal:
+            raise OperoUsageError(f"A value cannot be cached: {signal}.") from None
+        store.put(made, entry)
 
     def delete(self, key: object) -> bool:
         """Remove a value and return whether there was one.
@@ -228,7 +239,7 @@ class CacheContext:
         Raises:
             StoreError: The store failed.
         """
-        store, made = self._place(key)
+        store, _, made = self._place(key)
         return store.delete(made)
 
     def clear(self) -> int:
@@ -274,7 +285,7 @@ class CacheContext:
         size = "" if self._store.blocking else f": {self._store.measure()[0]} entries"
         return f"<CacheContext {self._store.name} {self._namespace!r}{size}>"
 
-    def _place(self, key: object) -> tuple[EntryStore, Any]:
+    def _place(self, key: object) -> tuple[EntryStore, Entries, Any]:
         """Return where the value of a key is, and under which key."""
         if isinstance(key, CallKey):
             cache = key.cache
@@ -283,46 +294,17 @@ class CacheContext:
                     f"{key!r} belongs to the namespace {cache.namespace!r} in {cache.store.name}, not to "
                     f"{self._namespace!r} in {self._store.name}."
                 )
-            return cache.store, key.key
+            return cache.store, cache.entries, key.key
         try:
             made = fast_part(key) if self._prefix is None else f"{self._prefix}{digest(key).hex()}"
         except Unkeyable as signal:
             raise UnkeyableError(f"A key of the cache must have content: {signal}.") from None
-        return self._store, made
-
-    def _made(self, made: Any, key: object, value: Any, ttl: Duration | None) -> Entry:
-        """Return the entry of a value."""
-        seconds = (
-            self._ttl if ttl is _DEFAULT else None if ttl is None else parse_seconds(ttl, "ttl")
-        )
-        expires = math.inf if seconds is None else ambient.clock().monotonic() + seconds
-        encode: Any = getattr(self._store, "entry", None)
-        try:
-            if isinstance(key, CallKey):
-                lasts = key.cache.ttl if ttl is _DEFAULT else seconds
-                return key.cache.replacement(made, value, lasts)
-            if encode is not None:
-                entry: Entry = encode(made, value, expires)
-                return entry
-            stored, copier = freeze(value, copy=self._copy)
-        except Uncopyable as signal:
-            raise OperoUsageError(f"A value cannot be cached: {signal}.") from None
-        return Entry(stored, expires=expires, copier=copier, weight=weigh(value) + weigh(key))
+        return self._store, self._entries, made
 
     def _entry(self, key: object) -> Entry | None:
-        store, made = self._place(key)
-        try:
-            entry = store.find(made)
-        except StoreError as error:  # it counts as empty
-            emitter = Emitter(f"get_cache_context({self._namespace!r})")
-            report_skipped(emitter, f"the store could not be read: {error}")
-            return None
-        now = ambient.clock().monotonic()
-        if entry is None or entry.expiry > now:
-            return entry
-        if entry.keep <= now:
-            store.discard(made, entry)
-        return None
+        _, entries, made = self._place(key)
+        entry = entries.find(made)
+        return entry if entry is not None and entries.is_fresh(made, entry) else None
 
 
 async def _aside(

@@ -89,6 +89,10 @@ class ByteStore(Protocol):
         """Whether an event loop must not call it, but in a thread, or through its asynchronous verbs."""
         ...
 
+    def allow(self, max_bytes: int) -> None:
+        """Allow entries of so many bytes, and a place as large; both may be larger already."""
+        ...
+
     def get(self, key: str) -> bytes | None:
         """Return what was stored last, None if there is nothing."""
         ...
@@ -380,17 +384,15 @@ class CodedStore:
         self._prefix = prefix
         self._coder = coder
         self._max_bytes = max_bytes
-        self._backend: Any = None
+        self._backend: ByteStore | None = None
 
     @property
-    def backend(self) -> Any:
-        """The `ByteStore` behind."""
+    def backend(self) -> ByteStore:
+        """The store behind."""
         store = self._backend
         if store is None:
-            store = open_store(self.text)
-            if (allow := getattr(store, "allow", None)) is not None:
-                allow(self._max_bytes)
-            self._backend = store
+            store = self._backend = open_store(self.text)
+            store.allow(self._max_bytes)
         return store
 
     @property
@@ -420,7 +422,8 @@ class CodedStore:
 
     async def afind(self, key: str) -> Entry | None:
         """Do what `find` does with a store that is `native`."""
-        blob = await (self._backend or self.backend).aget(key)
+        store: Any = self._backend or self.backend
+        blob = await store.aget(key)
         return None if blob is None else self._entry(key, blob)
 
     def put(self, key: str, entry: Entry) -> bool:
@@ -440,7 +443,8 @@ class CodedStore:
         """Do what `put` does with a store that is `native`."""
         row = self._row(key, entry)
         if row is not None:
-            await self.backend.aset(*row)
+            store: Any = self.backend
+            await store.aset(*row)
         return entry.weight <= self._max_bytes
 
     def acquire(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
@@ -448,13 +452,13 @@ class CodedStore:
         store = self.backend
         if len(owners) == 1:
             return [store.acquire(*owners[0], seconds)]
-        acquired: list[bool] = store.acquire_many(owners, seconds)
-        return acquired
+        return store.acquire_many(owners, seconds)
 
     async def aacquire(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
         """Do the same without holding up the event loop."""
+        store: Any = self.backend
         if self.native and len(owners) == 1:
-            return [await self.backend.aacquire(*owners[0], seconds)]
+            return [await store.aacquire(*owners[0], seconds)]
         from asyncio import to_thread
 
         return await to_thread(self.acquire, owners, seconds)
@@ -487,18 +491,15 @@ class CodedStore:
 
     def delete(self, key: str) -> bool:
         """Remove `key` and return whether it was there."""
-        deleted: bool = self.backend.delete(key)
-        return deleted
+        return self.backend.delete(key)
 
     def clear(self) -> int:
         """Remove the function's entries and return how many there were."""
-        removed: int = self.backend.clear(self._prefix())
-        return removed
+        return self.backend.clear(self._prefix())
 
     def measure(self) -> tuple[int | None, int | None]:
         """Return the number of the function's entries and their bytes."""
-        measured: tuple[int | None, int | None] = self.backend.measure(self._prefix())
-        return measured
+        return self.backend.measure(self._prefix())
 
     def __repr__(self) -> str:
         return f"<CodedStore {self.name}>"

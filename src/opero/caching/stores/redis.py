@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
@@ -232,12 +233,12 @@ class RedisStore:
 
     async def _aask(self, *commands: Command) -> list[Any]:
         """Do the same for an event loop."""
-        from asyncio import get_running_loop
-
         if self._backoff.failures:
             self._backoff.check()
         try:
-            pool = self._loops.get(get_running_loop()) or await self._loop_pool()
+            # An import in a function costs a microsecond; a coroutine runs because this module is loaded.
+            loop = sys.modules["asyncio"].get_running_loop()
+            pool = self._loops.get(loop) or await self._loop_pool(loop)
             answers = await pool.ask(commands)
         except Exception as error:
             raise self._failure(error) from error
@@ -266,16 +267,14 @@ class RedisStore:
                 self._threads = _ThreadPool(_connector("redis", self._url, _ANSWER))
             return self._threads
 
-    async def _loop_pool(self) -> _LoopPool:
+    async def _loop_pool(self, loop: AbstractEventLoop) -> _LoopPool:
         """Return the connections of the running loop, which closes them when it ends."""
-        from asyncio import get_running_loop
-
         with self._lock:
             if self._aconnect is None:
                 # Waiting is bounded here: the library would set a timer for each step of a command.
                 self._aconnect = _connector("redis.asyncio", self._url, None)
             made = _LoopPool(self._aconnect, self._backoff)
-            pool = self._loops.setdefault(get_running_loop(), made)
+            pool = self._loops.setdefault(loop, made)
         if pool is made:
             await anext(pool.closer)
         return pool
@@ -497,10 +496,11 @@ class _LoopPool(_IdleConnections):
     """
 
     def __init__(self, connect: Callable[[], Any], backoff: Backoff) -> None:
-        from asyncio import Semaphore
+        from asyncio import Semaphore, timeout
 
         super().__init__(connect)
         self._backoff = backoff
+        self._limit = timeout
         self._turn = Semaphore(_MOST_PER_LOOP)
         self.closer: AsyncGenerator[None, None] = self._close_with_loop()
 
@@ -515,7 +515,7 @@ class _LoopPool(_IdleConnections):
                 await connection.disconnect(nowait=True)
             while True:
                 try:
-                    answers = await _exchange(connection, commands)
+                    answers = await self._exchange(connection, commands)
                 except BaseException as error:
                     # As for threads: an answer that is under way must reach no other caller.
                     await connection.disconnect(nowait=True)
@@ -526,30 +526,30 @@ class _LoopPool(_IdleConnections):
                     self.keep(connection)
                     return answers
 
+    async def _exchange(self, connection: Any, commands: Sequence[Command]) -> list[Any]:
+        """Send commands and return their answers within the time that each step may take."""
+        async with self._limit(_ANSWER if connection.is_connected else _CONNECT + _ANSWER) as limit:
+            for number, piece in enumerate(_pieces(connection, commands)):
+                if number:
+                    loop = sys.modules[
+                        "asyncio"
+                    ].get_running_loop()  # kept, it would never be collected
+                    limit.reschedule(loop.time() + _ANSWER)
+                await connection.send_packed_command((piece,))
+            answers: list[Any] = []
+            for _ in commands:
+                try:
+                    answers.append(await connection.read_response())
+                except Exception as error:  # noqa: BLE001 - raised again unless it is an answer
+                    answers.append(_refusal(error))
+        return answers
+
     async def _close_with_loop(self) -> AsyncGenerator[None, None]:
         try:
             yield
         finally:
             while self._idle:
                 await self.take()[0].disconnect()
-
-
-async def _exchange(connection: Any, commands: Sequence[Command]) -> list[Any]:
-    """Send commands and return their answers within the time that each step may take."""
-    from asyncio import get_running_loop, timeout
-
-    async with timeout(_ANSWER if connection.is_connected else _CONNECT + _ANSWER) as limit:
-        for number, piece in enumerate(_pieces(connection, commands)):
-            if number:
-                limit.reschedule(get_running_loop().time() + _ANSWER)
-            await connection.send_packed_command((piece,))
-        answers: list[Any] = []
-        for _ in commands:
-            try:
-                answers.append(await connection.read_response())
-            except Exception as error:  # noqa: BLE001 - raised again unless it is an answer
-                answers.append(_refusal(error))
-    return answers
 
 
 def _read(connection: Any) -> Any:

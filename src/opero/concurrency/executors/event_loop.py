@@ -75,8 +75,7 @@ class EventLoopExecutor:
                     await self._woken.wait()
         self._woken.clear()
         self._timed = False
-        finished, self._finished = self._finished, []
-        return reports_of(finished)
+        return reports_of(self._finished)
 
     def wake(self) -> None:
         """End a wait for reports, from any thread."""

@@ -22,7 +22,6 @@ from opero.concurrency.item_runner import ItemRunner
 
 if TYPE_CHECKING:
     from asyncio import Runner
-    from collections.abc import Sequence
 
     from opero.concurrency.executors.base import Chunk, MapJob, Parked, Report
 
@@ -36,7 +35,7 @@ __all__ = [
 ]
 
 _LOOK: Final = 0.03
-"""Seconds after which finished items of a chunk that is under way are reported."""
+"""Seconds after which finished items of a chunk that is under way are reported, once there are chunks of several."""
 _TOGETHER: Final = 0.001
 """Seconds within which finished items are reported together, while the threads have others at hand."""
 
@@ -46,11 +45,14 @@ Finished = tuple["Chunk", int, Any, ItemOutcome | None, float]
 """Chunk and position of an item, its value, what it is more than a plain value, and seconds of work."""
 
 
-def reports_of(finished: Sequence[Finished]) -> list[Report]:
-    """Return reports of finished items, one for each chunk."""
+def reports_of(finished: list[Finished]) -> list[Report]:
+    """Take out the items that are finished so far, and return their reports, one for each chunk."""
+    count = len(finished)
     parts: dict[int, list[Finished]] = {}
-    for one in finished:
+    for one in finished[:count]:
         parts.setdefault(one[0].id, []).append(one)
+    # What has come meanwhile stays; nothing is ever lost to a thread that adds to the list.
+    del finished[:count]
     return [_report(number, part) for number, part in parts.items()]
 
 
@@ -110,8 +112,7 @@ class ThreadExecutor:
         self._due = 0.0
         self._threads: list[threading.Thread] = []
         self._items = 0
-        # How many of them are in chunks of several and not reported.
-        self._partial = 0
+        self._look: float | None = None
         self._stopped = False
 
     def slots(self) -> int:
@@ -129,14 +130,14 @@ class ThreadExecutor:
         count = len(chunk.items)
         self._items += count
         if count > 1:
-            self._partial += count
+            self._look = _LOOK
         self._waiting.put(SharedChunk(chunk, deque(range(count))))
 
     def poll(self, timeout: float | None) -> list[Report]:
         """Return what the threads have finished."""
         self._start_workers()
-        if self._partial:
-            timeout = _LOOK if timeout is None else min(timeout, _LOOK)
+        if self._look is not None:
+            timeout = self._look if timeout is None else min(timeout, self._look)
         with contextlib.suppress(Empty):
             if timeout != 0:
                 self._woken.get(timeout=timeout)
@@ -147,15 +148,7 @@ class ThreadExecutor:
                 self._woken.get_nowait()
         self._due = perf_counter() + self._job.target_s
         # No name for reports here: a traceback of an item may lead to this frame, and would be a reference cycle.
-        return reports_of(self._collect())
-
-    def _collect(self) -> list[Finished]:
-        """Take out what is finished so far."""
-        count = len(self._finished)
-        found = self._finished[:count]
-        del self._finished[:count]
-        self._partial -= sum(len(one[0].items) > 1 for one in found)
-        return found
+        return reports_of(self._finished)
 
     def _start_workers(self) -> None:
         """Start a thread for each item so far, up to the number of workers."""
