@@ -46,7 +46,7 @@ print(asyncio.run(main())[-1])
 """
 
 
-@pytest.mark.parametrize(("body", "count"), [(SYNC, 4), (ASYNC, 2)], ids=["sync", "async"])
+@pytest.mark.parametrize(("body", "count"), [(SYNC, 3), (ASYNC, 2)], ids=["sync", "async"])
 def test_processes_that_miss_together_make_one_call(crowd: Crowd, body: str, count: int) -> None:
     crowd.start(body, count)
     crowd.go()
