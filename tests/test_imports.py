@@ -186,7 +186,7 @@ def test_the_version_is_text_or_missing() -> None:
 def test_a_lazy_name_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     package = ModuleType("lazy_package")
     monkeypatch.setitem(sys.modules, "lazy_package", package)
-    get, listed = lazy_exports("lazy_package", {"sqrt": "math"})
+    get, listed = lazy_exports("lazy_package", {"math": ["sqrt"]})
     assert listed() == sorted([*vars(package), "sqrt"])
     assert get("sqrt") is vars(package)["sqrt"]
     with pytest.raises(AttributeError, match="lazy_package"):

@@ -18,8 +18,8 @@ from tests.tasks.conftest import until
 from opero import event_bus, opero
 from opero.errors import CallTimeoutError, OperoUsageError
 from opero.events import RetryScheduled
-from opero.tasks import Task, TaskRun, TaskState, callee, run, run_sync
-from opero.tasks.state import NOTHING, carry_out, running_task
+from opero.tasks import Task, TaskRun, TaskState, run, run_sync
+from opero.tasks.task import NOTHING, _note_retry, carry_out, running_task
 from opero.testing import FakeClock, flaky
 from opero.utils.async_utils import MOST_THREADS
 
@@ -581,14 +581,14 @@ def test_a_decorated_function_without_retries_is_called_as_it_is() -> None:
 
 def test_retry_events_outside_of_a_run_change_no_state(received: Received) -> None:
     event = RetryScheduled(function="fetch", attempt=2, delay=0)
-    callee._note_retry(event)
+    _note_retry(event)
     run = TaskRun(Task(upper, "tea"))
 
     async def main() -> None:
         running_task.set(run)
         await carry_out(run)
         running_task.set(run)
-        callee._note_retry(event)  # a refresh in the background, for example
+        _note_retry(event)  # a refresh in the background, for example
 
     asyncio.run(main())
     assert run.state is TaskState.SUCCEEDED

@@ -30,11 +30,11 @@ __dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "ItemResult": "opero.concurrency.result",
-        "MapFailure": "opero.concurrency.result",
-        "MapResult": "opero.concurrency.result",
-        "ParallelExecutor": "opero.concurrency.pool",
-        "get_parallel_executor": "opero.concurrency.pool",
-        "get_parallel_map_decorator": "opero.concurrency.pool",
+        "opero.concurrency.pool": (
+            "ParallelExecutor",
+            "get_parallel_executor",
+            "get_parallel_map_decorator",
+        ),
+        "opero.concurrency.result": ("ItemResult", "MapFailure", "MapResult"),
     },
 )

@@ -29,11 +29,10 @@ __dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "clear_cache": "opero.caching.handles",
-        "get_cache_context": "opero.caching.handles",
-        "get_cache_decorator": "opero.core.cache",
-        "get_fallback_decorator": "opero.core.fallback",
-        "get_rate_limit_decorator": "opero.core.rate_limit",
-        "get_retry_decorator": "opero.core.retry",
+        "opero.caching.handles": ("clear_cache", "get_cache_context"),
+        "opero.core.cache": ("get_cache_decorator",),
+        "opero.core.fallback": ("get_fallback_decorator",),
+        "opero.core.rate_limit": ("get_rate_limit_decorator",),
+        "opero.core.retry": ("get_retry_decorator",),
     },
 )

@@ -283,7 +283,8 @@ class CacheStage(FunctionCache):
     def land(self, flight: Flight, value: Any) -> None:
         """Store the result of a flight that a wrapper leads, and share it."""
         self._land(flight, value, self.entries.store(flight, value, self.ttl))
-        stop_leading(flight.token)
+        token, flight.token = flight.token, None
+        stop_leading(token)
 
     def give_up(self, flight: Flight) -> None:
         """Let another caller lead a flight, because the wrapper that leads it was interrupted."""

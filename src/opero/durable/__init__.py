@@ -36,11 +36,11 @@ __dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        **dict.fromkeys(("activity", "get_registry", "workflow"), "opero.durable.decorators"),
-        **dict.fromkeys(("now", "random", "sleep", "uuid", "wait_for"), "opero.durable.timers"),
-        "Orchestrator": "opero.durable.orchestrator",
-        "SqliteStore": "opero.durable.sqlite_store",
-        "WorkflowStatus": "opero.durable.records",
-        "register_type": "opero.durable.values",
+        "opero.durable.decorators": ("activity", "get_registry", "workflow"),
+        "opero.durable.orchestrator": ("Orchestrator",),
+        "opero.durable.records": ("WorkflowStatus",),
+        "opero.durable.sqlite_store": ("SqliteStore",),
+        "opero.durable.timers": ("now", "random", "sleep", "uuid", "wait_for"),
+        "opero.durable.values": ("register_type",),
     },
 )

@@ -142,6 +142,15 @@ class Op:
 
 
 @dataclass(slots=True)
+class OwnedOp(Op):
+    """A write that counts only while a workflow belongs to this owner and epoch."""
+
+    workflow: str
+    owner: str
+    epoch: int
+
+
+@dataclass(slots=True)
 class Create(Op):
     """Add a workflow; answers with the record that is stored under its id: this one, or an older one."""
 
@@ -174,26 +183,20 @@ class Acquire(Op):
 
 
 @dataclass(slots=True)
-class PutStep(Op):
+class PutStep(OwnedOp):
     """Write a step; answers whether the workflow still belongs to this owner and epoch."""
 
-    workflow: str
-    owner: str
-    epoch: int
     step: StepRecord
 
 
 @dataclass(slots=True)
-class Move(Op):
+class Move(OwnedOp):
     """Put a workflow into another state; answers whether it still belonged to this owner and epoch.
 
     Attributes:
         free: Whether it has no owner afterwards.
     """
 
-    workflow: str
-    owner: str
-    epoch: int
     state: State
     output: str | None = None
     error: str | None = None
@@ -242,7 +245,7 @@ class Send(Op):
 
 
 @dataclass(slots=True)
-class Take(Op):
+class Take(OwnedOp):
     """Record a waiting step with the oldest signal of a name.
 
     Answers with the signal's value, None if there is none, False if the workflow has another owner.
@@ -251,9 +254,6 @@ class Take(Op):
         at: Wall-clock seconds at which the step ends if there is one.
     """
 
-    workflow: str
-    owner: str
-    epoch: int
     name: str
     step: StepRecord
     at: float = 0.0

@@ -56,11 +56,7 @@ __all__ = [
     "event_bus",
 ]
 
-_LOADED = {"EventBus", "Handler", "Run", "Subscription", "current_run", "event_bus"}
-
+# Names that are imported above are never looked up here.
 __getattr__: Callable[[str], Any]
 __dir__: Callable[[], list[str]]
-__getattr__, __dir__ = lazy_exports(
-    __name__,
-    dict.fromkeys((name for name in __all__ if name not in _LOADED), "opero.events.types"),
-)
+__getattr__, __dir__ = lazy_exports(__name__, {"opero.events.types": __all__})

@@ -28,11 +28,9 @@ __dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "OpenTelemetryListener": "opero.instrumentation.opentelemetry",
-        "PrometheusListener": "opero.instrumentation.prometheus",
-        "Timeline": "opero.instrumentation.timeline",
-        "configure_logging": "opero.instrumentation.logs",
-        "log_events": "opero.instrumentation.logs",
-        "trace_calls": "opero.instrumentation.opentelemetry",
+        "opero.instrumentation.logs": ("configure_logging", "log_events"),
+        "opero.instrumentation.opentelemetry": ("OpenTelemetryListener", "trace_calls"),
+        "opero.instrumentation.prometheus": ("PrometheusListener",),
+        "opero.instrumentation.timeline": ("Timeline",),
     },
 )

@@ -74,77 +74,71 @@ class PrometheusListener:
     ) -> None:
         client = load_extra("prometheus_client", "prometheus")
         where: dict[str, Any] = {"registry": client.REGISTRY if registry is None else registry}
-        timed = where if buckets is None else {**where, "buckets": tuple(buckets)}
+
+        def metric(kind: Any, name: str, doc: str, *labels: str, **options: Any) -> Any:
+            return kind(f"{prefix}_{name}", doc, ("module", *labels), **{**where, **options})
 
         def counter(name: str, doc: str, *labels: str) -> Any:
-            return client.Counter(f"{prefix}_{name}", doc, ("module", *labels), **where)
+            return metric(client.Counter, name, doc, "function", *labels)
 
         def histogram(name: str, doc: str) -> Any:
-            return client.Histogram(f"{prefix}_{name}", doc, ("module", "function"), **timed)
+            bounds = {} if buckets is None else {"buckets": tuple(buckets)}
+            return metric(client.Histogram, name, doc, "function", **bounds)
 
-        def gauge(name: str, doc: str, *labels: str) -> Any:
-            return client.Gauge(f"{prefix}_{name}", doc, ("module", *labels), **where)
-
-        of_function = "function"
-        self._calls = counter("calls", "Calls that ended.", of_function, "source", "outcome")
+        self._calls = counter("calls", "Calls that ended.", "source", "outcome")
         self._duration = histogram("call_duration_seconds", "Seconds from start to end of a call.")
-        self._running = gauge("calls_in_progress", "Calls that are under way.", of_function)
-        self._failed = counter("attempts_failed", "Real calls that failed.", of_function, "error")
-        self._given_up = counter(
-            "calls_given_up", "Calls that failed for good.", of_function, "error"
+        self._running = metric(
+            client.Gauge, "calls_in_progress", "Calls that are under way.", "function"
         )
-        self._retries = counter("retries", "Attempts after the first.", of_function)
-        self._fallbacks = counter("fallbacks", "Fallback values tried.", of_function)
-        self._timeouts = counter("timeouts", "Real calls that took too long.", of_function)
         self._waits = histogram("limiter_wait_seconds", "Seconds a call waited for a limit.")
-        self._cache = counter("cache_requests", "Answers of the cache.", of_function, "result")
-        self._state = gauge("circuit_state", "1 for the state a circuit is in.", "circuit", "state")
-        self._changes = counter("circuit_changes", "Changes of a circuit.", "circuit", "state")
-        self._actions: dict[type[Event], Callable[[Any], None]] = {
-            CallStarted: lambda e: self._running.labels(_module(e), e.function).inc(),
-            CallEnded: self._ended,
-            AttemptFailed: lambda e: self._failed.labels(
-                _module(e), e.function, _kind(e.error)
-            ).inc(),
-            CallGaveUp: lambda e: self._given_up.labels(
-                _module(e), e.function, _kind(e.error)
-            ).inc(),
-            RetryScheduled: lambda e: self._retries.labels(_module(e), e.function).inc(),
-            FallbackUsed: lambda e: self._fallbacks.labels(_module(e), e.function).inc(),
-            CallTimedOut: lambda e: self._timeouts.labels(_module(e), e.function).inc(),
-            LimiterWaited: lambda e: self._waits.labels(_module(e), e.function).observe(e.seconds),
-            CacheHit: lambda e: self._cache.labels(_module(e), e.function, "hit").inc(),
-            CacheMiss: lambda e: self._cache.labels(_module(e), e.function, "miss").inc(),
-            CircuitChanged: self._changed,
+        self._state = metric(
+            client.Gauge, "circuit_state", "1 for the state a circuit is in.", "circuit", "state"
+        )
+        self._changes = metric(
+            client.Counter, "circuit_changes", "Changes of a circuit.", "circuit", "state"
+        )
+        cache = counter("cache_requests", "Answers of the cache.", "result")
+        self._counters: dict[type[Event], tuple[Any, Callable[[Any], tuple[str, ...]]]] = {
+            AttemptFailed: (counter("attempts_failed", "Real calls that failed.", "error"), _error),
+            CallGaveUp: (counter("calls_given_up", "Calls that failed for good.", "error"), _error),
+            RetryScheduled: (counter("retries", "Attempts after the first."), _nothing),
+            FallbackUsed: (counter("fallbacks", "Fallback values tried."), _nothing),
+            CallTimedOut: (counter("timeouts", "Real calls that took too long."), _nothing),
+            CacheHit: (cache, lambda _: ("hit",)),
+            CacheMiss: (cache, lambda _: ("miss",)),
         }
+        """The events that are counted, each with its counter and what makes the counter's own labels."""
 
     def listen(self, bus: EventBus = event_bus) -> Subscription:
         """Count what happens on a bus from now on."""
-        return bus.subscribe(self, types=self._actions)
+        others = (CallStarted, CallEnded, LimiterWaited, CircuitChanged)
+        return bus.subscribe(self, types=[*self._counters, *others])
 
     def __call__(self, event: Event) -> None:
         """Count one event."""
-        act = self._actions.get(type(event))
-        if act is not None:
-            act(event)
-
-    def _ended(self, event: CallEnded) -> None:
-        outcome = "ok" if event.error is None else _kind(event.error)
-        self._calls.labels(_module(event), event.function, event.source, outcome).inc()
-        self._duration.labels(_module(event), event.function).observe(event.seconds)
-        self._running.labels(_module(event), event.function).dec()
-
-    def _changed(self, event: CircuitChanged) -> None:
-        self._changes.labels(_module(event), mask_urls(event.circuit), event.new_state).inc()
-        for state in _STATES:
-            self._state.labels(_module(event), mask_urls(event.circuit), state).set(
-                state == event.new_state
-            )
-
-
-def _module(event: Event) -> str:
-    return event.module or ""
+        where = event.module or "", event.function
+        if type(event) in self._counters:
+            counter, labels = self._counters[type(event)]
+            counter.labels(*where, *labels(event)).inc()
+        elif isinstance(event, CallStarted):
+            self._running.labels(*where).inc()
+        elif isinstance(event, CallEnded):
+            outcome = "ok" if event.error is None else type(event.error).__name__
+            self._calls.labels(*where, event.source, outcome).inc()
+            self._duration.labels(*where).observe(event.seconds)
+            self._running.labels(*where).dec()
+        elif isinstance(event, LimiterWaited):
+            self._waits.labels(*where).observe(event.seconds)
+        elif isinstance(event, CircuitChanged):
+            circuit = where[0], mask_urls(event.circuit)
+            self._changes.labels(*circuit, event.new_state).inc()
+            for state in _STATES:
+                self._state.labels(*circuit, state).set(state == event.new_state)
 
 
-def _kind(error: BaseException | None) -> str:
-    return "rejected result" if error is None else type(error).__name__
+def _nothing(_: Event) -> tuple[str, ...]:
+    return ()
+
+
+def _error(event: AttemptFailed | CallGaveUp) -> tuple[str, ...]:
+    return ("rejected result" if event.error is None else type(event.error).__name__,)

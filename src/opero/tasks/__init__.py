@@ -4,9 +4,8 @@
 A definition (`Task`, `Sequence`, `Parallel`, `CircuitGroup`) says what to do and may be run any number of times; each
 run is a `TaskRun`, and changes of its state are events on the default `event_bus`.
 
-    state          TaskState and TaskRun
     callee         how a task calls its function: arguments, threads, options
-    task           Task, Sequence, CircuitGroup, `run` and `run_sync`
+    task           Task, Sequence, CircuitGroup, their runs (TaskRun, TaskState), `run` and `run_sync`
     parallel       Parallel and its worker tasks
 """
 
@@ -14,8 +13,7 @@ from __future__ import annotations
 
 from opero.events import EventBus, event_bus
 from opero.tasks.parallel import Parallel
-from opero.tasks.state import TaskRun, TaskState
-from opero.tasks.task import CircuitGroup, Sequence, Task, run, run_sync
+from opero.tasks.task import CircuitGroup, Sequence, Task, TaskRun, TaskState, run, run_sync
 
 __all__ = [
     "CircuitGroup",

@@ -15,16 +15,14 @@ from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from opero import events
 from opero.core.call import Call
 from opero.core.function import FunctionInfo, describe_function
 from opero.errors import OperoUsageError
-from opero.tasks.state import running_task
 from opero.utils.async_utils import call_in_thread
 
 if TYPE_CHECKING:
     from opero.core.options import Options
-    from opero.events import Event
+    from opero.events import Handler
 
 __all__ = [
     "Callee",
@@ -168,9 +166,15 @@ def callee_of(fn: Callable[..., Any]) -> Callee:
 
 
 def with_policies(
-    fn: Any, callee: Callee, options: Mapping[str, Any] | None
+    fn: Any, callee: Callee, options: Mapping[str, Any] | None, note_retry: Handler
 ) -> Callable[..., Awaitable[Any]]:
     """Return a coroutine function that calls `fn` through the stages that it or `options` switch on.
+
+    Args:
+        fn: The function.
+        callee: Its description.
+        options: Options of `@opero`; None without.
+        note_retry: A listener, for functions that are retried.
 
     Raises:
         OperoUsageError: An option is unknown or wrong.
@@ -179,7 +183,7 @@ def with_policies(
         raise OperoUsageError(f"options={options!r} must be a dict: options=dict(retries=3).")
     given = dict(options or {})
     if hasattr(fn, "__opero__"):
-        decorated = _variant(fn, given)
+        decorated = _variant(fn, given, note_retry)
         return decorated if callee.is_async else functools.partial(call_in_thread, decorated)
     # Loaded with the first task that has options: the others run without a pipeline.
     from opero.core.options import Options
@@ -187,7 +191,7 @@ def with_policies(
 
     made = Options.of("Task", **{"cache": False, "retries": 0, **given})
     if made.retries or made.stop:
-        made = made.replace("Task", on_event=[*_listeners(made), _note_retry])
+        made = made.replace("Task", on_event=[*_listeners(made), note_retry])
     info = describe_function(fn)
     if not callee.is_async:
         # On the loop, so that a pause between attempts holds no thread.
@@ -200,7 +204,7 @@ def with_policies(
     return call
 
 
-def _variant(fn: Any, given: dict[str, Any]) -> Any:
+def _variant(fn: Any, given: dict[str, Any], note_retry: Handler) -> Any:
     """Return an `@opero` function with other options that reports retries to its run; one for equal tasks."""
     shareable = not given and is_plain(fn)
     if shareable and fn in _variants:
@@ -208,7 +212,7 @@ def _variant(fn: Any, given: dict[str, Any]) -> Any:
     options: Options = fn.options.replace("Task", **given)
     changes = dict(given)
     if options.retries or options.stop:
-        changes["on_event"] = [*_listeners(options), _note_retry]
+        changes["on_event"] = [*_listeners(options), note_retry]
     variant = fn.with_options(**changes) if changes else fn
     if shareable and variant is not fn:
         _variants[fn] = variant
@@ -221,14 +225,3 @@ _variants: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 def _listeners(options: Options) -> tuple[Any, ...]:
     given = options.on_event
     return () if given is None else (given,) if callable(given) else tuple(given)
-
-
-def _note_retry(event: Event) -> None:
-    """Note a failed attempt or a retry in the run of the task."""
-    run = running_task.get()
-    if run is None or run.done:
-        return  # a refresh in the background, for example
-    if isinstance(event, events.AttemptFailed):
-        run.error = event.error
-    elif isinstance(event, events.RetryScheduled):
-        run.retries(event.attempt, event.delay)

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from opero.core.failures import attach, raise_again
 from opero.errors import OperoUsageError
-from opero.tasks.state import NOTHING, TaskRun, carry_out
-from opero.tasks.task import Runnable, as_runnable
+from opero.tasks.task import NOTHING, Runnable, TaskRun, as_runnable, carry_out
 from opero.utils.ambient import fork, require_loop
 from opero.utils.checks import whole
 

@@ -37,5 +37,7 @@ __getattr__: Callable[[str], Any]
 __dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(
     __name__,
-    dict.fromkeys(("NotRecordedError", "record", "replay"), "opero.testing.recording"),
+    {
+        "opero.testing.recording": ("NotRecordedError", "record", "replay"),
+    },
 )

@@ -19,9 +19,7 @@ __dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "configure_logging": "opero.utils.logging",
-        "ensure_async": "opero.utils.async_utils",
-        "is_async_function": "opero.utils.async_utils",
-        "run_async": "opero.utils.async_utils",
+        "opero.utils.async_utils": ("ensure_async", "is_async_function", "run_async"),
+        "opero.utils.logging": ("configure_logging",),
     },
 )

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -12,15 +12,19 @@ __all__ = ["lazy_exports", "load_extra"]
 
 
 def lazy_exports(
-    package: str, homes: Mapping[str, str], *, gone: Mapping[str, str] | None = None
+    package: str,
+    modules: Mapping[str, Iterable[str]],
+    *,
+    gone: Mapping[str, str] | None = None,
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return the `__getattr__` and `__dir__` of a package (PEP 562).
 
     Args:
         package: Name of the package.
-        homes: Public name → module that holds it.
+        modules: Module → the public names that it holds.
         gone: Name of former versions → what to write instead; asking for one is an `ImportError`.
     """
+    homes = {name: module for module, names in modules.items() for name in names}
 
     def __getattr__(name: str) -> Any:  # noqa: N807 - becomes the package's own
         if name not in homes:

@@ -537,18 +537,19 @@ def test_a_program_that_has_no_interpreter_forks_and_a_wrong_one_is_named(
 def test_a_fork_server_that_ends_before_it_is_used_costs_nothing(program: Program) -> None:
     text = """\
         from opero import operomap
+        from json import dumps
         from opero.concurrency.executors.process.start import ForkServer
 
-        def broken(server, modules):
-            ForkServer.preload = preload
-            server.request(("kill", 0))
-            server._channel._sock.shutdown(2)
-            preload(server, {"json": ("", 0)})
+        def broken(server, message, fds=()):
+            if message[0] == "preload":
+                ForkServer.request = request
+                server.channel._sock.shutdown(2)
+            return request(server, message, fds)
 
         def double(x):
-            return 2 * x
+            return 2 * int(dumps(x))
 
-        preload, ForkServer.preload = ForkServer.preload, broken
+        request, ForkServer.request = ForkServer.request, broken
         print(operomap(mode="process", workers=2, cache=False)(double)([1, 2]))
         """
     assert program.run(text) == "[2, 4]\n"
