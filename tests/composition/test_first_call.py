@@ -106,6 +106,27 @@ def test_an_interrupted_first_call_gives_everything_back(
     assert counted(f) == {"calls": 2, "misses": 2}
 
 
+def test_a_call_that_timed_out_keeps_its_permit_until_its_thread_is_done(
+    options: dict[str, Any],
+) -> None:
+    limit, go = ConcurrencyLimit(2), threading.Event()
+
+    @opero(**{**options, "timeout": 0.05, "concurrency": limit})
+    def ask(x: Any, model: Any = MODELS) -> Any:
+        if (x, model) == (1, "a"):
+            assert limit.in_flight == 1
+            go.wait(10)
+        return model, limit.in_flight
+
+    ask(None)
+    ask.stats.reset()
+    assert ask(1) == ("b", 2)
+    assert (limit.in_flight, counted(ask)["failures"]) == (1, 1)
+    go.set()
+    while limit.in_flight:
+        threading.Event().wait(0.001)
+
+
 def test_each_caller_gets_a_copy(face: Any, options: dict[str, Any]) -> None:
     f = called_once(face, opero(**options)(face.of(lambda x, model=MODELS: [x, model])))
     for _ in range(3):

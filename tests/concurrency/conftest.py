@@ -164,8 +164,8 @@ class Maps:
     ) -> Ran:
         """Run a map."""
         engine = self.engine(workers)
-        engine.open(self.job_of(fn, **given))
         try:
+            engine.open(self.job_of(fn, **given))
             return drive(engine, items, chunk, seen)
         finally:
             engine.close(graceful=True, timeout=5)

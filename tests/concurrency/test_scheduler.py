@@ -322,7 +322,6 @@ def test_a_chunk_counts_by_the_part_of_a_worker_that_it_keeps_busy() -> None:
         ordered=False,
         errors=ErrorPolicy(raises=False),
         recover=charge,
-        in_flight=4,
     )
     feed(scheduler, list(range(24)))
     first, _ = run_chunk(scheduler, 2), run_chunk(scheduler, 2)

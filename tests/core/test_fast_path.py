@@ -114,7 +114,7 @@ def test_a_call_ends_as_it_does_in_the_stages(face: Any, names: Any, errors: Any
 @pytest.mark.parametrize("names", SETS, ids=lambda names: "+".join(names) or "none")
 def test_it_is_there_for_every_set_of_guards(face: Any, names: Any) -> None:
     fetch = decorated(face, body, names)
-    expected = face.asynchronous or "timeout" not in names
+    expected = face.asynchronous or not {"timeout", "deadline"} <= {*names}
     assert fetch.__opero__.has_fast_path is expected
     assert fetch.__opero__.is_unguarded is (not names)
     assert ("_opero_count" in fetch.__code__.co_names) is expected

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import abc
 import datetime
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from typing import Any, Protocol, TypeVar, assert_type
+from typing import Any, Generic, Protocol, Self, TypeVar, assert_type
 
 from opero import (
     Orchestrator,
@@ -211,10 +212,109 @@ class Client:
 
 
 class Sub(Client):
-    # pyright compares what decorators return as variables, with their `self`.
     @opero
-    def fetch(self, x: int) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def fetch(self, x: int) -> str:
         return super().fetch(x) + super().fetch.call(x).value
+
+
+class Query:
+    @opero
+    def where(self, x: int, times: int = 1) -> Self:
+        return self
+
+    @opero(cache=False)
+    async def awhere(self, x: int) -> Self:
+        return self
+
+    @opero
+    def same(self, x: T) -> T:
+        return x
+
+    @opero
+    async def asame(self, x: T) -> list[T]:
+        return [x]
+
+    @opero
+    @classmethod
+    def of(cls, x: int) -> Self:
+        return cls()
+
+    @classmethod
+    @opero
+    def of_outside(cls, x: int) -> Self:
+        return cls()
+
+    @get_retry_decorator(retries=1)
+    def retried(self, x: int) -> Self:
+        return self
+
+
+class SubQuery(Query):
+    @opero
+    def where(self, x: int, times: int = 1, more: str = "") -> Self:
+        return super().where(x, times)
+
+    @opero
+    @classmethod
+    def of(cls, x: int) -> Self:
+        return cls()
+
+
+class Box(Generic[T]):
+    @opero
+    def put(self, x: T) -> list[T]:
+        return [x]
+
+
+class Abstract(abc.ABC):
+    @opero
+    @abc.abstractmethod
+    def fetch(self, x: int) -> int: ...
+
+    @opero
+    @abc.abstractmethod
+    async def afetch(self, x: int) -> int: ...
+
+
+class Plain:
+    def fetch(self, x: int) -> str:
+        return ""
+
+
+class Decorating(Plain):
+    # pyright lets nothing but functions override a plain method.
+    @opero
+    def fetch(self, x: int) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return ""
+
+
+class Concrete(Abstract):
+    @opero
+    def fetch(self, x: int) -> int:
+        return x
+
+    @opero
+    async def afetch(self, x: int) -> int:
+        return x
+
+
+def check_type_variables_of_methods(query: Query, sub: SubQuery) -> None:
+    assert_type(query.where(1), Query)
+    assert_type(sub.where(1, more="a"), SubQuery)
+    assert_type(sub.where.call(1), Receipt[SubQuery])
+    assert_type(sub.retried(1), SubQuery)
+    assert_type(query.same(1), int)
+    assert_type(query.same.call("a"), Receipt[str])
+    assert_type(Query.of(1), Query)
+    assert_type(sub.of(1), SubQuery)
+    assert_type(SubQuery.of_outside(1), SubQuery)
+    assert_type(Box[int]().put(1), list[int])
+
+
+async def check_type_variables_of_async_methods(sub: SubQuery) -> None:
+    assert_type(await sub.awhere(1), SubQuery)
+    assert_type(await sub.asame(1), list[int])
+    assert_type(await sub.asame.call(1), Receipt[list[int]])
 
 
 def check_methods(client: Client, sub: Sub) -> None:
@@ -261,8 +361,7 @@ class Fetches(Protocol):
 
 
 def check_protocols(client: Client) -> Fetches:
-    # pyright does not bind descriptors where it compares with a protocol.
-    return client  # pyright: ignore[reportReturnType]
+    return client
 
 
 # --- the rest of the front door -------------------------------------------------------------------

@@ -36,6 +36,18 @@ class Client:
         return 2 * x
 
 
+class Base:
+    @opero
+    def decorated(self, x: int) -> str:
+        return ""
+
+
+class Sub(Base):
+    @opero
+    def decorated(self, x: str) -> str:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
+        return ""
+
+
 def wrong_arguments(client: Client) -> None:
     fetch()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     fetch("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -48,7 +60,7 @@ def wrong_arguments(client: Client) -> None:
     client.fetch("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     client.fetch(1, 2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     client.fetch.call("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    Client.fetch(1)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
+    Client.fetch(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     Client.make()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     Client.make(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Client.double("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -72,7 +84,7 @@ def wrong_options() -> None:
     opero(retry_on=OSError())  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     opero(secret=5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     opero(on_event=5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
-    opero(5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    opero(5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     opero(fetch, retries=5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 
 
@@ -89,7 +101,7 @@ def wrong_attributes() -> None:
     fetch.cache.purge()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     fetch.stats.reset(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     fetch.explain(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    get_retry_decorator()(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    get_retry_decorator()(5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     same()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 

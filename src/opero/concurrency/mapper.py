@@ -203,7 +203,6 @@ class Mapper:
                 stop_on=options.stop_on,
             ),
             recover=partial(judge_lost, job),
-            in_flight=job.in_flight,
         )
         executor = _make_executor(mode, options, context, on_loop=on_loop)
         try:

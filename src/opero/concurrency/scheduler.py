@@ -112,20 +112,17 @@ class ErrorPolicy:
         """Count items; return why the map must stop, or None."""
         self.finished += items
         self.failed += failed
-        if self.max_errors is None or not self.failed:
+        most, failures = self.max_errors, self.failed
+        if most is None or not failures:
             return None
-        if isinstance(self.max_errors, int):
-            if self.failed < self.max_errors:
-                return None
+        if isinstance(most, int):
+            end = f"{failures} items failed, and max_errors={most} ends the map there"
+            return end if failures >= most else None
+        if self.finished >= _SAMPLE and failures > most * self.finished:
             return (
-                f"{self.failed} items failed, and max_errors={self.max_errors} ends the map there"
+                f"{failures} of {self.finished} items failed, more than max_errors={most:g} allows"
             )
-        if self.finished < _SAMPLE or self.failed <= self.max_errors * self.finished:
-            return None
-        return (
-            f"{self.failed} of {self.finished} items failed, more than "
-            f"max_errors={self.max_errors:g} allows"
-        )
+        return None
 
 
 Recover = Callable[[Any, Parked | None, Lost, float], ItemOutcome]
@@ -142,7 +139,7 @@ class ChunkSize:
     Args:
         target_s: Seconds of work that a chunk should hold.
         fixed: Size that the user wants; None to measure.
-        least: Smallest size, for workers that run several items at once.
+        least: Smallest size: how many items one worker has under way at once.
 
     Attributes:
         size: Items of the next chunk.
@@ -220,7 +217,6 @@ class Scheduler:
         ordered: Whether results are handed out in the order of the input.
         errors: What failed items mean for the map.
         recover: Judges items that were lost with their worker.
-        in_flight: Items that one worker has under way at once.
 
     Attributes:
         errors: As above, with the counters of finished and failed items.
@@ -238,10 +234,8 @@ class Scheduler:
         ordered: bool,
         errors: ErrorPolicy,
         recover: Recover,
-        in_flight: int = 1,
     ) -> None:
         self._size = size
-        self._in_flight = in_flight
         self._ordered = ordered
         # Finished items on their way out: how many, those that wait for no other one, and those that do, in runs of
         # neighbours, by the first index. The first of them waits for the item `_next`.
@@ -281,7 +275,7 @@ class Scheduler:
             return 0
         awake = self.open - min(len(self._sleepers) + elsewhere, _SLEEPERS)
         # In flight or held back are at most a chunk for each slot, or what fills it.
-        window = max(1, slots) * max(self._size.size, self._in_flight)
+        window = max(1, slots) * max(self._size.size, self._size.least)
         return max(0, window - awake - self._held)
 
     def admit(self, count: int) -> range:
@@ -321,7 +315,7 @@ class Scheduler:
         """Return a chunk to submit, None if there is none or the executor has enough."""
         if self._ending:
             return None
-        if self._load >= slots * self._in_flight:
+        if self._load >= slots * self._size.least:
             return None
         if self._sleepers and self._sleepers[0].due <= now:
             return self._wake(now)
@@ -367,7 +361,7 @@ class Scheduler:
         chunk = Chunk(self._ids, idx, items, attempt, parked)
         self._ids += 1
         self._out[chunk.id] = chunk
-        self._load += min(self._in_flight, len(items))
+        self._load += min(self._size.least, len(items))
         return chunk
 
     def next_due(self) -> float | None:
@@ -378,7 +372,7 @@ class Scheduler:
 
     def take(self, reports: Iterable[Report], now: float) -> list[Batch]:
         """Digest an executor's reports and return the items that are finished, not yet settled."""
-        most = self._in_flight
+        most = self._size.least
         finished: list[Batch] = []
         idx: list[int] = []
         singles, busy_s = Batch(idx, [], []), 0.0

@@ -83,10 +83,12 @@ class Bulkhead:
         self._waited(call, began)
         return overdue(call, self._emitter, "waiting for a permit")
 
-    def _keep(self, call: Call, permit: ConcurrencyPermit) -> None:
-        """Have a permit given back at the end of the stream, or of the abandoned thread, that goes on."""
+    def leave(self, permit: ConcurrencyPermit, call: Call) -> None:
+        """Give a permit back: now, or at the end of the stream, or of the abandoned thread, that goes on."""
         leave = partial(self.limit.leave, permit)
-        if call.stream is not None:
+        if call.stream is None and call.orphan_thread is None:
+            leave()
+        elif call.stream is not None:
             permit.holder = None
             call.stream.at_end(lambda _: leave())
         else:
@@ -116,10 +118,7 @@ class Bulkhead:
                     self._waited(call, began)
                 return proceed(call)
             finally:
-                if call.stream is None and call.orphan_thread is None:
-                    limit.leave(permit)
-                else:
-                    self._keep(call, permit)
+                self.leave(permit, call)
 
         return run
 

@@ -4,7 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypeAlias,
+    TypeVar,
+    overload,
+)
 
 if TYPE_CHECKING:
     from opero.caching.handles import CacheHandle
@@ -23,13 +34,19 @@ __all__ = [
     "Resilient",
 ]
 
+A = ParamSpec("A")
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 O = ParamSpec("O")  # noqa: E741 - the options of a decorator; P and Q are the functions'
 R = TypeVar("R")
+S = TypeVar("S")
 T = TypeVar("T")
+S_contra = TypeVar("S_contra", contravariant=True)
 T_contra = TypeVar("T_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
+Bound_co = TypeVar("Bound_co", covariant=True)
+Unbound_co = TypeVar("Unbound_co", covariant=True)
+Function_co = TypeVar("Function_co", covariant=True)
 
 
 class Attributes(Protocol):
@@ -89,21 +106,126 @@ class Resilient(Attributes, Protocol[P, R_co]):
     def __get__(self, instance: object, owner: type | None = None, /) -> Self: ...
 
 
-class Decorate(Protocol):
-    """A decorator whose options are set."""
+class _TakesSelf(Protocol[A, S_contra, P, R_co]):
+    """A function whose first parameter is named `self`.
 
-    def __call__(self, fn: Callable[P, R], /) -> Resilient[P, R]:
-        """Decorate a function."""
-        ...
+    `A` is Any: mypy keeps a function's own type variables only where no list of parameters stands first.
+    """
+
+    def __call__(_, self: S_contra, *args: P.args, **kwargs: P.kwargs) -> R_co: ...  # noqa: N805  # pyright: ignore[reportSelfClsParameterName]
 
 
-class Decorator(Protocol[O]):
-    """A decorator that works bare and with options; `O` are the options."""
+class _TakesClass(Protocol[A, S_contra, P, R_co]):
+    """A function whose first parameter is named `cls`."""
 
-    # Options are keyword-only, so that a positional argument is always the function.
-    @overload
-    def __call__(  # type: ignore[overload-overlap]  # as `O` is not known here
-        self, fn: Callable[P, R], /
-    ) -> Resilient[P, R]: ...
-    @overload
-    def __call__(self, *args: O.args, **options: O.kwargs) -> Decorate: ...
+    def __call__(_, cls: S_contra, *args: P.args, **kwargs: P.kwargs) -> R_co: ...  # noqa: N805  # pyright: ignore[reportSelfClsParameterName]
+
+
+# No one form keeps `Self` and type variables under mypy and lets pyright compare methods with those they override.
+MYPY = False
+"""True for mypy, whatever stands here."""
+
+if MYPY:
+
+    class _Descriptor(Attributes, Protocol[P, Bound_co, Unbound_co]):
+        """A decorated method in its class; `P` are the parameters of `__get__`, so that they may bind `Self`."""
+
+        def __call__(
+            self: _Descriptor[Q, Resilient[A, R], Any], *args: Any, **kwargs: Any
+        ) -> R: ...
+        @overload
+        def __get__(self, *args: P.args, **kwargs: P.kwargs) -> Bound_co: ...
+        @overload
+        def __get__(self, instance: None, owner: type, /) -> Unbound_co: ...
+
+    class Decorate(Protocol):  # pyright: ignore[reportRedeclaration]
+        """A decorator whose options are set."""
+
+        @overload
+        def __call__(  # pyright: ignore[reportOverlappingOverload]
+            self, fn: _TakesSelf[Any, S, P, R], /
+        ) -> _Descriptor[[S, type | None], Resilient[P, R], Resilient[Concatenate[Any, P], R]]: ...
+        @overload
+        def __call__(
+            self, fn: _TakesClass[Any, type[S], P, R], /
+        ) -> _Descriptor[[S | None, type[S]], Resilient[P, R], Any]: ...
+        @overload
+        def __call__(self, fn: Callable[P, R], /) -> Resilient[P, R]: ...
+
+    class Decorator(Protocol[O]):  # pyright: ignore[reportRedeclaration]
+        """A decorator that works bare and with options; `O` are the options."""
+
+        @overload
+        def __call__(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
+            self, fn: _TakesSelf[Any, S, P, R], /
+        ) -> _Descriptor[[S, type | None], Resilient[P, R], Resilient[Concatenate[Any, P], R]]: ...
+        @overload
+        def __call__(  # type: ignore[overload-overlap]
+            self, fn: _TakesClass[Any, type[S], P, R], /
+        ) -> _Descriptor[[S | None, type[S]], Resilient[P, R], Any]: ...
+        @overload
+        def __call__(  # type: ignore[overload-overlap]
+            self, fn: Callable[P, R], /
+        ) -> Resilient[P, R]: ...
+        @overload
+        def __call__(self, *args: O.args, **options: O.kwargs) -> Decorate: ...
+
+else:
+
+    class ResilientMethod(Attributes, Generic[Function_co]):
+        """A decorated method in its class; in `Function_co` its `self` stands as a callable's parameter.
+
+        There a subclass is as good as its base, so that one decorated method may override another.
+        """
+
+        # pyright asks here, not after `__get__`, what `property` and protocols get.
+        def __call__(self: _Method[S, Q, R], *args: Any, **kwargs: Any) -> R: ...
+
+        @overload
+        def __get__(
+            self: _Method[S, Q, R], instance: None, owner: type[S], /
+        ) -> Resilient[Concatenate[S, Q], R]: ...
+        @overload
+        def __get__(
+            self: _Method[S, Q, R], instance: S, owner: type | None = None, /
+        ) -> Resilient[Q, R]: ...
+        def __get__(self, instance: object, owner: type | None = None, /) -> Any: ...
+
+    class ResilientClassMethod(Attributes, Generic[P, R_co]):
+        """A decorated class method in its class."""
+
+        def __call__(self, *args: Any, **kwargs: Any) -> R_co: ...
+        def __get__(self, instance: object, owner: type | None = None, /) -> Resilient[P, R_co]: ...
+
+    _Method: TypeAlias = ResilientMethod[Callable[Concatenate[Callable[[S], None], Q], R]]
+
+    class Decorate(Protocol):
+        """A decorator whose options are set."""
+
+        @overload
+        def __call__(  # pyright: ignore[reportOverlappingOverload]
+            self, fn: _TakesSelf[Any, S, P, R], /
+        ) -> _Method[S, P, R]: ...
+        @overload
+        def __call__(
+            self, fn: _TakesClass[Any, type[S], P, R], /
+        ) -> ResilientClassMethod[P, R]: ...
+        @overload
+        def __call__(self, fn: Callable[P, R], /) -> Resilient[P, R]: ...
+
+    class Decorator(Protocol[O]):
+        """A decorator that works bare and with options; `O` are the options."""
+
+        # Options are keyword-only, so that a positional argument is always the function.
+        @overload
+        def __call__(  # pyright: ignore[reportOverlappingOverload]
+            self, fn: _TakesSelf[Any, S, P, R], /
+        ) -> _Method[S, P, R]: ...
+        @overload
+        def __call__(
+            self, fn: _TakesClass[Any, type[S], P, R], /
+        ) -> ResilientClassMethod[P, R]: ...
+        @overload
+        def __call__(self, fn: Callable[P, R], /) -> Resilient[P, R]: ...
+        @overload
+        def __call__(self, *args: O.args, **options: O.kwargs) -> Decorate: ...

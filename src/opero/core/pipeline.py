@@ -314,10 +314,7 @@ class Pipeline:
 
     @property
     def has_fast_path(self) -> bool:
-        """Whether a wrapper may make the first call before any stage runs: only retry and guards are on.
-
-        A synchronous call with a timeout is made in a thread by its stage.
-        """
+        """Whether a wrapper may make the first call before any stage runs, because none has to look at it."""
         options, limit = self.options, self.rate_limit
         named = [p.name for p in self.info.calling if not stars(p)]
         return (
@@ -328,7 +325,7 @@ class Pipeline:
             and not self.report.needs_start
             and (limit is None or limit.limiter.direct)
             and self.info.kind in ("sync", "async")
-            and (self.timeout is None or self.awaits)
+            and (self.timeout is None or self.deadline is None or self.awaits)
         )
 
     @property

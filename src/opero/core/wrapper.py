@@ -44,7 +44,6 @@ _FUNCTION: Final = """\
 _CALL: Final = "_opero_call = _opero_Call({args}, {kwargs})\n"
 _RUN: Final = "return {wait}_opero_run(_opero_call)\n"
 _STAGES: Final = "return {wait}_opero_run(_opero_Call({args}, {kwargs}))\n"
-_RETURN: Final = "return _opero_result\n"
 
 # The types of all arguments are compared before their values: 1, True and 1.0 are different calls.
 _FAST_KEY: Final = """\
@@ -54,7 +53,7 @@ else:
     {slow_key}
 """
 
-_SLOW_KEY: Final = "_opero_key = _opero_key_of({args}, {kwargs})\n"
+_SLOW_KEY: Final = "_opero_key = _opero_cache.fast_key({args}, {kwargs})\n"
 
 _LOOK_UP: Final = """\
 {find_key}
@@ -70,19 +69,16 @@ _opero_call.key = _opero_key
 return {wait}_opero_run(_opero_call)
 """
 
-# What a caller leads it completes, hands over to the stages, or gives up, however its first call ends.
+# What a caller leads it lands, hands over to the stages, or gives up, however its first call ends.
 _LEAD: Final = """\
-_opero_flight = _opero_lead(_opero_key)
+_opero_flight = _opero_cache.lead(_opero_key)
 if _opero_flight is None:
-    {call}
+    {new_call}
 else:
     try:
         {body}
-        if _opero_call is None:
-            _opero_land(_opero_flight, _opero_result)
-            return _opero_result
     except _opero_BaseException:
-        _opero_give_up(_opero_flight)
+        _opero_cache.give_up(_opero_flight)
         raise
     _opero_call.flight = _opero_flight
 """
@@ -92,7 +88,7 @@ else:
 _FIRST_CALL: Final = """\
 _opero_count()
 try:
-    _opero_result = {wait}_opero_fn({forward})
+    {real_call}
 except _opero_Exception as _opero_error:
     {call}
     _opero_call.calls = 1
@@ -100,8 +96,15 @@ except _opero_Exception as _opero_error:
     {late}
 else:
     {succeeded}
-    {done}
+    {land}
+    return _opero_result
 """
+
+# A thread that the call leaves behind when its time is over is noted in it.
+_REAL_CALL: Final = "_opero_result = {wait}_opero_fn({forward})"
+_IN_THREAD: Final = (
+    "_opero_result = _opero_limit_time(_opero_partial(_opero_fn, {forward}), _opero_call)"
+)
 
 _LATE: Final = """\
 _opero_call.started = _opero_scope.end - _opero_budget
@@ -114,47 +117,32 @@ if not _opero_permit.silent:
     _opero_permit.success(_opero_result)
 """
 
-# Innermost first. A call that has to wait, or that comes while others do, waits in the stages, without
-# the permit until then.
-_GUARDS: Final = {
-    "rate_limit": """\
-if _opero_limiter.{line} or _opero_limiter.take_slot():
+# What sends a first call to the stages, innermost guard first. A call that has to wait, or that comes
+# while others do, waits there, without the permit until then.
+_REFUSED: Final = {
+    "rate_limit": "_opero_limiter.{line} or _opero_limiter.take_slot()",
+    "concurrency": "(_opero_held := _opero_limit.enter({task})) is None",
+    "circuit": "(_opero_permit := _opero_breaker.current_permit) is None",
+    "fallback": "(_opero_value := _opero_first({parameter})) is _opero_NoDefault",
+}
+
+_GUARDED: Final = """\
+if {refused}:
     {call}
 else:
     {body}
-""",
-    "concurrency": """\
-_opero_held = _opero_limit.enter({task})
-if _opero_held is None:
-    {call}
-else:
-    try:
-        {body}
-    finally:
-        _opero_limit.leave(_opero_held)
-""",
-    "circuit": """\
-_opero_permit = _opero_breaker.current_permit
-if _opero_permit is None:
-    {call}
-else:
-    {body}
-""",
-    "fallback": """\
-_opero_value = _opero_first({parameter})
-if _opero_value is _opero_NoDefault:
-    {call}
-else:
-    {body}
-""",
-    "deadline": """\
-_opero_scope = _opero_begin()
+"""
+
+_LEAVE: Final = "_opero_limit.leave(_opero_held)"
+_HELD: Final = "_opero_bulkhead.leave(_opero_held, _opero_call)"
+
+_WITHIN: Final = """\
+{enter}
 try:
     {body}
 finally:
-    _opero_leave(_opero_scope)
-""",
-}
+    {leave}
+"""
 
 # It has the function's own parameters, so that a missing argument is a TypeError at once and no
 # failure to be retried.
@@ -185,19 +173,14 @@ async def _wrapper({parameters}):
             await _opero_stream.send(_opero_sent)
 """
 
+_KINDS: Final = (AsyncStream, BaseException, Call, Exception, GeneratorExit, NoDefault, type)
+
 _SHARED: Final[dict[str, Any]] = {
-    f"_opero_{kind.__name__}": kind
-    for kind in (
-        AsyncStream,
-        BaseException,
-        Call,
-        Exception,
-        GeneratorExit,
-        NoDefault,
-        type,
-        *FAST_TYPES,
-    )
-} | {"_opero_id": id}
+    f"_opero_{kind.__name__}": kind for kind in (*_KINDS, *FAST_TYPES)
+} | {
+    "_opero_id": id,
+    "_opero_partial": functools.partial,
+}
 """What the source of every function may refer to."""
 
 
@@ -246,38 +229,32 @@ def _made(source: str, parameters: Sequence[Parameter], names: dict[str, Any]) -
 
 def _names(pipeline: Pipeline) -> dict[str, Any]:
     """Return the objects of this function that the source refers to."""
+    bulkhead, deadline, cache = pipeline.concurrency, pipeline.deadline, pipeline.cache
     names: dict[str, Any] = {
         "switch": switch,
         "fast_path": pipeline.fast_path,
         "run": pipeline.run,
         "count": pipeline.stats.call_counter.count,
         "fn": pipeline.limited_function(),
+        "limit_time": pipeline.timeout and pipeline.timeout.run,
         "limiter": pipeline.rate_limit and pipeline.rate_limit.limiter,
         "breaker": pipeline.circuit and pipeline.circuit.breaker,
+        "first": pipeline.fallback and pipeline.fallback.first,
         "leave": leave,
+        "cache": cache,
     }
-    if (bulkhead := pipeline.concurrency) is not None:
-        names["limit"] = bulkhead.limit
+    if bulkhead is not None:
+        names |= {"bulkhead": bulkhead, "limit": bulkhead.limit}
         if pipeline.awaits:
             # Imported here: a synchronous program never pays for asyncio.
             from asyncio import current_task
 
             names["current_task"] = current_task
-    if (fallback := pipeline.fallback) is not None:
-        names["first"] = fallback.first
-    if (deadline := pipeline.deadline) is not None:
+    if deadline is not None:
         names |= {"begin": deadline.begin, "budget": deadline.seconds}
-    if (cache := pipeline.cache) is not None:
-        names |= {
-            "get": cache.fast_get,
-            "now": time.monotonic,
-            "token": cache.token_get,
-            "count_hit": pipeline.stats.hit_counter.count,
-            "key_of": cache.fast_key,
-            "lead": cache.lead,
-            "land": cache.land,
-            "give_up": cache.give_up,
-        }
+    if cache is not None:
+        names |= {"get": cache.fast_get, "now": time.monotonic, "token": cache.token_get}
+        names["count_hit"] = pipeline.stats.hit_counter.count
         for n, part in default_parts(pipeline.info.calling).items():
             names |= {f"part_{n}": part, f"copy_{n}": list(part[1])}
     return {f"_opero_{name}": value for name, value in names.items()}
@@ -290,6 +267,7 @@ def _source(pipeline: Pipeline) -> str:
     """Write the function of a pipeline."""
     kind, parameters, cache = pipeline.info.kind, pipeline.info.calling, pipeline.cache
     awaits = kind == "async"
+    in_thread = pipeline.timeout is not None and not awaits
     name = pipeline.fallback.parameter.name if pipeline.fallback else ""
     parts = write_parameters(parameters, {name: "_opero_value"}) | {
         "define": "async def" if awaits else "def",
@@ -298,27 +276,42 @@ def _source(pipeline: Pipeline) -> str:
         "line": "loops_waiting" if awaits else "threads_waiting",
         "late": "" if pipeline.deadline is None else _LATE,
         "succeeded": "" if pipeline.circuit is None else _SUCCEEDED,
+        "land": "" if cache is None else "_opero_cache.land(_opero_flight, _opero_result)",
+        "real_call": _IN_THREAD if in_thread else _REAL_CALL,
         "parameter": name,
-        "call": _CALL,
+        "new_call": _CALL,
+        "call": "pass" if in_thread else _CALL,
         "stages": _STAGES,
     }
     if kind == "generator":
         return _fill(_GENERATOR, parts)
     if kind == "async_generator":
         return _fill(_ASYNC_GENERATOR, parts)
-    body = _STAGES
-    if pipeline.has_fast_path:
-        body = _fill(_FIRST_CALL, {"done": _RETURN if cache is None else "_opero_call = None"})
-        for option, guard in _GUARDS.items():
-            if getattr(pipeline, option) is not None:
-                body = _fill(guard, {"body": body})
-        body = body + _RUN if cache is None else _fill(_LEAD, {"body": body})
+    body = _first_call(pipeline, in_thread=in_thread) if pipeline.has_fast_path else _STAGES
     if cache is not None and cache.in_memory:
         names = cache.keys.fast_parameters
         parts |= key_source(names, parameters, of_instance=cache.keys.of_instance) if names else {}
         parts |= {"find_key": _FAST_KEY if names else _SLOW_KEY, "slow_key": _SLOW_KEY}
         body = _fill(_LOOK_UP, {"miss": body if pipeline.has_fast_path else _CALL})
     return _fill(_FUNCTION, parts | {"body": body})
+
+
+def _first_call(pipeline: Pipeline, *, in_thread: bool) -> str:
+    """Write the first call of a function with its guards around it, and what makes it known where there is a cache."""
+    body = _FIRST_CALL
+    for option, refused in _REFUSED.items():
+        if getattr(pipeline, option) is not None:
+            if option == "concurrency":
+                body = _fill(
+                    _WITHIN, {"enter": "", "body": body, "leave": _HELD if in_thread else _LEAVE}
+                )
+            body = _fill(_GUARDED, {"refused": refused, "body": body})
+    if pipeline.deadline is not None:
+        scope = {"enter": "_opero_scope = _opero_begin()", "leave": "_opero_leave(_opero_scope)"}
+        body = _fill(_WITHIN, {**scope, "body": body})
+    if in_thread:
+        body = _CALL + body
+    return body + _RUN if pipeline.cache is None else _fill(_LEAD, {"body": body})
 
 
 def _fill(template: str, parts: dict[str, str]) -> str:

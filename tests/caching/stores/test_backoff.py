@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from opero.caching.stores.base import Backoff, StoreError, pause_after
+from opero.caching.stores.base import Backoff, StoreError
 
 if TYPE_CHECKING:
     from opero.testing import FakeClock
 
 pytestmark = pytest.mark.internal
+
+
+def pause_after(failures: int) -> float:
+    rest = Backoff()
+    rest.failures = failures
+    return rest.pause
 
 
 def refused(rest: Backoff) -> bool:

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -420,8 +421,10 @@ def test_what_crashes_while_it_is_unpickled_is_named(maps: Maps) -> None:
 
 
 @posix
-@pytest.mark.parametrize("after", [0.0, 0.001, 0.003, 0.01, 0.03])
-@pytest.mark.parametrize("how", ["bytes", "array"])
+@pytest.mark.parametrize(
+    ("how", "after"),
+    [("bytes", 0.0), ("array", 0.001), ("array", 0.003), ("bytes", 0.01), ("array", 0.03)],
+)
 def test_a_kill_at_any_moment_of_a_large_message_is_no_hang(
     maps: Maps, how: str, after: float
 ) -> None:
@@ -556,25 +559,6 @@ def test_memory_that_no_limit_sees_is_seen_by_the_map(maps: Maps) -> None:
     assert [ran.items[0], ran.items[2]] == [0, 2]
 
 
-def test_a_chunk_can_be_killed_by_its_number(maps: Maps) -> None:
-    engine = maps.engine(1)
-    engine.open(maps.job_of(time.sleep))
-    try:
-        engine.submit(Chunk(5, [0], [60]))
-        engine.submit(Chunk(6, [1], [60]))
-        assert engine.poll(0.3) == []
-        assert engine.kill(6, "stopped")
-        assert engine.kill(5, "stopped")
-        assert not engine.kill(7, "stopped")
-        reports = engine.poll(10) + engine.poll(10)
-        assert [(r.chunk, r.why) for r in reports if isinstance(r, Lost)] == [
-            (6, "stopped"),
-            (5, "stopped"),
-        ]
-    finally:
-        engine.close(graceful=False, timeout=1)
-
-
 # --- beginnings that fail -------------------------------------------------------------------------
 
 
@@ -679,3 +663,12 @@ def test_a_worker_may_map_itself(maps: Maps) -> None:
         return maps(lambda x: x + n, range(3)).items
 
     assert maps(outer, [10, 20]).items == [[10, 11, 12], [20, 21, 22]]
+
+
+@both
+def test_a_default_timeout_of_sockets_does_not_concern_the_workers(maps: Maps) -> None:
+    socket.setdefaulttimeout(0.05)
+    try:
+        assert maps(time.sleep, [0.3, 0.3, 0.3]).items == [None, None, None]
+    finally:
+        socket.setdefaulttimeout(None)

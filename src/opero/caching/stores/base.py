@@ -25,6 +25,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from weakref import WeakValueDictionary
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backoff", "ByteStore", "CodedStore", "KeyOwner", "Row", "StoreError", "StoredItem", "UserStore", "open_entries",
-    "open_store", "open_stores", "pause_after", "portions", "settle",
+    "open_store", "open_stores", "portions", "settle",
 ]  # fmt: skip
 
 
@@ -63,7 +64,6 @@ class StoredItem(NamedTuple):
 
 KeyOwner = tuple[str, str]
 """The key of a lease, and its owner."""
-
 
 Row = tuple[str, bytes, float | None]
 """The arguments of `ByteStore.set`."""
@@ -196,16 +196,6 @@ def portions(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
 _LONGEST_PAUSE: Final = 15.0
 
 
-def pause_after(failures: int) -> float:
-    """Return for how many seconds a server is not used after so many failures in a row.
-
-    Example:
-        >>> [pause_after(failures) for failures in (1, 2, 3, 50)]
-        [1.0, 2.0, 4.0, 15.0]
-    """
-    return min(2.0 ** min(failures - 1, 10), _LONGEST_PAUSE)
-
-
 class Backoff:
     """Refuse callers for a while after a server did not answer, so that a dead one costs next to nothing.
 
@@ -230,6 +220,11 @@ class Backoff:
         self._until = 0.0
         self._why = ""
 
+    @property
+    def pause(self) -> float:
+        """Seconds for which the server is not used after so many failures in a row."""
+        return min(2.0 ** min(self.failures - 1, 10), _LONGEST_PAUSE)
+
     def check(self) -> None:
         """Raise while a pause lasts.
 
@@ -241,13 +236,13 @@ class Backoff:
         now = ambient.clock().monotonic()
         if now < self._until:
             raise StoreError(self._why)
-        self._until = now + pause_after(self.failures)
+        self._until = now + self.pause
 
     def failed(self, why: str) -> None:
         """Note a failure and begin a pause."""
         self.failures += 1
         self._why = why
-        self._until = ambient.clock().monotonic() + pause_after(self.failures)
+        self._until = ambient.clock().monotonic() + self.pause
 
     def over(self) -> None:
         """End the pauses: the server has answered."""
@@ -337,19 +332,18 @@ def open_entries(
     Raises:
         OperoUsageError: The text names no backend, or the object does not fit.
     """
-    if isinstance(backend, str) and not backend.startswith("twat:"):
+    if isinstance(backend, str):
+        text = settle(backend)
+        if text.startswith("twat:"):
+            engine: Any = open_store(text)
+            return UserStore(engine, prefix, text)
         from opero.caching.codec import Coder
 
-        text = settle(backend)
         coder = Coder(codec, shared=_module(text).ACROSS_HOSTS)
         return CodedStore(text, prefix=prefix, coder=coder, max_bytes=max_bytes)
-    if isinstance(backend, str):
-        opened: Any = open_store(settle(backend))
-        return UserStore(opened, prefix, backend)
-    store: Store = backend
     if any(kind.__module__.startswith("twat_cache.") for kind in type(backend).__mro__):
-        store = import_module(BACKENDS["twat"]).open_engine(backend)
-    return UserStore(store, prefix)
+        return UserStore(import_module(BACKENDS["twat"]).open_engine(backend), prefix)
+    return UserStore(backend, prefix)
 
 
 _HEADER: Final = struct.Struct(">2sBdd")
@@ -526,8 +520,7 @@ class CodedStore:
         if mark != _MARK or version != _VERSION or math.isnan(expires):
             raise StoreError("an entry cannot be read: it is not of this version of opero")
         try:
-            context = blob[:_HEADER_SIZE] + key.encode("utf-8", "surrogatepass")
-            value = self._coder.decode(memoryview(blob)[_HEADER_SIZE:], context)
+            value = self._decoded(key, blob)
         except Undecodable as signal:
             raise StoreError(f"an entry cannot be read: {signal}") from None
         offset = time.time() - time.monotonic()
@@ -603,6 +596,9 @@ class UserStore:
         self.blocking: bool = bool(getattr(store, "blocking", False))
         self._store = store
         self._prefix = prefix
+        self._by_prefix = False
+        with suppress(TypeError, ValueError):  # written in C
+            self._by_prefix = "prefix" in inspect.signature(store.clear).parameters
 
     def find(self, key: Any) -> Entry | None:
         """Return the entry of `key`, even if it has expired."""
@@ -642,7 +638,7 @@ class UserStore:
     def clear(self) -> int:
         """Remove the function's entries, or all of the store if it takes no prefixes."""
         clear: Any = self._store.clear
-        removed = clear(prefix=self._prefix()) if _takes_prefix(clear) else clear()
+        removed = clear(prefix=self._prefix()) if self._by_prefix else clear()
         return removed if isinstance(removed, int) else 0
 
     def measure(self) -> tuple[int | None, int | None]:
@@ -650,12 +646,3 @@ class UserStore:
         size: Any = getattr(self._store, "__len__", None)
         count: Any = size() if callable(size) else None
         return count, None
-
-
-def _takes_prefix(clear: Any) -> bool:
-    import inspect
-
-    try:
-        return "prefix" in inspect.signature(clear).parameters
-    except (TypeError, ValueError):
-        return False

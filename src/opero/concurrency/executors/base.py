@@ -331,7 +331,7 @@ class MapExecutor(Protocol):
         ...
 
     def open(self, job: MapJob) -> None:
-        """Get ready for a job; called once, before the first chunk.
+        """Get ready for a job; called once, before the first chunk. `close` follows, also where this fails.
 
         Raises:
             OperoError: The job cannot be shipped, or no worker comes up.

@@ -92,7 +92,7 @@ class JobSpec(NamedTuple):
         gives it one when it is pickled first.
         """
         with suppress(Exception):  # a fork needs no pickle
-            dumps_job(self, nowhere=True)
+            dumps_job(self, lambda _: False)
 
     @staticmethod
     def open(data: bytes) -> JobSpec:

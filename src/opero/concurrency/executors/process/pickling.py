@@ -67,43 +67,34 @@ def dumps(
     return dumps_by_value(value, stays, home=home)
 
 
-def dumps_by_value(
-    value: object, stays: Stays | None = None, *, nowhere: bool = False, home: bool = False
-) -> bytes:
+def dumps_by_value(value: object, stays: Stays | None = None, *, home: bool = False) -> bytes:
     """Pickle by value what cannot be imported by name; slower than `dumps`, and knows decorated functions.
 
     Args:
         value: The value.
         stays: As in `dumps`.
-        nowhere: As in `dumps_job`.
         home: As in `dumps`.
     """
-    file = _Nowhere() if nowhere else io.BytesIO()
+    file = io.BytesIO()
     pickler = _value_pickler()(file, _PROTOCOL, buffer_callback=stays)
     pickler.home = home
     pickler.dump(value)
     return file.getvalue()
 
 
-def dumps_job(value: object, *, nowhere: bool = False) -> bytes:
+def dumps_job(value: object, stays: Stays | None = None) -> bytes:
     """Pickle a job: by name if that can be done, for which cloudpickle need not be loaded on either side.
 
     Args:
         value: The job.
-        nowhere: Whether the pickle is thrown away.
+        stays: As in `dumps`.
     """
-    file, stays = (_Nowhere(), lambda _: False) if nowhere else (io.BytesIO(), None)
+    file = io.BytesIO()
     try:
         _NamePickler(file, _PROTOCOL, buffer_callback=stays).dump(value)
     except Exception:  # noqa: BLE001 - by value it may work
-        return dumps_by_value(value, stays, nowhere=nowhere)
+        return dumps_by_value(value, stays)
     return file.getvalue()
-
-
-class _Nowhere(io.BytesIO):
-    def write(self, data: Any) -> int:
-        """Discard it."""
-        return len(data)
 
 
 class _NamePickler(pickle.Pickler):

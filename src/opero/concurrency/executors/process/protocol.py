@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from opero.events import Event
 
 __all__ = [
-    "ASK", "COPIED", "DONE", "DUE", "FAILED", "ITEM", "LOG", "NONE", "PAGE", "PLAIN", "SLOW_CHUNK", "STOP", "TURN",
-    "UP", "BufferPool", "Frame", "SharedBuffer", "Span", "buffer_size", "copy_span", "decode_done", "decode_value",
-    "encode_chunk", "encode_done", "encode_value", "shared_file", "unreadable",
+    "ASK", "BUFFER", "COPIED", "DONE", "DUE", "FAILED", "ITEM", "LOG", "MOST", "NONE", "PAGE", "PLAIN", "SLOW_CHUNK",
+    "STOP", "TURN", "UP", "Frame", "SharedBuffer", "Span", "copy_span", "decode_done", "decode_value", "encode_chunk",
+    "encode_done", "encode_value", "make_buffers", "shared_file", "unreadable",
 ]  # fmt: skip
 
 Frame = tuple[Any, ...]
@@ -62,19 +62,14 @@ PLAIN: Final = frozenset({int, float, complex, str, bytes, bool, type(None)})
 LARGE: Final = 1 << 16
 """Bytes from which a buffer goes through shared memory."""
 PAGE: Final = 4096
-_BUFFER: Final = 8 << 20
+BUFFER: Final = 8 << 20
 """Bytes of a buffer: what is larger goes through the pipe."""
-_MOST: Final = 512 << 20
+MOST: Final = 512 << 20
 """Bytes of all buffers of a map; those that are never used take no memory."""
 _ALIGNED: Final = 64
 
 Span = tuple[int, int]
 """Where something lies in a buffer's memory: its first byte and the one after its last."""
-
-
-def buffer_size(workers: int) -> int:
-    """Return the bytes of each of the four buffers that a map has for each worker."""
-    return min(_BUFFER, _MOST // (4 * workers) // PAGE * PAGE)
 
 
 def shared_file(name: str, *sizes: int) -> tuple[int, mmap.mmap]:
@@ -104,20 +99,17 @@ class SharedBuffer:
 
     Args:
         mapped: The memory.
-        index: Its number in the pool.
         start: Its first byte in the memory.
         size: Its length.
 
     Attributes:
-        index: As above.
         used: Bytes in use.
     """
 
-    __slots__ = ("_mapped", "_size", "_start", "index", "used")
+    __slots__ = ("_mapped", "_size", "_start", "used")
 
-    def __init__(self, mapped: mmap.mmap, index: int, start: int, size: int) -> None:
+    def __init__(self, mapped: mmap.mmap, start: int, size: int) -> None:
         self._mapped, self._start, self._size = mapped, start, size
-        self.index: int = index
         self.used: int = 0
 
     def add(self, part: PickleBuffer) -> Span | None:
@@ -132,34 +124,17 @@ class SharedBuffer:
         return start, start + size
 
 
-class BufferPool:
-    """Buffers of the same size in one mapping; those that are not in use are taken in turn.
+def make_buffers(mapped: mmap.mmap, start: int, size: int, count: int) -> list[SharedBuffer]:
+    """Return buffers of the same size in a mapping.
 
     Args:
         mapped: The mapping.
-        start: Where the buffers begin in it.
+        start: Where the first begins in it.
         size: Bytes of each.
         count: How many there are; none if they do not fit.
     """
-
-    def __init__(self, mapped: mmap.mmap, start: int, size: int, count: int) -> None:
-        fits = size and start + count * size <= len(mapped)
-        self._free = [
-            SharedBuffer(mapped, n, start + n * size, size) for n in range(count if fits else 0)
-        ]
-
-    def take(self) -> SharedBuffer | None:
-        """Return an empty buffer, None if all are in use."""
-        if not self._free:
-            return None
-        buffer = self._free.pop()
-        buffer.used = 0
-        return buffer
-
-    def give_back(self, buffer: SharedBuffer | None) -> None:
-        """Take a buffer back when its receiver has copied everything, or is dead."""
-        if buffer is not None:
-            self._free.append(buffer)
+    fits = size and start + count * size <= len(mapped)
+    return [SharedBuffer(mapped, start + n * size, size) for n in range(count if fits else 0)]
 
 
 def copy_span(mapped: mmap.mmap, span: Span) -> bytearray:
@@ -256,20 +231,26 @@ def unreadable(error: Exception, what: str) -> ItemOutcome:
 
 
 def encode_chunk(
-    chunk: Chunk, buffers: BufferPool | None = None
-) -> tuple[Frame, SharedBuffer | None]:
-    """Return the content of a chunk, and the buffer in which large parts of it lie.
+    chunk: Chunk, free: list[SharedBuffer] | None = None
+) -> tuple[Frame, list[SharedBuffer]]:
+    """Return the content of a chunk, and the buffers in which large parts of it lie.
 
     The content is the entries, and what items bring from earlier attempts, pickled.
+
+    Args:
+        chunk: The chunk.
+        free: Buffers that are not in use; what is needed is taken out.
     """
-    entries, buffer = chunk.items, None
+    entries: list[Any] = chunk.items
+    used: list[SharedBuffer] = []
     if not set(map(type, entries)) <= PLAIN:
-        buffer = buffers.take() if buffers is not None else None
+        buffer = free[-1] if free else None
+        if buffer is not None:
+            buffer.used = 0
         entries = [encode_value(item, "item", buffer) for item in entries]
-        if buffers is not None and buffer is not None and not buffer.used:
-            buffers.give_back(buffer)
-            buffer = None
-    return (entries, dumps_with_errors(chunk.parked) if chunk.parked else None), buffer
+        if free and buffer is not None and buffer.used:
+            used.append(free.pop())
+    return (entries, dumps_with_errors(chunk.parked) if chunk.parked else None), used
 
 
 def encode_done(done: Done, stats: dict[str, float] | None, events: Iterable[Event]) -> Frame:

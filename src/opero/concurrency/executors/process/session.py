@@ -10,7 +10,6 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
@@ -28,8 +27,8 @@ from opero.concurrency.executors.process.protocol import (
     PLAIN,
     STOP,
     TURN,
-    BufferPool,
     copy_span,
+    make_buffers,
 )
 from opero.concurrency.executors.process.start import Channel, flush_output
 from opero.concurrency.item_runner import ItemRunner
@@ -157,12 +156,11 @@ class WorkerSession:
         own, items = mmap.mmap(own_fd, 0), mmap.mmap(pool_fd, 0)
         os.close(pool_fd)
         self.page: memoryview[int] = memoryview(own)[:PAGE].cast("q")
-        self._results = BufferPool(own, PAGE, (len(own) - PAGE) // 2, 2)
+        self._results = make_buffers(own, PAGE, (len(own) - PAGE) // 2, 2)
         self.copy: Callable[[Span], Any] = functools.partial(copy_span, items)
         self._buffer: SharedBuffer | None = None
         self._filled_by: RunningChunk | None = None
-        self._sent: deque[tuple[int, SharedBuffer]] = deque()
-        self._shipped = 0
+        self._sent = 0
         self._events: list[Event] = []
         self._turn = self._noted = self.tasks = 0
         self.job: MapJob
@@ -272,8 +270,7 @@ class WorkerSession:
         buffer, shared = self._buffer, False
         if buffer is not None and buffer.used and self._filled_by is chunk:
             self._buffer, shared = None, True
-            self._shipped += 1
-            self._sent.append((self._shipped, buffer))
+            self._sent += 1
         content = protocol.encode_done(done, stats, events)
         self.send(protocol.DONE, chunk.number, *known, shared, *content)
 
@@ -339,15 +336,15 @@ class WorkerSession:
         return protocol.encode_value(value, "result", self._buffer)
 
     def _take_buffer(self) -> SharedBuffer | None:
-        """Return an empty buffer; wait a little until the pool has copied one."""
-        end = perf_counter() + _WAIT
-        while True:
-            while self._sent and self._sent[0][0] <= self.page[COPIED]:
-                self._results.give_back(self._sent.popleft()[1])
-            buffer = self._results.take()
-            if buffer is not None or not self._sent or perf_counter() > end:
-                return buffer
+        """Return an empty buffer, each in its turn; wait a little until the pool has copied one."""
+        buffers, end = self._results, perf_counter() + _WAIT
+        while self._sent - self.page[COPIED] >= len(buffers):
+            if not buffers or perf_counter() > end:
+                return None
             time.sleep(0.0002)
+        buffer = buffers[self._sent % len(buffers)]
+        buffer.used = 0
+        return buffer
 
     @property
     def full(self) -> bool:

@@ -106,11 +106,16 @@ def modules_to_preload(*functions: Any) -> dict[str, tuple[str, int]]:
         file = getattr(sys.modules.get(name), "__file__", None) or ""
         packaged = "site-packages" in file or "dist-packages" in file
         if (packaged or file.startswith(_STANDARD_LIBRARY)) and not name.startswith("opero"):
-            try:
-                found[name] = file, os.stat(file).st_mtime_ns  # noqa: PTH116 - faster than a Path
-            except OSError:
-                pass
+            found[name] = file, _changed(file)
     return found
+
+
+def _changed(file: str) -> int:
+    """Return when a file was changed, 0 if it is gone."""
+    try:
+        return os.stat(file).st_mtime_ns  # noqa: PTH116 - faster than a Path
+    except OSError:
+        return 0
 
 
 def import_paths() -> list[str]:
@@ -224,6 +229,11 @@ class ForkServer:
     Args:
         worker_main: What workers do, if the server is a fork of this process, for one map. None for a fresh
             interpreter, which imports that and lasts as long as the program.
+
+    Attributes:
+        surroundings: What was so when it began, and must be so still.
+        preloaded: Modules that it imports before it forks the next worker, with file and time of change.
+        channel: Takes requests; at its end, the server has ended.
     """
 
     def __init__(self, worker_main: WorkerMain | None = None) -> None:
@@ -234,31 +244,22 @@ class ForkServer:
         self._forked = 0
         self._output = -1 if worker_main is not None else anonymous_file("server")
         ours, theirs = socket.socketpair()
-        self._channel = Channel(ours)
+        self.channel: Channel = Channel(ours)
         self._beginner: subprocess.Popen[bytes] | None = None
+        # A Ctrl-C must find the child with its own handlers, or not at all.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             with theirs:
                 if worker_main is not None:
-                    self._forked = _fork(theirs, worker_main)
+                    self._forked = _fork(theirs, worker_main, mask)
                 else:
                     self._beginner = _begin_interpreter(theirs, self._output)
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             # Its last user closes it: the pools that have workers of it, or the program at its end.
             self._release = weakref.finalize(self, _release, ours, self._output, self._beginner)
             if not self._forked and self._beginner is None:
                 self._release()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the server still reads requests, as far as can be seen without waiting."""
-        return self._channel.peek() != b""
-
-    def preload(self, modules: dict[str, tuple[str, int]]) -> None:
-        """Let it import modules before it forks the next worker."""
-        names = [name for name in modules if name not in self.preloaded]
-        if names:
-            self.preloaded |= {name: modules[name] for name in names}
-            self.request(("preload", names, import_paths()))
 
     def start(self, fds: Sequence[int], *, fresh: bool = False) -> tuple[int, int]:
         """Begin a worker.
@@ -294,7 +295,7 @@ class ForkServer:
             OSError: The server is gone.
         """
         with self._lock:
-            self._channel.send(pickle.dumps(message), fds)
+            self.channel.send(pickle.dumps(message), fds)
         if self._beginner is not None:
             self._beginner.poll()
 
@@ -352,11 +353,19 @@ def shared_server(modules: dict[str, tuple[str, int]]) -> ForkServer:
     """
     with _shared.lock:
         server = _shared.server
-        if server is None or not (
-            server.alive and server.surroundings == _surroundings() and _unchanged(server.preloaded)
+        if (
+            server is None
+            or server.channel.peek() == b""
+            or server.surroundings != _surroundings()
+            or any(_changed(file) != then for file, then in server.preloaded.values())
         ):
             server = _shared.server = ForkServer()
-        server.preload(modules)
+        if names := modules.keys() - server.preloaded.keys():
+            server.preloaded |= modules
+            try:
+                server.request(("preload", list(names), import_paths()))
+            except OSError:
+                pass  # it has just ended: a worker that is begun there begins another one
         return server
 
 
@@ -377,29 +386,14 @@ def forget_server(server: ForkServer) -> None:
             _shared.server = None
 
 
-def _unchanged(modules: dict[str, tuple[str, int]]) -> bool:
-    for file, changed in modules.values():
-        try:
-            if os.stat(file).st_mtime_ns != changed:  # noqa: PTH116 - faster than a Path
-                return False
-        except OSError:
-            return False
-    return True
-
-
-def _fork(theirs: socket.socket, worker_main: WorkerMain) -> int:
+def _fork(theirs: socket.socket, worker_main: WorkerMain, mask: Any) -> int:
     """Fork this process; the child becomes the server. Return its process id."""
     flush_output()
-    # A Ctrl-C must find the child with its own handlers, or not at all.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        pid = os.fork()
-        if not pid:
-            # What is garbage here belongs to the parent, and so do its finalizers.
-            gc.freeze()
-            _leave(lambda: _serve(theirs, worker_main, before))
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    pid = os.fork()
+    if not pid:
+        # What is garbage here belongs to the parent, and so do its finalizers.
+        gc.freeze()
+        _leave(lambda: _serve(theirs, worker_main, mask))
     return pid
 
 
@@ -421,12 +415,14 @@ def _begin_interpreter(theirs: socket.socket, output: int) -> subprocess.Popen[b
         *map(str, fds),
         *import_paths(),
     ]
-    # A Ctrl-C must find it with its own handlers.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         return subprocess.Popen(command, pass_fds=fds)  # noqa: S603 - this very interpreter
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        raise WorkerStartError(
+            f"sys.executable is {executable!r} ({error.strerror}): let it name a Python that has opero, "
+            'or use start_method="fork"',
+            None,
+        ) from error
 
 
 _BEGIN: Final = (
@@ -521,7 +517,6 @@ class _Server:
         statuses = [status for _, status in self._workers.values()]
         for fd in (self._woken, self._waker, *others, *statuses):
             os.close(fd)
-        self._control.close()
         if fresh:
             for fd in given:
                 os.set_inheritable(fd, True)

@@ -5,32 +5,32 @@ from __future__ import annotations
 
 import functools
 import os
-import pickle
 import signal
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from opero.concurrency.executors.base import ChunkProgress
 from opero.concurrency.executors.process.protocol import (
     ASK,
-    COPIED,
     ITEM,
     NONE,
     PAGE,
     TURN,
     SharedBuffer,
     copy_span,
-    decode_done,
     shared_file,
 )
 from opero.concurrency.executors.process.start import EXIT_STATUS, Channel
 from opero.utils.secrets import mask_text
 
 if TYPE_CHECKING:
-    from opero.concurrency.executors.base import Done, Why
-    from opero.concurrency.executors.process.protocol import Frame
+    from collections.abc import Callable
+
+    from opero.concurrency.executors.base import Why
+    from opero.concurrency.executors.process.protocol import Span
     from opero.concurrency.executors.process.start import ForkServer
 
 __all__ = ["PendingChunk", "WorkerHandle"]
@@ -48,7 +48,7 @@ class PendingChunk:
         number: Its id.
         message: What is sent; empty once that is done.
         progress: What of it was reported.
-        buffer: Where its large parts lie.
+        buffers: Where its large parts lie.
         suspect: Whether nothing else may be in its worker, because a worker has died of these items.
         turn: Of the chunks that its worker was given, which this is.
         since: When it was sent, or its worker was asked for what is done.
@@ -58,7 +58,7 @@ class PendingChunk:
     number: int
     message: bytes
     progress: ChunkProgress
-    buffer: SharedBuffer | None
+    buffers: list[SharedBuffer]
     suspect: bool
     turn: int = 0
     since: float = 0.0
@@ -78,6 +78,7 @@ class WorkerHandle:
         server: As above.
         conn: The connection.
         sentinel: Descriptor of what the server says of it.
+        copy: Copies large parts of its results out of its memory.
         page: The words that say what it does.
         pid: Its process, 0 before it is known.
         up: Whether it is ready.
@@ -108,7 +109,7 @@ class WorkerHandle:
         self._turn = 0
         self._started = False
         self._fd, self._memory = shared_file("worker", PAGE + 2 * size, PAGE)
-        self._copy = functools.partial(copy_span, self._memory)
+        self.copy: Callable[[Span], bytearray] = functools.partial(copy_span, self._memory)
         self.page: memoryview[int] = memoryview(self._memory)[:PAGE].cast("q")
         ours, theirs = socket.socketpair()
         self.conn: Channel = Channel(ours)
@@ -153,14 +154,8 @@ class WorkerHandle:
         pending.turn, pending.since = self._turn, time.monotonic()
         self.pending[pending.number] = pending
         message, pending.message = pending.message, b""
-        self.send(message)
-
-    def send(self, message: bytes) -> None:
-        """Send it a message; if it is dead, that is noticed when it is read from."""
-        try:
+        with suppress(OSError):  # it is dead, which its sentinel shows
             self.conn.send(message)
-        except OSError:
-            pass
 
     def last_started(self, pending: PendingChunk) -> int:
         """Return the position of the item of a chunk that began last, `NONE` if none did."""
@@ -169,23 +164,6 @@ class WorkerHandle:
             return self.page[ITEM]
         # Chunks begin in their turn, so those before are begun as a whole.
         return pending.progress.kept - 1 if pending.turn < turn else NONE
-
-    def receive(self) -> Frame | None:
-        """Return a message; None if the connection is at its end."""
-        try:
-            frame: Frame = pickle.loads(self.conn.receive()[0])  # noqa: S301 - from our own worker
-        except (EOFError, OSError):
-            self.closed = True
-            return None
-        return frame
-
-    def decode(self, pending: PendingChunk, content: Frame, *, shared: bool) -> Done:
-        """Return results; `shared` says that parts of them lie in a buffer, which is free then."""
-        weight = 0 if pending.buffer is None else pending.buffer.used
-        done = decode_done(pending.number, content, self._copy, weight=weight)
-        if shared:
-            self.page[COPIED] += 1
-        return done
 
     def ended(self) -> bool:
         """Read the sentinel; return whether it is at its end."""

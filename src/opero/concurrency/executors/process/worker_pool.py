@@ -20,12 +20,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.executors.base import ChunkProgress, GaveBack, Lost
 from opero.concurrency.executors.process import protocol
 from opero.concurrency.executors.process.job_spec import JobSpec
-from opero.concurrency.executors.process.protocol import DUE, PAGE, STOP, BufferPool
+from opero.concurrency.executors.process.protocol import COPIED, DUE, PAGE, STOP
 from opero.concurrency.executors.process.start import (
     ForkServer,
     choose_method,
@@ -40,7 +41,6 @@ from opero.limits.shared import share_all
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import Chunk, MapJob, Report, Why
-    from opero.concurrency.executors.process.protocol import Frame
     from opero.concurrency.executors.process.start import StartMethod
 
 __all__ = ["ProcessEngine"]
@@ -60,8 +60,6 @@ class ProcessEngine:
         method: How they begin; None for what the program has set, else a fork server.
     """
 
-    name = "process"
-
     def __init__(self, workers: int, *, method: StartMethod | None = None) -> None:
         self.workers = workers
         self._most = workers
@@ -71,7 +69,6 @@ class ProcessEngine:
         self._forked: ForkServer | None = None
         self._workers: set[WorkerHandle] = set()
         self._sources: dict[int, WorkerHandle | None] = {}
-        self._poller = select.poll()
         self._waiting: deque[PendingChunk] = deque()
         self._reports: list[Report] = []
         self._failed_starts = self._without_item = 0
@@ -96,27 +93,19 @@ class ProcessEngine:
         self._job = job
         self._method = choose_method(self._asked)
         self._spec = JobSpec.of(job)
-        size = protocol.buffer_size(self.workers)
+        # Four buffers for each worker: two for items and two for results.
+        size = min(protocol.BUFFER, protocol.MOST // (4 * self.workers) // PAGE * PAGE)
         self._fd, self._memory = protocol.shared_file("pool", 2 * self.workers * size, PAGE)
         self._size = size if len(self._memory) > PAGE else 0
-        self._items = BufferPool(self._memory, 0, self._size, 2 * self.workers)
+        self._free = protocol.make_buffers(self._memory, 0, self._size, 2 * self.workers)
         self._woken, self._waker = os.pipe()
         os.set_blocking(self._waker, False)
-        self._watch(self._woken, None)
+        self._sources[self._woken] = None
         self._open = True
-        try:
-            self._prepare()
-        except BaseException:
-            self._end()
-            raise
-
-    def _prepare(self) -> None:
         if self._method == "fork":
             share_all()
             self._spec.register_classes()
             return
-        # The fresh interpreter begins while the job is pickled.
-        self._server()
         blob = self._spec.pickled('start_method="fork" or mode="thread"')
         if self._method == "forkserver":
             fields = self._spec.fields
@@ -157,20 +146,12 @@ class ProcessEngine:
                 self._most = len(self._workers)
                 break
             self._workers.add(worker)
-            self._watch(worker.conn.fileno(), worker)
-            self._watch(worker.sentinel, worker)
+            self._sources |= {worker.conn.fileno(): worker, worker.sentinel: worker}
             new.append(worker)
         if self._message:
             for worker in new:
-                worker.send(self._message)
-
-    def _watch(self, source: int, worker: WorkerHandle | None) -> None:
-        self._sources[source] = worker
-        self._poller.register(source, select.POLLIN)
-
-    def _unwatch(self, source: int) -> None:
-        if self._sources.pop(source, None) is not None:
-            self._poller.unregister(source)
+                with suppress(OSError):  # it is dead, which its sentinel shows
+                    worker.conn.send(self._message)
 
     def _forget(self, server: ForkServer) -> None:
         """Begin other workers from another server: this one has ended."""
@@ -188,10 +169,10 @@ class ProcessEngine:
 
     def submit(self, chunk: Chunk) -> None:
         """Encode a chunk and send it to an idle worker, or keep it until there is one."""
-        content, buffer = protocol.encode_chunk(chunk, self._items)
+        content, buffers = protocol.encode_chunk(chunk, self._free)
         message = pickle.dumps((chunk.id, *content), 5)
         progress, suspect = ChunkProgress(len(chunk.items)), chunk.attempt > 0
-        pending = PendingChunk(chunk.id, message, progress, buffer, suspect, size=len(message))
+        pending = PendingChunk(chunk.id, message, progress, buffers, suspect, size=len(message))
         self._waiting.append(pending)
         self._dispatch()
 
@@ -241,27 +222,28 @@ class ProcessEngine:
         woken = False
         limits = [seconds for seconds in (left, self._check()) if seconds is not None]
         milliseconds = math.ceil(min(limits) * 1e3) if limits else None
-        for source, _ in self._poller.poll(milliseconds):
+        poller = select.poll()
+        for source in self._sources:
+            poller.register(source, select.POLLIN)
+        for source, _ in poller.poll(milliseconds):
             worker = self._sources.get(source)
             if worker is None:
                 woken = woken or (source == self._woken and bool(os.read(self._woken, 4096)))
                 continue
-            if source != worker.sentinel:
-                frame = worker.receive()
-                if frame is not None:
-                    self._handle(worker, frame)
-                over = frame is None
-            else:
-                over = worker.ended()
-            if over:
-                self._unwatch(source)
+            if worker.ended() if source == worker.sentinel else not self._receive(worker):
+                del self._sources[source]
             if worker.gone or (worker.orphaned and worker.closed):
                 self._remove(worker)
         self._dispatch()
         return woken
 
-    def _handle(self, worker: WorkerHandle, frame: Frame) -> None:
-        kind, *content = frame
+    def _receive(self, worker: WorkerHandle) -> bool:
+        """Handle a message; return whether there was one before the end of the connection."""
+        try:
+            kind, *content = pickle.loads(worker.conn.receive()[0])  # noqa: S301 - from our own worker
+        except (EOFError, OSError):
+            worker.closed = True
+            return False
         if kind == protocol.UP:
             worker.up, worker.pid = True, content[0]
             self._failed_starts = 0
@@ -271,6 +253,7 @@ class ProcessEngine:
             _handle_log(*content)
         else:
             self._take_results(worker, *content)
+        return True
 
     def _take_results(
         self,
@@ -287,7 +270,10 @@ class ProcessEngine:
             # It was over already.
             return
         progress = pending.progress
-        done = worker.decode(pending, content, shared=shared)
+        weight = sum([buffer.used for buffer in pending.buffers])
+        done = protocol.decode_done(number, content, worker.copy, weight=weight)
+        # The worker may use the buffer again.
+        worker.page[COPIED] += shared
         if done.values:
             progress.report(done.places)
             # While something is done, a new worker is worth a try.
@@ -298,22 +284,7 @@ class ProcessEngine:
             self._reports.append(GaveBack(number, kept))
         if progress.open <= 0:
             del worker.pending[number]
-            if pending.buffer is not None:
-                self._items.give_back(pending.buffer)
-
-    def kill(self, number: int, why: Why) -> bool:
-        """End the worker that has this chunk."""
-        for pending in self._waiting:
-            if pending.number == number:
-                self._waiting.remove(pending)
-                self._items.give_back(pending.buffer)
-                self._reports.append(Lost(number, None, why))
-                return True
-        for worker in self._workers:
-            if number in worker.pending:
-                worker.kill(why)
-                return True
-        return False
+            self._free += pending.buffers
 
     def wake(self) -> None:
         """Let `poll` return."""
@@ -366,16 +337,15 @@ class ProcessEngine:
             return
         self._workers.remove(worker)
         while not worker.closed and worker.conn.peek() is not None:
-            if (frame := worker.receive()) is not None:
-                self._handle(worker, frame)
-        self._unwatch(worker.conn.fileno())
-        self._unwatch(worker.sentinel)
+            self._receive(worker)
+        self._sources.pop(worker.conn.fileno(), None)
+        self._sources.pop(worker.sentinel, None)
         said = worker.said
         if worker.up:
             self._reports += self._judge(worker)
         worker.close()
         for pending in worker.pending.values():
-            self._items.give_back(pending.buffer)
+            self._free += pending.buffers
         if worker.orphaned:
             self._forget(worker.server)
         if worker.failure is not None:
@@ -444,7 +414,15 @@ class ProcessEngine:
                 while waits and self._workers and self._wait(end):
                     pass
             finally:
-                self._release()
+                for worker in self._workers:
+                    worker.close()
+                self._workers.clear()
+                if self._forked is not None:
+                    self._forked.close()
+                self._memory.close()
+                for fd in (self._fd, self._woken, self._waker):
+                    os.close(fd)
+                self._waker = -1
 
     def _busy(self) -> bool:
         return bool([worker for worker in self._workers if worker.pending])
@@ -457,17 +435,6 @@ class ProcessEngine:
                 self._turn(left)
             self._reports.clear()
         return left > 0
-
-    def _release(self) -> None:
-        for worker in self._workers:
-            worker.close()
-        self._workers.clear()
-        if self._forked is not None:
-            self._forked.close()
-        self._memory.close()
-        for fd in (self._fd, self._woken, self._waker):
-            os.close(fd)
-        self._waker = -1
 
 
 _load: Final = attrgetter("open")
@@ -497,22 +464,6 @@ def _resident(pid: int) -> int:
 # --- twat-mp --------------------------------------------------------------------------------------
 
 
-class _Guest:
-    """The workers as `twat_mp.MultiPool` sees them: a pool that is entered and left as pathos' pools are."""
-
-    def __init__(self, end: Callable[[], None], nodes: int) -> None:
-        self.nodes, self.join = nodes, end
-
-    def map(self, *_: Any) -> Any:
-        """Refuse: `MultiPool` puts a `map` of its own over this one, but the scheduler sends chunks."""
-        raise NotImplementedError("a pool of workers takes chunks: submit() and poll()")
-
-    def close(self) -> None:
-        """Do nothing: all is done at its end."""
-
-    terminate = clear = close
-
-
 def _multi_pool(end: Callable[[], None], workers: int) -> AbstractContextManager[Any] | None:
     """Return twat-mp's block around the workers, entered; leaving it ends them.
 
@@ -526,7 +477,10 @@ def _multi_pool(end: Callable[[], None], workers: int) -> AbstractContextManager
     except Exception:  # noqa: BLE001 - whatever a package raises while it is imported
         return None
 
-    pool_class: Any = functools.partial(_Guest, end)
+    # A pool that is entered and left as pathos' pools are; the scheduler sends chunks, so nothing is mapped by it.
+    pool_class: Any = functools.partial(
+        SimpleNamespace, map=None, join=end, close=end, terminate=end, clear=end
+    )
     # `debug` off: switched on by an environment variable it would look for names that a function has not.
     block: AbstractContextManager[Any] = MultiPool(
         pool_class=pool_class, nodes=workers, debug=False
