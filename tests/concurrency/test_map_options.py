@@ -106,7 +106,7 @@ def test_all_options_of_opero_come_first() -> None:
 
 def test_every_option_has_a_meaning_and_a_check() -> None:
     for name, option in MapOptions.declared.items():
-        assert option.doc
+        assert f"{name}: " in (MapOptions.__doc__ or "") + (Options.__doc__ or "")
         option.check(name, option.default)
 
 

@@ -303,7 +303,8 @@ def test_every_option_has_a_meaning_a_stage_and_a_default_that_passes_its_check(
     option = Options.declared[name]
     option.check(name, option.default)
     assert option.stage
-    assert option.doc
+    assert f" {name}: " in (Options.__doc__ or "")
+    assert f" {name}: " in (opero.__doc__ or "")
 
 
 def test_the_decorator_shows_the_options_as_its_parameters() -> None:

@@ -69,13 +69,15 @@ def test_a_decorator_can_be_used_for_many_functions() -> None:
 def test_help_names_every_option_its_default_and_meaning() -> None:
     text = pydoc.render_doc(opero, renderer=pydoc.plaintext)
     for line in (
-        "cache (True): cache results",
-        "retries (3): calls made after the first one failed: 1 + 3",
-        "retry_on ('default'): type, tuple of types, or predicate: exactly that",
-        "rate_limit (None): calls per second",
+        "cache: 'bool' = True",
+        "cache: Cache results.",
+        "retries: 'int' = 3",
+        "retries: Calls made after the first one failed: 1 + 3.",
+        "retry_on: Type, tuple of types, or predicate: exactly that",
+        "rate_limit: Calls per second",
     ):
         assert line in text
-    assert all(f"    {name} (" in text for name in Options.names())
+    assert all(f"    {name}: " in text for name in Options.names())
 
 
 def test_it_says_where_users_get_it() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import builtins
 import errno
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from opero.errors import Rejected
 
@@ -20,6 +20,7 @@ __all__ = [
     "Verdict",
     "add_classifier",
     "classify",
+    "first_found",
     "header_text",
     "may_be_billed",
     "read_headers",
@@ -28,6 +29,7 @@ __all__ = [
     "says_nothing",
 ]
 
+T = TypeVar("T")
 Kind = Literal["final", "exhausted", "transient", "unknown"]
 
 
@@ -179,10 +181,16 @@ _MAX_BODY: Final = 1 << 16
 """Bytes of a body that is read for codes."""
 
 _UNBILLED_STATUSES: Final = frozenset((401, 403, 404, 429, *range(500, 600)))
-# Raised before anything was sent, by the standard library and by HTTP clients.
+# Raised before anything was sent, by the standard library and by HTTP clients, or by what was raised there.
 _NO_CONNECTION: Final = _words(
     "APIConnectionError ClientConnectorError ConnectError ConnectTimeout ConnectTimeoutError",
     "ConnectionError ConnectionRefusedError EndpointConnectionError NewConnectionError gaierror",
+    "PoolTimeout",
+)
+# Raised when something had been sent.
+_SENT: Final = _words(
+    "BrokenPipeError ConnectionAbortedError ConnectionResetError ProtocolError ReadError",
+    "ReadTimeout ReadTimeoutError RemoteDisconnected RemoteProtocolError WriteError WriteTimeout",
 )
 _STATUS_NAMES: Final = ("status_code", "status", "http_status", "code")
 
@@ -212,57 +220,42 @@ def classify(error: BaseException) -> Verdict:
             kind = None
         if kind is not None:
             return Verdict(kind, f"{getattr(classifier, '__qualname__', 'a classifier')}()")
-    return _along_causes(error, 0)
-
-
-def _along_causes(error: BaseException, depth: int) -> Verdict:
-    node: Any = error
-    for _ in range(_MAX_CAUSES - depth):
-        try:
-            verdict = (
-                _of_group(node, depth)
-                if issubclass(type(node), BaseExceptionGroup)
-                else _of_one(node)
-            )
-        except Exception:  # noqa: BLE001 - foreign objects
-            verdict = UNKNOWN
-        if verdict.kind != "unknown":
-            return verdict
-        # urllib's URLError and urllib3's MaxRetryError hold the cause in `reason`.
-        reason = safe_get(node, "reason")
-        node = reason if issubclass(type(reason), BaseException) else safe_get(node, "__cause__")
-        if not issubclass(type(node), BaseException):
-            break
-    return UNKNOWN
+    return first_found(error, _of_one, _of_group) or UNKNOWN
 
 
 def may_be_billed(error: BaseException) -> bool:
     """Return whether a call that ended with this error may cost something.
 
     It cannot if there was no connection, or if the service has refused it (401, 403, 404, 429) or was out of order
-    (5xx). The error, its response and what lies behind it are looked at.
+    (5xx). The error, its response, what lies behind it and the members of an exception group are looked at.
     """
-    node: Any = error
-    for _ in range(_MAX_CAUSES):
+
+    def sent(node: Any) -> bool | None:
+        return type(node).__name__ in _SENT or None
+
+    def billed(node: Any) -> bool | None:
         status = read_status((node, safe_get(node, "response")))
         if status is not None:
             return status not in _UNBILLED_STATUSES
         if type(node).__name__ in _NO_CONNECTION:
-            return False
-        behind = None if safe_get(node, "__suppress_context__") else safe_get(node, "__context__")
-        node = safe_get(node, "__cause__") or behind
-        if node is None:
-            break
-    return True
+            return first_found(node, sent, lambda members: True in members, contexts=True) is True
+        return sent(node)
+
+    return (
+        first_found(
+            error, billed, lambda members: members.count(False) < len(members), contexts=True
+        )
+        is not False
+    )
 
 
-def _of_group(group: BaseExceptionGroup[Any], depth: int) -> Verdict:
-    verdicts = [_along_causes(e, depth + 1) for e in group.exceptions[:_MAX_MEMBERS]]
+def _of_group(verdicts: list[Verdict | None]) -> Verdict | None:
+    known = [verdict for verdict in verdicts if verdict is not None]
     for kind in ("exhausted", "final"):
-        for verdict in verdicts:
+        for verdict in known:
             if verdict.kind == kind:
                 return verdict
-    return verdicts[0] if all(v.kind == "transient" for v in verdicts) else UNKNOWN
+    return known[0] if known and len(known) == len(verdicts) else None
 
 
 _KINDS_OF_CODES: Final[tuple[tuple[frozenset[str], Kind], ...]] = (
@@ -275,7 +268,7 @@ _KINDS_OF_CLASSES: Final[tuple[tuple[Mapping[str, frozenset[str]], Kind], ...]] 
 )
 
 
-def _of_one(error: BaseException) -> Verdict:
+def _of_one(error: Any) -> Verdict | None:
     if says_nothing(error):
         return _of_type(error)
     response = safe_get(error, "response")
@@ -347,7 +340,7 @@ def _of_class(error: BaseException) -> Verdict | None:
     return None
 
 
-def _of_type(error: BaseException) -> Verdict:
+def _of_type(error: BaseException) -> Verdict | None:
     """Classify by class: of client libraries by name, of Python itself."""
     for table, kind in _KINDS_OF_CLASSES:
         for cls in type(error).__mro__:
@@ -357,10 +350,54 @@ def _of_type(error: BaseException) -> Verdict:
         return Verdict("transient", type(error).__name__)
     if issubclass(type(error), OSError) and safe_get(error, "errno") in _NETWORK:
         return Verdict("transient", type(error).__name__)
-    return UNKNOWN
+    return None
 
 
 # --- reading foreign objects ----------------------------------------------------------------------
+
+
+def first_found(
+    subject: object,
+    read: Callable[[Any], T | None],
+    combine: Callable[[list[T | None]], T | None],
+    *,
+    contexts: bool = False,
+    depth: int = 0,
+) -> T | None:
+    """Return what is read from an error, from the members of a group, or else from its causes.
+
+    Args:
+        subject: An error, or a response, which has no causes.
+        read: Reads one of them. Those are foreign objects: where it raises, it has found nothing.
+        combine: Makes one finding of those of a group's members.
+        contexts: Whether the error that was being handled counts as a cause.
+        depth: Groups around the subject.
+    """
+    node: Any = subject
+    for _ in range(_MAX_CAUSES - depth):
+        try:
+            found = read(node)
+        except Exception:  # noqa: BLE001 - the failure at hand must not be replaced
+            found = None
+        # Asked of the type: an object may lie about its class, or raise.
+        if found is None and issubclass(type(node), BaseExceptionGroup):
+            members = (safe_get(node, "exceptions") or ())[:_MAX_MEMBERS]
+            within = [
+                first_found(e, read, combine, contexts=contexts, depth=depth + 1) for e in members
+            ]
+            found = combine(within)
+        if found is not None or not issubclass(type(node), BaseException):
+            return found
+        # urllib's URLError and urllib3's MaxRetryError hold the cause in `reason`.
+        cause = safe_get(node, "reason")
+        if not issubclass(type(cause), BaseException):
+            cause = safe_get(node, "__cause__")
+        if cause is None and contexts and not safe_get(node, "__suppress_context__"):
+            cause = safe_get(node, "__context__")
+        if cause is None:
+            break
+        node = cause
+    return None
 
 
 def says_nothing(error: object) -> bool:
@@ -456,18 +493,12 @@ def _codes(place: object) -> Iterator[str]:
         inner = place.get("error") or place.get("Error")
         if isinstance(inner, Mapping):
             yield from _codes(inner)
-        details = place.get("errors")
-        if isinstance(details, list | tuple):
-            for each in details[:_MAX_CAUSES]:
-                if isinstance(each, Mapping):
-                    yield from _codes(each)
-    else:
-        # googleapiclient
-        details = safe_get(place, "error_details")
-        if isinstance(details, list | tuple):
-            for each in details[:_MAX_CAUSES]:
-                if isinstance(each, Mapping):
-                    yield from _codes(each)
+    # The second one is googleapiclient's.
+    details = read("errors") if isinstance(place, Mapping) else read("error_details")
+    if isinstance(details, list | tuple):
+        for each in details[:_MAX_CAUSES]:
+            if isinstance(each, Mapping):
+                yield from _codes(each)
 
 
 def _body_of(response: object) -> object:

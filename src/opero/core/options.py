@@ -90,18 +90,16 @@ class Option(NamedTuple):
         stage: The stage that it belongs to.
         default: Its default.
         check: Raises if a value cannot be meant.
-        doc: Its meaning.
     """
 
     stage: StageName
     default: Any
     check: Check
-    doc: str
 
 
-def option(stage: StageName, default: Any, check: Check, doc: str) -> Any:
+def option(stage: StageName, default: Any, check: Check) -> Any:
     """Declare one option; to type checkers it is the default of a field."""
-    return Option(stage, default, check, doc)
+    return Option(stage, default, check)
 
 
 class _OptionsSignature:
@@ -183,147 +181,89 @@ class _Declared:
 class Options(_Declared):
     """The options of `@opero`, as given, checked when they are made.
 
+    Attributes:
+        cache: Cache results.
+        cache_ttl: Lifetime of an entry; None never expires.
+        cache_backend: "memory", "disk", "disk:PATH", "redis", "redis://…", or a store object.
+        cache_key: Callable that gets the call's arguments and returns the key.
+        cache_namespace: Prefix shared by functions, cleared together.
+        cache_maxsize: Most entries a function keeps in memory.
+        cache_max_bytes: Most bytes a function's entries take in memory; on disk, all entries of the folder.
+        cache_if: `(result, receipt) -> bool or ttl`: refuse to store, or shorten the lifetime.
+        cache_copy: Isolate mutable values; False shares one object.
+        cache_codec: How disk and redis encode: "auto", "plain" (no pickles), or an object with encode and
+            decode.
+        cache_ignore: Parameter names left out of the key.
+        cache_version: Part of the key: change it to start afresh.
+        cache_stale_ttl: How long an expired entry may still be served when the call fails.
+        cache_refresh: Refresh in the background when an entry is older than this share (0..1) of its ttl.
+        retries: Calls made after the first one failed: 1 + 3.
+        backoff_factor: Growth of the pause from one retry to the next.
+        min_delay: Shortest pause before a retry.
+        max_delay: Longest pause before a retry.
+        jitter: Draw each pause at random; False: always the same pauses.
+        retry_on: Type, tuple of types, or predicate: exactly that; not given: every Exception but what a
+            service has answered for good; "transient": only what is known to pass.
+        retry_if_result: Predicate on each call's result: a rejected one moves on like a failure.
+        wait: Tenacity strategy that replaces the pauses.
+        stop: Tenacity strategy that replaces the end.
+        deadline: Budget of the whole call, waits included.
+        retry_after_max: Longest pause that is made because the service asks for it; beyond it the call fails at
+            once.
+        retry_budget: A `RetryBudget` shared by functions: retries as a share of calls.
+        retry_nested: False: what another opero function within has retried in vain is not retried again.
+        arg_fallback: Name of the parameter whose list or tuple holds the values to try in order.
+        fallback_on: What moves on to the next value.
+        rate_limit: Calls per second, "100/minute", "10/s & 500/minute", or a shared `RateLimiter`.
+        circuit_breaker: True, or a (shared) `CircuitBreaker`.
+        concurrency: Most calls in flight at once, or a shared `ConcurrencyLimit`.
+        timeout: Limit for each real call.
+        idle_timeout: Limit between two items of a stream, where it shall differ from `timeout`.
+        secret: Parameter names never shown.
+        on_event: Listener(s) for this function.
+
     Raises:
         OperoUsageError: A value or a combination cannot work; the message names the option, the
             value and the fix.
     """
 
-    cache: bool = option("cache", True, boolean, "cache results")
-    cache_ttl: Duration | None = option(
-        "cache", 3600, duration_or_none, "lifetime of an entry; None never expires"
-    )
-    cache_backend: str | Store = option(
-        "cache",
-        "memory",
-        store,
-        '"memory", "disk", "disk:PATH", "redis", "redis://…", or a store object',
-    )
-    cache_key: Callable[..., object] | None = option(
-        "cache",
-        None,
-        callable_or_none,
-        "callable that gets the call's arguments and returns the key",
-    )
-    cache_namespace: str = option(
-        "cache", "opero", text, "prefix shared by functions, cleared together"
-    )
-    cache_maxsize: int = option(
-        "cache", 10_000, whole(1), "most entries a function keeps in memory"
-    )
-    cache_max_bytes: int | str = option(
-        "cache",
-        256_000_000,
-        size,
-        "most bytes a function's entries take in memory; on disk, all entries of the folder",
-    )
-    cache_if: Callable[[Any, Any], object] | None = option(
-        "cache",
-        None,
-        callable_or_none,
-        "`(result, receipt) -> bool or ttl`: refuse to store, or shorten the lifetime",
-    )
-    cache_copy: bool = option(
-        "cache", True, boolean, "isolate mutable values; False shares one object"
-    )
-    cache_codec: str | Codec = option(
-        "cache",
-        "auto",
-        codec,
-        'how disk and redis encode: "auto", "plain" (no pickles), or an object with encode and decode',
-    )
-    cache_ignore: Iterable[str] = option("cache", (), names, "parameter names left out of the key")
-    cache_version: str | int | None = option(
-        "cache", None, version, "part of the key: change it to start afresh"
-    )
-    cache_stale_ttl: Duration | None = option(
-        "cache",
-        None,
-        duration_or_none,
-        "how long an expired entry may still be served when the call fails",
-    )
-    cache_refresh: float | None = option(
-        "cache",
-        None,
-        share,
-        "refresh in the background when an entry is older than this share (0..1) of its ttl",
-    )
-    retries: int = option("retry", 3, whole(0), "calls made after the first one failed: 1 + 3")
-    backoff_factor: float = option(
-        "retry", 1.5, factor, "growth of the pause from one retry to the next"
-    )
-    min_delay: Duration = option("retry", 0.1, duration, "shortest pause before a retry")
-    max_delay: Duration = option("retry", 30, duration, "longest pause before a retry")
-    jitter: bool = option(
-        "retry", True, boolean, "draw each pause at random; False: always the same pauses"
-    )
-    retry_on: RetryFilter = option(
-        "retry",
-        "default",
-        retry_filter,
-        "type, tuple of types, or predicate: exactly that; not given: every Exception but what a service has "
-        'answered for good; "transient": only what is known to pass',
-    )
-    retry_if_result: Callable[[Any], object] | None = option(
-        "retry",
-        None,
-        callable_or_none,
-        "predicate on each call's result: a rejected one moves on like a failure",
-    )
-    wait: Callable[..., Any] | None = option(
-        "retry", None, strategy, "tenacity strategy that replaces the pauses"
-    )
-    stop: Callable[..., Any] | None = option(
-        "retry", None, strategy, "tenacity strategy that replaces the end"
-    )
-    deadline: Duration | None = option(
-        "any", None, duration_or_none, "budget of the whole call, waits included"
-    )
-    retry_after_max: Duration = option(
-        "retry",
-        60,
-        duration,
-        "longest pause that is made because the service asks for it; beyond it the call fails at once",
-    )
-    retry_budget: RetryBudget | None = option(
-        "retry", None, budget, "a `RetryBudget` shared by functions: retries as a share of calls"
-    )
-    retry_nested: bool = option(
-        "retry",
-        True,
-        boolean,
-        "False: what another opero function within has retried in vain is not retried again",
-    )
-    arg_fallback: str | None = option(
-        "fallback",
-        None,
-        text_or_none,
-        "name of the parameter whose list or tuple holds the values to try in order",
-    )
-    fallback_on: FailureFilter = option(
-        "fallback", Exception, failure_filter, "what moves on to the next value"
-    )
-    rate_limit: float | str | RateLimiter | None = option(
-        "rate limit",
-        None,
-        rate,
-        'calls per second, "100/minute", "10/s & 500/minute", or a shared `RateLimiter`',
-    )
-    circuit_breaker: bool | CircuitBreaker | None = option(
-        "guard", None, breaker, "True, or a (shared) `CircuitBreaker`"
-    )
-    concurrency: int | ConcurrencyLimit | None = option(
-        "guard", None, concurrency, "most calls in flight at once, or a shared `ConcurrencyLimit`"
-    )
-    timeout: Duration | None = option("guard", None, duration_or_none, "limit for each real call")
-    idle_timeout: Duration | None = option(
-        "guard",
-        None,
-        duration_or_none,
-        "limit between two items of a stream, where it shall differ from `timeout`",
-    )
-    secret: Iterable[str] = option("any", (), names, "parameter names never shown")
+    cache: bool = option("cache", True, boolean)
+    cache_ttl: Duration | None = option("cache", 3600, duration_or_none)
+    cache_backend: str | Store = option("cache", "memory", store)
+    cache_key: Callable[..., object] | None = option("cache", None, callable_or_none)
+    cache_namespace: str = option("cache", "opero", text)
+    cache_maxsize: int = option("cache", 10_000, whole(1))
+    cache_max_bytes: int | str = option("cache", 256_000_000, size)
+    cache_if: Callable[[Any, Any], object] | None = option("cache", None, callable_or_none)
+    cache_copy: bool = option("cache", True, boolean)
+    cache_codec: str | Codec = option("cache", "auto", codec)
+    cache_ignore: Iterable[str] = option("cache", (), names)
+    cache_version: str | int | None = option("cache", None, version)
+    cache_stale_ttl: Duration | None = option("cache", None, duration_or_none)
+    cache_refresh: float | None = option("cache", None, share)
+    retries: int = option("retry", 3, whole(0))
+    backoff_factor: float = option("retry", 1.5, factor)
+    min_delay: Duration = option("retry", 0.1, duration)
+    max_delay: Duration = option("retry", 30, duration)
+    jitter: bool = option("retry", True, boolean)
+    retry_on: RetryFilter = option("retry", "default", retry_filter)
+    retry_if_result: Callable[[Any], object] | None = option("retry", None, callable_or_none)
+    wait: Callable[..., Any] | None = option("retry", None, strategy)
+    stop: Callable[..., Any] | None = option("retry", None, strategy)
+    deadline: Duration | None = option("any", None, duration_or_none)
+    retry_after_max: Duration = option("retry", 60, duration)
+    retry_budget: RetryBudget | None = option("retry", None, budget)
+    retry_nested: bool = option("retry", True, boolean)
+    arg_fallback: str | None = option("fallback", None, text_or_none)
+    fallback_on: FailureFilter = option("fallback", Exception, failure_filter)
+    rate_limit: float | str | RateLimiter | None = option("rate limit", None, rate)
+    circuit_breaker: bool | CircuitBreaker | None = option("guard", None, breaker)
+    concurrency: int | ConcurrencyLimit | None = option("guard", None, concurrency)
+    timeout: Duration | None = option("guard", None, duration_or_none)
+    idle_timeout: Duration | None = option("guard", None, duration_or_none)
+    secret: Iterable[str] = option("any", (), names)
     on_event: Callable[[Event], object] | Iterable[Callable[[Event], object]] | None = option(
-        "any", None, handlers, "listener(s) for this function"
+        "any", None, handlers
     )
 
     def __post_init__(self) -> None:
@@ -410,7 +350,30 @@ class StopToken(Protocol):
 
 
 class MapOptions(Options):
-    """The options of `@operomap`, as given, checked when they are made.
+    """The options of `@operomap` beside those of `@opero`, as given, checked when they are made.
+
+    Attributes:
+        mode: Where items run: "process" (auto for a `def`), "thread", "async" (auto for an `async def`),
+            "async_process".
+        workers: Processes, threads, or coroutines in flight.
+        ordered: Results in the order of the input, or as they come.
+        progress: Progress bar on stderr; silent where there is no terminal or notebook.
+        on_error: "raise" the first failing item's own error at once, "return" the exception in its place, or
+            "skip" the item.
+        max_errors: Stop the map after this many failed items, or this share of them.
+        chunksize: Items per dispatch.
+        executor: Any `concurrent.futures.Executor`, a function that makes one, or a pool of twat-mp.
+        sequential: Run inline, for debugging with real stack traces.
+        item_key: What an item is in the checkpoint; None: the item itself.
+        checkpoint: File of results that a later run takes up; journal of the map.
+        worker_init: Called once in each new worker process.
+        max_tasks_per_worker: Items after which a worker process is replaced.
+        memory_limit: Most bytes that a worker process may take, such as "2GB".
+        start_method: How worker processes begin: "fork", "forkserver" or "spawn"; None: as set in
+            `multiprocessing`, else "forkserver".
+        on_result: Called with each finished item: an `ItemResult`.
+        stop_token: A `threading.Event` or its like: when it is set, the map ends with what is done.
+        stop_on: Error types that end the map with what is done.
 
     Raises:
         OperoUsageError: A value or a combination cannot work; the message names the option, the
@@ -418,74 +381,31 @@ class MapOptions(Options):
     """
 
     mode: Literal["auto", "process", "thread", "async", "async_process"] = option(
-        "map",
-        "auto",
-        one_of(*MODES),
-        'where items run: "process" (auto for a `def`), "thread", "async" (auto for an `async def`), "async_process"',
+        "map", "auto", one_of(*MODES)
     )
-    workers: int = option("map", 4, whole(1), "processes, threads, or coroutines in flight")
-    ordered: bool = option(
-        "map", True, boolean, "results in the order of the input, or as they come"
-    )
-    progress: bool | Literal["rich"] = option(
-        "map",
-        True,
-        progress,
-        "progress bar on stderr; silent where there is no terminal or notebook",
-    )
+    workers: int = option("map", 4, whole(1))
+    ordered: bool = option("map", True, boolean)
+    progress: bool | Literal["rich"] = option("map", True, progress)
     on_error: Literal["raise", "return", "skip"] = option(
-        "map",
-        "raise",
-        one_of("raise", "return", "skip"),
-        '"raise" the first failing item\'s own error at once, "return" the exception in its place, or "skip" the item',
+        "map", "raise", one_of("raise", "return", "skip")
     )
-    max_errors: int | float | None = option(
-        "map", None, error_bound, "stop the map after this many failed items, or this share of them"
-    )
-    chunksize: int | Literal["auto"] = option("map", "auto", chunks, "items per dispatch")
+    max_errors: int | float | None = option("map", None, error_bound)
+    chunksize: int | Literal["auto"] = option("map", "auto", chunks)
     executor: Executor | AbstractContextManager[Any] | Callable[[], Any] | None = option(
-        "map",
-        None,
-        executor,
-        "any `concurrent.futures.Executor`, a function that makes one, or a pool of twat-mp",
+        "map", None, executor
     )
-    sequential: bool = option(
-        "map", False, boolean, "run inline, for debugging with real stack traces"
-    )
-    item_key: Callable[[Any], object] | None = option(
-        "map", None, callable_or_none, "what an item is in the checkpoint; None: the item itself"
-    )
-    checkpoint: str | os.PathLike[str] | None = option(
-        "map", None, none_or(path), "file of results that a later run takes up; journal of the map"
-    )
-    worker_init: Callable[[], object] | None = option(
-        "map", None, callable_or_none, "called once in each new worker process"
-    )
-    max_tasks_per_worker: int | None = option(
-        "map", None, none_or(whole(1)), "items after which a worker process is replaced"
-    )
-    memory_limit: int | str | None = option(
-        "map", None, none_or(size), 'most bytes that a worker process may take, such as "2GB"'
-    )
+    sequential: bool = option("map", False, boolean)
+    item_key: Callable[[Any], object] | None = option("map", None, callable_or_none)
+    checkpoint: str | os.PathLike[str] | None = option("map", None, none_or(path))
+    worker_init: Callable[[], object] | None = option("map", None, callable_or_none)
+    max_tasks_per_worker: int | None = option("map", None, none_or(whole(1)))
+    memory_limit: int | str | None = option("map", None, none_or(size))
     start_method: Literal["fork", "forkserver", "spawn"] | None = option(
-        "map",
-        None,
-        none_or(one_of("fork", "forkserver", "spawn")),
-        'how worker processes begin: "fork", "forkserver" or "spawn"; None: as set in `multiprocessing`, '
-        'else "forkserver"',
+        "map", None, none_or(one_of("fork", "forkserver", "spawn"))
     )
-    on_result: Callable[[Any], object] | None = option(
-        "map", None, callable_or_none, "called with each finished item: an `ItemResult`"
-    )
-    stop_token: StopToken | None = option(
-        "map",
-        None,
-        token,
-        "a `threading.Event` or its like: when it is set, the map ends with what is done",
-    )
-    stop_on: type[BaseException] | tuple[type[BaseException], ...] = option(
-        "map", (), error_types, "error types that end the map with what is done"
-    )
+    on_result: Callable[[Any], object] | None = option("map", None, callable_or_none)
+    stop_token: StopToken | None = option("map", None, token)
+    stop_on: type[BaseException] | tuple[type[BaseException], ...] = option("map", (), error_types)
 
     def __post_init__(self) -> None:
         super().__post_init__()

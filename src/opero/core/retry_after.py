@@ -11,11 +11,18 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
-from opero.core.classify import header_text, read_headers, read_status, safe_get, says_nothing
+from opero.core.classify import (
+    first_found,
+    header_text,
+    read_headers,
+    read_status,
+    safe_get,
+    says_nothing,
+)
 from opero.errors import OperoUsageError
 from opero.utils.units import parse_seconds
 
@@ -24,11 +31,6 @@ __all__ = ["Hint", "requested_wait"]
 _THROTTLED: Final = frozenset({429, 503})
 _DETAIL_NAMES: Final = ("details", "body")
 """Where Google's error details are: on its own errors, and on those of SDKs that show the body."""
-
-_CAUSES: Final = 8
-"""Errors that are looked at along a chain of causes: chains may be long, even circular."""
-
-_MEMBERS: Final = 64
 
 _EPOCH_FROM: Final = 1_000_000_000
 """From this number on, a delay is a moment (seconds since 1970): no one asks to wait 31 years."""
@@ -78,27 +80,11 @@ def requested_wait(subject: object, *, now: float | None = None) -> Hint | None:
         >>> requested_wait(TooMany())
         Hint(seconds=2.0, source='retry-after')
     """
-    return _along_causes(subject, now, 0)
+    return first_found(subject, lambda node: _read_one(node, now), _longest)
 
 
-def _along_causes(subject: object, now: float | None, depth: int) -> Hint | None:
-    node = subject
-    for _ in range(_CAUSES - depth):
-        try:
-            hint = _read_one(node, now)
-        except Exception:  # noqa: BLE001 - foreign objects; the failure at hand must not be replaced
-            hint = None
-        if hint is None and issubclass(type(node), BaseExceptionGroup):
-            members = safe_get(node, "exceptions") or ()
-            asked = [_along_causes(e, now, depth + 1) for e in members[:_MEMBERS]]
-            hint = max((each for each in asked if each is not None), default=None)
-        # Asked of the type: an object may lie about its class, or raise.
-        if hint is not None or not issubclass(type(node), BaseException):
-            return hint
-        node = safe_get(node, "__cause__")
-        if node is None:
-            return None
-    return None
+def _longest(hints: Iterable[Hint | None]) -> Hint | None:
+    return max((each for each in hints if each is not None), default=None)
 
 
 def _read_one(subject: object, now: float | None) -> Hint | None:
@@ -200,7 +186,7 @@ def _exhausted(headers: Mapping[str, str], now: float) -> Hint | None:
                 seconds = _delay(headers.get(reset, ""), now)
                 if seconds is not None:
                     hints.append(Hint(seconds, reset))
-    return max(hints, default=None)
+    return _longest(hints)
 
 
 # --- amounts ------------------------------------------------------------------------------------

@@ -45,24 +45,14 @@ def decorator_of(
     decorator: Any = decorate_with  # mypy knows no `__wrapped__` on functions
     decorator.__name__ = decorator.__qualname__ = name
     decorator.__module__ = "opero"
-    decorator.__doc__ = _doc(options_class, name)
+    decorator.__doc__ = (
+        f"Make calls of a function dependable: @{name}, or @{name}(option=value, ...).\n\n"
+        f"{options_class.__doc__ or ''}"
+    )
     # Whoever inspects it sees the options as its parameters.
     decorator.__wrapped__ = options_class
     decorator.__annotations__ = {}
     return cast("Decorator[O]", decorator)
-
-
-def _doc(kind: type[Options], name: str) -> str:
-    lines = [
-        f"Make calls of a function dependable: @{name}, or @{name}(option=value, ...).",
-        "",
-        "Options:",
-    ]
-    lines += [
-        f"    {name} ({getattr(one.default, '__name__', repr(one.default))}): {one.doc}"
-        for name, one in kind.declared.items()
-    ]
-    return "\n".join(lines)
 
 
 opero: Final = decorator_of(Options, "opero")
