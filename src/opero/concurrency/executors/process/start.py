@@ -362,7 +362,10 @@ def shared_server(modules: dict[str, tuple[str, int]]) -> ForkServer:
             server = _shared.server = ForkServer()
         if names := modules.keys() - server.preloaded.keys():
             server.preloaded |= modules
-            server.request(("preload", list(names), import_paths()))
+            try:
+                server.request(("preload", list(names), import_paths()))
+            except OSError:
+                pass  # it has just ended: a worker that is begun there begins another one
         return server
 
 
@@ -412,7 +415,14 @@ def _begin_interpreter(theirs: socket.socket, output: int) -> subprocess.Popen[b
         *map(str, fds),
         *import_paths(),
     ]
-    return subprocess.Popen(command, pass_fds=fds)  # noqa: S603 - this very interpreter
+    try:
+        return subprocess.Popen(command, pass_fds=fds)  # noqa: S603 - this very interpreter
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        raise WorkerStartError(
+            f"sys.executable is {executable!r} ({error.strerror}): let it name a Python that has opero, "
+            'or use start_method="fork"',
+            None,
+        ) from error
 
 
 _BEGIN: Final = (
