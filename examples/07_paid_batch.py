@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # this_file: examples/07_paid_batch.py
-"""A batch of 500 paid calls is killed five times and started again, and no document is paid for twice."""
+"""A batch of 500 paid calls is killed three times and started again, and no document is paid for twice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from terminal import use_utf8
 
 from opero import opero
 
-DOCUMENTS, KILLS = 500, 5
+DOCUMENTS, KILLS = 500, 3
 
 
 def batch(service: str, folder: str) -> None:
@@ -47,7 +47,7 @@ def run(service: str, folder: str, kill_after: int) -> list[int]:
 
 
 def main() -> None:
-    """Kill the batch five times, let it come to its end, and look into the server's books."""
+    """Kill the batch three times, let it come to its end, and look into the server's books."""
     finished: set[int] = set()
     calls: Counter[str] = Counter()
     repeated = 0

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import urllib.error
 import warnings
 from types import SimpleNamespace
 
@@ -133,8 +134,45 @@ class AnswerError(Exception):
         self.response = SimpleNamespace(status_code=status, headers={})
 
 
+class APIConnectionError(Exception):
+    """As the clients of language models raise it, whatever happened to the connection."""
+
+
+def wrapped(cause: Exception) -> Exception:
+    error = APIConnectionError("Connection error.")
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
-    "error", [ConnectionError(), AnswerError(401), AnswerError(429), AnswerError(503)]
+    "error",
+    [
+        ConnectionResetError(),
+        wrapped(ConnectionResetError()),
+        ExceptionGroup("g", [AnswerError(503), ValueError()]),
+    ],
+    ids=repr,
+)
+def test_a_call_that_may_have_been_billed_keeps_its_cost(face, clock, error):
+    limiter = RateLimiter("100/minute", cost=60, settle=tokens_of)
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        face.run(opero(cache=False, retries=0, rate_limit=limiter)(face.of(fail)))
+    limiter.resume()
+    assert not limiter.try_acquire(cost=50)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(ConnectionError(), AnswerError(401), AnswerError(429), AnswerError(503)),
+        *(wrapped(ConnectionRefusedError()), urllib.error.URLError(ConnectionRefusedError())),
+        ExceptionGroup("g", [AnswerError(503), ConnectionRefusedError()]),
+    ],
+    ids=repr,
 )
 def test_a_call_that_cannot_have_been_billed_gives_its_cost_back(face, clock, error):
     limiter = RateLimiter("100/minute", cost=60, settle=tokens_of)

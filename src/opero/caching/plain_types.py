@@ -420,7 +420,7 @@ def make_instance(kind: type, given: dict[Any, Any], fields: Mapping[str, Any]) 
     made: Any = object.__new__(kind)
     slots, held = slots_of(kind.__mro__), own_dict(made)
     for name, field in fields.items():
-        if name not in given and not getattr(field, "init", True):
+        if name not in given and getattr(field, "init", True) is False:
             continue  # it had not been set
         value = given[name] if name in given else _default(kind, name, field)
         if name in slots:

@@ -181,10 +181,16 @@ _MAX_BODY: Final = 1 << 16
 """Bytes of a body that is read for codes."""
 
 _UNBILLED_STATUSES: Final = frozenset((401, 403, 404, 429, *range(500, 600)))
-# Raised before anything was sent, by the standard library and by HTTP clients.
+# Raised before anything was sent, by the standard library and by HTTP clients, or by what was raised there.
 _NO_CONNECTION: Final = _words(
     "APIConnectionError ClientConnectorError ConnectError ConnectTimeout ConnectTimeoutError",
     "ConnectionError ConnectionRefusedError EndpointConnectionError NewConnectionError gaierror",
+    "PoolTimeout",
+)
+# Raised when something had been sent.
+_SENT: Final = _words(
+    "BrokenPipeError ConnectionAbortedError ConnectionResetError ProtocolError ReadError",
+    "ReadTimeout ReadTimeoutError RemoteDisconnected RemoteProtocolError WriteError WriteTimeout",
 )
 _STATUS_NAMES: Final = ("status_code", "status", "http_status", "code")
 
@@ -221,17 +227,25 @@ def may_be_billed(error: BaseException) -> bool:
     """Return whether a call that ended with this error may cost something.
 
     It cannot if there was no connection, or if the service has refused it (401, 403, 404, 429) or was out of order
-    (5xx). The error, its response and what lies behind it are looked at.
+    (5xx). The error, its response, what lies behind it and the members of an exception group are looked at.
     """
+
+    def sent(node: Any) -> bool | None:
+        return type(node).__name__ in _SENT or None
 
     def billed(node: Any) -> bool | None:
         status = read_status((node, safe_get(node, "response")))
         if status is not None:
             return status not in _UNBILLED_STATUSES
-        return False if type(node).__name__ in _NO_CONNECTION else None
+        if type(node).__name__ in _NO_CONNECTION:
+            return first_found(node, sent, lambda members: True in members, contexts=True) is True
+        return sent(node)
 
     return (
-        first_found(error, billed, lambda members: False not in members, contexts=True) is not False
+        first_found(
+            error, billed, lambda members: members.count(False) < len(members), contexts=True
+        )
+        is not False
     )
 
 

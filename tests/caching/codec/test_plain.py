@@ -32,7 +32,7 @@ from hypothesis.extra import numpy as hnp
 
 from opero.caching.codec import read_plain, write_plain
 from opero.caching.keys import encode
-from opero.caching.plain_types import NotPlain, Undecodable
+from opero.caching.plain_types import NotPlain, Undecodable, make_instance
 
 pytestmark = pytest.mark.internal
 
@@ -245,6 +245,16 @@ def test_a_field_that_is_newer_than_the_entry_has_its_default() -> None:
     for fields in ({}, {"item": "x", "colour": 1}):
         with pytest.raises(Undecodable, match=r"field"):
             read_plain(msgpack.packb([*head, fields]), b"")
+
+
+def test_a_field_of_a_model_that_is_newer_than_the_entry_has_its_default() -> None:
+    class Grown(pydantic.BaseModel):
+        size: int
+        unit: str = "m"
+        notes: list[str] = pydantic.Field(default_factory=list)
+
+    made = make_instance(Grown, {"size": 1}, Grown.__pydantic_fields__)
+    assert vars(made) == {"size": 1, "unit": "m", "notes": []}
 
 
 def test_no_module_is_imported_for_an_object() -> None:

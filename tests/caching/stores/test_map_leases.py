@@ -55,7 +55,11 @@ MODES = ["thread", "process", "async", "async_process"]
 # --- processes ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("place", "mode"),
+    [*(("disk", mode) for mode in MODES), ("redis", "thread"), ("redis", "async_process")],
+    indirect=["place"],
+)
 def test_maps_over_the_same_items_in_opposite_order_compute_each_once(
     crowd: Crowd, mode: str
 ) -> None:
@@ -103,10 +107,12 @@ def test_a_map_works_on_other_items_while_another_computes_one(crowd: Crowd) -> 
     assert crowd.calls() == 4
 
 
-@pytest.mark.parametrize("mode", ["thread", "process"])
+@pytest.mark.parametrize(
+    ("place", "mode"), [("disk", "process"), ("redis", "thread")], indirect=["place"]
+)
 def test_a_killed_map_delays_others_by_seconds_at_most(crowd: Crowd, mode: str) -> None:
     forever = MAPS.format(mode=mode).replace("0.03", "600")
-    (holder,) = crowd.start(f"{forever}\nready()\nrun([1])")
+    (holder,) = crowd.start(f"short_leases()\n{forever}\nready()\nrun([1])")
     crowd.go()
     crowd.wait_for(lambda: crowd.calls("call 1") == 1)
     (waiting,) = crowd.start(f"{MAPS.format(mode='thread')}\nready()\nprint(run([1, 2]))")
@@ -116,13 +122,19 @@ def test_a_killed_map_delays_others_by_seconds_at_most(crowd: Crowd, mode: str) 
     assert crowd.calls("call 1") == 2
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("place", "mode"),
+    list(zip(["disk", "redis", "redis", "disk"], MODES, strict=True)),
+    indirect=["place"],
+)
 def test_a_killed_run_resumes_and_pays_for_nothing_twice(
     crowd: Crowd, mode: str, store: Any, tmp_path: Path
 ) -> None:
     program = f"""
         from opero import operomap
         from pathlib import Path
+
+        short_leases()
 
         def body(x):
             if x == 30 and not (folder / "again").exists():

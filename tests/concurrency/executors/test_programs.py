@@ -500,3 +500,56 @@ print(operomap(mode="process", cache=False)(abs)([-1]))
     process.send_signal(signal.SIGINT)
     said, errors = process.communicate(timeout=20)
     assert (said, errors) == ("interrupted\n[1]\n", "")
+
+
+def test_a_program_that_has_no_interpreter_forks_and_a_wrong_one_is_named(
+    program: Program,
+) -> None:
+    text = """\
+        import sys
+        from opero import operomap
+        from opero.errors import WorkerStartError
+
+        def double(x):
+            return 2 * x
+
+        def run():
+            print(operomap(mode="process", workers=2, cache=False)(double)([1, 2]))
+
+        interpreter = sys.executable
+        sys.executable = "/nowhere/python"
+        try:
+            run()
+        except WorkerStartError as error:
+            print(str(error).splitlines()[1].partition("(")[0])
+        sys.executable = None
+        run()
+        sys.executable = interpreter
+        sys.frozen = True
+        run()
+        del sys.frozen
+        run()
+        """
+    told = "sys.executable is '/nowhere/python' "
+    assert program.run(text) == f"{told}\n" + 3 * "[2, 4]\n"
+
+
+def test_a_fork_server_that_ends_before_it_is_used_costs_nothing(program: Program) -> None:
+    text = """\
+        from opero import operomap
+        from json import dumps
+        from opero.concurrency.executors.process.start import ForkServer
+
+        def broken(server, message, fds=()):
+            if message[0] == "preload":
+                ForkServer.request = request
+                server.channel._sock.shutdown(2)
+            return request(server, message, fds)
+
+        def double(x):
+            return 2 * int(dumps(x))
+
+        request, ForkServer.request = ForkServer.request, broken
+        print(operomap(mode="process", workers=2, cache=False)(double)([1, 2]))
+        """
+    assert program.run(text) == "[2, 4]\n"

@@ -140,14 +140,6 @@ def anonymous_file(name: str) -> int:
         return os.dup(file.fileno())
 
 
-def _output(fd: int) -> int:
-    """Return a copy of stdout or stderr, or of the null device where the program has closed it."""
-    try:
-        return os.dup(fd)
-    except OSError:
-        return os.open(os.devnull, os.O_WRONLY)
-
-
 _HEAD: Final = struct.Struct("<Q")
 _MOST_FDS: Final = 8
 
@@ -278,7 +270,12 @@ class ForkServer:
         sentinel, status = os.pipe()
         mine = [status]
         try:
-            mine += [_output(1), _output(2)]
+            for output in (1, 2):
+                try:
+                    mine.append(os.dup(output))
+                except OSError:
+                    # The program has closed it.
+                    mine.append(os.open(os.devnull, os.O_WRONLY))
             self.request(("start", number, fresh), [*fds, *mine])
         except BaseException:
             os.close(sentinel)
@@ -362,7 +359,10 @@ def shared_server(modules: dict[str, tuple[str, int]]) -> ForkServer:
             server = _shared.server = ForkServer()
         if names := modules.keys() - server.preloaded.keys():
             server.preloaded |= modules
-            server.request(("preload", list(names), import_paths()))
+            try:
+                server.request(("preload", list(names), import_paths()))
+            except OSError:
+                pass  # it has just ended: a worker that is begun there begins another one
         return server
 
 
@@ -412,7 +412,14 @@ def _begin_interpreter(theirs: socket.socket, output: int) -> subprocess.Popen[b
         *map(str, fds),
         *import_paths(),
     ]
-    return subprocess.Popen(command, pass_fds=fds)  # noqa: S603 - this very interpreter
+    try:
+        return subprocess.Popen(command, pass_fds=fds)  # noqa: S603 - this very interpreter
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        raise WorkerStartError(
+            f"sys.executable is {executable!r} ({error.strerror}): let it name a Python that has opero, "
+            'or use start_method="fork"',
+            None,
+        ) from error
 
 
 _BEGIN: Final = (
