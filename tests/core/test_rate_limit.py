@@ -112,7 +112,7 @@ sys.exit(", ".join(sorted(heavy & set(sys.modules))) or 0)
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_refusal_further_in_gives_the_slot_back(kind):
     limiter = RateLimiter("1/hour")
-    stage = RateLimit(limiter, Stats(), Emitter("f"), refused_within=True)
+    stage = RateLimit(limiter, Stats(), Emitter("f"))
 
     def refuse(call):
         raise CircuitOpenError("svc", 1.0)
@@ -132,7 +132,7 @@ def test_a_refusal_further_in_gives_the_slot_back(kind):
 
 def test_a_refusal_of_another_pipeline_has_used_its_slot():
     limiter = RateLimiter("1/hour")
-    stage = RateLimit(limiter, Stats(), Emitter("f"), refused_within=True)
+    stage = RateLimit(limiter, Stats(), Emitter("f"))
 
     def call_refused(call):
         call.calls += 1

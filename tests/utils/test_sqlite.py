@@ -200,7 +200,7 @@ def replace(path: Path) -> None:
 
 @pytest.mark.parametrize(("change", "there"), [(delete, []), (replace, ["theirs"])])
 def test_a_file_that_is_gone_is_made_anew(path, change, there):
-    file = make(path, on_loss="recreate")
+    file = make(path, on_damage="replace")
     put(file)
     change(path)
     assert texts(file) == there
@@ -236,7 +236,7 @@ class BrokenConnection:
 
 
 def test_a_connection_that_meets_an_error_of_the_disk_is_opened_anew(path):
-    file = make(path, on_loss="recreate", on_damage="replace")
+    file = make(path, on_damage="replace")
     put(file)
     file._connections.reader = BrokenConnection()  # type: ignore[assignment]
     with pytest.raises(StoreError, match="the disk failed"):

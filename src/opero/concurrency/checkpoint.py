@@ -157,7 +157,6 @@ class CheckpointFile:
             verify=self._verify,
             name=f"checkpoint {self.path!r}",
             on_damage="replace database",
-            on_loss="recreate",
         )
 
     def find(self, keys: Sequence[str]) -> dict[str, bytes]:

@@ -282,7 +282,9 @@ class CacheStage(FunctionCache):
 
     def land(self, flight: Flight, value: Any) -> None:
         """Store the result of a flight that a wrapper leads, and share it."""
-        self._land(flight, value, self.entries.store(flight, value, self.ttl))
+        entry = self.entries.store(flight, value, self.ttl)
+        if waiters := self.single_flight.complete(flight):
+            notify(waiters, self.verdict(value, entry))
         token, flight.token = flight.token, None
         stop_leading(token)
 
@@ -291,11 +293,6 @@ class CacheStage(FunctionCache):
         token, flight.token = flight.token, None
         stop_leading(token)
         self.single_flight.abandon(flight)
-
-    def _land(self, flight: Flight, value: Any, entry: Entry | None) -> None:
-        """Share a result, which was stored as that entry, with the callers that wait for it."""
-        if waiters := self.single_flight.complete(flight):
-            notify(waiters, self.verdict(value, entry))
 
     @property
     def token_get(self) -> Callable[[int], int | None]:
@@ -412,7 +409,8 @@ class CacheStage(FunctionCache):
                 value = proceed(call)
                 lasts = ttl if plain else self.computed_in(call, key, value, began)
                 entry = store(flight, value, lasts)
-                self._land(flight, value, entry)
+                if waiters := flights.complete(flight):
+                    notify(waiters, self.verdict(value, entry))
                 return value
             except BaseException as error:
                 old = self.failed(call, flight, expired, error)
@@ -472,7 +470,8 @@ class CacheStage(FunctionCache):
                 entry = (
                     await astore(flight, value, lasts) if blocking else store(flight, value, lasts)
                 )
-                self._land(flight, value, entry)
+                if waiters := flights.complete(flight):
+                    notify(waiters, self.verdict(value, entry))
                 return value
             except BaseException as error:
                 old = self.failed(call, flight, expired, error)

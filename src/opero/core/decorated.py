@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from opero.limits.permits import ConcurrencyLimit
 
 __all__ = [
+    "AcceptsFirst",
     "Attributes",
     "Decorate",
     "Decorator",
@@ -70,10 +71,12 @@ class Attributes(Protocol):
         ...
 
 
-class _AcceptsFirst(Protocol[T_contra, Q, R_co]):
+class AcceptsFirst(Protocol[T_contra, Q, R_co]):
     """What has a first parameter of a certain type."""
 
-    def __call__(self, first: T_contra, /, *args: Q.args, **kwargs: Q.kwargs) -> R_co: ...
+    def __call__(self, first: T_contra, /, *args: Q.args, **kwargs: Q.kwargs) -> R_co:
+        """Call it with its first argument and the others."""
+        ...
 
 
 class Resilient(Attributes, Protocol[P, R_co]):
@@ -93,14 +96,12 @@ class Resilient(Attributes, Protocol[P, R_co]):
     # As the interpreter does it: class methods get the class, methods the instance, others nothing.
     @overload
     def __get__(
-        self: _AcceptsFirst[type[T], Q, R], instance: T | None, owner: type[T], /
+        self: AcceptsFirst[type[T], Q, R], instance: T | None, owner: type[T], /
     ) -> Resilient[Q, R]: ...
     @overload
     def __get__(self, instance: None, owner: type, /) -> Self: ...
     @overload
-    def __get__(
-        self: _AcceptsFirst[T, Q, R], instance: T, owner: type[T], /
-    ) -> Resilient[Q, R]: ...
+    def __get__(self: AcceptsFirst[T, Q, R], instance: T, owner: type[T], /) -> Resilient[Q, R]: ...
     @overload
     def __get__(self, instance: object, owner: type | None = None, /) -> Self: ...
 

@@ -71,7 +71,6 @@ class RateLimit:
         limiter: As above.
         stats: Counters of the function.
         emitter: Where events go.
-        refused_within: Whether a stage further in may refuse the call; its slot is given back then.
         longest_pause: Longest rest of a pause, in seconds, that a call waits out.
     """
 
@@ -83,13 +82,11 @@ class RateLimit:
         stats: Stats,
         emitter: Emitter,
         *,
-        refused_within: bool = False,
         longest_pause: float = 60.0,
     ) -> None:
         self.limiter = limiter
         self._stats = stats
         self._emitter = emitter
-        self._refused_within = refused_within
         self._longest_pause = longest_pause
 
     @classmethod
@@ -121,28 +118,16 @@ class RateLimit:
             limiter,
             stats,
             emitter,
-            refused_within=bool(options.circuit_breaker),
             longest_pause=parse_seconds(options.retry_after_max, "retry_after_max"),
         )
 
     def wrap_sync(self, proceed: Proceed) -> Proceed:
         """Block before `proceed` until a slot is free."""
-        limiter = self.limiter
+        limiter, measured = self.limiter, self.limiter.measured
         limiter.require_sync()
 
         def run(call: Call) -> Any:
             # A call that is already made has had its slot. One that has to wait, or comes while others do, queues.
-            if call.prior_outcome is None and (
-                switch.on or limiter.threads_waiting or limiter.take_slot()
-            ):
-                self._waited(call, limiter.fill(Reservation(limiter), self._budget(call)))
-            try:
-                return proceed(call)
-            except Exception as error:
-                self._failed(call, error)
-                raise
-
-        def run_reserved(call: Call) -> Any:
             if call.prior_outcome is None:
                 slot = call.reserved = self._reservation(call) if measured else Reservation(limiter)
                 if switch.on or slot.limiter.threads_waiting or slot.take():
@@ -157,26 +142,14 @@ class RateLimit:
                 self._settle(call, result)
             return result
 
-        measured = limiter.measured
-        return run_reserved if self._refused_within or measured else run
+        return run
 
     def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
         """Wait before `proceed` until a slot is free."""
-        limiter = self.limiter
+        limiter, measured = self.limiter, self.limiter.measured
+        external = not measured and not limiter.direct
 
         async def run(call: Call) -> Any:
-            if call.prior_outcome is None and (
-                switch.on or limiter.loops_waiting or limiter.take_slot()
-            ):
-                budget = self._budget(call)
-                self._waited(call, await limiter.fill_async(Reservation(limiter), budget))
-            try:
-                return await proceed(call)
-            except Exception as error:
-                self._failed(call, error)
-                raise
-
-        async def run_reserved(call: Call) -> Any:
             if call.prior_outcome is None:
                 slot = call.reserved = self._reservation(call) if measured else Reservation(limiter)
                 if switch.on or external or slot.limiter.loops_waiting or slot.take():
@@ -191,9 +164,7 @@ class RateLimit:
                 self._settle(call, result)
             return result
 
-        measured = limiter.measured
-        external = not measured and not limiter.direct
-        return run_reserved if self._refused_within or measured else run
+        return run
 
     def _reservation(self, call: Call) -> Reservation:
         """Return a reservation for what a call costs, in the bucket that it belongs to."""

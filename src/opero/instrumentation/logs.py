@@ -8,9 +8,11 @@ where lines go. `loguru.logger.disable("opero")` silences it again.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from opero.errors import OperoUsageError, did_you_mean
 from opero.events import event_bus
 from opero.events.messages import EventLogger, describe_event, log_event
 from opero.utils.logging import configure_logging
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["configure", "configure_logging", "log_events"]
 
-_LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 def log_events(
@@ -65,7 +67,8 @@ def log_events(
     if to is None:
         write = functools.partial(_log_with_loguru, _loguru(), lowest, messages)
     else:
-        write = functools.partial(_log, _logger(to), lowest, messages)
+        logger = logging.getLogger(to) if isinstance(to, str) else to
+        write = functools.partial(_log, logger, lowest, messages)
     return bus.subscribe(write, types)
 
 
@@ -88,21 +91,11 @@ def configure(
 def _number(level: int | str) -> int:
     if isinstance(level, int):
         return level
-    from opero.errors import OperoUsageError, did_you_mean
-
     if level.upper() not in _LEVELS:
         raise OperoUsageError(
             f"level={level!r} is no level.{did_you_mean(level.upper(), _LEVELS)} Levels: {', '.join(_LEVELS)}."
         )
-    return _LEVELS[level.upper()]
-
-
-def _logger(to: EventLogger | str) -> EventLogger:
-    if not isinstance(to, str):
-        return to
-    import logging
-
-    return logging.getLogger(to)
+    return logging.getLevelNamesMapping()[level.upper()]
 
 
 def _loguru() -> Any:
@@ -116,13 +109,9 @@ def _loguru() -> Any:
 def _log_with_loguru(logger: Any, lowest: int, messages: bool, event: Event) -> None:
     level, text = describe_event(event, messages=messages)
     if level >= lowest:
-        logger.bind(event=event).log(_name(level), "{}", text)
+        logger.bind(event=event).log(logging.getLevelName(level), "{}", text)
 
 
 def _log(logger: EventLogger, lowest: int, messages: bool, event: Event) -> None:
     if describe_event(event)[0] >= lowest:
         log_event(logger, event, messages=messages)
-
-
-def _name(level: int) -> str:
-    return next(name for name, number in _LEVELS.items() if number == level)

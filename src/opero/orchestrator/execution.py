@@ -27,6 +27,7 @@ from opero.orchestrator.fallback_chain import FallbackChain, name_of
 from opero.utils.async_utils import ensure_async, is_async_function, run_async
 
 if TYPE_CHECKING:
+    from opero.core.decorated import AcceptsFirst
     from opero.core.receipt import Explanation
     from opero.events import Event, Handler
     from opero.orchestrator.config import (
@@ -43,7 +44,6 @@ Q = ParamSpec("Q")
 R = TypeVar("R")
 T = TypeVar("T")
 V = TypeVar("V")
-T_contra = TypeVar("T_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 
 Function = Callable[..., Any]
@@ -353,12 +353,6 @@ def _workers(config: OrchestratorConfig) -> dict[str, Any]:
 # --- the decorator ----------------------------------------------------------------------------------------------------
 
 
-class _AcceptsFirst(Protocol[T_contra, Q, R_co]):
-    """What has a first parameter of a certain type."""
-
-    def __call__(self, first: T_contra, /, *args: Q.args, **kwargs: Q.kwargs) -> R_co: ...
-
-
 # Each list of results is its receiver's own, so that a wider type does no harm.
 class Orchestrated(Protocol[P, R_co]):  # type: ignore[misc]  # pyright: ignore[reportInvalidTypeVarUse]
     """A function decorated with `@orchestrate`: a coroutine function, with a `process` of this kind, if it was one."""
@@ -383,7 +377,7 @@ class Orchestrated(Protocol[P, R_co]):  # type: ignore[misc]  # pyright: ignore[
     def __get__(self, instance: None, owner: type, /) -> Self: ...
     @overload
     def __get__(
-        self: _AcceptsFirst[T, Q, V], instance: T, owner: type[T], /
+        self: AcceptsFirst[T, Q, V], instance: T, owner: type[T], /
     ) -> Orchestrated[Q, V]: ...
     @overload
     def __get__(self, instance: object, owner: type | None = None, /) -> Self: ...

@@ -22,14 +22,12 @@ from typing import Any, Final, Literal, NoReturn
 from opero.errors import OperoError, StoreError, warn_user
 from opero.utils.fork import reset_after_fork
 
-__all__ = ["Damage", "ForeignDatabase", "Loss", "SqliteFile", "advice", "is_damage", "is_lock"]
+__all__ = ["Damage", "ForeignDatabase", "SqliteFile", "advice", "is_damage", "is_lock"]
 
 Damage = Literal["replace", "replace database", "raise"]
 """What to do with a damaged file: "replace" sets it aside and begins a new one, "replace database" does
-so only if it looks like a database, "raise" is an error."""
-
-Loss = Literal["recreate", "raise"]
-"""What to do when another file, or none, stands under the name of an open one."""
+so only if it looks like a database, "raise" is an error. With "raise" it is an error, too, when another file,
+or none, stands under the name of an open one; with the others that one is opened, or made."""
 
 _HEADER: Final = b"SQLite format 3\0"
 _BESIDE: Final = ("-wal", "-shm", "-journal")
@@ -104,7 +102,6 @@ class SqliteFile:
         timeout: Seconds to wait for other writers.
         synchronous: "NORMAL" survives the death of the program, "FULL" a power cut.
         on_damage: See `Damage`.
-        on_loss: See `Loss`.
         unwatched: For how many seconds `read` may go on without looking whether the file is still
             there. Writing always looks.
 
@@ -132,7 +129,6 @@ class SqliteFile:
         timeout: float = 30.0,
         synchronous: str = "NORMAL",
         on_damage: Damage = "raise",
-        on_loss: Loss = "raise",
         unwatched: float = 0.0,
     ) -> None:
         self.path: str = os.fspath(path)
@@ -144,7 +140,6 @@ class SqliteFile:
         self._name = name or self.path
         self._synchronous = synchronous
         self._on_damage: Damage = on_damage
-        self._on_loss: Loss = on_loss
         self._unwatched = unwatched
         self._connections = _Connections()
         self._watched = 0.0
@@ -243,12 +238,12 @@ class SqliteFile:
         """Look whether the open file is still the one under its name.
 
         Raises:
-            OperoError: It is not, and `on_loss` is "raise".
+            OperoError: It is not, and `on_damage` is "raise".
         """
         opened = self._connections.file_id
         if opened is None or opened == _file_id(self.path):
             return
-        if self._on_loss == "raise":
+        if self._on_damage == "raise":
             raise self._error(
                 f"{self._name}: the file was deleted or replaced while it was in use. What is recorded from "
                 "now on would be lost: restore it, and start again."
@@ -402,7 +397,7 @@ class SqliteFile:
         """Replace a damaged file; return if the operation is worth another try."""
         connections = self._connections
         if not is_damage(error) or self._on_damage == "raise":
-            if _error_name(error).startswith("SQLITE_IOERR") and self._on_loss != "raise":
+            if _error_name(error).startswith("SQLITE_IOERR") and self._on_damage != "raise":
                 with connections.writing, connections.reading:
                     connections.close()  # the next operation opens the file anew
             self._raise(error)

@@ -145,7 +145,6 @@ class DiskStore:
             name=f"the disk cache {folder}",
             timeout=_TIMEOUT,
             on_damage="replace",
-            on_loss="recreate",
             unwatched=_UNWATCHED,
         )
         self._backoff = Backoff()

@@ -4,7 +4,7 @@
 Importing twat-cache takes half a second, and removes every sink of the program's loguru logger: it
 is imported when a function names one of its engines, and the sinks stay. Most of its engines cannot
 be constructed or store nothing; those are refused by name. What its engines store are pickles: use
-them with places that nobody else can write to.
+them with places that no other user can write to.
 """
 
 from __future__ import annotations
