@@ -5,9 +5,9 @@ import itertools
 
 import pytest
 
-from opero.limits.gcra import PAUSE_CELLS, SECOND, Gcra, LimitPause, Rule
+from opero.limits.gcra import PAUSE_CELLS, SECOND, Gcra, LimitPause, Rule, gap_after
 from opero.limits.limiter_state import LimiterState
-from opero.limits.windows import SlidingWindow
+from opero.limits.windows import UNIT, CombinedLimit, CostWindow, SlidingWindow
 
 pytestmark = pytest.mark.internal
 
@@ -39,6 +39,56 @@ def test_calls_come_out_of_a_pause_one_by_one_until_none_waits(pause):
     pause.started(SECOND + gap)
     pause.started(SECOND + 10 * gap)
     assert not pause.on
+
+
+def test_a_pause_that_ends_when_another_does_changes_nothing(pause):
+    assert pause.begin(100, 10)
+    assert not pause.begin(100, 20)
+
+
+def test_a_pause_is_kept_in_the_cells_that_it_is_given():
+    cells = [0] * PAUSE_CELLS
+    LimitPause(cells).begin(100, 10)
+    assert LimitPause(cells).left(40) == 60
+
+
+def test_a_pause_that_was_half_ended_is_over():
+    pause = LimitPause([0, 100, 10])
+    assert (pause.on, pause.left(5), pause.wait_for(5)) == (False, 0, 0)
+
+
+def test_another_pause_lets_no_call_come_closer_to_the_one_before(pause):
+    pause.begin(100, 50)
+    pause.started(100)
+    assert pause.begin(120, 50)
+    assert pause.wait_for(100) == 50
+
+
+@pytest.mark.parametrize("gap", [SECOND // 50, SECOND // 5])
+def test_calls_stay_apart_until_a_slot_was_open_for_longer_than_a_gap(pause, gap):
+    longest = max(gap, SECOND // 20)
+    pause.begin(100, gap)
+    pause.started(100 + longest)
+    assert pause.on
+    pause.started(pause.wait_for(0) + longest + 1)
+    assert not pause.on
+
+
+def test_what_a_call_costs_counts_during_the_way_out_of_a_pause():
+    time = Time()
+    slot = LimiterState(CombinedLimit((CostWindow(SECOND, 10 * UNIT),)), time)
+    slot.pause(SECOND)
+    time.now = SECOND
+    assert slot.take_marked(7 * UNIT)[0] == 0
+    time.now += SECOND // 2
+    assert slot.take_marked(4 * UNIT)[0] > 0
+    assert slot.take_marked(3 * UNIT)[0] == 0
+
+
+def test_calls_without_spacing_come_out_of_a_pause_ten_in_its_time_or_evenly():
+    assert gap_after(115, even=1000) == 11
+    assert gap_after(115, even=7) == 7
+    assert gap_after(5, even=1000) == 1
 
 
 # --- slots ----------------------------------------------------------------------------------------

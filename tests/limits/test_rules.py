@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opero.errors import OperoUsageError
-from opero.limits.gcra import SECOND, Gcra, Rule
+from opero.limits.gcra import SECOND, Gcra, Rule, gcra_for
 from opero.limits.limiter_state import LimiterState
 from opero.limits.windows import LARGEST_WINDOW, SlidingWindow, part_of, rule_for
 from opero.utils.units import Rate, parse_rate
@@ -310,3 +310,36 @@ def test_a_damaged_state_is_repaired_within_one_period(rule):
         state[place] = 1 << 61
     rule.repair(state, 5 * SECOND)
     assert rule.wait_for(state, 5 * SECOND) <= rule.longest_wait
+
+
+def test_a_spaced_limit_is_idle_from_the_moment_of_its_next_slot():
+    rule = Gcra(SECOND, 10, 5)
+    assert not rule.is_idle([100], 99)
+    assert rule.is_idle([100], 100)
+
+
+def test_a_spaced_limit_is_repaired_to_the_latest_time_that_a_start_leaves():
+    rule = Gcra(SECOND, 10, 5)
+    state = [1 << 61]
+    rule.repair(state, 100)
+    assert state == [115]
+    rule.repair(state, 101)
+    assert state == [115]
+
+
+def test_a_spaced_limit_needs_no_gap_after_a_pause():
+    rule = Gcra(SECOND, 10, 5)
+    state = rule.new_state()
+    assert rule.before_pause(state, 100, 50) == 0
+    assert [rule.take(state, 99), rule.take(state, 100), rule.take(state, 100)] == [1, 0, 10]
+
+
+def test_a_spaced_limit_describes_itself_in_seconds():
+    assert str(Gcra(60 * SECOND, 600_000_000, 0)) == "one call each 0.6 s"
+
+
+@pytest.mark.parametrize(("count", "whole"), [(100.5, True), (99.5, False)])
+def test_a_large_rate_counts_whole_calls_only(count, whole):
+    rule = gcra_for(Rate(count, 1), 1)
+    exact = -(-SECOND * 2 // round(2 * count))
+    assert rule.interval == (SECOND // 100 if whole else exact)

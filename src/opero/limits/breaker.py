@@ -75,7 +75,7 @@ class CircuitBreaker(SharedCells):
         max_reset_timeout: Longest open time; ten times `reset_timeout` by default.
         jitter: Share of the open time by which it may be shorter, drawn at random, so that many clients do not come
             back in step; 0 makes it exact.
-        half_open_max: Probes at once.
+        half_open_max: Probes at once; 1,000 is the most that has an effect.
         success_threshold: Successful probes that close it. One failed probe opens it.
         probe_timeout: When a probe whose outcome is not known stops holding its place. Should it answer after all,
             while the circuit is still half-open, that counts.
@@ -401,7 +401,7 @@ class CircuitBreaker(SharedCells):
         with self._lock:
             self._make_room()
             part = self._parts.setdefault(key, part)
-            self._share_part(key, part)
+            self._share_part(part, self.uid, repr(key).encode())
         # Once more: a verb by hand may have come in between.
         self._pass_on_to(part)
         return part
@@ -531,7 +531,7 @@ class CircuitBreaker(SharedCells):
             self._path = path
             self._publish_state()
             for key, part in self._parts.items():
-                self._share_part(key, part)
+                self._share_part(part, self.uid, repr(key).encode())
 
     def _cells(self) -> memoryview:
         return self._core.cells
@@ -540,13 +540,6 @@ class CircuitBreaker(SharedCells):
         if not any(cells):
             cells[:] = self._core.cells
         self._core.use(cells)
-
-    def _share_part(self, key: Hashable, part: CircuitBreaker) -> None:
-        if self._path is None:
-            return
-        from opero.limits.state_file import path_beside
-
-        part._join(path_beside(self._path, self.uid.encode(), repr(key).encode()), create=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In its own process it is found again; elsewhere there is one, with the same state. Listeners stay behind."""

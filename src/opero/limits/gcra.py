@@ -287,7 +287,7 @@ class LimitPause:
         else:
             cells[_NEXT] = now + gap
 
-    def take(self, rule: Rule, state: Any, now: int, units: int = 0) -> int:
+    def take(self, rule: Rule, state: Any, now: int, units: int) -> int:
         """Start a call if the rule lets it and there is no pause; return 0 or the wait."""
         wait = self.wait_for(now) or rule.take(state, now, units)
         if not wait and self.on:

@@ -33,18 +33,17 @@ class Buckets:
     Args:
         key: Callable of the call's arguments that returns the key.
         make: Makes the bucket of a new key.
-
-    Attributes:
-        join: Lets a bucket use the file at the given path; None as long as no process shares the buckets.
+        share: Shares a bucket, given the bytes of its key, with other processes, if its limiter is shared.
     """
 
-    def __init__(self, key: Any, make: Callable[[], Any]) -> None:
+    def __init__(
+        self, key: Any, make: Callable[[], Any], share: Callable[[Any, bytes], None]
+    ) -> None:
         if not callable(key) or is_async_function(key):
             raise OperoUsageError(f"key={key!r} must be a plain function of the call's arguments.")
         self._key: Callable[..., Any] = key
         self._make = make
-        self.join: Callable[[Any, str], None] | None = None
-        self._path, self._secret = "", b""
+        self._share = share
         self._buckets: OrderedDict[Hashable, Any] = OrderedDict()
         self._all: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
         self._sweep_at = _SWEEP_FROM
@@ -79,7 +78,7 @@ class Buckets:
             found = self._all.get(part)
             if found is None:
                 found = self._make()
-                self._join(part, found)
+                self._share(found, _encoded(part))
                 self._all[part] = found
             self._drop_idle()
             self._buckets[part] = found
@@ -103,26 +102,11 @@ class Buckets:
         with self._lock:
             return list(self._buckets.values())
 
-    def share(self, path: str, secret: bytes, join: Callable[[Any, str], None]) -> None:
-        """Share all buckets with other processes from now on.
-
-        Args:
-            path: The file of the limiter; those of its buckets lie beside it.
-            secret: Keys the hashes in their names.
-            join: See the attribute.
-        """
+    def share(self) -> None:
+        """Share all buckets with other processes, now that their limiter is."""
         with self._lock:
-            self._path, self._secret, self.join = path, secret, join
             for part, bucket in list(self._all.items()):
-                self._join(part, bucket)
-
-    def _join(self, part: Hashable, bucket: Any) -> None:
-        if self.join is None:
-            return
-        from opero.caching.keys import encode
-        from opero.limits.state_file import path_beside
-
-        self.join(bucket, path_beside(self._path, self._secret, encode(part)))
+                self._share(bucket, _encoded(part))
 
     def after_fork(self) -> None:
         """Replace a lock that another thread of the parent may have held."""
@@ -130,6 +114,12 @@ class Buckets:
 
     def __len__(self) -> int:
         return len(self._buckets)
+
+
+def _encoded(part: Hashable) -> bytes:
+    from opero.caching.keys import encode
+
+    return encode(part)
 
 
 # --- prices ---------------------------------------------------------------------------------------

@@ -144,7 +144,9 @@ class RateLimiter(SharedGuard):
                 shape = {option: value for option, value in shape.items() if value is not None}
                 bucket = {option: value for option, value in shape.items() if option != "key"}
                 self._described = describe_rule(self.windows, rule, burst)
-                self._buckets = Buckets(key, lambda: RateLimiter(rate, **bucket))
+                self._buckets = Buckets(
+                    key, lambda: RateLimiter(rate, **bucket), self._share_bucket
+                )
                 # Its file shows other processes where those of the buckets are.
                 rule = _NO_RULE
         self.direct: bool = rule is not _NO_RULE and self.pricing is None
@@ -486,12 +488,12 @@ class RateLimiter(SharedGuard):
         self._state.move(path, create=create or named, named=named)
         self._publish_state()
         if self._buckets is not None:
+            self._path = path
+            self._buckets.share()
 
-            def join(bucket: RateLimiter, beside: str) -> None:
-                bucket._of_named = named
-                bucket._join(beside, create=True)
-
-            self._buckets.share(path, (self.name or self.uid).encode(), join)
+    def _share_bucket(self, bucket: RateLimiter, key: bytes) -> None:
+        bucket._of_named = self.name is not None
+        self._share_part(bucket, self.name or self.uid, key)
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.require_sync("be sent to another process")

@@ -179,6 +179,19 @@ class SharedObject:
                 stacklevel=4,
             )
 
+    def _share_part(self, part: SharedObject, secret: str, content: bytes) -> None:
+        """Let a part of this object use a file beside that of the whole, if there is one.
+
+        Args:
+            part: The part.
+            secret: Keys the hash in the name of the file, so that likely contents cannot be tried out.
+            content: What sets the part apart from others.
+        """
+        if self._path is not None:
+            from opero.limits.state_file import path_beside
+
+            part._join(path_beside(self._path, secret.encode(), content), create=True)
+
     def _new_path(self) -> str:
         """Return the path of a new file for the state."""
         from opero.limits.state_file import private_path

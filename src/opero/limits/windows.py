@@ -391,12 +391,11 @@ class StepWindow:
     def sums(self, cells: memoryview, now: float) -> tuple[int, int]:
         """Return the counts of the window that ends now; a clock that goes back (a test's) empties it."""
         newest = math.floor(now / self._width) + 1
-        recent = [
-            place for place in range(0, self.size, 3)
-            # What is empty is not recent, though the machine has just started and its clock reads next to 0.
-            if cells[place] and newest - self._steps < cells[place] <= newest
-        ]  # fmt: skip
-        return sum(cells[place + 1] for place in recent), sum(cells[place + 2] for place in recent)
+        # What is empty is not recent, though the machine has just started and its clock reads next to 0.
+        oldest = max(1, newest - self._steps + 1)
+        numbers = cells.tolist()
+        recent = [place for place in range(0, self.size, 3) if oldest <= numbers[place] <= newest]
+        return sum(numbers[at + 1] for at in recent), sum(numbers[at + 2] for at in recent)
 
     def merge(self, cells: memoryview, into: memoryview) -> None:
         """Add the counts of other cells."""

@@ -108,11 +108,8 @@ class JobSpec(NamedTuple):
         """Unpickle in a worker process, which gets the paths, folder and environment of the program first."""
         sys.path[:], sys.argv, *_ = pickle.loads(data)  # noqa: S301 - from the map
         if folder is not None:
-            try:
+            with suppress(OSError):  # it was removed meanwhile
                 os.chdir(folder)
-            except OSError:
-                # It was removed meanwhile.
-                pass
         if dict(os.environ) != environ:
             os.environ.clear()
             os.environ.update(environ)

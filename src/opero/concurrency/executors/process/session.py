@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -107,9 +108,13 @@ class RunningChunk:
 
     def done(self) -> Done:
         """Return what is done and not reported; it counts as reported then."""
-        # In place: a value that is being added while this interrupts it is not lost.
-        values = self.values[: self.encoded]
-        del self.values[: self.encoded]
+        values = self.values
+        if self.over and self.encoded == len(values):
+            self.values = []
+        else:
+            # In place: a value that is being added while this interrupts it is not lost.
+            values = values[: self.encoded]
+            del self.values[: self.encoded]
         self.encoded = 0
         count, now = len(values), perf_counter()
         places: Sequence[int] = range(self.reported, self.reported + count)
@@ -117,11 +122,9 @@ class RunningChunk:
             ranks = sorted(range(count), key=self.places.__getitem__)
             places, values = [self.places[rank] for rank in ranks], [values[rank] for rank in ranks]
             self.places = []
-        odd = {
-            n: self.odd.pop(place)
-            for n, place in enumerate(places)
-            if self.odd and place in self.odd
-        }
+        odd: dict[int, ItemOutcome] = {}
+        if self.odd:
+            odd = {n: self.odd.pop(p) for n, p in enumerate(places) if p in self.odd}
         self.reported += count
         done = Done(self.number, places, values, odd, now - self.flushed)
         self.flushed = now
@@ -293,11 +296,8 @@ class WorkerSession:
         chunk.cut(chunk.reported + len(chunk.values) + 1)
         if set(map(type, chunk.values[chunk.encoded :])) <= PLAIN:
             chunk.encoded = len(chunk.values)
-        try:
+        with suppress(OSError):  # the map is over
             self.flush(chunk, interrupts=True)
-        except OSError:
-            # The map is over.
-            pass
 
     # --- results ----------------------------------------------------------------------------------
 
@@ -319,7 +319,7 @@ class WorkerSession:
     def encode(self, chunk: RunningChunk) -> None:
         """Encode the results that stand as the function returned them."""
         values, begin = chunk.values, chunk.encoded
-        if not set(map(type, values[begin:])) <= PLAIN:
+        if not set(map(type, values[begin:] if begin else values)) <= PLAIN:
             values[begin:] = [self._encode(chunk, value) for value in values[begin:]]
         chunk.encoded = len(values)
 
@@ -423,12 +423,9 @@ def _forward_logs(levels: dict[str, tuple[int, bool, bool]], send: Callable[...,
             fields |= {"msg": record.getMessage(), "args": None, "exc_info": None}
             if info and not record.exc_text:
                 fields["exc_text"] = logging.Formatter().formatException(info)
-            try:
+            with suppress(OSError):  # the map is over
                 error = dumps_with_errors(info[1]) if info else None
                 send(protocol.LOG, _dump_fields(fields), error)
-            except OSError:
-                # The map is over.
-                pass
 
     forward = Forward()
     root = logging.getLogger()

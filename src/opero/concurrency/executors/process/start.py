@@ -140,14 +140,6 @@ def anonymous_file(name: str) -> int:
         return os.dup(file.fileno())
 
 
-def _output(fd: int) -> int:
-    """Return a copy of stdout or stderr, or of the null device where the program has closed it."""
-    try:
-        return os.dup(fd)
-    except OSError:
-        return os.open(os.devnull, os.O_WRONLY)
-
-
 _HEAD: Final = struct.Struct("<Q")
 _MOST_FDS: Final = 8
 
@@ -278,7 +270,12 @@ class ForkServer:
         sentinel, status = os.pipe()
         mine = [status]
         try:
-            mine += [_output(1), _output(2)]
+            for output in (1, 2):
+                try:
+                    mine.append(os.dup(output))
+                except OSError:
+                    # The program has closed it.
+                    mine.append(os.open(os.devnull, os.O_WRONLY))
             self.request(("start", number, fresh), [*fds, *mine])
         except BaseException:
             os.close(sentinel)

@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -55,13 +56,13 @@ def worker_main(conn_fd: int, own_fd: int, pool_fd: int, spec: JobSpec | None = 
         spec: The job, if this process has inherited it.
     """
     signal.signal(signal.SIGINT, _nothing)
-    session = WorkerSession(Channel(socket.socket(fileno=conn_fd)), own_fd, pool_fd)
-    try:
+    with (
+        socket.socket(fileno=conn_fd) as sock,
+        suppress(ConnectionError, EOFError),
+    ):  # the map is over
+        session = WorkerSession(Channel(sock), own_fd, pool_fd)
         if session.prepare(spec):
             _run_all(session)
-    except (ConnectionError, EOFError):
-        # The map is over.
-        pass
 
 
 def _nothing(*_: object) -> None:

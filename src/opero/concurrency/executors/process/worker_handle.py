@@ -194,11 +194,9 @@ class WorkerHandle:
             self._signal(ASK)
 
     def _signal(self, number: int) -> None:
-        try:
-            if self.pid:
+        if self.pid:
+            with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
-        except ProcessLookupError:
-            pass
 
     @property
     def said(self) -> str:

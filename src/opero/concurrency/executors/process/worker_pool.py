@@ -401,12 +401,12 @@ class ProcessEngine:
             if self._graceful:
                 for worker in self._workers:
                     worker.page[STOP] = 1
-                while self._busy() and self._wait(end):
+                while any(worker.pending for worker in self._workers) and self._wait(end):
                     pass
         finally:
             self._most = 0
             # What is idle is killed at once, and the server sees to it.
-            waits = not self._graceful or self._busy()
+            waits = not self._graceful or any(worker.pending for worker in self._workers)
             end = max(end, time.monotonic() + 0.05)
             for worker in self._workers:
                 worker.kill("stopped")
@@ -423,9 +423,6 @@ class ProcessEngine:
                 for fd in (self._fd, self._woken, self._waker):
                     os.close(fd)
                 self._waker = -1
-
-    def _busy(self) -> bool:
-        return bool([worker for worker in self._workers if worker.pending])
 
     def _wait(self, end: float) -> bool:
         """Handle what comes next, which no one wants any more; return whether there was time left for it."""
