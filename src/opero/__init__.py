@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from opero.caching.handles import clear_cache
     from opero.core.classify import add_classifier
     from opero.core.deadline import deadline, remaining
+    from opero.core.decorated import Receipt
     from opero.core.failures import failures
     from opero.core.rate_limit import RateLimiter
-    from opero.core.receipt import Receipt
     from opero.core.retry_budget import RetryBudget
     from opero.decorators.opero import opero
     from opero.decorators.operomap import operomap
@@ -110,7 +110,7 @@ _lazy, __dir__ = lazy_exports(
         "opero.core.deadline": ("deadline", "remaining"),
         "opero.core.failures": ("failures",),
         "opero.core.rate_limit": ("RateLimiter",),
-        "opero.core.receipt": ("Receipt",),
+        "opero.core.decorated": ("Receipt",),
         "opero.core.retry_budget": ("RetryBudget",),
         "opero.decorators.opero": ("opero",),
         "opero.decorators.operomap": ("operomap",),

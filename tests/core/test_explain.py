@@ -11,7 +11,7 @@ import tenacity
 
 from opero import RateLimiter, opero
 from opero.core import get_retry_decorator
-from opero.core.receipt import Explanation
+from opero.core.decorated import Explanation
 
 if TYPE_CHECKING:
     from opero.testing import FakeClock

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from opero.concurrency.checkpoint import OpenCheckpoint
     from opero.concurrency.loop import Returns
     from opero.concurrency.recorder import ItemRecorder
+    from opero.core.decorated import Explanation
     from opero.core.options import MapOptions
-    from opero.core.receipt import Explanation
 
 __all__ = ["ItemArguments", "Mapper", "Mode", "build_map_function", "choose_mode", "rebuild_map"]
 

@@ -48,9 +48,9 @@ if TYPE_CHECKING:
     from opero.caching.entries import CachedCall
     from opero.caching.memory import Entry, EntryStore, Store
     from opero.core.call import AsyncProceed, Proceed
+    from opero.core.decorated import Receipt
     from opero.core.function import FunctionInfo
     from opero.core.options import Options
-    from opero.core.receipt import Receipt
     from opero.core.stats import Stats
     from opero.events.bus import Emitter
     from opero.utils.units import Duration

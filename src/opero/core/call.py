@@ -11,7 +11,7 @@ from opero.errors import Rejected
 from opero.utils import ambient
 
 if TYPE_CHECKING:
-    from opero.core.receipt import Receipt, Source
+    from opero.core.decorated import Receipt, Source
     from opero.events import Run
 
 __all__ = [
@@ -155,7 +155,7 @@ class Call:
     def receipt(self, value: T, seconds: float, remaining: float | None = None) -> Receipt[T]:
         """Write the receipt of the call, which ended with `value`."""
         # Loaded with the first receipt.
-        from opero.core.receipt import Receipt
+        from opero.core.decorated import Receipt
 
         made, stale = self.source == "fresh", self.source == "stale"
         return Receipt(

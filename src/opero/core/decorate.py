@@ -17,8 +17,8 @@ from opero.utils.units import format_seconds
 
 if TYPE_CHECKING:
     from opero.core.call import Stage
+    from opero.core.decorated import Explanation
     from opero.core.options import Options
-    from opero.core.receipt import Explanation
     from opero.core.timeout import Timeout
 
 __all__ = [
@@ -116,7 +116,7 @@ def explain(pipeline: Pipeline, *, outside: tuple[tuple[str, str], ...] = ()) ->
         pipeline: The stages.
         outside: Names and lines of what stands around them.
     """
-    from opero.core.receipt import Explanation
+    from opero.core.decorated import Explanation
 
     info = pipeline.info
     kind = {"async_generator": "async generator"}.get(info.kind, info.kind)

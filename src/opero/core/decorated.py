@@ -1,14 +1,16 @@
 # this_file: src/opero/core/decorated.py
-"""Describe decorated functions to type checkers: their parameters, results and attributes."""
+"""What users get of a decorated function: explanation, receipts, and its type for type checkers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import (
     TYPE_CHECKING,
     Any,
     Concatenate,
     Generic,
+    Literal,
     ParamSpec,
     Protocol,
     Self,
@@ -20,7 +22,6 @@ from typing import (
 if TYPE_CHECKING:
     from opero.caching.handles import CacheHandle
     from opero.core.options import Options
-    from opero.core.receipt import Explanation, Receipt
     from opero.core.stats import Stats
     from opero.limits.breaker import CircuitBreaker
     from opero.limits.limiter import RateLimiter
@@ -31,7 +32,10 @@ __all__ = [
     "Attributes",
     "Decorate",
     "Decorator",
+    "Explanation",
+    "Receipt",
     "Resilient",
+    "Source",
 ]
 
 A = ParamSpec("A")
@@ -47,6 +51,70 @@ R_co = TypeVar("R_co", covariant=True)
 Bound_co = TypeVar("Bound_co", covariant=True)
 Unbound_co = TypeVar("Unbound_co", covariant=True)
 Function_co = TypeVar("Function_co", covariant=True)
+
+
+Source = Literal["fresh", "hit", "shared", "stale"]
+"""Where a value came from: this call computed it, the cache had it, another caller was just computing it, or the cache
+had it and it has expired, but computing it failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt(Generic[R_co]):
+    """What `f.call(...)` returns: the value and how it came about.
+
+    Attributes:
+        value: The function's result.
+        source: "fresh" (this call made it), "hit" (cache), "shared" (another caller was already computing it) or
+            "stale" (expired, but computing it anew failed).
+        attempts: Attempts made, 0 for a hit.
+        calls: Real calls of the function, 0 for a hit.
+        fallback: The fallback value that gave the result; None without `arg_fallback` or for a hit.
+        label: How opero shows that value: itself, or `api_key[1]` if it is a secret.
+        slept: Seconds of pauses between attempts.
+        waited: Seconds in the rate limiter.
+        seconds: Seconds from start to end.
+        remaining: Seconds that were left of the deadline; None without one.
+        rejected: Whether `retry_if_result` refused the value and all was spent.
+        errors: The exceptions of the calls that failed on the way.
+    """
+
+    value: R_co
+    source: Source = "fresh"
+    attempts: int = 0
+    calls: int = 0
+    fallback: Any = None
+    label: str | None = None
+    slept: float = 0.0
+    waited: float = 0.0
+    seconds: float = 0.0
+    remaining: float | None = None
+    rejected: bool = False
+    errors: tuple[Exception, ...] = ()
+
+    def __repr__(self) -> str:
+        parts: list[str] = [self.source]
+        if self.attempts:
+            parts.append(f"{self.attempts} attempt{'s' * (self.attempts != 1)}")
+            parts.append(f"{self.calls} call{'s' * (self.calls != 1)}")
+        if self.label is not None:
+            parts.append(f"with {self.label}")
+        if self.slept or self.waited:
+            parts.append(f"{self.slept + self.waited:.3f} s of waiting")
+        if self.rejected:
+            parts.append("rejected")
+        return f"<Receipt {type(self.value).__name__}: {', '.join(parts)} in {self.seconds:.3f} s>"
+
+
+class Explanation(str):
+    """Text that shows itself as it is in a REPL and a notebook."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+# --- for type checkers ---
 
 
 class Attributes(Protocol):

@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed, Stage
     from opero.core.circuit_breaker import Circuit
     from opero.core.concurrency_limit import Bulkhead
+    from opero.core.decorated import Receipt
     from opero.core.fallback import ArgFallback
     from opero.core.function import FunctionInfo
     from opero.core.options import Options
     from opero.core.rate_limit import RateLimit
-    from opero.core.receipt import Receipt
     from opero.core.timeout import Timeout
 
 __all__ = ["FastPath", "Pipeline"]

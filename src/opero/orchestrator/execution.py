@@ -27,8 +27,7 @@ from opero.orchestrator.fallback_chain import FallbackChain, name_of
 from opero.utils.async_utils import ensure_async, is_async_function, run_async
 
 if TYPE_CHECKING:
-    from opero.core.decorated import AcceptsFirst
-    from opero.core.receipt import Explanation
+    from opero.core.decorated import AcceptsFirst, Explanation
     from opero.events import Event, Handler
     from opero.orchestrator.config import (
         ConcurrencyConfig,

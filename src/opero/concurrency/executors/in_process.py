@@ -38,6 +38,8 @@ _LOOK: Final = 0.03
 """Seconds after which finished items of a chunk that is under way are reported, once there are chunks of several."""
 _TOGETHER: Final = 0.001
 """Seconds within which finished items are reported together, while the threads have others at hand."""
+_SHARE: Final = 20
+"""That is no more than this part of the time that an item takes."""
 
 # --- finished items -------------------------------------------------------------------------------
 
@@ -141,9 +143,9 @@ class ThreadExecutor:
         with contextlib.suppress(Empty):
             if timeout != 0:
                 self._woken.get(timeout=timeout)
-                if not self._waiting.empty():
+                if self._finished and not self._waiting.empty():
                     # The threads have work at hand: what others of them finish now is taken in the same turn.
-                    sleep(_TOGETHER)
+                    sleep(min(_TOGETHER, self._finished[0][4] / _SHARE))
             while True:
                 self._woken.get_nowait()
         self._due = perf_counter() + self._job.target_s
