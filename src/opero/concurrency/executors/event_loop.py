@@ -17,6 +17,8 @@ from opero.concurrency.executors.in_process import Finished, context_for, report
 from opero.concurrency.item_runner import ItemRunner
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from opero.concurrency.executors.base import Chunk, MapExecutor, MapJob, Parked, Report
     from opero.concurrency.item_runner import Result
 
@@ -167,7 +169,9 @@ class ExecutorBridge:
     def __init__(self, engine: MapExecutor) -> None:
         self._engine = engine
         self._waiter: ThreadPoolExecutor | None = None
-        self.slots, self.submit, self.wake = engine.slots, engine.submit, engine.wake
+        self.slots: Callable[[], int] = engine.slots
+        self.submit: Callable[[Chunk], None] = engine.submit
+        self.wake: Callable[[], None] = engine.wake
 
     def open(self, job: MapJob) -> None:
         """Open the executor."""
