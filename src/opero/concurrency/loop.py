@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from contextvars import Context
 from dataclasses import InitVar, dataclass
@@ -17,7 +18,7 @@ from opero.concurrency.recorder import ItemRecorder, ask, find_known_items, reco
 from opero.concurrency.result import MapResult, Status
 from opero.concurrency.scheduler import Scheduler
 from opero.core.options import MapOptions
-from opero.errors import MapError, MapStopped
+from opero.errors import MapError, MapStopped, OperoUsageError
 from opero.utils import ambient
 from opero.utils.steps import BlockingStep, run_async, run_sync
 
@@ -80,6 +81,7 @@ class MapRun:
     def __post_init__(self, cache: CacheStage | None, context: Context) -> None:
         self._kept: list[Batch] = []
         self._began = perf_counter()
+        self._process = os.getpid()
         if cache is not None and not cache.off and not ambient.disabled():
             from opero.concurrency.lookup import CacheLookup
 
@@ -109,6 +111,10 @@ class MapRun:
     def next_batch(self) -> StepLogic[Batch | None]:
         """Run the map until something is finished, and return that; None at its end."""
         scheduler, source = self.scheduler, self._source
+        if os.getpid() != self._process:
+            raise OperoUsageError(
+                "this map was begun in another process, of which this one is a fork: begin one here"
+            )
         if (batch := scheduler.hand_out()) is not None:
             return batch
         if source is None:
@@ -258,6 +264,8 @@ class MapRun:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if os.getpid() != self._process:
+            return  # workers and what is held are those of the parent
         try:
             self.executor.close(graceful=self._graceful, timeout=_GRACE)
         finally:

@@ -85,6 +85,10 @@ class RetryBudget(SharedCells):
         with self._locked():
             return self._steps.sums(self._counts, ambient.clock().monotonic())
 
+    def _left(self, calls: int, retries: int) -> int:
+        # A hair more, because 0.1 of thirty is three.
+        return max(0, int(self.minimum + self.ratio * calls - retries + 1e-9))
+
     # --- verbs ----------------------------------------------------------------------------------------
 
     def deposit(self) -> None:
@@ -95,9 +99,10 @@ class RetryBudget(SharedCells):
     def withdraw(self) -> bool:
         """Count a retry; False, and nothing is counted, if there is none left."""
         with self._locked():
-            some = self.left > 0
+            now = ambient.clock().monotonic()
+            some = self._left(*self._steps.sums(self._counts, now)) > 0
             if some:
-                self._steps.add(self._counts, ambient.clock().monotonic(), 0, 1)
+                self._steps.add(self._counts, now, 0, 1)
             return some
 
     # --- what is seen -------------------------------------------------------------------------------
@@ -115,9 +120,7 @@ class RetryBudget(SharedCells):
     @property
     def left(self) -> int:
         """Retries that may be made now."""
-        calls, retries = self._sums()
-        # A hair more, because 0.1 of thirty is three.
-        return max(0, int(self.minimum + self.ratio * calls - retries + 1e-9))
+        return self._left(*self._sums())
 
     def describe(self) -> str:
         """Return its rule, for `explain()`."""

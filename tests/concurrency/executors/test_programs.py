@@ -553,3 +553,33 @@ def test_a_fork_server_that_ends_before_it_is_used_costs_nothing(program: Progra
         print(operomap(mode="process", workers=2, cache=False)(double)([1, 2]))
         """
     assert program.run(text) == "[2, 4]\n"
+
+
+@posix
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_a_fork_within_a_stream_leaves_it_to_the_parent(program: Program, mode: str) -> None:
+    text = f"""\
+        import os, sys, warnings
+        from opero import operomap
+
+        def double(x):
+            return 2 * x
+
+        warnings.simplefilter("ignore", DeprecationWarning)
+        stream = operomap(mode={mode!r}, workers=2, cache=False)(double).stream(range(30))
+        print(next(stream), flush=True)
+        child = os.fork()
+        try:
+            print(sum(stream), flush=True)
+        except Exception as error:
+            print(type(error).__name__, flush=True)
+        if child:
+            assert os.waitpid(child, 0)[1] == 0
+        """.replace(
+        "            print(sum(stream), flush=True)",
+        """\
+            if child:
+                os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+            print(sum(stream), flush=True)""",
+    )
+    assert program.run(text) == "0\nOperoUsageError\n870\n"
