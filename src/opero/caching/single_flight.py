@@ -323,8 +323,10 @@ class SingleFlight:
         try:
             flight.done = True
             self.completed += 1
-            if self._open.get(flight.key) is flight:
-                del self._open[flight.key]
+            found = self._open.pop(flight.key, flight)
+            if found is not flight:
+                # It was invalidated, or could not be joined, and another one has its key's place.
+                self._open.setdefault(flight.key, found)
             waiters = flight.waiters
             if waiters is None:
                 return ()
