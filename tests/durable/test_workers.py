@@ -8,7 +8,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from opero.durable.workers import WorkerThreads
+from opero.durable.engine import WorkerThreads
 
 pytestmark = pytest.mark.internal
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextvars
 import os
 import threading
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, Final, cast
 
+from opero.concurrency.recorder import recording
 from opero.durable.decorators import WorkflowSpec, get_registry
 from opero.durable.journal import Journal
 from opero.durable.records import (
@@ -30,17 +33,31 @@ from opero.durable.records import (
     Wake,
     WorkflowRecord,
 )
-from opero.durable.workers import WorkerThreads, ainvoke, end_tasks, invoke, workflow_loop
-from opero.durable.workflow_run import Ending, WorkflowRun, finalize
-from opero.errors import JournalError, OperoWarning
+from opero.durable.step import (
+    EngineThread,
+    Scope,
+    active_runs,
+    begin_branches,
+    current_scope,
+    record_map,
+    task_factory,
+)
+from opero.durable.values import decode
+from opero.durable.workflow_run import Ending, Unwind, WorkflowRun, finalize
+from opero.errors import JournalError, NonDeterminismError, OperoWarning, UnserializableError
+from opero.events.runs import Run
+from opero.utils.ambient import fork
+from opero.utils.async_utils import LoopThread
 from opero.utils.steps import BlockingStep, StepLogic
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "WorkerThreads"]
 
 _GLANCE: Final = 0.5
 """Seconds between two polls for what other processes have done; a dead one's work is found by the next one."""
 _GRACE: Final = 1.0
 """Seconds that running steps get to end when the program ends without a stop."""
+_CLEANUP: Final = 1.0
+"""Seconds that tasks which a workflow has left running get to end."""
 _MANY: Final = 200
 """Coroutines that are acquired at once; more follow at once."""
 _SUSPECT: Final = 2
@@ -64,7 +81,7 @@ class Engine:
         self.journal: Final = Journal(store)
         self.owner: Final = store.join()
         self._threads = WorkerThreads(max_workers)
-        self._loop = workflow_loop()
+        self._loop = _workflow_loop()
         self._max_recoveries = max_recoveries
         self._lock = threading.Lock()
         self._runs: dict[str, WorkflowRun] = {}
@@ -147,7 +164,7 @@ class Engine:
         """Run a synchronous workflow in this thread."""
         value, error = None, None
         try:
-            value = invoke(run, spec)
+            value = _invoke(run, spec)
         except BaseException as caught:  # noqa: BLE001 - any error ends the workflow
             error = caught
         move = finalize(run, value, error)
@@ -163,7 +180,7 @@ class Engine:
         """Run an asynchronous workflow on the event loop."""
         loop = asyncio.get_running_loop()
         # In a task of its own: what is to be written about its end cannot be cancelled along with it.
-        task = loop.create_task(ainvoke(run, spec))
+        task = loop.create_task(_ainvoke(run, spec))
         run.unwind = lambda: loop.call_soon_threadsafe(task.cancel)
         if run.ending is not None:
             task.cancel()
@@ -174,7 +191,7 @@ class Engine:
             error = caught
         run.unwind = None
         move = finalize(run, value, error)
-        await end_tasks(run)
+        await _end_tasks(run)
         if move is not None:
             try:
                 await self.journal.submit(move)
@@ -427,3 +444,129 @@ def _report_unread(run: WorkflowRun) -> None:
             f"workflow {run.id!r} ({run.record.name}) has ended without asking for {len(unread)} recorded "
             f"step{'s' * (len(unread) > 1)}: {steps}{more}. The program that recorded them did more than this one."
         )
+
+
+# --- the workflow function ----------------------------------------------------------------------------------------
+
+
+def _invoke(run: WorkflowRun, spec: WorkflowSpec) -> Any:
+    """Call a synchronous workflow."""
+    with _within(run, spec) as (args, kwargs):
+        return spec.fn(*args, **kwargs)
+
+
+async def _ainvoke(run: WorkflowRun, spec: WorkflowSpec) -> Any:
+    """Call a workflow that is a coroutine function."""
+    with _within(run, spec) as (args, kwargs):
+        return await spec.fn(*args, **kwargs)
+
+
+@contextmanager
+def _within(run: WorkflowRun, spec: WorkflowSpec) -> Iterator[Any]:
+    """Make this context the workflow's, and return its arguments.
+
+    Steps, maps and parallel branches find its journal through the context.
+    """
+    current_scope.set(Scope(run, of_task=run.on_loop))
+    recording.set(record_map)
+    fork.set(begin_branches)
+    active_runs.add(run)
+    try:
+        with Run(spec.name, id=run.id):
+            run.notify_state(State.RUNNING)
+            try:
+                arguments = decode(run.record.args)
+            except UnserializableError as reason:
+                raise run.block(f"arguments of {run.record.name}(): {reason}") from reason
+            yield arguments
+    finally:
+        active_runs.discard(run)
+
+
+async def _end_tasks(run: WorkflowRun) -> None:
+    """Cancel the tasks that a workflow has left running: nothing outlives it."""
+    left = [task for task in run.tasks if not task.done()]
+    if left:
+        # What they still do to clean up is no part of the workflow, unless that goes on later.
+        run.cancelling = run.cancelling or run.ending is None
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=_CLEANUP)
+
+
+# --- threads ------------------------------------------------------------------------------------------------------
+
+
+class WorkerThreads:
+    """Threads for synchronous workflows: as many as run at once, at most `size`.
+
+    Args:
+        size: Most jobs at once.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size: Final = size
+        self._lock = threading.Lock()
+        self._reserved = 0
+        self._threads: list[threading.Thread] = []
+        self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+
+    @property
+    def free(self) -> int:
+        """How many more jobs can be run."""
+        return self.size - self._reserved
+
+    def reserve(self, *, always: bool = False) -> bool:
+        """Reserve a thread for one job if there is one.
+
+        With `always`, for a job that was acquired when there was one. Should another have taken it since, the job
+        waits in `run`.
+        """
+        with self._lock:
+            if self._reserved >= self.size and not always:
+                return False
+            self._reserved += 1
+            return True
+
+    def release(self) -> None:
+        """Give a reservation back."""
+        with self._lock:
+            self._reserved -= 1
+
+    def run(self, job: Callable[[], object]) -> None:
+        """Run a job that has a reservation, in a thread that is idle or a new one."""
+        self._jobs.put(job)
+        with self._lock:
+            if len(self._threads) >= min(self._reserved, self.size):
+                return
+            thread = EngineThread(target=self._serve, name="opero-workflow", daemon=True)
+            self._threads.append(thread)
+        thread.start()
+
+    def _serve(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            # Context variables that one workflow sets must not reach the next one.
+            contextvars.Context().run(job)
+
+    def close(self) -> None:
+        """End the threads; none of them has a job any more."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+
+
+def _workflow_loop() -> LoopThread:
+    """Return a thread with an event loop whose tasks have scopes."""
+
+    def prepare(loop: asyncio.AbstractEventLoop) -> None:
+        loop.set_task_factory(task_factory)
+        loop.set_exception_handler(_report_unhandled)
+
+    return LoopThread("opero-workflows", thread=EngineThread, prepare=prepare)
+
+
+def _report_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Report unhandled errors, but not of tasks whose workflow is put aside: its state says why, or a warning."""
+    if not isinstance(context.get("exception"), Unwind | NonDeterminismError | JournalError):
+        loop.default_exception_handler(context)
