@@ -20,6 +20,7 @@ import opero.core
 import opero.decorators
 import opero.utils
 from opero.utils.lazy import lazy_exports
+from tests.marks import PUBLIC
 
 pytestmark = pytest.mark.internal
 
@@ -136,6 +137,13 @@ MODULES = sorted(
     for module in pkgutil.walk_packages(opero.__path__, "opero.")
     if not module.name.endswith(("__main__", "_version"))
 )
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_only_modules_that_users_import_from_have_all(name: str) -> None:
+    module = importlib.import_module(name)
+    public = hasattr(module, "__path__") or name in PUBLIC or name == "opero.events.types"
+    assert not hasattr(module, "__all__") or public
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -30,7 +30,6 @@ from opero.utils.parameters import NoDefault, Parameter, write_parameters
 if TYPE_CHECKING:
     from opero.core.pipeline import Pipeline
 
-__all__ = ["make_call", "make_wrapper"]
 
 # --- templates: the function, and what stands in place of {body} ----------------------------------
 
