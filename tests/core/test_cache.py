@@ -420,6 +420,19 @@ def test_followers_of_what_cannot_be_copied_compute_for_themselves():
     assert fn.calls == 3
 
 
+class WithoutLength(list):
+    def __len__(self) -> int:
+        raise ValueError("no length")
+
+
+def test_followers_of_what_raises_when_it_is_looked_at_compute_for_themselves():
+    f, fn, go = gated(lambda: WithoutLength("ab"))
+    opener = lambda: (until(lambda: f.waiting == 2), go.set())  # noqa: E731 - one line of a table
+    *results, _ = threads(*[f] * 3, opener)
+    assert [type(result) for result in results] == [WithoutLength] * 3
+    assert fn.calls == 3
+
+
 # --- single-flight: threads -----------------------------------------------------------------------
 
 

@@ -303,7 +303,7 @@ class FunctionCache:
         """
         try:
             return SharedResult(entry or self.entries.plain_entry((), value), rejected)
-        except Uncopyable:
+        except Exception:  # noqa: BLE001 - a result may refuse anything, and the waiters go on
             return Instruction.COMPUTE
 
     def late(self, call: CachedCall, expired: Entry | None, flight: Flight | None = None) -> Any:
