@@ -1318,6 +1318,23 @@ def test_a_users_store_holds_text_keys_and_isolated_values():
     assert f.cache.fast_get("anything") is None
 
 
+@pytest.mark.parametrize("blocking", [False, True])
+def test_what_is_invalidated_while_it_is_stored_does_not_stay(blocking):
+    class SlowStore(DictStore):
+        def set(self, key, value, ttl):
+            f.handle.invalidate(1)  # by another caller, just now
+            super().set(key, value, ttl)
+
+    async def later(x):
+        return x
+
+    store = SlowStore()
+    store.blocking = blocking
+    f = Cached(later if blocking else module_function, cache_backend=store)
+    assert (asyncio.run(f(1)) if blocking else f(1)) in (1, [1])
+    assert not store.data
+
+
 def test_a_users_store_gets_the_values_themselves():
     store = DictStore()
     f = Cached(lambda: pd.DataFrame({"n": [1]}), cache_backend=store, cache_key=lambda: 1)
