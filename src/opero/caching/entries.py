@@ -222,10 +222,9 @@ class Entries:
         try:
             if ttl != 0:
                 entry = self.entry(flight.key, value, ttl)
-                if flight.invalidated:
-                    return entry
-                if self._store.put(flight.key, entry):
-                    if flight.invalidated:
+                outdated = flight.invalidated
+                if outdated or self._store.put(flight.key, entry):
+                    if flight.invalidated and not outdated:
                         self._withdraw(flight, entry)
                     return entry
                 self._too_heavy(entry)

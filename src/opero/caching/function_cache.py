@@ -14,7 +14,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opero import events
-from opero.caching.copying import Uncopyable
 from opero.caching.entries import Entries
 from opero.caching.single_flight import (
     Flight,
