@@ -144,7 +144,7 @@ def test_a_function_that_says_it_wraps_itself_has_a_digest():
         return x
 
     plain = code_digest(f)
-    f.__wrapped__ = f
+    vars(f)["__wrapped__"] = f
     assert code_digest(f) == plain
 
 
