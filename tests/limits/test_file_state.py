@@ -296,6 +296,42 @@ def test_a_private_state_holds_on_a_machine_that_has_just_started(clocks, path, 
     assert state.paused() == SECOND
 
 
+def test_no_call_slips_through_a_pause_while_the_state_moves(path):
+    waits: list[int] = []
+
+    class Lock:
+        """Lets a call that waited for it go on as soon as it is free."""
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *_):
+            waits.append(state.take_marked()[0])
+
+    state = LimiterState(HOURLY)
+    state.pause(SECOND)
+    state._lock = Lock()
+    state.move(path, create=True)
+    assert 0 < waits[0] <= SECOND
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_signal_handler_may_make_a_call_within_a_call(path, shared):
+    within: list[int] = []
+
+    def now() -> int:
+        if not within:
+            within.append(-1)
+            within[:] = [state.take_marked()[0]]
+        return SECOND
+
+    state = fresh(path) if shared else LimiterState(HOURLY)
+    state._now = now
+    assert state.take_marked()[0] == 0
+    assert within == [0]
+    assert [state.take_marked()[0] == 0 for _ in range(2)] == [True, False]
+
+
 # --- another rule ---------------------------------------------------------------------------------
 
 
