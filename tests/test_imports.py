@@ -14,13 +14,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from tests.marks import PUBLIC
 
 import opero
 import opero.core
 import opero.decorators
 import opero.utils
 from opero.utils.lazy import lazy_exports
-from tests.marks import PUBLIC
 
 pytestmark = pytest.mark.internal
 

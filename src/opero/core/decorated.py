@@ -237,8 +237,7 @@ else:
         """
 
         # pyright asks here, not after `__get__`, what `property` and protocols get.
-        def __call__(self: _Method[S, Q, R], *args: Any, **kwargs: Any) -> R:
-            """Call the method of an instance."""
+        def __call__(self: _Method[S, Q, R], *args: Any, **kwargs: Any) -> R: ...  # noqa: D102 - in its class
 
         @overload
         def __get__(
@@ -253,9 +252,7 @@ else:
     class ResilientClassMethod(Attributes, Generic[P, R_co]):
         """A decorated class method in its class."""
 
-        def __call__(self, *args: Any, **kwargs: Any) -> R_co:
-            """Call the method of a class."""
-
+        def __call__(self, *args: Any, **kwargs: Any) -> R_co: ...  # noqa: D102 - in its class
         def __get__(self, instance: object, owner: type | None = None, /) -> Resilient[P, R_co]: ...
 
     _Method: TypeAlias = ResilientMethod[Callable[Concatenate[Callable[[S], None], Q], R]]
