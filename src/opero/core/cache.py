@@ -12,7 +12,6 @@ import contextlib
 import functools
 from collections.abc import Callable, Hashable
 from datetime import timedelta
-from threading import get_ident
 from time import monotonic
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
@@ -243,8 +242,8 @@ class CacheStage(FunctionCache):
 
     @property
     def leads_fast(self) -> bool:
-        """Whether a wrapper may lead flights: results need no more than to be put into memory."""
-        return self.in_memory and self.condition is None and self.freshness is None
+        """Whether a wrapper may lead flights: results need no more than to be stored."""
+        return self.condition is None and self.freshness is None
 
     @property
     def fast_get(self) -> Callable[[Any], Entry | None]:
@@ -280,19 +279,52 @@ class CacheStage(FunctionCache):
         flights.abandon(flight)
         return None
 
+    def find_or_lead(self, key: Hashable | None) -> Entry | Flight | None:
+        """Find a fresh entry in a store that takes its time, or lead as `lead` does, with a lease.
+
+        The thread may wait for the store. None also where another process computes the same.
+        """
+        if key is None:
+            return None
+        flights, entries = self.single_flight, self.entries
+        completed, looked_at = flights.completed, monotonic()
+        entry = entries.find(key)
+        if entry is not None and entries.is_fresh(key, entry):
+            return entry
+        flight = Flight(key)
+        if flights.start(key, flight) is not flight:
+            return None
+        flight.token = become_leader(flight)
+        try:
+            recent = self.leases is None or self.leases.acquire_at_once(flight, looked_at)
+            if (recent and flights.completed == completed) or (
+                recent is not None and entries.find(key) is None
+            ):
+                self.count_miss()
+                return flight
+        except BaseException:
+            self.give_up(flight)
+            raise
+        self.give_up(flight)
+        return None
+
     def land(self, flight: Flight, value: Any) -> None:
         """Store the result of a flight that a wrapper leads, and share it."""
         entry = self.entries.store(flight, value, self.ttl)
         if waiters := self.single_flight.complete(flight):
             notify(waiters, self.verdict(value, entry))
-        token, flight.token = flight.token, None
+        token, lease, flight.token, flight.lease = flight.token, flight.lease, None, None
         stop_leading(token)
+        if lease is not None:
+            lease.release(flight)
 
     def give_up(self, flight: Flight) -> None:
-        """Let another caller lead a flight, because the wrapper that leads it was interrupted."""
-        token, flight.token = flight.token, None
+        """Let another caller lead a flight, because the wrapper that leads it does not go on."""
+        token, lease, flight.token, flight.lease = flight.token, flight.lease, None, None
         stop_leading(token)
         self.single_flight.abandon(flight)
+        if lease is not None:
+            lease.release(flight)
 
     @property
     def token_get(self) -> Callable[[int], int | None]:
@@ -350,20 +382,6 @@ class CacheStage(FunctionCache):
 
     # --- adapters ---------------------------------------------------------------------------------
 
-    def _begin_at_once(self, key: Hashable, look: Look) -> Look:
-        """Begin a flight with a lease where no other caller, of whatever process, computes the same."""
-        flights, flight = self.single_flight, Flight(key)
-        if self.leases is None or flights.start(key, flight) is not flight:
-            return look
-        flight.thread = get_ident()
-        try:
-            lease, recent = self.leases.acquire_at_once(flight, look.at)
-        except BaseException:
-            flights.abandon(flight)
-            raise
-        valid = recent and flights.completed == look.completed
-        return Look(look.completed, look.at, look.entry, flight, lease, valid)
-
     def wrap_sync(self, proceed: Proceed) -> Proceed:
         """Put the stage before `proceed`."""
         flights, entries, freshness = self.single_flight, self.entries, self.freshness
@@ -378,26 +396,20 @@ class CacheStage(FunctionCache):
                 key = call.key = self.key(call)
                 if key is None:
                     return proceed(call)
-            flight, expired, lease, look = call.flight, None, None, None
+            flight, expired, look = call.flight, None, None
             if flight is None and freshness is None and not call.renews:
-                before = None if in_memory else (flights.completed, monotonic())
-                entry = find(key)
+                look = Look(flights.completed, monotonic(), find(key))
+                entry = look.entry
                 if entry is not None and is_fresh(key, entry):
                     return serve(call, entry)
-                if before is not None:
-                    look = Look(*before, entry)
-                    if call.prior_outcome is None:
-                        look = self._begin_at_once(key, look)
-                    if look.valid:
-                        flight, expired, lease = look.flight, entry, look.lease
-                else:
-                    flight = start(key)
+                flight = start(key) if in_memory else None
             if flight is None or call.renews:
                 found = run_sync(begin(call, key, look, blocking=True))
                 if type(found) is not Leadership:
                     return proceed(call) if found is Instruction.COMPUTE else found
-                flight, expired, lease = found
-            token, flight.token = flight.token or become_leader(flight), None
+                flight, expired = found
+            token = flight.token or become_leader(flight)
+            lease, flight.token, flight.lease = flight.lease, None, None
             try:
                 # A call that is already made, or leads a flight already, was counted before that.
                 if call.prior_outcome is None and call.flight is None and not call.renews:
@@ -439,24 +451,23 @@ class CacheStage(FunctionCache):
                 key = call.key = self.key(call)
                 if key is None:
                     return await proceed(call)
-            flight, expired, lease, look = call.flight, None, None, None
+            flight, expired, look = call.flight, None, None
             if flight is None and freshness is None and not call.renews:
-                before = None if in_memory else (flights.completed, monotonic())
+                completed, looked_at = flights.completed, monotonic()
                 if blocking:
                     ambient.require_loop("use a cache that blocks")
                 entry = await afind(key) if blocking else find(key)
                 if entry is not None and is_fresh(key, entry):
                     return serve(call, entry)
-                if before is not None:
-                    look = Look(*before, entry)
-                else:
-                    flight = start(key)
+                look = Look(completed, looked_at, entry)
+                flight = start(key) if in_memory else None
             if flight is None or call.renews:
                 found = await run_async(begin(call, key, look, blocking=False))
                 if type(found) is not Leadership:
                     return await proceed(call) if found is Instruction.COMPUTE else found
-                flight, expired, lease = found
-            token, flight.token = flight.token or become_leader(flight), None
+                flight, expired = found
+            token = flight.token or become_leader(flight)
+            lease, flight.token, flight.lease = flight.lease, None, None
             try:
                 # A call that is already made, or leads a flight already, was counted before that.
                 if call.prior_outcome is None and call.flight is None and not call.renews:
