@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from tests.marks import PUBLIC
 
 import opero
 import opero.core
@@ -136,6 +137,13 @@ MODULES = sorted(
     for module in pkgutil.walk_packages(opero.__path__, "opero.")
     if not module.name.endswith(("__main__", "_version"))
 )
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_only_modules_that_users_import_from_have_all(name: str) -> None:
+    module = importlib.import_module(name)
+    public = hasattr(module, "__path__") or name in PUBLIC or name == "opero.events.types"
+    assert not hasattr(module, "__all__") or public
 
 
 @pytest.mark.parametrize("name", MODULES)

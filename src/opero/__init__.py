@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from opero.decorators.operomap import operomap
     from opero.errors import OperoError, OperoUsageError, OperoWarning
     from opero.events import EventBus, event_bus
-    from opero.limits.breaker import CircuitBreaker, CircuitState
+    from opero.limits.breaker import CircuitBreaker
+    from opero.limits.breaker_state import CircuitState
     from opero.limits.permits import ConcurrencyLimit
     from opero.orchestrator import FallbackChain, Orchestrator, orchestrate
     from opero.orchestrator.config import (
@@ -116,7 +117,8 @@ _lazy, __dir__ = lazy_exports(
         "opero.decorators.operomap": ("operomap",),
         "opero.errors": ("OperoError", "OperoUsageError", "OperoWarning"),
         "opero.events": ("EventBus", "event_bus"),
-        "opero.limits.breaker": ("CircuitBreaker", "CircuitState"),
+        "opero.limits.breaker": ("CircuitBreaker",),
+        "opero.limits.breaker_state": ("CircuitState",),
         "opero.limits.permits": ("ConcurrencyLimit",),
         "opero.orchestrator": ("FallbackChain", "Orchestrator", "orchestrate"),
         "opero.orchestrator.config": (

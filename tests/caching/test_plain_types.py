@@ -17,10 +17,10 @@ import pytest
 
 from opero import opero
 from opero.caching import plain_types
-from opero.caching.codec import Coder, Unencodable
+from opero.caching.codec import Coder
 from opero.caching.copying import freeze
 from opero.caching.keys import encode
-from opero.caching.plain_types import PlainType
+from opero.caching.plain_types import PlainType, Unencodable
 from opero.durable import values
 from opero.errors import UnserializableError
 from opero.testing import record, replay

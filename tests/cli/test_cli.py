@@ -22,7 +22,7 @@ from opero.core import get_cache_context
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 
-pytestmark = [pytest.mark.internal, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.timeout(120)
 
 
 def run(*arguments: str, path: Path | None = None, **environment: str) -> Any:

@@ -19,7 +19,8 @@ from opero.core.fallback import part_key
 from opero.errors import CircuitOpenError, DeadlineError, Rejected
 from opero.events import CircuitChanged, Event
 from opero.events.bus import Emitter
-from opero.limits.breaker import CircuitBreaker, CircuitState
+from opero.limits.breaker import CircuitBreaker
+from opero.limits.breaker_state import CircuitState
 from opero.testing import FakeClock, capture_events, set_disabled
 from opero.utils.secrets import show_value
 

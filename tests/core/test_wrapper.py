@@ -530,7 +530,7 @@ def test_the_generated_source_stays_readable_after_checkcache() -> None:
 
     filename = boom.__code__.co_filename
     linecache.checkcache()
-    assert "_opero_run" in "".join(linecache.getlines(filename))
+    assert "_opero_run" in "".join(linecache.getlines(filename, boom.__globals__))
 
 
 def test_a_generators_wrapper_is_one_too() -> None:

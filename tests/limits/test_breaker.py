@@ -33,8 +33,15 @@ from opero.errors import (
     Rejected,
 )
 from opero.events import CircuitChanged, Event
-from opero.limits.breaker import FREE, CircuitBreaker, CircuitState
-from opero.limits.breaker_state import STEPS, BreakerRules, BreakerState, Transition
+from opero.limits.breaker import CircuitBreaker
+from opero.limits.breaker_state import (
+    FREE,
+    STEPS,
+    BreakerRules,
+    BreakerState,
+    CircuitState,
+    Transition,
+)
 from opero.testing import FakeClock, capture_events, fake_clock
 
 pytestmark = pytest.mark.internal

@@ -14,7 +14,8 @@ import pytest
 
 from opero.errors import CircuitOpenError
 from opero.events import CircuitChanged
-from opero.limits.breaker import CircuitBreaker, CircuitState, Permit
+from opero.limits.breaker import CircuitBreaker
+from opero.limits.breaker_state import CircuitState, Permit
 from opero.testing import capture_events
 
 pytestmark = pytest.mark.internal

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from opero.errors import CircuitOpenError
-from opero.limits.breaker import CircuitBreaker, CircuitState, Permit
+from opero.limits.breaker import CircuitBreaker
+from opero.limits.breaker_state import CircuitState, Permit
 from opero.testing import fake_clock
 
 pytestmark = pytest.mark.internal

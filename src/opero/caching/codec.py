@@ -40,8 +40,6 @@ from opero.caching.plain_types import (
     of_type,
 )
 
-__all__ = ["Buffer", "Codec", "Coder", "Undecodable", "Unencodable", "read_plain", "write_plain"]
-
 
 class Codec(Protocol):
     """What an object needs to be a `cache_codec`.

@@ -25,8 +25,6 @@ from typing import Any, Final, cast
 
 from opero.caching.plain_types import NotPlain, of_type
 
-__all__ = ["ATOMS", "Uncopyable", "freeze", "isolated"]
-
 Copier = Callable[[Any], Any]
 
 ATOMS: Final[frozenset[type]] = frozenset(

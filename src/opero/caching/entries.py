@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from opero.caching.single_flight import Flight
     from opero.events.bus import Emitter
 
-__all__ = ["CachedCall", "Entries", "Stored", "report_skipped"]
 
 _ENTRY_BYTES: Final = 250
 """What an entry costs beside its value and the arguments in its key."""

@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from opero.events.bus import Emitter
     from opero.utils.steps import StepLogic
 
-__all__ = ["CacheInfo", "FunctionCache", "Leadership", "Look"]
-
 
 class CacheInfo(NamedTuple):
     """What a function's cache holds and has done.

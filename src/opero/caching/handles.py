@@ -28,7 +28,6 @@ from opero.utils.units import Duration, parse_seconds, parse_size
 if TYPE_CHECKING:
     from opero.caching.function_cache import FunctionCache
 
-__all__ = ["CacheContext", "CacheHandle", "CallKey", "clear_cache", "get_cache_context", "register"]
 
 T = TypeVar("T")
 _DEFAULT: Final[Any] = object()

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from opero.caching.stores.base import ByteStore
     from opero.utils.steps import StepLogic
 
-__all__ = ["SECONDS", "Lease", "LeaseWait", "Leases", "Turn"]
 
 SECONDS: Final = 5.0
 """For how long a lease is acquired, and how long a killed holder can keep others waiting."""

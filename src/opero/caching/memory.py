@@ -20,8 +20,6 @@ from typing import Any, Final, NamedTuple, Protocol
 from opero.utils import ambient
 from opero.utils.fork import reset_after_fork
 
-__all__ = ["AgingEntry", "Entry", "EntryStore", "Life", "MemoryStore", "Store", "weigh"]
-
 _STALE_NOTES: Final = 1000
 """Entries that may have left the store before its heap of expiries is tidied."""
 

@@ -22,11 +22,6 @@ from importlib import import_module
 from types import EllipsisType, MemberDescriptorType, NoneType, NotImplementedType
 from typing import Any, Final, NamedTuple
 
-__all__ = [
-    "BY_NAME", "BY_NUMBER", "Buffer", "NotPlain", "PlainType", "Undecodable", "Unencodable", "add", "class_name",
-    "field_names", "find_class", "make_instance", "module_name", "of_type", "own_dict", "remove", "slots_of",
-]  # fmt: skip
-
 Buffer = bytes | bytearray | memoryview
 """What holds bytes."""
 

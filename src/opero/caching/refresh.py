@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from opero.utils.steps import StepLogic
 
-__all__ = ["FRESH_FAILURE_SECONDS", "Freshness", "RecentFailures", "excuses", "start_in_background"]
 
 FRESH_FAILURE_SECONDS: Final = 5.0
 """Seconds for which a failure counts as fresh. The service's own request to wait may make it longer."""

@@ -22,8 +22,6 @@ from typing import Any, Final
 from opero.caching.plain_types import Buffer, Undecodable, Unencodable
 from opero.errors import warn_user
 
-__all__ = ["find_secret", "read_signed", "write_signed"]
-
 _SIGNATURE_SIZE: Final = 32
 """Bytes of a signature: BLAKE2b with a key (RFC 7693)."""
 

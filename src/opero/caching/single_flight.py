@@ -29,11 +29,6 @@ if TYPE_CHECKING:
     from opero.caching.memory import Entry
     from opero.utils.steps import StepLogic
 
-__all__ = [
-    "Flight", "FlightWaiter", "Instruction", "SharedFailure", "SharedResult", "SingleFlight", "Waiting",
-    "become_leader", "copy_error", "forget_leadership", "leads_others", "notify", "stop_leading", "take_verdict",
-]  # fmt: skip
-
 
 # --- outcomes -------------------------------------------------------------------------------------
 

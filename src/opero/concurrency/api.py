@@ -11,7 +11,6 @@ from opero.core.decorated import Attributes, Resilient
 if TYPE_CHECKING:
     from opero.concurrency.result import MapResult
 
-__all__ = ["AsyncMapped", "Items", "Later", "MapDecorate", "MapDecorator", "Mapped"]
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")

@@ -9,8 +9,9 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.caching.codec import Coder, Undecodable, Unencodable
+from opero.caching.codec import Coder
 from opero.caching.keys.function_keys import FunctionKeys, function_id
+from opero.caching.plain_types import Undecodable, Unencodable
 from opero.concurrency.executors.base import ItemOutcome
 from opero.errors import OperoUsageError, StoreError, UnkeyableError, warn_user
 from opero.utils.sqlite import SqliteFile
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from opero.core.function import FunctionInfo
     from opero.core.options import MapOptions
 
-__all__ = ["Checkpoint", "CheckpointFile", "OpenCheckpoint", "checkpoints_of"]
 
 _LAYOUT: Final = 1
 _APPLICATION: Final = 0x6F706A6D  # "opjm"

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from opero.concurrency.executors.base import Lost, MapJob
     from opero.core.pipeline import FastPath, Pipeline
 
-__all__ = ["ItemRunner", "Result", "judge_lost"]
 
 Result = tuple[Any, ItemOutcome | None]
 """A plain result, or what became of the item instead."""

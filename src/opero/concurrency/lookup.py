@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from opero.core.cache import CacheStage
     from opero.utils.steps import StepLogic
 
-__all__ = ["CacheLookup"]
 
 _AHEAD: Final = 64
 """Most items that are looked up ahead: those that turn out not to be there must not be many more than fit."""

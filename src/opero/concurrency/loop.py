@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from opero.core.cache import CacheStage  # noqa: TC004 - as above
     from opero.utils.steps import StepLogic
 
-__all__ = ["MapRun", "Returns", "run_map", "run_map_async", "stream_map", "stream_map_async"]
 
 Returns = Literal["list", "report", "stream"]
 """What the caller gets: all results, a `MapResult`, or an iterator."""

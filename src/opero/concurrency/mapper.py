@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from opero.core.decorated import Explanation
     from opero.core.options import MapOptions
 
-__all__ = ["ItemArguments", "Mapper", "Mode", "build_map_function", "choose_mode", "rebuild_map"]
 
 Mode = Literal["sequential", "thread", "async", "process", "async_process", "executor"]
 

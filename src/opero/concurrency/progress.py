@@ -25,7 +25,6 @@ from opero.utils import ambient
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import Batch
 
-__all__ = ["Bar", "Progress", "make_bar"]
 
 _REFRESH: Final = 0.1
 """Seconds between two pictures of the bar, and between two events, while items end."""

@@ -58,15 +58,6 @@ if TYPE_CHECKING:
 
     from opero.utils.steps import StepLogic
 
-__all__ = [
-    "Finished",
-    "ItemRecorder",
-    "MakeRecorder",
-    "ask",
-    "find_known_items",
-    "record_items",
-    "recording",
-]
 
 T = TypeVar("T")
 

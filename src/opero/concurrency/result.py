@@ -10,8 +10,6 @@ from typing import Any, Generic, Literal, TypeVar
 from opero.utils.secrets import mask_text
 from opero.utils.units import format_seconds
 
-__all__ = ["ItemResult", "MapFailure", "MapResult", "Status"]
-
 R_co = TypeVar("R_co", covariant=True)
 
 Status = Literal["complete", "stopped", "cancelled"]

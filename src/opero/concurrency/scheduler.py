@@ -36,14 +36,6 @@ from opero.concurrency.executors.base import (
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import Report
 
-__all__ = [
-    "HEAVIEST",
-    "LARGEST",
-    "ChunkSize",
-    "ErrorPolicy",
-    "Recover",
-    "Scheduler",
-]
 
 _SLEEPERS: Final = 1_000
 """Items that may wait beside the window, for their next attempt or for another caller's result, so that pauses do not

@@ -14,14 +14,6 @@ if TYPE_CHECKING:
     from opero.core.decorated import Receipt, Source
     from opero.events import Run
 
-__all__ = [
-    "AsyncProceed",
-    "Call",
-    "FailedCall",
-    "Proceed",
-    "RetryParked",
-    "Stage",
-]
 
 T = TypeVar("T")
 

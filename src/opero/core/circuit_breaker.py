@@ -17,7 +17,8 @@ from weakref import finalize
 from opero.core.fallback import part_key
 from opero.errors import CircuitOpenError
 from opero.events import Handler, Subscription
-from opero.limits.breaker import FREE, CircuitBreaker, CircuitState, CircuitStats
+from opero.limits.breaker import CircuitBreaker
+from opero.limits.breaker_state import FREE, CircuitState
 from opero.utils import ambient
 from opero.utils.units import format_seconds
 
@@ -25,16 +26,7 @@ if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
     from opero.events import CircuitChanged
     from opero.events.bus import Emitter
-    from opero.limits.breaker import Permit
-
-__all__ = [
-    "Circuit",
-    "CircuitBreaker",
-    "CircuitCheck",
-    "CircuitState",
-    "CircuitStats",
-    "breaker_of",
-]
+    from opero.limits.breaker_state import Permit
 
 
 T = TypeVar("T")

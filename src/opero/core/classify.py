@@ -16,19 +16,6 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from opero.errors import Rejected
 
-__all__ = [
-    "Verdict",
-    "add_classifier",
-    "classify",
-    "first_found",
-    "header_text",
-    "may_be_billed",
-    "read_headers",
-    "read_status",
-    "safe_get",
-    "says_nothing",
-]
-
 T = TypeVar("T")
 Kind = Literal["final", "exhausted", "transient", "unknown"]
 

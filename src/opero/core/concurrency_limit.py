@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from opero.events.bus import Emitter
     from opero.limits.permits import ConcurrencyLimit, ConcurrencyPermit, CurrentTask
 
-__all__ = ["Bulkhead"]
-
 
 class Bulkhead:
     """The stage: a permit before, given back afterwards, however the call ends.

@@ -23,20 +23,6 @@ if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
     from opero.events.bus import Emitter
 
-__all__ = [
-    "Deadline",
-    "DeadlineScope",
-    "current_deadline",
-    "deadline",
-    "forget_deadlines",
-    "innermost_scope",
-    "leave",
-    "overdue",
-    "remaining",
-    "require_time",
-    "run_until",
-]
-
 
 class DeadlineScope:
     """A stretch of time within which a deadline holds, in one context and those copied from it.

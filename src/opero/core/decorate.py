@@ -21,15 +21,6 @@ if TYPE_CHECKING:
     from opero.core.options import Options
     from opero.core.timeout import Timeout
 
-__all__ = [
-    "BuildFunction",
-    "build_function",
-    "decorate",
-    "explain",
-    "place_in_class",
-    "with_changes",
-]
-
 
 BuildFunction = Callable[[Pipeline, str], Any]
 """Makes the function that users call from its pipeline and the decorator's name."""

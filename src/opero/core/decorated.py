@@ -27,16 +27,6 @@ if TYPE_CHECKING:
     from opero.limits.limiter import RateLimiter
     from opero.limits.permits import ConcurrencyLimit
 
-__all__ = [
-    "AcceptsFirst",
-    "Attributes",
-    "Decorate",
-    "Decorator",
-    "Explanation",
-    "Receipt",
-    "Resilient",
-    "Source",
-]
 
 A = ParamSpec("A")
 P = ParamSpec("P")
@@ -247,7 +237,7 @@ else:
         """
 
         # pyright asks here, not after `__get__`, what `property` and protocols get.
-        def __call__(self: _Method[S, Q, R], *args: Any, **kwargs: Any) -> R: ...
+        def __call__(self: _Method[S, Q, R], *args: Any, **kwargs: Any) -> R: ...  # noqa: D102 - in its class
 
         @overload
         def __get__(
@@ -262,7 +252,7 @@ else:
     class ResilientClassMethod(Attributes, Generic[P, R_co]):
         """A decorated class method in its class."""
 
-        def __call__(self, *args: Any, **kwargs: Any) -> R_co: ...
+        def __call__(self, *args: Any, **kwargs: Any) -> R_co: ...  # noqa: D102 - in its class
         def __get__(self, instance: object, owner: type | None = None, /) -> Resilient[P, R_co]: ...
 
     _Method: TypeAlias = ResilientMethod[Callable[Concatenate[Callable[[S], None], Q], R]]

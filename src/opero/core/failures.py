@@ -26,18 +26,6 @@ if TYPE_CHECKING:
     from opero.core.stats import Stats
     from opero.events.bus import Emitter
 
-__all__ = [
-    "Inner",
-    "Report",
-    "attach",
-    "chain",
-    "failures",
-    "inner_of",
-    "raise_again",
-    "read_marks",
-    "restore_marks",
-    "story",
-]
 
 _MARKS_KEY = "__opero_marks__"
 _LINK_KEY = "__opero_link__"

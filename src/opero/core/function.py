@@ -24,16 +24,6 @@ from opero.utils.parameters import (
 if TYPE_CHECKING:
     import inspect
 
-__all__ = [
-    "BoundMethod",
-    "ClassMethod",
-    "FunctionInfo",
-    "Kind",
-    "Method",
-    "describe_function",
-    "unwrap_partial",
-    "used_up",
-]
 
 _RECEIVERS: Final = frozenset({"self", "cls", "mcs", "this"})
 Kind = Literal["sync", "async", "generator", "async_generator"]

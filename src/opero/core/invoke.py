@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from opero.core.timeout import Timeout
     from opero.events.bus import Emitter
 
-__all__ = ["AwaitableResult", "Invoke"]
-
 
 class AwaitableResult(BaseException):
     """A plain function returned an awaitable: the call has to go on in the asynchronous pipeline.

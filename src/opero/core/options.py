@@ -69,8 +69,6 @@ if TYPE_CHECKING:
     from opero.utils.checks import Check
     from opero.utils.units import Duration
 
-__all__ = ["MODES", "MapOptions", "Options", "StopToken", "option", "standalone"]
-
 
 StageName = Literal["cache", "retry", "fallback", "rate limit", "guard", "map", "any"]
 """The stage that an option belongs to; "any" for those that concern the function as a whole."""

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from opero.core.rate_limit import RateLimit
     from opero.core.timeout import Timeout
 
-__all__ = ["FastPath", "Pipeline"]
 
 _STORE_OPTIONS = frozenset({
     "cache_backend", "cache_codec", "cache_copy", "cache_ignore", "cache_key", "cache_max_bytes",

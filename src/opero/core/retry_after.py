@@ -26,8 +26,6 @@ from opero.core.classify import (
 from opero.errors import OperoUsageError
 from opero.utils.units import parse_seconds
 
-__all__ = ["Hint", "requested_wait"]
-
 _THROTTLED: Final = frozenset({429, 503})
 _DETAIL_NAMES: Final = ("details", "body")
 """Where Google's error details are: on its own errors, and on those of SDKs that show the body."""

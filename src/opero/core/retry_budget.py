@@ -16,8 +16,6 @@ from opero.utils import ambient
 from opero.utils.checks import text, whole
 from opero.utils.units import Duration, format_seconds, parse_seconds
 
-__all__ = ["RetryBudget"]
-
 _STEPS: Final = 10
 
 

@@ -8,8 +8,6 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Final
 
-__all__ = ["FastCounter", "Stats"]
-
 
 class FastCounter:
     """A counter for the fast path: one C call to count, no lock.

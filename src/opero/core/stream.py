@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from opero.core.call import Call
 
-__all__ = ["AsyncStream", "HandedOut", "Stream", "read_stream", "start_stream"]
 
 Step = Callable[[Callable[[], Any]], Any]
 """Runs one step of a generator, within the limits of time."""

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from opero.errors import DeadlineError
     from opero.events.bus import Emitter
 
-__all__ = ["Timeout"]
-
 
 class Timeout:
     """Stands right at the function, inside the step that counts real calls.

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import linecache
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +30,6 @@ from opero.utils.parameters import NoDefault, Parameter, write_parameters
 if TYPE_CHECKING:
     from opero.core.pipeline import Pipeline
 
-__all__ = ["make_call", "make_wrapper"]
 
 # --- templates: the function, and what stands in place of {body} ----------------------------------
 
@@ -237,7 +235,9 @@ def _made(source: str, parameters: Sequence[Parameter], names: dict[str, Any]) -
     """Make a function of its source, its parameters' defaults and the names that it uses."""
     defaults = {f"_opero_default_{n}": p.default for n, p in enumerate(parameters)}
     scope: dict[str, Any] = {}
-    exec(_compiled(source), _SHARED | names | defaults, scope)  # noqa: S102 - our template, names only
+    code = _compiled(source)
+    names |= defaults | {"__name__": code.co_filename, "__loader__": _Source(source)}
+    exec(code, _SHARED | names, scope)  # noqa: S102 - our template, names only
     made: FunctionType = scope["_wrapper"]
     return made
 
@@ -352,10 +352,20 @@ def _fill(template: str, parts: dict[str, str]) -> str:
 
 @functools.lru_cache(maxsize=512)
 def _compiled(source: str) -> CodeType:
-    """Compile a source once and leave its text where tracebacks and debuggers look for it."""
-    name = f"<opero wrapper {next(_numbers)}>"
-    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
-    return compile(source, name, "exec")
+    """Compile a source once."""
+    # Tracebacks ask no loader for a name that ends with ">".
+    return compile(source, f"<opero wrapper> {next(_numbers)}", "exec")
+
+
+class _Source:
+    """What tracebacks and debuggers ask for the text: `linecache` itself costs a tenth of importing opero."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def get_source(self, name: str) -> str:
+        """Return the text."""
+        return self._text
 
 
 _numbers = itertools.count(1)

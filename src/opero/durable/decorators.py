@@ -24,7 +24,6 @@ from opero.utils.async_utils import is_async_function
 if TYPE_CHECKING:
     from opero.events import Event
 
-__all__ = ["WorkflowRegistry", "WorkflowSpec", "activity", "get_registry", "workflow"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 

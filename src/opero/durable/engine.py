@@ -50,8 +50,6 @@ from opero.utils.ambient import fork
 from opero.utils.async_utils import LoopThread
 from opero.utils.steps import BlockingStep, StepLogic
 
-__all__ = ["Engine", "WorkerThreads"]
-
 _GLANCE: Final = 0.5
 """Seconds between two polls for what other processes have done; a dead one's work is found by the next one."""
 _GRACE: Final = 1.0

@@ -27,8 +27,6 @@ from weakref import WeakKeyDictionary
 
 from opero.durable.records import JournalStore, Op, PutStep, Take
 
-__all__ = ["Journal", "ReplayOrder", "order_of"]
-
 # --- replay order -------------------------------------------------------------------------------------------------
 
 _MAX_ROUNDS: Final = 64

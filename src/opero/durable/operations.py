@@ -43,7 +43,6 @@ from opero.utils.fork import reset_after_fork
 if TYPE_CHECKING:
     from opero.durable.engine import Engine
 
-__all__ = ["SETTLED", "Operations", "in_thread_of", "outcome_of"]
 
 P = ParamSpec("P")
 S = TypeVar("S")

@@ -24,8 +24,6 @@ from opero.errors import IdConflictError, OperoUsageError, OperoWarning
 from opero.utils.steps import BlockingStep, StepLogic, in_thread, run_async, run_sync
 from opero.utils.units import Duration, parse_seconds
 
-__all__ = ["DurableOrchestrator", "Orchestrator"]
-
 _GLANCE: Final = 0.25
 """Longest pause between two looks at a workflow that another process runs."""
 

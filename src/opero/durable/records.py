@@ -8,12 +8,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
-__all__ = [
-    "ENDED", "RECORDED", "Acquire", "Annotate", "Cancel", "Create", "Drop", "Fork", "JournalStore", "Move", "Op",
-    "PutStep", "Resolve", "Resume", "Send", "State", "StepRecord", "StepState", "Take", "Wake", "WorkflowRecord",
-    "WorkflowStatus",
-]  # fmt: skip
-
 
 class WorkflowStatus(StrEnum):
     """Status of a workflow, as users see it."""

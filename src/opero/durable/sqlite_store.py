@@ -39,8 +39,6 @@ from opero.limits.state_file import try_lock
 from opero.utils.fork import run_after_fork
 from opero.utils.sqlite import SqliteFile
 
-__all__ = ["SqliteStore"]
-
 _VERSION: Final = 1
 
 _SCHEMA: Final = f"""

@@ -28,21 +28,6 @@ from opero.utils.fork import run_after_fork
 if TYPE_CHECKING:
     from opero.concurrency.recorder import Finished
 
-__all__ = [
-    "EngineThread",
-    "GroupBranches",
-    "ItemJournal",
-    "Scope",
-    "Step",
-    "active_runs",
-    "begin_branches",
-    "current",
-    "current_scope",
-    "is_unknown_thread",
-    "record_map",
-    "running_step",
-    "task_factory",
-]
 
 # --- places ---------------------------------------------------------------------------------------------------------
 

@@ -24,8 +24,6 @@ from opero.utils import ambient
 from opero.utils.steps import BlockingStep, StepLogic, run_async, run_sync
 from opero.utils.units import Duration, parse_seconds
 
-__all__ = ["now", "random", "sleep", "uuid", "wait_for"]
-
 T = TypeVar("T")
 
 _HELD: Final = 1.0

@@ -34,11 +34,6 @@ from opero.caching.plain_types import (
 )
 from opero.errors import ActivityError, OperoUsageError, UnserializableError
 
-__all__ = [
-    "Parameters", "decode", "encode", "keepable", "message_of", "pack_error", "rebuild_error", "register_type",
-    "unpack_error",
-]  # fmt: skip
-
 _MAX_DEPTH: Final = 200
 _SMALL: Final = 1 << 63
 """Integers beyond it are written in hexadecimal: Python limits the digits of decimal ones."""

@@ -29,9 +29,6 @@ from opero.durable.values import decode, encode, keepable, pack_error, rebuild_e
 from opero.errors import ActivityError, JournalError, NonDeterminismError, UnserializableError
 from opero.events.bus import event_bus
 
-__all__ = ["Ending", "Unwind", "WorkflowCancelled", "WorkflowRun", "finalize"]
-
-
 _FAILURES: Final = 100
 """Errors of steps that are remembered, to find the one that ends the workflow."""
 

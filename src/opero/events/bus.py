@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from opero.events.delivery import DeliveryQueue
     from opero.events.types import Event
 
-__all__ = ["Emitter", "EventBus", "Handler", "Subscription", "event_bus"]
 
 Handler = Callable[["Event"], object]
 """What is called with each event: a function, a coroutine function, or a function that returns a task."""

@@ -28,14 +28,6 @@ if TYPE_CHECKING:
 
     from opero.utils.waiters import Waiter
 
-__all__ = [
-    "DeliveryQueue",
-    "background_loop",
-    "delivery_queues",
-    "drain",
-    "drain_sync",
-    "running_loop",
-]
 
 _SECONDS_AT_EXIT: Final = 5.0
 

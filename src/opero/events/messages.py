@@ -11,7 +11,6 @@ from opero.utils.secrets import mask_text, mask_urls, masked_repr
 if TYPE_CHECKING:
     from opero.events.types import Event
 
-__all__ = ["EventLogger", "describe_event", "log_event"]
 
 DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40  # as in `logging`, which is not loaded for it
 _LONGEST = 200

@@ -14,8 +14,6 @@ from typing import Final, Self
 
 from opero.utils.fork import run_after_fork
 
-__all__ = ["Run", "current_run", "parent_run_id", "run_id"]
-
 
 class Run:
     """One execution of something: a call, a task, a workflow, a map.

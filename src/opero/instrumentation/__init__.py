@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from opero.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from opero.instrumentation.logs import configure_logging, log_events
+    from opero.instrumentation.logs import log_events
     from opero.instrumentation.opentelemetry import OpenTelemetryListener, trace_calls
     from opero.instrumentation.prometheus import PrometheusListener
     from opero.instrumentation.timeline import Timeline
+    from opero.utils.logging import configure_logging
 
 __all__ = [
     "OpenTelemetryListener",
@@ -28,9 +29,10 @@ __dir__: Callable[[], list[str]]
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "opero.instrumentation.logs": ("configure_logging", "log_events"),
+        "opero.instrumentation.logs": ("log_events",),
         "opero.instrumentation.opentelemetry": ("OpenTelemetryListener", "trace_calls"),
         "opero.instrumentation.prometheus": ("PrometheusListener",),
         "opero.instrumentation.timeline": ("Timeline",),
+        "opero.utils.logging": ("configure_logging",),
     },
 )

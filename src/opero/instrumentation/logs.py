@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Any
 from opero.errors import OperoUsageError, did_you_mean
 from opero.events import event_bus
 from opero.events.messages import EventLogger, describe_event, log_event
-from opero.utils.logging import configure_logging
 
 if TYPE_CHECKING:
     from opero.events import Event, EventBus, Subscription
 
-__all__ = ["configure", "configure_logging", "log_events"]
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 

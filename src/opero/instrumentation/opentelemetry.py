@@ -13,7 +13,6 @@ from opero.utils.secrets import mask_text, mask_urls
 if TYPE_CHECKING:
     from opero.events import EventBus, Subscription
 
-__all__ = ["OpenTelemetryListener", "trace_calls"]
 
 _STAMPS = frozenset({"type", "function", "at", "run_id", "parent_id", "module", "details", "error"})
 _BEGINS = frozenset({"PENDING", "RUNNING"})

@@ -26,7 +26,6 @@ from opero.utils.secrets import mask_urls
 if TYPE_CHECKING:
     from opero.events import Event, EventBus, Subscription
 
-__all__ = ["PrometheusListener"]
 
 _STATES = ("closed", "open", "half_open", "forced_open", "disabled")
 

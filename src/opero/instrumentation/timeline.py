@@ -13,8 +13,6 @@ from opero.events.types import Event
 if TYPE_CHECKING:
     from opero.events import EventBus, Subscription
 
-__all__ = ["Timeline"]
-
 
 class Timeline:
     """Listens within its block, and prints as a timeline.

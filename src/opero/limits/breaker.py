@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from opero.events.bus import Handler
     from opero.events.types import CircuitChanged
 
-__all__ = ["FREE", "CircuitBreaker", "CircuitState", "CircuitStats", "Permit"]
 
 _MOST_PARTS: Final = 1000
 """Fallback values with a breaker of their own; beyond it those without failures are forgotten."""

@@ -21,17 +21,6 @@ from opero.limits.windows import StepWindow, new_cells
 from opero.utils import checks
 from opero.utils.units import Duration, format_seconds, parse_seconds
 
-__all__ = [
-    "FREE",
-    "SETTLED",
-    "BreakerRules",
-    "BreakerState",
-    "CircuitState",
-    "CircuitStats",
-    "Permit",
-    "Transition",
-]
-
 # --- what is counted while it is closed -----------------------------------------------------------
 
 STEPS: Final = 20

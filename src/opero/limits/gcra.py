@@ -14,21 +14,6 @@ from typing import Any, Final, Protocol
 from opero.errors import OperoUsageError
 from opero.utils.units import Rate, format_seconds
 
-__all__ = [
-    "LONG_AGO",
-    "NEVER",
-    "PAUSE_CELLS",
-    "SECOND",
-    "Cells",
-    "Gcra",
-    "LimitPause",
-    "Rule",
-    "Stamp",
-    "check_period",
-    "gap_after",
-    "gcra_for",
-]
-
 SECOND: Final = 1_000_000_000
 NEVER: Final = 1 << 62
 LONG_AGO: Final = -NEVER

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from opero.limits.limiter_state import Reservation
     from opero.utils.units import RateWindow
 
-__all__ = ["Buckets", "Pricing"]
 
 _MOST: Final = 10_000
 """Buckets that are kept; as many keys within one period are no keys any more, but requests."""

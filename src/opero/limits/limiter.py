@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from opero.utils.ambient import Clock
     from opero.utils.waiters import FairLock, Waiter
 
-__all__ = ["RateLimiter", "Reservation", "limiter_of"]
 
 _LONGEST_PAUSE: Final = 1e9
 """Seconds, more than 30 years: what a service asks for may be anything."""

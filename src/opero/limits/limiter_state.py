@@ -20,7 +20,6 @@ from opero.utils.ambient import switch
 if TYPE_CHECKING:
     from opero.limits.state_file import StateFile
 
-__all__ = ["LimiterState", "Reservation", "TakenSlot"]
 
 T = TypeVar("T")
 

@@ -22,8 +22,6 @@ from opero.utils.secrets import mask_urls
 from opero.utils.threads import waiting_threads
 from opero.utils.waiters import HandoffQueue, Waiter
 
-__all__ = ["ConcurrencyLimit", "ConcurrencyPermit"]
-
 _MOST: Final = 1_000_000
 """Far more threads or tasks than one process has."""
 _SOON: Final = 0.001

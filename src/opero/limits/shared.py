@@ -28,16 +28,6 @@ from opero.utils.fork import reset_after_fork, run_after_fork
 if TYPE_CHECKING:
     from opero.limits.state_file import StateFile
 
-__all__ = [
-    "SharedCells",
-    "SharedGuard",
-    "SharedObject",
-    "attach_table",
-    "registry",
-    "restore",
-    "share_all",
-    "unshared_objects",
-]
 
 S = TypeVar("S", bound="SharedObject")
 

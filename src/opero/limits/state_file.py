@@ -31,8 +31,6 @@ from zlib import crc32
 
 from opero.utils.fork import reset_after_fork, run_after_fork
 
-__all__ = ["StateFile", "lock", "path_beside", "private_path", "state_path", "try_lock", "unlock"]
-
 T = TypeVar("T")
 
 # --- locks that the system takes back from the dead -----------------------------------------------

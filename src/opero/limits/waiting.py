@@ -21,15 +21,6 @@ if TYPE_CHECKING:
 
     from opero.limits.limiter_state import LimiterState
 
-__all__ = [
-    "UNLIMITED",
-    "ExternalLimiter",
-    "SlotQueue",
-    "WaitBudget",
-    "budget_of",
-    "check_budget",
-    "sleep_time",
-]
 
 _LONGEST_SLEEP: Final = SECOND
 """The first in a queue looks at least so often: another process may have given a slot back, or paused."""

@@ -29,22 +29,6 @@ from opero.utils.units import Rate, format_seconds
 if TYPE_CHECKING:
     from opero.utils.units import RateWindow
 
-__all__ = [
-    "SPENT",
-    "UNIT",
-    "CombinedLimit",
-    "CostWindow",
-    "SlidingWindow",
-    "SpendCap",
-    "StepWindow",
-    "as_units",
-    "combined",
-    "describe_rate",
-    "describe_rule",
-    "new_cells",
-    "part_of",
-    "rule_for",
-]
 
 LONGEST_SMOOTH: Final = 60.0
 """Periods up to so many seconds are spaced out by default; longer ones are sliding windows."""

@@ -20,14 +20,6 @@ from opero.utils.units import Duration, parse_seconds
 if TYPE_CHECKING:
     from opero.events.messages import EventLogger  # noqa: TC004 - the annotation is not evaluated
 
-__all__ = [
-    "Backend",
-    "ConcurrencyConfig",
-    "MultiprocessConfig",
-    "OrchestratorConfig",
-    "RateLimitConfig",
-    "RetryConfig",
-]
 
 Backend = Literal["pathos", "multiprocessing", "process", "aiomultiprocess"]
 """Known names for worker processes; all of them mean opero's own."""

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
         RetryConfig,
     )
 
-__all__ = ["Chains", "Orchestrated", "Orchestrator", "orchestrate"]
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")

@@ -16,8 +16,6 @@ from opero.utils.async_utils import ensure_async, is_async_function, run_async
 if TYPE_CHECKING:
     from opero.events import Event
 
-__all__ = ["FallbackChain", "name_of"]
-
 
 class FallbackChain:
     """A function and those to fall back on, in order, with the same arguments.

@@ -24,14 +24,6 @@ if TYPE_CHECKING:
     from opero.core.options import Options
     from opero.events import Handler
 
-__all__ = [
-    "Callee",
-    "callee_of",
-    "input_parameter",
-    "is_plain",
-    "with_policies",
-]
-
 
 class Callee:
     """Name, kind and signature of a task's function, without a reference to the function.

@@ -20,7 +20,6 @@ from opero.utils.checks import whole
 if TYPE_CHECKING:
     from opero.utils.ambient import Branches
 
-__all__ = ["OnError", "Parallel", "WorkerTasks"]
 
 OnError = Literal["raise", "collect"]
 _Jobs = Runnable | Callable[..., Any]

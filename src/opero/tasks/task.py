@@ -27,23 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from opero.events import Event
-    from opero.limits.breaker import CircuitBreaker, CircuitState
+    from opero.limits.breaker import CircuitBreaker
+    from opero.limits.breaker_state import CircuitState
     from opero.utils.units import Duration
 
-__all__ = [
-    "NOTHING",
-    "CircuitGroup",
-    "Returns",
-    "Runnable",
-    "Sequence",
-    "Task",
-    "TaskRun",
-    "TaskState",
-    "as_runnable",
-    "carry_out",
-    "run",
-    "run_sync",
-]
 
 # --- runs ----------------------------------------------------------------------------------------
 

@@ -17,8 +17,6 @@ from opero.utils import ambient
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["FakeClock", "capture_events", "fake_clock", "flaky", "is_disabled", "set_disabled"]
-
 
 class set_disabled:  # noqa: N801 - used as a function and as a context manager
     """Switch retries, waits and caches of all decorated functions off (or on again), at once and

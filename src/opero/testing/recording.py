@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from opero.core.call import Call
     from opero.core.pipeline import Pipeline
 
-__all__ = ["NotRecordedError", "Player", "Recorder", "record", "replay"]
-
 
 @contextmanager
 def record(path: str | os.PathLike[str]) -> Iterator[None]:

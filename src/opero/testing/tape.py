@@ -28,8 +28,9 @@ from types import CellType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
-from opero.caching.codec import Coder, Undecodable, Unencodable
+from opero.caching.codec import Coder
 from opero.caching.keys import Unkeyable, digest
+from opero.caching.plain_types import Undecodable, Unencodable
 from opero.durable.values import decode, encode, pack_error, rebuild_error
 from opero.errors import OperoUsageError, UnkeyableError, UnserializableError
 from opero.utils.secrets import hide, looks_secret, mask_text
@@ -39,16 +40,6 @@ if TYPE_CHECKING:
     from opero.core.function import FunctionInfo
     from opero.core.options import Options
 
-__all__ = [
-    "HEADER",
-    "CallIdentity",
-    "RecordedOutcome",
-    "Unreadable",
-    "identify",
-    "read_tape",
-    "secrets_of",
-    "write_line",
-]
 
 # --- which call -------------------------------------------------------------------------------------------------------
 

@@ -14,25 +14,6 @@ from typing import Any, Final, Protocol
 
 from opero.errors import OperoUsageError, warn_user
 
-__all__ = [
-    "Branches",
-    "Clock",
-    "RealClock",
-    "Switch",
-    "Tape",
-    "clock",
-    "disabled",
-    "fork",
-    "install_clock",
-    "install_tape",
-    "require_loop",
-    "set_disabled",
-    "switch",
-    "tape",
-    "wall_offset",
-    "warn_on_loop",
-]
-
 
 class Switch:
     """A counted flag: on while at least one holder wants it on.

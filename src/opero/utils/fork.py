@@ -14,8 +14,6 @@ from types import SimpleNamespace
 from typing import Any, Final, Protocol, TypeVar
 from weakref import WeakSet
 
-__all__ = ["Forkable", "reset_after_fork", "run_after_fork"]
-
 F = TypeVar("F", bound=Callable[[], object])
 
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
-__all__ = ["lazy_exports", "load_extra"]
-
 
 def lazy_exports(
     package: str,

@@ -12,11 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import CodeType, FunctionType
 from typing import Any, Final, NamedTuple
 
-__all__ = [
-    "ANYTHING", "KEYWORD_ONLY", "POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD", "VAR_KEYWORD", "VAR_POSITIONAL",
-    "NoDefault", "Parameter", "called_parameters", "is_bare", "shown_parameters", "stars", "write_parameters",
-]  # fmt: skip
-
 # The kinds have the order and the numbers of those in `inspect`.
 POSITIONAL_ONLY: Final = 0
 POSITIONAL_OR_KEYWORD: Final = 1

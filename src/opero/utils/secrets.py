@@ -12,16 +12,6 @@ from collections.abc import Collection, Iterable
 from functools import cache
 from typing import Any, Final, cast
 
-__all__ = [
-    "hide",
-    "looks_secret",
-    "mask_text",
-    "mask_url",
-    "mask_urls",
-    "masked_repr",
-    "show_value",
-]
-
 MASK: Final = "***"
 
 # --- names ------------------------------------------------------------------------------------------------------------

@@ -22,8 +22,6 @@ from typing import Any, Final, Literal, NoReturn
 from opero.errors import OperoError, StoreError, warn_user
 from opero.utils.fork import reset_after_fork
 
-__all__ = ["Damage", "ForeignDatabase", "SqliteFile", "advice", "is_damage", "is_lock"]
-
 Damage = Literal["replace", "replace database", "raise"]
 """What to do with a damaged file: "replace" sets it aside and begins a new one, "replace database" does
 so only if it looks like a database, "raise" is an error. With "raise" it is an error, too, when another file,

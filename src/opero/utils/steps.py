@@ -14,8 +14,6 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from opero.utils.ambient import require_loop
 
-__all__ = ["BlockingStep", "StepLogic", "for_each", "in_thread", "run_async", "run_sync"]
-
 T = TypeVar("T")
 
 _AT_ONCE: Final = 32

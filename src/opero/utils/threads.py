@@ -14,8 +14,6 @@ from typing import Any, Final
 
 from opero.utils.fork import run_after_fork
 
-__all__ = ["ThreadCall", "locked", "run_in_thread", "wait_for_release", "waiting_threads"]
-
 _CHECK_SECONDS: Final = 1.0
 """A waiting thread wakes so often, so that Ctrl-C reaches it on every platform."""
 _IDLE_SECONDS: Final = 10.0

@@ -10,18 +10,6 @@ from typing import NamedTuple
 
 from opero.errors import OperoUsageError
 
-__all__ = [
-    "Duration",
-    "Rate",
-    "RateWindow",
-    "format_bytes",
-    "format_seconds",
-    "parse_rate",
-    "parse_seconds",
-    "parse_size",
-    "parse_windows",
-]
-
 Duration = float | int | str | datetime.timedelta
 """Seconds, a `timedelta`, or text: "250ms", "90s", "15m", "1h", "7d"."""
 

@@ -23,14 +23,6 @@ from opero.utils.threads import locked, wait_for_release
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
 
-__all__ = [
-    "FairLock",
-    "HandoffQueue",
-    "TaskWaiter",
-    "ThreadWaiter",
-    "WaitQueue",
-    "Waiter",
-]
 
 LookUp = Callable[[], float | None]
 """Called before each pause of a waiting caller. Returns how many seconds to pause at most (None: until woken; 0 or

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from opero.caching.codec import Coder, Undecodable, Unencodable
+from opero.caching.codec import Coder
+from opero.caching.plain_types import Undecodable, Unencodable
 
 pytestmark = pytest.mark.internal
 

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.caching.codec.test_plain import OBJECTS, VALUES
 
-from opero.caching.codec import Coder, Undecodable, read_plain, write_plain
+from opero.caching.codec import Coder, read_plain, write_plain
+from opero.caching.plain_types import Undecodable
 
 pytestmark = pytest.mark.internal
 

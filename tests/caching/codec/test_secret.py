@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from opero.caching import signing as secret
-from opero.caching.codec import Coder, Undecodable, Unencodable
+from opero.caching.codec import Coder
+from opero.caching.plain_types import Undecodable, Unencodable
 from opero.errors import OperoWarning
 
 pytestmark = pytest.mark.internal

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from opero.caching.stores.base import Backoff, StoreError
+from opero.caching.stores.base import Backoff
+from opero.errors import StoreError
 
 if TYPE_CHECKING:
     from opero.testing import FakeClock

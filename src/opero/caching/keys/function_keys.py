@@ -38,11 +38,6 @@ from opero.utils.parameters import (
     Parameter,
 )
 
-__all__ = [
-    "FunctionKeys", "InstanceTokens", "code_digest", "default_parts", "function_id", "key_source", "namespace_of",
-    "namespace_prefix", "short_part",
-]  # fmt: skip
-
 
 class FunctionKeys:
     """Make the keys of one function's results.

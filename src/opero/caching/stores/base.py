@@ -42,11 +42,6 @@ from opero.utils.fork import run_after_fork
 if TYPE_CHECKING:
     from opero.caching.codec import Codec, Coder
 
-__all__ = [
-    "Backoff", "ByteStore", "CodedStore", "KeyOwner", "Row", "StoreError", "StoredItem", "UserStore", "open_entries",
-    "open_store", "open_stores", "portions", "settle",
-]  # fmt: skip
-
 
 class StoredItem(NamedTuple):
     """What a store knows of one entry without reading it.

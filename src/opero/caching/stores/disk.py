@@ -26,7 +26,6 @@ from opero.utils.sqlite import ForeignDatabase, SqliteFile, is_damage, is_lock
 if TYPE_CHECKING:
     from opero.caching.stores.base import KeyOwner, Row
 
-__all__ = ["DiskStore", "default_folder", "locate", "open_at", "prepare_folder", "settle"]
 
 ACROSS_HOSTS: Final = False
 

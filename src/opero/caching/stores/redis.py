@@ -24,16 +24,8 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, urlsplit
 from weakref import WeakKeyDictionary
 
-from opero.caching.stores.base import (
-    LONGEST_LEASE,
-    Backoff,
-    KeyOwner,
-    Row,
-    StoredItem,
-    StoreError,
-    portions,
-)
-from opero.errors import OperoUsageError
+from opero.caching.stores.base import LONGEST_LEASE, Backoff, KeyOwner, Row, StoredItem, portions
+from opero.errors import OperoUsageError, StoreError
 from opero.utils.fork import reset_after_fork
 from opero.utils.secrets import mask_url
 
@@ -42,7 +34,6 @@ if TYPE_CHECKING:
 
     from opero.caching.plain_types import Buffer
 
-__all__ = ["RedisStore", "locate", "open_at", "settle"]
 
 ACROSS_HOSTS: Final = True
 

@@ -23,8 +23,6 @@ from urllib.parse import unquote, urlsplit
 
 from opero.errors import OperoUsageError
 
-__all__ = ["EngineStore", "locate", "open_at", "settle"]
-
 ACROSS_HOSTS: Final = True
 
 _ENGINES: Final = {"redis": "RedisCacheEngine", "joblib": "JoblibEngine"}

@@ -17,23 +17,6 @@ if TYPE_CHECKING:
     from opero.core.pipeline import Pipeline
     from opero.events import Event
 
-__all__ = [
-    "Batch",
-    "Chunk",
-    "ChunkProgress",
-    "Done",
-    "GaveBack",
-    "ItemOutcome",
-    "Lost",
-    "MapExecutor",
-    "MapJob",
-    "Origin",
-    "Parked",
-    "Report",
-    "Why",
-    "WorkerFacts",
-    "worker_process",
-]
 
 worker_process: Final[list[bool]] = []
 """Not empty in a worker process, which shares its terminal with the map that it works for and draws no bar."""

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from opero.concurrency.executors.base import Chunk, MapExecutor, MapJob, Parked, Report
     from opero.concurrency.item_runner import Result
 
-__all__ = ["AsyncInlineExecutor", "EventLoopExecutor", "ExecutorBridge"]
 
 _NONE: Final[dict[int, Any]] = {}
 

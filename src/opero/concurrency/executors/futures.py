@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from opero.events import Event
     from opero.utils.steps import StepLogic
 
-__all__ = ["PROTOCOL", "FuturesExecutor", "ThreadPoolMapExecutor", "executor_for", "run_chunk"]
 
 PROTOCOL: Final = 7
 """Version of the bytes that `run_chunk` takes and returns: map and worker must agree on it."""

@@ -25,14 +25,6 @@ if TYPE_CHECKING:
 
     from opero.concurrency.executors.base import Chunk, MapJob, Parked, Report
 
-__all__ = [
-    "Finished",
-    "InlineExecutor",
-    "SharedChunk",
-    "ThreadExecutor",
-    "context_for",
-    "reports_of",
-]
 
 _LOOK: Final = 0.03
 """Seconds after which finished items of a chunk that is under way are reported, once there are chunks of several."""

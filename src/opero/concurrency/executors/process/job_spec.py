@@ -30,7 +30,6 @@ from opero.utils import ambient
 if TYPE_CHECKING:
     from opero.core.options import Options
 
-__all__ = ["JobSpec", "loaded_module"]
 
 LoggerLevels = dict[str, tuple[int, bool, bool]]
 """Of each logger with settings of its own: its level, whether it propagates, and whether it is disabled."""

@@ -28,10 +28,6 @@ if TYPE_CHECKING:
     from opero.core.options import Options
     from opero.core.pipeline import Pipeline
 
-__all__ = [
-    "can_import", "dumps", "dumps_by_value", "dumps_job", "dumps_with_errors", "shared_options",
-    "traceback_of",
-]  # fmt: skip
 
 _PROTOCOL: Final = 5
 Stays = Callable[[pickle.PickleBuffer], object]

@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     from opero.concurrency.executors.base import Chunk
     from opero.events import Event
 
-__all__ = [
-    "ASK", "BUFFER", "COPIED", "DONE", "DUE", "FAILED", "ITEM", "LOG", "MOST", "NONE", "PAGE", "PLAIN", "SLOW_CHUNK",
-    "STOP", "TURN", "UP", "Frame", "SharedBuffer", "Span", "copy_span", "decode_done", "decode_value", "encode_chunk",
-    "encode_done", "encode_value", "make_buffers", "shared_file", "unreadable",
-]  # fmt: skip
 
 Frame = tuple[Any, ...]
 """A message from a worker: its kind, then its content. To a worker go only the job and chunks: id and what

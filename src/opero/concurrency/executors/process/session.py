@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from opero.concurrency.executors.process.protocol import SharedBuffer, Span
     from opero.events import Event
 
-__all__ = ["RunningChunk", "WorkerSession"]
 
 _FULL: Final = 2 << 20
 """Bytes of large results that are sent at once, so that they stay in the processor's cache."""

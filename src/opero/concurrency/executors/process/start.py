@@ -33,10 +33,6 @@ from opero.utils.fork import reset_after_fork
 if TYPE_CHECKING:
     import subprocess
 
-__all__ = [
-    "EXIT_STATUS", "Channel", "ForkServer", "StartMethod", "anonymous_file", "begin_early", "choose_method",
-    "flush_output", "forget_server", "import_paths", "modules_to_preload", "shared_server",
-]  # fmt: skip
 
 StartMethod = Literal["fork", "forkserver", "spawn"]
 """A fork of the program, a fork of a fresh interpreter, or a fresh interpreter for each worker."""

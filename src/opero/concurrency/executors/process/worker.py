@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from opero.concurrency.executors.process.session import RunningChunk
     from opero.concurrency.item_runner import Result
 
-__all__ = ["worker_main"]
 
 FLUSH: Final = 0.02
 """Seconds after which what is done is sent, so that little is lost with a worker."""

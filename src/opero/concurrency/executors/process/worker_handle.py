@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from opero.concurrency.executors.process.protocol import Span
     from opero.concurrency.executors.process.start import ForkServer
 
-__all__ = ["PendingChunk", "WorkerHandle"]
 
 _PIPE: Final = 1 << 16
 """Bytes that a pipe takes in any case while its reader is busy."""

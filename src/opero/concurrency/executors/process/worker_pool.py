@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from opero.concurrency.executors.base import Chunk, MapJob, Report, Why
     from opero.concurrency.executors.process.start import StartMethod
 
-__all__ = ["ProcessEngine"]
 
 _FAILED_STARTS: Final = 5
 """So many workers in a row that died before they were ready, and no other is started."""
