@@ -383,18 +383,19 @@ def test_a_lease_of_another_caller_is_waited_for(disk: dict[str, Any]) -> None:
 def test_cancelled_leader_hands_over_to_a_waiter(options: dict[str, Any]) -> None:
     limit = ConcurrencyLimit(2)
     began: list[Any] = []
+    started = asyncio.Event()
 
     @opero(concurrency=limit, **options)
     async def ask(x: Any, model: Any = MODELS) -> Any:
         began.append(model)
+        started.set()
         if len(began) == 1:
             await asyncio.sleep(30)
         return model
 
     async def main() -> Any:
         leader = asyncio.create_task(ask(1))
-        while not began:
-            await asyncio.sleep(0.001)
+        await started.wait()
         waiters = [asyncio.create_task(ask(1)) for _ in range(2)]
         await asyncio.sleep(0.01)
         leader.cancel()

@@ -82,20 +82,6 @@ class CacheInfo(NamedTuple):
         )
 
 
-class Look(NamedTuple):
-    """A look in a store, which may have taken its time.
-
-    Attributes:
-        completed: How many flights had ended when it began.
-        at: Machine time at which it began.
-        entry: What was found, nothing fresh.
-    """
-
-    completed: int
-    at: float
-    entry: Entry | None
-
-
 class Leadership(NamedTuple):
     """What a caller that has to compute knows.
 
@@ -389,15 +375,12 @@ class FunctionCache:
 
     # --- what threads and event loops do alike ----------------------------------------------------
 
-    def begin(
-        self, call: CachedCall, key: Hashable, look: Look | None, *, blocking: bool
-    ) -> StepLogic[Any]:
+    def begin(self, call: CachedCall, key: Hashable, *, blocking: bool) -> StepLogic[Any]:
         """Look for a result, wait for another caller's, or become the one that computes it.
 
         Args:
             call: The call.
             key: Its key.
-            look: What it has found in the store; None if it has not looked.
             blocking: Whether waiting blocks the thread.
 
         Returns:
@@ -405,17 +388,16 @@ class FunctionCache:
             has to be computed and cannot be shared.
         """
         flights, entries = self.single_flight, self.entries
+        completed, seen_at, expired = flights.completed, monotonic(), None
         if call.renews:
             flight = call.flight or flights.replace(key)
         else:
-            if look is None:
-                look = Look(flights.completed, monotonic(), (yield entries.find_step(key)))
-                found = look.entry
-                if found is not None and (fresh := self.answers(key, found)) is not None:
-                    if not fresh:
-                        return entries.serve_stale(call, found)
-                    self.refresh_if_due(call, key, found, blocking=blocking)
-                    return entries.serve(call, found)
+            expired = yield entries.find_step(key)
+            if expired is not None and (fresh := self.answers(key, expired)) is not None:
+                if not fresh:
+                    return entries.serve_stale(call, expired)
+                self.refresh_if_due(call, key, expired, blocking=blocking)
+                return entries.serve(call, expired)
             flight = Flight(key)
             if flights.start(key, flight) is not flight:
                 verdict = yield from flights.follow(key, call.deadline, blocking=blocking)
@@ -423,21 +405,21 @@ class FunctionCache:
                     if verdict is Instruction.COMPUTE:
                         return verdict
                     if verdict is Instruction.LATE:
-                        return self.late(call, look.entry)
+                        return self.late(call, expired)
                     if not isinstance(verdict, Flight):
                         return self.share(call, verdict)
                     flight = verdict
                 finally:
                     del verdict
-        flight.thread, expired, lease = get_ident(), None, None
+        flight.thread, lease = get_ident(), None
         try:
-            if look is None:
+            if call.renews:
                 if self.freshness is not None:
                     expired = yield entries.find_step(key)
                 return Leadership(flight, expired)
             # Another caller may have stored the result between our look and our start.
-            seen_at = look.at if flights.completed == look.completed else -inf
-            expired = look.entry
+            if flights.completed != completed:
+                seen_at = -inf
             if self.leases is not None and call.prior_outcome is None:
                 expired, lease, late = yield from self.leases.take_turn(
                     flight, call.deadline, expired, seen_at, blocking=blocking

@@ -17,7 +17,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from opero.caching.copying import Uncopyable, isolated
-from opero.caching.function_cache import FunctionCache, Leadership, Look
+from opero.caching.function_cache import FunctionCache, Leadership
 from opero.caching.handles import CacheHandle, clear_cache, get_cache_context, register
 from opero.caching.keys.function_keys import (
     FunctionKeys,
@@ -25,7 +25,7 @@ from opero.caching.keys.function_keys import (
     function_id,
     namespace_prefix,
 )
-from opero.caching.memory import MemoryStore
+from opero.caching.memory import Entry, MemoryStore
 from opero.caching.single_flight import (
     Flight,
     Instruction,
@@ -45,7 +45,7 @@ from opero.utils.units import format_bytes, format_seconds, parse_seconds, parse
 
 if TYPE_CHECKING:
     from opero.caching.entries import CachedCall
-    from opero.caching.memory import Entry, EntryStore, Store
+    from opero.caching.memory import EntryStore, Store
     from opero.core.call import AsyncProceed, Proceed
     from opero.core.decorated import Receipt
     from opero.core.function import FunctionInfo
@@ -263,24 +263,19 @@ class CacheStage(FunctionCache):
 
         The caller lands the flight, gives it up, or runs a call that has it through the stages.
         """
-        flight = self._start(key)
-        if flight is not None:
-            self.count_miss()
-            flight.token = become_leader(flight)
-        return flight
-
-    def _start(self, key: Hashable | None) -> Flight | None:
         flights, flight = self.single_flight, Flight(key)
         if key is None or self.off or flights.start(key, flight) is not flight:
             return None
         if self.entries.find(key) is None:
+            self.count_miss()
+            flight.token = become_leader(flight)
             return flight
         # It has expired, or another caller has stored it between the look and the start.
         flights.abandon(flight)
         return None
 
     def find_or_lead(self, key: Hashable | None) -> Entry | Flight | None:
-        """Find a fresh entry in a store that takes its time, or lead as `lead` does, with a lease.
+        """Find a fresh entry in whatever store, or lead as `lead` does, with a lease if there are leases.
 
         The thread may wait for the store. None also where another process computes the same.
         """
@@ -385,10 +380,9 @@ class CacheStage(FunctionCache):
     def wrap_sync(self, proceed: Proceed) -> Proceed:
         """Put the stage before `proceed`."""
         flights, entries, freshness = self.single_flight, self.entries, self.freshness
-        start, begin = self._start, self.begin
-        find, is_fresh, serve, store = entries.find, entries.is_fresh, entries.serve, entries.store
+        begin, store, heard = self.begin, entries.store, bool(self._emitter.listeners)
+        find_or_lead, serve, at_once = self.find_or_lead, entries.serve, freshness is None
         ttl, plain = self.ttl, self.condition is None and freshness is None
-        heard, in_memory = bool(self._emitter.listeners), self.in_memory
 
         def run(call: Call) -> Any:
             key = call.key
@@ -396,15 +390,13 @@ class CacheStage(FunctionCache):
                 key = call.key = self.key(call)
                 if key is None:
                     return proceed(call)
-            flight, expired, look = call.flight, None, None
-            if flight is None and freshness is None and not call.renews:
-                look = Look(flights.completed, monotonic(), find(key))
-                entry = look.entry
-                if entry is not None and is_fresh(key, entry):
-                    return serve(call, entry)
-                flight = start(key) if in_memory else None
+            flight, expired, found = call.flight, None, None
+            if at_once and flight is None and not call.renews and call.prior_outcome is None:
+                found = flight = find_or_lead(key)
+                if isinstance(found, Entry):
+                    return serve(call, found)
             if flight is None or call.renews:
-                found = run_sync(begin(call, key, look, blocking=True))
+                found = run_sync(begin(call, key, blocking=True))
                 if type(found) is not Leadership:
                     return proceed(call) if found is Instruction.COMPUTE else found
                 flight, expired = found
@@ -413,7 +405,7 @@ class CacheStage(FunctionCache):
             try:
                 # A call that is already made, or leads a flight already, was counted before that.
                 if call.prior_outcome is None and call.flight is None and not call.renews:
-                    if freshness is None:
+                    if freshness is None and found is not flight:
                         self.count_miss()
                     if heard or switch.on:
                         self.missed()
@@ -439,11 +431,11 @@ class CacheStage(FunctionCache):
     def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
         """Put the stage before `proceed`, for an event loop."""
         flights, entries, freshness = self.single_flight, self.entries, self.freshness
-        start, begin = self._start, self.begin
-        find, is_fresh, serve, store = entries.find, entries.is_fresh, entries.serve, entries.store
-        afind, astore, blocking = entries.afind, entries.astore, self.store.blocking
+        begin, store, heard = self.begin, entries.store, bool(self._emitter.listeners)
+        astore, blocking = entries.astore, self.store.blocking
+        find_or_lead, serve = self.find_or_lead, entries.serve
+        at_once = freshness is None and not blocking
         ttl, plain = self.ttl, self.condition is None and freshness is None
-        heard, in_memory = bool(self._emitter.listeners), self.in_memory
 
         async def run(call: Call) -> Any:
             key = call.key
@@ -451,18 +443,13 @@ class CacheStage(FunctionCache):
                 key = call.key = self.key(call)
                 if key is None:
                     return await proceed(call)
-            flight, expired, look = call.flight, None, None
-            if flight is None and freshness is None and not call.renews:
-                completed, looked_at = flights.completed, monotonic()
-                if blocking:
-                    ambient.require_loop("use a cache that blocks")
-                entry = await afind(key) if blocking else find(key)
-                if entry is not None and is_fresh(key, entry):
-                    return serve(call, entry)
-                look = Look(completed, looked_at, entry)
-                flight = start(key) if in_memory else None
+            flight, expired, found = call.flight, None, None
+            if at_once and flight is None and not call.renews and call.prior_outcome is None:
+                found = flight = find_or_lead(key)
+                if isinstance(found, Entry):
+                    return serve(call, found)
             if flight is None or call.renews:
-                found = await run_async(begin(call, key, look, blocking=False))
+                found = await run_async(begin(call, key, blocking=False))
                 if type(found) is not Leadership:
                     return await proceed(call) if found is Instruction.COMPUTE else found
                 flight, expired = found
@@ -471,7 +458,7 @@ class CacheStage(FunctionCache):
             try:
                 # A call that is already made, or leads a flight already, was counted before that.
                 if call.prior_outcome is None and call.flight is None and not call.renews:
-                    if freshness is None:
+                    if freshness is None and found is not flight:
                         self.count_miss()
                     if heard or switch.on:
                         self.missed()
