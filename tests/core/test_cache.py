@@ -420,6 +420,19 @@ def test_followers_of_what_cannot_be_copied_compute_for_themselves():
     assert fn.calls == 3
 
 
+class WithoutLength(list):
+    def __len__(self) -> int:
+        raise ValueError("no length")
+
+
+def test_followers_of_what_raises_when_it_is_looked_at_compute_for_themselves():
+    f, fn, go = gated(lambda: WithoutLength("ab"))
+    opener = lambda: (until(lambda: f.waiting == 2), go.set())  # noqa: E731 - one line of a table
+    *results, _ = threads(*[f] * 3, opener)
+    assert [type(result) for result in results] == [WithoutLength] * 3
+    assert fn.calls == 3
+
+
 # --- single-flight: threads -----------------------------------------------------------------------
 
 
@@ -1303,6 +1316,23 @@ def test_a_users_store_holds_text_keys_and_isolated_values():
     assert f.handle.info().backend == "DictStore"
     assert f.cache.keys.fast_parameters == ()
     assert f.cache.fast_get("anything") is None
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+def test_what_is_invalidated_while_it_is_stored_does_not_stay(blocking):
+    class SlowStore(DictStore):
+        def set(self, key, value, ttl):
+            f.handle.invalidate(1)  # by another caller, just now
+            super().set(key, value, ttl)
+
+    async def later(x):
+        return x
+
+    store = SlowStore()
+    store.blocking = blocking
+    f = Cached(later if blocking else module_function, cache_backend=store)
+    assert (asyncio.run(f(1)) if blocking else f(1)) in (1, [1])
+    assert not store.data
 
 
 def test_a_users_store_gets_the_values_themselves():

@@ -245,6 +245,14 @@ def test_a_time_window_survives_a_clock_that_goes_back() -> None:
     assert (breaker.stats.calls, breaker.stats.failures) == (2, 0)
 
 
+def test_a_clock_may_count_from_1970() -> None:
+    state, now = BreakerState(BreakerRules(fail_max=1, jitter=0)), 1.8e9
+    state.ended(state.generation, now, failed=True)
+    assert (state.wait(now + 10), state.wait(now + 31)) == (20, None)
+    state.add_probe(1, now + 31)
+    assert state.stats(now + 32).probes == 1
+
+
 def test_only_a_failure_trips_a_window() -> None:
     breaker = CircuitBreaker(failure_rate=0.5, window=10, minimum_calls=4)
     fail(breaker, 3)

@@ -296,6 +296,25 @@ def test_a_private_state_holds_on_a_machine_that_has_just_started(clocks, path, 
     assert state.paused() == SECOND
 
 
+def test_no_call_slips_through_a_pause_while_the_state_moves(path):
+    waits: list[int] = []
+
+    class Lock:
+        """Lets a call that waited for it go on as soon as it is free."""
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *_):
+            waits.append(state.take_marked()[0])
+
+    state = LimiterState(HOURLY)
+    state.pause(SECOND)
+    state._lock = Lock()
+    state.move(path, create=True)
+    assert 0 < waits[0] <= SECOND
+
+
 # --- another rule ---------------------------------------------------------------------------------
 
 

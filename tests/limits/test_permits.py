@@ -185,3 +185,29 @@ assert limit.in_flight == 1
 assert limit.acquire(timeout=0)
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=20)
+
+
+@pytest.mark.internal
+def test_a_permit_that_is_given_back_while_they_move_is_free_for_other_processes():
+    class Slow(list):
+        def append(self, permit):
+            limit.share()
+            super().append(permit)
+
+    limit = ConcurrencyLimit(1)
+    permit = limit.enter()
+    limit._permits.free = Slow()
+    limit.leave(permit)
+    assert limit._permits.across.held == []
+    assert limit.try_acquire()
+
+
+@pytest.mark.internal
+def test_a_call_from_before_a_new_start_gives_back_no_permit_of_another():
+    limit = ConcurrencyLimit(2)
+    limit.share()
+    before = limit.enter()
+    limit.begin()
+    limit.enter()
+    limit.leave(before)
+    assert len(limit._permits.across.held) == 1

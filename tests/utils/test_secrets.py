@@ -82,6 +82,7 @@ pytestmark = pytest.mark.internal
         *("redis_url", "MONGODB_URI", "celery_broker_url", "postgres_url", "rootpw", "access_code"),
         *("recovery_phrase", "one_time_code", "credit_card", "service_account_json", "pfx"),
         *("seed_phrase", "recovery_codes", "private_key_pem", "oauth2_token", "Set-Cookie", "pins"),
+        *("new_passwords", "cached_credentials", "input_secrets", "new_cookies"),
     ],
 )
 def test_a_name_with_such_a_word_is_secret(name: str) -> None:
@@ -95,6 +96,7 @@ def test_a_name_with_such_a_word_is_secret(name: str) -> None:
         *("completion_tokens", "input_tokens", "total_tokens", "author", "authors", "keyboard"),
         *("monkey", "tokenizer", "model", "x", "_", "secretary", "compass", "keyword", "données"),
         *("max_new_tokens", "cached_tokens", "tokens_used", "tokens_per_minute", "tokens_limit"),
+        *("token_count", "num_keys", "key_limit"),
         *("pass_rate", "passing", "pin_memory", "pinned", "session", "database", "url", "powder"),
         *("spec", "code", "webpage", "design", "assign", "state", "authority", "hostname"),
     ],
@@ -205,6 +207,9 @@ def test_secret_fields_of_urls_are_masked_and_others_stay(name: str, mask: Any) 
         ("('password', 'user', 'host')", "('password', 'user', 'host')"),
         ("Signature=9f86d081884c7d659a2f", "Signature=***"),
         ("sorted(x, key=len)", "sorted(x, key=len)"),
+        ("Basic dXNlcjpodW50ZXIy", "Basic ***"),
+        ("basic authentication failed", "basic authentication failed"),
+        ("Digest mismatch", "Digest mismatch"),
         ("host=x password=hunter2 user=y", "host=x password=*** user=y"),
         ("mysql --password=hunter2 --host h", "mysql --password=*** --host h"),
         ("mysql --password hunter2 --host h", "mysql --password *** --host h"),

@@ -223,7 +223,10 @@ class Entries:
         try:
             if ttl != 0:
                 entry = self.entry(flight.key, value, ttl)
-                if flight.invalidated or self._store.put(flight.key, entry):
+                outdated = flight.invalidated
+                if outdated or self._store.put(flight.key, entry):
+                    if flight.invalidated and not outdated:
+                        self._withdraw(flight, entry)
                     return entry
                 self._too_heavy(entry)
         except Exception as error:  # noqa: BLE001 - as above
@@ -244,7 +247,10 @@ class Entries:
         try:
             if ttl != 0:
                 entry = self.entry(flight.key, value, ttl)
-                fits = flight.invalidated or await store.aput(flight.key, entry)
+                outdated = flight.invalidated
+                fits = outdated or await store.aput(flight.key, entry)
+                if flight.invalidated and not outdated:
+                    await in_thread(lambda: self._withdraw(flight, entry)).wait()
         except Exception as caught:  # noqa: BLE001 - as above
             error = caught
         return self.report(flight, Stored(entry, error, fits))
@@ -271,12 +277,22 @@ class Entries:
                 if together
                 else [store.put(key, entry) for key, entry in entries.values()]
             )
+            for place, (_, entry) in entries.items():
+                if (flight := wanted[place][0]).invalidated:
+                    self._withdraw(flight, entry)
             outcomes: list[tuple[Exception | None, bool]] = [(None, well) for well in fits]
         except Exception as error:  # noqa: BLE001 - as above
             outcomes = [(error, True)] * len(entries)
         for (place, (_, entry)), (failure, well) in zip(entries.items(), outcomes, strict=True):
             stored[place] = Stored(entry, failure, well)
         return stored
+
+    def _withdraw(self, flight: Flight, entry: Entry) -> None:
+        """Remove a result whose key was invalidated while it was stored."""
+        if isinstance(self._store, MemoryStore):
+            self._store.discard(flight.key, entry)
+        else:
+            self._store.delete(flight.key)
 
     def report(self, flight: Flight, stored: Stored) -> Entry | None:
         """Report a result that was not stored, and return the entry."""

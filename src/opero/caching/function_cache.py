@@ -14,7 +14,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opero import events
-from opero.caching.copying import Uncopyable
 from opero.caching.entries import Entries
 from opero.caching.single_flight import (
     Flight,
@@ -281,7 +280,7 @@ class FunctionCache:
         """
         try:
             return SharedResult(entry or self.entries.plain_entry((), value), rejected)
-        except Uncopyable:
+        except Exception:  # noqa: BLE001 - a result may refuse anything, and the waiters go on
             return Instruction.COMPUTE
 
     def late(self, call: CachedCall, expired: Entry | None, flight: Flight | None = None) -> Any:

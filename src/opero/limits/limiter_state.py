@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 from opero.errors import OperoUsageError, SpendCapError
@@ -168,10 +169,11 @@ class LimiterState:
             self._state = cells[place:]
             if isinstance(rule, CombinedLimit):
                 self._state = [cells[begin:end] for _, begin, end in _parts_of(cells)]
+            if paused:
+                with file:
+                    self._update_in_file(file, partial(self._begin_pause, paused))
             # Last, because it shows others that have not the lock that the other attributes are those of the file.
             self.file, self._take = file, _look_again
-        if paused:
-            self.pause(paused)
         return self
 
     def after_fork(self) -> None:
@@ -208,14 +210,13 @@ class LimiterState:
 
     def pause(self, length: int) -> bool:
         """Let nothing start for so many nanoseconds; False if a pause already lasts that long."""
+        return self.update(partial(self._begin_pause, length))
 
-        def change(state: Any, pause: LimitPause, now: int) -> bool:
-            until = now + min(length, NEVER // 4)
-            if pause.left(now) >= until - now:
-                return False
-            return pause.begin(until, self.rule.before_pause(state, until, length))
-
-        return self.update(change)
+    def _begin_pause(self, length: int, state: Any, pause: LimitPause, now: int) -> bool:
+        until = now + min(length, NEVER // 4)
+        if pause.left(now) >= until - now:
+            return False
+        return pause.begin(until, self.rule.before_pause(state, until, length))
 
     def resume(self) -> None:
         """End a pause now."""

@@ -43,12 +43,14 @@ class ConcurrencyPermit:
     Attributes:
         holder: The thread (its ident) or task (its id, or a weak reference) whose call it is; None if it is free, or
             taken by a caller that is not known.
+        across: The permits of all processes, of which it has one; None if it has none.
     """
 
-    __slots__ = ("holder", "permits")
+    __slots__ = ("across", "holder", "permits")
 
     def __init__(self, permits: _Permits) -> None:
         self.holder: Hashable = None
+        self.across: _FilePermits | None = None
         self.permits: _Permits = permits
 
     def note_holder(self, current_task: CurrentTask | None, *, outlived: bool = False) -> None:
@@ -115,6 +117,8 @@ class ConcurrencyLimit(SharedGuard):
         across = self._permits.across
         if across is not None:
             across.begin()
+            for permit in self._permits.made:
+                permit.across = None
         self._use(_Permits(self, across))
         self.attached = True
 
@@ -213,9 +217,9 @@ class ConcurrencyLimit(SharedGuard):
         """Give a permit back."""
         permit.holder = None
         permits = permit.permits
-        if permits.across is not None:
-            permits.across.give_back()
         permits.free.append(permit)
+        if permit.across is not None:
+            permits.give_back_across(permit)
         if permits.waiting:
             permits.serve()
 
@@ -306,11 +310,14 @@ class _Permits(HandoffQueue):
                     return False
                 permit = ConcurrencyPermit(self)
                 self.made.append(permit)
-        if self.across is None or self.across.take():
-            self.taken.append(permit)
-            return True
-        self.free.append(permit)
-        return False
+        across = self.across
+        if across is not None and permit.across is None:
+            if not across.take():
+                self.free.append(permit)
+                return False
+            permit.across = across
+        self.taken.append(permit)
+        return True
 
     def last_taken(self) -> ConcurrencyPermit:
         """Return a permit that `take` has taken, which is its caller's now."""
@@ -326,28 +333,49 @@ class _Permits(HandoffQueue):
             permit = self.taken.pop()
         except IndexError:
             return
-        if self.across is not None:
-            self.across.give_back()
         self.free.append(permit)
+        if permit.across is not None:
+            self.give_back_across(permit)
+
+    def give_back_across(self, permit: ConcurrencyPermit) -> None:
+        """Give back what a free permit has of those of all processes."""
+        try:
+            self.free.remove(permit)
+        except ValueError:
+            return  # another caller has it already, as it is
+        self._end_across(permit)
+        self.free.append(permit)
+
+    @staticmethod
+    def _end_across(permit: ConcurrencyPermit) -> None:
+        across, permit.across = permit.across, None
+        if across is not None:
+            across.give_back()
 
     def move(self, across: _FilePermits) -> None:
         """Share the permits from now on; those that are out are taken there too."""
         with self.lock:
             # While there is none left, and none is made, no caller can take one past the file.
-            kept = []
-            try:
-                while True:
-                    kept.append(self.free.pop())
-            except IndexError:
-                pass
-            for _ in range(self.out - len(kept)):
-                across.take()
+            kept = self._take_all()
+            for permit in set(self.made).difference(kept):
+                if across.take():
+                    permit.across = across
+            # Given back meanwhile, maybe before it was known what they have there.
+            late = self._take_all()
+            for permit in late:
+                self._end_across(permit)
             self.across = across
-            self.free.extend(kept)
-            # Given back meanwhile, when the file was not yet in use.
-            for _ in range(len(across.held) - self.out):
-                across.give_back()
+            self.free.extend(kept + late)
         self.serve()
+
+    def _take_all(self) -> list[ConcurrencyPermit]:
+        """Take all that are free."""
+        found = []
+        try:
+            while True:
+                found.append(self.free.pop())
+        except IndexError:
+            return found
 
 
 def _watch(permits: _Permits, timeout: float | None) -> Callable[[], float]:

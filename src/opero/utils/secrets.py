@@ -64,11 +64,13 @@ _PAIRS: Final = frozenset(
 _FIELDS: Final = frozenset({"code", "sid"})
 """Further names of URL fields that are secret there."""
 
-_COUNTS: Final = frozenset(
-    {"max", "min", "num", "n", "count", "total", "prompt", "completion", "input", "output"}
-    | {"new", "cached", "reasoning", "used", "per", "limit"}
+_COUNTS: Final = frozenset({"max", "min", "num", "n", "count", "total", "per", "limit"})
+"""Words beside a plural that make it a number: `max_keys`, `tokens_per_minute`."""
+
+_KINDS_OF_TOKENS: Final = frozenset(
+    {"prompt", "completion", "input", "output", "new", "cached", "reasoning", "used"}
 )
-"""Words beside a plural that make it a number: `max_tokens`, `tokens_used`."""
+"""Words beside "tokens" that do: `tokens_used`. `cached_credentials` are secret."""
 
 _WORD: Final = r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])"
 
@@ -91,7 +93,11 @@ def looks_secret(name: str, declared: Collection[str] = ()) -> bool:
     words = [word.lower() for word in re.findall(_WORD, name)]
     for place, word in enumerate(words):
         beside = words[max(place - 1, 0) : place + 2]
-        counted = word.endswith("s") and not _COUNTS.isdisjoint(beside)
+        counted = (
+            (word.endswith("s") and not _COUNTS.isdisjoint(beside))
+            or (word == "tokens" and not _KINDS_OF_TOKENS.isdisjoint(beside))
+            or beside[-1] in ("count", "limit")
+        )
         if not counted and _is_secret_word(word):
             return True
         if place > 0 and _PAIRS & {(words[place - 1], word), (words[place - 1], word.rstrip("s"))}:
@@ -143,7 +149,10 @@ def _patterns() -> dict[str, re.Pattern[str]]:
         "quoted": re.compile(r"(?<=%3A%2F%2F)[^\s&]+?(?=%40)", re.IGNORECASE),
         "element": re.compile(r"<(?P<name>[\w:.-]+)>[^<>]+(?=</(?P=name)>)"),
         "authorization": re.compile(
-            r"\b(?P<kind>bearer|basic|digest|negotiate)(?P<space>\s+)[\w.~+/=:-]{4,}", re.IGNORECASE
+            # After the last three stands base64, or a field; "basic authentication" is prose.
+            r"\b(?P<kind>bearer|(?:basic|digest|negotiate)(?=\s+\S*(?-i:[A-Z\d=])))(?P<space>\s+)"
+            r"[\w.~+/=:-]{4,}",
+            re.IGNORECASE,
         ),
         "token": re.compile(
             r"\b(?:sk|rk|pk)[-_][\w-]{16,}|\bgh[pousr]_\w{16,}|\bgithub_pat_\w{16,}|\bglpat-[\w-]{16,}"
