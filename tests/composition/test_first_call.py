@@ -172,7 +172,7 @@ def test_no_values_are_an_error(face: Any, options: dict[str, Any]) -> None:
 
 
 def test_a_call_without_a_slot_counts_one_miss(face: Any, options: dict[str, Any]) -> None:
-    limiter = RateLimiter("100/s", burst=0)
+    limiter = RateLimiter("20/s", burst=0)
     f = called_once(face, opero(rate_limit=limiter, **options)(face.of(lambda x, model="m": x)))
     assert [face.run(f, n) for n in range(3)] == [0, 1, 2]
     assert counted(f) == {"calls": 3, "misses": 3}

@@ -390,11 +390,13 @@ class CacheStage(FunctionCache):
                 key = call.key = self.key(call)
                 if key is None:
                     return proceed(call)
-            flight, expired, found = call.flight, None, None
+            flight, expired = call.flight, None
+            found: Any = None
             if at_once and flight is None and not call.renews and call.prior_outcome is None:
-                found = flight = find_or_lead(key)
+                found = find_or_lead(key)
                 if isinstance(found, Entry):
                     return serve(call, found)
+                flight = found
             if flight is None or call.renews:
                 found = run_sync(begin(call, key, blocking=True))
                 if type(found) is not Leadership:
@@ -443,11 +445,13 @@ class CacheStage(FunctionCache):
                 key = call.key = self.key(call)
                 if key is None:
                     return await proceed(call)
-            flight, expired, found = call.flight, None, None
+            flight, expired = call.flight, None
+            found: Any = None
             if at_once and flight is None and not call.renews and call.prior_outcome is None:
-                found = flight = find_or_lead(key)
+                found = find_or_lead(key)
                 if isinstance(found, Entry):
                     return serve(call, found)
+                flight = found
             if flight is None or call.renews:
                 found = await run_async(begin(call, key, blocking=False))
                 if type(found) is not Leadership:
