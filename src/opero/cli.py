@@ -517,7 +517,8 @@ def as_json(facts: object) -> str:
 
 def _masked(facts: Any, name: str = "") -> Any:
     if isinstance(facts, str):
-        return "***" if looks_secret(name) else mask_text(facts)
+        # Of opero's own variables no more than the password of a URL is secret.
+        return "***" if looks_secret(name) and name not in _VARIABLES else mask_text(facts)
     if isinstance(facts, dict):
         return {key: _masked(value, str(key)) for key, value in facts.items()}
     if isinstance(facts, list):

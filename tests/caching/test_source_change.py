@@ -137,3 +137,20 @@ def test_what_is_not_written_in_python_is_never_edited():
     assert code_digest(len) is None
     assert code_digest(Callable()) is not None
     assert code_digest(eval("lambda x: x")) == code_digest(lambda x: x)
+
+
+def test_a_function_that_says_it_wraps_itself_has_a_digest():
+    def f(x):
+        return x
+
+    plain = code_digest(f)
+    vars(f)["__wrapped__"] = f
+    assert code_digest(f) == plain
+
+
+def test_code_that_holds_what_no_source_can_has_no_digest():
+    def f(x):
+        return x
+
+    f.__code__ = f.__code__.replace(co_consts=(*f.__code__.co_consts, object()))
+    assert code_digest(f) is None

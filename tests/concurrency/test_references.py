@@ -112,3 +112,38 @@ def test_an_error_is_in_no_reference_cycle(
             gc.enable()
 
     asyncio.run(main())
+
+
+def test_an_input_that_is_still_waited_for_is_in_no_reference_cycle() -> None:
+    class Input:
+        def __init__(self) -> None:
+            self.left = 4
+
+        def __aiter__(self) -> AsyncIterator[int]:
+            return self
+
+        async def __anext__(self) -> int:
+            self.left -= 1
+            if self.left < 0:
+                await asyncio.Event().wait()
+            return 3 - self.left
+
+    f = operomap(cache=False, retries=0, progress=False)(fail_later)
+
+    async def use_one() -> weakref.ref[Input]:
+        items = Input()
+        assert await use(f, "list", items)
+        return weakref.ref(items)
+
+    async def main() -> None:
+        await use_one()
+        gc.collect()
+        gc.disable()
+        try:
+            items = await use_one()
+            await asyncio.sleep(0.01)
+            assert items() is None
+        finally:
+            gc.enable()
+
+    asyncio.run(main())

@@ -315,6 +315,23 @@ def test_no_call_slips_through_a_pause_while_the_state_moves(path):
     assert 0 < waits[0] <= SECOND
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_signal_handler_may_make_a_call_within_a_call(path, shared):
+    within: list[int] = []
+
+    def now() -> int:
+        if not within:
+            within.append(-1)
+            within[:] = [state.take_marked()[0]]
+        return SECOND
+
+    state = fresh(path) if shared else LimiterState(HOURLY)
+    state._now = now
+    assert state.take_marked()[0] == 0
+    assert within == [0]
+    assert [state.take_marked()[0] == 0 for _ in range(2)] == [True, False]
+
+
 # --- another rule ---------------------------------------------------------------------------------
 
 

@@ -457,11 +457,13 @@ class _AsyncSource:
         """Wait for no more input."""
         import asyncio
 
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-            if not self._task.cancelled():
-                self._end()  # asked for, so that asyncio does not report it
+        # As in `_end`: what has cancelled the task leads to the frame that waits here for input.
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+            if not task.cancelled():
+                task.exception()  # asked for, so that asyncio does not report it
 
 
 # --- what callers get -----------------------------------------------------------------------------

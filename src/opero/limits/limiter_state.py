@@ -59,7 +59,7 @@ class LimiterState:
         self._pause = LimitPause()
         # Without a pause no call pays for the possibility of one.
         self._take: Callable[..., int] = rule.take
-        self._lock = threading.Lock()
+        self.after_fork()
 
     def take(self) -> int:
         """Start a call and return 0, or return the nanoseconds to wait; in memory only."""
@@ -178,7 +178,8 @@ class LimiterState:
 
     def after_fork(self) -> None:
         """Drop a lock that a thread of the parent may have held."""
-        self._lock = threading.Lock()
+        # Reentrant, because a signal handler may make a call.
+        self._lock = threading.RLock()
 
     def give_back(self, taken: TakenSlot, units: int = 0) -> bool:
         """Give back what a `take_marked` has taken; False if another call has started since, and only its cost came."""

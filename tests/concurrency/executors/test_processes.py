@@ -178,6 +178,16 @@ def test_programs_that_a_worker_starts_obey_ctrl_c(maps: Maps) -> None:
     assert maps(handled, [1]).items == ["True\n"]
 
 
+@both
+def test_programs_that_a_worker_starts_inherit_nothing_of_the_map(maps: Maps) -> None:
+    def inherited(_: int) -> list[str]:
+        fds = [fd for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+        return [str(fd.readlink()) for fd in fds if os.get_inheritable(int(fd.name))]
+
+    [found] = maps(inherited, [1]).items
+    assert not [fd for fd in found if "socket" in fd or "opero" in fd]
+
+
 # --- large things ---------------------------------------------------------------------------------
 
 

@@ -414,6 +414,51 @@ def test_nothing_stays_open_after_many_maps(program: Program, before: str) -> No
     assert program.run(text, before) == "True ''\n"
 
 
+@ways
+def test_nothing_stays_open_after_maps_that_cannot_begin(program: Program, before: str) -> None:
+    text = """
+    import asyncio, gc, os, resource
+    from opero import operomap
+
+    class Stays:
+        def __reduce__(self):
+            raise TypeError
+
+    @operomap(mode="process", cache=False, workers=2)
+    def f(x):
+        return x
+
+    @operomap(mode="async_process", cache=False, workers=2)
+    async def g(x, extra=Stays()):
+        return extra
+
+    def use(room=None):
+        most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if room is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (room, hard))
+        try:
+            f([1])
+        except Exception as error:
+            return error
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+    def left():
+        use()  # with the fork server that it had
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    first = left()
+    print(all([use(first + more) for more in range(6)]), left() - first)
+    for _ in range(3):
+        try:
+            asyncio.run(g([1], Stays()))
+        except Exception as error:
+            print(type(error).__name__, left() - first)
+    """
+    assert program.run(text, before) == "True 0\n" + 3 * "ShippingError 0\n"
+
+
 # --- ends -----------------------------------------------------------------------------------------
 
 LONG = """

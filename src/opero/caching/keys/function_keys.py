@@ -230,6 +230,9 @@ class FunctionKeys:
         )
 
 
+_MOST_LAYERS: Final = 100
+"""Decorators of one function that are looked through."""
+
 _SHORT: Final = 16
 """Longest list or tuple that is not worth a digest."""
 
@@ -349,13 +352,18 @@ def code_digest(fn: Any) -> bytes | None:
 
     Neither comments nor the decorators before its `def` count.
     """
-    while True:
+    for _ in range(_MOST_LAYERS):  # a function may say that it wraps itself
         inner = fn.func if isinstance(fn, functools.partial) else getattr(fn, "__wrapped__", None)
         if inner is None:
             break
         fn = inner
     code = getattr(fn if hasattr(fn, "__code__") else type(fn).__call__, "__code__", None)
-    return None if code is None else digest(_code_parts(code)).hex().encode()
+    if code is None:
+        return None
+    try:
+        return digest(_code_parts(code)).hex().encode()
+    except Unkeyable:  # what rewrites code may put anything into it
+        return None
 
 
 def _code_parts(code: CodeType) -> tuple[Any, ...]:

@@ -174,8 +174,9 @@ class ExecutorBridge:
 
     def open(self, job: MapJob) -> None:
         """Open the executor."""
-        self._engine.open(job)
+        # First: `close` needs it, also where the executor cannot be opened.
         self._waiter = ThreadPoolExecutor(1, thread_name_prefix="opero-map")
+        self._engine.open(job)
 
     async def poll(self, wait: float | None) -> list[Report]:
         """Wait for reports in a thread; a cancelled wait ends the thread's wait too."""

@@ -155,6 +155,9 @@ class WorkerSession:
 
         self.conn = conn
         self._own_fd = own_fd
+        os.set_inheritable(
+            own_fd, False
+        )  # as the connection: not for programs that the user's code starts
         own, items = mmap.mmap(own_fd, 0), mmap.mmap(pool_fd, 0)
         os.close(pool_fd)
         self.page: memoryview[int] = memoryview(own)[:PAGE].cast("q")

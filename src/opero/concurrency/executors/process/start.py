@@ -152,6 +152,8 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         # Not so where the program has set a default timeout.
         sock.setblocking(True)
+        # A descriptor that has come from another process is: programs that this one starts would hold the connection.
+        sock.set_inheritable(False)
         self._sock = sock
         self.fileno: Callable[[], int] = sock.fileno
         self.close: Callable[[], None] = sock.close
@@ -230,7 +232,7 @@ class ForkServer:
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._forked = 0
-        self._output = -1 if worker_main is not None else anonymous_file("server")
+        self._output = -1
         ours, theirs = socket.socketpair()
         self.channel: Channel = Channel(ours)
         self._beginner: subprocess.Popen[bytes] | None = None
@@ -241,6 +243,7 @@ class ForkServer:
                 if worker_main is not None:
                     self._forked = _fork(theirs, worker_main, mask)
                 else:
+                    self._output = anonymous_file("server")
                     self._beginner = _begin_interpreter(theirs, self._output)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)

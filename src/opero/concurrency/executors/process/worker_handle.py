@@ -107,12 +107,12 @@ class WorkerHandle:
         self.failure: str | None = None
         self._turn = 0
         self._started = False
-        self._fd, self._memory = shared_file("worker", PAGE + 2 * size, PAGE)
-        self.copy: Callable[[Span], bytearray] = functools.partial(copy_span, self._memory)
-        self.page: memoryview[int] = memoryview(self._memory)[:PAGE].cast("q")
         ours, theirs = socket.socketpair()
         self.conn: Channel = Channel(ours)
         self.sentinel: int = -1
+        self._fd, self._memory = shared_file("worker", PAGE + 2 * size, PAGE)
+        self.copy: Callable[[Span], bytearray] = functools.partial(copy_span, self._memory)
+        self.page: memoryview[int] = memoryview(self._memory)[:PAGE].cast("q")
         try:
             with theirs:
                 fds = (theirs.fileno(), self._fd, pool_fd)

@@ -97,7 +97,11 @@ class ProcessEngine:
         self._fd, self._memory = protocol.shared_file("pool", 2 * self.workers * size, PAGE)
         self._size = size if len(self._memory) > PAGE else 0
         self._free = protocol.make_buffers(self._memory, 0, self._size, 2 * self.workers)
-        self._woken, self._waker = os.pipe()
+        try:
+            self._woken, self._waker = os.pipe()
+        except OSError:
+            os.close(self._fd)
+            raise
         os.set_blocking(self._waker, False)
         self._sources[self._woken] = None
         self._open = True
