@@ -307,11 +307,8 @@ def _source(pipeline: Pipeline) -> str:
         names = cache.keys.fast_parameters if cache.in_memory else ()
         parts |= key_source(names, parameters, of_instance=cache.keys.of_instance) if names else {}
         parts |= {"find_key": _FAST_KEY if names else _SLOW_KEY, "slow_key": _SLOW_KEY}
-        parts |= (
-            {"hit": _HIT, "lead": _LEAD_IN_MEMORY}
-            if cache.in_memory
-            else {"hit": "", "lead": _FIND_OR_LEAD}
-        )
+        hit, lead = (_HIT, _LEAD_IN_MEMORY) if cache.in_memory else ("", _FIND_OR_LEAD)
+        parts |= {"hit": hit, "lead": lead}
         body = _fill(_LOOK_UP, {"miss": body if pipeline.has_fast_path else _CALL})
     return _fill(_FUNCTION, parts | {"body": body})
 
