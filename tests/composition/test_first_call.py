@@ -5,21 +5,41 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import Face
 
 from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter, opero
+from opero.caching import lease
 
 MODELS = ("a", "b")
 
 
 @pytest.fixture(params=["by the wrapper", "by the stages"])
-def options(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """The options of the function; a listener sends every call through the stages."""
-    more = {} if request.param == "by the wrapper" else {"on_event": lambda event: None}
-    return {"min_delay": 0, "retries": 1, "arg_fallback": "model", **more}
+def maker(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """A listener sends every call through the stages."""
+    return {} if request.param == "by the wrapper" else {"on_event": lambda event: None}
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """Options for entries on disk; at the end of the test no caller has a lease any more."""
+    # What the functions below close over has no content.
+    monkeypatch.setattr("opero.core.cache.function_id", lambda info, version: info.qualname)
+    yield {"cache_backend": f"disk:{tmp_path / 'cache'}"}
+    assert not lease._renewer._held
+    lease._renewer.flush()
+
+
+@pytest.fixture(params=["memory", "disk"])
+def options(request: pytest.FixtureRequest, maker: dict[str, Any]) -> dict[str, Any]:
+    """The options of the function, with its entries in memory and on disk."""
+    place = request.getfixturevalue("disk") if request.param == "disk" else {}
+    return {"min_delay": 0, "retries": 1, "arg_fallback": "model", **maker, **place}
 
 
 def called_once(face: Any, function: Any) -> Any:
@@ -152,7 +172,7 @@ def test_no_values_are_an_error(face: Any, options: dict[str, Any]) -> None:
 
 
 def test_a_call_without_a_slot_counts_one_miss(face: Any, options: dict[str, Any]) -> None:
-    limiter = RateLimiter("100/s", burst=0)
+    limiter = RateLimiter("20/s", burst=0)
     f = called_once(face, opero(rate_limit=limiter, **options)(face.of(lambda x, model="m": x)))
     assert [face.run(f, n) for n in range(3)] == [0, 1, 2]
     assert counted(f) == {"calls": 3, "misses": 3}
@@ -256,20 +276,126 @@ def test_threads_share_the_failure_of_all_values(options: dict[str, Any]) -> Non
     assert (ask.stats.calls, ask.stats.misses, ask.stats.shared) == (2, 1, 2)
 
 
+def test_a_fresh_entry_on_disk_is_a_hit(disk: dict[str, Any]) -> None:
+    f = called_once(face := Face(asynchronous=False), opero(**disk)(lambda x: [x]))
+    assert [face.run(f, 1) for _ in range(3)] == [[1]] * 3
+    assert (f.call(1).source, counted(f)) == ("hit", {"calls": 1, "hits": 3, "misses": 1})
+
+
+def test_an_expired_entry_on_disk_is_a_miss(disk: dict[str, Any]) -> None:
+    f = called_once(face := Face(asynchronous=False), opero(cache_ttl=0.05, **disk)(lambda x: x))
+    assert face.run(f, 1) == 1
+    time.sleep(0.06)
+    assert face.run(f, 1) == 1
+    assert counted(f) == {"calls": 2, "misses": 2}
+
+
+def test_a_result_that_is_stored_between_look_and_lease_is_served(
+    disk: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(x: Any) -> Any:
+        return made.append(x)
+
+    made: list[Any] = []
+    f, other = opero(**disk)(work), opero(**disk)(work)
+    store = f.__opero__.cache.store.backend
+    f(0)
+    acquire = store.acquire
+
+    def late(*args: Any) -> bool:
+        monkeypatch.setattr(store, "acquire", acquire)
+        other(1)
+        lease._renewer.flush()
+        time.sleep(lease._GATHER)
+        return bool(acquire(*args))
+
+    monkeypatch.setattr(store, "acquire", late)
+    f(1)
+    assert (made, f.stats.hits, f.stats.misses) == ([0, 1], 1, 1)
+
+
+@pytest.mark.parametrize("granted", [True, False], ids=["lent", "not lent"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_caller_whose_lease_fails_leaves_nothing_behind(
+    disk: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[BaseException],
+    granted: bool,
+) -> None:
+    f = called_once(face := Face(asynchronous=False), opero(**disk)(lambda x: x))
+    store = f.__opero__.cache.store.backend
+    acquire = store.acquire
+
+    def failing(*args: Any) -> bool:
+        assert not granted or acquire(*args)
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "acquire", failing)
+        if error is OSError:
+            assert face.run(f, 1) == 1  # a store that lends no lease keeps no caller waiting
+        else:
+            with pytest.raises(error):
+                face.run(f, 1)
+    lease._renewer.flush()
+    assert (face.run(f, 1), face.run(f, 2), len(f.__opero__.cache.single_flight)) == (1, 2, 0)
+
+
+def test_a_store_that_breaks_costs_no_result(
+    disk: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    f = called_once(face := Face(asynchronous=False), opero(**disk)(lambda x: x))
+
+    def broken(*args: Any) -> Any:
+        raise OSError("gone")
+
+    for name in ("get", "set", "acquire"):
+        monkeypatch.setattr(f.__opero__.cache.store.backend, name, broken)
+    assert [face.run(f, 1) for _ in range(2)] == [1, 1]
+    assert counted(f) == {"calls": 2, "misses": 2}
+
+
+def test_a_lease_of_another_caller_is_waited_for(disk: dict[str, Any]) -> None:
+    go = threading.Event()
+
+    def work(x: Any) -> Any:
+        assert not x or go.wait(10)
+        return made.append(x)
+
+    made: list[Any] = []
+    f, other = opero(**disk)(work), opero(**disk)(work)
+    for each in (f, other):
+        each(0)
+    leader = threading.Thread(target=f, args=(1,))
+    leader.start()
+    while not f.stats.misses > 1:
+        time.sleep(0.001)
+    waiter = threading.Thread(target=other, args=(1,))
+    waiter.start()
+    waiter.join(0.05)
+    assert waiter.is_alive()
+    go.set()
+    for thread in (leader, waiter):
+        thread.join(10)
+    assert (made.count(1), other.stats.hits) == (1, 2)
+
+
 def test_cancelled_leader_hands_over_to_a_waiter(options: dict[str, Any]) -> None:
     limit = ConcurrencyLimit(2)
     began: list[Any] = []
+    started = asyncio.Event()
 
     @opero(concurrency=limit, **options)
     async def ask(x: Any, model: Any = MODELS) -> Any:
         began.append(model)
+        started.set()
         if len(began) == 1:
             await asyncio.sleep(30)
         return model
 
     async def main() -> Any:
         leader = asyncio.create_task(ask(1))
-        await asyncio.sleep(0)
+        await started.wait()
         waiters = [asyncio.create_task(ask(1)) for _ in range(2)]
         await asyncio.sleep(0.01)
         leader.cancel()

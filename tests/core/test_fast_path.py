@@ -129,6 +129,7 @@ def test_it_is_there_for_every_set_of_guards(face: Any, names: Any) -> None:
         ({"stop": stop_never}, False),
         ({"arg_fallback": "model"}, True),
         ({"cache": True}, True),
+        ({"cache": True, "cache_backend": "disk"}, True),
         ({"cache": True, "cache_if": lambda result, receipt: True}, False),
         ({"cache": True, "cache_stale_ttl": 60}, False),
         ({"cache": True, "cache_refresh": 0.5}, False),

@@ -191,7 +191,7 @@ def own_names() -> list[str]:
     async def stream(x: int) -> AsyncIterator[int]:
         yield x
 
-    made += [quick(stream), quick(lambda x: (yield x))]
+    made += [quick(stream), quick(lambda x: (yield x)), opero(cache_backend="disk")(lambda x: x)]
     return sorted(
         {name for fn in made for name in (*fn.__code__.co_names, *fn.__code__.co_varnames)}
         | {name for fn in made for name in fn.__globals__ if name.startswith("_opero")}
@@ -218,6 +218,7 @@ def test_own_names_are_all_marked() -> None:
         "__builtins__",
         *("on", "closed", "expires", "visited", "copier", "value", "calls", "prior_outcome", "key"),
         *("flight", "fast_key", "lead", "land", "give_up", "leave"),
+        *("find_or_lead", "open"),
         *("iterate", "ended", "item", "send", "throw", "close"),
         *("threads_waiting", "loops_waiting", "take_slot"),
     }

@@ -165,6 +165,7 @@ class Entries:
         store: Any = self._store
         if not store.blocking:
             return self.find(key)
+        ambient.require_loop("use a cache that blocks")
         try:
             if self._look_for_edits is not None:
                 await in_thread(self._look).wait()

@@ -33,7 +33,7 @@ from opero.utils.units import format_bytes, format_seconds
 if TYPE_CHECKING:
     from opero.caching.entries import CachedCall
     from opero.caching.keys.function_keys import FunctionKeys
-    from opero.caching.lease import Lease, Leases
+    from opero.caching.lease import Leases
     from opero.caching.memory import Entry, EntryStore
     from opero.caching.refresh import Freshness
     from opero.caching.single_flight import Verdict
@@ -81,38 +81,16 @@ class CacheInfo(NamedTuple):
         )
 
 
-class Look(NamedTuple):
-    """A look in a store that takes its time, and what its caller has begun since.
-
-    Attributes:
-        completed: How many flights had ended when it began.
-        at: Machine time at which it began.
-        entry: What was found, nothing fresh.
-        flight: What the caller leads already; None if nothing.
-        lease: The lease that it holds for it; None for none.
-        valid: Whether nothing can have been stored since, so that the caller has to compute.
-    """
-
-    completed: int
-    at: float
-    entry: Entry | None
-    flight: Flight | None = None
-    lease: Lease | None = None
-    valid: bool = False
-
-
 class Leadership(NamedTuple):
     """What a caller that has to compute knows.
 
     Attributes:
-        flight: The flight that it leads.
+        flight: The flight that it leads, perhaps with a lease that it has to release.
         expired: An expired entry that may stand in if it fails; None if there is none.
-        lease: The lease that it has to release; None without one.
     """
 
     flight: Flight
     expired: Entry | None = None
-    lease: Lease | None = None
 
 
 class FunctionCache:
@@ -396,15 +374,12 @@ class FunctionCache:
 
     # --- what threads and event loops do alike ----------------------------------------------------
 
-    def begin(
-        self, call: CachedCall, key: Hashable, look: Look | None, *, blocking: bool
-    ) -> StepLogic[Any]:
+    def begin(self, call: CachedCall, key: Hashable, *, blocking: bool) -> StepLogic[Any]:
         """Look for a result, wait for another caller's, or become the one that computes it.
 
         Args:
             call: The call.
             key: Its key.
-            look: What it has found in the store, and begun; None if it has not looked.
             blocking: Whether waiting blocks the thread.
 
         Returns:
@@ -412,50 +387,49 @@ class FunctionCache:
             has to be computed and cannot be shared.
         """
         flights, entries = self.single_flight, self.entries
+        completed, seen_at, expired = flights.completed, monotonic(), None
         if call.renews:
             flight = call.flight or flights.replace(key)
         else:
-            if look is None:
-                look = Look(flights.completed, monotonic(), (yield entries.find_step(key)))
-                found = look.entry
-                if found is not None and (fresh := self.answers(key, found)) is not None:
-                    if not fresh:
-                        return entries.serve_stale(call, found)
-                    self.refresh_if_due(call, key, found, blocking=blocking)
-                    return entries.serve(call, found)
-            flight = look.flight or Flight(key)
-            if look.flight is None and flights.start(key, flight) is not flight:
+            expired = yield entries.find_step(key)
+            if expired is not None and (fresh := self.answers(key, expired)) is not None:
+                if not fresh:
+                    return entries.serve_stale(call, expired)
+                self.refresh_if_due(call, key, expired, blocking=blocking)
+                return entries.serve(call, expired)
+            flight = Flight(key)
+            if flights.start(key, flight) is not flight:
                 verdict = yield from flights.follow(key, call.deadline, blocking=blocking)
                 try:
                     if verdict is Instruction.COMPUTE:
                         return verdict
                     if verdict is Instruction.LATE:
-                        return self.late(call, look.entry)
+                        return self.late(call, expired)
                     if not isinstance(verdict, Flight):
                         return self.share(call, verdict)
                     flight = verdict
                 finally:
                     del verdict
-        flight.thread, expired, lease = get_ident(), None, look and look.lease
+        flight.thread, lease = get_ident(), None
         try:
-            if look is None:
+            if call.renews:
                 if self.freshness is not None:
                     expired = yield entries.find_step(key)
                 return Leadership(flight, expired)
             # Another caller may have stored the result between our look and our start.
-            seen_at = look.at if flights.completed == look.completed else -inf
-            expired = look.entry
+            if flights.completed != completed:
+                seen_at = -inf
             if self.leases is not None and call.prior_outcome is None:
                 expired, lease, late = yield from self.leases.take_turn(
-                    flight, call.deadline, expired, seen_at, held=lease, blocking=blocking
+                    flight, call.deadline, expired, seen_at, blocking=blocking
                 )
                 if late:
                     return self.late(call, expired, flight)
             elif seen_at == -inf:
                 expired = yield entries.find_step(key)
             if expired is None or not entries.is_fresh(key, expired):
-                kept, lease = lease, None
-                return Leadership(flight, expired, kept)
+                flight.lease, lease = lease, None
+                return Leadership(flight, expired)
             value = entries.serve(call, expired)
             notify(flights.complete(flight), SharedResult(expired))
             return value

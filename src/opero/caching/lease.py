@@ -133,7 +133,6 @@ class Leases:
         seen: Entry | None,
         seen_at: float,
         *,
-        held: Lease | None,
         blocking: bool,
     ) -> StepLogic[Turn]:
         """Wait while another process computes a key.
@@ -143,20 +142,17 @@ class Leases:
             deadline: Clock reading at which it stops waiting, None for never.
             seen: What the caller has found in the store.
             seen_at: Machine time at which it began to look; `-math.inf` if that does not count.
-            held: The lease that it has acquired already; None for none.
             blocking: Whether waiting blocks the thread.
         """
-        find, key, lease, wait = self._entries.find_step, flight.key, held, None
-        if lease is None and (leads_others(flight) or (lease := self.new(key)) is None):
+        find, key, wait = self._entries.find_step, flight.key, None
+        lease = None if leads_others(flight) else self.new(key)
+        if lease is None:
             return Turn((yield find(key)))
         try:
             while True:
-                mine: bool | None = True
-                if held is None:
-                    again = wait is not None
-                    (mine,) = yield from self.acquire(
-                        (lease,), again=again, blocking=blocking, patient=False
-                    )
+                (mine,) = yield from self.acquire(
+                    (lease,), again=wait is not None, blocking=blocking, patient=False
+                )
                 if not (mine and monotonic() - seen_at < _GATHER / 2):
                     seen = yield find(key)
                 seen_at = -math.inf
@@ -172,29 +168,32 @@ class Leases:
             _renewer.release(lease)
             raise
 
-    def acquire_at_once(self, flight: Flight, seen_at: float) -> tuple[Lease | None, bool]:
-        """Acquire the lease of a key if it is free; if not, `take_turn` has to decide what is to be done.
+    def acquire_at_once(self, flight: Flight, seen_at: float) -> bool | None:
+        """Acquire the lease of a flight if it is free; if not, `take_turn` has to decide what is to be done.
 
         Args:
             flight: The flight that the caller leads, in a thread that may wait for the store.
             seen_at: As for `take_turn`.
 
         Returns:
-            The lease, None if it was not acquired; and whether what was seen counts.
+            Whether what was seen counts; None if another caller has the lease.
         """
         lease = None if leads_others(flight) else self.new(flight.key)
         if lease is None:
-            return None, False
+            return False
         try:
-            if lease.store.acquire(lease.key, lease.owner, SECONDS):
-                _renewer.keep((lease,))
-                return lease, monotonic() - seen_at < _GATHER / 2
+            if not lease.store.acquire(lease.key, lease.owner, SECONDS):
+                return None
+            _renewer.keep((lease,))
+            flight.lease = lease
+            return monotonic() - seen_at < _GATHER / 2
         except Exception as error:  # noqa: BLE001 - without leases the call goes on, too
             self._failed(error)
         except BaseException:
+            flight.lease = None
             _renewer.release(lease)
             raise
-        return None, False
+        return False
 
     def try_turn(self, flight: Flight, *, blocking: bool) -> StepLogic[Turn | None]:
         """Return None instead of waiting if another process computes a key."""

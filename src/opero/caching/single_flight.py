@@ -155,6 +155,7 @@ class Flight:
         without_result: Whether it has ended with nothing that other processes could find in the store.
         waiters: The callers that wait, in order of arrival; None while there are none.
         token: What ends the lead of a wrapper's fast path, until the stages go on with the flight; None without one.
+        lease: The lease that its leader has acquired, until the stages go on with the flight; None without one.
     """
 
     # Defaults are class attributes, so that a lone leader sets next to nothing.
@@ -164,6 +165,7 @@ class Flight:
     without_result = False
     waiters: dict[Waiting, None] | None = None
     token: Token[tuple[Flight, ...]] | None = None
+    lease: Any = None
 
     def __init__(self, key: Hashable) -> None:
         self.key = key

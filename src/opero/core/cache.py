@@ -12,13 +12,12 @@ import contextlib
 import functools
 from collections.abc import Callable, Hashable
 from datetime import timedelta
-from threading import get_ident
 from time import monotonic
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from opero.caching.copying import Uncopyable, isolated
-from opero.caching.function_cache import FunctionCache, Leadership, Look
+from opero.caching.function_cache import FunctionCache, Leadership
 from opero.caching.handles import CacheHandle, clear_cache, get_cache_context, register
 from opero.caching.keys.function_keys import (
     FunctionKeys,
@@ -26,7 +25,7 @@ from opero.caching.keys.function_keys import (
     function_id,
     namespace_prefix,
 )
-from opero.caching.memory import MemoryStore
+from opero.caching.memory import Entry, MemoryStore
 from opero.caching.single_flight import (
     Flight,
     Instruction,
@@ -46,7 +45,7 @@ from opero.utils.units import format_bytes, format_seconds, parse_seconds, parse
 
 if TYPE_CHECKING:
     from opero.caching.entries import CachedCall
-    from opero.caching.memory import Entry, EntryStore, Store
+    from opero.caching.memory import EntryStore, Store
     from opero.core.call import AsyncProceed, Proceed
     from opero.core.decorated import Receipt
     from opero.core.function import FunctionInfo
@@ -243,8 +242,8 @@ class CacheStage(FunctionCache):
 
     @property
     def leads_fast(self) -> bool:
-        """Whether a wrapper may lead flights: results need no more than to be put into memory."""
-        return self.in_memory and self.condition is None and self.freshness is None
+        """Whether a wrapper may lead flights: results need no more than to be stored."""
+        return self.condition is None and self.freshness is None
 
     @property
     def fast_get(self) -> Callable[[Any], Entry | None]:
@@ -264,20 +263,44 @@ class CacheStage(FunctionCache):
 
         The caller lands the flight, gives it up, or runs a call that has it through the stages.
         """
-        flight = self._start(key)
-        if flight is not None:
-            self.count_miss()
-            flight.token = become_leader(flight)
-        return flight
-
-    def _start(self, key: Hashable | None) -> Flight | None:
         flights, flight = self.single_flight, Flight(key)
         if key is None or self.off or flights.start(key, flight) is not flight:
             return None
         if self.entries.find(key) is None:
+            self.count_miss()
+            flight.token = become_leader(flight)
             return flight
         # It has expired, or another caller has stored it between the look and the start.
         flights.abandon(flight)
+        return None
+
+    def find_or_lead(self, key: Hashable | None) -> Entry | Flight | None:
+        """Find a fresh entry in whatever store, or lead as `lead` does, with a lease if there are leases.
+
+        The thread may wait for the store. None also where another process computes the same.
+        """
+        if key is None:
+            return None
+        flights, entries = self.single_flight, self.entries
+        completed, looked_at = flights.completed, monotonic()
+        entry = entries.find(key)
+        if entry is not None and entries.is_fresh(key, entry):
+            return entry
+        flight = Flight(key)
+        if flights.start(key, flight) is not flight:
+            return None
+        flight.token = become_leader(flight)
+        try:
+            recent = self.leases is None or self.leases.acquire_at_once(flight, looked_at)
+            if (recent and flights.completed == completed) or (
+                recent is not None and entries.find(key) is None
+            ):
+                self.count_miss()
+                return flight
+        except BaseException:
+            self.give_up(flight)
+            raise
+        self.give_up(flight)
         return None
 
     def land(self, flight: Flight, value: Any) -> None:
@@ -285,14 +308,18 @@ class CacheStage(FunctionCache):
         entry = self.entries.store(flight, value, self.ttl)
         if waiters := self.single_flight.complete(flight):
             notify(waiters, self.verdict(value, entry))
-        token, flight.token = flight.token, None
+        token, lease, flight.token, flight.lease = flight.token, flight.lease, None, None
         stop_leading(token)
+        if lease is not None:
+            lease.release(flight)
 
     def give_up(self, flight: Flight) -> None:
-        """Let another caller lead a flight, because the wrapper that leads it was interrupted."""
-        token, flight.token = flight.token, None
+        """Let another caller lead a flight, because the wrapper that leads it does not go on."""
+        token, lease, flight.token, flight.lease = flight.token, flight.lease, None, None
         stop_leading(token)
         self.single_flight.abandon(flight)
+        if lease is not None:
+            lease.release(flight)
 
     @property
     def token_get(self) -> Callable[[int], int | None]:
@@ -350,27 +377,12 @@ class CacheStage(FunctionCache):
 
     # --- adapters ---------------------------------------------------------------------------------
 
-    def _begin_at_once(self, key: Hashable, look: Look) -> Look:
-        """Begin a flight with a lease where no other caller, of whatever process, computes the same."""
-        flights, flight = self.single_flight, Flight(key)
-        if self.leases is None or flights.start(key, flight) is not flight:
-            return look
-        flight.thread = get_ident()
-        try:
-            lease, recent = self.leases.acquire_at_once(flight, look.at)
-        except BaseException:
-            flights.abandon(flight)
-            raise
-        valid = recent and flights.completed == look.completed
-        return Look(look.completed, look.at, look.entry, flight, lease, valid)
-
     def wrap_sync(self, proceed: Proceed) -> Proceed:
         """Put the stage before `proceed`."""
         flights, entries, freshness = self.single_flight, self.entries, self.freshness
-        start, begin = self._start, self.begin
-        find, is_fresh, serve, store = entries.find, entries.is_fresh, entries.serve, entries.store
+        begin, store, heard = self.begin, entries.store, bool(self._emitter.listeners)
+        find_or_lead, serve, at_once = self.find_or_lead, entries.serve, freshness is None
         ttl, plain = self.ttl, self.condition is None and freshness is None
-        heard, in_memory = bool(self._emitter.listeners), self.in_memory
 
         def run(call: Call) -> Any:
             key = call.key
@@ -378,30 +390,24 @@ class CacheStage(FunctionCache):
                 key = call.key = self.key(call)
                 if key is None:
                     return proceed(call)
-            flight, expired, lease, look = call.flight, None, None, None
-            if flight is None and freshness is None and not call.renews:
-                before = None if in_memory else (flights.completed, monotonic())
-                entry = find(key)
-                if entry is not None and is_fresh(key, entry):
-                    return serve(call, entry)
-                if before is not None:
-                    look = Look(*before, entry)
-                    if call.prior_outcome is None:
-                        look = self._begin_at_once(key, look)
-                    if look.valid:
-                        flight, expired, lease = look.flight, entry, look.lease
-                else:
-                    flight = start(key)
+            flight, expired = call.flight, None
+            found: Any = None
+            if at_once and flight is None and not call.renews and call.prior_outcome is None:
+                found = find_or_lead(key)
+                if isinstance(found, Entry):
+                    return serve(call, found)
+                flight = found
             if flight is None or call.renews:
-                found = run_sync(begin(call, key, look, blocking=True))
+                found = run_sync(begin(call, key, blocking=True))
                 if type(found) is not Leadership:
                     return proceed(call) if found is Instruction.COMPUTE else found
-                flight, expired, lease = found
-            token, flight.token = flight.token or become_leader(flight), None
+                flight, expired = found
+            token = flight.token or become_leader(flight)
+            lease, flight.token, flight.lease = flight.lease, None, None
             try:
                 # A call that is already made, or leads a flight already, was counted before that.
                 if call.prior_outcome is None and call.flight is None and not call.renews:
-                    if freshness is None:
+                    if freshness is None and found is not flight:
                         self.count_miss()
                     if heard or switch.on:
                         self.missed()
@@ -427,11 +433,11 @@ class CacheStage(FunctionCache):
     def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
         """Put the stage before `proceed`, for an event loop."""
         flights, entries, freshness = self.single_flight, self.entries, self.freshness
-        start, begin = self._start, self.begin
-        find, is_fresh, serve, store = entries.find, entries.is_fresh, entries.serve, entries.store
-        afind, astore, blocking = entries.afind, entries.astore, self.store.blocking
+        begin, store, heard = self.begin, entries.store, bool(self._emitter.listeners)
+        astore, blocking = entries.astore, self.store.blocking
+        find_or_lead, serve = self.find_or_lead, entries.serve
+        at_once = freshness is None and not blocking
         ttl, plain = self.ttl, self.condition is None and freshness is None
-        heard, in_memory = bool(self._emitter.listeners), self.in_memory
 
         async def run(call: Call) -> Any:
             key = call.key
@@ -439,28 +445,24 @@ class CacheStage(FunctionCache):
                 key = call.key = self.key(call)
                 if key is None:
                     return await proceed(call)
-            flight, expired, lease, look = call.flight, None, None, None
-            if flight is None and freshness is None and not call.renews:
-                before = None if in_memory else (flights.completed, monotonic())
-                if blocking:
-                    ambient.require_loop("use a cache that blocks")
-                entry = await afind(key) if blocking else find(key)
-                if entry is not None and is_fresh(key, entry):
-                    return serve(call, entry)
-                if before is not None:
-                    look = Look(*before, entry)
-                else:
-                    flight = start(key)
+            flight, expired = call.flight, None
+            found: Any = None
+            if at_once and flight is None and not call.renews and call.prior_outcome is None:
+                found = find_or_lead(key)
+                if isinstance(found, Entry):
+                    return serve(call, found)
+                flight = found
             if flight is None or call.renews:
-                found = await run_async(begin(call, key, look, blocking=False))
+                found = await run_async(begin(call, key, blocking=False))
                 if type(found) is not Leadership:
                     return await proceed(call) if found is Instruction.COMPUTE else found
-                flight, expired, lease = found
-            token, flight.token = flight.token or become_leader(flight), None
+                flight, expired = found
+            token = flight.token or become_leader(flight)
+            lease, flight.token, flight.lease = flight.lease, None, None
             try:
                 # A call that is already made, or leads a flight already, was counted before that.
                 if call.prior_outcome is None and call.flight is None and not call.renews:
-                    if freshness is None:
+                    if freshness is None and found is not flight:
                         self.count_miss()
                     if heard or switch.on:
                         self.missed()

@@ -314,10 +314,10 @@ class Pipeline:
     @property
     def has_fast_path(self) -> bool:
         """Whether a wrapper may make the first call before any stage runs, because none has to look at it."""
-        options, limit = self.options, self.rate_limit
+        options, limit, cache = self.options, self.rate_limit, self.cache
         named = [p.name for p in self.info.calling if not stars(p)]
         return (
-            (self.cache is None or self.cache.leads_fast)
+            (cache is None or (cache.leads_fast and (cache.in_memory or not self.awaits)))
             and (self.fallback is None or self.fallback.parameter.name in named)
             and options.retry_budget is None
             and options.retry_if_result is None

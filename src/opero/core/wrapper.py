@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opero.caching.keys import FAST_TYPES
 from opero.caching.keys.function_keys import default_parts, key_source
+from opero.caching.memory import Entry
 from opero.core.call import Call
 from opero.core.deadline import leave
 from opero.core.function import unwrap_partial
@@ -55,6 +56,13 @@ _SLOW_KEY: Final = "_opero_key = _opero_cache.fast_key({args}, {kwargs})\n"
 
 _LOOK_UP: Final = """\
 {find_key}
+{hit}
+{miss}
+_opero_call.key = _opero_key
+return {wait}_opero_run(_opero_call)
+"""
+
+_HIT: Final = """\
 _opero_entry = _opero_get(_opero_key)
 if _opero_entry is not None and _opero_entry.expires > _opero_now():
     _opero_count_hit()
@@ -62,14 +70,11 @@ if _opero_entry is not None and _opero_entry.expires > _opero_now():
     if _opero_entry.copier is None:
         return _opero_entry.value
     return _opero_entry.copier(_opero_entry.value)
-{miss}
-_opero_call.key = _opero_key
-return {wait}_opero_run(_opero_call)
 """
 
 # What a caller leads it lands, hands over to the stages, or gives up, however its first call ends.
 _LEAD: Final = """\
-_opero_flight = _opero_cache.lead(_opero_key)
+{lead}
 if _opero_flight is None:
     {new_call}
 else:
@@ -79,6 +84,15 @@ else:
         _opero_cache.give_up(_opero_flight)
         raise
     _opero_call.flight = _opero_flight
+"""
+
+_LEAD_IN_MEMORY: Final = "_opero_flight = _opero_cache.lead(_opero_key)\n"
+
+_FIND_OR_LEAD: Final = """\
+_opero_flight = _opero_cache.find_or_lead(_opero_key)
+if _opero_isinstance(_opero_flight, _opero_Entry):
+    _opero_count_hit()
+    return _opero_flight.open()
 """
 
 # No name keeps the error: a frame that does, and that the error has passed through, is a reference
@@ -171,12 +185,13 @@ async def _wrapper({parameters}):
             await _opero_stream.send(_opero_sent)
 """
 
-_KINDS: Final = (AsyncStream, BaseException, Call, Exception, GeneratorExit, NoDefault, type)
+_KINDS: Final = (AsyncStream, BaseException, Call, Entry, Exception, GeneratorExit, NoDefault, type)
 
 _SHARED: Final[dict[str, Any]] = {
     f"_opero_{kind.__name__}": kind for kind in (*_KINDS, *FAST_TYPES)
 } | {
     "_opero_id": id,
+    "_opero_isinstance": isinstance,
     "_opero_partial": functools.partial,
 }
 """What the source of every function may refer to."""
@@ -288,10 +303,12 @@ def _source(pipeline: Pipeline) -> str:
     if kind == "async_generator":
         return _fill(_ASYNC_GENERATOR, parts)
     body = _first_call(pipeline, in_thread=in_thread) if pipeline.has_fast_path else _STAGES
-    if cache is not None and cache.in_memory:
-        names = cache.keys.fast_parameters
+    if cache is not None and (cache.in_memory or pipeline.has_fast_path):
+        names = cache.keys.fast_parameters if cache.in_memory else ()
         parts |= key_source(names, parameters, of_instance=cache.keys.of_instance) if names else {}
         parts |= {"find_key": _FAST_KEY if names else _SLOW_KEY, "slow_key": _SLOW_KEY}
+        hit, lead = (_HIT, _LEAD_IN_MEMORY) if cache.in_memory else ("", _FIND_OR_LEAD)
+        parts |= {"hit": hit, "lead": lead}
         body = _fill(_LOOK_UP, {"miss": body if pipeline.has_fast_path else _CALL})
     return _fill(_FUNCTION, parts | {"body": body})
 
