@@ -16,6 +16,8 @@ from tests.conftest import Face
 from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter, opero
 from opero.caching import lease
 
+pytestmark = pytest.mark.internal
+
 MODELS = ("a", "b")
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import sys
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
@@ -224,11 +223,12 @@ class RedisStore:
 
     async def _aask(self, *commands: Command) -> list[Any]:
         """Do the same for an event loop."""
+        from asyncio import get_running_loop
+
         if self._backoff.failures:
             self._backoff.check()
         try:
-            # An import in a function costs a microsecond; a coroutine runs because this module is loaded.
-            loop = sys.modules["asyncio"].get_running_loop()
+            loop = get_running_loop()
             pool = self._loops.get(loop) or await self._loop_pool(loop)
             answers = await pool.ask(commands)
         except Exception as error:
@@ -519,13 +519,13 @@ class _LoopPool(_IdleConnections):
 
     async def _exchange(self, connection: Any, commands: Sequence[Command]) -> list[Any]:
         """Send commands and return their answers within the time that each step may take."""
+        from asyncio import get_running_loop
+
         async with self._limit(_ANSWER if connection.is_connected else _CONNECT + _ANSWER) as limit:
             for number, piece in enumerate(_pieces(connection, commands)):
                 if number:
-                    loop = sys.modules[
-                        "asyncio"
-                    ].get_running_loop()  # kept, it would never be collected
-                    limit.reschedule(loop.time() + _ANSWER)
+                    # A loop that were kept would never be collected.
+                    limit.reschedule(get_running_loop().time() + _ANSWER)
                 await connection.send_packed_command((piece,))
             answers: list[Any] = []
             for _ in commands:
