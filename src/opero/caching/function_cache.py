@@ -374,12 +374,21 @@ class FunctionCache:
 
     # --- what threads and event loops do alike ----------------------------------------------------
 
-    def begin(self, call: CachedCall, key: Hashable, *, blocking: bool) -> StepLogic[Any]:
+    def begin(
+        self,
+        call: CachedCall,
+        key: Hashable,
+        look: tuple[int, float, Entry | None] | None = None,
+        *,
+        blocking: bool,
+    ) -> StepLogic[Any]:
         """Look for a result, wait for another caller's, or become the one that computes it.
 
         Args:
             call: The call.
             key: Its key.
+            look: What a look in the store has found that was taken just now, behind how many flights had ended and
+                what the monotonic clock said before it; None to look here.
             blocking: Whether waiting blocks the thread.
 
         Returns:
@@ -387,11 +396,12 @@ class FunctionCache:
             has to be computed and cannot be shared.
         """
         flights, entries = self.single_flight, self.entries
-        completed, seen_at, expired = flights.completed, monotonic(), None
+        completed, seen_at, expired = look or (flights.completed, monotonic(), None)
         if call.renews:
             flight = call.flight or flights.replace(key)
         else:
-            expired = yield entries.find_step(key)
+            if look is None:
+                expired = yield entries.find_step(key)
             if expired is not None and (fresh := self.answers(key, expired)) is not None:
                 if not fresh:
                     return entries.serve_stale(call, expired)

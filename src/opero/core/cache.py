@@ -435,8 +435,8 @@ class CacheStage(FunctionCache):
         flights, entries, freshness = self.single_flight, self.entries, self.freshness
         begin, store, heard = self.begin, entries.store, bool(self._emitter.listeners)
         astore, blocking = entries.astore, self.store.blocking
-        find_or_lead, serve = self.find_or_lead, entries.serve
-        at_once = freshness is None and not blocking
+        find_or_lead, serve, at_once = self.find_or_lead, entries.serve, freshness is None
+        afind, is_fresh = entries.afind, entries.is_fresh
         ttl, plain = self.ttl, self.condition is None and freshness is None
 
         async def run(call: Call) -> Any:
@@ -447,13 +447,21 @@ class CacheStage(FunctionCache):
                     return await proceed(call)
             flight, expired = call.flight, None
             found: Any = None
+            look = None
             if at_once and flight is None and not call.renews and call.prior_outcome is None:
-                found = find_or_lead(key)
-                if isinstance(found, Entry):
-                    return serve(call, found)
-                flight = found
+                if blocking:
+                    before = flights.completed, monotonic()
+                    found = await afind(key)
+                    if found is not None and is_fresh(key, found):
+                        return serve(call, found)
+                    look = *before, found
+                else:
+                    found = find_or_lead(key)
+                    if isinstance(found, Entry):
+                        return serve(call, found)
+                    flight = found
             if flight is None or call.renews:
-                found = await run_async(begin(call, key, blocking=False))
+                found = await run_async(begin(call, key, look, blocking=False))
                 if type(found) is not Leadership:
                     return await proceed(call) if found is Instruction.COMPUTE else found
                 flight, expired = found
