@@ -94,7 +94,7 @@ def _say(text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="opero measured side by side with its peers")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, about 20 seconds")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument(
         "--rows",
         nargs="+",
