@@ -441,7 +441,7 @@ store = DiskStore(Path(sys.argv[1]))
 seconds = float(sys.argv[2])
 store.get("k0")  # what the first call imports is not what is timed
 end, n, lost, busy = time.monotonic() + seconds, 0, 0, 0
-while time.monotonic() < end:
+while n <= 100 or time.monotonic() < end:  # a loaded machine takes longer
     n += 1
     key = f"k{n % 20}"
     try:
@@ -482,7 +482,7 @@ def test_two_processes_that_write_the_same_keys_lose_and_corrupt_nothing(tmp_pat
     assert [writer.returncode for writer in writers] == [0, 0], reported
     for text in reported:
         written, lost, busy = map(int, text.split())
-        assert written > 10  # on a loaded machine, too
+        assert written > 100
         assert lost == 0
         assert busy <= written / 100
     store = DiskStore(tmp_path / "cache")
