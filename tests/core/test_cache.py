@@ -1250,7 +1250,7 @@ def test_a_wrapper_finds_the_entry_of_a_method_by_its_token():
     token_get = f.cache.token_get
     assert token_get(id(one)) is None
     f(one, 1)
-    assert f.cache.keys.of_instance
+    assert f.cache.keys.instances is not None
     assert f.cache.keys.fast_parameters == ("self", "x")
     assert f.cache.fast_get((token_get(id(one)), int, 1)).value == ["one", 1]
 
@@ -1259,7 +1259,6 @@ def test_a_plain_function_has_no_tokens():
     f = Cached(lambda x: x)
     assert f.cache.keys.instances is None
     assert f.cache.token_get(1) is None
-    assert not f.cache.keys.of_instance
 
 
 # --- a user's own store ---------------------------------------------------------------------------

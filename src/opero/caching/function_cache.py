@@ -162,7 +162,7 @@ class FunctionCache:
         self.entries: Entries = Entries(
             store,
             copy=copy,
-            of_instance=keys.of_instance,
+            of_instance=keys.instances is not None,
             freshness=self.freshness,
             look_for_edits=keys.edit_detector(store) if store.lends else None,
             counters=counters,

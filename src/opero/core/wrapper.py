@@ -305,7 +305,11 @@ def _source(pipeline: Pipeline) -> str:
     body = _first_call(pipeline, in_thread=in_thread) if pipeline.has_fast_path else _STAGES
     if cache is not None and (cache.in_memory or pipeline.has_fast_path):
         names = cache.keys.fast_parameters if cache.in_memory else ()
-        parts |= key_source(names, parameters, of_instance=cache.keys.of_instance) if names else {}
+        parts |= (
+            key_source(names, parameters, of_instance=cache.keys.instances is not None)
+            if names
+            else {}
+        )
         parts |= {"find_key": _FAST_KEY if names else _SLOW_KEY, "slow_key": _SLOW_KEY}
         hit, lead = (_HIT, _LEAD_IN_MEMORY) if cache.in_memory else ("", _FIND_OR_LEAD)
         parts |= {"hit": hit, "lead": lead}

@@ -271,7 +271,7 @@ def test_instances_without_content_differ_by_identity(method):
     assert first == (instances.tokens[id(one)], str, "a")
     assert first == made.key((one, "a"), {})
     assert first != made.key((two, "a"), {})
-    assert made.of_instance
+    assert made.instances is instances
 
 
 def test_other_arguments_of_a_method_are_keyed_by_content(method):
@@ -294,7 +294,7 @@ def test_a_dead_instance_is_forgotten_without_the_garbage_collector(method):
         assert watch() is None
         assert gone == [token]
         assert not instances.tokens
-        assert not instances._references
+        assert not instances.references
     finally:
         gc.enable()
 
@@ -341,7 +341,7 @@ def test_an_instance_with_neither_content_nor_weak_references_is_unkeyable(metho
 
 def test_ignoring_the_instance_makes_all_instances_share():
     made = keying(Client.fetch, ignore=("self",), instances=InstanceTokens(forget=print))
-    assert not made.of_instance
+    assert made.instances is None
     assert made.key((Client(), 1), {}) == made.key((Client(), 1), {}) == (int, 1)
 
 

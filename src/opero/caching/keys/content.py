@@ -258,11 +258,9 @@ def _core(value: Any, kind: type) -> tuple[type, object]:
         listed = _listed(value, base)
         if listed is not None:
             return base, listed
-        library = base.__module__.partition(".")[0]
-        if library in ("numpy", "pandas"):
-            shape = _array_shape(value, base)
-            if shape is not None:
-                return base, shape
+        shape = _array_shape(value, base)
+        if shape is not None:
+            return base, shape
     return object, None
 
 
@@ -310,32 +308,21 @@ def _closed_over(owner: type, item: object) -> Iterator[tuple[str, object]]:
 
 
 def _declared(value: Any, kind: type) -> dict[str, object] | None:
-    if hasattr(kind, "__dataclass_fields__"):
-        import dataclasses  # loaded already, as there is one
-
-        compared = {field.name: field.compare for field in dataclasses.fields(kind)}
-        return _fields(value, compared, own="__dataclass_fields__" in vars(kind))
-    if hasattr(kind, "__attrs_attrs__"):
-        compared = {field.name: bool(field.eq) for field in kind.__attrs_attrs__}
-        return _fields(value, compared, own="__attrs_attrs__" in vars(kind))
-    if hasattr(kind, "__pydantic_validator__"):
-        return _pydantic(value, kind)
-    return None
-
-
-def _fields(value: Any, compared: dict[str, bool], *, own: bool) -> dict[str, object]:
-    absent = object()
-    found = {name: getattr(value, name, absent) for name, counts in compared.items() if counts}
-    content = {name: item for name, item in found.items() if item is not absent}
-    if not own:
-        # A subclass that is no dataclass itself keeps what it adds outside the fields.
-        content |= {name: item for name, item in own_dict(value).items() if name not in compared}
-    return content
-
-
-def _pydantic(value: Any, kind: type) -> dict[str, object]:
-    held = own_dict(value)
-    content = {name: held[name] for name in field_names(kind) or () if name in held}
+    declaring = ((base, field_names(base)) for base in kind.__mro__)
+    owner, fields = next(
+        ((base, fields) for base, fields in declaring if fields is not None), (kind, None)
+    )
+    if fields is None:
+        return None
+    held, content = own_dict(value), dict[str, object]()
+    for name, field in fields.items():
+        # What takes no part in the equality of dataclasses and attrs classes does not count.
+        if getattr(field, "compare", getattr(field, "eq", True)):
+            with contextlib.suppress(AttributeError):  # it may not have been set
+                content[name] = held[name] if name in held else getattr(value, name)
+    if owner is not kind:
+        # A subclass that declares none itself keeps what it adds outside the fields.
+        content |= {name: item for name, item in held.items() if name not in fields}
     for extra in ("__pydantic_extra__", "__pydantic_private__"):
         # Both take part in pydantic's own equality.
         if added := getattr(value, extra, None):
@@ -380,10 +367,10 @@ def _array_shape(value: Any, base: type) -> Shape | None:
 
     Args:
         value: The value.
-        base: Its type, or the nearest base that belongs to one of the two libraries.
+        base: Its type, or one of its bases.
 
     Returns:
-        Its shape, or None when the type holds no data (a ufunc, say).
+        Its shape, or None when the type is of neither library, or holds no data (a ufunc, say).
 
     Raises:
         Unkeyable: When its data has no stable bytes (`longdouble`, for its padding).
@@ -394,10 +381,9 @@ def _array_shape(value: Any, base: type) -> Shape | None:
         ('|i1', (2,))
     """
     library = base.__module__.partition(".")[0]
+    describe_array = {"numpy": _numpy, "pandas": _pandas}.get(library)
     module = sys.modules.get(library)
-    if module is None:
-        return None
-    return _numpy(module, value, base) if library == "numpy" else _pandas(module, value, base)
+    return describe_array(module, value, base) if describe_array and module else None
 
 
 def _numpy(np: Any, value: Any, base: type) -> Shape | None:

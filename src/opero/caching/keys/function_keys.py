@@ -22,14 +22,12 @@ import sys
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import count
-from threading import RLock
 from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any, Final
 
 from opero.caching.keys.canonical import FAST_TYPES, digest, fast_part, pair_head, pairs_digest
 from opero.caching.keys.content import Unkeyable
 from opero.errors import StoreError, UnkeyableError
-from opero.utils.fork import reset_after_fork
 from opero.utils.parameters import (
     KEYWORD_ONLY,
     POSITIONAL_OR_KEYWORD,
@@ -53,7 +51,8 @@ class FunctionKeys:
 
     Attributes:
         function: What is known of the function.
-        prefix, instances: As above; no instances where keys do not begin with one.
+        prefix: As above.
+        instances: As above; keys begin with the token of an instance then, unless it has content.
 
     Raises:
         OperoUsageError: `ignore` names no parameter.
@@ -87,11 +86,6 @@ class FunctionKeys:
         self._heads = [pair_head(self._names[n]) for n in self._kept]
         self.instances: InstanceTokens | None = instances if self._kept[:1] == [0] else None
         self._bare = self._plain and not self._keyword_only
-
-    @property
-    def of_instance(self) -> bool:
-        """Whether keys begin with the token of an instance, unless it has content."""
-        return self.instances is not None
 
     @property
     def fast_parameters(self) -> tuple[str, ...]:
@@ -278,10 +272,9 @@ def namespace_of(key: str) -> str:
         >>> namespace_of("geo%3Aeu:module.locate:0f3a")
         'geo:eu'
     """
-    found = key.partition(":")[0]
-    for character in ":~%":  # the last one last: it is in the codes of the others
-        found = found.replace(f"%{ord(character):02X}", character)
-    return found
+    from urllib.parse import unquote
+
+    return unquote(key.partition(":")[0])
 
 
 _SPECIAL: Final = str.maketrans({"%": "%25", ":": "%3A", "~": "%7E"})
@@ -399,6 +392,8 @@ class InstanceTokens:
 
     Attributes:
         tokens: Token by `id(object)`. Never replaced, so that its `get` can be kept.
+        references: What calls back when an object has died, likewise.
+        forget: As above.
 
     Example:
         >>> class Client: ...
@@ -411,11 +406,9 @@ class InstanceTokens:
 
     def __init__(self, forget: Callable[[int], object]) -> None:
         self.tokens: dict[int, int] = {}
-        self._references: dict[int, weakref.ref[object]] = {}
+        self.references: dict[int, weakref.ref[object]] = {}
         self._numbers = count(1)
-        self._forget = forget
-        self._lock = RLock()
-        reset_after_fork(self)
+        self.forget: Callable[[int], object] = forget
 
     def token(self, instance: object) -> int:
         """Return the number of an object, a new one when it is first seen.
@@ -424,29 +417,21 @@ class InstanceTokens:
             TypeError: The object cannot be weakly referenced.
         """
         number = id(instance)
-        with self._lock:
-            if number not in self.tokens:
-                # Weakly: the references would otherwise keep this object in a cycle.
-                gone = functools.partial(_drop_token, weakref.ref(self), number)
-                self._references[number] = weakref.ref(instance, gone)
-                self.tokens[number] = next(self._numbers)
-            return self.tokens[number]
-
-    def after_fork(self) -> None:
-        """Replace the lock: the thread that held it may not exist in a forked child."""
-        self._lock = RLock()
-
-    def drop(self, number: int) -> None:
-        """Forget the object with an id, which is gone."""
-        with self._lock:
-            del self._references[number]
-            token = self.tokens.pop(number)
-        self._forget(token)
+        token = self.tokens.get(number)
+        if token is None:
+            # Weakly: the references would otherwise keep this object in a cycle. Of two threads that come
+            # here at once, the second replaces the reference of the first, and gets the same token.
+            gone = functools.partial(_drop_token, weakref.ref(self), number)
+            self.references[number] = weakref.ref(instance, gone)
+            token = self.tokens.setdefault(number, next(self._numbers))
+        return token
 
 
 def _drop_token(owner: weakref.ref[InstanceTokens], number: int, _: object) -> None:
+    """Forget an object that is gone."""
     if (tokens := owner()) is not None:
-        tokens.drop(number)
+        del tokens.references[number]
+        tokens.forget(tokens.tokens.pop(number))
 
 
 # --- the same as source text ----------------------------------------------------------------------
