@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from sys import getsizeof
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from opero import events
 from opero.caching.copying import ATOMS, Uncopyable, freeze
@@ -58,24 +58,8 @@ class CachedCall(Protocol):
     hint: float
 
 
-class Stored(NamedTuple):
-    """What came of storing a result.
-
-    Attributes:
-        entry: It as it would be stored; None if it is not to be, or cannot be.
-        error: Why it was not stored, if it failed.
-        fits: Whether it is light enough.
-    """
-
-    entry: Entry | None
-    error: Exception | None = None
-    fits: bool = True
-
-
-def report_skipped(emitter: Emitter, reason: str) -> None:
-    """Notify listeners that a result is not cached, and why."""
-    if emitter.active:
-        emitter.emit(events.CacheSkipped(function=emitter.function, reason=reason))
+Outcome = Entry | Exception | None
+"""What came of storing a result: its entry, or why it was not stored; None if it was not to be."""
 
 
 class Entries:
@@ -212,14 +196,13 @@ class Entries:
     # --- storing ----------------------------------------------------------------------------------
 
     def store(self, flight: Flight, value: Any, ttl: float | None) -> Entry | None:
-        """Store the result of a flight, and return its entry.
+        """Store the result of a flight, and return its entry; None if it was not stored.
 
         Args:
             flight: What was computed.
             value: The result.
             ttl: Its lifetime in seconds: 0 for not to be stored, None for ever.
         """
-        entry = None
         try:
             if ttl != 0:
                 entry = self.entry(flight.key, value, ttl)
@@ -228,11 +211,11 @@ class Entries:
                     if flight.invalidated and not outdated:
                         self._withdraw(flight, entry)
                     return entry
-                self._too_heavy(entry)
+                self._not_stored(_too_heavy(entry))
         except Exception as error:  # noqa: BLE001 - as above
             self._not_stored(error)
         flight.without_result = True
-        return entry
+        return None
 
     async def astore(self, flight: Flight, value: Any, ttl: float | None) -> Entry | None:
         """Do the same without holding up the event loop."""
@@ -240,52 +223,48 @@ class Entries:
         if not getattr(store, "native", False):
             from asyncio import to_thread
 
-            (stored,) = await to_thread(self.store_many, [(flight, value, ttl)])
-            return self.report(flight, stored)
-        entry = error = None
-        fits = True
+            (outcome,) = await to_thread(self.store_many, [(flight, value, ttl)])
+            return self.report(flight, outcome)
+        entry = outcome = self._made(flight, value, ttl)
+        outdated = flight.invalidated
         try:
-            if ttl != 0:
-                entry = self.entry(flight.key, value, ttl)
-                outdated = flight.invalidated
-                fits = outdated or await store.aput(flight.key, entry)
-                if flight.invalidated and not outdated:
+            if isinstance(entry, Entry) and not outdated:
+                if not await store.aput(flight.key, entry):
+                    outcome = _too_heavy(entry)
+                if flight.invalidated:
                     await in_thread(lambda: self._withdraw(flight, entry)).wait()
-        except Exception as caught:  # noqa: BLE001 - as above
-            error = caught
-        return self.report(flight, Stored(entry, error, fits))
+        except Exception as error:  # noqa: BLE001 - as above
+            outcome = error
+        return self.report(flight, outcome)
 
-    def store_many(self, wanted: Sequence[tuple[Flight, Any, float | None]]) -> list[Stored]:
+    def store_many(self, wanted: Sequence[tuple[Flight, Any, float | None]]) -> list[Outcome]:
         """Store results, in whatever thread; `report` has to be called with each outcome."""
-        stored: list[Stored] = []
-        entries: dict[int, tuple[Any, Entry]] = {}
-        for place, (flight, value, ttl) in enumerate(wanted):
-            entry = trouble = None
-            try:
-                if ttl != 0:
-                    entry = self.entry(flight.key, value, ttl)
-                    if not flight.invalidated:
-                        entries[place] = flight.key, entry
-            except Exception as error:  # noqa: BLE001 - as above
-                trouble = error
-            stored.append(Stored(entry, trouble))
+        outcomes = [self._made(*one) for one in wanted]
+        kept = {
+            place: (flight, outcome)
+            for place, ((flight, _, _), outcome) in enumerate(zip(wanted, outcomes, strict=True))
+            if isinstance(outcome, Entry) and not flight.invalidated
+        }
+        rows = [(flight.key, entry) for flight, entry in kept.values()]
         store: Any = self._store
         try:
-            together = len(entries) > 1
-            fits = (
-                store.put_many(list(entries.values()))
-                if together
-                else [store.put(key, entry) for key, entry in entries.values()]
-            )
-            for place, (_, entry) in entries.items():
-                if (flight := wanted[place][0]).invalidated:
+            fits = store.put_many(rows) if len(rows) > 1 else [store.put(*row) for row in rows]
+            for (place, (flight, entry)), well in zip(kept.items(), fits, strict=True):
+                if flight.invalidated:
                     self._withdraw(flight, entry)
-            outcomes: list[tuple[Exception | None, bool]] = [(None, well) for well in fits]
+                elif not well:
+                    outcomes[place] = _too_heavy(entry)
         except Exception as error:  # noqa: BLE001 - as above
-            outcomes = [(error, True)] * len(entries)
-        for (place, (_, entry)), (failure, well) in zip(entries.items(), outcomes, strict=True):
-            stored[place] = Stored(entry, failure, well)
-        return stored
+            for place in kept:
+                outcomes[place] = error
+        return outcomes
+
+    def _made(self, flight: Flight, value: Any, ttl: float | None) -> Outcome:
+        """Return the entry of a result, or why there is none."""
+        try:
+            return None if ttl == 0 else self.entry(flight.key, value, ttl)
+        except Exception as error:  # noqa: BLE001 - as above
+            return error
 
     def _withdraw(self, flight: Flight, entry: Entry) -> None:
         """Remove a result whose key was invalidated while it was stored."""
@@ -294,30 +273,24 @@ class Entries:
         else:
             self._store.delete(flight.key)
 
-    def report(self, flight: Flight, stored: Stored) -> Entry | None:
-        """Report a result that was not stored, and return the entry."""
-        entry, error, fits = stored
-        if error is not None:
-            self._not_stored(error)
-        elif entry is not None and fits:
-            return entry
-        elif entry is not None:
-            self._too_heavy(entry)
+    def report(self, flight: Flight, outcome: Outcome) -> Entry | None:
+        """Report a result that was not stored; return its entry if it was."""
+        if isinstance(outcome, Entry):
+            return outcome
+        if outcome is not None:
+            self._not_stored(outcome)
         flight.without_result = True
-        return entry
+        return None
 
     def skipped(self, reason: str, *, once: bool = False) -> None:
         """Notify listeners that a result is not cached; perhaps only once for the same reason."""
         if self._emitter.active and reason not in self._reported:
             if once:
                 self._reported.add(reason)
-            report_skipped(self._emitter, reason)
+            self._emitter.emit(events.CacheSkipped(function=self._emitter.function, reason=reason))
 
     def _unreadable(self, error: Exception) -> None:
         self.skipped(f"the store could not be read{_why(error)}")
-
-    def _too_heavy(self, entry: Entry) -> None:
-        self.skipped(f"a result of {format_bytes(entry.weight)} is heavier than cache_max_bytes")
 
     def _not_stored(self, error: Exception) -> None:
         if isinstance(error, Uncopyable):
@@ -366,6 +339,10 @@ class Entries:
             return Entry(value, expires, None, weight + getsizeof(value), group)
         stored, copier = freeze(value, copy=self._copy)
         return Entry(stored, expires, copier, weight + weigh(stored), group)
+
+
+def _too_heavy(entry: Entry) -> Uncopyable:
+    return Uncopyable(f"a result of {format_bytes(entry.weight)} is heavier than cache_max_bytes")
 
 
 def _why(error: Exception) -> str:

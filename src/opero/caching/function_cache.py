@@ -239,8 +239,10 @@ class FunctionCache:
         turn = failure = None
         try:
             if self.leases is not None:
-                turn = yield from self.leases.try_turn(flight, blocking=blocking)
-                if turn is None:
+                turn = yield from self.leases.take_turn(
+                    flight, None, None, -inf, blocking=blocking, patient=False
+                )
+                if turn.late:
                     freshness.leave_to_others(flight.key)
                     return
                 if turn.entry is not None and not freshness.due(flight.key, turn.entry):

@@ -76,7 +76,7 @@ class Turn(NamedTuple):
     Attributes:
         entry: What is in the store now, perhaps expired.
         lease: The lease that it has to release; None if it goes without.
-        late: Whether it is its deadline that ended the wait.
+        late: Whether it had no time to wait for another process.
     """
 
     entry: Entry | None
@@ -134,6 +134,7 @@ class Leases:
         seen_at: float,
         *,
         blocking: bool,
+        patient: bool = True,
     ) -> StepLogic[Turn]:
         """Wait while another process computes a key.
 
@@ -143,6 +144,7 @@ class Leases:
             seen: What the caller has found in the store.
             seen_at: Machine time at which it began to look; `-math.inf` if that does not count.
             blocking: Whether waiting blocks the thread.
+            patient: False to return as if it were late at once where another process computes the key.
         """
         find, key, wait = self._entries.find_step, flight.key, None
         lease = None if leads_others(flight) else self.new(key)
@@ -153,6 +155,8 @@ class Leases:
                 (mine,) = yield from self.acquire(
                     (lease,), again=wait is not None, blocking=blocking, patient=False
                 )
+                if mine is False and not patient:
+                    return Turn(None, late=True)
                 if not (mine and monotonic() - seen_at < _GATHER / 2):
                     seen = yield find(key)
                 seen_at = -math.inf
@@ -194,20 +198,6 @@ class Leases:
             _renewer.release(lease)
             raise
         return False
-
-    def try_turn(self, flight: Flight, *, blocking: bool) -> StepLogic[Turn | None]:
-        """Return None instead of waiting if another process computes a key."""
-        lease = self.new(flight.key)
-        if lease is None:
-            return Turn(None)
-        (mine,) = yield from self.acquire((lease,), again=False, blocking=blocking, patient=False)
-        if mine is False:
-            return None
-        try:
-            return Turn((yield self._entries.find_step(flight.key)), lease if mine else None)
-        except BaseException:
-            _renewer.release(lease)
-            raise
 
     def new(self, key: Any) -> Lease | None:
         """Return the lease of a key, which is not held yet; None if the store lends none.
@@ -310,9 +300,13 @@ def _flag(key: str) -> str:
 
 
 class _LeaseRenewer:
-    """Keeps and releases the leases of this process; made anew in a forked child."""
+    """Keeps and releases the leases of this process."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all leases: a forked child has none."""
         self.pid = os.getpid()
         self.token = os.urandom(12).hex()  # `secrets` would import a dozen modules
         self.serial = itertools.count()
@@ -444,18 +438,6 @@ def _end(leases: list[Lease], without_result: list[Lease]) -> None:
         return
 
 
-_renewer = _LeaseRenewer()
-
-
-@run_after_fork
-def _after_fork() -> None:
-    global _renewer  # noqa: PLW0603 - the parent's leases are not ours
-    _renewer = _LeaseRenewer()
-
-
-def _at_exit() -> None:
-    # Before the stores are closed: they would be opened again.
-    _renewer.flush()
-
-
-atexit.register(_at_exit)
+_renewer: Final = _LeaseRenewer()
+run_after_fork(_renewer.reset)
+atexit.register(_renewer.flush)  # before the stores are closed: they would be opened again

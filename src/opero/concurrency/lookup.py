@@ -41,7 +41,7 @@ from opero.utils.steps import for_each, in_thread
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
-    from opero.caching.entries import Stored
+    from opero.caching.entries import Outcome
     from opero.caching.lease import (  # noqa: TC004 - loaded with the first store that lends leases
         Lease,
         Leases,
@@ -547,7 +547,7 @@ class CacheLookup:
             if not self._slow:
                 kept = [entries.store(*one) for one in wanted]
             elif entries.takes_many:
-                stored: list[Stored] = yield in_thread(lambda: entries.store_many(wanted))
+                stored: list[Outcome] = yield in_thread(lambda: entries.store_many(wanted))
                 flights = (lead.flight for lead, _, _ in computed)
                 kept = [entries.report(*one) for one in zip(flights, stored, strict=True)]
             else:
