@@ -238,7 +238,7 @@ class BrokenConnection:
 def test_a_connection_that_meets_an_error_of_the_disk_is_opened_anew(path):
     file = make(path, on_damage="replace")
     put(file)
-    file._connections.reader = BrokenConnection()  # type: ignore[assignment]
+    file._reader = BrokenConnection()  # type: ignore[assignment]
     with pytest.raises(StoreError, match="the disk failed"):
         texts(file)
     assert texts(file) == ["x"]
@@ -296,7 +296,7 @@ def test_a_file_in_a_read_only_folder_is_read(path, open_elsewhere):
 def test_a_full_disk_is_named(path):
     file = make(path)
     put(file)
-    file._connections.writer.execute("PRAGMA max_page_count = 2")  # type: ignore[union-attr]
+    file._writer.execute("PRAGMA max_page_count = 2")  # type: ignore[union-attr]
     with pytest.raises(StoreError, match="disk is full"):
         put(file, "x" * 100_000)
     assert texts(file) == ["x"]

@@ -14,7 +14,6 @@ import sqlite3
 import stat
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Literal, NoReturn
@@ -103,6 +102,9 @@ class SqliteFile:
         unwatched: For how many seconds `read` may go on without looking whether the file is still
             there. Writing always looks.
 
+    Attributes:
+        read_only: Whether this process may read, and not write, as far as it has opened the file.
+
     Example:
         >>> import tempfile
         >>> from pathlib import Path
@@ -139,11 +141,23 @@ class SqliteFile:
         self._synchronous = synchronous
         self._on_damage: Damage = on_damage
         self._unwatched = unwatched
-        self._connections = _Connections()
         self._watched = 0.0
         self._replaced = -_AGAIN
         reset_after_fork(self)
-        weakref.finalize(self, self._connections.close)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Be as new, with locks that no thread holds."""
+        # Taken in this order. Reentrant, because a destructor may use the file at any allocation.
+        self._writing = threading.RLock()
+        self._reading = threading.RLock()
+        self._opening = threading.RLock()
+        self._reader: _Connection | None = None
+        self._cursor: sqlite3.Cursor | None = None  # of the reader, while it is not in use
+        self._writer: _Connection | None = None
+        self._file_id: FileId | None = None
+        self._latest: FileId | None = None
+        self.read_only: bool = False
 
     # --- reading and writing ----------------------------------------------------------------------
 
@@ -162,22 +176,21 @@ class SqliteFile:
         if now - self._watched >= self._unwatched:
             self.watch()
             self._watched = now
-        connections = self._connections
         try:
-            if brief and connections.writer is not None and connections.writing.acquire(False):
+            if brief and self._writer is not None and self._writing.acquire(False):
                 try:
-                    if (writer := connections.writer) is not None:
+                    if (writer := self._writer) is not None:
                         return writer.execute(statement, values).fetchall()
                 finally:
-                    connections.writing.release()
-            with connections.reading:
+                    self._writing.release()
+            with self._reading:
                 # Taken while it is in use, because a destructor may read at any allocation.
-                cursor, connections.cursor = connections.cursor, None
+                cursor, self._cursor = self._cursor, None
                 if cursor is None:
                     cursor = self._open_reader().cursor()
                 rows = cursor.execute(statement, values).fetchall()
-                if cursor.connection is connections.reader:
-                    connections.cursor = cursor
+                if cursor.connection is self._reader:
+                    self._cursor = cursor
                 return rows
         except sqlite3.Error as error:
             self._recover(error)
@@ -186,7 +199,7 @@ class SqliteFile:
     def write(self, statement: str, values: Sequence[object] = ()) -> int:
         """Execute one statement that writes and return the number of rows that it changed."""
         try:
-            with self._connections.writing:
+            with self._writing:
                 return self._open_writer().execute(statement, values).rowcount
         except sqlite3.Error as error:
             self._recover(error)
@@ -200,7 +213,7 @@ class SqliteFile:
         so. Within the block, use the connection only.
         """
         try:
-            with self._connections.writing:
+            with self._writing:
                 connection = self._open_writer()
                 connection.execute("BEGIN IMMEDIATE")
                 try:
@@ -217,20 +230,22 @@ class SqliteFile:
     @property
     def is_open(self) -> bool:
         """Whether a connection is open."""
-        return self._connections.reader is not None or self._connections.writer is not None
-
-    @property
-    def read_only(self) -> bool:
-        """Whether this process may read, and not write."""
-        return self._connections.read_only
+        return self._reader is not None or self._writer is not None
 
     def close(self) -> None:
-        """Close the connections; the next use opens the file again."""
-        self._connections.close()
+        """Close the connections, when no other thread is using them; the next use opens the file again."""
+        with self._writing:
+            writer, self._writer = self._writer, None
+            _close(writer)
+        with self._reading:
+            reader, self._reader, self._cursor = self._reader, None, None
+            _close(reader)
+        self._file_id = None
 
     def after_fork(self) -> None:
         """In a forked child: never touch the connections of the parent process."""
-        self._connections.forsake()
+        _inherited.extend((self._reader, self._cursor, self._writer))
+        self._forget()
 
     def watch(self) -> None:
         """Look whether the open file is still the one under its name.
@@ -238,7 +253,7 @@ class SqliteFile:
         Raises:
             OperoError: It is not, and `on_damage` is "raise".
         """
-        opened = self._connections.file_id
+        opened = self._file_id
         if opened is None or opened == _file_id(self.path):
             return
         if self._on_damage == "raise":
@@ -251,29 +266,26 @@ class SqliteFile:
     # --- opening ----------------------------------------------------------------------------------
 
     def _open_reader(self) -> _Connection:
-        connections = self._connections
-        if connections.reader is None:
-            connections.reader = self._open(writing=False)
-        return connections.reader
+        if self._reader is None:
+            self._reader = self._open(writing=False)
+        return self._reader
 
     def _open_writer(self) -> _Connection:
         self.watch()
-        connections = self._connections
-        if connections.writer is None:
-            connections.writer = self._open(writing=True)
-        return connections.writer
+        if self._writer is None:
+            self._writer = self._open(writing=True)
+        return self._writer
 
     def _open(self, *, writing: bool) -> _Connection:
         """Open a connection to the file, which is made if it is not there."""
-        connections = self._connections
-        with connections.opening:
+        with self._opening:
             while True:
                 try:
                     if self._prepare is not None:
                         self._prepare()
                     if _file_id(self.path) is None:
                         self._create()
-                    connections.latest = found = _file_id(self.path)
+                    self._latest = found = _file_id(self.path)
                     made = self._connect(writing=writing)
                 except OSError as error:
                     reason = error.strerror or type(error).__name__
@@ -282,12 +294,12 @@ class SqliteFile:
                     ) from error
                 if found is not None and found == _file_id(self.path):
                     # Where the other connection has an earlier file open, `watch` notices.
-                    connections.file_id = connections.file_id or found
+                    self._file_id = self._file_id or found
                     return made
                 made.close()  # another process has put another file there meanwhile
 
     def _connect(self, *, writing: bool) -> _Connection:
-        read_only = self._connections.read_only = not _is_writable(self.path)
+        read_only = self.read_only = not _is_writable(self.path)
         if writing and read_only:
             raise self._error(f"{self._name}: the file or its folder is read-only.")
         empty = os.path.getsize(self.path) == 0
@@ -393,15 +405,14 @@ class SqliteFile:
 
     def _recover(self, error: sqlite3.Error) -> None:
         """Replace a damaged file; return if the operation is worth another try."""
-        connections = self._connections
         if not is_damage(error) or self._on_damage == "raise":
             if _error_name(error).startswith("SQLITE_IOERR") and self._on_damage != "raise":
-                with connections.writing, connections.reading:
-                    connections.close()  # the next operation opens the file anew
+                with self._writing, self._reading:
+                    self.close()  # the next operation opens the file anew
             self._raise(error)
-        with connections.writing, connections.reading:
-            damaged = connections.latest
-            connections.close()
+        with self._writing, self._reading:
+            damaged = self._latest
+            self.close()
             if damaged is None or time.monotonic() - self._replaced < _AGAIN:
                 self._raise(error)
             if damaged == _file_id(self.path):
@@ -440,7 +451,7 @@ class SqliteFile:
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that is not closed in a forked child, whatever collects it there."""
+    """A connection that is closed when it is collected, but not in a forked child."""
 
     process = 0
 
@@ -448,47 +459,10 @@ class _Connection(sqlite3.Connection):
         self, getpid: Callable[[], int] = os.getpid, inherited: list[object] = _inherited
     ) -> None:
         # At the end of a program the names of this module may be gone before the last connection.
-        if self.process != getpid():
+        if self.process == getpid():
+            self.close()
+        elif self.process:
             inherited.append(self)
-
-
-class _Connections:
-    """The open connections of one file, apart from it so that they can be closed when it is gone."""
-
-    __slots__ = (
-        "cursor", "file_id", "latest", "opening", "read_only", "reader", "reading", "writer", "writing",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """Be as new, with locks that no thread holds."""
-        # Taken in this order. Reentrant, because a destructor may use the file at any allocation.
-        self.writing = threading.RLock()
-        self.reading = threading.RLock()
-        self.opening = threading.RLock()
-        self.reader: _Connection | None = None
-        self.cursor: sqlite3.Cursor | None = None  # of the reader, while it is not in use
-        self.writer: _Connection | None = None
-        self.file_id: FileId | None = None
-        self.latest: FileId | None = None
-        self.read_only = False
-
-    def forsake(self) -> None:
-        """In a forked child: keep the connections of the parent, and never use them."""
-        _inherited.extend((self.reader, self.cursor, self.writer))
-        self.forget()
-
-    def close(self) -> None:
-        """Close both connections, when no other thread is using them."""
-        with self.writing:
-            writer, self.writer = self.writer, None
-            _close(writer)
-        with self.reading:
-            reader, self.reader, self.cursor = self.reader, None, None
-            _close(reader)
-        self.file_id = None
 
 
 def _close(connection: _Connection | None) -> None:
