@@ -23,6 +23,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from opero import opero
 from opero.core.cache import CacheStage, make_handle
 from opero.core.call import Call
 from opero.core.function import describe_function
@@ -1088,6 +1089,21 @@ def test_an_unkeyable_argument_switches_a_default_cache_off():
     assert fn.calls == 5
     assert len(f.events_of(CacheSkipped)) == 1
     assert f.handle.invalidate(lock) is False
+
+
+def test_a_cache_that_is_switched_off_serves_no_older_results(face):
+    calls = []
+
+    @opero
+    @face.of
+    def f(x):
+        calls.append(x)
+        return len(calls)
+
+    assert [face.run(f, 1), face.run(f, 1)] == [1, 1]
+    with pytest.warns(OperoWarning, match="cannot be part of a cache key"):
+        face.run(f, threading.Lock())
+    assert [face.run(f, 1), face.run(f, 1)] == [3, 4]
 
 
 # --- management -----------------------------------------------------------------------------------

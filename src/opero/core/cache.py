@@ -346,6 +346,7 @@ class CacheStage(FunctionCache):
             if self.asked:
                 raise
             self.off = True
+            self.clear()  # what it holds would be served without a look at that
             reason = str(error)
         self.entries.skipped(reason)
         warn_user(f"{reason} Until then its results are not cached.")

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,8 @@ from opero.caching.stores.redis import RedisStore
 from opero.errors import StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.internal
@@ -85,6 +89,57 @@ def test_so_is_one_of_an_event_loop(
         assert clients(server) == before + 1
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("moment", ["last", "before"])
+def test_a_store_that_is_dropped_with_its_loop_leaves_no_connection_open(
+    server: RedisServer, moment: str
+) -> None:
+    """What closes its connections runs in a task then, which is cancelled with the loop's other tasks."""
+    before = clients(server)
+
+    async def main() -> None:
+        store = RedisStore(server.url)
+        await asyncio.gather(*(store.aget("k") for _ in range(5)))
+        assert clients(server) == before + 5
+        del store
+        if moment == "before":
+            await asyncio.sleep(0)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        asyncio.run(main())
+        gc.collect()
+    assert [str(warning.message) for warning in caught] == []
+    assert clients(server) == before
+
+
+def test_a_command_at_the_very_end_of_a_loop_leaves_no_connection_open(
+    store: RedisStore, server: RedisServer
+) -> None:
+    before = clients(server)
+
+    async def last() -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await asyncio.sleep(0.05)
+            await store.aget("k")
+
+    async def main() -> None:
+        await store.aget("k")
+        generator = last()
+        await anext(generator)
+        unfinished.append(generator)
+
+    unfinished: list[object] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        asyncio.run(main())
+        unfinished.clear()
+        gc.collect()
+    assert [str(warning.message) for warning in caught] == []
+    assert clients(server) == before
 
 
 def test_a_refused_command_leaves_the_connection_as_it_was(

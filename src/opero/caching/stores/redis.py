@@ -422,6 +422,8 @@ class _IdleConnections:
         connect: Makes one.
     """
 
+    _closed = False
+
     def __init__(self, connect: Callable[[], Any]) -> None:
         self._connect = connect
         self._idle: deque[tuple[Any, float]] = deque()  # the last one used comes first
@@ -441,8 +443,6 @@ class _IdleConnections:
 
 class _ThreadPool(_IdleConnections):
     """The connections of threads."""
-
-    _closed = False
 
     def ask(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands in one trip and return their answers, also refusals."""
@@ -515,6 +515,8 @@ class _LoopPool(_IdleConnections):
                     trusted = False
                 else:
                     self.keep(connection)
+                    if self._closed:
+                        await self._close()
                     return answers
 
     async def _exchange(self, connection: Any, commands: Sequence[Command]) -> list[Any]:
@@ -539,8 +541,13 @@ class _LoopPool(_IdleConnections):
         try:
             yield
         finally:
-            while self._idle:
-                await self.take()[0].disconnect()
+            await self._close()
+
+    async def _close(self) -> None:
+        """Close all connections without waiting: this may run in a task that is cancelled with its loop."""
+        self._closed = True
+        while self._idle:
+            await self.take()[0].disconnect(nowait=True)
 
 
 def _read(connection: Any) -> Any:
