@@ -56,7 +56,10 @@ ROW = PlainType(
 def added() -> Iterator[None]:
     plain_types.add(ROW)
     yield
-    plain_types.remove(ROW)
+    for table in (plain_types.BY_NAME, plain_types.BY_NUMBER):
+        for name in [name for name, row in table.items() if row is ROW]:
+            del table[name]
+    plain_types._of_class.cache_clear()
 
 
 def decoded(value: object, codec: str = "plain") -> Any:

@@ -20,14 +20,14 @@ def test_only_some_failures_excuse_an_expired_entry() -> None:
     failures = RecentFailures()
     failed(failures, "a", excused=False)
     assert failures.fresh("a", 1)
-    assert not failures.excused("a", 1)
+    assert not failures.fresh("a", 1, excused=True)
 
 
 def test_a_later_failure_counts() -> None:
     failures = RecentFailures()
     failed(failures, "a", excused=False)
     failed(failures, "a", now=3.0)
-    assert failures.excused("a", 7)
+    assert failures.fresh("a", 7, excused=True)
 
 
 def test_a_success_ends_it() -> None:

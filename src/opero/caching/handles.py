@@ -8,8 +8,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 from opero.caching.copying import Uncopyable
 from opero.caching.entries import Entries
@@ -36,7 +35,7 @@ _DEFAULT: Final[Any] = object()
 # --- one function's cache -------------------------------------------------------------------------
 
 
-class CallKey:
+class CallKey(NamedTuple):
     """What the result of one call is stored under, for a `CacheContext`.
 
     Attributes:
@@ -44,11 +43,8 @@ class CallKey:
         key: The key in its store.
     """
 
-    __slots__ = ("cache", "key")
-
-    def __init__(self, cache: FunctionCache, key: Hashable) -> None:
-        self.cache: FunctionCache = cache
-        self.key: Hashable = key
+    cache: FunctionCache
+    key: Hashable
 
     def __repr__(self) -> str:
         return f"<key of a call of {self.cache.function}>"
@@ -271,12 +267,7 @@ class CacheContext:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Do nothing: what was stored stays."""
 
     def __repr__(self) -> str:

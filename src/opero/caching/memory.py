@@ -85,10 +85,7 @@ class Entry:
             update costs one place in the queue.
     """
 
-    __slots__ = ("copier", "expires", "group", "value", "visited", "weight")
-
-    # A class attribute, so that an entry without it pays nothing for it.
-    life: Life | None = None
+    __slots__ = ("copier", "expires", "group", "life", "value", "visited", "weight")
 
     def __init__(
         self,
@@ -97,12 +94,14 @@ class Entry:
         copier: Copier | None = None,
         weight: int = 0,
         group: int | None = None,
+        life: Life | None = None,
     ) -> None:
         self.value: Any = value
         self.expires: float = expires
         self.copier: Copier | None = copier
         self.weight: int = weight
         self.group: int | None = group
+        self.life: Life | None = life
         self.visited: bool = False
 
     @property
@@ -121,23 +120,6 @@ class Entry:
 
     def __repr__(self) -> str:
         return f"<Entry of {self.weight} bytes, expires at {self.expires:.3f}>"
-
-
-class AgingEntry(Entry):
-    """An entry that is renewed before it expires, or served afterwards.
-
-    Args:
-        entry: What is stored.
-        life: Its times.
-        expires: Clock reading from which the stage must judge it; by default its expiry.
-    """
-
-    __slots__ = ("life",)
-
-    def __init__(self, entry: Entry, life: Life, expires: float | None = None) -> None:
-        expires = life.expiry if expires is None else expires
-        super().__init__(entry.value, expires, entry.copier, entry.weight, entry.group)
-        self.life: Life | None = life
 
 
 class EntryStore(Protocol):

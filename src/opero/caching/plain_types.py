@@ -82,15 +82,6 @@ def add(row: PlainType, *names: str) -> None:
     _of_class.cache_clear()
 
 
-def remove(row: PlainType) -> None:
-    """Remove a type from the table."""
-    if row.number is not None:
-        del BY_NUMBER[row.number]
-    for name in [name for name, known in BY_NAME.items() if known is row]:
-        del BY_NAME[name]
-    _of_class.cache_clear()
-
-
 def of_type(kind: type) -> PlainType | None:
     """Return the row of a type, None if there is none.
 

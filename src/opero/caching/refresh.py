@@ -10,7 +10,7 @@ from threading import Lock, Semaphore
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.caching.memory import AgingEntry, Entry, Life
+from opero.caching.memory import Entry, Life
 from opero.errors import (
     CircuitOpenError,
     DeadlineError,
@@ -102,14 +102,10 @@ class RecentFailures:
                     break
                 del failures[oldest]
 
-    def fresh(self, key: Hashable, now: float) -> bool:
-        """Return whether the last failure is still fresh."""
-        return now < self._failures.get(key, _NONE)[0]
-
-    def excused(self, key: Hashable, now: float) -> bool:
-        """Return whether it is, and an expired entry may be served for it."""
-        until, excused = self._failures.get(key, _NONE)
-        return excused and now < until
+    def fresh(self, key: Hashable, now: float, *, excused: bool = False) -> bool:
+        """Return whether the last failure is still fresh, and perhaps whether an expired entry may be served for it."""
+        until, is_excused = self._failures.get(key, (-math.inf, False))
+        return now < until and (is_excused or not excused)
 
     def forget(self, key: Hashable) -> None:
         """Forget the failure of a key."""
@@ -128,9 +124,6 @@ class RecentFailures:
 
     def __len__(self) -> int:
         return len(self._failures)
-
-
-_NONE: Final = (-math.inf, False)
 
 
 # --- freshness ------------------------------------------------------------------------------------
@@ -159,14 +152,16 @@ class Freshness:
         self.retried: Callable[[Exception], bool] = lambda error: True
 
     def dated(self, entry: Entry, now: float) -> Entry:
-        """Return an entry that remembers when it was stored.
+        """Return a new entry, which from now on knows when it was stored.
 
         Its `expires` is the earliest time at which there is something to decide, so that wrappers
         do not serve it themselves from then on.
         """
         expiry = entry.expires
-        soft = expiry if self.share is None else now + self.share * (expiry - now)
-        return AgingEntry(entry, Life(now, expiry, expiry + self.stale_ttl), soft)
+        entry.life = Life(now, expiry, expiry + self.stale_ttl)
+        if self.share is not None:
+            entry.expires = now + self.share * (expiry - now)
+        return entry
 
     def due(self, key: Hashable, entry: Entry) -> bool:
         """Return whether a fresh entry is to be refreshed now."""
@@ -190,7 +185,7 @@ class Freshness:
     def served_at_once(self, key: Hashable, entry: Entry) -> bool:
         """Return whether an expired entry is served untried, because a call for it has just failed."""
         now = ambient.clock().monotonic()
-        return self.usable(entry, now) and self.recent_failures.excused(key, now)
+        return self.usable(entry, now) and self.recent_failures.fresh(key, now, excused=True)
 
     def stands_in(
         self,

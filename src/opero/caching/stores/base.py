@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 from opero.caching.copying import ATOMS, Uncopyable, freeze, isolated
-from opero.caching.memory import AgingEntry, Entry, Life, Store
+from opero.caching.memory import Entry, Life, Store
 from opero.caching.plain_types import Undecodable, Unencodable
 from opero.errors import OperoUsageError, StoreError
 from opero.utils import ambient
@@ -531,7 +531,7 @@ class CodedStore:
 class _CodedEntry(Entry):
     """An entry in bytes. If it was read, the first caller gets the value that was decoded, others their own."""
 
-    __slots__ = ("_decoded", "life")
+    __slots__ = ("_decoded",)
 
     def __init__(
         self,
@@ -548,7 +548,7 @@ class _CodedEntry(Entry):
         self.weight = len(blob)
         self.group = None
         self.visited = False
-        self.life: Life | None = life
+        self.life = life
         self._decoded = list(decoded)
 
     def open(self) -> Any:
@@ -606,10 +606,9 @@ class UserStore:
         if not all(isinstance(at, int | float) for at in (until, *born)):
             return None
         offset = ambient.wall_offset()
-        entry = Entry(value, expires=until - offset, copier=isolated)
-        if not born:
-            return entry
-        return AgingEntry(entry, Life(born[0] - offset, entry.expires, entry.expires))
+        expiry = until - offset
+        life = Life(born[0] - offset, expiry, expiry) if born else None
+        return Entry(value, expiry, isolated, life=life)
 
     def put(self, key: Any, entry: Entry) -> bool:
         """Store an entry in place of any other."""

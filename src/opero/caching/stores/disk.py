@@ -12,7 +12,6 @@ import os
 import re
 import sqlite3
 import stat
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +19,6 @@ from typing import TYPE_CHECKING, Final
 
 from opero.caching.stores.base import LONGEST_LEASE, Backoff, StoredItem, portions
 from opero.errors import StoreError, warn_user
-from opero.utils.fork import reset_after_fork
 from opero.utils.sqlite import ForeignDatabase, SqliteFile, is_damage, is_lock
 
 if TYPE_CHECKING:
@@ -148,10 +146,8 @@ class DiskStore:
         )
         self._backoff = Backoff()
         self._warned = False
-        self._room = threading.Lock()
         self._writes = _SMALL_WRITES  # a process may live for one write only
         self._written = 0
-        reset_after_fork(self)
 
     def allow(self, max_bytes: int) -> None:
         """Allow the folder to hold so many bytes; it may hold more already."""
@@ -251,10 +247,6 @@ class DiskStore:
 
     # --- upkeep -----------------------------------------------------------------------------------
 
-    def after_fork(self) -> None:
-        """In a forked child: have a lock that no thread holds."""
-        self._room = threading.Lock()
-
     def close(self) -> None:
         """Close the connections; a later verb opens the folder again."""
         self._file.close()
@@ -322,27 +314,22 @@ class DiskStore:
 
     def _make_room(self) -> None:
         """Remove what has expired, and what was stored first while there is too much."""
-        if not self._room.acquire(blocking=False):
-            return
-        try:
-            self._writes = self._written = 0
-            with self._transaction() as connection:
-                removed = _remove_rows(
-                    connection,
-                    "rowid IN (SELECT rowid FROM Cache WHERE expires IS NOT NULL AND expires < ? LIMIT 100)",
-                    (time.time(),),
+        self._writes = self._written = 0
+        with self._transaction() as connection:
+            removed = _remove_rows(
+                connection,
+                "rowid IN (SELECT rowid FROM Cache WHERE expires IS NOT NULL AND expires < ? LIMIT 100)",
+                (time.time(),),
+            )
+            limit = _agree_on_limit(connection, self.max_bytes)
+            while _used(connection) > limit:
+                oldest = _remove_rows(
+                    connection, "rowid IN (SELECT rowid FROM Cache ORDER BY rowid LIMIT 20)"
                 )
-                limit = _agree_on_limit(connection, self.max_bytes)
-                while _used(connection) > limit:
-                    oldest = _remove_rows(
-                        connection, "rowid IN (SELECT rowid FROM Cache ORDER BY rowid LIMIT 20)"
-                    )
-                    if not oldest:
-                        break
-                    removed += oldest
-            self._delete_files(removed)
-        finally:
-            self._room.release()
+                if not oldest:
+                    break
+                removed += oldest
+        self._delete_files(removed)
 
     def _remove(self, where: str, values: tuple[object, ...]) -> int:
         try:
@@ -373,8 +360,7 @@ class DiskStore:
         After a write that waited for a lock in vain, the next ones fail at once: a writer that was stopped
         while it wrote must not cost every call as much as the first.
         """
-        if self._backoff.failures:
-            self._backoff.check()
+        self._backoff.check()
         try:
             yield
         except StoreError as error:
@@ -382,8 +368,7 @@ class DiskStore:
                 raise
             self._backoff.failed(_BUSY)
             raise StoreError(_BUSY) from error.__cause__
-        if self._backoff.failures:
-            self._backoff.over()
+        self._backoff.over()
 
     # --- files beside the database ----------------------------------------------------------------
 

@@ -213,8 +213,7 @@ class RedisStore:
         """Send commands in one trip and return their answers; the first refusal is raised."""
         if not commands:
             return []
-        if self._backoff.failures:
-            self._backoff.check()
+        self._backoff.check()
         try:
             answers = (self._threads or self._thread_pool()).ask(commands)
         except Exception as error:
@@ -225,8 +224,7 @@ class RedisStore:
         """Do the same for an event loop."""
         from asyncio import get_running_loop
 
-        if self._backoff.failures:
-            self._backoff.check()
+        self._backoff.check()
         try:
             loop = get_running_loop()
             pool = self._loops.get(loop) or await self._loop_pool(loop)
@@ -236,8 +234,7 @@ class RedisStore:
         return self._answered(answers)
 
     def _answered(self, answers: list[Any]) -> list[Any]:
-        if self._backoff.failures:
-            self._backoff.over()
+        self._backoff.over()
         for answer in answers:
             if isinstance(answer, Exception):
                 raise StoreError(_reason(answer)) from answer
