@@ -186,7 +186,7 @@ class Leases:
         if lease is None:
             return False
         try:
-            if not lease.store.acquire(lease.key, lease.owner, SECONDS):
+            if not lease.store.acquire([(lease.key, lease.owner)], SECONDS)[0]:
                 return None
             _renewer.keep((lease,))
             flight.lease = lease
@@ -406,7 +406,7 @@ class _LeaseRenewer:
             return
         try:
             wanted = [(lease.key, lease.owner) for lease in leases]
-            still = leases[0].store.acquire_many(wanted, SECONDS)
+            still = leases[0].store.acquire(wanted, SECONDS)
         except Exception:  # noqa: BLE001 - the store may be back at the next try
             still = [True] * len(leases)
         with self._changed:
@@ -430,10 +430,10 @@ def _end(leases: list[Lease], without_result: list[Lease]) -> None:
     store = leases[0].store
     try:
         if without_result:
-            store.acquire_many(
+            store.acquire(
                 [(_flag(lease.key), lease.owner) for lease in without_result], _FLAG_SECONDS
             )
-        store.release_many([(lease.key, lease.owner) for lease in leases])
+        store.release([(lease.key, lease.owner) for lease in leases])
     except Exception:  # noqa: BLE001 - they run out by themselves
         return
 

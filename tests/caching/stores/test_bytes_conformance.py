@@ -109,36 +109,36 @@ def test_sizes_are_reported(store):
 
 def test_one_of_many_that_claim_gets_the_lease(store):
     with ThreadPoolExecutor(16) as pool:
-        got = list(pool.map(lambda n: store.acquire("a:k", f"owner {n}", 30), range(64)))
+        got = list(pool.map(lambda n: all(store.acquire([("a:k", f"owner {n}")], 30)), range(64)))
     assert sum(got) == 1
 
 
 def test_a_lease_is_kept_extended_and_given_back_by_its_owner_only(store):
-    assert store.acquire("a:k", "me", 30)
-    assert not store.acquire("a:k", "you", 30)
-    store.release_many([("a:k", "you")])
-    assert not store.acquire("a:k", "you", 30)
-    assert store.acquire("a:k", "me", 30)
-    store.release_many([("a:k", "me")])
-    store.release_many([("a:k", "me")])
-    assert store.acquire("a:k", "you", 30)
+    assert all(store.acquire([("a:k", "me")], 30))
+    assert not all(store.acquire([("a:k", "you")], 30))
+    store.release([("a:k", "you")])
+    assert not all(store.acquire([("a:k", "you")], 30))
+    assert all(store.acquire([("a:k", "me")], 30))
+    store.release([("a:k", "me")])
+    store.release([("a:k", "me")])
+    assert all(store.acquire([("a:k", "you")], 30))
 
 
 def test_a_lease_ends_by_itself(store):
-    assert store.acquire("a:k", "me", 0.05)
+    assert all(store.acquire([("a:k", "me")], 0.05))
     end = time.monotonic() + 5
-    while not store.acquire("a:k", "you", 30):
+    while not all(store.acquire([("a:k", "you")], 30)):
         assert time.monotonic() < end
         time.sleep(0.01)
-    assert not store.acquire("a:k", "me", 30)
+    assert not all(store.acquire([("a:k", "me")], 30))
 
 
 def test_leases_are_no_entries(store):
-    store.acquire("a:k", "me", 30)
+    store.acquire([("a:k", "me")], 30)
     assert store.get("a:k") is None
     assert keys(store) == []
     store.clear("")
-    assert not store.acquire("a:k", "you", 30)
+    assert not all(store.acquire([("a:k", "you")], 30))
 
 
 SIZES = [1, 10, 40_000, 300_000, 20]
@@ -158,12 +158,12 @@ def test_many_are_stored_and_found_at_once(store):
 
 
 def test_each_of_many_leases_is_claimed_on_its_own(store):
-    assert store.acquire("a:2", "you", 30)
+    assert all(store.acquire([("a:2", "you")], 30))
     owners = [(f"a:{n}", "me") for n in range(5)]
-    assert store.acquire_many(owners, 30) == [True, True, False, True, True]
-    assert store.acquire_many(owners[:2], 30) == [True, True]
-    store.release_many([("a:0", "me"), ("a:2", "me"), ("a:3", "you")])
-    reported = [store.acquire(f"a:{n}", "she", 30) for n in range(5)]
+    assert store.acquire(owners, 30) == [True, True, False, True, True]
+    assert store.acquire(owners[:2], 30) == [True, True]
+    store.release([("a:0", "me"), ("a:2", "me"), ("a:3", "you")])
+    reported = [all(store.acquire([(f"a:{n}", "she")], 30)) for n in range(5)]
     assert reported == [True, False, False, False, False]
 
 
@@ -172,9 +172,7 @@ def test_callers_that_acquire_many_in_any_order_share_them(store):
 
     def acquire(n: int) -> list[bool]:
         order = keys[::-1] if n % 2 else keys
-        reported = dict(
-            zip(order, store.acquire_many([(k, f"me {n}") for k in order], 30), strict=True)
-        )
+        reported = dict(zip(order, store.acquire([(k, f"me {n}") for k in order], 30), strict=True))
         return [reported[key] for key in keys]
 
     with ThreadPoolExecutor(8) as pool:
@@ -235,12 +233,12 @@ def test_event_loops_have_the_same_verbs(store):
         await store.aset("a:k", b"x", 60)
         assert await store.aget("a:k") == b"x"
         assert await store.aget("a:j") is None
-        assert await store.aacquire("a:k", "me", 30)
-        assert not await store.aacquire("a:k", "you", 30)
+        assert await store.aacquire([("a:k", "me")], 30) == [True]
+        assert await store.aacquire([("a:k", "you")], 30) == [False]
 
     for _ in range(3):  # in one loop after the other
         asyncio.run(main())
-        store.release_many([("a:k", "me")])
+        store.release([("a:k", "me")])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

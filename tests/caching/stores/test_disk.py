@@ -325,8 +325,8 @@ def test_a_lease_that_never_ends_is_not_believed(store):
     rows_of = DiskStore(store.folder)
     rows_of.set("a:k", b"x", None)
     rows(rows_of, "INSERT INTO Lease VALUES ('a:k', 'squatter', 1e300)")
-    assert store.acquire("a:k", "me", 5)
-    assert not store.acquire("a:k", "you", 5)
+    assert all(store.acquire([("a:k", "me")], 5))
+    assert not all(store.acquire([("a:k", "you")], 5))
 
 
 def test_an_entry_larger_than_any_may_be_is_not_read(store):
@@ -401,7 +401,7 @@ def test_a_locked_folder_is_read_all_the_same_and_writers_fail_fast(tmp_path, im
         store.set("a:k", b"y" * LARGE, None)
     assert files(store) == [], "what could not be stored is not left behind"
     with pytest.raises(StoreError, match="keep its folder locked"):
-        store.acquire("a:k", "me", 30)
+        store.acquire([("a:k", "me")], 30)
     lock.execute("ROLLBACK")
     lock.close()
     store.close()

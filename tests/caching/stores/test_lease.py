@@ -261,12 +261,12 @@ class TestInOneProcess:
         f, other = opero(**options)(work), opero(**options)(work)
         acquire = store.acquire
 
-        def late(*args: Any) -> bool:
+        def late(*args: Any) -> Any:
             monkeypatch.setattr(store, "acquire", acquire)
             other(1)
             lease._renewer.flush()
             time.sleep(lease._GATHER)
-            return bool(acquire(*args))
+            return acquire(*args)
 
         monkeypatch.setattr(store, "acquire", late)
         receipt = f.call(1)
@@ -446,10 +446,10 @@ class TestInOneProcess:
         monkeypatch.setattr(lease, "_RENEW_AFTER", 0.3)
         with Busy(Face(asynchronous=False), opero(**options)(work)):
             (key,) = set(owners)
-            Crowd.wait_for(lambda: store.acquire(key, "its successor", 4))
+            Crowd.wait_for(lambda: all(store.acquire([(key, "its successor")], 4)))
             Crowd.wait_for(lambda: not lease._renewer._held)  # a renewal was refused
         Crowd.wait_for(lambda: not lease._renewer._ending)
-        assert not store.acquire(key, "a third", 4)
+        assert not all(store.acquire([(key, "a third")], 4))
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
     @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -462,7 +462,7 @@ class TestInOneProcess:
             World.value = child = os.fork()
             if child:
                 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-                assert not store.acquire(owners[0], "somebody else", 60)
+                assert store.acquire([(owners[0], "another")], 60) == [False]
             return x
 
         World.body = body
@@ -527,12 +527,12 @@ class TestInOneProcess:
         time.sleep(0.11)
         acquire, acquired = store.acquire, threading.Event()
 
-        def renew_before(key: str, owner: str, seconds: float) -> bool:
+        def renew_before(*args: Any) -> Any:
             monkeypatch.setattr(store, "acquire", acquire)
             second.cache.refresh(1)
-            mine = acquire(key, owner, seconds)
+            granted = acquire(*args)
             acquired.set()
-            return bool(mine)
+            return granted
 
         monkeypatch.setattr(store, "acquire", renew_before)
         assert first(1) == 2
@@ -558,9 +558,9 @@ class TestInOneProcess:
 
 
 def _told(acquire: Any, wanted: list[str]) -> Any:
-    def acquire_and_note(key: str, owner: str, seconds: float) -> Any:
-        wanted.append(key)
-        return acquire(key, owner, seconds)
+    def acquire_and_note(owners: Any, seconds: float) -> Any:
+        wanted.extend(key for key, _ in owners)
+        return acquire(owners, seconds)
 
     return acquire_and_note
 

@@ -113,10 +113,10 @@ class TestEntries:
         for n in range(2500):
             store.set(f"n:{n}", b"1", None)
         assert store.measure("n:") == (2500, 2500)
-        assert store.acquire("n:1", "me", 60)
+        assert all(store.acquire([("n:1", "me")], 60))
         assert store.clear("") == 2500
         assert server.do("DBSIZE") == 3
-        assert not store.acquire("n:1", "you", 60)
+        assert not all(store.acquire([("n:1", "you")], 60))
 
     def test_keys_may_hold_file_names_that_are_no_unicode(self, store: RedisStore) -> None:
         store.set("ns:\udcff.py:f", b"1", None)
@@ -132,30 +132,30 @@ class TestEntries:
 
 class TestLeases:
     def test_a_lease_ends_by_itself(self, store: RedisStore) -> None:
-        assert store.acquire("k", "me", 0.05)
-        assert not store.acquire("k", "you", 5)
+        assert all(store.acquire([("k", "me")], 0.05))
+        assert not all(store.acquire([("k", "you")], 5))
         time.sleep(0.06)
-        assert store.acquire("k", "you", 5)
+        assert all(store.acquire([("k", "you")], 5))
 
     def test_its_holder_can_extend_it(self, store: RedisStore, server: RedisServer) -> None:
-        assert store.acquire("k", "me", 1)
-        assert store.acquire("k", "me", 50)
+        assert all(store.acquire([("k", "me")], 1))
+        assert all(store.acquire([("k", "me")], 50))
         assert int(str(server.do("PTTL", "opero:lease:k"))) > 2000
 
     def test_only_its_holder_gives_it_back(self, store: RedisStore) -> None:
-        assert store.acquire("k", "me", 60)
-        store.release_many([("k", "you")])
-        assert not store.acquire("k", "you", 60)
-        store.release_many([("k", "me")])
-        assert store.acquire("k", "you", 60)
+        assert all(store.acquire([("k", "me")], 60))
+        store.release([("k", "you")])
+        assert not all(store.acquire([("k", "you")], 60))
+        store.release([("k", "me")])
+        assert all(store.acquire([("k", "you")], 60))
 
     def test_of_many_exactly_one_gets_it(self, store: RedisStore) -> None:
-        async def acquire_all() -> list[bool]:
+        async def acquire_all() -> list[list[bool]]:
             return await asyncio.gather(
-                *(store.aacquire("k", f"owner {n}", 60) for n in range(200))
+                *(store.aacquire([("k", f"owner {n}")], 60) for n in range(200))
             )
 
-        assert sum(asyncio.run(acquire_all())) == 1
+        assert sum(map(sum, asyncio.run(acquire_all()))) == 1
 
 
 class Ways:
@@ -401,12 +401,12 @@ def test_a_lease_without_an_end_is_not_believed(
     store = RedisStore(server.url)
     if verb == "SET":
         server.do("PEXPIRE", "opero:lease:k", 3_600_000)
-        assert store.acquire("k", "me", 5)
+        assert all(store.acquire([("k", "me")], 5))
         server.do("PERSIST", "opero:lease:k")
-        assert store.acquire("k", "another", 5)
+        assert all(store.acquire([("k", "another")], 5))
     else:
-        assert store.acquire("k", "another", 5)
-    assert not store.acquire("k", "me", 5)
+        assert all(store.acquire([("k", "another")], 5))
+    assert not all(store.acquire([("k", "me")], 5))
     store.close()
 
 

@@ -223,4 +223,4 @@ def test_many_are_asked_over_a_connection_that_the_server_has_closed(
     server.do("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     assert store.get_many(["k", "j"]) == [b"1", None]
     server.do("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-    assert store.acquire_many([("k", "me"), ("j", "me")], 30) == [True, True]
+    assert store.acquire([("k", "me"), ("j", "me")], 30) == [True, True]

@@ -133,28 +133,23 @@ class ByteStore(Protocol):
         """Return number and bytes of those keys, None where it would be too costly to know."""
         ...
 
-    def acquire(self, key: str, owner: str, seconds: float) -> bool:
-        """Take or extend the lease of a key.
+    def acquire(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
+        """Take or extend the leases of keys, each on its own, in as few trips as the backend can.
 
         Leases lie beside the entries: they are neither found by `get` nor removed by `clear`.
 
         Args:
-            key: What is to be computed.
-            owner: Text that is unique across machines.
-            seconds: After so long the lease ends by itself.
+            owners: What is to be computed, and for each the owner: text that is unique across machines.
+            seconds: After so long the leases end by themselves.
 
         Returns:
-            True if `owner` has the lease now, False if another one does. Of several that ask for it
-            at the same time exactly one gets it. A lease that would last longer than `LONGEST_LEASE`
+            For each, True if the owner has the lease now, False if another one does. Of several that ask for
+            it at the same time exactly one gets it. A lease that would last longer than `LONGEST_LEASE`
             counts as free: opero grants none like that.
         """
         ...
 
-    def acquire_many(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
-        """Do what `acquire` does for many keys, each on its own, in as few trips as the backend can."""
-        ...
-
-    def release_many(self, owners: Sequence[KeyOwner]) -> None:
+    def release(self, owners: Sequence[KeyOwner]) -> None:
         """Give leases back; nothing happens where the owner does not hold one (any more)."""
         ...
 
@@ -438,16 +433,14 @@ class CodedStore:
 
     def acquire(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
         """Take or extend leases, in as few trips as the store can."""
-        store = self.backend
-        if len(owners) == 1:
-            return [store.acquire(*owners[0], seconds)]
-        return store.acquire_many(owners, seconds)
+        return self.backend.acquire(owners, seconds)
 
     async def aacquire(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
         """Do the same without holding up the event loop."""
         store: Any = self.backend
-        if self.native and len(owners) == 1:
-            return [await store.aacquire(*owners[0], seconds)]
+        if self.native:
+            granted: list[bool] = await store.aacquire(owners, seconds)
+            return granted
         from asyncio import to_thread
 
         return await to_thread(self.acquire, owners, seconds)

@@ -230,17 +230,16 @@ class DiskStore:
 
     # --- leases -----------------------------------------------------------------------------------
 
-    def acquire(self, key: str, owner: str, seconds: float) -> bool:
-        """Take or extend the lease of a key."""
-        return self._write(_ACQUIRE, (key, owner, *_lease_times(seconds))) == 1
-
-    def acquire_many(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
+    def acquire(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
         """Take or extend leases: one statement each, so that one of several owners gets it."""
-        times = _lease_times(seconds)
+        now = time.time()
+        times = now + seconds, now, now + LONGEST_LEASE + seconds
+        if len(owners) == 1:  # half the cost of a transaction
+            return [self._write(_ACQUIRE, (*owners[0], *times)) == 1]
         with self._transaction() as connection:
             return [connection.execute(_ACQUIRE, (*o, *times)).rowcount == 1 for o in owners]
 
-    def release_many(self, owners: Sequence[KeyOwner]) -> None:
+    def release(self, owners: Sequence[KeyOwner]) -> None:
         """Give leases back."""
         with self._transaction() as connection:
             connection.executemany("DELETE FROM Lease WHERE key = ? AND owner = ?", owners)
@@ -440,12 +439,6 @@ class DiskStore:
 
 
 _BUSY: Final = "other processes keep its folder locked"
-
-
-def _lease_times(seconds: float) -> tuple[float, float, float]:
-    """Return when a lease ends that begins now, and before and after which times others count as free."""
-    now = time.time()
-    return now + seconds, now, now + LONGEST_LEASE + seconds
 
 
 # --- rows ---------------------------------------------------------------------------------------------------

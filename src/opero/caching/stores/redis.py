@@ -164,15 +164,11 @@ class RedisStore:
             size += sum(item.size for item in items)
         return count, size
 
-    def acquire(self, key: str, owner: str, seconds: float) -> bool:
-        """Take or extend the lease of a key."""
-        return bool(self._ask(_acquire(key, owner, seconds))[0])
-
-    def acquire_many(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
-        """Take or extend many leases, in one trip."""
+    def acquire(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
+        """Take or extend leases, in one trip."""
         return [bool(answer) for answer in self._ask(*(_acquire(*o, seconds) for o in owners))]
 
-    def release_many(self, owners: Sequence[KeyOwner]) -> None:
+    def release(self, owners: Sequence[KeyOwner]) -> None:
         """Give leases back, in one trip."""
         self._ask(*(_release(*owner) for owner in owners))
 
@@ -186,9 +182,11 @@ class RedisStore:
         """As `set`."""
         await self._aask(_put(key, blob, ttl))
 
-    async def aacquire(self, key: str, owner: str, seconds: float) -> bool:
+    async def aacquire(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
         """As `acquire`."""
-        return bool((await self._aask(_acquire(key, owner, seconds)))[0])
+        return [
+            bool(answer) for answer in await self._aask(*(_acquire(*o, seconds) for o in owners))
+        ]
 
     # --- upkeep -----------------------------------------------------------------------------------
 
