@@ -24,7 +24,7 @@ import math
 import re
 import struct
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import NoneType
 from typing import Any, Final, Protocol
 from zlib import crc32
@@ -297,16 +297,12 @@ class _Writer:
 
     def _put_form(self, value: Any) -> None:
         row = of_type(type(value))
-        if row is not None:
-            if row.number is None or row.split is None:
-                raise NotPlain
-            self._put_marked(row.number, row.split(value))
-            return
-        found = _split_numpy(value)
-        if found is None:
+        if row is None:
+            self._put_marked(*_split_numpy(value, self._place))
+        elif row.number is None or row.split is None:
             raise NotPlain
-        number, parts, data = found
-        self._put_marked(number, parts if data is None else (*parts, *self._place(data)))
+        else:
+            self._put_marked(row.number, row.split(value))
 
     def _put_marked(self, number: int, parts: Iterable[Any]) -> None:
         items = list(parts)
@@ -415,35 +411,43 @@ _SIDES: Final = 64
 _LONGEST_DTYPE: Final = 40
 
 
-def _split_numpy(value: Any) -> tuple[int, Sequence[Any], Buffer | None] | None:
+def _split_numpy(
+    value: Any, place: Callable[[Buffer], tuple[int, int]]
+) -> tuple[int, Sequence[Any]]:
     """Take a numpy value apart.
 
+    Args:
+        value: The value.
+        place: Puts bytes that may be many behind the message, and returns where they stand.
+
     Returns:
-        The number of its form, its plain parts, and its bytes where they may be many; None if it is
-        no numpy value, or not a plain one.
+        The number of its form, and its plain parts.
+
+    Raises:
+        NotPlain: It is no numpy value, or not a plain one.
     """
     kind = type(value)
     if kind.__module__ != "numpy":
-        return None
+        raise NotPlain
     np: Any = sys.modules["numpy"]
     if kind is np.ndarray:
         dtype = value.dtype
         if not _is_plain_dtype(dtype):
-            return None
+            raise NotPlain
         # Arrays that lie in memory column by column stay so.
         columns = value.flags.f_contiguous and not value.flags.c_contiguous
         flat = value.ravel(order="F" if columns else "C")
         # Dates have no buffer of their own, and an empty array none that can be cast.
         data = memoryview(flat.view(np.uint8)) if flat.nbytes else b""
-        return _ARRAY, (dtype.str, value.shape, columns), data
+        return _ARRAY, (dtype.str, value.shape, columns, *place(data))
     if kind is np.str_ or kind is np.bytes_:
-        return _TEXT, (str(value) if kind is np.str_ else bytes(value),), None
+        return _TEXT, (str(value) if kind is np.str_ else bytes(value),)
     if issubclass(kind, np.generic) and _is_plain_dtype(value.dtype):
         # One of several types of the same size (`longlong`) would come back as another.
         dtype = value.dtype.newbyteorder("=")
         if np.dtype(dtype.str).type is kind:
-            return _SCALAR, (dtype.str, value.tobytes()), None
-    return None
+            return _SCALAR, (dtype.str, value.tobytes())
+    raise NotPlain
 
 
 def _is_plain_dtype(dtype: Any) -> bool:

@@ -316,14 +316,7 @@ class FunctionCache:
     ) -> Entry | None:
         """Return the expired entry that callers get because a call failed; if none, count the miss."""
         if self.freshness is not None and entry is not None:
-            excused = self.freshness.stands_in(
-                flight.key,
-                entry,
-                error,
-                attempt=call.attempt_errors or (),
-                overdue=call.overdue,
-                asked_pause=call.hint,
-            )
+            excused = self.freshness.stands_in(flight.key, entry, error, call)
             # What was invalidated meanwhile is not wanted any more.
             if excused and not flight.invalidated:
                 return entry

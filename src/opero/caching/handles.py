@@ -180,13 +180,7 @@ class CacheContext:
     """
 
     def __init__(
-        self,
-        store: EntryStore,
-        *,
-        namespace: str,
-        ttl: float | None,
-        copy: bool,
-        prefix: str | None = None,
+        self, store: EntryStore, namespace: str, ttl: float | None, copy: bool, prefix: str | None
     ) -> None:
         self._store = store
         self._namespace = namespace
@@ -347,20 +341,18 @@ def get_cache_context(
     seconds = given["cache_ttl"]
     ttl = None if seconds is None else parse_seconds(seconds, "cache_ttl")
     size = parse_size(given["cache_max_bytes"], "cache_max_bytes")
-    common: dict[str, Any] = {
-        "namespace": cache_namespace,
-        "ttl": ttl,
-        "copy": given["cache_copy"],
-    }
+    store: EntryStore
+    prefix = None
     if cache_backend == "memory":
         memory = MemoryStore(given["cache_maxsize"], size)
-        return CacheContext(_context_stores.setdefault(cache_namespace, memory), **common)
-    from opero.caching.stores.base import open_entries
+        store = _context_stores.setdefault(cache_namespace, memory)
+    else:
+        from opero.caching.stores.base import open_entries
 
-    # Functions have a name between the colons.
-    prefix = f"{namespace_prefix(cache_namespace)}:"
-    store = open_entries(cache_backend, lambda: prefix, size, given["cache_codec"])
-    return CacheContext(store, prefix=prefix, **common)
+        # Functions have a name between the colons.
+        prefix = f"{namespace_prefix(cache_namespace)}:"
+        store = open_entries(cache_backend, lambda: prefix, size, given["cache_codec"])
+    return CacheContext(store, cache_namespace, ttl, given["cache_copy"], prefix)
 
 
 _OPTIONS: Final[dict[str, tuple[Any, checks.Check]]] = {

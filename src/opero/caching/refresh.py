@@ -187,31 +187,20 @@ class Freshness:
         now = ambient.clock().monotonic()
         return self.usable(entry, now) and self.recent_failures.fresh(key, now, excused=True)
 
-    def stands_in(
-        self,
-        key: Hashable,
-        entry: Entry,
-        error: Exception,
-        *,
-        attempt: Sequence[Exception],
-        overdue: bool,
-        asked_pause: float,
-    ) -> bool:
+    def stands_in(self, key: Hashable, entry: Entry, error: Exception, call: Any) -> bool:
         """Remember a failed call; return whether its caller gets the expired entry instead.
 
         Args:
             key: What could not be computed.
             entry: The expired entry.
             error: What the call ended with.
-            attempt: Errors of its last attempt.
-            overdue: Whether its deadline ended it.
-            asked_pause: Seconds that the service asked to wait.
+            call: The call (`entries.CachedCall`).
         """
-        excused = overdue or excuses(error, attempt, self.retried)
+        excused = call.overdue or excuses(error, call.attempt_errors or (), self.retried)
         now = ambient.clock().monotonic()
         # A caller that was short of time says nothing about the service.
-        if not (overdue or isinstance(error, DeadlineError)):
-            seconds = max(FRESH_FAILURE_SECONDS, asked_pause)
+        if not (call.overdue or isinstance(error, DeadlineError)):
+            seconds = max(FRESH_FAILURE_SECONDS, call.hint)
             self.recent_failures.add(key, now, seconds, excused=excused)
         return excused and self.usable(entry, now)
 

@@ -102,10 +102,8 @@ class FunctionKeys:
         """
         if self._user_key is not None:
             return self._from_user(self._user_key, args, kwargs)
-        if self._bare and not kwargs and len(args) == self._positional:
-            values: tuple[Any, ...] | None = args
-        else:
-            values = self._bound(args, kwargs)
+        sent = self._bare and not kwargs and len(args) == self._positional
+        values = args if sent else self._bound(args, kwargs)
         if values is None:
             return None
         if self.instances is not None:
