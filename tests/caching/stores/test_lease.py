@@ -470,7 +470,7 @@ class TestInOneProcess:
             opero(**options)(work)(1)
         finally:
             if os.getpid() != parent:
-                lease._at_exit()
+                lease._renewer.flush()
                 os._exit(0)
 
     def test_one_process_renews_an_entry(self, options: dict[str, Any]) -> None:
