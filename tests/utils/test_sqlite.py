@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -291,6 +292,18 @@ def test_a_file_in_a_read_only_folder_is_read(path, open_elsewhere):
         pytest.skip("folders cannot be made read-only here")
     assert reported.stdout.splitlines()[0] == "['x'] True", reported.stderr
     assert "read-only" in reported.stdout.splitlines()[1]
+
+
+def test_an_open_file_that_has_lost_its_tables_is_begun_anew(path):
+    file = make(path, on_damage="replace")
+    put(file)
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute("DROP TABLE Answer")
+        other.commit()
+    with pytest.warns(OperoWarning, match="no such table.*set aside"):
+        assert texts(file) == []
+    put(file)
+    assert texts(file) == ["x"]
 
 
 def test_a_full_disk_is_named(path):

@@ -70,12 +70,18 @@ def advice(error: sqlite3.Error, timeout: float = 0.0) -> str:
 def is_damage(error: BaseException | None) -> bool:
     """Whether an error says that the content of a file is damaged, or is no database."""
     damaged = _error_name(error).startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
-    return damaged or isinstance(error, ForeignDatabase)
+    # An open file that was emptied has no tables.
+    return damaged or isinstance(error, ForeignDatabase) or str(error).startswith("no such table")
 
 
 def is_lock(error: BaseException | None) -> bool:
     """Whether an error says that other programs keep a file locked."""
     return _error_name(error).startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL"))
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error says that there is no room for a file to grow."""
+    return _error_name(error).startswith("SQLITE_FULL")
 
 
 def _error_name(error: BaseException | None) -> str:

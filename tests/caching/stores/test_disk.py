@@ -283,6 +283,23 @@ def test_a_damaged_database_can_be_cleared(store):
     assert store.get("a:k") == b"y"
 
 
+def test_a_cache_that_fills_the_disk_can_be_cleared(store, monkeypatch):
+    """Removing rows takes room, too: the files of large values make it."""
+    store.set("a:k", os.urandom(200_000), None)
+    transaction = store._transaction
+
+    def while_there_is_room() -> Any:
+        if any(Path(store.folder).glob("??/*.val")):
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorname = "SQLITE_FULL"
+            raise StoreError("the disk is full") from error
+        return transaction()
+
+    monkeypatch.setattr(store, "_transaction", while_there_is_room)
+    assert store.clear("a:") == 1
+    assert store.get("a:k") is None
+
+
 def test_damage_that_shows_while_rows_are_written_costs_that_write_only(store):
     for n in range(50):
         store.set(f"a:{n}", b"x" * 10_000, None)

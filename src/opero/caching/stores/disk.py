@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from opero.caching.stores.base import LONGEST_LEASE, Backoff, StoredItem, portions
 from opero.errors import StoreError, warn_user
-from opero.utils.sqlite import ForeignDatabase, SqliteFile, is_damage, is_lock
+from opero.utils.sqlite import ForeignDatabase, SqliteFile, is_damage, is_full, is_lock
 
 if TYPE_CHECKING:
     from opero.caching.stores.base import KeyOwner, Row
@@ -337,7 +337,12 @@ class DiskStore:
         except StoreError as error:
             if is_damage(error.__cause__):
                 return 0  # all is gone with the damaged file
-            raise
+            if not is_full(error.__cause__):
+                raise
+            # On a full disk the files go first, because removing rows takes room, too.
+            self._delete_files(self._file.read(f"SELECT filename FROM Cache WHERE {where}", values))  # noqa: S608 - fixed
+            with self._transaction() as connection:
+                removed = _remove_rows(connection, where, values)
         self._delete_files(removed)
         return len(removed)
 
