@@ -281,7 +281,7 @@ def _of_answer(error: BaseException, places: tuple[object, ...]) -> Verdict | No
     if status is None:
         return None
     reason = f"status {status}"
-    if status == 402 or (status == 400 and "credit balance" in _text_of(error)):
+    if status == 402 or (status == 400 and "credit balance" in str(error)[:1000].lower()):
         return Verdict("exhausted", reason)
     if status == 403 and ("retry-after" in headers or headers.get("x-ratelimit-remaining") == "0"):
         return Verdict("transient", reason)  # GitHub's limits
@@ -306,20 +306,12 @@ def _of_driver(error: BaseException) -> Verdict | None:
     if not packages & _DATABASES:
         return None
     number = safe_get(error, "sqlite_errorcode")
-    if isinstance(number, int):
-        return (
-            Verdict("transient", "database is busy")
-            if number & 0xFF in _SQLITE_BUSY
-            else _of_class(error)
-        )
+    if isinstance(number, int) and number & 0xFF in _SQLITE_BUSY:
+        return Verdict("transient", "database is busy")
     args = safe_get(error, "args")
     number = safe_get(error, "errno") or (args[0] if isinstance(args, tuple) and args else None)
     if isinstance(number, int) and number in _MYSQL:
         return Verdict(_MYSQL[number], f"error {number}")
-    return _of_class(error)
-
-
-def _of_class(error: BaseException) -> Verdict | None:
     for cls in type(error).__mro__:
         package = cls.__module__.partition(".")[0]
         if package in _DATABASES and cls.__name__ in _FINAL_DATABASE_CLASSES:
@@ -499,7 +491,3 @@ def _body_of(response: object) -> object:
         return json.loads(content)
     except (ValueError, RecursionError):
         return None
-
-
-def _text_of(error: BaseException) -> str:
-    return str(error)[:1000].lower()

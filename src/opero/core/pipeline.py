@@ -213,9 +213,6 @@ class Pipeline:
             options.retry_budget.guards(self.info.module, self.info.qualname, "retry_budget")
         retry = Retry(
             policy,
-            self.info,
-            self.stats,
-            self.emitter,
             self.report,
             budget=options.retry_budget,
             nested=options.retry_nested,

@@ -25,17 +25,10 @@ if TYPE_CHECKING:
     from opero.core.circuit_breaker import Circuit
     from opero.core.decorated import Decorate
     from opero.core.failures import Report
-    from opero.core.function import FunctionInfo
     from opero.core.options import Options
     from opero.core.retry_budget import RetryBudget
-    from opero.core.stats import Stats
     from opero.errors import RetryFilter
-    from opero.events.bus import Emitter
     from opero.utils.units import Duration
-
-__all__ = [
-    "Retry", "RetryPolicy", "RetryState", "get_retry_decorator", "grown", "is_retry_error", "retry_error",
-]  # fmt: skip
 
 
 def grown(low: float, high: float, factor: float, exponent: int) -> float:
@@ -308,10 +301,7 @@ class Retry:
 
     Args:
         policy: The rules; None for a single attempt.
-        info: The function.
-        stats: Its counters.
-        emitter: Where its events go.
-        report: Reports how calls have ended.
+        report: Reports how calls of the function have ended; has its counters and its emitter.
         budget: Retries that it shares with other functions, or None.
         nested: Whether to retry what another opero function, called by this one, has retried in
             vain.
@@ -326,9 +316,6 @@ class Retry:
     def __init__(
         self,
         policy: RetryPolicy | None,
-        info: FunctionInfo,
-        stats: Stats,
-        emitter: Emitter,
         report: Report,
         *,
         budget: RetryBudget | None = None,
@@ -340,10 +327,9 @@ class Retry:
         self.circuit: Circuit | None = None
         self._report = report
         self._nested = nested
-        self._info = info
-        self._owner = info.owner
-        self._stats = stats
-        self._emitter = emitter
+        self._info = report.info
+        self._stats = report.stats
+        self._emitter = report.emitter
 
     def describe(self) -> str:
         """Return the line for `explain()`, nothing without retries."""
@@ -402,7 +388,7 @@ class Retry:
 
     def _inner(self, call: Call, error: Exception) -> str | None:
         """Return the name of an opero function that has retried in vain in each call of this attempt."""
-        found = [inner_of(e, self._owner) for e in call.attempt_errors or (error,)]
+        found = [inner_of(e, self._info.owner) for e in call.attempt_errors or (error,)]
         for each in found:
             if each is not None and len(self.within) < _MOST_NAMES:
                 self.within[each.name] = None
