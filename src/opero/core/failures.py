@@ -315,7 +315,8 @@ class Report:
     Args:
         info: The function.
         retried: Whether failures are retried, so that a single failed call deserves an explanation.
-        needs_start: Whether the clock must be read before the first attempt.
+        needs_start: Whether the clock must be read before the first attempt, because `stop` may ask for the time
+            spent.
     """
 
     def __init__(
@@ -374,14 +375,9 @@ class Report:
             )
         self.stats.add(gave_up=1)
         if self.emitter.active:
-            function = self.emitter.function
             self.emitter.emit(
                 events.CallGaveUp(
-                    function=function,
-                    attempts=call.attempts,
-                    calls=call.calls,
-                    error=final,
-                    seconds=call.elapsed(),
+                    attempts=call.attempts, calls=call.calls, error=final, seconds=call.elapsed()
                 )
             )
         return None if final is error else final
@@ -414,12 +410,8 @@ class Report:
     def succeeded(self, call: Call) -> None:
         """Notify listeners of a value that was computed."""
         if self.emitter.active:
-            function = self.emitter.function
             self.emitter.emit(
                 events.CallSucceeded(
-                    function=function,
-                    attempts=call.attempts,
-                    calls=call.calls,
-                    seconds=call.elapsed(),
+                    attempts=call.attempts, calls=call.calls, seconds=call.elapsed()
                 )
             )
