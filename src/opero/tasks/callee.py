@@ -183,7 +183,7 @@ def with_policies(
 
     made = Options.of("Task", **{"cache": False, "retries": 0, **given})
     if made.retries or made.stop:
-        made = made.replace("Task", on_event=[*_listeners(made), note_retry])
+        made = made.replace("Task", on_event=[*made.listeners, note_retry])
     info = describe_function(fn)
     if not callee.is_async:
         # On the loop, so that a pause between attempts holds no thread.
@@ -204,7 +204,7 @@ def _variant(fn: Any, given: dict[str, Any], note_retry: Handler) -> Any:
     options: Options = fn.options.replace("Task", **given)
     changes = dict(given)
     if options.retries or options.stop:
-        changes["on_event"] = [*_listeners(options), note_retry]
+        changes["on_event"] = [*options.listeners, note_retry]
     variant = fn.with_options(**changes) if changes else fn
     if shareable and variant is not fn:
         _variants[fn] = variant
@@ -212,8 +212,3 @@ def _variant(fn: Any, given: dict[str, Any], note_retry: Handler) -> Any:
 
 
 _variants: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-
-
-def _listeners(options: Options) -> tuple[Any, ...]:
-    given = options.on_event
-    return () if given is None else (given,) if callable(given) else tuple(given)
