@@ -307,7 +307,7 @@ class ProcessEngine:
             if job.item_timeout is not None:
                 checks.append(self._check_time(worker, now, job.item_timeout))
             if job.memory_limit is not None:
-                if _resident(worker.pid) > job.memory_limit:
+                if _uses_more(worker.pid, job.memory_limit):
                     worker.kill("memory")
                 checks.append(_CHECK)
             if not job.pipeline.awaits:
@@ -453,12 +453,21 @@ def _handle_log(data: bytes, raised: bytes | None) -> None:
         logger.handle(record)
 
 
-def _resident(pid: int) -> int:
-    """Return the bytes of memory that a process really uses; 0 where that is not known."""
+def _uses_more(pid: int, limit: int) -> bool:
+    """Return whether a process itself uses more bytes of memory than that; False where it is not known.
+
+    Pages that it shares do not count: a fork has all of its program's.
+    """
+    process = Path(f"/proc/{pid}")
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * _PAGE_SIZE
+        if int((process / "statm").read_text(encoding="ascii").split()[1]) * _PAGE_SIZE <= limit:
+            return False
+        # This takes the kernel longer, as it looks at each page.
+        lines = (process / "smaps_rollup").read_text(encoding="ascii").splitlines()
+        private = sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
     except (OSError, ValueError, IndexError):
-        return 0
+        return False
+    return private * 1024 > limit
 
 
 # --- twat-mp --------------------------------------------------------------------------------------
