@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from opero.caching.stores.base import ByteStore, StoredItem
     from opero.durable.operations import Operations
 
+__all__ = ["main"]
+
 _FAILED: Final = 1
 _INTERRUPTED: Final = 130  # as in shells: 128 + SIGINT
 

@@ -336,8 +336,7 @@ class WorkflowRun:
         raise Unwind(str(error)) from error
 
     def _put(self, step: StepRecord) -> PutStep:
-        record = self.record
-        return PutStep(self.id, record.owner or "", record.epoch, step)
+        return PutStep(*self.record.ownership, step)
 
     # --- signals ----------------------------------------------------------------------------------------------------
 
@@ -433,7 +432,7 @@ def finalize(run: WorkflowRun, value: Any, error: BaseException | None) -> Move 
         What is to be written; None if it has another owner, or nothing can be written.
     """
     record, ending = run.record, run.ending
-    move = Move(record.id, record.owner or "", record.epoch, State.DONE)
+    move = Move(*record.ownership, State.DONE)
     over = error is None or isinstance(error, Exception)
     # A function that has come to its end needs no further step, so a stop in the meantime changes nothing.
     if ending is not None and not (over and ending.state is State.QUEUED):
