@@ -137,7 +137,7 @@ class _Wait:
         """Show the workflow in another state if nothing else of it runs."""
         if self._quiet:
             wake = None if state is State.RUNNING else self._wake
-            self.run.post(Move(*self.run.record.ownership, state, wake=wake, free=False))
+            self.run.post(Move(*self.run.ownership, state, wake=wake, free=False))
 
     def hold(self) -> None:
         """Wait in this thread for a short pause, or in a branch; else put the workflow aside."""
@@ -188,7 +188,7 @@ def _receive(scope: Scope, name: str, pause: float | None) -> StepLogic[Any]:
             yield _in_order(step)
             return step.outcome()
         run, wait = step.run, _Wait(scope, step, pause)
-        take = Take(*run.record.ownership, name, step.record)
+        take = Take(*run.ownership, name, step.record)
         arrived = run.listen(name) if _on_loop() else None
         try:
             while (value := (yield BlockingStep(run.apply, run.aapply, (take,)))) is None:

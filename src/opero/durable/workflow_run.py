@@ -73,6 +73,7 @@ class WorkflowRun:
     Attributes:
         id: The workflow's id.
         record: The workflow.
+        ownership: With which each of its writes begins.
         on_loop: Whether it is a coroutine on an engine's event loop.
         steps: Its steps by path.
         unread: Paths of steps whose recorded outcome the workflow has not asked for yet.
@@ -94,6 +95,7 @@ class WorkflowRun:
     ) -> None:
         self.id: str = record.id
         self.record: WorkflowRecord = record
+        self.ownership: tuple[str, str, int] = record.ownership
         self.on_loop: bool = on_loop
         self.steps: dict[str, StepRecord] = {step.path: step for step in steps}
         self.unread: set[str] = set(self.steps)
@@ -336,7 +338,7 @@ class WorkflowRun:
         raise Unwind(str(error)) from error
 
     def _put(self, step: StepRecord) -> PutStep:
-        return PutStep(*self.record.ownership, step)
+        return PutStep(*self.ownership, step)
 
     # --- signals ----------------------------------------------------------------------------------------------------
 
