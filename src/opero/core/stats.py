@@ -16,30 +16,29 @@ class FastCounter:
     from its `repr`, because copying or pickling a count is deprecated since Python 3.12.
     """
 
-    __slots__ = ("_counter", "_more", "_zero", "count")
+    __slots__ = ("_counter", "_zero", "count")
 
     def __init__(self) -> None:
         self._counter = itertools.count()
         self._zero = 0
         self.count: Callable[[], int] = self._counter.__next__
-        self._more = 0
 
     @property
     def value(self) -> int:
         """How often `count` was called since the last reset."""
-        return self._total() - self._zero
+        return self._counted() - self._zero
 
     def reset(self) -> None:
         """Count from zero again."""
         # Fast paths hold `count`, so the zero moves instead of the counter.
-        self._zero = self._total()
+        self._zero = self._counted()
 
     def add(self, amount: int) -> None:
         """Count what was counted elsewhere; callers hold a lock of their own."""
-        self._more += amount
+        self._zero -= amount
 
-    def _total(self) -> int:
-        return int(repr(self._counter)[6:-1]) + self._more
+    def _counted(self) -> int:
+        return int(repr(self._counter)[6:-1])
 
 
 class Stats:

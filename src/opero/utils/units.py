@@ -130,12 +130,7 @@ def parse_rate(value: object, option: str = "rate_limit") -> Rate:
             rate = Rate(float(match[1]), float(match[2] or 1) * unit)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         rate = Rate(_float(value), 1.0)
-    if not (
-        rate.count > 0
-        and rate.period > 0
-        and math.isfinite(rate.count)
-        and math.isfinite(rate.period)
-    ):
+    if not all(0 < part < math.inf for part in rate):
         raise OperoUsageError(
             f"{option}={value!r} is no rate. Write calls per second (more than 0), "
             'text like "100/minute" or "1000/day"'
