@@ -211,23 +211,16 @@ class Mapper:
             total = None
         name, wanted = self.pipeline.info.name, options.progress
         bar = None if wanted is False else make_bar(name, total, rich=wanted == "rich")
+        progress = Progress(
+            self.pipeline.emitter,
+            total,
+            on_result=options.on_result,
+            bar=bar,
+            keeps=collects,
+            waits_for=self._waits_for,
+        )
         return MapRun(
-            items,
-            job,
-            options,
-            executor,
-            scheduler,
-            Progress(
-                self.pipeline.emitter,
-                total,
-                on_result=options.on_result,
-                bar=bar,
-                keeps=collects,
-                waits_for=self._waits_for,
-            ),
-            recorders,
-            returns,
-            lookup,
+            items, job, options, executor, scheduler, progress, recorders, returns, lookup
         )
 
     def _waits_for(self) -> tuple[str, float] | None:

@@ -22,14 +22,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.concurrency.executors.base import (
-    Batch,
-    Chunk,
-    Done,
-    ItemOutcome,
-    Lost,
-    Parked,
-)
+from opero.concurrency.executors.base import Batch, Chunk, Done, ItemOutcome, Lost, Parked
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import Report
@@ -211,12 +204,7 @@ class Scheduler:
     """
 
     def __init__(
-        self,
-        *,
-        size: ChunkSize,
-        ordered: bool,
-        errors: ErrorPolicy,
-        recover: Recover,
+        self, *, size: ChunkSize, ordered: bool, errors: ErrorPolicy, recover: Recover
     ) -> None:
         self._size = size
         self._ordered = ordered
