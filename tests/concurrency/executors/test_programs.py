@@ -628,3 +628,38 @@ def test_a_fork_within_a_stream_leaves_it_to_the_parent(program: Program, mode: 
             print(sum(stream), flush=True)""",
     )
     assert program.run(text) == "0\nOperoUsageError\n870\n"
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+@linux
+@every_way
+def test_a_limit_of_memory_counts_what_the_worker_itself_uses(
+    program: Program, before: str
+) -> None:
+    text = """
+        import mmap, time
+        from opero import operomap
+
+        held = b"x" * 300_000_000
+
+        @operomap(mode="process", workers=2, memory_limit="200MB", cache=False, retries=0)
+        def work(n):
+            if n == 1:
+                return len(b"y" * 400_000_000)
+            if n == 2:
+                # Shared memory is no data of the process, so the kernel's limit does not count it.
+                shared = mmap.mmap(-1, 300_000_000)
+                for _ in range(299):
+                    shared.write(bytes(1_000_000))
+                time.sleep(60)
+            return n
+
+        result = work.map(range(8))
+        print(result.values, [type(one.error).__name__ for one in result.failures], len(held))
+        print(result.failures[1].error)
+    """
+    said = program.run(text, before)
+    assert "[0, 3, 4, 5, 6, 7] ['MemoryError', 'WorkerLostError'] 300000000" in said
+    assert "took more than memory_limit" in said

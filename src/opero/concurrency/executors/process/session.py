@@ -201,6 +201,7 @@ class WorkerSession:
         return True
 
     def _take_job(self, spec: JobSpec | None) -> None:
+        inherited = _data_size()
         if spec is None:
             spec = JobSpec.open_in_worker(*pickle.loads(self.conn.receive()[0]))  # noqa: S301 - from the pool
         else:
@@ -221,7 +222,7 @@ class WorkerSession:
 
             become_leader(Flight(None))
         if job.memory_limit is not None:
-            _limit_memory(job.memory_limit)
+            _limit_memory(inherited + job.memory_limit)
         if job.worker_init is not None:
             job.worker_init()
         self.most = job.max_tasks_per_worker
@@ -388,6 +389,15 @@ def _keep_freed_memory() -> None:
         bytes(_KEPT)
     except MemoryError:
         pass
+
+
+def _data_size() -> int:
+    """Return the bytes that the kernel counts as data of this process, 0 where they are not known."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - pathlib is not loaded for it
+            return int(file.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _limit_memory(most: int) -> None:
