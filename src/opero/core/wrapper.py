@@ -101,7 +101,6 @@ else:
 """
 
 # A thread that the call leaves behind when its time is over is noted in it.
-_AT_ONCE: Final = "{wait}_opero_fn({forward})"
 _IN_THREAD: Final = "_opero_timeout.run(_opero_partial(_opero_fn, {forward}), _opero_call)"
 
 # A call that its deadline has cut short has not failed, and what it used of its time is used.
@@ -119,13 +118,11 @@ _LAND: Final = "_opero_cache.land(_opero_flight, _opero_result, _opero_store(_op
 # stages, without the permit until then.
 _PASSES: Final = {
     "fallback": "(_opero_value := _opero_fallback.first({parameter})) is not _opero_NoDefault",
-    "circuit": "(_opero_permit := _opero_circuit.breaker.current_permit) is not None",
-    "concurrency": "(_opero_held := _opero_concurrency.limit.enter({task})) is not None",
+    "circuit": "(_opero_permit := _opero_breaker.current_permit) is not None",
+    "concurrency": "(_opero_held := _opero_limit.enter({task})) is not None",
     "rate_limit": "not (_opero_rate_limit.limiter.{line}_waiting or _opero_rate_limit.limiter.take_slot())",
 }
 _OF_PIPELINE: Final = (*_PASSES, "cache", "deadline", "fast_path", "run", "timeout")
-
-_GUARDED: Final = "if {passes}:\n    {body}\n"
 
 _WITHIN: Final = """\
 {enter}
@@ -135,19 +132,15 @@ finally:
     {leave}
 """
 
-# It has the function's own parameters, so that a missing argument is a TypeError at once and no
-# failure to be retried.
-_RECEIPT: Final = "return _opero_receipt({new_call})"
-
 _BUILTINS: Final[Any] = (BaseException, Exception, id, isinstance, type, *FAST_TYPES)
 _OURS: Final[Any] = (AsyncStream, Call, Entry, NoDefault, leave, monotonic, functools.partial)
 
 _SHARED: Final[dict[str, Any]] = {
-    **{f"_opero_{shared.__name__}": shared for shared in (*_BUILTINS, *_OURS)},
-    "_opero_switch": switch,
-}
+    f"_opero_{shared.__name__}": shared for shared in (*_BUILTINS, *_OURS)
+} | {"_opero_switch": switch}
 """What the source of every function may refer to."""
 
+_CALL: Final = {"new_call": "_opero_Call({args}, {kwargs})"}
 _PLAIN: Final = {"async": "", "wait": "", "task": "", "line": "threads"}
 _AWAITED: Final = {"async": "async ", "wait": "await ", "task": "_opero_task", "line": "loops"}
 
@@ -176,7 +169,10 @@ def make_wrapper(pipeline: Pipeline) -> Callable[..., Any]:
 def make_call(pipeline: Pipeline) -> Callable[..., Any]:
     """Return the function's `.call(...)`, which takes its arguments and gives a receipt."""
     info = pipeline.info
-    source = _fill(_FUNCTION, _parameters(info) | _PLAIN | {"body": _RECEIPT})
+    # It has the function's own parameters, so that a missing argument is a TypeError at once and no
+    # failure to be retried.
+    body = {"body": "return _opero_receipt({new_call})"}
+    source = _fill(_FUNCTION, write_parameters(info.calling) | _CALL | _PLAIN | body)
     call = _made(source, info, {"receipt": pipeline.receipt})
     call.__name__, call.__qualname__ = "call", f"{info.qualname}.call"
     call.__doc__ = f"Call `{info.name}` and return a `Receipt`: the value and how it came about."
@@ -204,6 +200,8 @@ def _names(pipeline: Pipeline) -> dict[str, Any]:
     names: dict[str, Any] = {name: getattr(pipeline, name) for name in _OF_PIPELINE}
     names |= {"count": stats.call_counter.count, "count_hit": stats.hit_counter.count}
     names["fn"] = pipeline.limited_function()
+    names["breaker"] = pipeline.circuit and pipeline.circuit.breaker
+    names["limit"] = pipeline.concurrency and pipeline.concurrency.limit
     if pipeline.concurrency is not None and pipeline.awaits:
         # Imported here: a synchronous program never pays for asyncio.
         from asyncio import current_task
@@ -224,12 +222,12 @@ def _source(pipeline: Pipeline) -> str:
     kind, cache, fast = pipeline.info.kind, pipeline.cache, pipeline.has_fast_path
     in_thread = pipeline.timeout is not None and kind == "sync"
     name = pipeline.fallback.parameter.name if pipeline.fallback else ""
-    parts = _parameters(pipeline.info, {name: "_opero_value"})
+    parts = write_parameters(pipeline.info.calling, {name: "_opero_value"}) | _CALL
     parts |= _AWAITED if kind.startswith("async") else _PLAIN
     parts |= {
         "parameter": name,
-        "early_call": parts["new_call"] if in_thread else "None",
-        "real_call": (_IN_THREAD if in_thread else _AT_ONCE).format_map(parts),
+        "early_call": "{new_call}" if in_thread else "None",
+        "real_call": _IN_THREAD if in_thread else "{wait}_opero_fn({forward})",
         "late": "" if pipeline.deadline is None else _LATE,
         "succeeded": "" if pipeline.circuit is None else _SUCCEEDED,
         "land": "" if cache is None else _LAND,
@@ -250,12 +248,14 @@ def _first_call(pipeline: Pipeline, *, in_thread: bool) -> str:
     body = _FIRST_CALL
     passes = [test for guard, test in _PASSES.items() if getattr(pipeline, guard) is not None]
     if passes:
-        body = _fill(_GUARDED, {"passes": " and ".join(passes), "body": body})
+        body = _fill("if {passes}:\n    {body}\n", {"passes": " and ".join(passes), "body": body})
     if pipeline.concurrency is not None:
         # A thread that is left behind keeps the permit; the call knows it.
-        how = "leave(_opero_held, _opero_call)" if in_thread else "limit.leave(_opero_held)"
-        held = f"if _opero_held is not None:\n    _opero_concurrency.{how}"
-        body = _within("_opero_held = None", body, held)
+        more = "_opero_concurrency.leave(_opero_held, _opero_call)"
+        leave_permit = more if in_thread else "_opero_limit.leave(_opero_held)"
+        body = _within(
+            "_opero_held = None", body, f"if _opero_held is not None:\n    {leave_permit}"
+        )
     if pipeline.deadline is not None:
         body = _within("_opero_scope = _opero_deadline.begin()", body, "_opero_leave(_opero_scope)")
     return body
@@ -263,11 +263,6 @@ def _first_call(pipeline: Pipeline, *, in_thread: bool) -> str:
 
 def _within(enter: str, body: str, leave: str) -> str:
     return _fill(_WITHIN, {"enter": enter, "body": body, "leave": leave})
-
-
-def _parameters(info: FunctionInfo, sent: dict[str, str] | None = None) -> dict[str, str]:
-    parts = write_parameters(info.calling, sent)
-    return parts | {"new_call": f"_opero_Call({parts['args']}, {parts['kwargs']})"}
 
 
 def _fill(template: str, parts: dict[str, str]) -> str:
@@ -280,10 +275,14 @@ def _fill(template: str, parts: dict[str, str]) -> str:
         part = parts.get(found[2])
         return found[0] if part is None else "".join(f"{found[1]}{s}\n" for s in part.splitlines())
 
-    before = ""
-    while before != template:
-        before, template = template, re.sub(r"(?m)^( *)\{(\w+)\}\n", block, template)
-    return re.sub(r"\{(\w+)\}", lambda found: parts.get(found[1], found[0]), template)
+    def inline(found: re.Match[str]) -> str:
+        return parts.get(found[1], found[0])
+
+    for pattern, put in ((r"(?m)^( *)\{(\w+)\}\n", block), (r"\{(\w+)\}", inline)):
+        before = ""
+        while before != template:
+            before, template = template, re.sub(pattern, put, template)
+    return template
 
 
 @functools.lru_cache(maxsize=512)
