@@ -43,7 +43,7 @@ _STAGES: Final = "return {wait}_opero_run({new_call})"
 
 _FAST_PATH: Final = """\
 if _opero_switch.on or _opero_fast_path.closed:
-    {stages}
+    return {wait}_opero_run({new_call})
 {fast_path}
 """
 
@@ -232,7 +232,6 @@ def _source(pipeline: Pipeline) -> str:
         "succeeded": "" if pipeline.circuit is None else _SUCCEEDED,
         "land": "" if cache is None else _LAND,
         "first_call": _first_call(pipeline, in_thread=in_thread),
-        "stages": _STAGES,
         "fast_path": _FIRST if fast else _STAGES,
     }
     if cache is not None and (cache.in_memory or fast):
@@ -253,9 +252,8 @@ def _first_call(pipeline: Pipeline, *, in_thread: bool) -> str:
         # A thread that is left behind keeps the permit; the call knows it.
         more = "_opero_concurrency.leave(_opero_held, _opero_call)"
         leave_permit = more if in_thread else "_opero_limit.leave(_opero_held)"
-        body = _within(
-            "_opero_held = None", body, f"if _opero_held is not None:\n    {leave_permit}"
-        )
+        held = f"if _opero_held is not None:\n    {leave_permit}"
+        body = _within("_opero_held = None", body, held)
     if pipeline.deadline is not None:
         body = _within("_opero_scope = _opero_deadline.begin()", body, "_opero_leave(_opero_scope)")
     return body
