@@ -295,10 +295,11 @@ class CacheStage(FunctionCache):
         return None
 
     def lifetime(self, call: Call, value: Any, began: float) -> float | None:
-        """Return for how long to store a result: 0 for not at all, None for ever.
+        """Count a result that was computed; return for how long to store it: 0 for not at all, None for ever.
 
         A `cache_if` that raises warns and refuses, and never costs the caller the result.
         """
+        self.computed(call, call.key)
         if call.rejected:
             return 0
         if self.condition is None:
@@ -312,11 +313,6 @@ class CacheStage(FunctionCache):
                 warn_user(reason)
             self.entries.skipped(reason)
             return 0
-
-    def computed_in(self, call: Call, value: Any, began: float) -> float | None:
-        """Return for how long to store a result that was computed, and count it."""
-        self.computed(call, call.key)
-        return self.lifetime(call, value, began)
 
     def at_once(self, call: Call, *, waits: bool) -> Answer | None:
         """Answer a call as `begin` does; None where that has to.
@@ -355,7 +351,7 @@ class CacheStage(FunctionCache):
             try:
                 began = 0.0 if plain else ambient.clock().monotonic()
                 value = proceed(call)
-                lasts = ttl if plain else self.computed_in(call, value, began)
+                lasts = ttl if plain else self.lifetime(call, value, began)
                 self.land(found, value, store(found, value, lasts))
                 return value
             except BaseException as error:
@@ -380,7 +376,7 @@ class CacheStage(FunctionCache):
             try:
                 began = 0.0 if plain else ambient.clock().monotonic()
                 value = await proceed(call)
-                lasts = ttl if plain else self.computed_in(call, value, began)
+                lasts = ttl if plain else self.lifetime(call, value, began)
                 if waits:
                     entry = await entries.astore(found, value, lasts)
                 else:
