@@ -189,7 +189,7 @@ class Call:
         self.waited += seconds
         stats.add(waited=seconds)
         if emitter.active:
-            emitter.emit(events.LimiterWaited(function=emitter.function, seconds=seconds))
+            emitter.emit(events.LimiterWaited(seconds=seconds))
 
     def elapsed(self) -> float | None:
         """Return the seconds since the call began, None without a listener then."""

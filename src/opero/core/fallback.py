@@ -236,9 +236,7 @@ class ArgFallback:
             self._stats.add(fallbacks=1)
             if self._emitter.active:
                 shown = show_value(self.parameter.name, index, value, secret=self.secret)
-                self._emitter.emit(
-                    events.FallbackUsed(function=self._emitter.function, value=shown, index=index)
-                )
+                self._emitter.emit(events.FallbackUsed(value=shown, index=index))
 
     def _refuses(self, value: object, index: int) -> float | None:
         return None if self.circuit is None else self.circuit.refuses(value, index)
@@ -268,11 +266,7 @@ class ArgFallback:
         self.cooldowns.begin(call.value, index, ambient.clock().monotonic() + seconds)
         if self._emitter.active:
             shown = show_value(self.parameter.name, index, call.value, secret=self.secret)
-            self._emitter.emit(
-                events.ValueCooling(
-                    function=self._emitter.function, value=shown, seconds=seconds, source=source
-                )
-            )
+            self._emitter.emit(events.ValueCooling(value=shown, seconds=seconds, source=source))
 
     def moves_on(self, call: Call, error: Exception) -> bool:
         """Return whether the next value is tried after this error."""

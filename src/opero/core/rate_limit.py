@@ -209,11 +209,7 @@ class RateLimit:
             return
         emitter = self._emitter
         if emitter.active:
-            emitter.emit(
-                events.LimiterPaused(
-                    function=emitter.function, seconds=hint.seconds, source=hint.source
-                )
-            )
+            emitter.emit(events.LimiterPaused(seconds=hint.seconds, source=hint.source))
 
     def describe(self) -> str:
         """Return the rate, the spacing and which callers share it, for `explain()`."""
