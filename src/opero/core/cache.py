@@ -26,7 +26,14 @@ from opero.caching.keys.function_keys import (
     namespace_prefix,
 )
 from opero.caching.memory import Entry, MemoryStore
-from opero.caching.single_flight import Flight, Instruction, SingleFlight, become_leader
+from opero.caching.single_flight import (
+    Flight,
+    Instruction,
+    SingleFlight,
+    become_leader,
+    notify,
+    stop_leading,
+)
 from opero.core.call import Call
 from opero.core.deadline import forget_deadlines, overdue
 from opero.core.options import standalone
@@ -270,6 +277,14 @@ class CacheStage(FunctionCache):
             raise
         self.give_up(flight)
         return None
+
+    def land(self, flight: Flight, value: Any, entry: Entry | None) -> None:
+        """Share a result that was computed, and stored as `entry`."""
+        if waiters := self.single_flight.complete(flight):
+            notify(waiters, self.verdict(value, entry))
+        stop_leading(flight)
+        if flight.lease is not None:
+            flight.lease.release(flight)
 
     def refresh_work(self, call: CachedCall, flight: Flight, blocking: bool, /) -> _BackgroundCall:
         """Return the call that refreshes an entry in the background and leads its flight."""
