@@ -59,7 +59,6 @@ class RunningChunk:
         parked: What items bring from earlier attempts.
         turn: How many chunks this worker has had, with this one.
         kept: Position from which on this worker does nothing.
-        next: Position of the next item; unused where one is done after the other.
         values: What is done and not reported, in the order in which it was done.
         places: Their positions; None where these are in order.
         encoded: How many of them are encoded; what comes behind stands as the function returned it.
@@ -67,7 +66,7 @@ class RunningChunk:
         reported: Items reported.
         flushed: When that was.
         known: What the pool knows of this worker: `kept`, and whether it takes no other chunk.
-        soon: Reports what is done, where several items are under way.
+        soon: Whether a task is about to send what is done, where several items are under way.
     """
 
     def __init__(
@@ -84,7 +83,6 @@ class RunningChunk:
         self.parked: dict[int, Parked] = parked
         self.turn: int = turn
         self.kept: int = len(entries)
-        self.next: int = 0
         self.values: list[Any] = []
         self.places: list[int] | None = None if ordered else []
         self.encoded: int = 0
@@ -92,7 +90,7 @@ class RunningChunk:
         self.reported: int = 0
         self.flushed: float = perf_counter()
         self.known: tuple[int, bool] = (self.kept, False)
-        self.soon: Any = None
+        self.soon: bool = False
 
     @property
     def over(self) -> bool:
