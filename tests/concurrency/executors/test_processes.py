@@ -593,6 +593,27 @@ def test_a_worker_that_dies_at_start_is_not_replaced_for_ever(maps: Maps) -> Non
 
 
 @both
+@posix
+def test_workers_that_are_killed_while_they_start_are_replaced(maps: Maps, tmp_path: Path) -> None:
+    def begin() -> None:
+        with (tmp_path / "starts").open("a+") as file:
+            file.write("x")
+            if file.tell() <= 12:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    assert maps(abs, range(9), worker_init=begin).items == [*range(9)]
+
+
+@posix
+def test_workers_that_are_always_killed_while_they_start_end_the_map(maps: Maps) -> None:
+    def begin() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(WorkerStartError, match="exit code -9"):
+        maps(abs, range(9), worker_init=begin)
+
+
+@both
 def test_what_a_worker_says_while_it_starts_is_passed_on(maps: Maps, capfd: Any) -> None:
     maps(abs, [1], worker_init=lambda: os.write(2, b"loading\n"))
     assert capfd.readouterr().err == "loading\n"

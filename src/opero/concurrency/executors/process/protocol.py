@@ -7,10 +7,12 @@ stand as they are, everything else in a pickle of its own, which is opened only 
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 import pickle
 import signal
+import time
 from collections.abc import Callable, Iterable
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opero.concurrency.executors.base import Done, ItemOutcome, WorkerFacts
 from opero.concurrency.executors.process.pickling import dumps, dumps_with_errors, traceback_of
 from opero.concurrency.executors.process.start import anonymous_file
+from opero.core.deadline import current_deadline
 from opero.errors import ShippingError
 
 if TYPE_CHECKING:
@@ -148,6 +151,23 @@ ITEM, TURN, DUE, STOP, COPIED = range(5)
 call under way must have returned (`time.monotonic` in ns, negative where a deadline says so, 0 if none is under way);
 whether it begins no other item; how many buffers of results the pool has copied."""
 NONE: Final = -1
+
+
+def note_calls(page: memoryview[int], fn: Callable[..., Any], limit: float) -> Callable[..., Any]:
+    """Return a function that notes when each call begins and by when it must end."""
+    now = time.monotonic
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        due, end_of_all = now() + limit, current_deadline()
+        page[DUE] = (
+            int(due * 1e9) if end_of_all is None or due < end_of_all else -int(end_of_all * 1e9)
+        )
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            page[DUE] = 0
+
+    return functools.update_wrapper(call, fn, updated=())
 
 
 # --- values ---------------------------------------------------------------------------------------

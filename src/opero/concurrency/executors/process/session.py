@@ -17,8 +17,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.executors.base import Done, ItemOutcome, MapJob, Parked, worker_process
 from opero.concurrency.executors.process import protocol
-from opero.concurrency.executors.process.job_spec import JobSpec, loaded_module
-from opero.concurrency.executors.process.pickling import dumps, dumps_with_errors, traceback_of
+from opero.concurrency.executors.process.pickling import (
+    JobSpec,
+    dumps,
+    dumps_with_errors,
+    loaded_module,
+    traceback_of,
+)
 from opero.concurrency.executors.process.protocol import (
     ASK,
     COPIED,
@@ -214,7 +219,9 @@ class WorkerSession:
         ambient.set_disabled(spec.disabled)
         if spec.loggers is not None:
             _forward_logs(spec.loggers, self.send)
-        job = self.job = spec.job(self.page, self._events.append)
+        job = self.job = spec.job(
+            functools.partial(protocol.note_calls, self.page), self._events.append
+        )
         if job.leads:
             from opero.caching.single_flight import Flight, become_leader
 

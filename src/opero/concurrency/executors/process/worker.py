@@ -26,7 +26,7 @@ from opero.utils.ambient import switch
 if TYPE_CHECKING:
     from asyncio import Semaphore
 
-    from opero.concurrency.executors.process.job_spec import JobSpec
+    from opero.concurrency.executors.process.pickling import JobSpec
     from opero.concurrency.executors.process.session import RunningChunk
     from opero.concurrency.item_runner import Result
 

@@ -13,6 +13,7 @@ import math
 import os
 import pickle
 import select
+import signal
 import time
 import warnings
 from collections import deque
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.executors.base import ChunkProgress, GaveBack, Lost
 from opero.concurrency.executors.process import protocol
-from opero.concurrency.executors.process.job_spec import JobSpec
+from opero.concurrency.executors.process.pickling import JobSpec
 from opero.concurrency.executors.process.protocol import COPIED, DUE, PAGE, STOP
 from opero.concurrency.executors.process.start import (
     ForkServer,
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 _FAILED_STARTS: Final = 5
 """So many workers in a row that died before they were ready, and no other is started."""
+_KILLED: Final = 0.1
+"""What one of them counts that was killed by somebody."""
 _CHECK: Final = 0.1
 """Seconds between two checks of the memory of workers, or for calls that a deadline ends."""
 _PAGE_SIZE: Final = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -70,7 +73,8 @@ class ProcessEngine:
         self._sources: dict[int, WorkerHandle | None] = {}
         self._waiting: deque[PendingChunk] = deque()
         self._reports: list[Report] = []
-        self._failed_starts = self._without_item = 0
+        self._failed_starts = 0.0
+        self._without_item = 0
         self._block: AbstractContextManager[Any] | None = None
         self._entered = False
         self._graceful, self._timeout = False, 0.0
@@ -164,7 +168,9 @@ class ProcessEngine:
             server.close()
 
     def _count_failed_start(self, said: str, exitcode: int | None) -> None:
-        self._failed_starts += 1
+        # The exit code of one that has died with its server is not known.
+        killed = exitcode in (-signal.SIGKILL, -signal.SIGTERM) or (exitcode is None and not said)
+        self._failed_starts += _KILLED if killed else 1
         if self._failed_starts >= _FAILED_STARTS:
             raise WorkerStartError(said, exitcode)
 
@@ -249,7 +255,7 @@ class ProcessEngine:
             return False
         if kind == protocol.UP:
             worker.up, worker.pid = True, content[0]
-            self._failed_starts = 0
+            self._failed_starts = 0.0
         elif kind == protocol.FAILED:
             worker.failure = content[0]
         elif kind == protocol.LOG:
@@ -280,7 +286,7 @@ class ProcessEngine:
         if done.values:
             progress.report(done.places)
             # While something is done, a new worker is worth a try.
-            self._without_item = self._failed_starts = 0
+            self._without_item, self._failed_starts = 0, 0.0
             self._reports.append(done)
         if kept < progress.kept:
             progress.cut(kept)
