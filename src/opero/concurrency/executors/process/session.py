@@ -399,7 +399,7 @@ def _keep_freed_memory() -> None:
 def _data_size() -> int:
     """Return the bytes that the kernel counts as data of this process, 0 where they are not known."""
     try:
-        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - pathlib is not loaded for it
+        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - pathlib is not loaded for it
             return int(file.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0

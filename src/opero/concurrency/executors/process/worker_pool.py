@@ -466,11 +466,11 @@ def _uses_more(pid: int, limit: int) -> bool:
     """
     process = Path(f"/proc/{pid}")
     try:
-        if int((process / "statm").read_text(encoding="ascii").split()[1]) * _PAGE_SIZE <= limit:
+        if int((process / "statm").read_bytes().split()[1]) * _PAGE_SIZE <= limit:
             return False
         # This takes the kernel longer, as it looks at each page.
-        lines = (process / "smaps_rollup").read_text(encoding="ascii").splitlines()
-        private = sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+        lines = (process / "smaps_rollup").read_bytes().splitlines()
+        private = sum(int(line.split()[1]) for line in lines if line.startswith(b"Private_"))
     except (OSError, ValueError, IndexError):
         return False
     return private * 1024 > limit
