@@ -33,7 +33,7 @@ Frame = tuple[Any, ...]
 `encode_chunk` returns."""
 
 UP: Final = "up"
-"""It is ready; its process id."""
+"""It is ready."""
 FAILED: Final = "failed"
 """It cannot begin; the traceback."""
 DONE: Final = "done"
@@ -120,19 +120,6 @@ class SharedBuffer:
             self._mapped[start : start + size] = raw
         self.used += size + -size % _ALIGNED
         return start, start + size
-
-
-def make_buffers(mapped: mmap.mmap, start: int, size: int, count: int) -> list[SharedBuffer]:
-    """Return buffers of the same size in a mapping.
-
-    Args:
-        mapped: The mapping.
-        start: Where the first begins in it.
-        size: Bytes of each.
-        count: How many there are; none if they do not fit.
-    """
-    fits = size and start + count * size <= len(mapped)
-    return [SharedBuffer(mapped, start + n * size, size) for n in range(count if fits else 0)]
 
 
 def copy_span(mapped: mmap.mmap, span: Span) -> bytearray:

@@ -34,7 +34,6 @@ from opero.concurrency.executors.process.protocol import (
     STOP,
     TURN,
     copy_span,
-    make_buffers,
 )
 from opero.concurrency.executors.process.start import Channel, flush_output
 from opero.concurrency.item_runner import ItemRunner
@@ -164,13 +163,14 @@ class WorkerSession:
         own, items = mmap.mmap(own_fd, 0), mmap.mmap(pool_fd, 0)
         os.close(pool_fd)
         self.page: memoryview[int] = memoryview(own)[:PAGE].cast("q")
-        self._results = make_buffers(own, PAGE, (len(own) - PAGE) // 2, 2)
+        size = (len(own) - PAGE) // 2
+        self._results = [protocol.SharedBuffer(own, PAGE + n * size, size) for n in range(2)]
         self.copy: Callable[[Span], Any] = functools.partial(copy_span, items)
         self._buffer: SharedBuffer | None = None
         self._filled_by: RunningChunk | None = None
         self._sent = 0
         self._events: list[Event] = []
-        self._turn = self._noted = self.tasks = 0
+        self._turn = self.tasks = 0
         self.job: MapJob
         self.most: int | None = None
         self.runner: ItemRunner
@@ -200,7 +200,7 @@ class WorkerSession:
         except BaseException as error:  # noqa: BLE001 - also a `sys.exit()` in an imported module
             self.send(protocol.FAILED, traceback_of(error))
             return False
-        self.send(protocol.UP, os.getpid())
+        self.send(protocol.UP)
         return True
 
     def _take_job(self, spec: JobSpec | None) -> None:
@@ -347,7 +347,7 @@ class WorkerSession:
         """Return an empty buffer, each in its turn; wait a little until the pool has copied one."""
         buffers, end = self._results, perf_counter() + _WAIT
         while self._sent - self.page[COPIED] >= len(buffers):
-            if not buffers or perf_counter() > end:
+            if perf_counter() > end:
                 return None
             time.sleep(0.0002)
         buffer = buffers[self._sent % len(buffers)]
@@ -361,8 +361,7 @@ class WorkerSession:
 
     def note(self, chunk: RunningChunk, position: int) -> None:
         """Note that an item of one of several chunks begins."""
-        if chunk.turn != self._noted:
-            self._noted = chunk.turn
+        if chunk.turn != self.page[TURN]:
             self.begin(chunk)
         self.page[ITEM] = position
 

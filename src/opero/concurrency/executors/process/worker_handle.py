@@ -122,11 +122,6 @@ class WorkerHandle:
             raise
 
     @property
-    def ready(self) -> bool:
-        """Whether it takes chunks at all."""
-        return self.up and not (self.retires or self.closed or self.why)
-
-    @property
     def open(self) -> int:
         """How many items of it are still to be reported."""
         return sum([pending.progress.open for pending in self.pending.values()])

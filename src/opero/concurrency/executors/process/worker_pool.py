@@ -8,7 +8,6 @@ to read.
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import pickle
@@ -19,6 +18,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,7 +67,7 @@ class ProcessEngine:
         self._most = workers
         self._asked: StartMethod | None = method
         self._message = b""
-        self._modules: dict[str, tuple[str, int]] = {}
+        self._modules: dict[str, str] = {}
         self._forked: ForkServer | None = None
         self._workers: set[WorkerHandle] = set()
         self._sources: dict[int, WorkerHandle | None] = {}
@@ -100,7 +100,8 @@ class ProcessEngine:
         size = min(protocol.BUFFER, protocol.MOST // (4 * self.workers) // PAGE * PAGE)
         self._fd, self._memory = protocol.shared_file("pool", 2 * self.workers * size, PAGE)
         self._size = size if len(self._memory) > PAGE else 0
-        self._free = protocol.make_buffers(self._memory, 0, self._size, 2 * self.workers)
+        starts = range(0, len(self._memory), size) if self._size else ()
+        self._free = [protocol.SharedBuffer(self._memory, start, size) for start in starts]
         try:
             self._woken, self._waker = os.pipe()
         except OSError:
@@ -124,20 +125,16 @@ class ProcessEngine:
             folder = None
         self._message = pickle.dumps((blob, folder, dict(os.environ)), 5)
 
-    def _server(self) -> ForkServer:
-        if self._method != "fork":
-            return shared_server(self._modules)
-        if self._forked is None:
-            self._forked = ForkServer(functools.partial(worker_main, spec=self._spec))
-        return self._forked
-
     def _begin(self, count: int) -> None:
         """Begin workers; the job is sent when all of them are on their way."""
         new: list[WorkerHandle] = []
         for _ in range(count):
-            server = None
+            server: ForkServer | None = None
             try:
-                server = self._server()
+                if self._method != "fork":
+                    server = shared_server(self._modules)
+                elif (server := self._forked) is None:
+                    server = self._forked = ForkServer(partial(worker_main, spec=self._spec))
                 worker = WorkerHandle(server, self._fd, self._size, fresh=self._method == "spawn")
             except BrokenPipeError:
                 if server is None:
@@ -193,7 +190,9 @@ class ProcessEngine:
         """
         if not self._waiting:
             return
-        ready = [worker for worker in self._workers if worker.ready]
+        ready = [
+            one for one in self._workers if one.up and not (one.retires or one.closed or one.why)
+        ]
         for pending in list(self._waiting):
             able = [worker for worker in ready if worker.has_room(pending, self._job.in_flight)]
             if able:
@@ -254,7 +253,7 @@ class ProcessEngine:
             worker.closed = True
             return False
         if kind == protocol.UP:
-            worker.up, worker.pid = True, content[0]
+            worker.up = True
             self._failed_starts = 0.0
         elif kind == protocol.FAILED:
             worker.failure = content[0]
@@ -410,12 +409,12 @@ class ProcessEngine:
             if self._graceful:
                 for worker in self._workers:
                     worker.page[STOP] = 1
-                while any(worker.pending for worker in self._workers) and self._wait(end):
+                while [one for one in self._workers if one.pending] and self._wait(end):
                     pass
         finally:
             self._most = 0
             # What is idle is killed at once, and the server sees to it.
-            waits = not self._graceful or any(worker.pending for worker in self._workers)
+            waits = not self._graceful or [one for one in self._workers if one.pending]
             end = max(end, time.monotonic() + 0.05)
             for worker in self._workers:
                 worker.kill("stopped")
@@ -493,7 +492,7 @@ def _multi_pool(end: Callable[[], None], workers: int) -> AbstractContextManager
         return None
 
     # A pool that is entered and left as pathos' pools are; the scheduler sends chunks, so nothing is mapped by it.
-    pool_class: Any = functools.partial(
+    pool_class: Any = partial(
         SimpleNamespace, map=None, join=end, close=end, terminate=end, clear=end
     )
     # `debug` off: switched on by an environment variable it would look for names that a function has not.
