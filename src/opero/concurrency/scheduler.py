@@ -330,10 +330,9 @@ class Scheduler:
     def _resend(self, slots: int) -> Chunk:
         """Send out what came back: suspects as they are, what a slow chunk gave back in parts for all."""
         waiting = self._again.popleft()
-        count = len(waiting.items)
-        most = count if waiting.attempt else self._size.part(count, slots)
-        if most < count:
-            self._return(waiting, range(most, count), waiting.attempt)
+        most = len(waiting) if waiting.attempt else self._size.part(len(waiting), slots)
+        if most < len(waiting):
+            self._return(waiting, range(most, len(waiting)), waiting.attempt)
             waiting = _some_of(waiting, range(most), waiting.attempt)
         return self._send(waiting.idx, waiting.items, waiting.parked, waiting.attempt)
 

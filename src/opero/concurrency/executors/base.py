@@ -143,7 +143,7 @@ class ItemOutcome:
         self.parked: Parked | None = parked
 
 
-class Chunk(NamedTuple):
+class Chunk:
     """Some items on their way to a worker.
 
     Attributes:
@@ -154,11 +154,24 @@ class Chunk(NamedTuple):
         parked: What items that were tried before take with them, by position.
     """
 
-    id: int
-    idx: Sequence[int]
-    items: list[Any]
-    attempt: int = 0
-    parked: dict[int, Parked] | None = None
+    __slots__ = ("attempt", "id", "idx", "items", "parked")
+
+    def __init__(
+        self,
+        id: int,
+        idx: Sequence[int],
+        items: list[Any],
+        attempt: int = 0,
+        parked: dict[int, Parked] | None = None,
+    ) -> None:
+        self.id: int = id
+        self.idx: Sequence[int] = idx
+        self.items: list[Any] = items
+        self.attempt: int = attempt
+        self.parked: dict[int, Parked] | None = parked
+
+    def __len__(self) -> int:
+        return len(self.items)
 
 
 class ChunkProgress:

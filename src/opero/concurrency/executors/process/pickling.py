@@ -103,10 +103,11 @@ class _NamePickler(pickle.Pickler):
     """Pickles by name; refuses what has no name that another process knows."""
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, FunctionType | type) and not (
-            obj.__module__ is not None and can_import(obj.__module__)
-        ):
-            raise pickle.PicklingError(f"{obj!r} has no name in another process")
+        if isinstance(obj, FunctionType | type):
+            # What was made by `exec` may have no module.
+            module: str | None = obj.__module__
+            if module is None or not can_import(module):
+                raise pickle.PicklingError(f"{obj!r} has no name in another process")
         return _reduce(obj)
 
 
