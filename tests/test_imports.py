@@ -20,7 +20,7 @@ import opero
 import opero.core
 import opero.decorators
 import opero.utils
-from opero.utils.lazy import lazy_exports
+from opero.utils.lazy import export_lazily
 
 pytestmark = pytest.mark.internal
 
@@ -194,8 +194,9 @@ def test_the_version_is_text_or_missing() -> None:
 def test_a_lazy_name_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     package = ModuleType("lazy_package")
     monkeypatch.setitem(sys.modules, "lazy_package", package)
-    get, listed = lazy_exports("lazy_package", {"math": ["sqrt"]})
-    assert listed() == sorted([*vars(package), "sqrt"])
+    get = export_lazily("lazy_package", {"math": ["sqrt"]})
+    assert package.__all__ == ["sqrt"]
+    assert dir(package) == sorted([*vars(package), "sqrt"])
     assert get("sqrt") is vars(package)["sqrt"]
     with pytest.raises(AttributeError, match="lazy_package"):
         get("cube")

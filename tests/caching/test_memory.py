@@ -142,14 +142,6 @@ def test_an_expiry_that_was_replaced_removes_nothing(clock):
     assert list(store.entries) == ["a", "b", "c"]
 
 
-def test_what_left_the_store_does_not_pile_up_in_the_heap():
-    store = MemoryStore(maxsize=10)
-    for number in range(5000):
-        store.put(number, Entry(None, expires=5000.0 + number % 7))
-        store.delete(number)
-    assert len(store._early) <= 1000
-
-
 def test_keys_of_different_types_may_expire_at_the_same_moment(clock):
     store = MemoryStore(maxsize=4)
     fill(store, "z", expires=clock.now + 100)

@@ -97,11 +97,11 @@ def test_one_that_holds_up_the_loop_costs_its_worker(maps: Maps) -> None:
 
 def test_a_loop_that_turns_lives_longer_than_its_limit(maps: Maps) -> None:
     async def fetch(x: int) -> int:
-        for _ in range(10):
+        for _ in range(2):
             await asyncio.sleep(0.02)
         return os.getpid()
 
-    pids = maps(fetch, range(6), chunk=6, workers=1, in_flight=2, timeout=0.4, item_timeout=0.4)
+    pids = maps(fetch, range(40), chunk=40, workers=1, in_flight=2, timeout=0.5, item_timeout=0.5)
     assert len(set(pids.items)) == 1
 
 

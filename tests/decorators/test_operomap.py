@@ -294,11 +294,12 @@ def crowd() -> set[threading.Thread]:
 
 
 def settled(before: set[threading.Thread]) -> bool:
-    for _ in range(200):
-        if crowd() <= before:
-            return True
-        time.sleep(0.01)
-    return False
+    end = time.monotonic() + 10
+    while crowd() - before:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.005)
+    return True
 
 
 def test_after_a_map_no_thread_is_left() -> None:

@@ -104,7 +104,7 @@ def test_a_quota_answer_has_retry_after_and_remaining(serve: Serve, clock: HandC
 
 
 def test_many_clients_at_once_are_counted_exactly(serve: Serve) -> None:
-    server, _ = serve("/search quota=50/1s 200")
+    server, _ = serve("/search quota=50/60s 200")
 
     def some(_: int) -> list[int]:
         with httpx.Client(base_url=server.url, trust_env=False) as own:
@@ -115,7 +115,7 @@ def test_many_clients_at_once_are_counted_exactly(serve: Serve) -> None:
     assert statuses.count(200) == 50
     assert statuses.count(429) == 30
     quota = server.report()["routes"]["/search"]["quota"]
-    assert quota == {"limit": 50, "period": 1.0, "worst_window": 80, "rejected": 30}
+    assert quota == {"limit": 50, "period": 60.0, "worst_window": 80, "rejected": 30}
 
 
 def test_a_slow_answer_comes_after_its_delay(serve: Serve) -> None:
@@ -128,7 +128,7 @@ def test_a_slow_answer_comes_after_its_delay(serve: Serve) -> None:
 def test_a_slow_answer_disturbs_no_other_client(serve: Serve) -> None:
     server, client = serve("/slow 200@60\n/quick 200")
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(client.get, "/slow", timeout=0.09)
+        waiting = pool.submit(client.get, "/slow", timeout=httpx.Timeout(20, read=0.09))
         while not server.calls("/slow"):
             time.sleep(0.001)
         assert httpx.get(f"{server.url}/quick", trust_env=False).status_code == 200
@@ -138,7 +138,7 @@ def test_a_slow_answer_disturbs_no_other_client(serve: Serve) -> None:
 def test_a_hanging_answer_outlasts_any_client_and_is_booked_as_abandoned(serve: Serve) -> None:
     server, client = serve("/stuck hang 200")
     with pytest.raises(httpx.ReadTimeout):
-        client.get("/stuck", timeout=0.05)
+        client.get("/stuck", timeout=httpx.Timeout(20, read=0.05))
     assert client.get("/stuck").json() == {"path": "/stuck", "query": "", "call": 2}
     assert server.report()["routes"]["/stuck"]["outcomes"] == {"hang": 1, "200": 1}
     assert server.report()["abandoned"] == 1
@@ -185,7 +185,7 @@ def test_the_report_is_the_same_over_http(serve: Serve) -> None:
 
 
 def test_a_reset_forgets_counts_and_starts_the_script_again(serve: Serve) -> None:
-    server, client = serve("/x quota=1/1s 500 200")
+    server, client = serve("/x quota=1/60s 500 200")
     assert [client.get("/x").status_code for _ in range(2)] == [500, 429]
     assert client.post("/reset").json() == {"reset": True}
     assert server.report()["calls"] == 0

@@ -227,7 +227,8 @@ def test_a_limiter_is_freed_with_its_last_user():
 
 def test_threads_together_keep_the_limit():
     limiter, starts = RateLimiter(200), []
-    end = time.monotonic() + 0.3
+    began = time.monotonic()
+    end = began + 0.3
 
     def work() -> None:
         while time.monotonic() < end:
@@ -239,8 +240,8 @@ def test_threads_together_keep_the_limit():
         thread.start()
     for thread in threads:
         thread.join(10)
-    # The times are taken a little after the slots, and a busy machine starves us.
-    assert 10 < len(starts) <= 200 * (max(starts) - min(starts) + 0.05) + 2
+    # A busy machine starves us, and notes a start late.
+    assert 10 < len(starts) <= 200 * (max(starts) - began) + 2
 
 
 def test_a_thread_that_waits_is_not_overtaken_and_sees_a_slot_given_back(monkeypatch):
@@ -443,7 +444,8 @@ def test_a_loop_closed_over_its_waiters_is_forgotten():
 
 def test_two_loops_and_threads_share_one_limit():
     limiter, starts = RateLimiter(200), []
-    end = time.monotonic() + 0.4
+    began = time.monotonic()
+    end = began + 0.4
 
     def thread() -> None:
         while time.monotonic() < end:
@@ -470,7 +472,7 @@ def test_two_loops_and_threads_share_one_limit():
         one.start()
     for one in threads:
         one.join(10)
-    assert 10 < len(starts) <= 200 * (max(starts) - min(starts) + 0.05) + 2
+    assert 10 < len(starts) <= 200 * (max(starts) - began) + 2
     assert all(counts)
 
 
@@ -525,10 +527,10 @@ def test_limiters_of_asynciolimiter_are_accepted_as_rate_limit(limiter):
         return await asyncio.gather(*map(ping, range(6)))
 
     for _ in range(2):  # also in a later event loop
+        began = time.monotonic()
         answers = asyncio.run(main())
         assert [n for n, _ in answers] == list(range(6))
-        times = sorted(at for _, at in answers)
-        assert times[-1] - times[0] > 0.025
+        assert max(at for _, at in answers) - began > 0.025
 
     with pytest.raises(OperoUsageError, match=r"not async.*\"100/minute\""):
 

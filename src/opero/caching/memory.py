@@ -11,17 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator
-from heapq import heapify, heappop, heappush
-from itertools import count, islice
+from itertools import islice
 from sys import getsizeof
 from threading import RLock
 from typing import Any, Final, NamedTuple, Protocol
 
 from opero.utils import ambient
 from opero.utils.fork import reset_after_fork
-
-_STALE_NOTES: Final = 1000
-"""Entries that may have left the store before its heap of expiries is tidied."""
 
 _SHARE: Final = 128
 """This part of a store is evicted at once where it is full: it costs less than one by one."""
@@ -216,10 +212,7 @@ class MemoryStore:
         self.weight: int = 0
         self.find: Callable[[Any], Entry | None] = self.entries.get
         self._groups: dict[int, set[Hashable]] = {}
-        # Entries expire in the order of the queue, except for those that are noted here.
-        self._early: list[tuple[float, int, Hashable]] = []
-        self._latest = -math.inf
-        self._serial = count()
+        self._earliest = math.inf  # no entry expires before that
         self._lock = RLock()
         reset_after_fork(self)
 
@@ -245,10 +238,8 @@ class MemoryStore:
             self.weight += weight
             if entry.group is not None:
                 self._groups.setdefault(entry.group, set()).add(key)
-            if expires >= self._latest:
-                self._latest = expires
-            else:
-                self._expect(expires, key)
+            if expires < self._earliest:
+                self._earliest = expires
         finally:
             lock.release()
         return True
@@ -281,8 +272,7 @@ class MemoryStore:
             dropped = list(self.entries.values())
             self.entries.clear()
             self._groups.clear()
-            self._latest = -math.inf
-            self._early.clear()
+            self._earliest = math.inf
             self.weight = 0
         return len(dropped)
 
@@ -320,41 +310,25 @@ class MemoryStore:
 
         Some more, because the way to the oldest entry leads past the places of those that were evicted before.
         """
-        entries, early = self.entries, self._early
+        entries, now = self.entries, ambient.clock().monotonic()
         most = self.maxsize - self.maxsize // _SHARE
         heaviest = self.max_bytes - self.max_bytes // _SHARE - weight
-        now = 0.0
+        expired: list[Hashable] = []
+        if self._earliest <= now:
+            expired = [key for key, e in reversed(entries.items()) if e.expires <= now]
+            if not expired:  # those that would have been first have left
+                self._earliest = min((e.expires for e in entries.values()), default=math.inf)
         oldest: Iterator[Hashable] = iter(())
         while entries and (len(entries) >= most or self.weight > heaviest):
-            if early and not now:  # mostly there are none, and the clock need not be read
-                now = ambient.clock().monotonic()
-            if early and early[0][0] <= now:
-                expires, _, key = heappop(early)
-                entry = entries.get(key)
-                # The heap does not follow removals, so what it names may be gone or replaced.
-                if entry is not None and entry.expires == expires:
-                    self._drop(key, dropped)
-                continue
-            key = next(oldest, None)
+            key = expired.pop() if expired else next(oldest, None)
             entry = entries.get(key)
             if entry is None:
                 oldest = iter(list(islice(entries, _SHARE)))
-            elif entry.visited:
+            elif entry.visited and entry.expires > now:
                 entry.visited = False
                 entries[key] = entries.pop(key)
-                if entry.expires != math.inf:
-                    self._expect(entry.expires, key)
             else:
                 self._drop(key, dropped)
-
-    def _expect(self, expires: float, key: Hashable) -> None:
-        """Note the expiry of an entry that stands behind entries which expire later."""
-        early = self._early
-        heappush(early, (expires, next(self._serial), key))
-        if len(early) > 2 * len(self.entries) + _STALE_NOTES:
-            live = {key: entry.expires for key, entry in self.entries.items()}
-            early[:] = [noted for noted in early if live.get(noted[2]) == noted[0]]
-            heapify(early)
 
 
 # --- weights --------------------------------------------------------------------------------------

@@ -3,31 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from opero.utils.lazy import lazy_exports
+from opero.utils.lazy import export_lazily
 
 if TYPE_CHECKING:
-    from opero.concurrency.pool import (
-        ParallelExecutor,
-        get_parallel_executor,
-        get_parallel_map_decorator,
-    )
-    from opero.concurrency.result import ItemResult, MapFailure, MapResult
+    from opero.concurrency.pool import ParallelExecutor as ParallelExecutor
+    from opero.concurrency.pool import get_parallel_executor as get_parallel_executor
+    from opero.concurrency.pool import get_parallel_map_decorator as get_parallel_map_decorator
+    from opero.concurrency.result import ItemResult as ItemResult
+    from opero.concurrency.result import MapFailure as MapFailure
+    from opero.concurrency.result import MapResult as MapResult
 
-__all__ = [
-    "ItemResult",
-    "MapFailure",
-    "MapResult",
-    "ParallelExecutor",
-    "get_parallel_executor",
-    "get_parallel_map_decorator",
-]
 
-__getattr__: Callable[[str], Any]
-__dir__: Callable[[], list[str]]
-__getattr__, __dir__ = lazy_exports(
+export_lazily(
     __name__,
     {
         "opero.concurrency.pool": (

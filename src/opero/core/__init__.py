@@ -3,30 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from opero.utils.lazy import lazy_exports
+from opero.utils.lazy import export_lazily
 
 if TYPE_CHECKING:
-    from opero.caching.handles import clear_cache, get_cache_context
-    from opero.core.cache import get_cache_decorator
-    from opero.core.fallback import get_fallback_decorator
-    from opero.core.rate_limit import get_rate_limit_decorator
-    from opero.core.retry import get_retry_decorator
+    from opero.caching.handles import clear_cache as clear_cache
+    from opero.caching.handles import get_cache_context as get_cache_context
+    from opero.core.cache import get_cache_decorator as get_cache_decorator
+    from opero.core.fallback import get_fallback_decorator as get_fallback_decorator
+    from opero.core.rate_limit import get_rate_limit_decorator as get_rate_limit_decorator
+    from opero.core.retry import get_retry_decorator as get_retry_decorator
 
-__all__ = [
-    "clear_cache",
-    "get_cache_context",
-    "get_cache_decorator",
-    "get_fallback_decorator",
-    "get_rate_limit_decorator",
-    "get_retry_decorator",
-]
 
-__getattr__: Callable[[str], Any]
-__dir__: Callable[[], list[str]]
-__getattr__, __dir__ = lazy_exports(
+export_lazily(
     __name__,
     {
         "opero.caching.handles": ("clear_cache", "get_cache_context"),

@@ -13,27 +13,26 @@ Activities run at least once; their results are recorded exactly once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from opero.utils.lazy import lazy_exports
+from opero.utils.lazy import export_lazily
 
 if TYPE_CHECKING:
-    from opero.durable.decorators import activity, get_registry, workflow
-    from opero.durable.orchestrator import Orchestrator
-    from opero.durable.records import WorkflowStatus
-    from opero.durable.sqlite_store import SqliteStore
-    from opero.durable.timers import now, random, sleep, uuid, wait_for
-    from opero.durable.values import register_type
+    from opero.durable.decorators import activity as activity
+    from opero.durable.decorators import get_registry as get_registry
+    from opero.durable.decorators import workflow as workflow
+    from opero.durable.orchestrator import Orchestrator as Orchestrator
+    from opero.durable.records import WorkflowStatus as WorkflowStatus
+    from opero.durable.sqlite_store import SqliteStore as SqliteStore
+    from opero.durable.timers import now as now
+    from opero.durable.timers import random as random
+    from opero.durable.timers import sleep as sleep
+    from opero.durable.timers import uuid as uuid
+    from opero.durable.timers import wait_for as wait_for
+    from opero.durable.values import register_type as register_type
 
-__all__ = [
-    "Orchestrator", "SqliteStore", "WorkflowStatus", "activity", "get_registry", "now", "random", "register_type",
-    "sleep", "uuid", "wait_for", "workflow",
-]  # fmt: skip
 
-__getattr__: Callable[[str], Any]
-__dir__: Callable[[], list[str]]
-__getattr__, __dir__ = lazy_exports(
+export_lazily(
     __name__,
     {
         "opero.durable.decorators": ("activity", "get_registry", "workflow"),

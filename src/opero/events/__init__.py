@@ -1,5 +1,4 @@
 # this_file: src/opero/events/__init__.py
-# ruff: noqa: F405 - the event classes are loaded at their first use
 """Report what happens inside a call as typed events, delivered by a bus.
 
 Without listeners no event is built or sent. Events carry no argument values, except
@@ -8,55 +7,54 @@ for the label of a fallback value, which is masked where the parameter looks lik
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from opero.events.bus import EventBus, Handler, Subscription, event_bus
-from opero.events.runs import Run, current_run
-from opero.utils.lazy import lazy_exports
+from opero.utils.lazy import export_lazily
 
 if TYPE_CHECKING:
-    from opero.events.types import *  # noqa: F403 - the classes, for type checkers; `__all__` names them
+    from opero.events.bus import EventBus as EventBus
+    from opero.events.bus import Handler as Handler
+    from opero.events.bus import Subscription as Subscription
+    from opero.events.bus import event_bus as event_bus
+    from opero.events.runs import Run as Run
+    from opero.events.runs import current_run as current_run
+    from opero.events.types import *  # noqa: F403 - all event classes
 
-__all__ = [
-    "AttemptFailed",
-    "CacheHit",
-    "CacheMiss",
-    "CacheRefreshed",
-    "CacheSkipped",
-    "CacheStale",
-    "CallEnded",
-    "CallGaveUp",
-    "CallStarted",
-    "CallSucceeded",
-    "CallTimedOut",
-    "CircuitChanged",
-    "CustomEvent",
-    "DeadlinePassed",
-    "Event",
-    "EventBus",
-    "FallbackUsed",
-    "FunctionEdited",
-    "Handler",
-    "HandlerFailed",
-    "LimiterPaused",
-    "LimiterWaited",
-    "MapProgress",
-    "MapWaiting",
-    "RetriesNested",
-    "RetryBudgetSpent",
-    "RetryScheduled",
-    "Run",
-    "StepChanged",
-    "Subscription",
-    "TaskChanged",
-    "ValueCooling",
-    "WorkflowChanged",
-    "current_run",
-    "event_bus",
-]
-
-# Names that are imported above are never looked up here.
-__getattr__: Callable[[str], Any]
-__dir__: Callable[[], list[str]]
-__getattr__, __dir__ = lazy_exports(__name__, {"opero.events.types": __all__})
+export_lazily(
+    __name__,
+    {
+        "opero.events.bus": ("EventBus", "Handler", "Subscription", "event_bus"),
+        "opero.events.runs": ("Run", "current_run"),
+        "opero.events.types": (
+            "AttemptFailed",
+            "CacheHit",
+            "CacheMiss",
+            "CacheRefreshed",
+            "CacheSkipped",
+            "CacheStale",
+            "CallEnded",
+            "CallGaveUp",
+            "CallStarted",
+            "CallSucceeded",
+            "CallTimedOut",
+            "CircuitChanged",
+            "CustomEvent",
+            "DeadlinePassed",
+            "Event",
+            "FallbackUsed",
+            "FunctionEdited",
+            "HandlerFailed",
+            "LimiterPaused",
+            "LimiterWaited",
+            "MapProgress",
+            "MapWaiting",
+            "RetriesNested",
+            "RetryBudgetSpent",
+            "RetryScheduled",
+            "StepChanged",
+            "TaskChanged",
+            "ValueCooling",
+            "WorkflowChanged",
+        ),
+    },
+)

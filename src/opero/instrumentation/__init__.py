@@ -3,30 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from opero.utils.lazy import lazy_exports
+from opero.utils.lazy import export_lazily
 
 if TYPE_CHECKING:
-    from opero.instrumentation.logs import log_events
-    from opero.instrumentation.opentelemetry import OpenTelemetryListener, trace_calls
-    from opero.instrumentation.prometheus import PrometheusListener
-    from opero.instrumentation.timeline import Timeline
-    from opero.utils.logging import configure_logging
+    from opero.instrumentation.logs import log_events as log_events
+    from opero.instrumentation.opentelemetry import OpenTelemetryListener as OpenTelemetryListener
+    from opero.instrumentation.opentelemetry import trace_calls as trace_calls
+    from opero.instrumentation.prometheus import PrometheusListener as PrometheusListener
+    from opero.instrumentation.timeline import Timeline as Timeline
+    from opero.utils.logging import configure_logging as configure_logging
 
-__all__ = [
-    "OpenTelemetryListener",
-    "PrometheusListener",
-    "Timeline",
-    "configure_logging",
-    "log_events",
-    "trace_calls",
-]
 
-__getattr__: Callable[[str], Any]
-__dir__: Callable[[], list[str]]
-__getattr__, __dir__ = lazy_exports(
+export_lazily(
     __name__,
     {
         "opero.instrumentation.logs": ("log_events",),

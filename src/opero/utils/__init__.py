@@ -3,20 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from opero.utils.lazy import lazy_exports
+from opero.utils.lazy import export_lazily
 
 if TYPE_CHECKING:
-    from opero.utils.async_utils import ensure_async, is_async_function, run_async
-    from opero.utils.logging import configure_logging
+    from opero.utils.async_utils import ensure_async as ensure_async
+    from opero.utils.async_utils import is_async_function as is_async_function
+    from opero.utils.async_utils import run_async as run_async
+    from opero.utils.logging import configure_logging as configure_logging
 
-__all__ = ["configure_logging", "ensure_async", "is_async_function", "run_async"]
 
-__getattr__: Callable[[str], Any]
-__dir__: Callable[[], list[str]]
-__getattr__, __dir__ = lazy_exports(
+export_lazily(
     __name__,
     {
         "opero.utils.async_utils": ("ensure_async", "is_async_function", "run_async"),

@@ -9,34 +9,42 @@ from importlib import import_module
 from typing import Any
 
 
-def lazy_exports(
+def export_lazily(
     package: str,
     modules: Mapping[str, Iterable[str]],
     *,
     gone: Mapping[str, str] | None = None,
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return the `__getattr__` and `__dir__` of a package (PEP 562).
+) -> Callable[[str], Any]:
+    """Give a package the public names of its modules; each is loaded when it is first asked for (PEP 562).
+
+    Sets `__getattr__`, `__dir__` and `__all__`. Type checkers find the names in imports of the form
+    `from module import name as name`.
 
     Args:
         package: Name of the package.
         modules: Module → the public names that it holds.
         gone: Name of former versions → what to write instead; asking for one is an `ImportError`.
+
+    Returns:
+        The package's `__getattr__`.
     """
     homes = {name: module for module, names in modules.items() for name in names}
+    own = vars(sys.modules[package])
 
-    def __getattr__(name: str) -> Any:  # noqa: N807 - becomes the package's own
+    def load(name: str) -> Any:
         if name not in homes:
             if gone is not None and name in gone:
                 raise ImportError(f"{package} has no {name!r} any more: {gone[name]}", name=package)
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(homes[name]), name)
-        setattr(sys.modules[package], name, value)
+        value = own[name] = getattr(import_module(homes[name]), name)
         return value
 
-    def __dir__() -> list[str]:  # noqa: N807 - becomes the package's own
-        return sorted({*vars(sys.modules[package]), *homes})
-
-    return __getattr__, __dir__
+    own |= {
+        "__all__": sorted(homes),
+        "__dir__": lambda: sorted({*own, *homes}),
+        "__getattr__": load,
+    }
+    return load
 
 
 def load_extra(module: str, extra: str) -> Any:

@@ -14,6 +14,7 @@ from tests.redis_server import RedisServer
 
 from opero.caching import lease
 from opero.caching.stores import base as stores
+from opero.caching.stores import redis
 
 
 def on_disk(folder: Path, request: pytest.FixtureRequest) -> str:
@@ -21,8 +22,7 @@ def on_disk(folder: Path, request: pytest.FixtureRequest) -> str:
 
 
 def on_redis(folder: Path, request: pytest.FixtureRequest) -> str:
-    server: RedisServer = request.getfixturevalue("shared_server")
-    server.do("FLUSHALL")
+    server: RedisServer = request.getfixturevalue("server")
     return server.url
 
 
@@ -35,8 +35,10 @@ def shared_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def server(shared_server: RedisServer) -> RedisServer:
-    """That one, with nothing in it."""
+def server(shared_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
+    """That one, with nothing in it, and all the time that a busy machine needs to answer."""
+    monkeypatch.setattr(redis, "_CONNECT", 20.0)
+    monkeypatch.setattr(redis, "_ANSWER", 20.0)
     shared_server.do("FLUSHALL")
     return shared_server
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import tempfile
 import time
 import warnings
@@ -210,6 +211,22 @@ class TestBadDays:
         f = opero(cache_backend=own_server.url, on_event=skips)(face.of(work))
         self.call(face, f)
         assert any("could not be stored" in reason for reason in skips), skips
+
+    def test_a_large_value_that_a_server_does_not_take_leaves_no_connection_open(
+        self, face: Any, own_server: RedisServer
+    ) -> None:
+        World.value, World.meanwhile = bytes(20_000_000), own_server.freeze
+        skips = Skips()
+        f = opero(cache_backend=own_server.url, on_event=skips)(face.of(work))
+        try:
+            with warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always")
+                assert face.run(f) == World.value
+                gc.collect()
+        finally:
+            own_server.thaw()
+        assert any("could not be stored" in reason for reason in skips), skips
+        assert warned == []
 
     def test_what_is_there_and_cannot_be_read_is_a_miss(
         self, face: Any, server: RedisServer

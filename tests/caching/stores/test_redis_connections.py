@@ -143,7 +143,7 @@ def test_threads_that_go_on_after_a_close_leave_nothing_open(
         for each in using:
             each.result()
     store.close()
-    for _ in range(100):  # the server notices a moment later
+    for _ in range(500):  # the server notices a moment later
         if clients(server) == before:
             return
         time.sleep(0.02)

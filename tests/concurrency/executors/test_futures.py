@@ -197,8 +197,8 @@ def test_a_task_that_the_executor_loses_is_halved_until_the_item_is_known() -> N
 
 def test_a_shared_rate_limit_holds_in_all_of_them(executor: Executor) -> None:
     limited = mapped(executor, lambda x: time.monotonic(), rate_limit=RateLimiter("50/s"))
-    starts = sorted(limited(range(12)))
-    assert starts[-1] - starts[0] > 0.9 * 10 / 50
+    began = time.monotonic()  # a start may be noted long after it was admitted
+    assert max(limited(range(12))) - began > 0.9 * 10 / 50
 
 
 def test_events_of_items_reach_listeners_here(executor: Executor) -> None:

@@ -66,8 +66,8 @@ def assert_spaced(found: list[Span], rate: float) -> None:
     starts = [began for began, _ in found]
     for n, start in enumerate(starts):
         later = [s for s in starts[n:] if s < start + 0.5]
-        # A worker notes the time a little after its slot was taken.
-        assert len(later) <= 0.5 * rate + 2 + 1
+        # Each of the four workers may note the time of one start long after its slot was taken.
+        assert len(later) <= 0.5 * rate + 2 + 4
 
 
 def refused(x: int) -> str:

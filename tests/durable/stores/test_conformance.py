@@ -214,12 +214,13 @@ def test_a_sleeper_can_be_woken_before_its_time(store: JournalStore, owner: str)
 
 
 def test_sleepers_are_acquired_when_it_is_time(store: JournalStore, owner: str) -> None:
-    run = running(store, owner)
-    assert move(store, run, State.SLEEPING, wake=time.time() + 0.15)
+    later, soon = running(store, owner), running(store, owner)
+    assert move(store, later, State.SLEEPING, wake=time.time() + 60)
     assert acquire(store, owner) == []
-    time.sleep(0.2)
+    assert move(store, soon, State.SLEEPING, wake=time.time() + 0.02)
+    time.sleep(0.03)
     again = acquire(store, owner)
-    assert [(w.id, w.epoch, w.wake) for w in again] == [(run.id, 2, None)]
+    assert [(w.id, w.epoch, w.wake) for w in again] == [(soon.id, 2, None)]
 
 
 def test_blocked_ones_are_acquired_on_request_only(store: JournalStore, owner: str) -> None:

@@ -55,87 +55,87 @@ def parts_of(value: object) -> list[bytes | memoryview]:
     """
     parts: list[bytes | memoryview] = []
     try:
-        leaf = _LEAVES.get(type(value))
-        if leaf is None:
-            _branch(value, parts.append, 0)
-        else:
-            parts.append(leaf(value))
+        _put_value(value, parts.append, 0)
     except (Unkeyable, MemoryError):
         raise
     except Exception as error:
         # A metaclass that breaks hashing, a dict that changes meanwhile, a stack nearly full.
-        raise Unkeyable(type_name(type(value)), _unreadable(error)) from error
+        raise _unreadable(value, error) from error
     return parts
 
 
+def _unreadable(value: object, error: Exception) -> Unkeyable:
+    return Unkeyable(type_name(type(value)), f"could not be read ({type(error).__name__})")
+
+
 def _put_value(value: object, put: _Put, depth: int) -> None:
-    leaf = _LEAVES.get(type(value))
-    if leaf is None:
-        _branch(value, put, depth)
-    else:
-        put(leaf(value))
+    _WRITERS.get(type(value), _put_described)(value, put, depth)
 
 
-def _branch(value: object, put: _Put, depth: int) -> None:
+def _joined(value: object, depth: int) -> bytes:
+    parts: list[bytes | memoryview] = []
+    _put_value(value, parts.append, depth)
+    return b"".join(parts)
+
+
+def _below(value: object, depth: int) -> int:
+    """Return how deep the parts of a value lie."""
     if depth == MAX_DEPTH:
         reason = f"is nested deeper than {MAX_DEPTH} levels, or contains itself"
         raise Unkeyable(type_name(type(value)), reason)
-    _BRANCHES.get(type(value), _shape_of)(value, put, depth + 1)
+    return depth + 1
 
 
-def _text(value: str) -> bytes:
+def _put_text(value: str, put: _Put, depth: int = 0) -> None:
     try:
         data = value.encode()
     except UnicodeEncodeError:  # lone surrogates, as in file names that could not be decoded
         data = value.encode("utf-8", "surrogatepass")
-    return _head(b"s", len(data)) + data
+    put(_head(b"s", len(data)) + data)
 
 
-def _integer(value: int) -> bytes:
+def _put_integer(value: int, put: _Put, depth: int) -> None:
     try:
-        return _word(b"i", value)
+        put(_word(b"i", value))
     except struct.error:
         size = value.bit_length() // 8 + 1
-        return _head(b"I", size) + value.to_bytes(size, "little", signed=True)
+        put(_head(b"I", size) + value.to_bytes(size, "little", signed=True))
 
 
-def _float(value: float) -> bytes:
-    return _double(b"f", value) if value == value else _NAN
+def _put_float(value: float, put: _Put, depth: int) -> None:
+    put(_double(b"f", value) if value == value else _NAN)
 
 
-def _complex(value: complex) -> bytes:
-    return b"c" + _float(value.real) + _float(value.imag)
+def _put_complex(value: complex, put: _Put, depth: int) -> None:
+    put(b"c")
+    _put_float(value.real, put, depth)
+    _put_float(value.imag, put, depth)
 
 
-def _buffer(value: bytes | memoryview, put: _Put, depth: int) -> None:
+def _put_buffer(value: bytes | memoryview, put: _Put, depth: int) -> None:
     if type(value) is memoryview and (
         value.format != "B" or value.ndim != 1 or not value.c_contiguous
     ):
-        _shape_of(value, put, depth)
+        _put_described(value, put, depth)
         return
     put(_head(b"b" if type(value) is bytes else b"m", len(value)))
     put(value)
 
 
-def _items(values: Collection[object], put: _Put, depth: int, tag: bytes = b"") -> None:
+def _put_items(values: Collection[Any], put: _Put, depth: int, tag: bytes = b"") -> None:
+    depth = _below(values, depth)
     size = len(values)
     put(_head(tag or (b"l" if type(values) is list else b"t"), size))
-    if size >= _PACK_FROM:
-        packed = _packed(values)
-        if packed is not None:
-            put(packed)
-            return
-    index = 0
-    try:
-        for index, item in enumerate(values):  # noqa: B007 - names the place of a bad item
-            leaf = _LEAVES.get(type(item))
-            if leaf is None:
-                _branch(item, put, depth)
-            else:
-                put(leaf(item))
-    except Unkeyable as signal:
-        signal.inside(index)
-        raise
+    packed = _packed(values) if size >= _PACK_FROM else None
+    if packed is not None:
+        put(packed)
+        return
+    for index, item in enumerate(values):
+        try:
+            _WRITERS.get(type(item), _put_described)(item, put, depth)
+        except Unkeyable as signal:
+            signal.inside(index)
+            raise
 
 
 def _packed(values: Collection[Any]) -> bytes | None:
@@ -150,109 +150,90 @@ def _packed(values: Collection[Any]) -> bytes | None:
         return b"\x02" + struct.pack(f"<{len(values)}d", *values)
     if kinds == {str}:
         lengths = struct.pack(f"<{len(values)}Q", *map(len, values))
-        return b"\x03" + lengths + _text("".join(values))
+        return b"\x03" + lengths + _joined("".join(values), 0)
     return None
 
 
-def _set(value: set[Any] | frozenset[Any], put: _Put, depth: int) -> None:
+def _put_set(value: set[Any] | frozenset[Any], put: _Put, depth: int) -> None:
     tag = b"S" if type(value) is set else b"F"
     kinds = set(map(type, value))
     if kinds in ({str}, {int}):
-        _items(sorted(value), put, depth, tag)
+        _put_items(sorted(value), put, depth, tag)
         return
+    depth = _below(value, depth)
     put(_head(tag, len(value)))
     try:
-        encoded = [_joined(item, depth) for item in value]
+        encoded = sorted(_joined(item, depth) for item in value)
     except Unkeyable as signal:
         signal.inside("<element>")
         raise
-    for part in sorted(encoded):
-        put(part)
+    put(b"".join(encoded))
 
 
-def _dict(value: dict[Any, object], put: _Put, depth: int) -> None:
+def _put_dict(value: dict[Any, object], put: _Put, depth: int) -> None:
     put(_head(b"d", len(value)))
-    for key in value:
-        if type(key) is not str:
-            break
-    else:
-        _entries(value, put, depth)
+    depth = _below(value, depth)
+    if {str}.issuperset(map(type, value)):
+        _put_entries(value, put, depth)
         return
     pairs = []
     for key, item in value.items():
-        step = f"<{type(key).__name__} key>"
         try:
             pairs.append((_joined(key, depth), _joined(item, depth)))
         except Unkeyable as signal:
-            signal.inside(step)
+            signal.inside(f"<{type(key).__name__} key>")
             raise
     # Several keys may share one encoding (two NaNs), so values take part in the order.
     for pair in sorted(pairs):
         put(b"".join(pair))
 
 
-def _entries(entries: Mapping[str, object], put: _Put, depth: int) -> None:
-    key = ""
+def _put_entries(entries: Mapping[str, object], put: _Put, depth: int) -> None:
+    for key in sorted(entries):
+        _put_text(key, put)
+        item = entries[key]
+        try:
+            _WRITERS.get(type(item), _put_described)(item, put, depth)
+        except Unkeyable as signal:
+            # Other keys than names are data (an e-mail address, a token): errors must not show them.
+            signal.inside(key if key.isidentifier() else "<str key>")
+            raise
+
+
+def _put_described(value: object, put: _Put, depth: int) -> None:
+    depth = _below(value, depth)
     try:
-        for key in sorted(entries):
-            put(_text(key))
-            item = entries[key]
-            leaf = _LEAVES.get(type(item))
-            if leaf is None:
-                _branch(item, put, depth)
-            else:
-                put(leaf(item))
-    except Unkeyable as signal:
-        # Other keys than names are data (an e-mail address, a token): errors must not show them.
-        signal.inside(key if key.isidentifier() else "<str key>")
-        raise
-
-
-def _joined(value: object, depth: int) -> bytes:
-    parts: list[bytes | memoryview] = []
-    _put_value(value, parts.append, depth)
-    return b"".join(parts)
-
-
-def _shape_of(value: object, put: _Put, depth: int) -> None:
-    try:
-        shape = describe(value)
+        shape = value if type(value) is Shape else describe(value)
     except (Unkeyable, MemoryError):
         raise
     except Exception as error:
-        raise Unkeyable(type_name(type(value)), _unreadable(error)) from error
-    _shape(shape, put, depth)
-
-
-def _shape(shape: Shape, put: _Put, depth: int) -> None:
-    put(_head(b"@", len(shape.parts)) + _text(shape.tag))
+        raise _unreadable(value, error) from error
+    put(_head(b"@", len(shape.parts)))
+    _put_text(shape.tag, put)
     _put_value(shape.whole, put, depth)
-    _entries(shape.parts, put, depth)
+    _put_entries(shape.parts, put, depth)
 
 
-def _unreadable(error: Exception) -> str:
-    return f"could not be read ({type(error).__name__})"
+def _constant(data: bytes) -> Callable[[Any, _Put, int], object]:
+    return lambda value, put, depth: put(data)
 
 
-_LEAVES: Final[dict[type, Callable[[Any], bytes]]] = {
-    str: _text,
-    int: _integer,
-    float: _float,
-    complex: _complex,
-    bool: {False: b"0", True: b"1"}.__getitem__,
-    NoneType: lambda _: b"n",
-    EllipsisType: lambda _: b"e",
-    NotImplementedType: lambda _: b"N",
-}
-_BRANCHES: Final[dict[type, Callable[[Any, _Put, int], None]]] = {
-    bytes: _buffer,
-    memoryview: _buffer,
-    list: _items,
-    tuple: _items,
-    set: _set,
-    frozenset: _set,
-    dict: _dict,
-    Shape: _shape,
+_WRITERS: Final[dict[type, Callable[[Any, _Put, int], object]]] = {
+    str: _put_text,
+    int: _put_integer,
+    float: _put_float,
+    complex: _put_complex,
+    bool: lambda value, put, depth: put(b"1" if value else b"0"),
+    NoneType: _constant(b"n"),
+    EllipsisType: _constant(b"e"),
+    NotImplementedType: _constant(b"N"),
+    bytes: _put_buffer,
+    memoryview: _put_buffer,
+    list: _put_items,
+    tuple: _put_items,
+    set: _put_set,
+    frozenset: _put_set,
+    dict: _put_dict,
 }
 
 
@@ -306,7 +287,7 @@ def digest(value: object) -> bytes:
 
 def pair_head(name: str) -> bytes:
     """Return what the canonical bytes of a tuple `(name, value)` begin with."""
-    return _head(b"t", 2) + _text(name)
+    return _head(b"t", 2) + _joined(name, 0)
 
 
 def pairs_digest(heads: Sequence[bytes], values: Sequence[object]) -> bytes:
@@ -324,24 +305,19 @@ def pairs_digest(heads: Sequence[bytes], values: Sequence[object]) -> bytes:
         True
     """
     parts: list[bytes | memoryview] = [_head(b"t", len(heads))]
-    index = 0
+    put, index = parts.append, 0
     try:
-        for head in heads:
-            parts.append(head)
+        for index, head in enumerate(heads):
+            put(head)
             value = values[index]
-            leaf = _LEAVES.get(type(value))
-            if leaf is None:
-                _branch(value, parts.append, 2)
-            else:
-                parts.append(leaf(value))
-            index += 1
+            _WRITERS.get(type(value), _put_described)(value, put, 2)
     except Unkeyable as signal:
         signal.inside(index)
         raise
     except MemoryError:
         raise
     except Exception as error:
-        unreadable = Unkeyable(type_name(type(values[index])), _unreadable(error))
+        unreadable = _unreadable(values[index], error)
         unreadable.inside(index)
         raise unreadable from error
     return _hashed(parts)

@@ -394,7 +394,23 @@ def _connector(library: str, url: str, timeout: float | None) -> Callable[[], An
         # The newer one sends messages that no command has asked for, and logs a line where it fails.
         protocol=2,
     )
-    return lambda: pool.connection_class(**pool.connection_kwargs)
+    made = pool.connection_class if library == "redis" else _aborting(pool.connection_class)
+    return lambda: made(**pool.connection_kwargs)
+
+
+def _aborting(connection_class: Any) -> Any:
+    """Return a class of connections that send nothing more once they disconnect without waiting.
+
+    A plain close goes on sending, and outlives the event loop if the server takes nothing.
+    """
+
+    class AbortingConnection(connection_class):  # type: ignore[misc]  # a class of the library
+        async def disconnect(self, nowait: bool = False, **given: Any) -> None:
+            if nowait and self._writer is not None:
+                self._writer.transport.abort()
+            await super().disconnect(nowait, **given)
+
+    return AbortingConnection
 
 
 def _pieces(connection: Any, commands: Sequence[Command]) -> Iterable[Buffer]:
