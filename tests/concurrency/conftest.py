@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from opero.concurrency.executors.base import Chunk, ChunkProgress, Done, GaveBack, MapJob, Report
+from opero.concurrency.executors.base import Chunk, Done, MapJob, Report
 from opero.concurrency.executors.process.worker_pool import ProcessEngine
 from opero.core.function import describe_function
 from opero.core.options import Options
@@ -46,36 +46,34 @@ def drive(
     """Run items through an open engine."""
     waiting = list(enumerate(items))
     ran = Ran([None] * len(waiting))
-    flying: dict[int, tuple[list[tuple[int, Any]], ChunkProgress]] = {}
+    flying: dict[int, tuple[list[tuple[int, Any]], set[int]]] = {}
     number = 0
     while waiting or flying:
         while waiting and len(flying) < engine.slots():
             part, waiting = waiting[:chunk], waiting[chunk:]
             number += 1
-            flying[number] = part, ChunkProgress(len(part))
+            flying[number] = part, set(range(len(part)))
             engine.submit(Chunk(number, [i for i, _ in part], [item for _, item in part]))
         reports = engine.poll(20)
         assert reports, "nothing was reported for 20 s"
         seen()
         for report in reports:
             ran.reports.append(report)
-            part, tally = flying[report.chunk]
+            part, open_places = flying[report.chunk]
+            assert open_places >= set(report.places)
+            open_places -= set(report.places)
             if isinstance(report, Done):
-                tally.report(report.places)
                 for n, place in enumerate(report.places):
                     assert ran.items[part[place][0]] is None
                     ran.items[part[place][0]] = report.odd.get(n, report.values[n])
-            elif isinstance(report, GaveBack):
-                waiting = [part[n] for n in tally.cut(report.kept)] + waiting
             else:
-                left = list(tally.left())
-                if report.why != "stopped" or report.culprit is not None:
+                left = list(report.places)
+                if report.why not in ("stopped", "slow"):
                     at = left[0] if report.culprit is None else report.culprit
                     ran.items[part[at][0]] = report
                     left.remove(at)
                 waiting = [part[n] for n in left] + waiting
-                tally.cut(0)
-            if tally.open <= 0:
+            if not open_places:
                 del flying[report.chunk]
     return ran
 

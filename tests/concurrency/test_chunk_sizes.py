@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opero.concurrency.executors.base import ChunkProgress
 from opero.concurrency.scheduler import HEAVIEST, LARGEST, ChunkSize
 
 pytestmark = pytest.mark.internal
@@ -53,14 +52,14 @@ def test_what_was_given_back_starts_anew() -> None:
     for _ in range(10):
         chunks.measured(chunks.size, 0)
     assert chunks.size == LARGEST
-    chunks.gave_back()
+    chunks.restart()
     assert chunks.size == 1
 
 
 def test_a_size_that_the_user_wants_stays() -> None:
     chunks = ChunkSize(target_s=0.03, fixed=7)
     chunks.measured(7, 100)
-    chunks.gave_back()
+    chunks.restart()
     assert (chunks.size, chunks.share(3, 4)) == (7, 7)
 
 
@@ -100,34 +99,3 @@ def test_what_is_left_of_the_quickest_items_is_not_cut_into_crumbs(left: int, sl
     # Slower ones are shared out more finely.
     chunks.measured(LARGEST, 6e-6 * LARGEST)
     assert chunks.share(left, 10 * LARGEST) <= LARGEST // 32
-
-
-# --- what is reported -----------------------------------------------------------------------------
-
-
-@given(st.permutations(range(12)), st.integers(0, 12), st.integers(1, 5))
-def test_chunk_progress_is_right_whatever_the_order_and_size_of_reports(
-    order: list[int], count: int, portion: int
-) -> None:
-    progress = ChunkProgress(12)
-    for begin in range(0, count, portion):
-        progress.report(sorted(order[begin : min(begin + portion, count)]))
-    done = set(order[:count])
-    assert list(progress.left()) == [n for n in range(12) if n not in done]
-    assert progress.open == 12 - count
-
-
-def test_chunk_is_over_when_everything_kept_is_reported() -> None:
-    progress = ChunkProgress(5)
-    progress.report(range(2))
-    assert progress.cut(3) == range(3, 5)
-    assert progress.open == 1
-    progress.report([2])
-    assert progress.open == 0
-
-
-def test_items_are_given_back_once() -> None:
-    progress = ChunkProgress(5)
-    assert progress.cut(3) == range(3, 5)
-    assert not progress.cut(4)
-    assert progress.kept == 3

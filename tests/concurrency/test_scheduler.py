@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 
 from opero.concurrency.executors.base import (
     Chunk,
-    ChunkProgress,
     Done,
-    GaveBack,
     ItemOutcome,
     Lost,
     Parked,
@@ -37,31 +35,26 @@ class RandomExecutor:
     def __init__(self, rng: random.Random, *, names_culprit: bool) -> None:
         self.rng = rng
         self.names_culprit = names_culprit
-        self.held: dict[int, tuple[Chunk, ChunkProgress]] = {}
+        self.held: dict[int, tuple[Chunk, set[int]]] = {}
         self.ran: dict[int, int] = {}
         self.parked: set[int] = set()
 
     def submit(self, chunk: Chunk) -> None:
         assert chunk.items, "an empty chunk"
         assert len(chunk.idx) == len(chunk.items)
-        self.held[chunk.id] = (chunk, ChunkProgress(len(chunk)))
+        self.held[chunk.id] = (chunk, set(range(len(chunk.items))))
 
     def poll(self) -> list[Report]:
         chunk_id = self.rng.choice(list(self.held))
-        chunk, progress = self.held[chunk_id]
-        report = self._report(chunk, progress)
-        if isinstance(report, Done):
-            progress.report(report.places)
-        elif isinstance(report, GaveBack):
-            progress.cut(report.kept)
-        elif report is not None:
-            progress.cut(0)
-        if progress.open <= 0:
+        chunk, left = self.held[chunk_id]
+        report = self._report(chunk, sorted(left))
+        if report is not None:
+            left -= set(report.places)
+        if not left:
             del self.held[chunk_id]
         return [] if report is None else [report]
 
-    def _report(self, chunk: Chunk, progress: ChunkProgress) -> Report | None:
-        left = list(progress.left())
+    def _report(self, chunk: Chunk, left: list[int]) -> Report | None:
         poisoned = [n for n in left if chunk.items[n] == POISON]
         fine = [n for n in left if chunk.items[n] != POISON]
         mood = self.rng.random()
@@ -69,14 +62,14 @@ class RandomExecutor:
             culprit = poisoned[0] if self.names_culprit else None
             # No item of a worker with several chunks can be blamed.
             alone = chunk.attempt > 0 or self.rng.random() < 0.5
-            return Lost(chunk.id, culprit if alone else None, "crash", 1, -9, only_chunk=alone)
+            blamed = culprit if alone else None
+            return Lost(chunk.id, left, blamed, "crash", 1, -9, only_chunk=alone)
         if mood < 0.65:
-            # Whatever is done from there on was not begun.
-            last = max({*range(progress.kept)}.difference(left), default=-1)
-            return GaveBack(chunk.id, self.rng.randint(last + 1, progress.kept))
+            # The last items had not begun.
+            return Lost(chunk.id, left[self.rng.randint(0, len(left)) :], None, "slow")
         if mood < 0.7:
             # The machine it runs on goes down, for no fault of any item.
-            return Lost(chunk.id, None, "stopped")
+            return Lost(chunk.id, left, None, "stopped")
         if not fine:
             return None
         places: Sequence[int] = sorted(self.rng.sample(fine, self.rng.randint(1, len(fine))))
@@ -195,8 +188,12 @@ def feed(scheduler: Scheduler, items: list[Any]) -> None:
     scheduler.enqueue(scheduler.admit(len(items)), items)
 
 
+def lost(chunk: Chunk, *places: int, **given: Any) -> Lost:
+    return Lost(chunk.id, places or range(len(chunk.items)), None, "crash", **given)
+
+
 def done(chunk: Chunk, odd: dict[int, ItemOutcome] | None = None) -> Done:
-    return Done(chunk.id, range(len(chunk)), list(chunk.items), odd or {}, 0.0)
+    return Done(chunk.id, range(len(chunk.items)), list(chunk.items), odd or {}, 0.0)
 
 
 def test_a_chunk_lost_without_culprit_is_halved_until_one_item_stands_alone() -> None:
@@ -209,8 +206,8 @@ def test_a_chunk_lost_without_culprit_is_halved_until_one_item_stands_alone() ->
         chunk = scheduler.next_chunk(1, 0.0)
         if chunk is None:
             break
-        sizes.append(len(chunk))
-        report: Report = Lost(chunk.id, None, "crash") if POISON in chunk.items else done(chunk)
+        sizes.append(len(chunk.items))
+        report: Report = lost(chunk) if POISON in chunk.items else done(chunk)
         batches += scheduler.take([report], 0.0)
     assert sizes == [8, 4, 4, 2, 1, 1, 2]
     assert scheduler.next_due() == 0.5, "the culprit alone is tried again"
@@ -223,7 +220,7 @@ def test_a_known_culprit_costs_no_other_item_anything() -> None:
     feed(scheduler, ["a", "b", POISON, "d"])
     chunk = run_chunk(scheduler)
     partial = Done(chunk.id, range(1), ["a"], {}, 0.0)
-    (first,) = scheduler.take([partial, Lost(chunk.id, 2, "crash")], 0.0)
+    (first,) = scheduler.take([partial, Lost(chunk.id, range(1, 4), 2, "crash")], 0.0)
     assert first.items == ["a"]
     assert [run_chunk(scheduler, slots=3).items for _ in range(2)] == [["b"], ["d"]]
 
@@ -232,7 +229,7 @@ def test_reports_of_a_chunk_that_is_gone_are_ignored() -> None:
     scheduler = scheduler_of(ordered=False)
     feed(scheduler, ["a"])
     chunk = run_chunk(scheduler)
-    scheduler.take([GaveBack(chunk.id, 0)], 0.0)
+    scheduler.take([Lost(chunk.id, [0], None, "slow")], 0.0)
     assert scheduler.take([done(chunk)], 0.0) == []
 
 
@@ -295,25 +292,25 @@ def test_the_tail_is_shared_out() -> None:
     scheduler._size.size = 31
     feed(scheduler, list("abcdefgh"))
     scheduler.ended = True
-    assert [len(run_chunk(scheduler, 4)) for _ in range(4)] == [2, 2, 1, 1]
+    assert [len(run_chunk(scheduler, 4).items) for _ in range(4)] == [2, 2, 1, 1]
 
 
 def test_before_the_end_chunks_stay_whole() -> None:
     scheduler = scheduler_of(ordered=False)
     scheduler._size.size = 4
     feed(scheduler, list(range(16)))
-    assert [len(run_chunk(scheduler, 4)) for _ in range(4)] == [4, 4, 4, 4]
+    assert [len(run_chunk(scheduler, 4).items) for _ in range(4)] == [4, 4, 4, 4]
     scheduler.take([done(scheduler._out[0])], 0.0)
     scheduler._size.size = 4
     feed(scheduler, list(range(4)))
-    assert len(run_chunk(scheduler, 4)) == 4
+    assert len(run_chunk(scheduler, 4).items) == 4
 
 
 def test_slow_input_goes_to_all_workers_without_items() -> None:
     scheduler = scheduler_of(ordered=False)
     scheduler._size.size = 4
     feed(scheduler, list(range(4)))
-    assert [len(run_chunk(scheduler, 4)) for _ in range(4)] == [1, 1, 1, 1]
+    assert [len(run_chunk(scheduler, 4).items) for _ in range(4)] == [1, 1, 1, 1]
 
 
 def test_a_chunk_counts_by_the_part_of_a_worker_that_it_keeps_busy() -> None:
@@ -327,7 +324,7 @@ def test_a_chunk_counts_by_the_part_of_a_worker_that_it_keeps_busy() -> None:
     first, _ = run_chunk(scheduler, 2), run_chunk(scheduler, 2)
     assert scheduler.next_chunk(2, 0.0) is None
     scheduler.take([Done(first.id, [0, 1, 3], [0, 1, 3], {}, 10.0)], 0.0)
-    assert len(run_chunk(scheduler, 2)) == 4
+    assert len(run_chunk(scheduler, 2).items) == 4
     assert scheduler.next_chunk(2, 0.0) is None
 
 
@@ -336,7 +333,7 @@ def test_what_comes_back_of_a_slow_chunk_is_shared_out_whatever_size_is_wanted()
     scheduler._size = ChunkSize(target_s=0.03, fixed=9)
     feed(scheduler, list(range(20)))
     chunk = run_chunk(scheduler, 4)
-    scheduler.take([GaveBack(chunk.id, 1)], 0.0)
+    scheduler.take([Lost(chunk.id, range(1, 9), None, "slow")], 0.0)
     assert scheduler.in_flight == 1, "its first item is at work still"
     assert [run_chunk(scheduler, 4).items for _ in range(3)] == [[1, 2], [3, 4], [5]]
     scheduler.take([Done(chunk.id, range(1), [0], {}, 0.0)], 0.0)
@@ -347,10 +344,10 @@ def test_items_that_died_with_others_are_tried_again_alone_before_one_is_blamed(
     scheduler = scheduler_of(ordered=False)
     feed(scheduler, [POISON])
     chunk = run_chunk(scheduler)
-    assert scheduler.take([Lost(chunk.id, None, "crash", only_chunk=False)], 0.0) == []
+    assert scheduler.take([lost(chunk, only_chunk=False)], 0.0) == []
     again = run_chunk(scheduler)
     assert (again.items, again.attempt) == ([POISON], 1)
-    scheduler.take([Lost(again.id, None, "crash")], 0.0)
+    scheduler.take([lost(again)], 0.0)
     assert scheduler.next_due() == 0.5
 
 

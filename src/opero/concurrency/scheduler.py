@@ -25,9 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from opero.concurrency.executors.base import (
     Batch,
     Chunk,
-    ChunkProgress,
     Done,
-    GaveBack,
     ItemOutcome,
     Lost,
     Parked,
@@ -174,8 +172,8 @@ class ChunkSize:
         if not self.fixed:
             self.size = min(self.size, self._most)
 
-    def gave_back(self) -> None:
-        """Learn that a chunk took far longer than it should: start again with single items."""
+    def restart(self) -> None:
+        """Start again with single items, because a chunk took far longer than it should."""
         self.size = self.fixed or self.least
 
     def part(self, left: int, slots: int) -> int:
@@ -244,7 +242,8 @@ class Scheduler:
         self._out: dict[int, Chunk] = {}
         # Items at the executor, where a chunk counts by the part of a worker that it keeps busy.
         self._load = 0
-        self._progress: dict[int, ChunkProgress] = {}
+        # Of chunks that are reported in part, how many items are not.
+        self._left: dict[int, int] = {}
         self._ids = 0
         self.errors: ErrorPolicy = errors
         self.ended: bool = False
@@ -330,9 +329,10 @@ class Scheduler:
     def _resend(self, slots: int) -> Chunk:
         """Send out what came back: suspects as they are, what a slow chunk gave back in parts for all."""
         waiting = self._again.popleft()
-        most = len(waiting) if waiting.attempt else self._size.part(len(waiting), slots)
-        if most < len(waiting):
-            self._return(waiting, range(most, len(waiting)), waiting.attempt)
+        count = len(waiting.items)
+        most = count if waiting.attempt else self._size.part(count, slots)
+        if most < count:
+            self._return(waiting, range(most, count), waiting.attempt)
             waiting = _some_of(waiting, range(most), waiting.attempt)
         return self._send(waiting.idx, waiting.items, waiting.parked, waiting.attempt)
 
@@ -364,7 +364,7 @@ class Scheduler:
 
     def take(self, reports: Iterable[Report], now: float) -> list[Batch]:
         """Digest an executor's reports and return the items that are finished, not yet settled."""
-        most = self._size.least
+        least = self._size.least
         finished: list[Batch] = []
         idx: list[int] = []
         singles, busy_s = Batch(idx, [], []), 0.0
@@ -373,36 +373,26 @@ class Scheduler:
             if chunk is None:
                 continue
             whole = len(chunk.items)
-            if isinstance(report, Done):
-                if whole == 1 and not (report.odd or report.weight):
-                    # Slow items, as a rule, of which many may be done at once.
-                    idx += chunk.idx
-                    singles.items += chunk.items
-                    singles.values += report.values
-                    busy_s += report.busy_s
-                    del self._out[chunk.id]
-                    self._load -= 1
-                    continue
-                finished.append(self._done(chunk, report, now))
-                if len(report.values) == whole:
-                    del self._out[chunk.id]
-                    self._load -= min(most, whole)
-                    continue
-            progress = self._progress.get(chunk.id)
-            if progress is None:
-                progress = self._progress[chunk.id] = ChunkProgress(whole)
-            self._load -= min(most, progress.open)
-            if isinstance(report, Done):
-                progress.report(report.places)
-            elif isinstance(report, GaveBack):
-                self._size.gave_back()
-                self._return(chunk, progress.cut(report.kept), chunk.attempt)
+            if isinstance(report, Lost):
+                count = len(report.places)
+                finished += self._lost(chunk, report, now)
+            elif whole == 1 and not (report.odd or report.weight):
+                # Slow items, as a rule, of which many may be done at once.
+                count = 1
+                idx += chunk.idx
+                singles.items += chunk.items
+                singles.values += report.values
+                busy_s += report.busy_s
             else:
-                finished += self._lost(chunk, progress.left(), report, now)
-                progress.cut(0)
-            self._load += min(most, progress.open)
-            if progress.open <= 0:
-                del self._out[chunk.id], self._progress[chunk.id]
+                count = len(report.values)
+                finished.append(self._done(chunk, report, now))
+            before = self._left.pop(chunk.id, whole)
+            after = before - count
+            self._load -= min(least, before) - min(least, after)
+            if after > 0:
+                self._left[chunk.id] = after
+            else:
+                del self._out[chunk.id]
         if idx:
             self._size.measured(len(idx), busy_s)
             finished.append(singles)
@@ -440,8 +430,11 @@ class Scheduler:
         if places:
             self._again.appendleft(_some_of(chunk, places, attempt))
 
-    def _lost(self, chunk: Chunk, left: Sequence[int], lost: Lost, now: float) -> list[Batch]:
-        if lost.why == "stopped" or not left:
+    def _lost(self, chunk: Chunk, lost: Lost, now: float) -> list[Batch]:
+        left = lost.places
+        if lost.why == "slow":
+            self._size.restart()
+        if lost.why in ("slow", "stopped") or not left:
             self._return(chunk, left, chunk.attempt)
             return []
         if not lost.only_chunk:

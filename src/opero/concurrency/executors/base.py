@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 worker_process: Final[list[bool]] = []
 """Not empty in a worker process, which shares its terminal with the map that it works for and draws no bar."""
 
-Why = Literal["crash", "timeout", "deadline", "memory", "stopped"]
+Why = Literal["crash", "timeout", "deadline", "memory", "stopped", "slow"]
 """What ended a worker: it died, its item took too long (for its own limit, or for a deadline) or too much memory, or it
-ended through no fault of an item."""
+ended through no fault of an item; or why it gave items back: the one before them is slow."""
 
 
 class MapJob(NamedTuple):
@@ -107,124 +107,40 @@ class ItemOutcome:
         parked: What that next attempt must know.
     """
 
-    __slots__ = (
-        "attempts", "calls", "error", "fallback", "label", "parked", "rejected", "retry_in", "seconds", "slept",
-        "trace", "value", "waited",
-    )  # fmt: skip
+    value: Any = None
+    error: BaseException | None = None
+    attempts: int = 1
+    calls: int = 1
+    seconds: float = 0.0
+    slept: float = 0.0
+    waited: float = 0.0
+    label: str | None = None
+    fallback: Any = None
+    rejected: bool = False
+    trace: str | None = None
+    retry_in: float | None = None
+    parked: Parked | None = None
 
-    def __init__(
-        self,
-        value: Any = None,
-        error: BaseException | None = None,
-        *,
-        attempts: int = 1,
-        calls: int = 1,
-        seconds: float = 0.0,
-        slept: float = 0.0,
-        waited: float = 0.0,
-        label: str | None = None,
-        fallback: Any = None,
-        rejected: bool = False,
-        retry_in: float | None = None,
-        parked: Parked | None = None,
-    ) -> None:
-        self.value: Any = value
-        self.error: BaseException | None = error
-        self.attempts: int = attempts
-        self.calls: int = calls
-        self.seconds: float = seconds
-        self.slept: float = slept
-        self.waited: float = waited
-        self.label: str | None = label
-        self.fallback: Any = fallback
-        self.rejected: bool = rejected
-        self.trace: str | None = None
-        self.retry_in: float | None = retry_in
-        self.parked: Parked | None = parked
+    def __init__(self, **made: Any) -> None:
+        vars(self).update(made)
 
 
-class Chunk:
+class Chunk(NamedTuple):
     """Some items on their way to a worker.
 
     Attributes:
-        id: Its number; one that comes back goes out again under a new one.
+        id: Its number; items that come back go out again in a chunk of another one.
         idx: Indices of the items in the input; a `range` where they are neighbours.
         items: The items.
         attempt: How often these items were lost with a worker before.
         parked: What items that were tried before take with them, by position.
     """
 
-    __slots__ = ("attempt", "id", "idx", "items", "parked")
-
-    def __init__(
-        self,
-        id: int,
-        idx: Sequence[int],
-        items: list[Any],
-        attempt: int = 0,
-        parked: dict[int, Parked] | None = None,
-    ) -> None:
-        self.id: int = id
-        self.idx: Sequence[int] = idx
-        self.items: list[Any] = items
-        self.attempt: int = attempt
-        self.parked: dict[int, Parked] | None = parked
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-
-class ChunkProgress:
-    """What is reported of a chunk: everything up to some position, and what came early.
-
-    Args:
-        count: Its items.
-
-    Attributes:
-        kept: Position from which on its worker does nothing.
-        open: How many items are still to be reported.
-
-    Example:
-        >>> progress = ChunkProgress(5)
-        >>> progress.report([0, 2])
-        >>> progress.cut(4)
-        range(4, 5)
-        >>> progress.left(), progress.open
-        ([1, 3], 2)
-    """
-
-    __slots__ = ("_early", "_next", "kept", "open")
-
-    def __init__(self, count: int) -> None:
-        self.kept: int = count
-        self.open: int = count
-        self._next = 0
-        self._early: set[int] | None = None
-
-    def report(self, places: Sequence[int]) -> None:
-        """Note that items are done."""
-        self.open -= len(places)
-        if isinstance(places, range) and places.start == self._next:
-            self._next = places.stop
-        else:
-            self._early = {*places} if self._early is None else self._early | {*places}
-        early = self._early
-        while early and self._next in early:
-            early.remove(self._next)
-            self._next += 1
-
-    def cut(self, kept: int) -> range:
-        """Note that the worker does nothing from a position on; return the positions that are free now."""
-        free = range(min(kept, self.kept), self.kept)
-        self.kept = free.start
-        self.open = max(0, self.kept - self._next) - sum(n < self.kept for n in self._early or ())
-        return free
-
-    def left(self) -> Sequence[int]:
-        """Return the positions that are still to be reported."""
-        open_places = range(self._next, self.kept)
-        early = self._early
-        return [n for n in open_places if n not in early] if early else open_places
+    id: int
+    idx: Sequence[int]
+    items: list[Any]
+    attempt: int = 0
+    parked: dict[int, Parked] | None = None
 
 
 class WorkerFacts(NamedTuple):
@@ -265,31 +181,21 @@ class Done(NamedTuple):
     weight: int = 0
 
 
-class GaveBack(NamedTuple):
-    """A worker will do nothing of a chunk from some position on; those before it are done, or at work still.
-
-    Attributes:
-        chunk: Its id.
-        kept: Position of the first item that is given back.
-    """
-
-    chunk: int
-    kept: int
-
-
 class Lost(NamedTuple):
-    """A worker died with what it kept of a chunk and had not reported.
+    """Items of a chunk that its worker had not reported and never will: it died, or has given them back.
 
     Attributes:
         chunk: Its id.
-        culprit: Position in the chunk of the item it died of; None if the executor does not know.
-        why: Why it ended.
+        places: Their positions in the chunk, ascending.
+        culprit: Position of the item that the worker died of; None if the executor does not know.
+        why: Why it ended, or why it gave the items back.
         pid, exitcode: The process, where there was one.
         said: Its last output, for the message.
         only_chunk: Whether nothing of other chunks was under way in the worker, so that it died of this one.
     """
 
     chunk: int
+    places: Sequence[int]
     culprit: int | None
     why: Why
     pid: int | None = None
@@ -298,8 +204,8 @@ class Lost(NamedTuple):
     only_chunk: bool = True
 
 
-Report = Done | GaveBack | Lost
-"""A chunk is over when everything that its worker keeps is reported as `Done`, or with a `Lost`."""
+Report = Done | Lost
+"""A chunk is over when each of its items was reported as `Done` or `Lost`."""
 
 
 class MapExecutor(Protocol):

@@ -29,7 +29,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.caching.single_flight import Flight, become_leader, stop_leading
-from opero.concurrency.executors.base import Chunk, Done, GaveBack, Lost, MapJob, Report
+from opero.concurrency.executors.base import Chunk, Done, Lost, MapJob, Report
 from opero.concurrency.executors.in_process import ThreadExecutor
 from opero.concurrency.executors.process.pickling import JobSpec
 from opero.concurrency.executors.process.protocol import (
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from opero.utils.steps import StepLogic
 
 
-PROTOCOL: Final = 7
+PROTOCOL: Final = 8
 """Version of the bytes that `run_chunk` takes and returns: map and worker must agree on it."""
 
 _KEPT: Final = 8
@@ -296,7 +296,7 @@ class FuturesExecutor:
         self._pool = pool
         self._workers = workers
         self._waiting: deque[Chunk] = deque()
-        self._flying: dict[int, Future[Any]] = {}
+        self._flying: dict[int, tuple[Future[Any], range]] = {}
         self._suspect = False
         self._ended: SimpleQueue[int | None] = SimpleQueue()
 
@@ -342,7 +342,7 @@ class FuturesExecutor:
             # What it has under way will be reported as lost, this chunk with it.
             future = Future()
             future.set_exception(error)
-        self._flying[chunk.id] = future
+        self._flying[chunk.id] = future, range(len(chunk.items))
         future.add_done_callback(lambda _: self._ended.put(chunk.id))
 
     def poll(self, timeout: float | None) -> list[Report]:
@@ -364,9 +364,9 @@ class FuturesExecutor:
         return reports
 
     def _reports(self, number: int) -> list[Report]:
-        future = self._flying.get(number)
-        if future is None:
+        if number not in self._flying:
             return []
+        future, places = self._flying[number]
         error = CancelledError() if future.cancelled() else future.exception()
         if isinstance(error, BrokenExecutor):
             return self._replace(error)
@@ -374,8 +374,8 @@ class FuturesExecutor:
         if error is not None:
             # What the function raises comes back as outcomes: this is the executor's own failure.
             said = "" if future.cancelled() else repr(error)
-            return [Lost(number, None, "crash", said=said)]
-        return _open_reports(number, future.result())
+            return [Lost(number, places, None, "crash", said=said)]
+        return _open_reports(number, places, future.result())
 
     def _replace(self, error: BrokenExecutor) -> list[Report]:
         """Go on with another executor; return what became of all that the broken one had."""
@@ -384,11 +384,12 @@ class FuturesExecutor:
         flying, self._flying = self._flying, {}
         self._pool.renew()
         reports: list[Report] = []
-        for number, future in flying.items():
+        alone = len(flying) == 1
+        for number, (future, places) in flying.items():
             if future.done() and not future.cancelled() and future.exception() is None:
-                reports += _open_reports(number, future.result())
+                reports += _open_reports(number, places, future.result())
             else:
-                lost = Lost(number, None, "crash", said=repr(error), only_chunk=len(flying) == 1)
+                lost = Lost(number, places, None, "crash", said=repr(error), only_chunk=alone)
                 reports.append(lost)
         return reports
 
@@ -400,7 +401,7 @@ class FuturesExecutor:
         """Take back what has not started; an executor of the user's own lives on."""
         self._waiting.clear()
         flying, self._flying = self._flying, {}
-        for future in flying.values():
+        for future, _ in flying.values():
             _cancel(future)
         self._pool.end(graceful=graceful)
 
@@ -409,8 +410,8 @@ _reported_limits: Final[set[str]] = set()
 """How the limits describe themselves that a worker could not share, as far as a warning has said so."""
 
 
-def _open_reports(chunk: int, data: bytes) -> list[Report]:
-    body, kept, unshared = pickle.loads(data)  # noqa: S301 - from our own `run_chunk`
+def _open_reports(chunk: int, places: range, data: bytes) -> list[Report]:
+    body, unshared = pickle.loads(data)  # noqa: S301 - from our own `run_chunk`
     for limit in unshared:
         if limit not in _reported_limits:
             _reported_limits.add(limit)
@@ -419,8 +420,9 @@ def _open_reports(chunk: int, data: bytes) -> list[Report]:
                 "Use workers of this host, or a limit that a server keeps.",
                 RuntimeWarning,
             )
-    reports: list[Report] = [decode_done(chunk, body)]
-    return reports if kept is None else [*reports, GaveBack(chunk, kept)]
+    done = decode_done(chunk, body)
+    given_back = places[len(done.values) :]
+    return [done, Lost(chunk, given_back, None, "slow")] if given_back else [done]
 
 
 # --- in a foreign worker --------------------------------------------------------------------------
@@ -441,7 +443,7 @@ class _RemoteJob:
         self._lock = threading.Lock()
 
     def run(self, payload: bytes) -> bytes:
-        """Run a chunk; return its results, pickled, and from which position on it is given back."""
+        """Run a chunk; return its results, pickled: none of the last items where it takes long."""
         with contextlib.ExitStack() as stack:
             if self._relays:
                 stack.callback(event_bus.subscribe(self._events.append).cancel)
@@ -459,11 +461,9 @@ class _RemoteJob:
         run, began = self._runner, perf_counter()
         values: list[Any] = []
         odd: dict[int, ItemOutcome] = {}
-        given_back: int | None = None
         result: Result
         for position, entry in enumerate(entries):
             if position and perf_counter() > began + _SLOW * self._job.target_s:
-                given_back = position
                 break
             try:
                 item = decode_value(entry, None)
@@ -485,7 +485,7 @@ class _RemoteJob:
             stats.reset()
             events, self._events[:] = self._events[:], []
         unshared = unshared_objects() if self._foreign else []
-        return pickle.dumps((encode_done(done, counted, events), given_back, unshared), 5)
+        return pickle.dumps((encode_done(done, counted, events), unshared), 5)
 
 
 _jobs: OrderedDict[str, _RemoteJob] = OrderedDict()

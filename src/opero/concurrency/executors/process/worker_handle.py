@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from opero.concurrency.executors.base import ChunkProgress
 from opero.concurrency.executors.process.protocol import (
     ASK,
     ITEM,
@@ -27,7 +26,7 @@ from opero.concurrency.executors.process.start import EXIT_STATUS, Channel
 from opero.utils.secrets import mask_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from opero.concurrency.executors.base import Why
     from opero.concurrency.executors.process.protocol import Span
@@ -46,7 +45,8 @@ class PendingChunk:
     Attributes:
         number: Its id.
         message: What is sent; empty once that is done.
-        progress: What of it was reported.
+        left: Positions that are still to be reported.
+        kept: Position from which on its worker does nothing.
         buffers: Where its large parts lie.
         suspect: Whether nothing else may be in its worker, because a worker has died of these items.
         turn: Of the chunks that its worker was given, which this is.
@@ -56,12 +56,29 @@ class PendingChunk:
 
     number: int
     message: bytes
-    progress: ChunkProgress
+    left: range | set[int]
+    kept: int
     buffers: list[SharedBuffer]
     suspect: bool
     turn: int = 0
     since: float = 0.0
     size: int = 0
+
+    def take_out(self, places: Sequence[int]) -> None:
+        """Note that positions are reported."""
+        if len(places) == len(self.left):
+            self.left = range(0)
+            return
+        if isinstance(self.left, range):
+            self.left = set(self.left)
+        self.left.difference_update(places)
+
+    def cut(self, kept: int) -> list[int]:
+        """Note that the worker does nothing from a position on; return the positions that are free now."""
+        free = [place for place in sorted(self.left) if place >= kept]
+        self.kept = kept
+        self.take_out(free)
+        return free
 
 
 class WorkerHandle:
@@ -124,7 +141,7 @@ class WorkerHandle:
     @property
     def open(self) -> int:
         """How many items of it are still to be reported."""
-        return sum([pending.progress.open for pending in self.pending.values()])
+        return sum([len(pending.left) for pending in self.pending.values()])
 
     def has_room(self, pending: PendingChunk, in_flight: int) -> bool:
         """Return whether it could take a chunk now.
@@ -157,7 +174,7 @@ class WorkerHandle:
         if pending.turn == turn:
             return self.page[ITEM]
         # Chunks begin in their turn, so those before are begun as a whole.
-        return pending.progress.kept - 1 if pending.turn < turn else NONE
+        return pending.kept - 1 if pending.turn < turn else NONE
 
     def ended(self) -> bool:
         """Read the sentinel; return whether it is at its end."""

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.concurrency.executors.base import ChunkProgress, GaveBack, Lost
+from opero.concurrency.executors.base import Lost
 from opero.concurrency.executors.process import protocol
 from opero.concurrency.executors.process.pickling import JobSpec
 from opero.concurrency.executors.process.protocol import COPIED, DUE, PAGE, STOP
@@ -177,8 +177,10 @@ class ProcessEngine:
         """Encode a chunk and send it to an idle worker, or keep it until there is one."""
         content, buffers = protocol.encode_chunk(chunk, self._free)
         message = pickle.dumps((chunk.id, *content), 5)
-        progress, suspect = ChunkProgress(len(chunk.items)), chunk.attempt > 0
-        pending = PendingChunk(chunk.id, message, progress, buffers, suspect, size=len(message))
+        count, suspect = len(chunk.items), chunk.attempt > 0
+        pending = PendingChunk(
+            chunk.id, message, range(count), count, buffers, suspect, size=len(message)
+        )
         self._waiting.append(pending)
         self._dispatch()
 
@@ -277,20 +279,18 @@ class ProcessEngine:
         if pending is None:
             # It was over already.
             return
-        progress = pending.progress
         weight = sum([buffer.used for buffer in pending.buffers])
         done = protocol.decode_done(number, content, worker.copy, weight=weight)
         # The worker may use the buffer again.
         worker.page[COPIED] += shared
         if done.values:
-            progress.report(done.places)
+            pending.take_out(done.places)
             # While something is done, a new worker is worth a try.
             self._without_item, self._failed_starts = 0, 0.0
             self._reports.append(done)
-        if kept < progress.kept:
-            progress.cut(kept)
-            self._reports.append(GaveBack(number, kept))
-        if progress.open <= 0:
+        if kept < pending.kept:
+            self._reports.append(Lost(number, pending.cut(kept), None, "slow"))
+        if not pending.left:
             del worker.pending[number]
             self._free += pending.buffers
 
@@ -318,7 +318,7 @@ class ProcessEngine:
             if not job.pipeline.awaits:
                 late = protocol.SLOW_CHUNK * job.target_s
                 for pending in worker.pending.values():
-                    if pending.progress.open > 1:
+                    if len(pending.left) > 1:
                         if now - pending.since >= late:
                             pending.since = now
                             worker.ask()
@@ -372,7 +372,7 @@ class ProcessEngine:
             self._without_item = self._without_item + 1 if idle else 0
         found: list[Lost] = []
         for pending in worker.pending.values():
-            left, last = pending.progress.left(), started.get(pending, protocol.NONE)
+            left, last = sorted(pending.left), started.get(pending, protocol.NONE)
             # Of several that are under way at once, all that were not reported are suspects.
             several = self._job.in_flight > 1
             suspects = [n for n in left if (n <= last if several else n == last)]
@@ -381,7 +381,7 @@ class ProcessEngine:
                 suspects = [*left[:1]]
             culprit = suspects[0] if len(suspects) == 1 else None
             why: Why = (worker.why or "crash") if suspects else "stopped"
-            found.append(Lost(pending.number, culprit, why, worker.pid, worker.exitcode))
+            found.append(Lost(pending.number, left, culprit, why, worker.pid, worker.exitcode))
         if sum(lost.why != "stopped" for lost in found) > 1:
             # It died of one of several chunks, and no item of them is blamed.
             found = [lost._replace(culprit=None, only_chunk=False) for lost in found]
