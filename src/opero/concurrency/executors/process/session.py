@@ -63,6 +63,7 @@ class RunningChunk:
         parked: What items bring from earlier attempts.
         turn: How many chunks this worker has had, with this one.
         kept: Position from which on this worker does nothing.
+        next: Position of the next item; unused where one is done after the other.
         values: What is done and not reported, in the order in which it was done.
         places: Their positions; None where these are in order.
         encoded: How many of them are encoded; what comes behind stands as the function returned it.
@@ -87,6 +88,7 @@ class RunningChunk:
         self.parked: dict[int, Parked] = parked
         self.turn: int = turn
         self.kept: int = len(entries)
+        self.next: int = 0
         self.values: list[Any] = []
         self.places: list[int] | None = None if ordered else []
         self.encoded: int = 0

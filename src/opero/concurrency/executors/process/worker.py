@@ -24,7 +24,7 @@ from opero.core.deadline import run_until
 from opero.utils.ambient import switch
 
 if TYPE_CHECKING:
-    from asyncio import Semaphore
+    from asyncio import Semaphore, TaskGroup
 
     from opero.concurrency.executors.process.pickling import JobSpec
     from opero.concurrency.executors.process.session import RunningChunk
@@ -192,19 +192,19 @@ async def _serve_loop(session: WorkerSession) -> None:
     beating = asyncio.create_task(_beat(session, job.item_timeout))
     async with asyncio.TaskGroup() as group:
         while not session.stopping and (chunk := await _next_chunk(session)) is not None:
-            late, position = asyncio.get_running_loop().time() + SLOW_CHUNK * job.target_s, 0
-            while position < chunk.kept:
+            late = asyncio.get_running_loop().time() + SLOW_CHUNK * job.target_s
+            while chunk.next < chunk.kept:
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(late):
                         await slots.acquire()
-                    if not session.stopping:
-                        session.tasks += 1
-                        group.create_task(_run_coroutine(session, slots, chunk, position))
-                        position += 1
+                    if (position := _begin_next(session, chunk)) is not None:
+                        group.create_task(_run_coroutines(session, group, slots, chunk, position))
                         continue
-                # What has not begun is given back.
-                chunk.cut(position)
-                _send_done(session, chunk)
+                    slots.release()
+                if chunk.next < chunk.kept:
+                    # What has not begun is given back.
+                    chunk.cut(chunk.next)
+                    _send_done(session, chunk)
     beating.cancel()
 
 
@@ -224,32 +224,55 @@ async def _next_chunk(session: WorkerSession) -> RunningChunk | None:
         return None
 
 
-async def _run_coroutine(
-    session: WorkerSession, slots: Semaphore, chunk: RunningChunk, position: int
+def _begin_next(session: WorkerSession, chunk: RunningChunk) -> int | None:
+    """Return the position of an item to begin, None if none of the chunk may."""
+    if session.stopping or chunk.next >= chunk.kept:
+        return None
+    session.tasks += 1
+    chunk.next += 1
+    return chunk.next - 1
+
+
+async def _run_coroutines(
+    session: WorkerSession,
+    group: TaskGroup,
+    slots: Semaphore,
+    chunk: RunningChunk,
+    position: int | None,
 ) -> None:
-    """Run an item, and let what became of it be sent soon."""
+    """Run an item of a chunk, and others after it as long as there are some; let what is done be sent soon."""
     import asyncio
 
-    session.note(chunk, position)
-    try:
-        item = protocol.decode_value(chunk.entries[position], session.copy)
-    except Exception as error:  # noqa: BLE001 - whatever its class raises when it is unpickled
-        result: Result = None, protocol.unreadable(error, "item")
-    else:
+    while position is not None:
+        session.note(chunk, position)
         try:
-            result = await session.runner.run_async(item, chunk.parked.get(position))
-        except asyncio.CancelledError as error:
-            # A group of tasks takes no notice of it.
-            raise ConnectionError("the task of an item was cancelled") from error
+            item = protocol.decode_value(chunk.entries[position], session.copy)
+        except Exception as error:  # noqa: BLE001 - whatever its class raises when it is unpickled
+            result: Result = None, protocol.unreadable(error, "item")
+        else:
+            try:
+                result = await session.runner.run_async(item, chunk.parked.get(position))
+            except asyncio.CancelledError as error:
+                # A group of tasks takes no notice of it.
+                raise ConnectionError("the task of an item was cancelled") from error
+            del item
+        session.add(chunk, position, *result)
+        del result
+        if chunk.over or session.full:
+            _send_done(session, chunk)
+        elif not chunk.soon:
+            chunk.soon = True
+            group.create_task(_send_soon(session, chunk))
+        position = _begin_next(session, chunk)
     slots.release()
-    session.add(chunk, position, *result)
-    if chunk.over or session.full:
-        _send_done(session, chunk)
-    elif not chunk.soon:
-        chunk.soon = True
-        await asyncio.sleep(_SOON)
-        chunk.soon = False
-        session.flush(chunk)
+
+
+async def _send_soon(session: WorkerSession, chunk: RunningChunk) -> None:
+    import asyncio
+
+    await asyncio.sleep(_SOON)
+    chunk.soon = False
+    session.flush(chunk)
 
 
 def _send_done(session: WorkerSession, chunk: RunningChunk) -> None:
