@@ -267,10 +267,7 @@ def encode_done(done: Done, stats: dict[str, float] | None, events: Iterable[Eve
         done.values[n], outcome.value = outcome.value, None
         if outcome.error is not None:
             outcome.trace = traceback_of(outcome.error)
-        try:
-            outcome.fallback = dumps(outcome.fallback)
-        except Exception:  # noqa: BLE001 - it is for information only, and its label comes along
-            outcome.fallback = dumps(None)
+        outcome.fallback = encode_value(outcome.fallback, "fallback", None)
     odd = dumps_with_errors(done.odd) if done.odd else None
     return (
         done.places, done.values, odd, done.busy_s, stats or None, [*map(_dump_event, events)]
@@ -303,11 +300,10 @@ def decode_done(
         if outcome.error is None:
             outcome.value = values[n]
         values[n] = None
-        if outcome.fallback is not None:
-            try:
-                outcome.fallback = pickle.loads(outcome.fallback)  # noqa: S301 - as above
-            except Exception:  # noqa: BLE001 - as above
-                outcome.fallback = None
+        try:
+            outcome.fallback = decode_value(outcome.fallback, None)
+        except Exception:  # noqa: BLE001 - it is for information only, and its label comes along
+            outcome.fallback = None
     facts = None
     if stats or events:
         loaded = tuple(map(pickle.loads, events))

@@ -391,10 +391,8 @@ def _keep_freed_memory() -> None:
     It keeps blocks up to the size of the largest that was freed (mallopt(3), M_MMAP_THRESHOLD); these bytes are never
     touched.
     """
-    try:
+    with suppress(MemoryError):
         bytes(_KEPT)
-    except MemoryError:
-        pass
 
 
 def _data_size() -> int:

@@ -138,6 +138,14 @@ def anonymous_file(name: str) -> int:
         return os.dup(file.fileno())
 
 
+def read_end(fd: int, start: int = 0) -> str:
+    """Return the end of a text in a file, which begins at `start`."""
+    size = os.fstat(fd).st_size
+    begin = max(start, size - _LAST_SAID)
+    return os.pread(fd, size - begin, begin).decode(errors="replace").strip()
+
+
+_LAST_SAID: Final = 16_384
 _HEAD: Final = struct.Struct("<Q")
 _MOST_FDS: Final = 8
 
@@ -301,10 +309,7 @@ class ForkServer:
         """Return the end of what the server itself wrote to stderr."""
         if self._output < 0 or not self._release.alive:
             return ""
-        size = os.fstat(self._output).st_size
-        return (
-            os.pread(self._output, 16_384, max(0, size - 16_384)).decode(errors="replace").strip()
-        )
+        return read_end(self._output)
 
     def close(self) -> None:
         """Let the server kill its workers and end; a fork of this process is waited for."""
