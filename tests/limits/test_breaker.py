@@ -201,7 +201,7 @@ def test_a_count_window_trips_exactly_when_brute_force_does(
         assert (state.state is OPEN) is trips
         if trips:
             return
-        assert state.counter.sums(0.0) == (len(last), sum(last))
+        assert state.sums(0.0) == (len(last), sum(last))
 
 
 @given(
@@ -225,7 +225,7 @@ def test_a_time_window_trips_exactly_when_brute_force_does(
         assert (state.state is OPEN) is trips
         if trips:
             return
-        assert state.counter.sums(now) == (len(last), sum(last))
+        assert state.sums(now) == (len(last), sum(last))
 
 
 def test_a_time_window_forgets_without_calls(clock: FakeClock) -> None:
@@ -788,8 +788,11 @@ def test_a_breaker_made_with_a_name_is_the_one_of_that_name() -> None:
         CircuitBreaker("test made with a name")
 
 
-def test_a_name_is_free_again_when_its_breaker_is_gone() -> None:
-    CircuitBreaker("test free again")
+@pytest.mark.parametrize("make", [CircuitBreaker, CircuitBreaker.named])
+def test_a_name_is_free_again_when_its_breaker_is_gone(
+    make: Callable[[str], CircuitBreaker],
+) -> None:
+    make("test free again")
     gc.collect()
     assert CircuitBreaker("test free again", fail_max=1).rules.fail_max == 1
 
@@ -819,8 +822,9 @@ def test_a_process_killed_while_it_stores_a_circuit_leaves_a_closed_one() -> Non
     breaker = CircuitBreaker(fail_max=1)
     breaker.share()
     fail(breaker)
-    assert breaker._file is not None
-    breaker._file.changing = True
+    file = breaker._lock.file
+    assert file is not None
+    file.changing = True
     assert breaker.state is CLOSED
     fail(breaker)
     assert breaker.state is OPEN

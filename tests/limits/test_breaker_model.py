@@ -166,4 +166,5 @@ class AgainstAModel(RuleBasedStateMachine):
 
 
 AgainstAModel.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
-TestAgainstAModel = AgainstAModel.TestCase
+# A loaded machine takes longer than the usual limit.
+TestAgainstAModel = pytest.mark.timeout(240)(AgainstAModel.TestCase)

@@ -58,16 +58,16 @@ def run(script: str, *arguments: str) -> subprocess.Popen[str]:
 
 def most(slot: LimiterState) -> int:
     """Count how many calls may start now."""
-    return sum(not slot.take_in_file() for _ in range(20))
+    return sum(not slot.take() for _ in range(20))
 
 
 def test_a_file_remembers_what_has_started(path):
     slot = fresh(path)
-    assert [slot.take_in_file() == 0 for _ in range(4)] == [True, True, True, False]
+    assert [slot.take() == 0 for _ in range(4)] == [True, True, True, False]
     forget(slot)
     again = joined(path)
     assert again is not slot
-    assert HOUR - 10 * SECOND < again.take_in_file() <= HOUR
+    assert HOUR - 10 * SECOND < again.take() <= HOUR
     assert again.wait_for() <= HOUR
 
 
@@ -94,7 +94,7 @@ def test_a_descriptor_is_kept_while_the_file_is_open_once_more(path):
     assert os.fstat(fd)
     assert state_file._open_files.kept.pop() == fd
     os.close(fd)
-    assert again.take_in_file() == 0
+    assert again.take() == 0
 
 
 def test_a_slot_can_be_given_back(path):
@@ -179,16 +179,16 @@ sys.stdin.read()
 )
 def test_a_holder_that_is_killed_neither_hangs_nor_lifts_the_limit(path, rule, damage):
     slot = fresh(path, rule)
-    while not slot.take_in_file():
+    while not slot.take():
         pass
     holder = run(HOLDER, path, " ".join(map(str, rule.signature)), damage)
     assert holder.stdout
     assert holder.stdout.readline() == "held\n"
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
-    wait = slot.take_in_file()
+    wait = slot.take()
     assert 0 < wait <= rule.period
-    assert slot.take_in_file() > 0
+    assert slot.take() > 0
 
 
 @posix
@@ -215,7 +215,7 @@ def test_others_wait_while_one_holder_decides(path):
         "from opero.limits.limiter_state import LimiterState\n"
         "from opero.limits.windows import SlidingWindow\n"
         f"slot = LimiterState(SlidingWindow({HOUR}, 3)).move({path!r}, create=False)\n"
-        "print(slot.take_in_file(), flush=True)",
+        "print(slot.take(), flush=True)",
     )
     with pytest.raises(subprocess.TimeoutExpired):
         taker.wait(0.4)
@@ -267,7 +267,7 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
 )
 def test_a_named_limit_goes_on_after_a_reboot_by_the_wall_clock(clocks, path, rule, asleep, left):
     state = fresh(path, rule, named=True)
-    while not state.take_in_file():
+    while not state.take():
         pass
     forget(state)
     clocks.reboot(asleep)
@@ -278,19 +278,19 @@ def test_a_named_limit_goes_on_after_a_reboot_by_the_wall_clock(clocks, path, ru
 @pytest.mark.parametrize("hours", [-8, -1])
 def test_a_wall_clock_that_is_set_back_costs_no_more_than_a_period(clocks, path, rule, hours):
     state = fresh(path, rule, named=True)
-    while not state.take_in_file():
+    while not state.take():
         pass
     clocks.wall += hours * HOUR
-    assert 0 < state.take_in_file() <= rule.longest_wait
+    assert 0 < state.take() <= rule.longest_wait
     clocks.pass_(rule.longest_wait)
-    assert state.take_in_file() == 0
+    assert state.take() == 0
 
 
 @pytest.mark.parametrize("rule", [MINUTELY, HOURLY], ids=str)
 def test_a_private_state_holds_on_a_machine_that_has_just_started(clocks, path, rule):
     clocks.monotonic = 3
     state = fresh(path, rule)
-    taken = sum(not state.take_in_file() for _ in range(10))
+    taken = sum(not state.take() for _ in range(10))
     assert taken == (3 if rule is HOURLY else 1)
     assert state.pause(SECOND)
     assert state.paused() == SECOND
@@ -306,7 +306,9 @@ def test_no_call_slips_through_a_pause_while_the_state_moves(path):
             pass
 
         def __exit__(self, *_):
-            waits.append(state.take_marked()[0])
+            if not waits:
+                waits.append(-1)
+                waits[:] = [state.take_marked()[0]]
 
     state = LimiterState(HOURLY)
     state.pause(SECOND)
@@ -360,16 +362,16 @@ def test_a_file_that_no_process_uses_takes_another_rule_and_keeps_what_means_the
 @pytest.mark.parametrize("rule", [MINUTELY, SlidingWindow(HOUR, 1)], ids=str)
 def test_another_rate_begins_anew(path, rule):
     slot = fresh(path, HOURLY)
-    slot.take_in_file()
+    slot.take()
     forget(slot)
-    assert fresh(path, rule).take_in_file() == 0
+    assert fresh(path, rule).take() == 0
 
 
 def test_two_rules_in_one_program_are_an_error_with_the_fix(path):
     slot = fresh(path)
     with pytest.raises(OperoUsageError, match=r"3 calls in 1 h.*different names"):
         fresh(path, MINUTELY)
-    assert slot.take_in_file() == 0
+    assert slot.take() == 0
 
 
 @posix
@@ -383,7 +385,7 @@ def test_another_rule_while_a_program_uses_the_file_is_an_error_with_the_fix(pat
     ):
         fresh(path, MINUTELY)
     holder.communicate("")
-    assert fresh(path, MINUTELY).take_in_file() == 0
+    assert fresh(path, MINUTELY).take() == 0
 
 
 # --- where files lie ------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ class InAFileAndInMemory(RuleBasedStateMachine):
 
     @rule()
     def take(self) -> None:
-        assert self.file.take_in_file() == self.memory.take()
+        assert self.file.take() == self.memory.take()
 
     @rule()
     def take_marked(self) -> None:

@@ -282,6 +282,12 @@ class Options(_Declared):
                     "give a cache_ttl other than None, or leave it out."
                 )
 
+    @property
+    def listeners(self) -> tuple[Callable[[Event], object], ...]:
+        """The listeners of `on_event`, one or several."""
+        given = self.on_event
+        return () if given is None else (given,) if callable(given) else tuple(given)
+
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """Names of all options, in the order of their declaration."""

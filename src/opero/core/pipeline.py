@@ -139,9 +139,7 @@ class Pipeline:
         self.info = info
         self.options = options
         self.stats: Stats = origin.stats if origin else Stats()
-        given = options.on_event
-        listeners = () if given is None else (given,) if callable(given) else tuple(given)
-        self.emitter: Emitter = Emitter(info.qualname, listeners, module=info.module)
+        self.emitter: Emitter = Emitter(info.qualname, options.listeners, module=info.module)
         emitter = self.emitter
         policy = RetryPolicy.of(options)
         retries = bool(options.retries or options.stop)
@@ -180,8 +178,8 @@ class Pipeline:
             stream=info.kind in ("generator", "async_generator"),
         )
 
-        self.fast_path: FastPath = FastPath(closed=bool(listeners) or info.kind == "sync")
-        self._listened = bool(listeners)
+        self.fast_path: FastPath = FastPath(closed=bool(emitter.listeners) or info.kind == "sync")
+        self._listened = bool(emitter.listeners)
         self.awaits: bool = info.kind in ("async", "async_generator")
         self._arun: AsyncProceed | None = None
         if not self.awaits:

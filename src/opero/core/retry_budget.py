@@ -71,7 +71,8 @@ class RetryBudget(SharedCells):
         self.name: str = name
         self._steps = StepWindow(self.window, _STEPS)
         self._counts = new_cells(self._steps.size)
-        super().__init__((ratio, {"minimum": minimum, "window": self.window}))
+        shape = {"minimum": minimum, "window": self.window}
+        super().__init__((ratio, shape), self._steps.size)
 
     def begin(self) -> None:
         """Begin anew, as if nothing had been called."""
@@ -129,9 +130,6 @@ class RetryBudget(SharedCells):
 
     # --- across processes -----------------------------------------------------------------------------
 
-    def _cells(self) -> memoryview:
-        return self._counts
-
     def _use(self, cells: memoryview) -> None:
         self._steps.merge(self._counts, cells)
         self._counts = cells
@@ -139,7 +137,7 @@ class RetryBudget(SharedCells):
     def after_fork(self) -> None:
         """Replace locks that another thread may have held, and begin anew if nothing is shared."""
         super().after_fork()
-        if self._file is None:
+        if self._lock.file is None:
             self._counts = new_cells(self._steps.size)
 
     def __repr__(self) -> str:

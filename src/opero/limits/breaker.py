@@ -12,15 +12,14 @@ import gc
 import itertools
 import math
 import os
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
-from dataclasses import fields, replace
+from collections.abc import Callable, Hashable
+from dataclasses import fields
 from functools import partial
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from opero.errors import CircuitOpenError, OperoUsageError
-from opero.events.bus import Subscription, event_bus
+from opero.events.bus import EventBus, event_bus
 from opero.limits.breaker_state import (
     FREE,
     SETTLED,
@@ -42,6 +41,8 @@ if TYPE_CHECKING:
     from opero.events.bus import Handler
     from opero.events.types import CircuitChanged
 
+
+T = TypeVar("T")
 
 _MOST_PARTS: Final = 1000
 """Fallback values with a breaker of their own; beyond it those without failures are forgotten."""
@@ -136,38 +137,35 @@ class CircuitBreaker(SharedCells):
         options = locals()
         text_or_none("name", name)
         rules = BreakerRules(**{field.name: options[field.name] for field in fields(BreakerRules)})
-        self._begin(name, rules)
-        if name is not None:
-            _register(name, self)
-
-    def _begin(self, name: str | None, rules: BreakerRules) -> None:
-        self.rules = rules
+        self.rules: BreakerRules = rules
         self._name = name
         self._functions: tuple[str, ...] = ()
         self._module: str | None = None
         self._parts: dict[Hashable, CircuitBreaker] = {}
         self._whole: CircuitBreaker | None = None
         self._core = BreakerState(rules)
-        self._listeners: tuple[Subscription, ...] = ()
+        self._changes = EventBus()
         self._notifying = Lock()
         self.current_permit = None
-        super().__init__((name, {}))
+        super().__init__((name, {}), len(self._core.cells))
         self._publish_state()
-        if rules.on_change is not None:
-            self.subscribe(rules.on_change)
+        if on_change is not None:
+            self.subscribe(on_change)
+        if name is not None:
+            _register(name, self)
 
     @classmethod
-    def unregistered(
-        cls, name: str, rules: BreakerRules | None = None, **options: Any
-    ) -> CircuitBreaker:
-        """Make a breaker whose name is only shown, so that others may have it too; options or checked `rules`."""
-        made = cls.__new__(cls)
-        made._begin(name, rules or BreakerRules(**options))  # noqa: SLF001 - its own class
+    def unregistered(cls, name: str, **options: Any) -> CircuitBreaker:
+        """Make a breaker whose name is only shown, so that others may have it too."""
+        made = cls(**options)
+        made._name = name
         return made
 
     @classmethod
     def named(cls, name: str, /, **options: Any) -> CircuitBreaker:
         """Return the one breaker of this name in the process; the first caller makes it.
+
+        The name is free again when the breaker is in use no more.
 
         Args:
             name: Its name.
@@ -181,8 +179,7 @@ class CircuitBreaker(SharedCells):
             True
         """
         with registry.lock:
-            found = registry.named.get(name)
-            found = registry.kept[name] = cls(name, **options) if found is None else found
+            found: CircuitBreaker = registry.named.get(name) or cls(name, **options)
         for option, value in options.items():
             there = getattr(found.rules, option)
             if there != value:
@@ -199,7 +196,7 @@ class CircuitBreaker(SharedCells):
 
     def guard(self, function: str, module: str | None = None) -> None:
         """Remember a function that it guards, and its module, for its name and its events."""
-        with self._lock:
+        with self._lock.thread:
             same = not self._functions or (function, module) == (self._functions[0], self._module)
             self._module = module if same else None
             if function not in self._functions:
@@ -224,8 +221,7 @@ class CircuitBreaker(SharedCells):
         """Raise as `acquire` would now, but take no permit."""
         wait = self.refuses()
         if wait is not None:
-            with self._changing() as core:
-                core.refuse()
+            self._change(BreakerState.refuse)
             raise self._refusal(wait)
 
     def refuses(self) -> float | None:
@@ -236,108 +232,90 @@ class CircuitBreaker(SharedCells):
         """
         if self.current_permit is not None or self._permit_in_file() is not None:
             return None
-        with self._changing() as core:
-            return core.wait(ambient.clock().monotonic())
+        return self._change(lambda core: core.wait(ambient.clock().monotonic()))
 
     def _probe(self) -> Permit:
-        permit = None
-        with self._changing() as core:
+        def begin(core: BreakerState) -> Permit | float:
             now = ambient.clock().monotonic()
             wait = core.wait(now)
             if wait is not None:
                 core.refuse()
-            else:
-                permit = self._permit_for_all(core)
-                if permit is None:
-                    token = os.getpid() << 32 | next(_tokens) % (1 << 32)
-                    permit = Permit(
-                        self.rules, self._report, generation=core.generation, token=token
-                    )
-                    core.add_probe(token, now)
-        if permit is None:
-            raise self._refusal(wait or 0.0)
-        return permit
+                return wait
+            if (permit := self._permit_for_all()) is None:
+                token = os.getpid() << 32 | next(_tokens) % (1 << 32)
+                permit = Permit(self.rules, self._report, generation=core.generation, token=token)
+                core.add_probe(token, now)
+            return permit
+
+        found = self._change(begin)
+        if isinstance(found, Permit):
+            return found
+        raise self._refusal(found)
 
     def _refusal(self, wait: float) -> CircuitOpenError:
         return CircuitOpenError(self.name, wait if math.isfinite(wait) else None)
 
     def _report(self, permit: Permit, failed: bool | None) -> None:
         """Take the outcome of a call; None if it has none."""
-        if failed is False and not permit.token and self._took_success(permit):
-            return
-        with self._changing() as core:
-            generation = permit.generation
-            if permit.token:
-                permit.generation = SETTLED
-                core.end_probe(permit.token)
+        generation, token = permit.generation, permit.token
+        if token:
+            permit.generation = SETTLED
+
+        def end(core: BreakerState) -> None:
+            if token:
+                core.end_probe(token)
             if failed is not None:
                 core.ended(generation, ambient.clock().monotonic(), failed=failed)
 
-    def _took_success(self, permit: Permit) -> bool:
-        """Count a success of a closed circuit where nothing moves but the count; False if there is more to do."""
         core = self._core
-        if self._file is not None:
-            return permit.generation == core.closed_generation and core.counter.steady
-        with self._lock:
-            if permit is not self.current_permit or permit.generation != core.generation:
-                return False
-            core.counter.count(
-                ambient.clock().monotonic() if core.counter.timed else 0.0, failed=False
-            )
-            self._permit_for_all(core)
-            return True
+        if failed or token or generation != core.closed_generation or not core.steady:
+            self._change(end)
 
     # --- the state ------------------------------------------------------------------------------
 
-    @contextmanager
-    def _changing(self) -> Iterator[BreakerState]:
-        """Yield the state while no other thread or process changes it; then publish it and notify listeners."""
+    def _change(self, change: Callable[[BreakerState], T]) -> T:
+        """Change the state while no other thread or process does; then publish it and notify listeners."""
+        core = self._core
         try:
             with self._locked() as file:
-                core = self._core
                 if file is None:
                     try:
-                        yield core
+                        return change(core)
                     finally:
                         self._publish_state()
-                    return
                 with file.change() as whole:
                     if not whole:
                         # A process was killed while it changed the state: the circuit begins anew.
                         core.close()
                         core.transitions.clear()
-                    yield core
+                    return change(core)
         finally:
-            self._notify()
+            if core.transitions:
+                self._notify()
 
-    def _permit_for_all(self, core: BreakerState) -> Permit | None:
+    def _permit_for_all(self) -> Permit | None:
         """Return the permit that every call gets in the present state; None if each needs one of its own."""
-        if core.state is CircuitState.DISABLED:
-            return FREE
-        if core.state is not CircuitState.CLOSED:
-            return None
-        permit = self._permit_of(core.generation)
-        # In a file the count may change at any time by a call of another process.
-        permit.steady = core.counter.steady and self._file is None
-        permit.silent = permit.steady and self.rules.counts_result is None
-        return permit
-
-    def _permit_of(self, generation: int) -> Permit:
-        """Return the permit that all calls of a closed period share."""
+        core = self._core
+        generation = core.closed_generation
+        if generation is None:
+            return FREE if core.state is CircuitState.DISABLED else None
         permit = self._shared_permit
         if permit is None or permit.generation != generation:
             permit = self._shared_permit = Permit(self.rules, self._report, generation=generation)
+        # In a file the count may change at any time by a call of another process.
+        permit.steady = self._lock.file is None and core.steady
+        permit.silent = permit.steady and self.rules.counts_result is None
         return permit
 
     def _permit_in_file(self) -> Permit | None:
         """Return the permit for all calls of a shared circuit that is closed, by one number of its file."""
-        generation = None if self._file is None else self._core.closed_generation
-        return None if generation is None else self._permit_of(generation)
+        closed = self._lock.file is not None and self._core.closed_generation is not None
+        return self._permit_for_all() if closed else None
 
     def _publish_state(self) -> None:
         """Set what calls read without a lock; where several processes share the circuit they read the file."""
-        permit = self._permit_for_all(self._core)
-        self.current_permit = permit if self.attached and self._file is None else None
+        local = self.attached and self._lock.file is None
+        self.current_permit = self._permit_for_all() if local else None
 
     # --- by hand --------------------------------------------------------------------------------
 
@@ -358,8 +336,7 @@ class CircuitBreaker(SharedCells):
         self._by_hand(BreakerState.disable)
 
     def _by_hand(self, change: Callable[[BreakerState], None]) -> None:
-        with self._changing() as core:
-            change(core)
+        self._change(change)
         for part in self.parts:
             part._by_hand(change)  # noqa: SLF001 - its own class
 
@@ -372,7 +349,7 @@ class CircuitBreaker(SharedCells):
     @property
     def parts(self) -> tuple[CircuitBreaker, ...]:
         """The breakers of single fallback values that have had a call."""
-        with self._lock:
+        with self._lock.thread:
             return tuple(self._parts.values())
 
     def known_part(self, key: Hashable) -> CircuitBreaker | None:
@@ -389,15 +366,13 @@ class CircuitBreaker(SharedCells):
         found = self._parts.get(key)
         if found is not None:
             return found
-        part = CircuitBreaker.unregistered(
-            f"{self.name}[{label}]", replace(self.rules, on_change=None)
-        )
+        part = CircuitBreaker.unregistered(f"{self.name}[{label}]", **self.rules.options())
         part._whole = self  # noqa: SLF001 - its own class
         for function in self._functions:
             part.guard(function, self._module)
         part.subscribe(self._hand_on)
         self._pass_on_to(part)
-        with self._lock:
+        with self._lock.thread:
             self._make_room()
             part = self._parts.setdefault(key, part)
             self._share_part(part, self.uid, repr(key).encode())
@@ -417,7 +392,7 @@ class CircuitBreaker(SharedCells):
         if len(parts) < _MOST_PARTS:
             return
         for key, part in list(parts.items()):
-            if part.state is CircuitState.CLOSED and part._core.counter.steady:  # noqa: SLF001 - its own class
+            if part.state is CircuitState.CLOSED and part._core.steady:  # noqa: SLF001 - its own class
                 del parts[key]
         if len(parts) >= _MOST_PARTS:
             del parts[next(iter(parts))]
@@ -428,15 +403,13 @@ class CircuitBreaker(SharedCells):
     def state(self) -> CircuitState:
         """Its state now, half-open as soon as the open time is over."""
         if self.current_permit is None:
-            with self._changing() as core:
-                core.settle(ambient.clock().monotonic())
+            self._change(lambda core: core.settle(ambient.clock().monotonic()))
         return self._core.state
 
     @property
     def stats(self) -> CircuitStats:
         """Its counts now, as a snapshot."""
-        with self._changing() as core:
-            return core.stats(ambient.clock().monotonic())
+        return self._change(lambda core: core.stats(ambient.clock().monotonic()))
 
     def subscribe(self, listener: Callable[[CircuitChanged], object]) -> Callable[[], None]:
         """Call `listener` with each change of state from now on, in order, outside all locks.
@@ -446,14 +419,7 @@ class CircuitBreaker(SharedCells):
         Returns:
             A function that ends it.
         """
-        made = Subscription(cast("Handler", listener), cancelled=self._unsubscribe)
-        with self._lock:
-            self._listeners += (made,)
-        return made.cancel
-
-    def _unsubscribe(self, listener: Subscription) -> None:
-        with self._lock:
-            self._listeners = tuple(one for one in self._listeners if one is not listener)
+        return self._changes.subscribe(cast("Handler", listener)).cancel
 
     def _notify(self) -> None:
         """Notify listeners of the transitions that wait. One thread does it at a time, so that the order is kept."""
@@ -463,7 +429,7 @@ class CircuitBreaker(SharedCells):
             try:
                 while transitions:
                     transition = transitions.popleft()
-                    if self._listeners or event_bus.active:
+                    if self._changes.active or event_bus.active:
                         event = self._event(transition)
                         self._hand_on(event)
                         event_bus.emit(event)
@@ -471,7 +437,7 @@ class CircuitBreaker(SharedCells):
                 self._notifying.release()
 
     def _hand_on(self, event: CircuitChanged) -> None:
-        listeners = self._listeners
+        listeners = self._changes.subscriptions
         for place, listener in enumerate(listeners):
             if not any(listener.handler == other.handler for other in listeners[:place]):
                 listener.deliver(event)
@@ -521,19 +487,16 @@ class CircuitBreaker(SharedCells):
 
     def _begin_attached(self) -> None:
         super()._begin_attached()
-        with self._lock:
+        with self._lock.thread:
             self._publish_state()
 
     def _go_to(self, path: str, *, create: bool) -> None:
-        with self._lock:
+        with self._lock.thread:
             super()._go_to(path, create=create)
             self._path = path
             self._publish_state()
             for key, part in self._parts.items():
                 self._share_part(part, self.uid, repr(key).encode())
-
-    def _cells(self) -> memoryview:
-        return self._core.cells
 
     def _use(self, cells: memoryview) -> None:
         if not any(cells):
@@ -544,30 +507,22 @@ class CircuitBreaker(SharedCells):
         """In its own process it is found again; elsewhere there is one, with the same state. Listeners stay behind."""
         self.share()
         registered = self._name is not None and registry.named.get(self._name) is self
-        make = partial(
-            _counterpart, self._name or self.name, registered, replace(self.rules, on_change=None)
-        )
+        make = partial(_counterpart, self.name, registered, self.rules.options())
         return restore, (self.uid, self._path, make)
 
     def after_fork(self) -> None:
         """Replace locks that another thread may have held, and forget probes: their calls are in the parent."""
         super().after_fork()
         self._notifying = Lock()
-        if self._file is None:
-            self._core.lose_probes()
+        if self._lock.file is None:
+            self._core.end_probe(None)
         self._publish_state()
 
 
-def _counterpart(name: str, registered: bool, rules: BreakerRules) -> CircuitBreaker:
+def _counterpart(name: str, registered: bool, options: dict[str, Any]) -> CircuitBreaker:
     """Return what a pickled breaker is in this process."""
-    with registry.lock:
-        found = registry.named.get(name) if registered else None
-        if found is None:
-            found = CircuitBreaker.unregistered(name, rules)
-            if registered:
-                _register(name, found)
-        made: CircuitBreaker = found
-        return made
+    make = CircuitBreaker if registered else CircuitBreaker.unregistered
+    return (registry.named.get(name) if registered else None) or make(name, **options)
 
 
 def _register(name: str, breaker: CircuitBreaker) -> None:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from types import TracebackType
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from opero.errors import FailureFilter, OperoUsageError, Rejected, asks, is_final, matches
 from opero.events import CircuitChanged
@@ -28,111 +27,68 @@ STEPS: Final = 20
 _BITS_OF_CELL: Final = 62
 
 
-class OutcomeCounter:
-    """The outcomes of one closed period: failures, and calls, of which so large a share trips the circuit.
-
-    Args:
-        rate: The share.
-        least: Calls that it must hold before that means anything.
+class Streak:
+    """Failures in a row: a success starts afresh. It counts as `StepWindow` does, in cells that are all 0 at first.
 
     Attributes:
         size: How many cells it needs.
-        cells: Those that it has, all 0 at first.
-        timed: Whether it asks for the time of a success.
     """
 
-    cells: memoryview
-    size: int = 1
-    timed: ClassVar[bool] = False
+    size: Final = 1
 
-    def __init__(self, rate: float, least: int) -> None:
-        self._rate = rate
-        self._least = least
+    def add(self, cells: memoryview, now: float, calls: int, failures: int) -> None:
+        """Count a call."""
+        cells[0] = cells[0] + 1 if failures else 0
 
-    @property
-    def steady(self) -> bool:
-        """Whether a success would change nothing."""
-        return False
-
-    def count(self, now: float, *, failed: bool) -> bool:
-        """Count a call and return whether it trips the circuit; only a failure can."""
-        self._add(now, int(failed))
-        if not failed:
-            return False
-        calls, failures = self.sums(now)
-        return calls >= self._least and failures / calls >= self._rate
-
-    def _add(self, now: float, failures: int) -> None:
-        raise NotImplementedError
-
-    def sums(self, now: float) -> tuple[int, int]:
-        """Return the calls and the failures that it holds."""
-        raise NotImplementedError
+    def sums(self, cells: memoryview, now: float) -> tuple[int, int]:
+        """Return the failures twice: all calls that it holds have failed."""
+        return cells[0], cells[0]
 
 
-class Streak(OutcomeCounter):
-    """Failures in a row: all calls that it holds have failed, because a success starts afresh."""
+class CallWindow:
+    """The last so many calls: their number since the start, the failures, and a ring of one bit for each.
 
-    @property
-    def steady(self) -> bool:
-        """Whether the last call was a success."""
-        return not self.cells[0]
+    Args:
+        length: The number of calls.
 
-    def _add(self, now: float, failures: int) -> None:
-        self.cells[0] = self.cells[0] + 1 if failures else 0
+    Attributes:
+        size: How many cells it needs.
+    """
 
-    def sums(self, now: float) -> tuple[int, int]:
-        """Return the failures twice."""
-        return self.cells[0], self.cells[0]
-
-
-class CallWindow(OutcomeCounter):
-    """The last so many calls: their number since the start, the failures, and a ring of one bit for each."""
-
-    def __init__(self, rate: float, least: int, length: int) -> None:
-        super().__init__(rate, least)
+    def __init__(self, length: int) -> None:
         self._length = length
         self.size: int = 2 - -length // _BITS_OF_CELL
 
-    def _add(self, now: float, failures: int) -> None:
-        cells = self.cells
+    def add(self, cells: memoryview, now: float, calls: int, failures: int) -> None:
+        """Count a call in the place of the oldest one."""
         cell, bit = divmod(cells[0] % self._length, _BITS_OF_CELL)
         oldest = cells[2 + cell] >> bit & 1
         cells[0] += 1
         cells[1] += failures - oldest
         cells[2 + cell] ^= (failures ^ oldest) << bit
 
-    def sums(self, now: float) -> tuple[int, int]:
+    def sums(self, cells: memoryview, now: float) -> tuple[int, int]:
         """Return the calls and failures of the window."""
-        return min(self.cells[0], self._length), self.cells[1]
-
-
-class TimeWindow(OutcomeCounter):
-    """The calls of the last so many seconds."""
-
-    timed = True
-
-    def __init__(self, rate: float, least: int, seconds: float) -> None:
-        super().__init__(rate, least)
-        self._window = StepWindow(seconds, STEPS)
-        self.size: int = self._window.size
-
-    def _add(self, now: float, failures: int) -> None:
-        self._window.add(self.cells, now, 1, failures)
-
-    def sums(self, now: float) -> tuple[int, int]:
-        """Return the calls and failures of the window."""
-        return self._window.sums(self.cells, now)
+        return min(cells[0], self._length), cells[1]
 
 
 # --- options --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class BreakerRules:
     """The options of a circuit breaker, as given, checked when they are made.
 
     `CircuitBreaker` says what each of them means.
+
+    Attributes:
+        first_open: Seconds that the circuit stays open when it trips.
+        longest_open: Seconds beyond which the open time does not grow.
+        probe_seconds: Seconds after which a probe is given up for lost.
+        window_calls: Length of a window of calls; None for a window of time.
+        window_seconds: Length of a window of time.
+        least_calls: Calls that must be counted before their failures mean anything.
+        rate: Share of failures in them that trips the circuit.
     """
 
     fail_max: int = 5
@@ -161,15 +117,22 @@ class BreakerRules:
         checks.failure_filter("counts", self.counts)
         checks.none_or(checks.failure_filter)("ignore", self.ignore)
         checks.jitter("jitter", self.jitter)
+        self.probe_seconds: float = parse_seconds(self.probe_timeout, "probe_timeout")
         if self.probe_seconds <= 0:
             raise OperoUsageError(f"probe_timeout={self.probe_timeout!r} must be longer than 0.")
+        self.first_open: float = parse_seconds(self.reset_timeout, "reset_timeout")
+        self.longest_open: float = 10 * self.first_open
+        if self.max_reset_timeout is not None:
+            self.longest_open = parse_seconds(self.max_reset_timeout, "max_reset_timeout")
         if self.longest_open < self.first_open:
             raise OperoUsageError(
                 f"max_reset_timeout={self.max_reset_timeout!r} is shorter than "
                 f"reset_timeout={self.reset_timeout!r}: raise it, or leave it out."
             )
+        self.least_calls: int = self.fail_max
+        self.rate: float = 1.0
         if self.failure_rate is not None:
-            self._check_rate()
+            self._use_rate(self.failure_rate)
             return
         for name in ("window", "minimum_calls"):
             if getattr(self, name) is not None:
@@ -178,52 +141,28 @@ class BreakerRules:
                     "without it the circuit counts failures in a row."
                 )
 
-    def _check_rate(self) -> None:
-        checks.failure_rate("failure_rate", self.failure_rate)
+    def _use_rate(self, rate: float) -> None:
+        checks.failure_rate("failure_rate", rate)
         checks.none_or(checks.whole(1))("minimum_calls", self.minimum_calls)
+        self.rate = rate
+        window = 100 if self.window is None else self.window
+        self.window_calls: int | None = window if isinstance(window, int) else None
         if self.window_calls is None:
+            self.window_seconds: float = parse_seconds(window, "window")
             if self.window_seconds <= 0:
-                raise OperoUsageError(f"window={self.window!r} must be longer than 0.")
-            return
-        checks.whole(1)("window", self.window_calls)
-        if self.least_calls > self.window_calls:
+                raise OperoUsageError(f"window={window!r} must be longer than 0.")
+        else:
+            checks.whole(1)("window", window)
+        self.least_calls = self.minimum_calls or min(10, self.window_calls or 10)
+        if self.window_calls is not None and self.least_calls > self.window_calls:
             raise OperoUsageError(
-                f"minimum_calls={self.minimum_calls!r} never fit into window={self.window!r}."
+                f"minimum_calls={self.minimum_calls!r} never fit into window={window!r}."
             )
 
-    @property
-    def first_open(self) -> float:
-        """Seconds that the circuit stays open when it trips."""
-        return parse_seconds(self.reset_timeout, "reset_timeout")
-
-    @property
-    def longest_open(self) -> float:
-        """Seconds beyond which the open time does not grow."""
-        if self.max_reset_timeout is None:
-            return 10 * self.first_open
-        return parse_seconds(self.max_reset_timeout, "max_reset_timeout")
-
-    @property
-    def probe_seconds(self) -> float:
-        """Seconds after which a probe is given up for lost."""
-        return parse_seconds(self.probe_timeout, "probe_timeout")
-
-    @property
-    def window_calls(self) -> int | None:
-        """Length of a window of calls; None for a window of time."""
-        if self.window is None:
-            return 100
-        return self.window if isinstance(self.window, int) else None
-
-    @property
-    def window_seconds(self) -> float:
-        """Length of a window of time."""
-        return parse_seconds(self.window or 0, "window")
-
-    @property
-    def least_calls(self) -> int:
-        """Calls that a window must hold before their rate means anything."""
-        return self.minimum_calls or min(10, self.window_calls or 10)
+    def options(self) -> dict[str, Any]:
+        """Return the options with which another breaker gets the same rules; its listener is another matter."""
+        names = [field.name for field in fields(self) if field.name != "on_change"]
+        return {name: getattr(self, name) for name in names}
 
     def blames(self, error: Exception) -> bool | None:
         """Return what an error says about the service.
@@ -242,13 +181,17 @@ class BreakerRules:
         """Return whether a result counts as a failure."""
         return self.counts_result is not None and asks(self.counts_result, result)
 
-    def counter(self) -> OutcomeCounter:
-        """Return an empty count of what these rules count."""
+    def counter(self) -> Streak | CallWindow | StepWindow:
+        """Return what counts calls and failures."""
         if self.failure_rate is None:
-            return Streak(1.0, self.fail_max)
+            return Streak()
         if self.window_calls is None:
-            return TimeWindow(self.failure_rate, self.least_calls, self.window_seconds)
-        return CallWindow(self.failure_rate, self.least_calls, self.window_calls)
+            return StepWindow(self.window_seconds, STEPS)
+        return CallWindow(self.window_calls)
+
+    def trips(self, calls: int, failures: int) -> bool:
+        """Return whether so many failures in so many calls open the circuit."""
+        return calls >= self.least_calls and failures / calls >= self.rate
 
     def open_seconds(self, failed_recoveries: int, draw: float) -> float:
         """Return how long the circuit stays open.
@@ -324,12 +267,8 @@ class Permit:
 
     def success(self, result: object = None) -> None:
         """The call returned."""
-        if self.silent:
-            return
-        if self._rules.counts_result is not None:
+        if not self.silent:
             self._settle(self._rules.blames_result, result)
-        elif not self.steady:
-            self._report(self, False)
 
     def failure(self, error: Exception) -> None:
         """The call raised."""
@@ -352,12 +291,7 @@ class Permit:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:
             self.success()
         elif isinstance(error, Exception):
@@ -454,7 +388,6 @@ class BreakerState:
 
     Attributes:
         cells: As above, all 0 at first.
-        counter: What was counted in this generation.
         transitions: Steps that listeners have not been notified of yet.
 
     Example:
@@ -469,15 +402,15 @@ class BreakerState:
     def __init__(self, rules: BreakerRules) -> None:
         self.rules = rules
         self.transitions: deque[Transition] = deque()
-        self.counter: OutcomeCounter = rules.counter()
+        self._counter = rules.counter()
         self._most_probes = min(rules.half_open_max, _MOST_PROBES)
         self._end = _PROBES + 2 * self._most_probes
-        self.use(new_cells(self._end + self.counter.size))
+        self.use(new_cells(self._end + self._counter.size))
 
     def use(self, cells: memoryview) -> None:
         """Go on with the state in other cells."""
         self.cells: memoryview = cells
-        self.counter.cells = cells[self._end :]
+        self._counted = cells[self._end :]
 
     @property
     def state(self) -> CircuitState:
@@ -494,6 +427,15 @@ class BreakerState:
         """The generation if the circuit is closed; may be asked without a lock."""
         status = self.cells[_STATUS]
         return None if status % (1 << _STATE_BITS) else status >> _STATE_BITS
+
+    @property
+    def steady(self) -> bool:
+        """Whether a success would change no count: failures count in a row, and the last call was none."""
+        return self.rules.failure_rate is None and not self._counted[0]
+
+    def sums(self, now: float) -> tuple[int, int]:
+        """Return the calls and the failures that count in this generation."""
+        return self._counter.sums(self._counted, now)
 
     def _enter(self, state: CircuitState, *, since: float = 0.0, seconds: float = 0.0) -> None:
         cells, old = self.cells, self.state
@@ -551,16 +493,11 @@ class BreakerState:
         cells[place + 1] = _nanoseconds(now)
         cells[place] = token
 
-    def end_probe(self, token: int) -> None:
-        """Give the place of a probe back; nothing happens if it has none any more."""
+    def end_probe(self, token: int | None) -> None:
+        """Give the place of a probe back, or those of all (None); nothing happens if it has none any more."""
         for place in range(_PROBES, self._end, 2):
-            if self.cells[place] == token:
+            if token in (None, self.cells[place]):
                 self.cells[place] = 0
-
-    def lose_probes(self) -> None:
-        """Give the places of all probes back."""
-        for place in range(_PROBES, self._end, 2):
-            self.cells[place] = 0
 
     def refuse(self) -> None:
         """Count a call that was refused."""
@@ -609,13 +546,16 @@ class BreakerState:
             cells[_SUCCESSES] += 1
             if cells[_SUCCESSES] >= self.rules.success_threshold:
                 self.close()
-        elif state is CircuitState.CLOSED and self.counter.count(now, failed=failed):
-            self.open(now)
+        elif state is CircuitState.CLOSED:
+            self._counter.add(self._counted, now, 1, int(failed))
+            # Only a failure can trip it.
+            if failed and self.rules.trips(*self.sums(now)):
+                self.open(now)
 
     def stats(self, now: float) -> CircuitStats:
         """Return how it stands."""
         wait = self.wait(now)
-        calls, failures = self.counter.sums(now)
+        calls, failures = self.sums(now)
         return CircuitStats(
             state=self.state,
             failures=failures,

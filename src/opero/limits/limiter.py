@@ -221,12 +221,7 @@ class RateLimiter(SharedGuard):
             return self.reserve(timeout, cost=cost).waited
         return 0.0
 
-    async def wait(
-        self,
-        timeout: Duration | None = None,  # noqa: ASYNC109 - as in `acquire`
-        *,
-        cost: float | None = None,
-    ) -> float:
+    async def wait(self, timeout: Duration | None = None, *, cost: float | None = None) -> float:  # noqa: ASYNC109 - as in `acquire`
         """Do what `acquire` does, for a task and without blocking its event loop.
 
         Args:
@@ -452,7 +447,7 @@ class RateLimiter(SharedGuard):
         elif not self.attached:
             self.take_slot = self._take_first
         else:
-            self.take_slot = state.take if state.file is None else state.take_in_file
+            self.take_slot = state.take
 
     def _take_first(self) -> int:
         """Take the first slot of a worker, whose program may have this limiter too."""

@@ -62,27 +62,23 @@ class LimiterState:
         self.after_fork()
 
     def take(self) -> int:
-        """Start a call and return 0, or return the nanoseconds to wait; in memory only."""
+        """Start a call and return 0, or return the nanoseconds to wait."""
         with self._lock:
-            return self._take(self._state, self._now())
-
-    def take_in_file(self) -> int:
-        """Do what `take` does in memory."""
-        file: Any = self.file
-        with file:
-            if self.rule.atomic and file is self.file and not self._pause.on:
-                wait = self.rule.take(self._state, self._now())
-                if wait <= self.rule.longest_wait:
-                    return wait
-            return self.take_marked()[0]
+            if self.file is None:
+                return self._take(self._state, self._now())
+            with self.file:
+                if self.rule.atomic and not self._pause.on:
+                    wait = self.rule.take(self._state, self._now())
+                    if wait <= self.rule.longest_wait:
+                        return wait
+                return self.take_marked()[0]
 
     def take_marked(self, units: int = UNIT) -> tuple[int, TakenSlot]:
         """Do what `take` does for a call that costs so much, and return what `give_back` needs too."""
-        if self.file is None:
-            with self._lock:
-                if self.file is None:
-                    now, state = self._now(), self._state
-                    return self._take(state, now, units), TakenSlot(now, self.rule.stamp(state))
+        with self._lock:
+            if self.file is None:
+                now, state = self._now(), self._state
+                return self._take(state, now, units), TakenSlot(now, self.rule.stamp(state))
 
         def change(state: Any, pause: LimitPause, now: int) -> tuple[int, TakenSlot]:
             wait = pause.take(self.rule, state, now, units)
@@ -102,17 +98,13 @@ class LimiterState:
         Returns:
             What `change` returned.
         """
-        while (file := self.file) is not None:
-            with file:
-                if file is self.file:
-                    return self._update_in_file(file, change)
         with self._lock:
-            # It may have moved while this caller waited.
-            if self.file is None:
-                found = change(self._state, self._pause, self._now())
-                self._take = self._take_paused if self._pause.on else self.rule.take
-                return found
-        return self.update(change)
+            if self.file is not None:
+                with self.file as file:
+                    return self._update_in_file(file, change)
+            found = change(self._state, self._pause, self._now())
+            self._take = self._take_paused if self._pause.on else self.rule.take
+            return found
 
     def _update_in_file(self, file: StateFile, change: Callable[[Any, LimitPause, int], T]) -> T:
         rule, now, state, pause = self.rule, self._now(), self._state, self._pause
@@ -158,7 +150,7 @@ class LimiterState:
                 raise OperoUsageError(_in_use(path, "another program", old, rule))
             return _inherited(fresh, old)
 
-        with self.file or self._lock:
+        with self._lock:
             paused = self._pause.left(self._now())
             file = StateFile.open(path, "li", make, create=create)
             cells = file.cells
@@ -172,8 +164,7 @@ class LimiterState:
             if paused:
                 with file:
                     self._update_in_file(file, partial(self._begin_pause, paused))
-            # Last, because it shows others that have not the lock that the other attributes are those of the file.
-            self.file, self._take = file, _look_again
+            self.file = file
         return self
 
     def after_fork(self) -> None:
@@ -322,11 +313,6 @@ class Reservation:
 
     def __repr__(self) -> str:
         return f"<Reservation after {self.waited:.3f} s>"
-
-
-def _look_again(state: object, now: int) -> int:
-    """Return a wait to a caller that comes too late: the state has moved."""
-    return 1
 
 
 # --- its parts in a file ---------------------------------------------------------------------------

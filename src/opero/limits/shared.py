@@ -18,7 +18,6 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar
@@ -41,7 +40,6 @@ class _Registry:
     Attributes:
         objects: All of them, by identity.
         named: The circuit breakers, by the names that users gave them.
-        kept: Those of them that have no other owner.
         table: What `attach_table` was given.
         unshared: What `unshared_objects` returns next.
         uid: Text that names this interpreter: another process has another one, and so has another interpreter in it.
@@ -52,7 +50,6 @@ class _Registry:
     def __init__(self) -> None:
         self.objects: weakref.WeakValueDictionary[str, SharedObject] = weakref.WeakValueDictionary()
         self.named: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-        self.kept: dict[str, Any] = {}
         self.table: dict[str, str] = {}
         self.after_fork()
 
@@ -213,47 +210,77 @@ class SharedObject:
         return self
 
 
+class RowLock:
+    """Keeps other threads out, and other processes where the row is in a file.
+
+    Attributes:
+        thread: The lock among threads.
+        file: The file; None as long as the row is in the memory of this process.
+    """
+
+    __slots__ = ("file", "thread")
+
+    thread: threading.RLock
+
+    def __init__(self) -> None:
+        self.file: StateFile | None = None
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Replace a lock that another thread of the parent may have held."""
+        # Reentrant: the garbage collector may end an abandoned coroutine, and a signal handler may make a call.
+        self.thread = threading.RLock()
+
+    def __enter__(self) -> StateFile | None:
+        self.thread.acquire()
+        if self.file is not None:
+            self.file.__enter__()
+        return self.file
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.__exit__()
+        self.thread.release()
+
+
 class SharedCells(SharedObject):
     """A shared object whose state is a row of whole numbers, all 0 at first.
+
+    Args:
+        made_from: As for `SharedObject`.
+        size: How many they are.
 
     Attributes:
         kind: Two letters that say what is in its file.
     """
 
     kind: ClassVar[str]
-    _file: StateFile | None = None
 
-    def __init__(self, made_from: tuple[Any, dict[str, Any]]) -> None:
-        # Reentrant: the garbage collector may end an abandoned coroutine, and a signal handler may make a call.
-        self._lock = threading.RLock()
+    def __init__(self, made_from: tuple[Any, dict[str, Any]], size: int) -> None:
+        self._size = size
+        self._lock = RowLock()
         super().__init__(made_from)
 
-    @contextmanager
-    def _locked(self) -> Iterator[StateFile | None]:
-        """Keep other threads and processes out; yield the file, if the state is in one."""
+    def _locked(self) -> RowLock:
+        """Return what keeps other threads and processes out, in a `with` statement."""
         if not self.attached:
             self.attach()
-        with self._lock, self._file or nullcontext() as file:
-            yield file
+        return self._lock
 
     def _go_to(self, path: str, *, create: bool) -> None:
         from opero.limits.state_file import StateFile
 
-        with self._lock:
-            empty = [0] * len(self._cells())
+        with self._lock.thread:
+            size = self._size
             file = StateFile.open(
                 path,
                 self.kind,
-                lambda old, _: old if old is not None and len(old) == len(empty) else empty,
+                lambda old, _: old if old is not None and len(old) == size else [0] * size,
                 create=create,
             )
             with file:
                 self._use(file.cells)
-            self._file = file
-
-    def _cells(self) -> memoryview:
-        """Return the state."""
-        raise NotImplementedError
+            self._lock.file = file
 
     def _use(self, cells: memoryview) -> None:
         """Go on with other cells, which may be empty."""
@@ -262,7 +289,7 @@ class SharedCells(SharedObject):
     def after_fork(self) -> None:
         """Replace locks that another thread of the parent may have held."""
         super().after_fork()
-        self._lock = threading.RLock()
+        self._lock.after_fork()
 
 
 class SharedGuard(SharedObject):

@@ -3,23 +3,25 @@
 
 from __future__ import annotations
 
-import math
-import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opero.errors import DeadlineError, OperoUsageError, RateLimitPausedError
 from opero.limits.gcra import SECOND, Rule
 from opero.utils import ambient
 from opero.utils.ambient import warn_on_loop
+from opero.utils.steps import BlockingStep, run_async, run_sync
 from opero.utils.units import Duration, format_seconds, parse_seconds
-from opero.utils.waiters import FairLock, ThreadWaiter
+from opero.utils.waiters import FairLock, TaskWaiter, ThreadWaiter
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
     from opero.limits.limiter_state import LimiterState
+    from opero.utils.steps import StepLogic
 
 
 _LONGEST_SLEEP: Final = SECOND
@@ -44,7 +46,7 @@ class WaitBudget(NamedTuple):
     """
 
     deadline: float | None = None
-    longest_pause: float = math.inf
+    longest_pause: float = inf
 
 
 UNLIMITED: Final = WaitBudget()
@@ -159,97 +161,77 @@ class SlotQueue:
         Raises:
             RateLimitPausedError, DeadlineError: It is not ready to wait so long.
         """
-        queue = self.threads
-        ahead = len(queue.held) + len(queue)
-        wait = state().wait_for() if ahead else take()
-        if not (ahead or wait):
-            return 0.0
-        clock = ambient.clock()
-        started = clock.monotonic()
-        _check(state(), budget, wait + ahead * self._rule.spacing)
-        warn_on_loop("a slot of its rate limit")
-        waiter = ThreadWaiter(budget)
-        waited = False
-        # An interrupt may come between any two steps; `release` knows what this caller has.
-        try:
-            if not queue.try_acquire(waiter):
-                waited = True
-                _raise_unless_granted(queue.wait(_look_up(budget, _LOOK_UP_SECONDS), waiter))
-            for seconds in self._pauses(queue, take, state, budget, _THREAD_GRAIN):
-                waited = True
-                # So short a wait is spent awake, but other threads get the interpreter.
-                (clock.sleep if seconds else time.sleep)(seconds)
-        finally:
-            queue.release(waiter)
-        return clock.monotonic() - started if waited else 0.0
+        return run_sync(self._wait(self.threads, ThreadWaiter, take, state, budget))
 
     async def wait_async(
         self, take: Take, state: Callable[[], LimiterState], budget: WaitBudget = UNLIMITED
     ) -> float:
         """Do what `wait` does, for a task and without blocking its event loop."""
         ambient.require_loop("wait for a slot of its rate limit")
-        from asyncio import get_running_loop, sleep
+        from asyncio import get_running_loop
 
         loop = get_running_loop()
-        queue = self.loops.get(loop)
-        wait = 0 if queue is not None else take()
-        if queue is None and not wait:
-            return 0.0
-        clock = ambient.clock()
-        started = clock.monotonic()
-        if queue is None:
-            _check(state(), budget, wait)
-            self._forget_closed_loops()
-            queue = self.loops[loop] = FairLock()
-        else:
-            ahead = len(queue.held) + len(queue)
-            _check(state(), budget, state().wait_for() + ahead * self._rule.spacing)
+        if loop not in self.loops:
+            # Tasks that were pending when their loop was closed never get to their `finally`.
+            for closed in [one for one in self.loops if one.is_closed()]:
+                self.loops.pop(closed, None)
+        queue = self.loops.setdefault(loop, FairLock())
         try:
-            if not queue.try_acquire():
-                # A test's clock moves in one step: what wakes the caller then is the first in the queue.
-                real = isinstance(clock, ambient.RealClock)
-                look_up = _look_up(budget, math.inf) if real else None
-                _raise_unless_granted(await queue.wait_async(look_up, budget))
-            try:
-                for seconds in self._pauses(queue, take, state, budget, _LOOP_GRAIN):
-                    # A loop's timer is no finer than a millisecond: without it the loop just turns once.
-                    await (clock.asleep(seconds) if seconds else sleep(0))
-            finally:
-                queue.release()
+            return await run_async(self._wait(queue, TaskWaiter, take, state, budget))
         finally:
             if not queue.held and self.loops.get(loop) is queue:
                 del self.loops[loop]
-        return clock.monotonic() - started
 
-    def _pauses(
+    def _wait(
         self,
         queue: FairLock,
+        kind: type[ThreadWaiter | TaskWaiter],
         take: Take,
         state: Callable[[], LimiterState],
         budget: WaitBudget,
-        grain: int,
-    ) -> Iterator[float]:
-        """Yield how many seconds the first in a queue has to sleep before it looks again, until it has a slot."""
-        real = isinstance(ambient.clock(), ambient.RealClock)
-        while wait := take():
-            paused = _check(state(), budget, wait)
-            if paused:
-                _dismiss(queue, paused)
-            yield sleep_time(wait, self._rule.late, grain) if real else wait / SECOND
+    ) -> StepLogic[float]:
+        ahead = len(queue.held) + len(queue)
+        wait = state().wait_for() if ahead else take()
+        if not (ahead or wait):
+            return 0.0
+        clock = ambient.clock()
+        started, waited, real = clock.monotonic(), False, isinstance(clock, ambient.RealClock)
+        _check(state(), budget, wait + ahead * self._rule.spacing)
+        in_thread = kind is ThreadWaiter
+        if in_thread:
+            warn_on_loop("a slot of its rate limit")
+        waiter = kind(budget)
+        # An interrupt may come between any two steps; `release` knows what this caller has.
+        try:
+            if not queue.try_acquire(waiter):
+                waited, look_up = True, None
+                # A test's clock moves in one step: what wakes a task then is the first in the queue.
+                if budget.deadline is not None and (in_thread or real):
+                    look_up = partial(
+                        _left, budget.deadline, _LOOK_UP_SECONDS if in_thread else inf
+                    )
+                outcome = yield from queue.turn(waiter, look_up)
+                if outcome is False:
+                    raise _too_late()
+                if outcome is not True:
+                    raise RateLimitPausedError(outcome)
+            while wait := take():
+                waited, paused = True, _check(state(), budget, wait)
+                if paused:
+                    _dismiss(queue, paused)
+                seconds = wait / SECOND
+                if real:
+                    grain = _THREAD_GRAIN if in_thread else _LOOP_GRAIN
+                    # 0 is spent awake, but other threads and tasks have their turns.
+                    seconds = sleep_time(wait, self._rule.late, grain)
+                yield BlockingStep(clock.sleep, clock.asleep, (seconds,))
+        finally:
+            queue.release(waiter)
+        return clock.monotonic() - started if waited else 0.0
 
-    def _forget_closed_loops(self) -> None:
-        # Tasks that were pending when their loop was closed never get to their `finally`.
-        for loop in list(self.loops):
-            if loop.is_closed():
-                self.loops.pop(loop, None)
 
-
-def _look_up(budget: WaitBudget, longest: float) -> Callable[[], float | None] | None:
-    """Return the function that limits the next pause of a caller in the queue; None if there is no end to that."""
-    deadline = budget.deadline
-    if deadline is None:
-        return None
-    return lambda: min(deadline - ambient.clock().monotonic(), longest)
+def _left(deadline: float, longest: float) -> float:
+    return min(deadline - ambient.clock().monotonic(), longest)
 
 
 def _check(state: LimiterState, budget: WaitBudget, wait: int) -> int:
@@ -268,13 +250,6 @@ def _dismiss(queue: FairLock, paused: int) -> None:
         seconds,
         lambda waiter: waiter.budget is not None and seconds > waiter.budget.longest_pause,
     )
-
-
-def _raise_unless_granted(outcome: bool | float) -> None:
-    if outcome is False:
-        raise _too_late()
-    if outcome is not True:
-        raise RateLimitPausedError(outcome)
 
 
 # --- a limiter of the user's ----------------------------------------------------------------------

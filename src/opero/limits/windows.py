@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.errors import OperoUsageError
@@ -347,7 +348,8 @@ def new_cells(size: int) -> memoryview:
 class StepWindow:
     """Two counts over a sliding time, which is forgotten in steps.
 
-    The cells of a step are its number plus one (0 if nothing was ever counted in it) and its counts.
+    The cells are the numbers of the steps plus one (0 if nothing was ever counted in it), then the first count of
+    each of them, then the second.
 
     Args:
         seconds: Length of the window.
@@ -364,31 +366,35 @@ class StepWindow:
 
     def add(self, cells: memoryview, now: float, first: int, second: int) -> None:
         """Count something at a time."""
+        steps = self._steps
         number = math.floor(now / self._width)
-        place = number % self._steps * 3
+        place = number % steps
         if cells[place] != number + 1:
-            cells[place + 1] = cells[place + 2] = 0
+            cells[place + steps] = cells[place + 2 * steps] = 0
             cells[place] = number + 1
-        cells[place + 1] += first
-        cells[place + 2] += second
+        cells[place + steps] += first
+        cells[place + 2 * steps] += second
 
     def sums(self, cells: memoryview, now: float) -> tuple[int, int]:
         """Return the counts of the window that ends now; a clock that goes back (a test's) empties it."""
+        steps = self._steps
         newest = math.floor(now / self._width) + 1
         # What is empty is not recent, though the machine has just started and its clock reads next to 0.
-        oldest = max(1, newest - self._steps + 1)
-        numbers = cells.tolist()
-        recent = [place for place in range(0, self.size, 3) if oldest <= numbers[place] <= newest]
-        return sum(numbers[at + 1] for at in recent), sum(numbers[at + 2] for at in recent)
+        oldest = max(1, newest - steps + 1)
+        row = cells.tolist()
+        recent = [oldest <= number <= newest for number in row[:steps]]
+        firsts, seconds = compress(row[steps:], recent), compress(row[2 * steps :], recent)
+        return sum(firsts), sum(seconds)
 
     def merge(self, cells: memoryview, into: memoryview) -> None:
         """Add the counts of other cells."""
-        for place in range(0, self.size, 3):
+        steps = self._steps
+        for place in range(steps):
             if cells[place] > into[place]:
-                into[place : place + 3] = cells[place : place + 3]
+                into[place : self.size : steps] = cells[place::steps]
             elif cells[place] == into[place]:
-                into[place + 1] += cells[place + 1]
-                into[place + 2] += cells[place + 2]
+                into[place + steps] += cells[place + steps]
+                into[place + 2 * steps] += cells[place + 2 * steps]
 
 
 # --- several limits as one ------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.utils.ambient import require_loop
+from opero.utils.steps import BlockingStep, StepLogic, run_async, run_sync
 from opero.utils.threads import locked, wait_for_release
 
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ class Waiter:
         """Let the caller go on with a value; False if it cannot take it now."""
         raise NotImplementedError
 
+    def wait(self, seconds: float | None = None) -> Any:
+        """Wait until `wake`; False if the time was up first. It may be called again then."""
+        raise NotImplementedError
+
 
 class ThreadWaiter(Waiter):
     """A waiting thread."""
@@ -87,7 +92,7 @@ class ThreadWaiter(Waiter):
         return True
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Block until `wake`; False if the time was up first."""
+        """Block the thread."""
         return wait_for_release(self._lock, seconds)
 
 
@@ -147,20 +152,20 @@ class TaskWaiter(Waiter):
             self._future.set_result(None)
 
     async def wait(self, seconds: float | None = None) -> bool:
-        """Suspend the task until `wake`; False if the time was up first. It may be called again then."""
-        if seconds is None:
-            await self._future
-            return True
-        timer = self._loop.call_later(max(0.0, seconds), self._time_is_up)
+        """Suspend the task."""
+        timer = None
+        if seconds is not None:
+            timer = self._loop.call_later(max(0.0, seconds), self._time_is_up)
         try:
             await self._future
         finally:
-            timer.cancel()
-        if not self._woken:
-            self._future = self._loop.create_future()
-            # Woken between the timer and here: what `wake` scheduled finds the old future.
-            return self.granted
-        return True
+            if timer is not None:
+                timer.cancel()
+        # Granted between the timer and here: what `wake` scheduled finds the old future.
+        woken = self._woken or self.granted
+        if not self.granted:
+            self._woken, self._future = False, self._loop.create_future()
+        return woken
 
 
 # --- queues ---------------------------------------------------------------------------------------
@@ -253,55 +258,45 @@ class HandoffQueue(WaitQueue):
         if self.waiting:
             self.serve()
 
-    def wait(self, look_up: LookUp | None = None, waiter: ThreadWaiter | None = None) -> Any:
+    def wait(self, look_up: LookUp | None = None) -> Any:
         """Block until one could be taken.
 
         Args:
             look_up: See `LookUp`; None waits for as long as it takes.
-            waiter: A new one, if the caller has to know it.
 
         Returns:
             True, or False when the time was up first; what `wake_all` was given if that ended the wait.
         """
-        waiter = waiter or ThreadWaiter()
-        try:
-            self.join(waiter)
-            self.serve()
-            while True:
-                # Never 0, which would look at a clock that does not move without a break.
-                seconds = None if look_up is None else look_up()
-                if waiter.wait(seconds if not seconds else max(seconds, _SHORTEST)):
-                    return waiter.value
-                if seconds is not None and seconds <= 0:
-                    return False if self.leave(waiter) else waiter.value
-        except BaseException:
-            self._withdraw(waiter)
-            raise
+        return run_sync(self.turn(ThreadWaiter(), look_up))
 
-    async def wait_async(self, look_up: LookUp | None = None, budget: Any = None) -> Any:
-        """Do what `wait` does, in a task.
+    async def wait_async(self, look_up: LookUp | None = None) -> Any:
+        """Do what `wait` does, in a task."""
+        return await run_async(self.turn(TaskWaiter(), look_up))
+
+    def turn(self, waiter: Waiter, look_up: LookUp | None = None) -> StepLogic[Any]:
+        """Do what `wait` does for a waiter that the caller has to know.
 
         A task whose event loop did not run when its turn came queues again, at the end.
         """
         join = self.join
-        while True:
-            waiter = TaskWaiter(budget)
-            try:
+        try:
+            while not waiter.granted:
                 join(waiter)
                 # A place that it had is not refused to it.
                 join = super().join
                 self.serve()
                 while True:
                     seconds = None if look_up is None else look_up()
-                    if await waiter.wait(seconds):
+                    # Never 0, which would look at a clock that does not move without a break.
+                    pause = seconds and max(seconds, _SHORTEST)
+                    if (yield BlockingStep(waiter.wait, waiter.wait, (pause,))):
                         break
                     if seconds is not None and seconds <= 0:
                         return False if self.leave(waiter) else waiter.value
-                if waiter.granted:
-                    return waiter.value
-            except BaseException:
-                self._withdraw(waiter)
-                raise
+        except BaseException:
+            self._withdraw(waiter)
+            raise
+        return waiter.value
 
     def _withdraw(self, waiter: Waiter) -> None:
         """Take a caller out whose wait was cut short, and pass on what it was given."""
