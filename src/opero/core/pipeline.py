@@ -96,7 +96,6 @@ class CallObserver:
             made = call.source == "fresh"
             self._emitter.emit(
                 events.CallEnded(
-                    function=self._emitter.function,
                     # A coroutine that is closed ends in another context, where its run is not the current one.
                     run_id=call.run.id,
                     parent_id=call.run.parent_id,
@@ -156,7 +155,7 @@ class Pipeline:
         if self.cache is not None:
             self.cache.connect(policy.retries_on, self.run)
         self.report: Report = Report(
-            info, self.stats, emitter, retried=retries, needs_start=policy.needs_start
+            info, self.stats, emitter, retried=retries, needs_start=policy.stop is not None
         )
         self.retry: Retry = self._retry(policy if retries else None)
         self.fallback: ArgFallback | None = self._fallback(origin)
@@ -211,9 +210,6 @@ class Pipeline:
             options.retry_budget.guards(self.info.module, self.info.qualname, "retry_budget")
         retry = Retry(
             policy,
-            self.info,
-            self.stats,
-            self.emitter,
             self.report,
             budget=options.retry_budget,
             nested=options.retry_nested,

@@ -34,7 +34,8 @@ class Event(_FrozenData):
     `dict(event)`. The key "type" is the kind of event in lower case.
 
     Attributes:
-        function: Qualified name of the decorated function, or the name of what runs (a task, a workflow).
+        function: Qualified name of the decorated function, or the name of what runs (a task, a workflow). Events
+            of a decorated function get it when they are sent.
         at: Wall-clock seconds since the epoch.
         run_id: The run that it happened in, None outside of any.
         parent_id: The run that this one is part of.
@@ -51,7 +52,7 @@ class Event(_FrozenData):
     quiet: ClassVar[bool] = False
     """Whether it goes only to handlers that name its class: there are too many of its kind for all handlers."""
 
-    function: str
+    function: str = ""
     at: float = field(default_factory=time.time)
     run_id: str | None = field(default_factory=run_id)
     parent_id: str | None = field(default_factory=parent_run_id)

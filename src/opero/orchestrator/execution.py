@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overl
 from opero.concurrency.loop import run_map, run_map_async
 from opero.concurrency.mapper import Mapper
 from opero.core.decorate import explain
-from opero.core.function import ClassMethod, Method, describe_function
+from opero.core.function import ClassMethod, FunctionInfo, Method
 from opero.core.options import MapOptions, Options
 from opero.core.pipeline import Pipeline
 from opero.core.rate_limit import limiter_of
@@ -237,7 +237,7 @@ class Chains:
         options = MapOptions.of(
             "process", cache=False, retries=0, progress=False, on_event=listeners or None, **workers
         )
-        info = describe_function(work)
+        info = FunctionInfo(work)
         info.name, info.qualname = name_of(several[0]), own
         return Mapper(Pipeline(info, options), relays_all=bool(listeners)), inputs
 
@@ -263,7 +263,7 @@ class Chains:
     def _make(self, function: Function, awaits: bool) -> tuple[Pipeline, Function]:
         # The pauses and queues of a synchronous function are then the event loop's, and can be cancelled there.
         wanted = ensure_async(function) if awaits else function
-        pipeline = Pipeline(describe_function(wanted), self._options)
+        pipeline = Pipeline(FunctionInfo(wanted), self._options)
         return pipeline, make_wrapper(pipeline)
 
     def _for_workers(self) -> Chains:
@@ -450,13 +450,13 @@ def _orchestrated(function: Any, orchestrator: Orchestrator) -> Any:
             f"orchestrate() takes a function, not {type(function).__name__}: write @orchestrate(config=...)."
         )
     made = _wrapped(function, orchestrator)
-    return Method(made) if describe_function(function).in_class else made
+    return Method(made) if FunctionInfo(function).in_class else made
 
 
 def _wrapped(function: Callable[..., Any], orchestrator: Orchestrator) -> Any:
     # A configuration that does not fit is reported now, not at the first call.
     orchestrator.explain(function)
-    bound = describe_function(function).bound
+    bound = FunctionInfo(function).bound
 
     made: Any
     # Without the function's own attributes: `.call` or `.stats` of a decorated one would show only a part.

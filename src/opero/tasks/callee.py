@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from opero.core.call import Call
-from opero.core.function import FunctionInfo, describe_function
+from opero.core.function import FunctionInfo
 from opero.errors import OperoUsageError
 from opero.utils.async_utils import call_in_thread
 
@@ -132,10 +132,10 @@ def callee_of(fn: Callable[..., Any]) -> Callee:
                 f"a task needs something callable, not {type(fn).__name__}: "
                 "write Task(fetch, url), not Task(fetch(url))."
             )
-        return Callee(describe_function(fn))
+        return Callee(FunctionInfo(fn))
     found = _known.get(fn)
     if found is None:
-        found = _known[fn] = Callee(describe_function(fn))
+        found = _known[fn] = Callee(FunctionInfo(fn))
     return found
 
 
@@ -169,7 +169,7 @@ def with_policies(
     made = Options.of("Task", **{"cache": False, "retries": 0, **given})
     if made.retries or made.stop:
         made = made.replace("Task", on_event=[*made.listeners, note_retry])
-    info = describe_function(fn)
+    info = FunctionInfo(fn)
     if not callee.is_async:
         # On the loop, so that a pause between attempts holds no thread.
         info.fn, info.kind = functools.partial(call_in_thread, fn), "async"

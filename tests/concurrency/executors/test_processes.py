@@ -39,9 +39,10 @@ def test_items_come_back_in_their_places(maps: Maps) -> None:
     assert maps(lambda x: 2 * x, range(100), chunk=7).items == [2 * x for x in range(100)]
 
 
-def test_it_runs_elsewhere_and_in_several_processes(maps: Maps) -> None:
+def test_it_runs_elsewhere_and_in_several_processes(maps: Maps, tmp_path: Path) -> None:
     def pid(_: int) -> int:
-        time.sleep(0.05)
+        (tmp_path / str(os.getpid())).touch()
+        assert maps.until(lambda: len(list(tmp_path.iterdir())) == 2, 20)
         return os.getpid()
 
     pids = set(maps(pid, range(8), workers=2).items)

@@ -13,7 +13,7 @@ import pytest
 
 from opero.concurrency.executors.base import Chunk, Done, MapJob
 from opero.concurrency.executors.in_process import ThreadExecutor
-from opero.core.function import describe_function
+from opero.core.function import FunctionInfo
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.internal
 
 def job_of(fn: Callable[..., Any]) -> MapJob:
     options = Options.of("test", cache=False, retries=0)
-    return MapJob(function=fn, pipeline=Pipeline(describe_function(fn), options))
+    return MapJob(function=fn, pipeline=Pipeline(FunctionInfo(fn), options))
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def begun() -> Iterator[Callable[[], int]]:
     """How many threads there are more than before; none may stay."""
     before = {*threading.enumerate()}  # some of which may end meanwhile
     yield lambda: len({*threading.enumerate()} - before)
-    end = time.monotonic() + 10
+    end = time.monotonic() + 20
     while {*threading.enumerate()} - before:
         assert time.monotonic() < end, threading.enumerate()
         time.sleep(0.005)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from opero.concurrency.executors.base import MapJob
 from opero.concurrency.executors.process.start import import_paths
 from opero.core.failures import read_marks, restore_marks
-from opero.core.function import ClassMethod, Method, describe_function
+from opero.core.function import ClassMethod, FunctionInfo, Method
 from opero.core.pipeline import Pipeline
 from opero.errors import RemoteError, ShippingError
 from opero.events import event_bus
@@ -231,7 +231,7 @@ class JobSpec(NamedTuple):
             emit: Takes the events of this function; those of all, if all are wanted and this is a worker process.
         """
         options, fields = self.options, dict(self.fields)
-        info = describe_function(fields["function"])
+        info = FunctionInfo(fields["function"])
         limit = fields["item_timeout"]
         if timed is not None and limit is not None and info.kind == "sync":
             # The pool kills a worker whose call takes too long; a thread could only be left behind.
