@@ -238,7 +238,7 @@ def test_a_thousand_sleepers_cost_few_threads(journal: Path) -> None:
     before = threading.active_count()
     with Orchestrator(journal, max_workers=4) as orchestrator:
         asyncio.run(start(orchestrator))
-        until(lambda: len(orchestrator.store.find(states=[State.SLEEPING])) == 1000)
+        until(lambda: len(orchestrator.store.find(states=[State.SLEEPING])) == 1000, seconds=140)
         # The watch, the journal, the event loop, and the workers.
         assert threading.active_count() - before <= 3 + 4
         began = time.monotonic()

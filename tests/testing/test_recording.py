@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -314,6 +315,46 @@ def test_functions_of_one_name_are_distinguished_by_their_closures(tape: Path) -
     with replay(tape):
         assert _adder(2, threading.Lock())(1) == 3
         assert _adder(1, threading.Lock())(1) == 2
+
+
+def test_functions_of_one_name_are_distinguished_by_what_they_are_bound_to(tape: Path) -> None:
+    class Adder:
+        def __init__(self, number: int) -> None:
+            self.number = number
+            self.lock = threading.Lock()
+
+        def add(self, x: int) -> int:
+            return self.number + x
+
+        def __call__(self, x: int) -> int:
+            return self.number + x
+
+    @dataclass(frozen=True)
+    class Shop:
+        name: str
+
+        def price(self, item: str) -> str:
+            return f"{item} of {self.name}"
+
+    def add(number: int, x: int, client: Any = None) -> int:
+        return number + x
+
+    plain = opero(cache=False)
+
+    def made(client: Any) -> list[Any]:
+        both = [functools.partial(add, number, client=client) for number in (1, 2)]
+        return [
+            *(plain(one)(5) for one in both),
+            *(plain(Shop(name).price)("tea") for name in ("Ada", "Bo")),
+            plain(Adder(3).add)(5),
+            plain(Adder(4))(5),
+        ]
+
+    with record(tape):
+        recorded = made(threading.Lock())
+    assert recorded == [6, 7, "tea of Ada", "tea of Bo", 8, 9]
+    with replay(tape):
+        assert made(threading.Lock()) == recorded
 
 
 def test_a_closure_that_changes_stays_the_same_function(tape: Path) -> None:
