@@ -129,6 +129,8 @@ class ItemRunner:
         job = self._job
         call = Call((*job.before, item, *job.after), dict(job.kwargs))
         call.park_after = job.parks
+        if job.stopped is not None:
+            call.stop_wait = self._park_if_stopped
         call.keep_failures = True
         if first_error is not None:
             call.calls, call.prior_outcome = 1, first_error
@@ -138,6 +140,11 @@ class ItemRunner:
             call.started = call.first_failed = now - parked.elapsed
             call.failures = [FailedCall(label, error) for label, error in parked.failures]
         return call
+
+    def _park_if_stopped(self) -> None:
+        """Take a call out of the queue of its rate limit, because the map begins no further item."""
+        if self._job.stopped is not None and self._job.stopped():
+            raise RetryParked(0.0)
 
     def _parked(self, call: Call, seconds: float, began: float) -> ItemOutcome:
         since = call.started if call.started is not None else call.first_failed

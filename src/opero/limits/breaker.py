@@ -268,6 +268,13 @@ class CircuitBreaker(SharedCells):
                 core.ended(generation, ambient.clock().monotonic(), failed=failed)
 
         core = self._core
+        if failed is False and permit is self.current_permit:
+            # A success moves nothing but the count.
+            with self._lock.thread:
+                if self._lock.file is None and generation == core.closed_generation:
+                    core.ended(generation, ambient.clock().monotonic(), failed=False)
+                    self._permit_for_all()
+                    return
         if failed or token or generation != core.closed_generation or not core.steady:
             self._change(end)
 
@@ -275,15 +282,18 @@ class CircuitBreaker(SharedCells):
 
     def _change(self, change: Callable[[BreakerState], T]) -> T:
         """Change the state while no other thread or process does; then publish it and notify listeners."""
+        if not self.attached:
+            self.attach()
         core = self._core
         try:
-            with self._locked() as file:
+            with self._lock.thread:
+                file = self._lock.file
                 if file is None:
                     try:
                         return change(core)
                     finally:
                         self._publish_state()
-                with file.change() as whole:
+                with file, file.change() as whole:
                     if not whole:
                         # A process was killed while it changed the state: the circuit begins anew.
                         core.close()
