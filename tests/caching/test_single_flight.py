@@ -70,22 +70,23 @@ def test_a_flight_that_landed_between_look_and_join_is_not_waited_for():
 
 def test_a_leader_never_waits():
     flights = SingleFlight()
-    token = become_leader(flights.join("a"))
+    flight = flights.join("a")
+    become_leader(flight)
     elsewhere(lambda: flights.join("b"))
     private = flights.join("b", blocking=False)
     assert private is not None
     assert list(flights.complete(private)) == []
     assert len(flights) == 2  # landing the private one left the other's alone
-    stop_leading(token)
+    stop_leading(flight)
     assert flights.join("b", blocking=False) is None
 
 
 def test_a_context_copied_from_a_leader_does_not_count_flights_that_are_done():
     flights = SingleFlight()
     flight = flights.join("a")
-    token = become_leader(flight)
+    become_leader(flight)
     child = contextvars.copy_context()
-    stop_leading(token)
+    stop_leading(flight)
     elsewhere(lambda: flights.join("b"))
     assert child.run(flights.join, "b", blocking=False) is not None
     flights.complete(flight)
@@ -100,8 +101,9 @@ def test_a_thread_never_blocks_for_a_leader_in_the_same_thread():
 
 
 def test_leaving_a_context_that_is_not_ones_own_is_harmless():
-    token = contextvars.Context().run(lambda: become_leader(SingleFlight().join("k")))
-    stop_leading(token)
+    flight = SingleFlight().join("k")
+    contextvars.Context().run(become_leader, flight)
+    stop_leading(flight)
 
 
 def waiting(flights, *waiters):

@@ -1234,7 +1234,7 @@ def test_a_wrapper_finds_the_entry_by_types_and_values():
     f = Cached(lambda x, y=2: [x, y])
     f("a")
     assert f.cache.keys.fast_parameters == ("x", "y")
-    get = f.cache.fast_get
+    get = f.cache.store.entries.get
     entry = get((str, "a", int, 2))
     assert entry.expires > time.monotonic()
     assert entry.copier(entry.value) == ["a", 2]
@@ -1247,18 +1247,17 @@ def test_a_wrapper_finds_the_entry_by_types_and_values():
 def test_a_wrapper_finds_the_entry_of_a_method_by_its_token():
     f = Cached(Client.fetch)
     one = Client("one")
-    token_get = f.cache.token_get
+    token_get = f.cache.keys.instances.tokens.get
     assert token_get(id(one)) is None
     f(one, 1)
     assert f.cache.keys.of_instance
     assert f.cache.keys.fast_parameters == ("self", "x")
-    assert f.cache.fast_get((token_get(id(one)), int, 1)).value == ["one", 1]
+    assert f.cache.store.entries.get((token_get(id(one)), int, 1)).value == ["one", 1]
 
 
 def test_a_plain_function_has_no_tokens():
     f = Cached(lambda x: x)
     assert f.cache.keys.instances is None
-    assert f.cache.token_get(1) is None
     assert not f.cache.keys.of_instance
 
 
@@ -1315,7 +1314,6 @@ def test_a_users_store_holds_text_keys_and_isolated_values():
     assert store.ttls == [pytest.approx(60, abs=1)]
     assert f.handle.info().backend == "DictStore"
     assert f.cache.keys.fast_parameters == ()
-    assert f.cache.fast_get("anything") is None
 
 
 @pytest.mark.parametrize("blocking", [False, True])

@@ -217,7 +217,7 @@ def test_own_names_are_all_marked() -> None:
         "x",
         "__builtins__",
         *("on", "closed", "expires", "visited", "copier", "value", "calls", "prior_outcome", "key"),
-        *("flight", "fast_key", "lead", "land", "give_up", "leave"),
+        *("flight", "give_up", "leave"),
         *("find_or_lead", "open"),
         *("iterate", "ended", "item", "send", "throw", "close"),
         *("threads_waiting", "loops_waiting", "take_slot"),

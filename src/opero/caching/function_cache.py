@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from math import inf
-from threading import get_ident
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from opero import events
 from opero.caching.entries import Entries
@@ -21,9 +20,11 @@ from opero.caching.single_flight import (
     SharedFailure,
     SharedResult,
     SingleFlight,
+    become_leader,
     copy_error,
     forget_leadership,
     notify,
+    stop_leading,
 )
 from opero.errors import Rejected, StoreError, UnkeyableError
 from opero.utils import ambient
@@ -81,16 +82,8 @@ class CacheInfo(NamedTuple):
         )
 
 
-class Leadership(NamedTuple):
-    """What a caller that has to compute knows.
-
-    Attributes:
-        flight: The flight that it leads, perhaps with a lease that it has to release.
-        expired: An expired entry that may stand in if it fails; None if there is none.
-    """
-
-    flight: Flight
-    expired: Entry | None = None
+Answer: TypeAlias = Flight | tuple[Any] | Literal[Instruction.COMPUTE]
+"""What a caller gets: a flight to lead and compute for, a result in a tuple, or the order not to share its own."""
 
 
 class FunctionCache:
@@ -297,7 +290,7 @@ class FunctionCache:
         error, freshness = self._overdue(call), self.freshness
         try:
             if flight is not None:
-                expired = self.failed(call, flight, expired, error)
+                expired = self.failed(call, flight, error)
             elif expired is not None and not (
                 freshness and freshness.usable(expired, ambient.clock().monotonic())
             ):
@@ -329,15 +322,40 @@ class FunctionCache:
             self.count_miss()
         return None
 
-    def failed(
-        self, call: CachedCall, flight: Flight, entry: Entry | None, error: BaseException
-    ) -> Entry | None:
+    # --- how a lead ends --------------------------------------------------------------------------
+
+    def land(self, flight: Flight, value: Any, entry: Entry | None) -> None:
+        """Share a result that was computed, and stored as `entry`."""
+        if waiters := self.single_flight.complete(flight):
+            notify(waiters, self.verdict(value, entry))
+        stop_leading(flight)
+        if flight.lease is not None:
+            flight.lease.release(flight)
+
+    def give_up(self, flight: Flight) -> None:
+        """Let another caller lead, because this one does not go on."""
+        self.single_flight.abandon(flight)
+        self._leave(flight)
+
+    def failed(self, call: CachedCall, flight: Flight, error: BaseException) -> Entry | None:
         """End the lead of a call that failed; return the expired entry that its caller gets instead."""
-        flights = self.single_flight
-        if not isinstance(error, Exception):
-            flights.abandon(flight)
+        try:
+            if isinstance(error, Exception):
+                return self._failed(call, flight, error)
+            self.single_flight.abandon(flight)
             return None
-        old = None if self.freshness is None else self.stand_in(call, flight, entry, error)
+        finally:
+            self._leave(flight)
+
+    def _leave(self, flight: Flight) -> None:
+        stop_leading(flight)
+        if flight.lease is not None:
+            flight.lease.release(flight)
+
+    def _failed(self, call: CachedCall, flight: Flight, error: Exception) -> Entry | None:
+        flights, old = self.single_flight, None
+        if self.freshness is not None:
+            old = self.stand_in(call, flight, flight.expired, error)
         # A caller that was short of time says nothing about what the next one will achieve.
         flight.without_result = not call.overdue
         if call.overdue and flights.abandon_late(flight, call.deadline):
@@ -374,39 +392,24 @@ class FunctionCache:
 
     # --- what threads and event loops do alike ----------------------------------------------------
 
-    def begin(
-        self,
-        call: CachedCall,
-        key: Hashable,
-        look: tuple[int, float, Entry | None] | None = None,
-        *,
-        blocking: bool,
-    ) -> StepLogic[Any]:
+    def begin(self, call: CachedCall, *, blocking: bool) -> StepLogic[Answer]:
         """Look for a result, wait for another caller's, or become the one that computes it.
 
         Args:
-            call: The call.
-            key: Its key.
-            look: What a look in the store has found that was taken just now, behind how many flights had ended and
-                what the monotonic clock said before it; None to look here.
+            call: The call, with its key.
             blocking: Whether waiting blocks the thread.
-
-        Returns:
-            The result; a `Leadership` if it has to be computed and stored, `Instruction.COMPUTE` if it
-            has to be computed and cannot be shared.
         """
-        flights, entries = self.single_flight, self.entries
-        completed, seen_at, expired = look or (flights.completed, monotonic(), None)
+        flights, entries, key = self.single_flight, self.entries, call.key
+        completed, seen_at, expired, late = flights.completed, monotonic(), None, False
         if call.renews:
             flight = call.flight or flights.replace(key)
         else:
-            if look is None:
-                expired = yield entries.find_step(key)
+            expired = yield entries.find_step(key)
             if expired is not None and (fresh := self.answers(key, expired)) is not None:
                 if not fresh:
-                    return entries.serve_stale(call, expired)
+                    return (entries.serve_stale(call, expired),)
                 self.refresh_if_due(call, key, expired, blocking=blocking)
-                return entries.serve(call, expired)
+                return (entries.serve(call, expired),)
             flight = Flight(key)
             if flights.start(key, flight) is not flight:
                 verdict = yield from flights.follow(key, call.deadline, blocking=blocking)
@@ -414,41 +417,42 @@ class FunctionCache:
                     if verdict is Instruction.COMPUTE:
                         return verdict
                     if verdict is Instruction.LATE:
-                        return self.late(call, expired)
+                        return (self.late(call, expired),)
                     if not isinstance(verdict, Flight):
-                        return self.share(call, verdict)
+                        return (self.share(call, verdict),)
                     flight = verdict
                 finally:
                     del verdict
-        flight.thread, lease = get_ident(), None
+        become_leader(flight)
         try:
-            if call.renews:
-                if self.freshness is not None:
-                    expired = yield entries.find_step(key)
-                return Leadership(flight, expired)
             # Another caller may have stored the result between our look and our start.
             if flights.completed != completed:
                 seen_at = -inf
-            if self.leases is not None and call.prior_outcome is None:
-                expired, lease, late = yield from self.leases.take_turn(
+            if call.renews:
+                if self.freshness is not None:
+                    expired = yield entries.find_step(key)
+            elif self.leases is not None and call.prior_outcome is None:
+                expired, flight.lease, late = yield from self.leases.take_turn(
                     flight, call.deadline, expired, seen_at, blocking=blocking
                 )
-                if late:
-                    return self.late(call, expired, flight)
             elif seen_at == -inf:
                 expired = yield entries.find_step(key)
-            if expired is None or not entries.is_fresh(key, expired):
-                flight.lease, lease = lease, None
-                return Leadership(flight, expired)
-            value = entries.serve(call, expired)
-            notify(flights.complete(flight), SharedResult(expired))
-            return value
+            flight.expired = expired
+            if not (call.renews or late):
+                if expired is not None and entries.is_fresh(key, expired):
+                    value = entries.serve(call, expired)
+                    notify(flights.complete(flight), SharedResult(expired))
+                    self._leave(flight)
+                    return (value,)
+                if call.prior_outcome is None:
+                    # One that may end with an expired entry is counted at its end.
+                    if self.freshness is None:
+                        self.count_miss()
+                    self.missed()
         except BaseException:
-            flights.abandon(flight)
+            self.give_up(flight)
             raise
-        finally:
-            if lease is not None:
-                lease.release(flight)
+        return (self.late(call, expired, flight),) if late else flight
 
     # --- management --------------------------------------------------------------------------------
 

@@ -154,8 +154,9 @@ class Flight:
         invalidated: Whether its key was invalidated meanwhile, so that its result must not be stored.
         without_result: Whether it has ended with nothing that other processes could find in the store.
         waiters: The callers that wait, in order of arrival; None while there are none.
-        token: What ends the lead of a wrapper's fast path, until the stages go on with the flight; None without one.
-        lease: The lease that its leader has acquired, until the stages go on with the flight; None without one.
+        expired: An expired entry that may stand in if its leader fails; None if there is none.
+        lease: The lease that its leader has acquired; None without one.
+        token: What ends its leader's lead; None while it has no leader.
     """
 
     # Defaults are class attributes, so that a lone leader sets next to nothing.
@@ -164,8 +165,9 @@ class Flight:
     invalidated = False
     without_result = False
     waiters: dict[Waiting, None] | None = None
-    token: Token[tuple[Flight, ...]] | None = None
+    expired: Entry | None = None
     lease: Any = None
+    token: Token[tuple[Flight, ...]] | None = None
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
@@ -180,15 +182,16 @@ _led: ContextVar[tuple[Flight, ...]] = ContextVar("opero_flights_led", default=(
 that are done."""
 
 
-def become_leader(flight: Flight) -> Token[tuple[Flight, ...]]:
+def become_leader(flight: Flight) -> None:
     """Make this context the leader of a flight."""
     led = _led.get()
     flight.thread = get_ident()
-    return _led.set((*(f for f in led if not f.done), flight) if led else (flight,))
+    flight.token = _led.set((*(f for f in led if not f.done), flight) if led else (flight,))
 
 
-def stop_leading(token: Token[tuple[Flight, ...]] | None) -> None:
-    """Undo `become_leader`; None for one that was not led by this caller."""
+def stop_leading(flight: Flight) -> None:
+    """Undo `become_leader`."""
+    token, flight.token = flight.token, None
     try:
         if token is not None:
             _led.reset(token)

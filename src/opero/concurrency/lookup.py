@@ -291,7 +291,7 @@ class CacheLookup:
         cache, job = self._cache, self._job
         call = Call((*job.before, item, *job.after), dict(job.kwargs))
         try:
-            key = None if cache.off or ambient.disabled() else cache.key(call)
+            key = cache.key(call.args, call.kwargs)
         except Exception as error:  # noqa: BLE001 - what a user's `cache_key` raises is the item's error
             self._add("fresh", index, item, _uncalled(error=error))
             return

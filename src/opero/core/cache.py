@@ -17,7 +17,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from opero.caching.copying import Uncopyable, isolated
-from opero.caching.function_cache import FunctionCache, Leadership
+from opero.caching.function_cache import FunctionCache
 from opero.caching.handles import CacheHandle, clear_cache, get_cache_context, register
 from opero.caching.keys.function_keys import (
     FunctionKeys,
@@ -26,14 +26,7 @@ from opero.caching.keys.function_keys import (
     namespace_prefix,
 )
 from opero.caching.memory import Entry, MemoryStore
-from opero.caching.single_flight import (
-    Flight,
-    Instruction,
-    SingleFlight,
-    become_leader,
-    notify,
-    stop_leading,
-)
+from opero.caching.single_flight import Flight, Instruction, SingleFlight, become_leader
 from opero.core.call import Call
 from opero.core.deadline import forget_deadlines, overdue
 from opero.core.options import standalone
@@ -45,6 +38,7 @@ from opero.utils.units import format_bytes, format_seconds, parse_seconds, parse
 
 if TYPE_CHECKING:
     from opero.caching.entries import CachedCall
+    from opero.caching.function_cache import Answer
     from opero.caching.memory import EntryStore, Store
     from opero.core.call import AsyncProceed, Proceed
     from opero.core.decorated import Receipt
@@ -245,53 +239,27 @@ class CacheStage(FunctionCache):
         """Whether a wrapper may lead flights: results need no more than to be stored."""
         return self.condition is None and self.freshness is None
 
-    @property
-    def fast_get(self) -> Callable[[Any], Entry | None]:
-        """Find an entry by its key in memory, at C speed; find nothing in other stores."""
-        found: dict[Any, Entry] = {}
-        return (self.store.entries if isinstance(self.store, MemoryStore) else found).get
-
-    def fast_key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable | None:
-        """Return the key of a call; None where the stage has to look at it."""
-        try:
-            return None if self.off else self.keys.key(args, kwargs)
-        except UnkeyableError:
-            return None
-
-    def lead(self, key: Hashable | None) -> Flight | None:
-        """Become the leader for a key that was not found in memory; None where the stage has to look at it.
-
-        The caller lands the flight, gives it up, or runs a call that has it through the stages.
-        """
-        flights, flight = self.single_flight, Flight(key)
-        if key is None or self.off or flights.start(key, flight) is not flight:
-            return None
-        if self.entries.find(key) is None:
-            self.count_miss()
-            flight.token = become_leader(flight)
-            return flight
-        # It has expired, or another caller has stored it between the look and the start.
-        flights.abandon(flight)
-        return None
-
     def find_or_lead(self, key: Hashable | None) -> Entry | Flight | None:
-        """Find a fresh entry in whatever store, or lead as `lead` does, with a lease if there are leases.
+        """Find a fresh entry, or become the leader for its key, with a lease if there are leases.
 
-        The thread may wait for the store. None also where another process computes the same.
+        The thread may wait for the store.
+
+        Returns:
+            None where `begin` has to decide: without a key, and where another caller computes the same.
         """
-        if key is None:
+        if key is None or self.off:
             return None
-        flights, entries = self.single_flight, self.entries
-        completed, looked_at = flights.completed, monotonic()
+        flights, entries, leases = self.single_flight, self.entries, self.leases
+        completed, looked_at = flights.completed, 0.0 if leases is None else monotonic()
         entry = entries.find(key)
         if entry is not None and entries.is_fresh(key, entry):
             return entry
         flight = Flight(key)
         if flights.start(key, flight) is not flight:
             return None
-        flight.token = become_leader(flight)
+        become_leader(flight)
         try:
-            recent = self.leases is None or self.leases.acquire_at_once(flight, looked_at)
+            recent = leases is None or leases.acquire_at_once(flight, looked_at)
             if (recent and flights.completed == completed) or (
                 recent is not None and entries.find(key) is None
             ):
@@ -303,36 +271,11 @@ class CacheStage(FunctionCache):
         self.give_up(flight)
         return None
 
-    def land(self, flight: Flight, value: Any) -> None:
-        """Store the result of a flight that a wrapper leads, and share it."""
-        entry = self.entries.store(flight, value, self.ttl)
-        if waiters := self.single_flight.complete(flight):
-            notify(waiters, self.verdict(value, entry))
-        token, lease, flight.token, flight.lease = flight.token, flight.lease, None, None
-        stop_leading(token)
-        if lease is not None:
-            lease.release(flight)
-
-    def give_up(self, flight: Flight) -> None:
-        """Let another caller lead a flight, because the wrapper that leads it does not go on."""
-        token, lease, flight.token, flight.lease = flight.token, flight.lease, None, None
-        stop_leading(token)
-        self.single_flight.abandon(flight)
-        if lease is not None:
-            lease.release(flight)
-
-    @property
-    def token_get(self) -> Callable[[int], int | None]:
-        """Find the token of an instance by its id, at C speed."""
-        instances = self.keys.instances
-        found: dict[int, int] = {}
-        return (found if instances is None else instances.tokens).get
-
     def refresh_work(self, call: CachedCall, flight: Flight, blocking: bool, /) -> _BackgroundCall:
         """Return the call that refreshes an entry in the background and leads its flight."""
         return _BackgroundCall(self, call, flight, blocking)
 
-    def key(self, call: Call) -> Hashable | None:
+    def key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable | None:
         """Return the key of a call that is made; None if it is not to be cached.
 
         Raises:
@@ -341,7 +284,7 @@ class CacheStage(FunctionCache):
         if self.off or (switch.on and ambient.disabled()):
             return None
         try:
-            return call.key or self.keys.key(call.args, call.kwargs)
+            return self.keys.key(args, kwargs)
         except UnkeyableError as error:
             if self.asked:
                 raise
@@ -370,128 +313,85 @@ class CacheStage(FunctionCache):
             self.entries.skipped(reason)
             return 0
 
-    def computed_in(self, call: Call, key: Any, value: Any, began: float) -> float | None:
+    def computed_in(self, call: Call, value: Any, began: float) -> float | None:
         """Return for how long to store a result that was computed, and count it."""
-        self.computed(call, key)
+        self.computed(call, call.key)
         return self.lifetime(call, value, began)
+
+    def at_once(self, call: Call, *, waits: bool) -> Answer | None:
+        """Answer a call as `begin` does; None where that has to.
+
+        Args:
+            call: The call; it gets its key.
+            waits: Whether a look in the store is to be awaited, which only `begin` can.
+        """
+        if call.flight is None:
+            if call.key is None or self.off or switch.on:
+                call.key = self.key(call.args, call.kwargs)
+                if call.key is None:
+                    return Instruction.COMPUTE
+            plain = not (waits or call.renews) and call.prior_outcome is None
+            if not plain or self.freshness is not None:
+                return None
+            found = self.find_or_lead(call.key)
+            if isinstance(found, Entry):
+                return (self.entries.serve(call, found),)
+            if found is not None:
+                self.missed()
+            return found
+        return None if call.renews else call.flight
 
     # --- adapters ---------------------------------------------------------------------------------
 
     def wrap_sync(self, proceed: Proceed) -> Proceed:
         """Put the stage before `proceed`."""
-        flights, entries, freshness = self.single_flight, self.entries, self.freshness
-        begin, store, heard = self.begin, entries.store, bool(self._emitter.listeners)
-        find_or_lead, serve, at_once = self.find_or_lead, entries.serve, freshness is None
-        ttl, plain = self.ttl, self.condition is None and freshness is None
+        entries, store = self.entries, self.entries.store
+        ttl, plain = self.ttl, self.leads_fast
 
         def run(call: Call) -> Any:
-            key = call.key
-            if call.flight is None and (key is None or self.off or switch.on):
-                key = call.key = self.key(call)
-                if key is None:
-                    return proceed(call)
-            flight, expired = call.flight, None
-            found: Any = None
-            if at_once and flight is None and not call.renews and call.prior_outcome is None:
-                found = find_or_lead(key)
-                if isinstance(found, Entry):
-                    return serve(call, found)
-                flight = found
-            if flight is None or call.renews:
-                found = run_sync(begin(call, key, blocking=True))
-                if type(found) is not Leadership:
-                    return proceed(call) if found is Instruction.COMPUTE else found
-                flight, expired = found
-            token = flight.token or become_leader(flight)
-            lease, flight.token, flight.lease = flight.lease, None, None
+            found = self.at_once(call, waits=False) or run_sync(self.begin(call, blocking=True))
+            if not isinstance(found, Flight):
+                return found[0] if isinstance(found, tuple) else proceed(call)
             try:
-                # A call that is already made, or leads a flight already, was counted before that.
-                if call.prior_outcome is None and call.flight is None and not call.renews:
-                    if freshness is None and found is not flight:
-                        self.count_miss()
-                    if heard or switch.on:
-                        self.missed()
                 began = 0.0 if plain else ambient.clock().monotonic()
                 value = proceed(call)
-                lasts = ttl if plain else self.computed_in(call, key, value, began)
-                entry = store(flight, value, lasts)
-                if waiters := flights.complete(flight):
-                    notify(waiters, self.verdict(value, entry))
+                lasts = ttl if plain else self.computed_in(call, value, began)
+                self.land(found, value, store(found, value, lasts))
                 return value
             except BaseException as error:
-                old = self.failed(call, flight, expired, error)
+                old = self.failed(call, found, error)
                 if old is None or not isinstance(error, Exception):
                     raise
                 return entries.serve_stale(call, old, error)
-            finally:
-                stop_leading(token)
-                if lease is not None:
-                    lease.release(flight)
 
         return run
 
     def wrap_async(self, proceed: AsyncProceed) -> AsyncProceed:
         """Put the stage before `proceed`, for an event loop."""
-        flights, entries, freshness = self.single_flight, self.entries, self.freshness
-        begin, store, heard = self.begin, entries.store, bool(self._emitter.listeners)
-        astore, blocking = entries.astore, self.store.blocking
-        find_or_lead, serve, at_once = self.find_or_lead, entries.serve, freshness is None
-        afind, is_fresh = entries.afind, entries.is_fresh
-        ttl, plain = self.ttl, self.condition is None and freshness is None
+        entries, store, waits = self.entries, self.entries.store, self.store.blocking
+        ttl, plain = self.ttl, self.leads_fast
 
         async def run(call: Call) -> Any:
-            key = call.key
-            if call.flight is None and (key is None or self.off or switch.on):
-                key = call.key = self.key(call)
-                if key is None:
-                    return await proceed(call)
-            flight, expired = call.flight, None
-            found: Any = None
-            look = None
-            if at_once and flight is None and not call.renews and call.prior_outcome is None:
-                if blocking:
-                    before = flights.completed, monotonic()
-                    found = await afind(key)
-                    if found is not None and is_fresh(key, found):
-                        return serve(call, found)
-                    look = *before, found
-                else:
-                    found = find_or_lead(key)
-                    if isinstance(found, Entry):
-                        return serve(call, found)
-                    flight = found
-            if flight is None or call.renews:
-                found = await run_async(begin(call, key, look, blocking=False))
-                if type(found) is not Leadership:
-                    return await proceed(call) if found is Instruction.COMPUTE else found
-                flight, expired = found
-            token = flight.token or become_leader(flight)
-            lease, flight.token, flight.lease = flight.lease, None, None
+            found = self.at_once(call, waits=waits)
+            if found is None:
+                found = await run_async(self.begin(call, blocking=False))
+            if not isinstance(found, Flight):
+                return found[0] if isinstance(found, tuple) else await proceed(call)
             try:
-                # A call that is already made, or leads a flight already, was counted before that.
-                if call.prior_outcome is None and call.flight is None and not call.renews:
-                    if freshness is None and found is not flight:
-                        self.count_miss()
-                    if heard or switch.on:
-                        self.missed()
                 began = 0.0 if plain else ambient.clock().monotonic()
                 value = await proceed(call)
-                lasts = ttl if plain else self.computed_in(call, key, value, began)
-                entry = (
-                    await astore(flight, value, lasts) if blocking else store(flight, value, lasts)
-                )
-                if waiters := flights.complete(flight):
-                    notify(waiters, self.verdict(value, entry))
+                lasts = ttl if plain else self.computed_in(call, value, began)
+                if waits:
+                    entry = await entries.astore(found, value, lasts)
+                else:
+                    entry = store(found, value, lasts)
+                self.land(found, value, entry)
                 return value
             except BaseException as error:
-                old = self.failed(call, flight, expired, error)
+                old = self.failed(call, found, error)
                 if old is None or not isinstance(error, Exception):
                     raise
                 return entries.serve_stale(call, old, error)
-            finally:
-                stop_leading(token)
-                if lease is not None:
-                    lease.release(flight)
 
         return run
 

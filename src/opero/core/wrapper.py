@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opero.caching.keys import FAST_TYPES
 from opero.caching.keys.function_keys import default_parts, key_source
-from opero.caching.memory import Entry
+from opero.caching.memory import Entry, MemoryStore
 from opero.core.call import Call
 from opero.core.deadline import leave
 from opero.core.function import unwrap_partial
@@ -52,7 +52,7 @@ else:
     {slow_key}
 """
 
-_SLOW_KEY: Final = "_opero_key = _opero_cache.fast_key({args}, {kwargs})\n"
+_SLOW_KEY: Final = "_opero_key = _opero_cache.key({args}, {kwargs})\n"
 
 _LOOK_UP: Final = """\
 {find_key}
@@ -74,7 +74,10 @@ if _opero_entry is not None and _opero_entry.expires > _opero_now():
 
 # What a caller leads it lands, hands over to the stages, or gives up, however its first call ends.
 _LEAD: Final = """\
-{lead}
+_opero_flight = _opero_cache.find_or_lead(_opero_key)
+if _opero_isinstance(_opero_flight, _opero_Entry):
+    _opero_count_hit()
+    return _opero_flight.open()
 if _opero_flight is None:
     {new_call}
 else:
@@ -84,15 +87,6 @@ else:
         _opero_cache.give_up(_opero_flight)
         raise
     _opero_call.flight = _opero_flight
-"""
-
-_LEAD_IN_MEMORY: Final = "_opero_flight = _opero_cache.lead(_opero_key)\n"
-
-_FIND_OR_LEAD: Final = """\
-_opero_flight = _opero_cache.find_or_lead(_opero_key)
-if _opero_isinstance(_opero_flight, _opero_Entry):
-    _opero_count_hit()
-    return _opero_flight.open()
 """
 
 # No name keeps the error: a frame that does, and that the error has passed through, is a reference
@@ -117,6 +111,10 @@ _REAL_CALL: Final = "_opero_result = {wait}_opero_fn({forward})"
 _IN_THREAD: Final = (
     "_opero_result = _opero_limit_time(_opero_partial(_opero_fn, {forward}), _opero_call)"
 )
+
+_LAND: Final = """\
+_opero_land(_opero_flight, _opero_result, _opero_store(_opero_flight, _opero_result, _opero_ttl))
+"""
 
 _LATE: Final = """\
 _opero_call.started = _opero_scope.end - _opero_budget
@@ -268,8 +266,12 @@ def _names(pipeline: Pipeline) -> dict[str, Any]:
     if deadline is not None:
         names |= {"begin": deadline.begin, "budget": deadline.seconds}
     if cache is not None:
-        names |= {"get": cache.fast_get, "now": time.monotonic, "token": cache.token_get}
-        names["count_hit"] = pipeline.stats.hit_counter.count
+        names |= {"land": cache.land, "store": cache.entries.store, "ttl": cache.ttl}
+        names |= {"now": time.monotonic, "count_hit": pipeline.stats.hit_counter.count}
+        if isinstance(cache.store, MemoryStore):
+            names["get"] = cache.store.entries.get
+        if cache.keys.instances is not None:
+            names["token"] = cache.keys.instances.tokens.get
         for n, part in default_parts(pipeline.info.calling).items():
             names |= {f"part_{n}": part, f"copy_{n}": list(part[1])}
     return {f"_opero_{name}": value for name, value in names.items()}
@@ -291,7 +293,7 @@ def _source(pipeline: Pipeline) -> str:
         "line": "loops_waiting" if awaits else "threads_waiting",
         "late": "" if pipeline.deadline is None else _LATE,
         "succeeded": "" if pipeline.circuit is None else _SUCCEEDED,
-        "land": "" if cache is None else "_opero_cache.land(_opero_flight, _opero_result)",
+        "land": "" if cache is None else _LAND,
         "real_call": _IN_THREAD if in_thread else _REAL_CALL,
         "parameter": name,
         "new_call": _CALL,
@@ -307,8 +309,7 @@ def _source(pipeline: Pipeline) -> str:
         names = cache.keys.fast_parameters if cache.in_memory else ()
         parts |= key_source(names, parameters, of_instance=cache.keys.of_instance) if names else {}
         parts |= {"find_key": _FAST_KEY if names else _SLOW_KEY, "slow_key": _SLOW_KEY}
-        hit, lead = (_HIT, _LEAD_IN_MEMORY) if cache.in_memory else ("", _FIND_OR_LEAD)
-        parts |= {"hit": hit, "lead": lead}
+        parts["hit"] = _HIT if cache.in_memory else ""
         body = _fill(_LOOK_UP, {"miss": body if pipeline.has_fast_path else _CALL})
     return _fill(_FUNCTION, parts | {"body": body})
 

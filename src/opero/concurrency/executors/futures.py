@@ -448,7 +448,8 @@ class _RemoteJob:
             if self._relays:
                 stack.callback(event_bus.subscribe(self._events.append).cancel)
             if self._job.leads:
-                stack.callback(stop_leading, become_leader(Flight(None)))
+                become_leader(marker := Flight(None))
+                stack.callback(stop_leading, marker)
             if not self._job.pipeline.awaits:
                 return run_sync(self._work(payload))
             from opero.utils.async_utils import run_async as run_in_thread
