@@ -16,9 +16,9 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,16 +33,7 @@ if TYPE_CHECKING:
     from opero.caching.stores.base import ByteStore, StoredItem
     from opero.durable.operations import Operations
 
-__all__ = [
-    "Info",
-    "Namespace",
-    "as_json",
-    "as_size",
-    "as_table",
-    "collect_info",
-    "main",
-    "namespaces",
-]
+__all__ = ["main"]
 
 _FAILED: Final = 1
 _INTERRUPTED: Final = 130  # as in shells: 128 + SIGINT
@@ -100,73 +91,45 @@ _VARIABLES: Final = ("OPERO_CACHE_DIR", "OPERO_REDIS_URL", "OPERO_DISABLE")
 _REQUIREMENT: Final = re.compile(r"([A-Za-z0-9][\w.-]*).*?(?:;.*extra\s*==\s*['\"]([\w-]+)['\"])?")
 
 
-@dataclass(frozen=True)
-class Info:
-    """Facts about this installation.
-
-    Attributes:
-        opero: Its version; None for a copy of the source that is not installed.
-        python: Version and implementation of the interpreter, and the system.
-        location: Folder of the package.
-        cache_folder: Where `cache_backend="disk"` keeps its entries.
-        cache_exists: Whether that folder exists.
-        environment: Variables that opero reads, as far as they are set.
-        needs: Version of each library that opero needs, None for a missing one.
-        extras: The same for the libraries of each extra.
-    """
-
-    opero: str | None
-    python: str
-    location: str
-    cache_folder: str
-    cache_exists: bool
-    environment: dict[str, str]
-    needs: dict[str, str | None]
-    extras: dict[str, dict[str, str | None]]
+def _info(given: argparse.Namespace) -> int:
+    info = _collect_info()
+    print(as_json(info) if given.json else _text(info))
+    return 0
 
 
-def collect_info() -> Info:
-    """Return the facts about this installation."""
+def _collect_info() -> dict[str, Any]:
+    """Return the facts about this installation; the version of a library that is missing is None."""
     import opero
 
     folder = default_folder()
     needs, extras = _requirements()
-    return Info(
-        opero=_version("opero"),
-        python=f"{platform.python_version()} ({platform.python_implementation()}, {platform.system()})",
-        location=str(Path(opero.__file__).parent),
-        cache_folder=folder,
-        cache_exists=Path(folder).is_dir(),
-        environment={name: mask_url(os.environ[name]) for name in _VARIABLES if name in os.environ},
-        needs={name: _version(name) for name in needs},
-        extras={extra: {name: _version(name) for name in names} for extra, names in extras.items()},
-    )
+    return {
+        "opero": _version("opero"),
+        "python": f"{platform.python_version()} ({platform.python_implementation()}, {platform.system()})",
+        "location": str(Path(opero.__file__).parent),
+        "cache_folder": folder,
+        "cache_exists": Path(folder).is_dir(),
+        "environment": {n: mask_url(os.environ[n]) for n in _VARIABLES if n in os.environ},
+        "needs": {name: _version(name) for name in needs},
+        "extras": {extra: {n: _version(n) for n in names} for extra, names in extras.items()},
+    }
 
 
-def _info(given: argparse.Namespace) -> int:
-    info = collect_info()
-    print(as_json(asdict(info)) if given.json else _text(info))
-    return 0
-
-
-def _text(info: Info) -> str:
-    exists = "" if info.cache_exists else " (nothing there yet)"
-    parts = [
-        as_table(
-            [
-                ("opero", info.opero or "not installed: a copy of the source"),
-                ("python", info.python),
-                ("location", info.location),
-                ("cache folder", f"{info.cache_folder}{exists}"),
-                *info.environment.items(),
-            ]
-        )
+def _text(info: dict[str, Any]) -> str:
+    exists = "" if info["cache_exists"] else " (nothing there yet)"
+    facts = [
+        ("opero", info["opero"] or "not installed: a copy of the source"),
+        ("python", info["python"]),
+        ("location", info["location"]),
+        ("cache folder", f"{info['cache_folder']}{exists}"),
+        *info["environment"].items(),
     ]
-    if info.needs:
-        rows = [(name, version or "MISSING") for name, version in info.needs.items()]
+    parts = [as_table(facts)]
+    if info["needs"]:
+        rows = [(name, version or "MISSING") for name, version in info["needs"].items()]
         parts += ["\nneeds", as_table(rows, indent="  ")]
-    if info.extras:
-        rows = [(extra, _installed(extra, found)) for extra, found in info.extras.items()]
+    if info["extras"]:
+        rows = [(extra, _installed(extra, found)) for extra, found in info["extras"].items()]
         parts += ["\nextras", as_table(rows, indent="  ")]
     return "\n".join(parts)
 
@@ -207,22 +170,6 @@ def _version(name: str) -> str | None:
 # --- opero cache ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Namespace:
-    """Contents of a store for one `cache_namespace`.
-
-    Attributes:
-        namespace: Its name.
-        functions: How many functions and contexts have entries.
-        entries, bytes: Number and total size of the entries.
-    """
-
-    namespace: str
-    functions: int
-    entries: int
-    bytes: int
-
-
 def _add_cache_commands(commands: Any) -> None:
     """Add `opero cache` and its verbs to a parser."""
     parser = commands.add_parser("cache", help="list and clear disk and redis caches")
@@ -244,8 +191,8 @@ def _add_cache_commands(commands: Any) -> None:
         )
 
 
-def namespaces(items: Iterable[StoredItem], *, now: float) -> list[Namespace]:
-    """Count entries by namespace, in order of their names; expired entries do not count."""
+def _namespaces(items: Iterable[StoredItem], *, now: float) -> list[dict[str, Any]]:
+    """Count functions, entries and bytes by namespace, in order of their names; expired entries do not count."""
     entries: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     functions: dict[str, set[str]] = {}
@@ -257,7 +204,12 @@ def namespaces(items: Iterable[StoredItem], *, now: float) -> list[Namespace]:
         sizes[name] += item.size
         functions.setdefault(name, set()).add(item.key.rpartition(":")[0])
     return [
-        Namespace(name, len(functions[name]), entries[name], sizes[name])
+        {
+            "namespace": name,
+            "functions": len(functions[name]),
+            "entries": entries[name],
+            "bytes": sizes[name],
+        }
         for name in sorted(entries)
     ]
 
@@ -275,10 +227,12 @@ def _store(backend: str) -> ByteStore | None:
 
 def _list_cache(given: argparse.Namespace) -> int:
     store = _store(given.backend)
-    found = [] if store is None else namespaces(store.scan(""), now=time.time())
-    rows = [(one.namespace, one.functions, one.entries, as_size(one.bytes)) for one in found]
-    head = ("namespace", "functions", "entries", "size")
-    return _show(given, [asdict(one) for one in found], "No entries.", head, rows)
+    found = [] if store is None else _namespaces(store.scan(""), now=time.time())
+    columns = {
+        **_columns("namespace", "functions", "entries"),
+        "size": lambda one: as_size(one["bytes"]),
+    }
+    return _show(given, found, "No entries.", columns)
 
 
 def _clear_cache(given: argparse.Namespace) -> int:
@@ -294,6 +248,7 @@ def _clear_cache(given: argparse.Namespace) -> int:
 _WIDEST: Final = 60
 """Characters of a value in a table."""
 _LIMIT: Final = 50
+_CONTINUES: Final = "continues as soon as a program runs it"
 
 
 def _add_workflow_commands(commands: Any) -> None:
@@ -349,19 +304,14 @@ def _journal(given: argparse.Namespace) -> Operations:
 def _list_workflows(given: argparse.Namespace) -> int:
     journal = _journal(given)
     found = journal.list_workflows(given.name, given.status, given.limit)
-    rows = (
-        (
-            one["id"],
-            one["name"],
-            journal.state(one["id"]),
-            one["current_activity"] or "",
-            _when(one["updated_at"]),
-            _short(one["error_message"] or ""),
-        )
-        for one in found
-    )
-    head = ("id", "name", "state", "activity", "updated (UTC)", "error")
-    return _show(given, found, "No workflows.", head, rows)
+    columns: Columns = {
+        **_columns("id", "name"),
+        "state": lambda one: journal.state(one["id"]),
+        "activity": lambda one: one["current_activity"] or "",
+        "updated (UTC)": lambda one: _when(one["updated_at"]),
+        "error": lambda one: _short(one["error_message"] or ""),
+    }
+    return _show(given, found, "No workflows.", columns)
 
 
 def _show_workflow(given: argparse.Namespace) -> int:
@@ -380,37 +330,28 @@ def _show_workflow(given: argparse.Namespace) -> int:
 
 
 def _list_steps(given: argparse.Namespace) -> int:
-    found = _journal(given).steps(given.id)
-    rows = (
-        (
-            one["step"],
-            one["path"],
-            one["name"],
-            one["status"],
-            one["attempts"],
-            _when(one["began_at"]),
-            _short(one["error_message"] or repr(one["output"])) if one["ended_at"] else "",
-        )
-        for one in found
-    )
-    head = ("step", "path", "name", "status", "attempts", "began (UTC)", "outcome")
-    return _show(given, found, "No steps.", head, rows)
+    columns: Columns = {
+        **_columns("step", "path", "name", "status", "attempts"),
+        "began (UTC)": lambda one: _when(one["began_at"]),
+        "outcome": _outcome_of,
+    }
+    return _show(given, _journal(given).steps(given.id), "No steps.", columns)
+
+
+def _outcome_of(step: dict[str, Any]) -> str:
+    return _short(step["error_message"] or repr(step["output"])) if step["ended_at"] else ""
 
 
 def _cancel(given: argparse.Namespace) -> int:
-    if _journal(given).cancel(given.id):
-        print(f"{given.id} is being cancelled.")
-        return 0
-    print(f"{given.id} has ended already.")
-    return 1
+    cancelled = _journal(given).cancel(given.id)
+    print(f"{given.id} {'is being cancelled' if cancelled else 'has ended already'}.")
+    return int(not cancelled)
 
 
 def _resume(given: argparse.Namespace) -> int:
-    if _journal(given).resume(given.id):
-        print(f"{given.id} continues as soon as a program runs it.")
-        return 0
-    print(f"{given.id} is not failed, cancelled, dead or blocked.")
-    return 1
+    resumed = _journal(given).resume(given.id)
+    print(f"{given.id} {_CONTINUES if resumed else 'is not failed, cancelled, dead or blocked'}.")
+    return int(not resumed)
 
 
 def _fork(given: argparse.Namespace) -> int:
@@ -433,7 +374,7 @@ def _resolve(given: argparse.Namespace) -> int:
         journal.resolve(given.id, given.step, error=ActivityError("Error", given.error))
     else:
         journal.resolve(given.id, given.step, result=_value(given.result))
-    print(f"{given.id} continues as soon as a program runs it.")
+    print(f"{given.id} {_CONTINUES}.")
     return 0
 
 
@@ -458,18 +399,25 @@ def _short(text: str) -> str:
 # --- output: columns of text or JSON, with secrets masked -------------------------------------------
 
 
+Columns = Mapping[str, Callable[[dict[str, Any]], object]]
+"""The columns of a table: the head of each, and what makes its cell from the facts of a row."""
+
+
+def _columns(*names: str) -> Columns:
+    """Return columns that show facts under their own names."""
+    return {name: itemgetter(name) for name in names}
+
+
 def _show(
-    given: argparse.Namespace,
-    facts: Sequence[object],
-    empty: str,
-    head: Sequence[str],
-    rows: Iterable[Sequence[object]],
+    given: argparse.Namespace, facts: Sequence[dict[str, Any]], empty: str, columns: Columns
 ) -> int:
-    """Print facts as JSON if that is asked for, else rows as a table, or that there are none."""
+    """Print facts as JSON if that is asked for, else as a table, or that there are none."""
     if given.json:
         print(as_json(facts))
+    elif facts:
+        print(as_table([[*columns], *([cell(one) for cell in columns.values()] for one in facts)]))
     else:
-        print(as_table([head, *rows]) if facts else empty)
+        print(empty)
     return 0
 
 
@@ -493,15 +441,13 @@ def as_table(rows: Iterable[Sequence[object]], *, indent: str = "") -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def as_size(n_bytes: int | None) -> str:
+def as_size(n_bytes: int) -> str:
     """Return a number of bytes in a readable unit.
 
     Example:
-        >>> as_size(999), as_size(1_500_000), as_size(None)
-        ('999 B', '1.5 MB', '?')
+        >>> as_size(999), as_size(1_500_000)
+        ('999 B', '1.5 MB')
     """
-    if n_bytes is None:
-        return "?"
     size, units = float(n_bytes), iter(("B", "kB", "MB", "GB"))
     unit = next(units)
     while size >= 1000 and unit != "GB":

@@ -11,7 +11,7 @@ import pytest
 from opero.caching.handles import clear_cache
 from opero.core.cache import CacheStage
 from opero.core.call import Call
-from opero.core.function import describe_function
+from opero.core.function import FunctionInfo
 from opero.core.options import Options
 from opero.core.stats import Stats
 from opero.events.bus import Emitter
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.internal
 def cached(namespace, *, entries, origin=None):
     """A cache of that namespace with that many entries."""
     cache = CacheStage(
-        describe_function(lambda x: x),
+        FunctionInfo(lambda x: x),
         Options.of("opero", cache_namespace=namespace),
         stats=Stats(),
         emitter=Emitter("f"),

@@ -19,7 +19,7 @@ import pytest
 
 from opero.concurrency.executors.base import Chunk, Done, MapJob, Report
 from opero.concurrency.executors.process.worker_pool import ProcessEngine
-from opero.core.function import describe_function
+from opero.core.function import FunctionInfo
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
 
@@ -100,7 +100,7 @@ class Maps:
         """Make a job: retries off, if nothing else is said."""
         of_job = {name: given.pop(name) for name in list(given) if name in OF_THE_JOB}
         options = Options.of("test", **{"cache": False, "retries": 0, **given})
-        pipeline = Pipeline(describe_function(fn), options)
+        pipeline = Pipeline(FunctionInfo(fn), options)
         return MapJob(**{"function": fn, "pipeline": pipeline, **of_job})
 
     @staticmethod

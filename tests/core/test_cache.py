@@ -25,7 +25,7 @@ import pytest
 
 from opero.core.cache import CacheStage, make_handle
 from opero.core.call import Call
-from opero.core.function import describe_function
+from opero.core.function import FunctionInfo
 from opero.core.options import Options
 from opero.core.stats import Stats
 from opero.errors import OperoUsageError, OperoWarning, Rejected, UnkeyableError
@@ -43,7 +43,7 @@ class Cached:
         self.fn = fn
         self.events: list[Any] = []
         self.stats = origin.stats if origin else Stats()
-        info = describe_function(fn)
+        info = FunctionInfo(fn)
         self.cache = CacheStage(
             info,
             Options.of("opero", **options),
@@ -1440,8 +1440,8 @@ def test_a_cached_call_imports_nothing_heavy():
         "from opero.core.cache import CacheStage\n"
         "from opero.core.options import Options\nfrom opero.core.stats import Stats\n"
         "from opero.events.bus import Emitter\nfrom opero.core.call import Call\n"
-        "from opero.core.function import describe_function\n"
-        "c = CacheStage(describe_function(len), Options(), stats=Stats(), emitter=Emitter('f'))\n"
+        "from opero.core.function import FunctionInfo\n"
+        "c = CacheStage(FunctionInfo(len), Options(), stats=Stats(), emitter=Emitter('f'))\n"
         "run = c.wrap_sync(lambda call: [1])\n"
         "run(Call(('a',), {})), run(Call(('a',), {}))\n"
         "print([m for m in ('asyncio', 'hashlib', 'pickle', 'logging') if m in sys.modules])"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from opero import failures, opero
-from opero.core.call import FailedCall
+from opero.core.call import Call, FailedCall
 from opero.core.failures import story
 from opero.errors import (
     DeadlineError,
@@ -24,7 +24,7 @@ from opero.errors import (
     is_final,
     matches,
 )
-from opero.testing import flaky
+from opero.testing import FakeClock, flaky
 
 pytestmark = pytest.mark.internal
 
@@ -131,15 +131,24 @@ def test_a_raising_predicate_is_a_no_with_a_warning() -> None:
         assert asks(hasty, ValueError()) is False
 
 
-def test_the_story_groups_by_value_and_kind() -> None:
-    made = [
+def failed_call(*failures: FailedCall, **state: Any) -> Call:
+    call = Call((), {})
+    call.failures = list(failures)
+    call.calls = len(failures)
+    vars(call).update(state)
+    return call
+
+
+def test_the_story_groups_by_value_and_kind(clock: FakeClock) -> None:
+    call = failed_call(
         FailedCall("m='a'", ValueError()),
         FailedCall("m='b'", Rejected("x")),
         FailedCall("m='a'", KeyError()),
         FailedCall("m='a'", ValueError()),
-    ]
-    reported = story(made, attempts=2, calls=4, seconds=1.25, since_first=False)
-    assert reported == (
+        attempts=2,
+        started=clock.monotonic() - 1.25,
+    )
+    assert story(call) == (
         "gave up after 2 attempts, 4 calls in 1.25 s\n"
         "  m='a': ValueError ×2, KeyError ×1\n"
         "  m='b': rejected result ×1"
@@ -147,20 +156,19 @@ def test_the_story_groups_by_value_and_kind() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "since_first", "expected"),
+    ("state", "seconds", "expected"),
     [
-        (None, False, "gave up after 1 attempt, 1 call\n"),
-        (None, True, "gave up after 1 attempt, 1 call\n"),
-        (0.5, True, "gave up after 1 attempt, 1 call, 0.5 s after the first failure\n"),
-        (120.0, False, "gave up after 1 attempt, 1 call in 2 min\n"),
+        ("first_failed", 0.0, ""),
+        ("started", 0.0, ""),
+        ("first_failed", 0.5, ", 0.5 s after the first failure"),
+        ("started", 120.0, " in 2 min"),
     ],
 )
 def test_the_note_shows_the_time_it_knows(
-    seconds: float | None, since_first: bool, expected: str
+    clock: FakeClock, state: str, seconds: float, expected: str
 ) -> None:
-    made = [FailedCall(None, ValueError())]
-    reported = story(made, attempts=1, calls=1, seconds=seconds, since_first=since_first)
-    assert reported == expected + "  ValueError ×1"
+    call = failed_call(FailedCall(None, ValueError()), **{state: clock.monotonic() - seconds})
+    assert story(call) == f"gave up after 1 attempt, 1 call{expected}\n  ValueError ×1"
 
 
 # --- the object that comes out --------------------------------------------------------------------

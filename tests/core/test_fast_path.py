@@ -15,7 +15,7 @@ from tenacity import stop_never
 
 from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter, opero, remaining
 from opero.core.deadline import current_deadline
-from opero.core.function import describe_function
+from opero.core.function import FunctionInfo
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
 from opero.errors import CircuitOpenError, DeadlineError
@@ -142,7 +142,7 @@ def test_it_is_for_functions_whose_first_call_needs_no_stage(
     options: dict[str, Any], fast: bool
 ) -> None:
     made = Options.of("test", **{"cache": False, **options})
-    assert Pipeline(describe_function(lambda model: None), made).has_fast_path is fast
+    assert Pipeline(FunctionInfo(lambda model: None), made).has_fast_path is fast
 
 
 def test_a_call_without_a_slot_gives_the_permit_back_and_goes_through_the_stages(face: Any) -> None:

@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 
 from opero import opero
-from opero.core.function import describe_function, unwrap_partial
+from opero.core.function import FunctionInfo, unwrap_partial
 from opero.errors import OperoUsageError
 from opero.utils.parameters import ANYTHING, NoDefault, stars, write_parameters
 
@@ -96,20 +96,20 @@ class AsyncGenerator:
     ],
 )
 def test_the_kind_says_how_it_is_called(fn: Callable[..., Any], kind: str) -> None:
-    assert describe_function(fn).kind == kind
+    assert FunctionInfo(fn).kind == kind
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="functions cannot be marked before 3.12")
 def test_a_function_marked_as_coroutine_function_is_one() -> None:
     marked = inspect.markcoroutinefunction(lambda: asyncio.sleep(0, "slept"))
-    assert describe_function(marked).kind == "async"
+    assert FunctionInfo(marked).kind == "async"
     assert asyncio.run(opero(cache=False)(marked)()) == "slept"
 
 
 @pytest.mark.parametrize("wrong", [5, "fetch", None, [plain], object()])
 def test_what_cannot_be_called_is_refused(wrong: Any) -> None:
     with pytest.raises(OperoUsageError, match="only decorate something callable, not"):
-        describe_function(wrong)
+        FunctionInfo(wrong)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_what_cannot_be_called_is_refused(wrong: Any) -> None:
     ],
 )
 def test_it_goes_by_its_own_name(fn: Any, name: str, qualname: str, module: str) -> None:
-    info = describe_function(fn)
+    info = FunctionInfo(fn)
     assert (info.name, info.qualname) == (name, qualname)
     assert info.module in (module, "builtins")
 
@@ -134,7 +134,7 @@ def test_the_declared_signature_is_that_of_the_innermost_function() -> None:
     @functools.wraps(plain)
     def wrapped(*args: Any, **kwargs: Any) -> Any: ...
 
-    info = describe_function(wrapped)
+    info = FunctionInfo(wrapped)
     assert info.declared == inspect.signature(plain)
     assert info.calling == ANYTHING
     assert tuple(p.name for p in info.parameters) == ("x", "y", "rest", "z", "more")
@@ -144,7 +144,7 @@ def test_a_signature_that_a_function_claims_is_declared_and_its_code_is_called()
     def honest(client: object, x: int, *, y: int = 3) -> None: ...
 
     honest.__signature__ = inspect.signature(lambda x: ...)  # type: ignore[attr-defined]
-    info = describe_function(honest)
+    info = FunctionInfo(honest)
     assert str(info.declared) == "(x)"
     assert [p.name for p in info.calling] == ["client", "x", "y"]
     assert info.calling[2].default == 3
@@ -152,14 +152,14 @@ def test_a_signature_that_a_function_claims_is_declared_and_its_code_is_called()
 
 @pytest.mark.parametrize("fn", [{}.pop, dict.fromkeys, print, random.random, max, type, iter])
 def test_a_builtin_without_signature_takes_anything(fn: Callable[..., Any]) -> None:
-    assert describe_function(fn).calling is not None
+    assert FunctionInfo(fn).calling is not None
 
 
 def test_a_parameter_that_cannot_be_written_down_makes_the_wrapper_take_anything() -> None:
     def fetch(_opero_run: int) -> int:
         return _opero_run
 
-    info = describe_function(fetch)
+    info = FunctionInfo(fetch)
     assert info.calling == ANYTHING
     assert [p.name for p in info.parameters] == ["_opero_run"]
 
@@ -178,13 +178,13 @@ def test_a_function_from_a_class_body_is_known_as_such() -> None:
 
     named.__qualname__ = "module_level"
     class_of = in_a_function()
-    assert describe_function(Plain.method).in_class
-    assert describe_function(class_of.method).in_class  # type: ignore[attr-defined]
-    assert not describe_function(nested).in_class
-    assert not describe_function(named).in_class
-    assert not describe_function(plain).in_class
-    assert not describe_function(Plain().method).in_class
-    assert not describe_function(functools.partial(Plain.method)).in_class
+    assert FunctionInfo(Plain.method).in_class
+    assert FunctionInfo(class_of.method).in_class  # type: ignore[attr-defined]
+    assert not FunctionInfo(nested).in_class
+    assert not FunctionInfo(named).in_class
+    assert not FunctionInfo(plain).in_class
+    assert not FunctionInfo(Plain().method).in_class
+    assert not FunctionInfo(functools.partial(Plain.method)).in_class
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_function_from_a_class_body_is_known_as_such() -> None:
     ],
 )
 def test_a_plain_function_has_the_parameters_that_inspect_finds(fn: Callable[..., Any]) -> None:
-    info = describe_function(fn)
+    info = FunctionInfo(fn)
     assert info.calling == info.parameters
     assert [
         (p.name, p.kind, inspect.Parameter.empty if p.default is NoDefault else p.default)
@@ -221,7 +221,7 @@ def test_a_plain_function_has_the_parameters_that_inspect_finds(fn: Callable[...
 
 
 def test_stars_are_those_of_a_def() -> None:
-    shown = [stars(p) for p in describe_function(plain).parameters]
+    shown = [stars(p) for p in FunctionInfo(plain).parameters]
     assert shown == ["", "", "*", "", "**"]
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import inspect
 import math
+import string
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,8 @@ from opero.errors import OperoUsageError
 pytestmark = pytest.mark.internal
 
 NAMES = Options.names()
+# Of few characters: the table of all of them takes hypothesis half a minute on a busy machine.
+TEXTS = st.text(string.printable + "é…", max_size=5)
 
 
 class Store:
@@ -182,9 +185,9 @@ def test_a_right_value_is_taken_as_it_is(name: str, value: Any) -> None:
         st.booleans(),
         st.integers(),
         st.floats(),
-        st.text(max_size=5),
+        TEXTS,
         st.binary(max_size=5),
-        st.lists(st.one_of(st.integers(), st.text(max_size=3)), max_size=2),
+        st.lists(st.one_of(st.integers(), TEXTS), max_size=2),
         st.tuples(st.just(ValueError)),
         st.just(object()),
     ),

@@ -10,7 +10,7 @@ import pytest
 from tenacity import stop_never
 
 from opero import RateLimiter, opero
-from opero.core.function import describe_function
+from opero.core.function import FunctionInfo
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
 from opero.errors import OperoUsageError
@@ -22,7 +22,7 @@ everything: dict[str, Any] = {"arg_fallback": "model", "rate_limit": 1000}
 
 
 def pipeline_of(fn: Any, **options: Any) -> Pipeline:
-    return Pipeline(describe_function(fn), Options.of("test", **options))
+    return Pipeline(FunctionInfo(fn), Options.of("test", **options))
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_every_drawn_pause_lies_in_its_bounds(
     retry: int, a: float, b: float, factor: float
 ) -> None:
     low, high = sorted((a, b))
-    policy = RetryPolicy(retries=retry, low=low, high=high, factor=factor)
+    policy = RetryPolicy(retries=retry, min_delay=low, max_delay=high, backoff_factor=factor)
     highest = policy.longest_pause(retry)
     pause = RetryState(policy, retry).next_delay(ValueError(), now=0.0)
     assert pause is not None
@@ -63,7 +63,9 @@ def test_without_jitter_a_pause_is_the_power_before(
     retry: int, a: float, b: float, factor: float
 ) -> None:
     low, high = sorted((a, b))
-    policy = RetryPolicy(retries=retry, low=low, high=high, factor=factor, jitter=False)
+    policy = RetryPolicy(
+        retries=retry, min_delay=low, max_delay=high, backoff_factor=factor, jitter=False
+    )
     pause = RetryState(policy, retry).next_delay(ValueError(), now=0.0)
     try:
         expected = min(high, low * factor ** (retry - 1))
@@ -88,14 +90,14 @@ def test_the_ten_thousandth_pause_does_not_overflow(
 
 
 def test_drawn_pauses_fill_their_range() -> None:
-    policy = RetryPolicy(low=1.0, high=100.0, factor=3.0)
+    policy = RetryPolicy(min_delay=1.0, max_delay=100.0, backoff_factor=3.0)
     drawn = [RetryState(policy, 2).next_delay(ValueError(), now=0.0) for _ in range(400)]
     assert min(drawn) < 1.5
     assert max(drawn) > 8.5
 
 
 def test_a_hint_is_a_floor_under_one_pause_only() -> None:
-    state = RetryState(RetryPolicy(low=1.0, factor=1.0, jitter=False))
+    state = RetryState(RetryPolicy(min_delay=1.0, backoff_factor=1.0, jitter=False))
     assert state.next_delay(ValueError(), now=0.0, hint=7.0) == 7.0
     assert state.next_delay(ValueError(), now=0.0) == 1.0
 
@@ -104,7 +106,7 @@ def test_a_hint_is_a_floor_under_one_pause_only() -> None:
 
 
 def test_a_spent_state_gives_no_other_pause() -> None:
-    state = RetryState(RetryPolicy(retries=1, low=0.0))
+    state = RetryState(RetryPolicy(retries=1, min_delay=0.0))
     assert state.next_delay(ValueError(), now=0.0) == 0.0
     assert state.next_delay(ValueError(), now=0.0) is None
     assert state.attempt_number == 2
@@ -121,19 +123,19 @@ def test_a_refusal_is_final_whatever_retry_on_says(refusal: Exception, wanted: A
 
 
 def test_one_matching_error_of_the_walk_is_enough() -> None:
-    state = RetryState(RetryPolicy(retry_on=TimeoutError, low=0.0))
+    state = RetryState(RetryPolicy(retry_on=TimeoutError, min_delay=0.0))
     last = ValueError()
     assert state.next_delay(last, now=0.0, attempt_errors=[TimeoutError(), last]) == 0.0
     assert state.next_delay(last, now=0.0, attempt_errors=[KeyError(), last]) is None
 
 
 def test_the_final_error_is_asked_about_even_if_the_walk_lacks_it() -> None:
-    state = RetryState(RetryPolicy(retry_on=ValueError, low=0.0))
+    state = RetryState(RetryPolicy(retry_on=ValueError, min_delay=0.0))
     assert state.next_delay(ValueError(), now=0.0, attempt_errors=[KeyError()]) == 0.0
 
 
 def test_a_parked_state_goes_on_where_it_was() -> None:
-    state = RetryState(RetryPolicy(retries=3, low=1.0, factor=2.0, jitter=False))
+    state = RetryState(RetryPolicy(retries=3, min_delay=1.0, backoff_factor=2.0, jitter=False))
     state.next_delay(ValueError(), now=0.0)
     parked = pickle.loads(pickle.dumps(state))
     assert parked.attempt_number == 2
@@ -142,7 +144,11 @@ def test_a_parked_state_goes_on_where_it_was() -> None:
 
 def test_a_parked_state_goes_on_in_another_process() -> None:
     policy = RetryPolicy(
-        low=1.0, factor=2.0, jitter=False, retry_on=KeyError, stop=tenacity.stop_after_attempt(4)
+        min_delay=1.0,
+        backoff_factor=2.0,
+        jitter=False,
+        retry_on=KeyError,
+        stop=tenacity.stop_after_attempt(4),
     )
     state = RetryState(policy)
     state.next_delay(KeyError(), now=0.0)

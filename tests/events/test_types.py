@@ -34,9 +34,18 @@ def test_every_kind_is_explained(name: str, root: Path) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_event_class_is_sent_somewhere(name: str) -> None:
-    assert re.search(rf"\b{name}\($", SOURCE, re.MULTILINE) or re.search(
-        rf"(?<!class )\b{name}\(function=", SOURCE
-    )
+    assert re.search(rf"(?<!class )\b{name}\((\w+=|$)", SOURCE, re.MULTILINE)
+
+
+def test_a_sent_event_carries_the_name_of_its_function() -> None:
+    @opero.opero(cache=False, retries=1, min_delay=0)
+    def fetch() -> str:
+        return once()
+
+    once = flaky("ok", failures=1)
+    with capture_events() as seen:
+        fetch()
+    assert {event.function for event in seen} == {fetch.__qualname__}
 
 
 def test_circuit_changed_has_the_breaker_which_stays_in_its_process() -> None:

@@ -300,7 +300,7 @@ def test_a_run_knows_its_state_times_and_result(clock: FakeClock) -> None:
     assert (ended.result, ended.error, ended.done, ended.attempt) == ("tea", None, True, 1)
     assert ended.seconds == pytest.approx(3)
     assert repr(ended) == f"<TaskRun {ended.id} slow succeeded after 3 s>"
-    assert repr(ended.given) == repr(NOTHING) == "NOTHING"
+    assert ended.given is NOTHING
 
 
 def test_a_run_that_fails_has_the_error() -> None:

@@ -195,7 +195,7 @@ def judge_lost(
     """
     pipeline, before = job.pipeline, parked or Parked()
     error = _lost_error(job, lost)
-    pipeline.stats.merge({"calls": 1, "failures": 1})
+    pipeline.stats.add(calls=1, failures=1)
     if pipeline.emitter.active:
         name, attempt = pipeline.emitter.function, before.attempts
         pipeline.emitter.emit(

@@ -239,7 +239,7 @@ class MapRun:
             progress.busy += report.busy_s
             if (facts := report.facts) is not None:
                 # What happened in a worker belongs to the map's own counters and events.
-                pipeline.stats.merge(facts.stats)
+                pipeline.stats.add(**facts.stats)
                 if pipeline.emitter.active:
                     for event in facts.events:
                         pipeline.emitter.emit(event)

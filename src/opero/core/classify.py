@@ -84,21 +84,23 @@ _FINAL_STATUSES: Final = frozenset({
 })  # fmt: skip
 _TRANSIENT_STATUSES: Final = frozenset({408, 409, 425, 429, *range(500, 600)}) - _FINAL_STATUSES
 
-_EXHAUSTED_CODES: Final = _words(
-    "insufficient_quota billing_hard_limit_reached billing_not_active billing_error",
-    "quota_exceeded quotaexceeded dailylimitexceeded insufficient_balance",
-    "insufficient_credits insufficient_funds credit_balance_too_low",
-)
-# Codes of botocore's and google's retry rules; some of these answers have status 400 or 403.
-_TRANSIENT_CODES: Final = _words(
-    "throttling throttlingexception throttledexception requestthrottledexception slowdown",
-    "toomanyrequestsexception provisionedthroughputexceededexception requestlimitexceeded",
-    "transactioninprogressexception bandwidthlimitexceeded limitexceededexception",
-    "requestthrottled priorrequestnotcomplete ec2throttledexception requesttimeout",
-    "requesttimeoutexception internalerror internalfailure internalservererror",
-    "serviceunavailable serviceunavailableexception ratelimitexceeded userratelimitexceeded",
-    "rate_limit_exceeded overloaded_error",
-)
+_CODES: Final[Mapping[Kind, frozenset[str]]] = {
+    "exhausted": _words(
+        "insufficient_quota billing_hard_limit_reached billing_not_active billing_error",
+        "quota_exceeded quotaexceeded dailylimitexceeded insufficient_balance",
+        "insufficient_credits insufficient_funds credit_balance_too_low",
+    ),
+    # Of botocore's and google's retry rules; some of these answers have status 400 or 403.
+    "transient": _words(
+        "throttling throttlingexception throttledexception requestthrottledexception slowdown",
+        "toomanyrequestsexception provisionedthroughputexceededexception requestlimitexceeded",
+        "transactioninprogressexception bandwidthlimitexceeded limitexceededexception",
+        "requestthrottled priorrequestnotcomplete ec2throttledexception requesttimeout",
+        "requesttimeoutexception internalerror internalfailure internalservererror",
+        "serviceunavailable serviceunavailableexception ratelimitexceeded userratelimitexceeded",
+        "rate_limit_exceeded overloaded_error",
+    ),
+}
 _GRPC: Final[Mapping[str, Kind]] = {
     **dict.fromkeys(("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED"), "transient"),
     "INTERNAL": "transient",
@@ -127,35 +129,38 @@ _DATABASES: Final = _words(
     "sqlite3 psycopg psycopg2 asyncpg pymysql mysql MySQLdb oracledb cx_Oracle pyodbc pg8000",
     "sqlalchemy pymssql duckdb",
 )
-_FINAL_DATABASE_CLASSES: Final = frozenset(
-    ("IntegrityError", "ProgrammingError", "DataError", "NotSupportedError")
-)
-
 # Top-level package → names of classes; derived classes are found by their bases.
-_FINAL_CLASSES: Final[Mapping[str, frozenset[str]]] = {
-    "httpx": _words("UnsupportedProtocol InvalidURL LocalProtocolError TooManyRedirects"),
-    "requests": _words("InvalidURL InvalidSchema MissingSchema TooManyRedirects"),
-    "aiohttp": _words("InvalidURL TooManyRedirects ClientConnectorCertificateError"),
-    "botocore": _words("NoCredentialsError PartialCredentialsError ParamValidationError"),
-    "redis": _words("AuthenticationError AuthorizationError NoPermissionError DataError"),
-    "pymongo": _words("DuplicateKeyError ConfigurationError InvalidOperation"),
-    "ssl": _words("SSLCertVerificationError"),
-}  # fmt: skip
-_TRANSIENT_CLASSES: Final[Mapping[str, frozenset[str]]] = {
-    "httpx": _words("TransportError"),
-    "httpcore": _words("NetworkError TimeoutException RemoteProtocolError"),
-    "requests": _words("ConnectionError Timeout ChunkedEncodingError"),
-    "urllib3": _words("TimeoutError ProtocolError NewConnectionError"),
-    "aiohttp": _words("ClientConnectionError ClientPayloadError"),
-    "botocore": _words("ConnectionError HTTPClientError"),
-    "openai": _words("APIConnectionError"),
-    "anthropic": _words("APIConnectionError"),
-    "redis": _words("ConnectionError TimeoutError TryAgainError ClusterDownError ReadOnlyError"),
-    "pymongo": _words("AutoReconnect NetworkTimeout ServerSelectionTimeoutError"),
-    "asyncpg": _words("InterfaceError"),
-    "socket": _words("gaierror"),
-    "http": _words("IncompleteRead BadStatusLine RemoteDisconnected"),
-}  # fmt: skip
+_CLASSES: Final[Mapping[Kind, Mapping[str, frozenset[str]]]] = {
+    "final": {
+        **dict.fromkeys(
+            _DATABASES, _words("IntegrityError ProgrammingError DataError NotSupportedError")
+        ),
+        "httpx": _words("UnsupportedProtocol InvalidURL LocalProtocolError TooManyRedirects"),
+        "requests": _words("InvalidURL InvalidSchema MissingSchema TooManyRedirects"),
+        "aiohttp": _words("InvalidURL TooManyRedirects ClientConnectorCertificateError"),
+        "botocore": _words("NoCredentialsError PartialCredentialsError ParamValidationError"),
+        "redis": _words("AuthenticationError AuthorizationError NoPermissionError DataError"),
+        "pymongo": _words("DuplicateKeyError ConfigurationError InvalidOperation"),
+        "ssl": _words("SSLCertVerificationError"),
+    },
+    "transient": {
+        "httpx": _words("TransportError"),
+        "httpcore": _words("NetworkError TimeoutException RemoteProtocolError"),
+        "requests": _words("ConnectionError Timeout ChunkedEncodingError"),
+        "urllib3": _words("TimeoutError ProtocolError NewConnectionError"),
+        "aiohttp": _words("ClientConnectionError ClientPayloadError"),
+        "botocore": _words("ConnectionError HTTPClientError"),
+        "openai": _words("APIConnectionError"),
+        "anthropic": _words("APIConnectionError"),
+        "redis": _words(
+            "ConnectionError TimeoutError TryAgainError ClusterDownError ReadOnlyError"
+        ),
+        "pymongo": _words("AutoReconnect NetworkTimeout ServerSelectionTimeoutError"),
+        "asyncpg": _words("InterfaceError"),
+        "socket": _words("gaierror"),
+        "http": _words("IncompleteRead BadStatusLine RemoteDisconnected"),
+    },
+}
 
 _MAX_CAUSES: Final = 8
 """Errors read along a chain of causes: chains may be long, even circular."""
@@ -245,16 +250,6 @@ def _of_group(verdicts: list[Verdict | None]) -> Verdict | None:
     return known[0] if known and len(known) == len(verdicts) else None
 
 
-_KINDS_OF_CODES: Final[tuple[tuple[frozenset[str], Kind], ...]] = (
-    (_EXHAUSTED_CODES, "exhausted"),
-    (_TRANSIENT_CODES, "transient"),
-)
-_KINDS_OF_CLASSES: Final[tuple[tuple[Mapping[str, frozenset[str]], Kind], ...]] = (
-    (_FINAL_CLASSES, "final"),
-    (_TRANSIENT_CLASSES, "transient"),
-)
-
-
 def _of_one(error: Any) -> Verdict | None:
     if says_nothing(error):
         return _of_type(error)
@@ -262,7 +257,7 @@ def _of_one(error: Any) -> Verdict | None:
     places = (error,) if response is None else (error, response)
     bodies = safe_get(error, "body"), _body_of(response)
     codes = [code for place in (*places, *bodies) for code in _codes(place)]
-    for known, kind in _KINDS_OF_CODES:
+    for kind, known in _CODES.items():
         for code in codes:
             if code.lower() in known:
                 return Verdict(kind, code)
@@ -281,7 +276,7 @@ def _of_answer(error: BaseException, places: tuple[object, ...]) -> Verdict | No
     if status is None:
         return None
     reason = f"status {status}"
-    if status == 402 or (status == 400 and "credit balance" in _text_of(error)):
+    if status == 402 or (status == 400 and "credit balance" in str(error)[:1000].lower()):
         return Verdict("exhausted", reason)
     if status == 403 and ("retry-after" in headers or headers.get("x-ratelimit-remaining") == "0"):
         return Verdict("transient", reason)  # GitHub's limits
@@ -306,30 +301,18 @@ def _of_driver(error: BaseException) -> Verdict | None:
     if not packages & _DATABASES:
         return None
     number = safe_get(error, "sqlite_errorcode")
-    if isinstance(number, int):
-        return (
-            Verdict("transient", "database is busy")
-            if number & 0xFF in _SQLITE_BUSY
-            else _of_class(error)
-        )
+    if isinstance(number, int) and number & 0xFF in _SQLITE_BUSY:
+        return Verdict("transient", "database is busy")
     args = safe_get(error, "args")
     number = safe_get(error, "errno") or (args[0] if isinstance(args, tuple) and args else None)
     if isinstance(number, int) and number in _MYSQL:
         return Verdict(_MYSQL[number], f"error {number}")
-    return _of_class(error)
-
-
-def _of_class(error: BaseException) -> Verdict | None:
-    for cls in type(error).__mro__:
-        package = cls.__module__.partition(".")[0]
-        if package in _DATABASES and cls.__name__ in _FINAL_DATABASE_CLASSES:
-            return Verdict("final", cls.__name__)
     return None
 
 
 def _of_type(error: BaseException) -> Verdict | None:
     """Classify by class: of client libraries by name, of Python itself."""
-    for table, kind in _KINDS_OF_CLASSES:
+    for kind, table in _CLASSES.items():
         for cls in type(error).__mro__:
             if cls.__name__ in table.get(cls.__module__.partition(".")[0], ()):
                 return Verdict(kind, cls.__name__)
@@ -499,7 +482,3 @@ def _body_of(response: object) -> object:
         return json.loads(content)
     except (ValueError, RecursionError):
         return None
-
-
-def _text_of(error: BaseException) -> str:
-    return str(error)[:1000].lower()

@@ -55,9 +55,7 @@ class Bulkhead:
         call.waited += seconds
         self._stats.add(waited=seconds)
         if self._emitter.active:
-            self._emitter.emit(
-                events.LimiterWaited(function=self._emitter.function, seconds=seconds)
-            )
+            self._emitter.emit(events.LimiterWaited(seconds=seconds))
 
     def _refuse_reentry(self, current_task: CurrentTask | None = None) -> None:
         """Raise if the calls around this one hold all permits; asked only by a call that has to wait.

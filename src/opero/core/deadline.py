@@ -191,7 +191,7 @@ def overdue(call: Call | DeadlineScope, emitter: Emitter, where: str) -> Deadlin
     if not call.overdue:
         call.overdue = True
         if emitter.active:
-            emitter.emit(events.DeadlinePassed(function=emitter.function, where=where))
+            emitter.emit(events.DeadlinePassed(where=where))
     return DeadlineError(f"{emitter.function}() ran out of time {where}")
 
 

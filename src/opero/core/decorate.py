@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from opero.core.function import ClassMethod, Method, describe_function, unwrap_partial
+from opero.core.function import ClassMethod, FunctionInfo, Method, unwrap_partial
 from opero.core.pipeline import Pipeline
 from opero.core.wrapper import make_call, make_wrapper
 from opero.errors import OperoUsageError
@@ -46,11 +46,11 @@ def decorate(
     """
     if isinstance(fn, classmethod | staticmethod):
         # The other order of decorators: what is inside is decorated, what is outside stays.
-        inner = (build or build_function)(Pipeline(describe_function(fn.__func__), options), by)
+        inner = (build or build_function)(Pipeline(FunctionInfo(fn.__func__), options), by)
         return ClassMethod(inner) if isinstance(fn, classmethod) else staticmethod(inner)
     if isinstance(fn, property):
         raise OperoUsageError(f"@{by} cannot decorate a property: write @property above @{by}.")
-    return place_in_class(Pipeline(describe_function(fn), options), by, build or build_function)
+    return place_in_class(Pipeline(FunctionInfo(fn), options), by, build or build_function)
 
 
 def place_in_class(pipeline: Pipeline, by: str, build: BuildFunction) -> Any:

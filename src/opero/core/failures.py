@@ -27,17 +27,7 @@ if TYPE_CHECKING:
     from opero.events.bus import Emitter
 
 
-_MARKS_KEY = "__opero_marks__"
-_LINK_KEY = "__opero_link__"
-
-
-class _Mark(NamedTuple):
-    """What the last call of one function left on an error that ended it."""
-
-    owner: str
-    note: str
-    earlier: tuple[BaseException, ...]
-    inner: Inner
+_KEY = "__opero_marks__"
 
 
 class Inner(NamedTuple):
@@ -54,12 +44,22 @@ class Inner(NamedTuple):
     calls: int
 
 
-class _Link(NamedTuple):
-    """An error was put behind another: by which function, which error, and what stood there before."""
+class _Mark(NamedTuple):
+    """What the last call of one function left on an error that ended it, or on a cause of that error.
+
+    Attributes:
+        owner: The function.
+        note: Its note.
+        earlier: The errors before this one.
+        inner: How its call came to its end; None on a cause.
+        link: The error that it put into the context's place, and what stood there before; None if none.
+    """
 
     owner: str
-    put: BaseException
-    before: BaseException | None
+    note: str = ""
+    earlier: tuple[BaseException, ...] = ()
+    inner: Inner | None = None
+    link: tuple[BaseException, BaseException | None] | None = None
 
 
 class _Marks(tuple[Any, ...]):
@@ -97,28 +97,29 @@ def failures(error: BaseException) -> list[BaseException]:
 def _collected(error: BaseException, seen: set[int]) -> list[BaseException]:
     seen.add(id(error))
     found: list[BaseException] = []
-    for marked in _marks(error, _MARKS_KEY):
-        for earlier in marked.earlier:
+    for mark in _marks(error):
+        for earlier in mark.earlier:
             if id(earlier) not in seen:
                 found += _collected(earlier, seen)
     return [*found, error]
 
 
-def read_marks(error: BaseException) -> list[tuple[str, str, tuple[BaseException, ...], Inner]]:
+def read_marks(
+    error: BaseException,
+) -> list[tuple[str, str, tuple[BaseException, ...], Inner | None]]:
     """Return what opero left on an error, for a copy of it in another process: see `restore_marks`."""
-    return [tuple(marked) for marked in _marks(error, _MARKS_KEY)]
+    return [mark[:4] for mark in _marks(error) if mark.inner is not None]
 
 
 def restore_marks(
-    error: BaseException, marked: Iterable[tuple[str, str, tuple[BaseException, ...], Inner]]
+    error: BaseException,
+    marks: Iterable[tuple[str, str, tuple[BaseException, ...], Inner | None]],
 ) -> None:
     """Leave on the copy of an error what `read_marks` has read, with copies of the earlier errors."""
-    marks = _Marks(_Mark(*one) for one in marked)
-    if marks:
-        try:
-            vars(error)[_MARKS_KEY] = marks
-        except Exception:  # noqa: BLE001, S110 - a class may refuse anything
-            pass
+    try:
+        _set_marks(error, [_Mark(*mark) for mark in marks])
+    except Exception:  # noqa: BLE001, S110 - a class may refuse anything
+        pass
 
 
 def inner_of(error: BaseException, owner: str) -> Inner | None:
@@ -128,10 +129,9 @@ def inner_of(error: BaseException, owner: str) -> Inner | None:
         error: The error of a real call.
         owner: The function that asks.
     """
-    for marked in _marks(error, _MARKS_KEY):
-        if marked.owner != owner and marked.inner.attempts > 1:
-            found: Inner = marked.inner
-            return found
+    for mark in _marks(error):
+        if mark.owner != owner and mark.inner is not None and mark.inner.attempts > 1:
+            return mark.inner
     return None
 
 
@@ -161,57 +161,58 @@ def attach(
         calls: Real calls in them.
     """
     before = list({id(e): e for e in earlier if e is not error}.values())
+    note = f"opero: {name}() {text}" if text else ""
     try:
         for known in (error, *before):
             _forget(known, owner)
-        chain(error, before, owner=owner)
-        note = f"opero: {name}() {text}" if text else ""
+        _chain(error, before, owner)
         if note or before:
-            marked = _Mark(owner, note, tuple(before), Inner(name, attempts, calls))
-            vars(error)[_MARKS_KEY] = _Marks((marked, *_marks(error, _MARKS_KEY)))
+            mark = _Mark(owner, note, tuple(before), Inner(name, attempts, calls))
+            _set_marks(error, [mark, *_marks(error)])
         if note:
             error.add_note(note)
     except Exception:  # noqa: BLE001, S110 - the user's exception matters, the note does not
         pass
 
 
-def _marks(error: BaseException, name: str) -> tuple[Any, ...]:
-    """Read a mark past the class's own `__getattr__`, which may answer anything."""
+def _marks(error: BaseException) -> tuple[_Mark, ...]:
+    """Read the marks past the class's own `__getattr__`, which may answer anything."""
     try:
-        marks = vars(error).get(name)
+        marks = vars(error).get(_KEY)
     except Exception:  # noqa: BLE001 - a class may refuse anything
         return ()
     return marks if isinstance(marks, tuple) else ()
 
 
+def _set_marks(error: BaseException, marks: Sequence[_Mark]) -> None:
+    if marks:
+        vars(error)[_KEY] = _Marks(marks)
+    else:
+        vars(error).pop(_KEY, None)
+
+
 def _forget(error: BaseException, owner: str) -> None:
     """Take away what a former call of `owner` left on an error: its note, its earlier errors, the link to them."""
-    marked = _marks(error, _MARKS_KEY)
-    stale = {t.note for t in marked if t.owner == owner}
-    if stale:
-        vars(error)[_MARKS_KEY] = _Marks(t for t in marked if t.owner != owner)
-        notes = vars(error).get("__notes__")
-        if isinstance(notes, list):
-            notes[:] = [note for note in notes if note not in stale]
-    # The link may stand at the end of the error's own causes, and these may live longer than the error.
+    stale = {mark.note for mark in _marks(error) if mark.owner == owner}
+    notes = vars(error).get("__notes__")
+    if stale and isinstance(notes, list):
+        notes[:] = [note for note in notes if note not in stale]
+    # The link may be at the end of the error's own causes, and these may live longer than the error.
     for node in list(_links(error)):
-        for link in _marks(node, _LINK_KEY):
-            if link.owner == owner:
-                del vars(node)[_LINK_KEY]
-                if node.__context__ is link.put:
-                    _set_context(node, link.before)
+        marks = _marks(node)
+        for mark in marks:
+            if mark.owner == owner and mark.link is not None and node.__context__ is mark.link[0]:
+                _set_context(node, mark.link[1])
+        kept = [m for m in marks if m.owner != owner or (node is not error and m.link is None)]
+        if len(kept) < len(marks):
+            _set_marks(node, kept)
 
 
-def chain(last: BaseException, earlier: Sequence[BaseException], *, owner: str) -> None:
+def _chain(last: BaseException, earlier: Sequence[BaseException], owner: str) -> None:
     """Put earlier errors behind the end of each other's own chains, the latest first.
 
     `raise … from` and the exception that the caller was handling are left in place: the link is made at the end of an
     error's own causes, before the part that it shares with the next one.
-
-    Args:
-        last: The error that ends the call.
-        earlier: The errors before it, in order.
-        owner: The function that does it.
     """
     later = last
     for error in reversed(earlier):
@@ -223,7 +224,7 @@ def chain(last: BaseException, earlier: Sequence[BaseException], *, owner: str) 
             if id(link) in reachable:
                 break
             node = link
-        vars(node)[_LINK_KEY] = _Marks((_Link(owner, error, node.__context__),))
+        _set_marks(node, [*_marks(node), _Mark(owner, link=(error, node.__context__))])
         _set_context(node, error)
         later = error
 
@@ -269,30 +270,23 @@ def _reachable(error: BaseException) -> set[int]:
     return seen
 
 
-def story(
-    failed: Sequence[FailedCall],
-    *,
-    attempts: int,
-    calls: int,
-    seconds: float | None,
-    since_first: bool,
-    owner: str = "",
-) -> str:
+def story(call: Call, owner: str = "") -> str:
     """Describe in a few lines how a call failed, without any argument value.
 
     Args:
-        failed: The failed real calls.
-        attempts: Attempts made.
-        calls: Real calls made.
-        seconds: How long it took, if known.
-        since_first: Whether `seconds` counts from the first failure only.
+        call: The call.
         owner: The function, as against other opero functions that it calls.
     """
-    took = ""
-    if seconds is not None and round(seconds, 3):
-        length = format_seconds(round(seconds, 3))
-        took = f", {length} after the first failure" if since_first else f" in {length}"
-    lines = [f"gave up after {_many(attempts, 'attempt')}, {_many(calls, 'call')}{took}"]
+    failed = call.failures or []
+    begin, after = (
+        (call.first_failed, " after the first failure")
+        if call.started is None
+        else (call.started, "")
+    )
+    seconds = 0.0 if begin is None else round(ambient.clock().monotonic() - begin, 3)
+    length = format_seconds(seconds)
+    took = "" if not seconds else f", {length}{after}" if after else f" in {length}"
+    lines = [f"gave up after {_many(call.attempts, 'attempt')}, {_many(call.calls, 'call')}{took}"]
     for label in dict.fromkeys(f.label for f in failed):
         kinds = Counter(_kind(f.error) for f in failed if f.label == label)
         causes = ", ".join(f"{kind} ×{n}" for kind, n in kinds.items())
@@ -321,7 +315,8 @@ class Report:
     Args:
         info: The function.
         retried: Whether failures are retried, so that a single failed call deserves an explanation.
-        needs_start: Whether the clock must be read before the first attempt.
+        needs_start: Whether the clock must be read before the first attempt, because `stop` may ask for the time
+            spent.
     """
 
     def __init__(
@@ -333,10 +328,9 @@ class Report:
         retried: bool,
         needs_start: bool,
     ) -> None:
-        self._name = info.name
-        self._owner = info.owner
-        self._stats = stats
-        self._emitter = emitter
+        self.info = info
+        self.stats = stats
+        self.emitter = emitter
         self._retried = retried
         self.needs_start = needs_start
 
@@ -367,28 +361,23 @@ class Report:
         ends = isinstance(error, SpendCapError | RateLimitPausedError)
         final = real[-1] if refused and real and not ends else error
         if refused and isinstance(error, DeadlineError):
-            overdue(call, self._emitter, "before the call")
+            overdue(call, self.emitter, "before the call")
         if made:
             text = self._text(call, made, error, refused=refused and not ends)
             attach(
                 final,
-                self._name,
+                self.info.name,
                 text,
                 [e for e in real if e is not final],
-                owner=self._owner,
+                owner=self.info.owner,
                 attempts=call.attempts,
                 calls=call.calls,
             )
-        self._stats.add(gave_up=1)
-        if self._emitter.active:
-            function = self._emitter.function
-            self._emitter.emit(
+        self.stats.add(gave_up=1)
+        if self.emitter.active:
+            self.emitter.emit(
                 events.CallGaveUp(
-                    function=function,
-                    attempts=call.attempts,
-                    calls=call.calls,
-                    error=final,
-                    seconds=call.elapsed(),
+                    attempts=call.attempts, calls=call.calls, error=final, seconds=call.elapsed()
                 )
             )
         return None if final is error else final
@@ -401,17 +390,7 @@ class Report:
         if call.items and len(made) == 1:
             return f"failed after {_many(call.items, 'item')} of the stream"
         if len(made) > 1 or refused or (single and self.needs_start):
-            since_first = call.started is None
-            begin = call.first_failed if since_first else call.started
-            seconds = None if begin is None else ambient.clock().monotonic() - begin
-            text = story(
-                made,
-                attempts=call.attempts,
-                calls=call.calls,
-                seconds=seconds,
-                since_first=since_first,
-                owner=self._owner,
-            )
+            text = story(call, self.info.owner)
             if call.items:
                 call.remark = f"{_many(call.items, 'item')} of the stream had come"
             end = f"then {type(error).__name__}: {error}" if refused else call.remark
@@ -430,13 +409,9 @@ class Report:
 
     def succeeded(self, call: Call) -> None:
         """Notify listeners of a value that was computed."""
-        if self._emitter.active:
-            function = self._emitter.function
-            self._emitter.emit(
+        if self.emitter.active:
+            self.emitter.emit(
                 events.CallSucceeded(
-                    function=function,
-                    attempts=call.attempts,
-                    calls=call.calls,
-                    seconds=call.elapsed(),
+                    attempts=call.attempts, calls=call.calls, seconds=call.elapsed()
                 )
             )

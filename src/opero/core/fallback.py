@@ -292,9 +292,7 @@ class ArgFallback:
             self._stats.add(fallbacks=1)
             if self._emitter.active:
                 shown = show_value(self.parameter.name, index, value, secret=self.secret)
-                self._emitter.emit(
-                    events.FallbackUsed(function=self._emitter.function, value=shown, index=index)
-                )
+                self._emitter.emit(events.FallbackUsed(value=shown, index=index))
 
     def _refuses(self, value: object, index: int) -> float | None:
         return None if self.circuit is None else self.circuit.refuses(value, index)
@@ -304,9 +302,7 @@ class ArgFallback:
         call.waited += seconds
         self._stats.add(waited=seconds)
         if self._emitter.active:
-            self._emitter.emit(
-                events.LimiterWaited(function=self._emitter.function, seconds=seconds)
-            )
+            self._emitter.emit(events.LimiterWaited(seconds=seconds))
 
     def failed(self, call: Call, error: Exception) -> None:
         """Note which values need no other call, and let a value cool down whose service asked to wait."""
@@ -333,11 +329,7 @@ class ArgFallback:
         self.cooldowns.begin(call.value, index, ambient.clock().monotonic() + seconds)
         if self._emitter.active:
             shown = show_value(self.parameter.name, index, call.value, secret=self.secret)
-            self._emitter.emit(
-                events.ValueCooling(
-                    function=self._emitter.function, value=shown, seconds=seconds, source=source
-                )
-            )
+            self._emitter.emit(events.ValueCooling(value=shown, seconds=seconds, source=source))
 
     def moves_on(self, call: Call, error: Exception) -> bool:
         """Return whether the next value is tried after this error."""

@@ -30,7 +30,10 @@ Kind = Literal["sync", "async", "generator", "async_generator"]
 
 
 class FunctionInfo:
-    """A function to be decorated.
+    """A function to be decorated, and how it must be wrapped.
+
+    Args:
+        fn: A function, method, `functools.partial` or object with `__call__` (also `async`).
 
     Attributes:
         fn: The function itself, called exactly as it is.
@@ -43,26 +46,28 @@ class FunctionInfo:
             parameters (fallback, cache keys, secrets) refer to them.
         in_class: Whether it was defined in a class body, so that its first parameter is an
             instance or class.
+
+    Raises:
+        OperoUsageError: `fn` is not callable.
     """
 
-    def __init__(
-        self,
-        fn: Callable[..., Any],
-        *,
-        kind: Kind,
-        name: str,
-        module: str,
-        qualname: str,
-        in_class: bool,
-    ) -> None:
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        if not callable(fn):
+            raise OperoUsageError(
+                f"opero can only decorate something callable, not {type(fn).__name__}. "
+                "Options are keyword-only: write @opero(retries=3)."
+            )
+        named = unwrap_partial(fn)
         self.fn: Callable[..., Any] = fn
-        self.kind: Kind = kind
-        self.name: str = name
-        self.module: str = module
-        self.qualname: str = qualname
+        self.kind: Kind = _kind(fn)
+        self.name: str = getattr(named, "__name__", type(named).__name__)
+        self.module: str = getattr(named, "__module__", None) or type(named).__module__
+        self.qualname: str = getattr(named, "__qualname__", type(named).__qualname__)
         self.calling: tuple[Parameter, ...] = called_parameters(fn)
         self.parameters: tuple[Parameter, ...] = shown_parameters(fn)
-        self.in_class: bool = in_class
+        within = self.qualname.rpartition(".")[0]
+        plain = isinstance(fn, types.FunctionType)
+        self.in_class: bool = plain and bool(within) and not within.endswith("<locals>")
         self._described = fn
 
     @functools.cached_property
@@ -143,38 +148,6 @@ def used_up(name: str) -> str:
     return f"{name} is an iterator or file, which the first call may have used up: give a list, or retries=0"
 
 
-def describe_function(fn: Callable[..., Any]) -> FunctionInfo:
-    """Inspect a callable and return how it must be wrapped.
-
-    Args:
-        fn: A function, method, `functools.partial` or object with `__call__` (also `async`).
-
-    Returns:
-        Its description.
-
-    Raises:
-        OperoUsageError: `fn` is not callable.
-    """
-    if not callable(fn):
-        raise OperoUsageError(
-            f"opero can only decorate something callable, not {type(fn).__name__}. "
-            "Options are keyword-only: write @opero(retries=3)."
-        )
-    named = unwrap_partial(fn)
-    qualname = getattr(named, "__qualname__", type(named).__qualname__)
-    owner = qualname.rpartition(".")[0]
-    return FunctionInfo(
-        fn=fn,
-        kind=_kind(fn),
-        name=getattr(named, "__name__", type(named).__name__),
-        module=getattr(named, "__module__", None) or type(named).__module__,
-        qualname=qualname,
-        in_class=isinstance(fn, types.FunctionType)
-        and bool(owner)
-        and not owner.endswith("<locals>"),
-    )
-
-
 def unwrap_partial(fn: Callable[..., Any]) -> Any:
     """Return what stands inside all layers of `functools.partial`: it has the name and the docs."""
     while isinstance(fn, functools.partial):
@@ -189,10 +162,8 @@ _KINDS: Final[dict[int, Kind]] = {0x20: "generator", 0x80: "async", 0x200: "asyn
 def _kind(fn: Callable[..., Any]) -> Kind:
     target = unwrap_partial(fn)
     if is_bare(target):
-        for flag, kind in _KINDS.items():
-            if target.__code__.co_flags & flag:
-                return kind
-        return "sync"
+        flags = target.__code__.co_flags
+        return next((kind for flag, kind in _KINDS.items() if flags & flag), "sync")
     import inspect
 
     if not (inspect.isroutine(target) or inspect.isclass(target)):

@@ -78,7 +78,6 @@ class Invoke:
         if self._emitter.active:
             self._emitter.emit(
                 events.AttemptFailed(
-                    function=self._emitter.function,
                     attempt=call.attempts,
                     value=call.label,
                     error=None if isinstance(error, Rejected) else error,

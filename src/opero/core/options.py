@@ -17,42 +17,10 @@ from typing import (
     dataclass_transform,
 )
 
+import opero.utils.checks as checks
 from opero.errors import FailureFilter, OperoUsageError, RetryFilter, did_you_mean
-from opero.utils import units
-from opero.utils.checks import (
-    boolean,
-    breaker,
-    budget,
-    callable_or_none,
-    chunks,
-    codec,
-    concurrency,
-    duration,
-    duration_or_none,
-    error_bound,
-    error_types,
-    executor,
-    factor,
-    failure_filter,
-    handlers,
-    names,
-    none_or,
-    one_of,
-    path,
-    progress,
-    rate,
-    retry_filter,
-    share,
-    size,
-    store,
-    strategy,
-    text,
-    text_or_none,
-    token,
-    version,
-    whole,
-)
 from opero.utils.secrets import masked_repr
+from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
     import inspect
@@ -225,49 +193,49 @@ class Options(_Declared):
             value and the fix.
     """
 
-    cache: bool = option("cache", True, boolean)
-    cache_ttl: Duration | None = option("cache", 3600, duration_or_none)
-    cache_backend: str | Store = option("cache", "memory", store)
-    cache_key: Callable[..., object] | None = option("cache", None, callable_or_none)
-    cache_namespace: str = option("cache", "opero", text)
-    cache_maxsize: int = option("cache", 10_000, whole(1))
-    cache_max_bytes: int | str = option("cache", 256_000_000, size)
-    cache_if: Callable[[Any, Any], object] | None = option("cache", None, callable_or_none)
-    cache_copy: bool = option("cache", True, boolean)
-    cache_codec: str | Codec = option("cache", "auto", codec)
-    cache_ignore: Iterable[str] = option("cache", (), names)
-    cache_version: str | int | None = option("cache", None, version)
-    cache_stale_ttl: Duration | None = option("cache", None, duration_or_none)
-    cache_refresh: float | None = option("cache", None, share)
-    retries: int = option("retry", 3, whole(0))
-    backoff_factor: float = option("retry", 1.5, factor)
-    min_delay: Duration = option("retry", 0.1, duration)
-    max_delay: Duration = option("retry", 30, duration)
-    jitter: bool = option("retry", True, boolean)
-    retry_on: RetryFilter = option("retry", "default", retry_filter)
-    retry_if_result: Callable[[Any], object] | None = option("retry", None, callable_or_none)
-    wait: Callable[..., Any] | None = option("retry", None, strategy)
-    stop: Callable[..., Any] | None = option("retry", None, strategy)
-    deadline: Duration | None = option("any", None, duration_or_none)
-    retry_after_max: Duration = option("retry", 60, duration)
-    retry_budget: RetryBudget | None = option("retry", None, budget)
-    retry_nested: bool = option("retry", True, boolean)
-    arg_fallback: str | None = option("fallback", None, text_or_none)
-    fallback_on: FailureFilter = option("fallback", Exception, failure_filter)
-    rate_limit: float | str | RateLimiter | None = option("rate limit", None, rate)
-    circuit_breaker: bool | CircuitBreaker | None = option("guard", None, breaker)
-    concurrency: int | ConcurrencyLimit | None = option("guard", None, concurrency)
-    timeout: Duration | None = option("guard", None, duration_or_none)
-    idle_timeout: Duration | None = option("guard", None, duration_or_none)
-    secret: Iterable[str] = option("any", (), names)
+    cache: bool = option("cache", True, checks.boolean)
+    cache_ttl: Duration | None = option("cache", 3600, checks.duration_or_none)
+    cache_backend: str | Store = option("cache", "memory", checks.store)
+    cache_key: Callable[..., object] | None = option("cache", None, checks.callable_or_none)
+    cache_namespace: str = option("cache", "opero", checks.text)
+    cache_maxsize: int = option("cache", 10_000, checks.whole(1))
+    cache_max_bytes: int | str = option("cache", 256_000_000, checks.size)
+    cache_if: Callable[[Any, Any], object] | None = option("cache", None, checks.callable_or_none)
+    cache_copy: bool = option("cache", True, checks.boolean)
+    cache_codec: str | Codec = option("cache", "auto", checks.codec)
+    cache_ignore: Iterable[str] = option("cache", (), checks.names)
+    cache_version: str | int | None = option("cache", None, checks.version)
+    cache_stale_ttl: Duration | None = option("cache", None, checks.duration_or_none)
+    cache_refresh: float | None = option("cache", None, checks.share)
+    retries: int = option("retry", 3, checks.whole(0))
+    backoff_factor: float = option("retry", 1.5, checks.factor)
+    min_delay: Duration = option("retry", 0.1, checks.duration)
+    max_delay: Duration = option("retry", 30, checks.duration)
+    jitter: bool = option("retry", True, checks.boolean)
+    retry_on: RetryFilter = option("retry", "default", checks.retry_filter)
+    retry_if_result: Callable[[Any], object] | None = option("retry", None, checks.callable_or_none)
+    wait: Callable[..., Any] | None = option("retry", None, checks.strategy)
+    stop: Callable[..., Any] | None = option("retry", None, checks.strategy)
+    deadline: Duration | None = option("any", None, checks.duration_or_none)
+    retry_after_max: Duration = option("retry", 60, checks.duration)
+    retry_budget: RetryBudget | None = option("retry", None, checks.budget)
+    retry_nested: bool = option("retry", True, checks.boolean)
+    arg_fallback: str | None = option("fallback", None, checks.text_or_none)
+    fallback_on: FailureFilter = option("fallback", Exception, checks.failure_filter)
+    rate_limit: float | str | RateLimiter | None = option("rate limit", None, checks.rate)
+    circuit_breaker: bool | CircuitBreaker | None = option("guard", None, checks.breaker)
+    concurrency: int | ConcurrencyLimit | None = option("guard", None, checks.concurrency)
+    timeout: Duration | None = option("guard", None, checks.duration_or_none)
+    idle_timeout: Duration | None = option("guard", None, checks.duration_or_none)
+    secret: Iterable[str] = option("any", (), checks.names)
     on_event: Callable[[Event], object] | Iterable[Callable[[Event], object]] | None = option(
-        "any", None, handlers
+        "any", None, checks.handlers
     )
 
     def __post_init__(self) -> None:
         low, high = (
-            units.parse_seconds(self.min_delay, "min_delay"),
-            units.parse_seconds(self.max_delay, "max_delay"),
+            parse_seconds(self.min_delay, "min_delay"),
+            parse_seconds(self.max_delay, "max_delay"),
         )
         if low > high:
             raise OperoUsageError(
@@ -281,6 +249,12 @@ class Options(_Declared):
                     f"{name}={getattr(self, name)!r} needs entries that expire: "
                     "give a cache_ttl other than None, or leave it out."
                 )
+
+    @property
+    def listeners(self) -> tuple[Callable[[Event], object], ...]:
+        """The listeners of `on_event`, one or several."""
+        given = self.on_event
+        return () if given is None else (given,) if callable(given) else tuple(given)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -379,31 +353,33 @@ class MapOptions(Options):
     """
 
     mode: Literal["auto", "process", "thread", "async", "async_process"] = option(
-        "map", "auto", one_of(*MODES)
+        "map", "auto", checks.one_of(*MODES)
     )
-    workers: int = option("map", 4, whole(1))
-    ordered: bool = option("map", True, boolean)
-    progress: bool | Literal["rich"] = option("map", True, progress)
+    workers: int = option("map", 4, checks.whole(1))
+    ordered: bool = option("map", True, checks.boolean)
+    progress: bool | Literal["rich"] = option("map", True, checks.progress)
     on_error: Literal["raise", "return", "skip"] = option(
-        "map", "raise", one_of("raise", "return", "skip")
+        "map", "raise", checks.one_of("raise", "return", "skip")
     )
-    max_errors: int | float | None = option("map", None, error_bound)
-    chunksize: int | Literal["auto"] = option("map", "auto", chunks)
+    max_errors: int | float | None = option("map", None, checks.error_bound)
+    chunksize: int | Literal["auto"] = option("map", "auto", checks.chunks)
     executor: Executor | AbstractContextManager[Any] | Callable[[], Any] | None = option(
-        "map", None, executor
+        "map", None, checks.executor
     )
-    sequential: bool = option("map", False, boolean)
-    item_key: Callable[[Any], object] | None = option("map", None, callable_or_none)
-    checkpoint: str | os.PathLike[str] | None = option("map", None, none_or(path))
-    worker_init: Callable[[], object] | None = option("map", None, callable_or_none)
-    max_tasks_per_worker: int | None = option("map", None, none_or(whole(1)))
-    memory_limit: int | str | None = option("map", None, none_or(size))
+    sequential: bool = option("map", False, checks.boolean)
+    item_key: Callable[[Any], object] | None = option("map", None, checks.callable_or_none)
+    checkpoint: str | os.PathLike[str] | None = option("map", None, checks.none_or(checks.path))
+    worker_init: Callable[[], object] | None = option("map", None, checks.callable_or_none)
+    max_tasks_per_worker: int | None = option("map", None, checks.none_or(checks.whole(1)))
+    memory_limit: int | str | None = option("map", None, checks.none_or(checks.size))
     start_method: Literal["fork", "forkserver", "spawn"] | None = option(
-        "map", None, none_or(one_of("fork", "forkserver", "spawn"))
+        "map", None, checks.none_or(checks.one_of("fork", "forkserver", "spawn"))
     )
-    on_result: Callable[[Any], object] | None = option("map", None, callable_or_none)
-    stop_token: StopToken | None = option("map", None, token)
-    stop_on: type[BaseException] | tuple[type[BaseException], ...] = option("map", (), error_types)
+    on_result: Callable[[Any], object] | None = option("map", None, checks.callable_or_none)
+    stop_token: StopToken | None = option("map", None, checks.token)
+    stop_on: type[BaseException] | tuple[type[BaseException], ...] = option(
+        "map", (), checks.error_types
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

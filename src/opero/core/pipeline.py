@@ -96,7 +96,6 @@ class CallObserver:
             made = call.source == "fresh"
             self._emitter.emit(
                 events.CallEnded(
-                    function=self._emitter.function,
                     # A coroutine that is closed ends in another context, where its run is not the current one.
                     run_id=call.run.id,
                     parent_id=call.run.parent_id,
@@ -139,9 +138,7 @@ class Pipeline:
         self.info = info
         self.options = options
         self.stats: Stats = origin.stats if origin else Stats()
-        given = options.on_event
-        listeners = () if given is None else (given,) if callable(given) else tuple(given)
-        self.emitter: Emitter = Emitter(info.qualname, listeners, module=info.module)
+        self.emitter: Emitter = Emitter(info.qualname, options.listeners, module=info.module)
         emitter = self.emitter
         policy = RetryPolicy.of(options)
         retries = bool(options.retries or options.stop)
@@ -158,7 +155,7 @@ class Pipeline:
         if self.cache is not None:
             self.cache.connect(policy.retries_on, self.run)
         self.report: Report = Report(
-            info, self.stats, emitter, retried=retries, needs_start=policy.needs_start
+            info, self.stats, emitter, retried=retries, needs_start=policy.stop is not None
         )
         self.retry: Retry = self._retry(policy if retries else None)
         self.fallback: ArgFallback | None = self._fallback(origin)
@@ -180,8 +177,8 @@ class Pipeline:
             stream=info.kind in ("generator", "async_generator"),
         )
 
-        self.fast_path: FastPath = FastPath(closed=bool(listeners) or info.kind == "sync")
-        self._listened = bool(listeners)
+        self.fast_path: FastPath = FastPath(closed=bool(emitter.listeners) or info.kind == "sync")
+        self._listened = bool(emitter.listeners)
         self.awaits: bool = info.kind in ("async", "async_generator")
         self._arun: AsyncProceed | None = None
         if not self.awaits:
@@ -213,9 +210,6 @@ class Pipeline:
             options.retry_budget.guards(self.info.module, self.info.qualname, "retry_budget")
         retry = Retry(
             policy,
-            self.info,
-            self.stats,
-            self.emitter,
             self.report,
             budget=options.retry_budget,
             nested=options.retry_nested,

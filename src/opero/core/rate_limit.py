@@ -207,7 +207,7 @@ class RateLimit:
         self._stats.add(waited=seconds)
         emitter = self._emitter
         if emitter.active:
-            emitter.emit(events.LimiterWaited(function=emitter.function, seconds=seconds))
+            emitter.emit(events.LimiterWaited(seconds=seconds))
 
     def _failed(self, call: Call, error: Exception, limiter: RateLimiter | None = None) -> None:
         """Pause the limiter, or the bucket, for all callers if the service asks to wait."""
@@ -216,11 +216,7 @@ class RateLimit:
             return
         emitter = self._emitter
         if emitter.active:
-            emitter.emit(
-                events.LimiterPaused(
-                    function=emitter.function, seconds=hint.seconds, source=hint.source
-                )
-            )
+            emitter.emit(events.LimiterPaused(seconds=hint.seconds, source=hint.source))
 
     def describe(self) -> str:
         """Return the rate, the spacing and which callers share it, for `explain()`."""

@@ -25,17 +25,10 @@ if TYPE_CHECKING:
     from opero.core.circuit_breaker import Circuit
     from opero.core.decorated import Decorate
     from opero.core.failures import Report
-    from opero.core.function import FunctionInfo
     from opero.core.options import Options
     from opero.core.retry_budget import RetryBudget
-    from opero.core.stats import Stats
     from opero.errors import RetryFilter
-    from opero.events.bus import Emitter
     from opero.utils.units import Duration
-
-__all__ = [
-    "Retry", "RetryPolicy", "RetryState", "get_retry_decorator", "grown", "is_retry_error", "retry_error",
-]  # fmt: skip
 
 
 def grown(low: float, high: float, factor: float, exponent: int) -> float:
@@ -57,42 +50,30 @@ class RetryPolicy(NamedTuple):
 
     Attributes:
         retries: Attempts after the first; ignored where `stop` is given.
-        low, high, factor, jitter: The pauses, in seconds; ignored where `wait` is given.
+        min_delay, max_delay, backoff_factor, jitter: The pauses, in seconds; ignored where `wait` is given.
         retry_on: Type, tuple of types, predicate on the exception, tenacity retry strategy, "default" or
             "transient".
         wait, stop: tenacity strategies of the user's.
-        longest_hint: Longest pause that a service may ask for, in seconds.
+        retry_after_max: Longest pause that a service may ask for, in seconds.
     """
 
     retries: int = 3
-    low: float = 0.1
-    high: float = 30.0
-    factor: float = 1.5
+    min_delay: float = 0.1
+    max_delay: float = 30.0
+    backoff_factor: float = 1.5
     jitter: bool = True
     retry_on: Any = "default"
     wait: Callable[[Any], float] | None = None
     stop: Callable[[Any], bool] | None = None
-    longest_hint: float = 60.0
+    retry_after_max: float = 60.0
 
     @classmethod
     def of(cls, options: Options) -> RetryPolicy:
         """Make the policy that the options describe."""
-        return cls(
-            retries=options.retries,
-            low=parse_seconds(options.min_delay, "min_delay"),
-            high=parse_seconds(options.max_delay, "max_delay"),
-            factor=options.backoff_factor,
-            jitter=options.jitter,
-            retry_on=options.retry_on,
-            wait=options.wait,
-            stop=options.stop,
-            longest_hint=parse_seconds(options.retry_after_max, "retry_after_max"),
-        )
-
-    @property
-    def needs_start(self) -> bool:
-        """Whether the clock must be read before the first attempt, because `stop` may ask for the time spent."""
-        return self.stop is not None
+        values = {name: getattr(options, name) for name in cls._fields}
+        for name in ("min_delay", "max_delay", "retry_after_max"):
+            values[name] = parse_seconds(values[name], name)
+        return cls(**values)
 
     def retries_on(self, error: Exception) -> bool:
         """Return whether an error is one that `retry_on` means, outside of any call."""
@@ -100,26 +81,27 @@ class RetryPolicy(NamedTuple):
 
     def longest_pause(self, retry: int) -> float:
         """Return the longest pause before retry number `retry`, from 1, in seconds."""
-        return grown(self.low, self.high, self.factor, retry if self.jitter else retry - 1)
+        exponent = retry if self.jitter else retry - 1
+        return grown(self.min_delay, self.max_delay, self.backoff_factor, exponent)
 
     def pause(self, retry: int) -> float:
         """Return the pause before retry number `retry`, from 1, in seconds.
 
-        It is drawn uniformly from [low, min(high, low · factor^retry)]: exponential backoff whose
-        lower bound keeps a minimum distance, after "Exponential Backoff And Jitter" (M. Brooker,
-        AWS Architecture Blog, 2015). Without jitter it is min(high, low · factor^(retry-1)).
+        It is drawn uniformly from [min_delay, min(max_delay, min_delay · factor^retry)]: exponential
+        backoff whose lower bound keeps a minimum distance, after "Exponential Backoff And Jitter" (M.
+        Brooker, AWS Architecture Blog, 2015). Without jitter it is min(max_delay, min_delay · factor^(retry-1)).
         """
         longest = self.longest_pause(retry)
         if not self.jitter:
             return longest
         import random
 
-        return random.uniform(self.low, longest)
+        return random.uniform(self.min_delay, longest)
 
     def pauses(self) -> tuple[float, float]:
         """Shortest and longest sum of all pauses of a call that fails to the end, in seconds."""
         longest = [self.longest_pause(1 + n) for n in range(min(self.retries, 1000))]
-        return self.low * len(longest) if self.jitter else sum(longest), sum(longest)
+        return self.min_delay * len(longest) if self.jitter else sum(longest), sum(longest)
 
 
 class RetryState:
@@ -308,10 +290,7 @@ class Retry:
 
     Args:
         policy: The rules; None for a single attempt.
-        info: The function.
-        stats: Its counters.
-        emitter: Where its events go.
-        report: Reports how calls have ended.
+        report: Reports how calls of the function have ended; has its counters and its emitter.
         budget: Retries that it shares with other functions, or None.
         nested: Whether to retry what another opero function, called by this one, has retried in
             vain.
@@ -326,9 +305,6 @@ class Retry:
     def __init__(
         self,
         policy: RetryPolicy | None,
-        info: FunctionInfo,
-        stats: Stats,
-        emitter: Emitter,
         report: Report,
         *,
         budget: RetryBudget | None = None,
@@ -340,10 +316,9 @@ class Retry:
         self.circuit: Circuit | None = None
         self._report = report
         self._nested = nested
-        self._info = info
-        self._owner = info.owner
-        self._stats = stats
-        self._emitter = emitter
+        self._info = report.info
+        self._stats = report.stats
+        self._emitter = report.emitter
 
     def describe(self) -> str:
         """Return the line for `explain()`, nothing without retries."""
@@ -353,11 +328,11 @@ class Retry:
         often = "until the given stop" if policy.stop else f"1 + {policy.retries} attempts"
         if policy.wait:
             pauses = "pauses by the given wait"
-        elif policy.low == 0:
+        elif policy.min_delay == 0:
             pauses = "no pauses"
         else:
             shown = [policy.longest_pause(1 + n) for n in range(min(3, policy.retries))]
-            lead = f"{policy.low:.3g} s to " if policy.jitter else ""
+            lead = f"{policy.min_delay:.3g} s to " if policy.jitter else ""
             more = ", …" if policy.retries > len(shown) else ""
             pauses = f"pause {lead}{', '.join(f'{s:.3g}' for s in shown)}{more} s"
         more = "" if self.budget is None else f"; at most {self.budget.describe()}"
@@ -378,7 +353,7 @@ class Retry:
         if state is None:
             started = now if call.started is None else call.started
             state = call.retry = RetryState(policy, call.attempts, started, call.slept)
-        delay, remark = None, self._asked_too_much(call, error, policy.longest_hint)
+        delay, remark = None, self._asked_too_much(call, error, policy.retry_after_max)
         if remark is None and inner is not None and not self._nested:
             remark = f"{inner}() within it had retried, and retry_nested=False"
         if remark is None:
@@ -394,15 +369,14 @@ class Retry:
         self._stats.add(retries=1)
         emitter = self._emitter
         if emitter.active:
-            name = emitter.function
             if inner is not None:
-                emitter.emit(events.RetriesNested(function=name, inner=inner))
-            emitter.emit(events.RetryScheduled(function=name, attempt=call.attempts, delay=delay))
+                emitter.emit(events.RetriesNested(inner=inner))
+            emitter.emit(events.RetryScheduled(attempt=call.attempts, delay=delay))
         return delay
 
     def _inner(self, call: Call, error: Exception) -> str | None:
         """Return the name of an opero function that has retried in vain in each call of this attempt."""
-        found = [inner_of(e, self._owner) for e in call.attempt_errors or (error,)]
+        found = [inner_of(e, self._info.owner) for e in call.attempt_errors or (error,)]
         for each in found:
             if each is not None and len(self.within) < _MOST_NAMES:
                 self.within[each.name] = None
@@ -442,9 +416,7 @@ class Retry:
         if refused is not None or self.budget is None or self.budget.withdraw():
             return refused
         if self._emitter.active:
-            self._emitter.emit(
-                events.RetryBudgetSpent(function=self._emitter.function, budget=self.budget.name)
-            )
+            self._emitter.emit(events.RetryBudgetSpent(budget=self.budget.name))
         return f"no retry is left in {self.budget!r}"
 
     def slept(self, call: Call, seconds: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 
@@ -16,30 +16,29 @@ class FastCounter:
     from its `repr`, because copying or pickling a count is deprecated since Python 3.12.
     """
 
-    __slots__ = ("_counter", "_more", "_zero", "count")
+    __slots__ = ("_counter", "_zero", "count")
 
     def __init__(self) -> None:
         self._counter = itertools.count()
         self._zero = 0
         self.count: Callable[[], int] = self._counter.__next__
-        self._more = 0
 
     @property
     def value(self) -> int:
         """How often `count` was called since the last reset."""
-        return self._total() - self._zero
+        return self._counted() - self._zero
 
     def reset(self) -> None:
         """Count from zero again."""
         # Fast paths hold `count`, so the zero moves instead of the counter.
-        self._zero = self._total()
+        self._zero = self._counted()
 
     def add(self, amount: int) -> None:
         """Count what was counted elsewhere; callers hold a lock of their own."""
-        self._more += amount
+        self._zero -= amount
 
-    def _total(self) -> int:
-        return int(repr(self._counter)[6:-1]) + self._more
+    def _counted(self) -> int:
+        return int(repr(self._counter)[6:-1])
 
 
 class Stats:
@@ -69,31 +68,22 @@ class Stats:
         <Stats calls=1 hits=1 misses=1>
     """
 
-    _FIELDS = (
-        "calls",
-        "failures",
-        "retries",
-        "fallbacks",
-        "gave_up",
-        "hits",
-        "misses",
-        "shared",
-        "stale",
-        "slept",
-        "waited",
-    )
-
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.call_counter: Final = FastCounter()
         self.hit_counter: Final = FastCounter()
         self.miss_counter: Final = FastCounter()
+        self._counters = {
+            "calls": self.call_counter,
+            "hits": self.hit_counter,
+            "misses": self.miss_counter,
+        }
         self.reset()
 
     def reset(self) -> None:
         """Set all counters to zero."""
         with self._lock:
-            for counter in (self.call_counter, self.hit_counter, self.miss_counter):
+            for counter in self._counters.values():
                 counter.reset()
             self.failures = self.retries = self.fallbacks = self.gave_up = 0
             self.shared = self.stale = 0
@@ -119,23 +109,15 @@ class Stats:
         """Add to several counters at once; off the fast path only."""
         with self._lock:
             for name, amount in amounts.items():
-                setattr(self, name, getattr(self, name) + amount)
-
-    def merge(self, amounts: Mapping[str, float]) -> None:
-        """Add what a worker has counted, by name."""
-        counters = {
-            "calls": self.call_counter,
-            "hits": self.hit_counter,
-            "misses": self.miss_counter,
-        }
-        with self._lock:
-            for name, counter in counters.items():
-                counter.add(int(amounts.get(name, 0)))
-        self.add(**{name: n for name, n in amounts.items() if name not in counters})
+                if name in self._counters:
+                    self._counters[name].add(int(amount))
+                else:
+                    setattr(self, name, getattr(self, name) + amount)
 
     def as_dict(self) -> dict[str, float]:
         """Return all counters by name."""
-        return {name: getattr(self, name) for name in self._FIELDS}
+        names = ("calls", "failures", "retries", "fallbacks", "gave_up", "hits", "misses", "shared")
+        return {name: getattr(self, name) for name in (*names, "stale", "slept", "waited")}
 
     def __repr__(self) -> str:
         counted = {name: value for name, value in self.as_dict().items() if value}

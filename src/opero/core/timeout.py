@@ -70,9 +70,7 @@ class Timeout:
             return overdue(bounded, self._emitter, "during the call")
         seconds = self.seconds or 0.0
         if self._emitter.active:
-            self._emitter.emit(
-                events.CallTimedOut(function=self._emitter.function, seconds=seconds)
-            )
+            self._emitter.emit(events.CallTimedOut(seconds=seconds))
         return CallTimeoutError(self._emitter.function, seconds)
 
     # --- adapters ---------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def decorator_of(
         f"Make calls of a function dependable: @{name}, or @{name}(option=value, ...).\n\n"
         f"{options_class.__doc__ or ''}"
     )
-    # Whoever inspects it sees the options as its parameters.
+    # `inspect` shows the options as its parameters.
     decorator.__wrapped__ = options_class
     decorator.__annotations__ = {}
     return cast("Decorator[O]", decorator)

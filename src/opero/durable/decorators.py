@@ -236,13 +236,11 @@ def _make_activity(idempotent: bool, given: dict[str, Any], fn: Any, name: str |
         raise OperoUsageError(
             f"activity() takes no {cached[0]}: results of activities are recorded, never cached."
         )
-    given = {"retries": 0, **given}
-    if given["retries"] or given.get("stop") is not None:
+    options = Options.of("activity", **{"cache": False, "retries": 0, **given})
+    if options.retries or options.stop is not None:
         # A listener costs each call something, and only retries are recorded.
-        listener = given.pop("on_event", None)
-        listeners = () if listener is None else (listener,) if callable(listener) else listener
-        given["on_event"] = (*listeners, _record_retry)
-    plain = decorate(fn, Options.of("activity", cache=False, **given), by="activity")
+        options = options.replace("activity", on_event=(*options.listeners, _record_retry))
+    plain = decorate(fn, options, by="activity")
     pipeline: Pipeline = plain.__opero__
     info = pipeline.info
     if info.kind in ("generator", "async_generator"):

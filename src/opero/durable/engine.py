@@ -228,9 +228,7 @@ class Engine:
         """Remember what could not be written; it is tried at each poll."""
         with self._lock:
             new = record.id not in self._stranded
-            self._stranded[record.id] = move or Move(
-                record.id, record.owner or "", record.epoch, State.QUEUED
-            )
+            self._stranded[record.id] = move or Move(*record.ownership, State.QUEUED)
         if new:
             _warn(f"workflow {record.id!r} goes on when its journal can be written again: {text}")
 
@@ -334,9 +332,7 @@ class Engine:
                 f"it was started by version {record.version!r} of {record.name!r}, and this program has {known}: "
                 "bring that version back, or fork the workflow"
             )
-            self.journal.write(
-                Move(record.id, record.owner or "", record.epoch, State.BLOCKED, error=text)
-            )
+            self.journal.write(Move(*record.ownership, State.BLOCKED, error=text))
             return
         if not spec.is_async:
             self._threads.reserve(always=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import functools
 import threading
 import uuid
 from collections.abc import Callable, Coroutine, Iterable
@@ -57,17 +58,14 @@ def in_thread_of(
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
     """Return the asynchronous variant of a method: the same in a thread, so that the event loop is not blocked."""
 
+    @functools.wraps(method)
     async def variant(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
         require_loop("read or write the journal")
         return await asyncio.to_thread(method, self, *args, **kwargs)
 
-    name = f"a{method.__name__}"
-    variant.__name__, variant.__qualname__ = (
-        name,
-        f"{method.__qualname__.rpartition('.')[0]}.{name}",
-    )
-    variant.__doc__ = f"Do what `{method.__name__}` does, without blocking the event loop."
-    vars(variant)["__wrapped__"] = method  # its signature
+    owner, _, name = method.__qualname__.rpartition(".")
+    variant.__name__, variant.__qualname__ = f"a{name}", f"{owner}.a{name}"
+    variant.__doc__ = f"Do what `{name}` does, without blocking the event loop."
     return variant
 
 
@@ -324,31 +322,21 @@ def _resolution(path: str, result: Any, error: Exception | None, again: bool) ->
 
 SETTLED: Final = ENDED | {State.BLOCKED, State.IN_DOUBT}
 """States of workflows that have ended, or can go on only with help from outside."""
-_OF_STATUS: Final[dict[str, tuple[State, ...]]] = {
-    WorkflowStatus.PROCESSING: tuple(state for state in State if state not in ENDED),
-    WorkflowStatus.DONE: (State.DONE,),
-    WorkflowStatus.FAILED: (State.FAILED, State.CANCELLED, State.DEAD),
-}
 
 
 def _states_of(status: str | None) -> tuple[State, ...]:
     """Return the states that a status covers; a state is itself.
 
-    "failed" includes what was cancelled or given up.
-
     Raises:
         OperoUsageError: There is no such status.
     """
-    if status is None:
-        return ()
-    if status in _OF_STATUS:
-        return _OF_STATUS[status]
-    if status in set(State):
-        return (State(status),)
-    known = [*map(str, _OF_STATUS), *map(str, State)]
-    raise OperoUsageError(
-        f"status={status!r}: there is no such status.{did_you_mean(status, known)}"
-    )
+    found = tuple(state for state in State if status in (state.status, state))
+    if status is not None and not found:
+        known = [*map(str, WorkflowStatus), *map(str, State)]
+        raise OperoUsageError(
+            f"status={status!r}: there is no such status.{did_you_mean(status, known)}"
+        )
+    return found
 
 
 def _status_of(
@@ -372,7 +360,7 @@ def _status_of(
     return {
         "id": record.id,
         "name": record.name,
-        "status": str(record.status),
+        "status": str(record.state.status),
         "current_activity": active,
         "error_message": error,
         "output": _shown(record.output),

@@ -31,6 +31,13 @@ class State(StrEnum):
     CANCELLED = "cancelled"
     DEAD = "dead"
 
+    @property
+    def status(self) -> WorkflowStatus:
+        """The state in coarser words; "failed" includes what was cancelled or given up."""
+        if self is State.DONE:
+            return WorkflowStatus.DONE
+        return WorkflowStatus.FAILED if self in ENDED else WorkflowStatus.PROCESSING
+
 
 ENDED: Final = frozenset({State.DONE, State.FAILED, State.CANCELLED, State.DEAD})
 
@@ -92,11 +99,9 @@ class WorkflowRecord:
     updated: float = 0.0
 
     @property
-    def status(self) -> WorkflowStatus:
-        """The state in coarser words."""
-        if self.state is State.DONE:
-            return WorkflowStatus.DONE
-        return WorkflowStatus.FAILED if self.state in ENDED else WorkflowStatus.PROCESSING
+    def ownership(self) -> tuple[str, str, int]:
+        """Id, owner and epoch, with which each write of its owner begins."""
+        return self.id, self.owner or "", self.epoch
 
 
 @dataclass(slots=True)

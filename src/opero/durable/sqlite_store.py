@@ -8,8 +8,9 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -248,11 +249,7 @@ class SqliteStore:
 
     def steps(self, workflow: str) -> list[StepRecord]:
         """Return a workflow's steps in the order of their first record."""
-        rows = self._read(
-            "SELECT path, name, hash, state, value, attempts, wake, began, ended, place FROM step "
-            "WHERE workflow = ? ORDER BY place",
-            (workflow,),
-        )
+        rows = self._read(f"{_SELECT_STEPS} ORDER BY place", (workflow,))
         return [
             StepRecord(path, name, digest, _STEP_STATES[state], *others)
             for path, name, digest, state, *others in rows
@@ -294,7 +291,7 @@ class SqliteStore:
 # --- writes ---------------------------------------------------------------------------------------------------------
 
 
-def _marks(values: Sequence[Any]) -> str:
+def _marks(values: Collection[Any]) -> str:
     """Return a question mark for each value."""
     return ", ".join("?" * len(values))
 
@@ -304,10 +301,14 @@ _SELECT: Final = f"SELECT {', '.join(_COLUMNS)} FROM workflow"  # noqa: S608 - f
 _SAVE: Final = (
     f"INSERT OR REPLACE INTO workflow ({', '.join(_COLUMNS)}) VALUES ({_marks(_COLUMNS)})"  # noqa: S608 - as above
 )
+_STEP_COLUMNS: Final = "path, name, hash, state, value, attempts, wake, began, ended, place"
+_step_values: Final = attrgetter(
+    "path", "name", "hash", "state.value", "value", "attempts", "wake", "began", "ended", "order"
+)
+_SELECT_STEPS: Final = f"SELECT {_STEP_COLUMNS} FROM step WHERE workflow = ?"  # noqa: S608 - as above
 # A step counts only while the workflow is its owner's.
 _PUT_STEP: Final = (
-    "INSERT INTO step (workflow, path, name, hash, state, value, attempts, wake, began, ended, place) "
-    "SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? "
+    f"INSERT INTO step (workflow, {_STEP_COLUMNS}) SELECT {_marks(range(11))} "  # noqa: S608 - as above
     "WHERE EXISTS (SELECT 1 FROM workflow WHERE id = ? AND owner = ? AND epoch = ?) "
     "ON CONFLICT (workflow, path) DO UPDATE SET state = excluded.state, value = excluded.value, "
     "attempts = excluded.attempts, wake = excluded.wake, ended = excluded.ended"
@@ -335,11 +336,7 @@ def _save(db: sqlite3.Connection, record: WorkflowRecord, now: float) -> None:
 
 
 def _put_step(db: sqlite3.Connection, op: PutStep | Take) -> bool:
-    step = op.step
-    values = (
-        op.workflow, step.path, step.name, step.hash, str(step.state), step.value, step.attempts, step.wake,
-        step.began, step.ended, step.order, op.workflow, op.owner, op.epoch,
-    )  # fmt: skip
+    values = (op.workflow, *_step_values(op.step), op.workflow, op.owner, op.epoch)
     return db.execute(_PUT_STEP, values).rowcount == 1
 
 
@@ -375,12 +372,9 @@ def _count_steps(db: sqlite3.Connection, record: WorkflowRecord) -> int:
 
 def _recover(db: sqlite3.Connection, record: WorkflowRecord, now: float, most: int) -> None:
     """Free a workflow whose owner has died; one that has killed its owners too often is dead."""
-    if record.cancel:
-        record.state = State.CANCELLED
-    elif record.state is State.RUNNING:
+    if record.state is State.RUNNING and not record.cancel:
         progressed = _count_steps(db, record) > record.progress
         record.recoveries = 1 if progressed else record.recoveries + 1
-        record.state = State.QUEUED
         if record.recoveries > most:
             record.state = State.DEAD
             record.error = f"given up: its process has died {most + 1} times in a row before another step was recorded"
@@ -388,7 +382,11 @@ def _recover(db: sqlite3.Connection, record: WorkflowRecord, now: float, most: i
 
 
 def _free(db: sqlite3.Connection, record: WorkflowRecord, now: float) -> None:
-    """Save a workflow without an owner, whose writes count no more."""
+    """Save a workflow without an owner, whose writes count no more; it is queued if it was running."""
+    if record.cancel:
+        record.state = State.CANCELLED
+    elif record.state is State.RUNNING:
+        record.state = State.QUEUED
     record.owner, record.epoch = None, record.epoch + 1
     _save(db, record, now)
     _wake_waiting(db, record.id)
@@ -451,12 +449,13 @@ def _fork(db: sqlite3.Connection, op: Fork, now: float) -> WorkflowRecord | None
     if record is None:
         return None
     made = WorkflowRecord(
-        id=op.new, name=record.name, version=op.version, args=record.args, hash=record.hash, created=now
-    )  # fmt: skip
+        id=op.new, name=record.name, version=op.version, args=record.args, hash=record.hash
+    )
+    made.created = now
     _save(db, made, now)
+    kept = f"{_SELECT_STEPS} AND place < ? AND state IN ('done', 'failed')"
     db.execute(
-        "INSERT INTO step SELECT ?, path, name, hash, state, value, attempts, wake, began, ended, place "
-        "FROM step WHERE workflow = ? AND place < ? AND state IN ('done', 'failed')",
+        f"INSERT INTO step SELECT ?, kept.* FROM ({kept}) AS kept",  # noqa: S608 - fixed text
         (op.new, op.workflow, op.before),
     )
     return made
@@ -511,10 +510,6 @@ def _resolve(db: sqlite3.Connection, op: Resolve, now: float) -> bool:
 def _drop(db: sqlite3.Connection, op: Drop, now: float) -> int:
     found = [one for one in _select(db, "WHERE owner = ?", (op.owner,)) if one.id not in op.keep]
     for record in found:
-        if record.cancel:
-            record.state = State.CANCELLED
-        elif record.state is State.RUNNING:
-            record.state = State.QUEUED
         _free(db, record, now)
     return len(found)
 

@@ -136,10 +136,8 @@ class _Wait:
     def move(self, state: State) -> None:
         """Show the workflow in another state if nothing else of it runs."""
         if self._quiet:
-            record = self.run.record
             wake = None if state is State.RUNNING else self._wake
-            owner = record.owner or ""
-            self.run.post(Move(record.id, owner, record.epoch, state, wake=wake, free=False))
+            self.run.post(Move(*self.run.ownership, state, wake=wake, free=False))
 
     def hold(self) -> None:
         """Wait in this thread for a short pause, or in a branch; else put the workflow aside."""
@@ -189,8 +187,8 @@ def _receive(scope: Scope, name: str, pause: float | None) -> StepLogic[Any]:
         if step.recorded:
             yield _in_order(step)
             return step.outcome()
-        run, workflow, wait = step.run, step.run.record, _Wait(scope, step, pause)
-        take = Take(workflow.id, workflow.owner or "", workflow.epoch, name, step.record)
+        run, wait = step.run, _Wait(scope, step, pause)
+        take = Take(*run.ownership, name, step.record)
         arrived = run.listen(name) if _on_loop() else None
         try:
             while (value := (yield BlockingStep(run.apply, run.aapply, (take,)))) is None:

@@ -73,6 +73,7 @@ class WorkflowRun:
     Attributes:
         id: The workflow's id.
         record: The workflow.
+        ownership: With which each of its writes begins.
         on_loop: Whether it is a coroutine on an engine's event loop.
         steps: Its steps by path.
         unread: Paths of steps whose recorded outcome the workflow has not asked for yet.
@@ -94,6 +95,7 @@ class WorkflowRun:
     ) -> None:
         self.id: str = record.id
         self.record: WorkflowRecord = record
+        self.ownership: tuple[str, str, int] = record.ownership
         self.on_loop: bool = on_loop
         self.steps: dict[str, StepRecord] = {step.path: step for step in steps}
         self.unread: set[str] = set(self.steps)
@@ -336,8 +338,7 @@ class WorkflowRun:
         raise Unwind(str(error)) from error
 
     def _put(self, step: StepRecord) -> PutStep:
-        record = self.record
-        return PutStep(self.id, record.owner or "", record.epoch, step)
+        return PutStep(*self.ownership, step)
 
     # --- signals ----------------------------------------------------------------------------------------------------
 
@@ -433,7 +434,7 @@ def finalize(run: WorkflowRun, value: Any, error: BaseException | None) -> Move 
         What is to be written; None if it has another owner, or nothing can be written.
     """
     record, ending = run.record, run.ending
-    move = Move(record.id, record.owner or "", record.epoch, State.DONE)
+    move = Move(*record.ownership, State.DONE)
     over = error is None or isinstance(error, Exception)
     # A function that has come to its end needs no further step, so a stop in the meantime changes nothing.
     if ending is not None and not (over and ending.state is State.QUEUED):

@@ -318,7 +318,7 @@ class Emitter:
     Args:
         function: Qualified name of the function.
         listeners: Its own handlers.
-        module: Module of the function; stamped on events that have none.
+        module: Module of the function; it and the function are stamped on events that have none.
     """
 
     __slots__ = ("function", "listeners", "module")
@@ -344,8 +344,10 @@ class Emitter:
 
     def emit(self, event: Event) -> None:
         """Deliver an event; never raises."""
+        # Frozen for handlers, which have not seen it yet.
+        if not event.function:
+            object.__setattr__(event, "function", self.function)
         if event.module is None and self.module is not None:
-            # Frozen for handlers, which have not seen it yet.
             object.__setattr__(event, "module", self.module)
         for listener in self.listeners:
             listener.deliver(event)

@@ -12,21 +12,30 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, dataclass_transform
 
 from opero.events.runs import parent_run_id, run_id
 from opero.utils.secrets import mask_text, masked_repr
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Event:
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
+class _FrozenData:
+    """Makes a frozen dataclass of each class of this module; classes of other code are decorated there."""
+
+    def __init_subclass__(cls) -> None:
+        if cls.__module__ == __name__:
+            dataclass(frozen=True, kw_only=True, repr=False)(cls)
+
+
+class Event(_FrozenData):
     """Base of all events.
 
     An event also reads like a mapping of its attributes: `event["attempt"]`, `event.get("error")`,
     `dict(event)`. The key "type" is the kind of event in lower case.
 
     Attributes:
-        function: Qualified name of the decorated function, or the name of what runs (a task, a workflow).
+        function: Qualified name of the decorated function, or the name of what runs (a task, a workflow). Events
+            of a decorated function get it when they are sent.
         at: Wall-clock seconds since the epoch.
         run_id: The run that it happened in, None outside of any.
         parent_id: The run that this one is part of.
@@ -43,14 +52,14 @@ class Event:
     quiet: ClassVar[bool] = False
     """Whether it goes only to handlers that name its class: there are too many of its kind for all handlers."""
 
-    function: str
+    function: str = ""
     at: float = field(default_factory=time.time)
     run_id: str | None = field(default_factory=run_id)
     parent_id: str | None = field(default_factory=parent_run_id)
     module: str | None = None
 
     def __init_subclass__(cls) -> None:
-        # Not `super()`: a dataclass with slots is made twice, and the first class is gone.
+        super().__init_subclass__()
         if "type" not in vars(cls):
             cls.type = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
 
@@ -101,14 +110,12 @@ class Event:
 # --- calls ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CallStarted(Event):
     """A call enters the stages. Sent only to handlers that name this class, as every call sends one."""
 
     quiet = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CallEnded(Event):
     """A call has left the stages, whichever way. Sent only to handlers that name this class.
 
@@ -133,7 +140,6 @@ class CallEnded(Event):
     waited: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class AttemptFailed(Event):
     """One real call of the function failed (or its result was rejected, then `error` is None).
 
@@ -150,7 +156,6 @@ class AttemptFailed(Event):
     seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RetryScheduled(Event):
     """Another attempt will be made.
 
@@ -163,7 +168,6 @@ class RetryScheduled(Event):
     delay: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RetriesNested(Event):
     """Another attempt will be made although another opero function, called by this one, has used up its retries.
 
@@ -174,7 +178,6 @@ class RetriesNested(Event):
     inner: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RetryBudgetSpent(Event):
     """A call fails for good, because the retry budget has no retry left.
 
@@ -185,7 +188,6 @@ class RetryBudgetSpent(Event):
     budget: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ValueCooling(Event):
     """A service asked to wait, and the fallback value that was used with it is skipped for that time.
 
@@ -200,7 +202,6 @@ class ValueCooling(Event):
     source: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class FallbackUsed(Event):
     """The next value of the fallback parameter is tried.
 
@@ -213,7 +214,6 @@ class FallbackUsed(Event):
     index: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class LimiterWaited(Event):
     """A call waited for its slot.
 
@@ -224,7 +224,6 @@ class LimiterWaited(Event):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class LimiterPaused(Event):
     """A service asked this function to wait, and the limiter lets no call through for that time.
 
@@ -237,17 +236,14 @@ class LimiterPaused(Event):
     source: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CacheHit(Event):
     """A stored result was served."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CacheMiss(Event):
     """No fresh result was stored; the function is called."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CacheStale(Event):
     """An expired result was served, because the function failed.
 
@@ -260,7 +256,6 @@ class CacheStale(Event):
     error: BaseException | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CacheRefreshed(Event):
     """A result was computed again in the background (`cache_refresh`).
 
@@ -273,7 +268,6 @@ class CacheRefreshed(Event):
     error: BaseException | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CacheSkipped(Event):
     """A result was not stored, or the cache could not be used.
 
@@ -284,7 +278,6 @@ class CacheSkipped(Event):
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class FunctionEdited(Event):
     """A function's source differs from the one whose results lie on disk or on a server.
 
@@ -292,7 +285,6 @@ class FunctionEdited(Event):
     """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CallSucceeded(Event):
     """A call returned a value that was not in the cache.
 
@@ -307,7 +299,6 @@ class CallSucceeded(Event):
     seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CallTimedOut(Event):
     """A real call took longer than its `timeout`.
 
@@ -318,7 +309,6 @@ class CallTimedOut(Event):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DeadlinePassed(Event):
     """A call ends because of its deadline.
 
@@ -329,7 +319,6 @@ class DeadlinePassed(Event):
     where: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CallGaveUp(Event):
     """A call failed for good.
 
@@ -346,7 +335,6 @@ class CallGaveUp(Event):
     seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CircuitChanged(Event):
     """A circuit breaker went from one state to another.
 
@@ -370,11 +358,9 @@ class CircuitChanged(Event):
 
     def __reduce__(self) -> Any:
         # A breaker stays in its process.
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "breaker"}
-        return functools.partial(CircuitChanged, **values), ()
+        return functools.partial(CircuitChanged, **{**vars(self), "breaker": None}), ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class HandlerFailed(Event):
     """A handler raised. Sent only to handlers that name this class; without any, it is written to stderr.
 
@@ -394,7 +380,6 @@ class HandlerFailed(Event):
 # --- tasks, workflows, maps -----------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class _DetailedEvent(Event):
     """An event with details that its sender may add; they are keys of the mapping too.
 
@@ -415,7 +400,6 @@ class _DetailedEvent(Event):
         return getattr(self, key) if key in Event.keys(self) else self.details[key]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class TaskChanged(_DetailedEvent):
     """A task, or something composed of tasks, went into another state.
 
@@ -446,7 +430,6 @@ class TaskChanged(_DetailedEvent):
         return tuple(key for key in _DetailedEvent.keys(self) if key not in missing)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class WorkflowChanged(_DetailedEvent):
     """A durable workflow went into another state.
 
@@ -468,7 +451,6 @@ class WorkflowChanged(_DetailedEvent):
     seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class StepChanged(_DetailedEvent):
     """A step of a durable workflow went into another state.
 
@@ -492,7 +474,6 @@ class StepChanged(_DetailedEvent):
     seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class MapWaiting(Event):
     """A map stands, or will stand, for more than a minute; sent once for each map.
 
@@ -509,7 +490,6 @@ class MapWaiting(Event):
     seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class MapProgress(Event):
     """A map has got further.
 
@@ -532,7 +512,6 @@ class MapProgress(Event):
     finished: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CustomEvent(_DetailedEvent):
     """A dict that other code sent through the bus; keys of the dict take precedence over attributes.
 

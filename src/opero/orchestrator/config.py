@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
 from opero.core.options import Options
 from opero.core.retry import grown
@@ -25,41 +25,46 @@ Backend = Literal["pathos", "multiprocessing", "process", "aiomultiprocess"]
 """Known names for worker processes; all of them mean opero's own."""
 
 
-class _Checked:
-    """Base of the configurations: a change is checked like a new object, and undone if it is wrong."""
+class Configuration:
+    """Base of the configurations: a change is checked like a new object.
 
-    _checks: ClassVar[Mapping[str, checks.Check]] = {}
-    """How each field is checked."""
-
-    def check(self) -> None:
-        """Refuse values that cannot work.
-
-        Raises:
-            OperoUsageError: A value cannot work.
-        """
-        for name, check in self._checks.items():
-            check(name, getattr(self, name))
+    Fields are dataclass fields; `metadata` names the check of one.
+    """
 
     def __post_init__(self) -> None:
-        self.check()
-        object.__setattr__(self, "_complete", True)
+        for declared in dataclasses.fields(cast("Any", self)):
+            if (check := declared.metadata.get("check")) is not None:
+                check(declared.name, getattr(self, declared.name))
 
     def __setattr__(self, name: str, value: object) -> None:
-        if not getattr(self, "_complete", False):
-            object.__setattr__(self, name, value)
-            return
         known = [f.name for f in dataclasses.fields(cast("Any", self))]
         if name not in known:
             raise OperoUsageError(
                 f"{type(self).__name__} has no {name!r}.{did_you_mean(name, known)}"
             )
-        before = getattr(self, name)
+        if known[-1] in vars(self):  # it is complete
+            value = getattr(dataclasses.replace(cast("Any", self), **{name: value}), name)
         object.__setattr__(self, name, value)
-        try:
-            self.check()
-        except BaseException:
-            object.__setattr__(self, name, before)
-            raise
+
+
+def _by(check: checks.Check) -> dict[str, checks.Check]:
+    """Return the metadata of a field that is checked so."""
+    return {"check": check}
+
+
+def _part(kind: type) -> dict[str, checks.Check]:
+    """Return the metadata of a field that is another configuration, or None."""
+    wanted = f"a {kind.__name__}: write {kind.__name__}(...)"
+    return _by(checks.none_or(checks.must_be(wanted, lambda value: isinstance(value, kind))))
+
+
+_seconds: Final = checks.must_be(
+    "a number of seconds, 0 or more", lambda v: type(v) in (int, float) and 0 <= v < math.inf
+)
+_logger: Final = checks.must_be(
+    "a logger of the standard library, such as get_logger('app')",
+    lambda value: value is None or callable(getattr(value, "log", None)),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,7 @@ class _ExponentialWait:
 
 
 @dataclass(unsafe_hash=True)
-class RetryConfig(_Checked):
+class RetryConfig(Configuration):
     """How a function is retried.
 
     Attributes:
@@ -100,31 +105,21 @@ class RetryConfig(_Checked):
         2
     """
 
-    _checks: ClassVar[Mapping[str, checks.Check]] = {
-        "max_attempts": checks.whole(1),
-        "wait_min": checks.duration,
-        "wait_max": checks.duration,
-        "wait_multiplier": checks.must_be(
-            "a number of seconds, 0 or more",
-            lambda v: type(v) in (int, float) and 0 <= v < math.inf,
-        ),
-        "retry_exceptions": checks.failure_filter,
-        "reraise": checks.boolean,
-    }
+    max_attempts: int = field(default=3, metadata=_by(checks.whole(1)))
+    wait_min: Duration = field(default=1.0, metadata=_by(checks.duration))
+    wait_max: Duration = field(default=60.0, metadata=_by(checks.duration))
+    wait_multiplier: float = field(default=1.0, metadata=_by(_seconds))
+    retry_exceptions: type[BaseException] | tuple[type[BaseException], ...] = field(
+        default=(Exception,), metadata=_by(checks.failure_filter)
+    )
+    reraise: bool = field(default=True, metadata=_by(checks.boolean))
 
-    max_attempts: int = 3
-    wait_min: Duration = 1.0
-    wait_max: Duration = 60.0
-    wait_multiplier: float = 1.0
-    retry_exceptions: type[BaseException] | tuple[type[BaseException], ...] = (Exception,)
-    reraise: bool = True
-
-    def check(self) -> None:
-        """Refuse values that cannot work."""
+    def __post_init__(self) -> None:
         if isinstance(wanted := cast("Any", self.retry_exceptions), list):
             object.__setattr__(self, "retry_exceptions", tuple(wanted))
-        super().check()
-        if parse_seconds(self.wait_min, "wait_min") > parse_seconds(self.wait_max, "wait_max"):
+        super().__post_init__()
+        low, high = self._bounds()
+        if low > high:
             raise OperoUsageError(
                 f"wait_min={self.wait_min!r} is longer than wait_max={self.wait_max!r}: "
                 "raise wait_max or lower wait_min."
@@ -132,16 +127,25 @@ class RetryConfig(_Checked):
 
     def as_options(self) -> dict[str, Any]:
         """Return the options of `@opero` that do this."""
-        low, high = (
-            parse_seconds(self.wait_min, "wait_min"),
-            parse_seconds(self.wait_max, "wait_max"),
-        )
-        wait = _ExponentialWait(self.wait_multiplier, low, high)
+        wait = _ExponentialWait(self.wait_multiplier, *self._bounds())
         return {"retries": self.max_attempts - 1, "retry_on": self.retry_exceptions, "wait": wait}
+
+    def _bounds(self) -> tuple[float, float]:
+        low = parse_seconds(self.wait_min, "wait_min")
+        return low, parse_seconds(self.wait_max, "wait_max")
+
+
+def _limited(name: str, rate: Any) -> None:
+    """Check a rate that may not be None."""
+    if rate is None:
+        raise OperoUsageError(
+            f"{name}=None limits nothing: give calls per second, or leave it out."
+        )
+    checks.rate(name, rate)
 
 
 @dataclass(unsafe_hash=True)
-class RateLimitConfig(_Checked):
+class RateLimitConfig(Configuration):
     """How often functions are called; one limit for everything that one orchestrator calls.
 
     Attributes:
@@ -152,17 +156,7 @@ class RateLimitConfig(_Checked):
         {'rate_limit': 10.0}
     """
 
-    _checks: ClassVar[Mapping[str, checks.Check]] = {"rate": checks.rate}
-
-    rate: Any
-
-    def check(self) -> None:
-        """Refuse values that cannot work."""
-        if self.rate is None:
-            raise OperoUsageError(
-                "rate=None limits nothing: give calls per second, or leave it out."
-            )
-        super().check()
+    rate: Any = field(metadata=_by(_limited))
 
     def as_options(self) -> dict[str, Any]:
         """Return the options of `@opero` that do this."""
@@ -170,7 +164,7 @@ class RateLimitConfig(_Checked):
 
 
 @dataclass(unsafe_hash=True)
-class ConcurrencyConfig(_Checked):
+class ConcurrencyConfig(Configuration):
     """How many calls are in flight at once, all functions of one orchestrator together.
 
     Attributes:
@@ -181,9 +175,7 @@ class ConcurrencyConfig(_Checked):
         {'concurrency': 5}
     """
 
-    _checks: ClassVar[Mapping[str, checks.Check]] = {"limit": checks.none_or(checks.whole(1))}
-
-    limit: int | None = None
+    limit: int | None = field(default=None, metadata=_by(checks.none_or(checks.whole(1))))
 
     def as_options(self) -> dict[str, Any]:
         """Return the options of `@opero` that do this."""
@@ -191,7 +183,7 @@ class ConcurrencyConfig(_Checked):
 
 
 @dataclass(unsafe_hash=True)
-class MultiprocessConfig(_Checked):
+class MultiprocessConfig(Configuration):
     """Worker processes for `process`; single calls stay where they are.
 
     Attributes:
@@ -205,13 +197,10 @@ class MultiprocessConfig(_Checked):
         {'mode': 'process', 'workers': 2}
     """
 
-    _checks: ClassVar[Mapping[str, checks.Check]] = {
-        "max_workers": checks.none_or(checks.whole(1)),
-        "backend": checks.none_or(checks.one_of(*get_args(Backend))),
-    }
-
-    max_workers: int | None = 4
-    backend: Backend | None = "pathos"
+    max_workers: int | None = field(default=4, metadata=_by(checks.none_or(checks.whole(1))))
+    backend: Backend | None = field(
+        default="pathos", metadata=_by(checks.none_or(checks.one_of(*get_args(Backend))))
+    )
 
     @property
     def workers(self) -> int:
@@ -224,14 +213,6 @@ class MultiprocessConfig(_Checked):
         return {"mode": mode, "workers": self.workers}
 
 
-PARTS: Mapping[str, type] = {
-    "retry_config": RetryConfig,
-    "rate_limit_config": RateLimitConfig,
-    "concurrency_config": ConcurrencyConfig,
-    "multiprocess_config": MultiprocessConfig,
-}
-"""The parts of an `OrchestratorConfig` that are configurations themselves."""
-
 _CACHE_SETTINGS = ("cache_ttl", "cache_backend", "cache_key", "cache_namespace")
 _PLACES = {
     **dict.fromkeys(("retries", "retry_on", "wait"), "retry_config"),
@@ -243,7 +224,7 @@ _PLACES = {
 
 
 @dataclass(unsafe_hash=True, repr=False)
-class OrchestratorConfig(_Checked):
+class OrchestratorConfig(Configuration):
     """All settings of an `Orchestrator`; what is left out is off.
 
     Attributes:
@@ -263,12 +244,16 @@ class OrchestratorConfig(_Checked):
         OrchestratorConfig(rate_limit_config=RateLimitConfig(rate=10), options={'timeout': 5})
     """
 
-    retry_config: RetryConfig | None = None
-    rate_limit_config: RateLimitConfig | None = None
-    concurrency_config: ConcurrencyConfig | None = None
-    multiprocess_config: MultiprocessConfig | None = None
+    retry_config: RetryConfig | None = field(default=None, metadata=_part(RetryConfig))
+    rate_limit_config: RateLimitConfig | None = field(default=None, metadata=_part(RateLimitConfig))
+    concurrency_config: ConcurrencyConfig | None = field(
+        default=None, metadata=_part(ConcurrencyConfig)
+    )
+    multiprocess_config: MultiprocessConfig | None = field(
+        default=None, metadata=_part(MultiprocessConfig)
+    )
     fallbacks: Callable[..., Any] | Iterable[Callable[..., Any]] = ()
-    logger: EventLogger | None = None
+    logger: EventLogger | None = field(default=None, metadata=_by(_logger))
     cache: bool = False
     cache_ttl: Duration | None = 3600
     cache_backend: Any = "memory"
@@ -276,19 +261,9 @@ class OrchestratorConfig(_Checked):
     cache_namespace: str = "opero"
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
-    def check(self) -> None:
-        """Refuse values that cannot work."""
-        for name, kind in PARTS.items():
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, kind):
-                raise OperoUsageError(
-                    f"{name}={value!r} must be a {kind.__name__}: write {name}={kind.__name__}(...)."
-                )
+    def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "fallbacks", functions("fallbacks", self.fallbacks))
-        if self.logger is not None and not callable(getattr(self.logger, "log", None)):
-            raise OperoUsageError(
-                f"logger={self.logger!r} must be a logger of the standard library, such as get_logger('app')."
-            )
         if not self.cache:
             for f in dataclasses.fields(self):
                 if f.name in _CACHE_SETTINGS and self._differs(f):

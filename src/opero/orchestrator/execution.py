@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overload
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overl
 from opero.concurrency.loop import run_map, run_map_async
 from opero.concurrency.mapper import Mapper
 from opero.core.decorate import explain
-from opero.core.function import ClassMethod, Method, describe_function
+from opero.core.function import ClassMethod, FunctionInfo, Method
 from opero.core.options import MapOptions, Options
 from opero.core.pipeline import Pipeline
 from opero.core.rate_limit import limiter_of
@@ -22,7 +22,7 @@ from opero.core.wrapper import make_wrapper
 from opero.errors import OperoUsageError, is_final, matches
 from opero.events.messages import log_event
 from opero.limits.permits import ConcurrencyLimit
-from opero.orchestrator.config import PARTS, OrchestratorConfig, functions
+from opero.orchestrator.config import Configuration, OrchestratorConfig, functions
 from opero.orchestrator.fallback_chain import FallbackChain, name_of
 from opero.utils.async_utils import ensure_async, is_async_function, run_async
 
@@ -137,8 +137,12 @@ class Orchestrator:
 
 def _frozen(config: OrchestratorConfig) -> OrchestratorConfig:
     """Return a copy that later changes do not reach."""
-    parts = (*PARTS, "options")
-    return replace(config, **{name: copy.copy(getattr(config, name)) for name in parts})
+    parts: dict[str, Any] = {
+        name: copy.copy(value)
+        for name, value in vars(config).items()
+        if isinstance(value, Configuration | Mapping)
+    }
+    return replace(config, **parts)
 
 
 # --- what a configuration makes of functions --------------------------------------------------------------------------
@@ -224,13 +228,16 @@ class Chains:
         listeners: list[Handler] = []
         if "process" in workers["mode"]:
             # Events of the functions come back with the results; events of the map itself are not asked for.
-            chains, listeners = self._for_workers(), [_without(own, one) for one in self._listeners]
+            chains, listeners = (
+                self._for_workers(),
+                [_without(own, one) for one in self._options.listeners],
+            )
         call = _call_async if awaits else _call
         work = functools.partial(call, chains, several, before, kwargs)
         options = MapOptions.of(
             "process", cache=False, retries=0, progress=False, on_event=listeners or None, **workers
         )
-        info = describe_function(work)
+        info = FunctionInfo(work)
         info.name, info.qualname = name_of(several[0]), own
         return Mapper(Pipeline(info, options), relays_all=bool(listeners)), inputs
 
@@ -256,13 +263,8 @@ class Chains:
     def _make(self, function: Function, awaits: bool) -> tuple[Pipeline, Function]:
         # The pauses and queues of a synchronous function are then the event loop's, and can be cancelled there.
         wanted = ensure_async(function) if awaits else function
-        pipeline = Pipeline(describe_function(wanted), self._options)
+        pipeline = Pipeline(FunctionInfo(wanted), self._options)
         return pipeline, make_wrapper(pipeline)
-
-    @property
-    def _listeners(self) -> tuple[Handler, ...]:
-        given = self._options.on_event
-        return () if given is None else tuple(given) if isinstance(given, Iterable) else (given,)
 
     def _for_workers(self) -> Chains:
         """Return an equivalent for worker processes, which shares the rate limit.
@@ -320,11 +322,10 @@ def _with_shared_limits(config: OrchestratorConfig, listener: Any) -> Options:
     limit = made.get("concurrency")
     if limit is not None and not isinstance(limit, ConcurrencyLimit):
         made["concurrency"] = ConcurrencyLimit(limit)
+    options = Options.of("Orchestrator", **made)
     if listener is not None:
-        given = made.get("on_event")
-        own = () if given is None else (given,) if callable(given) else tuple(given)
-        made["on_event"] = [*own, listener]
-    return Options.of("Orchestrator", **made)
+        options = options.replace("Orchestrator", on_event=[*options.listeners, listener])
+    return options
 
 
 def _without(own: str, listener: Handler) -> Handler:
@@ -449,41 +450,39 @@ def _orchestrated(function: Any, orchestrator: Orchestrator) -> Any:
             f"orchestrate() takes a function, not {type(function).__name__}: write @orchestrate(config=...)."
         )
     made = _wrapped(function, orchestrator)
-    return Method(made) if describe_function(function).in_class else made
+    return Method(made) if FunctionInfo(function).in_class else made
 
 
 def _wrapped(function: Callable[..., Any], orchestrator: Orchestrator) -> Any:
     # A configuration that does not fit is reported now, not at the first call.
     orchestrator.explain(function)
-    bound = describe_function(function).bound
+    bound = FunctionInfo(function).bound
 
     made: Any
     # Without the function's own attributes: `.call` or `.stats` of a decorated one would show only a part.
-    wraps = functools.wraps(function, updated=())
-    if is_async_function(function):
+    wraps: Callable[..., Any] = functools.wraps(function, updated=())
+    awaits = is_async_function(function)
+    if awaits:
 
         @wraps
         async def acall(*args: Any, **kwargs: Any) -> Any:
             return await orchestrator.execute(function, *args, **kwargs)
 
-        async def aprocess(*items: Any, **kwargs: Any) -> list[Any]:
-            """Call the function with each item and return the results in order."""
-            before, items = items[:bound], items[bound:]
-            return await orchestrator.chains.process(function, items, kwargs, before)
-
-        made, made.process = acall, aprocess
+        made = acall
     else:
 
         @wraps
         def call(*args: Any, **kwargs: Any) -> Any:
             return orchestrator.execute_sync(function, *args, **kwargs)
 
-        def sprocess(*items: Any, **kwargs: Any) -> list[Any]:
-            """Call the function with each item and return the results in order."""
-            before, items = items[:bound], items[bound:]
-            return orchestrator.chains.process_sync(function, items, kwargs, before)
+        made = call
 
-        made, made.process = call, sprocess
-    made.process.__name__ = "process"
+    def process(*items: Any, **kwargs: Any) -> Any:
+        """Call the function with each item and return the results in order; to be awaited if it is."""
+        chains = orchestrator.chains
+        run = chains.process if awaits else chains.process_sync
+        return run(function, items[bound:], kwargs, items[:bound])
+
+    made.process = process
     made.orchestrator = orchestrator
     return made

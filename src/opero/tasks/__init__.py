@@ -16,14 +16,6 @@ from opero.tasks.parallel import Parallel
 from opero.tasks.task import CircuitGroup, Sequence, Task, TaskRun, TaskState, run, run_sync
 
 __all__ = [
-    "CircuitGroup",
-    "EventBus",
-    "Parallel",
-    "Sequence",
-    "Task",
-    "TaskRun",
-    "TaskState",
-    "event_bus",
-    "run",
+    "CircuitGroup", "EventBus", "Parallel", "Sequence", "Task", "TaskRun", "TaskState", "event_bus", "run",
     "run_sync",
-]
+]  # fmt: skip

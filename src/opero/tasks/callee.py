@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from opero.core.call import Call
-from opero.core.function import FunctionInfo, describe_function
+from opero.core.function import FunctionInfo
 from opero.errors import OperoUsageError
 from opero.utils.async_utils import call_in_thread
 
@@ -37,7 +37,7 @@ class Callee:
         is_async: Whether it is called on the event loop.
     """
 
-    __slots__ = ("_counts", "_input", "_signatures", "is_async", "module", "name")
+    __slots__ = ("_fitting", "_input", "_signatures", "is_async", "module", "name")
 
     def __init__(self, info: FunctionInfo) -> None:
         self.name: str = info.name
@@ -45,7 +45,8 @@ class Callee:
         self.is_async: bool = info.kind == "async"
         self._signatures = (info.declared, *_called_with(info.fn))
         self._input = input_parameter(info.declared)
-        self._counts = _positional(info.declared)
+        # How many positional arguments, and which keywords, have been found to fit.
+        self._fitting: set[tuple[int, tuple[str, ...]]] = set()
 
     def takes_input(self, args: tuple[Any, ...], given: Collection[str]) -> bool:
         """Return whether an input becomes the first argument.
@@ -62,12 +63,10 @@ class Callee:
         Raises:
             OperoUsageError: They do not fit.
         """
-        count = len(args)
+        shape = len(args), tuple(kwargs)
+        if shape in self._fitting:
+            return
         takes = self.takes_input(args, kwargs)
-        if self._counts is not None and not kwargs:
-            least, most = self._counts
-            if least <= count + takes and count <= most:
-                return
         filled = (*args, None) if takes else args
         refused: TypeError | None = None
         for signature in self._signatures:
@@ -76,6 +75,7 @@ class Callee:
             except TypeError as error:
                 refused = refused or error
             else:
+                self._fitting.add(shape)
                 return
         raise OperoUsageError(
             f"Task({self.name}, ...) cannot be called: {refused}{' in addition to its input' * takes}. "
@@ -112,21 +112,6 @@ def input_parameter(signature: Signature) -> str | None:
     return None
 
 
-def _positional(signature: Signature) -> tuple[int, float] | None:
-    """Return the least and the largest number of positional arguments; None if some must go by keyword."""
-    least, most = 0, 0.0
-    for parameter in signature.parameters.values():
-        if parameter.kind is Parameter.VAR_POSITIONAL:
-            most = float("inf")
-        elif parameter.kind is Parameter.KEYWORD_ONLY:
-            if parameter.default is Parameter.empty:
-                return None
-        elif parameter.kind is not Parameter.VAR_KEYWORD:
-            most += 1
-            least += parameter.default is Parameter.empty
-    return least, most
-
-
 _known: WeakKeyDictionary[Callable[..., Any], Callee] = WeakKeyDictionary()
 
 
@@ -147,10 +132,10 @@ def callee_of(fn: Callable[..., Any]) -> Callee:
                 f"a task needs something callable, not {type(fn).__name__}: "
                 "write Task(fetch, url), not Task(fetch(url))."
             )
-        return Callee(describe_function(fn))
+        return Callee(FunctionInfo(fn))
     found = _known.get(fn)
     if found is None:
-        found = _known[fn] = Callee(describe_function(fn))
+        found = _known[fn] = Callee(FunctionInfo(fn))
     return found
 
 
@@ -183,8 +168,8 @@ def with_policies(
 
     made = Options.of("Task", **{"cache": False, "retries": 0, **given})
     if made.retries or made.stop:
-        made = made.replace("Task", on_event=[*_listeners(made), note_retry])
-    info = describe_function(fn)
+        made = made.replace("Task", on_event=[*made.listeners, note_retry])
+    info = FunctionInfo(fn)
     if not callee.is_async:
         # On the loop, so that a pause between attempts holds no thread.
         info.fn, info.kind = functools.partial(call_in_thread, fn), "async"
@@ -204,7 +189,7 @@ def _variant(fn: Any, given: dict[str, Any], note_retry: Handler) -> Any:
     options: Options = fn.options.replace("Task", **given)
     changes = dict(given)
     if options.retries or options.stop:
-        changes["on_event"] = [*_listeners(options), note_retry]
+        changes["on_event"] = [*options.listeners, note_retry]
     variant = fn.with_options(**changes) if changes else fn
     if shareable and variant is not fn:
         _variants[fn] = variant
@@ -212,8 +197,3 @@ def _variant(fn: Any, given: dict[str, Any], note_retry: Handler) -> Any:
 
 
 _variants: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-
-
-def _listeners(options: Options) -> tuple[Any, ...]:
-    given = options.on_event
-    return () if given is None else (given,) if callable(given) else tuple(given)

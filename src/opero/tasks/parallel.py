@@ -6,10 +6,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import types
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sized
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import suppress
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from opero.core.failures import attach, raise_again
 from opero.errors import OperoUsageError
@@ -83,20 +83,9 @@ class Parallel(Runnable):
 
     async def execute(self, run: TaskRun) -> Any:
         """Do the work of a run."""
-        given, jobs = run.given, self._begin()
-        limit = self.limit
-        if isinstance(self.jobs, Sized):
-            # No more workers than jobs.
-            limit = min(len(self.jobs), limit or len(self.jobs))
+        workers = WorkerTasks(self, run.given, self._begin())
         # The run will hold the error that passes through this frame.
         del run
-        workers = WorkerTasks(
-            self.name,
-            jobs,
-            limit=limit,
-            collect=self.on_error == "collect",
-            given=given,
-        )
         return await workers.run()
 
     def _begin(self) -> Generator[Runnable, None, None]:
@@ -137,13 +126,6 @@ _JOBS_PER_TURN: Final = 16
 """Jobs after which a worker yields to the loop's other tasks, in case none of the jobs has done so."""
 
 
-class _JobError(NamedTuple):
-    """An error and where it was raised: "job 3 (fetch)"."""
-
-    where: str
-    error: BaseException
-
-
 class WorkerTasks:
     """One run of a parallel: a few asyncio tasks that pull jobs, instead of one task for each job.
 
@@ -151,27 +133,19 @@ class WorkerTasks:
     Each job runs in a context of its own, as it would in a task of its own.
 
     Args:
-        name: Its name, for notes.
-        jobs: The jobs, pulled when a worker is free.
-        limit: Most jobs in flight; None for all that there are.
-        collect: Whether errors are returned in the places of results, instead of ending the run.
+        parallel: Its definition.
         given: The input of jobs that take one.
+        jobs: The jobs, pulled when there is room for them.
     """
 
     def __init__(
-        self,
-        name: str,
-        jobs: Generator[Runnable, None, None],
-        *,
-        limit: int | None,
-        collect: bool,
-        given: Any,
+        self, parallel: Parallel, given: Any, jobs: Generator[Runnable, None, None]
     ) -> None:
-        self._name = name
-        self._jobs = jobs
-        self._limit = limit
-        self._collect = collect
+        self._name = parallel.name
+        self._limit = parallel.limit
+        self._collect = parallel.on_error == "collect"
         self._given = given
+        self._jobs = jobs
         require_loop("run branches at once")
         self._loop = asyncio.get_running_loop()
         self._context = copy_context()  # copied for each job
@@ -182,7 +156,7 @@ class WorkerTasks:
             self._worker_context.run(self._branches.aside)
         self._tasks: set[asyncio.Task[None]] = set()
         self._results: list[Any] = []
-        self._failures: list[_JobError] = []
+        self._failures: list[tuple[str, BaseException]] = []  # "job 3 (fetch)", and its error
         self._closed = False
 
     async def run(self) -> list[Any]:
@@ -217,32 +191,35 @@ class WorkerTasks:
     # --- workers --------------------------------------------------------------------------------------
 
     def _add_worker(self) -> None:
-        """Add a worker, if the limit permits."""
-        if self._closed or (self._limit is not None and len(self._tasks) >= self._limit):
+        """Add a worker, if the limit permits and there is a job for it."""
+        if self._limit is not None and len(self._tasks) >= self._limit:
             return
-        task = self._worker_context.copy().run(self._loop.create_task, self._serve())
+        if (job := self._pull()) is None:
+            return
+        task = self._worker_context.copy().run(self._loop.create_task, self._serve(job))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self) -> None:
+    async def _serve(self, job: tuple[int, Runnable] | None) -> None:
         if asyncio.current_task() not in self._tasks:
             # An eager task factory starts it before `_add_worker` has counted it.
             await asyncio.sleep(0)
+        # Two for one, so that there are many after a few turns of the loop.
+        self._add_worker()
+        self._add_worker()
         done = 0
-        while (job := self._pull()) is not None:
-            if not done:
-                # Two for one, so that there are many after a few turns of the loop.
-                self._add_worker()
-                self._add_worker()
-            await self._one(len(self._results) - 1, job)
+        # A job that another worker's failure finds pulled and not begun is not begun any more.
+        while job is not None and not self._failures:
+            await self._one(*job)
             if not self._closed:
                 _forget_cancellation()
             done += 1
             if not done % _JOBS_PER_TURN:
                 await asyncio.sleep(0)
+            job = self._pull()
 
-    def _pull(self) -> Runnable | None:
-        """Return the next job and reserve the place of its result; None if there is none."""
+    def _pull(self) -> tuple[int, Runnable] | None:
+        """Return the next job and the place of its result; None if there is none."""
         if self._closed:
             return None
         try:
@@ -252,9 +229,9 @@ class WorkerTasks:
             return None
         if job is None:
             self._closed = True
-        else:
-            self._results.append(None)
-        return job
+            return None
+        self._results.append(None)
+        return len(self._results) - 1, job
 
     async def _one(self, index: int, job: Runnable) -> None:
         """Run one job and store its result or error."""
@@ -286,7 +263,7 @@ class WorkerTasks:
     # --- failures -------------------------------------------------------------------------------------
 
     def _fail(self, where: str, error: BaseException) -> None:
-        self._failures.append(_JobError(where, error))
+        self._failures.append((where, error))
         self._stop()
 
     def _stop(self) -> None:
@@ -302,21 +279,15 @@ class WorkerTasks:
         try:
             self._jobs.close()
         except Exception as error:  # noqa: BLE001 - earlier errors go first
-            self._failures.append(_JobError("its iterable", error))
+            self._failures.append(("its iterable", error))
 
-    def _explained(self, failures: list[_JobError]) -> BaseException:
+    def _explained(self, failures: list[tuple[str, BaseException]]) -> BaseException:
         """Return the first error, with the others behind it and in its note."""
-        first, *others = failures
-        lines = [f"ended with {first.where}"]
-        lines += [f"  then {where}: {type(error).__name__}" for where, error in others]
-        attach(
-            first.error,
-            self._name,
-            "\n".join(lines),
-            [error for _, error in others],
-            owner=f"opero.tasks.{self._name}",
-        )
-        return first.error
+        (first, error), *others = failures
+        lines = [f"ended with {first}", *(f"  then {w}: {type(e).__name__}" for w, e in others)]
+        behind = [other for _, other in others]
+        attach(error, self._name, "\n".join(lines), behind, owner=f"opero.tasks.{self._name}")
+        return error
 
 
 def _cancelled_from_outside() -> bool:

@@ -55,16 +55,8 @@ class TaskState(StrEnum):
     CANCELLED = "cancelled"
 
 
-class _Nothing:
-    """Type of the marker for a missing value, as None is a value like any other."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "NOTHING"
-
-
-NOTHING: Final = _Nothing()
+NOTHING: Final[Any] = object()
+"""Stands for a value that was not given; None may be one."""
 
 
 class TaskRun(Run):

@@ -182,12 +182,18 @@ def clock() -> Clock:
     return _ambient.clock
 
 
+def _put(name: str, new: Any, usual: object) -> Any:
+    """Replace a part of the state and return what was there; what is not usual holds the switch."""
+    old = getattr(_ambient, name)
+    setattr(_ambient, name, new)
+    if (new is usual) != (old is usual):
+        (switch.turn_off if new is usual else switch.turn_on)()
+    return old
+
+
 def install_clock(new: Clock | None) -> Clock:
     """Put `new` in force (None: the real clock) and return the one that was."""
-    old = _ambient.clock
-    _ambient.clock = _REAL if new is None else new
-    if (_ambient.clock is _REAL) != (old is _REAL):
-        (switch.turn_off if _ambient.clock is _REAL else switch.turn_on)()
+    old: Clock = _put("clock", _REAL if new is None else new, _REAL)
     return old
 
 
@@ -206,10 +212,7 @@ def disabled() -> bool:
 
 def set_disabled(value: bool) -> bool:
     """Switch retries, waits and caches off or on again and return the old setting."""
-    old = _ambient.disabled
-    _ambient.disabled = value
-    if value != old:
-        (switch.turn_on if value else switch.turn_off)()
+    old: bool = _put("disabled", value, False)
     return old
 
 
@@ -220,10 +223,7 @@ def tape() -> Tape | None:
 
 def install_tape(new: Tape | None) -> Tape | None:
     """Put a tape between callers and pipelines and return the one that was there."""
-    old = _ambient.tape
-    _ambient.tape = new
-    if (new is None) != (old is None):
-        (switch.turn_off if new is None else switch.turn_on)()
+    old: Tape | None = _put("tape", new, None)
     return old
 
 

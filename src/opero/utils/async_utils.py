@@ -16,15 +16,6 @@ from opero.utils.parameters import is_bare
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future, Semaphore
 
-__all__ = [
-    "MOST_THREADS",
-    "LoopThread",
-    "call_in_thread",
-    "ensure_async",
-    "is_async_function",
-    "run_async",
-]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -36,10 +36,18 @@ it needs only when that is used. Its constant `ACROSS_HOSTS` says whether other 
 """
 
 
-def must_be(what: str, fits: Callable[[Any], object]) -> Check:
-    """Return a check whose error says what the value must be."""
+def must_be(what: str, fits: Callable[[Any], object], *, instance: bool = False) -> Check:
+    """Return a check whose error says what the value must be.
+
+    Args:
+        what: What it must be, to follow "must be".
+        fits: Whether a value is that.
+        instance: Whether a class is a trap: its error says to call it.
+    """
 
     def check(name: str, value: Any) -> None:
+        if instance:
+            _refuse_class(name, value)
         if not fits(value):
             raise OperoUsageError(f"{name}={value!r} must be {what}.")
 
@@ -54,6 +62,16 @@ def none_or(check: Check) -> Check:
             check(name, value)
 
     return checked
+
+
+def _refuse_class(name: str, value: Any) -> None:
+    if isinstance(value, type):
+        raise OperoUsageError(f"{name}={value!r} is a class: write {name}={value.__name__}(...).")
+
+
+def _has(*methods: str) -> Callable[[Any], bool]:
+    # Of what class it is is not asked: that would have to be loaded first.
+    return lambda value: all(callable(getattr(value, method, None)) for method in methods)
 
 
 def _is_whole(value: Any, least: float) -> bool:
@@ -98,6 +116,36 @@ error_bound: Check = must_be(
         value is None or _is_whole(value, 1) or (isinstance(value, float) and 0 < value < 1)
     ),
 )
+handlers: Check = none_or(
+    must_be(
+        "a callable that gets the event, or a list of them",
+        lambda value: all(map(callable, value if isinstance(value, list | tuple) else [value])),
+    )
+)
+budget: Check = none_or(
+    must_be(
+        "a RetryBudget, for example RetryBudget(ratio=0.1), or None",
+        _has("deposit", "withdraw"),
+        instance=True,
+    )
+)
+breaker: Check = must_be(
+    "True or a CircuitBreaker; None means without",
+    lambda value: isinstance(value, bool | None) or _has("acquire", "force_open")(value),
+    instance=True,
+)
+executor: Check = must_be(
+    "an executor with submit(), a function that makes one, or a pool of twat-mp; None means by mode=",
+    lambda value: (
+        value is None
+        or callable(value)
+        or any(hasattr(value, name) for name in ("submit", "apipe", "pool_class"))
+    ),
+    instance=True,
+)
+token: Check = none_or(
+    must_be("an object with is_set(), such as a threading.Event, or None", _has("is_set"))
+)
 
 
 def whole(least: int) -> Check:
@@ -116,43 +164,25 @@ def duration_or_none(name: str, value: Any) -> None:
         raise OperoUsageError(f"{name}={value!r} must be longer than 0; None means without end.")
 
 
-def _is_made(name: str, value: Any, *verbs: str) -> bool:
-    """Return whether a value has these methods; a class in place of an instance has not.
-
-    Whether it is of our own class is not asked: that would have to be loaded first.
-    """
-    has = all(callable(getattr(value, verb, None)) for verb in verbs)
-    if has:
+def _is_limit(name: str, value: Any, *methods: str) -> bool:
+    """Return whether a value is a shared limit with these methods, or None."""
+    found = value is not None and _has(*methods)(value)
+    if found:
         _refuse_class(name, value)
-    return has
-
-
-def _refuse_class(name: str, value: Any) -> None:
-    if isinstance(value, type):
-        raise OperoUsageError(f"{name}={value!r} is a class: write {name}={value.__name__}(...).")
+    return found or value is None
 
 
 def concurrency(name: str, value: Any) -> None:
     """A whole number of calls, a shared limit or None."""
-    if value is not None and not _is_made(name, value, "release", "try_acquire"):
+    if not _is_limit(name, value, "release", "try_acquire"):
         whole(1)(name, value)
 
 
-def breaker(name: str, value: Any) -> None:
-    """True, False, a shared circuit breaker or None."""
-    by_default = value is None or isinstance(value, bool)
-    if not (by_default or _is_made(name, value, "acquire", "force_open")):
-        raise OperoUsageError(
-            f"{name}={value!r} must be True or a CircuitBreaker; None means without."
-        )
-
-
-def budget(name: str, value: Any) -> None:
-    """A shared retry budget or None."""
-    if value is not None and not _is_made(name, value, "deposit", "withdraw"):
-        raise OperoUsageError(
-            f"{name}={value!r} must be a RetryBudget, for example RetryBudget(ratio=0.1), or None."
-        )
+def rate(name: str, value: Any) -> None:
+    """A rate, a limiter or None."""
+    # A concurrency limit is waited for too.
+    if hasattr(value, "in_flight") or not _is_limit(name, value, "wait"):
+        parse_windows(value, name)
 
 
 def size(name: str, value: Any) -> None:
@@ -191,21 +221,25 @@ def names(name: str, value: Any) -> None:
         )
 
 
+def _are_errors(value: Any) -> bool:
+    kinds = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds)
+
+
+error_types: Check = must_be(
+    "an exception type or a tuple of them, for example (RateLimitPausedError, SpendCapError)",
+    _are_errors,
+)
+
+
 def failure_filter(name: str, value: Any) -> None:
     """An exception type, a tuple of types or a predicate."""
     if isinstance(value, BaseException):
         kind = type(value).__name__
         raise OperoUsageError(f"{name}={value!r} is an instance: write the class, {name}={kind}.")
-    if isinstance(value, type):
-        kinds: Iterable[Any] = (value,)
-    elif isinstance(value, tuple):
-        kinds = value
-    elif callable(value):
+    if callable(value) and not isinstance(value, type):
         _not_async(name, value)
-        return
-    else:
-        kinds = (None,)
-    if not (kinds and all(isinstance(k, type) and issubclass(k, BaseException) for k in kinds)):
+    elif value == () or not _are_errors(value):
         raise OperoUsageError(
             f"{name}={value!r} must be an exception type, a tuple of types such as "
             "(ConnectionError, TimeoutError), or a predicate that gets the exception."
@@ -218,15 +252,6 @@ def retry_filter(name: str, value: Any) -> None:
         one_of("default", "transient")(name, value)
     else:
         failure_filter(name, value)
-
-
-def handlers(name: str, value: Any) -> None:
-    """A listener, several of them, or None."""
-    several = value if isinstance(value, list | tuple) else () if value is None else (value,)
-    if not all(callable(handler) for handler in several):
-        raise OperoUsageError(
-            f"{name}={value!r} must be a callable that gets the event, or a list of them."
-        )
 
 
 def store(name: str, value: Any) -> None:
@@ -270,25 +295,6 @@ def backend_of(name: str, text: str) -> str:
     )
 
 
-def codec(name: str, value: Any) -> None:
-    """How results become bytes: a word, or an object that does it."""
-    if isinstance(value, str):
-        one_of("auto", "plain")(name, value)
-    elif not all(callable(getattr(value, verb, None)) for verb in ("encode", "decode")):
-        raise OperoUsageError(
-            f'{name}={value!r} is no codec. Write "auto" or "plain", or give an object with the methods '
-            "encode(value) -> bytes and decode(data) -> value."
-        )
-
-
-def rate(name: str, value: Any) -> None:
-    """A rate, a limiter or None."""
-    # A concurrency limit is waited for too.
-    made = value is None or (_is_made(name, value, "wait") and not hasattr(value, "in_flight"))
-    if not made:
-        parse_windows(value, name)
-
-
 def one_of(*known: str) -> Check:
     """Return a check for one of a few words."""
 
@@ -301,18 +307,15 @@ def one_of(*known: str) -> Check:
     return check
 
 
-def executor(name: str, value: Any) -> None:
-    """Something like a `concurrent.futures.Executor`, what makes one, a pool of pathos or twat-mp, or None."""
-    if value is None:
-        return
-    if isinstance(value, type):
-        raise OperoUsageError(f"{name}={value!r} is a class: write {name}={value.__name__}(…).")
-    pool = any(hasattr(value, method) for method in ("apipe", "pool_class"))
-    if not (callable(value) or pool or callable(getattr(value, "submit", None))):
-        raise OperoUsageError(
-            f"{name}={value!r} must have submit(), as a concurrent.futures.Executor has, be a function that makes one, "
-            "or be a pool of twat-mp; None means by mode=."
-        )
+_codec = must_be(
+    '"auto", "plain", or an object with the methods encode(value) -> bytes and decode(data) -> value',
+    _has("encode", "decode"),
+)
+
+
+def codec(name: str, value: Any) -> None:
+    """How results become bytes: a word, or an object that does it."""
+    (one_of("auto", "plain") if isinstance(value, str) else _codec)(name, value)
 
 
 def path(name: str, value: Any) -> None:
@@ -320,19 +323,3 @@ def path(name: str, value: Any) -> None:
     found = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not (isinstance(found, str) and found) or found.endswith(os.sep):
         raise OperoUsageError(f'{name}={value!r} must be the path of a file, such as "run.db".')
-
-
-def error_types(name: str, value: Any) -> None:
-    """An exception type, or a tuple of them."""
-    kinds = value if isinstance(value, tuple) else (value,)
-    if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
-        raise OperoUsageError(
-            f"{name}={value!r} must be an exception type or a tuple of them, for example "
-            "(RateLimitPausedError, SpendCapError)."
-        )
-
-
-def token(name: str, value: Any) -> None:
-    """Something like a `threading.Event`, or None."""
-    if value is not None and not callable(getattr(value, "is_set", None)):
-        raise OperoUsageError(f"{name}={value!r} must have is_set(), as a threading.Event has.")

@@ -46,7 +46,7 @@ ANYTHING: Final = (Parameter("args", VAR_POSITIONAL), Parameter("kwargs", VAR_KE
 
 
 def is_bare(fn: object) -> bool:
-    """Return whether something is a plain function with no attributes, so that its code tells all about it."""
+    """Return whether something is a plain function with no attributes, so that its code says all about it."""
     return type(fn) is FunctionType and not fn.__dict__
 
 

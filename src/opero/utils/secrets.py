@@ -147,7 +147,7 @@ def _patterns() -> dict[str, re.Pattern[str]]:
         ),
         # A URL within a URL.
         "quoted": re.compile(r"(?<=%3A%2F%2F)[^\s&]+?(?=%40)", re.IGNORECASE),
-        "element": re.compile(r"<(?P<name>[\w:.-]+)>[^<>]+(?=</(?P=name)>)"),
+        "element": re.compile(r"(?P<before><(?P<name>[\w:.-]+)>)[^<>]+(?=</(?P=name)>)"),
         "authorization": re.compile(
             # After the last three stands base64, or a field; "basic authentication" is prose.
             r"\b(?P<kind>bearer|(?:basic|digest|negotiate)(?=\s+\S*(?-i:[A-Z\d=])))(?P<space>\s+)"
@@ -195,7 +195,7 @@ def mask_text(text: str) -> str:
     if '",' in text or "'," in text:
         text = _patterns()["pair"].sub(_masked_pair, text)
     if "</" in text:
-        text = _patterns()["element"].sub(_masked_element, text)
+        text = _patterns()["element"].sub(_masked_pair, text)
     return mask_urls(text)
 
 
@@ -279,10 +279,6 @@ def _masked_bare(match: re.Match[str]) -> str:
 
 def _masked_pair(match: re.Match[str]) -> str:
     return f"{match['before']}{MASK}" if looks_secret(match["name"]) else match[0]
-
-
-def _masked_element(match: re.Match[str]) -> str:
-    return f"<{match['name']}>{MASK}" if looks_secret(match["name"]) else match[0]
 
 
 def _mask_fields(text: str, *, only_urls: bool = False) -> str:

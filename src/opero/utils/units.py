@@ -15,18 +15,11 @@ Duration = float | int | str | datetime.timedelta
 
 _UNITS = {
     "ms": 0.001,
-    "s": 1.0,
-    "sec": 1.0,
-    "second": 1.0,
-    "m": 60.0,
-    "min": 60.0,
-    "minute": 60.0,
-    "h": 3600.0,
-    "hour": 3600.0,
-    "d": 86400.0,
-    "day": 86400.0,
-    "w": 604800.0,
-    "week": 604800.0,
+    **dict.fromkeys(("s", "sec", "second"), 1.0),
+    **dict.fromkeys(("m", "min", "minute"), 60.0),
+    **dict.fromkeys(("h", "hour"), 3600.0),
+    **dict.fromkeys(("d", "day"), 86400.0),
+    **dict.fromkeys(("w", "week"), 604800.0),
 }
 
 # Compiled when the first text is read: most durations are numbers.
@@ -137,12 +130,7 @@ def parse_rate(value: object, option: str = "rate_limit") -> Rate:
             rate = Rate(float(match[1]), float(match[2] or 1) * unit)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         rate = Rate(_float(value), 1.0)
-    if not (
-        rate.count > 0
-        and rate.period > 0
-        and math.isfinite(rate.count)
-        and math.isfinite(rate.period)
-    ):
+    if not all(0 < part < math.inf for part in rate):
         raise OperoUsageError(
             f"{option}={value!r} is no rate. Write calls per second (more than 0), "
             'text like "100/minute" or "1000/day"'

@@ -19,14 +19,14 @@ import numpy as np
 import pytest
 
 from opero.caching.keys.function_keys import FunctionKeys, InstanceTokens, function_id
-from opero.core.function import describe_function
+from opero.core.function import FunctionInfo
 from opero.errors import OperoUsageError, UnkeyableError
 
 pytestmark = pytest.mark.internal
 
 
 def keying(fn, **options) -> FunctionKeys:
-    return FunctionKeys(describe_function(fn), **options)
+    return FunctionKeys(FunctionInfo(fn), **options)
 
 
 def key(fn, /, *args, **kwargs):
@@ -378,7 +378,7 @@ def test_a_dropped_registry_is_freed_without_the_garbage_collector():
 
 
 def named(fn, version=None) -> str:
-    return function_id(describe_function(fn), version)
+    return function_id(FunctionInfo(fn), version)
 
 
 def test_a_function_is_called_by_module_and_name():
@@ -440,9 +440,9 @@ def test_a_key_in_a_shared_store_is_text():
 
 def test_text_keys_are_the_same_in_every_process():
     code = (
-        "from opero.caching.keys.function_keys import FunctionKeys; from opero.core.function import describe_function\n"
+        "from opero.caching.keys.function_keys import FunctionKeys; from opero.core.function import FunctionInfo\n"
         "def f(x, **k): ...\n"
-        "key = FunctionKeys(describe_function(f), prefix=str).key\n"
+        "key = FunctionKeys(FunctionInfo(f), prefix=str).key\n"
         "print(key(({'a', 'b', 'c'},), {'p': 1, 'q': 2}))"
     )
     runs = {
@@ -462,7 +462,7 @@ def test_function_that_closes_over_a_module_has_a_name_in_shared_stores():
         def f(x):
             return module, x
 
-        return function_id(describe_function(f))
+        return function_id(FunctionInfo(f))
 
     assert made(sys) == made(sys) != made(subprocess)
     with pytest.raises(UnkeyableError, match="bound to something without content"):

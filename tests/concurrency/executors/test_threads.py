@@ -13,7 +13,7 @@ import pytest
 
 from opero.concurrency.executors.base import Chunk, Done, MapJob
 from opero.concurrency.executors.in_process import ThreadExecutor
-from opero.core.function import describe_function
+from opero.core.function import FunctionInfo
 from opero.core.options import Options
 from opero.core.pipeline import Pipeline
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.internal
 
 def job_of(fn: Callable[..., Any]) -> MapJob:
     options = Options.of("test", cache=False, retries=0)
-    return MapJob(function=fn, pipeline=Pipeline(describe_function(fn), options))
+    return MapJob(function=fn, pipeline=Pipeline(FunctionInfo(fn), options))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from opero.concurrency.executors.process.pickling import (
 from opero.concurrency.executors.process.protocol import DUE
 from opero.concurrency.executors.process.start import import_paths
 from opero.core.deadline import current_deadline
-from opero.core.function import describe_function
+from opero.core.function import FunctionInfo
 from opero.core.pipeline import Pipeline
 from opero.errors import ShippingError
 from opero.events import event_bus
@@ -122,7 +122,7 @@ class JobSpec(NamedTuple):
             emit: Takes the events of this function; those of all, if all are wanted and `page` is there.
         """
         options, fields = self.options, dict(self.fields)
-        info = describe_function(fields["function"])
+        info = FunctionInfo(fields["function"])
         limit = fields["item_timeout"]
         if page is not None and limit is not None and info.kind == "sync":
             # The pool kills a worker whose call takes too long; a thread could only be left behind.

@@ -102,7 +102,7 @@ def _run(session: WorkerSession, chunk: RunningChunk) -> None:
     """Run the items of a chunk, one after the other; the clock is read after each block of them."""
     page, run, values, append = session.page, session.runner.run, chunk.values, chunk.values.append
     call, fast_path = session.runner.direct or cast("Any", (None, None))
-    entries, now, count = enumerate(chunk.entries), perf_counter, session.job.pipeline.stats.merge
+    entries, now, count = enumerate(chunk.entries), perf_counter, session.job.pipeline.stats.add
     plain = not chunk.parked and tuple not in set(map(type, chunk.entries))
     item: Any = None
     block, largest, due, position = 1, _LARGEST, chunk.flushed + FLUSH, -1
@@ -118,7 +118,7 @@ def _run(session: WorkerSession, chunk: RunningChunk) -> None:
                     append(call(item))
             except BaseException as error:  # noqa: BLE001 - it belongs to the item
                 failed = error
-            count({"calls": position + 1 - first})
+            count(calls=position + 1 - first)
             if failed is not None:
                 result: Result = None, ItemOutcome(error=failed)
                 if isinstance(failed, Exception):
