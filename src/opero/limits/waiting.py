@@ -257,7 +257,7 @@ def _check(state: LimiterState, budget: WaitBudget, wait: int) -> int:
 def _dismiss(queue: FairLock, paused: int) -> None:
     """End the waits of those that would not wait out the rest of a pause: they get its seconds."""
     seconds = paused / SECOND
-    queue.wake_all(
+    queue.dismiss(
         seconds,
         lambda waiter: waiter.budget is not None and seconds > waiter.budget.longest_pause,
     )
