@@ -72,7 +72,13 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 1
 
 
+def pytest_collection() -> None:
+    """Collect no garbage while modules and ten thousand tests are made, which all stay."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """Let the collections that tests ask for pass over what is there before the first of them."""
+    gc.enable()
     gc.collect()
     gc.freeze()

@@ -33,6 +33,21 @@ settings.register_profile("opero", deadline=None)
 settings.load_profile("opero")
 
 
+_PROGRAMS = ("caching/stores", "concurrency", "durable")
+"""Folders whose tests start programs, which takes its time on a busy machine."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Be patient with tests and documents that start programs."""
+    here = Path(__file__).parent
+    folders = tuple(f"{here / name}{os.sep}" for name in _PROGRAMS)
+    for item in items:
+        path = str(item.path)  # as text: there are ten thousand items
+        patient = path.startswith(folders) or path.endswith(".md")
+        if patient and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(150))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _places() -> Iterator[None]:
     """Stores that a module has opened are closed and forgotten with it: their servers and folders may be gone.

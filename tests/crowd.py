@@ -26,7 +26,7 @@ def note(what):
 def short_leases():
     '''Let what a killed process held fall free sooner than the five seconds of a program.'''
     from opero.caching import lease
-    lease.SECONDS, lease._RENEW_AFTER = 2.0, 0.5
+    lease.SECONDS, lease._RENEW_AFTER = 1.0, 0.2
 
 def ready():
     (folder / f"ready {turn}").touch()

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.internal
 
 def until(condition: Callable[[], object]) -> None:
     """Wait for something that other threads bring about."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.001)

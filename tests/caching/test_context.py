@@ -102,7 +102,7 @@ def test_a_forked_child_does_not_wait_for_a_lock_of_its_parent():
             # Another thread than the one that holds the lock.
             work = threading.Thread(target=cache.set, args=("a", 1), daemon=True)
             work.start()
-            work.join(5)
+            work.join(20)
             os._exit(work.is_alive())
     assert os.waitpid(child, 0)[1] == 0
 

@@ -139,7 +139,7 @@ def test_an_asynchronous_call_is_cancelled() -> None:
             raise
 
     with capture_events(events.DeadlinePassed) as received, pytest.raises(DeadlineError) as caught:
-        asyncio.run(opero(cache=False, deadline=0.01)(hang)())
+        asyncio.run(opero(cache=False, deadline=0.2)(hang)())
     assert cancelled == [True]
     assert str(caught.value).endswith("hang() ran out of time during the call")
     assert isinstance(caught.value, TimeoutError)
@@ -180,7 +180,7 @@ def test_a_foreign_cancellation_that_meets_our_own_is_not_swallowed() -> None:
     async def main() -> None:
         leaving = asyncio.Event()
 
-        @opero(cache=False, deadline=0.01)
+        @opero(cache=False, deadline=0.2)
         async def slow_to_leave() -> None:
             try:
                 await forever()
@@ -235,7 +235,7 @@ def test_what_a_thread_that_was_left_behind_calls_ends_with_the_deadline() -> No
             reported.append(error)
 
     with pytest.raises(DeadlineError):
-        opero(cache=False, timeout=10, deadline=0.01)(work)()
+        opero(cache=False, timeout=10, deadline=0.2)(work)()
     end.set()
     while not reported:
         time.sleep(0.001)

@@ -183,13 +183,13 @@ def test_a_call_that_timed_out_is_retried_and_holds_its_permit_until_it_is_over(
     assert [type(e).__name__ for e in reported].count("CallTimedOut") == 2
     assert limit.in_flight == 2
     may_end.set()
-    assert ended.wait(5)
+    assert ended.wait(20)
     with limit, limit:
         assert limit.in_flight == 2
 
 
 def test_an_async_call_that_timed_out_falls_back_to_the_next_value() -> None:
-    @opero(cache=False, retries=0, timeout=0.02, arg_fallback="mirror")
+    @opero(cache=False, retries=0, timeout=0.2, arg_fallback="mirror")
     async def fetch(mirror: Any = ("slow", "quick")) -> str:
         if mirror == "slow":
             await asyncio.Event().wait()
@@ -289,7 +289,7 @@ def test_a_call_that_was_left_behind_does_not_wait_for_its_own_permit() -> None:
     @opero(cache=False, retries=0, concurrency=1, timeout=0.05)
     def again(depth: int) -> None:
         if depth:
-            left_behind.wait(5)
+            left_behind.wait(20)
             try:
                 again(depth - 1)
             except Exception as error:  # noqa: BLE001 - whatever comes is reported
@@ -298,7 +298,7 @@ def test_a_call_that_was_left_behind_does_not_wait_for_its_own_permit() -> None:
     with pytest.raises(CallTimeoutError):
         again(1)
     left_behind.set()
-    assert "is called within itself" in ended.get(timeout=5)
+    assert "is called within itself" in ended.get(timeout=20)
 
 
 def test_a_call_that_waits_for_the_permit_of_another_waits(face: Any) -> None:

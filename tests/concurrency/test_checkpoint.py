@@ -195,6 +195,7 @@ def test_checkpoint_in_a_missing_folder_is_an_error(tmp_path: Path) -> None:
         over(tmp_path / "nowhere" / "run.db")([1])
 
 
+@pytest.mark.timeout(120)
 def test_a_journal_gives_back_exactly_what_was_written(run: Path) -> None:
     journal, numbers = CheckpointFile(run), itertools.count()
 
@@ -207,7 +208,7 @@ def test_a_journal_gives_back_exactly_what_was_written(run: Path) -> None:
     def check(written: dict[str, bytes], asked: list[str]) -> None:
         example = next(numbers)
         rows = {f"{example}:{key}": blob for key, blob in written.items()}
-        journal.write(rows.items())
+        journal.put(rows.items())
         keys = [*(f"{example}:{key}" for key in asked), *rows]
         assert journal.find(keys) == {key: rows[key] for key in keys if key in rows}
 
@@ -217,29 +218,29 @@ def test_a_journal_gives_back_exactly_what_was_written(run: Path) -> None:
 
 def test_a_damaged_file_is_set_aside_and_begun_anew(run: Path) -> None:
     journal = CheckpointFile(run)
-    journal.write([("a", b"1" * 10_000)])
+    journal.put([("a", b"1" * 10_000)])
     journal.close()
     run.write_bytes(run.read_bytes()[:5000])
     with pytest.warns(OperoWarning, match=r"checkpoint .* was damaged .* set aside as .*damaged-"):
         assert journal.find(["a"]) == {}
-    journal.write([("a", b"2")])
+    journal.put([("a", b"2")])
     assert journal.find(["a"]) == {"a": b"2"}
     journal.close()
 
 
 def test_a_file_deleted_in_use_is_begun_anew(run: Path) -> None:
     journal = CheckpointFile(run)
-    journal.write([("a", b"1")])
+    journal.put([("a", b"1")])
     for path in run.parent.glob(f"{run.name}*"):
         path.unlink()
-    journal.write([("b", b"2")])
+    journal.put([("b", b"2")])
     assert CheckpointFile(run).find(["a", "b"]) == {"b": b"2"}
     journal.close()
 
 
 def test_many_keys_are_found_at_once(run: Path) -> None:
     journal = CheckpointFile(run)
-    journal.write((str(n), b"x") for n in range(3000))
+    journal.put((str(n), b"x") for n in range(3000))
     assert len(journal.find([str(n) for n in range(5000)])) == 3000
     journal.close()
 

@@ -44,7 +44,7 @@ WRONG: dict[str, list[Any]] = {
     "start_method": ["thread", "", 1, True],
     "memory_limit": [0, -1, 1.5, "big", True],
     "on_result": [5, later],
-    "stop_token": [5, True, "x"],
+    "stop_token": [5, True, "x", threading.Event],
     "stop_on": [5, "OSError", (OSError, 5), None],
 }
 

@@ -21,7 +21,7 @@ from opero.concurrency.executors.base import (
 )
 from opero.concurrency.scheduler import ChunkSize, ErrorPolicy, Scheduler
 
-pytestmark = pytest.mark.internal
+pytestmark = [pytest.mark.internal, pytest.mark.timeout(120)]
 
 POISON = "poison"
 

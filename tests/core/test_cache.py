@@ -115,7 +115,7 @@ def no_gc():
 
 def until(condition: Callable[[], object]) -> None:
     """Wait for something that other threads bring about."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.001)
@@ -379,7 +379,7 @@ def test_leader_and_followers_share_nothing():
     go = threading.Event()
 
     def fn():
-        go.wait(5)
+        go.wait(20)
         return {"tags": ["a"]}
 
     f = Cached(fn)
@@ -410,7 +410,7 @@ def test_followers_of_what_cannot_be_copied_compute_for_themselves():
     go = threading.Event()
 
     def fn():
-        go.wait(5)
+        go.wait(20)
         return iter([1, 2])
 
     f = Cached(fn := counted(fn))
@@ -547,7 +547,7 @@ def test_a_rejected_result_reaches_followers_isolated():
 
 def test_refused_results_reach_followers():
     go = threading.Event()
-    fn = counted(lambda: go.wait(5) and ["r"])
+    fn = counted(lambda: go.wait(20) and ["r"])
     f = Cached(fn, cache_if=lambda result, receipt: False)
     opener = lambda: (until(lambda: f.waiting == 2), go.set())  # noqa: E731 - one line of a table
     *results, _ = threads(f, f, f, opener)
@@ -646,7 +646,7 @@ def test_a_waiting_thread_that_is_interrupted_disturbs_no_other():
         f()
     assert f.waiting == 0
     go.set()
-    leader.join(5)
+    leader.join(20)
     assert results == ["r"]
 
 
@@ -904,7 +904,7 @@ def test_a_waiter_whose_loop_was_closed_does_not_break_the_leader():
     assert f.waiting == 1
     loop.close()
     go.set()
-    leader.join(5)
+    leader.join(20)
     assert not leader.is_alive()
     assert f() == "r"
     waiter._log_destroy_pending = False  # it never got its answer, and that is the point
@@ -966,7 +966,7 @@ def test_arguments_of_leader_and_followers_die_with_a_shared_failure():
     go = threading.Event()
 
     def fail(x):
-        go.wait(5)
+        go.wait(20)
         raise ValueError
 
     f = Cached(fail, cache_ignore=("x",))
@@ -1147,7 +1147,7 @@ def test_a_failing_refresh_keeps_the_old_value():
 
 def test_others_get_the_old_value_during_a_refresh():
     go = threading.Event()
-    values = iter([lambda: "old", lambda: go.wait(5) and "new"])
+    values = iter([lambda: "old", lambda: go.wait(20) and "new"])
     f = Cached(fn := counted(lambda: next(values)()))  # noqa: PLW0108 - a new one each time
     f()
     other = lambda: (until(lambda: fn.calls == 2), f(), go.set())[1]  # noqa: E731 - one line of a table
@@ -1157,7 +1157,7 @@ def test_others_get_the_old_value_during_a_refresh():
 
 def test_a_refresh_counts_for_more_than_a_flight_that_began_before():
     first, second = threading.Event(), threading.Event()
-    values = iter([lambda: first.wait(5) and "old", lambda: second.wait(5) and "new"])
+    values = iter([lambda: first.wait(20) and "old", lambda: second.wait(20) and "new"])
     f = Cached(fn := counted(lambda: next(values)()))  # noqa: PLW0108 - a new one each time
 
     def refresher() -> Any:
@@ -1427,7 +1427,7 @@ def test_a_forked_child_does_not_wait_for_leaders_of_its_parent():
             os.write(write, answer.encode())
             os._exit(0)
     go.set()
-    leader.join(5)
+    leader.join(20)
     os.close(write)
     assert json.loads(os.read(read, 100)) == ["r"]
     os.close(read)

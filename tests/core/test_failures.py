@@ -505,6 +505,23 @@ def test_nested_functions_of_one_name_both_leave_their_notes() -> None:
     assert len(failures(got.value)) == 4
 
 
+def test_nothing_piles_up_behind_a_cause_that_two_functions_share() -> None:
+    cause = KeyError("made once")
+
+    def body() -> None:
+        raise ConnectionError from cause
+
+    def other() -> None:
+        body()
+
+    for fetch in [opero(retries=1, **quick)(body), opero(retries=1, **quick)(other)] * 3:
+        with pytest.raises(ConnectionError) as got:
+            fetch()
+        assert len(got.value.__notes__) == 1
+        assert len(failures(got.value)) == 2
+        assert len(chain_of(got.value)) <= 6
+
+
 def test_failures_of_an_error_that_opero_never_saw_is_itself() -> None:
     error = ValueError()
     assert failures(error) == [error]

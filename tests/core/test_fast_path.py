@@ -227,7 +227,7 @@ def test_a_task_that_its_deadline_cuts_short_has_not_failed(
     @opero(
         cache=False,
         retries=3,
-        deadline=0.02,
+        deadline=0.2,
         timeout=timeout,
         circuit_breaker=breaker,
         concurrency=limit,
@@ -247,7 +247,7 @@ def test_a_task_that_its_deadline_cuts_short_has_not_failed(
 def test_a_task_that_timed_out_is_retried_within_its_deadline(by_stages: bool) -> None:
     made = []
 
-    @opero(cache=False, retries=1, min_delay=0, timeout=0.01, deadline=60, concurrency=1)
+    @opero(cache=False, retries=1, min_delay=0, timeout=0.2, deadline=60, concurrency=1)
     async def hang_once() -> str:
         made.append(remaining())
         if len(made) == 1:

@@ -23,14 +23,13 @@ from types import MappingProxyType, SimpleNamespace
 from unittest.mock import MagicMock, Mock
 
 import httpx
-import openai
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from opero.core.retry_after import Hint, requested_wait
 
-pytestmark = pytest.mark.internal
+pytestmark = [pytest.mark.internal, pytest.mark.timeout(120)]
 
 SENT = datetime.datetime(2026, 3, 1, 12, 0, 0, tzinfo=datetime.UTC)
 """When the answers of these tests were sent, by the service's clock."""
@@ -172,6 +171,8 @@ def by_botocore(url):
 
 
 def by_openai(url):
+    import openai  # takes a second, which each worker would pay
+
     with openai.OpenAI(api_key="k", base_url=url, max_retries=0) as client:
         client.models.list()
 
@@ -344,7 +345,7 @@ def test_a_connection_that_failed_says_nothing(service):
     assert isinstance(error, httpx.ConnectError)
     assert requested_wait(error) is None
     error = error_of(lambda: by_openai("http://127.0.0.1:1"))
-    assert isinstance(error, openai.APIConnectionError)
+    assert type(error).__name__ == "APIConnectionError"
     assert requested_wait(error) is None
 
 

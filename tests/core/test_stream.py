@@ -515,11 +515,11 @@ def slow_thread(pauses: list[float]) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("options", "pauses", "count", "error"),
     [
-        ({"timeout": 0.15}, [0.0, 0.0, 5.0], 2, CallTimeoutError),
-        ({"timeout": 0.15}, [0.05] * 6, 6, None),
-        ({"timeout": 5, "idle_timeout": 0.1}, [0.2, 0.0, 5.0], 2, CallTimeoutError),
-        ({"idle_timeout": 0.1}, [0.2, 0.0], 2, None),
-        ({"deadline": 0.25, "timeout": 5}, [0.1] * 9, None, DeadlineError),
+        ({"timeout": 0.4}, [0.0, 0.0, 30.0], 2, CallTimeoutError),
+        ({"timeout": 0.4}, [0.03] * 16, 16, None),
+        ({"timeout": 30, "idle_timeout": 0.4}, [0.5, 0.0, 30.0], 2, CallTimeoutError),
+        ({"idle_timeout": 0.4}, [0.5, 0.0], 2, None),
+        ({"deadline": 0.25, "timeout": 30}, [0.1] * 9, None, DeadlineError),
     ],
     ids=["stalls", "steady", "idle", "slow start", "deadline"],
 )
@@ -547,7 +547,7 @@ def test_limits_of_time(
     else:
         with pytest.raises(error):
             read()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     assert count is None or len(seen) == count
 
 

@@ -95,7 +95,7 @@ def test_an_item_without_end_costs_its_time_alone(mode: MapMode) -> None:
         return x
 
     # A call that blocks the loop is found by halving the suspects, each time at the cost of the limit.
-    result = mode.run(mode.of(endless, timeout=0.2).map(range(4)))
+    result = mode.run(mode.of(endless, timeout=0.5).map(range(4)))
     assert result.values == [0, 1, 3]
     assert isinstance(result.failures[0].error, CallTimeoutError)
 
@@ -285,7 +285,7 @@ def test_a_cancelled_map_ends_its_workers() -> None:
     assert gone(found[0])
 
 
-def gone(pid: int, seconds: float = 5) -> bool:
+def gone(pid: int, seconds: float = 20) -> bool:
     """Wait for the end of a process that is not ours to wait for."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

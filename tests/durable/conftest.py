@@ -18,14 +18,6 @@ import opero
 from opero.durable import Orchestrator, get_registry
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Many start programs, which takes its time on a busy machine."""
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(150))
-
-
 @pytest.fixture(autouse=True)
 def registry() -> Iterator[None]:
     """Each test has names of its own."""

@@ -16,7 +16,7 @@ import pytest
 
 from opero import CircuitBreaker, RateLimiter
 from opero.durable import Orchestrator, activity, now, sleep, timers, uuid, wait_for, workflow
-from opero.durable.records import State
+from opero.durable.records import State, Wake
 from opero.errors import IdConflictError, OperoUsageError
 
 pytestmark = pytest.mark.internal
@@ -77,7 +77,7 @@ def fetch(source):
 @workflow
 def program(source):
     rows = fetch(source)
-    sleep(3)
+    sleep(3600)
     return rows + fetch("more")
 """
 
@@ -91,7 +91,7 @@ def fetch(source, mode="default", *, strict=False):
 
 def pause():
     # A comment.
-    sleep("3000ms")
+    sleep("1h")
 
 @workflow
 def program(source: str, limit: int | None = None) -> list:
@@ -109,11 +109,20 @@ def define(source: str) -> None:
     exec(source, {"activity": activity, "workflow": workflow, "sleep": sleep, "__name__": "shop"})
 
 
+def wake(orchestrator: Orchestrator, id: str) -> None:
+    """Let a workflow that sleeps for an hour go on."""
+    until(lambda: orchestrator.state(id) == "sleeping")
+    found = orchestrator.store.get(id)
+    assert found is not None
+    orchestrator.store.apply([Wake(id, found.epoch)])
+
+
 def test_comments_refactoring_and_optional_parameters_change_nothing(journal: Path) -> None:
     define(OLD)
     with Orchestrator(journal) as one:
         found = one.invoke_workflow("program", "a")
         until(lambda: one.state(found) == "sleeping")
+    wake(one, found)
     define(REFACTORED)
     with Orchestrator(journal) as two:
         # What was recorded stays; what comes now is done by the new code.
@@ -127,7 +136,8 @@ def test_a_changed_program_leaves_the_journal_untouched(journal: Path) -> None:
     with Orchestrator(journal) as one:
         found = one.invoke_workflow("program", "a")
         until(lambda: one.state(found) == "sleeping")
-        before = one.steps(found)
+    wake(one, found)
+    before = one.steps(found)
     define(CHANGED)
     with Orchestrator(journal) as two:
         status = two.wait(found, timeout=60)
@@ -135,6 +145,7 @@ def test_a_changed_program_leaves_the_journal_untouched(journal: Path) -> None:
         assert "step 1: the journal has fetch(" in status["error_message"]
         assert two.steps(found) == before
         copy = two.fork(found, 1)
+        wake(two, copy)
         assert two.result(copy, timeout=60) == ["other", 1, "more", 1]
     define(OLD)
     with Orchestrator(journal) as three:
@@ -227,7 +238,7 @@ def test_a_thousand_sleepers_cost_few_threads(journal: Path) -> None:
     before = threading.active_count()
     with Orchestrator(journal, max_workers=4) as orchestrator:
         asyncio.run(start(orchestrator))
-        until(lambda: len(orchestrator.store.find(states=[State.SLEEPING])) == 1000)
+        until(lambda: len(orchestrator.store.find(states=[State.SLEEPING])) == 1000, seconds=140)
         # The watch, the journal, the event loop, and the workers.
         assert threading.active_count() - before <= 3 + 4
         began = time.monotonic()

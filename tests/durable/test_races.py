@@ -83,6 +83,8 @@ def test_races_of_workflows_beside_each_other_keep_their_order(orchestrator: Orc
 
 
 def test_winner_stays_the_winner_though_the_loser_was_recorded_too(journal: Path) -> None:
+    decided = asyncio.Event()
+
     @activity
     async def quick() -> str:
         await asyncio.sleep(0.01)
@@ -90,7 +92,7 @@ def test_winner_stays_the_winner_though_the_loser_was_recorded_too(journal: Path
 
     @activity
     async def slow() -> str:
-        await asyncio.sleep(0.05)
+        await decided.wait()
         return "slow"
 
     @workflow
@@ -99,6 +101,7 @@ def test_winner_stays_the_winner_though_the_loser_was_recorded_too(journal: Path
         tasks = [asyncio.create_task(slow()), asyncio.create_task(quick())]
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         winners = [task.result() for task in done]
+        decided.set()
         await asyncio.wait(tasks)
         await wait_for("go")
         return winners

@@ -267,7 +267,7 @@ def test_the_server_ends_while_clients_still_wait() -> None:
         waiting.start()
         while not server.report()["calls"]:
             time.sleep(0.001)
-    waiting.join(5)
+    waiting.join(20)
     client.close()
     assert [type(error) for error in caught] == [httpx.RemoteProtocolError]
     assert not [thread for thread in threading.enumerate() if thread.name == "bad-day-server"]

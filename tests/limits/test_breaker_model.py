@@ -15,7 +15,7 @@ from opero.limits.breaker import CircuitBreaker
 from opero.limits.breaker_state import CircuitState, Permit
 from opero.testing import fake_clock
 
-pytestmark = pytest.mark.internal
+pytestmark = [pytest.mark.internal, pytest.mark.timeout(120)]
 
 CLOSED, OPEN, HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
 FORCED_OPEN, DISABLED = CircuitState.FORCED_OPEN, CircuitState.DISABLED

@@ -133,7 +133,7 @@ def test_threads_that_come_at_once_find_one_bucket():
     ready = threading.Barrier(8)
 
     def work() -> None:
-        ready.wait(5)
+        ready.wait(20)
         found.append(limiter.bucket("a"))
 
     threads = [threading.Thread(target=work) for _ in range(8)]

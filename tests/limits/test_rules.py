@@ -14,7 +14,7 @@ from opero.limits.limiter_state import LimiterState
 from opero.limits.windows import LARGEST_WINDOW, SlidingWindow, part_of, rule_for
 from opero.utils.units import Rate, parse_rate
 
-pytestmark = pytest.mark.internal
+pytestmark = [pytest.mark.internal, pytest.mark.timeout(120)]
 
 COUNTS = st.one_of(
     st.integers(1, 60).map(float),

@@ -20,7 +20,7 @@ from opero.limits.limiter_state import LimiterState, TakenSlot
 from opero.limits.windows import UNIT, CombinedLimit, combined
 from opero.utils.units import parse_windows
 
-pytestmark = pytest.mark.internal
+pytestmark = [pytest.mark.internal, pytest.mark.timeout(120)]
 
 HOUR = 3600 * SECOND
 RULES = [

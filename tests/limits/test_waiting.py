@@ -123,7 +123,7 @@ def test_a_thread_in_line_leaves_when_its_deadline_comes_up():
 
     second = threading.Thread(target=hurry)
     second.start()
-    held.wait(5)
+    held.wait(20)
     second.join(10)
     assert not second.is_alive()
     assert errors

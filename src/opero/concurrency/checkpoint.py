@@ -17,6 +17,7 @@ from opero.errors import OperoUsageError, StoreError, UnkeyableError, warn_user
 from opero.utils.sqlite import SqliteFile
 
 if TYPE_CHECKING:
+    from opero.concurrency.executors.base import MapJob
     from opero.concurrency.recorder import Finished
     from opero.core.function import FunctionInfo
     from opero.core.options import MapOptions
@@ -33,8 +34,8 @@ PRAGMA user_version = {_LAYOUT};
 CREATE TABLE results (key TEXT PRIMARY KEY, result BLOB) WITHOUT ROWID
 """
 
-OpenCheckpoint = Callable[[Any], "Checkpoint"]
-"""From the `ItemArguments` of one run of a map to its checkpoint."""
+OpenCheckpoint = Callable[["MapJob"], "Checkpoint"]
+"""From the job of one run of a map to its checkpoint."""
 
 
 def checkpoints_of(info: FunctionInfo, options: MapOptions) -> OpenCheckpoint:
@@ -47,12 +48,12 @@ def checkpoints_of(info: FunctionInfo, options: MapOptions) -> OpenCheckpoint:
     keying = FunctionKeys(info, ignore=options.cache_ignore, prefix=prefix)
     identify = options.item_key
 
-    def key_of(arguments: Any, item: Any) -> str:
+    def key_of(job: MapJob, item: Any) -> str:
         what = item if identify is None else identify(item)
-        args = (*arguments.before, what, *arguments.after)
+        args = (*job.before, what, *job.after)
         try:
             # Arguments that do not fit are the function's to refuse.
-            key = keying.key(args, dict(arguments.kwargs))
+            key = keying.key(args, dict(job.kwargs))
             return "" if key is None else str(key)
         except UnkeyableError as error:
             why = str(error).partition(". ")[0]
@@ -61,9 +62,9 @@ def checkpoints_of(info: FunctionInfo, options: MapOptions) -> OpenCheckpoint:
                 "item is with item_key=…, and leave clients and the like out with cache_ignore=(…)."
             ) from error
 
-    def open_one(arguments: Any) -> Checkpoint:
-        file = CheckpointFile(os.fspath(options.checkpoint or ""))
-        return Checkpoint(info.name, file, functools.partial(key_of, arguments))
+    def open_one(job: MapJob) -> Checkpoint:
+        file = CheckpointFile(options.checkpoint or "")
+        return Checkpoint(info.name, file, functools.partial(key_of, job))
 
     return open_one
 
@@ -117,18 +118,15 @@ class Checkpoint:
                 continue
             try:
                 rows.append((key, b"".join(self._coder.encode(outcome.value, key.encode()))))
-            except Unencodable as signal:
-                self._warn(str(signal))
+            except Unencodable as why:
+                if not self._warned:
+                    self._warned = True
+                    warn_user(
+                        f"{self._name}(): some results cannot be written to the checkpoint, so a later run "
+                        f"computes them again: {why}."
+                    )
         if rows:
-            self._file.write(rows)
-
-    def _warn(self, why: str) -> None:
-        if not self._warned:
-            self._warned = True
-            warn_user(
-                f"{self._name}(): some results cannot be written to the checkpoint, so a later run computes "
-                f"them again: {why}."
-            )
+            self._file.put(rows)
 
     def close(self) -> None:
         """Close the file."""
@@ -139,7 +137,7 @@ class Checkpoint:
 # --- the file -------------------------------------------------------------------------------------
 
 
-class CheckpointFile:
+class CheckpointFile(SqliteFile):
     """Results by key in an SQLite file, opened at its first use; they survive the death of the program.
 
     Args:
@@ -150,12 +148,11 @@ class CheckpointFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path: str = os.fspath(path)
-        self._file = SqliteFile(
-            self.path,
+        super().__init__(
+            path,
             script=_SCRIPT,
-            verify=self._verify,
-            name=f"checkpoint {self.path!r}",
+            verify=functools.partial(_check_layout, os.fspath(path)),
+            name=f"checkpoint {os.fspath(path)!r}",
             on_damage="replace database",
         )
 
@@ -165,31 +162,21 @@ class CheckpointFile:
         for start in range(0, len(keys), _BATCH):
             part = keys[start : start + _BATCH]
             marks = ",".join("?" * len(part))
-            found.update(
-                self._file.read(
-                    f"SELECT key, result FROM results WHERE key IN ({marks})",  # noqa: S608 - only marks
-                    part,
-                )
-            )
+            query = f"SELECT key, result FROM results WHERE key IN ({marks})"  # noqa: S608 - only marks
+            found.update(self.read(query, part))
         return found
 
-    def write(self, rows: Iterable[tuple[str, bytes]]) -> None:
+    def put(self, rows: Iterable[tuple[str, bytes]]) -> None:
         """Write results, all in one transaction; when this returns they survive the program."""
-        with self._file.transaction() as connection:
+        with self.transaction() as connection:
             connection.executemany("INSERT OR REPLACE INTO results VALUES (?, ?)", rows)
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
-    def _verify(self, connection: sqlite3.Connection) -> None:
-        (owner,) = connection.execute("PRAGMA application_id").fetchone()
-        (layout,) = connection.execute("PRAGMA user_version").fetchone()
-        if (owner, layout) != (_APPLICATION, _LAYOUT):
-            raise StoreError(
-                f"checkpoint {self.path!r}: the file is no checkpoint of this version of opero; "
-                "name another one, or delete it."
-            )
-
-    def __repr__(self) -> str:
-        return f"<CheckpointFile {self.path!r}, {'open' if self._file.is_open else 'closed'}>"
+def _check_layout(path: str, connection: sqlite3.Connection) -> None:
+    (owner,) = connection.execute("PRAGMA application_id").fetchone()
+    (layout,) = connection.execute("PRAGMA user_version").fetchone()
+    if (owner, layout) != (_APPLICATION, _LAYOUT):
+        raise StoreError(
+            f"checkpoint {path!r}: the file is no checkpoint of this version of opero; "
+            "name another one, or delete it."
+        )

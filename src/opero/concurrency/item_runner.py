@@ -16,6 +16,7 @@ from opero.core.call import Call, FailedCall, RetryParked
 from opero.errors import CallTimeoutError, DeadlineError, OperoError, WorkerLostError
 from opero.utils import ambient
 from opero.utils.ambient import switch
+from opero.utils.steps import BlockingStep, run_async, run_sync
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from opero.concurrency.executors.base import Lost, MapJob
     from opero.core.pipeline import FastPath, Pipeline
+    from opero.utils.steps import StepLogic
 
 
 Result = tuple[Any, ItemOutcome | None]
@@ -82,19 +84,9 @@ class ItemRunner:
                 first_error = error
             except BaseException as error:  # noqa: BLE001 - it belongs to the item; the scheduler decides
                 return None, ItemOutcome(error=error)
-        call = self._begin(item, parked, first_error)
+        logic = self._run_stages(item, parked, first_error)
         del first_error  # a frame that names an error which passes through it is a reference cycle
-        began = perf_counter()
-        try:
-            value = self._pipeline.run(call)
-        except RetryParked as pause:
-            return None, self._parked(call, pause.seconds, began)
-        except BaseException as error:  # noqa: BLE001 - as above
-            return None, self._outcome(call, began, error=error)
-        finally:
-            call.keep_failures = False
-            call.drop_failures()
-        return value, self._succeeded(call, value, began)
+        return run_sync(logic)
 
     async def run_async(self, item: Any, parked: Parked | None) -> Result:
         """Run one item of a coroutine function."""
@@ -109,24 +101,15 @@ class ItemRunner:
                 if _ends_the_worker(error):
                     raise
                 return None, ItemOutcome(error=error)
-        call = self._begin(item, parked, first_error)
+        logic = self._run_stages(item, parked, first_error)
         del first_error  # as above
-        began = perf_counter()
-        try:
-            value = await self._pipeline.run(call)
-        except RetryParked as pause:
-            return None, self._parked(call, pause.seconds, began)
-        except BaseException as error:
-            if _ends_the_worker(error):
-                raise
-            return None, self._outcome(call, began, error=error)
-        finally:
-            call.keep_failures = False
-            call.drop_failures()
-        return value, self._succeeded(call, value, began)
+        return await run_async(logic)
 
-    def _begin(self, item: Any, parked: Parked | None, first_error: Exception | None) -> Call:
-        job = self._job
+    def _run_stages(
+        self, item: Any, parked: Parked | None, first_error: Exception | None
+    ) -> StepLogic[Result]:
+        """Run one item through the stages."""
+        job, run = self._job, self._pipeline.run
         call = Call((*job.before, item, *job.after), dict(job.kwargs))
         call.park_after = job.parks
         if job.stopped is not None:
@@ -134,12 +117,25 @@ class ItemRunner:
         call.keep_failures = True
         if first_error is not None:
             call.calls, call.prior_outcome = 1, first_error
+            del first_error  # as above
         if parked is not None:
             now = ambient.clock().monotonic()
             call.attempts, call.calls, call.slept = parked.attempts, parked.calls, parked.slept
             call.started = call.first_failed = now - parked.elapsed
             call.failures = [FailedCall(label, error) for label, error in parked.failures]
-        return call
+        began = perf_counter()
+        try:
+            value = yield BlockingStep(run, run, (call,))
+        except RetryParked as pause:
+            return None, self._parked(call, pause.seconds, began)
+        except BaseException as error:
+            if self._pipeline.awaits and _ends_the_worker(error):
+                raise
+            return None, self._outcome(call, began, error=error)
+        finally:
+            call.keep_failures = False
+            call.drop_failures()
+        return value, self._succeeded(call, value, began)
 
     def _park_if_stopped(self) -> None:
         """Take a call out of the queue of its rate limit, because the map begins no further item."""

@@ -12,8 +12,6 @@ other.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextvars import Context
@@ -55,6 +53,8 @@ if TYPE_CHECKING:
 
 _AHEAD: Final = 64
 """Most items that are looked up ahead: those that turn out not to be there must not be many more than fit."""
+_TOGETHER: Final = 0.005
+"""Parked items that are due so many seconds later are looked up with those that are due now."""
 
 
 @dataclass(slots=True, eq=False)
@@ -72,8 +72,6 @@ class LeadItem:
     """What keeps other processes from computing it, once that is acquired."""
     wait: LeaseWait | None = None
     """The wait for the process that computes it, while one does or after one did."""
-    parked: bool = False
-    """Whether it waits for that now."""
 
 
 @dataclass(slots=True, eq=False)
@@ -83,117 +81,18 @@ class InFlightElsewhere:
     index: int
     item: Any
     call: Call
-    key: Hashable
     arrived: Callable[[InFlightElsewhere], None]
     """Takes the verdict to the map; called from any thread."""
     deadline: float | None = None
     flight: Flight = field(default_factory=lambda: Flight(None))
     verdict: Verdict | None = None
-
-    @property
-    def ready(self) -> bool:
-        """Return True: a map can always take over."""
-        return True
+    ready: bool = True
+    """A map can always take over."""
 
     def wake(self) -> bool:
         """Pass the verdict to the map."""
         self.arrived(self)
         return True
-
-
-# --- other processes ------------------------------------------------------------------------------
-
-_TOGETHER: Final = 0.005
-"""Items that are due so many seconds later are looked up with those that are due now."""
-
-
-class RemoteLeases:
-    """The leases of a map's items, and the items that other processes compute.
-
-    Args:
-        leases: The leases of the function's keys.
-        awaits: Whether the map runs in an event loop.
-        limit: Returns the clock reading at which a wait that begins now must end, None for never.
-
-    Attributes:
-        waiting: How many items are parked, equal ones included.
-    """
-
-    def __init__(self, leases: Leases, *, awaits: bool, limit: Callable[[], float | None]) -> None:
-        self._leases = leases
-        self._awaits = awaits
-        self._limit = limit
-        self._parked: list[tuple[float, int, LeadItem]] = []
-        self._serial = itertools.count()
-        self.waiting: int = 0
-
-    def acquire(self, leads: Sequence[LeadItem], late: list[LeadItem]) -> StepLogic[list[LeadItem]]:
-        """Acquire the leases of items and return those that may be computed now; park the others.
-
-        Args:
-            leads: The items, all of them new, or all of them parked before.
-            late: Takes those whose deadline has come.
-        """
-        new = self._leases.new
-        for lead in leads:
-            lead.lease = lead.lease or new(lead.flight.key)
-        wanted = [(lead, lead.lease) for lead in leads if lead.lease is not None]
-        if not wanted:
-            return list(leads)
-        leases = [lease for _, lease in wanted]
-        again, blocking = wanted[0][0].wait is not None, not self._awaits
-        granted = yield from self._leases.acquire(leases, again=again, blocking=blocking)
-        for (lead, _), mine in zip(wanted, granted, strict=True):
-            if mine is None:
-                lead.lease = None
-            elif not mine:
-                self._park(lead, late)
-        return [lead for lead in leads if not lead.parked and lead not in late]
-
-    def _park(self, lead: LeadItem, late: list[LeadItem]) -> None:
-        from opero.caching.lease import LeaseWait
-
-        lead.wait = wait = lead.wait or LeaseWait(self._limit())
-        pause = wait.next()
-        if pause is not None:
-            lead.parked = True
-            self.waiting += 1 + len(lead.followers)
-            due = ambient.clock().monotonic() + pause
-            heapq.heappush(self._parked, (due, next(self._serial), lead))
-            return
-        lead.lease = None  # it was never ours
-        if wait.late:
-            late.append(lead)
-
-    def next_due(self) -> float | None:
-        """Return the clock reading at which parked items are to be looked up, None without any."""
-        return self._parked[0][0] if self._parked else None
-
-    def due(self) -> list[LeadItem]:
-        """Take out the items that are to be looked up now."""
-        found: list[LeadItem] = []
-        if self._parked and self._parked[0][0] <= (now := ambient.clock().monotonic()):
-            while self._parked and self._parked[0][0] <= now + _TOGETHER:
-                lead = heapq.heappop(self._parked)[2]
-                lead.parked = False
-                self.waiting -= 1 + len(lead.followers)
-                found.append(lead)
-        return found
-
-    def give_back(self, leads: Iterable[LeadItem]) -> None:
-        """End the leases of items, without waiting for the store."""
-        for lead in leads:
-            lease, lead.lease = lead.lease, None
-            if lease is not None:
-                lease.release(lead.flight)
-
-    def close(self) -> None:
-        """Wait for no item any more."""
-        self._parked.clear()
-        self.waiting = 0
-
-
-# --- the map's side of a cache --------------------------------------------------------------------
 
 
 class CacheLookup:
@@ -241,14 +140,14 @@ class CacheLookup:
         self._refreshes: list[tuple[Call, Entry]] = []
         self._followers: set[InFlightElsewhere] = set()
         self._arrived: deque[InFlightElsewhere] = deque()
+        # Items that other processes compute, and when to look for their results.
+        self._parked: dict[LeadItem, float] = {}
         self.ahead: int = 0
         self._marker = Flight(None)
         deadline = job.pipeline.options.deadline
         self._seconds = None if deadline is None else parse_seconds(deadline, "deadline")
-        self._remote: RemoteLeases | None = None
         # A map that leads others must not wait for another caller.
-        if shares and cache.leases is not None and not leads_others(self._marker):
-            self._remote = RemoteLeases(cache.leases, awaits=self._awaits, limit=self._limit)
+        self._leases = cache.leases if shares and not leads_others(self._marker) else None
         context.run(become_leader, self._marker)
 
     def _limit(self) -> float | None:
@@ -266,14 +165,13 @@ class CacheLookup:
     @property
     def waiting(self) -> int:
         """How many items wait for a caller outside this map."""
-        return len(self._followers) + (0 if self._remote is None else self._remote.waiting)
+        parked = sum([1 + len(lead.followers) for lead in self._parked])
+        return len(self._followers) + parked
 
     def next_due(self) -> float | None:
         """Return the clock reading at which to call `arrivals` without a notification."""
-        dues = [follower.deadline or 0.0 for follower in self._timed()]
-        if self._remote is not None and (due := self._remote.next_due()) is not None:
-            dues.append(due)
-        return min(dues, default=None)
+        dues = [one.deadline for one in self._followers if one.deadline is not None]
+        return min([*dues, *self._parked.values()], default=None)
 
     # --- before the dispatch -------------------------------------------------------------------------
 
@@ -302,8 +200,6 @@ class CacheLookup:
         lead = self._led.get(key)
         if lead is not None:
             lead.followers.append((index, item))
-            if self._remote is not None and lead.parked:
-                self._remote.waiting += 1
             return
         entry = None
         if not self._slow:
@@ -327,7 +223,7 @@ class CacheLookup:
         if not self._shares:
             return Flight(key)
         while (flight := self._flights.join(key, blocking=not self._awaits)) is None:
-            follower = InFlightElsewhere(index, item, call, key, self._note, self._limit())
+            follower = InFlightElsewhere(index, item, call, self._note, self._limit())
             if self._flights.wait_for(key, follower):
                 self._followers.add(follower)
                 return None
@@ -370,11 +266,8 @@ class CacheLookup:
         """
         missing = yield from self._found(leads)
         unknown = len(missing)
-        if missing and self._remote is not None:
-            late: list[LeadItem] = []
-            free = yield from self._remote.acquire(missing, late)
-            for lead in late:
-                self._end_late(lead)
+        if missing and self._leases is not None:
+            free = yield from self._acquire(self._leases, missing)
             # The previous holder of a lease may have stored the result before this one was acquired.
             missing = yield from self._found(free)
         for lead in missing:
@@ -402,13 +295,59 @@ class CacheLookup:
                 missing.append(lead)
                 continue
             self._drop(lead)
-            if self._remote is not None:
-                self._remote.give_back([lead])
+            _release(lead)
             # Those that came while it was looked up get the same.
             notify(self._complete(lead), SharedResult(entry))
             for index, item in lead.followers:
                 self._serve(index, item, lead.call, entry)
         return missing
+
+    # --- other processes ----------------------------------------------------------------------------
+
+    def _acquire(self, leases: Leases, leads: list[LeadItem]) -> StepLogic[list[LeadItem]]:
+        """Acquire the leases of items and return those that may be computed now; park the others.
+
+        Args:
+            leases: The leases of the function's keys.
+            leads: The items, all of them new, or all of them parked before.
+        """
+        new = [leases.new(lead.flight.key) for lead in leads]
+        wanted = [lease for lease in new if lease is not None]
+        if not wanted:
+            return leads
+        again, blocking = leads[0].wait is not None, not self._awaits
+        granted = yield from leases.acquire(wanted, again=again, blocking=blocking)
+        mine, free = dict(zip(wanted, granted, strict=True)), list[LeadItem]()
+        for lead, lease in zip(leads, new, strict=True):
+            answer = None if lease is None else mine[lease]
+            if answer is not False or self._waited(lead):
+                lead.lease = lease if answer else None
+                free.append(lead)
+        return free
+
+    def _waited(self, lead: LeadItem) -> bool:
+        """Return whether an item that another process computes has waited long enough; else park or end it."""
+        from opero.caching.lease import LeaseWait
+
+        lead.wait = wait = lead.wait or LeaseWait(self._limit())
+        pause = wait.next()
+        if pause is not None:
+            self._parked[lead] = ambient.clock().monotonic() + pause
+            return False
+        if wait.late:
+            self._end_late(lead)
+            return False
+        return True
+
+    def _take_due(self) -> list[LeadItem]:
+        """Take out the parked items that are to be looked up now."""
+        now = ambient.clock().monotonic()
+        if min(self._parked.values()) > now:
+            return []
+        due = [lead for lead, at in self._parked.items() if at <= now + _TOGETHER]
+        for lead in due:
+            del self._parked[lead]
+        return due
 
     # --- while others compute ------------------------------------------------------------------------
 
@@ -418,8 +357,8 @@ class CacheLookup:
 
     def arrivals(self) -> StepLogic[list[Batch]]:
         """Take what other callers have computed for this map, here or in other processes."""
-        if self._remote is not None:
-            yield from self._look_up(self._remote.due())
+        if self._parked:
+            yield from self._look_up(self._take_due())
         self._leave_late()
         while self._arrived:
             follower = self._arrived.popleft()
@@ -427,7 +366,7 @@ class CacheLookup:
             index, item, verdict = follower.index, follower.item, follower.verdict
             if verdict is Instruction.LEAD:
                 lead = self._lead(index, item, follower.call, follower.flight)
-                if self._remote is None:
+                if self._leases is None:
                     self._begin(lead)
                 else:  # its leader has given the lease back
                     self._new.append(lead)
@@ -441,17 +380,12 @@ class CacheLookup:
 
     def _leave_late(self) -> None:
         """Give up results of other callers for which there is no more time."""
-        for follower in self._timed():
-            now = ambient.clock().monotonic()
-            if (follower.deadline or 0.0) <= now and self._flights.leave(follower):
+        now = ambient.clock().monotonic()
+        for follower in list(self._followers):
+            due = follower.deadline
+            if due is not None and due <= now and self._flights.leave(follower):
                 self._followers.discard(follower)
                 self._late(follower.index, follower.item, follower.call, None)
-
-    def _timed(self) -> list[InFlightElsewhere]:
-        """Return the items that wait for a caller of this process, and not for ever."""
-        if self._job.deadline is None and self._seconds is None:
-            return []
-        return [follower for follower in self._followers if follower.deadline is not None]
 
     def _end_late(self, lead: LeadItem) -> None:
         """Give up an item that another process computes for too long."""
@@ -477,12 +411,7 @@ class CacheLookup:
     def _add(self, origin: Origin, index: int, item: Any, result: Any) -> None:
         """Add an item that is finished with a result or an `ItemOutcome`."""
         batch = self._known.setdefault(origin, Batch([], [], [], {}, origin))
-        idx: Any = batch.idx
-        if isinstance(result, ItemOutcome):
-            batch.odd[len(batch.items)] = result
-        idx.append(index)
-        batch.items.append(item)
-        batch.values.append(result.value if isinstance(result, ItemOutcome) else result)
+        batch.add(index, item, result)
 
     def _share(self, index: int, item: Any, call: Call, verdict: Verdict) -> None:
         """Give an item the outcome of an equal one."""
@@ -490,15 +419,13 @@ class CacheLookup:
             self._compute([index], [item])
             return
         stale = isinstance(verdict, SharedResult) and verdict.stale
-        self._add("stale" if stale else "shared", index, item, self._shared(call, verdict))
-
-    def _shared(self, call: Call, verdict: Verdict) -> Any:
+        origin: Origin = "stale" if stale else "shared"
         try:
-            return self._cache.share(call, verdict)
+            self._add(origin, index, item, self._cache.share(call, verdict))
         except Rejected as rejected:
-            return _uncalled(value=rejected.value, rejected=True)
+            self._add(origin, index, item, _uncalled(value=rejected.value, rejected=True))
         except Exception as error:  # noqa: BLE001 - the other's failure is this item's as well
-            return _uncalled(error=error)
+            self._add(origin, index, item, _uncalled(error=error))
         finally:
             del verdict  # a frame that names an error which passes through it is a reference cycle
 
@@ -529,8 +456,8 @@ class CacheLookup:
         try:
             yield from self._store(computed)
         finally:
-            if self._remote is not None:
-                self._remote.give_back(ended)
+            for lead in ended:
+                _release(lead)
         return self._take_known()
 
     def _store(self, computed: list[tuple[LeadItem, Any, float]]) -> StepLogic[None]:
@@ -602,16 +529,22 @@ class CacheLookup:
     def close(self) -> None:
         """Give back what was started: other callers take over, and none waits for this map any more."""
         self._marker.done = True
-        if self._remote is not None:
-            self._remote.give_back(self._led.values())
-            self._remote.close()
+        self._parked.clear()
         for lead in self._led.values():
+            _release(lead)
             self._flights.abandon(lead.flight)
         self._led.clear()
         self._leads.clear()
         for follower in list(self._followers):
             self._flights.leave(follower)
         self._followers.clear()
+
+
+def _release(lead: LeadItem) -> None:
+    """End the lease of an item, without waiting for the store."""
+    lease, lead.lease = lead.lease, None
+    if lease is not None:
+        lease.release(lead.flight)
 
 
 def _uncalled(**made: Any) -> ItemOutcome:

@@ -6,8 +6,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
-from contextvars import Context
-from dataclasses import InitVar, dataclass
+from dataclasses import dataclass
 from operator import attrgetter
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self
@@ -25,7 +24,6 @@ from opero.utils.steps import BlockingStep, run_async, run_sync
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import Report
     from opero.concurrency.lookup import CacheLookup  # noqa: TC004 - loaded with the first cache
-    from opero.core.cache import CacheStage  # noqa: TC004 - as above
     from opero.utils.steps import StepLogic
 
 
@@ -56,8 +54,7 @@ class MapRun:
         progress: Takes every finished item.
         recorders: Remember what became of items.
         returns: What the caller gets.
-        cache: The function's cache stage, None if it has none.
-        context: Context in which the workers run.
+        lookup: Looks items up in the cache; None without one.
     """
 
     items: Any
@@ -68,30 +65,17 @@ class MapRun:
     progress: Progress
     recorders: tuple[ItemRecorder, ...]
     returns: Returns
-    cache: InitVar[CacheStage | None]
-    context: InitVar[Context]
+    lookup: CacheLookup | None
     _source: Iterator[Any] | _AsyncSource | None = None
     _step: int = 1
     _input_error: Exception | None = None
     _graceful: bool = False
     _cancelled: bool = False
-    _lookup: CacheLookup | None = None
 
-    def __post_init__(self, cache: CacheStage | None, context: Context) -> None:
+    def __post_init__(self) -> None:
         self._kept: list[Batch] = []
         self._began = perf_counter()
         self._process = os.getpid()
-        if cache is not None and not cache.off and not ambient.disabled():
-            from opero.concurrency.lookup import CacheLookup
-
-            self._lookup = CacheLookup(
-                cache,
-                self.job,
-                shares=self.returns != "stream",
-                compute=self.scheduler.enqueue,
-                wake=self.executor.wake,
-                context=context,
-            )
 
     # --- turns ---------------------------------------------------------------------------------------
 
@@ -163,7 +147,7 @@ class MapRun:
 
     def room(self) -> int:
         """Return how many items to pull now."""
-        lookup, slots = self._lookup, self.executor.slots()
+        lookup, slots = self.lookup, self.executor.slots()
         if lookup is None:
             return self.scheduler.room(slots)
         room = self.scheduler.room(slots, lookup.waiting)
@@ -176,10 +160,10 @@ class MapRun:
             known, idx, items = yield from find_known_items(recorder, idx, items)
             if known is not None:
                 yield from self._finish([known])
-        if self._lookup is None:
+        if self.lookup is None:
             self.scheduler.enqueue(idx, items)
             return
-        found = yield from self._lookup.sort(idx, items)
+        found = yield from self.lookup.sort(idx, items)
         yield from self._finish(found)
 
     def end_input(self, error: BaseException | None = None) -> None:
@@ -211,7 +195,7 @@ class MapRun:
 
     def _wait(self) -> BlockingStep:
         """Return the step that waits for reports; there are none where it waits for the clock alone."""
-        scheduler, lookup, poll = self.scheduler, self._lookup, self.executor.poll
+        scheduler, lookup, poll = self.scheduler, self.lookup, self.executor.poll
         later = isinstance(self._source, _AsyncSource)
         if not later and self.room() > 0:
             return BlockingStep(poll, poll, (0,))
@@ -228,7 +212,7 @@ class MapRun:
 
     def _absorb(self, reports: Sequence[Report]) -> StepLogic[None]:
         """Take the executor's reports."""
-        scheduler, progress, lookup = self.scheduler, self.progress, self._lookup
+        scheduler, progress, lookup = self.scheduler, self.progress, self.lookup
         pipeline = self.job.pipeline
         finished: list[Batch] = []
         if lookup is not None:
@@ -286,8 +270,8 @@ class MapRun:
     def _release(self, error: BaseException | None) -> StepLogic[None]:
         """Release what the map holds, but for the executor; an error of the map itself gets what is done."""
         self._source = None
-        if self._lookup is not None:
-            self._lookup.close()
+        if self.lookup is not None:
+            self.lookup.close()
         self.progress.close()
         for recorder in self.recorders:
             yield from ask(recorder, recorder.close)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from opero.concurrency.executors.base import MapJob
 from opero.concurrency.item_runner import judge_lost
@@ -53,22 +53,6 @@ _TARGETS: Final[dict[Mode, float]] = {
 _OF_PROCESSES: Final = ("worker_init", "max_tasks_per_worker", "memory_limit", "start_method")
 _FORKS: Final = hasattr(os, "fork")
 """Whether worker processes can be forked, from this process or from a fresh one."""
-
-
-class ItemArguments(NamedTuple):
-    """What the function gets beside each item.
-
-    Attributes:
-        before: The instance or class of a method.
-        after, kwargs: Further arguments, the same for all items.
-    """
-
-    before: tuple[Any, ...] = ()
-    after: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}  # noqa: RUF012 - a default that is never changed
-
-
-_NO_ARGUMENTS: Final = ItemArguments()
 
 
 class Mapper:
@@ -156,17 +140,21 @@ class Mapper:
     def begin(
         self,
         items: Any,
-        arguments: ItemArguments = _NO_ARGUMENTS,
         returns: Returns = "list",
         *,
+        before: tuple[Any, ...] = (),
+        after: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
         on_loop: bool = False,
     ) -> MapRun:
         """Begin a run of the map.
 
         Args:
             items: The input.
-            arguments: What the function gets beside each item.
             returns: What the caller gets.
+            before: The instance or class of a method.
+            after: Further positional arguments, the same for all items.
+            kwargs: The same by keyword.
             on_loop: Whether it runs on an event loop, as a synchronous function may too.
         """
         self.check(items)
@@ -179,14 +167,12 @@ class Mapper:
             if recorder is not None:
                 recorders, enter = (recorder,), recorder.enter
                 mode = choose_mode(options, awaits=self.awaits, recorded=True)
-        if self._open_checkpoint is not None:
-            recorders = (*recorders, self._open_checkpoint(arguments))
         # A call with a deadline of its own, and one that is being debugged, sleeps where it is.
         stays = options.deadline is not None or mode == "sequential"
         job = self._job(
-            before=arguments.before,
-            after=arguments.after,
-            kwargs=arguments.kwargs,
+            before=before,
+            after=after,
+            kwargs=kwargs or {},
             target_s=_TARGETS[mode],
             parks=inf if stays else 0.05,
             deadline=current_deadline() if switch.on else None,
@@ -194,6 +180,8 @@ class Mapper:
             leads=collects and cache is not None and cache.leases is not None,
             enter=enter,
         )
+        if self._open_checkpoint is not None:
+            recorders = (*recorders, self._open_checkpoint(job))
         scheduler = Scheduler(
             size=ChunkSize(job.target_s, _fixed_size(options, job, mode), job.in_flight),
             ordered=options.ordered and not collects,
@@ -205,30 +193,35 @@ class Mapper:
             recover=partial(judge_lost, job),
         )
         executor = _make_executor(mode, options, context, on_loop=on_loop)
+        lookup = None
+        if cache is not None and not cache.off and not ambient.disabled():
+            # Loaded with the first cache.
+            from opero.concurrency.lookup import CacheLookup
+
+            lookup = CacheLookup(
+                cache,
+                job,
+                shares=collects,
+                compute=scheduler.enqueue,
+                wake=executor.wake,
+                context=context,
+            )
         try:
             total: int | None = len(items)
         except Exception:  # noqa: BLE001 - items without a length are no error
             total = None
         name, wanted = self.pipeline.info.name, options.progress
         bar = None if wanted is False else make_bar(name, total, rich=wanted == "rich")
+        progress = Progress(
+            self.pipeline.emitter,
+            total,
+            on_result=options.on_result,
+            bar=bar,
+            keeps=collects,
+            waits_for=self._waits_for,
+        )
         return MapRun(
-            items,
-            job,
-            options,
-            executor,
-            scheduler,
-            Progress(
-                self.pipeline.emitter,
-                total,
-                on_result=options.on_result,
-                bar=bar,
-                keeps=collects,
-                waits_for=self._waits_for,
-            ),
-            recorders,
-            returns,
-            cache,
-            context,
+            items, job, options, executor, scheduler, progress, recorders, returns, lookup
         )
 
     def _waits_for(self) -> tuple[str, float] | None:
@@ -391,26 +384,31 @@ def build_map_function(pipeline: Pipeline, by: str) -> Any:
         if len(args) <= first:
             raise TypeError(f"{name}() maps over items and got none: write {name}([…])")
         now = mapper if ambient.tape() is None else _under_replay(mapper)
-        given = ItemArguments(args[:first], args[first + 1 :], kwargs)
-        return partial(now.begin, args[first], given, returns, on_loop=mapper.awaits)
+        given: dict[str, Any] = {
+            "before": args[:first],
+            "after": args[first + 1 :],
+            "kwargs": kwargs,
+        }
+        return partial(now.begin, args[first], returns, on_loop=mapper.awaits, **given)
 
-    def collected(*args: Any, **kwargs: Any) -> list[Any]:
-        found: list[Any] = run_map(begin("list", args, kwargs)())
-        return found
+    def run(returns: Returns, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        start = begin(returns, args, kwargs)
+        return run_map_async(start) if mapper.awaits else run_map(start())
 
-    async def acollected(*args: Any, **kwargs: Any) -> list[Any]:
-        found: list[Any] = await run_map_async(begin("list", args, kwargs))
-        return found
+    def collected(*args: Any, **kwargs: Any) -> Any:
+        return run("list", args, kwargs)
+
+    async def acollected(*args: Any, **kwargs: Any) -> Any:
+        return await run("list", args, kwargs)
+
+    def report(*args: Any, **kwargs: Any) -> Any:
+        """Run all items and return a `MapResult`: what succeeded, what failed, and whether that is all."""
+        return run("report", args, kwargs)
 
     def stream(*args: Any, **kwargs: Any) -> Any:
         """Return a lazy, closable iterator of results; it reads the input only as far as it must."""
         start = begin("stream", args, kwargs)
         return stream_map_async(start) if mapper.awaits else stream_map(start())
-
-    def report(*args: Any, **kwargs: Any) -> Any:
-        """Run all items and return a `MapResult`: what succeeded, what failed, and whether that is all."""
-        start = begin("report", args, kwargs)
-        return run_map_async(start) if mapper.awaits else run_map(start())
 
     def explain_map() -> Explanation:
         """Describe what happens to each item, stage by stage."""

@@ -119,17 +119,13 @@ def find_known_items(
     known = yield from ask(recorder, lambda: recorder.find_known(idx, items))
     if not known:
         return None, idx, items
-    found = [(index, item) for index, item in zip(idx, items, strict=True) if index in known]
-    outcomes = [known[index] for index, _ in found]
-    batch = Batch(
-        [index for index, _ in found],
-        [item for _, item in found],
-        [outcome.value for outcome in outcomes],
-        {n: outcome for n, outcome in enumerate(outcomes) if outcome.error is not None},
-        "resumed",
-    )
-    unknown = [(index, item) for index, item in zip(idx, items, strict=True) if index not in known]
-    return batch, [index for index, _ in unknown], [item for _, item in unknown]
+    found, others = Batch([], [], [], {}, "resumed"), list[tuple[int, Any]]()
+    for index, item in zip(idx, items, strict=True):
+        if (outcome := known.get(index)) is None:
+            others.append((index, item))
+        else:
+            found.add(index, item, outcome.value if outcome.error is None else outcome)
+    return found, [index for index, _ in others], [item for _, item in others]
 
 
 def record_items(recorder: ItemRecorder, batches: Iterable[Batch]) -> StepLogic[None]:

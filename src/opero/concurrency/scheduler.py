@@ -20,16 +20,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
-from opero.concurrency.executors.base import (
-    Batch,
-    Chunk,
-    Done,
-    ItemOutcome,
-    Lost,
-    Parked,
-)
+from opero.concurrency.executors.base import Batch, Chunk, Done, ItemOutcome, Lost, Parked
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import Report
@@ -192,13 +185,6 @@ class ChunkSize:
         return self.fixed or max(least, min(self.size, ceil(left / max(1, slots))))
 
 
-class _Sleeper(NamedTuple):
-    due: float
-    place: int
-    item: Any
-    parked: Parked
-
-
 class Scheduler:
     """The state of one map.
 
@@ -218,12 +204,7 @@ class Scheduler:
     """
 
     def __init__(
-        self,
-        *,
-        size: ChunkSize,
-        ordered: bool,
-        errors: ErrorPolicy,
-        recover: Recover,
+        self, *, size: ChunkSize, ordered: bool, errors: ErrorPolicy, recover: Recover
     ) -> None:
         self._size = size
         self._ordered = ordered
@@ -238,7 +219,8 @@ class Scheduler:
         self._queue: deque[tuple[Sequence[int], list[Any]]] = deque()
         self._queued = 0
         self._again: deque[Chunk] = deque()
-        self._sleepers: list[_Sleeper] = []
+        # Items that pause: when that is over, their index, and with what they go on.
+        self._sleepers: list[tuple[float, int, Any, Parked]] = []
         self._out: dict[int, Chunk] = {}
         # Items at the executor, where a chunk counts by the part of a worker that it keeps busy.
         self._load = 0
@@ -308,7 +290,7 @@ class Scheduler:
             return None
         if self._load >= slots * self._size.least:
             return None
-        if self._sleepers and self._sleepers[0].due <= now:
+        if self._sleepers and self._sleepers[0][0] <= now:
             return self._wake(now)
         if self._again:
             return self._resend(slots)
@@ -337,11 +319,14 @@ class Scheduler:
         return self._send(waiting.idx, waiting.items, waiting.parked, waiting.attempt)
 
     def _wake(self, now: float) -> Chunk:
-        up: list[_Sleeper] = []
-        while self._sleepers and self._sleepers[0].due <= now and len(up) < self._size.size:
-            up.append(heapq.heappop(self._sleepers))
-        parked = {n: sleeper.parked for n, sleeper in enumerate(up)}
-        return self._send([s.place for s in up], [s.item for s in up], parked)
+        idx: list[int] = []
+        items: list[Any] = []
+        parked: dict[int, Parked] = {}
+        while self._sleepers and self._sleepers[0][0] <= now and len(idx) < self._size.size:
+            _, index, item, parked[len(idx)] = heapq.heappop(self._sleepers)
+            idx.append(index)
+            items.append(item)
+        return self._send(idx, items, parked)
 
     def _send(
         self,
@@ -358,7 +343,7 @@ class Scheduler:
 
     def next_due(self) -> float | None:
         """Return the clock reading at which an item's pause is over, None if no item pauses."""
-        return self._sleepers[0].due if self._sleepers and not self._ending else None
+        return self._sleepers[0][0] if self._sleepers and not self._ending else None
 
     # --- reports -------------------------------------------------------------------------------------
 
@@ -417,12 +402,8 @@ class Scheduler:
         return batch.without(paused) if paused else batch
 
     def _sleep(self, chunk: Chunk, position: int, outcome: ItemOutcome, now: float) -> None:
-        sleeper = _Sleeper(
-            now + (outcome.retry_in or 0.0),
-            chunk.idx[position],
-            chunk.items[position],
-            outcome.parked or Parked(),
-        )
+        due, parked = now + (outcome.retry_in or 0.0), outcome.parked or Parked()
+        sleeper = due, chunk.idx[position], chunk.items[position], parked
         heapq.heappush(self._sleepers, sleeper)
 
     def _return(self, chunk: Chunk, places: Sequence[int], attempt: int) -> None:

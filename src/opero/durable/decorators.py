@@ -14,7 +14,6 @@ from weakref import WeakValueDictionary
 from opero.core.call import Call
 from opero.core.decorate import decorate
 from opero.core.options import Options
-from opero.core.pipeline import Pipeline
 from opero.durable.step import Scope, Step, current, is_unknown_thread, running_step
 from opero.durable.values import Parameters
 from opero.errors import OperoUsageError, UnknownWorkflowError, did_you_mean
@@ -22,6 +21,7 @@ from opero.utils import ambient
 from opero.utils.async_utils import is_async_function
 
 if TYPE_CHECKING:
+    from opero.core.pipeline import Pipeline
     from opero.events import Event
 
 
@@ -245,29 +245,8 @@ def _make_activity(idempotent: bool, given: dict[str, Any], fn: Any, name: str |
     info = pipeline.info
     if info.kind in ("generator", "async_generator"):
         raise OperoUsageError(f"activity {info.name}() is a generator: return a list instead.")
-    name = name or info.name
-    spec = _Activity(name, idempotent, Parameters(info.declared, f"activity {name}()"), pipeline)
-
-    @functools.wraps(plain)
-    async def awrapper(*args: Any, **kwargs: Any) -> Any:
-        scope = current()
-        if scope is None or scope.run.cancelling:
-            if scope is None:
-                _check_thread(spec.name)
-            return await pipeline.run(Call(args, kwargs))
-        return await spec.arun(scope, args, kwargs)
-
-    @functools.wraps(plain)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        scope = current()
-        if scope is None or scope.run.cancelling:
-            if scope is None:
-                _check_thread(spec.name)
-            return pipeline.run(Call(args, kwargs))
-        return spec.run(scope, args, kwargs)
-
-    made = awrapper if info.kind == "async" else wrapper
-    _registry.activities[name] = made
+    made = _recorded(plain, pipeline, name or info.name, idempotent)
+    _registry.activities[name or info.name] = made
     return made
 
 
@@ -295,38 +274,43 @@ def _record_retry(event: Event) -> None:
 # --- a call within a workflow -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Activity:
-    """An activity, whose calls within a workflow are its steps.
+def _recorded(plain: Any, pipeline: Pipeline, name: str, idempotent: bool) -> Any:
+    """Return the function of an activity, whose calls within a workflow are its steps, and plain calls elsewhere.
 
-    Attributes:
+    Args:
+        plain: The function with its options.
+        pipeline: What calls it.
         name: Under which it is recorded.
         idempotent: Whether a call that may have happened may happen again.
-        parameters: Its signature.
-        pipeline: What calls the function.
     """
+    parameters = Parameters(pipeline.info.declared, f"activity {name}()")
 
-    name: str
-    idempotent: bool
-    parameters: Parameters
-    pipeline: Pipeline
+    def next_step(scope: Scope, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
+        digest = parameters.digest(args, kwargs)
+        matches = functools.partial(parameters.matches, args=args, kwargs=kwargs)
+        return Step(scope, name, digest, idempotent=idempotent, matches=matches)
 
-    def run(self, scope: Scope, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call it, or return what is recorded of the call."""
+    @functools.wraps(plain)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        scope = current()
+        if scope is None or scope.run.cancelling:
+            if scope is None:
+                _check_thread(name)
+            return pipeline.run(Call(args, kwargs))
         with scope:
-            step = self._step(scope, args, kwargs)
+            step = next_step(scope, args, kwargs)
             if step.recorded:
                 return step.outcome()
             step.run.settle()
             with step:
                 try:
-                    if not step.idempotent:
+                    if not idempotent:
                         step.run.write(step.record)
                     while pause := step.pause():
                         ambient.clock().sleep(min(pause, _GLANCE))
                     call = Call(args, kwargs)
                     call.attempts = step.attempt
-                    value = self.pipeline.run(call)
+                    value = pipeline.run(call)
                     step.succeeded(value)
                 except Exception as error:  # noqa: BLE001 - it is recorded and raised
                     failure = step.failed(error)
@@ -335,23 +319,28 @@ class _Activity:
                 step.run.write(step.record)
                 return value
 
-    async def arun(self, scope: Scope, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Do the same without blocking the event loop."""
+    @functools.wraps(plain)
+    async def awrapper(*args: Any, **kwargs: Any) -> Any:
+        scope = current()
+        if scope is None or scope.run.cancelling:
+            if scope is None:
+                _check_thread(name)
+            return await pipeline.run(Call(args, kwargs))
         with scope:
-            step = self._step(scope, args, kwargs)
+            step = next_step(scope, args, kwargs)
             if step.recorded:
                 await step.run.in_order(step.record)
                 return step.outcome()
             await step.run.asettle()
             with step:
                 try:
-                    if not step.idempotent:
+                    if not idempotent:
                         await step.run.awrite(step.record)
                     while pause := step.pause():
                         await ambient.clock().asleep(min(pause, _GLANCE))
                     call = Call(args, kwargs)
                     call.attempts = step.attempt
-                    value = await self.pipeline.run(call)
+                    value = await pipeline.run(call)
                     step.succeeded(value)
                 except Exception as error:  # noqa: BLE001 - it is recorded and raised
                     failure = step.failed(error)
@@ -360,7 +349,4 @@ class _Activity:
                 await step.run.awrite(step.record)
                 return value
 
-    def _step(self, scope: Scope, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
-        digest = self.parameters.digest(args, kwargs)
-        matches = functools.partial(self.parameters.matches, args=args, kwargs=kwargs)
-        return Step(scope, self.name, digest, idempotent=self.idempotent, matches=matches)
+    return awrapper if pipeline.info.kind == "async" else wrapper

@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -302,9 +301,6 @@ _SAVE: Final = (
     f"INSERT OR REPLACE INTO workflow ({', '.join(_COLUMNS)}) VALUES ({_marks(_COLUMNS)})"  # noqa: S608 - as above
 )
 _STEP_COLUMNS: Final = "path, name, hash, state, value, attempts, wake, began, ended, place"
-_step_values: Final = attrgetter(
-    "path", "name", "hash", "state.value", "value", "attempts", "wake", "began", "ended", "order"
-)
 _SELECT_STEPS: Final = f"SELECT {_STEP_COLUMNS} FROM step WHERE workflow = ?"  # noqa: S608 - as above
 # A step counts only while the workflow is its owner's.
 _PUT_STEP: Final = (
@@ -336,7 +332,11 @@ def _save(db: sqlite3.Connection, record: WorkflowRecord, now: float) -> None:
 
 
 def _put_step(db: sqlite3.Connection, op: PutStep | Take) -> bool:
-    values = (op.workflow, *_step_values(op.step), op.workflow, op.owner, op.epoch)
+    step = op.step
+    values = (
+        op.workflow, step.path, step.name, step.hash, str(step.state), step.value, step.attempts, step.wake,
+        step.began, step.ended, step.order, op.workflow, op.owner, op.epoch,
+    )  # fmt: skip
     return db.execute(_PUT_STEP, values).rowcount == 1
 
 

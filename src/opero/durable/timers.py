@@ -21,6 +21,7 @@ from opero.durable.step import Scope, Step, current
 from opero.durable.workflow_run import Ending
 from opero.errors import OperoUsageError
 from opero.utils import ambient
+from opero.utils.ambient import running_loop
 from opero.utils.steps import BlockingStep, StepLogic, run_async, run_sync
 from opero.utils.units import Duration, parse_seconds
 
@@ -81,7 +82,7 @@ def sleep(seconds: Duration) -> Any:
     pause = parse_seconds(seconds, "sleep")
     scope = current()
     if scope is None or scope.run.cancelling:
-        return asyncio.sleep(pause) if _on_loop() else time.sleep(pause)
+        return time.sleep(pause) if running_loop() is None else asyncio.sleep(pause)
     return _drive(_sleep(scope, pause))
 
 
@@ -189,7 +190,7 @@ def _receive(scope: Scope, name: str, pause: float | None) -> StepLogic[Any]:
             return step.outcome()
         run, wait = step.run, _Wait(scope, step, pause)
         take = Take(*run.ownership, name, step.record)
-        arrived = run.listen(name) if _on_loop() else None
+        arrived = None if running_loop() is None else run.listen(name)
         try:
             while (value := (yield BlockingStep(run.apply, run.aapply, (take,)))) is None:
                 if wait.left() <= 0:
@@ -226,13 +227,9 @@ async def _wait_for_signal(wait: _Wait, arrived: asyncio.Event) -> None:
 # --- in a thread and on an event loop -----------------------------------------------------------------------------
 
 
-def _on_loop() -> bool:
-    return asyncio._get_running_loop() is not None  # noqa: SLF001 - costs a tenth of an error
-
-
 def _drive(logic: StepLogic[Any]) -> Any:
     """Run it here, or return a coroutine that does where there is an event loop."""
-    return run_async(logic) if _on_loop() else run_sync(logic)
+    return run_sync(logic) if running_loop() is None else run_async(logic)
 
 
 def _written(step: Step) -> BlockingStep:

@@ -28,6 +28,7 @@ from opero.durable.records import (
 from opero.durable.values import decode, encode, keepable, pack_error, rebuild_error
 from opero.errors import ActivityError, JournalError, NonDeterminismError, UnserializableError
 from opero.events.bus import event_bus
+from opero.utils.ambient import running_loop
 
 _FAILURES: Final = 100
 """Errors of steps that are remembered, to find the one that ends the workflow."""
@@ -270,9 +271,7 @@ class WorkflowRun:
 
         Raises as `apply` does.
         """
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
+        if running_loop() is None:
             self.write(step)
         else:
             self._facts.append((self._journal.submit(self._put(step)), step))

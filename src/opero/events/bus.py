@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from opero.errors import OperoUsageError
-from opero.utils.ambient import switch
+from opero.utils.ambient import running_loop, switch
 from opero.utils.async_utils import is_async_function
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Subscription:
 
     def _become_asynchronous(self, awaitable: Any = None) -> DeliveryQueue:
         # Loaded here: most handlers are plain.
-        from opero.events.delivery import DeliveryQueue, running_loop
+        from opero.events.delivery import DeliveryQueue
 
         get_loop = getattr(awaitable, "get_loop", running_loop)
         queue = DeliveryQueue(self._size, self._failed, get_loop())

@@ -9,7 +9,6 @@ last, else on a background loop in a thread of its own.
 from __future__ import annotations
 
 import atexit
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from opero.errors import OperoUsageError
+from opero.utils.ambient import running_loop
 from opero.utils.async_utils import LoopThread
 from opero.utils.fork import reset_after_fork
 from opero.utils.waiters import TaskWaiter, ThreadWaiter
@@ -33,16 +33,6 @@ _SECONDS_AT_EXIT: Final = 5.0
 
 _consuming: ContextVar[frozenset[int]] = ContextVar("opero_delivery_queues", default=frozenset())
 """The queues whose handlers the calling code is part of: these cannot wait for themselves."""
-
-
-def running_loop() -> AbstractEventLoop | None:
-    """Return the event loop that runs in this thread, if any, without importing asyncio for it."""
-    asyncio = sys.modules.get("asyncio")
-    try:
-        return None if asyncio is None else asyncio.get_running_loop()
-    except (RuntimeError, AttributeError):
-        # None runs, or asyncio is just being imported.
-        return None
 
 
 background_loop: Final = LoopThread("opero-event-handlers")

@@ -23,13 +23,12 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from types import CellType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 from opero.caching.codec import Coder
 from opero.caching.keys import Unkeyable, digest
+from opero.caching.keys.function_keys import bound_to
 from opero.caching.plain_types import Undecodable, Unencodable
 from opero.durable.values import decode, encode, pack_error, rebuild_error
 from opero.errors import OperoUsageError, UnkeyableError, UnserializableError
@@ -67,7 +66,7 @@ def _function_name(info: FunctionInfo) -> str:
         if known is not None:
             return known
     name = f"{info.module}:{info.qualname}"
-    bound = list(_digests(_bound_to(info.fn)))
+    bound = list(_digests(_bound_names(info.fn)))
     if bound:
         name = f"{name}#{digest(bound).hex()[:_SHORT]}"
     with suppress(TypeError):  # one that cannot be referred to weakly
@@ -155,24 +154,17 @@ def _digests(named: Any) -> Iterator[tuple[str, bytes]]:
             continue
 
 
-_EMPTY_CELL: Final = CellType()
-
-
-def _bound_to(fn: Any) -> Iterator[tuple[str, Any]]:
-    while isinstance(fn, partial):
-        yield "", fn.args
-        yield from sorted(fn.keywords.items())
-        fn = fn.func
-    if isinstance(fn, MethodType):
-        yield "self", fn.__self__
-        fn = fn.__func__
-    if isinstance(fn, FunctionType):
-        cells = dict(zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True))
-        for name, cell in sorted(cells.items()):
-            if cell != _EMPTY_CELL and name != fn.__name__:
-                yield name, cell.cell_contents
-    elif not hasattr(fn, "__name__"):
-        yield "self", fn
+def _bound_names(fn: Any) -> Iterator[tuple[str, Any]]:
+    """Return names and values of what a function is bound to, one by one: some of them may have no content."""
+    for bound in bound_to(fn):
+        if type(bound) is tuple:
+            args, keywords = bound
+            yield "", args
+            yield from sorted(keywords.items())
+        elif type(bound) is dict:
+            yield from sorted(bound.items())
+        else:
+            yield "self", bound
 
 
 # --- what it returned or raised ---------------------------------------------------------------------------------------

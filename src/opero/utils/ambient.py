@@ -10,9 +10,12 @@ import sys
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from opero.errors import OperoUsageError, warn_user
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
 
 
 class Switch:
@@ -98,10 +101,12 @@ class RealClock:
 _REAL = RealClock()
 
 
-def _on_loop() -> bool:
-    """Whether an asyncio event loop runs in this thread."""
-    events = sys.modules.get("asyncio.events")
-    return events is not None and events._get_running_loop() is not None  # noqa: SLF001 - the quick question
+def running_loop() -> AbstractEventLoop | None:
+    """Return the asyncio event loop that runs in this thread, if any, without importing asyncio for it."""
+    # Another thread may be importing it just now. This costs a tenth of the error of `get_running_loop`.
+    find: Any = getattr(sys.modules.get("asyncio.events"), "_get_running_loop", None)
+    found: AbstractEventLoop | None = None if find is None else find()
+    return found
 
 
 def require_loop(what: str) -> None:
@@ -113,7 +118,7 @@ def require_loop(what: str) -> None:
     Raises:
         OperoUsageError: There is none.
     """
-    if not _on_loop():
+    if running_loop() is None:
         raise OperoUsageError(
             f"opero needs a running asyncio event loop to {what}, and none runs in this thread. "
             "Under trio, call the function in asyncio (trio-asyncio, or anyio with its asyncio backend), "
@@ -130,7 +135,7 @@ def warn_on_loop(what: str) -> None:
     Args:
         what: What is waited for.
     """
-    if what in _warned or not _on_loop():
+    if what in _warned or running_loop() is None:
         return
     _warned.add(what)
     warn_user(

@@ -144,7 +144,11 @@ executor: Check = must_be(
     instance=True,
 )
 token: Check = none_or(
-    must_be("an object with is_set(), such as a threading.Event, or None", _has("is_set"))
+    must_be(
+        "an object with is_set(), such as threading.Event(), or None",
+        _has("is_set"),
+        instance=True,
+    )
 )
 
 

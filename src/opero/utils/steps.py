@@ -95,8 +95,8 @@ def run_sync(logic: StepLogic[T]) -> T:
                 # Popped: an error that it holds and that is raised now would be in a reference cycle with this frame.
                 block, _, args = logic.send(outcome.pop())
     except StopIteration as end:
-        result: T = end.value
-        return result
+        # No name for the result: an error in it, that has passed through this frame, would be in a reference cycle.
+        return end.value  # type: ignore[no-any-return]  # the logic's result
     finally:
         logic.close()
 
@@ -113,7 +113,6 @@ async def run_async(logic: StepLogic[T]) -> T:
             else:
                 _, wait, args = logic.send(outcome.pop())
     except StopIteration as end:
-        result: T = end.value
-        return result
+        return end.value  # type: ignore[no-any-return]  # as above
     finally:
         logic.close()

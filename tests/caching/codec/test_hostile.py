@@ -20,7 +20,7 @@ from tests.caching.codec.test_plain import OBJECTS, VALUES
 from opero.caching.codec import Coder, read_plain, write_plain
 from opero.caching.plain_types import Undecodable
 
-pytestmark = pytest.mark.internal
+pytestmark = [pytest.mark.internal, pytest.mark.timeout(120)]
 
 FACTOR = 400
 """Bytes of memory for a byte of an entry: the smallest form of a deque takes six bytes."""

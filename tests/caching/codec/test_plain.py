@@ -34,7 +34,7 @@ from opero.caching.codec import read_plain, write_plain
 from opero.caching.keys import encode
 from opero.caching.plain_types import NotPlain, Undecodable, make_instance
 
-pytestmark = pytest.mark.internal
+pytestmark = [pytest.mark.internal, pytest.mark.timeout(120)]
 
 
 def back(value: Any) -> Any:

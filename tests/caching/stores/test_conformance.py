@@ -360,7 +360,7 @@ def test_an_instance_without_content_is_unkeyable_in_a_store_that_is_shared(face
 
 def test_threads_compute_a_missing_key_once(backend, calls):
     go = threading.Event()
-    World.body = lambda x: go.wait(5)
+    World.body = lambda x: go.wait(20)
     f = opero(cache_backend=backend, cache_namespace="conformance")(slow)
     got: list[Any] = []
     threads = [threading.Thread(target=lambda: got.append(f(1))) for _ in range(20)]

@@ -11,7 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 from tests.conftest import Face
@@ -21,6 +21,9 @@ from opero import opero
 from opero.caching import lease
 from opero.errors import DeadlineError, StoreError
 from opero.events import CacheSkipped
+
+if TYPE_CHECKING:
+    from opero.testing import FakeClock
 
 pytestmark = pytest.mark.internal
 
@@ -473,11 +476,12 @@ class TestInOneProcess:
                 lease._at_exit()
                 os._exit(0)
 
-    def test_one_process_renews_an_entry(self, options: dict[str, Any]) -> None:
-        options |= {"cache_ttl": 100, "cache_refresh": 0.001}
+    def test_one_process_renews_an_entry(self, options: dict[str, Any], clock: FakeClock) -> None:
+        options |= {"cache_ttl": 100, "cache_refresh": 0.5}
         first, second = opero(**options)(work), opero(**options)(work)
         assert first(1) == 2
-        time.sleep(0.11)
+        lease._renewer.flush()
+        clock.advance(60)
         begun, let_go = threading.Event(), threading.Event()
 
         def body(x: int) -> int:
@@ -489,26 +493,27 @@ class TestInOneProcess:
         assert first(1) == 2
         assert begun.wait(10)
         assert [second(1) for _ in range(20)] == [2] * 20
-        time.sleep(0.2)
+        time.sleep(0.05)
         let_go.set()
         Crowd.wait_for(lambda: second(1) == 3)
         assert World.calls == 2
 
-    def test_so_does_one_of_event_loops(self, options: dict[str, Any]) -> None:
-        options |= {"cache_ttl": 100, "cache_refresh": 0.001}
+    def test_so_does_one_of_event_loops(self, options: dict[str, Any], clock: FakeClock) -> None:
+        options |= {"cache_ttl": 100, "cache_refresh": 0.5}
 
         async def main() -> None:
             World.body = asyncio.Event()
             World.body.set()
             first, second = opero(**options)(promised), opero(**options)(promised)
             assert await first(1) == 1
-            await asyncio.sleep(0.11)
+            await asyncio.to_thread(lease._renewer.flush)
+            clock.advance(60)
             World.body.clear()
             assert await first(1) == 1
             while World.calls < 2:  # noqa: ASYNC110 - a global tells, not an event
                 await asyncio.sleep(0.01)
             assert await asyncio.gather(*(second(1) for _ in range(20))) == [1] * 20
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.05)
             World.body.set()
             while await second(1) == 1:  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0.01)
@@ -518,13 +523,18 @@ class TestInOneProcess:
         assert World.calls == 2
 
     def test_what_another_process_has_just_renewed_is_not_renewed_again(
-        self, options: dict[str, Any], store: Any, monkeypatch: pytest.MonkeyPatch
+        self,
+        options: dict[str, Any],
+        store: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        clock: FakeClock,
     ) -> None:
         """It was due when it was found, but is not when the lease has come."""
-        options |= {"cache_ttl": 100, "cache_refresh": 0.001}
+        options |= {"cache_ttl": 100, "cache_refresh": 0.5}
         first, second = opero(**options)(work), opero(**options)(work)
         first(1)
-        time.sleep(0.11)
+        lease._renewer.flush()
+        clock.advance(60)
         acquire, acquired = store.acquire, threading.Event()
 
         def renew_before(key: str, owner: str, seconds: float) -> bool:

@@ -287,9 +287,9 @@ def test_a_deadline_ends_the_wait(
     options: dict[str, Any], face: Face, other_process: Stranger, around: bool
 ) -> None:
     other_process.acquire(1)
-    f = operomap(**options, **({} if around else {"deadline": 0.3}))(face.of(work))
+    f = operomap(**options, **({} if around else {"deadline": 1.0}))(face.of(work))
     face.run(f, [3])  # what is slow for the first time
-    with deadline(0.5) if around else nullcontext():
+    with deadline(1.0) if around else nullcontext():
         result = face.run(f.map, [1, 1, 2])
     assert [type(failure.error) for failure in result.failures] == [DeadlineError] * 2
     assert "another caller's result" in str(result.failures[0].error)

@@ -23,6 +23,14 @@ pytestmark = pytest.mark.internal
 
 
 @pytest.fixture
+def server(own_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
+    """One whose clients are those of the test, and which a busy machine may keep waiting."""
+    monkeypatch.setattr(redis, "_CONNECT", 20.0)
+    monkeypatch.setattr(redis, "_ANSWER", 20.0)
+    return own_server
+
+
+@pytest.fixture
 def store(server: RedisServer) -> RedisStore:
     return RedisStore(server.url)
 
@@ -79,10 +87,9 @@ def test_so_is_one_of_an_event_loop(
     monkeypatch.setattr(redis, "FRESH_SECONDS", 0.0)
 
     async def main() -> None:
-        before = clients(server)
         for _ in range(5):
             assert await store.aget("k") is None
-        assert clients(server) == before + 1
+        assert clients(server) == 1
 
     asyncio.run(main())
 

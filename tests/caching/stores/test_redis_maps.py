@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,21 +125,20 @@ def test_a_slow_server_does_not_hold_up_the_event_loop(
 ) -> None:
     f = mapped("async", own_server)
 
-    async def main() -> float:
+    async def main() -> int:
         await f(range(10), str(tmp_path))
         own_server.freeze()
-        longest = 0.0
+        turns = 0
         mapping = asyncio.ensure_future(f.map(range(20), str(tmp_path)))
         while not mapping.done():
-            before = time.monotonic()
             await asyncio.sleep(0.01)
-            longest = max(longest, time.monotonic() - before)
+            turns += 1
         assert [value for (value,) in (await mapping).values] == list(range(20))
-        return longest
+        return turns
 
     try:
         # The server is given a second to answer; the loop must not notice.
-        assert asyncio.run(main()) < 0.9
+        assert asyncio.run(main()) > 20
     finally:
         own_server.thaw()
 

@@ -313,7 +313,7 @@ def function_id(info: Any, version: str | int | None = None) -> str:
         # Not by pathlib, which is costly to import.
         module = os.path.realpath(script) if script else module
     name = f"{_escaped(module)}:{info.qualname}"
-    bound = _bound_to(info.fn)
+    bound = bound_to(info.fn)
     if bound:
         try:
             name += f"#{digest(bound).hex()}"
@@ -329,7 +329,12 @@ def function_id(info: Any, version: str | int | None = None) -> str:
 _EMPTY_CELL: Final = CellType()
 
 
-def _bound_to(fn: Any) -> list[Any]:
+def bound_to(fn: Any) -> list[Any]:
+    """Return what distinguishes two functions of one name.
+
+    That is, for each `functools.partial` around it, a tuple of its positional and its keyword arguments, then the
+    instance of a method or the callable object itself, then a dict of closure contents.
+    """
     found: list[Any] = []
     while isinstance(fn, functools.partial):
         found.append((fn.args, fn.keywords))

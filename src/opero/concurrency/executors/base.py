@@ -298,6 +298,16 @@ class Batch:
     def __len__(self) -> int:
         return len(self.items)
 
+    def add(self, index: int, item: Any, result: Any) -> None:
+        """Add an item with its result, or with an `ItemOutcome`, to a batch whose indices are a list."""
+        idx: Any = self.idx
+        if isinstance(result, ItemOutcome):
+            self.odd[len(self.items)] = result
+            result = result.value
+        idx.append(index)
+        self.items.append(item)
+        self.values.append(result)
+
     def outcome(self, position: int) -> ItemOutcome:
         """Return what became of an item."""
         if (outcome := self.odd.get(position)) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, copy_context
@@ -162,46 +163,33 @@ class ExecutorBridge:
         engine: The executor.
 
     Attributes:
-        slots, submit, wake: The executor's own, which never block.
+        slots, open, submit, wake: The executor's own, which never block for long.
     """
 
     def __init__(self, engine: MapExecutor) -> None:
         self._engine = engine
-        self._waiter: ThreadPoolExecutor | None = None
+        self._waiter = ThreadPoolExecutor(1, thread_name_prefix="opero-map")
         self.slots: Callable[[], int] = engine.slots
+        self.open: Callable[[MapJob], None] = engine.open
         self.submit: Callable[[Chunk], None] = engine.submit
         self.wake: Callable[[], None] = engine.wake
 
-    def open(self, job: MapJob) -> None:
-        """Open the executor."""
-        # First: `close` needs it, also where the executor cannot be opened.
-        self._waiter = ThreadPoolExecutor(1, thread_name_prefix="opero-map")
-        self._engine.open(job)
-
     async def poll(self, wait: float | None) -> list[Report]:
         """Wait for reports in a thread; a cancelled wait ends the thread's wait too."""
-        if wait == 0:
-            await asyncio.sleep(0)
-            return self._engine.poll(0)
         loop = asyncio.get_running_loop()
         polling = loop.run_in_executor(self._waiter, self._engine.poll, wait)
         try:
             return await asyncio.shield(polling)
         except asyncio.CancelledError:
-            self._engine.wake()
+            self.wake()
             await asyncio.wait({polling})
             raise
 
     async def close(self, *, graceful: bool, grace: float) -> None:
         """Close the executor in the thread, so that the loop goes on meanwhile."""
-        waiter, self._waiter = self._waiter, None
-        if waiter is None:
-            return
-        loop = asyncio.get_running_loop()
-        closing = loop.run_in_executor(
-            waiter, lambda: self._engine.close(graceful=graceful, timeout=grace)
-        )
+        close = functools.partial(self._engine.close, graceful=graceful, timeout=grace)
+        closing = asyncio.get_running_loop().run_in_executor(self._waiter, close)
         try:
             await asyncio.shield(closing)
         finally:
-            waiter.shutdown(wait=False)
+            self._waiter.shutdown(wait=False)

@@ -13,7 +13,7 @@ import pickle
 import sys
 import threading
 import uuid
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import (
     BrokenExecutor,
@@ -431,7 +431,7 @@ def _open_reports(chunk: int, places: range, data: bytes) -> list[Report]:
 class _RemoteJob:
     """A job in this process: its pipeline, and the events that the map does not know yet."""
 
-    def __init__(self, blob: bytes) -> None:
+    def __init__(self, _number: str, blob: bytes) -> None:
         self._events: list[Event] = []
         spec = JobSpec.open(blob)
         self._job: MapJob = spec.job(None, self._events.append)
@@ -489,7 +489,7 @@ class _RemoteJob:
         return pickle.dumps((encode_done(done, counted, events), unshared), 5)
 
 
-_jobs: OrderedDict[str, _RemoteJob] = OrderedDict()
+_remembered = functools.lru_cache(_KEPT)(_RemoteJob)
 _lock = threading.Lock()
 
 
@@ -509,9 +509,6 @@ def run_chunk(protocol: int, number: str, blob: bytes, payload: bytes) -> bytes:
         raise OperoError(
             f"the map speaks protocol {protocol} and this worker {PROTOCOL}: install the same version of opero"
         )
-    with _lock:
-        job = _jobs.pop(number, None) or _RemoteJob(blob)
-        _jobs[number] = job
-        while len(_jobs) > _KEPT:
-            _jobs.popitem(last=False)
+    with _lock:  # two threads would make it twice
+        job = _remembered(number, blob)
     return job.run(payload)
