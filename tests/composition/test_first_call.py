@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -225,20 +225,23 @@ def test_a_function_may_call_itself_with_the_same_arguments(options: dict[str, A
     assert down(1) == 4
 
 
-def together(function: Callable[[], Any], count: int, go: threading.Event) -> list[Any]:
-    """What the function gives several threads at once; `go` is set when all of them are at it."""
+def together(function: Any, count: int, go: threading.Event) -> list[Any]:
+    """What the function gives several threads at once; `go` is set when one computes and all others wait."""
     results: list[Any] = []
 
     def call() -> None:
         try:
-            results.append(function())
+            results.append(function(1))
         except Exception as error:  # noqa: BLE001 - it is what the caller gets
             results.append(error)
 
     threads = [threading.Thread(target=call) for _ in range(count)]
     for thread in threads:
         thread.start()
-    threads[0].join(0.1)
+    flights, end = function.__opero__.cache.single_flight._open, time.monotonic() + 10
+    while sum(len(flight.waiters or ()) for flight in list(flights.values())) < count - 1:
+        assert time.monotonic() < end
+        time.sleep(0.001)
     go.set()
     for thread in threads:
         thread.join(10)
@@ -255,7 +258,7 @@ def test_threads_share_one_first_call(options: dict[str, Any]) -> None:
 
     ask(None)
     ask.stats.reset()
-    results = together(lambda: ask(1), 4, go)
+    results = together(ask, 4, go)
     assert results == [[1, "a"]] * 4
     assert len({id(found) for found in results}) == 4
     assert counted(ask) == {"calls": 1, "misses": 1, "shared": 3}
@@ -272,7 +275,7 @@ def test_threads_share_the_failure_of_all_values(options: dict[str, Any]) -> Non
 
     ask(None)
     ask.stats.reset()
-    results = together(lambda: ask(1), 3, go)
+    results = together(ask, 3, go)
     assert [repr(error) for error in results] == ["ConnectionError('b')"] * 3
     assert len({id(error) for error in results}) == 3
     assert (ask.stats.calls, ask.stats.misses, ask.stats.shared) == (2, 1, 2)

@@ -54,8 +54,8 @@ def drive(
             number += 1
             flying[number] = part, set(range(len(part)))
             engine.submit(Chunk(number, [i for i, _ in part], [item for _, item in part]))
-        reports = engine.poll(20)
-        assert reports, "nothing was reported for 20 s"
+        reports = engine.poll(60)
+        assert reports, "nothing was reported for 60 s"
         seen()
         for report in reports:
             ran.reports.append(report)

@@ -18,7 +18,7 @@ from opero.errors import OperoUsageError
 
 pytestmark = pytest.mark.internal
 
-NAMES = [name for name in MapOptions.names() if name not in Options.names()]
+NAMES = [name for name in MapOptions.declared if name not in Options.declared]
 
 
 EXECUTOR = ThreadPoolExecutor(1)
@@ -101,7 +101,7 @@ def test_a_right_value_is_taken_as_it_is(name: str, value: Any) -> None:
 
 
 def test_all_options_of_opero_come_first() -> None:
-    assert MapOptions.names()[: len(Options.names())] == Options.names()
+    assert list(MapOptions.declared)[: len(Options.declared)] == list(Options.declared)
 
 
 def test_every_option_has_a_meaning_and_a_check() -> None:

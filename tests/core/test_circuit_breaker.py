@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from opero import opero
-from opero.core.call import Call
+from opero.core.call import Call, part_key
 from opero.core.circuit_breaker import Circuit, CircuitCheck, breaker_of
-from opero.core.fallback import part_key
 from opero.errors import CircuitOpenError, DeadlineError, Rejected
 from opero.events import CircuitChanged, Event
 from opero.events.bus import Emitter

@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import re
 import threading
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import pytest
@@ -156,14 +156,17 @@ def test_a_call_without_a_slot_gives_the_permit_back_and_goes_through_the_stages
     assert fetch.stats.calls == 5
 
 
-def stolen(limit: ConcurrencyLimit, monkeypatch: Any) -> None:
-    """Let another caller take the permit that is given back next."""
+def stolen(
+    limit: ConcurrencyLimit, monkeypatch: Any, then: Callable[[], object] = lambda: None
+) -> None:
+    """Let another caller take the permit that is given back next, and call `then`."""
     leave = limit.leave
 
     def give_back(holder: Hashable) -> None:
         monkeypatch.undo()
         leave(holder)
         assert limit.try_acquire()
+        then()
 
     monkeypatch.setattr(limit, "leave", give_back)
 
@@ -185,8 +188,7 @@ def test_a_failed_call_does_not_wait_for_itself(face: Any, monkeypatch: Any) -> 
     fetch = decorated(face, body, ("concurrency",))
     limit = fetch.__opero__.concurrency.limit
     timer = threading.Timer(0.02, limit.release)
-    stolen(limit, monkeypatch)
-    timer.start()
+    stolen(limit, monkeypatch, timer.start)
     face.run(fetch, [KeyError, None])
     timer.join()
     assert limit.in_flight == 0

@@ -23,7 +23,7 @@ from opero.errors import OperoUsageError
 
 pytestmark = pytest.mark.internal
 
-NAMES = Options.names()
+NAMES = tuple(Options.declared)
 # Of few characters: the table of all of them takes hypothesis half a minute on a busy machine.
 TEXTS = st.text(string.printable + "é…", max_size=5)
 

@@ -217,10 +217,9 @@ def test_own_names_are_all_marked() -> None:
         "x",
         "__builtins__",
         *("on", "closed", "expires", "visited", "copier", "value", "calls", "prior_outcome", "key"),
-        *("flight", "give_up", "leave"),
-        *("find_or_lead", "open"),
-        *("iterate", "ended", "item", "send", "throw", "close"),
-        *("threads_waiting", "loops_waiting", "take_slot"),
+        *("flight", "give_up", "find_or_lead", "land", "open"),
+        *("iterate", "ended", "item", "send", "throw"),
+        *("limiter", "threads_waiting", "loops_waiting", "take_slot"),
     }
 
 

@@ -77,7 +77,7 @@ def test_help_names_every_option_its_default_and_meaning() -> None:
         "rate_limit: Calls per second",
     ):
         assert line in text
-    assert all(f"    {name}: " in text for name in Options.names())
+    assert all(f"    {name}: " in text for name in Options.declared)
 
 
 def test_it_says_where_users_get_it() -> None:

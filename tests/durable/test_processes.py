@@ -213,5 +213,5 @@ def test_new_journals_are_opened_by_several_processes_at_once(program: Start) ->
     began = time.time() + 1.5
     processes = [program(OPENING, began) for _ in range(3)]
     for process in processes:
-        assert process.communicate(timeout=100)[0] == "well\n"
+        assert (process.communicate(timeout=100)[0], process.returncode) == ("well\n", 0)
     assert time.time() - began < 60

@@ -324,14 +324,6 @@ class FunctionCache:
 
     # --- how a lead ends --------------------------------------------------------------------------
 
-    def land(self, flight: Flight, value: Any, entry: Entry | None) -> None:
-        """Share a result that was computed, and stored as `entry`."""
-        if waiters := self.single_flight.complete(flight):
-            notify(waiters, self.verdict(value, entry))
-        stop_leading(flight)
-        if flight.lease is not None:
-            flight.lease.release(flight)
-
     def give_up(self, flight: Flight) -> None:
         """Let another caller lead, because this one does not go on."""
         self.single_flight.abandon(flight)

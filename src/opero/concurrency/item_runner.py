@@ -127,7 +127,11 @@ class ItemRunner:
         try:
             value = yield BlockingStep(run, run, (call,))
         except RetryParked as pause:
-            return None, self._parked(call, pause.seconds, began)
+            since = call.first_failed if call.started is None else call.started
+            elapsed = 0.0 if since is None else ambient.clock().monotonic() - since
+            failures = tuple(call.failures or ())
+            after = Parked(call.attempts, call.calls, call.slept, elapsed + pause.seconds, failures)
+            return None, self._outcome(call, began, retry_in=pause.seconds, parked=after)
         except BaseException as error:
             if self._pipeline.awaits and _ends_the_worker(error):
                 raise
@@ -135,23 +139,13 @@ class ItemRunner:
         finally:
             call.keep_failures = False
             call.drop_failures()
-        return value, self._succeeded(call, value, began)
+        plain = call.attempts == 1 and call.calls <= 1 and not (call.rejected or job.details)
+        return value, None if plain else self._outcome(call, began, value=value)
 
     def _park_if_stopped(self) -> None:
         """Take a call out of the queue of its rate limit, because the map begins no further item."""
         if self._job.stopped is not None and self._job.stopped():
             raise RetryParked(0.0)
-
-    def _parked(self, call: Call, seconds: float, began: float) -> ItemOutcome:
-        since = call.started if call.started is not None else call.first_failed
-        elapsed = 0.0 if since is None else ambient.clock().monotonic() - since
-        failures = tuple(call.failures or ())
-        parked = Parked(call.attempts, call.calls, call.slept, elapsed + seconds, failures)
-        return self._outcome(call, began, retry_in=seconds, parked=parked)
-
-    def _succeeded(self, call: Call, value: Any, began: float) -> ItemOutcome | None:
-        plain = call.attempts == 1 and call.calls <= 1 and not call.rejected
-        return None if plain and not self._job.details else self._outcome(call, began, value=value)
 
     def _outcome(self, call: Call, began: float, **made: Any) -> ItemOutcome:
         fallback = self._pipeline.fallback

@@ -485,7 +485,6 @@ class CacheLookup:
                 self._flights.abandon(lead.flight)
             raise
         for (lead, value, _), entry in zip(computed, kept, strict=True):
-            cache.computed(lead.call, lead.flight.key)
             waiters = self._complete(lead)
             if waiters or lead.followers:
                 verdict = cache.verdict(value, entry, rejected=lead.call.rejected)

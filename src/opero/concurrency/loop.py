@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Se
 from dataclasses import dataclass
 from operator import attrgetter
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from opero.concurrency.executors.base import Batch, Done, MapJob
 from opero.concurrency.progress import Progress
@@ -89,7 +89,7 @@ class MapRun:
             self._kept.append(batch)
             del batch  # it may hold the error that is raised now
             if self.scheduler.failed is not None:
-                self._raise_failed(*self.scheduler.failed)
+                raise self._noted(*self.scheduler.failed)
 
     def next_batch(self) -> StepLogic[Batch | None]:
         """Run the map until something is finished, and return that; None at its end."""
@@ -121,20 +121,18 @@ class MapRun:
             wanted = min(self._step, room)
             began = perf_counter()
             found: list[Any] = []
-            broken: BaseException | None = None
+            # Not a name for the error: one that the frame keeps would be a reference cycle.
+            broken: list[BaseException] = []
             try:
                 # In place, so that what came before an error is not lost.
                 found.extend(itertools.islice(source, wanted))
             except BaseException as error:  # noqa: BLE001 - raised by `end_input`
-                broken = error
+                broken.append(error)
             slow = perf_counter() - began > _PULL_S
             if found:
                 yield from self.admit(found)
             if len(found) < wanted:
-                try:
-                    self.end_input(broken)
-                finally:
-                    del broken  # as in `_raise_failed`
+                self.end_input(broken)
                 return
             if slow:
                 self._step = max(1, self._step // 4)
@@ -166,18 +164,16 @@ class MapRun:
         found = yield from self.lookup.sort(idx, items)
         yield from self._finish(found)
 
-    def end_input(self, error: BaseException | None = None) -> None:
+    def end_input(self, broken: list[BaseException]) -> None:
         """Note that no further item will come.
 
         Args:
-            error: What the input has raised. A list is not finished then; else that is raised after the last result.
+            broken: What the input has raised, if anything; it is taken out if it is raised at once. That is so for a
+                list, which is not finished then; else it is raised after the last result.
         """
-        if error is not None:
-            if self.returns == "list" or not isinstance(error, Exception):
-                try:
-                    raise error
-                finally:
-                    del error  # as in `_raise_failed`
+        if broken and (self.returns == "list" or not isinstance(broken[0], Exception)):
+            raise broken.pop()
+        if broken and isinstance(error := broken.pop(), Exception):
             trace = error.__traceback__
             # Without the frame that caught it, which is none of the caller's.
             self._input_error = error.with_traceback(trace and trace.tb_next)
@@ -294,13 +290,13 @@ class MapRun:
             if error is None:
                 yield value
             elif errors.ends(error) and not errors.stops(error):
-                del outcome, error  # as in `_raise_failed`
-                self._raise_failed(batch.idx[position], batch.odd.pop(position).error)
+                del outcome, error  # as in `_pull`
+                raise self._noted(batch.idx[position], batch.odd.pop(position).error)
             elif returned:
                 yield error
 
-    def _raise_failed(self, index: int, error: Any) -> NoReturn:
-        """Raise the error that ends a map, with a note of its item's index."""
+    def _noted(self, index: int, error: Any) -> BaseException:
+        """Return the error that ends a map, with a note of its item's index."""
         try:
             name = self.job.pipeline.info.name
             note = f"opero: {name}() failed for item {index} of the map"
@@ -308,22 +304,18 @@ class MapRun:
                 error.add_note(note)
         except Exception:  # noqa: BLE001, S110 - the user's exception matters, the note does not
             pass
-        try:
-            raise error
-        finally:
-            # A frame that names an error which passes through it is a reference cycle.
-            del error
+        noted: BaseException = error
+        return noted
 
     def raise_ended(self) -> None:
         """End a map; raise what it ends with instead of its results, if it did not run to its end."""
         stopped = self.scheduler.stopped
         error = self._input_error if stopped is None else MapStopped(stopped, self.result())
+        ended = [] if error is None else [error]
+        del error  # as in `_pull`
         vars(self).clear()  # as in `_release`
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error  # as above
+        if ended:
+            raise ended.pop()
 
     def result(self) -> MapResult[Any]:
         """Return what the map has done."""
@@ -432,10 +424,11 @@ class _AsyncSource:
         if self._task is not None and self._task.done() and not self._found:
             run.end_input(self._end())
 
-    def _end(self) -> BaseException | None:
+    def _end(self) -> list[BaseException]:
         """Return what the input has raised; a task that is still known then would be a reference cycle."""
         task, self._task = self._task, None
-        return None if task is None else task.exception()  # raises what has cancelled it
+        error = None if task is None else task.exception()  # raises what has cancelled it
+        return [] if error is None else [error]
 
     async def close(self) -> None:
         """Wait for no more input."""

@@ -85,7 +85,7 @@ class Mapper:
 
             self._open_checkpoint = checkpoints_of(info, options)
         # The pipeline beside the function: no cache, and nothing of the map's.
-        names = {name for name in Options.names() if not name.startswith("cache")}
+        names = {name for name in Options.declared if not name.startswith("cache")}
         kept = {name: getattr(options, name) for name in options.given & names}
         bare = Options.of("operomap", cache=False, **kept)
         self._worker = Pipeline(info, bare, origin=pipeline, changed=frozenset({"cache"}))

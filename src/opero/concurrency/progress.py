@@ -113,7 +113,6 @@ class Progress:
             self._said = True
             self.emitter.emit(
                 events.MapWaiting(
-                    function=self.emitter.function,
                     done=self._done,
                     total=self.total,
                     reason=None if waiting is None else waiting[0],
@@ -132,7 +131,6 @@ class Progress:
         self._sent, self._sent_done = now, self._done
         self.emitter.emit(
             events.MapProgress(
-                function=self.emitter.function,
                 done=self._done,
                 total=self.total,
                 failed=self._failed,

@@ -129,14 +129,13 @@ def find_known_items(
 
 
 def record_items(recorder: ItemRecorder, batches: Iterable[Batch]) -> StepLogic[None]:
-    """Record what became of items."""
-    finished = [one for batch in batches if batch.origin != "resumed" for one in _finished(batch)]
+    """Record what became of items, but for errors that end the map."""
+    finished: list[Finished] = [
+        (index, item, outcome)
+        for batch in batches
+        if batch.origin != "resumed"
+        for n, (index, item) in enumerate(zip(batch.idx, batch.items, strict=True))
+        if (outcome := batch.outcome(n)).error is None or isinstance(outcome.error, Exception)
+    ]
     if finished:
         yield from ask(recorder, lambda: recorder.keep(finished))
-
-
-def _finished(batch: Batch) -> Iterable[Finished]:
-    for n, (index, item) in enumerate(zip(batch.idx, batch.items, strict=True)):
-        outcome = batch.outcome(n)
-        if outcome.error is None or isinstance(outcome.error, Exception):
-            yield index, item, outcome

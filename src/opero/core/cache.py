@@ -26,7 +26,14 @@ from opero.caching.keys.function_keys import (
     namespace_prefix,
 )
 from opero.caching.memory import Entry, MemoryStore
-from opero.caching.single_flight import Flight, Instruction, SingleFlight, become_leader
+from opero.caching.single_flight import (
+    Flight,
+    Instruction,
+    SingleFlight,
+    become_leader,
+    notify,
+    stop_leading,
+)
 from opero.core.call import Call
 from opero.core.deadline import forget_deadlines, overdue
 from opero.core.options import standalone
@@ -271,6 +278,14 @@ class CacheStage(FunctionCache):
         self.give_up(flight)
         return None
 
+    def land(self, flight: Flight, value: Any, entry: Entry | None) -> None:
+        """Share a result that was computed, and stored as `entry`."""
+        if waiters := self.single_flight.complete(flight):
+            notify(waiters, self.verdict(value, entry))
+        stop_leading(flight)
+        if flight.lease is not None:
+            flight.lease.release(flight)
+
     def refresh_work(self, call: CachedCall, flight: Flight, blocking: bool, /) -> _BackgroundCall:
         """Return the call that refreshes an entry in the background and leads its flight."""
         return _BackgroundCall(self, call, flight, blocking)
@@ -295,10 +310,11 @@ class CacheStage(FunctionCache):
         return None
 
     def lifetime(self, call: Call, value: Any, began: float) -> float | None:
-        """Return for how long to store a result: 0 for not at all, None for ever.
+        """Count a result that was computed; return for how long to store it: 0 for not at all, None for ever.
 
         A `cache_if` that raises warns and refuses, and never costs the caller the result.
         """
+        self.computed(call, call.key)
         if call.rejected:
             return 0
         if self.condition is None:
@@ -312,11 +328,6 @@ class CacheStage(FunctionCache):
                 warn_user(reason)
             self.entries.skipped(reason)
             return 0
-
-    def computed_in(self, call: Call, value: Any, began: float) -> float | None:
-        """Return for how long to store a result that was computed, and count it."""
-        self.computed(call, call.key)
-        return self.lifetime(call, value, began)
 
     def at_once(self, call: Call, *, waits: bool) -> Answer | None:
         """Answer a call as `begin` does; None where that has to.
@@ -355,7 +366,7 @@ class CacheStage(FunctionCache):
             try:
                 began = 0.0 if plain else ambient.clock().monotonic()
                 value = proceed(call)
-                lasts = ttl if plain else self.computed_in(call, value, began)
+                lasts = ttl if plain else self.lifetime(call, value, began)
                 self.land(found, value, store(found, value, lasts))
                 return value
             except BaseException as error:
@@ -380,7 +391,7 @@ class CacheStage(FunctionCache):
             try:
                 began = 0.0 if plain else ambient.clock().monotonic()
                 value = await proceed(call)
-                lasts = ttl if plain else self.computed_in(call, value, began)
+                lasts = ttl if plain else self.lifetime(call, value, began)
                 if waits:
                     entry = await entries.astore(found, value, lasts)
                 else:

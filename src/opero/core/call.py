@@ -3,19 +3,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Hashable
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
+from opero import events
+from opero.caching.keys import Unkeyable, fast_part
 from opero.errors import Rejected
 from opero.utils import ambient
 
 if TYPE_CHECKING:
     from opero.core.decorated import Receipt, Source
+    from opero.core.stats import Stats
     from opero.events import Run
+    from opero.events.bus import Emitter
 
 
 T = TypeVar("T")
+
+
+def part_key(value: object, index: int) -> Hashable:
+    """Return the identity of a fallback value: its content.
+
+    A value without content (a client, a lambda) goes by its place in the list.
+
+    Example:
+        >>> part_key("gpt-4", 0) == part_key("gpt-4", 3), part_key(lambda: 0, 2)
+        (True, 2)
+    """
+    try:
+        return fast_part(value)
+    except Unkeyable:
+        return index
 
 
 class FailedCall(NamedTuple):
@@ -166,6 +185,13 @@ class Call:
             rejected=self.rejected,
             errors=tuple(f.error for f in self.failures or () if not isinstance(f.error, Rejected)),
         )
+
+    def note_wait(self, seconds: float, stats: Stats, emitter: Emitter) -> None:
+        """Take note of a wait for a limit or for a fallback value, count it and notify listeners."""
+        self.waited += seconds
+        stats.add(waited=seconds)
+        if emitter.active:
+            emitter.emit(events.LimiterWaited(seconds=seconds))
 
     def elapsed(self) -> float | None:
         """Return the seconds since the call began, None without a listener then."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import finalize
 
-from opero.core.fallback import part_key
+from opero.core.call import part_key
 from opero.errors import CircuitOpenError
 from opero.events import Handler, Subscription
 from opero.limits.breaker import CircuitBreaker

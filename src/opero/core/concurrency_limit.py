@@ -6,7 +6,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from opero import events
 from opero.core.deadline import overdue
 from opero.errors import OperoUsageError
 from opero.utils import ambient
@@ -51,11 +50,7 @@ class Bulkhead:
         return f"at most {self.limit.limit} calls in flight; {waits}"
 
     def _waited(self, call: Call, began: float) -> None:
-        seconds = ambient.clock().monotonic() - began
-        call.waited += seconds
-        self._stats.add(waited=seconds)
-        if self._emitter.active:
-            self._emitter.emit(events.LimiterWaited(seconds=seconds))
+        call.note_wait(ambient.clock().monotonic() - began, self._stats, self._emitter)
 
     def _refuse_reentry(self, current_task: CurrentTask | None = None) -> None:
         """Raise if the calls around this one hold all permits; asked only by a call that has to wait.

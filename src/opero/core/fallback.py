@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from opero import events
-from opero.caching.keys import Unkeyable, fast_part
+from opero.core.call import part_key
 from opero.core.deadline import overdue
 from opero.core.function import used_up
 from opero.core.options import standalone
@@ -27,6 +27,7 @@ from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Call, Proceed
+    from opero.core.circuit_breaker import Circuit
     from opero.core.decorated import Decorate
     from opero.core.function import FunctionInfo
     from opero.core.options import Options
@@ -34,34 +35,10 @@ if TYPE_CHECKING:
     from opero.events.bus import Emitter
     from opero.utils.parameters import Parameter
 
-__all__ = [
-    "ArgFallback",
-    "Cooldowns",
-    "FallbackParameter",
-    "get_fallback_decorator",
-    "part_key",
-    "values_of",
-]
-
 _SEVERAL: Final = (list, tuple)
 
 _MOST: Final = 1000
 """Values that are remembered; beyond it the one that is ready soonest is forgotten."""
-
-
-def part_key(value: object, index: int) -> Hashable:
-    """Return the identity of a fallback value: its content.
-
-    A value without content (a client, a lambda) goes by its place in the list.
-
-    Example:
-        >>> part_key("gpt-4", 0) == part_key("gpt-4", 3), part_key(lambda: 0, 2)
-        (True, 2)
-    """
-    try:
-        return fast_part(value)
-    except Unkeyable:
-        return index
 
 
 class Cooldowns:
@@ -132,43 +109,11 @@ def values_of(given: object, name: str) -> tuple[Any, ...]:
     return tuple(given)
 
 
-class FallbackParameter:
-    """Where a parameter stands in a call: by keyword, by position, or left to its default.
-
-    Args:
-        parameter: The parameter.
-        position: Its place among the positional parameters, None if it is keyword-only.
-    """
-
-    __slots__ = ("default", "name", "position")
-
-    def __init__(self, parameter: Parameter, position: int | None) -> None:
-        self.name: str = parameter.name
-        self.position: int | None = position
-        self.default: Any = parameter.default
-
-
 EXHAUSTED_SECONDS: Final = 900.0
 """Seconds for which a value is skipped whose service says that its budget is spent."""
 
 
 # --- stage -----------------------------------------------------------------------------------------------------------
-
-
-class ValueGuard(Protocol):
-    """A circuit that may refuse single values."""
-
-    def refuses(self, value: object, index: int) -> float | None:
-        """Return None if a value may be tried now, else the seconds until it may."""
-        ...
-
-    def refusal(self, waits: Iterable[float]) -> Exception:
-        """Return the error for a call all of whose values are refused."""
-        ...
-
-    def refused_value(self, call: Call, error: Exception) -> bool:
-        """Whether an error is the refusal of the call's own value."""
-        ...
 
 
 class ArgFallback:
@@ -183,15 +128,14 @@ class ArgFallback:
         self._info = info
         parameter = info.require_parameter(name, "arg_fallback")
         positional = [p.name for p in info.parameters if p.kind <= POSITIONAL_OR_KEYWORD]
-        self.parameter: FallbackParameter = FallbackParameter(
-            parameter, positional.index(name) if name in positional else None
-        )
+        self.parameter: Parameter = parameter
+        self._place = positional.index(name) if name in positional else None
         self.secret: bool = looks_secret(name, tuple(options.secret))
         self._fallback_on = options.fallback_on
         self._classifies = isinstance(options.retry_on, str)
         self._stats = stats
         self._emitter = emitter
-        self.circuit: ValueGuard | None = None
+        self.circuit: Circuit | None = None
         """Refuses values for a time. The pipeline sets it, because the circuit asks for labels in turn."""
         self.cooldowns: Cooldowns = Cooldowns()
         """Values whose service asked to wait; shared by all variants of the function."""
@@ -237,7 +181,7 @@ class ArgFallback:
             CircuitOpenError: The circuits of all values are open.
             RateLimitPausedError: All values cool down, for longer than the call would wait.
         """
-        place, args = self.parameter.position, call.args
+        place, args = self._place, call.args
         if place is not None and place < len(args):
             given = args[place]
         else:
@@ -283,7 +227,7 @@ class ArgFallback:
         """Put a value into the call; from the second one on this is a fallback."""
         call.value_index = index
         call.value = value
-        (args, kwargs), place = given, self.parameter.position
+        (args, kwargs), place = given, self._place
         if place is not None and place < len(args):
             call.args = (*args[:place], value, *args[place + 1 :])
         else:
@@ -296,13 +240,6 @@ class ArgFallback:
 
     def _refuses(self, value: object, index: int) -> float | None:
         return None if self.circuit is None else self.circuit.refuses(value, index)
-
-    def waited(self, call: Call, seconds: float) -> None:
-        """Take note of a wait for a value."""
-        call.waited += seconds
-        self._stats.add(waited=seconds)
-        if self._emitter.active:
-            self._emitter.emit(events.LimiterWaited(seconds=seconds))
 
     def failed(self, call: Call, error: Exception) -> None:
         """Note which values need no other call, and let a value cool down whose service asked to wait."""
@@ -363,7 +300,7 @@ class ArgFallback:
             values, candidates, wait = self.begin(call)
             while wait:
                 ambient.clock().sleep(wait)
-                self.waited(call, wait)
+                call.note_wait(wait, self._stats, self._emitter)
                 values, candidates, wait = self.begin(call)
             try:
                 for index in candidates:
@@ -388,7 +325,7 @@ class ArgFallback:
             values, candidates, wait = self.begin(call)
             while wait:
                 await ambient.clock().asleep(wait)
-                self.waited(call, wait)
+                call.note_wait(wait, self._stats, self._emitter)
                 values, candidates, wait = self.begin(call)
             try:
                 for index in candidates:

@@ -233,11 +233,7 @@ class Options(_Declared):
     )
 
     def __post_init__(self) -> None:
-        low, high = (
-            parse_seconds(self.min_delay, "min_delay"),
-            parse_seconds(self.max_delay, "max_delay"),
-        )
-        if low > high:
+        if parse_seconds(self.min_delay, "min_delay") > parse_seconds(self.max_delay, "max_delay"):
             raise OperoUsageError(
                 f"min_delay={self.min_delay!r} is longer than max_delay={self.max_delay!r}: "
                 "raise max_delay or lower min_delay."
@@ -255,11 +251,6 @@ class Options(_Declared):
         """The listeners of `on_event`, one or several."""
         given = self.on_event
         return () if given is None else (given,) if callable(given) else tuple(given)
-
-    @classmethod
-    def names(cls) -> tuple[str, ...]:
-        """Names of all options, in the order of their declaration."""
-        return tuple(cls.declared)
 
     @classmethod
     def of(cls, by: str, /, **given: Any) -> Self:

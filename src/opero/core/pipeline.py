@@ -182,9 +182,11 @@ class Pipeline:
         self.awaits: bool = info.kind in ("async", "async_generator")
         self._arun: AsyncProceed | None = None
         if not self.awaits:
-            self._run = self._link(
-                self.stages, self.invoke.sync(probe=self._probed if info.kind == "sync" else None)
+            self._run: Proceed = self.invoke.sync(
+                probe=self._probed if info.kind == "sync" else None
             )
+            for stage in reversed(self.stages):
+                self._run = stage.wrap_sync(self._run)
 
     # --- stages ------------------------------------------------------------------------------------------------------
 
@@ -289,18 +291,6 @@ class Pipeline:
             self.info, self.options, stats=self.stats, emitter=self.emitter, origin=shared
         )
 
-    @staticmethod
-    def _link(stages: tuple[Stage, ...], innermost: Proceed) -> Proceed:
-        for stage in reversed(stages):
-            innermost = stage.wrap_sync(innermost)
-        return innermost
-
-    @staticmethod
-    def _alink(stages: tuple[Stage, ...], innermost: AsyncProceed) -> AsyncProceed:
-        for stage in reversed(stages):
-            innermost = stage.wrap_async(innermost)
-        return innermost
-
     def _probed(self) -> None:
         """The first result of a plain function was no awaitable: from now on its fast path may be used."""
         self.fast_path.closed = self._listened
@@ -394,7 +384,10 @@ class Pipeline:
 
     async def _finish(self, call: Call) -> Any:
         if self._arun is None:
-            self._arun = self._alink(self.stages, self.invoke.asynchronous())
+            linked = self.invoke.asynchronous()
+            for stage in reversed(self.stages):
+                linked = stage.wrap_async(linked)
+            self._arun = linked
         # Asked here, because a coroutine may begin elsewhere than where it was made.
         if switch.on:
             call.deadline = current_deadline()

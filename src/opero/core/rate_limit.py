@@ -131,7 +131,7 @@ class RateLimit:
             if call.prior_outcome is None:
                 slot = call.reserved = self._reservation(call) if measured else Reservation(limiter)
                 if switch.on or slot.limiter.threads_waiting or slot.take():
-                    self._waited(call, slot.limiter.fill(slot, self._budget(call)))
+                    self._note(call, slot.limiter.fill(slot, self._budget(call)))
             made = call.calls
             try:
                 result = proceed(call)
@@ -153,7 +153,7 @@ class RateLimit:
             if call.prior_outcome is None:
                 slot = call.reserved = self._reservation(call) if measured else Reservation(limiter)
                 if switch.on or external or slot.limiter.loops_waiting or slot.take():
-                    self._waited(call, await slot.limiter.fill_async(slot, self._budget(call)))
+                    self._note(call, await slot.limiter.fill_async(slot, self._budget(call)))
             made = call.calls
             try:
                 result = await proceed(call)
@@ -200,14 +200,9 @@ class RateLimit:
     def _budget(self, call: Call) -> WaitBudget:
         return WaitBudget(call.deadline, self._longest_pause, call.stop_wait)
 
-    def _waited(self, call: Call, seconds: float) -> None:
-        if not seconds:
-            return
-        call.waited += seconds
-        self._stats.add(waited=seconds)
-        emitter = self._emitter
-        if emitter.active:
-            emitter.emit(events.LimiterWaited(seconds=seconds))
+    def _note(self, call: Call, seconds: float) -> None:
+        if seconds:
+            call.note_wait(seconds, self._stats, self._emitter)
 
     def _failed(self, call: Call, error: Exception, limiter: RateLimiter | None = None) -> None:
         """Pause the limiter, or the bucket, for all callers if the service asks to wait."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextvars
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from types import coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from opero.core.call import Call
@@ -224,7 +224,10 @@ class AsyncStream:
         await self._advance(self._running.send, value)
 
     async def throw(self, error: BaseException) -> None:
-        """Throw an exception into the generator."""
+        """Throw an exception into the generator; a `GeneratorExit` drops the stream."""
+        if isinstance(error, GeneratorExit):
+            await self.close()
+            raise GeneratorExit
         await self._advance(self._running.throw, error)
 
     async def close(self) -> None:
@@ -240,11 +243,24 @@ class AsyncStream:
         """Yield the first item and then all others, passing on what is sent and thrown in (PEP 525)."""
         while not self.ended:
             try:
-                sent = yield self.item
-            except GeneratorExit:
-                await self.close()
-                raise
+                step = self.send((yield self.item))
             except BaseException as thrown:  # noqa: BLE001 - the generator decides what an exception means
-                await self.throw(thrown)
-            else:
-                await self.send(sent)
+                step = self.throw(thrown)
+            await step
+
+
+STREAMS: Final = {
+    "generator": "return (yield from _opero_run({new_call}).iterate())",
+    # An asynchronous generator cannot delegate to another: this is the loop of `AsyncStream.iterate`.
+    "async_generator": """\
+_opero_stream = _opero_AsyncStream(_opero_run({new_call}))
+await _opero_stream.send()
+while not _opero_stream.ended:
+    try:
+        _opero_step = _opero_stream.send((yield _opero_stream.item))
+    except _opero_BaseException as _opero_thrown:
+        _opero_step = _opero_stream.throw(_opero_thrown)
+    await _opero_step
+""",
+}
+"""The bodies of decorated generators, by kind, as `core.wrapper` fills them in."""

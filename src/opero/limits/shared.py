@@ -334,7 +334,8 @@ def share_all() -> dict[str, str]:
     table: dict[str, str] = {}
     others: dict[int, str] = {}
     for one in list(registry.objects.values()):
-        one.share()
+        if one._path is None:  # noqa: SLF001 - one thing with this module
+            one.share()
         addresses, path = one._addresses, one._path  # noqa: SLF001 - one thing with this module
         if path is not None:
             table.update(dict.fromkeys(addresses, path))

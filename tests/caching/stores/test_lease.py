@@ -378,11 +378,11 @@ class TestInOneProcess:
     def test_a_call_that_takes_long_keeps_its_lease(
         self, face: Face, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(lease, "SECONDS", 1.0)
+        monkeypatch.setattr(lease, "SECONDS", 2.0)
         monkeypatch.setattr(lease, "_RENEW_AFTER", 0.1)
         body = face.of(work)
         with Busy(face, opero(**options)(body)) as busy:
-            threading.Timer(1.8, busy.let_go.set).start()
+            threading.Timer(2.5, busy.let_go.set).start()
             assert face.run(opero(**options)(body), 1) == 2
         assert World.calls == 1
 

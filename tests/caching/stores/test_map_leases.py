@@ -380,12 +380,12 @@ def test_a_stopped_server_of_leases_keeps_no_caller_waiting(
 def test_leases_of_a_long_map_are_renewed_together(
     f: Any, face: Face, other_process: Stranger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "SECONDS", 1.0)
+    monkeypatch.setattr(lease, "SECONDS", 2.0)
     monkeypatch.setattr(lease, "_RENEW_AFTER", 0.1)
     taken: list[bool] = []
 
     def body(x: int) -> Any:
-        time.sleep(1.5)
+        time.sleep(2.5)
         taken.append(other_process.acquire(x))
 
     World.body = body

@@ -517,12 +517,12 @@ def test_an_item_without_end_costs_itself_in_time(maps: Maps) -> None:
         return x
 
     began = time.monotonic()
-    ran = maps(work, range(8), chunk=4, item_timeout=0.6, timeout=0.6)
+    ran = maps(work, range(8), chunk=4, item_timeout=1, timeout=1)
     lost = ran.items.pop(3)
     assert isinstance(lost, Lost)
     assert lost.why == "timeout"
     assert ran.items == [0, 1, 2, 4, 5, 6, 7]
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 50
 
 
 @posix
@@ -536,7 +536,7 @@ def test_time_between_calls_does_not_count(maps: Maps) -> None:
         return x
 
     (outcome,) = maps(
-        work, [1], item_timeout=0.4, timeout=0.4, retries=3, min_delay=0.5, parks=9, jitter=False
+        work, [1], item_timeout=0.5, timeout=0.5, retries=3, min_delay=0.6, parks=9, jitter=False
     ).items
     assert outcome.value == 1
 
@@ -594,6 +594,27 @@ def test_a_worker_that_dies_at_start_is_not_replaced_for_ever(maps: Maps) -> Non
 
 
 @both
+@posix
+def test_workers_that_are_killed_while_they_start_are_replaced(maps: Maps, tmp_path: Path) -> None:
+    def begin() -> None:
+        with (tmp_path / "starts").open("a+") as file:
+            file.write("x")
+            if file.tell() <= 12:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    assert maps(abs, range(9), worker_init=begin).items == [*range(9)]
+
+
+@posix
+def test_workers_that_are_always_killed_while_they_start_end_the_map(maps: Maps) -> None:
+    def begin() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(WorkerStartError, match="exit code -9"):
+        maps(abs, range(9), worker_init=begin)
+
+
+@both
 def test_what_a_worker_says_while_it_starts_is_passed_on(maps: Maps, capfd: Any) -> None:
     maps(abs, [1], worker_init=lambda: os.write(2, b"loading\n"))
     assert capfd.readouterr().err == "loading\n"
@@ -631,9 +652,9 @@ def test_closing_at_once_stops_what_runs(maps: Maps) -> None:
 
     assert maps.until(both_there)
     began = time.monotonic()
-    engine.close(graceful=False, timeout=5)
-    engine.close(graceful=False, timeout=5)
-    assert time.monotonic() - began < 20
+    engine.close(graceful=False, timeout=50)
+    engine.close(graceful=False, timeout=50)
+    assert time.monotonic() - began < 40
     assert not any(map(maps.alive, workers))
 
 

@@ -489,9 +489,9 @@ def test_ctrl_c_ends_a_map_at_once(program: Program, before: str, to: str) -> No
         os.killpg(process.pid, signal.SIGINT)
     else:
         process.send_signal(signal.SIGINT)
-    said, errors = process.communicate(timeout=20)
+    said, errors = process.communicate(timeout=100)
     assert (said, errors, process.returncode) == ("interrupted\n", "", 0)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60, "half as long as an item"
 
 
 @every_way
@@ -503,7 +503,7 @@ def test_workers_end_with_their_program(program: Program, before: str, how: int)
     # The program, the fork server, and two workers.
     assert len(program.group(process)) == 4
     process.send_signal(how)
-    process.wait(timeout=20)
+    process.wait(timeout=60)
     program.until(lambda: not program.group(process))
 
 
@@ -516,7 +516,7 @@ def test_workers_end_with_their_program_also_in_native_code(program: Program, be
     process = program.start(text, before)
     program.begun("begun0", "begun1")
     process.kill()
-    process.wait(timeout=20)
+    process.wait(timeout=60)
     program.until(lambda: not program.group(process))
 
 
@@ -528,7 +528,7 @@ def test_a_second_ctrl_c_does_no_harm(program: Program, before: str) -> None:
     process.send_signal(signal.SIGINT)
     time.sleep(0.001)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     program.until(lambda: not program.group(process))
 
 
@@ -543,7 +543,7 @@ print(operomap(mode="process", cache=False)(abs)([-1]))
     process = program.start(text, before)
     program.begun("begun0", "begun1")
     process.send_signal(signal.SIGINT)
-    said, errors = process.communicate(timeout=20)
+    said, errors = process.communicate(timeout=60)
     assert (said, errors) == ("interrupted\n[1]\n", "")
 
 

@@ -469,13 +469,30 @@ def default_parts(parameters: Sequence[Parameter]) -> dict[int, Any]:
     return found
 
 
+def key_names(keys: FunctionKeys) -> dict[str, Any]:
+    """Return the objects that the text of `key_source` refers to beside the cache and the types, without `_opero_`."""
+    parts = default_parts(keys.function.calling)
+    found: dict[str, Any] = {f"part_{n}": part for n, part in parts.items()}
+    if keys.instances is not None:
+        found["token"] = keys.instances.tokens.get
+    return found | {f"copy_{n}": list(part[1]) for n, part in parts.items()}
+
+
 def key_source(
     names: tuple[str, ...], parameters: Sequence[Parameter], *, of_instance: bool
-) -> dict[str, str]:
-    """Write, for a generated wrapper, the key of a hit and the test that it may be used.
+) -> str:
+    """Write, for a generated wrapper, the statement that makes the key of a call.
 
     Names other than the parameters' begin with `_opero_`: the type of parameter n, its default, the default's key part.
+
+    Args:
+        names: Parameters from which it is made at once where all values are plain; empty for none.
+        parameters: All parameters.
+        of_instance: Whether it begins with the token of an instance.
     """
+    any_other = "_opero_key = _opero_cache.key({args}, {kwargs})\n"
+    if not names:
+        return any_other
     tests, parts = [], []
     places = {p.name: n for n, p in enumerate(parameters)}
     of_defaults = default_parts(parameters)
@@ -497,4 +514,6 @@ def key_source(
     if of_instance:
         tests[0] = f"(_opero_instance := _opero_token(_opero_id({names[0]}))) is not None"
         parts[0] = "_opero_instance"
-    return {"all_fast": " and ".join(tests), "key": ", ".join(parts)}
+    # The types of all arguments are compared before their values: 1, True and 1.0 are different calls.
+    tested, key = " and ".join(tests), ", ".join(parts)
+    return f"if {tested}:\n    _opero_key = ({key},)\nelse:\n    {any_other}"

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opero.caching.single_flight import Flight, become_leader, stop_leading
 from opero.concurrency.executors.base import Chunk, Done, Lost, MapJob, Report
 from opero.concurrency.executors.in_process import ThreadExecutor
-from opero.concurrency.executors.process.job_spec import JobSpec
+from opero.concurrency.executors.process.pickling import JobSpec
 from opero.concurrency.executors.process.protocol import (
     decode_done,
     decode_value,

@@ -7,6 +7,5 @@ start          start methods and the fork server
 worker         what a worker does with its chunks
 session        the worker's connection to the pool
 protocol       messages, the status page and the buffers that both share
-pickling       functions, values and exceptions as bytes
-job_spec       a job as bytes
+pickling       jobs, functions, values and exceptions as bytes
 """

@@ -1,5 +1,5 @@
 # this_file: src/opero/concurrency/executors/process/pickling.py
-"""Pickle functions and values for another process.
+"""Pickle jobs, functions, values and exceptions for another process.
 
 What can be imported is pickled by name. A decorated function hides the function inside under its name, so that one is
 pickled as "what is inside of this name". Everything else (lambdas, closures, what was defined in `__main__` or a
@@ -16,17 +16,23 @@ import pickle
 import sys
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from os.path import realpath
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from opero.concurrency.executors.base import MapJob
+from opero.concurrency.executors.process.start import import_paths
 from opero.core.failures import read_marks, restore_marks
-from opero.core.function import ClassMethod, Method
+from opero.core.function import ClassMethod, FunctionInfo, Method
+from opero.core.pipeline import Pipeline
 from opero.errors import RemoteError, ShippingError
+from opero.events import event_bus
+from opero.limits.shared import attach_table, registry, share_all
+from opero.utils import ambient
 
 if TYPE_CHECKING:
     from opero.core.options import Options
-    from opero.core.pipeline import Pipeline
 
 
 _PROTOCOL: Final = 5
@@ -97,8 +103,11 @@ class _NamePickler(pickle.Pickler):
     """Pickles by name; refuses what has no name that another process knows."""
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, FunctionType | type) and not _is_known(obj.__module__):
-            raise pickle.PicklingError(f"{obj!r} has no name in another process")
+        if isinstance(obj, FunctionType | type):
+            # What was made by `exec` may have no module.
+            module: str | None = obj.__module__
+            if module is None or not can_import(module):
+                raise pickle.PicklingError(f"{obj!r} has no name in another process")
         return _reduce(obj)
 
 
@@ -116,12 +125,144 @@ def _value_pickler() -> Callable[..., Any]:
                 number = _number_in_program(obj, cloudpickle.cloudpickle)
                 if number is not None:
                     return _class_in_program, (number,)
-            if isinstance(obj, FunctionType | type) and not can_import(obj.__module__):
-                _by_value(obj.__module__, cloudpickle)
+            if isinstance(obj, FunctionType | type) and not can_import(module := obj.__module__):
+                if module != "__main__":
+                    cloudpickle.register_pickle_by_value(sys.modules[module])
+                _unknown.add(module.encode())
             reduced = _reduce(obj)
             return super().reducer_override(obj) if reduced is NotImplemented else reduced
 
     return ValuePickler
+
+
+# --- the job --------------------------------------------------------------------------------------
+
+Timed = Callable[[Callable[..., Any], float], Callable[..., Any]]
+"""Returns a function whose calls are ended after so many seconds."""
+
+LoggerLevels = dict[str, tuple[int, bool, bool]]
+"""Of each logger with settings of its own: its level, whether it propagates, and whether it is disabled."""
+
+
+class JobSpec(NamedTuple):
+    """What a worker must know of a job; a fork inherits it, and others get it pickled.
+
+    Attributes:
+        fields: The job's fields, without what belongs to the map's process.
+        options: Options of the pipeline, with the limiter and permits that all processes share.
+        listens: Which events the map's process wants: "bus" (all), "function" or None.
+        loggers: Settings of its loggers; None if it has not loaded `logging`.
+        disabled: Whether retries, waits and caches are switched off.
+        interpreter: The `registry.uid` of the map.
+    """
+
+    fields: dict[str, Any]
+    options: Options
+    listens: str | None
+    loggers: LoggerLevels | None = None
+    disabled: bool = False
+    interpreter: str = ""
+
+    @classmethod
+    def of(cls, job: MapJob) -> JobSpec:
+        """Describe a job."""
+        emitter = job.pipeline.emitter
+        fields = job._asdict()
+        del fields["pipeline"], fields["stopped"]
+        everything = event_bus.active or job.relays_all
+        listens = "bus" if everything else "function" if emitter.active else None
+        options = shared_options(job.pipeline)
+        return cls(fields, options, listens, _levels(), ambient.disabled(), registry.uid)
+
+    def pickled(self, way_out: str = 'mode="thread"') -> bytes:
+        """Pickle for an interpreter that has nothing of this program.
+
+        Args:
+            way_out: Options with which it need not be pickled, for the message about one that cannot be.
+
+        Raises:
+            ShippingError: The function, or what it needs, cannot be pickled.
+        """
+        try:
+            packed = dumps_job(self)
+        except Exception as error:
+            function = getattr(self.fields["function"], "__qualname__", "the function")
+            raise ShippingError(
+                f"{function} cannot travel to a worker process ({type(error).__name__}: {error}). "
+                f"Make what it needs (a lock, a client, an open file) inside of it, or use {way_out}."
+            ) from error
+        return pickle.dumps((import_paths(), sys.argv, registry.uid, share_all(), packed), 5)
+
+    def register_classes(self) -> None:
+        """Give the classes that the job refers to their identity, before a fork that inherits it.
+
+        A class of `__main__`, or of a function, is the same on both sides only if both know its number; cloudpickle
+        gives it one when it is pickled first.
+        """
+        with suppress(Exception):  # a fork needs no pickle
+            dumps_job(self, lambda _: False)
+
+    @staticmethod
+    def open(data: bytes) -> JobSpec:
+        """Unpickle in a process with settings of its own."""
+        *_, interpreter, table, packed = pickle.loads(data)  # noqa: S301 - from the map
+        # Before anything of the user's is imported, which makes its limiters.
+        attach_table(table, interpreter)
+        spec: JobSpec = pickle.loads(packed)  # noqa: S301 - from the map
+        return spec
+
+    @staticmethod
+    def open_in_worker(data: bytes, folder: str | None, environ: dict[str, str]) -> JobSpec:
+        """Unpickle in a worker process, which gets the paths, folder and environment of the program first."""
+        sys.path[:], sys.argv, *_ = pickle.loads(data)  # noqa: S301 - from the map
+        if folder is not None:
+            with suppress(OSError):  # it was removed meanwhile
+                os.chdir(folder)
+        if dict(os.environ) != environ:
+            os.environ.clear()
+            os.environ.update(environ)
+        return JobSpec.open(data)
+
+    def job(self, timed: Timed | None, emit: Callable[[Any], object]) -> MapJob:
+        """Make the worker's own job: the same function with a pipeline of this process.
+
+        Args:
+            timed: Lets the pool end calls that take too long; None where nothing can end them.
+            emit: Takes the events of this function; those of all, if all are wanted and this is a worker process.
+        """
+        options, fields = self.options, dict(self.fields)
+        info = FunctionInfo(fields["function"])
+        limit = fields["item_timeout"]
+        if timed is not None and limit is not None and info.kind == "sync":
+            # The pool kills a worker whose call takes too long; a thread could only be left behind.
+            options = options.with_values(timeout=None)
+            info.fn = fields["function"] = timed(info.fn, limit)
+        if self.listens == "function":
+            options = options.with_values(on_event=emit)
+        elif self.listens == "bus" and timed is not None:
+            event_bus.subscribe(emit)
+        return MapJob(pipeline=Pipeline(info, options), **fields)
+
+
+def loaded_module(name: str) -> Any:
+    """Return a module that is loaded; None for one that is missing, or still being imported by another thread."""
+    module = sys.modules.get(name)
+    spec = getattr(module, "__spec__", None)
+    return None if getattr(spec, "_initializing", False) else module
+
+
+def _levels() -> LoggerLevels | None:
+    logging = loaded_module("logging")
+    if logging is None:
+        return None
+    root = logging.getLogger()
+    found: LoggerLevels = {"": (max(root.level, logging.root.manager.disable + 1), True, False)}
+    for name, logger in list(root.manager.loggerDict.items()):
+        if isinstance(logger, logging.Logger) and (
+            logger.level or not logger.propagate or logger.disabled
+        ):
+            found[name] = logger.level, logger.propagate, logger.disabled
+    return found
 
 
 # --- modules that exist in this process only -----------------------------------------------------------------
@@ -135,6 +276,8 @@ def can_import(name: str | None) -> bool:
 
     What is loaded from a file by hand, as test runners do it, is in `sys.modules` and nowhere else.
     """
+    if name == "__main__":
+        return False
     file = getattr(sys.modules.get(name or ""), "__file__", None)
     if name is None or file is None:
         return True
@@ -151,18 +294,6 @@ def can_import(name: str | None) -> bool:
         return not spec.has_location or realpath(spec.origin or "") == here
     folders = [realpath(place) + os.sep for place in spec.submodule_search_locations or ()]
     return here.startswith((*folders,))
-
-
-def _is_known(module: str | None) -> bool:
-    """Return whether names of a module mean the same in another process."""
-    return module is not None and module.encode() not in _unknown and can_import(module)
-
-
-def _by_value(name: str, cloudpickle: Any) -> None:
-    """Pickle everything of a module by value from now on; no other process can import it."""
-    if name.encode() not in _unknown:
-        _unknown.add(name.encode())
-        cloudpickle.register_pickle_by_value(sys.modules[name])
 
 
 # --- classes --------------------------------------------------------------------------------------
@@ -203,25 +334,16 @@ def _reduce(obj: Any) -> Any:
         return _class_method, (obj.__func__,)
     if kind is not FunctionType:
         return NotImplemented
-    # What was made by `exec` may have no module.
-    module: str | None = obj.__module__
-    if module is not None and module.encode() not in _unknown:
-        if _named(module, obj.__qualname__) is obj:
+    if can_import(obj.__module__):
+        if _named(obj.__module__, obj.__qualname__) is obj:
             return NotImplemented
         if (inside := _inside(obj)) is not None:
             return inside
-    return _reduce_wrapper(obj)
-
-
-_NAMES: Final = ("__module__", "__qualname__", "__kwdefaults__", "__annotations__")
-
-
-def _reduce_wrapper(function: FunctionType) -> Any:
-    pipeline: Pipeline | None = vars(function).get("__opero__")
+    pipeline: Pipeline | None = vars(obj).get("__opero__")
     if pipeline is None:
         return NotImplemented
     fn, options = pipeline.info.fn, shared_options(pipeline)
-    make = vars(function).get("__opero_map__")
+    make = vars(obj).get("__opero_map__")
     if make is not None:
         # Objects that watch a map and stop it stay in their process.
         watching = dict.fromkeys({"on_result", "stop_token", "executor"} & options.given)
@@ -232,6 +354,9 @@ def _reduce_wrapper(function: FunctionType) -> Any:
     # on its names.
     names = {name: getattr(fn, name) for name in _NAMES} if type(fn) is FunctionType else {}
     return _make_again, (make, fn, options, names)
+
+
+_NAMES: Final = ("__module__", "__qualname__", "__kwdefaults__", "__annotations__")
 
 
 def _make_again(make: Callable[..., Any], fn: Any, options: Options, names: dict[str, Any]) -> Any:

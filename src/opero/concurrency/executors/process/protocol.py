@@ -7,10 +7,12 @@ stand as they are, everything else in a pickle of its own, which is opened only 
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 import pickle
 import signal
+import time
 from collections.abc import Callable, Iterable
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opero.concurrency.executors.base import Done, ItemOutcome, WorkerFacts
 from opero.concurrency.executors.process.pickling import dumps, dumps_with_errors, traceback_of
 from opero.concurrency.executors.process.start import anonymous_file
+from opero.core.deadline import current_deadline
 from opero.errors import ShippingError
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ Frame = tuple[Any, ...]
 `encode_chunk` returns."""
 
 UP: Final = "up"
-"""It is ready; its process id."""
+"""It is ready."""
 FAILED: Final = "failed"
 """It cannot begin; the traceback."""
 DONE: Final = "done"
@@ -119,19 +122,6 @@ class SharedBuffer:
         return start, start + size
 
 
-def make_buffers(mapped: mmap.mmap, start: int, size: int, count: int) -> list[SharedBuffer]:
-    """Return buffers of the same size in a mapping.
-
-    Args:
-        mapped: The mapping.
-        start: Where the first begins in it.
-        size: Bytes of each.
-        count: How many there are; none if they do not fit.
-    """
-    fits = size and start + count * size <= len(mapped)
-    return [SharedBuffer(mapped, start + n * size, size) for n in range(count if fits else 0)]
-
-
 def copy_span(mapped: mmap.mmap, span: Span) -> bytearray:
     """Return a copy of what a sender has put into shared memory, for the receiver, which may write to it."""
     with memoryview(mapped) as view, view[span[0] : span[1]] as part:
@@ -148,6 +138,23 @@ ITEM, TURN, DUE, STOP, COPIED = range(5)
 call under way must have returned (`time.monotonic` in ns, negative where a deadline says so, 0 if none is under way);
 whether it begins no other item; how many buffers of results the pool has copied."""
 NONE: Final = -1
+
+
+def note_calls(page: memoryview[int], fn: Callable[..., Any], limit: float) -> Callable[..., Any]:
+    """Return a function that notes when each call begins and by when it must end."""
+    now = time.monotonic
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        due, end_of_all = now() + limit, current_deadline()
+        page[DUE] = (
+            int(due * 1e9) if end_of_all is None or due < end_of_all else -int(end_of_all * 1e9)
+        )
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            page[DUE] = 0
+
+    return functools.update_wrapper(call, fn, updated=())
 
 
 # --- values ---------------------------------------------------------------------------------------
@@ -260,10 +267,7 @@ def encode_done(done: Done, stats: dict[str, float] | None, events: Iterable[Eve
         done.values[n], outcome.value = outcome.value, None
         if outcome.error is not None:
             outcome.trace = traceback_of(outcome.error)
-        try:
-            outcome.fallback = dumps(outcome.fallback)
-        except Exception:  # noqa: BLE001 - it is for information only, and its label comes along
-            outcome.fallback = dumps(None)
+        outcome.fallback = encode_value(outcome.fallback, "fallback", None)
     odd = dumps_with_errors(done.odd) if done.odd else None
     return (
         done.places, done.values, odd, done.busy_s, stats or None, [*map(_dump_event, events)]
@@ -296,11 +300,10 @@ def decode_done(
         if outcome.error is None:
             outcome.value = values[n]
         values[n] = None
-        if outcome.fallback is not None:
-            try:
-                outcome.fallback = pickle.loads(outcome.fallback)  # noqa: S301 - as above
-            except Exception:  # noqa: BLE001 - as above
-                outcome.fallback = None
+        try:
+            outcome.fallback = decode_value(outcome.fallback, None)
+        except Exception:  # noqa: BLE001 - it is for information only, and its label comes along
+            outcome.fallback = None
     facts = None
     if stats or events:
         loaded = tuple(map(pickle.loads, events))

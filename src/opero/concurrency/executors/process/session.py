@@ -17,8 +17,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.executors.base import Done, ItemOutcome, MapJob, Parked, worker_process
 from opero.concurrency.executors.process import protocol
-from opero.concurrency.executors.process.job_spec import JobSpec, loaded_module
-from opero.concurrency.executors.process.pickling import dumps, dumps_with_errors, traceback_of
+from opero.concurrency.executors.process.pickling import (
+    JobSpec,
+    dumps,
+    dumps_with_errors,
+    loaded_module,
+    traceback_of,
+)
 from opero.concurrency.executors.process.protocol import (
     ASK,
     COPIED,
@@ -29,7 +34,6 @@ from opero.concurrency.executors.process.protocol import (
     STOP,
     TURN,
     copy_span,
-    make_buffers,
 )
 from opero.concurrency.executors.process.start import Channel, flush_output
 from opero.concurrency.item_runner import ItemRunner
@@ -67,7 +71,7 @@ class RunningChunk:
         reported: Items reported.
         flushed: When that was.
         known: What the pool knows of this worker: `kept`, and whether it takes no other chunk.
-        soon: Reports what is done, where several items are under way.
+        soon: Whether a task is about to send what is done, where several items are under way.
     """
 
     def __init__(
@@ -92,7 +96,7 @@ class RunningChunk:
         self.reported: int = 0
         self.flushed: float = perf_counter()
         self.known: tuple[int, bool] = (self.kept, False)
-        self.soon: Any = None
+        self.soon: bool = False
 
     @property
     def over(self) -> bool:
@@ -161,13 +165,14 @@ class WorkerSession:
         own, items = mmap.mmap(own_fd, 0), mmap.mmap(pool_fd, 0)
         os.close(pool_fd)
         self.page: memoryview[int] = memoryview(own)[:PAGE].cast("q")
-        self._results = make_buffers(own, PAGE, (len(own) - PAGE) // 2, 2)
+        size = (len(own) - PAGE) // 2
+        self._results = [protocol.SharedBuffer(own, PAGE + n * size, size) for n in range(2)]
         self.copy: Callable[[Span], Any] = functools.partial(copy_span, items)
         self._buffer: SharedBuffer | None = None
         self._filled_by: RunningChunk | None = None
         self._sent = 0
         self._events: list[Event] = []
-        self._turn = self._noted = self.tasks = 0
+        self._turn = self.tasks = 0
         self.job: MapJob
         self.most: int | None = None
         self.runner: ItemRunner
@@ -197,7 +202,7 @@ class WorkerSession:
         except BaseException as error:  # noqa: BLE001 - also a `sys.exit()` in an imported module
             self.send(protocol.FAILED, traceback_of(error))
             return False
-        self.send(protocol.UP, os.getpid())
+        self.send(protocol.UP)
         return True
 
     def _take_job(self, spec: JobSpec | None) -> None:
@@ -216,7 +221,9 @@ class WorkerSession:
         ambient.set_disabled(spec.disabled)
         if spec.loggers is not None:
             _forward_logs(spec.loggers, self.send)
-        job = self.job = spec.job(self.page, self._events.append)
+        job = self.job = spec.job(
+            functools.partial(protocol.note_calls, self.page), self._events.append
+        )
         if job.leads:
             from opero.caching.single_flight import Flight, become_leader
 
@@ -342,7 +349,7 @@ class WorkerSession:
         """Return an empty buffer, each in its turn; wait a little until the pool has copied one."""
         buffers, end = self._results, perf_counter() + _WAIT
         while self._sent - self.page[COPIED] >= len(buffers):
-            if not buffers or perf_counter() > end:
+            if perf_counter() > end:
                 return None
             time.sleep(0.0002)
         buffer = buffers[self._sent % len(buffers)]
@@ -356,8 +363,7 @@ class WorkerSession:
 
     def note(self, chunk: RunningChunk, position: int) -> None:
         """Note that an item of one of several chunks begins."""
-        if chunk.turn != self._noted:
-            self._noted = chunk.turn
+        if chunk.turn != self.page[TURN]:
             self.begin(chunk)
         self.page[ITEM] = position
 
@@ -385,16 +391,14 @@ def _keep_freed_memory() -> None:
     It keeps blocks up to the size of the largest that was freed (mallopt(3), M_MMAP_THRESHOLD); these bytes are never
     touched.
     """
-    try:
+    with suppress(MemoryError):
         bytes(_KEPT)
-    except MemoryError:
-        pass
 
 
 def _data_size() -> int:
     """Return the bytes that the kernel counts as data of this process, 0 where they are not known."""
     try:
-        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - pathlib is not loaded for it
+        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - pathlib is not loaded for it
             return int(file.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0

@@ -24,7 +24,8 @@ import threading
 import warnings
 import weakref
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, cast
 
 from opero.errors import WorkerStartError
@@ -82,8 +83,8 @@ def choose_method(asked: StartMethod | None) -> StartMethod:
 _STANDARD_LIBRARY: Final = os.__file__.removesuffix("os.py")
 
 
-def modules_to_preload(*functions: Any) -> dict[str, tuple[str, int]]:
-    """Return the installed modules that functions and their modules refer to, with file and time of change.
+def modules_to_preload(*functions: Any) -> dict[str, str]:
+    """Return the installed modules that functions and their modules refer to, with their files.
 
     Modules of the program itself are left to the workers, which import them afresh for each map.
     """
@@ -97,21 +98,22 @@ def modules_to_preload(*functions: Any) -> dict[str, tuple[str, int]]:
             )
             if isinstance(name, str):
                 names |= {name, name.partition(".")[0]}
-    found: dict[str, tuple[str, int]] = {}
+    found: dict[str, str] = {}
     for name in names:
         file = getattr(sys.modules.get(name), "__file__", None) or ""
         packaged = "site-packages" in file or "dist-packages" in file
         if (packaged or file.startswith(_STANDARD_LIBRARY)) and not name.startswith("opero"):
-            found[name] = file, _changed(file)
+            found[name] = file
     return found
 
 
-def _changed(file: str) -> int:
-    """Return when a file was changed, 0 if it is gone."""
-    try:
-        return os.stat(file).st_mtime_ns  # noqa: PTH116 - faster than a Path
-    except OSError:
-        return 0
+def _times_of(files: Iterable[str]) -> dict[str, int]:
+    """Return when files were changed, 0 for one that is gone."""
+    found = dict.fromkeys(files, 0)
+    for file in found:
+        with suppress(OSError):
+            found[file] = os.stat(file).st_mtime_ns  # noqa: PTH116 - faster than a Path
+    return found
 
 
 def import_paths() -> list[str]:
@@ -136,6 +138,14 @@ def anonymous_file(name: str) -> int:
         return os.dup(file.fileno())
 
 
+def read_end(fd: int, start: int = 0) -> str:
+    """Return the end of a text in a file, which begins at `start`."""
+    size = os.fstat(fd).st_size
+    begin = max(start, size - _LAST_SAID)
+    return os.pread(fd, size - begin, begin).decode(errors="replace").strip()
+
+
+_LAST_SAID: Final = 16_384
 _HEAD: Final = struct.Struct("<Q")
 _MOST_FDS: Final = 8
 
@@ -222,13 +232,13 @@ class ForkServer:
 
     Attributes:
         surroundings: What was so when it began, and must be so still.
-        preloaded: Modules that it imports before it forks the next worker, with file and time of change.
+        preloaded: Files of the modules that it imports before it forks the next worker, with their times of change.
         channel: Takes requests; at its end, the server has ended.
     """
 
     def __init__(self, worker_main: WorkerMain | None = None) -> None:
         self.surroundings: tuple[Any, ...] = _surroundings()
-        self.preloaded: dict[str, tuple[str, int]] = {}
+        self.preloaded: dict[str, int] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._forked = 0
@@ -299,20 +309,15 @@ class ForkServer:
         """Return the end of what the server itself wrote to stderr."""
         if self._output < 0 or not self._release.alive:
             return ""
-        size = os.fstat(self._output).st_size
-        return (
-            os.pread(self._output, 16_384, max(0, size - 16_384)).decode(errors="replace").strip()
-        )
+        return read_end(self._output)
 
     def close(self) -> None:
         """Let the server kill its workers and end; a fork of this process is waited for."""
         self._release()
         if self._forked:
-            try:
+            # The program may ignore SIGCHLD, or wait for all its children.
+            with suppress(ChildProcessError):
                 os.waitpid(self._forked, 0)
-            except ChildProcessError:
-                # The program ignores SIGCHLD, or waits for all its children.
-                pass
             self._forked = 0
 
 
@@ -341,7 +346,7 @@ _shared: Final = _Shared()
 reset_after_fork(_shared)
 
 
-def shared_server(modules: dict[str, tuple[str, int]]) -> ForkServer:
+def shared_server(modules: dict[str, str]) -> ForkServer:
     """Return the fork server of this program with these modules preloaded; begin it, or begin it anew.
 
     It is begun anew if it has ended, if a module that it has imported has changed on disk since, or if the program
@@ -353,26 +358,23 @@ def shared_server(modules: dict[str, tuple[str, int]]) -> ForkServer:
             server is None
             or server.channel.peek() == b""
             or server.surroundings != _surroundings()
-            or any(_changed(file) != then for file, then in server.preloaded.values())
+            or server.preloaded != _times_of(server.preloaded)
         ):
             server = _shared.server = ForkServer()
-        if names := modules.keys() - server.preloaded.keys():
-            server.preloaded |= modules
-            try:
-                server.request(("preload", list(names), import_paths()))
-            except OSError:
-                pass  # it has just ended: a worker that is begun there begins another one
+        if new := {name: file for name, file in modules.items() if file not in server.preloaded}:
+            server.preloaded |= _times_of(new.values())
+            with suppress(
+                OSError
+            ):  # it has just ended: a worker that is begun there begins another one
+                server.request(("preload", list(new), import_paths()))
         return server
 
 
 def begin_early(asked: StartMethod | None) -> None:
     """Let the fork server begin while this process imports what it needs to use it."""
-    if choose_method(asked) != "fork":
-        try:
+    if _shared.server is None and choose_method(asked) != "fork":
+        with suppress(OSError, WorkerStartError):  # the first worker says so
             shared_server({})
-        except (OSError, WorkerStartError):
-            # Whoever needs it says so.
-            pass
 
 
 def forget_server(server: ForkServer) -> None:
@@ -530,11 +532,8 @@ class _Server:
 
 
 def _report(status: int, pid: int, code: int) -> None:
-    try:
+    with suppress(OSError):  # the map is over
         os.write(status, EXIT_STATUS.pack(pid, code))
-    except OSError:
-        # The map is over, and nobody waits for this worker.
-        pass
 
 
 def serve(control_fd: int, output: int, worker_main: WorkerMain) -> NoReturn:
@@ -561,23 +560,19 @@ def _serve(control: socket.socket, worker_main: WorkerMain, mask: Any) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     # Threads of libraries that were imported end before each fork, by a hook of the library.
     warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
-    try:
+    with suppress(OSError):
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.close(null)
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - open until the end
-    except OSError:
-        pass
     _Server(Channel(control), worker_main).run()
 
 
 def _preload(names: list[str], paths: list[str]) -> None:
     sys.path[:] = paths
     for name in names:
-        try:
+        with suppress(BaseException):  # a worker that needs it meets the same error and reports it
             importlib.import_module(name)
-        except BaseException:  # noqa: BLE001, S110 - a worker that needs it meets the same error and reports it
-            pass
 
 
 def _leave(last: Callable[[], Any]) -> NoReturn:
@@ -600,10 +595,8 @@ def _leave(last: Callable[[], Any]) -> NoReturn:
 def flush_output() -> None:
     """Write out what was printed."""
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(Exception):  # a stream may be None, closed or broken
             stream.flush()
-        except Exception:  # noqa: BLE001, S110 - a stream may be None, closed or broken
-            pass
 
 
 def _nothing(*_: object) -> None:

@@ -7,11 +7,9 @@ an item takes long is reported by a signal handler in that thread, when the pool
 
 from __future__ import annotations
 
-import functools
 import signal
 import socket
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
 from time import perf_counter
@@ -26,9 +24,9 @@ from opero.core.deadline import run_until
 from opero.utils.ambient import switch
 
 if TYPE_CHECKING:
-    from asyncio import Future, Task, TimerHandle
+    from asyncio import Semaphore, TaskGroup
 
-    from opero.concurrency.executors.process.job_spec import JobSpec
+    from opero.concurrency.executors.process.pickling import JobSpec
     from opero.concurrency.executors.process.session import RunningChunk
     from opero.concurrency.item_runner import Result
 
@@ -71,11 +69,11 @@ def _nothing(*_: object) -> None:
 def _run_all(session: WorkerSession) -> None:
     """Run chunks under the deadline that holds where the map was called."""
     job = session.job
-    serve = _WorkerLoop(session).run if job.pipeline.awaits else functools.partial(_serve, session)
+    serve = _serve_coroutines if job.pipeline.awaits else _serve
     if job.deadline is None:
-        serve()
+        serve(session)
     else:
-        run_until(job.deadline, serve)
+        run_until(job.deadline, serve, session)
 
 
 # --- one after the other --------------------------------------------------------------------------
@@ -172,177 +170,124 @@ def _add(session: WorkerSession, chunk: RunningChunk, position: int, result: Res
 # --- several at once ------------------------------------------------------------------------------
 
 
-class _WorkerLoop:
-    """Runs coroutine functions, all on one loop, so that clients and pools live on between chunks.
+def _serve_coroutines(session: WorkerSession) -> None:
+    import asyncio
+
+    try:
+        asyncio.run(_serve_loop(session))
+    except* ConnectionError:  # the map is over
+        pass
+
+
+async def _serve_loop(session: WorkerSession) -> None:
+    """Run chunks of a coroutine function on one loop, so that clients and pools live on between chunks.
 
     While slow items of one chunk are at work, the next chunk goes on beside them. A call that takes too long is
     cancelled by its pipeline. One that blocks the loop cannot be: the status page says by when the loop must have
     turned, and the pool kills a worker whose loop has not.
-
-    Args:
-        session: The connection to the pool.
     """
+    import asyncio
 
-    def __init__(self, session: WorkerSession) -> None:
-        self._session = session
-        self._in_flight = session.job.in_flight
-        self._limit = session.job.item_timeout
-        self._chunks: list[RunningChunk] = []
-        self._tasks: set[Task[None]] = set()
-        self._beating: TimerHandle | None = None
-        self._ended = False
+    job, slots = session.job, asyncio.Semaphore(session.job.in_flight)
+    beating = asyncio.create_task(_beat(session, job.item_timeout))
+    async with asyncio.TaskGroup() as group:
+        while not session.stopping and (chunk := await _next_chunk(session)) is not None:
+            late = asyncio.get_running_loop().time() + SLOW_CHUNK * job.target_s
+            while chunk.next < chunk.kept:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(late):
+                        await slots.acquire()
+                    if (position := _begin_next(session, chunk)) is not None:
+                        group.create_task(_run_coroutines(session, group, slots, chunk, position))
+                        continue
+                    slots.release()
+                if chunk.next < chunk.kept:
+                    # What has not begun is given back.
+                    chunk.cut(chunk.next)
+                    _send_done(session, chunk)
+    beating.cancel()
 
-    def run(self) -> None:
-        """Run chunks until there are no more, or the worker has done its share."""
-        import asyncio
 
-        with asyncio.Runner() as runner:
-            runner.run(self._serve())
+async def _next_chunk(session: WorkerSession) -> RunningChunk | None:
+    """Wait for a chunk; return None if there are no more."""
+    import asyncio
 
-    async def _serve(self) -> None:
-        from asyncio import get_running_loop
-
-        self._loop = get_running_loop()
-        self._over: Future[None] = self._loop.create_future()
-        self._loop.add_reader(self._session.conn.fileno(), self._guarded(self._readable))
-        try:
-            await self._over
-        finally:
-            self._loop.remove_reader(self._session.conn.fileno())
-            self._rest()
-
-    def _guarded(self, step: Callable[..., object], *args: Any) -> Callable[[], None]:
-        """Return a callback whose error ends the worker, as it would outside of a loop."""
-
-        @functools.wraps(step)
-        def run() -> None:
-            try:
-                step(*args)
-            except BaseException as error:  # noqa: BLE001 - `_serve` raises it
-                self._fail(error)
-
-        return run
-
-    def _fail(self, error: BaseException) -> None:
-        if not self._over.done():
-            self._over.set_exception(error)
-
-    # --- chunks -----------------------------------------------------------------------------------
-
-    def _readable(self) -> None:
-        try:
-            chunk = self._session.receive()
-        except (EOFError, OSError):
-            self._ended = True
-            self._loop.remove_reader(self._session.conn.fileno())
-        else:
-            self._chunks.append(chunk)
-            late = SLOW_CHUNK * self._session.job.target_s
-            self._loop.call_later(late, self._guarded(self._give_back, chunk))
-        self._fill()
-
-    def _fill(self) -> None:
-        """Begin as many items as may be; end what is over."""
-        while len(self._tasks) < self._in_flight and (found := self._next()) is not None:
-            if not self._tasks:
-                self._beat()
-            task = self._loop.create_task(self._pull(*found))
-            self._tasks.add(task)
-            task.add_done_callback(self._pulled)
-        if not self._tasks and (self._ended or self._session.stopping):
-            for chunk in list(self._chunks):
-                chunk.cut(chunk.next)
-                self._finish(chunk)
-            if not self._over.done():
-                self._over.set_result(None)
-
-    def _next(self) -> tuple[RunningChunk, int] | None:
-        """Return an item to begin, of the oldest chunk that has one."""
-        if self._session.stopping:
-            return None
-        for chunk in self._chunks:
-            if chunk.next < chunk.kept:
-                self._session.tasks += 1
-                chunk.next += 1
-                return chunk, chunk.next - 1
+    loop, fd, came = asyncio.get_running_loop(), session.conn.fileno(), asyncio.Event()
+    loop.add_reader(fd, came.set)
+    try:
+        await came.wait()
+    finally:
+        loop.remove_reader(fd)
+    try:
+        return session.receive()
+    except (EOFError, OSError):
         return None
 
-    def _give_back(self, chunk: RunningChunk) -> None:
-        """Give back what has not begun of a chunk that takes long."""
-        if chunk in self._chunks and chunk.next < chunk.kept:
-            chunk.cut(chunk.next)
-            if chunk.over:
-                self._finish(chunk)
-            else:
-                self._session.flush(chunk)
 
-    def _finish(self, chunk: RunningChunk) -> None:
-        self._chunks.remove(chunk)
-        if chunk.soon is not None:
-            chunk.soon.cancel()
-        self._session.end(chunk)
+def _begin_next(session: WorkerSession, chunk: RunningChunk) -> int | None:
+    """Return the position of an item to begin, None if none of the chunk may."""
+    if session.stopping or chunk.next >= chunk.kept:
+        return None
+    session.tasks += 1
+    chunk.next += 1
+    return chunk.next - 1
 
-    # --- items ------------------------------------------------------------------------------------
 
-    async def _pull(self, chunk: RunningChunk, position: int) -> None:
-        """Run an item, and others after it as long as there are some."""
-        found: tuple[RunningChunk, int] | None = (chunk, position)
-        while found is not None:
-            chunk, position = found
-            self._session.note(chunk, position)
-            try:
-                item = protocol.decode_value(chunk.entries[position], self._session.copy)
-            except Exception as error:  # noqa: BLE001 - whatever its class raises when it is unpickled
-                self._add(chunk, position, None, protocol.unreadable(error, "item"))
-            else:
-                value, outcome = await self._session.runner.run_async(
-                    item, chunk.parked.get(position)
-                )
-                del item
-                self._add(chunk, position, value, outcome)
-            found = self._next()
+async def _run_coroutines(
+    session: WorkerSession,
+    group: TaskGroup,
+    slots: Semaphore,
+    chunk: RunningChunk,
+    position: int | None,
+) -> None:
+    """Run an item of a chunk, and others after it as long as there are some; let what is done be sent soon."""
+    import asyncio
 
-    def _pulled(self, task: Task[None]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled():
-            self._fail(ConnectionError("the task of an item was cancelled"))
-        elif (error := task.exception()) is not None:
-            self._fail(error)
+    while position is not None:
+        session.note(chunk, position)
+        try:
+            item = protocol.decode_value(chunk.entries[position], session.copy)
+        except Exception as error:  # noqa: BLE001 - whatever its class raises when it is unpickled
+            result: Result = None, protocol.unreadable(error, "item")
         else:
-            if not self._tasks:
-                self._rest()
-            self._guarded(self._fill)()
+            try:
+                result = await session.runner.run_async(item, chunk.parked.get(position))
+            except asyncio.CancelledError as error:
+                # A group of tasks takes no notice of it.
+                raise ConnectionError("the task of an item was cancelled") from error
+            del item
+        session.add(chunk, position, *result)
+        del result
+        if chunk.over or session.full:
+            _send_done(session, chunk)
+        elif not chunk.soon:
+            chunk.soon = True
+            group.create_task(_send_soon(session, chunk))
+        position = _begin_next(session, chunk)
+    slots.release()
 
-    def _add(
-        self, chunk: RunningChunk, position: int, value: Any, outcome: ItemOutcome | None
-    ) -> None:
-        """Note what became of an item, and let it be sent soon."""
-        self._session.add(chunk, position, value, outcome)
-        if chunk.over:
-            self._finish(chunk)
-        elif self._session.full:
-            self._session.flush(chunk)
-        elif chunk.soon is None:
-            chunk.soon = self._loop.call_later(_SOON, self._guarded(self._report, chunk))
 
-    def _report(self, chunk: RunningChunk) -> None:
-        chunk.soon = None
-        self._session.flush(chunk)
+async def _send_soon(session: WorkerSession, chunk: RunningChunk) -> None:
+    import asyncio
 
-    # --- signs of life ----------------------------------------------------------------------------
+    await asyncio.sleep(_SOON)
+    chunk.soon = False
+    session.flush(chunk)
 
-    def _beat(self) -> None:
-        """Note by when the loop must have turned; repeat that as long as it does."""
-        if self._limit is None:
-            return
-        pause = self._limit / _BEATS
+
+def _send_done(session: WorkerSession, chunk: RunningChunk) -> None:
+    if chunk.over:
+        session.end(chunk)
+    else:
+        session.flush(chunk)
+
+
+async def _beat(session: WorkerSession, limit: float | None) -> None:
+    """Note by when the loop must have turned; repeat that as long as it does."""
+    import asyncio
+
+    while limit is not None:
+        pause = limit / _BEATS
         # One pause later than the limit, so that no call is taken for late before it is.
-        self._session.page[DUE] = int((time.monotonic() + self._limit + pause) * 1e9)
-        self._beating = self._loop.call_later(pause, self._beat)
-
-    def _rest(self) -> None:
-        """Note that no call is under way."""
-        if self._beating is not None:
-            self._beating.cancel()
-            self._beating = None
-            self._session.page[DUE] = 0
+        session.page[DUE] = int((time.monotonic() + limit + pause) * 1e9)
+        await asyncio.sleep(pause)

@@ -22,7 +22,7 @@ from opero.concurrency.executors.process.protocol import (
     copy_span,
     shared_file,
 )
-from opero.concurrency.executors.process.start import EXIT_STATUS, Channel
+from opero.concurrency.executors.process.start import EXIT_STATUS, Channel, read_end
 from opero.utils.secrets import mask_text
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 _PIPE: Final = 1 << 16
 """Bytes that a pipe takes in any case while its reader is busy."""
-_LAST_SAID: Final = 16_384
 
 
 @dataclass(eq=False)
@@ -139,11 +138,6 @@ class WorkerHandle:
             raise
 
     @property
-    def ready(self) -> bool:
-        """Whether it takes chunks at all."""
-        return self.up and not (self.retires or self.closed or self.why)
-
-    @property
     def open(self) -> int:
         """How many items of it are still to be reported."""
         return sum([len(pending.left) for pending in self.pending.values()])
@@ -217,9 +211,7 @@ class WorkerHandle:
     @property
     def said(self) -> str:
         """The end of what it wrote to stderr while it began."""
-        size, start = os.fstat(self._fd).st_size, len(self._memory)
-        begin = max(start, size - _LAST_SAID)
-        return mask_text(os.pread(self._fd, size - begin, begin).decode(errors="replace").strip())
+        return mask_text(read_end(self._fd, len(self._memory)))
 
     def close(self) -> None:
         """Release everything."""

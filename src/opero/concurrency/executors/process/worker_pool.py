@@ -8,16 +8,17 @@ to read.
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import pickle
 import select
+import signal
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.executors.base import Lost
 from opero.concurrency.executors.process import protocol
-from opero.concurrency.executors.process.job_spec import JobSpec
+from opero.concurrency.executors.process.pickling import JobSpec
 from opero.concurrency.executors.process.protocol import COPIED, DUE, PAGE, STOP
 from opero.concurrency.executors.process.start import (
     ForkServer,
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 _FAILED_STARTS: Final = 5
 """So many workers in a row that died before they were ready, and no other is started."""
+_KILLED: Final = 0.1
+"""What one of them counts that was killed by somebody."""
 _CHECK: Final = 0.1
 """Seconds between two checks of the memory of workers, or for calls that a deadline ends."""
 _PAGE_SIZE: Final = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -64,13 +67,14 @@ class ProcessEngine:
         self._most = workers
         self._asked: StartMethod | None = method
         self._message = b""
-        self._modules: dict[str, tuple[str, int]] = {}
+        self._modules: dict[str, str] = {}
         self._forked: ForkServer | None = None
         self._workers: set[WorkerHandle] = set()
         self._sources: dict[int, WorkerHandle | None] = {}
         self._waiting: deque[PendingChunk] = deque()
         self._reports: list[Report] = []
-        self._failed_starts = self._without_item = 0
+        self._failed_starts = 0.0
+        self._without_item = 0
         self._block: AbstractContextManager[Any] | None = None
         self._entered = False
         self._graceful, self._timeout = False, 0.0
@@ -96,7 +100,8 @@ class ProcessEngine:
         size = min(protocol.BUFFER, protocol.MOST // (4 * self.workers) // PAGE * PAGE)
         self._fd, self._memory = protocol.shared_file("pool", 2 * self.workers * size, PAGE)
         self._size = size if len(self._memory) > PAGE else 0
-        self._free = protocol.make_buffers(self._memory, 0, self._size, 2 * self.workers)
+        starts = range(0, len(self._memory), size) if self._size else ()
+        self._free = [protocol.SharedBuffer(self._memory, start, size) for start in starts]
         try:
             self._woken, self._waker = os.pipe()
         except OSError:
@@ -120,20 +125,16 @@ class ProcessEngine:
             folder = None
         self._message = pickle.dumps((blob, folder, dict(os.environ)), 5)
 
-    def _server(self) -> ForkServer:
-        if self._method != "fork":
-            return shared_server(self._modules)
-        if self._forked is None:
-            self._forked = ForkServer(functools.partial(worker_main, spec=self._spec))
-        return self._forked
-
     def _begin(self, count: int) -> None:
         """Begin workers; the job is sent when all of them are on their way."""
         new: list[WorkerHandle] = []
         for _ in range(count):
-            server = None
+            server: ForkServer | None = None
             try:
-                server = self._server()
+                if self._method != "fork":
+                    server = shared_server(self._modules)
+                elif (server := self._forked) is None:
+                    server = self._forked = ForkServer(partial(worker_main, spec=self._spec))
                 worker = WorkerHandle(server, self._fd, self._size, fresh=self._method == "spawn")
             except BrokenPipeError:
                 if server is None:
@@ -164,7 +165,9 @@ class ProcessEngine:
             server.close()
 
     def _count_failed_start(self, said: str, exitcode: int | None) -> None:
-        self._failed_starts += 1
+        # The exit code of one that has died with its server is not known.
+        killed = exitcode in (-signal.SIGKILL, -signal.SIGTERM) or (exitcode is None and not said)
+        self._failed_starts += _KILLED if killed else 1
         if self._failed_starts >= _FAILED_STARTS:
             raise WorkerStartError(said, exitcode)
 
@@ -189,7 +192,9 @@ class ProcessEngine:
         """
         if not self._waiting:
             return
-        ready = [worker for worker in self._workers if worker.ready]
+        ready = [
+            one for one in self._workers if one.up and not (one.retires or one.closed or one.why)
+        ]
         for pending in list(self._waiting):
             able = [worker for worker in ready if worker.has_room(pending, self._job.in_flight)]
             if able:
@@ -250,8 +255,8 @@ class ProcessEngine:
             worker.closed = True
             return False
         if kind == protocol.UP:
-            worker.up, worker.pid = True, content[0]
-            self._failed_starts = 0
+            worker.up = True
+            self._failed_starts = 0.0
         elif kind == protocol.FAILED:
             worker.failure = content[0]
         elif kind == protocol.LOG:
@@ -281,7 +286,7 @@ class ProcessEngine:
         if done.values:
             pending.take_out(done.places)
             # While something is done, a new worker is worth a try.
-            self._without_item = self._failed_starts = 0
+            self._without_item, self._failed_starts = 0, 0.0
             self._reports.append(done)
         if kept < pending.kept:
             self._reports.append(Lost(number, pending.cut(kept), None, "slow"))
@@ -404,12 +409,12 @@ class ProcessEngine:
             if self._graceful:
                 for worker in self._workers:
                     worker.page[STOP] = 1
-                while any(worker.pending for worker in self._workers) and self._wait(end):
+                while [one for one in self._workers if one.pending] and self._wait(end):
                     pass
         finally:
             self._most = 0
             # What is idle is killed at once, and the server sees to it.
-            waits = not self._graceful or any(worker.pending for worker in self._workers)
+            waits = not self._graceful or [one for one in self._workers if one.pending]
             end = max(end, time.monotonic() + 0.05)
             for worker in self._workers:
                 worker.kill("stopped")
@@ -460,11 +465,11 @@ def _uses_more(pid: int, limit: int) -> bool:
     """
     process = Path(f"/proc/{pid}")
     try:
-        if int((process / "statm").read_text(encoding="ascii").split()[1]) * _PAGE_SIZE <= limit:
+        if int((process / "statm").read_bytes().split()[1]) * _PAGE_SIZE <= limit:
             return False
         # This takes the kernel longer, as it looks at each page.
-        lines = (process / "smaps_rollup").read_text(encoding="ascii").splitlines()
-        private = sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+        lines = (process / "smaps_rollup").read_bytes().splitlines()
+        private = sum(int(line.split()[1]) for line in lines if line.startswith(b"Private_"))
     except (OSError, ValueError, IndexError):
         return False
     return private * 1024 > limit
@@ -487,7 +492,7 @@ def _multi_pool(end: Callable[[], None], workers: int) -> AbstractContextManager
         return None
 
     # A pool that is entered and left as pathos' pools are; the scheduler sends chunks, so nothing is mapped by it.
-    pool_class: Any = functools.partial(
+    pool_class: Any = partial(
         SimpleNamespace, map=None, join=end, close=end, terminate=end, clear=end
     )
     # `debug` off: switched on by an environment variable it would look for names that a function has not.
