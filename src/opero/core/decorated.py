@@ -181,39 +181,9 @@ class _TakesClass(Protocol[A, S_contra, P, R_co]):
 
 # No one form keeps `Self` and type variables under mypy and lets pyright compare methods with those they override.
 MYPY = False
-"""True for mypy, whatever is written here. pyright reads both branches, and takes the aliases of the first."""
+"""True for mypy, whatever stands here."""
 
-if not MYPY:
-
-    class ResilientMethod(Attributes, Generic[Function_co]):
-        """A decorated method in its class; in `Function_co` its `self` stands as a callable's parameter.
-
-        There a subclass is as good as its base, so that one decorated method may override another.
-        """
-
-        # pyright asks here, not after `__get__`, what `property` and protocols get.
-        def __call__(self: _OfSelf[S, Q, R], *args: Any, **kwargs: Any) -> R: ...  # noqa: D102 - in its class
-
-        @overload
-        def __get__(
-            self: _OfSelf[S, Q, R], instance: None, owner: type[S], /
-        ) -> Resilient[Concatenate[S, Q], R]: ...
-        @overload
-        def __get__(
-            self: _OfSelf[S, Q, R], instance: S, owner: type | None = None, /
-        ) -> Resilient[Q, R]: ...
-        def __get__(self, instance: object, owner: type | None = None, /) -> Any: ...
-
-    class ResilientClassMethod(Attributes, Generic[Bound_co, P, R_co]):
-        """A decorated class method in its class."""
-
-        def __call__(self, *args: Any, **kwargs: Any) -> R_co: ...  # noqa: D102 - in its class
-        def __get__(self, instance: object, owner: type | None = None, /) -> Resilient[P, R_co]: ...
-
-    _OfSelf: TypeAlias = ResilientMethod[Callable[Concatenate[Callable[[S], None], Q], R]]  # pyright: ignore[reportRedeclaration]
-    _OfClass: TypeAlias = ResilientClassMethod[S, P, R]  # pyright: ignore[reportRedeclaration]
-
-else:
+if MYPY:
 
     class _Descriptor(Attributes, Protocol[P, Bound_co, Unbound_co]):
         """A decorated method in its class; `P` are the parameters of `__get__`, so that they may bind `Self`."""
@@ -226,32 +196,94 @@ else:
         @overload
         def __get__(self, instance: None, owner: type, /) -> Unbound_co: ...
 
-    _OfSelf: TypeAlias = _Descriptor[  # pyright: ignore[reportRedeclaration]
-        [S, type | None], Resilient[P, R], Resilient[Concatenate[Any, P], R]
-    ]
-    _OfClass: TypeAlias = _Descriptor[[S | None, type[S]], Resilient[P, R], Any]  # pyright: ignore[reportRedeclaration]
+    class Decorate(Protocol):  # pyright: ignore[reportRedeclaration]
+        """A decorator whose options are set."""
 
+        @overload
+        def __call__(  # pyright: ignore[reportOverlappingOverload]
+            self, fn: _TakesSelf[Any, S, P, R], /
+        ) -> _Descriptor[[S, type | None], Resilient[P, R], Resilient[Concatenate[Any, P], R]]: ...
+        @overload
+        def __call__(
+            self, fn: _TakesClass[Any, type[S], P, R], /
+        ) -> _Descriptor[[S | None, type[S]], Resilient[P, R], Any]: ...
+        @overload
+        def __call__(self, fn: Callable[P, R], /) -> Resilient[P, R]: ...
 
-class Decorate(Protocol):
-    """A decorator whose options are set."""
+    class Decorator(Protocol[O]):  # pyright: ignore[reportRedeclaration]
+        """A decorator that works bare and with options; `O` are the options."""
 
-    @overload
-    def __call__(self, fn: _TakesSelf[Any, S, P, R], /) -> _OfSelf[S, P, R]: ...  # pyright: ignore[reportOverlappingOverload]
-    @overload
-    def __call__(self, fn: _TakesClass[Any, type[S], P, R], /) -> _OfClass[S, P, R]: ...
-    @overload
-    def __call__(self, fn: Callable[P, R], /) -> Resilient[P, R]: ...
+        @overload
+        def __call__(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
+            self, fn: _TakesSelf[Any, S, P, R], /
+        ) -> _Descriptor[[S, type | None], Resilient[P, R], Resilient[Concatenate[Any, P], R]]: ...
+        @overload
+        def __call__(  # type: ignore[overload-overlap]
+            self, fn: _TakesClass[Any, type[S], P, R], /
+        ) -> _Descriptor[[S | None, type[S]], Resilient[P, R], Any]: ...
+        @overload
+        def __call__(  # type: ignore[overload-overlap]
+            self, fn: Callable[P, R], /
+        ) -> Resilient[P, R]: ...
+        @overload
+        def __call__(self, *args: O.args, **options: O.kwargs) -> Decorate: ...
 
+else:
 
-class Decorator(Protocol[O]):
-    """A decorator that works bare and with options; `O` are the options."""
+    class ResilientMethod(Attributes, Generic[Function_co]):
+        """A decorated method in its class; in `Function_co` its `self` stands as a callable's parameter.
 
-    # Options are keyword-only, so that a positional argument is always the function.
-    @overload
-    def __call__(self, fn: _TakesSelf[Any, S, P, R], /) -> _OfSelf[S, P, R]: ...  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
-    @overload
-    def __call__(self, fn: _TakesClass[Any, type[S], P, R], /) -> _OfClass[S, P, R]: ...  # type: ignore[overload-overlap]
-    @overload
-    def __call__(self, fn: Callable[P, R], /) -> Resilient[P, R]: ...  # type: ignore[overload-overlap]
-    @overload
-    def __call__(self, *args: O.args, **options: O.kwargs) -> Decorate: ...
+        There a subclass is as good as its base, so that one decorated method may override another.
+        """
+
+        # pyright asks here, not after `__get__`, what `property` and protocols get.
+        def __call__(self: _Method[S, Q, R], *args: Any, **kwargs: Any) -> R: ...  # noqa: D102 - in its class
+
+        @overload
+        def __get__(
+            self: _Method[S, Q, R], instance: None, owner: type[S], /
+        ) -> Resilient[Concatenate[S, Q], R]: ...
+        @overload
+        def __get__(
+            self: _Method[S, Q, R], instance: S, owner: type | None = None, /
+        ) -> Resilient[Q, R]: ...
+        def __get__(self, instance: object, owner: type | None = None, /) -> Any: ...
+
+    class ResilientClassMethod(Attributes, Generic[P, R_co]):
+        """A decorated class method in its class."""
+
+        def __call__(self, *args: Any, **kwargs: Any) -> R_co: ...  # noqa: D102 - in its class
+        def __get__(self, instance: object, owner: type | None = None, /) -> Resilient[P, R_co]: ...
+
+    _Method: TypeAlias = ResilientMethod[Callable[Concatenate[Callable[[S], None], Q], R]]
+
+    class Decorate(Protocol):
+        """A decorator whose options are set."""
+
+        @overload
+        def __call__(  # pyright: ignore[reportOverlappingOverload]
+            self, fn: _TakesSelf[Any, S, P, R], /
+        ) -> _Method[S, P, R]: ...
+        @overload
+        def __call__(
+            self, fn: _TakesClass[Any, type[S], P, R], /
+        ) -> ResilientClassMethod[P, R]: ...
+        @overload
+        def __call__(self, fn: Callable[P, R], /) -> Resilient[P, R]: ...
+
+    class Decorator(Protocol[O]):
+        """A decorator that works bare and with options; `O` are the options."""
+
+        # Options are keyword-only, so that a positional argument is always the function.
+        @overload
+        def __call__(  # pyright: ignore[reportOverlappingOverload]
+            self, fn: _TakesSelf[Any, S, P, R], /
+        ) -> _Method[S, P, R]: ...
+        @overload
+        def __call__(
+            self, fn: _TakesClass[Any, type[S], P, R], /
+        ) -> ResilientClassMethod[P, R]: ...
+        @overload
+        def __call__(self, fn: Callable[P, R], /) -> Resilient[P, R]: ...
+        @overload
+        def __call__(self, *args: O.args, **options: O.kwargs) -> Decorate: ...
