@@ -158,9 +158,7 @@ def test_a_child_that_is_killed_while_it_counts_delays_no_other():
     pid = os.fork()
     if pid == 0:
         budget.withdraw()
-        with budget._locked():
-            os.write(writer, b"x")
-            time.sleep(60)
+        budget._exclusively(lambda: (os.write(writer, b"x"), time.sleep(60)))
         os._exit(0)
     assert os.read(reader, 1) == b"x"
     os.kill(pid, signal.SIGKILL)

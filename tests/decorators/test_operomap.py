@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from tests.map_mode import MapMode
 
-from opero import operomap
+from opero import RateLimiter, operomap
 from opero.concurrency.result import ItemResult, MapResult
 from opero.errors import MapStopped, OperoUsageError
 from opero.testing import fake_clock, set_disabled
@@ -182,6 +182,26 @@ def test_a_stop_token_ends_the_map_with_what_is_done(mode: MapMode) -> None:
     assert result.values[:21] == list(range(21))
     with pytest.raises(MapStopped):
         result.raise_on_failure()
+
+
+def test_a_stop_token_takes_items_out_of_the_queue_of_a_rate_limit(mode: MapMode) -> None:
+    token, limiter = threading.Event(), RateLimiter("1/hour")
+    if not mode.parallel:
+        threading.Timer(0.2, token.set).start()
+    f = mode.of(
+        lambda x: x,
+        rate_limit=limiter,
+        stop_token=token,
+        workers=3,
+        ordered=False,
+        on_result=lambda one: token.set(),
+    )
+    began = time.monotonic()
+    result = mode.run(f.map(range(6)))
+    assert time.monotonic() - began < 30
+    assert (result.status, len(result.values), len(result.failures)) == ("cancelled", 1, 0)
+    assert not limiter.threads_waiting
+    assert not limiter.loops_waiting
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])

@@ -822,7 +822,7 @@ def test_a_process_killed_while_it_stores_a_circuit_leaves_a_closed_one() -> Non
     breaker = CircuitBreaker(fail_max=1)
     breaker.share()
     fail(breaker)
-    file = breaker._lock.file
+    file = breaker._file
     assert file is not None
     file.changing = True
     assert breaker.state is CLOSED

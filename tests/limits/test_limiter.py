@@ -502,7 +502,7 @@ async def test_a_limiter_of_ones_own_is_awaited_as_it_is():
 @pytest.mark.asyncio
 async def test_an_asynciolimiter_is_a_limiter_of_ones_own():
     limiter = RateLimiter(asynciolimiter.Limiter(100))
-    assert await limiter.wait() == 0
+    assert await limiter.wait() < 5
     assert not limiter.shared
     assert not limiter.share()
     assert "asynciolimiter.Limiter(rate=100)" in limiter.describe()

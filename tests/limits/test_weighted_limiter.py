@@ -223,8 +223,11 @@ def test_a_settle_error_that_fails_warns_and_keeps_what_was_reserved(clock):
     assert limiter.spent == 60
 
 
-def test_a_call_that_was_made_keeps_it_whatever_refused_within(face, clock):
-    limiter = RateLimiter("100/minute", cost=60)
+@pytest.mark.parametrize(("options", "spent"), [({}, 0), ({"settle_error": lambda _: 20}, 20)])
+def test_a_call_whose_body_another_pipeline_refuses_gives_its_cost_back(
+    face, clock, options, spent
+):
+    limiter = RateLimiter(cap=1000, cost=60, **options)
 
     def refused_within() -> None:
         raise CircuitOpenError("another", 1.0)
@@ -232,7 +235,7 @@ def test_a_call_that_was_made_keeps_it_whatever_refused_within(face, clock):
     fetch = opero(cache=False, retries=0, rate_limit=limiter, circuit_breaker=True)
     with pytest.raises(CircuitOpenError):
         face.run(fetch(face.of(refused_within)))
-    assert not limiter.try_acquire(cost=50)
+    assert limiter.spent == spent
 
 
 def test_a_rejected_result_is_settled(face, clock):

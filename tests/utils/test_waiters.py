@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from opero.utils import threads
-from opero.utils.waiters import FairLock, HandoffQueue, TaskWaiter, ThreadWaiter, WaitQueue
+from opero.utils.waiters import FairLock, HandoffQueue, TaskWaiter, ThreadWaiter
 
 pytestmark = pytest.mark.internal
 
@@ -204,26 +204,23 @@ def test_a_task_of_a_closed_loop_is_granted_nothing():
 
 
 def test_callers_are_woken_in_order_of_arrival():
-    queue, waiters_ = WaitQueue(), [ThreadWaiter(), ThreadWaiter(), ThreadWaiter()]
+    queue, waiters_ = HandoffQueue(), [ThreadWaiter(), ThreadWaiter(), ThreadWaiter()]
     for waiter in waiters_:
         queue.join(waiter)
-    assert queue.wake_next("first") is waiters_[0]
-    assert queue.wake_next("last", fits=lambda waiter: waiter is waiters_[2]) is waiters_[2]
-    assert [waiter.value for waiter in waiters_] == ["first", None, "last"]
-    assert queue.wake_next(fits=lambda waiter: False) is None
+    assert queue.wake_next() is waiters_[0]
     assert queue.leave(waiters_[1])
+    assert queue.wake_next() is waiters_[2]
+    assert [waiter.value for waiter in waiters_] == [True, None, True]
     assert not queue.leave(waiters_[0])
     assert queue.wake_next() is None
 
 
-def test_all_callers_or_some_are_woken_with_a_value():
-    queue, one, other = WaitQueue(), ThreadWaiter(budget=1), ThreadWaiter(budget=2)
+def test_the_waits_of_some_callers_are_ended_with_a_value():
+    queue, one, other = HandoffQueue(), ThreadWaiter(budget=1), ThreadWaiter(budget=2)
     queue.join(one)
     queue.join(other)
-    queue.wake_all("short", fits=lambda waiter: waiter.budget < 2)
+    queue.dismiss("short", lambda waiter: waiter.budget < 2)
     assert (one.value, other.value, len(queue)) == ("short", None, 1)
-    queue.wake_all("all")
-    assert (other.value, len(queue)) == ("all", 0)
 
 
 def test_a_turn_goes_from_thread_to_thread_in_order_of_arrival():

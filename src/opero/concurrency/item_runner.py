@@ -112,6 +112,8 @@ class ItemRunner:
         job, run = self._job, self._pipeline.run
         call = Call((*job.before, item, *job.after), dict(job.kwargs))
         call.park_after = job.parks
+        if job.stopped is not None:
+            call.stop_wait = self._park_if_stopped
         call.keep_failures = True
         if first_error is not None:
             call.calls, call.prior_outcome = 1, first_error
@@ -139,6 +141,11 @@ class ItemRunner:
             call.drop_failures()
         plain = call.attempts == 1 and call.calls <= 1 and not (call.rejected or job.details)
         return value, None if plain else self._outcome(call, began, value=value)
+
+    def _park_if_stopped(self) -> None:
+        """Take a call out of the queue of its rate limit, because the map begins no further item."""
+        if self._job.stopped is not None and self._job.stopped():
+            raise RetryParked(0.0)
 
     def _outcome(self, call: Call, began: float, **made: Any) -> ItemOutcome:
         fallback = self._pipeline.fallback

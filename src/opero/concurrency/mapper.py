@@ -100,6 +100,7 @@ class Mapper:
             memory_limit=None if limit is None else parse_size(limit, "memory_limit"),
             max_tasks_per_worker=options.max_tasks_per_worker,
             relays_all=relays_all,
+            stopped=None if options.stop_token is None else options.stop_token.is_set,
         )
 
     def describe(self) -> str:

@@ -99,6 +99,7 @@ class Call:
         keep_failures: Whether a receipt will be written, so that the failures are still needed at the end.
         park_after: Longest pause between attempts, in seconds, that is slept here; before a longer one the call ends
             with `RetryParked` and may be run again.
+        stop_wait: Called now and then while it waits for its rate limit; raises to end the wait.
         run: What its events are stamped with; None without a listener when it began.
         tried: Clock reading at the start of the last real call, where there is a listener.
         renews: Whether it shall renew what is stored rather than look it up.
@@ -134,6 +135,7 @@ class Call:
     overdue = False
     keep_failures = False
     park_after = inf
+    stop_wait: Callable[[], object] | None = None
     run: Run | None = None
     tried: float | None = None
     renews = False

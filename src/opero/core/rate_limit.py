@@ -180,9 +180,9 @@ class RateLimit:
     def _ended(self, call: Call, made: int, error: Exception) -> None:
         """Conclude the reservation of a call that failed, or that was not made at all."""
         reservation = None if ambient.disabled() else call.reserved
-        if isinstance(error, RefusalError):
-            # A stage further in did not let the call through, or the call itself met the refusal of another pipeline.
-            if reservation is not None and call.calls == made:
+        if isinstance(error, RefusalError) and call.calls == made:
+            # A stage further in did not let the call through.
+            if reservation is not None:
                 reservation.refund()
             return
         if reservation is not None:
@@ -192,11 +192,13 @@ class RateLimit:
                 # Loaded at the first failure.
                 from opero.core.classify import may_be_billed
 
-                pricing.settle_failure(reservation, error, billed=may_be_billed(error))
+                # A refusal that the call itself has met is that of another pipeline.
+                billed = not isinstance(error, RefusalError) and may_be_billed(error)
+                pricing.settle_failure(reservation, error, billed=billed)
         self._failed(call, error, None if reservation is None else reservation.limiter)
 
     def _budget(self, call: Call) -> WaitBudget:
-        return WaitBudget(call.deadline, self._longest_pause)
+        return WaitBudget(call.deadline, self._longest_pause, call.stop_wait)
 
     def _note(self, call: Call, seconds: float) -> None:
         if seconds:

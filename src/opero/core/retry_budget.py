@@ -76,13 +76,14 @@ class RetryBudget(SharedCells):
 
     def begin(self) -> None:
         """Begin anew, as if nothing had been called."""
-        with self._locked():
-            self._counts[:] = new_cells(self._steps.size)
+        empty = new_cells(self._steps.size)
+        self._exclusively(lambda: self._counts.__setitem__(slice(None), empty))
 
     def _sums(self) -> tuple[int, int]:
         """Return the calls and the retries in the window."""
-        with self._locked():
-            return self._steps.sums(self._counts, ambient.clock().monotonic())
+        return self._exclusively(
+            lambda: self._steps.sums(self._counts, ambient.clock().monotonic())
+        )
 
     def _left(self, calls: int, retries: int) -> int:
         # A hair more, because 0.1 of thirty is three.
@@ -92,17 +93,19 @@ class RetryBudget(SharedCells):
 
     def deposit(self) -> None:
         """Count a call; its retries are not counted here."""
-        with self._locked():
-            self._steps.add(self._counts, ambient.clock().monotonic(), 1, 0)
+        self._exclusively(lambda: self._steps.add(self._counts, ambient.clock().monotonic(), 1, 0))
 
     def withdraw(self) -> bool:
         """Count a retry; False, and nothing is counted, if there is none left."""
-        with self._locked():
+
+        def take() -> bool:
             now = ambient.clock().monotonic()
             some = self._left(*self._steps.sums(self._counts, now)) > 0
             if some:
                 self._steps.add(self._counts, now, 0, 1)
             return some
+
+        return self._exclusively(take)
 
     # --- what is seen -------------------------------------------------------------------------------
 
@@ -137,7 +140,7 @@ class RetryBudget(SharedCells):
     def after_fork(self) -> None:
         """Replace locks that another thread may have held, and begin anew if nothing is shared."""
         super().after_fork()
-        if self._lock.file is None:
+        if self._file is None:
             self._counts = new_cells(self._steps.size)
 
     def __repr__(self) -> str:

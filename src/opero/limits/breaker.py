@@ -196,7 +196,7 @@ class CircuitBreaker(SharedCells):
 
     def guard(self, function: str, module: str | None = None) -> None:
         """Remember a function that it guards, and its module, for its name and its events."""
-        with self._lock.thread:
+        with self._lock:
             same = not self._functions or (function, module) == (self._functions[0], self._module)
             self._module = module if same else None
             if function not in self._functions:
@@ -268,6 +268,13 @@ class CircuitBreaker(SharedCells):
                 core.ended(generation, ambient.clock().monotonic(), failed=failed)
 
         core = self._core
+        if failed is False and permit is self.current_permit:
+            # A success moves nothing but the count.
+            with self._lock:
+                if self._file is None and generation == core.closed_generation:
+                    core.ended(generation, ambient.clock().monotonic(), failed=False)
+                    self._permit_for_all()
+                    return
         if failed or token or generation != core.closed_generation or not core.steady:
             self._change(end)
 
@@ -276,19 +283,22 @@ class CircuitBreaker(SharedCells):
     def _change(self, change: Callable[[BreakerState], T]) -> T:
         """Change the state while no other thread or process does; then publish it and notify listeners."""
         core = self._core
-        try:
-            with self._locked() as file:
-                if file is None:
-                    try:
-                        return change(core)
-                    finally:
-                        self._publish_state()
-                with file.change() as whole:
-                    if not whole:
-                        # A process was killed while it changed the state: the circuit begins anew.
-                        core.close()
-                        core.transitions.clear()
+
+        def publish() -> T:
+            if self._file is None:
+                try:
                     return change(core)
+                finally:
+                    self._publish_state()
+            with self._file.change() as whole:
+                if not whole:
+                    # A process was killed while it changed the state: the circuit begins anew.
+                    core.close()
+                    core.transitions.clear()
+                return change(core)
+
+        try:
+            return self._exclusively(publish)
         finally:
             if core.transitions:
                 self._notify()
@@ -303,18 +313,18 @@ class CircuitBreaker(SharedCells):
         if permit is None or permit.generation != generation:
             permit = self._shared_permit = Permit(self.rules, self._report, generation=generation)
         # In a file the count may change at any time by a call of another process.
-        permit.steady = self._lock.file is None and core.steady
+        permit.steady = self._file is None and core.steady
         permit.silent = permit.steady and self.rules.counts_result is None
         return permit
 
     def _permit_in_file(self) -> Permit | None:
         """Return the permit for all calls of a shared circuit that is closed, by one number of its file."""
-        closed = self._lock.file is not None and self._core.closed_generation is not None
+        closed = self._file is not None and self._core.closed_generation is not None
         return self._permit_for_all() if closed else None
 
     def _publish_state(self) -> None:
         """Set what calls read without a lock; where several processes share the circuit they read the file."""
-        local = self.attached and self._lock.file is None
+        local = self.attached and self._file is None
         self.current_permit = self._permit_for_all() if local else None
 
     # --- by hand --------------------------------------------------------------------------------
@@ -349,7 +359,7 @@ class CircuitBreaker(SharedCells):
     @property
     def parts(self) -> tuple[CircuitBreaker, ...]:
         """The breakers of single fallback values that have had a call."""
-        with self._lock.thread:
+        with self._lock:
             return tuple(self._parts.values())
 
     def known_part(self, key: Hashable) -> CircuitBreaker | None:
@@ -372,7 +382,7 @@ class CircuitBreaker(SharedCells):
             part.guard(function, self._module)
         part.subscribe(self._hand_on)
         self._pass_on_to(part)
-        with self._lock.thread:
+        with self._lock:
             self._make_room()
             part = self._parts.setdefault(key, part)
             self._share_part(part, self.uid, repr(key).encode())
@@ -487,11 +497,11 @@ class CircuitBreaker(SharedCells):
 
     def _begin_attached(self) -> None:
         super()._begin_attached()
-        with self._lock.thread:
+        with self._lock:
             self._publish_state()
 
     def _go_to(self, path: str, *, create: bool) -> None:
-        with self._lock.thread:
+        with self._lock:
             super()._go_to(path, create=create)
             self._path = path
             self._publish_state()
@@ -514,7 +524,7 @@ class CircuitBreaker(SharedCells):
         """Replace locks that another thread may have held, and forget probes: their calls are in the parent."""
         super().after_fork()
         self._notifying = Lock()
-        if self._lock.file is None:
+        if self._file is None:
             self._core.end_probe(None)
         self._publish_state()
 

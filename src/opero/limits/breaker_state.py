@@ -536,21 +536,18 @@ class BreakerState:
 
     def ended(self, generation: int, now: float, *, failed: bool) -> None:
         """Count a call of a generation."""
-        if generation != self.generation:
-            return
-        cells, state = self.cells, self.state
-        if state is CircuitState.HALF_OPEN and failed:
-            cells[_RECOVERIES] += 1
-            self.open(now)
-        elif state is CircuitState.HALF_OPEN:
-            cells[_SUCCESSES] += 1
-            if cells[_SUCCESSES] >= self.rules.success_threshold:
-                self.close()
-        elif state is CircuitState.CLOSED:
+        if generation == self.closed_generation:
             self._counter.add(self._counted, now, 1, int(failed))
             # Only a failure can trip it.
             if failed and self.rules.trips(*self.sums(now)):
                 self.open(now)
+        elif generation == self.generation and self.state is CircuitState.HALF_OPEN:
+            cells = self.cells
+            cells[_RECOVERIES if failed else _SUCCESSES] += 1
+            if failed:
+                self.open(now)
+            elif cells[_SUCCESSES] >= self.rules.success_threshold:
+                self.close()
 
     def stats(self, now: float) -> CircuitStats:
         """Return how it stands."""

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from opero.errors import OperoUsageError, RefusalError, warn_user
+from opero.errors import OperoUsageError, warn_user
 from opero.limits.windows import CombinedLimit, CostWindow, as_units, describe_rate
 from opero.utils.async_utils import is_async_function
 
@@ -206,7 +206,7 @@ class Pricing:
             error: What it raised.
             billed: Whether it may have been billed; where `settle_error` is not given, the cost is given back if not.
         """
-        if self._settle_error is not None and not isinstance(error, RefusalError):
+        if self._settle_error is not None:
             _settle(reservation, "settle_error", self._settle_error, error)
         elif self._refunds and not billed:
             reservation.settle(0)

@@ -43,14 +43,13 @@ class ConcurrencyPermit:
     Attributes:
         holder: The thread (its ident) or task (its id, or a weak reference) whose call it is; None if it is free, or
             taken by a caller that is not known.
-        across: The permits of all processes, of which it has one; None if it has none.
+        permits: Those that it is one of.
     """
 
-    __slots__ = ("across", "holder", "permits")
+    __slots__ = ("holder", "permits")
 
     def __init__(self, permits: _Permits) -> None:
         self.holder: Hashable = None
-        self.across: _FilePermits | None = None
         self.permits: _Permits = permits
 
     def note_holder(self, current_task: CurrentTask | None, *, outlived: bool = False) -> None:
@@ -114,11 +113,9 @@ class ConcurrencyLimit(SharedGuard):
 
     def begin(self) -> None:
         """Start with all permits and an empty queue; what was taken before does not count."""
-        across = self._permits.across
+        across, self._permits.across = self._permits.across, None
         if across is not None:
             across.begin()
-            for permit in self._permits.made:
-                permit.across = None
         self._use(_Permits(self, across))
         self.attached = True
 
@@ -218,8 +215,8 @@ class ConcurrencyLimit(SharedGuard):
         permit.holder = None
         permits = permit.permits
         permits.free.append(permit)
-        if permit.across is not None:
-            permits.give_back_across(permit)
+        if permits.across is not None:
+            permits.balance()
         if permits.waiting:
             permits.serve()
 
@@ -302,22 +299,31 @@ class _Permits(HandoffQueue):
 
     def take(self) -> bool:
         """Take a permit of this process, and one of all processes."""
-        try:
-            permit = self.free.pop()
-        except IndexError:
-            with self.lock:
+        with self.lock:
+            try:
+                permit = self.free.pop()
+            except IndexError:
                 if len(self.made) >= self.most:
                     return False
                 permit = ConcurrencyPermit(self)
                 self.made.append(permit)
-        across = self.across
-        if across is not None and permit.across is None:
-            if not across.take():
+            if not self.balance():
                 self.free.append(permit)
                 return False
-            permit.across = across
-        self.taken.append(permit)
-        return True
+            self.taken.append(permit)
+            return True
+
+    def balance(self) -> bool:
+        """Hold as many permits of all processes as are out here; False if there are not so many."""
+        across = self.across
+        if across is None:
+            return True
+        with self.lock:
+            while len(across.held) > self.out:
+                across.give_back()
+            while len(across.held) < self.out and across.take():
+                pass
+            return len(across.held) >= self.out
 
     def last_taken(self) -> ConcurrencyPermit:
         """Return a permit that `take` has taken, which is its caller's now."""
@@ -334,48 +340,13 @@ class _Permits(HandoffQueue):
         except IndexError:
             return
         self.free.append(permit)
-        if permit.across is not None:
-            self.give_back_across(permit)
-
-    def give_back_across(self, permit: ConcurrencyPermit) -> None:
-        """Give back what a free permit has of those of all processes."""
-        try:
-            self.free.remove(permit)
-        except ValueError:
-            return  # another caller has it already, as it is
-        self._end_across(permit)
-        self.free.append(permit)
-
-    @staticmethod
-    def _end_across(permit: ConcurrencyPermit) -> None:
-        across, permit.across = permit.across, None
-        if across is not None:
-            across.give_back()
+        self.balance()
 
     def move(self, across: _FilePermits) -> None:
         """Share the permits from now on; those that are out are taken there too."""
-        with self.lock:
-            # While there is none left, and none is made, no caller can take one past the file.
-            kept = self._take_all()
-            for permit in set(self.made).difference(kept):
-                if across.take():
-                    permit.across = across
-            # Given back meanwhile, maybe before it was known what they have there.
-            late = self._take_all()
-            for permit in late:
-                self._end_across(permit)
-            self.across = across
-            self.free.extend(kept + late)
+        self.across = across
+        self.balance()
         self.serve()
-
-    def _take_all(self) -> list[ConcurrencyPermit]:
-        """Take all that are free."""
-        found = []
-        try:
-            while True:
-                found.append(self.free.pop())
-        except IndexError:
-            return found
 
 
 def _watch(permits: _Permits, timeout: float | None) -> Callable[[], float]:

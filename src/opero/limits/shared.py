@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 S = TypeVar("S", bound="SharedObject")
+T = TypeVar("T")
 
 
 _NOT_SEARCHED: Final = sys.stdlib_module_names | {"__main__", "opero"}
@@ -210,39 +211,6 @@ class SharedObject:
         return self
 
 
-class RowLock:
-    """Keeps other threads out, and other processes where the row is in a file.
-
-    Attributes:
-        thread: The lock among threads.
-        file: The file; None as long as the row is in the memory of this process.
-    """
-
-    __slots__ = ("file", "thread")
-
-    thread: threading.RLock
-
-    def __init__(self) -> None:
-        self.file: StateFile | None = None
-        self.after_fork()
-
-    def after_fork(self) -> None:
-        """Replace a lock that another thread of the parent may have held."""
-        # Reentrant: the garbage collector may end an abandoned coroutine, and a signal handler may make a call.
-        self.thread = threading.RLock()
-
-    def __enter__(self) -> StateFile | None:
-        self.thread.acquire()
-        if self.file is not None:
-            self.file.__enter__()
-        return self.file
-
-    def __exit__(self, *_: object) -> None:
-        if self.file is not None:
-            self.file.__exit__()
-        self.thread.release()
-
-
 class SharedCells(SharedObject):
     """A shared object whose state is a row of whole numbers, all 0 at first.
 
@@ -255,22 +223,28 @@ class SharedCells(SharedObject):
     """
 
     kind: ClassVar[str]
+    _file: StateFile | None = None
 
     def __init__(self, made_from: tuple[Any, dict[str, Any]], size: int) -> None:
         self._size = size
-        self._lock = RowLock()
+        # Reentrant: the garbage collector may end an abandoned coroutine, and a signal handler may make a call.
+        self._lock = threading.RLock()
         super().__init__(made_from)
 
-    def _locked(self) -> RowLock:
-        """Return what keeps other threads and processes out, in a `with` statement."""
+    def _exclusively(self, work: Callable[[], T]) -> T:
+        """Do something while no other thread or process uses the numbers."""
         if not self.attached:
             self.attach()
-        return self._lock
+        with self._lock:
+            if self._file is None:
+                return work()
+            with self._file:
+                return work()
 
     def _go_to(self, path: str, *, create: bool) -> None:
         from opero.limits.state_file import StateFile
 
-        with self._lock.thread:
+        with self._lock:
             size = self._size
             file = StateFile.open(
                 path,
@@ -280,7 +254,7 @@ class SharedCells(SharedObject):
             )
             with file:
                 self._use(file.cells)
-            self._lock.file = file
+            self._file = file
 
     def _use(self, cells: memoryview) -> None:
         """Go on with other cells, which may be empty."""
@@ -289,7 +263,7 @@ class SharedCells(SharedObject):
     def after_fork(self) -> None:
         """Replace locks that another thread of the parent may have held."""
         super().after_fork()
-        self._lock.after_fork()
+        self._lock = threading.RLock()
 
 
 class SharedGuard(SharedObject):

@@ -32,6 +32,8 @@ _THREAD_GRAIN: Final = 80_000
 """How late a sleeping thread may wake."""
 _LOOK_UP_SECONDS: Final = 1.0
 """A thread in the queue reads the clock so often, which a test may have set."""
+_STOP_SECONDS: Final = 0.05
+"""A caller that may be stopped asks so often whether it is."""
 
 
 # --- decisions ------------------------------------------------------------------------------------
@@ -42,11 +44,13 @@ class WaitBudget(NamedTuple):
 
     Attributes:
         deadline: Clock reading at which its time is up, None for never.
-        longest_pause: Longest rest of a pause, in seconds, that it waits out.
+        longest_pause: Longest remainder of a pause, in seconds, that it waits out.
+        stop: Called now and then while it waits; raises to end the wait.
     """
 
     deadline: float | None = None
     longest_pause: float = inf
+    stop: Callable[[], object] | None = None
 
 
 UNLIMITED: Final = WaitBudget()
@@ -206,10 +210,8 @@ class SlotQueue:
             if not queue.try_acquire(waiter):
                 waited, look_up = True, None
                 # A test's clock moves in one step: what wakes a task then is the first in the queue.
-                if budget.deadline is not None and (in_thread or real):
-                    look_up = partial(
-                        _left, budget.deadline, _LOOK_UP_SECONDS if in_thread else inf
-                    )
+                if budget.stop is not None or (budget.deadline is not None and (in_thread or real)):
+                    look_up = partial(_pause, budget, _LOOK_UP_SECONDS if in_thread else inf)
                 outcome = yield from queue.turn(waiter, look_up)
                 if outcome is False:
                     raise _too_late()
@@ -224,20 +226,29 @@ class SlotQueue:
                     grain = _THREAD_GRAIN if in_thread else _LOOP_GRAIN
                     # 0 is spent awake, but other threads and tasks have their turns.
                     seconds = sleep_time(wait, self._rule.late, grain)
+                if budget.stop is not None:
+                    seconds = min(seconds, _STOP_SECONDS)
                 yield BlockingStep(clock.sleep, clock.asleep, (seconds,))
         finally:
             queue.release(waiter)
         return clock.monotonic() - started if waited else 0.0
 
 
-def _left(deadline: float, longest: float) -> float:
-    return min(deadline - ambient.clock().monotonic(), longest)
+def _pause(budget: WaitBudget, longest: float) -> float:
+    """Return for how many seconds a caller in the queue pauses before it looks again."""
+    if budget.stop is not None:
+        budget.stop()
+        longest = min(longest, _STOP_SECONDS)
+    end = budget.deadline
+    return longest if end is None else min(longest, end - ambient.clock().monotonic())
 
 
 def _check(state: LimiterState, budget: WaitBudget, wait: int) -> int:
     """Raise if a wait exceeds a budget; return the nanoseconds that are left of a pause."""
     if budget is UNLIMITED:
         return 0
+    if budget.stop is not None:
+        budget.stop()
     paused = state.paused()
     check_budget(budget, ambient.clock().monotonic(), wait=wait, paused=paused)
     return paused
@@ -246,7 +257,7 @@ def _check(state: LimiterState, budget: WaitBudget, wait: int) -> int:
 def _dismiss(queue: FairLock, paused: int) -> None:
     """End the waits of those that would not wait out the rest of a pause: they get its seconds."""
     seconds = paused / SECOND
-    queue.wake_all(
+    queue.dismiss(
         seconds,
         lambda waiter: waiter.budget is not None and seconds > waiter.budget.longest_pause,
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.errors import OperoUsageError
@@ -348,8 +347,8 @@ def new_cells(size: int) -> memoryview:
 class StepWindow:
     """Two counts over a sliding time, which is forgotten in steps.
 
-    The cells are the numbers of the steps plus one (0 if nothing was ever counted in it), then the first count of
-    each of them, then the second.
+    The cells are the number of the newest step plus one (0 if nothing was ever counted), both counts of the window,
+    and those of each step.
 
     Args:
         seconds: Length of the window.
@@ -362,39 +361,45 @@ class StepWindow:
     def __init__(self, seconds: float, steps: int) -> None:
         self._width = seconds / steps
         self._steps = steps
-        self.size: int = 3 * steps
+        self.size: int = 3 + 2 * steps
 
     def add(self, cells: memoryview, now: float, first: int, second: int) -> None:
         """Count something at a time."""
-        steps = self._steps
-        number = math.floor(now / self._width)
-        place = number % steps
-        if cells[place] != number + 1:
-            cells[place + steps] = cells[place + 2 * steps] = 0
-            cells[place] = number + 1
-        cells[place + steps] += first
-        cells[place + 2 * steps] += second
+        number = math.floor(now / self._width) + 1
+        if number != cells[0]:
+            self._forget(cells, number)
+        place = 3 + 2 * (number % self._steps)
+        cells[place] += first
+        cells[place + 1] += second
+        cells[1] += first
+        cells[2] += second
 
     def sums(self, cells: memoryview, now: float) -> tuple[int, int]:
         """Return the counts of the window that ends now; a clock that goes back (a test's) empties it."""
-        steps = self._steps
-        newest = math.floor(now / self._width) + 1
-        # What is empty is not recent, though the machine has just started and its clock reads next to 0.
-        oldest = max(1, newest - steps + 1)
-        row = cells.tolist()
-        recent = [oldest <= number <= newest for number in row[:steps]]
-        firsts, seconds = compress(row[steps:], recent), compress(row[2 * steps :], recent)
-        return sum(firsts), sum(seconds)
+        number = math.floor(now / self._width) + 1
+        if number != cells[0]:
+            self._forget(cells, number)
+        return cells[1], cells[2]
+
+    def _forget(self, cells: memoryview, number: int) -> None:
+        """Begin a step, without those that have left the window."""
+        steps, newest = self._steps, cells[0]
+        oldest = number - steps + 1
+        for step in range(max(newest + 1, oldest) if newest <= number else oldest, number + 1):
+            place = 3 + 2 * (step % steps)
+            cells[place] = cells[place + 1] = 0
+        # Summed anew, so that nothing is off for long after the kill of a process between two stores.
+        counts = cells.tolist()
+        cells[1], cells[2] = sum(counts[3::2]), sum(counts[4::2])
+        cells[0] = number
 
     def merge(self, cells: memoryview, into: memoryview) -> None:
         """Add the counts of other cells."""
-        steps = self._steps
-        for place in range(steps):
-            if cells[place] > into[place]:
-                into[place : self.size : steps] = cells[place::steps]
-            elif cells[place] == into[place]:
-                into[place + steps] += cells[place + steps]
-                into[place + 2 * steps] += cells[place + 2 * steps]
+        newest = max(cells[0], into[0])
+        for row in (cells, into):
+            self._forget(row, newest)
+        for place in range(1, self.size):
+            into[place] += cells[place]
 
 
 # --- several limits as one ------------------------------------------------------------------------

@@ -52,16 +52,7 @@ class ThreadCall:
     """
 
     __slots__ = (
-        "_abandoned",
-        "_asker",
-        "_callback",
-        "_context",
-        "_done",
-        "_error",
-        "_lock",
-        "_over",
-        "_value",
-        "_work",
+        "_abandoned", "_asker", "_callback", "_context", "_done", "_error", "_lock", "_over", "_value", "_work",
         "thread",
     )  # fmt: skip
 

@@ -2,8 +2,7 @@
 """Let threads and tasks of any event loop wait in line, first come, first served.
 
     ThreadWaiter, TaskWaiter  one waiting caller; woken at most once, from any thread
-    WaitQueue                 the callers that wait for one thing, in order of arrival
-    HandoffQueue              the same in front of something that is taken and given back
+    HandoffQueue              the callers that wait for something that is taken and given back, in order of arrival
     FairLock                  the same for a single turn
 
 What is handed over is never lost: a caller that is cancelled, interrupted or out of time at the very moment passes
@@ -15,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.utils.ambient import require_loop
@@ -171,8 +171,10 @@ class TaskWaiter(Waiter):
 # --- queues ---------------------------------------------------------------------------------------
 
 
-class WaitQueue:
-    """The callers that wait for one thing, in order of arrival.
+class HandoffQueue:
+    """The callers that wait for something that is taken and given back, such as permits, in order of arrival.
+
+    A subclass says what: it implements `take` and `put_back`.
 
     Attributes:
         waiting: The callers; truthy while there are any.
@@ -198,43 +200,22 @@ class WaitQueue:
             self.waiting.pop(waiter, None)
             return not waiter.granted
 
-    def wake_next(
-        self, value: Any = True, fits: Callable[[Waiter], bool] | None = None
-    ) -> Waiter | None:
-        """Hand a value to the first caller that can take it.
-
-        Args:
-            value: What it gets.
-            fits: Chooses among the callers; the others keep their places.
-
-        Returns:
-            The caller; None if there is none.
-        """
+    def wake_next(self) -> Waiter | None:
+        """Wake the first caller that can go on, and return it; None if there is none."""
         with self.lock:
             while self.waiting:
-                waiter = next(
-                    iter(self.waiting) if fits is None else filter(fits, self.waiting), None
-                )
-                if waiter is None:
-                    break
+                waiter = next(iter(self.waiting))
                 # A coroutine that is collected at this moment may have taken it out.
-                if self.waiting.pop(waiter, self) is None and waiter.wake(value):
+                if self.waiting.pop(waiter, self) is None and waiter.wake():
                     return waiter
         return None
 
-    def wake_all(self, value: Any = True, fits: Callable[[Waiter], bool] | None = None) -> None:
-        """Hand a value to all callers, or to those that `fits` chooses."""
+    def dismiss(self, value: Any, fits: Callable[[Waiter], bool]) -> None:
+        """End the waits of those callers that `fits` chooses, with a value."""
         with self.lock:
             for waiter in list(self.waiting):
-                if (fits is None or fits(waiter)) and self.waiting.pop(waiter, self) is None:
+                if fits(waiter) and self.waiting.pop(waiter, self) is None:
                     waiter.wake(value)
-
-
-class HandoffQueue(WaitQueue):
-    """Callers that wait for something that is taken and given back, such as permits.
-
-    A subclass says what: it implements `take` and `put_back`.
-    """
 
     def take(self) -> bool:
         """Take one if there is one, without a look at the queue."""
@@ -265,7 +246,7 @@ class HandoffQueue(WaitQueue):
             look_up: See `LookUp`; None waits for as long as it takes.
 
         Returns:
-            True, or False when the time was up first; what `wake_all` was given if that ended the wait.
+            True, or False when the time was up first; what `dismiss` was given if that ended the wait.
         """
         return run_sync(self.turn(ThreadWaiter(), look_up))
 
@@ -283,7 +264,7 @@ class HandoffQueue(WaitQueue):
             while not waiter.granted:
                 join(waiter)
                 # A place that it had is not refused to it.
-                join = super().join
+                join = partial(HandoffQueue.join, self)
                 self.serve()
                 while True:
                     seconds = None if look_up is None else look_up()

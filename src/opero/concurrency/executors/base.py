@@ -49,6 +49,7 @@ class MapJob(NamedTuple):
         relays_all: Whether events of functions that the mapped one calls are wanted, too.
         leads: Whether other callers wait for these results, so that the function, where it calls itself in a foreign
             worker, must not wait for another caller.
+        stopped: Returns whether no further item is to begin; only for executors in this process.
         enter: Called with index and item in the context of each attempt, a copy of its own; only for executors in
             this process.
     """
@@ -69,6 +70,7 @@ class MapJob(NamedTuple):
     in_flight: int = 1
     relays_all: bool = False
     leads: bool = False
+    stopped: Callable[[], bool] | None = None
     enter: Callable[[int, Any], object] | None = None
 
 

@@ -168,7 +168,7 @@ class JobSpec(NamedTuple):
         """Describe a job."""
         emitter = job.pipeline.emitter
         fields = job._asdict()
-        del fields["pipeline"]
+        del fields["pipeline"], fields["stopped"]
         everything = event_bus.active or job.relays_all
         listens = "bus" if everything else "function" if emitter.active else None
         options = shared_options(job.pipeline)
