@@ -162,8 +162,10 @@ _KINDS: Final[dict[int, Kind]] = {0x20: "generator", 0x80: "async", 0x200: "asyn
 def _kind(fn: Callable[..., Any]) -> Kind:
     target = unwrap_partial(fn)
     if is_bare(target):
-        flags = target.__code__.co_flags
-        return next((kind for flag, kind in _KINDS.items() if flags & flag), "sync")
+        for flag, kind in _KINDS.items():
+            if target.__code__.co_flags & flag:
+                return kind
+        return "sync"
     import inspect
 
     if not (inspect.isroutine(target) or inspect.isclass(target)):
