@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import pickle
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -720,6 +721,18 @@ def test_stop_leaves_no_thread_and_no_file(journal: Path) -> None:
         orchestrator.result(orchestrator.invoke_workflow("trace"))
     assert threading.active_count() <= before
     assert [path.name for path in journal.parent.iterdir()] == ["journal.db"]
+
+
+def test_stop_ends_an_orchestrator_that_has_just_started(journal: Path) -> None:
+    interval = sys.getswitchinterval()
+    # Threads take turns as often as can be, so that each moment of the start meets the stop once.
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(100):
+            with Orchestrator(journal):
+                pass
+    finally:
+        sys.setswitchinterval(interval)
 
 
 @pytest.mark.asyncio

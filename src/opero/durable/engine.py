@@ -236,8 +236,12 @@ class Engine:
 
     def _watch(self) -> None:
         pause = 0.0
-        while not self._wanted.wait(pause) or not self._stopping:
+        while True:
+            self._wanted.wait(pause)
+            # First this, so that a `stop` from here on ends the next wait.
             self._wanted.clear()
+            if self._stopping:
+                return
             try:
                 pause = self._poll()
             except JournalError as error:
