@@ -94,6 +94,26 @@ def test_packages_of_functions_are_preloaded_and_modules_of_the_program_are_not(
     assert "opero" not in found
 
 
+@pytest.mark.parametrize("seed", ["1", "2", "5", "7"])
+def test_workers_have_asyncio_whole_though_functions_refer_to_its_parts(
+    tmp_path: Path, seed: str
+) -> None:
+    text = """
+    import asyncio
+    from asyncio import Future, current_task, get_running_loop
+    from opero import operomap
+
+    @operomap(mode="async_process", workers=1, cache=False, retries=0, progress=False)
+    async def within_time(x):
+        async with asyncio.timeout(60):
+            return x
+
+    print(asyncio.run(within_time([1, 2])))
+    """
+    # Names in sets have another order with each seed.
+    assert run(tmp_path, text, PYTHONHASHSEED=seed) == "[1, 2]\n"
+
+
 # --- what workers take over -----------------------------------------------------------------------
 
 

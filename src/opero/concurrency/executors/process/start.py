@@ -99,7 +99,9 @@ def modules_to_preload(*functions: Any) -> dict[str, str]:
             if isinstance(name, str):
                 names |= {name, name.partition(".")[0]}
     found: dict[str, str] = {}
-    for name in names:
+    # A module stands behind what it imports. Last ones first, so that none is imported before the one that it is a part
+    # of: `_asyncio` before `asyncio` leaves that without its current task.
+    for name in [name for name in reversed(list(sys.modules)) if name in names]:
         file = getattr(sys.modules.get(name), "__file__", None) or ""
         packaged = "site-packages" in file or "dist-packages" in file
         if (packaged or file.startswith(_STANDARD_LIBRARY)) and not name.startswith("opero"):
