@@ -146,7 +146,7 @@ def _zoned(tag: str, fields: tuple[int, ...], value: Any) -> KeyParts:
     zone = value.tzinfo
     if zone is None:
         return tag, fields
-    # Wall time and offset give the instant; the zone's name tells zones of one offset apart.
+    # Wall time and offset give the instant; the zone's name distinguishes zones of one offset.
     label = getattr(zone, "key", None) or getattr(zone, "zone", None)
     return (
         tag,

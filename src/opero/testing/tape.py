@@ -47,7 +47,7 @@ class CallIdentity(NamedTuple):
     """The name of a call.
 
     Attributes:
-        function: Module and qualified name, and what tells apart two functions of one name.
+        function: Module and qualified name, and what distinguishes two functions of one name.
         call: Digest of the arguments.
     """
 

@@ -159,9 +159,8 @@ class WorkerSession:
 
         self.conn = conn
         self._own_fd = own_fd
-        os.set_inheritable(
-            own_fd, False
-        )  # as the connection: not for programs that the user's code starts
+        # As the connection: not for programs that the user's code starts.
+        os.set_inheritable(own_fd, False)
         own, items = mmap.mmap(own_fd, 0), mmap.mmap(pool_fd, 0)
         os.close(pool_fd)
         self.page: memoryview[int] = memoryview(own)[:PAGE].cast("q")

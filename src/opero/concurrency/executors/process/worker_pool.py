@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 _FAILED_STARTS: Final = 5
 """So many workers in a row that died before they were ready, and no other is started."""
 _KILLED: Final = 0.1
-"""What one of them counts that was killed by somebody."""
+"""What one of them counts that another process has killed."""
 _CHECK: Final = 0.1
 """Seconds between two checks of the memory of workers, or for calls that a deadline ends."""
 _PAGE_SIZE: Final = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -296,7 +296,7 @@ class ProcessEngine:
 
     def wake(self) -> None:
         """Let `poll` return."""
-        # A pipe that is full wakes as well; closed, it has nobody to wake.
+        # A pipe that is full wakes as well; closed, there is no reader to wake.
         with suppress(OSError):
             os.write(self._waker, b"w")
 
