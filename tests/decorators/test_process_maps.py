@@ -218,6 +218,22 @@ def test_a_stop_token_ends_the_map_with_what_is_done(mode: MapMode) -> None:
     assert result.values == result.indices
 
 
+def test_a_stop_token_takes_items_out_of_the_queue_of_a_rate_limit(mode: MapMode) -> None:
+    stop = threading.Event()
+    rare = mode.of(
+        lambda x: x,
+        rate_limit="1/hour",
+        stop_token=stop,
+        workers=3,
+        ordered=False,
+        on_result=lambda one: stop.set(),
+    )
+    began = time.monotonic()
+    result = mode.run(rare.map(range(6)))
+    assert time.monotonic() - began < 30
+    assert (result.status, len(result.values), len(result.failures)) == ("cancelled", 1, 0)
+
+
 def test_too_many_errors_stop_the_map(mode: MapMode) -> None:
     with pytest.raises(MapStopped) as raised:
         mode.run(mode.of(lambda x: 1 / 0, max_errors=3, on_error="skip")(range(10_000)))

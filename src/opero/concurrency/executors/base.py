@@ -49,7 +49,7 @@ class MapJob(NamedTuple):
         relays_all: Whether events of functions that the mapped one calls are wanted, too.
         leads: Whether other callers wait for these results, so that the function, where it calls itself in a foreign
             worker, must not wait for another caller.
-        stopped: Returns whether no further item is to begin; only for executors in this process.
+        stopped: Returns whether no further item is to begin; None for a map that cannot be stopped so.
         enter: Called with index and item in the context of each attempt, a copy of its own; only for executors in
             this process.
     """

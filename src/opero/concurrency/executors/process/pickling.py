@@ -154,6 +154,7 @@ class JobSpec(NamedTuple):
         loggers: Settings of its loggers; None if it has not loaded `logging`.
         disabled: Whether retries, waits and caches are switched off.
         interpreter: The `registry.uid` of the map.
+        stops: Whether the map may be stopped by its user while it runs.
     """
 
     fields: dict[str, Any]
@@ -162,6 +163,7 @@ class JobSpec(NamedTuple):
     loggers: LoggerLevels | None = None
     disabled: bool = False
     interpreter: str = ""
+    stops: bool = False
 
     @classmethod
     def of(cls, job: MapJob) -> JobSpec:
@@ -172,7 +174,8 @@ class JobSpec(NamedTuple):
         everything = event_bus.active or job.relays_all
         listens = "bus" if everything else "function" if emitter.active else None
         options = shared_options(job.pipeline)
-        return cls(fields, options, listens, _levels(), ambient.disabled(), registry.uid)
+        stops = job.stopped is not None
+        return cls(fields, options, listens, _levels(), ambient.disabled(), registry.uid, stops)
 
     def pickled(self, way_out: str = 'mode="thread"') -> bytes:
         """Pickle for an interpreter that has nothing of this program.

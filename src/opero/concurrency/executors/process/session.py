@@ -223,6 +223,8 @@ class WorkerSession:
         job = self.job = spec.job(
             functools.partial(protocol.note_calls, self.page), self._events.append
         )
+        if spec.stops:
+            job = self.job = job._replace(stopped=lambda: bool(self.page[STOP]))
         if job.leads:
             from opero.caching.single_flight import Flight, become_leader
 

@@ -309,6 +309,8 @@ class ProcessEngine:
         for worker in self._workers:
             if not worker.pending or worker.why or worker.closed:
                 continue
+            if job.stopped is not None and job.stopped():
+                worker.page[STOP] = 1
             if job.item_timeout is not None:
                 checks.append(self._check_time(worker, now, job.item_timeout))
             if job.memory_limit is not None:
