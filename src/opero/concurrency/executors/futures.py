@@ -38,7 +38,6 @@ from opero.concurrency.executors.process.protocol import (
     encode_chunk,
     encode_done,
     encode_value,
-    unreadable,
 )
 from opero.concurrency.item_runner import ItemRunner
 from opero.errors import MapError, OperoError, OperoUsageError, warn_user
@@ -466,11 +465,9 @@ class _RemoteJob:
         for position, entry in enumerate(entries):
             if position and perf_counter() > began + _SLOW * self._job.target_s:
                 break
-            try:
-                item = decode_value(entry, None)
-            except Exception as error:  # noqa: BLE001 - whatever its class raises when it is unpickled
-                result = None, unreadable(error, "item")
-            else:
+            item, failed = decode_value(entry, "item")
+            result = None, failed
+            if failed is None:
                 result = yield BlockingStep(run.run, run.run_async, (item, parked.get(position)))
             value, outcome = result
             if outcome is None:

@@ -37,36 +37,31 @@ if TYPE_CHECKING:
 
 _PROTOCOL: Final = 5
 Stays = Callable[[pickle.PickleBuffer], object]
+"""Takes each large buffer; a true result keeps it in the pickle."""
 
 
 def dumps(
-    value: object,
-    stays: Stays | None = None,
-    again: Callable[[], object] = lambda: None,
-    *,
-    home: bool = False,
+    value: object, begin: Callable[[], Stays | None] = lambda: None, *, home: bool = False
 ) -> bytes:
     """Pickle a value so that a process with another `__main__` can open it.
 
     Args:
         value: The value.
-        stays: Called with each large buffer; a false result keeps it out of the pickle.
-        again: Called if the pickle begins anew, and `stays` will be called for all buffers once more.
+        begin: Called when the pickle begins, and when it begins anew: what it returns takes all large buffers.
         home: Whether this is a worker, and the value for the process that its job came from.
 
     Raises:
         Exception: It cannot be pickled.
     """
     try:
-        data = pickle.dumps(value, _PROTOCOL, buffer_callback=stays)
+        data = pickle.dumps(value, _PROTOCOL, buffer_callback=begin())
     except Exception:  # noqa: BLE001, S110 - a class may refuse in any way; by value it may work
         pass
     else:
         # A name in such a module means nothing in the other process, or something else.
         if not any(name in data for name in _unknown):
             return data
-    again()
-    return dumps_by_value(value, stays, home=home)
+    return dumps_by_value(value, begin(), home=home)
 
 
 def dumps_by_value(value: object, stays: Stays | None = None, *, home: bool = False) -> bytes:
@@ -74,7 +69,7 @@ def dumps_by_value(value: object, stays: Stays | None = None, *, home: bool = Fa
 
     Args:
         value: The value.
-        stays: As in `dumps`.
+        stays: Takes all large buffers.
         home: As in `dumps`.
     """
     file = io.BytesIO()
@@ -84,19 +79,19 @@ def dumps_by_value(value: object, stays: Stays | None = None, *, home: bool = Fa
     return file.getvalue()
 
 
-def dumps_job(value: object, stays: Stays | None = None) -> bytes:
+def dumps_job(job: JobSpec, stays: Stays | None = None) -> bytes:
     """Pickle a job: by name if that can be done, for which cloudpickle need not be loaded on either side.
 
     Args:
-        value: The job.
-        stays: As in `dumps`.
+        job: The job.
+        stays: As in `dumps_by_value`.
     """
-    file = io.BytesIO()
-    try:
-        _NamePickler(file, _PROTOCOL, buffer_callback=stays).dump(value)
-    except Exception:  # noqa: BLE001 - by value it may work
-        return dumps_by_value(value, stays)
-    return file.getvalue()
+    if getattr(job.fields["function"], "__module__", None) != "__main__":
+        file = io.BytesIO()
+        with suppress(Exception):  # by value it may work
+            _NamePickler(file, _PROTOCOL, buffer_callback=stays).dump(job)
+            return file.getvalue()
+    return dumps_by_value(job, stays)
 
 
 class _NamePickler(pickle.Pickler):
@@ -331,10 +326,8 @@ def _class_in_program(number: str) -> Any:
 def _reduce(obj: Any) -> Any:
     """Return how a function of opero's, or one inside of it, is rebuilt; `NotImplemented` for all others."""
     kind = type(obj)
-    if kind is Method:
-        return _method, (obj.func,)
-    if kind is ClassMethod:
-        return _class_method, (obj.__func__,)
+    if kind is Method or kind is ClassMethod:
+        return _descriptor, (obj.__func__ if kind is ClassMethod else obj.func, kind is ClassMethod)
     if kind is not FunctionType:
         return NotImplemented
     if can_import(obj.__module__):
@@ -370,13 +363,9 @@ def _make_again(make: Callable[..., Any], fn: Any, options: Options, names: dict
     return made.func if type(made) is Method else made
 
 
-def _method(function: Any) -> Method:
-    # The class itself has no name for pickle: its module is that of an instance's function.
-    return Method(function)
-
-
-def _class_method(function: Any) -> ClassMethod:
-    return ClassMethod(function)
+def _descriptor(function: Any, is_class_method: bool) -> Method | ClassMethod:
+    # The classes themselves have no name for pickle: their modules are those of an instance's function.
+    return ClassMethod(function) if is_class_method else Method(function)
 
 
 def _inside(function: FunctionType) -> Any:

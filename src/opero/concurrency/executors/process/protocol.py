@@ -14,6 +14,7 @@ import pickle
 import signal
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,7 +41,7 @@ DONE: Final = "done"
 """Id of a chunk, the position from which on it does nothing of it, whether it takes no other chunk and ends, and what
 `encode_done` returns."""
 LOG: Final = "log"
-"""A log record as a dictionary, and its error."""
+"""A log record as a dictionary, with its error pickled for `exc_info`."""
 
 ASK: Final = getattr(signal, "SIGURG", None)
 """Asks a worker that is busy with an item to send what is done. A process that does not handle it ignores it."""
@@ -110,16 +111,17 @@ class SharedBuffer:
         self._mapped, self._start, self._size = mapped, start, size
         self.used: int = 0
 
-    def add(self, part: PickleBuffer) -> Span | None:
-        """Copy a part of a value behind the others; return its place, None if there is no room or it is small."""
+    def add(self, part: PickleBuffer, spans: list[Span]) -> bool:
+        """Copy a part of a value behind the others and note its place; return whether it is small, or has no room."""
         with part.raw() as raw:
             size = raw.nbytes
             if size < LARGE or self.used + size > self._size:
-                return None
+                return True
             start = self._start + self.used
             self._mapped[start : start + size] = raw
         self.used += size + -size % _ALIGNED
-        return start, start + size
+        spans.append((start, start + size))
+        return False
 
 
 def copy_span(mapped: mmap.mmap, span: Span) -> bytearray:
@@ -175,57 +177,45 @@ def encode_value(value: Any, what: str, buffer: SharedBuffer | None) -> Any:
     before = 0 if buffer is None else buffer.used
     spans: list[Span] = []
 
-    def stays(part: PickleBuffer) -> bool:
-        span = None if buffer is None else buffer.add(part)
-        if span is not None:
-            spans.append(span)
-        return span is None
-
-    def again() -> None:
-        if buffer is not None:
-            buffer.used = before
+    def begin() -> Callable[[PickleBuffer], bool] | None:
+        if buffer is None:
+            return None
+        buffer.used = before
         spans.clear()
+        return partial(buffer.add, spans=spans)
 
     try:
-        data = dumps(value, stays, again, home=what == "result")
+        return dumps(value, begin, home=what == "result"), spans
     except Exception as error:  # noqa: BLE001 - whatever a user's `__reduce__` raises
-        again()
+        begin()
         kind, reason = type(value), f"{type(error).__name__}: {error}"
         return (
             f"the {what}, a {kind.__module__}.{kind.__qualname__}, cannot travel between processes ({reason})",
         )
-    return data, spans
 
 
-def decode_value(entry: Any, copy: Callable[[Span], Any] | None) -> Any:
-    """Return a value.
+def decode_value(
+    entry: Any, what: str, copy: Callable[[Span], Any] | None = None
+) -> tuple[Any, ItemOutcome | None]:
+    """Return a value, or the outcome of an item that could not be pickled, or cannot be unpickled.
 
     Args:
         entry: What stands for it.
+        what: What it is, for the message: "item" or "result".
         copy: Copies a part of it out of the shared buffer.
-
-    Raises:
-        ShippingError: It could not be pickled.
-        Exception: It cannot be unpickled; whatever its class raises then.
     """
     if type(entry) is not tuple:
-        return entry
+        return entry, None
     if len(entry) == 1:
-        raise ShippingError(entry[0])
+        return None, ItemOutcome(error=ShippingError(entry[0]))
     data, spans = entry
-    if not spans or copy is None:
-        return pickle.loads(data)  # noqa: S301 - from our own worker or pool
-    return pickle.loads(data, buffers=map(copy, spans))  # noqa: S301 - as above
-
-
-def unreadable(error: Exception, what: str) -> ItemOutcome:
-    """Return the outcome of an item that could not be pickled, or not be unpickled."""
-    if isinstance(error, ShippingError):
-        return ItemOutcome(error=error)
-    reason = f"{type(error).__name__}: {error}"
-    made = ShippingError(f"the {what} cannot be unpickled on the other side ({reason})")
-    made.__cause__ = error
-    return ItemOutcome(error=made)
+    try:
+        return pickle.loads(data, buffers=map(copy, spans) if copy else ()), None  # noqa: S301 - from our own worker or pool
+    except Exception as error:  # noqa: BLE001 - whatever its class raises then
+        reason = f"{type(error).__name__}: {error}"
+        made = ShippingError(f"the {what} cannot be unpickled on the other side ({reason})")
+        made.__cause__ = error
+        return None, ItemOutcome(error=made)
 
 
 # --- chunks and results ---------------------------------------------------------------------------
@@ -288,21 +278,15 @@ def decode_done(
     odd: dict[int, ItemOutcome] = pickle.loads(pickled) if pickled else {}  # noqa: S301 - from our own worker
     if tuple in set(map(type, values)):
         for n, entry in enumerate(values):
-            if type(entry) is tuple:
-                try:
-                    values[n] = decode_value(entry, copy)
-                except Exception as error:  # noqa: BLE001 - whatever a class raises when it is unpickled
-                    failed = unreadable(error, "result")
-                    odd.setdefault(n, failed).error = failed.error
-                    values[n] = None
+            values[n], failed = decode_value(entry, "result", copy)
+            if failed is not None:
+                odd.setdefault(n, failed).error = failed.error
     for n, outcome in odd.items():
         if outcome.error is None:
             outcome.value = values[n]
         values[n] = None
-        try:
-            outcome.fallback = decode_value(outcome.fallback, None)
-        except Exception:  # noqa: BLE001 - it is for information only, and its label comes along
-            outcome.fallback = None
+        # It is for information only, and its label comes along.
+        outcome.fallback, _ = decode_value(outcome.fallback, "fallback")
     facts = None
     if stats or events:
         loaded = tuple(map(pickle.loads, events))

@@ -422,14 +422,18 @@ def _forward_logs(levels: dict[str, tuple[int, bool, bool]], send: Callable[...,
             if os.getpid() != process:
                 # A process that the user's code has forked shares the connection, and must not use it.
                 return
-            fields = dict(vars(record))
-            info = fields.pop("exc_info", None)
-            fields |= {"msg": record.getMessage(), "args": None, "exc_info": None}
+            fields, info = dict(vars(record)), record.exc_info
+            error = dumps_with_errors(info[1]) if info else None
+            fields |= {"msg": record.getMessage(), "args": None, "exc_info": error}
             if info and not record.exc_text:
                 fields["exc_text"] = logging.Formatter().formatException(info)
+            try:
+                pickle.loads(data := dumps(fields))  # noqa: S301 - made here
+            except Exception:  # noqa: BLE001 - whatever a class raises
+                plain = {name: v if type(v) in PLAIN else repr(v) for name, v in fields.items()}
+                data = dumps(plain)
             with suppress(OSError):  # the map is over
-                error = dumps_with_errors(info[1]) if info else None
-                send(protocol.LOG, _dump_fields(fields), error)
+                send(protocol.LOG, data)
 
     forward = Forward()
     root = logging.getLogger()
@@ -444,11 +448,3 @@ def _forward_logs(levels: dict[str, tuple[int, bool, bool]], send: Callable[...,
         if not propagate:
             logger.propagate = False
             logger.handlers[:] = [forward]
-
-
-def _dump_fields(fields: dict[str, Any]) -> bytes:
-    try:
-        pickle.loads(data := dumps(fields))  # noqa: S301 - made here
-    except Exception:  # noqa: BLE001 - whatever a class raises
-        return dumps({name: v if type(v) in PLAIN else repr(v) for name, v in fields.items()})
-    return data

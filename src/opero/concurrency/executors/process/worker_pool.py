@@ -36,7 +36,7 @@ from opero.concurrency.executors.process.start import (
     shared_server,
 )
 from opero.concurrency.executors.process.worker import worker_main
-from opero.concurrency.executors.process.worker_handle import PendingChunk, WorkerHandle
+from opero.concurrency.executors.process.worker_handle import PIPE, PendingChunk, WorkerHandle
 from opero.errors import WorkerStartError
 from opero.limits.shared import share_all
 
@@ -186,25 +186,15 @@ class ProcessEngine:
         self._dispatch()
 
     def _dispatch(self) -> None:
-        """Send waiting chunks to workers that have room; begin workers for the rest."""
-        if not self._waiting:
-            return
-        up = [one for one in self._workers if one.up]
-        self._assign([one for one in up if not (one.retires or one.closed or one.why)])
-        coming = sum([not (one.up or one.pending) for one in self._workers])
-        wanted = min(len(self._waiting) - coming, self._most - len(self._workers))
-        if wanted > 0:
-            new = self._begin(wanted)
-            if not up:
-                # No other one would take them sooner, and these need not report first that they are ready.
-                self._assign(new)
-
-    def _assign(self, ready: list[WorkerHandle]) -> None:
-        """Send waiting chunks to these workers, the emptiest first.
+        """Send waiting chunks to workers that have room, the emptiest first; begin workers for the rest.
 
         A chunk that must be alone waits for a worker that has nothing else; the emptiest is given nothing more
         meanwhile.
         """
+        if not self._waiting:
+            return
+        up = [one for one in self._workers if one.up]
+        ready = [one for one in up if not (one.retires or one.closed or one.why)]
         for pending in list(self._waiting):
             able = [worker for worker in ready if worker.has_room(pending, self._job.in_flight)]
             if able:
@@ -214,6 +204,13 @@ class ProcessEngine:
                 break
             elif ready:
                 ready.remove(min(ready, key=_load))
+        coming = sum([not (one.up or one.pending) for one in self._workers])
+        wanted = min(len(self._waiting) - coming, self._most - len(self._workers))
+        if wanted > 0:
+            for worker in self._begin(wanted):
+                # If no other one is ready, none would take it sooner, and this one need not ask for it.
+                if self._waiting and not up and self._waiting[0].size < PIPE:
+                    worker.take(self._waiting.popleft())
 
     def poll(self, timeout: float | None) -> list[Report]:
         """Return what workers have reported; wait for it if there is nothing yet.
@@ -291,11 +288,14 @@ class ProcessEngine:
         worker.page[COPIED] += shared
         if done.values:
             pending.take_out(done.places)
+            worker.open -= len(done.places)
             # While something is done, a new worker is worth a try.
             self._without_item, self._failed_starts = 0, 0.0
             self._reports.append(done)
         if kept < pending.kept:
-            self._reports.append(Lost(number, pending.cut(kept), None, "slow"))
+            free = pending.cut(kept)
+            worker.open -= len(free)
+            self._reports.append(Lost(number, free, None, "slow"))
         if not pending.left:
             del worker.pending[number]
             self._free += pending.buffers
@@ -453,11 +453,12 @@ class ProcessEngine:
 _load: Final = attrgetter("open")
 
 
-def _handle_log(data: bytes, raised: bytes | None) -> None:
+def _handle_log(data: bytes) -> None:
     """Let the program's logger of the same name handle a worker's record."""
     import logging
 
     record = logging.makeLogRecord(pickle.loads(data))  # noqa: S301 - from our own worker
+    raised: Any = record.exc_info
     if raised is not None:
         error = pickle.loads(raised)  # noqa: S301 - as above
         record.exc_info = (type(error), error, error.__traceback__)
