@@ -30,15 +30,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opero.caching.single_flight import Flight, become_leader, stop_leading
 from opero.concurrency.executors.base import Chunk, Done, Lost, MapJob, Report
-from opero.concurrency.executors.in_process import ThreadExecutor
-from opero.concurrency.executors.process.pickling import JobSpec
-from opero.concurrency.executors.process.protocol import (
+from opero.concurrency.executors.encoding import (
     decode_done,
     decode_value,
     encode_chunk,
     encode_done,
     encode_value,
 )
+from opero.concurrency.executors.in_process import ThreadExecutor
+from opero.concurrency.executors.pickling import JobSpec
 from opero.concurrency.item_runner import ItemRunner
 from opero.errors import MapError, OperoError, OperoUsageError, warn_user
 from opero.events import event_bus

@@ -7,5 +7,4 @@ start          start methods and the fork server
 worker         what a worker does with its chunks
 session        the worker's connection to the pool
 protocol       messages, the status page and the buffers that both share
-pickling       jobs, functions, values and exceptions as bytes
 """

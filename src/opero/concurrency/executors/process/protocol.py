@@ -1,8 +1,7 @@
 # this_file: src/opero/concurrency/executors/process/protocol.py
-"""What pool and worker send each other, and the page of memory that they share.
+"""What pool and worker send each other, and the memory that they share.
 
-A message is a pickled tuple of a kind and its content. Values are encoded so that a bad one spoils no other: scalars
-stand as they are, everything else in a pickle of its own, which is opened only when its turn comes.
+A message is a pickled tuple of a kind and its content.
 """
 
 from __future__ import annotations
@@ -10,24 +9,14 @@ from __future__ import annotations
 import functools
 import mmap
 import os
-import pickle
 import signal
 import time
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable
 from pickle import PickleBuffer
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from opero.concurrency.executors.base import Done, ItemOutcome, WorkerFacts
-from opero.concurrency.executors.process.pickling import dumps, dumps_with_errors, traceback_of
 from opero.concurrency.executors.process.start import anonymous_file
 from opero.core.deadline import current_deadline
-from opero.errors import ShippingError
-
-if TYPE_CHECKING:
-    from opero.concurrency.executors.base import Chunk
-    from opero.events import Event
-
 
 Frame = tuple[Any, ...]
 """A message from a worker: its kind, then its content. To a worker go only the job and chunks: id and what
@@ -47,9 +36,6 @@ ASK: Final = getattr(signal, "SIGURG", None)
 """Asks a worker that is busy with an item to send what is done. A process that does not handle it ignores it."""
 SLOW_CHUNK: Final = 5
 """A chunk that takes so many times its target gives back what has not begun."""
-
-PLAIN: Final = frozenset({int, float, complex, str, bytes, bool, type(None)})
-"""Types whose instances can always be pickled and opened again."""
 
 
 # --- shared memory --------------------------------------------------------------------------------
@@ -156,146 +142,3 @@ def note_calls(page: memoryview[int], fn: Callable[..., Any], limit: float) -> C
             page[DUE] = 0
 
     return functools.update_wrapper(call, fn, updated=())
-
-
-# --- values ---------------------------------------------------------------------------------------
-
-
-def encode_value(value: Any, what: str, buffer: SharedBuffer | None) -> Any:
-    """Return what stands for a value in a message.
-
-    Args:
-        value: The value.
-        what: What it is, for the message about one that cannot be pickled: "item" or "result".
-        buffer: Takes large parts of it; without one everything stands in the message.
-
-    Returns:
-        The value itself if it is plain; else a pickle and the places of its parts; else a text that says why not.
-    """
-    if type(value) in PLAIN:
-        return value
-    before = 0 if buffer is None else buffer.used
-    spans: list[Span] = []
-
-    def begin() -> Callable[[PickleBuffer], bool] | None:
-        if buffer is None:
-            return None
-        buffer.used = before
-        spans.clear()
-        return partial(buffer.add, spans=spans)
-
-    try:
-        return dumps(value, begin, home=what == "result"), spans
-    except Exception as error:  # noqa: BLE001 - whatever a user's `__reduce__` raises
-        begin()
-        kind, reason = type(value), f"{type(error).__name__}: {error}"
-        return (
-            f"the {what}, a {kind.__module__}.{kind.__qualname__}, cannot travel between processes ({reason})",
-        )
-
-
-def decode_value(
-    entry: Any, what: str, copy: Callable[[Span], Any] | None = None
-) -> tuple[Any, ItemOutcome | None]:
-    """Return a value, or the outcome of an item that could not be pickled, or cannot be unpickled.
-
-    Args:
-        entry: What stands for it.
-        what: What it is, for the message: "item" or "result".
-        copy: Copies a part of it out of the shared buffer.
-    """
-    if type(entry) is not tuple:
-        return entry, None
-    if len(entry) == 1:
-        return None, ItemOutcome(error=ShippingError(entry[0]))
-    data, spans = entry
-    try:
-        return pickle.loads(data, buffers=map(copy, spans) if copy else ()), None  # noqa: S301 - from our own worker or pool
-    except Exception as error:  # noqa: BLE001 - whatever its class raises then
-        reason = f"{type(error).__name__}: {error}"
-        made = ShippingError(f"the {what} cannot be unpickled on the other side ({reason})")
-        made.__cause__ = error
-        return None, ItemOutcome(error=made)
-
-
-# --- chunks and results ---------------------------------------------------------------------------
-
-
-def encode_chunk(
-    chunk: Chunk, free: list[SharedBuffer] | None = None
-) -> tuple[Frame, list[SharedBuffer]]:
-    """Return the content of a chunk, and the buffers in which large parts of it lie.
-
-    The content is the entries, and what items bring from earlier attempts, pickled.
-
-    Args:
-        chunk: The chunk.
-        free: Buffers that are not in use; what is needed is taken out.
-    """
-    entries: list[Any] = chunk.items
-    used: list[SharedBuffer] = []
-    if not set(map(type, entries)) <= PLAIN:
-        buffer = free[-1] if free else None
-        if buffer is not None:
-            buffer.used = 0
-        entries = [encode_value(item, "item", buffer) for item in entries]
-        if free and buffer is not None and buffer.used:
-            used.append(free.pop())
-    return (entries, dumps_with_errors(chunk.parked) if chunk.parked else None), used
-
-
-def encode_done(done: Done, stats: dict[str, float] | None, events: Iterable[Event]) -> Frame:
-    """Return the content of results.
-
-    Args:
-        done: The results; each value is encoded, also those of outcomes.
-        stats: Counters of the calls.
-        events: What happened with them.
-    """
-    for n, outcome in done.odd.items():
-        done.values[n], outcome.value = outcome.value, None
-        if outcome.error is not None:
-            outcome.trace = traceback_of(outcome.error)
-        outcome.fallback = encode_value(outcome.fallback, "fallback", None)
-    odd = dumps_with_errors(done.odd) if done.odd else None
-    return (
-        done.places, done.values, odd, done.busy_s, stats or None, [*map(_dump_event, events)]
-    )  # fmt: skip
-
-
-def decode_done(
-    chunk: int, content: Frame, copy: Callable[[Span], Any] | None = None, *, weight: int = 0
-) -> Done:
-    """Return results; one that cannot be opened is the error of its item.
-
-    Args:
-        chunk: Id of the chunk.
-        content: What `encode_done` has returned.
-        copy: Copies parts of values out of the shared buffer.
-        weight: Bytes that its items took beside their message.
-    """
-    places, values, pickled, busy_s, stats, events = content
-    odd: dict[int, ItemOutcome] = pickle.loads(pickled) if pickled else {}  # noqa: S301 - from our own worker
-    if tuple in set(map(type, values)):
-        for n, entry in enumerate(values):
-            values[n], failed = decode_value(entry, "result", copy)
-            if failed is not None:
-                odd.setdefault(n, failed).error = failed.error
-    for n, outcome in odd.items():
-        if outcome.error is None:
-            outcome.value = values[n]
-        values[n] = None
-        # It is for information only, and its label comes along.
-        outcome.fallback, _ = decode_value(outcome.fallback, "fallback")
-    facts = None
-    if stats or events:
-        loaded = tuple(map(pickle.loads, events))
-        facts = WorkerFacts(stats=stats or {}, events=loaded)
-    return Done(chunk, places, values, odd, busy_s, facts, weight)
-
-
-def _dump_event(event: Event) -> bytes:
-    try:
-        return dumps_with_errors(event)
-    except Exception:  # noqa: BLE001 - one that a program has defined may go by value only
-        return dumps(event)

@@ -16,19 +16,19 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.executors.base import Done, ItemOutcome, MapJob, Parked, worker_process
-from opero.concurrency.executors.process import protocol
-from opero.concurrency.executors.process.pickling import (
-    JobSpec,
-    dumps,
+from opero.concurrency.executors.encoding import (
+    PLAIN,
     dumps_with_errors,
-    loaded_module,
+    encode_done,
+    encode_value,
     traceback_of,
 )
+from opero.concurrency.executors.pickling import JobSpec, dumps, loaded_module
+from opero.concurrency.executors.process import protocol
 from opero.concurrency.executors.process.protocol import (
     ASK,
     COPIED,
     PAGE,
-    PLAIN,
     STOP,
     copy_span,
 )
@@ -283,7 +283,7 @@ class WorkerSession:
         if buffer is not None and buffer.used and self._filled_by is chunk:
             self._buffer, shared = None, True
             self._sent += 1
-        content = protocol.encode_done(done, stats, events)
+        content = encode_done(done, stats, events)
         self.send(protocol.DONE, chunk.number, *known, shared, *content)
 
     def end(self, chunk: RunningChunk) -> None:
@@ -342,7 +342,7 @@ class WorkerSession:
             self._filled_by = chunk
         if self._buffer is None:
             self._buffer = self._take_buffer()
-        return protocol.encode_value(value, "result", self._buffer)
+        return encode_value(value, "result", self._buffer)
 
     def _take_buffer(self) -> SharedBuffer | None:
         """Return an empty buffer, each in its turn; wait a little until the pool has copied one."""

@@ -16,13 +16,12 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from opero.concurrency.executors.base import ItemOutcome, Parked
+from opero.concurrency.executors.encoding import PLAIN, decode_value
 from opero.concurrency.executors.process.protocol import (
     BEGUN,
     DUE,
-    PLAIN,
     SLOW_CHUNK,
     STOP,
-    decode_value,
 )
 from opero.concurrency.executors.process.session import WorkerSession
 from opero.concurrency.executors.process.start import Channel
@@ -32,7 +31,7 @@ from opero.utils.ambient import switch
 if TYPE_CHECKING:
     from asyncio import Semaphore, TaskGroup
 
-    from opero.concurrency.executors.process.pickling import JobSpec
+    from opero.concurrency.executors.pickling import JobSpec
     from opero.concurrency.executors.process.session import RunningChunk
     from opero.concurrency.item_runner import Result
 

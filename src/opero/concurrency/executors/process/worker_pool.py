@@ -25,8 +25,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.executors.base import Lost
+from opero.concurrency.executors.encoding import decode_done, encode_chunk
+from opero.concurrency.executors.pickling import JobSpec
 from opero.concurrency.executors.process import protocol
-from opero.concurrency.executors.process.pickling import JobSpec
 from opero.concurrency.executors.process.protocol import COPIED, DUE, PAGE, STOP
 from opero.concurrency.executors.process.start import (
     ForkServer,
@@ -176,7 +177,7 @@ class ProcessEngine:
 
     def submit(self, chunk: Chunk) -> None:
         """Encode a chunk and send it to an idle worker, or keep it until there is one."""
-        content, buffers = protocol.encode_chunk(chunk, self._free)
+        content, buffers = encode_chunk(chunk, self._free)
         message = pickle.dumps((chunk.id, *content), 5)
         count, suspect = len(chunk.items), chunk.attempt > 0
         pending = PendingChunk(
@@ -283,7 +284,7 @@ class ProcessEngine:
             # It was over already.
             return
         weight = sum([buffer.used for buffer in pending.buffers])
-        done = protocol.decode_done(number, content, worker.copy, weight=weight)
+        done = decode_done(number, content, worker.copy, weight=weight)
         # The worker may use the buffer again.
         worker.page[COPIED] += shared
         if done.values:
