@@ -253,6 +253,8 @@ class SharedCells(SharedObject):
                 create=create,
             )
             with file:
+                if file.torn:
+                    file.cells[:] = memoryview(bytes(8 * size)).cast("q")
                 self._use(file.cells)
             self._file = file
 
