@@ -66,7 +66,12 @@ class LimiterState:
         with self._lock:
             if self.file is None:
                 return self._take(self._state, self._now())
-        return self.take_marked()[0]
+            with self.file as file:
+                if not (file.torn or self._pause.on):
+                    wait = self.rule.take(self._state, self._now())
+                    if wait <= self.rule.longest_wait:
+                        return wait
+                return self.take_marked()[0]
 
     def take_marked(self, units: int = UNIT) -> tuple[int, TakenSlot]:
         """Do what `take` does for a call that costs so much, and return what `give_back` needs too."""
