@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from opero import RateLimiter
 from opero.errors import OperoUsageError
-from opero.limits.limiter import RateLimiter
 from opero.limits.shared import unshared_objects
 from opero.testing import fake_clock
 
