@@ -216,7 +216,7 @@ def test_a_process_killed_while_it_stores_a_circuit_leaves_a_closed_one() -> Non
     fail(breaker)
     file = breaker._file
     assert file is not None
-    file.changing = True
+    file._header[1] = 1
     assert breaker.state is CLOSED
     fail(breaker)
     assert breaker.state is OPEN
