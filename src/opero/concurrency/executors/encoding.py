@@ -8,9 +8,11 @@ which is opened only when its turn comes.
 from __future__ import annotations
 
 import io
+import mmap
 import pickle
 from collections.abc import Callable, Iterable
 from functools import partial
+from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.executors.base import Done, ItemOutcome, WorkerFacts
@@ -20,12 +22,62 @@ from opero.errors import RemoteError, ShippingError
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import Chunk
-    from opero.concurrency.executors.process.protocol import SharedBuffer, Span
     from opero.events import Event
 
 
 PLAIN: Final = frozenset({int, float, complex, str, bytes, bool, type(None)})
 """Types whose instances can always be pickled and opened again."""
+
+
+# --- shared memory --------------------------------------------------------------------------------
+#
+# New memory is what costs: the kernel clears and maps each of its pages, which takes many times as long as a copy to
+# pages that are there already. So a few buffers of fixed size are used in turn: written by the sender, copied out by
+# the receiver, then written again. What does not fit goes through the pipe. Files without a name lie behind them.
+
+LARGE: Final = 1 << 16
+"""Bytes from which a buffer goes through shared memory."""
+_ALIGNED: Final = 64
+
+Span = tuple[int, int]
+"""Where something lies in a buffer's memory: its first byte and the one after its last."""
+
+
+class SharedBuffer:
+    """Bytes of a sender, one span after the other.
+
+    Args:
+        mapped: The memory.
+        start: Its first byte in the memory.
+        size: Its length.
+
+    Attributes:
+        used: Bytes in use.
+    """
+
+    __slots__ = ("_mapped", "_size", "_start", "used")
+
+    def __init__(self, mapped: mmap.mmap, start: int, size: int) -> None:
+        self._mapped, self._start, self._size = mapped, start, size
+        self.used: int = 0
+
+    def add(self, part: PickleBuffer, spans: list[Span]) -> bool:
+        """Copy a part of a value behind the others and note its place; return whether it is small, or has no room."""
+        with part.raw() as raw:
+            size = raw.nbytes
+            if size < LARGE or self.used + size > self._size:
+                return True
+            start = self._start + self.used
+            self._mapped[start : start + size] = raw
+        self.used += size + -size % _ALIGNED
+        spans.append((start, start + size))
+        return False
+
+
+def copy_span(mapped: mmap.mmap, span: Span) -> bytearray:
+    """Return a copy of what a sender has put into shared memory, for the receiver, which may write to it."""
+    with memoryview(mapped) as view, view[span[0] : span[1]] as part:
+        return bytearray(part)
 
 
 # --- values ---------------------------------------------------------------------------------------
@@ -47,7 +99,7 @@ def encode_value(value: Any, what: str, buffer: SharedBuffer | None) -> Any:
     before = 0 if buffer is None else buffer.used
     spans: list[Span] = []
 
-    def begin() -> Callable[[pickle.PickleBuffer], bool] | None:
+    def begin() -> Callable[[PickleBuffer], bool] | None:
         if buffer is None:
             return None
         buffer.used = before

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from opero.concurrency.executors.base import ItemOutcome, Parked
 from opero.concurrency.executors.encoding import PLAIN, decode_value
-from opero.concurrency.executors.process.protocol import (
+from opero.concurrency.executors.process.session import (
     BEGUN,
     DUE,
     SLOW_CHUNK,
     STOP,
+    WorkerSession,
 )
-from opero.concurrency.executors.process.session import WorkerSession
 from opero.concurrency.executors.process.start import Channel
 from opero.core.deadline import run_until
 from opero.utils.ambient import switch

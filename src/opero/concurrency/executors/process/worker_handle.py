@@ -12,22 +12,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from opero.concurrency.executors.process.protocol import (
-    ASK,
-    BEGUN,
-    PAGE,
-    SharedBuffer,
-    copy_span,
-    shared_file,
-)
-from opero.concurrency.executors.process.start import EXIT_STATUS, Channel, read_end
+from opero.concurrency.executors.encoding import SharedBuffer, copy_span
+from opero.concurrency.executors.process.session import ASK, BEGUN, PAGE
+from opero.concurrency.executors.process.start import EXIT_STATUS, Channel, read_end, shared_file
 from opero.utils.secrets import mask_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from opero.concurrency.executors.base import Why
-    from opero.concurrency.executors.process.protocol import Span
+    from opero.concurrency.executors.encoding import Span
     from opero.concurrency.executors.process.start import ForkServer
 
 

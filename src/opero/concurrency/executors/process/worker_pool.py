@@ -25,15 +25,24 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.executors.base import Lost
-from opero.concurrency.executors.encoding import decode_done, encode_chunk
+from opero.concurrency.executors.encoding import SharedBuffer, decode_done, encode_chunk
 from opero.concurrency.executors.pickling import JobSpec
-from opero.concurrency.executors.process import protocol
-from opero.concurrency.executors.process.protocol import COPIED, DUE, PAGE, STOP
+from opero.concurrency.executors.process.session import (
+    COPIED,
+    DUE,
+    FAILED,
+    LOG,
+    PAGE,
+    SLOW_CHUNK,
+    STOP,
+    UP,
+)
 from opero.concurrency.executors.process.start import (
     ForkServer,
     choose_method,
     forget_server,
     modules_to_preload,
+    shared_file,
     shared_server,
 )
 from opero.concurrency.executors.process.worker import worker_main
@@ -46,6 +55,10 @@ if TYPE_CHECKING:
     from opero.concurrency.executors.process.start import StartMethod
 
 
+_BUFFER: Final = 8 << 20
+"""Bytes of a buffer: what is larger goes through the pipe."""
+_MOST: Final = 512 << 20
+"""Bytes of all buffers of a map; those that are never used take no memory."""
 _FAILED_STARTS: Final = 5
 """So many workers in a row that died before they were ready, and no other is started."""
 _KILLED: Final = 0.1
@@ -98,11 +111,11 @@ class ProcessEngine:
         self._method = choose_method(self._asked)
         self._spec = JobSpec.of(job)
         # Four buffers for each worker: two for items and two for results.
-        size = min(protocol.BUFFER, protocol.MOST // (4 * self.workers) // PAGE * PAGE)
-        self._fd, self._memory = protocol.shared_file("pool", 2 * self.workers * size, PAGE)
+        size = min(_BUFFER, _MOST // (4 * self.workers) // PAGE * PAGE)
+        self._fd, self._memory = shared_file("pool", 2 * self.workers * size, PAGE)
         self._size = size if len(self._memory) > PAGE else 0
         starts = range(0, len(self._memory), size) if self._size else ()
-        self._free = [protocol.SharedBuffer(self._memory, start, size) for start in starts]
+        self._free = [SharedBuffer(self._memory, start, size) for start in starts]
         try:
             self._woken, self._waker = os.pipe()
         except OSError:
@@ -258,12 +271,12 @@ class ProcessEngine:
         except (EOFError, OSError):
             worker.closed = True
             return False
-        if kind == protocol.UP:
+        if kind == UP:
             worker.up = True
             self._failed_starts = 0.0
-        elif kind == protocol.FAILED:
+        elif kind == FAILED:
             worker.failure = content[0]
-        elif kind == protocol.LOG:
+        elif kind == LOG:
             _handle_log(*content)
         else:
             self._take_results(worker, *content)
@@ -325,7 +338,7 @@ class ProcessEngine:
                     worker.kill("memory")
                 checks.append(_CHECK)
             if not job.pipeline.awaits:
-                late = protocol.SLOW_CHUNK * job.target_s
+                late = SLOW_CHUNK * job.target_s
                 for pending in worker.pending.values():
                     if len(pending.left) > 1:
                         if now - pending.since >= late:
