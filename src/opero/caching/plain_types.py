@@ -149,7 +149,7 @@ def refuse_alike(values: Collection[Any]) -> None:
     if len(values) <= MOST_ALIKE:
         return
     kinds = set(map(type, values))
-    if _SPREAD >= kinds or (kinds == {int} and max(values) < _WORD and min(values) > -_WORD):
+    if kinds <= _SPREAD or (kinds == {int} and max(values) < _WORD and min(values) > -_WORD):
         return
     first: dict[int, Any] = {}
     alike: dict[int, int] = {}
