@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from opero import RateLimiter
 from opero.errors import OperoUsageError
-from opero.limits.limiter import RateLimiter
-from opero.limits.shared import unshared_objects
+from opero.limits.shared import share_all, unshared_objects
 from opero.testing import fake_clock
 
 pytestmark = pytest.mark.internal
@@ -71,6 +72,16 @@ def test_sharing_keeps_what_has_started():
     assert limiter.share()
     assert limiter.share()
     assert [limiter.try_acquire() for _ in range(3)] == [True, True, False]
+
+
+def test_a_limit_is_known_by_the_attribute_that_holds_it_at_present(monkeypatch):
+    module = ModuleType("shop_limits")
+    monkeypatch.setitem(sys.modules, "shop_limits", module)
+    module.limiter = RateLimiter("10/s")
+    module.Api = type("Api", (), {"__module__": "shop_limits", "limiter": RateLimiter("5/s")})
+    assert {"shop_limits:limiter", "shop_limits:Api.limiter"} <= share_all().keys()
+    module.limiter = module.Api.limiter
+    assert "shop_limits:limiter" not in share_all()
 
 
 def test_a_holder_of_the_old_slot_takes_the_new_one():
