@@ -12,13 +12,13 @@ import contextlib
 import functools
 from collections.abc import Callable, Hashable
 from datetime import timedelta
+from importlib import import_module
 from time import monotonic
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from opero.caching.copying import Uncopyable, isolated
 from opero.caching.function_cache import FunctionCache
-from opero.caching.handles import CacheHandle, clear_cache, get_cache_context, register
 from opero.caching.keys.function_keys import (
     FunctionKeys,
     InstanceTokens,
@@ -46,6 +46,7 @@ from opero.utils.units import format_bytes, format_seconds, parse_seconds, parse
 if TYPE_CHECKING:
     from opero.caching.entries import CachedCall
     from opero.caching.function_cache import Answer
+    from opero.caching.handles import clear_cache, get_cache_context
     from opero.caching.memory import EntryStore, Store
     from opero.core.call import AsyncProceed, Proceed
     from opero.core.decorated import Receipt
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CacheStage", "RefreshCall", "allowed_ttl", "clear_cache", "get_cache_context", "get_cache_decorator",
-    "make_handle",
 ]  # fmt: skip
 
 
@@ -226,7 +226,6 @@ class CacheStage(FunctionCache):
         self.in_memory: bool = isinstance(store, MemoryStore)
         self.condition: Callable[[Any, Receipt[Any]], object] | None = options.cache_if
         self.rerun: Callable[[Call], Any] = lambda call: None
-        register(self)
 
     def connect(self, retried: Callable[[Exception], bool], rerun: Callable[[Call], Any]) -> None:
         """Take what the stage needs of the stages behind, without knowing them.
@@ -433,16 +432,6 @@ class CacheStage(FunctionCache):
         return f"<CacheStage of {self.function}: {self.describe()}>"
 
 
-def make_handle(stage: CacheStage | None, run: Callable[[Call], Any]) -> CacheHandle:
-    """Return what users get as `f.cache`.
-
-    Args:
-        stage: The cache of a function; None if it has none.
-        run: Runs a call through the whole pipeline.
-    """
-    return CacheHandle(stage, lambda args, kwargs: run(RefreshCall(args, kwargs)))
-
-
 # --- the stage as a decorator ---------------------------------------------------------------------
 
 
@@ -482,3 +471,10 @@ def get_cache_decorator(
         **options,
     )
     return decorator if cache else lambda function: function
+
+
+def __getattr__(name: str) -> Any:
+    """Load the two functions that few programs ask for."""
+    if name not in ("clear_cache", "get_cache_context"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("opero.caching.handles"), name)
