@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from math import inf
-from threading import RLock
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from opero import events
 from opero.caching.entries import Entries
@@ -28,10 +26,11 @@ from opero.caching.single_flight import (
     notify,
     stop_leading,
 )
-from opero.errors import Rejected, UnkeyableError
+from opero.errors import Rejected, StoreError, UnkeyableError
 from opero.utils import ambient
-from opero.utils.fork import run_after_fork
+from opero.utils.named_tuple import NamedTuple
 from opero.utils.steps import BlockingStep
+from opero.utils.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from opero.caching.entries import CachedCall
@@ -42,6 +41,46 @@ if TYPE_CHECKING:
     from opero.caching.single_flight import Verdict
     from opero.events.bus import Emitter
     from opero.utils.steps import StepLogic
+
+
+class CacheInfo(NamedTuple):
+    """What a function's cache holds and has done.
+
+    Attributes:
+        hits: Results served from the cache.
+        misses: Calls that found nothing fresh.
+        stale: Calls that got an expired result, because the function failed; neither hits nor misses.
+        size: Entries; None if the store does not know.
+        bytes: Their estimated bytes; None if the store does not know.
+        maxsize: Most entries.
+        max_bytes: Most bytes.
+        ttl: Lifetime of an entry in seconds, None for ever.
+        backend: Where they are.
+        namespace: The `cache_namespace`.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    stale: int = 0
+    size: int | None = 0
+    bytes: int | None = 0
+    maxsize: int = 0
+    max_bytes: int = 0
+    ttl: float | None = None
+    backend: str = "off"
+    namespace: str = ""
+
+    def __repr__(self) -> str:
+        size = "?" if self.size is None else f"{self.size:,}"
+        weight = "" if self.bytes is None else f", {format_bytes(self.bytes)}"
+        looked = self.hits + self.misses + self.stale
+        stale = f", {self.stale:,} stale" if self.stale else ""
+        share = f" ({self.hits / looked:.0%})" if looked else ""
+        lasts = "no expiry" if self.ttl is None else f"ttl {format_seconds(self.ttl)}"
+        return (
+            f"<CacheInfo {self.backend} {self.namespace!r}: {size} entries{weight}, "
+            f"{self.hits:,} hits{share}, {self.misses:,} misses{stale}, {lasts}>"
+        )
 
 
 Answer: TypeAlias = Flight | tuple[Any] | Literal[Instruction.COMPUTE]
@@ -68,7 +107,7 @@ class FunctionCache:
         overdue: Marks a call as ended by its deadline, and returns the error for it.
 
     Attributes:
-        namespace, store, keys, single_flight, asked, bounds, ttl, counters: As above.
+        namespace, store, keys, single_flight, asked, bounds, ttl: As above.
         function: The function's name.
         off: Whether an argument that cannot be keyed has switched the cache off.
         entries: Finds, serves and stores entries.
@@ -103,7 +142,7 @@ class FunctionCache:
         self.bounds: tuple[int, int] = bounds
         self.ttl: float | None = ttl
         self.off: bool = False
-        self.counters: Any = counters
+        self._counters = counters
         self._emitter = emitter
         self._overdue = overdue
         self.count_miss: Callable[[], object] = counters.miss_counter.count
@@ -127,8 +166,6 @@ class FunctionCache:
             from opero.caching.lease import Leases
 
             self.leases = Leases(store, self.entries)
-        with _lock:
-            _caches.add(self)
 
     # --- keys -------------------------------------------------------------------------------------
 
@@ -325,7 +362,7 @@ class FunctionCache:
         if isinstance(verdict, SharedResult) and verdict.stale:
             return self.entries.serve_stale(call, verdict.entry)
         call.source = "shared"
-        self.counters.add(shared=1)
+        self._counters.add(shared=1)
         if isinstance(verdict, SharedResult):
             value = verdict.entry.open()
             if verdict.rejected:
@@ -436,22 +473,22 @@ class FunctionCache:
         if self.freshness is not None:
             self.freshness.recent_failures.forget(key)
 
-
-# --- all caches of the process --------------------------------------------------------------------
-
-_caches: Final[WeakSet[FunctionCache]] = WeakSet()
-"""For as long as their functions live."""
-
-_lock = RLock()
-
-
-def function_caches() -> list[FunctionCache]:
-    """Return the caches of all functions that this process has decorated."""
-    with _lock:
-        return list(_caches)
-
-
-@run_after_fork
-def _after_fork() -> None:
-    global _lock  # noqa: PLW0603 - a lock that a vanished thread holds can only be replaced
-    _lock = RLock()
+    def info(self) -> CacheInfo:
+        """Return counters and bounds."""
+        try:
+            size, weight = self.store.measure()
+        except StoreError:
+            size = weight = None
+        counters = self._counters
+        return CacheInfo(
+            hits=counters.hits,
+            misses=counters.misses,
+            stale=counters.stale,
+            size=size,
+            bytes=weight,
+            maxsize=self.bounds[0],
+            max_bytes=self.bounds[1],
+            ttl=self.ttl,
+            backend=self.store.name,
+            namespace=self.namespace,
+        )

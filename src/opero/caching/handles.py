@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from opero.caching.copying import Uncopyable
 from opero.caching.entries import Entries
-from opero.caching.function_cache import function_caches
+from opero.caching.function_cache import CacheInfo
 from opero.caching.keys.canonical import digest, fast_part
 from opero.caching.keys.content import Unkeyable
 from opero.caching.keys.function_keys import namespace_prefix
@@ -19,12 +21,12 @@ from opero.errors import OperoUsageError, StoreError, UnkeyableError, did_you_me
 from opero.events.bus import Emitter
 from opero.utils import ambient, checks
 from opero.utils.checks import BACKENDS
+from opero.utils.fork import run_after_fork
 from opero.utils.named_tuple import NamedTuple
-from opero.utils.units import format_bytes, format_seconds, parse_seconds, parse_size
+from opero.utils.units import Duration, parse_seconds, parse_size
 
 if TYPE_CHECKING:
     from opero.caching.function_cache import FunctionCache
-    from opero.utils.units import Duration
 
 
 T = TypeVar("T")
@@ -32,46 +34,6 @@ _DEFAULT: Final[Any] = object()
 
 
 # --- one function's cache -------------------------------------------------------------------------
-
-
-class CacheInfo(NamedTuple):
-    """What a function's cache holds and has done.
-
-    Attributes:
-        hits: Results served from the cache.
-        misses: Calls that found nothing fresh.
-        stale: Calls that got an expired result, because the function failed; neither hits nor misses.
-        size: Entries; None if the store does not know.
-        bytes: Their estimated bytes; None if the store does not know.
-        maxsize: Most entries.
-        max_bytes: Most bytes.
-        ttl: Lifetime of an entry in seconds, None for ever.
-        backend: Where they are.
-        namespace: The `cache_namespace`.
-    """
-
-    hits: int = 0
-    misses: int = 0
-    stale: int = 0
-    size: int | None = 0
-    bytes: int | None = 0
-    maxsize: int = 0
-    max_bytes: int = 0
-    ttl: float | None = None
-    backend: str = "off"
-    namespace: str = ""
-
-    def __repr__(self) -> str:
-        size = "?" if self.size is None else f"{self.size:,}"
-        weight = "" if self.bytes is None else f", {format_bytes(self.bytes)}"
-        looked = self.hits + self.misses + self.stale
-        stale = f", {self.stale:,} stale" if self.stale else ""
-        share = f" ({self.hits / looked:.0%})" if looked else ""
-        lasts = "no expiry" if self.ttl is None else f"ttl {format_seconds(self.ttl)}"
-        return (
-            f"<CacheInfo {self.backend} {self.namespace!r}: {size} entries{weight}, "
-            f"{self.hits:,} hits{share}, {self.misses:,} misses{stale}, {lasts}>"
-        )
 
 
 class CallKey(NamedTuple):
@@ -191,31 +153,12 @@ class CacheHandle:
 
     def info(self) -> CacheInfo:
         """Return counters and bounds; those of a backend named "off" for a function that is not cached."""
-        cache = self._cache
-        if cache is None:
-            return CacheInfo()
-        try:
-            size, weight = cache.store.measure()
-        except StoreError:
-            size = weight = None
-        counted = cache.counters
-        return CacheInfo(
-            hits=counted.hits,
-            misses=counted.misses,
-            stale=counted.stale,
-            size=size,
-            bytes=weight,
-            maxsize=cache.bounds[0],
-            max_bytes=cache.bounds[1],
-            ttl=cache.ttl,
-            backend=cache.store.name,
-            namespace=cache.namespace,
-        )
+        return CacheInfo() if self._cache is None else self._cache.info()
 
     def __repr__(self) -> str:
         if self._cache is None:
             return "<cache off>"
-        return repr(self.info()).replace("CacheInfo", f"cache of {self._cache.function}:", 1)
+        return repr(self._cache.info()).replace("CacheInfo", f"cache of {self._cache.function}:", 1)
 
 
 # --- keys of one's own ----------------------------------------------------------------------------
@@ -425,6 +368,15 @@ _OPTIONS: Final[dict[str, tuple[Any, checks.Check]]] = {
 
 # --- all caches of the process --------------------------------------------------------------------
 
+_registry: Final[weakref.WeakSet[FunctionCache]] = weakref.WeakSet()
+_lock = threading.RLock()
+
+
+def register(cache: FunctionCache) -> None:
+    """Let `clear_cache` reach a cache for as long as its function lives."""
+    with _lock:
+        _registry.add(cache)
+
 
 def clear_cache(namespace: str | None = None, backend: str | None = None) -> int:
     """Empty the caches of decorated functions and the contexts of `get_cache_context`.
@@ -470,9 +422,11 @@ def _clears(namespace: str | None, backend: str | None) -> Iterator[Callable[[],
         from opero.caching.stores.base import settle
 
         backend = settle(str(backend))  # as stores name theirs
+    with _lock:
+        caches = list(_registry)
     found = [
         cache
-        for cache in function_caches()
+        for cache in caches
         if namespace in (None, cache.namespace)
         and backend in (None, cache.store.name, getattr(cache.store, "text", None))
     ]
@@ -490,3 +444,9 @@ def _clears(namespace: str | None, backend: str | None) -> Iterator[Callable[[],
             places = [here, *(store for store in places if store is not here)]
         prefix = "" if namespace is None else namespace_prefix(namespace)
         yield from (functools.partial(store.clear, prefix) for store in places)
+
+
+@run_after_fork
+def _after_fork() -> None:
+    global _lock  # noqa: PLW0603 - a lock that a vanished thread holds can only be replaced
+    _lock = threading.RLock()

@@ -12,13 +12,13 @@ import contextlib
 import functools
 from collections.abc import Callable, Hashable
 from datetime import timedelta
-from importlib import import_module
 from time import monotonic
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from opero.caching.copying import Uncopyable, isolated
 from opero.caching.function_cache import FunctionCache
+from opero.caching.handles import clear_cache, get_cache_context, register
 from opero.caching.keys.function_keys import (
     FunctionKeys,
     InstanceTokens,
@@ -46,7 +46,6 @@ from opero.utils.units import format_bytes, format_seconds, parse_seconds, parse
 if TYPE_CHECKING:
     from opero.caching.entries import CachedCall
     from opero.caching.function_cache import Answer
-    from opero.caching.handles import clear_cache, get_cache_context
     from opero.caching.memory import EntryStore, Store
     from opero.core.call import AsyncProceed, Proceed
     from opero.core.decorated import Receipt
@@ -226,6 +225,7 @@ class CacheStage(FunctionCache):
         self.in_memory: bool = isinstance(store, MemoryStore)
         self.condition: Callable[[Any, Receipt[Any]], object] | None = options.cache_if
         self.rerun: Callable[[Call], Any] = lambda call: None
+        register(self)
 
     def connect(self, retried: Callable[[Exception], bool], rerun: Callable[[Call], Any]) -> None:
         """Take what the stage needs of the stages behind, without knowing them.
@@ -471,10 +471,3 @@ def get_cache_decorator(
         **options,
     )
     return decorator if cache else lambda function: function
-
-
-def __getattr__(name: str) -> Any:
-    """Load the two functions that few programs ask for."""
-    if name not in ("clear_cache", "get_cache_context"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("opero.caching.handles"), name)
