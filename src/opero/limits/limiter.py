@@ -28,10 +28,11 @@ from opero.utils.units import Duration, RateWindow, parse_seconds, parse_windows
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
+    from collections import OrderedDict
 
     from opero.limits.gcra import Cells
     from opero.utils.ambient import Clock
-    from opero.utils.waiters import FairLock, Waiter
+    from opero.utils.waiters import Waiter, WaitingLine
 
 
 _LONGEST_PAUSE: Final = 1e9
@@ -101,8 +102,8 @@ class RateLimiter(SharedGuard):
 
     name: str | None
     take_slot: Callable[[], int]
-    threads_waiting: list[Waiter | None]
-    loops_waiting: dict[AbstractEventLoop, FairLock]
+    threads_waiting: OrderedDict[Waiter, None]
+    loops_waiting: dict[AbstractEventLoop, WaitingLine]
     state: LimiterState | None
 
     def __init__(
@@ -199,7 +200,7 @@ class RateLimiter(SharedGuard):
 
     def _begin_queue(self) -> None:
         self._queue = SlotQueue(self._rule)
-        self.threads_waiting = self._queue.threads.held
+        self.threads_waiting = self._queue.threads.waiting
         self.loops_waiting = self._queue.loops
 
     # --- verbs ------------------------------------------------------------------------------------
