@@ -204,7 +204,8 @@ class SlotQueue:
         in_thread = kind is ThreadWaiter
         if in_thread:
             warn_on_loop("a slot of its rate limit")
-        waiter, look_up = kind(budget), None
+        waiter: ThreadWaiter | TaskWaiter = kind(budget)
+        look_up: Callable[[], float] | None = None
         # A test's clock moves in one step: what wakes a task then is the first in the line.
         if budget.stop is not None or (budget.deadline is not None and (in_thread or real)):
             look_up = partial(_pause, budget, _LOOK_UP_SECONDS if in_thread else inf)
@@ -212,7 +213,7 @@ class SlotQueue:
         try:
             line.join(waiter)
             while line.first is not waiter:
-                waited, seconds = True, look_up and look_up()
+                waited, seconds = True, None if look_up is None else look_up()
                 # Never 0, which would look at a clock that does not move without a break.
                 pause = seconds and max(seconds, SHORTEST_PAUSE)
                 woken = yield BlockingStep(waiter.wait, waiter.wait, (pause,))
