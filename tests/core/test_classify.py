@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from opero import opero
-from opero.core.classify import Verdict, add_classifier, classify
+from opero import add_classifier, opero
+from opero.core.classify import Verdict, classify
 from opero.core.fallback import EXHAUSTED_SECONDS
 from opero.errors import CallTimeoutError, OperoUsageError
 from opero.testing import FakeClock, capture_events, fake_clock

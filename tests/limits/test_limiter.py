@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 import asynciolimiter
 import pytest
 
-from opero import opero
+from opero import RateLimiter, opero
 from opero.errors import OperoUsageError
-from opero.limits.limiter import RateLimiter, limiter_of
+from opero.limits.limiter import limiter_of
 from opero.limits.waiting import sleep_time
 from opero.testing import FakeClock, fake_clock, set_disabled
 from opero.utils import ambient

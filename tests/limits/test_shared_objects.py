@@ -13,8 +13,8 @@ from types import ModuleType
 
 import pytest
 
+from opero import RateLimiter
 from opero.errors import OperoUsageError
-from opero.limits.limiter import RateLimiter
 from opero.limits.shared import share_all, unshared_objects
 from opero.testing import fake_clock
 
