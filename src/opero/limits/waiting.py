@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from opero.limits.limiter_state import LimiterState
     from opero.utils.steps import StepLogic
+    from opero.utils.waiters import Waiter
 
 
 _LONGEST_SLEEP: Final = SECOND
@@ -204,7 +205,7 @@ class SlotQueue:
         in_thread = kind is ThreadWaiter
         if in_thread:
             warn_on_loop("a slot of its rate limit")
-        waiter: ThreadWaiter | TaskWaiter = kind(budget)
+        waiter: Waiter = kind(budget)
         look_up: Callable[[], float] | None = None
         # A test's clock moves in one step: what wakes a task then is the first in the line.
         if budget.stop is not None or (budget.deadline is not None and (in_thread or real)):
