@@ -190,7 +190,7 @@ class SlotQueue:
     def _wait(
         self,
         line: WaitingLine,
-        kind: type[ThreadWaiter | TaskWaiter],
+        kind: Callable[[WaitBudget], Waiter],
         take: Take,
         state: Callable[[], LimiterState],
         budget: WaitBudget,
@@ -205,7 +205,7 @@ class SlotQueue:
         in_thread = kind is ThreadWaiter
         if in_thread:
             warn_on_loop("a slot of its rate limit")
-        waiter: Waiter = kind(budget)
+        waiter = kind(budget)
         look_up: Callable[[], float] | None = None
         # A test's clock moves in one step: what wakes a task then is the first in the line.
         if budget.stop is not None or (budget.deadline is not None and (in_thread or real)):
