@@ -14,7 +14,7 @@ from opero.limits.shared import SharedCells
 from opero.limits.windows import StepWindow, new_cells
 from opero.utils import ambient
 from opero.utils.checks import text, whole
-from opero.utils.units import Duration, format_seconds, parse_seconds
+from opero.utils.units import Duration, format_seconds, parse_length
 
 _STEPS: Final = 10
 
@@ -65,9 +65,7 @@ class RetryBudget(SharedCells):
         text("name", name)
         self.ratio: float = ratio
         self.minimum: int = minimum
-        self.window: float = parse_seconds(window, "window")
-        if not self.window > 0:
-            raise OperoUsageError(f"window={window!r} must be longer than 0.")
+        self.window: float = parse_length(window, "window")
         self.name: str = name
         self._steps = StepWindow(self.window, _STEPS)
         shape = {"minimum": minimum, "window": self.window}
