@@ -66,7 +66,7 @@ def test_the_waiters_ahead_count_when_a_thread_comes():
     threads = [threading.Thread(target=limiter.acquire, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
-    while len(limiter._queue.threads) < 2:
+    while len(limiter._queue.threads) < 3:
         time.sleep(0.001)
     begun = time.monotonic()
     with pytest.raises(DeadlineError, match="no slot for"):
