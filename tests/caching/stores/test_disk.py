@@ -253,6 +253,38 @@ def test_a_file_that_became_a_link_is_not_followed(tmp_path, store):
     assert store.get("a:k") is None
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.timeout(20)
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
+    f = opero(cache_backend=f"disk:{tmp_path / 'cache'}")(large)
+    f(1)
+    for path in files(DiskStore(tmp_path / "cache")):
+        path.unlink()
+        os.mkfifo(path)
+    assert f(1) == "1" * LARGE
+
+
+def test_a_folder_that_lost_its_tag_is_still_a_cache(store):
+    store.set("a:k", b"x", None)
+    store.close()
+    tag = Path(store.folder) / "CACHEDIR.TAG"
+    tag.unlink()
+    assert DiskStore(store.folder).get("a:k") == b"x"
+    assert tag.exists()
+
+
+def test_settings_that_are_no_numbers_count_as_missing(store):
+    store.set("a:k", b"x", None)
+    with store._transaction() as connection:
+        connection.execute(
+            "INSERT OR REPLACE INTO Setting VALUES ('swept', 'x'), ('size_limit', x'00')"
+        )
+    store.close()
+    for n in range(40):
+        store.set(f"b:{n}", b"y", None)
+    assert store.get("a:k") == b"x"
+
+
 # --- a folder that changes under the program ------------------------------------------------------
 
 
