@@ -288,3 +288,11 @@ def test_a_known_secret_is_hidden_in_every_encoding(
 def test_masking_is_stable_and_never_raises(text: str) -> None:
     for mask in (mask_text, mask_url, mask_urls):
         assert mask(mask(text)) == mask(text)
+
+
+@given(st.text(st.characters(exclude_categories=["Z", "C"], exclude_characters="/?#"), max_size=20))
+def test_whatever_the_user_info_is_it_goes(userinfo: str) -> None:
+    assert (
+        mask_url(f"at https://{userinfo}@host/path?q=a@b now")
+        == "at https://***@host/path?q=a@b now"
+    )

@@ -20,7 +20,9 @@ from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module
 from types import EllipsisType, MemberDescriptorType, NoneType, NotImplementedType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
+
+from opero.utils.named_tuple import NamedTuple
 
 Buffer = bytes | bytearray | memoryview
 """What holds bytes."""
