@@ -288,34 +288,35 @@ def test_a_lease_that_never_ends_is_not_believed(folder):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 @pytest.mark.timeout(20)
-def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
-    f = opero(cache_backend=f"disk:{tmp_path / 'cache'}")(large)
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(folder):
+    f, _ = cached(large, folder)
     f(1)
-    for path in files(DiskStore(tmp_path / "cache")):
-        path.unlink()
-        os.mkfifo(path)
-    assert f(1) == "1" * LARGE
+    (path,) = files(folder)
+    path.unlink()
+    os.mkfifo(path)
+    assert f.call(1).source == "fresh"
 
 
-def test_a_folder_that_lost_its_tag_is_still_a_cache(store):
-    store.set("a:k", b"x", None)
-    store.close()
-    tag = Path(store.folder) / "CACHEDIR.TAG"
-    tag.unlink()
-    assert DiskStore(store.folder).get("a:k") == b"x"
-    assert tag.exists()
+def test_a_folder_that_lost_its_tag_is_still_a_cache(tmp_path, folder):
+    f, _ = cached(value, folder)
+    f(1)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "CACHEDIR.TAG").unlink()
+    f, _ = cached(value, copy)
+    assert f.call(1).source == "hit"
+    assert (copy / "CACHEDIR.TAG").exists()
 
 
-def test_settings_that_are_no_numbers_count_as_missing(store):
-    store.set("a:k", b"x", None)
-    with store._transaction() as connection:
-        connection.execute(
-            "INSERT OR REPLACE INTO Setting VALUES ('swept', 'x'), ('size_limit', x'00')"
-        )
-    store.close()
+def test_settings_that_are_no_numbers_count_as_missing(tmp_path, folder):
+    f, _ = cached(value, folder)
+    f(1)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    rows(copy, "UPDATE Setting SET value = 'x'")
+    f, received = cached(value, copy)
     for n in range(40):
-        store.set(f"b:{n}", b"y", None)
-    assert store.get("a:k") == b"x"
+        f(n)
+    assert f.call(1).source == "hit"
+    assert not received
 
 
 # --- a folder that changes under the program ------------------------------------------------------
