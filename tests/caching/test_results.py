@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
+from tests.tables import rows
 
 from opero import clear_cache, opero
 from opero.core import get_cache_context
@@ -74,8 +75,8 @@ def returned(index: int) -> Any:
     return VALUES[index]
 
 
-@pytest.mark.parametrize("place", ["memory", "disk"])
-@pytest.mark.parametrize("index", range(len(VALUES)), ids=lambda n: type(VALUES[n]).__name__)
+@rows("place", ["memory", "disk"])
+@rows("index", range(len(VALUES)))
 def test_a_hit_is_equal_and_of_the_same_type(place: str, index: int, tmp_path: Any) -> None:
     fetch = opero(cache_backend=place if place == "memory" else f"disk:{tmp_path}")(returned)
     fetch(index)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.tables import rows
 
 from opero import failures, opero
 from opero.testing import capture_events
@@ -53,9 +54,9 @@ def of_works(works: bool, result: object = "fine") -> Callable[..., Any]:
     return judge
 
 
-@pytest.mark.parametrize("works", [True, False], ids=["works", "fails"])
-@pytest.mark.parametrize("cached", [True, False], ids=["cached", "uncached"])
-@pytest.mark.parametrize(
+@rows("works", [True, False])
+@rows("cached", [True, False])
+@rows(
     "name",
     [
         "api_key",

@@ -11,6 +11,7 @@ from email.message import Message
 from typing import Any
 
 import pytest
+from tests.tables import rows
 
 from opero import opero
 from opero.core.classify import Verdict, add_classifier, classify
@@ -58,7 +59,7 @@ def caused_by(cause: Exception) -> Exception:
     return made
 
 
-@pytest.mark.parametrize("status", FINAL)
+@rows("status", FINAL)
 def test_final_statuses(status: int) -> None:
     assert classify(AnswerError(status)) == Verdict("final", f"status {status}")
 

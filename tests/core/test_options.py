@@ -16,6 +16,7 @@ import pytest
 import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.tables import rows
 
 from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter, RetryBudget, opero
 from opero.core.options import Options
@@ -143,19 +144,15 @@ RIGHT: dict[str, list[Any]] = {
 }
 
 
-def each(table: dict[str, list[Any]]) -> list[Any]:
-    return [
-        pytest.param(name, value, id=f"{name}-{n}-{type(value).__name__}")
-        for name, values in table.items()
-        for n, value in enumerate(values)
-    ]
+def each(table: dict[str, list[Any]]) -> list[tuple[str, Any]]:
+    return [(name, value) for name, values in table.items() for value in values]
 
 
 def test_the_tables_below_leave_no_option_out() -> None:
     assert set(WRONG) == set(RIGHT) == set(NAMES)
 
 
-@pytest.mark.parametrize(("name", "value"), each(WRONG))
+@rows(("name", "value"), each(WRONG))
 def test_a_wrong_value_is_refused_before_there_is_a_function(name: str, value: Any) -> None:
     with pytest.raises(OperoUsageError) as raised:
         opero(**{name: value})
@@ -164,7 +161,7 @@ def test_a_wrong_value_is_refused_before_there_is_a_function(name: str, value: A
     assert len(message) > len(f"{name}={value!r}") + 15, "it tells the fix"
 
 
-@pytest.mark.parametrize(("name", "value"), each(RIGHT))
+@rows(("name", "value"), each(RIGHT))
 def test_a_right_value_is_taken_as_it_is(name: str, value: Any) -> None:
     def fetch(x: int = 1) -> int:
         return x
@@ -301,7 +298,7 @@ def test_replace_checks_like_the_constructor() -> None:
         Options().replace("opero", retires=1)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@rows("name", NAMES)
 def test_every_option_has_a_meaning_a_stage_and_a_default_that_passes_its_check(name: str) -> None:
     option = Options.declared[name]
     option.check(name, option.default)

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.tables import rows
 
 import opero
 from opero import CircuitBreaker, events
@@ -23,7 +24,7 @@ KINDS = sorted(
 )
 
 
-@pytest.mark.parametrize("name", KINDS)
+@rows("name", KINDS)
 def test_every_kind_is_explained(name: str, root: Path) -> None:
     table = (root / "docs" / "events.md").read_text(encoding="utf-8")
     assert re.search(rf"^\|.*`{name}`.*\|", table, re.MULTILINE)

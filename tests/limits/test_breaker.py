@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tests.tables import rows
 
 from opero.errors import (
     CircuitOpenError,
@@ -938,7 +939,7 @@ def test_all_options_are_handed_on_with_the_defaults_that_the_signature_shows() 
     assert shown == {field.name: field.default for field in dataclasses.fields(BreakerRules)}
 
 
-@pytest.mark.parametrize(
+@rows(
     ("options", "message"),
     [
         ({"name": ""}, "name=''"),

@@ -24,6 +24,7 @@ import attrs
 import numpy as np
 import pydantic
 import pytest
+from tests.tables import rows
 
 from opero.caching.keys import MAX_DEPTH, Unkeyable, digest, encode, fast_part
 
@@ -164,7 +165,7 @@ UNKEYABLE: dict[str, typing.Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("make", UNKEYABLE.values(), ids=UNKEYABLE)
+@rows("make", UNKEYABLE.values())
 def test_what_has_no_content_has_no_key(make: typing.Callable[[], Any]) -> None:
     value = make()
     for use in (encode, digest, fast_part):
