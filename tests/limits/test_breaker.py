@@ -68,7 +68,7 @@ def run_python() -> Callable[[str, bytes], str]:
 
     def run(code: str, data: bytes = b"") -> str:
         command = [sys.executable, "-W", "error", "-c", code]
-        done = subprocess.run(command, input=data, capture_output=True, check=False, timeout=20)
+        done = subprocess.run(command, input=data, capture_output=True, check=False, timeout=100)
         assert not done.returncode, done.stderr.decode()
         return done.stdout.decode().strip()
 
