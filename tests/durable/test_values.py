@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.tables import rows
 
-from opero.durable.values import decode, encode, register_type
+from opero.durable import register_type
+from opero.durable.values import decode, encode
 from opero.errors import UnserializableError
 
 pytestmark = pytest.mark.internal

@@ -12,12 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from opero import RateLimiter
 from opero.errors import OperoUsageError
-from opero.limits.limiter import RateLimiter
-from opero.limits.shared import unshared_objects
 from opero.testing import fake_clock
-
-pytestmark = pytest.mark.internal
 
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -73,18 +70,6 @@ def test_sharing_keeps_what_has_started():
     assert [limiter.try_acquire() for _ in range(3)] == [True, True, False]
 
 
-def test_a_holder_of_the_old_slot_takes_the_new_one():
-    limiter = RateLimiter("3/hour")
-    old = limiter.take_slot
-    limiter.share()
-    limiter.take_slot = old
-    assert limiter.acquire() == 0
-    assert limiter.current_state().wait_for() == 0
-    limiter.acquire()
-    limiter.acquire()
-    assert limiter.current_state().wait_for() > 0
-
-
 def test_a_fake_clock_leaves_a_shared_slot_alone():
     limiter = RateLimiter("1/hour")
     limiter.share()
@@ -93,35 +78,6 @@ def test_a_fake_clock_leaves_a_shared_slot_alone():
         limiter.acquire()
         assert clock.elapsed == pytest.approx(3600)
     assert limiter.try_acquire()
-
-
-def test_where_nothing_can_be_shared_one_warning_says_so(monkeypatch):
-    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: "/nowhere/at/all")
-    limiter = RateLimiter("1/hour")
-    with pytest.warns(RuntimeWarning, match=r"1 per hour.*per process.*No such file") as caught:
-        assert not limiter.share()
-    # Objects of other tests may be alive as well.
-    assert repr(limiter) in unshared_objects()
-    assert repr(limiter) not in unshared_objects()
-    data = pickle.dumps(limiter)
-    assert len(caught) == 1
-    assert limiter.try_acquire()
-    assert pickle.loads(data) is limiter
-    assert not limiter.try_acquire()
-
-
-@posix
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_forked_child_does_not_report_what_its_parent_could_not_share(monkeypatch):
-    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: "/nowhere/at/all")
-    limiter = RateLimiter("1/hour")
-    with pytest.warns(RuntimeWarning, match="per process"):
-        limiter.share()
-    child = os.fork()
-    if not child:
-        os._exit(len(unshared_objects()))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert repr(limiter) in unshared_objects()
 
 
 # --- several processes ----------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from typing import (
     Any,
     ClassVar,
     Literal,
-    NamedTuple,
     Protocol,
     Self,
     dataclass_transform,
@@ -19,6 +18,7 @@ from typing import (
 
 import opero.utils.checks as checks
 from opero.errors import FailureFilter, OperoUsageError, RetryFilter, did_you_mean
+from opero.utils.named_tuple import NamedTuple
 from opero.utils.secrets import masked_repr
 from opero.utils.units import parse_seconds
 

@@ -285,17 +285,14 @@ class CircuitBreaker(SharedCells):
         core = self._core
 
         def publish() -> T:
-            if self._file is None:
-                try:
-                    return change(core)
-                finally:
-                    self._publish_state()
-            with self._file.change() as whole:
-                if not whole:
-                    # A process was killed while it changed the state: the circuit begins anew.
-                    core.close()
-                    core.transitions.clear()
+            if self._file is not None and self._file.torn:
+                # A process was killed while it changed the state: the circuit begins anew.
+                core.close()
+                core.transitions.clear()
+            try:
                 return change(core)
+            finally:
+                self._publish_state()
 
         try:
             return self._exclusively(publish)

@@ -38,14 +38,12 @@ class Rule:
     `repair` puts right.
 
     Attributes:
-        atomic: Whether a `take` that is cut short leaves a valid state.
         spacing: How far apart calls start at least while there is a queue.
         longest_wait: The longest wait that a valid state can ask for; a longer one takes `repair`.
         late: How late a waiter may wake: less than one per cent of the wait, which is what it costs of the rate.
         signature: Numbers that distinguish the rule from others: four for each of its parts, the first one its kind.
     """
 
-    atomic: bool = True
     spacing: int = 0
     longest_wait: int
     late: int

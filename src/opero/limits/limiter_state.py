@@ -66,8 +66,8 @@ class LimiterState:
         with self._lock:
             if self.file is None:
                 return self._take(self._state, self._now())
-            with self.file:
-                if self.rule.atomic and not self._pause.on:
+            with self.file as file:
+                if not (file.torn or self._pause.on):
                     wait = self.rule.take(self._state, self._now())
                     if wait <= self.rule.longest_wait:
                         return wait
@@ -75,14 +75,15 @@ class LimiterState:
 
     def take_marked(self, units: int = UNIT) -> tuple[int, TakenSlot]:
         """Do what `take` does for a call that costs so much, and return what `give_back` needs too."""
+        rule = self.rule
         with self._lock:
             if self.file is None:
                 now, state = self._now(), self._state
-                return self._take(state, now, units), TakenSlot(now, self.rule.stamp(state))
+                return self._take(state, now, units), TakenSlot(now, rule.stamp(state))
 
         def change(state: Any, pause: LimitPause, now: int) -> tuple[int, TakenSlot]:
-            wait = pause.take(self.rule, state, now, units)
-            return wait, TakenSlot(now, self.rule.stamp(state))
+            wait = pause.take(rule, state, now, units)
+            return wait, TakenSlot(now, rule.stamp(state))
 
         return self.update(change)
 
@@ -98,23 +99,15 @@ class LimiterState:
         Returns:
             What `change` returned.
         """
-        with self._lock:
-            if self.file is not None:
-                with self.file as file:
-                    return self._update_in_file(file, change)
-            found = change(self._state, self._pause, self._now())
-            self._take = self._take_paused if self._pause.on else self.rule.take
+        with self._lock, self.file or self._lock:
+            rule, state, pause, now = self.rule, self._state, self._pause, self._now()
+            if file := self.file:
+                damaged = rule.longest_wait < rule.wait_for(state, now) < NEVER
+                if file.torn or (damaged and not pause.on):
+                    rule.repair(state, now)
+            found = change(state, pause, now)
+            self._take = self._take_paused if pause.on else rule.take
             return found
-
-    def _update_in_file(self, file: StateFile, change: Callable[[Any, LimitPause, int], T]) -> T:
-        rule, now, state, pause = self.rule, self._now(), self._state, self._pause
-        damaged = rule.longest_wait < rule.wait_for(state, now) < NEVER
-        if file.changing or (damaged and not pause.on):
-            rule.repair(state, now)
-        file.changing = not rule.atomic
-        found = change(state, pause, now)
-        file.changing = False
-        return found
 
     def move(self, path: str, *, create: bool, named: bool = False) -> Self:
         """Go on in a file.
@@ -161,10 +154,9 @@ class LimiterState:
             self._state = cells[place:]
             if isinstance(rule, CombinedLimit):
                 self._state = [cells[begin:end] for _, begin, end in _parts_of(cells)]
-            if paused:
-                with file:
-                    self._update_in_file(file, partial(self._begin_pause, paused))
             self.file = file
+            if paused:
+                self.pause(paused)
         return self
 
     def after_fork(self) -> None:

@@ -91,6 +91,7 @@ class SharedObject:
         self._cannot_share = False
         self._moving = threading.Lock()
         self._addresses: set[str] = set()
+        self._searched = 0
         self.attached: bool = not registry.table
         with registry.lock:
             registry.objects[self.uid] = self
@@ -139,6 +140,17 @@ class SharedObject:
         path = path or next((table[found] for found in table if _at(found) is self), None)
         self._join(path)
         return path is not None
+
+    def _is_unknown(self, modules: int) -> bool:
+        """Return, once for each number of modules, whether it is to be searched for in them."""
+        before, self._searched = self._searched, modules
+        return not self._addresses and before != modules
+
+    def _places(self) -> Iterator[tuple[str, str]]:
+        """Yield the addresses that still stand for this object, with its file."""
+        for address in self._addresses:
+            if self._path is not None and ("#" in address or _at(address) is self):
+                yield address, self._path
 
     def _begin_attached(self) -> None:
         """Begin to work, with a state of this process for the time being."""
@@ -253,6 +265,8 @@ class SharedCells(SharedObject):
                 create=create,
             )
             with file:
+                if file.torn:
+                    file.cells[:] = memoryview(bytes(8 * size)).cast("q")
                 self._use(file.cells)
             self._file = file
 
@@ -331,33 +345,27 @@ def share_all() -> dict[str, str]:
         The files, by the addresses of the objects that an import will make again in a worker: what `attach_table`
         takes there.
     """
-    table: dict[str, str] = {}
-    others: dict[int, str] = {}
-    for one in list(registry.objects.values()):
-        if one._path is None:  # noqa: SLF001 - one thing with this module
-            one.share()
-        addresses, path = one._addresses, one._path  # noqa: SLF001 - one thing with this module
-        if path is not None:
-            table.update(dict.fromkeys(addresses, path))
-            if not addresses:
-                others[id(one)] = path
-    if others:
-        table.update(_held_by_modules(others))
-    return table
+    shared = {id(one): one for one in list(registry.objects.values()) if one.share()}
+    # The search takes milliseconds: once for each object, and again when more modules have been imported.
+    modules = len(sys.modules)
+    wanted = {key for key, one in shared.items() if one._is_unknown(modules)}  # noqa: SLF001 - one thing with this module
+    for address, key in _held_by_modules(wanted) if wanted else ():
+        shared[key]._addresses.add(address)  # noqa: SLF001 - as above
+    return {address: path for one in shared.values() for address, path in one._places()}  # noqa: SLF001 - as above
 
 
-def _held_by_modules(paths: dict[int, str]) -> Iterator[tuple[str, str]]:
-    """Yield the module attributes that hold objects, given by their ids, with their files."""
+def _held_by_modules(wanted: set[int]) -> Iterator[tuple[str, int]]:
+    """Yield the module attributes that hold objects, given by their ids, with those."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in _NOT_SEARCHED:
             continue
         for attribute, value in list(getattr(module, "__dict__", {}).items()):
-            if id(value) in paths:
-                yield f"{name}:{attribute}", paths[id(value)]
+            if id(value) in wanted:
+                yield f"{name}:{attribute}", id(value)
             elif isinstance(value, type) and value.__module__ == name:
                 for inner, held in list(vars(value).items()):
-                    if id(held) in paths:
-                        yield f"{name}:{attribute}.{inner}", paths[id(held)]
+                    if id(held) in wanted:
+                        yield f"{name}:{attribute}.{inner}", id(held)
 
 
 def attach_table(table: dict[str, str], interpreter: str) -> None:

@@ -4,8 +4,8 @@
 - The lock is a record lock, which the kernel takes back from a process that is killed. It belongs to a process, so a
   forked child does not have it, and closing any descriptor of the file gives it up: each process has one descriptor
   per file, with a thread lock around it, and keeps it while the file is used.
-- Numbers are stored whole (eight aligned bytes). A change that takes several stores is marked as begun; a process
-  that finds the mark repairs what a killed one has left.
+- Numbers are stored whole (eight aligned bytes). A mark is set while the lock is held; a process that finds it repairs
+  what a killed one has left.
 
 A private file goes by the monotonic clock and is removed with its owner. The file of a name outlives programs and
 reboots, so that it goes by the wall clock.
@@ -23,15 +23,12 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Self, TypeVar
+from typing import Final, Self
 from zlib import crc32
 
 from opero.utils.fork import reset_after_fork, run_after_fork
-
-T = TypeVar("T")
 
 # --- locks that the system takes back from the dead -----------------------------------------------
 
@@ -160,23 +157,27 @@ class StateFile:
         path: The file.
         fd: The only descriptor of the file in this process.
         cells: The numbers; to be changed only while the lock is held.
+        torn: While the lock is held: whether the one that held it before was killed or interrupted meanwhile.
     """
 
-    __slots__ = ("__weakref__", "_depth", "_header", "cells", "fd", "path", "thread_lock")
+    __slots__ = ("__weakref__", "_depth", "_header", "cells", "fd", "path", "thread_lock", "torn")
 
     cells: memoryview
 
     thread_lock: threading.RLock
+
+    torn: bool
 
     def __init__(self, path: str, kind: str, make: Make, *, create: bool) -> None:
         self.path: str = path
         self._reset()
         self.fd: int = _open_own(path, create=create)
         try:
-            with self:
-                magic = int.from_bytes(f"opero{kind:.2}".encode() + bytes([_VERSION]), "big")
-                self._load(magic, make, create)
-                _use(self.fd)
+            lock(self.fd)
+            magic = int.from_bytes(f"opero{kind:.2}".encode() + bytes([_VERSION]), "big")
+            self._load(magic, make, create)
+            _use(self.fd)
+            unlock(self.fd)
         except BaseException:
             os.close(self.fd)
             raise
@@ -229,40 +230,20 @@ class StateFile:
         """Whether no other process uses the file."""
         return _only_user(self.fd)
 
-    @property
-    def changing(self) -> bool:
-        """Whether a change was begun, and not ended."""
-        return self._header[_CHANGING] != 0
-
-    @changing.setter
-    def changing(self, value: bool) -> None:
-        self._header[_CHANGING] = int(value)
-
-    @contextmanager
-    def change(self) -> Iterator[bool]:
-        """Mark a change that takes several stores, while the lock is held.
-
-        Yields:
-            False if a killed process has left the last one half done.
-        """
-        nested = self._depth > 1
-        whole = nested or not self.changing
-        self.changing = True
-        try:
-            yield whole
-        finally:
-            self.changing = nested
-
     def __enter__(self) -> Self:
         self.thread_lock.acquire()
         self._depth += 1
         if self._depth == 1:
             lock(self.fd)
+            self.torn = self._header[_CHANGING] != 0
+            self._header[_CHANGING] = 1
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._depth -= 1
         if not self._depth:
+            if kind is None:
+                self._header[_CHANGING] = 0
             unlock(self.fd)
         self.thread_lock.release()
 
@@ -270,6 +251,7 @@ class StateFile:
         # Reentrant, because a signal handler may make a call.
         self.thread_lock = threading.RLock()
         self._depth = 0
+        self.torn = False
 
     def after_fork(self) -> None:
         """Drop the parent's thread lock, and show that this process uses the file too."""

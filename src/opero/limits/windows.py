@@ -190,8 +190,6 @@ class CostWindow(Rule):
     period: int
     capacity: int
 
-    atomic = False
-
     def __post_init__(self) -> None:
         self.grain: int = -(-self.period // _GRAINS)
         # The window, and the part that has begun.
@@ -423,8 +421,6 @@ class CombinedLimit(Rule):
         self.signature: tuple[int, ...] = tuple(
             number for part in self.parts for number in part.signature
         )
-        # The sum of a cost window and its ring are not stored at once.
-        self.atomic: bool = all(part.atomic for part in self.parts)
         self.spacing: int = max(part.spacing for part in self.parts)
         self.late: int = min(part.late for part in self.parts)
         self.longest_wait: int = max(part.longest_wait for part in self.parts)

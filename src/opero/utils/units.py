@@ -6,9 +6,9 @@ from __future__ import annotations
 import datetime
 import math
 import re
-from typing import NamedTuple
 
 from opero.errors import OperoUsageError
+from opero.utils.named_tuple import NamedTuple
 
 Duration = float | int | str | datetime.timedelta
 """Seconds, a `timedelta`, or text: "250ms", "90s", "15m", "1h", "7d"."""

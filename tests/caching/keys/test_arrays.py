@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from tests.caching.keys.entries import entry
 
-from opero.caching.keys import Unkeyable, encode
-
-pytestmark = pytest.mark.internal
+from opero.errors import UnkeyableError
 
 ARRAYS: dict[str, list[Any]] = {
     "dtypes": [
@@ -102,13 +101,13 @@ ARRAYS: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("values", ARRAYS.values(), ids=ARRAYS)
 def test_arrays_and_frames_differ_by_content_and_type(values: list[Any]) -> None:
-    assert len({encode(value) for value in values}) == len(values)
+    assert len({entry(value) for value in values}) == len(values)
 
 
 @pytest.mark.parametrize("values", ARRAYS.values(), ids=ARRAYS)
 def test_copies_of_arrays_and_frames_have_their_keys(values: list[Any]) -> None:
     copies = pickle.loads(pickle.dumps(values))
-    assert [encode(copy) for copy in copies] == [encode(value) for value in values]
+    assert [entry(copy) for copy in copies] == [entry(value) for value in values]
 
 
 def test_gaps_between_fields_do_not_count() -> None:
@@ -116,18 +115,18 @@ def test_gaps_between_fields_do_not_count() -> None:
     left, right = np.zeros(2, aligned), np.full(32, 0xFF, np.uint8).view(aligned)
     right["a"] = right["b"] = 0
     assert left.tobytes() != right.tobytes()
-    assert encode(left) == encode(right)
+    assert entry(left) == entry(right)
 
 
 def test_levels_that_no_row_uses_do_not_count() -> None:
     rows = pd.MultiIndex.from_tuples([(1, "a"), (2, "b")])
-    assert encode(rows[:1]) == encode(pd.MultiIndex.from_tuples([(1, "a")]))
+    assert entry(rows[:1]) == entry(pd.MultiIndex.from_tuples([(1, "a")]))
 
 
 @pytest.mark.skipif(np.dtype("g").itemsize == 8, reason="longdouble is a plain double here")
 def test_padded_floats_have_no_key() -> None:
-    with pytest.raises(Unkeyable, match="pads"):
-        encode(np.zeros(2, "g"))
+    with pytest.raises(UnkeyableError, match="pads"):
+        entry(np.zeros(2, "g"))
 
 
 def test_a_subclass_of_an_array_counts_its_attributes() -> None:
@@ -136,4 +135,4 @@ def test_a_subclass_of_an_array_counts_its_attributes() -> None:
 
     metres, feet = np.arange(2).view(Quantity), np.arange(2).view(Quantity)
     metres.unit, feet.unit = "m", "ft"
-    assert len({encode(v) for v in (metres, feet, np.arange(2))}) == 3
+    assert len({entry(v) for v in (metres, feet, np.arange(2))}) == 3

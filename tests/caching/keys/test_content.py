@@ -1,5 +1,5 @@
 # this_file: tests/caching/keys/test_content.py
-"""What makes two keys equal, and what makes them differ."""
+"""Which arguments share an entry of a cache, and which have one of their own."""
 
 from __future__ import annotations
 
@@ -27,11 +27,7 @@ import numpy as np
 import pandas as pd
 import pydantic
 import pytest
-from tests.tables import rows
-
-from opero.caching.keys import encode
-
-pytestmark = pytest.mark.internal
+from tests.caching.keys.entries import entry
 
 
 @dataclasses.dataclass
@@ -388,7 +384,7 @@ ALL_DIFFERENT: dict[str, list[Any]] = {
 
 @rows("values", ALL_DIFFERENT.values())
 def test_values_of_different_content_or_type_have_different_keys(values: list[Any]) -> None:
-    assert len({encode(value) for value in values}) == len(values)
+    assert len({entry(value) for value in values}) == len(values)
 
 
 @rows("values", ALL_DIFFERENT.values())
@@ -397,7 +393,7 @@ def test_values_of_different_content_or_type_have_different_keys(values: list[An
     [lambda v: [v], lambda v: ({"k": v},), lambda v: Point(v, 0), lambda v: {1: [v]}],
 )
 def test_values_differ_at_every_depth(values: list[Any], wrap: Any) -> None:
-    assert len({encode(wrap(value)) for value in values}) == len(values)
+    assert len({entry(wrap(value)) for value in values}) == len(values)
 
 
 SAME: dict[str, tuple[Any, Any]] = {
@@ -427,54 +423,54 @@ SAME: dict[str, tuple[Any, Any]] = {
 
 @rows(("left", "right"), SAME.values())
 def test_equal_content_has_one_key(left: Any, right: Any) -> None:
-    assert encode(left) == encode(right)
-    assert encode([left]) == encode([right])
+    assert entry(left) == entry(right)
+    assert entry([left]) == entry([right])
 
 
 def test_shared_parts_and_equal_copies_have_one_key() -> None:
     shared = ["a"]
-    assert encode([shared, shared]) == encode([["a"], ["a"]])
+    assert entry([shared, shared]) == entry([["a"], ["a"]])
 
 
 def test_interned_and_fresh_strings_have_one_key() -> None:
-    assert encode(["ab", "ab"]) == encode(["".join(iter("ab")), "xab"[1:]])
+    assert entry(["ab", "ab"]) == entry(["".join(iter("ab")), "xab"[1:]])
 
 
 def test_attributes_of_a_builtin_subclass_count() -> None:
     left, right = Text("a"), Text("a")
     left.mark = 1  # type: ignore[attr-defined]
-    assert encode(left) != encode(right)
+    assert entry(left) != entry(right)
 
 
 def test_slots_of_a_builtin_subclass_count() -> None:
     left, right, empty = Slotted([1]), Slotted([1]), Slotted([1])
     left.unit, right.unit = "m", "ft"
-    assert len({encode(value) for value in (left, right, empty)}) == 3
+    assert len({entry(value) for value in (left, right, empty)}) == 3
 
 
 def test_private_attributes_of_a_model_count_as_in_its_equality() -> None:
     left, right = Open(name="a"), Open(name="a")
     right._seen = 1
     assert left != right
-    assert encode(left) != encode(right)
+    assert entry(left) != entry(right)
 
 
 def test_decimals_do_not_depend_on_the_context() -> None:
     value = decimal.Decimal("1E+30")
-    before = encode(value)
+    before = entry(value)
     with decimal.localcontext() as context:
         context.capitals = 0
-        assert encode(value) == before
+        assert entry(value) == before
 
 
 def test_moving_an_item_of_an_ordered_dict_changes_its_key() -> None:
     ordered = OrderedDict(a=1, b=2)
-    before = encode(ordered)
+    before = entry(ordered)
     ordered.move_to_end("a")
-    assert encode(ordered) != before
+    assert entry(ordered) != before
 
 
 def test_the_script_has_one_name_in_parent_and_spawned_worker() -> None:
     parent = type("Job", (Text,), {"__module__": "__main__"})
     worker = type("Job", (Text,), {"__module__": "__mp_main__"})
-    assert encode(parent("a")) == encode(worker("a"))
+    assert entry(parent("a")) == entry(worker("a"))
