@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.tables import rows
 
 from opero import failures, opero
 from opero.testing import capture_events

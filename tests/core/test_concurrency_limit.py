@@ -495,4 +495,4 @@ if not child:
 assert os.waitpid(child, 0)[1] == 0
 assert (limit.in_flight, limit.waiting) == (2, 1)
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=20)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=100)

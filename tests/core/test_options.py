@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import tenacity
+from tests.tables import rows
 
 from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter, RetryBudget, opero
 from opero.errors import OperoUsageError
@@ -135,7 +136,7 @@ def each(table: dict[str, list[Any]]) -> list[tuple[str, Any]]:
     return [(name, value) for name, values in table.items() for value in values]
 
 
-@pytest.mark.parametrize(("name", "value"), each(WRONG))
+@rows(("name", "value"), each(WRONG))
 def test_a_wrong_value_is_refused_before_there_is_a_function(name: str, value: Any) -> None:
     with pytest.raises(OperoUsageError) as raised:
         opero(**{name: value})

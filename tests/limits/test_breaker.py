@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.tables import rows
 
 from opero import CircuitBreaker, CircuitState
 from opero.errors import (
@@ -676,7 +677,7 @@ def test_the_snapshot_is_frozen(clock: FakeClock) -> None:
         stats.opened = 2  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(
+@rows(
     ("options", "message"),
     [
         ({"name": ""}, "name=''"),

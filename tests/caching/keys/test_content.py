@@ -26,8 +26,8 @@ import attrs
 import numpy as np
 import pandas as pd
 import pydantic
-import pytest
 from tests.caching.keys.entries import entry
+from tests.tables import rows
 
 
 @dataclasses.dataclass

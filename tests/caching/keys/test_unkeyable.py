@@ -24,6 +24,7 @@ import numpy as np
 import pydantic
 import pytest
 from tests.caching.keys.entries import entry
+from tests.tables import rows
 
 from opero.errors import UnkeyableError
 
