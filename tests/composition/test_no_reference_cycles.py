@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.tables import rows
 
 from opero import opero
 from opero.events import CallGaveUp, event_bus
@@ -89,8 +88,8 @@ ways: list[Any] = [
 ]
 
 
-@rows(("options", "body"), ways)
-@rows("way", ["plain", "call"])
+@pytest.mark.parametrize(("options", "body"), ways)
+@pytest.mark.parametrize("way", ["plain", "call"])
 def test_arguments_are_freed(face: Any, options: dict[str, Any], body: Any, way: str) -> None:
     fetch = opero(**{**quick, **options})(face.of(body))
     begin = fetch if way == "plain" else fetch.call
