@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.caching.stores.test_lease import Busy, World, promised, work
+from tests.caching.stores.test_lease import Busy, World, promised, slow, work
 from tests.conftest import Face
 from tests.crowd import Crowd
 
@@ -125,6 +125,24 @@ class TestStore:
             threading.Timer(2.5, busy.let_go.set).start()
             assert face.run(opero(**options)(body), 1) == 2
         assert World.calls == 1
+
+    def test_a_cancelled_leader_gives_its_lease_back(
+        self, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lease, "SECONDS", 60.0)
+
+        async def main() -> None:
+            leading = asyncio.create_task(opero(**options)(slow)(1))
+            while not World.calls:  # noqa: ASYNC110 - a global tells, not an event
+                await asyncio.sleep(0.01)
+            leading.cancel()
+            await asyncio.gather(leading, return_exceptions=True)
+            began = time.monotonic()
+            assert await opero(**options)(slow)(1) == 1
+            assert time.monotonic() - began < 50
+
+        asyncio.run(main())
+        assert World.calls == 2
 
     def test_a_leader_that_stood_still_takes_nothing_from_its_successor(
         self,
