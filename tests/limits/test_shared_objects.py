@@ -39,7 +39,7 @@ def script(text: str, *arguments: str) -> subprocess.Popen[bytes]:
 
 
 def result(process: subprocess.Popen[bytes], data: bytes = b"") -> object:
-    out, err = process.communicate(data, timeout=20)
+    out, err = process.communicate(data, timeout=100)
     assert process.returncode == 0, err.decode()
     return json.loads(out)
 
@@ -209,7 +209,7 @@ if {shared}:
     limiter.share()
 (limiter._state.file.thread_lock if limiter.shared else limiter._state._lock).acquire()
 limiter._moving.acquire()
-limiter._queue.threads.try_acquire()
+limiter._queue.threads.join("a caller of the parent")
 limiter.loops_waiting["a loop of the parent"] = None
 if not os.fork():
     signal.alarm(10)

@@ -86,6 +86,18 @@ def parse_seconds(value: object, option: str) -> float:
     return found
 
 
+def parse_length(value: object, option: str) -> float:
+    """Return a duration that is longer than 0 as seconds.
+
+    Raises:
+        OperoUsageError: It is none.
+    """
+    found = parse_seconds(value, option)
+    if found <= 0:
+        raise OperoUsageError(f"{option}={value!r} must be longer than 0.")
+    return found
+
+
 def _float(value: float) -> float:
     try:
         return float(value)
