@@ -394,7 +394,19 @@ def earlier_version(path: Path) -> None:
         cache.set("a:k", b"x")
 
 
-@pytest.mark.parametrize("make", [other_program, earlier_version])
+def endless_view(path: Path) -> None:
+    """Make a database in which each look for an entry would take for ever."""
+    with sqlite3.connect(path) as other:
+        other.executescript(
+            "PRAGMA application_id = 0x6F706463; PRAGMA user_version = 1;"
+            "CREATE TABLE Setting (key TEXT PRIMARY KEY, value);"
+            "CREATE VIEW Cache AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
+            " SELECT 'k' key, NULL expires, i size, NULL filename, x'00' value FROM n;"
+        )
+    other.close()
+
+
+@pytest.mark.parametrize("make", [other_program, earlier_version, endless_view])
 def test_the_database_of_another_program_or_version_is_set_aside(folder, make):
     cache = context(folder)
     cache.set(1, "old")
