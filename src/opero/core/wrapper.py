@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from time import monotonic
 from types import CodeType, FunctionType, SimpleNamespace
@@ -25,7 +26,7 @@ from opero.core.deadline import leave
 from opero.core.function import unwrap_partial
 from opero.core.stream import STREAMS, AsyncStream
 from opero.utils.ambient import switch
-from opero.utils.parameters import NoDefault, write_parameters
+from opero.utils.parameters import KEYWORD_ONLY, NoDefault, write_parameters
 
 if TYPE_CHECKING:
     from opero.core.function import FunctionInfo
@@ -44,7 +45,12 @@ _STAGES: Final = "return {wait}_opero_run({new_call})"
 _FAST_PATH: Final = """\
 if _opero_switch.on or _opero_fast_path.closed:
     return {wait}_opero_run({new_call})
-{fast_path}
+_opero_flight = _opero_held = _opero_scope = None
+try:
+    {fast_path}
+except _opero_BaseException:
+    {drops}
+    raise
 """
 
 _FIRST: Final = """\
@@ -71,18 +77,14 @@ if _opero_entry is not None and _opero_entry.expires > _opero_monotonic():
     return _opero_entry.value if _opero_entry.copier is None else _opero_entry.copier(_opero_entry.value)
 """
 
-# What a caller leads it lands, hands over to the stages, or gives up, however its first call ends.
+# What a caller leads it lands, hands over to the stages, or drops.
 _LEAD: Final = """\
 _opero_flight = _opero_cache.find_or_lead(_opero_key)
 if _opero_isinstance(_opero_flight, _opero_Entry):
     _opero_count_hit()
     return _opero_flight.open()
 if _opero_flight is not None:
-    try:
-        {first_call}
-    except _opero_BaseException:
-        _opero_cache.give_up(_opero_flight)
-        raise
+    {first_call}
 """
 
 # No name keeps the error: a frame that does, and that the error has passed through, is a reference cycle.
@@ -121,6 +123,12 @@ _PASSES: Final = {
     "circuit": "(_opero_permit := _opero_breaker.current_permit) is not None",
     "concurrency": "(_opero_held := _opero_limit.enter({task})) is not None",
     "rate_limit": "not (_opero_rate_limit.limiter.{line}_waiting or _opero_rate_limit.limiter.take_slot())",
+}
+# What a call that ends with an error may still have: Ctrl-C may come just before it is given back.
+_DROPS: Final = {
+    "concurrency": "_opero_limit.drop(_opero_held, {task})",
+    "deadline": "_opero_leave(_opero_scope)",
+    "cache": "_opero_cache.drop(_opero_flight)",
 }
 _OF_PIPELINE: Final = (*_PASSES, "cache", "deadline", "fast_path", "run", "timeout")
 
@@ -187,10 +195,11 @@ def _made(source: str, info: FunctionInfo, names: dict[str, Any]) -> FunctionTyp
     # What tracebacks and debuggers ask for the text: `linecache` itself costs a tenth of importing opero.
     loader = SimpleNamespace(get_source=lambda name: source)
     scope |= {"__name__": code.co_filename, "__loader__": loader}
-    exec(code, scope)  # noqa: S102 - our template, names only
-    made: FunctionType = scope.pop("_wrapper")
-    made.__code__ = made.__code__.replace(co_name=info.name, co_qualname=info.qualname)
-    made.__name__, made.__qualname__, made.__module__ = info.name, info.qualname, info.module
+    made = FunctionType(code.replace(co_name=info.name, co_qualname=info.qualname), scope)
+    given = [p for p in info.calling if p.default is not NoDefault]
+    made.__defaults__ = tuple(p.default for p in given if p.kind != KEYWORD_ONLY)
+    made.__kwdefaults__ = {p.name: p.default for p in given if p.kind == KEYWORD_ONLY}
+    made.__module__ = info.module
     return made
 
 
@@ -233,13 +242,14 @@ def _source(pipeline: Pipeline) -> str:
         "land": "" if cache is None else _LAND,
         "first_call": _first_call(pipeline, in_thread=in_thread),
         "fast_path": _FIRST if fast else _STAGES,
+        "drops": "\n".join(d for s, d in _DROPS.items() if getattr(pipeline, s) is not None),
     }
     if cache is not None and (cache.in_memory or fast):
         names = cache.keys.fast_parameters if cache.in_memory else ()
         of_instance = cache.keys.instances is not None
         key = key_source(names, pipeline.info.calling, of_instance=of_instance)
         parts |= {"find_key": key, "hit": _HIT if cache.in_memory else ""}
-        parts |= {"lead": _LEAD if fast else "_opero_flight = None", "fast_path": _LOOK_UP}
+        parts |= {"lead": _LEAD if fast else "", "fast_path": _LOOK_UP}
     return _fill(_FUNCTION, parts | {"body": STREAMS.get(kind, _FAST_PATH)})
 
 
@@ -253,8 +263,8 @@ def _first_call(pipeline: Pipeline, *, in_thread: bool) -> str:
         # A thread that is left behind keeps the permit; the call knows it.
         more = "_opero_concurrency.leave(_opero_held, _opero_call)"
         leave_permit = more if in_thread else "_opero_limit.leave(_opero_held)"
-        held = f"if _opero_held is not None:\n    {leave_permit}"
-        body = _within("_opero_held = None", body, held)
+        held = f"if _opero_held is not None:\n    {leave_permit}\n    _opero_held = None"
+        body = _within("", body, held)
     if pipeline.deadline is not None:
         body = _within("_opero_scope = _opero_deadline.begin()", body, "_opero_leave(_opero_scope)")
     return body
@@ -286,9 +296,14 @@ def _fill(template: str, parts: dict[str, str]) -> str:
 
 @functools.lru_cache(maxsize=512)
 def _compiled(source: str) -> CodeType:
-    """Compile a source once."""
+    """Return the code of the function that a source defines."""
+    # Not by `compile`, which first makes the hundred classes of `ast`: a tenth of what importing opero costs. Defaults
+    # are of no interest here.
+    names: dict[str, Any] = defaultdict(str)
+    exec(source, {}, names)  # noqa: S102 - our template, names only
+    made: FunctionType = names["_wrapper"]
     # Tracebacks ask no loader for a name that ends with ">".
-    return compile(source, f"<opero wrapper> {next(_numbers)}", "exec")
+    return made.__code__.replace(co_filename=f"<opero wrapper> {next(_numbers)}")
 
 
 _numbers = itertools.count(1)

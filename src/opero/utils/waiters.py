@@ -200,13 +200,13 @@ class HandoffQueue:
             self.waiting.pop(waiter, None)
             return not waiter.granted
 
-    def wake_next(self) -> Waiter | None:
-        """Wake the first caller that can go on, and return it; None if there is none."""
+    def wake_next(self, value: Any = True) -> Waiter | None:
+        """Wake the first caller that can go on, with a value, and return it; None if there is none."""
         with self.lock:
             while self.waiting:
                 waiter = next(iter(self.waiting))
                 # A coroutine that is collected at this moment may have taken it out.
-                if self.waiting.pop(waiter, self) is None and waiter.wake():
+                if self.waiting.pop(waiter, self) is None and waiter.wake(value):
                     return waiter
         return None
 
@@ -217,8 +217,8 @@ class HandoffQueue:
                 if fits(waiter) and self.waiting.pop(waiter, self) is None:
                     waiter.wake(value)
 
-    def take(self) -> bool:
-        """Take one if there is one, without a look at the queue."""
+    def take(self) -> Any:
+        """Take one if there is one, without a look at the queue; else return something false."""
         raise NotImplementedError
 
     def put_back(self) -> None:
