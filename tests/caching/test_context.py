@@ -9,11 +9,9 @@ import threading
 
 import pytest
 
-from opero import opero
-from opero.caching.handles import clear_cache, get_cache_context
+from opero import clear_cache, opero
+from opero.core import get_cache_context
 from opero.errors import OperoUsageError, UnkeyableError
-
-pytestmark = pytest.mark.internal
 
 
 class PrefixStore:

@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from opero.caching.handles import clear_cache
+from opero import clear_cache
 from opero.core.cache import CacheStage
 from opero.core.call import Call
 from opero.core.function import FunctionInfo

@@ -21,8 +21,7 @@ def test_it_starts_with_one_item_and_grows_step_by_step(samples: list[tuple[int,
     for items, busy in samples:
         before = chunks.size
         chunks.measured(items, busy)
-        assert 1 <= chunks.size <= min(LARGEST, 16 * before)
-        # The longer a chunk takes, the smaller the step.
+        assert 1 <= chunks.size <= LARGEST
         assert chunks.size <= 4 * before or 4 * chunks.size * busy <= 0.03 * items * (1 + 1e-9)
 
 

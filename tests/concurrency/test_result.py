@@ -7,10 +7,8 @@ import pickle
 
 import pytest
 
-from opero.concurrency.result import MapFailure, MapResult
+from opero.concurrency import MapFailure, MapResult
 from opero.errors import MapStopped
-
-pytestmark = pytest.mark.internal
 
 
 def result_of(failed: int = 0, **fields: object) -> MapResult[int]:

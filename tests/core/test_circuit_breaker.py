@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from opero import opero
+from opero import CircuitBreaker, CircuitState, opero
 from opero.core.call import Call, part_key
 from opero.core.circuit_breaker import Circuit, CircuitCheck, breaker_of
 from opero.errors import CircuitOpenError, DeadlineError, Rejected
 from opero.events import CircuitChanged, Event
 from opero.events.bus import Emitter
-from opero.limits.breaker import CircuitBreaker
-from opero.limits.breaker_state import CircuitState
 from opero.testing import FakeClock, capture_events, set_disabled
 from opero.utils.secrets import show_value
 

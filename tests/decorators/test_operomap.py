@@ -18,11 +18,9 @@ import pytest
 from tests.map_mode import MapMode
 
 from opero import RateLimiter, operomap
-from opero.concurrency.result import ItemResult, MapResult
+from opero.concurrency import ItemResult, MapResult
 from opero.errors import MapStopped, OperoUsageError
 from opero.testing import fake_clock, set_disabled
-
-pytestmark = pytest.mark.internal
 
 MODES = [
     pytest.param(("sync", {"mode": "thread"}), id="threads"),

@@ -19,7 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opero.durable.values import decode, encode, register_type
+from opero.durable import register_type
+from opero.durable.values import decode, encode
 from opero.errors import UnserializableError
 
 pytestmark = pytest.mark.internal

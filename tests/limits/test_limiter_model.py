@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -15,10 +15,7 @@ from opero import RateLimiter
 from opero.errors import DeadlineError, SpendCapError
 from opero.testing import fake_clock
 
-if TYPE_CHECKING:
-    from opero.limits.limiter_state import Reservation
-
-pytestmark = [pytest.mark.internal, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.timeout(120)
 
 KINDS: list[tuple[str | None, dict[str, Any]]] = [
     ("10/s", {}),
@@ -54,7 +51,7 @@ class AgainstAModel(RuleBasedStateMachine):
         self.clock_context = fake_clock()
         self.clock = self.clock_context.__enter__()
         self.entries: list[Entry] = []
-        self.open: list[tuple[Reservation, Entry]] = []
+        self.open: list[tuple[Any, Entry]] = []
         self.paused_until = 0.0
         self.spent = 0.0
 

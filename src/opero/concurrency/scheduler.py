@@ -37,9 +37,7 @@ LARGEST: Final = 5_000
 HEAVIEST: Final = 1 << 21
 """Most bytes of a chunk's large buffers, if it is not a single item: few enough to stay in the processor's cache."""
 _GROWTH: Final = 4
-"""A chunk is at most so many times as large as the last one that was measured."""
-_LEAP: Final = 16
-"""The same, while even that many items would take less than a quarter of the target."""
+"""A chunk is at most so many times as large as the last one that was measured, or takes a quarter of its target."""
 _SMALLEST: Final = 32
 """Towards the end of the input chunks get smaller, down to this part of their size."""
 _SAMPLE: Final = 20
@@ -156,8 +154,7 @@ class ChunkSize:
         if wanted < self.size:
             self.size = wanted
         elif items >= self.size:
-            leap = _LEAP if 4 * _LEAP * self.size <= wanted else _GROWTH
-            self.size = min(wanted, leap * self.size)
+            self.size = min(wanted, max(_GROWTH * self.size, fitting // _GROWTH))
 
     def weighed(self, items: int, size: int) -> None:
         """Learn how many bytes some items took that travel beside their frame."""

@@ -232,10 +232,10 @@ class ConcurrencyLimit(SharedGuard):
         if not self.attached:
             self.attach()
         permits = self._permits
-        permit = None if permits.waiting else permits.take(counted=False)
-        if permit is not None:
-            permit.holder = holder
-        return permit
+        taken = None if permits.waiting else permits.take(counted=False)
+        if taken is not None:
+            taken.holder = holder
+        return taken
 
     def leave(self, permit: ConcurrencyPermit) -> None:
         """Give a permit back."""

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from opero import opero
-from opero.caching.handles import get_cache_context
+from opero.core import get_cache_context
 from opero.errors import OperoUsageError
 from opero.events import CacheSkipped
 
 if TYPE_CHECKING:
     from tests.conftest import Face
-
-pytestmark = pytest.mark.internal
 
 
 class Json:

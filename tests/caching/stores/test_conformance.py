@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from opero import clear_cache, opero
-from opero.caching.handles import get_cache_context
+from opero.core import get_cache_context
 from opero.errors import OperoUsageError, UnkeyableError
 from opero.events import CacheSkipped
 

@@ -133,11 +133,10 @@ def copy_span(mapped: mmap.mmap, span: Span) -> bytearray:
 # Words that say what a worker does; the pool reads them after its death. A message could not say it, because the last
 # one before a crash is the one that is not sent. Each word is stored whole, and by one side only.
 
-ITEM, TURN, DUE, STOP, COPIED = range(5)
-"""Position of the item that was begun last, `NONE` if none of the chunk was; how many chunks it has begun; when the
-call under way must have returned (`time.monotonic` in ns, negative where a deadline says so, 0 if none is under way);
-whether it begins no other item; how many buffers of results the pool has copied."""
-NONE: Final = -1
+BEGUN, DUE, STOP, COPIED = range(4)
+"""Up to which item it has begun, counted over all its chunks; when the call under way must have returned
+(`time.monotonic` in ns, negative where a deadline says so, 0 if none is under way); whether it begins no other item;
+how many buffers of results the pool has copied."""
 
 
 def note_calls(page: memoryview[int], fn: Callable[..., Any], limit: float) -> Callable[..., Any]:

@@ -27,12 +27,9 @@ from opero.concurrency.executors.process.pickling import (
 from opero.concurrency.executors.process.protocol import (
     ASK,
     COPIED,
-    ITEM,
-    NONE,
     PAGE,
     PLAIN,
     STOP,
-    TURN,
     copy_span,
 )
 from opero.concurrency.executors.process.start import Channel, flush_output
@@ -61,7 +58,7 @@ class RunningChunk:
         number: Its id.
         entries: Items, as encoded.
         parked: What items bring from earlier attempts.
-        turn: How many chunks this worker has had, with this one.
+        base: Items of the chunks that this worker was given before.
         kept: Position from which on this worker does nothing.
         next: Position of the next item; unused where one is done after the other.
         values: What is done and not reported, in the order in which it was done.
@@ -79,14 +76,14 @@ class RunningChunk:
         number: int,
         entries: list[Any],
         parked: dict[int, Parked],
-        turn: int,
+        base: int,
         *,
         ordered: bool,
     ) -> None:
         self.number: int = number
         self.entries: list[Any] = entries
         self.parked: dict[int, Parked] = parked
-        self.turn: int = turn
+        self.base: int = base
         self.kept: int = len(entries)
         self.next: int = 0
         self.values: list[Any] = []
@@ -171,7 +168,7 @@ class WorkerSession:
         self._filled_by: RunningChunk | None = None
         self._sent = 0
         self._events: list[Event] = []
-        self._turn = self.tasks = 0
+        self._given = self.tasks = 0
         self.job: MapJob
         self.most: int | None = None
         self.runner: ItemRunner
@@ -255,11 +252,12 @@ class WorkerSession:
             EOFError: There are no more.
         """
         number, entries, parked = pickle.loads(self.conn.receive()[0])  # noqa: S301 - from the pool
-        if not self._turn and tuple in set(map(type, entries)):
+        if not self._given and tuple in set(map(type, entries)):
             _keep_freed_memory()
-        self._turn += 1
+        base = self._given
+        self._given += len(entries)
         known = pickle.loads(parked) if parked else {}  # noqa: S301 - from the pool
-        return RunningChunk(number, entries, known, self._turn, ordered=self.job.in_flight == 1)
+        return RunningChunk(number, entries, known, base, ordered=self.job.in_flight == 1)
 
     def flush(self, chunk: RunningChunk, *, interrupts: bool = False) -> None:
         """Send what is done of a chunk, and from where on it is given back.
@@ -361,17 +359,6 @@ class WorkerSession:
     def full(self) -> bool:
         """Whether the results in the buffer had better be sent."""
         return self._buffer is not None and self._buffer.used >= _FULL
-
-    def note(self, chunk: RunningChunk, position: int) -> None:
-        """Note that an item of one of several chunks begins."""
-        if chunk.turn != self.page[TURN]:
-            self.begin(chunk)
-        self.page[ITEM] = position
-
-    def begin(self, chunk: RunningChunk) -> None:
-        """Note that items of a chunk are next, and none of them has begun."""
-        self.page[ITEM] = NONE
-        self.page[TURN] = chunk.turn
 
     def retires(self) -> bool:
         """Return whether this worker has done its share."""

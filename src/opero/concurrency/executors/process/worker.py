@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from opero.concurrency.executors.base import ItemOutcome, Parked
 from opero.concurrency.executors.process import protocol
-from opero.concurrency.executors.process.protocol import DUE, ITEM, PLAIN, SLOW_CHUNK, STOP
+from opero.concurrency.executors.process.protocol import BEGUN, DUE, PLAIN, SLOW_CHUNK, STOP
 from opero.concurrency.executors.process.session import WorkerSession
 from opero.concurrency.executors.process.start import Channel
 from opero.core.deadline import run_until
@@ -88,7 +88,6 @@ def _serve(session: WorkerSession) -> None:
             return
         if session.most is not None:
             chunk.cut(session.most - session.tasks)
-        session.begin(chunk)
         session.chunk = chunk
         _run(session, chunk)
         session.chunk = None
@@ -100,23 +99,24 @@ def _run(session: WorkerSession, chunk: RunningChunk) -> None:
     """Run the items of a chunk, one after the other; the clock is read after each block of them."""
     page, run, values, append = session.page, session.runner.run, chunk.values, chunk.values.append
     call, fast_path = session.runner.direct or cast("Any", (None, None))
-    entries, now, count = enumerate(chunk.entries), perf_counter, session.job.pipeline.stats.add
+    begun = base = chunk.base
+    entries, now = enumerate(chunk.entries, base + 1), perf_counter
     plain = not chunk.parked and tuple not in set(map(type, chunk.entries))
     item: Any = None
-    block, largest, due, position = 1, _LARGEST, chunk.flushed + FLUSH, -1
-    while position + 1 < chunk.kept:
-        began, first = now(), position + 1
+    block, largest, due = 1, _LARGEST, chunk.flushed + FLUSH
+    while begun - base < chunk.kept:
+        began, first = now(), begun
         failed: BaseException | None = None
         # What an item is at stands on the page before it is opened, because that may be fatal already.
         if call is not None and plain and not (switch.on or fast_path.closed):
             # The same as `run` does, without its call.
             try:
-                for position, item in islice(entries, block):
-                    page[ITEM] = position
+                for begun, item in islice(entries, block):
+                    page[BEGUN] = begun
                     append(call(item))
             except BaseException as error:  # noqa: BLE001 - it belongs to the item
                 failed = error
-            count(calls=position + 1 - first)
+            session.job.pipeline.stats.add(calls=begun - first)
             if failed is not None:
                 result: Result = None, ItemOutcome(error=failed)
                 if isinstance(failed, Exception):
@@ -124,7 +124,7 @@ def _run(session: WorkerSession, chunk: RunningChunk) -> None:
                     result = run(item, None, failed)
                 # A frame that names an error which passes through it is a reference cycle.
                 failed = None
-                _add(session, chunk, position, result)
+                _add(session, chunk, begun - base - 1, result)
             elif values and type(values[-1]) not in PLAIN:
                 # Encoded before the next item begins, which may be slow: `_answer` sends what is encoded alone.
                 largest = 1
@@ -132,8 +132,9 @@ def _run(session: WorkerSession, chunk: RunningChunk) -> None:
                 session.encode(chunk)
                 session.chunk = chunk
         else:
-            for position, item in islice(entries, block):
-                page[ITEM] = position
+            for begun, item in islice(entries, block):
+                page[BEGUN] = begun
+                position = begun - base - 1
                 _add(
                     session, chunk, position, _run_entry(session, item, chunk.parked.get(position))
                 )
@@ -146,7 +147,7 @@ def _run(session: WorkerSession, chunk: RunningChunk) -> None:
                 session.flush(chunk)
             session.chunk = chunk
             if page[STOP]:
-                chunk.cut(position + 1)
+                chunk.cut(begun - base)
             due = now() + FLUSH
         block = min(4 * block, largest) if ended - began < _QUICK else max(1, block // 8)
 
@@ -230,6 +231,8 @@ def _begin_next(session: WorkerSession, chunk: RunningChunk) -> int | None:
         return None
     session.tasks += 1
     chunk.next += 1
+    # What it is at stands on the page before the item is opened, because that may be fatal already.
+    session.page[BEGUN] = chunk.base + chunk.next
     return chunk.next - 1
 
 
@@ -244,7 +247,6 @@ async def _run_coroutines(
     import asyncio
 
     while position is not None:
-        session.note(chunk, position)
         try:
             item = protocol.decode_value(chunk.entries[position], session.copy)
         except Exception as error:  # noqa: BLE001 - whatever its class raises when it is unpickled

@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from opero.concurrency.executors.process.protocol import (
     ASK,
-    ITEM,
-    NONE,
+    BEGUN,
     PAGE,
-    TURN,
     SharedBuffer,
     copy_span,
     shared_file,
@@ -48,7 +46,7 @@ class PendingChunk:
         kept: Position from which on its worker does nothing.
         buffers: Where its large parts lie.
         suspect: Whether nothing else may be in its worker, because a worker has died of these items.
-        turn: Of the chunks that its worker was given, which this is.
+        base: Items of the chunks that its worker was given before.
         since: When it was sent, or its worker was asked for what is done.
         size: Bytes of the message.
     """
@@ -59,7 +57,7 @@ class PendingChunk:
     kept: int
     buffers: list[SharedBuffer]
     suspect: bool
-    turn: int = 0
+    base: int = 0
     since: float = 0.0
     size: int = 0
 
@@ -121,7 +119,7 @@ class WorkerHandle:
         self.orphaned: bool = False
         self.exitcode: int | None = None
         self.failure: str | None = None
-        self._turn = 0
+        self._given = 0
         self._started = False
         ours, theirs = socket.socketpair()
         self.conn: Channel = Channel(ours)
@@ -160,20 +158,16 @@ class WorkerHandle:
 
     def take(self, pending: PendingChunk) -> None:
         """Send it a chunk."""
-        self._turn += 1
-        pending.turn, pending.since = self._turn, time.monotonic()
+        pending.base, pending.since = self._given, time.monotonic()
+        self._given += pending.kept
         self.pending[pending.number] = pending
         message, pending.message = pending.message, b""
         with suppress(OSError):  # it is dead, which its sentinel shows
             self.conn.send(message)
 
     def last_started(self, pending: PendingChunk) -> int:
-        """Return the position of the item of a chunk that began last, `NONE` if none did."""
-        turn = self.page[TURN]
-        if pending.turn == turn:
-            return self.page[ITEM]
-        # Chunks begin in their turn, so those before are begun as a whole.
-        return pending.kept - 1 if pending.turn < turn else NONE
+        """Return the position of the item of a chunk that began last, a negative one if none did."""
+        return min(self.page[BEGUN] - pending.base, pending.kept) - 1
 
     def ended(self) -> bool:
         """Read the sentinel; return whether it is at its end."""

@@ -125,8 +125,8 @@ class ProcessEngine:
             folder = None
         self._message = pickle.dumps((blob, folder, dict(os.environ)), 5)
 
-    def _begin(self, count: int) -> None:
-        """Begin workers; the job is sent when all of them are on their way."""
+    def _begin(self, count: int) -> list[WorkerHandle]:
+        """Begin workers and return them; the job is sent when all of them are on their way."""
         new: list[WorkerHandle] = []
         for _ in range(count):
             server: ForkServer | None = None
@@ -156,6 +156,7 @@ class ProcessEngine:
             for worker in new:
                 with suppress(OSError):  # it is dead, which its sentinel shows
                     worker.conn.send(self._message)
+        return new
 
     def _forget(self, server: ForkServer) -> None:
         """Begin other workers from another server: this one has ended."""
@@ -185,16 +186,25 @@ class ProcessEngine:
         self._dispatch()
 
     def _dispatch(self) -> None:
-        """Send waiting chunks to workers that have room, the emptiest first; begin workers for the rest.
+        """Send waiting chunks to workers that have room; begin workers for the rest."""
+        if not self._waiting:
+            return
+        up = [one for one in self._workers if one.up]
+        self._assign([one for one in up if not (one.retires or one.closed or one.why)])
+        coming = sum([not (one.up or one.pending) for one in self._workers])
+        wanted = min(len(self._waiting) - coming, self._most - len(self._workers))
+        if wanted > 0:
+            new = self._begin(wanted)
+            if not up:
+                # No other one would take them sooner, and these need not report first that they are ready.
+                self._assign(new)
+
+    def _assign(self, ready: list[WorkerHandle]) -> None:
+        """Send waiting chunks to these workers, the emptiest first.
 
         A chunk that must be alone waits for a worker that has nothing else; the emptiest is given nothing more
         meanwhile.
         """
-        if not self._waiting:
-            return
-        ready = [
-            one for one in self._workers if one.up and not (one.retires or one.closed or one.why)
-        ]
         for pending in list(self._waiting):
             able = [worker for worker in ready if worker.has_room(pending, self._job.in_flight)]
             if able:
@@ -204,10 +214,6 @@ class ProcessEngine:
                 break
             elif ready:
                 ready.remove(min(ready, key=_load))
-        coming = [worker.up for worker in self._workers].count(False)
-        wanted = min(len(self._waiting) - coming, self._most - len(self._workers))
-        if wanted > 0:
-            self._begin(wanted)
 
     def poll(self, timeout: float | None) -> list[Report]:
         """Return what workers have reported; wait for it if there is nothing yet.
@@ -307,7 +313,7 @@ class ProcessEngine:
         job, now = self._job, time.monotonic()
         checks: list[float] = []
         for worker in self._workers:
-            if not worker.pending or worker.why or worker.closed:
+            if not (worker.up and worker.pending) or worker.why or worker.closed:
                 continue
             if job.stopped is not None and job.stopped():
                 worker.page[STOP] = 1
@@ -351,8 +357,7 @@ class ProcessEngine:
         self._sources.pop(worker.conn.fileno(), None)
         self._sources.pop(worker.sentinel, None)
         said = worker.said
-        if worker.up:
-            self._reports += self._judge(worker)
+        self._reports += self._judge(worker)
         worker.close()
         for pending in worker.pending.values():
             self._free += pending.buffers
@@ -365,16 +370,17 @@ class ProcessEngine:
 
     def _judge(self, worker: WorkerHandle) -> list[Lost]:
         """Decide what becomes of the chunks of a dead worker: which item is to blame, if any."""
-        started = {pending: worker.last_started(pending) for pending in worker.pending.values()}
+        begun = worker.pending.values() if worker.up else ()
+        started = {pending: worker.last_started(pending) for pending in begun}
         if worker.why in ("timeout", "deadline") and worker.page[DUE] != worker.judged:
             # The late call ended just before the kill; whatever came next is not to blame.
             started = {}
         elif started:
-            idle = all(last == protocol.NONE for last in started.values())
+            idle = all(last < 0 for last in started.values())
             self._without_item = self._without_item + 1 if idle else 0
         found: list[Lost] = []
         for pending in worker.pending.values():
-            left, last = sorted(pending.left), started.get(pending, protocol.NONE)
+            left, last = sorted(pending.left), started.get(pending, -1)
             # Of several that are under way at once, all that were not reported are suspects.
             several = self._job.in_flight > 1
             suspects = [n for n in left if (n <= last if several else n == last)]
