@@ -45,10 +45,18 @@ _STAGES: Final = "return {wait}_opero_run({new_call})"
 _FAST_PATH: Final = """\
 if _opero_switch.on or _opero_fast_path.closed:
     return {wait}_opero_run({new_call})
-_opero_flight = _opero_held = _opero_scope = None
+{find_key}
+{hit}
+{rest}
+"""
+
+# Ctrl-C may come just before something is given back. A bare `except`, because a coroutine that is collected together
+# with its function finds no names any more.
+_GUARDED: Final = """\
+{names} = None
 try:
-    {fast_path}
-except _opero_BaseException:
+    {guarded}
+except:
     {drops}
     raise
 """
@@ -60,8 +68,6 @@ return {wait}_opero_run(_opero_call or {new_call})
 """
 
 _LOOK_UP: Final = """\
-{find_key}
-{hit}
 _opero_call = {early_call}
 {lead}
 _opero_call = _opero_call or {new_call}
@@ -124,12 +130,12 @@ _PASSES: Final = {
     "concurrency": "(_opero_held := _opero_limit.enter({task})) is not None",
     "rate_limit": "not (_opero_rate_limit.limiter.{line}_waiting or _opero_rate_limit.limiter.take_slot())",
 }
-# What a call that ends with an error may still have: Ctrl-C may come just before it is given back.
 _DROPS: Final = {
-    "concurrency": "_opero_limit.drop(_opero_held, {task})",
-    "deadline": "_opero_leave(_opero_scope)",
-    "cache": "_opero_cache.drop(_opero_flight)",
+    "concurrency": ("_opero_held", "_opero_limit.drop(_opero_held, {task})"),
+    "deadline": ("_opero_scope", "_opero_leave(_opero_scope)"),
+    "cache": ("_opero_flight", "_opero_cache.drop(_opero_flight)"),
 }
+"""What a call that ends with an error may still have, by stage, innermost first: its name, and what gives it back."""
 _OF_PIPELINE: Final = (*_PASSES, "cache", "deadline", "fast_path", "run", "timeout")
 
 _WITHIN: Final = """\
@@ -241,15 +247,22 @@ def _source(pipeline: Pipeline) -> str:
         "succeeded": "" if pipeline.circuit is None else _SUCCEEDED,
         "land": "" if cache is None else _LAND,
         "first_call": _first_call(pipeline, in_thread=in_thread),
-        "fast_path": _FIRST if fast else _STAGES,
-        "drops": "\n".join(d for s, d in _DROPS.items() if getattr(pipeline, s) is not None),
+        "find_key": "",
+        "hit": "",
     }
+    rest = _FIRST if fast else _STAGES
     if cache is not None and (cache.in_memory or fast):
         names = cache.keys.fast_parameters if cache.in_memory else ()
         of_instance = cache.keys.instances is not None
         key = key_source(names, pipeline.info.calling, of_instance=of_instance)
         parts |= {"find_key": key, "hit": _HIT if cache.in_memory else ""}
-        parts |= {"lead": _LEAD if fast else "", "fast_path": _LOOK_UP}
+        parts["lead"] = _LEAD if fast else "_opero_flight = None"
+        rest = _LOOK_UP
+    drops = dict(drop for stage, drop in _DROPS.items() if getattr(pipeline, stage) is not None)
+    if fast and drops:
+        parts |= {"names": " = ".join(drops), "guarded": rest, "drops": "\n".join(drops.values())}
+        rest = _GUARDED
+    parts["rest"] = rest
     return _fill(_FUNCTION, parts | {"body": STREAMS.get(kind, _FAST_PATH)})
 
 

@@ -244,7 +244,7 @@ class HandoffQueue(WaitingLine):
         return None
 
     def take(self) -> Any:
-        """Take one if there is one, without a look at the queue, and return what its caller is woken with; else None."""
+        """Take one if there is one, without a look at the queue; None if there is none."""
         raise NotImplementedError
 
     def put_back(self) -> None:
