@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import functools
 import io
 import pathlib
 import re
@@ -17,13 +18,16 @@ import types
 import typing
 import uuid
 import zoneinfo
-from typing import Any
+from collections import deque
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.tables import rows
 
 from opero.caching.copying import Uncopyable, freeze, isolated
 
@@ -64,7 +68,7 @@ def thawed(value):
     return stored if copier is None else copier(stored)
 
 
-@pytest.mark.parametrize(
+@rows(
     "value",
     [
         None, True, 3, 2.5, 1j, "text", b"bytes", ..., range(3), (1, ("a", b"b")),
@@ -75,7 +79,6 @@ def thawed(value):
         Fixed("b", Point(1, 2)),
         Text("t"), re.compile("x"), len, freeze, int, np.float64(1.5), (),
     ],
-    ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_immutable_values_are_shared_at_no_cost(value):
     stored, copier = freeze(value)
@@ -83,7 +86,7 @@ def test_immutable_values_are_shared_at_no_cost(value):
     assert copier is None
 
 
-@pytest.mark.parametrize(
+@rows(
     "value",
     [
         {"id": 1, "name": "x", "tags": ["a", "b"]},
@@ -108,7 +111,6 @@ def test_immutable_values_are_shared_at_no_cost(value):
         [Loose("a")],
         types.SimpleNamespace(a=[1]),
     ],
-    ids=repr,
 )
 def test_mutable_values_are_copied_equal_and_of_the_same_types(value):
     stored, copier = freeze(value)
@@ -312,6 +314,18 @@ class Holder:
         self.part = part
 
 
+class SlotHolder:
+    __slots__ = ("empty", "part")
+
+    def __init__(self, part: Any) -> None:
+        self.part = part
+
+
+class Page(NamedTuple):
+    number: int
+    part: Any
+
+
 @pytest.mark.parametrize("copy", [True, False])
 @pytest.mark.parametrize(
     "within",
@@ -321,8 +335,17 @@ class Holder:
         lambda it: {"a": (it,)},
         Holder,
         lambda it: Holder([Holder(it)]),
+        lambda it: Page(1, it),
+        SlotHolder,
+        lambda it: deque([it]),
+        lambda it: MappingProxyType({"a": it}),
+        lambda it: functools.partial(print, it),
+        lambda it: np.array([it, None], dtype=object),
     ],
-    ids=["itself", "list", "dict", "attribute", "deep"],
+    ids=[
+        *("itself", "list", "dict", "attribute", "deep", "named tuple", "slot", "deque", "mapping"),
+        *("partial", "array"),
+    ],
 )
 def test_unread_response_is_refused(unread: Any, within: Any, copy: bool) -> None:
     with pytest.raises(Uncopyable, match="only once"):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from opero.concurrency.executors.process.pickling import can_import, dumps, dumps_by_value
+from opero.concurrency.executors.pickling import can_import, dumps, dumps_by_value
 
 pytestmark = pytest.mark.internal
 

@@ -13,6 +13,7 @@ from email.message import Message
 from typing import Any
 
 import pytest
+from tests.tables import rows
 
 from opero import add_classifier, opero
 from opero.core.classify import Verdict, classify, may_be_billed
@@ -60,7 +61,7 @@ def caused_by(cause: Exception) -> Exception:
     return made
 
 
-@pytest.mark.parametrize("status", FINAL)
+@rows("status", FINAL)
 def test_final_statuses(status: int) -> None:
     assert classify(AnswerError(status)) == Verdict("final", f"status {status}")
 
@@ -140,6 +141,7 @@ def test_codes_of_grpc(name: str, kind: str) -> None:
     code = type("Code", (), {"name": name})()
     vars(error)["code"] = lambda: code
     assert classify(error).kind == kind
+    assert may_be_billed(error) is (kind == "unknown")
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,18 @@ import asyncio
 import io
 import itertools
 import sqlite3
+import types
+import zipfile
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pytest
 import tenacity
 from hypothesis import strategies as st
+from tests.tables import rows
 
 from opero import opero
 from opero.errors import (
@@ -87,7 +93,7 @@ def is_busy(error: BaseException) -> bool:
     return "1 of" in str(error)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("wanted", "calls"),
     [
         (ConnectionError, 4),
@@ -115,9 +121,6 @@ def is_busy(error: BaseException) -> bool:
         (tenacity.retry_never, 1),
         (tenacity.retry_always, 4),
     ],
-    ids=lambda value: (
-        getattr(value, "__name__", type(value).__name__) if callable(value) else str(value)
-    ),
 )
 def test_retry_on_decides(face: Any, clock: FakeClock, wanted: Any, calls: int) -> None:
     body = flaky("never", failures=99)
@@ -161,11 +164,9 @@ def test_a_broken_predicate_warns_and_never_hides_the_error(
     assert all(0.1 <= pause <= 1 for pause in clock.sleeps)
 
 
-@pytest.mark.parametrize(
-    "passing", [KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError]
-)
-@pytest.mark.parametrize("wanted", [BaseException, lambda error: True], ids=["type", "predicate"])
-@pytest.mark.parametrize("failures", [0, 1])
+@rows("passing", [KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError])
+@rows("wanted", [BaseException, lambda error: True])
+@rows("failures", [0, 1])
 def test_only_exceptions_are_ever_retried(
     face: Any, clock: FakeClock, passing: type[BaseException], wanted: Any, failures: int
 ) -> None:
@@ -363,6 +364,41 @@ async def _items() -> Any:
     yield 1
 
 
+class _Coroutine:
+    def __await__(self) -> Any:
+        yield
+
+    def send(self, value: object) -> None: ...
+
+
+class _Upload(NamedTuple):
+    name: str
+    content: Any
+
+
+@dataclass
+class _Form:
+    name: str
+    content: Any
+
+
+class _TemporaryFile:
+    """A file as `tempfile` makes them: it hands on what is asked of it."""
+
+    def __init__(self) -> None:
+        self.file = io.BytesIO(b"text")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+class _StreamedResponse:
+    is_closed = False
+
+    def iter_bytes(self) -> Any:
+        yield b""
+
+
 SINGLE_USE: dict[str, Callable[[], object]] = {
     "generator": lambda: (n for n in (1, 2)),
     "iterator": lambda: iter([1, 2]),
@@ -370,17 +406,28 @@ SINGLE_USE: dict[str, Callable[[], object]] = {
     "file": lambda: io.StringIO("text"),
     "async generator": _items,
     "file in a dict": lambda: {"files": [("a.txt", io.BytesIO(b"text"))]},
+    "coroutine": _Coroutine,
+    "temporary file": _TemporaryFile,
+    "iterator in a named tuple": lambda: _Upload("a.txt", iter([1])),
+    "iterator in a dataclass": lambda: _Form("a.txt", (n for n in (1, 2))),
+    "iterator in a deque": lambda: deque([iter([1])]),
+    "iterator in a namespace": lambda: types.SimpleNamespace(rows=iter([1])),
+    "streamed response": _StreamedResponse,
 }
 REUSABLE: dict[str, object] = {
     "list": [1, 2],
     "range": range(2),
     "counter": itertools.count(),
     "cursor": sqlite3.connect(":memory:").cursor(),
+    "connection": sqlite3.connect(":memory:"),
+    "archive": zipfile.ZipFile(io.BytesIO(), "w"),
+    "future": Future(),
+    "form": _Form("a.txt", [1]),
 }
 
 
-@pytest.mark.parametrize("kind", SINGLE_USE)
-@pytest.mark.parametrize("way", ["positional", "keyword", "starred", "method", "fallback"])
+@rows("kind", SINGLE_USE)
+@rows("way", ["positional", "keyword", "starred", "method", "fallback"])
 def test_no_second_call_is_made_with_an_argument_that_is_used_up(kind: str, way: str) -> None:
     calls: list[object] = []
     decorate = opero(cache=False, min_delay=0)

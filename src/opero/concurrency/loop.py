@@ -6,10 +6,11 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass, field
 from operator import attrgetter
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from opero.concurrency.executors.base import Batch, Done, MapJob
 from opero.concurrency.progress import Progress
@@ -42,7 +43,7 @@ _GRACE: Final = 5.0
 
 
 @dataclass(eq=False)
-class MapRun:
+class MapRun(AbstractContextManager["MapRun"], AbstractAsyncContextManager["MapRun"]):
     """One run of a map; as a context manager, blocking or asynchronous, it ends everything that it has started.
 
     Args:
@@ -71,11 +72,9 @@ class MapRun:
     _input_error: Exception | None = None
     _graceful: bool = False
     _cancelled: bool = False
-
-    def __post_init__(self) -> None:
-        self._kept: list[Batch] = []
-        self._began = perf_counter()
-        self._process = os.getpid()
+    _kept: list[Batch] = field(default_factory=list)
+    _began: float = field(default_factory=perf_counter)
+    _process: int = field(default_factory=os.getpid)
 
     # --- turns ---------------------------------------------------------------------------------------
 
@@ -107,7 +106,13 @@ class MapRun:
             self._source = source
         while True:
             yield from source.pull() if isinstance(source, _AsyncSource) else self._pull(source)
-            self._dispatch()
+            token = self.options.stop_token
+            if token is not None and scheduler.stopped is None and token.is_set():
+                self._cancelled = True
+                scheduler.stop("its stop_token was set")
+            slots, now = self.executor.slots(), ambient.clock().monotonic()
+            while (chunk := scheduler.next_chunk(slots, now)) is not None:
+                self.executor.submit(chunk)
             if (batch := scheduler.hand_out()) is not None:
                 return batch
             if scheduler.done:
@@ -179,16 +184,6 @@ class MapRun:
             self._input_error = error.with_traceback(trace and trace.tb_next)
         self.scheduler.ended = True
 
-    def _dispatch(self) -> None:
-        """Submit as many chunks as the executor wants."""
-        scheduler, token = self.scheduler, self.options.stop_token
-        if token is not None and scheduler.stopped is None and token.is_set():
-            self._cancelled = True
-            scheduler.stop("its stop_token was set")
-        slots, now = self.executor.slots(), ambient.clock().monotonic()
-        while (chunk := scheduler.next_chunk(slots, now)) is not None:
-            self.executor.submit(chunk)
-
     def _wait(self) -> BlockingStep:
         """Return the step that waits for reports; there are none where it waits for the clock alone."""
         scheduler, lookup, poll = self.scheduler, self.lookup, self.executor.poll
@@ -239,9 +234,6 @@ class MapRun:
 
     # --- the end -------------------------------------------------------------------------------------
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if os.getpid() != self._process:
             return  # workers and what is held are those of the parent
@@ -249,9 +241,6 @@ class MapRun:
             self.executor.close(graceful=self._graceful, timeout=_GRACE)
         finally:
             run_sync(self._release(error))
-
-    async def __aenter__(self) -> Self:
-        return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:

@@ -391,19 +391,16 @@ def build_map_function(pipeline: Pipeline, by: str) -> Any:
         }
         return partial(now.begin, args[first], returns, on_loop=mapper.awaits, **given)
 
-    def run(returns: Returns, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        start = begin(returns, args, kwargs)
-        return run_map_async(start) if mapper.awaits else run_map(start())
-
     def collected(*args: Any, **kwargs: Any) -> Any:
-        return run("list", args, kwargs)
+        return run_map(begin("list", args, kwargs)())
 
     async def acollected(*args: Any, **kwargs: Any) -> Any:
-        return await run("list", args, kwargs)
+        return await run_map_async(begin("list", args, kwargs))
 
     def report(*args: Any, **kwargs: Any) -> Any:
         """Run all items and return a `MapResult`: what succeeded, what failed, and whether that is all."""
-        return run("report", args, kwargs)
+        start = begin("report", args, kwargs)
+        return run_map_async(start) if mapper.awaits else run_map(start())
 
     def stream(*args: Any, **kwargs: Any) -> Any:
         """Return a lazy, closable iterator of results; it reads the input only as far as it must."""

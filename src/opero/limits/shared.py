@@ -345,10 +345,11 @@ def share_all() -> dict[str, str]:
         The files, by the addresses of the objects that an import will make again in a worker: what `attach_table`
         takes there.
     """
-    shared = {id(one): one for one in list(registry.objects.values()) if one.share()}
+    all_of_them = list(registry.objects.values())
+    shared = {id(one): one for one in all_of_them if one._path is not None or one.share()}  # noqa: SLF001 - one thing with this module
     # The search takes milliseconds: once for each object, and again when more modules have been imported.
     modules = len(sys.modules)
-    wanted = {key for key, one in shared.items() if one._is_unknown(modules)}  # noqa: SLF001 - one thing with this module
+    wanted = {key for key, one in shared.items() if one._is_unknown(modules)}  # noqa: SLF001 - as above
     for address, key in _held_by_modules(wanted) if wanted else ():
         shared[key]._addresses.add(address)  # noqa: SLF001 - as above
     return {address: path for one in shared.values() for address, path in one._places()}  # noqa: SLF001 - as above

@@ -26,8 +26,8 @@ import attrs
 import numpy as np
 import pandas as pd
 import pydantic
-import pytest
 from tests.caching.keys.entries import entry
+from tests.tables import rows
 
 
 @dataclasses.dataclass
@@ -176,6 +176,33 @@ def weight_in(unit: str) -> type[Any]:
     return Weight
 
 
+def price_in(rates: tuple[float, ...], rounding: Any) -> type[Any]:
+    @dataclasses.dataclass(frozen=True)
+    class Price:
+        value: float
+        allowed = rates
+
+        def total(self) -> Any:
+            return rounding(self.value * rates[0])
+
+    return Price
+
+
+class SecretZone(dt.tzinfo):
+    """A zone whose rule cannot be seen in the offset of one moment."""
+
+    def __init__(self, summer: int) -> None:
+        self.summer = summer
+
+    def utcoffset(self, moment: dt.datetime | None) -> dt.timedelta:
+        return dt.timedelta(hours=self.summer if moment is not None and moment.month == 7 else 0)
+
+    def tzname(self, _: dt.datetime | None) -> str:
+        return "Local"
+
+    dst = utcoffset
+
+
 class Zone(dt.tzinfo):
     """A zone that no database knows, with one name for all its offsets."""
 
@@ -210,6 +237,12 @@ ALL_DIFFERENT: dict[str, list[Any]] = {
     ],
     "byte order of series": [pd.Series(np.array([1], ">f8")), pd.Series(np.array([1], "<f8"))],
     "byte order of dtypes": [np.dtype(">i4"), np.dtype("<i4")],
+    "classes of a factory": [
+        price_in((1.0, 2.0), math.floor)(3),
+        price_in((1.5, 2.0), math.floor)(3),
+        price_in((1.0, 2.0), math.ceil)(3),
+    ],
+    "rules of zones": [NEW_YEAR.replace(tzinfo=SecretZone(n)) for n in (1, 2)],
     "modules": [math, sys, "math", math.floor],
     "unions": [
         int | None,
@@ -382,16 +415,15 @@ ALL_DIFFERENT: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize("values", ALL_DIFFERENT.values(), ids=ALL_DIFFERENT)
+@rows("values", ALL_DIFFERENT.values())
 def test_values_of_different_content_or_type_have_different_keys(values: list[Any]) -> None:
     assert len({entry(value) for value in values}) == len(values)
 
 
-@pytest.mark.parametrize("values", ALL_DIFFERENT.values(), ids=ALL_DIFFERENT)
-@pytest.mark.parametrize(
+@rows("values", ALL_DIFFERENT.values())
+@rows(
     "wrap",
     [lambda v: [v], lambda v: ({"k": v},), lambda v: Point(v, 0), lambda v: {1: [v]}],
-    ids=["list", "dict", "dataclass", "int keys"],
 )
 def test_values_differ_at_every_depth(values: list[Any], wrap: Any) -> None:
     assert len({entry(wrap(value)) for value in values}) == len(values)
@@ -422,7 +454,7 @@ SAME: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("left", "right"), SAME.values(), ids=SAME)
+@rows(("left", "right"), SAME.values())
 def test_equal_content_has_one_key(left: Any, right: Any) -> None:
     assert entry(left) == entry(right)
     assert entry([left]) == entry([right])

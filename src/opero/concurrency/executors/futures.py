@@ -30,16 +30,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opero.caching.single_flight import Flight, become_leader, stop_leading
 from opero.concurrency.executors.base import Chunk, Done, Lost, MapJob, Report
-from opero.concurrency.executors.in_process import ThreadExecutor
-from opero.concurrency.executors.process.pickling import JobSpec
-from opero.concurrency.executors.process.protocol import (
+from opero.concurrency.executors.encoding import (
     decode_done,
     decode_value,
     encode_chunk,
     encode_done,
     encode_value,
-    unreadable,
 )
+from opero.concurrency.executors.in_process import ThreadExecutor
+from opero.concurrency.executors.pickling import JobSpec
 from opero.concurrency.item_runner import ItemRunner
 from opero.errors import MapError, OperoError, OperoUsageError, warn_user
 from opero.events import event_bus
@@ -466,11 +465,9 @@ class _RemoteJob:
         for position, entry in enumerate(entries):
             if position and perf_counter() > began + _SLOW * self._job.target_s:
                 break
-            try:
-                item = decode_value(entry, None)
-            except Exception as error:  # noqa: BLE001 - whatever its class raises when it is unpickled
-                result = None, unreadable(error, "item")
-            else:
+            item, failed = decode_value(entry, "item")
+            result = None, failed
+            if failed is None:
                 result = yield BlockingStep(run.run, run.run_async, (item, parked.get(position)))
             value, outcome = result
             if outcome is None:

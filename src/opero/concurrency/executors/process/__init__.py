@@ -5,7 +5,5 @@ worker_pool    start workers, send them chunks, collect their results, replace t
 worker_handle  one worker as the pool sees it
 start          start methods and the fork server
 worker         what a worker does with its chunks
-session        the worker's connection to the pool
-protocol       messages, the status page and the buffers that both share
-pickling       jobs, functions, values and exceptions as bytes
+session        the worker's connection to the pool: messages, and the page that both share
 """

@@ -1,5 +1,8 @@
 # this_file: src/opero/concurrency/executors/process/session.py
-"""Connect a worker process to its pool: take the job, receive chunks, send results, events and log records."""
+"""Connect a worker process to its pool: take the job, receive chunks, send results, events and log records.
+
+A message is a pickled tuple of a kind and its content.
+"""
 
 from __future__ import annotations
 
@@ -16,39 +19,87 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.executors.base import Done, ItemOutcome, MapJob, Parked, worker_process
-from opero.concurrency.executors.process import protocol
-from opero.concurrency.executors.process.pickling import (
-    JobSpec,
-    dumps,
+from opero.concurrency.executors.encoding import (
+    PLAIN,
+    SharedBuffer,
+    copy_span,
     dumps_with_errors,
-    loaded_module,
+    encode_done,
+    encode_value,
     traceback_of,
 )
-from opero.concurrency.executors.process.protocol import (
-    ASK,
-    COPIED,
-    PAGE,
-    PLAIN,
-    STOP,
-    copy_span,
-)
+from opero.concurrency.executors.pickling import JobSpec, dumps, loaded_module
 from opero.concurrency.executors.process.start import Channel, flush_output
 from opero.concurrency.item_runner import ItemRunner
+from opero.core.deadline import current_deadline
 from opero.events import event_bus
 from opero.utils import ambient
 
 if TYPE_CHECKING:
     import logging
 
-    from opero.concurrency.executors.process.protocol import SharedBuffer, Span
+    from opero.concurrency.executors.encoding import Span
     from opero.events import Event
 
+
+Frame = tuple[Any, ...]
+"""A message from a worker: its kind, then its content. To a worker go only the job and chunks: id and what
+`encode_chunk` returns."""
+
+UP: Final = "up"
+"""It is ready."""
+FAILED: Final = "failed"
+"""It cannot begin; the traceback."""
+DONE: Final = "done"
+"""Id of a chunk, the position from which on it does nothing of it, whether it takes no other chunk and ends, and what
+`encode_done` returns."""
+LOG: Final = "log"
+"""A log record as a dictionary, with its error pickled for `exc_info`."""
+
+ASK: Final = getattr(signal, "SIGURG", None)
+"""Asks a worker that is busy with an item to send what is done. A process that does not handle it ignores it."""
+SLOW_CHUNK: Final = 5
+"""A chunk that takes so many times its target gives back what has not begun."""
+
+PAGE: Final = 4096
+"""Bytes of the page of memory that says what a worker does, before its buffers."""
 
 _FULL: Final = 2 << 20
 """Bytes of large results that are sent at once, so that they stay in the processor's cache."""
 _WAIT: Final = 0.02
 """Longest wait for a buffer before a result goes through the pipe."""
 _KEPT: Final = 16 << 20
+
+
+# --- the page -------------------------------------------------------------------------------------
+#
+# Words that say what a worker does; the pool reads them after its death. A message could not say it, because the last
+# one before a crash is the one that is not sent. Each word is stored whole, and by one side only.
+
+BEGUN, DUE, STOP, COPIED = range(4)
+"""Up to which item it has begun, counted over all its chunks; when the call under way must have returned
+(`time.monotonic` in ns, negative where a deadline says so, 0 if none is under way); whether it begins no other item;
+how many buffers of results the pool has copied."""
+
+
+def note_calls(page: memoryview[int], fn: Callable[..., Any], limit: float) -> Callable[..., Any]:
+    """Return a function that notes when each call begins and by when it must end."""
+    now = time.monotonic
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        due, end_of_all = now() + limit, current_deadline()
+        page[DUE] = (
+            int(due * 1e9) if end_of_all is None or due < end_of_all else -int(end_of_all * 1e9)
+        )
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            page[DUE] = 0
+
+    return functools.update_wrapper(call, fn, updated=())
+
+
+# --- a chunk ---------------------------------------------------------------------------------------
 
 
 class RunningChunk:
@@ -162,7 +213,7 @@ class WorkerSession:
         os.close(pool_fd)
         self.page: memoryview[int] = memoryview(own)[:PAGE].cast("q")
         size = (len(own) - PAGE) // 2
-        self._results = [protocol.SharedBuffer(own, PAGE + n * size, size) for n in range(2)]
+        self._results = [SharedBuffer(own, PAGE + n * size, size) for n in range(2)]
         self.copy: Callable[[Span], Any] = functools.partial(copy_span, items)
         self._buffer: SharedBuffer | None = None
         self._filled_by: RunningChunk | None = None
@@ -196,9 +247,9 @@ class WorkerSession:
         except (EOFError, ConnectionError):
             return False
         except BaseException as error:  # noqa: BLE001 - also a `sys.exit()` in an imported module
-            self.send(protocol.FAILED, traceback_of(error))
+            self.send(FAILED, traceback_of(error))
             return False
-        self.send(protocol.UP)
+        self.send(UP)
         return True
 
     def _take_job(self, spec: JobSpec | None) -> None:
@@ -217,9 +268,7 @@ class WorkerSession:
         ambient.set_disabled(spec.disabled)
         if spec.loggers is not None:
             _forward_logs(spec.loggers, self.send)
-        job = self.job = spec.job(
-            functools.partial(protocol.note_calls, self.page), self._events.append
-        )
+        job = self.job = spec.job(functools.partial(note_calls, self.page), self._events.append)
         if spec.stops:
             job = self.job = job._replace(stopped=lambda: bool(self.page[STOP]))
         if job.leads:
@@ -283,8 +332,8 @@ class WorkerSession:
         if buffer is not None and buffer.used and self._filled_by is chunk:
             self._buffer, shared = None, True
             self._sent += 1
-        content = protocol.encode_done(done, stats, events)
-        self.send(protocol.DONE, chunk.number, *known, shared, *content)
+        content = encode_done(done, stats, events)
+        self.send(DONE, chunk.number, *known, shared, *content)
 
     def end(self, chunk: RunningChunk) -> None:
         """Send the last results of a chunk."""
@@ -342,7 +391,7 @@ class WorkerSession:
             self._filled_by = chunk
         if self._buffer is None:
             self._buffer = self._take_buffer()
-        return protocol.encode_value(value, "result", self._buffer)
+        return encode_value(value, "result", self._buffer)
 
     def _take_buffer(self) -> SharedBuffer | None:
         """Return an empty buffer, each in its turn; wait a little until the pool has copied one."""
@@ -422,14 +471,18 @@ def _forward_logs(levels: dict[str, tuple[int, bool, bool]], send: Callable[...,
             if os.getpid() != process:
                 # A process that the user's code has forked shares the connection, and must not use it.
                 return
-            fields = dict(vars(record))
-            info = fields.pop("exc_info", None)
-            fields |= {"msg": record.getMessage(), "args": None, "exc_info": None}
+            fields, info = dict(vars(record)), record.exc_info
+            error = dumps_with_errors(info[1]) if info else None
+            fields |= {"msg": record.getMessage(), "args": None, "exc_info": error}
             if info and not record.exc_text:
                 fields["exc_text"] = logging.Formatter().formatException(info)
+            try:
+                pickle.loads(data := dumps(fields))  # noqa: S301 - made here
+            except Exception:  # noqa: BLE001 - whatever a class raises
+                plain = {name: v if type(v) in PLAIN else repr(v) for name, v in fields.items()}
+                data = dumps(plain)
             with suppress(OSError):  # the map is over
-                error = dumps_with_errors(info[1]) if info else None
-                send(protocol.LOG, _dump_fields(fields), error)
+                send(LOG, data)
 
     forward = Forward()
     root = logging.getLogger()
@@ -444,11 +497,3 @@ def _forward_logs(levels: dict[str, tuple[int, bool, bool]], send: Callable[...,
         if not propagate:
             logger.propagate = False
             logger.handlers[:] = [forward]
-
-
-def _dump_fields(fields: dict[str, Any]) -> bytes:
-    try:
-        pickle.loads(data := dumps(fields))  # noqa: S301 - made here
-    except Exception:  # noqa: BLE001 - whatever a class raises
-        return dumps({name: v if type(v) in PLAIN else repr(v) for name, v in fields.items()})
-    return data

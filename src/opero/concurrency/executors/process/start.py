@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import importlib
 import itertools
+import mmap
 import os
 import pickle
 import signal
@@ -138,6 +139,28 @@ def anonymous_file(name: str) -> int:
 
     with tempfile.TemporaryFile(prefix=f"opero-{name}-") as file:
         return os.dup(file.fileno())
+
+
+def shared_file(name: str, *sizes: int) -> tuple[int, mmap.mmap]:
+    """Return the descriptor of a new file in memory, and the file mapped.
+
+    Args:
+        name: For the list of mappings of a process.
+        sizes: Bytes; where the first are refused (by a limit of files or of addresses), the next are tried.
+
+    Raises:
+        OSError: None of them can be had.
+    """
+    fd = anonymous_file(name)
+    error: Exception | None = None
+    for size in sizes:
+        try:
+            os.ftruncate(fd, size)
+            return fd, mmap.mmap(fd, size)
+        except (OSError, ValueError) as refused:
+            error = refused
+    os.close(fd)
+    raise OSError(f"no shared memory: {error}") from error
 
 
 def read_end(fd: int, start: int = 0) -> str:

@@ -16,9 +16,14 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from opero.concurrency.executors.base import ItemOutcome, Parked
-from opero.concurrency.executors.process import protocol
-from opero.concurrency.executors.process.protocol import BEGUN, DUE, PLAIN, SLOW_CHUNK, STOP
-from opero.concurrency.executors.process.session import WorkerSession
+from opero.concurrency.executors.encoding import PLAIN, decode_value
+from opero.concurrency.executors.process.session import (
+    BEGUN,
+    DUE,
+    SLOW_CHUNK,
+    STOP,
+    WorkerSession,
+)
 from opero.concurrency.executors.process.start import Channel
 from opero.core.deadline import run_until
 from opero.utils.ambient import switch
@@ -26,7 +31,7 @@ from opero.utils.ambient import switch
 if TYPE_CHECKING:
     from asyncio import Semaphore, TaskGroup
 
-    from opero.concurrency.executors.process.pickling import JobSpec
+    from opero.concurrency.executors.pickling import JobSpec
     from opero.concurrency.executors.process.session import RunningChunk
     from opero.concurrency.item_runner import Result
 
@@ -154,11 +159,8 @@ def _run(session: WorkerSession, chunk: RunningChunk) -> None:
 
 def _run_entry(session: WorkerSession, entry: Any, parked: Parked | None) -> Result:
     """Open an item and run it."""
-    try:
-        item = protocol.decode_value(entry, session.copy)
-    except Exception as error:  # noqa: BLE001 - whatever its class raises then
-        return None, protocol.unreadable(error, "item")
-    return session.runner.run(item, parked)
+    item, failed = decode_value(entry, "item", session.copy)
+    return session.runner.run(item, parked) if failed is None else (None, failed)
 
 
 def _add(session: WorkerSession, chunk: RunningChunk, position: int, result: Result) -> None:
@@ -247,11 +249,9 @@ async def _run_coroutines(
     import asyncio
 
     while position is not None:
-        try:
-            item = protocol.decode_value(chunk.entries[position], session.copy)
-        except Exception as error:  # noqa: BLE001 - whatever its class raises when it is unpickled
-            result: Result = None, protocol.unreadable(error, "item")
-        else:
+        item, failed = decode_value(chunk.entries[position], "item", session.copy)
+        result: Result = None, failed
+        if failed is None:
             try:
                 result = await session.runner.run_async(item, chunk.parked.get(position))
             except asyncio.CancelledError as error:

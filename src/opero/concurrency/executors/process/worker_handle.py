@@ -12,26 +12,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from opero.concurrency.executors.process.protocol import (
-    ASK,
-    BEGUN,
-    PAGE,
-    SharedBuffer,
-    copy_span,
-    shared_file,
-)
-from opero.concurrency.executors.process.start import EXIT_STATUS, Channel, read_end
+from opero.concurrency.executors.encoding import SharedBuffer, copy_span
+from opero.concurrency.executors.process.session import ASK, BEGUN, PAGE
+from opero.concurrency.executors.process.start import EXIT_STATUS, Channel, read_end, shared_file
 from opero.utils.secrets import mask_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from opero.concurrency.executors.base import Why
-    from opero.concurrency.executors.process.protocol import Span
+    from opero.concurrency.executors.encoding import Span
     from opero.concurrency.executors.process.start import ForkServer
 
 
-_PIPE: Final = 1 << 16
+PIPE: Final = 1 << 16
 """Bytes that a pipe takes in any case while its reader is busy."""
 
 
@@ -96,6 +90,7 @@ class WorkerHandle:
         pid: Its process, 0 before it is known.
         up: Whether it is ready.
         pending: The chunks that it works on, by number, in the order in which they were sent.
+        open: Items of them that are still to be reported.
         retires: Whether it takes no other.
         why: Why it is to be killed; None if it is not.
         judged: What the page said when a call was found to take too long.
@@ -111,6 +106,7 @@ class WorkerHandle:
         self.pid: int = 0
         self.up: bool = False
         self.pending: dict[int, PendingChunk] = {}
+        self.open: int = 0
         self.retires: bool = False
         self.why: Why | None = None
         self.judged: int = 0
@@ -135,11 +131,6 @@ class WorkerHandle:
             self.close()
             raise
 
-    @property
-    def open(self) -> int:
-        """How many items of it are still to be reported."""
-        return sum([len(pending.left) for pending in self.pending.values()])
-
     def has_room(self, pending: PendingChunk, in_flight: int) -> bool:
         """Return whether it could take a chunk now.
 
@@ -153,13 +144,14 @@ class WorkerHandle:
             not pending.suspect
             and self.open < in_flight
             and not any(other.suspect for other in self.pending.values())
-            and pending.size + sum(other.size for other in self.pending.values()) < _PIPE
+            and pending.size + sum(other.size for other in self.pending.values()) < PIPE
         )
 
     def take(self, pending: PendingChunk) -> None:
         """Send it a chunk."""
         pending.base, pending.since = self._given, time.monotonic()
         self._given += pending.kept
+        self.open += pending.kept
         self.pending[pending.number] = pending
         message, pending.message = pending.message, b""
         with suppress(OSError):  # it is dead, which its sentinel shows

@@ -25,18 +25,28 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.executors.base import Lost
-from opero.concurrency.executors.process import protocol
-from opero.concurrency.executors.process.pickling import JobSpec
-from opero.concurrency.executors.process.protocol import COPIED, DUE, PAGE, STOP
+from opero.concurrency.executors.encoding import SharedBuffer, decode_done, encode_chunk
+from opero.concurrency.executors.pickling import JobSpec
+from opero.concurrency.executors.process.session import (
+    COPIED,
+    DUE,
+    FAILED,
+    LOG,
+    PAGE,
+    SLOW_CHUNK,
+    STOP,
+    UP,
+)
 from opero.concurrency.executors.process.start import (
     ForkServer,
     choose_method,
     forget_server,
     modules_to_preload,
+    shared_file,
     shared_server,
 )
 from opero.concurrency.executors.process.worker import worker_main
-from opero.concurrency.executors.process.worker_handle import PendingChunk, WorkerHandle
+from opero.concurrency.executors.process.worker_handle import PIPE, PendingChunk, WorkerHandle
 from opero.errors import WorkerStartError
 from opero.limits.shared import share_all
 
@@ -45,6 +55,10 @@ if TYPE_CHECKING:
     from opero.concurrency.executors.process.start import StartMethod
 
 
+_BUFFER: Final = 8 << 20
+"""Bytes of a buffer: what is larger goes through the pipe."""
+_MOST: Final = 512 << 20
+"""Bytes of all buffers of a map; those that are never used take no memory."""
 _FAILED_STARTS: Final = 5
 """So many workers in a row that died before they were ready, and no other is started."""
 _KILLED: Final = 0.1
@@ -97,11 +111,11 @@ class ProcessEngine:
         self._method = choose_method(self._asked)
         self._spec = JobSpec.of(job)
         # Four buffers for each worker: two for items and two for results.
-        size = min(protocol.BUFFER, protocol.MOST // (4 * self.workers) // PAGE * PAGE)
-        self._fd, self._memory = protocol.shared_file("pool", 2 * self.workers * size, PAGE)
+        size = min(_BUFFER, _MOST // (4 * self.workers) // PAGE * PAGE)
+        self._fd, self._memory = shared_file("pool", 2 * self.workers * size, PAGE)
         self._size = size if len(self._memory) > PAGE else 0
         starts = range(0, len(self._memory), size) if self._size else ()
-        self._free = [protocol.SharedBuffer(self._memory, start, size) for start in starts]
+        self._free = [SharedBuffer(self._memory, start, size) for start in starts]
         try:
             self._woken, self._waker = os.pipe()
         except OSError:
@@ -176,7 +190,7 @@ class ProcessEngine:
 
     def submit(self, chunk: Chunk) -> None:
         """Encode a chunk and send it to an idle worker, or keep it until there is one."""
-        content, buffers = protocol.encode_chunk(chunk, self._free)
+        content, buffers = encode_chunk(chunk, self._free)
         message = pickle.dumps((chunk.id, *content), 5)
         count, suspect = len(chunk.items), chunk.attempt > 0
         pending = PendingChunk(
@@ -186,25 +200,15 @@ class ProcessEngine:
         self._dispatch()
 
     def _dispatch(self) -> None:
-        """Send waiting chunks to workers that have room; begin workers for the rest."""
-        if not self._waiting:
-            return
-        up = [one for one in self._workers if one.up]
-        self._assign([one for one in up if not (one.retires or one.closed or one.why)])
-        coming = sum([not (one.up or one.pending) for one in self._workers])
-        wanted = min(len(self._waiting) - coming, self._most - len(self._workers))
-        if wanted > 0:
-            new = self._begin(wanted)
-            if not up:
-                # No other one would take them sooner, and these need not report first that they are ready.
-                self._assign(new)
-
-    def _assign(self, ready: list[WorkerHandle]) -> None:
-        """Send waiting chunks to these workers, the emptiest first.
+        """Send waiting chunks to workers that have room, the emptiest first; begin workers for the rest.
 
         A chunk that must be alone waits for a worker that has nothing else; the emptiest is given nothing more
         meanwhile.
         """
+        if not self._waiting:
+            return
+        up = [one for one in self._workers if one.up]
+        ready = [one for one in up if not (one.retires or one.closed or one.why)]
         for pending in list(self._waiting):
             able = [worker for worker in ready if worker.has_room(pending, self._job.in_flight)]
             if able:
@@ -214,6 +218,13 @@ class ProcessEngine:
                 break
             elif ready:
                 ready.remove(min(ready, key=_load))
+        coming = sum([not (one.up or one.pending) for one in self._workers])
+        wanted = min(len(self._waiting) - coming, self._most - len(self._workers))
+        if wanted > 0:
+            for worker in self._begin(wanted):
+                # If no other one is ready, none would take it sooner, and this one need not ask for it.
+                if self._waiting and not up and self._waiting[0].size < PIPE:
+                    worker.take(self._waiting.popleft())
 
     def poll(self, timeout: float | None) -> list[Report]:
         """Return what workers have reported; wait for it if there is nothing yet.
@@ -260,12 +271,12 @@ class ProcessEngine:
         except (EOFError, OSError):
             worker.closed = True
             return False
-        if kind == protocol.UP:
+        if kind == UP:
             worker.up = True
             self._failed_starts = 0.0
-        elif kind == protocol.FAILED:
+        elif kind == FAILED:
             worker.failure = content[0]
-        elif kind == protocol.LOG:
+        elif kind == LOG:
             _handle_log(*content)
         else:
             self._take_results(worker, *content)
@@ -286,16 +297,19 @@ class ProcessEngine:
             # It was over already.
             return
         weight = sum([buffer.used for buffer in pending.buffers])
-        done = protocol.decode_done(number, content, worker.copy, weight=weight)
+        done = decode_done(number, content, worker.copy, weight=weight)
         # The worker may use the buffer again.
         worker.page[COPIED] += shared
         if done.values:
             pending.take_out(done.places)
+            worker.open -= len(done.places)
             # While something is done, a new worker is worth a try.
             self._without_item, self._failed_starts = 0, 0.0
             self._reports.append(done)
         if kept < pending.kept:
-            self._reports.append(Lost(number, pending.cut(kept), None, "slow"))
+            free = pending.cut(kept)
+            worker.open -= len(free)
+            self._reports.append(Lost(number, free, None, "slow"))
         if not pending.left:
             del worker.pending[number]
             self._free += pending.buffers
@@ -324,7 +338,7 @@ class ProcessEngine:
                     worker.kill("memory")
                 checks.append(_CHECK)
             if not job.pipeline.awaits:
-                late = protocol.SLOW_CHUNK * job.target_s
+                late = SLOW_CHUNK * job.target_s
                 for pending in worker.pending.values():
                     if len(pending.left) > 1:
                         if now - pending.since >= late:
@@ -453,11 +467,12 @@ class ProcessEngine:
 _load: Final = attrgetter("open")
 
 
-def _handle_log(data: bytes, raised: bytes | None) -> None:
+def _handle_log(data: bytes) -> None:
     """Let the program's logger of the same name handle a worker's record."""
     import logging
 
     record = logging.makeLogRecord(pickle.loads(data))  # noqa: S301 - from our own worker
+    raised: Any = record.exc_info
     if raised is not None:
         error = pickle.loads(raised)  # noqa: S301 - as above
         record.exc_info = (type(error), error, error.__traceback__)

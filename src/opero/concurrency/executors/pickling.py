@@ -1,5 +1,5 @@
-# this_file: src/opero/concurrency/executors/process/pickling.py
-"""Pickle jobs, functions, values and exceptions for another process.
+# this_file: src/opero/concurrency/executors/pickling.py
+"""Pickle jobs, functions and values for another process.
 
 What can be imported is pickled by name. A decorated function hides the function inside under its name, so that one is
 pickled as "what is inside of this name". Everything else (lambdas, closures, what was defined in `__main__` or a
@@ -15,7 +15,7 @@ import os
 import pickle
 import sys
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from os.path import realpath
 from types import FunctionType
@@ -23,10 +23,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opero.concurrency.executors.base import MapJob
 from opero.concurrency.executors.process.start import import_paths
-from opero.core.failures import read_marks, restore_marks
 from opero.core.function import ClassMethod, FunctionInfo, Method
 from opero.core.pipeline import Pipeline
-from opero.errors import RemoteError, ShippingError
+from opero.errors import ShippingError
 from opero.events import event_bus
 from opero.limits.shared import attach_table, registry, share_all
 from opero.utils import ambient
@@ -35,38 +34,33 @@ if TYPE_CHECKING:
     from opero.core.options import Options
 
 
-_PROTOCOL: Final = 5
+PROTOCOL: Final = 5
 Stays = Callable[[pickle.PickleBuffer], object]
+"""Takes each large buffer; a true result keeps it in the pickle."""
 
 
 def dumps(
-    value: object,
-    stays: Stays | None = None,
-    again: Callable[[], object] = lambda: None,
-    *,
-    home: bool = False,
+    value: object, begin: Callable[[], Stays | None] = lambda: None, *, home: bool = False
 ) -> bytes:
     """Pickle a value so that a process with another `__main__` can open it.
 
     Args:
         value: The value.
-        stays: Called with each large buffer; a false result keeps it out of the pickle.
-        again: Called if the pickle begins anew, and `stays` will be called for all buffers once more.
+        begin: Called when the pickle begins, and when it begins anew: what it returns takes all large buffers.
         home: Whether this is a worker, and the value for the process that its job came from.
 
     Raises:
         Exception: It cannot be pickled.
     """
     try:
-        data = pickle.dumps(value, _PROTOCOL, buffer_callback=stays)
+        data = pickle.dumps(value, PROTOCOL, buffer_callback=begin())
     except Exception:  # noqa: BLE001, S110 - a class may refuse in any way; by value it may work
         pass
     else:
         # A name in such a module means nothing in the other process, or something else.
         if not any(name in data for name in _unknown):
             return data
-    again()
-    return dumps_by_value(value, stays, home=home)
+    return dumps_by_value(value, begin(), home=home)
 
 
 def dumps_by_value(value: object, stays: Stays | None = None, *, home: bool = False) -> bytes:
@@ -74,29 +68,29 @@ def dumps_by_value(value: object, stays: Stays | None = None, *, home: bool = Fa
 
     Args:
         value: The value.
-        stays: As in `dumps`.
+        stays: Takes all large buffers.
         home: As in `dumps`.
     """
     file = io.BytesIO()
-    pickler = _value_pickler()(file, _PROTOCOL, buffer_callback=stays)
+    pickler = _value_pickler()(file, PROTOCOL, buffer_callback=stays)
     pickler.home = home
     pickler.dump(value)
     return file.getvalue()
 
 
-def dumps_job(value: object, stays: Stays | None = None) -> bytes:
+def dumps_job(job: JobSpec, stays: Stays | None = None) -> bytes:
     """Pickle a job: by name if that can be done, for which cloudpickle need not be loaded on either side.
 
     Args:
-        value: The job.
-        stays: As in `dumps`.
+        job: The job.
+        stays: As in `dumps_by_value`.
     """
-    file = io.BytesIO()
-    try:
-        _NamePickler(file, _PROTOCOL, buffer_callback=stays).dump(value)
-    except Exception:  # noqa: BLE001 - by value it may work
-        return dumps_by_value(value, stays)
-    return file.getvalue()
+    if getattr(job.fields["function"], "__module__", None) != "__main__":
+        file = io.BytesIO()
+        with suppress(Exception):  # by value it may work
+            _NamePickler(file, PROTOCOL, buffer_callback=stays).dump(job)
+            return file.getvalue()
+    return dumps_by_value(job, stays)
 
 
 class _NamePickler(pickle.Pickler):
@@ -331,10 +325,8 @@ def _class_in_program(number: str) -> Any:
 def _reduce(obj: Any) -> Any:
     """Return how a function of opero's, or one inside of it, is rebuilt; `NotImplemented` for all others."""
     kind = type(obj)
-    if kind is Method:
-        return _method, (obj.func,)
-    if kind is ClassMethod:
-        return _class_method, (obj.__func__,)
+    if kind is Method or kind is ClassMethod:
+        return _descriptor, (obj.__func__ if kind is ClassMethod else obj.func, kind is ClassMethod)
     if kind is not FunctionType:
         return NotImplemented
     if can_import(obj.__module__):
@@ -370,13 +362,9 @@ def _make_again(make: Callable[..., Any], fn: Any, options: Options, names: dict
     return made.func if type(made) is Method else made
 
 
-def _method(function: Any) -> Method:
-    # The class itself has no name for pickle: its module is that of an instance's function.
-    return Method(function)
-
-
-def _class_method(function: Any) -> ClassMethod:
-    return ClassMethod(function)
+def _descriptor(function: Any, is_class_method: bool) -> Method | ClassMethod:
+    # The classes themselves have no name for pickle: their modules are those of an instance's function.
+    return ClassMethod(function) if is_class_method else Method(function)
 
 
 def _inside(function: FunctionType) -> Any:
@@ -434,140 +422,3 @@ def shared_options(pipeline: Pipeline) -> Options:
     if pipeline.concurrency is not None:
         changes["concurrency"] = pipeline.concurrency.limit
     return options.replace("opero", **changes) if changes else options
-
-
-# --- exceptions -----------------------------------------------------------------------------------
-#
-# Pickle rebuilds an exception by calling its class with `args`, which fails for many constructors, and loses causes and
-# contexts. Here that is tried first, then the object is rebuilt without its constructor; of one that cannot be pickled
-# at all the text remains.
-
-_DEEP: Final = 20
-"""Most levels of causes that are included."""
-_LONG: Final = 2000
-"""Characters of text that stand for what cannot be pickled."""
-
-
-def traceback_of(error: BaseException) -> str:
-    """Return the traceback as Python prints it."""
-    import traceback
-
-    return "".join(traceback.format_exception(error))
-
-
-def dumps_with_errors(value: object) -> bytes:
-    """Pickle a value of ours with the exceptions in it, whatever their classes are like; `pickle.loads` opens it.
-
-    Raises:
-        Exception: It contains something else that cannot be pickled.
-    """
-    file = io.BytesIO()
-    _ErrorPickler(file, _PROTOCOL).dump(value)
-    return file.getvalue()
-
-
-class _ErrorPickler(pickle.Pickler):
-    """Pickles exceptions with their causes, contexts and earlier errors."""
-
-    def __init__(self, file: io.BytesIO, protocol: int) -> None:
-        super().__init__(file, protocol)
-        self._depths: dict[int, int] = {}
-        self._groups: set[int] = set()
-
-    def reducer_override(self, obj: Any) -> Any:
-        """Return how an exception is rebuilt; all else is pickled as always."""
-        if not isinstance(obj, BaseException):
-            return NotImplemented
-        kind = type(obj)
-        message: str | None = None
-        members: tuple[BaseException, ...] = ()
-        if isinstance(obj, BaseExceptionGroup):
-            # It is made from its members, so none of them may lead back to it.
-            self._groups.add(id(obj))
-            message, members = obj.message, self._linked(obj, obj.exceptions)
-        texts = f"{kind.__module__}.{kind.__qualname__}", _safe(str, obj), _safe(repr, obj.args)
-        causes = [self._linked(obj, [one]) for one in (obj.__cause__, obj.__context__)]
-        marks = [
-            (owner, note, self._linked(obj, earlier), inner)
-            for owner, note, earlier, inner in read_marks(obj)
-        ]
-        state = causes, obj.__suppress_context__, marks
-        return _rebuild, (_way(obj), texts, message, members), state, None, None, _link
-
-    def _linked(
-        self, error: BaseException, others: Iterable[BaseException | None]
-    ) -> tuple[BaseException, ...]:
-        """Return which other exceptions go along with one; chains without end are cut off."""
-        depth = self._depths.get(id(error), 0) + 1
-        found = [one for one in others if one is not None and id(one) not in self._groups]
-        return tuple(one for one in found if self._depths.setdefault(id(one), depth) <= _DEEP)
-
-
-def _way(error: BaseException) -> bytes:
-    """Return a pickle from which an exception can be rebuilt; empty if there is none."""
-    group = isinstance(error, BaseExceptionGroup)
-    try:
-        if not group:
-            data = dumps(error)
-            copied = pickle.loads(data)  # noqa: S301 - made here
-            # A constructor that writes its message would do so twice.
-            if type(copied) is type(error) and str(copied) == str(error):
-                return data
-    except Exception:  # noqa: BLE001, S110 - the other way is tried
-        pass
-    args = () if group else tuple(a if _picklable(a) else _safe(repr, a) for a in error.args)
-    state = {name: value for name, value in vars(error).items() if _picklable(value)}
-    try:
-        return dumps((type(error), args, state))
-    except Exception:  # noqa: BLE001 - a class that cannot be pickled: its text remains
-        return b""
-
-
-def _picklable(value: object) -> bool:
-    try:
-        pickle.loads(dumps(value))  # noqa: S301 - made here
-    except Exception:  # noqa: BLE001 - whatever a class raises
-        return False
-    return True
-
-
-def _safe(show: Callable[[Any], str], value: object) -> str:
-    try:
-        return show(value)[:_LONG]
-    except Exception as error:  # noqa: BLE001 - a class may refuse anything
-        return f"<{show.__name__}() raised {type(error).__name__}>"
-
-
-def _rebuild(
-    way: bytes,
-    texts: tuple[str, str, str],
-    message: str | None,
-    members: tuple[BaseException, ...],
-) -> BaseException:
-    """Rebuild an exception; a `RemoteError` with its text if that cannot be done."""
-    try:
-        found = pickle.loads(way)  # noqa: S301 - from our own worker
-        if isinstance(found, BaseException):
-            return found
-        kind, args, state = found
-        error: BaseException
-        if issubclass(kind, BaseExceptionGroup):
-            error = kind.__new__(kind, message or "", members)
-        else:
-            error = kind.__new__(kind, *args)
-            error.args = args
-        vars(error).update(state)
-    except Exception:  # noqa: BLE001 - a module that is missing here, say
-        return RemoteError(*texts)
-    return error
-
-
-def _link(error: BaseException, state: tuple[Any, bool, Any]) -> None:
-    """Give a rebuilt exception its causes."""
-    causes, suppress, marks = state
-    for name, found in zip(("__cause__", "__context__"), causes, strict=True):
-        if found:
-            # Past the class's own `__setattr__`, as the interpreter does it.
-            BaseException.__setattr__(error, name, found[0])
-    BaseException.__setattr__(error, "__suppress_context__", suppress)
-    restore_marks(error, marks)
