@@ -7,9 +7,19 @@ from typing import Any
 
 import pytest
 
-from opero.caching.refresh import RecentFailures
+from opero.caching.refresh import RecentFailures, excuses
+from opero.errors import (
+    BulkheadFullError,
+    CircuitOpenError,
+    DeadlineError,
+    OperoUsageError,
+    RateLimitPausedError,
+    Rejected,
+)
 
 pytestmark = pytest.mark.internal
+
+REAL = BulkheadFullError("limit of another function", 1, 0)
 
 
 def failed(failures: RecentFailures, key: Any, **given: Any) -> None:
@@ -58,3 +68,24 @@ def test_all_are_forgotten_at_once() -> None:
     failed(failures, "a")
     failures.clear()
     assert not failures.fresh("a", 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "walk", "excused"),
+    [
+        (ConnectionError(), [], True),
+        (ValueError(), [], False),
+        (ValueError(), [ConnectionError()], True),
+        (CircuitOpenError("c", 1), [], True),
+        (DeadlineError("over"), [], True),
+        (RateLimitPausedError(60), [], True),
+        (BulkheadFullError("c", 1, 0), [ConnectionError()], False),
+        (REAL, [REAL], False),
+        (OperoUsageError("wrong"), [], False),
+        (Rejected("x"), [ConnectionError()], False),
+    ],
+)
+def test_which_failures_are_answered_with_an_expired_entry(
+    error: Exception, walk: list[Exception], excused: bool
+) -> None:
+    assert excuses(error, walk, lambda e: isinstance(e, ConnectionError)) is excused

@@ -8,9 +8,11 @@ import contextvars
 import signal
 import threading
 import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from opero import opero
 from opero.caching.single_flight import (
     FlightWaiter,
     Instruction,
@@ -20,6 +22,9 @@ from opero.caching.single_flight import (
     stop_leading,
     take_verdict,
 )
+
+if TYPE_CHECKING:
+    from opero.testing import FakeClock
 
 pytestmark = pytest.mark.internal
 
@@ -319,3 +324,37 @@ def test_a_wait_that_ends_before_its_deadline_is_no_different():
         return await waiter.wait()
 
     assert asyncio.run(main())
+
+
+def test_threads_that_wait_for_a_failing_leader_get_the_expired_result(clock: FakeClock) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    @opero(cache_ttl=60, cache_stale_ttl=60, retries=0)
+    def fetch() -> list[int]:
+        if not clock.elapsed:
+            return [1]
+        begun.set()
+        go.wait(10)
+        raise ConnectionError
+
+    fetch()
+    clock.advance(61)
+    receipts: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda: receipts.append(fetch.call()), daemon=True)
+        for _ in range(4)
+    ]
+    threads[0].start()
+    begun.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+    flights = fetch.__opero__.cache.single_flight
+    while sum(len(flight.waiters or ()) for flight in list(flights._open.values())) < 3:
+        pass
+    go.set()
+    for thread in threads:
+        thread.join(10)
+    assert [r.source for r in receipts] == ["stale"] * 4
+    assert sorted(r.calls for r in receipts) == [0, 0, 0, 1]
+    assert len({id(r.value) for r in receipts}) == 4
+    assert fetch.stats.stale == 4

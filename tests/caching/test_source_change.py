@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
+import sqlite3
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,10 +13,7 @@ from typing import Any
 import pytest
 
 from opero import opero
-from opero.caching.keys.function_keys import code_digest
 from opero.events import CacheSkipped, FunctionEdited
-
-pytestmark = pytest.mark.internal
 
 BEFORE = """
 def f(x):
@@ -89,14 +86,12 @@ def test_event_loops_hear_of_it_too(place_of_edits):
 @pytest.fixture
 def place_of_edits(tmp_path: Path):
     """A place, and what makes it believe that its functions looked otherwise."""
-    from opero.caching.stores import base as stores
-
     place = f"disk:{tmp_path / 'cache'}"
 
     def forge() -> None:
-        store = stores.open_store(place)
-        (mark,) = [item.key for item in store.scan("~code:")]
-        store.set(mark, b"another", None)
+        with sqlite3.connect(tmp_path / "cache" / "cache.db") as connection:
+            connection.execute("UPDATE Cache SET value = ? WHERE key LIKE '~code:%'", (b"another",))
+        connection.close()
 
     return place, forge
 
@@ -106,51 +101,3 @@ def test_marks_are_no_entries(tmp_path):
     f(1)
     assert f.cache.info().size == 1
     assert f.cache.clear() == 1
-
-
-def test_options_and_place_are_no_part_of_the_code():
-    def plain() -> ModuleType:
-        return {}  # type: ignore[return-value]
-
-    @functools.lru_cache(maxsize=3)
-    def one(x: int) -> int:
-        return x + 1
-
-    @functools.lru_cache(
-        maxsize=4,
-    )
-    @functools.lru_cache
-    def other(x: int) -> int:
-        return x + 1
-
-    digests = [code_digest(fn.__wrapped__) for fn in (one, other.__wrapped__)]
-    assert digests[0] != digests[1], "the name is"
-    assert code_digest(functools.partial(plain)) == code_digest(plain)
-
-
-class Callable:
-    def __call__(self, x: int) -> int:
-        return x
-
-
-def test_what_is_not_written_in_python_is_never_edited():
-    assert code_digest(len) is None
-    assert code_digest(Callable()) is not None
-    assert code_digest(eval("lambda x: x")) == code_digest(lambda x: x)
-
-
-def test_a_function_that_says_it_wraps_itself_has_a_digest():
-    def f(x):
-        return x
-
-    plain = code_digest(f)
-    vars(f)["__wrapped__"] = f
-    assert code_digest(f) == plain
-
-
-def test_code_that_holds_what_no_source_can_has_no_digest():
-    def f(x):
-        return x
-
-    f.__code__ = f.__code__.replace(co_consts=(*f.__code__.co_consts, object()))
-    assert code_digest(f) is None

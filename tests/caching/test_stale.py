@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,11 @@ import tenacity
 from tests.redis_server import RedisServer
 
 from opero import deadline, opero
-from opero.caching.refresh import FRESH_FAILURE_SECONDS, excuses
-from opero.errors import (
-    BulkheadFullError,
-    CircuitOpenError,
-    DeadlineError,
-    OperoUsageError,
-    RateLimitPausedError,
-    Rejected,
-)
 from opero.events import CacheStale
 from opero.testing import FakeClock, capture_events
 
-pytestmark = pytest.mark.internal
+FRESH = 5.0
+"""Seconds for which a failure is not tried again."""
 
 
 class Dict(dict[str, Any]):
@@ -200,7 +191,7 @@ def test_while_a_failure_is_fresh_no_call_tries_again(
     receipt = face.run(fetch.call)
     assert (receipt.source, receipt.calls, receipt.attempts, source.calls) == ("stale", 0, 0, 5)
     # A little more: sums of clock readings round differently, depending on the uptime of the machine.
-    clock.advance(FRESH_FAILURE_SECONDS + 0.001)
+    clock.advance(FRESH + 0.001)
     face.run(fetch)
     assert source.calls == 9
 
@@ -318,40 +309,6 @@ def test_the_same_entries_serve_a_function_without_the_option(face: Any, clock: 
     assert face.run(fetch.call).source == "stale"
 
 
-def test_threads_that_wait_for_a_failing_leader_get_the_expired_result(clock: FakeClock) -> None:
-    begun, go = threading.Event(), threading.Event()
-
-    @opero(cache_ttl=60, cache_stale_ttl=60, retries=0)
-    def fetch() -> list[int]:
-        if not clock.elapsed:
-            return [1]
-        begun.set()
-        go.wait(10)
-        raise ConnectionError
-
-    fetch()
-    clock.advance(61)
-    receipts: list[Any] = []
-    threads = [
-        threading.Thread(target=lambda: receipts.append(fetch.call()), daemon=True)
-        for _ in range(4)
-    ]
-    threads[0].start()
-    begun.wait(10)
-    for thread in threads[1:]:
-        thread.start()
-    flights = fetch.__opero__.cache.single_flight
-    while sum(len(flight.waiters or ()) for flight in list(flights._open.values())) < 3:
-        pass
-    go.set()
-    for thread in threads:
-        thread.join(10)
-    assert [r.source for r in receipts] == ["stale"] * 4
-    assert sorted(r.calls for r in receipts) == [0, 0, 0, 1]
-    assert len({id(r.value) for r in receipts}) == 4
-    assert fetch.stats.stale == 4
-
-
 def test_tasks_that_wait_for_a_failing_leader_get_the_expired_result(clock: FakeClock) -> None:
     @opero(cache_ttl=60, cache_stale_ttl=60, retries=0)
     async def fetch() -> list[int]:
@@ -432,29 +389,6 @@ def test_a_waiter_that_runs_out_of_time_gets_the_expired_result(
 
 # --- the decision ---------------------------------------------------------------------------------
 
-REAL = BulkheadFullError("limit of another function", 1, 0)
-
-
-@pytest.mark.parametrize(
-    ("error", "walk", "excused"),
-    [
-        (ConnectionError(), [], True),
-        (ValueError(), [], False),
-        (ValueError(), [ConnectionError()], True),
-        (CircuitOpenError("c", 1), [], True),
-        (DeadlineError("over"), [], True),
-        (RateLimitPausedError(60), [], True),
-        (BulkheadFullError("c", 1, 0), [ConnectionError()], False),
-        (REAL, [REAL], False),
-        (OperoUsageError("wrong"), [], False),
-        (Rejected("x"), [ConnectionError()], False),
-    ],
-)
-def test_which_failures_are_answered_with_an_expired_entry(
-    error: Exception, walk: list[Exception], excused: bool
-) -> None:
-    assert excuses(error, walk, lambda e: isinstance(e, ConnectionError)) is excused
-
 
 def test_a_tenacity_strategy_as_retry_on_is_asked(face: Any, clock: FakeClock) -> None:
     source = Source("old", ConnectionError(), ValueError("bad"))
@@ -462,7 +396,7 @@ def test_a_tenacity_strategy_as_retry_on_is_asked(face: Any, clock: FakeClock) -
     face.run(fetch)
     clock.advance(61)
     assert face.run(fetch) == "old"
-    clock.advance(FRESH_FAILURE_SECONDS)
+    clock.advance(FRESH)
     with pytest.raises(ValueError, match="bad"):
         face.run(fetch)
 

@@ -12,10 +12,7 @@ import pytest
 
 from opero import opero
 from opero.events import CallGaveUp, CallSucceeded, RetryScheduled
-from opero.testing import capture_events, flaky
-from opero.utils import ambient
-
-pytestmark = pytest.mark.internal
+from opero.testing import FakeClock, capture_events, flaky
 
 
 async def until(condition: Any) -> None:
@@ -147,27 +144,21 @@ async def test_a_cancelled_leader_hands_over_no_retries() -> None:
     assert leader.cancelled()
 
 
-class InterruptedClock:
-    """Ctrl-C arrives in the pause."""
-
-    monotonic = staticmethod(time.monotonic)
-
-    def sleep(self, seconds: float) -> None:
+def test_ctrl_c_in_a_pause_ends_the_call(
+    face: Any, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    async def asleep(self, seconds: float) -> None:
+    async def interrupted_in_task(seconds: float) -> None:
         raise KeyboardInterrupt
 
-
-def test_ctrl_c_in_a_pause_ends_the_call(face: Any) -> None:
     body = flaky("never", failures=99)
     fetch = opero(cache=False)(face.of(body))
-    before = ambient.install_clock(InterruptedClock())
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            face.run(fetch)
-    finally:
-        ambient.install_clock(before)
+    monkeypatch.setattr(clock, "sleep", interrupted)
+    monkeypatch.setattr(clock, "asleep", interrupted_in_task)
+    with pytest.raises(KeyboardInterrupt):
+        face.run(fetch)
     assert (body.calls, fetch.stats.slept, fetch.stats.gave_up) == (1, 0, 0)
 
 

@@ -24,7 +24,8 @@ import pandas as pd
 import pytest
 
 from opero import opero
-from opero.core.cache import CacheStage, make_handle
+from opero.caching.handles import CacheHandle
+from opero.core.cache import CacheStage, RefreshCall
 from opero.core.call import Call
 from opero.core.function import FunctionInfo
 from opero.core.options import Options
@@ -60,7 +61,8 @@ class Cached:
             self.run = self.cache.wrap_async(aproceed)
         else:
             self.run = self.cache.wrap_sync(lambda call: fn(*call.args, **call.kwargs))
-        self.handle = make_handle(self.cache, self.run)
+        run = self.run
+        self.handle = CacheHandle(self.cache, lambda *sent: run(RefreshCall(*sent)))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.run(Call(args, kwargs))

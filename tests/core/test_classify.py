@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import http.client
 import socket
 import sqlite3
 import ssl
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from opero import add_classifier, opero
-from opero.core.classify import Verdict, classify
+from opero.core.classify import Verdict, classify, may_be_billed
 from opero.core.fallback import EXHAUSTED_SECONDS
 from opero.errors import CallTimeoutError, OperoUsageError
 from opero.testing import FakeClock, capture_events, fake_clock
@@ -176,6 +178,47 @@ def test_errors_of_database_drivers() -> None:
     assert classify(foreign("IntegrityError", "sqlalchemy.exc")()).kind == "final"
 
 
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (foreign("OperationalError", "psycopg")("connection refused"), "transient"),
+        (foreign("PoolTimeout", "psycopg_pool", foreign("OperationalError", "psycopg"))(), "transient"),
+        (foreign("OperationalError", "psycopg2")("could not connect"), "transient"),
+        (foreign("OperationalError", "pyodbc")("08S01", "link failure"), "transient"),
+        (foreign("ProgrammingError", "pyodbc")("42S02", "no such table"), "final"),
+        (foreign("DatabaseError", "oracledb")(error_with(isrecoverable=True)), "transient"),
+        (foreign("TimeoutError", "sqlalchemy.exc")("QueuePool limit"), "transient"),
+    ],
+)  # fmt: skip
+def test_drivers_that_name_no_state(error: Exception, kind: str) -> None:
+    assert classify(error).kind == kind
+
+
+@pytest.mark.parametrize("name", ["httpx.ConnectError", "requests.exceptions.SSLError"])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_client_whose_server_has_no_valid_certificate_is_answered_for_good(
+    name: str, depth: int
+) -> None:
+    error: Exception = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    for _ in range(depth):
+        module, _, kind = name.rpartition(".")
+        base = "TransportError" if module == "httpx" else "ConnectionError"
+        outer = foreign(kind, module, foreign(base, module))()
+        outer.__context__ = error
+        error = outer
+    assert classify(error).kind == "final"
+    assert not may_be_billed(error)
+
+
+@pytest.mark.parametrize(
+    "kind", ["overloaded_error", "api_error", "rate_limit_error", "server_error"]
+)
+def test_a_stream_that_breaks_off_with_an_error_of_the_service_is_worth_another_call(
+    kind: str,
+) -> None:
+    assert classify(error_with(status_code=200, body={"error": {"type": kind}})).kind == "transient"
+
+
 REDIS_CONNECTION = foreign("ConnectionError", "redis.exceptions")
 
 
@@ -191,6 +234,12 @@ REDIS_CONNECTION = foreign("ConnectionError", "redis.exceptions")
         (foreign("ConnectionError", "botocore.exceptions")(), "transient"),
         (REDIS_CONNECTION(), "transient"),
         (foreign("AuthenticationError", "redis.exceptions", REDIS_CONNECTION)(), "final"),
+        (foreign("WatchError", "redis.exceptions")(), "transient"),
+        (foreign("InvalidHeader", "requests.exceptions")(), "final"),
+        (foreign("LocationParseError", "urllib3.exceptions", foreign("LocationValueError", "urllib3"))(), "final"),
+        (foreign("NoRegionError", "botocore.exceptions")(), "final"),
+        (foreign("DefaultCredentialsError", "google.auth.exceptions")(), "final"),
+        (foreign("TransportError", "google.auth.exceptions")(), "transient"),
         (foreign("ConnectionError", "app")(), "unknown"),
     ],
 )  # fmt: skip
@@ -209,6 +258,9 @@ def test_classes_of_client_libraries(error: Exception, kind: str) -> None:
         (urllib.error.URLError(ConnectionResetError()), "transient"),
         (urllib.error.URLError(ssl.SSLCertVerificationError()), "final"),
         (urllib.error.HTTPError("http://x", 404, "gone", Message(), None), "final"),
+        (ssl.SSLEOFError(8, "EOF occurred"), "transient"),
+        (asyncio.IncompleteReadError(b"", 1), "transient"),
+        (http.client.InvalidURL(), "final"),
         (FileNotFoundError(), "unknown"),
         (ValueError(), "unknown"),
     ],

@@ -99,3 +99,7 @@ def test_the_note_shows_the_time_it_knows(
 ) -> None:
     call = failed_call(FailedCall(None, ValueError()), **{state: clock.monotonic() - seconds})
     assert story(call) == f"gave up after 1 attempt, 1 call{expected}\n  ValueError ×1"
+
+
+def test_a_call_shows_no_arguments() -> None:
+    assert "hunter2" not in repr(Call(("hunter2",), {"key": "hunter2"}))

@@ -284,3 +284,28 @@ def test_a_cancelled_task_gives_everything_back() -> None:
     held = held_by(fetch)
     assert (held["permits"], held["deadline"], len(switch.on)) == (0, None, known)
     assert held["circuit"].failures == 0
+
+
+# --- the stages ---------------------------------------------------------------------------------
+
+everything: dict[str, Any] = {"arg_fallback": "model", "rate_limit": 1000}
+
+
+def pipeline_of(fn: Any, **options: Any) -> Pipeline:
+    return Pipeline(FunctionInfo(fn), Options.of("test", **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, ["cache", "retry"]),
+        ({"cache": False}, ["retry"]),
+        ({"cache": False, "retries": 0}, ["retry"]),
+        (everything, ["cache", "retry", "fallback", "rate limit"]),
+        ({**everything, "cache": False, "retries": 0}, ["retry", "fallback", "rate limit"]),
+        ({"cache": False, "retries": 0, "stop": stop_never}, ["retry"]),
+    ],
+    ids=lambda value: None if isinstance(value, list) else " ".join(value) or "default",
+)
+def test_the_stages_stand_in_their_fixed_order(options: dict[str, Any], names: list[str]) -> None:
+    assert [s.name for s in pipeline_of(lambda model: None, **options).stages] == names

@@ -263,7 +263,7 @@ def test_a_thread_in_line_leaves_when_a_pause_comes_up_that_is_too_long():
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
         thread.start()
-    while len(limiter._queue.threads) < 2:
+    while len(limiter._queue.threads) < 3:
         time.sleep(0.001)
     limiter.pause(120)
     for thread in threads:

@@ -7,38 +7,10 @@ import threading
 from typing import Any
 
 import pytest
-from tenacity import stop_never
 
 from opero import RateLimiter, opero
-from opero.core.function import FunctionInfo
-from opero.core.options import Options
-from opero.core.pipeline import Pipeline
 from opero.errors import OperoUsageError
 from opero.testing import FakeClock, capture_events, flaky, set_disabled
-
-pytestmark = pytest.mark.internal
-
-everything: dict[str, Any] = {"arg_fallback": "model", "rate_limit": 1000}
-
-
-def pipeline_of(fn: Any, **options: Any) -> Pipeline:
-    return Pipeline(FunctionInfo(fn), Options.of("test", **options))
-
-
-@pytest.mark.parametrize(
-    ("options", "names"),
-    [
-        ({}, ["cache", "retry"]),
-        ({"cache": False}, ["retry"]),
-        ({"cache": False, "retries": 0}, ["retry"]),
-        (everything, ["cache", "retry", "fallback", "rate limit"]),
-        ({**everything, "cache": False, "retries": 0}, ["retry", "fallback", "rate limit"]),
-        ({"cache": False, "retries": 0, "stop": stop_never}, ["retry"]),
-    ],
-    ids=lambda value: None if isinstance(value, list) else " ".join(value) or "default",
-)
-def test_the_stages_stand_in_their_fixed_order(options: dict[str, Any], names: list[str]) -> None:
-    assert [s.name for s in pipeline_of(lambda model: None, **options).stages] == names
 
 
 def test_with_options_shares_counters_and_the_function(face: Any) -> None:

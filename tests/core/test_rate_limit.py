@@ -141,3 +141,17 @@ def test_a_refusal_of_another_pipeline_has_used_its_slot():
     with pytest.raises(CircuitOpenError):
         stage.wrap_sync(call_refused)(Call((), {}))
     assert not limiter.try_acquire()
+
+
+def test_a_call_that_a_breaker_refuses_costs_nothing(face, clock):
+    limiter = RateLimiter("100/minute", cost=60, cap=1000)
+    stage = RateLimit(limiter, Stats(), Emitter("f"))
+
+    def refuse(call: Call) -> None:
+        raise CircuitOpenError("svc", 1.0)
+
+    wrap = stage.wrap_async if face.asynchronous else stage.wrap_sync
+    with pytest.raises(CircuitOpenError):
+        face.run(wrap(face.of(refuse)), Call((), {}))
+    assert limiter.spent == limiter.paused == 0
+    assert limiter.try_acquire(cost=100)

@@ -10,10 +10,7 @@ from typing import Any
 import pytest
 
 from opero import Receipt, opero
-from opero.core.call import Call
 from opero.testing import FakeClock, flaky
-
-pytestmark = pytest.mark.internal
 
 quick: dict[str, Any] = {"cache": False, "min_delay": 0}
 
@@ -186,7 +183,3 @@ def test_a_receipt_shows_itself_without_the_value(receipt: Receipt[Any], shown: 
 def test_a_receipt_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         Receipt(value=1).value = 2  # type: ignore[misc]
-
-
-def test_a_call_shows_no_arguments() -> None:
-    assert "hunter2" not in repr(Call(("hunter2",), {"key": "hunter2"}))

@@ -24,9 +24,6 @@ from opero import (
 from opero.errors import CallTimeoutError, DeadlineError, OperoUsageError
 from opero.events import AttemptFailed, CallEnded, CallGaveUp, CallStarted, CallSucceeded
 from opero.testing import FakeClock, capture_events, fake_clock, set_disabled
-from opero.utils.ambient import switch
-
-pytestmark = pytest.mark.internal
 
 quick: dict[str, Any] = {"cache": False, "min_delay": 0}
 
@@ -564,7 +561,6 @@ def test_a_deadline_ends_with_its_stream_and_does_not_reach_the_consumer(driver:
     assert remaining() is None
     driver.items(stream)
     assert remaining() is None
-    assert not switch.on
     assert all(left is not None and left <= 60 for left in inner)
 
 

@@ -19,10 +19,8 @@ from opero.limits.windows import (
     CostWindow,
     SlidingWindow,
     SpendCap,
-    StepWindow,
     as_units,
     combined,
-    new_cells,
     part_of,
 )
 from opero.utils.units import Rate, RateWindow, parse_windows
@@ -323,22 +321,3 @@ def test_rules_describe_themselves():
         SpendCap(UNIT // 2),
     )
     assert str(CombinedLimit(parts)) == "3 calls in 1 h and 2,500 in 60 s and 0.5 in all"
-
-
-def test_counts_of_two_step_windows_are_added_step_by_step():
-    window = StepWindow(10.0, 5)
-    ours, theirs = new_cells(window.size), new_cells(window.size)
-    window.add(ours, 1.0, 1, 10)
-    window.add(theirs, 1.0, 2, 20)
-    window.add(ours, 3.0, 4, 40)
-    window.add(theirs, 5.0, 8, 80)
-    window.merge(ours, theirs)
-    assert window.sums(theirs, 5.0) == (15, 150)
-    assert window.sums(theirs, 11.0) == (12, 120)
-    # An older step gives way to a newer one in the same place.
-    late = new_cells(window.size)
-    window.add(late, 11.0, 16, 160)
-    window.merge(late, theirs)
-    assert window.sums(theirs, 11.0) == (28, 280)
-    window.merge(ours, theirs)
-    assert window.sums(theirs, 13.0) == (24, 240)

@@ -9,16 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from opero import RateLimiter
 from opero.errors import OperoUsageError
-from opero.limits.shared import share_all, unshared_objects
 from opero.testing import fake_clock
-
-pytestmark = pytest.mark.internal
 
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -74,28 +70,6 @@ def test_sharing_keeps_what_has_started():
     assert [limiter.try_acquire() for _ in range(3)] == [True, True, False]
 
 
-def test_a_limit_is_known_by_the_attribute_that_holds_it_at_present(monkeypatch):
-    module = ModuleType("shop_limits")
-    monkeypatch.setitem(sys.modules, "shop_limits", module)
-    module.limiter = RateLimiter("10/s")
-    module.Api = type("Api", (), {"__module__": "shop_limits", "limiter": RateLimiter("5/s")})
-    assert {"shop_limits:limiter", "shop_limits:Api.limiter"} <= share_all().keys()
-    module.limiter = module.Api.limiter
-    assert "shop_limits:limiter" not in share_all()
-
-
-def test_a_holder_of_the_old_slot_takes_the_new_one():
-    limiter = RateLimiter("3/hour")
-    old = limiter.take_slot
-    limiter.share()
-    limiter.take_slot = old
-    assert limiter.acquire() == 0
-    assert limiter.current_state().wait_for() == 0
-    limiter.acquire()
-    limiter.acquire()
-    assert limiter.current_state().wait_for() > 0
-
-
 def test_a_fake_clock_leaves_a_shared_slot_alone():
     limiter = RateLimiter("1/hour")
     limiter.share()
@@ -104,35 +78,6 @@ def test_a_fake_clock_leaves_a_shared_slot_alone():
         limiter.acquire()
         assert clock.elapsed == pytest.approx(3600)
     assert limiter.try_acquire()
-
-
-def test_where_nothing_can_be_shared_one_warning_says_so(monkeypatch):
-    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: "/nowhere/at/all")
-    limiter = RateLimiter("1/hour")
-    with pytest.warns(RuntimeWarning, match=r"1 per hour.*per process.*No such file") as caught:
-        assert not limiter.share()
-    # Objects of other tests may be alive as well.
-    assert repr(limiter) in unshared_objects()
-    assert repr(limiter) not in unshared_objects()
-    data = pickle.dumps(limiter)
-    assert len(caught) == 1
-    assert limiter.try_acquire()
-    assert pickle.loads(data) is limiter
-    assert not limiter.try_acquire()
-
-
-@posix
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_forked_child_does_not_report_what_its_parent_could_not_share(monkeypatch):
-    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: "/nowhere/at/all")
-    limiter = RateLimiter("1/hour")
-    with pytest.warns(RuntimeWarning, match="per process"):
-        limiter.share()
-    child = os.fork()
-    if not child:
-        os._exit(len(unshared_objects()))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert repr(limiter) in unshared_objects()
 
 
 # --- several processes ----------------------------------------------------------------------------
@@ -264,7 +209,7 @@ if {shared}:
     limiter.share()
 (limiter._state.file.thread_lock if limiter.shared else limiter._state._lock).acquire()
 limiter._moving.acquire()
-limiter._queue.threads.try_acquire()
+limiter._queue.threads.join("a caller of the parent")
 limiter.loops_waiting["a loop of the parent"] = None
 if not os.fork():
     signal.alarm(10)

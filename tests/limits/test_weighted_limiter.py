@@ -16,9 +16,6 @@ import pytest
 
 from opero import RateLimiter, opero
 from opero.core import get_rate_limit_decorator
-from opero.core.call import Call
-from opero.core.rate_limit import RateLimit
-from opero.core.stats import Stats
 from opero.errors import (
     CircuitOpenError,
     DeadlineError,
@@ -26,10 +23,7 @@ from opero.errors import (
     OperoWarning,
     SpendCapError,
 )
-from opero.events.bus import Emitter
 from opero.testing import set_disabled
-
-pytestmark = pytest.mark.internal
 
 
 def tokens_of(result: dict[str, int]) -> int:
@@ -80,8 +74,7 @@ def test_several_windows_hold_across_processes():
     for worker in workers:
         worker.communicate(data, timeout=20)
         assert worker.returncode == 0
-    assert limiter.current_state().wait_for() > 3000 * 10**9
-    with pytest.raises(DeadlineError):
+    with pytest.raises(DeadlineError, match=r"no slot for \d{4} s|no slot for (59|60) min"):
         limiter.acquire(timeout=1)
 
 
@@ -247,20 +240,6 @@ def test_a_rejected_result_is_settled(face, clock):
     assert limiter.try_acquire(cost=90)
 
 
-def test_a_call_that_a_breaker_refuses_costs_nothing(face, clock):
-    limiter = RateLimiter("100/minute", cost=60, cap=1000)
-    stage = RateLimit(limiter, Stats(), Emitter("f"))
-
-    def refuse(call: Call) -> None:
-        raise CircuitOpenError("svc", 1.0)
-
-    wrap = stage.wrap_async if face.asynchronous else stage.wrap_sync
-    with pytest.raises(CircuitOpenError):
-        face.run(wrap(face.of(refuse)), Call((), {}))
-    assert limiter.spent == limiter.paused == 0
-    assert limiter.try_acquire(cost=100)
-
-
 def test_a_plain_function_that_returns_an_awaitable_is_settled_too(clock):
     limiter = RateLimiter("100/minute", cost=60, settle=tokens_of)
 
@@ -334,8 +313,7 @@ def test_a_reservation_goes_with_the_limiter_into_a_file(moved):
 def test_a_thread_that_waits_for_much_is_not_overtaken_by_one_that_needs_little(clock):
     limiter = RateLimiter("100 tokens/minute")
     limiter.acquire(cost=50)
-    ticket = object()
-    limiter.threads_waiting.append(ticket)  # type: ignore[arg-type]  # a waiter in line
+    limiter.threads_waiting[object()] = None  # type: ignore[index]  # a waiter in line
     assert not limiter.try_acquire(cost=1)
 
 

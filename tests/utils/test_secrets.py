@@ -229,9 +229,18 @@ def test_secret_fields_of_urls_are_masked_and_others_stay(name: str, mask: Any) 
         ("key sk-proj-abcdefghijklmnop is wrong", "key *** is wrong"),
         ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----.", "***."),
         ("eyJhbGciOi.eyJzdWIiOi.c2ln", "***"),
+        ("get(auth=('me', 'hunter2'), n=1)", "get(auth=***, n=1)"),
+        ("{'token': ['a', ')', {'b': 'hunter2'}], 'n': 1}", "{'token': ***, 'n': 1}"),
+        ("{'token': ['a', 'hunter2", "{'token': ***"),
+        (r"password='a\'hunter2', n=1", "password='***', n=1"),
+        ("{'password': 'hunter2 and mor", "{'password': '***'"),
+        ("keys=(1, 2), sig={3}", "keys=(1, 2), sig={3}"),
+        ("https://h/?next=https%3A%2F%2Fi%2F%3Ftoken%3Dhunter2%26n%3D1", "https://h/?next=https%3A%2F%2Fi%2F%3Ftoken%3D***%26n%3D1"),
+        ("https://h/?api%255Fkey=hunter2&n=1", "https://h/?api%255Fkey=***&n=1"),
+        ("openaikey=hunter2 monkey=banana", "openaikey=*** monkey=banana"),
         ("nothing to hide: 3 of 4", "nothing to hide: 3 of 4"),
     ],
-)
+)  # fmt: skip
 def test_texts_of_other_code_are_masked(text: str, shown: str) -> None:
     assert mask_text(text) == mask_text(shown) == shown
 
@@ -279,3 +288,11 @@ def test_a_known_secret_is_hidden_in_every_encoding(
 def test_masking_is_stable_and_never_raises(text: str) -> None:
     for mask in (mask_text, mask_url, mask_urls):
         assert mask(mask(text)) == mask(text)
+
+
+@given(st.text(st.characters(exclude_categories=["Z", "C"], exclude_characters="/?#"), max_size=20))
+def test_whatever_the_user_info_is_it_goes(userinfo: str) -> None:
+    assert (
+        mask_url(f"at https://{userinfo}@host/path?q=a@b now")
+        == "at https://***@host/path?q=a@b now"
+    )

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from opero.utils import threads
-from opero.utils.waiters import FairLock, HandoffQueue, TaskWaiter, ThreadWaiter
+from opero.utils.waiters import HandoffQueue, TaskWaiter, ThreadWaiter, WaitingLine
 
 pytestmark = pytest.mark.internal
 
@@ -216,64 +216,49 @@ def test_callers_are_woken_in_order_of_arrival():
 
 
 def test_the_waits_of_some_callers_are_ended_with_a_value():
-    queue, one, other = HandoffQueue(), ThreadWaiter(budget=1), ThreadWaiter(budget=2)
-    queue.join(one)
-    queue.join(other)
-    queue.dismiss("short", lambda waiter: waiter.budget < 2)
-    assert (one.value, other.value, len(queue)) == ("short", None, 1)
+    line, one, other = WaitingLine(), ThreadWaiter(budget=1), ThreadWaiter(budget=2)
+    line.join(one)
+    line.join(other)
+    line.dismiss("short", lambda waiter: waiter.budget < 2)
+    assert (one.value, other.value, len(line)) == ("short", None, 1)
+
+
+def test_the_first_in_line_has_the_turn_until_it_leaves():
+    line, waiters_ = WaitingLine(), [ThreadWaiter() for _ in range(3)]
+    for waiter in waiters_:
+        line.join(waiter)
+    assert line.first is waiters_[0]
+    assert line.leave(waiters_[1])
+    assert not waiters_[2].granted
+    assert line.leave(waiters_[0])
+    assert waiters_[2].granted
+    assert line.first is waiters_[2]
+    assert not line.leave(waiters_[0])
+    assert line.leave(waiters_[2])
+    assert line.first is None
+    assert not line
 
 
 def test_a_turn_goes_from_thread_to_thread_in_order_of_arrival():
-    turn, served = FairLock(), []
-    assert turn.try_acquire()
-    assert not turn.try_acquire()
+    line, served = WaitingLine(), []
+    line.join(first := ThreadWaiter())
 
     def work(name):
-        assert turn.wait() is True
+        line.join(waiter := ThreadWaiter())
+        assert waiter.wait()
+        assert line.first is waiter
         served.append(name)
-        turn.release()
+        line.leave(waiter)
 
     threads = []
     for name in range(5):
         threads.append(threading.Thread(target=work, args=(name,)))
         threads[-1].start()
-        until(lambda: len(turn) == name + 1)  # noqa: B023 - called in this very round
-    turn.release()
-    assert turn.held or not turn.waiting
+        until(lambda: len(line) == name + 2)  # noqa: B023 - called in this very round
+    line.leave(first)
     for thread in threads:
         thread.join(10)
     assert served == list(range(5))
-    assert not turn.held
-
-
-def test_a_wait_ends_with_the_error_or_the_time_of_its_look_up():
-    turn = FairLock()
-    turn.try_acquire()
-
-    def late():
-        raise TimeoutError
-
-    with pytest.raises(TimeoutError):
-        turn.wait(late)
-    assert turn.wait(lambda: 0) is False
-    assert not turn.waiting
-    turn.release()
-    assert turn.wait(lambda: 0) is True
-
-
-def test_a_turn_is_released_by_its_holder_only():
-    turn, holder, late = FairLock(), ThreadWaiter(), ThreadWaiter()
-    assert turn.try_acquire(holder)
-    turn.join(late)
-    turn.release(ThreadWaiter())
-    assert turn.held == [holder]
-    turn.release(holder)
-    assert turn.held == [late]
-    turn.release(holder)
-    assert turn.held == [late]
-    turn.release(late)
-    assert not turn.held
-    turn.release()
 
 
 class Permits(HandoffQueue):
@@ -292,6 +277,20 @@ class Permits(HandoffQueue):
         except IndexError:
             return False
         return True
+
+
+def test_a_wait_ends_with_the_error_or_the_time_of_its_look_up():
+    permits = Permits(0)
+
+    def late():
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        permits.wait(late)
+    assert permits.wait(lambda: 0) is False
+    assert not permits.waiting
+    permits.give_back()
+    assert permits.wait(lambda: 0) is True
 
 
 @pytest.mark.parametrize("cancel_at", range(8))

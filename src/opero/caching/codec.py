@@ -25,6 +25,7 @@ import re
 import struct
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from types import NoneType
 from typing import Any, Final, Protocol
 from zlib import crc32
@@ -33,11 +34,13 @@ import msgpack
 
 from opero.caching.plain_types import (
     BY_NUMBER,
+    MOST_ALIKE,
     Buffer,
     NotPlain,
     Undecodable,
     Unencodable,
     of_type,
+    refuse_alike,
 )
 
 
@@ -181,10 +184,6 @@ _SCANNED_FROM: Final = 1 << 10
 _EXTENSION: Final = re.compile(rb"[\xc7-\xc9\xd4-\xd8]")
 """How the extensions of MessagePack begin, and with them forms and large numbers."""
 
-_MANY: Final = 1_000
-_MOST_ALIKE: Final = 50
-"""Of many forms, so many different ones may have one hash: more would make a set of them take for ever."""
-
 
 def write_plain(value: Any) -> tuple[bytes, list[Buffer]]:
     """Return the message for a value, and the buffers that stand behind it.
@@ -223,10 +222,14 @@ def read_plain(message: Buffer, buffers: Buffer) -> Any:
     if _EXTENSION.search(message) is None:  # no form can be in it
         return msgpack.unpackb(message, strict_map_key=False, unicode_errors="surrogatepass")
     reader = _Reader(memoryview(buffers))
+    # Forged keys of one hash take many forms: only then is each dict looked at before it is made.
+    heads = islice(_EXTENSION.finditer(message), MOST_ALIKE + 1)
+    many = len(message) > MOST_ALIKE * 3 and sum(1 for _ in heads) > MOST_ALIKE
     value = msgpack.unpackb(
         message,
         ext_hook=reader.extension,
         list_hook=reader.array,
+        object_pairs_hook=_join_dict if many else None,
         strict_map_key=False,
         unicode_errors="surrogatepass",
         timestamp=1,  # nothing here writes timestamps; were one there, it would be a number
@@ -327,18 +330,16 @@ def _beyond_64_bits(value: Any) -> msgpack.ExtType:
 
 
 class _Reader:
-    __slots__ = ("_buffers", "_forms", "_hashes", "_unused", "marks")
+    __slots__ = ("_buffers", "_unused", "marks")
 
     def __init__(self, buffers: memoryview) -> None:
         self._buffers = buffers
         self._unused = len(buffers)
-        self._forms = 0
-        self._hashes: dict[int, tuple[Any, int]] = {}
         self.marks = 0
 
     def extension(self, number: int, data: bytes) -> Any:
         if number == _INTEGER:
-            return self._spread(int.from_bytes(data, "little", signed=True))
+            return int.from_bytes(data, "little", signed=True)
         if data:
             raise ValueError("a mark holds nothing")
         self.marks += 1
@@ -358,22 +359,7 @@ class _Reader:
         join = _NUMPY.get(number) or BY_NUMBER[number].join
         if join is None:
             raise ValueError("a form that is not encoded")
-        return self._spread(join(parts))
-
-    def _spread(self, value: Any) -> Any:
-        """Return a value, unless too many others that differ from it have its hash."""
-        self._forms += 1
-        if self._forms > _MANY:
-            try:
-                code = hash(value)
-            except TypeError:
-                return value
-            first, alike = self._hashes.setdefault(code, (value, 0))
-            if first is not value and first != value:
-                if alike >= _MOST_ALIKE:
-                    raise ValueError("too many values of one hash")
-                self._hashes[code] = (first, alike + 1)
-        return value
+        return join(parts)
 
     def _buffer(self, start: int, size: int) -> memoryview:
         if type(start) is not int or type(size) is not int or not start >= 0:
@@ -384,6 +370,11 @@ class _Reader:
         if len(data) != size or self._unused < 0:
             raise ValueError("a buffer is not there")
         return data
+
+
+def _join_dict(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    refuse_alike([key for key, _ in pairs])
+    return dict(pairs)
 
 
 class _FormHead:
@@ -479,7 +470,9 @@ def _join_array(parts: Sequence[Any]) -> Any:
     """Put an array together that owns its memory and can be written to."""
     text, shape, columns, data = parts
     np, dtype = _numpy(), _dtype(text)
-    if any(type(side) is not int or side < 0 for side in shape) or len(shape) > _SIDES:
+    # Beyond a size no number is multiplied: that could take for ever.
+    sizes = all(type(side) is int and 0 <= side <= sys.maxsize for side in shape)
+    if not sizes or len(shape) > _SIDES:
         raise ValueError("no shape")
     if math.prod(shape) * dtype.itemsize != len(data):
         raise ValueError("an array of another size")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from opero import events
 from opero.caching.entries import Entries
@@ -28,6 +28,7 @@ from opero.caching.single_flight import (
 )
 from opero.errors import Rejected, StoreError, UnkeyableError
 from opero.utils import ambient
+from opero.utils.named_tuple import NamedTuple
 from opero.utils.steps import BlockingStep
 from opero.utils.units import format_bytes, format_seconds
 

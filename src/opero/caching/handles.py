@@ -8,7 +8,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from opero.caching.copying import Uncopyable
 from opero.caching.entries import Entries
@@ -22,6 +22,7 @@ from opero.events.bus import Emitter
 from opero.utils import ambient, checks
 from opero.utils.checks import BACKENDS
 from opero.utils.fork import run_after_fork
+from opero.utils.named_tuple import NamedTuple
 from opero.utils.units import Duration, parse_seconds, parse_size
 
 if TYPE_CHECKING:

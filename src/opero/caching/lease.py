@@ -29,12 +29,13 @@ import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from threading import get_ident
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from opero.caching.single_flight import leads_others
 from opero.errors import StoreError
 from opero.utils import ambient
 from opero.utils.fork import run_after_fork
+from opero.utils.named_tuple import NamedTuple
 from opero.utils.steps import BlockingStep
 
 if TYPE_CHECKING:

@@ -14,10 +14,11 @@ from collections.abc import Callable, Hashable, Iterator
 from itertools import islice
 from sys import getsizeof
 from threading import RLock
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from opero.utils import ambient
 from opero.utils.fork import reset_after_fork
+from opero.utils.named_tuple import NamedTuple
 
 _SHARE: Final = 128
 """This part of a store is evicted at once where it is full: it costs less than one by one."""

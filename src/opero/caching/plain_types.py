@@ -15,12 +15,14 @@ from __future__ import annotations
 import enum
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module
 from types import EllipsisType, MemberDescriptorType, NoneType, NotImplementedType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
+
+from opero.utils.named_tuple import NamedTuple
 
 Buffer = bytes | bytearray | memoryview
 """What holds bytes."""
@@ -133,6 +135,43 @@ def _text(value: object) -> tuple[str]:
     if len(text) > _LONGEST_TEXT:
         raise NotPlain
     return (text,)
+
+
+MOST_ALIKE: Final = 50
+"""Different values of a set, or keys of a dict, that may have one hash."""
+
+_SPREAD: Final = frozenset({str, bytes, bool, float, NoneType})
+"""Types of whose values never many have one hash."""
+_WORD: Final = 1 << 64
+"""Of smaller integers neither."""
+
+
+def refuse_alike(values: Collection[Any]) -> None:
+    """Raise if too many values have one hash: a set of forged ones would take for ever."""
+    if len(values) <= MOST_ALIKE:
+        return
+    kinds = set(map(type, values))
+    if kinds <= _SPREAD or (kinds == {int} and max(values) < _WORD and min(values) > -_WORD):
+        return
+    first: dict[int, Any] = {}
+    alike: dict[int, int] = {}
+    for value in values:
+        code = hash(value)
+        known = first.setdefault(code, value)
+        if known is not value and known != value:
+            alike[code] = alike.get(code, 0) + 1
+            if alike[code] > MOST_ALIKE:
+                raise ValueError("too many values of one hash")
+
+
+def _set_of(kind: type) -> Callable[[Sequence[Any]], Any]:
+    """Return what makes a set of checked parts."""
+
+    def join(parts: Sequence[Any]) -> Any:
+        refuse_alike(parts)
+        return kind(parts)
+
+    return join
 
 
 # --- values of the standard library -----------------------------------------------------------------------------------
@@ -476,8 +515,8 @@ MODEL: Final = PlainType("a model", 63, False, _split_fields, _join_fields)
 # Tuples and frozen sets are immutable as far as their items are.
 _BUILTINS: Final[dict[type, PlainType]] = {
     tuple: PlainType("tuple", 1, False, iter, tuple),
-    set: PlainType("set", 2, False, iter, set),
-    frozenset: PlainType("frozenset", 3, False, iter, frozenset),
+    set: PlainType("set", 2, False, iter, _set_of(set)),
+    frozenset: PlainType("frozenset", 3, False, iter, _set_of(frozenset)),
     complex: PlainType(
         "complex", 5, True, lambda v: (v.real, v.imag), _calls("builtins.complex", float, float)
     ),

@@ -17,13 +17,13 @@ from contextvars import ContextVar, Token
 from enum import Enum
 from threading import RLock, get_ident
 from types import MemberDescriptorType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from opero.utils import ambient
 from opero.utils.ambient import warn_on_loop
 from opero.utils.fork import reset_after_fork
+from opero.utils.named_tuple import NamedTuple
 from opero.utils.steps import BlockingStep
-from opero.utils.waiters import TaskWaiter, ThreadWaiter
 
 if TYPE_CHECKING:
     from opero.caching.memory import Entry
@@ -109,6 +109,9 @@ class FlightWaiter:
         self.verdict: Verdict | None = None
         if blocking:
             warn_on_loop("another caller's result")
+        # Loaded here: most programs never have two callers that want the same at once.
+        from opero.utils.waiters import TaskWaiter, ThreadWaiter
+
         self._waiter: Any = ThreadWaiter() if blocking else TaskWaiter()
 
     @property

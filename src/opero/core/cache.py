@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from opero.caching.copying import Uncopyable, isolated
 from opero.caching.function_cache import FunctionCache
-from opero.caching.handles import CacheHandle, clear_cache, get_cache_context, register
+from opero.caching.handles import clear_cache, get_cache_context, register
 from opero.caching.keys.function_keys import (
     FunctionKeys,
     InstanceTokens,
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CacheStage", "RefreshCall", "allowed_ttl", "clear_cache", "get_cache_context", "get_cache_decorator",
-    "make_handle",
 ]  # fmt: skip
 
 
@@ -431,16 +430,6 @@ class CacheStage(FunctionCache):
 
     def __repr__(self) -> str:
         return f"<CacheStage of {self.function}: {self.describe()}>"
-
-
-def make_handle(stage: CacheStage | None, run: Callable[[Call], Any]) -> CacheHandle:
-    """Return what users get as `f.cache`.
-
-    Args:
-        stage: The cache of a function; None if it has none.
-        run: Runs a call through the whole pipeline.
-    """
-    return CacheHandle(stage, lambda args, kwargs: run(RefreshCall(args, kwargs)))
 
 
 # --- the stage as a decorator ---------------------------------------------------------------------

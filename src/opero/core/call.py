@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Hashable
 from math import inf
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from opero import events
 from opero.caching.keys import Unkeyable, fast_part
 from opero.errors import Rejected
 from opero.utils import ambient
+from opero.utils.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from opero.core.decorated import Receipt, Source

@@ -99,6 +99,8 @@ _CODES: Final[Mapping[Kind, frozenset[str]]] = {
         "requesttimeoutexception internalerror internalfailure internalservererror",
         "serviceunavailable serviceunavailableexception ratelimitexceeded userratelimitexceeded",
         "rate_limit_exceeded overloaded_error",
+        # What a stream says that had begun with status 200.
+        "rate_limit_error api_error server_error timeout_error",
     ),
 }
 _GRPC: Final[Mapping[str, Kind]] = {
@@ -129,6 +131,8 @@ _DATABASES: Final = _words(
     "sqlite3 psycopg psycopg2 asyncpg pymysql mysql MySQLdb oracledb cx_Oracle pyodbc pg8000",
     "sqlalchemy pymssql duckdb",
 )
+_LIBPQ: Final = _words("psycopg psycopg2")
+"""Drivers whose errors have a state unless the server was not reached."""
 # Top-level package → names of classes; derived classes are found by their bases.
 _CLASSES: Final[Mapping[Kind, Mapping[str, frozenset[str]]]] = {
     "final": {
@@ -136,12 +140,21 @@ _CLASSES: Final[Mapping[Kind, Mapping[str, frozenset[str]]]] = {
             _DATABASES, _words("IntegrityError ProgrammingError DataError NotSupportedError")
         ),
         "httpx": _words("UnsupportedProtocol InvalidURL LocalProtocolError TooManyRedirects"),
-        "requests": _words("InvalidURL InvalidSchema MissingSchema TooManyRedirects"),
+        "requests": _words("InvalidURL InvalidSchema MissingSchema InvalidHeader TooManyRedirects"),
+        "urllib3": _words("LocationValueError"),
         "aiohttp": _words("InvalidURL TooManyRedirects ClientConnectorCertificateError"),
-        "botocore": _words("NoCredentialsError PartialCredentialsError ParamValidationError"),
-        "redis": _words("AuthenticationError AuthorizationError NoPermissionError DataError"),
+        "botocore": _words(
+            "NoCredentialsError PartialCredentialsError ParamValidationError NoRegionError",
+            "SSOError TokenRetrievalError",
+        ),
+        "google": _words("DefaultCredentialsError"),
+        "redis": _words(
+            "AuthenticationError AuthorizationError NoPermissionError DataError",
+            "AuthenticationWrongNumberOfArgsError",
+        ),
         "pymongo": _words("DuplicateKeyError ConfigurationError InvalidOperation"),
         "ssl": _words("SSLCertVerificationError"),
+        "http": _words("InvalidURL"),
     },
     "transient": {
         "httpx": _words("TransportError"),
@@ -153,11 +166,15 @@ _CLASSES: Final[Mapping[Kind, Mapping[str, frozenset[str]]]] = {
         "openai": _words("APIConnectionError"),
         "anthropic": _words("APIConnectionError"),
         "redis": _words(
-            "ConnectionError TimeoutError TryAgainError ClusterDownError ReadOnlyError"
+            "ConnectionError TimeoutError TryAgainError ClusterDownError ReadOnlyError WatchError"
         ),
         "pymongo": _words("AutoReconnect NetworkTimeout ServerSelectionTimeoutError"),
         "asyncpg": _words("InterfaceError"),
+        "sqlalchemy": _words("TimeoutError"),
+        "google": _words("TransportError"),
         "socket": _words("gaierror"),
+        "ssl": _words("SSLEOFError SSLZeroReturnError"),
+        "asyncio": _words("IncompleteReadError"),
         "http": _words("IncompleteRead BadStatusLine RemoteDisconnected"),
     },
 }
@@ -177,13 +194,14 @@ _UNBILLED_STATUSES: Final = frozenset((401, 403, 404, 429, *range(500, 600)))
 _NO_CONNECTION: Final = _words(
     "APIConnectionError ClientConnectorError ConnectError ConnectTimeout ConnectTimeoutError",
     "ConnectionError ConnectionRefusedError EndpointConnectionError NewConnectionError gaierror",
-    "PoolTimeout",
+    "PoolTimeout SSLCertVerificationError",
 )
 # Raised when something had been sent.
 _SENT: Final = _words(
     "BrokenPipeError ConnectionAbortedError ConnectionResetError ProtocolError ReadError",
     "ReadTimeout ReadTimeoutError RemoteDisconnected RemoteProtocolError WriteError WriteTimeout",
 )
+_CERTIFICATE: Final = "SSLCertVerificationError"
 _STATUS_NAMES: Final = ("status_code", "status", "http_status", "code")
 
 
@@ -212,7 +230,12 @@ def classify(error: BaseException) -> Verdict:
             kind = None
         if kind is not None:
             return Verdict(kind, f"{getattr(classifier, '__qualname__', 'a classifier')}()")
-    return first_found(error, _of_one, _of_group) or UNKNOWN
+    verdict = first_found(error, _of_one, _of_group) or UNKNOWN
+    if verdict.kind == "transient":
+        # Clients count it as a failed connection, and hold it as what was being handled.
+        refused = first_found(error, _of_certificate, _of_group, contexts=True)
+        return refused or verdict
+    return verdict
 
 
 def may_be_billed(error: BaseException) -> bool:
@@ -264,6 +287,10 @@ def _of_one(error: Any) -> Verdict | None:
     return _of_answer(error, places) or _of_driver(error) or _of_type(error)
 
 
+def _of_certificate(error: BaseException) -> Verdict | None:
+    return Verdict("final", _CERTIFICATE) if _CERTIFICATE in _names(error) else None
+
+
 def _of_answer(error: BaseException, places: tuple[object, ...]) -> Verdict | None:
     """Classify by the status and headers of an answer."""
     headers: dict[str, str] = {}
@@ -293,7 +320,11 @@ def _of_driver(error: BaseException) -> Verdict | None:
         name = safe_get(code() if callable(code) else code, "name")
         if name in _GRPC:
             return Verdict(_GRPC[name], name)
+    args = safe_get(error, "args")
+    first = args[0] if isinstance(args, tuple) and args else None
     state = safe_get(error, "sqlstate") or safe_get(error, "pgcode")
+    if "pyodbc" in packages:
+        state = first
     if isinstance(state, str) and len(state) == 5:
         for length in (5, 3, 2):
             if state[:length] in _SQLSTATES:
@@ -303,11 +334,18 @@ def _of_driver(error: BaseException) -> Verdict | None:
     number = safe_get(error, "sqlite_errorcode")
     if isinstance(number, int) and number & 0xFF in _SQLITE_BUSY:
         return Verdict("transient", "database is busy")
-    args = safe_get(error, "args")
-    number = safe_get(error, "errno") or (args[0] if isinstance(args, tuple) and args else None)
+    number = safe_get(error, "errno") or first
     if isinstance(number, int) and number in _MYSQL:
         return Verdict(_MYSQL[number], f"error {number}")
+    if safe_get(first, "isrecoverable") is True:  # oracledb's
+        return Verdict("transient", "recoverable")
+    if packages & _LIBPQ and not state and "OperationalError" in _names(error):
+        return Verdict("transient", "no connection")
     return None
+
+
+def _names(error: BaseException) -> set[str]:
+    return {cls.__name__ for cls in type(error).__mro__}
 
 
 def _of_type(error: BaseException) -> Verdict | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from opero.core.function import ClassMethod, FunctionInfo, Method, unwrap_partial
 from opero.core.pipeline import Pipeline
 from opero.core.wrapper import make_call, make_wrapper
 from opero.errors import OperoUsageError
+from opero.utils.named_tuple import NamedTuple
 from opero.utils.parameters import NoDefault, stars
 from opero.utils.secrets import looks_secret, mask_url
 from opero.utils.units import format_seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from opero import events
 from opero.core.deadline import overdue
@@ -18,6 +18,7 @@ from opero.errors import (
     is_final,
 )
 from opero.utils import ambient
+from opero.utils.named_tuple import NamedTuple
 from opero.utils.units import format_seconds
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
@@ -11,7 +12,6 @@ from typing import (
     Any,
     ClassVar,
     Literal,
-    NamedTuple,
     Protocol,
     Self,
     dataclass_transform,
@@ -19,6 +19,7 @@ from typing import (
 
 import opero.utils.checks as checks
 from opero.errors import FailureFilter, OperoUsageError, RetryFilter, did_you_mean
+from opero.utils.named_tuple import NamedTuple
 from opero.utils.secrets import masked_repr
 from opero.utils.units import parse_seconds
 
@@ -144,6 +145,113 @@ class _Declared:
         return f"{type(self).__name__}({shown})"
 
 
+# --- checks of single options ---------------------------------------------------------------------
+
+_version: Check = checks.must_be(
+    'text, a whole number or None, for example "2"',
+    lambda value: value is None or isinstance(value, str) or checks.is_whole(value, -math.inf),
+)
+_share: Check = checks.must_be(
+    "a number between 0 and 1, such as 0.8",
+    lambda value: value is None or (checks.is_number(value) and 0 < value < 1),
+)
+_handlers: Check = checks.none_or(
+    checks.must_be(
+        "a callable that gets the event, or a list of them",
+        lambda value: all(map(callable, value if isinstance(value, list | tuple) else [value])),
+    )
+)
+_budget: Check = checks.none_or(
+    checks.must_be(
+        "a RetryBudget, for example RetryBudget(ratio=0.1), or None",
+        checks.has("deposit", "withdraw"),
+        instance=True,
+    )
+)
+_breaker: Check = checks.must_be(
+    "True or a CircuitBreaker; None means without",
+    lambda value: isinstance(value, bool | None) or checks.has("acquire", "force_open")(value),
+    instance=True,
+)
+
+
+def _concurrency(name: str, value: Any) -> None:
+    """A whole number of calls, a shared limit or None."""
+    if not checks.is_limit(name, value, "release", "try_acquire"):
+        checks.whole(1)(name, value)
+
+
+def _strategy(name: str, value: Any) -> None:
+    """A tenacity strategy or a callable like it; the class instead of an instance is a trap."""
+    checks.callable_or_none(name, value)
+    checks.refuse_class(name, value)
+
+
+def _names(name: str, value: Any) -> None:
+    """Several names; a bare str is the classic trap."""
+    if isinstance(value, str):
+        raise OperoUsageError(f"{name}={value!r} must be several names: write {name}=({value!r},).")
+    if not isinstance(value, list | tuple | set | frozenset) or not all(
+        isinstance(n, str) for n in value
+    ):
+        raise OperoUsageError(
+            f'{name}={value!r} must be a tuple or list of parameter names, like ("client",).'
+        )
+
+
+def _retry_filter(name: str, value: Any) -> None:
+    """What `failure_filter` takes, "default" or "transient"."""
+    if isinstance(value, str):
+        checks.one_of("default", "transient")(name, value)
+    else:
+        checks.failure_filter(name, value)
+
+
+_progress: Check = checks.must_be(
+    'True, False or "rich"', lambda value: isinstance(value, bool) or value == "rich"
+)
+_chunks: Check = checks.must_be(
+    '"auto" or a whole number, 1 or more',
+    lambda value: value == "auto" or checks.is_whole(value, 1),
+)
+_error_bound: Check = checks.must_be(
+    "a whole number of items, 1 or more, or a share of them between 0 and 1, such as 0.1",
+    lambda value: (
+        value is None or checks.is_whole(value, 1) or (isinstance(value, float) and 0 < value < 1)
+    ),
+)
+_executor: Check = checks.must_be(
+    "an executor with submit(), a function that makes one, or a pool of twat-mp; None means by mode=",
+    lambda value: (
+        value is None
+        or callable(value)
+        or any(hasattr(value, name) for name in ("submit", "apipe", "pool_class"))
+    ),
+    instance=True,
+)
+_token: Check = checks.none_or(
+    checks.must_be(
+        "an object with is_set(), such as threading.Event(), or None",
+        checks.has("is_set"),
+        instance=True,
+    )
+)
+_error_types: Check = checks.must_be(
+    "an exception type or a tuple of them, for example (RateLimitPausedError, SpendCapError)",
+    checks.are_errors,
+)
+
+
+def _path(name: str, value: Any) -> None:
+    """The path of a file, as text or as a path object."""
+    found = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not (isinstance(found, str) and found) or found.endswith(os.sep):
+        raise OperoUsageError(f'{name}={value!r} must be the path of a file, such as "run.db".')
+
+
+# --- options of calls -----------------------------------------------------------------------------
+
+
 class Options(_Declared):
     """The options of `@opero`, as given, checked when they are made.
 
@@ -203,33 +311,33 @@ class Options(_Declared):
     cache_if: Callable[[Any, Any], object] | None = option("cache", None, checks.callable_or_none)
     cache_copy: bool = option("cache", True, checks.boolean)
     cache_codec: str | Codec = option("cache", "auto", checks.codec)
-    cache_ignore: Iterable[str] = option("cache", (), checks.names)
-    cache_version: str | int | None = option("cache", None, checks.version)
+    cache_ignore: Iterable[str] = option("cache", (), _names)
+    cache_version: str | int | None = option("cache", None, _version)
     cache_stale_ttl: Duration | None = option("cache", None, checks.duration_or_none)
-    cache_refresh: float | None = option("cache", None, checks.share)
+    cache_refresh: float | None = option("cache", None, _share)
     retries: int = option("retry", 3, checks.whole(0))
     backoff_factor: float = option("retry", 1.5, checks.factor)
     min_delay: Duration = option("retry", 0.1, checks.duration)
     max_delay: Duration = option("retry", 30, checks.duration)
     jitter: bool = option("retry", True, checks.boolean)
-    retry_on: RetryFilter = option("retry", "default", checks.retry_filter)
+    retry_on: RetryFilter = option("retry", "default", _retry_filter)
     retry_if_result: Callable[[Any], object] | None = option("retry", None, checks.callable_or_none)
-    wait: Callable[..., Any] | None = option("retry", None, checks.strategy)
-    stop: Callable[..., Any] | None = option("retry", None, checks.strategy)
+    wait: Callable[..., Any] | None = option("retry", None, _strategy)
+    stop: Callable[..., Any] | None = option("retry", None, _strategy)
     deadline: Duration | None = option("any", None, checks.duration_or_none)
     retry_after_max: Duration = option("retry", 60, checks.duration)
-    retry_budget: RetryBudget | None = option("retry", None, checks.budget)
+    retry_budget: RetryBudget | None = option("retry", None, _budget)
     retry_nested: bool = option("retry", True, checks.boolean)
     arg_fallback: str | None = option("fallback", None, checks.text_or_none)
     fallback_on: FailureFilter = option("fallback", Exception, checks.failure_filter)
     rate_limit: float | str | RateLimiter | None = option("rate limit", None, checks.rate)
-    circuit_breaker: bool | CircuitBreaker | None = option("guard", None, checks.breaker)
-    concurrency: int | ConcurrencyLimit | None = option("guard", None, checks.concurrency)
+    circuit_breaker: bool | CircuitBreaker | None = option("guard", None, _breaker)
+    concurrency: int | ConcurrencyLimit | None = option("guard", None, _concurrency)
     timeout: Duration | None = option("guard", None, checks.duration_or_none)
     idle_timeout: Duration | None = option("guard", None, checks.duration_or_none)
-    secret: Iterable[str] = option("any", (), checks.names)
+    secret: Iterable[str] = option("any", (), _names)
     on_event: Callable[[Event], object] | Iterable[Callable[[Event], object]] | None = option(
-        "any", None, checks.handlers
+        "any", None, _handlers
     )
 
     def __post_init__(self) -> None:
@@ -348,18 +456,18 @@ class MapOptions(Options):
     )
     workers: int = option("map", 4, checks.whole(1))
     ordered: bool = option("map", True, checks.boolean)
-    progress: bool | Literal["rich"] = option("map", True, checks.progress)
+    progress: bool | Literal["rich"] = option("map", True, _progress)
     on_error: Literal["raise", "return", "skip"] = option(
         "map", "raise", checks.one_of("raise", "return", "skip")
     )
-    max_errors: int | float | None = option("map", None, checks.error_bound)
-    chunksize: int | Literal["auto"] = option("map", "auto", checks.chunks)
+    max_errors: int | float | None = option("map", None, _error_bound)
+    chunksize: int | Literal["auto"] = option("map", "auto", _chunks)
     executor: Executor | AbstractContextManager[Any] | Callable[[], Any] | None = option(
-        "map", None, checks.executor
+        "map", None, _executor
     )
     sequential: bool = option("map", False, checks.boolean)
     item_key: Callable[[Any], object] | None = option("map", None, checks.callable_or_none)
-    checkpoint: str | os.PathLike[str] | None = option("map", None, checks.none_or(checks.path))
+    checkpoint: str | os.PathLike[str] | None = option("map", None, checks.none_or(_path))
     worker_init: Callable[[], object] | None = option("map", None, checks.callable_or_none)
     max_tasks_per_worker: int | None = option("map", None, checks.none_or(checks.whole(1)))
     memory_limit: int | str | None = option("map", None, checks.none_or(checks.size))
@@ -367,10 +475,8 @@ class MapOptions(Options):
         "map", None, checks.none_or(checks.one_of("fork", "forkserver", "spawn"))
     )
     on_result: Callable[[Any], object] | None = option("map", None, checks.callable_or_none)
-    stop_token: StopToken | None = option("map", None, checks.token)
-    stop_on: type[BaseException] | tuple[type[BaseException], ...] = option(
-        "map", (), checks.error_types
-    )
+    stop_token: StopToken | None = option("map", None, _token)
+    stop_on: type[BaseException] | tuple[type[BaseException], ...] = option("map", (), _error_types)
 
     def __post_init__(self) -> None:
         super().__post_init__()

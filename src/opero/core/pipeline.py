@@ -415,9 +415,14 @@ class Pipeline:
 
     def cache_handle(self) -> CacheHandle:
         """Return what users get as `f.cache`."""
-        from opero.core.cache import make_handle
+        from opero.caching.handles import CacheHandle
 
-        return make_handle(self.cache, self.run)
+        return CacheHandle(self.cache, self._refresh)
+
+    def _refresh(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        from opero.core.cache import RefreshCall
+
+        return self.run(RefreshCall(args, kwargs))
 
     def receipt(self, call: Call) -> Any:
         """Run a call and return its receipt; for an asynchronous function, a coroutine that does."""

@@ -7,7 +7,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from opero import events
 from opero.core.call import RetryParked
@@ -18,6 +18,7 @@ from opero.core.options import standalone
 from opero.errors import Rejected, asks, is_final, matches, warn_user
 from opero.utils import ambient
 from opero.utils.ambient import switch
+from opero.utils.named_tuple import NamedTuple
 from opero.utils.units import format_seconds, parse_seconds
 
 if TYPE_CHECKING:

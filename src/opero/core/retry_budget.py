@@ -14,7 +14,7 @@ from opero.limits.shared import SharedCells
 from opero.limits.windows import StepWindow, new_cells
 from opero.utils import ambient
 from opero.utils.checks import text, whole
-from opero.utils.units import Duration, format_seconds, parse_seconds
+from opero.utils.units import Duration, format_seconds, parse_length
 
 _STEPS: Final = 10
 
@@ -65,25 +65,20 @@ class RetryBudget(SharedCells):
         text("name", name)
         self.ratio: float = ratio
         self.minimum: int = minimum
-        self.window: float = parse_seconds(window, "window")
-        if not self.window > 0:
-            raise OperoUsageError(f"window={window!r} must be longer than 0.")
+        self.window: float = parse_length(window, "window")
         self.name: str = name
         self._steps = StepWindow(self.window, _STEPS)
-        self._counts = new_cells(self._steps.size)
         shape = {"minimum": minimum, "window": self.window}
-        super().__init__((ratio, shape), self._steps.size)
+        super().__init__((ratio, shape), new_cells(self._steps.size))
 
     def begin(self) -> None:
         """Begin anew, as if nothing had been called."""
         empty = new_cells(self._steps.size)
-        self._exclusively(lambda: self._counts.__setitem__(slice(None), empty))
+        self._exclusively(lambda: self._cells.__setitem__(slice(None), empty))
 
     def _sums(self) -> tuple[int, int]:
         """Return the calls and the retries in the window."""
-        return self._exclusively(
-            lambda: self._steps.sums(self._counts, ambient.clock().monotonic())
-        )
+        return self._exclusively(lambda: self._steps.sums(self._cells, ambient.clock().monotonic()))
 
     def _left(self, calls: int, retries: int) -> int:
         # A hair more, because 0.1 of thirty is three.
@@ -93,16 +88,16 @@ class RetryBudget(SharedCells):
 
     def deposit(self) -> None:
         """Count a call; its retries are not counted here."""
-        self._exclusively(lambda: self._steps.add(self._counts, ambient.clock().monotonic(), 1, 0))
+        self._exclusively(lambda: self._steps.add(self._cells, ambient.clock().monotonic(), 1, 0))
 
     def withdraw(self) -> bool:
         """Count a retry; False, and nothing is counted, if there is none left."""
 
         def take() -> bool:
             now = ambient.clock().monotonic()
-            some = self._left(*self._steps.sums(self._counts, now)) > 0
+            some = self._left(*self._steps.sums(self._cells, now)) > 0
             if some:
-                self._steps.add(self._counts, now, 0, 1)
+                self._steps.add(self._cells, now, 0, 1)
             return some
 
         return self._exclusively(take)
@@ -131,17 +126,11 @@ class RetryBudget(SharedCells):
             f"({self.name})"
         )
 
-    # --- across processes -----------------------------------------------------------------------------
-
-    def _use(self, cells: memoryview) -> None:
-        self._steps.merge(self._counts, cells)
-        self._counts = cells
-
     def after_fork(self) -> None:
         """Replace locks that another thread may have held, and begin anew if nothing is shared."""
         super().after_fork()
         if self._file is None:
-            self._counts = new_cells(self._steps.size)
+            self._cells = new_cells(self._steps.size)
 
     def __repr__(self) -> str:
         calls, retries = self._sums()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from time import monotonic
 from types import CodeType, FunctionType, SimpleNamespace
@@ -25,7 +26,7 @@ from opero.core.deadline import leave
 from opero.core.function import unwrap_partial
 from opero.core.stream import STREAMS, AsyncStream
 from opero.utils.ambient import switch
-from opero.utils.parameters import NoDefault, write_parameters
+from opero.utils.parameters import KEYWORD_ONLY, NoDefault, write_parameters
 
 if TYPE_CHECKING:
     from opero.core.function import FunctionInfo
@@ -187,10 +188,11 @@ def _made(source: str, info: FunctionInfo, names: dict[str, Any]) -> FunctionTyp
     # What tracebacks and debuggers ask for the text: `linecache` itself costs a tenth of importing opero.
     loader = SimpleNamespace(get_source=lambda name: source)
     scope |= {"__name__": code.co_filename, "__loader__": loader}
-    exec(code, scope)  # noqa: S102 - our template, names only
-    made: FunctionType = scope.pop("_wrapper")
-    made.__code__ = made.__code__.replace(co_name=info.name, co_qualname=info.qualname)
-    made.__name__, made.__qualname__, made.__module__ = info.name, info.qualname, info.module
+    made = FunctionType(code.replace(co_name=info.name, co_qualname=info.qualname), scope)
+    given = [p for p in info.calling if p.default is not NoDefault]
+    made.__defaults__ = tuple(p.default for p in given if p.kind != KEYWORD_ONLY)
+    made.__kwdefaults__ = {p.name: p.default for p in given if p.kind == KEYWORD_ONLY}
+    made.__module__ = info.module
     return made
 
 
@@ -286,9 +288,14 @@ def _fill(template: str, parts: dict[str, str]) -> str:
 
 @functools.lru_cache(maxsize=512)
 def _compiled(source: str) -> CodeType:
-    """Compile a source once."""
+    """Return the code of the function that a source defines."""
+    # Not by `compile`, which first makes the hundred classes of `ast`: a tenth of what importing opero costs. Defaults
+    # are of no interest here.
+    names: dict[str, Any] = defaultdict(str)
+    exec(source, {}, names)  # noqa: S102 - our template, names only
+    made: FunctionType = names["_wrapper"]
     # Tracebacks ask no loader for a name that ends with ">".
-    return compile(source, f"<opero wrapper> {next(_numbers)}", "exec")
+    return made.__code__.replace(co_filename=f"<opero wrapper> {next(_numbers)}")
 
 
 _numbers = itertools.count(1)

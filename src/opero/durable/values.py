@@ -31,6 +31,7 @@ from opero.caching.plain_types import (
     find_class,
     make_instance,
     of_type,
+    refuse_alike,
 )
 from opero.errors import ActivityError, OperoUsageError, UnserializableError
 
@@ -266,13 +267,23 @@ def _find_class(name: str) -> type:
         ) from reason
 
 
+def _join_dict(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    refuse_alike([key for key, _ in pairs])
+    return dict(pairs)
+
+
+def _join_set(items: list[Any]) -> set[Any]:
+    refuse_alike(items)
+    return set(items)
+
+
 _READERS: Final[dict[str, _Pack]] = {
     "int": lambda v: int(v, 16),
     "float": float,
-    "dict": lambda v: {_unpack(key): _unpack(value) for key, value in v},
+    "dict": lambda v: _join_dict([(_unpack(key), _unpack(value)) for key, value in v]),
     "tuple": lambda v: tuple(_unpack(item) for item in v),
-    "set": lambda v: {_unpack(item) for item in v},
-    "frozenset": lambda v: frozenset(_unpack(item) for item in v),
+    "set": lambda v: _join_set([_unpack(item) for item in v]),
+    "frozenset": lambda v: frozenset(_join_set([_unpack(item) for item in v])),
     "bytes": base64.b64decode,
     "Path": pathlib.Path,
     "PurePath": pathlib.PurePath,
@@ -508,15 +519,17 @@ def _rebuilt(kept: dict[str, Any]) -> Exception:
         raise UnserializableError(f"{kept['type'].replace(':', '.')} is no longer an error.")
     members = [_rebuilt(member) for member in kept.get("members", ())]
     made_from = [decode(text) for text in kept["made_from"]]
+    # The nearest built-in error's: a class of the program may have code of its own there.
+    builtin: Any = next(base for base in cls.__mro__ if base.__module__ == "builtins")
     if members:
-        made: Exception = cls.__new__(cls, *made_from, members)
+        made: Exception = builtin.__new__(cls, *made_from, members)
         made.args = (*made_from, members)
     else:
         try:
             # What built-in errors keep outside their attributes (`OSError.errno`) is set here.
-            made = cls.__new__(cls, *made_from)
+            made = builtin.__new__(cls, *made_from)
         except TypeError:
-            made = cls.__new__(cls)
+            made = builtin.__new__(cls)
         made.args = tuple(decode(text) for text in kept["args"])
     for name, text in kept["attributes"].items():
         vars(made)[name] = decode(text)

@@ -147,7 +147,7 @@ class CircuitBreaker(SharedCells):
         self._changes = EventBus()
         self._notifying = Lock()
         self.current_permit = None
-        super().__init__((name, {}), len(self._core.cells))
+        super().__init__((name, {}), self._core.cells)
         self._publish_state()
         if on_change is not None:
             self.subscribe(on_change)
@@ -506,8 +506,7 @@ class CircuitBreaker(SharedCells):
                 self._share_part(part, self.uid, repr(key).encode())
 
     def _use(self, cells: memoryview) -> None:
-        if not any(cells):
-            cells[:] = self._core.cells
+        super()._use(cells)
         self._core.use(cells)
 
     def __reduce__(self) -> tuple[Any, ...]:

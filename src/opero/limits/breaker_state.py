@@ -18,7 +18,7 @@ from opero.errors import FailureFilter, OperoUsageError, Rejected, asks, is_fina
 from opero.events import CircuitChanged
 from opero.limits.windows import StepWindow, new_cells
 from opero.utils import checks
-from opero.utils.units import Duration, format_seconds, parse_seconds
+from opero.utils.units import Duration, format_seconds, parse_length, parse_seconds
 
 # --- what is counted while it is closed -----------------------------------------------------------
 
@@ -117,9 +117,7 @@ class BreakerRules:
         checks.failure_filter("counts", self.counts)
         checks.none_or(checks.failure_filter)("ignore", self.ignore)
         checks.jitter("jitter", self.jitter)
-        self.probe_seconds: float = parse_seconds(self.probe_timeout, "probe_timeout")
-        if self.probe_seconds <= 0:
-            raise OperoUsageError(f"probe_timeout={self.probe_timeout!r} must be longer than 0.")
+        self.probe_seconds: float = parse_length(self.probe_timeout, "probe_timeout")
         self.first_open: float = parse_seconds(self.reset_timeout, "reset_timeout")
         self.longest_open: float = 10 * self.first_open
         if self.max_reset_timeout is not None:
@@ -148,9 +146,7 @@ class BreakerRules:
         window = 100 if self.window is None else self.window
         self.window_calls: int | None = window if isinstance(window, int) else None
         if self.window_calls is None:
-            self.window_seconds: float = parse_seconds(window, "window")
-            if self.window_seconds <= 0:
-                raise OperoUsageError(f"window={window!r} must be longer than 0.")
+            self.window_seconds: float = parse_length(window, "window")
         else:
             checks.whole(1)("window", window)
         self.least_calls = self.minimum_calls or min(10, self.window_calls or 10)

@@ -28,10 +28,11 @@ from opero.utils.units import Duration, RateWindow, parse_seconds, parse_windows
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
+    from collections import OrderedDict
 
     from opero.limits.gcra import Cells
     from opero.utils.ambient import Clock
-    from opero.utils.waiters import FairLock, Waiter
+    from opero.utils.waiters import Waiter, WaitingLine
 
 
 _LONGEST_PAUSE: Final = 1e9
@@ -101,8 +102,8 @@ class RateLimiter(SharedGuard):
 
     name: str | None
     take_slot: Callable[[], int]
-    threads_waiting: list[Waiter | None]
-    loops_waiting: dict[AbstractEventLoop, FairLock]
+    threads_waiting: OrderedDict[Waiter, None]
+    loops_waiting: dict[AbstractEventLoop, WaitingLine]
     state: LimiterState | None
 
     def __init__(
@@ -123,8 +124,7 @@ class RateLimiter(SharedGuard):
             "settle_error": settle_error, "cap": cap, "key": key,
         }  # fmt: skip
         checks.whole(0)("burst", burst)
-        if smooth is not None:
-            checks.boolean("smooth", smooth)
+        checks.none_or(checks.boolean)("smooth", smooth)
         checks.text_or_none("name", name)
         self.name = name
         self.burst: int = burst
@@ -140,8 +140,7 @@ class RateLimiter(SharedGuard):
             rule = self._use_windows(rate, shape)
             if key is not None:
                 # What is wrong with a bucket shows now, and not in the first call.
-                shape = {option: value for option, value in shape.items() if value is not None}
-                bucket = {option: value for option, value in shape.items() if option != "key"}
+                bucket = {**shape, "key": None}
                 self._described = describe_rule(self.windows, rule, burst)
                 self._buckets = Buckets(
                     key, lambda: RateLimiter(rate, **bucket), self._share_bucket
@@ -184,11 +183,8 @@ class RateLimiter(SharedGuard):
         return rule
 
     def _use_external(self, limiter: Any, options: dict[str, Any]) -> Rule:
-        given = [
-            option for option, value in options.items()
-            if value != (1 if option == "burst" else None)
-        ]  # fmt: skip
-        if given:
+        usual = {"burst": 1}
+        if given := [name for name, value in options.items() if value != usual.get(name)]:
             raise OperoUsageError(
                 f"{', '.join(given)} cannot be given together with a limiter of your own "
                 f'({limiter!r}), which has its own rules: write RateLimiter("100/minute", ...).'
@@ -199,7 +195,7 @@ class RateLimiter(SharedGuard):
 
     def _begin_queue(self) -> None:
         self._queue = SlotQueue(self._rule)
-        self.threads_waiting = self._queue.threads.held
+        self.threads_waiting = self._queue.threads.waiting
         self.loops_waiting = self._queue.loops
 
     # --- verbs ------------------------------------------------------------------------------------

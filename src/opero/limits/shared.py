@@ -228,7 +228,7 @@ class SharedCells(SharedObject):
 
     Args:
         made_from: As for `SharedObject`.
-        size: How many they are.
+        cells: The numbers.
 
     Attributes:
         kind: Two letters that say what is in its file.
@@ -237,8 +237,8 @@ class SharedCells(SharedObject):
     kind: ClassVar[str]
     _file: StateFile | None = None
 
-    def __init__(self, made_from: tuple[Any, dict[str, Any]], size: int) -> None:
-        self._size = size
+    def __init__(self, made_from: tuple[Any, dict[str, Any]], cells: memoryview) -> None:
+        self._cells = cells
         # Reentrant: the garbage collector may end an abandoned coroutine, and a signal handler may make a call.
         self._lock = threading.RLock()
         super().__init__(made_from)
@@ -257,7 +257,7 @@ class SharedCells(SharedObject):
         from opero.limits.state_file import StateFile
 
         with self._lock:
-            size = self._size
+            size = len(self._cells)
             file = StateFile.open(
                 path,
                 self.kind,
@@ -265,14 +265,14 @@ class SharedCells(SharedObject):
                 create=create,
             )
             with file:
-                if file.torn:
-                    file.cells[:] = memoryview(bytes(8 * size)).cast("q")
+                if file.torn or not any(file.cells):
+                    file.cells[:] = self._cells
                 self._use(file.cells)
             self._file = file
 
     def _use(self, cells: memoryview) -> None:
-        """Go on with other cells, which may be empty."""
-        raise NotImplementedError
+        """Go on with other cells."""
+        self._cells = cells
 
     def after_fork(self) -> None:
         """Replace locks that another thread of the parent may have held."""

@@ -15,13 +15,14 @@ from opero.utils import ambient
 from opero.utils.ambient import warn_on_loop
 from opero.utils.steps import BlockingStep, run_async, run_sync
 from opero.utils.units import Duration, format_seconds, parse_seconds
-from opero.utils.waiters import FairLock, TaskWaiter, ThreadWaiter
+from opero.utils.waiters import SHORTEST_PAUSE, TaskWaiter, ThreadWaiter, WaitingLine
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
     from opero.limits.limiter_state import LimiterState
     from opero.utils.steps import StepLogic
+    from opero.utils.waiters import Waiter
 
 
 _LONGEST_SLEEP: Final = SECOND
@@ -130,9 +131,9 @@ Take = Callable[[], int]
 
 
 class SlotQueue:
-    """The callers that wait for the slots of one limit: one queue of threads, and one of tasks for each event loop.
+    """The callers that wait for the slots of one limit: one line of threads, and one of tasks for each event loop.
 
-    Only the first of each queue looks at the slot clock, so that an event loop that is blocked holds up no other.
+    Only the first of each line looks at the slot clock, so that an event loop that is blocked holds up no other.
 
     Args:
         rule: The rule of the limit.
@@ -146,8 +147,8 @@ class SlotQueue:
 
     def __init__(self, rule: Rule) -> None:
         self._rule = rule
-        self.threads: FairLock = FairLock()
-        self.loops: dict[AbstractEventLoop, FairLock] = {}
+        self.threads: WaitingLine = WaitingLine()
+        self.loops: dict[AbstractEventLoop, WaitingLine] = {}
 
     def wait(
         self, take: Take, state: Callable[[], LimiterState], budget: WaitBudget = UNLIMITED
@@ -179,22 +180,22 @@ class SlotQueue:
             # Tasks that were pending when their loop was closed never get to their `finally`.
             for closed in [one for one in self.loops if one.is_closed()]:
                 self.loops.pop(closed, None)
-        queue = self.loops.setdefault(loop, FairLock())
+        line = self.loops.setdefault(loop, WaitingLine())
         try:
-            return await run_async(self._wait(queue, TaskWaiter, take, state, budget))
+            return await run_async(self._wait(line, TaskWaiter, take, state, budget))
         finally:
-            if not queue.held and self.loops.get(loop) is queue:
+            if not line and self.loops.get(loop) is line:
                 del self.loops[loop]
 
     def _wait(
         self,
-        queue: FairLock,
-        kind: type[ThreadWaiter | TaskWaiter],
+        line: WaitingLine,
+        kind: Callable[[WaitBudget], Waiter],
         take: Take,
         state: Callable[[], LimiterState],
         budget: WaitBudget,
     ) -> StepLogic[float]:
-        ahead = len(queue.held) + len(queue)
+        ahead = len(line)
         wait = state().wait_for() if ahead else take()
         if not (ahead or wait):
             return 0.0
@@ -205,22 +206,26 @@ class SlotQueue:
         if in_thread:
             warn_on_loop("a slot of its rate limit")
         waiter = kind(budget)
-        # An interrupt may come between any two steps; `release` knows what this caller has.
+        look_up: Callable[[], float] | None = None
+        # A test's clock moves in one step: what wakes a task then is the first in the line.
+        if budget.stop is not None or (budget.deadline is not None and (in_thread or real)):
+            look_up = partial(_pause, budget, _LOOK_UP_SECONDS if in_thread else inf)
+        # An interrupt may come between any two steps.
         try:
-            if not queue.try_acquire(waiter):
-                waited, look_up = True, None
-                # A test's clock moves in one step: what wakes a task then is the first in the queue.
-                if budget.stop is not None or (budget.deadline is not None and (in_thread or real)):
-                    look_up = partial(_pause, budget, _LOOK_UP_SECONDS if in_thread else inf)
-                outcome = yield from queue.turn(waiter, look_up)
-                if outcome is False:
+            line.join(waiter)
+            while line.first is not waiter:
+                waited, seconds = True, None if look_up is None else look_up()
+                # Never 0, which would look at a clock that does not move without a break.
+                pause = seconds and max(seconds, SHORTEST_PAUSE)
+                woken = yield BlockingStep(waiter.wait, waiter.wait, (pause,))
+                if waiter.granted and waiter.value is not True:
+                    raise RateLimitPausedError(waiter.value)
+                if not woken and seconds is not None and seconds <= 0:
                     raise _too_late()
-                if outcome is not True:
-                    raise RateLimitPausedError(outcome)
             while wait := take():
                 waited, paused = True, _check(state(), budget, wait)
                 if paused:
-                    _dismiss(queue, paused)
+                    _dismiss(line, paused)
                 seconds = wait / SECOND
                 if real:
                     grain = _THREAD_GRAIN if in_thread else _LOOP_GRAIN
@@ -230,12 +235,12 @@ class SlotQueue:
                     seconds = min(seconds, _STOP_SECONDS)
                 yield BlockingStep(clock.sleep, clock.asleep, (seconds,))
         finally:
-            queue.release(waiter)
+            line.leave(waiter)
         return clock.monotonic() - started if waited else 0.0
 
 
 def _pause(budget: WaitBudget, longest: float) -> float:
-    """Return for how many seconds a caller in the queue pauses before it looks again."""
+    """Return for how many seconds a caller in the line pauses before it looks again; 0 or less if its time is up."""
     if budget.stop is not None:
         budget.stop()
         longest = min(longest, _STOP_SECONDS)
@@ -254,10 +259,10 @@ def _check(state: LimiterState, budget: WaitBudget, wait: int) -> int:
     return paused
 
 
-def _dismiss(queue: FairLock, paused: int) -> None:
+def _dismiss(line: WaitingLine, paused: int) -> None:
     """End the waits of those that would not wait out the rest of a pause: they get its seconds."""
     seconds = paused / SECOND
-    queue.dismiss(
+    line.dismiss(
         seconds,
         lambda waiter: waiter.budget is not None and seconds > waiter.budget.longest_pause,
     )

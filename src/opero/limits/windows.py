@@ -217,13 +217,9 @@ class CostWindow(Rule):
     def used(self, state: Cells, now: int) -> int:
         """Return what was spent in the window that ends now."""
         head, places = state[_HEAD], self.places
-        passed = now // self.grain - head
-        if passed <= 0:
-            return state[_TOTAL]
-        if passed >= places:
-            return 0
+        passed = min(now // self.grain - head, places)
         gone = range(head + 1, head + passed + 1)
-        return state[_TOTAL] - sum(state[_RING + grain % places] for grain in gone)
+        return state[_TOTAL] - sum(state[_RING + part % places] for part in gone)
 
     def wait_for(self, state: Cells, now: int, units: int = 0) -> int:
         """Return the time until so much may be spent; at the latest when the window is empty."""
@@ -390,14 +386,6 @@ class StepWindow:
         counts = cells.tolist()
         cells[1], cells[2] = sum(counts[3::2]), sum(counts[4::2])
         cells[0] = number
-
-    def merge(self, cells: memoryview, into: memoryview) -> None:
-        """Add the counts of other cells."""
-        newest = max(cells[0], into[0])
-        for row in (cells, into):
-            self._forget(row, newest)
-        for place in range(1, self.size):
-            into[place] += cells[place]
 
 
 # --- several limits as one ------------------------------------------------------------------------

@@ -93,11 +93,15 @@ class Orchestrator:
         Raises:
             Exception: The last call's own error; `tenacity.RetryError` from it with `reraise=False`.
         """
-        return await self.chains.execute(function, args, kwargs)
+        chains = self.chains
+        with chains.errors():
+            return await chains.chain(function, True).execute(*args, **kwargs)
 
     def execute_sync(self, function: Function, /, *args: Any, **kwargs: Any) -> Any:
         """Do what `execute` does, for callers without an event loop."""
-        return self.chains.execute_sync(function, args, kwargs)
+        chains = self.chains
+        with chains.errors():
+            return chains.chain(function, False).execute_sync(*args, **kwargs)
 
     async def process(
         self, functions: Function | Iterable[Function], /, *items: Any, **kwargs: Any
@@ -164,20 +168,6 @@ class Chains:
         self.made: Callable[..., Any] = _cached(self._make)
         self.chain: Callable[..., FallbackChain] = _cached(self._make_chain)
 
-    async def execute(
-        self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Call a function, and its fallbacks with the same arguments if it fails."""
-        with self._errors():
-            return await self.chain(function, True).execute(*args, **kwargs)
-
-    def execute_sync(
-        self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Do the same without an event loop."""
-        with self._errors():
-            return self.chain(function, False).execute_sync(*args, **kwargs)
-
     async def process(
         self, given: Any, items: Args, kwargs: dict[str, Any], before: Args = ()
     ) -> list[Any]:
@@ -189,8 +179,8 @@ class Chains:
             kwargs: Keyword arguments of all calls.
             before: Arguments before each item: the instance or class of a method.
         """
-        mapper, inputs = self._mapper(given, items, kwargs, before, on_a_loop=True)
-        with self._errors():
+        mapper, inputs = self._mapper(given, items, kwargs, before, on_loop=True)
+        with self.errors():
             begin = functools.partial(mapper.begin, inputs, on_loop=True)
             results: list[Any] = await run_map_async(begin)
             return results
@@ -199,21 +189,15 @@ class Chains:
         self, given: Any, items: Args, kwargs: dict[str, Any], before: Args = ()
     ) -> list[Any]:
         """Do the same without an event loop."""
-        mapper, inputs = self._mapper(given, items, kwargs, before)
+        mapper, inputs = self._mapper(given, items, kwargs, before, on_loop=False)
         if mapper.awaits:
             return run_async(self.process(given, items, kwargs, before))
-        with self._errors():
+        with self.errors():
             results: list[Any] = run_map(mapper.begin(inputs))
             return results
 
     def _mapper(
-        self,
-        given: Any,
-        items: Args,
-        kwargs: dict[str, Any],
-        before: Args,
-        *,
-        on_a_loop: bool = False,
+        self, given: Any, items: Args, kwargs: dict[str, Any], before: Args, *, on_loop: bool
     ) -> tuple[Mapper, Iterable[Any]]:
         """Return the map and its inputs; only workers are on, because the functions have their own pipelines."""
         several = functions("functions", given)
@@ -222,35 +206,36 @@ class Chains:
         inputs = [(number, item) for number in range(len(several)) for item in items]
         workers = _workers(self.config)
         # Without workers, a synchronous function runs in a thread, so that the loop is free.
-        awaits = on_a_loop and workers.get("sequential", False)
+        awaits = on_loop and workers.get("sequential", False)
         awaits = awaits or any(self.chain(function, False).awaits for function in several)
         chains, own = self, f"{name_of(several[0])}.process"
         listeners: list[Handler] = []
         if "process" in workers["mode"]:
             # Events of the functions come back with the results; events of the map itself are not asked for.
-            chains, listeners = (
-                self._for_workers(),
-                [_without(own, one) for one in self._options.listeners],
-            )
+            chains = self._for_workers()
+            listeners = [_without(own, one) for one in self._options.listeners]
         call = _call_async if awaits else _call
-        work = functools.partial(call, chains, several, before, kwargs)
+        info = FunctionInfo(functools.partial(call, chains, several, before, kwargs))
+        info.name, info.qualname = name_of(several[0]), own
         options = MapOptions.of(
             "process", cache=False, retries=0, progress=False, on_event=listeners or None, **workers
         )
-        info = FunctionInfo(work)
-        info.name, info.qualname = name_of(several[0]), own
         return Mapper(Pipeline(info, options), relays_all=bool(listeners)), inputs
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def errors(self) -> Iterator[None]:
         """Replace the error of a block by a `tenacity.RetryError` where the configuration asks for that."""
         retry = self.config.retry_config
         try:
             yield
         except Exception as error:
-            if retry is None or retry.reraise or is_final(error) or is_retry_error(error):
-                raise
-            if not matches(retry.retry_exceptions, error):
+            if (
+                retry is None
+                or retry.reraise
+                or is_final(error)
+                or is_retry_error(error)
+                or not matches(retry.retry_exceptions, error)
+            ):
                 raise
             raise retry_error(error, retry.max_attempts) from error
 
@@ -269,17 +254,11 @@ class Chains:
     def _for_workers(self) -> Chains:
         """Return an equivalent for worker processes, which shares the rate limit.
 
-        It has no listeners, and raises errors unchanged, because both are applied in the caller's process. It has
-        no permits either: a concurrency limit sets the number of workers, with one item each.
+        It has no listeners, because they are called in the caller's process, and no permits: a concurrency limit sets
+        the number of workers, with one item each.
         """
-        retry = self.config.retry_config
-        config = replace(
-            self.config,
-            logger=None,
-            retry_config=None if retry is None else replace(retry, reraise=True),
-        )
         options = self._options.replace("Orchestrator", on_event=None, concurrency=None)
-        return Chains(config, options)
+        return Chains(replace(self.config, logger=None), options)
 
     def __reduce__(self) -> Any:
         return Chains, (self.config, self._options)
@@ -290,14 +269,14 @@ def _call(
 ) -> Any:
     """Call one function; an item of the map is a pair: the function's number, and its argument."""
     number, argument = item
-    return chains.execute_sync(several[number], (*before, argument), kwargs)
+    return chains.chain(several[number], False).execute_sync(*before, argument, **kwargs)
 
 
 async def _call_async(
     chains: Chains, several: tuple[Function, ...], before: Args, kwargs: Any, item: Any
 ) -> Any:
     number, argument = item
-    return await chains.execute(several[number], (*before, argument), kwargs)
+    return await chains.chain(several[number], True).execute(*before, argument, **kwargs)
 
 
 def _cached(make: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opero import events
@@ -12,6 +13,8 @@ from opero.errors import DeadlineError, OperoUsageError
 from opero.events.bus import Emitter
 from opero.orchestrator.config import functions
 from opero.utils.async_utils import ensure_async, is_async_function, run_async
+from opero.utils.steps import BlockingStep, StepLogic, run_sync
+from opero.utils.steps import run_async as run_logic_async
 
 if TYPE_CHECKING:
     from opero.events import Event
@@ -89,17 +92,7 @@ class FallbackChain:
         Raises:
             Exception: The last function's own error.
         """
-        errors: list[Exception] = []
-        try:
-            for function in self._asynchronous:
-                try:
-                    return await function(*args, **kwargs)
-                except Exception as error:
-                    if not self._goes_on(errors, error):
-                        raise
-        finally:
-            # Errors hold tracebacks, those hold frames, and frames hold the list.
-            errors.clear()
+        return await run_logic_async(self._attempts(args, kwargs))
 
     def execute_sync(self, /, *args: Any, **kwargs: Any) -> Any:
         """Do what `execute` does, for callers without an event loop, or in the middle of one.
@@ -109,17 +102,22 @@ class FallbackChain:
         """
         if self.awaits:
             return run_async(self.execute(*args, **kwargs))
+        return run_sync(self._attempts(args, kwargs))
+
+    def _attempts(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepLogic[Any]:
         errors: list[Exception] = []
         try:
-            for function in self.functions:
+            for block, wait in zip(self.functions, self._asynchronous, strict=True):
                 try:
-                    return function(*args, **kwargs)
+                    return (
+                        yield BlockingStep(partial(block, **kwargs), partial(wait, **kwargs), args)
+                    )
                 except Exception as error:
                     if not self._goes_on(errors, error):
                         raise
         finally:
-            errors.clear()  # as above
-        return None
+            # Errors hold tracebacks, those hold frames, and frames hold the list.
+            errors.clear()
 
     def _goes_on(self, earlier: list[Exception], error: Exception) -> bool:
         """Record a failure and return whether another function is called; if not, put the earlier ones behind it."""

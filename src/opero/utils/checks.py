@@ -1,10 +1,9 @@
 # this_file: src/opero/utils/checks.py
-"""Checks of option values: each raises an error that names the option, the value and the fix."""
+"""Checks of values that several layers take: each raises an error that names the option, the value and the fix."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any, Final
@@ -47,7 +46,7 @@ def must_be(what: str, fits: Callable[[Any], object], *, instance: bool = False)
 
     def check(name: str, value: Any) -> None:
         if instance:
-            _refuse_class(name, value)
+            refuse_class(name, value)
         if not fits(value):
             raise OperoUsageError(f"{name}={value!r} must be {what}.")
 
@@ -64,97 +63,47 @@ def none_or(check: Check) -> Check:
     return checked
 
 
-def _refuse_class(name: str, value: Any) -> None:
+def refuse_class(name: str, value: Any) -> None:
+    """Raise if a value is a class where an instance is meant."""
     if isinstance(value, type):
         raise OperoUsageError(f"{name}={value!r} is a class: write {name}={value.__name__}(...).")
 
 
-def _has(*methods: str) -> Callable[[Any], bool]:
+def has(*methods: str) -> Callable[[Any], bool]:
+    """Return what says whether a value has these methods."""
     # Of what class it is is not asked: that would have to be loaded first.
     return lambda value: all(callable(getattr(value, method, None)) for method in methods)
 
 
-def _is_whole(value: Any, least: float) -> bool:
+def is_whole(value: Any, least: float) -> bool:
+    """Return whether a value is a whole number of at least `least`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 boolean: Check = must_be("True or False", lambda value: isinstance(value, bool))
 text: Check = must_be("text that is not empty", lambda value: isinstance(value, str) and value)
 text_or_none: Check = none_or(text)
-version: Check = must_be(
-    'text, a whole number or None, for example "2"',
-    lambda value: value is None or isinstance(value, str) or _is_whole(value, -math.inf),
-)
 factor: Check = must_be(
     "a number, 1 or more (1 keeps the pauses equal)",
-    lambda value: _is_number(value) and 1 <= value < math.inf,
-)
-share: Check = must_be(
-    "a number between 0 and 1, such as 0.8",
-    lambda value: value is None or (_is_number(value) and 0 < value < 1),
+    lambda value: is_number(value) and 1 <= value < math.inf,
 )
 jitter: Check = must_be(
-    "a number, 0 or more and less than 1", lambda value: _is_number(value) and 0 <= value < 1
+    "a number, 0 or more and less than 1", lambda value: is_number(value) and 0 <= value < 1
 )
 failure_rate: Check = must_be(
     "a number, more than 0, up to 1 (0.5 is half)",
-    lambda value: _is_number(value) and 0 < value <= 1,
-)
-progress: Check = must_be(
-    'True, False or "rich"', lambda value: isinstance(value, bool) or value == "rich"
-)
-chunks: Check = must_be(
-    '"auto" or a whole number, 1 or more', lambda value: value == "auto" or _is_whole(value, 1)
-)
-error_bound: Check = must_be(
-    "a whole number of items, 1 or more, or a share of them between 0 and 1, such as 0.1",
-    lambda value: (
-        value is None or _is_whole(value, 1) or (isinstance(value, float) and 0 < value < 1)
-    ),
-)
-handlers: Check = none_or(
-    must_be(
-        "a callable that gets the event, or a list of them",
-        lambda value: all(map(callable, value if isinstance(value, list | tuple) else [value])),
-    )
-)
-budget: Check = none_or(
-    must_be(
-        "a RetryBudget, for example RetryBudget(ratio=0.1), or None",
-        _has("deposit", "withdraw"),
-        instance=True,
-    )
-)
-breaker: Check = must_be(
-    "True or a CircuitBreaker; None means without",
-    lambda value: isinstance(value, bool | None) or _has("acquire", "force_open")(value),
-    instance=True,
-)
-executor: Check = must_be(
-    "an executor with submit(), a function that makes one, or a pool of twat-mp; None means by mode=",
-    lambda value: (
-        value is None
-        or callable(value)
-        or any(hasattr(value, name) for name in ("submit", "apipe", "pool_class"))
-    ),
-    instance=True,
-)
-token: Check = none_or(
-    must_be(
-        "an object with is_set(), such as threading.Event(), or None",
-        _has("is_set"),
-        instance=True,
-    )
+    lambda value: is_number(value) and 0 < value <= 1,
 )
 
 
 def whole(least: int) -> Check:
     """Return a check for whole numbers of at least `least`."""
-    return must_be(f"a whole number, {least} or more", lambda value: _is_whole(value, least))
+    return must_be(f"a whole number, {least} or more", lambda value: is_whole(value, least))
 
 
 def duration(name: str, value: Any) -> None:
@@ -168,24 +117,18 @@ def duration_or_none(name: str, value: Any) -> None:
         raise OperoUsageError(f"{name}={value!r} must be longer than 0; None means without end.")
 
 
-def _is_limit(name: str, value: Any, *methods: str) -> bool:
+def is_limit(name: str, value: Any, *methods: str) -> bool:
     """Return whether a value is a shared limit with these methods, or None."""
-    found = value is not None and _has(*methods)(value)
+    found = value is not None and has(*methods)(value)
     if found:
-        _refuse_class(name, value)
+        refuse_class(name, value)
     return found or value is None
-
-
-def concurrency(name: str, value: Any) -> None:
-    """A whole number of calls, a shared limit or None."""
-    if not _is_limit(name, value, "release", "try_acquire"):
-        whole(1)(name, value)
 
 
 def rate(name: str, value: Any) -> None:
     """A rate, a limiter or None."""
     # A concurrency limit is waited for too.
-    if hasattr(value, "in_flight") or not _is_limit(name, value, "wait"):
+    if hasattr(value, "in_flight") or not is_limit(name, value, "wait"):
         parse_windows(value, name)
 
 
@@ -201,39 +144,16 @@ def callable_or_none(name: str, value: Any) -> None:
     _not_async(name, value)
 
 
-def strategy(name: str, value: Any) -> None:
-    """A tenacity strategy or a callable like it; the class instead of an instance is a trap."""
-    callable_or_none(name, value)
-    _refuse_class(name, value)
-
-
 def _not_async(name: str, value: Any) -> None:
     # Its coroutine is not awaited here: it would always be true.
     if value is not None and is_async_function(value):
         raise OperoUsageError(f"{name}={value!r} must be a plain function, not an `async def`.")
 
 
-def names(name: str, value: Any) -> None:
-    """Several names; a bare str is the classic trap."""
-    if isinstance(value, str):
-        raise OperoUsageError(f"{name}={value!r} must be several names: write {name}=({value!r},).")
-    if not isinstance(value, list | tuple | set | frozenset) or not all(
-        isinstance(n, str) for n in value
-    ):
-        raise OperoUsageError(
-            f'{name}={value!r} must be a tuple or list of parameter names, like ("client",).'
-        )
-
-
-def _are_errors(value: Any) -> bool:
+def are_errors(value: Any) -> bool:
+    """Return whether a value is a type of exceptions or a tuple of them."""
     kinds = value if isinstance(value, tuple) else (value,)
     return all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds)
-
-
-error_types: Check = must_be(
-    "an exception type or a tuple of them, for example (RateLimitPausedError, SpendCapError)",
-    _are_errors,
-)
 
 
 def failure_filter(name: str, value: Any) -> None:
@@ -243,19 +163,11 @@ def failure_filter(name: str, value: Any) -> None:
         raise OperoUsageError(f"{name}={value!r} is an instance: write the class, {name}={kind}.")
     if callable(value) and not isinstance(value, type):
         _not_async(name, value)
-    elif value == () or not _are_errors(value):
+    elif value == () or not are_errors(value):
         raise OperoUsageError(
             f"{name}={value!r} must be an exception type, a tuple of types such as "
             "(ConnectionError, TimeoutError), or a predicate that gets the exception."
         )
-
-
-def retry_filter(name: str, value: Any) -> None:
-    """What `failure_filter` takes, "default" or "transient"."""
-    if isinstance(value, str):
-        one_of("default", "transient")(name, value)
-    else:
-        failure_filter(name, value)
 
 
 def store(name: str, value: Any) -> None:
@@ -313,17 +225,10 @@ def one_of(*known: str) -> Check:
 
 _codec = must_be(
     '"auto", "plain", or an object with the methods encode(value) -> bytes and decode(data) -> value',
-    _has("encode", "decode"),
+    has("encode", "decode"),
 )
 
 
 def codec(name: str, value: Any) -> None:
     """How results become bytes: a word, or an object that does it."""
     (one_of("auto", "plain") if isinstance(value, str) else _codec)(name, value)
-
-
-def path(name: str, value: Any) -> None:
-    """The path of a file, as text or as a path object."""
-    found = os.fspath(value) if isinstance(value, str | os.PathLike) else None
-    if not (isinstance(found, str) and found) or found.endswith(os.sep):
-        raise OperoUsageError(f'{name}={value!r} must be the path of a file, such as "run.db".')

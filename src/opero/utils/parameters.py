@@ -10,7 +10,9 @@ from __future__ import annotations
 import keyword
 from collections.abc import Callable, Mapping, Sequence
 from types import CodeType, FunctionType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
+
+from opero.utils.named_tuple import NamedTuple
 
 # The kinds have the order and the numbers of those in `inspect`.
 POSITIONAL_ONLY: Final = 0

@@ -29,7 +29,8 @@ _WORDS: Final = frozenset(
         *("deploykey", "sessionid", "sessionkey", "connectionstring", "connstr", "databaseurl"),
         *("dburl", "webhookurl", "webhook", "dbpass", "userpass", "privkey", "sharedaccesskey"),
         *("pincode", "contrasena", "wachtwoord", "haslo", "pfx", "samlresponse", "iban"),
-        *("rootpw", "userpw", "adminpw", "dbpw", "pwhash", "accesscode"),
+        *("rootpw", "userpw", "adminpw", "dbpw", "pwhash", "accesscode", "psk", "pgpass"),
+        *("keypass", "storepass"),
     }
 )
 """Words of a name that make it secret, also in the plural."""
@@ -40,8 +41,13 @@ _LAST_WORDS: Final = frozenset({"pass", "pat", "pin"})
 _PARTS: Final = ("password", "passwd", "passphrase", "credential", "apikey", "sessid", "sessionid")
 """Parts of a word that make it secret: `dbpassword`."""
 
-_ENDS: Final = ("token", "tokens", "secret", "secrets")
-"""Ends of a word that do: `authtoken`, `clientsecret`."""
+_ENDS: Final = ("token", "tokens", "secret", "secrets", "key", "keys")
+"""Ends of a word that do: `authtoken`, `clientsecret`, `openaikey`."""
+
+_OTHER_KEYS: Final = frozenset(
+    {"monkey", "turkey", "donkey", "hockey", "jockey", "whiskey", "lackey", "hotkey"}
+)
+"""Words with such an end that do not."""
 
 _SERVERS: Final = (
     *("connection", "database", "db", "redis", "mongo", "mongodb", "postgres", "postgresql"),
@@ -54,12 +60,16 @@ _PAIRS: Final = frozenset(
         *(("session", "id"), ("connection", "string"), ("conn", "string"), ("conn", "str")),
         *(("connection", "str"), ("hook", "url"), ("card", "number"), ("seed", "phrase")),
         *(("recovery", "phrase"), ("credit", "card"), ("service", "account")),
+        *(("pass", "phrase"), ("code", "verifier"), ("client", "assertion"), ("magic", "link")),
         *((word, "code") for word in ("pin", "recovery", "backup", "verification", "security")),
         *((word, "code") for word in ("access", "unlock", "time", "login")),
         *((word, ending) for word in _SERVERS for ending in ("url", "uri")),
     }
 )
 """Pairs of neighbouring words that do."""
+
+_CODE_NAMES: Final = frozenset({"key", "keys", "sig", "signature"})
+"""Names that lines of code have, too: there a value must look like a key."""
 
 _FIELDS: Final = frozenset({"code", "sid"})
 """Further names of URL fields that are secret there."""
@@ -109,7 +119,9 @@ def looks_secret(name: str, declared: Collection[str] = ()) -> bool:
 def _is_secret_word(word: str) -> bool:
     if word in _WORDS or (word.endswith("s") and word[:-1] in _WORDS):
         return True
-    return word.endswith(_ENDS) or any(part in word for part in _PARTS)
+    if word.endswith(_ENDS):
+        return word.removesuffix("s") not in _OTHER_KEYS
+    return any(part in word for part in _PARTS)
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------
@@ -134,8 +146,18 @@ def _patterns() -> dict[str, re.Pattern[str]]:
         "field": re.compile(
             r"(?P<before>[?&#;]|(?<![\w.%-])[\"']?(?P<flag>--)?)(?P<name>[A-Za-z_][\w.%~-]*(?:\[[\w.%~-]*\])*)"
             r"(?P<between>(?:\\*[\"'])?\s?(?:=>?\s?|:(?!//)\s?|(?(flag),?\s+|(?!))))"
-            r"(?P<value>b?\\*\"[^\"]*\"|b?'[^']*'|[^&#;,\s'\"<>)}\]]+)"
+            # The end of a text may have been cut off.
+            r"(?P<value>\\+\"[^\"]*\"?|b?\"(?:[^\"\\]|\\.)*\"?|b?'(?:[^'\\]|\\.)*'?|[^&#;,\s'\"<>)}\]]+)",
+            re.DOTALL,
         ),
+        # The same within a value of a URL, encoded once or several times.
+        "encoded": re.compile(
+            r"(?P<before>%(?:25)*(?:3F|26|23|3B)|(?<![\w.%-]))(?P<name>[A-Za-z_](?:[\w.~-]|%(?:25)*(?:5[BDF]|2[DE]))*)"
+            r"(?P<between>%(?:25)*3D)(?P<value>(?:(?!%(?:25)*26)[^&#;,\s'\"<>)}\]])+)",
+            re.IGNORECASE,
+        ),
+        # Brackets, and the texts in which they do not count.
+        "bracket": re.compile(r"[()\[\]{}]|\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'", re.DOTALL),
         # ("name", "value"), as lists of headers and parameters hold them.
         "pair": re.compile(
             r"(?P<before>[(\[]b?[\"'](?P<name>[\w.-]+)[\"'],\s?b?(?P<quote>[\"']))"
@@ -177,6 +199,8 @@ def mask_urls(text: str) -> str:
         text = _patterns()["quoted"].sub(MASK, text)
     if "=" in text:
         text = _mask_fields(text, only_urls=True)
+    if "%" in text:
+        text = _patterns()["encoded"].sub(_masked_encoded, text)
     return _patterns()["token"].sub(MASK, text)
 
 
@@ -281,6 +305,20 @@ def _masked_pair(match: re.Match[str]) -> str:
     return f"{match['before']}{MASK}" if looks_secret(match["name"]) else match[0]
 
 
+def _masked_encoded(match: re.Match[str]) -> str:
+    before, name, between = match["before"], match["name"], match["between"]
+    return f"{before}{name}{between}{MASK}" if _names_secret_field(name) else match[0]
+
+
+def _names_secret_field(name: str) -> bool:
+    """Whether a field of a URL, perhaps encoded several times, has the name of a secret."""
+    from urllib.parse import unquote
+
+    for _ in range(_MOST_ENCODINGS):
+        name = unquote(name)
+    return looks_secret(name) or name.lower() in _FIELDS
+
+
 def _mask_fields(text: str, *, only_urls: bool = False) -> str:
     done, place = "", 0
     while match := _patterns()["field"].search(text, place):
@@ -295,29 +333,44 @@ def _mask_fields(text: str, *, only_urls: bool = False) -> str:
         if not quote and match["name"].lower().endswith(("authorization", "cookie")):
             line_end = text.find("\n", end)  # a header
             end = len(text) if line_end < 0 else line_end
+        elif not quote and value.startswith(_BRACKETS):
+            end = _end_of_bracket(text, match.start("value"))
         done += f"{text[place : match.start('value')]}{quote}{MASK}{quote}"
         place = end
     return done + text[place:]
 
 
-def _is_secret_field(match: re.Match[str], *, only_urls: bool) -> bool:
-    from urllib.parse import unquote
+def _end_of_bracket(text: str, start: int) -> int:
+    """Return where a bracket ends that begins at `start`: the end of the text if it is cut off."""
+    depth = 0
+    for match in _patterns()["bracket"].finditer(text, start):
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(match[0], 0)
+        if depth == 0:
+            return match.end()
+    return len(text)
 
-    name, value = unquote(match["name"]), match["value"]
+
+def _is_secret_field(match: re.Match[str], *, only_urls: bool) -> bool:
+    name, value = match["name"], match["value"]
     if value in ("None", "True", "False", "''", '""'):
         return False
     if match["before"] in ("?", "&", "#", ";") and match["between"] == "=":
-        return looks_secret(name) or name.lower() in _FIELDS
+        return _names_secret_field(name)
     # `key=len` in a line of code is no secret; `password=hunter2` in a connection string is.
     return (
         not only_urls
         and looks_secret(name)
         and (
-            name.lower() not in ("key", "keys", "sig", "signature")
+            name.lower() not in _CODE_NAMES
             or re.fullmatch(r"(?=\D*\d)[\w+/=-]{16,}", value) is not None
         )
-        and (bool(match["flag"]) or not value.startswith(("(", "[", "{", "<", MASK)))
+        and (bool(match["flag"]) or not value.startswith(("<", MASK)))
+        and not (value.startswith(_BRACKETS) and name.lower() in _CODE_NAMES)
     )
+
+
+_MOST_ENCODINGS: Final = 3
+_BRACKETS: Final = ("(", "[", "{")
 
 
 def show_value(name: str, index: int, value: object, *, secret: bool) -> str:

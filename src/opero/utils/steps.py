@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from opero.utils.ambient import require_loop
+from opero.utils.named_tuple import NamedTuple
 
 T = TypeVar("T")
 

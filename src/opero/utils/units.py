@@ -6,9 +6,9 @@ from __future__ import annotations
 import datetime
 import math
 import re
-from typing import NamedTuple
 
 from opero.errors import OperoUsageError
+from opero.utils.named_tuple import NamedTuple
 
 Duration = float | int | str | datetime.timedelta
 """Seconds, a `timedelta`, or text: "250ms", "90s", "15m", "1h", "7d"."""
@@ -83,6 +83,18 @@ def parse_seconds(value: object, option: str) -> float:
             f"{option}={value!r} is no duration. Write seconds (0 or more), a timedelta, "
             'or text like "250ms", "90s", "15m", "1h", "7d".'
         )
+    return found
+
+
+def parse_length(value: object, option: str) -> float:
+    """Return a duration that is longer than 0 as seconds.
+
+    Raises:
+        OperoUsageError: It is none.
+    """
+    found = parse_seconds(value, option)
+    if found <= 0:
+        raise OperoUsageError(f"{option}={value!r} must be longer than 0.")
     return found
 
 

@@ -2,8 +2,8 @@
 """Let threads and tasks of any event loop wait in line, first come, first served.
 
     ThreadWaiter, TaskWaiter  one waiting caller; woken at most once, from any thread
+    WaitingLine               callers in order of arrival; the first one has its turn until it leaves
     HandoffQueue              the callers that wait for something that is taken and given back, in order of arrival
-    FairLock                  the same for a single turn
 
 What is handed over is never lost: a caller that is cancelled, interrupted or out of time at the very moment passes
 on what it was given. A task whose event loop does not run is skipped, and queues again when its loop goes on.
@@ -29,7 +29,8 @@ LookUp = Callable[[], float | None]
 """Called before each pause of a waiting caller. Returns how many seconds to pause at most (None: until woken; 0 or
 less: the time is up), or raises to end the wait."""
 
-_SHORTEST: Final = 0.0005
+SHORTEST_PAUSE: Final = 0.0005
+"""Seconds that a waiting caller pauses at least before it looks at the clock again."""
 
 
 # --- one waiting caller ---------------------------------------------------------------------------
@@ -171,14 +172,14 @@ class TaskWaiter(Waiter):
 # --- queues ---------------------------------------------------------------------------------------
 
 
-class HandoffQueue:
-    """The callers that wait for something that is taken and given back, such as permits, in order of arrival.
+class WaitingLine:
+    """Callers in order of arrival; the first one has its turn until it leaves.
 
-    A subclass says what: it implements `take` and `put_back`.
+    `threading.Lock` would let a thread that comes back at once overtake those that are just waking up.
 
     Attributes:
         waiting: The callers; truthy while there are any.
-        lock: Held while the queue changes. Reentrant, because the garbage collector may end an abandoned coroutine,
+        lock: Held while the line changes. Reentrant, because the garbage collector may end an abandoned coroutine,
             and its wait, at any allocation.
     """
 
@@ -189,10 +190,43 @@ class HandoffQueue:
     def __len__(self) -> int:
         return len(self.waiting)
 
+    @property
+    def first(self) -> Waiter | None:
+        """The first caller; None if there is none."""
+        with self.lock:
+            # In a loop, between whose steps no garbage is collected.
+            for waiter in self.waiting:
+                return waiter
+        return None
+
     def join(self, waiter: Waiter) -> None:
-        """Put a caller at the end of the queue."""
+        """Put a caller at the end."""
         with self.lock:
             self.waiting[waiter] = None
+
+    def leave(self, waiter: Waiter) -> bool:
+        """Take a caller out, in whatever state it is; if it had its turn, the next one is woken."""
+        with self.lock:
+            had_turn = self.first is waiter
+            if self.waiting.pop(waiter, self) is self:
+                return False
+            if had_turn and (following := self.first) is not None:
+                following.wake()
+            return True
+
+    def dismiss(self, value: Any, fits: Callable[[Waiter], bool]) -> None:
+        """End the waits of those callers that `fits` chooses, with a value."""
+        with self.lock:
+            for waiter in list(self.waiting):
+                if fits(waiter) and self.waiting.pop(waiter, self) is None:
+                    waiter.wake(value)
+
+
+class HandoffQueue(WaitingLine):
+    """The callers that wait for something that is taken and given back, such as permits, in order of arrival.
+
+    A subclass says what: it implements `take` and `put_back`. No caller has a turn: each is woken with what it gets.
+    """
 
     def leave(self, waiter: Waiter) -> bool:
         """Take a caller out of the queue; False if it was granted something meanwhile."""
@@ -203,19 +237,11 @@ class HandoffQueue:
     def wake_next(self) -> Waiter | None:
         """Wake the first caller that can go on, and return it; None if there is none."""
         with self.lock:
-            while self.waiting:
-                waiter = next(iter(self.waiting))
+            while (waiter := self.first) is not None:
                 # A coroutine that is collected at this moment may have taken it out.
                 if self.waiting.pop(waiter, self) is None and waiter.wake():
                     return waiter
         return None
-
-    def dismiss(self, value: Any, fits: Callable[[Waiter], bool]) -> None:
-        """End the waits of those callers that `fits` chooses, with a value."""
-        with self.lock:
-            for waiter in list(self.waiting):
-                if fits(waiter) and self.waiting.pop(waiter, self) is None:
-                    waiter.wake(value)
 
     def take(self) -> bool:
         """Take one if there is one, without a look at the queue."""
@@ -269,7 +295,7 @@ class HandoffQueue:
                 while True:
                     seconds = None if look_up is None else look_up()
                     # Never 0, which would look at a clock that does not move without a break.
-                    pause = seconds and max(seconds, _SHORTEST)
+                    pause = seconds and max(seconds, SHORTEST_PAUSE)
                     if (yield BlockingStep(waiter.wait, waiter.wait, (pause,))):
                         break
                     if seconds is not None and seconds <= 0:
@@ -283,53 +309,3 @@ class HandoffQueue:
         """Take a caller out whose wait was cut short, and pass on what it was given."""
         if not self.leave(waiter) and waiter.value is True:
             self.give_back()
-
-
-class FairLock(HandoffQueue):
-    """A single turn: one caller has it, the others wait in order of arrival.
-
-    `threading.Lock` would let a thread that comes back at once overtake those that are just waking up.
-
-    Attributes:
-        held: The caller that has the turn; a list, because its truth is a single step that needs no lock. It is never
-            empty while a caller waits.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.held: list[Waiter | None] = []
-
-    def try_acquire(self, holder: Waiter | None = None) -> bool:
-        """Take the turn if no caller has it."""
-        with self.lock:
-            if self.held:
-                return False
-            self.held.append(holder)
-            return True
-
-    def serve(self) -> None:
-        """Give the turn to the first caller if it is free."""
-        with self.lock:
-            if not self.held and self.waiting:
-                self.give_back()
-
-    def give_back(self) -> None:
-        """Hand the turn to the next caller."""
-        with self.lock:
-            following = self.wake_next()
-            if following is None:
-                self.held.clear()
-            else:
-                self.held[:] = [following]
-
-    def release(self, holder: Waiter | None = None) -> None:
-        """End a caller's turn, and its wait for one, in whatever state it is.
-
-        Args:
-            holder: The caller; None for the one that has the turn.
-        """
-        with self.lock:
-            if holder is not None:
-                self.waiting.pop(holder, None)
-            if self.held and holder in (None, self.held[0]):
-                self.give_back()

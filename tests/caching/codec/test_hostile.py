@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import sys
 import time
@@ -19,6 +20,8 @@ from tests.caching.codec.test_plain import OBJECTS, VALUES
 
 from opero.caching.codec import Coder, read_plain, write_plain
 from opero.caching.plain_types import Undecodable
+from opero.durable.values import decode
+from opero.errors import UnserializableError
 
 pytestmark = [pytest.mark.internal, pytest.mark.timeout(120)]
 
@@ -35,6 +38,14 @@ def mark(number: int) -> msgpack.ExtType:
 def nested(depth: int, width: int) -> bytes:
     """Return arrays within arrays, each of which announces more items than there are."""
     return (b"\xdd" + width.to_bytes(4, "big")) * depth
+
+
+def within(depth: int, items: list[int]) -> list[Any]:
+    """Return a tuple of items within as many tuples."""
+    found: list[Any] = [mark(1), *items]
+    for _ in range(depth):
+        found = [mark(1), found]
+    return found
 
 
 def cost(message: bytes, behind: bytes = b"") -> tuple[int, float, Any]:
@@ -86,6 +97,18 @@ BOMBS: dict[str, Any] = {
     ],
     "a decimal of many digits": [mark(30), "9" * 2_000_000],
     "an address of many letters": [mark(38), "1:" * 500_000],
+    "an array with sides of many digits": [
+        mark(50),
+        "<i4",
+        [1 << 3_000_000, 1 << 3_000_000, 0],
+        False,
+        0,
+        0,
+    ],
+    "a long tuple within many tuples": [
+        [[mark(1), n] for n in range(1100)],
+        within(400, list(range(100_000))),
+    ],
     "empty maps": [{}] * 100_000,
     "empty deques": [[mark(11), [], None]] * 20_000,
 }
@@ -117,6 +140,16 @@ def test_many_values_of_one_hash_are_refused(form: str, wrap: Any) -> None:
         header = b"\xdf" + len(values).to_bytes(4, "big")
         message = header + b"".join(msgpack.packb(value) + b"\x00" for value in values)
     assert isinstance(check(message), Exception)
+
+
+@pytest.mark.parametrize("form", ["set", "frozenset", "dict"])
+def test_many_values_of_one_hash_in_a_journal_are_refused(form: str) -> None:
+    numbers = [n * ALIKE for n in range(20_000)]
+    text = json.dumps({"$": form, "v": [[n, 0] for n in numbers] if form == "dict" else numbers})
+    start = time.thread_time()
+    with pytest.raises(UnserializableError, match="one hash"):
+        decode(text)
+    assert time.thread_time() - start < SECONDS
 
 
 def test_many_large_numbers_are_read() -> None:

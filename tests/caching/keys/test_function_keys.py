@@ -18,7 +18,7 @@ import weakref
 import numpy as np
 import pytest
 
-from opero.caching.keys.function_keys import FunctionKeys, InstanceTokens, function_id
+from opero.caching.keys.function_keys import FunctionKeys, InstanceTokens, code_digest, function_id
 from opero.core.function import FunctionInfo
 from opero.errors import OperoUsageError, UnkeyableError
 
@@ -467,3 +467,54 @@ def test_function_that_closes_over_a_module_has_a_name_in_shared_stores():
     assert made(sys) == made(sys) != made(subprocess)
     with pytest.raises(UnkeyableError, match="bound to something without content"):
         made(types.ModuleType("nowhere"))
+
+
+# --- code -----------------------------------------------------------------------------------------
+
+
+def test_options_and_place_are_no_part_of_the_code():
+    def plain() -> types.ModuleType:
+        return {}  # type: ignore[return-value]
+
+    @functools.lru_cache(maxsize=3)
+    def one(x: int) -> int:
+        return x + 1
+
+    @functools.lru_cache(
+        maxsize=4,
+    )
+    @functools.lru_cache
+    def other(x: int) -> int:
+        return x + 1
+
+    digests = [code_digest(fn.__wrapped__) for fn in (one, other.__wrapped__)]
+    assert digests[0] != digests[1], "the name is"
+    assert code_digest(functools.partial(plain)) == code_digest(plain)
+
+
+class Callable:
+    def __call__(self, x: int) -> int:
+        return x
+
+
+def test_what_is_not_written_in_python_is_never_edited():
+    assert code_digest(len) is None
+    assert code_digest(Callable()) is not None
+    assert code_digest(eval("lambda x: x")) == code_digest(lambda x: x)
+
+
+def test_a_function_that_says_it_wraps_itself_has_a_digest():
+    def f(x):
+        return x
+
+    plain = code_digest(f)
+    vars(f)["__wrapped__"] = f
+    assert code_digest(f) == plain
+
+
+def test_code_that_holds_what_no_source_can_has_no_digest():
+    def f(x):
+        return x
+
+    f.__code__ = f.__code__.replace(co_consts=(*f.__code__.co_consts, object()))
+    assert code_digest(f) is None

@@ -15,7 +15,7 @@ import enum
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from opero.caching.plain_types import (
     BY_NAME,
@@ -25,6 +25,7 @@ from opero.caching.plain_types import (
     own_dict,
     slots_of,
 )
+from opero.utils.named_tuple import NamedTuple
 
 _SHOWN_STEPS: Final = 15
 

@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import WeakValueDictionary
 
 from opero.caching.copying import ATOMS, Uncopyable, freeze, isolated
@@ -38,6 +38,7 @@ from opero.utils import ambient
 from opero.utils.ambient import switch
 from opero.utils.checks import BACKENDS, backend_of
 from opero.utils.fork import run_after_fork
+from opero.utils.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from opero.caching.codec import Codec, Coder

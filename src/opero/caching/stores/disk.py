@@ -68,6 +68,11 @@ _GET: Final = (
 )
 _ADD: Final = "INSERT INTO Cache VALUES (?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING"
 _SET: Final = "INSERT OR REPLACE INTO Cache VALUES (?, ?, ?, ?, ?)"
+# So many of the oldest as make room; not all at once, because pages of the database become free as a whole only.
+_OLDEST: Final = (
+    "rowid IN (SELECT id FROM (SELECT id, sum(size) OVER (ORDER BY id) - size AS older"
+    " FROM (SELECT rowid AS id, size FROM Cache ORDER BY rowid LIMIT 20)) WHERE older < ?)"
+)
 _ACQUIRE: Final = (
     "INSERT INTO Lease VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE"
     " SET owner = excluded.owner, until = excluded.until"
@@ -321,10 +326,8 @@ class DiskStore:
                 (time.time(),),
             )
             limit = _agree_on_limit(connection, self.max_bytes)
-            while _used(connection) > limit:
-                oldest = _remove_rows(
-                    connection, "rowid IN (SELECT rowid FROM Cache ORDER BY rowid LIMIT 20)"
-                )
+            while (excess := _used(connection) - limit) > 0:
+                oldest = _remove_rows(connection, _OLDEST, (excess,))
                 if not oldest:
                     break
                 removed += oldest
