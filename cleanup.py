@@ -484,8 +484,10 @@ def do_demo(_: argparse.Namespace, extra: list[str]) -> int:
 def do_test(options: argparse.Namespace, extra: list[str]) -> int:
     """Run the tests; further arguments go to pytest."""
     code = 0
+    # Property tests have the same examples each time; here they draw new and more ones.
+    drawn = ["--hypothesis-profile=drawn"] if options.all else []
     if not options.other_pythons:
-        code = own_environment().ensure("test").run("test", extra)
+        code = own_environment().ensure("test").run("test", [*drawn, *extra])
     if options.all or options.other_pythons:
         for env in other_environments():
             say(f"Python {env.version}:")
@@ -616,8 +618,8 @@ def parser() -> argparse.ArgumentParser:
             which.add_argument(
                 "--all",
                 action="store_true",
-                help="also on each other supported Python found, in its own environment, and once "
-                "with a clock that says the machine has just started",
+                help="property tests with new examples, also each other supported Python found, in "
+                "its own environment, and once a clock that says the machine has just started",
             )
             which.add_argument("--other-pythons", action="store_true", help="only on those others")
     return top

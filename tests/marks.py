@@ -8,8 +8,8 @@ for any implementation of the public names.
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
 
 __all__ = ["PUBLIC", "internal_imports", "is_marked"]
 
@@ -35,10 +35,10 @@ PUBLIC: dict[str, set[str]] = {
 """Module → names that users import from it."""
 
 
-def internal_imports(path: Path) -> list[str]:
+def internal_imports(tree: ast.Module) -> list[str]:
     """Return the names of opero that a file imports and users do not."""
     found: list[str] = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
             found += [name for name in modules if _is_ours(name) and name not in PUBLIC]
@@ -52,12 +52,21 @@ def internal_imports(path: Path) -> list[str]:
     return found
 
 
-def is_marked(path: Path) -> bool:
+def is_marked(tree: ast.Module) -> bool:
     """Return whether a file sets the mark for all its tests."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark":
             return "pytest.mark.internal" in ast.unparse(node.value)
     return False
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the statements of a block and of the blocks in it; expressions hold no imports."""
+    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+        block = getattr(node, name, ())
+        for statement in block if isinstance(block, list) else ():  # a lambda's is an expression
+            yield statement
+            yield from _statements(statement)
 
 
 def _is_ours(module: str) -> bool:

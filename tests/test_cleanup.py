@@ -266,13 +266,18 @@ def test_test_all_runs_again_on_a_clock_that_has_just_started(
 ) -> None:
     under = ["unshare", "--time"] if permitted else []
     ran: list[object] = []
-    monkeypatch.setattr(
-        cleanup.Environment, "run", lambda *_, **options: ran.append(options.get("under"))
-    )
+    given: list[object] = []
+
+    def run(_: object, __: str, args: list[str], **options: object) -> None:
+        ran.append(options.get("under"))
+        given.append(args)
+
+    monkeypatch.setattr(cleanup.Environment, "run", run)
     monkeypatch.setattr(cleanup, "other_environments", lambda: iter(()))
     monkeypatch.setattr(cleanup, "just_started", lambda: under)
     cleanup.main(["test", "--all"])
     assert ran == [None, *([under] if permitted else [])]
+    assert given == [["--hypothesis-profile=drawn"], *([[]] if permitted else [])]
     assert ("not permitted, skipped" in capsys.readouterr().err) is not permitted
 
 

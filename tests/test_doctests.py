@@ -18,20 +18,20 @@ MODULES = sorted(
 )
 
 
-@pytest.mark.parametrize("name", ["opero", *MODULES])
-def test_examples_run(name: str) -> None:
-    # `opero.decorators.opero` is a module and, as an attribute of its package, a function.
-    module = importlib.import_module(name)
-    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL)
-    assert result.failed == 0
-
-
-def test_there_are_examples() -> None:
+@pytest.fixture(scope="module")
+def examples() -> list[doctest.DocTest]:
+    """The docstrings that have examples."""
     finder = doctest.DocTestFinder()
-    found = [
-        example
-        for name in MODULES
-        for test in finder.find(importlib.import_module(name))
-        for example in test.examples
-    ]
-    assert len(found) > 30
+    # `opero.decorators.opero` is a module and, as an attribute of its package, a function.
+    modules = [importlib.import_module(name) for name in ("opero", *MODULES)]
+    return [test for module in modules for test in finder.find(module) if test.examples]
+
+
+def test_examples_run(examples: list[doctest.DocTest]) -> None:
+    options = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
+    runner = doctest.DocTestRunner(optionflags=options)  # prints what fails
+    assert [test.name for test in examples if runner.run(test).failed] == []
+
+
+def test_there_are_examples(examples: list[doctest.DocTest]) -> None:
+    assert sum(len(test.examples) for test in examples) > 30

@@ -9,6 +9,7 @@ import pickle
 import re
 
 import pytest
+from tests.tables import rows
 
 from opero import errors
 from opero.errors import OperoError, OperoUsageError, OperoWarning, did_you_mean
@@ -24,18 +25,18 @@ CLASSES = [
 ]
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@rows("cls", CLASSES)
 def test_every_class_is_public_and_documented(cls: type) -> None:
     assert cls.__name__ in errors.__all__
     assert cls.__doc__
 
 
-@pytest.mark.parametrize("cls", [c for c in CLASSES if c is not OperoWarning])
+@rows("cls", [c for c in CLASSES if c is not OperoWarning])
 def test_every_error_can_be_caught_as_an_opero_error(cls: type) -> None:
     assert issubclass(cls, OperoError)
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@rows("cls", CLASSES)
 def test_the_drawn_tree_is_the_real_one(cls: type) -> None:
     drawn = re.search(rf"\b{cls.__name__}\b( \(([^)]*)\))?", errors.__doc__ or "")
     assert drawn

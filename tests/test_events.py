@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 import pytest
+from tests.tables import rows
 
 from opero import events, opero
 from opero.errors import OperoUsageError
@@ -227,7 +228,7 @@ def test_repr_of_a_subscription_names_its_handler_and_types(bus: EventBus) -> No
 # --- events ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@rows("kind", KINDS)
 def test_every_event_is_public_and_documented(kind: type[Event]) -> None:
     assert kind.__name__ in events.__all__
     assert kind.__doc__
@@ -235,7 +236,7 @@ def test_every_event_is_public_and_documented(kind: type[Event]) -> None:
     assert all(name in (kind.__doc__ or "") for name in own)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@rows("kind", KINDS)
 def test_every_event_can_be_copied_pickled_and_shown(kind: type[Event]) -> None:
     given: dict[str, Any] = dict.fromkeys(names(kind), 1)
     event = kind(**given | ({"details": {}} if "details" in given else {}))

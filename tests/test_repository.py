@@ -78,14 +78,14 @@ def test_every_file_says_where_it_is(cleanup: ModuleType) -> None:
     assert [path for path in cleanup.sources() if cleanup.says_where(path) is False] == []
 
 
-@pytest.mark.parametrize("path", MODULES)
-def test_every_module_has_a_docstring(path: str) -> None:
-    assert ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+def test_every_module_has_a_docstring() -> None:
+    trees = {path: ast.parse((ROOT / path).read_text(encoding="utf-8")) for path in MODULES}
+    assert [path for path, tree in trees.items() if not ast.get_docstring(tree)] == []
 
 
-@pytest.mark.parametrize("path", MODULES)
-def test_no_module_is_longer_than_650_lines(path: str) -> None:
-    assert len((ROOT / path).read_text(encoding="utf-8").splitlines()) <= 650
+def test_no_module_is_longer_than_650_lines() -> None:
+    texts = {path: (ROOT / path).read_text(encoding="utf-8") for path in MODULES}
+    assert [path for path, text in texts.items() if len(text.splitlines()) > 650] == []
 
 
 @pytest.mark.parametrize("path", ["cleanup.py", ".ci/run"])
@@ -257,11 +257,15 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> Non
     assert names == modules | {"opero/py.typed", "opero/_version.py"}
 
 
-@pytest.mark.parametrize("path", TESTS)
-def test_a_test_file_is_marked_internal_if_it_imports_internal_names(path: str) -> None:
-    found = internal_imports(ROOT / path)
-    assert is_marked(ROOT / path) == bool(found), (
-        f"write `pytestmark = pytest.mark.internal` into {path} because of {found}"
-        if found
-        else f"remove the mark `internal` from {path}: it uses documented names only"
-    )
+def test_a_test_file_is_marked_internal_if_it_imports_internal_names() -> None:
+    wrong = []
+    for path in TESTS:
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+        found = internal_imports(tree)
+        if is_marked(tree) != bool(found):
+            wrong.append(
+                f"write `pytestmark = pytest.mark.internal` into {path} because of {found}"
+                if found
+                else f"remove the mark `internal` from {path}: it uses documented names only"
+            )
+    assert wrong == []

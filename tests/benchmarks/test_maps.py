@@ -10,9 +10,10 @@ from benchmarks import maps
 from benchmarks.harness import QUICK
 from benchmarks.report import render
 from benchmarks.results import Cell, Results, RowResult, describe, load, save
+from tests.tables import rows
 
 
-@pytest.mark.parametrize("name", maps.ROWS)
+@rows("name", maps.ROWS)
 def test_a_row_holds_opero_against_one_of_its_contenders(name: str) -> None:
     row = maps.ROWS[name]
     names = [engine.name for engine in row.engines]

@@ -12,6 +12,7 @@ from benchmarks import overhead, results
 from benchmarks.bodies import identity
 from benchmarks.candidates import Candidate, bare
 from benchmarks.harness import Effort
+from tests.tables import rows
 
 if TYPE_CHECKING:
     from benchmarks.candidates import Function
@@ -77,7 +78,7 @@ def test_names_of_rows_are_unique() -> None:
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("row", overhead.ROWS, ids=lambda row: row.name)
+@rows("row", overhead.ROWS)
 def test_a_row_knows_its_subject_and_the_peer_it_is_held_against(row: overhead.Row) -> None:
     names = {candidate.name for candidate in row.candidates}
 

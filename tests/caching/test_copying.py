@@ -24,6 +24,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.tables import rows
 
 from opero.caching.copying import Uncopyable, freeze, isolated
 
@@ -64,7 +65,7 @@ def thawed(value):
     return stored if copier is None else copier(stored)
 
 
-@pytest.mark.parametrize(
+@rows(
     "value",
     [
         None, True, 3, 2.5, 1j, "text", b"bytes", ..., range(3), (1, ("a", b"b")),
@@ -75,7 +76,6 @@ def thawed(value):
         Fixed("b", Point(1, 2)),
         Text("t"), re.compile("x"), len, freeze, int, np.float64(1.5), (),
     ],
-    ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_immutable_values_are_shared_at_no_cost(value):
     stored, copier = freeze(value)
@@ -83,7 +83,7 @@ def test_immutable_values_are_shared_at_no_cost(value):
     assert copier is None
 
 
-@pytest.mark.parametrize(
+@rows(
     "value",
     [
         {"id": 1, "name": "x", "tags": ["a", "b"]},
@@ -108,7 +108,6 @@ def test_immutable_values_are_shared_at_no_cost(value):
         [Loose("a")],
         types.SimpleNamespace(a=[1]),
     ],
-    ids=repr,
 )
 def test_mutable_values_are_copied_equal_and_of_the_same_types(value):
     stored, copier = freeze(value)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pydantic
 import pytest
+from tests.tables import rows
 
 from opero import opero
 from opero.caching import plain_types
@@ -138,7 +139,7 @@ def test_models_and_dataclasses_need_no_secret(tmp_path: Path) -> None:
     assert "encoded" not in (tmp_path / "tape").read_text()
 
 
-@pytest.mark.parametrize("name", [row.name for row in plain_types.BY_NUMBER.values()])
+@rows("name", [row.name for row in plain_types.BY_NUMBER.values()])
 def test_each_row_that_is_written_can_be_read(name: str) -> None:
     row = next(row for row in plain_types.BY_NUMBER.values() if row.name == name)
     assert row.split is not None

@@ -238,7 +238,7 @@ def together(function: Any, count: int, go: threading.Event) -> list[Any]:
     threads = [threading.Thread(target=call) for _ in range(count)]
     for thread in threads:
         thread.start()
-    flights, end = function.__opero__.cache.single_flight._open, time.monotonic() + 10
+    flights, end = function.__opero__.cache.single_flight._open, time.monotonic() + 100
     while sum(len(flight.waiters or ()) for flight in list(flights.values())) < count - 1:
         assert time.monotonic() < end
         time.sleep(0.001)

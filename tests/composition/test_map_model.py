@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from opero import operomap
@@ -94,7 +94,6 @@ def model(items: list[int]) -> list[Any]:
     return [10 * x if x >= 0 else ("failed", x) for x in items]
 
 
-@settings(max_examples=150, deadline=None)
 @given(executor=engines, items=items_of, options=shapes, streams=st.booleans())
 def test_a_map_gives_what_a_loop_gives(
     executor: Any, items: list[int], options: dict[str, Any], streams: bool
@@ -119,7 +118,6 @@ def test_a_map_gives_what_a_loop_gives(
         )
 
 
-@settings(max_examples=80, deadline=None)
 @given(executor=engines, items=items_of, options=shapes)
 def test_a_report_accounts_for_every_item(
     executor: Any, items: list[int], options: dict[str, Any]
@@ -136,7 +134,6 @@ def test_a_report_accounts_for_every_item(
     assert result.status == "complete"
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     executor=engines,
     items=items_of,
@@ -161,7 +158,6 @@ def test_a_map_that_stops_never_passes_for_a_complete_one(
         assert Counter(found) == Counter(10 * x for x in items if x >= 0)
 
 
-@settings(max_examples=60, deadline=None)
 @given(executor=engines, options=shapes, taken=st.integers(min_value=0, max_value=12))
 def test_a_stream_that_is_left_reads_no_further_than_its_window(
     executor: Any, options: dict[str, Any], taken: int
@@ -221,7 +217,6 @@ class Some:
     def close(self) -> None: ...
 
 
-@settings(max_examples=80, deadline=None)
 @given(executor=engines, items=items_of, options=shapes, cut=st.integers(min_value=0, max_value=30))
 def test_a_map_that_was_cut_short_and_recorded_ends_as_one_that_was_not(
     executor: Any, items: list[int], options: dict[str, Any], cut: int

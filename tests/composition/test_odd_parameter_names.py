@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import pytest
+from tests.tables import rows
 
 from opero import opero
 
@@ -53,24 +53,22 @@ def outcome(begun: Any) -> Any:
     return asyncio.run(begun) if hasattr(begun, "__await__") else begun
 
 
-@pytest.mark.parametrize("name", names)
-@pytest.mark.parametrize(
-    "options", [{"cache": False}, {}, everything], ids=["retry", "cache", "all"]
-)
+@rows("name", names)
+@rows("options", [{"cache": False}, {}, everything])
 def test_any_name_works_in_any_shape(name: str, options: dict[str, Any]) -> None:
     for shape in shapes:
         fetch = opero(**options)(defined(shape, name))
         assert outcome(fetch(**{name: 7})) == 7
 
 
-@pytest.mark.parametrize("name", names)
+@rows("name", names)
 def test_any_name_may_hold_the_fallback_values(name: str) -> None:
     for shape in (s for s in shapes if "**more)" not in s):
         fetch = opero(arg_fallback=name, cache=False)(defined(shape, name))
         assert outcome(fetch(**{name: [7, 8]})) == 7
 
 
-@pytest.mark.parametrize("name", names)
+@rows("name", names)
 def test_any_name_works_with_a_receipt(name: str) -> None:
     for shape in (s for s in shapes if "yield" not in s):
         begun = opero(cache=False)(defined(shape, name)).call(**{name: 7})

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.tables import rows
 
 from opero import failures, opero
 from opero.testing import capture_events
@@ -48,9 +49,9 @@ def of_works(works: bool, result: object = "fine") -> Callable[..., Any]:
     return judge
 
 
-@pytest.mark.parametrize("works", [True, False], ids=["works", "fails"])
-@pytest.mark.parametrize("cached", [True, False], ids=["cached", "uncached"])
-@pytest.mark.parametrize(
+@rows("works", [True, False])
+@rows("cached", [True, False])
+@rows(
     "name",
     [
         "api_key",

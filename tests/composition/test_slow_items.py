@@ -74,7 +74,7 @@ class Way:
         if not self.awaits:
 
             def run(x: int) -> Any:
-                end = time.monotonic() + 30
+                end = time.monotonic() + 100
                 while x in slow and not check(end):
                     time.sleep(0.005)
                 return body(x)
@@ -82,7 +82,7 @@ class Way:
             return operomap(**given)(run)
 
         async def arun(x: int) -> Any:
-            end = time.monotonic() + 30
+            end = time.monotonic() + 100
             while x in slow and not check(end):  # noqa: ASYNC110 - another process opens it
                 await asyncio.sleep(0.005)
             return body(x)

@@ -141,7 +141,7 @@ class Maps:
             return False
 
     @staticmethod
-    def until(reached: Callable[[], object], seconds: float = 10) -> bool:
+    def until(reached: Callable[[], object], seconds: float = 100) -> bool:
         """Wait for something that other processes do."""
         end = time.monotonic() + seconds
         while not reached():

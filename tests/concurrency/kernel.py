@@ -43,7 +43,7 @@ def run(manager: Any, client: Any, text: str, interrupt: str | None) -> dict[str
 
 
 def press(manager: Any, begun: Path) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 100
     while not begun.exists() and time.monotonic() < end:
         time.sleep(0.01)
     manager.interrupt_kernel()

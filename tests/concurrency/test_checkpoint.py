@@ -200,7 +200,7 @@ def test_a_journal_gives_back_exactly_what_was_written(run: Path) -> None:
     journal, numbers = CheckpointFile(run), itertools.count()
 
     # One file for all examples: a new one costs the disk's time.
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(
         written=st.dictionaries(st.text(max_size=5), st.binary(max_size=20), max_size=20),
         asked=st.lists(st.text(max_size=5), max_size=20),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.tables import rows
 
 from opero import operomap
 from opero.core.options import MapOptions, Options
@@ -70,19 +71,15 @@ RIGHT: dict[str, list[Any]] = {
 }
 
 
-def each(table: dict[str, list[Any]]) -> list[Any]:
-    return [
-        pytest.param(name, value, id=f"{name}-{n}-{type(value).__name__}")
-        for name, values in table.items()
-        for n, value in enumerate(values)
-    ]
+def each(table: dict[str, list[Any]]) -> list[tuple[str, Any]]:
+    return [(name, value) for name, values in table.items() for value in values]
 
 
 def test_the_tables_leave_no_option_out() -> None:
     assert set(WRONG) == set(RIGHT) == set(NAMES)
 
 
-@pytest.mark.parametrize(("name", "value"), each(WRONG))
+@rows(("name", "value"), each(WRONG))
 def test_a_wrong_value_is_refused_before_there_is_a_function(name: str, value: Any) -> None:
     with pytest.raises(OperoUsageError) as raised:
         operomap(**{name: value})
@@ -91,7 +88,7 @@ def test_a_wrong_value_is_refused_before_there_is_a_function(name: str, value: A
     assert len(message) > len(f"{name}={value!r}") + 15, "it tells the fix"
 
 
-@pytest.mark.parametrize(("name", "value"), each(RIGHT))
+@rows(("name", "value"), each(RIGHT))
 def test_a_right_value_is_taken_as_it_is(name: str, value: Any) -> None:
     @operomap(**{name: value})
     def fetch(x: int) -> int:

@@ -72,7 +72,7 @@ class Notebook:
         return [child for task in tasks for child in (task / "children").read_text().split()]
 
     def close(self) -> None:
-        self._host.communicate(timeout=30)
+        self._host.communicate(timeout=100)
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ async def use(f: Any, call: str, items: Any) -> list[weakref.ref[BaseException]]
 
 async def until_gone(watches: list[weakref.ref[Any]]) -> None:
     """Give threads and workers that are on their way out time to end."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 100
     while any(watch() is not None for watch in watches):
         assert time.monotonic() < end, [watch() for watch in watches]
         await asyncio.sleep(0.005)

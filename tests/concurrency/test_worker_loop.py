@@ -77,7 +77,7 @@ def test_a_call_that_takes_too_long_is_cancelled_and_costs_itself(maps: Maps) ->
         await asyncio.sleep(30 if x == 2 else 0)
         return x
 
-    ran = maps(fetch, range(4), chunk=4, workers=1, in_flight=4, timeout=1, item_timeout=1)
+    ran = maps(fetch, range(4), chunk=4, workers=1, in_flight=4, timeout=2, item_timeout=2)
     assert [x for x in ran.items if not isinstance(x, ItemOutcome)] == [0, 1, 3]
     assert isinstance(ran.items[2].error, CallTimeoutError)
     assert all(isinstance(report, Done) for report in ran.reports), "no worker died"
@@ -89,7 +89,7 @@ def test_one_that_holds_up_the_loop_costs_its_worker(maps: Maps) -> None:
             time.sleep(30)  # noqa: ASYNC251 - that is the fault
         return x
 
-    ran = maps(fetch, range(3), chunk=1, workers=1, timeout=1, item_timeout=1)
+    ran = maps(fetch, range(3), chunk=1, workers=1, timeout=2, item_timeout=2)
     assert isinstance(ran.items[1], Lost)
     assert ran.items[1].why == "timeout"
     assert [ran.items[0], ran.items[2]] == [0, 2]

@@ -370,4 +370,4 @@ class Limits(RuleBasedStateMachine):
 
 
 TestLimits = Limits.TestCase
-TestLimits.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLimits.settings = settings(stateful_step_count=40)

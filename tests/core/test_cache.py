@@ -118,7 +118,7 @@ def no_gc():
 
 def until(condition: Callable[[], object]) -> None:
     """Wait for something that other threads bring about."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 100
     while not condition():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.001)

@@ -13,6 +13,7 @@ from email.message import Message
 from typing import Any
 
 import pytest
+from tests.tables import rows
 
 from opero import add_classifier, opero
 from opero.core.classify import Verdict, classify, may_be_billed
@@ -60,7 +61,7 @@ def caused_by(cause: Exception) -> Exception:
     return made
 
 
-@pytest.mark.parametrize("status", FINAL)
+@rows("status", FINAL)
 def test_final_statuses(status: int) -> None:
     assert classify(AnswerError(status)) == Verdict("final", f"status {status}")
 

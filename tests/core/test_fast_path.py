@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tenacity import stop_never
+from tests.tables import rows
 
 from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter, opero, remaining
 from opero.core.deadline import current_deadline
@@ -86,8 +87,8 @@ def body(errors: Any) -> Any:
     return None if errors is None else remaining() is not None
 
 
-@pytest.mark.parametrize("names", SETS, ids=lambda names: "+".join(names) or "none")
-@pytest.mark.parametrize(
+@rows("names", SETS)
+@rows(
     "errors",
     [
         [None],
@@ -97,7 +98,6 @@ def body(errors: Any) -> Any:
         [KeyboardInterrupt],
         [KeyError, KeyboardInterrupt],
     ],
-    ids=["fine", "retried", "spent", "final", "interrupted", "interrupted later"],
 )
 def test_a_call_ends_as_it_does_in_the_stages(face: Any, names: Any, errors: Any) -> None:
     known = len(switch.on)
@@ -111,7 +111,7 @@ def test_a_call_ends_as_it_does_in_the_stages(face: Any, names: Any, errors: Any
     assert len(switch.on) == known
 
 
-@pytest.mark.parametrize("names", SETS, ids=lambda names: "+".join(names) or "none")
+@rows("names", SETS)
 def test_it_is_there_for_every_set_of_guards(face: Any, names: Any) -> None:
     fetch = decorated(face, body, names)
     expected = face.asynchronous or not {"timeout", "deadline"} <= {*names}

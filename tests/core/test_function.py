@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from tests.tables import rows
 
 from opero import opero
 from opero.core.function import FunctionInfo, unwrap_partial
@@ -66,7 +67,7 @@ class AsyncGenerator:
         yield x
 
 
-@pytest.mark.parametrize(
+@rows(
     ("fn", "kind"),
     [
         (plain, "sync"),

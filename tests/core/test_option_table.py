@@ -16,6 +16,7 @@ import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.core.test_options import Codec, HalfStore, Store, called_later, later, yes
+from tests.tables import rows
 
 from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter, RetryBudget, opero
 from opero.core.options import Options
@@ -165,7 +166,7 @@ def test_replace_checks_like_the_constructor() -> None:
         Options().replace("opero", retires=1)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@rows("name", NAMES)
 def test_every_option_has_a_meaning_a_stage_and_a_default_that_passes_its_check(name: str) -> None:
     option = Options.declared[name]
     option.check(name, option.default)

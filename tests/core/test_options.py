@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import tenacity
+from tests.tables import rows
 
 from opero import CircuitBreaker, ConcurrencyLimit, RateLimiter, RetryBudget, opero
 from opero.errors import OperoUsageError
@@ -131,15 +132,11 @@ RIGHT: dict[str, list[Any]] = {
 }
 
 
-def each(table: dict[str, list[Any]]) -> list[Any]:
-    return [
-        pytest.param(name, value, id=f"{name}-{n}-{type(value).__name__}")
-        for name, values in table.items()
-        for n, value in enumerate(values)
-    ]
+def each(table: dict[str, list[Any]]) -> list[tuple[str, Any]]:
+    return [(name, value) for name, values in table.items() for value in values]
 
 
-@pytest.mark.parametrize(("name", "value"), each(WRONG))
+@rows(("name", "value"), each(WRONG))
 def test_a_wrong_value_is_refused_before_there_is_a_function(name: str, value: Any) -> None:
     with pytest.raises(OperoUsageError) as raised:
         opero(**{name: value})
@@ -148,7 +145,7 @@ def test_a_wrong_value_is_refused_before_there_is_a_function(name: str, value: A
     assert len(message) > len(f"{name}={value!r}") + 15, "it tells the fix"
 
 
-@pytest.mark.parametrize(("name", "value"), each(RIGHT))
+@rows(("name", "value"), each(RIGHT))
 def test_a_right_value_is_taken_as_it_is(name: str, value: Any) -> None:
     def fetch(x: int = 1) -> int:
         return x

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import tenacity
 from hypothesis import strategies as st
+from tests.tables import rows
 
 from opero import opero
 from opero.errors import (
@@ -87,7 +88,7 @@ def is_busy(error: BaseException) -> bool:
     return "1 of" in str(error)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("wanted", "calls"),
     [
         (ConnectionError, 4),
@@ -115,9 +116,6 @@ def is_busy(error: BaseException) -> bool:
         (tenacity.retry_never, 1),
         (tenacity.retry_always, 4),
     ],
-    ids=lambda value: (
-        getattr(value, "__name__", type(value).__name__) if callable(value) else str(value)
-    ),
 )
 def test_retry_on_decides(face: Any, clock: FakeClock, wanted: Any, calls: int) -> None:
     body = flaky("never", failures=99)
@@ -161,11 +159,9 @@ def test_a_broken_predicate_warns_and_never_hides_the_error(
     assert all(0.1 <= pause <= 1 for pause in clock.sleeps)
 
 
-@pytest.mark.parametrize(
-    "passing", [KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError]
-)
-@pytest.mark.parametrize("wanted", [BaseException, lambda error: True], ids=["type", "predicate"])
-@pytest.mark.parametrize("failures", [0, 1])
+@rows("passing", [KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError])
+@rows("wanted", [BaseException, lambda error: True])
+@rows("failures", [0, 1])
 def test_only_exceptions_are_ever_retried(
     face: Any, clock: FakeClock, passing: type[BaseException], wanted: Any, failures: int
 ) -> None:
@@ -379,8 +375,8 @@ REUSABLE: dict[str, object] = {
 }
 
 
-@pytest.mark.parametrize("kind", SINGLE_USE)
-@pytest.mark.parametrize("way", ["positional", "keyword", "starred", "method", "fallback"])
+@rows("kind", SINGLE_USE)
+@rows("way", ["positional", "keyword", "starred", "method", "fallback"])
 def test_no_second_call_is_made_with_an_argument_that_is_used_up(kind: str, way: str) -> None:
     calls: list[object] = []
     decorate = opero(cache=False, min_delay=0)

@@ -26,6 +26,7 @@ import httpx
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tests.tables import rows
 
 from opero.core.retry_after import Hint, requested_wait
 
@@ -370,7 +371,7 @@ assert not found, found
 # --- dialects -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@rows(
     ("headers", "seconds", "source"),
     [
         ({"retry-after-ms": "1500"}, 1.5, "retry-after-ms"),
@@ -395,12 +396,12 @@ assert not found, found
         ({"Retry-After": str(int(NOW) + 30)}, 30.0, "retry-after"),
     ],
 )
-@pytest.mark.parametrize("status", [200, 429, 500])
+@rows("status", [200, 429, 500])
 def test_retry_after_in_every_spelling_whatever_the_status(headers, seconds, source, status):
     assert wait_of(headers, status) == Hint(pytest.approx(seconds), source)
 
 
-@pytest.mark.parametrize(
+@rows(
     ("text", "seconds"),
     [
         ("6m0s", 360.0),
@@ -424,7 +425,7 @@ def test_retry_after_in_every_spelling_whatever_the_status(headers, seconds, sou
         (http_date(20), 20.0),
     ],
 )
-@pytest.mark.parametrize(
+@rows(
     ("remaining", "reset"),
     [
         ("X-RateLimit-Remaining", "X-RateLimit-Reset"),
@@ -435,7 +436,7 @@ def test_retry_after_in_every_spelling_whatever_the_status(headers, seconds, sou
         ("anthropic-ratelimit-input-tokens-remaining", "anthropic-ratelimit-input-tokens-reset"),
     ],
 )
-@pytest.mark.parametrize("status", [429, 503])
+@rows("status", [429, 503])
 def test_a_reset_in_every_spelling(remaining, reset, text, seconds, status):
     hint = wait_of({remaining: "0", reset: text}, status)
     assert hint == Hint(pytest.approx(seconds, abs=1e-4), reset.lower())
@@ -586,7 +587,7 @@ def test_a_date_that_is_none_is_no_date(date):
 # --- garbage --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@rows(
     "value",
     [
         "",
@@ -623,7 +624,6 @@ def test_a_date_that_is_none_is_no_date(date):
         Mock(),
         MagicMock(),
     ],
-    ids=lambda value: type(value).__name__,
 )
 def test_a_header_that_means_nothing_is_nothing(value):
     headers = {
@@ -764,7 +764,7 @@ STRANGERS = {
 }
 
 
-@pytest.mark.parametrize("make", STRANGERS.values(), ids=STRANGERS)
+@rows("make", STRANGERS.values())
 def test_foreign_objects_may_do_anything(make):
     assert requested_wait(make()) is None
 

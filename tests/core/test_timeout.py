@@ -66,7 +66,7 @@ def limited(timeout, fn):
 
 
 def gone(watch):
-    end = time.monotonic() + 20
+    end = time.monotonic() + 100
     while watch() is not None and time.monotonic() < end:
         time.sleep(0.001)
     return watch() is None

@@ -112,7 +112,7 @@ class PatientStore(SlowStore):
     in_vain = 0
 
     def get(self, key: str) -> Any:
-        awaited, end = self.turns + 2, time.monotonic() + 5
+        awaited, end = self.turns + 2, time.monotonic() + 60
         while self.turns < awaited and not self.in_vain:
             self.in_vain += time.monotonic() > end
             time.sleep(0.0005)

@@ -121,14 +121,14 @@ def test_an_error_is_raised_before_slow_items_end() -> None:
     @operomap(mode="thread", workers=2, cache=False, retries=0)
     def f(x: int) -> int:
         if x == 0:
-            gate.wait(20)
+            gate.wait(100)
         return 1 // (x - 1)
 
     began = time.monotonic()
     with pytest.raises(ZeroDivisionError):
         f([0, 1])
     gate.set()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_a_stream_hands_out_what_comes_before_the_error(mode: MapMode) -> None:
@@ -312,7 +312,7 @@ def crowd() -> set[threading.Thread]:
 
 
 def settled(before: set[threading.Thread]) -> bool:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 100
     while crowd() - before:
         if time.monotonic() > end:
             return False
@@ -444,7 +444,7 @@ def test_long_pauses_take_no_time_under_a_fake_clock(mode: MapMode) -> None:
     began = time.monotonic()
     with fake_clock():
         assert mode.run(mode.of(f, retries=8, min_delay=100, max_delay=100)(range(3))) == [0, 1, 2]
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
 
 
 def test_values_to_fall_back_on_are_tried_for_each_item(mode: MapMode) -> None:

@@ -73,7 +73,7 @@ def program(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 def until() -> Callable[..., None]:
     """Wait until something holds."""
 
-    def wait(holds: Callable[[], object], seconds: float = 60) -> None:
+    def wait(holds: Callable[[], object], seconds: float = 100) -> None:
         end = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < end, "it did not happen in time"

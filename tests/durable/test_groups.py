@@ -248,7 +248,7 @@ def test_a_killed_map_goes_on_where_it_stopped(program: Start, tmp_path: Path) -
             time.sleep(0.005)
         process.kill()
         process.wait()
-    printed, _ = program(DURABLE_MAP).communicate(timeout=30)
+    printed, _ = program(DURABLE_MAP).communicate(timeout=100)
     assert printed == f"{sum(range(1, 3001))}\n"
     ran = Counter((tmp_path / "notes").read_text().split())
     assert len(ran) == 3000

@@ -42,7 +42,7 @@ pytestmark = pytest.mark.internal
 
 def until(true: Callable[[], object]) -> None:
     """Wait for something that other threads bring about."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 100
     while not true():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.01)

@@ -94,7 +94,7 @@ def test_forked_child_hands_its_workflows_to_its_parent(journal: Path, program: 
         print("well")
         """.replace("\n        ", "\n")
     )
-    reported, _ = process.communicate(timeout=60)
+    reported, _ = process.communicate(timeout=100)
     assert reported == "well\n"
 
 
@@ -166,7 +166,7 @@ os._exit(0)
 def test_poisonous_workflows_are_given_up_and_the_others_end(program: Start) -> None:
     for _ in range(30):
         process = program(POISON)
-        printed, _ = process.communicate(timeout=60)
+        printed, _ = process.communicate(timeout=100)
         if process.returncode == 0:
             break
         assert process.returncode == 7

@@ -18,6 +18,7 @@ import zoneinfo
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.tables import rows
 
 from opero.durable import register_type
 from opero.durable.values import decode, encode
@@ -69,7 +70,7 @@ def same(left: object, right: object) -> bool:
     return type(left) is type(right) and repr(left) == repr(right)
 
 
-@pytest.mark.parametrize("value", VALUES, ids=lambda v: type(v).__name__)
+@rows("value", VALUES)
 def test_value_and_type_come_back(value: object) -> None:
     assert same(decode(encode([value])), [value])
 

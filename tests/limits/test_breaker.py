@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.tables import rows
 
 from opero import CircuitBreaker, CircuitState
 from opero.errors import (
@@ -46,7 +47,7 @@ def run_python() -> Callable[[str, bytes], str]:
 
     def run(code: str, data: bytes = b"") -> str:
         command = [sys.executable, "-W", "error", "-c", code]
-        done = subprocess.run(command, input=data, capture_output=True, check=False, timeout=20)
+        done = subprocess.run(command, input=data, capture_output=True, check=False, timeout=100)
         assert not done.returncode, done.stderr.decode()
         return done.stdout.decode().strip()
 
@@ -676,7 +677,7 @@ def test_the_snapshot_is_frozen(clock: FakeClock) -> None:
         stats.opened = 2  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(
+@rows(
     ("options", "message"),
     [
         ({"name": ""}, "name=''"),

@@ -165,6 +165,6 @@ class AgainstAModel(RuleBasedStateMachine):
         self.clock_context.__exit__(None, None, None)
 
 
-AgainstAModel.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+AgainstAModel.TestCase.settings = settings(stateful_step_count=40)
 # A loaded machine takes longer than the usual limit.
 TestAgainstAModel = pytest.mark.timeout(240)(AgainstAModel.TestCase)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from opero.errors import OperoUsageError
@@ -91,7 +91,6 @@ def most(starts: list[tuple[int, int]], period: int) -> int:
     steps=st.lists(st.integers(0, 30), min_size=30, max_size=200),
     late=st.integers(0, 5),
 )
-@settings(max_examples=60)
 def test_every_window_keeps_its_own_promise(steps, late):
     rule = rule_of_text("10/s & 25/5s & 40/minute")
     state, now, starts = rule.new_state(), 0, []
@@ -141,7 +140,6 @@ COSTS = st.one_of(st.integers(0, 100), st.floats(0, 100).map(lambda cost: round(
     period=st.sampled_from([1, 60, 86400]),
     start=st.integers(-(10**9), 10**16),
 )
-@settings(max_examples=120)
 def test_no_window_of_cost_is_overfull_and_no_wait_is_longer_than_one(steps, period, start):
     window = CostWindow.of(Rate(100, period))
     state, now, spent = window.new_state(), start, []
@@ -173,7 +171,6 @@ def test_a_window_of_cost_reaches_its_rate():
         st.tuples(st.integers(0, 200), st.integers(1, 40), st.integers(0, 60)), max_size=80
     )
 )
-@settings(max_examples=100)
 def test_settled_costs_are_those_of_a_plain_list(steps):
     """A model: what was spent, when; refunds at the start, debts at the time of settling."""
     window = CostWindow(100 * SECOND, 100 * UNIT)

@@ -168,4 +168,4 @@ class AgainstAModel(RuleBasedStateMachine):
 
 
 TestAgainstAModel = AgainstAModel.TestCase
-TestAgainstAModel.settings = settings(max_examples=250, stateful_step_count=30, deadline=None)
+TestAgainstAModel.settings = settings(stateful_step_count=30)

@@ -184,7 +184,7 @@ assert os.waitpid(child, 0)[1] == 0
 assert limit.in_flight == 1
 assert limit.acquire(timeout=0)
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=20)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=100)
 
 
 @pytest.mark.internal

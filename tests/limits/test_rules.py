@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from opero.errors import OperoUsageError
@@ -58,7 +58,6 @@ class Worst:
     steps=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=20, max_size=150),
     start=st.integers(-(10**9), 10**16),
 )
-@settings(max_examples=150, deadline=None)
 def test_no_window_of_a_spaced_rate_is_overfull(count, period, burst, steps, start):
     rule = rule_for(Rate(count, period), burst, smooth=True)
     caller = Worst(rule, start)
@@ -74,7 +73,6 @@ def test_no_window_of_a_spaced_rate_is_overfull(count, period, burst, steps, sta
     steps=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=20, max_size=150),
     start=st.integers(-(10**9), 10**16),
 )
-@settings(max_examples=150, deadline=None)
 def test_no_window_of_a_quota_is_overfull(count, steps, start):
     rule = rule_for(Rate(count, 3600), 1, smooth=None)
     caller = Worst(rule, start)
@@ -87,7 +85,6 @@ def test_no_window_of_a_quota_is_overfull(count, steps, start):
 @given(
     count=COUNTS, burst=st.integers(1, 4), late=st.lists(st.floats(0, 1), min_size=50, max_size=50)
 )
-@settings(max_examples=100, deadline=None)
 def test_a_waiter_that_wakes_late_within_the_tolerance_loses_nothing(count, burst, late):
     rule = rule_for(Rate(count, 1), burst, smooth=True)
     caller = Worst(rule)
@@ -214,7 +211,6 @@ class Interrupted(list[int]):
     killed=st.lists(st.integers(0, 4), max_size=40),
     pauses=st.lists(st.integers(0, 12), max_size=40),
 )
-@settings(max_examples=60, deadline=None)
 def test_a_kill_between_two_stores_neither_lifts_the_limit_nor_stops_it(rule, killed, pauses):
     state = Interrupted(rule.new_state())
     now, starts = 0, []
@@ -281,7 +277,6 @@ def test_a_slot_is_kept_when_another_call_has_started_since(rule, time):
 
 
 @given(steps=st.lists(st.tuples(st.integers(0, 12), st.booleans()), max_size=120))
-@settings(max_examples=150, deadline=None)
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_giving_back_never_lets_one_too_many_into_a_window(rule, steps):
     time = Time()

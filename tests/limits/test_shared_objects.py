@@ -39,7 +39,7 @@ def script(text: str, *arguments: str) -> subprocess.Popen[bytes]:
 
 
 def result(process: subprocess.Popen[bytes], data: bytes = b"") -> object:
-    out, err = process.communicate(data, timeout=20)
+    out, err = process.communicate(data, timeout=100)
     assert process.returncode == 0, err.decode()
     return json.loads(out)
 

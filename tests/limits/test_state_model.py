@@ -124,4 +124,4 @@ class InAFileAndInMemory(RuleBasedStateMachine):
 
 
 TestInAFileAndInMemory = InAFileAndInMemory.TestCase
-TestInAFileAndInMemory.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestInAFileAndInMemory.settings = settings(stateful_step_count=40)

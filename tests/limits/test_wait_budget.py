@@ -61,7 +61,7 @@ def test_a_call_waits_no_longer_than_its_deadline(face, clock):
 
 
 def test_the_waiters_ahead_count_when_a_thread_comes():
-    limiter = RateLimiter("1/s", burst=0)
+    limiter = RateLimiter("6/minute", burst=0)
     limiter.acquire()
     threads = [threading.Thread(target=limiter.acquire, daemon=True) for _ in range(3)]
     for thread in threads:
@@ -70,9 +70,12 @@ def test_the_waiters_ahead_count_when_a_thread_comes():
         time.sleep(0.001)
     begun = time.monotonic()
     with pytest.raises(DeadlineError, match="no slot for"):
-        limiter.acquire(timeout=2.5)
-    assert time.monotonic() - begun < 2
+        limiter.acquire(timeout=25)
+    assert time.monotonic() - begun < 20
     assert len(limiter._queue.threads) <= 3
+    while any(thread.is_alive() for thread in threads):
+        limiter._state._state[0] = 0  # nobody has taken a slot
+        time.sleep(0.01)
 
 
 def test_a_thread_in_line_leaves_when_its_deadline_comes_up():

@@ -72,7 +72,7 @@ def test_several_windows_hold_across_processes():
         for _ in range(2)
     ]
     for worker in workers:
-        worker.communicate(data, timeout=20)
+        worker.communicate(data, timeout=100)
         assert worker.returncode == 0
     with pytest.raises(DeadlineError, match=r"no slot for \d{4} s|no slot for (59|60) min"):
         limiter.acquire(timeout=1)
@@ -469,7 +469,7 @@ def test_a_named_cap_outlives_the_program(tmp_path, monkeypatch):
         "limiter = RateLimiter('100 tokens/hour', cap=20, name='spend')\n"
         "limiter.acquire(cost=15)\n"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=20)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=100)
     limiter = RateLimiter("100 tokens/hour", cap=20, name="spend")
     assert limiter.spent == 15
     with pytest.raises(SpendCapError):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tenacity
+from tests.tables import rows
 
 from opero import (
     ConcurrencyConfig,
@@ -68,7 +69,7 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "given", "message"), WRONG)
+@rows(("kind", "given", "message"), WRONG)
 def test_what_cannot_work_is_refused_by_name(
     kind: Any, given: dict[str, Any], message: str
 ) -> None:
@@ -114,10 +115,8 @@ def test_a_list_of_exceptions_is_a_tuple() -> None:
     assert config.retry_exceptions == (ValueError, KeyError)
 
 
-@pytest.mark.parametrize("retry", [1, 2, 3, 4, 9, 2000])
-@pytest.mark.parametrize(
-    ("multiplier", "low", "high"), [(1, 0, 60), (2, 2, 30), (0.1, 0.1, 1), (0, 0, 5)]
-)
+@rows("retry", [1, 2, 3, 4, 9, 2000])
+@rows(("multiplier", "low", "high"), [(1, 0, 60), (2, 2, 30), (0.1, 0.1, 1), (0, 0, 5)])
 def test_pauses_are_those_of_tenacity(
     retry: int, multiplier: float, low: float, high: float
 ) -> None:

@@ -56,7 +56,7 @@ def meeting(folder: Path) -> Any:
 
     def meet(x: int) -> tuple[int, int]:
         (folder / str(os.getpid())).touch()
-        end = time.monotonic() + 20
+        end = time.monotonic() + 100
         while len(list(folder.iterdir())) < 2 and time.monotonic() < end:
             time.sleep(0.01)
         return x, os.getpid()

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from tests.tables import rows
 
 from opero.utils.secrets import (
     hide,
@@ -25,7 +26,7 @@ from opero.utils.secrets import (
 pytestmark = pytest.mark.internal
 
 
-@pytest.mark.parametrize(
+@rows(
     "name",
     [
         *(
@@ -89,7 +90,7 @@ def test_a_name_with_such_a_word_is_secret(name: str) -> None:
     assert looks_secret(name)
 
 
-@pytest.mark.parametrize(
+@rows(
     "name",
     [
         *("max_tokens", "maxTokens", "min_tokens", "num_tokens", "n_tokens", "prompt_tokens"),
@@ -109,7 +110,7 @@ def test_a_declared_name_is_secret_whatever_it_is() -> None:
     assert looks_secret("model", ("model",))
 
 
-@pytest.mark.parametrize(
+@rows(
     ("url", "shown"),
     [
         ("postgres://me:hunter2@db/x", "postgres://***@db/x"),
@@ -189,15 +190,15 @@ FIELDS = [
 ]
 
 
-@pytest.mark.parametrize("mask", [mask_text, mask_url, mask_urls])
-@pytest.mark.parametrize("name", FIELDS)
+@rows("mask", [mask_text, mask_url, mask_urls])
+@rows("name", FIELDS)
 def test_secret_fields_of_urls_are_masked_and_others_stay(name: str, mask: Any) -> None:
     for url in ("?page=7&{}&x=1", "?{}", "#{}", "?page=7#{}", "?a=1;{}"):
         text = f"GET https://host:80/p{url}, then more"
         assert mask(text.format(f"{name}=hunter2")) == text.format(f"{name}=***")
 
 
-@pytest.mark.parametrize(
+@rows(
     ("text", "shown"),
     [
         ("connect(api_key=b'hunter2', x=1)", "connect(api_key='***', x=1)"),

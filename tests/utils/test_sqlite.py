@@ -336,7 +336,7 @@ def test_programs_that_begin_files_at_once_wait_for_no_other(tmp_path):
         )
         for n in range(3)
     ]
-    reported = [child.communicate(timeout=25)[1] for child in children]
+    reported = [child.communicate(timeout=100)[1] for child in children]
     assert [child.returncode for child in children] == [0, 0, 0], reported
     for n in range(20):
         file = make(tmp_path / f"{n}.db")

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.internal
 
 def until(condition):
     """Wait until another thread has got there."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 100
     while not condition():
         assert time.monotonic() < end, "it never came"
         time.sleep(0.001)

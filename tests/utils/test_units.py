@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.tables import rows
 
 from opero.errors import OperoUsageError
 from opero.utils.units import format_seconds, parse_rate, parse_seconds, parse_size
@@ -40,7 +41,7 @@ def refusal_naming(option: str) -> Iterator[None]:
             raise AssertionError(f"the message does not name {option}") from error
 
 
-@pytest.mark.parametrize(
+@rows(
     ("text", "seconds"),
     [
         (0, 0.0),
@@ -70,7 +71,7 @@ def test_a_duration_is_read(text: Any, seconds: float) -> None:
     assert parse_seconds(text, "max_delay") == seconds
 
 
-@pytest.mark.parametrize(
+@rows(
     "wrong",
     [
         *("", " ", "90", "s", "5 parsecs", "-5s", "1h and 30m", "1,5s", "1e3s", "h1", "1s;", "1ss"),

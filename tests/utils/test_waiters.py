@@ -19,7 +19,7 @@ pytestmark = pytest.mark.internal
 
 
 def until(condition):
-    end = time.monotonic() + 20
+    end = time.monotonic() + 100
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.001)

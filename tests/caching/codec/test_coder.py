@@ -97,7 +97,7 @@ def test_an_entry_counts_for_its_own_key_only(value: Any) -> None:
         coder.decode(blob(coder, value, b"a"), b"b")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.sampled_from([(1, "a"), Point(1), b"x" * 20_000]), st.data())
 def test_a_change_of_any_byte_is_noticed(value: Any, data: Any) -> None:
     coder = Coder()

@@ -14,7 +14,7 @@ from zlib import crc32
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.caching.codec.test_plain import OBJECTS, VALUES
 
@@ -162,7 +162,6 @@ def test_many_large_numbers_are_read() -> None:
     assert read_plain(message, b"".join(buffers)) == {"list": numbers, "set": set(numbers)}
 
 
-@settings(deadline=None, max_examples=60)
 @given(VALUES | st.sampled_from(OBJECTS), st.data())
 def test_mutated_entries_cost_no_more_than_their_length(value: Any, data: Any) -> None:
     message = bytearray(write_plain(value)[0])
@@ -182,13 +181,11 @@ def test_mutated_entries_cost_no_more_than_their_length(value: Any, data: Any) -
     check(bytes(message), bytes(20))
 
 
-@settings(deadline=None, max_examples=100)
 @given(st.binary(max_size=3_000))
 def test_noise_costs_no_more_than_its_length(noise: bytes) -> None:
     check(noise)
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.binary(max_size=200), st.sampled_from([b"p", b"s", b"u", b""]))
 def test_noise_is_no_entry(noise: bytes, kind: bytes) -> None:
     for data in (kind + noise, kind + crc32(noise, crc32(b"key")).to_bytes(4, "little") + noise):

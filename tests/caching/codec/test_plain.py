@@ -29,6 +29,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from tests.tables import rows
 
 from opero.caching.codec import read_plain, write_plain
 from opero.caching.keys import encode
@@ -98,7 +99,7 @@ EXACT = [
 # fmt: on
 
 
-@pytest.mark.parametrize("value", EXACT, ids=repr)
+@rows("value", EXACT)
 def test_every_plain_type_comes_back(value: Any) -> None:
     assert same(back(value), value)
 
@@ -302,8 +303,8 @@ NOT_PLAIN = [
 # fmt: on
 
 
-@pytest.mark.parametrize("wrap", [lambda v: v, lambda v: [v], lambda v: {"a": v}, lambda v: (1, v)])
-@pytest.mark.parametrize("value", NOT_PLAIN, ids=lambda value: type(value).__name__)
+@rows("wrap", [lambda v: v, lambda v: [v], lambda v: {"a": v}, lambda v: (1, v)])
+@rows("value", NOT_PLAIN)
 def test_everything_else_is_not_plain(value: Any, wrap: Any) -> None:
     with pytest.raises(NotPlain):
         write_plain(wrap(value))

@@ -26,8 +26,8 @@ import attrs
 import numpy as np
 import pandas as pd
 import pydantic
-import pytest
 from tests.caching.keys.entries import entry
+from tests.tables import rows
 
 
 @dataclasses.dataclass
@@ -382,16 +382,15 @@ ALL_DIFFERENT: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize("values", ALL_DIFFERENT.values(), ids=ALL_DIFFERENT)
+@rows("values", ALL_DIFFERENT.values())
 def test_values_of_different_content_or_type_have_different_keys(values: list[Any]) -> None:
     assert len({entry(value) for value in values}) == len(values)
 
 
-@pytest.mark.parametrize("values", ALL_DIFFERENT.values(), ids=ALL_DIFFERENT)
-@pytest.mark.parametrize(
+@rows("values", ALL_DIFFERENT.values())
+@rows(
     "wrap",
     [lambda v: [v], lambda v: ({"k": v},), lambda v: Point(v, 0), lambda v: {1: [v]}],
-    ids=["list", "dict", "dataclass", "int keys"],
 )
 def test_values_differ_at_every_depth(values: list[Any], wrap: Any) -> None:
     assert len({entry(wrap(value)) for value in values}) == len(values)
@@ -422,7 +421,7 @@ SAME: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("left", "right"), SAME.values(), ids=SAME)
+@rows(("left", "right"), SAME.values())
 def test_equal_content_has_one_key(left: Any, right: Any) -> None:
     assert entry(left) == entry(right)
     assert entry([left]) == entry([right])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.tables import rows
 
 import opero.caching.keys
 from opero.caching.keys import digest
@@ -148,7 +149,7 @@ def prelude() -> dict[str, Any]:
     return namespace
 
 
-@pytest.mark.parametrize("expression", [*GOLDEN, *GOLDEN_WITH_LIBRARIES])
+@rows("expression", [*GOLDEN, *GOLDEN_WITH_LIBRARIES])
 def test_keys_do_not_change_between_releases(expression: str, prelude: dict[str, Any]) -> None:
     expected = (GOLDEN | GOLDEN_WITH_LIBRARIES)[expression]
     assert digest(eval(expression, prelude)).hex() == expected

@@ -24,6 +24,7 @@ import numpy as np
 import pydantic
 import pytest
 from tests.caching.keys.entries import entry
+from tests.tables import rows
 
 from opero.errors import UnkeyableError
 
@@ -164,7 +165,7 @@ UNKEYABLE: dict[str, typing.Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("make", UNKEYABLE.values(), ids=UNKEYABLE)
+@rows("make", UNKEYABLE.values())
 def test_what_has_no_content_has_no_key(make: typing.Callable[[], Any]) -> None:
     value = make()
     assert not reason(value).startswith("value")

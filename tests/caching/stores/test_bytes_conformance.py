@@ -24,7 +24,7 @@ def keys(store: Any, prefix: str = "") -> list[str]:
 
 
 def eventually_gone(store: Any, key: str) -> bool:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 100
     while store.get(key) is not None:
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -126,7 +126,7 @@ def test_a_lease_is_kept_extended_and_given_back_by_its_owner_only(store):
 
 def test_a_lease_ends_by_itself(store):
     assert all(store.acquire([("a:k", "me")], 0.05))
-    end = time.monotonic() + 20
+    end = time.monotonic() + 100
     while not all(store.acquire([("a:k", "you")], 30)):
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -151,7 +151,7 @@ def test_many_are_stored_and_found_at_once(store):
     assert store.get_many(["a:none", *blobs]) == [None, *blobs.values()]
     assert store.get_many([]) == []
     store.set_many([("a:0", b"short", 0.02), ("a:1", b"long", 60)])
-    end = time.monotonic() + 20
+    end = time.monotonic() + 100
     while store.get_many(["a:0", "a:1"]) != [None, b"long"]:
         assert time.monotonic() < end
         time.sleep(0.01)

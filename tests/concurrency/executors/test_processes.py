@@ -398,9 +398,16 @@ def test_what_cannot_be_unpickled_costs_its_item(maps: Maps, way: str) -> None:
 # --- deaths ---------------------------------------------------------------------------------------
 
 
-@every
 @posix
-@pytest.mark.parametrize("way", ["kill", "exit", "abort"])
+@pytest.mark.parametrize(
+    ("maps", "way"),
+    [
+        *(("forkserver", way) for way in ("kill", "exit", "abort")),
+        ("fork", "kill"),
+        ("spawn", "exit"),
+    ],
+    indirect=["maps"],
+)
 def test_a_crash_costs_exactly_its_item(maps: Maps, way: str) -> None:
     def work(x: int) -> int:
         time.sleep(0.005)
@@ -517,7 +524,7 @@ def test_an_item_without_end_costs_itself_in_time(maps: Maps) -> None:
         return x
 
     began = time.monotonic()
-    ran = maps(work, range(8), chunk=4, item_timeout=1, timeout=1)
+    ran = maps(work, range(8), chunk=4, item_timeout=2, timeout=2)
     lost = ran.items.pop(3)
     assert isinstance(lost, Lost)
     assert lost.why == "timeout"

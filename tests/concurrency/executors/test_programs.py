@@ -56,7 +56,7 @@ class Program:
 
     def run(self, text: str, before: str = "") -> str:
         """Run a script to its end and return what it says."""
-        said, errors = self.start(text, before).communicate(timeout=60)
+        said, errors = self.start(text, before).communicate(timeout=100)
         assert not errors, errors
         return said
 
@@ -65,7 +65,7 @@ class Program:
         self.until(lambda: all((self.folder / name).exists() for name in names))
 
     @staticmethod
-    def until(reached: Callable[[], object], seconds: float = 30) -> None:
+    def until(reached: Callable[[], object], seconds: float = 100) -> None:
         end = time.monotonic() + seconds
         while not reached():
             assert time.monotonic() < end
@@ -503,7 +503,7 @@ def test_workers_end_with_their_program(program: Program, before: str, how: int)
     # The program, the fork server, and two workers.
     assert len(program.group(process)) == 4
     process.send_signal(how)
-    process.wait(timeout=60)
+    process.wait(timeout=100)
     program.until(lambda: not program.group(process))
 
 
@@ -516,7 +516,7 @@ def test_workers_end_with_their_program_also_in_native_code(program: Program, be
     process = program.start(text, before)
     program.begun("begun0", "begun1")
     process.kill()
-    process.wait(timeout=60)
+    process.wait(timeout=100)
     program.until(lambda: not program.group(process))
 
 
@@ -528,7 +528,7 @@ def test_a_second_ctrl_c_does_no_harm(program: Program, before: str) -> None:
     process.send_signal(signal.SIGINT)
     time.sleep(0.001)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=100)
     program.until(lambda: not program.group(process))
 
 
@@ -543,7 +543,7 @@ print(operomap(mode="process", cache=False)(abs)([-1]))
     process = program.start(text, before)
     program.begun("begun0", "begun1")
     process.send_signal(signal.SIGINT)
-    said, errors = process.communicate(timeout=60)
+    said, errors = process.communicate(timeout=100)
     assert (said, errors) == ("interrupted\n[1]\n", "")
 
 

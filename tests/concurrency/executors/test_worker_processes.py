@@ -33,7 +33,7 @@ def run(folder: Path, text: str, *, before: Sequence[str] = (), **environ: str) 
         capture_output=True,
         text=True,
         cwd=folder,
-        timeout=60,
+        timeout=100,
         check=False,
         env={**os.environ, "PYTHONPATH": str(source), **environ},
     )

@@ -92,7 +92,7 @@ def test_the_work_of_one_goes_on_in_another(
     assert "endless" in get_registry().workflows
     two = orchestrators()
     one.stop()
-    until = time.monotonic() + 60
+    until = time.monotonic() + 100
     while two.state(found) != "sleeping" or two.store.get(found).owner is None:  # type: ignore[union-attr]
         assert time.monotonic() < until
         time.sleep(0.01)
