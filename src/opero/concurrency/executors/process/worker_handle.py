@@ -58,10 +58,9 @@ class PendingChunk:
 
     def cut(self, kept: int) -> list[int]:
         """Note that the worker does nothing from a position on; return the positions that are free now."""
-        if kept >= self.kept:
-            return []
         free = [place for place in sorted(self.left) if place >= kept]
-        self.kept, self.left = kept, set(self.left).difference(free)
+        self.kept = kept
+        self.left = set(self.left).difference(free)
         return free
 
 

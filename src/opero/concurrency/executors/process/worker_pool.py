@@ -296,24 +296,24 @@ class ProcessEngine:
         if pending is None:
             # It was over already.
             return
-        places, left = content[0], pending.left
         weight = sum([buffer.used for buffer in pending.buffers])
-        pending.left = () if len(left) == len(places) else set(left).difference(places)
-        given_back = pending.cut(kept)
-        worker.open -= len(places) + len(given_back)
+        done = decode_done(number, content, worker.copy, weight=weight)
+        # The worker may use the buffer again.
+        worker.page[COPIED] += shared
+        if done.values:
+            left, places = pending.left, done.places
+            pending.left = () if len(left) == len(places) else set(left).difference(places)
+            worker.open -= len(places)
+            # While something is done, a new worker is worth a try.
+            self._without_item, self._failed_starts = 0, 0.0
+            self._reports.append(done)
+        if kept < pending.kept:
+            free = pending.cut(kept)
+            worker.open -= len(free)
+            self._reports.append(Lost(number, free, None, "slow"))
         if not pending.left:
             del worker.pending[number]
             self._free += pending.buffers
-            # It goes on while its results are opened here.
-            self._dispatch()
-        if places:
-            # While something is done, a new worker is worth a try.
-            self._without_item, self._failed_starts = 0, 0.0
-            self._reports.append(decode_done(number, content, worker.copy, weight=weight))
-            # The worker may use the buffer again.
-            worker.page[COPIED] += shared
-        if given_back:
-            self._reports.append(Lost(number, given_back, None, "slow"))
 
     def wake(self) -> None:
         """Let `poll` return."""
