@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import functools
 import io
 import pathlib
 import re
@@ -17,7 +18,9 @@ import types
 import typing
 import uuid
 import zoneinfo
-from typing import Any
+from collections import deque
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -311,6 +314,18 @@ class Holder:
         self.part = part
 
 
+class SlotHolder:
+    __slots__ = ("empty", "part")
+
+    def __init__(self, part: Any) -> None:
+        self.part = part
+
+
+class Page(NamedTuple):
+    number: int
+    part: Any
+
+
 @pytest.mark.parametrize("copy", [True, False])
 @pytest.mark.parametrize(
     "within",
@@ -320,8 +335,17 @@ class Holder:
         lambda it: {"a": (it,)},
         Holder,
         lambda it: Holder([Holder(it)]),
+        lambda it: Page(1, it),
+        SlotHolder,
+        lambda it: deque([it]),
+        lambda it: MappingProxyType({"a": it}),
+        lambda it: functools.partial(print, it),
+        lambda it: np.array([it, None], dtype=object),
     ],
-    ids=["itself", "list", "dict", "attribute", "deep"],
+    ids=[
+        *("itself", "list", "dict", "attribute", "deep", "named tuple", "slot", "deque", "mapping"),
+        *("partial", "array"),
+    ],
 )
 def test_unread_response_is_refused(unread: Any, within: Any, copy: bool) -> None:
     with pytest.raises(Uncopyable, match="only once"):

@@ -7,8 +7,13 @@ import asyncio
 import io
 import itertools
 import sqlite3
+import types
+import zipfile
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pytest
 import tenacity
@@ -359,6 +364,41 @@ async def _items() -> Any:
     yield 1
 
 
+class _Coroutine:
+    def __await__(self) -> Any:
+        yield
+
+    def send(self, value: object) -> None: ...
+
+
+class _Upload(NamedTuple):
+    name: str
+    content: Any
+
+
+@dataclass
+class _Form:
+    name: str
+    content: Any
+
+
+class _TemporaryFile:
+    """A file as `tempfile` makes them: it hands on what is asked of it."""
+
+    def __init__(self) -> None:
+        self.file = io.BytesIO(b"text")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+class _StreamedResponse:
+    is_closed = False
+
+    def iter_bytes(self) -> Any:
+        yield b""
+
+
 SINGLE_USE: dict[str, Callable[[], object]] = {
     "generator": lambda: (n for n in (1, 2)),
     "iterator": lambda: iter([1, 2]),
@@ -366,12 +406,23 @@ SINGLE_USE: dict[str, Callable[[], object]] = {
     "file": lambda: io.StringIO("text"),
     "async generator": _items,
     "file in a dict": lambda: {"files": [("a.txt", io.BytesIO(b"text"))]},
+    "coroutine": _Coroutine,
+    "temporary file": _TemporaryFile,
+    "iterator in a named tuple": lambda: _Upload("a.txt", iter([1])),
+    "iterator in a dataclass": lambda: _Form("a.txt", (n for n in (1, 2))),
+    "iterator in a deque": lambda: deque([iter([1])]),
+    "iterator in a namespace": lambda: types.SimpleNamespace(rows=iter([1])),
+    "streamed response": _StreamedResponse,
 }
 REUSABLE: dict[str, object] = {
     "list": [1, 2],
     "range": range(2),
     "counter": itertools.count(),
     "cursor": sqlite3.connect(":memory:").cursor(),
+    "connection": sqlite3.connect(":memory:"),
+    "archive": zipfile.ZipFile(io.BytesIO(), "w"),
+    "future": Future(),
+    "form": _Form("a.txt", [1]),
 }
 
 

@@ -12,18 +12,21 @@ from __future__ import annotations
 import enum
 import io
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice
 from types import (
     BuiltinFunctionType,
     EllipsisType,
     FunctionType,
+    MappingProxyType,
     NoneType,
     NotImplementedType,
 )
 from typing import Any, Final, cast
 
-from opero.caching.plain_types import NotPlain, of_type
+from opero.caching.plain_types import NotPlain, of_type, own_dict, slots_of
 
 Copier = Callable[[Any], Any]
 
@@ -167,14 +170,33 @@ def _refuse_parts(value: object, refused: Callable[[object], bool]) -> None:
             raise Uncopyable(f"its result, {_named(value)},{within} can be used only once")
         if not descend:
             continue
-        if kind is dict:
-            inner = list(islice(cast("dict[Any, Any]", part).values(), _MOST_PARTS))
-        elif kind in _CONTAINERS and kind is not bytearray:
-            inner = list(islice(cast("Iterable[Any]", part), _MOST_PARTS))
-        else:
-            inner, descend = list(getattr(part, "__dict__", {}).values()), not _copies_itself(kind)
+        inner = _items_of(part)
+        if kind not in _CONTAINERS:
+            inner += _attributes_of(part)
+            descend = not _copies_itself(kind)
         if not ATOMS.issuperset(map(type, inner)):
             parts += [(item, descend) for item in inner]
+
+
+def _items_of(part: object) -> list[Any]:
+    """Return what a container holds, whatever subclass of it it is."""
+    found: Iterable[Any] = ()
+    if isinstance(part, dict | MappingProxyType):
+        found = part.values()
+    elif isinstance(part, list | tuple | set | frozenset | deque):
+        found = part
+    elif isinstance(part, partial):
+        found = (*part.args, *part.keywords.values())
+    elif type(part).__module__ == "numpy" and type(part).__name__ == "ndarray":
+        array = cast("Any", part)
+        found = array.flat if array.dtype.hasobject else ()
+    return list(islice(found, _MOST_PARTS))
+
+
+def _attributes_of(part: object) -> list[Any]:
+    """Return what an instance keeps, in its dict and in slots."""
+    slots = (getattr(part, name, None) for name in slots_of(type(part).__mro__))
+    return [*own_dict(part).values(), *slots]
 
 
 def _copies_itself(kind: type) -> bool:

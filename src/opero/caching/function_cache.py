@@ -230,23 +230,23 @@ class FunctionCache:
         forget_leadership()
         if not work.unchanged():
             return
-        turn = failure = None
+        lease = failure = None
         try:
             if self.leases is not None:
-                turn = yield from self.leases.take_turn(
+                found, lease, late = yield from self.leases.take_turn(
                     flight, None, None, -inf, blocking=blocking, patient=False
                 )
-                if turn.late:
+                if late:
                     freshness.leave_to_others(flight.key)
                     return
-                if turn.entry is not None and not freshness.due(flight.key, turn.entry):
+                if found is not None and not freshness.due(flight.key, found):
                     return
             yield BlockingStep(work.compute, work.compute)
         except Exception as error:  # noqa: BLE001 - the old result stays, and listeners are notified
             failure = error
         finally:
-            if turn is not None and turn.lease is not None:
-                turn.lease.release(flight)
+            if lease is not None:
+                lease.release(flight)
         if self._emitter.active:
             name, renewed = self._emitter.function, failure is None and not work.rejected
             self._emitter.emit(events.CacheRefreshed(function=name, renewed=renewed, error=failure))

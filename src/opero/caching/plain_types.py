@@ -195,8 +195,13 @@ def _zoned(tag: str, fields: tuple[int, ...], value: Any) -> KeyParts:
             "name": value.tzname(),
             "zone": label if type(label) is str else None,
             "class": f"{type(zone).__module__}.{type(zone).__qualname__}",
+            **{name: item for name, item in own_dict(zone).items() if type(item) in _DISTINCTIVE},
         },
     )
+
+
+_DISTINCTIVE: Final = frozenset({int, str, float, bool})
+"""Types of attributes by which two time zones of a class of the program differ."""
 
 
 def _day(value: Any) -> tuple[int, int, int]:

@@ -6,9 +6,11 @@ from __future__ import annotations
 import functools
 import itertools
 import types
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
+from opero.caching.plain_types import field_names
 from opero.errors import OperoUsageError, did_you_mean
 from opero.utils.async_utils import is_async_function
 from opero.utils.parameters import (
@@ -119,28 +121,53 @@ _MOST_PARTS: Final = 1000
 
 
 def _holds_single_use(value: object) -> bool:
-    """Whether an argument is an iterator or an open file, or a list, tuple or dict with one in it."""
+    """Whether an argument is an iterator or an open file, or holds one in containers or declared fields."""
     parts, seen = [value], 0
     while parts and seen < _MOST_PARTS:
         part = parts.pop()
         seen += 1
-        if type(part) in (list, tuple, dict):
-            inner: Any = part.values() if isinstance(part, dict) else part
-            parts += itertools.islice(inner, _MOST_PARTS)
-        elif _is_single_use(part):
+        if _is_single_use(part):
             return True
+        parts += itertools.islice(_parts_of(part), _MOST_PARTS)
     return False
 
 
+def _parts_of(value: object) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return value
+    if isinstance(value, types.SimpleNamespace):
+        return vars(value).values()
+    return [getattr(value, name, None) for name in field_names(type(value)) or ()]
+
+
 def _is_single_use(value: object) -> bool:
-    """Whether something is an iterator or an open file: reading it changes it."""
+    """Whether something is an iterator, a coroutine, an open file or a streamed response: reading it changes it."""
     kind = type(value)
-    if not (hasattr(kind, "__next__") or hasattr(kind, "__anext__")):
+    if hasattr(kind, "__next__") or hasattr(kind, "__anext__"):
+        # Endless ones serve as a source of numbers, and a database's cursor is there to be used again.
+        return kind not in (itertools.count, itertools.cycle, itertools.repeat) and not hasattr(
+            kind, "execute"
+        )
+    if hasattr(kind, "__await__"):
+        return hasattr(kind, "send")  # tasks and futures can be awaited again
+    try:
+        return _is_open(value)
+    except Exception:  # noqa: BLE001 - a property may raise anything
         return False
-    # Endless ones serve as a source of numbers, and a database's cursor is there to be used again.
-    return kind not in (itertools.count, itertools.cycle, itertools.repeat) and not hasattr(
-        kind, "execute"
-    )
+
+
+def _is_open(value: Any) -> bool:
+    """Whether something that is no iterator gives what it holds once: a temporary file, a streamed response."""
+    if any(hasattr(value, name) for name in ("read", "iter_bytes", "aiter_bytes")):
+        # Archives are read by name, connections of a database are used again.
+        reused = any(hasattr(value, name) for name in ("namelist", "execute", "cursor"))
+        return not reused and any(
+            getattr(value, name, None) is False for name in ("closed", "is_closed")
+        )
+    # The body of a response of requests.
+    return hasattr(value, "iter_content") and getattr(value, "_content", None) is False
 
 
 def used_up(name: str) -> str:

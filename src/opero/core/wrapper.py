@@ -10,7 +10,6 @@ tracebacks. Names in it begin with `_opero_`, because a parameter may have the n
 from __future__ import annotations
 
 import functools
-import itertools
 import re
 from collections import defaultdict
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from opero.core.deadline import leave
 from opero.core.function import unwrap_partial
 from opero.core.stream import STREAMS, AsyncStream
 from opero.utils.ambient import switch
-from opero.utils.parameters import KEYWORD_ONLY, NoDefault, write_parameters
+from opero.utils.parameters import NoDefault, defaults_of, write_parameters
 
 if TYPE_CHECKING:
     from opero.core.function import FunctionInfo
@@ -189,9 +188,7 @@ def _made(source: str, info: FunctionInfo, names: dict[str, Any]) -> FunctionTyp
     loader = SimpleNamespace(get_source=lambda name: source)
     scope |= {"__name__": code.co_filename, "__loader__": loader}
     made = FunctionType(code.replace(co_name=info.name, co_qualname=info.qualname), scope)
-    given = [p for p in info.calling if p.default is not NoDefault]
-    made.__defaults__ = tuple(p.default for p in given if p.kind != KEYWORD_ONLY)
-    made.__kwdefaults__ = {p.name: p.default for p in given if p.kind == KEYWORD_ONLY}
+    made.__defaults__, made.__kwdefaults__ = defaults_of(info.calling)
     made.__module__ = info.module
     return made
 
@@ -255,8 +252,7 @@ def _first_call(pipeline: Pipeline, *, in_thread: bool) -> str:
         # A thread that is left behind keeps the permit; the call knows it.
         more = "_opero_concurrency.leave(_opero_held, _opero_call)"
         leave_permit = more if in_thread else "_opero_limit.leave(_opero_held)"
-        held = f"if _opero_held is not None:\n    {leave_permit}"
-        body = _within("_opero_held = None", body, held)
+        body = _within("_opero_held = None", body, f"if _opero_held:\n    {leave_permit}")
     if pipeline.deadline is not None:
         body = _within("_opero_scope = _opero_deadline.begin()", body, "_opero_leave(_opero_scope)")
     return body
@@ -276,10 +272,8 @@ def _fill(template: str, parts: dict[str, str]) -> str:
         part = parts.get(found[2])
         return found[0] if part is None else "".join(f"{found[1]}{s}\n" for s in part.splitlines())
 
-    def inline(found: re.Match[str]) -> str:
-        return parts.get(found[1], found[0])
-
-    for pattern, put in ((r"(?m)^( *)\{(\w+)\}\n", block), (r"\{(\w+)\}", inline)):
+    inline = (r"\{(\w+)\}", lambda found: parts.get(found[1], found[0]))
+    for pattern, put in ((r"(?m)^( *)\{(\w+)\}\n", block), inline):
         before = ""
         while before != template:
             before, template = template, re.sub(pattern, put, template)
@@ -295,7 +289,4 @@ def _compiled(source: str) -> CodeType:
     exec(source, {}, names)  # noqa: S102 - our template, names only
     made: FunctionType = names["_wrapper"]
     # Tracebacks ask no loader for a name that ends with ">".
-    return made.__code__.replace(co_filename=f"<opero wrapper> {next(_numbers)}")
-
-
-_numbers = itertools.count(1)
+    return made.__code__.replace(co_filename=f"<opero wrapper> {hash(source):x}")

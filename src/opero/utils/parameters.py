@@ -114,6 +114,13 @@ def _can_be_written(name: str) -> bool:
     return name.isidentifier() and not (keyword.iskeyword(name) or name.startswith("_opero_"))
 
 
+def defaults_of(parameters: Sequence[Parameter]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what a function with these parameters has as `__defaults__` and `__kwdefaults__`."""
+    given = [p for p in parameters if p.default is not NoDefault]
+    by_name = {p.name: p.default for p in given if p.kind == KEYWORD_ONLY}
+    return tuple(p.default for p in given if p.kind != KEYWORD_ONLY), by_name
+
+
 def stars(parameter: Parameter) -> str:
     """Return what stands before a parameter's name in a `def`."""
     return {VAR_POSITIONAL: "*", VAR_KEYWORD: "**"}.get(parameter.kind, "")

@@ -176,17 +176,24 @@ class SqliteFile:
             statement: The query.
             values: Its parameters.
             brief: Whether it is over so soon that a writer may wait for it. Then the connection that writes
-                is asked if it is free: the other one reads anew from disk what was just written.
+                is asked if it is free: the other one reads anew from disk what was just written, and is only
+                opened where that is not enough.
         """
         now = time.monotonic()
         if now - self._watched >= self._unwatched:
             self.watch()
             self._watched = now
         try:
-            if brief and self._writer is not None and self._writing.acquire(False):
+            if brief and not self.read_only and self._writing.acquire(False):
                 try:
-                    if (writer := self._writer) is not None:
+                    writer = self._writer
+                    if writer is None and self._reader is None:
+                        writer = self._open_writer()  # few programs need another one beside it
+                    if writer is not None:
                         return writer.execute(statement, values).fetchall()
+                except self._error:
+                    if not self.read_only:
+                        raise
                 finally:
                     self._writing.release()
             with self._reading:

@@ -18,6 +18,17 @@ ARRAYS: dict[str, list[Any]] = {
         np.zeros(2, t)
         for t in ("i1", "u1", "?", "i8", "f2", "f4", "f8", "c8", "c16", "S1", "U1", "V1")
     ],
+    "titles, gaps and notes of dtypes": [
+        np.zeros(2, [("a", "i1")]),
+        np.zeros(2, [(("title", "a"), "i1")]),
+        np.zeros(2, [(("other", "a"), "i1")]),
+        *(
+            np.zeros(2, {"names": ["a"], "formats": ["i1"], "offsets": [n], "itemsize": 4})
+            for n in (0, 1)
+        ),
+        np.zeros(2, np.dtype("i1", metadata={"unit": "m"})),
+        np.zeros(2, np.dtype("i1", metadata={"unit": "km"})),
+    ],
     "shapes": [np.zeros(s) for s in ((), (1,), (4,), (2, 2), (4, 1), (0,), (0, 2))],
     "scalar or not": [np.float64(1), np.array(1.0), np.array([1.0]), 1.0, [1.0]],
     "signed zeros": [np.array([0.0]), np.array([-0.0])],

@@ -176,6 +176,33 @@ def weight_in(unit: str) -> type[Any]:
     return Weight
 
 
+def price_in(rates: tuple[float, ...], rounding: Any) -> type[Any]:
+    @dataclasses.dataclass(frozen=True)
+    class Price:
+        value: float
+        allowed = rates
+
+        def total(self) -> Any:
+            return rounding(self.value * rates[0])
+
+    return Price
+
+
+class SecretZone(dt.tzinfo):
+    """A zone whose rule cannot be seen in the offset of one moment."""
+
+    def __init__(self, summer: int) -> None:
+        self.summer = summer
+
+    def utcoffset(self, moment: dt.datetime | None) -> dt.timedelta:
+        return dt.timedelta(hours=self.summer if moment is not None and moment.month == 7 else 0)
+
+    def tzname(self, _: dt.datetime | None) -> str:
+        return "Local"
+
+    dst = utcoffset
+
+
 class Zone(dt.tzinfo):
     """A zone that no database knows, with one name for all its offsets."""
 
@@ -210,6 +237,12 @@ ALL_DIFFERENT: dict[str, list[Any]] = {
     ],
     "byte order of series": [pd.Series(np.array([1], ">f8")), pd.Series(np.array([1], "<f8"))],
     "byte order of dtypes": [np.dtype(">i4"), np.dtype("<i4")],
+    "classes of a factory": [
+        price_in((1.0, 2.0), math.floor)(3),
+        price_in((1.5, 2.0), math.floor)(3),
+        price_in((1.0, 2.0), math.ceil)(3),
+    ],
+    "rules of zones": [NEW_YEAR.replace(tzinfo=SecretZone(n)) for n in (1, 2)],
     "modules": [math, sys, "math", math.floor],
     "unions": [
         int | None,

@@ -18,6 +18,7 @@ import weakref
 import numpy as np
 import pytest
 
+from opero import opero
 from opero.caching.keys.function_keys import FunctionKeys, InstanceTokens, code_digest, function_id
 from opero.core.function import FunctionInfo
 from opero.errors import OperoUsageError, UnkeyableError
@@ -395,6 +396,18 @@ def factory(n):
 
 def test_closures_differ_by_what_they_close_over():
     assert named(factory(1)) == named(factory(1)) != named(factory(2))
+
+
+def test_lambdas_differ_by_what_they_do():
+    one, other = (lambda x: x + 1), (lambda x: x * 100)
+    assert named(one) != named(other)
+    assert named(factory(1)) != named(lambda x: x)
+
+
+def test_two_lambdas_do_not_share_a_folder(tmp_path):
+    decorate = opero(cache_backend=f"disk:{tmp_path / 'cache'}")
+    add, multiply = decorate(lambda x: x + 1), decorate(lambda x: x * 100)
+    assert (add(5), multiply(5)) == (6, 500)
 
 
 def test_partials_differ_by_what_they_bind():

@@ -286,6 +286,39 @@ def test_a_lease_that_never_ends_is_not_believed(folder):
     assert f.call(1).source == "fresh"
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.timeout(20)
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(folder):
+    f, _ = cached(large, folder)
+    f(1)
+    (path,) = files(folder)
+    path.unlink()
+    os.mkfifo(path)
+    assert f.call(1).source == "fresh"
+
+
+def test_a_folder_that_lost_its_tag_is_still_a_cache(tmp_path, folder):
+    f, _ = cached(value, folder)
+    f(1)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "CACHEDIR.TAG").unlink()
+    f, _ = cached(value, copy)
+    assert f.call(1).source == "hit"
+    assert (copy / "CACHEDIR.TAG").exists()
+
+
+def test_settings_that_are_no_numbers_count_as_missing(tmp_path, folder):
+    f, _ = cached(value, folder)
+    f(1)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    rows(copy, "UPDATE Setting SET value = 'x'")
+    f, received = cached(value, copy)
+    for n in range(40):
+        f(n)
+    assert f.call(1).source == "hit"
+    assert not received
+
+
 # --- a folder that changes under the program ------------------------------------------------------
 
 
@@ -361,7 +394,19 @@ def earlier_version(path: Path) -> None:
         cache.set("a:k", b"x")
 
 
-@pytest.mark.parametrize("make", [other_program, earlier_version])
+def endless_view(path: Path) -> None:
+    """Make a database in which each look for an entry would take for ever."""
+    with sqlite3.connect(path) as other:
+        other.executescript(
+            "PRAGMA application_id = 0x6F706463; PRAGMA user_version = 1;"
+            "CREATE TABLE Setting (key TEXT PRIMARY KEY, value);"
+            "CREATE VIEW Cache AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
+            " SELECT 'k' key, NULL expires, i size, NULL filename, x'00' value FROM n;"
+        )
+    other.close()
+
+
+@pytest.mark.parametrize("make", [other_program, earlier_version, endless_view])
 def test_the_database_of_another_program_or_version_is_set_aside(folder, make):
     cache = context(folder)
     cache.set(1, "old")

@@ -277,14 +277,15 @@ def _state(value: Any, kind: type, base: type) -> dict[str, object]:
 def _within(kind: type, core: object) -> object:
     """Add what the enclosing function gave to a class defined inside it.
 
-    Two calls of a factory make two classes of one name; the plain values that their methods close
-    over, and their plain class attributes, distinguish them.
+    Two calls of a factory make two classes of one name; the immutable values that their methods close
+    over, and their immutable class attributes, distinguish them. Lists and dicts do not: what grows with
+    each call would be another class each time.
     """
     given: dict[str, object] = {}
     for owner in kind.__mro__:
         if "<locals>" in owner.__qualname__:
             for name, item in vars(owner).items():
-                if type(item) in _SCALARS and not name.startswith("__"):
+                if not name.startswith("__") and not callable(item) and _is_constant(item):
                     given[name] = item
                 given.update({f"{name}({cell})": held for cell, held in _closed_over(owner, item)})
     return Shape("enclosed", core, given) if given else core
@@ -301,8 +302,23 @@ def _closed_over(owner: type, item: object) -> Iterator[tuple[str, object]]:
                 held = cell.cell_contents
             except ValueError:  # not assigned yet
                 continue
-            if type(held) in _SCALARS:
+            if _is_constant(held):
                 yield name, held
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether a value is immutable and has content: a number, a tuple of dates, a function that can be imported."""
+    kind = type(value)
+    if kind in _SCALARS:
+        return True
+    if kind in (tuple, frozenset):
+        return all(map(_is_constant, value))
+    if kind in (types.FunctionType, types.BuiltinFunctionType):
+        with contextlib.suppress(Unkeyable):
+            return importable(value) is not None
+        return False
+    row = BY_NAME.get(type_name(kind))
+    return row is not None and row.immutable and row.key is not None
 
 
 # --- classes that declare their content
@@ -402,8 +418,18 @@ def _numpy(np: Any, value: Any, base: type) -> Shape | None:
 
 
 def _dtype(dtype: Any) -> object:
+    if dtype.metadata:
+        return (_bare_dtype(dtype), dict(dtype.metadata))
+    return _bare_dtype(dtype)
+
+
+def _bare_dtype(dtype: Any) -> object:
     if dtype.names is not None:
-        return [(name, _dtype(dtype.fields[name][0])) for name in dtype.names]
+        fields = [dtype.fields[name] for name in dtype.names]
+        parts = [(n, _dtype(f[0]), *f[2:]) for n, f in zip(dtype.names, fields, strict=True)]
+        if dtype.itemsize == sum(field[0].itemsize for field in fields):
+            return parts
+        return parts, dtype.itemsize, [field[1] for field in fields]
     if dtype.subdtype is not None:
         item, shape = dtype.subdtype
         return (_dtype(item), shape)

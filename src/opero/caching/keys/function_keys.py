@@ -289,7 +289,7 @@ def function_id(info: Any, version: str | int | None = None) -> str:
 
     It is made of the module (for a script, its file), the qualified name, and what distinguishes two
     functions of one name: closure contents and what `functools.partial` or a method has bound. Its
-    code is no part of it: editing a function keeps its entries.
+    code is no part of it, unless it is a lambda: editing a function keeps its entries.
 
     Args:
         info: The function, as above.
@@ -304,6 +304,8 @@ def function_id(info: Any, version: str | int | None = None) -> str:
         # Not by pathlib, which is costly to import.
         module = os.path.realpath(script) if script else module
     name = f"{_escaped(module)}:{info.qualname}"
+    if info.name == "<lambda>" and (code := code_digest(info.fn)) is not None:
+        name += f"={code.decode()}"  # it has no name that distinguishes it from others
     bound = bound_to(info.fn)
     if bound:
         try:

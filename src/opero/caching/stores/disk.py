@@ -47,7 +47,10 @@ _HOUR: Final = 3_600.0
 
 _NAME: Final = r"[0-9a-f]{2}/[0-9a-f]{30}\.val"
 _BEYOND: Final = chr(0x10FFFF)
-_FLAGS: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_FLAGS: Final = (
+    # A pipe in place of a file would be waited for.
+    getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+)
 
 _FORMAT: Final = [0x6F706463, 1]  # "opdc", and the version of the tables
 _SCRIPT: Final = f"""
@@ -60,6 +63,8 @@ CREATE TABLE Lease (key TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NU
 CREATE TABLE Setting (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 INSERT INTO Setting VALUES ('swept', strftime('%s', 'now'))
 """  # noqa: S608 - fixed
+
+_FOREIGN: Final = "SELECT 1 FROM sqlite_master WHERE type IN ('view', 'trigger') LIMIT 1"
 
 # What is larger than any entry may be is not read: its length is.
 _GET: Final = (
@@ -381,6 +386,8 @@ class DiskStore:
 
     def _read_file(self, filename: str, largest: int) -> bytes:
         with open(f"{self.folder}/{filename}", "rb", opener=_open_closed) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise StoreError("an entry in its folder is not of opero")
             found = file.read(largest + 1)
         if len(found) > largest:
             raise StoreError("an entry in its folder is larger than cache_max_bytes")
@@ -413,6 +420,8 @@ class DiskStore:
         """Refuse the file of another program or version, and clean up once a day."""
         names = ("application_id", "user_version")
         known = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names] == _FORMAT
+        # A view in place of a table, or a trigger, could compute for ever.
+        known = known and not connection.execute(_FOREIGN).fetchall()
         if self._file.read_only:
             self._warn(
                 f"The disk cache {self.folder} is read-only: what it holds is used, and nothing is added."
@@ -465,7 +474,10 @@ def _remove_rows(
 def _setting(connection: sqlite3.Connection, key: str) -> int:
     """Return a number that the folder remembers, 0 if there is none."""
     found = connection.execute("SELECT value FROM Setting WHERE key = ?", (key,)).fetchall()
-    return int(found[0][0]) if found else 0
+    try:
+        return int(found[0][0])
+    except (IndexError, TypeError, ValueError):  # it is not there, or no number
+        return 0
 
 
 def _agree_on_limit(connection: sqlite3.Connection, wanted: int | None) -> int:
@@ -511,7 +523,7 @@ def prepare_folder(folder: str) -> None:
         _make(folder)
         about = _owned(folder)
         tagged = _tagged(folder)
-        if not tagged and os.listdir(folder) and not _tagged(folder):
+        if not tagged and os.listdir(folder) and not (_tagged(folder) or _holds_database(folder)):
             raise StoreError(f"{folder} holds other files: give the cache a folder of its own")
         if os.name == "posix":
             _refuse_open_parents(folder)
@@ -581,8 +593,22 @@ def _refuse_open_parents(folder: str) -> None:
 
 def _tagged(folder: str) -> bool:
     try:
-        with open(os.path.join(folder, _TAG), "rb") as file:
+        with open(os.path.join(folder, _TAG), "rb", opener=_open_closed) as file:
             # Another process may just be writing it.
             return _SIGNATURE.startswith(file.read(1000))
     except FileNotFoundError:
         return False
+
+
+def _holds_database(folder: str) -> bool:
+    """Whether a folder that has lost its tag is a cache of opero's."""
+    try:
+        with open(os.path.join(folder, _DATABASE), "rb", opener=_open_closed) as file:
+            return file.read(_HEADER_SIZE)[_ID_AT:][:4] == _FORMAT[0].to_bytes(4, "big")
+    except FileNotFoundError:
+        return False
+
+
+_HEADER_SIZE: Final = 100
+_ID_AT: Final = 68
+"""Where SQLite keeps `application_id` (https://sqlite.org/fileformat.html)."""
