@@ -141,6 +141,7 @@ def test_codes_of_grpc(name: str, kind: str) -> None:
     code = type("Code", (), {"name": name})()
     vars(error)["code"] = lambda: code
     assert classify(error).kind == kind
+    assert may_be_billed(error) is (kind == "unknown")
 
 
 @pytest.mark.parametrize(

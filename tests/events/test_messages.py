@@ -66,6 +66,7 @@ WORDS = [
     (made(RetryScheduled, attempt=2, delay=0.25), 20, "attempt 2 in 0.25 s"),
     (made(FallbackUsed, value="api_key[1]", index=1), 20, "falls back on api_key[1]"),
     (made(LimiterWaited, seconds=1.5), 10, "waited 1.5 s for a limit"),
+    (made(LimiterWaited, seconds=7200.4), 10, "waited 2 h for a limit"),
     (
         made(LimiterPaused, seconds=9.0, source="Retry-After"),
         30,

@@ -163,6 +163,36 @@ def test_what_rounding_takes_from_the_clock_does_not_matter() -> None:
     assert state.wait(now=sum([0.1] * 300) - 1e-9) is None
 
 
+def test_each_of_several_probes_gives_its_own_place_back() -> None:
+    state = BreakerState(BreakerRules(fail_max=1, jitter=0, half_open_max=3))
+    state.ended(state.generation, now=0.0, failed=True)
+    for token in (1, 2, 3):
+        assert state.wait(now=30.0) is None
+        state.add_probe(token, now=30.0)
+    assert state.wait(now=30.0) == 30
+    state.end_probe(2)
+    assert state.wait(now=30.0) is None
+    assert state.stats(now=30.0).probes == 2
+    state.end_probe(None)
+    assert state.stats(now=30.0).probes == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "least"),
+    [
+        ({"window": "1m"}, 10),
+        ({"window": 100}, 10),
+        ({"window": 5}, 5),
+        ({"window": 5, "minimum_calls": 3}, 3),
+        ({"window": "1m", "minimum_calls": 30}, 30),
+    ],
+)
+def test_a_rate_means_nothing_before_so_many_calls(options: dict[str, Any], least: int) -> None:
+    rules = BreakerRules(failure_rate=0.5, **options)
+    assert not rules.trips(least - 1, least - 1)
+    assert rules.trips(least, least)
+
+
 def test_a_disabled_circuit_lets_all_through_and_counts_nothing() -> None:
     breaker = CircuitBreaker(fail_max=1)
     breaker.disable()

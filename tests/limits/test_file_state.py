@@ -4,20 +4,16 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from opero.errors import OperoUsageError
 from opero.limits import limiter_state, state_file
 from opero.limits.gcra import SECOND, Gcra, Rule
 from opero.limits.limiter_state import LimiterState
-from opero.limits.state_file import private_path, state_path
-from opero.limits.windows import UNIT, CombinedLimit, SlidingWindow, combined
-from opero.utils.units import parse_windows
+from opero.limits.windows import SlidingWindow
 
 pytestmark = pytest.mark.internal
 
@@ -59,16 +55,6 @@ def run(script: str, *arguments: str) -> subprocess.Popen[str]:
 def most(slot: LimiterState) -> int:
     """Count how many calls may start now."""
     return sum(not slot.take() for _ in range(20))
-
-
-def test_a_file_remembers_what_has_started(path):
-    slot = fresh(path)
-    assert [slot.take() == 0 for _ in range(4)] == [True, True, True, False]
-    forget(slot)
-    again = joined(path)
-    assert again is not slot
-    assert HOUR - 10 * SECOND < again.take() <= HOUR
-    assert again.wait_for() <= HOUR
 
 
 def test_a_process_has_one_descriptor_per_file(path):
@@ -120,27 +106,6 @@ def test_a_caller_that_holds_a_state_while_it_moves_looks_again(path, rule):
     assert 0 < slot.take_marked()[0] <= rule.period
 
 
-@posix
-def test_a_file_is_for_its_user_only(path):
-    fresh(path)
-    assert stat.S_IMODE(Path(path).stat().st_mode) == 0o600
-
-
-@posix
-def test_a_link_to_somewhere_else_is_not_followed(path, tmp_path):
-    other = tmp_path / "other"
-    other.write_bytes(b"precious")
-    Path(path).symlink_to(other)
-    with pytest.raises(OSError, match="symbolic links"):
-        fresh(path)
-    assert other.read_bytes() == b"precious"
-
-
-def test_a_folder_is_no_slot(tmp_path):
-    with pytest.raises(OSError, match=r"directory|denied"):
-        fresh(str(tmp_path))
-
-
 def test_what_does_not_exist_cannot_be_joined(path):
     with pytest.raises(OSError, match="No such file"):
         joined(path)
@@ -189,19 +154,6 @@ def test_a_holder_that_is_killed_neither_hangs_nor_lifts_the_limit(path, rule, d
     wait = slot.take()
     assert 0 < wait <= rule.period
     assert slot.take() > 0
-
-
-@posix
-def test_a_window_of_cost_is_repaired_after_its_holder_was_killed(path):
-    rule = combined(parse_windows("30 tokens/minute"), burst=1, smooth=None)
-    assert isinstance(rule, CombinedLimit)
-    slot = fresh(path, rule)
-    assert slot.take_marked(20 * UNIT)[0] == 0
-    # Killed between the ring and the sum.
-    slot.file._header[1] = 1
-    slot._state[0][1] = 0
-    assert slot.take_marked(20 * UNIT)[0] > 0
-    assert slot.take_marked(10 * UNIT)[0] == 0
 
 
 @posix
@@ -334,77 +286,7 @@ def test_a_signal_handler_may_make_a_call_within_a_call(path, shared):
     assert [state.take_marked()[0] == 0 for _ in range(2)] == [True, False]
 
 
-# --- another rule ---------------------------------------------------------------------------------
-
-
-def test_a_file_that_no_process_uses_takes_another_rule_and_keeps_what_means_the_same(path):
-    old = combined(
-        parse_windows("3 calls/hour & 30 tokens/minute"), burst=1, smooth=None, cap=100 * UNIT
-    )
-    new = combined(
-        parse_windows("5 calls/hour & 25 tokens/minute"), burst=1, smooth=None, cap=50 * UNIT
-    )
-    assert isinstance(old, CombinedLimit)
-    assert isinstance(new, CombinedLimit)
-    state = fresh(path, old)
-    state.take_marked(20 * UNIT)
-    forget(state)
-    del state
-    gc.collect()
-    state = fresh(path, new)
-    assert state.update(lambda cells, pause, now: [one[0] for one in new.caps(cells)]) == [
-        20 * UNIT
-    ]
-    assert state.take_marked(10 * UNIT)[0] > 0
-    assert state.take_marked(5 * UNIT)[0] == 0
-
-
-@pytest.mark.parametrize("rule", [MINUTELY, SlidingWindow(HOUR, 1)], ids=str)
-def test_another_rate_begins_anew(path, rule):
-    slot = fresh(path, HOURLY)
-    slot.take()
-    forget(slot)
-    assert fresh(path, rule).take() == 0
-
-
-def test_two_rules_in_one_program_are_an_error_with_the_fix(path):
-    slot = fresh(path)
-    with pytest.raises(OperoUsageError, match=r"3 calls in 1 h.*different names"):
-        fresh(path, MINUTELY)
-    assert slot.take() == 0
-
-
-@posix
-def test_another_rule_while_a_program_uses_the_file_is_an_error_with_the_fix(path):
-    holder = run(HOLDER.replace("slot.file.__enter__()", ""), path, f"2 {HOUR} 3 0", "pass")
-    assert holder.stdout
-    holder.stdout.readline()
-    with pytest.raises(
-        OperoUsageError,
-        match=r"another program, with 3 calls in 1 h and not one call each 60 s.*different names",
-    ):
-        fresh(path, MINUTELY)
-    holder.communicate("")
-    assert fresh(path, MINUTELY).take() == 0
-
-
 # --- where files lie ------------------------------------------------------------------------------
-
-
-class Owner:
-    """Somebody whose file it is."""
-
-
-@posix
-def test_a_private_file_lies_in_a_private_folder_and_goes_with_its_owner():
-    owner = Owner()
-    path = Path(private_path(owner))
-    path.write_bytes(b"")
-    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    assert path.parent.name.startswith("opero-")
-    del owner
-    gc.collect()
-    assert not path.parent.exists()
 
 
 @posix
@@ -424,20 +306,6 @@ print(path.exists(), path.parent)
     there, folder = run(script).communicate()[0].split()
     assert there == "True"
     assert not Path(folder).exists()
-
-
-def test_named_files_lie_where_the_environment_says(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPERO_STATE_DIR", str(tmp_path / "state"))
-    one, other = Path(state_path("geo/coder")), Path(state_path("geo_coder"))
-    assert one.parent == tmp_path / "state"
-    assert one != other
-    assert one.name.startswith("limiter-geo_coder-")
-
-
-def test_named_files_lie_in_the_users_state_directory_otherwise(tmp_path, monkeypatch):
-    monkeypatch.delenv("OPERO_STATE_DIR", raising=False)
-    monkeypatch.setattr("platformdirs.user_state_dir", lambda *_, **__: str(tmp_path / "home"))
-    assert Path(state_path("x")).parent == tmp_path / "home"
 
 
 def test_taking_is_fast_enough_for_a_clock_that_runs_on(path):

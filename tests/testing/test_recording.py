@@ -463,10 +463,18 @@ def test_a_pickle_that_was_signed_elsewhere_is_not_opened(
 
 @pytest.mark.parametrize(
     ("text", "why"),
-    [("", "no recording"), ("{}\n", "no recording"), ('{"opero recording": 1}\n{"a": 1}', "line 2")],
-)  # fmt: skip
+    [
+        ("", "no recording"),
+        ("{}\n", "no recording"),
+        ('{"opero recording": 1}\n{"a": 1}', "line 2"),
+        ('{"opero recording": 1}\n' + "[" * 100_000, "line 2"),
+        ('{"opero recording": 1}\n"\udcff"', "line 2"),
+        ("\udcff\udcfe", "no recording"),
+    ],
+    ids=["empty", "JSON", "no call", "deep", "no text in a line", "no text"],
+)
 def test_a_file_that_is_no_recording_is_refused(tape: Path, text: str, why: str) -> None:
-    tape.write_text(text)
+    tape.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(OperoUsageError, match=why), replay(tape):
         pass
 

@@ -190,6 +190,10 @@ _MAX_BODY: Final = 1 << 16
 """Bytes of a body that is read for codes."""
 
 _UNBILLED_STATUSES: Final = frozenset((401, 403, 404, 429, *range(500, 600)))
+# The same among the codes of grpc.
+_UNBILLED_CODES: Final = _words(
+    "UNAUTHENTICATED PERMISSION_DENIED NOT_FOUND RESOURCE_EXHAUSTED UNAVAILABLE INTERNAL UNIMPLEMENTED"
+)
 # Raised before anything was sent, by the standard library and by HTTP clients, or by what was raised there.
 _NO_CONNECTION: Final = _words(
     "APIConnectionError ClientConnectorError ConnectError ConnectTimeout ConnectTimeoutError",
@@ -252,6 +256,9 @@ def may_be_billed(error: BaseException) -> bool:
         status = read_status((node, safe_get(node, "response")))
         if status is not None:
             return status not in _UNBILLED_STATUSES
+        code = _grpc_code(node)
+        if code is not None:
+            return code not in _UNBILLED_CODES
         if type(node).__name__ in _NO_CONNECTION:
             return first_found(node, sent, lambda members: True in members, contexts=True) is True
         return sent(node)
@@ -315,11 +322,9 @@ def _of_answer(error: BaseException, places: tuple[object, ...]) -> Verdict | No
 def _of_driver(error: BaseException) -> Verdict | None:
     """Classify by the codes of grpc and of database drivers."""
     packages = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
-    if "grpc" in packages:
-        code = safe_get(error, "code")
-        name = safe_get(code() if callable(code) else code, "name")
-        if name in _GRPC:
-            return Verdict(_GRPC[name], name)
+    name = _grpc_code(error)
+    if name is not None and name in _GRPC:
+        return Verdict(_GRPC[name], name)
     args = safe_get(error, "args")
     first = args[0] if isinstance(args, tuple) and args else None
     state = safe_get(error, "sqlstate") or safe_get(error, "pgcode")
@@ -342,6 +347,15 @@ def _of_driver(error: BaseException) -> Verdict | None:
     if packages & _LIBPQ and not state and "OperationalError" in _names(error):
         return Verdict("transient", "no connection")
     return None
+
+
+def _grpc_code(error: object) -> str | None:
+    """Return the name of the code of an error of grpc, None of any other."""
+    if not any(cls.__module__.partition(".")[0] == "grpc" for cls in type(error).__mro__):
+        return None
+    code = safe_get(error, "code")
+    name = safe_get(code() if callable(code) else code, "name")
+    return name if isinstance(name, str) else None
 
 
 def _names(error: BaseException) -> set[str]:

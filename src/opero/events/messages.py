@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
 from opero.utils.secrets import mask_text, mask_urls, masked_repr
+from opero.utils.units import format_seconds
 
 if TYPE_CHECKING:
     from opero.events.types import Event
@@ -72,6 +73,7 @@ def _phrases(event: Event, *, messages: bool) -> dict[str, str]:
     """Return the parts of sentences that depend on more than one value."""
     error = _error(event.get("error"), messages=messages)
     attempts, seconds, state = event.get("attempts"), event.get("seconds"), event.get("state")
+    span = event.get("delay") if seconds is None else seconds
     total, reason, value = event.get("total"), event.get("reason"), event.get("value")
     return {
         "after": "" if seconds is None else f" after {seconds:.3f} s",
@@ -80,6 +82,7 @@ def _phrases(event: Event, *, messages: bool) -> dict[str, str]:
         "of_total": "" if total is None else f" of {total}",
         "outcome": f"failed with {error}" if error else "gave a rejected result",
         "reason": "" if reason is None else f", {reason}",
+        "span": "" if span is None else format_seconds(span),
         "state": str(getattr(state, "name", state)).lower(),
         "with_error": f" with {error}" if error else "",
         "with_value": f" with {value}" if value else "",
@@ -103,17 +106,17 @@ _CHANGED = "{e.type} {state}{after}{with_error}"
 # By name, so that the classes are not loaded for it.
 _SENTENCES: Final[dict[str, tuple[int, str]]] = {
     "AttemptFailed": (WARNING, "attempt {e.attempt}{with_value} {outcome}{after}"),
-    "RetryScheduled": (INFO, "attempt {e.attempt} in {e.delay:.3g} s"),
+    "RetryScheduled": (INFO, "attempt {e.attempt} in {span}"),
     "FallbackUsed": (INFO, "falls back on {e.value}"),
-    "LimiterWaited": (DEBUG, "waited {e.seconds:.3g} s for a limit"),
+    "LimiterWaited": (DEBUG, "waited {span} for a limit"),
     "MapWaiting": (WARNING, "the map stands at {e.done}{of_total} items{reason}{after}"),
-    "LimiterPaused": (WARNING, "the service asks for a pause of {e.seconds:.3g} s ({e.source})"),
-    "ValueCooling": (WARNING, "skips {e.value} for {e.seconds:.3g} s ({e.source})"),
+    "LimiterPaused": (WARNING, "the service asks for a pause of {span} ({e.source})"),
+    "ValueCooling": (WARNING, "skips {e.value} for {span} ({e.source})"),
     "RetriesNested": (WARNING, "retries a call of {e.inner}, which has used up its own retries"),
     "RetryBudgetSpent": (WARNING, "retry budget {e.budget!r} is spent"),
     "DeadlinePassed": (WARNING, "the deadline passed {e.where}"),
     "CircuitChanged": (WARNING, "circuit {e.circuit!r} went from {e.old_state} to {e.new_state}"),
-    "CallTimedOut": (WARNING, "a call took longer than {e.seconds:.3g} s"),
+    "CallTimedOut": (WARNING, "a call took longer than {span}"),
     "CacheHit": (DEBUG, "served from the cache"),
     "CacheMiss": (DEBUG, "not in the cache"),
     "CacheSkipped": (WARNING, "cache: {e.reason}"),

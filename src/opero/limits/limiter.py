@@ -24,7 +24,7 @@ from opero.limits.windows import (
 from opero.utils import ambient, checks
 from opero.utils.ambient import switch
 from opero.utils.secrets import mask_urls
-from opero.utils.units import Duration, RateWindow, parse_seconds, parse_windows
+from opero.utils.units import Duration, RateWindow, format_seconds, parse_seconds, parse_windows
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -525,7 +525,9 @@ class RateLimiter(SharedGuard):
             return f"<RateLimiter {self.describe()}; {count} bucket{'s' * (count != 1)}>"
         wait = self.current_state().wait_for() / SECOND
         paused = self.paused
-        state = f"paused for {paused:.3g} s" if paused else f"{wait:.3g} s to wait"
+        state = (
+            f"paused for {format_seconds(paused)}" if paused else f"{format_seconds(wait)} to wait"
+        )
         return f"<RateLimiter {self.describe()}; {state if wait or paused else 'free'}>"
 
 

@@ -22,6 +22,7 @@ from opero.utils import ambient
 from opero.utils.ambient import require_loop
 from opero.utils.async_utils import call_in_thread, run_async
 from opero.utils.checks import text_or_none
+from opero.utils.units import format_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -182,7 +183,11 @@ class TaskRun(Run):
 
     def __repr__(self) -> str:
         seconds = self.seconds
-        took = "" if seconds is None else f" {'after' if self.done else 'for'} {seconds:.3g} s"
+        took = (
+            ""
+            if seconds is None
+            else f" {'after' if self.done else 'for'} {format_seconds(seconds)}"
+        )
         return f"<TaskRun {self.id} {self.name} {self.state}{took}>"
 
 

@@ -93,7 +93,7 @@ def replay(path: str | os.PathLike[str]) -> Iterator[None]:
         FileNotFoundError: There is no file.
     """
     file = Path(path)
-    player = Player(read_tape(file.read_text(encoding="utf-8"), file.name), file.name)
+    player = Player(read_tape(file.read_bytes(), file.name), file.name)
     with _installed(player):
         yield
     player.complain()

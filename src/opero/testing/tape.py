@@ -288,21 +288,21 @@ def _kind(data: dict[str, Any]) -> str:
     return kind
 
 
-def read_tape(text: str, name: str) -> dict[CallIdentity, list[RecordedOutcome]]:
+def read_tape(content: bytes, name: str) -> dict[CallIdentity, list[RecordedOutcome]]:
     """Return the outcomes of each call, in the order in which they were recorded.
 
     Raises:
-        OperoUsageError: The text is no recording; the message names the file and the line.
+        OperoUsageError: The content is no recording; the message names the file and the line.
     """
-    first, _, remainder = text.partition("\n")
-    if first.strip() != HEADER:
+    first, _, remainder = content.partition(b"\n")
+    if first.strip() != HEADER.encode():
         raise OperoUsageError(f"{name} is no recording of opero's: make one with record().")
     found: dict[CallIdentity, list[RecordedOutcome]] = {}
-    for number, line in enumerate(remainder.split("\n"), 2):
+    for number, line in enumerate(remainder.split(b"\n"), 2):
         if line.strip():
             try:
-                identity, outcome = _read_line(line)
-            except (KeyError, TypeError, ValueError) as error:
+                identity, outcome = _read_line(line.decode())
+            except (KeyError, TypeError, ValueError, RecursionError) as error:
                 raise OperoUsageError(f"{name}, line {number}, cannot be read: {error}.") from None
             found.setdefault(identity, []).append(outcome)
     return found

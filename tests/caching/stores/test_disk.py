@@ -252,10 +252,11 @@ def test_an_entry_larger_than_any_may_be_is_not_read(folder):
     f(1)
     with files(folder)[0].open("ab") as file:
         file.write(bytes(200_000))
-    assert f.call(1).source == "fresh"
-    rows(folder, "UPDATE Cache SET value = zeroblob(400000), filename = NULL")
-    assert f.call(1).source == "fresh"
-    assert sum("larger than cache_max_bytes" in reason for reason in received) >= 2
+    for _ in range(2):
+        received.clear()
+        assert f.call(1).source == "fresh"
+        assert any("larger than cache_max_bytes" in reason for reason in received), received
+        rows(folder, "UPDATE Cache SET value = zeroblob(400000), filename = NULL")
 
 
 def test_a_file_that_is_gone_is_a_miss(folder):
@@ -394,7 +395,19 @@ def earlier_version(path: Path) -> None:
         cache.set("a:k", b"x")
 
 
-@pytest.mark.parametrize("make", [other_program, earlier_version])
+def endless_view(path: Path) -> None:
+    """Make a database in which each look for an entry would take for ever."""
+    with sqlite3.connect(path) as other:
+        other.executescript(
+            "PRAGMA application_id = 0x6F706463; PRAGMA user_version = 1;"
+            "CREATE TABLE Setting (key TEXT PRIMARY KEY, value);"
+            "CREATE VIEW Cache AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
+            " SELECT 'k' key, NULL expires, i size, NULL filename, x'00' value FROM n;"
+        )
+    other.close()
+
+
+@pytest.mark.parametrize("make", [other_program, earlier_version, endless_view])
 def test_the_database_of_another_program_or_version_is_set_aside(folder, make):
     cache = context(folder)
     cache.set(1, "old")

@@ -64,6 +64,8 @@ CREATE TABLE Setting (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 INSERT INTO Setting VALUES ('swept', strftime('%s', 'now'))
 """  # noqa: S608 - fixed
 
+_FOREIGN: Final = "SELECT 1 FROM sqlite_master WHERE type IN ('view', 'trigger') LIMIT 1"
+
 # What is larger than any entry may be is not read: its length is.
 _GET: Final = (
     "SELECT CASE WHEN length(value) <= ? THEN value ELSE length(value) END, filename FROM Cache"
@@ -418,6 +420,8 @@ class DiskStore:
         """Refuse the file of another program or version, and clean up once a day."""
         names = ("application_id", "user_version")
         known = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names] == _FORMAT
+        # A view in place of a table, or a trigger, could compute for ever.
+        known = known and not connection.execute(_FOREIGN).fetchall()
         if self._file.read_only:
             self._warn(
                 f"The disk cache {self.folder} is read-only: what it holds is used, and nothing is added."
