@@ -290,15 +290,15 @@ def _fill(template: str, parts: dict[str, str]) -> str:
     A part whose name has a line to itself is indented as that, and leaves no line if it is empty.
     """
 
-    def block(found: re.Match[str]) -> str:
-        part = parts.get(found[2])
-        return found[0] if part is None else "".join(f"{found[1]}{s}\n" for s in part.splitlines())
+    def put(found: re.Match[str]) -> str:
+        part = parts.get(found[2] or found[3])
+        if part is None or found[3]:
+            return found[0] if part is None else part
+        return "".join(f"{found[1]}{line}\n" for line in part.splitlines())
 
-    inline = (r"\{(\w+)\}", lambda found: parts.get(found[1], found[0]))
-    for pattern, put in ((r"(?m)^( *)\{(\w+)\}\n", block), inline):
-        before = ""
-        while before != template:
-            before, template = template, re.sub(pattern, put, template)
+    before = ""
+    while before != template:
+        before, template = template, re.sub(r"(?m)^( *)\{(\w+)\}\n|\{(\w+)\}", put, template)
     return template
 
 
