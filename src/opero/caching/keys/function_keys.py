@@ -28,6 +28,7 @@ from typing import Any, Final
 from opero.caching.keys.canonical import FAST_TYPES, digest, fast_part, pair_head, pairs_digest
 from opero.caching.keys.content import Unkeyable
 from opero.errors import StoreError, UnkeyableError
+from opero.utils import ambient
 from opero.utils.parameters import (
     KEYWORD_ONLY,
     POSITIONAL_OR_KEYWORD,
@@ -289,7 +290,8 @@ def function_id(info: Any, version: str | int | None = None) -> str:
 
     It is made of the module (for a script, its file), the qualified name, and what distinguishes two
     functions of one name: closure contents and what `functools.partial` or a method has bound. Its
-    code is no part of it, unless it is a lambda: editing a function keeps its entries.
+    code is no part of it, so that editing a function keeps its entries, unless nothing else tells it from others: it
+    is a lambda, or was typed into an interpreter.
 
     Args:
         info: The function, as above.
@@ -298,14 +300,13 @@ def function_id(info: Any, version: str | int | None = None) -> str:
     Raises:
         UnkeyableError: Something it closes over has no content.
     """
-    module = info.module
+    module, named = info.module, info.name != "<lambda>"
     if module in ("__main__", "__mp_main__"):
-        script = getattr(sys.modules["__main__"], "__file__", None)
-        # Not by pathlib, which is costly to import.
-        module = os.path.realpath(script) if script else module
+        script = ambient.main_script()
+        module, named = script or module, named and script is not None
     name = f"{_escaped(module)}:{info.qualname}"
-    if info.name == "<lambda>" and (code := code_digest(info.fn)) is not None:
-        name += f"={code.decode()}"  # it has no name that distinguishes it from others
+    if not named and (code := code_digest(info.fn)) is not None:
+        name += f"={code.decode()}"  # any program may have a function of that name
     bound = bound_to(info.fn)
     if bound:
         try:
