@@ -240,18 +240,13 @@ if os.environ.get("OPERO_DISABLE", "").strip().lower() in {"1", "true", "yes", "
 
 _NOTEBOOK: Final = "JPY_SESSION_NAME"
 """The variable in which Jupyter says what the notebook is called."""
-_adopted: Final[list[str | None]] = []
+adopted_scripts: Final[list[str]] = []
+"""In a worker process, whose own `__main__` is none of the program's: the file of the program, if it has one."""
 
 
 def main_script() -> str | None:
     """Return the file of the running program, in its workers too; None if it was typed into an interpreter."""
-    if _adopted:
-        return _adopted[-1]
     script = getattr(sys.modules["__main__"], "__file__", None) or os.environ.get(_NOTEBOOK)
+    script = next(iter(adopted_scripts), script)
     # Not by pathlib, which is costly to import.
     return os.path.realpath(script) if script else None
-
-
-def adopt_main_script(script: str | None) -> None:
-    """In a worker process, whose own `__main__` is none of the program's: take over what it is in the program."""
-    _adopted[:] = [script]

@@ -17,7 +17,6 @@ digest.
 from __future__ import annotations
 
 import functools
-import os
 import sys
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence

@@ -149,7 +149,7 @@ class JobSpec(NamedTuple):
         disabled: Whether retries, waits and caches are switched off.
         interpreter: The `registry.uid` of the map.
         stops: Whether the map may be stopped by its user while it runs.
-        script: The file of the program, None if it has none.
+        script: The file of the program, None if it has none: `ambient.main_script` goes by it.
     """
 
     fields: dict[str, Any]
@@ -171,7 +171,8 @@ class JobSpec(NamedTuple):
         listens = "bus" if everything else "function" if emitter.active else None
         options = shared_options(job.pipeline)
         stops = job.stopped is not None
-        disabled, script = ambient.disabled(), ambient.main_script()
+        file = getattr(sys.modules["__main__"], "__file__", None)
+        disabled, script = ambient.disabled(), next(iter(ambient.adopted_scripts), file)
         return cls(fields, options, listens, _levels(), disabled, registry.uid, stops, script)
 
     def pickled(self, way_out: str = 'mode="thread"') -> bytes:
