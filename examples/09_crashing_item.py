@@ -13,7 +13,7 @@ from opero import operomap
 BAD: dict[int, str] = {7: "crash", 19: "hang", 23: "memory"}
 
 
-@operomap(workers=2, retries=1, min_delay=0.01, timeout="500ms", memory_limit="1GB", cache=False)
+@operomap(workers=2, retries=1, min_delay=0.01, timeout="1s", memory_limit="1GB", cache=False)
 def count_primes(n: int) -> tuple[int, int]:
     """Count the primes below 200 × n, and return which process did it."""
     match BAD.get(n):

@@ -40,7 +40,7 @@ SCRIPT = """
 /profile/cleo          hang 200             # the first call is never answered
 /south/*               drop                 # a mirror whose answers break off
 /west/*                200@0.02             # a mirror that works, if slowly
-/search                quota=25/1s 200      # a hard quota over any one second
+/search                quota=30/1s 200      # a hard quota over any one second
 /v1/chat/completions   model=gpt-4   503    # overloaded all day
 /v1/chat/completions   200@0.05
 /tile                  quota=70/1s   503*6 200   # refuses the first six calls

@@ -411,7 +411,7 @@ def test_a_leader_short_of_time_hands_over_to_a_waiter_that_has_more(more: float
 
     async def main() -> list[Any]:
         return await asyncio.gather(
-            within(0.05, fetch, 1),
+            within(0.25, fetch, 1),  # all the others come before, on a slow machine too
             within(0.04, fetch, 1),
             within(more, fetch, 1),
             within(None, fetch, 1),

@@ -29,9 +29,9 @@ KEY_LINES = {
         "still a coroutine function: True",
         "came from 'small'; models asked: big, small",
         "10 equal questions at once: 1 answer, models asked: big, small",
-        "cancelled during an hour's pause: gone after 0.",
+        "cancelled during an hour's pause: gone after ",
     ],
-    "03_shared_rate_limit.py": ["details(fox)", "search(fox)", "12 calls in 0."],
+    "03_shared_rate_limit.py": ["details(fox)", "search(fox)", "12 calls in "],
     "04_cache_rules.py": [
         "rate(1.0), rate(amount=1.0), rate(1.0, 'EUR'): rate(1.0, 'EUR')\n",
         "rate(1): 1 and 1.0 are equal but not the same rate(1, 'EUR')\n",
@@ -88,7 +88,7 @@ KEY_LINES = {
     "10_tasks.py": [
         "<Task Process1> SUCCEEDED 'DATA_1'",
         "['data_1', 'DATA_1', 'DATA_1 saved']",
-        "['data_0', 'DATA_0'] ... ['data_49', 'DATA_49'] in 0.",
+        "['data_0', 'DATA_0'] ... ['data_49', 'DATA_49'] in ",
         "100 results",
         "<Task Flaky> RETRYING ConnectionError('no route')",
         "<Task Flaky> SUCCEEDED 'recovered'",

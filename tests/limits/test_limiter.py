@@ -84,6 +84,20 @@ def test_the_repr_shows_how_long_a_call_would_wait(clock):
     assert repr(limiter).endswith("; 60 s to wait>")
 
 
+@pytest.mark.parametrize(
+    ("rate", "message"),
+    [
+        ("1000001/day", "too large to be counted one by one.*smooth=True"),
+        ("10000000000000 tokens/s", "count in larger units"),
+        (1e-12, "too slow for a clock"),
+    ],
+)
+def test_a_rate_that_cannot_be_counted_is_refused_with_the_fix(rate, message):
+    with pytest.raises(OperoUsageError, match=message):
+        RateLimiter(rate)
+    assert RateLimiter("1000001/day", smooth=True).try_acquire()
+
+
 # --- one thread -----------------------------------------------------------------------------------
 
 

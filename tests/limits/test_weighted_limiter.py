@@ -110,6 +110,22 @@ def test_calls_and_tokens_are_counted_in_one_limiter(face, clock):
     assert acquire(face, limiter, cost=90) > 20
 
 
+def test_a_debt_larger_than_the_window_is_over_after_one_period(clock):
+    limiter = RateLimiter("100 tokens/minute")
+    limiter.reserve(cost=10).settle(500)
+    assert 60 <= limiter.acquire(cost=1) <= 61
+    assert limiter.acquire(cost=99) == 0
+
+
+def test_a_refund_for_what_has_left_the_window_is_none(clock):
+    limiter = RateLimiter("100 tokens/minute")
+    reservation = limiter.reserve(cost=100)
+    clock.advance(120)
+    limiter.acquire(cost=90)
+    reservation.settle(0)
+    assert [limiter.try_acquire(cost=cost) for cost in (11, 10)] == [False, True]
+
+
 def test_a_failed_call_keeps_what_was_reserved(face, clock):
     limiter = RateLimiter("100/minute", cost=60, settle=tokens_of)
 

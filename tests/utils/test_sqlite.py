@@ -69,6 +69,27 @@ def test_what_is_written_is_read_by_the_next_one(path):
     assert [entry.name for entry in path.parent.iterdir() if entry.name.startswith(".")] == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_brief_reads_and_writes_share_one_connection(path):
+    file = make(path)
+    query = "SELECT text FROM Answer"
+    assert file.read(query, brief=True) == []
+    opened = descriptors(path)
+    put(file)
+    assert file.read(query, brief=True) == [("x",)]
+    assert descriptors(path) == opened
+    file.close()
+
+
+def test_a_brief_read_of_a_file_that_is_read_only_works(path, monkeypatch):
+    query = "SELECT text FROM Answer"
+    put(make(path))
+    monkeypatch.setattr("opero.utils.sqlite._is_writable", lambda path: False)
+    file = make(path)
+    assert file.read(query, brief=True) == file.read(query, brief=True) == [("x",)]
+    assert file.read_only
+
+
 def test_a_brief_read_asks_the_connection_that_writes_and_never_waits_for_it(path):
     file = make(path)
     put(file)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from math import inf
+from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -23,6 +24,7 @@ from opero.caching.single_flight import (
     become_leader,
     copy_error,
     forget_leadership,
+    leads,
     notify,
     stop_leading,
 )
@@ -230,23 +232,23 @@ class FunctionCache:
         forget_leadership()
         if not work.unchanged():
             return
-        turn = failure = None
+        lease = failure = None
         try:
             if self.leases is not None:
-                turn = yield from self.leases.take_turn(
+                found, lease, late = yield from self.leases.take_turn(
                     flight, None, None, -inf, blocking=blocking, patient=False
                 )
-                if turn.late:
+                if late:
                     freshness.leave_to_others(flight.key)
                     return
-                if turn.entry is not None and not freshness.due(flight.key, turn.entry):
+                if found is not None and not freshness.due(flight.key, found):
                     return
             yield BlockingStep(work.compute, work.compute)
         except Exception as error:  # noqa: BLE001 - the old result stays, and listeners are notified
             failure = error
         finally:
-            if turn is not None and turn.lease is not None:
-                turn.lease.release(flight)
+            if lease is not None:
+                lease.release(flight)
         if self._emitter.active:
             name, renewed = self._emitter.function, failure is None and not work.rejected
             self._emitter.emit(events.CacheRefreshed(function=name, renewed=renewed, error=failure))
@@ -325,15 +327,28 @@ class FunctionCache:
         self.single_flight.abandon(flight)
         self._leave(flight)
 
-    def failed(self, call: CachedCall, flight: Flight, error: BaseException) -> Entry | None:
+    def drop(self, flight: object) -> None:
+        """End the lead of a caller that goes on with an error, wherever it came from, if that has not ended.
+
+        Args:
+            flight: What it leads; anything else if it leads none.
+        """
+        if not isinstance(flight, Flight) or not leads(flight):
+            return
+        # Where a waiter leads by now, there is nothing left to do but to leave.
+        if flight.done or flight.thread == get_ident():
+            self.single_flight.abandon(flight)
+        self._leave(flight)
+
+    def failed(self, call: CachedCall, flight: Flight, error: Exception) -> Entry | None:
         """End the lead of a call that failed; return the expired entry that its caller gets instead."""
         try:
-            if isinstance(error, Exception):
-                return self._failed(call, flight, error)
-            self.single_flight.abandon(flight)
-            return None
-        finally:
-            self._leave(flight)
+            old = self._failed(call, flight, error)
+        except BaseException:
+            self.drop(flight)
+            raise
+        self._leave(flight)
+        return old
 
     def _leave(self, flight: Flight) -> None:
         stop_leading(flight)
@@ -389,30 +404,33 @@ class FunctionCache:
         """
         flights, entries, key = self.single_flight, self.entries, call.key
         completed, seen_at, expired, late = flights.completed, monotonic(), None, False
-        if call.renews:
-            flight = call.flight or flights.replace(key)
-        else:
-            expired = yield entries.find_step(key)
-            if expired is not None and (fresh := self.answers(key, expired)) is not None:
-                if not fresh:
-                    return (entries.serve_stale(call, expired),)
-                self.refresh_if_due(call, key, expired, blocking=blocking)
-                return (entries.serve(call, expired),)
-            flight = Flight(key)
-            if flights.start(key, flight) is not flight:
-                verdict = yield from flights.follow(key, call.deadline, blocking=blocking)
-                try:
-                    if verdict is Instruction.COMPUTE:
-                        return verdict
-                    if verdict is Instruction.LATE:
-                        return (self.late(call, expired),)
-                    if not isinstance(verdict, Flight):
-                        return (self.share(call, verdict),)
-                    flight = verdict
-                finally:
-                    del verdict
-        become_leader(flight)
+        # What this caller leads from now on, or may: no step is outside `try`, wherever Ctrl-C comes.
+        flight: Flight | None = None
         try:
+            if call.renews:
+                flight = call.flight or flights.replace(key)
+            else:
+                expired = yield entries.find_step(key)
+                if expired is not None and (fresh := self.answers(key, expired)) is not None:
+                    if not fresh:
+                        return (entries.serve_stale(call, expired),)
+                    self.refresh_if_due(call, key, expired, blocking=blocking)
+                    return (entries.serve(call, expired),)
+                flight = Flight(key)
+                if flights.start(key, flight) is not flight:
+                    flight = None
+                    verdict = yield from flights.follow(key, call.deadline, blocking=blocking)
+                    try:
+                        flight = verdict if verdict.__class__ is Flight else None
+                        if verdict is Instruction.COMPUTE:
+                            return verdict
+                        if verdict is Instruction.LATE:
+                            return (self.late(call, expired),)
+                        if flight is None:
+                            return (self.share(call, verdict),)
+                    finally:
+                        del verdict
+            become_leader(flight)
             # Another caller may have stored the result between our look and our start.
             if flights.completed != completed:
                 seen_at = -inf
@@ -437,10 +455,13 @@ class FunctionCache:
                     if self.freshness is None:
                         self.count_miss()
                     self.missed()
+            if not late:
+                return flight
         except BaseException:
-            self.give_up(flight)
+            if flight is not None:
+                self.give_up(flight)
             raise
-        return (self.late(call, expired, flight),) if late else flight
+        return (self.late(call, expired, flight),)
 
     # --- management --------------------------------------------------------------------------------
 

@@ -71,20 +71,6 @@ _AT_ONCE: Final = 500
 # --- taking turns ---------------------------------------------------------------------------------
 
 
-class Turn(NamedTuple):
-    """What a leader knows when its turn has come.
-
-    Attributes:
-        entry: What is in the store now, perhaps expired.
-        lease: The lease that it has to release; None if it goes without.
-        late: Whether it had no time to wait for another process.
-    """
-
-    entry: Entry | None
-    lease: Lease | None = None
-    late: bool = False
-
-
 class LeaseWait:
     """One call's wait for the result of another process.
 
@@ -136,7 +122,7 @@ class Leases:
         *,
         blocking: bool,
         patient: bool = True,
-    ) -> StepLogic[Turn]:
+    ) -> StepLogic[tuple[Entry | None, Lease | None, bool]]:
         """Wait while another process computes a key.
 
         Args:
@@ -146,27 +132,31 @@ class Leases:
             seen_at: Machine time at which it began to look; `-math.inf` if that does not count.
             blocking: Whether waiting blocks the thread.
             patient: False to return as if it were late at once where another process computes the key.
+
+        Returns:
+            What is in the store now, perhaps expired; the lease that the caller has to release, None if it goes
+            without; whether it had no time to wait for another process.
         """
         find, key, wait = self._entries.find_step, flight.key, None
         lease = None if leads_others(flight) else self.new(key)
         if lease is None:
-            return Turn((yield find(key)))
+            return (yield find(key)), None, False
         try:
             while True:
                 (mine,) = yield from self.acquire(
                     (lease,), again=wait is not None, blocking=blocking, patient=False
                 )
                 if mine is False and not patient:
-                    return Turn(None, late=True)
+                    return None, None, True
                 if not (mine and monotonic() - seen_at < _GATHER / 2):
                     seen = yield find(key)
                 seen_at = -math.inf
                 if mine is not False or (seen is not None and self._entries.is_fresh(key, seen)):
-                    return Turn(seen, lease if mine else None)
+                    return seen, lease if mine else None, False
                 wait = wait or LeaseWait(deadline)
                 pause = wait.next()
                 if pause is None:
-                    return Turn(seen, late=wait.late)
+                    return seen, None, wait.late
                 yield BlockingStep(ambient.clock().sleep, ambient.clock().asleep, (pause,))
         except BaseException:
             # Perhaps it was lent, though nothing came of it.

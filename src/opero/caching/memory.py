@@ -207,8 +207,9 @@ class MemoryStore:
         """
         entries, weight, expires, lock = self.entries, entry.weight, entry.expires, self._lock
         dropped: list[Entry] = []
-        lock.acquire()  # half the cost of `with`, and every miss comes along here
+        # Half the cost of `with`, and every miss comes along here; within `try`, so that Ctrl-C cannot come in between.
         try:
+            lock.acquire()
             if len(entries) >= self.maxsize or self.weight + weight > self.max_bytes:
                 if key in entries:
                     self._drop(key, dropped)

@@ -132,10 +132,11 @@ class FlightWaiter:
 
 
 def notify(waiters: Iterable[Waiting], outcome: Verdict) -> None:
-    """Hand an outcome to waiters and wake them."""
-    for waiter in waiters:
-        waiter.verdict = outcome
-        waiter.wake()
+    """Hand an outcome to those waiters that have none, and wake them."""
+    for waiter in list(waiters):
+        if waiter.verdict is None:
+            waiter.verdict = outcome
+            waiter.wake()
 
 
 def take_verdict(waiter: Waiting) -> Any:
@@ -206,6 +207,11 @@ def stop_leading(flight: Flight) -> None:
 def forget_leadership() -> None:
     """Forget the flights of the context that this one was copied from: its caller leads them."""
     _led.set(())
+
+
+def leads(flight: Flight) -> bool:
+    """Return whether this context became the leader of a flight and has not stopped."""
+    return flight in _led.get()
 
 
 def leads_others(flight: Flight | None = None) -> bool:
@@ -322,24 +328,26 @@ class SingleFlight:
     def complete(self, flight: Flight) -> Iterable[Waiting]:
         """End a flight and return the waiters that must be notified of its outcome."""
         lock = self._lock
-        lock.acquire()  # half the cost of `with`, and every miss comes along here
+        # Half the cost of `with`, and every miss comes along here; within `try`, so that Ctrl-C cannot come in between.
         try:
-            flight.done = True
-            self.completed += 1
-            found = self._open.pop(flight.key, flight)
-            if found is not flight:
-                # It was invalidated, or could not be joined, and another one has its key's place.
-                self._open.setdefault(flight.key, found)
-            waiters = flight.waiters
-            if waiters is None:
-                return ()
-            flight.waiters = None
-            return waiters
+            lock.acquire()
+            if not flight.done:
+                found = self._open.pop(flight.key, flight)
+                if found is not flight:
+                    # It was invalidated, or could not be joined, and another one has its key's place.
+                    self._open.setdefault(flight.key, found)
+                flight.done = True
+                self.completed += 1
+            # They stay there: should Ctrl-C come before they are notified, `abandon` does it.
+            return flight.waiters or ()
         finally:
             lock.release()
 
     def abandon(self, flight: Flight) -> None:
-        """End the lead of a caller that was cancelled or killed: a waiter takes over, if there is one."""
+        """End the lead of a caller that was cancelled or killed: a waiter takes over, if there is one.
+
+        The flight may have ended; waiters that were not notified are.
+        """
         if not self._hand_over(flight, None):
             notify(self.complete(flight), Instruction.LOOK_AGAIN)
 

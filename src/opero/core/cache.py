@@ -261,10 +261,10 @@ class CacheStage(FunctionCache):
         if entry is not None and entries.is_fresh(key, entry):
             return entry
         flight = Flight(key)
-        if flights.start(key, flight) is not flight:
-            return None
-        become_leader(flight)
         try:
+            if flights.start(key, flight) is not flight:
+                return None
+            become_leader(flight)
             recent = leases is None or leases.acquire_at_once(flight, looked_at)
             if (recent and flights.completed == completed) or (
                 recent is not None and entries.find(key) is None
@@ -348,7 +348,11 @@ class CacheStage(FunctionCache):
             if isinstance(found, Entry):
                 return (self.entries.serve(call, found),)
             if found is not None:
-                self.missed()
+                try:
+                    self.missed()
+                except BaseException:
+                    self.drop(found)
+                    raise
             return found
         return None if call.renews else call.flight
 
@@ -360,20 +364,26 @@ class CacheStage(FunctionCache):
         ttl, plain = self.ttl, self.leads_fast
 
         def run(call: Call) -> Any:
-            found = self.at_once(call, waits=False) or run_sync(self.begin(call, blocking=True))
-            if not isinstance(found, Flight):
-                return found[0] if isinstance(found, tuple) else proceed(call)
+            found: Answer | None = None
             try:
-                began = 0.0 if plain else ambient.clock().monotonic()
-                value = proceed(call)
-                lasts = ttl if plain else self.lifetime(call, value, began)
-                self.land(found, value, store(found, value, lasts))
-                return value
-            except BaseException as error:
-                old = self.failed(call, found, error)
-                if old is None or not isinstance(error, Exception):
-                    raise
-                return entries.serve_stale(call, old, error)
+                found = self.at_once(call, waits=False) or run_sync(self.begin(call, blocking=True))
+                if not isinstance(found, Flight):
+                    return found[0] if isinstance(found, tuple) else proceed(call)
+                try:
+                    began = 0.0 if plain else ambient.clock().monotonic()
+                    value = proceed(call)
+                    lasts = ttl if plain else self.lifetime(call, value, began)
+                    self.land(found, value, store(found, value, lasts))
+                    return value
+                except Exception as error:
+                    old = self.failed(call, found, error)
+                    if old is None:
+                        raise
+                    return entries.serve_stale(call, old, error)
+            except BaseException:
+                # Cancelled, or Ctrl-C at whatever instruction.
+                self.drop(found)
+                raise
 
         return run
 
@@ -383,26 +393,32 @@ class CacheStage(FunctionCache):
         ttl, plain = self.ttl, self.leads_fast
 
         async def run(call: Call) -> Any:
-            found = self.at_once(call, waits=waits)
-            if found is None:
-                found = await run_async(self.begin(call, blocking=False))
-            if not isinstance(found, Flight):
-                return found[0] if isinstance(found, tuple) else await proceed(call)
+            found: Answer | None = None
             try:
-                began = 0.0 if plain else ambient.clock().monotonic()
-                value = await proceed(call)
-                lasts = ttl if plain else self.lifetime(call, value, began)
-                if waits:
-                    entry = await entries.astore(found, value, lasts)
-                else:
-                    entry = store(found, value, lasts)
-                self.land(found, value, entry)
-                return value
-            except BaseException as error:
-                old = self.failed(call, found, error)
-                if old is None or not isinstance(error, Exception):
-                    raise
-                return entries.serve_stale(call, old, error)
+                found = self.at_once(call, waits=waits)
+                if found is None:
+                    found = await run_async(self.begin(call, blocking=False))
+                if not isinstance(found, Flight):
+                    return found[0] if isinstance(found, tuple) else await proceed(call)
+                try:
+                    began = 0.0 if plain else ambient.clock().monotonic()
+                    value = await proceed(call)
+                    lasts = ttl if plain else self.lifetime(call, value, began)
+                    if waits:
+                        entry = await entries.astore(found, value, lasts)
+                    else:
+                        entry = store(found, value, lasts)
+                    self.land(found, value, entry)
+                    return value
+                except Exception as error:
+                    old = self.failed(call, found, error)
+                    if old is None:
+                        raise
+                    return entries.serve_stale(call, old, error)
+            except BaseException:
+                # As above.
+                self.drop(found)
+                raise
 
         return run
 

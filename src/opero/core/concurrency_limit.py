@@ -97,19 +97,26 @@ class Bulkhead:
         def run(call: Call) -> Any:
             if (switch.on and ambient.disabled()) or isinstance(call.prior_outcome, Exception):
                 return proceed(call)
-            began, permit = None, limit.enter()
-            if permit is None:
-                self._refuse_reentry()
-                began = ambient.clock().monotonic()
-                if not limit.acquire(self._left(call, began)):
-                    raise self._overdue(call, began)
-                permit = limit.register()
+            began = permit = None
             try:
-                if began is not None:
-                    self._waited(call, began)
-                return proceed(call)
-            finally:
-                self.leave(permit, call)
+                permit = limit.enter()
+                if permit is None:
+                    self._refuse_reentry()
+                    began = ambient.clock().monotonic()
+                    permit = limit.obtain(self._left(call, began))
+                    if permit is None:
+                        raise self._overdue(call, began)  # noqa: TRY301 - it holds no permit
+                try:
+                    if began is not None:
+                        self._waited(call, began)
+                    return proceed(call)
+                finally:
+                    self.leave(permit, call)
+                    permit = None  # this frame may live on in an error's traceback
+            except BaseException:
+                # Ctrl-C in between.
+                limit.drop(permit)
+                raise
 
         return run
 
@@ -122,21 +129,28 @@ class Bulkhead:
         async def run(call: Call) -> Any:
             if (switch.on and ambient.disabled()) or isinstance(call.prior_outcome, Exception):
                 return await proceed(call)
-            began, permit = None, limit.enter(current_task)
-            if permit is None:
-                ambient.require_loop("wait for a permit")
-                self._refuse_reentry(current_task)
-                began = ambient.clock().monotonic()
-                if not await limit.wait(self._left(call, began)):
-                    raise self._overdue(call, began)
-                permit = limit.register(current_task)
+            began = permit = None
             try:
-                if streams:
-                    permit.note_holder(current_task, outlived=True)
-                if began is not None:
-                    self._waited(call, began)
-                return await proceed(call)
-            finally:
-                limit.leave(permit)
+                permit = limit.enter(current_task)
+                if permit is None:
+                    ambient.require_loop("wait for a permit")
+                    self._refuse_reentry(current_task)
+                    began = ambient.clock().monotonic()
+                    permit = await limit.aobtain(self._left(call, began), current_task)
+                    if permit is None:
+                        raise self._overdue(call, began)  # noqa: TRY301 - it holds no permit
+                try:
+                    if streams:
+                        permit.note_holder(current_task, outlived=True)
+                    if began is not None:
+                        self._waited(call, began)
+                    return await proceed(call)
+                finally:
+                    limit.leave(permit)
+                    permit = None
+            except BaseException:
+                # As above.
+                limit.drop(permit, current_task)
+                raise
 
         return run

@@ -60,17 +60,27 @@ def _live(scope: DeadlineScope | None) -> DeadlineScope | None:
 def _enter(end: float) -> DeadlineScope:
     outer = _innermost.get()
     scope = DeadlineScope(end, outer if outer is None else _live(outer))
-    _innermost.set(scope)
-    # Fast paths know no deadline.
-    switch.turn_on()
+    try:
+        # Fast paths know no deadline.
+        switch.on.append(None)
+        _innermost.set(scope)
+    except BaseException:
+        leave(scope)  # Ctrl-C in between
+        raise
     return scope
 
 
-def leave(scope: DeadlineScope) -> None:
-    """End a scope, in whatever context: a collected coroutine ends in another one than its own."""
+def leave(scope: DeadlineScope | None) -> None:
+    """End a scope, in whatever context: a collected coroutine ends in another one than its own.
+
+    Nothing happens if it has ended, or there is none.
+    """
+    if scope is None:
+        return
     if not scope.over:
         scope.over = True
-        switch.turn_off()
+        # Not by `turn_off`: Ctrl-C could come as that begins.
+        switch.on.pop()
     outer = scope.outer if _innermost.get() is scope else _innermost.get()
     _innermost.set(outer if outer is None else _live(outer))
 
@@ -152,9 +162,12 @@ class deadline:  # noqa: N801 - used as a function is
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        scope, self._scope = self._scope, None
-        if scope is not None:
-            leave(scope)
+        leave(self._scope)
+        self._scope = None
+
+    def __del__(self) -> None:
+        # Ctrl-C came just as the block ended.
+        leave(getattr(self, "_scope", None))
 
     def __call__(self, fn: object) -> NoReturn:
         """Refuse to decorate: the block would be left before a coroutine begins."""
@@ -246,11 +259,17 @@ class Deadline:
         begin = self._begin
 
         def run(call: Call) -> Any:
-            scope = begin(call)
+            scope = None
             try:
-                return proceed(call)
-            finally:
+                scope = begin(call)
+                try:
+                    return proceed(call)
+                finally:
+                    leave(scope)
+            except BaseException:
+                # Ctrl-C just as that began.
                 leave(scope)
+                raise
 
         return run
 
@@ -259,10 +278,16 @@ class Deadline:
         begin = self._begin
 
         async def run(call: Call) -> Any:
-            scope = begin(call)
+            scope = None
             try:
-                return await proceed(call)
-            finally:
+                scope = begin(call)
+                try:
+                    return await proceed(call)
+                finally:
+                    leave(scope)
+            except BaseException:
+                # As above.
                 leave(scope)
+                raise
 
         return run

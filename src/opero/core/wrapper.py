@@ -44,7 +44,20 @@ _STAGES: Final = "return {wait}_opero_run({new_call})"
 _FAST_PATH: Final = """\
 if _opero_switch.on or _opero_fast_path.closed:
     return {wait}_opero_run({new_call})
-{fast_path}
+{find_key}
+{hit}
+{rest}
+"""
+
+# Ctrl-C may come just before something is given back. A bare `except`, because a coroutine that is collected together
+# with its function finds no names any more.
+_GUARDED: Final = """\
+{names} = None
+try:
+    {guarded}
+except:
+    {drops}
+    raise
 """
 
 _FIRST: Final = """\
@@ -54,8 +67,6 @@ return {wait}_opero_run(_opero_call or {new_call})
 """
 
 _LOOK_UP: Final = """\
-{find_key}
-{hit}
 _opero_call = {early_call}
 {lead}
 _opero_call = _opero_call or {new_call}
@@ -71,18 +82,14 @@ if _opero_entry is not None and _opero_entry.expires > _opero_monotonic():
     return _opero_entry.value if _opero_entry.copier is None else _opero_entry.copier(_opero_entry.value)
 """
 
-# What a caller leads it lands, hands over to the stages, or gives up, however its first call ends.
+# What a caller leads it lands, hands over to the stages, or drops.
 _LEAD: Final = """\
 _opero_flight = _opero_cache.find_or_lead(_opero_key)
 if _opero_isinstance(_opero_flight, _opero_Entry):
     _opero_count_hit()
     return _opero_flight.open()
 if _opero_flight is not None:
-    try:
-        {first_call}
-    except _opero_BaseException:
-        _opero_cache.give_up(_opero_flight)
-        raise
+    {first_call}
 """
 
 # No name keeps the error: a frame that does, and that the error has passed through, is a reference cycle.
@@ -122,6 +129,12 @@ _PASSES: Final = {
     "concurrency": "(_opero_held := _opero_limit.enter({task})) is not None",
     "rate_limit": "not (_opero_rate_limit.limiter.{line}_waiting or _opero_rate_limit.limiter.take_slot())",
 }
+_DROPS: Final = {
+    "concurrency": ("_opero_held", "_opero_limit.drop(_opero_held, {task})"),
+    "deadline": ("_opero_scope", "_opero_leave(_opero_scope)"),
+    "cache": ("_opero_flight", "_opero_cache.drop(_opero_flight)"),
+}
+"""What a call that ends with an error may still have, by stage, innermost first: its name, and what gives it back."""
 _OF_PIPELINE: Final = (*_PASSES, "cache", "deadline", "fast_path", "run", "timeout")
 
 _WITHIN: Final = """\
@@ -231,14 +244,22 @@ def _source(pipeline: Pipeline) -> str:
         "succeeded": "" if pipeline.circuit is None else _SUCCEEDED,
         "land": "" if cache is None else _LAND,
         "first_call": _first_call(pipeline, in_thread=in_thread),
-        "fast_path": _FIRST if fast else _STAGES,
+        "find_key": "",
+        "hit": "",
     }
+    rest = _FIRST if fast else _STAGES
     if cache is not None and (cache.in_memory or fast):
         names = cache.keys.fast_parameters if cache.in_memory else ()
         of_instance = cache.keys.instances is not None
         key = key_source(names, pipeline.info.calling, of_instance=of_instance)
         parts |= {"find_key": key, "hit": _HIT if cache.in_memory else ""}
-        parts |= {"lead": _LEAD if fast else "_opero_flight = None", "fast_path": _LOOK_UP}
+        parts["lead"] = _LEAD if fast else "_opero_flight = None"
+        rest = _LOOK_UP
+    drops = dict(drop for stage, drop in _DROPS.items() if getattr(pipeline, stage) is not None)
+    if fast and drops:
+        parts |= {"names": " = ".join(drops), "guarded": rest, "drops": "\n".join(drops.values())}
+        rest = _GUARDED
+    parts["rest"] = rest
     return _fill(_FUNCTION, parts | {"body": STREAMS.get(kind, _FAST_PATH)})
 
 
@@ -252,7 +273,8 @@ def _first_call(pipeline: Pipeline, *, in_thread: bool) -> str:
         # A thread that is left behind keeps the permit; the call knows it.
         more = "_opero_concurrency.leave(_opero_held, _opero_call)"
         leave_permit = more if in_thread else "_opero_limit.leave(_opero_held)"
-        body = _within("_opero_held = None", body, f"if _opero_held:\n    {leave_permit}")
+        held = f"if _opero_held:\n    {leave_permit}\n    _opero_held = None"
+        body = _within("", body, held)
     if pipeline.deadline is not None:
         body = _within("_opero_scope = _opero_deadline.begin()", body, "_opero_leave(_opero_scope)")
     return body
@@ -268,15 +290,15 @@ def _fill(template: str, parts: dict[str, str]) -> str:
     A part whose name has a line to itself is indented as that, and leaves no line if it is empty.
     """
 
-    def block(found: re.Match[str]) -> str:
-        part = parts.get(found[2])
-        return found[0] if part is None else "".join(f"{found[1]}{s}\n" for s in part.splitlines())
+    def put(found: re.Match[str]) -> str:
+        part = parts.get(found[2] or found[3])
+        if part is None or found[3]:
+            return found[0] if part is None else part
+        return "".join(f"{found[1]}{line}\n" for line in part.splitlines())
 
-    inline = (r"\{(\w+)\}", lambda found: parts.get(found[1], found[0]))
-    for pattern, put in ((r"(?m)^( *)\{(\w+)\}\n", block), inline):
-        before = ""
-        while before != template:
-            before, template = template, re.sub(pattern, put, template)
+    before = ""
+    while before != template:
+        before, template = template, re.sub(r"(?m)^( *)\{(\w+)\}\n|\{(\w+)\}", put, template)
     return template
 
 

@@ -46,7 +46,7 @@ class ConcurrencyPermit:
         permits: Those that it is one of.
     """
 
-    __slots__ = ("holder", "permits")
+    __slots__ = ("__weakref__", "holder", "permits")
 
     def __init__(self, permits: _Permits) -> None:
         self.holder: Hashable = None
@@ -139,7 +139,7 @@ class ConcurrencyLimit(SharedGuard):
         """Take a permit if there is one now; no caller in the queue is overtaken."""
         if not self.attached:
             self.attach()
-        return not self._permits.waiting and self._permits.take()
+        return not self._permits.waiting and self._permits.take() is not None
 
     def release(self) -> None:
         """Give a permit back; it goes to the first in the queue."""
@@ -177,6 +177,31 @@ class ConcurrencyLimit(SharedGuard):
 
     # --- permits of calls -------------------------------------------------------------------------
 
+    def obtain(self, timeout: float | None = None) -> ConcurrencyPermit | None:
+        """Block until there is a permit, and note the thread as its holder; None if time ran out first."""
+        permits, permit = self._permits, None
+        try:
+            warn_on_loop("a permit")
+            permit = permits.wait(_watch(permits, timeout)) or None
+            return permit and permits.own(permit, None)
+        except BaseException:
+            permits.forget(permit)
+            raise
+
+    async def aobtain(
+        self,
+        timeout: float | None,  # noqa: ASYNC109 - as in `acquire`
+        current_task: CurrentTask,
+    ) -> ConcurrencyPermit | None:
+        """Do what `obtain` does, in a task."""
+        permits, permit = self._permits, None
+        try:
+            permit = await permits.wait_async(_watch(permits, timeout)) or None
+            return permit and permits.own(permit, current_task)
+        except BaseException:
+            permits.forget(permit)
+            raise
+
     def enter(self, current_task: CurrentTask | None = None) -> ConcurrencyPermit | None:
         """Take a permit if there is one now, and note which thread or task holds it.
 
@@ -188,27 +213,29 @@ class ConcurrencyLimit(SharedGuard):
         Returns:
             The permit, for `leave`; None if there is none now.
         """
-        if self._busy:
-            return self.register(current_task) if self.try_acquire() else None
-        try:
-            permit = self._free.pop()
-        except IndexError:
-            return self.register(current_task) if self.try_acquire() else None
-        # What `note_holder` does, without another call.
+        # What `note_holder` does, without another call; before the permit is taken, so that Ctrl-C cannot come after.
         if current_task is None:
-            permit.holder = get_ident()
+            holder = get_ident()
         else:
             try:
-                permit.holder = id(current_task())
+                holder = id(current_task())
             except RuntimeError:
-                permit.holder = get_ident()
-        return permit
-
-    def register(self, current_task: CurrentTask | None = None) -> ConcurrencyPermit:
-        """Return the permit that `acquire` or `wait` has got, held by the caller from now on."""
-        permit = self._permits.last_taken()
-        permit.note_holder(current_task)
-        return permit
+                holder = get_ident()
+        if not self._busy:
+            try:
+                permit = self._free.pop()
+            except IndexError:
+                pass
+            else:
+                permit.holder = holder
+                return permit
+        if not self.attached:
+            self.attach()
+        permits = self._permits
+        taken = None if permits.waiting else permits.take(counted=False)
+        if taken is not None:
+            taken.holder = holder
+        return taken
 
     def leave(self, permit: ConcurrencyPermit) -> None:
         """Give a permit back."""
@@ -220,6 +247,19 @@ class ConcurrencyLimit(SharedGuard):
         if permits.waiting:
             permits.serve()
 
+    def drop(
+        self, permit: ConcurrencyPermit | None, current_task: CurrentTask | None = None
+    ) -> None:
+        """Give a permit back whose call goes on with an error, unless that was done, wherever Ctrl-C came.
+
+        Args:
+            permit: The permit; None if the call had none.
+            current_task: See `CurrentTask`.
+        """
+        task = None if current_task is None else _task(current_task)
+        if permit is not None and permit.is_held_by({get_ident(), id(task)}, task):
+            self.leave(permit)
+
     def held_around(self, current_task: CurrentTask | None = None) -> int:
         """Return how many permits the calls around this one hold: those of its task, its thread, and of the threads
         that wait for it because of a `timeout`.
@@ -228,7 +268,8 @@ class ConcurrencyLimit(SharedGuard):
         around: set[Hashable] = {get_ident(), *waiting_threads()}
         if task is not None:
             around.add(id(task))
-        return sum(permit.is_held_by(around, task) for permit in list(self._permits.made))
+        made = [permit for found in list(self._permits.made) if (permit := found()) is not None]
+        return sum(permit.is_held_by(around, task) for permit in made)
 
     # --- several processes ------------------------------------------------------------------------
 
@@ -257,22 +298,25 @@ class ConcurrencyLimit(SharedGuard):
 class _Permits(HandoffQueue):
     """The permits of this process, and the callers that wait for one.
 
+    A caller has its permit only by the names in its frames: one that Ctrl-C has cut off at whatever instruction leaves
+    none behind, and another one is made in its place.
+
     Args:
         limit: How many there are, and how many callers may wait.
         across: The permits of all processes.
 
     Attributes:
         most: How many there are.
-        made: Those that were needed so far.
+        made: Those that were needed so far and are not lost, by weak references.
         free: Those of them that are here. Taken and given back by single steps of C, which need no lock.
-        taken: Those that callers have which are not noted as holders.
+        taken: Those of callers that only know how many they have.
         across: As above; None as long as no other process shares them.
     """
 
     def __init__(self, limit: ConcurrencyLimit, across: _FilePermits | None = None) -> None:
         super().__init__()
         self.most: int = limit.limit
-        self.made: list[ConcurrencyPermit] = []
+        self.made: set[ref[ConcurrencyPermit]] = set()
         self.free: list[ConcurrencyPermit] = []
         self.taken: list[ConcurrencyPermit] = []
         self.across = across
@@ -292,26 +336,58 @@ class _Permits(HandoffQueue):
         with self.lock:
             bound = self._limit.queue
             if bound is not None and len(self) >= bound:
-                if not self.take():
+                if self.take() is None:
                     raise BulkheadFullError(self._limit.name, self._limit.limit, bound)
                 self.put_back()
             super().join(waiter)
 
-    def take(self) -> bool:
-        """Take a permit of this process, and one of all processes."""
+    def serve(self) -> None:
+        """Hand out the permits that are free, in order, while there are callers."""
         with self.lock:
-            try:
-                permit = self.free.pop()
-            except IndexError:
-                if len(self.made) >= self.most:
-                    return False
-                permit = ConcurrencyPermit(self)
-                self.made.append(permit)
-            if not self.balance():
-                self.free.append(permit)
-                return False
-            self.taken.append(permit)
-            return True
+            while self.waiting and (permit := self.take()) is not None:
+                if self.wake_next(permit) is None:
+                    self._put_back(permit)
+
+    def take(self, *, counted: bool = True) -> ConcurrencyPermit | None:
+        """Take a permit of this process, and one of all processes.
+
+        Args:
+            counted: Whether its caller only knows how many it has.
+        """
+        permit = None
+        try:
+            with self.lock:
+                try:
+                    permit = self.free.pop()
+                except IndexError:
+                    if len(self.made) >= self.most:
+                        return None
+                    permit = ConcurrencyPermit(self)
+                    self.made.add(ref(permit, self.made.discard))
+                if not self.balance():
+                    self.free.append(permit)
+                    return None
+                if counted:
+                    self.taken.append(permit)
+            return permit
+        except BaseException:
+            # Ctrl-C: no caller knows of it.
+            self.forget(permit)
+            raise
+
+    def forget(self, permit: ConcurrencyPermit | None) -> None:
+        """Count a permit no more; it is lost, unless its caller has it by a name."""
+        if permit in self.taken:
+            self.taken.remove(permit)
+
+    def own(self, permit: ConcurrencyPermit, current_task: CurrentTask | None) -> ConcurrencyPermit:
+        """Return a permit that was counted to a caller that keeps it from now on, and note that as its holder."""
+        if permit not in self.taken:
+            # It was given back once too often: the caller's comes back to a queue that no caller uses.
+            permit = ConcurrencyPermit(_Permits(self._limit))
+        self.forget(permit)
+        permit.note_holder(current_task)
+        return permit
 
     def balance(self) -> bool:
         """Hold as many permits of all processes as are out here; False if there are not so many."""
@@ -325,22 +401,23 @@ class _Permits(HandoffQueue):
                 pass
             return len(across.held) >= self.out
 
-    def last_taken(self) -> ConcurrencyPermit:
-        """Return a permit that `take` has taken, which is its caller's now."""
-        try:
-            return self.taken.pop()
-        except IndexError:
-            # It was given back once too often: this one comes back to a queue that no caller uses.
-            return ConcurrencyPermit(_Permits(self._limit))
-
     def put_back(self) -> None:
-        """Put a permit back; nothing happens if it has come back before."""
+        """Put back a permit of a caller that only knows how many it has; nothing happens if it has none."""
         try:
             permit = self.taken.pop()
         except IndexError:
             return
+        self._put_back(permit)
+
+    def _put_back(self, permit: ConcurrencyPermit) -> None:
+        self.forget(permit)
         self.free.append(permit)
         self.balance()
+
+    def _withdraw(self, waiter: Waiter) -> None:
+        if not self.leave(waiter) and waiter.value in self.taken:
+            self._put_back(waiter.value)
+            self.serve()
 
     def move(self, across: _FilePermits) -> None:
         """Share the permits from now on; those that are out are taken there too."""

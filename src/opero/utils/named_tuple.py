@@ -28,7 +28,7 @@ else:
         __slots__ = ()
 
         def __init_subclass__(cls) -> None:
-            fields = cls._fields = tuple(cls.__annotations__)
+            fields = cls._fields = cls.__match_args__ = tuple(cls.__annotations__)
             cls._field_defaults = {name: vars(cls)[name] for name in fields if name in vars(cls)}
             code = _constructor(len(fields)).replace(
                 co_varnames=("_cls", *fields), co_qualname=f"{cls.__qualname__}.__new__"

@@ -98,8 +98,10 @@ def run_sync(logic: StepLogic[T]) -> T:
     except StopIteration as end:
         # No name for the result: an error in it, that has passed through this frame, would be in a reference cycle.
         return end.value  # type: ignore[no-any-return]  # the logic's result
-    finally:
+    except BaseException:
+        # Ctrl-C between two steps. (Not in a `finally`: there it would cost the result of logic that has ended.)
         logic.close()
+        raise
 
 
 async def run_async(logic: StepLogic[T]) -> T:
@@ -115,5 +117,6 @@ async def run_async(logic: StepLogic[T]) -> T:
                 _, wait, args = logic.send(outcome.pop())
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]  # as above
-    finally:
+    except BaseException:
         logic.close()
+        raise

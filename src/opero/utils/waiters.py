@@ -234,17 +234,17 @@ class HandoffQueue(WaitingLine):
             self.waiting.pop(waiter, None)
             return not waiter.granted
 
-    def wake_next(self) -> Waiter | None:
-        """Wake the first caller that can go on, and return it; None if there is none."""
+    def wake_next(self, value: Any = True) -> Waiter | None:
+        """Wake the first caller that can go on, with a value, and return it; None if there is none."""
         with self.lock:
             while (waiter := self.first) is not None:
                 # A coroutine that is collected at this moment may have taken it out.
-                if self.waiting.pop(waiter, self) is None and waiter.wake():
+                if self.waiting.pop(waiter, self) is None and waiter.wake(value):
                     return waiter
         return None
 
-    def take(self) -> bool:
-        """Take one if there is one, without a look at the queue."""
+    def take(self) -> Any:
+        """Take one if there is one, without a look at the queue; None if there is none."""
         raise NotImplementedError
 
     def put_back(self) -> None:

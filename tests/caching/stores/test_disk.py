@@ -252,10 +252,11 @@ def test_an_entry_larger_than_any_may_be_is_not_read(folder):
     f(1)
     with files(folder)[0].open("ab") as file:
         file.write(bytes(200_000))
-    assert f.call(1).source == "fresh"
-    rows(folder, "UPDATE Cache SET value = zeroblob(400000), filename = NULL")
-    assert f.call(1).source == "fresh"
-    assert sum("larger than cache_max_bytes" in reason for reason in received) >= 2
+    for _ in range(2):
+        received.clear()
+        assert f.call(1).source == "fresh"
+        assert any("larger than cache_max_bytes" in reason for reason in received), received
+        rows(folder, "UPDATE Cache SET value = zeroblob(400000), filename = NULL")
 
 
 def test_a_file_that_is_gone_is_a_miss(folder):

@@ -532,11 +532,11 @@ class _LoopPool(_IdleConnections):
 
     async def _exchange(self, connection: Any, commands: Sequence[Command]) -> list[Any]:
         """Send commands and return their answers within the time that each step may take."""
-        from asyncio import get_running_loop
-
         async with self._limit(_ANSWER if connection.is_connected else _CONNECT + _ANSWER) as limit:
             for number, piece in enumerate(_pieces(connection, commands)):
                 if number:
+                    from asyncio import get_running_loop
+
                     # A loop that were kept would never be collected.
                     limit.reschedule(get_running_loop().time() + _ANSWER)
                 await connection.send_packed_command((piece,))
