@@ -477,24 +477,6 @@ def test_text_keys_are_the_same_in_every_process():
     assert len(runs) == 1
 
 
-def test_what_is_typed_into_an_interpreter_differs_by_what_it_does():
-    code = (
-        "from opero.caching.keys.function_keys import function_id; from opero.core.function import FunctionInfo\n"
-        "def f(x): return {}\n"
-        "print(function_id(FunctionInfo(f)))"
-    )
-    runs = [
-        subprocess.run(
-            [sys.executable, "-c", code.format(does)],
-            env={"PYTHONPATH": ":".join(sys.path)},
-            capture_output=True,
-            check=True,
-        ).stdout
-        for does in ("x + 1", "x * 100", "x + 1")
-    ]
-    assert runs[0] == runs[2] != runs[1]
-
-
 def test_a_notebook_is_what_jupyter_calls_it(monkeypatch, tmp_path):
     monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
     monkeypatch.setenv("JPY_SESSION_NAME", str(tmp_path / "rates.ipynb"))

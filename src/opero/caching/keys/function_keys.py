@@ -289,8 +289,7 @@ def function_id(info: Any, version: str | int | None = None) -> str:
 
     It is made of the module (for a script, its file), the qualified name, and what distinguishes two
     functions of one name: closure contents and what `functools.partial` or a method has bound. Its
-    code is no part of it, so that editing a function keeps its entries, unless nothing else tells it from others: it
-    is a lambda, or was typed into an interpreter.
+    code is no part of it, unless it is a lambda: editing a function keeps its entries.
 
     Args:
         info: The function, as above.
@@ -299,13 +298,12 @@ def function_id(info: Any, version: str | int | None = None) -> str:
     Raises:
         UnkeyableError: Something it closes over has no content.
     """
-    module, named = info.module, info.name != "<lambda>"
+    module = info.module
     if module in ("__main__", "__mp_main__"):
-        script = ambient.main_script()
-        module, named = script or module, named and script is not None
+        module = ambient.main_script() or module
     name = f"{_escaped(module)}:{info.qualname}"
-    if not named and (code := code_digest(info.fn)) is not None:
-        name += f"={code.decode()}"  # any program may have a function of that name
+    if info.name == "<lambda>" and (code := code_digest(info.fn)) is not None:
+        name += f"={code.decode()}"  # it has no name that distinguishes it from others
     bound = bound_to(info.fn)
     if bound:
         try:
