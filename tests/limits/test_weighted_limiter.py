@@ -117,10 +117,20 @@ def test_a_debt_larger_than_the_window_is_over_after_one_period(clock):
     assert limiter.acquire(cost=99) == 0
 
 
+def test_a_debt_counts_from_the_moment_at_which_it_is_known(clock):
+    limiter = RateLimiter("100 tokens/minute")
+    reservation = limiter.reserve(cost=10)
+    clock.advance(50)
+    reservation.settle(100)
+    clock.advance(15)
+    assert [limiter.try_acquire(cost=cost) for cost in (11, 10)] == [False, True]
+
+
 def test_a_refund_for_what_has_left_the_window_is_none(clock):
     limiter = RateLimiter("100 tokens/minute")
     reservation = limiter.reserve(cost=100)
-    clock.advance(120)
+    # What is spent now is counted in the place where that was: 128 parts of the window, and one.
+    clock.advance(129 * 60 / 128)
     limiter.acquire(cost=90)
     reservation.settle(0)
     assert [limiter.try_acquire(cost=cost) for cost in (11, 10)] == [False, True]

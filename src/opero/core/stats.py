@@ -119,6 +119,12 @@ class Stats:
         names = ("calls", "failures", "retries", "fallbacks", "gave_up", "hits", "misses", "shared")
         return {name: getattr(self, name) for name in (*names, "stale", "slept", "waited")}
 
+    def take(self) -> dict[str, float]:
+        """Return the counters that are not zero, by name, and set them to zero."""
+        counted = {name: value for name, value in self.as_dict().items() if value}
+        self.reset()
+        return counted
+
     def __repr__(self) -> str:
         counted = {name: value for name, value in self.as_dict().items() if value}
         shown = " ".join(

@@ -399,3 +399,38 @@ def test_lease_of_another_process_outlasts_a_call_that_is_not_ready_to_wait(
     with pytest.raises(DeadlineError, match="another caller's result"):
         face.run(f, 1)
     assert execute(folder, "SELECT owner FROM Lease") == [("another",)]
+
+
+def test_leader_short_of_time_hands_its_flight_to_one_waiter(folder: Path) -> None:
+    came: list[int] = []
+
+    def key_of(x: int) -> int:
+        came.append(x)
+        return x
+
+    f = opero(cache_backend=f"disk:{folder}", retries=0, cache_key=key_of)(work)
+    f(1)
+    Crowd.wait_for(lambda: not execute(folder, "SELECT * FROM Lease"))
+    ((key,),) = execute(
+        folder, "SELECT key FROM Cache WHERE key LIKE '%work%' AND key NOT LIKE '~%'"
+    )
+    f.cache.invalidate(1)
+    execute(folder, "INSERT INTO Lease VALUES (?, 'another', ?)", key, time.time() + 9)
+    came.clear()
+
+    def slowly(x: int) -> int:
+        Crowd.wait_for(lambda: len(came) == 3)  # the leader and both waiters
+        time.sleep(0.05)
+        return 2 * x
+
+    World.body = slowly
+    with ThreadPoolExecutor(3) as threads:
+        leader = threads.submit(f.with_options(deadline=0.2), 1)
+        time.sleep(0.02)
+        waiters = [threads.submit(f.call, 1) for _ in range(2)]
+        with pytest.raises(DeadlineError):
+            leader.result()
+        execute(folder, "DELETE FROM Lease")
+        # Had both of them become leaders, none would have got the other's outcome.
+        assert sorted(waiter.result().source for waiter in waiters) == ["fresh", "shared"]
+    assert World.calls == 2

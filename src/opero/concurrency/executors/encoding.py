@@ -166,9 +166,7 @@ def encode_chunk(
     return (entries, dumps_with_errors(chunk.parked) if chunk.parked else None), used
 
 
-def encode_done(
-    done: Done, stats: dict[str, float] | None, events: Iterable[Event]
-) -> tuple[Any, ...]:
+def encode_done(done: Done, stats: dict[str, float], events: Iterable[Event]) -> tuple[Any, ...]:
     """Return the content of results.
 
     Args:
@@ -183,7 +181,7 @@ def encode_done(
         outcome.fallback = encode_value(outcome.fallback, "fallback", None)
     odd = dumps_with_errors(done.odd) if done.odd else None
     return (
-        done.places, done.values, odd, done.busy_s, stats or None, [*map(_dump_event, events)]
+        done.places, done.values, odd, done.busy_s, stats, [*map(_dump_event, events)]
     )  # fmt: skip
 
 
@@ -218,7 +216,7 @@ def decode_done(
     facts = None
     if stats or events:
         loaded = tuple(map(pickle.loads, events))
-        facts = WorkerFacts(stats=stats or {}, events=loaded)
+        facts = WorkerFacts(stats=stats, events=loaded)
     return Done(chunk, places, values, odd, busy_s, facts, weight)
 
 

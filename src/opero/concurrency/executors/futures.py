@@ -478,9 +478,7 @@ class _RemoteJob:
                 values.append(None)
         done = Done(0, range(len(values)), values, odd, perf_counter() - began)
         with self._lock:
-            stats = self._job.pipeline.stats
-            counted = {name: amount for name, amount in stats.as_dict().items() if amount}
-            stats.reset()
+            counted = self._job.pipeline.stats.take()
             events, self._events[:] = self._events[:], []
         unshared = unshared_objects() if self._foreign else []
         return pickle.dumps((encode_done(done, counted, events), unshared), 5)

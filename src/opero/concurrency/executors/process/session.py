@@ -316,31 +316,27 @@ class WorkerSession:
             chunk: The chunk.
             interrupts: Whether an item is under way: counters and events are consistent between items only.
         """
+        if chunk.over:
+            # Nothing that was printed waits for the next chunk.
+            flush_output()
+        running, self.chunk = self.chunk, None
         if not interrupts:
             self.encode(chunk)
         known = chunk.kept, self.retires()
-        if not chunk.values and chunk.known == known:
-            return
-        chunk.known, done = known, chunk.done()
-        stats: dict[str, float] | None = None
-        events: list[Event] = []
-        if not interrupts:
-            counters = self.job.pipeline.stats
-            stats = {name: amount for name, amount in counters.as_dict().items() if amount}
-            counters.reset()
-            events, self._events[:] = self._events[:], []
-        buffer, shared = self._buffer, False
-        if buffer is not None and buffer.used and self._filled_by is chunk:
-            self._buffer, shared = None, True
-            self._sent += 1
-        content = encode_done(done, stats, events)
-        self.send(DONE, chunk.number, *known, shared, *content)
-
-    def end(self, chunk: RunningChunk) -> None:
-        """Send the last results of a chunk."""
-        self.flush(chunk)
-        # Nothing that was printed waits for the next chunk.
-        flush_output()
+        if chunk.values or chunk.known != known:
+            chunk.known, done = known, chunk.done()
+            stats: dict[str, float] = {}
+            events: list[Event] = []
+            if not interrupts:
+                stats = self.job.pipeline.stats.take()
+                events, self._events[:] = self._events[:], []
+            buffer, shared = self._buffer, False
+            if buffer is not None and buffer.used and self._filled_by is chunk:
+                self._buffer, shared = None, True
+                self._sent += 1
+            content = encode_done(done, stats, events)
+            self.send(DONE, chunk.number, *known, shared, *content)
+        self.chunk = running
 
     def _answer(self, *_: object) -> None:
         """Send what is done of a chunk whose present item takes long, and give back what has not begun.
@@ -363,7 +359,8 @@ class WorkerSession:
     def add(
         self, chunk: RunningChunk, position: int, value: Any, outcome: ItemOutcome | None
     ) -> None:
-        """Note what became of an item."""
+        """Note what became of an item; this is not interrupted."""
+        running, self.chunk = self.chunk, None
         self.encode(chunk)
         if outcome is None:
             value = self._encode(chunk, value)
@@ -374,13 +371,16 @@ class WorkerSession:
             chunk.places.append(position)
         chunk.values.append(value)
         chunk.encoded += 1
+        self.chunk = running
 
     def encode(self, chunk: RunningChunk) -> None:
         """Encode the results that stand as the function returned them."""
+        running, self.chunk = self.chunk, None
         values, begin = chunk.values, chunk.encoded
         if not set(map(type, values[begin:] if begin else values)) <= PLAIN:
             values[begin:] = [self._encode(chunk, value) for value in values[begin:]]
         chunk.encoded = len(values)
+        self.chunk = running
 
     def _encode(self, chunk: RunningChunk, value: Any) -> Any:
         if type(value) in PLAIN:

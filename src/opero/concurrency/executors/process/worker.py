@@ -97,7 +97,7 @@ def _serve(session: WorkerSession) -> None:
         _run(session, chunk)
         session.chunk = None
         session.tasks += chunk.reported + len(chunk.values)
-        session.end(chunk)
+        session.flush(chunk)
 
 
 def _run(session: WorkerSession, chunk: RunningChunk) -> None:
@@ -129,28 +129,24 @@ def _run(session: WorkerSession, chunk: RunningChunk) -> None:
                     result = run(item, None, failed)
                 # A frame that names an error which passes through it is a reference cycle.
                 failed = None
-                _add(session, chunk, begun - base - 1, result)
+                session.add(chunk, begun - base - 1, *result)
             elif values and type(values[-1]) not in PLAIN:
                 # Encoded before the next item begins, which may be slow: `_answer` sends what is encoded alone.
                 largest = 1
-                session.chunk = None
                 session.encode(chunk)
-                session.chunk = chunk
         else:
             for begun, item in islice(entries, block):
                 page[BEGUN] = begun
                 position = begun - base - 1
-                _add(
-                    session, chunk, position, _run_entry(session, item, chunk.parked.get(position))
-                )
+                parked = chunk.parked.get(position)
+                session.add(chunk, position, *_run_entry(session, item, parked))
                 if session.full or session.asked:
                     break
         ended = now()
         if ended >= due or session.full or session.asked:
-            session.chunk, session.asked = None, False
+            session.asked = False
             if not chunk.over:
                 session.flush(chunk)
-            session.chunk = chunk
             if page[STOP]:
                 chunk.cut(begun - base)
             due = now() + FLUSH
@@ -161,13 +157,6 @@ def _run_entry(session: WorkerSession, entry: Any, parked: Parked | None) -> Res
     """Open an item and run it."""
     item, failed = decode_value(entry, "item", session.copy)
     return session.runner.run(item, parked) if failed is None else (None, failed)
-
-
-def _add(session: WorkerSession, chunk: RunningChunk, position: int, result: Result) -> None:
-    """Note what became of an item; what fills the buffer is not interrupted."""
-    session.chunk = None
-    session.add(chunk, position, *result)
-    session.chunk = chunk
 
 
 # --- several at once ------------------------------------------------------------------------------
@@ -207,7 +196,7 @@ async def _serve_loop(session: WorkerSession) -> None:
                 if chunk.next < chunk.kept:
                     # What has not begun is given back.
                     chunk.cut(chunk.next)
-                    _send_done(session, chunk)
+                    session.flush(chunk)
     beating.cancel()
 
 
@@ -261,7 +250,7 @@ async def _run_coroutines(
         session.add(chunk, position, *result)
         del result
         if chunk.over or session.full:
-            _send_done(session, chunk)
+            session.flush(chunk)
         elif not chunk.soon:
             chunk.soon = True
             group.create_task(_send_soon(session, chunk))
@@ -275,13 +264,6 @@ async def _send_soon(session: WorkerSession, chunk: RunningChunk) -> None:
     await asyncio.sleep(_SOON)
     chunk.soon = False
     session.flush(chunk)
-
-
-def _send_done(session: WorkerSession, chunk: RunningChunk) -> None:
-    if chunk.over:
-        session.end(chunk)
-    else:
-        session.flush(chunk)
 
 
 async def _beat(session: WorkerSession, limit: float | None) -> None:

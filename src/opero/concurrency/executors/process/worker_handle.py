@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -18,7 +19,7 @@ from opero.concurrency.executors.process.start import EXIT_STATUS, Channel, read
 from opero.utils.secrets import mask_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from opero.concurrency.executors.base import Why
     from opero.concurrency.executors.encoding import Span
@@ -47,7 +48,7 @@ class PendingChunk:
 
     number: int
     message: bytes
-    left: range | set[int]
+    left: Collection[int]
     kept: int
     buffers: list[SharedBuffer]
     suspect: bool
@@ -55,20 +56,11 @@ class PendingChunk:
     since: float = 0.0
     size: int = 0
 
-    def take_out(self, places: Sequence[int]) -> None:
-        """Note that positions are reported."""
-        if len(places) == len(self.left):
-            self.left = range(0)
-            return
-        if isinstance(self.left, range):
-            self.left = set(self.left)
-        self.left.difference_update(places)
-
     def cut(self, kept: int) -> list[int]:
         """Note that the worker does nothing from a position on; return the positions that are free now."""
         free = [place for place in sorted(self.left) if place >= kept]
         self.kept = kept
-        self.take_out(free)
+        self.left = set(self.left).difference(free)
         return free
 
 

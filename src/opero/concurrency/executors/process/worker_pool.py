@@ -301,8 +301,9 @@ class ProcessEngine:
         # The worker may use the buffer again.
         worker.page[COPIED] += shared
         if done.values:
-            pending.take_out(done.places)
-            worker.open -= len(done.places)
+            left, places = pending.left, done.places
+            pending.left = () if len(left) == len(places) else set(left).difference(places)
+            worker.open -= len(places)
             # While something is done, a new worker is worth a try.
             self._without_item, self._failed_starts = 0, 0.0
             self._reports.append(done)
