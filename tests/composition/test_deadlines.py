@@ -149,7 +149,7 @@ def test_an_asynchronous_call_is_cancelled() -> None:
 def test_after_a_real_failure_that_failure_is_what_the_caller_gets() -> None:
     calls = []
 
-    @opero(cache=False, deadline=0.3, min_delay=0)
+    @opero(cache=False, deadline=1, min_delay=0)
     async def fetch() -> None:
         calls.append(1)
         if len(calls) == 1:

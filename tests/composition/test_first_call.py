@@ -133,7 +133,7 @@ def test_a_call_that_timed_out_keeps_its_permit_until_its_thread_is_done(
 ) -> None:
     limit, go = ConcurrencyLimit(2), threading.Event()
 
-    @opero(**{**options, "timeout": 0.5, "concurrency": limit})
+    @opero(**{**options, "timeout": 1.0, "concurrency": limit})
     def ask(x: Any, model: Any = MODELS) -> Any:
         if (x, model) == (1, "a"):
             assert limit.in_flight == 1

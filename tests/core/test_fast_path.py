@@ -229,7 +229,7 @@ def test_a_task_that_its_deadline_cuts_short_has_not_failed(
     @opero(
         cache=False,
         retries=3,
-        deadline=0.2,
+        deadline=0.6,
         timeout=timeout,
         circuit_breaker=breaker,
         concurrency=limit,

@@ -513,7 +513,7 @@ def slow_thread(pauses: list[float]) -> Callable[..., Any]:
     ("options", "pauses", "count", "error"),
     [
         ({"timeout": 0.4}, [0.0, 0.0, 30.0], 2, CallTimeoutError),
-        ({"timeout": 0.4}, [0.03] * 16, 16, None),
+        ({"timeout": 1.0}, [0.13] * 8, 8, None),
         ({"timeout": 30, "idle_timeout": 0.4}, [0.5, 0.0, 30.0], 2, CallTimeoutError),
         ({"idle_timeout": 0.4}, [0.5, 0.0], 2, None),
         ({"deadline": 0.25, "timeout": 30}, [0.1] * 9, None, DeadlineError),

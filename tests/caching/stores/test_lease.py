@@ -223,7 +223,7 @@ class TestInOneProcess:
     def test_a_deadline_ends_the_wait(self, face: Face, options: dict[str, Any]) -> None:
         body = face.of(work)
         with Busy(face, opero(**options)(body)):
-            other = opero(**options, deadline=0.2)(body)
+            other = opero(**options, deadline=0.6)(body)
             with pytest.raises(DeadlineError, match="another caller's result"):
                 face.run(other, 1)
         assert World.calls == 1
@@ -236,7 +236,7 @@ class TestInOneProcess:
         face.run(opero(**options)(body), 1)
         time.sleep(0.06)
         with Busy(face, opero(**options)(body)):
-            other = opero(**options, deadline=0.2)(body)
+            other = opero(**options, deadline=0.6)(body)
             receipt = face.run(other.call, 1)
         assert (receipt.value, receipt.source) == (2, "stale")
 
@@ -388,7 +388,7 @@ def test_lease_of_a_killed_process_runs_out(face: Face, folder: Path) -> None:
 def test_lease_of_another_process_outlasts_a_call_that_is_not_ready_to_wait(
     face: Face, folder: Path
 ) -> None:
-    f = opero(cache_backend=f"disk:{folder}", retries=0, deadline=0.05)(face.of(work))
+    f = opero(cache_backend=f"disk:{folder}", retries=0, deadline=1)(face.of(work))
     face.run(f.with_options(deadline=None), 1)
     Crowd.wait_for(lambda: not execute(folder, "SELECT * FROM Lease"))
     ((key,),) = execute(

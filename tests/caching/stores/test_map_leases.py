@@ -301,12 +301,12 @@ def test_a_deadline_ends_the_wait(
 def test_an_old_result_stands_in_when_the_deadline_ends_the_wait(
     options: dict[str, Any], face: Face, other_process: Stranger
 ) -> None:
-    options |= {"cache_ttl": 0.05, "cache_stale_ttl": 60, "deadline": 0.3}
+    options |= {"cache_ttl": 0.05, "cache_stale_ttl": 60}
     f = operomap(**options)(face.of(work))
     face.run(f, [1])
     time.sleep(0.06)
     Stranger(f.cache._cache.store.backend, f).acquire(1)
-    result = face.run(f.map, [1])
+    result = face.run(f.with_options(deadline=1).map, [1])
     assert (result.values, result.stale, World.calls) == ([[1]], 1, [1])
 
 
