@@ -234,3 +234,19 @@ def install_tape(new: Tape | None) -> Tape | None:
 
 if os.environ.get("OPERO_DISABLE", "").strip().lower() in {"1", "true", "yes", "on"}:
     set_disabled(True)
+
+
+# --- the program ------------------------------------------------------------------------------------------------------
+
+_NOTEBOOK: Final = "JPY_SESSION_NAME"
+"""The variable in which Jupyter says what the notebook is called."""
+adopted_scripts: Final[list[str]] = []
+"""In a worker process, whose own `__main__` is none of the program's: the file of the program, if it has one."""
+
+
+def main_script() -> str | None:
+    """Return the file of the running program, in its workers too; None if it was typed into an interpreter."""
+    script = getattr(sys.modules["__main__"], "__file__", None) or os.environ.get(_NOTEBOOK)
+    script = next(iter(adopted_scripts), script)
+    # Not by pathlib, which is costly to import.
+    return os.path.realpath(script) if script else None

@@ -8,6 +8,7 @@ import enum
 import functools
 import gc
 import inspect
+import os
 import subprocess
 import sys
 import threading
@@ -19,9 +20,15 @@ import numpy as np
 import pytest
 
 from opero import opero
-from opero.caching.keys.function_keys import FunctionKeys, InstanceTokens, code_digest, function_id
+from opero.caching.keys.function_keys import (
+    FunctionKeys,
+    InstanceTokens,
+    code_digest,
+    function_id,
+)
 from opero.core.function import FunctionInfo
 from opero.errors import OperoUsageError, UnkeyableError
+from opero.utils import ambient
 
 pytestmark = pytest.mark.internal
 
@@ -468,6 +475,12 @@ def test_text_keys_are_the_same_in_every_process():
         for seed in ("0", "1", "2")
     }
     assert len(runs) == 1
+
+
+def test_a_notebook_is_what_jupyter_calls_it(monkeypatch, tmp_path):
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
+    monkeypatch.setenv("JPY_SESSION_NAME", str(tmp_path / "rates.ipynb"))
+    assert ambient.main_script() == os.path.realpath(tmp_path / "rates.ipynb")
 
 
 def test_function_that_closes_over_a_module_has_a_name_in_shared_stores():

@@ -364,6 +364,28 @@ def test_a_broken_input_and_an_early_break_leave_nothing(program: Program, befor
 
 
 @ways
+def test_workers_find_what_the_script_has_cached(program: Program, before: str) -> None:
+    text = """
+        from pathlib import Path
+        from opero import opero, operomap
+
+        @opero(cache_backend="disk:cache", retries=0)
+        def price(n):
+            with open("calls", "a") as calls:
+                calls.write(f"{n} ")
+            return n * 10
+
+        @operomap(mode="process", workers=1, cache=False, progress=False)
+        def total(n):
+            return price(n)
+
+        price(1)
+        print(total([1, 2]), price(2), Path("calls").read_text())
+        """
+    assert program.run(text, before) == "[10, 20] 20 1 2 \n"
+
+
+@ways
 def test_limits_of_a_script_are_one_in_all_its_workers(program: Program, before: str) -> None:
     text = """
     import os, time

@@ -17,7 +17,6 @@ digest.
 from __future__ import annotations
 
 import functools
-import os
 import sys
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -28,6 +27,7 @@ from typing import Any, Final
 from opero.caching.keys.canonical import FAST_TYPES, digest, fast_part, pair_head, pairs_digest
 from opero.caching.keys.content import Unkeyable
 from opero.errors import StoreError, UnkeyableError
+from opero.utils import ambient
 from opero.utils.parameters import (
     KEYWORD_ONLY,
     POSITIONAL_OR_KEYWORD,
@@ -300,9 +300,7 @@ def function_id(info: Any, version: str | int | None = None) -> str:
     """
     module = info.module
     if module in ("__main__", "__mp_main__"):
-        script = getattr(sys.modules["__main__"], "__file__", None)
-        # Not by pathlib, which is costly to import.
-        module = os.path.realpath(script) if script else module
+        module = ambient.main_script() or module
     name = f"{_escaped(module)}:{info.qualname}"
     if info.name == "<lambda>" and (code := code_digest(info.fn)) is not None:
         name += f"={code.decode()}"  # it has no name that distinguishes it from others

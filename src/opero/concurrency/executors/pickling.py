@@ -149,6 +149,7 @@ class JobSpec(NamedTuple):
         disabled: Whether retries, waits and caches are switched off.
         interpreter: The `registry.uid` of the map.
         stops: Whether the map may be stopped by its user while it runs.
+        script: The file of the program, None if it has none: `ambient.main_script` goes by it.
     """
 
     fields: dict[str, Any]
@@ -158,6 +159,7 @@ class JobSpec(NamedTuple):
     disabled: bool = False
     interpreter: str = ""
     stops: bool = False
+    script: str | None = None
 
     @classmethod
     def of(cls, job: MapJob) -> JobSpec:
@@ -169,7 +171,9 @@ class JobSpec(NamedTuple):
         listens = "bus" if everything else "function" if emitter.active else None
         options = shared_options(job.pipeline)
         stops = job.stopped is not None
-        return cls(fields, options, listens, _levels(), ambient.disabled(), registry.uid, stops)
+        file = getattr(sys.modules["__main__"], "__file__", None)
+        disabled, script = ambient.disabled(), next(iter(ambient.adopted_scripts), file)
+        return cls(fields, options, listens, _levels(), disabled, registry.uid, stops, script)
 
     def pickled(self, way_out: str = 'mode="thread"') -> bytes:
         """Pickle for an interpreter that has nothing of this program.

@@ -265,6 +265,7 @@ class WorkerSession:
             # Random numbers of its own; `random` does so by itself after a fork.
             numpy_random.seed()
         worker_process.append(True)
+        ambient.adopted_scripts[:] = [spec.script] if spec.script else []
         ambient.set_disabled(spec.disabled)
         if spec.loggers is not None:
             _forward_logs(spec.loggers, self.send)
