@@ -243,6 +243,11 @@ class Deadline:
         """Enter the deadline of a call that begins now, on the fast path."""
         return _enter(monotonic() + self.seconds)
 
+    def note(self, call: Call, scope: DeadlineScope) -> None:
+        """Write on a call that failed on the fast path when it began, and whether the deadline has cut it short."""
+        call.started = scope.end - self.seconds
+        call.overdue = scope.overdue
+
     def _begin(self, call: Call) -> DeadlineScope:
         """Set the call's deadline, for its stages and for what the function calls."""
         # A call that was parked in a pause goes on with what is left of its budget.

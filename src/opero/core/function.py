@@ -82,6 +82,17 @@ class FunctionInfo:
         except (TypeError, ValueError):
             return inspect.signature(lambda *args, **kwargs: None)  # some builtins have none
 
+    def wraps(self, wrapper: types.FunctionType) -> Callable[..., Any]:
+        """Give a wrapper what the function carries, as `functools.wraps` does, and return it."""
+        if not isinstance(self.fn, types.FunctionType):
+            import inspect
+
+            if not inspect.isroutine(self.fn):
+                # What a class, an object or a partial carries is its own and not the function's.
+                wrapper.__doc__ = unwrap_partial(self.fn).__doc__
+                return functools.update_wrapper(wrapper, self.fn, assigned=(), updated=())
+        return functools.update_wrapper(wrapper, self.fn)
+
     @property
     def owner(self) -> str:
         """Name that distinguishes it from all others, also where one decorated function is decorated again."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import defaultdict
 from collections.abc import Callable
 from time import monotonic
 from types import CodeType, FunctionType, SimpleNamespace
@@ -22,7 +21,6 @@ from opero.caching.keys.function_keys import key_names, key_source
 from opero.caching.memory import Entry, MemoryStore
 from opero.core.call import Call
 from opero.core.deadline import leave
-from opero.core.function import unwrap_partial
 from opero.core.stream import STREAMS, AsyncStream
 from opero.utils.ambient import switch
 from opero.utils.parameters import NoDefault, defaults_of, write_parameters
@@ -44,8 +42,7 @@ _STAGES: Final = "return {wait}_opero_run({new_call})"
 _FAST_PATH: Final = """\
 if _opero_switch.on or _opero_fast_path.closed:
     return {wait}_opero_run({new_call})
-{find_key}
-{hit}
+{find}
 {rest}
 """
 
@@ -108,13 +105,10 @@ else:
 """
 
 # A thread that the call leaves behind when its time is over is noted in it.
+_LEAVE_LATER: Final = "_opero_concurrency.leave(_opero_held, _opero_call)"
 _IN_THREAD: Final = "_opero_timeout.run(_opero_partial(_opero_fn, {forward}), _opero_call)"
 
-# A call that its deadline has cut short has not failed, and what it used of its time is used.
-_LATE: Final = """\
-_opero_call.started = _opero_scope.end - _opero_deadline.seconds
-_opero_call.overdue = _opero_scope.overdue
-"""
+_LATE: Final = "_opero_deadline.note(_opero_call, _opero_scope)"
 
 # The circuit's stage counts failures; a call that is interrupted does not count in a closed circuit.
 _SUCCEEDED: Final = "_opero_permit.silent or _opero_permit.success(_opero_result)"
@@ -135,12 +129,17 @@ _DROPS: Final = {
     "cache": ("_opero_flight", "_opero_cache.drop(_opero_flight)"),
 }
 """What a call that ends with an error may still have, by stage, innermost first: its name, and what gives it back."""
+_AROUND: Final = {
+    "concurrency": ("", "if _opero_held:\n    {leave_permit}\n    _opero_held = None"),
+    "deadline": ("_opero_scope = _opero_deadline.begin()", "_opero_leave(_opero_scope)"),
+}
+"""What begins and ends around a first call, by stage, innermost first."""
 _OF_PIPELINE: Final = (*_PASSES, "cache", "deadline", "fast_path", "run", "timeout")
 
 _WITHIN: Final = """\
 {enter}
 try:
-    {body}
+    {within}
 finally:
     {leave}
 """
@@ -168,15 +167,7 @@ def make_wrapper(pipeline: Pipeline) -> Callable[..., Any]:
     function, generator function or asynchronous generator function exactly if the original is one.
     """
     info = pipeline.info
-    wrapper = _made(_source(pipeline), info, _names(pipeline))
-    if not isinstance(info.fn, FunctionType):
-        import inspect
-
-        if not inspect.isroutine(info.fn):
-            # What a class, an object or a partial carries is its own and not the function's.
-            wrapper.__doc__ = unwrap_partial(info.fn).__doc__
-            return functools.update_wrapper(wrapper, info.fn, assigned=(), updated=())
-    return functools.update_wrapper(wrapper, info.fn)
+    return info.wraps(_made(_source(pipeline), info, _names(pipeline)))
 
 
 def make_call(pipeline: Pipeline) -> Callable[..., Any]:
@@ -194,7 +185,6 @@ def make_call(pipeline: Pipeline) -> Callable[..., Any]:
 
 def _made(source: str, info: FunctionInfo, names: dict[str, Any]) -> FunctionType:
     """Make a function of its source and the names that it uses, with the name of the original."""
-    names |= {f"default_{n}": p.default for n, p in enumerate(info.calling)}
     scope = _SHARED | {f"_opero_{name}": value for name, value in names.items()}
     code = _compiled(source)
     # What tracebacks and debuggers ask for the text: `linecache` itself costs a tenth of importing opero.
@@ -243,45 +233,33 @@ def _source(pipeline: Pipeline) -> str:
         "late": "" if pipeline.deadline is None else _LATE,
         "succeeded": "" if pipeline.circuit is None else _SUCCEEDED,
         "land": "" if cache is None else _LAND,
-        "first_call": _first_call(pipeline, in_thread=in_thread),
-        "find_key": "",
-        "hit": "",
+        # A thread that is left behind keeps the permit; the call knows it.
+        "leave_permit": _LEAVE_LATER if in_thread else "_opero_limit.leave(_opero_held)",
+        "first_call": _first_call(pipeline),
     }
-    rest = _FIRST if fast else _STAGES
+    find, rest = "", _FIRST if fast else _STAGES
     if cache is not None and (cache.in_memory or fast):
-        names = cache.keys.fast_parameters if cache.in_memory else ()
-        of_instance = cache.keys.instances is not None
-        key = key_source(names, pipeline.info.calling, of_instance=of_instance)
-        parts |= {"find_key": key, "hit": _HIT if cache.in_memory else ""}
+        find, rest = key_source(cache.keys, typed=cache.in_memory), _LOOK_UP
+        find += _HIT if cache.in_memory else ""
         parts["lead"] = _LEAD if fast else "_opero_flight = None"
-        rest = _LOOK_UP
     drops = dict(drop for stage, drop in _DROPS.items() if getattr(pipeline, stage) is not None)
     if fast and drops:
         parts |= {"names": " = ".join(drops), "guarded": rest, "drops": "\n".join(drops.values())}
         rest = _GUARDED
-    parts["rest"] = rest
-    return _fill(_FUNCTION, parts | {"body": STREAMS.get(kind, _FAST_PATH)})
+    parts |= {"find": find, "rest": rest, "body": STREAMS.get(kind, _FAST_PATH)}
+    return _fill(_FUNCTION, parts)
 
 
-def _first_call(pipeline: Pipeline, *, in_thread: bool) -> str:
+def _first_call(pipeline: Pipeline) -> str:
     """Write the first call of a function with its guards around it."""
     body = _FIRST_CALL
     passes = [test for guard, test in _PASSES.items() if getattr(pipeline, guard) is not None]
     if passes:
         body = _fill("if {passes}:\n    {body}\n", {"passes": " and ".join(passes), "body": body})
-    if pipeline.concurrency is not None:
-        # A thread that is left behind keeps the permit; the call knows it.
-        more = "_opero_concurrency.leave(_opero_held, _opero_call)"
-        leave_permit = more if in_thread else "_opero_limit.leave(_opero_held)"
-        held = f"if _opero_held:\n    {leave_permit}\n    _opero_held = None"
-        body = _within("", body, held)
-    if pipeline.deadline is not None:
-        body = _within("_opero_scope = _opero_deadline.begin()", body, "_opero_leave(_opero_scope)")
+    for stage, (enter, leave_stage) in _AROUND.items():
+        if getattr(pipeline, stage) is not None:
+            body = _fill(_WITHIN, {"enter": enter, "within": body, "leave": leave_stage})
     return body
-
-
-def _within(enter: str, body: str, leave: str) -> str:
-    return _fill(_WITHIN, {"enter": enter, "body": body, "leave": leave})
 
 
 def _fill(template: str, parts: dict[str, str]) -> str:
@@ -305,10 +283,9 @@ def _fill(template: str, parts: dict[str, str]) -> str:
 @functools.lru_cache(maxsize=512)
 def _compiled(source: str) -> CodeType:
     """Return the code of the function that a source defines."""
-    # Not by `compile`, which first makes the hundred classes of `ast`: a tenth of what importing opero costs. Defaults
-    # are of no interest here.
-    names: dict[str, Any] = defaultdict(str)
-    exec(source, {}, names)  # noqa: S102 - our template, names only
+    # Not by `compile`, which first makes the hundred classes of `ast`: a tenth of what importing opero costs.
+    names: dict[str, Any] = {}
+    exec(source, names)  # noqa: S102 - our template, names only
     made: FunctionType = names["_wrapper"]
     # Tracebacks ask no loader for a name that ends with ">".
     return made.__code__.replace(co_filename=f"<opero wrapper> {hash(source):x}")

@@ -129,7 +129,7 @@ def stars(parameter: Parameter) -> str:
 def write_parameters(
     parameters: Sequence[Parameter], sent: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Write parameters as in a `def`, without annotations and with defaults by reference, and as arguments.
+    """Write parameters as in a `def`, without annotations and defaults, and as arguments.
 
     Args:
         parameters: The parameters.
@@ -138,13 +138,12 @@ def write_parameters(
     given = {p.name: p.name for p in parameters} | dict(sent or {})
     declared: list[str] = []
     before = POSITIONAL_OR_KEYWORD
-    for n, p in enumerate(parameters):
+    for p in parameters:
         if before == POSITIONAL_ONLY != p.kind:
             declared.append("/")
         if p.kind == KEYWORD_ONLY and before < VAR_POSITIONAL:
             declared.append("*")
-        default = "" if p.default is NoDefault else f"=_opero_default_{n}"
-        declared.append(f"{stars(p)}{p.name}{default}")
+        declared.append(stars(p) + p.name)
         before = p.kind
     if before == POSITIONAL_ONLY:
         declared.append("/")

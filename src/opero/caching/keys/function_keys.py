@@ -454,27 +454,27 @@ def default_parts(parameters: Sequence[Parameter]) -> dict[int, Any]:
 
 def key_names(keys: FunctionKeys) -> dict[str, Any]:
     """Return the objects that the text of `key_source` refers to beside the cache and the types, without `_opero_`."""
-    parts = default_parts(keys.function.calling)
-    found: dict[str, Any] = {f"part_{n}": part for n, part in parts.items()}
+    parameters = keys.function.calling
+    parts = default_parts(parameters)
+    found: dict[str, Any] = {f"default_{n}": p.default for n, p in enumerate(parameters)}
+    found |= {f"part_{n}": part for n, part in parts.items()}
     if keys.instances is not None:
         found["token"] = keys.instances.tokens.get
     return found | {f"copy_{n}": list(part[1]) for n, part in parts.items()}
 
 
-def key_source(
-    names: tuple[str, ...], parameters: Sequence[Parameter], *, of_instance: bool
-) -> str:
+def key_source(keys: FunctionKeys, *, typed: bool) -> str:
     """Write, for a generated wrapper, the statement that makes the key of a call.
 
     Names other than the parameters' begin with `_opero_`: the type of parameter n, its default, the default's key part.
 
     Args:
-        names: Parameters from which it is made at once where all values are plain; empty for none.
-        parameters: All parameters.
-        of_instance: Whether it begins with the token of an instance.
+        keys: What makes the keys of the function.
+        typed: Whether the key is made at once, of types and values, where all values are plain.
     """
     any_other = "_opero_key = _opero_cache.key({args}, {kwargs})\n"
-    if not names:
+    names, parameters = keys.fast_parameters, keys.function.calling
+    if not (typed and names):
         return any_other
     tests, parts = [], []
     places = {p.name: n for n, p in enumerate(parameters)}
@@ -494,7 +494,7 @@ def key_source(
             part = f"_opero_part_{n} if {name} is _opero_default_{n} else {name}"
         tests.append(f"({' or '.join(kinds)})")
         parts.append(f"_opero_type_{n}, {part}")
-    if of_instance:
+    if keys.instances is not None:
         tests[0] = f"(_opero_instance := _opero_token(_opero_id({names[0]}))) is not None"
         parts[0] = "_opero_instance"
     # The types of all arguments are compared before their values: 1, True and 1.0 are different calls.
