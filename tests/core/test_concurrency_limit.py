@@ -16,7 +16,7 @@ import time
 
 import pytest
 
-from opero import ConcurrencyLimit
+from opero import ConcurrencyLimit, opero
 from opero.errors import BulkheadFullError, OperoUsageError
 
 
@@ -450,16 +450,37 @@ def test_permits_are_never_lost_or_doubled_by_threads_loops_and_cancellations():
             finally:
                 limit.release()
 
+    @opero(cache=False, retries=0, concurrency=limit)
+    def call(seconds):
+        enter()
+        time.sleep(seconds)
+        leave()
+
+    @opero(cache=False, retries=0, concurrency=limit)
+    async def acall(seconds):
+        enter()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            leave()
+
+    def threads_call(seed):
+        chance = random.Random(seed)
+        while time.monotonic() < end:
+            call(chance.choice([0, 0.0002]))
+
     async def loops_work(seed):
         chance = random.Random(seed)
         while time.monotonic() < end:
-            tasks = [asyncio.create_task(visit(chance)) for _ in range(8)]
+            visits = [visit(chance) for _ in range(6)] + [acall(0.0002), acall(0)]
+            tasks = [asyncio.create_task(one) for one in visits]
             await asyncio.sleep(chance.choice([0, 0, 0.001]))
             for task in chance.sample(tasks, 4):
                 task.cancel()
             await asyncio.wait(tasks)
 
     works = [functools.partial(threads_work, seed) for seed in range(3)]
+    works += [functools.partial(threads_call, seed) for seed in range(2)]
     works += [lambda seed=seed: asyncio.run(loops_work(seed)) for seed in range(2)]
     threads = [in_thread(work) for work in works]
     for thread in threads:

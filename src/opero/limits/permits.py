@@ -6,6 +6,7 @@ All threads and event loops count together, and so do the worker processes of a 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Hashable
@@ -346,7 +347,7 @@ class _Permits(HandoffQueue):
         with self.lock:
             while self.waiting and (permit := self.take()) is not None:
                 if self.wake_next(permit) is None:
-                    self._put_back(permit)
+                    self.put_back()
 
     def take(self, *, counted: bool = True) -> ConcurrencyPermit | None:
         """Take a permit of this process, and one of all processes.
@@ -377,15 +378,20 @@ class _Permits(HandoffQueue):
 
     def forget(self, permit: ConcurrencyPermit | None) -> None:
         """Count a permit no more; it is lost, unless its caller has it by a name."""
-        if permit in self.taken:
-            self.taken.remove(permit)
+        with contextlib.suppress(ValueError):
+            self.taken.remove(permit)  # type: ignore[arg-type]  # None is not there
 
     def own(self, permit: ConcurrencyPermit, current_task: CurrentTask | None) -> ConcurrencyPermit:
         """Return a permit that was counted to a caller that keeps it from now on, and note that as its holder."""
-        if permit not in self.taken:
-            # It was given back once too often: the caller's comes back to a queue that no caller uses.
-            permit = ConcurrencyPermit(_Permits(self._limit))
-        self.forget(permit)
+        try:
+            self.taken.remove(permit)
+        except ValueError:
+            # Another caller, that only knows how many it has, gave it back for one of its own.
+            try:
+                permit = self.taken.pop()
+            except IndexError:
+                # It gave back once too often: the caller's comes back to a queue that no caller uses.
+                permit = ConcurrencyPermit(_Permits(self._limit))
         permit.note_holder(current_task)
         return permit
 
@@ -407,17 +413,8 @@ class _Permits(HandoffQueue):
             permit = self.taken.pop()
         except IndexError:
             return
-        self._put_back(permit)
-
-    def _put_back(self, permit: ConcurrencyPermit) -> None:
-        self.forget(permit)
         self.free.append(permit)
         self.balance()
-
-    def _withdraw(self, waiter: Waiter) -> None:
-        if not self.leave(waiter) and waiter.value in self.taken:
-            self._put_back(waiter.value)
-            self.serve()
 
     def move(self, across: _FilePermits) -> None:
         """Share the permits from now on; those that are out are taken there too."""

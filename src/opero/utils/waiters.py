@@ -307,5 +307,5 @@ class HandoffQueue(WaitingLine):
 
     def _withdraw(self, waiter: Waiter) -> None:
         """Take a caller out whose wait was cut short, and pass on what it was given."""
-        if not self.leave(waiter) and waiter.value is True:
+        if not self.leave(waiter):
             self.give_back()
