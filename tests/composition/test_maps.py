@@ -189,3 +189,22 @@ def test_a_signal_ends_a_map_with_what_is_done(mode: MapMode) -> None:
     assert result.status == "cancelled"
     assert 4 <= result.done < 1_000
     assert result.by_index() == {n: n for n in result.indices}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize("options", [{}, {"timeout": 60}], ids=["plain", "timeout"])
+def test_a_forked_child_that_returns_from_an_item_ends(options: dict[str, Any]) -> None:
+    def work(x: int) -> int:
+        child = os.fork()
+        if child:
+            end = time.monotonic() + 60
+            while os.waitpid(child, os.WNOHANG) == (0, 0):
+                if time.monotonic() > end:
+                    os.kill(child, signal.SIGKILL)
+                    os.waitpid(child, 0)
+                    raise AssertionError("the child waits for other items")
+                time.sleep(0.001)
+        return x
+
+    mapped = MapMode("sync", mode="thread", workers=2, retries=0, **options).of(work)
+    assert mapped([1, 2]) == [1, 2]

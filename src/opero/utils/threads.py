@@ -7,6 +7,7 @@ The threads of calls are reused when idle, never exhausted, and never keep the i
 from __future__ import annotations
 
 import contextvars
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -149,6 +150,7 @@ class _PooledThread:
         self._has_call.release()
 
     def serve(self) -> None:
+        process = os.getpid()
         while True:
             if not self._has_call.acquire(timeout=_IDLE_SECONDS):
                 if self._retire():
@@ -158,6 +160,9 @@ class _PooledThread:
             call, self._call = self._call, None
             if call is not None:
                 call.run()
+                if os.getpid() != process:
+                    # The call has forked, and this is the child: nobody here waits for the outcome.
+                    return
                 # Idle before the caller knows: its next call then finds this thread.
                 _idle.append(self)
                 call.finish()

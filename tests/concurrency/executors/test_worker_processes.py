@@ -248,6 +248,7 @@ def work(n):
     logging.getLogger("app").info("item %d", n, extra={{"place": n}})
     logging.getLogger("quiet").info("not wanted")
     logging.getLogger("apart").warning("apart")
+    logging.getLogger("app").log(25, "told")
     try:
         raise ValueError(n)
     except ValueError:
@@ -258,6 +259,7 @@ class Keep(logging.Handler):
     def emit(self, record):
         self.kept.append(record)
 
+logging.addLevelName(25, "NOTICE")
 logging.basicConfig(level=logging.INFO, handlers=[Keep()])
 logging.getLogger("quiet").setLevel(logging.ERROR)
 logging.getLogger("apart").propagate = False
@@ -278,6 +280,8 @@ def test_log_records_of_workers_reach_the_loggers_of_the_program(
         "apart WARNING apart  False",
         "app INFO item 0 0 False",
         "app INFO item 1 1 False",
+        "app NOTICE told  False",
+        "app NOTICE told  False",
         "app ERROR failed  True",
         "app ERROR failed  True",
     ]

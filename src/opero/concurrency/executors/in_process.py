@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opero.concurrency.executors.base import Done, ItemOutcome
 from opero.concurrency.item_runner import ItemRunner
+from opero.utils.fork import reset_after_fork
 
 if TYPE_CHECKING:
     from asyncio import Runner
@@ -118,6 +119,12 @@ class ThreadExecutor:
         self._job = job
         self._runner = ItemRunner(job)
         self._plain = self._context is None and job.enter is None
+        reset_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Let the thread whose item has forked return in the child, which has no map."""
+        if self._threads:
+            self._stopped, self._take = True, lambda: None
 
     def submit(self, chunk: Chunk) -> None:
         """Put a chunk into the queue."""
@@ -249,6 +256,9 @@ class InlineExecutor(ThreadExecutor):
     def slots(self) -> int:
         """Return 1: one item at a time."""
         return 1
+
+    def after_fork(self) -> None:
+        """Go on in the child, too: the thread that runs the items is the program's."""
 
     def _start_workers(self) -> None:
         """Run what was submitted."""

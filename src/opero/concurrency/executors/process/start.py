@@ -429,7 +429,8 @@ def _begin_interpreter(theirs: socket.socket, output: int) -> subprocess.Popen[b
     executable = sys.executable if spawn is None else spawn.get_executable()
     if not executable or getattr(sys, "frozen", False):
         raise WorkerStartError(
-            'a fresh interpreter cannot be started from a frozen program: use start_method="fork"',
+            "a fresh interpreter cannot be started from a frozen program, or without sys.executable: "
+            'use start_method="fork"',
             None,
         )
     fds = [theirs.fileno(), output]

@@ -7,6 +7,7 @@ an item takes long is reported by a signal handler in that thread, when the pool
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import time
@@ -86,6 +87,7 @@ def _run_all(session: WorkerSession) -> None:
 
 def _serve(session: WorkerSession) -> None:
     """Run chunks until there are no more, or this worker has done its share."""
+    process = os.getpid()
     while not session.retires():
         try:
             chunk = session.receive()
@@ -95,6 +97,9 @@ def _serve(session: WorkerSession) -> None:
             chunk.cut(session.most - session.tasks)
         session.chunk = chunk
         _run(session, chunk)
+        if os.getpid() != process:
+            # An item has forked, and this is the child: what it returns is nobody's.
+            return
         session.chunk = None
         session.tasks += chunk.reported + len(chunk.values)
         session.flush(chunk)

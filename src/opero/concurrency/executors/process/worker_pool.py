@@ -477,6 +477,8 @@ def _handle_log(data: bytes) -> None:
     if raised is not None:
         error = pickle.loads(raised)  # noqa: S301 - as above
         record.exc_info = (type(error), error, error.__traceback__)
+    # Names of levels are the program's.
+    record.levelname = logging.getLevelName(record.levelno)
     logger = logging.getLogger(record.name)
     if logger.isEnabledFor(record.levelno):
         logger.handle(record)
