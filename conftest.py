@@ -7,12 +7,10 @@ import gc
 import io
 import os
 import re
-import sys
 import tempfile
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 
 import pytest
-from _pytest.assertion import rewrite
 from sybil import Example, Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
@@ -75,27 +73,9 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 1
 
 
-def pytest_collection(session: pytest.Session) -> None:
+def pytest_collection() -> None:
     """Collect no garbage while modules and thousands of tests are made, which all stay."""
     gc.disable()
-    # The parts of pytest that it uses are private: where they are others, each worker rewrites all files itself.
-    with suppress(Exception):
-        _rewrite_share(session.config)
-
-
-def _rewrite_share(config: pytest.Config) -> None:
-    """Rewrite a worker's share of the test files: in a fresh clone each would rewrite them all, for ten seconds."""
-    worker = getattr(config, "workerinput", None)
-    if worker is None or sys.dont_write_bytecode:
-        return
-    files = sorted((config.rootpath / "tests").rglob("test_*.py"))
-    for path in files[int(worker["workerid"].removeprefix("gw")) :: worker["workercount"]]:
-        folder = rewrite.get_cache_dir(path)
-        cached = folder / f"{path.stem}{rewrite.PYC_TAIL}"
-        if not cached.exists() and rewrite.try_makedirs(folder):
-            source_hash, code = rewrite._rewrite_test(path, config)  # noqa: SLF001 - see above
-            state = config.stash[rewrite.assertstate_key]
-            rewrite._write_pyc(state, code, source_hash, cached)  # noqa: SLF001
 
 
 def pytest_collection_finish() -> None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from _pytest._io.saferepr import saferepr
 
 __all__ = ["rows"]
 
@@ -39,7 +38,7 @@ def rows(
                 try:
                     test(**fixtures, **given)
                 except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 - raised below
-                    error.add_note(f"row: {saferepr(given, 500)}")
+                    error.add_note(f"row: {given!r:.500}")
                     failed.append(error)
             if failed:
                 raise BaseExceptionGroup(f"{len(failed)} of {len(table)} rows", failed)
