@@ -62,9 +62,7 @@ for entry in log:
     strip[place] = "✗" if entry.outcome == "429" else "▪" if strip[place] == "·" else strip[place]
 for start in range(0, len(strip), 80):
     print(f"{start * 0.025:5.1f} s  {''.join(strip[start : start + 80])}")
-print(
-    "         ▪ answered  ✗ 429  · nobody called     one character is 25 ms of the server's time\n"
-)
+print("         ▪ answered  ✗ 429  · no caller     one character is 25 ms of the server's time\n")
 print(f"{ask.stats.calls} calls for {CALLERS} callers, {ask.stats.failures} of them refused")
 print(f"calls in the {PAUSE} s that the server asked for: {len(meanwhile)}")
 print(ask.explain())

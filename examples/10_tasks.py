@@ -106,7 +106,7 @@ async def main() -> None:
             await event_bus.drain()
             print(f"   {error!r}: {error.__notes__[0]}")
 
-    print("\nbehind a circuit breaker: after two failures nobody asks")
+    print("\nbehind a circuit breaker: after two failures no call is made")
     shop = CircuitGroup(Task(broken), fail_max=2, reset_timeout=10, name="Shop")
     with events_shown():
         for _ in range(3):

@@ -265,7 +265,7 @@ def check_claims(
         )
     (file,) = decorated["download('tides.csv')"]
     claims.check(
-        "download() came from the third mirror: nobody listens at north, south breaks off",
+        "download() came from the third mirror: north refuses connections, south breaks off",
         file.fallback == "west" and file.calls == 3 and routes["/west/*"]["calls"] == 1,
     )
     answers = decorated[f"5 × ask({QUESTION!r})"]
@@ -294,7 +294,7 @@ def check_tiles(claims: Claims, tiles: MapResult[int], seen: dict[str, Any]) -> 
     lost = [failure.item for failure in tiles.failures]
     claims.check(
         f"{len(tiles.values)} of {len(TILES)} tiles came from worker processes, though the server"
-        " refused six calls; the one that killed its process cost nobody else anything",
+        " refused six calls; the one that killed its process cost no other tile",
         lost == [13] and tiles.values == [n for n in TILES if n != 13],
     )
     quota = seen["quota"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import pytest
 
 from opero import operomap
 from opero.errors import MapStopped, OperoUsageError, RateLimitPausedError
+from opero.testing import fake_clock
 
 if TYPE_CHECKING:
     from tests.conftest import Face
@@ -152,6 +154,93 @@ def test_stop_on_ends_a_map_with_what_is_done(mode: Any, face: Face) -> None:
     )
     assert result.values == list(range(5))
     assert 1 <= len(result.failures) < 20
+
+
+EVERYWHERE = [
+    {"mode": "thread"},
+    {"mode": "thread", "chunksize": 50},
+    {"mode": "process"},
+    {"mode": "process", "chunksize": 500},
+    {"mode": "async_process", "chunksize": 500},
+    {"mode": "auto"},
+    {"sequential": True},
+    {"sequential": True, "chunksize": 50},
+]
+
+
+def used_up(x: int) -> int:
+    if x >= 700:
+        raise RateLimitPausedError(12.0)
+    return x
+
+
+@pytest.mark.parametrize("options", EVERYWHERE, ids=str)
+def test_no_item_begins_after_the_one_that_ends_the_map(
+    options: dict[str, Any], face: Face
+) -> None:
+    given = {"cache": False, "retries": 0, "workers": 2, "stop_on": RateLimitPausedError}
+    mapped = operomap(**{**given, **options})(face.of(used_up))
+    result: MapResult[int] = face.run(mapped.map, range(5_000))
+    assert result.status == "stopped"
+    # One in each worker; a process with an event loop has 32 at work.
+    several = options.get("mode") == "async_process" and face.asynchronous
+    assert 1 <= len(result.failures) <= (64 if several else 2)
+    assert set(result.values) <= set(range(700))
+    assert len(result.indices) == len(set(result.indices))
+
+
+@pytest.mark.parametrize("options", [{"mode": "thread"}, {"mode": "async"}, {"sequential": True}])
+def test_no_item_begins_after_the_one_whose_error_is_raised(
+    options: dict[str, Any], face: Face
+) -> None:
+    def fail(x: int) -> None:
+        begun.append(x)
+        raise OSError(x)
+
+    begun: list[int] = []
+    given = {"cache": False, "retries": 0, "workers": 2, "chunksize": 100}
+    with pytest.raises(OSError, match=r"^\d+"):
+        face.run(operomap(**{**given, **options})(face.of(fail)), range(1_000))
+    assert len(begun) <= 2
+
+
+def test_items_at_hand_do_not_begin_once_there_are_too_many_errors() -> None:
+    def fail(x: int) -> None:
+        begun.append(x)
+        time.sleep(0.005)
+        raise OSError(x)
+
+    begun: list[int] = []
+    mapped = operomap(
+        mode="thread", cache=False, retries=0, workers=1, chunksize=200, max_errors=1
+    )(fail)
+    assert mapped.map(range(1_000)).status == "stopped"
+    assert len(begun) < 200
+
+
+def test_item_that_gets_an_expired_result_instead_ends_no_map() -> None:
+    calls: list[int] = []
+
+    def quota_later(x: int) -> int:
+        calls.append(x)
+        if len(calls) > 20:
+            raise RateLimitPausedError(12.0)
+        return x
+
+    with fake_clock() as clock:
+        mapped = operomap(
+            mode="thread",
+            cache_ttl=1,
+            cache_stale_ttl=60,
+            retries=0,
+            workers=2,
+            chunksize=10,
+            stop_on=RateLimitPausedError,
+        )(quota_later)
+        assert mapped.map(range(20)).status == "complete"
+        clock.advance(2)
+        result = mapped.map(range(20))
+    assert (result.status, result.values, result.stale) == ("complete", list(range(20)), 20)
 
 
 def test_list_of_results_raises_map_stopped_with_what_is_done() -> None:

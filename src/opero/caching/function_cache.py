@@ -408,7 +408,9 @@ class FunctionCache:
         flight: Flight | None = None
         try:
             if call.renews:
-                flight = call.flight or flights.replace(key)
+                flight = call.flight
+                if flight is None:
+                    flight = flights.replace(key)
             else:
                 expired = yield entries.find_step(key)
                 if expired is not None and (fresh := self.answers(key, expired)) is not None:
@@ -421,7 +423,7 @@ class FunctionCache:
                     flight = None
                     verdict = yield from flights.follow(key, call.deadline, blocking=blocking)
                     try:
-                        flight = verdict if verdict.__class__ is Flight else None
+                        flight = verdict if isinstance(verdict, Flight) else None
                         if verdict is Instruction.COMPUTE:
                             return verdict
                         if verdict is Instruction.LATE:

@@ -110,6 +110,8 @@ class MapRun(AbstractContextManager["MapRun"], AbstractAsyncContextManager["MapR
             if token is not None and scheduler.stopped is None and token.is_set():
                 self._cancelled = True
                 scheduler.stop("its stop_token was set")
+            if scheduler.stopped is not None:
+                self.executor.halt()
             slots, now = self.executor.slots(), ambient.clock().monotonic()
             while (chunk := scheduler.next_chunk(slots, now)) is not None:
                 self.executor.submit(chunk)

@@ -169,6 +169,12 @@ class Mapper:
                 mode = choose_mode(options, awaits=self.awaits, recorded=True)
         # A call with a deadline of its own, and one that is being debugged, sleeps where it is.
         stays = options.deadline is not None or mode == "sequential"
+        ordered = options.ordered and not collects
+        raises = returns != "report" and options.on_error == "raise"
+        # An ordered stream first hands out what comes before the item whose error it raises.
+        ends_on = (BaseException,) if raises and not ordered else options.stop_on
+        if cache is not None and cache.freshness is not None:
+            ends_on = ()  # an expired result may take the place of an error
         job = self._job(
             before=before,
             after=after,
@@ -178,15 +184,16 @@ class Mapper:
             deadline=current_deadline() if switch.on else None,
             in_flight={"async": options.workers, "async_process": IN_FLIGHT}.get(mode, 1),
             leads=collects and cache is not None and cache.leases is not None,
+            ends_on=ends_on,
             enter=enter,
         )
         if self._open_checkpoint is not None:
             recorders = (*recorders, self._open_checkpoint(job))
         scheduler = Scheduler(
             size=ChunkSize(job.target_s, _fixed_size(options, job, mode), job.in_flight),
-            ordered=options.ordered and not collects,
+            ordered=ordered,
             errors=ErrorPolicy(
-                raises=returns != "report" and options.on_error == "raise",
+                raises=raises,
                 max_errors=options.max_errors,
                 stop_on=options.stop_on,
             ),

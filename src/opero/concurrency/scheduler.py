@@ -22,7 +22,15 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.concurrency.executors.base import Batch, Chunk, Done, ItemOutcome, Lost, Parked
+from opero.concurrency.executors.base import (
+    Batch,
+    Chunk,
+    Done,
+    ItemOutcome,
+    Lost,
+    Parked,
+    find_error,
+)
 
 if TYPE_CHECKING:
     from opero.concurrency.executors.base import Report
@@ -77,11 +85,8 @@ class ErrorPolicy:
 
         The text names the type only, so that equal ends can be counted.
         """
-        found: BaseException | None = error
-        while isinstance(found, BaseExceptionGroup) and not isinstance(found, self.stop_on):
-            inner = found.subgroup(self.stop_on)
-            found = inner and inner.exceptions[0]
-        if not isinstance(found, self.stop_on):
+        found = find_error(error, self.stop_on)
+        if found is None:
             return None
         return f"an item failed with {type(found).__name__}, and stop_on ends the map there"
 

@@ -378,8 +378,9 @@ class _Permits(HandoffQueue):
 
     def forget(self, permit: ConcurrencyPermit | None) -> None:
         """Count a permit no more; it is lost, unless its caller has it by a name."""
-        with contextlib.suppress(ValueError):
-            self.taken.remove(permit)  # type: ignore[arg-type]  # None is not there
+        if permit is not None:
+            with contextlib.suppress(ValueError):
+                self.taken.remove(permit)
 
     def own(self, permit: ConcurrencyPermit, current_task: CurrentTask | None) -> ConcurrencyPermit:
         """Return a permit that was counted to a caller that keeps it from now on, and note that as its holder."""

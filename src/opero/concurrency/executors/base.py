@@ -26,6 +26,18 @@ Why = Literal["crash", "timeout", "deadline", "memory", "stopped", "slow"]
 ended through no fault of an item; or why it gave items back: the one before them is slow."""
 
 
+def find_error(
+    error: BaseException, types: type[BaseException] | tuple[type[BaseException], ...]
+) -> BaseException | None:
+    """Return an error, or the first member of an exception group, that is of one of some types; None if none is."""
+    if isinstance(error, types):
+        return error
+    for member in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
+        if (found := find_error(member, types)) is not None:
+            return found
+    return None
+
+
 class MapJob(NamedTuple):
     """What is done with each item.
 
@@ -50,6 +62,7 @@ class MapJob(NamedTuple):
         leads: Whether other callers wait for these results, so that the function, where it calls itself in a foreign
             worker, must not wait for another caller.
         stopped: Returns whether no further item is to begin; None for a map that cannot be stopped so.
+        ends_on: Types of errors that end the map: after an item that fails with one, no other begins.
         enter: Called with index and item in the context of each attempt, a copy of its own; only for executors in
             this process.
     """
@@ -71,7 +84,13 @@ class MapJob(NamedTuple):
     relays_all: bool = False
     leads: bool = False
     stopped: Callable[[], bool] | None = None
+    ends_on: type[BaseException] | tuple[type[BaseException], ...] = ()
     enter: Callable[[int, Any], object] | None = None
+
+    def ends(self, outcome: ItemOutcome) -> bool:
+        """Return whether the map ends with what became of an item."""
+        error = outcome.error
+        return error is not None and find_error(error, self.ends_on) is not None
 
 
 class Parked(NamedTuple):
@@ -245,6 +264,10 @@ class MapExecutor(Protocol):
         Raises:
             OperoError: Workers die before their first item, so that there is no point in going on.
         """
+        ...
+
+    def halt(self) -> None:
+        """Begin no other item, as after one that ends the map; what has not begun is given back as `Lost`."""
         ...
 
     def wake(self) -> None:

@@ -13,7 +13,7 @@ from itertools import repeat
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from opero.concurrency.executors.base import ItemOutcome
+from opero.concurrency.executors.base import ItemOutcome, Lost
 from opero.concurrency.executors.in_process import Finished, context_for, reports_of
 from opero.concurrency.item_runner import ItemRunner
 
@@ -40,6 +40,8 @@ class EventLoopExecutor:
         self._context = context
         self._waiting: deque[tuple[Chunk, int]] = deque()
         self._finished: list[Finished] = []
+        self._returned: list[Report] = []
+        self._halted = False
         self._timed = False
         self._woken = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -60,6 +62,9 @@ class EventLoopExecutor:
         """Queue the items of a chunk, for tasks that end when the queue is empty."""
         count = len(chunk.items)
         self._waiting.extend(zip(repeat(chunk), range(count)))
+        if self._halted:
+            self.halt()
+            return
         for _ in range(min(count, self._workers - self._serving)):
             self._serving += 1
             task = self._loop.create_task(self._serve(), context=self._context.copy())
@@ -77,7 +82,16 @@ class EventLoopExecutor:
                     await self._woken.wait()
         self._woken.clear()
         self._timed = False
-        return reports_of(self._finished)
+        returned, self._returned = self._returned, []
+        return reports_of(self._finished) + returned
+
+    def halt(self) -> None:
+        """Give back all that waits for a task."""
+        self._halted = True
+        while self._waiting:
+            chunk, place = self._waiting.popleft()
+            self._returned.append(Lost(chunk.id, (place,), None, "stopped"))
+            self._woken.set()
 
     def wake(self) -> None:
         """End a wait for reports, from any thread."""
@@ -122,6 +136,8 @@ class EventLoopExecutor:
     ) -> None:
         """Add a finished item; while others wait for a task, what is done is reported many at once."""
         self._finished.append((chunk, place, value, outcome, perf_counter() - began))
+        if outcome is not None and self._job.ends(outcome):
+            self.halt()
         if outcome is not None or not self._waiting:
             self._woken.set()
         elif not self._timed:
@@ -163,7 +179,7 @@ class ExecutorBridge:
         engine: The executor.
 
     Attributes:
-        slots, open, submit, wake: The executor's own, which never block for long.
+        slots, open, submit, halt, wake: The executor's own, which never block for long.
     """
 
     def __init__(self, engine: MapExecutor) -> None:
@@ -172,6 +188,7 @@ class ExecutorBridge:
         self.slots: Callable[[], int] = engine.slots
         self.open: Callable[[MapJob], None] = engine.open
         self.submit: Callable[[Chunk], None] = engine.submit
+        self.halt: Callable[[], None] = engine.halt
         self.wake: Callable[[], None] = engine.wake
 
     async def poll(self, wait: float | None) -> list[Report]:

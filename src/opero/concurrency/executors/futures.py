@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from opero.utils.steps import StepLogic
 
 
-PROTOCOL: Final = 8
+PROTOCOL: Final = 9
 """Version of the bytes that `run_chunk` takes and returns: map and worker must agree on it."""
 
 _KEPT: Final = 8
@@ -392,6 +392,9 @@ class FuturesExecutor:
                 reports.append(lost)
         return reports
 
+    def halt(self) -> None:
+        """Do nothing: a worker that cannot be told begins what it has, and gives back what follows an error."""
+
     def wake(self) -> None:
         """End a wait for reports."""
         self._ended.put(None)
@@ -476,6 +479,8 @@ class _RemoteJob:
                 outcome.value = encode_value(outcome.value, "result", None)
                 odd[position] = outcome
                 values.append(None)
+                if self._job.ends(outcome):
+                    break
         done = Done(0, range(len(values)), values, odd, perf_counter() - began)
         with self._lock:
             counted = self._job.pipeline.stats.take()

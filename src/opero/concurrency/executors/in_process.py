@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic, perf_counter, sleep
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from opero.concurrency.executors.base import Done, ItemOutcome
+from opero.concurrency.executors.base import Done, ItemOutcome, Lost
 from opero.concurrency.item_runner import ItemRunner
 from opero.utils.fork import reset_after_fork
 
@@ -103,6 +103,7 @@ class ThreadExecutor:
         self._waiting: SimpleQueue[SharedChunk | None] = SimpleQueue()
         self._take: Callable[[], SharedChunk | None] = self._waiting.get
         self._finished: list[Finished] = []
+        self._returned: list[Report] = []
         self._woken: SimpleQueue[None] = SimpleQueue()
         self._due = 0.0
         self._threads: list[threading.Thread] = []
@@ -148,8 +149,12 @@ class ThreadExecutor:
             while True:
                 self._woken.get_nowait()
         self._due = perf_counter() + self._job.target_s
+        # Taken before the finished items: among those is the one after which they were given back.
+        count = len(self._returned)
+        returned = self._returned[:count]
+        del self._returned[:count]
         # No name for reports here: a traceback of an item may lead to this frame, and would be a reference cycle.
-        return reports_of(self._finished)
+        return reports_of(self._finished) + returned
 
     def _start_workers(self) -> None:
         """Start a thread for each item so far, up to the number of workers."""
@@ -159,6 +164,10 @@ class ThreadExecutor:
             # Noted first: a start that is interrupted may have made it already.
             self._threads.append(thread)
             thread.start()
+
+    def halt(self) -> None:
+        """Begin no other item: each thread gives back what it takes."""
+        self._stopped = True
 
     def wake(self) -> None:
         """End a wait for reports."""
@@ -189,7 +198,7 @@ class ThreadExecutor:
 
     def _next(self) -> SharedChunk | None:
         """Wait for a chunk that has items left; return None at the end of the map."""
-        while (shared := self._take()) is not None and not self._stopped:
+        while (shared := self._take()) is not None:
             if len(shared.todo) > 1:
                 # The next free thread helps with it.
                 self._waiting.put(shared)
@@ -217,6 +226,13 @@ class ThreadExecutor:
                 add(shared, place, began, *context.run(run, item, parked))
             else:
                 self._run_in_loop(loop, context, (shared, place, began), item, parked)
+        places: list[int] = []
+        with contextlib.suppress(IndexError):  # as above
+            while True:
+                places.append(todo.popleft())
+        if places:
+            self._returned.append(Lost(chunk.id, places, None, "stopped"))
+            self.wake()
 
     def _run_in_loop(
         self,
@@ -243,6 +259,8 @@ class ThreadExecutor:
         """Add a finished item, and end the wait for reports when it is time for that."""
         now = perf_counter()
         self._finished.append((shared.chunk, place, value, outcome, now - began))
+        if outcome is not None and self._job.ends(outcome):
+            self.halt()
         if outcome is not None or not shared.todo or now >= self._due:
             self.wake()
 

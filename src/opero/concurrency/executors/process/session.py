@@ -74,7 +74,7 @@ _KEPT: Final = 16 << 20
 # --- the page -------------------------------------------------------------------------------------
 #
 # Words that say what a worker does; the pool reads them after its death. A message could not say it, because the last
-# one before a crash is the one that is not sent. Each word is stored whole, and by one side only.
+# one before a crash is the one that is not sent. Each word is stored whole, and by one side only, but for STOP.
 
 BEGUN, DUE, STOP, COPIED = range(4)
 """Up to which item it has begun, counted over all its chunks; when the call under way must have returned
@@ -367,6 +367,9 @@ class WorkerSession:
         else:
             outcome.value, value = self._encode(chunk, outcome.value), None
             chunk.odd[position] = outcome
+            if self.job.ends(outcome):
+                self.page[STOP] = 1
+                chunk.cut(max(chunk.next, position + 1))
         if chunk.places is not None:
             chunk.places.append(position)
         chunk.values.append(value)
@@ -413,11 +416,6 @@ class WorkerSession:
     def retires(self) -> bool:
         """Return whether this worker has done its share."""
         return self.most is not None and self.tasks >= self.most
-
-    @property
-    def stopping(self) -> bool:
-        """Whether this worker begins no other item."""
-        return bool(self.retires() or self.page[STOP])
 
 
 # --- the process ----------------------------------------------------------------------------------

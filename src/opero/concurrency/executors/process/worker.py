@@ -147,13 +147,14 @@ def _run(session: WorkerSession, chunk: RunningChunk) -> None:
                 session.add(chunk, position, *_run_entry(session, item, parked))
                 if session.full or session.asked:
                     break
+        if page[STOP]:
+            # The first item, which was on its way, counts as one at work.
+            chunk.cut(begun - base)
         ended = now()
         if ended >= due or session.full or session.asked:
             session.asked = False
             if not chunk.over:
                 session.flush(chunk)
-            if page[STOP]:
-                chunk.cut(begun - base)
             due = now() + FLUSH
         block = min(4 * block, largest) if ended - began < _QUICK else max(1, block // 8)
 
@@ -188,7 +189,7 @@ async def _serve_loop(session: WorkerSession) -> None:
     job, slots = session.job, asyncio.Semaphore(session.job.in_flight)
     beating = asyncio.create_task(_beat(session, job.item_timeout))
     async with asyncio.TaskGroup() as group:
-        while not session.stopping and (chunk := await _next_chunk(session)) is not None:
+        while not session.retires() and (chunk := await _next_chunk(session)) is not None:
             late = asyncio.get_running_loop().time() + SLOW_CHUNK * job.target_s
             while chunk.next < chunk.kept:
                 with suppress(TimeoutError):
@@ -222,8 +223,9 @@ async def _next_chunk(session: WorkerSession) -> RunningChunk | None:
 
 
 def _begin_next(session: WorkerSession, chunk: RunningChunk) -> int | None:
-    """Return the position of an item to begin, None if none of the chunk may."""
-    if session.stopping or chunk.next >= chunk.kept:
+    """Return the position of an item to begin, None if none of the chunk may; the first one was on its way."""
+    stopped = chunk.next and session.page[STOP]
+    if stopped or session.retires() or chunk.next >= chunk.kept:
         return None
     session.tasks += 1
     chunk.next += 1

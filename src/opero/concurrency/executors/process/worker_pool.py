@@ -93,7 +93,7 @@ class ProcessEngine:
         self._entered = False
         self._graceful, self._timeout = False, 0.0
         self._waker = -1
-        self._open = False
+        self._open = self._halted = False
 
     def slots(self) -> int:
         """Return how many chunks it wants to hold: one at work and one at hand for each worker."""
@@ -197,6 +197,8 @@ class ProcessEngine:
             chunk.id, message, range(count), count, buffers, suspect, size=len(message)
         )
         self._waiting.append(pending)
+        if self._halted:
+            self.halt()
         self._dispatch()
 
     def _dispatch(self) -> None:
@@ -307,12 +309,24 @@ class ProcessEngine:
             # While something is done, a new worker is worth a try.
             self._without_item, self._failed_starts = 0, 0.0
             self._reports.append(done)
+            if done.odd and any(map(self._job.ends, done.odd.values())):
+                self.halt()
         if kept < pending.kept:
             free = pending.cut(kept)
             worker.open -= len(free)
             self._reports.append(Lost(number, free, None, "slow"))
         if not pending.left:
             del worker.pending[number]
+            self._free += pending.buffers
+
+    def halt(self) -> None:
+        """Let workers begin no other item; give back what they were not sent."""
+        self._halted = True
+        for worker in self._workers:
+            worker.page[STOP] = 1
+        while self._waiting:
+            pending = self._waiting.popleft()
+            self._reports.append(Lost(pending.number, range(pending.kept), None, "stopped"))
             self._free += pending.buffers
 
     def wake(self) -> None:
@@ -330,8 +344,6 @@ class ProcessEngine:
         for worker in self._workers:
             if not (worker.up and worker.pending) or worker.why or worker.closed:
                 continue
-            if job.stopped is not None and job.stopped():
-                worker.page[STOP] = 1
             if job.item_timeout is not None:
                 checks.append(self._check_time(worker, now, job.item_timeout))
             if job.memory_limit is not None:
