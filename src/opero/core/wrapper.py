@@ -43,7 +43,7 @@ _FAST_PATH: Final = """\
 if _opero_switch.on or _opero_fast_path.closed:
     return {wait}_opero_run({new_call})
 {find}
-{rest}
+{then}
 """
 
 # Ctrl-C may come just before something is given back. A bare `except`, because a coroutine that is collected together
@@ -237,16 +237,16 @@ def _source(pipeline: Pipeline) -> str:
         "leave_permit": _LEAVE_LATER if in_thread else "_opero_limit.leave(_opero_held)",
         "first_call": _first_call(pipeline),
     }
-    find, rest = "", _FIRST if fast else _STAGES
+    find, then = "", _FIRST if fast else _STAGES
     if cache is not None and (cache.in_memory or fast):
-        find, rest = key_source(cache.keys, typed=cache.in_memory), _LOOK_UP
+        find, then = key_source(cache.keys, typed=cache.in_memory), _LOOK_UP
         find += _HIT if cache.in_memory else ""
         parts["lead"] = _LEAD if fast else "_opero_flight = None"
     drops = dict(drop for stage, drop in _DROPS.items() if getattr(pipeline, stage) is not None)
     if fast and drops:
-        parts |= {"names": " = ".join(drops), "guarded": rest, "drops": "\n".join(drops.values())}
-        rest = _GUARDED
-    parts |= {"find": find, "rest": rest, "body": STREAMS.get(kind, _FAST_PATH)}
+        parts |= {"names": " = ".join(drops), "guarded": then, "drops": "\n".join(drops.values())}
+        then = _GUARDED
+    parts |= {"find": find, "then": then, "body": STREAMS.get(kind, _FAST_PATH)}
     return _fill(_FUNCTION, parts)
 
 

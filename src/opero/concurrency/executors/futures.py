@@ -393,7 +393,7 @@ class FuturesExecutor:
         return reports
 
     def halt(self) -> None:
-        """Do nothing: a worker that cannot be told begins what it has, and gives back what follows an error."""
+        """Do nothing: a worker that cannot be reached begins what it has, and gives back what follows an error."""
 
     def wake(self) -> None:
         """End a wait for reports."""

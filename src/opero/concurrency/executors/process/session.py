@@ -76,7 +76,7 @@ _KEPT: Final = 16 << 20
 # Words that say what a worker does; the pool reads them after its death. A message could not say it, because the last
 # one before a crash is the one that is not sent. Each word is stored whole, and by one side only, but for STOP.
 
-BEGUN, DUE, STOP, COPIED = range(4)
+STARTED, DUE, STOP, COPIED = range(4)
 """Up to which item it has begun, counted over all its chunks; when the call under way must have returned
 (`time.monotonic` in ns, negative where a deadline says so, 0 if none is under way); whether it begins no other item;
 how many buffers of results the pool has copied."""

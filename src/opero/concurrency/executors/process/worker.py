@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from opero.concurrency.executors.base import ItemOutcome, Parked
 from opero.concurrency.executors.encoding import PLAIN, decode_value
 from opero.concurrency.executors.process.session import (
-    BEGUN,
     DUE,
     SLOW_CHUNK,
+    STARTED,
     STOP,
     WorkerSession,
 )
@@ -109,24 +109,24 @@ def _run(session: WorkerSession, chunk: RunningChunk) -> None:
     """Run the items of a chunk, one after the other; the clock is read after each block of them."""
     page, run, values, append = session.page, session.runner.run, chunk.values, chunk.values.append
     call, fast_path = session.runner.direct or cast("Any", (None, None))
-    begun = base = chunk.base
+    started = base = chunk.base
     entries, now = enumerate(chunk.entries, base + 1), perf_counter
     plain = not chunk.parked and tuple not in set(map(type, chunk.entries))
     item: Any = None
     block, largest, due = 1, _LARGEST, chunk.flushed + FLUSH
-    while begun - base < chunk.kept:
-        began, first = now(), begun
+    while started - base < chunk.kept:
+        began, first = now(), started
         failed: BaseException | None = None
         # What an item is at stands on the page before it is opened, because that may be fatal already.
         if call is not None and plain and not (switch.on or fast_path.closed):
             # The same as `run` does, without its call.
             try:
-                for begun, item in islice(entries, block):
-                    page[BEGUN] = begun
+                for started, item in islice(entries, block):
+                    page[STARTED] = started
                     append(call(item))
             except BaseException as error:  # noqa: BLE001 - it belongs to the item
                 failed = error
-            session.job.pipeline.stats.add(calls=begun - first)
+            session.job.pipeline.stats.add(calls=started - first)
             if failed is not None:
                 result: Result = None, ItemOutcome(error=failed)
                 if isinstance(failed, Exception):
@@ -134,22 +134,22 @@ def _run(session: WorkerSession, chunk: RunningChunk) -> None:
                     result = run(item, None, failed)
                 # A frame that names an error which passes through it is a reference cycle.
                 failed = None
-                session.add(chunk, begun - base - 1, *result)
+                session.add(chunk, started - base - 1, *result)
             elif values and type(values[-1]) not in PLAIN:
                 # Encoded before the next item begins, which may be slow: `_answer` sends what is encoded alone.
                 largest = 1
                 session.encode(chunk)
         else:
-            for begun, item in islice(entries, block):
-                page[BEGUN] = begun
-                position = begun - base - 1
+            for started, item in islice(entries, block):
+                page[STARTED] = started
+                position = started - base - 1
                 parked = chunk.parked.get(position)
                 session.add(chunk, position, *_run_entry(session, item, parked))
                 if session.full or session.asked:
                     break
         if page[STOP]:
             # The first item, which was on its way, counts as one at work.
-            chunk.cut(begun - base)
+            chunk.cut(started - base)
         ended = now()
         if ended >= due or session.full or session.asked:
             session.asked = False
@@ -230,7 +230,7 @@ def _begin_next(session: WorkerSession, chunk: RunningChunk) -> int | None:
     session.tasks += 1
     chunk.next += 1
     # What it is at stands on the page before the item is opened, because that may be fatal already.
-    session.page[BEGUN] = chunk.base + chunk.next
+    session.page[STARTED] = chunk.base + chunk.next
     return chunk.next - 1
 
 

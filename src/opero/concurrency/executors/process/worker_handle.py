@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from opero.concurrency.executors.encoding import SharedBuffer, copy_span
-from opero.concurrency.executors.process.session import ASK, BEGUN, PAGE
+from opero.concurrency.executors.process.session import ASK, PAGE, STARTED
 from opero.concurrency.executors.process.start import EXIT_STATUS, Channel, read_end, shared_file
 from opero.utils.secrets import mask_text
 
@@ -151,7 +151,7 @@ class WorkerHandle:
 
     def last_started(self, pending: PendingChunk) -> int:
         """Return the position of the item of a chunk that began last, a negative one if none did."""
-        return min(self.page[BEGUN] - pending.base, pending.kept) - 1
+        return min(self.page[STARTED] - pending.base, pending.kept) - 1
 
     def ended(self) -> bool:
         """Read the sentinel; return whether it is at its end."""

@@ -397,8 +397,8 @@ class ProcessEngine:
 
     def _judge(self, worker: WorkerHandle) -> list[Lost]:
         """Decide what becomes of the chunks of a dead worker: which item is to blame, if any."""
-        begun = worker.pending.values() if worker.up else ()
-        started = {pending: worker.last_started(pending) for pending in begun}
+        under_way = worker.pending.values() if worker.up else ()
+        started = {pending: worker.last_started(pending) for pending in under_way}
         if worker.why in ("timeout", "deadline") and worker.page[DUE] != worker.judged:
             # The late call ended just before the kill; whatever came next is not to blame.
             started = {}
