@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import io
 import threading
+from email.message import Message
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 
@@ -51,6 +54,14 @@ def test_what_cannot_be_kept_is_left_out_but_the_type_stays() -> None:
 def test_common_errors_read_the_same(error: Exception) -> None:
     back = unpack_error(pack_error(error))
     assert (type(back), str(back), repr(back)) == (type(error), str(error), repr(error))
+
+
+def test_an_http_error_of_urllib_comes_back_without_its_body() -> None:
+    error = HTTPError("http://localhost/", 404, "gone", Message(), io.BytesIO(b"body"))
+    with error:
+        back: Any = unpack_error(pack_error(keepable(error)))
+    assert (type(back), back.code, str(back)) == (HTTPError, 404, str(error))
+    assert not hasattr(back, "__notes__")
 
 
 def test_number_of_an_os_error_comes_back() -> None:

@@ -465,6 +465,9 @@ def _packed(error: Exception) -> dict[str, Any]:
             # It hides the names of files from its arguments.
             made_from = [*args, encode(str(error.filename))]
     attributes = {name: _encoded(value) for name, value in vars(error).items()}
+    if hasattr(cls, "__getattr__"):
+        # It may look into what is left out: with the body of an `HTTPError` gone, reading any other name would fail.
+        attributes = {name: text or encode(None) for name, text in attributes.items()}
     packed = {
         "made_from": made_from,
         "type": f"{cls.__module__}:{cls.__qualname__}",
