@@ -152,7 +152,8 @@ def test_stop_on_ends_a_map_with_what_is_done(mode: Any, face: Face) -> None:
     assert result.reason == (
         "an item failed with RateLimitPausedError, and stop_on ends the map there"
     )
-    assert result.values == list(range(5))
+    # A worker that has taken item 4, and has not begun it, gives it back.
+    assert result.values in ([0, 1, 2, 3], [0, 1, 2, 3, 4])
     assert 1 <= len(result.failures) < 20
 
 
@@ -182,9 +183,10 @@ def test_no_item_begins_after_the_one_that_ends_the_map(
     mapped = operomap(**{**given, **options})(face.of(used_up))
     result: MapResult[int] = face.run(mapped.map, range(5_000))
     assert result.status == "stopped"
-    # One in each worker; a process with an event loop has 32 at work.
+    # Those at work: one in each thread; in a process also the first one of a chunk that is there already, and with an
+    # event loop 32 at once.
     several = options.get("mode") == "async_process" and face.asynchronous
-    assert 1 <= len(result.failures) <= (64 if several else 2)
+    assert 1 <= len(result.failures) <= (128 if several else 8)
     assert set(result.values) <= set(range(700))
     assert len(result.indices) == len(set(result.indices))
 
@@ -207,7 +209,7 @@ def test_no_item_begins_after_the_one_whose_error_is_raised(
 def test_items_at_hand_do_not_begin_once_there_are_too_many_errors() -> None:
     def fail(x: int) -> None:
         begun.append(x)
-        time.sleep(0.005)
+        time.sleep(0.05)
         raise OSError(x)
 
     begun: list[int] = []
@@ -245,7 +247,7 @@ def test_item_that_gets_an_expired_result_instead_ends_no_map() -> None:
 
 def test_list_of_results_raises_map_stopped_with_what_is_done() -> None:
     mapped = operomap(
-        mode="thread", cache=False, retries=0, chunksize=1, stop_on=(RateLimitPausedError, OSError)
+        mode="thread", cache=False, retries=0, workers=1, stop_on=(RateLimitPausedError, OSError)
     )(quota)
     with pytest.raises(MapStopped, match="stop_on") as raised:
         mapped(range(1_000))
