@@ -342,13 +342,6 @@ class _Permits(HandoffQueue):
                 self.put_back()
             super().join(waiter)
 
-    def serve(self) -> None:
-        """Hand out the permits that are free, in order, while there are callers."""
-        with self.lock:
-            while self.waiting and (permit := self.take()) is not None:
-                if self.wake_next(permit) is None:
-                    self.put_back()
-
     def take(self, *, counted: bool = True) -> ConcurrencyPermit | None:
         """Take a permit of this process, and one of all processes.
 
@@ -410,11 +403,8 @@ class _Permits(HandoffQueue):
 
     def put_back(self) -> None:
         """Put back a permit of a caller that only knows how many it has; nothing happens if it has none."""
-        try:
-            permit = self.taken.pop()
-        except IndexError:
-            return
-        self.free.append(permit)
+        with contextlib.suppress(IndexError):
+            self.free.append(self.taken.pop())
         self.balance()
 
     def move(self, across: _FilePermits) -> None:

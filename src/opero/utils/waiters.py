@@ -254,8 +254,8 @@ class HandoffQueue(WaitingLine):
     def serve(self) -> None:
         """Hand out what there is, in order, while there are callers."""
         with self.lock:
-            while self.waiting and self.take():
-                if self.wake_next() is None:
+            while self.waiting and (taken := self.take()):
+                if self.wake_next(taken) is None:
                     self.put_back()
 
     def give_back(self) -> None:
