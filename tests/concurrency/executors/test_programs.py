@@ -506,9 +506,6 @@ except KeyboardInterrupt:
 def test_ctrl_c_ends_a_map_at_once(program: Program, before: str, to: str) -> None:
     process = program.start(LONG, before)
     program.begun("begun0", "begun1")
-    # The program still imports what a pool needs; an interrupt that comes as an import drops a weak reference is lost
-    # by CPython itself.
-    time.sleep(1)
     began = time.monotonic()
     if to == "group":
         os.killpg(process.pid, signal.SIGINT)
@@ -517,6 +514,15 @@ def test_ctrl_c_ends_a_map_at_once(program: Program, before: str, to: str) -> No
     said, errors = process.communicate(timeout=100)
     assert (said, errors, process.returncode) == ("interrupted\n", "", 0)
     assert time.monotonic() - began < 60, "half as long as an item"
+
+
+@posix
+def test_ctrl_c_that_an_import_would_swallow_ends_a_map(program: Program) -> None:
+    # It is found before the installed one, and imported while the workers start.
+    (program.folder / "twat_mp.py").write_text(
+        "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept:\n    pass\n"
+    )
+    assert program.run(LONG) == "interrupted\n"
 
 
 @every_way

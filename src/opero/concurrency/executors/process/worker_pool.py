@@ -13,11 +13,12 @@ import os
 import pickle
 import select
 import signal
+import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -516,13 +517,30 @@ def _uses_more(pid: int, limit: int) -> bool:
 # --- twat-mp --------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Let a Ctrl-C come at the end of the block: an import may swallow it, by a bare `except` or a dying reference."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is None or threading.current_thread() is not threading.main_thread():
+        yield  # interrupts come to code that is not Python's, or to another thread
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        for number in came[:1]:
+            signal.raise_signal(number)
+
+
 def _multi_pool(end: Callable[[], None], workers: int) -> AbstractContextManager[Any] | None:
     """Return twat-mp's block around the workers, entered; leaving it ends them.
 
     None where twat-mp cannot be imported: what it stands on needs a folder for temporary files.
     """
     try:
-        with warnings.catch_warnings():
+        with _interrupted_later(), warnings.catch_warnings():
             # What these packages say about the Python they meet is not about the user's code.
             warnings.simplefilter("ignore")
             from twat_mp import MultiPool
