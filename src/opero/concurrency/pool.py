@@ -1,5 +1,5 @@
 # this_file: src/opero/concurrency/pool.py
-"""Map without cache and retries, as a decorator and as an executor for any function; the types of functions that map."""
+"""Map without cache and retries, as a decorator or as an executor for any function; the types of functions that map."""
 
 from __future__ import annotations
 
