@@ -32,7 +32,7 @@ from opero.utils.units import format_bytes
 
 if TYPE_CHECKING:
     from opero.caching.stores.base import ByteStore, StoredItem
-    from opero.durable.operations import Operations
+    from opero.durable.orchestrator import DurableOrchestrator
 
 __all__ = ["main"]
 
@@ -292,14 +292,13 @@ def _add_workflow_commands(commands: Any) -> None:
         parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _journal(given: argparse.Namespace) -> Operations:
-    from opero.durable.operations import Operations
-    from opero.durable.sqlite_store import SqliteStore
+def _journal(given: argparse.Namespace) -> DurableOrchestrator:
+    from opero.durable.orchestrator import DurableOrchestrator
 
     # A look must not create a journal.
     if not Path(given.db).exists():
         raise JournalError(f"there is no journal {given.db}: name one with --db FILE.")
-    return Operations(SqliteStore(given.db))
+    return DurableOrchestrator(given.db)
 
 
 def _list_workflows(given: argparse.Namespace) -> int:
