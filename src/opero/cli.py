@@ -28,10 +28,11 @@ from opero.caching.stores.base import open_store, settle
 from opero.caching.stores.disk import default_folder
 from opero.errors import ActivityError, JournalError, OperoError, OperoUsageError, OperoWarning
 from opero.utils.secrets import looks_secret, mask_text, mask_url
+from opero.utils.units import format_bytes
 
 if TYPE_CHECKING:
     from opero.caching.stores.base import ByteStore, StoredItem
-    from opero.durable.operations import Operations
+    from opero.durable.orchestrator import DurableOrchestrator
 
 __all__ = ["main"]
 
@@ -230,7 +231,7 @@ def _list_cache(given: argparse.Namespace) -> int:
     found = [] if store is None else _namespaces(store.scan(""), now=time.time())
     columns = {
         **_columns("namespace", "functions", "entries"),
-        "size": lambda one: as_size(one["bytes"]),
+        "size": lambda one: format_bytes(one["bytes"]),
     }
     return _show(given, found, "No entries.", columns)
 
@@ -291,14 +292,13 @@ def _add_workflow_commands(commands: Any) -> None:
         parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _journal(given: argparse.Namespace) -> Operations:
-    from opero.durable.operations import Operations
-    from opero.durable.sqlite_store import SqliteStore
+def _journal(given: argparse.Namespace) -> DurableOrchestrator:
+    from opero.durable.orchestrator import DurableOrchestrator
 
     # A look must not create a journal.
     if not Path(given.db).exists():
         raise JournalError(f"there is no journal {given.db}: name one with --db FILE.")
-    return Operations(SqliteStore(given.db))
+    return DurableOrchestrator(given.db)
 
 
 def _list_workflows(given: argparse.Namespace) -> int:
@@ -439,20 +439,6 @@ def as_table(rows: Iterable[Sequence[object]], *, indent: str = "") -> str:
         for row in cells
     )
     return "\n".join(line.rstrip() for line in lines)
-
-
-def as_size(n_bytes: int) -> str:
-    """Return a number of bytes in a readable unit.
-
-    Example:
-        >>> as_size(999), as_size(1_500_000)
-        ('999 B', '1.5 MB')
-    """
-    size, units = float(n_bytes), iter(("B", "kB", "MB", "GB"))
-    unit = next(units)
-    while size >= 1000 and unit != "GB":
-        size, unit = size / 1000, next(units)
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
 
 
 def as_json(facts: object) -> str:

@@ -301,6 +301,23 @@ def test_arguments_that_a_function_can_distinguish_have_keys_of_their_own() -> N
     assert len(seen) == len(DIFFERENT)
 
 
+def test_a_hit_of_a_data_frame_is_a_copy_of_its_own() -> None:
+    """Its copy is made by C code, which imports with the builtins of the wrapper's frame."""
+    fetch = opero(retries=0)(lambda: pd.DataFrame({"n": [1]}))
+
+    @opero(retries=0)
+    async def afetch() -> pd.DataFrame:
+        return pd.DataFrame({"n": [1]})
+
+    async def twice() -> list[pd.DataFrame]:
+        return [await afetch(), await afetch()]
+
+    for first, hit in ((fetch(), fetch()), asyncio.run(twice())):
+        first.loc[0, "n"] = 2
+        assert hit.loc[0, "n"] == 1
+    assert fetch.stats.hits == afetch.stats.hits == 1
+
+
 def test_an_argument_without_content_is_named() -> None:
     with pytest.raises(UnkeyableError, match="client"):
         opero(cache_ttl=5)(lambda client: 1)(threading.Lock())

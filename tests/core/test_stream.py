@@ -17,6 +17,7 @@ from opero import (
     CircuitBreaker,
     CircuitState,
     ConcurrencyLimit,
+    RateLimiter,
     failures,
     opero,
     remaining,
@@ -489,6 +490,47 @@ def test_no_other_value_is_tried_after_the_first_item(driver: Driver) -> None:
     stream = opero(arg_fallback="model", **quick)(driver.of(body))()
     with pytest.raises(ConnectionError, match="a"):
         driver.items(stream)
+
+
+class ThrottledError(Exception):
+    status_code = 429
+    retry_after = 20
+
+
+def test_a_torn_stream_gives_its_cost_back_and_pauses_its_limiter(driver: Driver) -> None:
+    limiter = RateLimiter(cap=100, cost=10)
+    stream = opero(rate_limit=limiter, **quick)(driver.of(numbers))
+    with fake_clock():
+        for error, spent in ((ValueError(), 10), (ThrottledError(), 10)):
+            with pytest.raises(type(error)):
+                driver.items(stream(2, error))
+            assert limiter.spent == spent
+        assert limiter.paused == 20
+
+
+def test_a_value_whose_stream_was_throttled_cools_down(driver: Driver) -> None:
+    asked: list[str] = []
+
+    def body(model: Any = ("a", "b")) -> Generator[int, None, None]:
+        asked.append(model)
+        yield 1
+        if model == "a":
+            raise ThrottledError
+
+    stream = opero(arg_fallback="model", **quick)(driver.of(body))
+    with fake_clock(), pytest.raises(ThrottledError):
+        driver.items(stream())
+    assert driver.items(stream()) == [1]
+    assert asked == ["a", "b"]
+
+
+def test_a_deadline_ends_a_stream_whose_items_come_without_a_wait(driver: Driver) -> None:
+    with fake_clock() as clock:
+        body = ((clock.advance(4), n)[1] for n in itertools.count())
+        source = driver.of(lambda: (yield from body))
+        stream = opero(deadline=10, retries=0, cache=False)(source)()
+        with pytest.raises(DeadlineError):
+            driver.items(stream)
 
 
 def slow(pauses: list[float]) -> Callable[..., Any]:

@@ -205,6 +205,18 @@ def test_a_call_that_cannot_have_been_billed_gives_its_cost_back(face, clock, er
     assert limiter.try_acquire(cost=50)
 
 
+def test_a_call_that_its_deadline_cuts_short_keeps_its_cost():
+    limiter = RateLimiter(cap=10, cost=6)
+
+    @opero(cache=False, retries=0, rate_limit=limiter, deadline="10ms")
+    async def wait() -> None:
+        await asyncio.sleep(5)
+
+    with pytest.raises(DeadlineError):
+        asyncio.run(wait())
+    assert limiter.spent == 6
+
+
 def test_a_cap_on_calls_counts_those_that_failed(face, clock):
     limiter = RateLimiter(cap=1)
 

@@ -11,6 +11,7 @@ from typing import (
     Concatenate,
     Generic,
     Literal,
+    Never,
     ParamSpec,
     Protocol,
     Self,
@@ -196,20 +197,6 @@ if MYPY:
         @overload
         def __get__(self, instance: None, owner: type, /) -> Unbound_co: ...
 
-    class Decorate(Protocol):  # pyright: ignore[reportRedeclaration]
-        """A decorator whose options are set."""
-
-        @overload
-        def __call__(  # pyright: ignore[reportOverlappingOverload]
-            self, fn: _TakesSelf[Any, S, P, R], /
-        ) -> _Descriptor[[S, type | None], Resilient[P, R], Resilient[Concatenate[Any, P], R]]: ...
-        @overload
-        def __call__(
-            self, fn: _TakesClass[Any, type[S], P, R], /
-        ) -> _Descriptor[[S | None, type[S]], Resilient[P, R], Any]: ...
-        @overload
-        def __call__(self, fn: Callable[P, R], /) -> Resilient[P, R]: ...
-
     class Decorator(Protocol[O]):  # pyright: ignore[reportRedeclaration]
         """A decorator that works bare and with options; `O` are the options."""
 
@@ -257,20 +244,6 @@ else:
 
     _Method: TypeAlias = ResilientMethod[Callable[Concatenate[Callable[[S], None], Q], R]]
 
-    class Decorate(Protocol):
-        """A decorator whose options are set."""
-
-        @overload
-        def __call__(  # pyright: ignore[reportOverlappingOverload]
-            self, fn: _TakesSelf[Any, S, P, R], /
-        ) -> _Method[S, P, R]: ...
-        @overload
-        def __call__(
-            self, fn: _TakesClass[Any, type[S], P, R], /
-        ) -> ResilientClassMethod[P, R]: ...
-        @overload
-        def __call__(self, fn: Callable[P, R], /) -> Resilient[P, R]: ...
-
     class Decorator(Protocol[O]):
         """A decorator that works bare and with options; `O` are the options."""
 
@@ -287,3 +260,7 @@ else:
         def __call__(self, fn: Callable[P, R], /) -> Resilient[P, R]: ...
         @overload
         def __call__(self, *args: O.args, **options: O.kwargs) -> Decorate: ...
+
+
+Decorate: TypeAlias = Decorator[[Never]]
+"""A decorator whose options are set: it takes a function and nothing else."""

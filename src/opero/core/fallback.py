@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
@@ -306,7 +307,10 @@ class ArgFallback:
                 for index in candidates:
                     self.use(call, index, values[index], given)
                     try:
-                        return proceed(call)
+                        value = proceed(call)
+                        if call.stream is not None:
+                            call.stream.at_failure(partial(self.failed, call))
+                        return value
                     except Exception as error:
                         self.failed(call, error)
                         if index == candidates[-1] or not self.moves_on(call, error):

@@ -161,14 +161,14 @@ class Invoke:
                     return idle.run(work, call)
                 return work() if call.deadline is None else run_until(call.deadline, work)
 
-            def ended(error: BaseException | None) -> None:
-                if isinstance(error, Exception) and not call.overdue:
+            def failed(error: Exception) -> None:
+                if not call.overdue:
                     self.failed(call, error)
 
             stream = run(call)
             if not stream.ended:
                 stream.attach(call, step)
-                stream.at_end(ended)
+                stream.at_failure(failed)
             return stream
 
         return run_stream
@@ -178,10 +178,13 @@ class Invoke:
         fn, count = self._fn, self._stats.call_counter.count
 
         async def run(call: Call) -> None:
-            def limited(awaitable: Awaitable[Any]) -> Awaitable[Any]:
+            def limited(step: Callable[..., Awaitable[Any]], *given: Any) -> Awaitable[Any]:
                 limit = self._idle if call.items else self._timeout
-                if limit is None:
-                    limit = None if call.deadline is None else self._deadline_only
+                if call.deadline is not None:
+                    # Items that come without a wait give a timer no chance.
+                    require_time(call, self._emitter, "during the stream")
+                    limit = limit or self._deadline_only
+                awaitable = step(*given)
                 return awaitable if limit is None else limit.within(awaitable, call)
 
             if self._idle is not None or call.deadline is not None:

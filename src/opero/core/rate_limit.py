@@ -7,11 +7,12 @@ service asks to wait, the limiter is paused for all functions that share it.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from opero import events
 from opero.core.options import standalone
-from opero.errors import OperoUsageError, RefusalError, Rejected
+from opero.errors import DeadlineError, OperoUsageError, RefusalError, Rejected
 from opero.limits.limiter import RateLimiter, limiter_of
 from opero.limits.limiter_state import Reservation
 from opero.limits.waiting import WaitBudget
@@ -138,7 +139,9 @@ class RateLimit:
             except Exception as error:
                 self._ended(call, made, error)
                 raise
-            if measured:
+            if call.stream is not None:
+                call.stream.at_failure(partial(self._ended, call, made))
+            elif measured:
                 self._settle(call, result)
             return result
 
@@ -192,8 +195,10 @@ class RateLimit:
                 # Loaded at the first failure.
                 from opero.core.classify import may_be_billed
 
-                # A refusal that the call itself has met is that of another pipeline.
-                billed = not isinstance(error, RefusalError) and may_be_billed(error)
+                # A refusal that the call itself has met is that of another pipeline; a deadline cuts calls short.
+                billed = isinstance(error, DeadlineError) or (
+                    not isinstance(error, RefusalError) and may_be_billed(error)
+                )
                 pricing.settle_failure(reservation, error, billed=billed)
         self._failed(call, error, None if reservation is None else reservation.limiter)
 

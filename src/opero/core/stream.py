@@ -58,6 +58,10 @@ class Stream:
         """Call `callback` when the stream ends: with its error, a `GeneratorExit` if it is dropped, or None."""
         self._callbacks.append(callback)
 
+    def at_failure(self, callback: Callable[[Exception], object]) -> None:
+        """Call `callback` with the error of the stream, if it fails."""
+        self.at_end(lambda error: callback(error) if isinstance(error, Exception) else None)
+
     def iterate(self) -> Generator[Any, Any, Any]:
         """Yield the first item and then all others, passing on what is sent and thrown in (PEP 380)."""
         while not self.ended:
@@ -147,21 +151,21 @@ def _hand_out(item: Any) -> Generator[Any, Any, Any]:
 
 
 async def read_stream(
-    source: AsyncGenerator[Any, Any], call: Call, limited: Callable[[Any], Any]
+    source: AsyncGenerator[Any, Any], call: Call, limited: Callable[..., Any]
 ) -> None:
     """Read an asynchronous generator to its end, as the innermost step of a call.
 
     Args:
         source: The generator.
         call: The call; counts the items.
-        limited: Puts the limits of time around the wait for one item.
+        limited: Calls a function that asks for one item, and puts the limits of time around the wait for it.
     """
     step: Callable[..., Any] = source.__anext__
     given: tuple[Any, ...] = ()
     try:
         while True:
             try:
-                item = await limited(step(*given))
+                item = await limited(step, *given)
             except StopAsyncIteration:
                 return
             call.items += 1

@@ -9,6 +9,7 @@ tracebacks. Names in it begin with `_opero_`, because a parameter may have the n
 
 from __future__ import annotations
 
+import builtins
 import functools
 import re
 from collections.abc import Callable
@@ -149,8 +150,9 @@ _OURS: Final[Any] = (AsyncStream, Call, Entry, NoDefault, leave, monotonic, func
 
 _SHARED: Final[dict[str, Any]] = {
     f"_opero_{shared.__name__}": shared for shared in (*_BUILTINS, *_OURS)
-} | {"_opero_switch": switch}
-"""What the source of every function may refer to."""
+} | {"_opero_switch": switch, "__builtins__": builtins}
+"""What the source of every function may refer to. C code that it calls directly, as `pickle.loads`, imports with the
+builtins that it finds here."""
 
 _CALL: Final = {"new_call": "_opero_Call({args}, {kwargs})"}
 _PLAIN: Final = {"async": "", "wait": "", "task": "", "line": "threads"}

@@ -11,7 +11,7 @@ from opero.decorators.opero import decorator_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from opero.concurrency.api import MapDecorator
+    from opero.concurrency.pool import MapDecorator
     from opero.core.pipeline import Pipeline
 
 __all__ = ["operomap"]

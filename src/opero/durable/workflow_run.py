@@ -25,13 +25,23 @@ from opero.durable.records import (
     StepState,
     WorkflowRecord,
 )
-from opero.durable.values import decode, encode, keepable, pack_error, rebuild_error
+from opero.durable.values import (
+    decode,
+    encode,
+    keepable,
+    message_of,
+    pack_error,
+    rebuild_error,
+    unpack_error,
+)
 from opero.errors import (
     ActivityError,
+    DurableError,
     JournalError,
     NonDeterminismError,
     OperoUsageError,
     UnserializableError,
+    WorkflowEndedError,
 )
 from opero.events.bus import event_bus
 from opero.utils.ambient import running_loop
@@ -479,3 +489,19 @@ def finalize(run: WorkflowRun, value: Any, error: BaseException | None) -> Move 
         if raised is error or raised is failure:
             move.failed_step = path
     return move
+
+
+def outcome_of(record: WorkflowRecord) -> Any:
+    """Return the result of a workflow, or raise what it has ended with."""
+    match record.state:
+        case State.DONE:
+            return decode(record.output or "null")
+        case State.FAILED:
+            raise unpack_error(record.error or "{}")
+        case State.CANCELLED | State.DEAD:
+            why = f": {record.error}" if record.error else ""
+            raise WorkflowEndedError(f"workflow {record.id!r} is {record.state}{why}")
+        case _:
+            raise DurableError(
+                f"workflow {record.id!r} is {record.state}: {message_of(record.error)}"
+            )

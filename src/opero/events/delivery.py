@@ -10,26 +10,25 @@ from __future__ import annotations
 
 import atexit
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar, copy_context
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from opero.errors import OperoUsageError
-from opero.utils.ambient import running_loop
+from opero.utils.ambient import require_loop, running_loop
 from opero.utils.async_utils import LoopThread
 from opero.utils.fork import reset_after_fork
-from opero.utils.waiters import TaskWaiter, ThreadWaiter
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
-    from opero.utils.waiters import Waiter
-
 
 _SECONDS_AT_EXIT: Final = 5.0
+_GLANCE: Final = 0.002
+"""Seconds between two looks of a caller that drains queues."""
 
 _consuming: ContextVar[frozenset[int]] = ContextVar("opero_delivery_queues", default=frozenset())
 """The queues whose handlers the calling code is part of: these cannot wait for themselves."""
@@ -65,7 +64,6 @@ class DeliveryQueue:
         self._home = home
         self._context = copy_context()
         self._items: deque[tuple[Callable[[], Any], Any]] = deque()
-        self._waiters: list[tuple[int, Waiter]] = []
         self._loop: AbstractEventLoop | None = None  # where a consumer is active
         self._last: AbstractEventLoop | None = None
         self._generation = 0
@@ -83,48 +81,23 @@ class DeliveryQueue:
                 self.dropped += 1
             self._items.append((call, event))
             self.sent += 1
-        self._start()
+        self.start()
 
     def clear(self) -> None:
         """Discard what waits."""
         with self._lock:
             self._items.clear()
-        self._notify()
 
-    def wait_for(self, number: int, waiter: Waiter) -> bool:
-        """Wake a waiter when that many items are processed, or to have it look again.
-
-        Returns:
-            False if there is nothing to wait for; the waiter is not woken then.
-        """
+    def is_behind(self, number: int) -> bool:
+        """Return whether fewer items than that have been processed; a handler does not wait for itself."""
         with self._lock:
-            if self._done >= number or id(self) in _consuming.get():
-                return False
-            self._waiters.append((number, waiter))
-        self._start()
-        return True
-
-    @property
-    def waiting(self) -> bool:
-        """Whether there are items that have not been processed."""
-        return self._done < self.sent
-
-    @property
-    def _done(self) -> int:
-        busy = self._busy and self._loop is not None and self._loop.is_running()
-        return self.sent - len(self._items) - busy
-
-    def _notify(self, *, all_of_them: bool = False) -> None:
-        with self._lock:
-            done, waiters = self._done, self._waiters
-            self._waiters = [w for w in waiters if w[0] > done and not all_of_them]
-            due = [w for w in waiters if w not in self._waiters]
-        for _, waiter in due:
-            waiter.wake()
+            busy = self._busy and self._loop is not None and self._loop.is_running()
+            behind = self.sent - len(self._items) - busy < number
+        return behind and id(self) not in _consuming.get()
 
     # --- the consumer ------------------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def start(self) -> None:
         """Start a consumer where items wait and none is active."""
         here = running_loop()
         while True:
@@ -182,8 +155,6 @@ class DeliveryQueue:
             if generation != self._generation:
                 return None
             self._busy = False
-            if self._waiters:
-                self._notify()
             if not self._items:
                 # Decided under the lock, so that an item which comes now starts the next consumer.
                 self._stopped(generation)
@@ -198,13 +169,11 @@ class DeliveryQueue:
             self._generation += 1
             self._loop = None
             self._busy = False
-        self._notify(all_of_them=True)
 
     def after_fork(self) -> None:
         """Start empty: in a forked child, items and loops are the parent's."""
         self._lock = threading.RLock()
         self._items.clear()
-        self._waiters.clear()
         self._generation += 1
         self._busy = False
         self._home = self._last = self._loop = None
@@ -226,9 +195,13 @@ def delivery_queues() -> list[DeliveryQueue]:
 
 async def drain(queues: Iterable[DeliveryQueue]) -> None:
     """Wait until the items that are in these queues now are processed."""
+    import asyncio
+
     for queue, number in [(queue, queue.sent) for queue in queues]:
-        while queue.wait_for(number, waiter := TaskWaiter()):
-            await waiter.wait()
+        while queue.is_behind(number):
+            require_loop("wait for handlers")
+            queue.start()  # its loop may have ended meanwhile
+            await asyncio.sleep(_GLANCE)
 
 
 def drain_sync(queues: Iterable[DeliveryQueue], timeout: float | None = None) -> bool:
@@ -242,18 +215,20 @@ def drain_sync(queues: Iterable[DeliveryQueue], timeout: float | None = None) ->
     """
     if running_loop() is not None:
         raise OperoUsageError("drain_sync() would block the event loop: write `await bus.drain()`.")
-    end = None if timeout is None else monotonic() + timeout
+    end = None if timeout is None else time.monotonic() + timeout
     for queue, number in [(queue, queue.sent) for queue in queues]:
-        while queue.wait_for(number, waiter := ThreadWaiter()):
-            if not waiter.wait(None if end is None else max(0.0, end - monotonic())):
+        while queue.is_behind(number):
+            if end is not None and time.monotonic() >= end:
                 return False
+            queue.start()  # as above
+            time.sleep(_GLANCE)
     return True
 
 
 @atexit.register
 def _drain_at_exit() -> None:
     """Process what waits at the end of the program, on a loop in this thread where no other one runs any more."""
-    waiting = [queue for queue in delivery_queues() if queue.waiting]
+    waiting = [queue for queue in delivery_queues() if queue.is_behind(queue.sent)]
     if waiting and running_loop() is None:
         import asyncio
 

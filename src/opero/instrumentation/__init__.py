@@ -3,26 +3,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from opero.instrumentation.logs import Timeline, log_events
+from opero.instrumentation.opentelemetry import OpenTelemetryListener, trace_calls
+from opero.instrumentation.prometheus import PrometheusListener
+from opero.utils.logging import configure_logging
 
-from opero.utils.lazy import export_lazily
-
-if TYPE_CHECKING:
-    from opero.instrumentation.logs import log_events as log_events
-    from opero.instrumentation.opentelemetry import OpenTelemetryListener as OpenTelemetryListener
-    from opero.instrumentation.opentelemetry import trace_calls as trace_calls
-    from opero.instrumentation.prometheus import PrometheusListener as PrometheusListener
-    from opero.instrumentation.timeline import Timeline as Timeline
-    from opero.utils.logging import configure_logging as configure_logging
-
-
-export_lazily(
-    __name__,
-    {
-        "opero.instrumentation.logs": ("log_events",),
-        "opero.instrumentation.opentelemetry": ("OpenTelemetryListener", "trace_calls"),
-        "opero.instrumentation.prometheus": ("PrometheusListener",),
-        "opero.instrumentation.timeline": ("Timeline",),
-        "opero.utils.logging": ("configure_logging",),
-    },
-)
+__all__ = [
+    "OpenTelemetryListener", "PrometheusListener", "Timeline", "configure_logging", "log_events", "trace_calls",
+]  # fmt: skip

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterator
 from functools import partial
 from random import randrange
 from threading import get_ident, local
-from typing import TYPE_CHECKING, Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 from weakref import ref
 
 from opero.errors import BulkheadFullError, OperoUsageError
@@ -193,13 +193,11 @@ class ConcurrencyLimit(SharedGuard):
 
     def try_acquire(self) -> bool:
         """Take a permit if there is one now; no caller in the queue is overtaken."""
-        if not self.attached:
-            self.attach()
-        return not self._permits.waiting and self._permits.take() is not None
+        return self._take_now(counted=True) is True
 
     def release(self) -> None:
-        """Give a permit back; it goes to the first in the queue."""
-        self._permits.give_back()
+        """Give a permit back, which goes to the first in the queue; nothing happens if no caller has one."""
+        self._permits.give_back(True)
 
     # --- blocks -----------------------------------------------------------------------------------
 
@@ -241,7 +239,7 @@ class ConcurrencyLimit(SharedGuard):
         if self.try_acquire():
             return True
         warn_on_loop("a permit")
-        return bool(self._permits.wait(_watch(self._permits, timeout)))
+        return bool(self._permits.wait(_watch(self._permits, timeout), True))
 
     async def wait(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - as in `acquire`
         """Wait for a permit in a task; the same as `acquire` otherwise.
@@ -250,20 +248,17 @@ class ConcurrencyLimit(SharedGuard):
         """
         if self.try_acquire():
             return True
-        return bool(await self._permits.wait_async(_watch(self._permits, timeout)))
+        return bool(await self._permits.wait_async(_watch(self._permits, timeout), True))
 
     # --- permits of calls -------------------------------------------------------------------------
 
     def obtain(self, timeout: float | None = None) -> ConcurrencyPermit | None:
         """Block until there is a permit, and note the thread as its holder; None if time ran out first."""
-        permits, permit = self._permits, None
-        try:
-            warn_on_loop("a permit")
-            permit = permits.wait(_watch(permits, timeout)) or None
-            return permit and permits.own(permit, None)
-        except BaseException:
-            permits.forget(permit)
-            raise
+        warn_on_loop("a permit")
+        permit = self._permits.wait(_watch(self._permits, timeout)) or None
+        if permit:
+            permit.note_holder(None)
+        return permit
 
     async def aobtain(
         self,
@@ -271,13 +266,10 @@ class ConcurrencyLimit(SharedGuard):
         current_task: CurrentTask,
     ) -> ConcurrencyPermit | None:
         """Do what `obtain` does, in a task."""
-        permits, permit = self._permits, None
-        try:
-            permit = await permits.wait_async(_watch(permits, timeout)) or None
-            return permit and permits.own(permit, current_task)
-        except BaseException:
-            permits.forget(permit)
-            raise
+        permit = await self._permits.wait_async(_watch(self._permits, timeout)) or None
+        if permit:
+            permit.note_holder(current_task)
+        return permit
 
     def enter(self, current_task: CurrentTask | None = None) -> ConcurrencyPermit | None:
         """Take a permit if there is one now, and note which thread or task holds it.
@@ -306,18 +298,22 @@ class ConcurrencyLimit(SharedGuard):
             else:
                 permit.holder = holder
                 return permit
-        if not self.attached:
-            self.attach()
-        permits = self._permits
-        taken = None if permits.waiting else permits.take(counted=False)
+        taken: ConcurrencyPermit | None = self._take_now()
         if taken is not None:
             taken.holder = holder
         return taken
+
+    def _take_now(self, *, counted: bool = False) -> Any:
+        if not self.attached:
+            self.attach()
+        permits = self._permits
+        return None if permits.waiting else permits.take(counted)
 
     def leave(self, permit: ConcurrencyPermit) -> None:
         """Give a permit back."""
         permit.holder = None
         permits = permit.permits
+        # What `give_back` does, without another call.
         permits.free.append(permit)
         if permits.across is not None:
             permits.balance()
@@ -415,57 +411,32 @@ class _Permits(HandoffQueue):
         with self.lock:
             bound = self._limit.queue
             if bound is not None and len(self) >= bound:
-                if self.take() is None:
+                if (permit := self.take(None)) is None:
                     raise BulkheadFullError(self._limit.name, self._limit.limit, bound)
-                self.put_back()
+                self.put_back(permit)
             super().join(waiter)
 
-    def take(self, *, counted: bool = True) -> ConcurrencyPermit | None:
+    def take(self, request: bool | None) -> Any:
         """Take a permit of this process, and one of all processes.
 
         Args:
-            counted: Whether its caller only knows how many it has.
+            request: True for a caller that only knows how many it has: it gets True, and the permit is among `taken`.
         """
-        permit = None
-        try:
-            with self.lock:
-                try:
-                    permit = self.free.pop()
-                except IndexError:
-                    if len(self.made) >= self.most:
-                        return None
-                    permit = ConcurrencyPermit(self)
-                    self.made.add(ref(permit, self.made.discard))
-                if not self.balance():
-                    self.free.append(permit)
-                    return None
-                if counted:
-                    self.taken.append(permit)
-            return permit
-        except BaseException:
-            # Ctrl-C: no caller knows of it.
-            self.forget(permit)
-            raise
-
-    def forget(self, permit: ConcurrencyPermit | None) -> None:
-        """Count a permit no more; it is lost, unless its caller has it by a name."""
-        if permit is not None:
-            with contextlib.suppress(ValueError):
-                self.taken.remove(permit)
-
-    def own(self, permit: ConcurrencyPermit, current_task: CurrentTask | None) -> ConcurrencyPermit:
-        """Return a permit that was counted to a caller that keeps it from now on, and note that as its holder."""
-        try:
-            self.taken.remove(permit)
-        except ValueError:
-            # Another caller, that only knows how many it has, gave it back for one of its own.
+        with self.lock:
             try:
-                permit = self.taken.pop()
+                permit = self.free.pop()
             except IndexError:
-                # It gave back once too often: the caller's comes back to a queue that no caller uses.
-                permit = ConcurrencyPermit(_Permits(self._limit))
-        permit.note_holder(current_task)
-        return permit
+                if len(self.made) >= self.most:
+                    return None
+                permit = ConcurrencyPermit(self)
+                self.made.add(ref(permit, self.made.discard))
+            if not self.balance():
+                self.free.append(permit)
+                return None
+            if request:
+                self.taken.append(permit)
+                return True
+            return permit
 
     def balance(self) -> bool:
         """Hold as many permits of all processes as are out here; False if there are not so many."""
@@ -479,15 +450,21 @@ class _Permits(HandoffQueue):
                 pass
             return len(across.held) >= self.out
 
-    def put_back(self) -> None:
-        """Put back a permit of a caller that only knows how many it has; nothing happens if it has none."""
-        with self.lock:
-            while self.taken or self.lent:
+    def put_back(self, taken: ConcurrencyPermit | Literal[True]) -> None:
+        """Put a permit back, or (True) one of the callers that only know how many they have, if they have any."""
+        permit = self._counted() if taken is True else taken
+        if permit is not None:
+            self.free.append(permit)
+        self.balance()
+
+    def _counted(self) -> ConcurrencyPermit | None:
+        """Take a permit from those callers, or else from one of the blocks, which gets one that is taken in it."""
+        with contextlib.suppress(IndexError):
+            while True:
                 permit = self.taken.pop() if self.taken else self.lent.pop()()
                 if permit is not None:
-                    self.free.append(permit)
-                    break
-        self.balance()
+                    return permit
+        return None
 
     def move(self, across: _FilePermits) -> None:
         """Share the permits from now on; those that are out are taken there too."""
