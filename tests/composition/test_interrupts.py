@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 import opero as package
-from opero import RateLimiter, opero, remaining
-from opero.limits.permits import ConcurrencyLimit
+from opero import ConcurrencyLimit, RateLimiter, opero, remaining
 
 SOURCES = str(Path(package.__file__).parent)
 LOOKS = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD", "RESUME"}
