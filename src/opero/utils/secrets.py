@@ -68,7 +68,7 @@ _PAIRS: Final = frozenset(
 )
 """Pairs of neighbouring words that do."""
 
-_CODE_NAMES: Final = frozenset({"key", "keys", "sig", "signature"})
+_CODE_NAMES: Final = frozenset({"key", "keys", "keyerror", "sig", "signature"})
 """Names that lines of code have, too: there a value must look like a key."""
 
 _FIELDS: Final = frozenset({"code", "sid"})
