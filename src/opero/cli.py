@@ -28,6 +28,7 @@ from opero.caching.stores.base import open_store, settle
 from opero.caching.stores.disk import default_folder
 from opero.errors import ActivityError, JournalError, OperoError, OperoUsageError, OperoWarning
 from opero.utils.secrets import looks_secret, mask_text, mask_url
+from opero.utils.units import format_bytes
 
 if TYPE_CHECKING:
     from opero.caching.stores.base import ByteStore, StoredItem
@@ -230,7 +231,7 @@ def _list_cache(given: argparse.Namespace) -> int:
     found = [] if store is None else _namespaces(store.scan(""), now=time.time())
     columns = {
         **_columns("namespace", "functions", "entries"),
-        "size": lambda one: as_size(one["bytes"]),
+        "size": lambda one: format_bytes(one["bytes"]),
     }
     return _show(given, found, "No entries.", columns)
 
@@ -438,20 +439,6 @@ def as_table(rows: Iterable[Sequence[object]], *, indent: str = "") -> str:
         for row in cells
     )
     return "\n".join(line.rstrip() for line in lines)
-
-
-def as_size(n_bytes: int) -> str:
-    """Return a number of bytes in a readable unit.
-
-    Example:
-        >>> as_size(999), as_size(1_500_000)
-        ('999 B', '1.5 MB')
-    """
-    size, units = float(n_bytes), iter(("B", "kB", "MB", "GB"))
-    unit = next(units)
-    while size >= 1000 and unit != "GB":
-        size, unit = size / 1000, next(units)
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
 
 
 def as_json(facts: object) -> str:

@@ -29,7 +29,7 @@ class StubWaiter:
     """A waiting caller; the test says whether it can be woken."""
 
     def __init__(self):
-        self.alive, self.granted = True, False
+        self.alive, self.granted, self.request = True, False, True
 
     def wake(self, value=True):
         self.granted = self.alive
@@ -47,7 +47,7 @@ def test_no_waiter_overtakes_the_queue():
     first = StubWaiter()
     queue_up(limit, first)
     # It is back, but not handed on yet.
-    limit._permits.put_back()
+    limit._permits.put_back(True)
     assert not limit.try_acquire()
     limit._permits.serve()
     assert first.granted
@@ -84,7 +84,7 @@ def test_tasks_that_can_never_come_do_not_fill_the_queue():
     loop._ready.clear()
     loop.close()
     # Its permit comes while no thread looks at the queue.
-    limit._permits.put_back()
+    limit._permits.put_back(True)
     assert limit.acquire(timeout=0)
     task._log_destroy_pending = False
     task.get_coro().close()

@@ -12,7 +12,7 @@ from opero.errors import OperoUsageError
 from opero.limits.gcra import SECOND, Gcra, Rule, gcra_for
 from opero.limits.limiter_state import LimiterState
 from opero.limits.windows import LARGEST_WINDOW, SlidingWindow, part_of, rule_for
-from opero.utils.units import Rate, parse_rate
+from opero.utils.units import Rate, parse_windows
 
 pytestmark = [pytest.mark.internal, pytest.mark.timeout(120)]
 
@@ -103,7 +103,7 @@ def test_the_spacing_gives_at_least_99_percent_of_the_rate(count):
     ("text", "per_hour"), [("2.5/hour", 2.5), ("0.5/hour", 0.5), ("7/hour", 7)]
 )
 def test_a_quota_that_is_always_asked_for_gives_its_rate(text, per_hour):
-    caller = Worst(rule_for(parse_rate(text), 1, None))
+    caller = Worst(rule_for(parse_windows(text)[0].rate, 1, None))
     for _ in range(100):
         caller.go_on(0, 0)
     hours = caller.starts[-1] / 3600 / SECOND
@@ -111,7 +111,7 @@ def test_a_quota_that_is_always_asked_for_gives_its_rate(text, per_hour):
 
 
 def test_a_quota_lets_all_of_it_start_at_once_and_then_none():
-    rule = rule_for(parse_rate("1000/day"), 1, None)
+    rule = rule_for(parse_windows("1000/day")[0].rate, 1, None)
     state = rule.new_state()
     assert [rule.take(state, 5) for _ in range(1000)] == [0] * 1000
     assert rule.take(state, 5) == 86400 * SECOND
@@ -133,7 +133,7 @@ def test_a_quota_lets_all_of_it_start_at_once_and_then_none():
     ],
 )
 def test_the_rule_follows_from_rate_and_period(text, smooth, rule):
-    assert rule_for(parse_rate(text), 1, smooth) == rule
+    assert rule_for(parse_windows(text)[0].rate, 1, smooth) == rule
 
 
 def test_strict_spacing_lets_nothing_catch_up():

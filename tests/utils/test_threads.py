@@ -8,6 +8,7 @@ import contextvars
 import functools
 import gc
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -171,43 +172,25 @@ def test_threads_that_are_about_to_end_lose_no_job(none_idle):
         time.sleep(0.005)
 
 
-def test_a_thread_that_is_called_while_it_ends_stays(monkeypatch):
-    idle = []
-    monkeypatch.setattr(spare_threads, "_idle", idle)
-    spare = spare_threads._PooledThread()
-    tries = []
+def test_a_thread_that_is_called_while_it_ends_stays(none_idle):
+    jobs, tries = [ThreadCall(lambda: "first"), ThreadCall(lambda: "second")], []
+    promised = list(jobs)
 
-    class Hatch:
+    class Late:
         """The time is over just when a job has been promised, and again when it comes."""
 
-        def __init__(self, lock):
-            self.lock = lock
-
-        def acquire(self, timeout=None):
+        def get(self, timeout=None):
             if timeout is None:
-                return self.lock.acquire(timeout=10)
+                return promised.pop(0)
             tries.append(timeout)
-            if len(tries) > 2:
-                idle.remove(spare)
-            # Nobody may have opened it beyond what was given.
-            assert not self.lock.acquire(blocking=False)
-            if len(tries) < 3:
-                threading.Thread(target=spare.give, args=(jobs[len(tries) - 1],)).start()
-                if spare in idle:
-                    idle.remove(spare)
-            else:
-                idle.append(spare)
-            return False
+            if promised and self in spare_threads._idle:
+                spare_threads._idle.remove(self)
+            raise queue.Empty
 
-        def release(self):
-            self.lock.release()
-
-    jobs = [ThreadCall(lambda: "first"), ThreadCall(lambda: "second")]
-    spare._has_call = Hatch(spare._has_call)
-    spare.serve()
+    spare_threads._serve(Late())
     assert [job.outcome() for job in jobs] == ["first", "second"]
     assert len(tries) == 3
-    assert not idle
+    assert not spare_threads._idle
 
 
 def test_without_a_thread_the_caller_gets_an_error(none_idle, monkeypatch):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.tables import rows
 
 from opero.errors import OperoUsageError
-from opero.utils.units import format_seconds, parse_rate, parse_seconds, parse_size
+from opero.utils.units import format_seconds, parse_seconds, parse_size, parse_windows
 
 pytestmark = pytest.mark.internal
 
@@ -114,7 +114,7 @@ def test_units_multiply(amount: float, unit: str) -> None:
     ],
 )
 def test_a_rate_is_read(text: Any, rate: tuple[float, float]) -> None:
-    assert parse_rate(text) == rate
+    assert parse_windows(text)[0].rate == rate
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,13 @@ def test_a_rate_is_read(text: Any, rate: tuple[float, float]) -> None:
 )
 def test_what_is_no_rate_is_refused_with_the_option_and_examples(wrong: Any) -> None:
     with pytest.raises(OperoUsageError, match=r'^rate_limit=.*is no rate.*"100/minute"'):
-        parse_rate(wrong)
+        parse_windows(wrong)
 
 
 @given(ANYTHING)
 def test_a_rate_is_positive_and_finite_or_an_error(value: Any) -> None:
     with refusal_naming("calls"):
-        rate = parse_rate(value, "calls")
+        rate = parse_windows(value, "calls")[0].rate
         assert 0 < rate.count < math.inf
         assert 0 < rate.period < math.inf
 

@@ -203,23 +203,45 @@ def test_a_task_of_a_closed_loop_is_granted_nothing():
 # --- queues ---------------------------------------------------------------------------------------
 
 
-def test_callers_are_woken_in_order_of_arrival():
-    queue, waiters_ = HandoffQueue(), [ThreadWaiter(), ThreadWaiter(), ThreadWaiter()]
+class Permits(HandoffQueue):
+    """So many permits."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.free = [None] * count
+
+    def put_back(self, taken):
+        self.free.append(None)
+
+    def give_back(self, taken=True):
+        super().give_back(taken)
+
+    def take(self, request=None):
+        try:
+            self.free.pop()
+        except IndexError:
+            return False
+        return True
+
+
+def test_callers_are_served_in_order_of_arrival():
+    queue, waiters_ = Permits(0), [ThreadWaiter(), ThreadWaiter(), ThreadWaiter()]
     for waiter in waiters_:
         queue.join(waiter)
-    assert queue.wake_next() is waiters_[0]
+    queue.give_back()
     assert queue.leave(waiters_[1])
-    assert queue.wake_next() is waiters_[2]
+    queue.give_back()
     assert [waiter.value for waiter in waiters_] == [True, None, True]
     assert not queue.leave(waiters_[0])
-    assert queue.wake_next() is None
+    queue.give_back()
+    assert queue.take()
 
 
 def test_the_waits_of_some_callers_are_ended_with_a_value():
-    line, one, other = WaitingLine(), ThreadWaiter(budget=1), ThreadWaiter(budget=2)
+    line, one, other = WaitingLine(), ThreadWaiter(request=1), ThreadWaiter(request=2)
     line.join(one)
     line.join(other)
-    line.dismiss("short", lambda waiter: waiter.budget < 2)
+    line.dismiss("short", lambda waiter: waiter.request < 2)
     assert (one.value, other.value, len(line)) == ("short", None, 1)
 
 
@@ -259,24 +281,6 @@ def test_a_turn_goes_from_thread_to_thread_in_order_of_arrival():
     for thread in threads:
         thread.join(10)
     assert served == list(range(5))
-
-
-class Permits(HandoffQueue):
-    """So many permits."""
-
-    def __init__(self, count):
-        super().__init__()
-        self.free = [None] * count
-
-    def put_back(self):
-        self.free.append(None)
-
-    def take(self):
-        try:
-            self.free.pop()
-        except IndexError:
-            return False
-        return True
 
 
 def test_a_wait_ends_with_the_error_or_the_time_of_its_look_up():

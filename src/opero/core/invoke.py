@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from opero import events
@@ -173,46 +173,32 @@ class Invoke:
 
         return run_stream
 
-    def _asynchronous_stream(self) -> AsyncProceed:
-        """Return the innermost step for asynchronous generators: it lasts until the last item."""
-        fn, count = self._fn, self._stats.call_counter.count
+    async def _read(self, source: AsyncGenerator[Any, Any], call: Call) -> None:
+        """Hand out the items of an asynchronous generator, each within its limit."""
 
-        async def run(call: Call) -> None:
-            def limited(step: Callable[..., Awaitable[Any]], *given: Any) -> Awaitable[Any]:
-                limit = self._idle if call.items else self._timeout
-                if call.deadline is not None:
-                    # Items that come without a wait give a timer no chance.
-                    require_time(call, self._emitter, "during the stream")
-                    limit = limit or self._deadline_only
-                awaitable = step(*given)
-                return awaitable if limit is None else limit.within(awaitable, call)
-
-            if self._idle is not None or call.deadline is not None:
-                ambient.require_loop("limit the time of a call")
+        def limited(step: Callable[..., Awaitable[Any]], *given: Any) -> Awaitable[Any]:
+            limit = self._idle if call.items else self._timeout
             if call.deadline is not None:
-                require_time(call, self._emitter, "before the call")
-            try:
-                count()
-                call.calls += 1
-                if call.run is not None:
-                    call.tried = ambient.clock().monotonic()
-                await read_stream(fn(*call.args, **call.kwargs), call, limited)
-            except Exception as error:
-                if not call.overdue:
-                    self.failed(call, error)
-                raise
+                # Items that come without a wait give a timer no chance.
+                require_time(call, self._emitter, "during the stream")
+                limit = limit or self._deadline_only
+            awaitable = step(*given)
+            return awaitable if limit is None else limit.within(awaitable, call)
 
-        return run
+        await read_stream(source, call, limited)
 
     def asynchronous(self) -> AsyncProceed:
-        """Return the innermost step for an event loop; a function that returns a plain value is welcome too."""
-        if self._stream:
-            return self._asynchronous_stream()
+        """Return the innermost step for an event loop; a function that returns a plain value is welcome too.
+
+        That of an asynchronous generator lasts until the last item.
+        """
         fn, count, judged = self._fn, self._stats.call_counter.count, self._rejects is not None
-        timeout = self._timeout
+        timeout, stream = self._timeout, self._stream
 
         async def run(call: Call) -> Any:
             limit = timeout
+            if stream and (self._idle is not None or call.deadline is not None):
+                ambient.require_loop("limit the time of a call")
             if call.deadline is not None:
                 limit = limit or self._deadline_only
                 if call.prior_outcome is None:
@@ -228,6 +214,8 @@ class Invoke:
                     raise_again(call.take_prior_outcome())
                 else:
                     result = call.take_prior_outcome()
+                if stream:
+                    return await self._read(result, call)
                 if hasattr(type(result), "__await__"):
                     result = await (result if limit is None else limit.within(result, call))
             except Exception as error:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from opero.errors import OperoUsageError
 from opero.limits.shared import SharedCells
 from opero.limits.windows import StepWindow, new_cells
 from opero.utils import ambient
-from opero.utils.checks import text, whole
+from opero.utils.checks import is_number, must_be, text, whole
 from opero.utils.units import Duration, format_seconds, parse_length
 
 _STEPS: Final = 10
+_ratio: Final = must_be(
+    "a number, 0 or more: 0.1 is one retry for ten calls",
+    lambda value: is_number(value) and 0 <= value <= 1000,
+)
 
 
 class RetryBudget(SharedCells):
@@ -60,7 +63,7 @@ class RetryBudget(SharedCells):
         *,
         name: str = "retry budget",
     ) -> None:
-        _share("ratio", ratio)
+        _ratio("ratio", ratio)
         whole(0)("minimum", minimum)
         text("name", name)
         self.ratio: float = ratio
@@ -137,12 +140,4 @@ class RetryBudget(SharedCells):
         return (
             f"<RetryBudget {self.name!r}: {retries} {'retry' if retries == 1 else 'retries'} for "
             f"{calls} call{'s' * (calls != 1)} in {format_seconds(self.window)}, {self.left} left>"
-        )
-
-
-def _share(name: str, value: object) -> None:
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1000
-    if not fits:
-        raise OperoUsageError(
-            f"{name}={value!r} must be a number, 0 or more: 0.1 is one retry for ten calls."
         )

@@ -163,10 +163,6 @@ class RateLimiter(SharedGuard):
         cost, cap = shape["cost"], shape["cap"]
         most = None if cap is None else as_units(cap, "cap")
         priced = any(shape[option] is not None for option in ("cost", "settle", "settle_error"))
-        if rate is None and cap is None and priced:
-            raise OperoUsageError(
-                'rate=None: write a rate such as "100/minute", or a cap on all that is spent.'
-            )
         if most == 0:
             raise OperoUsageError(f"cap={cap!r} lets nothing through: write more than 0.")
         if rate is not None or cap is None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from functools import partial
 from random import randrange
-from threading import get_ident
-from typing import Any, Final
+from threading import get_ident, local
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 from weakref import ref
 
 from opero.errors import BulkheadFullError, OperoUsageError
@@ -76,6 +77,57 @@ def _task(current_task: CurrentTask) -> Any:
         return None  # no event loop of asyncio runs
 
 
+class _BlockEnd:
+    """`__exit__` of a limit, which the interpreter looks up just before a block begins.
+
+    What it finds has the only reference to the permit of the block: that of a block which Ctrl-C has left is lost, and
+    another one is made in its place.
+
+    Args:
+        end: Called at the end of a block.
+    """
+
+    def __init__(self, end: Callable[..., Any]) -> None:
+        self._end = end
+
+    def __get__(self, limit: ConcurrencyLimit | None, owner: type) -> Any:
+        if limit is None:
+            return self
+        end = partial(self._end, limit, [])
+        _latest.end = ref(end)
+        return end
+
+    def __call__(self, limit: ConcurrencyLimit, *error: object) -> Any:
+        return self._end(limit, [], *error)
+
+
+_latest: Final = local()
+"""What was found last in this thread, by a weak reference."""
+
+
+def _end_block(limit: ConcurrencyLimit, found: list[ref[ConcurrencyPermit]], *_: object) -> None:
+    permits = limit._permits  # noqa: SLF001 - a matter of this module
+    try:
+        permits.lent.remove(found[0])
+    except (IndexError, ValueError):
+        limit.release()  # it was begun by hand, or has given back its permit
+    else:
+        # No name for the permit: the traceback of Ctrl-C would keep it.
+        permits.free.append(cast("ConcurrencyPermit", found[0]()))
+        permits.balance()
+        permits.serve()
+
+
+class _Ended:
+    """The end of an `async with` block, which has come before it is awaited."""
+
+    def __init__(self, *args: Any) -> None:
+        _end_block(*args)
+
+    def __await__(self) -> Iterator[None]:
+        return iter(())
+
+
 class ConcurrencyLimit(SharedGuard):
     """Permits for calls in flight: first come, first served.
 
@@ -102,6 +154,9 @@ class ConcurrencyLimit(SharedGuard):
     """
 
     attached: bool
+
+    if not TYPE_CHECKING:
+        __exit__, __aexit__ = _BlockEnd(_end_block), _BlockEnd(_Ended)
 
     def __init__(self, limit: int, *, queue: int | None = None, name: str | None = None) -> None:
         self.limit: int = _whole(limit, "concurrency", 1)
@@ -138,15 +193,34 @@ class ConcurrencyLimit(SharedGuard):
 
     def try_acquire(self) -> bool:
         """Take a permit if there is one now; no caller in the queue is overtaken."""
-        if not self.attached:
-            self.attach()
-        return not self._permits.waiting and self._permits.take() is not None
+        return self._take_now(counted=True) is True
 
     def release(self) -> None:
-        """Give a permit back; it goes to the first in the queue."""
-        self._permits.give_back()
+        """Give a permit back, which goes to the first in the queue; nothing happens if no caller has one."""
+        self._permits.give_back(True)
 
-    _end_block = release
+    # --- blocks -----------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        self._begin_block(getattr(_latest, "end", None), self.enter() or self.obtain())
+        return self
+
+    async def __aenter__(self) -> Self:
+        end = getattr(_latest, "end", None)
+        self._begin_block(end, self.enter() or await self.aobtain(None, lambda: None))
+        return self
+
+    def _begin_block(self, latest: ref[Any] | None, permit: ConcurrencyPermit | None) -> None:
+        """Leave a permit to the block that begins; to nothing if `__enter__` was called by hand."""
+        end = None if latest is None else latest()
+        if permit is not None:
+            permit.holder = None  # what is called in the block is no part of it
+            if end is None or end.args[0] is not self or end.args[1]:
+                self._permits.taken.append(permit)
+            else:
+                end.permit = permit
+                end.args[1].append(ref(permit))
+                self._permits.lent.append(end.args[1][0])
 
     # --- waiting ----------------------------------------------------------------------------------
 
@@ -165,7 +239,7 @@ class ConcurrencyLimit(SharedGuard):
         if self.try_acquire():
             return True
         warn_on_loop("a permit")
-        return bool(self._permits.wait(_watch(self._permits, timeout)))
+        return bool(self._permits.wait(_watch(self._permits, timeout), True))
 
     async def wait(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - as in `acquire`
         """Wait for a permit in a task; the same as `acquire` otherwise.
@@ -174,20 +248,17 @@ class ConcurrencyLimit(SharedGuard):
         """
         if self.try_acquire():
             return True
-        return bool(await self._permits.wait_async(_watch(self._permits, timeout)))
+        return bool(await self._permits.wait_async(_watch(self._permits, timeout), True))
 
     # --- permits of calls -------------------------------------------------------------------------
 
     def obtain(self, timeout: float | None = None) -> ConcurrencyPermit | None:
         """Block until there is a permit, and note the thread as its holder; None if time ran out first."""
-        permits, permit = self._permits, None
-        try:
-            warn_on_loop("a permit")
-            permit = permits.wait(_watch(permits, timeout)) or None
-            return permit and permits.own(permit, None)
-        except BaseException:
-            permits.forget(permit)
-            raise
+        warn_on_loop("a permit")
+        permit = self._permits.wait(_watch(self._permits, timeout)) or None
+        if permit:
+            permit.note_holder(None)
+        return permit
 
     async def aobtain(
         self,
@@ -195,13 +266,10 @@ class ConcurrencyLimit(SharedGuard):
         current_task: CurrentTask,
     ) -> ConcurrencyPermit | None:
         """Do what `obtain` does, in a task."""
-        permits, permit = self._permits, None
-        try:
-            permit = await permits.wait_async(_watch(permits, timeout)) or None
-            return permit and permits.own(permit, current_task)
-        except BaseException:
-            permits.forget(permit)
-            raise
+        permit = await self._permits.wait_async(_watch(self._permits, timeout)) or None
+        if permit:
+            permit.note_holder(current_task)
+        return permit
 
     def enter(self, current_task: CurrentTask | None = None) -> ConcurrencyPermit | None:
         """Take a permit if there is one now, and note which thread or task holds it.
@@ -230,18 +298,22 @@ class ConcurrencyLimit(SharedGuard):
             else:
                 permit.holder = holder
                 return permit
-        if not self.attached:
-            self.attach()
-        permits = self._permits
-        taken = None if permits.waiting else permits.take(counted=False)
+        taken: ConcurrencyPermit | None = self._take_now()
         if taken is not None:
             taken.holder = holder
         return taken
+
+    def _take_now(self, *, counted: bool = False) -> Any:
+        if not self.attached:
+            self.attach()
+        permits = self._permits
+        return None if permits.waiting else permits.take(counted)
 
     def leave(self, permit: ConcurrencyPermit) -> None:
         """Give a permit back."""
         permit.holder = None
         permits = permit.permits
+        # What `give_back` does, without another call.
         permits.free.append(permit)
         if permits.across is not None:
             permits.balance()
@@ -311,6 +383,7 @@ class _Permits(HandoffQueue):
         made: Those that were needed so far and are not lost, by weak references.
         free: Those of them that are here. Taken and given back by single steps of C, which need no lock.
         taken: Those of callers that only know how many they have.
+        lent: Those of `with` blocks.
         across: As above; None as long as no other process shares them.
     """
 
@@ -320,6 +393,7 @@ class _Permits(HandoffQueue):
         self.made: set[ref[ConcurrencyPermit]] = set()
         self.free: list[ConcurrencyPermit] = []
         self.taken: list[ConcurrencyPermit] = []
+        self.lent: list[ref[ConcurrencyPermit]] = []
         self.across = across
         self._limit = limit
 
@@ -337,57 +411,32 @@ class _Permits(HandoffQueue):
         with self.lock:
             bound = self._limit.queue
             if bound is not None and len(self) >= bound:
-                if self.take() is None:
+                if (permit := self.take(None)) is None:
                     raise BulkheadFullError(self._limit.name, self._limit.limit, bound)
-                self.put_back()
+                self.put_back(permit)
             super().join(waiter)
 
-    def take(self, *, counted: bool = True) -> ConcurrencyPermit | None:
+    def take(self, request: bool | None) -> Any:
         """Take a permit of this process, and one of all processes.
 
         Args:
-            counted: Whether its caller only knows how many it has.
+            request: True for a caller that only knows how many it has: it gets True, and the permit is among `taken`.
         """
-        permit = None
-        try:
-            with self.lock:
-                try:
-                    permit = self.free.pop()
-                except IndexError:
-                    if len(self.made) >= self.most:
-                        return None
-                    permit = ConcurrencyPermit(self)
-                    self.made.add(ref(permit, self.made.discard))
-                if not self.balance():
-                    self.free.append(permit)
-                    return None
-                if counted:
-                    self.taken.append(permit)
-            return permit
-        except BaseException:
-            # Ctrl-C: no caller knows of it.
-            self.forget(permit)
-            raise
-
-    def forget(self, permit: ConcurrencyPermit | None) -> None:
-        """Count a permit no more; it is lost, unless its caller has it by a name."""
-        if permit is not None:
-            with contextlib.suppress(ValueError):
-                self.taken.remove(permit)
-
-    def own(self, permit: ConcurrencyPermit, current_task: CurrentTask | None) -> ConcurrencyPermit:
-        """Return a permit that was counted to a caller that keeps it from now on, and note that as its holder."""
-        try:
-            self.taken.remove(permit)
-        except ValueError:
-            # Another caller, that only knows how many it has, gave it back for one of its own.
+        with self.lock:
             try:
-                permit = self.taken.pop()
+                permit = self.free.pop()
             except IndexError:
-                # It gave back once too often: the caller's comes back to a queue that no caller uses.
-                permit = ConcurrencyPermit(_Permits(self._limit))
-        permit.note_holder(current_task)
-        return permit
+                if len(self.made) >= self.most:
+                    return None
+                permit = ConcurrencyPermit(self)
+                self.made.add(ref(permit, self.made.discard))
+            if not self.balance():
+                self.free.append(permit)
+                return None
+            if request:
+                self.taken.append(permit)
+                return True
+            return permit
 
     def balance(self) -> bool:
         """Hold as many permits of all processes as are out here; False if there are not so many."""
@@ -401,11 +450,21 @@ class _Permits(HandoffQueue):
                 pass
             return len(across.held) >= self.out
 
-    def put_back(self) -> None:
-        """Put back a permit of a caller that only knows how many it has; nothing happens if it has none."""
-        with contextlib.suppress(IndexError):
-            self.free.append(self.taken.pop())
+    def put_back(self, taken: ConcurrencyPermit | Literal[True]) -> None:
+        """Put a permit back, or (True) one of the callers that only know how many they have, if they have any."""
+        permit = self._counted() if taken is True else taken
+        if permit is not None:
+            self.free.append(permit)
         self.balance()
+
+    def _counted(self) -> ConcurrencyPermit | None:
+        """Take a permit from those callers, or else from one of the blocks, which gets one that is taken in it."""
+        with contextlib.suppress(IndexError):
+            while True:
+                permit = self.taken.pop() if self.taken else self.lent.pop()()
+                if permit is not None:
+                    return permit
+        return None
 
     def move(self, across: _FilePermits) -> None:
         """Share the permits from now on; those that are out are taken there too."""

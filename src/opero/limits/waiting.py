@@ -248,14 +248,12 @@ def _pause(budget: WaitBudget, longest: float) -> float:
     return longest if end is None else min(longest, end - ambient.clock().monotonic())
 
 
-def _check(state: LimiterState, budget: WaitBudget, wait: int) -> int:
+def _check(state: LimiterState, budget: WaitBudget, wait: int = 0) -> int:
     """Raise if a wait exceeds a budget; return the nanoseconds that are left of a pause."""
-    if budget is UNLIMITED:
-        return 0
     if budget.stop is not None:
         budget.stop()
     paused = state.paused()
-    check_budget(budget, ambient.clock().monotonic(), wait=wait, paused=paused)
+    check_budget(budget, ambient.clock().monotonic(), wait=max(wait, paused), paused=paused)
     return paused
 
 
@@ -264,7 +262,7 @@ def _dismiss(line: WaitingLine, paused: int) -> None:
     seconds = paused / SECOND
     line.dismiss(
         seconds,
-        lambda waiter: waiter.budget is not None and seconds > waiter.budget.longest_pause,
+        lambda waiter: waiter.request is not None and seconds > waiter.request.longest_pause,
     )
 
 
@@ -304,12 +302,10 @@ class ExternalLimiter:
 
         clock = ambient.clock()
         started = clock.monotonic()
-        while paused := state.paused():
-            check_budget(budget, clock.monotonic(), wait=paused, paused=paused)
+        while paused := _check(state, budget):
             await clock.asleep(min(1.0, paused / SECOND))
-        now, end = clock.monotonic(), budget.deadline
-        check_budget(budget, now, wait=0, paused=0)
-        alarm = timeout(None if end is None else end - now)
+        end = budget.deadline
+        alarm = timeout(None if end is None else end - clock.monotonic())
         try:
             async with alarm:
                 await self._wait()

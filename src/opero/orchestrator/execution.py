@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overl
 
 from opero.concurrency.loop import run_map, run_map_async
 from opero.concurrency.mapper import Mapper
-from opero.core.decorate import explain
-from opero.core.function import ClassMethod, FunctionInfo, Method
+from opero.core.decorate import decorate, explain
+from opero.core.function import FunctionInfo
 from opero.core.options import MapOptions, Options
 from opero.core.pipeline import Pipeline
-from opero.core.rate_limit import limiter_of
 from opero.core.retry import is_retry_error, retry_error
 from opero.core.wrapper import make_wrapper
 from opero.errors import OperoUsageError, is_final, matches
 from opero.events.messages import log_event
+from opero.limits.limiter import limiter_of
 from opero.limits.permits import ConcurrencyLimit
 from opero.orchestrator.config import Configuration, OrchestratorConfig, functions
 from opero.orchestrator.fallback_chain import FallbackChain, name_of
@@ -158,13 +158,17 @@ class Chains:
     Args:
         config: The configuration.
         options: Options that another instance has made of it, with the limits to share; None to make them.
+
+    Attributes:
+        config: As above.
+        options: Those of single calls.
     """
 
     def __init__(self, config: OrchestratorConfig, options: Options | None = None) -> None:
-        self.config = config
+        self.config: OrchestratorConfig = config
         logger = config.logger
         self._listener = None if logger is None else functools.partial(log_event, logger)
-        self._options = _with_shared_limits(config, self._listener) if options is None else options
+        self.options: Options = options or _with_shared_limits(config, self._listener)
         self.made: Callable[..., Any] = _cached(self._make)
         self.chain: Callable[..., FallbackChain] = _cached(self._make_chain)
 
@@ -213,7 +217,7 @@ class Chains:
         if "process" in workers["mode"]:
             # Events of the functions come back with the results; events of the map itself are not asked for.
             chains = self._for_workers()
-            listeners = [_without(own, one) for one in self._options.listeners]
+            listeners = [_without(own, one) for one in self.options.listeners]
         call = _call_async if awaits else _call
         info = FunctionInfo(functools.partial(call, chains, several, before, kwargs))
         info.name, info.qualname = name_of(several[0]), own
@@ -248,7 +252,7 @@ class Chains:
     def _make(self, function: Function, awaits: bool) -> tuple[Pipeline, Function]:
         # The pauses and queues of a synchronous function are then the event loop's, and can be cancelled there.
         wanted = ensure_async(function) if awaits else function
-        pipeline = Pipeline(FunctionInfo(wanted), self._options)
+        pipeline = Pipeline(FunctionInfo(wanted), self.options)
         return pipeline, make_wrapper(pipeline)
 
     def _for_workers(self) -> Chains:
@@ -257,11 +261,11 @@ class Chains:
         It has no listeners, because they are called in the caller's process, and no permits: a concurrency limit sets
         the number of workers, with one item each.
         """
-        options = self._options.replace("Orchestrator", on_event=None, concurrency=None)
+        options = self.options.replace("Orchestrator", on_event=None, concurrency=None)
         return Chains(replace(self.config, logger=None), options)
 
     def __reduce__(self) -> Any:
-        return Chains, (self.config, self._options)
+        return Chains, (self.config, self.options)
 
 
 def _call(
@@ -413,30 +417,23 @@ def orchestrate(
                 f"config= and {next(iter(parts))}= exclude each other: give the part to the OrchestratorConfig."
             )
         config = OrchestratorConfig(**parts)
-    orchestrator = Orchestrator(config)
-    if function is None:
-        return lambda given: _orchestrated(given, orchestrator)
-    return _orchestrated(function, orchestrator)
+    put_around = functools.partial(_orchestrated, Orchestrator(config))
+    return put_around if function is None else put_around(function)
 
 
-def _orchestrated(function: Any, orchestrator: Orchestrator) -> Any:
-    if isinstance(function, classmethod | staticmethod):
-        # The other order of decorators: what is inside is decorated, what is outside stays.
-        inner = _wrapped(function.__func__, orchestrator)
-        return ClassMethod(inner) if isinstance(function, classmethod) else staticmethod(inner)
-    if not callable(function):
+def _orchestrated(orchestrator: Orchestrator, function: Any) -> Any:
+    if not (callable(function) or isinstance(function, classmethod | staticmethod)):
         raise OperoUsageError(
             f"orchestrate() takes a function, not {type(function).__name__}: write @orchestrate(config=...)."
         )
-    made = _wrapped(function, orchestrator)
-    return Method(made) if FunctionInfo(function).in_class else made
-
-
-def _wrapped(function: Callable[..., Any], orchestrator: Orchestrator) -> Any:
+    build = functools.partial(_build, orchestrator)
     # A configuration that does not fit is reported now, not at the first call.
-    orchestrator.explain(function)
-    bound = FunctionInfo(function).bound
+    return decorate(function, orchestrator.chains.options, by="orchestrate", build=build)
 
+
+def _build(orchestrator: Orchestrator, pipeline: Pipeline, _: str) -> Any:
+    """Make the function that users call."""
+    function, bound = pipeline.info.fn, pipeline.info.bound
     made: Any
     # Without the function's own attributes: `.call` or `.stats` of a decorated one would show only a part.
     wraps: Callable[..., Any] = functools.wraps(function, updated=())

@@ -16,26 +16,22 @@ MASK: Final = "***"
 
 # --- names ------------------------------------------------------------------------------------------------------------
 
-_WORDS: Final = frozenset(
-    {
-        *("key", "token", "secret", "password", "passwd", "passphrase", "passcode", "passwort"),
-        *("kennwort", "senha", "pwd", "pw", "auth", "oauth", "authorization", "credential"),
-        *("cred", "creds", "cookie", "dsn", "otp", "totp", "mfa", "jwt", "bearer", "pem", "sas"),
-        *("sig", "signature", "hmac", "csrf", "xsrf", "sessid", "cvv", "cvc", "ssn", "mnemonic"),
-        *("kubeconfig", "keyfile", "keytab", "keystore", "keyring", "htpasswd", "netrc"),
-        *("apikey", "accesskey", "secretkey", "privatekey", "authkey", "sharedkey", "masterkey"),
-        *("signingkey", "encryptionkey", "sshkey", "licensekey", "accountkey", "storagekey"),
-        *("appkey", "consumerkey", "passkey", "subscriptionkey", "functionkey", "hostkey"),
-        *("deploykey", "sessionid", "sessionkey", "connectionstring", "connstr", "databaseurl"),
-        *("dburl", "webhookurl", "webhook", "dbpass", "userpass", "privkey", "sharedaccesskey"),
-        *("pincode", "contrasena", "wachtwoord", "haslo", "pfx", "samlresponse", "iban"),
-        *("rootpw", "userpw", "adminpw", "dbpw", "pwhash", "accesscode", "psk", "pgpass"),
-        *("keypass", "storepass"),
-    }
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_WORDS: Final = _words(
+    """
+    passcode passwort kennwort senha contrasena wachtwoord haslo pwd pw rootpw userpw adminpw dbpw pwhash dbpass
+    userpass pgpass keypass storepass auth oauth authorization cred creds cookie dsn otp totp mfa jwt bearer pem pfx
+    sas sig signature hmac csrf xsrf cvv cvc ssn iban mnemonic psk pincode accesscode samlresponse kubeconfig keyfile
+    keytab keystore keyring netrc connectionstring connstr databaseurl dburl webhook webhookurl
+    """
 )
 """Words of a name that make it secret, also in the plural."""
 
-_LAST_WORDS: Final = frozenset({"pass", "pat", "pin"})
+_LAST_WORDS: Final = _words("pass pat pin")
 """Words that do so at the end of a name only: `smtp_pass`, `github_pat`, `pin`, but not `pass_rate`, `pin_memory`."""
 
 _PARTS: Final = ("password", "passwd", "passphrase", "credential", "apikey", "sessid", "sessionid")
@@ -44,42 +40,35 @@ _PARTS: Final = ("password", "passwd", "passphrase", "credential", "apikey", "se
 _ENDS: Final = ("token", "tokens", "secret", "secrets", "key", "keys")
 """Ends of a word that do: `authtoken`, `clientsecret`, `openaikey`."""
 
-_OTHER_KEYS: Final = frozenset(
-    {"monkey", "turkey", "donkey", "hockey", "jockey", "whiskey", "lackey", "hotkey"}
-)
+_OTHER_KEYS: Final = _words("monkey turkey donkey hockey jockey whiskey lackey hotkey")
 """Words with such an end that do not."""
 
-_SERVERS: Final = (
-    *("connection", "database", "db", "redis", "mongo", "mongodb", "postgres", "postgresql"),
-    *("mysql", "mariadb", "broker", "amqp", "rabbitmq", "jdbc"),
+_SERVERS: Final = _words(
+    "connection database db redis mongo mongodb postgres postgresql mysql mariadb broker amqp rabbitmq jdbc hook"
 )
-"""Words before "url" or "uri": such addresses hold a password."""
+"""Words before "url" or "uri": such addresses hold a password, or are secret as a whole."""
 
-_PAIRS: Final = frozenset(
-    {
-        *(("session", "id"), ("connection", "string"), ("conn", "string"), ("conn", "str")),
-        *(("connection", "str"), ("hook", "url"), ("card", "number"), ("seed", "phrase")),
-        *(("recovery", "phrase"), ("credit", "card"), ("service", "account")),
-        *(("pass", "phrase"), ("code", "verifier"), ("client", "assertion"), ("magic", "link")),
-        *((word, "code") for word in ("pin", "recovery", "backup", "verification", "security")),
-        *((word, "code") for word in ("access", "unlock", "time", "login")),
-        *((word, ending) for word in _SERVERS for ending in ("url", "uri")),
-    }
+_CODES: Final = _words("pin recovery backup verification security access unlock time login")
+"""Words before "code" that do."""
+
+_PAIRS: Final = _words(
+    """
+    session-id connection-string conn-string conn-str connection-str card-number seed-phrase recovery-phrase
+    credit-card service-account pass-phrase code-verifier client-assertion magic-link
+    """
 )
 """Pairs of neighbouring words that do."""
 
-_CODE_NAMES: Final = frozenset({"key", "keys", "keyerror", "sig", "signature"})
+_CODE_NAMES: Final = _words("key keys keyerror sig signature")
 """Names that lines of code have, too: there a value must look like a key."""
 
-_FIELDS: Final = frozenset({"code", "sid"})
+_FIELDS: Final = _words("code sid")
 """Further names of URL fields that are secret there."""
 
-_COUNTS: Final = frozenset({"max", "min", "num", "n", "count", "total", "per", "limit"})
+_COUNTS: Final = _words("max min num n count total per limit")
 """Words beside a plural that make it a number: `max_keys`, `tokens_per_minute`."""
 
-_KINDS_OF_TOKENS: Final = frozenset(
-    {"prompt", "completion", "input", "output", "new", "cached", "reasoning", "used"}
-)
+_KINDS_OF_TOKENS: Final = _words("prompt completion input output new cached reasoning used")
 """Words beside "tokens" that do: `tokens_used`. `cached_credentials` are secret."""
 
 _WORD: Final = r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])"
@@ -110,7 +99,7 @@ def looks_secret(name: str, declared: Collection[str] = ()) -> bool:
         )
         if not counted and _is_secret_word(word):
             return True
-        if place > 0 and _PAIRS & {(words[place - 1], word), (words[place - 1], word.rstrip("s"))}:
+        if place > 0 and _is_secret_pair(words[place - 1], word.removesuffix("s")):
             return True
     return bool(words) and bool(_LAST_WORDS & {words[-1], words[-1].removesuffix("s")})
 
@@ -122,6 +111,12 @@ def _is_secret_word(word: str) -> bool:
     if word.endswith(_ENDS):
         return word.removesuffix("s") not in _OTHER_KEYS
     return any(part in word for part in _PARTS)
+
+
+def _is_secret_pair(first: str, second: str) -> bool:
+    if second == "code":
+        return first in _CODES
+    return first in _SERVERS if second in ("url", "uri") else f"{first}-{second}" in _PAIRS
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------

@@ -11,9 +11,12 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from opero.utils.fork import run_after_fork
+
+if TYPE_CHECKING:
+    from queue import SimpleQueue
 
 _CHECK_SECONDS: Final = 1.0
 """A waiting thread wakes so often, so that Ctrl-C reaches it on every platform."""
@@ -136,49 +139,33 @@ class ThreadCall:
         return value
 
 
-class _PooledThread:
-    """One thread, and the lock that is released when it has a call to run."""
+_idle: Final[list[SimpleQueue[ThreadCall]]] = []
+"""What idle threads wait at, each for its next call. Changed by single steps of C only, which need no lock."""
 
-    __slots__ = ("_call", "_has_call")
 
-    def __init__(self) -> None:
-        self._has_call = locked()
-        self._call: ThreadCall | None = None
+def _serve(calls: SimpleQueue[ThreadCall]) -> None:
+    """Run calls in this thread until none has come for a while."""
+    from queue import Empty
 
-    def give(self, call: ThreadCall) -> None:
-        self._call = call
-        self._has_call.release()
-
-    def serve(self) -> None:
-        process = os.getpid()
-        while True:
-            if not self._has_call.acquire(timeout=_IDLE_SECONDS):
-                if self._retire():
-                    return
-                # A call is on its way already.
-                self._has_call.acquire()
-            call, self._call = self._call, None
-            if call is not None:
-                call.run()
-                if os.getpid() != process:
-                    # The call has forked, and this is the child: nobody here waits for the outcome.
-                    return
-                # Idle before the caller knows: its next call then finds this thread.
-                _idle.append(self)
-                call.finish()
-                del call
-
-    def _retire(self) -> bool:
-        """Leave the idle threads; False if this one was given a call meanwhile."""
+    process = os.getpid()
+    while True:
         try:
-            _idle.remove(self)
-        except ValueError:
-            return False
-        return True
-
-
-_idle: list[_PooledThread] = []
-"""Changed by single steps of C only, which need no lock."""
+            call = calls.get(timeout=_IDLE_SECONDS)
+        except Empty:
+            try:
+                _idle.remove(calls)
+            except ValueError:
+                call = calls.get()  # on its way already
+            else:
+                return
+        call.run()
+        if os.getpid() != process:
+            # The call has forked, and this is the child: nobody here waits for the outcome.
+            return
+        # Idle before the caller knows: its next call then finds this thread.
+        _idle.append(calls)
+        call.finish()
+        del call
 
 
 _calls: contextvars.ContextVar[tuple[ThreadCall, ...]] = contextvars.ContextVar(
@@ -200,12 +187,15 @@ def run_in_thread(call: ThreadCall) -> None:
         RuntimeError: The system has no more threads.
     """
     try:
-        worker = _idle.pop()
+        calls = _idle.pop()
     except IndexError:
-        worker = _PooledThread()
+        # Loaded with the first thread.
+        from queue import SimpleQueue
+
+        calls = SimpleQueue()
         # Daemons: a call that hangs for ever must not keep the interpreter alive.
-        threading.Thread(target=worker.serve, name="opero-call", daemon=True).start()
-    worker.give(call)
+        threading.Thread(target=_serve, args=(calls,), name="opero-call", daemon=True).start()
+    calls.put(call)
 
 
 # The threads of the parent do not exist in the child.

@@ -24,8 +24,7 @@ _UNITS = {
 
 # Compiled when the first text is read: most durations are numbers.
 _AMOUNT = r"(?i)\s*(\d+(?:\.\d+)?|\.\d+)\s*([a-z]+)\s*"
-_RATE = r"(?i)\s*(\d+(?:\.\d+)?)\s*(?:/|\bper\b)\s*(\d+(?:\.\d+)?)?\s*([a-z]+)\s*"
-_UNIT = r"(?i)(\d)\s*([a-z$€£_]+)(?=\s*(?:/|per\b))"
+_RATE = r"(?i)\s*(\d+(?:\.\d+)?)\s*((?!per\b)[a-z$€£_]+?)?\s*(?:/|\bper\b)\s*(\d+(?:\.\d+)?)?\s*([a-z]+)\s*"
 
 _CALLS = frozenset({"call", "calls", "request", "requests", "req"})
 _SIZES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -122,35 +121,6 @@ def _unit(name: str) -> float | None:
     return _UNITS.get(name) or (_UNITS.get(name[:-1]) if name[3:].endswith("s") else None)
 
 
-def parse_rate(value: object, option: str = "rate_limit") -> Rate:
-    """Return a rate: a number is calls per second, text names the period.
-
-    Raises:
-        OperoUsageError: It is no positive, finite rate.
-
-    Example:
-        >>> parse_rate("100/minute")
-        Rate(count=100.0, period=60.0)
-        >>> parse_rate(5)
-        Rate(count=5.0, period=1.0)
-    """
-    rate = Rate(math.nan, math.nan)
-    if isinstance(value, str):
-        match = re.fullmatch(_RATE, value)
-        unit = _unit(match[3]) if match else None
-        if match and unit:
-            rate = Rate(float(match[1]), float(match[2] or 1) * unit)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        rate = Rate(_float(value), 1.0)
-    if not all(0 < part < math.inf for part in rate):
-        raise OperoUsageError(
-            f"{option}={value!r} is no rate. Write calls per second (more than 0), "
-            'text like "100/minute" or "1000/day"'
-            + (", or a RateLimiter. None means no limit." if option == "rate_limit" else ".")
-        )
-    return rate
-
-
 def parse_windows(
     value: object, option: str = "rate_limit", *, weighted: bool = False
 ) -> tuple[RateWindow, ...]:
@@ -159,7 +129,7 @@ def parse_windows(
     A word after the number says what is counted: "500 requests/minute & 30000 tokens/minute".
 
     Args:
-        value: What `parse_rate` accepts, or text with several of them.
+        value: A number of calls per second, or text that names the period.
         option: Name of the option, for the message.
         weighted: Whether a number without a word counts what calls cost.
 
@@ -173,14 +143,23 @@ def parse_windows(
         'tokens'
     """
     found = []
-    for text in value.split("&") if isinstance(value, str) else [value]:
-        word = re.search(_UNIT, text) if isinstance(text, str) else None
-        unit = word[2].lower() if word and word[2].lower() != "per" else None
-        if isinstance(text, str) and unit is not None:
-            text = re.sub(_UNIT, r"\1", text, count=1)
-        if unit is None:
-            unit = "units" if weighted else "calls"
-        found.append(RateWindow(parse_rate(text, option), "calls" if unit in _CALLS else unit))
+    for part in value.split("&") if isinstance(value, str) else [value]:
+        rate, unit = Rate(math.nan, math.nan), "units" if weighted else "calls"
+        if isinstance(part, str):
+            match = re.fullmatch(_RATE, part)
+            period = _unit(match[4]) if match else None
+            if match and period:
+                rate = Rate(float(match[1]), float(match[3] or 1) * period)
+                unit = (match[2] or unit).lower()
+        elif isinstance(part, int | float) and not isinstance(part, bool):
+            rate = Rate(_float(part), 1.0)
+        if not all(0 < number < math.inf for number in rate):
+            raise OperoUsageError(
+                f"{option}={part!r} is no rate. Write calls per second (more than 0), "
+                'text like "100/minute" or "1000/day"'
+                + (", or a RateLimiter. None means no limit." if option == "rate_limit" else ".")
+            )
+        found.append(RateWindow(rate, "calls" if unit in _CALLS else unit))
     return tuple(found)
 
 
@@ -227,6 +206,6 @@ def format_bytes(size: int) -> str:
         ('256 MB', '1.5 kB', '12 B')
     """
     for unit, step in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= step:
+        if size >= 0.9995 * step:
             return f"{size / step:.3g} {unit}"
     return f"{size} B"

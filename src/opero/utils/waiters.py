@@ -40,18 +40,18 @@ class Waiter:
     """One waiting caller, as the one that wakes it sees it.
 
     Args:
-        budget: How long the caller is ready to wait, for callers that choose which waiter to wake; never read here.
+        request: What the caller asks for, or is ready to accept, as its queue understands it.
 
     Attributes:
-        budget: As above.
+        request: As above.
         granted: Whether `value` is the caller's, though it may not run yet.
         value: What it was woken with.
     """
 
-    __slots__ = ("budget", "granted", "value")
+    __slots__ = ("granted", "request", "value")
 
-    def __init__(self, budget: Any = None) -> None:
-        self.budget: Any = budget
+    def __init__(self, request: Any = None) -> None:
+        self.request: Any = request
         self.granted: bool = False
         self.value: Any = None
 
@@ -77,8 +77,8 @@ class ThreadWaiter(Waiter):
     value: Any
     granted: bool
 
-    def __init__(self, budget: Any = None) -> None:
-        super().__init__(budget)
+    def __init__(self, request: Any = None) -> None:
+        super().__init__(request)
         self._lock = locked()
 
     @property
@@ -105,11 +105,11 @@ class TaskWaiter(Waiter):
     granted: bool
     value: Any
 
-    def __init__(self, budget: Any = None) -> None:
+    def __init__(self, request: Any = None) -> None:
         from asyncio import get_running_loop
 
         require_loop("wait in line")
-        super().__init__(budget)
+        super().__init__(request)
         self._woken = False
         self._loop: AbstractEventLoop = get_running_loop()
         self._future: Future[None] = self._loop.create_future()
@@ -234,51 +234,44 @@ class HandoffQueue(WaitingLine):
             self.waiting.pop(waiter, None)
             return not waiter.granted
 
-    def wake_next(self, value: Any = True) -> Waiter | None:
-        """Wake the first caller that can go on, with a value, and return it; None if there is none."""
-        with self.lock:
-            while (waiter := self.first) is not None:
-                # A coroutine that is collected at this moment may have taken it out.
-                if self.waiting.pop(waiter, self) is None and waiter.wake(value):
-                    return waiter
-        return None
-
-    def take(self) -> Any:
-        """Take one if there is one, without a look at the queue; None if there is none."""
+    def take(self, request: Any) -> Any:
+        """Take one for a caller if there is one, without a look at the queue; None if there is none."""
         raise NotImplementedError
 
-    def put_back(self) -> None:
+    def put_back(self, taken: Any) -> None:
         """Put one back without a look at the queue."""
         raise NotImplementedError
 
     def serve(self) -> None:
         """Hand out what there is, in order, while there are callers."""
         with self.lock:
-            while self.waiting and (taken := self.take()):
-                if self.wake_next(taken) is None:
-                    self.put_back()
+            while (waiter := self.first) and (taken := self.take(waiter.request)):
+                # A coroutine that is collected at this moment may have taken it out.
+                if self.waiting.pop(waiter, self) is self or not waiter.wake(taken):
+                    self.put_back(taken)
 
-    def give_back(self) -> None:
+    def give_back(self, taken: Any) -> None:
         """Give one back and serve the next caller."""
         # In this order: a caller that queues does it the other way round, so that one of the two sees the other.
-        self.put_back()
+        self.put_back(taken)
         if self.waiting:
             self.serve()
 
-    def wait(self, look_up: LookUp | None = None) -> Any:
+    def wait(self, look_up: LookUp | None = None, request: Any = None) -> Any:
         """Block until one could be taken.
 
         Args:
             look_up: See `LookUp`; None waits for as long as it takes.
+            request: What `take` gets.
 
         Returns:
-            True, or False when the time was up first; what `dismiss` was given if that ended the wait.
+            What was taken, or False when the time was up first; what `dismiss` was given if that ended the wait.
         """
-        return run_sync(self.turn(ThreadWaiter(), look_up))
+        return run_sync(self.turn(ThreadWaiter(request), look_up))
 
-    async def wait_async(self, look_up: LookUp | None = None) -> Any:
+    async def wait_async(self, look_up: LookUp | None = None, request: Any = None) -> Any:
         """Do what `wait` does, in a task."""
-        return await run_async(self.turn(TaskWaiter(), look_up))
+        return await run_async(self.turn(TaskWaiter(request), look_up))
 
     def turn(self, waiter: Waiter, look_up: LookUp | None = None) -> StepLogic[Any]:
         """Do what `wait` does for a waiter that the caller has to know.
@@ -308,4 +301,4 @@ class HandoffQueue(WaitingLine):
     def _withdraw(self, waiter: Waiter) -> None:
         """Take a caller out whose wait was cut short, and pass on what it was given."""
         if not self.leave(waiter):
-            self.give_back()
+            self.give_back(waiter.value)
