@@ -247,8 +247,11 @@ class SharedCells(SharedObject):
         """Do something while no other thread or process uses the numbers."""
         if not self.attached:
             self.attach()
-        with self._lock, self._file or self._lock:
-            return work()
+        with self._lock:
+            if self._file is None:
+                return work()
+            with self._file:
+                return work()
 
     def _go_to(self, path: str, *, create: bool) -> None:
         from opero.limits.state_file import StateFile
