@@ -101,6 +101,8 @@ class MapRun(AbstractContextManager["MapRun"], AbstractAsyncContextManager["MapR
             return batch
         if source is None:
             self.executor.open(self.job)
+            if self.progress.interval is not None:
+                self.progress.watch()
             later = isinstance(self.items, AsyncIterable)
             source = _AsyncSource(self, self.items) if later else iter(self.items)
             self._source = source
@@ -130,11 +132,13 @@ class MapRun(AbstractContextManager["MapRun"], AbstractAsyncContextManager["MapR
             found: list[Any] = []
             # Not a name for the error: one that the frame keeps would be a reference cycle.
             broken: list[BaseException] = []
+            self.progress.pulls = True
             try:
                 # In place, so that what came before an error is not lost.
                 found.extend(itertools.islice(source, wanted))
             except BaseException as error:  # noqa: BLE001 - raised by `end_input`
                 broken.append(error)
+            self.progress.pulls = False
             slow = perf_counter() - began > _PULL_S
             if found:
                 yield from self.admit(found)
@@ -153,10 +157,10 @@ class MapRun(AbstractContextManager["MapRun"], AbstractAsyncContextManager["MapR
     def room(self) -> int:
         """Return how many items to pull now."""
         lookup, slots = self.lookup, self.executor.slots()
-        if lookup is None:
-            return self.scheduler.room(slots)
-        room = self.scheduler.room(slots, lookup.waiting)
-        return max(room, lookup.ahead) if room else 0
+        streamed_s = perf_counter() - self._began if self.returns == "stream" else None
+        waiting, ahead = (0, 0) if lookup is None else (lookup.waiting, lookup.ahead)
+        room = self.scheduler.room(slots, waiting, streamed_s)
+        return max(room, ahead) if room else 0
 
     def admit(self, items: list[Any]) -> StepLogic[None]:
         """Take pulled items."""
@@ -410,9 +414,11 @@ class _AsyncSource:
             yield from run.admit(found)
             room -= len(found)
         self._wanted = max(room, 0)
-        if self._wanted > len(self._found):
+        run.progress.pulls = self._wanted > len(self._found)
+        if run.progress.pulls:
             self._more.set()
         if self._task is not None and self._task.done() and not self._found:
+            run.progress.pulls = False
             run.end_input(self._end())
 
     def _end(self) -> list[BaseException]:
