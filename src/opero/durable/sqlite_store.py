@@ -232,7 +232,7 @@ class SqliteStore:
     def get(self, workflow: str) -> WorkflowRecord | None:
         """Return one workflow."""
         rows = self._read(f"{_SELECT} WHERE id = ?", (workflow,))
-        return _record_of(_sound(rows[0], WorkflowRecord)) if rows else None
+        return _record_of(_sound(rows, WorkflowRecord)[0]) if rows else None
 
     def find(
         self, name: str | None = None, states: Iterable[State] = (), limit: int | None = None
@@ -245,14 +245,14 @@ class SqliteStore:
         where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
         values = (*(() if name is None else (name,)), *wanted, -1 if limit is None else limit)
         rows = self._read(f"{_SELECT} {where}ORDER BY created DESC, id LIMIT ?", values)
-        return [_record_of(_sound(row, WorkflowRecord)) for row in rows]
+        return [_record_of(row) for row in _sound(rows, WorkflowRecord)]
 
     def steps(self, workflow: str) -> list[StepRecord]:
         """Return a workflow's steps in the order of their first record."""
         rows = self._read(f"{_SELECT_STEPS} ORDER BY place", (workflow,))
         return [
             StepRecord(path, name, digest, _STEP_STATES[state], *others)
-            for path, name, digest, state, *others in (_sound(row, StepRecord) for row in rows)
+            for path, name, digest, state, *others in _sound(rows, StepRecord)
         ]
 
     def attention(self, owner: str) -> tuple[bool, float | None]:
@@ -312,32 +312,27 @@ _PUT_STEP: Final = (
 )
 
 
-_NUMBER: Final = (int, float)
-_KINDS: Final[dict[Any, tuple[type, ...]]] = {
-    "str": (str,), "str | None": (str, NoneType), "State": (str,), "StepState": (str,),
-    "int": (int,), "bool": (int,), "float": _NUMBER, "float | None": (*_NUMBER, NoneType),
+_KINDS: Final[dict[Any, set[type]]] = {
+    "str": {str}, "str | None": {str, NoneType}, "State": {str}, "StepState": {str},
+    "int": {int}, "bool": {int}, "float": {int, float}, "float | None": {int, float, NoneType},
 }  # fmt: skip
 """What SQLite gives for a field of a record, by its annotation."""
-_STATES: Final[dict[Any, Any]] = {"State": {*State}, "StepState": {*StepState}}
-_STATE_AT: Final[dict[Any, int]] = {WorkflowRecord: 5, StepRecord: 3}
-_sound_shapes: Final[set[tuple[Any, ...]]] = set()
+_STATES: Final[dict[Any, set[Any]]] = {"State": {*State}, "StepState": {*StepState}}
 
 
-def _sound(row: tuple[Any, ...], record: Any) -> tuple[Any, ...]:
-    """Return a row whose values are those of a record.
+def _sound(rows: list[Any], record: type[WorkflowRecord | StepRecord]) -> list[Any]:
+    """Return rows whose values are those of a record.
 
     Raises:
         UnserializableError: They are not: somebody, or something, has changed the file.
     """
-    # Many rows have one shape and one state.
-    shape = (record, row[_STATE_AT[record]], *map(type, row))
-    if shape not in _sound_shapes:
-        for value, column in zip(row, fields(record), strict=True):
-            known = _STATES.get(column.type, (value,))
-            if type(value) not in _KINDS[column.type] or value not in known:
-                raise UnserializableError(f"a row of the journal is damaged: its {column.name}.")
-        _sound_shapes.add(shape)
-    return row
+    for column, values in zip(fields(record), zip(*rows, strict=True), strict=False):
+        known = _STATES.get(column.type)
+        if not _KINDS[column.type].issuperset(map(type, values)) or (
+            known is not None and not known.issuperset(values)
+        ):
+            raise UnserializableError(f"a row of the journal is damaged: its {column.name}.")
+    return rows
 
 
 def _record_of(row: tuple[Any, ...]) -> WorkflowRecord:
