@@ -15,7 +15,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Literal, NoReturn
 
 from opero.errors import OperoError, StoreError, warn_user
@@ -166,7 +166,6 @@ class SqliteFile:
         self._reading = threading.RLock()
         self._opening = threading.RLock()
         self._reader: _Connection | None = None
-        self._cursor: sqlite3.Cursor | None = None  # of the reader, while it is not in use
         self._writer: _Connection | None = None
         self._file_id: FileId | None = None
         self._latest: FileId | None = None
@@ -204,14 +203,7 @@ class SqliteFile:
                 finally:
                     self._writing.release()
             with self._reading:
-                # Taken while it is in use, because a destructor may read at any allocation.
-                cursor, self._cursor = self._cursor, None
-                if cursor is None:
-                    cursor = self._open_reader().cursor()
-                rows = cursor.execute(statement, values).fetchall()
-                if cursor.connection is self._reader:
-                    self._cursor = cursor
-                return rows
+                return self._open_reader().execute(statement, values).fetchall()
         except sqlite3.Error as error:
             self._recover(error)
         return self.read(statement, values)
@@ -258,13 +250,13 @@ class SqliteFile:
             writer, self._writer = self._writer, None
             _close(writer)
         with self._reading:
-            reader, self._reader, self._cursor = self._reader, None, None
+            reader, self._reader = self._reader, None
             _close(reader)
         self._file_id = None
 
     def after_fork(self) -> None:
         """In a forked child: never touch the connections of the parent process."""
-        _inherited.extend((self._reader, self._cursor, self._writer))
+        _inherited.extend((self._reader, self._writer))
         self._forget()
 
     def watch(self) -> None:
@@ -394,10 +386,9 @@ class SqliteFile:
     def _open_unwritable(self) -> _Connection:
         """Open a file that this process may only read."""
         if os.path.exists(self.path + "-wal"):
-            try:
+            # If it cannot be read without writing, go without what stands only there.
+            with suppress(sqlite3.OperationalError):
                 return self._raw(_address(self.path), uri=True)
-            except sqlite3.OperationalError:
-                pass  # it cannot be read without writing: go without what stands only there
         return self._raw(f"{_address(self.path)}&immutable=1", uri=True)
 
     def _create(self) -> None:
@@ -455,10 +446,8 @@ class SqliteFile:
                 _unlink(aside)
                 return
             for ending in _BESIDE:
-                try:
+                with suppress(FileNotFoundError):
                     os.rename(self.path + ending, aside + ending)
-                except FileNotFoundError:
-                    pass
         except OSError as problem:
             reason = problem.strerror or type(problem).__name__
             raise self._error(
@@ -493,10 +482,8 @@ class _Connection(sqlite3.Connection):
 
 def _close(connection: _Connection | None) -> None:
     if connection is not None:
-        try:
+        with suppress(sqlite3.Error):
             connection.close()
-        except sqlite3.Error:
-            pass
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -557,7 +544,5 @@ def _put_in_place(draft: str, path: str) -> None:
 
 
 def _unlink(path: str) -> None:
-    try:
+    with suppress(OSError):
         os.unlink(path)
-    except OSError:
-        pass
