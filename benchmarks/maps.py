@@ -200,8 +200,8 @@ ROWS: Mapping[str, Row] = {
         s.ONE_BY_ONE,
         t.ahead,
         unit="items",
-        bar=at_most(2 * w.WORKERS * 5_000),
-        note="chunks grow while items are quick, and the window with them; it stays a few chunks",
+        bar=at_most(2_000),
+        note="a thousand items, and what the consumer takes in a second",
     ),
     "map-crash": Row(
         "one crash among 8 items",

@@ -48,6 +48,17 @@ def test_in_order_hands_out_everything_in_order(sizes: list[int], rng: random.Ra
     assert seen == list(range(sum(sizes)))
 
 
+def test_a_stream_reads_ahead_what_its_consumer_takes_in_a_second() -> None:
+    scheduler = scheduler_of(ordered=True)
+    scheduler._size.size = 5000
+    assert [scheduler.room(4), scheduler.room(4, streamed_s=9.0)] == [20_000, 1000]
+    scheduler.admit(1000)
+    scheduler.finish(batch_of(*range(600)))
+    assert scheduler.room(4, streamed_s=2.0) == 0, "nobody has taken any"
+    assert len(taken(scheduler)) == 600
+    assert scheduler.room(4, streamed_s=2.0) == 1000 + 600 // 2 - 400
+
+
 def test_what_is_out_of_order_waits() -> None:
     scheduler = scheduler_of(ordered=True)
     scheduler.finish(batch_of(1, 2))

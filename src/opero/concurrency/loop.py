@@ -157,10 +157,10 @@ class MapRun(AbstractContextManager["MapRun"], AbstractAsyncContextManager["MapR
     def room(self) -> int:
         """Return how many items to pull now."""
         lookup, slots = self.lookup, self.executor.slots()
-        if lookup is None:
-            return self.scheduler.room(slots)
-        room = self.scheduler.room(slots, lookup.waiting)
-        return max(room, lookup.ahead) if room else 0
+        streamed_s = perf_counter() - self._began if self.returns == "stream" else None
+        waiting, ahead = (0, 0) if lookup is None else (lookup.waiting, lookup.ahead)
+        room = self.scheduler.room(slots, waiting, streamed_s)
+        return max(room, ahead) if room else 0
 
     def admit(self, items: list[Any]) -> StepLogic[None]:
         """Take pulled items."""

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _SLEEPERS: Final = 1_000
 """Items that may wait beside the window, for their next attempt or for another caller's result, so that pauses do not
 starve the workers."""
+_AHEAD: Final = 1_000
+"""Items that a stream may read ahead beside those that its consumer takes in a second."""
 LARGEST: Final = 5_000
 """Most items of a chunk."""
 
@@ -239,18 +241,23 @@ class Scheduler:
 
     # --- input ---------------------------------------------------------------------------------------
 
-    def room(self, slots: int, elsewhere: int = 0) -> int:
+    def room(self, slots: int, elsewhere: int = 0, streamed_s: float | None = None) -> int:
         """Return how many items to pull now.
 
         Args:
             slots: Chunks that the executor wants to hold.
             elsewhere: Items that wait for another caller's result.
+            streamed_s: Seconds for which somebody has been taking the results one by one, if that is so.
         """
         if self.ended or self._ending:
             return 0
         awake = self.open - min(len(self._sleepers) + elsewhere, _SLEEPERS)
         # In flight or held back are at most a chunk for each slot, or what fills it.
-        window = max(1, slots) * max(self._size.size, self._size.least)
+        least = max(1, slots) * self._size.least
+        window = max(least, slots * self._size.size)
+        if streamed_s is not None and self._size.fixed is None:
+            taken = self.pulled - self.open - self._held
+            window = min(window, max(least, _AHEAD) + int(taken / streamed_s))
         return max(0, window - awake - self._held)
 
     def admit(self, count: int) -> range:

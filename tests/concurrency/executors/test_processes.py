@@ -515,6 +515,15 @@ def test_the_death_of_the_fork_server_is_survived(maps: Maps) -> None:
     assert killed
 
 
+@pytest.mark.parametrize("maps", ["forkserver"], indirect=True)
+@posix
+def test_a_fork_server_that_was_killed_between_two_maps_is_begun_anew(maps: Maps) -> None:
+    (server,) = maps(lambda _: os.getppid(), [1]).items
+    os.kill(server, signal.SIGKILL)
+    assert maps.until(lambda: not maps.alive(server))
+    assert maps(abs, [-1]).items == [1]
+
+
 @every
 @posix
 def test_an_item_without_end_costs_itself_in_time(maps: Maps) -> None:

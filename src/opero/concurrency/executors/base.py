@@ -11,7 +11,9 @@ worker process is ready.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+
+from opero.utils.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from opero.core.pipeline import Pipeline
@@ -190,7 +192,7 @@ class Done(NamedTuple):
             stands for it.
         busy_s: Seconds of work on these items.
         facts: Counters and events of workers elsewhere.
-        weight: Bytes that the items of the whole chunk took beside its frame.
+        weight: Bytes that large parts of the items and results of the whole chunk took, so far, beside its frames.
     """
 
     chunk: int

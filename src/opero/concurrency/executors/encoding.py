@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import mmap
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any, Final
@@ -29,11 +29,17 @@ PLAIN: Final = frozenset({int, float, complex, str, bytes, bool, type(None)})
 """Types whose instances can always be pickled and opened again."""
 
 
+def are_plain(values: Sequence[Any]) -> bool:
+    """Return whether all of some values are plain."""
+    return {type(value) for value in values} <= PLAIN
+
+
 # --- shared memory --------------------------------------------------------------------------------
 #
 # New memory is what costs: the kernel clears and maps each of its pages, which takes many times as long as a copy to
-# pages that are there already. So a few buffers of fixed size are used in turn: written by the sender, copied out by
-# the receiver, then written again. What does not fit goes through the pipe. Files without a name lie behind them.
+# pages that are there already. So a few buffers of fixed size are used in turn, one for each chunk: the pool writes
+# its items into it and the worker its results behind them, and each copies out what the other one has written. What
+# does not fit goes through the pipe. A file without a name lies behind them.
 
 LARGE: Final = 1 << 16
 """Bytes from which a buffer goes through shared memory."""
@@ -50,24 +56,27 @@ class SharedBuffer:
         mapped: The memory.
         start: Its first byte in the memory.
         size: Its length.
+        used: Bytes in use.
 
     Attributes:
-        used: Bytes in use.
+        start, size, used: As above.
     """
 
-    __slots__ = ("_mapped", "_size", "_start", "used")
+    __slots__ = ("_mapped", "size", "start", "used")
 
-    def __init__(self, mapped: mmap.mmap, start: int, size: int) -> None:
-        self._mapped, self._start, self._size = mapped, start, size
-        self.used: int = 0
+    def __init__(self, mapped: mmap.mmap, start: int, size: int, used: int = 0) -> None:
+        self._mapped = mapped
+        self.start: int = start
+        self.size: int = size
+        self.used: int = used
 
     def add(self, part: PickleBuffer, spans: list[Span]) -> bool:
         """Copy a part of a value behind the others and note its place; return whether it is small, or has no room."""
         with part.raw() as raw:
             size = raw.nbytes
-            if size < LARGE or self.used + size > self._size:
+            if size < LARGE or self.used + size > self.size:
                 return True
-            start = self._start + self.used
+            start = self.start + self.used
             self._mapped[start : start + size] = raw
         self.used += size + -size % _ALIGNED
         spans.append((start, start + size))
@@ -143,54 +152,45 @@ def decode_value(
 # --- chunks and results ---------------------------------------------------------------------------
 
 
-def encode_chunk(
-    chunk: Chunk, free: list[SharedBuffer] | None = None
-) -> tuple[tuple[Any, ...], list[SharedBuffer]]:
-    """Return the content of a chunk, and the buffers in which large parts of it lie.
+def encode_chunk(chunk: Chunk, buffer: SharedBuffer | None = None) -> tuple[Any, ...]:
+    """Return the content of a chunk: the items, and what they bring from earlier attempts, pickled.
 
-    The content is the entries, and what items bring from earlier attempts, pickled.
+    The items are a list if all are plain, else a tuple of what stands for them.
 
     Args:
         chunk: The chunk.
-        free: Buffers that are not in use; what is needed is taken out.
+        buffer: Takes large parts of the items; without one everything stands in the message.
     """
-    entries: list[Any] = chunk.items
-    used: list[SharedBuffer] = []
-    if not set(map(type, entries)) <= PLAIN:
-        buffer = free[-1] if free else None
-        if buffer is not None:
-            buffer.used = 0
-        entries = [encode_value(item, "item", buffer) for item in entries]
-        if free and buffer is not None and buffer.used:
-            used.append(free.pop())
-    return (entries, dumps_with_errors(chunk.parked) if chunk.parked else None), used
+    items: Sequence[Any] = chunk.items
+    if not are_plain(items):
+        items = tuple([encode_value(item, "item", buffer) for item in items])
+    return items, dumps_with_errors(chunk.parked) if chunk.parked else None
 
 
-def encode_done(done: Done, stats: dict[str, float], events: Iterable[Event]) -> tuple[Any, ...]:
+def encode_done(
+    done: Done, stats: dict[str, float], events: Iterable[Event], *, plain: bool = False
+) -> tuple[Any, ...]:
     """Return the content of results.
 
     Args:
-        done: The results; each value is encoded, also those of outcomes.
+        done: The results; each value is encoded, also those of outcomes, which stand among the others.
         stats: Counters of the calls.
         events: What happened with them.
+        plain: Whether no value is anything but plain.
     """
-    for n, outcome in done.odd.items():
-        done.values[n], outcome.value = outcome.value, None
+    for outcome in done.odd.values():
         if outcome.error is not None:
             outcome.trace = traceback_of(outcome.error)
         outcome.fallback = encode_value(outcome.fallback, "fallback", None)
     odd = dumps_with_errors(done.odd) if done.odd else None
+    values = done.values if plain else tuple(done.values)
     return (
-        done.places, done.values, odd, done.busy_s, stats, [*map(_dump_event, events)]
+        done.places, values, odd, done.busy_s, done.weight, stats, [*map(_dump_event, events)]
     )  # fmt: skip
 
 
 def decode_done(
-    chunk: int,
-    content: tuple[Any, ...],
-    copy: Callable[[Span], Any] | None = None,
-    *,
-    weight: int = 0,
+    chunk: int, content: tuple[Any, ...], copy: Callable[[Span], Any] | None = None
 ) -> Done:
     """Return results; one that cannot be opened is the error of its item.
 
@@ -198,11 +198,11 @@ def decode_done(
         chunk: Id of the chunk.
         content: What `encode_done` has returned.
         copy: Copies parts of values out of the shared buffer.
-        weight: Bytes that its items took beside their message.
     """
-    places, values, pickled, busy_s, stats, events = content
+    places, values, pickled, busy_s, weight, stats, events = content
     odd: dict[int, ItemOutcome] = pickle.loads(pickled) if pickled else {}  # noqa: S301 - from our own worker
-    if tuple in set(map(type, values)):
+    if type(values) is tuple:
+        values = list(values)
         for n, entry in enumerate(values):
             values[n], failed = decode_value(entry, "result", copy)
             if failed is not None:

@@ -331,7 +331,7 @@ class FuturesExecutor:
             self._send(self._waiting.popleft())
 
     def _send(self, chunk: Chunk) -> None:
-        payload = pickle.dumps(encode_chunk(chunk)[0], 5)
+        payload = pickle.dumps(encode_chunk(chunk), 5)
         try:
             submit = self._pool.executor.submit
             future = submit(run_chunk, PROTOCOL, self._number, self._blob, payload)
@@ -476,9 +476,8 @@ class _RemoteJob:
             if outcome is None:
                 values.append(encode_value(value, "result", None))
             else:
-                outcome.value = encode_value(outcome.value, "result", None)
-                odd[position] = outcome
-                values.append(None)
+                values.append(encode_value(outcome.value, "result", None))
+                outcome.value, odd[position] = None, outcome
                 if self._job.ends(outcome):
                     break
         done = Done(0, range(len(values)), values, odd, perf_counter() - began)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from os.path import realpath
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.executors.base import MapJob
 from opero.concurrency.executors.process.start import import_paths
@@ -29,6 +29,7 @@ from opero.errors import ShippingError
 from opero.events import event_bus
 from opero.limits.shared import attach_table, registry, share_all
 from opero.utils import ambient
+from opero.utils.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from opero.core.options import Options
@@ -134,9 +135,6 @@ def _value_pickler() -> Callable[..., Any]:
 Timed = Callable[[Callable[..., Any], float], Callable[..., Any]]
 """Returns a function whose calls are ended after so many seconds."""
 
-LoggerLevels = dict[str, tuple[int, bool, bool]]
-"""Of each logger with settings of its own: its level, whether it propagates, and whether it is disabled."""
-
 
 class JobSpec(NamedTuple):
     """What a worker must know of a job; a fork inherits it, and others get it pickled.
@@ -145,7 +143,7 @@ class JobSpec(NamedTuple):
         fields: The job's fields, without what belongs to the map's process.
         options: Options of the pipeline, with the limiter and permits that all processes share.
         listens: Which events the map's process wants: "bus" (all), "function" or None.
-        loggers: Settings of its loggers; None if it has not loaded `logging`.
+        levels: Levels of its loggers, by name; None if it has not loaded `logging`.
         disabled: Whether retries, waits and caches are switched off.
         interpreter: The `registry.uid` of the map.
         stops: Whether the map may be stopped by its user while it runs.
@@ -155,7 +153,7 @@ class JobSpec(NamedTuple):
     fields: dict[str, Any]
     options: Options
     listens: str | None
-    loggers: LoggerLevels | None = None
+    levels: dict[str, int] | None = None
     disabled: bool = False
     interpreter: str = ""
     stops: bool = False
@@ -252,17 +250,16 @@ def loaded_module(name: str) -> Any:
     return None if getattr(spec, "_initializing", False) else module
 
 
-def _levels() -> LoggerLevels | None:
+def _levels() -> dict[str, int] | None:
     logging = loaded_module("logging")
     if logging is None:
         return None
-    root = logging.getLogger()
-    found: LoggerLevels = {"": (max(root.level, logging.root.manager.disable + 1), True, False)}
-    for name, logger in list(root.manager.loggerDict.items()):
-        if isinstance(logger, logging.Logger) and (
-            logger.level or not logger.propagate or logger.disabled
-        ):
-            found[name] = logger.level, logger.propagate, logger.disabled
+    manager = logging.root.manager
+    found = {"": max(logging.root.level, manager.disable + 1)}
+    for name, logger in list(manager.loggerDict.items()):
+        # Of a name without a logger a placeholder stands there.
+        if level := getattr(logger, "level", 0):
+            found[name] = level
     return found
 
 

@@ -22,6 +22,7 @@ from opero.concurrency.executors.base import Done, ItemOutcome, MapJob, Parked, 
 from opero.concurrency.executors.encoding import (
     PLAIN,
     SharedBuffer,
+    are_plain,
     copy_span,
     dumps_with_errors,
     encode_done,
@@ -62,12 +63,8 @@ SLOW_CHUNK: Final = 5
 """A chunk that takes so many times its target gives back what has not begun."""
 
 PAGE: Final = 4096
-"""Bytes of the page of memory that says what a worker does, before its buffers."""
+"""Bytes of the page of memory that says what a worker does."""
 
-_FULL: Final = 2 << 20
-"""Bytes of large results that are sent at once, so that they stay in the processor's cache."""
-_WAIT: Final = 0.02
-"""Longest wait for a buffer before a result goes through the pipe."""
 _KEPT: Final = 16 << 20
 
 
@@ -76,10 +73,9 @@ _KEPT: Final = 16 << 20
 # Words that say what a worker does; the pool reads them after its death. A message could not say it, because the last
 # one before a crash is the one that is not sent. Each word is stored whole, and by one side only, but for STOP.
 
-STARTED, DUE, STOP, COPIED = range(4)
+STARTED, DUE, STOP = range(3)
 """Up to which item it has begun, counted over all its chunks; when the call under way must have returned
-(`time.monotonic` in ns, negative where a deadline says so, 0 if none is under way); whether it begins no other item;
-how many buffers of results the pool has copied."""
+(`time.monotonic` in ns, negative where a deadline says so, 0 if none is under way); whether it begins no other item."""
 
 
 def note_calls(page: memoryview[int], fn: Callable[..., Any], limit: float) -> Callable[..., Any]:
@@ -108,13 +104,16 @@ class RunningChunk:
     Attributes:
         number: Its id.
         entries: Items, as encoded.
+        plain: Whether all of them are plain, so that no one has to be decoded.
         parked: What items bring from earlier attempts.
         base: Items of the chunks that this worker was given before.
+        buffer: Takes large parts of the results; None if there is none.
         kept: Position from which on this worker does nothing.
         next: Position of the next item; unused where one is done after the other.
         values: What is done and not reported, in the order in which it was done.
         places: Their positions; None where these are in order.
         encoded: How many of them are encoded; what comes behind stands as the function returned it.
+        opaque: Whether some of them were anything but plain.
         odd: Outcomes that are more than a plain value, by position in the chunk.
         reported: Items reported.
         flushed: When that was.
@@ -125,21 +124,25 @@ class RunningChunk:
     def __init__(
         self,
         number: int,
-        entries: list[Any],
+        entries: Sequence[Any],
         parked: dict[int, Parked],
         base: int,
+        buffer: SharedBuffer | None,
         *,
         ordered: bool,
     ) -> None:
         self.number: int = number
-        self.entries: list[Any] = entries
+        self.entries: list[Any] = [*entries]
+        self.plain: bool = type(entries) is list
         self.parked: dict[int, Parked] = parked
         self.base: int = base
+        self.buffer: SharedBuffer | None = buffer
         self.kept: int = len(entries)
         self.next: int = 0
         self.values: list[Any] = []
         self.places: list[int] | None = None if ordered else []
         self.encoded: int = 0
+        self.opaque: bool = False
         self.odd: dict[int, ItemOutcome] = {}
         self.reported: int = 0
         self.flushed: float = perf_counter()
@@ -177,7 +180,8 @@ class RunningChunk:
         if self.odd:
             odd = {n: self.odd.pop(p) for n, p in enumerate(places) if p in self.odd}
         self.reported += count
-        done = Done(self.number, places, values, odd, now - self.flushed)
+        weight = 0 if self.buffer is None else self.buffer.used
+        done = Done(self.number, places, values, odd, now - self.flushed, None, weight)
         self.flushed = now
         return done
 
@@ -209,15 +213,10 @@ class WorkerSession:
         self._own_fd = own_fd
         # As the connection: not for programs that the user's code starts.
         os.set_inheritable(own_fd, False)
-        own, items = mmap.mmap(own_fd, 0), mmap.mmap(pool_fd, 0)
+        self.page: memoryview[int] = memoryview(mmap.mmap(own_fd, PAGE)).cast("q")
+        self._memory = mmap.mmap(pool_fd, 0)
         os.close(pool_fd)
-        self.page: memoryview[int] = memoryview(own)[:PAGE].cast("q")
-        size = (len(own) - PAGE) // 2
-        self._results = [SharedBuffer(own, PAGE + n * size, size) for n in range(2)]
-        self.copy: Callable[[Span], Any] = functools.partial(copy_span, items)
-        self._buffer: SharedBuffer | None = None
-        self._filled_by: RunningChunk | None = None
-        self._sent = 0
+        self.copy: Callable[[Span], Any] = functools.partial(copy_span, self._memory)
         self._events: list[Event] = []
         self._given = self.tasks = 0
         self.job: MapJob
@@ -267,8 +266,8 @@ class WorkerSession:
         worker_process.append(True)
         ambient.adopted_scripts[:] = [spec.script] if spec.script else []
         ambient.set_disabled(spec.disabled)
-        if spec.loggers is not None:
-            _forward_logs(spec.loggers, self.send)
+        if spec.levels is not None:
+            _forward_logs(spec.levels, self.send)
         job = self.job = spec.job(functools.partial(note_calls, self.page), self._events.append)
         if spec.stops:
             job = self.job = job._replace(stopped=lambda: bool(self.page[STOP]))
@@ -301,13 +300,14 @@ class WorkerSession:
         Raises:
             EOFError: There are no more.
         """
-        number, entries, parked = pickle.loads(self.conn.receive()[0])  # noqa: S301 - from the pool
-        if not self._given and tuple in set(map(type, entries)):
+        number, places, entries, parked = pickle.loads(self.conn.receive()[0])  # noqa: S301 - from the pool
+        if not self._given and type(entries) is tuple:
             _keep_freed_memory()
         base = self._given
         self._given += len(entries)
         known = pickle.loads(parked) if parked else {}  # noqa: S301 - from the pool
-        return RunningChunk(number, entries, known, base, ordered=self.job.in_flight == 1)
+        buffer = SharedBuffer(self._memory, *places[0]) if places else None
+        return RunningChunk(number, entries, known, base, buffer, ordered=self.job.in_flight == 1)
 
     def flush(self, chunk: RunningChunk, *, interrupts: bool = False) -> None:
         """Send what is done of a chunk, and from where on it is given back.
@@ -324,18 +324,15 @@ class WorkerSession:
             self.encode(chunk)
         known = chunk.kept, self.retires()
         if chunk.values or chunk.known != known:
-            chunk.known, done = known, chunk.done()
+            chunk.known, done, plain = known, chunk.done(), not chunk.opaque
+            chunk.opaque = False
             stats: dict[str, float] = {}
             events: list[Event] = []
             if not interrupts:
                 stats = self.job.pipeline.stats.take()
                 events, self._events[:] = self._events[:], []
-            buffer, shared = self._buffer, False
-            if buffer is not None and buffer.used and self._filled_by is chunk:
-                self._buffer, shared = None, True
-                self._sent += 1
-            content = encode_done(done, stats, events)
-            self.send(DONE, chunk.number, *known, shared, *content)
+            content = encode_done(done, stats, events, plain=plain)
+            self.send(DONE, chunk.number, *known, *content)
         self.chunk = running
 
     def _answer(self, *_: object) -> None:
@@ -349,7 +346,7 @@ class WorkerSession:
             return
         self._sending.release()
         chunk.cut(chunk.reported + len(chunk.values) + 1)
-        if set(map(type, chunk.values[chunk.encoded :])) <= PLAIN:
+        if are_plain(chunk.values[chunk.encoded :]):
             chunk.encoded = len(chunk.values)
         with suppress(OSError):  # the map is over
             self.flush(chunk, interrupts=True)
@@ -361,11 +358,8 @@ class WorkerSession:
     ) -> None:
         """Note what became of an item; this is not interrupted."""
         running, self.chunk = self.chunk, None
-        self.encode(chunk)
-        if outcome is None:
-            value = self._encode(chunk, value)
-        else:
-            outcome.value, value = self._encode(chunk, outcome.value), None
+        if outcome is not None:
+            value, outcome.value = outcome.value, None
             chunk.odd[position] = outcome
             if self.job.ends(outcome):
                 self.page[STOP] = 1
@@ -373,45 +367,19 @@ class WorkerSession:
         if chunk.places is not None:
             chunk.places.append(position)
         chunk.values.append(value)
-        chunk.encoded += 1
+        self.encode(chunk)
         self.chunk = running
 
     def encode(self, chunk: RunningChunk) -> None:
         """Encode the results that stand as the function returned them."""
         running, self.chunk = self.chunk, None
         values, begin = chunk.values, chunk.encoded
-        if not set(map(type, values[begin:] if begin else values)) <= PLAIN:
-            values[begin:] = [self._encode(chunk, value) for value in values[begin:]]
+        new = values[begin:] if begin else values
+        if not are_plain(new):
+            chunk.opaque = True
+            values[begin:] = [encode_value(value, "result", chunk.buffer) for value in new]
         chunk.encoded = len(values)
         self.chunk = running
-
-    def _encode(self, chunk: RunningChunk, value: Any) -> Any:
-        if type(value) in PLAIN:
-            return value
-        if self._filled_by is not chunk:
-            # A buffer goes with the results of one chunk.
-            if self._buffer is not None and self._filled_by is not None and self._buffer.used:
-                self.flush(self._filled_by)
-            self._filled_by = chunk
-        if self._buffer is None:
-            self._buffer = self._take_buffer()
-        return encode_value(value, "result", self._buffer)
-
-    def _take_buffer(self) -> SharedBuffer | None:
-        """Return an empty buffer, each in its turn; wait a little until the pool has copied one."""
-        buffers, end = self._results, perf_counter() + _WAIT
-        while self._sent - self.page[COPIED] >= len(buffers):
-            if perf_counter() > end:
-                return None
-            time.sleep(0.0002)
-        buffer = buffers[self._sent % len(buffers)]
-        buffer.used = 0
-        return buffer
-
-    @property
-    def full(self) -> bool:
-        """Whether the results in the buffer had better be sent."""
-        return self._buffer is not None and self._buffer.used >= _FULL
 
     def retires(self) -> bool:
         """Return whether this worker has done its share."""
@@ -457,7 +425,7 @@ def _limit_memory(most: int) -> None:
 # --- log records ----------------------------------------------------------------------------------
 
 
-def _forward_logs(levels: dict[str, tuple[int, bool, bool]], send: Callable[..., object]) -> None:
+def _forward_logs(levels: dict[str, int], send: Callable[..., object]) -> None:
     """Let loggers have the levels that they have in the program, and send their records there."""
     import logging
 
@@ -483,16 +451,11 @@ def _forward_logs(levels: dict[str, tuple[int, bool, bool]], send: Callable[...,
             with suppress(OSError):  # the map is over
                 send(LOG, data)
 
-    forward = Forward()
-    root = logging.getLogger()
-    for logger in [root, *root.manager.loggerDict.values()]:
+    for logger in logging.root.manager.loggerDict.values():
         if isinstance(logger, logging.Logger):
+            # What becomes of a record, the program's logger decides.
             logger.handlers[:] = []
-    root.handlers[:] = [forward]
-    for name, (level, propagate, disabled) in levels.items():
-        logger = logging.getLogger(name) if name else root
-        logger.setLevel(level)
-        logger.disabled = disabled
-        if not propagate:
-            logger.propagate = False
-            logger.handlers[:] = [forward]
+            logger.propagate = True
+    logging.root.handlers[:] = [Forward()]
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)

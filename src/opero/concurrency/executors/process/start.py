@@ -374,14 +374,14 @@ reset_after_fork(_shared)
 def shared_server(modules: dict[str, str]) -> ForkServer:
     """Return the fork server of this program with these modules preloaded; begin it, or begin it anew.
 
-    It is begun anew if it has ended, if a module that it has imported has changed on disk since, or if the program
-    has another user or other limits now. Workers of the old one end with their maps.
+    It is begun anew if a module that it has imported has changed on disk since, or if the program has another user or
+    other limits now. Workers of the old one end with their maps. One that has ended is begun anew when a worker cannot
+    begin there.
     """
     with _shared.lock:
         server = _shared.server
         if (
             server is None
-            or server.channel.peek() == b""
             or server.surroundings != _surroundings()
             or server.preloaded != _times_of(server.preloaded)
         ):

@@ -54,8 +54,8 @@ def worker_main(conn_fd: int, own_fd: int, pool_fd: int, spec: JobSpec | None = 
 
     Args:
         conn_fd: Descriptor of the connection to the pool.
-        own_fd: Of the file with the status page and the buffers for results.
-        pool_fd: Of the file with the buffers for items of all workers.
+        own_fd: Of the file with the status page.
+        pool_fd: Of the file with the buffers of all chunks.
         spec: The job, if this process has inherited it.
     """
     signal.signal(signal.SIGINT, _nothing)
@@ -111,7 +111,7 @@ def _run(session: WorkerSession, chunk: RunningChunk) -> None:
     call, fast_path = session.runner.direct or cast("Any", (None, None))
     started = base = chunk.base
     entries, now = enumerate(chunk.entries, base + 1), perf_counter
-    plain = not chunk.parked and tuple not in set(map(type, chunk.entries))
+    plain = chunk.plain and not chunk.parked
     item: Any = None
     block, largest, due = 1, _LARGEST, chunk.flushed + FLUSH
     while started - base < chunk.kept:
@@ -145,13 +145,13 @@ def _run(session: WorkerSession, chunk: RunningChunk) -> None:
                 position = started - base - 1
                 parked = chunk.parked.get(position)
                 session.add(chunk, position, *_run_entry(session, item, parked))
-                if session.full or session.asked:
+                if session.asked:
                     break
         if page[STOP]:
             # The first item, which was on its way, counts as one at work.
             chunk.cut(started - base)
         ended = now()
-        if ended >= due or session.full or session.asked:
+        if ended >= due or session.asked:
             session.asked = False
             if not chunk.over:
                 session.flush(chunk)
@@ -256,7 +256,7 @@ async def _run_coroutines(
             del item
         session.add(chunk, position, *result)
         del result
-        if chunk.over or session.full:
+        if chunk.over:
             session.flush(chunk)
         elif not chunk.soon:
             chunk.soon = True

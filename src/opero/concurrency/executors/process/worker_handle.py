@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import socket
@@ -13,16 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from opero.concurrency.executors.encoding import SharedBuffer, copy_span
+from opero.concurrency.executors.encoding import SharedBuffer
 from opero.concurrency.executors.process.session import ASK, PAGE, STARTED
 from opero.concurrency.executors.process.start import EXIT_STATUS, Channel, read_end, shared_file
 from opero.utils.secrets import mask_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from opero.concurrency.executors.base import Why
-    from opero.concurrency.executors.encoding import Span
     from opero.concurrency.executors.process.start import ForkServer
 
 
@@ -39,7 +35,7 @@ class PendingChunk:
         message: What is sent; empty once that is done.
         left: Positions that are still to be reported.
         kept: Position from which on its worker does nothing.
-        buffers: Where its large parts lie.
+        buffers: Where large parts of its items and results lie: one, or none if there is none.
         suspect: Whether nothing else may be in its worker, because a worker has died of these items.
         base: Items of the chunks that its worker was given before.
         since: When it was sent, or its worker was asked for what is done.
@@ -69,15 +65,13 @@ class WorkerHandle:
 
     Args:
         server: The fork server that begins it.
-        pool_fd: File with the buffers for items.
-        size: Bytes of each of its two buffers for results.
+        pool_fd: File with the buffers of chunks.
         fresh: Whether it is a fresh interpreter.
 
     Attributes:
         server: As above.
         conn: The connection.
         sentinel: Descriptor of what the server says of it.
-        copy: Copies large parts of its results out of its memory.
         page: The words that say what it does.
         pid: Its process, 0 before it is known.
         up: Whether it is ready.
@@ -93,7 +87,7 @@ class WorkerHandle:
         failure: Why it could not begin.
     """
 
-    def __init__(self, server: ForkServer, pool_fd: int, size: int, *, fresh: bool = False) -> None:
+    def __init__(self, server: ForkServer, pool_fd: int, *, fresh: bool = False) -> None:
         self.server = server
         self.pid: int = 0
         self.up: bool = False
@@ -112,9 +106,8 @@ class WorkerHandle:
         ours, theirs = socket.socketpair()
         self.conn: Channel = Channel(ours)
         self.sentinel: int = -1
-        self._fd, self._memory = shared_file("worker", PAGE + 2 * size, PAGE)
-        self.copy: Callable[[Span], bytearray] = functools.partial(copy_span, self._memory)
-        self.page: memoryview[int] = memoryview(self._memory)[:PAGE].cast("q")
+        self._fd, self._memory = shared_file("worker", PAGE)
+        self.page: memoryview[int] = memoryview(self._memory).cast("q")
         try:
             with theirs:
                 fds = (theirs.fileno(), self._fd, pool_fd)
@@ -189,7 +182,7 @@ class WorkerHandle:
     @property
     def said(self) -> str:
         """The end of what it wrote to stderr while it began."""
-        return mask_text(read_end(self._fd, len(self._memory)))
+        return mask_text(read_end(self._fd, PAGE))
 
     def close(self) -> None:
         """Release everything."""

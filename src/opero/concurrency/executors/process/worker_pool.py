@@ -17,8 +17,8 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -26,10 +26,14 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 from opero.concurrency.executors.base import Lost
-from opero.concurrency.executors.encoding import SharedBuffer, decode_done, encode_chunk
+from opero.concurrency.executors.encoding import (
+    SharedBuffer,
+    copy_span,
+    decode_done,
+    encode_chunk,
+)
 from opero.concurrency.executors.pickling import JobSpec
 from opero.concurrency.executors.process.session import (
-    COPIED,
     DUE,
     FAILED,
     LOG,
@@ -56,8 +60,8 @@ if TYPE_CHECKING:
     from opero.concurrency.executors.process.start import StartMethod
 
 
-_BUFFER: Final = 8 << 20
-"""Bytes of a buffer: what is larger goes through the pipe."""
+_BUFFER: Final = 16 << 20
+"""Bytes of a chunk's buffer: what has no room there goes through the pipe."""
 _MOST: Final = 512 << 20
 """Bytes of all buffers of a map; those that are never used take no memory."""
 _FAILED_STARTS: Final = 5
@@ -91,8 +95,7 @@ class ProcessEngine:
         self._failed_starts = 0.0
         self._without_item = 0
         self._block: AbstractContextManager[Any] | None = None
-        self._entered = False
-        self._graceful, self._timeout = False, 0.0
+        self._timeout = 0.0
         self._waker = -1
         self._open = self._halted = False
 
@@ -111,11 +114,10 @@ class ProcessEngine:
         self._job = job
         self._method = choose_method(self._asked)
         self._spec = JobSpec.of(job)
-        # Four buffers for each worker: two for items and two for results.
-        size = min(_BUFFER, _MOST // (4 * self.workers) // PAGE * PAGE)
-        self._fd, self._memory = shared_file("pool", 2 * self.workers * size, PAGE)
-        self._size = size if len(self._memory) > PAGE else 0
-        starts = range(0, len(self._memory), size) if self._size else ()
+        size = min(_BUFFER, _MOST // self.slots() // PAGE * PAGE)
+        self._fd, self._memory = shared_file("pool", self.slots() * size, PAGE)
+        self._copy = partial(copy_span, self._memory)
+        starts = range(0, len(self._memory) - PAGE, size)
         self._free = [SharedBuffer(self._memory, start, size) for start in starts]
         try:
             self._woken, self._waker = os.pipe()
@@ -131,8 +133,7 @@ class ProcessEngine:
             return
         blob = self._spec.pickled('start_method="fork" or mode="thread"')
         if self._method == "forkserver":
-            fields = self._spec.fields
-            self._modules = modules_to_preload(fields["function"], fields["worker_init"])
+            self._modules = modules_to_preload(job.function, job.worker_init)
         try:
             folder: str | None = os.getcwd()  # noqa: PTH109 - pathlib would not be faster
         except OSError:
@@ -143,15 +144,15 @@ class ProcessEngine:
     def _begin(self, count: int) -> list[WorkerHandle]:
         """Begin workers and return them; the job is sent when all of them are on their way."""
         new: list[WorkerHandle] = []
-        for _ in range(count):
+        while len(new) < count:
             server: ForkServer | None = None
             try:
                 if self._method != "fork":
                     server = shared_server(self._modules)
                 elif (server := self._forked) is None:
                     server = self._forked = ForkServer(partial(worker_main, spec=self._spec))
-                worker = WorkerHandle(server, self._fd, self._size, fresh=self._method == "spawn")
-            except BrokenPipeError:
+                worker = WorkerHandle(server, self._fd, fresh=self._method == "spawn")
+            except ConnectionError:
                 if server is None:
                     raise
                 self._forget(server)
@@ -191,8 +192,12 @@ class ProcessEngine:
 
     def submit(self, chunk: Chunk) -> None:
         """Encode a chunk and send it to an idle worker, or keep it until there is one."""
-        content, buffers = encode_chunk(chunk, self._free)
-        message = pickle.dumps((chunk.id, *content), 5)
+        buffers, self._free[-1:] = self._free[-1:], []
+        for buffer in buffers:
+            buffer.used = 0
+        content = encode_chunk(chunk, *buffers)
+        places = [(buffer.start, buffer.size, buffer.used) for buffer in buffers]
+        message = pickle.dumps((chunk.id, places, *content), 5)
         count, suspect = len(chunk.items), chunk.attempt > 0
         pending = PendingChunk(
             chunk.id, message, range(count), count, buffers, suspect, size=len(message)
@@ -235,10 +240,13 @@ class ProcessEngine:
         Raises:
             WorkerStartError: Workers die before they are ready.
         """
-        if not self._entered:
-            self._entered = True
+        if self._block is None:
             # The processes are at work by now, while twat-mp is imported.
             self._block = _multi_pool(self._end, self.workers)
+            if self._method == "forkserver":
+                # With what that has imported: the server has nothing to do now.
+                self._modules = modules_to_preload(self._job.function, self._job.worker_init)
+                shared_server(self._modules)
         end = None if timeout is None else time.monotonic() + timeout
         while not self._reports:
             left = None if end is None else max(0.0, end - time.monotonic())
@@ -291,7 +299,6 @@ class ProcessEngine:
         number: int,
         kept: int,
         retires: bool,
-        shared: bool,
         *content: Any,
     ) -> None:
         worker.retires |= retires
@@ -299,10 +306,7 @@ class ProcessEngine:
         if pending is None:
             # It was over already.
             return
-        weight = sum([buffer.used for buffer in pending.buffers])
-        done = decode_done(number, content, worker.copy, weight=weight)
-        # The worker may use the buffer again.
-        worker.page[COPIED] += shared
+        done = decode_done(number, content, self._copy)
         if done.values:
             left, places = pending.left, done.places
             pending.left = () if len(left) == len(places) else set(left).difference(places)
@@ -426,56 +430,39 @@ class ProcessEngine:
     # --- the end ----------------------------------------------------------------------------------
 
     def close(self, *, graceful: bool, timeout: float) -> None:
-        """End all processes."""
-        self._graceful, self._timeout = graceful, timeout
-        block, self._block = self._block, None
-        if block is not None:
+        """End all processes; the scheduler of a map that ends gracefully has had each of its items back."""
+        self._timeout = 0.0 if graceful else max(timeout, 0.05)
+        if self._block is not None:
             # With any other argument MultiPool only logs more.
-            block.__exit__(None, None, None)
+            self._block.__exit__(None, None, None)
         self._end()
 
     def _end(self) -> None:
-        """Wait for the end of all items if that is to be, as long as may be; then end all workers."""
+        """Kill all workers, and wait until they have ended if the map was cut short."""
         if not self._open:
             return
         self._open = False
+        self._most = 0
         self._waiting.clear()
         end = time.monotonic() + self._timeout
         try:
-            if self._graceful:
-                for worker in self._workers:
-                    worker.page[STOP] = 1
-                while [one for one in self._workers if one.pending] and self._wait(end):
-                    pass
-        finally:
-            self._most = 0
-            # What is idle is killed at once, and the server sees to it.
-            waits = not self._graceful or [one for one in self._workers if one.pending]
-            end = max(end, time.monotonic() + 0.05)
             for worker in self._workers:
                 worker.kill("stopped")
-            try:
-                while waits and self._workers and self._wait(end):
-                    pass
-            finally:
-                for worker in self._workers:
-                    worker.close()
-                self._workers.clear()
-                if self._forked is not None:
-                    self._forked.close()
-                self._memory.close()
-                for fd in (self._fd, self._woken, self._waker):
-                    os.close(fd)
-                self._waker = -1
-
-    def _wait(self, end: float) -> bool:
-        """Handle what comes next, which no one wants any more; return whether there was time left for it."""
-        left = end - time.monotonic()
-        if left > 0:
-            with suppress(WorkerStartError):
-                self._turn(left)
-            self._reports.clear()
-        return left > 0
+            while self._workers and (left := end - time.monotonic()) > 0:
+                with suppress(WorkerStartError):
+                    self._turn(left)
+                self._reports.clear()
+        finally:
+            for worker in self._workers:
+                worker.close()
+            self._workers.clear()
+            self._sources.clear()
+            if self._forked is not None:
+                self._forked.close()
+            self._memory.close()
+            for fd in (self._fd, self._woken, self._waker):
+                os.close(fd)
+            self._waker = -1
 
 
 _load: Final = attrgetter("open")
@@ -517,42 +504,39 @@ def _uses_more(pid: int, limit: int) -> bool:
 # --- twat-mp --------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _interrupted_later() -> Iterator[None]:
-    """Let a Ctrl-C come at the end of the block: an import may swallow it, by a bare `except` or a dying reference."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is None or threading.current_thread() is not threading.main_thread():
-        yield  # interrupts come to code that is not Python's, or to another thread
-        return
-    came: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        for number in came[:1]:
-            signal.raise_signal(number)
+_imported: Final[list[Any]] = []
+"""twat-mp's `MultiPool`, once it is imported."""
 
 
-def _multi_pool(end: Callable[[], None], workers: int) -> AbstractContextManager[Any] | None:
+def _import_multi_pool() -> None:
+    with suppress(Exception), warnings.catch_warnings():
+        # What these packages say about the Python they meet is not about the user's code.
+        warnings.simplefilter("ignore")
+        from twat_mp import MultiPool
+
+        _imported.append(MultiPool)
+
+
+def _multi_pool(end: Callable[[], None], workers: int) -> AbstractContextManager[Any]:
     """Return twat-mp's block around the workers, entered; leaving it ends them.
 
-    None where twat-mp cannot be imported: what it stands on needs a folder for temporary files.
+    It is an empty one where twat-mp cannot be imported: what it stands on needs a folder for temporary files.
     """
-    try:
-        with _interrupted_later(), warnings.catch_warnings():
-            # What these packages say about the Python they meet is not about the user's code.
-            warnings.simplefilter("ignore")
-            from twat_mp import MultiPool
-    except Exception:  # noqa: BLE001 - whatever a package raises while it is imported
-        return None
-
+    if not _imported:
+        # In a thread: a Ctrl-C comes to the main one, and an import may swallow it, by a bare `except` or a dying
+        # reference.
+        importer = threading.Thread(target=_import_multi_pool, daemon=True)
+        with suppress(RuntimeError):  # none begins any more when the interpreter ends
+            importer.start()
+            importer.join()
+    if not _imported:
+        return nullcontext()
     # A pool that is entered and left as pathos' pools are; the scheduler sends chunks, so nothing is mapped by it.
     pool_class: Any = partial(
         SimpleNamespace, map=None, join=end, close=end, terminate=end, clear=end
     )
     # `debug` off: switched on by an environment variable it would look for names that a function has not.
-    block: AbstractContextManager[Any] = MultiPool(
+    block: AbstractContextManager[Any] = _imported[0](
         pool_class=pool_class, nodes=workers, debug=False
     )
     block.__enter__()
