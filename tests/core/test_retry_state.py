@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opero import opero
-from opero.core.retry import RetryPolicy, RetryState, grown
+from opero.core.call import Call, RetryParked
+from opero.core.retry import RetryPolicy, RetryState, grown, is_retry_error, retry_error
 from opero.errors import (
     DeadlineError,
     OperoUsageError,
@@ -24,7 +26,7 @@ from opero.errors import (
     Rejected,
     UnkeyableError,
 )
-from opero.testing import flaky
+from opero.testing import fake_clock, flaky
 from opero.utils import ambient
 
 pytestmark = pytest.mark.internal
@@ -206,3 +208,54 @@ def test_no_caller_ever_sees_the_signal(face: Any) -> None:
         assert face.run(fetch) == 1
     except Rejected:  # pragma: no cover - the failure that this test looks for
         pytest.fail("the signal got out")
+
+
+def test_before_the_first_failure_no_time_has_passed() -> None:
+    assert RetryState(RetryPolicy(), start_time=5.0).seconds_since_start == 0.0
+
+
+def test_the_error_that_stands_for_the_last_one_is_tenacitys() -> None:
+    last = ValueError("no")
+    error = retry_error(last, 3)
+    assert isinstance(error, tenacity.RetryError)
+    assert error.last_attempt.exception() is last
+    assert error.last_attempt.attempt_number == 3
+    assert (is_retry_error(error), is_retry_error(last)) == (True, False)
+
+
+# --- parked pauses --------------------------------------------------------------------------------
+
+
+def run(pipeline: Any, call: Call) -> Any:
+    value = pipeline.run(call)
+    return asyncio.run(value) if pipeline.awaits else value
+
+
+def retried(*, awaits: bool) -> Any:
+    async def answer() -> str:
+        return "ok"
+
+    made = flaky(answer if awaits else "ok", failures=1)
+    return opero(cache=False, retries=2, min_delay=60, max_delay=60)(made)
+
+
+@pytest.mark.parametrize("awaits", [False, True])
+def test_a_pause_that_is_too_long_parks_the_call_which_goes_on_later(awaits: bool) -> None:
+    fetch, call = retried(awaits=awaits), Call((), {})
+    call.park_after = 59.9
+    with pytest.raises(RetryParked) as parked:
+        run(fetch.__opero__, call)
+    assert parked.value.seconds == call.slept == fetch.stats.slept == 60.0
+    assert (call.attempts, call.calls) == (2, 1)
+    assert run(fetch.__opero__, call) == "ok"
+    assert (call.attempts, call.calls, call.slept) == (2, 2, 60.0)
+
+
+@pytest.mark.parametrize("awaits", [False, True])
+def test_a_pause_that_is_just_short_enough_is_made_here(awaits: bool) -> None:
+    fetch, call = retried(awaits=awaits), Call((), {})
+    call.park_after = 60.0
+    with fake_clock() as clock:
+        assert run(fetch.__opero__, call) == "ok"
+    assert clock.sleeps == [60.0]
+    assert (call.attempts, call.calls, call.slept, fetch.stats.slept) == (2, 2, 60.0, 60.0)
