@@ -440,14 +440,20 @@ def test_max_errors_as_a_share_that_is_just_reached_is_allowed() -> None:
 def test_stop_on_stops_with_a_text_that_can_be_counted() -> None:
     policy = ErrorPolicy(stop_on=(OSError, KeyError))
     assert policy.stops(ValueError("x")) is None
-    assert policy.stops(TimeoutError("1.123456789 s")) == policy.stops(TimeoutError("2.3 s"))
+    text = "an item failed with TimeoutError, and stop_on ends the map there"
+    assert (
+        policy.stops(TimeoutError("1.123456789 s")) == policy.stops(TimeoutError("2.3 s")) == text
+    )
 
 
 def test_stop_on_looks_into_exception_groups() -> None:
     policy = ErrorPolicy(stop_on=(OSError, KeyError))
     inner = ExceptionGroup("inner", [KeyError("x")])
     assert policy.stops(ExceptionGroup("g", [ValueError()])) is None
-    assert policy.stops(ExceptionGroup("g", [ValueError(), inner])) == policy.stops(KeyError())
+    text = "an item failed with KeyError, and stop_on ends the map there"
+    assert (
+        policy.stops(ExceptionGroup("g", [ValueError(), inner])) == policy.stops(KeyError()) == text
+    )
 
 
 def test_what_is_no_exception_ends_every_map() -> None:
