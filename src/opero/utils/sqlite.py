@@ -67,6 +67,13 @@ def advice(error: sqlite3.Error, timeout: float = 0.0) -> str:
     return found[0].format(error=error, timeout=timeout) if found else str(error)
 
 
+def _without_content(error: sqlite3.Error) -> sqlite3.Error:
+    """Return an error that shows nothing of what is in the file: SQLite shows texts that it cannot decode."""
+    if not str(error).startswith("Could not decode"):
+        return error
+    return ForeignDatabase("the file is damaged: a text in it is not UTF-8.")
+
+
 def is_damage(error: BaseException | None) -> bool:
     """Whether an error says that the content of a file is damaged, or is no database."""
     damaged = _error_name(error).startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
@@ -297,6 +304,10 @@ class SqliteFile:
                     raise self._error(
                         f"{self._name}: unable to open the file ({reason})."
                     ) from error
+                except UnicodeDecodeError:  # of a message of SQLite's
+                    raise ForeignDatabase(
+                        "the file is damaged: its tables have no names."
+                    ) from None
                 if found is not None and found == _file_id(self.path):
                     # Where the other connection has an earlier file open, `watch` notices.
                     self._file_id = self._file_id or found
@@ -409,6 +420,7 @@ class SqliteFile:
 
     def _recover(self, error: sqlite3.Error) -> None:
         """Replace a damaged file; return if the operation is worth another try."""
+        error = _without_content(error)
         if not is_damage(error) or self._on_damage == "raise":
             if _error_name(error).startswith("SQLITE_IOERR") and self._on_damage != "raise":
                 with self._writing, self._reading:
@@ -446,6 +458,7 @@ class SqliteFile:
         )
 
     def _raise(self, error: sqlite3.Error) -> NoReturn:
+        error = _without_content(error)
         raise self._error(f"{self._name}: {advice(error, self.timeout)}") from error
 
     def __repr__(self) -> str:
