@@ -110,15 +110,6 @@ def modules_to_preload(*functions: Any) -> dict[str, str]:
     return found
 
 
-def _times_of(files: Iterable[str]) -> dict[str, int]:
-    """Return when files were changed, 0 for one that is gone."""
-    found = dict.fromkeys(files, 0)
-    for file in found:
-        with suppress(OSError):
-            found[file] = os.stat(file).st_mtime_ns  # noqa: PTH116 - faster than a Path
-    return found
-
-
 def import_paths() -> list[str]:
     """Return where modules are looked for, so that another process finds the same ones."""
     return [os.getcwd() if path == "" else path for path in sys.path]  # noqa: PTH109 - pathlib is not loaded for it
@@ -126,47 +117,45 @@ def import_paths() -> list[str]:
 
 # --- descriptors ----------------------------------------------------------------------------------
 
+PAGE: Final = 4096
+"""Bytes of the page of memory that says what a worker does; what it has written to stderr stands behind."""
+
 _own: Final[weakref.WeakSet[Channel]] = weakref.WeakSet()
 """Closed in each process that is forked from this one: a copy there would keep workers alive when this process has
 closed its own or has ended."""
 
 
-def anonymous_file(name: str) -> int:
-    """Return the descriptor of a file in memory without a name; nothing of it outlives its users."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create(f"opero-{name}", getattr(os, "MFD_CLOEXEC", 1))
-    import tempfile
-
-    with tempfile.TemporaryFile(prefix=f"opero-{name}-") as file:
-        return os.dup(file.fileno())
-
-
-def shared_file(name: str, *sizes: int) -> tuple[int, mmap.mmap]:
-    """Return the descriptor of a new file in memory, and the file mapped.
+def shared_file(name: str, size: int = PAGE) -> tuple[int, mmap.mmap]:
+    """Return the descriptor of a new file in memory without a name, which nothing outlives, and the file mapped.
 
     Args:
         name: For the list of mappings of a process.
-        sizes: Bytes; where the first are refused (by a limit of files or of addresses), the next are tried.
+        size: Bytes; a page where so many are refused (by a limit of files or of addresses).
 
     Raises:
-        OSError: None of them can be had.
+        OSError: Neither can be had.
     """
-    fd = anonymous_file(name)
-    error: Exception | None = None
-    for size in sizes:
-        try:
-            os.ftruncate(fd, size)
-            return fd, mmap.mmap(fd, size)
-        except (OSError, ValueError) as refused:
-            error = refused
-    os.close(fd)
-    raise OSError(f"no shared memory: {error}") from error
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create(f"opero-{name}", getattr(os, "MFD_CLOEXEC", 1))
+    else:
+        import tempfile
+
+        with tempfile.TemporaryFile(prefix=f"opero-{name}-") as file:
+            fd = os.dup(file.fileno())
+    try:
+        os.ftruncate(fd, size)
+        return fd, mmap.mmap(fd, size)
+    except (OSError, ValueError) as error:
+        os.close(fd)
+        if size > PAGE:
+            return shared_file(name)
+        raise OSError(f"no shared memory: {error}") from error
 
 
-def read_end(fd: int, start: int = 0) -> str:
-    """Return the end of a text in a file, which begins at `start`."""
+def read_end(fd: int) -> str:
+    """Return the end of the text that stands behind the page of a file."""
     size = os.fstat(fd).st_size
-    begin = max(start, size - _LAST_SAID)
+    begin = max(PAGE, size - _LAST_SAID)
     return os.pread(fd, size - begin, begin).decode(errors="replace").strip()
 
 
@@ -238,14 +227,18 @@ class Channel:
 # --- the server, from the program -----------------------------------------------------------------
 
 
-def _surroundings() -> tuple[Any, ...]:
-    """Return what must be as it was when the server began; otherwise another one is begun."""
+def _surroundings(files: Iterable[str]) -> tuple[Any, ...]:
+    """Return what must be as it was when the server began, times of files included; otherwise another one is begun."""
     import resource
 
     users = os.getuid(), os.geteuid(), os.getgid(), os.getegid(), os.getgroups()
     kinds = "RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_NOFILE", "RLIMIT_FSIZE"
     limits = [resource.getrlimit(getattr(resource, kind)) for kind in kinds]
-    return os.getpid(), sys.executable, users, limits
+    times = dict.fromkeys(files, 0)
+    for file in times:
+        with suppress(OSError):  # it is gone
+            times[file] = os.stat(file).st_mtime_ns  # noqa: PTH116 - faster than a Path
+    return os.getpid(), sys.executable, users, limits, times
 
 
 class ForkServer:
@@ -256,14 +249,14 @@ class ForkServer:
             interpreter, which imports that and lasts as long as the program.
 
     Attributes:
+        preloaded: Files of the modules that it imports before it forks the next worker.
         surroundings: What was so when it began, and must be so still.
-        preloaded: Files of the modules that it imports before it forks the next worker, with their times of change.
         channel: Takes requests; at its end, the server has ended.
     """
 
     def __init__(self, worker_main: WorkerMain | None = None) -> None:
-        self.surroundings: tuple[Any, ...] = _surroundings()
-        self.preloaded: dict[str, int] = {}
+        self.preloaded: set[str] = set()
+        self.surroundings: tuple[Any, ...] = _surroundings(())
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._forked = 0
@@ -278,7 +271,8 @@ class ForkServer:
                 if worker_main is not None:
                     self._forked = _fork(theirs, worker_main, mask)
                 else:
-                    self._output = anonymous_file("server")
+                    self._output, _ = shared_file("server")
+                    os.lseek(self._output, PAGE, os.SEEK_SET)
                     self._beginner = _begin_interpreter(theirs, self._output)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -380,14 +374,11 @@ def shared_server(modules: dict[str, str]) -> ForkServer:
     """
     with _shared.lock:
         server = _shared.server
-        if (
-            server is None
-            or server.surroundings != _surroundings()
-            or server.preloaded != _times_of(server.preloaded)
-        ):
+        if server is None or server.surroundings != _surroundings(server.preloaded):
             server = _shared.server = ForkServer()
         if new := {name: file for name, file in modules.items() if file not in server.preloaded}:
-            server.preloaded |= _times_of(new.values())
+            server.preloaded.update(new.values())
+            server.surroundings = _surroundings(server.preloaded)
             with suppress(
                 OSError
             ):  # it has just ended: a worker that is begun there begins another one

@@ -37,12 +37,12 @@ from opero.concurrency.executors.process.session import (
     DUE,
     FAILED,
     LOG,
-    PAGE,
     SLOW_CHUNK,
     STOP,
     UP,
 )
 from opero.concurrency.executors.process.start import (
+    PAGE,
     ForkServer,
     choose_method,
     forget_server,
@@ -83,6 +83,7 @@ class ProcessEngine:
 
     def __init__(self, workers: int, *, method: StartMethod | None = None) -> None:
         self.workers = workers
+        self.slots: int = 2 * workers
         self._most = workers
         self._asked: StartMethod | None = method
         self._message = b""
@@ -99,10 +100,6 @@ class ProcessEngine:
         self._waker = -1
         self._open = self._halted = False
 
-    def slots(self) -> int:
-        """Return how many chunks it wants to hold: one at work and one at hand for each worker."""
-        return 2 * self.workers
-
     # --- beginning --------------------------------------------------------------------------------
 
     def open(self, job: MapJob) -> None:
@@ -114,8 +111,8 @@ class ProcessEngine:
         self._job = job
         self._method = choose_method(self._asked)
         self._spec = JobSpec.of(job)
-        size = min(_BUFFER, _MOST // self.slots() // PAGE * PAGE)
-        self._fd, self._memory = shared_file("pool", self.slots() * size, PAGE)
+        size = min(_BUFFER, _MOST // self.slots // PAGE * PAGE)
+        self._fd, self._memory = shared_file("pool", self.slots * size)
         self._copy = partial(copy_span, self._memory)
         starts = range(0, len(self._memory) - PAGE, size)
         self._free = [SharedBuffer(self._memory, start, size) for start in starts]
