@@ -36,8 +36,9 @@ def indented(text: str) -> None:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> None:
-    """Print rows under a head; the columns named in `numbers` are set flush right."""
+    """Print rows under a head; the columns named in `numbers` are set flush right, and the last one is folded."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    widths[-1] = min(widths[-1], WIDTH - sum(widths[:-1]) - 2 * len(widths))
     right = [title in numbers for title in head]
 
     def line(cells: Sequence[str]) -> str:
@@ -49,8 +50,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[
 
     print(line(head))
     print(line(["─" * width for width in widths]))
-    for row in rows:
-        print(line(row))
+    for *cells, last in rows:
+        first, *further = textwrap.wrap(last, widths[-1]) or [""]
+        print(line([*cells, first]))
+        for part in further:
+            print(line([*("" for _ in cells), part]))
 
 
 class Claims:

@@ -48,14 +48,11 @@ _EARLIER_ERROR = "a call that fails for good raises the last error itself; `oper
 _MOVED = {
     "concurrency": ("get_parallel_executor", "get_parallel_map_decorator"),
     "core": (
-        "get_cache_context",
-        "get_cache_decorator",
-        "get_fallback_decorator",
-        "get_rate_limit_decorator",
+        "get_cache_context", "get_cache_decorator", "get_fallback_decorator", "get_rate_limit_decorator",
         "get_retry_decorator",
     ),
     "utils": ("configure_logging", "ensure_async", "is_async_function", "run_async"),
-}
+}  # fmt: skip
 _GONE = {
     "AllFailedError": _EARLIER_ERROR,
     "CustomRetryError": "a call that fails for good raises the last error itself; "
@@ -91,18 +88,14 @@ _load = export_lazily(
         "opero.limits.permits": ("ConcurrencyLimit",),
         "opero.orchestrator": ("FallbackChain", "Orchestrator", "orchestrate"),
         "opero.orchestrator.config": (
-            "ConcurrencyConfig",
-            "MultiprocessConfig",
-            "OrchestratorConfig",
-            "RateLimitConfig",
-            "RetryConfig",
+            "ConcurrencyConfig", "MultiprocessConfig", "OrchestratorConfig", "RateLimitConfig", "RetryConfig",
         ),
         "opero.tasks.parallel": ("Parallel",),
         "opero.tasks.task": ("CircuitGroup", "Sequence", "Task", "TaskState"),
         "opero.utils.logging": ("ContextAdapter", "get_logger", "log_context"),
     },
     gone=_GONE,
-)
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -43,33 +43,12 @@ from typing import Any, Literal
 from opero.utils.secrets import mask_urls
 
 __all__ = [
-    "ActivityError",
-    "BulkheadFullError",
-    "CallTimeoutError",
-    "CircuitOpenError",
-    "DeadlineError",
-    "DurableError",
-    "IdConflictError",
-    "JournalError",
-    "MapError",
-    "MapStopped",
-    "NonDeterminismError",
-    "OperoError",
-    "OperoUsageError",
-    "OperoWarning",
-    "RateLimitPausedError",
-    "RefusalError",
-    "RemoteError",
-    "ShippingError",
-    "SpendCapError",
-    "StoreError",
-    "UnkeyableError",
-    "UnknownWorkflowError",
-    "UnserializableError",
-    "WorkerLostError",
-    "WorkerStartError",
-    "WorkflowEndedError",
-]
+    "ActivityError", "BulkheadFullError", "CallTimeoutError", "CircuitOpenError", "DeadlineError", "DurableError",
+    "IdConflictError", "JournalError", "MapError", "MapStopped", "NonDeterminismError", "OperoError",
+    "OperoUsageError", "OperoWarning", "RateLimitPausedError", "RefusalError", "RemoteError", "ShippingError",
+    "SpendCapError", "StoreError", "UnkeyableError", "UnknownWorkflowError", "UnserializableError",
+    "WorkerLostError", "WorkerStartError", "WorkflowEndedError",
+]  # fmt: skip
 
 
 class OperoError(Exception):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import opero as package
-from opero import opero, remaining
+from opero import ConcurrencyLimit, RateLimiter, opero, remaining
 
 SOURCES = str(Path(package.__file__).parent)
 LOOKS = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD", "RESUME"}
@@ -114,5 +114,49 @@ def test_ctrl_c_at_any_place_leaves_nothing_behind(options, fails):
         assert f.concurrency is None or f.concurrency.in_flight == 0
         assert remaining() is None
         if not came:
+            break
+    assert place > 1
+
+
+def begin_and_end(limit, awaited):
+    async def block():
+        async with limit:
+            pass
+
+    if awaited:
+        with contextlib.suppress(StopIteration):
+            block().send(None)
+    else:
+        with limit:
+            pass
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_ctrl_c_at_any_place_of_a_block_gives_its_permit_back(shared, awaited):
+    limit = ConcurrencyLimit(1)
+    if shared:
+        limit.share()
+    for place in itertools.count(step=5 if shared else 1):
+        interrupt = Interrupt(place)
+        with contextlib.suppress(KeyboardInterrupt), interrupt:
+            begin_and_end(limit, awaited)
+        assert in_thread(limit.try_acquire) == [True], place
+        limit.release()
+        assert limit.in_flight == 0
+        if not interrupt.came:
+            break
+    assert place > 1
+
+
+def test_ctrl_c_at_any_place_leaves_a_shared_limiter_to_the_others():
+    limiter = RateLimiter("1000000/s")
+    limiter.share()
+    for place in itertools.count():
+        interrupt = Interrupt(place)
+        with contextlib.suppress(KeyboardInterrupt), interrupt, limiter:
+            pass
+        assert in_thread(limiter.acquire), place
+        if not interrupt.came:
             break
     assert place > 1

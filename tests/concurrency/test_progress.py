@@ -7,6 +7,8 @@ import io
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -58,6 +60,44 @@ def test_totals_count_items_hits_and_failures(
     assert "fetch" in shown
     assert ("49 cached" if kind == "rich" else "cached=49") in shown
     assert "failed" in shown
+
+
+def until_shown(terminal: Terminal, text: str) -> None:
+    end = time.monotonic() + 60
+    while text not in terminal.getvalue():
+        assert time.monotonic() < end, terminal.getvalue()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", [True, "rich"])
+def test_a_bar_moves_while_the_input_is_slow(
+    monkeypatch: pytest.MonkeyPatch, kind: bool | str
+) -> None:
+    terminal = at_terminal(monkeypatch)
+    monkeypatch.setattr("opero.concurrency.progress._IDLE", 0.01)
+
+    def items() -> Iterator[int]:
+        yield 1
+        until_shown(terminal, "waiting: input" if kind == "rich" else "waiting=input")
+
+    operomap(mode="thread", cache=False, progress=kind)(abs)(items())  # type: ignore[call-overload]
+
+
+def test_a_bar_says_that_all_items_pause_before_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = at_terminal(monkeypatch)
+    monkeypatch.setattr("opero.concurrency.progress._IDLE", 0.01)
+    token = threading.Event()
+
+    @operomap(mode="thread", cache=False, retries=1, min_delay=700, max_delay=700, stop_token=token)
+    def failing(x: int) -> None:
+        raise OSError(x)
+
+    stop = threading.Thread(
+        target=lambda: (until_shown(terminal, "waiting=retry: next in 12 min"), token.set())
+    )
+    stop.start()
+    failing.map(range(3))
+    stop.join()
 
 
 def test_a_bar_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:

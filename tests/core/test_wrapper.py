@@ -217,7 +217,7 @@ def test_own_names_are_all_marked() -> None:
         "x",
         "__builtins__",
         *("on", "closed", "expires", "visited", "copier", "value", "calls", "prior_outcome", "key"),
-        *("flight", "give_up", "find_or_lead", "land", "drop", "open"),
+        *("flight", "give_up", "find_or_lead", "lead", "land", "drop", "open"),
         *("iterate", "ended", "item", "send", "throw"),
         *("limiter", "threads_waiting", "loops_waiting", "take_slot"),
     }

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import inspect
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -324,11 +326,29 @@ def in_thread(call: Callable[[int], object]) -> None:
     raise failures[0]
 
 
+def in_bare_thread(call: Callable[[int], object]) -> None:
+    """As `in_thread`, without the module `threading`."""
+    failures: list[BaseException] = []
+    over = _thread.allocate_lock()
+    over.acquire()
+
+    def target() -> None:
+        try:
+            call(1)
+        except BaseException as error:  # noqa: BLE001 - raised in the workflow
+            failures.append(error)
+        over.release()
+
+    _thread.start_new_thread(target, ())
+    over.acquire(timeout=20)
+    raise failures[0]
+
+
 async def in_executor(call: Callable[[int], object]) -> None:
     await asyncio.get_running_loop().run_in_executor(None, call, 1)
 
 
-@pytest.mark.parametrize("how", [in_pool, in_thread, in_executor])
+@pytest.mark.parametrize("how", [in_pool, in_thread, in_bare_thread, in_executor])
 def test_activity_in_a_thread_that_the_workflow_has_made_is_refused(
     orchestrator: Orchestrator, how: Any
 ) -> None:
@@ -348,6 +368,29 @@ def test_activity_in_a_thread_that_the_workflow_has_made_is_refused(
 
     with pytest.raises(OperoUsageError, match=r"activity charge\(\) was called in a thread"):
         orchestrator.result(orchestrator.invoke_workflow("paying"), timeout=60)
+    assert ran == []
+
+
+def test_activity_in_a_thread_that_outlives_its_workflow_is_refused(
+    orchestrator: Orchestrator,
+) -> None:
+    ran: list[int] = []
+    charge = activity("charge")(ran.append)
+    ended = threading.Event()
+    late: list[Future[None]] = []
+
+    @workflow
+    def leaving() -> None:
+        pool = ThreadPoolExecutor(2)
+        late.append(pool.submit(lambda: ended.wait(20) and charge(1)))
+        # In the workflow's own context, which is over.
+        late.append(pool.submit(copy_context().run, lambda: ended.wait(20) and charge(2)))
+        pool.shutdown(wait=False)
+
+    orchestrator.result(orchestrator.invoke_workflow("leaving"), timeout=60)
+    ended.set()
+    for one in late:
+        assert isinstance(one.exception(timeout=60), OperoUsageError)
     assert ran == []
 
 

@@ -48,10 +48,10 @@ KEY_LINES = {
     ],
     "06_breaker_strip.py": [
         "✗✗✗",
+        "of 70 callers 4 met the dead backend",
         "closed → open, again in 0.2 s",
         "half-open → open, again in 0.4 s",
         "half-open → closed",
-        "met the dead backend, the others were spared",
         "<CircuitBreaker 'price' closed>",
     ],
     "07_paid_batch.py": [

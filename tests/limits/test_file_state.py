@@ -124,10 +124,13 @@ import sys
 from opero.limits.limiter_state import LimiterState
 from opero.limits.windows import part_of
 slot = LimiterState(part_of(tuple(map(int, sys.argv[2].split())))).move(sys.argv[1], create=True)
-slot.file.__enter__()
-exec(sys.argv[3])
-print("held", flush=True)
-sys.stdin.read()
+
+def hold():
+    exec(sys.argv[3])
+    print("held", flush=True)
+    sys.stdin.read()
+
+slot.file.exclusively(hold)
 """
 
 

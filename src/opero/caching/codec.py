@@ -356,7 +356,7 @@ class _Reader:
         if number == _ARRAY:
             *head, start, size = parts
             return _join_array([*head, self._buffer(start, size)])
-        join = _NUMPY.get(number) or BY_NUMBER[number].join
+        join = BY_NUMBER[number].join
         if join is None:
             raise ValueError("a form that is not encoded")
         return join(parts)
@@ -389,14 +389,10 @@ class _FormHead:
 # --- numpy -----------------------------------------------------------------------------------------------------------
 
 _ARRAY: Final = 50
-_SCALAR: Final = 51
-_TEXT: Final = 52
-"""Numbers of the forms of arrays, of numpy's numbers and times, and of its own text and bytes: the text of their
-dtype, their shape and their bytes, never a pickle. Arrays of objects or records, of extended precision, or
-of a subclass are not plain."""
+"""Number of the form of arrays, and of numpy's scalars as arrays without a side: the text of their dtype, their shape
+and their bytes, never a pickle. Arrays of objects or records, of extended precision, or of a subclass are not plain."""
 
 _DTYPE: Final = r"[<>|][biufcmMSU]\d+(\[\d*(generic|[YMWDhmsunpfa]s?)\])?"
-
 
 _SIDES: Final = 64
 _LONGEST_DTYPE: Final = 40
@@ -421,24 +417,22 @@ def _split_numpy(
     if kind.__module__ != "numpy":
         raise NotPlain
     np: Any = sys.modules["numpy"]
-    if kind is np.ndarray:
-        dtype = value.dtype
-        if not _is_plain_dtype(dtype):
-            raise NotPlain
-        # Arrays that lie in memory column by column stay so.
-        columns = value.flags.f_contiguous and not value.flags.c_contiguous
-        flat = value.ravel(order="F" if columns else "C")
-        # Dates have no buffer of their own, and an empty array none that can be cast.
-        data = memoryview(flat.view(np.uint8)) if flat.nbytes else b""
-        return _ARRAY, (dtype.str, value.shape, columns, *place(data))
-    if kind is np.str_ or kind is np.bytes_:
-        return _TEXT, (str(value) if kind is np.str_ else bytes(value),)
-    if issubclass(kind, np.generic) and _is_plain_dtype(value.dtype):
-        # One of several types of the same size (`longlong`) would come back as another.
-        dtype = value.dtype.newbyteorder("=")
-        if np.dtype(dtype.str).type is kind:
-            return _SCALAR, (dtype.str, value.tobytes())
-    raise NotPlain
+    scalar = issubclass(kind, np.generic)
+    if kind is not np.ndarray and not scalar:
+        raise NotPlain
+    array = np.asarray(value)
+    dtype = array.dtype
+    if not _is_plain_dtype(dtype):
+        raise NotPlain
+    # One of several types of the same size (`longlong`) would come back as another, and text loses zeros at its end.
+    if scalar and (np.dtype(dtype.str).type is not kind or (dtype.kind in "SU" and array != value)):
+        raise NotPlain
+    # Arrays that lie in memory column by column stay so.
+    columns = array.flags.f_contiguous and not array.flags.c_contiguous
+    flat = array.ravel(order="F" if columns else "C")
+    # Dates have no buffer of their own, and an empty array none that can be cast.
+    data = memoryview(flat.view(np.uint8)) if flat.nbytes else b""
+    return _ARRAY, (dtype.str, array.shape, None if scalar else columns, *place(data))
 
 
 def _is_plain_dtype(dtype: Any) -> bool:
@@ -451,25 +445,16 @@ def _is_plain_dtype(dtype: Any) -> bool:
     )
 
 
-def _numpy() -> Any:
-    """Return numpy if the program has loaded it: an entry is no reason to."""
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        raise Undecodable("it needs numpy, which is not loaded")
-    return numpy
-
-
-def _dtype(text: Any) -> Any:
-    # numpy reads much more than what it writes for plain types.
-    if type(text) is not str or len(text) > _LONGEST_DTYPE or re.fullmatch(_DTYPE, text) is None:
-        raise ValueError("no plain dtype")
-    return _numpy().dtype(text)
-
-
 def _join_array(parts: Sequence[Any]) -> Any:
     """Put an array together that owns its memory and can be written to."""
     text, shape, columns, data = parts
-    np, dtype = _numpy(), _dtype(text)
+    np: Any = sys.modules.get("numpy")
+    if np is None:  # an entry is no reason to load it
+        raise Undecodable("it needs numpy, which is not loaded")
+    # numpy reads much more than what it writes for plain types.
+    if type(text) is not str or len(text) > _LONGEST_DTYPE or re.fullmatch(_DTYPE, text) is None:
+        raise ValueError("no plain dtype")
+    dtype = np.dtype(text)
     # Beyond a size no number is multiplied: that could take for ever.
     sizes = all(type(side) is int and 0 <= side <= sys.maxsize for side in shape)
     if not sizes or len(shape) > _SIDES:
@@ -480,26 +465,4 @@ def _join_array(parts: Sequence[Any]) -> Any:
     if data:
         flat = made.reshape(-1, order="F" if columns else "C").view(np.uint8)
         flat[:] = np.frombuffer(data, np.uint8)
-    return made
-
-
-def _join_scalar(parts: Sequence[Any]) -> Any:
-    """Put one of numpy's numbers or times together."""
-    text, data = parts
-    dtype = _dtype(text)
-    if type(data) is not bytes or len(data) != dtype.itemsize:
-        raise ValueError("a number of another size")
-    return _numpy().frombuffer(data, dtype)[0]
-
-
-def _join_text(parts: Sequence[Any]) -> Any:
-    """Put numpy's text or bytes together."""
-    (content,) = parts
-    if type(content) is bytes:
-        return _numpy().bytes_(content)
-    if type(content) is not str:
-        raise TypeError("no text")
-    return _numpy().str_(content)
-
-
-_NUMPY: Final[dict[int, Any]] = {_SCALAR: _join_scalar, _TEXT: _join_text}
+    return made[()] if columns is None else made

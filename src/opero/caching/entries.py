@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from time import monotonic
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from opero.caching.refresh import Freshness
     from opero.caching.single_flight import Flight
     from opero.events.bus import Emitter
+    from opero.utils.steps import StepLogic
 
 
 _ENTRY_BYTES: Final = 250
@@ -57,10 +59,6 @@ class CachedCall(Protocol):
     hint: float
 
 
-Outcome = Entry | Exception | None
-"""What came of storing a result: its entry, or why it was not stored; None if it was not to be."""
-
-
 class Entries:
     """The entries of one function.
 
@@ -77,7 +75,8 @@ class Entries:
 
     Attributes:
         find: Finds an entry by its key, even if it has expired; never raises.
-        takes_many: Whether the store can be asked for many keys at once, and takes many results.
+        entry: `entry(key, value, ttl)` returns a result in the form in which the store takes it, for so many seconds,
+            None for ever; raises `Uncopyable` if it cannot be isolated, or cannot be encoded.
     """
 
     def __init__(
@@ -101,8 +100,10 @@ class Entries:
         self._emitter = emitter
         self._heard = bool(emitter.listeners)  # listeners of the whole program hold the switch
         self._reported: set[str] = set()
-        self._encode: Callable[[Any, Any, float], Entry] = getattr(store, "entry", self.plain_entry)
-        self.takes_many: bool = hasattr(store, "find_many")
+        self.entry: Callable[[Any, Any, float | None], Entry]
+        self.entry = getattr(store, "entry", self.plain_entry)
+        if freshness is not None:
+            self.entry = functools.partial(freshness.entry, self.entry)
         # Memory is asked directly: it never fails.
         in_memory = isinstance(store, MemoryStore)
         self.find: Callable[[Any], Entry | None] = store.find if in_memory else self._find
@@ -124,8 +125,10 @@ class Entries:
         return BlockingStep(self.find, self.afind, (key,))
 
     def find_many(self, keys: Sequence[Any]) -> list[Entry | None]:
-        """Find entries in a store that can be asked for many; never raises."""
+        """Find the entries of many keys, in as few trips as the store can; never raises."""
         store: Any = self._store
+        if not hasattr(store, "find_many"):
+            return [self._find(key) for key in keys]
         try:
             self._look()
             found: list[Entry | None] = store.find_many(keys, self._unreadable)
@@ -216,28 +219,29 @@ class Entries:
         flight.without_result = True
         return None
 
-    async def astore(self, flight: Flight, value: Any, ttl: float | None) -> Entry | None:
-        """Do the same without holding up the event loop."""
-        store: Any = self._store
-        if not getattr(store, "native", False):
-            from asyncio import to_thread
+    def storing(
+        self, wanted: Sequence[tuple[Flight, Any, float | None]]
+    ) -> StepLogic[list[Entry | None]]:
+        """Store results in as few trips as the store can; an event loop goes on meanwhile.
 
-            (outcome,) = await to_thread(self.store_many, [(flight, value, ttl)])
-            return self.report(flight, outcome)
-        entry = outcome = self._made(flight, value, ttl)
-        outdated = flight.invalidated
-        try:
-            if isinstance(entry, Entry) and not outdated:
-                if not await store.aput(flight.key, entry):
-                    outcome = _too_heavy(entry)
-                if flight.invalidated:
-                    await in_thread(lambda: self._withdraw(flight, entry)).wait()
-        except Exception as error:  # noqa: BLE001 - as above
-            outcome = error
-        return self.report(flight, outcome)
+        Args:
+            wanted: The arguments of `store`, for each.
 
-    def store_many(self, wanted: Sequence[tuple[Flight, Any, float | None]]) -> list[Outcome]:
-        """Store results, in whatever thread; `report` has to be called with each outcome."""
+        Returns:
+            The entry of each; None if it was not stored.
+        """
+        outcomes = yield in_thread(lambda: self._store_many(wanted))
+        for (flight, _, _), outcome in zip(wanted, outcomes, strict=True):
+            if not isinstance(outcome, Entry):
+                flight.without_result = True
+                if outcome is not None:
+                    self._not_stored(outcome)
+        return [outcome if isinstance(outcome, Entry) else None for outcome in outcomes]
+
+    def _store_many(
+        self, wanted: Sequence[tuple[Flight, Any, float | None]]
+    ) -> list[Entry | Exception | None]:
+        """Store results; return their entries, or why they were not stored, None if they were not to be."""
         outcomes = [self._made(*one) for one in wanted]
         kept = {
             place: (flight, outcome)
@@ -247,18 +251,17 @@ class Entries:
         rows = [(flight.key, entry) for flight, entry in kept.values()]
         store: Any = self._store
         try:
-            fits = store.put_many(rows) if len(rows) > 1 else [store.put(*row) for row in rows]
-            for (place, (flight, entry)), well in zip(kept.items(), fits, strict=True):
+            put_many = getattr(store, "put_many", lambda rows: [store.put(*row) for row in rows])
+            for (place, (flight, entry)), fits in zip(kept.items(), put_many(rows), strict=True):
                 if flight.invalidated:
                     self._withdraw(flight, entry)
-                elif not well:
+                elif not fits:
                     outcomes[place] = _too_heavy(entry)
         except Exception as error:  # noqa: BLE001 - as above
-            for place in kept:
-                outcomes[place] = error
+            outcomes = [error if place in kept else o for place, o in enumerate(outcomes)]
         return outcomes
 
-    def _made(self, flight: Flight, value: Any, ttl: float | None) -> Outcome:
+    def _made(self, flight: Flight, value: Any, ttl: float | None) -> Entry | Exception | None:
         """Return the entry of a result, or why there is none."""
         try:
             return None if ttl == 0 else self.entry(flight.key, value, ttl)
@@ -271,15 +274,6 @@ class Entries:
             self._store.discard(flight.key, entry)
         else:
             self._store.delete(flight.key)
-
-    def report(self, flight: Flight, outcome: Outcome) -> Entry | None:
-        """Report a result that was not stored; return its entry if it was."""
-        if isinstance(outcome, Entry):
-            return outcome
-        if outcome is not None:
-            self._not_stored(outcome)
-        flight.without_result = True
-        return None
 
     def skipped(self, reason: str, *, once: bool = False) -> None:
         """Notify listeners that a result is not cached; perhaps only once for the same reason."""
@@ -299,29 +293,11 @@ class Entries:
 
     # --- making entries ---------------------------------------------------------------------------
 
-    def entry(self, key: Any, value: Any, ttl: float | None) -> Entry:
-        """Return a result in the form in which the store takes it.
-
-        Args:
-            key: Its key.
-            value: The result.
-            ttl: Its lifetime in seconds, None for ever.
-
-        Raises:
-            Uncopyable: It cannot be isolated, or cannot be encoded.
-        """
+    def plain_entry(self, key: Any, value: Any, ttl: float | None = None) -> Entry:
+        """Return a result in a form in memory from which several callers can be served, as `entry` does."""
         # An installed clock holds the switch; otherwise the machine's is read without a detour.
         now = ambient.clock().monotonic() if switch.on else monotonic()
-        entry = self._encode(key, value, math.inf if ttl is None else now + ttl)
-        freshness = self._freshness
-        return entry if freshness is None or ttl is None else freshness.dated(entry, now)
-
-    def plain_entry(self, key: Any, value: Any, expires: float = math.inf) -> Entry:
-        """Return a result in a form in memory from which several callers can be served.
-
-        Raises:
-            Uncopyable: It cannot be isolated.
-        """
+        expires = math.inf if ttl is None else now + ttl
         weight, group, first = _ENTRY_BYTES, None, 1
         if type(key) is tuple:
             if self._of_instance and key and type(key[0]) is int:

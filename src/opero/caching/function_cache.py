@@ -32,7 +32,7 @@ from opero.errors import Rejected, StoreError, UnkeyableError
 from opero.utils import ambient
 from opero.utils.named_tuple import NamedTuple
 from opero.utils.steps import BlockingStep
-from opero.utils.units import format_bytes, format_seconds
+from opero.utils.units import format_bytes, format_seconds, parse_seconds, parse_size
 
 if TYPE_CHECKING:
     from opero.caching.entries import CachedCall
@@ -85,6 +85,11 @@ class CacheInfo(NamedTuple):
         )
 
 
+def _seconds(options: Any, name: str) -> float | None:
+    value = getattr(options, name)
+    return None if value is None else parse_seconds(value, name)
+
+
 Answer: TypeAlias = Flight | tuple[Any] | Literal[Instruction.COMPUTE]
 """What a caller gets: a flight to lead and compute for, a result in a tuple, or the order not to share its own."""
 
@@ -93,23 +98,20 @@ class FunctionCache:
     """The cache of one function.
 
     Args:
-        namespace: The `cache_namespace`.
+        options: The function's options (`core.options.Options`).
         store: Where the entries are.
         keys: Makes the keys.
         single_flight: What is being computed.
-        asked: Whether any cache option was given. If not, an argument that cannot be keyed switches the
-            cache off.
-        bounds: Most entries, and most bytes, for `info`.
-        ttl: Lifetime of an entry in seconds, None for ever.
-        stale_ttl: Seconds for which an expired entry may be served; None for not at all.
-        share: Part of its lifetime after which an entry is refreshed; None if it is not.
-        copy: Whether mutable results are isolated.
         counters: The function's counters (`core.stats.Stats`).
         emitter: Where its events go.
         overdue: Marks a call as ended by its deadline, and returns the error for it.
 
     Attributes:
-        namespace, store, keys, single_flight, asked, bounds, ttl: As above.
+        options, store, keys, single_flight: As above.
+        namespace: The `cache_namespace`.
+        asked: Whether any cache option was given. If not, an argument that cannot be keyed switches the
+            cache off.
+        ttl: Lifetime of an entry in seconds, None for ever.
         function: The function's name.
         off: Whether an argument that cannot be keyed has switched the cache off.
         entries: Finds, serves and stores entries.
@@ -120,29 +122,23 @@ class FunctionCache:
 
     def __init__(
         self,
-        namespace: str,
+        options: Any,
         store: EntryStore,
         keys: FunctionKeys,
         single_flight: SingleFlight,
         *,
-        asked: bool,
-        bounds: tuple[int, int],
-        ttl: float | None,
-        stale_ttl: float | None,
-        share: float | None,
-        copy: bool,
         counters: Any,
         emitter: Emitter,
         overdue: Callable[[Any], Exception],
     ) -> None:
         self.function: str = keys.function.qualname
-        self.namespace: str = namespace
+        self.options: Any = options
+        self.namespace: str = options.cache_namespace
         self.store: EntryStore = store
         self.keys: FunctionKeys = keys
         self.single_flight: SingleFlight = single_flight
-        self.asked: bool = asked
-        self.bounds: tuple[int, int] = bounds
-        self.ttl: float | None = ttl
+        self.asked: bool = any(name.startswith("cache") for name in options.given)
+        self.ttl: float | None = _seconds(options, "cache_ttl")
         self.off: bool = False
         self._counters = counters
         self._emitter = emitter
@@ -151,13 +147,14 @@ class FunctionCache:
         self.freshness: Freshness | None = None
         self.leases: Leases | None = None
         # What few functions need is loaded where it is asked for: importing opero must stay cheap.
-        if stale_ttl is not None or share is not None:
+        stale_ttl = _seconds(options, "cache_stale_ttl")
+        if stale_ttl is not None or options.cache_refresh is not None:
             from opero.caching.refresh import Freshness
 
-            self.freshness = Freshness(ttl, stale_ttl or 0.0, share)
+            self.freshness = Freshness(self.ttl, stale_ttl or 0.0, options.cache_refresh)
         self.entries: Entries = Entries(
             store,
-            copy=copy,
+            copy=options.cache_copy,
             of_instance=keys.instances is not None,
             freshness=self.freshness,
             look_for_edits=keys.edit_detector(store) if store.lends else None,
@@ -509,8 +506,8 @@ class FunctionCache:
             stale=counters.stale,
             size=size,
             bytes=weight,
-            maxsize=self.bounds[0],
-            max_bytes=self.bounds[1],
+            maxsize=self.options.cache_maxsize,
+            max_bytes=parse_size(self.options.cache_max_bytes, "cache_max_bytes"),
             ttl=self.ttl,
             backend=self.store.name,
             namespace=self.namespace,

@@ -27,6 +27,7 @@ import operator
 import os
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from threading import get_ident
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
@@ -301,8 +302,8 @@ class _LeaseRenewer:
         self.pid = os.getpid()
         self.token = os.urandom(12).hex()  # `secrets` would import a dozen modules
         self.serial = itertools.count()
-        self._held: dict[Lease, float] = {}  # in the order in which they are to be renewed
-        self._ending: dict[Lease, tuple[float, bool]] = {}  # since when, and whether without result
+        self._held: dict[Lease, None] = {}
+        self._ending: dict[Lease, bool] = {}  # and whether without result
         # Reentrant, because the garbage collector may end an abandoned coroutine at any allocation.
         self._changed = threading.Condition(threading.RLock())
         self._thread: threading.Thread | None = None
@@ -311,9 +312,7 @@ class _LeaseRenewer:
     def keep(self, leases: Iterable[Lease]) -> None:
         """Keep leases until `release`."""
         with self._changed:
-            due = monotonic() + _RENEW_AFTER
-            for lease in leases:
-                self._held[lease] = due
+            self._held.update(dict.fromkeys(leases))
             if self._thread is None:
                 self._start()
 
@@ -327,7 +326,7 @@ class _LeaseRenewer:
         if lease.process == self.pid:
             with self._changed:
                 self._held.pop(lease, None)
-                self._ending[lease] = monotonic(), without_result
+                self._ending[lease] = without_result
                 if self._thread is None:
                     self._start()
                 self._changed.notify()
@@ -345,15 +344,11 @@ class _LeaseRenewer:
             known = {(lease.key, id(lease.store)) for lease in ours}
         return [lease for lease in lost if (lease.key, id(lease.store)) in known]
 
-    def flush(self, before: float = math.inf) -> None:
-        """Release the leases that had ended at a machine time; afterwards no thread is at it any more."""
+    def flush(self, most: int | None = None) -> None:
+        """Release the leases that ended first, all by default; afterwards no thread is at it any more."""
         with self._flushing:
             with self._changed:
-                ending = {
-                    lease: without_result
-                    for lease, (since, without_result) in self._ending.items()
-                    if since <= before
-                }
+                ending = dict(itertools.islice(self._ending.items(), most))
             for leases in _portions(ending):
                 _end(leases, [lease for lease in leases if ending[lease]])
                 with self._changed:
@@ -370,42 +365,37 @@ class _LeaseRenewer:
         self._thread = thread
 
     def _run(self) -> None:
-        idle_since = monotonic()
+        renewed = idle_since = monotonic()
         while True:
             with self._changed:
                 if not self._ending:
                     # Machine time, whatever clock a test has installed: stores count in it.
                     self._changed.wait(_RENEW_AFTER / 2)
-                now = monotonic()
-                if self._held or self._ending:
+                # Their number: while this thread sleeps, no name may keep a store open.
+                ending, now = len(self._ending), monotonic()
+                if self._held or ending:
                     idle_since = now
                 elif now - idle_since > _IDLE:
                     self._thread = None
                     return
-                due = [lease for lease, at in self._held.items() if at <= now]
-                ending = bool(self._ending)
             if ending:
                 sleep(_GATHER)
-                self.flush(now)
-            for leases in _portions(due):
-                self._renew(leases)
+                self.flush(ending)
+            if now - renewed >= _RENEW_AFTER:
+                self._renew()
+                renewed = now
 
-    def _renew(self, leases: list[Lease]) -> None:
-        with self._changed:  # some may just have been released
-            leases = [lease for lease in leases if lease in self._held]
-        if not leases:
-            return
-        try:
-            wanted = [(lease.key, lease.owner) for lease in leases]
-            still = leases[0].store.acquire(wanted, SECONDS)
-        except Exception:  # noqa: BLE001 - the store may be back at the next try
-            still = [True] * len(leases)
+    def _renew(self) -> None:
         with self._changed:
-            due = monotonic() + _RENEW_AFTER
-            for lease, ours in zip(leases, still, strict=True):
-                # What is not ours any more had run out, because this process stood still.
-                if self._held.pop(lease, None) is not None and ours:
-                    self._held[lease] = due
+            held = list(self._held)
+        for leases in _portions(held):
+            wanted = [(lease.key, lease.owner) for lease in leases]
+            with suppress(Exception):  # the store may be back at the next try
+                still = leases[0].store.acquire(wanted, SECONDS)
+                with self._changed:
+                    for lease, ours in zip(leases, still, strict=True):
+                        if not ours:  # it had run out, because this process stood still
+                            self._held.pop(lease, None)
 
 
 def _portions(leases: Iterable[Lease]) -> Iterator[list[Lease]]:
@@ -419,14 +409,11 @@ def _portions(leases: Iterable[Lease]) -> Iterator[list[Lease]]:
 
 def _end(leases: list[Lease], without_result: list[Lease]) -> None:
     store = leases[0].store
-    try:
+    with suppress(Exception):  # they run out by themselves
         if without_result:
-            store.acquire(
-                [(_flag(lease.key), lease.owner) for lease in without_result], _FLAG_SECONDS
-            )
+            flags = [(_flag(lease.key), lease.owner) for lease in without_result]
+            store.acquire(flags, _FLAG_SECONDS)
         store.release([(lease.key, lease.owner) for lease in leases])
-    except Exception:  # noqa: BLE001 - they run out by themselves
-        return
 
 
 _renewer: Final = _LeaseRenewer()

@@ -151,12 +151,21 @@ class Freshness:
         self._ttl = math.inf if ttl is None else ttl
         self.retried: Callable[[Exception], bool] = lambda error: True
 
-    def dated(self, entry: Entry, now: float) -> Entry:
-        """Return a new entry, which from now on knows when it was stored.
+    def entry(
+        self,
+        make: Callable[[Any, Any, float | None], Entry],
+        key: Any,
+        value: Any,
+        ttl: float | None,
+    ) -> Entry:
+        """Return the entry that `make` makes of a result; it knows when it was stored.
 
         Its `expires` is the earliest time at which there is something to decide, so that wrappers
         do not serve it themselves from then on.
         """
+        now, entry = ambient.clock().monotonic(), make(key, value, ttl)
+        if ttl is None:
+            return entry
         expiry = entry.expires
         entry.life = Life(now, expiry, expiry + self.stale_ttl)
         if self.share is not None:

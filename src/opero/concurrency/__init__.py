@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 export_lazily(
     __name__,
     {
-        "opero.concurrency.pool": (
-            "ParallelExecutor",
-            "get_parallel_executor",
-            "get_parallel_map_decorator",
-        ),
+        "opero.concurrency.pool": ("ParallelExecutor", "get_parallel_executor", "get_parallel_map_decorator"),
         "opero.concurrency.result": ("ItemResult", "MapFailure", "MapResult"),
     },
-)
+)  # fmt: skip

@@ -35,11 +35,10 @@ from opero.concurrency.executors.base import Batch, ItemOutcome, Origin
 from opero.core.call import Call
 from opero.errors import DeadlineError, Rejected
 from opero.utils import ambient
-from opero.utils.steps import for_each, in_thread
+from opero.utils.steps import in_thread
 from opero.utils.units import parse_seconds
 
 if TYPE_CHECKING:
-    from opero.caching.entries import Outcome
     from opero.caching.lease import (  # noqa: TC004 - loaded with the first store that lends leases
         Lease,
         Leases,
@@ -283,11 +282,7 @@ class CacheLookup:
             return leads
         cached = self._cache.entries
         keys = [lead.flight.key for lead in leads]
-        entries: list[Entry | None] = yield (
-            in_thread(lambda: cached.find_many(keys))
-            if cached.takes_many
-            else for_each(cached.find, cached.afind, [(key,) for key in keys])
-        )
+        entries: list[Entry | None] = yield in_thread(lambda: cached.find_many(keys))
         missing: list[LeadItem] = []
         for lead, entry in zip(leads, entries, strict=True):
             if entry is None or not self._serve(lead.index, lead.item, lead.call, entry):
@@ -473,12 +468,8 @@ class CacheLookup:
             ]
             if not self._slow:
                 kept = [entries.store(*one) for one in wanted]
-            elif entries.takes_many:
-                stored: list[Outcome] = yield in_thread(lambda: entries.store_many(wanted))
-                flights = (lead.flight for lead, _, _ in computed)
-                kept = [entries.report(*one) for one in zip(flights, stored, strict=True)]
             else:
-                kept = yield for_each(entries.store, entries.astore, wanted)
+                kept = yield from entries.storing(wanted)
         except BaseException:
             # The map is cancelled, and nothing else will end these flights.
             for lead, _, _ in computed:

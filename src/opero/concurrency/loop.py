@@ -101,6 +101,8 @@ class MapRun(AbstractContextManager["MapRun"], AbstractAsyncContextManager["MapR
             return batch
         if source is None:
             self.executor.open(self.job)
+            if self.progress.interval is not None:
+                self.progress.watch()
             later = isinstance(self.items, AsyncIterable)
             source = _AsyncSource(self, self.items) if later else iter(self.items)
             self._source = source
@@ -130,11 +132,13 @@ class MapRun(AbstractContextManager["MapRun"], AbstractAsyncContextManager["MapR
             found: list[Any] = []
             # Not a name for the error: one that the frame keeps would be a reference cycle.
             broken: list[BaseException] = []
+            self.progress.pulls = True
             try:
                 # In place, so that what came before an error is not lost.
                 found.extend(itertools.islice(source, wanted))
             except BaseException as error:  # noqa: BLE001 - raised by `end_input`
                 broken.append(error)
+            self.progress.pulls = False
             slow = perf_counter() - began > _PULL_S
             if found:
                 yield from self.admit(found)
@@ -412,9 +416,11 @@ class _AsyncSource:
             yield from run.admit(found)
             room -= len(found)
         self._wanted = max(room, 0)
-        if self._wanted > len(self._found):
+        run.progress.pulls = self._wanted > len(self._found)
+        if run.progress.pulls:
             self._more.set()
         if self._task is not None and self._task.done() and not self._found:
+            run.progress.pulls = False
             run.scheduler.ended = True
             if broken := self._end():
                 run.note_broken_input(broken)

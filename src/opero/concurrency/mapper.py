@@ -225,21 +225,23 @@ class Mapper:
             on_result=options.on_result,
             bar=bar,
             keeps=collects,
-            waits_for=self._waits_for,
+            waits_for=partial(self._waits_for, scheduler),
         )
         return MapRun(
             items, job, options, executor, scheduler, progress, recorders, returns, lookup
         )
 
-    def _waits_for(self) -> tuple[str, float] | None:
-        """Return what the limiter makes all calls wait for now, and for how many seconds; None for nothing."""
-        stage = self._worker.rate_limit
-        if stage is None:
-            return None
-        if paused := stage.limiter.paused:
+    def _waits_for(self, scheduler: Scheduler) -> tuple[str, float] | None:
+        """Return what all items wait for now, and for how many seconds; None for nothing that is known."""
+        limiter = None if self._worker.rate_limit is None else self._worker.rate_limit.limiter
+        if limiter is not None and (paused := limiter.paused):
             return f"paused by the service: {_coarsely(paused)}", paused
-        wait = stage.limiter.next_free
-        return (f"limit: next in {_coarsely(wait)}", wait) if wait >= 1 else None
+        if scheduler.in_flight:
+            wait = 0.0 if limiter is None else limiter.next_free
+            return (f"limit: next in {_coarsely(wait)}", wait) if wait >= 1 else None
+        due = scheduler.next_due()
+        left = 0.0 if due is None else due - ambient.clock().monotonic()
+        return (f"retry: next in {_coarsely(left)}", left) if left > 0 else None
 
 
 def _coarsely(seconds: float) -> str:

@@ -7,6 +7,7 @@ share the screen: each bar has a line of its own, and one that ends is written o
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import sys
 import threading
@@ -51,6 +52,7 @@ class Progress:
         origins: How many results came from where, failed ones included.
         busy: Seconds of work.
         interval: Seconds after which `tick` is to be called though nothing has ended; None for never.
+        pulls: Whether the map waits for its input now.
     """
 
     emitter: Emitter
@@ -67,6 +69,8 @@ class Progress:
         self.origins: Counter[str] = Counter()
         self.busy: float = 0.0
         self.interval: float | None = None
+        self.pulls: bool = False
+        self._closed = threading.Event()
         self._sends = self.emitter.active and self.emitter.wants(events.MapProgress)
         if self.bar is not None or self.emitter.active:
             self.interval = _IDLE
@@ -101,10 +105,22 @@ class Progress:
                     ItemResult(index, item, batch.values[n], one.error, one.attempts, batch.origin)
                 )
 
+    def watch(self) -> None:
+        """Call `tick` in another thread while input that comes slowly blocks the map's own; as `tick` itself."""
+        run = contextvars.copy_context().run
+        threading.Thread(target=run, args=(self._watch,), daemon=True).start()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(_IDLE):
+            if self.pulls:
+                self.tick()
+
     def tick(self) -> None:
         """Show that the map lives although nothing has ended; only to be called where there is an `interval`."""
         now = ambient.clock().monotonic()
-        waiting = self.waits_for() if now - self._moved >= _IDLE else None
+        waiting = None
+        if now - self._moved >= _IDLE:
+            waiting = self.waits_for() or (("input", 0.0) if self.pulls else None)
         if self.bar is not None and waiting is not None:
             self.bar.waits(waiting[0])
         self._show(now)
@@ -142,6 +158,7 @@ class Progress:
 
     def close(self) -> None:
         """Show the last state; only to be called where there is an `interval`."""
+        self._closed.set()
         if self.bar is not None:
             self.bar.close()
         if self._sends:
@@ -196,6 +213,7 @@ class Bar:
         self._drawn = self.began
         self._counts: dict[str, int] = {}
         self._reason: str | None = None
+        self._closed = False
 
     def show(self, done: int, **counts: int) -> None:
         """Show so many items as done, and of these some by what has become of them."""
@@ -206,7 +224,8 @@ class Bar:
         if now - self._drawn >= _REFRESH:
             self._drawn = now
             with _drawing:
-                self.draw()
+                if not self._closed:
+                    self.draw()
 
     def waits(self, reason: str) -> None:
         """Show what the map waits for, until another item is done."""
@@ -216,6 +235,7 @@ class Bar:
         """Show the last state and end."""
         self._reason = None
         with _drawing:
+            self._closed = True
             self.draw()
             self.end()
 

@@ -12,6 +12,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Hashable
 from datetime import timedelta
+from math import inf
 from time import monotonic
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
@@ -146,13 +147,9 @@ def _own(value: Any) -> Any:
 # --- the stage ------------------------------------------------------------------------------------
 
 
-def _seconds(options: Options, name: str) -> float | None:
-    value = getattr(options, name)
-    return None if value is None else parse_seconds(value, name)
-
-
-def _open(info: FunctionInfo, options: Options, max_bytes: int) -> tuple[EntryStore, FunctionKeys]:
+def _open(info: FunctionInfo, options: Options) -> tuple[EntryStore, FunctionKeys]:
     """Return where a function's entries are, and what makes their keys."""
+    max_bytes = parse_size(options.cache_max_bytes, "cache_max_bytes")
     given: dict[str, Any] = {"ignore": options.cache_ignore, "user_key": options.cache_key}
     if options.cache_backend == "memory":
         memory = MemoryStore(options.cache_maxsize, max_bytes)
@@ -202,26 +199,16 @@ class CacheStage(FunctionCache):
         emitter: Emitter,
         origin: CacheStage | None = None,
     ) -> None:
-        max_bytes = parse_size(options.cache_max_bytes, "cache_max_bytes")
-        store, keys = (
-            _open(info, options, max_bytes) if origin is None else (origin.store, origin.keys)
-        )
+        store, keys = _open(info, options) if origin is None else (origin.store, origin.keys)
         super().__init__(
-            options.cache_namespace,
+            options,
             store,
             keys,
             SingleFlight() if origin is None else origin.single_flight,
-            asked=any(name.startswith("cache") for name in options.given),
-            bounds=(options.cache_maxsize, max_bytes),
-            ttl=_seconds(options, "cache_ttl"),
-            stale_ttl=_seconds(options, "cache_stale_ttl"),
-            share=options.cache_refresh,
-            copy=options.cache_copy,
             counters=stats,
             emitter=emitter,
             overdue=lambda call: overdue(call, emitter, "waiting for another caller's result"),
         )
-        self._options = options
         self.in_memory: bool = isinstance(store, MemoryStore)
         self.condition: Callable[[Any, Receipt[Any]], object] | None = options.cache_if
         self.rerun: Callable[[Call], Any] = lambda call: None
@@ -246,28 +233,43 @@ class CacheStage(FunctionCache):
         return self.condition is None and self.freshness is None
 
     def find_or_lead(self, key: Hashable | None) -> Entry | Flight | None:
-        """Find a fresh entry, or become the leader for its key, with a lease if there are leases.
-
-        The thread may wait for the store.
+        """Find a fresh entry, or become the leader for its key; the thread may wait for the store.
 
         Returns:
             None where `begin` has to decide: without a key, and where another caller computes the same.
         """
         if key is None or self.off:
             return None
-        flights, entries, leases = self.single_flight, self.entries, self.leases
-        completed, looked_at = flights.completed, 0.0 if leases is None else monotonic()
-        entry = entries.find(key)
-        if entry is not None and entries.is_fresh(key, entry):
+        completed, looked_at = self.single_flight.completed, monotonic()
+        entry = self.entries.find(key)
+        if entry is not None and self.entries.is_fresh(key, entry):
             return entry
-        flight = Flight(key)
+        return self.lead(key, completed, looked_at)
+
+    def lead(
+        self, key: Hashable | None, completed: int = -1, looked_at: float = -inf
+    ) -> Flight | None:
+        """Become the leader for a key that was not found, with a lease if there are leases.
+
+        Args:
+            key: The key.
+            completed: How many flights had ended before the store was looked at; -1 for a look that does not count.
+            looked_at: Machine time at which it was looked at.
+
+        Returns:
+            None where `begin` has to decide, as above.
+        """
+        if key is None or self.off:
+            return None
+        flights, leases, flight = self.single_flight, self.leases, Flight(key)
         try:
             if flights.start(key, flight) is not flight:
                 return None
             become_leader(flight)
             recent = leases is None or leases.acquire_at_once(flight, looked_at)
+            # Another caller may have stored the result between the look and the start.
             if (recent and flights.completed == completed) or (
-                recent is not None and entries.find(key) is None
+                recent is not None and self.entries.find(key) is None
             ):
                 self.count_miss()
                 return flight
@@ -405,7 +407,7 @@ class CacheStage(FunctionCache):
                     value = await proceed(call)
                     lasts = ttl if plain else self.lifetime(call, value, began)
                     if waits:
-                        entry = await entries.astore(found, value, lasts)
+                        (entry,) = await run_async(entries.storing([(found, value, lasts)]))
                     else:
                         entry = store(found, value, lasts)
                     self.land(found, value, entry)
@@ -426,13 +428,13 @@ class CacheStage(FunctionCache):
 
     def describe(self) -> str:
         """Return the line for `explain()`."""
-        options = self._options
+        options = self.options
         lasts = "for ever" if self.ttl is None else f"for {format_seconds(self.ttl)}"
         parts = [f"{self.store.name}, {lasts}"]
         if self.freshness is not None:
             parts += self.freshness.describe()
         if isinstance(self.store, MemoryStore):
-            most = f"at most {options.cache_maxsize:,} entries, {format_bytes(self.bounds[1])}"
+            most = f"at most {self.store.maxsize:,} entries, {format_bytes(self.store.max_bytes)}"
             parts.append(most)
         if options.cache_ignore:
             parts.append(f"without {', '.join(options.cache_ignore)}")

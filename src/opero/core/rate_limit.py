@@ -29,14 +29,7 @@ if TYPE_CHECKING:
     from opero.core.stats import Stats
     from opero.events.bus import Emitter
 
-__all__ = [
-    "RateLimit",
-    "RateLimiter",
-    "Reservation",
-    "get_rate_limit_decorator",
-    "limiter_of",
-    "throttled",
-]
+__all__ = ["RateLimiter", "get_rate_limit_decorator"]
 
 
 # --- decisions ------------------------------------------------------------------------------------

@@ -82,12 +82,17 @@ if _opero_entry is not None and _opero_entry.expires > _opero_monotonic():
 
 # What a caller leads it lands, hands over to the stages, or drops.
 _LEAD: Final = """\
+{find_or_lead}
+if _opero_flight is not None:
+    {first_call}
+"""
+
+_LEAD_AT_ONCE: Final = "_opero_flight = _opero_cache.lead(_opero_key)"
+_FIND_OR_LEAD: Final = """\
 _opero_flight = _opero_cache.find_or_lead(_opero_key)
 if _opero_isinstance(_opero_flight, _opero_Entry):
     _opero_count_hit()
     return _opero_flight.open()
-if _opero_flight is not None:
-    {first_call}
 """
 
 # No name keeps the error: a frame that does, and that the error has passed through, is a reference cycle.
@@ -244,6 +249,7 @@ def _source(pipeline: Pipeline) -> str:
         find, then = key_source(cache.keys, typed=cache.in_memory), _LOOK_UP
         find += _HIT if cache.in_memory else ""
         parts["lead"] = _LEAD if fast else "_opero_flight = None"
+        parts["find_or_lead"] = _LEAD_AT_ONCE if cache.in_memory else _FIND_OR_LEAD
     drops = dict(drop for stage, drop in _DROPS.items() if getattr(pipeline, stage) is not None)
     if fast and drops:
         parts |= {"names": " = ".join(drops), "guarded": then, "drops": "\n".join(drops.values())}

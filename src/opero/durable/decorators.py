@@ -250,13 +250,15 @@ def _make_activity(idempotent: bool, given: dict[str, Any], fn: Any, name: str |
     return made
 
 
-def _check_thread(name: str) -> None:
+def _check_plain_call(name: str, scope: Scope | None) -> None:
     """Refuse a call that belongs to a workflow, and would not be recorded.
 
     Raises:
-        OperoUsageError: A workflow function has made this thread.
+        OperoUsageError: A workflow function has made this thread, or may have made it, or has ended.
     """
-    if running_step.get() is None and is_unknown_thread():
+    if scope is not None:
+        scope.run.refuse_late_call()
+    elif running_step.get() is None and is_unknown_thread():
         raise OperoUsageError(
             f"activity {name}() was called in a thread that a workflow has made itself. There it would not be "
             "recorded, and run again in each replay: call it in the workflow's own thread, in branches of "
@@ -294,8 +296,7 @@ def _recorded(plain: Any, pipeline: Pipeline, name: str, idempotent: bool) -> An
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         scope = current()
         if scope is None or scope.run.cancelling:
-            if scope is None:
-                _check_thread(name)
+            _check_plain_call(name, scope)
             return pipeline.run(Call(args, kwargs))
         with scope:
             step = next_step(scope, args, kwargs)
@@ -323,8 +324,7 @@ def _recorded(plain: Any, pipeline: Pipeline, name: str, idempotent: bool) -> An
     async def awrapper(*args: Any, **kwargs: Any) -> Any:
         scope = current()
         if scope is None or scope.run.cancelling:
-            if scope is None:
-                _check_thread(name)
+            _check_plain_call(name, scope)
             return await pipeline.run(Call(args, kwargs))
         with scope:
             step = next_step(scope, args, kwargs)

@@ -190,6 +190,7 @@ class Engine:
         run.unwind = None
         move = finalize(run, value, error)
         await _end_tasks(run)
+        run.over = True
         if move is not None:
             try:
                 await self.journal.submit(move)
@@ -479,6 +480,8 @@ def _within(run: WorkflowRun, spec: WorkflowSpec) -> Iterator[Any]:
             yield arguments
     finally:
         active_runs.discard(run)
+        # The tasks of a coroutine have not ended yet.
+        run.over = not run.on_loop
 
 
 async def _end_tasks(run: WorkflowRun) -> None:

@@ -259,7 +259,13 @@ class Step:
         failed = self.record.state is StepState.FAILED
         self.run.notify_step(self.record, replayed=True, error=outcome if failed else None)
         if failed:
-            raise outcome
+            behind = outcome.__context__
+            try:
+                raise outcome
+            finally:
+                if behind is not None:
+                    # Raising it has put there what the caller is handling.
+                    outcome.__context__ = behind
         return outcome
 
     def pause(self) -> float:
@@ -435,8 +441,10 @@ class EngineThread(threading.Thread):
 
 
 def is_unknown_thread() -> bool:
-    """Return whether this thread was made by a workflow function, and is not known to its run."""
-    return bool(active_runs) and isinstance(threading.current_thread().daemon, _MadeInWorkflow)
+    """Return whether a workflow function has made this thread, or may have: `threading` does not know it."""
+    thread = threading.current_thread()
+    made = isinstance(thread.daemon, _MadeInWorkflow)
+    return made or (bool(active_runs) and type(thread).__name__ == "_DummyThread")
 
 
 # A child is no part of the workflow that it was forked in.

@@ -405,12 +405,20 @@ _LONGEST: Final = 10_000
 """Characters of a message or a note that are kept."""
 
 
-def keepable(error: Exception) -> Exception:
+_LONGEST_CHAIN: Final = 8
+"""Errors behind an error that are kept."""
+
+
+def keepable(error: BaseException, *, chain: bool = True) -> Any:
     """Return the error if a replay can raise it alike, else an error that stands for it.
 
     Called in the first run too, so that the first run and every replay raise the same type with the
-    same message. For an error that cannot be rebuilt, an `ActivityError`; for a group, one whose members
-    can be.
+    same message, and the same errors behind it. For an error that cannot be rebuilt, an `ActivityError`;
+    for a group, one whose members can be.
+
+    Args:
+        error: The error.
+        chain: Whether the errors behind it are replaced too, where they cannot be rebuilt.
 
     Example:
         >>> keepable(KeyError("x"))
@@ -421,39 +429,61 @@ def keepable(error: Exception) -> Exception:
         >>> keepable(local())
         ActivityError('Odd', 'here')
     """
+    made = error
     if isinstance(error, ExceptionGroup):
-        kept = [keepable(member) for member in error.exceptions]
+        kept = [keepable(member, chain=chain) for member in error.exceptions]
         if any(new is not old for new, old in zip(kept, error.exceptions, strict=True)):
-            group = error.derive(kept)
-            group.__notes__ = list(getattr(error, "__notes__", ()))
-            group.__cause__ = error
-            error = group
-    if _survives(error):
-        return error
-    stand_in = ActivityError(type(error).__name__, str(error)[:_LONGEST])
-    stand_in.__cause__ = error
-    return stand_in
+            made = error.derive(kept)
+            made.__notes__ = list(getattr(error, "__notes__", ()))
+    if not _survives(made):
+        made = ActivityError(type(error).__name__, str(error)[:_LONGEST])
+    before = made
+    for link, behind in _chain(error) if chain else ():
+        one = keepable(behind, chain=False)
+        name = "__cause__" if type(before) is ActivityError else link
+        if getattr(before, name) is not one:
+            BaseException.__setattr__(before, name, one)
+        before = one
+    return made if made is error else made.with_traceback(error.__traceback__)
 
 
-def _survives(error: Exception) -> bool:
+def _chain(error: BaseException) -> list[tuple[str, BaseException]]:
+    """Return the errors behind an error, as tracebacks show them, each with the attribute that leads to it."""
+    found: list[tuple[str, BaseException]] = []
+    while len(found) < _LONGEST_CHAIN:
+        name, behind = "__cause__", error.__cause__
+        # The context of a stand-in is what it stands for.
+        if behind is None and not (error.__suppress_context__ or type(error) is ActivityError):
+            name, behind = "__context__", error.__context__
+        if behind is None:
+            break
+        found.append((name, behind))
+        error = behind
+    return found
+
+
+def _survives(error: BaseException) -> bool:
     """Return whether an error is rebuilt with its type and message."""
     try:
-        rebuilt = rebuild_error(pack_error(error))
+        rebuilt = _rebuilt(json.loads(json.dumps(_packed(error, chain=False))), BaseException)
         return type(rebuilt) is type(error) and str(rebuilt)[:_LONGEST] == str(error)[:_LONGEST]
     except Exception:  # noqa: BLE001 - whatever the class does, the error itself is reported
         return False
 
 
 def pack_error(error: Exception) -> str:
-    """Return an error as JSON text: type, message, notes, and of its arguments and attributes what can be kept."""
+    """Return an error as JSON text: type, message, notes, and of its arguments and attributes what can be kept.
+
+    The same of the errors behind it.
+    """
     return json.dumps(_packed(error))
 
 
-def _packed(error: Exception) -> dict[str, Any]:
+def _packed(error: BaseException, *, chain: bool = True) -> dict[str, Any]:
     cls = type(error)
     message = str(error)[:_LONGEST]
     if isinstance(error, ExceptionGroup):
-        members = [_packed(member) for member in error.exceptions]
+        members = [_packed(member, chain=chain) for member in error.exceptions]
         made_from = args = [encode(error.message)]
     else:
         members = None
@@ -475,6 +505,7 @@ def _packed(error: Exception) -> dict[str, Any]:
         "args": args,
         "attributes": {name: text for name, text in attributes.items() if text is not None},
         "notes": [str(note)[:_LONGEST] for note in getattr(error, "__notes__", ())],
+        "behind": [(n, _packed(one, chain=False)) for n, one in (_chain(error) if chain else ())],
     }
     return packed if members is None else {**packed, "members": members}
 
@@ -492,12 +523,15 @@ def unpack_error(text: str) -> Exception:
         return rebuild_error(text)
     except UnserializableError as reason:
         try:
-            kept = json.loads(text)
-            stand_in = ActivityError(kept["type"].rpartition(".")[2], kept["message"])
-            stand_in.__notes__ = kept["notes"]
+            return _stand_in(json.loads(text))
         except (ValueError, LookupError, TypeError, AttributeError):
             return ActivityError("Error", str(reason))  # the row is damaged
-        return stand_in
+
+
+def _stand_in(kept: dict[str, Any]) -> ActivityError:
+    stand_in = ActivityError(kept["type"].rpartition(".")[2], kept["message"])
+    stand_in.__notes__ = kept["notes"]
+    return stand_in
 
 
 def rebuild_error(text: str) -> Exception:
@@ -507,25 +541,26 @@ def rebuild_error(text: str) -> Exception:
         UnserializableError: Its class is gone, or cannot be made so.
     """
     try:
-        return _rebuilt(json.loads(text))
+        rebuilt: Exception = _rebuilt(json.loads(text))
     except UnserializableError:
         raise
     except Exception as error:
         raise UnserializableError(
             f"a journaled error cannot be rebuilt ({type(error).__name__}: {error})"
         ) from error
+    return rebuilt
 
 
-def _rebuilt(kept: dict[str, Any]) -> Exception:
+def _rebuilt(kept: dict[str, Any], base: type[BaseException] = Exception) -> Any:
     cls = _find_class(kept["type"])
-    if not issubclass(cls, Exception):
+    if not issubclass(cls, base):
         raise UnserializableError(f"{kept['type'].replace(':', '.')} is no longer an error.")
     members = [_rebuilt(member) for member in kept.get("members", ())]
     made_from = [decode(text) for text in kept["made_from"]]
     # The nearest built-in error's: a class of the program may have code of its own there.
     builtin: Any = next(base for base in cls.__mro__ if base.__module__ == "builtins")
     if members:
-        made: Exception = builtin.__new__(cls, *made_from, members)
+        made: Any = builtin.__new__(cls, *made_from, members)
         made.args = (*made_from, members)
     else:
         try:
@@ -536,6 +571,14 @@ def _rebuilt(kept: dict[str, Any]) -> Exception:
         made.args = tuple(decode(text) for text in kept["args"])
     for name, text in kept["attributes"].items():
         vars(made)[name] = decode(text)
+    before = made
+    for name, packed in kept.get("behind", ()):
+        try:
+            behind: BaseException = _rebuilt(packed, BaseException)
+        except Exception:  # noqa: BLE001 - it must not cost the error before it
+            behind = _stand_in(packed)
+        BaseException.__setattr__(before, name, behind)
+        before = behind
     return made
 
 

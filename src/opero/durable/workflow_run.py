@@ -39,6 +39,7 @@ from opero.errors import (
     DurableError,
     JournalError,
     NonDeterminismError,
+    OperoUsageError,
     UnserializableError,
     WorkflowEndedError,
 )
@@ -94,6 +95,7 @@ class WorkflowRun:
         steps: Its steps by path.
         unread: Paths of steps whose recorded outcome the workflow has not asked for yet.
         ending: Set once no further step may begin.
+        over: Whether the workflow function and its tasks have ended.
         cancelling: Whether the workflow function has received its cancellation; from then on nothing is journaled.
         progressed: Whether a step was recorded since the workflow was acquired.
         failed: The last errors of steps that were raised in the workflow, and the steps' paths.
@@ -116,6 +118,7 @@ class WorkflowRun:
         self.steps: dict[str, StepRecord] = {step.path: step for step in steps}
         self.unread: set[str] = set(self.steps)
         self.ending: Ending | None = None
+        self.over: bool = False
         self.cancelling: bool = False
         self.progressed: bool = False
         self.failed: deque[tuple[Exception, str]] = deque(maxlen=_FAILURES)
@@ -135,12 +138,22 @@ class WorkflowRun:
     # --- beginning and ending a step --------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise what ends the workflow function, if something does."""
+        """Raise what ends the workflow function, if something does; anything else may not begin a step any more."""
+        if self.over:
+            self.refuse_late_call()
         if self.ending is not None:
             raise Unwind(self.ending.text)
         if self._cancel_requested and not self.cancelling:
             self.cancelling = True
             raise WorkflowCancelled(f"workflow {self.id!r} was cancelled")
+
+    def refuse_late_call(self) -> None:
+        """Raise if the workflow is over: what a thread still does in its context would not be recorded."""
+        if self.over:
+            raise OperoUsageError(
+                f"workflow {self.id!r} has ended, so that what one of its threads calls now would not be recorded: "
+                "wait for the thread in the workflow."
+            )
 
     def find(
         self, path: str, name: str, digest: str, matches: Callable[[str], bool] | None = None

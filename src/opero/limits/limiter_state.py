@@ -66,12 +66,14 @@ class LimiterState:
         with self._lock:
             if self.file is None:
                 return self._take(self._state, self._now())
-            with self.file as file:
-                if not (file.torn or self._pause.on):
-                    wait = self.rule.take(self._state, self._now())
-                    if wait <= self.rule.longest_wait:
-                        return wait
-                return self.take_marked()[0]
+            return self.file.exclusively(self._take_in_file)
+
+    def _take_in_file(self) -> int:
+        if not (self._pause.on or (self.file and self.file.torn)):
+            wait = self.rule.take(self._state, self._now())
+            if wait <= self.rule.longest_wait:
+                return wait
+        return self.take_marked()[0]
 
     def take_marked(self, units: int = UNIT) -> tuple[int, TakenSlot]:
         """Do what `take` does for a call that costs so much, and return what `give_back` needs too."""
@@ -99,7 +101,8 @@ class LimiterState:
         Returns:
             What `change` returned.
         """
-        with self._lock, self.file or self._lock:
+
+        def work() -> T:
             rule, state, pause, now = self.rule, self._state, self._pause, self._now()
             if file := self.file:
                 damaged = rule.longest_wait < rule.wait_for(state, now) < NEVER
@@ -108,6 +111,9 @@ class LimiterState:
             found = change(state, pause, now)
             self._take = self._take_paused if pause.on else rule.take
             return found
+
+        with self._lock:
+            return work() if self.file is None else self.file.exclusively(work)
 
     def move(self, path: str, *, create: bool, named: bool = False) -> Self:
         """Go on in a file.

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from functools import partial
 from random import randrange
-from threading import get_ident
-from typing import Any, Final, Literal
+from threading import get_ident, local
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 from weakref import ref
 
 from opero.errors import BulkheadFullError, OperoUsageError
@@ -76,6 +77,57 @@ def _task(current_task: CurrentTask) -> Any:
         return None  # no event loop of asyncio runs
 
 
+class _BlockEnd:
+    """`__exit__` of a limit, which the interpreter looks up just before a block begins.
+
+    What it finds has the only reference to the permit of the block: that of a block which Ctrl-C has left is lost, and
+    another one is made in its place.
+
+    Args:
+        end: Called at the end of a block.
+    """
+
+    def __init__(self, end: Callable[..., Any]) -> None:
+        self._end = end
+
+    def __get__(self, limit: ConcurrencyLimit | None, owner: type) -> Any:
+        if limit is None:
+            return self
+        end = partial(self._end, limit, [])
+        _latest.end = ref(end)
+        return end
+
+    def __call__(self, limit: ConcurrencyLimit, *error: object) -> Any:
+        return self._end(limit, [], *error)
+
+
+_latest: Final = local()
+"""What was found last in this thread, by a weak reference."""
+
+
+def _end_block(limit: ConcurrencyLimit, found: list[ref[ConcurrencyPermit]], *_: object) -> None:
+    permits = limit._permits  # noqa: SLF001 - a matter of this module
+    try:
+        permits.lent.remove(found[0])
+    except (IndexError, ValueError):
+        limit.release()  # it was begun by hand, or has given back its permit
+    else:
+        # No name for the permit: the traceback of Ctrl-C would keep it.
+        permits.free.append(cast("ConcurrencyPermit", found[0]()))
+        permits.balance()
+        permits.serve()
+
+
+class _Ended:
+    """The end of an `async with` block, which has come before it is awaited."""
+
+    def __init__(self, *args: Any) -> None:
+        _end_block(*args)
+
+    def __await__(self) -> Iterator[None]:
+        return iter(())
+
+
 class ConcurrencyLimit(SharedGuard):
     """Permits for calls in flight: first come, first served.
 
@@ -102,6 +154,9 @@ class ConcurrencyLimit(SharedGuard):
     """
 
     attached: bool
+
+    if not TYPE_CHECKING:
+        __exit__, __aexit__ = _BlockEnd(_end_block), _BlockEnd(_Ended)
 
     def __init__(self, limit: int, *, queue: int | None = None, name: str | None = None) -> None:
         self.limit: int = _whole(limit, "concurrency", 1)
@@ -144,7 +199,28 @@ class ConcurrencyLimit(SharedGuard):
         """Give a permit back, which goes to the first in the queue; nothing happens if no caller has one."""
         self._permits.give_back(True)
 
-    _end_block = release
+    # --- blocks -----------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        self._begin_block(getattr(_latest, "end", None), self.enter() or self.obtain())
+        return self
+
+    async def __aenter__(self) -> Self:
+        end = getattr(_latest, "end", None)
+        self._begin_block(end, self.enter() or await self.aobtain(None, lambda: None))
+        return self
+
+    def _begin_block(self, latest: ref[Any] | None, permit: ConcurrencyPermit | None) -> None:
+        """Leave a permit to the block that begins; to nothing if `__enter__` was called by hand."""
+        end = None if latest is None else latest()
+        if permit is not None:
+            permit.holder = None  # what is called in the block is no part of it
+            if end is None or end.args[0] is not self or end.args[1]:
+                self._permits.taken.append(permit)
+            else:
+                end.permit = permit
+                end.args[1].append(ref(permit))
+                self._permits.lent.append(end.args[1][0])
 
     # --- waiting ----------------------------------------------------------------------------------
 
@@ -307,6 +383,7 @@ class _Permits(HandoffQueue):
         made: Those that were needed so far and are not lost, by weak references.
         free: Those of them that are here. Taken and given back by single steps of C, which need no lock.
         taken: Those of callers that only know how many they have.
+        lent: Those of `with` blocks.
         across: As above; None as long as no other process shares them.
     """
 
@@ -316,6 +393,7 @@ class _Permits(HandoffQueue):
         self.made: set[ref[ConcurrencyPermit]] = set()
         self.free: list[ConcurrencyPermit] = []
         self.taken: list[ConcurrencyPermit] = []
+        self.lent: list[ref[ConcurrencyPermit]] = []
         self.across = across
         self._limit = limit
 
@@ -374,9 +452,19 @@ class _Permits(HandoffQueue):
 
     def put_back(self, taken: ConcurrencyPermit | Literal[True]) -> None:
         """Put a permit back, or (True) one of the callers that only know how many they have, if they have any."""
-        with contextlib.suppress(IndexError):
-            self.free.append(self.taken.pop() if taken is True else taken)
+        permit = self._counted() if taken is True else taken
+        if permit is not None:
+            self.free.append(permit)
         self.balance()
+
+    def _counted(self) -> ConcurrencyPermit | None:
+        """Take a permit from those callers, or else from one of the blocks, which gets one that is taken in it."""
+        with contextlib.suppress(IndexError):
+            while True:
+                permit = self.taken.pop() if self.taken else self.lent.pop()()
+                if permit is not None:
+                    return permit
+        return None
 
     def move(self, across: _FilePermits) -> None:
         """Share the permits from now on; those that are out are taken there too."""

@@ -247,8 +247,10 @@ class SharedCells(SharedObject):
         """Do something while no other thread or process uses the numbers."""
         if not self.attached:
             self.attach()
-        with self._lock, self._file or self._lock:
-            return work()
+        with self._lock:
+            if self._file is None:
+                return work()
+            return self._file.exclusively(work)
 
     def _go_to(self, path: str, *, create: bool) -> None:
         from opero.limits.state_file import StateFile
@@ -261,10 +263,13 @@ class SharedCells(SharedObject):
                 lambda old, _: old if old is not None and len(old) == size else [0] * size,
                 create=create,
             )
-            with file:
+
+            def move() -> None:
                 if file.torn or not any(file.cells):
                     file.cells[:] = self._cells
                 self._use(file.cells)
+
+            file.exclusively(move)
             self._file = file
 
     def _use(self, cells: memoryview) -> None:
@@ -288,9 +293,6 @@ class SharedGuard(SharedObject):
         """Wait in a task until the block may begin."""
         raise NotImplementedError
 
-    def _end_block(self) -> None:
-        """Do nothing, unless a block has to give back what it had."""
-
     def __enter__(self) -> Self:
         self.acquire()
         return self
@@ -300,10 +302,10 @@ class SharedGuard(SharedObject):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end_block()
+        """Do nothing, unless a block has to give back what it had."""
 
     async def __aexit__(self, *_: object) -> None:
-        self._end_block()
+        """Do what `__exit__` does."""
 
 
 def _made_again(kind: Callable[..., S], first: Any, options: dict[str, Any], name: str | None) -> S:

@@ -25,10 +25,12 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, TypeVar
 from zlib import crc32
 
 from opero.utils.fork import reset_after_fork, run_after_fork
+
+T = TypeVar("T")
 
 # --- locks that the system takes back from the dead -----------------------------------------------
 
@@ -150,8 +152,7 @@ Make = Callable[[list[int] | None, "StateFile"], list[int]]
 class StateFile:
     """Whole numbers that several processes share: cells of a mapped file, behind a lock.
 
-    Use it as a context manager to keep all other threads and processes out. A process has one object for each file,
-    which `open` returns.
+    A process has one object for each file, which `open` returns.
 
     Attributes:
         path: The file.
@@ -160,13 +161,15 @@ class StateFile:
         torn: While the lock is held: whether the one that held it before was killed or interrupted meanwhile.
     """
 
-    __slots__ = ("__weakref__", "_depth", "_header", "cells", "fd", "path", "thread_lock", "torn")
+    __slots__ = ("__weakref__", "_header", "_held", "cells", "fd", "path", "thread_lock", "torn")
 
     cells: memoryview
 
     thread_lock: threading.RLock
 
     torn: bool
+
+    _held: bool
 
     def __init__(self, path: str, kind: str, make: Make, *, create: bool) -> None:
         self.path: str = path
@@ -230,27 +233,31 @@ class StateFile:
         """Whether no other process uses the file."""
         return _only_user(self.fd)
 
-    def __enter__(self) -> Self:
-        self.thread_lock.acquire()
-        self._depth += 1
-        if self._depth == 1:
-            lock(self.fd)
-            self.torn = self._header[_CHANGING] != 0
-            self._header[_CHANGING] = 1
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._depth -= 1
-        if not self._depth:
-            if kind is None:
+    def exclusively(self, work: Callable[[], T]) -> T:
+        """Do something while no other thread or process uses the numbers; Ctrl-C may come at any instruction."""
+        with self.thread_lock:
+            if self._held:
+                return work()
+            try:
+                self._held = True
+                lock(self.fd)
+                self.torn = self._header[_CHANGING] != 0
+                self._header[_CHANGING] = 1
+                result = work()
                 self._header[_CHANGING] = 0
-            unlock(self.fd)
-        self.thread_lock.release()
+                return result
+            finally:
+                self._held = False
+                try:
+                    unlock(self.fd)
+                except BaseException:
+                    unlock(self.fd)  # Ctrl-C came as that began
+                    raise
 
     def _reset(self) -> None:
         # Reentrant, because a signal handler may make a call.
         self.thread_lock = threading.RLock()
-        self._depth = 0
+        self._held = False
         self.torn = False
 
     def after_fork(self) -> None:

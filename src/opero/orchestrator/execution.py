@@ -16,11 +16,11 @@ from opero.core.decorate import decorate, explain
 from opero.core.function import FunctionInfo
 from opero.core.options import MapOptions, Options
 from opero.core.pipeline import Pipeline
-from opero.core.rate_limit import limiter_of
 from opero.core.retry import is_retry_error, retry_error
 from opero.core.wrapper import make_wrapper
 from opero.errors import OperoUsageError, is_final, matches
 from opero.events.messages import log_event
+from opero.limits.limiter import limiter_of
 from opero.limits.permits import ConcurrencyLimit
 from opero.orchestrator.config import Configuration, OrchestratorConfig, functions
 from opero.orchestrator.fallback_chain import FallbackChain, name_of

@@ -31,13 +31,8 @@ export_lazily(
     __name__,
     {
         "opero.testing.controls": (
-            "FakeClock",
-            "capture_events",
-            "fake_clock",
-            "flaky",
-            "is_disabled",
-            "set_disabled",
+            "FakeClock", "capture_events", "fake_clock", "flaky", "is_disabled", "set_disabled",
         ),
         "opero.testing.recording": ("NotRecordedError", "record", "replay"),
     },
-)
+)  # fmt: skip

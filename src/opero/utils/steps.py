@@ -8,17 +8,13 @@ generator has yielded it, so that its `except` and `finally` clauses work as in 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
-from typing import Any, Final, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any, TypeVar
 
 from opero.utils.ambient import require_loop
 from opero.utils.named_tuple import NamedTuple
 
 T = TypeVar("T")
-
-_AT_ONCE: Final = 32
-"""Most calls of `for_each` that an event loop has open at the same time."""
 
 
 class BlockingStep(NamedTuple):
@@ -49,38 +45,6 @@ def in_thread(work: Callable[[], Any]) -> BlockingStep:
         return to_thread(work)
 
     return BlockingStep(work, wait)
-
-
-def for_each(
-    call: Callable[..., Any],
-    acall: Callable[..., Coroutine[Any, Any, Any]],
-    arguments: Iterable[tuple[Any, ...]],
-) -> BlockingStep:
-    """Return the step that calls a function several times; an event loop has many calls open at once.
-
-    Args:
-        call: The function in its blocking form.
-        acall: The form that returns a coroutine.
-        arguments: The arguments of each call.
-    """
-    known = list(arguments)
-
-    def block() -> list[Any]:
-        return [call(*args) for args in known]
-
-    return BlockingStep(block, functools.partial(_wait_for_each, acall, known))
-
-
-async def _wait_for_each(
-    acall: Callable[..., Coroutine[Any, Any, Any]], arguments: list[tuple[Any, ...]]
-) -> list[Any]:
-    from asyncio import gather
-
-    results: list[Any] = []
-    for start in range(0, len(arguments), _AT_ONCE):
-        part = arguments[start : start + _AT_ONCE]
-        results += await gather(*(acall(*args) for args in part))
-    return results
 
 
 def run_sync(logic: StepLogic[T]) -> T:

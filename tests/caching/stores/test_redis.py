@@ -182,7 +182,7 @@ class Ways:
 
     def set(self, store: RedisStore, key: str = "k") -> None:
         if self.asynchronous:
-            asyncio.run(store.aset(key, b"1", None))
+            asyncio.run(store._aask(("SET", f"opero:cache:{key}", b"1")))
         else:
             store.set(key, b"1", None)
 
@@ -323,7 +323,7 @@ class TestEventLoops:
     def test_loops_in_several_threads(self, store: RedisStore) -> None:
         async def use() -> None:
             for n in range(50):
-                await store.aset(f"k{n}", b"1", 60)
+                await asyncio.to_thread(store.set, f"k{n}", b"1", 60)
                 assert await store.aget(f"k{n}") == b"1"
 
         errors: list[BaseException] = []
@@ -365,7 +365,7 @@ class TestEventLoops:
 
         async def main() -> None:
             for n in range(20):
-                await store.aset(f"k{n}", b"%d" % n, None)
+                store.set(f"k{n}", b"%d" % n, None)
             own_server.freeze()
             asking = [asyncio.create_task(store.aget(f"k{n}")) for n in range(10)]
             await asyncio.sleep(0.05)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from opero.caching.stores import redis
+from opero.caching.stores.base import Backoff
 from opero.caching.stores.redis import RedisStore
 from opero.errors import StoreError
 
@@ -108,7 +109,7 @@ def test_a_store_that_is_dropped_with_its_loop_leaves_no_connection_open(
     async def main() -> None:
         store = RedisStore(server.url)
         await asyncio.gather(*(store.aget("k") for _ in range(5)))
-        assert clients(server) == before + 5
+        assert clients(server) == before + 1
         del store
         if moment == "before":
             await asyncio.sleep(0)
@@ -231,3 +232,36 @@ def test_many_are_asked_over_a_connection_that_the_server_has_closed(
     assert store.get_many(["k", "j"]) == [b"1", None]
     server.do("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     assert store.acquire([("k", "me"), ("j", "me")], 30) == [True, True]
+
+
+def test_answers_to_an_event_loop_may_come_in_any_pieces() -> None:
+    sent = b"$0\r\n\r\n$5\r\na\r\nbc\r\n:1\r\n:0\r\n+OK\r\n"
+
+    async def main(size: int) -> list[object]:
+        connection, loop = redis._LoopConnection(str, Backoff()), asyncio.get_running_loop()
+        wanted = [1, 1, 2, 1]
+        waiting = [(loop.create_future(), count, list[object]()) for count in wanted]
+        waiting[1][0].cancel()  # whose answer comes all the same
+        connection._waiting.extend(waiting)
+        for start in range(0, len(sent), size):
+            connection.data_received(sent[start : start + size])
+        return [future.result() for future, _, _ in waiting if not future.cancelled()]
+
+    for size in range(1, len(sent) + 1):
+        assert asyncio.run(main(size)) == [[b""], [1, 0], [b"OK"]]
+
+
+def test_tasks_of_an_event_loop_share_one_connection_whatever_they_ask_for(
+    store: RedisStore, server: RedisServer
+) -> None:
+    values = {f"k{n}": bytes([n]) * (1 << n) for n in range(20)}
+    for key, value in values.items():
+        store.set(key, value, None)
+    store.close()
+
+    async def main() -> None:
+        keys = list(values) * 3
+        assert await asyncio.gather(*map(store.aget, keys)) == [values[key] for key in keys]
+        assert clients(server) == 1
+
+    asyncio.run(main())

@@ -72,7 +72,7 @@ class ByteStore(Protocol):
     fails fast: a caller waits for a second at most, not for a minute of retries. One object serves
     a place in a process for as long as it runs, so that a backend which comes back is used again.
 
-    A store that event loops need no thread for has coroutines too: `aget`, `aset` and `aacquire`.
+    A store that event loops need no thread for has coroutines too: `aget` and `aacquire`.
     """
 
     @property
@@ -424,14 +424,6 @@ class CodedStore:
         self.backend.set_many([row for row in rows if row is not None])
         return [entry.weight <= self._max_bytes for _, entry in entries]
 
-    async def aput(self, key: str, entry: Entry) -> bool:
-        """Do what `put` does with a store that is `native`."""
-        row = self._row(key, entry)
-        if row is not None:
-            store: Any = self.backend
-            await store.aset(*row)
-        return entry.weight <= self._max_bytes
-
     def acquire(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
         """Take or extend leases, in as few trips as the store can."""
         return self.backend.acquire(owners, seconds)
@@ -446,13 +438,13 @@ class CodedStore:
 
         return await to_thread(self.acquire, owners, seconds)
 
-    def entry(self, key: str, value: Any, expires: float) -> Entry:
+    def entry(self, key: str, value: Any, ttl: float | None) -> Entry:
         """Return a result in the form in which it is stored: bytes, from which each caller gets a copy.
 
         Args:
             key: Its key.
             value: The result.
-            expires: Clock reading at which it expires, `math.inf` for never.
+            ttl: Its lifetime in seconds, None for ever.
 
         Raises:
             Uncopyable: It can be used only once, or cannot be encoded.
@@ -460,8 +452,9 @@ class CodedStore:
         if type(value) not in ATOMS:
             freeze(value, copy=False)  # refuses what can be used only once
         offset = time.time() - time.monotonic()  # as `ambient.wall_offset`
-        stored = offset + (ambient.clock().monotonic() if switch.on else time.monotonic())
-        header = _HEADER.pack(_MARK, _VERSION, stored, expires + offset)
+        now = ambient.clock().monotonic() if switch.on else time.monotonic()
+        expires = math.inf if ttl is None else now + ttl
+        header = _HEADER.pack(_MARK, _VERSION, now + offset, expires + offset)
         try:
             pieces = self._coder.encode(value, header + key.encode("utf-8", "surrogatepass"))
         except Unencodable as signal:

@@ -10,6 +10,7 @@ command. A command is tried once and does not wait long: what would be a stall o
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
@@ -18,18 +19,18 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from threading import RLock
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, urlsplit
 from weakref import WeakKeyDictionary
 
 from opero.caching.stores.base import LONGEST_LEASE, Backoff, KeyOwner, Row, StoredItem, portions
 from opero.errors import OperoUsageError, StoreError
+from opero.utils.ambient import running_loop
 from opero.utils.fork import reset_after_fork
 from opero.utils.secrets import mask_url
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
+    from asyncio import AbstractEventLoop, Future
 
     from opero.caching.plain_types import Buffer
 
@@ -112,10 +113,8 @@ class RedisStore:
         self._forget()
 
     def _forget(self) -> None:
-        self._lock = RLock()
-        self._threads: _ThreadPool | None = None
-        self._loops: WeakKeyDictionary[AbstractEventLoop, _LoopPool] = WeakKeyDictionary()
-        self._aconnect: Callable[[], Any] | None = None
+        self._threads = _ThreadPool(_connector("redis", self._url, _ANSWER))
+        self._loops: WeakKeyDictionary[AbstractEventLoop, _LoopConnection] = WeakKeyDictionary()
 
     def allow(self, max_bytes: int) -> None:
         """Allow entries of so many bytes; those beyond are not read."""
@@ -178,10 +177,6 @@ class RedisStore:
         """As `get`."""
         return self._bounded((await self._aask(self._get(key)))[0])
 
-    async def aset(self, key: str, blob: bytes, ttl: float | None) -> None:
-        """As `set`."""
-        await self._aask(_put(key, blob, ttl))
-
     async def aacquire(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
         """As `acquire`."""
         return [
@@ -197,10 +192,8 @@ class RedisStore:
 
     def close(self) -> None:
         """Close the connections of threads; those of an event loop are closed with it."""
-        with self._lock:
-            pool, self._threads = self._threads, None
-        if pool is not None:
-            pool.close()
+        pool, self._threads = self._threads, _ThreadPool(self._threads.connect)
+        pool.close()
 
     def __repr__(self) -> str:
         return f"<RedisStore {mask_url(self._url)}>"
@@ -213,20 +206,23 @@ class RedisStore:
             return []
         self._backoff.check()
         try:
-            answers = (self._threads or self._thread_pool()).ask(commands)
+            answers = self._threads.ask(commands)
         except Exception as error:
             raise self._failure(error) from error
         return self._answered(answers)
 
     async def _aask(self, *commands: Command) -> list[Any]:
         """Do the same for an event loop."""
-        from asyncio import get_running_loop
-
         self._backoff.check()
         try:
-            loop = get_running_loop()
-            pool = self._loops.get(loop) or await self._loop_pool(loop)
-            answers = await pool.ask(commands)
+            loop: Any = running_loop()
+            connection = self._loops.get(loop)
+            if connection is None:
+                # Waiting is bounded there: the library would set a timer for each step of a command.
+                connect = _connector("redis.asyncio", self._url, None)
+                connection = self._loops[loop] = _LoopConnection(connect, self._backoff)
+                await anext(connection.closer)
+            answers = await connection.ask(loop, commands)
         except Exception as error:
             raise self._failure(error) from error
         return self._answered(answers)
@@ -235,7 +231,7 @@ class RedisStore:
         self._backoff.over()
         for answer in answers:
             if isinstance(answer, Exception):
-                raise StoreError(_reason(answer)) from answer
+                raise self._failure(answer) from answer
         return answers
 
     def _failure(self, error: Exception) -> StoreError:
@@ -246,24 +242,6 @@ class RedisStore:
         if not _DOWN.isdisjoint(_names(error)):
             self._backoff.failed(why)
         return StoreError(why)
-
-    def _thread_pool(self) -> _ThreadPool:
-        with self._lock:
-            if self._threads is None:
-                self._threads = _ThreadPool(_connector("redis", self._url, _ANSWER))
-            return self._threads
-
-    async def _loop_pool(self, loop: AbstractEventLoop) -> _LoopPool:
-        """Return the connections of the running loop, which closes them when it ends."""
-        with self._lock:
-            if self._aconnect is None:
-                # Waiting is bounded here: the library would set a timer for each step of a command.
-                self._aconnect = _connector("redis.asyncio", self._url, None)
-            made = _LoopPool(self._aconnect, self._backoff)
-            pool = self._loops.setdefault(loop, made)
-        if pool is made:
-            await anext(pool.closer)
-        return pool
 
     def _get(self, key: str) -> bytes:
         """Ask for an entry: for no more than it may hold, and a byte."""
@@ -365,47 +343,34 @@ _ANSWER: Final = 1.0
 FRESH_SECONDS: Final = 60.0
 """How long a connection may have been idle: routers and firewalls forget old ones."""
 
-_MOST_PER_LOOP: Final = 16
-"""Connections of one event loop; tasks beyond wait for their turn."""
-
 _PIECE: Final = 1 << 20
 
 
 def _connector(library: str, url: str, timeout: float | None) -> Callable[[], Any]:
     """Return what makes a connection to a server, which connects when something is sent, also after a disconnect.
 
+    The library is imported for the first one.
+
     Args:
         library: "redis" for threads, "redis.asyncio" for event loops.
         url: Where the server is.
         timeout: Seconds in which something must be sent or come; None for the caller to watch over it.
     """
-    no_backoff = import_module("redis.backoff").NoBackoff()
-    pool = import_module(library).ConnectionPool.from_url(
-        url,
-        retry=import_module(f"{library}.retry").Retry(no_backoff, 0),
-        socket_connect_timeout=_CONNECT,
-        socket_timeout=timeout,
-        decode_responses=False,
-        # The newer one sends messages that no command has asked for, and logs a line where it fails.
-        protocol=2,
-    )
-    made = pool.connection_class if library == "redis" else _aborting(pool.connection_class)
-    return lambda: made(**pool.connection_kwargs)
 
+    @functools.cache
+    def settings() -> Any:
+        no_backoff = import_module("redis.backoff").NoBackoff()
+        return import_module(library).ConnectionPool.from_url(
+            url,
+            retry=import_module(f"{library}.retry").Retry(no_backoff, 0),
+            socket_connect_timeout=_CONNECT,
+            socket_timeout=timeout,
+            decode_responses=False,
+            # The newer one sends messages that no command has asked for, and logs a line where it fails.
+            protocol=2,
+        )
 
-def _aborting(connection_class: Any) -> Any:
-    """Return a class of connections that send nothing more once they disconnect without waiting.
-
-    A plain close goes on sending, and outlives the event loop if the server takes nothing.
-    """
-
-    class AbortingConnection(connection_class):  # type: ignore[misc]  # a class of the library
-        async def disconnect(self, nowait: bool = False, **given: Any) -> None:
-            if nowait and self._writer is not None:
-                self._writer.transport.abort()
-            await super().disconnect(nowait, **given)
-
-    return AbortingConnection
+    return lambda: settings().connection_class(**settings().connection_kwargs)
 
 
 def _pieces(connection: Any, commands: Sequence[Command]) -> Iterable[Buffer]:
@@ -426,38 +391,25 @@ def _pieces(connection: Any, commands: Sequence[Command]) -> Iterable[Buffer]:
     yield b"".join(short)
 
 
-class _IdleConnections:
-    """Connections to one server: each is used by one caller at a time, and kept for the next.
+class _ThreadPool:
+    """The connections of threads: each is used by one at a time, and kept for the next.
 
     Args:
         connect: Makes one.
     """
 
-    _closed = False
-
     def __init__(self, connect: Callable[[], Any]) -> None:
-        self._connect = connect
+        self.connect: Callable[[], Any] = connect
         self._idle: deque[tuple[Any, float]] = deque()  # the last one used comes first
-
-    def take(self) -> tuple[Any, bool]:
-        """Return a connection, and whether it should be open; if not, it is to be disconnected."""
-        try:
-            connection, since = self._idle.pop()
-        except IndexError:
-            return self._connect(), False
-        return connection, time.monotonic() - since < FRESH_SECONDS
-
-    def keep(self, connection: Any) -> None:
-        """Keep a connection for the next caller."""
-        self._idle.append((connection, time.monotonic()))
-
-
-class _ThreadPool(_IdleConnections):
-    """The connections of threads."""
+        self._closed = False
 
     def ask(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands in one trip and return their answers, also refusals."""
-        connection, trusted = self.take()
+        try:
+            connection, since = self._idle.pop()
+        except IndexError:
+            connection, since = self.connect(), -math.inf
+        trusted = time.monotonic() - since < FRESH_SECONDS
         if not trusted:
             connection.disconnect()
         while True:
@@ -472,7 +424,7 @@ class _ThreadPool(_IdleConnections):
                     raise
                 trusted = False  # the server was restarted meanwhile
             else:
-                self.keep(connection)
+                self._idle.append((connection, time.monotonic()))
                 if self._closed:
                     self.close()
                 return answers
@@ -481,84 +433,173 @@ class _ThreadPool(_IdleConnections):
         """Close all connections; those in use when they are idle again."""
         self._closed = True
         while self._idle:
-            self.take()[0].disconnect()
+            self._idle.pop()[0].disconnect()
 
 
-class _LoopPool(_IdleConnections):
-    """The connections of one event loop.
+class _LoopConnection:
+    """The connection of one event loop: tasks send as they come, and answers come in that order.
+
+    The library opens it and introduces itself to the server. Then this object takes the place of the library's
+    streams as the protocol (`asyncio.Protocol`) of the transport: they cost more than a command.
 
     Args:
-        connect: Makes one.
+        connect: Makes a connection of the library.
         backoff: The pauses of the server.
 
     Attributes:
-        closer: Closes the connections when it ends. There is no other hook: `asyncio.run` closes generators
+        closer: Closes the connection when it ends. There is no other hook: `asyncio.run` closes generators
             that are still open, then the loop. A connection that is not closed by then warns when it is
             collected.
     """
 
     def __init__(self, connect: Callable[[], Any], backoff: Backoff) -> None:
-        from asyncio import Semaphore, timeout
+        from asyncio import Lock
 
-        super().__init__(connect)
+        self._connect = connect
         self._backoff = backoff
-        self._limit = timeout
-        self._turn = Semaphore(_MOST_PER_LOOP)
+        self._opening = Lock()
+        self._library: Any = None  # its connection
+        self._transport: Any = None
+        self._streams: Any = None  # the protocol of the library
+        self._waiting: deque[tuple[Future[list[Any]], int, list[Any]]] = deque()
+        self._received = bytearray()
+        self._expected = 0  # bytes without which there is no whole answer
+        self._count = 0
+        self._used = -math.inf
+        self._watched = self._closed = False
         self.closer: AsyncGenerator[None, None] = self._close_with_loop()
 
-    async def ask(self, commands: Sequence[Command]) -> list[Any]:
+    async def ask(self, loop: AbstractEventLoop, commands: Sequence[Command]) -> list[Any]:
         """Send commands in one trip and return their answers, also refusals."""
-        crowded = self._turn.locked()
-        async with self._turn:
-            if crowded:  # the server may have died while this task waited
-                self._backoff.check()
-            connection, trusted = self.take()
-            if not trusted:
-                await connection.disconnect(nowait=True)
-            while True:
-                try:
-                    answers = await self._exchange(connection, commands)
-                except BaseException as error:
-                    # As for threads: an answer that is under way must reach no other caller.
-                    await connection.disconnect(nowait=True)
-                    if not trusted or "ConnectionError" not in _names(error):
-                        raise
-                    trusted = False
-                else:
-                    self.keep(connection)
-                    if self._closed:
-                        await self._close()
-                    return answers
-
-    async def _exchange(self, connection: Any, commands: Sequence[Command]) -> list[Any]:
-        """Send commands and return their answers within the time that each step may take."""
-        async with self._limit(_ANSWER if connection.is_connected else _CONNECT + _ANSWER) as limit:
-            for number, piece in enumerate(_pieces(connection, commands)):
-                if number:
-                    from asyncio import get_running_loop
-
-                    # A loop that were kept would never be collected.
-                    limit.reschedule(get_running_loop().time() + _ANSWER)
-                await connection.send_packed_command((piece,))
-            answers: list[Any] = []
-            for _ in commands:
-                try:
-                    answers.append(await connection.read_response())
-                except Exception as error:  # noqa: BLE001 - raised again unless it is an answer
-                    answers.append(_refusal(error))
+        if not self._usable:
+            await self._open()
+        future: Future[list[Any]] = loop.create_future()
+        self._waiting.append((future, len(commands), []))
+        for piece in _pieces(self._library, commands):
+            self._transport.write(piece)
+        if not self._watched:
+            self._watch(loop)
+        answers = await future
+        if self._closed:
+            await self._close()
         return answers
+
+    @property
+    def _usable(self) -> bool:
+        """Whether the connection is open, and has not been idle for too long."""
+        if self._transport is None or self._transport.is_closing():
+            return False
+        return bool(self._waiting) or time.monotonic() - self._used < FRESH_SECONDS
+
+    def _watch(self, loop: AbstractEventLoop, before: object = None, since: float = 0.0) -> None:
+        """Look from time to time whether anything moves; if it does not, no caller waits any longer."""
+        self._watched = bool(self._waiting)
+        if self._watched:
+            now, moved = loop.time(), (self._count, self._transport.get_write_buffer_size())
+            if moved != before:
+                since = now
+            elif now - since >= _ANSWER:
+                self._watched = False
+                self._end(TimeoutError)
+                return
+            loop.call_later(_ANSWER / 8, self._watch, loop, moved, since)
+
+    # --- opening and closing ----------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        """Open the connection, unless another task has done it."""
+        from asyncio import timeout
+
+        waited = self._opening.locked()
+        async with self._opening:
+            if self._usable:
+                return
+            if waited:  # another task has tried in vain, perhaps
+                self._backoff.check()
+            await self._close()
+            self._library = library = self._connect()
+            try:
+                async with timeout(_CONNECT + _ANSWER):
+                    await library.connect()
+            except BaseException:
+                await library.disconnect(nowait=True)
+                raise
+            self._transport = library._writer.transport  # noqa: SLF001 - it is to be had nowhere else
+            self._streams = self._transport.get_protocol()
+            self._transport.set_protocol(self)
+            self._used = time.monotonic()
+
+    def _end(self, failure: type[Exception]) -> None:
+        """End the connection without sending anything more, and the waits of all callers."""
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.set_protocol(self._streams)
+            transport.abort()  # a plain close would outlive the loop if the server takes nothing
+        self._received.clear()
+        self._expected = 0
+        self._count += 1
+        while self._waiting:
+            future = self._waiting.popleft()[0]
+            if not future.done():
+                future.set_exception(failure())
+
+    async def _close(self) -> None:
+        """Close the connection without waiting: this may run in a task that is cancelled with its loop."""
+        self._end(ConnectionError)
+        if self._library is not None:
+            await self._library.disconnect(nowait=True)
 
     async def _close_with_loop(self) -> AsyncGenerator[None, None]:
         try:
             yield
         finally:
+            self._closed = True
             await self._close()
 
-    async def _close(self) -> None:
-        """Close all connections without waiting: this may run in a task that is cancelled with its loop."""
-        self._closed = True
-        while self._idle:
-            await self.take()[0].disconnect(nowait=True)
+    # --- as the protocol of the transport ---------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Hand out the answers that are complete; what a task that was cancelled has asked for is dropped."""
+        received = self._received
+        received += data
+        self._count += len(data)
+        if len(received) < self._expected:
+            return
+        start = self._expected = 0
+        while (end := received.find(b"\r\n", start) + 2) >= 2:
+            kind, head = received[start : start + 1], bytes(received[start + 1 : end - 2])
+            answer: Any = int(head) if kind == b":" else head
+            if kind == b"$" and (size := int(head)) >= 0:
+                stop = end + size + 2
+                if len(received) < stop:
+                    self._expected = stop - start
+                    break
+                answer, end = bytes(received[end : end + size]), stop
+            elif kind == b"-":
+                text = head.decode(errors="replace")
+                answer = self._library._parser.parse_error(text)  # noqa: SLF001 - as above
+            start = end
+            future, wanted, answers = self._waiting[0]
+            answers.append(answer)
+            if len(answers) == wanted:
+                del self._waiting[0]
+                if not future.done():
+                    future.set_result(answers)
+        del received[:start]
+        self._used = time.monotonic()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End the waits of all callers."""
+        self._transport = None
+        self._end(ConnectionError)
+
+    def eof_received(self) -> None:
+        """Let the transport close itself."""
+
+    def pause_writing(self) -> None:
+        """Send on: what is to be sent is in memory anyway."""
+
+    resume_writing = pause_writing
 
 
 def _read(connection: Any) -> Any:

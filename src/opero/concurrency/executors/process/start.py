@@ -463,11 +463,20 @@ def _interpreter(executable: str, code: str) -> list[str]:
 # --- the server itself ----------------------------------------------------------------------------
 
 
+_IDLE_MS: Final = 10
+"""Milliseconds without a request after which a process is forked ahead, so that it delays none that is needed now."""
+
+
 class _Server:
-    def __init__(self, control: Channel, worker_main: WorkerMain) -> None:
+    """Begins workers; if it outlives its map, one process is forked ahead, for which the next worker need not wait."""
+
+    def __init__(self, control: Channel, worker_main: WorkerMain, *, lasts: bool) -> None:
         self._control = control
         self._worker_main = worker_main
+        self._lasts = lasts
         self._workers: dict[int, tuple[int, int]] = {}
+        self._ahead: list[tuple[int, Channel]] = []
+        self._idle_ms = _IDLE_MS
 
     def run(self) -> None:
         """Obey the program until it closes the control socket or has ended; then kill all workers."""
@@ -483,7 +492,15 @@ class _Server:
         poller.register(self._woken, select.POLLIN)
         try:
             while True:
-                for fd, _ in poller.poll():
+                due = self._lasts and not self._ahead
+                events = poller.poll(self._idle_ms if due else None)
+                if not events:
+                    try:
+                        self._ahead.append(self._fork())
+                    except OSError:
+                        # No process is left: others begin when they are needed.
+                        self._lasts = False
+                for fd, _ in events:
                     if fd == self._woken:
                         os.read(self._woken, 4096)
                         self._reap()
@@ -492,9 +509,8 @@ class _Server:
         except (EOFError, ConnectionError):
             pass
         finally:
-            for pid, _ in self._workers.values():
+            for pid, _ in (*self._workers.values(), *self._ahead):
                 os.kill(pid, signal.SIGKILL)
-            for pid, _ in self._workers.values():
                 os.waitpid(pid, 0)
 
     def _obey(self, data: bytearray, fds: list[int]) -> None:
@@ -505,34 +521,57 @@ class _Server:
                 os.kill(pid, signal.SIGKILL)
         elif message[0] == "preload":
             _preload(*message[1:])
+            # It has not imported that, and ends.
+            self._ahead.clear()
+            self._idle_ms = 0
         else:
             _, number, fresh = message
+            self._idle_ms = _IDLE_MS
             *given, status, stdout, stderr = fds
             try:
-                # What is here lives on: a collection in the worker must not touch, and so copy, its pages.
-                gc.freeze()
-                pid = os.fork()
+                ready = self._ahead and self._ahead[0][1].peek() is None
+                pid, channel = self._ahead.pop() if ready else self._fork(fds)
+                channel.send(bytes([fresh]), (*given, stdout, stderr))
             except OSError as error:
                 os.write(stderr, f"a worker cannot start: {error}\n".encode())
                 os.close(status)
             else:
-                if not pid:
-                    _leave(lambda: self._live(given, fds[len(given) :], fresh=fresh))
                 self._workers[number] = pid, status
                 _report(status, pid, 0)
             for fd in (*given, stdout, stderr):
                 os.close(fd)
 
-    def _live(self, given: list[int], others: list[int], *, fresh: bool) -> None:
+    def _fork(self, others: Sequence[int] = ()) -> tuple[int, Channel]:
+        """Return a process that waits for the descriptors with which it becomes a worker, and the way to it.
+
+        Args:
+            others: Descriptors that it has no use for.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # What is here lives on: a collection in the worker must not touch, and so copy, its pages.
+            gc.freeze()
+            pid = os.fork()
+            if not pid:
+                _leave(lambda: self._live(Channel(theirs), [ours.fileno(), *others]))
+        return pid, Channel(ours)
+
+    def _live(self, channel: Channel, others: list[int]) -> None:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.dup2(others[1], 1)
-        os.dup2(others[2], 2)
         # A sentinel ends with the server: no worker holds it open.
         statuses = [status for _, status in self._workers.values()]
         for fd in (self._woken, self._waker, *others, *statuses):
             os.close(fd)
-        if fresh:
+        try:
+            fresh, (*given, stdout, stderr) = channel.receive()
+        except EOFError:
+            return
+        channel.close()
+        for fd, output in ((stdout, 1), (stderr, 2)):
+            os.dup2(fd, output)
+            os.close(fd)
+        if fresh[0]:
             for fd in given:
                 os.set_inheritable(fd, True)
             words = [*_interpreter(sys.executable, _SPAWN), *map(str, given), *sys.path]
@@ -540,12 +579,15 @@ class _Server:
         self._worker_main(*given)
 
     def _reap(self) -> None:
-        for number, (pid, status) in list(self._workers.items()):
-            ended, code = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                del self._workers[number]
-                _report(status, pid, os.waitstatus_to_exitcode(code))
-                os.close(status)
+        with suppress(ChildProcessError):  # there is none
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, code = ended
+                self._ahead = [one for one in self._ahead if one[0] != pid]
+                for number, (known, status) in list(self._workers.items()):
+                    if known == pid:
+                        del self._workers[number]
+                        _report(status, pid, os.waitstatus_to_exitcode(code))
+                        os.close(status)
 
 
 def _report(status: int, pid: int, code: int) -> None:
@@ -582,7 +624,7 @@ def _serve(control: socket.socket, worker_main: WorkerMain, mask: Any) -> None:
         os.dup2(null, 0)
         os.close(null)
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - open until the end
-    _Server(Channel(control), worker_main).run()
+    _Server(Channel(control), worker_main, lasts=mask is None).run()
 
 
 def _preload(names: list[str], paths: list[str]) -> None:
