@@ -509,8 +509,10 @@ class _Server:
         except (EOFError, ConnectionError):
             pass
         finally:
-            for pid, _ in (*self._workers.values(), *self._ahead):
+            left = [pid for pid, _ in (*self._workers.values(), *self._ahead)]
+            for pid in left:
                 os.kill(pid, signal.SIGKILL)
+            for pid in left:
                 os.waitpid(pid, 0)
 
     def _obey(self, data: bytearray, fds: list[int]) -> None:
