@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.tables import rows
 
-from opero import opero
+from opero import opero, operomap
 
 names = [
     "func", "fn", "self", "cls", "key", "args", "kwargs", "timeout", "call", "options",
@@ -73,3 +73,11 @@ def test_any_name_works_with_a_receipt(name: str) -> None:
     for shape in (s for s in shapes if "yield" not in s):
         begun = opero(cache=False)(defined(shape, name)).call(**{name: 7})
         assert outcome(begun).value == 7
+
+
+@rows("name", names)
+def test_further_arguments_of_a_map_may_have_any_name(name: str) -> None:
+    f = operomap(sequential=True, progress=False)(defined("def f(first, {n}=1): return {n}", name))
+    more = {name: 5}
+    assert f([0], **more) == list(f.stream([0], **more)) == f.map([0], **more).values == [5]
+    assert f.one(0, **more) == 5

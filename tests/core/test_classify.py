@@ -249,6 +249,12 @@ def test_classes_of_client_libraries(error: Exception, kind: str) -> None:
     assert classify(error).kind == kind
 
 
+def test_a_broken_answer_to_which_aiohttp_gives_a_status_is_worth_another_call() -> None:
+    error = error_with(status=400)
+    error.__cause__ = foreign("BadStatusLine", "aiohttp.http_exceptions")()
+    assert classify(error).kind == "transient"
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.tasks.conftest import until
 
-from opero import event_bus, opero
-from opero.errors import CallTimeoutError, OperoUsageError
+from opero import deadline, event_bus, opero
+from opero.errors import CallTimeoutError, DeadlineError, OperoUsageError
 from opero.events import RetryScheduled
 from opero.tasks import Task, TaskRun, TaskState, run, run_sync
 from opero.tasks.task import NOTHING, _note_retry, carry_out, running_task
@@ -722,3 +722,10 @@ def test_an_error_without_a_waiter_leaves_no_reference_cycle() -> None:
         asyncio.run(main())
     finally:
         gc.enable()
+
+
+def test_the_deadline_of_a_block_ends_a_task_without_options() -> None:
+    tasks = Task(asyncio.sleep, 60), Task(threading.Event().wait, 5)
+    for task in tasks:
+        with deadline("10ms"), pytest.raises(DeadlineError):
+            run_sync(task)

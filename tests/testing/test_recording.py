@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import SecretStr
 
 from opero import event_bus, opero, operomap
 from opero.core import get_retry_decorator
@@ -393,6 +394,23 @@ def test_secrets_are_neither_written_nor_part_of_a_call(tape: Path) -> None:
     assert "hunter2" not in tape.read_text()
     with replay(tape):
         assert ask(1, api_key="none") == "asked with ***"
+
+
+@dataclass
+class Login:
+    word: str
+
+
+@pytest.mark.parametrize(
+    "credentials",
+    [{"a": {"b": ["hunter2"]}}, {"hunter2"}, Login("hunter2"), SecretStr("hunter2")],
+    ids=repr,
+)
+def test_a_secret_within_an_argument_is_not_written(tape: Path, credentials: Any) -> None:
+    f = opero(cache=False)(lambda credentials: "got hunter2")
+    with record(tape):
+        f(credentials)
+    assert "hunter2" not in tape.read_text()
 
 
 def test_a_secret_in_what_only_a_pickle_can_keep_is_not_written(tape: Path) -> None:

@@ -239,6 +239,7 @@ def test_secret_fields_of_urls_are_masked_and_others_stay(name: str, mask: Any) 
         ("https://h/?next=https%3A%2F%2Fi%2F%3Ftoken%3Dhunter2%26n%3D1", "https://h/?next=https%3A%2F%2Fi%2F%3Ftoken%3D***%26n%3D1"),
         ("https://h/?api%255Fkey=hunter2&n=1", "https://h/?api%255Fkey=***&n=1"),
         ("openaikey=hunter2 monkey=banana", "openaikey=*** monkey=banana"),
+        ("KeyError: 'name'", "KeyError: 'name'"),
         ("nothing to hide: 3 of 4", "nothing to hide: 3 of 4"),
     ],
 )  # fmt: skip

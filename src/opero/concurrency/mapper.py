@@ -464,7 +464,8 @@ def _signature(pipeline: Pipeline) -> inspect.Signature:
     found = list(info.declared.parameters.values())
     place = info.bound
     fits = len(found) > place and found[place].kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD
-    items = inspect.Parameter("items", inspect.Parameter.POSITIONAL_ONLY)
+    name = "items" if "items" not in info.declared.parameters else "_items"
+    items = inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY)
     before = [p.replace(kind=inspect.Parameter.POSITIONAL_ONLY) for p in found[:place]]
     others = found[place + 1 :] if fits else found[place:]
     return info.declared.replace(

@@ -310,6 +310,8 @@ def _of_answer(error: BaseException, places: tuple[object, ...]) -> Verdict | No
     if status is None:
         return None
     reason = f"status {status}"
+    if type(safe_get(error, "__cause__")).__module__ == "aiohttp.http_exceptions":
+        return Verdict("transient", "a broken answer")  # it gives what is no HTTP the status 400
     if status == 402 or (status == 400 and "credit balance" in str(error)[:1000].lower()):
         return Verdict("exhausted", reason)
     if status == 403 and ("retry-after" in headers or headers.get("x-ratelimit-remaining") == "0"):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from opero import events
 from opero.core.call import Call
+from opero.core.deadline import current_deadline
 from opero.errors import OperoUsageError
 from opero.events.bus import Emitter, event_bus
 from opero.events.runs import Run
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from opero.events import Event
     from opero.limits.breaker import CircuitBreaker
     from opero.limits.breaker_state import CircuitState
+    from opero.tasks.callee import Callee
     from opero.utils.units import Duration
 
 
@@ -372,10 +374,12 @@ class Task(Runnable):
         self._args = args
         self._kwargs = kwargs
         self._call: Callable[..., Awaitable[Any]]
+        self._plain: tuple[Callable[..., Any], Callee] | None = None
         if options is not None or hasattr(fn, "__opero__"):
             self._call = with_policies(fn, callee, options, _note_retry)
         else:
             self._call = fn if callee.is_async else functools.partial(call_in_thread, fn)
+            self._plain = fn, callee
 
     async def execute(self, run: TaskRun) -> Any:
         """Do the work of a run."""
@@ -401,6 +405,9 @@ class Task(Runnable):
             args = self._args
             if run is not None and run.task is self and run.given is not NOTHING:
                 args = (run.given,)
+            if self._plain is not None and current_deadline() is not None:
+                # From now on it is a call that a deadline can cut short.
+                self._call, self._plain = with_policies(*self._plain, None, _note_retry), None
             return await self._call(*args, **self._kwargs)
         finally:
             del run  # as above

@@ -29,7 +29,7 @@ from weakref import WeakKeyDictionary
 from opero.caching.codec import Coder
 from opero.caching.keys import Unkeyable, digest
 from opero.caching.keys.function_keys import bound_to
-from opero.caching.plain_types import Undecodable, Unencodable
+from opero.caching.plain_types import Undecodable, Unencodable, field_names
 from opero.durable.values import decode, encode, pack_error, rebuild_error
 from opero.errors import OperoUsageError, UnkeyableError, UnserializableError
 from opero.utils.secrets import hide, looks_secret, mask_text
@@ -111,16 +111,32 @@ def identify(info: FunctionInfo, options: Options, call: Call) -> CallIdentity |
 
 def secrets_of(info: FunctionInfo, options: Options, call: Call) -> list[str]:
     """Return the texts among the arguments that must not be written: those of secret parameters, also as bytes."""
-    found: list[str] = []
     secret = frozenset(options.secret)
-    for name, value in _arguments(info, call) or ():
-        if looks_secret(name, secret):
-            values = value if isinstance(value, list | tuple) else [value]
-            texts = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
-            found += [v for v in texts if isinstance(v, str) and len(v) >= _SHORTEST_SECRET]
-    return found
+    return [
+        text
+        for name, value in _arguments(info, call) or ()
+        if looks_secret(name, secret)
+        for text in _texts(value, _DEEPEST)
+        if len(text) >= _SHORTEST_SECRET
+    ]
 
 
+def _texts(value: Any, depth: int) -> Iterator[str]:
+    """Yield the texts that a secret argument holds, in containers, declared fields and wrappers such as `SecretStr`."""
+    if isinstance(value, str | bytes | bytearray):
+        yield value if isinstance(value, str) else value.decode("utf-8", "replace")
+    elif depth:
+        names = field_names(type(value)) or ()
+        parts: Iterable[Any] = [getattr(value, name, None) for name in names]
+        if isinstance(value, list | tuple | set | frozenset | dict):
+            parts = value.values() if isinstance(value, dict) else value
+        elif hasattr(value, "get_secret_value"):
+            parts = [value.get_secret_value()]
+        for part in parts:
+            yield from _texts(part, depth - 1)
+
+
+_DEEPEST: Final = 8
 _SHORT: Final = 12
 _LENGTH: Final = 24
 """Digits of a digest, four bits each: enough for one file."""

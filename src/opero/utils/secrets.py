@@ -59,7 +59,7 @@ _PAIRS: Final = _words(
 )
 """Pairs of neighbouring words that do."""
 
-_CODE_NAMES: Final = _words("key keys sig signature")
+_CODE_NAMES: Final = _words("key keys keyerror sig signature")
 """Names that lines of code have, too: there a value must look like a key."""
 
 _FIELDS: Final = _words("code sid")
