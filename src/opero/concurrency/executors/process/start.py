@@ -475,7 +475,7 @@ class _Server:
         self._worker_main = worker_main
         self._lasts = lasts
         self._workers: dict[int, tuple[int, int]] = {}
-        self._ahead: list[tuple[int, Channel]] = []
+        self._ahead: dict[int, Channel] = {}
         self._idle_ms = _IDLE_MS
 
     def run(self) -> None:
@@ -496,7 +496,7 @@ class _Server:
                 events = poller.poll(self._idle_ms if due else None)
                 if not events:
                     try:
-                        self._ahead.append(self._fork())
+                        self._ahead.update([self._fork()])
                     except OSError:
                         # No process is left: others begin when they are needed.
                         self._lasts = False
@@ -509,7 +509,7 @@ class _Server:
         except (EOFError, ConnectionError):
             pass
         finally:
-            left = [pid for pid, _ in (*self._workers.values(), *self._ahead)]
+            left = [*self._ahead, *[pid for pid, _ in self._workers.values()]]
             for pid in left:
                 os.kill(pid, signal.SIGKILL)
             for pid in left:
@@ -523,17 +523,19 @@ class _Server:
                 os.kill(pid, signal.SIGKILL)
         elif message[0] == "preload":
             _preload(*message[1:])
-            # It has not imported that, and ends.
-            self._ahead.clear()
             self._idle_ms = 0
+            while self._ahead:
+                # It has not imported that, and ends.
+                self._ahead.popitem()[1].close()
         else:
             _, number, fresh = message
             self._idle_ms = _IDLE_MS
             *given, status, stdout, stderr = fds
             try:
-                ready = self._ahead and self._ahead[0][1].peek() is None
-                pid, channel = self._ahead.pop() if ready else self._fork(fds)
+                ready = any(channel.peek() is None for channel in self._ahead.values())
+                pid, channel = self._ahead.popitem() if ready else self._fork(fds)
                 channel.send(bytes([fresh]), (*given, stdout, stderr))
+                channel.close()
             except OSError as error:
                 os.write(stderr, f"a worker cannot start: {error}\n".encode())
                 os.close(status)
@@ -555,7 +557,7 @@ class _Server:
             gc.freeze()
             pid = os.fork()
             if not pid:
-                _leave(lambda: self._live(Channel(theirs), [ours.fileno(), *others]))
+                _leave(lambda: self._live(Channel(theirs), [ours.detach(), *others]))
         return pid, Channel(ours)
 
     def _live(self, channel: Channel, others: list[int]) -> None:
@@ -584,7 +586,8 @@ class _Server:
         with suppress(ChildProcessError):  # there is none
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, code = ended
-                self._ahead = [one for one in self._ahead if one[0] != pid]
+                if pid in self._ahead:
+                    self._ahead.pop(pid).close()
                 for number, (known, status) in list(self._workers.items()):
                     if known == pid:
                         del self._workers[number]
