@@ -102,8 +102,7 @@ def _collect_info() -> dict[str, Any]:
     """Return the facts about this installation; the version of a library that is missing is None."""
     import opero
 
-    folder = default_folder()
-    needs, extras = _requirements()
+    folder, extras = default_folder(), _requirements()
     return {
         "opero": _version("opero"),
         "python": f"{platform.python_version()} ({platform.python_implementation()}, {platform.system()})",
@@ -111,8 +110,8 @@ def _collect_info() -> dict[str, Any]:
         "cache_folder": folder,
         "cache_exists": Path(folder).is_dir(),
         "environment": {n: mask_url(os.environ[n]) for n in _VARIABLES if n in os.environ},
-        "needs": {name: _version(name) for name in needs},
-        "extras": {extra: {n: _version(n) for n in names} for extra, names in extras.items()},
+        "needs": extras.pop(""),
+        "extras": extras,
     }
 
 
@@ -125,13 +124,12 @@ def _text(info: dict[str, Any]) -> str:
         ("cache folder", f"{info['cache_folder']}{exists}"),
         *info["environment"].items(),
     ]
+    needs = [(name, version or "MISSING") for name, version in info["needs"].items()]
+    extras = [(extra, _installed(extra, found)) for extra, found in info["extras"].items()]
     parts = [as_table(facts)]
-    if info["needs"]:
-        rows = [(name, version or "MISSING") for name, version in info["needs"].items()]
-        parts += ["\nneeds", as_table(rows, indent="  ")]
-    if info["extras"]:
-        rows = [(extra, _installed(extra, found)) for extra, found in info["extras"].items()]
-        parts += ["\nextras", as_table(rows, indent="  ")]
+    for title, rows in (("needs", needs), ("extras", extras)):
+        if rows:
+            parts += [f"\n{title}", as_table(rows, indent="  ")]
     return "\n".join(parts)
 
 
@@ -141,24 +139,18 @@ def _installed(extra: str, found: dict[str, str | None]) -> str:
     return f"not installed: pip install 'opero[{extra}]'"
 
 
-def _requirements() -> tuple[list[str], dict[str, list[str]]]:
-    """Return names of the libraries that opero needs, and of those of each extra."""
-    needs: list[str] = []
-    extras: dict[str, list[str]] = {}
+def _requirements() -> dict[str, dict[str, str | None]]:
+    """Return versions of the libraries that each extra brings, and by "" of those that opero needs."""
+    found: dict[str, dict[str, str | None]] = {"": {}}
     try:
         required = metadata.requires("opero") or []
     except metadata.PackageNotFoundError:
         required = []
-    for line in required:
-        found = _REQUIREMENT.fullmatch(line.strip())
-        if found is None:
-            continue
-        name, extra = found.groups()
-        if extra is None:
-            needs.append(name)
-        elif extra not in _HIDDEN:
-            extras.setdefault(extra, []).append(name)
-    return sorted(needs, key=str.lower), dict(sorted(extras.items()))
+    for line in sorted(required, key=str.lower):
+        match = _REQUIREMENT.fullmatch(line.strip())
+        if match and match[2] not in _HIDDEN:
+            found.setdefault(match[2] or "", {})[match[1]] = _version(match[1])
+    return dict(sorted(found.items()))
 
 
 def _version(name: str) -> str | None:

@@ -3,18 +3,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
-import signal
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from opero import opero
 from opero.caching.single_flight import (
-    FlightWaiter,
     Instruction,
     SingleFlight,
     become_leader,
@@ -34,11 +30,12 @@ class FakeWaiter:
 
     def __init__(self, *, ready=True, wakes=True):
         self.ready, self._wakes = ready, wakes
-        self.flight = self.verdict = None
+        self.request = self.value = None
         self.woken = 0
 
-    def wake(self):
+    def wake(self, value):
         self.woken += 1
+        self.value = value if self._wakes else None
         return self._wakes
 
 
@@ -122,7 +119,7 @@ def test_the_longest_waiting_takes_over_from_a_killed_leader():
     flights, first, second = SingleFlight(), FakeWaiter(), FakeWaiter()
     flight = waiting(flights, first, second)
     flights.abandon(flight)
-    assert (first.verdict, second.verdict) == (Instruction.LEAD, None)
+    assert (first.value, second.value) == (Instruction.LEAD, None)
     assert list(flight.waiters) == [second]
     assert not flight.done
 
@@ -131,21 +128,22 @@ def test_waiter_that_cannot_go_on_is_skipped():
     flights = SingleFlight()
     still, closed, third = FakeWaiter(ready=False), FakeWaiter(wakes=False), FakeWaiter()
     flights.abandon(waiting(flights, still, closed, third))
-    assert (still.verdict, closed.verdict, third.verdict) == (None, None, Instruction.LEAD)
+    assert (still.value, closed.value, third.value) == (None, None, Instruction.LEAD)
 
 
 def test_cancelled_successor_hands_on():
     flights, first, second = SingleFlight(), FakeWaiter(), FakeWaiter()
-    flights.abandon(waiting(flights, first, second))
-    flights.leave(first)
-    assert second.verdict is Instruction.LEAD
+    flight = waiting(flights, first, second)
+    flights.abandon(flight)
+    flights.leave(flight, first)
+    assert second.value is Instruction.LEAD
 
 
 def test_abandoned_flight_without_successor_ends_and_waiters_look_again():
     flights, still = SingleFlight(), FakeWaiter(ready=False)
     flight = waiting(flights, still)
     flights.abandon(flight)
-    assert still.verdict is Instruction.LOOK_AGAIN
+    assert still.value is Instruction.LOOK_AGAIN
     assert flight.done
     assert len(flights) == 0
 
@@ -153,7 +151,7 @@ def test_abandoned_flight_without_successor_ends_and_waiters_look_again():
 def test_a_waiter_that_leaves_is_not_leaked():
     flights, first, second = SingleFlight(), FakeWaiter(), FakeWaiter()
     flight = waiting(flights, first, second)
-    flights.leave(first)
+    flights.leave(flight, first)
     assert list(flights.complete(flight)) == [second]
     assert first.woken == 0
 
@@ -175,7 +173,7 @@ def test_no_waiter_takes_over_an_invalidated_flight():
     flight = waiting(flights, waiter)
     flights.invalidate_all()
     flights.abandon(flight)
-    assert waiter.verdict is Instruction.LOOK_AGAIN
+    assert waiter.value is Instruction.LOOK_AGAIN
 
 
 def test_abandoning_a_flight_that_has_landed_does_nothing():
@@ -196,65 +194,11 @@ def test_reset_forgets_leaders_of_another_process():
 
 
 def test_a_verdict_is_taken_once():
-    waiter = FlightWaiter(blocking=True)
+    waiter = FakeWaiter()
     notify([waiter], Instruction.COMPUTE)
-    waiter.wait()
+    notify([waiter], Instruction.LOOK_AGAIN)
     assert take_verdict(waiter) is Instruction.COMPUTE
-    assert waiter.verdict is None
-
-
-def test_a_task_is_woken_from_another_thread():
-    async def main():
-        waiter = FlightWaiter(blocking=False)
-        assert waiter.ready
-        threading.Timer(0.01, waiter.wake).start()
-        await asyncio.wait_for(waiter.wait(), 5)
-
-    asyncio.run(main())
-
-
-def test_a_task_is_woken_by_its_own_loop():
-    async def main():
-        waiter = FlightWaiter(blocking=False)
-        asyncio.get_running_loop().call_soon(waiter.wake)
-        await asyncio.wait_for(waiter.wait(), 5)
-
-    asyncio.run(main())
-
-
-def test_waiter_of_a_closed_loop_cannot_be_woken():
-    async def main():
-        return FlightWaiter(blocking=False)
-
-    waiter = asyncio.run(main())
-    assert not waiter.ready
-    assert not waiter.wake()
-
-
-@pytest.mark.asyncio
-async def test_a_cancelled_waiter_is_not_ready_and_may_be_woken():
-    waiter = FlightWaiter(blocking=False)
-    task = asyncio.create_task(waiter.wait())
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert not waiter.ready
-    assert not waiter.wake()
-
-
-def test_ctrl_c_ends_the_wait_of_a_thread():
-    def strike():
-        time.sleep(0.03)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-
-    def wait():
-        threading.Thread(target=strike).start()
-        FlightWaiter(blocking=True).wait()
-
-    # Whenever it comes, even before the wait begins, it is expected.
-    with pytest.raises(KeyboardInterrupt):
-        wait()
+    assert (waiter.value, waiter.woken) == (None, 1)
 
 
 # --- deadlines ------------------------------------------------------------------------------------
@@ -263,7 +207,7 @@ def test_ctrl_c_ends_the_wait_of_a_thread():
 class BoundWaiter(FakeWaiter):
     def __init__(self, deadline, **others):
         super().__init__(**others)
-        self.deadline = deadline
+        self.request = deadline
 
 
 @pytest.mark.parametrize(
@@ -277,7 +221,7 @@ def test_late_leader_hands_over_to_the_first_waiter_with_more_time(deadlines, su
     for waiter in waiters:
         flights.wait_for("k", waiter)
     assert flights.abandon_late(flight, 10.0) is (successor is not None)
-    led = [n for n, waiter in enumerate(waiters) if waiter.verdict is Instruction.LEAD]
+    led = [n for n, waiter in enumerate(waiters) if waiter.value is Instruction.LEAD]
     assert led == ([] if successor is None else [successor])
     assert flight.done is False
 
@@ -288,7 +232,7 @@ def test_waiter_for_an_invalidated_result_looks_again_when_its_leader_ends():
     flights.wait_for("k", waiter)
     flights.invalidate("k")
     assert flights.abandon_late(flight, 10.0)
-    assert waiter.verdict is Instruction.LOOK_AGAIN
+    assert waiter.value is Instruction.LOOK_AGAIN
 
 
 @pytest.mark.parametrize(
@@ -297,33 +241,9 @@ def test_waiter_for_an_invalidated_result_looks_again_when_its_leader_ends():
 def test_leave_returns_whether_the_waiter_was_handed_an_outcome_meanwhile(verdict, left):
     flights, waiter = SingleFlight(), FakeWaiter()
     flights.join("k")
-    flights.wait_for("k", waiter)
-    waiter.verdict = verdict
-    assert flights.leave(waiter) is left
-
-
-def test_a_wait_ends_at_its_deadline():
-    soon = time.monotonic() + 0.005
-    assert FlightWaiter(soon, blocking=True).wait() is False
-
-    async def main():
-        return await FlightWaiter(soon, blocking=False).wait()
-
-    assert asyncio.run(main()) is False
-
-
-def test_a_wait_that_ends_before_its_deadline_is_no_different():
-    late = time.monotonic() + 20
-    waiter = FlightWaiter(late, blocking=True)
-    waiter.wake()
-    assert waiter.wait()
-
-    async def main():
-        waiter = FlightWaiter(late, blocking=False)
-        asyncio.get_running_loop().call_soon(waiter.wake)
-        return await waiter.wait()
-
-    assert asyncio.run(main())
+    flight = flights.wait_for("k", waiter)
+    waiter.value = verdict
+    assert flights.leave(flight, waiter) is left
 
 
 def test_threads_that_wait_for_a_failing_leader_get_the_expired_result(clock: FakeClock) -> None:

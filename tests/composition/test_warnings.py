@@ -33,6 +33,13 @@ def test_a_broken_wait_strategy_is_reported_at_the_call() -> None:
     assert caught[0].filename == __file__
 
 
+def test_a_broken_stop_strategy_is_reported_and_ends_the_attempts() -> None:
+    fetch = opero(cache=False, stop=broken, min_delay=0)(flaky("ok", failures=1))
+    text = "the stop strategy raised ZeroDivisionError: no more attempts are made"
+    with pytest.warns(OperoWarning, match=text), pytest.raises(ConnectionError):
+        fetch()
+
+
 def test_a_broken_cache_if_is_reported_and_stores_nothing() -> None:
     @opero(cache_if=lambda result: True)  # it takes the receipt, too
     def fetch() -> str:

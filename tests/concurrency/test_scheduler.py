@@ -351,6 +351,52 @@ def test_items_that_died_with_others_are_tried_again_alone_before_one_is_blamed(
     assert scheduler.next_due() == 0.5
 
 
+def test_only_neighbours_are_sent_together() -> None:
+    scheduler = scheduler_of(ordered=False)
+    scheduler._size.size = 4
+    scheduler.admit(6)
+    scheduler.enqueue(range(1), ["a"])
+    scheduler.enqueue(range(1, 2), ["b"])
+    scheduler.enqueue(range(4, 6), ["e", "f"])
+    chunks = [run_chunk(scheduler, 2) for _ in range(2)]
+    assert [(list(c.idx), c.items) for c in chunks] == [([0, 1], ["a", "b"]), ([4, 5], ["e", "f"])]
+
+
+def test_items_that_wait_for_other_callers_leave_their_place_to_a_thousand_others() -> None:
+    scheduler = scheduler_of(ordered=False, size=ChunkSize(target_s=0.03, fixed=1))
+    feed(scheduler, ["a"] * 1002)
+    assert [scheduler.room(2, waiting) for waiting in (0, 1000, 1001, 1002)] == [0] * 4
+    assert [scheduler.room(4, waiting) for waiting in (998, 999, 1000, 1002)] == [0, 1, 2, 2]
+
+
+def test_a_stopped_map_hands_out_what_is_done_behind_a_gap() -> None:
+    scheduler = scheduler_of(ordered=True, size=ChunkSize(target_s=0.03, fixed=1))
+    feed(scheduler, list("abcde"))
+    first, second, third, fourth = (run_chunk(scheduler, 4) for _ in range(4))
+    pauses = {0: ItemOutcome(retry_in=5.0, parked=Parked(attempts=2))}
+    for batch in scheduler.take([done(second), done(fourth), done(first, pauses)], 0.0):
+        scheduler.finish(batch)
+    assert scheduler.hand_out() is None, "the first one may still come"
+    scheduler.stop("enough")
+    assert scheduler.hand_out() is None, "the third one is at work"
+    for batch in scheduler.take([done(third)], 0.0):
+        scheduler.finish(batch)
+    handed = [(list(batch.idx), batch.items) for batch in iter(scheduler.hand_out, None)]
+    assert handed == [([1], ["b"]), ([2], ["c"]), ([3], ["d"])]
+    assert scheduler.done
+
+
+def test_each_failure_is_counted_once() -> None:
+    scheduler = scheduler_of(ordered=False, size=ChunkSize(target_s=0.03, fixed=3))
+    feed(scheduler, list("abcdefghi"))
+    counted = []
+    for odd in ({}, {1: ItemOutcome(error=KeyError())}, {}):
+        for batch in scheduler.take([done(run_chunk(scheduler), odd)], 0.0):
+            scheduler.finish(batch)
+        counted.append((scheduler.errors.finished, scheduler.errors.failed))
+    assert counted == [(3, 0), (6, 1), (9, 1)]
+
+
 # --- failed items ---------------------------------------------------------------------------------
 
 

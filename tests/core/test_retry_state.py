@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opero import opero
+from opero.core.call import Call, RetryParked
 from opero.core.retry import RetryPolicy, RetryState, grown
 from opero.errors import (
     DeadlineError,
@@ -24,7 +26,7 @@ from opero.errors import (
     Rejected,
     UnkeyableError,
 )
-from opero.testing import flaky
+from opero.testing import fake_clock, flaky
 from opero.utils import ambient
 
 pytestmark = pytest.mark.internal
@@ -206,3 +208,41 @@ def test_no_caller_ever_sees_the_signal(face: Any) -> None:
         assert face.run(fetch) == 1
     except Rejected:  # pragma: no cover - the failure that this test looks for
         pytest.fail("the signal got out")
+
+
+# --- parked pauses --------------------------------------------------------------------------------
+
+
+def run(pipeline: Any, call: Call) -> Any:
+    value = pipeline.run(call)
+    return asyncio.run(value) if pipeline.awaits else value
+
+
+def retried(*, awaits: bool) -> Any:
+    async def answer() -> str:
+        return "ok"
+
+    made = flaky(answer if awaits else "ok", failures=1)
+    return opero(cache=False, retries=2, min_delay=60, max_delay=60)(made)
+
+
+@pytest.mark.parametrize("awaits", [False, True])
+def test_a_pause_that_is_too_long_parks_the_call_which_goes_on_later(awaits: bool) -> None:
+    fetch, call = retried(awaits=awaits), Call((), {})
+    call.park_after = 59.9
+    with pytest.raises(RetryParked) as parked:
+        run(fetch.__opero__, call)
+    assert parked.value.seconds == call.slept == fetch.stats.slept == 60.0
+    assert (call.attempts, call.calls) == (2, 1)
+    assert run(fetch.__opero__, call) == "ok"
+    assert (call.attempts, call.calls, call.slept) == (2, 2, 60.0)
+
+
+@pytest.mark.parametrize("awaits", [False, True])
+def test_a_pause_that_is_just_short_enough_is_made_here(awaits: bool) -> None:
+    fetch, call = retried(awaits=awaits), Call((), {})
+    call.park_after = 60.0
+    with fake_clock() as clock:
+        assert run(fetch.__opero__, call) == "ok"
+    assert clock.sleeps == [60.0]
+    assert (call.attempts, call.calls, call.slept, fetch.stats.slept) == (2, 2, 60.0, 60.0)

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from opero.errors import OperoUsageError
 from opero.limits.gcra import SECOND, Gcra, Rule, gcra_for
 from opero.limits.limiter_state import LimiterState
-from opero.limits.windows import LARGEST_WINDOW, SlidingWindow, part_of, rule_for
+from opero.limits.windows import (
+    LARGEST_WINDOW,
+    CostWindow,
+    SlidingWindow,
+    StepWindow,
+    new_cells,
+    part_of,
+    rule_for,
+)
 from opero.utils.units import Rate, parse_windows
 
 pytestmark = [pytest.mark.internal, pytest.mark.timeout(120)]
@@ -305,6 +313,34 @@ def test_a_damaged_state_is_repaired_within_one_period(rule):
         state[place] = 1 << 61
     rule.repair(state, 5 * SECOND)
     assert rule.wait_for(state, 5 * SECOND) <= rule.longest_wait
+
+
+def test_a_damaged_quota_keeps_its_starts_in_order_and_takes_none_for_later_than_now():
+    state = [999, 7, 50, 10, 500]
+    SlidingWindow(100, 3).repair(state, 60)
+    assert state == [110, 0, 10, 50, 60]
+
+
+def test_a_damaged_window_of_cost_keeps_what_was_spent_and_goes_back_to_now():
+    rule = CostWindow(10, 100)
+    state = [20, 999, *([0] * rule.places)]
+    for part, spent in ((20, 5), (19, -3), (15, 7)):
+        state[2 + part % rule.places] = spent
+    rule.repair(state, 18)
+    expected = [18, 12, *([0] * rule.places)]
+    for part, spent in ((18, 5), (13, 7)):
+        expected[2 + part % rule.places] = spent
+    assert state == expected
+
+
+@pytest.mark.parametrize("counts", [False, True])
+def test_a_step_that_has_the_number_of_the_counted_calls_is_a_step_like_any_other(counts):
+    window = StepWindow(2, 2)
+    cells = new_cells(window.size)
+    window.add(cells, 0.5, 3, 1)
+    if counts:
+        window.add(cells, 2.5, 1, 0)
+    assert window.sums(cells, 2.5) == (counts, 0)
 
 
 def test_a_spaced_limit_is_idle_from_the_moment_of_its_next_slot():

@@ -44,11 +44,7 @@ def test_holders_in_many_threads_are_all_counted() -> None:
             thread.join()
     finally:
         sys.setswitchinterval(before)
-    assert repr(switch) == "<Switch on, 4 holders>"
-
-
-def test_repr_of_a_switch_shows_its_state() -> None:
-    assert repr(Switch()) == "<Switch off, 0 holders>"
+    assert len(switch.on) == 4
 
 
 def test_a_synchronous_wait_in_the_thread_of_a_running_loop_warns_once(monkeypatch) -> None:

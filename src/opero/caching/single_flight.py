@@ -17,7 +17,7 @@ from contextvars import ContextVar, Token
 from enum import Enum
 from threading import RLock, get_ident
 from types import MemberDescriptorType
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from opero.utils import ambient
 from opero.utils.ambient import warn_on_loop
@@ -28,6 +28,7 @@ from opero.utils.steps import BlockingStep
 if TYPE_CHECKING:
     from opero.caching.memory import Entry
     from opero.utils.steps import StepLogic
+    from opero.utils.waiters import Waiter
 
 
 # --- outcomes -------------------------------------------------------------------------------------
@@ -69,79 +70,16 @@ class SharedFailure(NamedTuple):
 Verdict = Instruction | SharedResult | SharedFailure
 
 
-class Waiting(Protocol):
-    """A caller that waits for a flight.
-
-    Attributes:
-        deadline: Clock reading at which it stops waiting, None for never.
-        flight: What it waits for, once it stands in the queue.
-        verdict: The outcome that it was handed; None while it waits.
-    """
-
-    deadline: float | None
-    flight: Flight
-    verdict: Verdict | None
-
-    @property
-    def ready(self) -> bool:
-        """Whether it would go on at once if it were woken."""
-        ...
-
-    def wake(self) -> bool:
-        """Let it go on; False if it cannot now, because it was cancelled or its loop does not run."""
-        ...
-
-
-class FlightWaiter:
-    """A waiting thread, or a waiting task of any event loop in any thread.
-
-    Args:
-        deadline: Clock reading at which it stops waiting, None for never.
-        blocking: Whether it is a thread.
-    """
-
-    __slots__ = ("_waiter", "deadline", "flight", "verdict")
-
-    flight: Flight
-
-    def __init__(self, deadline: float | None = None, *, blocking: bool) -> None:
-        self.deadline: float | None = deadline
-        self.verdict: Verdict | None = None
-        if blocking:
-            warn_on_loop("another caller's result")
-        # Loaded here: most programs never have two callers that want the same at once.
-        from opero.utils.waiters import TaskWaiter, ThreadWaiter
-
-        self._waiter: Any = ThreadWaiter() if blocking else TaskWaiter()
-
-    @property
-    def ready(self) -> bool:
-        """Whether it would go on at once: it was not cancelled, and its loop runs."""
-        ready: bool = self._waiter.ready
-        return ready
-
-    def wait(self) -> Any:
-        """Wait until `wake`, and return whether that came before the deadline; awaitable for a task."""
-        left = None if self.deadline is None else self.deadline - ambient.clock().monotonic()
-        return self._waiter.wait(left)
-
-    def wake(self) -> bool:
-        """Let it go on, from whatever thread."""
-        woken: bool = self._waiter.wake()
-        return woken
-
-
-def notify(waiters: Iterable[Waiting], outcome: Verdict) -> None:
-    """Hand an outcome to those waiters that have none, and wake them."""
+def notify(waiters: Iterable[Waiter], outcome: Verdict) -> None:
+    """Wake those waiters that have no outcome with this one."""
     for waiter in list(waiters):
-        if waiter.verdict is None:
-            waiter.verdict = outcome
-            waiter.wake()
+        if waiter.value is None:
+            waiter.wake(outcome)
 
 
-def take_verdict(waiter: Waiting) -> Any:
-    """Return what a waiter was handed, and forget it: no frame may keep an error that passes through it."""
-    verdict, waiter.verdict = waiter.verdict, None
+def take_verdict(waiter: Waiter) -> Any:
+    """Return what a waiter was woken with, and forget it: no frame may keep an error that passes through it."""
+    verdict, waiter.value = waiter.value, None
     return verdict
 
 
@@ -157,7 +95,8 @@ class Flight:
         done: Whether it has ended, however it ended.
         invalidated: Whether its key was invalidated meanwhile, so that its result must not be stored.
         without_result: Whether it has ended with nothing that other processes could find in the store.
-        waiters: The callers that wait, in order of arrival; None while there are none.
+        waiters: The callers that wait, in order of arrival; None while there are none. Their request is the clock
+            reading at which they stop waiting, None for never; they are woken with a verdict.
         expired: An expired entry that may stand in if its leader fails; None if there is none.
         lease: The lease that its leader has acquired; None without one.
         token: What ends its leader's lead; None while it has no leader.
@@ -168,7 +107,7 @@ class Flight:
     done = False
     invalidated = False
     without_result = False
-    waiters: dict[Waiting, None] | None = None
+    waiters: dict[Waiter, None] | None = None
     expired: Entry | None = None
     lease: Any = None
     token: Token[tuple[Flight, ...]] | None = None
@@ -273,22 +212,29 @@ class SingleFlight:
         Returns:
             Its outcome, or a flight to lead where there is none to wait for (any more).
         """
-        while (flight := self.join(key, blocking=blocking)) is None:
-            waiter = FlightWaiter(deadline, blocking=blocking)
-            if not self.wait_for(key, waiter):
+        while (mine := self.join(key, blocking=blocking)) is None:
+            # Loaded here: most programs never have two callers that want the same at once.
+            from opero.utils.waiters import TaskWaiter, ThreadWaiter
+
+            if blocking:
+                warn_on_loop("another caller's result")
+            waiter: Any = ThreadWaiter(deadline) if blocking else TaskWaiter(deadline)
+            flight = self.wait_for(key, waiter)
+            if flight is None:
                 continue
             try:
-                in_time = yield BlockingStep(waiter.wait, waiter.wait)
+                left = None if deadline is None else deadline - ambient.clock().monotonic()
+                in_time = yield BlockingStep(waiter.wait, waiter.wait, (left,))
             except BaseException:
-                self.leave(waiter)
+                self.leave(flight, waiter)
                 raise
-            if not in_time and self.leave(waiter):
+            if not in_time and self.leave(flight, waiter):
                 return Instruction.LATE
-            if waiter.verdict is Instruction.LEAD:
-                return waiter.flight
-            if waiter.verdict not in (None, Instruction.LOOK_AGAIN):
+            if waiter.value is Instruction.LEAD:
+                return flight
+            if waiter.value not in (None, Instruction.LOOK_AGAIN):
                 return take_verdict(waiter)  # type: ignore[no-any-return]  # a verdict
-        return flight
+        return mine
 
     def replace(self, key: Hashable) -> Flight:
         """Return a flight to lead whose result counts for more than that of the one under way."""
@@ -298,34 +244,31 @@ class SingleFlight:
             self._open[key] = mine
         return mine
 
-    def wait_for(self, key: Hashable, waiter: Waiting) -> bool:
-        """Put a waiter in the queue; False if the flight has ended by now."""
+    def wait_for(self, key: Hashable, waiter: Waiter) -> Flight | None:
+        """Put a waiter in the queue of a flight and return that; None if it has ended by now."""
         with self._lock:
             flight = self._open.get(key)
-            if flight is None:
-                return False
-            if flight.waiters is None:
-                flight.waiters = {}
-            flight.waiters[waiter] = None
-            waiter.flight = flight
-        return True
+            if flight is not None:
+                if flight.waiters is None:
+                    flight.waiters = {}
+                flight.waiters[waiter] = None
+            return flight
 
-    def leave(self, waiter: Waiting) -> bool:
+    def leave(self, flight: Flight, waiter: Waiter) -> bool:
         """Take out a waiter whose wait was cut short; what it was handed goes to the next one.
 
         Returns:
             False if it has been handed the outcome meanwhile.
         """
-        flight = waiter.flight
         with self._lock:
             if flight.waiters:
                 flight.waiters.pop(waiter, None)
-        if waiter.verdict is Instruction.LEAD:
+        if waiter.value is Instruction.LEAD:
             self.abandon(flight)
             return True
-        return waiter.verdict is None
+        return waiter.value is None
 
-    def complete(self, flight: Flight) -> Iterable[Waiting]:
+    def complete(self, flight: Flight) -> Iterable[Waiter]:
         """End a flight and return the waiters that must be notified of its outcome."""
         lock = self._lock
         # Half the cost of `with`, and every miss comes along here; within `try`, so that Ctrl-C cannot come in between.
@@ -369,19 +312,18 @@ class SingleFlight:
 
     def _hand_over(self, flight: Flight, deadline: float | None) -> bool:
         """Let a waiter lead, one with a later deadline if there is one; False if none can."""
-        while True:
-            with self._lock:
-                none = flight.invalidated or flight.done
-                successor = None if none else _successor(flight, deadline)
+        with self._lock:
+            while not (flight.invalidated or flight.done):
+                successor = _successor(flight, deadline)
                 if successor is None or flight.waiters is None:
-                    return False
+                    break
                 flight.waiters.pop(successor)
                 flight.thread = None
-                successor.verdict = Instruction.LEAD
-            if successor.wake():
-                return True
-            # Its loop has stopped just now. Should it go on, the task looks again.
-            successor.verdict = None
+                # Within the lock, so that it does not leave at the same moment. False if its loop has stopped just now;
+                # should that go on, the task looks again.
+                if successor.wake(Instruction.LEAD):
+                    return True
+        return False
 
     def invalidate(self, key: Hashable) -> None:
         """Keep the result of a flight under way out of the store; new callers lead a new one."""
@@ -405,10 +347,10 @@ class SingleFlight:
         return len(self._open)
 
 
-def _successor(flight: Flight, deadline: float | None) -> Waiting | None:
+def _successor(flight: Flight, deadline: float | None) -> Waiter | None:
     """Return the first waiter that can take over, with a later deadline than that."""
     for waiter in flight.waiters or ():
-        later = deadline is None or waiter.deadline is None or waiter.deadline > deadline
+        later = deadline is None or waiter.request is None or waiter.request > deadline
         # A task of a loop that does not run would hold up all others.
         if later and waiter.ready:
             return waiter

@@ -37,6 +37,7 @@ from opero.errors import DeadlineError, Rejected
 from opero.utils import ambient
 from opero.utils.steps import in_thread
 from opero.utils.units import parse_seconds
+from opero.utils.waiters import Waiter
 
 if TYPE_CHECKING:
     from opero.caching.lease import (  # noqa: TC004 - loaded with the first store that lends leases
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
         Leases,
         LeaseWait,
     )
-    from opero.caching.single_flight import Verdict, Waiting  # noqa: TC004 - not read at run time
+    from opero.caching.single_flight import Verdict  # noqa: TC004 - not read at run time
     from opero.concurrency.executors.base import MapJob
     from opero.core.cache import CacheStage
     from opero.utils.steps import StepLogic
@@ -74,7 +75,7 @@ class LeadItem:
 
 
 @dataclass(slots=True, eq=False)
-class InFlightElsewhere:
+class InFlightElsewhere(Waiter):
     """An item that another caller of this process computes now: a waiter of that flight."""
 
     index: int
@@ -82,14 +83,18 @@ class InFlightElsewhere:
     call: Call
     arrived: Callable[[InFlightElsewhere], None]
     """Takes the verdict to the map; called from any thread."""
-    deadline: float | None = None
+    request: float | None = None
     flight: Flight = field(default_factory=lambda: Flight(None))
-    verdict: Verdict | None = None
-    ready: bool = True
-    """A map can always take over."""
+    value: Verdict | None = None
 
-    def wake(self) -> bool:
+    @property
+    def ready(self) -> bool:
+        """A map can always take over."""
+        return True
+
+    def wake(self, value: Any = True) -> bool:
         """Pass the verdict to the map."""
+        self.value = value
         self.arrived(self)
         return True
 
@@ -169,7 +174,7 @@ class CacheLookup:
 
     def next_due(self) -> float | None:
         """Return the clock reading at which to call `arrivals` without a notification."""
-        dues = [one.deadline for one in self._followers if one.deadline is not None]
+        dues = [one.request for one in self._followers if one.request is not None]
         return min([*dues, *self._parked.values()], default=None)
 
     # --- before the dispatch -------------------------------------------------------------------------
@@ -223,7 +228,8 @@ class CacheLookup:
             return Flight(key)
         while (flight := self._flights.join(key, blocking=not self._awaits)) is None:
             follower = InFlightElsewhere(index, item, call, self._note, self._limit())
-            if self._flights.wait_for(key, follower):
+            if (found := self._flights.wait_for(key, follower)) is not None:
+                follower.flight = found
                 self._followers.add(follower)
                 return None
         return flight
@@ -358,7 +364,7 @@ class CacheLookup:
         while self._arrived:
             follower = self._arrived.popleft()
             self._followers.discard(follower)
-            index, item, verdict = follower.index, follower.item, follower.verdict
+            index, item, verdict = follower.index, follower.item, follower.value
             if verdict is Instruction.LEAD:
                 lead = self._lead(index, item, follower.call, follower.flight)
                 if self._leases is None:
@@ -377,8 +383,8 @@ class CacheLookup:
         """Give up results of other callers for which there is no more time."""
         now = ambient.clock().monotonic()
         for follower in list(self._followers):
-            due = follower.deadline
-            if due is not None and due <= now and self._flights.leave(follower):
+            due = follower.request
+            if due is not None and due <= now and self._flights.leave(follower.flight, follower):
                 self._followers.discard(follower)
                 self._late(follower.index, follower.item, follower.call, None)
 
@@ -510,7 +516,7 @@ class CacheLookup:
                 self._share(index, item, call, verdict)
         return False
 
-    def _complete(self, lead: LeadItem) -> Iterable[Waiting]:
+    def _complete(self, lead: LeadItem) -> Iterable[Waiter]:
         """End the flight of an item; return the callers that wait for it."""
         return self._flights.complete(lead.flight) if self._shares else ()
 
@@ -526,7 +532,7 @@ class CacheLookup:
         self._led.clear()
         self._leads.clear()
         for follower in list(self._followers):
-            self._flights.leave(follower)
+            self._flights.leave(follower.flight, follower)
         self._followers.clear()
 
 

@@ -265,9 +265,6 @@ class StateFile:
         self._reset()
         _use(self.fd)
 
-    def __repr__(self) -> str:
-        return f"<StateFile {self.path}>"
-
 
 def _open_own(path: str, *, create: bool) -> int:
     """Open a file that only this user may have made, and return its descriptor."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from opero import events
 from opero.core.failures import attach
+from opero.core.function import unwrap_partial
 from opero.errors import DeadlineError, OperoUsageError
 from opero.events.bus import Emitter
 from opero.orchestrator.config import functions
@@ -149,8 +150,6 @@ class FallbackChain:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """Return the name of a function, looking through `functools.partial` and the like."""
-    inner: Any = function
-    while not hasattr(inner, "__name__") and hasattr(inner, "func"):
-        inner = inner.func
+    """Return the name of a function, looking through `functools.partial`."""
+    inner = unwrap_partial(function)
     return getattr(inner, "__name__", type(inner).__name__)

@@ -51,9 +51,6 @@ class Switch:
         """Undo one `turn_on`; the flag goes off with the last one."""
         self.on.pop()
 
-    def __repr__(self) -> str:
-        return f"<Switch {'on' if self.on else 'off'}, {len(self.on)} holders>"
-
 
 switch: Final = Switch()
 
@@ -91,9 +88,6 @@ class RealClock:
         from asyncio import sleep
 
         await sleep(seconds)
-
-    def __repr__(self) -> str:
-        return "RealClock()"
 
 
 _REAL = RealClock()

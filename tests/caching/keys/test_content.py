@@ -158,7 +158,7 @@ def function() -> None:
     """Do nothing, importably."""
 
 
-def distance_in(unit: str) -> type[Any]:
+def distance_in(unit: object) -> type[Any]:
     @dataclasses.dataclass
     class Distance:
         value: int
@@ -334,6 +334,7 @@ ALL_DIFFERENT: dict[str, list[Any]] = {
     "dataclass subclass": [Labelled(1, 2, "a"), Labelled(1, 2, "b")],
     "classes of one factory": [distance_in("m")(1), distance_in("ft")(1)],
     "attributes of local classes": [weight_in("g")(1), weight_in("lb")(1)],
+    "dates of one factory": [distance_in(dt.date(2026, 1, day))(1) for day in (1, 2)],
     "attrs": [Pair(1, 2), Pair(2, 1), (1, 2)],
     "pydantic": [Model(name="a"), Model(name="a", tags=["b"]), {"name": "a", "tags": []}],
     "pydantic extras": [Open(name="a"), Open.model_validate({"name": "a", "extra": 1})],

@@ -165,6 +165,17 @@ UNKEYABLE: dict[str, typing.Callable[[], Any]] = {
 }
 
 
+REASONS: dict[str, str] = {
+    "module without a place": "module, which cannot be imported by its name",
+    "zone from a file": "zoneinfo.ZoneInfo, which has no key: it was read from a file",
+}
+
+
+@rows("name", REASONS)
+def test_the_error_names_the_type_and_the_reason(name: str) -> None:
+    assert reason(UNKEYABLE[name]()) == REASONS[name]
+
+
 @rows("make", UNKEYABLE.values())
 def test_what_has_no_content_has_no_key(make: typing.Callable[[], Any]) -> None:
     value = make()

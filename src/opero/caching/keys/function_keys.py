@@ -480,19 +480,19 @@ def key_source(keys: FunctionKeys, *, typed: bool) -> str:
     places = {p.name: n for n, p in enumerate(parameters)}
     of_defaults = default_parts(parameters)
     for name in names:
-        n = places[name]
+        n, part = places[name], name
         # Compared one by one: a metaclass may make its classes unhashable, and `in` a set fail.
         kinds = [f"_opero_type_{n} is _opero_{kind.__name__}" for kind in _BY_FREQUENCY]
-        kinds[0] = f"(_opero_type_{n} := _opero_type({name})) is _opero_{_BY_FREQUENCY[0].__name__}"
-        part = name
         if n in of_defaults:
             # Only the default itself: its items need no comparison, unless it is a list, which may be changed.
-            same = f"{name} is _opero_default_{n}"
+            same = f"_opero_type_{n} is not None and {name} is _opero_default_{n}"
             if type(parameters[n].default) is list:
                 same += f" and {name} == _opero_copy_{n}"
-            kinds.append(f"({same})")
+            kinds.insert(0, same)
             part = f"_opero_part_{n} if {name} is _opero_default_{n} else {name}"
-        tests.append(f"({' or '.join(kinds)})")
+        tested = " or ".join(kinds)
+        assigned = f"(_opero_type_{n} := _opero_type({name}))"
+        tests.append(f"({tested.replace(f'_opero_type_{n}', assigned, 1)})")
         parts.append(f"_opero_type_{n}, {part}")
     if keys.instances is not None:
         tests[0] = f"(_opero_instance := _opero_token(_opero_id({names[0]}))) is not None"
