@@ -13,6 +13,7 @@ import os
 import pickle
 import select
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -46,7 +47,6 @@ from opero.concurrency.executors.process.start import (
     ForkServer,
     choose_method,
     forget_server,
-    modules_to_preload,
     shared_file,
     shared_server,
 )
@@ -496,6 +496,38 @@ def _uses_more(pid: int, limit: int) -> bool:
     except (OSError, ValueError, IndexError):
         return False
     return private * 1024 > limit
+
+
+# --- what the fork server imports before it forks -------------------------------------------------
+
+
+_STANDARD_LIBRARY: Final = os.__file__.removesuffix("os.py")
+
+
+def modules_to_preload(*functions: Any) -> dict[str, str]:
+    """Return the installed modules that functions and their modules refer to, with their files.
+
+    Modules of the program itself are left to the workers, which import them afresh for each map.
+    """
+    # Beside them, what workers import themselves where the program has it.
+    names = {"cloudpickle", "logging"} & sys.modules.keys()
+    for function in functions:
+        module = sys.modules.get(getattr(function, "__module__", None) or "")
+        for value in [*getattr(function, "__globals__", vars(module) if module else {}).values()]:
+            name = (
+                value.__name__ if type(value) is type(sys) else getattr(value, "__module__", None)
+            )
+            if isinstance(name, str):
+                names |= {name, name.partition(".")[0]}
+    found: dict[str, str] = {}
+    # A module stands behind what it imports. Last ones first, so that none is imported before the one that it is a part
+    # of: `_asyncio` before `asyncio` leaves that without its current task.
+    for name in [name for name in reversed(list(sys.modules)) if name in names]:
+        file = getattr(sys.modules.get(name), "__file__", None) or ""
+        packaged = "site-packages" in file or "dist-packages" in file
+        if (packaged or file.startswith(_STANDARD_LIBRARY)) and not name.startswith("opero"):
+            found[name] = file
+    return found
 
 
 # --- twat-mp --------------------------------------------------------------------------------------
