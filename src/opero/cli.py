@@ -413,6 +413,10 @@ def _show(
     return 0
 
 
+_CONTROLS: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+"""Characters that a terminal obeys; what is stored must not command it."""
+
+
 def as_table(rows: Iterable[Sequence[object]], *, indent: str = "") -> str:
     """Return rows as left-aligned columns, two spaces apart, with secrets masked; the last column may be of any length.
 
@@ -421,7 +425,7 @@ def as_table(rows: Iterable[Sequence[object]], *, indent: str = "") -> str:
         name  entries
         geo   12
     """
-    cells = [[mask_text(str(cell)) for cell in row] for row in rows]
+    cells = [[_CONTROLS.sub("?", mask_text(str(cell))) for cell in row] for row in rows]
     columns = max((len(row) for row in cells), default=0)
     widths = [
         max((len(row[n]) for row in cells if n < len(row)), default=0) for n in range(columns)

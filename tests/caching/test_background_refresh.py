@@ -56,7 +56,7 @@ def body() -> Any:
     made = Gated()
     yield made
     made.gate.set()
-    assert background._threads.drain(10)
+    assert background._drain(10)
 
 
 def decorated(body: Gated, **options: Any) -> Any:
@@ -79,7 +79,7 @@ def test_an_old_entry_is_served_at_once_and_renewed_by_one_call(
     until(lambda: body.calls == 2)
     with capture_events(CacheRefreshed) as events:
         body.gate.set()
-        assert background._threads.drain(10)
+        assert background._drain(10)
     assert (fetch(), body.calls) == (2, 2)
     assert [(event.renewed, event.error) for event in events] == [(True, None)]
     clock.advance(79)
@@ -92,7 +92,7 @@ def test_the_fast_path_notices_the_age_with_the_real_clock(body: Gated) -> None:
     body.gate.set()
     fetch()
     assert fetch() == 1
-    assert background._threads.drain(10)
+    assert background._drain(10)
     assert body.calls == 2
 
 
@@ -129,12 +129,12 @@ def test_a_renewal_that_fails_keeps_the_old_result_and_is_not_tried_by_all(
     with capture_events(CacheRefreshed) as events:
         for _ in range(5):
             assert fetch() == 1
-            assert background._threads.drain(10)
+            assert background._drain(10)
     assert body.calls == 2
     assert [(event.renewed, type(event.error)) for event in events] == [(False, error)]
     clock.advance(FRESH_FAILURE_SECONDS)
     fetch()
-    assert background._threads.drain(10)
+    assert background._drain(10)
     assert body.calls == 3
 
 
@@ -145,7 +145,7 @@ def test_a_rejected_renewal_keeps_the_old_result(body: Gated, clock: FakeClock) 
     clock.advance(81)
     with capture_events(CacheRefreshed) as events:
         fetch()
-        assert background._threads.drain(10)
+        assert background._drain(10)
     assert fetch() == 1
     assert [event.renewed for event in events] == [False]
 
@@ -175,7 +175,7 @@ def test_an_explicit_refresh_counts_for_more(body: Gated, clock: FakeClock) -> N
     until(lambda: body.calls == 2)
     body.gate.set()
     renewed = fetch.cache.refresh()
-    assert background._threads.drain(10)
+    assert background._drain(10)
     assert fetch() == renewed
 
 
@@ -199,7 +199,7 @@ def test_a_renewal_has_the_context_of_its_caller_but_leads_nothing_of_his(
     clock.advance(81)
     name.set("Ann")
     outer()
-    assert background._threads.drain(10)
+    assert background._drain(10)
     assert seen[1][2] != threading.current_thread().name
     # It leads its own flight, and not the caller's.
     assert seen == [("nobody", 1, threading.current_thread().name), ("Ann", 1, seen[1][2])]
@@ -219,7 +219,7 @@ def test_a_renewal_is_not_bound_by_its_callers_deadline(
     clock.advance(81)
     with deadline(5):
         fetch()
-        assert background._threads.drain(10)
+        assert background._drain(10)
     assert seen == [pytest.approx(own, abs=1)] * 2
 
 
@@ -242,7 +242,7 @@ def test_arguments_that_change_after_the_call_do_not_reach_the_renewal(clock: Fa
     assert begun.wait(10)
     numbers.append(3)
     gate.set()
-    assert background._threads.drain(10)
+    assert background._drain(10)
     assert seen == [[1, 2], [1, 2]]
 
 
@@ -271,7 +271,7 @@ def test_a_store_that_is_shared_reports_the_age(
     stored(1)
     clock.advance(2)
     assert stored.call(1).source == "hit"
-    assert background._threads.drain(10)
+    assert background._drain(10)
     assert stored.stats.calls == 2
     clock.advance(79)
     assert stored.call(1).source == "hit"
@@ -290,10 +290,10 @@ def test_when_all_threads_are_busy_nothing_is_queued(body: Gated, clock: FakeClo
     until(lambda: body.calls == before + background._MOST_THREADS)
     assert len(fetch.__opero__.cache.single_flight) == background._MOST_THREADS
     body.gate.set()
-    assert background._threads.drain(10)
+    assert background._drain(10)
     for n in range(background._MOST_THREADS, background._MOST_THREADS + 4):
         fetch(n)
-    assert background._threads.drain(10)
+    assert background._drain(10)
     assert body.calls == before + background._MOST_THREADS + 4
 
 

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +173,40 @@ def test_to_look_makes_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["workflows", "list", "--db", str(tmp_path / "none.db")]) == 1
     assert "there is no journal" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "step SET ended = 'x'",
+        "step SET value = CAST(x'68756e74657232ff' AS TEXT)",
+        "workflow SET created = 1e300",
+        "workflow SET error = x'00'",
+    ],
+)
+def test_a_damaged_row_is_an_error_that_shows_nothing_of_it(
+    run: Run, journal: Path, damage: str
+) -> None:
+    with closing(sqlite3.connect(journal)) as db:
+        db.execute(f"UPDATE {damage}")
+        db.commit()
+    code, out, err = run("steps", "a") if damage.startswith("step") else run("list")
+    assert (code, out) == (1, "")
+    assert err.startswith("opero: ")
+    assert "hunter2" not in err
+
+
+def test_a_damaged_name_of_a_table_is_an_error(run: Run, journal: Path) -> None:
+    with closing(sqlite3.connect(journal)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    journal.write_bytes(
+        journal.read_bytes().replace(b"TABLE workflow (", b"TABLE work\xff\xfeow (")
+    )
+    assert run("list")[0] == 1
+
+
+def test_what_is_stored_does_not_command_the_terminal(run: Run, journal: Path) -> None:
+    with closing(sqlite3.connect(journal)) as db:
+        db.execute("UPDATE workflow SET name = ?", ("\x1b[31mred",))
+        db.commit()
+    assert "\x1b" not in run("list")[1]

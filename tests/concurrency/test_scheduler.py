@@ -200,16 +200,16 @@ def test_a_chunk_lost_without_culprit_is_halved_until_one_item_stands_alone() ->
     scheduler = scheduler_of(ordered=False)
     scheduler._size.size = 8
     feed(scheduler, ["fine"] * 5 + [POISON] + ["fine"] * 2)
-    sizes: list[int] = []
+    sizes: list[tuple[int, int]] = []
     batches: list[Any] = []
     while True:
         chunk = scheduler.next_chunk(1, 0.0)
         if chunk is None:
             break
-        sizes.append(len(chunk.items))
+        sizes.append((len(chunk.items), chunk.attempt))
         report: Report = lost(chunk) if POISON in chunk.items else done(chunk)
         batches += scheduler.take([report], 0.0)
-    assert sizes == [8, 4, 4, 2, 1, 1, 2]
+    assert sizes == [(8, 0), (4, 1), (4, 1), (2, 2), (1, 3), (1, 3), (2, 2)]
     assert scheduler.next_due() == 0.5, "the culprit alone is tried again"
     assert sum(len(batch) for batch in batches) == 7
 

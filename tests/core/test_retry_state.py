@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from opero import opero
 from opero.core.call import Call, RetryParked
-from opero.core.retry import RetryPolicy, RetryState, grown
+from opero.core.retry import RetryPolicy, RetryState, grown, is_retry_error, retry_error
 from opero.errors import (
     DeadlineError,
     OperoUsageError,
@@ -208,6 +208,19 @@ def test_no_caller_ever_sees_the_signal(face: Any) -> None:
         assert face.run(fetch) == 1
     except Rejected:  # pragma: no cover - the failure that this test looks for
         pytest.fail("the signal got out")
+
+
+def test_before_the_first_failure_no_time_has_passed() -> None:
+    assert RetryState(RetryPolicy(), start_time=5.0).seconds_since_start == 0.0
+
+
+def test_the_error_that_stands_for_the_last_one_is_tenacitys() -> None:
+    last = ValueError("no")
+    error = retry_error(last, 3)
+    assert isinstance(error, tenacity.RetryError)
+    assert error.last_attempt.exception() is last
+    assert error.last_attempt.attempt_number == 3
+    assert (is_retry_error(error), is_retry_error(last)) == (True, False)
 
 
 # --- parked pauses --------------------------------------------------------------------------------

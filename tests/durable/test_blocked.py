@@ -100,18 +100,29 @@ def test_class_that_is_gone_blocks_the_run_until_it_is_back(
         assert three.result(run, timeout=60) == "shipped"
 
 
-def test_damaged_row_blocks_the_run(journal: Path, until: Callable[..., None]) -> None:
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ('value = \'{"$": "data", "t"\'', "step 1, charge"),
+        ("state = 'lost'", "its state"),
+        ("attempts = 'many'", "its attempts"),
+    ],
+)
+def test_damaged_row_blocks_the_run(
+    journal: Path, until: Callable[..., None], damage: str, reason: str
+) -> None:
     workflow("order")(compensating(charge))
     with Orchestrator(journal) as one:
         run = one.invoke_workflow("order")
         until(lambda: one.state(run) == "waiting")
     with closing(sqlite3.connect(journal)) as db:
-        db.execute('UPDATE step SET value = \'{"$": "data", "t"\' WHERE path = \'1\'')
+        db.execute(f"UPDATE step SET {damage} WHERE path = '1'")
         db.commit()
     with Orchestrator(journal) as two:
         two.signal(run, "go")
-        assert "step 1, charge" in two.wait(run, timeout=60)["error_message"]
-        assert two.state(run) == "blocked"
+        until(lambda: two.state(run) == "blocked")
+    with closing(sqlite3.connect(journal)) as db:
+        assert reason in db.execute("SELECT error FROM workflow").fetchone()[0]
 
 
 # --- classes that have changed ------------------------------------------------------------------------------------

@@ -381,7 +381,7 @@ def test_a_queue_without_a_place_is_refused(bus: EventBus) -> None:
 def test_repr_of_a_delivery_queue() -> None:
     queue = DeliveryQueue(1, lambda error, subject: None, None)
     assert repr(queue) == "<DeliveryQueue, 0 waiting, 0 dropped>"
-    assert not queue.is_behind(0)
+    assert not queue.is_pending(0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

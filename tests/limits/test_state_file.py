@@ -101,7 +101,7 @@ def test_a_file_remembers_what_has_started(state):
 
 
 @posix
-@pytest.mark.parametrize("kind", ["link", "folder", "of another user"])
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe", "of another user", "huge"])
 def test_what_is_no_plain_file_of_this_user_is_not_touched(state, tmp_path, monkeypatch, kind):
     named("3/hour")
     file, other = file_of(state), tmp_path / "other"
@@ -109,13 +109,25 @@ def test_what_is_no_plain_file_of_this_user_is_not_touched(state, tmp_path, monk
     gc.collect()
     if kind == "of another user":
         monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    elif kind == "huge":
+        os.truncate(file, 1 << 42)
     else:
         file.unlink()
-        file.symlink_to(other) if kind == "link" else file.mkdir()
+        make = {"link": lambda: file.symlink_to(other), "folder": file.mkdir}
+        make.get(kind, lambda: os.mkfifo(file))()
     with pytest.warns(RuntimeWarning, match="the limit is per process"):
         limiter = named("3/hour")
     assert started(limiter) == 3
     assert other.read_bytes() == b"precious"
+
+
+@posix
+def test_a_file_that_others_may_read_or_write_is_made_private(state):
+    named("3/hour")
+    gc.collect()
+    file_of(state).chmod(0o666)
+    named("3/hour")
+    assert file_of(state).stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("content", [b"", b"text", bytes(500)], ids=["empty", "text", "zeros"])

@@ -10,7 +10,7 @@
     lease           the same across processes
     refresh         serving expired entries after a failure, refreshing entries early
     codec, stores   results as bytes that execute nothing, on disk or on a server; users' stores
-    handles         `f.cache`, `get_cache_context` and `clear_cache`
+    handles         `f.cache`, caches used by hand, and `clear_cache`
 
 The stage that stands on it is `opero.core.cache`.
 """

@@ -16,17 +16,17 @@ from opero.caching.function_cache import CacheInfo
 from opero.caching.keys.canonical import digest, fast_part
 from opero.caching.keys.content import Unkeyable
 from opero.caching.keys.function_keys import namespace_prefix
-from opero.caching.memory import Entry, EntryStore, MemoryStore, Store
-from opero.errors import OperoUsageError, StoreError, UnkeyableError, did_you_mean
+from opero.errors import OperoUsageError, StoreError, UnkeyableError
 from opero.events.bus import Emitter
-from opero.utils import ambient, checks
+from opero.utils import ambient
 from opero.utils.checks import BACKENDS
 from opero.utils.fork import run_after_fork
 from opero.utils.named_tuple import NamedTuple
-from opero.utils.units import Duration, parse_seconds, parse_size
+from opero.utils.units import Duration, parse_seconds
 
 if TYPE_CHECKING:
     from opero.caching.function_cache import FunctionCache
+    from opero.caching.memory import Entry, EntryStore, MemoryStore
 
 
 T = TypeVar("T")
@@ -174,22 +174,17 @@ class CacheContext:
 
     Args:
         store: Where the values are.
-        namespace: For its repr.
-        ttl: Lifetime of a value in seconds, None for ever.
-        copy: Whether mutable values are isolated.
+        options: Their options (`core.options.Options`).
         prefix: What keys begin with in a store that wants text; None in memory.
     """
 
-    def __init__(
-        self, store: EntryStore, namespace: str, ttl: float | None, copy: bool, prefix: str | None
-    ) -> None:
+    def __init__(self, store: EntryStore, options: Any, prefix: str | None) -> None:
         self._store = store
-        self._namespace = namespace
-        self._ttl = ttl
+        self._namespace: str = options.cache_namespace
+        self._ttl: Duration | None = options.cache_ttl
         self._prefix = prefix
-        self._entries = Entries(
-            store, copy=copy, emitter=Emitter(f"get_cache_context({namespace!r})")
-        )
+        emitter = Emitter(f"get_cache_context({self._namespace!r})")
+        self._entries = Entries(store, copy=options.cache_copy, emitter=emitter)
 
     def get(self, key: object, default: Any = None) -> Any:
         """Return the value of `key`, or `default`."""
@@ -211,14 +206,12 @@ class CacheContext:
             StoreError: The store failed.
         """
         store, entries, made = self._place(key)
-        lasts = self._ttl if ttl is _DEFAULT else None if ttl is None else parse_seconds(ttl, "ttl")
+        if ttl is _DEFAULT:
+            ttl = key.cache.ttl if isinstance(key, CallKey) else self._ttl
+        lasts = None if ttl is None else parse_seconds(ttl, "ttl")
         try:
-            if isinstance(key, CallKey):
-                entry = key.cache.replacement(
-                    made, value, key.cache.ttl if ttl is _DEFAULT else lasts
-                )
-            else:
-                entry = entries.entry(made, value, lasts)
+            make = key.cache.replacement if isinstance(key, CallKey) else entries.entry
+            entry = make(made, value, lasts)
         except Uncopyable as signal:
             raise OperoUsageError(f"A value cannot be cached: {signal}.") from None
         store.put(made, entry)
@@ -304,66 +297,8 @@ async def _aside(
     return await to_thread(verb, *args, **kwargs)
 
 
-_context_stores: dict[str, MemoryStore] = {}
-
-
-def get_cache_context(
-    cache_backend: str | Store = "memory", cache_namespace: str = "opero", **options: Any
-) -> CacheContext:
-    """Return a cache to be used by hand.
-
-    Args:
-        cache_backend: "memory", "disk", "disk:PATH", "redis", "redis://…", or a store object.
-        cache_namespace: Contexts of one namespace see the same values; `clear_cache(namespace)`
-            empties them, too.
-        options: Further cache options: `cache_ttl`, `cache_maxsize`, `cache_max_bytes`,
-            `cache_copy`, `cache_codec`. The first context of a namespace in memory decides its bounds.
-
-    Raises:
-        OperoUsageError: An option is unknown or wrong.
-
-    Example:
-        >>> with get_cache_context(cache_namespace="prices", cache_ttl="1h") as cache:
-        ...     cache.set(("EUR", "USD"), 1.08)
-        ...     cache.get(("EUR", "USD"))
-        1.08
-    """
-    for name in options:
-        if name not in _OPTIONS:
-            raise OperoUsageError(
-                f"get_cache_context() has no option {name!r}.{did_you_mean(name, _OPTIONS)} "
-                f"It takes cache_backend, cache_namespace, {', '.join(_OPTIONS)}."
-            )
-    checks.store("cache_backend", cache_backend)
-    checks.text("cache_namespace", cache_namespace)
-    given = {name: options.get(name, default) for name, (default, _) in _OPTIONS.items()}
-    for name, (_, check) in _OPTIONS.items():
-        check(name, given[name])
-    seconds = given["cache_ttl"]
-    ttl = None if seconds is None else parse_seconds(seconds, "cache_ttl")
-    size = parse_size(given["cache_max_bytes"], "cache_max_bytes")
-    store: EntryStore
-    prefix = None
-    if cache_backend == "memory":
-        memory = MemoryStore(given["cache_maxsize"], size)
-        store = _context_stores.setdefault(cache_namespace, memory)
-    else:
-        from opero.caching.stores.base import open_entries
-
-        # Functions have a name between the colons.
-        prefix = f"{namespace_prefix(cache_namespace)}:"
-        store = open_entries(cache_backend, lambda: prefix, size, given["cache_codec"])
-    return CacheContext(store, cache_namespace, ttl, given["cache_copy"], prefix)
-
-
-_OPTIONS: Final[dict[str, tuple[Any, checks.Check]]] = {
-    "cache_ttl": (3600, checks.duration_or_none),
-    "cache_maxsize": (10_000, checks.whole(1)),
-    "cache_max_bytes": (256_000_000, checks.size),
-    "cache_copy": (True, checks.boolean),
-    "cache_codec": ("auto", checks.codec),
-}
-"""The other options of a context, with their defaults and checks."""
+context_stores: Final[dict[str, MemoryStore]] = {}
+"""The values in memory of the contexts of each namespace."""
 
 
 # --- all caches of the process --------------------------------------------------------------------
@@ -432,7 +367,7 @@ def _clears(namespace: str | None, backend: str | None) -> Iterator[Callable[[],
     ]
     yield from (cache.clear for cache in sorted(found, key=lambda cache: cache.store.blocking))
     if backend in (None, "memory"):
-        stores = list(_context_stores.items())
+        stores = list(context_stores.items())
         yield from (store.clear for name, store in stores if namespace in (None, name))
     # No place has been opened without loading this.
     if named or "opero.caching.stores.base" in sys.modules:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
-from threading import Lock, Semaphore
+from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -232,53 +233,40 @@ _DRAIN_SECONDS: Final = 2.0
 """How long the interpreter waits at its exit for what is under way."""
 
 
-class _BackgroundThreads:
-    """Room for the threads at work; they never keep the interpreter alive for longer than it drains."""
+_at_work: Final[set[ThreadCall]] = set()
 
-    def __init__(self) -> None:
-        self.after_fork()
-        self._drains = False
 
-    def start(self, logic: StepLogic[None]) -> None:
-        """Run logic on a daemon thread, unless all are busy or the system has no more.
+def _start_thread(logic: StepLogic[None]) -> None:
+    """Run logic on a daemon thread, unless all are busy or the system has no more.
 
-        Nothing is queued, because what waits behind a call that hangs would hang as well.
-        """
-        room = self._room
-        if not self._drains:
-            # Not before: what is registered last runs first, and stores are closed at the exit, too.
-            self._drains = True
-            atexit.register(self.drain)
-        if not room.acquire(blocking=False):
-            return
-
-        def run() -> None:
-            try:
-                run_sync(logic)
-            finally:
-                room.release()
-
+    Nothing is queued, because what waits behind a call that hangs would hang as well.
+    """
+    _drain_at_exit()
+    if len(_at_work) < _MOST_THREADS:
+        call = ThreadCall(functools.partial(run_sync, logic))
+        _at_work.add(call)
+        call.then(functools.partial(_at_work.discard, call))
         try:
-            run_in_thread(ThreadCall(run))
+            run_in_thread(call)
         except RuntimeError:
-            room.release()
-
-    def drain(self, seconds: float = _DRAIN_SECONDS) -> bool:
-        """Wait until no thread works any more; False if time ran out first."""
-        ends, room = monotonic() + seconds, self._room
-        free = 0
-        while free < _MOST_THREADS and room.acquire(timeout=max(0.0, ends - monotonic())):
-            free += 1
-        if free:
-            room.release(free)
-        return free == _MOST_THREADS
-
-    def after_fork(self) -> None:
-        """Start afresh: the threads of the parent do not exist here."""
-        self._room = Semaphore(_MOST_THREADS)
+            _at_work.discard(call)
 
 
-_threads = _BackgroundThreads()
+def _drain(seconds: float = _DRAIN_SECONDS) -> bool:
+    """Wait until no thread works any more; False if time ran out first."""
+    ends = monotonic() + seconds
+    for call in list(_at_work):
+        if call.wait(max(0.0, ends - monotonic())):
+            _at_work.discard(call)
+    return not _at_work
+
+
+@functools.cache
+def _drain_at_exit() -> None:
+    # With the first thread: what is registered last runs first, and stores are closed at the exit, too.
+    atexit.register(_drain)
+
+
 _tasks: set[Task[Any]] = set()
 """An event loop holds its tasks by weak references only."""
 
@@ -292,7 +280,7 @@ def start_in_background(logic: StepLogic[None], *, blocking: bool) -> None:
             the loop's other tasks when `asyncio.run` ends.
     """
     if blocking:
-        _threads.start(logic)
+        _start_thread(logic)
         return
     from asyncio import get_running_loop
 
@@ -301,4 +289,4 @@ def start_in_background(logic: StepLogic[None], *, blocking: bool) -> None:
     task.add_done_callback(_tasks.discard)
 
 
-run_after_fork(_threads.after_fork)
+run_after_fork(_at_work.clear)

@@ -15,11 +15,11 @@ from datetime import timedelta
 from math import inf
 from time import monotonic
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from opero.caching.copying import Uncopyable, isolated
 from opero.caching.function_cache import FunctionCache
-from opero.caching.handles import clear_cache, get_cache_context, register
+from opero.caching.handles import CacheContext, clear_cache, context_stores, register
 from opero.caching.keys.function_keys import (
     FunctionKeys,
     InstanceTokens,
@@ -37,8 +37,8 @@ from opero.caching.single_flight import (
 )
 from opero.core.call import Call
 from opero.core.deadline import forget_deadlines, overdue
-from opero.core.options import standalone
-from opero.errors import OperoWarning, UnkeyableError, warn_user
+from opero.core.options import Options, standalone
+from opero.errors import OperoUsageError, OperoWarning, UnkeyableError, did_you_mean, warn_user
 from opero.utils import ambient
 from opero.utils.ambient import switch
 from opero.utils.steps import run_async, run_sync
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from opero.core.call import AsyncProceed, Proceed
     from opero.core.decorated import Receipt
     from opero.core.function import FunctionInfo
-    from opero.core.options import Options
     from opero.core.stats import Stats
     from opero.events.bus import Emitter
     from opero.utils.units import Duration
@@ -149,23 +148,33 @@ def _own(value: Any) -> Any:
 
 def _open(info: FunctionInfo, options: Options) -> tuple[EntryStore, FunctionKeys]:
     """Return where a function's entries are, and what makes their keys."""
-    max_bytes = parse_size(options.cache_max_bytes, "cache_max_bytes")
     given: dict[str, Any] = {"ignore": options.cache_ignore, "user_key": options.cache_key}
     if options.cache_backend == "memory":
-        memory = MemoryStore(options.cache_maxsize, max_bytes)
+        memory = _memory(options)
         instances = InstanceTokens(forget=memory.drop_group) if info.in_class else None
         return memory, FunctionKeys(info, instances=instances, **given)
-    # Loaded where it is asked for: importing opero must stay cheap.
-    from opero.caching.stores.base import open_entries
-
     # Made at the first call, because closures are complete only then.
     prefix = functools.cache(
         lambda: (
             f"{namespace_prefix(options.cache_namespace)}{function_id(info, options.cache_version)}:"
         )
     )
-    keys = FunctionKeys(info, prefix=prefix, **given)
-    return open_entries(options.cache_backend, prefix, max_bytes, options.cache_codec), keys
+    return _shared(options, prefix), FunctionKeys(info, prefix=prefix, **given)
+
+
+def _memory(options: Options) -> MemoryStore:
+    return MemoryStore(
+        options.cache_maxsize, parse_size(options.cache_max_bytes, "cache_max_bytes")
+    )
+
+
+def _shared(options: Options, prefix: Callable[[], str]) -> EntryStore:
+    """Return the entries whose keys begin with a prefix, in a store that functions share."""
+    # Loaded where it is asked for: importing opero must stay cheap.
+    from opero.caching.stores.base import open_entries
+
+    max_bytes = parse_size(options.cache_max_bytes, "cache_max_bytes")
+    return open_entries(options.cache_backend, prefix, max_bytes, options.cache_codec)
 
 
 class CacheStage(FunctionCache):
@@ -450,7 +459,51 @@ class CacheStage(FunctionCache):
         return f"<CacheStage of {self.function}: {self.describe()}>"
 
 
-# --- the stage as a decorator ---------------------------------------------------------------------
+# --- caches used by hand, and the stage as a decorator ---------------------------------------------
+
+
+_OF_CONTEXT: Final = ("cache_ttl", "cache_maxsize", "cache_max_bytes", "cache_copy", "cache_codec")
+
+
+def get_cache_context(
+    cache_backend: str | Store = "memory", cache_namespace: str = "opero", **options: Any
+) -> CacheContext:
+    """Return a cache to be used by hand.
+
+    Args:
+        cache_backend: "memory", "disk", "disk:PATH", "redis", "redis://…", or a store object.
+        cache_namespace: Contexts of one namespace see the same values; `clear_cache(namespace)`
+            empties them, too.
+        options: Further cache options: `cache_ttl`, `cache_maxsize`, `cache_max_bytes`,
+            `cache_copy`, `cache_codec`. The first context of a namespace in memory decides its bounds.
+
+    Raises:
+        OperoUsageError: An option is unknown or wrong.
+
+    Example:
+        >>> with get_cache_context(cache_namespace="prices", cache_ttl="1h") as cache:
+        ...     cache.set(("EUR", "USD"), 1.08)
+        ...     cache.get(("EUR", "USD"))
+        1.08
+    """
+    by = "get_cache_context"
+    for name in options:
+        if name not in _OF_CONTEXT:
+            raise OperoUsageError(
+                f"{by}() has no option {name!r}.{did_you_mean(name, _OF_CONTEXT)} "
+                f"It takes cache_backend, cache_namespace, {', '.join(_OF_CONTEXT)}."
+            )
+    options |= {"cache_backend": cache_backend, "cache_namespace": cache_namespace}
+    given = Options.of(by, **options)
+    store: EntryStore
+    prefix = None
+    if cache_backend == "memory":
+        store = context_stores.setdefault(cache_namespace, _memory(given))
+    else:
+        # Functions have a name between the colons.
+        prefix = f"{namespace_prefix(cache_namespace)}:"
+        store = _shared(given, lambda: prefix)
+    return CacheContext(store, given, prefix)
 
 
 def get_cache_decorator(

@@ -139,6 +139,10 @@ class Engine:
         """Run a workflow that this engine owns and has reserved a thread for."""
         try:
             steps = () if new else self.store.steps(record.id)
+        except UnserializableError as error:
+            self._release(spec)
+            self.journal.write(Move(*record.ownership, State.BLOCKED, error=str(error)))
+            return
         except JournalError as error:
             self._release(spec)
             self._strand(record, str(error))

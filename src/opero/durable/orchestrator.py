@@ -643,4 +643,7 @@ def _shown(text: str | None) -> Any:
 
 
 def _iso(seconds: float) -> str:
-    return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat()
+    try:
+        return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat()
+    except (OSError, OverflowError, ValueError) as error:
+        raise UnserializableError(f"{seconds!r} in the journal is no time.") from error

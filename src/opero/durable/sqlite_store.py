@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import NoneType
 from typing import Any, Final
 
 from opero.durable.records import (
@@ -34,7 +35,7 @@ from opero.durable.records import (
     Wake,
     WorkflowRecord,
 )
-from opero.errors import JournalError, OperoUsageError
+from opero.errors import JournalError, OperoUsageError, UnserializableError
 from opero.limits.state_file import try_lock
 from opero.utils.fork import run_after_fork
 from opero.utils.sqlite import SqliteFile
@@ -231,7 +232,7 @@ class SqliteStore:
     def get(self, workflow: str) -> WorkflowRecord | None:
         """Return one workflow."""
         rows = self._read(f"{_SELECT} WHERE id = ?", (workflow,))
-        return _record_of(rows[0]) if rows else None
+        return _record_of(_sound(rows, WorkflowRecord)[0]) if rows else None
 
     def find(
         self, name: str | None = None, states: Iterable[State] = (), limit: int | None = None
@@ -244,14 +245,14 @@ class SqliteStore:
         where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
         values = (*(() if name is None else (name,)), *wanted, -1 if limit is None else limit)
         rows = self._read(f"{_SELECT} {where}ORDER BY created DESC, id LIMIT ?", values)
-        return [_record_of(row) for row in rows]
+        return [_record_of(row) for row in _sound(rows, WorkflowRecord)]
 
     def steps(self, workflow: str) -> list[StepRecord]:
         """Return a workflow's steps in the order of their first record."""
         rows = self._read(f"{_SELECT_STEPS} ORDER BY place", (workflow,))
         return [
             StepRecord(path, name, digest, _STEP_STATES[state], *others)
-            for path, name, digest, state, *others in rows
+            for path, name, digest, state, *others in _sound(rows, StepRecord)
         ]
 
     def attention(self, owner: str) -> tuple[bool, float | None]:
@@ -309,6 +310,29 @@ _PUT_STEP: Final = (
     "ON CONFLICT (workflow, path) DO UPDATE SET state = excluded.state, value = excluded.value, "
     "attempts = excluded.attempts, wake = excluded.wake, ended = excluded.ended"
 )
+
+
+_KINDS: Final[dict[Any, set[type]]] = {
+    "str": {str}, "str | None": {str, NoneType}, "State": {str}, "StepState": {str},
+    "int": {int}, "bool": {int}, "float": {int, float}, "float | None": {int, float, NoneType},
+}  # fmt: skip
+"""What SQLite gives for a field of a record, by its annotation."""
+_STATES: Final[dict[Any, set[Any]]] = {"State": {*State}, "StepState": {*StepState}}
+
+
+def _sound(rows: list[Any], record: type[WorkflowRecord | StepRecord]) -> list[Any]:
+    """Return rows whose values are those of a record.
+
+    Raises:
+        UnserializableError: They are not: somebody, or something, has changed the file.
+    """
+    for column, values in zip(fields(record), zip(*rows, strict=True), strict=False):
+        known = _STATES.get(column.type)
+        if not _KINDS[column.type].issuperset(map(type, values)) or (
+            known is not None and not known.issuperset(values)
+        ):
+            raise UnserializableError(f"a row of the journal is damaged: its {column.name}.")
+    return rows
 
 
 def _record_of(row: tuple[Any, ...]) -> WorkflowRecord:

@@ -88,12 +88,12 @@ class DeliveryQueue:
         with self._lock:
             self._items.clear()
 
-    def is_behind(self, number: int) -> bool:
+    def is_pending(self, number: int) -> bool:
         """Return whether fewer items than that have been processed; a handler does not wait for itself."""
         with self._lock:
             busy = self._busy and self._loop is not None and self._loop.is_running()
-            behind = self.sent - len(self._items) - busy < number
-        return behind and id(self) not in _consuming.get()
+            pending = self.sent - len(self._items) - busy < number
+        return pending and id(self) not in _consuming.get()
 
     # --- the consumer ------------------------------------------------------------------------------------------------
 
@@ -198,7 +198,7 @@ async def drain(queues: Iterable[DeliveryQueue]) -> None:
     import asyncio
 
     for queue, number in [(queue, queue.sent) for queue in queues]:
-        while queue.is_behind(number):
+        while queue.is_pending(number):
             require_loop("wait for handlers")
             queue.start()  # its loop may have ended meanwhile
             await asyncio.sleep(_GLANCE)
@@ -217,7 +217,7 @@ def drain_sync(queues: Iterable[DeliveryQueue], timeout: float | None = None) ->
         raise OperoUsageError("drain_sync() would block the event loop: write `await bus.drain()`.")
     end = None if timeout is None else time.monotonic() + timeout
     for queue, number in [(queue, queue.sent) for queue in queues]:
-        while queue.is_behind(number):
+        while queue.is_pending(number):
             if end is not None and time.monotonic() >= end:
                 return False
             queue.start()  # as above
@@ -228,7 +228,7 @@ def drain_sync(queues: Iterable[DeliveryQueue], timeout: float | None = None) ->
 @atexit.register
 def _drain_at_exit() -> None:
     """Process what waits at the end of the program, on a loop in this thread where no other one runs any more."""
-    waiting = [queue for queue in delivery_queues() if queue.is_behind(queue.sent)]
+    waiting = [queue for queue in delivery_queues() if queue.is_pending(queue.sent)]
     if waiting and running_loop() is None:
         import asyncio
 

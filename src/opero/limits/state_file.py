@@ -118,6 +118,8 @@ else:
 _MAGIC, _CHANGING = 0, 1
 _HEADER: Final = 2
 _VERSION: Final = 2
+_LARGEST: Final = 1 << 26
+"""Bytes of a file that are read: several times the largest state."""
 
 
 class _OpenFiles:
@@ -274,9 +276,11 @@ def _open_own(path: str, *, create: bool) -> int:
     fd = os.open(path, flags, 0o600)
     about = os.fstat(fd)
     foreign = hasattr(os, "geteuid") and about.st_uid != os.geteuid()
-    if foreign or not stat.S_ISREG(about.st_mode):
+    if foreign or not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST:
         os.close(fd)
-        raise PermissionError(f"{path} is no plain file of this user")
+        raise PermissionError(f"{path} is no plain file of this user, or larger than any state")
+    if about.st_mode & 0o077 and hasattr(os, "fchmod"):
+        os.fchmod(fd, 0o600)
     return fd
 
 

@@ -15,7 +15,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Literal, NoReturn
 
 from opero.errors import OperoError, StoreError, warn_user
@@ -65,6 +65,13 @@ def advice(error: sqlite3.Error, timeout: float = 0.0) -> str:
     name = _error_name(error)
     found = [text for start, text in _ADVICE.items() if name.startswith(start)]
     return found[0].format(error=error, timeout=timeout) if found else str(error)
+
+
+def _without_content(error: sqlite3.Error) -> sqlite3.Error:
+    """Return an error that shows nothing of what is in the file: SQLite shows texts that it cannot decode."""
+    if not str(error).startswith("Could not decode"):
+        return error
+    return ForeignDatabase("the file is damaged: a text in it is not UTF-8.")
 
 
 def is_damage(error: BaseException | None) -> bool:
@@ -159,7 +166,6 @@ class SqliteFile:
         self._reading = threading.RLock()
         self._opening = threading.RLock()
         self._reader: _Connection | None = None
-        self._cursor: sqlite3.Cursor | None = None  # of the reader, while it is not in use
         self._writer: _Connection | None = None
         self._file_id: FileId | None = None
         self._latest: FileId | None = None
@@ -197,14 +203,7 @@ class SqliteFile:
                 finally:
                     self._writing.release()
             with self._reading:
-                # Taken while it is in use, because a destructor may read at any allocation.
-                cursor, self._cursor = self._cursor, None
-                if cursor is None:
-                    cursor = self._open_reader().cursor()
-                rows = cursor.execute(statement, values).fetchall()
-                if cursor.connection is self._reader:
-                    self._cursor = cursor
-                return rows
+                return self._open_reader().execute(statement, values).fetchall()
         except sqlite3.Error as error:
             self._recover(error)
         return self.read(statement, values)
@@ -251,13 +250,13 @@ class SqliteFile:
             writer, self._writer = self._writer, None
             _close(writer)
         with self._reading:
-            reader, self._reader, self._cursor = self._reader, None, None
+            reader, self._reader = self._reader, None
             _close(reader)
         self._file_id = None
 
     def after_fork(self) -> None:
         """In a forked child: never touch the connections of the parent process."""
-        _inherited.extend((self._reader, self._cursor, self._writer))
+        _inherited.extend((self._reader, self._writer))
         self._forget()
 
     def watch(self) -> None:
@@ -305,6 +304,10 @@ class SqliteFile:
                     raise self._error(
                         f"{self._name}: unable to open the file ({reason})."
                     ) from error
+                except UnicodeDecodeError:  # of a message of SQLite's
+                    raise ForeignDatabase(
+                        "the file is damaged: its tables have no names."
+                    ) from None
                 if found is not None and found == _file_id(self.path):
                     # Where the other connection has an earlier file open, `watch` notices.
                     self._file_id = self._file_id or found
@@ -383,10 +386,9 @@ class SqliteFile:
     def _open_unwritable(self) -> _Connection:
         """Open a file that this process may only read."""
         if os.path.exists(self.path + "-wal"):
-            try:
+            # If it cannot be read without writing, go without what stands only there.
+            with suppress(sqlite3.OperationalError):
                 return self._raw(_address(self.path), uri=True)
-            except sqlite3.OperationalError:
-                pass  # it cannot be read without writing: go without what stands only there
         return self._raw(f"{_address(self.path)}&immutable=1", uri=True)
 
     def _create(self) -> None:
@@ -418,6 +420,7 @@ class SqliteFile:
 
     def _recover(self, error: sqlite3.Error) -> None:
         """Replace a damaged file; return if the operation is worth another try."""
+        error = _without_content(error)
         if not is_damage(error) or self._on_damage == "raise":
             if _error_name(error).startswith("SQLITE_IOERR") and self._on_damage != "raise":
                 with self._writing, self._reading:
@@ -443,10 +446,8 @@ class SqliteFile:
                 _unlink(aside)
                 return
             for ending in _BESIDE:
-                try:
+                with suppress(FileNotFoundError):
                     os.rename(self.path + ending, aside + ending)
-                except FileNotFoundError:
-                    pass
         except OSError as problem:
             reason = problem.strerror or type(problem).__name__
             raise self._error(
@@ -457,6 +458,7 @@ class SqliteFile:
         )
 
     def _raise(self, error: sqlite3.Error) -> NoReturn:
+        error = _without_content(error)
         raise self._error(f"{self._name}: {advice(error, self.timeout)}") from error
 
     def __repr__(self) -> str:
@@ -480,10 +482,8 @@ class _Connection(sqlite3.Connection):
 
 def _close(connection: _Connection | None) -> None:
     if connection is not None:
-        try:
+        with suppress(sqlite3.Error):
             connection.close()
-        except sqlite3.Error:
-            pass
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -544,7 +544,5 @@ def _put_in_place(draft: str, path: str) -> None:
 
 
 def _unlink(path: str) -> None:
-    try:
+    with suppress(OSError):
         os.unlink(path)
-    except OSError:
-        pass

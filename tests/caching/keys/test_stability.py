@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from tests.tables import rows
 
@@ -142,6 +143,23 @@ GOLDEN_WITH_LIBRARIES: dict[str, str] = {
 }
 
 
+PANDAS: dict[str, str] = {
+    "pd.NA": "907893f6a05125d9cb9425ba33d658464d7b1f81",
+    "pd.NaT": "3f55effc82dfc5de8e86ccf9169ab6dbddffa742",
+    "pd.DataFrame([[1, 2.5]])": "46f2ec99fe9e8d088faa7b5e53ee719884b61338",
+    'pd.Series([1.5, 2.5], name="a")': "1260e4e652ede2ef3fa3d7be45c264655ea10326",
+    'pd.array([1, None], dtype="Int64")': "4aa90b686fb3578423e1a8a813981b31c870755b",
+    "pd.RangeIndex(1, 9, 2)": "ef5daeeedd3da194603b48b99fd6f1b09e9590ce",
+    'pd.Index([3, 1], name="n")': "8bf77e97546cb1ca3f521050517e3d5282312f14",
+    "pd.MultiIndex.from_tuples([(1, 2), (1, 3)])": "679496d8ca8237ca706e592d1a73d8b163c7142a",
+    'pd.Timestamp("2024-02-29 01:00").as_unit("ns")': "6e35c4d1fd590addc6cc54e33780e9b8dee7d6eb",
+    'pd.Timestamp("2024-02-29 01:00", tz="Europe/Berlin").as_unit("ns")': "717421b5c843b70d05c44896a387fe37db0c901f",
+    'pd.Timedelta(days=1).as_unit("ns")': "601e855b4208c0eba232d74da9491ce96371bd72",
+    'pd.Period("2024-02-29", "D")': "ac48530ab0eb010090b23f33685187e9f4db64b1",
+    'pd.Interval(1, 2, closed="left")': "3de27b827d64f6c06cfaa848e3b6993061f7b1f0",
+}
+
+
 @pytest.fixture(scope="module")
 def prelude() -> dict[str, Any]:
     namespace: dict[str, Any] = {"__name__": "__main__"}
@@ -153,6 +171,11 @@ def prelude() -> dict[str, Any]:
 def test_keys_do_not_change_between_releases(expression: str, prelude: dict[str, Any]) -> None:
     expected = (GOLDEN | GOLDEN_WITH_LIBRARIES)[expression]
     assert digest(eval(expression, prelude)).hex() == expected
+
+
+@rows("expression", PANDAS)
+def test_keys_of_pandas_do_not_change_between_releases(expression: str) -> None:
+    assert digest(eval(expression, {"pd": pd})).hex() == PANDAS[expression]
 
 
 def digests_in_a_process(python: str, **environment: str) -> tuple[bool, dict[str, str]]:

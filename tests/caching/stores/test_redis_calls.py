@@ -283,7 +283,7 @@ def test_the_host_program_notices_nothing(tmp_path: Path, transport: str) -> Non
             """
             import asyncio
             from opero import opero, clear_cache
-            from opero.caching.handles import get_cache_context
+            from opero.core import get_cache_context
             from opero.errors import StoreError
 
             @opero(cache_backend="redis")
