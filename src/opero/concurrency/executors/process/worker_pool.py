@@ -243,7 +243,8 @@ class ProcessEngine:
             if self._method == "forkserver":
                 # With what that has imported: the server has nothing to do now.
                 self._modules = modules_to_preload(self._job.function, self._job.worker_init)
-                shared_server(self._modules)
+                with suppress(OSError, WorkerStartError):  # the next worker says so
+                    shared_server(self._modules)
         end = None if timeout is None else time.monotonic() + timeout
         while not self._reports:
             left = None if end is None else max(0.0, end - time.monotonic())
