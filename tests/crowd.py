@@ -21,8 +21,8 @@ place, folder, turn = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 options = dict(cache_backend=place, cache_namespace="lease", retries=0)
 if place.startswith("redis"):
     # All the time that a busy machine needs to answer: a call that goes without the server computes for itself.
-    from opero.caching.stores import redis
-    redis._CONNECT = redis._ANSWER = 20.0
+    from opero.caching.stores import redis_connections
+    redis_connections._CONNECT = redis_connections._ANSWER = 20.0
 
 def note(what):
     with (folder / "calls").open("a") as file:

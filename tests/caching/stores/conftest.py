@@ -14,7 +14,7 @@ from tests.redis_server import RedisServer
 
 from opero.caching import lease
 from opero.caching.stores import base as stores
-from opero.caching.stores import redis
+from opero.caching.stores import redis_connections
 
 
 def on_disk(folder: Path, request: pytest.FixtureRequest) -> str:
@@ -37,8 +37,8 @@ def shared_server() -> Iterator[RedisServer]:
 @pytest.fixture
 def server(shared_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
     """That one, with nothing in it, and all the time that a busy machine needs to answer."""
-    monkeypatch.setattr(redis, "_CONNECT", 20.0)
-    monkeypatch.setattr(redis, "_ANSWER", 20.0)
+    monkeypatch.setattr(redis_connections, "_CONNECT", 20.0)
+    monkeypatch.setattr(redis_connections, "_ANSWER", 20.0)
     shared_server.do("FLUSHALL")
     return shared_server
 

@@ -18,7 +18,7 @@ import pytest
 
 from opero import opero
 from opero.caching import signing
-from opero.caching.stores import redis
+from opero.caching.stores import redis, redis_connections
 from opero.caching.stores.redis import RedisStore
 from opero.errors import OperoUsageError, OperoWarning, StoreError
 from opero.events import CacheSkipped
@@ -43,8 +43,10 @@ def server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def store(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisStore]:
-    monkeypatch.setattr(redis, "_CONNECT", 20.0)  # a busy machine needs more than a second at times
-    monkeypatch.setattr(redis, "_ANSWER", 20.0)
+    monkeypatch.setattr(
+        redis_connections, "_CONNECT", 20.0
+    )  # a busy machine needs more than a second at times
+    monkeypatch.setattr(redis_connections, "_ANSWER", 20.0)
     server.do("FLUSHALL")
     store = RedisStore(server.url)
     yield store

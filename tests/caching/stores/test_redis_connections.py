@@ -10,11 +10,12 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
-from opero.caching.stores import redis
+from opero.caching.stores import redis_connections
 from opero.caching.stores.base import Backoff
 from opero.caching.stores.redis import RedisStore
 from opero.errors import StoreError
@@ -30,8 +31,8 @@ pytestmark = pytest.mark.internal
 @pytest.fixture
 def server(own_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
     """One whose clients are those of the test, and which a busy machine may keep waiting."""
-    monkeypatch.setattr(redis, "_CONNECT", 20.0)
-    monkeypatch.setattr(redis, "_ANSWER", 20.0)
+    monkeypatch.setattr(redis_connections, "_CONNECT", 20.0)
+    monkeypatch.setattr(redis_connections, "_ANSWER", 20.0)
     return own_server
 
 
@@ -76,7 +77,7 @@ def test_a_connection_that_has_been_idle_for_long_is_not_trusted(
     """What stands in between may have forgotten it, and would swallow what is sent."""
     store.set("k", b"1", None)
     reported = server.do("INFO", "stats")
-    monkeypatch.setattr(redis, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(redis_connections, "FRESH_SECONDS", 0.0)
     assert store.get("k") == b"1"
     now = server.do("INFO", "stats")
     assert isinstance(reported, dict)
@@ -89,7 +90,7 @@ def test_a_connection_that_has_been_idle_for_long_is_not_trusted(
 def test_so_is_one_of_an_event_loop(
     store: RedisStore, server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(redis_connections, "FRESH_SECONDS", 0.0)
 
     async def main() -> None:
         for _ in range(5):
@@ -238,7 +239,10 @@ def test_answers_to_an_event_loop_may_come_in_any_pieces() -> None:
     sent = b"$0\r\n\r\n$5\r\na\r\nbc\r\n:1\r\n:0\r\n+OK\r\n"
 
     async def main(size: int) -> list[object]:
-        connection, loop = redis._LoopConnection(str, Backoff()), asyncio.get_running_loop()
+        connection, loop = (
+            redis_connections.LoopConnection(None, Backoff()),
+            asyncio.get_running_loop(),
+        )
         wanted = [1, 1, 2, 1]
         waiting = [(loop.create_future(), count, list[object]()) for count in wanted]
         waiting[1][0].cancel()  # whose answer comes all the same
@@ -279,3 +283,32 @@ def test_what_is_asked_over_a_connection_that_breaks_is_asked_again(store: Redis
 
     asyncio.run(main())
     store.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"$ten\r\n",
+        b":\r\n",
+        b"+OK\r\n+OK\r\n",
+        b"*1\r\n$1\r\n1\r\n",
+    ],
+)
+def test_a_server_that_is_no_redis_is_one_that_cannot_be_reached(
+    answer: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while await reader.read(1000):
+                writer.write(answer)
+        writer.close()
+
+    async def main() -> None:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            with pytest.raises(StoreError, match="cannot be reached"):
+                await RedisStore(f"redis://127.0.0.1:{port}/1").aget("k")
+
+    asyncio.run(main())
+    assert not caplog.records

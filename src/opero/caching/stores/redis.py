@@ -3,36 +3,35 @@
 
 The server sees entries behind `opero:cache:` and leases behind `opero:lease:`, so that neither can
 be mistaken for the other or for keys of other programs.
-
-Commands go through the connections of the library `redis`, past its clients and pools: those cost more than a
-command. A command is tried once and does not wait long: what would be a stall of seconds is a miss.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import re
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from importlib import import_module
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, urlsplit
 from weakref import WeakKeyDictionary
 
 from opero.caching.stores.base import LONGEST_LEASE, Backoff, KeyOwner, Row, StoredItem, portions
+from opero.caching.stores.redis_connections import (
+    Command,
+    LoopConnection,
+    ThreadPool,
+    connector,
+    names_of,
+)
 from opero.errors import OperoUsageError, StoreError
 from opero.utils.ambient import running_loop
 from opero.utils.fork import reset_after_fork
 from opero.utils.secrets import mask_url
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop, Future
-
-    from opero.caching.plain_types import Buffer
+    from asyncio import AbstractEventLoop
 
 
 ACROSS_HOSTS: Final = True
@@ -113,8 +112,8 @@ class RedisStore:
         self._forget()
 
     def _forget(self) -> None:
-        self._threads = _ThreadPool(_connector("redis", self._url, _ANSWER))
-        self._loops: WeakKeyDictionary[AbstractEventLoop, _LoopConnection] = WeakKeyDictionary()
+        self._threads = ThreadPool(connector("redis", self._url))
+        self._loops: WeakKeyDictionary[AbstractEventLoop, LoopConnection] = WeakKeyDictionary()
 
     def allow(self, max_bytes: int) -> None:
         """Allow entries of so many bytes; those beyond are not read."""
@@ -195,7 +194,7 @@ class RedisStore:
 
     def close(self) -> None:
         """Close the connections of threads; those of an event loop are closed with it."""
-        pool, self._threads = self._threads, _ThreadPool(self._threads.connect)
+        pool, self._threads = self._threads, ThreadPool(self._threads.connect)
         pool.close()
 
     def __repr__(self) -> str:
@@ -221,9 +220,8 @@ class RedisStore:
             loop: Any = running_loop()
             connection = self._loops.get(loop)
             if connection is None:
-                # Waiting is bounded there: the library would set a timer for each step of a command.
-                connect = _connector("redis.asyncio", self._url, None)
-                connection = self._loops[loop] = _LoopConnection(connect, self._backoff)
+                library = connector("redis.asyncio", self._url)()
+                connection = self._loops[loop] = LoopConnection(library, self._backoff)
                 await anext(connection.closer)
             answers = await connection.ask(loop, commands)
         except Exception as error:
@@ -242,7 +240,7 @@ class RedisStore:
         if isinstance(error, StoreError):
             return error
         why = _reason(error)
-        if not _DOWN.isdisjoint(_names(error)):
+        if not _DOWN.isdisjoint(names_of(error)):
             self._backoff.failed(why)
         return StoreError(why)
 
@@ -286,9 +284,6 @@ class RedisStore:
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
-
-Command = tuple[Any, ...] | bytes
-"""A command and its arguments, or what is sent for it."""
 
 _ENTRIES: Final = b"opero:cache:"
 _LEASES: Final = b"opero:lease:"
@@ -337,292 +332,7 @@ def _milliseconds(seconds: float) -> int:
     return max(1, math.ceil(seconds * 1000))
 
 
-# --- connections ------------------------------------------------------------------------------------------------------
-
-_CONNECT: Final = 1.0
-_ANSWER: Final = 1.0
-"""Seconds. For threads the latter is between two pieces of an answer, so that large values may take longer."""
-
-FRESH_SECONDS: Final = 60.0
-"""How long a connection may have been idle: routers and firewalls forget old ones."""
-
-_PIECE: Final = 1 << 20
-
-
-def _connector(library: str, url: str, timeout: float | None) -> Callable[[], Any]:
-    """Return what makes a connection to a server, which connects when something is sent, also after a disconnect.
-
-    Args:
-        library: "redis" for threads, "redis.asyncio" for event loops.
-        url: Where the server is.
-        timeout: Seconds in which something must be sent or come; None for the caller to watch over it.
-    """
-
-    @functools.cache
-    def settings() -> Any:
-        no_backoff = import_module("redis.backoff").NoBackoff()
-        return import_module(library).ConnectionPool.from_url(
-            url,
-            retry=import_module(f"{library}.retry").Retry(no_backoff, 0),
-            socket_connect_timeout=_CONNECT,
-            socket_timeout=timeout,
-            decode_responses=False,
-            # The newer one sends messages that no command has asked for, and logs a line where it fails.
-            protocol=2,
-        )
-
-    return lambda: settings().connection_class(**settings().connection_kwargs)
-
-
-def _pieces(connection: Any, commands: Sequence[Command]) -> Iterable[Buffer]:
-    """Yield what is sent for commands: what is short together, and what is long in parts, each with its own timeout."""
-    if len(commands) == 1 and type(commands[0]) is bytes:
-        yield commands[0]
-        return
-    short: list[bytes] = []
-    for command in commands:
-        for part in (command,) if type(command) is bytes else connection.pack_command(*command):
-            if len(part) < _PIECE:
-                short.append(part)
-                continue
-            yield b"".join(short)
-            short.clear()
-            view = memoryview(part)
-            yield from (view[start : start + _PIECE] for start in range(0, len(part), _PIECE))
-    yield b"".join(short)
-
-
-class _ThreadPool:
-    """The connections of threads: each is used by one at a time, and kept for the next.
-
-    Args:
-        connect: Makes one.
-    """
-
-    def __init__(self, connect: Callable[[], Any]) -> None:
-        self.connect: Callable[[], Any] = connect
-        self._idle: deque[tuple[Any, float]] = deque()  # the last one used comes first
-        self._closed = False
-
-    def ask(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands in one trip and return their answers, also refusals."""
-        try:
-            connection, since = self._idle.pop()
-        except IndexError:
-            connection, since = self.connect(), -math.inf
-        trusted = time.monotonic() - since < FRESH_SECONDS
-        if not trusted:
-            connection.disconnect()
-        while True:
-            try:
-                for piece in _pieces(connection, commands):
-                    connection.send_packed_command((piece,))
-                answers = [_read(connection) for _ in commands]
-            except BaseException as error:
-                # Whatever it is, an answer may be under way, which must reach no other caller.
-                connection.disconnect()
-                if not trusted or "ConnectionError" not in _names(error):
-                    raise
-                trusted = False  # the server was restarted meanwhile
-            else:
-                self._idle.append((connection, time.monotonic()))
-                if self._closed:
-                    self.close()
-                return answers
-
-    def close(self) -> None:
-        """Close all connections; those in use when they are idle again."""
-        self._closed = True
-        while self._idle:
-            self._idle.pop()[0].disconnect()
-
-
-class _LoopConnection:
-    """The connection of one event loop: tasks send as they come, and answers come in that order.
-
-    The library opens it and introduces itself to the server. Then this object takes the place of the library's
-    streams as the protocol (`asyncio.Protocol`) of the transport: they cost more than a command.
-
-    Args:
-        connect: Makes a connection of the library.
-        backoff: The pauses of the server.
-
-    Attributes:
-        closer: Closes the connection when it ends. There is no other hook: `asyncio.run` closes generators that are
-            still open, then the loop. A connection that is not closed by then warns when it is collected.
-    """
-
-    def __init__(self, connect: Callable[[], Any], backoff: Backoff) -> None:
-        from asyncio import Lock
-
-        self._connect = connect
-        self._backoff = backoff
-        self._opening = Lock()
-        self._library: Any = None  # its connection
-        self._transport: Any = None
-        self._streams: Any = None  # the protocol of the library
-        self._waiting: deque[tuple[Future[list[Any]], int, list[Any]]] = deque()
-        self._received = bytearray()
-        self._expected = self._count = (
-            0  # bytes without which there is no whole answer; bytes so far
-        )
-        self._used = -math.inf
-        self._watched = self._closed = False
-        self.closer: AsyncGenerator[None, None] = self._close_with_loop()
-
-    async def ask(self, loop: AbstractEventLoop, commands: Sequence[Command]) -> list[Any]:
-        """Send commands in one trip and return their answers, also refusals."""
-        again = True
-        while True:
-            if not self._usable:
-                await self._open()
-            future: Future[list[Any]] = loop.create_future()
-            self._waiting.append((future, len(commands), []))
-            for piece in _pieces(self._library, commands):
-                self._transport.write(piece)
-            if not self._watched:
-                self._watch(loop)
-            try:
-                return await future
-            except ConnectionError:
-                if not again:
-                    raise
-                again = False  # the server was restarted meanwhile, perhaps
-            finally:
-                if self._closed:
-                    await self._close()
-
-    @property
-    def _usable(self) -> bool:
-        """Whether the connection is open, and has not been idle for too long."""
-        if self._transport is None or self._transport.is_closing():
-            return False
-        return bool(self._waiting) or time.monotonic() - self._used < FRESH_SECONDS
-
-    def _watch(self, loop: AbstractEventLoop, before: object = None, since: float = 0.0) -> None:
-        """Look from time to time whether anything moves; if it does not, no caller waits any longer."""
-        self._watched = bool(self._waiting)
-        if self._watched:
-            now, moved = loop.time(), (self._count, self._transport.get_write_buffer_size())
-            if moved != before:
-                since = now
-            elif now - since >= _ANSWER:
-                self._watched = False
-                self._end(TimeoutError)
-                return
-            loop.call_later(_ANSWER / 8, self._watch, loop, moved, since)
-
-    # --- opening and closing ----------------------------------------------------------------------
-
-    async def _open(self) -> None:
-        """Open the connection, unless another task has done it."""
-        from asyncio import timeout
-
-        waited = self._opening.locked()
-        async with self._opening:
-            if self._usable:
-                return
-            if waited:  # another task has tried in vain, perhaps
-                self._backoff.check()
-            await self._close()
-            self._library = library = self._connect()
-            try:
-                async with timeout(_CONNECT + _ANSWER):
-                    await library.connect()
-            except BaseException:
-                await library.disconnect(nowait=True)
-                raise
-            self._transport = library._writer.transport  # noqa: SLF001 - it is to be had nowhere else
-            self._streams = self._transport.get_protocol()
-            self._transport.set_protocol(self)
-            self._used = time.monotonic()
-
-    def _end(self, failure: type[Exception]) -> None:
-        """End the connection without sending anything more, and the waits of all callers."""
-        transport, self._transport = self._transport, None
-        if transport is not None:
-            transport.set_protocol(self._streams)
-            transport.abort()  # a plain close would outlive the loop if the server takes nothing
-        self._received.clear()
-        self._expected = 0
-        self._count += 1
-        while self._waiting:
-            future = self._waiting.popleft()[0]
-            if not future.done():
-                future.set_exception(failure())
-
-    async def _close(self) -> None:
-        """Close the connection without waiting: this may run in a task that is cancelled with its loop."""
-        self._end(ConnectionError)
-        if self._library is not None:
-            await self._library.disconnect(nowait=True)
-
-    async def _close_with_loop(self) -> AsyncGenerator[None, None]:
-        try:
-            yield
-        finally:
-            self._closed = True
-            await self._close()
-
-    # --- as the protocol of the transport ---------------------------------------------------------
-
-    def data_received(self, data: bytes) -> None:
-        """Hand out the answers that are complete; what a task that was cancelled has asked for is dropped."""
-        received = self._received
-        received += data
-        self._count += len(data)
-        if len(received) < self._expected:
-            return
-        start = self._expected = 0
-        while (end := received.find(b"\r\n", start) + 2) >= 2:
-            kind, head = received[start : start + 1], bytes(received[start + 1 : end - 2])
-            answer: Any = int(head) if kind == b":" else head
-            if kind == b"$" and (size := int(head)) >= 0:
-                stop = end + size + 2
-                if len(received) < stop:
-                    self._expected = stop - start
-                    break
-                answer, end = bytes(received[end : end + size]), stop
-            elif kind == b"-":
-                text = head.decode(errors="replace")
-                answer = self._library._parser.parse_error(text)  # noqa: SLF001 - as above
-            start = end
-            future, wanted, answers = self._waiting[0]
-            answers.append(answer)
-            if len(answers) == wanted:
-                del self._waiting[0]
-                if not future.done():
-                    future.set_result(answers)
-        del received[:start]
-        self._used = time.monotonic()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """End the waits of all callers."""
-        self._transport = None
-        self._end(ConnectionError)
-
-    def pause_writing(self) -> None:
-        """Go on: what is to be sent is in memory anyway, and a transport that is at its end closes itself."""
-
-    resume_writing = eof_received = pause_writing
-
-
-def _read(connection: Any) -> Any:
-    """Return an answer, which may be a refusal: the connection is good then, and there may be others behind it."""
-    try:
-        return connection.read_response()
-    except Exception as error:
-        if "ResponseError" not in _names(error):
-            raise
-        return error
-
-
 # --- errors -----------------------------------------------------------------------------------------------------------
-
-
-def _names(error: BaseException | None) -> list[str]:
-    """Return the names of an error's classes: the library's and Python's own mean the same by them."""
-    return [kind.__name__ for kind in type(error).__mro__]
 
 
 _DOWN: Final = {"ConnectionError", "TimeoutError", "OSError"}
@@ -645,6 +355,6 @@ _REASONS: Final = {
 def _reason(error: Exception) -> str:
     """Say what happened. The library's own words may hold addresses and keys, so they are not used."""
     # What goes wrong while it connects is the cause of another error.
-    known = (name for one in (error.__cause__, error) for name in _names(one) if name in _REASONS)
+    known = (name for one in (error.__cause__, error) for name in names_of(one) if name in _REASONS)
     found = next(known, None)
     return type(error).__name__ if found is None else _REASONS[found]
