@@ -291,7 +291,6 @@ def test_what_is_asked_over_a_connection_that_breaks_is_asked_again(store: Redis
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
         b"$ten\r\n",
         b":\r\n",
-        b"+OK\r\n+OK\r\n",
         b"*1\r\n$1\r\n1\r\n",
     ],
 )
