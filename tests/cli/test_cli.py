@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import tomllib
+from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -161,6 +163,16 @@ def test_cache_list_counts_by_namespace(folder: Path) -> None:
     assert head == ["namespace", "functions", "entries", "size"]
     assert geo[:3] == ["geo:eu", "2", "3"]
     assert prices[:3] == ["prices", "1", "1"]
+
+
+def test_cache_list_goes_on_where_an_entry_is_damaged(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / "cache.db")) as db, db:
+        db.execute(
+            "UPDATE Cache SET size = 'x', expires = CASE key LIKE '%prices%' WHEN 1 THEN x'00' END"
+        )
+    code, out, err = run("cache", "list", "--backend", f"disk:{folder}")
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == ["namespace", "geo:eu"]
 
 
 def test_cache_list_as_json(folder: Path) -> None:

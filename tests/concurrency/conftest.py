@@ -49,7 +49,7 @@ def drive(
     flying: dict[int, tuple[list[tuple[int, Any]], set[int]]] = {}
     number = 0
     while waiting or flying:
-        while waiting and len(flying) < engine.slots():
+        while waiting and len(flying) < engine.slots:
             part, waiting = waiting[:chunk], waiting[chunk:]
             number += 1
             flying[number] = part, set(range(len(part)))

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import sqlite3
 import subprocess
 import sys
 import textwrap
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -226,6 +228,16 @@ def test_a_damaged_file_is_set_aside_and_begun_anew(run: Path) -> None:
     journal.put([("a", b"2")])
     assert journal.find(["a"]) == {"a": b"2"}
     journal.close()
+
+
+@pytest.mark.parametrize("damage", ["NULL", "1e300", "'text'", "x'00ff'", "CAST(x'ff' AS TEXT)"])
+def test_an_item_whose_entry_is_damaged_is_run_again(run: Path, damage: str) -> None:
+    assert over(run)([1, 2]) == [2, 4]
+    with contextlib.closing(sqlite3.connect(run)) as db, contextlib.suppress(sqlite3.Error), db:
+        db.execute(f"UPDATE results SET result = {damage}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OperoWarning)  # a file that cannot be read is set aside
+        assert over(run)([1, 2]) == [2, 4]
 
 
 def test_a_file_deleted_in_use_is_begun_anew(run: Path) -> None:

@@ -381,9 +381,24 @@ def test_a_stopped_map_hands_out_what_is_done_behind_a_gap() -> None:
     assert scheduler.hand_out() is None, "the third one is at work"
     for batch in scheduler.take([done(third)], 0.0):
         scheduler.finish(batch)
-    handed = [(list(batch.idx), batch.items) for batch in iter(scheduler.hand_out, None)]
-    assert handed == [([1], ["b"]), ([2], ["c"]), ([3], ["d"])]
+    handed = [(list(each.idx), each.items, each.values) for each in iter(scheduler.hand_out, None)]
+    assert handed == [([1], ["b"], ["b"]), ([2], ["c"], ["c"]), ([3], ["d"], ["d"])]
     assert scheduler.done
+
+
+def test_items_whose_pause_is_over_go_together_soonest_first_up_to_the_size() -> None:
+    scheduler = scheduler_of(ordered=False, size=ChunkSize(target_s=0.03, fixed=2))
+    feed(scheduler, list("abcd"))
+    for pauses in ((3.0, 1.0), (2.0, 9.0)):
+        odd = {n: ItemOutcome(retry_in=s, parked=Parked(slept=s)) for n, s in enumerate(pauses)}
+        scheduler.take([done(run_chunk(scheduler), odd)], 0.0)
+    assert scheduler.next_chunk(1, 0.999) is None
+    first, second = (scheduler.next_chunk(2, 3.0) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert (first.items, second.items) == (["b", "c"], ["a"])
+    assert [parked.slept for parked in (first.parked or {}).values()] == [1.0, 2.0]
+    assert (scheduler.next_chunk(3, 8.9), scheduler.next_due()) == (None, 9.0)
 
 
 def test_each_failure_is_counted_once() -> None:
@@ -425,14 +440,20 @@ def test_max_errors_as_a_share_that_is_just_reached_is_allowed() -> None:
 def test_stop_on_stops_with_a_text_that_can_be_counted() -> None:
     policy = ErrorPolicy(stop_on=(OSError, KeyError))
     assert policy.stops(ValueError("x")) is None
-    assert policy.stops(TimeoutError("1.123456789 s")) == policy.stops(TimeoutError("2.3 s"))
+    text = "an item failed with TimeoutError, and stop_on ends the map there"
+    assert (
+        policy.stops(TimeoutError("1.123456789 s")) == policy.stops(TimeoutError("2.3 s")) == text
+    )
 
 
 def test_stop_on_looks_into_exception_groups() -> None:
     policy = ErrorPolicy(stop_on=(OSError, KeyError))
     inner = ExceptionGroup("inner", [KeyError("x")])
     assert policy.stops(ExceptionGroup("g", [ValueError()])) is None
-    assert policy.stops(ExceptionGroup("g", [ValueError(), inner])) == policy.stops(KeyError())
+    text = "an item failed with KeyError, and stop_on ends the map there"
+    assert (
+        policy.stops(ExceptionGroup("g", [ValueError(), inner])) == policy.stops(KeyError()) == text
+    )
 
 
 def test_what_is_no_exception_ends_every_map() -> None:

@@ -51,6 +51,29 @@ def until(true: Callable[[], object]) -> None:
 # --- running -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("exit_", [SystemExit(4), KeyboardInterrupt()], ids=repr)
+def test_an_exit_in_a_coroutine_ends_its_workflow_alone(
+    orchestrator: Orchestrator, exit_: BaseException
+) -> None:
+    @activity
+    async def leave() -> None:
+        raise exit_
+
+    @workflow("leaving")
+    async def leaving() -> None:
+        await asyncio.gather(leave(), asyncio.sleep(0.01))
+
+    @workflow("waiting")
+    async def waiting() -> Any:
+        return await wait_for("go")
+
+    other = orchestrator.invoke_workflow("waiting")
+    ended = orchestrator.wait(orchestrator.invoke_workflow("leaving"), timeout=60)
+    assert type(exit_).__name__ in ended["error_message"]
+    orchestrator.signal(other, "go", 7)
+    assert orchestrator.result(other, timeout=60) == 7
+
+
 def test_workflow_gives_its_result(orchestrator: Orchestrator) -> None:
     @activity
     def double(x: int) -> int:

@@ -696,6 +696,7 @@ def test_the_snapshot_is_frozen(clock: FakeClock) -> None:
         ({"failure_rate": 0.5, "minimum_calls": 0}, "minimum_calls=0"),
         ({"reset_timeout": -1}, "reset_timeout=-1"),
         ({"reset_timeout": 30, "max_reset_timeout": 20}, "max_reset_timeout=20 is shorter"),
+        ({"max_reset_timeout": "soon"}, "max_reset_timeout='soon' is no duration"),
         ({"backoff": 0.5}, "backoff"),
         ({"jitter": 1}, "jitter=1 must be a number, 0 or more and less than 1"),
         ({"jitter": "much"}, "jitter"),

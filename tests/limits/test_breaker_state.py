@@ -206,6 +206,19 @@ def test_a_disabled_circuit_lets_all_through_and_counts_nothing() -> None:
     assert breaker.stats.failures == 0
 
 
+def test_each_stay_in_a_state_has_the_next_number() -> None:
+    state, numbers = BreakerState(BreakerRules()), list[int]()
+    for change in (lambda: state.open(0.0), state.force_open, state.disable, state.close):
+        change()
+        numbers.append(state.generation)
+    assert numbers == [1, 2, 3, 4]
+
+
+def test_the_longest_open_time_may_be_the_first() -> None:
+    rules = BreakerRules(reset_timeout=20, max_reset_timeout=20, jitter=0)
+    assert rules.open_seconds(3, draw=0.0) == 20
+
+
 def test_a_change_that_comes_while_the_notifier_leaves_is_delivered_too() -> None:
     reported: list[CircuitChanged] = []
     breaker = CircuitBreaker(on_change=reported.append)

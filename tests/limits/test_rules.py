@@ -244,6 +244,8 @@ def test_a_quota_too_large_to_count_is_refused():
 def test_a_rate_too_slow_for_a_clock_is_refused():
     with pytest.raises(OperoUsageError, match="too slow"):
         rule_for(Rate(1e-12, 1), 1, None)
+    with pytest.raises(OperoUsageError, match="too slow"):
+        gcra_for(Rate(1, 1000 * 86400), burst=20)
 
 
 # --- slots ----------------------------------------------------------------------------------------
@@ -331,6 +333,17 @@ def test_a_damaged_window_of_cost_keeps_what_was_spent_and_goes_back_to_now():
     for part, spent in ((18, 5), (13, 7)):
         expected[2 + part % rule.places] = spent
     assert state == expected
+
+
+def test_a_cost_counts_until_the_last_moment_of_its_part_has_left_the_window():
+    rule = CostWindow(10, 100)
+    state = rule.new_state()
+    assert rule.take(state, 0, 100) == 0
+    assert [rule.used(state, now) for now in (0, 10, 11)] == [100, 100, 0]
+
+
+def test_the_least_cost_of_a_window_is_one_unit():
+    assert CostWindow.of(Rate(1e-9, 1)).capacity == 1
 
 
 @pytest.mark.parametrize("counts", [False, True])

@@ -123,7 +123,10 @@ class Coder:
         Raises:
             Undecodable: It is no entry, or not the one that was written for this context.
         """
-        view = memoryview(data)
+        try:
+            view = memoryview(data)
+        except TypeError:
+            raise Undecodable("it is no bytes") from None
         kind, check = _HEAD.unpack_from(view) if len(view) >= _HEAD.size else (b"", 0)
         if kind == _SIGNED and self._pickles:
             from opero.caching.signing import read_signed

@@ -288,9 +288,9 @@ def _plan(value: Any, seen: set[int], shapes: dict[Any, Copier]) -> Copier | Non
     if kind is dict:
         if not (ATOMS.issuperset(map(type, value)) or all(map(_immutable, value))):
             raise NotPlain
-        return _plan_dict(value, seen, shapes)
+        return _plan_parts(value, value.items(), value.values(), seen, shapes)
     if kind is list or kind is tuple:
-        return _plan_sequence(value, seen, shapes)
+        return _plan_parts(value, enumerate(value), value, seen, shapes)
     if kind is bytearray:
         return bytearray.copy
     if not (ATOMS.issuperset(map(type, value)) or all(map(_immutable, value))):
@@ -318,44 +318,27 @@ def _copy_array(value: Any) -> Any:
     return value.copy("K")  # keeps the memory layout
 
 
-def _plan_dict(value: dict[Any, Any], seen: set[int], shapes: dict[Any, Copier]) -> Copier:
-    if ATOMS.issuperset(map(type, value.values())):
-        return dict.copy
-    parts = tuple(
-        (key, inner)
-        for key, item in value.items()
-        if (inner := _plan(item, seen, shapes)) is not None
-    )
-    if not parts:
-        return dict.copy
-    return shapes.setdefault((dict, parts), _dict_copier(parts))
-
-
-def _plan_sequence(
-    value: list[Any] | tuple[Any, ...], seen: set[int], shapes: dict[Any, Copier]
+def _plan_parts(
+    value: Any,
+    pairs: Iterable[tuple[Any, Any]],
+    items: Iterable[Any],
+    seen: set[int],
+    shapes: dict[Any, Copier],
 ) -> Copier | None:
-    kind = type(value)
-    whole = None if kind is tuple else list.copy
-    if ATOMS.issuperset(map(type, value)):
+    """Return what copies a dict, list or tuple, given what it holds with its keys or places, and without."""
+    kind: Any = type(value)
+    whole: Copier | None = None if kind is tuple else kind.copy
+    if ATOMS.issuperset(map(type, items)):
         return whole
-    inners = [_plan(item, seen, shapes) for item in value]
-    parts = tuple((index, inner) for index, inner in enumerate(inners) if inner is not None)
+    parts = tuple(
+        (key, inner) for key, item in pairs if (inner := _plan(item, seen, shapes)) is not None
+    )
     if not parts:
         return whole
     first = parts[0][1]
-    if len(parts) == len(inners) and all(inner is first for inner in inners):
+    if kind is not dict and len(parts) == len(value) and all(inner is first for _, inner in parts):
         return shapes.setdefault((kind, first), _each_copier(kind, first))
-    return shapes.setdefault((kind, parts), _sequence_copier(kind, parts))
-
-
-def _dict_copier(parts: tuple[tuple[Any, Copier], ...]) -> Copier:
-    def copier(value: dict[Any, Any]) -> dict[Any, Any]:
-        made = value.copy()
-        for key, inner in parts:
-            made[key] = inner(value[key])
-        return made
-
-    return copier
+    return shapes.setdefault((kind, parts), _parts_copier(kind, parts))
 
 
 def _each_copier(kind: type, inner: Copier) -> Copier:
@@ -365,11 +348,11 @@ def _each_copier(kind: type, inner: Copier) -> Copier:
     return copier
 
 
-def _sequence_copier(kind: type, parts: tuple[tuple[int, Copier], ...]) -> Copier:
+def _parts_copier(kind: type, parts: tuple[tuple[Any, Copier], ...]) -> Copier:
     def copier(value: Any) -> Any:
-        made = list(value)
-        for index, inner in parts:
-            made[index] = inner(value[index])
-        return made if kind is list else tuple(made)
+        made = list(value) if kind is tuple else value.copy()
+        for key, inner in parts:
+            made[key] = inner(value[key])
+        return tuple(made) if kind is tuple else made
 
     return copier

@@ -15,7 +15,7 @@ from opero.caching.memory import Entry, MemoryStore, weigh
 from opero.errors import StoreError
 from opero.utils import ambient
 from opero.utils.ambient import switch
-from opero.utils.steps import BlockingStep, in_thread
+from opero.utils.steps import BlockingStep, in_thread, run_sync
 from opero.utils.units import format_bytes
 
 if TYPE_CHECKING:
@@ -230,7 +230,10 @@ class Entries:
         Returns:
             The entry of each; None if it was not stored.
         """
-        outcomes = yield in_thread(lambda: self._store_many(wanted))
+        logic = self._storing(wanted)
+        # Encoding many results would hold up the loop of a store that needs no thread.
+        native = len(wanted) == 1 and getattr(self._store, "native", False)
+        outcomes = (yield from logic) if native else (yield in_thread(lambda: run_sync(logic)))
         for (flight, _, _), outcome in zip(wanted, outcomes, strict=True):
             if not isinstance(outcome, Entry):
                 flight.without_result = True
@@ -238,9 +241,9 @@ class Entries:
                     self._not_stored(outcome)
         return [outcome if isinstance(outcome, Entry) else None for outcome in outcomes]
 
-    def _store_many(
+    def _storing(
         self, wanted: Sequence[tuple[Flight, Any, float | None]]
-    ) -> list[Entry | Exception | None]:
+    ) -> StepLogic[list[Entry | Exception | None]]:
         """Store results; return their entries, or why they were not stored, None if they were not to be."""
         outcomes = [self._made(*one) for one in wanted]
         kept = {
@@ -251,11 +254,14 @@ class Entries:
         rows = [(flight.key, entry) for flight, entry in kept.values()]
         store: Any = self._store
         try:
-            put_many = getattr(store, "put_many", lambda rows: [store.put(*row) for row in rows])
-            for (place, (flight, entry)), fits in zip(kept.items(), put_many(rows), strict=True):
+            put_many: Any = getattr(
+                store, "put_many", lambda rows: [store.put(*row) for row in rows]
+            )
+            fits = yield BlockingStep(put_many, getattr(store, "aput_many", put_many), (rows,))
+            for (place, (flight, entry)), well in zip(kept.items(), fits, strict=True):
                 if flight.invalidated:
-                    self._withdraw(flight, entry)
-                elif not fits:
+                    yield in_thread(functools.partial(self._withdraw, flight, entry))
+                elif not well:
                     outcomes[place] = _too_heavy(entry)
         except Exception as error:  # noqa: BLE001 - as above
             outcomes = [error if place in kept else o for place, o in enumerate(outcomes)]

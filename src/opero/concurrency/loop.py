@@ -114,7 +114,7 @@ class MapRun(AbstractContextManager["MapRun"], AbstractAsyncContextManager["MapR
                 scheduler.stop("its stop_token was set")
             if scheduler.stopped is not None:
                 self.executor.halt()
-            slots, now = self.executor.slots(), ambient.clock().monotonic()
+            slots, now = self.executor.slots, ambient.clock().monotonic()
             while (chunk := scheduler.next_chunk(slots, now)) is not None:
                 self.executor.submit(chunk)
             if (batch := scheduler.hand_out()) is not None:
@@ -143,7 +143,9 @@ class MapRun(AbstractContextManager["MapRun"], AbstractAsyncContextManager["MapR
             if found:
                 yield from self.admit(found)
             if len(found) < wanted:
-                self.end_input(broken)
+                self.scheduler.ended = True
+                if broken:
+                    self.note_broken_input(broken)
                 return
             if slow:
                 self._step = max(1, self._step // 4)
@@ -156,7 +158,7 @@ class MapRun(AbstractContextManager["MapRun"], AbstractAsyncContextManager["MapR
 
     def room(self) -> int:
         """Return how many items to pull now."""
-        lookup, slots = self.lookup, self.executor.slots()
+        lookup, slots = self.lookup, self.executor.slots
         streamed_s = perf_counter() - self._began if self.returns == "stream" else None
         waiting, ahead = (0, 0) if lookup is None else (lookup.waiting, lookup.ahead)
         room = self.scheduler.room(slots, waiting, streamed_s)
@@ -175,20 +177,19 @@ class MapRun(AbstractContextManager["MapRun"], AbstractAsyncContextManager["MapR
         found = yield from self.lookup.sort(idx, items)
         yield from self._finish(found)
 
-    def end_input(self, broken: list[BaseException]) -> None:
-        """Note that no further item will come.
+    def note_broken_input(self, broken: list[BaseException]) -> None:
+        """Note what the input has raised.
 
         Args:
-            broken: What the input has raised, if anything; it is taken out if it is raised at once. That is so for a
-                list, which is not finished then; else it is raised after the last result.
+            broken: The error alone, which is taken out. For a list, which is not finished then, it is raised at once;
+                else after the last result.
         """
-        if broken and (self.returns == "list" or not isinstance(broken[0], Exception)):
+        if self.returns == "list" or not isinstance(broken[0], Exception):
             raise broken.pop()
-        if broken and isinstance(error := broken.pop(), Exception):
+        if isinstance(error := broken.pop(), Exception):
             trace = error.__traceback__
             # Without the frame that caught it, which is none of the caller's.
             self._input_error = error.with_traceback(trace and trace.tb_next)
-        self.scheduler.ended = True
 
     def _wait(self) -> BlockingStep:
         """Return the step that waits for reports; there are none where it waits for the clock alone."""
@@ -263,7 +264,8 @@ class MapRun(AbstractContextManager["MapRun"], AbstractAsyncContextManager["MapR
         self._source = None
         if self.lookup is not None:
             self.lookup.close()
-        self.progress.close()
+        if self.progress.interval is not None:
+            self.progress.close()
         for recorder in self.recorders:
             yield from ask(recorder, recorder.close)
         if isinstance(error, MapError) and error.result is None:
@@ -419,7 +421,9 @@ class _AsyncSource:
             self._more.set()
         if self._task is not None and self._task.done() and not self._found:
             run.progress.pulls = False
-            run.end_input(self._end())
+            run.scheduler.ended = True
+            if broken := self._end():
+                run.note_broken_input(broken)
 
     def _end(self) -> list[BaseException]:
         """Return what the input has raised; a task that is still known then would be a reference cycle."""

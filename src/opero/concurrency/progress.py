@@ -157,7 +157,7 @@ class Progress:
         )
 
     def close(self) -> None:
-        """Show the last state."""
+        """Show the last state; only to be called where there is an `interval`."""
         self._closed.set()
         if self.bar is not None:
             self.bar.close()

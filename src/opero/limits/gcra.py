@@ -256,7 +256,7 @@ class LimitPause:
         cells = self._cells
         if self.on and cells[_UNTIL] >= until:
             return False
-        cells[_NEXT] = max(cells[_NEXT], until) if self.on else until
+        cells[_NEXT] = max(cells[_NEXT], until)
         cells[_UNTIL] = until
         cells[_GAP] = gap
         return True

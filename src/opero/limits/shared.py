@@ -141,11 +141,6 @@ class SharedObject:
         self._join(path)
         return path is not None
 
-    def _is_unknown(self, modules: int) -> bool:
-        """Return, once for each number of modules, whether it is to be searched for in them."""
-        before, self._searched = self._searched, modules
-        return not self._addresses and before != modules
-
     def _places(self) -> Iterator[tuple[str, str]]:
         """Yield the addresses that still stand for this object, with its file."""
         for address in self._addresses:
@@ -348,7 +343,9 @@ def share_all() -> dict[str, str]:
     shared = {id(one): one for one in all_of_them if one._path is not None or one.share()}  # noqa: SLF001 - one thing with this module
     # The search takes milliseconds: once for each object, and again when more modules have been imported.
     modules = len(sys.modules)
-    wanted = {key for key, one in shared.items() if one._is_unknown(modules)}  # noqa: SLF001 - as above
+    wanted = {key for key, one in shared.items() if not one._addresses and one._searched != modules}  # noqa: SLF001 - as above
+    for one in shared.values():
+        one._searched = modules  # noqa: SLF001 - as above
     for address, key in _held_by_modules(wanted) if wanted else ():
         shared[key]._addresses.add(address)  # noqa: SLF001 - as above
     return {address: path for one in shared.values() for address, path in one._places()}  # noqa: SLF001 - as above

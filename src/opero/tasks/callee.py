@@ -35,14 +35,16 @@ class Callee:
         name: The function's name.
         module: Its module.
         is_async: Whether it is called on the event loop.
+        variant: The `@opero` function that tasks without options of their own call; None before the first one.
     """
 
-    __slots__ = ("_fitting", "_input", "_signatures", "is_async", "module", "name")
+    __slots__ = ("_fitting", "_input", "_signatures", "is_async", "module", "name", "variant")
 
     def __init__(self, info: FunctionInfo) -> None:
         self.name: str = info.name
         self.module: str | None = info.module
         self.is_async: bool = info.kind == "async"
+        self.variant: Any = None
         self._signatures = (info.declared, *_called_with(info.fn))
         self._input = input_parameter(info.declared)
         # How many positional arguments, and which keywords, have been found to fit.
@@ -115,18 +117,14 @@ def input_parameter(signature: Signature) -> str | None:
 _known: WeakKeyDictionary[Callable[..., Any], Callee] = WeakKeyDictionary()
 
 
-def is_plain(fn: object) -> bool:
-    """Return whether an object is a plain function: such objects are equal to no other, and can be dict keys."""
-    return type(fn) is types.FunctionType
-
-
 def callee_of(fn: Callable[..., Any]) -> Callee:
     """Describe a function; plain functions are described once.
 
     Raises:
         OperoUsageError: It is not callable.
     """
-    if not is_plain(fn):
+    # Plain functions are equal to no other, and can be dict keys.
+    if type(fn) is not types.FunctionType:
         if not callable(fn):
             raise OperoUsageError(
                 f"a task needs something callable, not {type(fn).__name__}: "
@@ -160,7 +158,7 @@ def with_policies(
         raise OperoUsageError(f"options={options!r} must be a dict: options=dict(retries=3).")
     given = dict(options or {})
     if hasattr(fn, "__opero__"):
-        decorated = _variant(fn, given, note_retry)
+        decorated = _variant(fn, callee, given, note_retry)
         return decorated if callee.is_async else functools.partial(call_in_thread, decorated)
     # Loaded with the first task that has options: the others run without a pipeline.
     from opero.core.options import Options
@@ -181,19 +179,15 @@ def with_policies(
     return call
 
 
-def _variant(fn: Any, given: dict[str, Any], note_retry: Handler) -> Any:
+def _variant(fn: Any, callee: Callee, given: dict[str, Any], note_retry: Handler) -> Any:
     """Return an `@opero` function with other options that reports retries to its run; one for equal tasks."""
-    shareable = not given and is_plain(fn)
-    if shareable and fn in _variants:
-        return _variants[fn]
+    if not given and callee.variant is not None:
+        return callee.variant
     options: Options = fn.options.replace("Task", **given)
     changes = dict(given)
     if options.retries or options.stop:
         changes["on_event"] = [*options.listeners, note_retry]
     variant = fn.with_options(**changes) if changes else fn
-    if shareable and variant is not fn:
-        _variants[fn] = variant
+    if not given and variant is not fn:
+        callee.variant = variant
     return variant
-
-
-_variants: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()

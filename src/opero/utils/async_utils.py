@@ -210,7 +210,12 @@ def _run_loop(loop: AbstractEventLoop) -> None:
     """Run a loop until it is stopped, then end its tasks as `asyncio.run` does."""
     import asyncio
 
-    loop.run_forever()
+    while True:
+        try:
+            loop.run_forever()
+            break
+        except (KeyboardInterrupt, SystemExit):
+            continue  # a task has raised it: it has ended with that, and the others go on
     # Not by `asyncio.run`, which starts a thread for it: the interpreter refuses that at its end.
     tasks = asyncio.all_tasks(loop)
     for task in tasks:

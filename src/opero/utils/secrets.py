@@ -275,17 +275,15 @@ def _mask_one_url(text: str) -> str:
     word = re.split(r"\s", remainder, maxsplit=1)[0]
     after = _patterns()["bare"].sub(_masked_bare, remainder[len(word) :])
     host = re.split(r"[/?#]", word, maxsplit=1)[0]
-    last = -1
+    user, colon, port = host.partition(":")
+    has_paths = re.fullmatch(_PATH_SCHEMES, scheme)
+    within = word  # the password may hold "/", "?" or "#"
     if "@" in host:
-        # Also a password that holds "/" and "@": up to the query, in which an "@" may well stand.
-        last = re.split(r"[?#]", word, maxsplit=1)[0].rfind("@")
-        if re.fullmatch(_PATH_SCHEMES, scheme):
-            last = host.rfind("@")
-    elif "@" in word:
-        # The password holds "/", "?" or "#", or the "@" belongs to the path. A port is a number.
-        user, colon, port = host.partition(":")
-        if (colon and (not user or not port.isdigit())) or not re.fullmatch(_PATH_SCHEMES, scheme):
-            last = word.rfind("@")
+        # Also one that holds "/" and "@": up to the query, in which an "@" may well stand.
+        within = host if has_paths else re.split(r"[?#]", word, maxsplit=1)[0]
+    elif has_paths and not (colon and (not user or not port.isdigit())):
+        within = ""  # the "@" belongs to the path; a port is a number
+    last = within.rfind("@")
     return f"{scheme}://{MASK}{word[last:]}{after}" if last >= 0 else f"{scheme}://{word}{after}"
 
 

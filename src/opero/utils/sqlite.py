@@ -55,7 +55,7 @@ _ADVICE: Final = {
 """By the beginning of the name of an error."""
 
 
-def advice(error: sqlite3.Error, timeout: float = 0.0) -> str:
+def advice(error: Exception, timeout: float = 0.0) -> str:
     """Say what an error of SQLite means for the user.
 
     Args:
@@ -67,11 +67,15 @@ def advice(error: sqlite3.Error, timeout: float = 0.0) -> str:
     return found[0].format(error=error, timeout=timeout) if found else str(error)
 
 
-def _without_content(error: sqlite3.Error) -> sqlite3.Error:
+_UNUSABLE: Final = (sqlite3.Error, UnicodeDecodeError)
+"""What a file that cannot be used raises: the names in a damaged one may be no text."""
+
+
+def _without_content(error: Exception) -> Exception:
     """Return an error that shows nothing of what is in the file: SQLite shows texts that it cannot decode."""
-    if not str(error).startswith("Could not decode"):
-        return error
-    return ForeignDatabase("the file is damaged: a text in it is not UTF-8.")
+    if isinstance(error, UnicodeDecodeError) or str(error).startswith("Could not decode"):
+        return ForeignDatabase("the file is damaged: a text in it is not UTF-8.")
+    return error
 
 
 def is_damage(error: BaseException | None) -> bool:
@@ -204,7 +208,7 @@ class SqliteFile:
                     self._writing.release()
             with self._reading:
                 return self._open_reader().execute(statement, values).fetchall()
-        except sqlite3.Error as error:
+        except _UNUSABLE as error:
             self._recover(error)
         return self.read(statement, values)
 
@@ -213,7 +217,7 @@ class SqliteFile:
         try:
             with self._writing:
                 return self._open_writer().execute(statement, values).rowcount
-        except sqlite3.Error as error:
+        except _UNUSABLE as error:
             self._recover(error)
         return self.write(statement, values)
 
@@ -235,7 +239,7 @@ class SqliteFile:
                     if connection.in_transaction:
                         connection.execute("ROLLBACK")
                     raise
-        except sqlite3.Error as error:
+        except _UNUSABLE as error:
             self._recover(error)
             self._raise(error)
 
@@ -418,7 +422,7 @@ class SqliteFile:
 
     # --- failing ----------------------------------------------------------------------------------
 
-    def _recover(self, error: sqlite3.Error) -> None:
+    def _recover(self, error: Exception) -> None:
         """Replace a damaged file; return if the operation is worth another try."""
         error = _without_content(error)
         if not is_damage(error) or self._on_damage == "raise":
@@ -437,7 +441,7 @@ class SqliteFile:
                 self._set_aside(damaged, error)
             self._replaced = time.monotonic()
 
-    def _set_aside(self, damaged: FileId, error: sqlite3.Error) -> None:
+    def _set_aside(self, damaged: FileId, error: Exception) -> None:
         aside = f"{self.path}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
         try:
             os.rename(self.path, aside)
@@ -457,7 +461,7 @@ class SqliteFile:
             f"{self._name} was damaged ({error}). It was set aside as {aside}, and a new one is begun."
         )
 
-    def _raise(self, error: sqlite3.Error) -> NoReturn:
+    def _raise(self, error: Exception) -> NoReturn:
         error = _without_content(error)
         raise self._error(f"{self._name}: {advice(error, self.timeout)}") from error
 

@@ -405,6 +405,12 @@ def test_closures_differ_by_what_they_close_over():
     assert named(factory(1)) == named(factory(1)) != named(factory(2))
 
 
+def test_a_closure_bound_to_a_value_differs_by_both():
+    names = [named(types.MethodType(factory(n), held)) for n in (1, 2) for held in (1, 2)]
+    assert len(set(names)) == 4
+    assert names[0] == named(types.MethodType(factory(1), 1))
+
+
 def test_lambdas_differ_by_what_they_do():
     one, other = (lambda x: x + 1), (lambda x: x * 100)
     assert named(one) != named(other)

@@ -229,9 +229,8 @@ def test_event_loops_have_the_same_verbs(store):
     if not hasattr(store, "aget"):
         pytest.skip("called in threads")
 
-    store.set("a:k", b"x", 60)
-
     async def main() -> None:
+        await store.aset_many([("a:k", b"x", 60), ("a:l", b"y", None)])
         assert await store.aget("a:k") == b"x"
         assert await store.aget("a:j") is None
         assert await store.aacquire([("a:k", "me")], 30) == [True]

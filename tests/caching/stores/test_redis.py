@@ -182,7 +182,7 @@ class Ways:
 
     def set(self, store: RedisStore, key: str = "k") -> None:
         if self.asynchronous:
-            asyncio.run(store._aask(("SET", f"opero:cache:{key}", b"1")))
+            asyncio.run(store.aset_many([(key, b"1", None)]))
         else:
             store.set(key, b"1", None)
 
@@ -323,7 +323,7 @@ class TestEventLoops:
     def test_loops_in_several_threads(self, store: RedisStore) -> None:
         async def use() -> None:
             for n in range(50):
-                await asyncio.to_thread(store.set, f"k{n}", b"1", 60)
+                await store.aset_many([(f"k{n}", b"1", 60)])
                 assert await store.aget(f"k{n}") == b"1"
 
         errors: list[BaseException] = []

@@ -97,9 +97,11 @@ class Program:
 def program(tmp_path: Path) -> Iterator[Program]:
     program = Program(tmp_path)
     yield program
-    left = [pid for process in program.running for pid in program.group(process)]
-    program.close()
-    assert not left
+    try:
+        # A fork server ends after its program.
+        program.until(lambda: not any(map(program.group, program.running)))
+    finally:
+        program.close()
     # Other programs have files there too.
     assert not list(Path("/dev/shm").glob("*opero*"))
 
@@ -531,8 +533,8 @@ def test_ctrl_c_that_an_import_would_swallow_ends_a_map(program: Program) -> Non
 def test_workers_end_with_their_program(program: Program, before: str, how: int) -> None:
     process = program.start(LONG, before)
     program.begun("begun0", "begun1")
-    # The program, the fork server, and two workers.
-    assert len(program.group(process)) == 4
+    # The program, the fork server, two workers, and the process that the server may keep ready for another one.
+    assert len(program.group(process)) in (4, 5)
     process.send_signal(how)
     process.wait(timeout=100)
     program.until(lambda: not program.group(process))

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from opero.concurrency.executors.process.start import choose_method, modules_to_preload
+from opero.concurrency.executors.process.start import choose_method
+from opero.concurrency.executors.process.worker_pool import modules_to_preload
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

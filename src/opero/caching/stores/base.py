@@ -72,7 +72,7 @@ class ByteStore(Protocol):
     fails fast: a caller waits for a second at most, not for a minute of retries. One object serves
     a place in a process for as long as it runs, so that a backend which comes back is used again.
 
-    A store that event loops need no thread for has coroutines too: `aget` and `aacquire`.
+    A store that event loops need no thread for has coroutines too: `aget`, `aset_many` and `aacquire`.
     """
 
     @property
@@ -422,6 +422,13 @@ class CodedStore:
         """Store entries that `entry` has made in as few trips as the store can; False for each that is too heavy."""
         rows = [self._row(key, entry) for key, entry in entries]
         self.backend.set_many([row for row in rows if row is not None])
+        return [entry.weight <= self._max_bytes for _, entry in entries]
+
+    async def aput_many(self, entries: Sequence[tuple[str, Entry]]) -> list[bool]:
+        """Do the same with a store that is `native`."""
+        store: Any = self.backend
+        rows = [self._row(key, entry) for key, entry in entries]
+        await store.aset_many([row for row in rows if row is not None])
         return [entry.weight <= self._max_bytes for _, entry in entries]
 
     def acquire(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:

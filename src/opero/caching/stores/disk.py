@@ -220,7 +220,8 @@ class DiskStore:
         start = prefix
         while True:
             rows = self._file.read(
-                "SELECT key, size, expires FROM Cache WHERE key >= ? AND key < ? ORDER BY key LIMIT 100",
+                "SELECT key, CAST(size AS INTEGER), CAST(expires AS REAL) FROM Cache"
+                " WHERE key >= ? AND key < ? ORDER BY key LIMIT 100",
                 (start, prefix + _BEYOND),
             )
             for key, size, expires in rows:

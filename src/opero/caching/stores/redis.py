@@ -177,6 +177,11 @@ class RedisStore:
         """As `get`."""
         return self._bounded((await self._aask(self._get(key)))[0])
 
+    async def aset_many(self, rows: Sequence[Row]) -> None:
+        """As `set_many`."""
+        for portion in portions(rows):
+            await self._aask(*(_put(*row) for row in portion))
+
     async def aacquire(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
         """As `acquire`."""
         return [
@@ -603,17 +608,13 @@ class _LoopConnection:
 
 
 def _read(connection: Any) -> Any:
+    """Return an answer, which may be a refusal: the connection is good then, and there may be others behind it."""
     try:
         return connection.read_response()
-    except Exception as error:  # noqa: BLE001 - as above
-        return _refusal(error)
-
-
-def _refusal(error: Exception) -> Exception:
-    """Return an error if it is an answer: the connection is good then, and there may be others behind it."""
-    if "ResponseError" not in _names(error):
-        raise error
-    return error
+    except Exception as error:
+        if "ResponseError" not in _names(error):
+            raise
+        return error
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

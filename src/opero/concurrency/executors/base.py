@@ -186,7 +186,7 @@ class Done(NamedTuple):
 
     Attributes:
         chunk: Its id.
-        places: Their positions in the chunk, ascending; a `range` where they are neighbours.
+        places: Their positions in the chunk; a `range` where they are neighbours.
         values: One per item.
         odd: What is more than a plain value of a first attempt, by position in `values`, where None
             stands for it.
@@ -236,11 +236,12 @@ class MapExecutor(Protocol):
 
     An executor of an event loop has the same methods, but `poll` and `close` (with `grace` for `timeout`) are coroutine
     functions.
+
+    Attributes:
+        slots: How many chunks it wants to hold: one at work and one at hand for each worker.
     """
 
-    def slots(self) -> int:
-        """Return how many chunks it wants to hold, those at work included; asked before each turn."""
-        ...
+    slots: int
 
     def open(self, job: MapJob) -> None:
         """Get ready for a job; called once, before the first chunk. `close` follows, also where this fails.

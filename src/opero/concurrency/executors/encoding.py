@@ -29,11 +29,6 @@ PLAIN: Final = frozenset({int, float, complex, str, bytes, bool, type(None)})
 """Types whose instances can always be pickled and opened again."""
 
 
-def are_plain(values: Sequence[Any]) -> bool:
-    """Return whether all of some values are plain."""
-    return {type(value) for value in values} <= PLAIN
-
-
 # --- shared memory --------------------------------------------------------------------------------
 #
 # New memory is what costs: the kernel clears and maps each of its pages, which takes many times as long as a copy to
@@ -162,7 +157,7 @@ def encode_chunk(chunk: Chunk, buffer: SharedBuffer | None = None) -> tuple[Any,
         buffer: Takes large parts of the items; without one everything stands in the message.
     """
     items: Sequence[Any] = chunk.items
-    if not are_plain(items):
+    if not PLAIN.issuperset(map(type, items)):
         items = tuple([encode_value(item, "item", buffer) for item in items])
     return items, dumps_with_errors(chunk.parked) if chunk.parked else None
 

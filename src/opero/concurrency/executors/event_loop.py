@@ -37,6 +37,8 @@ class EventLoopExecutor:
 
     def __init__(self, workers: int, context: Context) -> None:
         self._workers = workers
+        # As many items at work as there are tasks, and as many at hand.
+        self.slots: int = 2
         self._context = context
         self._waiting: deque[tuple[Chunk, int]] = deque()
         self._finished: list[Finished] = []
@@ -47,10 +49,6 @@ class EventLoopExecutor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._serving = 0
         self._closed = False
-
-    def slots(self) -> int:
-        """Return 2: as many items at work as there are tasks, and as many at hand."""
-        return 2
 
     def open(self, job: MapJob) -> None:
         """Prepare; tasks are made when there is something for them to do."""
@@ -160,10 +158,7 @@ class AsyncInlineExecutor(EventLoopExecutor):
 
     def __init__(self) -> None:
         super().__init__(0, copy_context())
-
-    def slots(self) -> int:
-        """Return 1: one item at a time."""
-        return 1
+        self.slots = 1
 
     async def poll(self, wait: float | None) -> list[Report]:
         """Run what was submitted."""
@@ -185,7 +180,7 @@ class ExecutorBridge:
     def __init__(self, engine: MapExecutor) -> None:
         self._engine = engine
         self._waiter = ThreadPoolExecutor(1, thread_name_prefix="opero-map")
-        self.slots: Callable[[], int] = engine.slots
+        self.slots: int = engine.slots
         self.open: Callable[[MapJob], None] = engine.open
         self.submit: Callable[[Chunk], None] = engine.submit
         self.halt: Callable[[], None] = engine.halt

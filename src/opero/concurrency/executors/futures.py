@@ -293,15 +293,11 @@ class FuturesExecutor:
 
     def __init__(self, pool: _Pool, workers: int) -> None:
         self._pool = pool
-        self._workers = workers
+        self.slots: int = 2 * workers
         self._waiting: deque[Chunk] = deque()
         self._flying: dict[int, tuple[Future[Any], range]] = {}
         self._suspect = False
         self._ended: SimpleQueue[int | None] = SimpleQueue()
-
-    def slots(self) -> int:
-        """Return room for a chunk at work and one at hand for each worker."""
-        return 2 * self._workers
 
     def open(self, job: MapJob) -> None:
         """Pickle the job.

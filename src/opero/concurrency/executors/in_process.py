@@ -99,6 +99,7 @@ class ThreadExecutor:
 
     def __init__(self, workers: int, context: Context | None) -> None:
         self.workers = workers
+        self.slots: int = 2 * workers
         self._context = context
         self._waiting: SimpleQueue[SharedChunk | None] = SimpleQueue()
         self._take: Callable[[], SharedChunk | None] = self._waiting.get
@@ -110,10 +111,6 @@ class ThreadExecutor:
         self._items = 0
         self._look: float | None = None
         self._stopped = False
-
-    def slots(self) -> int:
-        """Return room for a chunk at work and one at hand for each thread."""
-        return 2 * self.workers
 
     def open(self, job: MapJob) -> None:
         """Prepare; threads start with the first `poll`, so that each finds its chunk waiting."""
@@ -270,10 +267,7 @@ class InlineExecutor(ThreadExecutor):
 
     def __init__(self) -> None:
         super().__init__(1, None)
-
-    def slots(self) -> int:
-        """Return 1: one item at a time."""
-        return 1
+        self.slots = 1
 
     def after_fork(self) -> None:
         """Go on in the child, too: the thread that runs the items is the program's."""

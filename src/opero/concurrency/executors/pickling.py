@@ -165,7 +165,7 @@ class JobSpec(NamedTuple):
         emitter = job.pipeline.emitter
         fields = job._asdict()
         del fields["pipeline"], fields["stopped"]
-        everything = event_bus.active or job.relays_all
+        everything = bool(event_bus.subscriptions) or job.relays_all
         listens = "bus" if everything else "function" if emitter.active else None
         options = shared_options(job.pipeline)
         stops = job.stopped is not None

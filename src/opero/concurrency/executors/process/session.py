@@ -22,7 +22,6 @@ from opero.concurrency.executors.base import Done, ItemOutcome, MapJob, Parked, 
 from opero.concurrency.executors.encoding import (
     PLAIN,
     SharedBuffer,
-    are_plain,
     copy_span,
     dumps_with_errors,
     encode_done,
@@ -30,7 +29,7 @@ from opero.concurrency.executors.encoding import (
     traceback_of,
 )
 from opero.concurrency.executors.pickling import JobSpec, dumps, loaded_module
-from opero.concurrency.executors.process.start import Channel, flush_output
+from opero.concurrency.executors.process.start import PAGE, Channel, flush_output
 from opero.concurrency.item_runner import ItemRunner
 from opero.core.deadline import current_deadline
 from opero.events import event_bus
@@ -61,9 +60,6 @@ ASK: Final = getattr(signal, "SIGURG", None)
 """Asks a worker that is busy with an item to send what is done. A process that does not handle it ignores it."""
 SLOW_CHUNK: Final = 5
 """A chunk that takes so many times its target gives back what has not begun."""
-
-PAGE: Final = 4096
-"""Bytes of the page of memory that says what a worker does."""
 
 _KEPT: Final = 16 << 20
 
@@ -173,9 +169,7 @@ class RunningChunk:
         count, now = len(values), perf_counter()
         places: Sequence[int] = range(self.reported, self.reported + count)
         if self.places is not None:
-            ranks = sorted(range(count), key=self.places.__getitem__)
-            places, values = [self.places[rank] for rank in ranks], [values[rank] for rank in ranks]
-            self.places = []
+            places, self.places = self.places, []
         odd: dict[int, ItemOutcome] = {}
         if self.odd:
             odd = {n: self.odd.pop(p) for n, p in enumerate(places) if p in self.odd}
@@ -346,7 +340,7 @@ class WorkerSession:
             return
         self._sending.release()
         chunk.cut(chunk.reported + len(chunk.values) + 1)
-        if are_plain(chunk.values[chunk.encoded :]):
+        if PLAIN.issuperset(map(type, chunk.values[chunk.encoded :])):
             chunk.encoded = len(chunk.values)
         with suppress(OSError):  # the map is over
             self.flush(chunk, interrupts=True)
@@ -375,7 +369,7 @@ class WorkerSession:
         running, self.chunk = self.chunk, None
         values, begin = chunk.values, chunk.encoded
         new = values[begin:] if begin else values
-        if not are_plain(new):
+        if not PLAIN.issuperset(map(type, new)):
             chunk.opaque = True
             values[begin:] = [encode_value(value, "result", chunk.buffer) for value in new]
         chunk.encoded = len(values)

@@ -78,47 +78,6 @@ def choose_method(asked: StartMethod | None) -> StartMethod:
     return "forkserver" if sys.executable and not getattr(sys, "frozen", False) else "fork"
 
 
-# --- what the server imports before it forks ------------------------------------------------------
-
-
-_STANDARD_LIBRARY: Final = os.__file__.removesuffix("os.py")
-
-
-def modules_to_preload(*functions: Any) -> dict[str, str]:
-    """Return the installed modules that functions and their modules refer to, with their files.
-
-    Modules of the program itself are left to the workers, which import them afresh for each map.
-    """
-    # Beside them, what workers import themselves where the program has it.
-    names = {"cloudpickle", "logging"} & sys.modules.keys()
-    for function in functions:
-        module = sys.modules.get(getattr(function, "__module__", None) or "")
-        for value in [*getattr(function, "__globals__", vars(module) if module else {}).values()]:
-            name = (
-                value.__name__ if type(value) is type(sys) else getattr(value, "__module__", None)
-            )
-            if isinstance(name, str):
-                names |= {name, name.partition(".")[0]}
-    found: dict[str, str] = {}
-    # A module stands behind what it imports. Last ones first, so that none is imported before the one that it is a part
-    # of: `_asyncio` before `asyncio` leaves that without its current task.
-    for name in [name for name in reversed(list(sys.modules)) if name in names]:
-        file = getattr(sys.modules.get(name), "__file__", None) or ""
-        packaged = "site-packages" in file or "dist-packages" in file
-        if (packaged or file.startswith(_STANDARD_LIBRARY)) and not name.startswith("opero"):
-            found[name] = file
-    return found
-
-
-def _times_of(files: Iterable[str]) -> dict[str, int]:
-    """Return when files were changed, 0 for one that is gone."""
-    found = dict.fromkeys(files, 0)
-    for file in found:
-        with suppress(OSError):
-            found[file] = os.stat(file).st_mtime_ns  # noqa: PTH116 - faster than a Path
-    return found
-
-
 def import_paths() -> list[str]:
     """Return where modules are looked for, so that another process finds the same ones."""
     return [os.getcwd() if path == "" else path for path in sys.path]  # noqa: PTH109 - pathlib is not loaded for it
@@ -126,47 +85,45 @@ def import_paths() -> list[str]:
 
 # --- descriptors ----------------------------------------------------------------------------------
 
+PAGE: Final = 4096
+"""Bytes of the page of memory that says what a worker does; what it has written to stderr stands behind."""
+
 _own: Final[weakref.WeakSet[Channel]] = weakref.WeakSet()
 """Closed in each process that is forked from this one: a copy there would keep workers alive when this process has
 closed its own or has ended."""
 
 
-def anonymous_file(name: str) -> int:
-    """Return the descriptor of a file in memory without a name; nothing of it outlives its users."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create(f"opero-{name}", getattr(os, "MFD_CLOEXEC", 1))
-    import tempfile
-
-    with tempfile.TemporaryFile(prefix=f"opero-{name}-") as file:
-        return os.dup(file.fileno())
-
-
-def shared_file(name: str, *sizes: int) -> tuple[int, mmap.mmap]:
-    """Return the descriptor of a new file in memory, and the file mapped.
+def shared_file(name: str, size: int = PAGE) -> tuple[int, mmap.mmap]:
+    """Return the descriptor of a new file in memory without a name, which nothing outlives, and the file mapped.
 
     Args:
         name: For the list of mappings of a process.
-        sizes: Bytes; where the first are refused (by a limit of files or of addresses), the next are tried.
+        size: Bytes; a page where so many are refused (by a limit of files or of addresses).
 
     Raises:
-        OSError: None of them can be had.
+        OSError: Neither can be had.
     """
-    fd = anonymous_file(name)
-    error: Exception | None = None
-    for size in sizes:
-        try:
-            os.ftruncate(fd, size)
-            return fd, mmap.mmap(fd, size)
-        except (OSError, ValueError) as refused:
-            error = refused
-    os.close(fd)
-    raise OSError(f"no shared memory: {error}") from error
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create(f"opero-{name}", getattr(os, "MFD_CLOEXEC", 1))
+    else:
+        import tempfile
+
+        with tempfile.TemporaryFile(prefix=f"opero-{name}-") as file:
+            fd = os.dup(file.fileno())
+    try:
+        os.ftruncate(fd, size)
+        return fd, mmap.mmap(fd, size)
+    except (OSError, ValueError) as error:
+        os.close(fd)
+        if size > PAGE:
+            return shared_file(name)
+        raise OSError(f"no shared memory: {error}") from error
 
 
-def read_end(fd: int, start: int = 0) -> str:
-    """Return the end of a text in a file, which begins at `start`."""
+def read_end(fd: int) -> str:
+    """Return the end of the text that stands behind the page of a file."""
     size = os.fstat(fd).st_size
-    begin = max(start, size - _LAST_SAID)
+    begin = max(PAGE, size - _LAST_SAID)
     return os.pread(fd, size - begin, begin).decode(errors="replace").strip()
 
 
@@ -238,14 +195,18 @@ class Channel:
 # --- the server, from the program -----------------------------------------------------------------
 
 
-def _surroundings() -> tuple[Any, ...]:
-    """Return what must be as it was when the server began; otherwise another one is begun."""
+def _surroundings(files: Iterable[str]) -> tuple[Any, ...]:
+    """Return what must be as it was when the server began, times of files included; otherwise another one is begun."""
     import resource
 
     users = os.getuid(), os.geteuid(), os.getgid(), os.getegid(), os.getgroups()
     kinds = "RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_NOFILE", "RLIMIT_FSIZE"
     limits = [resource.getrlimit(getattr(resource, kind)) for kind in kinds]
-    return os.getpid(), sys.executable, users, limits
+    times = dict.fromkeys(files, 0)
+    for file in times:
+        with suppress(OSError):  # it is gone
+            times[file] = os.stat(file).st_mtime_ns  # noqa: PTH116 - faster than a Path
+    return os.getpid(), sys.executable, users, limits, times
 
 
 class ForkServer:
@@ -256,14 +217,14 @@ class ForkServer:
             interpreter, which imports that and lasts as long as the program.
 
     Attributes:
+        preloaded: Files of the modules that it imports before it forks the next worker.
         surroundings: What was so when it began, and must be so still.
-        preloaded: Files of the modules that it imports before it forks the next worker, with their times of change.
         channel: Takes requests; at its end, the server has ended.
     """
 
     def __init__(self, worker_main: WorkerMain | None = None) -> None:
-        self.surroundings: tuple[Any, ...] = _surroundings()
-        self.preloaded: dict[str, int] = {}
+        self.preloaded: set[str] = set()
+        self.surroundings: tuple[Any, ...] = _surroundings(())
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._forked = 0
@@ -278,7 +239,8 @@ class ForkServer:
                 if worker_main is not None:
                     self._forked = _fork(theirs, worker_main, mask)
                 else:
-                    self._output = anonymous_file("server")
+                    self._output, _ = shared_file("server")
+                    os.lseek(self._output, PAGE, os.SEEK_SET)
                     self._beginner = _begin_interpreter(theirs, self._output)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -380,14 +342,11 @@ def shared_server(modules: dict[str, str]) -> ForkServer:
     """
     with _shared.lock:
         server = _shared.server
-        if (
-            server is None
-            or server.surroundings != _surroundings()
-            or server.preloaded != _times_of(server.preloaded)
-        ):
+        if server is None or server.surroundings != _surroundings(server.preloaded):
             server = _shared.server = ForkServer()
         if new := {name: file for name, file in modules.items() if file not in server.preloaded}:
-            server.preloaded |= _times_of(new.values())
+            server.preloaded.update(new.values())
+            server.surroundings = _surroundings(server.preloaded)
             with suppress(
                 OSError
             ):  # it has just ended: a worker that is begun there begins another one
@@ -472,11 +431,20 @@ def _interpreter(executable: str, code: str) -> list[str]:
 # --- the server itself ----------------------------------------------------------------------------
 
 
+_IDLE_MS: Final = 10
+"""Milliseconds without a request after which a process is forked ahead, so that it delays none that is needed now."""
+
+
 class _Server:
-    def __init__(self, control: Channel, worker_main: WorkerMain) -> None:
+    """Begins workers; if it outlives its map, one process is forked ahead, for which the next worker need not wait."""
+
+    def __init__(self, control: Channel, worker_main: WorkerMain, *, lasts: bool) -> None:
         self._control = control
         self._worker_main = worker_main
+        self._lasts = lasts
         self._workers: dict[int, tuple[int, int]] = {}
+        self._ahead: dict[int, Channel] = {}
+        self._idle_ms = _IDLE_MS
 
     def run(self) -> None:
         """Obey the program until it closes the control socket or has ended; then kill all workers."""
@@ -492,7 +460,15 @@ class _Server:
         poller.register(self._woken, select.POLLIN)
         try:
             while True:
-                for fd, _ in poller.poll():
+                due = self._lasts and not self._ahead
+                events = poller.poll(self._idle_ms if due else None)
+                if not events:
+                    try:
+                        self._ahead.update([self._fork()])
+                    except OSError:
+                        # No process is left: others begin when they are needed.
+                        self._lasts = False
+                for fd, _ in events:
                     if fd == self._woken:
                         os.read(self._woken, 4096)
                         self._reap()
@@ -501,9 +477,10 @@ class _Server:
         except (EOFError, ConnectionError):
             pass
         finally:
-            for pid, _ in self._workers.values():
+            left = [*self._ahead, *[pid for pid, _ in self._workers.values()]]
+            for pid in left:
                 os.kill(pid, signal.SIGKILL)
-            for pid, _ in self._workers.values():
+            for pid in left:
                 os.waitpid(pid, 0)
 
     def _obey(self, data: bytearray, fds: list[int]) -> None:
@@ -514,34 +491,59 @@ class _Server:
                 os.kill(pid, signal.SIGKILL)
         elif message[0] == "preload":
             _preload(*message[1:])
+            self._idle_ms = 0
+            while self._ahead:
+                # It has not imported that, and ends.
+                self._ahead.popitem()[1].close()
         else:
             _, number, fresh = message
+            self._idle_ms = _IDLE_MS
             *given, status, stdout, stderr = fds
             try:
-                # What is here lives on: a collection in the worker must not touch, and so copy, its pages.
-                gc.freeze()
-                pid = os.fork()
+                ready = any(channel.peek() is None for channel in self._ahead.values())
+                pid, channel = self._ahead.popitem() if ready else self._fork(fds)
+                channel.send(bytes([fresh]), (*given, stdout, stderr))
+                channel.close()
             except OSError as error:
                 os.write(stderr, f"a worker cannot start: {error}\n".encode())
                 os.close(status)
             else:
-                if not pid:
-                    _leave(lambda: self._live(given, fds[len(given) :], fresh=fresh))
                 self._workers[number] = pid, status
                 _report(status, pid, 0)
             for fd in (*given, stdout, stderr):
                 os.close(fd)
 
-    def _live(self, given: list[int], others: list[int], *, fresh: bool) -> None:
+    def _fork(self, others: Sequence[int] = ()) -> tuple[int, Channel]:
+        """Return a process that waits for the descriptors with which it becomes a worker, and the way to it.
+
+        Args:
+            others: Descriptors that it has no use for.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # What is here lives on: a collection in the worker must not touch, and so copy, its pages.
+            gc.freeze()
+            pid = os.fork()
+            if not pid:
+                _leave(lambda: self._live(Channel(theirs), [ours.detach(), *others]))
+        return pid, Channel(ours)
+
+    def _live(self, channel: Channel, others: list[int]) -> None:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.dup2(others[1], 1)
-        os.dup2(others[2], 2)
         # A sentinel ends with the server: no worker holds it open.
         statuses = [status for _, status in self._workers.values()]
         for fd in (self._woken, self._waker, *others, *statuses):
             os.close(fd)
-        if fresh:
+        try:
+            fresh, (*given, stdout, stderr) = channel.receive()
+        except EOFError:
+            return
+        channel.close()
+        for fd, output in ((stdout, 1), (stderr, 2)):
+            os.dup2(fd, output)
+            os.close(fd)
+        if fresh[0]:
             for fd in given:
                 os.set_inheritable(fd, True)
             words = [*_interpreter(sys.executable, _SPAWN), *map(str, given), *sys.path]
@@ -549,12 +551,16 @@ class _Server:
         self._worker_main(*given)
 
     def _reap(self) -> None:
-        for number, (pid, status) in list(self._workers.items()):
-            ended, code = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                del self._workers[number]
-                _report(status, pid, os.waitstatus_to_exitcode(code))
-                os.close(status)
+        with suppress(ChildProcessError):  # there is none
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, code = ended
+                if pid in self._ahead:
+                    self._ahead.pop(pid).close()
+                for number, (known, status) in list(self._workers.items()):
+                    if known == pid:
+                        del self._workers[number]
+                        _report(status, pid, os.waitstatus_to_exitcode(code))
+                        os.close(status)
 
 
 def _report(status: int, pid: int, code: int) -> None:
@@ -591,7 +597,7 @@ def _serve(control: socket.socket, worker_main: WorkerMain, mask: Any) -> None:
         os.dup2(null, 0)
         os.close(null)
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - open until the end
-    _Server(Channel(control), worker_main).run()
+    _Server(Channel(control), worker_main, lasts=mask is None).run()
 
 
 def _preload(names: list[str], paths: list[str]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from opero.concurrency.executors.encoding import SharedBuffer
-from opero.concurrency.executors.process.session import ASK, PAGE, STARTED
+from opero.concurrency.executors.process.session import ASK, STARTED
 from opero.concurrency.executors.process.start import EXIT_STATUS, Channel, read_end, shared_file
 from opero.utils.secrets import mask_text
 
@@ -106,7 +106,7 @@ class WorkerHandle:
         ours, theirs = socket.socketpair()
         self.conn: Channel = Channel(ours)
         self.sentinel: int = -1
-        self._fd, self._memory = shared_file("worker", PAGE)
+        self._fd, self._memory = shared_file("worker")
         self.page: memoryview[int] = memoryview(self._memory).cast("q")
         try:
             with theirs:
@@ -182,7 +182,7 @@ class WorkerHandle:
     @property
     def said(self) -> str:
         """The end of what it wrote to stderr while it began."""
-        return mask_text(read_end(self._fd, PAGE))
+        return mask_text(read_end(self._fd))
 
     def close(self) -> None:
         """Release everything."""

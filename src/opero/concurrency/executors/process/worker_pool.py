@@ -13,6 +13,7 @@ import os
 import pickle
 import select
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -37,16 +38,15 @@ from opero.concurrency.executors.process.session import (
     DUE,
     FAILED,
     LOG,
-    PAGE,
     SLOW_CHUNK,
     STOP,
     UP,
 )
 from opero.concurrency.executors.process.start import (
+    PAGE,
     ForkServer,
     choose_method,
     forget_server,
-    modules_to_preload,
     shared_file,
     shared_server,
 )
@@ -83,6 +83,7 @@ class ProcessEngine:
 
     def __init__(self, workers: int, *, method: StartMethod | None = None) -> None:
         self.workers = workers
+        self.slots: int = 2 * workers
         self._most = workers
         self._asked: StartMethod | None = method
         self._message = b""
@@ -99,10 +100,6 @@ class ProcessEngine:
         self._waker = -1
         self._open = self._halted = False
 
-    def slots(self) -> int:
-        """Return how many chunks it wants to hold: one at work and one at hand for each worker."""
-        return 2 * self.workers
-
     # --- beginning --------------------------------------------------------------------------------
 
     def open(self, job: MapJob) -> None:
@@ -114,8 +111,8 @@ class ProcessEngine:
         self._job = job
         self._method = choose_method(self._asked)
         self._spec = JobSpec.of(job)
-        size = min(_BUFFER, _MOST // self.slots() // PAGE * PAGE)
-        self._fd, self._memory = shared_file("pool", self.slots() * size, PAGE)
+        size = min(_BUFFER, _MOST // self.slots // PAGE * PAGE)
+        self._fd, self._memory = shared_file("pool", self.slots * size)
         self._copy = partial(copy_span, self._memory)
         starts = range(0, len(self._memory) - PAGE, size)
         self._free = [SharedBuffer(self._memory, start, size) for start in starts]
@@ -246,7 +243,8 @@ class ProcessEngine:
             if self._method == "forkserver":
                 # With what that has imported: the server has nothing to do now.
                 self._modules = modules_to_preload(self._job.function, self._job.worker_init)
-                shared_server(self._modules)
+                with suppress(OSError, WorkerStartError):  # the next worker says so
+                    shared_server(self._modules)
         end = None if timeout is None else time.monotonic() + timeout
         while not self._reports:
             left = None if end is None else max(0.0, end - time.monotonic())
@@ -499,6 +497,38 @@ def _uses_more(pid: int, limit: int) -> bool:
     except (OSError, ValueError, IndexError):
         return False
     return private * 1024 > limit
+
+
+# --- what the fork server imports before it forks -------------------------------------------------
+
+
+_STANDARD_LIBRARY: Final = os.__file__.removesuffix("os.py")
+
+
+def modules_to_preload(*functions: Any) -> dict[str, str]:
+    """Return the installed modules that functions and their modules refer to, with their files.
+
+    Modules of the program itself are left to the workers, which import them afresh for each map.
+    """
+    # Beside them, what workers import themselves where the program has it.
+    names = {"cloudpickle", "logging"} & sys.modules.keys()
+    for function in functions:
+        module = sys.modules.get(getattr(function, "__module__", None) or "")
+        for value in [*getattr(function, "__globals__", vars(module) if module else {}).values()]:
+            name = (
+                value.__name__ if type(value) is type(sys) else getattr(value, "__module__", None)
+            )
+            if isinstance(name, str):
+                names |= {name, name.partition(".")[0]}
+    found: dict[str, str] = {}
+    # A module stands behind what it imports. Last ones first, so that none is imported before the one that it is a part
+    # of: `_asyncio` before `asyncio` leaves that without its current task.
+    for name in [name for name in reversed(list(sys.modules)) if name in names]:
+        file = getattr(sys.modules.get(name), "__file__", None) or ""
+        packaged = "site-packages" in file or "dist-packages" in file
+        if (packaged or file.startswith(_STANDARD_LIBRARY)) and not name.startswith("opero"):
+            found[name] = file
+    return found
 
 
 # --- twat-mp --------------------------------------------------------------------------------------
