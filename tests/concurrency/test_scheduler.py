@@ -357,7 +357,8 @@ def test_only_neighbours_are_sent_together() -> None:
     scheduler.admit(6)
     scheduler.enqueue(range(1), ["a"])
     scheduler.enqueue(range(1, 2), ["b"])
-    scheduler.enqueue(range(4, 6), ["e", "f"])
+    scheduler.enqueue(range(4, 5), ["e"])
+    scheduler.enqueue(range(5, 6), ["f"])
     chunks = [run_chunk(scheduler, 2) for _ in range(2)]
     assert [(list(c.idx), c.items) for c in chunks] == [([0, 1], ["a", "b"]), ([4, 5], ["e", "f"])]
 
@@ -367,6 +368,18 @@ def test_items_that_wait_for_other_callers_leave_their_place_to_a_thousand_other
     feed(scheduler, ["a"] * 1002)
     assert [scheduler.room(2, waiting) for waiting in (0, 1000, 1001, 1002)] == [0] * 4
     assert [scheduler.room(4, waiting) for waiting in (998, 999, 1000, 1002)] == [0, 1, 2, 2]
+
+
+def test_finished_items_hold_their_places_until_they_are_handed_out() -> None:
+    scheduler = scheduler_of(ordered=False, size=ChunkSize(target_s=0.03, fixed=1))
+    feed(scheduler, list("abc"))
+    for chunk in [run_chunk(scheduler, 3) for _ in range(3)]:
+        for batch in scheduler.take([done(chunk)], 0.0):
+            scheduler.finish(batch)
+    rooms = [scheduler.room(3)]
+    while scheduler.hand_out() is not None:
+        rooms.append(scheduler.room(3))
+    assert rooms == [0, 1, 2, 3]
 
 
 def test_a_stopped_map_hands_out_what_is_done_behind_a_gap() -> None:

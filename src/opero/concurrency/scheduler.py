@@ -247,7 +247,7 @@ class Scheduler:
         Args:
             slots: Chunks that the executor wants to hold.
             elsewhere: Items that wait for another caller's result.
-            streamed_s: Seconds for which somebody has been taking the results one by one, if that is so.
+            streamed_s: Seconds since the stream began that hands the results out; None if there is none.
         """
         if self.ended or self._ending:
             return 0

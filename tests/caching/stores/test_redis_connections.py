@@ -265,3 +265,17 @@ def test_tasks_of_an_event_loop_share_one_connection_whatever_they_ask_for(
         assert clients(server) == 1
 
     asyncio.run(main())
+
+
+def test_what_is_asked_over_a_connection_that_breaks_is_asked_again(store: RedisStore) -> None:
+    store.set("k", b"1", None)
+
+    async def main() -> None:
+        assert await store.aget("k") == b"1"
+        asking = [asyncio.create_task(store.aget("k")) for _ in range(5)]
+        await asyncio.sleep(0)
+        store._loops[asyncio.get_running_loop()]._transport.abort()
+        assert await asyncio.gather(*asking) == [b"1"] * 5
+
+    asyncio.run(main())
+    store.close()

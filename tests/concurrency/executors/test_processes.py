@@ -524,6 +524,17 @@ def test_a_fork_server_that_was_killed_between_two_maps_is_begun_anew(maps: Maps
     assert maps(abs, [-1]).items == [1]
 
 
+@pytest.mark.parametrize("maps", ["forkserver"], indirect=True)
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_process_that_the_fork_server_keeps_ready_may_be_killed(maps: Maps) -> None:
+    (server,) = maps(lambda _: os.getppid(), [1]).items
+    assert maps.until(lambda: any(map(maps.alive, maps.children(server))))
+    for ready in maps.children(server):
+        with suppress(ProcessLookupError):  # a worker that has just ended
+            os.kill(ready, signal.SIGKILL)
+    assert maps(abs, [-1, -2, -3]).items == [1, 2, 3]
+
+
 @every
 @posix
 def test_an_item_without_end_costs_itself_in_time(maps: Maps) -> None:

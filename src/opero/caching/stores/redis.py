@@ -184,9 +184,7 @@ class RedisStore:
 
     async def aacquire(self, owners: Sequence[KeyOwner], seconds: float) -> list[bool]:
         """As `acquire`."""
-        return [
-            bool(answer) for answer in await self._aask(*(_acquire(*o, seconds) for o in owners))
-        ]
+        return list(map(bool, await self._aask(*(_acquire(*o, seconds) for o in owners))))
 
     # --- upkeep -----------------------------------------------------------------------------------
 
@@ -354,8 +352,6 @@ _PIECE: Final = 1 << 20
 def _connector(library: str, url: str, timeout: float | None) -> Callable[[], Any]:
     """Return what makes a connection to a server, which connects when something is sent, also after a disconnect.
 
-    The library is imported for the first one.
-
     Args:
         library: "redis" for threads, "redis.asyncio" for event loops.
         url: Where the server is.
@@ -452,9 +448,8 @@ class _LoopConnection:
         backoff: The pauses of the server.
 
     Attributes:
-        closer: Closes the connection when it ends. There is no other hook: `asyncio.run` closes generators
-            that are still open, then the loop. A connection that is not closed by then warns when it is
-            collected.
+        closer: Closes the connection when it ends. There is no other hook: `asyncio.run` closes generators that are
+            still open, then the loop. A connection that is not closed by then warns when it is collected.
     """
 
     def __init__(self, connect: Callable[[], Any], backoff: Backoff) -> None:
@@ -468,26 +463,34 @@ class _LoopConnection:
         self._streams: Any = None  # the protocol of the library
         self._waiting: deque[tuple[Future[list[Any]], int, list[Any]]] = deque()
         self._received = bytearray()
-        self._expected = 0  # bytes without which there is no whole answer
-        self._count = 0
+        self._expected = self._count = (
+            0  # bytes without which there is no whole answer; bytes so far
+        )
         self._used = -math.inf
         self._watched = self._closed = False
         self.closer: AsyncGenerator[None, None] = self._close_with_loop()
 
     async def ask(self, loop: AbstractEventLoop, commands: Sequence[Command]) -> list[Any]:
         """Send commands in one trip and return their answers, also refusals."""
-        if not self._usable:
-            await self._open()
-        future: Future[list[Any]] = loop.create_future()
-        self._waiting.append((future, len(commands), []))
-        for piece in _pieces(self._library, commands):
-            self._transport.write(piece)
-        if not self._watched:
-            self._watch(loop)
-        answers = await future
-        if self._closed:
-            await self._close()
-        return answers
+        again = True
+        while True:
+            if not self._usable:
+                await self._open()
+            future: Future[list[Any]] = loop.create_future()
+            self._waiting.append((future, len(commands), []))
+            for piece in _pieces(self._library, commands):
+                self._transport.write(piece)
+            if not self._watched:
+                self._watch(loop)
+            try:
+                return await future
+            except ConnectionError:
+                if not again:
+                    raise
+                again = False  # the server was restarted meanwhile, perhaps
+            finally:
+                if self._closed:
+                    await self._close()
 
     @property
     def _usable(self) -> bool:
@@ -598,13 +601,10 @@ class _LoopConnection:
         self._transport = None
         self._end(ConnectionError)
 
-    def eof_received(self) -> None:
-        """Let the transport close itself."""
-
     def pause_writing(self) -> None:
-        """Send on: what is to be sent is in memory anyway."""
+        """Go on: what is to be sent is in memory anyway, and a transport that is at its end closes itself."""
 
-    resume_writing = pause_writing
+    resume_writing = eof_received = pause_writing
 
 
 def _read(connection: Any) -> Any:

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from opero.utils.steps import StepLogic
 
 
-PROTOCOL: Final = 9
+PROTOCOL: Final = 10
 """Version of the bytes that `run_chunk` takes and returns: map and worker must agree on it."""
 
 _KEPT: Final = 8
