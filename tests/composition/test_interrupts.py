@@ -84,13 +84,9 @@ def in_thread(work):
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize(
-    "options",
-    [{"cache": True}, {"cache": False, "concurrency": 1}, {"deadline": 60}, {"cache": "disk"}],
-    ids=str,
+    "options", [{"cache": True}, {"cache": False, "concurrency": 1}, {"deadline": 60}], ids=str
 )
-def test_ctrl_c_at_any_place_leaves_nothing_behind(tmp_path, options, fails):
-    if options.get("cache") == "disk":
-        options = {"cache_backend": f"disk:{tmp_path}"}
+def test_ctrl_c_at_any_place_leaves_nothing_behind(options, fails):
     failing = False
 
     def work(x):
