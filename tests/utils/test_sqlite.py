@@ -437,6 +437,7 @@ def test_ctrl_c_as_a_reader_takes_the_writers_connection_leaves_it_to_other_thre
     file._writing = InterruptedLock(lock)  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         file.read("SELECT a FROM T", brief=True)
+    file._writing = lock
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(lock.acquire, False).result()
+        assert pool.submit(file.write, "INSERT INTO T VALUES (2)").result(60) == 1
     file.close()
