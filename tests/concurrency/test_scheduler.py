@@ -370,6 +370,23 @@ def test_items_that_wait_for_other_callers_leave_their_place_to_a_thousand_other
     assert [scheduler.room(4, waiting) for waiting in (998, 999, 1000, 1002)] == [0, 1, 2, 2]
 
 
+def test_a_result_that_comes_with_its_attempts_takes_its_place() -> None:
+    scheduler = scheduler_of(ordered=False)
+    feed(scheduler, ["a"])
+    odd = {0: ItemOutcome(value="A", attempts=2)}
+    (batch,) = scheduler.take([done(run_chunk(scheduler), odd)], 0.0)
+    assert (batch.values, batch.odd) == (["A"], odd)
+
+
+def test_after_a_slow_chunk_sizes_start_again() -> None:
+    scheduler = scheduler_of(ordered=False)
+    scheduler._size.size = 8
+    feed(scheduler, list(range(8)))
+    chunk = run_chunk(scheduler)
+    scheduler.take([Lost(chunk.id, range(1, 8), None, "slow")], 0.0)
+    assert scheduler._size.size == 1
+
+
 def test_finished_items_hold_their_places_until_they_are_handed_out() -> None:
     scheduler = scheduler_of(ordered=False, size=ChunkSize(target_s=0.03, fixed=1))
     feed(scheduler, list("abc"))

@@ -14,6 +14,7 @@ import sys
 import textwrap
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -413,3 +414,30 @@ def test_an_empty_file_is_filled(path):
 
 def test_errors_say_what_to_do():
     assert advice(sqlite3.OperationalError("odd")) == "odd"
+
+
+class InterruptedLock:
+    """A lock whose taker gets Ctrl-C as it has taken it."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self.release = lock.release
+
+    def acquire(self, *args: Any) -> None:
+        self._lock.acquire(*args)
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_as_a_reader_takes_the_writers_connection_leaves_it_to_other_threads(
+    tmp_path: Path,
+) -> None:
+    file = SqliteFile(tmp_path / "a.db", script="CREATE TABLE T (a)")
+    file.write("INSERT INTO T VALUES (1)")
+    lock = file._writing
+    file._writing = InterruptedLock(lock)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        file.read("SELECT a FROM T", brief=True)
+    file._writing = lock
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(file.write, "INSERT INTO T VALUES (2)").result(60) == 1
+    file.close()

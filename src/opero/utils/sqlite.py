@@ -194,18 +194,25 @@ class SqliteFile:
             self.watch()
             self._watched = now
         try:
-            if brief and not self.read_only and self._writing.acquire(False):
-                try:
+            asked: bool = brief and not self.read_only
+            try:
+                # While Ctrl-C comes before the answer, `asked` stays true.
+                if asked and (asked := self._writing.acquire(False)):
                     writer = self._writer
                     if writer is None and self._reader is None:
                         writer = self._open_writer()  # few programs need another one beside it
                     if writer is not None:
-                        return writer.execute(statement, values).fetchall()
-                except self._error:
-                    if not self.read_only:
-                        raise
-                finally:
-                    self._writing.release()
+                        found = writer.execute(statement, values).fetchall()
+                        return found  # noqa: RET504 - Ctrl-C comes where it is stored
+            except self._error:
+                if not self.read_only:
+                    raise
+            finally:
+                if asked:
+                    try:
+                        self._writing.release()
+                    except RuntimeError:
+                        pass  # another thread has it
             with self._reading:
                 return self._open_reader().execute(statement, values).fetchall()
         except _UNUSABLE as error:

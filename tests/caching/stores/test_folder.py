@@ -94,6 +94,14 @@ def test_no_other_user_can_read_anything(tmp_path, umask):
 
 
 @posix
+def test_a_database_that_cannot_be_read_is_no_cache(tmp_path, monkeypatch):
+    assert attempt(tmp_path) == USED
+    # What root may do is not asked for.
+    monkeypatch.setattr(os, "access", lambda path, wanted: wanted != os.R_OK)
+    assert "cache.db cannot be read" in refusal(tmp_path)
+
+
+@posix
 def test_an_empty_folder_is_closed_to_others(tmp_path):
     (tmp_path / "c").mkdir(mode=0o755)
     assert attempt(tmp_path / "c") == USED

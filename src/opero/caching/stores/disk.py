@@ -578,6 +578,8 @@ def _owned(folder: str) -> os.stat_result:
             return about
         if not stat.S_ISREG(database.st_mode) or database.st_uid not in trusted:
             raise StoreError(f"{path} is no plain file, or belongs to another user: delete it")
+        if not os.access(path, os.R_OK):
+            raise StoreError(f"{path} cannot be read")
     return about
 
 
