@@ -84,7 +84,14 @@ def in_thread(work):
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize(
-    "options", [{"cache": True}, {"cache": False, "concurrency": 1}, {"deadline": 60}], ids=str
+    "options",
+    [
+        {"cache": True},
+        {"cache": True, "retry_if_result": callable},  # through the stages, without a first call
+        {"cache": False, "concurrency": 1},
+        {"deadline": 60},
+    ],
+    ids=str,
 )
 def test_ctrl_c_at_any_place_leaves_nothing_behind(options, fails):
     failing = False

@@ -355,15 +355,17 @@ class CacheStage(FunctionCache):
             plain = not (waits or call.renews) and call.prior_outcome is None
             if not plain or self.freshness is not None:
                 return None
-            found = self.find_or_lead(call.key)
-            if isinstance(found, Entry):
-                return (self.entries.serve(call, found),)
-            if found is not None:
-                try:
+            found: Entry | Flight | None = None
+            try:
+                found = self.find_or_lead(call.key)
+                if isinstance(found, Entry):
+                    return (self.entries.serve(call, found),)
+                if found is not None:
                     self.missed()
-                except BaseException:
-                    self.drop(found)
-                    raise
+            except BaseException:
+                # Ctrl-C comes at any place, also right after a caller has become the leader.
+                self.drop(found)
+                raise
             return found
         return None if call.renews else call.flight
 
